@@ -1,1 +1,20 @@
-//! To be written.
+//! Logs, health and metrics of a process; nothing of the domain.
+
+mod health;
+mod http;
+mod log;
+
+pub use health::{Gate, GateKind, Health};
+pub use http::serve;
+pub use log::{LogArgs, LogFormat, init_logging};
+
+/// Registers `build_info{version}`, which is always 1.
+///
+/// # Errors
+/// When the registry has it already.
+pub fn build_info(registry: &prometheus::Registry, version: &str) -> prometheus::Result<()> {
+    let opts = prometheus::opts!("build_info", "Always 1; the version is the label.");
+    let gauge = prometheus::IntGauge::with_opts(opts.const_label("version", version))?;
+    gauge.set(1);
+    registry.register(Box::new(gauge))
+}

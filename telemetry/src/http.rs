@@ -1,0 +1,112 @@
+//! `/livez`, `/readyz`, `/startupz` and `/metrics` over HTTP.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::Health;
+
+/// Serves the probes and the metrics until `stop` is cancelled.
+///
+/// A probe answers 200 `ok`, or 503 with a line for each closed gate.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    registry: Registry,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let probes = Router::new()
+        .route(
+            "/livez",
+            get(|State(health): State<Health>| async move { answer(health.live()) }),
+        )
+        .route(
+            "/readyz",
+            get(|State(health): State<Health>| async move { answer(health.ready()) }),
+        )
+        .route(
+            "/startupz",
+            get(|State(health): State<Health>| async move { answer(health.started()) }),
+        )
+        .with_state(health);
+    let metrics = Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(registry);
+    axum::serve(listener, probes.merge(metrics))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+fn answer(health: Result<(), String>) -> Response {
+    match health {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response(),
+    }
+}
+
+async fn metrics(State(registry): State<Registry>) -> Response {
+    let mut page = Vec::new();
+    match TextEncoder::new().encode(&registry.gather(), &mut page) {
+        Ok(()) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::GateKind;
+
+    async fn get_page(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
+    }
+
+    #[tokio::test]
+    async fn probes_follow_the_gates_and_metrics_are_in_text_form() {
+        let health = Health::new();
+        let gate = health.gate("model", GateKind::Startup);
+        let registry = Registry::new();
+        crate::build_info(&registry, "1.2.3").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, health, registry, stop.clone()));
+
+        assert!(
+            get_page(address, "/livez")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+        let page = get_page(address, "/startupz").await;
+        assert!(
+            page.starts_with("HTTP/1.1 503") && page.contains("model: not yet"),
+            "{page}"
+        );
+        gate.open();
+        assert!(
+            get_page(address, "/readyz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+        let page = get_page(address, "/metrics").await;
+        assert!(page.contains("build_info{version=\"1.2.3\"} 1"), "{page}");
+
+        stop.cancel();
+        server.await.unwrap().unwrap();
+    }
+}
