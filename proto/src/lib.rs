@@ -8,6 +8,8 @@
     clippy::str_to_string,
     clippy::wildcard_imports,
     clippy::use_self,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
 

@@ -1,1 +1,208 @@
-//! To be written.
+//! What a job is, where it waits and where its result goes.
+//!
+//! The seam is this page: [`Backlog`] is all that the scaler may see, [`Broker`] all that a worker
+//! may do, [`DeadLetters`] what an operator may do, [`ResultStore`] where answers go.
+//! [`open`] turns a URL into a [`Queue`] that has all four.
+//!
+//! The `# Behavior` lists are the contract of every broker; the conformance suite holds each to it.
+
+mod clock;
+mod delivery;
+mod depth;
+mod error;
+pub mod faulty;
+mod job;
+pub mod memory;
+mod open;
+mod result;
+mod retry;
+pub mod sqlite;
+mod status;
+mod wire;
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
+pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
+pub use depth::Depth;
+pub use error::{Error, ErrorKind, Result};
+pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
+pub use open::{Address, Behavior, DEFAULT_QUEUE, OpenOptions, Queue, QueueUrl, Synchronous, open};
+pub use result::{Frame, JobResult, Outcome, Stored};
+pub use retry::RetryPolicy;
+pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
+
+/// What the scaler may see: it can look, not touch.
+#[async_trait]
+pub trait Backlog: Send + Sync {
+    /// Counts the jobs of this queue by state.
+    ///
+    /// # Behavior
+    /// - An expired job that nobody holds counts as dead from its deadline on, not as ready or
+    ///   delayed: nobody wakes a GPU for it.
+    async fn depth(&self) -> Result<Depth>;
+
+    /// The last status of each worker that reported within the last few seconds.
+    async fn workers(&self) -> Result<Vec<WorkerStatus>>;
+
+    /// Yields whenever a job has become ready or a worker has reported a new phase.
+    ///
+    /// # Behavior
+    /// - Armed when this returns: what is published afterwards is told, from any process.
+    /// - Told within 20 ms at the median; several publishes may be told as one.
+    /// - May be told without cause; never carries a job, and consumes none.
+    /// - Told too when a delay begins, so that the reader knows the new [`Depth::next_due`].
+    /// - Time alone is not told: see [`Depth::next_due`].
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>>;
+}
+
+/// What a worker or a producer may do.
+#[async_trait]
+pub trait Broker: Backlog {
+    /// Stores the jobs durably, all or none, and says for each under which id it is known.
+    ///
+    /// # Behavior
+    /// - An id or an idempotency key seen before stores nothing and returns the first id: while the
+    ///   first job waits, runs or lies in the dead letters, and for `key_ttl` after it was done. A
+    ///   purge forgets both at once. The id is looked up first, then the key.
+    /// - With `max_ready`, more waiting jobs (ready or delayed) than that are refused with
+    ///   [`ErrorKind::Full`] and nothing is stored; duplicates do not count.
+    /// - A job is visible to `depth` and `receive` when this returns.
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>>;
+
+    /// Leases up to `max` ready jobs, waiting up to `wait` for the first one.
+    ///
+    /// # Behavior
+    /// - High priority first, then in order of publication.
+    /// - Charges an attempt to each job and records a crash of its last holder in its history, as
+    ///   `lease expired` and whose it was.
+    /// - An expired job is never delivered: it becomes a dead letter with the reason `expired`, and
+    ///   a failed result says so to whoever waits for it. A job under a live lease is left alone.
+    /// - Dropping the future loses nothing: what was fetched comes back with its lease.
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
+
+    /// Starts the leases anew, and says for each whether it is still held.
+    ///
+    /// # Behavior
+    /// - A lease that ended is held all the same until somebody else took the job.
+    /// - A delivery that was settled is not held any more.
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>>;
+
+    /// Carries out verdicts, and says for each whether the lease was still held.
+    ///
+    /// # Behavior
+    /// - A lost lease changes nothing: the job belongs to somebody else by now.
+    /// - A lease that ended is held all the same until somebody else took the job, or it died of
+    ///   its deadline.
+    /// - Idempotent: a settlement sent again after an error has the effect of one, and is answered
+    ///   as held until the job is handed out, put back or purged.
+    /// - A retried or released job keeps its place in the order of publication.
+    /// - Retry and reject write the reason into the history; release leaves no trace.
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>>;
+
+    /// Publishes what a worker is doing; forgotten when not repeated within [`STATUS_TTL`].
+    async fn report(&self, status: &WorkerStatus) -> Result<()>;
+
+    /// How long a delivery is held before it goes to somebody else.
+    fn lease(&self) -> Duration;
+}
+
+/// A worker that has not reported for this long is taken for gone.
+pub const STATUS_TTL: Duration = Duration::from_secs(5);
+
+/// What an operator may do with the jobs that failed for good.
+#[async_trait]
+pub trait DeadLetters: Send + Sync {
+    /// The newest dead letters first, at most `max`.
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>>;
+
+    /// One dead letter, if there is one under this id.
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>>;
+
+    /// Puts jobs back with fresh attempts and their history kept; `None` means all. Returns how many.
+    ///
+    /// # Behavior
+    /// - A deadline or TTL that has passed is cleared, else the job would die again.
+    /// - The jobs are ready at once, behind what was published before, in the order in which they
+    ///   died, or in which they are named.
+    /// - Attempts count from 1 again, so the failed result and the chunks of the job are forgotten;
+    ///   who follows it waits for the new ones.
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64>;
+
+    /// Deletes dead letters for good; `None` means all. Returns how many.
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64>;
+}
+
+/// Where answers go, keyed by job id.
+#[async_trait]
+pub trait ResultStore: Send + Sync {
+    /// Stores a result unless one is there already.
+    ///
+    /// # Behavior
+    /// - A completed result is never replaced by anything.
+    /// - A failed one is replaced by a completed one (a dead letter put back), never by a failure.
+    /// - Refused as stale when a later attempt has begun to send chunks.
+    /// - Voids the chunks of earlier attempts; a failed result voids all of them.
+    /// - Kept for `result_ttl` from now on.
+    async fn put(&self, result: &JobResult) -> Result<Stored>;
+
+    /// The result, while its time to live lasts.
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>>;
+
+    /// Adds a piece of a result that is still being made; `seq` counts from 0 in each attempt.
+    ///
+    /// # Behavior
+    /// - Refused as stale when a later attempt has sent chunks, or the result is complete.
+    /// - The first of a later attempt voids what earlier attempts sent.
+    /// - A piece that is there already is a duplicate and stays as it is.
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored>;
+
+    /// The chunks from `from_seq` on as they come, then the result, then the end.
+    ///
+    /// A chunk of a higher attempt means that what earlier attempts sent is void.
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>>;
+}
+
+/// What [`Broker::publish`] made of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The id under which the job is known.
+    pub id: JobId,
+    /// True when the id or the key was there before and nothing was stored.
+    pub duplicate: bool,
+}
+
+/// A job that failed for good.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DeadLetter {
+    /// The job as it was published.
+    pub job: Job,
+    /// How many attempts were charged.
+    pub attempts: u32,
+    /// Why it ended here, in words.
+    pub reason: String,
+    /// When it ended here.
+    pub died_at: Timestamp,
+    /// What became of each attempt, oldest first.
+    pub history: Vec<Attempt>,
+}
+
+/// What became of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Attempt {
+    /// The number of the attempt, from 1.
+    pub attempt: u32,
+    /// When it ended.
+    pub at: Timestamp,
+    /// What happened, in words: `lease expired`, or the reason given by the worker.
+    pub what: String,
+}
+
+/// One broker for all four seams; what [`open`] returns.
+pub trait AnyQueue: Broker + DeadLetters + ResultStore {}
+impl<T: Broker + DeadLetters + ResultStore> AnyQueue for T {}

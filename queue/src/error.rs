@@ -1,0 +1,53 @@
+//! What can go wrong between us and a broker.
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of a broker, with a kind to branch on and the source kept.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What a caller may want to do differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What the caller gave cannot be right: no retry will help.
+    Invalid,
+    /// The broker cannot be reached or is busy: a later try may succeed.
+    Unavailable,
+    /// The queue is full: the producer should slow down.
+    Full,
+    /// What the broker stores does not fit this version.
+    Incompatible,
+    /// Anything else; not expected.
+    Internal,
+}
+
+impl Error {
+    /// An error with the words to tell it.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    /// The same, with what caused it.
+    #[must_use]
+    pub fn caused_by(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What to branch on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}

@@ -1,0 +1,376 @@
+//! A broker that fails on purpose, from a seed: the tool for simulation tests.
+//!
+//! Wrap any queue in [`Faulty`], run the whole pipeline on it under tokio's paused time on one
+//! thread, and a seed that breaks a promise breaks it again when it is run again.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+use crate::{
+    AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind, Frame,
+    Job, JobId, JobResult, Published, Receipt, Result, ResultStore, Settled, Settlement, Stored,
+    WorkerStatus,
+};
+
+/// What goes wrong, and how often; chances are from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Faults {
+    /// The chance that a call fails and had no effect.
+    pub fail_before: f64,
+    /// The chance that a call fails to answer, though it had its effect.
+    pub fail_after: f64,
+    /// The chance that a delivery gets lost, as with a worker that dies just then.
+    pub drop_delivery: f64,
+    /// The chance that a lease ends at a moment before its time.
+    pub end_lease: f64,
+    /// The longest that a call is held up; each draws from nothing to this.
+    pub delay: Duration,
+}
+
+impl Faults {
+    /// Nothing goes wrong.
+    pub const NONE: Self = Self {
+        fail_before: 0.0,
+        fail_after: 0.0,
+        drop_delivery: 0.0,
+        end_lease: 0.0,
+        delay: Duration::ZERO,
+    };
+}
+
+/// Bad, but not so that nothing gets done.
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            fail_before: 0.05,
+            fail_after: 0.05,
+            drop_delivery: 0.05,
+            end_lease: 0.05,
+            delay: Duration::from_millis(20),
+        }
+    }
+}
+
+/// How often what went wrong, so that a test can tell that it saw faults at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Injected {
+    /// Calls that failed and had no effect.
+    pub failed_before: u64,
+    /// Calls that failed though they had their effect.
+    pub failed_after: u64,
+    /// Deliveries that got lost.
+    pub dropped: u64,
+    /// Leases that ended before their time.
+    pub ended: u64,
+}
+
+/// Any queue, but things go wrong with it, all drawn from one seed.
+///
+/// # Behavior
+/// - A call may be held up, may fail without effect, or may fail though it had its effect; a
+///   followed result may break off with an error.
+/// - A delivery may get lost on the way: its job comes back when its lease ends.
+/// - A lease may end early: the job is ready again with the attempt charged and `lease expired` in
+///   its history, and the receipt is lost from then on.
+/// - Clones, and other handles by [`Faulty::around`], share the seed.
+pub struct Faulty<B: ?Sized> {
+    inner: Arc<B>,
+    fate: Arc<Mutex<Fate>>,
+}
+
+struct Fate {
+    dice: StdRng,
+    faults: Faults,
+    injected: Injected,
+    /// Leases that will end early.
+    doomed: Vec<Doomed>,
+    /// Tokens of leases that did.
+    ended: HashSet<Arc<str>>,
+}
+
+struct Doomed {
+    at: Instant,
+    job: Job,
+    attempt: u32,
+    receipt: Receipt,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    Before,
+    After,
+}
+
+impl<B: ?Sized> Faulty<B> {
+    /// Makes things go wrong with a queue.
+    #[must_use]
+    pub fn new(inner: Arc<B>, faults: Faults, seed: u64) -> Self {
+        let fate = Fate {
+            dice: StdRng::seed_from_u64(seed),
+            faults,
+            injected: Injected::default(),
+            doomed: Vec::new(),
+            ended: HashSet::new(),
+        };
+        Self { inner, fate: Arc::new(Mutex::new(fate)) }
+    }
+
+    /// The same seed and faults around another handle to the queue.
+    #[must_use]
+    pub fn around(&self, inner: Arc<B>) -> Self {
+        Self { inner, fate: self.fate.clone() }
+    }
+
+    /// The queue inside, with which nothing goes wrong.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<B> {
+        &self.inner
+    }
+
+    /// Lets other things go wrong from now on, for all handles.
+    pub fn set(&self, faults: Faults) {
+        self.fate().faults = faults;
+    }
+
+    /// What went wrong so far, with all handles.
+    #[must_use]
+    pub fn injected(&self) -> Injected {
+        self.fate().injected
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: ?Sized> Clone for Faulty<B> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), fate: self.fate.clone() }
+    }
+}
+
+impl<B: ?Sized> fmt::Debug for Faulty<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").field("faults", &self.fate().faults).finish_non_exhaustive()
+    }
+}
+
+impl Fate {
+    fn draw(&mut self) -> (Duration, Option<Failure>) {
+        let Faults { fail_before, fail_after, delay, .. } = self.faults;
+        let pause = delay.mul_f64(self.dice.random());
+        let chance: f64 = self.dice.random();
+        if chance < fail_before {
+            self.injected.failed_before += 1;
+            return (pause, Some(Failure::Before));
+        }
+        if chance < fail_before + fail_after {
+            self.injected.failed_after += 1;
+            return (pause, Some(Failure::After));
+        }
+        (pause, None)
+    }
+
+    /// Loses some deliveries and dooms the leases of others.
+    fn afflict(&mut self, deliveries: Vec<Delivery>, lease: Duration) -> Vec<Delivery> {
+        let mut left = Vec::new();
+        for delivery in deliveries {
+            if self.dice.random::<f64>() < self.faults.drop_delivery {
+                self.injected.dropped += 1;
+                continue;
+            }
+            if self.dice.random::<f64>() < self.faults.end_lease {
+                self.doomed.push(Doomed {
+                    at: Instant::now() + lease.mul_f64(self.dice.random()),
+                    job: delivery.job.clone(),
+                    attempt: delivery.attempt,
+                    receipt: delivery.receipt().clone(),
+                });
+            }
+            left.push(delivery);
+        }
+        left
+    }
+
+    fn next_end(&self) -> Option<Instant> {
+        self.doomed.iter().map(|doomed| doomed.at).min()
+    }
+
+    fn is_ended(&self, receipt: &Receipt) -> bool {
+        self.ended.contains(&receipt.token)
+    }
+}
+
+fn outage() -> Error {
+    Error::new(ErrorKind::Unavailable, "the broker failed on purpose; try again")
+}
+
+impl<B: AnyQueue + ?Sized> Faulty<B> {
+    async fn call<T>(&self, effect: impl Future<Output = Result<T>>) -> Result<T> {
+        let (pause, failure) = self.fate().draw();
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        if failure == Some(Failure::Before) {
+            return Err(outage());
+        }
+        self.end_leases().await?;
+        let value = effect.await?;
+        if failure == Some(Failure::After) { Err(outage()) } else { Ok(value) }
+    }
+
+    /// Takes jobs from their holders behind their backs.
+    async fn end_leases(&self) -> Result<()> {
+        let due: Vec<_> = {
+            let mut fate = self.fate();
+            let now = Instant::now();
+            let due: Vec<_> = fate.doomed.extract_if(.., |doomed| doomed.at <= now).collect();
+            fate.ended.extend(due.iter().map(|doomed| doomed.receipt.token.clone()));
+            fate.injected.ended += due.len() as u64;
+            due
+        };
+        for Doomed { job, attempt, receipt, .. } in due {
+            let delivery = Delivery::new(job, attempt, receipt);
+            self.inner.settle(&[delivery.retry(Duration::ZERO, "lease expired")]).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl<B: AnyQueue + ?Sized + 'static> Backlog for Faulty<B> {
+    async fn depth(&self) -> Result<Depth> {
+        self.call(self.inner.depth()).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.call(self.inner.workers()).await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.call(self.inner.arrivals()).await
+    }
+}
+
+#[async_trait]
+impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.call(self.inner.publish(jobs)).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        let start = Instant::now();
+        let effect = async {
+            loop {
+                let left = wait.saturating_sub(start.elapsed());
+                let next_end = self.fate().next_end();
+                let nap = next_end.map_or(left, |at| left.min(at - Instant::now()));
+                let deliveries = self.inner.receive(max, nap).await?;
+                if !deliveries.is_empty() || start.elapsed() >= wait {
+                    return Ok(self.fate().afflict(deliveries, self.inner.lease()));
+                }
+                self.end_leases().await?;
+            }
+        };
+        self.call(effect).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        let effect = async {
+            let mut settled = self.inner.extend(receipts).await?;
+            for (settled, receipt) in settled.iter_mut().zip(receipts) {
+                if self.fate().is_ended(receipt) {
+                    *settled = Settled::Lost;
+                }
+            }
+            Ok(settled)
+        };
+        self.call(effect).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        let effect = async {
+            let mut settled = Vec::new();
+            for settlement in settlements {
+                let receipt = settlement.receipt();
+                if self.fate().is_ended(receipt) {
+                    settled.push(Settled::Lost);
+                    continue;
+                }
+                self.fate().doomed.retain(|doomed| doomed.receipt != *receipt);
+                settled.extend(self.inner.settle(std::slice::from_ref(settlement)).await?);
+            }
+            Ok(settled)
+        };
+        self.call(effect).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.call(self.inner.report(status)).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.inner.lease()
+    }
+}
+
+#[async_trait]
+impl<B: AnyQueue + ?Sized + 'static> DeadLetters for Faulty<B> {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.call(self.inner.list(max)).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.call(self.inner.show(id)).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.call(self.inner.redrive(ids)).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.call(self.inner.purge(ids)).await
+    }
+}
+
+#[async_trait]
+impl<B: AnyQueue + ?Sized + 'static> ResultStore for Faulty<B> {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.call(self.inner.put(result)).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.call(self.inner.get(id)).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.call(self.inner.chunk(id, attempt, seq, body)).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        let mut frames = self.call(self.inner.follow(id, from_seq)).await?;
+        let faulty = self.clone();
+        let broken = async_stream::stream! {
+            while let Some(frame) = frames.next().await {
+                if faulty.fate().draw().1.is_some() {
+                    yield Err(outage());
+                    return;
+                }
+                yield frame;
+            }
+        };
+        Ok(broken.boxed())
+    }
+}

@@ -1,0 +1,257 @@
+//! The reference broker: the contract as the shortest code, in one process.
+//!
+//! Waits follow tokio's time, so with a [`TokioClock`](crate::TokioClock) a paused test runs hours
+//! in no time.
+
+mod answers;
+mod jobs;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_stream::wrappers::WatchStream;
+
+use crate::{
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Job, JobId,
+    JobResult, OpenOptions, Outcome, Published, Receipt, Result, ResultStore, STATUS_TTL, Settled,
+    Settlement, Stored, Timestamp, Verdict, WorkerId, WorkerStatus,
+};
+use answers::{Answers, Cursor};
+use jobs::Jobs;
+
+/// A queue in the memory of one process; clones share it. Loses everything with the process.
+#[derive(Debug, Clone)]
+pub struct MemoryQueue {
+    shared: Arc<Shared>,
+    worker: WorkerId,
+}
+
+#[derive(Debug)]
+struct Shared {
+    behavior: Behavior,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Rung when a job becomes ready, a delay begins, or a worker has a new phase.
+    arrival: watch::Sender<()>,
+    /// Rung when a result or a piece of one is stored.
+    answer: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    jobs: Jobs,
+    answers: Answers,
+    workers: BTreeMap<WorkerId, (WorkerStatus, Timestamp)>,
+}
+
+impl MemoryQueue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(behavior: &Behavior, options: OpenOptions) -> Self {
+        let state = State {
+            jobs: Jobs::new(behavior.clone()),
+            answers: Answers::new(behavior.result_ttl),
+            workers: BTreeMap::new(),
+        };
+        let shared = Shared {
+            behavior: behavior.clone(),
+            clock: options.clock,
+            state: Mutex::new(state),
+            arrival: watch::Sender::new(()),
+            answer: watch::Sender::new(()),
+        };
+        Self { shared: Arc::new(shared), worker: options.worker }
+    }
+
+    /// The same queue, as another worker sees it.
+    #[must_use]
+    pub fn as_worker(&self, worker: impl Into<WorkerId>) -> Self {
+        Self { shared: self.shared.clone(), worker: worker.into() }
+    }
+
+    fn state(&self) -> (MutexGuard<'_, State>, Timestamp) {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state, self.shared.clock.now())
+    }
+
+    /// The state once the deadlines have had their effect.
+    fn tidy_state(&self) -> (MutexGuard<'_, State>, Timestamp) {
+        let (mut state, now) = self.state();
+        state.answers.tidy(now);
+        for (id, attempt) in state.jobs.tidy(now) {
+            let outcome = Outcome::Failed { reason: "expired".to_owned() };
+            state.answers.put(&JobResult { id, attempt, outcome, finished_at: now }, now);
+            self.shared.answer.send_replace(());
+        }
+        (state, now)
+    }
+
+    /// What is ready, or how long it takes until time alone makes it so.
+    fn lease_ready(&self, max: NonZeroUsize) -> (Vec<Delivery>, Option<Duration>) {
+        let (mut state, now) = self.tidy_state();
+        let deliveries = state.jobs.lease(max.get(), &self.worker, now);
+        let until_due = state.jobs.next_due(now).map(|due| due.duration_since(now));
+        (deliveries, until_due.and_then(|span| span.try_into().ok()))
+    }
+}
+
+#[async_trait]
+impl Backlog for MemoryQueue {
+    async fn depth(&self) -> Result<Depth> {
+        let (state, now) = self.state();
+        Ok(state.jobs.depth(now))
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        let (mut state, now) = self.state();
+        state.workers.retain(|_, (_, at)| *at + STATUS_TTL > now);
+        Ok(state.workers.values().map(|(status, _)| status.clone()).collect())
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        Ok(WatchStream::from_changes(self.shared.arrival.subscribe()).boxed())
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryQueue {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        let (mut state, now) = self.state();
+        let published = state.jobs.publish(jobs, now)?;
+        if published.iter().any(|one| !one.duplicate) {
+            self.shared.arrival.send_replace(());
+        }
+        Ok(published)
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        let start = Instant::now();
+        let mut arrival = self.shared.arrival.subscribe();
+        loop {
+            let (deliveries, until_due) = self.lease_ready(max);
+            let left = wait.saturating_sub(start.elapsed());
+            if !deliveries.is_empty() || left.is_zero() {
+                return Ok(deliveries);
+            }
+            let nap = until_due.map_or(left, |due| due.min(left));
+            // Both an arrival and the end of the nap mean to look again.
+            tokio::time::timeout(nap, arrival.changed()).await.ok();
+        }
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        let (mut state, now) = self.state();
+        Ok(receipts.iter().map(|receipt| state.jobs.extend(receipt, now)).collect())
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        let (mut state, now) = self.state();
+        let settled = settlements.iter().map(|settlement| state.jobs.settle(settlement, now));
+        let settled = settled.collect();
+        if settlements
+            .iter()
+            .any(|one| matches!(one.verdict(), Verdict::Retry { .. } | Verdict::Release))
+        {
+            self.shared.arrival.send_replace(());
+        }
+        Ok(settled)
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        let (mut state, now) = self.state();
+        let before = state.workers.insert(status.id.clone(), (status.clone(), now));
+        if before.is_none_or(|(before, _)| before.phase != status.phase) {
+            self.shared.arrival.send_replace(());
+        }
+        Ok(())
+    }
+
+    fn lease(&self) -> Duration {
+        self.shared.behavior.lease
+    }
+}
+
+#[async_trait]
+impl DeadLetters for MemoryQueue {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        let (state, _) = self.tidy_state();
+        Ok(state.jobs.dead().into_iter().take(max).collect())
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        let (state, _) = self.tidy_state();
+        Ok(state.jobs.dead().into_iter().find(|letter| letter.job.id == *id))
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        let (mut state, now) = self.tidy_state();
+        let again = state.jobs.redrive(ids, now);
+        for id in &again {
+            state.answers.reset(id);
+        }
+        if !again.is_empty() {
+            self.shared.arrival.send_replace(());
+        }
+        Ok(again.len() as u64)
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        let (mut state, _) = self.tidy_state();
+        Ok(state.jobs.purge(ids))
+    }
+}
+
+#[async_trait]
+impl ResultStore for MemoryQueue {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        let (mut state, now) = self.state();
+        let stored = state.answers.put(result, now);
+        self.shared.answer.send_replace(());
+        Ok(stored)
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        let (state, now) = self.state();
+        Ok(state.answers.get(id, now))
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        let (mut state, now) = self.state();
+        let stored = state.answers.chunk((id, attempt), (seq, body), now);
+        self.shared.answer.send_replace(());
+        Ok(stored)
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        let (queue, id) = (self.clone(), id.clone());
+        let mut answer = self.shared.answer.subscribe();
+        let mut cursor = Cursor::from_seq(from_seq);
+        let frames = async_stream::stream! {
+            loop {
+                let frames = {
+                    let (state, now) = queue.state();
+                    state.answers.frames(&id, &mut cursor, now)
+                };
+                for frame in frames {
+                    let last = matches!(frame, Frame::Final(_));
+                    yield Ok(frame);
+                    if last {
+                        return;
+                    }
+                }
+                if answer.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        Ok(frames.boxed())
+    }
+}

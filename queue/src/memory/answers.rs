@@ -1,0 +1,144 @@
+//! Results and the pieces of those still being made. Pure: the time comes in as an argument.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::{Frame, JobId, JobResult, Stored, Timestamp};
+
+/// The answers to all jobs of a queue.
+#[derive(Debug)]
+pub(super) struct Answers {
+    ttl: Duration,
+    by_job: HashMap<JobId, Answer>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    result: Option<JobResult>,
+    /// The latest attempt that sent chunks, 0 for none: what earlier ones send is stale.
+    attempt: u32,
+    chunks: BTreeMap<u64, Bytes>,
+    forget_at: Timestamp,
+}
+
+impl Answer {
+    fn is_completed(&self) -> bool {
+        self.result.as_ref().is_some_and(|result| result.outcome.is_completed())
+    }
+}
+
+/// How far somebody has followed a result.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    attempt: u32,
+    seq: u64,
+}
+
+impl Cursor {
+    pub(super) fn from_seq(seq: u64) -> Self {
+        Self { attempt: 0, seq }
+    }
+}
+
+impl Answers {
+    pub(super) fn new(ttl: Duration) -> Self {
+        Self { ttl, by_job: HashMap::new() }
+    }
+
+    pub(super) fn put(&mut self, result: &JobResult, now: Timestamp) -> Stored {
+        let forget_at = now + self.ttl;
+        let answer = self.answer(&result.id, now);
+        let completed = result.outcome.is_completed();
+        if answer.is_completed() {
+            return Stored::Duplicate;
+        }
+        if result.attempt < answer.attempt {
+            return Stored::Stale;
+        }
+        if answer.result.is_some() && !completed {
+            return Stored::Duplicate;
+        }
+        if !completed || result.attempt > answer.attempt {
+            answer.attempt = 0;
+            answer.chunks.clear();
+        }
+        answer.result = Some(result.clone());
+        answer.forget_at = forget_at;
+        Stored::Stored
+    }
+
+    pub(super) fn get(&self, id: &JobId, now: Timestamp) -> Option<JobResult> {
+        self.by_job.get(id).filter(|answer| answer.forget_at > now)?.result.clone()
+    }
+
+    pub(super) fn chunk(
+        &mut self,
+        (id, attempt): (&JobId, u32),
+        (seq, body): (u64, Bytes),
+        now: Timestamp,
+    ) -> Stored {
+        let forget_at = now + self.ttl;
+        let answer = self.answer(id, now);
+        if answer.is_completed() || attempt < answer.attempt {
+            return Stored::Stale;
+        }
+        if attempt > answer.attempt {
+            answer.attempt = attempt;
+            answer.chunks.clear();
+        }
+        if answer.chunks.contains_key(&seq) {
+            return Stored::Duplicate;
+        }
+        answer.chunks.insert(seq, body);
+        answer.forget_at = forget_at;
+        Stored::Stored
+    }
+
+    /// Forgets what a job that is put back left behind.
+    pub(super) fn reset(&mut self, id: &JobId) {
+        if self.by_job.get(id).is_some_and(|answer| !answer.is_completed()) {
+            self.by_job.remove(id);
+        }
+    }
+
+    /// Forgets what nobody may ask for any more.
+    pub(super) fn tidy(&mut self, now: Timestamp) {
+        self.by_job.retain(|_, answer| answer.forget_at > now);
+    }
+
+    /// What came since the cursor, which moves on.
+    pub(super) fn frames(&self, id: &JobId, cursor: &mut Cursor, now: Timestamp) -> Vec<Frame> {
+        let Some(answer) = self.by_job.get(id).filter(|answer| answer.forget_at > now) else {
+            return Vec::new();
+        };
+        if answer.attempt != cursor.attempt && !answer.chunks.is_empty() {
+            // What was read of another attempt is void.
+            cursor.seq = if cursor.attempt == 0 { cursor.seq } else { 0 };
+            cursor.attempt = answer.attempt;
+        }
+        let mut frames = Vec::new();
+        while let Some(body) = answer.chunks.get(&cursor.seq) {
+            let seq = cursor.seq;
+            frames.push(Frame::Chunk { attempt: answer.attempt, seq, body: body.clone() });
+            cursor.seq += 1;
+        }
+        frames.extend(answer.result.clone().map(Frame::Final));
+        frames
+    }
+
+    fn answer(&mut self, id: &JobId, now: Timestamp) -> &mut Answer {
+        let fresh = || Answer {
+            result: None,
+            attempt: 0,
+            chunks: BTreeMap::new(),
+            forget_at: now + self.ttl,
+        };
+        let answer = self.by_job.entry(id.clone()).or_insert_with(fresh);
+        if answer.forget_at <= now {
+            *answer = fresh();
+        }
+        answer
+    }
+}

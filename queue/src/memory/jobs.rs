@@ -1,0 +1,335 @@
+//! The jobs of a queue and what may become of them. Pure: the time comes in as an argument.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::{
+    Attempt, Behavior, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId, Priority,
+    Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict, WorkerId,
+};
+
+/// Where a job stands in line: by priority, then by publication.
+type Place = (Reverse<Priority>, u64);
+
+/// All jobs of a queue, whatever became of them.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    behavior: Behavior,
+    line: BTreeMap<Place, Entry>,
+    places: HashMap<JobId, Place>,
+    keys: HashMap<String, JobId>,
+    /// Numbers publications, leases and deaths; never twice the same.
+    counter: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    job: Job,
+    attempts: u32,
+    history: Vec<Attempt>,
+    /// The last lease, kept after its settlement so that one that is sent again is known.
+    token: Option<Arc<str>>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Published, retried, released or put back; leads to `Leased`, past the deadline to `Dead`.
+    Waiting { due: Timestamp },
+    /// Handed out; leads anywhere, and past `until` to another `Leased` as well.
+    Leased { until: Timestamp, worker: WorkerId },
+    /// Acked; forgotten at last.
+    Done { forget_at: Timestamp },
+    /// Rejected or expired; leads to `Waiting` when it is put back.
+    Dead { reason: String, died_at: Timestamp, rank: u64 },
+}
+
+impl Entry {
+    /// The moment from which anybody may take the job, if it waits or runs.
+    fn free_at(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Waiting { due } => Some(due),
+            State::Leased { until, .. } => Some(until),
+            State::Done { .. } | State::Dead { .. } => None,
+        }
+    }
+
+    fn is_held(&self, now: Timestamp) -> bool {
+        matches!(self.state, State::Leased { until, .. } if until > now)
+    }
+
+    fn is_ready(&self, now: Timestamp) -> bool {
+        self.free_at().is_some_and(|at| at <= now) && !self.job.expired(now)
+    }
+
+    /// The deadline has passed, and nobody is at work on it.
+    fn is_expired(&self, now: Timestamp) -> bool {
+        self.free_at().is_some() && !self.is_held(now) && self.job.expired(now)
+    }
+
+    fn waits(&self, now: Timestamp) -> bool {
+        self.free_at().is_some() && !self.is_held(now) && !self.job.expired(now)
+    }
+
+    /// The holder of the last lease, if it never settled, is taken for crashed.
+    fn record_crash(&mut self) {
+        if let State::Leased { until, worker } = &self.state {
+            let what = format!("lease expired, held by {worker}");
+            self.history.push(Attempt { attempt: self.attempts, at: *until, what });
+        }
+    }
+
+    fn record(&mut self, at: Timestamp, what: &str) {
+        self.history.push(Attempt { attempt: self.attempts, at, what: what.to_owned() });
+    }
+
+    fn dead_letter(&self) -> Option<(u64, DeadLetter)> {
+        let State::Dead { reason, died_at, rank } = &self.state else {
+            return None;
+        };
+        let letter = DeadLetter {
+            job: self.job.clone(),
+            attempts: self.attempts,
+            reason: reason.clone(),
+            died_at: *died_at,
+            history: self.history.clone(),
+        };
+        Some((*rank, letter))
+    }
+}
+
+impl Jobs {
+    pub(super) fn new(behavior: Behavior) -> Self {
+        Self {
+            behavior,
+            line: BTreeMap::new(),
+            places: HashMap::new(),
+            keys: HashMap::new(),
+            counter: 0,
+        }
+    }
+
+    pub(super) fn publish(&mut self, jobs: Vec<Job>, now: Timestamp) -> Result<Vec<Published>> {
+        let before = self.counter;
+        let published: Vec<_> = jobs.into_iter().map(|job| self.publish_one(job, now)).collect();
+        let waiting = || self.line.values().filter(|entry| entry.waits(now)).count() as u64;
+        let added = published.iter().any(|one| !one.duplicate);
+        if let Some(limit) = self.behavior.max_ready
+            && added
+            && waiting() > limit
+        {
+            self.remove_if(|place, _| place.1 > before);
+            let words = format!("{limit} jobs wait already (max_ready); publish later");
+            return Err(Error::new(ErrorKind::Full, words));
+        }
+        Ok(published)
+    }
+
+    fn publish_one(&mut self, job: Job, now: Timestamp) -> Published {
+        if let Some(id) = self.known(&job, now) {
+            return Published { id, duplicate: true };
+        }
+        let id = job.id.clone();
+        if let Some(key) = &job.headers.key {
+            self.keys.insert(key.clone(), id.clone());
+        }
+        let due = job.headers.not_before.unwrap_or(now);
+        let state = State::Waiting { due };
+        self.insert(Entry { job, attempts: 0, history: Vec::new(), token: None, state });
+        Published { id, duplicate: false }
+    }
+
+    /// The id under which the job, or the first one with its key, is known.
+    fn known(&mut self, job: &Job, now: Timestamp) -> Option<JobId> {
+        if self.entry(&job.id, now).is_some() {
+            return Some(job.id.clone());
+        }
+        let id = self.keys.get(job.headers.key.as_ref()?)?.clone();
+        self.entry(&id, now).is_some().then_some(id)
+    }
+
+    /// The job under this id, unless it was done so long ago that it is forgotten.
+    fn entry(&mut self, id: &JobId, now: Timestamp) -> Option<&mut Entry> {
+        let place = *self.places.get(id)?;
+        if matches!(self.line.get(&place)?.state, State::Done { forget_at } if forget_at <= now) {
+            self.remove(place);
+            return None;
+        }
+        self.line.get_mut(&place)
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        self.counter += 1;
+        let place = (Reverse(entry.job.headers.priority), self.counter);
+        self.places.insert(entry.job.id.clone(), place);
+        self.line.insert(place, entry);
+    }
+
+    fn remove(&mut self, place: Place) -> Option<Entry> {
+        let entry = self.line.remove(&place)?;
+        self.places.remove(&entry.job.id);
+        if let Some(key) = &entry.job.headers.key {
+            self.keys.remove(key);
+        }
+        Some(entry)
+    }
+
+    fn remove_if(&mut self, gone: impl Fn(&Place, &Entry) -> bool) {
+        let places = self.line.iter().filter(|(place, entry)| gone(place, entry));
+        let places: Vec<_> = places.map(|(place, _)| *place).collect();
+        for place in places {
+            self.remove(place);
+        }
+    }
+
+    /// Forgets what is long done, makes dead letters of expired jobs, and returns those.
+    pub(super) fn tidy(&mut self, now: Timestamp) -> Vec<(JobId, u32)> {
+        self.remove_if(
+            |_, entry| matches!(entry.state, State::Done { forget_at } if forget_at <= now),
+        );
+        let mut late: Vec<_> =
+            self.line.iter_mut().filter(|(_, entry)| entry.is_expired(now)).collect();
+        late.sort_by_key(|(place, entry)| (entry.job.headers.deadline, place.1));
+        let mut expired = Vec::new();
+        for (_, entry) in late {
+            entry.record_crash();
+            self.counter += 1;
+            let reason = "expired".to_owned();
+            entry.state = State::Dead { reason, died_at: now, rank: self.counter };
+            entry.token = None;
+            expired.push((entry.job.id.clone(), entry.attempts));
+        }
+        expired
+    }
+
+    pub(super) fn lease(&mut self, max: usize, worker: &str, now: Timestamp) -> Vec<Delivery> {
+        let until = now + self.behavior.lease;
+        let ready = self.line.values_mut().filter(|entry| entry.is_ready(now));
+        let deliveries = ready.take(max).map(|entry| {
+            entry.record_crash();
+            entry.attempts += 1;
+            entry.state = State::Leased { until, worker: worker.to_owned() };
+            self.counter += 1;
+            let token: Arc<str> = self.counter.to_string().into();
+            entry.token = Some(token.clone());
+            let receipt = Receipt { job: entry.job.id.clone(), token };
+            Delivery::new(entry.job.clone(), entry.attempts, receipt)
+        });
+        deliveries.collect()
+    }
+
+    /// The job on this very lease, or the one that this lease settled.
+    fn leased(&mut self, receipt: &Receipt, now: Timestamp) -> Option<&mut Entry> {
+        self.entry(&receipt.job, now).filter(|entry| entry.token.as_ref() == Some(&receipt.token))
+    }
+
+    pub(super) fn extend(&mut self, receipt: &Receipt, now: Timestamp) -> Settled {
+        let ends = now + self.behavior.lease;
+        match self.leased(receipt, now).map(|entry| &mut entry.state) {
+            Some(State::Leased { until, .. }) => {
+                *until = ends;
+                Settled::Held
+            }
+            _ => Settled::Lost,
+        }
+    }
+
+    pub(super) fn settle(&mut self, settlement: &Settlement, now: Timestamp) -> Settled {
+        let forget_at = now + self.behavior.key_ttl;
+        let rank = self.counter + 1;
+        let Some(entry) = self.leased(settlement.receipt(), now) else {
+            return Settled::Lost;
+        };
+        if !matches!(entry.state, State::Leased { .. }) {
+            return Settled::Held; // Sent again: it was carried out the first time.
+        }
+        match settlement.verdict() {
+            Verdict::Ack => entry.state = State::Done { forget_at },
+            Verdict::Retry { after, reason } => {
+                entry.record(now, reason);
+                entry.state = State::Waiting { due: now + *after };
+            }
+            Verdict::Release => {
+                entry.attempts -= 1;
+                entry.state = State::Waiting { due: now };
+            }
+            Verdict::Reject { reason } => {
+                entry.record(now, reason);
+                entry.state = State::Dead { reason: reason.clone(), died_at: now, rank };
+            }
+        }
+        self.counter = rank;
+        Settled::Held
+    }
+
+    pub(super) fn depth(&self, now: Timestamp) -> Depth {
+        let mut depth = Depth::empty(now);
+        let mut cost = 0.0;
+        for entry in self.line.values() {
+            let free_at = entry.free_at();
+            if matches!(entry.state, State::Dead { .. }) || entry.is_expired(now) {
+                depth.dead += 1;
+            } else if entry.is_ready(now) {
+                depth.ready += 1;
+                let published = entry.job.enqueued_at;
+                depth.oldest_ready =
+                    Some(depth.oldest_ready.map_or(published, |t| t.min(published)));
+            } else if entry.is_held(now) {
+                depth.in_flight += 1;
+            } else if free_at.is_some() {
+                depth.delayed += 1;
+            }
+            if entry.is_ready(now) || entry.is_held(now) {
+                cost += entry.job.headers.cost.unwrap_or(0.0);
+            }
+        }
+        depth.next_due = self.next_due(now);
+        depth.cost = Some(cost);
+        depth
+    }
+
+    /// The next moment at which time alone makes a job ready.
+    pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let due = self
+            .line
+            .values()
+            .filter_map(|entry| entry.free_at().filter(|at| *at > now && !entry.job.expired(*at)));
+        due.min()
+    }
+
+    /// The newest first.
+    pub(super) fn dead(&self) -> Vec<DeadLetter> {
+        let mut dead: Vec<_> = self.line.values().filter_map(Entry::dead_letter).collect();
+        dead.sort_by_key(|(rank, _)| Reverse(*rank));
+        dead.into_iter().map(|(_, letter)| letter).collect()
+    }
+
+    /// Deletes dead letters, for good or to put them back; in the order they died or are named.
+    fn remove_dead(&mut self, ids: Option<&[JobId]>) -> Vec<Entry> {
+        let all: Vec<_> = self.dead().into_iter().rev().map(|letter| letter.job.id).collect();
+        let named = ids.unwrap_or(&all).iter().filter(|id| all.contains(id));
+        named.filter_map(|id| self.remove(*self.places.get(id)?)).collect()
+    }
+
+    pub(super) fn purge(&mut self, ids: Option<&[JobId]>) -> u64 {
+        self.remove_dead(ids).len() as u64
+    }
+
+    /// Returns whose attempts count from 1 again.
+    pub(super) fn redrive(&mut self, ids: Option<&[JobId]>, now: Timestamp) -> Vec<JobId> {
+        let mut again = Vec::new();
+        for mut entry in self.remove_dead(ids) {
+            if entry.job.expired(now) {
+                entry.job.headers.deadline = None;
+            }
+            if let Some(key) = &entry.job.headers.key {
+                self.keys.insert(key.clone(), entry.job.id.clone());
+            }
+            again.push(entry.job.id.clone());
+            let state = State::Waiting { due: now };
+            self.insert(Entry { attempts: 0, token: None, state, ..entry });
+        }
+        again
+    }
+}

@@ -1,0 +1,231 @@
+//! From a URL to a broker: the only match over brokers.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::job::parse_span;
+use crate::sqlite::SqliteQueue;
+use crate::{AnyQueue, Clock, Error, ErrorKind, Result, SystemClock, WorkerId};
+
+/// A queue on a broker, with all that one may do to it.
+pub type Queue = Arc<dyn AnyQueue>;
+
+/// The queue that is meant when a URL names none.
+pub const DEFAULT_QUEUE: &str = "jobs";
+
+/// A broker's address, a queue on it, and how that queue behaves.
+///
+/// `sqlite:PATH[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N&synchronous=full|normal]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueUrl {
+    /// Which broker, and where.
+    pub address: Address,
+    /// The queue on that broker: 1 to 64 of `a-z A-Z 0-9 . _ -`.
+    pub queue: String,
+    /// How the queue behaves, the same on every broker.
+    pub behavior: Behavior,
+}
+
+/// Which broker, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A file on a local disk.
+    Sqlite {
+        /// The file; created when missing.
+        path: std::path::PathBuf,
+        /// What a commit waits for.
+        synchronous: Synchronous,
+    },
+}
+
+/// What a commit of the embedded queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Synchronous {
+    /// The disk: an accepted job survives a loss of power.
+    #[default]
+    Full,
+    /// The operating system: an accepted job survives a crash of any process, and the last moments
+    /// before a loss of power may be lost. Several times faster.
+    Normal,
+}
+
+/// How a queue behaves, the same on every broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behavior {
+    /// How long a delivery is held without being extended.
+    pub lease: Duration,
+    /// How long a result is kept.
+    pub result_ttl: Duration,
+    /// How long an id or an idempotency key is remembered after its job ended.
+    pub key_ttl: Duration,
+    /// Jobs that may wait, ready or delayed, before `publish` answers that the queue is full.
+    pub max_ready: Option<u64>,
+}
+
+impl Default for Behavior {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self { lease: Duration::from_secs(30), result_ttl: DAY, key_ttl: DAY, max_ready: None }
+    }
+}
+
+/// Who opens a queue, and what it takes the time from.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Stands in the history of the jobs that this handle receives.
+    pub worker: WorkerId,
+    /// What it takes the time from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let worker = format!("pid-{}", std::process::id());
+        Self { worker, clock: Arc::new(SystemClock) }
+    }
+}
+
+/// Opens the queue that the URL names, creating it where it is missing.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for an address that cannot be right, [`ErrorKind::Unavailable`] for a
+/// broker that does not answer, [`ErrorKind::Incompatible`] for data of another version.
+pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
+    match &url.address {
+        Address::Sqlite { path, synchronous } => {
+            let queue = SqliteQueue::open(path, &url.queue, *synchronous, &url.behavior, options);
+            Ok(Arc::new(queue.await?))
+        }
+    }
+}
+
+impl QueueUrl {
+    /// Another queue on the same broker.
+    ///
+    /// # Errors
+    /// When the name is not one.
+    pub fn with_queue(&self, name: &str) -> Result<Self> {
+        check_queue(name)?;
+        Ok(Self { queue: name.to_owned(), ..self.clone() })
+    }
+
+    /// The embedded queue in this file.
+    #[must_use]
+    pub fn sqlite(path: impl Into<std::path::PathBuf>) -> Self {
+        Self {
+            address: Address::Sqlite { path: path.into(), synchronous: Synchronous::default() },
+            queue: DEFAULT_QUEUE.to_owned(),
+            behavior: Behavior::default(),
+        }
+    }
+}
+
+impl FromStr for QueueUrl {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
+            invalid(
+                text,
+                "it has no scheme; write sqlite:PATH, such as sqlite:/var/lib/ebb/queue.db",
+            )
+        })?;
+        match scheme {
+            "sqlite" => parse_sqlite(text, rest),
+            "nats" | "tls" | "amqp" | "amqps" | "redis" | "rediss" => Err(invalid(
+                text,
+                &format!("this version does not speak {scheme} yet; use sqlite:PATH"),
+            )),
+            _ => Err(invalid(text, "its scheme is not known; use sqlite:PATH")),
+        }
+    }
+}
+
+fn parse_sqlite(text: &str, rest: &str) -> Result<QueueUrl> {
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = path.strip_prefix("//").unwrap_or(path);
+    if path.is_empty() {
+        return Err(invalid(text, "it names no file; write sqlite:PATH"));
+    }
+    let mut url = QueueUrl::sqlite(path);
+    let mut mode = Synchronous::default();
+    for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        match (&*key, &*value) {
+            ("synchronous", "full") => mode = Synchronous::Full,
+            ("synchronous", "normal") => mode = Synchronous::Normal,
+            ("synchronous", _) => {
+                return Err(invalid(text, "option synchronous is full or normal"));
+            }
+            _ => url.set(text, &key, &value)?,
+        }
+    }
+    url.address = Address::Sqlite { path: path.into(), synchronous: mode };
+    Ok(url)
+}
+
+impl QueueUrl {
+    fn set(&mut self, text: &str, key: &str, value: &str) -> Result<()> {
+        let behavior = &mut self.behavior;
+        match key {
+            "queue" => {
+                check_queue(value)?;
+                value.clone_into(&mut self.queue);
+            }
+            "lease" => {
+                behavior.lease = parse_span("option lease", value)?;
+                if behavior.lease < Duration::from_millis(100) {
+                    return Err(invalid(text, "option lease is 100ms or more"));
+                }
+            }
+            "result_ttl" => behavior.result_ttl = parse_span("option result_ttl", value)?,
+            "key_ttl" => behavior.key_ttl = parse_span("option key_ttl", value)?,
+            "max_ready" => {
+                let limit = value.parse().map_err(|_| {
+                    invalid(text, "option max_ready is a number of jobs, such as 100000")
+                })?;
+                behavior.max_ready = Some(limit);
+            }
+            other => {
+                let known = "queue, lease, result_ttl, key_ttl, max_ready, synchronous";
+                return Err(invalid(text, &format!("option {other} is not known; use {known}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parses back to the same URL; carries no secret.
+impl fmt::Display for QueueUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Address::Sqlite { path, synchronous } = &self.address;
+        let behavior = &self.behavior;
+        write!(f, "sqlite:{}?queue={}", path.display(), self.queue)?;
+        write!(f, "&lease={}ms", behavior.lease.as_millis())?;
+        write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
+        write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
+        if let Some(limit) = behavior.max_ready {
+            write!(f, "&max_ready={limit}")?;
+        }
+        match synchronous {
+            Synchronous::Full => Ok(()),
+            Synchronous::Normal => f.write_str("&synchronous=normal"),
+        }
+    }
+}
+
+fn check_queue(name: &str) -> Result<()> {
+    let fits = (1..=64).contains(&name.len());
+    if fits && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+        return Ok(());
+    }
+    let words = format!("queue name {name:?} is not valid; use 1 to 64 of a-z A-Z 0-9 . _ -");
+    Err(Error::new(ErrorKind::Invalid, words))
+}
+
+fn invalid(url: &str, remedy: &str) -> Error {
+    // Anything before an @ may be a password.
+    let shown = url.rsplit_once('@').map_or(url, |(_, host)| host);
+    Error::new(ErrorKind::Invalid, format!("queue URL {shown:?} is not valid: {remedy}"))
+}

@@ -1,0 +1,70 @@
+//! The answer to a job.
+
+use bytes::Bytes;
+
+use crate::{JobId, Timestamp};
+
+/// The answer to a job, or the reason why there is none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobResult {
+    /// The job.
+    pub id: JobId,
+    /// The attempt that made this.
+    pub attempt: u32,
+    /// Whether there is an answer.
+    pub outcome: Outcome,
+    /// When it was made.
+    pub finished_at: Timestamp,
+}
+
+/// Whether there is an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The answer.
+    Completed {
+        /// What the body is; `application/json` unless the job asked otherwise.
+        content_type: String,
+        /// The answer itself.
+        body: Bytes,
+    },
+    /// None, and why; the job lies in the dead letters.
+    Failed {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    /// Whether there is an answer.
+    #[must_use]
+    pub fn is_completed(&self) -> bool {
+        matches!(self, Self::Completed { .. })
+    }
+}
+
+/// What became of something offered to the result store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is stored.
+    Stored,
+    /// Something was there before, and stays.
+    Duplicate,
+    /// A later attempt is on it, and this one is not wanted any more.
+    Stale,
+}
+
+/// One piece of a result that is being followed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// A piece.
+    Chunk {
+        /// The attempt that made it.
+        attempt: u32,
+        /// Its place, from 0.
+        seq: u64,
+        /// The piece itself.
+        body: Bytes,
+    },
+    /// The whole; nothing follows.
+    Final(JobResult),
+}

@@ -1,0 +1,205 @@
+//! Jobs that failed for good.
+
+use std::collections::HashSet;
+
+use rusqlite::OptionalExtension;
+
+use super::failure::{Failure, Outcome};
+use super::names::{self, Kind};
+use super::results;
+use super::stored::{self, COLUMNS, History, StoredJob};
+use super::tx::{Millis, State, Tx, millis, moment};
+use crate::{DeadLetter, Headers, JobId, JobResult};
+
+/// Jobs that one command changes at most: others wait for the writer.
+pub(super) const STEP: usize = 500;
+
+/// Why and when a job ended.
+#[derive(Debug)]
+pub(super) struct Death<'a> {
+    pub(super) at: Millis,
+    pub(super) reason: &'a str,
+    /// The settlement that asked for it, if one did.
+    pub(super) settled: Option<i64>,
+}
+
+/// Makes a dead letter of a job.
+pub(super) fn bury(
+    tx: &mut Tx<'_>,
+    (n, state, cost): (i64, State, Option<i64>),
+    history: &History,
+    death: &Death<'_>,
+) -> Outcome<()> {
+    let place = tx.place();
+    let sql = "UPDATE jobs SET state = 3, place = ?2, due = NULL, deadline = NULL, lease = NULL, worker = NULL,
+               settled = ?3, history = ?4, reason = ?5, died_at = ?6 WHERE n = ?1";
+    tx.sql(sql)?.execute((n, place, death.settled, &history.0, death.reason, death.at))?;
+    tx.moves(state, State::Dead, cost);
+    Ok(())
+}
+
+/// Makes dead letters of jobs whose deadline has passed while nobody held them.
+pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, result_ttl: Millis) -> Outcome<usize> {
+    let expired: Vec<(i64, State, String)> = tx
+        .sql(
+            "SELECT n, state, id FROM jobs WHERE queue = ?1 AND deadline <= ?2
+             AND (state <> 1 OR due <= ?2) ORDER BY deadline, place LIMIT ?3",
+        )?
+        .query_map((tx.queue, now, STEP as i64), |row| {
+            Ok((row.get(0)?, stored::state(row, 1)?, row.get(2)?))
+        })?
+        .collect::<Result<_, _>>()?;
+    for (n, state, id) in &expired {
+        expire_one(tx, now, (*n, *state))?;
+        let attempt =
+            tx.sql("SELECT attempts FROM jobs WHERE n = ?1")?.query_row([n], |row| row.get(0))?;
+        let reason = "expired".to_owned();
+        let outcome = crate::Outcome::Failed { reason };
+        let id: JobId = id.parse()?;
+        let result = JobResult { id, attempt, outcome, finished_at: moment(now) };
+        results::put(tx, now, result_ttl, &result)?;
+    }
+    Ok(expired.len())
+}
+
+fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome<()> {
+    type Row = (u32, Option<Millis>, Option<i64>, Option<String>, Option<i64>, Option<String>);
+    let sql = "SELECT attempts, due, lease, worker, cost, history FROM jobs WHERE n = ?1";
+    let row: Row = tx.sql(sql)?.query_row([n], |row| row.try_into())?;
+    let (attempts, due, lease, worker, cost, history) = row;
+    let mut history = History(history);
+    if lease.is_some() {
+        history.push_crash(attempts, due.unwrap_or(now), &worker.unwrap_or_default())?;
+    }
+    bury(tx, (n, state, cost), &history, &Death { at: now, reason: "expired", settled: None })
+}
+
+/// The newest first.
+pub(super) fn list(tx: &Tx<'_>, max: usize) -> Outcome<Vec<DeadLetter>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM jobs JOIN payloads USING (n)
+         WHERE queue = ?1 AND state = 3 ORDER BY place DESC LIMIT ?2"
+    );
+    let max = i64::try_from(max).unwrap_or(i64::MAX);
+    let stored: Vec<StoredJob> = tx
+        .sql(&sql)?
+        .query_map((tx.queue, max), |row| StoredJob::read(row))?
+        .collect::<Result<_, _>>()?;
+    stored.into_iter().map(StoredJob::into_dead_letter).collect()
+}
+
+/// The dead letter under this id.
+pub(super) fn show(tx: &Tx<'_>, id: &JobId) -> Outcome<Option<DeadLetter>> {
+    let Some(n) = find(tx, id)? else { return Ok(None) };
+    let sql = format!("SELECT {COLUMNS} FROM jobs JOIN payloads USING (n) WHERE n = ?1");
+    let stored = tx.sql(&sql)?.query_row([n], |row| StoredJob::read(row))?;
+    stored.into_dead_letter().map(Some)
+}
+
+fn find(tx: &Tx<'_>, id: &JobId) -> Outcome<Option<i64>> {
+    let sql = "SELECT jobs.n FROM names JOIN jobs USING (n)
+               WHERE names.queue = ?1 AND kind = ?2 AND name = ?3 AND state = 3";
+    let row = (tx.queue, Kind::Id as i64, id.as_str());
+    Ok(tx.sql(sql)?.query_row(row, |row| row.get(0)).optional()?)
+}
+
+/// Which dead letters a step takes, in order.
+#[derive(Debug, Clone)]
+pub(super) enum Which {
+    /// These, where they are dead letters.
+    Named(Vec<JobId>),
+    /// The next that died after the one at place `after`, and not after the one at `last`.
+    Next { after: i64, last: i64 },
+}
+
+/// What a step did.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) n_done: u64,
+    /// Where the next step goes on, if there is more to do.
+    pub(super) rest: Option<Which>,
+}
+
+impl Which {
+    /// All dead letters, or these.
+    pub(super) fn new(ids: Option<&[JobId]>) -> Self {
+        match ids {
+            Some(ids) => Self::Named(ids.to_vec()),
+            None => Self::Next { after: 0, last: i64::MAX },
+        }
+    }
+
+    /// The rows of this step, and where the next one goes on.
+    fn rows(&self, tx: &Tx<'_>) -> Outcome<(Vec<i64>, Option<Self>)> {
+        match self {
+            Self::Named(ids) => {
+                let mut seen = HashSet::new();
+                let ids = ids.iter().filter(|id| seen.insert(*id));
+                let rows: Outcome<_> = ids.filter_map(|id| find(tx, id).transpose()).collect();
+                Ok((rows?, None))
+            }
+            Self::Next { after, last } => {
+                let sql = "SELECT n, place FROM jobs INDEXED BY jobs_dead
+                           WHERE queue = ?1 AND state = 3 AND place > ?2 AND place <= ?3
+                           ORDER BY place LIMIT ?4";
+                // What dies while the steps go on is not meant.
+                let last = (*last).min(tx.counters.places);
+                let row = (tx.queue, *after, last, STEP as i64);
+                let found: Vec<(i64, i64)> =
+                    tx.sql(sql)?.query_map(row, |row| row.try_into())?.collect::<Result<_, _>>()?;
+                let is_cut = found.len() == STEP;
+                let rest = found.last().filter(|_| is_cut);
+                let rest = rest.map(|(_, after)| Self::Next { after: *after, last });
+                Ok((found.into_iter().map(|(n, _)| n).collect(), rest))
+            }
+        }
+    }
+}
+
+/// Puts a step of dead letters back in line.
+pub(super) fn redrive(tx: &mut Tx<'_>, now: Millis, which: &Which) -> Outcome<Step> {
+    let (rows, rest) = which.rows(tx)?;
+    for n in &rows {
+        redrive_one(tx, now, *n)?;
+    }
+    if !rows.is_empty() {
+        tx.tell();
+    }
+    Ok(Step { n_done: rows.len() as u64, rest })
+}
+
+fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
+    let sql = "SELECT headers FROM payloads WHERE n = ?1";
+    let headers: String = tx.sql(sql)?.query_row([n], |row| row.get(0))?;
+    let mut headers: Headers =
+        serde_json::from_str(&headers).map_err(|error| Failure::garbled("headers", error))?;
+    if headers.deadline.is_some_and(|deadline| millis(deadline) <= now) {
+        // Else the job would die again at once.
+        headers.deadline = None;
+        let text =
+            serde_json::to_string(&headers).map_err(|error| Failure::garbled("headers", error))?;
+        tx.sql("UPDATE payloads SET headers = ?2 WHERE n = ?1")?.execute((n, text))?;
+    }
+    let place = tx.place();
+    let sql = "UPDATE jobs SET state = 0, place = ?2, attempts = 0, reason = NULL, died_at = NULL,
+               settled = NULL, deadline = ?3 WHERE n = ?1 RETURNING cost, id";
+    let row = (n, place, headers.deadline.map(millis));
+    let (cost, id): (Option<i64>, String) = tx.sql(sql)?.query_row(row, |row| row.try_into())?;
+    results::reset(tx, &id)?;
+    tx.moves(State::Dead, State::Ready, cost);
+    Ok(())
+}
+
+/// Deletes a step of dead letters, and forgets their names.
+pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
+    let (rows, rest) = which.rows(tx)?;
+    for n in &rows {
+        let sql = "DELETE FROM jobs WHERE n = ?1 RETURNING id, key, cost";
+        let (id, key, cost): (String, Option<String>, Option<i64>) =
+            tx.sql(sql)?.query_row([n], |row| row.try_into())?;
+        tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
+        names::forget(tx, &id, key.as_deref())?;
+        tx.leaves(State::Dead, cost);
+    }
+    Ok(Step { n_done: rows.len() as u64, rest })
+}

@@ -1,0 +1,77 @@
+//! What SQLite says, in the words of the seam.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::{Error, ErrorKind};
+
+/// Why a command was not carried out.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// SQLite could not.
+    Sql(rusqlite::Error),
+    /// We would not.
+    Refused(Error),
+}
+
+/// What commands return.
+pub(super) type Outcome<T> = Result<T, Failure>;
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Failure {
+    /// Stored text or numbers that this version would not have stored.
+    pub(super) fn garbled(
+        what: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let words = format!("stored {what} cannot be read");
+        Self::Refused(Error::new(ErrorKind::Incompatible, words).caused_by(source))
+    }
+
+    /// The error for the caller; names the file.
+    pub(super) fn into_error(self, path: &Path) -> Error {
+        match self {
+            Self::Refused(error) => error,
+            Self::Sql(error) => {
+                let (kind, words) = explain(&error);
+                Error::new(kind, format!("queue file {}: {words}", path.display())).caused_by(error)
+            }
+        }
+    }
+}
+
+fn explain(error: &rusqlite::Error) -> (ErrorKind, &'static str) {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            (ErrorKind::Unavailable, "another process has kept it locked for too long")
+        }
+        Some(ErrorCode::DiskFull) => (ErrorKind::Unavailable, "the disk is full; make room"),
+        Some(ErrorCode::CannotOpen) => {
+            (ErrorKind::Unavailable, "it cannot be opened; check that its folder may be written")
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            (ErrorKind::Unavailable, "it cannot be written; check the rights of file and folder")
+        }
+        Some(ErrorCode::SystemIoFailure) => (ErrorKind::Unavailable, "the disk failed"),
+        Some(ErrorCode::NotADatabase) => {
+            (ErrorKind::Incompatible, "it is not a database; use another file")
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            (ErrorKind::Incompatible, "it is damaged; restore it from a copy")
+        }
+        Some(ErrorCode::TooBig) => (ErrorKind::Invalid, "a body is too large; store it elsewhere"),
+        _ => (ErrorKind::Internal, "unexpected failure"),
+    }
+}

@@ -1,0 +1,351 @@
+//! The embedded broker: one SQLite file on a local disk, many processes.
+//!
+//! A handle and its clones share three threads: `ebb-sqlite-writer` commits what waits together,
+//! `ebb-sqlite-reader` looks without ever waiting for a writer, and `ebb-sqlite-watcher`, from the
+//! first subscription on, notices what other processes commit. They end with the last clone.
+
+mod claim;
+mod dead;
+mod depth;
+mod failure;
+mod mark;
+mod names;
+mod publish;
+mod reader;
+mod results;
+mod schema;
+mod settle;
+mod signals;
+mod stored;
+mod sweep;
+mod turn;
+mod tx;
+mod watcher;
+mod workers;
+mod writer;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use crate::{
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
+    Frame, Job, JobId, JobResult, OpenOptions, Published, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, Synchronous, WorkerStatus,
+};
+use claim::{Claim, Claimed};
+use dead::{Step, Which};
+use failure::Outcome;
+use reader::Reader;
+use results::{Cursor, Piece};
+use settle::Settling;
+use signals::Signals;
+use tx::{Counters, Millis, Tx, millis, span};
+use watcher::Watcher;
+use writer::Writer;
+
+/// A wait looks again at least this often, should a clock have jumped.
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+
+/// A queue in a SQLite file; clones share its threads.
+#[derive(Debug, Clone)]
+pub struct SqliteQueue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    file: Arc<File>,
+    behavior: Behavior,
+    worker: Arc<str>,
+    clock: Arc<dyn Clock>,
+    writer: Writer,
+    reader: Reader,
+    signals: Arc<Signals>,
+    watcher: OnceCell<Watcher>,
+}
+
+/// Which file, and which queue in it.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    queue: i64,
+}
+
+/// A thread with a name, which ends when its work does.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map(drop).map_err(|error| {
+        Error::new(ErrorKind::Unavailable, format!("cannot start thread {name}")).caused_by(error)
+    })
+}
+
+impl SqliteQueue {
+    /// Opens or creates the file, its folder and the queue. Any number may do so at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the file cannot be opened, [`ErrorKind::Incompatible`] when
+    /// it holds something else or was written by a newer version.
+    pub async fn open(
+        path: &Path,
+        queue: &str,
+        synchronous: Synchronous,
+        behavior: &Behavior,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let (path, queue, behavior) = (path.to_owned(), queue.to_owned(), behavior.clone());
+        let opening = tokio::task::spawn_blocking(move || {
+            Self::open_here(&path, &queue, synchronous, behavior, options)
+                .map_err(|failure| failure.into_error(&path))
+        });
+        opening.await.map_err(|error| {
+            Error::new(ErrorKind::Internal, "opening the queue was cut short").caused_by(error)
+        })?
+    }
+
+    fn open_here(
+        path: &Path,
+        queue: &str,
+        synchronous: Synchronous,
+        behavior: Behavior,
+        options: OpenOptions,
+    ) -> Outcome<Self> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                let words = format!("cannot create folder {}", folder.display());
+                Error::new(ErrorKind::Unavailable, words).caused_by(error)
+            })?;
+        }
+        let mut db = schema::open(path, synchronous)?;
+        let file = Arc::new(File { path: path.to_owned(), queue: schema::queue(&mut db, queue)? });
+        let reading = schema::connect(path)?;
+        let counters = Counters::load(&reading, file.queue)?;
+        let signals = Arc::new(Signals::new(counters.arrivals));
+        let turn = turn::Turn::open(path)?;
+        let shared = Shared {
+            writer: Writer::start(db, turn, file.clone(), signals.clone())?,
+            reader: Reader::start(reading, file.clone())?,
+            file,
+            behavior,
+            worker: options.worker.into(),
+            clock: options.clock,
+            signals,
+            watcher: OnceCell::new(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn now(&self) -> Millis {
+        millis(self.shared.clock.now())
+    }
+
+    /// Makes sure that what other processes do is noticed from now on.
+    async fn watch(&self) -> Result<()> {
+        let start = || Watcher::start(self.shared.file.clone(), self.shared.signals.clone());
+        self.shared.watcher.get_or_try_init(start).await?;
+        Ok(())
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let now = self.now();
+        self.shared.writer.run(now, move |tx| work(tx, now)).await
+    }
+
+    async fn claim(&self, max: NonZeroUsize) -> Result<Claimed> {
+        let shared = &self.shared;
+        let (worker, mark) = (shared.worker.clone(), rand::random());
+        let (lease, result_ttl) = (span(shared.behavior.lease), span(shared.behavior.result_ttl));
+        let claim = move |tx: &mut Tx<'_>, now| {
+            let until = now + lease;
+            claim::claim(tx, &Claim { max: max.get(), now, until, worker, mark, result_ttl })
+        };
+        self.write(claim).await
+    }
+
+    /// Dead letters, those included whose deadline has passed just now.
+    async fn letters<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let ttl = span(self.shared.behavior.result_ttl);
+        loop {
+            let expire = move |tx: &mut Tx<'_>, now| dead::expire(tx, now, ttl);
+            if self.write(expire).await? < dead::STEP {
+                return self.write(work).await;
+            }
+        }
+    }
+
+    /// Goes on in small steps, between which others can write.
+    async fn steps(
+        &self,
+        which: Which,
+        step: fn(&mut Tx<'_>, Millis, &Which) -> Outcome<Step>,
+    ) -> Result<u64> {
+        let mut next = Some(which);
+        let mut n_done = 0;
+        while let Some(which) = next {
+            let done = self.letters(move |tx, now| step(tx, now, &which)).await?;
+            n_done += done.n_done;
+            next = done.rest;
+        }
+        Ok(n_done)
+    }
+}
+
+#[async_trait]
+impl Backlog for SqliteQueue {
+    async fn depth(&self) -> Result<Depth> {
+        let now = self.shared.clock.now();
+        let look = move |db: &_, queue| {
+            let counters = Counters::load(db, queue)?;
+            depth::depth(db, queue, &counters, now)
+        };
+        self.shared.reader.run(look).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        let now = self.now();
+        self.shared.reader.run(move |db, queue| workers::alive(db, queue, now)).await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        let arrivals = self.shared.signals.arrivals();
+        self.watch().await?;
+        // The watcher lives as long as the stream does.
+        let told = stream::unfold((arrivals, self.clone()), |(mut arrivals, queue)| async move {
+            arrivals.changed().await.ok()?;
+            Some(((), (arrivals, queue)))
+        });
+        Ok(told.boxed())
+    }
+}
+
+#[async_trait]
+impl Broker for SqliteQueue {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        let max_ready = self.shared.behavior.max_ready;
+        self.write(move |tx, now| publish::publish(tx, now, &jobs, max_ready)).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        let began = Instant::now();
+        let mut arrivals = self.shared.signals.arrivals();
+        loop {
+            arrivals.mark_unchanged();
+            let claimed = self.claim(max).await?;
+            let left = wait.saturating_sub(began.elapsed());
+            if !claimed.deliveries.is_empty() || left.is_zero() {
+                return Ok(claimed.deliveries);
+            }
+            if !self.shared.watcher.initialized() {
+                // Another look is due for what came before it watched.
+                self.watch().await?;
+                continue;
+            }
+            let due = claimed.next_due.map(|due| due.saturating_sub(self.now()).max(1));
+            let due = due.map_or(LONGEST_NAP, |due| Duration::from_millis(due.cast_unsigned()));
+            // Both an arrival and the end of the nap mean to look again.
+            let nap = left.min(due).min(LONGEST_NAP);
+            tokio::time::timeout(nap, arrivals.changed()).await.ok();
+        }
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        let (receipts, lease) = (receipts.to_vec(), span(self.lease()));
+        self.write(move |tx, now| settle::extend(tx, now + lease, &receipts)).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        let settlings: Vec<_> = settlements.iter().map(Settling::from).collect();
+        let key_ttl = span(self.shared.behavior.key_ttl);
+        self.write(move |tx, now| settle::settle(tx, now, key_ttl, &settlings)).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        let status = status.clone();
+        self.write(move |tx, now| workers::report(tx, now, &status)).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.shared.behavior.lease
+    }
+}
+
+#[async_trait]
+impl DeadLetters for SqliteQueue {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.letters(move |tx, _| dead::list(tx, max)).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        let id = id.clone();
+        self.letters(move |tx, _| dead::show(tx, &id)).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.steps(Which::new(ids), dead::redrive).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.steps(Which::new(ids), |tx, _, which| dead::purge(tx, which)).await
+    }
+}
+
+#[async_trait]
+impl ResultStore for SqliteQueue {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        let (result, ttl) = (result.clone(), span(self.shared.behavior.result_ttl));
+        self.write(move |tx, now| results::put(tx, now, ttl, &result)).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        let (now, id) = (self.now(), id.clone());
+        self.shared.reader.run(move |db, queue| results::get(db, queue, now, &id)).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        let seq = i64::try_from(seq)
+            .map_err(|_| Error::new(ErrorKind::Invalid, "chunk seq is too large"))?;
+        let (id, ttl) = (id.clone(), span(self.shared.behavior.result_ttl));
+        let piece = Piece { id, attempt, seq, body };
+        self.write(move |tx, now| results::chunk(tx, now, ttl, &piece)).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        let (queue, id) = (self.clone(), id.clone());
+        let mut follower = self.shared.signals.follow(&id);
+        self.watch().await?;
+        let mut cursor = Cursor::from_seq(from_seq);
+        let frames = async_stream::try_stream! {
+            loop {
+                let (now, id) = (queue.now(), id.clone());
+                let look = move |db: &_, n| results::frames(db, n, now, (&id, cursor));
+                let found = queue.shared.reader.run(look).await?;
+                cursor = found.cursor;
+                for frame in found.frames {
+                    let is_last = matches!(frame, Frame::Final(_));
+                    yield frame;
+                    if is_last {
+                        return;
+                    }
+                }
+                if !found.is_cut {
+                    follower.news().await;
+                }
+            }
+        };
+        Ok(frames.boxed())
+    }
+}

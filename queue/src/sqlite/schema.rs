@@ -1,0 +1,218 @@
+//! The tables, and how a file comes to have them. Many processes may do this at the same moment.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior};
+
+use super::failure::Failure;
+use super::turn;
+use crate::{Error, ErrorKind, Synchronous};
+
+/// Marks a file as ours: `Ebbq` in ASCII.
+const APPLICATION_ID: i32 = 0x4562_6271;
+
+/// The layout that this version reads and writes.
+const VERSION: i32 = 1;
+
+/// Statements that each connection keeps prepared; more than all modules use together.
+const STATEMENTS: usize = 128;
+
+/// What a file may grow to when a long backlog has been written and read back.
+const WAL_LIMIT: u32 = 64 << 20;
+
+const TABLES: &str = "
+-- Counters are kept exact by the writer, so that a look costs the same at any depth.
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    ready INTEGER NOT NULL DEFAULT 0,
+    leased INTEGER NOT NULL DEFAULT 0,
+    delayed INTEGER NOT NULL DEFAULT 0,
+    dead INTEGER NOT NULL DEFAULT 0,
+    cost INTEGER NOT NULL DEFAULT 0,     -- of ready and leased jobs, in thousandths
+    places INTEGER NOT NULL DEFAULT 0,   -- handed out in line, ever
+    arrivals INTEGER NOT NULL DEFAULT 0  -- things to tell, ever
+) STRICT;
+
+-- state: 0 ready, 1 leased, 2 delayed, 3 dead.
+-- due: when a delay or a lease ends; of a ready job, when its last lease ended.
+-- deadline: of a dead job none, whatever its headers say.
+-- lease: the mark of the last lease, until it is settled. settled: the mark of the last settlement.
+CREATE TABLE jobs (
+    n INTEGER PRIMARY KEY,
+    queue INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    due INTEGER,
+    deadline INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    lease INTEGER,
+    worker TEXT,
+    settled INTEGER,
+    cost INTEGER,
+    enqueued_at INTEGER NOT NULL,
+    key TEXT,
+    history TEXT,
+    reason TEXT,
+    died_at INTEGER
+) STRICT;
+CREATE INDEX jobs_line ON jobs (queue, rank, place) WHERE state = 0;
+CREATE INDEX jobs_age ON jobs (queue, enqueued_at) WHERE state = 0;
+CREATE INDEX jobs_leased ON jobs (queue, due) WHERE state = 1;
+CREATE INDEX jobs_delayed ON jobs (queue, due) WHERE state = 2;
+CREATE INDEX jobs_deadline ON jobs (queue, deadline) WHERE deadline IS NOT NULL;
+CREATE INDEX jobs_dead ON jobs (queue, place) WHERE state = 3;
+
+-- Apart from their jobs: a change of state must not rewrite a large body.
+CREATE TABLE payloads (
+    n INTEGER PRIMARY KEY,
+    headers TEXT NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+
+-- What a second publication is recognised by. kind: 0 id, 1 idempotency key.
+-- job: whose key it is. n: the job while there is one. settled: the mark of the last settlement.
+CREATE TABLE names (
+    queue INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    job TEXT NOT NULL,
+    n INTEGER,
+    settled INTEGER,
+    expires INTEGER,
+    PRIMARY KEY (queue, kind, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX names_expires ON names (expires) WHERE expires IS NOT NULL;
+
+-- n never comes twice, so that a reader knows what is new.
+CREATE TABLE results (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    completed INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    value BLOB NOT NULL,
+    UNIQUE (queue, id)
+) STRICT;
+CREATE INDEX results_expires ON results (expires);
+
+CREATE TABLE chunks (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (queue, id, attempt, seq)
+) STRICT;
+CREATE INDEX chunks_expires ON chunks (expires);
+
+CREATE TABLE workers (
+    queue INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    phase INTEGER NOT NULL,
+    seen INTEGER NOT NULL,
+    status BLOB NOT NULL,
+    PRIMARY KEY (queue, id)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Opens the file for the writer, and makes it ours where it is new.
+pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, Failure> {
+    let mut db = connect(path)?;
+    refuse_foreign(&mut db, path)?;
+    db.pragma_update(
+        None,
+        "synchronous",
+        match synchronous {
+            Synchronous::Full => "full",
+            Synchronous::Normal => "normal",
+        },
+    )?;
+    use_wal(&db)?;
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if version(&tx)? == 0 {
+        tx.execute_batch(TABLES)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", VERSION)?;
+    }
+    tx.commit()?;
+    Ok(db)
+}
+
+/// Another connection to a file that `open` has seen.
+pub(super) fn connect(path: &Path) -> Result<Connection, Failure> {
+    let mut db = Connection::open(path)?;
+    db.busy_handler(Some(turn::patience()))?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS);
+    db.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
+    Ok(db)
+}
+
+/// The number of the queue with this name.
+pub(super) fn queue(db: &mut Connection, name: &str) -> Result<i64, Failure> {
+    let known = |db: &Connection| {
+        db.query_row("SELECT id FROM queues WHERE name = ?1", [name], |row| row.get(0)).optional()
+    };
+    if let Some(id) = known(db)? {
+        return Ok(id);
+    }
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute("INSERT INTO queues (name) VALUES (?1) ON CONFLICT (name) DO NOTHING", [name])?;
+    let id = tx.query_row("SELECT id FROM queues WHERE name = ?1", [name], |row| row.get(0))?;
+    tx.commit()?;
+    Ok(id)
+}
+
+/// Before anything is written: a file of another program or version stays as it is.
+fn refuse_foreign(db: &mut Connection, path: &Path) -> Result<(), Failure> {
+    // One look, since pragmas and tables of a new file come with one commit.
+    let look = db.transaction()?;
+    let application: i32 = look.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let found = version(&look)?;
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)";
+    let is_empty: bool = look.query_row(sql, [], |row| row.get(0))?;
+    let is_new = application == 0 && found == 0 && is_empty;
+    let words = if !is_new && application != APPLICATION_ID {
+        "it is the database of another program; use another file".to_owned()
+    } else if found > VERSION {
+        format!(
+            "its layout is version {found} and this program knows up to {VERSION}; \
+             use a newer ebb, or another file"
+        )
+    } else {
+        return Ok(());
+    };
+    let words = format!("queue file {}: {words}", path.display());
+    Err(Error::new(ErrorKind::Incompatible, words).into())
+}
+
+fn version(db: &Connection) -> rusqlite::Result<i32> {
+    db.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Asks until it is so: the busy handler is not asked while another process does the same.
+fn use_wal(db: &Connection) -> Result<(), Failure> {
+    const TRIES: u32 = 2000;
+    for _ in 0..TRIES {
+        let mode =
+            db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0));
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(_) => break,
+            Err(error)
+                if matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+                ) => {}
+            Err(error) => return Err(error.into()),
+        }
+        turn::pause(Duration::from_millis(5));
+    }
+    let words = "cannot be put into WAL mode; use a file on a local disk, open in no other program";
+    Err(Failure::Refused(Error::new(ErrorKind::Unavailable, words)))
+}

@@ -1,0 +1,266 @@
+//! Notices what other processes have committed.
+//!
+//! A commit appends to the write-ahead log, which inotify tells a little before the commit can be
+//! seen; so the watcher looks again and again from then on, until it sees it. Elsewhere than on
+//! Linux it looks a hundred times a second. One thread per handle, started with the first
+//! subscription; it does not wake while nothing is written, but for one look a second.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::failure::Outcome;
+use super::signals::Signals;
+use super::{File, schema, turn};
+use crate::{Error, ErrorKind, JobId, Result};
+
+/// The first pause between two looks for a commit that is under way; they grow with the wait.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+
+/// The longest.
+const LAST_PAUSE: Duration = Duration::from_millis(10);
+
+/// No commit is looked for longer than this; the look once a second finds what comes later.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// News that one look reads at most.
+const STEP: usize = 1000;
+
+/// Keeps the thread running.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    _stop: oneshot::Sender<()>,
+}
+
+impl Watcher {
+    /// Returns once nothing that is committed from now on goes unnoticed.
+    pub(super) async fn start(file: Arc<File>, signals: Arc<Signals>) -> Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let (ready, armed) = oneshot::channel();
+        super::spawn("ebb-sqlite-watcher", move || match arm(file, signals) {
+            Ok((runtime, eye)) => {
+                // Who asked may have gone meanwhile; then `stopped` says so.
+                ready.send(Ok(())).ok();
+                runtime.block_on(eye.watch(stopped));
+            }
+            Err(error) => {
+                ready.send(Err(error)).ok();
+            }
+        })?;
+        armed.await.map_err(|_| super::writer::gone())??;
+        Ok(Self { _stop: stop })
+    }
+}
+
+fn arm(file: Arc<File>, signals: Arc<Signals>) -> Result<(tokio::runtime::Runtime, Eye)> {
+    let broken = |error: std::io::Error| {
+        let words = format!("cannot watch queue file {}", file.path.display());
+        Error::new(ErrorKind::Unavailable, words).caused_by(error)
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(broken)?;
+    // The log exists once a connection has read.
+    let db = schema::connect(&file.path).map_err(|failure| failure.into_error(&file.path))?;
+    let stir = {
+        let _guard = runtime.enter();
+        Stir::new(&file.path).map_err(broken)?
+    };
+    let mut eye = Eye { db, stir, file: file.clone(), signals, version: -1, tail: None };
+    eye.look().map_err(|failure| failure.into_error(&file.path))?;
+    Ok((runtime, eye))
+}
+
+/// What the watcher has seen so far.
+struct Eye {
+    db: Connection,
+    stir: Stir,
+    file: Arc<File>,
+    signals: Arc<Signals>,
+    /// SQLite's count of the commits of others.
+    version: i64,
+    /// The last result and the last chunk told, while somebody follows one.
+    tail: Option<(i64, i64)>,
+}
+
+impl Eye {
+    async fn watch(mut self, mut stopped: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                _ = &mut stopped => return,
+                stirred = self.stir.wait() => {
+                    if stirred {
+                        self.look_out().await;
+                    } else {
+                        self.try_look();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks until it sees a commit.
+    async fn look_out(&mut self) {
+        let since = Instant::now();
+        while !self.try_look() && since.elapsed() < LONGEST {
+            turn::pause((since.elapsed() / 10).clamp(FIRST_PAUSE, LAST_PAUSE));
+        }
+        // Many commits in a row are told as few.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn try_look(&mut self) -> bool {
+        self.look().unwrap_or_else(|failure| {
+            let error = failure.into_error(&self.file.path);
+            tracing::warn!(%error, "cannot look for news");
+            false
+        })
+    }
+
+    /// Tells what is new, and whether anything was.
+    fn look(&mut self) -> Outcome<bool> {
+        let version =
+            self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        let followed = self.signals.is_followed();
+        let is_new = version != self.version;
+        if !is_new && self.tail.is_some() == followed {
+            return Ok(false);
+        }
+        self.version = version;
+        let sql = "SELECT arrivals FROM queues WHERE id = ?1";
+        let arrivals =
+            self.db.prepare_cached(sql)?.query_row([self.file.queue], |row| row.get(0))?;
+        self.signals.tell_arrivals(arrivals);
+        match self.tail {
+            Some(tail) if followed => self.tell_from(tail)?,
+            _ if followed => {
+                self.tail = Some((self.last("results")?, self.last("chunks")?));
+                self.signals.tell_all_followers();
+            }
+            _ => self.tail = None,
+        }
+        Ok(is_new)
+    }
+
+    fn last(&self, table: &str) -> Outcome<i64> {
+        let sql = format!("SELECT coalesce(max(n), 0) FROM {table}");
+        Ok(self.db.prepare_cached(&sql)?.query_row([], |row| row.get(0))?)
+    }
+
+    fn tell_from(&mut self, (mut result, mut chunk): (i64, i64)) -> Outcome<()> {
+        for (table, last) in [("results", &mut result), ("chunks", &mut chunk)] {
+            let sql = format!("SELECT n, queue, id FROM {table} WHERE n > ?1 ORDER BY n LIMIT ?2");
+            loop {
+                let mut statement = self.db.prepare_cached(&sql)?;
+                let rows = statement.query_map((*last, STEP as i64), |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+                })?;
+                let rows: Vec<_> = rows.collect::<std::result::Result<_, _>>()?;
+                let ours = rows.iter().filter(|(_, queue, _)| *queue == self.file.queue);
+                let ids: Vec<JobId> = ours.filter_map(|(_, _, id)| id.parse().ok()).collect();
+                self.signals.tell_results(&ids);
+                *last = rows.last().map_or(*last, |(n, ..)| *n);
+                if rows.len() < STEP {
+                    break;
+                }
+            }
+        }
+        self.tail = Some((result, chunk));
+        Ok(())
+    }
+}
+
+/// The log beside a database.
+fn log_of(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+#[cfg(target_os = "linux")]
+use linux::Stir;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::io::Result;
+    use std::path::{Path, PathBuf};
+    use std::time::Duration;
+
+    use futures::{FutureExt, StreamExt};
+    use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+
+    /// Looks for what the kernel would not tell, and for a log that is not there yet.
+    const PULSE: Duration = Duration::from_secs(1);
+
+    /// Waits for a write to the log.
+    pub(super) struct Stir {
+        events: EventStream<[u8; 4096]>,
+        log: PathBuf,
+        watch: Option<WatchDescriptor>,
+    }
+
+    impl Stir {
+        pub(super) fn new(database: &Path) -> Result<Self> {
+            let events = Inotify::init()?.into_event_stream([0; 4096])?;
+            let mut stir = Self { events, log: super::log_of(database), watch: None };
+            stir.arm();
+            Ok(stir)
+        }
+
+        /// The log is deleted with the last connection and made anew with the next one.
+        fn arm(&mut self) {
+            let mask = WatchMask::MODIFY | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+            if self.watch.is_none() {
+                self.watch = self.events.watches().add(&self.log, mask).ok();
+            }
+        }
+
+        /// True after a write, false when it is time to look without one.
+        pub(super) async fn wait(&mut self) -> bool {
+            self.arm();
+            let mut next = tokio::time::timeout(PULSE, self.events.next()).await.ok().flatten();
+            let stirred = next.is_some();
+            let mut is_gone = false;
+            while let Some(Ok(event)) = next {
+                let end = EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED;
+                is_gone |= event.mask.intersects(end);
+                next = self.events.next().now_or_never().flatten();
+            }
+            if is_gone && let Some(watch) = self.watch.take() {
+                // The kernel has dropped it already when the log was deleted.
+                self.events.watches().remove(watch).ok();
+            }
+            stirred
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+use elsewhere::Stir;
+
+#[cfg(not(target_os = "linux"))]
+mod elsewhere {
+    use std::path::Path;
+    use std::time::Duration;
+
+    /// Half the time within which an arrival is to be told.
+    const PULSE: Duration = Duration::from_millis(10);
+
+    /// Waits for the next look.
+    pub(super) struct Stir;
+
+    impl Stir {
+        pub(super) fn new(_database: &Path) -> std::io::Result<Self> {
+            Ok(Self)
+        }
+
+        /// Always false: it is time to look.
+        pub(super) async fn wait(&mut self) -> bool {
+            tokio::time::sleep(PULSE).await;
+            false
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The one thread of a handle that writes.
+//!
+//! A commit costs a wait for the disk, so commands that wait together are carried out in one
+//! transaction; each has a savepoint and an outcome of its own, told when the commit is through.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::failure::Outcome;
+use super::signals::Signals;
+use super::turn::Turn;
+use super::tx::{Millis, Tx};
+use super::{File, sweep};
+use crate::{Error, ErrorKind, Result};
+
+/// Commands that may wait for the writer before callers wait to be let in.
+const WAITING: usize = 256;
+
+/// A transaction takes no more commands in after this long: others want to write as well.
+const LONGEST: Duration = Duration::from_millis(20);
+
+/// The way to the thread that writes; it ends when the last of these is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    commands: mpsc::Sender<Box<dyn Command>>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        db: Connection,
+        turn: Turn,
+        file: Arc<File>,
+        signals: Arc<Signals>,
+    ) -> Result<Self> {
+        let (commands, waiting) = mpsc::channel(WAITING);
+        let thread = Thread { db, turn, file, signals, sweep_at: 0 };
+        super::spawn("ebb-sqlite-writer", move || thread.serve(waiting))?;
+        Ok(Self { commands })
+    }
+
+    /// Carries the work out in a write transaction, and returns once that is committed.
+    ///
+    /// Work that has not begun when the caller goes away is never begun.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        now: Millis,
+        work: impl FnOnce(&mut Tx<'_>) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let pending = Pending { now, work: Some(work), outcome: None, reply };
+        self.commands.send(Box::new(pending)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+pub(super) fn gone() -> Error {
+    Error::new(ErrorKind::Internal, "the queue's thread has ended; open the queue anew")
+}
+
+/// A piece of work whose caller waits.
+trait Command: Send {
+    /// When the caller asked.
+    fn now(&self) -> Millis;
+    /// Whether the caller has gone.
+    fn is_abandoned(&self) -> bool;
+    /// Does the work; the outcome is kept until the commit.
+    fn execute(&mut self, tx: &mut Tx<'_>, file: &File);
+    /// Tells the outcome, or why there is none.
+    fn finish(self: Box<Self>, failure: Option<&Error>);
+}
+
+struct Pending<T, F> {
+    now: Millis,
+    work: Option<F>,
+    outcome: Option<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Outcome<T> + Send> Command for Pending<T, F> {
+    fn now(&self) -> Millis {
+        self.now
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn execute(&mut self, tx: &mut Tx<'_>, file: &File) {
+        let Some(work) = self.work.take() else { return };
+        let outcome = tx.step(work);
+        self.outcome = Some(outcome.map_err(|failure| failure.into_error(&file.path)));
+    }
+
+    fn finish(self: Box<Self>, failure: Option<&Error>) {
+        // The work's own refusal says more than a commit that failed after it.
+        let outcome = match (self.outcome, failure) {
+            (Some(Err(error)), _) => Err(error),
+            (Some(outcome), None) => outcome,
+            (_, Some(error)) => Err(Error::new(error.kind(), error.to_string())),
+            (None, None) => Err(gone()),
+        };
+        // A caller that has gone needs no answer.
+        self.reply.send(outcome).ok();
+    }
+}
+
+struct Thread {
+    db: Connection,
+    turn: Turn,
+    file: Arc<File>,
+    signals: Arc<Signals>,
+    sweep_at: Millis,
+}
+
+impl Thread {
+    fn serve(mut self, mut waiting: mpsc::Receiver<Box<dyn Command>>) {
+        while let Some(first) = waiting.blocking_recv() {
+            let mut group = vec![first];
+            let committed = self.transact(&mut group, &mut waiting);
+            if committed.is_err() {
+                // Those who came meanwhile would wait as long, and in vain.
+                while let Ok(next) = waiting.try_recv() {
+                    group.push(next);
+                }
+            }
+            let failure = committed.err().map(|failure| failure.into_error(&self.file.path));
+            for command in group {
+                command.finish(failure.as_ref());
+            }
+        }
+    }
+
+    fn transact(
+        &mut self,
+        group: &mut Vec<Box<dyn Command>>,
+        waiting: &mut mpsc::Receiver<Box<dyn Command>>,
+    ) -> Outcome<()> {
+        self.turn.begin(&self.db)?;
+        let outcome = self.fill(group, waiting);
+        if outcome.is_err() && !self.db.is_autocommit() {
+            self.db.execute_batch("ROLLBACK")?;
+        }
+        outcome
+    }
+
+    /// Carries out the first command and all that wait meanwhile, and commits.
+    fn fill(
+        &mut self,
+        group: &mut Vec<Box<dyn Command>>,
+        waiting: &mut mpsc::Receiver<Box<dyn Command>>,
+    ) -> Outcome<()> {
+        let began = Instant::now();
+        let mut tx = Tx::begun(&self.db, self.file.queue)?;
+        let mut now = 0;
+        let mut done = 0;
+        while let Some(command) = group.get_mut(done) {
+            done += 1;
+            now = now.max(command.now());
+            if !command.is_abandoned() {
+                command.execute(&mut tx, &self.file);
+            }
+            if began.elapsed() < LONGEST
+                && let Ok(next) = waiting.try_recv()
+            {
+                group.push(next);
+            }
+        }
+        if now >= self.sweep_at {
+            self.sweep_at = now + tx.step(|tx| sweep::step(tx, now))?;
+        }
+        let (arrivals, news) = tx.commit()?;
+        self.signals.tell_arrivals(arrivals);
+        self.signals.tell_results(&news);
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! A job that failed for good can be read, with all that happened to it, and deleted.
+
+use std::time::Duration;
+
+use ebb_queue::{JobId, Queue};
+
+use crate::fixture::{Fixture, counts, kill, publish, settle, take, take_one};
+
+pub async fn a_rejected_job_is_kept_with_its_reason(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let job = fixture.job("a", &[("ebb-tenant", "lab"), ("ebb-cost", "3")]);
+    publish(&queue, job.clone()).await;
+    let before = fixture.now();
+    fixture.pass(Duration::from_secs(1)).await;
+    kill(&queue, "not json: expected value at line 1").await;
+    fixture.pass(fixture.lease() * 9).await;
+    assert!(take(&queue, 1).await.is_empty());
+    let letter = fixture.again("two").await.show(&job.id).await.unwrap().unwrap();
+    assert_eq!(letter.job, job);
+    assert_eq!(letter.reason, "not json: expected value at line 1");
+    assert_eq!(letter.attempts, 1);
+    assert!(before < letter.died_at && letter.died_at < fixture.now());
+    assert_eq!(letter.history[0].at, letter.died_at);
+}
+
+pub async fn only_dead_letters_are_shown(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a", "b", "c"]).await;
+    settle(&queue, take(&queue, 1).await.remove(0).ack()).await;
+    let running = take(&queue, 1).await;
+    for name in ["a", "b", "c", "never-seen"] {
+        assert!(queue.show(&name.parse().unwrap()).await.unwrap().is_none(), "{name}");
+    }
+    assert!(queue.list(9).await.unwrap().is_empty());
+    assert_eq!(queue.purge(None).await.unwrap() + queue.redrive(None).await.unwrap(), 0);
+    assert_eq!(running.len(), 1);
+}
+
+pub async fn the_newest_come_first_and_no_more_than_asked_for(fixture: &dyn Fixture) {
+    let queue = three_dead(fixture).await;
+    assert_eq!(listed(&queue, 9).await, ["c", "b", "a"]);
+    assert_eq!(listed(&queue, 2).await, ["c", "b"]);
+    assert!(listed(&queue, 0).await.is_empty());
+}
+
+pub async fn purge_deletes_the_named_ones_for_good(fixture: &dyn Fixture) {
+    let queue = three_dead(fixture).await;
+    let ids = ["b", "unknown", "b"].map(|name| name.parse::<JobId>().unwrap());
+    assert_eq!(queue.purge(Some(&ids)).await.unwrap(), 1);
+    assert_eq!(listed(&queue, 9).await, ["c", "a"]);
+    assert_eq!(queue.purge(Some(&[])).await.unwrap(), 0);
+    assert_eq!(queue.redrive(Some(&ids)).await.unwrap(), 0);
+    assert_eq!(counts(&queue).await, [0, 0, 0, 2]);
+}
+
+pub async fn purge_of_all_spares_what_is_not_dead(fixture: &dyn Fixture) {
+    let queue = three_dead(fixture).await;
+    fixture.publish(&queue, &["d", "e"]).await;
+    let running = take(&queue, 1).await.remove(0);
+    assert_eq!(queue.purge(None).await.unwrap(), 3);
+    assert_eq!(counts(&queue).await, [1, 1, 0, 0]);
+    settle(&queue, running.ack()).await;
+    assert_eq!(take_one(&queue).await.job.id.as_str(), "e");
+}
+
+async fn three_dead(fixture: &dyn Fixture) -> Queue {
+    let queue = fixture.fresh().await;
+    for name in ["a", "b", "c"] {
+        fixture.publish(&queue, &[name]).await;
+        kill(&queue, "bad").await;
+        fixture.pass(Duration::from_millis(10)).await;
+    }
+    queue
+}
+
+async fn listed(queue: &Queue, max: usize) -> Vec<String> {
+    let letters = queue.list(max).await.unwrap();
+    letters.iter().map(|letter| letter.job.id.to_string()).collect()
+}

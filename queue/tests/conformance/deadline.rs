@@ -1,0 +1,113 @@
+//! A job whose answer is worthless by now is not run: it is a dead letter that says so.
+
+use std::time::Duration;
+
+use ebb_queue::{Outcome, Queue, Settled};
+
+use crate::fixture::{Fixture, counts, names, publish, settle, take, take_one};
+
+pub async fn an_expired_job_is_never_delivered(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    fixture.publish(&queue, &["b"]).await;
+    fixture.pass(Duration::from_secs(11)).await;
+    assert_eq!(names(&take(&queue, 9).await), ["b"]);
+    assert_died_of_its_deadline(&queue, 0).await;
+}
+
+pub async fn a_job_is_delivered_before_its_deadline(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    fixture.pass(Duration::from_secs(5)).await;
+    assert_eq!(names(&take(&queue, 9).await), ["a"]);
+}
+
+pub async fn an_expired_job_counts_as_dead_even_before_a_worker_meets_it(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    assert_eq!(counts(&queue).await, [1, 0, 0, 0]);
+    fixture.pass(Duration::from_secs(11)).await;
+    assert_eq!(counts(&queue).await, [0, 0, 0, 1]);
+    assert_eq!(queue.depth().await.unwrap().oldest_ready, None);
+    assert_died_of_its_deadline(&queue, 0).await;
+}
+
+pub async fn an_operator_sees_an_expired_job_among_the_dead_letters(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    fixture.pass(Duration::from_secs(11)).await;
+    let id = "a".parse().unwrap();
+    assert_eq!(queue.show(&id).await.unwrap().unwrap().reason, "expired");
+    assert_eq!(queue.purge(Some(&[id])).await.unwrap(), 1);
+    assert_eq!(counts(&queue).await, [0, 0, 0, 0]);
+}
+
+pub async fn a_job_that_expires_before_its_delay_ends_is_dead_from_then_on(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[("ebb-delay", "15s")]).await;
+    assert_eq!(counts(&queue).await, [0, 0, 1, 0]);
+    assert_eq!(queue.depth().await.unwrap().next_due, None);
+    fixture.pass(Duration::from_secs(11)).await;
+    assert_eq!(counts(&queue).await, [0, 0, 0, 1]);
+    assert!(take(&queue, 9).await.is_empty());
+    assert_died_of_its_deadline(&queue, 0).await;
+}
+
+pub async fn a_job_that_runs_past_its_deadline_may_still_be_done(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    let delivery = take_one(&queue).await;
+    fixture.pass(Duration::from_secs(11)).await;
+    assert_eq!(counts(&queue).await, [0, 1, 0, 0]);
+    assert!(take(&queue, 9).await.is_empty());
+    assert!(queue.list(9).await.unwrap().is_empty());
+    assert_eq!(settle(&queue, delivery.ack()).await, Settled::Held);
+    assert_eq!(counts(&queue).await, [0, 0, 0, 0]);
+}
+
+pub async fn a_job_that_is_retried_past_its_deadline_dies(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    let delivery = take_one(&queue).await;
+    settle(&queue, delivery.retry(Duration::from_secs(5), "again")).await;
+    fixture.pass(Duration::from_secs(11)).await;
+    assert!(take(&queue, 9).await.is_empty());
+    let history = assert_died_of_its_deadline(&queue, 1).await;
+    assert_eq!(history, ["again"]);
+}
+
+pub async fn a_job_left_by_a_crash_past_its_deadline_dies_and_its_lease_is_lost(
+    fixture: &dyn Fixture,
+) {
+    let queue = with_ttl(fixture, &[]).await;
+    let delivery = take_one(&queue).await;
+    fixture.pass(fixture.lease() * 2).await;
+    assert!(take(&queue, 9).await.is_empty());
+    let history = assert_died_of_its_deadline(&queue, 1).await;
+    assert_eq!(history, ["lease expired, held by one"]);
+    assert_eq!(settle(&queue, delivery.ack()).await, Settled::Lost);
+    assert_eq!(counts(&queue).await, [0, 0, 0, 1]);
+}
+
+pub async fn an_answer_that_is_there_outlives_the_deadline(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[]).await;
+    let delivery = take_one(&queue).await;
+    let result = fixture.completed("a", 1, "42");
+    queue.put(&result).await.unwrap();
+    drop(delivery);
+    fixture.pass(fixture.lease() * 2).await;
+    assert!(take(&queue, 9).await.is_empty());
+    assert_eq!(queue.get(&result.id).await.unwrap(), Some(result));
+}
+
+/// A queue with the job `a`, whose answer is worthless after ten seconds.
+async fn with_ttl(fixture: &dyn Fixture, headers: &[(&str, &str)]) -> Queue {
+    let queue = fixture.fresh().await;
+    let headers = [headers, &[("ebb-ttl", "10s")]].concat();
+    publish(&queue, fixture.job("a", &headers)).await;
+    queue
+}
+
+/// Returns what happened to it before.
+async fn assert_died_of_its_deadline(queue: &Queue, attempts: u32) -> Vec<String> {
+    let letters = queue.list(9).await.unwrap();
+    let [letter] = &letters[..] else { panic!("one dead letter: {letters:?}") };
+    assert_eq!((letter.job.id.as_str(), &*letter.reason), ("a", "expired"));
+    assert_eq!(letter.attempts, attempts);
+    let result = queue.get(&letter.job.id).await.unwrap().expect("a result says why");
+    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    letter.history.iter().map(|attempt| attempt.what.clone()).collect()
+}

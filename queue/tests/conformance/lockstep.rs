@@ -1,0 +1,324 @@
+//! The same operations on both brokers have the same answers: SQLite against the reference.
+
+use std::fmt::Debug;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Address, Behavior, Clock, Delivery, Error, Job, JobId, JobResult, OpenOptions, Outcome,
+    Phase, Queue, QueueUrl, Settlement, Synchronous, Timestamp, WorkerStatus, open,
+};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::fixture::soon;
+
+/// Few names, so that operations meet each other.
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// One operation; positions are taken modulo what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    Publish(Vec<Sketch>),
+    Receive { worker: usize, max: usize },
+    Settle(Vec<(usize, Way)>),
+    SettleAgain(usize),
+    Extend(Vec<usize>),
+    Pass { millis: i64 },
+    Redrive(Option<Vec<usize>>),
+    Purge(Option<Vec<usize>>),
+    Put { name: usize, attempt: u32, completed: bool },
+    Chunk { name: usize, attempt: u32, seq: u64 },
+    Report { worker: usize },
+}
+
+/// A job to publish.
+#[derive(Debug, Clone)]
+struct Sketch {
+    name: usize,
+    key: Option<usize>,
+    priority: usize,
+    delay: Option<u64>,
+    ttl: Option<u64>,
+    cost: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Ack,
+    Retry(u64),
+    Release,
+    Reject,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ids = || prop::option::of(prop::collection::vec(0..NAMES.len(), 0..3));
+    let settle = || prop::collection::vec((0..8usize, way()), 1..3);
+    prop_oneof![
+        4 => prop::collection::vec(sketch(), 0..4).prop_map(Step::Publish),
+        4 => (0..2usize, 1..4usize).prop_map(|(worker, max)| Step::Receive { worker, max }),
+        4 => settle().prop_map(Step::Settle),
+        1 => (0..8usize).prop_map(Step::SettleAgain),
+        2 => prop::collection::vec(0..8usize, 1..3).prop_map(Step::Extend),
+        3 => (0..40i64).prop_map(|quarters| Step::Pass { millis: quarters * 250 }),
+        1 => ids().prop_map(Step::Redrive),
+        1 => ids().prop_map(Step::Purge),
+        1 => (0..NAMES.len(), 1..4u32, any::<bool>())
+            .prop_map(|(name, attempt, completed)| Step::Put { name, attempt, completed }),
+        1 => (0..NAMES.len(), 1..4u32, 0..3u64)
+            .prop_map(|(name, attempt, seq)| Step::Chunk { name, attempt, seq }),
+        1 => (0..2usize).prop_map(|worker| Step::Report { worker }),
+    ]
+}
+
+fn sketch() -> impl Strategy<Value = Sketch> {
+    let key = prop::option::weighted(0.3, 0..3usize);
+    let delay = prop::option::weighted(0.3, 0..12u64);
+    let ttl = prop::option::weighted(0.3, 0..20u64);
+    let cost = prop::option::of(0..9u32);
+    (0..NAMES.len(), key, 0..3usize, delay, ttl, cost).prop_map(
+        |(name, key, priority, delay, ttl, cost)| Sketch { name, key, priority, delay, ttl, cost },
+    )
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        Just(Way::Ack),
+        (0..12u64).prop_map(Way::Retry),
+        Just(Way::Release),
+        Just(Way::Reject),
+    ]
+}
+
+/// Time that passes only when it is told to, in milliseconds.
+#[derive(Debug)]
+struct ManualClock(AtomicI64);
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.0.load(Ordering::SeqCst)).unwrap()
+    }
+}
+
+/// One of the two brokers, with what its workers hold.
+struct Side {
+    handles: [Queue; 2],
+    held: Vec<Delivery>,
+    settled: Vec<Settlement>,
+}
+
+impl Side {
+    /// Carries out a step and tells all that can be seen of it.
+    async fn take(&mut self, step: &Step, clock: &ManualClock) -> String {
+        let [queue, other] = &self.handles;
+        match step {
+            Step::Publish(sketches) => {
+                let jobs = sketches.iter().map(|sketch| sketch.job(clock.now())).collect();
+                told(queue.publish(jobs).await)
+            }
+            Step::Receive { worker, max } => {
+                let max = NonZeroUsize::new(*max).unwrap();
+                let deliveries = self.handles[*worker].receive(max, Duration::ZERO).await.unwrap();
+                let seen: Vec<_> = deliveries.iter().map(|one| (&one.job, one.attempt)).collect();
+                let seen = format!("{seen:?}");
+                self.held.extend(deliveries);
+                seen
+            }
+            Step::Settle(ways) => {
+                let mut batch = Vec::new();
+                for (nth, way) in ways {
+                    if !self.held.is_empty() {
+                        batch.push(way.settle(self.held.remove(nth % self.held.len())));
+                    }
+                }
+                let settled = told(other.settle(&batch).await);
+                self.settled.extend(batch);
+                settled
+            }
+            Step::SettleAgain(nth) => match self.settled.iter().cycle().nth(*nth) {
+                Some(settlement) => told(queue.settle(std::slice::from_ref(settlement)).await),
+                None => String::new(),
+            },
+            Step::Extend(nths) => {
+                let receipts = nths.iter().filter_map(|nth| self.held.iter().cycle().nth(*nth));
+                let receipts: Vec<_> = receipts.map(|one| one.receipt().clone()).collect();
+                told(queue.extend(&receipts).await)
+            }
+            Step::Pass { .. } => String::new(),
+            Step::Redrive(names) => told(other.redrive(ids(names.as_ref()).as_deref()).await),
+            Step::Purge(names) => told(queue.purge(ids(names.as_ref()).as_deref()).await),
+            Step::Put { name, attempt, completed } => {
+                told(queue.put(&result(*name, *attempt, *completed, clock.now())).await)
+            }
+            Step::Chunk { name, attempt, seq } => {
+                let body = Bytes::from(format!("{attempt}/{seq}"));
+                told(other.chunk(&id(*name), *attempt, *seq, body).await)
+            }
+            Step::Report { worker } => told(queue.report(&status(*worker, clock.now())).await),
+        }
+    }
+
+    /// All that can be seen without touching anything.
+    async fn look(&self) -> Vec<String> {
+        let queue = &self.handles[1];
+        let mut seen = vec![told(queue.depth().await), told(queue.workers().await)];
+        for name in 0..NAMES.len() {
+            seen.push(told(queue.get(&id(name)).await));
+        }
+        seen
+    }
+
+    /// What an operator and a follower see in the end; it touches things.
+    async fn look_closely(&self, now: Timestamp) -> Vec<String> {
+        let queue = &self.handles[1];
+        // Those that died at the same moment may come in any order.
+        let mut dead = queue.list(99).await.unwrap();
+        dead.sort_by_key(|letter| (letter.died_at, letter.job.id.clone()));
+        let mut seen = vec![format!("{dead:?}")];
+        for name in 0..NAMES.len() {
+            // The latest attempt completes what it has begun, so that every stream has an end.
+            for attempt in 1..4 {
+                seen.push(told(queue.put(&result(name, attempt, true, now)).await));
+            }
+            let mut frames = queue.follow(&id(name), 0).await.unwrap();
+            while let Some(frame) = soon(&mut frames).await {
+                seen.push(told(frame));
+            }
+        }
+        seen
+    }
+}
+
+impl Sketch {
+    fn job(&self, now: Timestamp) -> Job {
+        let seconds = |span: u64| format!("{span}s");
+        let headers = [
+            ("ebb-key", self.key.map(|key| format!("key-{key}"))),
+            ("ebb-priority", Some(["low", "normal", "high"][self.priority].to_owned())),
+            ("ebb-delay", self.delay.map(seconds)),
+            ("ebb-ttl", self.ttl.map(seconds)),
+            ("ebb-cost", self.cost.map(|cost| cost.to_string())),
+        ];
+        let given = headers.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+        let mut job = Job::from_message(given, "body", now).unwrap();
+        job.id = id(self.name);
+        job
+    }
+}
+
+impl Way {
+    fn settle(self, delivery: Delivery) -> Settlement {
+        match self {
+            Self::Ack => delivery.ack(),
+            Self::Retry(seconds) => delivery.retry(Duration::from_secs(seconds), "again"),
+            Self::Release => delivery.release(),
+            Self::Reject => delivery.reject("never"),
+        }
+    }
+}
+
+/// An answer, or the kind of the error: the words are each broker's own.
+fn told<T: Debug>(answer: Result<T, Error>) -> String {
+    format!("{:?}", answer.map_err(|error| error.kind()))
+}
+
+fn id(name: usize) -> JobId {
+    NAMES[name].parse().unwrap()
+}
+
+fn ids(names: Option<&Vec<usize>>) -> Option<Vec<JobId>> {
+    names.map(|names| names.iter().map(|name| id(*name)).collect())
+}
+
+fn result(name: usize, attempt: u32, completed: bool, finished_at: Timestamp) -> JobResult {
+    let outcome = if completed {
+        Outcome::Completed { content_type: "text/plain".to_owned(), body: "whole".into() }
+    } else {
+        Outcome::Failed { reason: "no".to_owned() }
+    };
+    JobResult { id: id(name), attempt, outcome, finished_at }
+}
+
+fn status(worker: usize, at: Timestamp) -> WorkerStatus {
+    WorkerStatus {
+        id: format!("worker-{worker}"),
+        pod: "pod".to_owned(),
+        phase: Phase::Busy,
+        in_flight: 1,
+        slots: 8,
+        completed: 5,
+        failed: 0,
+        batch_time: None,
+        cold_start: Vec::new(),
+        model: "echo".to_owned(),
+        at,
+    }
+}
+
+/// The two brokers, the reference first.
+async fn sides(file: QueueUrl, clock: &Arc<ManualClock>) -> [Side; 2] {
+    let options = |worker: &str| OpenOptions { worker: worker.to_owned(), clock: clock.clone() };
+    let memory = MemoryQueue::new(&file.behavior, options("one"));
+    let two = memory.as_worker("two");
+    let sqlite =
+        [open(&file, options("one")).await.unwrap(), open(&file, options("two")).await.unwrap()];
+    [[Arc::new(memory) as Queue, Arc::new(two)], sqlite].map(|handles| Side {
+        handles,
+        held: Vec::new(),
+        settled: Vec::new(),
+    })
+}
+
+async fn walk(file: QueueUrl, steps: &[Step]) -> Result<(), TestCaseError> {
+    let clock = Arc::new(ManualClock(AtomicI64::new(1_900_000_000_000)));
+    let [mut memory, mut sqlite] = sides(file, &clock).await;
+    for (nth, step) in steps.iter().enumerate() {
+        if let Step::Pass { millis } = step {
+            clock.0.fetch_add(*millis, Ordering::SeqCst);
+        }
+        let expected = memory.take(step, &clock).await;
+        prop_assert_eq!(sqlite.take(step, &clock).await, expected, "step {}: {:?}", nth, step);
+        let expected = memory.look().await;
+        prop_assert_eq!(sqlite.look().await, expected, "after step {}: {:?}", nth, step);
+    }
+    let expected = memory.look_closely(clock.now()).await;
+    prop_assert_eq!(sqlite.look_closely(clock.now()).await, expected, "at the end");
+    Ok(())
+}
+
+/// Both brokers live by short spans, so that all of them end within a walk.
+fn behavior(max_ready: Option<u64>) -> Behavior {
+    let seconds = Duration::from_secs;
+    Behavior { lease: seconds(4), result_ttl: seconds(60), key_ttl: seconds(15), max_ready }
+}
+
+#[test]
+fn sqlite_answers_as_the_reference_does_whatever_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let queues = Mutex::new(0..);
+    let steps = prop::collection::vec(step(), 1..60);
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let max_ready = prop::option::weighted(0.3, 2..6u64);
+    let outcome = runner.run(&(steps, max_ready), |(steps, max_ready)| {
+        let queue = queues.lock().unwrap().next().unwrap_or(0);
+        let url = QueueUrl {
+            address: Address::Sqlite { path: file.clone(), synchronous: Synchronous::Normal },
+            queue: format!("walk-{queue}"),
+            behavior: behavior(max_ready),
+        };
+        runtime.block_on(walk(url, &steps))
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}

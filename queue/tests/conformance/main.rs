@@ -1,0 +1,166 @@
+//! The contract of a broker, one file per promise, run for every broker that there is.
+//!
+//! A new broker brings a [`Fixture`](fixture::Fixture) and a line in the macro below.
+#![allow(unreachable_pub, reason = "nobody is outside a test binary")]
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+mod brokers;
+mod fixture;
+
+mod arrivals;
+mod chunks;
+mod dead_letters;
+mod deadline;
+mod depth;
+mod idempotency;
+mod lease;
+mod lockstep;
+mod priority;
+mod publish;
+mod receive;
+mod redrive;
+mod release;
+mod results;
+mod retry;
+mod settle;
+mod states;
+mod status;
+
+// A macro, against our habit: each promise is a test of its own for each broker, and one that is
+// written but not listed does not compile without a warning.
+macro_rules! promises {
+    ($($file:ident: $($promise:ident)+;)+) => {
+        mod memory {
+            $(mod $file {
+                $(#[test]
+                fn $promise() {
+                    crate::brokers::on_memory(crate::$file::$promise);
+                })+
+            })+
+        }
+        mod sqlite {
+            $(mod $file {
+                $(#[test]
+                fn $promise() {
+                    crate::brokers::on_sqlite(crate::$file::$promise);
+                })+
+            })+
+        }
+    };
+}
+
+promises! {
+    publish:
+        a_published_job_is_received_as_it_was
+        a_job_without_an_envelope_stays_without
+        a_body_of_a_megabyte_is_kept
+        a_batch_is_known_by_its_ids_and_received_in_order
+        an_empty_batch_is_nothing_special
+        a_full_queue_says_so_and_stores_nothing
+        what_runs_or_is_known_takes_no_room_in_a_full_queue
+        what_a_crash_left_takes_room_and_what_expired_takes_none
+        queues_on_one_broker_share_nothing;
+    receive:
+        no_more_than_asked_for_is_received
+        an_empty_queue_answers_when_the_wait_is_over
+        a_waiting_worker_gets_what_another_process_publishes
+        a_waiting_worker_gets_a_job_when_its_delay_ends
+        a_waiting_worker_gets_a_job_when_its_lease_ends
+        a_receive_that_is_dropped_while_it_waits_takes_nothing
+        many_workers_at_once_receive_each_job_once;
+    lease:
+        a_leased_job_is_hidden_until_its_lease_ends
+        a_crash_is_charged_and_recorded_with_the_name_of_the_worker
+        an_extended_lease_starts_anew
+        an_ended_lease_that_nobody_took_can_be_extended
+        a_lease_that_somebody_else_has_is_lost
+        a_settled_delivery_cannot_be_extended;
+    settle:
+        an_acked_job_never_comes_back
+        a_late_ack_counts_while_nobody_took_the_job
+        a_lost_lease_changes_nothing_however_it_is_settled
+        a_settlement_sent_again_is_held_and_has_the_effect_of_one
+        a_settlement_sent_again_is_lost_once_the_job_went_on
+        each_of_a_batch_is_answered_in_order;
+    retry:
+        a_retried_job_comes_back_after_its_delay_and_not_before
+        a_retry_without_delay_is_ready_at_once_in_its_old_place
+        the_reasons_of_retries_stand_in_the_history
+        a_delayed_job_is_ready_when_its_delay_ends;
+    release:
+        a_released_job_is_ready_at_once_and_uncharged
+        released_jobs_keep_their_places
+        a_release_leaves_no_trace_in_the_history
+        a_late_release_counts_while_nobody_took_the_job;
+    priority:
+        high_goes_before_normal_before_low
+        a_delayed_or_retried_job_comes_back_with_its_priority;
+    deadline:
+        an_expired_job_is_never_delivered
+        a_job_is_delivered_before_its_deadline
+        an_expired_job_counts_as_dead_even_before_a_worker_meets_it
+        an_operator_sees_an_expired_job_among_the_dead_letters
+        a_job_that_expires_before_its_delay_ends_is_dead_from_then_on
+        a_job_that_runs_past_its_deadline_may_still_be_done
+        a_job_that_is_retried_past_its_deadline_dies
+        a_job_left_by_a_crash_past_its_deadline_dies_and_its_lease_is_lost
+        an_answer_that_is_there_outlives_the_deadline;
+    idempotency:
+        an_id_seen_before_stores_nothing
+        a_key_seen_before_answers_with_the_first_id
+        the_id_is_looked_up_before_the_key
+        repetitions_within_a_batch_are_found
+        a_job_is_known_while_it_waits_runs_or_is_dead
+        a_job_that_was_done_is_known_for_a_while
+        a_purged_job_is_unknown_at_once
+        the_same_job_published_by_many_at_once_is_stored_once;
+    dead_letters:
+        a_rejected_job_is_kept_with_its_reason
+        only_dead_letters_are_shown
+        the_newest_come_first_and_no_more_than_asked_for
+        purge_deletes_the_named_ones_for_good
+        purge_of_all_spares_what_is_not_dead;
+    redrive:
+        a_job_put_back_starts_at_its_first_attempt_with_its_history
+        jobs_are_put_back_behind_what_was_published_in_the_order_they_died
+        named_jobs_are_put_back_in_the_order_of_their_names
+        only_the_named_are_put_back
+        a_deadline_that_passed_is_cleared_and_another_is_kept
+        a_settlement_of_a_former_life_changes_nothing
+        a_job_put_back_may_answer_from_its_first_attempt_on
+        an_answer_that_was_complete_stays_when_its_job_is_put_back;
+    results:
+        a_result_is_read_as_it_was_stored
+        a_completed_result_is_never_replaced
+        a_failed_result_gives_way_to_a_completed_one_only
+        a_result_is_forgotten_when_its_time_is_over
+        an_attempt_that_was_overtaken_may_not_answer
+        of_many_results_at_once_one_is_stored;
+    chunks:
+        the_pieces_come_in_order_then_the_result_then_the_end
+        who_comes_late_sees_it_all
+        who_saw_some_pieces_can_go_on_after_them
+        a_result_without_pieces_ends_the_stream
+        a_later_attempt_voids_what_earlier_ones_sent
+        an_earlier_attempt_is_stale_once_a_later_one_has_sent
+        a_piece_sent_again_is_a_duplicate_and_stays_as_it_was
+        nothing_is_added_to_a_complete_result
+        a_result_voids_the_pieces_of_earlier_attempts;
+    status:
+        a_status_is_read_as_it_was_reported
+        the_last_status_counts
+        a_worker_that_fell_silent_is_taken_for_gone;
+    arrivals:
+        a_publish_is_told_to_every_listener
+        what_was_published_before_it_is_heard_is_not_forgotten
+        whatever_makes_a_job_ready_or_delayed_is_told
+        a_new_phase_of_a_worker_is_told;
+    depth:
+        an_empty_queue_is_empty
+        each_job_is_counted_once_whatever_its_state
+        the_oldest_ready_job_gives_the_age
+        the_next_due_moment_is_known
+        the_cost_of_what_waits_and_runs_is_summed;
+    states:
+        every_row_of_the_table_holds;
+}

@@ -1,0 +1,34 @@
+//! High goes before normal before low, and within each the first published first.
+
+use std::time::Duration;
+
+use crate::fixture::{Fixture, names, publish, settle, take};
+
+pub async fn high_goes_before_normal_before_low(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    for (name, priority) in [
+        ("l1", "low"),
+        ("n1", "normal"),
+        ("h1", "high"),
+        ("l2", "low"),
+        ("h2", "high"),
+        ("n2", "normal"),
+    ] {
+        publish(&queue, fixture.job(name, &[("ebb-priority", priority)])).await;
+    }
+    assert_eq!(names(&take(&queue, 3).await), ["h1", "h2", "n1"]);
+    assert_eq!(names(&take(&queue, 9).await), ["n2", "l1", "l2"]);
+}
+
+pub async fn a_delayed_or_retried_job_comes_back_with_its_priority(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["n1"]).await;
+    let high = [("ebb-priority", "high")];
+    publish(&queue, fixture.job("h1", &high)).await;
+    publish(&queue, fixture.job("h2", &[high[0], ("ebb-delay", "10s")])).await;
+    let first = take(&queue, 1).await.remove(0);
+    settle(&queue, first.retry(Duration::from_secs(10), "again")).await;
+    publish(&queue, fixture.job("h3", &high)).await;
+    fixture.pass(Duration::from_secs(11)).await;
+    assert_eq!(names(&take(&queue, 9).await), ["h1", "h2", "h3", "n1"]);
+}

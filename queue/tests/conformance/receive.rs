@@ -1,0 +1,96 @@
+//! A ready job goes to exactly one worker, and to a waiting one at once.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_queue::{Behavior, Queue};
+use tokio::time::Instant;
+
+use crate::fixture::{Fixture, counts, names, publish, take, take_one};
+
+const LONG: Duration = Duration::from_secs(20);
+
+pub async fn no_more_than_asked_for_is_received(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a", "b", "c"]).await;
+    assert_eq!(names(&take(&queue, 2).await), ["a", "b"]);
+    assert_eq!(names(&take(&queue, 2).await), ["c"]);
+    assert!(take(&queue, 2).await.is_empty());
+}
+
+pub async fn an_empty_queue_answers_when_the_wait_is_over(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let start = Instant::now();
+    let wait = Duration::from_millis(150);
+    assert!(queue.receive(NonZeroUsize::MIN, wait).await.unwrap().is_empty());
+    assert!(start.elapsed() >= wait);
+}
+
+pub async fn a_waiting_worker_gets_what_another_process_publishes(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let waiting = wait_in_background(&fixture.again("two").await);
+    fixture.publish(&queue, &["a"]).await;
+    assert_eq!(waiting.await.unwrap(), "a");
+}
+
+pub async fn a_waiting_worker_gets_a_job_when_its_delay_ends(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let start = Instant::now();
+    let waiting = wait_in_background(&queue);
+    publish(&queue, fixture.job("a", &[("ebb-delay", "200ms")])).await;
+    assert_eq!(waiting.await.unwrap(), "a");
+    assert!((190..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
+
+pub async fn a_waiting_worker_gets_a_job_when_its_lease_ends(fixture: &dyn Fixture) {
+    let lease = Duration::from_millis(300);
+    let queue = fixture.fresh_with(Behavior { lease, ..fixture.behavior() }).await;
+    fixture.publish(&queue, &["a"]).await;
+    drop(take_one(&queue).await);
+    let start = Instant::now();
+    assert_eq!(wait_in_background(&queue).await.unwrap(), "a");
+    assert!(start.elapsed() < LONG / 4, "{:?}", start.elapsed());
+}
+
+pub async fn a_receive_that_is_dropped_while_it_waits_takes_nothing(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let waiting = queue.receive(NonZeroUsize::MIN, LONG);
+    assert!(tokio::time::timeout(Duration::from_millis(50), waiting).await.is_err());
+    fixture.publish(&queue, &["a"]).await;
+    assert_eq!(counts(&queue).await, [1, 0, 0, 0]);
+    assert_eq!(names(&take(&queue, 2).await), ["a"]);
+}
+
+pub async fn many_workers_at_once_receive_each_job_once(fixture: &dyn Fixture) {
+    const JOBS: usize = 120;
+    let queue = fixture.fresh().await;
+    let jobs = (0..JOBS).map(|n| fixture.job(&format!("job-{n}"), &[])).collect();
+    queue.publish(jobs).await.unwrap();
+    let mut workers = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let queue = fixture.again(&format!("worker-{n}")).await;
+        workers.spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let deliveries = take(&queue, 7).await;
+                if deliveries.is_empty() {
+                    return mine;
+                }
+                mine.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
+            }
+        });
+    }
+    let received = workers.join_all().await.concat();
+    assert_eq!(received.len(), JOBS);
+    assert_eq!(received.into_iter().collect::<HashSet<_>>().len(), JOBS);
+}
+
+/// The name of the one job that a worker gets that waits.
+fn wait_in_background(queue: &Queue) -> tokio::task::JoinHandle<String> {
+    let queue = queue.clone();
+    tokio::spawn(async move {
+        let deliveries = queue.receive(NonZeroUsize::MIN, LONG).await.unwrap();
+        names(&deliveries).concat()
+    })
+}

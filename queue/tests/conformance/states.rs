@@ -1,0 +1,168 @@
+//! The states of a job as one table, walked row by row: `delayed -> ready -> leased -> done | dead`.
+
+use std::time::Duration;
+
+use ebb_queue::{Delivery, Queue, Settled};
+
+use crate::fixture::{Fixture, counts, extend, publish, settle, take_one};
+
+use State::{Dead, Delayed, Done, Leased, Ready, Unknown};
+use Step::{
+    Ack, DeadlinePasses, DelayEnds, Extend, LeaseEnds, Memory, Publish, PublishLater, Purge,
+    Receive, Redrive, Reject, Release, Retry, RetryLater,
+};
+
+/// Where a job can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Never seen, or forgotten.
+    Unknown,
+    /// Waits for a moment to come.
+    Delayed,
+    /// Waits for a worker.
+    Ready,
+    /// On loan.
+    Leased,
+    /// Answered; only its id and key are remembered.
+    Done,
+    /// Among the dead letters.
+    Dead,
+}
+
+/// What can happen to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Publish,
+    PublishLater,
+    DelayEnds,
+    Receive,
+    Extend,
+    Ack,
+    Retry,
+    RetryLater,
+    Release,
+    Reject,
+    LeaseEnds,
+    DeadlinePasses,
+    /// The time for which a job that was done is remembered is over.
+    Memory,
+    Redrive,
+    Purge,
+}
+
+/// What leads from where to where. What is not here changes nothing.
+const TABLE: [(State, Step, State); 23] = [
+    (Unknown, Publish, Ready),
+    (Unknown, PublishLater, Delayed),
+    (Delayed, DelayEnds, Ready),
+    (Delayed, DeadlinePasses, Dead),
+    (Ready, Receive, Leased),
+    (Ready, DeadlinePasses, Dead),
+    (Leased, Extend, Leased),
+    (Leased, Ack, Done),
+    (Leased, Retry, Ready),
+    (Leased, RetryLater, Delayed),
+    (Leased, Release, Ready),
+    (Leased, Reject, Dead),
+    (Leased, LeaseEnds, Ready),
+    (Dead, Redrive, Ready),
+    (Dead, Purge, Unknown),
+    (Done, Memory, Unknown),
+    // A job that is known is not published again.
+    (Delayed, Publish, Delayed),
+    (Ready, Publish, Ready),
+    (Leased, Publish, Leased),
+    (Done, Publish, Done),
+    (Dead, Publish, Dead),
+    // Dead letters are the operator's: nothing else is touched.
+    (Ready, Purge, Ready),
+    (Leased, Redrive, Leased),
+];
+
+/// The span of every delay; the lease is longer.
+const DELAY: Duration = Duration::from_secs(10);
+/// The time to live of every job; longer than delays and leases together.
+const TTL: Duration = Duration::from_secs(300);
+
+pub async fn every_row_of_the_table_holds(fixture: &dyn Fixture) {
+    for (from, step, to) in TABLE {
+        let mut walk = Walk { fixture, queue: fixture.fresh().await, delivery: None };
+        for step in way_to(from) {
+            walk.take(step).await;
+        }
+        walk.take(step).await;
+        assert_eq!(walk.state().await, to, "{from:?} and {step:?}");
+    }
+}
+
+/// The shortest way from an empty queue, by the table itself.
+fn way_to(state: State) -> Vec<Step> {
+    let mut ways = vec![(Unknown, Vec::new())];
+    for n in 0.. {
+        let (at, way) = ways[n].clone();
+        if at == state {
+            return way;
+        }
+        for (_, step, to) in TABLE.iter().filter(|(from, ..)| *from == at) {
+            ways.push((*to, [way.clone(), vec![*step]].concat()));
+        }
+    }
+    unreachable!("the table leads everywhere")
+}
+
+struct Walk<'a> {
+    fixture: &'a dyn Fixture,
+    queue: Queue,
+    delivery: Option<Delivery>,
+}
+
+impl Walk<'_> {
+    async fn take(&mut self, step: Step) {
+        let ttl = format!("{}s", TTL.as_secs());
+        let delay = format!("{}s", DELAY.as_secs());
+        let headers = [("ebb-ttl", &*ttl), ("ebb-delay", &*delay)];
+        match step {
+            Publish => drop(publish(&self.queue, self.fixture.job("a", &headers[..1])).await),
+            PublishLater => drop(publish(&self.queue, self.fixture.job("a", &headers)).await),
+            DelayEnds => self.fixture.pass(DELAY).await,
+            LeaseEnds => self.fixture.pass(self.fixture.lease()).await,
+            DeadlinePasses => self.fixture.pass(TTL).await,
+            Memory => self.fixture.pass(self.fixture.behavior().key_ttl).await,
+            Receive => self.delivery = Some(take_one(&self.queue).await),
+            Extend => {
+                let delivery = self.delivery.as_ref().expect("it is leased");
+                assert_eq!(extend(&self.queue, delivery).await, Settled::Held);
+            }
+            Ack | Retry | RetryLater | Release | Reject => {
+                let delivery = self.delivery.take().expect("it is leased");
+                let settlement = match step {
+                    Ack => delivery.ack(),
+                    Retry => delivery.retry(Duration::ZERO, "again"),
+                    RetryLater => delivery.retry(DELAY, "later"),
+                    Release => delivery.release(),
+                    _ => delivery.reject("never"),
+                };
+                assert_eq!(settle(&self.queue, settlement).await, Settled::Held);
+            }
+            Redrive => drop(self.queue.redrive(None).await.unwrap()),
+            Purge => drop(self.queue.purge(None).await.unwrap()),
+        }
+    }
+
+    async fn state(&self) -> State {
+        match counts(&self.queue).await {
+            [1, 0, 0, 0] => Ready,
+            [0, 1, 0, 0] => Leased,
+            [0, 0, 1, 0] => Delayed,
+            [0, 0, 0, 1] => Dead,
+            [0, 0, 0, 0] => self.remembered().await,
+            counts => panic!("one job is in one state: {counts:?}"),
+        }
+    }
+
+    /// Tells a job that was done from one that is not known, by publishing it: the last look.
+    async fn remembered(&self) -> State {
+        let published = publish(&self.queue, self.fixture.job("a", &[])).await;
+        if published.duplicate { Done } else { Unknown }
+    }
+}

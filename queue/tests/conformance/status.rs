@@ -1,0 +1,56 @@
+//! What a worker last said of itself is known to all, for a while.
+
+use ebb_queue::{BatchTime, Phase, STATUS_TTL, WorkerStatus};
+
+use crate::fixture::Fixture;
+
+pub async fn a_status_is_read_as_it_was_reported(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let mut one = status(fixture, "one", Phase::Busy);
+    one.batch_time = Some(BatchTime { base: 0.01, per_cost: 1e-4, per_job: 0.002 });
+    one.cold_start = vec![("process".to_owned(), 0.1), ("weights".to_owned(), 2.5)];
+    queue.report(&one).await.unwrap();
+    let two = status(fixture, "two", Phase::Starting);
+    fixture.again("two").await.report(&two).await.unwrap();
+    let mut workers = queue.workers().await.unwrap();
+    workers.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!(workers, [one, two]);
+}
+
+pub async fn the_last_status_counts(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    for phase in [Phase::Starting, Phase::Idle, Phase::Busy, Phase::Draining] {
+        let status = status(fixture, "one", phase);
+        queue.report(&status).await.unwrap();
+        assert_eq!(fixture.again("two").await.workers().await.unwrap(), [status]);
+    }
+}
+
+pub async fn a_worker_that_fell_silent_is_taken_for_gone(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    queue.report(&status(fixture, "silent", Phase::Idle)).await.unwrap();
+    fixture.pass(STATUS_TTL / 2).await;
+    queue.report(&status(fixture, "alive", Phase::Idle)).await.unwrap();
+    assert_eq!(queue.workers().await.unwrap().len(), 2);
+    fixture.pass(STATUS_TTL * 3 / 4).await;
+    let workers = queue.workers().await.unwrap();
+    assert_eq!(workers.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["alive"]);
+    queue.report(&status(fixture, "silent", Phase::Idle)).await.unwrap();
+    assert_eq!(queue.workers().await.unwrap().len(), 2);
+}
+
+pub fn status(fixture: &dyn Fixture, id: &str, phase: Phase) -> WorkerStatus {
+    WorkerStatus {
+        id: id.to_owned(),
+        pod: "pod".to_owned(),
+        phase,
+        in_flight: 3,
+        slots: 32,
+        completed: 1 << 40,
+        failed: 2,
+        batch_time: None,
+        cold_start: Vec::new(),
+        model: "echo on cpu".to_owned(),
+        at: ebb_queue::Timestamp::from_millisecond(fixture.now().as_millisecond()).unwrap(),
+    }
+}
