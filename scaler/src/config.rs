@@ -1,0 +1,195 @@
+//! How the scaler is run: flag, environment variable and field are one.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::builder::{StringValueParser, TypedValueParser};
+use ebb_queue::QueueUrl;
+
+/// How the scaler is run.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct ScalerArgs {
+    /// The broker, and the queue of triggers that name none: sqlite:PATH[?queue=NAME]
+    ///
+    /// Triggers name other queues on the same broker by `queue` in their metadata.
+    #[arg(long, env = "EBB_QUEUE", hide_env_values = true, value_name = "URL")]
+    #[arg(value_parser = QueueUrlParser)]
+    pub queue: Option<QueueUrl>,
+
+    /// Where KEDA reaches the scaler: the gRPC address, without TLS
+    #[arg(long, env = "EBB_SCALER_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
+    #[arg(default_value = "0.0.0.0:6000")]
+    pub listen: SocketAddr,
+
+    /// Where /livez, /readyz, /startupz and /metrics are served
+    #[arg(long, env = "EBB_SCALER_HTTP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
+    #[arg(default_value = "0.0.0.0:8080")]
+    pub http_listen: Option<SocketAddr>,
+
+    /// How long the last look at a queue counts while the broker does not answer
+    ///
+    /// Then KEDA is told UNAVAILABLE, and leaves the replicas as they are or takes its fallback;
+    /// it is never told zero. At least three times --refresh.
+    #[arg(long, env = "EBB_SCALER_MAX_AGE", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "15s", value_parser = span)]
+    pub max_age: Duration,
+
+    /// How often a busy queue is looked at between arrivals; an idle one up to five times less
+    #[arg(long, env = "EBB_SCALER_REFRESH", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "1s", value_parser = span)]
+    pub refresh: Duration,
+
+    /// How often `active` is pushed again until a worker reports
+    #[arg(long, env = "EBB_SCALER_REPEAT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "1s", value_parser = span)]
+    pub repeat: Duration,
+
+    /// How often `active` is pushed again once a worker reports
+    ///
+    /// Each push makes KEDA write the status of the ScaledObject.
+    #[arg(long, env = "EBB_SCALER_HEARTBEAT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "30s", value_parser = span)]
+    pub heartbeat: Duration,
+
+    /// How long a push stream lives, give or take a fifth; KEDA opens the next one 2 s later
+    ///
+    /// So that KEDA finds new replicas of the scaler, and lost connections are not kept.
+    #[arg(long, env = "EBB_SCALER_STREAM_MAX_AGE", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "5m", value_parser = span)]
+    pub stream_max_age: Duration,
+
+    /// Queues that are watched at once; triggers on further ones get RESOURCE_EXHAUSTED
+    #[arg(long, env = "EBB_SCALER_MAX_QUEUES", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "256")]
+    pub max_queues: usize,
+
+    /// How long a queue that no trigger asks for is watched on
+    ///
+    /// Longer than the pollingInterval of the ScaledObjects, else each poll opens the queue anew.
+    #[arg(long, env = "EBB_SCALER_KEEP", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "10m", value_parser = span)]
+    pub keep: Duration,
+
+    /// How long shutdown waits for KEDA to let go of its streams and connections
+    #[arg(long, env = "EBB_SCALER_GRACE", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "5s", value_parser = span)]
+    pub grace: Duration,
+}
+
+/// The defaults of the flags, for use inside another process; no queue.
+impl Default for ScalerArgs {
+    fn default() -> Self {
+        Self {
+            queue: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 6000)),
+            http_listen: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            max_age: Duration::from_secs(15),
+            refresh: Duration::from_secs(1),
+            repeat: Duration::from_secs(1),
+            heartbeat: Duration::from_secs(30),
+            stream_max_age: Duration::from_secs(300),
+            max_queues: 256,
+            keep: Duration::from_secs(600),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ScalerArgs {
+    /// Checks what no single flag can, and returns the broker.
+    ///
+    /// # Errors
+    /// Names the flag and the remedy.
+    pub(crate) fn check(&self) -> anyhow::Result<&QueueUrl> {
+        if self.max_age < 3 * self.refresh {
+            anyhow::bail!("--max-age is less than three times --refresh; raise it or look oftener");
+        }
+        if self.max_queues == 0 {
+            anyhow::bail!("--max-queues is 0; use at least 1");
+        }
+        let queue = self.queue.as_ref();
+        queue.ok_or_else(|| anyhow::anyhow!("--queue is missing; use a URL such as sqlite:PATH"))
+    }
+}
+
+/// Like clap's own parser, but silent about the value: a URL may carry a password.
+#[derive(Debug, Clone, Copy)]
+struct QueueUrlParser;
+
+impl TypedValueParser for QueueUrlParser {
+    type Value = QueueUrl;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<QueueUrl, clap::Error> {
+        let text = StringValueParser::new().parse_ref(command, arg, value)?;
+        text.parse().map_err(|error| {
+            let kind = clap::error::ErrorKind::ValueValidation;
+            clap::Error::raw(kind, format!("--queue: {error}\n")).with_cmd(command)
+        })
+    }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    let remedy = "use a number with a unit, such as 250ms, 15s or 5m, from 10ms to 1d";
+    let span: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
+    let span = Duration::try_from(span).map_err(|_| remedy.to_owned())?;
+    let limits = Duration::from_millis(10)..=Duration::from_secs(86_400);
+    if limits.contains(&span) { Ok(span) } else { Err(remedy.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::ScalerArgs;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "ebb-scaler", term_width = 100)]
+    struct Cli {
+        #[command(flatten)]
+        args: ScalerArgs,
+    }
+
+    #[test]
+    fn defaults_in_code_are_the_defaults_of_the_flags() {
+        let args = Cli::try_parse_from(["ebb-scaler"]).unwrap().args;
+        assert_eq!(args, ScalerArgs { queue: args.queue.clone(), ..ScalerArgs::default() });
+    }
+
+    #[test]
+    fn a_wrong_flag_is_told_with_its_remedy_and_no_password() {
+        let cases = [
+            (["--max-age", "15"], "a number with a unit"),
+            (["--max-age", "1ms"], "from 10ms to 1d"),
+            (["--max-age", "-5s"], "from 10ms to 1d"),
+            (["--queue", "nats://me:hunter2@broker:4222"], "use sqlite:PATH"),
+        ];
+        for ([flag, value], remedy) in cases {
+            let told = Cli::try_parse_from(["ebb-scaler", &format!("{flag}={value}")]);
+            let told = told.unwrap_err().to_string();
+            assert!(told.contains(flag) && told.contains(remedy), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        let queue = Some(ebb_queue::QueueUrl::sqlite("/data/ebb.db"));
+        let good = ScalerArgs { queue, ..ScalerArgs::default() };
+        assert!(good.check().is_ok());
+        let told = |args: ScalerArgs| args.check().unwrap_err().to_string();
+        assert!(told(ScalerArgs::default()).contains("--queue is missing"));
+        assert!(told(ScalerArgs { refresh: good.max_age, ..good.clone() }).contains("--max-age"));
+        assert!(told(ScalerArgs { max_queues: 0, ..good }).contains("--max-queues"));
+    }
+
+    #[test]
+    fn the_help_suffices_to_operate_the_scaler() {
+        let help = <Cli as clap::CommandFactory>::command().render_long_help();
+        insta::assert_snapshot!(help);
+    }
+}

@@ -1,0 +1,35 @@
+//! `ebb-scaler`: the scaler alone, as it runs in a pod.
+
+use clap::Parser;
+use ebb_scaler::ScalerArgs;
+use ebb_telemetry::LogArgs;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Tells KEDA how many replicas a queue wants, and whether it may have none.
+#[derive(Debug, Parser)]
+#[command(name = "ebb-scaler", version)]
+struct Cli {
+    #[command(flatten)]
+    scaler: ScalerArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
+    let stop = CancellationToken::new();
+    let (mut term, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let run = ebb_scaler::run(cli.scaler, stop.clone());
+    tokio::pin!(run);
+    tokio::select! {
+        ended = &mut run => return ended,
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.cancel();
+    run.await
+}

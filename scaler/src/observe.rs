@@ -1,0 +1,187 @@
+//! The observer of one queue: looks when something arrives, when something falls due, and every
+//! now and then; opens the queue anew when the broker fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebb_queue::{Backlog, Depth, Error, ErrorKind, QueueUrl, Result, RetryPolicy};
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::decision::Snapshot;
+use crate::watch::{Look, Shared, View};
+
+/// Opens queues to be looked at.
+#[async_trait]
+pub trait Connect: Send + Sync + 'static {
+    /// Opens one queue by its name.
+    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>>;
+}
+
+/// Queues on the broker that a URL names.
+#[async_trait]
+impl Connect for QueueUrl {
+    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>> {
+        let url = self.with_queue(queue)?;
+        Ok(ebb_queue::open(&url, ebb_queue::OpenOptions::default()).await?)
+    }
+}
+
+/// A broker that has not answered by then counts as unavailable.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// An idle queue is looked at this many times less often than a busy one.
+const IDLE: u32 = 5;
+
+/// Looks take at most a tenth of the time, and come at most this close and this far apart.
+const CLOSEST: Duration = Duration::from_millis(20);
+const FARTHEST: Duration = Duration::from_millis(500);
+
+const BACKOFF: RetryPolicy = RetryPolicy {
+    max_attempts: u32::MAX,
+    base: Duration::from_millis(200),
+    cap: Duration::from_secs(5),
+};
+
+/// What makes an observer look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The queue was opened.
+    Open,
+    /// The broker told of an arrival.
+    Arrival,
+    /// A delay or a lease ended.
+    Due,
+    /// A while has passed.
+    Refresh,
+}
+
+/// Looks at one queue and shows what it sees.
+pub(crate) struct Observer {
+    queue: String,
+    shared: Arc<Shared>,
+    view: watch::Sender<View>,
+}
+
+impl Observer {
+    pub(crate) fn new(queue: &str, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
+        Self { queue: queue.to_owned(), shared, view }
+    }
+
+    /// Runs until nobody asks for the queue any more.
+    pub(crate) async fn run(self) {
+        let mut failures = 0;
+        loop {
+            let opened = Instant::now();
+            let Err(error) = self.session().await else { return };
+            // A session that lasted is a fresh start.
+            failures = if opened.elapsed() > BACKOFF.cap { 1 } else { failures + 1 };
+            self.failed(&error);
+            if self.shared.retire(&self.queue) {
+                return;
+            }
+            let pause = BACKOFF.after(failures, rand::random()).unwrap_or(BACKOFF.cap);
+            sleep(pause).await;
+        }
+    }
+
+    /// Opens the queue and looks at it until an error; ends well when it is not wanted any more.
+    async fn session(&self) -> Result<()> {
+        let backlog = answered(self.shared.connect.connect(&self.queue)).await?;
+        // Armed before the first look, so that nothing falls in between.
+        let mut arrivals = answered(backlog.arrivals()).await?;
+        let mut cause = Cause::Open;
+        loop {
+            let asked = Instant::now();
+            let snapshot = answered(look(&*backlog)).await?;
+            self.shared.metrics.looked(cause);
+            let (next, next_cause) = self.plan(&snapshot, asked);
+            self.show(snapshot, asked);
+            if self.shared.retire(&self.queue) {
+                return Ok(());
+            }
+            let spacing = (asked.elapsed() * 9).clamp(CLOSEST, FARTHEST);
+            sleep_until(asked + spacing).await;
+            cause = tokio::select! {
+                told = arrivals.next() => match told {
+                    Some(()) => Cause::Arrival,
+                    None => return Err(unavailable("the broker tells of no more arrivals")),
+                },
+                () = sleep_until(next) => next_cause,
+            };
+            // What was told in the meantime is answered by the same look.
+            let mut left = 64;
+            while left > 0 && arrivals.next().now_or_never().flatten().is_some() {
+                left -= 1;
+            }
+        }
+    }
+
+    /// When to look again though nothing arrives.
+    fn plan(&self, snapshot: &Snapshot, asked: Instant) -> (Instant, Cause) {
+        let depth = &snapshot.depth;
+        let limits = &self.shared.limits;
+        let busy = depth.ready > 0 || depth.in_flight > 0 || !snapshot.workers.is_empty();
+        let rest =
+            if busy { limits.refresh } else { (limits.refresh * IDLE).min(limits.max_age / 3) };
+        let due = depth.next_due.map(|due| {
+            let wait = Duration::try_from(due.duration_since(depth.as_of)).unwrap_or_default();
+            // Brokers keep time in milliseconds.
+            wait + Duration::from_millis(1)
+        });
+        match due {
+            Some(due) if due < rest => (asked + due, Cause::Due),
+            _ => (asked + rest, Cause::Refresh),
+        }
+    }
+
+    fn show(&self, snapshot: Snapshot, at: Instant) {
+        let depth = &snapshot.depth;
+        tracing::debug!(queue = self.queue, depth.ready, depth.in_flight, "looked at the queue");
+        self.view.send_if_modified(|view| {
+            let first = view.failed.take().is_some() || view.look.is_none();
+            if first {
+                tracing::info!(queue = self.queue, "broker answers");
+            }
+            let news = first || !view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
+            view.look = Some(Look { snapshot: Arc::new(snapshot), at });
+            news
+        });
+    }
+
+    fn failed(&self, error: &Error) {
+        self.shared.metrics.look_failed(error.kind());
+        self.view.send_modify(|view| {
+            if view.failed.is_none() {
+                tracing::warn!(queue = self.queue, %error, "broker does not answer");
+            }
+            view.failed = Some(error.kind());
+        });
+    }
+}
+
+/// Whether a look brought nothing new, so that thousands of streams may sleep on.
+fn alike(before: &Look, now: &Snapshot) -> bool {
+    let before = &*before.snapshot;
+    let depth = Depth { as_of: before.depth.as_of, ..now.depth.clone() };
+    let phases = |snapshot: &Snapshot| -> Vec<_> {
+        snapshot.workers.iter().map(|worker| (worker.phase, worker.in_flight)).collect()
+    };
+    before.depth == depth && phases(before) == phases(now)
+}
+
+async fn look(backlog: &dyn Backlog) -> Result<Snapshot> {
+    let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
+    Ok(Snapshot { depth, workers })
+}
+
+async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| unavailable("the broker has not answered for 5 s");
+    timeout(ANSWER, answer).await.map_err(late)?
+}
+
+fn unavailable(context: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, context)
+}

@@ -1,0 +1,241 @@
+//! One observer per queue, however many triggers name it, and what it last saw.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ebb_queue::{ErrorKind, Timestamp};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ScalerArgs;
+use crate::decision::Snapshot;
+use crate::metrics::Metrics;
+use crate::observe::{Connect, Observer};
+
+/// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// The observers of all queues; clones share them. Each runs from the first question about its
+/// queue until nobody has asked for a while.
+#[derive(Clone)]
+pub(crate) struct Observers(Arc<Shared>);
+
+/// What the observers share.
+pub(crate) struct Shared {
+    pub(crate) connect: Arc<dyn Connect>,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    stop: CancellationToken,
+    queues: Mutex<HashMap<String, Entry>>,
+}
+
+/// How long things last, and how many there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_age: Duration,
+    pub(crate) refresh: Duration,
+    keep: Duration,
+    max_queues: usize,
+}
+
+struct Entry {
+    view: watch::Sender<View>,
+    asked: Instant,
+    observer: JoinHandle<()>,
+}
+
+/// What is known of a queue.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    /// The last good look.
+    pub(crate) look: Option<Look>,
+    /// Why there is no newer one.
+    pub(crate) failed: Option<ErrorKind>,
+}
+
+/// A snapshot, and when it was taken.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// By our clock, when the broker was asked.
+    pub(crate) at: Instant,
+}
+
+/// Why nothing can be said about a queue. It is never said that there is nothing in it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unknown {
+    /// The first look is still under way.
+    #[error("the broker has not been seen yet; ask again")]
+    NotYet,
+    /// The first look failed.
+    #[error("the broker was never reached ({}); see the scaler's log", words(*.0))]
+    Never(ErrorKind),
+    /// The last good look is too old.
+    #[error("the broker was last seen {} s ago; see the scaler's log", .0.as_secs())]
+    TooOld(Duration),
+    /// No observer can be started.
+    #[error("{0} queues are watched already; raise --max-queues or name fewer in triggers")]
+    TooManyQueues(usize),
+    /// The scaler ends.
+    #[error("the scaler is shutting down")]
+    Stopping,
+}
+
+impl View {
+    /// The last good look and the broker's time now, if that look still counts.
+    pub(crate) fn known(
+        &self,
+        now: Instant,
+        max_age: Duration,
+    ) -> Result<(&Snapshot, Timestamp), Unknown> {
+        let Some(look) = &self.look else {
+            return Err(self.failed.map_or(Unknown::NotYet, Unknown::Never));
+        };
+        let age = now.saturating_duration_since(look.at);
+        if age > max_age {
+            return Err(Unknown::TooOld(age));
+        }
+        Ok((&look.snapshot, look.snapshot.depth.as_of + age))
+    }
+}
+
+impl Observers {
+    pub(crate) fn new(
+        connect: Arc<dyn Connect>,
+        args: &ScalerArgs,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
+        let limits = Limits {
+            max_age: args.max_age,
+            refresh: args.refresh,
+            keep: args.keep,
+            max_queues: args.max_queues,
+        };
+        Self(Arc::new(Shared { connect, limits, metrics, stop, queues: Mutex::default() }))
+    }
+
+    /// What is known of a queue, kept up to date; starts its observer where there is none.
+    pub(crate) fn watch(&self, queue: &str) -> Result<watch::Receiver<View>, Unknown> {
+        let shared = &self.0;
+        let mut queues = shared.lock();
+        if shared.stop.is_cancelled() {
+            return Err(Unknown::Stopping);
+        }
+        // One that has ended, by a bug of a broker, is replaced below.
+        if let Some(entry) = queues.get_mut(queue).filter(|entry| !entry.observer.is_finished()) {
+            entry.asked = Instant::now();
+            return Ok(entry.view.subscribe());
+        }
+        if queues.len() >= shared.limits.max_queues {
+            return Err(Unknown::TooManyQueues(queues.len()));
+        }
+        let (view, receiver) = watch::channel(View::default());
+        let observer = Observer::new(queue, Arc::clone(shared), view.clone());
+        let stop = shared.stop.clone();
+        let observer = tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = observer.run() => {}
+            }
+        });
+        queues.insert(queue.to_owned(), Entry { view, asked: Instant::now(), observer });
+        Ok(receiver)
+    }
+
+    /// What is known of a queue now; waits a little for the first look, and for no other.
+    pub(crate) async fn view(&self, queue: &str) -> Result<View, Unknown> {
+        let mut receiver = self.watch(queue)?;
+        let looked = receiver.wait_for(|view| view.look.is_some() || view.failed.is_some());
+        // Should time run out or the observer end, the view itself says that nothing is known.
+        drop(tokio::time::timeout(FIRST_WAIT, looked).await);
+        let view = receiver.borrow().clone();
+        Ok(view)
+    }
+
+    /// What is known of all queues that are watched.
+    pub(crate) fn views(&self) -> Vec<(String, View)> {
+        let queues = self.0.lock();
+        queues.iter().map(|(queue, entry)| (queue.clone(), entry.view.borrow().clone())).collect()
+    }
+
+    /// How old a look may be.
+    pub(crate) fn max_age(&self) -> Duration {
+        self.0.limits.max_age
+    }
+
+    /// Waits until all observers have ended; they do when `stop` is cancelled.
+    pub(crate) async fn join(&self) {
+        let entries: Vec<Entry> = self.0.lock().drain().map(|(_, entry)| entry).collect();
+        for entry in entries {
+            if let Err(error) = entry.observer.await {
+                tracing::error!(%error, "observer of a queue failed");
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Forgets a queue that nobody has asked about for a while; true when it did.
+    pub(crate) fn retire(&self, queue: &str) -> bool {
+        let mut queues = self.lock();
+        let unused = queues.get(queue).is_none_or(|entry| {
+            entry.view.receiver_count() == 0 && entry.asked.elapsed() > self.limits.keep
+        });
+        if unused {
+            queues.remove(queue);
+        }
+        unused
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        // Each change of the map is a single step, so it is whole even if its holder panicked.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kind of an error in words and nothing else: KEDA's log is not ours to fill.
+pub(crate) fn words(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Invalid => "invalid",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Full => "full",
+        ErrorKind::Incompatible => "incompatible",
+        _ => "internal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use ebb_queue::{Depth, ErrorKind, Timestamp};
+    use tokio::time::Instant;
+
+    use super::{Look, Unknown, View};
+    use crate::decision::Snapshot;
+
+    #[test]
+    fn a_look_counts_until_it_is_too_old_and_nothing_is_ever_guessed() {
+        let max_age = Duration::from_secs(15);
+        let at = Instant::now();
+        let failed = Some(ErrorKind::Unavailable);
+        let nothing = View::default();
+        assert_eq!(nothing.known(at, max_age).unwrap_err(), Unknown::NotYet);
+        let never = View { look: None, failed };
+        let told = never.known(at, max_age).unwrap_err();
+        assert_eq!(told, Unknown::Never(ErrorKind::Unavailable));
+
+        let depth = Depth::empty(Timestamp::UNIX_EPOCH);
+        let snapshot = Arc::new(Snapshot { depth, workers: Vec::new() });
+        let view = View { look: Some(Look { snapshot, at }), failed };
+        let (_, now) = view.known(at + max_age, max_age).unwrap();
+        assert_eq!(now, Timestamp::UNIX_EPOCH + max_age);
+        let later = max_age + Duration::from_millis(1);
+        assert_eq!(view.known(at + later, max_age).unwrap_err(), Unknown::TooOld(later));
+    }
+}

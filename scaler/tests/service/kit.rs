@@ -1,0 +1,231 @@
+//! A scaler on queues in memory that can be broken, and a client.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_proto::keda::{GetMetricsRequest, IsActiveResponse, MetricValue, ScaledObjectRef};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Job, OpenOptions, Phase, QueueUrl,
+    Result, Timestamp, WorkerStatus,
+};
+use ebb_scaler::{Connect, Scaler, ScalerArgs};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// How the broker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    Broken,
+    /// Takes calls and never answers.
+    Hung,
+}
+
+/// Queues in memory, and what was done to them.
+pub(crate) struct Fickle {
+    queues: Mutex<HashMap<String, MemoryQueue>>,
+    pub(crate) mood: watch::Sender<Mood>,
+    /// How many queues are open.
+    pub(crate) open: watch::Sender<usize>,
+    /// How many times a queue was opened.
+    pub(crate) opened: watch::Sender<usize>,
+}
+
+impl Fickle {
+    pub(crate) fn queue(&self, name: &str) -> MemoryQueue {
+        let mut queues = self.queues.lock().unwrap();
+        let fresh = || MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        queues.entry(name.to_owned()).or_insert_with(fresh).clone()
+    }
+
+    pub(crate) fn feel(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+}
+
+async fn answer(mood: &watch::Sender<Mood>) -> Result<()> {
+    let now = *mood.borrow();
+    match now {
+        Mood::Well => Ok(()),
+        Mood::Broken => Err(Error::new(ErrorKind::Unavailable, "broken by the test")),
+        Mood::Hung => std::future::pending().await,
+    }
+}
+
+/// The broker of a test, as the scaler sees it.
+pub(crate) struct Door(pub(crate) Arc<Fickle>);
+
+#[async_trait]
+impl Connect for Door {
+    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>> {
+        answer(&self.0.mood).await?;
+        self.0.open.send_modify(|n| *n += 1);
+        self.0.opened.send_modify(|n| *n += 1);
+        Ok(Arc::new(Seen { queue: self.0.queue(queue), broker: Arc::clone(&self.0) }))
+    }
+}
+
+struct Seen {
+    queue: MemoryQueue,
+    broker: Arc<Fickle>,
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        self.broker.open.send_modify(|n| *n -= 1);
+    }
+}
+
+#[async_trait]
+impl Backlog for Seen {
+    async fn depth(&self) -> Result<Depth> {
+        answer(&self.broker.mood).await?;
+        self.queue.depth().await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        answer(&self.broker.mood).await?;
+        self.queue.workers().await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        answer(&self.broker.mood).await?;
+        // A broker that breaks tells of nothing more.
+        let mut mood = self.broker.mood.subscribe();
+        let broken = async move { drop(mood.wait_for(|mood| *mood == Mood::Broken).await) };
+        Ok(self.queue.arrivals().await?.take_until(broken.boxed()).boxed())
+    }
+}
+
+/// A scaler that runs, its broker, and a client of it.
+pub(crate) struct Kit {
+    pub(crate) broker: Arc<Fickle>,
+    pub(crate) client: ExternalScalerClient<Channel>,
+    pub(crate) channel: Channel,
+    pub(crate) http: std::net::SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) server: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Free ports, a queue named `jobs`, and a quick pace.
+pub(crate) fn args() -> ScalerArgs {
+    ScalerArgs {
+        queue: Some(QueueUrl::sqlite("/nowhere")),
+        listen: ([127, 0, 0, 1], 0).into(),
+        http_listen: Some(([127, 0, 0, 1], 0).into()),
+        refresh: Duration::from_millis(50),
+        repeat: Duration::from_millis(50),
+        ..ScalerArgs::default()
+    }
+}
+
+impl Kit {
+    pub(crate) async fn start(args: ScalerArgs) -> Self {
+        let broker = Arc::new(Fickle {
+            queues: Mutex::default(),
+            mood: watch::Sender::new(Mood::Well),
+            open: watch::Sender::new(0),
+            opened: watch::Sender::new(0),
+        });
+        let door = Arc::new(Door(Arc::clone(&broker)));
+        let scaler = Scaler::bind_with(args, door).await.unwrap();
+        let address = scaler.local_addr().unwrap();
+        let http = scaler.http_addr().unwrap().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(scaler.serve(stop.clone()));
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let client = ExternalScalerClient::new(channel.clone());
+        Self { broker, client, channel, http, stop, server }
+    }
+
+    /// The default queue.
+    pub(crate) fn queue(&self) -> MemoryQueue {
+        self.broker.queue("jobs")
+    }
+
+    /// The one value of the trigger's one metric, asked for as KEDA does.
+    pub(crate) async fn value(&self, object: &ScaledObjectRef) -> Result<MetricValue, Status> {
+        let mut client = self.client.clone();
+        let specs = client.get_metric_spec(object.clone()).await?.into_inner().metric_specs;
+        assert_eq!(specs.len(), 1);
+        let request = GetMetricsRequest {
+            scaled_object_ref: Some(object.clone()),
+            metric_name: specs[0].metric_name.clone(),
+        };
+        let mut values = client.get_metrics(request).await?.into_inner().metric_values;
+        assert_eq!(values.len(), 1);
+        let value = values.remove(0);
+        assert_eq!(value.metric_name, specs[0].metric_name);
+        assert_eq!(value.metric_value as f64, value.metric_value_float);
+        Ok(value)
+    }
+
+    pub(crate) async fn is_active(&self, object: &ScaledObjectRef) -> Result<bool, Status> {
+        Ok(self.client.clone().is_active(object.clone()).await?.into_inner().result)
+    }
+
+    pub(crate) async fn stream(&self, object: &ScaledObjectRef) -> Streaming<IsActiveResponse> {
+        self.client.clone().stream_is_active(object.clone()).await.unwrap().into_inner()
+    }
+
+    /// Stops the scaler, and fails if it takes its whole grace for that.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        drop((self.client, self.channel));
+        let ended = tokio::time::timeout(Duration::from_secs(4), self.server).await;
+        ended.expect("the scaler ends well within its grace").unwrap().unwrap();
+    }
+}
+
+/// What a stream says next; fails when it has nothing to say for a while.
+pub(crate) async fn said(stream: &mut Streaming<IsActiveResponse>) -> Option<bool> {
+    let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await;
+    next.expect("the stream speaks").unwrap().map(|response| response.result)
+}
+
+pub(crate) fn object(metadata: &[(&str, &str)]) -> ScaledObjectRef {
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    ScaledObjectRef {
+        name: "encoder".into(),
+        namespace: "ml".into(),
+        scaler_metadata: metadata.collect(),
+    }
+}
+
+pub(crate) async fn publish(queue: &MemoryQueue, n_jobs: usize) {
+    let jobs = (0..n_jobs).map(|_| Job::new("{}", Timestamp::now())).collect();
+    queue.publish(jobs).await.unwrap();
+}
+
+pub(crate) async fn publish_delayed(queue: &MemoryQueue, delay: Duration) {
+    let mut job = Job::new("{}", Timestamp::now());
+    job.headers = Headers { not_before: Some(job.enqueued_at + delay), ..Headers::default() };
+    queue.publish(vec![job]).await.unwrap();
+}
+
+pub(crate) async fn report(queue: &MemoryQueue, phase: Phase, in_flight: u64) {
+    let status = WorkerStatus {
+        id: "w1".into(),
+        pod: "pod-1".into(),
+        phase,
+        in_flight,
+        slots: 8,
+        completed: 0,
+        failed: 0,
+        batch_time: None,
+        cold_start: Vec::new(),
+        model: "echo".into(),
+        at: Timestamp::now(),
+    };
+    queue.report(&status).await.unwrap();
+}

@@ -1,0 +1,140 @@
+//! The streams: told by the broker's own event, and ended with OK.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_queue::{Broker, Phase};
+use ebb_scaler::ScalerArgs;
+use tokio::time::{Instant, timeout};
+
+use crate::kit::{Kit, args, object, publish, publish_delayed, report, said};
+
+/// Looks only when told to, or when something falls due.
+fn unhurried() -> ScalerArgs {
+    let refresh = Duration::from_secs(60);
+    ScalerArgs { refresh, max_age: 3 * refresh, heartbeat: refresh, ..args() }
+}
+
+#[tokio::test]
+async fn an_arrival_is_told_within_50_ms_at_the_median() {
+    let kit = Kit::start(ScalerArgs { repeat: Duration::from_secs(60), ..unhurried() }).await;
+    let mut times = Vec::new();
+    for n in 0..9 {
+        let name = format!("q{n}");
+        let queue = kit.broker.queue(&name);
+        let mut stream = kit.stream(&object(&[("queue", &name)])).await;
+        assert_eq!(said(&mut stream).await, Some(false));
+        let published = Instant::now();
+        publish(&queue, 1).await;
+        assert_eq!(said(&mut stream).await, Some(true));
+        times.push(published.elapsed());
+    }
+    times.sort();
+    assert!(times[4] < Duration::from_millis(50), "{times:?}");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn an_edge_is_repeated_until_a_worker_reports() {
+    let kit = Kit::start(unhurried()).await;
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    publish(&kit.queue(), 1).await;
+    for _ in 0..5 {
+        assert_eq!(said(&mut stream).await, Some(true));
+    }
+    report(&kit.queue(), Phase::Starting, 0).await;
+    let quiet = async {
+        // Some may be on their way already.
+        while timeout(Duration::from_millis(400), stream.message()).await.is_ok() {}
+    };
+    timeout(Duration::from_secs(3), quiet).await.expect("a worker's report ends the repetition");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_delayed_job_wakes_the_pool_when_it_is_due_with_nobody_else_to_notice() {
+    let kit = Kit::start(unhurried()).await;
+    let delay = Duration::from_millis(300);
+    publish_delayed(&kit.queue(), delay).await;
+    let published = Instant::now();
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    assert_eq!(said(&mut stream).await, Some(true));
+    let took = published.elapsed();
+    let early = delay.saturating_sub(Duration::from_millis(20));
+    assert!(took >= early && took < delay + Duration::from_millis(500), "{took:?}");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_wakes_the_pool_that_went_to_sleep() {
+    let kit = Kit::start(unhurried()).await;
+    let queue = kit.queue();
+    publish(&queue, 1).await;
+    let mut held = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    let retry = held.remove(0).retry(Duration::from_millis(300), "the device was lost");
+    queue.settle(&[retry]).await.unwrap();
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    assert_eq!(said(&mut stream).await, Some(true));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn activation_holds_a_stream_back_until_enough_is_ready() {
+    let kit = Kit::start(unhurried()).await;
+    let (patient, eager) = (object(&[("activationJobs", "3")]), object(&[]));
+    let mut patient = kit.stream(&patient).await;
+    let mut eager = kit.stream(&eager).await;
+    assert_eq!((said(&mut patient).await, said(&mut eager).await), (Some(false), Some(false)));
+    publish(&kit.queue(), 3).await;
+    assert_eq!(said(&mut eager).await, Some(true));
+    assert!(timeout(Duration::from_millis(200), patient.message()).await.is_err());
+    publish(&kit.queue(), 1).await;
+    assert_eq!(said(&mut patient).await, Some(true));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn specs_are_streamed_at_once_and_agree_with_those_that_are_asked_for() {
+    let kit = Kit::start(args()).await;
+    let object = object(&[("mode", "waiting"), ("jobsPerReplica", "6.111")]);
+    let asked = kit.client.clone().get_metric_spec(object.clone()).await.unwrap().into_inner();
+    let mut stream = kit.client.clone().stream_metric_spec(object).await.unwrap().into_inner();
+    let first = timeout(Duration::from_secs(1), stream.message()).await.unwrap().unwrap();
+    assert_eq!(first, Some(asked));
+    assert!(timeout(Duration::from_millis(200), stream.message()).await.is_err());
+    kit.stop.cancel();
+    assert_eq!(stream.message().await.unwrap(), None);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_every_stream_with_ok() {
+    let kit = Kit::start(args()).await;
+    publish(&kit.broker.queue("busy"), 1).await;
+    let mut streams = Vec::new();
+    for queue in ["busy", "idle"] {
+        let mut stream = kit.stream(&object(&[("queue", queue)])).await;
+        assert_eq!(said(&mut stream).await, Some(queue == "busy"));
+        streams.push(stream);
+    }
+    kit.stop.cancel();
+    for mut stream in streams {
+        // An error here would make KEDA come back ever later.
+        while stream.message().await.unwrap().is_some() {}
+        assert!(stream.trailers().await.is_ok());
+    }
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_stream_ends_with_ok() {
+    let stream_max_age = Duration::from_millis(100);
+    let kit = Kit::start(ScalerArgs { stream_max_age, ..args() }).await;
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    assert_eq!(said(&mut stream).await, None);
+    kit.stop().await;
+}

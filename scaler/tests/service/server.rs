@@ -1,0 +1,129 @@
+//! What stands around the service: health, reflection, probes, metrics, and the real broker.
+
+use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp};
+use ebb_scaler::{Scaler, ScalerArgs};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::kit::{Kit, args, object, publish, said};
+
+async fn page(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page
+}
+
+#[tokio::test]
+async fn both_reflections_list_the_service() {
+    const SERVICE: &str = "externalscaler.ExternalScaler";
+    let kit = Kit::start(args()).await;
+    {
+        use tonic_reflection::pb::v1::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let list = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut client = ServerReflectionClient::new(kit.channel.clone());
+        let answers = client.server_reflection_info(futures::stream::iter([list])).await.unwrap();
+        let answer = answers.into_inner().message().await.unwrap().unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("{answer:?}");
+        };
+        assert!(list.service.iter().any(|service| service.name == SERVICE), "{list:?}");
+    }
+    {
+        use tonic_reflection::pb::v1alpha::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let find = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(SERVICE.into())),
+        };
+        let mut client = ServerReflectionClient::new(kit.channel.clone());
+        let answers = client.server_reflection_info(futures::stream::iter([find])).await.unwrap();
+        let answer = answers.into_inner().message().await.unwrap().unwrap();
+        let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response else {
+            panic!("{answer:?}");
+        };
+        assert!(!files.file_descriptor_proto.is_empty());
+    }
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn health_is_told_whatever_the_broker_does() {
+    let kit = Kit::start(args()).await;
+    kit.broker.feel(crate::kit::Mood::Broken);
+    let mut client = HealthClient::new(kit.channel.clone());
+    for service in ["", "externalscaler.ExternalScaler"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let status = client.check(request).await.unwrap().into_inner().status();
+        assert_eq!(status, ServingStatus::Serving, "{service}");
+    }
+    drop(client);
+    for path in ["/livez", "/readyz", "/startupz"] {
+        let page = page(kit.http, path).await;
+        assert!(page.starts_with("HTTP/1.1 200"), "{path}: {page}");
+    }
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
+    let kit = Kit::start(args()).await;
+    publish(&kit.queue(), 3).await;
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(true));
+    assert_eq!(kit.value(&object(&[])).await.unwrap().metric_value, 3);
+    assert!(kit.is_active(&object(&[("mode", "maybe")])).await.is_err());
+    let page = page(kit.http, "/metrics").await;
+    let expected = [
+        "build_info{version=",
+        "scaler_queue_depth{queue=\"jobs\",state=\"ready\"} 3",
+        "scaler_queue_workers{phase=\"starting\",queue=\"jobs\"} 0",
+        "scaler_snapshot_age_seconds{queue=\"jobs\"} 0",
+        "scaler_streams{method=\"StreamIsActive\"} 1",
+        "scaler_pushes_total{reason=\"open\"} 1",
+        "scaler_looks_total{cause=\"open\"} 1",
+        "scaler_request_seconds_count{code=\"Ok\",method=\"GetMetrics\"} 1",
+        "scaler_request_seconds_count{code=\"InvalidArgument\",method=\"IsActive\"} 1",
+    ];
+    for line in expected {
+        assert!(page.contains(line), "{line} is not in\n{page}");
+    }
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn an_embedded_queue_is_watched_across_handles() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("queue.db"));
+    let scaler = Scaler::bind(ScalerArgs { queue: Some(url.clone()), ..args() }).await.unwrap();
+    let address = scaler.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(scaler.serve(stop.clone()));
+    let client = ebb_proto::keda::external_scaler_client::ExternalScalerClient::connect(format!(
+        "http://{address}"
+    ));
+    let mut client = client.await.unwrap();
+    let mut stream = client.stream_is_active(object(&[])).await.unwrap().into_inner();
+    assert_eq!(said(&mut stream).await, Some(false));
+
+    let producer = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
+    producer.publish(vec![Job::new("{}", Timestamp::now())]).await.unwrap();
+    assert_eq!(said(&mut stream).await, Some(true));
+    assert!(client.is_active(object(&[])).await.unwrap().into_inner().result);
+    stop.cancel();
+    while stream.message().await.unwrap().is_some() {}
+    drop((stream, client));
+    server.await.unwrap().unwrap();
+}
