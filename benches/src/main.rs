@@ -1,2 +1,109 @@
-//! Benches.
-fn main() {}
+//! `ebb-bench`: one binary, a subcommand per question; every figure in the README comes from here.
+
+mod broker;
+mod chaos;
+mod encoder;
+mod notify;
+mod overhead;
+mod process;
+mod report;
+mod scaler;
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use encoder::EncoderArgs;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Ebb and tries to break its promises
+///
+/// Each subcommand starts what it needs, cleans up after itself, and prints a table. Exits with 1
+/// when a promise is broken; a slow figure breaks none.
+#[derive(Debug, Parser)]
+#[command(name = "ebb-bench", version)]
+struct Cli {
+    /// Print one JSON object on one line instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Overhead(overhead::Args),
+    Chaos(chaos::Args),
+    Notify(notify::Args),
+    Encoder(EncoderArgs),
+    #[command(hide = true)]
+    Bare(overhead::BareArgs),
+    #[command(hide = true)]
+    Publisher(notify::PublisherArgs),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::progress(format_args!("ebb-bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // What a bench started ends with it: processes and files go when it is dropped.
+        tokio::select! {
+            ended = bench(cli) => ended,
+            _ = term.recv() => bail!("interrupted"),
+            _ = interrupt.recv() => bail!("interrupted"),
+        }
+    });
+    // A read of standard input that nobody waits for any more must not hold the process.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn bench(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Overhead(args) => overhead::run(&args, cli.json).await,
+        Command::Chaos(args) => chaos::run(&args, cli.json).await,
+        Command::Notify(args) => notify::run(&args, cli.json).await,
+        // Not async: it keeps all cores busy by itself.
+        Command::Encoder(args) => encoder::run(args, cli.json),
+        Command::Bare(args) => overhead::bare(&args).await,
+        Command::Publisher(args) => notify::publish(&args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_a_question_says_what_it_does_and_can_be_set_from_the_environment() {
+        for question in Cli::command().get_subcommands().filter(|question| !question.is_hide_set()) {
+            for flag in question.get_arguments().filter(|flag| !flag.is_global_set()) {
+                let name = format!("{} --{}", question.get_name(), flag.get_id());
+                assert!(flag.get_help().is_some(), "{name} has no help");
+                assert!(flag.get_env().is_some(), "{name} has no environment variable");
+            }
+        }
+    }
+}

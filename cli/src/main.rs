@@ -1,2 +1,12 @@
-//! The all-in-one binary.
-fn main() {}
+//! `ebb`: everything in one binary.
+
+use std::process::ExitCode;
+
+use ebb::Cli;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    ebb::run(Cli::read())
+}

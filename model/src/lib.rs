@@ -1,1 +1,42 @@
-//! To be written.
+//! The models Ebb runs and the device they run on; the only crate that knows burn.
+//!
+//! This file is the seam: [`Model`], what can go wrong, and the name of a device.
+//! With the feature `cpu` (on by default) come the sentence [`encoder`](bert) and the anomaly
+//! [`sentinel`]; without it only [`echo`], [`pull`] and the [`catalog`] are built, in seconds.
+
+pub mod bert;
+pub mod catalog;
+mod device;
+pub mod echo;
+mod error;
+pub mod pull;
+mod safetensors;
+pub mod sentinel;
+
+pub use catalog::{ModelInfo, ModelKind, recognise};
+#[cfg(feature = "cpu")]
+pub use device::use_threads;
+pub use device::{DeviceChoice, DeviceError};
+pub use error::{InferError, InferErrorKind, ItemError, LoadError};
+
+/// A model on its device.
+///
+/// # Behavior
+/// - Built on, and living on, the device thread: neither `Send` nor async.
+/// - One result per input, in the order of the inputs.
+/// - `Err` inside is the fault of that item alone, and says nothing of its neighbours.
+/// - `Err` outside means that the batch as a whole failed; [`InferError::kind`] says what helps.
+/// - An output that is not finite is an [`ItemError`], never a result.
+/// - A panic is the caller's to catch; the model is not used again after one.
+pub trait Model: 'static {
+    /// What one job asks, already decoded.
+    type Input: Send + 'static;
+    /// What one job gets.
+    type Output: Send + 'static;
+
+    /// Runs one batch.
+    fn infer(
+        &mut self,
+        batch: &[Self::Input],
+    ) -> Result<Vec<Result<Self::Output, ItemError>>, InferError>;
+}

@@ -287,7 +287,8 @@ pub(crate) fn parse_span(name: &str, value: &str) -> Result<Duration> {
     if seconds > TEN_YEARS {
         return Err(invalid(name, value, "use at most ten years"));
     }
-    Ok(Duration::from_secs_f64(seconds))
+    // To the microsecond, so that what is written as 1500ms is read as that.
+    Ok(Duration::from_micros((seconds * 1e6).round() as u64))
 }
 
 fn parse_cost(value: &str) -> Result<f64> {

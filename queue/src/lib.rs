@@ -100,7 +100,7 @@ pub trait Broker: Backlog {
     /// - A lease that ended is held all the same until somebody else took the job, or it died of
     ///   its deadline.
     /// - Idempotent: a settlement sent again after an error has the effect of one, and is answered
-    ///   as held until the job is handed out, put back or purged.
+    ///   as held until the job is handed out, put back, purged or forgotten.
     /// - A retried or released job keeps its place in the order of publication.
     /// - Retry and reject write the reason into the history; release leaves no trace.
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>>;
@@ -116,6 +116,8 @@ pub trait Broker: Backlog {
 pub const STATUS_TTL: Duration = Duration::from_secs(5);
 
 /// What an operator may do with the jobs that failed for good.
+///
+/// An expired job that nobody holds is one of them from its deadline on.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
     /// The newest dead letters first, at most `max`.
@@ -160,11 +162,16 @@ pub trait ResultStore: Send + Sync {
     /// - Refused as stale when a later attempt has sent chunks, or the result is complete.
     /// - The first of a later attempt voids what earlier attempts sent.
     /// - A piece that is there already is a duplicate and stays as it is.
+    /// - Kept for `result_ttl`.
     async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored>;
 
     /// The chunks from `from_seq` on as they come, then the result, then the end.
     ///
-    /// A chunk of a higher attempt means that what earlier attempts sent is void.
+    /// # Behavior
+    /// - A chunk of another attempt means that what was sent before is void; it begins at 0 again.
+    /// - `from_seq` counts in the attempt that is current: who goes on and finds another attempt
+    ///   than before has missed its beginning, and follows anew from 0.
+    /// - Waits as long as there is no result, also for a job that nobody has published yet.
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>>;
 }
 

@@ -4,6 +4,7 @@
 //! in no time.
 
 mod answers;
+mod bell;
 mod jobs;
 
 use std::collections::BTreeMap;
@@ -14,10 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::BoxStream;
-use tokio::sync::watch;
+use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
-use tokio_stream::wrappers::WatchStream;
 
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Job, JobId,
@@ -25,6 +24,7 @@ use crate::{
     Settlement, Stored, Timestamp, Verdict, WorkerId, WorkerStatus,
 };
 use answers::{Answers, Cursor};
+use bell::Bell;
 use jobs::Jobs;
 
 /// A queue in the memory of one process; clones share it. Loses everything with the process.
@@ -40,9 +40,9 @@ struct Shared {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     /// Rung when a job becomes ready, a delay begins, or a worker has a new phase.
-    arrival: watch::Sender<()>,
+    arrival: Bell,
     /// Rung when a result or a piece of one is stored.
-    answer: watch::Sender<()>,
+    answer: Bell,
 }
 
 #[derive(Debug)]
@@ -65,8 +65,8 @@ impl MemoryQueue {
             behavior: behavior.clone(),
             clock: options.clock,
             state: Mutex::new(state),
-            arrival: watch::Sender::new(()),
-            answer: watch::Sender::new(()),
+            arrival: Bell::default(),
+            answer: Bell::default(),
         };
         Self { shared: Arc::new(shared), worker: options.worker }
     }
@@ -89,7 +89,7 @@ impl MemoryQueue {
         for (id, attempt) in state.jobs.tidy(now) {
             let outcome = Outcome::Failed { reason: "expired".to_owned() };
             state.answers.put(&JobResult { id, attempt, outcome, finished_at: now }, now);
-            self.shared.answer.send_replace(());
+            self.shared.answer.ring();
         }
         (state, now)
     }
@@ -117,7 +117,11 @@ impl Backlog for MemoryQueue {
     }
 
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
-        Ok(WatchStream::from_changes(self.shared.arrival.subscribe()).boxed())
+        let arrivals = stream::unfold(self.shared.arrival.listen(), |mut arrival| async {
+            arrival.hear().await;
+            Some(((), arrival))
+        });
+        Ok(arrivals.boxed())
     }
 }
 
@@ -127,14 +131,14 @@ impl Broker for MemoryQueue {
         let (mut state, now) = self.state();
         let published = state.jobs.publish(jobs, now)?;
         if published.iter().any(|one| !one.duplicate) {
-            self.shared.arrival.send_replace(());
+            self.shared.arrival.ring();
         }
         Ok(published)
     }
 
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
         let start = Instant::now();
-        let mut arrival = self.shared.arrival.subscribe();
+        let mut arrival = self.shared.arrival.listen();
         loop {
             let (deliveries, until_due) = self.lease_ready(max);
             let left = wait.saturating_sub(start.elapsed());
@@ -143,7 +147,7 @@ impl Broker for MemoryQueue {
             }
             let nap = until_due.map_or(left, |due| due.min(left));
             // Both an arrival and the end of the nap mean to look again.
-            tokio::time::timeout(nap, arrival.changed()).await.ok();
+            tokio::time::timeout(nap, arrival.hear()).await.ok();
         }
     }
 
@@ -160,7 +164,7 @@ impl Broker for MemoryQueue {
             .iter()
             .any(|one| matches!(one.verdict(), Verdict::Retry { .. } | Verdict::Release))
         {
-            self.shared.arrival.send_replace(());
+            self.shared.arrival.ring();
         }
         Ok(settled)
     }
@@ -169,7 +173,7 @@ impl Broker for MemoryQueue {
         let (mut state, now) = self.state();
         let before = state.workers.insert(status.id.clone(), (status.clone(), now));
         if before.is_none_or(|(before, _)| before.phase != status.phase) {
-            self.shared.arrival.send_replace(());
+            self.shared.arrival.ring();
         }
         Ok(())
     }
@@ -198,7 +202,7 @@ impl DeadLetters for MemoryQueue {
             state.answers.reset(id);
         }
         if !again.is_empty() {
-            self.shared.arrival.send_replace(());
+            self.shared.arrival.ring();
         }
         Ok(again.len() as u64)
     }
@@ -214,7 +218,7 @@ impl ResultStore for MemoryQueue {
     async fn put(&self, result: &JobResult) -> Result<Stored> {
         let (mut state, now) = self.state();
         let stored = state.answers.put(result, now);
-        self.shared.answer.send_replace(());
+        self.shared.answer.ring();
         Ok(stored)
     }
 
@@ -226,13 +230,13 @@ impl ResultStore for MemoryQueue {
     async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
         let (mut state, now) = self.state();
         let stored = state.answers.chunk((id, attempt), (seq, body), now);
-        self.shared.answer.send_replace(());
+        self.shared.answer.ring();
         Ok(stored)
     }
 
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         let (queue, id) = (self.clone(), id.clone());
-        let mut answer = self.shared.answer.subscribe();
+        let mut answer = self.shared.answer.listen();
         let mut cursor = Cursor::from_seq(from_seq);
         let frames = async_stream::stream! {
             loop {
@@ -247,9 +251,7 @@ impl ResultStore for MemoryQueue {
                         return;
                     }
                 }
-                if answer.changed().await.is_err() {
-                    return;
-                }
+                answer.hear().await;
             }
         };
         Ok(frames.boxed())

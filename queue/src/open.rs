@@ -201,7 +201,9 @@ impl fmt::Display for QueueUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Address::Sqlite { path, synchronous } = &self.address;
         let behavior = &self.behavior;
-        write!(f, "sqlite:{}?queue={}", path.display(), self.queue)?;
+        // Two slashes at the front are taken for the start of a URL.
+        let slashes = if path.to_string_lossy().starts_with("//") { "//" } else { "" };
+        write!(f, "sqlite:{slashes}{}?queue={}", path.display(), self.queue)?;
         write!(f, "&lease={}ms", behavior.lease.as_millis())?;
         write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
         write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
@@ -228,4 +230,129 @@ fn invalid(url: &str, remedy: &str) -> Error {
     // Anything before an @ may be a password.
     let shown = url.rsplit_once('@').map_or(url, |(_, host)| host);
     Error::new(ErrorKind::Invalid, format!("queue URL {shown:?} is not valid: {remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<QueueUrl> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_path_is_all_it_takes() {
+        for (text, path) in [
+            ("sqlite:queue.db", "queue.db"),
+            ("sqlite:/var/lib/ebb/queue.db", "/var/lib/ebb/queue.db"),
+            ("sqlite:///var/lib/ebb/queue.db", "/var/lib/ebb/queue.db"),
+            ("sqlite:./a b/queue.db?queue=jobs", "./a b/queue.db"),
+            ("sqlite:////share/queue.db", "//share/queue.db"),
+        ] {
+            assert_eq!(parse(text).unwrap(), QueueUrl::sqlite(path), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let url = parse(
+            "sqlite:q.db?queue=alerts.v1&lease=1500ms&result_ttl=2h&key_ttl=7d&max_ready=100\
+             &synchronous=normal",
+        );
+        let url = url.unwrap();
+        assert_eq!(url.queue, "alerts.v1");
+        let synchronous = Synchronous::Normal;
+        assert_eq!(url.address, Address::Sqlite { path: "q.db".into(), synchronous });
+        let expected = Behavior {
+            lease: Duration::from_millis(1500),
+            result_ttl: Duration::from_secs(7200),
+            key_ttl: Duration::from_secs(7 * 86_400),
+            max_ready: Some(100),
+        };
+        assert_eq!(url.behavior, expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_remedy() {
+        for (text, part) in [
+            ("queue.db", "sqlite:PATH"),
+            ("sqlite:", "names no file"),
+            ("mysql:queue.db", "scheme is not known"),
+            ("nats://host:4222", "does not speak nats yet"),
+            ("sqlite:q.db?queue=a/b", "use 1 to 64 of"),
+            ("sqlite:q.db?queue=", "use 1 to 64 of"),
+            ("sqlite:q.db?lease=10ms", "100ms or more"),
+            ("sqlite:q.db?lease=soon", "option lease"),
+            ("sqlite:q.db?lease=99999d", "ten years"),
+            ("sqlite:q.db?max_ready=-1", "option max_ready"),
+            ("sqlite:q.db?synchronous=off", "full or normal"),
+            ("sqlite:q.db?colour=red", "option colour is not known"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{text}");
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let error = parse("nats://me:secret@host:4222").unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert!(error.to_string().contains("host:4222"), "{error}");
+    }
+
+    #[test]
+    fn another_queue_is_on_the_same_broker() {
+        let url = parse("sqlite:q.db?lease=5s").unwrap();
+        let alerts = url.with_queue("alerts").unwrap();
+        assert_eq!(alerts, QueueUrl { queue: "alerts".to_owned(), ..url.clone() });
+        assert_eq!(url.with_queue("a b").unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[tokio::test]
+    async fn what_is_opened_is_the_queue_that_was_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = QueueUrl::sqlite(folder.path().join("new").join("queue.db"));
+        let queue = open(&url, OpenOptions::default()).await.unwrap();
+        let job = crate::Job::new("body", crate::Timestamp::UNIX_EPOCH);
+        queue.publish(vec![job]).await.unwrap();
+        let alerts = url.with_queue("alerts").unwrap();
+        let alerts = open(&alerts, OpenOptions::default()).await.unwrap();
+        assert_eq!(alerts.depth().await.unwrap().ready, 0);
+        let again = open(&url, OpenOptions::default()).await.unwrap();
+        assert_eq!(again.depth().await.unwrap().ready, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_url_is_read_back_as_it_was_written(
+            path in "/{0,3}[a-zA-Z0-9._%+& -][a-zA-Z0-9._%+&/ -]{0,40}",
+            queue in "[a-zA-Z0-9._-]{1,64}",
+            (lease, result_ttl, key_ttl) in (100..1_000_000u64, 0..10u64.pow(11), 0..10u64.pow(11)),
+            max_ready: Option<u64>,
+            is_full: bool,
+        ) {
+            let synchronous = if is_full { Synchronous::Full } else { Synchronous::Normal };
+            let url = QueueUrl {
+                address: Address::Sqlite { path: path.into(), synchronous },
+                queue,
+                behavior: Behavior {
+                    lease: Duration::from_millis(lease),
+                    result_ttl: Duration::from_millis(result_ttl),
+                    key_ttl: Duration::from_millis(key_ttl),
+                    max_ready,
+                },
+            };
+            prop_assert_eq!(parse(&url.to_string()).unwrap(), url);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "(sqlite:)?.{0,40}") {
+            if let Ok(url) = parse(&text) {
+                prop_assert_eq!(parse(&url.to_string()).unwrap(), url);
+            }
+        }
+    }
 }

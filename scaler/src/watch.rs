@@ -15,8 +15,8 @@ use crate::decision::Snapshot;
 use crate::metrics::Metrics;
 use crate::observe::{Connect, Observer};
 
-/// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit easily.
+const FIRST_WAIT: Duration = Duration::from_millis(750);
 
 /// The observers of all queues; clones share them. Each runs from the first question about its
 /// queue until nobody has asked for a while.

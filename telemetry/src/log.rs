@@ -11,6 +11,7 @@ pub struct LogArgs {
     #[arg(
         long = "log-level",
         env = "EBB_LOG_LEVEL",
+        hide_env_values = true,
         default_value = "info",
         global = true
     )]
@@ -21,6 +22,7 @@ pub struct LogArgs {
     #[arg(
         long = "log-format",
         env = "EBB_LOG_FORMAT",
+        hide_env_values = true,
         default_value = "text",
         global = true
     )]

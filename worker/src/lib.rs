@@ -1,1 +1,33 @@
-//! To be written.
+//! The worker: receives jobs, batches them on the fly, runs a model, stores the results, settles.
+//!
+//! [`run`] is the whole of it, as the command line asks; [`Pipeline`] is the same without command
+//! line and probes, for tests and benches. The way of a job stands in three files: `receive` (and
+//! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`bisect`]
+//! and [`fit`].
+
+pub mod batcher;
+pub mod bisect;
+mod board;
+mod codec;
+mod config;
+mod device;
+pub mod fit;
+mod held;
+mod infer;
+mod lease;
+mod metrics;
+mod models;
+mod pipeline;
+mod receive;
+mod run;
+mod settle;
+mod status;
+
+pub use codec::{Answer, BadJob, Codec, EchoCodec};
+#[cfg(feature = "cpu")]
+pub use codec::{EncoderCodec, SentinelCodec};
+pub use config::WorkerArgs;
+pub use device::{BuildError, Device, Phases};
+pub use metrics::Metrics;
+pub use pipeline::{Error, Parts, Pipeline, Settings, Summary};
+pub use run::run;

@@ -42,7 +42,8 @@ pub(super) fn bury(
 pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, result_ttl: Millis) -> Outcome<usize> {
     let expired: Vec<(i64, State, String)> = tx
         .sql(
-            "SELECT n, state, id FROM jobs WHERE queue = ?1 AND deadline <= ?2
+            "SELECT n, state, id FROM jobs INDEXED BY jobs_deadline
+             WHERE queue = ?1 AND deadline <= ?2
              AND (state <> 1 OR due <= ?2) ORDER BY deadline, place LIMIT ?3",
         )?
         .query_map((tx.queue, now, STEP as i64), |row| {
@@ -81,10 +82,8 @@ pub(super) fn list(tx: &Tx<'_>, max: usize) -> Outcome<Vec<DeadLetter>> {
          WHERE queue = ?1 AND state = 3 ORDER BY place DESC LIMIT ?2"
     );
     let max = i64::try_from(max).unwrap_or(i64::MAX);
-    let stored: Vec<StoredJob> = tx
-        .sql(&sql)?
-        .query_map((tx.queue, max), |row| StoredJob::read(row))?
-        .collect::<Result<_, _>>()?;
+    let stored: Vec<StoredJob> =
+        tx.sql(&sql)?.query_map((tx.queue, max), StoredJob::read)?.collect::<Result<_, _>>()?;
     stored.into_iter().map(StoredJob::into_dead_letter).collect()
 }
 
@@ -92,7 +91,7 @@ pub(super) fn list(tx: &Tx<'_>, max: usize) -> Outcome<Vec<DeadLetter>> {
 pub(super) fn show(tx: &Tx<'_>, id: &JobId) -> Outcome<Option<DeadLetter>> {
     let Some(n) = find(tx, id)? else { return Ok(None) };
     let sql = format!("SELECT {COLUMNS} FROM jobs JOIN payloads USING (n) WHERE n = ?1");
-    let stored = tx.sql(&sql)?.query_row([n], |row| StoredJob::read(row))?;
+    let stored = tx.sql(&sql)?.query_row([n], StoredJob::read)?;
     stored.into_dead_letter().map(Some)
 }
 
@@ -185,7 +184,7 @@ fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
                settled = NULL, deadline = ?3 WHERE n = ?1 RETURNING cost, id";
     let row = (n, place, headers.deadline.map(millis));
     let (cost, id): (Option<i64>, String) = tx.sql(sql)?.query_row(row, |row| row.try_into())?;
-    results::reset(tx, &id)?;
+    results::reset(tx, now, &id)?;
     tx.moves(State::Dead, State::Ready, cost);
     Ok(())
 }

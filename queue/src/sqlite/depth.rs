@@ -22,13 +22,13 @@ pub(super) fn depth(
     now: Timestamp,
 ) -> Outcome<Depth> {
     let at = now.as_millisecond();
-    let range = |condition: &str| range(db, (queue, at), condition);
+    let range = |index: &str, condition: &str| range(db, (queue, at), index, condition);
     let alive = "(deadline IS NULL OR deadline > ?2)";
-    let due = range(&format!("state = 2 AND due <= ?2 AND {alive}"))?;
-    let lapsed = range("state = 1 AND due <= ?2")?;
-    let lapsed_alive = range(&format!("state = 1 AND due <= ?2 AND {alive}"))?;
-    let late_ready = range("state = 0 AND deadline <= ?2")?;
-    let late_delayed = range("state = 2 AND deadline <= ?2")?;
+    let due = range("jobs_delayed", &format!("state = 2 AND due <= ?2 AND {alive}"))?;
+    let lapsed = range("jobs_leased", "state = 1 AND due <= ?2")?;
+    let lapsed_alive = range("jobs_leased", &format!("state = 1 AND due <= ?2 AND {alive}"))?;
+    let late_ready = range("jobs_deadline", "state = 0 AND deadline <= ?2")?;
+    let late_delayed = range("jobs_deadline", "state = 2 AND deadline <= ?2")?;
     let late_lapsed = lapsed.n - lapsed_alive.n;
     let oldest = oldest_in_line(db, queue, at)?;
     let cost = counters.cost + due.cost - late_ready.cost - (lapsed.cost - lapsed_alive.cost);
@@ -53,10 +53,15 @@ fn count(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-fn range(db: &Connection, (queue, now): (i64, Millis), condition: &str) -> Outcome<Range> {
+fn range(
+    db: &Connection,
+    (queue, now): (i64, Millis),
+    index: &str,
+    condition: &str,
+) -> Outcome<Range> {
     let sql = format!(
-        "SELECT count(*), coalesce(sum(cost), 0), min(enqueued_at) FROM jobs
-         WHERE queue = ?1 AND {condition}"
+        "SELECT count(*), coalesce(sum(cost), 0), min(enqueued_at)
+         FROM jobs INDEXED BY {index} WHERE queue = ?1 AND {condition}"
     );
     let range = db.prepare_cached(&sql)?.query_row((queue, now), |row| {
         Ok(Range { n: row.get(0)?, cost: row.get(1)?, oldest: row.get(2)? })

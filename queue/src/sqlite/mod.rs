@@ -4,6 +4,7 @@
 //! `ebb-sqlite-reader` looks without ever waiting for a writer, and `ebb-sqlite-watcher`, from the
 //! first subscription on, notices what other processes commit. They end with the last clone.
 
+mod busy;
 mod claim;
 mod dead;
 mod depth;
@@ -18,7 +19,6 @@ mod settle;
 mod signals;
 mod stored;
 mod sweep;
-mod turn;
 mod tx;
 mod watcher;
 mod workers;
@@ -129,9 +129,8 @@ impl SqliteQueue {
         let reading = schema::connect(path)?;
         let counters = Counters::load(&reading, file.queue)?;
         let signals = Arc::new(Signals::new(counters.arrivals));
-        let turn = turn::Turn::open(path)?;
         let shared = Shared {
-            writer: Writer::start(db, turn, file.clone(), signals.clone())?,
+            writer: Writer::start(db, file.clone(), signals.clone())?,
             reader: Reader::start(reading, file.clone())?,
             file,
             behavior,
@@ -221,8 +220,8 @@ impl Backlog for SqliteQueue {
     }
 
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
-        let arrivals = self.shared.signals.arrivals();
         self.watch().await?;
+        let arrivals = self.shared.signals.arrivals();
         // The watcher lives as long as the stream does.
         let told = stream::unfold((arrivals, self.clone()), |(mut arrivals, queue)| async move {
             arrivals.changed().await.ok()?;

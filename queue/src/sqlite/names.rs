@@ -67,7 +67,8 @@ pub(super) fn forget(tx: &Tx<'_>, id: &str, key: Option<&str>) -> rusqlite::Resu
 }
 
 /// Whether the job under this id was ended by this very settlement.
-pub(super) fn ended_by(tx: &Tx<'_>, id: &str, settled: i64) -> rusqlite::Result<bool> {
-    let sql = "SELECT 1 FROM names WHERE queue = ?1 AND kind = ?2 AND name = ?3 AND settled = ?4";
-    tx.sql(sql)?.exists((tx.queue, Kind::Id as i64, id, settled))
+pub(super) fn ended_by(tx: &Tx<'_>, id: &str, settled: i64, now: Millis) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM names WHERE queue = ?1 AND kind = ?2 AND name = ?3 AND settled = ?4
+               AND (expires IS NULL OR expires > ?5)";
+    tx.sql(sql)?.exists((tx.queue, Kind::Id as i64, id, settled, now))
 }

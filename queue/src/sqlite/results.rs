@@ -93,8 +93,13 @@ pub(super) fn chunk(tx: &mut Tx<'_>, now: Millis, ttl: Millis, piece: &Piece) ->
 }
 
 /// Forgets what a job that is put back left behind: its attempts count from 1 again.
-pub(super) fn reset(tx: &Tx<'_>, id: &str) -> Outcome<()> {
-    let sql = "DELETE FROM results WHERE queue = ?1 AND id = ?2 AND NOT completed";
+///
+/// A completed result stays, with its pieces.
+pub(super) fn reset(tx: &Tx<'_>, now: Millis, id: &str) -> Outcome<()> {
+    if completion(tx, id, now)? == Some(true) {
+        return Ok(());
+    }
+    let sql = "DELETE FROM results WHERE queue = ?1 AND id = ?2";
     tx.sql(sql)?.execute((tx.queue, id))?;
     forget_chunks(tx, id)
 }

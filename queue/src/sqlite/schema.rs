@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior};
 
+use super::busy;
 use super::failure::Failure;
-use super::turn;
 use crate::{Error, ErrorKind, Synchronous};
 
 /// Marks a file as ours: `Ebbq` in ASCII.
@@ -147,7 +147,7 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, 
 /// Another connection to a file that `open` has seen.
 pub(super) fn connect(path: &Path) -> Result<Connection, Failure> {
     let mut db = Connection::open(path)?;
-    db.busy_handler(Some(turn::patience()))?;
+    db.busy_handler(Some(busy::patience()))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
     db.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
     Ok(db)
@@ -211,8 +211,36 @@ fn use_wal(db: &Connection) -> Result<(), Failure> {
                 ) => {}
             Err(error) => return Err(error.into()),
         }
-        turn::pause(Duration::from_millis(5));
+        busy::pause(Duration::from_millis(5));
     }
     let words = "cannot be put into WAL mode; use a file on a local disk, open in no other program";
     Err(Failure::Refused(Error::new(ErrorKind::Unavailable, words)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_waits_for_the_disk_unless_asked_otherwise() {
+        for (synchronous, expected) in [(Synchronous::Full, 2), (Synchronous::Normal, 1)] {
+            let folder = tempfile::tempdir().unwrap();
+            let db = open(&folder.path().join("queue.db"), synchronous).unwrap();
+            let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+            assert_eq!(pragma("synchronous").unwrap(), expected);
+            assert_eq!(pragma("user_version").unwrap(), VERSION);
+            assert_eq!(pragma("application_id").unwrap(), APPLICATION_ID);
+            let log = db.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
+            assert_eq!(log.unwrap(), "wal");
+        }
+    }
+
+    #[test]
+    fn a_queue_keeps_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut db = open(&folder.path().join("queue.db"), Synchronous::Normal).unwrap();
+        let first = queue(&mut db, "jobs").unwrap();
+        assert_ne!(queue(&mut db, "alerts").unwrap(), first);
+        assert_eq!(queue(&mut db, "jobs").unwrap(), first);
+    }
 }

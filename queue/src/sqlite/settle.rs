@@ -59,7 +59,7 @@ fn settle_one(
 ) -> Outcome<Settled> {
     let Some(mark) = settling.mark else { return Ok(Settled::Lost) };
     let Some(held) = held(tx, &settling.id, mark)? else {
-        return settled_before(tx, &settling.id, mark);
+        return settled_before(tx, now, &settling.id, mark);
     };
     match &settling.verdict {
         Verdict::Ack => finish(tx, now + key_ttl, &settling.id, &held)?,
@@ -99,10 +99,10 @@ fn held(tx: &Tx<'_>, id: &JobId, mark: Mark) -> Outcome<Option<Held>> {
 }
 
 /// A settlement that is sent again was carried out the first time.
-fn settled_before(tx: &Tx<'_>, id: &JobId, mark: Mark) -> Outcome<Settled> {
+fn settled_before(tx: &Tx<'_>, now: Millis, id: &JobId, mark: Mark) -> Outcome<Settled> {
     let sql = "SELECT 1 FROM jobs WHERE n = ?1 AND settled = ?2 AND queue = ?3 AND id = ?4";
     let lives = tx.sql(sql)?.exists((mark.n, mark.lease, tx.queue, id.as_str()))?;
-    let is_known = lives || names::ended_by(tx, id.as_str(), mark.lease)?;
+    let is_known = lives || names::ended_by(tx, id.as_str(), mark.lease, now)?;
     Ok(if is_known { Settled::Held } else { Settled::Lost })
 }
 

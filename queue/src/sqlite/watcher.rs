@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::failure::Outcome;
 use super::signals::Signals;
-use super::{File, schema, turn};
+use super::{File, busy, schema};
 use crate::{Error, ErrorKind, JobId, Result};
 
 /// The first pause between two looks for a commit that is under way; they grow with the wait.
@@ -41,7 +41,7 @@ impl Watcher {
     pub(super) async fn start(file: Arc<File>, signals: Arc<Signals>) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (ready, armed) = oneshot::channel();
-        super::spawn("ebb-sqlite-watcher", move || match arm(file, signals) {
+        super::spawn("ebb-sqlite-watcher", move || match arm(&file, signals) {
             Ok((runtime, eye)) => {
                 // Who asked may have gone meanwhile; then `stopped` says so.
                 ready.send(Ok(())).ok();
@@ -56,7 +56,7 @@ impl Watcher {
     }
 }
 
-fn arm(file: Arc<File>, signals: Arc<Signals>) -> Result<(tokio::runtime::Runtime, Eye)> {
+fn arm(file: &Arc<File>, signals: Arc<Signals>) -> Result<(tokio::runtime::Runtime, Eye)> {
     let broken = |error: std::io::Error| {
         let words = format!("cannot watch queue file {}", file.path.display());
         Error::new(ErrorKind::Unavailable, words).caused_by(error)
@@ -106,7 +106,7 @@ impl Eye {
     async fn look_out(&mut self) {
         let since = Instant::now();
         while !self.try_look() && since.elapsed() < LONGEST {
-            turn::pause((since.elapsed() / 10).clamp(FIRST_PAUSE, LAST_PAUSE));
+            busy::pause((since.elapsed() / 10).clamp(FIRST_PAUSE, LAST_PAUSE));
         }
         // Many commits in a row are told as few.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -234,6 +234,27 @@ mod linux {
                 self.events.watches().remove(watch).ok();
             }
             stirred
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[tokio::test]
+        async fn a_log_that_is_deleted_and_made_anew_is_watched_again() {
+            let folder = tempfile::tempdir().unwrap();
+            let database = folder.path().join("queue.db");
+            let log = super::super::log_of(&database);
+            let mut stir = Stir::new(&database).unwrap();
+            for _ in 0..2 {
+                std::fs::write(&log, "").unwrap();
+                // The pulse finds the new log.
+                while stir.wait().await {}
+                std::fs::write(&log, "frames").unwrap();
+                assert!(stir.wait().await, "the write is noticed");
+                std::fs::remove_file(&log).unwrap();
+            }
         }
     }
 }

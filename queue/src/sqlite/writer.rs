@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::failure::Outcome;
 use super::signals::Signals;
-use super::turn::Turn;
 use super::tx::{Millis, Tx};
 use super::{File, sweep};
 use crate::{Error, ErrorKind, Result};
@@ -30,14 +29,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(
-        db: Connection,
-        turn: Turn,
-        file: Arc<File>,
-        signals: Arc<Signals>,
-    ) -> Result<Self> {
+    pub(super) fn start(db: Connection, file: Arc<File>, signals: Arc<Signals>) -> Result<Self> {
         let (commands, waiting) = mpsc::channel(WAITING);
-        let thread = Thread { db, turn, file, signals, sweep_at: 0 };
+        let thread = Thread { db, file, signals, sweep_at: 0 };
         super::spawn("ebb-sqlite-writer", move || thread.serve(waiting))?;
         Ok(Self { commands })
     }
@@ -110,7 +104,6 @@ impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Outcome<T> + Send> Command for Pending<T
 
 struct Thread {
     db: Connection,
-    turn: Turn,
     file: Arc<File>,
     signals: Arc<Signals>,
     sweep_at: Millis,
@@ -139,7 +132,7 @@ impl Thread {
         group: &mut Vec<Box<dyn Command>>,
         waiting: &mut mpsc::Receiver<Box<dyn Command>>,
     ) -> Outcome<()> {
-        self.turn.begin(&self.db)?;
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
         let outcome = self.fill(group, waiting);
         if outcome.is_err() && !self.db.is_autocommit() {
             self.db.execute_batch("ROLLBACK")?;
@@ -163,6 +156,11 @@ impl Thread {
             if !command.is_abandoned() {
                 command.execute(&mut tx, &self.file);
             }
+            if self.db.is_autocommit() {
+                // A disk that is full or failing ends the transaction as a whole.
+                let words = "the disk refused a write; try again when it has room";
+                return Err(Error::new(ErrorKind::Unavailable, words).into());
+            }
             if began.elapsed() < LONGEST
                 && let Ok(next) = waiting.try_recv()
             {
@@ -176,5 +174,44 @@ impl Thread {
         self.signals.tell_arrivals(arrivals);
         self.signals.tell_results(&news);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::{publish, schema, tx::Counters};
+    use crate::{Job, Synchronous, Timestamp};
+
+    async fn publish(writer: &Writer, body: Vec<u8>) -> Result<()> {
+        let job = Job::new(body, Timestamp::UNIX_EPOCH);
+        writer.run(0, move |tx| publish::publish(tx, 0, &[job], None).map(drop)).await
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_says_so_and_spoils_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.db");
+        let mut db = schema::open(&path, Synchronous::Normal).unwrap();
+        let queue = schema::queue(&mut db, "jobs").unwrap();
+        db.pragma_update(None, "max_page_count", 60).unwrap();
+        let file = Arc::new(File { path: path.clone(), queue });
+        let writer = Writer::start(db, file, Arc::new(Signals::new(0))).unwrap();
+        let (small, large) = (vec![1; 10], vec![1; 1 << 20]);
+        let (first, refused, second) = tokio::join!(
+            publish(&writer, small.clone()),
+            publish(&writer, large),
+            publish(&writer, small.clone()),
+        );
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("disk is full"), "{error}");
+        publish(&writer, small).await.unwrap();
+        // Who shared its transaction may have been refused as well, but was told so.
+        let n_stored = 1 + i64::from(first.is_ok()) + i64::from(second.is_ok());
+        let db = schema::connect(&path).unwrap();
+        let sql = "SELECT count(*) FROM jobs JOIN payloads USING (n)";
+        let n: i64 = db.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!((n, Counters::load(&db, queue).unwrap().ready), (n_stored, n_stored));
     }
 }

@@ -81,6 +81,7 @@ promises! {
         a_lost_lease_changes_nothing_however_it_is_settled
         a_settlement_sent_again_is_held_and_has_the_effect_of_one
         a_settlement_sent_again_is_lost_once_the_job_went_on
+        a_settlement_sent_again_is_lost_once_the_job_is_forgotten
         each_of_a_batch_is_answered_in_order;
     retry:
         a_retried_job_comes_back_after_its_delay_and_not_before

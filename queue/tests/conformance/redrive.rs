@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use ebb_queue::{JobId, Settled, Stored};
+use ebb_queue::{Frame, JobId, Settled, Stored};
+use futures::StreamExt;
 
 use crate::fixture::{Fixture, counts, kill, names, publish, settle, take, take_one};
 
@@ -111,8 +112,12 @@ pub async fn an_answer_that_was_complete_stays_when_its_job_is_put_back(fixture:
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
     let result = fixture.completed("a", 1, "42");
+    queue.chunk(&result.id, 1, 0, "42".into()).await.unwrap();
     queue.put(&result).await.unwrap();
     kill(&queue, "bad").await;
     queue.redrive(None).await.unwrap();
-    assert_eq!(queue.get(&result.id).await.unwrap(), Some(result));
+    assert_eq!(queue.get(&result.id).await.unwrap(), Some(result.clone()));
+    let frames = queue.follow(&result.id, 0).await.unwrap().map(Result::unwrap);
+    let piece = Frame::Chunk { attempt: 1, seq: 0, body: "42".into() };
+    assert_eq!(frames.collect::<Vec<_>>().await, [piece, Frame::Final(result)]);
 }

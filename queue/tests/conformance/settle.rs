@@ -85,6 +85,17 @@ pub async fn a_settlement_sent_again_is_lost_once_the_job_went_on(fixture: &dyn 
     assert_eq!(counts(&queue).await, [1, 0, 0, 0]);
 }
 
+pub async fn a_settlement_sent_again_is_lost_once_the_job_is_forgotten(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a"]).await;
+    let ack = [take_one(&queue).await.ack()];
+    queue.settle(&ack).await.unwrap();
+    fixture.pass(fixture.behavior().key_ttl / 2).await;
+    assert_eq!(queue.settle(&ack).await.unwrap(), [Settled::Held]);
+    fixture.pass(fixture.behavior().key_ttl).await;
+    assert_eq!(queue.settle(&ack).await.unwrap(), [Settled::Lost]);
+}
+
 pub async fn each_of_a_batch_is_answered_in_order(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;

@@ -7,7 +7,7 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::kit::{Kit, args, object, publish, said};
+use crate::kit::{Kit, args, ends_with_ok, object, publish, said};
 
 const STREAMS: usize = 2500;
 
@@ -45,7 +45,7 @@ async fn a_crowd_of_streams_on_one_connection_is_told_and_calls_are_still_answer
 
     kit.stop.cancel();
     for mut stream in told {
-        while stream.message().await.unwrap().is_some() {}
+        ends_with_ok(&mut stream).await;
     }
     kit.stop().await;
 }

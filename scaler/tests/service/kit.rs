@@ -124,6 +124,8 @@ pub(crate) fn args() -> ScalerArgs {
         http_listen: Some(([127, 0, 0, 1], 0).into()),
         refresh: Duration::from_millis(50),
         repeat: Duration::from_millis(50),
+        // Longer than any test waits: nothing may end only because time is up.
+        grace: Duration::from_secs(60),
         ..ScalerArgs::default()
     }
 }
@@ -182,7 +184,7 @@ impl Kit {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         drop((self.client, self.channel));
-        let ended = tokio::time::timeout(Duration::from_secs(4), self.server).await;
+        let ended = tokio::time::timeout(Duration::from_secs(10), self.server).await;
         ended.expect("the scaler ends well within its grace").unwrap().unwrap();
     }
 }
@@ -191,6 +193,12 @@ impl Kit {
 pub(crate) async fn said(stream: &mut Streaming<IsActiveResponse>) -> Option<bool> {
     let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await;
     next.expect("the stream speaks").unwrap().map(|response| response.result)
+}
+
+/// Hears a stream out; an error at its end would make KEDA come back ever later.
+pub(crate) async fn ends_with_ok(stream: &mut Streaming<IsActiveResponse>) {
+    let end = async { while stream.message().await.unwrap().is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), end).await.expect("the stream ends");
 }
 
 pub(crate) fn object(metadata: &[(&str, &str)]) -> ScaledObjectRef {

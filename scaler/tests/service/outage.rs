@@ -20,6 +20,7 @@ async fn the_last_known_good_counts_for_a_while_then_the_truth_is_unavailable() 
     let broken = Instant::now();
     let mut answers = 0;
     let told = loop {
+        assert!(broken.elapsed() < Duration::from_secs(10), "the snapshot counts for ever");
         // Zero or inactive would be a lie that kills the pool.
         match kit.value(&object).await {
             Ok(value) => assert_eq!(value.metric_value, 3),
@@ -37,7 +38,9 @@ async fn the_last_known_good_counts_for_a_while_then_the_truth_is_unavailable() 
     assert!(answers > 0 && broken.elapsed() >= max_age / 2, "{answers}, {:?}", broken.elapsed());
 
     kit.broker.feel(Mood::Well);
+    let mended = Instant::now();
     loop {
+        assert!(mended.elapsed() < Duration::from_secs(20), "the scaler does not come back");
         match kit.value(&object).await {
             Ok(value) => break assert_eq!(value.metric_value, 3),
             Err(status) => assert_eq!(status.code(), Code::Unavailable),
@@ -56,7 +59,7 @@ async fn a_broker_that_was_never_there_is_told_in_time_for_keda() {
         let active = kit.is_active(&object(&[])).await.unwrap_err();
         assert_eq!((value.code(), active.code()), (Code::Unavailable, Code::Unavailable));
         // KEDA's own limit for all three calls is 3 s.
-        assert!(asked.elapsed() < Duration::from_millis(2500), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
         kit.stop().await;
     }
 }
@@ -68,7 +71,9 @@ async fn a_stream_outlives_an_outage_and_tells_what_came_after() {
     let mut stream = kit.stream(&object(&[])).await;
     assert_eq!(said(&mut stream).await, Some(false));
     kit.broker.feel(Mood::Broken);
+    let broken = Instant::now();
     let told = loop {
+        assert!(broken.elapsed() < Duration::from_secs(10), "the snapshot counts for ever");
         match kit.is_active(&object(&[])).await {
             Ok(active) => assert!(!active),
             Err(status) => break status,

@@ -7,7 +7,7 @@ use ebb_queue::{Broker, Phase};
 use ebb_scaler::ScalerArgs;
 use tokio::time::{Instant, timeout};
 
-use crate::kit::{Kit, args, object, publish, publish_delayed, report, said};
+use crate::kit::{Kit, args, ends_with_ok, object, publish, publish_delayed, report, said};
 
 /// Looks only when told to, or when something falls due.
 fn unhurried() -> ScalerArgs {
@@ -122,8 +122,7 @@ async fn shutdown_ends_every_stream_with_ok() {
     }
     kit.stop.cancel();
     for mut stream in streams {
-        // An error here would make KEDA come back ever later.
-        while stream.message().await.unwrap().is_some() {}
+        ends_with_ok(&mut stream).await;
         assert!(stream.trailers().await.is_ok());
     }
     kit.stop().await;

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::kit::{Kit, args, object, publish, said};
+use crate::kit::{Kit, args, ends_with_ok, object, publish, said};
 
 async fn page(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -123,7 +123,7 @@ async fn an_embedded_queue_is_watched_across_handles() {
     assert_eq!(said(&mut stream).await, Some(true));
     assert!(client.is_active(object(&[])).await.unwrap().into_inner().result);
     stop.cancel();
-    while stream.message().await.unwrap().is_some() {}
+    ends_with_ok(&mut stream).await;
     drop((stream, client));
     server.await.unwrap().unwrap();
 }

@@ -1,0 +1,122 @@
+"""The other side of `ebb-bench encoder`: sentence-transformers and onnxruntime, one JSON line per call.
+
+    {"model": DIR, "threads": N}                     -> {"peers": {NAME: {...}}}
+    {"peer": NAME, "ids": [[...], ...], "times": K}  -> {"seconds": S, "vectors": [[...], ...]}
+
+The time is that of K forwards: tensors made from the ids, the model, the vectors read back.
+The first line a peer cannot be had for says so, with the remedy.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+
+# Only answers may stand on stdout; whatever a library prints goes to stderr.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def version(package):
+    return importlib.metadata.version(package)
+
+
+def load_torch(directory, threads):
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(threads)
+    model = SentenceTransformer(directory, device="cpu").eval()
+
+    def forward(ids):
+        with torch.inference_mode():
+            input_ids = torch.tensor(ids)
+            features = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+            return model(features)["sentence_embedding"].numpy()
+
+    said = {"version": version("torch"), "sentence_transformers": version("sentence-transformers")}
+    return model, forward, said
+
+
+def load_onnxruntime(model, threads):
+    import numpy
+    import onnxruntime
+    import torch
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            features = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self.model(features)["sentence_embedding"]
+
+    path = os.path.join(tempfile.mkdtemp(prefix="ebb-bench-"), "model.onnx")
+    # Eval mode of the wrapper too, or dropout stays in the graph.
+    wrapper = Wrapper().eval()
+    # Two tensors: one for both would make one input of them.
+    ids = torch.randint(1000, 2000, (2, 16))
+    mask = torch.ones_like(ids)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=512)}
+    torch.onnx.export(
+        wrapper,
+        (ids, mask),
+        path,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["vectors"],
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        dynamo=True,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [it.name for it in session.get_inputs()]
+
+    def forward(ids):
+        input_ids = numpy.array(ids, dtype=numpy.int64)
+        arrays = {"input_ids": input_ids, "attention_mask": numpy.ones_like(input_ids)}
+        return session.run(None, {name: arrays[name] for name in names})[0]
+
+    return forward, {"version": version("onnxruntime")}
+
+
+def start(ask):
+    forwards, said = {}, {}
+    try:
+        model, forwards["torch"], said["torch"] = load_torch(ask["model"], ask["threads"])
+    except ImportError as error:
+        remedy = "pip install sentence-transformers"
+        said["torch"] = {"missing": f"{error}; {remedy}"}
+        said["onnxruntime"] = {"missing": f"the export needs torch; {remedy}"}
+        return forwards, said
+    try:
+        forwards["onnxruntime"], said["onnxruntime"] = load_onnxruntime(model, ask["threads"])
+    except ImportError as error:
+        remedy = "pip install onnxruntime onnx onnxscript"
+        said["onnxruntime"] = {"missing": f"{error}; {remedy}"}
+    return forwards, said
+
+
+def answer(value):
+    ANSWERS.write(json.dumps(value) + "\n")
+    ANSWERS.flush()
+
+
+def main():
+    forwards, said = start(json.loads(sys.stdin.readline()))
+    answer({"peers": said})
+    for line in sys.stdin:
+        ask = json.loads(line)
+        forward, ids = forwards[ask["peer"]], ask["ids"]
+        begin = time.perf_counter()
+        for _ in range(ask["times"]):
+            vectors = forward(ids)
+        seconds = time.perf_counter() - begin
+        answer({"seconds": seconds, "vectors": vectors.tolist()})
+
+
+if __name__ == "__main__":
+    main()

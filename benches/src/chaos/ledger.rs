@@ -1,0 +1,184 @@
+//! What was seen of each job, and whether the promises held. Pure.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use ebb_queue::{JobResult, Outcome};
+use serde::Serialize;
+
+use super::plan::{Fate, PlannedJob};
+
+/// The first sight of each job's completed result, and whether it stayed as it was.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    sights: HashMap<String, Sight>,
+}
+
+#[derive(Debug)]
+struct Sight {
+    mark: u64,
+    changed: bool,
+}
+
+/// How many jobs ended in which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Tally {
+    /// Jobs with a completed result.
+    pub(super) done: usize,
+    /// Dead letters.
+    pub(super) dead: usize,
+    /// Jobs with neither.
+    pub(super) lost: usize,
+    /// Jobs with both.
+    pub(super) both: usize,
+    /// Jobs whose completed result changed or vanished after it was first seen.
+    pub(super) overwritten: usize,
+    /// Completed results that are not the answer to their job.
+    pub(super) wrong: usize,
+}
+
+impl Ledger {
+    /// Takes note of a result: the first completed one of a job counts, others must be the same.
+    pub(super) fn see(&mut self, result: &JobResult) {
+        let Some(mark) = mark(result) else { return };
+        let id = result.id.as_str();
+        match self.sights.get_mut(id) {
+            Some(sight) => sight.changed |= sight.mark != mark,
+            None => {
+                self.sights.insert(id.to_owned(), Sight { mark, changed: false });
+            }
+        }
+    }
+
+    /// Compares what was seen with what is there `at_the_end`, job by job.
+    pub(super) fn close<'a>(
+        &mut self,
+        at_the_end: impl IntoIterator<Item = (&'a PlannedJob, Option<JobResult>, Dead)>,
+    ) -> Tally {
+        let mut tally = Tally::default();
+        for (job, result, dead) in at_the_end {
+            let completed = result.filter(|result| result.outcome.is_completed());
+            if let Some(result) = &completed {
+                self.see(result);
+                tally.wrong += usize::from(!answers(job, result));
+            }
+            let sight = self.sights.get(&job.id);
+            let vanished = sight.is_some() && completed.is_none();
+            let changed = sight.is_some_and(|sight| sight.changed);
+            tally.overwritten += usize::from(vanished || changed);
+            match (completed.is_some(), dead) {
+                (true, Dead::No) => tally.done += 1,
+                (true, Dead::Yes) => tally.both += 1,
+                (false, Dead::Yes) => tally.dead += 1,
+                (false, Dead::No) => tally.lost += 1,
+            }
+        }
+        tally
+    }
+}
+
+/// Whether a job lies in the dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dead {
+    Yes,
+    No,
+}
+
+impl Tally {
+    /// Whether every promise held.
+    pub(super) fn promises_held(&self) -> bool {
+        self.lost == 0 && self.both == 0 && self.overwritten == 0 && self.wrong == 0
+    }
+}
+
+/// One attempt's answer and no other's: the attempt and the moment tell two equal answers apart.
+fn mark(result: &JobResult) -> Option<u64> {
+    let Outcome::Completed { content_type, body } = &result.outcome else {
+        return None;
+    };
+    let mut hasher = DefaultHasher::new();
+    (result.attempt, result.finished_at.as_nanosecond()).hash(&mut hasher);
+    (content_type, body).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// Whether this is what an echo says to this job.
+fn answers(job: &PlannedJob, result: &JobResult) -> bool {
+    let Outcome::Completed { body, .. } = &result.outcome else {
+        return false;
+    };
+    // The closing quote keeps job 1 apart from job 10.
+    let text = format!("{}\"", job.text);
+    job.fate == Fate::Fine && String::from_utf8_lossy(body).contains(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Plan, Sizes};
+    use super::*;
+
+    fn jobs() -> Vec<PlannedJob> {
+        let sizes = Sizes { n_jobs: 12, n_kills: 0, poison: 0.0, max_job_ms: 0 };
+        Plan::draw(sizes, 5).jobs
+    }
+
+    fn result(job: &PlannedJob, attempt: u32, text: &str) -> JobResult {
+        let body = format!("{{\"output\": \"{text}\"}}").into();
+        JobResult {
+            id: job.id.parse().unwrap(),
+            attempt,
+            outcome: Outcome::Completed { content_type: ebb_queue::JSON.to_owned(), body },
+            finished_at: ebb_queue::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn check(job: &PlannedJob, seen: &[JobResult], end: Option<JobResult>, dead: Dead) -> Tally {
+        let mut ledger = Ledger::default();
+        seen.iter().for_each(|result| ledger.see(result));
+        ledger.close([(job, end, dead)])
+    }
+
+    #[test]
+    fn a_job_is_done_or_dead_and_not_neither_or_both() {
+        let job = &jobs()[1];
+        let answer = result(job, 1, &job.text);
+        let none = Tally::default();
+        let done = check(job, std::slice::from_ref(&answer), Some(answer.clone()), Dead::No);
+        assert_eq!(done, Tally { done: 1, ..none });
+        assert!(done.promises_held());
+        let dead = check(job, &[], None, Dead::Yes);
+        assert_eq!(dead, Tally { dead: 1, ..none });
+        assert!(dead.promises_held());
+        let lost = check(job, &[], None, Dead::No);
+        assert_eq!(lost, Tally { lost: 1, ..none });
+        assert!(!lost.promises_held());
+        let both = check(job, &[], Some(answer), Dead::Yes);
+        assert_eq!(both, Tally { both: 1, ..none });
+        assert!(!both.promises_held());
+    }
+
+    #[test]
+    fn a_result_that_changes_or_vanishes_is_overwritten_even_if_the_answer_is_the_same() {
+        let job = &jobs()[1];
+        let first = result(job, 1, &job.text);
+        let second = result(job, 2, &job.text);
+        let seen = std::slice::from_ref(&first);
+        assert_eq!(check(job, seen, Some(first.clone()), Dead::No).overwritten, 0);
+        assert_eq!(check(job, seen, Some(second.clone()), Dead::No).overwritten, 1);
+        assert_eq!(
+            check(job, &[first.clone(), second], Some(first.clone()), Dead::No).overwritten,
+            1
+        );
+        assert_eq!(check(job, seen, None, Dead::Yes).overwritten, 1);
+    }
+
+    #[test]
+    fn an_answer_to_another_job_is_wrong() {
+        let jobs = jobs();
+        let other = result(&jobs[1], 1, &jobs[11].text);
+        assert_eq!(check(&jobs[1], &[], Some(other), Dead::No).wrong, 1);
+        let failing = PlannedJob { fate: Fate::Fails, ..jobs[1].clone() };
+        let answer = result(&failing, 1, &failing.text);
+        assert_eq!(check(&failing, &[], Some(answer), Dead::No).wrong, 1);
+    }
+}

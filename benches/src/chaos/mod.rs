@@ -1,0 +1,210 @@
+//! What survives kill -9: real worker processes die at random moments of a seeded run, and every
+//! job must end done or dead, with a result that never changes.
+
+mod fleet;
+mod ledger;
+mod plan;
+mod run;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use ebb_queue::{JobId, JobResult, Queue};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use crate::broker::{Bed, BrokerArgs, open};
+use crate::process::WorkerArgs;
+use crate::report::{Table, print, progress, rounded};
+use fleet::{Fleet, Recipe};
+use ledger::{Dead, Ledger, Tally};
+use plan::{Plan, PlannedJob, Sizes};
+use run::Run;
+
+/// What survives kill -9 of workers and restarts of the broker
+///
+/// Exits with 1 if a job is lost, if a result changes after it was stored, if a job ends both done
+/// and dead, or if a result is not the answer to its job.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    broker: BrokerArgs,
+
+    #[command(flatten)]
+    worker: WorkerArgs,
+
+    /// Jobs to enqueue
+    #[arg(long, env = "EBB_BENCH_JOBS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = 20_000)]
+    jobs: usize,
+
+    /// Workers to kill with -9, spread over the run
+    #[arg(long, env = "EBB_BENCH_KILLS", hide_env_values = true, value_name = "K")]
+    #[arg(default_value_t = 100)]
+    kills: usize,
+
+    /// Restarts of the broker's server, spread over the run; SQLite has no server to restart
+    #[arg(long, env = "EBB_BENCH_RESTARTS", hide_env_values = true, value_name = "R")]
+    #[arg(default_value_t = 0)]
+    restarts: usize,
+
+    /// Where all chance comes from: the jobs, the moments, the victims
+    #[arg(long, env = "EBB_BENCH_SEED", hide_env_values = true, value_name = "SEED")]
+    #[arg(default_value_t = 1)]
+    seed: u64,
+
+    /// Workers that run at any time
+    #[arg(long, env = "EBB_BENCH_WORKERS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = 4)]
+    workers: usize,
+
+    /// The share of jobs that cannot succeed and must become dead letters, 0 to 1
+    #[arg(long, env = "EBB_BENCH_POISON", hide_env_values = true, value_name = "SHARE")]
+    #[arg(default_value_t = 0.01)]
+    poison: f64,
+
+    /// How long a lease is, in milliseconds: how long a job is missing whose worker was killed
+    #[arg(long, env = "EBB_BENCH_LEASE_MS", hide_env_values = true, value_name = "MS")]
+    #[arg(default_value_t = 1_000)]
+    lease_ms: u64,
+
+    /// When to give up, in seconds; what has not ended by then counts as lost
+    #[arg(long, env = "EBB_BENCH_LIMIT_S", hide_env_values = true, value_name = "S")]
+    #[arg(default_value_t = 600)]
+    limit_s: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    broker: &'static str,
+    seed: u64,
+    enqueued: usize,
+    #[serde(flatten)]
+    tally: Tally,
+    kills: usize,
+    restarts: usize,
+    crashed: usize,
+    redelivered: usize,
+    seconds: f64,
+}
+
+/// Jobs in the largest batch: small, so that there are many batches to cut in two.
+const MAX_ITEMS: usize = 16;
+/// The longest job: long enough that workers are mostly at work, short enough for many jobs.
+const MAX_JOB_MS: u64 = 4;
+
+pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    ensure!(args.workers > 0, "--workers is 1 or more");
+    ensure!((0.0..=1.0).contains(&args.poison), "--poison is a share, 0 to 1");
+    if args.restarts > 0 && !args.broker.broker.has_server() {
+        progress(format_args!(
+            "the {} broker has no server: --restarts {} restarts nothing",
+            args.broker.broker, args.restarts
+        ));
+    }
+    let sizes = Sizes {
+        n_jobs: args.jobs,
+        n_kills: args.kills,
+        poison: args.poison,
+        max_job_ms: MAX_JOB_MS,
+    };
+    let plan = Plan::draw(sizes, args.seed);
+    let bed = Bed::make(&args.broker)?;
+    let logs = tempfile::tempdir()?;
+    let url = bed.queue("chaos", Duration::from_millis(args.lease_ms))?;
+    let recipe = Recipe {
+        ebb: args.worker.find()?,
+        url: url.clone(),
+        max_items: MAX_ITEMS,
+        log: logs.path().join("workers.log"),
+    };
+    let queue = open(&url, "observer").await?;
+    let started = Instant::now();
+    let mut fleet = Fleet::start(recipe, args.workers)?;
+    let run = Run::new(&plan, queue.clone(), open(&url, "producer").await?, args.seed);
+    let ended = run.drive(&mut fleet, Duration::from_secs(args.limit_s)).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    let crashed = fleet.n_crashed();
+    fleet.stop().await?;
+
+    let (tally, redelivered) = verdict(&queue, &plan.jobs, ended.ledger).await?;
+    let report = Report {
+        broker: bed.words(),
+        seed: args.seed,
+        enqueued: ended.enqueued,
+        tally,
+        kills: ended.kills,
+        restarts: 0,
+        crashed,
+        redelivered,
+        seconds: rounded(seconds, 1),
+    };
+    print(json, &table(&report), &report)?;
+    judge(&report, args)
+}
+
+/// Looks every job up where it ended.
+async fn verdict(
+    queue: &Queue,
+    jobs: &[PlannedJob],
+    mut ledger: Ledger,
+) -> anyhow::Result<(Tally, usize)> {
+    let letters = queue.list(usize::MAX).await?;
+    let dead: HashSet<&str> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
+    let look_up = |job: &PlannedJob| {
+        let id: Result<JobId, _> = job.id.parse();
+        async move { queue.get(&id?).await }
+    };
+    let results: Vec<Option<JobResult>> =
+        stream::iter(jobs).map(look_up).buffered(32).try_collect().await?;
+    let repeated = results.iter().flatten().filter(|result| result.attempt > 1).count();
+    let is_dead = |job: &PlannedJob| {
+        if dead.contains(job.id.as_str()) { Dead::Yes } else { Dead::No }
+    };
+    let ends = jobs.iter().zip(results).map(|(job, result)| (job, result, is_dead(job)));
+    Ok((ledger.close(ends), repeated))
+}
+
+fn table(report: &Report) -> Table {
+    let Tally { done, dead, lost, both, overwritten, wrong } = report.tally;
+    let mut table = Table::new([
+        "broker",
+        "enqueued",
+        "done",
+        "dead",
+        "lost",
+        "overwritten",
+        "both",
+        "wrong",
+        "kills",
+        "restarts",
+        "redelivered",
+        "seconds",
+    ]);
+    table.row([
+        report.broker.to_owned(),
+        report.enqueued.to_string(),
+        done.to_string(),
+        dead.to_string(),
+        lost.to_string(),
+        overwritten.to_string(),
+        both.to_string(),
+        wrong.to_string(),
+        report.kills.to_string(),
+        report.restarts.to_string(),
+        report.redelivered.to_string(),
+        report.seconds.to_string(),
+    ]);
+    table
+}
+
+/// An error when a promise is broken.
+fn judge(report: &Report, args: &Args) -> anyhow::Result<()> {
+    if !report.tally.promises_held() {
+        bail!("a promise is broken, seed {}: {:?}", args.seed, report.tally);
+    }
+    ensure!(report.enqueued == args.jobs, "{} of {} jobs enqueued", report.enqueued, args.jobs);
+    ensure!(report.kills == args.kills, "{} of {} kills made", report.kills, args.kills);
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The run itself: a producer, a killer and a watcher side by side, until every job has ended.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use ebb_queue::{ErrorKind, Job, JobId, Queue, Timestamp};
+use futures::{StreamExt, TryStreamExt, stream};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::fleet::Fleet;
+use super::ledger::Ledger;
+use super::plan::{Plan, PlannedJob};
+use crate::report::progress;
+
+/// A chaos run under way.
+pub(super) struct Run<'a> {
+    plan: &'a Plan,
+    /// The watcher's own handle.
+    queue: Queue,
+    /// The producer's own handle.
+    producer: Queue,
+    seed: u64,
+    enqueued: watch::Sender<usize>,
+    ended: watch::Sender<usize>,
+    kills: watch::Sender<usize>,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Jobs that the broker accepted.
+    pub(super) enqueued: usize,
+    /// Workers that were killed.
+    pub(super) kills: usize,
+    /// What the watcher saw.
+    pub(super) ledger: Ledger,
+}
+
+/// Between two looks of the watcher.
+const LOOK: Duration = Duration::from_millis(50);
+/// Jobs that the watcher asks for in one look: enough to keep up, few enough to cost little.
+const WINDOW: usize = 300;
+/// Jobs published in one commit.
+const CHUNK: usize = 50;
+
+impl<'a> Run<'a> {
+    pub(super) fn new(plan: &'a Plan, queue: Queue, producer: Queue, seed: u64) -> Self {
+        let count = || watch::Sender::new(0);
+        Self { plan, queue, producer, seed, enqueued: count(), ended: count(), kills: count() }
+    }
+
+    /// Runs until every job has ended and every kill is made, or the limit has passed.
+    pub(super) async fn drive(&self, fleet: &mut Fleet, limit: Duration) -> anyhow::Result<Ended> {
+        let mut ledger = Ledger::default();
+        let all = async {
+            tokio::try_join!(self.produce(), self.kill(fleet), self.watch(&mut ledger)).map(drop)
+        };
+        match timeout(limit, all).await {
+            Ok(result) => result?,
+            Err(_) => progress(format_args!("gave up after {} s", limit.as_secs())),
+        }
+        Ok(Ended { enqueued: *self.enqueued.borrow(), kills: *self.kills.borrow(), ledger })
+    }
+
+    /// Publishes job after job, never far ahead of the workers or of the kills.
+    async fn produce(&self) -> anyhow::Result<()> {
+        let room = (self.plan.jobs.len() / 20).clamp(2 * CHUNK, 1_000);
+        let (mut ended, mut kills) = (self.ended.subscribe(), self.kills.subscribe());
+        let mut n_sent = 0;
+        for chunk in self.plan.jobs.chunks(CHUNK) {
+            ended.wait_for(|ended| n_sent < ended + room).await?;
+            let due = self.plan.kills.iter().filter(|kill| kill.after + room <= n_sent).count();
+            kills.wait_for(|kills| *kills >= due).await?;
+            // A chunk that is sent again after an error is one chunk: the ids are the same.
+            patiently(|| async { self.producer.publish(requests(chunk)?).await }).await?;
+            n_sent += chunk.len();
+            self.enqueued.send_replace(n_sent);
+        }
+        Ok(())
+    }
+
+    /// Makes the kills, each when so many jobs have ended as the plan says.
+    async fn kill(&self, fleet: &mut Fleet) -> anyhow::Result<()> {
+        let mut rng = StdRng::seed_from_u64(self.seed.wrapping_add(1));
+        for (n, kill) in self.plan.kills.iter().enumerate() {
+            self.reach(kill.after, fleet).await?;
+            while !fleet.kill(*kill, &self.queue, &mut rng).await? {}
+            self.kills.send_replace(n + 1);
+        }
+        self.reach(self.plan.jobs.len(), fleet).await
+    }
+
+    /// Waits until so many jobs have ended; workers that end by themselves are started again.
+    async fn reach(&self, n_ended: usize, fleet: &mut Fleet) -> anyhow::Result<()> {
+        let mut ended = self.ended.subscribe();
+        while timeout(LOOK, ended.wait_for(|ended| *ended >= n_ended)).await.is_err() {
+            fleet.mend()?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of each result soon after it was stored, and counts the jobs that have ended.
+    async fn watch(&self, ledger: &mut Ledger) -> anyhow::Result<()> {
+        let mut unseen: VecDeque<&PlannedJob> = VecDeque::new();
+        let mut n_listed = 0;
+        let mut told = 0;
+        loop {
+            let enqueued = *self.enqueued.borrow();
+            let depth = patiently(|| self.queue.depth()).await?;
+            let waiting = usize::try_from(depth.ready + depth.in_flight + depth.delayed)?;
+            let ended = enqueued.saturating_sub(waiting);
+            unseen.extend(&self.plan.jobs[n_listed..enqueued]);
+            n_listed = enqueued;
+            self.look(ledger, &mut unseen).await?;
+            self.ended.send_replace(ended);
+            let kills = *self.kills.borrow();
+            if ended / 1_000 > told {
+                told = ended / 1_000;
+                progress(format_args!("{ended} jobs ended, {} dead, {kills} kills", depth.dead));
+            }
+            if ended == self.plan.jobs.len() && kills == self.plan.kills.len() {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Asks for the results of some jobs in turn, until each has one.
+    async fn look(
+        &self,
+        ledger: &mut Ledger,
+        unseen: &mut VecDeque<&'a PlannedJob>,
+    ) -> anyhow::Result<()> {
+        let asked: Vec<_> = unseen.drain(..unseen.len().min(WINDOW)).collect();
+        let answers = stream::iter(asked).map(|job| async move {
+            let id: JobId = job.id.parse()?;
+            anyhow::Ok((job, patiently(|| self.queue.get(&id)).await?))
+        });
+        let answers: Vec<_> = answers.buffered(16).try_collect().await?;
+        for (job, result) in answers {
+            match result {
+                // A failed one is looked up again: it must not turn into a completed one.
+                Some(result) if result.outcome.is_completed() => ledger.see(&result),
+                _ => unseen.push_back(job),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn requests(jobs: &[PlannedJob]) -> ebb_queue::Result<Vec<Job>> {
+    let request = |planned: &PlannedJob| {
+        let mut job = Job::new(planned.body.clone(), Timestamp::now());
+        job.id = planned.id.parse()?;
+        Ok(job)
+    };
+    jobs.iter().map(request).collect()
+}
+
+/// Asks again for up to a minute while the broker says that it cannot be reached.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = ebb_queue::Result<T>>,
+{
+    const TRIES: usize = 600;
+    for _ in 0..TRIES {
+        match ask().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                sleep(Duration::from_millis(100)).await;
+            }
+            other => return other.context("the broker refused"),
+        }
+    }
+    ask().await.context("the broker cannot be reached")
+}

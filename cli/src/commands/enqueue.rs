@@ -1,0 +1,367 @@
+//! `ebb enqueue`: jobs from the command line, a file or standard input; and their results.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::exit::{Exit, usage};
+use crate::options::{QueueArgs, parse_span};
+use crate::output::{Output, Progress, Unit, note};
+use crate::results::{late, result_of, to_json};
+
+/// Jobs stored in one commit.
+const BATCH: usize = 256;
+
+/// A batch or more is worth a progress bar.
+const LONG: usize = 4 * BATCH;
+
+/// How long a worker may stay away before we say so.
+const NOBODY: Duration = Duration::from_secs(5);
+
+/// What to enqueue, and how.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct EnqueueArgs {
+    /// One job each: a text, or a JSON object that is the body itself; `-` reads JSON lines
+    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    texts: Vec<String>,
+
+    /// A file of JSON lines, one job each
+    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    envelope: Envelope,
+
+    /// Wait, and print the results as JSON lines in the order of the jobs
+    #[arg(long, env = "EBB_ENQUEUE_WAIT", hide_env_values = true)]
+    wait: bool,
+
+    /// With --wait: give up after this long (exit code 75)
+    #[arg(long, env = "EBB_ENQUEUE_TIMEOUT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(value_parser = parse_span, requires = "wait")]
+    timeout: Option<Duration>,
+
+    /// Where the queue is.
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+/// Headers for all jobs of the call; what a line says itself comes before them.
+#[derive(Debug, Clone, Default, Args)]
+struct Envelope {
+    /// The model asked for
+    #[arg(long, env = "EBB_ENQUEUE_MODEL", hide_env_values = true, value_name = "NAME")]
+    model: Option<String>,
+    /// high, normal or low
+    #[arg(long, env = "EBB_ENQUEUE_PRIORITY", hide_env_values = true, value_name = "PRIORITY")]
+    priority: Option<String>,
+    /// Worthless after this long, such as 30s or 5m; expired jobs end in the dead letters
+    #[arg(long, env = "EBB_ENQUEUE_TTL", hide_env_values = true, value_name = "SPAN")]
+    ttl: Option<String>,
+    /// Worthless after this moment, such as 2030-01-31T12:00:00Z
+    #[arg(long, env = "EBB_ENQUEUE_DEADLINE", hide_env_values = true, value_name = "TIME")]
+    deadline: Option<String>,
+    /// Not to be run before this long has passed
+    #[arg(long, env = "EBB_ENQUEUE_DELAY", hide_env_values = true, value_name = "SPAN")]
+    delay: Option<String>,
+    /// Idempotency key: a second job with the same key is the first one
+    #[arg(long, env = "EBB_ENQUEUE_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
+    /// On whose behalf
+    #[arg(long, env = "EBB_ENQUEUE_TENANT", hide_env_values = true, value_name = "NAME")]
+    tenant: Option<String>,
+    /// What a job costs, in tokens; a hint for the scaler
+    #[arg(long, env = "EBB_ENQUEUE_COST", hide_env_values = true, value_name = "TOKENS")]
+    cost: Option<String>,
+}
+
+const HELP: &str = r#"A JSON line is one of
+  "a text"                                    the body is {"input": "a text"}
+  {"input": "a text", ...}                    the body itself: any object without the key `body`
+  {"id": "a-1", "headers": {"ebb-priority": "high"}, "body": ...}
+                                              id and headers are optional; a body that is a string
+                                              is sent as it is
+A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
+
+Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
+attempt, finished_at, outcome (completed or failed), and body or error. A failed job exits with 1.
+
+Examples:
+  ebb enqueue "The tide turns." --wait
+  ebb enqueue '{"machine":"pump-7","readings":[[1.1,60.2,4.0]]}' --priority high
+  ebb enqueue --file jobs.jsonl --wait --timeout 5m > results.jsonl
+  journalctl -f -o cat | jq -cR . | ebb enqueue - --ttl 1h"#;
+
+/// Runs the command.
+///
+/// # Errors
+/// When a job is not one, the queue does not answer, or time runs out.
+pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
+    let stdin = args.texts == ["-"];
+    if args.envelope.key.is_some() && (stdin || args.file.is_some() || args.texts.len() > 1) {
+        return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
+    }
+    args.envelope.check()?;
+    let queue = args.queue.open().await?;
+    let mut ids = Vec::new();
+    if stdin {
+        let batches = read_lines(args.envelope.clone());
+        let mut batches = std::pin::pin!(batches);
+        while let Some(jobs) = batches.try_next().await? {
+            publish(&queue, jobs, &mut ids, &args, output).await?;
+        }
+    } else {
+        let jobs = match &args.file {
+            Some(file) => read_file(file, &args.envelope)?,
+            None => args
+                .texts
+                .iter()
+                .map(|text| args.envelope.job_of_text(text))
+                .collect::<Result<_>>()?,
+        };
+        let mut progress = (jobs.len() >= LONG)
+            .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
+        let mut jobs = jobs.into_iter().peekable();
+        while jobs.peek().is_some() {
+            let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
+            let n_jobs = batch.len() as u64;
+            publish(&queue, batch, &mut ids, &args, output).await?;
+            if let Some(progress) = &mut progress {
+                progress.add(n_jobs);
+            }
+        }
+        progress.into_iter().for_each(Progress::end);
+    }
+    if args.wait { wait(&queue, &ids, args.timeout, output).await } else { Ok(Exit::Done) }
+}
+
+async fn publish(
+    queue: &Queue,
+    jobs: Vec<Job>,
+    ids: &mut Vec<JobId>,
+    args: &EnqueueArgs,
+    output: Output,
+) -> Result<()> {
+    let before = ids.len();
+    let published = queue.publish(jobs).await;
+    let published = published.with_context(|| format!("{before} jobs were enqueued before"))?;
+    for job in published {
+        match (args.wait, output.json) {
+            (true, _) => ids.push(job.id),
+            (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
+            (false, false) => output.line(job.id.as_str())?,
+        }
+    }
+    Ok(())
+}
+
+/// Prints the results in the order of the jobs.
+async fn wait(
+    queue: &Queue,
+    ids: &[JobId],
+    limit: Option<Duration>,
+    output: Output,
+) -> Result<Exit> {
+    let end = limit.map(|limit| tokio::time::Instant::now() + limit);
+    let mut progress =
+        (ids.len() >= LONG).then(|| Progress::new("results", Some(ids.len() as u64), Unit::Items));
+    let hint = tokio::spawn(say_when_nobody_works(queue.clone()));
+    let mut exit = Exit::Done;
+    for id in ids {
+        let result = match end {
+            // What is there already is printed, however late it is.
+            Some(end) => {
+                tokio::time::timeout_at(end, result_of(queue, id)).await.ok().transpose()?
+            }
+            None => Some(result_of(queue, id).await?),
+        };
+        let Some(result) = result else {
+            output.json(&late(id))?;
+            exit = Exit::Timeout;
+            continue;
+        };
+        if !result.outcome.is_completed() && exit == Exit::Done {
+            exit = Exit::Failed;
+        }
+        output.json(&to_json(&result))?;
+        if let Some(progress) = &mut progress {
+            progress.add(1);
+        }
+    }
+    hint.abort();
+    progress.into_iter().for_each(Progress::end);
+    Ok(exit)
+}
+
+async fn say_when_nobody_works(queue: Queue) {
+    tokio::time::sleep(NOBODY).await;
+    let at_work = |status: &ebb_queue::WorkerStatus| status.phase != Phase::Draining;
+    if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
+        note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
+    }
+}
+
+fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| usage(format!("cannot read {}: {error}", path.display())))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let job = |(at, line): (usize, &str)| {
+        envelope.job_of_line(line).with_context(|| format!("{}:{}", path.display(), at + 1))
+    };
+    lines.map(job).collect()
+}
+
+/// Batches of what standard input has at the moment.
+fn read_lines(envelope: Envelope) -> impl Stream<Item = Result<Vec<Job>>> {
+    let lines = BufReader::new(tokio::io::stdin()).lines();
+    let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
+        let line = lines.next_line().await.context("cannot read standard input")?;
+        Ok::<_, anyhow::Error>(line.map(|line| ((at + 1, line), (lines, at + 1))))
+    });
+    let jobs = jobs.try_filter(|(_, line)| std::future::ready(!line.trim().is_empty()));
+    let jobs = jobs.map(move |line| {
+        let (at, line) = line?;
+        envelope.job_of_line(&line).with_context(|| format!("line {at} of standard input"))
+    });
+    jobs.ready_chunks(BATCH).map(|jobs| jobs.into_iter().collect())
+}
+
+impl Envelope {
+    fn check(&self) -> Result<()> {
+        self.job(Vec::new()).map(drop)
+    }
+
+    fn job(&self, body: impl Into<bytes::Bytes>) -> Result<Job> {
+        let mut job = Job::new(body, Timestamp::now());
+        let headers = [
+            (header::MODEL, &self.model),
+            (header::PRIORITY, &self.priority),
+            (header::TTL, &self.ttl),
+            (header::DEADLINE, &self.deadline),
+            (header::DELAY, &self.delay),
+            (header::KEY, &self.key),
+            (header::TENANT, &self.tenant),
+            (header::COST, &self.cost),
+        ];
+        for (name, value) in headers {
+            if let Some(value) = value {
+                job.set(name, value)?;
+            }
+        }
+        Ok(job)
+    }
+
+    /// A job from an argument: a JSON object is the body, anything else a text.
+    fn job_of_text(&self, text: &str) -> Result<Job> {
+        let object = serde_json::from_str(text).is_ok_and(|value: Value| value.is_object());
+        if object { self.job(text.to_owned()) } else { self.job(input(text)) }
+    }
+
+    /// A job from a JSON line.
+    fn job_of_line(&self, line: &str) -> Result<Job> {
+        let value: Value = serde_json::from_str(line)
+            .map_err(|error| usage(format!("not a JSON line: {error}")))?;
+        match value {
+            Value::String(text) => self.job(input(&text)),
+            Value::Object(mut fields) if fields.contains_key("body") => {
+                let body = match fields.remove("body") {
+                    Some(Value::String(text)) => text,
+                    body => body.unwrap_or_default().to_string(),
+                };
+                let mut job = self.job(body)?;
+                let headers = match fields.remove("headers") {
+                    None => serde_json::Map::new(),
+                    Some(Value::Object(headers)) => headers,
+                    Some(_) => return Err(usage("`headers` is no object of names and values")),
+                };
+                if let Some(id) = fields.remove("id") {
+                    job.set(header::ID, &words_of(&id))?;
+                }
+                if let Some((name, _)) = fields.into_iter().next() {
+                    return Err(usage(format!(
+                        "{name:?} stands beside `body`; only id, headers and body may"
+                    )));
+                }
+                for (name, value) in headers {
+                    job.set(&name, &words_of(&value))?;
+                }
+                Ok(job)
+            }
+            Value::Object(_) => self.job(line.trim().to_owned()),
+            _ => Err(usage("a JSON line is a string or an object")),
+        }
+    }
+}
+
+fn input(text: &str) -> String {
+    json!({ "input": text }).to_string()
+}
+
+fn words_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::Priority;
+
+    use super::*;
+
+    fn line(text: &str) -> Result<Job> {
+        Envelope { priority: Some("low".into()), ..Envelope::default() }.job_of_line(text)
+    }
+
+    #[test]
+    fn a_text_becomes_an_input_and_an_object_is_the_body() {
+        for (text, body) in [
+            ("a text", r#"{"input":"a text"}"#),
+            ("42", r#"{"input":"42"}"#),
+            (r#"{"input": "as it is"}"#, r#"{"input": "as it is"}"#),
+        ] {
+            assert_eq!(Envelope::default().job_of_text(text).unwrap().body, body, "{text}");
+        }
+    }
+
+    #[test]
+    fn each_form_of_a_line_is_read() {
+        for (text, body) in [
+            (r#""a text""#, r#"{"input":"a text"}"#),
+            (r#"{"input": ["a", "b"]}"#, r#"{"input": ["a", "b"]}"#),
+            (r#"{"body": {"input": "x"}}"#, r#"{"input":"x"}"#),
+            (r#"{"body": "plain"}"#, "plain"),
+        ] {
+            let job = line(text).unwrap();
+            assert_eq!(job.body, body, "{text}");
+            assert_eq!(job.headers.priority, Priority::Low);
+        }
+        let job = line(
+            r#"{"id": "a-1", "headers": {"ebb-priority": "high", "ebb-cost": 7}, "body": ""}"#,
+        );
+        let job = job.unwrap();
+        assert_eq!((job.id.as_str(), job.headers.priority), ("a-1", Priority::High));
+        assert_eq!(job.headers.cost, Some(7.0));
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_with_its_remedy() {
+        for (text, told) in [
+            ("not json", "not a JSON line"),
+            ("[1]", "a string or an object"),
+            (r#"{"body": "", "prio": 1}"#, "only id, headers and body"),
+            (r#"{"body": "", "headers": []}"#, "no object"),
+            (r#"{"body": "", "id": "a b"}"#, "without spaces"),
+            (r#"{"body": "", "headers": {"ebb-ttl": "soon"}}"#, "such as 30s"),
+        ] {
+            let error = line(text).expect_err(text);
+            assert!(format!("{error:#}").contains(told), "{text}: {error:#}");
+            assert_eq!(Exit::of(&error), Exit::Usage, "{text}");
+        }
+    }
+}

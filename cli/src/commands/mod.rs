@@ -1,0 +1,10 @@
+//! One file per command that asks the queue or a model something and ends.
+
+pub(crate) mod dlq;
+pub(crate) mod enqueue;
+pub(crate) mod model;
+pub(crate) mod queue;
+pub(crate) mod result;
+#[cfg(feature = "cpu")]
+pub(crate) mod train;
+pub(crate) mod up;

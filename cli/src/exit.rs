@@ -1,0 +1,121 @@
+//! How a command ends, for whoever called it from a script.
+
+use std::process::ExitCode;
+
+use ebb_queue::ErrorKind;
+
+/// How a command ended; its number is the exit code of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All is well.
+    Done = 0,
+    /// A job failed, a promise was broken, or something went wrong that has no number of its own.
+    Failed = 1,
+    /// A flag or an input is wrong; trying again will not help.
+    Usage = 2,
+    /// What was asked for is not there.
+    Missing = 66,
+    /// The queue does not answer or is full; a later try may succeed.
+    Unavailable = 69,
+    /// Time ran out.
+    Timeout = 75,
+}
+
+/// What `--help` says about exit codes.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+   0  all is well
+   1  a job failed, a promise was broken, or something else went wrong
+   2  a flag or an input is wrong
+  66  what was asked for is not there
+  69  the queue does not answer or is full
+  75  time ran out";
+
+impl Exit {
+    /// The end that an error means.
+    #[must_use]
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        for cause in error.chain() {
+            if let Some(stop) = cause.downcast_ref::<Stop>() {
+                return stop.exit;
+            }
+            if let Some(error) = cause.downcast_ref::<ebb_queue::Error>() {
+                return match error.kind() {
+                    ErrorKind::Invalid => Self::Usage,
+                    ErrorKind::Unavailable | ErrorKind::Full => Self::Unavailable,
+                    _ => Self::Failed,
+                };
+            }
+            // Whoever read our output has seen enough: `ebb dlq list | head`.
+            if let Some(error) = cause.downcast_ref::<std::io::Error>()
+                && error.kind() == std::io::ErrorKind::BrokenPipe
+            {
+                return Self::Done;
+            }
+        }
+        Self::Failed
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub(crate) struct Stop {
+    exit: Exit,
+    words: String,
+}
+
+/// The error of a user who gave something wrong.
+pub(crate) fn usage(words: impl Into<String>) -> anyhow::Error {
+    Stop { exit: Exit::Usage, words: words.into() }.into()
+}
+
+/// The error of something that is not there.
+pub(crate) fn missing(words: impl Into<String>) -> anyhow::Error {
+    Stop { exit: Exit::Missing, words: words.into() }.into()
+}
+
+/// The error of waiting for too long.
+pub(crate) fn timeout(words: impl Into<String>) -> anyhow::Error {
+    Stop { exit: Exit::Timeout, words: words.into() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_exit_code_under_any_context() {
+        let queue = |kind| anyhow::Error::new(ebb_queue::Error::new(kind, "words"));
+        for (error, exit) in [
+            (usage("words"), Exit::Usage),
+            (missing("words"), Exit::Missing),
+            (timeout("words"), Exit::Timeout),
+            (queue(ErrorKind::Invalid), Exit::Usage),
+            (queue(ErrorKind::Unavailable), Exit::Unavailable),
+            (queue(ErrorKind::Full), Exit::Unavailable),
+            (queue(ErrorKind::Internal), Exit::Failed),
+            (std::io::Error::from(std::io::ErrorKind::BrokenPipe).into(), Exit::Done),
+            (anyhow::anyhow!("words"), Exit::Failed),
+        ] {
+            let error = Err::<(), _>(error).context("more words").unwrap_err();
+            assert_eq!(Exit::of(&error), exit, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_each_code() {
+        for exit in [Exit::Failed, Exit::Usage, Exit::Missing, Exit::Unavailable, Exit::Timeout] {
+            let code = (exit as u8).to_string();
+            assert!(EXIT_CODES.lines().any(|line| line.trim_start().starts_with(&code)), "{code}");
+        }
+    }
+}

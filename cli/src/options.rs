@@ -1,0 +1,128 @@
+//! Flags that several commands share, and how their values are read.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ebb_queue::{OpenOptions, Queue, QueueUrl};
+
+use crate::exit::usage;
+
+/// Where the queue is.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct QueueArgs {
+    /// The queue: sqlite:PATH[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N&synchronous=full|normal]
+    ///
+    /// Default: an embedded queue in your data directory, the same one for all commands.
+    #[arg(long, env = "EBB_QUEUE", hide_env_values = true, value_name = "URL")]
+    pub(crate) queue: Option<String>,
+}
+
+impl QueueArgs {
+    /// The address of the queue.
+    ///
+    /// # Errors
+    /// When it is not one; the words carry no password.
+    pub(crate) fn url(&self) -> Result<QueueUrl> {
+        match &self.queue {
+            Some(text) => Ok(text.parse().context("--queue")?),
+            None => default_queue(),
+        }
+    }
+
+    /// Opens the queue.
+    ///
+    /// # Errors
+    /// When it is not an address, or nothing answers there.
+    pub(crate) async fn open(&self) -> Result<Queue> {
+        open(&self.url()?).await
+    }
+}
+
+/// Opens the queue at this address.
+///
+/// # Errors
+/// When nothing answers there.
+pub(crate) async fn open(url: &QueueUrl) -> Result<Queue> {
+    ebb_queue::open(url, OpenOptions::default()).await.context("cannot open the queue")
+}
+
+/// The embedded queue in the user's data directory, which is made if it is missing.
+///
+/// # Errors
+/// When there is no such directory, or it cannot be made.
+pub(crate) fn default_queue() -> Result<QueueUrl> {
+    Ok(QueueUrl::sqlite(data_directory()?.join("queue.db")))
+}
+
+/// Where data of this user lies.
+///
+/// # Errors
+/// When there is no such directory, or it cannot be made.
+pub(crate) fn data_directory() -> Result<PathBuf> {
+    let found = directories::ProjectDirs::from("", "", "ebb");
+    let found =
+        found.ok_or_else(|| usage("you have no home directory; name a queue with --queue"))?;
+    let path = found.data_dir().to_owned();
+    std::fs::create_dir_all(&path)
+        .with_context(|| format!("cannot make {}; name a queue with --queue", path.display()))?;
+    Ok(path)
+}
+
+/// Reads a span of time such as `250ms`, `15s` or `5m`.
+///
+/// # Errors
+/// When it is not one, or longer than a day.
+pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| span.try_into().ok());
+    span.filter(|span| *span <= DAY)
+        .ok_or_else(|| "use a number with a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
+}
+
+/// The same, but not zero: for intervals.
+///
+/// # Errors
+/// When it is not one, or shorter than 10 ms.
+pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
+    let span = parse_span(text)?;
+    if span < Duration::from_millis(10) {
+        return Err("use 10ms or more".to_owned());
+    }
+    Ok(span)
+}
+
+/// Reads a number of jobs that one replica is to have.
+///
+/// # Errors
+/// When it is not a number above zero.
+pub(crate) fn parse_target(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| (0.001..=1e9).contains(value));
+    value.ok_or_else(|| "use a number of jobs from 0.001 to 1000000000".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_read_with_their_unit() {
+        for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("0s", 0)] {
+            assert_eq!(parse_span(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["15", "", "-1s", "2d2d", "25h", "soon"] {
+            let told = parse_span(text).expect_err(text);
+            assert!(told.contains("such as 250ms"), "{told}");
+        }
+        assert!(parse_interval("1ms").is_err());
+        assert!(parse_target("0").is_err() && parse_target("NaN").is_err());
+    }
+
+    #[test]
+    fn a_wrong_queue_is_told_without_its_password() {
+        let args = QueueArgs { queue: Some("nats://me:hunter2@broker:4222".into()) };
+        let told = format!("{:#}", args.url().unwrap_err());
+        assert!(told.contains("--queue") && !told.contains("hunter2"), "{told}");
+    }
+}

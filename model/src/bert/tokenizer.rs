@@ -1,0 +1,101 @@
+//! From text to tokens, on the threads that decode: the encoder sees numbers only.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, TruncationParams};
+
+use super::Settings;
+use crate::{ItemError, LoadError};
+
+/// A text longer than this is refused: cutting it to tokens would hold a thread for too long.
+pub const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// The tokens of one text, special ones included.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tokens {
+    ids: Vec<u32>,
+}
+
+#[expect(clippy::len_without_is_empty, reason = "a text has its special tokens at least")]
+impl Tokens {
+    /// Tokens made elsewhere; the encoder refuses what does not fit it.
+    pub fn from_ids(ids: Vec<u32>) -> Self {
+        Self { ids }
+    }
+
+    /// How many there are: what the text costs.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Their numbers in the vocabulary.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+/// A model's own way to cut a text; cheap to clone, and shared by threads.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    prompt: Arc<str>,
+    max_tokens: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and the limits beside it.
+    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        let settings = Settings::read(dir)?;
+        let path = dir.join("tokenizer.json");
+        let text = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+        let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
+        let mut inner = tokenizers::Tokenizer::from_bytes(&text).map_err(malformed)?;
+
+        // What the file says of padding and truncation was meant for whoever saved it.
+        inner.with_padding(None);
+        let max_length = settings.max_tokens;
+        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        inner.with_truncation(Some(truncation)).map_err(malformed)?;
+        let lowers = inner.get_normalizer().is_some_and(lowers_case);
+        if settings.lower_case && !lowers {
+            let own = inner.get_normalizer().cloned();
+            let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(own);
+            inner.with_normalizer(Some(Sequence::new(all.collect())));
+        }
+        Ok(Self { inner: Arc::new(inner), prompt: settings.prompt.into(), max_tokens: max_length })
+    }
+
+    /// Cuts a text into tokens, at most [`Self::max_tokens`] of them.
+    pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(ItemError::new(format!(
+                "input is a text of {} bytes; send at most {MAX_TEXT_BYTES}",
+                text.len()
+            )));
+        }
+        let encoding = if self.prompt.is_empty() {
+            self.inner.encode_fast(text, true)
+        } else {
+            self.inner.encode_fast(format!("{}{text}", self.prompt), true)
+        };
+        let encoding = encoding
+            .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
+        Ok(Tokens { ids: encoding.get_ids().to_vec() })
+    }
+
+    /// Tokens a text is cut to.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+}
+
+fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::Lowercase(_) => true,
+        NormalizerWrapper::BertNormalizer(bert) => bert.lowercase,
+        NormalizerWrapper::Sequence(all) => all.as_ref().iter().any(lowers_case),
+        _ => false,
+    }
+}

@@ -1,0 +1,221 @@
+//! Which models the code knows, and what a model directory is.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::bert::Settings;
+use crate::bert::read_json;
+use crate::safetensors::Weights;
+use crate::{LoadError, sentinel};
+
+/// A model the code knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ModelKind {
+    /// A sentence encoder: [`crate::bert`].
+    Bert,
+    /// An anomaly detector: [`crate::sentinel`].
+    Sentinel,
+}
+
+impl std::fmt::Display for ModelKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bert => "bert",
+            Self::Sentinel => "sentinel",
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    model_type: Option<String>,
+    #[serde(default)]
+    architectures: Vec<String>,
+}
+
+/// Says from `config.json` which code runs the model in this directory.
+pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
+    let path = dir.join("config.json");
+    let kind: Kind = read_json(&path)?;
+    match kind.model_type.as_deref() {
+        Some("bert") => Ok(ModelKind::Bert),
+        Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
+        other => {
+            let architectures = kind.architectures.join(", ");
+            let found = match other {
+                Some(name) if architectures.is_empty() => name.to_owned(),
+                Some(name) => format!("{name} ({architectures})"),
+                None => format!("missing ({architectures})"),
+            };
+            let remedy = format!("known are bert and {}", sentinel::MODEL_TYPE);
+            Err(LoadError::unsupported(&path, "model_type", found, &remedy))
+        }
+    }
+}
+
+/// What `ebb model info` prints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelInfo {
+    /// The code that runs it.
+    pub kind: ModelKind,
+    /// The architecture's own name.
+    pub architecture: String,
+    /// Transformer or dense layers.
+    pub layers: usize,
+    /// Width between layers.
+    pub hidden: usize,
+    /// Numbers in the weights.
+    pub parameters: u64,
+    /// Tokens a text is cut to, or readings in a window.
+    pub max_tokens: usize,
+    /// How tokens become a text's vector; none for models of no text.
+    pub pooling: Option<String>,
+    /// Length of the result's vector.
+    pub dimensions: usize,
+    /// The files read to run it.
+    pub files: Vec<FileInfo>,
+}
+
+/// A file of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileInfo {
+    /// Its path in the directory.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its hash, in hex.
+    pub sha256: String,
+}
+
+const FILES: [&str; 8] = [
+    "config.json",
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+impl ModelInfo {
+    /// Reads a model directory; hashes every file of it.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        let kind = recognise(dir)?;
+        let weights = Weights::open(&dir.join("model.safetensors"))?;
+        // Positions are stored as integers beside the weights by some writers.
+        let floats = weights.entries().values().filter(|entry| entry.dtype.contains('F'));
+        let parameters = floats.filter_map(super::safetensors::Entry::n_elements).sum();
+        let mut files = Vec::new();
+        for name in FILES {
+            let path = dir.join(name);
+            if path.exists() {
+                let (bytes, sha256) = hash(&path).map_err(|error| LoadError::io(&path, error))?;
+                files.push(FileInfo { name: name.to_owned(), bytes, sha256 });
+            }
+        }
+        match kind {
+            ModelKind::Bert => {
+                let settings = Settings::read(dir)?;
+                let pooling = format!("{:?}", settings.pooling).to_lowercase();
+                Ok(Self {
+                    kind,
+                    architecture: settings.architecture,
+                    layers: settings.layers,
+                    hidden: settings.hidden,
+                    parameters,
+                    max_tokens: settings.max_tokens,
+                    pooling: Some(pooling),
+                    dimensions: settings.hidden,
+                    files,
+                })
+            }
+            ModelKind::Sentinel => {
+                let config = sentinel::Config::read(dir)?;
+                Ok(Self {
+                    kind,
+                    architecture: "autoencoder".into(),
+                    layers: sentinel::LAYERS,
+                    hidden: config.hidden,
+                    parameters,
+                    max_tokens: config.window,
+                    pooling: None,
+                    dimensions: 1,
+                    files,
+                })
+            }
+        }
+    }
+}
+
+/// The size and the SHA-256 of a file.
+pub(crate) fn hash(path: &Path) -> std::io::Result<(u64, String)> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok((bytes, hex(&hasher.finalize())))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a string");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_recognised_or_named_with_what_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |config: &str| {
+            std::fs::write(dir.path().join("config.json"), config).unwrap();
+            recognise(dir.path()).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(r#"{"model_type": "bert"}"#), Ok(ModelKind::Bert));
+        assert_eq!(check(r#"{"model_type": "ebb-sentinel"}"#), Ok(ModelKind::Sentinel));
+        for (config, says) in [
+            (
+                r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#,
+                "model_type is llama (LlamaForCausalLM); known are bert and ebb-sentinel",
+            ),
+            (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
+            (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),
+            ("[", "config.json: EOF"),
+        ] {
+            let error = check(config).expect_err(says);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_info_of_a_model_is_read_from_its_files() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+        let info = ModelInfo::read(&dir).unwrap();
+        assert_eq!((info.layers, info.hidden, info.max_tokens), (2, 32, 512));
+        assert_eq!(info.pooling.as_deref(), Some("mean"));
+        assert_eq!(info.architecture, "BertModel");
+        let weights = info.files.iter().find(|file| file.name == "model.safetensors").unwrap();
+        assert_eq!(weights.bytes, std::fs::metadata(dir.join("model.safetensors")).unwrap().len());
+        assert_eq!(weights.sha256.len(), 64);
+        assert!(info.parameters * 4 < weights.bytes && info.parameters > 30_000);
+    }
+}

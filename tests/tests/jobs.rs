@@ -1,0 +1,233 @@
+//! What a producer is promised, on the command line and with a real worker process.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::fmt::Write;
+
+use e2e::{Process, Run, Workplace, run, wait_for};
+use serde_json::{Value, json};
+
+/// A worker with the model that returns its input.
+fn echo_worker(workplace: &Workplace, more: &[&str]) -> Process {
+    let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0"];
+    workplace.start(&[&args, more].concat())
+}
+
+/// Writes jobs as JSON lines and enqueues the file.
+fn enqueue_file(workplace: &Workplace, jobs: &[Value], more: &[&str]) -> Run {
+    let mut lines = String::new();
+    for job in jobs {
+        writeln!(lines, "{job}").unwrap();
+    }
+    let file = workplace.path("jobs.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    let args = ["enqueue", "--file", file.to_str().unwrap()];
+    workplace.ebb(&[&args, more].concat())
+}
+
+fn ids(results: &[Value]) -> Vec<&str> {
+    results.iter().map(|result| result["id"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn results_come_in_the_order_of_the_jobs_whatever_was_done_first() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &["--max-items", "4"]);
+    // The last ones are done first.
+    let job = |n: usize| {
+        let priority = ["low", "normal", "high"][n / 10];
+        let body = json!({"input": format!("text {n}"), "sleep_ms": 5});
+        json!({"id": format!("job-{n:02}"), "headers": {"ebb-priority": priority}, "body": body})
+    };
+    let jobs: Vec<Value> = (0..30).map(job).collect();
+    let results = enqueue_file(&workplace, &jobs, &["--wait", "--json"]).ok().lines();
+    assert_eq!(results.len(), 30);
+    for (n, result) in results.iter().enumerate() {
+        assert_eq!(result["id"], format!("job-{n:02}"), "{result}");
+        assert_eq!(result["outcome"], "completed", "{result}");
+        assert_eq!(result["body"], json!({"output": format!("text {n}")}), "{result}");
+        assert_eq!(result["attempt"], 1, "{result}");
+    }
+    let again = workplace.ebb(&["result", "job-07", "--json"]).ok().json();
+    assert_eq!(again, results[7], "the result can be asked for again");
+}
+
+#[test]
+fn texts_are_jobs_on_the_command_line_and_lines_on_standard_input() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let results = workplace.ebb(&["enqueue", "The tide turns.", "42", "--wait"]).ok().lines();
+    assert_eq!(results[0]["body"]["output"], "The tide turns.");
+    assert_eq!(results[1]["body"]["output"], "42");
+
+    let mut enqueue = workplace.command("ebb", &["enqueue", "-", "--wait"]);
+    let lines = "\"a line\"\n\n{\"input\": \"an object\"}\n{\"id\": \"x-1\", \"body\": {\"input\": \"all\"}}\n";
+    let results = run(&mut enqueue, lines).ok().lines();
+    let outputs: Vec<_> = results.iter().map(|result| &result["body"]["output"]).collect();
+    assert_eq!(outputs, ["a line", "an object", "all"]);
+    assert_eq!(results[2]["id"], "x-1");
+}
+
+#[test]
+fn a_job_that_fails_makes_the_command_fail_and_says_why() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let jobs = [
+        json!({"id": "good", "body": {"input": "a"}}),
+        json!({"id": "bad", "body": {"input": "b", "fail": true}}),
+    ];
+    let ran = enqueue_file(&workplace, &jobs, &["--wait"]).failed();
+    let results = ran.lines();
+    assert_eq!(ids(&results), ["good", "bad"], "{ran}");
+    assert_eq!(results[0]["outcome"], "completed", "{ran}");
+    assert_eq!(results[1]["outcome"], "failed", "{ran}");
+    let told = results[1]["error"].as_str().unwrap();
+    assert!(told.contains("asked to fail"), "{told}");
+    assert_eq!(ran.status.code(), Some(1), "{ran}");
+
+    assert_eq!(workplace.ebb(&["result", "bad"]).status.code(), Some(1));
+    assert_eq!(workplace.ebb(&["result", "nobody-knows"]).status.code(), Some(66));
+    assert_eq!(workplace.ebb(&["result", "bad", "--queue", "nowhere"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_dead_letter_can_be_read_put_back_and_answered() {
+    let workplace = Workplace::new();
+    let job =
+        json!({"id": "late", "headers": {"ebb-ttl": "10ms"}, "body": {"input": "still wanted"}});
+    enqueue_file(&workplace, &[job], &[]).ok();
+    let worker = echo_worker(&workplace, &[]);
+    let expired = workplace.ebb(&["result", "late", "--follow", "--timeout", "60s"]).failed();
+    assert!(expired.stdout.contains("expired"), "{expired}");
+
+    let list = workplace.ebb(&["dlq", "list", "--json"]).ok().json();
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list[0]["job"]["id"], "late", "{list}");
+    assert!(list[0]["reason"].as_str().unwrap().contains("expired"), "{list}");
+    let shown = workplace.ebb(&["dlq", "show", "late"]).ok();
+    assert!(shown.stdout.contains("still wanted"), "{shown}");
+    assert_eq!(workplace.ebb(&["dlq", "show", "late", "--json"]).ok().json(), list[0]);
+
+    assert_eq!(workplace.ebb(&["dlq", "redrive", "late", "--json"]).ok().json()["redriven"], 1);
+    let result = workplace.ebb(&["result", "late", "--follow", "--timeout", "60s", "--json"]).ok();
+    assert_eq!(result.json()["body"]["output"], "still wanted", "{result}");
+    assert_eq!(workplace.ebb(&["dlq", "list", "--json"]).ok().json(), json!([]));
+    drop(worker);
+}
+
+#[test]
+fn dead_letters_are_deleted_only_when_it_is_meant() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let poison = |id: &str| json!({"id": id, "body": {"input": "", "poison": true}});
+    enqueue_file(&workplace, &[poison("p-1"), poison("p-2")], &["--wait"]).failed();
+
+    let timid = workplace.ebb(&["dlq", "purge", "--all"]);
+    assert_eq!(timid.status.code(), Some(2), "{timid}");
+    assert!(timid.stderr.contains("--yes"), "{timid}");
+    let unknown = workplace.ebb(&["dlq", "purge", "p-3", "--yes"]);
+    assert_eq!(unknown.status.code(), Some(66), "{unknown}");
+    assert_eq!(workplace.depth()["dead"], 2);
+
+    let one = workplace.ebb(&["dlq", "purge", "p-1", "--yes", "--json"]).ok().json();
+    assert_eq!((&one["purged"], &one["dead"]), (&json!(1), &json!(1)));
+    let all = workplace.ebb(&["dlq", "purge", "--all", "--yes", "--json"]).ok().json();
+    assert_eq!((&all["purged"], &all["dead"]), (&json!(1), &json!(0)));
+    assert_eq!(workplace.depth()["dead"], 0);
+}
+
+#[test]
+fn one_poison_job_among_64_hurts_nobody_else() {
+    let workplace = Workplace::new();
+    let jobs: Vec<Value> = (0..64)
+        .map(|n| json!({"id": format!("n-{n}"), "body": {"input": n.to_string(), "poison": n == 41}}))
+        .collect();
+    enqueue_file(&workplace, &jobs, &[]).ok();
+    // All of them wait, so they come to the worker as one batch.
+    let _worker = echo_worker(&workplace, &["--max-items", "64"]);
+    let answered = |n: usize| {
+        let id = format!("n-{n}");
+        workplace.ebb(&["result", &id, "--follow", "--timeout", "60s", "--json"])
+    };
+    for n in (0..64).filter(|n| *n != 41) {
+        let result = answered(n).ok().json();
+        assert_eq!(result["body"]["output"], n.to_string());
+        assert_eq!(result["attempt"], 1, "its neighbour cost it no attempt: {result}");
+    }
+    let poison = answered(41).failed().json();
+    assert_eq!(poison["outcome"], "failed");
+
+    let list = workplace.ebb(&["dlq", "list", "--json"]).ok().json();
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list[0]["job"]["id"], "n-41");
+    assert!(list[0]["reason"].as_str().unwrap().contains("poison"), "{list}");
+    wait_for("an empty queue", || {
+        let depth = workplace.depth();
+        let counts = ["ready", "in_flight", "delayed", "dead"].map(|state| depth[state].as_u64());
+        (counts == [Some(0), Some(0), Some(0), Some(1)]).then_some(())
+    });
+}
+
+#[test]
+fn a_body_that_cannot_be_read_is_refused_alone() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &["--max-items", "8"]);
+    let jobs = [
+        json!({"id": "a", "body": {"input": "fine"}}),
+        json!({"id": "b", "body": "no JSON at all"}),
+        json!({"id": "c", "body": {"no_input": 1}}),
+        json!({"id": "d", "body": {"input": "fine too"}}),
+    ];
+    let ran = enqueue_file(&workplace, &jobs, &["--wait"]).failed();
+    let outcomes: Vec<Value> = ran.lines().iter().map(|result| result["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["completed", "failed", "failed", "completed"], "{ran}");
+    assert!(ran.lines()[2]["error"].as_str().unwrap().contains("input"), "{ran}");
+    assert_eq!(workplace.depth()["dead"], 2);
+}
+
+#[test]
+fn a_job_with_a_key_that_is_known_is_the_first_job() {
+    let workplace = Workplace::new();
+    let enqueue =
+        |text: &str| workplace.ebb(&["enqueue", text, "--key", "order-7", "--json"]).ok().json();
+    let (first, second) = (enqueue("one"), enqueue("two"));
+    assert_eq!((&first["duplicate"], &second["duplicate"]), (&json!(false), &json!(true)));
+    assert_eq!(first["id"], second["id"]);
+    assert_eq!(workplace.depth()["ready"], 1);
+}
+
+#[test]
+fn a_full_queue_says_so_and_takes_nothing() {
+    let workplace = Workplace::new();
+    let queue = workplace.queue() + "&max_ready=3";
+    let enqueue = |texts: &[&str]| {
+        workplace.ebb(&[&["enqueue"], texts, &["--queue", queue.as_str()]].concat())
+    };
+    enqueue(&["a", "b"]).ok();
+    let full = enqueue(&["c", "d"]);
+    assert_eq!(full.status.code(), Some(69), "{full}");
+    assert!(full.stderr.contains("full"), "{full}");
+    assert_eq!(workplace.depth()["ready"], 2, "all or none");
+}
+
+#[test]
+fn a_wait_ends_in_time_where_nobody_works() {
+    let workplace = Workplace::new();
+    let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--timeout", "200ms"]);
+    assert_eq!(late.status.code(), Some(75), "{late}");
+    assert_eq!(late.json()["outcome"], "waiting", "{late}");
+    assert_eq!(workplace.depth()["ready"], 1, "the job stays");
+}
+
+#[test]
+fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
+    let workplace = Workplace::new();
+    let jobs = [json!({"input": "good"}), json!({"id": "a b", "body": {}})];
+    let ran = enqueue_file(&workplace, &jobs, &[]);
+    assert_eq!(ran.status.code(), Some(2), "{ran}");
+    assert!(ran.stderr.contains("jobs.jsonl:2") && ran.stderr.contains("spaces"), "{ran}");
+    assert_eq!(workplace.depth()["ready"], 0);
+    let ran = workplace.ebb(&["enqueue", "x", "--queue", "redis://host"]);
+    assert_eq!(ran.status.code(), Some(2), "{ran}");
+    assert!(ran.stderr.contains("sqlite:PATH"), "{ran}");
+}

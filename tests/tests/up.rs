@@ -1,0 +1,145 @@
+//! `ebb up`: the whole system on one machine, from nothing to work and back, and nothing left over.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use e2e::{Process, Workplace, processes_that_mention, wait_for};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// The system with the model that returns its input, quick to sleep again.
+fn up(workplace: &Workplace) -> Process {
+    workplace.start(&[
+        "up",
+        "--json",
+        "--model",
+        "echo",
+        "--max-replicas",
+        "2",
+        "--jobs-per-replica",
+        "10",
+        "--polling-interval",
+        "250ms",
+        "--sync-interval",
+        "500ms",
+        "--cooldown",
+        "1s",
+        "--stabilization",
+        "1s",
+    ])
+}
+
+/// The last state that `ebb up` has told.
+fn state(up: &Process) -> Option<Value> {
+    let said = up.output();
+    let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+    whole.lines().rev().find_map(|line| serde_json::from_str(line).ok().filter(Value::is_object))
+}
+
+fn running(up: &Process) -> Option<u64> {
+    state(up)?["running"].as_u64()
+}
+
+/// The processes of this test's own folder, `ebb up` itself left out.
+fn workers(workplace: &Workplace, up: &Process) -> Vec<u32> {
+    let folder = workplace.folder().to_str().unwrap();
+    processes_that_mention(folder).into_iter().filter(|pid| *pid != up.pid()).collect()
+}
+
+fn asleep(up: &Process) {
+    wait_for("a pool of none", || {
+        let state = state(up)?;
+        (state["running"] == 0 && state["replicas"] == 0).then_some(())
+    });
+}
+
+#[test]
+fn jobs_of_another_process_wake_the_pool_and_it_goes_back_to_none() {
+    let workplace = Workplace::new();
+    let mut up = up(&workplace);
+    asleep(&up);
+    assert_eq!(workers(&workplace, &up), Vec::<u32>::new(), "nothing runs where nothing waits");
+
+    let texts: Vec<String> =
+        (0..60).map(|n| format!(r#"{{"input": "text {n}", "sleep_ms": 50}}"#)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let args = [&["enqueue"], texts.as_slice(), &["--wait", "--json"]].concat();
+    let results = workplace.ebb(&args).ok().lines();
+    assert_eq!(results.len(), 60);
+    for (n, result) in results.iter().enumerate() {
+        assert_eq!(result["body"]["output"], format!("text {n}"), "{result}");
+    }
+    let said = up.output();
+    let most = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["running"].as_u64());
+    assert_eq!(most.max(), Some(2), "60 jobs at 10 each want more than the 2 allowed");
+
+    asleep(&up);
+    wait_for("the last worker's end", || workers(&workplace, &up).is_empty().then_some(()));
+    let depth = workplace.depth();
+    assert_eq!(
+        (&depth["ready"], &depth["in_flight"], &depth["dead"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+
+    // And again from none.
+    workplace.ebb(&["enqueue", "once more", "--wait"]).ok();
+    up.signal(Signal::SIGTERM);
+    assert!(up.ends().success(), "{}", up.output());
+    assert_eq!(workers(&workplace, &up), Vec::<u32>::new());
+}
+
+/// Starts the system with a job that takes long, and waits until a worker is on it.
+fn busy(workplace: &Workplace, sleep_ms: u64) -> Process {
+    let up = up(workplace);
+    let body = format!(r#"{{"input": "slow", "sleep_ms": {sleep_ms}}}"#);
+    workplace.ebb(&["enqueue", &body]).ok();
+    wait_for("a worker at work", || {
+        (workplace.depth()["in_flight"] == 1 && running(&up)? > 0).then_some(())
+    });
+    assert!(!workers(workplace, &up).is_empty(), "workers are found by their folder");
+    up
+}
+
+#[test]
+fn sigterm_lets_the_workers_finish_and_leaves_none_behind() {
+    let workplace = Workplace::new();
+    let mut up = busy(&workplace, 2000);
+    up.signal(Signal::SIGTERM);
+    assert!(up.ends().success(), "{}", up.output());
+    assert_eq!(workers(&workplace, &up), Vec::<u32>::new());
+    let depth = workplace.depth();
+    assert_eq!((&depth["ready"], &depth["in_flight"]), (&0.into(), &0.into()), "it was finished");
+}
+
+#[test]
+fn kill_9_leaves_no_worker_behind_and_loses_no_job() {
+    let workplace = Workplace::new();
+    let mut first = busy(&workplace, 1500);
+    first.signal(Signal::SIGKILL);
+    first.ends();
+    wait_for("the end of the orphans", || workers(&workplace, &first).is_empty().then_some(()));
+    // Finished by the orphan before it ended, or still there: never gone.
+    let depth = workplace.depth();
+    assert_eq!(depth["dead"], 0, "{depth}");
+    workplace.ebb(&["enqueue", "another"]).ok();
+    let second = up(&workplace);
+    wait_for("all done", || {
+        let depth = workplace.depth();
+        (depth["ready"] == 0 && depth["in_flight"] == 0 && depth["delayed"] == 0).then_some(())
+    });
+    assert_eq!(workplace.depth()["dead"], 0);
+    asleep(&second);
+}
+
+#[test]
+fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
+    let workplace = Workplace::new();
+    let mut up = workplace.start(&["up", "--json", "--model", "no/such-model"]);
+    let told = wait_for("the reason or the end", || {
+        workplace.ebb(&["enqueue", "x"]).ok();
+        let said = up.output();
+        (said.contains("no/such-model") || !up.runs()).then_some(said)
+    });
+    assert!(told.contains("no/such-model"), "{told}");
+}

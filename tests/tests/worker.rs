@@ -1,0 +1,160 @@
+//! What a worker process promises when it is killed, stopped or asked how it is.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::fmt::Write;
+
+use e2e::{Process, Workplace, get, wait_for};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// A worker with the model that returns its input, and where its probes are.
+fn echo_worker(workplace: &Workplace, more: &[&str]) -> (Process, String) {
+    let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0"];
+    let mut worker = workplace.start(&[&args, more].concat());
+    let address = worker.says("its address", |said| {
+        let rest = said.split_once("address=")?.1;
+        let (address, _) = rest.split_once(char::is_whitespace)?;
+        Some(address.to_owned())
+    });
+    (worker, address)
+}
+
+/// Enqueues `n` jobs named `job-0` and on, each of which takes so long.
+fn enqueue(workplace: &Workplace, n: usize, sleep_ms: u64) {
+    let mut lines = String::new();
+    for n in 0..n {
+        writeln!(
+            lines,
+            r#"{{"id": "job-{n}", "body": {{"input": "{n}", "sleep_ms": {sleep_ms}}}}}"#
+        )
+        .unwrap();
+    }
+    std::fs::write(workplace.path("jobs.jsonl"), lines).unwrap();
+    let file = workplace.path("jobs.jsonl");
+    workplace.ebb(&["enqueue", "--file", file.to_str().unwrap()]).ok();
+}
+
+fn result(workplace: &Workplace, n: usize) -> Value {
+    let id = format!("job-{n}");
+    let result = workplace.ebb(&["result", &id, "--follow", "--timeout", "60s", "--json"]).ok();
+    let result = result.json();
+    assert_eq!(result["body"]["output"], n.to_string(), "{result}");
+    result
+}
+
+fn count(workplace: &Workplace, state: &str) -> u64 {
+    workplace.depth()[state].as_u64().unwrap()
+}
+
+/// Waits until the worker holds jobs, and says how many.
+fn holding(workplace: &Workplace) -> u64 {
+    wait_for("jobs in flight", || {
+        let n = count(workplace, "in_flight");
+        (n > 0).then_some(n)
+    })
+}
+
+#[test]
+fn kill_9_in_mid_batch_loses_nothing() {
+    let workplace = Workplace::new();
+    let (mut first, _) = echo_worker(&workplace, &["--max-items", "4"]);
+    enqueue(&workplace, 24, 100);
+    holding(&workplace);
+    first.signal(Signal::SIGKILL);
+    assert!(!first.ends().success());
+    let left = count(&workplace, "ready") + count(&workplace, "in_flight");
+    assert!(left > 0, "it was killed too late to prove anything");
+
+    let (_second, _) = echo_worker(&workplace, &["--max-items", "4"]);
+    let attempts: Vec<u64> =
+        (0..24).map(|n| result(&workplace, n)["attempt"].as_u64().unwrap()).collect();
+    assert!(attempts.iter().all(|attempt| [1, 2].contains(attempt)), "{attempts:?}");
+    assert!(attempts.contains(&2), "what was held was tried again: {attempts:?}");
+    assert_eq!(count(&workplace, "dead"), 0);
+}
+
+#[test]
+fn sigterm_gives_back_what_has_not_begun_and_spends_no_attempt() {
+    let workplace = Workplace::new();
+    let (mut worker, _) = echo_worker(&workplace, &["--max-items", "2"]);
+    enqueue(&workplace, 30, 200);
+    holding(&workplace);
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.ends().success(), "{}", worker.output());
+    // Given back at once: nobody has to wait for a lease to end.
+    assert_eq!(count(&workplace, "in_flight"), 0, "{}", worker.output());
+    let left = count(&workplace, "ready");
+    assert!((1..30).contains(&left), "it finished what it had begun and no more: {left} left");
+
+    let (_second, _) = echo_worker(&workplace, &["--max-items", "30"]);
+    for n in 0..30 {
+        assert_eq!(result(&workplace, n)["attempt"], 1, "job {n}");
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_finish_ends_within_its_grace_all_the_same() {
+    let workplace = Workplace::new();
+    let (mut worker, _) = echo_worker(&workplace, &["--grace", "1s"]);
+    enqueue(&workplace, 1, 600_000);
+    holding(&workplace);
+    worker.signal(Signal::SIGTERM);
+    // Far less than the ten minutes of the job.
+    worker.ends();
+    wait_for("the job's lease to end", || (count(&workplace, "ready") == 1).then_some(()));
+}
+
+#[test]
+fn probes_tell_a_start_a_run_and_a_drain_apart() {
+    let workplace = Workplace::new();
+    let (mut worker, address) = echo_worker(&workplace, &[]);
+    let status = |path: &str| get(&address, path).map(|answer| answer.status);
+    wait_for("readiness", || (status("/readyz") == Some(200)).then_some(()));
+    assert_eq!((status("/livez"), status("/startupz")), (Some(200), Some(200)));
+
+    enqueue(&workplace, 1, 3000);
+    holding(&workplace);
+    let page = get(&address, "/metrics").unwrap().body;
+    let has = |line: &str| assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+    has("worker_jobs_in_flight 1");
+    assert!(page.contains("build_info{version="), "{page}");
+
+    worker.signal(Signal::SIGTERM);
+    // The batch takes long enough to look: alive and started, but no use for new jobs.
+    wait_for("the drain to show", || (status("/readyz") == Some(503)).then_some(()));
+    assert_eq!((status("/livez"), status("/startupz")), (Some(200), Some(200)));
+    assert!(worker.ends().success(), "{}", worker.output());
+    assert_eq!(result(&workplace, 0)["attempt"], 1, "the job was finished");
+}
+
+#[test]
+fn a_model_that_the_code_does_not_know_is_an_error_at_once() {
+    let workplace = Workplace::new();
+    let folder = workplace.path("strange");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("config.json"), r#"{"model_type": "oracle"}"#).unwrap();
+    let ran = workplace.ebb(&["worker", "--model", folder.to_str().unwrap()]).failed();
+    assert!(ran.stderr.contains("oracle"), "{ran}");
+    let ran = workplace.ebb(&["worker", "--model", "no/such-model"]).failed();
+    assert!(ran.stderr.contains("no/such-model"), "{ran}");
+}
+
+#[test]
+fn two_workers_share_a_queue_and_no_job_is_done_twice() {
+    let workplace = Workplace::new();
+    let (_one, one) = echo_worker(&workplace, &["--max-items", "3", "--id", "one"]);
+    let (_two, two) = echo_worker(&workplace, &["--max-items", "3", "--id", "two"]);
+    enqueue(&workplace, 60, 20);
+    for n in 0..60 {
+        assert_eq!(result(&workplace, n)["attempt"], 1, "job {n}");
+    }
+    let done = |address: &str| {
+        let page = get(address, "/metrics").unwrap().body;
+        let line =
+            page.lines().find(|line| line.starts_with("worker_jobs_total{outcome=\"completed\""));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    wait_for("60 jobs in the metrics of both", || (done(&one) + done(&two) == 60.0).then_some(()));
+    assert!(done(&one) > 0.0 && done(&two) > 0.0, "one of them did everything");
+}

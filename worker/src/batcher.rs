@@ -1,0 +1,438 @@
+//! Groups jobs into batches. No clock and no task in here: time comes in as an argument.
+//!
+//! Batches bind late: as long as the device is busy a batch may still get better, so it is closed
+//! when the device is about to be free, and not before.
+
+use std::cmp::Reverse;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_queue::Priority;
+use tokio::time::Instant;
+
+/// A job passed over this often leads the next batch, whatever its priority and length.
+const PATIENCE: u32 = 4;
+
+/// How much of the device a job takes: so many rows, each of up to so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Rows of the batch: texts, windows.
+    pub rows: usize,
+    /// The length of the longest row.
+    pub length: usize,
+}
+
+impl Size {
+    /// One row of one token.
+    pub const ONE: Self = Self { rows: 1, length: 1 };
+
+    /// What the device works through: every row is padded to the longest.
+    #[must_use]
+    pub fn cost(self) -> usize {
+        self.rows.saturating_mul(self.length)
+    }
+
+    /// Both in one batch.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { rows: self.rows.saturating_add(other.rows), length: self.length.max(other.length) }
+    }
+
+    /// Rows of about this length pad each other little: lengths within a factor of about 1.4.
+    fn bucket(self) -> u32 {
+        let length = u32::try_from(self.length.max(1)).unwrap_or(u32::MAX);
+        let octave = length.ilog2();
+        let upper_half = length > (1u32 << octave) + (1u32 << octave) / 2;
+        2 * octave + u32::from(upper_half)
+    }
+}
+
+/// What a batch may be at most. A single job larger than that runs alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows.
+    pub max_items: NonZeroUsize,
+    /// Tokens, padding counted.
+    pub max_cost: NonZeroUsize,
+    /// How long a free device waits for jobs that are known to be coming, while there is room.
+    pub max_wait: Duration,
+}
+
+/// What is known of the world outside when a batch might be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// When the device is about to be free; `None` while that is not known, or the next batch is
+    /// bound already.
+    pub free_at: Option<Instant>,
+    /// Whether jobs are being decoded that will be here in a moment.
+    pub more: bool,
+    /// What a batch costs before its first row: less padding than this beats another batch.
+    pub overhead: usize,
+}
+
+/// A job to be batched.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<T> {
+    /// The job.
+    pub item: T,
+    /// How much of the device it takes.
+    pub size: Size,
+    /// Who leads a batch.
+    pub priority: Priority,
+    /// Whether it must run in a batch of its own.
+    pub alone: bool,
+}
+
+/// A batch that is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch<T> {
+    /// The jobs, in the order of their arrival.
+    pub items: Vec<T>,
+    /// Their size together, padding counted.
+    pub size: Size,
+}
+
+/// Jobs waiting to be batched.
+#[derive(Debug)]
+pub struct Batcher<T> {
+    limits: Limits,
+    // In the order of arrival.
+    waiting: Vec<Waiting<T>>,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    entry: Entry<T>,
+    arrived: Instant,
+    passed: u32,
+}
+
+impl<T> Batcher<T> {
+    /// Nothing waits.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, waiting: Vec::new() }
+    }
+
+    /// Adds a job.
+    pub fn push(&mut self, entry: Entry<T>, now: Instant) {
+        self.waiting.push(Waiting { entry, arrived: now, passed: 0 });
+    }
+
+    /// Lowers the largest cost of a batch, after the device ran out of memory.
+    pub fn shrink(&mut self, max_cost: NonZeroUsize) {
+        self.limits.max_cost = self.limits.max_cost.min(max_cost);
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// When [`Self::close`] will answer though nothing is pushed; `None`: not by time alone.
+    #[must_use]
+    pub fn deadline(&self, view: &View) -> Option<Instant> {
+        let free_at = view.free_at?;
+        let oldest = self.waiting.first()?;
+        let patience_ends = oldest.arrived + self.limits.max_wait;
+        Some(if view.more { free_at.max(patience_ends) } else { free_at })
+    }
+
+    /// The next batch, if now is the time for it.
+    pub fn close(&mut self, now: Instant, view: &View) -> Option<Batch<T>> {
+        let deadline = self.deadline(view)?;
+        view.free_at.filter(|free_at| *free_at <= now)?;
+        let (chosen, full) = self.choose(view.overhead)?;
+        (full || deadline <= now).then(|| self.take(&chosen))
+    }
+
+    /// All that wait, in the order of arrival: they will not be batched any more.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.waiting.drain(..).map(|waiting| waiting.entry.item).collect()
+    }
+
+    /// Who would be in the next batch, and whether nobody else fits.
+    fn choose(&self, overhead: usize) -> Option<(Vec<usize>, bool)> {
+        let leader = self.leader()?;
+        let lead = &self.waiting[leader].entry;
+        let mut chosen = vec![leader];
+        if lead.alone {
+            return Some((chosen, true));
+        }
+        let mut size = lead.size;
+        let mut real = size.cost();
+        let mut full = self.is_over(size);
+        for place in self.by_likeness(leader) {
+            let candidate = self.waiting[place].entry.size;
+            let grown = size.and(candidate);
+            if self.is_over(grown) {
+                full = true;
+                continue;
+            }
+            let grown_real = real.saturating_add(candidate.cost());
+            let padding = grown.cost().saturating_sub(grown_real);
+            if padding > overhead.max(grown_real / 4) {
+                continue;
+            }
+            chosen.push(place);
+            (size, real) = (grown, grown_real);
+        }
+        full |= size.rows >= self.limits.max_items.get();
+        chosen.sort_unstable();
+        Some((chosen, full))
+    }
+
+    /// The oldest of those passed over too often, else the oldest of the highest priority.
+    fn leader(&self) -> Option<usize> {
+        let passed_over = self.waiting.iter().position(|waiting| waiting.passed >= PATIENCE);
+        let by_priority = || {
+            let priorities = self.waiting.iter().enumerate();
+            priorities.min_by_key(|(_, waiting)| Reverse(waiting.entry.priority))
+        };
+        passed_over.or_else(|| Some(by_priority()?.0))
+    }
+
+    /// Everybody who may join the leader: by priority, then by likeness of length, then by age.
+    fn by_likeness(&self, leader: usize) -> Vec<usize> {
+        let bucket = self.waiting[leader].entry.size.bucket();
+        let may_join = |place: &usize| *place != leader && !self.waiting[*place].entry.alone;
+        let mut places: Vec<usize> = (0..self.waiting.len()).filter(may_join).collect();
+        places.sort_by_key(|place| {
+            let entry = &self.waiting[*place].entry;
+            (Reverse(entry.priority), entry.size.bucket().abs_diff(bucket), *place)
+        });
+        places
+    }
+
+    fn is_over(&self, size: Size) -> bool {
+        size.rows > self.limits.max_items.get() || size.cost() > self.limits.max_cost.get()
+    }
+
+    /// Takes out the chosen, whose places are sorted; all others have been passed over once more.
+    fn take(&mut self, chosen: &[usize]) -> Batch<T> {
+        let mut chosen = chosen.iter().copied().peekable();
+        let mut items = Vec::new();
+        let mut size: Option<Size> = None;
+        let waiting = std::mem::take(&mut self.waiting);
+        for (place, mut waiting) in waiting.into_iter().enumerate() {
+            if chosen.next_if_eq(&place).is_some() {
+                size = Some(size.map_or(waiting.entry.size, |size| size.and(waiting.entry.size)));
+                items.push(waiting.entry.item);
+            } else {
+                waiting.passed += 1;
+                self.waiting.push(waiting);
+            }
+        }
+        Batch { items, size: size.unwrap_or(Size::ONE) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn limits(max_items: usize, max_cost: usize) -> Limits {
+        Limits {
+            max_items: NonZeroUsize::new(max_items).unwrap(),
+            max_cost: NonZeroUsize::new(max_cost).unwrap(),
+            max_wait: 5 * MS,
+        }
+    }
+
+    fn entry<T>(item: T, length: usize) -> Entry<T> {
+        let size = Size { rows: 1, length };
+        Entry { item, size, priority: Priority::Normal, alone: false }
+    }
+
+    fn free(now: Instant) -> View {
+        View { free_at: Some(now), more: false, overhead: 0 }
+    }
+
+    #[test]
+    fn a_free_device_gets_what_is_there_at_once() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 100));
+        assert_eq!(batcher.close(now, &free(now)), None);
+        batcher.push(entry("a", 3), now);
+        batcher.push(entry("b", 3), now);
+        let batch = batcher.close(now, &free(now)).unwrap();
+        assert_eq!(batch.items, ["a", "b"]);
+        assert_eq!(batch.size, Size { rows: 2, length: 3 });
+        assert!(batcher.is_empty());
+    }
+
+    #[test]
+    fn a_busy_device_leaves_the_batch_open_until_it_is_about_to_be_free() {
+        let now = Instant::now();
+        let busy = View { free_at: Some(now + 10 * MS), ..free(now) };
+        let bound = View { free_at: None, ..free(now) };
+        let mut batcher = Batcher::new(limits(2, 100));
+        batcher.push(entry("a", 3), now);
+        assert_eq!(batcher.close(now, &busy), None);
+        assert_eq!(batcher.deadline(&busy), Some(now + 10 * MS));
+        assert_eq!(batcher.deadline(&bound), None);
+        assert_eq!(batcher.close(now + 100 * MS, &bound), None);
+
+        batcher.push(entry("b", 3), now);
+        batcher.push(Entry { priority: Priority::High, ..entry("urgent", 3) }, now);
+        assert_eq!(batcher.close(now, &busy), None, "full, and it can still get better");
+        assert_eq!(batcher.close(now + 10 * MS, &busy).unwrap().items, ["a", "urgent"]);
+    }
+
+    #[test]
+    fn a_free_device_waits_a_little_for_jobs_that_are_being_decoded() {
+        let now = Instant::now();
+        let view = View { more: true, ..free(now) };
+        let mut batcher = Batcher::new(limits(8, 100));
+        batcher.push(entry("a", 3), now);
+        assert_eq!(batcher.close(now + 4 * MS, &view), None);
+        assert_eq!(batcher.deadline(&view), Some(now + 5 * MS));
+        assert_eq!(batcher.close(now + 5 * MS, &view).unwrap().items, ["a"]);
+
+        for item in ["a", "b", "c"] {
+            batcher.push(entry(item, 40), now);
+        }
+        assert_eq!(batcher.close(now, &view).unwrap().items, ["a", "b"], "no room for more");
+    }
+
+    #[test]
+    fn jobs_of_like_length_are_batched_together() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 10_000));
+        for (item, length) in [("long", 500), ("s1", 10), ("s2", 12), ("long2", 480), ("s3", 11)] {
+            batcher.push(entry(item, length), now);
+        }
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, ["long", "long2"]);
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, ["s1", "s2", "s3"]);
+        // Padding that is cheaper than another batch is no reason to part.
+        for (item, length) in [("a", 10), ("b", 30)] {
+            batcher.push(entry(item, length), now);
+        }
+        let dear = View { overhead: 64, ..free(now) };
+        assert_eq!(batcher.close(now, &dear).unwrap().items, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_suspect_runs_alone_and_a_giant_too() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(4, 100));
+        batcher.push(Entry { alone: true, ..entry("suspect", 3) }, now);
+        batcher.push(entry("a", 3), now);
+        batcher.push(entry("giant", 5_000), now);
+        batcher.push(entry("b", 3), now);
+        let mut batches = Vec::new();
+        while let Some(batch) = batcher.close(now, &free(now)) {
+            batches.push(batch.items);
+        }
+        assert_eq!(batches, [vec!["suspect"], vec!["a", "b"], vec!["giant"]]);
+    }
+
+    #[test]
+    fn out_of_memory_is_remembered() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 100));
+        batcher.shrink(NonZeroUsize::new(20).unwrap());
+        batcher.shrink(NonZeroUsize::new(60).unwrap());
+        for item in 0..4 {
+            batcher.push(entry(item, 10), now);
+        }
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, [0, 1]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push { rows: usize, length: usize, priority: Priority, alone: bool },
+        Close,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let priority =
+            prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
+        let push = (1..4usize, 1..600usize, priority, prop::bool::weighted(0.1)).prop_map(
+            |(rows, length, priority, alone)| Step::Push { rows, length, priority, alone },
+        );
+        prop_oneof![3 => push, 1 => Just(Step::Close)]
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_no_limit_is_passed_and_nobody_starves(
+            steps in prop::collection::vec(step(), 1..200),
+            max_items in 1..40usize,
+            max_cost in 1..5_000usize,
+            overhead in 0..200usize,
+        ) {
+            let now = Instant::now();
+            let view = View { overhead, ..free(now) };
+            let mut batcher = Batcher::new(limits(max_items, max_cost));
+            // What waits, with its entry and after how many batches it must be out.
+            let mut waiting = BTreeMap::new();
+            let mut n_closed = 0usize;
+            let n_steps = steps.len();
+            let drain = std::iter::repeat_n(Step::Close, n_steps);
+            for (number, step) in steps.into_iter().chain(drain).enumerate() {
+                match step {
+                    Step::Push { rows, length, priority, alone } => {
+                        let size = Size { rows, length };
+                        let entry = Entry { item: number, size, priority, alone };
+                        batcher.push(entry, now);
+                        let due = n_closed + PATIENCE as usize + 1 + waiting.len();
+                        waiting.insert(number, (entry, due));
+                    }
+                    Step::Close => {
+                        let Some(batch) = batcher.close(now, &view) else {
+                            prop_assert!(waiting.is_empty());
+                            continue;
+                        };
+                        n_closed += 1;
+                        let mut entries = Vec::new();
+                        for item in &batch.items {
+                            let (entry, due) = waiting.remove(item).expect("it waits, and once");
+                            prop_assert!(n_closed <= due, "{item} left at {n_closed}, due {due}");
+                            entries.push(entry);
+                        }
+                        let real: usize = entries.iter().map(|entry| entry.size.cost()).sum();
+                        let rows: usize = entries.iter().map(|entry| entry.size.rows).sum();
+                        let length = entries.iter().map(|entry| entry.size.length).max().unwrap();
+                        prop_assert_eq!(batch.size, Size { rows, length });
+                        if entries.len() > 1 {
+                            prop_assert!(rows <= max_items);
+                            prop_assert!(rows * length <= max_cost);
+                            prop_assert!(rows * length - real <= overhead.max(real / 4));
+                            prop_assert!(entries.iter().all(|entry| !entry.alone));
+                        }
+                        prop_assert!(batch.items.is_sorted(), "in the order of arrival");
+                    }
+                }
+            }
+            prop_assert!(waiting.is_empty(), "left behind: {:?}", waiting);
+        }
+
+        #[test]
+        fn the_highest_priority_is_in_the_next_batch(
+            priorities in prop::collection::vec(0..3u8, 1..50),
+            max_items in 1..10usize,
+        ) {
+            let now = Instant::now();
+            let mut batcher = Batcher::new(limits(max_items, 10_000));
+            for (item, level) in priorities.iter().enumerate() {
+                let priority = [Priority::Low, Priority::Normal, Priority::High][usize::from(*level)];
+                batcher.push(Entry { priority, ..entry(item, 10) }, now);
+            }
+            let batch = batcher.close(now, &free(now)).unwrap();
+            let mut best = priorities.clone();
+            best.sort_unstable_by_key(|level| Reverse(*level));
+            best.truncate(max_items);
+            let mut taken: Vec<u8> = batch.items.iter().map(|item| priorities[*item]).collect();
+            taken.sort_unstable_by_key(|level| Reverse(*level));
+            prop_assert_eq!(taken, best);
+        }
+    }
+}

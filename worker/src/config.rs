@@ -1,0 +1,336 @@
+//! The command line of a worker, and what it means once it is checked.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+#[cfg(feature = "cpu")]
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use ebb_model::DeviceChoice;
+#[cfg(feature = "cpu")]
+use ebb_model::ModelKind;
+use ebb_queue::{JobId, QueueUrl, RetryPolicy};
+
+use crate::batcher::Limits;
+use crate::pipeline::Settings;
+
+/// How a worker is run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WorkerArgs {
+    /// Queue to take jobs from, such as sqlite:/var/lib/ebb/queue.db?queue=jobs
+    #[arg(long, value_name = "URL", env = "EBB_QUEUE", hide_env_values = true)]
+    pub queue: Option<QueueUrl>,
+
+    /// Where results go [default: the same broker and queue as --queue]
+    #[arg(long, value_name = "URL", env = "EBB_RESULTS", hide_env_values = true)]
+    pub results: Option<QueueUrl>,
+
+    /// Queue on the broker of --queue that gets the alerts of a sentinel, as jobs of their own
+    #[arg(long, value_name = "NAME", env = "EBB_ALERTS", default_value = "alerts")]
+    pub alerts: String,
+
+    /// Model to run: a directory in the Hugging Face layout, `sentinel` for the anomaly detector
+    /// that comes with Ebb, or `echo` for tests
+    #[arg(long, value_name = "DIR|sentinel|echo", env = "EBB_MODEL")]
+    pub model: Option<String>,
+
+    /// Device to run it on: cpu
+    #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
+
+    /// Processor threads the model computes with, and that decode; 0 for one per core
+    #[arg(long, value_name = "N", env = "EBB_THREADS", default_value_t = 0)]
+    pub threads: usize,
+
+    /// Largest batch, in rows (texts, windows); a single job with more runs alone
+    #[arg(long, value_name = "N", env = "EBB_MAX_ITEMS", default_value = "32")]
+    pub max_items: NonZeroUsize,
+
+    /// Largest batch, in tokens with padding counted; a single job with more runs alone
+    #[arg(long, value_name = "TOKENS", env = "EBB_MAX_COST", default_value = "8192")]
+    pub max_cost: NonZeroUsize,
+
+    /// Longest that a free device waits for jobs that are being decoded, such as 5ms
+    #[arg(long, value_name = "TIME", env = "EBB_MAX_WAIT", default_value = "5ms")]
+    #[arg(value_parser = time)]
+    pub max_wait: Duration,
+
+    /// Jobs received ahead of the batch that runs; no other worker can have them [default:
+    /// --max-items]
+    #[arg(long, value_name = "N", env = "EBB_PREFETCH")]
+    pub prefetch: Option<usize>,
+
+    /// Attempts a job may take before it becomes a dead letter, crashes counted
+    #[arg(long, value_name = "N", env = "EBB_MAX_ATTEMPTS", default_value = "5")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_attempts: u32,
+
+    /// Delay before the second attempt of a job that failed; doubles with each, with jitter
+    #[arg(long, value_name = "TIME", env = "EBB_RETRY_BASE", default_value = "1s")]
+    #[arg(value_parser = time)]
+    pub retry_base: Duration,
+
+    /// Longest delay before another attempt
+    #[arg(long, value_name = "TIME", env = "EBB_RETRY_CAP", default_value = "5m")]
+    #[arg(value_parser = time)]
+    pub retry_cap: Duration,
+
+    /// A batch that takes longer means that the device is wedged: its jobs go to other workers, and
+    /// /livez fails
+    #[arg(long, value_name = "TIME", env = "EBB_STALL", default_value = "60s")]
+    #[arg(value_parser = time)]
+    pub stall: Duration,
+
+    /// Time from SIGTERM to the exit, at most: what runs is finished, the rest is given back
+    #[arg(long, value_name = "TIME", env = "EBB_GRACE", default_value = "25s")]
+    #[arg(value_parser = time)]
+    pub grace: Duration,
+
+    /// Largest body of a job, in bytes; a larger one becomes a dead letter
+    #[arg(long, value_name = "BYTES", env = "EBB_MAX_BODY", default_value_t = 4 << 20)]
+    pub max_body: usize,
+
+    /// Address of /livez /readyz /startupz /metrics, such as 0.0.0.0:8080 [default: none]
+    #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN")]
+    pub listen: Option<SocketAddr>,
+
+    /// Name of this worker, unlike that of any other [default: host name and a random suffix]
+    #[arg(long, value_name = "NAME", env = "EBB_WORKER_ID")]
+    pub id: Option<String>,
+
+    /// Exit when no job is ready and none is held, as a Kubernetes Job wants it
+    #[arg(long, env = "EBB_EXIT_WHEN_EMPTY")]
+    pub exit_when_empty: bool,
+
+    /// Exit after receiving so many jobs [default: no limit]
+    #[arg(long, value_name = "N", env = "EBB_MAX_JOBS")]
+    pub max_jobs: Option<u64>,
+
+    /// Time that echo takes for a batch
+    #[arg(long, value_name = "TIME", env = "EBB_ECHO_BATCH", default_value = "0s")]
+    #[arg(value_parser = time, hide_short_help = true)]
+    pub echo_batch: Duration,
+
+    /// Time that echo takes more for each job
+    #[arg(long, value_name = "TIME", env = "EBB_ECHO_ITEM", default_value = "0s")]
+    #[arg(value_parser = time, hide_short_help = true)]
+    pub echo_item: Duration,
+
+    /// Jobs in a batch from which echo runs out of memory [default: none]
+    #[arg(long, value_name = "N", env = "EBB_ECHO_MEMORY", hide_short_help = true)]
+    pub echo_memory: Option<usize>,
+}
+
+/// A command line that was checked.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) queue: QueueUrl,
+    pub(crate) results: Option<QueueUrl>,
+    pub(crate) alerts: QueueUrl,
+    pub(crate) model: ModelChoice,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) settings: Settings,
+}
+
+/// Which model, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelChoice {
+    Echo {
+        batch: Duration,
+        item: Duration,
+        memory: Option<usize>,
+    },
+    /// `None` is the one that comes with Ebb.
+    #[cfg(feature = "cpu")]
+    Sentinel(Option<PathBuf>, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Bert(PathBuf, DeviceChoice),
+}
+
+impl ModelChoice {
+    /// Whether it publishes alerts.
+    pub(crate) fn alerts(&self) -> bool {
+        match self {
+            Self::Echo { .. } => false,
+            #[cfg(feature = "cpu")]
+            Self::Bert(..) => false,
+            #[cfg(feature = "cpu")]
+            Self::Sentinel(..) => true,
+        }
+    }
+}
+
+impl WorkerArgs {
+    /// Finds everything that can be found wrong without a broker, a port or a device.
+    pub(crate) fn check(self) -> anyhow::Result<Plan> {
+        let model = self.model_choice()?;
+        let words = self.model_words();
+        let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
+        let queue = self.queue.context(missing)?;
+        let alerts = queue.with_queue(&self.alerts);
+        ensure!(
+            !self.stall.is_zero(),
+            "--stall is 0; use the longest time of a batch, such as 60s"
+        );
+        ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
+        ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
+        let pod = host();
+        let worker = match self.id {
+            Some(id) => id.parse::<JobId>().map(String::from).context("--id is not a name")?,
+            None => format!("{pod}-{}", &uuid::Uuid::now_v7().simple().to_string()[20..]),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let settings = Settings {
+            worker,
+            pod,
+            model: words,
+            limits: Limits {
+                max_items: self.max_items,
+                max_cost: self.max_cost,
+                max_wait: self.max_wait,
+            },
+            prefetch: self.prefetch.unwrap_or(self.max_items.get()),
+            retry: RetryPolicy {
+                max_attempts: self.max_attempts,
+                base: self.retry_base,
+                cap: self.retry_cap,
+            },
+            stall: self.stall,
+            grace: self.grace,
+            decode_threads: if self.threads == 0 { cores } else { self.threads },
+            max_body: self.max_body,
+            exit_when_empty: self.exit_when_empty,
+            max_jobs: self.max_jobs,
+        };
+        Ok(Plan {
+            alerts: alerts.context("--alerts is not valid")?,
+            queue,
+            results: self.results,
+            model,
+            listen: self.listen,
+            settings,
+        })
+    }
+
+    fn model_choice(&self) -> anyhow::Result<ModelChoice> {
+        let missing = "--model is missing; use a model's directory, sentinel or echo";
+        match self.model.as_deref().context(missing)? {
+            "echo" => Ok(ModelChoice::Echo {
+                batch: self.echo_batch,
+                item: self.echo_item,
+                memory: self.echo_memory,
+            }),
+            #[cfg(feature = "cpu")]
+            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device)),
+            other => self.model_in(Path::new(other)),
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn model_in(&self, dir: &Path) -> anyhow::Result<ModelChoice> {
+        let shown = dir.display();
+        ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
+        match ebb_model::recognise(dir).with_context(|| format!("--model {shown}"))? {
+            ModelKind::Bert => Ok(ModelChoice::Bert(dir.to_owned(), self.device)),
+            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
+            other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
+        }
+    }
+
+    #[cfg(not(feature = "cpu"))]
+    fn model_in(&self, dir: &Path) -> anyhow::Result<ModelChoice> {
+        anyhow::bail!("--model {}: this build has only echo", dir.display())
+    }
+
+    fn model_words(&self) -> String {
+        let model = self.model.as_deref().unwrap_or_default();
+        format!("{} on {}", name_of(model.as_ref()), self.device)
+    }
+}
+
+/// What a model is called: the last part of its path.
+pub(crate) fn name_of(model: &Path) -> String {
+    let canonical = model.canonicalize();
+    let name = canonical.as_deref().unwrap_or(model).file_name();
+    name.unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Parses `250ms`, `30s`, `5m`, `1h30m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let remedy = "use a number with a unit, such as 5ms, 30s or 5m";
+    let time: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
+    time.try_into().map_err(|_| remedy.to_owned())
+}
+
+fn host() -> String {
+    // In Kubernetes this is the name of the pod.
+    let from_system = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = std::env::var("HOSTNAME").ok().or_else(from_system).unwrap_or_default();
+    let name: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
+    if name.is_empty() { "worker".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        worker: WorkerArgs,
+    }
+
+    fn check(flags: &[&str]) -> Result<Plan, String> {
+        let cli = Cli::try_parse_from([&["worker"], flags].concat());
+        let cli = cli.map_err(|error| error.to_string())?;
+        cli.worker.check().map_err(|error| format!("{error:#}"))
+    }
+
+    const GOOD: &[&str] = &["--queue", "sqlite:/tmp/q.db", "--model", "echo"];
+
+    #[test]
+    fn the_defaults_make_a_worker() {
+        let plan = check(GOOD).unwrap();
+        assert_eq!(plan.settings.limits.max_items.get(), 32);
+        assert_eq!(plan.settings.prefetch, 32);
+        assert_eq!(plan.settings.retry.max_attempts, 5);
+        assert_eq!((plan.listen, plan.alerts.queue.as_str()), (None, "alerts"));
+        assert_eq!(plan.settings.model, "echo on cpu");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_flag() {
+        for (flags, says) in [
+            (&["--model", "echo"][..], "--queue is missing"),
+            (&["--queue", "sqlite:/tmp/q.db"], "--model is missing"),
+            (&["--stall", "0s"], "--stall is 0"),
+            (&["--max-items", "0"], "--max-items"),
+            (&["--max-attempts", "0"], "--max-attempts"),
+            (&["--max-wait", "soon"], "such as 5ms, 30s or 5m"),
+            (&["--max-wait=-5ms"], "such as 5ms, 30s or 5m"),
+            (&["--retry-base", "10m"], "--retry-base is longer"),
+            (&["--alerts", "a queue"], "--alerts is not valid"),
+            (&["--device", "tpu"], "unknown device"),
+            (&["--id", "two words"], "--id is not a name"),
+            (&["--listen", "8080"], "--listen"),
+        ] {
+            let given =
+                if says.ends_with("missing") { flags.to_vec() } else { [GOOD, flags].concat() };
+            let error = check(&given).expect_err(says);
+            assert!(error.contains(says), "{given:?}: {error}");
+        }
+        let error =
+            check(&["--queue", "sqlite:/tmp/q.db", "--model", "/no/such/model"]).unwrap_err();
+        assert!(error.contains("--model /no/such/model"), "{error}");
+    }
+
+    #[test]
+    fn two_workers_have_two_names() {
+        let ids = [0, 1].map(|_| check(GOOD).unwrap().settings.worker);
+        assert_ne!(ids[0], ids[1]);
+    }
+}

@@ -1,0 +1,155 @@
+//! Learns how long a batch takes: `seconds = base + per_cost * cost`. Pure.
+
+use std::time::Duration;
+
+use ebb_queue::BatchTime;
+
+/// What a batch of long ago counts, by the batch: about the last 100 matter.
+const FORGETTING: f64 = 0.98;
+/// Batches before the fit is trusted.
+const ENOUGH: u64 = 5;
+/// How unsure the fit is of its parameters at first.
+const UNSURE: f64 = 1e6;
+
+/// A line through the times of batches, by recursive least squares with forgetting.
+#[derive(Debug, Clone)]
+pub struct Fit {
+    base: f64,
+    per_cost: f64,
+    // Covariance of (base, per_cost): symmetric, so three numbers.
+    covariance: [f64; 3],
+    // Costs are divided by the first one, so that both parameters are of one order.
+    scale: f64,
+    per_job: f64,
+    n_batches: u64,
+}
+
+impl Default for Fit {
+    fn default() -> Self {
+        let covariance = [UNSURE, 0.0, UNSURE];
+        Self { base: 0.0, per_cost: 0.0, covariance, scale: 1.0, per_job: 0.0, n_batches: 0 }
+    }
+}
+
+impl Fit {
+    /// Learns from a batch that succeeded.
+    pub fn learn(&mut self, n_jobs: usize, cost: usize, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if self.n_batches == 0 {
+            self.scale = (cost as f64).max(1.0);
+        }
+        self.n_batches += 1;
+        let per_job = seconds / n_jobs.max(1) as f64;
+        // An average of all at first, then of about the last 20.
+        self.per_job += (per_job - self.per_job) / self.n_batches.min(20) as f64;
+
+        let x = cost as f64 / self.scale;
+        let [p00, p01, p11] = self.covariance;
+        let (g0, g1) = (p00 + p01 * x, p01 + p11 * x);
+        let weight = FORGETTING + g0 + x * g1;
+        let (k0, k1) = (g0 / weight, g1 / weight);
+        let error = seconds - (self.base + self.per_cost * x);
+        self.base += k0 * error;
+        self.per_cost += k1 * error;
+        let covariance = [p00 - k0 * g0, p01 - k0 * g1, p11 - k1 * g1];
+        // Batches of one size say nothing of the slope: without a limit its doubt would grow on.
+        if covariance[0].max(covariance[2]) < UNSURE * FORGETTING {
+            self.covariance = covariance.map(|p| p / FORGETTING);
+        } else {
+            self.covariance = covariance;
+        }
+    }
+
+    /// How long a batch of this cost will take, once enough have been seen.
+    #[must_use]
+    pub fn predict(&self, cost: usize) -> Option<Duration> {
+        let time = self.batch_time()?;
+        Duration::try_from_secs_f64(time.base + time.per_cost * cost as f64).ok()
+    }
+
+    /// What a batch takes before its first row, in units of cost.
+    #[must_use]
+    pub fn overhead(&self) -> Option<usize> {
+        let time = self.batch_time().filter(|time| time.per_cost > 0.0)?;
+        // A float to integer cast saturates, and a quotient that is not a number becomes 0.
+        Some((time.base / time.per_cost) as usize)
+    }
+
+    /// The line, once enough batches have been seen. No part of it is negative.
+    #[must_use]
+    pub fn batch_time(&self) -> Option<BatchTime> {
+        let is_known = self.n_batches >= ENOUGH;
+        is_known.then(|| BatchTime {
+            base: self.base.max(0.0),
+            per_cost: (self.per_cost / self.scale).max(0.0),
+            per_job: self.per_job,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn learnt(costs: &[usize], time: impl Fn(usize) -> f64) -> Fit {
+        let mut fit = Fit::default();
+        for cost in costs {
+            fit.learn(4, *cost, Duration::from_secs_f64(time(*cost)));
+        }
+        fit
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_is_found(
+            base in 0.0..0.5f64,
+            per_cost in 1e-6..1e-3f64,
+            costs in prop::collection::vec(1..10_000usize, 30..60),
+        ) {
+            prop_assume!(costs.iter().max().unwrap() > &(2 * costs.iter().min().unwrap()));
+            let line = |cost: usize| base + per_cost * cost as f64;
+            let fit = learnt(&costs, line);
+            for cost in [1, 100, 5_000] {
+                let predicted = fit.predict(cost).unwrap().as_secs_f64();
+                prop_assert!((predicted - line(cost)).abs() < 0.01 * line(cost) + 1e-4);
+            }
+        }
+
+        #[test]
+        fn whatever_the_times_the_fit_stays_finite(
+            batches in prop::collection::vec((1..64usize, 0..100_000usize, 0..10_000u64), 1..500),
+        ) {
+            let mut fit = Fit::default();
+            for (n_jobs, cost, ms) in batches {
+                fit.learn(n_jobs, cost, Duration::from_millis(ms));
+                if let Some(time) = fit.batch_time() {
+                    prop_assert!(time.base.is_finite() && time.base >= 0.0);
+                    prop_assert!(time.per_cost.is_finite() && time.per_cost >= 0.0);
+                    prop_assert!(time.per_job.is_finite());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_became_slower_is_learnt_anew() {
+        let mut fit = learnt(&[100, 200, 300, 400].repeat(50), |cost| 0.01 + 1e-4 * cost as f64);
+        for cost in [100, 200, 300, 400].repeat(75) {
+            fit.learn(4, cost, Duration::from_secs_f64(0.02 + 2e-4 * cost as f64));
+        }
+        let predicted = fit.predict(300).unwrap().as_secs_f64();
+        assert!((predicted - 0.08).abs() < 0.004, "{predicted}");
+    }
+
+    #[test]
+    fn batches_of_one_size_are_predicted_and_two_are_not_enough() {
+        assert_eq!(learnt(&[100, 100], |_| 0.05).predict(100), None);
+        let fit = learnt(&[100; 5_000], |_| 0.05);
+        let predicted = fit.predict(100).unwrap().as_secs_f64();
+        assert!((predicted - 0.05).abs() < 1e-3, "{predicted}");
+        let per_job = fit.batch_time().unwrap().per_job;
+        assert!((per_job - 0.0125).abs() < 1e-6, "{per_job}");
+    }
+}

@@ -1,0 +1,67 @@
+//! What travels between the stages.
+
+use ebb_queue::{Delivery, Priority};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::batcher::Size;
+use crate::lease::Loan;
+
+/// A job that is held: its delivery, its lease and its room.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) delivery: Delivery,
+    pub(crate) loan: Loan,
+    pub(crate) since: Instant,
+    /// Given back when the job has run.
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// A job that is ready to run.
+#[derive(Debug)]
+pub(crate) struct Item<I> {
+    pub(crate) held: Held,
+    pub(crate) input: I,
+    pub(crate) size: Size,
+}
+
+/// A job that has run, or will not.
+#[derive(Debug)]
+pub(crate) struct Finished<O> {
+    pub(crate) delivery: Delivery,
+    pub(crate) loan: Loan,
+    pub(crate) since: Instant,
+    pub(crate) end: End<O>,
+}
+
+/// How a job ended here.
+#[derive(Debug)]
+pub(crate) enum End<O> {
+    /// With an answer.
+    Done(O),
+    /// With a failure that another attempt may not have.
+    Retry(String),
+    /// Unbegun.
+    Release,
+    /// With a failure that every attempt will have.
+    Reject(String),
+}
+
+impl Held {
+    /// Makes room for another job.
+    pub(crate) fn finish<O>(self, end: End<O>) -> Finished<O> {
+        let Self { delivery, loan, since, room } = self;
+        drop(room);
+        Finished { delivery, loan, since, end }
+    }
+
+    pub(crate) fn priority(&self) -> Priority {
+        self.delivery.job.headers.priority
+    }
+
+    /// A job that was begun before may be what crashed its worker. It runs in a batch of its own,
+    /// so that a second crash can be nobody else's fault.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.delivery.attempt > 1
+    }
+}

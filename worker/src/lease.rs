@@ -1,0 +1,289 @@
+//! Keeps the leases of all jobs that are held, but only while the device makes progress.
+//!
+//! A device that is wedged stops the keeper: its leases end, and the jobs move on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ebb_queue::{Broker, Receipt, Settled};
+use ebb_telemetry::Gate;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::board::Board;
+use crate::device::Load;
+use crate::metrics::Metrics;
+
+/// Receipts per call to the broker.
+const CHUNK: usize = 512;
+
+/// The leases of a worker.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    // Ordered, so that a simulation does the same thing twice.
+    held: Mutex<BTreeMap<u64, Lease>>,
+    n_held: Board<usize>,
+    length: Duration,
+}
+
+#[derive(Debug)]
+struct Lease {
+    receipt: Receipt,
+    state: LeaseState,
+    // It cannot have ended before this.
+    until: Instant,
+}
+
+/// The life of a lease here; it ends with its [`Loan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LeaseState {
+    /// Extended in time; leads to `Settling` and `Lost`.
+    Held,
+    /// With the broker at this moment: an extension would come too late; leads back to `Held`.
+    Settling,
+    /// The broker gave the job to somebody else.
+    Lost,
+}
+
+/// One lease; dropped, it is no longer extended.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    key: u64,
+    leases: Arc<Leases>,
+}
+
+impl Leases {
+    pub(crate) fn new(length: Duration) -> Arc<Self> {
+        Arc::new(Self { held: Mutex::default(), n_held: Board::default(), length })
+    }
+
+    /// A lease that began at `since`, or later.
+    pub(crate) fn hold(self: &Arc<Self>, receipt: Receipt, since: Instant) -> Loan {
+        let lease = Lease { receipt, state: LeaseState::Held, until: since + self.length };
+        let mut held = self.lock();
+        let key = held.last_key_value().map_or(0, |(last, _)| last + 1);
+        held.insert(key, lease);
+        self.n_held.set(held.len());
+        Loan { key, leases: Arc::clone(self) }
+    }
+
+    /// How many are held, as it changes.
+    pub(crate) fn n_held(&self) -> &Board<usize> {
+        &self.n_held
+    }
+
+    /// Extends all leases once.
+    async fn extend(&self, broker: &dyn Broker, metrics: &Metrics) {
+        for (keys, receipts) in self.chunks() {
+            let asked = Instant::now();
+            let answers = match broker.extend(&receipts).await {
+                Ok(answers) => answers,
+                Err(error) => {
+                    warn!(%error, "leases were not extended");
+                    continue;
+                }
+            };
+            let mut held = self.lock();
+            for (key, answer) in keys.iter().zip(answers) {
+                // What was settled in the meantime was not lost.
+                let lease = held.get_mut(key).filter(|lease| lease.state == LeaseState::Held);
+                let Some(lease) = lease else { continue };
+                match answer {
+                    Settled::Held => lease.until = asked + self.length,
+                    Settled::Lost => {
+                        lease.state = LeaseState::Lost;
+                        metrics.leases_lost.inc();
+                        warn!(job.id = %lease.receipt.job, "lease lost");
+                    }
+                }
+            }
+        }
+    }
+
+    fn chunks(&self) -> Vec<(Vec<u64>, Vec<Receipt>)> {
+        let held = self.lock();
+        let held = held.iter().filter(|(_, lease)| lease.state == LeaseState::Held);
+        let due: Vec<_> = held.map(|(key, lease)| (*key, lease.receipt.clone())).collect();
+        due.chunks(CHUNK).map(|chunk| chunk.iter().cloned().unzip()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Lease>> {
+        // Every change to the map is one call: it is whole whatever its holder was doing.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loan {
+    /// Whether the broker gave the job to somebody else.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.leases.lock().get(&self.key).is_none_or(|lease| lease.state == LeaseState::Lost)
+    }
+
+    /// Whether the lease may still be held, as far as the clock can tell.
+    pub(crate) fn may_live(&self, now: Instant) -> bool {
+        let held = self.leases.lock();
+        let lease = held.get(&self.key);
+        lease.is_some_and(|lease| lease.state != LeaseState::Lost && now < lease.until)
+    }
+
+    /// A settlement is on its way: the keeper leaves the lease alone.
+    pub(crate) fn begin_settling(&self) {
+        self.change(LeaseState::Held, LeaseState::Settling);
+    }
+
+    /// It did not arrive: the keeper takes care again.
+    pub(crate) fn end_settling(&self) {
+        self.change(LeaseState::Settling, LeaseState::Held);
+    }
+
+    fn change(&self, from: LeaseState, to: LeaseState) {
+        let mut held = self.leases.lock();
+        if let Some(lease) = held.get_mut(&self.key).filter(|lease| lease.state == from) {
+            lease.state = to;
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut held = self.leases.lock();
+        held.remove(&self.key);
+        self.leases.n_held.set(held.len());
+    }
+}
+
+/// What the keeper looks at and tells.
+pub(crate) struct Keeper<'a> {
+    pub(crate) leases: &'a Leases,
+    pub(crate) broker: &'a dyn Broker,
+    pub(crate) metrics: &'a Metrics,
+    /// What the device has to do.
+    pub(crate) load: &'a Board<Load>,
+    /// A batch that takes longer means that the device is wedged.
+    pub(crate) stall: Duration,
+    /// Liveness: a wedged device wants a restart.
+    pub(crate) gate: Gate,
+    /// Whether the device is wedged, for the other stages.
+    pub(crate) wedged: &'a Board<bool>,
+}
+
+impl Keeper<'_> {
+    /// Extends leases until it is dropped.
+    pub(crate) async fn run(self) {
+        // Early enough for two more tries.
+        let period = (self.leases.length / 3).min(self.stall / 4).max(Duration::from_millis(1));
+        loop {
+            tokio::time::sleep(period).await;
+            let running = self.load.get().running;
+            let is_wedged = running.is_some_and(|batch| batch.since.elapsed() > self.stall);
+            if self.wedged.set(is_wedged) != is_wedged {
+                self.tell(is_wedged);
+            }
+            if !is_wedged {
+                self.leases.extend(self.broker, self.metrics).await;
+            }
+        }
+    }
+
+    fn tell(&self, is_wedged: bool) {
+        if is_wedged {
+            error!(stall = ?self.stall, "the device makes no progress: leases are left to end");
+            self.gate.close(format!("no batch has ended for {:?}", self.stall));
+        } else {
+            info!("the device makes progress again");
+            self.gate.open();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, Delivery, Job, OpenOptions, Timestamp, TokioClock};
+    use ebb_telemetry::{GateKind, Health};
+
+    use super::*;
+    use crate::batcher::Size;
+    use crate::device::Running;
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    async fn one_delivery() -> (MemoryQueue, Delivery) {
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+        let worker = "worker".to_owned();
+        let behavior = Behavior { lease: LEASE, ..Behavior::default() };
+        let queue = MemoryQueue::new(&behavior, OpenOptions { worker, clock });
+        queue.publish(vec![Job::new("{}", Timestamp::UNIX_EPOCH)]).await.unwrap();
+        let one = std::num::NonZeroUsize::MIN;
+        let delivery = queue.receive(one, Duration::ZERO).await.unwrap().pop().unwrap();
+        (queue, delivery)
+    }
+
+    async fn keep(
+        queue: &MemoryQueue,
+        leases: &Leases,
+        load: &Board<Load>,
+        health: &Health,
+        for_how_long: Duration,
+    ) {
+        let keeper = Keeper {
+            leases,
+            broker: queue,
+            metrics: &Metrics::default(),
+            load,
+            stall: Duration::from_secs(60),
+            gate: health.gate("device", GateKind::Live),
+            wedged: &Board::default(),
+        };
+        tokio::time::timeout(for_how_long, keeper.run()).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_job_keeps_its_lease() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE);
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        let load = Board::default();
+        keep(&queue, &leases, &load, &Health::new(), 20 * LEASE).await;
+        assert!(!loan.is_lost() && loan.may_live(Instant::now()));
+        assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wedged_device_loses_its_leases_and_its_liveness() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE);
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        let running = Some(Running { since: Instant::now(), size: Size::ONE });
+        let load = Board::new(Load { queued: 0, running });
+        let health = Health::new();
+        keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
+        assert!(health.live().is_ok() && loan.may_live(Instant::now()));
+        keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;
+        assert!(health.live().unwrap_err().contains("no batch has ended for 60s"));
+        assert!(!loan.may_live(Instant::now()));
+        let again = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+        assert_eq!(again[0].attempt, 2, "the job moved on");
+
+        // A wedge that ends is seen, and what was lost is known to be lost.
+        load.set(Load::default());
+        keep(&queue, &leases, &load, &health, Duration::from_secs(20)).await;
+        assert!(loan.is_lost());
+        assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Lost]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_being_settled_is_left_alone() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE);
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        loan.begin_settling();
+        assert!(leases.chunks().is_empty());
+        loan.end_settling();
+        assert_eq!(leases.chunks().len(), 1);
+        drop((loan, delivery));
+        assert_eq!((leases.chunks().len(), leases.n_held().get()), (0, 0));
+        drop(queue);
+    }
+}

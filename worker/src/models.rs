@@ -1,0 +1,112 @@
+//! From a model's kind to its codec and its builder: the only match over models.
+
+use std::time::Duration;
+
+use ebb_model::Model;
+use ebb_model::echo::Echo;
+use tokio_util::sync::CancellationToken;
+
+use crate::codec::{Codec, EchoCodec};
+use crate::config::ModelChoice;
+use crate::device::{BuildError, Device, Phases};
+use crate::pipeline::{Parts, Pipeline, Summary};
+use crate::run::Site;
+
+/// Works with the model of this choice until `stop` is cancelled.
+pub(crate) async fn work(
+    choice: ModelChoice,
+    site: Site,
+    stop: CancellationToken,
+) -> anyhow::Result<Summary> {
+    match choice {
+        ModelChoice::Echo { batch, item, memory } => {
+            let mut echo = Echo::new().with_batch_time(batch).with_item_time(item);
+            if let Some(items) = memory {
+                echo = echo.with_memory_for(items);
+            }
+            let build = move |phases: &mut Phases| Ok(phases.time("weights", || echo.clone()));
+            work_with(EchoCodec, build, site, stop).await
+        }
+        #[cfg(feature = "cpu")]
+        ModelChoice::Sentinel(dir, device) => {
+            use ebb_model::sentinel::Sentinel;
+
+            use crate::codec::SentinelCodec;
+
+            let build = move |phases: &mut Phases| {
+                let mut model = phases.time("weights", || match &dir {
+                    Some(dir) => Sentinel::load(dir, device),
+                    None => Sentinel::shipped(device),
+                })?;
+                phases.time("warm-up", || model.warm_up())?;
+                Ok(model)
+            };
+            work_with(SentinelCodec, build, site, stop).await
+        }
+        #[cfg(feature = "cpu")]
+        ModelChoice::Bert(dir, device) => {
+            use anyhow::Context;
+            use ebb_model::bert::{Encoder, Tokenizer};
+
+            use crate::codec::EncoderCodec;
+
+            let tokenizer = Tokenizer::load(&dir).context("--model")?;
+            let codec = EncoderCodec::new(tokenizer, crate::config::name_of(&dir));
+            let build = move |phases: &mut Phases| {
+                let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
+                phases.time("warm-up", || model.warm_up())?;
+                Ok(model)
+            };
+            work_with(codec, build, site, stop).await
+        }
+    }
+}
+
+async fn work_with<C, M>(
+    codec: C,
+    mut build: impl FnMut(&mut Phases) -> Result<M, BuildError> + Send + 'static,
+    site: Site,
+    stop: CancellationToken,
+) -> anyhow::Result<Summary>
+where
+    C: Codec,
+    M: Model<Input = C::Input, Output = C::Output>,
+{
+    let mut age = age_of_process();
+    let device = Device::thread(move |phases| {
+        // Only the first model has waited for the process.
+        if let Some(age) = age.take() {
+            phases.add("process", age);
+        }
+        build(phases)
+    })?;
+    let Site { broker, results, alerts, settings, clock, metrics, health } = site;
+    let seed = rand::random();
+    let parts =
+        Parts { codec, device, broker, results, alerts, settings, clock, seed, metrics, health };
+    Ok(Pipeline::new(parts).run(stop).await?)
+}
+
+/// How long this process has been running, where the system tells: to 10 ms.
+fn age_of_process() -> Option<Duration> {
+    // Linux counts in hundredths of a second towards user space, whatever it does inside.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    // The name of the process, in parentheses, may contain anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let started: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(now - started / TICKS_PER_SECOND).ok()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_its_age() {
+        let age = age_of_process().unwrap();
+        assert!(age < Duration::from_secs(3600), "{age:?}");
+    }
+}

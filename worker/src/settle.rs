@@ -1,0 +1,327 @@
+//! The last two stages: store what came out, then tell the broker. Always in this order: a crash
+//! in between repeats a job, and the store's put-if-absent makes the repeat invisible.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use ebb_queue::{
+    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp,
+    Verdict,
+};
+use futures::future::join_all;
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::time::Instant;
+use tracing::{debug, error};
+
+use crate::codec::{Answer, Codec};
+use crate::held::{End, Finished};
+use crate::lease::Loan;
+use crate::pipeline::{Pauses, Shared};
+use crate::receive::{on_cpu, send};
+
+/// Jobs that are stored, or settled, in one go: a broker commits them together.
+const CHUNK: usize = 256;
+
+/// Calls in a row that may fail for a reason that time does not heal.
+const PATIENCE: u32 = 5;
+
+/// A job whose end is stored, and what the broker is to be told.
+#[derive(Debug)]
+pub(crate) struct Concluded {
+    settlement: Settlement,
+    loan: Loan,
+    since: Instant,
+}
+
+/// Why a call to the broker got no answer.
+enum Unanswered {
+    /// The job belongs to somebody else by now.
+    Lost,
+    /// The broker refuses, and will refuse again.
+    Refused(ebb_queue::Error),
+}
+
+/// Encodes and stores answers, many at once.
+pub(crate) async fn store<C: Codec>(
+    shared: Arc<Shared<C>>,
+    mut finished: Receiver<Finished<C::Output>>,
+    out: Sender<Concluded>,
+) {
+    let mut jobs = Vec::new();
+    while finished.recv_many(&mut jobs, CHUNK).await > 0 {
+        let encoded = on_cpu(&shared, std::mem::take(&mut jobs), Shared::encode_one).await;
+        let concluded = encoded.into_iter().map(|job| shared.conclude_one(job));
+        for concluded in join_all(concluded).await {
+            match concluded {
+                Some(concluded) => send(&out, concluded).await,
+                None => shared.count(LOST),
+            }
+        }
+    }
+}
+
+/// Settles, many at once. What the broker did not take is kept and sent again.
+pub(crate) async fn settle<C: Codec>(shared: Arc<Shared<C>>, mut stored: Receiver<Concluded>) {
+    let mut pauses = Pauses::default();
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() && stored.recv_many(&mut waiting, CHUNK).await == 0 {
+            return;
+        }
+        while waiting.len() < CHUNK
+            && let Ok(more) = stored.try_recv()
+        {
+            waiting.push(more);
+        }
+        let sent = std::mem::take(&mut waiting);
+        let Err((error, unsettled)) = shared.settle_once(sent).await else {
+            pauses.reset();
+            continue;
+        };
+        shared.trouble("settle", &error);
+        let pause = pauses.next(shared.chance());
+        if !heals(&error) && pauses.n_failures() >= PATIENCE {
+            error!(n_jobs = unsettled.len(), %error, "not settled: they come back by their lease");
+            continue;
+        }
+        waiting = unsettled;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+impl<C: Codec> Shared<C> {
+    fn encode_one(&self, finished: Finished<C::Output>) -> Finished<Answer> {
+        let Finished { delivery, loan, since, end } = finished;
+        let end = match end {
+            End::Done(output) => End::Done(self.parts.codec.encode(output, &delivery.job)),
+            End::Retry(reason) => End::Retry(reason),
+            End::Release => End::Release,
+            End::Reject(reason) => End::Reject(reason),
+        };
+        Finished { delivery, loan, since, end }
+    }
+
+    /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
+    async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
+        let Finished { delivery, loan, since, end } = finished;
+        let settlement = match end {
+            // Whoever holds the lease now is the one to say how the job ends,
+            _ if loan.is_lost() && !matches!(end, End::Done(_)) => return None,
+            // but an answer is an answer.
+            End::Done(answer) => self.complete(delivery, &loan, answer).await?,
+            End::Release => delivery.release(),
+            End::Retry(reason) => self.retry(delivery, &loan, reason).await?,
+            End::Reject(reason) => self.fail(delivery, &loan, reason).await?,
+        };
+        (!loan.is_lost()).then_some(Concluded { settlement, loan, since })
+    }
+
+    async fn complete(
+        &self,
+        delivery: Delivery,
+        loan: &Loan,
+        answer: Answer,
+    ) -> Option<Settlement> {
+        let Answer { content_type, body, alert } = answer;
+        let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
+        let refused = match self.put(&delivery, loan, outcome).await {
+            // Before the ack, and under an id of its own: told again or not, it alerts once.
+            Ok(Stored::Stored | Stored::Duplicate) => match alert {
+                None => return Some(delivery.ack()),
+                Some(body) => match self.alert(&delivery.job.id, loan, body).await {
+                    Ok(()) => return Some(delivery.ack()),
+                    Err(refused) => refused,
+                },
+            },
+            Ok(Stored::Stale) => return None,
+            Err(refused) => refused,
+        };
+        match refused {
+            Unanswered::Lost => None,
+            Unanswered::Refused(error) => {
+                let reason = format!("the result could not be stored: {error}");
+                self.retry(delivery, loan, reason).await
+            }
+        }
+    }
+
+    async fn retry(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
+        let policy = &self.parts.settings.retry;
+        let attempt = delivery.attempt;
+        match policy.after(attempt, self.chance()) {
+            Some(after) => Some(delivery.retry(after, reason)),
+            None => {
+                let max = policy.max_attempts;
+                let reason = format!("attempt {attempt} of {max} failed: {reason}");
+                self.fail(delivery, loan, reason).await
+            }
+        }
+    }
+
+    /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
+    async fn fail(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
+        debug!(job.id = %delivery.job.id, attempt = delivery.attempt, %reason, "job failed");
+        let id = &delivery.job.id;
+        // The failure is stored too, so that whoever follows the job is told.
+        let outcome = Outcome::Failed { reason: reason.clone() };
+        match self.put(&delivery, loan, outcome).await {
+            Ok(Stored::Duplicate) => {
+                let results = &self.parts.results;
+                let there = self.insist("get", loan, || results.get(id)).await.ok()?;
+                if there.is_some_and(|there| there.outcome.is_completed()) {
+                    return Some(delivery.ack());
+                }
+            }
+            Ok(Stored::Stale) | Err(Unanswered::Lost) => return None,
+            // If the store refuses, the dead letter tells.
+            Ok(Stored::Stored) | Err(Unanswered::Refused(_)) => {}
+        }
+        Some(delivery.reject(reason))
+    }
+
+    async fn put(
+        &self,
+        delivery: &Delivery,
+        loan: &Loan,
+        outcome: Outcome,
+    ) -> Result<Stored, Unanswered> {
+        let finished_at = self.parts.clock.now();
+        let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
+        let result = JobResult { id, attempt, outcome, finished_at };
+        let results = &self.parts.results;
+        self.insist("put", loan, || results.put(&result)).await
+    }
+
+    async fn alert(&self, job: &JobId, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {
+        let alert = alert_job(job, body, self.parts.clock.now()).map_err(Unanswered::Refused)?;
+        let alerts = &self.parts.alerts;
+        self.insist("publish", loan, || alerts.publish(vec![alert.clone()])).await?;
+        Ok(())
+    }
+
+    /// Calls until there is an answer, as long as the job is ours.
+    async fn insist<T, F: Future<Output = ebb_queue::Result<T>>>(
+        &self,
+        name: &'static str,
+        loan: &Loan,
+        call: impl Fn() -> F,
+    ) -> Result<T, Unanswered> {
+        let mut pauses = Pauses::default();
+        loop {
+            let error = match call().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            self.trouble(name, &error);
+            let pause = pauses.next(self.chance());
+            if loan.is_lost() {
+                return Err(Unanswered::Lost);
+            }
+            if !heals(&error) && pauses.n_failures() >= PATIENCE {
+                return Err(Unanswered::Refused(error));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends settlements once; those that got no answer come back, unless their time is over.
+    async fn settle_once(
+        &self,
+        concluded: Vec<Concluded>,
+    ) -> Result<(), (ebb_queue::Error, Vec<Concluded>)> {
+        let now = Instant::now();
+        let (timely, late): (Vec<_>, Vec<_>) =
+            concluded.into_iter().partition(|one| one.is_timely(now));
+        late.iter().for_each(|_| self.count(LOST));
+        drop(late);
+        let split = timely.into_iter().map(|one| (one.settlement, (one.loan, one.since)));
+        let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
+        loans.iter().for_each(|(loan, _)| loan.begin_settling());
+        let answers = self.parts.broker.settle(&settlements).await;
+        loans.iter().for_each(|(loan, _)| loan.end_settling());
+        let jobs = settlements.into_iter().zip(loans);
+        match answers {
+            Ok(answers) => {
+                self.broker_gate.open();
+                for ((settlement, (_, since)), answer) in jobs.zip(answers) {
+                    self.count(outcome(&settlement, answer));
+                    self.parts.metrics.job.observe(since.elapsed().as_secs_f64());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let join = |(settlement, (loan, since))| Concluded { settlement, loan, since };
+                Err((error, jobs.map(join).collect()))
+            }
+        }
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.parts.metrics.jobs.with_label_values(&[outcome]).inc();
+        let counter = match outcome {
+            COMPLETED => &self.counts.completed,
+            REJECTED => &self.counts.failed,
+            RETRIED => &self.counts.retried,
+            RELEASED => &self.counts.released,
+            _ => {
+                self.parts.metrics.leases_lost.inc();
+                &self.counts.lost
+            }
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+const COMPLETED: &str = "completed";
+const REJECTED: &str = "rejected";
+const RETRIED: &str = "retried";
+const RELEASED: &str = "released";
+const LOST: &str = "lost";
+
+fn outcome(settlement: &Settlement, answer: Settled) -> &'static str {
+    match (answer, settlement.verdict()) {
+        (Settled::Lost, _) => LOST,
+        (Settled::Held, Verdict::Ack) => COMPLETED,
+        (Settled::Held, Verdict::Reject { .. }) => REJECTED,
+        (Settled::Held, Verdict::Retry { .. }) => RETRIED,
+        (Settled::Held, Verdict::Release) => RELEASED,
+    }
+}
+
+impl Concluded {
+    /// An ack is right at any time, since the result is stored: the broker may say what it is worth.
+    /// All else would meddle with somebody else's attempt where the broker does not fence.
+    fn is_timely(&self, now: Instant) -> bool {
+        !self.loan.is_lost()
+            && (*self.settlement.verdict() == Verdict::Ack || self.loan.may_live(now))
+    }
+}
+
+/// Whether time may heal it.
+fn heals(error: &ebb_queue::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full)
+}
+
+/// The alert that belongs to a job, always under the same id.
+fn alert_job(job: &JobId, body: bytes::Bytes, now: Timestamp) -> ebb_queue::Result<Job> {
+    const SUFFIX: &str = "-alert";
+    // An id of the greatest length loses its end; ids are ASCII.
+    let stem = job.as_str().get(..256 - SUFFIX.len()).unwrap_or(job.as_str());
+    let mut alert = Job::new(body, now);
+    alert.id = format!("{stem}{SUFFIX}").parse()?;
+    Ok(alert)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_has_the_id_of_its_job() {
+        let now = Timestamp::UNIX_EPOCH;
+        let id = |text: &str| alert_job(&text.parse().unwrap(), "{}".into(), now).unwrap().id;
+        assert_eq!(id("job-1").as_str(), "job-1-alert");
+        assert_eq!(id(&"x".repeat(256)).as_str(), format!("{}-alert", "x".repeat(250)));
+    }
+}

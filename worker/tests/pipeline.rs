@@ -1,0 +1,316 @@
+//! The promises of a worker, one test each, on a queue in memory.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
+use ebb_worker::{Device, Error, Pipeline, Settings};
+use support::{answer, echo_answer, echo_job, job, parts, pipeline, queue, settings, until};
+use tokio_util::sync::CancellationToken;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn until_empty() -> Settings {
+    Settings { exit_when_empty: true, ..settings() }
+}
+
+fn thread() -> Device<EchoInput, String> {
+    Device::thread(|_| Ok(Echo::new())).expect("a thread can be started")
+}
+
+/// An echo that takes this long for a batch, in simulated time.
+fn inline(batch_time: Duration) -> Device<EchoInput, String> {
+    Device::inline(Echo::new(), move |_: &[EchoInput]| batch_time)
+}
+
+#[tokio::test]
+async fn jobs_are_answered_and_gone() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..200).map(echo_job).collect()).await.unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), until_empty());
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (200, 0, 0));
+    for number in 0..200 {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn one_poison_among_64_ends_alone_in_the_dead_letters() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..64).map(echo_job).collect();
+    jobs[41] = job(41, r#"{"input": "text 41", "poison": true}"#);
+    queue.publish(jobs).await.unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), until_empty());
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.retried), (63, 1, 0));
+    for number in (0..64).filter(|number| *number != 41) {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].job.id.as_str(), "job-0041");
+    assert_eq!(dead[0].reason, "batch failed: an item is poison");
+    assert_eq!(dead[0].attempts, 1);
+    let told = queue.get(&dead[0].job.id).await.unwrap().unwrap().outcome;
+    assert_eq!(told, Outcome::Failed { reason: dead[0].reason.clone() });
+}
+
+#[tokio::test]
+async fn a_job_that_can_never_be_answered_is_rejected_alone() {
+    let (queue, clock) = queue(LEASE);
+    let mut expired = echo_job(4);
+    expired.headers.deadline = Some(clock.now() + Duration::from_secs(5));
+    let long = format!(r#"{{"input": "{}"}}"#, "x".repeat(2000));
+    queue
+        .publish(vec![
+            echo_job(0),
+            job(1, "not JSON"),
+            job(2, r#"{"input": "a", "fail": true}"#),
+            job(3, &long),
+            expired,
+        ])
+        .await
+        .unwrap();
+    // The first batch outlives the deadline of the job that waits behind it.
+    let settings = Settings { max_body: 1000, exit_when_empty: true, ..settings() };
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), settings);
+    worker.run(CancellationToken::new()).await.unwrap();
+    let mut dead = queue.list(10).await.unwrap();
+    dead.sort_by(|a, b| a.job.id.cmp(&b.job.id));
+    let reasons: Vec<_> = dead.iter().map(|letter| letter.reason.as_str()).collect();
+    assert!(reasons[0].starts_with("body: expected"), "{reasons:?}");
+    assert_eq!(reasons[1], "the item asked to fail; set fail to false");
+    assert!(reasons[2].contains("send at most 1000, or raise --max-body"), "{reasons:?}");
+    assert_eq!(answer(&queue, 0).await, Some(echo_answer(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_expires_in_the_worker_is_not_run() {
+    let (queue, clock) = queue(LEASE);
+    let mut late = echo_job(1);
+    late.headers.deadline = Some(clock.now() + Duration::from_secs(3));
+    queue.publish(vec![echo_job(0), late]).await.unwrap();
+    let mut one_by_one = until_empty();
+    one_by_one.limits.max_items = std::num::NonZeroUsize::MIN;
+    let device = inline(Duration::from_secs(4));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, one_by_one);
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (1, 1));
+    assert_eq!(queue.list(10).await.unwrap()[0].reason, "expired");
+}
+
+#[tokio::test]
+async fn a_panic_is_the_fault_of_one_job() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..8).map(echo_job).collect();
+    jobs[3] = job(3, r#"{"input": "", "panic": true}"#);
+    queue.publish(jobs).await.unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), until_empty());
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (7, 1));
+    let reason = &queue.list(10).await.unwrap()[0].reason;
+    assert_eq!(reason, "batch failed: panic: an item asked for a panic");
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_fit_the_memory_is_halved_and_that_is_remembered() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..256).map(echo_job).collect()).await.unwrap();
+    let device = Device::thread(|_| Ok(Echo::new().with_memory_for(20))).unwrap();
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, until_empty());
+    let metrics = parts.metrics.clone();
+    let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.retried), (256, 0, 0));
+    // 64 and its two halves fail; the batch that was bound by then may fail too.
+    let n_failed = metrics.batches_failed.get();
+    assert!((3..=6).contains(&n_failed), "{n_failed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_device_costs_retries_and_no_job() {
+    let (queue, clock) = queue(LEASE);
+    queue
+        .publish(vec![echo_job(0), job(1, r#"{"input": "", "lose_device": true}"#)])
+        .await
+        .unwrap();
+    let queue = Arc::new(queue);
+    // Three failures in a row end a worker; its successor carries on.
+    let mut n_workers = 0;
+    let is_over = |depth: &ebb_queue::Depth| depth.ready + depth.in_flight + depth.delayed == 0;
+    while !is_over(&queue.depth().await.unwrap()) {
+        n_workers += 1;
+        assert!(n_workers < 20);
+        let device = inline(Duration::from_millis(10));
+        let stop = CancellationToken::new();
+        let work = pipeline(&queue, &clock, device, settings()).run(stop.clone());
+        let idle = async {
+            until(&queue, is_over).await;
+            stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = work => assert!(matches!(ended, Ok(_) | Err(Error::Device(_))), "{ended:?}"),
+            () = idle => {}
+        }
+    }
+    assert_eq!(answer(&queue, 0).await, Some(echo_answer(0)));
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].reason, "attempt 5 of 5 failed: device failed: an item asked for it");
+    assert_eq!(dead[0].attempts, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_finishes_what_runs_and_gives_the_rest_back_uncharged() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..100).map(echo_job).collect()).await.unwrap();
+    let mut small = settings();
+    small.limits.max_items = std::num::NonZeroUsize::new(4).unwrap();
+    small.prefetch = 20;
+    let stop = CancellationToken::new();
+    let device = inline(Duration::from_secs(5));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, small);
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&queue, |depth| depth.in_flight == 24).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.left), (4, 0), "{summary:?}");
+    assert!(summary.released >= 20, "{summary:?}");
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.delayed), (96, 0, 0));
+    let next = queue.receive(std::num::NonZeroUsize::new(96).unwrap(), Duration::ZERO).await;
+    assert!(next.unwrap().iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+    let status = queue.workers().await.unwrap();
+    assert_eq!((status[0].phase, status[0].in_flight), (Phase::Draining, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_with_the_grace_period() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+    let stop = CancellationToken::new();
+    let settings = Settings { grace: Duration::from_secs(10), ..settings() };
+    let device = inline(Duration::from_secs(500));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&queue, |depth| depth.in_flight == 3).await;
+    let start = tokio::time::Instant::now();
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().left, 3);
+    assert!(start.elapsed() <= Duration::from_secs(12), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wedged_device_loses_its_lease_and_the_job_moves_on() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let shared = Arc::new(queue.clone());
+    let device = inline(Duration::from_secs(400));
+    let parts = parts(&shared, &clock, device, settings());
+    let health = parts.health.clone();
+    let wedged = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    until(&queue, |depth| depth.in_flight == 1).await;
+    // What it receives behind the wedge is given back, and nothing more is received.
+    queue.publish(vec![echo_job(1)]).await.unwrap();
+    until(&queue, |depth| depth.ready == 2).await;
+    assert!(health.live().is_err());
+
+    let sound = Settings { worker: "sound".to_owned(), ..until_empty() };
+    let device = inline(Duration::from_millis(5));
+    let summary = pipeline(&shared, &clock, device, sound).run(CancellationToken::new()).await;
+    assert_eq!(summary.unwrap().completed, 2);
+    assert_eq!(answer(&queue, 0).await, Some(echo_answer(0)));
+    wedged.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_job_keeps_its_lease() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let settings = Settings { stall: Duration::from_secs(1000), ..until_empty() };
+    let device = inline(Duration::from_secs(300));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.lost), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_stored_before_a_crash_is_not_turned_into_a_failure() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let one = std::num::NonZeroUsize::MIN;
+    for attempt in 1..=5 {
+        let delivery = queue.receive(one, 2 * LEASE).await.unwrap().pop().unwrap();
+        if attempt == 5 {
+            let body = bytes::Bytes::from("{}");
+            let outcome = Outcome::Completed { content_type: "application/json".into(), body };
+            let id = delivery.job.id.clone();
+            let finished_at = clock.now();
+            let result = ebb_queue::JobResult { id, attempt, outcome, finished_at };
+            queue.put(&result).await.unwrap();
+        }
+        drop(delivery);
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    let device = inline(Duration::from_millis(5));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, until_empty());
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (1, 0));
+    assert!(queue.list(10).await.unwrap().is_empty());
+    assert_eq!(answer(&queue, 0).await.as_deref(), Some("{}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn spent_attempts_end_in_the_dead_letters_on_receipt() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    for _ in 0..5 {
+        let crashed = queue.receive(std::num::NonZeroUsize::MIN, 2 * LEASE).await.unwrap();
+        drop(crashed);
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    let device = inline(Duration::from_millis(5));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, until_empty());
+    worker.run(CancellationToken::new()).await.unwrap();
+    let dead = queue.list(10).await.unwrap();
+    assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
+    assert!(dead[0].history.len() >= 5, "{:?}", dead[0].history);
+    assert_eq!(answer(&queue, 0).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn high_priority_runs_first() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..12).map(echo_job).collect();
+    for job in &mut jobs[8..] {
+        job.headers.priority = Priority::High;
+    }
+    queue.publish(jobs).await.unwrap();
+    let mut small = settings();
+    small.limits.max_items = std::num::NonZeroUsize::new(4).unwrap();
+    let device = inline(Duration::from_secs(1));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, small);
+    let worker = tokio::spawn(worker.run(CancellationToken::new()));
+    until(&queue, |depth| depth.in_flight == 8).await;
+    for number in 8..12 {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    worker.abort();
+}
+
+#[tokio::test]
+async fn a_device_without_a_model_ends_the_worker_before_it_takes_a_job() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let device = Device::thread::<Echo, _>(|_| Err("no weights".into())).unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings());
+    let error = worker.run(CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "device is lost: no weights");
+    assert_eq!(queue.depth().await.unwrap().ready, 1);
+}

@@ -1,0 +1,79 @@
+//! A worker as the command line asks for it, on the embedded queue.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod support;
+
+use std::time::Duration;
+
+use clap::Parser;
+use ebb_queue::{OpenOptions, Outcome, Queue, QueueUrl};
+use ebb_worker::{WorkerArgs, run};
+use support::{echo_job, job};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+/// A fresh queue, and the flags of a worker for it.
+async fn site(dir: &tempfile::TempDir, flags: &[&str]) -> (Queue, WorkerArgs) {
+    let url = QueueUrl::sqlite(dir.path().join("queue.db"));
+    let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
+    let own = ["worker", "--queue", &url.to_string(), "--model", "echo"].map(str::to_owned);
+    let flags = own.into_iter().chain(flags.iter().map(|flag| (*flag).to_owned()));
+    (queue, Cli::parse_from(flags).worker)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_through_the_embedded_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, args) = site(&dir, &["--exit-when-empty"]).await;
+    let mut jobs: Vec<_> = (0..300).map(echo_job).collect();
+    jobs[77] = job(77, r#"{"input": "", "poison": true}"#);
+    queue.publish(jobs).await.unwrap();
+    let summary = run(args, CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (299, 1, 0));
+    assert!(summary.cold_start.iter().any(|(phase, _)| phase == "weights"), "{summary:?}");
+    let result = queue.get(&echo_job(299).id).await.unwrap().unwrap();
+    let Outcome::Completed { content_type, body } = result.outcome else { panic!("{result:?}") };
+    assert_eq!(
+        (content_type.as_str(), &*body),
+        ("application/json", &br#"{"output":"text 299"}"#[..])
+    );
+    assert_eq!(queue.list(10).await.unwrap()[0].reason, "batch failed: an item is poison");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (queue, args) = site(&dir, &["--listen", &free.to_string(), "--id", "w-1"]).await;
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(run(args, stop.clone()));
+    while !page(free, "/readyz").await.is_some_and(|page| page.starts_with("HTTP/1.1 200")) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let done = "worker_jobs_total{outcome=\"completed\"} 1";
+    while !page(free, "/metrics").await.is_some_and(|page| page.contains(done)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let metrics = page(free, "/metrics").await.unwrap();
+    assert!(metrics.contains("worker_cold_start_seconds{phase=\"weights\"}"), "{metrics}");
+    assert_eq!(queue.workers().await.unwrap()[0].id, "w-1");
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 1);
+    assert_eq!(page(free, "/livez").await, None, "the port is free again");
+}
+
+async fn page(address: std::net::SocketAddr, path: &str) -> Option<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.ok()?;
+    Some(page)
+}

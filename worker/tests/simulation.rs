@@ -1,0 +1,374 @@
+//! The whole pipeline on a broker that fails on purpose, under paused time, seed by seed.
+//!
+//! Workers crash and come back, calls fail before and after they had their effect, leases end early.
+//! In the end every job is done or dead, and no answer that was stored has changed.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::faulty::{Faults, Faulty};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Backlog, Broker, Clock, DeadLetters, Frame, Job, JobId, JobResult, Outcome, Result,
+    ResultStore, Stored,
+};
+use ebb_worker::batcher::Size;
+use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Parts, Pipeline, Settings};
+use futures::stream::BoxStream;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use support::{EPOCH, echo_job, job, queue, settings};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const N_SEEDS: u64 = 200;
+const N_JOBS: usize = 60;
+const N_WORKERS: usize = 3;
+const LEASE: Duration = Duration::from_secs(10);
+
+/// What the workers do wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Workers {
+    /// Nothing.
+    Sound,
+    /// They ack before the result is stored: what this test must notice.
+    AckBeforeStore,
+}
+
+/// How a seed ended; two runs of one seed end alike.
+#[derive(Debug, Clone, PartialEq)]
+struct End {
+    took: Duration,
+    n_done: usize,
+    n_dead: usize,
+    n_crashes: u64,
+    faults: ebb_queue::faulty::Injected,
+    answers: BTreeMap<String, Bytes>,
+}
+
+/// An echo whose every answer is another one, so that one that changed is seen.
+struct Numbered(Arc<AtomicU64>);
+
+impl Codec for Numbered {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn decode(&self, job: &Job) -> std::result::Result<EchoInput, BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        Size { rows: 1, length: input.input.len() }
+    }
+
+    fn encode(&self, output: String, _: &Job) -> Answer {
+        let number = self.0.fetch_add(1, Relaxed);
+        let body = format!("{output} #{number}").into();
+        Answer { content_type: "text/plain", body, alert: None }
+    }
+}
+
+/// Sees each answer that was stored, and tells if it is another one later.
+struct Watched {
+    store: Faulty<MemoryQueue>,
+    seen: Arc<std::sync::Mutex<BTreeMap<String, Bytes>>>,
+    /// Puts that are still to be made, and die with this worker.
+    put_later: Option<std::sync::Mutex<JoinSet<()>>>,
+}
+
+#[async_trait]
+impl ResultStore for Watched {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        if let Some(later) = &self.put_later {
+            let (store, result) = (self.store.clone(), result.clone());
+            later.lock().unwrap().spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                while store.put(&result).await.is_err() {}
+            });
+            return Ok(Stored::Stored);
+        }
+        let stored = self.store.put(result).await?;
+        let is_new = stored == Stored::Stored && result.outcome.is_completed();
+        if let (true, Outcome::Completed { body, .. }) = (is_new, &result.outcome) {
+            let id = result.id.to_string();
+            let before = self.seen.lock().unwrap().insert(id, body.clone());
+            assert_eq!(before, None, "{} was stored twice", result.id);
+        }
+        Ok(stored)
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.store.get(id).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.store.chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        self.store.follow(id, from_seq).await
+    }
+}
+
+/// Everything that outlives a worker.
+#[derive(Clone)]
+struct World {
+    queue: MemoryQueue,
+    faulty: Faulty<MemoryQueue>,
+    clock: Arc<dyn Clock>,
+    seen: Arc<std::sync::Mutex<BTreeMap<String, Bytes>>>,
+    n_answers: Arc<AtomicU64>,
+    n_crashes: Arc<AtomicU64>,
+    workers: Workers,
+}
+
+impl World {
+    fn pipeline(
+        &self,
+        name: String,
+        seed: u64,
+        device: Device<EchoInput, String>,
+    ) -> Pipeline<Numbered> {
+        let faulty = self.faulty.around(Arc::new(self.queue.as_worker(name.clone())));
+        let mut settings = Settings { worker: name, prefetch: 8, ..settings() };
+        settings.limits.max_items = std::num::NonZeroUsize::new(8).unwrap();
+        settings.grace = Duration::from_secs(3);
+        let put_later = (self.workers == Workers::AckBeforeStore).then(Default::default);
+        let store = faulty.clone();
+        Pipeline::new(Parts {
+            codec: Numbered(Arc::clone(&self.n_answers)),
+            device,
+            broker: Arc::new(faulty.clone()),
+            results: Arc::new(Watched { store, seen: Arc::clone(&self.seen), put_later }),
+            alerts: Arc::new(faulty),
+            settings,
+            clock: Arc::clone(&self.clock),
+            seed,
+            metrics: ebb_worker::Metrics::default(),
+            health: ebb_telemetry::Health::new(),
+        })
+    }
+
+    /// One worker after the other under this name: each crashes, is stopped, or loses its device.
+    async fn supervise(self, number: usize, seed: u64) {
+        let mut dice = StdRng::seed_from_u64(seed * 100 + number as u64);
+        for life in 0.. {
+            let speed = Duration::from_millis(dice.random_range(5..400));
+            let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+                speed + Duration::from_millis(10) * u32::try_from(batch.len()).unwrap()
+            });
+            let stop = CancellationToken::new();
+            let worker = self.pipeline(format!("worker-{number}-{life}"), dice.random(), device);
+            let mut work = Box::pin(worker.run(stop.clone()));
+            let span = Duration::from_millis(dice.random_range(100..20_000));
+            let ended = tokio::time::timeout(span, &mut work).await;
+            if ended.is_err() && dice.random_bool(0.3) {
+                stop.cancel();
+                work.await.ok();
+            } else if ended.is_err() {
+                // A crash: nothing of it runs on.
+                drop(work);
+                self.n_crashes.fetch_add(1, Relaxed);
+            }
+            tokio::time::sleep(Duration::from_millis(dice.random_range(0..2_000))).await;
+        }
+    }
+}
+
+/// Mostly good jobs, and each kind of bad one.
+fn jobs(dice: &mut StdRng) -> Vec<Job> {
+    let one = |number| match dice.random_range(0..100) {
+        0..5 => job(number, &format!(r#"{{"input": "text {number}", "poison": true}}"#)),
+        5..8 => job(number, r#"{"input": "", "fail": true}"#),
+        8..10 => job(number, r#"{"input": "", "lose_device": true}"#),
+        10..13 => job(number, "not JSON"),
+        13..16 => {
+            let mut job = echo_job(number);
+            job.headers.deadline = Some(EPOCH + Duration::from_millis(dice.random_range(0..5_000)));
+            job
+        }
+        _ => echo_job(number),
+    };
+    (0..N_JOBS).map(one).collect()
+}
+
+/// Runs one seed to its end, and says what is wrong with it.
+async fn simulate(seed: u64, workers: Workers) -> std::result::Result<End, String> {
+    let (queue, clock) = queue(LEASE);
+    let mut dice = StdRng::seed_from_u64(seed);
+    let world = World {
+        faulty: Faulty::new(Arc::new(queue.clone()), Faults::default(), seed),
+        queue: queue.clone(),
+        clock,
+        seen: Arc::default(),
+        n_answers: Arc::default(),
+        n_crashes: Arc::default(),
+        workers,
+    };
+    let jobs = jobs(&mut dice);
+    queue.publish(jobs.clone()).await.map_err(|error| error.to_string())?;
+    let start = Instant::now();
+    let mut supervisors = JoinSet::new();
+    for number in 0..N_WORKERS {
+        supervisors.spawn(world.clone().supervise(number, seed));
+    }
+    loop {
+        let depth = queue.depth().await.map_err(|error| error.to_string())?;
+        if depth.ready + depth.in_flight + depth.delayed == 0 {
+            break;
+        }
+        if start.elapsed() > Duration::from_secs(3600) {
+            return Err(format!("after an hour there is still {depth:?}"));
+        }
+        if let Some(ended) = supervisors.try_join_next() {
+            return Err(format!("a worker ended: {ended:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    supervisors.shutdown().await;
+    judge(&world, &jobs, start.elapsed()).await
+}
+
+/// Whether every job is done or dead, each for a good reason.
+async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Result<End, String> {
+    let dead = world.queue.list(N_JOBS).await.map_err(|error| error.to_string())?;
+    let reasons: BTreeMap<_, _> =
+        dead.iter().map(|letter| (letter.job.id.clone(), letter.reason.as_str())).collect();
+    let mut answers = BTreeMap::new();
+    for job in jobs {
+        let result = world.queue.get(&job.id).await.map_err(|error| error.to_string())?;
+        let outcome = result.map(|result| result.outcome);
+        match (outcome, reasons.get(&job.id)) {
+            (Some(Outcome::Completed { body, .. }), None) => {
+                answers.insert(job.id.to_string(), body);
+            }
+            (Some(Outcome::Failed { .. }), Some(reason)) if is_good(job, reason) => {}
+            // Answered, never acked, and then past its deadline: the broker cannot know better.
+            (Some(Outcome::Completed { body, .. }), Some(&"expired"))
+                if job.headers.deadline.is_some() =>
+            {
+                answers.insert(job.id.to_string(), body);
+            }
+            (outcome, reason) => {
+                return Err(format!("{}: stored {outcome:?}, dead {reason:?}", job.id));
+            }
+        }
+    }
+    for (id, body) in &*world.seen.lock().map_err(|error| error.to_string())? {
+        if answers.get(id) != Some(body) {
+            return Err(format!("{id} was {body:?} and became {:?}", answers.get(id)));
+        }
+    }
+    Ok(End {
+        took,
+        n_done: answers.len(),
+        n_dead: dead.len(),
+        n_crashes: world.n_crashes.load(Relaxed),
+        faults: world.faulty.injected(),
+        answers,
+    })
+}
+
+/// Whether this job may have died of that.
+fn is_good(job: &Job, reason: &str) -> bool {
+    let body = String::from_utf8_lossy(&job.body);
+    let spent = reason.starts_with("all 5 attempts are spent");
+    spent
+        || (reason == "batch failed: an item is poison" && body.contains("poison"))
+        || (reason.starts_with("the item asked to fail") && body.contains("fail"))
+        || (reason.starts_with("body: ") && body == "not JSON")
+        || (reason == "expired" && job.headers.deadline.is_some())
+        || (reason.starts_with("attempt 5 of 5 failed: device") && body.contains("lose_device"))
+}
+
+fn run(seed: u64, workers: Workers) -> std::result::Result<End, String> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    let end = runtime.block_on(simulate(seed, workers));
+    end.map_err(|wrong| format!("seed {seed}: {wrong}"))
+}
+
+#[test]
+fn no_job_is_lost_and_no_answer_changes_whatever_the_broker_does() {
+    let mut wrong = Vec::new();
+    let (mut n_done, mut n_dead, mut n_crashes, mut n_faults) = (0, 0, 0, 0);
+    for seed in 0..N_SEEDS {
+        match run(seed, Workers::Sound) {
+            Ok(end) => {
+                n_done += end.n_done;
+                n_dead += end.n_dead;
+                n_crashes += end.n_crashes;
+                n_faults += end.faults.failed_before + end.faults.failed_after;
+                n_faults += end.faults.dropped + end.faults.ended;
+            }
+            Err(words) => wrong.push(words),
+        }
+    }
+    assert!(wrong.is_empty(), "{} seeds failed:\n{}", wrong.len(), wrong.join("\n"));
+    eprintln!("{n_done} done, {n_dead} dead, {n_crashes} crashes, {n_faults} faults");
+    // Else it was no trial.
+    assert!(n_crashes > N_SEEDS && n_faults > 20 * N_SEEDS && n_done > n_dead);
+}
+
+#[test]
+fn a_seed_does_the_same_thing_twice() {
+    for seed in 0..5 {
+        assert_eq!(run(seed, Workers::Sound), run(seed, Workers::Sound));
+    }
+}
+
+#[test]
+fn a_worker_that_acks_before_it_stores_is_found_out() {
+    let found = (0..20).find(|seed| run(*seed, Workers::AckBeforeStore).is_err());
+    assert!(found.is_some(), "the simulation cannot fail, and so shows nothing");
+}
+
+/// A pill that kills the process, and so charges an attempt to everybody it holds.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_kills_its_worker_takes_nobody_with_it() {
+    for place in [0, 1, 7, 30, 59] {
+        let (queue, clock) = queue(LEASE);
+        let mut jobs: Vec<_> = (0..N_JOBS).map(echo_job).collect();
+        jobs[place] = job(place, r#"{"input": "kill"}"#);
+        jobs[(place + 13) % N_JOBS] = job((place + 13) % N_JOBS, r#"{"input": "kill"}"#);
+        queue.publish(jobs).await.unwrap();
+        let mut n_lives = 0;
+        loop {
+            n_lives += 1;
+            let killed = CancellationToken::new();
+            let kill = killed.clone();
+            let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+                if batch.iter().any(|item| item.input == "kill") {
+                    kill.cancel();
+                }
+                Duration::from_millis(50)
+            });
+            let until_empty = Settings { exit_when_empty: true, ..settings() };
+            let shared = Arc::new(queue.clone());
+            let work = support::pipeline(&shared, &clock, device, until_empty);
+            let is_killed = tokio::select! { biased;
+                () = killed.cancelled() => true,
+                ended = work.run(CancellationToken::new()) => ended.is_err(),
+            };
+            let depth = queue.depth().await.unwrap();
+            if !is_killed && depth.in_flight + depth.ready + depth.delayed == 0 {
+                break;
+            }
+            assert!(n_lives < 100, "{depth:?}");
+            tokio::time::sleep(LEASE).await;
+        }
+        let dead = queue.list(N_JOBS).await.unwrap();
+        let ids: Vec<_> = dead.iter().map(|letter| letter.job.id.to_string()).collect();
+        assert_eq!(dead.len(), 2, "two killers at {place}, dead are {ids:?}");
+        assert!(dead.iter().all(|letter| letter.job.body.ends_with(b"\"kill\"}")), "{ids:?}");
+    }
+}
