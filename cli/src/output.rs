@@ -58,10 +58,10 @@ pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -
             *width = (*width).max(cell.chars().count());
         }
     }
-    let number = |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+    let digits = |c: char| c.is_ascii_digit() || matches!(c, ',' | '.' | '-');
+    let number = |row: &[String; N], column: usize| row[column].chars().all(digits);
     let right: [bool; N] = std::array::from_fn(|column| {
-        !rows.is_empty()
-            && rows.iter().all(|row| number(&row[column]) && !row[column].contains('T'))
+        !rows.is_empty() && rows.iter().all(|row| number(row, column))
     });
     let line = |cells: [&str; N]| {
         let mut line = String::new();

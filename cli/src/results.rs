@@ -1,8 +1,9 @@
 //! Results as the binary prints them.
 
 use anyhow::{Result, bail};
-use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
+use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue, Timestamp};
 use futures::StreamExt;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Waits for the result of a job.
@@ -22,32 +23,55 @@ pub(crate) async fn result_of(queue: &Queue, id: &JobId) -> Result<JobResult> {
     bail!("the queue forgot {id} before it had a result")
 }
 
-/// A result as one JSON object: `id`, `outcome`, and `body` or `error`.
-#[must_use]
-pub(crate) fn to_json(result: &JobResult) -> Value {
-    let mut object = json!({
-        "id": result.id,
-        "attempt": result.attempt,
-        "finished_at": result.finished_at,
-    });
-    match &result.outcome {
-        Outcome::Completed { content_type, body } => {
-            object["outcome"] = json!("completed");
-            object["content_type"] = json!(content_type);
-            object["body"] = body_of(body);
-        }
-        Outcome::Failed { reason } => {
-            object["outcome"] = json!("failed");
-            object["error"] = json!(reason);
-        }
-    }
-    object
+/// A result as one JSON object, `body` or `error` in it by its outcome.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Line<'a> {
+    id: &'a JobId,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
-/// What stands for a result that did not come in time.
-#[must_use]
-pub(crate) fn late(id: &JobId) -> Value {
-    json!({ "id": id, "outcome": "waiting", "error": "no result yet" })
+impl<'a> Line<'a> {
+    /// What there is.
+    pub(crate) fn of(result: &'a JobResult) -> Self {
+        let line = Self {
+            attempt: Some(result.attempt),
+            finished_at: Some(result.finished_at),
+            ..Self::waiting(&result.id)
+        };
+        match &result.outcome {
+            Outcome::Completed { content_type, body } => Self {
+                outcome: "completed",
+                content_type: Some(content_type),
+                body: Some(body_of(body)),
+                error: None,
+                ..line
+            },
+            Outcome::Failed { reason } => Self { outcome: "failed", error: Some(reason), ..line },
+        }
+    }
+
+    /// What stands for a result that did not come in time.
+    pub(crate) fn waiting(id: &'a JobId) -> Self {
+        Self {
+            id,
+            outcome: "waiting",
+            attempt: None,
+            finished_at: None,
+            content_type: None,
+            body: None,
+            error: Some("no result yet"),
+        }
+    }
 }
 
 /// A body in JSON: itself if it is JSON, else text, else a list of bytes.
@@ -61,35 +85,30 @@ pub(crate) fn body_of(body: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Timestamp;
+    use ebb_queue::JSON;
 
     use super::*;
 
-    fn result(outcome: Outcome) -> Value {
+    fn check(outcome: Outcome, expected: &str) {
         let id = "job-1".parse().unwrap();
-        to_json(&JobResult { id, attempt: 2, outcome, finished_at: Timestamp::UNIX_EPOCH })
+        let finished_at = Timestamp::UNIX_EPOCH;
+        let result = JobResult { id, attempt: 2, outcome, finished_at };
+        assert_eq!(serde_json::to_string(&Line::of(&result)).unwrap(), expected);
     }
 
     #[test]
-    fn a_completed_result_shows_its_body() {
-        let outcome = Outcome::Completed {
-            content_type: "application/json".into(),
-            body: r#"{"score":0.5}"#.into(),
-        };
-        let expected = json!({
-            "id": "job-1", "attempt": 2, "finished_at": "1970-01-01T00:00:00Z",
-            "outcome": "completed", "content_type": "application/json", "body": {"score": 0.5},
-        });
-        assert_eq!(result(outcome), expected);
-    }
-
-    #[test]
-    fn a_failed_result_shows_why() {
-        let expected = json!({
-            "id": "job-1", "attempt": 2, "finished_at": "1970-01-01T00:00:00Z",
-            "outcome": "failed", "error": "expired",
-        });
-        assert_eq!(result(Outcome::Failed { reason: "expired".into() }), expected);
+    fn a_result_is_one_line() {
+        check(
+            Outcome::Completed { content_type: JSON.into(), body: r#"{"score":0.5}"#.into() },
+            r#"{"id":"job-1","outcome":"completed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","content_type":"application/json","body":{"score":0.5}}"#,
+        );
+        check(
+            Outcome::Failed { reason: "expired".into() },
+            r#"{"id":"job-1","outcome":"failed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"expired"}"#,
+        );
+        let id = "job-1".parse().unwrap();
+        let waiting = serde_json::to_string(&Line::waiting(&id)).unwrap();
+        assert_eq!(waiting, r#"{"id":"job-1","outcome":"waiting","error":"no result yet"}"#);
     }
 
     #[test]

@@ -28,6 +28,10 @@ use crate::watch::Observers;
 /// on it; hyper's own limit of 200 would stall calls that have no deadline.
 const MAX_STREAMS: u32 = 65_536;
 
+/// Lets a crowd of small calls arrive at once: a connection whose unread small frames add up to
+/// half of its window is taken for an attack and closed.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
 /// Finds connections whose other end has gone without a word.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_ANSWER: Duration = Duration::from_secs(10);
@@ -164,6 +168,7 @@ async fn router(service: Service) -> anyhow::Result<(HealthReporter, Router)> {
     };
     let router = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))

@@ -96,7 +96,8 @@ fn a_dead_letter_can_be_read_put_back_and_answered() {
     let job =
         json!({"id": "late", "headers": {"ebb-ttl": "10ms"}, "body": {"input": "still wanted"}});
     enqueue_file(&workplace, &[job], &[]).ok();
-    let worker = echo_worker(&workplace, &[]);
+    wait_for("the deadline to pass", || (workplace.depth()["dead"] == 1).then_some(()));
+    let _worker = echo_worker(&workplace, &[]);
     let expired = workplace.ebb(&["result", "late", "--follow", "--timeout", "60s"]).failed();
     assert!(expired.stdout.contains("expired"), "{expired}");
 
@@ -112,7 +113,6 @@ fn a_dead_letter_can_be_read_put_back_and_answered() {
     let result = workplace.ebb(&["result", "late", "--follow", "--timeout", "60s", "--json"]).ok();
     assert_eq!(result.json()["body"]["output"], "still wanted", "{result}");
     assert_eq!(workplace.ebb(&["dlq", "list", "--json"]).ok().json(), json!([]));
-    drop(worker);
 }
 
 #[test]

@@ -95,26 +95,26 @@ fn bad_bodies_among_good_ones_are_refused_alone_and_told_why() {
     assert_eq!(workplace.depth()["dead"], 3);
 }
 
-/// Sound readings of a simulated machine.
+/// A window of sound readings of a simulated machine that has run for a while.
 fn readings(workplace: &Workplace) -> Vec<[f64; 3]> {
-    let file = workplace.path("readings.csv");
+    let file = workplace.path("sound.csv");
     let file = file.to_str().unwrap();
-    let args = ["train", "sentinel", "--generate", "96", "--anomalies", "0", "--data", file];
+    let args = ["train", "sentinel", "--generate", "232", "--anomalies", "0", "--data", file];
     workplace.ebb(&args).ok();
     let table = std::fs::read_to_string(file).unwrap();
     let row = |line: &str| {
         let mut cells = line.split(',').map(|cell| cell.parse::<f64>().unwrap());
         std::array::from_fn(|_| cells.next().unwrap())
     };
-    table.lines().skip(1).map(row).collect()
+    table.lines().skip(201).map(row).collect()
 }
 
 #[test]
 fn an_anomaly_is_found_and_its_alert_is_a_job_of_its_own() {
     let workplace = Workplace::new();
     let _worker = worker(&workplace, "sentinel");
-    let sound = &readings(&workplace)[..32];
-    let mut shaken = sound.to_vec();
+    let sound = readings(&workplace);
+    let mut shaken = sound.clone();
     for reading in &mut shaken[20..24] {
         reading[0] += 8.0;
     }
@@ -161,7 +161,7 @@ fn a_detector_of_ones_own_is_trained_with_a_score_and_runs() {
     let info = workplace.ebb(&["model", "info", model]).ok();
     assert!(info.stdout.contains("sentinel"), "{info}");
     let _worker = worker(&workplace, model);
-    let window = &readings(&workplace)[..32];
+    let window = readings(&workplace);
     let result = &answers(&workplace, &[json!({"machine": "mine", "readings": window})])[0];
     assert!(result["body"]["score"].as_f64().is_some_and(|score| score > 0.0), "{result}");
 }

@@ -115,10 +115,12 @@ fn probes_tell_a_start_a_run_and_a_drain_apart() {
 
     enqueue(&workplace, 1, 3000);
     holding(&workplace);
-    let page = get(&address, "/metrics").unwrap().body;
-    let has = |line: &str| assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
-    has("worker_jobs_in_flight 1");
+    let page = wait_for("the job in the metrics", || {
+        let page = get(&address, "/metrics")?.body;
+        page.lines().any(|line| line == "worker_jobs_in_flight 1").then_some(page)
+    });
     assert!(page.contains("build_info{version="), "{page}");
+    assert!(page.contains("worker_cold_start_seconds{phase="), "{page}");
 
     worker.signal(Signal::SIGTERM);
     // The batch takes long enough to look: alive and started, but no use for new jobs.
@@ -126,6 +128,23 @@ fn probes_tell_a_start_a_run_and_a_drain_apart() {
     assert_eq!((status("/livez"), status("/startupz")), (Some(200), Some(200)));
     assert!(worker.ends().success(), "{}", worker.output());
     assert_eq!(result(&workplace, 0)["attempt"], 1, "the job was finished");
+}
+
+#[test]
+fn a_worker_without_its_broker_waits_alive_and_not_ready() {
+    let workplace = Workplace::new();
+    // A file where the queue's folder should be: nothing can be opened there, for now.
+    std::fs::write(workplace.path("folder"), "").unwrap();
+    let queue = format!("sqlite:{}", workplace.path("folder/queue.db").display());
+    let (mut worker, address) = echo_worker(&workplace, &["--queue", &queue]);
+    let status = |path: &str| get(&address, path).map(|answer| answer.status);
+    worker.says("that it tries again", |said| said.find("trying again"));
+    assert_eq!(status("/livez"), Some(200), "a restart would mend nothing");
+    assert_eq!((status("/startupz"), status("/readyz")), (Some(503), Some(503)));
+
+    std::fs::remove_file(workplace.path("folder")).unwrap();
+    std::fs::create_dir(workplace.path("folder")).unwrap();
+    wait_for("readiness", || (status("/readyz") == Some(200)).then_some(()));
 }
 
 #[test]

@@ -224,6 +224,8 @@ impl<C: Codec> Shared<C> {
         company.spawn(keep_leases(Arc::clone(self)));
         let mut stages = self.stages();
         let state = self.parts.device.state();
+        let intake = self.parts.health.gate("intake", GateKind::Ready);
+        intake.open();
         let mut draining = false;
         let mut grace_ends = Instant::now();
         loop {
@@ -235,6 +237,7 @@ impl<C: Codec> Shared<C> {
                 Some(ended) = company.join_next() => ended.map_err(Error::Stage)?,
                 () = self.halt.cancelled(), if !draining => {
                     info!("draining: nothing new is received");
+                    intake.close("draining");
                     draining = true;
                     grace_ends = Instant::now() + self.parts.settings.grace;
                     self.parts.device.drain();

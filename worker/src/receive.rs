@@ -20,6 +20,9 @@ use crate::pipeline::{Parts, Pauses, Shared};
 /// their way would cost them an attempt.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// The same for a worker that is to exit when there are none.
+const SHORT_WAIT: Duration = Duration::from_millis(50);
+
 /// From this attempt on a job is held by itself, see [`Shared::isolate`].
 const SOLITARY: u32 = 3;
 
@@ -41,6 +44,7 @@ pub(crate) async fn receive<C: Codec>(
     finished: Sender<Finished<C::Output>>,
 ) {
     let settings = &shared.parts.settings;
+    let wait = if settings.exit_when_empty { SHORT_WAIT } else { WAIT };
     let mut pauses = Pauses::default();
     let mut n_left = settings.max_jobs.unwrap_or(u64::MAX);
     // After a solitary job the next is likely one too: receiving one at a time releases nobody.
@@ -48,7 +52,7 @@ pub(crate) async fn receive<C: Codec>(
     while let Some(room) = shared.wait_for_room().await {
         let max = room.get().min(at_most).min(usize::try_from(n_left).unwrap_or(usize::MAX));
         let Some(max) = NonZeroUsize::new(max) else { break };
-        match shared.parts.broker.receive(max, WAIT).await {
+        match shared.parts.broker.receive(max, wait).await {
             Ok(deliveries) => {
                 pauses.reset();
                 shared.broker_gate.open();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ebb_queue::{Broker, Clock, ErrorKind, OpenOptions, Queue, QueueUrl, ResultStore, SystemClock};
-use ebb_telemetry::Health;
+use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,6 +39,8 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
     let metrics = Metrics::registered(&registry)?;
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
     let health = Health::new();
+    // Closed before the first probe comes; the pipeline opens them.
+    let _closed = (health.gate("model", GateKind::Startup), health.gate("broker", GateKind::Ready));
     // Ends when this function does: the probes answer until the last job is settled.
     let _probes = match plan.listen {
         None => None,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
-use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
-use ebb_worker::{Device, Error, Pipeline, Settings};
+use ebb_queue::{Backlog, Broker, DeadLetters, Job, Outcome, Phase, Priority, ResultStore};
+use ebb_worker::batcher::Size;
+use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Error, Parts, Pipeline, Settings};
 use support::{answer, echo_answer, echo_job, job, parts, pipeline, queue, settings, until};
 use tokio_util::sync::CancellationToken;
 
@@ -313,4 +314,54 @@ async fn a_device_without_a_model_ends_the_worker_before_it_takes_a_job() {
     let error = worker.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), "device is lost: no weights");
     assert_eq!(queue.depth().await.unwrap().ready, 1);
+}
+
+/// An echo that raises an alert about every job.
+struct Alarmed;
+
+impl Codec for Alarmed {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn decode(&self, job: &Job) -> Result<EchoInput, BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        EchoCodec.size(input)
+    }
+
+    fn encode(&self, output: String, job: &Job) -> Answer {
+        Answer { alert: Some("{}".into()), ..EchoCodec.encode(output, job) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_alerts_once_though_it_runs_twice() {
+    let (jobs, clock) = queue(LEASE);
+    let (alerts, _) = queue(LEASE);
+    jobs.publish(vec![echo_job(0), echo_job(1)]).await.unwrap();
+    // An earlier attempt at the first job got as far as its alert.
+    let mut earlier = job(0, "{}");
+    earlier.id = "job-0000-alert".parse().unwrap();
+    alerts.publish(vec![earlier]).await.unwrap();
+    let plain = parts(&Arc::new(jobs.clone()), &clock, inline(Duration::ZERO), until_empty());
+    let alarmed = Parts {
+        codec: Alarmed,
+        device: inline(Duration::ZERO),
+        alerts: Arc::new(alerts.clone()),
+        broker: plain.broker,
+        results: plain.results,
+        settings: plain.settings,
+        clock: plain.clock,
+        seed: plain.seed,
+        metrics: plain.metrics,
+        health: plain.health,
+    };
+    let summary = Pipeline::new(alarmed).run(CancellationToken::new()).await.unwrap();
+    assert_eq!(summary.completed, 2);
+    let told =
+        alerts.receive(std::num::NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+    let ids: Vec<_> = told.iter().map(|alert| alert.job.id.to_string()).collect();
+    assert_eq!(ids, ["job-0000-alert", "job-0001-alert"]);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use ebb_queue::{Queue, QueueUrl};
+use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -106,10 +107,7 @@ impl Fleet {
 
     /// Ends all workers in peace.
     pub(super) async fn stop(self) -> anyhow::Result<()> {
-        for worker in self.workers {
-            stop(worker.child).await?;
-        }
-        Ok(())
+        try_join_all(self.workers.into_iter().map(|worker| stop(worker.child))).await.map(drop)
     }
 
     fn spawn(&mut self) -> anyhow::Result<Worker> {

@@ -27,6 +27,8 @@ pub(super) struct Tally {
     pub(super) done: usize,
     /// Dead letters.
     pub(super) dead: usize,
+    /// Those among them that could have succeeded: their workers were killed too often.
+    pub(super) exhausted: usize,
     /// Jobs with neither.
     pub(super) lost: usize,
     /// Jobs with both.
@@ -62,6 +64,8 @@ impl Ledger {
                 self.see(result);
                 tally.wrong += usize::from(!answers(job, result));
             }
+            let is_fine = job.fate == Fate::Fine;
+            tally.exhausted += usize::from(is_fine && completed.is_none() && dead == Dead::Yes);
             let sight = self.sights.get(&job.id);
             let vanished = sight.is_some() && completed.is_none();
             let changed = sight.is_some_and(|sight| sight.changed);
@@ -147,8 +151,10 @@ mod tests {
         assert_eq!(done, Tally { done: 1, ..none });
         assert!(done.promises_held());
         let dead = check(job, &[], None, Dead::Yes);
-        assert_eq!(dead, Tally { dead: 1, ..none });
+        assert_eq!(dead, Tally { dead: 1, exhausted: 1, ..none });
         assert!(dead.promises_held());
+        let bad = PlannedJob { fate: Fate::Garbled, ..job.clone() };
+        assert_eq!(check(&bad, &[], None, Dead::Yes), Tally { dead: 1, ..none });
         let lost = check(job, &[], None, Dead::No);
         assert_eq!(lost, Tally { lost: 1, ..none });
         assert!(!lost.promises_held());

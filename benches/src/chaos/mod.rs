@@ -167,12 +167,13 @@ async fn verdict(
 }
 
 fn table(report: &Report) -> Table {
-    let Tally { done, dead, lost, both, overwritten, wrong } = report.tally;
+    let Tally { done, dead, exhausted, lost, both, overwritten, wrong } = report.tally;
     let mut table = Table::new([
         "broker",
         "enqueued",
         "done",
         "dead",
+        "exhausted",
         "lost",
         "overwritten",
         "both",
@@ -187,6 +188,7 @@ fn table(report: &Report) -> Table {
         report.enqueued.to_string(),
         done.to_string(),
         dead.to_string(),
+        exhausted.to_string(),
         lost.to_string(),
         overwritten.to_string(),
         both.to_string(),

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{late, result_of, to_json};
+use crate::results::{Line, result_of};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
@@ -91,7 +91,7 @@ const HELP: &str = r#"A JSON line is one of
 A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
-attempt, finished_at, outcome (completed or failed), and body or error. A failed job exits with 1.
+outcome (completed or failed), attempt, finished_at, and body or error. A failed job exits with 1.
 
 Examples:
   ebb enqueue "The tide turns." --wait
@@ -183,14 +183,14 @@ async fn wait(
             None => Some(result_of(queue, id).await?),
         };
         let Some(result) = result else {
-            output.json(&late(id))?;
+            output.json(&Line::waiting(id))?;
             exit = Exit::Timeout;
             continue;
         };
         if !result.outcome.is_completed() && exit == Exit::Done {
             exit = Exit::Failed;
         }
-        output.json(&to_json(&result))?;
+        output.json(&Line::of(&result))?;
         if let Some(progress) = &mut progress {
             progress.add(1);
         }

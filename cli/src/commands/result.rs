@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{body_of, to_json};
+use crate::results::{Line, body_of};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub(crate) struct ResultArgs {
 }
 
 const HELP: &str = "\
-The result is one JSON object: id, attempt, finished_at, outcome (completed or failed), and body or
+The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, and body or
 error. A failed job exits with 1, one without a result yet with 66.
 
 With --follow, pieces of the body are printed as they come. When an attempt fails midway and the
@@ -102,7 +102,7 @@ fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {
     match &result.outcome {
         Outcome::Completed { body, .. } if args.body => output.bytes(body)?,
         Outcome::Failed { reason } if args.body => note(format!("error: {reason}")),
-        _ => output.json(&to_json(result))?,
+        _ => output.json(&Line::of(result))?,
     }
     Ok(exit_of(result))
 }

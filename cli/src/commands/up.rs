@@ -51,7 +51,7 @@ pub(crate) struct UpArgs {
 
     /// Time between two syncs of the autoscaler from 1 to many (Kubernetes: 15s)
     #[arg(long, env = "EBB_SYNC_INTERVAL", hide_env_values = true, value_name = "SPAN")]
-    #[arg(default_value = "2s", value_parser = parse_interval)]
+    #[arg(default_value = "1s", value_parser = parse_interval)]
     sync_interval: Duration,
 
     /// How long after the last sign of work the workers are kept (KEDA: 300s)

@@ -63,7 +63,8 @@ impl Show {
         self.stand_by().await?;
         let bodies = work.bodies();
         let (told, progress) = watch::channel(0);
-        let (published, accepted) = mpsc::channel(BATCH);
+        // Room for all: whoever feeds a queue does not wait for its results.
+        let (published, accepted) = mpsc::channel(bodies.len());
         let Self { local, queue, audit, moments, waits, .. } = self;
         let (jobs, started, said) = (bodies.len(), HashMap::new(), Vec::new());
         let mut watching = Watching { local, live, progress, jobs, started, said };
@@ -111,7 +112,7 @@ impl Show {
         local.stop().await?;
         let since = |moment: Option<Instant>| {
             let span = moment?.duration_since(moments.enqueued?);
-            Some((span.as_secs_f64() * 1e4).round() / 10.0)
+            Some(rounded(span.as_secs_f64() * 1e3))
         };
         waits.sort_by(f64::total_cmp);
         let pool = pool.borrow();
@@ -132,8 +133,8 @@ impl Show {
             first_enqueue_to_first_result_ms: since(moments.first_result),
             first_enqueue_to_last_result_ms: since(moments.last_result),
             first_enqueue_to_zero_ms: since(moments.zero),
-            job_p50_ms: quantile(&waits, 0.5),
-            job_p95_ms: quantile(&waits, 0.95),
+            job_p50_ms: quantile(&waits, 0.5).map(rounded),
+            job_p95_ms: quantile(&waits, 0.95).map(rounded),
         };
         Ok((verdict, audit))
     }
@@ -159,6 +160,11 @@ impl Show {
         }
         Ok(())
     }
+}
+
+/// Milliseconds to a tenth.
+fn rounded(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
 }
 
 /// Enqueues as fast as the queue takes it.
