@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ebb_model::pull::PullError;
 use ebb_queue::ErrorKind;
 
 /// How a command ended; its number is the exit code of the process.
@@ -15,7 +16,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// What was asked for is not there.
     Missing = 66,
-    /// The queue does not answer or is full; a later try may succeed.
+    /// The queue or the hub does not answer, or is full; a later try may succeed.
     Unavailable = 69,
     /// Time ran out.
     Timeout = 75,
@@ -28,7 +29,7 @@ Exit codes:
    1  a job failed, a promise was broken, or something else went wrong
    2  a flag or an input is wrong
   66  what was asked for is not there
-  69  the queue does not answer or is full
+  69  the queue does not answer or is full, or no hub of models can be reached
   75  time ran out";
 
 impl Exit {
@@ -43,6 +44,14 @@ impl Exit {
                 return match error.kind() {
                     ErrorKind::Invalid => Self::Usage,
                     ErrorKind::Unavailable | ErrorKind::Full => Self::Unavailable,
+                    _ => Self::Failed,
+                };
+            }
+            if let Some(error) = cause.downcast_ref::<PullError>() {
+                return match error {
+                    PullError::Source(_) => Self::Usage,
+                    PullError::NotFound(_) | PullError::Lacks { .. } => Self::Missing,
+                    PullError::Unreachable { .. } | PullError::Offline(_) => Self::Unavailable,
                     _ => Self::Failed,
                 };
             }
@@ -103,6 +112,9 @@ mod tests {
             (queue(ErrorKind::Unavailable), Exit::Unavailable),
             (queue(ErrorKind::Full), Exit::Unavailable),
             (queue(ErrorKind::Internal), Exit::Failed),
+            (PullError::Source("x".into()).into(), Exit::Usage),
+            (PullError::NotFound("a/b".into()).into(), Exit::Missing),
+            (PullError::Offline("a/b".into()).into(), Exit::Unavailable),
             (std::io::Error::from(std::io::ErrorKind::BrokenPipe).into(), Exit::Done),
             (anyhow::anyhow!("words"), Exit::Failed),
         ] {

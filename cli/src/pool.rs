@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::autoscaler::driver::View as Wanted;
 
@@ -202,7 +202,8 @@ impl Pool {
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let words = format!("a worker ended by itself ({how}): {}", last_words(&running.log));
         let delay = self.backoff.after_crash(lived);
-        warn!(worker = running.member.id, ?lived, ?delay, "{words}");
+        // Told in words by whoever shows the view.
+        info!(worker = running.member.id, ?lived, ?delay, "worker ended by itself");
         self.hold = Some(Instant::now() + delay);
         self.view.send_modify(|view| {
             view.crashed += 1;

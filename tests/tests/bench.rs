@@ -21,9 +21,9 @@ fn every_arrival_is_told_in_the_process_that_waits_for_it() {
     let workplace = Workplace::new();
     let args = ["notify", "--broker", "sqlite", "--samples", "5", "--json"];
     let report = run(&mut workplace.command("ebb-bench", &args), "").ok().json();
+    assert_eq!((&report["samples"], &report["missed"]), (&5.into(), &0.into()), "{report}");
     for key in ["event_p50_ms", "event_p99_ms", "stream_p50_ms", "stream_p99_ms"] {
-        // Far more than the promise of 20 ms: tests beside this one keep the cores busy.
-        let spent = report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
-        assert!((0.0..2000.0).contains(&spent), "{key}: {report}");
+        // How fast it is says the bench alone on its machine, and not beside these tests.
+        assert!(report[key].as_f64().is_some_and(|spent| spent > 0.0), "{key}: {report}");
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct EnqueueArgs {
     #[arg(value_name = "TEXT", required_unless_present = "file")]
     texts: Vec<String>,
 
-    /// A file of JSON lines, one job each
+    /// A file of JSON lines, one job each; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     file: Option<PathBuf>,
 
@@ -104,7 +104,7 @@ Examples:
 /// # Errors
 /// When a job is not one, the queue does not answer, or time runs out.
 pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
-    let stdin = args.texts == ["-"];
+    let stdin = args.texts == ["-"] || args.file.as_deref() == Some(Path::new("-"));
     if args.envelope.key.is_some() && (stdin || args.file.is_some() || args.texts.len() > 1) {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }

@@ -184,9 +184,6 @@ async fn show(local: &mut Local, live: &mut Live, output: Output) -> Result<()> 
             told = pool.crashed;
             live.note(pool.failure.as_deref().unwrap_or("a worker ended by itself"));
         }
-        if let Some(error) = &local.autoscaler.borrow().error {
-            live.note(&format!("the scaler does not answer: {error}"));
-        }
         if !output.json {
             live.show(look.to_string());
             continue;

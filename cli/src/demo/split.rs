@@ -1,6 +1,6 @@
 //! From a text to its sentences. Also part of the build script, so it uses nothing of ours.
 
-/// The sentences of a text, in order: 4 to 40 words each, no code, no tables, no links.
+/// The sentences of a text, in order: 4 to 40 words each; no code, no tables, no links.
 pub(crate) fn sentences(text: &str) -> Vec<String> {
     paragraphs(text).iter().flat_map(|paragraph| split(paragraph)).filter(|it| good(it)).collect()
 }

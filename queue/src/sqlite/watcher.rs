@@ -129,7 +129,6 @@ impl Eye {
         if !is_new && self.tail.is_some() == followed {
             return Ok(false);
         }
-        self.version = version;
         let sql = "SELECT arrivals FROM queues WHERE id = ?1";
         let arrivals =
             self.db.prepare_cached(sql)?.query_row([self.file.queue], |row| row.get(0))?;
@@ -142,6 +141,8 @@ impl Eye {
             }
             _ => self.tail = None,
         }
+        // Only now: what a failed look has not told is new to the next one.
+        self.version = version;
         Ok(is_new)
     }
 

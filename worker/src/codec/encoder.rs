@@ -34,6 +34,7 @@ impl EncoderCodec {
 struct Request {
     input: Input,
     #[serde(default)]
+    #[expect(dead_code, reason = "read so that a wrong one is refused; the answer looks again")]
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
 }
