@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn every_flag_of_a_question_says_what_it_does_and_can_be_set_from_the_environment() {
-        for question in Cli::command().get_subcommands().filter(|question| !question.is_hide_set()) {
+        for question in Cli::command().get_subcommands().filter(|question| !question.is_hide_set())
+        {
             for flag in question.get_arguments().filter(|flag| !flag.is_global_set()) {
                 let name = format!("{} --{}", question.get_name(), flag.get_id());
                 assert!(flag.get_help().is_some(), "{name} has no help");

@@ -254,10 +254,10 @@ impl std::fmt::Display for Look {
         };
         let (ready, in_flight) = (grouped(self.depth.ready), grouped(self.depth.in_flight));
         let batch = batch.map_or_else(|| "-".to_owned(), |batch| format!("{batch:.0}"));
-        write!(f, "ready {ready:>5}  in flight {in_flight:>4}  ")?;
-        write!(f, "replicas {}/{}  ", self.running, self.replicas)?;
-        write!(f, "{jobs_per_s:>5.0} jobs/s  batch {batch:>3}  ")?;
-        write!(f, "p50 {:>6}  p95 {:>6}  {}", seconds(p50), seconds(p95), self.phase())
+        // What matters most comes first: a narrow terminal cuts the end off.
+        write!(f, "{:<8}  ready {ready:>5}  in flight {in_flight:>3}  ", self.phase())?;
+        write!(f, "replicas {}/{}  {jobs_per_s:>4.0} jobs/s  ", self.running, self.replicas)?;
+        write!(f, "p50 {:>6}  p95 {:>6}  batch {batch:>3}", seconds(p50), seconds(p95))
     }
 }
 
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_look_is_one_line_for_people() {
-        insta::assert_snapshot!(look(), @"ready 1,203  in flight   64  replicas 2/2    312 jobs/s  batch  28  p50 120 ms  p95  1.4 s  starting");
+        insta::assert_snapshot!(look(), @"starting  ready 1,203  in flight  64  replicas 2/2   312 jobs/s  p50 120 ms  p95  1.4 s  batch  28");
     }
 
     #[test]

@@ -180,6 +180,7 @@ pub(crate) struct Progress {
     what: String,
     bar: Option<ProgressBar>,
     done: u64,
+    total: Option<u64>,
     told: Instant,
     unit: Unit,
 }
@@ -211,12 +212,12 @@ impl Progress {
             bar.set_prefix(what.to_owned());
             bar
         });
-        Self { what: what.to_owned(), bar, done: 0, told: Instant::now(), unit }
+        Self { what: what.to_owned(), bar, done: 0, total, told: Instant::now(), unit }
     }
 
     /// So much is done, of so much.
     pub(crate) fn set(&mut self, done: u64, total: Option<u64>, words: &str) {
-        self.done = done;
+        (self.done, self.total) = (done, total);
         if let Some(bar) = &self.bar {
             if let Some(total) = total {
                 bar.set_length(total);
@@ -236,8 +237,7 @@ impl Progress {
 
     /// So much more is done.
     pub(crate) fn add(&mut self, more: u64) {
-        let total = self.bar.as_ref().and_then(ProgressBar::length);
-        self.set(self.done + more, total, "");
+        self.set(self.done + more, self.total, "");
     }
 
     /// The bar goes.

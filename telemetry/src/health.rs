@@ -45,10 +45,7 @@ impl Health {
     pub fn gate(&self, name: &'static str, kind: GateKind) -> Gate {
         let closed = (kind != GateKind::Live).then(|| "not yet".to_owned());
         self.lock().insert(name, State { kind, closed });
-        Gate {
-            name,
-            health: self.clone(),
-        }
+        Gate { name, health: self.clone() }
     }
 
     /// Whether the process lives; else what is wrong, a line each.
@@ -72,11 +69,7 @@ impl Health {
         let closed: Vec<String> = counted
             .filter_map(|(name, state)| Some(format!("{name}: {}", state.closed.as_ref()?)))
             .collect();
-        if closed.is_empty() {
-            Ok(())
-        } else {
-            Err(closed.join("\n"))
-        }
+        if closed.is_empty() { Ok(()) } else { Err(closed.join("\n")) }
     }
 
     fn set(&self, name: &str, closed: Option<String>) {
@@ -110,10 +103,7 @@ mod tests {
     #[test]
     fn a_process_without_gates_is_well() {
         let health = Health::new();
-        assert_eq!(
-            (health.live(), health.started(), health.ready()),
-            (Ok(()), Ok(()), Ok(()))
-        );
+        assert_eq!((health.live(), health.started(), health.ready()), (Ok(()), Ok(()), Ok(())));
     }
 
     #[test]

@@ -24,22 +24,14 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let probes = Router::new()
-        .route(
-            "/livez",
-            get(|State(health): State<Health>| async move { answer(health.live()) }),
-        )
-        .route(
-            "/readyz",
-            get(|State(health): State<Health>| async move { answer(health.ready()) }),
-        )
+        .route("/livez", get(|State(health): State<Health>| async move { answer(health.live()) }))
+        .route("/readyz", get(|State(health): State<Health>| async move { answer(health.ready()) }))
         .route(
             "/startupz",
             get(|State(health): State<Health>| async move { answer(health.started()) }),
         )
         .with_state(health);
-    let metrics = Router::new()
-        .route("/metrics", get(metrics))
-        .with_state(registry);
+    let metrics = Router::new().route("/metrics", get(metrics)).with_state(registry);
     axum::serve(listener, probes.merge(metrics))
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
@@ -87,22 +79,11 @@ mod tests {
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, health, registry, stop.clone()));
 
-        assert!(
-            get_page(address, "/livez")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
         let page = get_page(address, "/startupz").await;
-        assert!(
-            page.starts_with("HTTP/1.1 503") && page.contains("model: not yet"),
-            "{page}"
-        );
+        assert!(page.starts_with("HTTP/1.1 503") && page.contains("model: not yet"), "{page}");
         gate.open();
-        assert!(
-            get_page(address, "/readyz")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        assert!(get_page(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let page = get_page(address, "/metrics").await;
         assert!(page.contains("build_info{version=\"1.2.3\"} 1"), "{page}");
 

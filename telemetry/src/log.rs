@@ -46,13 +46,9 @@ pub enum LogFormat {
 pub fn init_logging(args: &LogArgs) -> Result<(), String> {
     let filter = EnvFilter::try_new(&args.level)
         .map_err(|error| format!("log level {:?} is not valid: {error}", args.level))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = match args.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     // An error means that logging was started before, by a test or by the caller.

@@ -188,6 +188,10 @@ impl<C: Codec> Pipeline<C> {
                 }
                 *lock(&shared.cold_start) = phases;
                 gate.open();
+                // The first receive may wait for a job; readiness need not.
+                if shared.parts.broker.depth().await.is_ok() {
+                    shared.broker_gate.open();
+                }
                 shared.work(&mut company).await?;
             }
         }

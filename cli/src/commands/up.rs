@@ -96,8 +96,8 @@ the same order, the same arithmetic, only more often, since here a look costs no
 processes; Ctrl-C lets them finish what they hold, and nothing is left behind however this ends.
 
 Standard error shows one line: jobs ready and in flight, workers running and wanted, and of the last
-seconds the jobs per second, jobs per batch, and the time from receipt to settlement. With --json
-each change is a line of JSON on standard output.
+seconds the jobs per second, the time from receipt to settlement, and the jobs per batch. With
+--json each change is a line of JSON on standard output.
 
 Examples:
   ebb up

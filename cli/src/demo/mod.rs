@@ -167,7 +167,7 @@ impl DemoArgs {
             max,
             jobs_per_replica: JOBS_PER_REPLICA,
             polling: Duration::from_millis(500),
-            sync: Duration::from_millis(100),
+            sync: Duration::from_millis(50),
             cooldown: Duration::from_secs(2),
             stabilization: Duration::from_secs(5),
         })

@@ -225,7 +225,7 @@ impl Watching<'_> {
             bail!("{}", pool.failure.unwrap_or_default());
         }
         let results = grouped(*self.progress.borrow() as u64);
-        self.live.show(format!("results {results:>5}/{}  {look}", grouped(self.jobs as u64)));
+        self.live.show(format!("{results:>5}/{}  {look}", grouped(self.jobs as u64)));
         self.said.extend(look.workers);
         Ok(())
     }

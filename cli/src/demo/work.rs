@@ -15,9 +15,9 @@ const SENTENCES: &str = include_str!(concat!(env!("OUT_DIR"), "/sentences.txt"))
 
 /// Questions whose answers stand among the sentences, in other words.
 const QUESTIONS: [&str; 3] = [
-    "What happens to my work if a machine crashes?",
-    "How do we avoid paying for hardware that nobody uses?",
-    "Why did my request get rejected?",
+    "How can I be sure that no work gets lost?",
+    "How do I write a good error message?",
+    "How do we save money at night?",
 ];
 
 /// Sentences shown for a question.

@@ -15,6 +15,9 @@ use super::{Reading, SENSORS};
 const SWING: [f32; SENSORS] = [0.9, 6.0, 0.35];
 const NOISE: [f32; SENSORS] = [0.12, 0.25, 0.04];
 
+/// Readings until the temperature has forgotten where it began; they are not given out.
+const SETTLE: usize = 60;
+
 #[derive(Clone, Copy)]
 enum Fault {
     /// One to three readings far off.
@@ -45,7 +48,7 @@ pub fn generate(seed: u64, n: usize, anomaly_rate: f64) -> Vec<Reading> {
     let mut loads = [0.5; 4];
     let mut episode: Option<Episode> = None;
     let mut readings = Vec::with_capacity(n);
-    for step in 0..n {
+    for step in 0..n + SETTLE {
         speed = (speed + 0.0008 * normal(&mut rng)).clamp(TAU / 90.0, TAU / 45.0);
         phase = (phase + speed) % TAU;
         let load = 0.5 + 0.36 * phase.sin() + 0.09 * (2.0 * phase + 0.7).sin();
@@ -58,7 +61,7 @@ pub fn generate(seed: u64, n: usize, anomaly_rate: f64) -> Vec<Reading> {
         episode = episode.filter(|running| running.age < running.length);
         // An episode lasts 37 readings on average: so often must one begin.
         let begins = anomaly_rate / (37.0 * (1.0 - anomaly_rate).max(0.01));
-        if episode.is_none() && rng.random_bool(begins.clamp(0.0, 1.0)) {
+        if step >= SETTLE && episode.is_none() && rng.random_bool(begins.clamp(0.0, 1.0)) {
             episode = Some(begin(&mut rng));
         }
 
@@ -78,6 +81,9 @@ pub fn generate(seed: u64, n: usize, anomaly_rate: f64) -> Vec<Reading> {
         }
         if let Some(running) = &mut episode {
             running.spoil(&mut values);
+        }
+        if step < SETTLE {
+            continue;
         }
         readings.push(Reading { values, is_anomaly: Some(episode.is_some()) });
     }
