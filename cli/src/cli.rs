@@ -31,7 +31,8 @@ pub struct Cli {
     command: Command,
 
     /// Print JSON instead of words; the worker and the scaler write their logs as JSON
-    #[arg(long, global = true, env = "EBB_JSON", hide_env_values = true)]
+    // Behind the command's own flags, however many commands there are.
+    #[arg(long, global = true, env = "EBB_JSON", hide_env_values = true, display_order = 900)]
     json: bool,
 
     #[command(flatten)]
