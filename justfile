@@ -21,7 +21,8 @@ conformance:
     cargo test --release -p ebb-queue --test conformance
 
 bench *args:
-    cargo run --release -p ebb-bench -- {{args}}
+    cargo build --release --workspace --bins
+    target/release/ebb-bench {{args}}
 
 deny:
     cargo deny check

@@ -14,7 +14,7 @@ use ebb_model::ModelKind;
 use ebb_queue::{JobId, QueueUrl, RetryPolicy};
 
 use crate::batcher::Limits;
-use crate::pipeline::Settings;
+use crate::shared::Settings;
 
 /// How a worker is run.
 #[derive(Debug, Clone, clap::Args)]

@@ -16,8 +16,7 @@ use crate::bisect::{Next, Run};
 use crate::codec::Codec;
 use crate::device::{Answer, Begun, Load, Ran};
 use crate::held::{End, Finished, Held, Item};
-use crate::pipeline::Shared;
-use crate::receive::{EXPIRED, send};
+use crate::shared::{EXPIRED, Shared, send};
 
 /// A batch on its way to the device and back.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ mod pipeline;
 mod receive;
 mod run;
 mod settle;
+mod shared;
 mod status;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec};
@@ -29,5 +30,6 @@ pub use codec::{EncoderCodec, SentinelCodec};
 pub use config::WorkerArgs;
 pub use device::{BuildError, Device, Phases};
 pub use metrics::Metrics;
-pub use pipeline::{Error, Parts, Pipeline, Settings, Summary};
+pub use pipeline::{Error, Pipeline};
 pub use run::run;
+pub use shared::{Parts, Settings, Summary};

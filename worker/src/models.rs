@@ -1,16 +1,31 @@
 //! From a model's kind to its codec and its builder: the only match over models.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_model::Model;
 use ebb_model::echo::Echo;
+use ebb_queue::{Broker, Clock, ResultStore};
+use ebb_telemetry::Health;
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::{Codec, EchoCodec};
 use crate::config::ModelChoice;
 use crate::device::{BuildError, Device, Phases};
-use crate::pipeline::{Parts, Pipeline, Summary};
-use crate::run::Site;
+use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
+use crate::shared::{Parts, Settings, Summary};
+
+/// Everything around a model.
+pub(crate) struct Site {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) results: Arc<dyn ResultStore>,
+    pub(crate) alerts: Arc<dyn Broker>,
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: Health,
+}
 
 /// Works with the model of this choice until `stop` is cancelled.
 pub(crate) async fn work(

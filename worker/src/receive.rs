@@ -7,14 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ebb_queue::Delivery;
-use futures::future::join_all;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::debug;
 
 use crate::codec::Codec;
 use crate::held::{End, Finished, Held, Item};
-use crate::pipeline::{Parts, Pauses, Shared};
+use crate::shared::{EXPIRED, Parts, Pauses, Shared, on_cpu, send};
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
 /// their way would cost them an attempt.
@@ -25,9 +24,6 @@ const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// From this attempt on a job is held by itself, see [`Shared::isolate`].
 const SOLITARY: u32 = 3;
-
-/// Why a job whose deadline has passed is not run; the brokers use the same word.
-pub(crate) const EXPIRED: &str = "expired";
 
 /// What decoding made of a job.
 enum Decoded<I, O> {
@@ -218,43 +214,5 @@ impl<C: Codec> Shared<C> {
             }
         };
         Decoded::Over(held.finish(End::Reject(refusal)))
-    }
-}
-
-/// Maps on as many threads as the settings say, in order.
-pub(crate) async fn on_cpu<C: Codec, T: Send + 'static, U: Send + 'static>(
-    shared: &Arc<Shared<C>>,
-    mut items: Vec<T>,
-    work: fn(&Shared<C>, T) -> U,
-) -> Vec<U> {
-    let n_threads = shared.parts.settings.decode_threads;
-    if n_threads == 0 {
-        return items.into_iter().map(|item| work(shared, item)).collect();
-    }
-    let share = items.len().div_ceil(n_threads).max(1);
-    let mut shares = Vec::new();
-    while !items.is_empty() {
-        let rest = items.split_off(share.min(items.len()));
-        let part = std::mem::replace(&mut items, rest);
-        let shared = Arc::clone(shared);
-        shares.push(tokio::task::spawn_blocking(move || {
-            part.into_iter().map(|item| work(&shared, item)).collect::<Vec<U>>()
-        }));
-    }
-    let mut done = Vec::new();
-    for share in join_all(shares).await {
-        match share {
-            Ok(share) => done.extend(share),
-            // Only at the end of the process; the jobs come back with their leases.
-            Err(error) => error!(%error, "a CPU thread ended early"),
-        }
-    }
-    done
-}
-
-/// Sends to the next stage, which ends only after this one unless the process ends.
-pub(crate) async fn send<T>(out: &Sender<T>, value: T) {
-    if out.send(value).await.is_err() {
-        debug!("the next stage has ended");
     }
 }

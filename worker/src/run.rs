@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use ebb_queue::{Broker, Clock, ErrorKind, OpenOptions, Queue, QueueUrl, ResultStore, SystemClock};
+use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, SystemClock};
 use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
@@ -12,19 +12,8 @@ use tracing::{info, warn};
 
 use crate::config::{Plan, WorkerArgs};
 use crate::metrics::Metrics;
-use crate::models;
-use crate::pipeline::{Pauses, Settings, Summary};
-
-/// Everything around a model.
-pub(crate) struct Site {
-    pub(crate) broker: Arc<dyn Broker>,
-    pub(crate) results: Arc<dyn ResultStore>,
-    pub(crate) alerts: Arc<dyn Broker>,
-    pub(crate) settings: Settings,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) metrics: Metrics,
-    pub(crate) health: Health,
-}
+use crate::models::{self, Site};
+use crate::shared::{Pauses, Settings, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
 ///

@@ -17,8 +17,7 @@ use tracing::{debug, error};
 use crate::codec::{Answer, Codec};
 use crate::held::{End, Finished};
 use crate::lease::Loan;
-use crate::pipeline::{Pauses, Shared};
-use crate::receive::{on_cpu, send};
+use crate::shared::{Pauses, Shared, on_cpu, send};
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;

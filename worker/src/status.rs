@@ -9,7 +9,7 @@ use tracing::debug;
 
 use crate::codec::Codec;
 use crate::device::State;
-use crate::pipeline::{Shared, lock};
+use crate::shared::{Shared, lock};
 
 /// From one report to the next; a worker is taken for gone after several.
 const PERIOD: Duration = Duration::from_secs(1);
