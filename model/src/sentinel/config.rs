@@ -20,7 +20,7 @@ pub struct Config {
     pub hidden: usize,
     /// Width of the middle.
     pub code: usize,
-    /// Mean and deviation of each sensor, in the order of [`super::SENSORS`].
+    /// Mean and deviation of each sensor, in the order vibration, temperature, pressure.
     pub normalisation: [Normalisation; 3],
     /// Mean squared error of each sensor on sound windows: what its error is measured in.
     pub usual_error: [f32; 3],
