@@ -92,6 +92,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "BYTES", env = "EBB_MAX_BODY", default_value_t = 4 << 20)]
     pub max_body: usize,
 
+    /// Most that one job may cost, in tokens with padding counted; a larger one becomes a dead
+    /// letter. It runs in one go, within --stall
+    #[arg(long, value_name = "TOKENS", env = "EBB_MAX_JOB_COST", default_value_t = 65536)]
+    pub max_job_cost: usize,
+
     /// Address of /livez /readyz /startupz /metrics, such as 0.0.0.0:8080 [default: none]
     #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN")]
     pub listen: Option<SocketAddr>,
@@ -201,6 +206,7 @@ impl WorkerArgs {
             grace: self.grace,
             decode_threads: if self.threads == 0 { cores } else { self.threads },
             max_body: self.max_body,
+            max_job_cost: self.max_job_cost,
             exit_when_empty: self.exit_when_empty,
             max_jobs: self.max_jobs,
         };

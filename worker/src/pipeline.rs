@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::codec::Codec;
 use crate::device::State;
 use crate::lease::Keeper;
-use crate::shared::{Parts, Shared, Summary, lock};
+use crate::shared::{Parts, Shared, Summary};
 use crate::{infer, receive, settle, status};
 
 /// Why a worker ended though nobody asked it to.
@@ -23,6 +23,9 @@ pub enum Error {
     /// The model could not be loaded, or the device failed for good.
     #[error("device is lost: {0}")]
     Device(String),
+    /// The broker refuses, and will refuse again.
+    #[error("broker is lost: {0}")]
+    Broker(String),
     /// A bug of ours.
     #[error("a stage ended unexpectedly")]
     Stage(#[source] JoinError),
@@ -56,28 +59,29 @@ impl<C: Codec> Pipeline<C> {
         // Tasks end with their set: when this future is dropped, too.
         let mut company = JoinSet::new();
         company.spawn(status::report(Arc::clone(&shared)));
-        tokio::select! { biased;
-            () = shared.halt.cancelled() => {}
-            ready = shared.parts.device.ready() => {
-                let phases = ready.map_err(Error::Device)?;
-                let gauges = &shared.parts.metrics.cold_start;
-                for (phase, seconds) in &phases {
-                    gauges.with_label_values(&[phase]).set(*seconds);
+        let worked = tokio::select! { biased;
+            () = shared.halt.cancelled() => Ok(()),
+            ready = shared.parts.device.ready() => match ready {
+                Ok(phases) => {
+                    shared.begin(phases);
+                    gate.open();
+                    // The first receive may wait for a job; readiness need not.
+                    if shared.parts.broker.depth().await.is_ok() {
+                        shared.broker_gate.open();
+                    }
+                    shared.work(&mut company).await
                 }
-                *lock(&shared.cold_start) = phases;
-                gate.open();
-                // The first receive may wait for a job; readiness need not.
-                if shared.parts.broker.depth().await.is_ok() {
-                    shared.broker_gate.open();
-                }
-                shared.work(&mut company).await?;
-            }
-        }
+                Err(why) => Err(Error::Device(why)),
+            },
+        };
         drop(company);
+        // Also after an error: a worker that is gone must not be taken for one that starts.
         status::say_goodbye(&shared).await;
-        match shared.device_loss() {
-            Some(why) => Err(Error::Device(why)),
-            None => Ok(shared.summary()),
+        worked?;
+        match (shared.device_loss(), shared.broker_loss()) {
+            (Some(why), _) => Err(Error::Device(why)),
+            (None, Some(why)) => Err(Error::Broker(why)),
+            (None, None) => Ok(shared.summary()),
         }
     }
 }

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::codec::Codec;
 use crate::held::{End, Finished, Held, Item};
-use crate::shared::{EXPIRED, Parts, Pauses, Shared, on_cpu, send};
+use crate::shared::{EXPIRED, PATIENCE, Parts, Pauses, Shared, heals, on_cpu, send};
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
 /// their way would cost them an attempt.
@@ -63,7 +63,12 @@ pub(crate) async fn receive<C: Codec>(
             }
             Err(error) => {
                 shared.trouble("receive", &error);
-                let pause = tokio::time::sleep(pauses.next(shared.chance()));
+                let next = pauses.next(shared.chance());
+                if !heals(&error) && pauses.n_failures() >= PATIENCE {
+                    shared.give_up(&error);
+                    break;
+                }
+                let pause = tokio::time::sleep(next);
                 tokio::select! { biased;
                     () = shared.halt.cancelled() => break,
                     () = pause => {}
@@ -208,6 +213,14 @@ impl<C: Codec> Shared<C> {
                 let input = codec.decode(job)?;
                 Ok::<_, crate::codec::BadJob>((codec.size(&input), input))
             })) {
+                // It would hold the device for longer than a device may be silent.
+                Ok(Ok((size, _))) if size.cost() > settings.max_job_cost => {
+                    let (n, max) = (size.cost(), settings.max_job_cost);
+                    format!(
+                        "input costs {n} tokens, padding counted; send at most {max} in one job, \
+                         or raise --max-job-cost"
+                    )
+                }
                 Ok(Ok((size, input))) => return Decoded::Ready(Item { held, input, size }),
                 Ok(Err(bad)) => bad.to_string(),
                 Err(_) => "body made the decoder panic; this is a bug of ours".to_owned(),

@@ -2,12 +2,12 @@
 //! in between repeats a job, and the store's put-if-absent makes the repeat invisible.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp,
-    Verdict,
+    Delivery, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp, Verdict,
 };
 use futures::future::join_all;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -17,13 +17,10 @@ use tracing::{debug, error};
 use crate::codec::{Answer, Codec};
 use crate::held::{End, Finished};
 use crate::lease::Loan;
-use crate::shared::{Pauses, Shared, on_cpu, send};
+use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send};
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
-
-/// Calls in a row that may fail for a reason that time does not heal.
-const PATIENCE: u32 = 5;
 
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
@@ -93,7 +90,15 @@ impl<C: Codec> Shared<C> {
     fn encode_one(&self, finished: Finished<C::Output>) -> Finished<Answer> {
         let Finished { delivery, loan, since, end } = finished;
         let end = match end {
-            End::Done(output) => End::Done(self.parts.codec.encode(output, &delivery.job)),
+            End::Done(output) => {
+                let encode = || self.parts.codec.encode(output, &delivery.job);
+                match catch_unwind(AssertUnwindSafe(encode)) {
+                    Ok(answer) => End::Done(answer),
+                    Err(_) => {
+                        End::Reject("the answer made the encoder panic; a bug of ours".into())
+                    }
+                }
+            }
             End::Retry(reason) => End::Retry(reason),
             End::Release => End::Release,
             End::Reject(reason) => End::Reject(reason),
@@ -297,19 +302,26 @@ impl Concluded {
     }
 }
 
-/// Whether time may heal it.
-fn heals(error: &ebb_queue::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full)
-}
-
 /// The alert that belongs to a job, always under the same id.
 fn alert_job(job: &JobId, body: bytes::Bytes, now: Timestamp) -> ebb_queue::Result<Job> {
     const SUFFIX: &str = "-alert";
-    // An id of the greatest length loses its end; ids are ASCII.
-    let stem = job.as_str().get(..256 - SUFFIX.len()).unwrap_or(job.as_str());
+    let name = job.as_str();
     let mut alert = Job::new(body, now);
-    alert.id = format!("{stem}{SUFFIX}").parse()?;
+    alert.id = match name.get(..256 - SUFFIX.len()) {
+        // A long id gives its end for a hash of the whole, else two jobs could share an alert.
+        Some(stem) if name.len() > stem.len() => {
+            format!("{}{:016x}{SUFFIX}", &stem[..stem.len() - 16], fingerprint(name)).parse()?
+        }
+        _ => format!("{name}{SUFFIX}").parse()?,
+    };
     Ok(alert)
+}
+
+/// 64 bits of FNV-1a: the same in every version of every worker.
+fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -321,6 +333,10 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let id = |text: &str| alert_job(&text.parse().unwrap(), "{}".into(), now).unwrap().id;
         assert_eq!(id("job-1").as_str(), "job-1-alert");
-        assert_eq!(id(&"x".repeat(256)).as_str(), format!("{}-alert", "x".repeat(250)));
+        assert_eq!(id(&"x".repeat(250)).as_str(), format!("{}-alert", "x".repeat(250)));
+        let long = |end: char| id(&format!("{}{end}", "x".repeat(255)));
+        assert_eq!(long('a'), long('a'));
+        assert_ne!(long('a'), long('b'));
+        assert_eq!(long('a').as_str().len(), 256);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{Broker, Clock, ResultStore, RetryPolicy, WorkerId};
+use ebb_queue::{Broker, Clock, ErrorKind, ResultStore, RetryPolicy, WorkerId};
 use ebb_telemetry::{Gate, GateKind, Health};
 use futures::future::join_all;
 use rand::rngs::StdRng;
@@ -73,6 +73,8 @@ pub struct Settings {
     pub decode_threads: usize,
     /// The largest body, in bytes.
     pub max_body: usize,
+    /// The most that one job may cost, in tokens with padding counted.
+    pub max_job_cost: usize,
     /// Ends when nothing is ready and nothing is held.
     pub exit_when_empty: bool,
     /// Ends after receiving so many jobs.
@@ -114,6 +116,7 @@ pub(crate) struct Shared<C: Codec> {
     pub(crate) counts: Counts,
     pub(crate) broker_gate: Gate,
     pub(crate) cold_start: Mutex<Vec<(String, f64)>>,
+    broker_loss: Mutex<Option<String>>,
     fit: Mutex<Fit>,
     dice: Mutex<StdRng>,
 }
@@ -150,6 +153,7 @@ impl<C: Codec> Shared<C> {
             counts: Counts::default(),
             broker_gate: parts.health.gate("broker", GateKind::Ready),
             cold_start: Mutex::default(),
+            broker_loss: Mutex::default(),
             fit: Mutex::default(),
             dice: Mutex::new(StdRng::seed_from_u64(parts.seed)),
             parts,
@@ -177,6 +181,26 @@ impl<C: Codec> Shared<C> {
         warn!(call, %error, kind = ?error.kind(), "the broker failed; trying again");
     }
 
+    /// The model is ready, after a cold start of these phases.
+    pub(crate) fn begin(&self, phases: Vec<(String, f64)>) {
+        let gauges = &self.parts.metrics.cold_start;
+        for (phase, seconds) in &phases {
+            gauges.with_label_values(&[phase]).set(*seconds);
+        }
+        *lock(&self.cold_start) = phases;
+    }
+
+    /// The broker refuses for good: a new process may do better, this one only looks busy.
+    pub(crate) fn give_up(&self, error: &ebb_queue::Error) {
+        error!(%error, "the broker refuses; this worker ends");
+        *lock(&self.broker_loss) = Some(error.to_string());
+        self.halt.cancel();
+    }
+
+    pub(crate) fn broker_loss(&self) -> Option<String> {
+        lock(&self.broker_loss).clone()
+    }
+
     pub(crate) fn device_loss(&self) -> Option<String> {
         match self.parts.device.state().get() {
             State::Lost(why) => Some(why),
@@ -196,6 +220,14 @@ impl<C: Codec> Shared<C> {
             cold_start: lock(&self.cold_start).clone(),
         }
     }
+}
+
+/// Calls in a row that may fail for a reason that time does not heal.
+pub(crate) const PATIENCE: u32 = 5;
+
+/// Whether time may heal it.
+pub(crate) fn heals(error: &ebb_queue::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full)
 }
 
 /// Pauses between tries while the broker does not answer, longer each time.

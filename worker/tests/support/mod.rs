@@ -63,6 +63,7 @@ pub(crate) fn settings() -> Settings {
         grace: Duration::from_secs(25),
         decode_threads: 0,
         max_body: 1 << 20,
+        max_job_cost: 1 << 16,
         exit_when_empty: false,
         max_jobs: None,
     }

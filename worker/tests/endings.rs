@@ -1,0 +1,137 @@
+//! How a worker ends when it cannot go on, and what it does with jobs that are too much for it.
+
+mod support;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Job, Phase, Published, Receipt,
+    Result, Settled, Settlement, WorkerStatus,
+};
+use ebb_worker::batcher::Size;
+use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Parts, Pipeline, Settings};
+use futures::stream::BoxStream;
+use support::{answer, echo_answer, echo_job, job, parts, pipeline, queue, settings};
+use tokio_util::sync::CancellationToken;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn echo() -> Device<EchoInput, String> {
+    Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO)
+}
+
+/// A broker that answers everything but a receive, as one whose file is broken.
+struct Broken(MemoryQueue);
+
+#[async_trait]
+impl Backlog for Broken {
+    async fn depth(&self) -> Result<Depth> {
+        self.0.depth().await
+    }
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.0.workers().await
+    }
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.0.arrivals().await
+    }
+}
+
+#[async_trait]
+impl Broker for Broken {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.0.publish(jobs).await
+    }
+    async fn receive(&self, _: NonZeroUsize, _: Duration) -> Result<Vec<Delivery>> {
+        Err(ebb_queue::Error::new(ErrorKind::Internal, "the file is broken"))
+    }
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        self.0.extend(receipts).await
+    }
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        self.0.settle(settlements).await
+    }
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.0.report(status).await
+    }
+    fn lease(&self) -> Duration {
+        self.0.lease()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_refuses_for_good_ends_the_worker() {
+    let (queue, clock) = queue(LEASE);
+    let parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    let worker = Pipeline::new(Parts { broker: Arc::new(Broken(queue)), ..parts });
+    let error = worker.run(CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "broker is lost: the file is broken");
+}
+
+#[tokio::test]
+async fn a_worker_whose_model_cannot_be_loaded_is_not_taken_for_one_that_starts() {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::thread::<Echo, _>(|_| Err("no weights".into())).unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings());
+    worker.run(CancellationToken::new()).await.unwrap_err();
+    let phases = queue.workers().await.unwrap().into_iter().map(|worker| worker.phase);
+    assert!(phases.into_iter().all(|phase| phase != Phase::Starting));
+}
+
+/// An echo whose jobs cost as much as they are long, and that cannot write down one answer.
+struct Peculiar;
+
+impl Codec for Peculiar {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn decode(&self, job: &Job) -> std::result::Result<EchoInput, BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        Size { rows: 1, length: input.input.len() }
+    }
+
+    fn encode(&self, output: String, job: &Job) -> Answer {
+        assert_ne!(output, "unspeakable");
+        EchoCodec.encode(output, job)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts_nobody_else() {
+    let (queue, clock) = queue(LEASE);
+    let long = format!(r#"{{"input": "{}"}}"#, "x".repeat(101));
+    let unspeakable = r#"{"input": "unspeakable"}"#;
+    let jobs = vec![echo_job(0), job(1, &long), job(2, unspeakable), echo_job(3)];
+    queue.publish(jobs).await.unwrap();
+    let settings = Settings { max_job_cost: 100, exit_when_empty: true, ..settings() };
+    let plain = parts(&Arc::new(queue.clone()), &clock, echo(), settings);
+    let peculiar = Parts {
+        codec: Peculiar,
+        device: plain.device,
+        broker: plain.broker,
+        results: plain.results,
+        alerts: plain.alerts,
+        settings: plain.settings,
+        clock: plain.clock,
+        seed: plain.seed,
+        metrics: plain.metrics,
+        health: plain.health,
+    };
+    Pipeline::new(peculiar).run(CancellationToken::new()).await.unwrap();
+    for number in [0, 3] {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    let mut dead = queue.list(10).await.unwrap();
+    dead.sort_by(|a, b| a.job.id.cmp(&b.job.id));
+    let reasons: Vec<_> = dead.iter().map(|letter| letter.reason.as_str()).collect();
+    assert!(reasons[0].contains("at most 100 in one job, or raise --max-job-cost"), "{reasons:?}");
+    assert!(reasons[1].contains("a bug of ours"), "{reasons:?}");
+    assert_eq!(reasons.len(), 2);
+}
