@@ -11,6 +11,7 @@ mod delivery;
 mod depth;
 mod error;
 pub mod faulty;
+mod follow;
 mod job;
 pub mod memory;
 mod open;
@@ -44,7 +45,7 @@ pub trait Backlog: Send + Sync {
     ///
     /// # Behavior
     /// - An expired job that nobody holds counts as dead from its deadline on, not as ready or
-    ///   delayed: nobody wakes a GPU for it.
+    ///   delayed: nobody wakes a GPU for it. One whose completed result is stored counts as done.
     async fn depth(&self) -> Result<Depth>;
 
     /// The last status of each worker that reported within the last few seconds.
@@ -83,6 +84,8 @@ pub trait Broker: Backlog {
     ///   `lease expired` and whose it was.
     /// - An expired job is never delivered: it becomes a dead letter with the reason `expired`, and
     ///   a failed result says so to whoever waits for it. A job under a live lease is left alone.
+    /// - An expired job whose completed result is stored is done as if acked, and no dead letter: its
+    ///   worker was lost between the two.
     /// - Dropping the future loses nothing: what was fetched comes back with its lease.
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 
@@ -172,6 +175,9 @@ pub trait ResultStore: Send + Sync {
     /// - `from_seq` counts in the attempt that is current: who goes on and finds another attempt
     ///   than before has missed its beginning, and follows anew from 0.
     /// - Waits as long as there is no result, also for a job that nobody has published yet.
+    /// - Ends without a result when none can come: the job is done and its result forgotten or never
+    ///   stored, or its dead letter is purged. Told soon in the process that does it, elsewhere
+    ///   within seconds.
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>>;
 }
 

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
 
+use crate::follow::Hope;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Job, JobId,
     JobResult, OpenOptions, Outcome, Published, Receipt, Result, ResultStore, STATUS_TTL, Settled,
@@ -41,7 +42,7 @@ struct Shared {
     state: Mutex<State>,
     /// Rung when a job becomes ready, a delay begins, or a worker has a new phase.
     arrival: Bell,
-    /// Rung when a result or a piece of one is stored.
+    /// Rung when a result or a piece of one is stored, or may never come.
     answer: Bell,
 }
 
@@ -84,14 +85,15 @@ impl MemoryQueue {
 
     /// The state once the deadlines have had their effect.
     fn tidy_state(&self) -> (MutexGuard<'_, State>, Timestamp) {
-        let (mut state, now) = self.state();
+        let (mut guard, now) = self.state();
+        let state = &mut *guard;
         state.answers.tidy(now);
-        for (id, attempt) in state.jobs.tidy(now) {
+        for (id, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
             let outcome = Outcome::Failed { reason: "expired".to_owned() };
             state.answers.put(&JobResult { id, attempt, outcome, finished_at: now }, now);
             self.shared.answer.ring();
         }
-        (state, now)
+        (guard, now)
     }
 
     /// What is ready, or how long it takes until time alone makes it so.
@@ -107,7 +109,7 @@ impl MemoryQueue {
 impl Backlog for MemoryQueue {
     async fn depth(&self) -> Result<Depth> {
         let (state, now) = self.state();
-        Ok(state.jobs.depth(now))
+        Ok(state.jobs.depth(now, |id| state.answers.is_completed(id, now)))
     }
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
@@ -166,6 +168,9 @@ impl Broker for MemoryQueue {
         {
             self.shared.arrival.ring();
         }
+        if settlements.iter().any(|one| matches!(one.verdict(), Verdict::Ack)) {
+            self.shared.answer.ring();
+        }
         Ok(settled)
     }
 
@@ -209,7 +214,9 @@ impl DeadLetters for MemoryQueue {
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
         let (mut state, _) = self.tidy_state();
-        Ok(state.jobs.purge(ids))
+        let n_purged = state.jobs.purge(ids);
+        self.shared.answer.ring();
+        Ok(n_purged)
     }
 }
 
@@ -237,12 +244,13 @@ impl ResultStore for MemoryQueue {
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         let (queue, id) = (self.clone(), id.clone());
         let mut answer = self.shared.answer.listen();
-        let mut cursor = Cursor::from_seq(from_seq);
+        let (mut cursor, mut hope) = (Cursor::from_seq(from_seq), Hope::default());
         let frames = async_stream::stream! {
             loop {
-                let frames = {
+                let (frames, standing) = {
                     let (state, now) = queue.state();
-                    state.answers.frames(&id, &mut cursor, now)
+                    let frames = state.answers.frames(&id, &mut cursor, now);
+                    (frames, state.jobs.standing(&id, now))
                 };
                 for frame in frames {
                     let last = matches!(frame, Frame::Final(_));
@@ -250,6 +258,9 @@ impl ResultStore for MemoryQueue {
                     if last {
                         return;
                     }
+                }
+                if hope.is_lost(standing) {
+                    return;
                 }
                 answer.hear().await;
             }

@@ -73,6 +73,11 @@ impl Answers {
         self.by_job.get(id).filter(|answer| answer.forget_at > now)?.result.clone()
     }
 
+    /// Whether there is a completed result.
+    pub(super) fn is_completed(&self, id: &JobId, now: Timestamp) -> bool {
+        self.by_job.get(id).is_some_and(|answer| answer.forget_at > now && answer.is_completed())
+    }
+
     pub(super) fn chunk(
         &mut self,
         (id, attempt): (&JobId, u32),

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::follow::Standing;
 use crate::{
     Attempt, Behavior, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId, Priority,
     Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict, WorkerId,
@@ -183,8 +184,13 @@ impl Jobs {
         }
     }
 
-    /// Forgets what is long done, makes dead letters of expired jobs, and returns those.
-    pub(super) fn tidy(&mut self, now: Timestamp) -> Vec<(JobId, u32)> {
+    /// Forgets what is long done, makes dead letters of expired jobs, and returns those. Expired
+    /// jobs that have been answered are done instead.
+    pub(super) fn tidy(
+        &mut self,
+        now: Timestamp,
+        is_answered: impl Fn(&JobId) -> bool,
+    ) -> Vec<(JobId, u32)> {
         self.remove_if(
             |_, entry| matches!(entry.state, State::Done { forget_at } if forget_at <= now),
         );
@@ -193,6 +199,11 @@ impl Jobs {
         late.sort_by_key(|(place, entry)| (entry.job.headers.deadline, place.1));
         let mut expired = Vec::new();
         for (_, entry) in late {
+            if is_answered(&entry.job.id) {
+                // Whoever gave the answer died before the ack.
+                entry.state = State::Done { forget_at: now + self.behavior.key_ttl };
+                continue;
+            }
             entry.record_crash();
             self.counter += 1;
             let reason = "expired".to_owned();
@@ -263,13 +274,15 @@ impl Jobs {
         Settled::Held
     }
 
-    pub(super) fn depth(&self, now: Timestamp) -> Depth {
+    pub(super) fn depth(&self, now: Timestamp, is_answered: impl Fn(&JobId) -> bool) -> Depth {
         let mut depth = Depth::empty(now);
         let mut cost = 0.0;
         for entry in self.line.values() {
             let free_at = entry.free_at();
-            if matches!(entry.state, State::Dead { .. }) || entry.is_expired(now) {
+            if matches!(entry.state, State::Dead { .. }) {
                 depth.dead += 1;
+            } else if entry.is_expired(now) {
+                depth.dead += u64::from(!is_answered(&entry.job.id));
             } else if entry.is_ready(now) {
                 depth.ready += 1;
                 let published = entry.job.enqueued_at;
@@ -296,6 +309,17 @@ impl Jobs {
             .values()
             .filter_map(|entry| entry.free_at().filter(|at| *at > now && !entry.job.expired(*at)));
         due.min()
+    }
+
+    /// What is known of the job under this id.
+    pub(super) fn standing(&self, id: &JobId, now: Timestamp) -> Standing {
+        let entry = self.places.get(id).and_then(|place| self.line.get(place));
+        match entry.map(|entry| &entry.state) {
+            None => Standing::Unknown,
+            Some(State::Done { forget_at }) if *forget_at <= now => Standing::Unknown,
+            Some(State::Done { .. }) => Standing::Done,
+            Some(_) => Standing::Open,
+        }
     }
 
     /// The newest first.

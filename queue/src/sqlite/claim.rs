@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::dead;
+use super::dead::{self, Ttls};
 use super::depth;
 use super::failure::Outcome;
 use super::mark::Mark;
@@ -22,7 +22,7 @@ pub(super) struct Claim {
     pub(super) worker: Arc<str>,
     /// Chance: tells the leases of this claim from all others.
     pub(super) mark: i64,
-    pub(super) result_ttl: Millis,
+    pub(super) ttls: Ttls,
 }
 
 /// What a claim got, or when it is worth another.
@@ -34,7 +34,7 @@ pub(super) struct Claimed {
 
 /// Leases what is ready, best first.
 pub(super) fn claim(tx: &mut Tx<'_>, claim: &Claim) -> Outcome<Claimed> {
-    dead::expire(tx, claim.now, claim.result_ttl)?;
+    dead::expire(tx, claim.now, claim.ttls)?;
     ripen(tx, claim.now)?;
     let ready: Vec<StoredJob> = tx
         .sql(&format!(

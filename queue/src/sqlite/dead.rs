@@ -7,12 +7,21 @@ use rusqlite::OptionalExtension;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
 use super::results;
+use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
 use super::tx::{Millis, State, Tx, millis, moment};
 use crate::{DeadLetter, Headers, JobId, JobResult};
 
 /// Jobs that one command changes at most: others wait for the writer.
 pub(super) const STEP: usize = 500;
+
+/// How long things are remembered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ttls {
+    pub(super) result: Millis,
+    /// Of the names of a job that is done.
+    pub(super) key: Millis,
+}
 
 /// Why and when a job ended.
 #[derive(Debug)]
@@ -38,8 +47,9 @@ pub(super) fn bury(
     Ok(())
 }
 
-/// Makes dead letters of jobs whose deadline has passed while nobody held them.
-pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, result_ttl: Millis) -> Outcome<usize> {
+/// Makes dead letters of jobs whose deadline has passed while nobody held them; those that have been
+/// answered are done instead.
+pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize> {
     let expired: Vec<(i64, State, String)> = tx
         .sql(
             "SELECT n, state, id FROM jobs INDEXED BY jobs_deadline
@@ -51,6 +61,11 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, result_ttl: Millis) -> Outcom
         })?
         .collect::<Result<_, _>>()?;
     for (n, state, id) in &expired {
+        if results::completion(tx, id, now)? == Some(true) {
+            // Whoever gave the answer died before the ack.
+            settle::finish_answered(tx, now + ttls.key, *n)?;
+            continue;
+        }
         expire_one(tx, now, (*n, *state))?;
         let attempt =
             tx.sql("SELECT attempts FROM jobs WHERE n = ?1")?.query_row([n], |row| row.get(0))?;
@@ -58,7 +73,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, result_ttl: Millis) -> Outcom
         let outcome = crate::Outcome::Failed { reason };
         let id: JobId = id.parse()?;
         let result = JobResult { id, attempt, outcome, finished_at: moment(now) };
-        results::put(tx, now, result_ttl, &result)?;
+        results::put(tx, now, ttls.result, &result)?;
     }
     Ok(expired.len())
 }
@@ -198,6 +213,7 @@ pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
             tx.sql(sql)?.query_row([n], |row| row.try_into())?;
         tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
         names::forget(tx, &id, key.as_deref())?;
+        tx.news.push(id.parse()?);
         tx.leaves(State::Dead, cost);
     }
     Ok(Step { n_done: rows.len() as u64, rest })

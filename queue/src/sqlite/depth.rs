@@ -30,13 +30,14 @@ pub(super) fn depth(
     let late_ready = range("jobs_deadline", "state = 0 AND deadline <= ?2")?;
     let late_delayed = range("jobs_deadline", "state = 2 AND deadline <= ?2")?;
     let late_lapsed = lapsed.n - lapsed_alive.n;
+    let answered = answered_late(db, queue, at)?;
     let oldest = oldest_in_line(db, queue, at)?;
     let cost = counters.cost + due.cost - late_ready.cost - (lapsed.cost - lapsed_alive.cost);
     Ok(Depth {
         ready: count(counters.ready - late_ready.n + due.n + lapsed_alive.n),
         in_flight: count(counters.leased - lapsed.n),
         delayed: count(counters.delayed - due.n - late_delayed.n),
-        dead: count(counters.dead + late_ready.n + late_delayed.n + late_lapsed),
+        dead: count(counters.dead + late_ready.n + late_delayed.n + late_lapsed - answered),
         oldest_ready: oldest
             .into_iter()
             .chain(due.oldest)
@@ -47,6 +48,15 @@ pub(super) fn depth(
         cost: Some(cost as f64 / 1e3),
         as_of: now,
     })
+}
+
+/// Expired jobs that are done, for their answers are there.
+fn answered_late(db: &Connection, queue: i64, now: Millis) -> Outcome<i64> {
+    let sql = "SELECT count(*) FROM jobs INDEXED BY jobs_deadline
+               WHERE queue = ?1 AND deadline <= ?2 AND (state <> 1 OR due <= ?2)
+               AND EXISTS (SELECT 1 FROM results WHERE results.queue = ?1
+                           AND results.id = jobs.id AND completed AND results.expires > ?2)";
+    Ok(db.prepare_cached(sql)?.query_row((queue, now), |row| row.get(0))?)
 }
 
 fn count(n: i64) -> u64 {

@@ -36,13 +36,14 @@ use futures::stream::{self, BoxStream};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::follow::Hope;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Job, JobId, JobResult, OpenOptions, Published, Receipt, Result, ResultStore, Settled,
     Settlement, Stored, Synchronous, WorkerStatus,
 };
 use claim::{Claim, Claimed};
-use dead::{Step, Which};
+use dead::{Step, Ttls, Which};
 use failure::Outcome;
 use reader::Reader;
 use results::{Cursor, Piece};
@@ -54,6 +55,9 @@ use writer::Writer;
 
 /// A wait looks again at least this often, should a clock have jumped.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
+
+/// Who follows a result looks again at least this often: it may never come.
+const FOLLOW_NAP: Duration = Duration::from_secs(10);
 
 /// A queue in a SQLite file; clones share its threads.
 #[derive(Debug, Clone)]
@@ -146,6 +150,11 @@ impl SqliteQueue {
         millis(self.shared.clock.now())
     }
 
+    fn ttls(&self) -> Ttls {
+        let behavior = &self.shared.behavior;
+        Ttls { result: span(behavior.result_ttl), key: span(behavior.key_ttl) }
+    }
+
     /// Makes sure that what other processes do is noticed from now on.
     async fn watch(&self) -> Result<()> {
         let start = || Watcher::start(self.shared.file.clone(), self.shared.signals.clone());
@@ -164,10 +173,10 @@ impl SqliteQueue {
     async fn claim(&self, max: NonZeroUsize) -> Result<Claimed> {
         let shared = &self.shared;
         let (worker, mark) = (shared.worker.clone(), rand::random());
-        let (lease, result_ttl) = (span(shared.behavior.lease), span(shared.behavior.result_ttl));
+        let (lease, ttls) = (span(shared.behavior.lease), self.ttls());
         let claim = move |tx: &mut Tx<'_>, now| {
             let until = now + lease;
-            claim::claim(tx, &Claim { max: max.get(), now, until, worker, mark, result_ttl })
+            claim::claim(tx, &Claim { max: max.get(), now, until, worker, mark, ttls })
         };
         self.write(claim).await
     }
@@ -177,9 +186,9 @@ impl SqliteQueue {
         &self,
         work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let ttl = span(self.shared.behavior.result_ttl);
+        let ttls = self.ttls();
         loop {
-            let expire = move |tx: &mut Tx<'_>, now| dead::expire(tx, now, ttl);
+            let expire = move |tx: &mut Tx<'_>, now| dead::expire(tx, now, ttls);
             if self.write(expire).await? < dead::STEP {
                 return self.write(work).await;
             }
@@ -326,7 +335,7 @@ impl ResultStore for SqliteQueue {
         let (queue, id) = (self.clone(), id.clone());
         let mut follower = self.shared.signals.follow(&id);
         self.watch().await?;
-        let mut cursor = Cursor::from_seq(from_seq);
+        let (mut cursor, mut hope) = (Cursor::from_seq(from_seq), Hope::default());
         let frames = async_stream::try_stream! {
             loop {
                 let (now, id) = (queue.now(), id.clone());
@@ -340,9 +349,14 @@ impl ResultStore for SqliteQueue {
                         return;
                     }
                 }
-                if !found.is_cut {
-                    follower.news().await;
+                if found.is_cut {
+                    continue;
                 }
+                if hope.is_lost(found.standing) {
+                    return;
+                }
+                // Of what another process purges there is no news.
+                tokio::time::timeout(FOLLOW_NAP, follower.news()).await.ok();
             }
         };
         Ok(frames.boxed())

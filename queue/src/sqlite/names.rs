@@ -1,8 +1,9 @@
 //! What a second publication is recognised by: ids, and idempotency keys.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::tx::{Millis, Tx};
+use crate::follow::Standing;
 
 /// What a name is.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,25 @@ pub(super) fn known(
     tx.sql(sql)?.query_row(row, |row| row.get(0)).optional()
 }
 
+/// What is known of the job under this id.
+pub(super) fn standing(
+    db: &Connection,
+    queue: i64,
+    now: Millis,
+    id: &str,
+) -> rusqlite::Result<Standing> {
+    let sql = "SELECT expires FROM names WHERE queue = ?1 AND kind = ?2 AND name = ?3
+               AND (expires IS NULL OR expires > ?4)";
+    let row = (queue, Kind::Id as i64, id, now);
+    let expires: Option<Option<Millis>> =
+        db.prepare_cached(sql)?.query_row(row, |row| row.get(0)).optional()?;
+    Ok(match expires {
+        None => Standing::Unknown,
+        Some(None) => Standing::Open,
+        Some(Some(_)) => Standing::Done,
+    })
+}
+
 /// Remembers a name of job `n` while there is the job.
 pub(super) fn remember(
     tx: &Tx<'_>,
@@ -44,7 +64,7 @@ pub(super) fn remember(
 pub(super) fn ends(
     tx: &Tx<'_>,
     (id, key): (&str, Option<&str>),
-    settled: i64,
+    settled: Option<i64>,
     expires: Millis,
 ) -> rusqlite::Result<()> {
     let sql = "UPDATE names SET n = NULL, settled = ?4, expires = ?5

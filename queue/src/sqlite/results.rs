@@ -3,7 +3,9 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::failure::Outcome;
+use super::names;
 use super::tx::{Millis, Tx};
+use crate::follow::Standing;
 use crate::{Frame, JobId, JobResult, Stored};
 
 /// Pieces that one look takes at most.
@@ -43,7 +45,7 @@ pub(super) fn put(
 }
 
 /// Whether there is a result, and whether it is a completed one.
-fn completion(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<bool>> {
+pub(super) fn completion(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<bool>> {
     let sql = "SELECT completed FROM results WHERE queue = ?1 AND id = ?2 AND expires > ?3";
     Ok(tx.sql(sql)?.query_row((tx.queue, id, now), |row| row.get(0)).optional()?)
 }
@@ -140,6 +142,8 @@ pub(super) struct Found {
     pub(super) cursor: Cursor,
     /// There may be more already.
     pub(super) is_cut: bool,
+    /// What was known of the job before the look.
+    pub(super) standing: Standing,
 }
 
 /// What came since the cursor: the pieces in order without a gap, then the result.
@@ -149,6 +153,8 @@ pub(super) fn frames(
     now: Millis,
     (id, mut cursor): (&JobId, Cursor),
 ) -> Outcome<Found> {
+    // First: who answers does so before the job is done.
+    let standing = names::standing(db, queue, now, id.as_str())?;
     let sql = "SELECT max(attempt) FROM chunks WHERE queue = ?1 AND id = ?2 AND expires > ?3";
     let latest: Option<u32> =
         db.prepare_cached(sql)?.query_row((queue, id.as_str(), now), |row| row.get(0))?;
@@ -177,5 +183,5 @@ pub(super) fn frames(
     if !is_cut {
         frames.extend(get(db, queue, now, id)?.map(Frame::Final));
     }
-    Ok(Found { frames, cursor, is_cut })
+    Ok(Found { frames, cursor, is_cut, standing })
 }

@@ -109,8 +109,22 @@ fn settled_before(tx: &Tx<'_>, now: Millis, id: &JobId, mark: Mark) -> Outcome<S
 fn finish(tx: &mut Tx<'_>, expires: Millis, id: &JobId, held: &Held) -> Outcome<()> {
     tx.sql("DELETE FROM jobs WHERE n = ?1")?.execute([held.mark.n])?;
     tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([held.mark.n])?;
-    names::ends(tx, (id.as_str(), held.key.as_deref()), held.mark.lease, expires)?;
+    names::ends(tx, (id.as_str(), held.key.as_deref()), Some(held.mark.lease), expires)?;
+    tx.news.push(id.clone());
     tx.leaves(held.state, held.cost);
+    Ok(())
+}
+
+/// Ends a job that has been answered but not acked.
+pub(super) fn finish_answered(tx: &mut Tx<'_>, expires: Millis, n: i64) -> Outcome<()> {
+    type Row = (i64, String, Option<String>, Option<i64>, Option<i64>);
+    let sql = "DELETE FROM jobs WHERE n = ?1
+               RETURNING state, id, key, cost, coalesce(lease, settled)";
+    let row: Row = tx.sql(sql)?.query_row([n], |row| row.try_into())?;
+    let (state, id, key, cost, settled) = row;
+    tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
+    names::ends(tx, (&id, key.as_deref()), settled, expires)?;
+    tx.leaves(State::from_stored(state), cost);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Notices what other processes have committed.
 //!
 //! A commit appends to the write-ahead log, which inotify tells a little before the commit can be
-//! seen; so the watcher looks again and again from then on, until it sees it. Elsewhere than on
-//! Linux it looks a hundred times a second. One thread per handle, started with the first
+//! seen; so the watcher looks again and again from then on, until it sees it and a little longer:
+//! the next commit may have been told already. Elsewhere than on Linux, and where inotify cannot
+//! be had, it looks a hundred times a second. One thread per handle, started with the first
 //! subscription; it does not wake while nothing is written, but for one look a second.
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,17 @@ const LAST_PAUSE: Duration = Duration::from_millis(10);
 
 /// No commit is looked for longer than this; the look once a second finds what comes later.
 const LONGEST: Duration = Duration::from_millis(500);
+
+/// How long it looks on after a commit: another may have been told together with that one, and be
+/// seen only now.
+const TAIL: Duration = Duration::from_millis(50);
+
+/// The first pause after a commit: many in a row are told as few.
+const FIRST_TAIL_PAUSE: Duration = Duration::from_millis(1);
+
+/// The pause between two looks where nobody tells of writes: half the time within which an arrival
+/// is to be told.
+const PULSE: Duration = Duration::from_millis(10);
 
 /// News that one look reads at most.
 const STEP: usize = 1000;
@@ -63,14 +75,10 @@ fn arm(file: &Arc<File>, signals: Arc<Signals>) -> Result<(tokio::runtime::Runti
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(broken)?;
-    // The log exists once a connection has read.
-    let db = schema::connect(&file.path).map_err(|failure| failure.into_error(&file.path))?;
-    let stir = {
+    let eye = {
         let _guard = runtime.enter();
-        Stir::new(&file.path).map_err(broken)?
+        Eye::new(file, signals, Stir::new).map_err(|failure| failure.into_error(&file.path))?
     };
-    let mut eye = Eye { db, stir, file: file.clone(), signals, version: -1, tail: None };
-    eye.look().map_err(|failure| failure.into_error(&file.path))?;
     Ok((runtime, eye))
 }
 
@@ -87,6 +95,19 @@ struct Eye {
 }
 
 impl Eye {
+    fn new(
+        file: &Arc<File>,
+        signals: Arc<Signals>,
+        stir: impl FnOnce(&Path) -> Stir,
+    ) -> Outcome<Self> {
+        // The log exists once a connection has read.
+        let db = schema::connect(&file.path)?;
+        let stir = stir(&file.path);
+        let mut eye = Self { db, stir, file: file.clone(), signals, version: -1, tail: None };
+        eye.look()?;
+        Ok(eye)
+    }
+
     async fn watch(mut self, mut stopped: oneshot::Receiver<()>) {
         loop {
             tokio::select! {
@@ -102,14 +123,18 @@ impl Eye {
         }
     }
 
-    /// Looks until it sees a commit.
+    /// Looks until it has seen a commit and then none for a while.
     async fn look_out(&mut self) {
-        let since = Instant::now();
-        while !self.try_look() && since.elapsed() < LONGEST {
-            busy::pause((since.elapsed() / 10).clamp(FIRST_PAUSE, LAST_PAUSE));
+        let begun = Instant::now();
+        let (mut since, mut patience, mut first_pause) = (begun, LONGEST, FIRST_PAUSE);
+        while since.elapsed() < patience && begun.elapsed() < 2 * LONGEST {
+            if self.try_look() {
+                (since, patience, first_pause) = (Instant::now(), TAIL, FIRST_TAIL_PAUSE);
+            }
+            busy::pause((since.elapsed() / 10).clamp(first_pause, LAST_PAUSE));
         }
-        // Many commits in a row are told as few.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Lets the end of the handle be heard.
+        tokio::task::yield_now().await;
     }
 
     fn try_look(&mut self) -> bool {
@@ -174,15 +199,53 @@ impl Eye {
     }
 }
 
+/// Waits for a reason to look.
+enum Stir {
+    /// The kernel tells of writes.
+    #[cfg(target_os = "linux")]
+    Told(Box<linux::Told>),
+    /// Nobody does.
+    Untold,
+}
+
+impl Stir {
+    #[cfg(target_os = "linux")]
+    fn new(database: &Path) -> Self {
+        linux::Told::new(database).map_or_else(
+            |error| {
+                let remedy = "raise fs.inotify.max_user_instances to save them";
+                tracing::warn!(%error, remedy, "no inotify: looks for news 100 times a second");
+                Self::Untold
+            },
+            |told| Self::Told(Box::new(told)),
+        )
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new(_database: &Path) -> Self {
+        Self::Untold
+    }
+
+    /// True after a write, false when it is time to look without one.
+    async fn wait(&mut self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Told(told) => told.wait().await,
+            Self::Untold => {
+                tokio::time::sleep(PULSE).await;
+                false
+            }
+        }
+    }
+}
+
 /// The log beside a database.
+#[cfg(target_os = "linux")]
 fn log_of(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push("-wal");
     name.into()
 }
-
-#[cfg(target_os = "linux")]
-use linux::Stir;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -193,17 +256,17 @@ mod linux {
     use futures::{FutureExt, StreamExt};
     use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-    /// Looks for what the kernel would not tell, and for a log that is not there yet.
+    /// Looks for what the kernel would not tell.
     const PULSE: Duration = Duration::from_secs(1);
 
     /// Waits for a write to the log.
-    pub(super) struct Stir {
+    pub(super) struct Told {
         events: EventStream<[u8; 4096]>,
         log: PathBuf,
         watch: Option<WatchDescriptor>,
     }
 
-    impl Stir {
+    impl Told {
         pub(super) fn new(database: &Path) -> Result<Self> {
             let events = Inotify::init()?.into_event_stream([0; 4096])?;
             let mut stir = Self { events, log: super::log_of(database), watch: None };
@@ -222,7 +285,9 @@ mod linux {
         /// True after a write, false when it is time to look without one.
         pub(super) async fn wait(&mut self) -> bool {
             self.arm();
-            let mut next = tokio::time::timeout(PULSE, self.events.next()).await.ok().flatten();
+            // There is no log yet, or no watch to be had for it.
+            let pulse = if self.watch.is_none() { super::PULSE } else { PULSE };
+            let mut next = tokio::time::timeout(pulse, self.events.next()).await.ok().flatten();
             let stirred = next.is_some();
             let mut is_gone = false;
             while let Some(Ok(event)) = next {
@@ -247,7 +312,7 @@ mod linux {
             let folder = tempfile::tempdir().unwrap();
             let database = folder.path().join("queue.db");
             let log = super::super::log_of(&database);
-            let mut stir = Stir::new(&database).unwrap();
+            let mut stir = Told::new(&database).unwrap();
             for _ in 0..2 {
                 std::fs::write(&log, "").unwrap();
                 // The pulse finds the new log.
@@ -260,29 +325,31 @@ mod linux {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
-use elsewhere::Stir;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::SqliteQueue;
+    use crate::{Behavior, Broker, Job, OpenOptions, Synchronous, Timestamp};
 
-#[cfg(not(target_os = "linux"))]
-mod elsewhere {
-    use std::path::Path;
-    use std::time::Duration;
-
-    /// Half the time within which an arrival is to be told.
-    const PULSE: Duration = Duration::from_millis(10);
-
-    /// Waits for the next look.
-    pub(super) struct Stir;
-
-    impl Stir {
-        pub(super) fn new(_database: &Path) -> std::io::Result<Self> {
-            Ok(Self)
-        }
-
-        /// Always false: it is time to look.
-        pub(super) async fn wait(&mut self) -> bool {
-            tokio::time::sleep(PULSE).await;
-            false
-        }
+    #[tokio::test]
+    async fn without_inotify_a_commit_is_seen_by_looking() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.db");
+        let (behavior, options) = (Behavior::default(), OpenOptions::default());
+        let queue =
+            SqliteQueue::open(&path, "default", Synchronous::Normal, &behavior, options).await;
+        let queue = queue.unwrap();
+        // None of the signals that the writer of the queue tells.
+        let signals = Arc::new(Signals::new(0));
+        let mut arrivals = signals.arrivals();
+        let eye = Eye::new(&queue.shared.file, signals, |_| Stir::Untold).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let publish = async {
+            queue.publish(vec![Job::new("body", Timestamp::now())]).await.unwrap();
+            let told = tokio::time::timeout(Duration::from_secs(5), arrivals.changed()).await;
+            told.expect("the arrival is told").unwrap();
+            drop(stop);
+        };
+        tokio::join!(eye.watch(stopped), publish);
     }
 }

@@ -1,10 +1,10 @@
 //! Who follows a result sees its pieces as they come, in order, then the whole, then the end.
 
 use bytes::Bytes;
-use ebb_queue::{Frame, JobId, Queue, Result, Stored};
+use ebb_queue::{Behavior, Frame, JobId, Queue, Result, Stored};
 use futures::stream::BoxStream;
 
-use crate::fixture::{Fixture, soon};
+use crate::fixture::{Fixture, kill, settle, soon, take_one};
 
 pub async fn the_pieces_come_in_order_then_the_result_then_the_end(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -100,6 +100,43 @@ pub async fn a_result_voids_the_pieces_of_earlier_attempts(fixture: &dyn Fixture
     let result = fixture.completed("a", 2, "new");
     queue.put(&result).await.unwrap();
     assert_eq!(next(&mut follow(&queue, 0).await).await, Frame::Final(result));
+}
+
+pub async fn a_result_that_was_forgotten_ends_the_stream(fixture: &dyn Fixture) {
+    let behavior = fixture.behavior();
+    let key_ttl = behavior.result_ttl * 2;
+    let queue = fixture.fresh_with(Behavior { key_ttl, ..behavior.clone() }).await;
+    fixture.publish(&queue, &["a"]).await;
+    let delivery = take_one(&queue).await;
+    queue.put(&fixture.completed("a", 1, "42")).await.unwrap();
+    settle(&queue, delivery.ack()).await;
+    fixture.pass(behavior.result_ttl).await;
+    assert!(soon(&mut follow(&queue, 0).await).await.is_none());
+}
+
+pub async fn a_job_that_is_done_without_a_result_ends_the_stream(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a"]).await;
+    let delivery = take_one(&queue).await;
+    chunk(&queue, 1, 0, "one").await;
+    let mut frames = follow(&queue, 0).await;
+    assert_eq!(next(&mut frames).await, piece(1, 0, "one"));
+    settle(&queue, delivery.ack()).await;
+    assert!(soon(&mut frames).await.is_none());
+}
+
+pub async fn a_purge_ends_the_stream_of_a_dead_letter(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a"]).await;
+    chunk(&queue, 1, 0, "one").await;
+    let mut frames = follow(&queue, 0).await;
+    assert_eq!(next(&mut frames).await, piece(1, 0, "one"));
+    kill(&queue, "no").await;
+    // It is still followed: the letter may be put back.
+    chunk(&queue, 1, 1, "two").await;
+    assert_eq!(next(&mut frames).await, piece(1, 1, "two"));
+    assert_eq!(queue.purge(None).await.unwrap(), 1);
+    assert!(soon(&mut frames).await.is_none());
 }
 
 async fn follow(queue: &Queue, from_seq: u64) -> BoxStream<'static, Result<Frame>> {

@@ -93,6 +93,26 @@ pub async fn an_answer_that_is_there_outlives_the_deadline(fixture: &dyn Fixture
     assert_eq!(queue.get(&result.id).await.unwrap(), Some(result));
 }
 
+pub async fn an_answered_job_left_by_a_crash_past_its_deadline_is_done(fixture: &dyn Fixture) {
+    let queue = with_ttl(fixture, &[("ebb-key", "k"), ("ebb-cost", "2")]).await;
+    let delivery = take_one(&queue).await;
+    queue.put(&fixture.completed("a", 1, "42")).await.unwrap();
+    fixture.pass(fixture.lease() * 2).await;
+    for _ in 0..2 {
+        let depth = queue.depth().await.unwrap();
+        assert_eq!(counts(&queue).await, [0, 0, 0, 0]);
+        assert_eq!((depth.cost, depth.next_due), (Some(0.0), None));
+        assert!(take(&queue, 9).await.is_empty());
+        assert!(queue.list(9).await.unwrap().is_empty());
+    }
+    // Known for a while, like any job that is done.
+    assert_eq!(settle(&queue, delivery.ack()).await, Settled::Held);
+    assert!(publish(&queue, fixture.job("a", &[])).await.duplicate);
+    assert!(publish(&queue, fixture.job("b", &[("ebb-key", "k")])).await.duplicate);
+    fixture.pass(fixture.behavior().key_ttl).await;
+    assert!(!publish(&queue, fixture.job("a", &[])).await.duplicate);
+}
+
 /// A queue with the job `a`, whose answer is worthless after ten seconds.
 async fn with_ttl(fixture: &dyn Fixture, headers: &[(&str, &str)]) -> Queue {
     let queue = fixture.fresh().await;

@@ -105,7 +105,8 @@ promises! {
         a_job_that_runs_past_its_deadline_may_still_be_done
         a_job_that_is_retried_past_its_deadline_dies
         a_job_left_by_a_crash_past_its_deadline_dies_and_its_lease_is_lost
-        an_answer_that_is_there_outlives_the_deadline;
+        an_answer_that_is_there_outlives_the_deadline
+        an_answered_job_left_by_a_crash_past_its_deadline_is_done;
     idempotency:
         an_id_seen_before_stores_nothing
         a_key_seen_before_answers_with_the_first_id
@@ -146,7 +147,10 @@ promises! {
         an_earlier_attempt_is_stale_once_a_later_one_has_sent
         a_piece_sent_again_is_a_duplicate_and_stays_as_it_was
         nothing_is_added_to_a_complete_result
-        a_result_voids_the_pieces_of_earlier_attempts;
+        a_result_voids_the_pieces_of_earlier_attempts
+        a_result_that_was_forgotten_ends_the_stream
+        a_job_that_is_done_without_a_result_ends_the_stream
+        a_purge_ends_the_stream_of_a_dead_letter;
     status:
         a_status_is_read_as_it_was_reported
         the_last_status_counts

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ebb_queue::{Frame, JobId};
+use ebb_queue::{Delivery, Frame, JobId};
 use futures::StreamExt;
 
 use crate::{answer, handle, job, take, url};
@@ -52,6 +52,35 @@ async fn a_result_is_told_to_another_handle_within_20_ms_at_the_median() {
     }
     let median = median(waits);
     assert!(median < Duration::from_millis(20), "told after {median:?} at the median");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_hand_over_waits_for_the_look_once_a_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let (here, there) = (handle(&url).await, handle(&url).await);
+    for n in 0..1500 {
+        let publish = async {
+            // The second commit is under way while the first one is told.
+            let (first, second) = (job(&format!("first-{n}")), job(&format!("second-{n}")));
+            here.publish(vec![first]).await.unwrap();
+            here.publish(vec![second]).await.unwrap();
+            Instant::now()
+        };
+        let receive = async {
+            let mut n_received = 0;
+            while n_received < 2 {
+                let deliveries = take(&there, 2, Duration::from_secs(5)).await;
+                n_received += deliveries.len();
+                let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
+                there.settle(&acks).await.unwrap();
+            }
+            Instant::now()
+        };
+        let (published, received) = tokio::join!(publish, receive);
+        let wait = received.saturating_duration_since(published);
+        assert!(wait < Duration::from_millis(700), "hand-over {n} took {wait:?}");
+    }
 }
 
 #[tokio::test]
