@@ -136,7 +136,13 @@ impl Pool {
         let n_kept = self.members.values().filter(|running| !running.member.stopping).count();
         if n_kept < n_wanted && self.hold.is_none() {
             for _ in n_kept..n_wanted {
-                self.start()?;
+                let Err(error) = self.start() else { continue };
+                // A system short of something for a moment is no reason to end those that work.
+                if self.view.borrow().started == 0 {
+                    return Err(error);
+                }
+                self.failed(&format!("a worker was not started: {error:#}"), Duration::ZERO);
+                break;
             }
         } else if n_kept > n_wanted {
             // A queue that does not answer is no reason to keep workers that nobody wants.
@@ -201,15 +207,18 @@ impl Pool {
         let lived = running.member.started.elapsed();
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let words = format!("a worker ended by itself ({how}): {}", last_words(&running.log));
-        let delay = self.backoff.after_crash(lived);
-        // Told in words by whoever shows the view.
-        info!(worker = running.member.id, ?lived, ?delay, "worker ended by itself");
-        self.hold = Some(Instant::now() + delay);
+        info!(worker = running.member.id, ?lived, "worker ended by itself");
+        self.failed(&words, lived);
+        Ok(())
+    }
+
+    /// A worker was lost after so long; told in words by whoever shows the view.
+    fn failed(&mut self, words: &str, lived: Duration) {
+        self.hold = Some(Instant::now() + self.backoff.after_crash(lived));
         self.view.send_modify(|view| {
             view.crashed += 1;
-            view.failure = Some(words);
+            view.failure = Some(words.to_owned());
         });
-        Ok(())
     }
 
     fn show(&self) {
@@ -397,5 +406,36 @@ mod tests {
         let status = tend(child, stop, Duration::from_millis(50)).await.unwrap();
         let signal = std::os::unix::process::ExitStatusExt::signal(&status);
         assert_eq!(signal, Some(Signal::SIGKILL as i32));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_be_started_does_not_end_those_that_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("worker");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, executable).unwrap();
+        let url = ebb_queue::QueueUrl::sqlite(dir.path().join("queue.db"));
+        let queue = ebb_queue::open(&url, ebb_queue::OpenOptions::default()).await.unwrap();
+        let settings = Settings {
+            program: program.clone(),
+            args: Vec::new(),
+            logs: dir.path().join("logs"),
+            verbose: false,
+            grace: Duration::from_secs(10),
+        };
+        let (want, wanted) = watch::channel(Wanted { replicas: 1, ..Wanted::default() });
+        let (view, mut seen) = watch::channel(View::default());
+        let stop = CancellationToken::new();
+        let pool = tokio::spawn(run(settings, queue, wanted, view, stop.clone()));
+        seen.wait_for(|view| view.members.len() == 1).await.unwrap();
+
+        std::fs::remove_file(&program).unwrap();
+        want.send_modify(|wanted| wanted.replicas = 2);
+        let view = seen.wait_for(|view| view.crashed == 1).await.unwrap().clone();
+        assert_eq!(view.members.len(), 1);
+        assert!(view.failure.unwrap().starts_with("a worker was not started: "));
+        stop.cancel();
+        pool.await.unwrap().unwrap();
     }
 }

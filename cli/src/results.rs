@@ -1,6 +1,6 @@
 //! Results as the binary prints them.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue, Timestamp};
 use futures::StreamExt;
 use serde::Serialize;
@@ -11,16 +11,28 @@ use serde_json::{Value, json};
 /// # Errors
 /// When the queue does not answer, or has forgotten the job.
 pub(crate) async fn result_of(queue: &Queue, id: &JobId) -> Result<JobResult> {
+    let result = result_unless_forgotten(queue, id).await?;
+    result.with_context(|| format!("the queue forgot {id} before it had a result"))
+}
+
+/// Waits for the result of a job, or until the queue knows that there will be none.
+///
+/// # Errors
+/// When the queue does not answer.
+pub(crate) async fn result_unless_forgotten(
+    queue: &Queue,
+    id: &JobId,
+) -> Result<Option<JobResult>> {
     if let Some(result) = queue.get(id).await? {
-        return Ok(result);
+        return Ok(Some(result));
     }
     let mut frames = queue.follow(id, 0).await?;
     while let Some(frame) = frames.next().await {
         if let Frame::Final(result) = frame? {
-            return Ok(result);
+            return Ok(Some(result));
         }
     }
-    bail!("the queue forgot {id} before it had a result")
+    Ok(None)
 }
 
 /// A result as one JSON object, `body` or `error` in it by its outcome.

@@ -169,16 +169,28 @@ pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
         }
     };
     live.end();
-    shown.and(stopped).map(|()| Exit::Done)
+    // Why a part failed says more than that it ended.
+    stopped.and(shown).map(|()| Exit::Done)
 }
 
 async fn show(local: &mut Local, live: &mut Live, output: Output) -> Result<()> {
     let mut told = 0;
     let mut last = None;
+    let mut answers = true;
     let mut tick = tokio::time::interval(TICK);
     loop {
         tick.tick().await;
-        let look = local.look().await?;
+        let look = match local.look().await {
+            // An outage of the queue ends nothing: the scaler goes by what it knew last.
+            Err(error) if Exit::of(&error) == Exit::Unavailable => {
+                if std::mem::take(&mut answers) {
+                    live.note(&format!("the queue does not answer: {error:#}"));
+                }
+                continue;
+            }
+            look => look?,
+        };
+        answers = true;
         let pool = local.pool.borrow().clone();
         if pool.crashed > told {
             told = pool.crashed;

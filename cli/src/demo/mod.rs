@@ -20,7 +20,7 @@ use self::watch::Show;
 use self::work::Work;
 use crate::choose::{Chosen, Kind, choose};
 use crate::commands::up::{default_max, own_program, threads_each, worker_arguments};
-use crate::exit::{Exit, timeout, usage};
+use crate::exit::{Exit, usage};
 use crate::local::{Local, Settings};
 use crate::options::{open, parse_span};
 use crate::output::{Live, Output, note};
@@ -108,8 +108,8 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     let Chosen { name, kind, .. } = chosen;
     let mut show = Show::new(local, queue, name);
     let seen = tokio::select! {
-        seen = show.run(&work, &mut live) => seen,
-        () = tokio::time::sleep(args.limit) => Err(timeout("the demo took longer than --limit")),
+        seen = show.run(&work, &mut live) => seen.map(|()| Exit::Done),
+        () = tokio::time::sleep(args.limit) => Ok(Exit::Timeout),
         () = stop.wait() => Err(anyhow::anyhow!("interrupted")),
     };
     live.end();
@@ -121,7 +121,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
             data.path().display()
         ));
     }
-    seen?;
+    let seen = seen?;
     let (mut verdict, audit) = ended?;
     if matches!(kind, Kind::Sentinel(_)) {
         let alerts = open(&url.with_queue("alerts")?).await?;
@@ -136,6 +136,10 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     say(output, if good { "\nevery promise was kept" } else { "\na promise was broken" })?;
     if output.json {
         output.json(&verdict)?;
+    }
+    if seen == Exit::Timeout {
+        note("the demo took longer than --limit: what had no result by then counts as lost");
+        return Ok(Exit::Timeout);
     }
     Ok(if good { Exit::Done } else { Exit::Failed })
 }

@@ -11,7 +11,7 @@ use super::verdict::{Audit, Verdict, quantile};
 use super::work::Work;
 use crate::local::Local;
 use crate::output::{Live, grouped};
-use crate::results::result_of;
+use crate::results::result_unless_forgotten;
 
 /// Jobs stored in one commit.
 const BATCH: usize = 64;
@@ -30,6 +30,8 @@ pub(crate) struct Show {
     audit: Audit,
     moments: Moments,
     waits: Vec<f64>,
+    /// What the queue accepted and nobody has waited for yet.
+    accepted: Option<mpsc::Receiver<(Published, Timestamp)>>,
 }
 
 impl std::fmt::Debug for Show {
@@ -52,7 +54,7 @@ impl Show {
     /// A run that has not begun.
     pub(crate) fn new(local: Local, queue: Queue, model: String) -> Self {
         let (audit, moments) = (Audit::default(), Moments::default());
-        Self { local, queue, model, audit, moments, waits: Vec::new() }
+        Self { local, queue, model, audit, moments, waits: Vec::new(), accepted: None }
     }
 
     /// From an empty queue and no workers to an empty queue and no workers.
@@ -65,6 +67,8 @@ impl Show {
         let (told, progress) = watch::channel(0);
         // Room for all: whoever feeds a queue does not wait for its results.
         let (published, accepted) = mpsc::channel(bodies.len());
+        // Kept outside of this run: if time runs out, what nobody waited for counts as well.
+        let accepted = self.accepted.insert(accepted);
         let Self { local, queue, audit, moments, waits, .. } = self;
         let (jobs, started, said) = (bodies.len(), HashMap::new(), Vec::new());
         let mut watching = Watching { local, live, progress, jobs, started, said };
@@ -104,7 +108,18 @@ impl Show {
     /// # Errors
     /// When a part fails.
     pub(crate) async fn end(self) -> Result<(Verdict, Audit)> {
-        let Self { local, model, audit, moments, mut waits, .. } = self;
+        let Self { local, queue, model, mut audit, moments, mut waits, mut accepted } = self;
+        // Only when time ran out there is anything left here.
+        while let Some((job, _)) = accepted.as_mut().and_then(|rest| rest.try_recv().ok()) {
+            audit.accepted(job.id, job.duplicate);
+        }
+        for id in audit.ids().to_vec() {
+            if audit.result(&id).is_none()
+                && let Some(result) = queue.get(&id).await?
+            {
+                audit.saw(&result);
+            }
+        }
         let pool = local.pool.clone();
         let active = local.autoscaler.borrow().first_push;
         // Counted before anything is told to stop.
@@ -187,13 +202,14 @@ async fn feed(
 /// Takes each result as soon as it is there, in the order of the jobs.
 async fn collect(
     queue: &Queue,
-    mut accepted: mpsc::Receiver<(Published, Timestamp)>,
+    accepted: &mut mpsc::Receiver<(Published, Timestamp)>,
     (audit, moments, waits): (&mut Audit, &mut Moments, &mut Vec<f64>),
     told: &watch::Sender<usize>,
 ) -> Result<()> {
     while let Some((job, enqueued)) = accepted.recv().await {
         audit.accepted(job.id.clone(), job.duplicate);
-        let result = result_of(queue, &job.id).await?;
+        // A job that ended without a result is lost; the audit finds that out.
+        let Some(result) = result_unless_forgotten(queue, &job.id).await? else { continue };
         let now = Instant::now();
         moments.first_result.get_or_insert(now);
         moments.last_result = Some(now);
