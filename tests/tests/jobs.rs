@@ -231,3 +231,18 @@ fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
     assert_eq!(ran.status.code(), Some(2), "{ran}");
     assert!(ran.stderr.contains("sqlite:PATH"), "{ran}");
 }
+
+#[test]
+fn lines_before_a_bad_one_on_standard_input_are_enqueued_and_said() {
+    let workplace = Workplace::new();
+    let lines = "\"a\"\n\"b\"\n{bad\n\"c\"\n";
+    for from in [&["enqueue", "-"][..], &["enqueue", "--file", "-"]] {
+        let before = workplace.depth()["ready"].as_u64().unwrap();
+        let ran = run(&mut workplace.command("ebb", from), lines).failed();
+        assert_eq!(ran.status.code(), Some(2), "{ran}");
+        assert!(ran.stderr.contains("2 jobs were enqueued before"), "{ran}");
+        assert!(ran.stderr.contains("line 3 of standard input"), "{ran}");
+        assert_eq!(ran.stdout.lines().count(), 2, "{ran}");
+        assert_eq!(workplace.depth()["ready"], before + 2);
+    }
+}

@@ -110,12 +110,21 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
     }
     args.envelope.check()?;
     let queue = args.queue.open().await?;
-    let mut ids = Vec::new();
+    let mut enqueued = Enqueued::default();
     if stdin {
-        let batches = read_lines(args.envelope.clone());
-        let mut batches = std::pin::pin!(batches);
-        while let Some(jobs) = batches.try_next().await? {
-            publish(&queue, jobs, &mut ids, &args, output).await?;
+        let lines = read_lines(args.envelope.clone());
+        let mut lines = std::pin::pin!(lines);
+        while let Some(batch) = lines.next().await {
+            let (jobs, bad) = until_bad(batch);
+            if !jobs.is_empty() {
+                publish(&queue, jobs, &mut enqueued, &args, output).await?;
+            }
+            if let Some(error) = bad {
+                // Without --wait the ids are printed already.
+                enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
+                let before = format!("{} jobs were enqueued before", enqueued.n_jobs);
+                return Err(error.context(before));
+            }
         }
     } else {
         let jobs = match &args.file {
@@ -132,29 +141,38 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
         while jobs.peek().is_some() {
             let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
             let n_jobs = batch.len() as u64;
-            publish(&queue, batch, &mut ids, &args, output).await?;
+            publish(&queue, batch, &mut enqueued, &args, output).await?;
             if let Some(progress) = &mut progress {
                 progress.add(n_jobs);
             }
         }
         progress.into_iter().for_each(Progress::end);
     }
-    if args.wait { wait(&queue, &ids, args.timeout, output).await } else { Ok(Exit::Done) }
+    if args.wait { wait(&queue, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
+}
+
+/// What was enqueued so far.
+#[derive(Debug, Default)]
+struct Enqueued {
+    n_jobs: usize,
+    /// With --wait, whose results are waited for; else they are printed and forgotten.
+    ids: Vec<JobId>,
 }
 
 async fn publish(
     queue: &Queue,
     jobs: Vec<Job>,
-    ids: &mut Vec<JobId>,
+    enqueued: &mut Enqueued,
     args: &EnqueueArgs,
     output: Output,
 ) -> Result<()> {
-    let before = ids.len();
+    let before = enqueued.n_jobs;
     let published = queue.publish(jobs).await;
     let published = published.with_context(|| format!("{before} jobs were enqueued before"))?;
+    enqueued.n_jobs += published.len();
     for job in published {
         match (args.wait, output.json) {
-            (true, _) => ids.push(job.id),
+            (true, _) => enqueued.ids.push(job.id),
             (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
             (false, false) => output.line(job.id.as_str())?,
         }
@@ -219,7 +237,7 @@ fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
 }
 
 /// Batches of what standard input has at the moment.
-fn read_lines(envelope: Envelope) -> impl Stream<Item = Result<Vec<Job>>> {
+fn read_lines(envelope: Envelope) -> impl Stream<Item = Vec<Result<Job>>> {
     let lines = BufReader::new(tokio::io::stdin()).lines();
     let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
         let line = lines.next_line().await.context("cannot read standard input")?;
@@ -230,7 +248,19 @@ fn read_lines(envelope: Envelope) -> impl Stream<Item = Result<Vec<Job>>> {
         let (at, line) = line?;
         envelope.job_of_line(&line).with_context(|| format!("line {at} of standard input"))
     });
-    jobs.ready_chunks(BATCH).map(|jobs| jobs.into_iter().collect())
+    jobs.ready_chunks(BATCH)
+}
+
+/// The jobs up to the first line that is none, and what is wrong with that one.
+fn until_bad(batch: Vec<Result<Job>>) -> (Vec<Job>, Option<anyhow::Error>) {
+    let mut jobs = Vec::with_capacity(batch.len());
+    for job in batch {
+        match job {
+            Ok(job) => jobs.push(job),
+            Err(error) => return (jobs, Some(error)),
+        }
+    }
+    (jobs, None)
 }
 
 impl Envelope {
