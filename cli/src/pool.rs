@@ -51,7 +51,7 @@ pub(crate) struct View {
     pub(crate) peak: usize,
     /// Workers started in all.
     pub(crate) started: u64,
-    /// Workers that ended though nobody had asked them to.
+    /// Workers that ended though nobody had asked them to, or could not be started.
     pub(crate) crashed: u64,
     /// Why the last one did.
     pub(crate) failure: Option<String>,

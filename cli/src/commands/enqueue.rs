@@ -8,7 +8,7 @@ use clap::Args;
 use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
 use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, parse_span};
@@ -111,44 +111,67 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
     args.envelope.check()?;
     let queue = args.queue.open().await?;
     let mut enqueued = Enqueued::default();
-    if stdin {
-        let lines = read_lines(args.envelope.clone());
-        let mut lines = std::pin::pin!(lines);
-        while let Some(batch) = lines.next().await {
-            let (jobs, bad) = until_bad(batch);
-            if !jobs.is_empty() {
-                publish(&queue, jobs, &mut enqueued, &args, output).await?;
-            }
-            if let Some(error) = bad {
-                // Without --wait the ids are printed already.
-                enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
-                let before = format!("{} jobs were enqueued before", enqueued.n_jobs);
-                return Err(error.context(before));
-            }
-        }
+    let fed = if stdin {
+        enqueue_lines(&queue, &args, &mut enqueued, output).await
     } else {
-        let jobs = match &args.file {
-            Some(file) => read_file(file, &args.envelope)?,
-            None => args
-                .texts
-                .iter()
-                .map(|text| args.envelope.job_of_text(text))
-                .collect::<Result<_>>()?,
-        };
-        let mut progress = (jobs.len() >= LONG)
-            .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
-        let mut jobs = jobs.into_iter().peekable();
-        while jobs.peek().is_some() {
-            let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
-            let n_jobs = batch.len() as u64;
-            publish(&queue, batch, &mut enqueued, &args, output).await?;
-            if let Some(progress) = &mut progress {
-                progress.add(n_jobs);
-            }
+        enqueue_all(&queue, &args, &mut enqueued, output).await
+    };
+    if let Err(error) = fed {
+        if enqueued.n_jobs == 0 {
+            return Err(error);
         }
-        progress.into_iter().for_each(Progress::end);
+        // Without --wait the ids are printed already.
+        enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
+        return Err(error.context(format!("{} jobs were enqueued before", enqueued.n_jobs)));
     }
     if args.wait { wait(&queue, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
+}
+
+/// Standard input as it comes.
+async fn enqueue_lines(
+    queue: &Queue,
+    args: &EnqueueArgs,
+    enqueued: &mut Enqueued,
+    output: Output,
+) -> Result<()> {
+    let lines = read_lines(BufReader::new(tokio::io::stdin()), args.envelope.clone());
+    let mut lines = std::pin::pin!(lines);
+    while let Some(batch) = lines.next().await {
+        let (jobs, bad) = until_bad(batch);
+        if !jobs.is_empty() {
+            publish(queue, jobs, enqueued, args, output).await?;
+        }
+        bad.map_or(Ok(()), Err)?;
+    }
+    Ok(())
+}
+
+/// A file or arguments, checked as a whole before.
+async fn enqueue_all(
+    queue: &Queue,
+    args: &EnqueueArgs,
+    enqueued: &mut Enqueued,
+    output: Output,
+) -> Result<()> {
+    let jobs: Vec<Job> = match &args.file {
+        Some(file) => read_file(file, &args.envelope)?,
+        None => {
+            args.texts.iter().map(|text| args.envelope.job_of_text(text)).collect::<Result<_>>()?
+        }
+    };
+    let mut progress = (jobs.len() >= LONG)
+        .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
+    let mut jobs = jobs.into_iter().peekable();
+    while jobs.peek().is_some() {
+        let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
+        let n_jobs = batch.len() as u64;
+        publish(queue, batch, enqueued, args, output).await?;
+        if let Some(progress) = &mut progress {
+            progress.add(n_jobs);
+        }
+    }
+    progress.into_iter().for_each(Progress::end);
+    Ok(())
 }
 
 /// What was enqueued so far.
@@ -166,9 +189,7 @@ async fn publish(
     args: &EnqueueArgs,
     output: Output,
 ) -> Result<()> {
-    let before = enqueued.n_jobs;
-    let published = queue.publish(jobs).await;
-    let published = published.with_context(|| format!("{before} jobs were enqueued before"))?;
+    let published = queue.publish(jobs).await?;
     enqueued.n_jobs += published.len();
     for job in published {
         match (args.wait, output.json) {
@@ -237,10 +258,15 @@ fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
 }
 
 /// Batches of what standard input has at the moment.
-fn read_lines(envelope: Envelope) -> impl Stream<Item = Vec<Result<Job>>> {
-    let lines = BufReader::new(tokio::io::stdin()).lines();
+fn read_lines(
+    input: impl AsyncBufRead + Unpin,
+    envelope: Envelope,
+) -> impl Stream<Item = Vec<Result<Job>>> {
+    let lines = input.lines();
     let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
-        let line = lines.next_line().await.context("cannot read standard input")?;
+        let line = lines.next_line().await;
+        let line =
+            line.with_context(|| format!("cannot read line {} of standard input", at + 1))?;
         Ok::<_, anyhow::Error>(line.map(|line| ((at + 1, line), (lines, at + 1))))
     });
     let jobs = jobs.try_filter(|(_, line)| std::future::ready(!line.trim().is_empty()));
@@ -392,6 +418,20 @@ mod tests {
             let error = line(text).expect_err(text);
             assert!(format!("{error:#}").contains(told), "{text}: {error:#}");
             assert_eq!(Exit::of(&error), Exit::Usage, "{text}");
+        }
+    }
+    #[tokio::test]
+    async fn what_comes_before_a_bad_line_is_kept_and_the_line_is_numbered() {
+        for (text, told) in [
+            (&b"\"a\"\n\n\"b\"\n{bad\n\"c\"\n"[..], "line 4 of standard input"),
+            (&b"\"a\"\n\"b\"\n\xff\n\"c\"\n"[..], "cannot read line 3 of standard input"),
+        ] {
+            let batches: Vec<_> = read_lines(text, Envelope::default()).collect().await;
+            let (jobs, bad) = until_bad(batches.into_iter().flatten().collect());
+            let bodies: Vec<_> = jobs.into_iter().map(|job| job.body).collect();
+            assert_eq!(bodies, [r#"{"input":"a"}"#, r#"{"input":"b"}"#]);
+            let bad = format!("{:#}", bad.expect(told));
+            assert!(bad.starts_with(told), "{bad}");
         }
     }
 }

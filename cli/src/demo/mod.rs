@@ -121,8 +121,9 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
             data.path().display()
         ));
     }
-    let seen = seen?;
+    // Why a part failed says more than that it ended.
     let (mut verdict, audit) = ended?;
+    let seen = seen?;
     if matches!(kind, Kind::Sentinel(_)) {
         let alerts = open(&url.with_queue("alerts")?).await?;
         verdict.alerts = Some(alerts.depth().await?.ready);

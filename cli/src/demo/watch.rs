@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ebb_queue::{Job, Published, Queue, Timestamp, WorkerStatus};
+use ebb_queue::{Job, JobId, JobResult, Published, Queue, Timestamp, WorkerStatus};
 use tokio::sync::{mpsc, watch};
 
 use super::verdict::{Audit, Verdict, quantile};
@@ -18,6 +18,9 @@ const BATCH: usize = 64;
 
 /// How often the line changes, and the workers are asked how much they did.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How long a result may stay away before we look whether any work is left that can bring it.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Workers that may end by themselves before the demo gives up.
 const MOST_CRASHES: u64 = 3;
@@ -206,10 +209,16 @@ async fn collect(
     (audit, moments, waits): (&mut Audit, &mut Moments, &mut Vec<f64>),
     told: &watch::Sender<usize>,
 ) -> Result<()> {
+    let mut patience = QUIET;
     while let Some((job, enqueued)) = accepted.recv().await {
         audit.accepted(job.id.clone(), job.duplicate);
         // A job that ended without a result is lost; the audit finds that out.
-        let Some(result) = result_unless_forgotten(queue, &job.id).await? else { continue };
+        let Some(result) = result_or_lost(queue, &job.id, patience).await? else {
+            // Whatever else was lost with it has had its time as well.
+            patience = Duration::ZERO;
+            continue;
+        };
+        patience = QUIET;
         let now = Instant::now();
         moments.first_result.get_or_insert(now);
         moments.last_result = Some(now);
@@ -218,6 +227,28 @@ async fn collect(
         told.send_modify(|n_results| *n_results += 1);
     }
     Ok(())
+}
+
+/// Waits for the result of a job, or until there is no work left that could bring it.
+async fn result_or_lost(
+    queue: &Queue,
+    id: &JobId,
+    patience: Duration,
+) -> Result<Option<JobResult>> {
+    let result = result_unless_forgotten(queue, id);
+    tokio::pin!(result);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut result => return result,
+            () = tokio::time::sleep(patience) => {}
+        }
+        let depth = queue.depth().await?;
+        if depth.ready + depth.in_flight + depth.delayed == 0 {
+            // Results are stored before jobs are acknowledged: now it is there, or never.
+            return Ok(queue.get(id).await?);
+        }
+    }
 }
 
 /// Shows the line, and notes what the workers say.
@@ -256,5 +287,64 @@ impl Watching<'_> {
         // Their last words, which outlive them for a moment.
         self.said.extend(self.local.look().await?.workers);
         Ok((self.started, self.said))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use ebb_queue::{OpenOptions, Outcome, QueueUrl};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_whose_result_never_comes_are_lost_and_end_the_collecting() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = QueueUrl::sqlite(dir.path().join("queue.db"));
+        let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
+        let (published, mut accepted) = mpsc::channel(8);
+        // The queue has never heard of these: it waits for them for ever.
+        let vanished =
+            |n: usize| Published { id: format!("v-{n}").parse().unwrap(), duplicate: false };
+        for n in 0..2 {
+            published.send((vanished(n), Timestamp::now())).await.unwrap();
+        }
+        let bodies = vec!["answered".to_owned(), "acknowledged without an answer".to_owned()];
+        feed(&queue, bodies, published).await.unwrap();
+
+        let (mut audit, mut moments, mut waits) = Default::default();
+        let (told, progress) = watch::channel(0);
+        let collected =
+            collect(&queue, &mut accepted, (&mut audit, &mut moments, &mut waits), &told);
+        let work = async {
+            let most = NonZeroUsize::new(8).unwrap();
+            let held = queue.receive(most, Duration::from_secs(10)).await.unwrap();
+            for delivery in held {
+                if delivery.job.body == "answered" {
+                    let outcome =
+                        Outcome::Completed { content_type: "text/plain".into(), body: "x".into() };
+                    let (id, finished_at) = (delivery.job.id.clone(), Timestamp::now());
+                    let result = JobResult { id, attempt: 1, outcome, finished_at };
+                    queue.put(&result).await.unwrap();
+                }
+                queue.settle(&[delivery.ack()]).await.unwrap();
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(60), collected);
+        let (collected, ()) = tokio::join!(in_time, work);
+        collected.expect("no waiting for what cannot come").unwrap();
+        assert_eq!((audit.completed(), audit.failed(), audit.lost()), (1, 0, 3));
+        assert_eq!((*progress.borrow(), waits.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_still_in_the_queue_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = QueueUrl::sqlite(dir.path().join("queue.db"));
+        let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
+        let job = queue.publish(vec![Job::new("x", Timestamp::now())]).await.unwrap().remove(0);
+        let waiting = result_or_lost(&queue, &job.id, Duration::ZERO);
+        assert!(tokio::time::timeout(Duration::from_millis(100), waiting).await.is_err());
     }
 }
