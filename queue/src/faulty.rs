@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::{
     AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind, Frame,
-    Job, JobId, JobResult, Published, Receipt, Result, ResultStore, Settled, Settlement, Stored,
-    WorkerStatus,
+    Info, Job, JobId, JobResult, Link, Published, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, WorkerStatus,
 };
 
 /// What goes wrong, and how often; chances are from 0 to 1.
@@ -262,6 +262,14 @@ impl<B: AnyQueue + ?Sized + 'static> Backlog for Faulty<B> {
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
         self.call(self.inner.arrivals()).await
     }
+
+    async fn info(&self) -> Result<Info> {
+        self.call(self.inner.info()).await
+    }
+
+    fn link(&self) -> &Link {
+        self.inner.link()
+    }
 }
 
 #[async_trait]
@@ -321,8 +329,16 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
         self.call(self.inner.report(status)).await
     }
 
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        self.call(self.inner.reply(to, result)).await
+    }
+
     fn lease(&self) -> Duration {
         self.inner.lease()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
     }
 }
 

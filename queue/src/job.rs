@@ -34,6 +34,14 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
     /// What the body is.
     pub const CONTENT_TYPE: &str = "content-type";
+    /// When the job was published, RFC 3339; written by Ebb itself, as are those that follow.
+    pub const ENQUEUED_AT: &str = "ebb-enqueued-at";
+    /// The moment before which the job may not run, RFC 3339.
+    pub const NOT_BEFORE: &str = "ebb-not-before";
+    /// In a reply: the attempt that made it.
+    pub const ATTEMPT: &str = "ebb-attempt";
+    /// In a reply: `completed` or `failed`.
+    pub const OUTCOME: &str = "ebb-outcome";
 }
 
 /// What the body is when nobody says.
@@ -208,6 +216,59 @@ impl Job {
         Ok(job)
     }
 
+    /// The same for a message that is here already: what does not parse is left out, and said.
+    ///
+    /// A message that names no id gets this one, from the broker's own identity of it.
+    pub(crate) fn from_stranger<'a>(
+        id: JobId,
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        body: impl Into<Bytes>,
+        now: Timestamp,
+    ) -> (Self, Option<Error>) {
+        let mut job = Self { id, ..Self::new(body, now) };
+        let mut wrong = None;
+        for (name, value) in headers {
+            if let Err(error) = job.set(name, value) {
+                wrong.get_or_insert(error);
+            }
+        }
+        (job, wrong)
+    }
+
+    /// What travels beside the body, by name; [`Self::from_message`] reads it back.
+    #[must_use]
+    pub fn to_headers(&self) -> Vec<(&'static str, String)> {
+        // By name, so that a new header cannot be forgotten here.
+        let Headers {
+            model,
+            deadline,
+            not_before,
+            priority,
+            cost,
+            reply_to,
+            tenant,
+            key,
+            traceparent,
+            content_type,
+        } = &self.headers;
+        let priority = Some(*priority).filter(|priority| *priority != Priority::default());
+        let fields = [
+            (header::ENQUEUED_AT, Some(self.enqueued_at.to_string())),
+            (header::ID, Some(self.id.to_string())),
+            (header::MODEL, model.clone()),
+            (header::DEADLINE, deadline.map(|at| at.to_string())),
+            (header::NOT_BEFORE, not_before.map(|at| at.to_string())),
+            (header::PRIORITY, priority.map(|priority| priority.as_str().to_owned())),
+            (header::COST, cost.map(|cost| cost.to_string())),
+            (header::REPLY_TO, reply_to.clone()),
+            (header::TENANT, tenant.clone()),
+            (header::KEY, key.clone()),
+            (header::TRACEPARENT, traceparent.clone()),
+            (header::CONTENT_TYPE, content_type.clone()),
+        ];
+        fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     /// Sets one header from its text, names in any case.
     ///
     /// # Errors
@@ -217,7 +278,7 @@ impl Job {
         match name.to_ascii_lowercase().as_str() {
             header::ID => self.id = value.parse()?,
             header::MODEL => headers.model = Some(checked_name(header::MODEL, value)?),
-            header::DEADLINE => headers.merge_deadline(parse_deadline(value)?),
+            header::DEADLINE => headers.merge_deadline(parse_moment(header::DEADLINE, value)?),
             header::TTL => {
                 let ttl = parse_span(header::TTL, value)?;
                 headers.merge_deadline(later(self.enqueued_at, ttl));
@@ -233,6 +294,10 @@ impl Job {
             header::KEY => headers.key = Some(checked_name(header::KEY, value)?),
             header::TRACEPARENT => headers.traceparent = Some(value.to_owned()),
             header::CONTENT_TYPE => headers.content_type = Some(value.to_owned()),
+            header::ENQUEUED_AT => self.enqueued_at = parse_moment(header::ENQUEUED_AT, value)?,
+            header::NOT_BEFORE => {
+                headers.not_before = Some(parse_moment(header::NOT_BEFORE, value)?);
+            }
             _ => {}
         }
         Ok(())
@@ -263,10 +328,10 @@ fn later(at: Timestamp, span: Duration) -> Timestamp {
     at.checked_add(span).unwrap_or(Timestamp::MAX)
 }
 
-fn parse_deadline(value: &str) -> Result<Timestamp> {
-    value.parse().map_err(|_| {
-        invalid(header::DEADLINE, value, "use RFC 3339 with a zone, such as 2030-01-31T12:00:00Z")
-    })
+fn parse_moment(name: &str, value: &str) -> Result<Timestamp> {
+    value
+        .parse()
+        .map_err(|_| invalid(name, value, "use RFC 3339 with a zone, such as 2030-01-31T12:00:00Z"))
 }
 
 /// Parses `250ms`, `30s`, `5m`, `2h`, `1d` or plain seconds.
@@ -363,6 +428,15 @@ mod tests {
         assert_eq!(job.headers, Headers::default());
         assert_eq!((job.content_type(), job.enqueued_at), (JSON, now()));
         assert_ne!(job.id, parse(&[]).unwrap().id);
+    }
+
+    #[test]
+    fn a_strange_message_is_a_job_without_what_cannot_be_read() {
+        let headers = [("ebb-priority", "urgent"), ("ebb-tenant", "t"), ("ebb-cost", "much")];
+        let (job, wrong) = Job::from_stranger("seq-1".parse().unwrap(), headers, "body", now());
+        assert_eq!((job.id.as_str(), job.headers.priority), ("seq-1", Priority::Normal));
+        assert_eq!(job.headers.tenant.as_deref(), Some("t"));
+        assert!(wrong.unwrap().to_string().starts_with("ebb-priority"));
     }
 
     #[test]
@@ -505,6 +579,17 @@ mod tests {
             let headers = written(&job);
             let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
             let read = Job::from_message(headers, job.body.clone(), now()).unwrap();
+            prop_assert_eq!(read, job);
+        }
+
+        #[test]
+        fn what_we_write_is_what_we_read_at_any_later_time(job in envelope()) {
+            let headers = job.to_headers();
+            let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+            let (read, wrong) = Job::from_stranger(
+                JobId::fresh(), headers, job.body.clone(), seconds(1_000_000),
+            );
+            prop_assert!(wrong.is_none());
             prop_assert_eq!(read, job);
         }
 

@@ -6,15 +6,22 @@
 //!
 //! The `# Behavior` lists are the contract of every broker; the conformance suite holds each to it.
 
+mod address;
+mod amqp;
+mod apart;
 mod clock;
 mod delivery;
 mod depth;
 mod error;
 pub mod faulty;
 mod follow;
+mod info;
 mod job;
+mod link;
 pub mod memory;
+mod nats;
 mod open;
+mod redis;
 mod result;
 mod retry;
 pub mod sqlite;
@@ -28,12 +35,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub use address::{
+    Address, AmqpAddress, NatsAddress, RedisAddress, Secret, Server, Synchronous, Tls,
+};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
 pub use depth::Depth;
 pub use error::{Error, ErrorKind, Result};
+pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
-pub use open::{Address, Behavior, DEFAULT_QUEUE, OpenOptions, Queue, QueueUrl, Synchronous, open};
+pub use link::Link;
+pub use open::{Behavior, DEFAULT_QUEUE, Missing, OpenOptions, Queue, QueueUrl, Results, open};
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
@@ -60,6 +72,12 @@ pub trait Backlog: Send + Sync {
     /// - Told too when a delay begins, so that the reader knows the new [`Depth::next_due`].
     /// - Time alone is not told: see [`Depth::next_due`].
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>>;
+
+    /// What the broker is, how it is set, and what it cannot promise.
+    async fn info(&self) -> Result<Info>;
+
+    /// The connection of this handle to its broker.
+    fn link(&self) -> &Link;
 }
 
 /// What a worker or a producer may do.
@@ -86,6 +104,8 @@ pub trait Broker: Backlog {
     ///   a failed result says so to whoever waits for it. A job under a live lease is left alone.
     /// - An expired job whose completed result is stored is done as if acked, and no dead letter: its
     ///   worker was lost between the two.
+    /// - A message of a plain producer whose headers do not parse becomes a dead letter with the
+    ///   reason, its body kept.
     /// - Dropping the future loses nothing: what was fetched comes back with its lease.
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 
@@ -111,8 +131,22 @@ pub trait Broker: Backlog {
     /// Publishes what a worker is doing; forgotten when not repeated within [`STATUS_TTL`].
     async fn report(&self, status: &WorkerStatus) -> Result<()>;
 
+    /// Sends the result as a message to where its job asked for it.
+    ///
+    /// # Behavior
+    /// - The body of the message is the answer itself, or `{"error": REASON}` as JSON; its headers
+    ///   are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed` or `failed`) and `content-type`.
+    /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
+    ///   on the embedded queue another queue, where it is a job of the same id.
+    /// - May be sent twice when a worker is lost between this and its acknowledgement.
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()>;
+
     /// How long a delivery is held before it goes to somebody else.
     fn lease(&self) -> Duration;
+
+    /// Gives back what this handle fetched ahead and handed to nobody, uncharged; to be called when
+    /// the last delivery is settled. Nothing is received through this handle afterwards.
+    async fn close(&self) -> Result<()>;
 }
 
 /// A worker that has not reported for this long is taken for gone.

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 
 use crate::follow::Hope;
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Job, JobId,
-    JobResult, OpenOptions, Outcome, Published, Receipt, Result, ResultStore, STATUS_TTL, Settled,
-    Settlement, Stored, Timestamp, Verdict, WorkerId, WorkerStatus,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
+    Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Outcome, Published, Receipt, Result,
+    ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Verdict, WorkerId,
+    WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -40,6 +41,7 @@ struct Shared {
     behavior: Behavior,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    link: Link,
     /// Rung when a job becomes ready, a delay begins, or a worker has a new phase.
     arrival: Bell,
     /// Rung when a result or a piece of one is stored, or may never come.
@@ -66,6 +68,7 @@ impl MemoryQueue {
             behavior: behavior.clone(),
             clock: options.clock,
             state: Mutex::new(state),
+            link: Link::new("memory"),
             arrival: Bell::default(),
             answer: Bell::default(),
         };
@@ -125,6 +128,15 @@ impl Backlog for MemoryQueue {
         });
         Ok(arrivals.boxed())
     }
+
+    async fn info(&self) -> Result<Info> {
+        let version = concat!("memory ", env!("CARGO_PKG_VERSION")).to_owned();
+        Ok(Info { broker: "memory", version, max_body: None, warnings: Vec::new(), limits: &[] })
+    }
+
+    fn link(&self) -> &Link {
+        &self.shared.link
+    }
 }
 
 #[async_trait]
@@ -183,8 +195,16 @@ impl Broker for MemoryQueue {
         Ok(())
     }
 
+    async fn reply(&self, _to: &str, _result: &JobResult) -> Result<()> {
+        Err(Error::new(ErrorKind::Invalid, "ebb-reply-to is not carried out yet"))
+    }
+
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -5,9 +5,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::address::WithSecret;
+use crate::amqp::AmqpQueue;
+use crate::apart::Apart;
 use crate::job::parse_span;
+use crate::nats::NatsQueue;
+use crate::redis::RedisQueue;
 use crate::sqlite::SqliteQueue;
-use crate::{AnyQueue, Clock, Error, ErrorKind, Result, SystemClock, WorkerId};
+use crate::{
+    Address, AnyQueue, Clock, Error, ErrorKind, Result, Synchronous, SystemClock, WorkerId,
+};
 
 /// A queue on a broker, with all that one may do to it.
 pub type Queue = Arc<dyn AnyQueue>;
@@ -17,7 +24,8 @@ pub const DEFAULT_QUEUE: &str = "jobs";
 
 /// A broker's address, a queue on it, and how that queue behaves.
 ///
-/// `sqlite:PATH[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N&synchronous=full|normal]`
+/// `sqlite:PATH`, `nats://HOST`, `amqp://HOST/VHOST` or `redis://HOST/DATABASE`, each followed by
+/// `[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N]` and options of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueUrl {
     /// Which broker, and where.
@@ -26,29 +34,6 @@ pub struct QueueUrl {
     pub queue: String,
     /// How the queue behaves, the same on every broker.
     pub behavior: Behavior,
-}
-
-/// Which broker, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// A file on a local disk.
-    Sqlite {
-        /// The file; created when missing.
-        path: std::path::PathBuf,
-        /// What a commit waits for.
-        synchronous: Synchronous,
-    },
-}
-
-/// What a commit of the embedded queue waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Synchronous {
-    /// The disk: an accepted job survives a loss of power.
-    #[default]
-    Full,
-    /// The operating system: an accepted job survives a crash of any process, and the last moments
-    /// before a loss of power may be lost. Several times faster.
-    Normal,
 }
 
 /// How a queue behaves, the same on every broker.
@@ -71,34 +56,77 @@ impl Default for Behavior {
     }
 }
 
-/// Who opens a queue, and what it takes the time from.
+/// Who opens a queue, and how.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Stands in the history of the jobs that this handle receives.
     pub worker: WorkerId,
     /// What it takes the time from.
     pub clock: Arc<dyn Clock>,
+    /// What to do where the queue is missing on its broker.
+    pub missing: Missing,
+    /// How long the first connect may take.
+    pub connect_timeout: Duration,
+    /// Where answers go, when not where the jobs are.
+    pub results: Option<Results>,
+}
+
+/// What to do where a queue is missing on its broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Missing {
+    /// Create it.
+    #[default]
+    Create,
+    /// Say that it is missing, and how to make it; create nothing.
+    Refuse,
+}
+
+/// A store of answers apart from the queue of their jobs.
+#[derive(Clone)]
+pub struct Results(pub Queue);
+
+impl fmt::Debug for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Results")
+    }
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        let worker = format!("pid-{}", std::process::id());
-        Self { worker, clock: Arc::new(SystemClock) }
+        Self {
+            worker: format!("pid-{}", std::process::id()),
+            clock: Arc::new(SystemClock),
+            missing: Missing::Create,
+            connect_timeout: Duration::from_secs(10),
+            results: None,
+        }
     }
 }
 
-/// Opens the queue that the URL names, creating it where it is missing.
+/// Opens the queue that the URL names, creating it where it is missing and that is allowed.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for an address that cannot be right, [`ErrorKind::Unavailable`] for a
-/// broker that does not answer, [`ErrorKind::Incompatible`] for data of another version.
+/// broker that does not answer, [`ErrorKind::Incompatible`] for data of another version or a queue
+/// that does not fit, with what differs.
 pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
-    match &url.address {
+    let QueueUrl { address, queue: name, behavior } = url;
+    let results = options.results.clone();
+    let queue: Queue = match address {
         Address::Sqlite { path, synchronous } => {
-            let queue = SqliteQueue::open(path, &url.queue, *synchronous, &url.behavior, options);
-            Ok(Arc::new(queue.await?))
+            Arc::new(SqliteQueue::open(path, name, *synchronous, behavior, options).await?)
         }
-    }
+        Address::Nats(nats) => Arc::new(NatsQueue::open(nats, name, behavior, options).await?),
+        Address::Redis(redis) => Arc::new(RedisQueue::open(redis, name, behavior, options).await?),
+        Address::Amqp(amqp) => {
+            // Keeps no answers of its own, so it asks the store itself.
+            return Ok(Arc::new(AmqpQueue::open(amqp, name, behavior, options).await?));
+        }
+    };
+    Ok(match results {
+        Some(Results(answers)) => Arc::new(Apart::new(queue, answers)),
+        None => queue,
+    })
 }
 
 impl QueueUrl {
@@ -132,40 +160,60 @@ impl FromStr for QueueUrl {
                 "it has no scheme; write sqlite:PATH, such as sqlite:/var/lib/ebb/queue.db",
             )
         })?;
-        match scheme {
-            "sqlite" => parse_sqlite(text, rest),
-            "nats" | "tls" | "amqp" | "amqps" | "redis" | "rediss" => Err(invalid(
-                text,
-                &format!("this version does not speak {scheme} yet; use sqlite:PATH"),
-            )),
-            _ => Err(invalid(text, "its scheme is not known; use sqlite:PATH")),
-        }
-    }
-}
-
-fn parse_sqlite(text: &str, rest: &str) -> Result<QueueUrl> {
-    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let path = path.strip_prefix("//").unwrap_or(path);
-    if path.is_empty() {
-        return Err(invalid(text, "it names no file; write sqlite:PATH"));
-    }
-    let mut url = QueueUrl::sqlite(path);
-    let mut mode = Synchronous::default();
-    for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        match (&*key, &*value) {
-            ("synchronous", "full") => mode = Synchronous::Full,
-            ("synchronous", "normal") => mode = Synchronous::Normal,
-            ("synchronous", _) => {
-                return Err(invalid(text, "option synchronous is full or normal"));
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let address = match scheme {
+            "sqlite" => {
+                let path = place.strip_prefix("//").unwrap_or(place);
+                if path.is_empty() {
+                    return Err(invalid(text, "it names no file; write sqlite:PATH"));
+                }
+                Address::Sqlite { path: path.into(), synchronous: Synchronous::default() }
             }
-            _ => url.set(text, &key, &value)?,
+            "nats" | "tls" | "amqp" | "amqps" | "redis" | "rediss" => {
+                Address::parse(scheme, place).map_err(|remedy| invalid(text, &remedy))?
+            }
+            _ => {
+                let remedy = "its scheme is not known; use sqlite:PATH, nats://HOST, amqp://HOST or \
+                              redis://HOST";
+                return Err(invalid(text, remedy));
+            }
+        };
+        let (queue, behavior) = (DEFAULT_QUEUE.to_owned(), Behavior::default());
+        let mut url = Self { address, queue, behavior };
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let taken = url.address.set(&key, &value).map_err(|remedy| invalid(text, &remedy))?;
+            if !taken {
+                url.set(text, &key, &value)?;
+            }
         }
+        url.address.check().map_err(|remedy| invalid(text, &remedy))?;
+        Ok(url)
     }
-    url.address = Address::Sqlite { path: path.into(), synchronous: mode };
-    Ok(url)
 }
 
 impl QueueUrl {
+    /// The URL with its password, for a process of ours; never to be logged.
+    #[must_use]
+    pub fn with_secrets(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string cannot fail.
+        self.write(&mut text, WithSecret::Yes).unwrap_or_default();
+        text
+    }
+
+    fn write(&self, f: &mut impl fmt::Write, with_secret: WithSecret) -> fmt::Result {
+        let behavior = &self.behavior;
+        self.address.write(f, with_secret)?;
+        write!(f, "?queue={}", self.queue)?;
+        write!(f, "&lease={}ms", behavior.lease.as_millis())?;
+        write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
+        write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
+        if let Some(limit) = behavior.max_ready {
+            write!(f, "&max_ready={limit}")?;
+        }
+        self.address.write_options(f)
+    }
+
     fn set(&mut self, text: &str, key: &str, value: &str) -> Result<()> {
         let behavior = &mut self.behavior;
         match key {
@@ -188,7 +236,8 @@ impl QueueUrl {
                 behavior.max_ready = Some(limit);
             }
             other => {
-                let known = "queue, lease, result_ttl, key_ttl, max_ready, synchronous";
+                let own = self.address.options();
+                let known = format!("queue, lease, result_ttl, key_ttl, max_ready, {own}");
                 return Err(invalid(text, &format!("option {other} is not known; use {known}")));
             }
         }
@@ -196,24 +245,10 @@ impl QueueUrl {
     }
 }
 
-/// Parses back to the same URL; carries no secret.
+/// Parses back to the same URL, but for a password, which is left out.
 impl fmt::Display for QueueUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Address::Sqlite { path, synchronous } = &self.address;
-        let behavior = &self.behavior;
-        // Two slashes at the front are taken for the start of a URL.
-        let slashes = if path.to_string_lossy().starts_with("//") { "//" } else { "" };
-        write!(f, "sqlite:{slashes}{}?queue={}", path.display(), self.queue)?;
-        write!(f, "&lease={}ms", behavior.lease.as_millis())?;
-        write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
-        write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
-        if let Some(limit) = behavior.max_ready {
-            write!(f, "&max_ready={limit}")?;
-        }
-        match synchronous {
-            Synchronous::Full => Ok(()),
-            Synchronous::Normal => f.write_str("&synchronous=normal"),
-        }
+        self.write(f, WithSecret::No)
     }
 }
 
@@ -280,7 +315,6 @@ mod tests {
             ("queue.db", "sqlite:PATH"),
             ("sqlite:", "names no file"),
             ("mysql:queue.db", "scheme is not known"),
-            ("nats://host:4222", "does not speak nats yet"),
             ("sqlite:q.db?queue=a/b", "use 1 to 64 of"),
             ("sqlite:q.db?queue=", "use 1 to 64 of"),
             ("sqlite:q.db?lease=10ms", "100ms or more"),
@@ -298,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        let error = parse("nats://me:secret@host:4222").unwrap_err();
+        let error = parse("nats://me:secret@host:4222?colour=red").unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
         assert!(error.to_string().contains("host:4222"), "{error}");
     }

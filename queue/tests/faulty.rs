@@ -17,7 +17,8 @@ const LEASE: Duration = Duration::from_secs(30);
 
 fn memory() -> Arc<MemoryQueue> {
     let clock = TokioClock::starting_at("2030-01-31T12:00:00Z".parse().unwrap());
-    let options = OpenOptions { worker: "one".to_owned(), clock: Arc::new(clock) };
+    let options =
+        OpenOptions { worker: "one".to_owned(), clock: Arc::new(clock), ..OpenOptions::default() };
     Arc::new(MemoryQueue::new(&Behavior { lease: LEASE, ..Behavior::default() }, options))
 }
 

@@ -213,7 +213,8 @@ mod tests {
         let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
         let worker = "worker".to_owned();
         let behavior = Behavior { lease: LEASE, ..Behavior::default() };
-        let queue = MemoryQueue::new(&behavior, OpenOptions { worker, clock });
+        let queue =
+            MemoryQueue::new(&behavior, OpenOptions { worker, clock, ..OpenOptions::default() });
         queue.publish(vec![Job::new("{}", Timestamp::UNIX_EPOCH)]).await.unwrap();
         let one = std::num::NonZeroUsize::MIN;
         let delivery = queue.receive(one, Duration::ZERO).await.unwrap().pop().unwrap();

@@ -75,7 +75,7 @@ async fn connect(
     let mut pauses = Pauses::default();
     loop {
         let worker = settings.worker.clone();
-        let options = OpenOptions { worker, clock: Arc::new(SystemClock) };
+        let options = OpenOptions { worker, ..OpenOptions::default() };
         let pause = match ebb_queue::open(url, options).await {
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {

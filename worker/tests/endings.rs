@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Job, Phase, Published, Receipt,
-    Result, Settled, Settlement, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Phase,
+    Published, Receipt, Result, Settled, Settlement, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Parts, Pipeline, Settings};
@@ -39,6 +39,12 @@ impl Backlog for Broken {
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
         self.0.arrivals().await
     }
+    async fn info(&self) -> Result<Info> {
+        self.0.info().await
+    }
+    fn link(&self) -> &Link {
+        self.0.link()
+    }
 }
 
 #[async_trait]
@@ -58,8 +64,14 @@ impl Broker for Broken {
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
         self.0.report(status).await
     }
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        self.0.reply(to, result).await
+    }
     fn lease(&self) -> Duration {
         self.0.lease()
+    }
+    async fn close(&self) -> Result<()> {
+        self.0.close().await
     }
 }
 

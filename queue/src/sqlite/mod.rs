@@ -39,8 +39,8 @@ use tokio::time::Instant;
 use crate::follow::Hope;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Job, JobId, JobResult, OpenOptions, Published, Receipt, Result, ResultStore, Settled,
-    Settlement, Stored, Synchronous, WorkerStatus,
+    Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Receipt, Result, ResultStore,
+    Settled, Settlement, Stored, Synchronous, Warning, WorkerStatus,
 };
 use claim::{Claim, Claimed};
 use dead::{Step, Ttls, Which};
@@ -69,6 +69,8 @@ pub struct SqliteQueue {
 struct Shared {
     file: Arc<File>,
     behavior: Behavior,
+    synchronous: Synchronous,
+    link: Link,
     worker: Arc<str>,
     clock: Arc<dyn Clock>,
     writer: Writer,
@@ -136,8 +138,10 @@ impl SqliteQueue {
         let shared = Shared {
             writer: Writer::start(db, file.clone(), signals.clone())?,
             reader: Reader::start(reading, file.clone())?,
+            link: Link::new(format!("sqlite:{}", file.path.display())),
             file,
             behavior,
+            synchronous,
             worker: options.worker.into(),
             clock: options.clock,
             signals,
@@ -238,6 +242,25 @@ impl Backlog for SqliteQueue {
         });
         Ok(told.boxed())
     }
+
+    async fn info(&self) -> Result<Info> {
+        let shared = &self.shared;
+        let warnings = match shared.synchronous {
+            Synchronous::Full => Vec::new(),
+            Synchronous::Normal => vec![Warning {
+                code: "power_loss",
+                text: "synchronous=normal: the last moments before a loss of power may be lost; \
+                       set synchronous=full"
+                    .to_owned(),
+            }],
+        };
+        let version = format!("SQLite {}", rusqlite::version());
+        Ok(Info { broker: "sqlite", version, max_body: None, warnings, limits: &[] })
+    }
+
+    fn link(&self) -> &Link {
+        &self.shared.link
+    }
 }
 
 #[async_trait]
@@ -286,8 +309,16 @@ impl Broker for SqliteQueue {
         self.write(move |tx, now| workers::report(tx, now, &status)).await
     }
 
+    async fn reply(&self, _to: &str, _result: &JobResult) -> Result<()> {
+        Err(Error::new(ErrorKind::Invalid, "ebb-reply-to is not carried out yet"))
+    }
+
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
     }
 }
 

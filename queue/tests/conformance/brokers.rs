@@ -43,7 +43,11 @@ struct Memory {
 
 impl Memory {
     fn open(&self, behavior: &Behavior) -> MemoryQueue {
-        let options = OpenOptions { worker: "one".to_owned(), clock: Arc::new(self.clock) };
+        let options = OpenOptions {
+            worker: "one".to_owned(),
+            clock: Arc::new(self.clock),
+            ..OpenOptions::default()
+        };
         MemoryQueue::new(behavior, options)
     }
 }
@@ -92,7 +96,11 @@ impl Clock for AheadClock {
 
 impl Sqlite {
     async fn open(&self, url: QueueUrl, worker: &str) -> Queue {
-        let options = OpenOptions { worker: worker.to_owned(), clock: self.clock.clone() };
+        let options = OpenOptions {
+            worker: worker.to_owned(),
+            clock: self.clock.clone(),
+            ..OpenOptions::default()
+        };
         open(&url, options).await.unwrap()
     }
 }

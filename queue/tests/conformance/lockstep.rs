@@ -261,7 +261,11 @@ fn status(worker: usize, at: Timestamp) -> WorkerStatus {
 
 /// The two brokers, the reference first.
 async fn sides(file: QueueUrl, clock: &Arc<ManualClock>) -> [Side; 2] {
-    let options = |worker: &str| OpenOptions { worker: worker.to_owned(), clock: clock.clone() };
+    let options = |worker: &str| OpenOptions {
+        worker: worker.to_owned(),
+        clock: clock.clone(),
+        ..OpenOptions::default()
+    };
     let memory = MemoryQueue::new(&file.behavior, options("one"));
     let two = memory.as_worker("two");
     let sqlite =

@@ -9,8 +9,8 @@ use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_proto::keda::{GetMetricsRequest, IsActiveResponse, MetricValue, ScaledObjectRef};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Job, OpenOptions, Phase, QueueUrl,
-    Result, Timestamp, WorkerStatus,
+    Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Info, Job, Link, OpenOptions,
+    Phase, QueueUrl, Result, Timestamp, WorkerStatus,
 };
 use ebb_scaler::{Connect, Scaler, ScalerArgs};
 use futures::stream::BoxStream;
@@ -103,6 +103,14 @@ impl Backlog for Seen {
         let mut mood = self.broker.mood.subscribe();
         let broken = async move { drop(mood.wait_for(|mood| *mood == Mood::Broken).await) };
         Ok(self.queue.arrivals().await?.take_until(broken.boxed()).boxed())
+    }
+
+    async fn info(&self) -> Result<Info> {
+        self.queue.info().await
+    }
+
+    fn link(&self) -> &Link {
+        self.queue.link()
     }
 }
 

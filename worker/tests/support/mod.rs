@@ -22,7 +22,11 @@ pub(crate) const EPOCH: Timestamp = Timestamp::UNIX_EPOCH;
 /// A queue that follows tokio's time.
 pub(crate) fn queue(lease: Duration) -> (MemoryQueue, Arc<dyn Clock>) {
     let clock: Arc<dyn Clock> = Arc::new(TokioClock::starting_at(EPOCH));
-    let options = OpenOptions { worker: "test".to_owned(), clock: Arc::clone(&clock) };
+    let options = OpenOptions {
+        worker: "test".to_owned(),
+        clock: Arc::clone(&clock),
+        ..OpenOptions::default()
+    };
     (MemoryQueue::new(&Behavior { lease, ..Behavior::default() }, options), clock)
 }
 

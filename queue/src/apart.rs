@@ -1,0 +1,155 @@
+//! Jobs on one broker, their answers on another.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use crate::{
+    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
+    Link, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored,
+    WorkerStatus,
+};
+
+/// A queue whose answers lie in another one's store.
+///
+/// A job that dies of its deadline before any worker had it is answered by the broker that holds
+/// it, so what the store does not know is looked for there.
+pub(crate) struct Apart {
+    jobs: Queue,
+    answers: Queue,
+}
+
+impl Apart {
+    pub(crate) fn new(jobs: Queue, answers: Queue) -> Self {
+        Self { jobs, answers }
+    }
+}
+
+#[async_trait]
+impl Backlog for Apart {
+    async fn depth(&self) -> Result<Depth> {
+        self.jobs.depth().await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.jobs.workers().await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.jobs.arrivals().await
+    }
+
+    async fn info(&self) -> Result<Info> {
+        self.jobs.info().await
+    }
+
+    fn link(&self) -> &Link {
+        self.jobs.link()
+    }
+}
+
+#[async_trait]
+impl Broker for Apart {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.jobs.publish(jobs).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        self.jobs.receive(max, wait).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        self.jobs.extend(receipts).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        self.jobs.settle(settlements).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.jobs.report(status).await
+    }
+
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        self.jobs.reply(to, result).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.jobs.lease()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.jobs.close().await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for Apart {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.jobs.list(max).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.jobs.show(id).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.jobs.redrive(ids).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.jobs.purge(ids).await
+    }
+}
+
+#[async_trait]
+impl ResultStore for Apart {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.answers.put(result).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        match self.answers.get(id).await? {
+            Some(result) => Ok(Some(result)),
+            None => self.jobs.get(id).await,
+        }
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.answers.chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        let mut answers = self.answers.follow(id, from_seq).await?;
+        let mut jobs = self.jobs.follow(id, from_seq).await?;
+        let (store, id) = (self.answers.clone(), id.clone());
+        let frames = async_stream::stream! {
+            let mut is_open = true;
+            loop {
+                let frame = tokio::select! { biased;
+                    frame = answers.next() => frame,
+                    frame = jobs.next(), if is_open => frame,
+                };
+                if frame.is_none() && is_open {
+                    // The store has never heard of the job: only its broker knows that no result
+                    // can come. One that came was stored before the job was acknowledged.
+                    is_open = false;
+                    if matches!(store.get(&id).await, Ok(Some(_))) {
+                        continue;
+                    }
+                }
+                let Some(frame) = frame else { break };
+                let is_last = matches!(frame, Ok(Frame::Final(_)) | Err(_));
+                yield frame;
+                if is_last {
+                    break;
+                }
+            }
+        };
+        Ok(frames.boxed())
+    }
+}
