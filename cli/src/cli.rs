@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 15] = [
+        let paths: [&[&str]; 17] = [
             &["demo"],
             &["up"],
             &["enqueue"],
