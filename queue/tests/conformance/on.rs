@@ -1,5 +1,6 @@
 //! The brokers, each as the suite runs a promise on it.
 
+use std::io::Write;
 use std::time::Duration;
 
 use ebb_queue::{Behavior, QueueUrl, TokioClock};
@@ -93,14 +94,20 @@ fn keep(promise: Promise, fixture: &dyn Fixture) {
 fn is_skipped(broker: &str, test: &str, limits: &Limits) -> bool {
     let unwanted = std::env::var("EBB_SKIP_BROKERS").unwrap_or_default();
     if unwanted.split(',').any(|name| name.trim() == broker) {
-        println!("SKIPPED: {broker}::{test}; EBB_SKIP_BROKERS names {broker}");
+        say(&format!("SKIPPED: {broker}::{test}; EBB_SKIP_BROKERS names {broker}"));
         return true;
     }
     let limit = limits.of(test);
     if let Some(limit) = limit {
-        println!("NOT RUN: {broker}::{test}; a limit of this broker: {limit}");
+        say(&format!("NOT RUN: {broker}::{test}; a limit of this broker: {limit}"));
     }
     limit.is_some()
+}
+
+/// Seen also when the test passes.
+fn say(line: &str) {
+    // A closed standard error is no reason to fail.
+    drop(writeln!(std::io::stderr(), "{line}"));
 }
 
 fn missing(broker: &str, error: &ebb_servers::Error) -> ! {

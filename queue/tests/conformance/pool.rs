@@ -3,12 +3,12 @@
 //! The test harness runs as many tests as there are cores. So the first test of a broker starts
 //! all that are wanted, and each test waits for its own.
 
-use std::any::Any;
+use std::cell::RefCell;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use crate::PROMISES;
 use crate::fixture::Promise;
@@ -16,18 +16,29 @@ use crate::fixture::Promise;
 /// How many run at once.
 const N_THREADS: usize = 16;
 
-type Run = fn(&'static str, Promise);
-type Outcome = Result<(), Box<dyn Any + Send>>;
+/// Nothing, or what a promise panicked with and where.
+type Outcome = Result<(), String>;
+
+thread_local! {
+    /// Whether this thread runs a promise for a test on another, and how that panicked.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
 
 /// The promises of one broker.
 pub struct Pool {
     broker: &'static str,
-    run: Run,
+    run: fn(&'static str, Promise),
     started: OnceLock<HashMap<&'static str, Mutex<Receiver<Outcome>>>>,
 }
 
+struct Wanted {
+    test: &'static str,
+    promise: Promise,
+    tell: SyncSender<Outcome>,
+}
+
 impl Pool {
-    pub const fn new(broker: &'static str, run: Run) -> Self {
+    pub const fn new(broker: &'static str, run: fn(&'static str, Promise)) -> Self {
         Self { broker, run, started: OnceLock::new() }
     }
 
@@ -36,32 +47,29 @@ impl Pool {
         let Some(started) = self.started.get_or_init(|| self.start()).get(test) else {
             return (self.run)(test, promise);
         };
-        match started.lock().unwrap().recv().unwrap() {
-            Ok(()) => {}
-            Err(panic) => resume_unwind(panic),
-        }
+        let outcome = started.lock().unwrap().recv().expect("it is told once, to its test");
+        outcome.unwrap_or_else(|panic| panic!("on a thread of its own it {panic}"));
     }
 
     fn start(&'static self) -> HashMap<&'static str, Mutex<Receiver<Outcome>>> {
+        keep_panics();
         let mut outcomes = HashMap::new();
         let mut wanted = Vec::new();
         for (test, promise) in PROMISES.iter().filter(|(test, _)| self.is_wanted(test)) {
             let (tell, hear) = sync_channel(1);
             outcomes.insert(*test, Mutex::new(hear));
-            wanted.push((*test, *promise, tell));
+            wanted.push(Wanted { test, promise: *promise, tell });
         }
-        let (next, wanted) = (Arc::new(AtomicUsize::new(0)), Arc::new(wanted));
+        let (wanted, next) = (Arc::new(wanted), Arc::new(AtomicUsize::new(0)));
         for _ in 0..N_THREADS.min(wanted.len()) {
-            let (next, wanted) = (next.clone(), wanted.clone());
+            let (wanted, next) = (wanted.clone(), next.clone());
             std::thread::spawn(move || {
-                while let Some((test, promise, tell)) =
-                    wanted.get(next.fetch_add(1, Ordering::SeqCst))
-                {
-                    let outcome = catch_unwind(AssertUnwindSafe(|| (self.run)(test, *promise)));
-                    if outcome.is_err() {
-                        eprintln!("that was {}::{test}", self.broker);
-                    }
-                    tell.send(outcome).unwrap_or_default();
+                PANIC.set(Some(String::new()));
+                while let Some(one) = wanted.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let run = AssertUnwindSafe(|| (self.run)(one.test, one.promise));
+                    let words = |_| PANIC.replace(Some(String::new())).unwrap_or_default();
+                    // Nobody waits for one that was started in vain.
+                    one.tell.send(catch_unwind(run).map_err(words)).unwrap_or_default();
                 }
             });
         }
@@ -79,4 +87,20 @@ impl Pool {
         let is_asked = filters.peek().is_none() || filters.any(|text| name.contains(&**text));
         is_asked && !one_by_one
     }
+}
+
+/// What a promise panics with is told by its own test, not by the first one of its broker.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let is_kept = PANIC.with_borrow_mut(|kept| {
+                kept.as_mut().map(|words| *words = panic.to_string()).is_some()
+            });
+            if !is_kept {
+                tell(panic);
+            }
+        }));
+    });
 }
