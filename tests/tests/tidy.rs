@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Packages that check and measure: they may depend on anything, and nothing on them.
-const TOOLS: &[&str] = &["e2e", "ebb-bench"];
+const TOOLS: &[&str] = &["e2e", "ebb-servers", "ebb-bench"];
 
 /// Names under which brokers' clients are published.
 const BROKER_CLIENTS: &[&str] = &[
