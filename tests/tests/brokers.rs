@@ -6,11 +6,14 @@
 use std::process::Command;
 
 use e2e::{Process, Run, Workplace, get, run, wait_for, workspace_root};
+use ebb_proto::keda::ScaledObjectRef;
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_servers::{
     Nats, NatsOptions, Persistence, RabbitMq, RabbitMqOptions, Redis, RedisOptions, Sync,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
+use tonic::Code;
 
 /// A broker of our own, at the setting that loses nothing.
 enum Broker {
@@ -179,11 +182,56 @@ fn a_broker_that_is_killed_comes_back_to_a_worker_that_waits(scene: &mut Scene) 
     assert!(scene.worker.output().contains("the connection to the broker is back"));
 }
 
+fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
+    let queue = format!("{}?queue=other", scene.broker.url());
+    let args = ["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let mut scaler = scene.workplace.start(&[&args[..], &["--queue", &queue]].concat());
+    let mut word = |name: &str| {
+        scaler.says(name, |said| {
+            let (_, rest) = said.split_once(name)?;
+            rest.split_once(char::is_whitespace).map(|(word, _)| word.to_owned())
+        })
+    };
+    let (grpc, http) = (word("listen="), word("http="));
+    let up = || {
+        let page = get(&http, "/metrics")?.body;
+        Some(page.contains("scaler_broker_up{queue=\"other\"} 1"))
+    };
+    let runtime = scene.runtime.handle().clone();
+    let client = runtime.block_on(ExternalScalerClient::connect(format!("http://{grpc}"))).unwrap();
+    let is_active = || {
+        let object =
+            ScaledObjectRef { name: "o".into(), namespace: "n".into(), ..Default::default() };
+        let answer = runtime.block_on(async { client.clone().is_active(object).await });
+        match answer {
+            Ok(answer) => Some(answer.into_inner().result),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status}"),
+        }
+    };
+    wait_for("the first look", || (is_active()? == false).then_some(()));
+    scene.workplace.ebb(&["enqueue", "waits", "--queue", &queue]).ok();
+    wait_for("activity", || is_active()?.then_some(()));
+
+    scene.broker.kill();
+    wait_for("the outage in the metrics", || {
+        assert_ne!(is_active(), Some(false));
+        (up() == Some(false)).then_some(())
+    });
+    scene.runtime.block_on(scene.broker.restart());
+    wait_for("the broker to be seen again", || {
+        assert_ne!(is_active(), Some(false));
+        (up() == Some(true)).then_some(())
+    });
+    assert_eq!(is_active(), Some(true));
+}
+
 fn the_whole_story(start: impl AsyncFnOnce() -> Broker) {
     let mut scene = Scene::new(start);
     plain_messages_are_jobs(&scene);
     garbage_harms_nobody_else(&scene);
     a_broker_that_is_killed_comes_back_to_a_worker_that_waits(&mut scene);
+    the_scaler_never_takes_an_outage_for_an_empty_queue(&mut scene);
 }
 
 #[test]

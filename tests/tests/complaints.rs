@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use e2e::{Run, Workplace};
-use ebb_servers::{
-    Nats, NatsOptions, NatsVersion, RabbitMq, RabbitMqOptions, Redis, RedisOptions,
-};
+use ebb_servers::{Nats, NatsOptions, NatsVersion, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
 
 /// Runs `ebb` against a URL; what it says on standard error, with the port left out.
 fn complaint(url: &str, args: &[&str]) -> String {

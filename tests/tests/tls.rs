@@ -6,9 +6,7 @@
 use std::path::PathBuf;
 
 use e2e::Workplace;
-use ebb_servers::{
-    Nats, NatsOptions, RabbitMq, RabbitMqOptions, Redis, RedisOptions, TlsFiles,
-};
+use ebb_servers::{Nats, NatsOptions, RabbitMq, RabbitMqOptions, Redis, RedisOptions, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 /// An authority, a server's certificate and a client's, as PEM files.
