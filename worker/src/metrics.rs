@@ -26,6 +26,8 @@ pub struct Metrics {
     pub leases_lost: IntCounter,
     /// Calls to the broker or the result store that failed.
     pub broker_errors: IntCounterVec,
+    /// Results sent to where their jobs asked for them.
+    pub replies: IntCounterVec,
     /// Jobs held.
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
@@ -48,6 +50,7 @@ impl Metrics {
         registry.register(Box::new(metrics.job.clone()))?;
         registry.register(Box::new(metrics.leases_lost.clone()))?;
         registry.register(Box::new(metrics.broker_errors.clone()))?;
+        registry.register(Box::new(metrics.replies.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.cold_start.clone()))?;
         Ok(metrics)
@@ -56,6 +59,7 @@ impl Metrics {
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
+        let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         Ok(Self {
             cold_start: GaugeVec::new(cold, &["phase"])?,
@@ -77,6 +81,7 @@ impl Metrics {
             job: seconds("worker_job_seconds", "From receipt to settlement.")?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
             broker_errors: IntCounterVec::new(errors, &["call"])?,
+            replies: IntCounterVec::new(replies, &["outcome"])?,
             in_flight: IntGauge::new("worker_jobs_in_flight", "Jobs held.")?,
         })
     }
