@@ -294,6 +294,12 @@ fn check_queue(name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, words))
 }
 
+/// Where replies are jobs in another queue, the address is the name of that queue.
+pub(crate) fn check_reply_to(to: &str) -> Result<()> {
+    check_queue(to)
+        .map_err(|error| Error::new(ErrorKind::Invalid, format!("ebb-reply-to: {error}")))
+}
+
 fn invalid(url: &str, remedy: &str) -> Error {
     // Anything before an @ may be a password.
     let shown = url.rsplit_once('@').map_or(url, |(_, host)| host);
