@@ -6,7 +6,7 @@ use ebb_queue::{Phase, Queue};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 
-use crate::fixture::{Fixture, counts, kill, publish, settle, soon, take, take_one};
+use crate::fixture::{Fixture, publish, settle, soon, words};
 use crate::status::status;
 
 pub async fn a_publish_is_told_to_every_listener(fixture: &dyn Fixture) {
@@ -21,41 +21,41 @@ pub async fn a_publish_is_told_to_every_listener(fixture: &dyn Fixture) {
             soon(told).await.expect("the stream goes on");
         }
     }
-    assert_eq!(counts(&queue).await, [2, 0, 0, 0]);
+    fixture.assert_counts(&queue, [2, 0, 0, 0]).await;
 }
 
 pub async fn what_was_published_before_it_is_heard_is_not_forgotten(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let mut told = listen(&fixture.again("scaler").await).await;
     fixture.publish(&queue, &["a", "b", "c"]).await;
-    drop(take(&queue, 3).await);
+    drop(fixture.take(&queue, 3).await);
     soon(&mut told).await.expect("the stream goes on");
 }
 
 pub async fn whatever_makes_a_job_ready_or_delayed_is_told(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let mut told = listen(&fixture.again("scaler").await).await;
-    publish(&queue, fixture.job("a", &[("ebb-delay", "10s")])).await;
+    publish(&queue, fixture.job("a", &[("ebb-delay", &words(fixture.short()))])).await;
     soon(&mut told).await.expect("told of a delayed job");
-    fixture.pass(Duration::from_secs(11)).await;
+    fixture.pass_by(fixture.short()).await;
 
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     quiet(&mut told).await;
     settle(&queue, delivery.release()).await;
     soon(&mut told).await.expect("told of a release");
 
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     quiet(&mut told).await;
     settle(&queue, delivery.retry(Duration::ZERO, "again")).await;
     soon(&mut told).await.expect("told of a retry");
 
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     quiet(&mut told).await;
-    settle(&queue, delivery.retry(Duration::from_secs(10), "later")).await;
+    settle(&queue, delivery.retry(fixture.short(), "later")).await;
     soon(&mut told).await.expect("told of a retry with a delay");
 
-    fixture.pass(Duration::from_secs(11)).await;
-    kill(&queue, "bad").await;
+    fixture.pass_by(fixture.short()).await;
+    fixture.kill(&queue, "bad").await;
     quiet(&mut told).await;
     queue.redrive(None).await.unwrap();
     soon(&mut told).await.expect("told of a redrive");

@@ -1,47 +1,28 @@
-//! The brokers that are held to the promises, each with a clock that the suite can move.
+//! The brokers that are held to the promises, each with a time that the suite can move or awaits.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Behavior, Clock, OpenOptions, Queue, QueueUrl, Timestamp, TokioClock, open};
+use ebb_queue::{
+    Behavior, Clock, Missing, OpenOptions, Queue, QueueUrl, Results, SystemClock, Timestamp,
+    TokioClock, open,
+};
 
 use crate::fixture::Fixture;
 
-/// No promise takes this long; one that does is broken.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Runs a promise on the memory broker under paused time.
-pub fn on_memory(promise: impl AsyncFnOnce(&dyn Fixture)) {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().start_paused(true).build().unwrap().block_on(async {
-        let clock = TokioClock::starting_at("2030-01-31T12:00:00Z".parse().unwrap());
-        let memory = Memory { clock, queue: Mutex::default() };
-        // Paused time runs ahead when nobody moves, so the limit is far away.
-        tokio::time::timeout(LIMIT * 60, promise(&memory)).await.expect("the promise is kept");
-    });
-}
-
-/// Runs a promise on a SQLite file in real time, with a clock that can be set forward.
-pub fn on_sqlite(promise: impl AsyncFnOnce(&dyn Fixture)) {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(2).enable_all().build().unwrap().block_on(async {
-        let folder = tempfile::tempdir().unwrap();
-        let url = QueueUrl::sqlite(folder.path().join("queue.db"));
-        let sqlite =
-            Sqlite { clock: Arc::default(), url: Mutex::new(url), n_queues: AtomicI64::new(0) };
-        tokio::time::timeout(LIMIT, promise(&sqlite)).await.expect("the promise is kept");
-    });
-}
-
-struct Memory {
+pub struct Memory {
     clock: TokioClock,
     queue: Mutex<Option<MemoryQueue>>,
 }
 
 impl Memory {
+    pub fn new(clock: TokioClock) -> Self {
+        Self { clock, queue: Mutex::default() }
+    }
+
     fn open(&self, behavior: &Behavior) -> MemoryQueue {
         let options = OpenOptions {
             worker: "one".to_owned(),
@@ -54,6 +35,10 @@ impl Memory {
 
 #[async_trait]
 impl Fixture for Memory {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
     async fn fresh_with(&self, behavior: Behavior) -> Queue {
         let queue = self.open(&behavior);
         *self.queue.lock().unwrap() = Some(queue.clone());
@@ -63,6 +48,10 @@ impl Fixture for Memory {
     async fn again(&self, worker: &str) -> Queue {
         let queue = self.queue.lock().unwrap();
         Arc::new(queue.as_ref().expect("a queue was made").as_worker(worker))
+    }
+
+    async fn named(&self, _name: &str, _missing: Missing) -> Option<ebb_queue::Result<Queue>> {
+        None
     }
 
     async fn beside(&self) -> Queue {
@@ -78,15 +67,37 @@ impl Fixture for Memory {
     }
 }
 
-struct Sqlite {
-    clock: Arc<AheadClock>,
+/// A broker behind a URL: a file or a server.
+pub struct Served {
+    kind: &'static str,
+    time: Time,
+    /// The last queue that was opened fresh.
     url: Mutex<QueueUrl>,
-    n_queues: AtomicI64,
+    results: Option<QueueUrl>,
+}
+
+/// How time passes for a broker.
+pub enum Time {
+    /// It goes by the clock of its handle, which is set forward.
+    Ahead(Arc<AheadClock>),
+    /// It has its own, so the promises wait.
+    Real {
+        /// Short.
+        behavior: Behavior,
+        /// How late a count may be.
+        lag: Duration,
+    },
+}
+
+impl Time {
+    pub fn ahead() -> Self {
+        Self::Ahead(Arc::default())
+    }
 }
 
 /// The wall clock, set forward by milliseconds.
 #[derive(Debug, Default)]
-struct AheadClock(AtomicI64);
+pub struct AheadClock(AtomicI64);
 
 impl Clock for AheadClock {
     fn now(&self) -> Timestamp {
@@ -94,45 +105,107 @@ impl Clock for AheadClock {
     }
 }
 
-impl Sqlite {
-    async fn open(&self, url: QueueUrl, worker: &str) -> Queue {
-        let options = OpenOptions {
-            worker: worker.to_owned(),
-            clock: self.clock.clone(),
-            ..OpenOptions::default()
+impl Served {
+    pub fn new(kind: &'static str, url: QueueUrl, time: Time) -> Self {
+        Self { kind, time, url: Mutex::new(url), results: None }
+    }
+
+    /// The same, with the answers in another place.
+    pub fn with_results(self, url: QueueUrl) -> Self {
+        Self { results: Some(url), ..self }
+    }
+
+    async fn open(
+        &self,
+        url: &QueueUrl,
+        worker: &str,
+        missing: Missing,
+    ) -> ebb_queue::Result<Queue> {
+        let clock: Arc<dyn Clock> = match &self.time {
+            Time::Ahead(clock) => clock.clone(),
+            Time::Real { .. } => Arc::new(SystemClock),
         };
-        open(&url, options).await.unwrap()
+        let mut options =
+            OpenOptions { worker: worker.to_owned(), clock, missing, ..OpenOptions::default() };
+        if let Some(results) = &self.results {
+            let behavior = url.behavior.clone();
+            let results = QueueUrl { behavior, ..results.with_queue(&url.queue)? };
+            options.results = Some(Results(open(&results, options.clone()).await?));
+        }
+        open(url, options).await
     }
 }
 
 #[async_trait]
-impl Fixture for Sqlite {
+impl Fixture for Served {
+    fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    fn behavior(&self) -> Behavior {
+        match &self.time {
+            Time::Ahead(_) => crate::fixture::behavior(),
+            Time::Real { behavior, .. } => behavior.clone(),
+        }
+    }
+
     async fn fresh_with(&self, behavior: Behavior) -> Queue {
-        let name = format!("queue-{}", self.n_queues.fetch_add(1, Ordering::SeqCst));
+        let name = unused_name();
         let url = {
             let mut url = self.url.lock().unwrap();
             *url = QueueUrl { behavior, ..url.with_queue(&name).unwrap() };
             url.clone()
         };
-        self.open(url, "one").await
+        self.open(&url, "one", Missing::Create).await.unwrap()
     }
 
     async fn again(&self, worker: &str) -> Queue {
         let url = self.url.lock().unwrap().clone();
-        self.open(url, worker).await
+        self.open(&url, worker, Missing::Create).await.unwrap()
+    }
+
+    async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>> {
+        // A file is not a server: whoever may write to it may make a queue.
+        if self.kind == "sqlite" && missing == Missing::Refuse {
+            return None;
+        }
+        let url = self.url.lock().unwrap().with_queue(name).unwrap();
+        let url = QueueUrl { behavior: self.behavior(), ..url };
+        Some(self.open(&url, "one", missing).await)
     }
 
     async fn beside(&self) -> Queue {
-        let url = self.url.lock().unwrap().with_queue("beside").unwrap();
-        self.open(url, "one").await
+        let url = self.url.lock().unwrap().with_queue(&unused_name()).unwrap();
+        self.open(&url, "one", Missing::Create).await.unwrap()
     }
 
     fn now(&self) -> Timestamp {
-        self.clock.now()
+        match &self.time {
+            Time::Ahead(clock) => clock.now(),
+            Time::Real { .. } => Timestamp::now(),
+        }
     }
 
     async fn pass(&self, span: Duration) {
-        let millis = i64::try_from(span.as_millis()).unwrap();
-        self.clock.0.fetch_add(millis, Ordering::SeqCst);
+        match &self.time {
+            Time::Ahead(clock) => {
+                let millis = i64::try_from(span.as_millis()).unwrap();
+                clock.0.fetch_add(millis, Ordering::SeqCst);
+            }
+            Time::Real { .. } => tokio::time::sleep(span).await,
+        }
     }
+
+    fn lag(&self) -> Duration {
+        match &self.time {
+            Time::Ahead(_) => Duration::ZERO,
+            Time::Real { lag, .. } => *lag,
+        }
+    }
+}
+
+/// A name that no queue of this process has.
+pub fn unused_name() -> String {
+    static N_NAMES: AtomicU64 = AtomicU64::new(0);
+    format!("queue-{}", N_NAMES.fetch_add(1, Ordering::SeqCst))
 }

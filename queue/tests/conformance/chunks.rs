@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ebb_queue::{Behavior, Frame, JobId, Queue, Result, Stored};
 use futures::stream::BoxStream;
 
-use crate::fixture::{Fixture, kill, settle, soon, take_one};
+use crate::fixture::{Fixture, settle, soon};
 
 pub async fn the_pieces_come_in_order_then_the_result_then_the_end(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -107,7 +107,7 @@ pub async fn a_result_that_was_forgotten_ends_the_stream(fixture: &dyn Fixture) 
     let key_ttl = behavior.result_ttl * 2;
     let queue = fixture.fresh_with(Behavior { key_ttl, ..behavior.clone() }).await;
     fixture.publish(&queue, &["a"]).await;
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     queue.put(&fixture.completed("a", 1, "42")).await.unwrap();
     settle(&queue, delivery.ack()).await;
     fixture.pass(behavior.result_ttl).await;
@@ -117,7 +117,7 @@ pub async fn a_result_that_was_forgotten_ends_the_stream(fixture: &dyn Fixture) 
 pub async fn a_job_that_is_done_without_a_result_ends_the_stream(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     chunk(&queue, 1, 0, "one").await;
     let mut frames = follow(&queue, 0).await;
     assert_eq!(next(&mut frames).await, piece(1, 0, "one"));
@@ -131,7 +131,7 @@ pub async fn a_purge_ends_the_stream_of_a_dead_letter(fixture: &dyn Fixture) {
     chunk(&queue, 1, 0, "one").await;
     let mut frames = follow(&queue, 0).await;
     assert_eq!(next(&mut frames).await, piece(1, 0, "one"));
-    kill(&queue, "no").await;
+    fixture.kill(&queue, "no").await;
     // It is still followed: the letter may be put back.
     chunk(&queue, 1, 1, "two").await;
     assert_eq!(next(&mut frames).await, piece(1, 1, "two"));

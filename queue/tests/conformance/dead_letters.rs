@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use ebb_queue::{JobId, Queue};
 
-use crate::fixture::{Fixture, counts, kill, publish, settle, take, take_one};
+use crate::fixture::{Fixture, publish, settle};
 
 pub async fn a_rejected_job_is_kept_with_its_reason(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let job = fixture.job("a", &[("ebb-tenant", "lab"), ("ebb-cost", "3")]);
     publish(&queue, job.clone()).await;
     let before = fixture.now();
-    fixture.pass(Duration::from_secs(1)).await;
-    kill(&queue, "not json: expected value at line 1").await;
-    fixture.pass(fixture.lease() * 9).await;
-    assert!(take(&queue, 1).await.is_empty());
+    fixture.pass(fixture.short() / 10).await;
+    fixture.kill(&queue, "not json: expected value at line 1").await;
+    fixture.pass(fixture.lease() * 2).await;
+    fixture.assert_nothing_ready(&queue).await;
     let letter = fixture.again("two").await.show(&job.id).await.unwrap().unwrap();
     assert_eq!(letter.job, job);
     assert_eq!(letter.reason, "not json: expected value at line 1");
@@ -26,8 +26,8 @@ pub async fn a_rejected_job_is_kept_with_its_reason(fixture: &dyn Fixture) {
 pub async fn only_dead_letters_are_shown(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a", "b", "c"]).await;
-    settle(&queue, take(&queue, 1).await.remove(0).ack()).await;
-    let running = take(&queue, 1).await;
+    settle(&queue, fixture.take(&queue, 1).await.remove(0).ack()).await;
+    let running = fixture.take(&queue, 1).await;
     for name in ["a", "b", "c", "never-seen"] {
         assert!(queue.show(&name.parse().unwrap()).await.unwrap().is_none(), "{name}");
     }
@@ -50,24 +50,24 @@ pub async fn purge_deletes_the_named_ones_for_good(fixture: &dyn Fixture) {
     assert_eq!(listed(&queue, 9).await, ["c", "a"]);
     assert_eq!(queue.purge(Some(&[])).await.unwrap(), 0);
     assert_eq!(queue.redrive(Some(&ids)).await.unwrap(), 0);
-    assert_eq!(counts(&queue).await, [0, 0, 0, 2]);
+    fixture.assert_counts(&queue, [0, 0, 0, 2]).await;
 }
 
 pub async fn purge_of_all_spares_what_is_not_dead(fixture: &dyn Fixture) {
     let queue = three_dead(fixture).await;
     fixture.publish(&queue, &["d", "e"]).await;
-    let running = take(&queue, 1).await.remove(0);
+    let running = fixture.take(&queue, 1).await.remove(0);
     assert_eq!(queue.purge(None).await.unwrap(), 3);
-    assert_eq!(counts(&queue).await, [1, 1, 0, 0]);
+    fixture.assert_counts(&queue, [1, 1, 0, 0]).await;
     settle(&queue, running.ack()).await;
-    assert_eq!(take_one(&queue).await.job.id.as_str(), "e");
+    assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "e");
 }
 
 async fn three_dead(fixture: &dyn Fixture) -> Queue {
     let queue = fixture.fresh().await;
     for name in ["a", "b", "c"] {
         fixture.publish(&queue, &[name]).await;
-        kill(&queue, "bad").await;
+        fixture.kill(&queue, "bad").await;
         fixture.pass(Duration::from_millis(10)).await;
     }
     queue

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::{
-    Behavior, Delivery, Depth, Job, JobResult, Outcome, Published, Queue, Settled, Settlement,
-    Timestamp,
+    Behavior, Delivery, Depth, Job, JobResult, Missing, Outcome, Published, Queue, Settled,
+    Settlement, Timestamp,
 };
 use futures::StreamExt;
+use futures::future::LocalBoxFuture;
 use futures::stream::BoxStream;
+use tokio::time::Instant;
+
+/// A promise, to be kept by any broker.
+pub type Promise = for<'a> fn(&'a dyn Fixture) -> LocalBoxFuture<'a, ()>;
 
 /// A broker to hold to its promises.
 ///
@@ -17,10 +22,12 @@ use futures::stream::BoxStream;
 /// of its [`Behavior`], which may be short.
 #[async_trait]
 pub trait Fixture: Send + Sync {
+    /// `memory`, `sqlite`, …
+    fn kind(&self) -> &'static str;
+
     /// How queues behave unless a promise asks for something else.
     fn behavior(&self) -> Behavior {
-        let lease = Duration::from_secs(30);
-        Behavior { lease, result_ttl: lease * 4, key_ttl: lease * 4, max_ready: None }
+        behavior()
     }
 
     /// Makes a new and empty queue, for the worker `one`.
@@ -28,6 +35,10 @@ pub trait Fixture: Send + Sync {
 
     /// Opens the last fresh queue once more, as another process would.
     async fn again(&self, worker: &str) -> Queue;
+
+    /// Opens the queue of this name, which no promise has opened before; none where queues are not
+    /// found by their names.
+    async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>>;
 
     /// Opens another queue beside the last fresh one, on the same broker.
     async fn beside(&self) -> Queue;
@@ -37,6 +48,18 @@ pub trait Fixture: Send + Sync {
 
     /// Lets time pass for the broker.
     async fn pass(&self, span: Duration);
+
+    /// How long a count or a job that is ready again may take to be seen; nothing for a broker that
+    /// answers all from one place.
+    fn lag(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Where time does not have to pass for real.
+pub fn behavior() -> Behavior {
+    let lease = Duration::from_secs(30);
+    Behavior { lease, result_ttl: lease * 4, key_ttl: lease * 4, max_ready: None }
 }
 
 impl dyn Fixture + '_ {
@@ -46,6 +69,92 @@ impl dyn Fixture + '_ {
 
     pub fn lease(&self) -> Duration {
         self.behavior().lease
+    }
+
+    /// A while that ends well before a lease that begins now.
+    pub fn short(&self) -> Duration {
+        self.lease() / 2
+    }
+
+    /// A while that no promise waits for.
+    pub fn far(&self) -> Duration {
+        self.lease() * 120
+    }
+
+    /// Lets this span pass and a little more.
+    pub async fn pass_by(&self, span: Duration) {
+        self.pass(span * 11 / 10).await;
+    }
+
+    /// What is seen once it fits, or when the lag of the broker is over.
+    pub async fn when<T>(&self, look: impl AsyncFn() -> T, fits: impl Fn(&T) -> bool) -> T {
+        let end = Instant::now() + self.lag();
+        loop {
+            let seen = look().await;
+            if fits(&seen) || Instant::now() >= end {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn depth_when(&self, queue: &Queue, fits: impl Fn(&Depth) -> bool) -> Depth {
+        self.when(async || queue.depth().await.unwrap(), fits).await
+    }
+
+    /// Ready, in flight, delayed, dead.
+    pub async fn assert_counts(&self, queue: &Queue, expected: [u64; 4]) {
+        let seen = self.when(async || counts(queue).await, |seen| *seen == expected).await;
+        assert_eq!(seen, expected, "ready, in flight, delayed, dead");
+    }
+
+    pub async fn assert_next_due(&self, queue: &Queue, expected: Option<Timestamp>) {
+        let depth = self.depth_when(queue, |depth| depth.next_due == expected).await;
+        assert_eq!(depth.next_due, expected);
+    }
+
+    /// Receives so many that are ready now.
+    pub async fn take(&self, queue: &Queue, n_jobs: usize) -> Vec<Delivery> {
+        self.take_some(queue, n_jobs, n_jobs).await
+    }
+
+    /// Receives at most so many, until the expected number is there or the lag is over.
+    async fn take_some(&self, queue: &Queue, max: usize, n_expected: usize) -> Vec<Delivery> {
+        let end = Instant::now() + self.lag();
+        let mut taken = Vec::new();
+        while let Some(room) = NonZeroUsize::new(max - taken.len()) {
+            let wait = if taken.len() < n_expected { end - Instant::now() } else { Duration::ZERO };
+            taken.extend(queue.receive(room, wait).await.unwrap());
+            if taken.len() >= n_expected || Instant::now() >= end {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Receives the one job that is ready.
+    pub async fn take_one(&self, queue: &Queue) -> Delivery {
+        let mut taken = self.take_some(queue, 2, 1).await;
+        assert_eq!(names(&taken).len(), 1, "one job is ready");
+        taken.remove(0)
+    }
+
+    /// Receives at most so many; what is ready are these.
+    pub async fn assert_takes(&self, queue: &Queue, max: usize, expected: &[&str]) {
+        let taken = self.take_some(queue, max, expected.len()).await;
+        assert_eq!(names(&taken), expected);
+    }
+
+    pub async fn assert_nothing_ready(&self, queue: &Queue) {
+        let nine = NonZeroUsize::new(9).unwrap();
+        let taken = queue.receive(nine, Duration::ZERO).await.unwrap();
+        assert!(taken.is_empty(), "ready: {:?}", names(&taken));
+    }
+
+    /// Takes the one ready job and rejects it.
+    pub async fn kill(&self, queue: &Queue, reason: &str) {
+        let delivery = self.take_one(queue).await;
+        assert_eq!(settle(queue, delivery.reject(reason)).await, Settled::Held);
     }
 
     /// A job of this name with these headers, published now.
@@ -83,18 +192,6 @@ pub async fn publish(queue: &Queue, job: Job) -> Published {
     queue.publish(vec![job]).await.unwrap().remove(0)
 }
 
-/// Receives what is ready now, at most so many.
-pub async fn take(queue: &Queue, max: usize) -> Vec<Delivery> {
-    queue.receive(NonZeroUsize::new(max).unwrap(), Duration::ZERO).await.unwrap()
-}
-
-/// Receives the one job that is ready.
-pub async fn take_one(queue: &Queue) -> Delivery {
-    let mut deliveries = take(queue, 2).await;
-    assert_eq!(names(&deliveries).len(), 1, "one job is ready");
-    deliveries.remove(0)
-}
-
 pub async fn settle(queue: &Queue, settlement: Settlement) -> Settled {
     queue.settle(&[settlement]).await.unwrap()[0]
 }
@@ -103,9 +200,9 @@ pub async fn extend(queue: &Queue, delivery: &Delivery) -> Settled {
     queue.extend(&[delivery.receipt().clone()]).await.unwrap()[0]
 }
 
-/// Takes the one ready job and rejects it.
-pub async fn kill(queue: &Queue, reason: &str) {
-    assert_eq!(settle(queue, take_one(queue).await.reject(reason)).await, Settled::Held);
+/// A span as a header has it.
+pub fn words(span: Duration) -> String {
+    format!("{}ms", span.as_millis())
 }
 
 pub fn names(deliveries: &[Delivery]) -> Vec<&str> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ebb_queue::Queue;
 
-use crate::fixture::{Fixture, counts, names, publish, settle, take, take_one};
+use crate::fixture::{Fixture, publish, settle};
 
 pub async fn an_id_seen_before_stores_nothing(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -13,7 +13,7 @@ pub async fn an_id_seen_before_stores_nothing(fixture: &dyn Fixture) {
     other.body = "something else".into();
     let published = publish(&fixture.again("two").await, other).await;
     assert_eq!((published.id.as_str(), published.duplicate), ("a", true));
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     assert_eq!(delivery.job.body, "a");
 }
 
@@ -24,7 +24,7 @@ pub async fn a_key_seen_before_answers_with_the_first_id(fixture: &dyn Fixture) 
     let second = publish(&fixture.again("two").await, fixture.job("b", &key)).await;
     assert_eq!((second.id.as_str(), second.duplicate), ("a", true));
     assert!(!publish(&queue, fixture.job("c", &[("ebb-key", "order-8")])).await.duplicate);
-    assert_eq!(names(&take(&queue, 9).await), ["a", "c"]);
+    fixture.assert_takes(&queue, 9, &["a", "c"]).await;
     // The id that was not stored is free.
     assert!(!publish(&queue, fixture.job("b", &[])).await.duplicate);
 }
@@ -49,43 +49,44 @@ pub async fn repetitions_within_a_batch_are_found(fixture: &dyn Fixture) {
     let published = queue.publish(batch).await.unwrap();
     let ids: Vec<_> = published.iter().map(|one| (one.id.as_str(), one.duplicate)).collect();
     assert_eq!(ids, [("a", false), ("a", true), ("a", true), ("c", false)]);
-    assert_eq!(counts(&queue).await, [2, 0, 0, 0]);
+    fixture.assert_counts(&queue, [2, 0, 0, 0]).await;
 }
 
 pub async fn a_job_is_known_while_it_waits_runs_or_is_dead(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     publish(&queue, fixture.job("a", &[("ebb-key", "k")])).await;
-    let long = fixture.behavior().key_ttl * 2;
-    let delivery = take_one(&queue).await;
+    let key_ttl = fixture.behavior().key_ttl;
+    let long = key_ttl * 5 / 4;
+    let delivery = fixture.take_one(&queue).await;
     assert!(is_known(fixture, &queue).await);
-    settle(&queue, delivery.retry(long, "much later")).await;
-    fixture.pass(long / 2).await;
-    assert!(is_known(fixture, &queue).await);
-    fixture.pass(long).await;
-    settle(&queue, take_one(&queue).await.reject("bad")).await;
+    settle(&queue, delivery.retry(key_ttl * 3 / 2, "much later")).await;
     fixture.pass(long).await;
     assert!(is_known(fixture, &queue).await);
-    assert_eq!(counts(&queue).await, [0, 0, 0, 1]);
+    fixture.pass(key_ttl / 2).await;
+    settle(&queue, fixture.take_one(&queue).await.reject("bad")).await;
+    fixture.pass(long).await;
+    assert!(is_known(fixture, &queue).await);
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
 }
 
 pub async fn a_job_that_was_done_is_known_for_a_while(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     publish(&queue, fixture.job("a", &[("ebb-key", "k")])).await;
-    settle(&queue, take_one(&queue).await.ack()).await;
+    settle(&queue, fixture.take_one(&queue).await.ack()).await;
     fixture.pass(fixture.behavior().key_ttl / 2).await;
     assert!(is_known(fixture, &queue).await);
-    assert_eq!(counts(&queue).await, [0, 0, 0, 0]);
+    fixture.assert_counts(&queue, [0, 0, 0, 0]).await;
     fixture.pass(fixture.behavior().key_ttl).await;
     let again = publish(&queue, fixture.job("b", &[("ebb-key", "k")])).await;
     assert_eq!((again.id.as_str(), again.duplicate), ("b", false));
     assert!(!publish(&queue, fixture.job("a", &[])).await.duplicate);
-    assert_eq!(names(&take(&queue, 9).await), ["b", "a"]);
+    fixture.assert_takes(&queue, 9, &["b", "a"]).await;
 }
 
 pub async fn a_purged_job_is_unknown_at_once(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     publish(&queue, fixture.job("a", &[("ebb-key", "k")])).await;
-    settle(&queue, take_one(&queue).await.reject("bad")).await;
+    settle(&queue, fixture.take_one(&queue).await.reject("bad")).await;
     assert_eq!(queue.purge(None).await.unwrap(), 1);
     assert!(!publish(&queue, fixture.job("b", &[("ebb-key", "k")])).await.duplicate);
     assert!(!publish(&queue, fixture.job("a", &[])).await.duplicate);
@@ -103,7 +104,7 @@ pub async fn the_same_job_published_by_many_at_once_is_stored_once(fixture: &dyn
     let first: Vec<_> = published.iter().filter(|one| !one.duplicate).collect();
     assert_eq!(first.len(), 1);
     assert!(published.iter().all(|one| one.id == first[0].id));
-    assert_eq!(names(&take(&queue, 9).await), [first[0].id.as_str()]);
+    fixture.assert_takes(&queue, 9, &[first[0].id.as_str()]).await;
 }
 
 /// Whether both the id `a` and the key `k` lead to the job `a`.

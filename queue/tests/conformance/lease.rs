@@ -2,29 +2,29 @@
 
 use ebb_queue::Settled;
 
-use crate::fixture::{Fixture, counts, extend, names, settle, take, take_one};
+use crate::fixture::{Fixture, extend, names, settle};
 
 pub async fn a_leased_job_is_hidden_until_its_lease_ends(fixture: &dyn Fixture) {
     let (queue, other) = (fixture.fresh().await, fixture.again("two").await);
     assert_eq!(queue.lease(), fixture.lease());
     fixture.publish(&queue, &["a"]).await;
-    drop(take_one(&queue).await);
+    drop(fixture.take_one(&queue).await);
     fixture.pass(fixture.lease() * 2 / 3).await;
-    assert!(take(&other, 1).await.is_empty());
-    assert_eq!(counts(&other).await, [0, 1, 0, 0]);
+    fixture.assert_nothing_ready(&other).await;
+    fixture.assert_counts(&other, [0, 1, 0, 0]).await;
     fixture.pass(fixture.lease() * 2 / 3).await;
-    assert_eq!(counts(&other).await, [1, 0, 0, 0]);
-    assert_eq!(take_one(&other).await.attempt, 2);
+    fixture.assert_counts(&other, [1, 0, 0, 0]).await;
+    assert_eq!(fixture.take_one(&other).await.attempt, 2);
 }
 
 pub async fn a_crash_is_charged_and_recorded_with_the_name_of_the_worker(fixture: &dyn Fixture) {
     let (queue, other) = (fixture.fresh().await, fixture.again("two").await);
     fixture.publish(&queue, &["a"]).await;
-    drop(take_one(&queue).await);
+    drop(fixture.take_one(&queue).await);
     fixture.pass(fixture.lease() * 2).await;
-    drop(take_one(&other).await);
+    drop(fixture.take_one(&other).await);
     fixture.pass(fixture.lease() * 2).await;
-    let third = take_one(&queue).await;
+    let third = fixture.take_one(&queue).await;
     assert_eq!(third.attempt, 3);
     settle(&queue, third.reject("enough")).await;
     let letter = queue.show(&"a".parse().unwrap()).await.unwrap().unwrap();
@@ -38,49 +38,49 @@ pub async fn a_crash_is_charged_and_recorded_with_the_name_of_the_worker(fixture
 pub async fn an_extended_lease_starts_anew(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     for _ in 0..3 {
         fixture.pass(fixture.lease() * 2 / 3).await;
         assert_eq!(extend(&fixture.again("two").await, &delivery).await, Settled::Held);
-        assert_eq!(counts(&queue).await, [0, 1, 0, 0]);
+        fixture.assert_counts(&queue, [0, 1, 0, 0]).await;
     }
-    assert!(take(&queue, 1).await.is_empty());
+    fixture.assert_nothing_ready(&queue).await;
     fixture.pass(fixture.lease() * 2).await;
-    assert_eq!(take_one(&queue).await.attempt, 2);
+    assert_eq!(fixture.take_one(&queue).await.attempt, 2);
 }
 
 pub async fn an_ended_lease_that_nobody_took_can_be_extended(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
-    let delivery = take_one(&queue).await;
+    let delivery = fixture.take_one(&queue).await;
     fixture.pass(fixture.lease() * 2).await;
     assert_eq!(extend(&queue, &delivery).await, Settled::Held);
-    assert!(take(&queue, 1).await.is_empty());
+    fixture.assert_nothing_ready(&queue).await;
     assert_eq!(settle(&queue, delivery.ack()).await, Settled::Held);
 }
 
 pub async fn a_lease_that_somebody_else_has_is_lost(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a", "b"]).await;
-    let first = take(&queue, 1).await.remove(0);
+    let first = fixture.take(&queue, 1).await.remove(0);
     fixture.pass(fixture.lease() * 2).await;
-    let others = take(&fixture.again("two").await, 2).await;
+    let others = fixture.take(&fixture.again("two").await, 2).await;
     assert_eq!(names(&others), ["a", "b"]);
     let receipts = [first.receipt().clone(), others[1].receipt().clone()];
     assert_eq!(queue.extend(&receipts).await.unwrap(), [Settled::Lost, Settled::Held]);
     fixture.pass(fixture.lease() * 2 / 3).await;
-    assert_eq!(counts(&queue).await, [0, 2, 0, 0]);
+    fixture.assert_counts(&queue, [0, 2, 0, 0]).await;
 }
 
 pub async fn a_settled_delivery_cannot_be_extended(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a", "b", "c"]).await;
-    let deliveries = take(&queue, 3).await;
+    let deliveries = fixture.take(&queue, 3).await;
     let receipts: Vec<_> = deliveries.iter().map(|one| one.receipt().clone()).collect();
     let mut deliveries = deliveries.into_iter();
     let mut next = || deliveries.next().unwrap();
     let settlements = [next().ack(), next().release(), next().reject("no")];
     queue.settle(&settlements).await.unwrap();
     assert_eq!(queue.extend(&receipts).await.unwrap(), [Settled::Lost; 3]);
-    assert_eq!(counts(&queue).await, [1, 0, 0, 1]);
+    fixture.assert_counts(&queue, [1, 0, 0, 1]).await;
 }

@@ -6,6 +6,9 @@
 
 mod brokers;
 mod fixture;
+mod limits;
+mod on;
+mod pool;
 
 mod arrivals;
 mod chunks;
@@ -13,8 +16,10 @@ mod dead_letters;
 mod deadline;
 mod depth;
 mod idempotency;
+mod info;
 mod lease;
 mod lockstep;
+mod open;
 mod priority;
 mod publish;
 mod receive;
@@ -26,26 +31,37 @@ mod settle;
 mod states;
 mod status;
 
-// A macro, against our habit: each promise is a test of its own for each broker, and one that is
+use fixture::Promise;
+
+// Macros, against our habit: each promise is a test of its own for each broker, and one that is
 // written but not listed does not compile without a warning.
+macro_rules! tests_on {
+    ($broker:ident $($file:ident: $($promise:ident)+;)+) => {
+        mod $broker {
+            $(mod $file {
+                $(#[test]
+                fn $promise() {
+                    let name = concat!(stringify!($file), "::", stringify!($promise));
+                    crate::on::$broker(name, |fixture| Box::pin(crate::$file::$promise(fixture)));
+                })+
+            })+
+        }
+    };
+}
+
 macro_rules! promises {
     ($($file:ident: $($promise:ident)+;)+) => {
-        mod memory {
-            $(mod $file {
-                $(#[test]
-                fn $promise() {
-                    crate::brokers::on_memory(crate::$file::$promise);
-                })+
-            })+
-        }
-        mod sqlite {
-            $(mod $file {
-                $(#[test]
-                fn $promise() {
-                    crate::brokers::on_sqlite(crate::$file::$promise);
-                })+
-            })+
-        }
+        /// All of them, by the names of their tests below the broker.
+        const PROMISES: &[(&str, Promise)] = &[$($((
+            concat!(stringify!($file), "::", stringify!($promise)),
+            |fixture| Box::pin($file::$promise(fixture)),
+        )),+),+];
+        tests_on! { memory $($file: $($promise)+;)+ }
+        tests_on! { sqlite $($file: $($promise)+;)+ }
+        tests_on! { redis $($file: $($promise)+;)+ }
+        tests_on! { nats $($file: $($promise)+;)+ }
+        tests_on! { nats_oldest $($file: $($promise)+;)+ }
+        tests_on! { amqp $($file: $($promise)+;)+ }
     };
 }
 
@@ -53,7 +69,8 @@ promises! {
     publish:
         a_published_job_is_received_as_it_was
         a_job_without_an_envelope_stays_without
-        a_body_of_a_megabyte_is_kept
+        a_large_body_is_kept
+        a_body_over_the_limit_is_refused_and_nothing_is_stored
         a_batch_is_known_by_its_ids_and_received_in_order
         an_empty_batch_is_nothing_special
         a_full_queue_says_so_and_stores_nothing
@@ -167,5 +184,16 @@ promises! {
         the_next_due_moment_is_known
         the_cost_of_what_waits_and_runs_is_summed;
     states:
-        every_row_of_the_table_holds;
+        a_job_that_is_not_known_goes_where_the_table_says
+        a_delayed_job_goes_where_the_table_says
+        a_ready_job_goes_where_the_table_says
+        a_leased_job_goes_where_the_table_says
+        a_job_that_is_done_goes_where_the_table_says
+        a_dead_job_goes_where_the_table_says;
+    open:
+        two_who_open_a_new_queue_at_once_share_it
+        a_queue_that_is_not_there_is_refused_with_the_remedy;
+    info:
+        a_broker_says_what_it_is
+        the_link_of_a_handle_is_up;
 }

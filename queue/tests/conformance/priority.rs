@@ -1,8 +1,6 @@
 //! High goes before normal before low, and within each the first published first.
 
-use std::time::Duration;
-
-use crate::fixture::{Fixture, names, publish, settle, take};
+use crate::fixture::{Fixture, publish, settle, words};
 
 pub async fn high_goes_before_normal_before_low(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -16,8 +14,8 @@ pub async fn high_goes_before_normal_before_low(fixture: &dyn Fixture) {
     ] {
         publish(&queue, fixture.job(name, &[("ebb-priority", priority)])).await;
     }
-    assert_eq!(names(&take(&queue, 3).await), ["h1", "h2", "n1"]);
-    assert_eq!(names(&take(&queue, 9).await), ["n2", "l1", "l2"]);
+    fixture.assert_takes(&queue, 3, &["h1", "h2", "n1"]).await;
+    fixture.assert_takes(&queue, 9, &["n2", "l1", "l2"]).await;
 }
 
 pub async fn a_delayed_or_retried_job_comes_back_with_its_priority(fixture: &dyn Fixture) {
@@ -25,10 +23,10 @@ pub async fn a_delayed_or_retried_job_comes_back_with_its_priority(fixture: &dyn
     fixture.publish(&queue, &["n1"]).await;
     let high = [("ebb-priority", "high")];
     publish(&queue, fixture.job("h1", &high)).await;
-    publish(&queue, fixture.job("h2", &[high[0], ("ebb-delay", "10s")])).await;
-    let first = take(&queue, 1).await.remove(0);
-    settle(&queue, first.retry(Duration::from_secs(10), "again")).await;
+    publish(&queue, fixture.job("h2", &[high[0], ("ebb-delay", &words(fixture.short()))])).await;
+    let first = fixture.take(&queue, 1).await.remove(0);
+    settle(&queue, first.retry(fixture.short(), "again")).await;
     publish(&queue, fixture.job("h3", &high)).await;
-    fixture.pass(Duration::from_secs(11)).await;
-    assert_eq!(names(&take(&queue, 9).await), ["h1", "h2", "h3", "n1"]);
+    fixture.pass_by(fixture.short()).await;
+    fixture.assert_takes(&queue, 9, &["h1", "h2", "h3", "n1"]).await;
 }

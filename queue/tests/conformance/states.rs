@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ebb_queue::{Delivery, Queue, Settled};
 
-use crate::fixture::{Fixture, counts, extend, publish, settle, take_one};
+use crate::fixture::{Fixture, counts, extend, publish, settle, words};
 
 use State::{Dead, Delayed, Done, Leased, Ready, Unknown};
 use Step::{
@@ -27,6 +27,14 @@ enum State {
     Done,
     /// Among the dead letters.
     Dead,
+}
+
+impl State {
+    /// What the depth of a queue says where one job is so.
+    fn counts(self) -> [u64; 4] {
+        let is = |state| u64::from(self == state);
+        [is(Ready), is(Leased), is(Delayed), is(Dead)]
+    }
 }
 
 /// What can happen to it.
@@ -79,19 +87,38 @@ const TABLE: [(State, Step, State); 23] = [
     (Leased, Redrive, Leased),
 ];
 
-/// The span of every delay; the lease is longer.
-const DELAY: Duration = Duration::from_secs(10);
-/// The time to live of every job; longer than delays and leases together.
-const TTL: Duration = Duration::from_secs(300);
+pub async fn a_job_that_is_not_known_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Unknown).await;
+}
 
-pub async fn every_row_of_the_table_holds(fixture: &dyn Fixture) {
-    for (from, step, to) in TABLE {
+pub async fn a_delayed_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Delayed).await;
+}
+
+pub async fn a_ready_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Ready).await;
+}
+
+pub async fn a_leased_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Leased).await;
+}
+
+pub async fn a_job_that_is_done_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Done).await;
+}
+
+pub async fn a_dead_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Dead).await;
+}
+
+async fn every_row_holds(fixture: &dyn Fixture, start: State) {
+    for (from, step, to) in TABLE.into_iter().filter(|(from, ..)| *from == start) {
         let mut walk = Walk { fixture, queue: fixture.fresh().await, delivery: None };
         for step in way_to(from) {
             walk.take(step).await;
         }
         walk.take(step).await;
-        assert_eq!(walk.state().await, to, "{from:?} and {step:?}");
+        assert_eq!(walk.state(to).await, to, "{from:?} and {step:?}");
     }
 }
 
@@ -118,17 +145,18 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     async fn take(&mut self, step: Step) {
-        let ttl = format!("{}s", TTL.as_secs());
-        let delay = format!("{}s", DELAY.as_secs());
-        let headers = [("ebb-ttl", &*ttl), ("ebb-delay", &*delay)];
+        // The lease is longer than a delay, and the time to live longer than both together.
+        let (delay, ttl) = (self.fixture.short(), self.fixture.lease() * 7 / 4);
+        let (delay_words, ttl_words) = (words(delay), words(ttl));
+        let headers = [("ebb-ttl", &*ttl_words), ("ebb-delay", &*delay_words)];
         match step {
             Publish => drop(publish(&self.queue, self.fixture.job("a", &headers[..1])).await),
             PublishLater => drop(publish(&self.queue, self.fixture.job("a", &headers)).await),
-            DelayEnds => self.fixture.pass(DELAY).await,
+            DelayEnds => self.fixture.pass(delay).await,
             LeaseEnds => self.fixture.pass(self.fixture.lease()).await,
-            DeadlinePasses => self.fixture.pass(TTL).await,
+            DeadlinePasses => self.fixture.pass(ttl).await,
             Memory => self.fixture.pass(self.fixture.behavior().key_ttl).await,
-            Receive => self.delivery = Some(take_one(&self.queue).await),
+            Receive => self.delivery = Some(self.fixture.take_one(&self.queue).await),
             Extend => {
                 let delivery = self.delivery.as_ref().expect("it is leased");
                 assert_eq!(extend(&self.queue, delivery).await, Settled::Held);
@@ -138,7 +166,7 @@ impl Walk<'_> {
                 let settlement = match step {
                     Ack => delivery.ack(),
                     Retry => delivery.retry(Duration::ZERO, "again"),
-                    RetryLater => delivery.retry(DELAY, "later"),
+                    RetryLater => delivery.retry(delay, "later"),
                     Release => delivery.release(),
                     _ => delivery.reject("never"),
                 };
@@ -149,8 +177,9 @@ impl Walk<'_> {
         }
     }
 
-    async fn state(&self) -> State {
-        match counts(&self.queue).await {
+    async fn state(&self, expected: State) -> State {
+        let fits = |counts: &[u64; 4]| *counts == expected.counts();
+        match self.fixture.when(async || counts(&self.queue).await, fits).await {
             [1, 0, 0, 0] => Ready,
             [0, 1, 0, 0] => Leased,
             [0, 0, 1, 0] => Delayed,

@@ -1,0 +1,5 @@
+//! The promises that RabbitMQ cannot keep, with the limit that says so.
+
+use super::Limits;
+
+pub const LIMITS: Limits = Limits { not_run: &[], not_testable: &[] };

@@ -1,0 +1,39 @@
+//! Real brokers for tests and benches: started on ports of their own, gone with whoever started
+//! them, even when that is killed.
+
+mod authority;
+mod home;
+mod nats;
+mod ports;
+mod probe;
+mod program;
+mod rabbitmq;
+mod redis;
+mod server;
+mod shared;
+
+pub use authority::{Authority, TlsFiles};
+pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
+pub use rabbitmq::{RabbitMq, RabbitMqOptions};
+pub use redis::{Persistence, Redis, RedisOptions};
+
+/// What went wrong, in words that name the program, where it was looked for, and the remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(pub(crate) String);
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    fn because(what: &str, source: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {source}"))
+    }
+}
