@@ -184,7 +184,12 @@ promises! {
         the_next_due_moment_is_known
         the_cost_of_what_waits_and_runs_is_summed;
     states:
-        every_row_of_the_table_holds;
+        a_job_that_is_not_known_goes_where_the_table_says
+        a_delayed_job_goes_where_the_table_says
+        a_ready_job_goes_where_the_table_says
+        a_leased_job_goes_where_the_table_says
+        a_job_that_is_done_goes_where_the_table_says
+        a_dead_job_goes_where_the_table_says;
     open:
         two_who_open_a_new_queue_at_once_share_it
         a_queue_that_is_not_there_is_refused_with_the_remedy;
