@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use ebb_model::DeviceChoice;
 #[cfg(feature = "cpu")]
 use ebb_model::ModelKind;
-use ebb_queue::{JobId, QueueUrl, RetryPolicy};
+use ebb_queue::{INLINE_LIMIT, JobId, Payloads, PayloadsUrl, QueueUrl, RetryPolicy};
 
 use crate::batcher::Limits;
 use crate::shared::Settings;
@@ -26,6 +26,16 @@ pub struct WorkerArgs {
     /// Where results go [default: the same broker and queue as --queue]
     #[arg(long, value_name = "URL", env = "EBB_RESULTS", hide_env_values = true)]
     pub results: Option<QueueUrl>,
+
+    /// Store of large bodies and answers, which travel by reference: file:///DIR,
+    /// s3://BUCKET/PREFIX with the usual AWS_* variables, or `results` for the result store of the
+    /// queue [default: all travel with their jobs]
+    #[arg(long, value_name = "URL", env = "EBB_PAYLOADS")]
+    pub payloads: Option<PayloadsUrl>,
+
+    /// Largest body or answer that travels with its job when there is a store of --payloads
+    #[arg(long, value_name = "BYTES", env = "EBB_INLINE_LIMIT", default_value_t = INLINE_LIMIT)]
+    pub inline_limit: usize,
 
     /// Queue on the broker of --queue that gets the alerts of a sentinel, as jobs of their own
     #[arg(long, value_name = "NAME", env = "EBB_ALERTS", default_value = "alerts")]
@@ -133,6 +143,7 @@ pub struct WorkerArgs {
 pub(crate) struct Plan {
     pub(crate) queue: QueueUrl,
     pub(crate) results: Option<QueueUrl>,
+    pub(crate) payloads: Option<Payloads>,
     pub(crate) alerts: QueueUrl,
     pub(crate) model: ModelChoice,
     pub(crate) listen: Option<SocketAddr>,
@@ -174,6 +185,12 @@ impl WorkerArgs {
         let words = self.model_words();
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
         let queue = self.queue.context(missing)?;
+        let payloads = self.payloads.as_ref().map(|url| {
+            let mut payloads = Payloads::open(url).context("--payloads")?;
+            payloads.inline = self.inline_limit;
+            payloads.largest = self.max_body;
+            anyhow::Ok(payloads)
+        });
         let alerts = queue.with_queue(&self.alerts);
         ensure!(
             !self.stall.is_zero(),
@@ -214,6 +231,7 @@ impl WorkerArgs {
             alerts: alerts.context("--alerts is not valid")?,
             queue,
             results: self.results,
+            payloads: payloads.transpose()?,
             model,
             listen: self.listen,
             settings,
@@ -320,6 +338,8 @@ mod tests {
             (&["--max-wait=-5ms"], "such as 5ms, 30s or 5m"),
             (&["--retry-base", "10m"], "--retry-base is longer"),
             (&["--alerts", "a queue"], "--alerts is not valid"),
+            (&["--payloads", "ftp://host"], "use file:///DIR, s3://BUCKET/PREFIX or results"),
+            (&["--payloads", "file:/dev/null/no"], "--payloads: payload store: cannot use folder"),
             (&["--device", "tpu"], "unknown device"),
             (&["--id", "two words"], "--id is not a name"),
             (&["--listen", "8080"], "--listen"),

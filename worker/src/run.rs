@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, SystemClock};
+use ebb_queue::{ErrorKind, OpenOptions, Payloads, Queue, QueueUrl, SystemClock};
 use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
@@ -42,17 +42,18 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
             Some(AbortOnDropHandle::new(tokio::spawn(probes)))
         }
     };
-    let Plan { queue, results, alerts, model, settings, .. } = plan;
+    let Plan { queue, results, payloads, alerts, model, settings, .. } = plan;
     info!(worker = %settings.worker, model = %settings.model, queue = %queue, "worker starts");
-    let Some(broker) = connect(&queue, &settings, &stop).await.context("--queue")? else {
+    let Some(broker) = connect(&queue, &settings, &payloads, &stop).await.context("--queue")?
+    else {
         return Ok(Summary::default());
     };
     let results = match results.filter(|url| *url != queue) {
-        Some(url) => connect(&url, &settings, &stop).await.context("--results")?,
+        Some(url) => connect(&url, &settings, &payloads, &stop).await.context("--results")?,
         None => Some(Arc::clone(&broker)),
     };
     let alerts = if model.alerts() {
-        connect(&alerts, &settings, &stop).await.context("--alerts")?
+        connect(&alerts, &settings, &payloads, &stop).await.context("--alerts")?
     } else {
         Some(Arc::clone(&broker))
     };
@@ -70,12 +71,14 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
 async fn connect(
     url: &QueueUrl,
     settings: &Settings,
+    payloads: &Option<Payloads>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Queue>> {
     let mut pauses = Pauses::default();
     loop {
         let worker = settings.worker.clone();
-        let options = OpenOptions { worker, ..OpenOptions::default() };
+        let payloads = payloads.clone();
+        let options = OpenOptions { worker, payloads, ..OpenOptions::default() };
         let pause = match ebb_queue::open(url, options).await {
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
