@@ -1,7 +1,7 @@
 //! Answers that lie in the store, and references to them in the result store.
 
 use ebb_queue::claim::REFERENCE;
-use ebb_queue::{Broker, Frame, Outcome, PayloadsUrl, Result, ResultStore, Stored};
+use ebb_queue::{Frame, Outcome, PayloadsUrl, Result, ResultStore, Stored};
 use futures::StreamExt;
 
 use crate::{INLINE, Site, answer, body, id, job, over, take};

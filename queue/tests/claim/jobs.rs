@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, ErrorKind, Job, Outcome, PayloadsUrl, QueueUrl,
-    ResultStore, Settled, Timestamp, open,
+    Settled, Timestamp, open,
 };
 use proptest::prelude::*;
 

@@ -1,5 +1,4 @@
 //! What large bodies promise that lie in a store: nobody notices, and none is lost or left over.
-#![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod answers;
@@ -19,24 +18,24 @@ use ebb_queue::{
 };
 
 /// Bodies above this many bytes lie in the store.
-pub const INLINE: usize = 100;
+pub(crate) const INLINE: usize = 100;
 
 /// A queue in memory, with its large bodies in a folder.
-pub struct Site {
+pub(crate) struct Site {
     /// As workers and producers see it.
-    pub queue: Queue,
+    pub(crate) queue: Queue,
     /// Without the store.
-    pub plain: MemoryQueue,
-    pub folder: PathBuf,
+    pub(crate) plain: MemoryQueue,
+    pub(crate) folder: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Site {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(Behavior::default()).await
     }
 
-    pub async fn with(behavior: Behavior) -> Self {
+    pub(crate) async fn with(behavior: Behavior) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("store");
         let plain = MemoryQueue::new(&behavior, OpenOptions::default());
@@ -45,14 +44,14 @@ impl Site {
     }
 
     /// The keys in a folder of the store.
-    pub fn keys(&self, kind: &str) -> Vec<PathBuf> {
+    pub(crate) fn keys(&self, kind: &str) -> Vec<PathBuf> {
         let Ok(folder) = std::fs::read_dir(self.folder.join(kind)) else { return Vec::new() };
         folder.map(|entry| entry.unwrap().path()).collect()
     }
 }
 
 /// The queue with its large bodies in this store.
-pub async fn over(plain: &MemoryQueue, url: &PayloadsUrl) -> Queue {
+pub(crate) async fn over(plain: &MemoryQueue, url: &PayloadsUrl) -> Queue {
     let mut payloads = Payloads::open(url).unwrap();
     payloads.inline = INLINE;
     payloads.largest = 1 << 20;
@@ -60,27 +59,27 @@ pub async fn over(plain: &MemoryQueue, url: &PayloadsUrl) -> Queue {
 }
 
 /// A body of so many bytes, like no other.
-pub fn body(n: usize) -> Vec<u8> {
+pub(crate) fn body(n: usize) -> Vec<u8> {
     (0..n).map(|at| (at * 7 + n) as u8).collect()
 }
 
-pub fn job(name: &str, n: usize) -> Job {
+pub(crate) fn job(name: &str, n: usize) -> Job {
     let mut job = Job::new(body(n), Timestamp::now());
     job.id = name.parse().unwrap();
     job
 }
 
-pub fn id(name: &str) -> JobId {
+pub(crate) fn id(name: &str) -> JobId {
     name.parse().unwrap()
 }
 
 /// What is ready now, at most so many.
-pub async fn take(queue: &Queue, max: usize) -> Vec<Delivery> {
+pub(crate) async fn take(queue: &Queue, max: usize) -> Vec<Delivery> {
     queue.receive(NonZeroUsize::new(max).unwrap(), Duration::ZERO).await.unwrap()
 }
 
 /// An answer of so many bytes.
-pub fn answer(name: &str, attempt: u32, n: usize) -> JobResult {
+pub(crate) fn answer(name: &str, attempt: u32, n: usize) -> JobResult {
     let (content_type, body) = ("text/plain".to_owned(), body(n).into());
     let outcome = Outcome::Completed { content_type, body };
     // To the millisecond, as it is stored.

@@ -1,7 +1,5 @@
 //! Dead letters whose bodies lie in the store.
 
-use ebb_queue::{Broker, DeadLetters};
-
 use crate::{Site, body, id, job, take};
 
 /// Dead letters of these names, each with a large body, and one with a small one.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Behavior, Broker, DeadLetters, ErrorKind, OpenOptions, Payloads, Queue, ResultStore,
-    SystemClock, claim,
+    Behavior, Broker, ErrorKind, OpenOptions, Payloads, Queue, Settled, SystemClock, claim,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::{INLINE, answer, body, id, job, take};
 
@@ -82,7 +83,7 @@ impl Server {
 
     /// One request, and the answer to it; moto looks at no signature, but wants a name.
     async fn ask(&self, method: &str, path: &str) -> Option<String> {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\ncontent-length: 0\r\n\
              connection: close\r\nauthorization: AWS4-HMAC-SHA256 Credential=\
@@ -107,19 +108,23 @@ impl Server {
     }
 
     async fn queue(&self, plain: &MemoryQueue) -> Queue {
-        let variables = [
-            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
-            ("AWS_ACCESS_KEY_ID", "user".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "a-secret".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("PATH", "/bin".to_owned()),
-        ];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value));
-        let url = "s3://payloads/ebb/prod".parse().unwrap();
-        let mut payloads = Payloads::open_with(&url, variables).unwrap();
-        payloads.inline = INLINE;
-        claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
+        queue_at(self.port, plain).await
     }
+}
+
+async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
+    let variables = [
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+        ("AWS_ACCESS_KEY_ID", "user".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "a-secret".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("PATH", "/bin".to_owned()),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value));
+    let url = "s3://payloads/ebb/prod".parse().unwrap();
+    let mut payloads = Payloads::open_with(&url, variables).unwrap();
+    payloads.inline = INLINE;
+    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
 }
 
 #[tokio::test]
@@ -164,4 +169,52 @@ async fn bodies_and_answers_go_through_s3_and_an_outage_loses_none() {
     let letter = queue.show(&id("c")).await.unwrap().unwrap();
     assert!(letter.reason.starts_with("body is gone: bodies/"), "{}", letter.reason);
     assert_eq!(letter.attempts, 1, "what came between cost nothing");
+}
+
+/// A way to the server on which its answers take as long as is set.
+async fn slow_way(to: u16, delay: watch::Receiver<Duration>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            let (mut asks, mut hears) = client.into_split();
+            let (mut answers, mut takes) = server.into_split();
+            let delay = delay.clone();
+            tokio::spawn(async move { tokio::io::copy(&mut asks, &mut takes).await });
+            tokio::spawn(async move {
+                let mut piece = vec![0; 1 << 16];
+                while let Ok(n @ 1..) = answers.read(&mut piece).await {
+                    let nap = *delay.borrow();
+                    tokio::time::sleep(nap).await;
+                    if hears.write_all(&piece[..n]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_slow_store_costs_no_lease() {
+    let lease = Duration::from_millis(600);
+    let behavior = Behavior { lease, ..Behavior::default() };
+    let plain = MemoryQueue::new(&behavior, OpenOptions::default());
+    let server = Server::start(None).await;
+    server.make_bucket().await;
+    let (delay, delays) = watch::channel(Duration::ZERO);
+    let queue = queue_at(slow_way(server.port, delays).await, &plain).await;
+    queue.publish(vec![job("a", 500)]).await.unwrap();
+    delay.send_replace(3 * lease);
+    let one = std::num::NonZeroUsize::MIN;
+    let other = plain.as_worker("other");
+    let (received, taken) =
+        tokio::join!(queue.receive(one, Duration::ZERO), other.receive(one, 2 * lease));
+    assert!(taken.unwrap().is_empty(), "nobody takes it while its body is on the way");
+    delay.send_replace(Duration::ZERO);
+    let delivery = received.unwrap().remove(0);
+    assert_eq!((delivery.attempt, delivery.job.body.len()), (1, 500));
+    assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
 }
