@@ -2,18 +2,21 @@
 //!
 //! Plain producers write `XADD ebb:{NAME} * body '{"input": "..."}'`, with the headers of a job as
 //! further fields where they want any. That stream is an inbox: whoever receives next makes jobs of
-//! its entries, `redis-ENTRY` by name unless `ebb-id` says otherwise. A job itself lies in three
-//! hashes (`head` and `body` as published, `life` for what became of it) and in the sorted sets that
-//! its state asks for: `line` by place, `leased` by the end of the lease, `delayed` by due time. So
+//! its entries, `redis-ENTRY` by name unless `ebb-id` says otherwise. A job itself lies in two
+//! hashes (`jobs` as published, `life` for what became of it) and in the sorted sets that its state
+//! asks for: `line` by place, `leased` by the end of the lease, `delayed` by due time. So
 //! every count is exact at any depth, every order is kept through retries, and a batch costs a
 //! handful of commands; entries of a stream can be neither put back nor counted by deadline.
 //!
 //! Each operation is one script and so is atomic. Scripts take the time from the server, so that
 //! workers whose clocks are wrong agree; a handle with a clock of its own sends that.
 //!
-//! A scaler needs no more than `+eval_ro +evalsha_ro +hello +time +type +exists +get +hget +hmget
-//! +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe %R~ebb:{NAME}*
-//! &ebb:{NAME}*`; `+config|get +info` let it warn of weak settings.
+//! Rights of a scaler: `%R~ebb:{NAME}* &ebb:{NAME}* +eval_ro +evalsha_ro +time +type +get +hget
+//! +hmget +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe`. Of a worker and
+//! of who publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel
+//! +hincrby +hexists +hgetall +zadd +zrem +set +del +exists +pexpire +xdel +publish`, and `+xadd` on the
+//! streams of replies. Of a plain producer: `~ebb:{NAME} +xadd`. With `+config|get +info` weak settings
+//! are told.
 
 mod calls;
 mod connect;

@@ -22,7 +22,7 @@ impl Calls {
         }
         let max_ready = self.behavior.max_ready;
         let call = self.call(&script::PUBLISH).maybe(max_ready);
-        let call = jobs.iter().try_fold(call, |call, job| sketch(call, job, &job.body))?;
+        let call = jobs.iter().try_fold(call, |call, job| sketch(call, job))?;
         // Sent twice, jobs that were stored would be answered as duplicates of themselves.
         let answer = self.run(call, Again::No).await?;
         if matches!(answer, redis::Value::BulkString(_) | redis::Value::SimpleString(_)) {
@@ -48,11 +48,15 @@ impl Calls {
 }
 
 /// A job as scripts take it in.
-pub(super) fn sketch<'a>(call: Call<'a>, job: &Job, body: &'a [u8]) -> Result<Call<'a>> {
+pub(super) fn sketch<'a>(call: Call<'a>, job: &Job) -> Result<Call<'a>> {
     let headers = &job.headers;
-    let head = serde_json::to_vec(headers).map_err(|error| {
+    // Headers, a line feed that they do not contain, and the body.
+    let mut text = Vec::with_capacity(256 + job.body.len());
+    serde_json::to_writer(&mut text, headers).map_err(|error| {
         Error::new(ErrorKind::Internal, "the headers cannot be written").caused_by(error)
     })?;
+    text.push(b'\n');
+    text.extend_from_slice(&job.body);
     let lane = match headers.priority {
         Priority::High => 0,
         Priority::Normal => 1,
@@ -60,8 +64,7 @@ pub(super) fn sketch<'a>(call: Call<'a>, job: &Job, body: &'a [u8]) -> Result<Ca
     };
     Ok(call
         .text(job.id.as_str())
-        .bytes(head)
-        .bytes(body)
+        .bytes(text)
         .number(lane)
         .number(job.enqueued_at.as_millisecond())
         .maybe(headers.deadline.map(|at| at.as_millisecond()))

@@ -57,7 +57,7 @@ impl Calls {
                 let wrong = one.wrong.as_ref().map(ToString::to_string).unwrap_or_default();
                 call.text(one.entry.clone()).text(wrong)
             });
-            let call = strangers.iter().try_fold(call, |call, one| sketch(call, &one.job, b""))?;
+            let call = strangers.iter().try_fold(call, |call, one| sketch(call, &one.job))?;
             let mut parts = list(self.run(call, Again::No).await?)?.into_iter();
             let mut next = || parts.next().ok_or_else(|| garbled("a delivery"));
             let (deliveries, entries) = (list(next()?)?, list(next()?)?);
@@ -104,19 +104,21 @@ fn delivery(value: Value, mark: &str) -> Result<Delivery> {
     Ok(Delivery::new(job, attempts, receipt))
 }
 
-/// Reads id, attempts, when it was published, whether it has a deadline, headers and body.
+/// Reads id, attempts, when it was published, whether it has a deadline, and headers with the body.
 pub(super) fn stored(parts: &mut impl Iterator<Item = Value>) -> Result<Stored> {
     let mut next = || parts.next().ok_or_else(|| garbled("a job"));
     let id = text(next()?)?.try_into()?;
     let attempts = small(&next()?)?;
     let enqueued_at = moment(int(&next()?)?);
     let has_deadline = int(&next()?)? != 0;
-    let mut headers: crate::Headers = serde_json::from_slice(&bytes(next()?)?)
+    let text = Bytes::from(bytes(next()?)?);
+    let end = text.iter().position(|byte| *byte == b'\n').ok_or_else(|| garbled("a job"))?;
+    let mut headers: crate::Headers = serde_json::from_slice(&text[..end])
         .map_err(|error| garbled("the headers of a job").caused_by(error))?;
     if !has_deadline {
         // It had passed when the job was put back.
         headers.deadline = None;
     }
-    let body = bytes(next()?)?.into();
+    let body = text.slice(end + 1..);
     Ok(Stored { job: Job { id, enqueued_at, headers, body }, attempts })
 }

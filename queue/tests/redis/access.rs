@@ -2,34 +2,30 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Missing, OpenOptions, Phase, QueueUrl, WorkerStatus};
+use ebb_queue::{
+    ErrorKind, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp, WorkerStatus,
+};
+use ebb_servers::Redis;
 use futures::StreamExt;
 
 use crate::{handle, job, plain, refusal, server, tell, url, url_of};
 
 /// What the module says that a scaler needs.
-const LOOKER: &[&str] = &[
-    "+eval_ro",
-    "+evalsha_ro",
-    "+hello",
-    "+time",
-    "+type",
-    "+exists",
-    "+get",
-    "+hget",
-    "+hmget",
-    "+zcard",
-    "+zcount",
-    "+zrange",
-    "+zscore",
-    "+xlen",
-    "+xrange",
-    "+xread",
-    "+xinfo|stream",
-    "+subscribe",
-    "%R~ebb:{jobs}*",
-    "&ebb:{jobs}*",
-];
+const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +type +get +hget +hmget \
+                      +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe";
+
+/// What it says that a worker needs beside that.
+const WORKER: &str = "~ebb:{jobs}* +eval +evalsha +hset +hsetnx +hdel +hincrby +hexists +hgetall +zadd \
+                      +zrem +set +del +exists +pexpire +xdel +publish";
+
+/// Lets a user in who has these rights and no others.
+async fn admit(server: &Redis, name: &str, rights: &[&str]) -> QueueUrl {
+    let rights = rights.join(" ");
+    let user = ["ACL", "SETUSER", name, "on", ">secret"].into_iter().chain(rights.split(' '));
+    let mut admin = plain(server).await;
+    tell::<()>(&mut admin, &user.collect::<Vec<_>>()).await.unwrap();
+    url_of(server, &format!("{name}:secret"))
+}
 
 fn quick() -> OpenOptions {
     OpenOptions { connect_timeout: Duration::from_millis(700), ..OpenOptions::default() }
@@ -40,27 +36,11 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
     let server = server("").await;
     let queue = handle(&url(&server)).await;
     let mut admin = plain(&server).await;
-    let user = [&["ACL", "SETUSER", "scaler", "on", ">secret"][..], LOOKER].concat();
-    tell::<()>(&mut admin, &user).await.unwrap();
-    let url = url_of(&server, "scaler:secret");
+    let url = admit(&server, "scaler", &[LOOKER]).await;
     let refuse = OpenOptions { missing: Missing::Refuse, ..OpenOptions::default() };
     let looker = ebb_queue::open(&url, refuse).await.unwrap();
     let mut told = looker.arrivals().await.unwrap();
-    let at = ebb_queue::Timestamp::from_millisecond(1_900_000_000_000).unwrap();
-    let status = WorkerStatus {
-        id: "one".to_owned(),
-        pod: "pod".to_owned(),
-        phase: Phase::Idle,
-        in_flight: 0,
-        slots: 1,
-        completed: 0,
-        failed: 0,
-        batch_time: None,
-        cold_start: Vec::new(),
-        model: "echo".to_owned(),
-        at,
-    };
-    queue.report(&status).await.unwrap();
+    queue.report(&status()).await.unwrap();
     queue.publish(vec![job("a"), job("b")]).await.unwrap();
     let delivery = crate::take(&queue, 1, Duration::ZERO).await.remove(0);
     tokio::time::timeout(Duration::from_secs(5), told.next()).await.unwrap().unwrap();
@@ -69,7 +49,7 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
     let depth = looker.depth().await.unwrap();
     assert_eq!((depth.ready, depth.in_flight), (2, 1));
     assert!(depth.next_due.is_some() && depth.oldest_ready.is_some());
-    assert_eq!(looker.workers().await.unwrap(), [status]);
+    assert_eq!(looker.workers().await.unwrap(), [status()]);
     let info = looker.info().await.unwrap();
     assert_eq!(info.warnings[0].code, "unknown_durability");
     for refused in [
@@ -83,6 +63,75 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
         assert!(error.to_string().contains("ACL"), "{error}");
     }
     assert_eq!(queue.depth().await.unwrap().ready, 2);
+}
+
+#[tokio::test]
+async fn a_worker_needs_no_more_than_the_page_says() {
+    let server = server("").await;
+    let url = admit(&server, "worker", &[LOOKER, WORKER, "~replies +xadd"]).await;
+    let queue = handle(&url).await;
+    let mut told = queue.arrivals().await.unwrap();
+    let mut expiring = job("late");
+    expiring.headers.deadline = Some(expiring.enqueued_at);
+    expiring.headers.key = Some("k".to_owned());
+    queue.publish(vec![job("a"), job("b"), expiring]).await.unwrap();
+    told.next().await.unwrap();
+    let mut admin = plain(&server).await;
+    let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", "c", "body", "x"];
+    tell::<String>(&mut admin, &words).await.unwrap();
+    let deliveries = crate::take(&queue, 9, Duration::from_secs(5)).await;
+    let ids: Vec<_> = deliveries.iter().map(|one| one.job.id.to_string()).collect();
+    assert_eq!(ids, ["a", "b", "c"]);
+    let receipts: Vec<_> = deliveries.iter().map(|one| one.receipt().clone()).collect();
+    assert_eq!(queue.extend(&receipts).await.unwrap(), [Settled::Held; 3]);
+    let result = crate::answer(&deliveries[0]);
+    queue.chunk(&result.id, 1, 0, "piece".into()).await.unwrap();
+    queue.put(&result).await.unwrap();
+    queue.reply("replies", &result).await.unwrap();
+    assert_eq!(queue.follow(&result.id, 0).await.unwrap().count().await, 2);
+    let mut deliveries = deliveries.into_iter();
+    let mut next = || deliveries.next().unwrap();
+    let settlements =
+        [next().ack(), next().retry(Duration::from_secs(9), "again"), next().reject("bad")];
+    assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 3]);
+    queue.report(&status()).await.unwrap();
+    assert_eq!(queue.workers().await.unwrap(), [status()]);
+    assert_eq!(queue.redrive(Some(&[result.id])).await.unwrap(), 0);
+    assert_eq!(queue.list(9).await.unwrap().len(), 2);
+    assert_eq!(queue.redrive(None).await.unwrap(), 2);
+    assert_eq!(queue.purge(None).await.unwrap(), 0);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.delayed, depth.dead), (2, 0, 1, 0));
+    let fields: Vec<Vec<(String, String)>> = {
+        let words = ["XRANGE", "replies", "-", "+"];
+        let entries: Vec<(String, Vec<(String, String)>)> = tell(&mut admin, &words).await.unwrap();
+        entries.into_iter().map(|(_, fields)| fields).collect()
+    };
+    let expected = [
+        ("body", "body"),
+        ("ebb-id", "a"),
+        ("ebb-attempt", "1"),
+        ("ebb-outcome", "completed"),
+        ("content-type", "text/plain"),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(fields, [expected.to_vec()]);
+}
+
+fn status() -> WorkerStatus {
+    WorkerStatus {
+        id: "one".to_owned(),
+        pod: "pod".to_owned(),
+        phase: Phase::Idle,
+        in_flight: 0,
+        slots: 1,
+        completed: 0,
+        failed: 0,
+        batch_time: None,
+        cold_start: Vec::new(),
+        model: "echo".to_owned(),
+        at: Timestamp::from_millisecond(1_900_000_000_000).unwrap(),
+    }
 }
 
 #[tokio::test]

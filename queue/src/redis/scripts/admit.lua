@@ -1,14 +1,14 @@
--- New jobs, one per nine arguments from ARGV[first] on: id, headers, body, lane, when it was published,
--- deadline, due, key, cost; what is missing is empty.
-local FIELDS = 9
+-- New jobs, one per eight arguments: id, headers with a line feed and the body, lane, when it was
+-- published, deadline, due, key, cost; what is missing is empty.
+local FIELDS = 8
 
 local function sketch(nth)
-  local headers, body, lane, published, deadline, due, name, cost = unpack(ARGV, nth + 1, nth + 8)
+  local whole_job, lane, published, deadline, due, name, cost = unpack(ARGV, nth + 1, nth + 7)
   local job = {
     s = tonumber(lane) * LANE, e = tonumber(published), d = tonumber(deadline), c = tonumber(cost),
     k = name ~= '' and name or nil,
   }
-  return { id = ARGV[nth], job = job, head = headers, body = body, due = tonumber(due) }
+  return { id = ARGV[nth], job = job, text = whole_job, due = tonumber(due) }
 end
 
 -- The id under which each job, or the first with its key, is known already; false where it is new.
@@ -43,7 +43,7 @@ end
 local function admit(one, place)
   local id, job = one.id, one.job
   job.s = job.s + place
-  set('body', id, one.body); set('head', id, one.head)
+  set('jobs', id, one.text)
   if job.k then set('keys', job.k, id) end
   wait(id, job, one.due)
   save(id, job)

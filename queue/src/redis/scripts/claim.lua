@@ -13,9 +13,9 @@ local function take_in()
     local found = redis.call('XRANGE', inbox, entry, entry)[1]
     if found then
       local one = sketch(9 + 2 * n_strangers + (nth - 1) * FIELDS)
-      one.entry, one.wrong, one.body = entry, wrong, ''
+      one.entry, one.wrong = entry, wrong
       for field = 1, #found[2], 2 do
-        if found[2][field] == 'body' then one.body = found[2][field + 1] end
+        if found[2][field] == 'body' then one.text = one.text .. found[2][field + 1]; break end
       end
       all[#all + 1], entries[#entries + 1] = one, entry
     end
@@ -57,7 +57,7 @@ if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
   return { {}, strangers(), -1, server_now - now, 1 }
 end
 local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
-local jobs, heads, bodies = load_jobs(ids), fetch('head', ids), fetch('body', ids)
+local jobs, texts_of = load_jobs(ids), fetch('jobs', ids)
 local deliveries = {}
 for nth, job in ipairs(jobs) do
   local id = ids[nth]
@@ -68,7 +68,7 @@ for nth, job in ipairs(jobs) do
     job.t, job.o, job.u = mark, worker, now + lease
     enter(id, job, 'H')
     save(id, job)
-    deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, heads[nth], bodies[nth] }
+    deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, texts_of[nth] }
   end
 end
 flush()

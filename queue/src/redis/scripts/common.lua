@@ -11,7 +11,8 @@ local now = tonumber(ARGV[1]) or server_now
 
 local function key(name) return inbox .. ':' .. name end
 
-local function whole(number) return string.format('%.0f', number) end
+-- As text: a number that is handed to a command as it is takes the server several times longer.
+local function whole(number) return string.format('%d', number) end
 
 -- Reads many fields of a hash.
 local function fetch(name, fields)
@@ -23,9 +24,17 @@ local function fetch(name, fields)
   return values
 end
 
+-- The life of a job: w where it is (L line, D delayed, X delayed beyond its deadline, H held, Z dead),
+-- s its place with its priority, e when it was published, d its deadline, a attempts, t the last lease,
+-- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z when it died.
+local function unpacked(text)
+  local w, s, e, d, a, t, o, u, k, c, h, r, z = cmsgpack.unpack(text)
+  return { w = w, s = s, e = e, d = d, a = a, t = t, o = o, u = u, k = k, c = c, h = h, r = r, z = z }
+end
+
 local function load_jobs(ids)
   local jobs = fetch('life', ids)
-  for nth, packed in ipairs(jobs) do jobs[nth] = packed and cmsgpack.unpack(packed) end
+  for nth, text in ipairs(jobs) do jobs[nth] = text and unpacked(text) end
   return jobs
 end
 
@@ -43,7 +52,7 @@ local function drop(name, member) gather(drops, name, member) end
 local function add(name, score, member) gather(adds, name, score, member) end
 local function set(name, field, value) gather(sets, name, field, value) end
 
-local HASHES = { life = true, head = true, body = true, keys = true, meta = true, workers = true, phases = true }
+local HASHES = { life = true, jobs = true, keys = true, meta = true, workers = true, phases = true }
 
 local function carry_out(command, lists)
   for name, list in pairs(lists) do
@@ -66,11 +75,11 @@ local function flush()
   drops, adds, sets, texts, cost_change, n_deaths = {}, {}, {}, {}, 0, nil
 end
 
--- The life of a job, packed: w where it is (L line, D delayed, X delayed beyond its deadline, H held,
--- Z dead), s its place with its priority, e when it was published, d its deadline, a attempts, t the
--- last lease, o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z
--- when it died.
-local function save(id, job) set('life', id, cmsgpack.pack(job)) end
+local function save(id, job)
+  set('life', id, cmsgpack.pack(
+    job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u, job.k, job.c, job.h, job.r, job.z
+  ))
+end
 
 local function record(job, at, what)
   local history = job.h or {}
@@ -107,12 +116,12 @@ end
 
 local function enter(id, job, where)
   job.w = where
-  if where == 'L' then add('line', job.s, id); add('ages', job.e, id)
-  elseif where == 'D' then add('delayed', job.u, id)
-  elseif where == 'X' then add('doomed', job.d, id)
-  elseif where == 'H' then add('leased', job.u, id) end
+  if where == 'L' then add('line', whole(job.s), id); add('ages', whole(job.e), id)
+  elseif where == 'D' then add('delayed', whole(job.u), id)
+  elseif where == 'X' then add('doomed', whole(job.d), id)
+  elseif where == 'H' then add('leased', whole(job.u), id) end
   if job.c and (where == 'L' or where == 'H') then cost_change = cost_change + job.c end
-  if job.d and where ~= 'H' then add(completed(id) and 'answered' or 'deadlines', job.d, id) end
+  if job.d and where ~= 'H' then add(completed(id) and 'answered' or 'deadlines', whole(job.d), id) end
 end
 
 -- In line at once, or when it is due.
@@ -130,7 +139,7 @@ local function bury(id, job, reason)
   leave(id, job)
   job.w, job.r, job.z, job.o, job.u = 'Z', reason, now, nil, nil
   n_deaths = (n_deaths or tonumber(redis.call('HGET', key('meta'), 'deaths') or 0)) + 1
-  add('dead', n_deaths, id)
+  add('dead', whole(n_deaths), id)
   save(id, job)
 end
 
@@ -146,7 +155,7 @@ end
 
 local function forget(id, job)
   leave(id, job)
-  drop('life', id); drop('head', id); drop('body', id)
+  drop('life', id); drop('jobs', id)
   if job.k then drop('keys', job.k) end
 end
 
@@ -156,12 +165,18 @@ local function finish(id, job, ttl)
   if job.k then remember('key:' .. job.k, id, ttl) end
 end
 
--- Offers a result; `fields` are those of its hash beside outcome, attempt and expires.
-local function answer(id, attempt, outcome, ttl, fields)
+local has_deadlines
+
+-- Offers a result; `fields` are those of its hash beside outcome, attempt and expires. `is_first`: it is
+-- known that there are no others and no pieces.
+local function answer(id, attempt, outcome, ttl, fields, is_first)
   local is_completed = outcome == 'completed'
-  local before, is_there = result_of(id)
-  if before == 'completed' then return 'duplicate' end
-  local chunks = redis.call('HMGET', key('chunks:' .. id), 'attempt', 'expires')
+  local before, is_there, chunks = nil, false, {}
+  if not is_first then
+    before, is_there = result_of(id)
+    if before == 'completed' then return 'duplicate' end
+    chunks = redis.call('HMGET', key('chunks:' .. id), 'attempt', 'expires')
+  end
   local latest = tonumber(chunks[2] or 0) > now and tonumber(chunks[1]) or 0
   if attempt < latest then return 'stale' end
   if before and not is_completed then return 'duplicate' end
@@ -178,7 +193,8 @@ local function answer(id, attempt, outcome, ttl, fields)
   if is_there then redis.call('DEL', name) end
   redis.call('HSET', name, 'outcome', outcome, 'attempt', whole(attempt), 'expires', expires, unpack(fields))
   redis.call('PEXPIRE', name, whole(math.max(ttl, 1)))
-  if is_completed then
+  if has_deadlines == nil then has_deadlines = redis.call('EXISTS', key('deadlines')) == 1 end
+  if is_completed and has_deadlines then
     local deadline = redis.call('ZSCORE', key('deadlines'), id)
     if deadline then
       redis.call('ZREM', key('deadlines'), id)

@@ -7,11 +7,11 @@ local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1 } end
 
 local function letters(ids)
-  local jobs, heads, bodies, found = load_jobs(ids), fetch('head', ids), fetch('body', ids), {}
+  local jobs, texts_of, found = load_jobs(ids), fetch('jobs', ids), {}
   for nth, job in ipairs(jobs) do
     if job and job.w == 'Z' then
       found[#found + 1] = {
-        ids[nth], job.a or 0, job.e, job.d and 1 or 0, heads[nth], bodies[nth], job.r, job.z, job.h or {},
+        ids[nth], job.a or 0, job.e, job.d and 1 or 0, texts_of[nth], job.r, job.z, job.h or {},
       }
     end
   end
@@ -31,7 +31,7 @@ local ids, rest, last = {}, -1, -1
 if ARGV[5] == 'all' then
   -- What dies while the steps go on is not meant.
   last = tonumber(ARGV[7]) or tonumber(redis.call('HGET', key('meta'), 'deaths') or 0)
-  local scores = redis.call('ZRANGE', key('dead'), '(' .. ARGV[6], last, 'BYSCORE', 'LIMIT', 0, STEP, 'WITHSCORES')
+  local scores = redis.call('ZRANGE', key('dead'), '(' .. ARGV[6], whole(last), 'BYSCORE', 'LIMIT', 0, STEP, 'WITHSCORES')
   for nth = 1, #scores, 2 do ids[#ids + 1] = scores[nth] end
   if #ids == STEP then rest = tonumber(scores[#scores]) end
 else

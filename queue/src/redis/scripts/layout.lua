@@ -1,7 +1,7 @@
 -- ARGV: time, then `create` where the queue may be created, and the layout. Answers {the first key of a
 -- wrong type or empty, its type, layout or empty}.
 local TYPES = {
-  life = 'hash', head = 'hash', body = 'hash', keys = 'hash', meta = 'hash', workers = 'hash', phases = 'hash',
+  life = 'hash', jobs = 'hash', keys = 'hash', meta = 'hash', workers = 'hash', phases = 'hash',
   seen = 'zset', line = 'zset', ages = 'zset', delayed = 'zset', doomed = 'zset', leased = 'zset',
   deadlines = 'zset', answered = 'zset', dead = 'zset',
 }

@@ -1,5 +1,7 @@
 -- ARGV: time, how long a status counts, worker, phase, status.
 local id, phase, ttl = ARGV[3], ARGV[4], tonumber(ARGV[2])
+-- The first change needs no room: a server whose memory is full shall not silence workers.
+redis.call('ZREM', key('seen'), id)
 local gone = redis.call('ZRANGE', key('seen'), '-inf', now - ttl, 'BYSCORE')
 for _, other in ipairs(gone) do
   drop('seen', other); drop('workers', other); drop('phases', other)
