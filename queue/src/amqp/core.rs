@@ -1,0 +1,190 @@
+//! What all parts of a handle share.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::bell::Bell;
+use super::ledger::Ledger;
+use super::line::{self, Sessions};
+use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
+use super::parcel::Parcel;
+use super::session::{Message, Session};
+use super::topology;
+use super::voice::Heard;
+use crate::{Behavior, Clock, Error, ErrorKind, Link, Result, Results, WorkerId};
+
+/// What all parts of a handle share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) names: Names,
+    pub(super) behavior: Behavior,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) worker: WorkerId,
+    /// Tells this handle from all others.
+    pub(super) handle: String,
+    pub(super) sessions: Sessions,
+    pub(super) link: Arc<Link>,
+    pub(super) results: Option<Results>,
+    pub(super) bell: Bell,
+    pub(super) heard: Heard,
+    ledger: Mutex<Ledger>,
+    /// Notified when the ledger changed: for whoever watches leases, and whoever tells of them.
+    pub(super) leases_changed: Notify,
+    pub(super) counts_changed: Notify,
+    last_place: AtomicI64,
+    /// Levels that this handle made sure of, and in which session.
+    made: tokio::sync::Mutex<(u64, u32)>,
+    /// Levels that are there as far as is known.
+    pub(super) n_levels: AtomicU32,
+    /// The session in which they were looked for, plus one.
+    levels_found_in: AtomicU64,
+    /// Whether nothing was in the queue at the last look.
+    pub(super) was_empty: AtomicBool,
+    /// Who looks at the dead letters takes them for a while, so one looks after the other.
+    pub(super) reading_dead: tokio::sync::Mutex<()>,
+}
+
+/// What it takes to make one.
+pub(super) struct Parts {
+    pub(super) names: Names,
+    pub(super) behavior: Behavior,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) worker: WorkerId,
+    pub(super) sessions: Sessions,
+    pub(super) link: Arc<Link>,
+    pub(super) results: Option<Results>,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { names, behavior, clock, worker, sessions, link, results } = parts;
+        Self {
+            names,
+            behavior,
+            clock,
+            worker,
+            handle: crate::JobId::fresh().to_string(),
+            sessions,
+            link,
+            results,
+            bell: Bell::default(),
+            heard: Heard::default(),
+            ledger: Mutex::default(),
+            leases_changed: Notify::new(),
+            counts_changed: Notify::new(),
+            last_place: AtomicI64::new(0),
+            made: tokio::sync::Mutex::new((0, FIRST_LEVELS)),
+            n_levels: AtomicU32::new(FIRST_LEVELS),
+            levels_found_in: AtomicU64::new(0),
+            was_empty: AtomicBool::new(true),
+            reading_dead: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) async fn session(&self) -> Result<Arc<Session>> {
+        line::session(&self.sessions).await
+    }
+
+    /// The ledger; never held while anything is awaited.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who watch that the ledger is not what it was.
+    pub(super) fn ledger_changed(&self) {
+        self.leases_changed.notify_one();
+        self.counts_changed.notify_one();
+    }
+
+    /// A place behind all that this handle gave before.
+    pub(super) fn next_place(&self) -> i64 {
+        let now = self.clock.now().as_microsecond();
+        let next = |last: i64| Some(now.max(last.saturating_add(1)));
+        let order = Ordering::SeqCst;
+        let last = self.last_place.fetch_update(order, order, next).unwrap_or(now);
+        now.max(last.saturating_add(1))
+    }
+
+    /// A message that brings a job to a lane.
+    pub(super) fn to_lane(&self, parcel: &Parcel, lane: Lane) -> Result<Message> {
+        self.message(EXCHANGE.to_owned(), self.names.lane(lane), parcel)
+    }
+
+    /// A message that makes a dead letter of a job.
+    pub(super) fn to_dead(&self, parcel: &Parcel) -> Result<Message> {
+        self.message(String::new(), self.names.dead(), parcel)
+    }
+
+    /// A message that brings a job to a lane after a while; the levels on its way are there then.
+    pub(super) async fn to_lane_after(
+        &self,
+        session: &Session,
+        parcel: &Parcel,
+        (lane, delay): (Lane, Duration),
+    ) -> Result<Message> {
+        if delay.is_zero() {
+            return self.to_lane(parcel, lane);
+        }
+        let way = names::way(delay, lane).ok_or_else(|| {
+            let days = names::longest().as_secs() / 86_400;
+            let words = format!("a job on RabbitMQ cannot be delayed for more than {days} days");
+            Error::new(ErrorKind::Invalid, words)
+        })?;
+        self.make_levels(session, way.level + 1).await?;
+        self.message(self.names.level(way.level), way.key, parcel)
+    }
+
+    fn message(&self, exchange: String, key: String, parcel: &Parcel) -> Result<Message> {
+        let (properties, body) = parcel.write()?;
+        Ok(Message { exchange, key, properties, body, must_arrive: true })
+    }
+
+    async fn make_levels(&self, session: &Session, n_levels: u32) -> Result<()> {
+        let mut made = self.made.lock().await;
+        if made.0 != session.epoch {
+            // A broker that was away may have come back without them.
+            *made = (session.epoch, FIRST_LEVELS);
+        }
+        if n_levels > made.1 {
+            let channel = session.intake.create_channel();
+            let channel = session.patiently("open a channel", channel).await?;
+            topology::levels(&channel, &self.names, made.1..n_levels).await?;
+            // What is left open is closed with the session.
+            channel.close(200, "done".into()).await.ok();
+            made.1 = n_levels;
+            self.n_levels.fetch_max(n_levels, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Looks for levels that others made before we listened; later ones are told of.
+    pub(super) async fn find_levels(&self, session: &Session) -> Result<()> {
+        if self.levels_found_in.load(Ordering::SeqCst) > session.epoch {
+            return Ok(());
+        }
+        // Those made from here on are heard of.
+        super::voice::catch_up(self, session).await?;
+        let mut level = self.n_levels.load(Ordering::SeqCst);
+        while session.count_if_there(self.names.level(level)).await?.is_some() {
+            level += 1;
+        }
+        self.n_levels.fetch_max(level, Ordering::SeqCst);
+        self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// A message that is gone when nobody listens.
+    pub(super) fn note(&self, kind: &'static str, body: impl Into<Bytes>) -> Message {
+        Message {
+            exchange: self.names.status(),
+            key: String::new(),
+            properties: lapin::BasicProperties::default().with_type(kind.into()),
+            body: body.into(),
+            must_arrive: false,
+        }
+    }
+}

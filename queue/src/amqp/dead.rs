@@ -1,0 +1,196 @@
+//! Jobs that failed for good. A queue can be read from its head only, so whoever looks for one of
+//! them takes all, and gives back what stays.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::time::timeout;
+
+use super::core::Core;
+use super::names::Lane;
+use super::parcel::Parcel;
+use super::session::Session;
+use crate::{DeadLetter, JobId, Result};
+
+/// Dead letters that are looked through at once, the oldest ones.
+const MAX_LETTERS: u64 = 50_000;
+/// How long to wait for letters that were there a moment ago.
+const SOON: Duration = Duration::from_millis(500);
+/// Jobs that are put back in one go.
+const STEP: usize = 256;
+
+/// A walk through the dead letters, the oldest first. One that is dropped gives all back as well:
+/// the broker closes the channel.
+struct Walk<'a> {
+    core: &'a Core,
+    session: &'a Session,
+    channel: Channel,
+    consumer: Option<Consumer>,
+    n_left: u64,
+    last_tag: u64,
+}
+
+/// A dead letter that is held.
+struct Letter {
+    parcel: Parcel,
+    tag: u64,
+}
+
+impl<'a> Walk<'a> {
+    async fn begin(core: &'a Core, session: &'a Session) -> Result<Self> {
+        let dead = core.names.dead();
+        let counts = session.counts(std::slice::from_ref(&dead)).await?;
+        let n_left = counts.first().copied().unwrap_or(0).min(MAX_LETTERS);
+        let opening = async {
+            let channel = session.intake.create_channel().await?;
+            let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
+            let mut consumer = None;
+            if n_left > 0 {
+                channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+                let options = BasicConsumeOptions::default();
+                let consuming =
+                    channel.basic_consume(dead.as_str().into(), "".into(), options, none());
+                consumer = Some(consuming.await?);
+            }
+            Ok((channel, consumer))
+        };
+        let (channel, consumer) = session.patiently("read dead letters", opening).await?;
+        Ok(Self { core, session, channel, consumer, n_left, last_tag: 0 })
+    }
+
+    async fn next(&mut self) -> Option<Letter> {
+        let consumer = self.consumer.as_mut().filter(|_| self.n_left > 0)?;
+        // Somebody else may look at the rest at this moment.
+        let delivery = timeout(SOON, consumer.next()).await.ok()??.ok()?;
+        self.n_left -= 1;
+        self.last_tag = delivery.delivery_tag;
+        let now = self.core.clock.now();
+        let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
+        Some(Letter { parcel, tag: delivery.delivery_tag })
+    }
+
+    async fn remove(&self, tag: u64) -> Result<()> {
+        let acked = self.channel.basic_ack(tag, BasicAckOptions::default());
+        self.session.patiently("remove dead letters", acked).await
+    }
+
+    /// Gives back what was not removed.
+    async fn end(self) -> Result<()> {
+        let ending = async {
+            if let Some(consumer) = &self.consumer {
+                self.channel.basic_cancel(consumer.tag(), Default::default()).await?;
+            }
+            if self.last_tag > 0 {
+                let options = BasicNackOptions { multiple: true, requeue: true };
+                // Tag 0 means all of them.
+                self.channel.basic_nack(0, options).await?;
+            }
+            self.channel.close(200, "done".into()).await
+        };
+        self.session.patiently("put dead letters back", ending).await
+    }
+}
+
+fn none() -> FieldTable {
+    FieldTable::default()
+}
+
+pub(super) async fn list(core: &Core, max: usize) -> Result<Vec<DeadLetter>> {
+    let _alone = core.reading_dead.lock().await;
+    let session = core.session().await?;
+    let mut walk = Walk::begin(core, &session).await?;
+    let mut newest: Vec<(u64, Parcel)> = Vec::new();
+    let keep_newest = |newest: &mut Vec<(u64, Parcel)>| {
+        let died_at = |parcel: &Parcel| parcel.death.as_ref().map(|(_, at)| *at);
+        newest.sort_by_key(|(tag, parcel)| std::cmp::Reverse((died_at(parcel), *tag)));
+        newest.truncate(max);
+    };
+    while let Some(Letter { parcel, tag }) = walk.next().await {
+        newest.push((tag, parcel));
+        // Bodies may be large, so no more of them are kept than are wanted, or thereabouts.
+        if newest.len() > max.saturating_mul(2).max(64) {
+            keep_newest(&mut newest);
+        }
+    }
+    keep_newest(&mut newest);
+    walk.end().await?;
+    let now = core.clock.now();
+    Ok(newest.into_iter().map(|(_, parcel)| parcel.into_dead_letter(now)).collect())
+}
+
+pub(super) async fn show(core: &Core, id: &JobId) -> Result<Option<DeadLetter>> {
+    let _alone = core.reading_dead.lock().await;
+    let session = core.session().await?;
+    let mut walk = Walk::begin(core, &session).await?;
+    let mut found = None;
+    while found.is_none()
+        && let Some(letter) = walk.next().await
+    {
+        found = Some(letter.parcel).filter(|parcel| parcel.job.id == *id);
+    }
+    walk.end().await?;
+    Ok(found.map(|parcel| parcel.into_dead_letter(core.clock.now())))
+}
+
+pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
+    let _alone = core.reading_dead.lock().await;
+    let session = core.session().await?;
+    let mut walk = Walk::begin(core, &session).await?;
+    let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
+    let (mut step, mut n_done) = (Vec::new(), 0);
+    while let Some(letter) = walk.next().await {
+        if wanted.as_ref().is_none_or(|wanted| wanted.contains(&letter.parcel.job.id)) {
+            step.push(letter);
+        }
+        // All go in the order in which they lie, so this many at a time will do.
+        if wanted.is_none() && step.len() == STEP {
+            n_done += revive(core, &walk, std::mem::take(&mut step)).await?;
+        }
+    }
+    if let Some(ids) = ids {
+        let position = |id: &JobId| ids.iter().position(|named| named == id);
+        step.sort_by_cached_key(|letter| position(&letter.parcel.job.id));
+    }
+    n_done += revive(core, &walk, step).await?;
+    walk.end().await?;
+    Ok(n_done)
+}
+
+async fn revive(core: &Core, walk: &Walk<'_>, letters: Vec<Letter>) -> Result<u64> {
+    let now = core.clock.now();
+    let mut messages = Vec::with_capacity(letters.len());
+    let mut tags = Vec::with_capacity(letters.len());
+    for Letter { mut parcel, tag } in letters {
+        parcel.revive(now, core.next_place());
+        core.ledger().forget(&parcel.job.id);
+        messages.push(core.to_lane(&parcel, Lane::New(parcel.job.headers.priority))?);
+        tags.push(tag);
+    }
+    walk.session.publish(messages).await?;
+    for tag in &tags {
+        walk.remove(*tag).await?;
+    }
+    Ok(tags.len() as u64)
+}
+
+pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
+    let _alone = core.reading_dead.lock().await;
+    let session = core.session().await?;
+    let mut walk = Walk::begin(core, &session).await?;
+    let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
+    let mut n_done = 0;
+    while let Some(Letter { parcel, tag }) = walk.next().await {
+        let id = &parcel.job.id;
+        if wanted.as_ref().is_none_or(|wanted| wanted.contains(id)) {
+            walk.remove(tag).await?;
+            core.ledger().forget(id);
+            n_done += 1;
+        }
+    }
+    walk.end().await?;
+    Ok(n_done)
+}

@@ -1,0 +1,91 @@
+//! What the client's errors mean, and what to do about them.
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::uri::AMQPUri;
+
+use crate::{Error, ErrorKind};
+
+/// Why a server did not let us in.
+pub(super) fn connect(error: &lapin::Error, uri: &AMQPUri, server: &str) -> Error {
+    let kind = amqp_kind(error);
+    let (kind, words) = match kind {
+        Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+            let user = &uri.authority.userinfo.username;
+            let remedy = "check the password in the URL or in password_file";
+            (ErrorKind::Invalid, format!("RabbitMQ at {server} refuses user {user:?}; {remedy}"))
+        }
+        Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
+            let vhost = &uri.vhost;
+            let remedy = "create it with rabbitmqctl add_vhost, give the user permissions on it, or \
+                          name another one in the path of the URL";
+            let words = format!("RabbitMQ at {server} does not let us use vhost {vhost:?}");
+            (ErrorKind::Invalid, format!("{words}; {remedy}"))
+        }
+        _ => (ErrorKind::Unavailable, format!("cannot connect to RabbitMQ at {server}")),
+    };
+    Error::new(kind, words).caused_by(error.clone())
+}
+
+/// Why something did not work on a connection that stood.
+pub(super) fn op(error: &lapin::Error, what: &str) -> Error {
+    let (kind, words) = match amqp_kind(error) {
+        Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+            let words =
+                format!("RabbitMQ does not permit us to {what}; see rabbitmqctl set_permissions");
+            (ErrorKind::Invalid, words)
+        }
+        _ => (ErrorKind::Unavailable, format!("RabbitMQ failed to {what}")),
+    };
+    Error::new(kind, words).caused_by(error.clone())
+}
+
+/// Why a part of the topology cannot be had.
+pub(super) fn topology(error: &lapin::Error, part: &str, queue: &str) -> Error {
+    let said = said(error);
+    match amqp_kind(error) {
+        Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)) => {
+            let words = format!(
+                "{part:?} is missing on RabbitMQ; make it with `ebb queue init` for \
+                                 the queue {queue:?}, or open the queue without refusing to create it"
+            );
+            Error::new(ErrorKind::Invalid, words)
+        }
+        Some(AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)) => {
+            let words = format!(
+                "{part:?} exists on RabbitMQ with other settings: {said}; delete it \
+                                 once it is empty, or choose another queue name"
+            );
+            Error::new(ErrorKind::Incompatible, words)
+        }
+        _ => op(error, &format!("declare {part:?}")),
+    }
+}
+
+/// The queue or exchange that was asked for is not there.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    matches!(amqp_kind(error), Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)))
+}
+
+/// The broker took too long.
+pub(super) fn late(what: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("RabbitMQ did not {what} in time"))
+}
+
+/// The connection is down.
+pub(super) fn down() -> Error {
+    Error::new(ErrorKind::Unavailable, "there is no connection to RabbitMQ at the moment")
+}
+
+fn amqp_kind(error: &lapin::Error) -> Option<AMQPErrorKind> {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => Some(error.kind().clone()),
+        _ => None,
+    }
+}
+
+fn said(error: &lapin::Error) -> String {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => error.get_message().as_str().to_owned(),
+        _ => error.to_string(),
+    }
+}

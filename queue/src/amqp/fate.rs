@@ -1,0 +1,216 @@
+//! What becomes of deliveries: the one place where they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use super::core::Core;
+use super::ledger::Held;
+use super::names::{self, Lane};
+use super::session::{Message, Session};
+use crate::{Receipt, Result, Settled, Settlement, Verdict};
+
+/// How long to wait when leases cannot be ended.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A delivery that is being settled; unless it comes to that, it is held as before.
+#[derive(Debug)]
+pub(super) struct Taken<'a> {
+    core: &'a Core,
+    lease: u64,
+    held: Option<Held>,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn new(core: &'a Core, lease: u64) -> Option<Self> {
+        let held = core.ledger().take(lease)?;
+        Some(Self { core, lease, held: Some(held) })
+    }
+
+    pub(super) fn held(&self) -> &Held {
+        self.held.as_ref().expect("it is gone only when this is")
+    }
+
+    /// It is settled.
+    fn done(mut self, is_remembered: bool) {
+        let Some(held) = self.held.take() else { return };
+        let mut ledger = self.core.ledger();
+        ledger.drop_taken();
+        if is_remembered {
+            let until = Instant::now() + self.core.behavior.key_ttl;
+            ledger.remember(self.lease, held.parcel.job.id, until);
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.core.ledger().put_back(self.lease, held);
+            self.core.leases_changed.notify_one();
+        }
+    }
+}
+
+/// What is to become of a delivery.
+#[derive(Debug)]
+pub(super) struct Fate<'a> {
+    pub(super) taken: Taken<'a>,
+    /// Where its job goes on, if it does.
+    pub(super) next: Option<Message>,
+    /// Whether the same may be asked for again.
+    pub(super) is_remembered: bool,
+}
+
+/// Publishes what goes on, and then acknowledges: a crash in between doubles a job and loses none.
+pub(super) async fn carry_out(
+    core: &Core,
+    session: &Session,
+    mut fates: Vec<Fate<'_>>,
+) -> Result<()> {
+    let next: Vec<Message> = fates.iter_mut().filter_map(|fate| fate.next.take()).collect();
+    session.publish(next).await?;
+    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
+    session.ack(&tags).await?;
+    for fate in fates {
+        fate.taken.done(fate.is_remembered);
+    }
+    core.ledger_changed();
+    Ok(())
+}
+
+/// The number of a lease of this handle.
+fn number(core: &Core, receipt: &Receipt) -> Option<u64> {
+    let (handle, number) = receipt.token.rsplit_once(':')?;
+    (handle == core.handle).then(|| number.parse().ok()).flatten()
+}
+
+/// What proves a lease.
+pub(super) fn token(core: &Core, lease: u64) -> Arc<str> {
+    format!("{}:{lease}", core.handle).into()
+}
+
+pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    let session = core.session().await?;
+    core.ledger().keep_only(session.epoch);
+    let (mut settled, mut fates) = (Vec::with_capacity(settlements.len()), Vec::new());
+    for settlement in settlements {
+        let receipt = settlement.receipt();
+        let lease = number(core, receipt);
+        let taken = lease.and_then(|lease| Taken::new(core, lease));
+        let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
+        settled.push(match taken {
+            Some(taken) => {
+                fates.push(fate(core, &session, taken, settlement.verdict()).await?);
+                Settled::Held
+            }
+            None => settled_before(core, lease, settlement),
+        });
+    }
+    carry_out(core, &session, fates).await?;
+    Ok(settled)
+}
+
+fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
+    let id = &settlement.receipt().job;
+    let (mut ledger, now) = (core.ledger(), Instant::now());
+    let Some(lease) = lease else { return Settled::Lost };
+    if ledger.was_settled(lease, id, now) {
+        return Settled::Held;
+    }
+    if matches!(settlement.verdict(), Verdict::Ack) {
+        // Its result is stored: should it come back to us, it is not run again.
+        ledger.finish(id.clone(), now);
+    }
+    Settled::Lost
+}
+
+async fn fate<'a>(
+    core: &Core,
+    session: &Session,
+    taken: Taken<'a>,
+    verdict: &Verdict,
+) -> Result<Fate<'a>> {
+    let now = core.clock.now();
+    let mut parcel = taken.held().parcel.clone();
+    let next = match verdict {
+        Verdict::Ack => None,
+        Verdict::Retry { after, reason } => {
+            parcel.charge(now, reason);
+            let after = (*after).min(names::longest());
+            Some(core.to_lane_after(session, &parcel, (Lane::Back, after)).await?)
+        }
+        Verdict::Release => Some(core.to_lane(&parcel, Lane::Back)?),
+        Verdict::Reject { reason } => {
+            parcel.charge(now, reason);
+            parcel.die(now, reason);
+            Some(core.to_dead(&parcel)?)
+        }
+    };
+    Ok(Fate { taken, next, is_remembered: true })
+}
+
+pub(super) async fn extend(core: &Core, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+    let session = core.session().await?;
+    let until = Instant::now() + core.behavior.lease;
+    let mut ledger = core.ledger();
+    ledger.keep_only(session.epoch);
+    let settled = receipts.iter().map(|receipt| {
+        let is_held = number(core, receipt).is_some_and(|lease| ledger.extend(lease, until));
+        if is_held { Settled::Held } else { Settled::Lost }
+    });
+    Ok(settled.collect())
+}
+
+/// Ends leases that nobody extends: nobody else would do it for a handle that lives.
+pub(super) async fn watch_leases(core: Arc<Core>) {
+    loop {
+        let next = core.ledger().next_end();
+        let is_changed = core.leases_changed.notified();
+        match next {
+            Some(end) => {
+                tokio::select! {
+                    () = is_changed => {}
+                    () = sleep_until(end) => {}
+                }
+            }
+            None => is_changed.await,
+        }
+        if let Err(error) = end_leases(&core).await {
+            warn!(%error, "cannot give jobs back whose lease has ended");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+async fn end_leases(core: &Core) -> Result<()> {
+    let overdue = core.ledger().overdue(Instant::now());
+    if overdue.is_empty() {
+        return Ok(());
+    }
+    let session = core.session().await?;
+    core.ledger().keep_only(session.epoch);
+    let now = core.clock.now();
+    let mut fates = Vec::new();
+    for lease in overdue {
+        let Some(taken) = Taken::new(core, lease) else { continue };
+        let mut parcel = taken.held().parcel.clone();
+        if !taken.held().is_unwanted {
+            parcel.charge(now, &format!("lease expired, held by {}", core.worker));
+        }
+        let next = Some(core.to_lane(&parcel, Lane::Back)?);
+        fates.push(Fate { taken, next, is_remembered: false });
+    }
+    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
+    let leases: Vec<u64> = fates.iter().map(|fate| fate.taken.lease).collect();
+    let Err(error) = carry_out(core, &session, fates).await else { return Ok(()) };
+    // A broker that takes no messages still takes its own back.
+    session.requeue(&tags).await?;
+    for taken in leases.into_iter().filter_map(|lease| Taken::new(core, lease)) {
+        taken.done(false);
+    }
+    core.ledger_changed();
+    Err(error)
+}

@@ -1,0 +1,351 @@
+//! Fetches jobs from the lanes. One task does it for the whole handle, so that a caller who does
+//! not wait for its jobs loses none of them.
+//!
+//! Each fetch consumes as much as it was asked for and no more. Only where jobs are asked for again
+//! and again without a pause, and many more wait, does the consumer stay and fetch ahead; what it
+//! fetched and nobody asked for goes back, uncharged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
+
+use super::core::Core;
+use super::names::{LANES, Lane};
+use super::parcel::Parcel;
+use super::session::Session;
+use super::{errors, line};
+use crate::{Error, Result};
+
+/// As much as one fetch brings.
+const MAX_FETCH: usize = 1_000;
+/// How long to wait for jobs that were there a moment ago; others may have taken them.
+const SOON: Duration = Duration::from_millis(100);
+/// How long to wait for more of what keeps coming.
+const LINGER: Duration = Duration::from_millis(3);
+/// Who asks again within this time is in a hurry.
+const HURRY: Duration = Duration::from_millis(25);
+/// After how long what was fetched ahead goes back.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the counts of the lanes are good enough for who is in a hurry.
+const FRESH: Duration = Duration::from_millis(20);
+/// Batches that have to wait before it pays to fetch ahead.
+const DEEP: u64 = 8;
+
+/// A job as it came.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) parcel: Parcel,
+    /// What does not parse.
+    pub(super) wrong: Option<Error>,
+    pub(super) epoch: u64,
+    pub(super) tag: u64,
+}
+
+#[derive(Debug)]
+enum Ask {
+    Fetch { max: usize, reply: oneshot::Sender<Result<Vec<Fetched>>> },
+    Close { reply: oneshot::Sender<Result<()>> },
+}
+
+/// How the task is asked.
+#[derive(Debug, Clone)]
+pub(super) struct Intake(mpsc::Sender<Ask>);
+
+impl Intake {
+    /// Jobs that are ready, at most so many.
+    pub(super) async fn fetch(&self, max: usize) -> Result<Vec<Fetched>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Ask::Fetch { max, reply }).await.map_err(|_| errors::down())?;
+        answer.await.map_err(|_| errors::down())?
+    }
+
+    /// Gives back what was fetched ahead, and fetches nothing more.
+    pub(super) async fn close(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Ask::Close { reply }).await.map_err(|_| errors::down())?;
+        answer.await.map_err(|_| errors::down())?
+    }
+}
+
+/// The task, and how it is asked.
+pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
+    let (sender, asks) = mpsc::channel(16);
+    let fetcher = Fetcher {
+        core,
+        epoch: 0,
+        ahead: VecDeque::new(),
+        standing: None,
+        asked_at: None,
+        counted_at: None,
+        is_closed: false,
+    };
+    (Intake(sender), line::Owned(tokio::spawn(fetcher.run(asks))))
+}
+
+/// A consumer that stays.
+struct Standing {
+    lane: Lane,
+    channel: Channel,
+    consumer: Consumer,
+    prefetch: usize,
+}
+
+struct Fetcher {
+    core: Arc<Core>,
+    epoch: u64,
+    /// Fetched and handed to nobody.
+    ahead: VecDeque<Fetched>,
+    standing: Option<Standing>,
+    asked_at: Option<Instant>,
+    counted_at: Option<Instant>,
+    is_closed: bool,
+}
+
+impl Fetcher {
+    async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
+        loop {
+            let idle_at = self.asked_at.map_or_else(Instant::now, |at| at + PATIENCE);
+            let is_ahead = self.standing.is_some() || !self.ahead.is_empty();
+            tokio::select! {
+                ask = asks.recv() => match ask {
+                    None => return,
+                    Some(Ask::Fetch { max, reply }) => self.answer(max, reply).await,
+                    Some(Ask::Close { reply }) => {
+                        self.is_closed = true;
+                        // Who closes and does not wait to hear of it has nothing to do about it.
+                        reply.send(self.give_back().await).ok();
+                    }
+                },
+                delivery = next(self.standing.as_mut()) => self.came(delivery),
+                () = sleep_until(idle_at), if is_ahead => {
+                    if let Err(error) = self.give_back().await {
+                        warn!(%error, "cannot give back what was fetched ahead");
+                        self.asked_at = Some(Instant::now());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self, max: usize, reply: oneshot::Sender<Result<Vec<Fetched>>>) {
+        let fetched = if self.is_closed { Ok(Vec::new()) } else { self.fetch(max).await };
+        self.asked_at = Some(Instant::now());
+        if let Err(Ok(unwanted)) = reply.send(fetched) {
+            self.ahead.extend(unwanted);
+        }
+        self.count_ahead();
+    }
+
+    /// Says how much is here and nobody's.
+    fn count_ahead(&self) {
+        let n_ahead = self.ahead.len() as u64;
+        let is_same = std::mem::replace(&mut self.core.ledger().n_ahead, n_ahead) == n_ahead;
+        if !is_same {
+            self.core.counts_changed.notify_one();
+        }
+    }
+
+    fn came(&mut self, delivery: Option<Delivery>) {
+        match delivery {
+            Some(delivery) => {
+                let fetched = self.read(delivery);
+                self.ahead.push_back(fetched);
+                self.count_ahead();
+            }
+            None => self.standing = None,
+        }
+    }
+
+    fn read(&self, delivery: Delivery) -> Fetched {
+        let Delivery { delivery_tag, properties, data, .. } = delivery;
+        let (parcel, wrong) = Parcel::read(&properties, data, self.core.clock.now());
+        Fetched { parcel, wrong, epoch: self.epoch, tag: delivery_tag }
+    }
+
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Fetched>> {
+        let max = max.min(MAX_FETCH);
+        let session = self.core.session().await?;
+        if session.epoch != self.epoch {
+            // What came by another session is the broker's again.
+            self.ahead.clear();
+            self.standing = None;
+            self.epoch = session.epoch;
+        }
+        let now = Instant::now();
+        let in_hurry = self.asked_at.is_some_and(|at| now - at < HURRY);
+        let is_fresh = self.counted_at.is_some_and(|at| now - at < FRESH);
+        let mut fetched = Vec::new();
+        if self.standing.is_none() || !is_fresh {
+            let counts = self.count(&session).await?;
+            // Lanes that go before the one from which is fetched ahead.
+            let above = |lane: Lane| !self.standing.as_ref().is_some_and(|one| one.lane == lane);
+            let lanes: Vec<_> = counts.iter().take_while(|(lane, _)| above(*lane)).collect();
+            let n_above = lanes.len();
+            self.pull(&session, counts.iter().take(n_above), max, &mut fetched).await?;
+            self.from_standing(max, &mut fetched).await;
+            self.pull(&session, counts.iter().skip(n_above), max, &mut fetched).await?;
+            self.stand(&session, &counts, (max, in_hurry && fetched.len() == max)).await?;
+        } else {
+            self.from_standing(max, &mut fetched).await;
+        }
+        fetched.sort_by_key(|fetched| fetched.parcel.rank());
+        Ok(fetched)
+    }
+
+    async fn count(&mut self, session: &Session) -> Result<Vec<(Lane, u64)>> {
+        let queues = LANES.map(|lane| self.core.names.lane(lane));
+        let counts = session.counts(&queues).await?;
+        self.counted_at = Some(Instant::now());
+        Ok(LANES.into_iter().zip(counts).collect())
+    }
+
+    /// What was fetched ahead, and what comes while more of it comes.
+    async fn from_standing(&mut self, max: usize, fetched: &mut Vec<Fetched>) {
+        while fetched.len() < max {
+            if let Some(one) = self.ahead.pop_front() {
+                fetched.push(one);
+                continue;
+            }
+            if self.standing.is_none() {
+                return;
+            }
+            match timeout(LINGER, next(self.standing.as_mut())).await {
+                Ok(Some(delivery)) => fetched.push(self.read(delivery)),
+                Ok(None) => self.standing = None,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes what is there from one lane after the other.
+    async fn pull(
+        &mut self,
+        session: &Session,
+        counts: impl Iterator<Item = &(Lane, u64)>,
+        max: usize,
+        fetched: &mut Vec<Fetched>,
+    ) -> Result<()> {
+        for (lane, count) in counts {
+            let room = max.saturating_sub(fetched.len());
+            let n_wanted = usize::try_from(*count).unwrap_or(room).min(room);
+            let is_standing = self.standing.as_ref().is_some_and(|one| one.lane == *lane);
+            if n_wanted > 0 && !is_standing {
+                let taken = self.pull_lane(session, *lane, n_wanted).await;
+                if taken.is_err() {
+                    // What came from other lanes is not lost.
+                    self.ahead.extend(fetched.drain(..));
+                }
+                fetched.extend(taken?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn pull_lane(&self, session: &Session, lane: Lane, n: usize) -> Result<Vec<Fetched>> {
+        let queue = self.core.names.lane(lane);
+        let consuming = consume(&session.work, &queue, n);
+        let mut consumer = session.patiently("consume jobs", consuming).await?;
+        let mut fetched = Vec::with_capacity(n);
+        while fetched.len() < n {
+            match timeout(SOON, consumer.next()).await {
+                Ok(Some(Ok(delivery))) => fetched.push(self.read(delivery)),
+                // A channel that ends takes its deliveries with it.
+                Ok(Some(Err(_)) | None) => return Err(errors::down()),
+                Err(_) => break,
+            }
+        }
+        // With as many as it may have unacknowledged nothing more comes, so nobody need wait.
+        let nowait = fetched.len() == n;
+        let options = BasicCancelOptions { nowait };
+        let cancelled = session.work.basic_cancel(consumer.tag(), options);
+        session.patiently("cancel a consumer", cancelled).await?;
+        while !nowait && let Some(Ok(delivery)) = consumer.next().await {
+            fetched.push(self.read(delivery));
+        }
+        Ok(fetched)
+    }
+
+    /// Begins to fetch ahead where that pays, or begins anew where more is asked for.
+    async fn stand(
+        &mut self,
+        session: &Session,
+        counts: &[(Lane, u64)],
+        (max, is_hot): (usize, bool),
+    ) -> Result<()> {
+        let n_held = usize::try_from(self.core.ledger().n_held()).unwrap_or(usize::MAX);
+        let prefetch = n_held.saturating_add(max * 3).min(usize::from(u16::MAX));
+        if self.standing.as_ref().is_some_and(|one| one.prefetch >= n_held + max) || !is_hot {
+            return Ok(());
+        }
+        let enough = DEEP * max as u64;
+        let Some((lane, _)) = counts.iter().find(|(_, count)| *count >= enough) else {
+            return Ok(());
+        };
+        self.sit(session).await?;
+        let channel = session.work.clone();
+        let queue = self.core.names.lane(*lane);
+        let consuming = consume(&channel, &queue, prefetch);
+        let consumer = session.patiently("consume jobs", consuming).await?;
+        self.standing = Some(Standing { lane: *lane, channel, consumer, prefetch });
+        Ok(())
+    }
+
+    /// Ends fetching ahead; what is on its way comes still.
+    async fn sit(&mut self, session: &Session) -> Result<()> {
+        let Some(standing) = self.standing.take() else { return Ok(()) };
+        let Standing { channel, mut consumer, .. } = standing;
+        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        session.patiently("cancel a consumer", cancelled).await?;
+        while let Some(Ok(delivery)) = consumer.next().await {
+            let fetched = self.read(delivery);
+            self.ahead.push_back(fetched);
+        }
+        Ok(())
+    }
+
+    async fn give_back(&mut self) -> Result<()> {
+        let session = self.core.session().await?;
+        if session.epoch != self.epoch {
+            self.ahead.clear();
+            self.standing = None;
+        }
+        self.sit(&session).await?;
+        if !self.ahead.is_empty() {
+            let back = self.ahead.iter().map(|one| self.core.to_lane(&one.parcel, Lane::Back));
+            let back = back.collect::<Result<Vec<_>>>()?;
+            session.publish(back).await?;
+            let tags: Vec<u64> = self.ahead.drain(..).map(|fetched| fetched.tag).collect();
+            session.ack(&tags).await?;
+        }
+        self.count_ahead();
+        Ok(())
+    }
+}
+
+async fn consume(channel: &Channel, queue: &str, n: usize) -> lapin::Result<Consumer> {
+    let prefetch = u16::try_from(n).unwrap_or(u16::MAX);
+    // Said in one breath: the broker takes them in this order.
+    let limit = channel.basic_qos(prefetch, BasicQosOptions::default());
+    let (queue, tag) = (ShortString::from(queue), ShortString::default());
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(queue, tag, options, FieldTable::default());
+    let ((), consumer) = tokio::try_join!(limit, consumer)?;
+    Ok(consumer)
+}
+
+/// The next delivery of a consumer that stays, none when it ended; never, where there is none.
+async fn next(standing: Option<&mut Standing>) -> Option<Delivery> {
+    match standing {
+        Some(standing) => standing.consumer.next().await?.ok(),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,80 @@
+//! What RabbitMQ cannot promise.
+
+use crate::Limit;
+
+pub(super) const LIMITS: &[Limit] = &[
+    Limit {
+        promise: "results",
+        instead: "RabbitMQ keeps no results: name a store for them with --results URL. Who follows \
+                  a result there waits as long as there is none, and a job that is put back keeps \
+                  its failed result until it has a completed one",
+    },
+    Limit {
+        promise: "duplicates",
+        instead: "RabbitMQ does not know what it has seen: a job that is published twice runs \
+                  twice, and the second answer is not stored; repetitions within one publish are \
+                  found",
+    },
+    Limit {
+        promise: "batches",
+        instead: "RabbitMQ confirms jobs one by one: when publish fails, some of the jobs may be \
+                  stored all the same",
+    },
+    Limit {
+        promise: "max_ready",
+        instead: "RabbitMQ counts and stores in two steps: producers that publish at the same \
+                  moment may go over max_ready together",
+    },
+    Limit {
+        promise: "ordering",
+        instead: "each priority is a queue of its own, first in first out; jobs that came back go \
+                  before new ones, whatever their priority, and in order only within what one \
+                  receive brings",
+    },
+    Limit {
+        promise: "fencing",
+        instead: "AMQP has no leases: a delivery belongs to the connection of the handle that \
+                  received it, and only that handle can extend or settle it. The handle gives a job \
+                  back when its lease ends, and the lease is lost from that moment",
+    },
+    Limit {
+        promise: "crashes",
+        instead: "RabbitMQ counts the deliveries that ended with their connection and does not say \
+                  whose they were: the history tells of such a crash without the worker's name. \
+                  What was only fetched ahead is charged too",
+    },
+    Limit {
+        promise: "hold",
+        instead: "RabbitMQ closes the channel of who holds a job for longer than its \
+                  consumer_timeout, 30 minutes unless it is set otherwise, however often the lease \
+                  is extended",
+    },
+    Limit {
+        promise: "deadline",
+        instead: "RabbitMQ does not look into jobs: one that has expired counts as ready or delayed \
+                  until a receive meets it, and becomes a dead letter then",
+    },
+    Limit {
+        promise: "in_flight",
+        instead: "AMQP does not say what is held: handles tell each other, each second and when it \
+                  changes. A handle that is lost counts for 5 seconds more. The management API is \
+                  not asked, since its figures are seconds old",
+    },
+    Limit {
+        promise: "oldest_ready",
+        instead: "a queue of RabbitMQ can be read only by taking from it, so the age of what waits \
+                  and its cost are not known",
+    },
+    Limit {
+        promise: "next_due",
+        instead: "RabbitMQ does not say when it makes a delayed job ready; it does so by itself, \
+                  and the ready count grows. Delays are rounded up to 0.1 s and end after 77 days \
+                  at most",
+    },
+    Limit {
+        promise: "dead_letters",
+        instead: "a queue can be read from its head only: who looks at the dead letters takes them \
+                  for that while, another who looks at the same moment sees the rest, and no more \
+                  than the oldest 50000 are looked through at once",
+    },
+];

@@ -1,0 +1,263 @@
+//! RabbitMQ, over AMQP 0-9-1 (3.10 and later, also 4).
+//!
+//! A queue is a quorum queue per priority, one for jobs that came back, one for dead letters and a
+//! ladder of queues that hold delayed jobs; no process of ours need live for a delay to end.
+//! Producers publish to the exchange `ebb` with the queue's name as the routing key, or straight to
+//! the queue of that name; the latter is not heard at once but found within a second.
+//!
+//! RabbitMQ gives messages no identity: a job is known by `ebb-id`, else by the property
+//! `message_id`, else by a fresh id at each delivery.
+
+mod bell;
+mod connect;
+mod core;
+mod dead;
+mod errors;
+mod fate;
+mod intake;
+mod ledger;
+mod limits;
+mod line;
+mod names;
+mod parcel;
+mod publish;
+mod receive;
+mod session;
+mod tags;
+mod topology;
+mod voice;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+
+use self::bell::Listener;
+use self::core::{Core, Parts};
+use self::intake::Intake;
+use self::limits::LIMITS;
+use self::line::{Caller, Owned};
+use self::names::{LANES, Names};
+use self::session::Session;
+use crate::{
+    AmqpAddress, Backlog, Behavior, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Queue, Receipt,
+    Result, ResultStore, Settled, Settlement, Stored, Warning, WorkerStatus,
+};
+
+/// How long to look again before a queue that was not empty is said to be.
+const DOUBT: Duration = Duration::from_millis(50);
+
+/// A queue on RabbitMQ.
+#[derive(Debug, Clone)]
+pub(crate) struct AmqpQueue(Arc<Handle>);
+
+/// The tasks end before what they work on.
+#[derive(Debug)]
+struct Handle {
+    _tasks: Vec<Owned>,
+    intake: Intake,
+    core: Arc<Core>,
+}
+
+impl AmqpQueue {
+    /// Connects, and makes or finds the queue.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Invalid`] for a
+    /// wrong user or virtual host, [`ErrorKind::Incompatible`] for a queue with other settings.
+    pub(crate) async fn open(
+        address: &AmqpAddress,
+        queue: &str,
+        behavior: &Behavior,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let OpenOptions { worker, clock, missing, connect_timeout, results } = options;
+        let link = Arc::new(Link::new(format!("RabbitMQ {}", address.server.shown())));
+        let names = Names::new(queue);
+        let (address, name, limit) = (address.clone(), worker.clone(), connect_timeout);
+        let caller = Caller { address, names: names.clone(), missing, name, limit };
+        let (sessions, line) = line::open(caller, link.clone()).await?;
+        let behavior = behavior.clone();
+        let parts = Parts { names, behavior, clock, worker, sessions, link, results };
+        let core = Arc::new(Core::new(parts));
+        let (intake, fetching) = intake::spawn(core.clone());
+        let tasks = vec![
+            Owned(tokio::spawn(fate::watch_leases(core.clone()))),
+            Owned(tokio::spawn(voice::keep(core.clone()))),
+            Owned(tokio::spawn(bell::keep(core.clone()))),
+            fetching,
+            line,
+        ];
+        Ok(Self(Arc::new(Handle { _tasks: tasks, intake, core })))
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
+    fn results(&self) -> Result<&Queue> {
+        let results = self.core().results.as_ref().ok_or_else(|| {
+            let words = "RabbitMQ keeps no results; name a store with --results URL";
+            Error::new(ErrorKind::Invalid, words)
+        })?;
+        Ok(&results.0)
+    }
+
+    async fn look(&self, session: &Session) -> Result<Depth> {
+        let core = self.core();
+        let mut depth = Depth::empty(core.clock.now());
+        let n_levels = core.n_levels.load(Ordering::SeqCst);
+        let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
+        let levels = (0..n_levels).map(|level| core.names.level(level));
+        let queues: Vec<String> = lanes.chain([core.names.dead()]).chain(levels).collect();
+        let counts = session.counts(&queues).await?;
+        let (ready, rest) = counts.split_at(LANES.len().min(counts.len()));
+        depth.ready = ready.iter().sum();
+        depth.dead = rest.first().copied().unwrap_or(0);
+        depth.delayed = rest.iter().skip(1).sum();
+        // What is taken in between is counted twice rather than not at all.
+        voice::catch_up(core, session).await?;
+        let (held, ahead) = core.heard.holdings();
+        let ledger = core.ledger();
+        depth.ready += ahead + ledger.n_ahead;
+        depth.in_flight = held + ledger.n_held();
+        Ok(depth)
+    }
+}
+
+#[async_trait]
+impl Backlog for AmqpQueue {
+    async fn depth(&self) -> Result<Depth> {
+        let core = self.core();
+        let session = core.session().await?;
+        core.ledger().keep_only(session.epoch);
+        core.find_levels(&session).await?;
+        let depth = self.look(&session).await?;
+        let is_empty = depth.ready + depth.in_flight + depth.delayed == 0;
+        let was_empty = core.was_empty.swap(is_empty, Ordering::SeqCst);
+        if is_empty && !was_empty {
+            // A job on its way from one place to another is in neither for a moment.
+            tokio::time::sleep(DOUBT).await;
+            return self.look(&session).await;
+        }
+        Ok(depth)
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        let session = self.core().session().await?;
+        voice::catch_up(self.core(), &session).await?;
+        Ok(self.core().heard.workers())
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        let listener = Listener::new(self.core());
+        listener.armed().await?;
+        // The stream listens as long as somebody has it, also without this handle.
+        let state = (listener, self.clone());
+        let arrivals = stream::unfold(state, |(mut listener, queue)| async move {
+            listener.hear().await;
+            Some(((), (listener, queue)))
+        });
+        Ok(arrivals.boxed())
+    }
+
+    async fn info(&self) -> Result<Info> {
+        let session = self.core().session().await?;
+        let version = &session.version;
+        let mut warnings = Vec::new();
+        if version.number < (3, 10) {
+            let text = format!("{} is older than 3.10: delayed jobs may be lost", version.text);
+            warnings.push(Warning { code: "old_server", text });
+        }
+        Ok(Info {
+            broker: "amqp",
+            version: version.text.clone(),
+            max_body: Some(publish::max_body(version)),
+            warnings,
+            limits: LIMITS,
+        })
+    }
+
+    fn link(&self) -> &Link {
+        &self.core().link
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpQueue {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        publish::publish(self.core(), jobs).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        receive::receive(self.core(), &self.0.intake, max, wait).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        fate::extend(self.core(), receipts).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        fate::settle(self.core(), settlements).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        voice::report(self.core(), status).await
+    }
+
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        publish::reply(self.core(), to, result).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.core().behavior.lease
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.intake.close().await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for AmqpQueue {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        dead::list(self.core(), max).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        dead::show(self.core(), id).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        dead::redrive(self.core(), ids).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        dead::purge(self.core(), ids).await
+    }
+}
+
+#[async_trait]
+impl ResultStore for AmqpQueue {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.results()?.put(result).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.results()?.get(id).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.results()?.chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        self.results()?.follow(id, from_seq).await
+    }
+}

@@ -1,0 +1,381 @@
+//! A job as a message: its headers and body, and what Ebb notes of it besides.
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+use crate::{
+    Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
+};
+
+/// Where the job stands in line: a number that grows with publication.
+const PLACE: &str = "ebb-place";
+/// Attempts that were charged and whose deliveries ended.
+const ATTEMPTS: &str = "ebb-attempts";
+/// What became of them, as JSON.
+const HISTORY: &str = "ebb-history";
+/// Of a dead letter: why, and when.
+const REASON: &str = "ebb-reason";
+const DIED_AT: &str = "ebb-died-at";
+/// The broker's count of deliveries that ended with their channel.
+const CRASHES: &str = "x-delivery-count";
+
+/// All headers travel in one frame of 128 KiB, so the history has to stay well below.
+const MAX_HISTORY: usize = 40;
+const MAX_HISTORY_BYTES: usize = 24 * 1024;
+const MAX_REASON: usize = 500;
+const MAX_HEADERS: usize = 64 * 1024;
+
+/// A job with what is noted of it.
+#[derive(Debug, Clone)]
+pub(super) struct Parcel {
+    pub(super) job: Job,
+    pub(super) place: i64,
+    /// Attempts that were charged before this delivery.
+    pub(super) attempts: u32,
+    pub(super) history: Vec<Attempt>,
+    pub(super) death: Option<(String, Timestamp)>,
+    /// A producer's own mark of its request, given back with the reply.
+    pub(super) correlation: Option<ShortString>,
+    /// Headers that mean nothing to Ebb; they stay with the job.
+    strange: FieldTable,
+}
+
+impl Parcel {
+    pub(super) fn new(job: Job, place: i64) -> Self {
+        Self {
+            job,
+            place,
+            attempts: 0,
+            history: Vec::new(),
+            death: None,
+            correlation: None,
+            strange: FieldTable::default(),
+        }
+    }
+
+    /// Reads a message of anybody. What does not parse is left out, and said.
+    pub(super) fn read(
+        properties: &BasicProperties,
+        body: Vec<u8>,
+        now: Timestamp,
+    ) -> (Self, Option<Error>) {
+        let empty = FieldTable::default();
+        let table = properties.headers().as_ref().unwrap_or(&empty).inner();
+        let texts = table.iter().filter_map(|(name, value)| Some((name.as_str(), text(value)?)));
+        let mut texts: Vec<(&str, String)> = texts.collect();
+        // Spans count from the moment of publication, so that has to be read first.
+        texts.sort_by_key(|(name, _)| !name.eq_ignore_ascii_case(header::ENQUEUED_AT));
+        let stamp = properties.timestamp().and_then(|s| i64::try_from(s).ok());
+        let stamp = stamp.and_then(|s| Timestamp::from_second(s).ok());
+        let named = properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
+        let id = named.unwrap_or_else(JobId::fresh);
+        let headers = texts.iter().map(|(name, value)| (*name, value.as_str()));
+        let (mut job, wrong) = Job::from_stranger(id, headers, body, stamp.unwrap_or(now));
+        let or = |mine: &mut Option<String>, theirs: &Option<ShortString>| {
+            let theirs = theirs.as_ref().map(|text| text.as_str().to_owned());
+            *mine = mine.take().or(theirs.filter(|text| !text.is_empty()));
+        };
+        or(&mut job.headers.content_type, properties.content_type());
+        or(&mut job.headers.reply_to, properties.reply_to());
+        let note = |name: &str| {
+            texts.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+        };
+        let number = |name: &str| note(name).and_then(|value| value.parse::<i64>().ok());
+        let history = note(HISTORY).and_then(|json| serde_json::from_str(json).ok());
+        let died_at = note(DIED_AT).and_then(|at| at.parse().ok());
+        let mut parcel = Self {
+            place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
+            attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
+            history: history.unwrap_or_default(),
+            death: died_at.map(|at| (note(REASON).unwrap_or_default().to_owned(), at)),
+            correlation: properties.correlation_id().clone(),
+            strange: strange(table.iter()),
+            job,
+        };
+        let crashes = number(CRASHES).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+        if parcel.death.is_none() {
+            parcel.charge_crashes(crashes, now);
+        }
+        (parcel, wrong)
+    }
+
+    /// Deliveries that ended with the connection of their holder. The broker does not know who.
+    fn charge_crashes(&mut self, crashes: u32, now: Timestamp) {
+        // The history keeps the last ones only, however many there were.
+        let noted = crashes.min(MAX_HISTORY as u32);
+        self.attempts = self.attempts.saturating_add(crashes - noted);
+        for _ in 0..noted {
+            self.charge(now, "lease expired, its connection was lost");
+        }
+    }
+
+    /// Charges an attempt and says what became of it.
+    pub(super) fn charge(&mut self, at: Timestamp, what: &str) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.history.push(Attempt { attempt: self.attempts, at, what: cut(what) });
+        let surplus = self.history.len().saturating_sub(MAX_HISTORY);
+        self.history.drain(..surplus);
+    }
+
+    /// Makes a dead letter of it.
+    pub(super) fn die(&mut self, at: Timestamp, reason: &str) {
+        self.death = Some((cut(reason), at));
+    }
+
+    /// Gives it another life, behind what was published before.
+    pub(super) fn revive(&mut self, now: Timestamp, place: i64) {
+        self.death = None;
+        self.attempts = 0;
+        self.place = place;
+        self.job.headers.not_before = None;
+        if self.job.expired(now) {
+            self.job.headers.deadline = None;
+        }
+    }
+
+    pub(super) fn into_dead_letter(self, now: Timestamp) -> DeadLetter {
+        let (reason, died_at) = self.death.unwrap_or_else(|| ("unknown".to_owned(), now));
+        let Self { job, attempts, history, .. } = self;
+        DeadLetter { job, attempts, reason, died_at, history }
+    }
+
+    /// Who goes first among parcels that are here together.
+    pub(super) fn rank(&self) -> (std::cmp::Reverse<Priority>, i64) {
+        (std::cmp::Reverse(self.job.headers.priority), self.place)
+    }
+
+    /// The message that [`Self::read`] reads back.
+    ///
+    /// # Errors
+    /// When the envelope is too long for a message.
+    pub(super) fn write(&self) -> Result<(BasicProperties, Bytes)> {
+        let mut table = self.envelope()?;
+        let mut put = |name: &str, value: AMQPValue| {
+            table.insert(name.into(), value);
+        };
+        put(PLACE, AMQPValue::LongLongInt(self.place));
+        if self.attempts > 0 {
+            put(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.into()));
+        }
+        if !self.history.is_empty() {
+            put(HISTORY, long(self.history_as_json()));
+        }
+        if let Some((reason, at)) = &self.death {
+            put(REASON, long(reason.clone()));
+            put(DIED_AT, long(at.to_string()));
+        }
+        let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(table);
+        if let Ok(id) = ShortString::try_new(self.job.id.as_str()) {
+            properties = properties.with_message_id(id);
+        }
+        let kind = self.job.headers.content_type.as_deref().map(ShortString::try_new);
+        if let Some(Ok(kind)) = kind {
+            properties = properties.with_content_type(kind);
+        }
+        if let Some(correlation) = &self.correlation {
+            properties = properties.with_correlation_id(correlation.clone());
+        }
+        Ok((properties, self.job.body.clone()))
+    }
+
+    /// What the producer sent along; headers that mean nothing to Ebb only where there is room.
+    fn envelope(&self) -> Result<FieldTable> {
+        for mut table in [self.strange.clone(), FieldTable::default()] {
+            for (name, value) in self.job.to_headers() {
+                table.insert(name.into(), long(value));
+            }
+            if table.inner().values().map(size).sum::<usize>() <= MAX_HEADERS {
+                return Ok(table);
+            }
+        }
+        let words = format!("the headers of job {} are longer than 64 KiB", self.job.id);
+        Err(Error::new(ErrorKind::Invalid, format!("{words}; move them to the body")))
+    }
+
+    /// As much of the end of the history as there is room for.
+    fn history_as_json(&self) -> String {
+        let mut history = &self.history[..];
+        loop {
+            // A list of plain structs has nothing in it that JSON cannot say.
+            let json = serde_json::to_string(history).unwrap_or_default();
+            match history.split_first() {
+                Some((_, rest)) if json.len() > MAX_HISTORY_BYTES => history = rest,
+                _ => return json,
+            }
+        }
+    }
+}
+
+/// What is neither Ebb's nor the broker's.
+fn strange<'a>(table: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>) -> FieldTable {
+    let mut strange = FieldTable::default();
+    for (name, value) in table {
+        let lower = name.as_str().to_ascii_lowercase();
+        // The broker's notes grow with each stop of a delayed job.
+        let ours = lower.starts_with("ebb-") || lower.starts_with("x-");
+        if !ours && ![header::TRACEPARENT, header::CONTENT_TYPE].contains(&&*lower) {
+            strange.insert(name.clone(), value.clone());
+        }
+    }
+    strange
+}
+
+/// The value of a header as text, whatever scalar a client made of it.
+pub(super) fn text(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        AMQPValue::ShortString(text) => text.as_str().to_owned(),
+        AMQPValue::ByteArray(bytes) => String::from_utf8_lossy(bytes.as_slice()).into_owned(),
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        AMQPValue::DecimalValue(value) => {
+            (f64::from(value.value) / 10f64.powi(value.scale.into())).to_string()
+        }
+        AMQPValue::Timestamp(seconds) => {
+            let seconds = i64::try_from(*seconds).ok()?;
+            Timestamp::from_second(seconds).ok()?.to_string()
+        }
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) | AMQPValue::Void => return None,
+    })
+}
+
+pub(super) fn long(text: impl Into<String>) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(text.into()))
+}
+
+fn size(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => text.len(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
+        AMQPValue::FieldTable(table) => table.inner().values().map(size).sum(),
+        _ => 32,
+    }
+}
+
+fn cut(words: &str) -> String {
+    words.chars().take(MAX_REASON).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2030-01-31T12:00:00Z".parse().unwrap()
+    }
+
+    fn table(headers: Vec<(&str, AMQPValue)>) -> BasicProperties {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert(name.into(), value);
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    fn again(parcel: &Parcel) -> Parcel {
+        let (properties, body) = parcel.write().unwrap();
+        Parcel::read(&properties, body.to_vec(), now()).0
+    }
+
+    #[test]
+    fn a_message_without_anything_is_a_job() {
+        let (parcel, wrong) = Parcel::read(&BasicProperties::default(), b"{}".to_vec(), now());
+        assert!(wrong.is_none());
+        assert_eq!((parcel.job.body.as_ref(), parcel.attempts), (&b"{}"[..], 0));
+        assert_eq!(parcel.job.headers, crate::Headers::default());
+    }
+
+    #[test]
+    fn headers_of_any_scalar_type_are_read_and_the_properties_of_amqp_count() {
+        let properties = table(vec![
+            ("ebb-cost", AMQPValue::Double(1.5)),
+            ("ebb-ttl", AMQPValue::LongInt(30)),
+            ("Ebb-Tenant", AMQPValue::ShortString("lab".into())),
+            ("other", AMQPValue::Void),
+        ]);
+        let properties = properties
+            .with_message_id("m1".into())
+            .with_content_type("text/plain".into())
+            .with_reply_to("answers".into())
+            .with_timestamp(1_000);
+        let (Parcel { job, .. }, wrong) = Parcel::read(&properties, Vec::new(), now());
+        assert!(wrong.is_none());
+        assert_eq!((job.id.as_str(), job.enqueued_at.as_second()), ("m1", 1_000));
+        assert_eq!(job.headers.deadline.map(|at| at.as_second()), Some(1_030));
+        assert_eq!((job.headers.cost, job.headers.tenant.as_deref()), (Some(1.5), Some("lab")));
+        assert_eq!(job.headers.reply_to.as_deref(), Some("answers"));
+        assert_eq!(job.headers.content_type.as_deref(), Some("text/plain"));
+    }
+
+    #[test]
+    fn what_does_not_parse_is_named_and_the_body_kept() {
+        let properties = table(vec![("ebb-priority", long("urgent"))]);
+        let (parcel, wrong) = Parcel::read(&properties, b"body".to_vec(), now());
+        assert!(wrong.unwrap().to_string().contains("ebb-priority"));
+        assert_eq!(parcel.job.body.as_ref(), b"body");
+    }
+
+    #[test]
+    fn a_lost_connection_is_charged_once_however_often_the_job_is_put_back() {
+        let properties = table(vec![(CRASHES, AMQPValue::LongLongInt(2))]);
+        let (parcel, _) = Parcel::read(&properties, Vec::new(), now());
+        assert_eq!((parcel.attempts, parcel.history.len()), (2, 2));
+        let parcel = again(&parcel);
+        assert_eq!((parcel.attempts, parcel.history[1].attempt), (2, 2));
+    }
+
+    #[test]
+    fn a_long_past_still_fits_into_one_frame() {
+        let mut parcel = Parcel::new(Job::new("x", now()), 7);
+        for _ in 0..1_000 {
+            parcel.charge(now(), &"\u{0}".repeat(9_000));
+        }
+        parcel.die(now(), &"\u{1f600}".repeat(9_000));
+        let parcel = again(&parcel);
+        assert_eq!(parcel.attempts, 1_000);
+        assert_eq!(parcel.history.last().unwrap().attempt, 1_000);
+        let (properties, _) = parcel.write().unwrap();
+        let size: usize = properties.headers().as_ref().unwrap().inner().values().map(size).sum();
+        assert!(size < 100_000, "{size}");
+    }
+
+    #[test]
+    fn what_means_nothing_to_us_stays_with_the_job() {
+        let properties = table(vec![("x-death", long("old")), ("my-own", long("kept"))]);
+        let (parcel, _) = Parcel::read(&properties, Vec::new(), now());
+        let names: Vec<_> = parcel.strange.inner().keys().map(ShortString::as_str).collect();
+        assert_eq!(names, ["my-own"]);
+        assert_eq!(again(&parcel).strange, parcel.strange);
+    }
+
+    proptest! {
+        #[test]
+        fn a_parcel_is_read_back_as_it_was_written(
+            body: Vec<u8>, place: i64, attempts in 0..5u32, what: String, dead: bool,
+        ) {
+            let mut parcel = Parcel::new(Job::new(body, now()), place);
+            for _ in 0..attempts {
+                parcel.charge(now(), &what);
+            }
+            if dead {
+                parcel.die(now(), &what);
+            }
+            let read = again(&parcel);
+            prop_assert_eq!(&read.job, &parcel.job);
+            prop_assert_eq!((read.place, read.attempts), (place, attempts));
+            prop_assert_eq!(&read.history, &parcel.history);
+            prop_assert_eq!(&read.death, &parcel.death);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Jobs and answers on their way to the broker.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::connect::Version;
+use super::core::Core;
+use super::names::{LANES, Lane};
+use super::parcel::{Parcel, long};
+use super::session::{Message, Session};
+use super::voice;
+use crate::{Error, ErrorKind, Job, JobId, JobResult, Outcome, Published, Result, header};
+
+/// The longest body that a server takes unless it is set otherwise; it closes the connection of who
+/// sends more.
+pub(super) fn max_body(version: &Version) -> u64 {
+    let mebibytes = if version.number >= (4, 0) { 16 } else { 128 };
+    mebibytes * 1024 * 1024
+}
+
+pub(super) async fn publish(core: &Core, jobs: Vec<Job>) -> Result<Vec<Published>> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let session = core.session().await?;
+    let limit = max_body(&session.version);
+    if let Some(job) = jobs.iter().find(|job| job.body.len() as u64 > limit) {
+        let size = job.body.len();
+        let words =
+            format!("the body of job {} is {size} bytes long, and RabbitMQ takes {limit}", job.id);
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{words}; put it elsewhere and send its address"),
+        ));
+    }
+    let (published, new) = without_repetitions(jobs);
+    check_room(core, &session, new.len()).await?;
+    let now = core.clock.now();
+    let mut messages = Vec::with_capacity(new.len());
+    let mut is_delayed = false;
+    for job in new {
+        let due = job.headers.not_before.unwrap_or(now);
+        let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+        is_delayed |= !delay.is_zero();
+        let lane = Lane::New(job.headers.priority);
+        let parcel = Parcel::new(job, core.next_place());
+        messages.push(core.to_lane_after(&session, &parcel, (lane, delay)).await?);
+    }
+    session.publish(messages).await?;
+    if is_delayed {
+        voice::tell_of_delay(core, &session).await;
+    }
+    Ok(published)
+}
+
+/// Finds repetitions within a batch, by id and then by key; more the broker cannot tell.
+fn without_repetitions(jobs: Vec<Job>) -> (Vec<Published>, Vec<Job>) {
+    let mut by_id: HashMap<JobId, ()> = HashMap::new();
+    let mut by_key: HashMap<String, JobId> = HashMap::new();
+    let (mut published, mut new) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+    for job in jobs {
+        let by_id_known = by_id.contains_key(&job.id).then(|| job.id.clone());
+        let key = job.headers.key.as_ref();
+        let known = by_id_known.or_else(|| by_key.get(key?).cloned());
+        let duplicate = known.is_some();
+        published.push(Published { id: known.unwrap_or_else(|| job.id.clone()), duplicate });
+        if !duplicate {
+            by_id.insert(job.id.clone(), ());
+            by_key.extend(key.map(|key| (key.clone(), job.id.clone())));
+            new.push(job);
+        }
+    }
+    (published, new)
+}
+
+async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> {
+    let Some(limit) = core.behavior.max_ready else { return Ok(()) };
+    core.find_levels(session).await?;
+    let levels = 0..core.n_levels.load(Ordering::SeqCst);
+    let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
+    let queues: Vec<String> = lanes.chain(levels.map(|level| core.names.level(level))).collect();
+    let n_waiting: u64 = session.counts(&queues).await?.iter().sum();
+    if n_waiting + n_new as u64 > limit {
+        let words = format!("{limit} jobs wait already (max_ready); publish later");
+        return Err(Error::new(ErrorKind::Full, words));
+    }
+    Ok(())
+}
+
+pub(super) async fn reply(core: &Core, to: &str, result: &JobResult) -> Result<()> {
+    let invalid = |words: String| Error::new(ErrorKind::Invalid, words);
+    if to.len() > usize::from(u8::MAX) {
+        return Err(invalid(format!("{}: no queue has a name that long", header::REPLY_TO)));
+    }
+    let session = core.session().await?;
+    let (outcome, content_type, body) = match &result.outcome {
+        Outcome::Completed { content_type, body } => {
+            ("completed", content_type.clone(), body.clone())
+        }
+        Outcome::Failed { reason } => {
+            let body = serde_json::json!({ "error": reason }).to_string();
+            ("failed", crate::JSON.to_owned(), body.into())
+        }
+    };
+    let mut headers = FieldTable::default();
+    let mut put = |name: &str, value: AMQPValue| {
+        headers.insert(name.into(), value);
+    };
+    put(header::ID, long(result.id.as_str()));
+    put(header::ATTEMPT, long(result.attempt.to_string()));
+    put(header::OUTCOME, long(outcome));
+    put(header::CONTENT_TYPE, long(content_type.clone()));
+    let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+    if let Ok(content_type) = ShortString::try_new(content_type) {
+        properties = properties.with_content_type(content_type);
+    }
+    let correlation = core.ledger().correlation(&result.id);
+    let correlation = correlation.or_else(|| ShortString::try_new(result.id.as_str()).ok());
+    if let Some(correlation) = correlation {
+        properties = properties.with_correlation_id(correlation);
+    }
+    let (exchange, key) = (String::new(), to.to_owned());
+    let message = Message { exchange, key, properties, body, must_arrive: true };
+    let replied = session.publish(vec![message]).await;
+    replied.map_err(|error| match error.kind() {
+        // Who asked is gone, or never made the queue.
+        ErrorKind::Incompatible => {
+            invalid(format!("{}: there is no queue {to:?} on RabbitMQ", header::REPLY_TO))
+        }
+        _ => error,
+    })
+}

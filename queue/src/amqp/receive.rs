@@ -1,0 +1,193 @@
+//! From what was fetched to what is handed out.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::bell::Listener;
+use super::core::Core;
+use super::fate::{self, Fate, Taken};
+use super::intake::{Fetched, Intake};
+use super::names::Lane;
+use super::session::Session;
+use crate::{Delivery, Error, JobResult, Outcome, Receipt, Result, Timestamp};
+
+/// Who waits looks this often, though nothing was heard: not all that is published is.
+const LOOK: Duration = Duration::from_secs(1);
+/// Delays are kept to a tick; a clock that is ahead by less than this is none too early.
+const TOLERANCE: Duration = Duration::from_millis(20);
+
+pub(super) async fn receive(
+    core: &Arc<Core>,
+    intake: &Intake,
+    max: NonZeroUsize,
+    wait: Duration,
+) -> Result<Vec<Delivery>> {
+    let start = Instant::now();
+    let mut listener = None;
+    loop {
+        let fetched = intake.fetch(max.get()).await?;
+        let was_empty = fetched.is_empty();
+        let deliveries = hand_out(core, fetched).await?;
+        let left = wait.saturating_sub(start.elapsed());
+        if !deliveries.is_empty() || left.is_zero() {
+            return Ok(deliveries);
+        }
+        if was_empty {
+            let listener = listener.get_or_insert_with(|| Listener::new(core));
+            // A ring and the end of the nap both mean to look again.
+            timeout(left.min(LOOK), listener.hear()).await.ok();
+        }
+    }
+}
+
+/// Deliveries that are nobody's yet; dropped, they go back uncharged.
+struct Unhanded<'a> {
+    core: &'a Core,
+    leases: Vec<u64>,
+}
+
+impl Drop for Unhanded<'_> {
+    fn drop(&mut self) {
+        if self.leases.is_empty() {
+            return;
+        }
+        let mut ledger = self.core.ledger();
+        for lease in &self.leases {
+            ledger.disown(*lease);
+        }
+        drop(ledger);
+        self.core.ledger_changed();
+    }
+}
+
+async fn hand_out(core: &Core, fetched: Vec<Fetched>) -> Result<Vec<Delivery>> {
+    if fetched.is_empty() {
+        return Ok(Vec::new());
+    }
+    let until = Instant::now() + core.behavior.lease;
+    let mut unhanded = Unhanded { core, leases: Vec::with_capacity(fetched.len()) };
+    let mut wrongs = Vec::new();
+    {
+        let mut ledger = core.ledger();
+        for Fetched { parcel, wrong, epoch, tag } in fetched {
+            let is_finished = ledger.is_finished(&parcel.job.id, Instant::now());
+            let lease = ledger.lease(parcel, (epoch, tag), until);
+            unhanded.leases.push(lease);
+            wrongs.push((lease, is_finished, wrong));
+        }
+    }
+    let session = core.session().await?;
+    let failed = sort_out(core, &session, wrongs).await.err();
+    let deliveries = deliver(core, &mut unhanded);
+    core.ledger_changed();
+    match failed {
+        Some(error) if deliveries.is_empty() => Err(error),
+        Some(error) => {
+            warn!(%error, "cannot do away with jobs that must not run; they come back");
+            Ok(deliveries)
+        }
+        None => Ok(deliveries),
+    }
+}
+
+/// What is still here is handed out. What must not run and could not be done away with stays, and
+/// goes back when `unhanded` is dropped.
+fn deliver(core: &Core, unhanded: &mut Unhanded<'_>) -> Vec<Delivery> {
+    let now = core.clock.now();
+    let (mut deliveries, mut rest) = (Vec::with_capacity(unhanded.leases.len()), Vec::new());
+    let ledger = core.ledger();
+    for lease in unhanded.leases.drain(..) {
+        let Some(held) = ledger.held(lease) else { continue };
+        let parcel = &held.parcel;
+        if held.must_not_run || parcel.job.expired(now) {
+            rest.push(lease);
+            continue;
+        }
+        let receipt = Receipt { job: parcel.job.id.clone(), token: fate::token(core, lease) };
+        let attempt = parcel.attempts.saturating_add(1);
+        deliveries.push(Delivery::new(parcel.job.clone(), attempt, receipt));
+    }
+    drop(ledger);
+    unhanded.leases = rest;
+    deliveries
+}
+
+/// Ends or puts off what must not run now.
+async fn sort_out(
+    core: &Core,
+    session: &Session,
+    jobs: Vec<(u64, bool, Option<Error>)>,
+) -> Result<()> {
+    let now = core.clock.now();
+    let mut fates = Vec::new();
+    let mut failed = None;
+    for (lease, is_finished, wrong) in jobs {
+        let is_early = |due: Timestamp| due > now + TOLERANCE;
+        let parcel = {
+            let mut ledger = core.ledger();
+            let Some(held) = ledger.held_mut(lease) else { continue };
+            let job = &held.parcel.job;
+            let may_run = !is_finished
+                && wrong.is_none()
+                && !job.expired(now)
+                && !job.headers.not_before.is_some_and(is_early);
+            if may_run {
+                continue;
+            }
+            held.must_not_run = true;
+            held.parcel.clone()
+        };
+        let next = async {
+            if is_finished {
+                return Ok(None);
+            }
+            let mut parcel = parcel;
+            if let Some(wrong) = wrong {
+                parcel.die(now, &wrong.to_string());
+                return core.to_dead(&parcel).map(Some);
+            }
+            if parcel.job.expired(now) {
+                if !bury(core, &parcel.job.id, parcel.attempts, now).await? {
+                    return Ok(None);
+                }
+                parcel.die(now, "expired");
+                return core.to_dead(&parcel).map(Some);
+            }
+            // Published straight to a lane with a delay; an old hand keeps its priority.
+            let due = parcel.job.headers.not_before.unwrap_or(now);
+            let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+            let lane = if parcel.attempts > 0 {
+                Lane::Back
+            } else {
+                Lane::New(parcel.job.headers.priority)
+            };
+            let delay = delay.min(super::names::longest());
+            core.to_lane_after(session, &parcel, (lane, delay)).await.map(Some)
+        };
+        let (next, taken): (Result<_>, _) = (next.await, Taken::new(core, lease));
+        match (next, taken) {
+            (Ok(next), Some(taken)) => fates.push(Fate { taken, next, is_remembered: is_finished }),
+            (Err(error), _) => failed = Some(error),
+            (Ok(_), None) => {}
+        }
+    }
+    if !fates.is_empty() {
+        fate::carry_out(core, session, fates).await?;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Tells whoever waits for the answer that there will be none; false when there is one already.
+async fn bury(core: &Core, id: &crate::JobId, attempt: u32, now: Timestamp) -> Result<bool> {
+    let Some(results) = &core.results else { return Ok(true) };
+    if results.0.get(id).await?.is_some_and(|result| result.outcome.is_completed()) {
+        return Ok(false);
+    }
+    let outcome = Outcome::Failed { reason: "expired".to_owned() };
+    results.0.put(&JobResult { id: id.clone(), attempt, outcome, finished_at: now }).await?;
+    Ok(true)
+}

@@ -1,0 +1,266 @@
+//! One connection to the broker while it lasts, with a channel for each use.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use lapin::options::{
+    BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
+
+use super::connect::{Pair, Version};
+use super::errors;
+use super::tags::{Acks, Tags};
+use crate::{Error, ErrorKind, Result};
+
+/// How long the broker may take for anything; then the connection is given up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that are on their way without a confirmation.
+const WINDOW: usize = 256;
+
+/// A message to be published.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) exchange: String,
+    pub(super) key: String,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+    /// Whether it must meet a queue.
+    pub(super) must_arrive: bool,
+}
+
+/// Two connections and their channels; when anything breaks, all of it is made anew.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Tells this one from those before.
+    pub(super) epoch: u64,
+    pub(super) version: Version,
+    pub(super) intake: Connection,
+    outlet: Connection,
+    /// Deliveries come and are acknowledged here.
+    pub(super) work: Channel,
+    press: Channel,
+    /// For what may be lost.
+    voice: Channel,
+    /// A channel that the broker closes when a queue is missing, so nothing else is done on it.
+    probe: Mutex<Option<Channel>>,
+    /// Confirmations are matched by number, so publishing takes turns.
+    turn: Mutex<()>,
+    tags: std::sync::Mutex<Tags>,
+    is_broken: AtomicBool,
+    broke: Notify,
+}
+
+impl Session {
+    pub(super) async fn new(epoch: u64, pair: Pair) -> Result<Self> {
+        let Pair { intake, outlet, version } = pair;
+        let failed = |error| errors::op(&error, "open a channel");
+        let work = intake.create_channel().await.map_err(failed)?;
+        let press = outlet.create_channel().await.map_err(failed)?;
+        let voice = outlet.create_channel().await.map_err(failed)?;
+        press.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
+        Ok(Self {
+            epoch,
+            version,
+            intake,
+            outlet,
+            work,
+            press,
+            voice,
+            probe: Mutex::default(),
+            turn: Mutex::default(),
+            tags: std::sync::Mutex::default(),
+            is_broken: AtomicBool::new(false),
+            broke: Notify::new(),
+        })
+    }
+
+    /// Gives the connection up, so that it is made anew.
+    pub(super) fn give_up(&self) {
+        self.is_broken.store(true, Ordering::SeqCst);
+        self.broke.notify_one();
+    }
+
+    /// Why the session is over, if it is.
+    pub(super) fn end(&self) -> Option<String> {
+        if self.is_broken.load(Ordering::SeqCst) {
+            return Some("the broker did not answer, or closed a channel".to_owned());
+        }
+        for connection in [&self.intake, &self.outlet] {
+            if !connection.status().connected() {
+                return Some("the connection was closed".to_owned());
+            }
+        }
+        let stands = self.work.status().connected() && self.press.status().connected();
+        (!stands).then(|| "the broker closed a channel".to_owned())
+    }
+
+    /// Waits a moment, or until somebody gives the session up.
+    pub(super) async fn rest(&self, span: Duration) {
+        // Both mean to look again.
+        timeout(span, self.broke.notified()).await.ok();
+    }
+
+    pub(super) async fn shut(&self) {
+        for connection in [&self.intake, &self.outlet] {
+            // What does not close in time is closed by being dropped.
+            let closing = connection.close(200, "bye".into());
+            timeout(Duration::from_secs(1), closing).await.ok();
+        }
+    }
+
+    /// Whether the broker takes no messages for want of memory or disk.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.outlet.status().blocked() {
+            let words = "RabbitMQ takes no messages because it is short of memory or disk; see \
+                         rabbitmq-diagnostics alarms";
+            return Err(Error::new(ErrorKind::Unavailable, words));
+        }
+        Ok(())
+    }
+
+    /// Awaits something the broker does, for as long as our patience lasts.
+    pub(super) async fn patiently<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        match timeout(PATIENCE, op).await {
+            Ok(done) => done.map_err(|error| {
+                if self.end().is_some() {
+                    self.broke.notify_one();
+                }
+                errors::op(&error, what)
+            }),
+            Err(_) => {
+                self.check_open()?;
+                self.give_up();
+                Err(errors::late(what))
+            }
+        }
+    }
+
+    /// Publishes messages and returns when all of them are on the disks of the broker.
+    pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<()> {
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            self.check_open()?;
+            let window: Vec<Message> = messages.by_ref().take(WINDOW).collect();
+            let must_arrive = window.iter().any(|message| message.must_arrive);
+            let sent = async {
+                let confirms = self.send(window).await?;
+                try_join_all(confirms).await
+            };
+            let confirmed = self.patiently("store jobs", sent).await?;
+            for confirmation in confirmed {
+                check(confirmation, must_arrive)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, messages: Vec<Message>) -> lapin::Result<Vec<PublisherConfirm>> {
+        let _turn = self.turn.lock().await;
+        let mut confirms = Vec::with_capacity(messages.len());
+        for message in messages {
+            let Message { exchange, key, properties, body, must_arrive } = message;
+            let options =
+                BasicPublishOptions { mandatory: must_arrive, ..BasicPublishOptions::default() };
+            let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
+            let sent = self.press.basic_publish(exchange, key, options, &body, properties).await?;
+            confirms.push(sent);
+        }
+        Ok(confirms)
+    }
+
+    /// Says something that may be lost.
+    pub(super) async fn say(&self, message: Message) -> Result<()> {
+        self.check_open()?;
+        let Message { exchange, key, properties, body, must_arrive: _ } = message;
+        let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
+        let options = BasicPublishOptions::default();
+        let said = self.voice.basic_publish(exchange, key, options, &body, properties);
+        self.patiently("say what we hold", said).await.map(drop)
+    }
+
+    /// How many messages wait in each of these queues.
+    pub(super) async fn counts(&self, queues: &[String]) -> Result<Vec<u64>> {
+        self.patiently("count what waits", self.ask_counts(queues)).await
+    }
+
+    /// The same, or none where the one queue is missing.
+    pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
+        let counted = timeout(PATIENCE, self.ask_counts(std::slice::from_ref(&queue))).await;
+        match counted.map_err(|_| errors::late("count what waits"))? {
+            Ok(counts) => Ok(counts.first().copied()),
+            Err(error) if errors::is_missing(&error) => Ok(None),
+            Err(error) => Err(errors::op(&error, "count what waits")),
+        }
+    }
+
+    async fn ask_counts(&self, queues: &[String]) -> lapin::Result<Vec<u64>> {
+        let mut probe = self.probe.lock().await;
+        let channel = match probe.take().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => self.intake.create_channel().await?,
+        };
+        let channel = &*probe.insert(channel);
+        let counts = queues.iter().map(async |queue| {
+            let options = QueueDeclareOptions::durable().passive();
+            let found =
+                channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+            lapin::Result::Ok(u64::from(found.await?.message_count()))
+        });
+        try_join_all(counts).await
+    }
+
+    /// Tells the broker that deliveries of this session are done.
+    pub(super) async fn ack(&self, tags: &[u64]) -> Result<()> {
+        let Acks { up_to, single } = self.tags().settle(tags);
+        let multiple = up_to.map(|tag| (tag, true));
+        let acks = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
+        for (tag, multiple) in acks {
+            let acked = self.work.basic_ack(tag, BasicAckOptions { multiple });
+            self.patiently("acknowledge jobs", acked).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives deliveries of this session back as they are; each counts as a lost attempt on the
+    /// broker, so this is for when nothing better can be done.
+    pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {
+        for tag in tags {
+            let options = BasicNackOptions { requeue: true, multiple: false };
+            self.patiently("take jobs back", self.work.basic_nack(*tag, options)).await?;
+        }
+        // Not before: else they could be acknowledged along with others.
+        self.tags().settle(tags);
+        Ok(())
+    }
+
+    fn tags(&self) -> std::sync::MutexGuard<'_, Tags> {
+        self.tags.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn check(confirmation: Confirmation, must_arrive: bool) -> Result<()> {
+    let is_ack = confirmation.is_ack();
+    match confirmation.take_message() {
+        Some(returned) if must_arrive => {
+            let words = format!("RabbitMQ knows no queue for {:?}", returned.routing_key.as_str());
+            let remedy = "was it deleted? open the queue anew to create it";
+            Err(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")))
+        }
+        _ if is_ack => Ok(()),
+        _ => {
+            let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
+            Err(Error::new(ErrorKind::Full, words))
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The queues and exchanges of one queue, made or found.
+
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+
+use super::errors;
+use super::names::{self, EXCHANGE, FIRST_LEVELS, Holds, LANES, Names};
+use super::parcel::long;
+use crate::{Missing, Result};
+
+/// Attempts are counted by us. From RabbitMQ 4 on a job would be dropped after 20 deliveries, so
+/// the broker's own limit is set out of reach, the same on every version.
+const DELIVERY_LIMIT: i64 = 1_000_000_000;
+
+/// Makes or finds all that is there from the start.
+pub(super) async fn prepare(channel: &Channel, names: &Names, missing: Missing) -> Result<()> {
+    if missing == Missing::Refuse {
+        return find(channel, names).await;
+    }
+    let maker = Maker { channel, names };
+    maker.exchange(EXCHANGE, ExchangeKind::Topic).await?;
+    maker.exchange(&names.status(), ExchangeKind::Fanout).await?;
+    maker.exchange(&names.due(), ExchangeKind::Topic).await?;
+    for lane in LANES {
+        let queue = names.lane(lane);
+        maker.queue(&queue, kept()).await?;
+        maker.bind(&queue, EXCHANGE, &queue).await?;
+        maker.bind(&queue, &names.due(), &lane.due_pattern()).await?;
+    }
+    maker.queue(&names.dead(), kept()).await?;
+    levels(channel, names, 0..FIRST_LEVELS).await
+}
+
+/// Makes levels of delay where they are missing.
+pub(super) async fn levels(
+    channel: &Channel,
+    names: &Names,
+    levels: std::ops::Range<u32>,
+) -> Result<()> {
+    let maker = Maker { channel, names };
+    for level in levels {
+        let below = match level.checked_sub(1) {
+            Some(below) => names.level(below),
+            None => names.due(),
+        };
+        let name = names.level(level);
+        maker.exchange(&name, ExchangeKind::Topic).await?;
+        maker.queue(&name, held(level, &below)).await?;
+        maker.bind(&name, &name, &names::level_pattern(level, Holds::It)).await?;
+        maker.pass(&name, &below, &names::level_pattern(level, Holds::Not)).await?;
+    }
+    Ok(())
+}
+
+async fn find(channel: &Channel, names: &Names) -> Result<()> {
+    let maker = Maker { channel, names };
+    for exchange in [EXCHANGE.to_owned(), names.status(), names.due()] {
+        maker.found_exchange(&exchange).await?;
+    }
+    let queues = LANES.map(|lane| names.lane(lane));
+    for queue in queues.into_iter().chain([names.dead()]) {
+        let options = QueueDeclareOptions::durable().passive();
+        let found = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+        found.await.map_err(|error| maker.failed(&error, &queue))?;
+    }
+    Ok(())
+}
+
+struct Maker<'a> {
+    channel: &'a Channel,
+    names: &'a Names,
+}
+
+impl Maker<'_> {
+    async fn exchange(&self, name: &str, kind: ExchangeKind) -> Result<()> {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let made = self.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
+        made.await.map_err(|error| self.failed(&error, name))
+    }
+
+    async fn found_exchange(&self, name: &str) -> Result<()> {
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        let found = self.channel.exchange_declare(
+            name.into(),
+            ExchangeKind::Topic,
+            options,
+            FieldTable::default(),
+        );
+        found.await.map_err(|error| self.failed(&error, name))
+    }
+
+    async fn queue(&self, name: &str, arguments: FieldTable) -> Result<()> {
+        let options = QueueDeclareOptions::durable();
+        let made = self.channel.queue_declare(name.into(), options, arguments);
+        made.await.map(drop).map_err(|error| self.failed(&error, name))
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
+        let options = QueueBindOptions::default();
+        let bound = self.channel.queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        );
+        bound.await.map_err(|error| self.failed(&error, queue))
+    }
+
+    /// What one exchange gets and the pattern fits, another gets too.
+    async fn pass(&self, from: &str, to: &str, key: &str) -> Result<()> {
+        let options = ExchangeBindOptions::default();
+        let bound = self.channel.exchange_bind(
+            to.into(),
+            from.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        );
+        bound.await.map_err(|error| self.failed(&error, from))
+    }
+
+    fn failed(&self, error: &lapin::Error, part: &str) -> crate::Error {
+        errors::topology(error, part, &self.names.lane(LANES[2]))
+    }
+}
+
+/// A queue whose jobs stay until somebody takes them.
+fn kept() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), long("quorum"));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    arguments
+}
+
+/// A queue whose jobs go on after a while, and are not lost on the way.
+fn held(level: u32, next: &str) -> FieldTable {
+    let mut arguments = kept();
+    let mut put = |name: &str, value| {
+        arguments.insert(name.into(), value);
+    };
+    put("x-message-ttl", AMQPValue::LongLongInt(names::hold_millis(level)));
+    put("x-dead-letter-exchange", long(next));
+    put("x-dead-letter-strategy", long("at-least-once"));
+    // At-least-once asks for it.
+    put("x-overflow", long("reject-publish"));
+    arguments
+}
