@@ -112,7 +112,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         0.0 => None,
         seconds => Some(latency::measure(&bench, half, seconds).await?),
     };
-    let report = Report::of(args, bench.bed.words(), &rounds, latency);
+    let report = Report::of(args, bench.bed.words(), &rounds, latency.as_ref());
     print(json, &report.table(), &report)
 }
 
@@ -125,14 +125,14 @@ impl Report {
         args: &Args,
         broker: String,
         [worker, bare]: &[Vec<Round>; 2],
-        latency: Option<Latency>,
+        latency: Option<&Latency>,
     ) -> Self {
         let rate = |rounds: &[Round]| median(&rates(rounds));
         let middle = |rounds: &[Round], what: fn(&Round) -> f64| {
             rounded(median(&rounds.iter().map(what).collect::<Vec<_>>()), 1)
         };
         let all = |rounds| rates(rounds).into_iter().map(|rate| rounded(rate, 1)).collect();
-        let at = |share| latency.as_ref().map(|latency| rounded(latency.percentile(share), 2));
+        let at = |share| latency.map(|latency| rounded(latency.percentile(share), 2));
         Self {
             broker,
             jobs: args.jobs,
@@ -144,8 +144,8 @@ impl Report {
             ratio: rounded(rate(worker) / rate(bare), 3),
             latency_p50_ms: at(0.5),
             latency_p99_ms: at(0.99),
-            latency_jobs_per_s: latency.as_ref().map(|latency| rounded(latency.jobs_per_s, 1)),
-            latency_samples: latency.as_ref().map_or(0, |latency| latency.millis.len()),
+            latency_jobs_per_s: latency.map(|latency| rounded(latency.jobs_per_s, 1)),
+            latency_samples: latency.map_or(0, |latency| latency.millis.len()),
             worker_cpu_us_per_job: middle(worker, |round| round.cpu_us),
             bare_cpu_us_per_job: middle(bare, |round| round.cpu_us),
             broker_cpu_us_per_job_of_worker: middle(worker, |round| round.broker_cpu_us),
