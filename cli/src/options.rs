@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ebb_queue::{Missing, OpenOptions, Queue, QueueUrl, Results, TypedUrl};
+use ebb_queue::{
+    INLINE_LIMIT, Missing, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl, Results, TypedUrl,
+};
 
 use crate::exit::usage;
 
@@ -24,6 +26,16 @@ pub(crate) struct QueueArgs {
     /// RabbitMQ keeps no answers, so its jobs need this.
     #[arg(long, env = "EBB_RESULTS", hide_env_values = true, value_name = "URL")]
     pub(crate) results: Option<TypedUrl>,
+
+    /// Where large bodies and answers are, which travel by reference: file:///DIR,
+    /// s3://BUCKET/PREFIX with the usual AWS_* variables, or `results` for the store of results
+    #[arg(long, env = "EBB_PAYLOADS", hide_env_values = true, value_name = "URL")]
+    pub(crate) payloads: Option<PayloadsUrl>,
+
+    /// The largest body or answer, in bytes, that travels with its job when there is --payloads
+    #[arg(long, env = "EBB_INLINE_LIMIT", hide_env_values = true, value_name = "BYTES")]
+    #[arg(default_value_t = INLINE_LIMIT)]
+    pub(crate) inline_limit: usize,
 
     /// How long the first connect to a broker may take
     #[arg(long, env = "EBB_CONNECT_TIMEOUT", hide_env_values = true, value_name = "SPAN")]
@@ -74,7 +86,14 @@ impl QueueArgs {
                 Some(Results(store.context("cannot open --results")?))
             }
         };
-        let options = OpenOptions { results, ..options() };
+        let payloads = match &self.payloads {
+            None => None,
+            Some(url) => {
+                let payloads = Payloads::open(url).context("--payloads")?;
+                Some(Payloads { inline: self.inline_limit, ..payloads })
+            }
+        };
+        let options = OpenOptions { results, payloads, ..options() };
         ebb_queue::open(&url, options).await.context("cannot open the queue")
     }
 }

@@ -84,6 +84,11 @@ impl Settlement {
         self.attempt
     }
 
+    /// The same for a queue inside this one, which knows the delivery by another receipt.
+    pub(crate) fn with_receipt(&self, receipt: Receipt) -> Self {
+        Self { receipt, attempt: self.attempt, verdict: self.verdict.clone() }
+    }
+
     /// What is to become of it.
     #[must_use]
     pub fn verdict(&self) -> &Verdict {

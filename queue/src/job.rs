@@ -34,6 +34,8 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
     /// What the body is.
     pub const CONTENT_TYPE: &str = "content-type";
+    /// The key of the body, which lies in a payload store: see [`crate::claim`].
+    pub const BODY_REF: &str = "ebb-body-ref";
     /// When the job was published, RFC 3339; written by Ebb itself, as are those that follow.
     pub const ENQUEUED_AT: &str = "ebb-enqueued-at";
     /// The moment before which the job may not run, RFC 3339.
@@ -186,6 +188,9 @@ pub struct Headers {
     /// What the body is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
+    /// The key of the body where that lies in a payload store, and what is here is a reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_ref: Option<String>,
 }
 
 impl Job {
@@ -250,6 +255,7 @@ impl Job {
             key,
             traceparent,
             content_type,
+            body_ref,
         } = &self.headers;
         let priority = Some(*priority).filter(|priority| *priority != Priority::default());
         let fields = [
@@ -265,6 +271,7 @@ impl Job {
             (header::KEY, key.clone()),
             (header::TRACEPARENT, traceparent.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
+            (header::BODY_REF, body_ref.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -294,6 +301,7 @@ impl Job {
             header::KEY => headers.key = Some(checked_name(header::KEY, value)?),
             header::TRACEPARENT => headers.traceparent = Some(value.to_owned()),
             header::CONTENT_TYPE => headers.content_type = Some(value.to_owned()),
+            header::BODY_REF => headers.body_ref = Some(checked_name(header::BODY_REF, value)?),
             header::ENQUEUED_AT => self.enqueued_at = parse_moment(header::ENQUEUED_AT, value)?,
             header::NOT_BEFORE => {
                 headers.not_before = Some(parse_moment(header::NOT_BEFORE, value)?);
@@ -404,7 +412,8 @@ mod tests {
     /// Writes an envelope the way a producer would.
     fn written(job: &Job) -> Vec<(&'static str, String)> {
         let Headers { model, deadline, not_before, priority, cost, .. } = &job.headers;
-        let Headers { reply_to, tenant, key, traceparent, content_type, .. } = &job.headers;
+        let Headers { reply_to, tenant, key, traceparent, content_type, body_ref, .. } =
+            &job.headers;
         let delay = not_before.map(|at| at.duration_since(job.enqueued_at).as_millis());
         let fields = [
             (header::ID, Some(job.id.to_string())),
@@ -417,6 +426,7 @@ mod tests {
             (header::TENANT, tenant.clone()),
             (header::KEY, key.clone()),
             (header::TRACEPARENT, traceparent.clone()),
+            (header::BODY_REF, body_ref.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
@@ -535,7 +545,7 @@ mod tests {
     prop_compose! {
         fn envelope()(
             id in name(),
-            names in prop::array::uniform4(prop::option::of(name())),
+            names in prop::array::uniform5(prop::option::of(name())),
             deadline in prop::option::of(-1_000_000i64..1_000_000),
             delay in prop::option::of(0i64..1_000_000),
             priority in prop::sample::select(&[Priority::Low, Priority::Normal, Priority::High]),
@@ -543,13 +553,13 @@ mod tests {
             texts in prop::array::uniform2(prop::option::of("[ -~]{0,40}")),
             body in prop::collection::vec(any::<u8>(), 0..64),
         ) -> Job {
-            let [model, reply_to, tenant, key] = names;
+            let [model, reply_to, tenant, key, body_ref] = names;
             let [traceparent, content_type] = texts;
             let deadline = deadline.map(seconds);
             let not_before = delay.map(seconds);
             let headers = Headers {
                 model, deadline, not_before, priority, cost, reply_to, tenant, key, traceparent,
-                content_type,
+                content_type, body_ref,
             };
             Job { id: id.parse().unwrap(), enqueued_at: now(), headers, body: body.into() }
         }

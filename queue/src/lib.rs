@@ -9,6 +9,7 @@
 mod address;
 mod amqp;
 mod apart;
+pub mod claim;
 mod clock;
 mod delivery;
 mod depth;
@@ -38,6 +39,7 @@ use futures::stream::BoxStream;
 pub use address::{
     Address, AmqpAddress, NatsAddress, RedisAddress, Secret, Server, Synchronous, Tls,
 };
+pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
 pub use depth::Depth;

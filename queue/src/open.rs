@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::address::WithSecret;
 use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
+use crate::claim::{self, Payloads};
 use crate::job::parse_span;
 use crate::nats::NatsQueue;
 use crate::redis::RedisQueue;
@@ -102,6 +103,8 @@ pub struct OpenOptions {
     pub connect_timeout: Duration,
     /// Where answers go, when not where the jobs are.
     pub results: Option<Results>,
+    /// Where large bodies go; without it all bodies travel with their jobs.
+    pub payloads: Option<Payloads>,
 }
 
 /// What to do where a queue is missing on its broker.
@@ -132,6 +135,7 @@ impl Default for OpenOptions {
             missing: Missing::Create,
             connect_timeout: Duration::from_secs(10),
             results: None,
+            payloads: None,
         }
     }
 }
@@ -143,6 +147,16 @@ impl Default for OpenOptions {
 /// broker that does not answer, [`ErrorKind::Incompatible`] for data of another version or a queue
 /// that does not fit, with what differs.
 pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
+    let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
+    let queue = open_plain(url, options).await?;
+    Ok(match payloads {
+        Some(payloads) => claim::over(queue, payloads, clock).await?,
+        None => queue,
+    })
+}
+
+/// A queue whose bodies all travel with their jobs.
+async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let QueueUrl { address, queue: name, behavior } = url;
     let results = options.results.clone();
     let queue: Queue = match address {
@@ -292,6 +306,12 @@ fn check_queue(name: &str) -> Result<()> {
     }
     let words = format!("queue name {name:?} is not valid; use 1 to 64 of a-z A-Z 0-9 . _ -");
     Err(Error::new(ErrorKind::Invalid, words))
+}
+
+/// Where replies are jobs in another queue, the address is the name of that queue.
+pub(crate) fn check_reply_to(to: &str) -> Result<()> {
+    check_queue(to)
+        .map_err(|error| Error::new(ErrorKind::Invalid, format!("ebb-reply-to: {error}")))
 }
 
 fn invalid(url: &str, remedy: &str) -> Error {

@@ -11,7 +11,9 @@ use anyhow::{Context, ensure};
 use ebb_model::DeviceChoice;
 #[cfg(feature = "cpu")]
 use ebb_model::ModelKind;
-use ebb_queue::{Address, JobId, Missing, QueueUrl, RetryPolicy, TypedUrl};
+use ebb_queue::{
+    Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
+};
 
 use crate::batcher::Limits;
 use crate::shared::Settings;
@@ -38,6 +40,16 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", default_value = "10s")]
     #[arg(value_parser = time)]
     pub connect_timeout: Duration,
+
+    /// Store of large bodies and answers, which travel by reference: file:///DIR,
+    /// s3://BUCKET/PREFIX with the usual AWS_* variables, or `results` for the result store of the
+    /// queue [default: all travel with their jobs]
+    #[arg(long, value_name = "URL", env = "EBB_PAYLOADS")]
+    pub payloads: Option<PayloadsUrl>,
+
+    /// Largest body or answer that travels with its job when there is a store of --payloads
+    #[arg(long, value_name = "BYTES", env = "EBB_INLINE_LIMIT", default_value_t = INLINE_LIMIT)]
+    pub inline_limit: usize,
 
     /// Queue on the broker of --queue that gets the alerts of a sentinel, as jobs of their own
     #[arg(long, value_name = "NAME", env = "EBB_ALERTS", default_value = "alerts")]
@@ -145,6 +157,7 @@ pub struct WorkerArgs {
 pub(crate) struct Plan {
     pub(crate) queue: QueueUrl,
     pub(crate) results: Option<QueueUrl>,
+    pub(crate) payloads: Option<Payloads>,
     pub(crate) alerts: QueueUrl,
     pub(crate) missing: Missing,
     pub(crate) connect_timeout: Duration,
@@ -197,6 +210,12 @@ impl WorkerArgs {
              --results redis://HOST or --results sqlite:PATH"
         );
         ensure!(!self.connect_timeout.is_zero(), "--connect-timeout is 0; use a time such as 10s");
+        let payloads = self.payloads.as_ref().map(|url| {
+            let mut payloads = Payloads::open(url).context("--payloads")?;
+            payloads.inline = self.inline_limit;
+            payloads.largest = self.max_body;
+            anyhow::Ok(payloads)
+        });
         let alerts = queue.with_queue(&self.alerts);
         ensure!(
             !self.stall.is_zero(),
@@ -239,6 +258,7 @@ impl WorkerArgs {
             results,
             missing: if self.no_create { Missing::Refuse } else { Missing::Create },
             connect_timeout: self.connect_timeout,
+            payloads: payloads.transpose()?,
             model,
             listen: self.listen,
             settings,
@@ -345,6 +365,8 @@ mod tests {
             (&["--max-wait=-5ms"], "such as 5ms, 30s or 5m"),
             (&["--retry-base", "10m"], "--retry-base is longer"),
             (&["--alerts", "a queue"], "--alerts is not valid"),
+            (&["--payloads", "ftp://host"], "use file:///DIR, s3://BUCKET/PREFIX or results"),
+            (&["--payloads", "file:/dev/null/no"], "--payloads: payload store: cannot use folder"),
             (&["--device", "tpu"], "unknown device"),
             (&["--id", "two words"], "--id is not a name"),
             (&["--listen", "8080"], "--listen"),

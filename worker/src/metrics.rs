@@ -32,6 +32,8 @@ pub struct Metrics {
     pub broker_losses: IntCounter,
     /// Settings of the broker that are weaker than our promises.
     pub broker_warnings: IntGaugeVec,
+    /// Results sent to where their jobs asked for them.
+    pub replies: IntCounterVec,
     /// Jobs held.
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
@@ -57,6 +59,7 @@ impl Metrics {
         registry.register(Box::new(metrics.broker_up.clone()))?;
         registry.register(Box::new(metrics.broker_losses.clone()))?;
         registry.register(Box::new(metrics.broker_warnings.clone()))?;
+        registry.register(Box::new(metrics.replies.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.cold_start.clone()))?;
         Ok(metrics)
@@ -65,6 +68,7 @@ impl Metrics {
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
+        let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         Ok(Self {
             cold_start: GaugeVec::new(cold, &["phase"])?,
@@ -98,6 +102,7 @@ impl Metrics {
                 ),
                 &["code"],
             )?,
+            replies: IntCounterVec::new(replies, &["outcome"])?,
             in_flight: IntGauge::new("worker_jobs_in_flight", "Jobs held.")?,
         })
     }

@@ -203,6 +203,10 @@ impl<C: Codec> Shared<C> {
         let refusal = if settings.retry.exhausted(held.delivery.attempt) {
             let n = settings.retry.max_attempts;
             format!("all {n} attempts are spent; the last one ended with its worker or its lease")
+        } else if let Some(key) = &job.headers.body_ref {
+            format!(
+                "body lies in a payload store, as {key}; give this worker the store with --payloads"
+            )
         } else if job.body.len() > settings.max_body {
             let (n, max) = (job.body.len(), settings.max_body);
             format!("body is {n} bytes; send at most {max}, or raise --max-body")

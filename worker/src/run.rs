@@ -42,7 +42,9 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
             Some(AbortOnDropHandle::new(tokio::spawn(probes)))
         }
     };
-    let Plan { queue, results, alerts, model, settings, missing, connect_timeout, .. } = plan;
+    let Plan {
+        queue, results, alerts, model, settings, missing, connect_timeout, payloads, ..
+    } = plan;
     info!(worker = %settings.worker, model = %settings.model, queue = %queue, "worker starts");
     let worker = settings.worker.clone();
     let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
@@ -51,6 +53,7 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
         let Some(store) = store else { return Ok(Summary::default()) };
         options.results = Some(Results(store));
     }
+    options.payloads = payloads;
     let broker = connect(&queue, &options, &metrics, &stop).await.context("--queue")?;
     let Some(broker) = broker else { return Ok(Summary::default()) };
     let alerts = if model.alerts() {

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use clap::Parser;
-use ebb_queue::{OpenOptions, Outcome, Queue, QueueUrl};
+use ebb_queue::{OpenOptions, Outcome, Payloads, PayloadsUrl, Queue, QueueUrl};
 use ebb_worker::{WorkerArgs, run};
 use support::{echo_job, job};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,6 +44,49 @@ async fn jobs_go_through_the_embedded_queue() {
         ("application/json", &br#"{"output":"text 299"}"#[..])
     );
     assert_eq!(queue.list(10).await.unwrap()[0].reason, "batch failed: an item is poison");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_and_answers_go_through_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = PayloadsUrl::File(dir.path().join("store"));
+    let url = store.to_string();
+    let flags = ["--exit-when-empty", "--payloads", &url, "--inline-limit", "1000"];
+    let (plain, args) = site(&dir, &flags).await;
+    let mut payloads = Payloads::open(&store).unwrap();
+    payloads.inline = 1000;
+    let options = OpenOptions { payloads: Some(payloads), ..OpenOptions::default() };
+    let address = QueueUrl::sqlite(dir.path().join("queue.db"));
+    let queue = ebb_queue::open(&address, options).await.unwrap();
+    let input = "x".repeat(50_000);
+    let mut large = job(1, &format!(r#"{{"input": "{input}"}}"#));
+    large.headers.reply_to = Some("inbox".to_owned());
+    queue.publish(vec![echo_job(0), large.clone()]).await.unwrap();
+    assert!(plain.depth().await.unwrap().ready == 2 && has_files(&dir.path().join("store/bodies")));
+    let summary = run(args, CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (2, 0));
+    assert!(!has_files(&dir.path().join("store/bodies")), "the bodies went with their jobs");
+    let result = queue.get(&large.id).await.unwrap().unwrap();
+    let Outcome::Completed { body, .. } = result.outcome else { panic!("{result:?}") };
+    assert_eq!(body, format!(r#"{{"output":"{input}"}}"#));
+    let reference = plain.get(&large.id).await.unwrap().unwrap().encode();
+    assert!(reference.len() < 1000, "{} bytes are in the result store", reference.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_the_store_says_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, args) = site(&dir, &["--exit-when-empty"]).await;
+    let mut job = echo_job(0);
+    job.headers.body_ref = Some("bodies/a".to_owned());
+    plain.publish(vec![job]).await.unwrap();
+    assert_eq!(run(args, CancellationToken::new()).await.unwrap().failed, 1);
+    let reason = plain.list(1).await.unwrap().remove(0).reason;
+    assert!(reason.contains("bodies/a; give this worker the store with --payloads"), "{reason}");
+}
+
+fn has_files(folder: &std::path::Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_some()
 }
 
 #[tokio::test(flavor = "multi_thread")]

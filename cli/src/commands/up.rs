@@ -115,7 +115,12 @@ impl UpArgs {
             None => data_directory()?.join("logs"),
         };
         let threads = self.threads.unwrap_or_else(|| threads_each(max));
-        let worker = worker_arguments(model, threads, &self.worker)?;
+        let mut further = self.worker.clone();
+        if let Some(payloads) = &self.queue.payloads {
+            further.extend(["--payloads".into(), payloads.to_string().into()]);
+            further.extend(["--inline-limit".into(), self.queue.inline_limit.to_string().into()]);
+        }
+        let worker = worker_arguments(model, threads, &further)?;
         Ok(Settings {
             pool: pool::Settings {
                 program: own_program()?,

@@ -96,8 +96,13 @@ impl Place {
             // Tells whether it has loaded its data, and has the slot of the queue.
             let key = self.key("meta");
             let probe = redis::cmd("HGET").arg(key).arg("layout").clone();
-            let Err(error) = probe.query_async::<Value>(&mut connection).await else {
-                return Ok(Dialed { client, connection, version });
+            let error = match probe.query_async::<Value>(&mut connection).await {
+                Ok(_) => return Ok(Dialed { client, connection, version }),
+                // Whose key that is, is looked into later.
+                Err(error) if error.code() == Some("WRONGTYPE") => {
+                    return Ok(Dialed { client, connection, version });
+                }
+                Err(error) => error,
             };
             let next = error.redirect_node().and_then(|(node, _)| node.rsplit_once(':'));
             let next = next.map(|(node, port)| (node.to_owned(), port.parse().ok()));

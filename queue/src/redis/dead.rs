@@ -83,14 +83,18 @@ impl Calls {
     pub(super) async fn steps(&self, verb: &str, which: Which<'_>) -> Result<u64> {
         let mut n_done = 0;
         match which {
-            Which::Named(ids) => {
-                for ids in ids.chunks(STEP) {
-                    let mut args = vec!["named".to_owned()];
-                    args.extend(ids.iter().map(ToString::to_string));
-                    let step = self.letters(verb, &args, Again::No).await?;
-                    n_done += int(&step.found)?;
+            Which::Named(mut ids) => loop {
+                // Without any names too: deadlines have their effect.
+                let (now, later) = ids.split_at(ids.len().min(STEP));
+                let mut args = vec!["named".to_owned()];
+                args.extend(now.iter().map(ToString::to_string));
+                let step = self.letters(verb, &args, Again::No).await?;
+                n_done += int(&step.found)?;
+                if later.is_empty() {
+                    break;
                 }
-            }
+                ids = later;
+            },
             Which::All => {
                 let mut next = ["all".to_owned(), "0".to_owned(), String::new()];
                 loop {

@@ -1,0 +1,301 @@
+//! Large bodies travel by reference: the body lies in a store, the job carries its claim check.
+//!
+//! A job whose header `ebb-body-ref` names a key has as its body a JSON reference to what lies in
+//! the store under that key: `{"key": "bodies/NAME", "size": BYTES, "sha256": HEX}`. Any producer
+//! may do this by itself, with a name that no other body has: it stores the object first and
+//! publishes the job then. A worker with the same store gets the body as if it had travelled with
+//! the job.
+//!
+//! A large answer is a reference as well, to `results/NAME`: its content type says
+//! `application/vnd.ebb.reference+json`, and its field `content_type` what the answer itself is. A
+//! reply carries the same reference.
+//!
+//! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise, of
+//! a producer that crashed before it published and of all answers, is for the lifecycle rules of
+//! the store: delete in `results/` what is older than `result_ttl`, and in `bodies/` what is older
+//! than any job gets.
+
+mod fetch;
+mod operator;
+mod payloads;
+mod reference;
+mod store;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::{
+    Backlog, Broker, Clock, Delivery, Depth, Error, ErrorKind, Frame, Info, Job, JobId, JobResult,
+    Link, Outcome, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored,
+    Verdict, WorkerStatus,
+};
+pub use payloads::{INLINE_LIMIT, Payloads, PayloadsUrl};
+pub use reference::REFERENCE;
+use reference::{Reference, parse_receipt};
+use store::{Store, Trouble};
+
+/// Bodies that are on their way at a time.
+const ABREAST: usize = 8;
+
+/// The longest that an answered settlement waits for the deletion of bodies.
+const DELETION: Duration = Duration::from_secs(5);
+
+/// The queue with its large bodies in this store; what [`crate::open`] does when it is given one.
+///
+/// # Errors
+/// When the queue does not say how large a body it takes.
+pub async fn over(queue: Queue, payloads: Payloads, clock: Arc<dyn Clock>) -> Result<Queue> {
+    Ok(Arc::new(Claim::new(queue, payloads, clock).await?))
+}
+
+/// A queue whose large bodies lie in a store.
+struct Claim {
+    queue: Queue,
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    inline: usize,
+    largest: usize,
+}
+
+impl Claim {
+    async fn new(queue: Queue, payloads: Payloads, clock: Arc<dyn Clock>) -> Result<Self> {
+        let max_body = queue.info().await?.max_body;
+        let max_body =
+            max_body.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        let Payloads { inline, largest, .. } = payloads;
+        let store = Arc::new(Store::new(payloads, Arc::clone(&queue), max_body));
+        Ok(Self { queue, store, clock, inline: inline.min(max_body / 2), largest })
+    }
+
+    /// Puts a body into the store if it is large; the job to publish, and the key of the body.
+    async fn check_in(&self, mut job: Job) -> Result<(Job, Option<String>)> {
+        let n = job.body.len();
+        // A producer may have done so itself.
+        if n <= self.inline || job.headers.body_ref.is_some() {
+            return Ok((job, None));
+        }
+        if n > self.largest {
+            let words = format!("body is {n} bytes; send at most {}", self.largest);
+            return Err(Error::new(ErrorKind::Invalid, words));
+        }
+        let key = Reference::fresh_key();
+        let reference = Reference::new(key.clone(), &job.body, hash(job.body.clone()).await?);
+        self.store.put(&key, &job.body).await?;
+        reference.replace_body(&mut job);
+        Ok((job, Some(key)))
+    }
+
+    /// Deletes bodies that nobody needs any more, as far as the store lets us.
+    async fn delete(&self, keys: Vec<String>) {
+        if keys.is_empty() {
+            return;
+        }
+        let delete = |key: String| async move {
+            if let Err(error) = self.store.delete(&key).await {
+                warn!(key, %error, "a body was not deleted; the store's lifecycle rules may");
+            }
+        };
+        let deletions = stream::iter(keys).for_each_concurrent(ABREAST, delete);
+        if tokio::time::timeout(DELETION, deletions).await.is_err() {
+            warn!("bodies were not deleted in time; the store's lifecycle rules may");
+        }
+    }
+
+    /// The result as it is stored: its answer in the store and a reference here, if it is large.
+    async fn check_in_answer(&self, result: &JobResult) -> Result<Option<JobResult>> {
+        let Outcome::Completed { content_type, body } = &result.outcome else { return Ok(None) };
+        if body.len() <= self.inline {
+            return Ok(None);
+        }
+        let sha256 = hash(body.clone()).await?;
+        let reference = Reference::new(Reference::result_key(result, &sha256), body, sha256);
+        self.store.put(&reference.key, body).await?;
+        Ok(Some(reference.replace_answer(result, content_type)))
+    }
+}
+
+/// The result with its answer; none when that is gone, for then its time to live is over.
+async fn whole(store: &Store, result: JobResult) -> Result<Option<JobResult>> {
+    let Some((reference, content_type)) = Reference::of_result(&result) else {
+        return Ok(Some(result));
+    };
+    match store.get(&reference).await {
+        Ok(body) => {
+            let outcome = Outcome::Completed { content_type, body };
+            Ok(Some(JobResult { outcome, ..result }))
+        }
+        Err(Trouble::Gone(reason)) => {
+            warn!(job.id = %result.id, reason, "a result is forgotten");
+            Ok(None)
+        }
+        Err(Trouble::Away(error)) => Err(error),
+    }
+}
+
+/// Hashes where it keeps nobody waiting.
+async fn hash(body: Bytes) -> Result<String> {
+    let hashed = tokio::task::spawn_blocking(move || reference::sha256_of(&body)).await;
+    hashed.map_err(|error| {
+        Error::new(ErrorKind::Internal, "hashing a body was cut short").caused_by(error)
+    })
+}
+
+#[async_trait]
+impl Backlog for Claim {
+    async fn depth(&self) -> Result<Depth> {
+        self.queue.depth().await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.queue.workers().await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.queue.arrivals().await
+    }
+
+    async fn info(&self) -> Result<Info> {
+        let info = self.queue.info().await?;
+        Ok(Info { max_body: Some(self.largest as u64), ..info })
+    }
+
+    fn link(&self) -> &Link {
+        self.queue.link()
+    }
+}
+
+#[async_trait]
+impl Broker for Claim {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        let checked = stream::iter(jobs).map(|job| self.check_in(job));
+        let checked: Vec<_> = checked.buffered(ABREAST).collect().await;
+        let (mut jobs, mut keys, mut failure) = (Vec::new(), Vec::new(), None);
+        for one in checked {
+            match one {
+                Ok((job, key)) => {
+                    jobs.push(job);
+                    keys.push(key);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        let published = match failure {
+            None => self.queue.publish(jobs).await,
+            Some(error) => {
+                self.delete(keys.into_iter().flatten().collect()).await;
+                return Err(error);
+            }
+        };
+        let unused: Vec<_> = match &published {
+            Ok(published) => {
+                let duplicates = published.iter().zip(keys).filter(|(one, _)| one.duplicate);
+                duplicates.filter_map(|(_, key)| key).collect()
+            }
+            // Surely not published; of other errors nobody knows.
+            Err(error) if matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) => {
+                keys.into_iter().flatten().collect()
+            }
+            Err(_) => Vec::new(),
+        };
+        self.delete(unused).await;
+        published
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        let began = Instant::now();
+        loop {
+            let left = wait.saturating_sub(began.elapsed());
+            let deliveries = self.queue.receive(max, left).await?;
+            if deliveries.iter().all(|one| one.job.headers.body_ref.is_none()) {
+                return Ok(deliveries);
+            }
+            let whole = self.fetch_all(deliveries).await?;
+            if !whole.is_empty() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        let own: Vec<_> =
+            receipts.iter().map(|receipt| parse_receipt(receipt).0.into_owned()).collect();
+        self.queue.extend(&own).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        let own: Vec<_> = settlements
+            .iter()
+            .map(|one| one.with_receipt(parse_receipt(one.receipt()).0.into_owned()))
+            .collect();
+        let answers = self.queue.settle(&own).await?;
+        let done = settlements.iter().zip(&answers).filter(|(one, answer)| {
+            **answer == Settled::Held && matches!(one.verdict(), Verdict::Ack)
+        });
+        let keys = done.filter_map(|(one, _)| parse_receipt(one.receipt()).1.map(str::to_owned));
+        self.delete(keys.collect()).await;
+        Ok(answers)
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.queue.report(status).await
+    }
+
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        let reference = self.check_in_answer(result).await?;
+        self.queue.reply(to, reference.as_ref().unwrap_or(result)).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.queue.lease()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
+}
+
+#[async_trait]
+impl ResultStore for Claim {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        let reference = self.check_in_answer(result).await?;
+        self.queue.put(reference.as_ref().unwrap_or(result)).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        match self.queue.get(id).await? {
+            Some(result) => whole(&self.store, result).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.queue.chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        let mut frames = self.queue.follow(id, from_seq).await?;
+        let store = Arc::clone(&self.store);
+        let fetched = async_stream::try_stream! {
+            while let Some(frame) = frames.next().await {
+                match frame? {
+                    Frame::Final(result) => {
+                        if let Some(result) = whole(&store, result).await? {
+                            yield Frame::Final(result);
+                        }
+                        return;
+                    }
+                    piece @ Frame::Chunk { .. } => yield piece,
+                }
+            }
+        };
+        Ok(fetched.boxed())
+    }
+}

@@ -1,0 +1,202 @@
+//! Bodies by key: in an object store, or in pieces in the result store of the queue.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
+
+use super::payloads::{Payloads, PayloadsUrl};
+use super::reference::{Reference, hex};
+use crate::{Error, ErrorKind, Frame, JobId, JobResult, Outcome, Queue, Result, Timestamp};
+
+/// The longest piece of a body in a result store: fits what any broker takes unless set otherwise.
+const PIECE: usize = 256 << 10;
+
+/// Why a body is not to be had.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It is gone, or another one: why, in words. Time does not heal it.
+    Gone(String),
+    /// The store does not answer.
+    Away(Error),
+}
+
+/// Where bodies lie by reference.
+pub(super) struct Store {
+    payloads: Payloads,
+    queue: Queue,
+    piece: usize,
+}
+
+impl Store {
+    /// `max_body` is what the broker takes at most.
+    pub(super) fn new(payloads: Payloads, queue: Queue, max_body: usize) -> Self {
+        Self { payloads, queue, piece: PIECE.min(max_body / 2).max(1) }
+    }
+
+    /// Stores a body; the same again under the same key does no harm.
+    pub(super) async fn put(&self, key: &str, body: &Bytes) -> Result<()> {
+        match &self.payloads.objects {
+            Some(objects) => {
+                let put = objects.put(&Path::from(key), body.clone().into()).await;
+                put.map(drop).map_err(|error| self.away(error))
+            }
+            None => self.put_pieces(key.parse()?, body.clone()).await,
+        }
+    }
+
+    /// Fetches what a reference names, if it is that.
+    pub(super) async fn get(&self, reference: &Reference) -> Result<Bytes, Trouble> {
+        let body = match &self.payloads.objects {
+            Some(objects) => self.get_object(&**objects, reference).await?,
+            None => self.get_pieces(reference).await?,
+        };
+        body.check(self, reference)
+    }
+
+    /// Deletes a body; one that is gone already is deleted. In a result store its time runs out.
+    pub(super) async fn delete(&self, key: &str) -> Result<()> {
+        let Some(objects) = &self.payloads.objects else { return Ok(()) };
+        match objects.delete(&Path::from(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.away(error)),
+        }
+    }
+
+    async fn get_object(
+        &self,
+        objects: &dyn ObjectStore,
+        reference: &Reference,
+    ) -> Result<Body, Trouble> {
+        let found = match objects.get(&Path::from(&*reference.key)).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.explain(error, reference)),
+        };
+        let mut body = Body::default();
+        let size = found.meta.size;
+        if size != reference.size {
+            return Err(Trouble::Gone(self.wrong(reference, &format!("it has {size} bytes"))));
+        }
+        let mut pieces = found.into_stream();
+        while let Some(piece) = pieces.next().await {
+            body.push(&piece.map_err(|error| self.explain(error, reference))?);
+        }
+        Ok(body)
+    }
+
+    async fn put_pieces(&self, key: JobId, body: Bytes) -> Result<()> {
+        let mut rest = body;
+        let mut seq = 0;
+        while rest.len() > self.piece {
+            let piece = rest.split_to(self.piece);
+            self.queue.chunk(&key, 1, seq, piece).await?;
+            seq += 1;
+        }
+        let content_type = "application/octet-stream".to_owned();
+        let outcome = Outcome::Completed { content_type, body: rest };
+        // Of a body nobody asks when it was made.
+        let finished_at = Timestamp::UNIX_EPOCH;
+        self.queue.put(&JobResult { id: key, attempt: 1, outcome, finished_at }).await?;
+        Ok(())
+    }
+
+    async fn get_pieces(&self, reference: &Reference) -> Result<Body, Trouble> {
+        let gone = || Trouble::Gone(self.gone(&reference.key));
+        let key: JobId = reference.key.parse().map_err(|_| gone())?;
+        // Else following it would wait for one that may never come.
+        self.queue.get(&key).await.map_err(Trouble::Away)?.ok_or_else(gone)?;
+        let mut frames = self.queue.follow(&key, 0).await.map_err(Trouble::Away)?;
+        let mut body = Body::default();
+        while let Some(frame) = frames.next().await {
+            match frame.map_err(Trouble::Away)? {
+                Frame::Chunk { body: piece, .. } => body.push(&piece),
+                Frame::Final(JobResult {
+                    outcome: Outcome::Completed { body: last, .. }, ..
+                }) => {
+                    body.push(&last);
+                    return Ok(body);
+                }
+                Frame::Final(_) => break,
+            }
+            if body.bytes.len() as u64 > reference.size {
+                break;
+            }
+        }
+        Err(gone())
+    }
+
+    fn explain(&self, error: object_store::Error, reference: &Reference) -> Trouble {
+        let is_there = match &self.payloads.url {
+            PayloadsUrl::File(folder) => folder.is_dir(),
+            _ => !chain(&error).contains("NoSuchBucket"),
+        };
+        match error {
+            object_store::Error::NotFound { .. } if is_there => {
+                Trouble::Gone(self.gone(&reference.key))
+            }
+            error => Trouble::Away(self.away(error)),
+        }
+    }
+
+    fn away(&self, error: object_store::Error) -> Error {
+        let words = match &error {
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. } => {
+                "refuses; check its credentials and rights"
+            }
+            _ => "does not answer; check that it is there",
+        };
+        let words = format!("payload store {} {words}", self.payloads.url);
+        Error::new(ErrorKind::Unavailable, words).caused_by(error)
+    }
+
+    fn gone(&self, key: &str) -> String {
+        format!("body is gone: {key} in {}", self.payloads.url)
+    }
+
+    fn wrong(&self, reference: &Reference, why: &str) -> String {
+        let Reference { key, size, .. } = reference;
+        format!(
+            "body is not the one of {size} bytes that was sent: {key} in {}: {why}",
+            self.payloads.url
+        )
+    }
+}
+
+/// The error and what caused it: a bucket that is missing is told apart by its code alone.
+fn chain(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A body as it comes in; hashed on the way, so that no piece takes long.
+#[derive(Default)]
+struct Body {
+    bytes: Vec<u8>,
+    hash: Sha256,
+}
+
+impl Body {
+    fn push(&mut self, piece: &[u8]) {
+        self.bytes.extend_from_slice(piece);
+        self.hash.update(piece);
+    }
+
+    fn check(self, store: &Store, reference: &Reference) -> Result<Bytes, Trouble> {
+        let wrong = |why: &str| Err(Trouble::Gone(store.wrong(reference, why)));
+        let n = self.bytes.len();
+        if n as u64 != reference.size {
+            return wrong(&format!("it has {n} bytes"));
+        }
+        if !hex(self.hash.finalize().as_slice()).eq_ignore_ascii_case(&reference.sha256) {
+            return wrong("its sha256 is another");
+        }
+        Ok(self.bytes.into())
+    }
+}

@@ -1,0 +1,57 @@
+//! Dead letters whose bodies lie in the store.
+
+use crate::{Site, body, id, job, take};
+
+/// Dead letters of these names, each with a large body, and one with a small one.
+async fn dead(names: &[&str]) -> Site {
+    let site = Site::new().await;
+    let jobs = names.iter().map(|name| job(name, 500)).chain([job("small", 10)]);
+    site.queue.publish(jobs.collect()).await.unwrap();
+    let rejects: Vec<_> =
+        take(&site.queue, 999).await.into_iter().map(|one| one.reject("bad")).collect();
+    site.queue.settle(&rejects).await.unwrap();
+    assert_eq!(site.keys("bodies").len(), names.len());
+    site
+}
+
+#[tokio::test]
+async fn the_list_shows_the_reference_and_a_look_the_body() {
+    let site = dead(&["a"]).await;
+    let list = site.queue.list(9).await.unwrap();
+    let large = list.iter().find(|letter| letter.job.id == id("a")).unwrap();
+    let key = large.job.headers.body_ref.as_deref().unwrap();
+    assert!(key.starts_with("bodies/") && large.job.body.starts_with(b"{\"key\""));
+    let look = site.queue.show(&id("a")).await.unwrap().unwrap();
+    assert_eq!((look.job.body.to_vec(), &look.job.headers.body_ref), (body(500), &None));
+
+    std::fs::remove_file(&site.keys("bodies")[0]).unwrap();
+    let look = site.queue.show(&id("a")).await.unwrap().unwrap();
+    assert_eq!(look.job.headers.body_ref.as_deref(), Some(key), "gone, so where it was");
+}
+
+#[tokio::test]
+async fn what_is_put_back_has_its_body() {
+    let site = dead(&["a"]).await;
+    assert_eq!(site.queue.redrive(Some(&[id("a")])).await.unwrap(), 1);
+    assert_eq!(take(&site.queue, 1).await[0].job.body, body(500));
+}
+
+#[tokio::test]
+async fn a_purge_deletes_the_bodies_of_those_it_purges() {
+    let site = dead(&["a", "b", "c"]).await;
+    site.queue.redrive(Some(&[id("c")])).await.unwrap();
+    let some = [id("a"), id("c"), id("none")];
+    assert_eq!(site.queue.purge(Some(&some)).await.unwrap(), 1);
+    assert_eq!(site.keys("bodies").len(), 2);
+    assert_eq!(site.queue.purge(None).await.unwrap(), 2, "b and the small one");
+    assert_eq!(site.keys("bodies").len(), 1);
+    assert_eq!(take(&site.queue, 9).await[0].job.body, body(500), "what was put back is whole");
+}
+
+#[tokio::test]
+async fn a_purge_of_all_takes_more_than_a_page() {
+    let names: Vec<_> = (0..600).map(|number| format!("job-{number}")).collect();
+    let site = dead(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    assert_eq!(site.queue.purge(None).await.unwrap(), 601);
+    assert!(site.keys("bodies").is_empty() && site.queue.list(9).await.unwrap().is_empty());
+}

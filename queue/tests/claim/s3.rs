@@ -1,0 +1,220 @@
+//! The S3 protocol against a server that speaks it: moto, from PyPI, kept in the user's cache.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Behavior, Broker, ErrorKind, OpenOptions, Payloads, Queue, Settled, SystemClock, claim,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::{INLINE, answer, body, id, job, take};
+
+const PACKAGES: [&str; 3] = ["moto[s3]>=5,<6", "flask", "flask-cors"];
+
+/// The interpreter of an environment that has moto; made on first use, some 30 seconds.
+fn python() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").expect("a user has a home")).join(".cache")
+    });
+    let folder = cache.join("ebb/python-clients");
+    std::fs::create_dir_all(&folder).unwrap();
+    // Test processes may come here at once.
+    let lock = std::fs::File::create(folder.join("moto.lock")).unwrap();
+    lock.lock().unwrap();
+    let (venv, done) = (folder.join("moto"), folder.join("moto/complete"));
+    let python = venv.join("bin/python");
+    if !done.exists() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
+        let pip =
+            ["-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"];
+        run(Command::new(&python).args(pip).args(PACKAGES));
+        std::fs::write(done, "").unwrap();
+    }
+    python
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().expect("python3 with venv is needed for the test of S3");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "moto cannot be installed, which the test of S3 needs: {words}"
+    );
+}
+
+/// A server of its own; it ends with the test, and all its buckets with it.
+struct Server {
+    process: Child,
+    port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Server {
+    async fn start(port: Option<u16>) -> Self {
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = port.unwrap_or_else(|| free().port());
+        let python = tokio::task::spawn_blocking(python).await.unwrap();
+        let mut command = Command::new(python);
+        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let server = Self { process, port };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while server.ask("GET", "/moto-api/").await.is_none() {
+            assert!(Instant::now() < patience, "moto does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        server
+    }
+
+    /// One request, and the answer to it; moto looks at no signature, but wants a name.
+    async fn ask(&self, method: &str, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\ncontent-length: 0\r\n\
+             connection: close\r\nauthorization: AWS4-HMAC-SHA256 Credential=\
+             user/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n",
+            self.port
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
+    async fn make_bucket(&self) {
+        let answer = self.ask("PUT", "/payloads").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    async fn has(&self, key: &str) -> bool {
+        let list = self.ask("GET", "/payloads?list-type=2").await.unwrap();
+        assert!(list.contains("<ListBucketResult"), "{list}");
+        list.contains(&format!("<Key>{key}</Key>"))
+    }
+
+    async fn queue(&self, plain: &MemoryQueue) -> Queue {
+        queue_at(self.port, plain).await
+    }
+}
+
+async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
+    let variables = [
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+        ("AWS_ACCESS_KEY_ID", "user".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "a-secret".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("PATH", "/bin".to_owned()),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value));
+    let url = "s3://payloads/ebb/prod".parse().unwrap();
+    let mut payloads = Payloads::open_with(&url, variables).unwrap();
+    payloads.inline = INLINE;
+    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
+}
+
+#[tokio::test]
+async fn bodies_and_answers_go_through_s3_and_an_outage_loses_none() {
+    let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+    let server = Server::start(None).await;
+    let port = server.port;
+    let queue = server.queue(&plain).await;
+    let error = queue.publish(vec![job("a", 500)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "there is no bucket yet");
+
+    server.make_bucket().await;
+    queue.publish(vec![job("a", 500), job("b", 3_000_000)]).await.unwrap();
+    let mut deliveries = take(&queue, 9).await;
+    assert!(deliveries[0].job.body == body(500) && deliveries[1].job.body == body(3_000_000));
+    let (large, small) = (deliveries.remove(1), deliveries.remove(0));
+    queue.put(&answer("a", 1, 20_000)).await.unwrap();
+    assert_eq!(queue.get(&id("a")).await.unwrap(), Some(answer("a", 1, 20_000)));
+    queue.settle(&[large.release()]).await.unwrap();
+    let key = plain.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap().remove(0);
+    let path = format!("ebb/prod/{}", key.job.headers.body_ref.clone().unwrap());
+    queue.settle(&[small.ack(), key.release()]).await.unwrap();
+    assert!(server.has(&path).await, "its job is not done");
+    let again = take(&queue, 9).await.remove(0);
+    queue.settle(&[again.ack()]).await.unwrap();
+    assert!(!server.has(&path).await, "its job is done");
+
+    queue.publish(vec![job("c", 500)]).await.unwrap();
+    drop(server);
+    let outage = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+    assert_eq!(outage.kind(), ErrorKind::Unavailable);
+    let words = format!("{outage:?}");
+    assert!(outage.to_string().contains("s3://payloads/ebb/prod does not answer"), "{outage}");
+    assert!(!words.contains("a-secret"), "{words}");
+
+    // Without its bucket it is a store that is not there, with an empty one the body is gone.
+    let server = Server::start(Some(port)).await;
+    let outage = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+    assert_eq!(outage.kind(), ErrorKind::Unavailable);
+    server.make_bucket().await;
+    assert!(take(&queue, 1).await.is_empty());
+    let letter = queue.show(&id("c")).await.unwrap().unwrap();
+    assert!(letter.reason.starts_with("body is gone: bodies/"), "{}", letter.reason);
+    assert_eq!(letter.attempts, 1, "what came between cost nothing");
+}
+
+/// A way to the server on which its answers take as long as is set.
+async fn slow_way(to: u16, delay: watch::Receiver<Duration>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            let (mut asks, mut hears) = client.into_split();
+            let (mut answers, mut takes) = server.into_split();
+            let delay = delay.clone();
+            tokio::spawn(async move { tokio::io::copy(&mut asks, &mut takes).await });
+            tokio::spawn(async move {
+                let mut piece = vec![0; 1 << 16];
+                while let Ok(n @ 1..) = answers.read(&mut piece).await {
+                    let nap = *delay.borrow();
+                    tokio::time::sleep(nap).await;
+                    if hears.write_all(&piece[..n]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_slow_store_costs_no_lease() {
+    let lease = Duration::from_millis(600);
+    let behavior = Behavior { lease, ..Behavior::default() };
+    let plain = MemoryQueue::new(&behavior, OpenOptions::default());
+    let server = Server::start(None).await;
+    server.make_bucket().await;
+    let (delay, delays) = watch::channel(Duration::ZERO);
+    let queue = queue_at(slow_way(server.port, delays).await, &plain).await;
+    queue.publish(vec![job("a", 500)]).await.unwrap();
+    delay.send_replace(3 * lease);
+    let one = std::num::NonZeroUsize::MIN;
+    let other = plain.as_worker("other");
+    let (received, taken) =
+        tokio::join!(queue.receive(one, Duration::ZERO), other.receive(one, 2 * lease));
+    assert!(taken.unwrap().is_empty(), "nobody takes it while its body is on the way");
+    delay.send_replace(Duration::ZERO);
+    let delivery = received.unwrap().remove(0);
+    assert_eq!((delivery.attempt, delivery.job.body.len()), (1, 500));
+    assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+}
