@@ -2,6 +2,7 @@
 
 mod broker;
 mod chaos;
+#[cfg(feature = "cpu")]
 mod encoder;
 mod notify;
 mod overhead;
@@ -13,7 +14,6 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
-use encoder::EncoderArgs;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -39,7 +39,8 @@ enum Command {
     Overhead(overhead::Args),
     Chaos(chaos::Args),
     Notify(notify::Args),
-    Encoder(EncoderArgs),
+    #[cfg(feature = "cpu")]
+    Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
     Bare(overhead::BareArgs),
     #[command(hide = true)]
@@ -78,6 +79,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Overhead(args) => overhead::run(&args, cli.json).await,
         Command::Chaos(args) => chaos::run(&args, cli.json).await,
         Command::Notify(args) => notify::run(&args, cli.json).await,
+        #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),
         Command::Bare(args) => overhead::bare(&args).await,

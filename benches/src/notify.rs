@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use ebb_proto::keda::IsActiveResponse;
-use ebb_queue::{Delivery, Job, Queue, QueueUrl, Timestamp};
+use ebb_queue::{Delivery, Job, Queue, Timestamp};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use crate::broker::{Bed, BrokerArgs, open};
+use crate::broker::{Bed, BrokerArgs, Place, PlaceArgs};
 use crate::report::{Table, percentile, print, progress, rounded};
 use crate::scaler::Scaler;
 
@@ -38,14 +38,13 @@ pub(crate) struct Args {
 /// Publishes a job for each line that comes in. Run by `notify` as a process of its own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PublisherArgs {
-    /// The queue.
-    #[arg(long, value_name = "URL")]
-    queue: QueueUrl,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
-    broker: &'static str,
+    broker: String,
     samples: usize,
     publish_p50_ms: f64,
     publish_p99_ms: f64,
@@ -72,12 +71,12 @@ const LEASE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     ensure!(args.samples > 0, "--samples is 1 or more");
-    let bed = Bed::make(&args.broker)?;
-    let url = bed.queue("notify", LEASE)?;
-    let queue = open(&url, "observer").await?;
-    let scaler = Scaler::start(&url).await?;
+    let bed = Bed::make(&args.broker).await?;
+    let place = bed.place("notify", LEASE)?;
+    let queue = place.open("observer").await?;
+    let scaler = Scaler::start(&place.queue).await?;
     let mut bench = Bench {
-        publisher: Publisher::start(&url)?,
+        publisher: Publisher::start(&place)?,
         arrivals: queue.arrivals().await?,
         pushes: scaler.stream().await?,
         queue,
@@ -182,9 +181,10 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn start(url: &QueueUrl) -> anyhow::Result<Self> {
+    fn start(place: &Place) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["publisher", "--queue", &url.to_string()]).kill_on_drop(true);
+        place.name_to(&mut command);
+        command.arg("publisher").kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the publisher")?;
         let orders = child.stdin.take().context("the publisher has no input")?;
@@ -209,7 +209,7 @@ impl Publisher {
 
 /// Publishes a job for each line on the standard input, and says so with a line.
 pub(crate) async fn publish(args: &PublisherArgs) -> anyhow::Result<()> {
-    let queue = open(&args.queue, "publisher").await?;
+    let queue = args.place.read()?.open("publisher").await?;
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     let mut out = tokio::io::stdout();
     while orders.next_line().await?.is_some() {
@@ -221,7 +221,7 @@ pub(crate) async fn publish(args: &PublisherArgs) -> anyhow::Result<()> {
 }
 
 impl Report {
-    fn of(broker: &'static str, samples: &[Sample]) -> Self {
+    fn of(broker: String, samples: &[Sample]) -> Self {
         let publish: Vec<f64> = samples.iter().map(|sample| sample.publish).collect();
         let event: Vec<f64> = samples.iter().filter_map(|sample| sample.event).collect();
         let stream: Vec<f64> = samples.iter().filter_map(|sample| sample.stream).collect();

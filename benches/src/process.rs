@@ -5,10 +5,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use ebb_queue::{Phase, Queue, QueueUrl};
+use ebb_queue::{Phase, Queue};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
+
+use crate::broker::Place;
 
 /// Which worker a bench runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,7 +41,7 @@ impl WorkerArgs {
 }
 
 /// `ebb worker` with the echo model on this queue.
-pub(crate) fn worker_command(ebb: &Path, url: &QueueUrl, name: &str) -> Command {
+pub(crate) fn worker_command(ebb: &Path, place: &Place, name: &str) -> Command {
     let mut command = Command::new(ebb);
     // What is set for the daily work must not change what is measured.
     for (name, _) in std::env::vars_os() {
@@ -47,7 +49,8 @@ pub(crate) fn worker_command(ebb: &Path, url: &QueueUrl, name: &str) -> Command 
             command.env_remove(name);
         }
     }
-    command.arg("worker").arg("--queue").arg(url.to_string()).args(["--model", "echo"]);
+    place.name_to(&mut command);
+    command.args(["worker", "--model", "echo"]);
     command.args(["--id", name, "--listen", "127.0.0.1:0", "--stop-with-stdin"]);
     command
 }
@@ -97,4 +100,16 @@ pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+/// The processor time that a process has used; `None` where the system does not tell.
+pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
+    /// Ticks of a second in `/proc`, the same on all of Linux.
+    const TICKS: u64 = 100;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything, the times are the twelfth and the thirteenth.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut time = || fields.next()?.parse::<u64>().ok();
+    let ticks = time()? + time()?;
+    Some(Duration::from_millis(ticks * 1_000 / TICKS))
 }

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use ebb_queue::{Queue, QueueUrl};
+use ebb_queue::Queue;
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 use rand::Rng;
@@ -12,7 +12,9 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use tokio::process::Child;
 
+use super::patience::patiently;
 use super::plan::{Kill, Target};
+use crate::broker::Place;
 use crate::process::{start, stop, tail, worker_command};
 
 /// How the workers of a run are started.
@@ -20,8 +22,8 @@ use crate::process::{start, stop, tail, worker_command};
 pub(super) struct Recipe {
     /// The `ebb` binary.
     pub(super) ebb: PathBuf,
-    /// The queue they serve.
-    pub(super) url: QueueUrl,
+    /// The queue they serve, and where they store.
+    pub(super) place: Place,
     /// Their largest batch: small, so that many batches are cut in two by a kill.
     pub(super) max_items: usize,
     /// Where their words go.
@@ -113,7 +115,7 @@ impl Fleet {
     fn spawn(&mut self) -> anyhow::Result<Worker> {
         self.n_started += 1;
         let name = format!("chaos-{}", self.n_started);
-        let mut command = worker_command(&self.recipe.ebb, &self.recipe.url, &name);
+        let mut command = worker_command(&self.recipe.ebb, &self.recipe.place, &name);
         command.args(["--max-items", &self.recipe.max_items.to_string()]);
         let child = start(command, &self.recipe.log)?;
         Ok(Worker { name, child })
@@ -121,7 +123,7 @@ impl Fleet {
 
     /// One that said last that it holds jobs.
     async fn holding(&self, queue: &Queue, rng: &mut StdRng) -> anyhow::Result<Option<usize>> {
-        let statuses = queue.workers().await.context("cannot ask which workers hold jobs")?;
+        let statuses = patiently(|| queue.workers()).await?;
         let holds = |worker: &Worker| {
             statuses.iter().any(|status| status.id == worker.name && status.in_flight > 0)
         };

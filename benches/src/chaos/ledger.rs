@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn jobs() -> Vec<PlannedJob> {
-        let sizes = Sizes { n_jobs: 12, n_kills: 0, poison: 0.0, max_job_ms: 0 };
+        let sizes = Sizes { n_jobs: 12, n_kills: 0, n_restarts: 0, poison: 0.0, max_job_ms: 0 };
         Plan::draw(sizes, 5).jobs
     }
 

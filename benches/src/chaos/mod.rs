@@ -1,24 +1,27 @@
-//! What survives kill -9: real worker processes die at random moments of a seeded run, and every
-//! job must end done or dead, with a result that never changes.
+//! What survives kill -9: real worker processes and the broker itself die at random moments of a
+//! seeded run, and every job must end done or dead, with a result that never changes.
 
 mod fleet;
 mod ledger;
+mod patience;
 mod plan;
 mod run;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use ebb_queue::{JobId, JobResult, Queue};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
+use tokio::time::timeout;
 
-use crate::broker::{Bed, BrokerArgs, open};
+use crate::broker::{Bed, BrokerArgs, BrokerKind};
 use crate::process::WorkerArgs;
 use crate::report::{Table, print, progress, rounded};
 use fleet::{Fleet, Recipe};
 use ledger::{Dead, Ledger, Tally};
+use patience::patiently;
 use plan::{Plan, PlannedJob, Sizes};
 use run::Run;
 
@@ -44,7 +47,8 @@ pub(crate) struct Args {
     #[arg(default_value_t = 100)]
     kills: usize,
 
-    /// Restarts of the broker's server, spread over the run; SQLite has no server to restart
+    /// Times that the broker itself is killed with -9 and started again on the same data, spread over
+    /// the run; SQLite has no process to kill
     #[arg(long, env = "EBB_BENCH_RESTARTS", hide_env_values = true, value_name = "R")]
     #[arg(default_value_t = 0)]
     restarts: usize,
@@ -77,7 +81,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    broker: &'static str,
+    broker: String,
     seed: u64,
     enqueued: usize,
     #[serde(flatten)]
@@ -86,7 +90,8 @@ struct Report {
     restarts: usize,
     crashed: usize,
     redelivered: usize,
-    seconds: f64,
+    /// In seconds.
+    duration: f64,
 }
 
 /// Jobs in the largest batch: small, so that there are many batches to cut in two.
@@ -97,51 +102,64 @@ const MAX_JOB_MS: u64 = 4;
 pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     ensure!(args.workers > 0, "--workers is 1 or more");
     ensure!((0.0..=1.0).contains(&args.poison), "--poison is a share, 0 to 1");
-    if args.restarts > 0 && !args.broker.broker.has_server() {
-        progress(format_args!(
-            "the {} broker has no server: --restarts {} restarts nothing",
-            args.broker.broker, args.restarts
-        ));
-    }
-    let sizes = Sizes {
-        n_jobs: args.jobs,
-        n_kills: args.kills,
-        poison: args.poison,
-        max_job_ms: MAX_JOB_MS,
-    };
-    let plan = Plan::draw(sizes, args.seed);
-    let bed = Bed::make(&args.broker)?;
+    let mut bed = Bed::make(&args.broker).await?;
+    let plan = Plan::draw(sizes(args, &bed)?, args.seed);
+    let limit = Duration::from_secs(args.limit_s);
     let logs = tempfile::tempdir()?;
-    let url = bed.queue("chaos", Duration::from_millis(args.lease_ms))?;
+    let place = bed.place("chaos", Duration::from_millis(args.lease_ms))?;
     let recipe = Recipe {
         ebb: args.worker.find()?,
-        url: url.clone(),
+        place: place.clone(),
         max_items: MAX_ITEMS,
         log: logs.path().join("workers.log"),
     };
-    let queue = open(&url, "observer").await?;
+    let queue = place.open("observer").await?;
     let started = Instant::now();
     let mut fleet = Fleet::start(recipe, args.workers)?;
-    let run = Run::new(&plan, queue.clone(), open(&url, "producer").await?, args.seed);
-    let ended = run.drive(&mut fleet, Duration::from_secs(args.limit_s)).await?;
+    let run = Run::new(&plan, queue.clone(), place.open("producer").await?, args.seed);
+    let ended = run.drive(&mut fleet, &mut bed, limit).await?;
     let seconds = started.elapsed().as_secs_f64();
     let crashed = fleet.n_crashed();
     fleet.stop().await?;
 
-    let (tally, redelivered) = verdict(&queue, &plan.jobs, ended.ledger).await?;
+    let looked = timeout(limit, verdict(&queue, &plan.jobs, ended.ledger)).await;
+    let (tally, redelivered) = looked.context("the broker does not tell how the jobs ended")??;
     let report = Report {
         broker: bed.words(),
         seed: args.seed,
         enqueued: ended.enqueued,
         tally,
         kills: ended.kills,
-        restarts: 0,
+        restarts: ended.restarts,
         crashed,
         redelivered,
-        seconds: rounded(seconds, 1),
+        duration: rounded(seconds, 1),
     };
     print(json, &table(&report), &report)?;
-    judge(&report, args)
+    judge(&report, &plan)
+}
+
+/// What the plan is drawn from; an error when restarts are asked for that cannot be made.
+fn sizes(args: &Args, bed: &Bed) -> anyhow::Result<Sizes> {
+    let n_restarts = match bed.kind() {
+        BrokerKind::Sqlite if args.restarts > 0 => {
+            let n = args.restarts;
+            progress(format_args!("sqlite has no process: --restarts {n} restarts nothing"));
+            0
+        }
+        _ => args.restarts,
+    };
+    ensure!(
+        n_restarts == 0 || bed.can_restart(),
+        "--restarts kills the broker, and that of --url is not ours to kill; leave one of them out"
+    );
+    Ok(Sizes {
+        n_jobs: args.jobs,
+        n_kills: args.kills,
+        n_restarts,
+        poison: args.poison,
+        max_job_ms: MAX_JOB_MS,
+    })
 }
 
 /// Looks every job up where it ended.
@@ -150,11 +168,14 @@ async fn verdict(
     jobs: &[PlannedJob],
     mut ledger: Ledger,
 ) -> anyhow::Result<(Tally, usize)> {
-    let letters = queue.list(usize::MAX).await?;
+    let letters = patiently(|| queue.list(usize::MAX)).await?;
     let dead: HashSet<&str> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
     let look_up = |job: &PlannedJob| {
         let id: Result<JobId, _> = job.id.parse();
-        async move { queue.get(&id?).await }
+        async move {
+            let id = id?;
+            patiently(|| queue.get(&id)).await
+        }
     };
     let results: Vec<Option<JobResult>> =
         stream::iter(jobs).map(look_up).buffered(32).try_collect().await?;
@@ -184,7 +205,7 @@ fn table(report: &Report) -> Table {
         "seconds",
     ]);
     table.row([
-        report.broker.to_owned(),
+        report.broker.clone(),
         report.enqueued.to_string(),
         done.to_string(),
         dead.to_string(),
@@ -196,17 +217,23 @@ fn table(report: &Report) -> Table {
         report.kills.to_string(),
         report.restarts.to_string(),
         report.redelivered.to_string(),
-        report.seconds.to_string(),
+        report.duration.to_string(),
     ]);
     table
 }
 
 /// An error when a promise is broken.
-fn judge(report: &Report, args: &Args) -> anyhow::Result<()> {
-    if !report.tally.promises_held() {
-        bail!("a promise is broken, seed {}: {:?}", args.seed, report.tally);
+fn judge(report: &Report, plan: &Plan) -> anyhow::Result<()> {
+    let Report { enqueued, kills, restarts, tally, seed, .. } = report;
+    if !tally.promises_held() {
+        bail!("a promise is broken, seed {seed}: {tally:?}");
     }
-    ensure!(report.enqueued == args.jobs, "{} of {} jobs enqueued", report.enqueued, args.jobs);
-    ensure!(report.kills == args.kills, "{} of {} kills made", report.kills, args.kills);
+    for (what, made, planned) in [
+        ("jobs enqueued", *enqueued, plan.jobs.len()),
+        ("kills made", *kills, plan.kills.len()),
+        ("restarts made", *restarts, plan.restarts.len()),
+    ] {
+        ensure!(made == planned, "{made} of {planned} {what}");
+    }
     Ok(())
 }

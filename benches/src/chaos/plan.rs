@@ -7,6 +7,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
+use crate::broker::Victim;
+
 /// A chaos run before it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {
@@ -14,6 +16,8 @@ pub(super) struct Plan {
     pub(super) jobs: Vec<PlannedJob>,
     /// In order of time.
     pub(super) kills: Vec<Kill>,
+    /// In order of time.
+    pub(super) restarts: Vec<Restart>,
 }
 
 /// A job, and how it shall end if nothing worse happens to it.
@@ -64,6 +68,19 @@ pub(super) enum Target {
     Starting,
 }
 
+/// A kill -9 of a broker, which comes back with the same data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Restart {
+    /// Not before so many jobs have ended.
+    pub(super) after: usize,
+    /// And this much later, to hit any stage of the work.
+    pub(super) wait: Duration,
+    /// It stays dead for so long.
+    pub(super) down: Duration,
+    /// Which broker it hits.
+    pub(super) victim: Victim,
+}
+
 /// What a plan is drawn from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
@@ -71,6 +88,8 @@ pub(super) struct Sizes {
     pub(super) n_jobs: usize,
     /// Kills in all.
     pub(super) n_kills: usize,
+    /// Restarts in all.
+    pub(super) n_restarts: usize,
     /// The share of jobs that cannot succeed.
     pub(super) poison: f64,
     /// No job takes longer.
@@ -93,7 +112,11 @@ impl Plan {
         let last = (sizes.n_jobs as f64 * TAIL) as usize;
         let mut kills: Vec<Kill> = (0..sizes.n_kills).map(|_| Kill::draw(last, &mut rng)).collect();
         kills.sort_by_key(|kill| kill.after);
-        Self { jobs, kills }
+        // Drawn last: with restarts or without, the jobs and the kills are the same.
+        let restarts = (0..sizes.n_restarts)
+            .map(|n| Restart::draw(n, sizes.n_restarts, last, &mut rng))
+            .collect();
+        Self { jobs, kills, restarts }
     }
 }
 
@@ -140,16 +163,55 @@ impl Kill {
     }
 }
 
+impl Restart {
+    /// The `n`th of `n_all`, each in its own share of the run: it takes a while to recover.
+    fn draw(n: usize, n_all: usize, last: usize, rng: &mut StdRng) -> Self {
+        let share = (n as f64 + rng.random_range(0.0..1.0)) / n_all as f64;
+        Self {
+            after: (last as f64 * share) as usize,
+            wait: Duration::from_micros(rng.random_range(0..80_000)),
+            down: Duration::from_millis(rng.random_range(0..1_500)),
+            // The answers are the workers' last step, and their store dies as well as the broker.
+            victim: if rng.random_bool(0.3) { Victim::Results } else { Victim::Jobs },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SIZES: Sizes = Sizes { n_jobs: 2_000, n_kills: 50, poison: 0.02, max_job_ms: 4 };
+    const SIZES: Sizes =
+        Sizes { n_jobs: 2_000, n_kills: 50, n_restarts: 10, poison: 0.02, max_job_ms: 4 };
 
     #[test]
     fn a_seed_is_a_plan() {
         assert_eq!(Plan::draw(SIZES, 7), Plan::draw(SIZES, 7));
         assert_ne!(Plan::draw(SIZES, 7), Plan::draw(SIZES, 8));
+    }
+
+    #[test]
+    fn restarts_are_a_matter_of_the_seed_alone_and_change_nothing_else() {
+        let plan = Plan::draw(SIZES, 7);
+        assert_eq!(plan.restarts, Plan::draw(SIZES, 7).restarts);
+        assert_ne!(plan.restarts, Plan::draw(SIZES, 8).restarts);
+        let calm = Plan::draw(Sizes { n_restarts: 0, ..SIZES }, 7);
+        assert_eq!(calm, Plan { restarts: Vec::new(), ..plan });
+    }
+
+    #[test]
+    fn restarts_are_spread_over_the_run_and_hit_either_broker() {
+        let restarts = Plan::draw(SIZES, 1).restarts;
+        for (n, restart) in restarts.iter().enumerate() {
+            let share = restart.after as f64 / (SIZES.n_jobs as f64 * TAIL);
+            assert!(
+                (n as f64 / 10.0 - 0.01..=(n + 1) as f64 / 10.0).contains(&share),
+                "{restart:?}"
+            );
+        }
+        for victim in [Victim::Jobs, Victim::Results] {
+            assert!(restarts.iter().any(|restart| restart.victim == victim), "{victim:?}");
+        }
     }
 
     #[test]

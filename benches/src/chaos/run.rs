@@ -1,20 +1,20 @@
-//! The run itself: a producer, a killer and a watcher side by side, until every job has ended.
+//! The run itself: a producer, two killers and a watcher side by side, until every job has ended.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::time::Duration;
 
-use anyhow::Context;
-use ebb_queue::{ErrorKind, Job, JobId, Queue, Timestamp};
+use ebb_queue::{Job, JobId, Queue, Timestamp};
 use futures::{StreamExt, TryStreamExt, stream};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::fleet::Fleet;
 use super::ledger::Ledger;
+use super::patience::patiently;
 use super::plan::{Plan, PlannedJob};
+use crate::broker::Bed;
 use crate::report::progress;
 
 /// A chaos run under way.
@@ -28,6 +28,7 @@ pub(super) struct Run<'a> {
     enqueued: watch::Sender<usize>,
     ended: watch::Sender<usize>,
     kills: watch::Sender<usize>,
+    restarts: watch::Sender<usize>,
 }
 
 /// What came of a run.
@@ -37,45 +38,73 @@ pub(super) struct Ended {
     pub(super) enqueued: usize,
     /// Workers that were killed.
     pub(super) kills: usize,
+    /// Brokers that were killed and came back.
+    pub(super) restarts: usize,
     /// What the watcher saw.
     pub(super) ledger: Ledger,
 }
 
 /// Between two looks of the watcher.
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two words of the watcher.
+const TELL: Duration = Duration::from_secs(2);
 /// Jobs that the watcher asks for in one look: enough to keep up, few enough to cost little.
 const WINDOW: usize = 300;
 /// Jobs published in one commit.
 const CHUNK: usize = 50;
+/// How long nothing waits or runs before a job without an end is called lost: a broker may see what
+/// others hold a moment later than they.
+const QUIET: Duration = Duration::from_secs(20);
 
 impl<'a> Run<'a> {
     pub(super) fn new(plan: &'a Plan, queue: Queue, producer: Queue, seed: u64) -> Self {
         let count = || watch::Sender::new(0);
-        Self { plan, queue, producer, seed, enqueued: count(), ended: count(), kills: count() }
+        let (enqueued, ended, kills, restarts) = (count(), count(), count(), count());
+        Self { plan, queue, producer, seed, enqueued, ended, kills, restarts }
     }
 
-    /// Runs until every job has ended and every kill is made, or the limit has passed.
-    pub(super) async fn drive(&self, fleet: &mut Fleet, limit: Duration) -> anyhow::Result<Ended> {
+    /// Runs until every job has ended and all that was planned is done, or the limit has passed.
+    pub(super) async fn drive(
+        &self,
+        fleet: &mut Fleet,
+        bed: &mut Bed,
+        limit: Duration,
+    ) -> anyhow::Result<Ended> {
         let mut ledger = Ledger::default();
         let all = async {
-            tokio::try_join!(self.produce(), self.kill(fleet), self.watch(&mut ledger)).map(drop)
+            tokio::try_join!(
+                self.produce(),
+                self.kill(fleet),
+                self.restart(bed),
+                self.watch(&mut ledger)
+            )
+            .map(drop)
         };
         match timeout(limit, all).await {
             Ok(result) => result?,
             Err(_) => progress(format_args!("gave up after {} s", limit.as_secs())),
         }
-        Ok(Ended { enqueued: *self.enqueued.borrow(), kills: *self.kills.borrow(), ledger })
+        let now = |count: &watch::Sender<usize>| *count.borrow();
+        Ok(Ended {
+            enqueued: now(&self.enqueued),
+            kills: now(&self.kills),
+            restarts: now(&self.restarts),
+            ledger,
+        })
     }
 
-    /// Publishes job after job, never far ahead of the workers or of the kills.
+    /// Publishes job after job, never far ahead of the workers or of what is to happen to them.
     async fn produce(&self) -> anyhow::Result<()> {
         let room = (self.plan.jobs.len() / 20).clamp(2 * CHUNK, 1_000);
-        let (mut ended, mut kills) = (self.ended.subscribe(), self.kills.subscribe());
+        let mut ended = self.ended.subscribe();
+        let (mut kills, mut restarts) = (self.kills.subscribe(), self.restarts.subscribe());
         let mut n_sent = 0;
         for chunk in self.plan.jobs.chunks(CHUNK) {
             ended.wait_for(|ended| n_sent < ended + room).await?;
             let due = self.plan.kills.iter().filter(|kill| kill.after + room <= n_sent).count();
             kills.wait_for(|kills| *kills >= due).await?;
+            let due = self.plan.restarts.iter().filter(|one| one.after + room <= n_sent).count();
+            restarts.wait_for(|restarts| *restarts >= due).await?;
             // A chunk that is sent again after an error is one chunk: the ids are the same.
             patiently(|| async { self.producer.publish(requests(chunk)?).await }).await?;
             n_sent += chunk.len();
@@ -104,11 +133,26 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Kills the broker and starts it again, each time when so many jobs have ended.
+    async fn restart(&self, bed: &mut Bed) -> anyhow::Result<()> {
+        let mut ended = self.ended.subscribe();
+        for (n, restart) in self.plan.restarts.iter().enumerate() {
+            ended.wait_for(|ended| *ended >= restart.after).await?;
+            sleep(restart.wait).await;
+            let began = Instant::now();
+            let what = bed.restart(restart.victim, restart.down).await?;
+            let away = began.elapsed().as_secs_f64();
+            progress(format_args!("{what} was killed and is back after {away:.1} s"));
+            self.restarts.send_replace(n + 1);
+        }
+        Ok(())
+    }
+
     /// Takes note of each result soon after it was stored, and counts the jobs that have ended.
     async fn watch(&self, ledger: &mut Ledger) -> anyhow::Result<()> {
         let mut unseen: VecDeque<&PlannedJob> = VecDeque::new();
         let mut n_listed = 0;
-        let mut told = 0;
+        let (mut told, mut quiet) = (Instant::now(), None);
         loop {
             let enqueued = *self.enqueued.borrow();
             let depth = patiently(|| self.queue.depth()).await?;
@@ -118,16 +162,25 @@ impl<'a> Run<'a> {
             n_listed = enqueued;
             self.look(ledger, &mut unseen).await?;
             self.ended.send_replace(ended);
-            let kills = *self.kills.borrow();
-            if ended / 1_000 > told {
-                told = ended / 1_000;
-                progress(format_args!("{ended} jobs ended, {} dead, {kills} kills", depth.dead));
+            if told.elapsed() > TELL {
+                told = Instant::now();
+                let (kills, restarts) = (*self.kills.borrow(), *self.restarts.borrow());
+                let words = format!("{} dead, {kills} kills, {restarts} restarts", depth.dead);
+                progress(format_args!("{ended} of {} jobs ended, {words}", self.plan.jobs.len()));
             }
-            if ended == self.plan.jobs.len() && kills == self.plan.kills.len() {
+            if ended < self.plan.jobs.len() || !self.all_is_done() {
+                quiet = None;
+            } else if unseen.is_empty() || quiet.get_or_insert(Instant::now()).elapsed() > QUIET {
                 return Ok(());
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Whether all kills and restarts are made.
+    fn all_is_done(&self) -> bool {
+        *self.kills.borrow() == self.plan.kills.len()
+            && *self.restarts.borrow() == self.plan.restarts.len()
     }
 
     /// Asks for the results of some jobs in turn, until each has one.
@@ -144,9 +197,8 @@ impl<'a> Run<'a> {
         let answers: Vec<_> = answers.buffered(16).try_collect().await?;
         for (job, result) in answers {
             match result {
-                // A failed one is looked up again: it must not turn into a completed one.
-                Some(result) if result.outcome.is_completed() => ledger.see(&result),
-                _ => unseen.push_back(job),
+                Some(result) => ledger.see(&result),
+                None => unseen.push_back(job),
             }
         }
         Ok(())
@@ -160,21 +212,4 @@ fn requests(jobs: &[PlannedJob]) -> ebb_queue::Result<Vec<Job>> {
         Ok(job)
     };
     jobs.iter().map(request).collect()
-}
-
-/// Asks again for up to a minute while the broker says that it cannot be reached.
-async fn patiently<T, F>(ask: impl Fn() -> F) -> anyhow::Result<T>
-where
-    F: Future<Output = ebb_queue::Result<T>>,
-{
-    const TRIES: usize = 600;
-    for _ in 0..TRIES {
-        match ask().await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                sleep(Duration::from_millis(100)).await;
-            }
-            other => return other.context("the broker refused"),
-        }
-    }
-    ask().await.context("the broker cannot be reached")
 }
