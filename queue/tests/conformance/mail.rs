@@ -60,8 +60,10 @@ async fn on_sqlite(url: &QueueUrl, to: &str) -> BoxStream<'static, Mail> {
 
 async fn on_nats(server: &str, subject: &str) -> BoxStream<'static, Mail> {
     let client = async_nats::connect(server).await.unwrap();
-    let messages = client.subscribe(subject.to_owned()).await.unwrap();
-    client.flush().await.unwrap();
+    let mut messages = client.subscribe(subject.to_owned()).await.unwrap();
+    // Only what comes back shows that the server has heard of the subscription.
+    client.publish(subject.to_owned(), Bytes::new()).await.unwrap();
+    messages.next().await.unwrap();
     let mails = messages.map(move |message| {
         // The connection lives as long as somebody listens.
         let _alive = &client;
