@@ -87,7 +87,7 @@ pub fn amqp(test: &'static str, promise: Promise) {
 /// Short, since the promises wait for it; long enough for a machine that does much else.
 fn real() -> Time {
     let lease = Duration::from_secs(2);
-    let behavior = Behavior { lease, result_ttl: lease * 3, key_ttl: lease * 3, max_ready: None };
+    let behavior = Behavior { lease, result_ttl: lease * 2, key_ttl: lease * 2, max_ready: None };
     Time::Real { behavior, lag: Duration::from_secs(2) }
 }
 
