@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind, RedisAddress, Result};
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A command takes no longer, a large body included.
-const RESPONSE: Duration = Duration::from_secs(20);
+const RESPONSE: Duration = Duration::from_secs(10);
 
 /// Nodes of a cluster that a search for the queue goes through.
 const HOPS: usize = 5;

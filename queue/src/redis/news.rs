@@ -31,6 +31,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 type Lives = watch::Receiver<Option<Live>>;
 
+/// How far a listener has come.
+#[derive(Debug, Default)]
+enum Arming {
+    /// Connects; leads to `Armed` or `Refused`.
+    #[default]
+    Begun,
+    /// Hears what is told from now on.
+    Armed,
+    /// The server does not let us listen, for this reason; leads to `Armed` should it change its mind.
+    Refused(Error),
+}
+
+impl Arming {
+    fn note(armed: &watch::Sender<Self>, error: Error) {
+        debug!(%error, "cannot listen");
+        if error.kind() != ErrorKind::Unavailable {
+            armed.send_replace(Self::Refused(error));
+        }
+    }
+}
+
 /// A task that listens; it ends with this.
 #[derive(Debug)]
 struct Ear(AbortHandle);
@@ -58,7 +79,7 @@ impl Arrivals {
         };
         let channel = place.key("arrivals");
         let (heard, heard_armed) = start_hearing(place.clone(), channel, lives.clone(), tell);
-        let (armed, seen_armed) = watch::channel(false);
+        let (armed, seen_armed) = watch::channel(Arming::Begun);
         let watching = watch_inbox(place.clone(), lives, told.clone(), armed);
         let seen = Ear(tokio::spawn(watching).abort_handle());
         wait_until_armed(heard_armed, &place).await?;
@@ -159,15 +180,15 @@ impl Drop for Follower {
     }
 }
 
-async fn wait_until_armed(mut armed: watch::Receiver<bool>, place: &Place) -> Result<()> {
-    let ready = tokio::time::timeout(ARMING, armed.wait_for(|armed| *armed)).await;
-    if ready.is_ok_and(|ready| ready.is_ok()) {
-        return Ok(());
+async fn wait_until_armed(mut armed: watch::Receiver<Arming>, place: &Place) -> Result<()> {
+    let ready = armed.wait_for(|arming| !matches!(arming, Arming::Begun));
+    if let Ok(Ok(arming)) = tokio::time::timeout(ARMING, ready).await {
+        return match &*arming {
+            Arming::Refused(error) => Err(Error::new(error.kind(), error.to_string())),
+            Arming::Begun | Arming::Armed => Ok(()),
+        };
     }
-    let words = format!(
-        "redis at {} tells no news; may the user subscribe to channels and read the stream?",
-        place.shown()
-    );
+    let words = format!("redis at {} does not answer who wants to listen", place.shown());
     Err(Error::new(ErrorKind::Unavailable, words))
 }
 
@@ -177,14 +198,14 @@ fn start_hearing(
     channel: String,
     lives: Lives,
     tell: impl Fn(&[u8]) + Send + Sync + 'static,
-) -> (Ear, watch::Receiver<bool>) {
-    let (armed, is_armed) = watch::channel(false);
+) -> (Ear, watch::Receiver<Arming>) {
+    let (armed, is_armed) = watch::channel(Arming::Begun);
     let hearing = async move {
         let mut pause = FIRST_PAUSE;
         loop {
             match hear(&place, &channel, lives.clone(), &tell, &armed).await {
                 Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => debug!(%error, channel, "cannot listen"),
+                Err(error) => Arming::note(&armed, error),
             }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -199,13 +220,13 @@ async fn hear(
     channel: &str,
     mut lives: Lives,
     tell: &(impl Fn(&[u8]) + Sync),
-    armed: &watch::Sender<bool>,
+    armed: &watch::Sender<Arming>,
 ) -> Result<()> {
     lives.mark_unchanged();
     let client = place.dial().await?.client;
     let mut news = client.get_async_pubsub().await.map_err(|error| place.told(error))?;
     news.subscribe(channel).await.map_err(|error| place.told(error))?;
-    armed.send_replace(true);
+    armed.send_replace(Arming::Armed);
     // For what was told meanwhile.
     tell(b"");
     let mut messages = news.into_on_message();
@@ -215,10 +236,8 @@ async fn hear(
                 let Some(message) = message else { return Ok(()) };
                 tell(message.get_payload_bytes());
             }
-            changed = lives.changed() => if changed.is_err() { return Ok(()) },
-        }
-        if lives.borrow_and_update().is_none() {
-            return Ok(());
+            // The server may be another by now.
+            _ = lives.changed() => return Ok(()),
         }
     }
 }
@@ -228,13 +247,13 @@ async fn watch_inbox(
     place: Arc<Place>,
     lives: Lives,
     told: watch::Sender<()>,
-    armed: watch::Sender<bool>,
+    armed: watch::Sender<Arming>,
 ) {
     let mut pause = FIRST_PAUSE;
     loop {
         match watch_once(&place, lives.clone(), &told, &armed).await {
             Ok(()) => pause = FIRST_PAUSE,
-            Err(error) => debug!(%error, "cannot watch the inbox"),
+            Err(error) => Arming::note(&armed, error),
         }
         tokio::time::sleep(jittered(pause)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -245,14 +264,14 @@ async fn watch_once(
     place: &Place,
     mut lives: Lives,
     told: &watch::Sender<()>,
-    armed: &watch::Sender<bool>,
+    armed: &watch::Sender<Arming>,
 ) -> Result<()> {
     lives.mark_unchanged();
     let client = place.dial().await?.client;
     let connection = connect::connected(&client, None).await;
     let mut connection = connection.map_err(|error| place.told(error))?;
     let mut last = last_entry(&mut connection, place).await?;
-    armed.send_replace(true);
+    armed.send_replace(Arming::Armed);
     loop {
         told.send_replace(());
         tokio::time::sleep(REST).await;
@@ -260,7 +279,7 @@ async fn watch_once(
             let look = next_entry(&mut connection, &place.inbox, &last);
             let found = tokio::select! {
                 found = tokio::time::timeout(SILENCE, look) => found,
-                _ = lives.wait_for(Option::is_none) => return Ok(()),
+                _ = lives.changed() => return Ok(()),
             };
             let Ok(found) = found else { return Ok(()) };
             if found.map_err(|error| place.told(error))? {

@@ -4,7 +4,7 @@ use super::Calls;
 use super::keeper::Again;
 use super::script::{self, Call};
 use super::value::{self, garbled, list, text};
-use crate::{Error, ErrorKind, Job, Priority, Published, Result};
+use crate::{Error, ErrorKind, Job, Priority, Published, Result, Timestamp};
 
 /// A job whose cost hint is absurd shall not spoil the sum of all: a thousand million tokens.
 const DEAREST: f64 = 1e9;
@@ -67,8 +67,8 @@ pub(super) fn sketch<'a>(call: Call<'a>, job: &Job) -> Result<Call<'a>> {
         .bytes(text)
         .number(lane)
         .number(job.enqueued_at.as_millisecond())
-        .maybe(headers.deadline.map(|at| at.as_millisecond()))
-        .maybe(headers.not_before.map(|at| at.as_millisecond()))
+        .maybe(headers.deadline.map(Timestamp::as_millisecond))
+        .maybe(headers.not_before.map(Timestamp::as_millisecond))
         .text(headers.key.clone().unwrap_or_default())
         .maybe(headers.cost.map(thousandths)))
 }

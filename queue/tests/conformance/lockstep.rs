@@ -306,7 +306,7 @@ fn behavior(max_ready: Option<u64>) -> Behavior {
 fn sqlite_answers_as_the_reference_does_whatever_is_asked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("queue.db");
-    walk_at_random(QueueUrl {
+    walk_at_random(&QueueUrl {
         address: Address::Sqlite { path, synchronous: Synchronous::Normal },
         ..QueueUrl::sqlite("")
     });
@@ -315,11 +315,11 @@ fn sqlite_answers_as_the_reference_does_whatever_is_asked() {
 #[test]
 fn redis_answers_as_the_reference_does_whatever_is_asked() {
     if let Some(url) = crate::on::redis_url("lockstep") {
-        walk_at_random(url);
+        walk_at_random(&url);
     }
 }
 
-fn walk_at_random(url: QueueUrl) {
+fn walk_at_random(url: &QueueUrl) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let steps = prop::collection::vec(step(), 1..60);
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());

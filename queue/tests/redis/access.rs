@@ -135,6 +135,21 @@ fn status() -> WorkerStatus {
 }
 
 #[tokio::test]
+async fn who_may_not_listen_is_told_so_at_once() {
+    let server = server("").await;
+    handle(&url(&server)).await;
+    for right in [" +subscribe", " +xread", " &ebb:{jobs}*"] {
+        let user = format!("without{}", right.trim().replace(['+', '&', '{', '}', ':', '*'], "-"));
+        let url = admit(&server, &user, &[&LOOKER.replace(right, "")]).await;
+        let queue = handle(&url).await;
+        let start = tokio::time::Instant::now();
+        let error = queue.arrivals().await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{right}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_password_and_a_wrong_database_are_named() {
     let options = ebb_servers::RedisOptions {
         password: Some("right".to_owned()),
