@@ -1,0 +1,67 @@
+//! What only a NATS server can do to a queue, on the oldest one that is supported and the newest.
+#![allow(unreachable_pub, reason = "nobody is outside a test binary")]
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+mod outage;
+mod strangers;
+mod topology;
+mod welcome;
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_queue::{Delivery, Job, OpenOptions, Queue, QueueUrl, Timestamp, open};
+use ebb_servers::{Nats, NatsOptions, NatsVersion};
+
+/// Both ends of what is supported.
+const VERSIONS: [NatsVersion; 2] = [NatsVersion::Oldest, NatsVersion::Newest];
+
+/// Runs a test on each server that is supported, with nothing in it.
+fn on_each(test: impl AsyncFn(Nats)) {
+    for version in VERSIONS {
+        block_on(async {
+            let options = NatsOptions { version, ..NatsOptions::default() };
+            test(Nats::start(options).await.unwrap()).await;
+        });
+    }
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).enable_all().build().unwrap().block_on(async {
+        tokio::time::timeout(Duration::from_secs(90), test).await.expect("the test ends");
+    });
+}
+
+async fn try_open(url: &str) -> ebb_queue::Result<Queue> {
+    let connect_timeout = Duration::from_secs(3);
+    let url: QueueUrl = url.parse()?;
+    open(&url, OpenOptions { connect_timeout, ..OpenOptions::default() }).await
+}
+
+/// What a queue that could not be opened says.
+async fn refusal(url: &str) -> ebb_queue::Error {
+    match try_open(url).await {
+        Ok(_) => panic!("{url} was opened"),
+        Err(error) => error,
+    }
+}
+
+async fn receive(queue: &Queue, max: usize) -> ebb_queue::Result<Vec<Delivery>> {
+    queue.receive(NonZeroUsize::new(max).unwrap(), Duration::from_secs(5)).await
+}
+
+fn job(name: &str) -> Job {
+    Job { id: name.parse().unwrap(), ..Job::new(name.to_owned(), Timestamp::now()) }
+}
+
+/// Tries until the broker is there again.
+async fn until_ok<T>(what: impl AsyncFn() -> ebb_queue::Result<T>) -> T {
+    loop {
+        match what().await {
+            Ok(done) => return done,
+            Err(error) => assert_eq!(error.kind(), ebb_queue::ErrorKind::Unavailable, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,45 @@
+//! A server that is killed comes back with all that it accepted.
+
+use std::collections::BTreeSet;
+
+use crate::{job, on_each, receive, try_open, until_ok};
+
+#[test]
+fn no_job_is_lost_when_the_server_is_killed_while_it_works() {
+    on_each(async |mut server| {
+        let url = format!("{}?lease=2s", server.url());
+        let (queue, producer) = (try_open(&url).await.unwrap(), try_open(&url).await.unwrap());
+        let names: BTreeSet<_> = (0..40).map(|n| format!("job-{n}")).collect();
+        producer.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
+        let first = receive(&queue, 10).await.unwrap();
+        assert_eq!(first.len(), 10);
+
+        server.kill();
+        while queue.link().is_up() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert!(queue.link().last_error().is_some());
+        let begin = tokio::time::Instant::now();
+        assert!(queue.depth().await.is_err());
+        assert!(begin.elapsed().as_secs() < 8, "told within seconds: {:?}", begin.elapsed());
+        server.restart().await.unwrap();
+
+        // What was held before the outage is held after it.
+        let acks: Vec<_> = first.into_iter().map(ebb_queue::Delivery::ack).collect();
+        let mut done: BTreeSet<_> = acks.iter().map(|ack| ack.receipt().job.to_string()).collect();
+        until_ok(async || queue.settle(&acks).await).await;
+        assert!(queue.link().is_up());
+        assert_eq!(queue.link().n_losses(), 1);
+        while done != names {
+            let deliveries = until_ok(async || receive(&queue, 64).await).await;
+            done.extend(deliveries.iter().map(|one| one.job.id.to_string()));
+            let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+        }
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.delayed, depth.dead), (0, 0, 0));
+        // Ids are known on the other side of a restart, too.
+        let again = producer.publish(vec![job("job-7")]).await.unwrap();
+        assert!(again[0].duplicate);
+    });
+}

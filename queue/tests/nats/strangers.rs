@@ -1,0 +1,107 @@
+//! Producers that know nothing of us: a subject, a body, and headers if they like.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, Context};
+use ebb_queue::{Outcome, Priority, Queue};
+use ebb_servers::Nats;
+
+use crate::{on_each, receive, try_open};
+
+async fn stranger(server: &Nats) -> Context {
+    jetstream::new(async_nats::connect(server.url()).await.unwrap())
+}
+
+async fn one(queue: &Queue) -> ebb_queue::Delivery {
+    let mut deliveries = receive(queue, 9).await.unwrap();
+    assert_eq!(deliveries.len(), 1);
+    deliveries.remove(0)
+}
+
+#[test]
+fn a_bare_message_is_a_job_with_an_id_of_its_own() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        let mut arrivals = queue.arrivals().await.unwrap();
+        publisher.publish("ebb.jobs.jobs", "{}".into()).await.unwrap().await.unwrap();
+        futures::StreamExt::next(&mut arrivals).await.unwrap();
+        let delivery = one(&queue).await;
+        assert_eq!((&*delivery.job.body, delivery.attempt), (&b"{}"[..], 1));
+        assert!(delivery.job.id.as_str().starts_with("nats-"), "{}", delivery.job.id);
+        let id = delivery.job.id.clone();
+        // The same message has the same id wherever it goes.
+        queue.settle(&[delivery.retry(std::time::Duration::ZERO, "again")]).await.unwrap();
+        let again = one(&queue).await;
+        assert_eq!((&again.job.id, again.attempt), (&id, 2));
+        queue.settle(&[again.ack()]).await.unwrap();
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (0, 0));
+    });
+}
+
+#[test]
+fn headers_of_a_stranger_are_heeded() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "order-7");
+        headers.insert("Ebb-Ttl", "5m");
+        headers.insert("Ebb-Priority", "high");
+        headers.insert("Ebb-Delay", "300ms");
+        let sent = publisher.publish_with_headers("ebb.jobs.jobs", headers, "x".into()).await;
+        sent.unwrap().await.unwrap();
+        let begin = tokio::time::Instant::now();
+        let delivery = one(&queue).await;
+        assert!(begin.elapsed().as_millis() >= 200, "{:?}", begin.elapsed());
+        assert_eq!(delivery.job.id.as_str(), "order-7");
+        assert_eq!(delivery.job.headers.priority, Priority::High);
+        let ttl = delivery.job.headers.deadline.unwrap().duration_since(delivery.job.enqueued_at);
+        assert_eq!(ttl.as_secs(), 300);
+    });
+}
+
+#[test]
+fn headers_that_do_not_parse_make_a_dead_letter_that_keeps_the_body() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        for (name, value) in [("ebb-priority", "urgent"), ("ebb-attempts", "many")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value);
+            headers.insert("ebb-id", name);
+            let sent = publisher.publish_with_headers("ebb.jobs.jobs", headers, name.into()).await;
+            sent.unwrap().await.unwrap();
+        }
+        publisher.publish("ebb.jobs.jobs", "good".into()).await.unwrap().await.unwrap();
+        assert_eq!(&*one(&queue).await.job.body, b"good");
+        let letters = queue.list(9).await.unwrap();
+        assert_eq!(letters.len(), 2);
+        for (letter, name) in letters.iter().zip(["ebb-attempts", "ebb-priority"]) {
+            assert!(letter.reason.contains(name), "{}", letter.reason);
+            assert_eq!(&*letter.job.body, name.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_reply_goes_to_whoever_listens() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let mut replies = client.subscribe("answers.here").await.unwrap();
+        client.flush().await.unwrap();
+        let outcome = Outcome::Failed { reason: "no \"such\" model".to_owned() };
+        let finished_at = ebb_queue::Timestamp::now();
+        let id = "a".parse().unwrap();
+        let result = ebb_queue::JobResult { id, attempt: 2, outcome, finished_at };
+        queue.reply("answers.here", &result).await.unwrap();
+        let reply = futures::StreamExt::next(&mut replies).await.unwrap();
+        assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model"}"#);
+        let headers = reply.headers.unwrap();
+        let header = |name: &str| headers.get(name).unwrap().as_str().to_owned();
+        assert_eq!((header("ebb-id"), header("ebb-attempt")), ("a".to_owned(), "2".to_owned()));
+        assert_eq!(header("ebb-outcome"), "failed");
+        assert!(queue.reply("not a subject", &result).await.is_err());
+    });
+}

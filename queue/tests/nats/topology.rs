@@ -1,0 +1,87 @@
+//! What is on the server already is used as it is, or refused with what differs.
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use ebb_queue::ErrorKind;
+use ebb_servers::{Nats, NatsOptions};
+
+use crate::{block_on, job, on_each, receive, refusal, try_open};
+
+#[test]
+fn a_stream_that_does_not_fit_is_refused_with_what_differs() {
+    on_each(async |server| {
+        let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let stream = Config {
+            name: "EBB_JOBS_jobs".to_owned(),
+            subjects: vec!["ebb.jobs.jobs".to_owned()],
+            retention: RetentionPolicy::Limits,
+            ..Config::default()
+        };
+        context.create_stream(stream).await.unwrap();
+        let error = refusal(&server.url()).await;
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
+        let words = error.to_string();
+        for part in ["EBB_JOBS_jobs", "retention", "\"workqueue\"", "ebb queue init"] {
+            assert!(words.contains(part), "{part} in {words}");
+        }
+    });
+}
+
+#[test]
+fn another_lease_than_the_queue_was_made_with_is_refused_by_its_option() {
+    on_each(async |server| {
+        try_open(&format!("{}?lease=30s", server.url())).await.unwrap();
+        let error = refusal(&format!("{}?lease=60s", server.url())).await;
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
+        assert!(error.to_string().contains("option lease"), "{error}");
+    });
+}
+
+#[test]
+fn a_body_over_the_limit_of_the_server_is_refused_and_stores_nothing() {
+    block_on(async {
+        let extra_config = "max_payload: 131072\n".to_owned();
+        let options = NatsOptions { extra_config, ..NatsOptions::default() };
+        let server = Nats::start(options).await.unwrap();
+        let queue = try_open(&server.url()).await.unwrap();
+        let limit = usize::try_from(queue.info().await.unwrap().max_body.unwrap()).unwrap();
+        let sized = |name: &str, size: usize| {
+            let mut job = job(name);
+            job.body = vec![7; size].into();
+            job
+        };
+        let error = queue.publish(vec![sized("a", 9), sized("b", limit + 1)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(&limit.to_string()), "{error}");
+        assert_eq!(queue.depth().await.unwrap().ready, 0);
+        // One that just fits can fail and die with all that is written beside it.
+        queue.publish(vec![sized("c", limit)]).await.unwrap();
+        for attempt in 1..=9 {
+            let mut deliveries = receive(&queue, 1).await.unwrap();
+            let delivery = deliveries.remove(0);
+            assert_eq!(delivery.attempt, attempt);
+            let reason = "why ".repeat(2000);
+            let settlement = if attempt < 9 {
+                delivery.retry(std::time::Duration::ZERO, reason)
+            } else {
+                delivery.reject(reason)
+            };
+            queue.settle(&[settlement]).await.unwrap();
+        }
+        let letter = queue.list(1).await.unwrap().remove(0);
+        assert_eq!((letter.job.body.len(), letter.attempts), (limit, 9));
+    });
+}
+
+#[test]
+fn a_server_without_jetstream_is_refused_with_the_remedy() {
+    block_on(async {
+        // A server that has JetStream, but not for this account.
+        let extra_config = "accounts { plain { users: [{ user: u, password: p }] } }\n".to_owned();
+        let options = NatsOptions { extra_config, ..NatsOptions::default() };
+        let server = Nats::start(options).await.unwrap();
+        let error = refusal(&server.url().replace("nats://", "nats://u:p@")).await;
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("JetStream"), "{error}");
+    });
+}
