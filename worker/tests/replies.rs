@@ -1,4 +1,5 @@
 //! Replies: a job that asks for one gets its result as a message, before it is acknowledged.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
 

@@ -59,12 +59,15 @@ impl Claim {
             Err(reason) => return Fetched::Gone(delivery, reason),
         };
         if reference.size > self.largest as u64 {
-            let reason = format!("body is {} bytes; send at most {}", reference.size, self.largest);
+            let (n, max) = (reference.size, self.largest);
+            let reason = format!("body is {n} bytes; send at most {max}, or raise --max-body");
             return Fetched::Gone(delivery, reason);
         }
         let mut why = String::new();
         for pause in TRIES {
-            tokio::time::sleep(pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             match self.store.get(&reference).await {
                 Ok(body) => {
                     return Fetched::Whole(reference::deliver(delivery, &reference.key, body));

@@ -88,7 +88,7 @@ fn invalid(why: &str) -> Error {
 }
 
 /// A store for large bodies, and from what size on it is used; clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Payloads {
     /// A body of more bytes travels by reference; less where the broker takes less.
     pub inline: usize,
@@ -97,6 +97,15 @@ pub struct Payloads {
     pub(super) url: PayloadsUrl,
     /// None for the result store of the queue.
     pub(super) objects: Option<Arc<dyn ObjectStore>>,
+}
+
+// The client of S3 would show its credentials.
+impl fmt::Debug for Payloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inline, largest, url, .. } = self;
+        let mut shown = f.debug_struct("Payloads");
+        shown.field("url", url).field("inline", inline).field("largest", largest).finish()
+    }
 }
 
 impl Payloads {
@@ -190,6 +199,17 @@ mod tests {
             assert_eq!(url.to_string(), written);
             assert_eq!(written.parse::<PayloadsUrl>().unwrap(), url);
         }
+    }
+
+    #[test]
+    fn a_store_shows_no_credentials() {
+        let url = "s3://bucket/prefix".parse().unwrap();
+        let variables = [("AWS_ACCESS_KEY_ID", "my-key"), ("AWS_SECRET_ACCESS_KEY", "my-secret")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let payloads = Payloads::open_with(&url, variables).unwrap();
+        let options = crate::OpenOptions { payloads: Some(payloads), ..Default::default() };
+        let shown = format!("{options:?}");
+        assert!(shown.contains("bucket") && !shown.contains("my-"), "{shown}");
     }
 
     #[test]
