@@ -153,6 +153,10 @@ pub trait Broker: Backlog {
     async fn close(&self) -> Result<()>;
 }
 
+/// What each kind of broker cannot promise however it is set, by the scheme of its URL.
+pub const LIMITS: [(&str, &[Limit]); 3] =
+    [("nats", nats::LIMITS), ("amqp", amqp::LIMITS), ("redis", redis::LIMITS)];
+
 /// A worker that has not reported for this long is taken for gone.
 pub const STATUS_TTL: Duration = Duration::from_secs(5);
 

@@ -289,3 +289,22 @@ fn every_flag_on_our_pages_exists() {
     }
     assert_none("a flag on a page is one of ours", broken);
 }
+
+#[test]
+fn the_readme_tells_what_each_broker_cannot_promise_in_the_words_of_the_code() {
+    let readme = read("README.md");
+    let rows: BTreeSet<&str> = readme.lines().filter(|line| line.starts_with("| `")).collect();
+    let mut told = BTreeSet::new();
+    for (broker, limits) in ebb_queue::LIMITS {
+        for limit in limits {
+            told.insert(format!("| `{broker}` | {} | {} |", limit.promise, limit.instead));
+        }
+    }
+    let missing = told.iter().filter(|row| !rows.contains(row.as_str()));
+    assert_none("a limit of a broker stands in the README", missing.cloned());
+    let stale = rows.iter().filter(|row| {
+        ebb_queue::LIMITS.iter().any(|(broker, _)| row.starts_with(&format!("| `{broker}` |")))
+            && !told.contains(**row)
+    });
+    assert_none("what the README says of a broker is so", stale.map(ToString::to_string));
+}

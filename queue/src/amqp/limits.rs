@@ -2,7 +2,7 @@
 
 use crate::Limit;
 
-pub(super) const LIMITS: &[Limit] = &[
+pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "results",
         instead: "RabbitMQ keeps no results: name a store for them with --results URL. Who follows \

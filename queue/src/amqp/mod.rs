@@ -40,7 +40,7 @@ use futures::stream::{self, BoxStream};
 use self::bell::Listener;
 use self::core::{Core, Parts};
 use self::intake::Intake;
-use self::limits::LIMITS;
+pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
 use self::names::{LANES, Names};
 use self::session::Session;

@@ -45,7 +45,7 @@ use names::{LANES, Names};
 use topology::Wanted;
 
 /// What JetStream cannot promise however it is set.
-const LIMITS: &[Limit] = &[
+pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "duplicates",
         instead: "an id is known for two minutes after its publication (key_ttl, where that is \

@@ -13,7 +13,7 @@ use crate::{Info, Limit, Result, Warning};
 const DEFAULT_MAX_BODY: u64 = 512 << 20;
 
 /// What no setting of a server makes good.
-const LIMITS: &[Limit] = &[
+pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "power loss",
         instead: "what was accepted is in the server's memory; it survives a loss of power only as \

@@ -50,6 +50,7 @@ use crate::{
 };
 use connect::Place;
 use dead::Which;
+pub(crate) use info::LIMITS;
 use info::Settings;
 use keeper::{Again, Keeper};
 use news::{Answers, Arrivals};
