@@ -271,12 +271,15 @@ async fn watch_once(
     let connection = connect::connected(&client, None).await;
     let mut connection = connection.map_err(|error| place.told(error))?;
     let mut last = last_entry(&mut connection, place).await?;
+    // May we look at all?
+    let look = next_entry(&mut connection, &place.inbox, &last, None);
+    look.await.map_err(|error| place.told(error))?;
     armed.send_replace(Arming::Armed);
     loop {
         told.send_replace(());
         tokio::time::sleep(REST).await;
         loop {
-            let look = next_entry(&mut connection, &place.inbox, &last);
+            let look = next_entry(&mut connection, &place.inbox, &last, Some(BLOCK));
             let found = tokio::select! {
                 found = tokio::time::timeout(SILENCE, look) => found,
                 _ = lives.changed() => return Ok(()),
@@ -290,14 +293,18 @@ async fn watch_once(
     }
 }
 
-/// Whether there is an entry after this one, waiting a while for it.
+/// Whether there is an entry after this one, waiting a while for it or not at all.
 async fn next_entry(
     connection: &mut MultiplexedConnection,
     inbox: &str,
     last: &str,
+    wait: Option<Duration>,
 ) -> Result<bool, RedisError> {
     let mut look = redis::cmd("XREAD");
-    look.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK.as_millis().to_string());
+    look.arg("COUNT").arg(1);
+    if let Some(wait) = wait {
+        look.arg("BLOCK").arg(wait.as_millis().to_string());
+    }
     look.arg("STREAMS").arg(inbox).arg(last);
     let found: Value = look.query_async(connection).await?;
     Ok(found != Value::Nil)
