@@ -40,7 +40,6 @@ pub(super) struct Api {
 pub(super) struct Kept {
     pub(super) seq: u64,
     pub(super) at: Timestamp,
-    pub(super) subject: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
@@ -367,10 +366,10 @@ fn kept(message: Message) -> Result<Kept> {
     let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
     let read = || {
         let seq = text("Nats-Sequence")?.parse().ok()?;
-        Some((seq, text("Nats-Time-Stamp")?.parse().ok()?, text("Nats-Subject")?))
+        Some((seq, text("Nats-Time-Stamp")?.parse().ok()?))
     };
-    let (seq, at, subject) = read().ok_or_else(|| {
+    let (seq, at) = read().ok_or_else(|| {
         Error::new(ErrorKind::Incompatible, "a stored message came without its number")
     })?;
-    Ok(Kept { seq, at, subject, headers, body: message.payload })
+    Ok(Kept { seq, at, headers, body: message.payload })
 }

@@ -55,6 +55,8 @@ impl NatsQueue {
                 depth.next_due = Some(depth.next_due.map_or(until, |known| known.min(until)));
             }
         }
+        // Nobody reads the jobs to add up what they cost.
+        depth.cost = (depth.ready + depth.in_flight == 0).then_some(0.0);
         if depth.ready > 0 {
             depth.oldest_ready = self.oldest(&survey, &claims, now).await?;
         }

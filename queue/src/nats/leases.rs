@@ -239,8 +239,10 @@ impl Claims {
                 claim.worker.clone_from(&note.worker);
                 let left = jiff::SignedDuration::from_millis(claim.left);
                 claim.until = kept.at.checked_add(left).unwrap_or(Timestamp::MAX);
+                // A lease may be extended through another handle than it was given to.
+                let age = |claim: &Claim| (claim.delivered, claim.until);
                 let known = claims.0.get(&claim.seq);
-                if known.is_none_or(|known| known.delivered < claim.delivered) {
+                if known.is_none_or(|known| age(known) < age(&claim)) {
                     claims.0.insert(claim.seq, claim);
                 }
             }

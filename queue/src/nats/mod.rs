@@ -49,7 +49,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "duplicates",
         instead: "an id is known for two minutes after its publication (key_ttl, where that is \
-                  shorter) and not as long as its job lives, since each id costs the server memory; \
+                  shorter) and not as long as its job lives, and that of a job that was done no longer \
+                  than its server runs, since JetStream keeps ids in memory; \
                   a key is known for key_ttl after its publication, and looked up before the id; a \
                   full queue refuses what it knows as well",
     },

@@ -17,6 +17,8 @@ use crate::{
     Error, ErrorKind, Info, JSON, JobResult, Outcome, Result, Warning, WorkerStatus, header,
 };
 
+/// So often a listener looks whether the connection was lost meanwhile.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 /// What is heard within this time is told as one.
 const HUSH: Duration = Duration::from_millis(5);
 
@@ -52,28 +54,36 @@ impl NatsQueue {
         let queue = self.clone();
         let mut subjects = self.job_subjects().to_vec();
         subjects.push(self.shared.names.subject("phase"));
-        let client = &self.shared.api.client;
-        let mut bell = Bell::arm(client, &subjects).await?;
-        // Armed when the server says so, since others publish on other connections.
-        client.flush().await.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "the NATS server is gone").caused_by(error)
-        })?;
+        let mut bell = self.listen(&subjects).await?;
+        let mut n_losses = self.shared.link.n_losses();
         let told = async_stream::stream! {
-            let client = &queue.shared.api.client;
             loop {
-                bell.rings().await;
+                let link = &queue.shared.link;
+                let is_heard = bell.rings_within(HEARTBEAT).await;
+                if !is_heard && (link.n_losses() == n_losses || !link.is_up()) {
+                    continue;
+                }
                 yield ();
                 tokio::time::sleep(HUSH).await;
-                if let Ok(again) = Bell::arm(client, &subjects).await {
-                    bell = again;
+                n_losses = queue.shared.link.n_losses();
+                match queue.listen(&subjects).await {
+                    Ok(again) => bell = again,
+                    Err(error) => tracing::debug!(%error, "not heard"),
                 }
-                // An outage ends with the subscriptions in place again.
-                client.flush().await.ok();
-                // What came while nobody listened.
+                // What came while nobody listened, and during an outage.
                 yield ();
             }
         };
         Ok(told.boxed())
+    }
+
+    /// Listens from now on, also to what others publish on other connections.
+    async fn listen(&self, subjects: &[String]) -> Result<Bell> {
+        let shared = &*self.shared;
+        let bell = Bell::arm(&shared.api.client, subjects).await?;
+        // The server answers in turn: it has read the subscription when it answers this.
+        shared.api.stream(&shared.names.status).await?;
+        Ok(bell)
     }
 
     pub(super) async fn send(&self, to: &str, result: &JobResult) -> Result<()> {
@@ -98,11 +108,8 @@ impl NatsQueue {
             let words = format!("{}: cannot reply to {to:?}", header::REPLY_TO);
             Error::new(ErrorKind::Invalid, words).caused_by(error)
         })?;
-        let flushed = tokio::time::timeout(Duration::from_secs(4), client.flush()).await;
-        match flushed {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(Error::new(ErrorKind::Unavailable, "the NATS server took no reply")),
-        }
+        // The server answers in turn: it has read the reply when it answers this.
+        self.shared.api.stream(&self.shared.names.status).await.map(drop)
     }
 
     pub(super) async fn describe(&self) -> Result<Info> {

@@ -90,7 +90,8 @@ fn a_reply_goes_to_whoever_listens() {
         let queue = try_open(&server.url()).await.unwrap();
         let client = async_nats::connect(server.url()).await.unwrap();
         let mut replies = client.subscribe("answers.here").await.unwrap();
-        client.flush().await.unwrap();
+        // The server has read the subscription when it answers this.
+        client.request("$JS.API.INFO", "".into()).await.unwrap();
         let outcome = Outcome::Failed { reason: "no \"such\" model".to_owned() };
         let finished_at = ebb_queue::Timestamp::now();
         let id = "a".parse().unwrap();
