@@ -33,10 +33,18 @@ pub fn sqlite(_: &'static str, promise: Promise) {
 
 /// Redis, in real time: it goes by the clock of its handle, which can be set forward.
 pub fn redis(test: &'static str, promise: Promise) {
-    if !is_skipped("redis", test, &limits::REDIS) {
-        let server = Redis::shared().unwrap_or_else(|error| missing("redis", &error));
-        keep(promise, &Served::new("redis", server.url().parse().unwrap(), Time::ahead()));
+    if let Some(url) = redis_url(test) {
+        keep(promise, &Served::new("redis", url, Time::ahead()));
     }
+}
+
+/// Where Redis is, unless the test is not to be run there.
+pub fn redis_url(test: &str) -> Option<QueueUrl> {
+    if is_skipped("redis", test, &limits::REDIS) {
+        return None;
+    }
+    let server = Redis::shared().unwrap_or_else(|error| missing("redis", &error));
+    Some(server.url().parse().unwrap())
 }
 
 /// The newest NATS, where time passes for real.
@@ -79,7 +87,7 @@ pub fn amqp(test: &'static str, promise: Promise) {
 /// Short, since the promises wait for it; long enough for a machine that does much else.
 fn real() -> Time {
     let lease = Duration::from_secs(2);
-    let behavior = Behavior { lease, result_ttl: lease * 3, key_ttl: lease * 3, max_ready: None };
+    let behavior = Behavior { lease, result_ttl: lease * 2, key_ttl: lease * 2, max_ready: None };
     Time::Real { behavior, lag: Duration::from_secs(2) }
 }
 

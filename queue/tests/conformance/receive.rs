@@ -66,7 +66,9 @@ pub async fn many_workers_at_once_receive_each_job_once(fixture: &dyn Fixture) {
     const JOBS: usize = 120;
     const SEVEN: NonZeroUsize = NonZeroUsize::new(7).unwrap();
     let lag = fixture.lag();
-    let queue = fixture.fresh().await;
+    // Longer than the workers need, however slow they are: what they hold is not to come back.
+    let behavior = Behavior { lease: fixture.lease() * 10, ..fixture.behavior() };
+    let queue = fixture.fresh_with(behavior).await;
     let jobs = (0..JOBS).map(|n| fixture.job(&format!("job-{n}"), &[])).collect();
     queue.publish(jobs).await.unwrap();
     let mut workers = tokio::task::JoinSet::new();

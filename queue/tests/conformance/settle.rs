@@ -42,7 +42,7 @@ pub async fn a_lost_lease_changes_nothing_however_it_is_settled(fixture: &dyn Fi
         let (queue, other) = (fixture.fresh().await, fixture.again("two").await);
         fixture.publish(&queue, &["a"]).await;
         let stale = fixture.take_one(&queue).await;
-        fixture.pass(fixture.lease() * 2).await;
+        fixture.pass_by(fixture.lease()).await;
         let current = fixture.take_one(&other).await;
         assert_eq!(settle(&queue, way(stale, fixture.lease())).await, Settled::Lost);
         fixture.assert_counts(&queue, [0, 1, 0, 0]).await;

@@ -87,8 +87,32 @@ const TABLE: [(State, Step, State); 23] = [
     (Leased, Redrive, Leased),
 ];
 
-pub async fn every_row_of_the_table_holds(fixture: &dyn Fixture) {
-    for (from, step, to) in TABLE {
+pub async fn a_job_that_is_not_known_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Unknown).await;
+}
+
+pub async fn a_delayed_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Delayed).await;
+}
+
+pub async fn a_ready_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Ready).await;
+}
+
+pub async fn a_leased_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Leased).await;
+}
+
+pub async fn a_job_that_is_done_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Done).await;
+}
+
+pub async fn a_dead_job_goes_where_the_table_says(fixture: &dyn Fixture) {
+    every_row_holds(fixture, Dead).await;
+}
+
+async fn every_row_holds(fixture: &dyn Fixture, start: State) {
+    for (from, step, to) in TABLE.into_iter().filter(|(from, ..)| *from == start) {
         let mut walk = Walk { fixture, queue: fixture.fresh().await, delivery: None };
         for step in way_to(from) {
             walk.take(step).await;
@@ -122,7 +146,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     async fn take(&mut self, step: Step) {
         // The lease is longer than a delay, and the time to live longer than both together.
-        let (delay, ttl) = (self.fixture.short(), self.fixture.lease() * 5 / 2);
+        let (delay, ttl) = (self.fixture.short(), self.fixture.lease() * 7 / 4);
         let (delay_words, ttl_words) = (words(delay), words(ttl));
         let headers = [("ebb-ttl", &*ttl_words), ("ebb-delay", &*delay_words)];
         match step {

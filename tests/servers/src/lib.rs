@@ -1,6 +1,7 @@
 //! Real brokers for tests and benches: started on ports of their own, gone with whoever started
 //! them, even when that is killed.
 
+mod authority;
 mod home;
 mod nats;
 mod ports;
@@ -11,8 +12,7 @@ mod redis;
 mod server;
 mod shared;
 
-use std::path::PathBuf;
-
+pub use authority::{Authority, TlsFiles};
 pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use redis::{Persistence, Redis, RedisOptions};
@@ -36,15 +36,4 @@ impl Error {
     fn because(what: &str, source: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {source}"))
     }
-}
-
-/// Files for an encrypted port, all PEM.
-#[derive(Debug, Clone)]
-pub struct TlsFiles {
-    /// The certificate of the server.
-    pub cert: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// The authority whose certificates clients must show; none is asked for when missing.
-    pub client_ca: Option<PathBuf>,
 }

@@ -74,3 +74,34 @@ pub(crate) fn cache(kind: &str) -> PathBuf {
     let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
     given.unwrap_or_else(home).join("ebb").join("servers").join(kind)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_the_places_and_the_remedy() {
+        let program = Program {
+            name: "ebb-no-such-server",
+            variable: "EBB_NO_SUCH_SERVER",
+            remedy: "install it",
+        };
+        let words = program.find(&["/opt/nowhere/server".into()]).unwrap_err().to_string();
+        for part in [program.name, program.variable, "the PATH", "/opt/nowhere/server", "install"] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+    }
+
+    #[test]
+    fn a_wrapper_that_wants_to_be_root_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let wrapper = folder.path().join("rabbitmq-script-wrapper");
+        std::fs::write(&wrapper, "").unwrap();
+        let server = folder.path().join("rabbitmq-server");
+        std::os::unix::fs::symlink(&wrapper, &server).unwrap();
+        assert!(!is_ours(&server));
+        std::fs::remove_file(&server).unwrap();
+        std::fs::write(&server, "").unwrap();
+        assert!(is_ours(&server));
+    }
+}

@@ -85,6 +85,12 @@ impl RabbitMq {
         if self.options.tls.is_some() { self.tls_port } else { self.port }
     }
 
+    /// The port that is not encrypted.
+    #[must_use]
+    pub fn plain_port(&self) -> u16 {
+        self.port
+    }
+
     /// Its process, while it runs: the one that does the work, not the scripts around it.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

@@ -1,0 +1,272 @@
+//! Results and their pieces: one record per job, replaced only by whoever saw the last one.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use super::NatsQueue;
+use super::api::Kept;
+use super::bell::Bell;
+use super::settle::token_of;
+use crate::{Error, ErrorKind, Frame, JobId, JobResult, Result, Stored};
+
+/// In a record: which attempt's pieces count, and the number that stands in their subjects.
+const PIECES: &str = "ebb-pieces";
+/// How many answers a handle remembers to have given.
+const MEMORY: usize = 65_536;
+/// Who follows looks again at least this often.
+const FOLLOW_NAP: Duration = Duration::from_secs(1);
+/// A piece is heard of before it can be read.
+const ECHO: Duration = Duration::from_millis(2);
+/// How often a record is tried that others write as well.
+const TRIES: usize = 100;
+
+/// The jobs that this handle answered and has not acknowledged yet.
+#[derive(Debug, Default)]
+pub(super) struct Answered(Mutex<(HashSet<JobId>, VecDeque<JobId>)>);
+
+impl Answered {
+    fn add(&self, id: &JobId) {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, order) = &mut *guard;
+        if known.insert(id.clone()) {
+            order.push_back(id.clone());
+        }
+        while order.len() > MEMORY
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+    }
+
+    /// Whether it was answered; asked once.
+    pub(super) fn take(&self, id: &JobId) -> bool {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.0.remove(id)
+    }
+}
+
+/// What is known of an answer.
+#[derive(Debug, Default)]
+struct Record {
+    /// Its number in the stream, 0 where there is none.
+    seq: u64,
+    result: Option<JobResult>,
+    encoded: Bytes,
+    /// The latest attempt that sent pieces, 0 for none.
+    attempt: u32,
+    /// What the subjects of its pieces have in common.
+    epoch: u64,
+}
+
+impl Record {
+    fn read(kept: Option<Kept>) -> Result<Self> {
+        let Some(kept) = kept else { return Ok(Self::default()) };
+        let pieces = kept.headers.get_last(PIECES).map_or("0:0", HeaderValue::as_str);
+        let (attempt, epoch) = pieces.split_once(':').unwrap_or(("0", "0"));
+        let epoch = epoch.parse().unwrap_or(0);
+        let is_empty = kept.body.is_empty();
+        let result = if is_empty { None } else { Some(JobResult::decode(&kept.body)?) };
+        Ok(Self {
+            seq: kept.seq,
+            result,
+            encoded: kept.body,
+            attempt: attempt.parse().unwrap_or(0),
+            // The first record of an attempt gives its pieces their number.
+            epoch: if epoch == 0 { kept.seq } else { epoch },
+        })
+    }
+
+    fn is_completed(&self) -> bool {
+        self.result.as_ref().is_some_and(|result| result.outcome.is_completed())
+    }
+}
+
+fn pieces(attempt: u32, epoch: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(PIECES, format!("{attempt}:{epoch}"));
+    headers
+}
+
+/// How far somebody has followed a result.
+#[derive(Debug)]
+struct Cursor {
+    attempt: u32,
+    epoch: u64,
+    seq: u64,
+}
+
+impl NatsQueue {
+    fn result_subject(&self, id: &JobId) -> String {
+        self.shared.names.subject(&format!("results.{}", token_of(id)))
+    }
+
+    fn chunk_subject(&self, id: &JobId, epoch: u64, seq: u64) -> String {
+        self.shared.names.subject(&format!("chunks.{}.{epoch}.{seq}", token_of(id)))
+    }
+
+    async fn record(&self, id: &JobId) -> Result<Record> {
+        let shared = &*self.shared;
+        Record::read(shared.api.last(&shared.names.results, &self.result_subject(id)).await?)
+    }
+
+    pub(super) async fn answer(&self, id: &JobId) -> Result<Option<JobResult>> {
+        Ok(self.record(id).await?.result)
+    }
+
+    pub(super) async fn put_result(&self, result: &JobResult) -> Result<Stored> {
+        let shared = &*self.shared;
+        let subject = self.result_subject(&result.id);
+        let body: Bytes = result.encode().into();
+        let longest = shared.api.client.server_info().max_payload.saturating_sub(1024);
+        if body.len() > longest {
+            let words = format!(
+                "the result of job {} has {} bytes where {longest} is the limit of this NATS server \
+                 (max_payload)",
+                result.id,
+                body.len()
+            );
+            return Err(Error::new(ErrorKind::Invalid, words));
+        }
+        let completed = result.outcome.is_completed();
+        // Most jobs have no record yet, so that one try is all.
+        let mut record = Record::default();
+        for _ in 0..TRIES {
+            if record.is_completed() {
+                shared.answered.add(&result.id);
+                return Ok(Stored::Duplicate);
+            }
+            if result.attempt < record.attempt {
+                return Ok(Stored::Stale);
+            }
+            if record.result.is_some() && !completed {
+                return Ok(Stored::Duplicate);
+            }
+            let is_void = !completed || result.attempt > record.attempt;
+            let headers = if is_void { pieces(0, 0) } else { pieces(record.attempt, record.epoch) };
+            let stored = shared.api.swap(&subject, headers, body.clone(), record.seq).await?;
+            if stored.is_some() {
+                shared.answered.add(&result.id);
+                return Ok(Stored::Stored);
+            }
+            record = self.record(&result.id).await?;
+        }
+        Err(contended(&result.id))
+    }
+
+    pub(super) async fn put_chunk(
+        &self,
+        id: &JobId,
+        attempt: u32,
+        seq: u64,
+        body: Bytes,
+    ) -> Result<Stored> {
+        let shared = &*self.shared;
+        for _ in 0..TRIES {
+            let record = self.record(id).await?;
+            if record.is_completed() || attempt < record.attempt {
+                return Ok(Stored::Stale);
+            }
+            let mut epoch = record.epoch;
+            if attempt > record.attempt {
+                let subject = self.result_subject(id);
+                let headers = pieces(attempt, 0);
+                let begun = shared.api.swap(&subject, headers, record.encoded, record.seq).await?;
+                let Some(begun) = begun else { continue };
+                epoch = begun;
+            }
+            let subject = self.chunk_subject(id, epoch, seq);
+            let stored = shared.api.swap(&subject, HeaderMap::new(), body, 0).await?;
+            return Ok(if stored.is_some() { Stored::Stored } else { Stored::Duplicate });
+        }
+        Err(contended(id))
+    }
+
+    /// Forgets a failed result and the pieces of a job that is put back.
+    pub(super) async fn forget_failure(&self, id: &JobId) -> Result<()> {
+        let shared = &*self.shared;
+        let record = self.record(id).await?;
+        if record.seq > 0 && !record.is_completed() {
+            shared.api.delete(&shared.names.results, record.seq).await?;
+        }
+        Ok(())
+    }
+
+    /// What came since the cursor, which moves on.
+    async fn frames(&self, id: &JobId, cursor: &mut Cursor) -> Result<Vec<Frame>> {
+        let record = self.record(id).await?;
+        let mut frames = Vec::new();
+        if record.attempt > 0 {
+            if record.epoch != cursor.epoch {
+                // What was read of another attempt is void.
+                cursor.seq = if cursor.epoch == 0 { cursor.seq } else { 0 };
+                (cursor.attempt, cursor.epoch) = (record.attempt, record.epoch);
+            }
+            let api = &self.shared.api;
+            let stream = &self.shared.names.results;
+            while let Some(kept) =
+                api.last(stream, &self.chunk_subject(id, cursor.epoch, cursor.seq)).await?
+            {
+                let (attempt, seq) = (cursor.attempt, cursor.seq);
+                frames.push(Frame::Chunk { attempt, seq, body: kept.body });
+                cursor.seq += 1;
+            }
+        }
+        frames.extend(record.result.map(Frame::Final));
+        Ok(frames)
+    }
+
+    /// Whether the job ended without an answer, or was purged.
+    async fn has_ended(&self, id: &JobId) -> Result<bool> {
+        let shared = &*self.shared;
+        let subject = shared.names.subject(&format!("notes.end.{}", token_of(id)));
+        Ok(shared.api.last(&shared.names.notes, &subject).await?.is_some())
+    }
+
+    pub(super) fn follow_result(
+        &self,
+        id: &JobId,
+        from_seq: u64,
+    ) -> BoxStream<'static, Result<Frame>> {
+        let (queue, id) = (self.clone(), id.clone());
+        let mut cursor = Cursor { attempt: 0, epoch: 0, seq: from_seq };
+        let names = &self.shared.names;
+        let name = token_of(&id);
+        let subjects = [
+            names.subject(&format!("results.{name}")),
+            names.subject(&format!("chunks.{name}.>")),
+            names.subject(&format!("notes.end.{name}")),
+        ];
+        let frames = async_stream::try_stream! {
+            let mut is_echo = false;
+            loop {
+                let mut bell = Bell::arm(&queue.shared.api.client, &subjects).await?;
+                let frames = queue.frames(&id, &mut cursor).await?;
+                let found = !frames.is_empty();
+                for frame in frames {
+                    let is_last = matches!(frame, Frame::Final(_));
+                    yield frame;
+                    if is_last {
+                        return;
+                    }
+                }
+                if !found && queue.has_ended(&id).await? && queue.answer(&id).await?.is_none() {
+                    return;
+                }
+                let nap = if is_echo { ECHO } else { FOLLOW_NAP };
+                is_echo = bell.rings_within(nap).await;
+            }
+        };
+        frames.boxed()
+    }
+}
+
+fn contended(id: &JobId) -> Error {
+    let words = format!("the result of job {id} is being written by many at once; try again");
+    Error::new(ErrorKind::Unavailable, words)
+}

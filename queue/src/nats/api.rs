@@ -1,0 +1,376 @@
+//! JetStream's own requests: publish, look, delete, pull, and the errors they answer with.
+
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, RequestErrorKind, StatusCode, Subject};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::connect::Refusal;
+use crate::{Error, ErrorKind, Result, Timestamp};
+
+/// No stream of that name.
+const NO_STREAM: u32 = 10059;
+/// No consumer of that name.
+const NO_CONSUMER: u32 = 10014;
+/// Somebody else wrote to the subject since we looked.
+const MOVED_ON: u32 = 10071;
+/// No message of that number.
+const NO_MESSAGE: [u32; 2] = [10037, 10057];
+/// The stream has as much as it may.
+const FULL: [u32; 3] = [10047, 10077, 10023];
+/// JetStream is switched off, here or for our account.
+const SWITCHED_OFF: [u32; 2] = [10076, 10039];
+/// The same id is being stored at this moment.
+const IN_FLIGHT: u32 = 10158;
+
+/// A connection with the words of JetStream.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    pub(super) client: Client,
+    pub(super) refusal: Refusal,
+}
+
+/// A message as a stream keeps it.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) seq: u64,
+    pub(super) at: Timestamp,
+    pub(super) subject: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct PubAck {
+    pub(super) seq: u64,
+    #[serde(default)]
+    pub(super) duplicate: bool,
+}
+
+/// A stream, as far as we look.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct StreamInfo {
+    pub(super) config: Value,
+    pub(super) created: Timestamp,
+    pub(super) state: StreamState,
+    #[serde(default)]
+    pub(super) ts: Option<Timestamp>,
+    #[serde(default)]
+    pub(super) total: u64,
+}
+
+/// What lies in a stream.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct StreamState {
+    pub(super) messages: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+    #[serde(default)]
+    pub(super) subjects: Option<std::collections::BTreeMap<String, u64>>,
+}
+
+/// A consumer, as far as we look.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ConsumerInfo {
+    pub(super) config: Value,
+    pub(super) delivered: Delivered,
+}
+
+/// How far a consumer has come.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Delivered {
+    pub(super) stream_seq: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refused {
+    #[serde(default)]
+    code: u32,
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Answer<T> {
+    Refused { error: Refused },
+    Given(T),
+}
+
+/// Answered from JetStream with `None` where what was asked for is not there.
+type Found<T> = Result<Option<T>>;
+
+impl Api {
+    /// Sends one request and waits for its answer.
+    pub(super) async fn ask(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+    ) -> Result<Message> {
+        let begin = Instant::now();
+        let mut request = async_nats::Request::new().payload(body);
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        self.client.send_request(subject.to_owned(), request).await.map_err(|error| {
+            if let Some(words) = self.refusal.since(begin) {
+                let words = format!("the NATS server refused {subject}: {words}");
+                return Error::new(ErrorKind::Invalid, words).caused_by(error);
+            }
+            let (kind, words) = match error.kind() {
+                RequestErrorKind::TimedOut => (ErrorKind::Unavailable, "does not answer"),
+                RequestErrorKind::NoResponders => {
+                    (ErrorKind::Unavailable, "has nobody who answers; is JetStream enabled there?")
+                }
+                RequestErrorKind::MaxPayloadExceeded => {
+                    (ErrorKind::Invalid, "takes no message of that size (max_payload)")
+                }
+                RequestErrorKind::InvalidSubject => (ErrorKind::Internal, "has no such subject"),
+                RequestErrorKind::Other => (ErrorKind::Unavailable, "cannot be asked"),
+            };
+            Error::new(kind, format!("the NATS server {words}: {subject}")).caused_by(error)
+        })
+    }
+
+    async fn ask_for<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+    ) -> Result<Result<T, Refused>> {
+        let message = self.ask(subject, headers, body).await?;
+        match serde_json::from_slice(&message.payload) {
+            Ok(Answer::Given(given)) => Ok(Ok(given)),
+            Ok(Answer::Refused { error }) => Ok(Err(error)),
+            Err(error) => {
+                let words = format!("the answer to {subject} cannot be read; is it JetStream's?");
+                Err(Error::new(ErrorKind::Incompatible, words).caused_by(error))
+            }
+        }
+    }
+
+    /// Asks the API of JetStream; `None` where the thing is missing.
+    pub(super) async fn call<T: DeserializeOwned>(&self, what: &str, request: &Value) -> Found<T> {
+        let subject = format!("$JS.API.{what}");
+        match self.ask_for(&subject, None, request.to_string().into()).await? {
+            Ok(given) => Ok(Some(given)),
+            Err(refused) if is_missing(&refused) => Ok(None),
+            Err(refused) => Err(refused.into_error(&subject)),
+        }
+    }
+
+    /// Stores a message, once it is on the server's disk as far as that goes.
+    pub(super) async fn publish(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<PubAck> {
+        let refused = match self.ask_for(subject, Some(headers), body).await? {
+            Ok(ack) => return Ok(ack),
+            Err(refused) => refused,
+        };
+        Err(refused.into_error(subject))
+    }
+
+    /// Stores a message unless the last one on its subject is another than this, 0 for none.
+    pub(super) async fn swap(
+        &self,
+        subject: &str,
+        mut headers: HeaderMap,
+        body: Bytes,
+        last: u64,
+    ) -> Found<u64> {
+        headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+        match self.ask_for::<PubAck>(subject, Some(headers), body).await? {
+            Ok(ack) => Ok(Some(ack.seq)),
+            Err(refused) if refused.err_code == MOVED_ON => Ok(None),
+            Err(refused) => Err(refused.into_error(subject)),
+        }
+    }
+
+    /// Sends without waiting; for what is told again before long.
+    pub(super) async fn tell(&self, subject: &str, body: Bytes) {
+        if let Err(error) = self.client.publish(subject.to_owned(), body).await {
+            tracing::debug!(%error, subject, "not told");
+        }
+    }
+
+    /// The last message on a subject.
+    pub(super) async fn last(&self, stream: &str, subject: &str) -> Found<Kept> {
+        self.direct(stream, &json!({ "last_by_subj": subject })).await
+    }
+
+    /// The message of this number.
+    pub(super) async fn at(&self, stream: &str, seq: u64) -> Found<Kept> {
+        self.direct(stream, &json!({ "seq": seq })).await
+    }
+
+    /// The first message from this number on whose subject fits.
+    pub(super) async fn next(&self, stream: &str, seq: u64, subject: &str) -> Found<Kept> {
+        self.direct(stream, &json!({ "seq": seq, "next_by_subj": subject })).await
+    }
+
+    async fn direct(&self, stream: &str, request: &Value) -> Found<Kept> {
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let message = self.ask(&subject, None, request.to_string().into()).await?;
+        match message.status {
+            None => Ok(Some(kept(message)?)),
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) => {
+                let words = format!("{subject} was answered with {status}");
+                Err(Error::new(ErrorKind::Internal, words))
+            }
+        }
+    }
+
+    /// Deletes a message; false when it was gone.
+    pub(super) async fn delete(&self, stream: &str, seq: u64) -> Result<bool> {
+        let request = json!({ "seq": seq, "no_erase": true });
+        let deleted: Option<Value> =
+            self.call(&format!("STREAM.MSG.DELETE.{stream}"), &request).await?;
+        Ok(deleted.is_some())
+    }
+
+    /// Deletes what fits: by subject, by number, or all.
+    pub(super) async fn purge(&self, stream: &str, which: &Value) -> Result<()> {
+        let _: Option<Value> = self.call(&format!("STREAM.PURGE.{stream}"), which).await?;
+        Ok(())
+    }
+
+    pub(super) async fn stream(&self, stream: &str) -> Found<StreamInfo> {
+        self.call(&format!("STREAM.INFO.{stream}"), &json!({})).await
+    }
+
+    /// A stream with the number of messages on each subject that fits.
+    pub(super) async fn subjects(&self, stream: &str, filter: &str) -> Found<StreamInfo> {
+        let what = format!("STREAM.INFO.{stream}");
+        let Some(mut info) =
+            self.call::<StreamInfo>(&what, &json!({ "subjects_filter": filter })).await?
+        else {
+            return Ok(None);
+        };
+        let mut subjects = info.state.subjects.take().unwrap_or_default();
+        while (subjects.len() as u64) < info.total {
+            let request = json!({ "subjects_filter": filter, "offset": subjects.len() });
+            let page = self.call::<StreamInfo>(&what, &request).await?;
+            let more = page.and_then(|page| page.state.subjects).unwrap_or_default();
+            if more.is_empty() {
+                break;
+            }
+            subjects.extend(more);
+        }
+        info.state.subjects = Some(subjects);
+        Ok(Some(info))
+    }
+
+    pub(super) async fn consumer(&self, stream: &str, name: &str) -> Found<ConsumerInfo> {
+        self.call(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await
+    }
+
+    /// Takes what a consumer has ready, at most so many.
+    pub(super) async fn pull(
+        &self,
+        stream: &str,
+        consumer: &str,
+        max: usize,
+    ) -> Result<Vec<Message>> {
+        let inbox = Subject::from(self.client.new_inbox());
+        let gone = |error: String| Error::new(ErrorKind::Unavailable, error);
+        let mut answers = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| gone(format!("cannot subscribe: {error}")))?;
+        let request = json!({ "batch": max, "no_wait": true }).to_string();
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let begin = Instant::now();
+        let sent = self.client.publish_with_reply(subject.clone(), inbox, request.into()).await;
+        sent.map_err(|error| gone(format!("cannot ask for jobs: {error}")))?;
+        let mut messages = Vec::new();
+        while messages.len() < max {
+            let next = tokio::time::timeout(PULL_ANSWER, answers.next()).await;
+            let Ok(Some(message)) = next else {
+                if !messages.is_empty() {
+                    break;
+                }
+                if let Some(words) = self.refusal.since(begin) {
+                    let words = format!("the NATS server refused {subject}: {words}");
+                    return Err(Error::new(ErrorKind::Invalid, words));
+                }
+                return Err(gone(format!("the NATS server does not answer: {subject}")));
+            };
+            match message.status {
+                None => messages.push(message),
+                Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => break,
+                Some(_) if !messages.is_empty() => break,
+                Some(status) => {
+                    let words = format!("{subject} was answered with {status}");
+                    return Err(gone(words));
+                }
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Acknowledges a delivery in one of JetStream's ways, and waits until that is known.
+    pub(super) async fn ack(&self, reply: &str, way: &'static str) -> Result<()> {
+        self.ask(reply, None, Bytes::from_static(way.as_bytes())).await.map(drop)
+    }
+}
+
+/// Requests on their way at the same time.
+const AT_ONCE: usize = 256;
+
+/// Sends requests one after the other without waiting between them, and waits for all answers.
+pub(super) async fn in_order<T>(requests: Vec<impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+    stream::iter(requests).buffered(AT_ONCE).try_collect().await
+}
+
+/// A pull answers at once; this long only where the server is gone.
+const PULL_ANSWER: Duration = Duration::from_secs(3);
+
+impl Refused {
+    fn into_error(self, subject: &str) -> Error {
+        let Self { code, err_code, description } = self;
+        let (kind, remedy) = match err_code {
+            _ if FULL.contains(&err_code) => (ErrorKind::Full, "; make room, or raise its limits"),
+            _ if SWITCHED_OFF.contains(&err_code) => {
+                (ErrorKind::Invalid, "; enable JetStream there, for our account too")
+            }
+            IN_FLIGHT => (ErrorKind::Unavailable, ""),
+            _ if code == 503 => (ErrorKind::Unavailable, ""),
+            _ => (ErrorKind::Internal, ""),
+        };
+        let words =
+            format!("the NATS server refused {subject}: {description} ({err_code}){remedy}");
+        Error::new(kind, words)
+    }
+}
+
+fn is_missing(refused: &Refused) -> bool {
+    let missing = [NO_STREAM, NO_CONSUMER];
+    missing.contains(&refused.err_code) || NO_MESSAGE.contains(&refused.err_code)
+}
+
+fn kept(message: Message) -> Result<Kept> {
+    let headers = message.headers.unwrap_or_default();
+    let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+    let read = || {
+        let seq = text("Nats-Sequence")?.parse().ok()?;
+        Some((seq, text("Nats-Time-Stamp")?.parse().ok()?, text("Nats-Subject")?))
+    };
+    let (seq, at, subject) = read().ok_or_else(|| {
+        Error::new(ErrorKind::Incompatible, "a stored message came without its number")
+    })?;
+    Ok(Kept { seq, at, subject, headers, body: message.payload })
+}

@@ -1,0 +1,185 @@
+//! How a connection comes about, and what is told of its life.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use rand::Rng;
+use tokio::time::Instant;
+
+use crate::{Error, ErrorKind, Link, NatsAddress, Result, Secret};
+
+/// A request that is not answered by then has failed.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// The longest pause between two tries to connect anew.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The last thing that the server refused, which it tells apart from the request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Refusal(Arc<Mutex<Option<(Instant, String)>>>);
+
+impl Refusal {
+    fn note(&self, words: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), words));
+    }
+
+    /// What was refused since.
+    pub(super) fn since(&self, begin: Instant) -> Option<String> {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.as_ref().filter(|(at, _)| *at >= begin).map(|(_, words)| words.clone())
+    }
+}
+
+/// Connects, trying again until the time is over.
+pub(super) async fn connect(
+    address: &NatsAddress,
+    limit: Duration,
+    link: &Arc<Link>,
+) -> Result<(Client, Refusal)> {
+    let refusal = Refusal::default();
+    let servers = servers(address)?;
+    let begin = Instant::now();
+    loop {
+        let left = limit.saturating_sub(begin.elapsed());
+        let options = options(address, left, link, &refusal)?;
+        let connecting = options.connect(&servers[..]);
+        let error = match tokio::time::timeout(left, connecting).await {
+            Ok(Ok(client)) => return Ok((client, refusal)),
+            Ok(Err(error)) => error,
+            Err(_) => ConnectErrorKind::TimedOut.into(),
+        };
+        let hosts = address.server.shown();
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                return Err(unwelcome(address, &hosts).caused_by(error));
+            }
+            ConnectErrorKind::Tls => {
+                let words = format!(
+                    "cannot agree on TLS with the NATS server at {hosts}; check the scheme (tls://), \
+                     tls_ca, tls_cert and tls_key"
+                );
+                return Err(Error::new(ErrorKind::Invalid, words).caused_by(error));
+            }
+            _ if begin.elapsed() + LONGEST_PAUSE >= limit => {
+                let words = format!("cannot reach a NATS server at {hosts}");
+                return Err(Error::new(ErrorKind::Unavailable, words).caused_by(error));
+            }
+            _ => tokio::time::sleep(LONGEST_PAUSE / 2).await,
+        }
+    }
+}
+
+fn unwelcome(address: &NatsAddress, hosts: &str) -> Error {
+    let given = match (&address.creds, &address.nkey, &address.server.user) {
+        (Some(path), ..) => format!("the credentials in {}", path.display()),
+        (_, Some(path), _) => format!("the key in {}", path.display()),
+        (.., Some(user)) => format!("user {user} and its password"),
+        _ if address.server.secret.is_some() || address.server.password_file.is_some() => {
+            "the token".to_owned()
+        }
+        _ => "somebody without a name; write nats://USER:PASSWORD@HOST or a token, or give creds \
+              or nkey"
+            .to_owned(),
+    };
+    let words = format!("the NATS server at {hosts} does not let in {given}");
+    Error::new(ErrorKind::Invalid, words)
+}
+
+fn servers(address: &NatsAddress) -> Result<Vec<ServerAddr>> {
+    let scheme = if address.server.tls.is_some() { "tls" } else { "nats" };
+    let hosts = address.server.hosts.iter();
+    let parsed = hosts.map(|(host, port)| {
+        let url = format!("{scheme}://{host}:{port}");
+        url.parse().map_err(|error: std::io::Error| {
+            let words = format!("{url} is not the address of a NATS server");
+            Error::new(ErrorKind::Invalid, words).caused_by(error)
+        })
+    });
+    parsed.collect()
+}
+
+fn options(
+    address: &NatsAddress,
+    limit: Duration,
+    link: &Arc<Link>,
+    refusal: &Refusal,
+) -> Result<ConnectOptions> {
+    let mut options = identified(address)?;
+    if let Some(tls) = &address.server.tls {
+        options = options.require_tls(true);
+        if let Some(ca) = &tls.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some((cert, key)) = &tls.identity {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+    }
+    let (link, refusal) = (link.clone(), refusal.clone());
+    Ok(options
+        .name("ebb")
+        .connection_timeout(limit.min(Duration::from_secs(5)).max(Duration::from_millis(1)))
+        .request_timeout(Some(ANSWER))
+        .ping_interval(Duration::from_secs(5))
+        .reconnect_delay_callback(|attempts| {
+            let steps = u32::try_from(attempts.min(8)).unwrap_or(8);
+            let longest = (Duration::from_millis(4) * 2u32.pow(steps)).min(LONGEST_PAUSE);
+            longest.mul_f64(rand::rng().random_range(0.5..1.0))
+        })
+        .event_callback(move |event| {
+            let (link, refusal) = (link.clone(), refusal.clone());
+            async move { heed(&event, &link, &refusal) }
+        }))
+}
+
+fn heed(event: &Event, link: &Link, refusal: &Refusal) {
+    match event {
+        Event::Connected => link.restored(),
+        Event::Disconnected | Event::Closed => link.lost(event),
+        Event::ServerError(error) => {
+            tracing::warn!(%error, "the broker refused something");
+            refusal.note(error.to_string());
+        }
+        Event::ClientError(error) => tracing::warn!(%error, "the broker's client failed"),
+        Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {
+            tracing::debug!(%event, "the broker says");
+        }
+    }
+}
+
+/// Who we are. The client ignores what stands in a URL.
+fn identified(address: &NatsAddress) -> Result<ConnectOptions> {
+    let read = |path: &std::path::Path, option: &str| {
+        std::fs::read_to_string(path).map_err(|error| {
+            let words = format!("option {option}: cannot read {}", path.display());
+            Error::new(ErrorKind::Invalid, words).caused_by(error)
+        })
+    };
+    if let Some(path) = &address.creds {
+        return ConnectOptions::with_credentials(&read(path, "creds")?).map_err(|error| {
+            let words = format!("option creds: {} holds no credentials", path.display());
+            Error::new(ErrorKind::Invalid, words).caused_by(error)
+        });
+    }
+    if let Some(path) = &address.nkey {
+        return Ok(ConnectOptions::with_nkey(read(path, "nkey")?.trim().to_owned()));
+    }
+    let server = address.server.clone();
+    if server.secret()?.is_none() {
+        return Ok(ConnectOptions::new());
+    }
+    // Read at each connect, as a password that is rotated lies in a file.
+    Ok(ConnectOptions::with_auth_callback(move |_| {
+        let (secret, user) = (server.secret(), server.user.clone());
+        async move {
+            let secret = secret.map_err(AuthError::new)?;
+            let secret = secret.as_ref().map(|secret: &Secret| secret.reveal().to_owned());
+            let mut auth = Auth::new();
+            match user {
+                Some(user) => (auth.username, auth.password) = (Some(user), secret),
+                None => auth.token = secret,
+            }
+            Ok(auth)
+        }
+    }))
+}

@@ -1,0 +1,207 @@
+//! The dead letters: one message each, on a subject made of its id.
+
+use std::collections::{HashSet, VecDeque};
+
+use async_nats::HeaderMap;
+use serde_json::json;
+
+use super::NatsQueue;
+use super::api::{Kept, in_order};
+use super::entry::{Entry, Origin};
+use super::leases::Claims;
+use super::names::tick_now;
+use super::settle::token_of;
+use crate::{DeadLetter, JobId, Result};
+
+/// Letters that are read or put back at the same time.
+const AT_ONCE: usize = 64;
+
+/// Letters that an operator means.
+enum Which {
+    All { next: u64, last: u64 },
+    Named(VecDeque<JobId>),
+}
+
+impl NatsQueue {
+    /// Makes dead letters of the jobs whose deadline has passed and that nobody holds.
+    async fn bury_expired(&self) -> Result<()> {
+        let shared = &*self.shared;
+        let survey = self.survey().await?;
+        let now = self.now();
+        // Deadlines in subjects are rounded up.
+        let subjects = Self::expired_subjects(&survey, tick_now(now) + 1);
+        if subjects.is_empty() {
+            return Ok(());
+        }
+        let claims = Claims::load(&shared.api, &shared.names).await?;
+        let held: HashSet<_> = claims.live(survey.server_now).map(|claim| claim.seq).collect();
+        for subject in subjects {
+            let mut seq = 1;
+            while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
+                seq = kept.seq + 1;
+                let (mut entry, _) = self.entry_of(&kept);
+                if held.contains(&kept.seq) || !entry.job.expired(now) {
+                    continue;
+                }
+                if let Some(claim) = claims.get(kept.seq) {
+                    entry.history.extend(claim.crashes.iter().cloned());
+                    entry.attempts += claim.delivered;
+                    let what = format!("lease expired, held by {}", claim.worker);
+                    entry.record(entry.attempts, claim.until.min(now), &what);
+                }
+                self.expire(entry, kept.seq).await?;
+                shared.api.delete(&shared.names.jobs, kept.seq).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn dead_letter(&self, id: &JobId) -> Result<Option<Kept>> {
+        let shared = &*self.shared;
+        let subject = shared.names.subject(&format!("dead.{}", token_of(id)));
+        shared.api.last(&shared.names.dead, &subject).await
+    }
+
+    fn letter(&self, kept: Kept) -> DeadLetter {
+        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at };
+        Entry::dead_letter(&kept.headers, kept.body, origin)
+    }
+
+    pub(super) async fn list_dead(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.bury_expired().await?;
+        let shared = &*self.shared;
+        let Some(info) = shared.api.stream(&shared.names.dead).await? else {
+            return Err(self.is_gone());
+        };
+        let mut letters = Vec::new();
+        if info.state.messages == 0 {
+            return Ok(letters);
+        }
+        let mut last = info.state.last_seq;
+        while letters.len() < max && last >= info.state.first_seq {
+            // Newest first; those that were purged or put back left gaps.
+            let wanted = (max - letters.len()).min(AT_ONCE) as u64;
+            let first = last.saturating_sub(wanted - 1).max(info.state.first_seq).max(1);
+            let looks = (first..=last).rev().map(|seq| shared.api.at(&shared.names.dead, seq));
+            let kept = in_order(looks.collect()).await?;
+            letters.extend(kept.into_iter().flatten().map(|kept| self.letter(kept)));
+            last = first - 1;
+        }
+        Ok(letters)
+    }
+
+    pub(super) async fn show_dead(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.bury_expired().await?;
+        Ok(self.dead_letter(id).await?.map(|kept| self.letter(kept)))
+    }
+
+    /// The letters that are meant: in the order in which they died, or in which they are named.
+    async fn which(&self, ids: Option<&[JobId]>) -> Result<Which> {
+        self.bury_expired().await?;
+        let shared = &*self.shared;
+        if let Some(ids) = ids {
+            let mut seen = HashSet::new();
+            let once = ids.iter().filter(|id| seen.insert(*id)).cloned();
+            return Ok(Which::Named(once.collect()));
+        }
+        let info = shared.api.stream(&shared.names.dead).await?;
+        let last = info.ok_or_else(|| self.is_gone())?.state.last_seq;
+        Ok(Which::All { next: 1, last })
+    }
+
+    /// The next few of them; none when there are no more.
+    async fn page(&self, which: &mut Which) -> Result<Vec<Kept>> {
+        let shared = &*self.shared;
+        let mut page = Vec::new();
+        match which {
+            Which::All { next, last } => {
+                let all = shared.names.subject("dead.*");
+                while page.len() < AT_ONCE && *next <= *last {
+                    let kept = shared.api.next(&shared.names.dead, *next, &all).await?;
+                    let Some(kept) = kept else {
+                        *next = last.saturating_add(1);
+                        break;
+                    };
+                    *next = kept.seq + 1;
+                    if kept.seq <= *last {
+                        page.push(kept);
+                    }
+                }
+            }
+            Which::Named(ids) => {
+                while page.is_empty() && !ids.is_empty() {
+                    let some = ids.drain(..ids.len().min(AT_ONCE));
+                    let looks = some.map(|id| async move { self.dead_letter(&id).await });
+                    let looks: Vec<_> = looks.collect();
+                    page.extend(in_order(looks).await?.into_iter().flatten());
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    pub(super) async fn redrive_dead(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        let mut which = self.which(ids).await?;
+        let mut n_redriven = 0;
+        loop {
+            let page = self.page(&mut which).await?;
+            if page.is_empty() {
+                return Ok(n_redriven);
+            }
+            let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
+            let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
+            in_order(forgotten).await?;
+            // Sent one after the other, answered in any order.
+            let revived: Vec<_> = page.into_iter().map(|kept| self.revive(kept)).collect();
+            n_redriven += in_order(revived).await?.into_iter().filter(|done| *done).count() as u64;
+        }
+    }
+
+    /// Gives a dead job another life.
+    async fn revive(&self, kept: Kept) -> Result<bool> {
+        let shared = &*self.shared;
+        let letter = self.letter(kept.clone());
+        let mut entry = Entry { history: letter.history, ..Entry::new(letter.job) };
+        if entry.job.expired(self.now()) {
+            entry.job.headers.deadline = None;
+        }
+        let id = entry.job.id.clone();
+        let lane = entry.lane(false);
+        let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
+        let subject = shared.names.lane(lane, entry.job.headers.deadline);
+        shared.api.publish(&subject, headers, entry.job.body).await?;
+        self.is_filled(lane);
+        shared.api.delete(&shared.names.dead, kept.seq).await
+    }
+
+    pub(super) async fn purge_dead(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        let mut which = self.which(ids).await?;
+        let mut n_purged = 0;
+        loop {
+            let page = self.page(&mut which).await?;
+            if page.is_empty() {
+                return Ok(n_purged);
+            }
+            let purged: Vec<_> = page.into_iter().map(|kept| self.forget(kept)).collect();
+            n_purged += in_order(purged).await?.into_iter().filter(|done| *done).count() as u64;
+        }
+    }
+
+    /// Forgets a dead job, its id and its key at once.
+    async fn forget(&self, kept: Kept) -> Result<bool> {
+        let shared = &*self.shared;
+        let seq = kept.seq;
+        let job = self.letter(kept).job;
+        let name = token_of(&job.id);
+        for note in ["purged", "end"] {
+            let subject = shared.names.subject(&format!("notes.{note}.{name}"));
+            shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
+        }
+        if let Some(key) = &job.headers.key {
+            self.forget_key(key, &job.id).await?;
+        }
+        let which = json!({ "filter": shared.names.subject(&format!("chunks.{name}.>")) });
+        shared.api.purge(&shared.names.results, &which).await?;
+        shared.api.delete(&shared.names.dead, seq).await
+    }
+}

@@ -1,0 +1,263 @@
+//! A job as a message: its envelope, and what happened to it so far, in headers. Pure.
+
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+
+use super::names::Lane;
+use crate::{Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Result, Timestamp, header};
+
+/// How many attempts were charged before the message was stored.
+const ATTEMPTS: &str = "ebb-attempts";
+/// The place in the order of publication, where the message was stored anew.
+const PLACE: &str = "ebb-place";
+/// What became of earlier attempts, as JSON.
+const HISTORY: &str = "ebb-history";
+/// Why a dead letter is one, as a JSON string.
+const REASON: &str = "ebb-reason";
+/// Since when.
+const DIED_AT: &str = "ebb-died-at";
+/// JetStream's own id of a message.
+pub(super) const MSG_ID: &str = "Nats-Msg-Id";
+
+/// What a message may grow by while its job lives.
+pub(super) const ROOM: usize = 16 << 10;
+/// The longest history as JSON.
+const LONGEST_HISTORY: usize = 8 << 10;
+/// The longest reason.
+const LONGEST_REASON: usize = 2 << 10;
+
+/// A job in a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) job: Job,
+    /// Attempts charged before this delivery.
+    pub(super) attempts: u32,
+    pub(super) history: Vec<Attempt>,
+    /// Its place in the order of publication; 0 for the one that its message will get.
+    pub(super) place: u64,
+}
+
+/// Why and when a job died.
+#[derive(Debug, Clone)]
+pub(super) struct Death {
+    pub(super) reason: String,
+    pub(super) at: Timestamp,
+}
+
+/// Where a message came from: what the job is called where its producer did not say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// When its stream was made.
+    pub(super) created: Timestamp,
+    pub(super) seq: u64,
+    /// When it was stored.
+    pub(super) at: Timestamp,
+}
+
+impl Entry {
+    pub(super) fn new(job: Job) -> Self {
+        Self { job, attempts: 0, history: Vec::new(), place: 0 }
+    }
+
+    pub(super) fn lane(&self, is_back: bool) -> Lane {
+        Lane { priority: self.job.headers.priority, is_back }
+    }
+
+    pub(super) fn record(&mut self, attempt: u32, at: Timestamp, what: &str) {
+        self.history.push(Attempt { attempt, at, what: what.to_owned() });
+    }
+
+    /// Reads a message; what does not parse is left out, and said.
+    pub(super) fn read(headers: &HeaderMap, body: Bytes, origin: Origin) -> (Self, Option<Error>) {
+        let text = |name: &str| headers.get_last(name).map(HeaderValue::as_str);
+        let known = text(MSG_ID).and_then(|id| id.parse().ok());
+        let id = known.unwrap_or_else(|| origin.id());
+        let mut fields = Vec::new();
+        for (name, values) in headers.iter() {
+            let name: &str = name.as_ref();
+            if let Some(value) = values.last() {
+                fields.push((name, value.as_str()));
+            }
+        }
+        // A TTL counts from the publication, so that is read first.
+        fields.sort_by_key(|(name, _)| !name.eq_ignore_ascii_case(header::ENQUEUED_AT));
+        let (job, mut wrong) = Job::from_stranger(id, fields.iter().copied(), body, origin.at);
+        let mut entry = Self { place: origin.seq, ..Self::new(job) };
+        for (name, value) in &fields {
+            if let Err(error) = entry.set(name, value) {
+                wrong.get_or_insert(error);
+            }
+        }
+        (entry, wrong)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let wrong = |_| garbled(name);
+        match name.to_ascii_lowercase().as_str() {
+            ATTEMPTS => self.attempts = value.parse().map_err(wrong)?,
+            PLACE => self.place = value.parse().map_err(wrong)?,
+            HISTORY => self.history = serde_json::from_str(value).map_err(|_| garbled(name))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Writes it as headers under this message id.
+    pub(super) fn headers(&self, message_id: &str) -> Result<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in self.job.to_headers() {
+            let value: HeaderValue = value.parse().map_err(|_| {
+                let words = format!("{name}: a header cannot hold a line break; leave it out");
+                Error::new(ErrorKind::Invalid, words)
+            })?;
+            headers.insert(name, value);
+        }
+        headers.insert(MSG_ID, message_id);
+        if self.attempts > 0 {
+            headers.insert(ATTEMPTS, self.attempts.to_string());
+        }
+        if self.place > 0 {
+            headers.insert(PLACE, self.place.to_string());
+        }
+        if !self.history.is_empty() {
+            headers.insert(HISTORY, history_text(&self.history));
+        }
+        Ok(headers)
+    }
+
+    /// Writes it as a dead letter.
+    pub(super) fn death(&self, message_id: &str, death: &Death) -> Result<HeaderMap> {
+        let mut headers = self.headers(message_id)?;
+        // JSON, since a reason may have line breaks.
+        let reason = cut(&death.reason, LONGEST_REASON);
+        headers.insert(REASON, serde_json::Value::from(reason).to_string());
+        headers.insert(DIED_AT, death.at.to_string());
+        Ok(headers)
+    }
+
+    /// Reads a dead letter.
+    pub(super) fn dead_letter(headers: &HeaderMap, body: Bytes, origin: Origin) -> DeadLetter {
+        let text = |name: &str| headers.get_last(name).map(HeaderValue::as_str);
+        let (entry, _) = Self::read(headers, body, origin);
+        let reason = text(REASON).and_then(|text| serde_json::from_str(text).ok());
+        let died_at = text(DIED_AT).and_then(|text| text.parse().ok());
+        DeadLetter {
+            job: entry.job,
+            attempts: entry.attempts,
+            reason: reason.unwrap_or_default(),
+            died_at: died_at.unwrap_or(origin.at),
+            history: entry.history,
+        }
+    }
+}
+
+impl Origin {
+    fn id(self) -> JobId {
+        let id = format!("nats-{}-{}", self.created.as_millisecond(), self.seq);
+        id.parse().expect("digits and dashes are printable")
+    }
+}
+
+fn garbled(name: &str) -> Error {
+    Error::new(ErrorKind::Incompatible, format!("{name}: is written by Ebb itself; leave it out"))
+}
+
+/// The newest of what happened, as far as a header may be long.
+fn history_text(history: &[Attempt]) -> String {
+    let mut kept: Vec<_> = history.to_vec();
+    for attempt in &mut kept {
+        attempt.what = cut(&attempt.what, LONGEST_REASON).to_owned();
+    }
+    loop {
+        // Plain data cannot fail to be written.
+        let text = serde_json::to_string(&kept).unwrap_or_else(|_| "[]".to_owned());
+        if text.len() <= LONGEST_HISTORY || kept.is_empty() {
+            return text;
+        }
+        kept.remove(0);
+    }
+}
+
+fn cut(text: &str, longest: usize) -> &str {
+    let mut end = text.len().min(longest);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// How long headers are on the wire.
+pub(super) fn size(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + value.as_str().len() + 4)
+    });
+    lines.sum::<usize>() + 14
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn origin() -> Origin {
+        let at = "2030-01-31T12:00:00Z".parse().unwrap();
+        Origin { created: at, seq: 7, at }
+    }
+
+    proptest! {
+        #[test]
+        fn what_happened_to_a_job_survives_the_wire(
+            attempts in 0u32..9, place in 1u64..99,
+            whats in proptest::collection::vec(any::<String>(), 0..4), reason: String,
+        ) {
+            let Origin { at, .. } = origin();
+            let mut entry = Entry::new(Job::new("body", at));
+            entry.attempts = attempts;
+            entry.place = place;
+            for (attempt, what) in (1..).zip(&whats) {
+                entry.record(attempt, at, what);
+            }
+            let headers = entry.death("id", &Death { reason: reason.clone(), at }).unwrap();
+            let (read, wrong) = Entry::read(&headers, "body".into(), origin());
+            prop_assert!(wrong.is_none(), "{:?}", wrong);
+            prop_assert_eq!((&read.job, read.place), (&entry.job, place));
+            let letter = Entry::dead_letter(&headers, "body".into(), origin());
+            prop_assert_eq!((letter.attempts, letter.died_at), (attempts, at));
+            prop_assert_eq!((letter.history, letter.reason), (entry.history, reason));
+        }
+
+        #[test]
+        fn no_header_makes_it_panic(name in "[a-z-]{1,20}", value in "[^\r\n]{0,40}") {
+            for name in [&*name, ATTEMPTS, PLACE, HISTORY, REASON, DIED_AT, MSG_ID, "ebb-ttl"] {
+                let mut headers = HeaderMap::new();
+                headers.insert(name, value.parse::<HeaderValue>().unwrap());
+                drop(Entry::read(&headers, Bytes::new(), origin()));
+                drop(Entry::dead_letter(&headers, Bytes::new(), origin()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_without_an_id_is_named_by_its_place() {
+        let (entry, _) = Entry::read(&HeaderMap::new(), Bytes::new(), origin());
+        assert_eq!(entry.job.id.as_str(), "nats-1896091200000-7");
+        let mut headers = HeaderMap::new();
+        headers.insert(MSG_ID, "mine");
+        let (entry, _) = Entry::read(&headers, Bytes::new(), origin());
+        assert_eq!(entry.job.id.as_str(), "mine");
+    }
+
+    #[test]
+    fn a_long_history_keeps_its_end() {
+        let mut entry = Entry::new(Job::new("body", origin().at));
+        for attempt in 1..=99 {
+            entry.record(attempt, origin().at, &"ü".repeat(3000));
+        }
+        let headers = entry.headers("id").unwrap();
+        assert!(size(&headers) < ROOM);
+        let (read, _) = Entry::read(&headers, Bytes::new(), origin());
+        assert_eq!(read.history.last().unwrap().attempt, 99);
+    }
+}

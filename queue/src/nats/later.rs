@@ -1,0 +1,209 @@
+//! What time alone makes ready or kills: the subjects of such jobs tell when.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::NatsQueue;
+use super::api::{Kept, in_order};
+use super::entry::{Entry, Origin};
+use super::names::{Lane, Place, tick_now};
+use crate::{Error, ErrorKind, Result, Timestamp};
+
+/// Looks are this far apart at the least, where nothing is known to have changed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A longer list of subjects is read less often: so many a second.
+const SUBJECTS_PER_SECOND: usize = 5000;
+/// Subjects whose jobs are moved in one go.
+const IN_ONE_GO: usize = 512;
+
+/// All jobs that wait or run, by the subjects that they lie on.
+#[derive(Debug, Clone)]
+pub(super) struct Survey {
+    /// When it was true, by the server's clock.
+    pub(super) server_now: Timestamp,
+    /// All of them.
+    pub(super) total: u64,
+    pub(super) places: Vec<(Place, String, u64)>,
+}
+
+/// What a handle knows of the jobs that wait for their moment.
+#[derive(Debug, Default)]
+pub(super) struct Later {
+    is_stale: AtomicBool,
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    looked: Instant,
+    n_subjects: usize,
+    /// Due moment, and the subject.
+    due: Vec<(i64, String)>,
+    /// Deadline, and the subject, of those that will be dead before they are due.
+    deadlines: Vec<(u64, String)>,
+}
+
+impl Later {
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was put there: the next look is not put off.
+    pub(super) fn disturb(&self) {
+        self.is_stale.store(true, Ordering::Release);
+    }
+
+    /// How long until the next known moment.
+    pub(super) fn until_due(&self, now: Timestamp) -> Option<Duration> {
+        let known = self.known();
+        let next = known.as_ref()?.due.iter().map(|(due, _)| *due).min()?;
+        let millis = next.saturating_sub(now.as_millisecond()).max(1);
+        Some(Duration::from_millis(millis.cast_unsigned()))
+    }
+
+    fn is_fresh(&self) -> bool {
+        if self.is_stale.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        self.known().as_ref().is_some_and(|known| {
+            let seconds = known.n_subjects / SUBJECTS_PER_SECOND;
+            known.looked.elapsed() < PAUSE * u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
+        })
+    }
+}
+
+impl NatsQueue {
+    /// Counts the jobs by subject.
+    pub(super) async fn survey(&self) -> Result<Survey> {
+        let shared = &*self.shared;
+        let names = &shared.names;
+        let info = shared.api.subjects(&names.jobs, &names.subject("jobs.>")).await?;
+        let info = info.ok_or_else(|| self.is_gone())?;
+        let server_now = info.ts.unwrap_or_else(|| self.now());
+        let mut places = Vec::new();
+        for (subject, n_jobs) in info.state.subjects.unwrap_or_default() {
+            if let Some(place) = names.place(&subject) {
+                places.push((place, subject, n_jobs));
+            }
+        }
+        Ok(Survey { server_now, total: info.state.messages, places })
+    }
+
+    /// The stream was deleted under us.
+    pub(super) fn is_gone(&self) -> Error {
+        let words = format!(
+            "the stream {} is gone from its NATS server; make it anew by `ebb queue init`",
+            self.shared.names.jobs
+        );
+        Error::new(ErrorKind::Unavailable, words)
+    }
+
+    /// Puts into their lanes the delayed jobs whose moment has come, and buries those that died
+    /// waiting for it. Any worker may: doing so twice has the effect of one.
+    pub(super) async fn move_due(&self) -> Result<()> {
+        let later = &self.shared.later;
+        if !later.is_fresh() {
+            self.look_later().await?;
+        }
+        let now = self.now();
+        let (millis, tick) = (now.as_millisecond(), tick_now(now));
+        let ripe: Vec<String> = {
+            let mut known = later.known();
+            let Some(known) = known.as_mut() else { return Ok(()) };
+            known.due.sort_unstable();
+            let n_due = known.due.partition_point(|(due, _)| *due <= millis).min(IN_ONE_GO);
+            let due = known.due.drain(..n_due).map(|(_, subject)| subject);
+            let mut ripe: Vec<_> = due.collect();
+            let (dead, alive) = std::mem::take(&mut known.deadlines)
+                .into_iter()
+                .partition(|(deadline, _)| *deadline <= tick);
+            known.deadlines = alive;
+            let dead: Vec<(u64, String)> = dead;
+            ripe.extend(dead.into_iter().map(|(_, subject)| subject));
+            ripe
+        };
+        if ripe.is_empty() {
+            return Ok(());
+        }
+        let moves = ripe.iter().map(|subject| self.move_subject(subject)).collect();
+        let moved = in_order(moves).await.map(drop);
+        if moved.is_err() {
+            later.disturb();
+        }
+        moved
+    }
+
+    async fn look_later(&self) -> Result<()> {
+        let survey = self.survey().await?;
+        let mut known = Known {
+            looked: Instant::now(),
+            n_subjects: survey.places.len(),
+            due: Vec::new(),
+            deadlines: Vec::new(),
+        };
+        for (place, subject, _) in survey.places {
+            if let Place::Later(due, deadline) = place {
+                known.deadlines.extend(deadline.map(|deadline| (deadline, subject.clone())));
+                known.due.push((due, subject));
+            }
+        }
+        *self.shared.later.known() = Some(known);
+        Ok(())
+    }
+
+    async fn move_subject(&self, subject: &str) -> Result<()> {
+        let shared = &*self.shared;
+        let mut seq = 1;
+        while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
+            seq = kept.seq + 1;
+            let (entry, wrong) = self.entry_of(&kept);
+            let now = self.now();
+            match wrong {
+                Some(wrong) => drop(self.bury(&entry, kept.seq, &wrong.to_string()).await?),
+                None if entry.job.expired(now) => self.expire(entry, kept.seq).await?,
+                None => drop(self.put_back(&entry, kept.seq, None).await?),
+            }
+            shared.api.delete(&shared.names.jobs, kept.seq).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn entry_of(&self, kept: &Kept) -> (Entry, Option<Error>) {
+        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at };
+        Entry::read(&kept.headers, kept.body.clone(), origin)
+    }
+
+    /// Stores a job anew, to be ready at once or later, ahead of what was published since; the old
+    /// message may be removed then. Doing so twice has the effect of one.
+    pub(super) async fn put_back(
+        &self,
+        entry: &Entry,
+        seq: u64,
+        due: Option<Timestamp>,
+    ) -> Result<u64> {
+        let shared = &*self.shared;
+        let deadline = entry.job.headers.deadline;
+        let subject = match due {
+            Some(due) => shared.names.later(due, deadline),
+            None => shared.names.lane(entry.lane(true), deadline),
+        };
+        let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
+        let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
+        match due {
+            Some(_) => shared.later.disturb(),
+            None => self.is_filled(entry.lane(true)),
+        }
+        Ok(ack.seq)
+    }
+
+    /// There is something in this lane.
+    pub(super) fn is_filled(&self, lane: Lane) {
+        let mut empty = self.shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nth) = super::names::LANES.iter().position(|known| *known == lane) {
+            empty[nth] = None;
+        }
+    }
+}

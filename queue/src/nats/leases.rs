@@ -1,0 +1,285 @@
+//! Who holds what. JetStream counts deliveries but tells nobody who has them, and it takes any
+//! acknowledgement, so each handle keeps a note of what it holds where all can read it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::api::{Api, in_order};
+use super::entry::Entry;
+use super::names::Names;
+use crate::{Attempt, Result, Timestamp, WorkerId};
+
+/// How many settlements a handle remembers, and how many leases it has in its note.
+const MEMORY: usize = 8192;
+/// A lease that ended is noted this long, for whoever takes the job over.
+const NOTED: Duration = Duration::from_secs(3600);
+
+/// What this handle holds, and what it settled.
+#[derive(Debug)]
+pub(super) struct Leases {
+    subject: String,
+    worker: WorkerId,
+    mine: Mutex<Mine>,
+}
+
+#[derive(Debug, Default)]
+struct Mine {
+    held: HashMap<u64, Held>,
+    settled: HashMap<Arc<str>, Done>,
+    /// The settlements in their order, the oldest first.
+    order: VecDeque<Arc<str>>,
+    /// Jobs whose acknowledgement may have been lost on its way.
+    finished: HashSet<u64>,
+}
+
+/// One job on loan to this handle.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) token: Token,
+    pub(super) until: Instant,
+    /// The job with its history, as long as its lease is fresh.
+    pub(super) entry: Option<Entry>,
+    /// The tick of its deadline.
+    pub(super) deadline: Option<u64>,
+    /// What became of earlier deliveries of this message.
+    pub(super) crashes: Vec<Attempt>,
+}
+
+/// A settlement that was carried out.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Done {
+    /// Acked then.
+    Ack(Instant),
+    /// Put back under this number.
+    Back(u64),
+    /// Among the dead letters under this number.
+    Dead(u64),
+}
+
+/// JetStream's own mark of one delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) reply: Arc<str>,
+    pub(super) seq: u64,
+    /// Counts the deliveries of this message, from 1.
+    pub(super) delivered: u32,
+    /// When the message was stored, or handed out: in nanoseconds of the server's time.
+    pub(super) stored_at: Timestamp,
+}
+
+/// A handle's note, as all can read it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    worker: WorkerId,
+    jobs: Vec<Claim>,
+}
+
+/// One job in a note.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Claim {
+    pub(super) seq: u64,
+    pub(super) delivered: u32,
+    /// Milliseconds until the lease ends, from the moment of the note; negative past its end.
+    left: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deadline: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) crashes: Vec<Attempt>,
+    /// Who holds it; stands once in the note itself.
+    #[serde(skip)]
+    pub(super) worker: WorkerId,
+    /// When the lease ends, by the server's clock.
+    #[serde(skip)]
+    pub(super) until: Timestamp,
+}
+
+/// What all handles hold, the latest delivery of each message.
+#[derive(Debug, Default)]
+pub(super) struct Claims(HashMap<u64, Claim>);
+
+impl Token {
+    /// Reads the subject that a delivery is acknowledged on.
+    pub(super) fn read(reply: &str) -> Option<Self> {
+        let tokens: Vec<_> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        // Newer servers may name a domain and an account before the stream.
+        let rest = match tokens.len() {
+            7 => &tokens[..],
+            9.. => &tokens[2..],
+            _ => return None,
+        };
+        let nanos: i128 = rest[5].parse().ok()?;
+        Some(Self {
+            reply: reply.into(),
+            delivered: rest[2].parse().ok().filter(|n| *n > 0)?,
+            seq: rest[3].parse().ok()?,
+            stored_at: Timestamp::from_nanosecond(nanos).ok()?,
+        })
+    }
+}
+
+impl Leases {
+    pub(super) fn new(names: &Names, worker: WorkerId) -> Self {
+        let handle: u64 = rand::random();
+        let subject = names.subject(&format!("notes.lease.{handle:016x}"));
+        Self { subject, worker, mine: Mutex::default() }
+    }
+
+    fn mine(&self) -> MutexGuard<'_, Mine> {
+        self.mine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take(&self, held: Vec<Held>) {
+        let mut mine = self.mine();
+        mine.held.extend(held.into_iter().map(|one| (one.token.seq, one)));
+    }
+
+    pub(super) fn get(&self, seq: u64) -> Option<Held> {
+        self.mine().held.get(&seq).cloned()
+    }
+
+    /// The lease of this very delivery starts anew.
+    pub(super) fn extend(&self, token: &Token, until: Instant) {
+        if let Some(held) = self.mine().held.get_mut(&token.seq)
+            && held.token == *token
+        {
+            held.until = until;
+        }
+    }
+
+    pub(super) fn settled(&self, token: &Token) -> Option<Done> {
+        self.mine().settled.get(&token.reply).copied()
+    }
+
+    /// Remembers a settlement; the job is not held any more.
+    pub(super) fn settle(&self, token: &Token, done: Done) {
+        let mut mine = self.mine();
+        mine.held.remove(&token.seq);
+        mine.finished.remove(&token.seq);
+        if mine.settled.insert(token.reply.clone(), done).is_none() {
+            mine.order.push_back(token.reply.clone());
+        }
+        if mine.order.len() > MEMORY
+            && let Some(oldest) = mine.order.pop_front()
+        {
+            mine.settled.remove(&oldest);
+        }
+    }
+
+    /// The job is done, but its acknowledgement may not have arrived.
+    pub(super) fn finish(&self, token: &Token) {
+        let mut mine = self.mine();
+        if mine.finished.len() < MEMORY {
+            mine.finished.insert(token.seq);
+        }
+    }
+
+    pub(super) fn is_finished(&self, seq: u64) -> bool {
+        self.mine().finished.contains(&seq)
+    }
+
+    /// The note of what this handle holds now.
+    fn note(&self, now: Instant, lease: Duration) -> Bytes {
+        let mut mine = self.mine();
+        mine.held.retain(|_, held| held.until + NOTED > now);
+        if mine.held.len() > MEMORY {
+            mine.held.retain(|_, held| held.until > now);
+        }
+        let mut jobs = Vec::with_capacity(mine.held.len());
+        for (seq, held) in &mut mine.held {
+            if held.until + lease < now {
+                held.entry = None;
+            }
+            let ahead = held.until.saturating_duration_since(now).as_millis();
+            let behind = now.saturating_duration_since(held.until).as_millis();
+            jobs.push(Claim {
+                seq: *seq,
+                delivered: held.token.delivered,
+                left: i64::try_from(ahead).unwrap_or(i64::MAX)
+                    - i64::try_from(behind).unwrap_or(i64::MAX),
+                deadline: held.deadline,
+                crashes: held.crashes.clone(),
+                worker: String::new(),
+                until: Timestamp::UNIX_EPOCH,
+            });
+        }
+        let note = Note { worker: self.worker.clone(), jobs };
+        serde_json::to_vec(&note).unwrap_or_default().into()
+    }
+
+    /// Writes the note; another one follows soon, so that nobody waits for it.
+    pub(super) async fn tell(&self, api: &Api, lease: Duration) {
+        api.tell(&self.subject, self.note(Instant::now(), lease)).await;
+    }
+
+    /// Writes the note and makes sure that all can read it.
+    pub(super) async fn write(&self, api: &Api, lease: Duration) -> Result<()> {
+        let note = self.note(Instant::now(), lease);
+        api.publish(&self.subject, async_nats::HeaderMap::new(), note).await.map(drop)
+    }
+}
+
+impl Claims {
+    /// Reads the notes of all handles.
+    pub(super) async fn load(api: &Api, names: &Names) -> Result<Self> {
+        let filter = names.subject("notes.lease.*");
+        let info = api.subjects(&names.notes, &filter).await?;
+        let subjects = info.and_then(|info| info.state.subjects).unwrap_or_default();
+        let looks = subjects.keys().map(|subject| api.last(&names.notes, subject)).collect();
+        let notes = in_order(looks).await?;
+        let mut claims = Self::default();
+        for kept in notes.into_iter().flatten() {
+            // A note of another version says nothing to us.
+            let Ok(note) = serde_json::from_slice::<Note>(&kept.body) else { continue };
+            for mut claim in note.jobs {
+                claim.worker.clone_from(&note.worker);
+                let left = jiff::SignedDuration::from_millis(claim.left);
+                claim.until = kept.at.checked_add(left).unwrap_or(Timestamp::MAX);
+                let known = claims.0.get(&claim.seq);
+                if known.is_none_or(|known| known.delivered < claim.delivered) {
+                    claims.0.insert(claim.seq, claim);
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    pub(super) fn get(&self, seq: u64) -> Option<&Claim> {
+        self.0.get(&seq)
+    }
+
+    /// The leases that last, by the server's clock.
+    pub(super) fn live(&self, now: Timestamp) -> impl Iterator<Item = &Claim> {
+        self.0.values().filter(move |claim| claim.until > now)
+    }
+
+    /// The leases that ended.
+    pub(super) fn lapsed(&self, now: Timestamp) -> impl Iterator<Item = &Claim> {
+        self.0.values().filter(move |claim| claim.until <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_is_read_from_its_subject() {
+        for reply in [
+            "$JS.ACK.S.normal.2.17.40.1795255642697185435.3",
+            "$JS.ACK.hub.ACC.S.normal.2.17.40.1795255642697185435.3",
+            "$JS.ACK.hub.ACC.S.normal.2.17.40.1795255642697185435.3.xyz",
+        ] {
+            let token = Token::read(reply).unwrap();
+            assert_eq!((token.seq, token.delivered), (17, 2), "{reply}");
+            assert_eq!(token.stored_at.as_second(), 1_795_255_642);
+        }
+        for reply in ["", "7", "$JS.ACK.S.normal.2", "$JS.ACK.S.n.x.17.40.1.3"] {
+            assert!(Token::read(reply).is_none(), "{reply}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! NATS JetStream: a work queue stream with a lane for each priority, and streams beside it for the
+//! dead letters, the answers, the idempotency keys, the notes of the holders and the workers.
+//!
+//! JetStream keeps the leases. What it cannot tell lies in subjects (when a job is due or dead) and
+//! in the notes of the handles (who holds what), so that nobody has to read the jobs to count them.
+
+mod answers;
+mod api;
+mod bell;
+mod connect;
+mod dead;
+mod depth;
+mod entry;
+mod later;
+mod leases;
+mod names;
+mod publish;
+mod receive;
+mod settle;
+mod speak;
+mod topology;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
+    Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase, Published,
+    Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp, WorkerId, WorkerStatus,
+};
+use answers::Answered;
+use api::Api;
+use later::Later;
+use leases::Leases;
+use names::{LANES, Names};
+use topology::Wanted;
+
+/// What JetStream cannot promise however it is set.
+const LIMITS: &[Limit] = &[
+    Limit {
+        promise: "duplicates",
+        instead: "an id is known for two minutes after its publication (key_ttl, where that is \
+                  shorter) and not as long as its job lives, since each id costs the server memory; \
+                  a key is known for key_ttl after its publication, and looked up before the id; a \
+                  full queue refuses what it knows as well",
+    },
+    Limit {
+        promise: "batches",
+        instead: "a publication that fails halfway may have stored some of its jobs; published \
+                  again within two minutes, those are known",
+    },
+    Limit {
+        promise: "ordering",
+        instead: "what came back goes before what was published since in its priority; in the old \
+                  order within one receive, but not between those that came back and those that \
+                  wait behind them in the lane",
+    },
+    Limit {
+        promise: "fencing",
+        instead: "JetStream takes any acknowledgement: that a lease is lost is looked up and not \
+                  enforced, so two who settle in the same millisecond may both succeed; a lease that \
+                  ended and is extended then may still go to the next who asks",
+    },
+    Limit {
+        promise: "forgotten",
+        instead: "who begins to follow a job that was done long ago, and whose result is forgotten, \
+                  is not told so and waits",
+    },
+    Limit {
+        promise: "cost",
+        instead: "the cost of what waits is not known: nobody reads the jobs",
+    },
+];
+
+/// A queue on NATS JetStream; clones share its connection.
+#[derive(Debug, Clone)]
+pub(crate) struct NatsQueue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    api: Api,
+    names: Names,
+    behavior: Behavior,
+    replicas: u8,
+    worker: WorkerId,
+    clock: Arc<dyn Clock>,
+    link: Arc<Link>,
+    /// When the queue was made: part of the ids of jobs that came without one.
+    created: Timestamp,
+    leases: Leases,
+    later: Later,
+    answered: Answered,
+    /// Since when each lane was seen empty.
+    empty: Mutex<[Option<Instant>; LANES.len()]>,
+    /// The last phase that each worker reported through this handle.
+    phases: Mutex<HashMap<WorkerId, Phase>>,
+    is_closed: AtomicBool,
+}
+
+impl NatsQueue {
+    /// Connects, makes the streams and consumers that are missing, and compares those that are not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Invalid`] when it
+    /// does not let us in or has no JetStream, [`ErrorKind::Incompatible`] for what does not fit.
+    pub(crate) async fn open(
+        address: &NatsAddress,
+        queue: &str,
+        behavior: &Behavior,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let link = Arc::new(Link::new(format!("nats {}", address.server.shown())));
+        let (client, refusal) = connect::connect(address, options.connect_timeout, &link).await?;
+        let api = Api { client, refusal };
+        let names = Names::new(queue);
+        let (replicas, missing) = (address.replicas, options.missing);
+        Self::check_server(&api).await?;
+        let created = Wanted { names: &names, behavior, replicas, missing }.ensure(&api).await?;
+        let shared = Shared {
+            leases: Leases::new(&names, options.worker.clone()),
+            api,
+            names,
+            behavior: behavior.clone(),
+            replicas,
+            worker: options.worker,
+            clock: options.clock,
+            link,
+            created,
+            later: Later::default(),
+            answered: Answered::default(),
+            empty: Mutex::default(),
+            phases: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    async fn check_server(api: &Api) -> Result<()> {
+        let server = api.client.server_info();
+        if let Some((2, 10, 20..=22)) = version(&server.version) {
+            let words = format!(
+                "NATS server {} may lose a whole stream when it crashes; use 2.10.23 or newer",
+                server.version
+            );
+            return Err(Error::new(ErrorKind::Incompatible, words));
+        }
+        let account = api.call::<Value>("INFO", &json!({})).await;
+        match account {
+            // Where other servers of its cluster have it, they answer.
+            Err(error) if error.kind() == ErrorKind::Unavailable && !server.jetstream => {
+                let words = "JetStream is not enabled on the NATS server; start it with \
+                             --jetstream, or write `jetstream {}` into its configuration";
+                Err(Error::new(ErrorKind::Invalid, words).caused_by(error))
+            }
+            // Who may only look need not be allowed to ask this.
+            Err(error) if api.refusal.since(Instant::now() - Duration::from_secs(5)).is_some() => {
+                tracing::debug!(%error, "the account cannot be looked at");
+                Ok(())
+            }
+            account => account.map(drop),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+}
+
+/// The three numbers of a version.
+fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = text.split(['.', '-', '+']).map(str::parse);
+    let mut next = || numbers.next()?.ok();
+    Some((next()?, next()?, next()?))
+}
+
+#[async_trait]
+impl Backlog for NatsQueue {
+    async fn depth(&self) -> Result<Depth> {
+        self.count().await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.alive().await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.hear().await
+    }
+
+    async fn info(&self) -> Result<Info> {
+        self.describe().await
+    }
+
+    fn link(&self) -> &Link {
+        &self.shared.link
+    }
+}
+
+#[async_trait]
+impl Broker for NatsQueue {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.publish_all(jobs).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        if self.shared.is_closed.load(Ordering::Acquire) {
+            tokio::time::sleep(wait).await;
+            return Ok(Vec::new());
+        }
+        self.wait_for_jobs(max.get(), wait).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        self.extend_all(receipts).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        self.settle_all(settlements).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.say(status).await
+    }
+
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        self.send(to, result).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.shared.behavior.lease
+    }
+
+    async fn close(&self) -> Result<()> {
+        // Nothing is fetched ahead.
+        self.shared.is_closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl DeadLetters for NatsQueue {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.list_dead(max).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.show_dead(id).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.redrive_dead(ids).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.purge_dead(ids).await
+    }
+}
+
+#[async_trait]
+impl ResultStore for NatsQueue {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.put_result(result).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.answer(id).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.put_chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        Ok(self.follow_result(id, from_seq))
+    }
+}

@@ -1,0 +1,210 @@
+//! Stores jobs under ids and keys that are known only once.
+
+use std::collections::HashMap;
+
+use async_nats::HeaderMap;
+use serde::{Deserialize, Serialize};
+
+use super::NatsQueue;
+use super::api::in_order;
+use super::entry::{Entry, MSG_ID, ROOM, size};
+use super::names::token;
+use super::settle::token_of;
+use crate::{Error, ErrorKind, Job, JobId, Published, Result, Timestamp};
+
+/// A key whose job was not stored by then was left by a producer that is gone.
+const CLAIMED_FOR: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+
+/// What lies under a key.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    id: JobId,
+    /// Whether the job itself is stored.
+    is_stored: bool,
+}
+
+/// Who has a key.
+enum Key {
+    /// This job, whose mark has this number; stored since this moment where it was before.
+    Ours(u64),
+    /// A job that was there before.
+    Known(JobId),
+}
+
+/// One job of a batch, with what it is to become of it.
+enum Line {
+    Store {
+        job: Job,
+        headers: HeaderMap,
+    },
+    /// The same as an earlier one of this batch.
+    Repeats(usize),
+}
+
+impl NatsQueue {
+    pub(super) async fn publish_all(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        let lines = self.lines(jobs)?;
+        let n_new = lines.iter().filter(|line| matches!(line, Line::Store { .. })).count();
+        self.make_sure_of_room(n_new).await?;
+        let tasks = lines.iter().map(|line| async move {
+            match line {
+                Line::Store { job, headers } => self.publish_one(job, headers).await.map(Some),
+                Line::Repeats(_) => Ok(None),
+            }
+        });
+        let published: Vec<Option<Published>> = in_order(tasks.collect()).await?;
+        let id_of = |nth: usize| published[nth].as_ref().map(|one| one.id.clone());
+        let all = lines.iter().zip(&published).filter_map(|(line, one)| match line {
+            Line::Store { .. } => one.clone(),
+            Line::Repeats(first) => Some(Published { id: id_of(*first)?, duplicate: true }),
+        });
+        Ok(all.collect())
+    }
+
+    /// Checks all of a batch before any of it is sent.
+    fn lines(&self, jobs: Vec<Job>) -> Result<Vec<Line>> {
+        let longest = self.longest();
+        let (mut ids, mut keys) = (HashMap::new(), HashMap::new());
+        let mut lines = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let nth = lines.len();
+            let known = ids.get(&job.id).or_else(|| keys.get(job.headers.key.as_ref()?));
+            if let Some(first) = known {
+                lines.push(Line::Repeats(*first));
+                continue;
+            }
+            ids.insert(job.id.clone(), nth);
+            keys.extend(job.headers.key.clone().map(|key| (key, nth)));
+            let headers = Entry::new(job.clone()).headers(job.id.as_str())?;
+            if size(&headers) + job.body.len() > longest + ROOM / 2 || job.body.len() > longest {
+                let words = format!(
+                    "the body of job {} has {} bytes where {longest} is the limit of this NATS \
+                     server (max_payload, less {ROOM} for headers); send less, or raise max_payload",
+                    job.id,
+                    job.body.len()
+                );
+                return Err(Error::new(ErrorKind::Invalid, words));
+            }
+            lines.push(Line::Store { job, headers });
+        }
+        Ok(lines)
+    }
+
+    /// The longest body that fits with all that may be written beside it.
+    pub(super) fn longest(&self) -> usize {
+        self.shared.api.client.server_info().max_payload.saturating_sub(ROOM)
+    }
+
+    async fn make_sure_of_room(&self, n_new: usize) -> Result<()> {
+        let Some(limit) = self.shared.behavior.max_ready.filter(|_| n_new > 0) else {
+            return Ok(());
+        };
+        let depth = self.count().await?;
+        if depth.ready + depth.delayed + n_new as u64 <= limit {
+            return Ok(());
+        }
+        let words = format!("{limit} jobs wait already (max_ready); publish later");
+        Err(Error::new(ErrorKind::Full, words))
+    }
+
+    async fn publish_one(&self, job: &Job, headers: &HeaderMap) -> Result<Published> {
+        let Some(key) = &job.headers.key else { return self.store(job, headers).await };
+        let subject = self.shared.names.subject(&format!("keys.{}", token(key)));
+        match self.claim_key(&subject, &job.id).await? {
+            Key::Known(id) => Ok(Published { id, duplicate: true }),
+            Key::Ours(seq) => {
+                let published = self.store(job, headers).await?;
+                if published.duplicate {
+                    self.shared.api.delete(&self.shared.names.keys, seq).await?;
+                } else {
+                    self.mark_key(&subject, &job.id, seq).await?;
+                }
+                Ok(published)
+            }
+        }
+    }
+
+    /// Stores one job; an id that was purged a moment ago is as good as new.
+    async fn store(&self, job: &Job, headers: &HeaderMap) -> Result<Published> {
+        let shared = &*self.shared;
+        let is_due = job.headers.not_before.is_none_or(|at| at <= self.now());
+        let deadline = job.headers.deadline;
+        let lane = Entry::new(job.clone()).lane(false);
+        let subject = match job.headers.not_before.filter(|_| !is_due) {
+            Some(due) => shared.names.later(due, deadline),
+            None => shared.names.lane(lane, deadline),
+        };
+        let mut ack = shared.api.publish(&subject, headers.clone(), job.body.clone()).await?;
+        if ack.duplicate {
+            let purged = shared.names.subject(&format!("notes.purged.{}", token_of(&job.id)));
+            if let Some(mark) = shared.api.last(&shared.names.notes, &purged).await? {
+                let mut headers = headers.clone();
+                headers.insert(MSG_ID, format!("{}:{}", job.id, mark.seq));
+                ack = shared.api.publish(&subject, headers, job.body.clone()).await?;
+                let ended = shared.names.subject(&format!("notes.end.{}", token_of(&job.id)));
+                let which = serde_json::json!({ "filter": ended });
+                shared.api.purge(&shared.names.notes, &which).await?;
+            }
+        }
+        if is_due {
+            self.is_filled(lane);
+        } else {
+            shared.later.disturb();
+        }
+        Ok(Published { id: job.id.clone(), duplicate: ack.duplicate })
+    }
+
+    /// Takes a key for a job that is about to be stored.
+    async fn claim_key(&self, subject: &str, id: &JobId) -> Result<Key> {
+        let shared = &*self.shared;
+        let mut last = 0;
+        loop {
+            let mark = mark(id, false);
+            if let Some(seq) = shared.api.swap(subject, HeaderMap::new(), mark, last).await? {
+                return Ok(Key::Ours(seq));
+            }
+            let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
+                last = 0;
+                continue;
+            };
+            let known: Mark = serde_json::from_slice(&kept.body).map_err(|error| {
+                let words = format!("stored key {subject} cannot be read");
+                Error::new(ErrorKind::Incompatible, words).caused_by(error)
+            })?;
+            let is_left = !known.is_stored && self.age(kept.at) > CLAIMED_FOR;
+            // The same producer, sending again what may not have arrived.
+            let is_same = known.id == *id && !known.is_stored;
+            if !is_left && !is_same {
+                return Ok(Key::Known(known.id));
+            }
+            last = kept.seq;
+        }
+    }
+
+    fn age(&self, at: Timestamp) -> jiff::SignedDuration {
+        self.now().duration_since(at)
+    }
+
+    async fn mark_key(&self, subject: &str, id: &JobId, seq: u64) -> Result<()> {
+        let api = &self.shared.api;
+        // Where the key went to somebody else meanwhile, both jobs run.
+        api.swap(subject, HeaderMap::new(), mark(id, true), seq).await.map(drop)
+    }
+
+    /// Forgets the key of a job that was purged.
+    pub(super) async fn forget_key(&self, key: &str, id: &JobId) -> Result<()> {
+        let shared = &*self.shared;
+        let subject = shared.names.subject(&format!("keys.{}", token(key)));
+        let Some(kept) = shared.api.last(&shared.names.keys, &subject).await? else {
+            return Ok(());
+        };
+        if serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| mark.id == *id) {
+            shared.api.delete(&shared.names.keys, kept.seq).await?;
+        }
+        Ok(())
+    }
+}
+
+fn mark(id: &JobId, is_stored: bool) -> bytes::Bytes {
+    serde_json::to_vec(&Mark { id: id.clone(), is_stored }).unwrap_or_default().into()
+}

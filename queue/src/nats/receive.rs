@@ -1,0 +1,216 @@
+//! Looks into the lanes in order, and hands out what is there under a lease.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use async_nats::Message;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::NatsQueue;
+use super::bell::Bell;
+use super::entry::{Entry, Origin};
+use super::leases::{Claims, Held, Token};
+use super::names::{LANES, Lane, tick};
+use crate::{Attempt, Delivery, Receipt, Result};
+
+/// A wait looks again at least this often: nobody tells that a lease has ended.
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+/// A lane that was empty is not looked at again for so long while others have jobs.
+const EMPTY_FOR: Duration = Duration::from_millis(5);
+/// The bell is heard before the job can be seen; so long until the next look.
+const ECHOES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16)];
+
+/// A delivery before it is handed out.
+struct Found {
+    nth_priority: usize,
+    held: Held,
+    entry: Entry,
+}
+
+impl NatsQueue {
+    pub(super) async fn wait_for_jobs(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
+        let begin = Instant::now();
+        let mut found = self.look(max).await?;
+        while found.is_empty() {
+            let left = wait.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            let mut bell = Bell::arm(&self.shared.api.client, &self.job_subjects()).await?;
+            found = self.look(max).await?;
+            if !found.is_empty() {
+                break;
+            }
+            let due = self.shared.later.until_due(self.now()).unwrap_or(LONGEST_NAP);
+            if !bell.rings_within(left.min(due).min(LONGEST_NAP)).await {
+                continue;
+            }
+            self.shared.later.disturb();
+            for echo in ECHOES {
+                tokio::time::sleep(echo).await;
+                found = self.look(max).await?;
+                if !found.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes what is ready now, at most so many.
+    async fn look(&self, max: usize) -> Result<Vec<Delivery>> {
+        self.move_due().await?;
+        let claims = OnceCell::new();
+        let mut found = Vec::new();
+        let mut skipped = false;
+        for (nth, lane) in LANES.into_iter().enumerate() {
+            if self.was_empty(nth) {
+                skipped = true;
+                continue;
+            }
+            self.drain(nth, lane, max, &mut found, &claims).await?;
+        }
+        if found.is_empty() && skipped {
+            for (nth, lane) in LANES.into_iter().enumerate() {
+                self.drain(nth, lane, max, &mut found, &claims).await?;
+            }
+        }
+        self.hand_out(found).await
+    }
+
+    fn was_empty(&self, nth: usize) -> bool {
+        let empty = self.shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        empty[nth].is_some_and(|since| since.elapsed() < EMPTY_FOR)
+    }
+
+    /// Takes from one lane until it is empty or there are enough.
+    async fn drain(
+        &self,
+        nth: usize,
+        lane: Lane,
+        max: usize,
+        found: &mut Vec<Found>,
+        claims: &OnceCell<Claims>,
+    ) -> Result<()> {
+        let shared = &*self.shared;
+        while found.len() < max {
+            let (begin, asked) = (Instant::now(), max - found.len());
+            let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await?;
+            let is_empty = messages.len() < asked;
+            for message in messages {
+                let until = begin + shared.behavior.lease;
+                if let Some((held, entry)) = self.admit(message, lane, until, claims).await? {
+                    found.push(Found { nth_priority: nth / 2, held, entry });
+                }
+            }
+            if is_empty {
+                let mut empty = shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
+                empty[nth] = Some(Instant::now());
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// A message as a job to run, unless it is none, or its time is over or has not come.
+    async fn admit(
+        &self,
+        message: Message,
+        lane: Lane,
+        until: Instant,
+        claims: &OnceCell<Claims>,
+    ) -> Result<Option<(Held, Entry)>> {
+        let shared = &*self.shared;
+        let Some(token) = message.reply.as_deref().and_then(Token::read) else {
+            return Ok(None);
+        };
+        if token.delivered > 1 && shared.leases.is_finished(token.seq) {
+            // Its result is stored; only the acknowledgement was lost.
+            shared.api.ack(&token.reply, "+ACK").await?;
+            return Ok(None);
+        }
+        let origin = Origin { created: shared.created, seq: token.seq, at: token.stored_at };
+        let headers = message.headers.unwrap_or_default();
+        let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
+        let crashes = if token.delivered > 1 {
+            let load = || Claims::load(&shared.api, &shared.names);
+            self.crashes(&token, &entry, claims.get_or_try_init(load).await?)
+        } else {
+            Vec::new()
+        };
+        entry.history.extend(crashes.iter().cloned());
+        let mut attempted = entry.clone();
+        attempted.attempts += token.delivered - 1;
+        let now = self.now();
+        let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
+        if let Some(wrong) = wrong {
+            self.bury(&attempted, token.seq, &wrong.to_string()).await?;
+        } else if attempted.job.expired(now) {
+            self.expire(attempted, token.seq).await?;
+        } else if is_early {
+            let due = attempted.job.headers.not_before;
+            self.put_back(&attempted, token.seq, due).await?;
+        } else {
+            let deadline = entry.job.headers.deadline.map(tick);
+            let held = Held { token, until, entry: Some(entry), deadline, crashes };
+            return Ok(Some((held, attempted)));
+        }
+        shared.api.ack(&token.reply, "+ACK").await?;
+        Ok(None)
+    }
+
+    /// A line for each earlier delivery of the message: none of them was settled.
+    fn crashes(&self, token: &Token, entry: &Entry, claims: &Claims) -> Vec<Attempt> {
+        let own = self.shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
+        let known = claims.get(token.seq).filter(|claim| claim.delivered < token.delivered);
+        let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
+        let n_known = entry.attempts + u32::try_from(crashes.len()).unwrap_or(u32::MAX);
+        let now = self.now();
+        for attempt in n_known + 1..entry.attempts.saturating_add(token.delivered) {
+            let holder = known.filter(|claim| entry.attempts + claim.delivered == attempt);
+            let (at, what) = match holder {
+                Some(claim) => {
+                    (claim.until.min(now), format!("lease expired, held by {}", claim.worker))
+                }
+                None if own
+                    .as_ref()
+                    .is_some_and(|held| entry.attempts + held.token.delivered == attempt) =>
+                {
+                    (now, format!("lease expired, held by {}", self.shared.worker))
+                }
+                None => (now, "lease expired".to_owned()),
+            };
+            crashes.push(Attempt { attempt, at, what });
+        }
+        crashes
+    }
+
+    /// In their order of publication, once the leases are noted.
+    async fn hand_out(&self, mut found: Vec<Found>) -> Result<Vec<Delivery>> {
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shared = &*self.shared;
+        found.sort_by_key(|one| (one.nth_priority, one.entry.place));
+        let is_taken_over = found.iter().any(|one| one.held.token.delivered > 1);
+        shared.leases.take(found.iter().map(|one| one.held.clone()).collect());
+        if is_taken_over {
+            // Whoever held them before must be able to see that they are lost.
+            shared.leases.write(&shared.api, shared.behavior.lease).await?;
+        } else {
+            shared.leases.tell(&shared.api, shared.behavior.lease).await;
+        }
+        let deliveries = found.into_iter().map(|Found { held, entry, .. }| {
+            let receipt = Receipt { job: entry.job.id.clone(), token: held.token.reply };
+            Delivery::new(entry.job, entry.attempts + 1, receipt)
+        });
+        Ok(deliveries.collect())
+    }
+
+    /// Where jobs come to wait.
+    pub(super) fn job_subjects(&self) -> [String; 2] {
+        [self.shared.names.subject("jobs"), self.shared.names.subject("jobs.>")]
+    }
+}

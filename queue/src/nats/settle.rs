@@ -1,0 +1,232 @@
+//! Carries out verdicts: first what is new is stored, then the old message is acknowledged.
+
+use tokio::time::Instant;
+
+use super::NatsQueue;
+use super::api::in_order;
+use super::entry::{Death, Entry};
+use super::leases::{Claims, Done, Held, Token};
+use super::names::token;
+use crate::{ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict};
+
+impl NatsQueue {
+    pub(super) async fn settle_all(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shared = &*self.shared;
+        // What goes back goes in its old order.
+        let mut order: Vec<_> = settlements.iter().enumerate().collect();
+        order.sort_by_cached_key(|(_, one)| Token::read(&one.receipt().token).map(|one| one.seq));
+        // One that fails leaves the others to their end.
+        let tasks: Vec<_> = order
+            .into_iter()
+            .map(|(nth, one)| async move { Ok((nth, self.settle_one(one).await)) })
+            .collect();
+        let mut settled = in_order(tasks).await?;
+        shared.leases.tell(&shared.api, shared.behavior.lease).await;
+        settled.sort_by_key(|(nth, _)| *nth);
+        settled.into_iter().map(|(_, settled)| settled).collect()
+    }
+
+    async fn settle_one(&self, settlement: &Settlement) -> Result<Settled> {
+        let shared = &*self.shared;
+        let Some(token) = Token::read(&settlement.receipt().token) else {
+            return Ok(Settled::Lost);
+        };
+        if let Some(done) = shared.leases.settled(&token) {
+            return self.again(&settlement.receipt().job, done).await;
+        }
+        let held = shared.leases.get(token.seq).filter(|held| held.token == token);
+        let is_fresh = held.as_ref().is_some_and(|held| held.until > Instant::now());
+        if !is_fresh && !self.is_latest(&token).await? {
+            return Ok(Settled::Lost);
+        }
+        let id = &settlement.receipt().job;
+        let done = match settlement.verdict() {
+            Verdict::Ack => {
+                if !shared.answered.take(id) {
+                    // Who follows the job must not wait for ever.
+                    let subject = shared.names.subject(&format!("notes.end.{}", token_of(id)));
+                    shared.api.tell(&subject, bytes::Bytes::new()).await;
+                }
+                Done::Ack(Instant::now())
+            }
+            verdict => match self.held_entry(&token, held).await? {
+                Some(entry) => self.pass_on(entry, settlement.attempt(), &token, verdict).await?,
+                None => return Ok(Settled::Lost),
+            },
+        };
+        if let Err(error) = shared.api.ack(&token.reply, "+ACK").await {
+            shared.leases.finish(&token);
+            return Err(error);
+        }
+        shared.leases.settle(&token, done);
+        Ok(Settled::Held)
+    }
+
+    /// Stores what becomes of a job that is not done.
+    async fn pass_on(
+        &self,
+        mut entry: Entry,
+        attempt: u32,
+        token: &Token,
+        verdict: &Verdict,
+    ) -> Result<Done> {
+        let now = self.now();
+        entry.attempts = attempt;
+        match verdict {
+            Verdict::Retry { after, reason } => {
+                entry.record(attempt, now, reason);
+                let due = now.checked_add(*after).unwrap_or(crate::Timestamp::MAX);
+                let due = (!after.is_zero()).then_some(due);
+                Ok(Done::Back(self.put_back(&entry, token.seq, due).await?))
+            }
+            Verdict::Reject { reason } => {
+                entry.record(attempt, now, reason);
+                Ok(Done::Dead(self.bury_at(&entry, token.seq, reason, now).await?))
+            }
+            Verdict::Release | Verdict::Ack => {
+                entry.attempts = attempt.saturating_sub(1);
+                Ok(Done::Back(self.put_back(&entry, token.seq, None).await?))
+            }
+        }
+    }
+
+    /// The job of this delivery with its history, from memory or from its stream.
+    async fn held_entry(&self, token: &Token, held: Option<Held>) -> Result<Option<Entry>> {
+        if let Some(entry) = held.and_then(|held| held.entry) {
+            return Ok(Some(entry));
+        }
+        let shared = &*self.shared;
+        let Some(kept) = shared.api.at(&shared.names.jobs, token.seq).await? else {
+            return Ok(None);
+        };
+        let mut entry = self.entry_of(&kept).0;
+        if token.delivered > 1 {
+            let claims = Claims::load(&shared.api, &shared.names).await?;
+            let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+            entry.history.extend(claim.into_iter().flat_map(|claim| claim.crashes.clone()));
+        }
+        Ok(Some(entry))
+    }
+
+    /// Whether nobody else took the job since this delivery, and it is still there.
+    async fn is_latest(&self, token: &Token) -> Result<bool> {
+        let shared = &*self.shared;
+        let is_newer = |delivered| delivered > token.delivered;
+        if shared.leases.get(token.seq).is_some_and(|held| is_newer(held.token.delivered)) {
+            return Ok(false);
+        }
+        if shared.api.at(&shared.names.jobs, token.seq).await?.is_none() {
+            return Ok(false);
+        }
+        let claims = Claims::load(&shared.api, &shared.names).await?;
+        Ok(!claims.get(token.seq).is_some_and(|claim| is_newer(claim.delivered)))
+    }
+
+    /// Whether a settlement that was carried out before is still the last that happened to its job.
+    async fn again(&self, id: &JobId, done: Done) -> Result<Settled> {
+        let shared = &*self.shared;
+        let is_last = match done {
+            Done::Ack(at) => at.elapsed() < shared.behavior.key_ttl,
+            Done::Back(seq) => {
+                let waits = shared.leases.get(seq).is_none()
+                    && shared.api.at(&shared.names.jobs, seq).await?.is_some();
+                waits && Claims::load(&shared.api, &shared.names).await?.get(seq).is_none()
+            }
+            Done::Dead(seq) => {
+                let letter = self.dead_letter(id).await?;
+                letter.is_some_and(|kept| kept.seq == seq)
+            }
+        };
+        Ok(if is_last { Settled::Held } else { Settled::Lost })
+    }
+
+    pub(super) async fn extend_all(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        let shared = &*self.shared;
+        let tasks = receipts.iter().map(|receipt| self.extend_one(receipt)).collect();
+        let extended = in_order(tasks).await?;
+        if !receipts.is_empty() {
+            shared.leases.tell(&shared.api, shared.behavior.lease).await;
+        }
+        Ok(extended)
+    }
+
+    async fn extend_one(&self, receipt: &Receipt) -> Result<Settled> {
+        let shared = &*self.shared;
+        let Some(token) = Token::read(&receipt.token) else { return Ok(Settled::Lost) };
+        if shared.leases.settled(&token).is_some() {
+            return Ok(Settled::Lost);
+        }
+        let begin = Instant::now();
+        let held = shared.leases.get(token.seq).filter(|held| held.token == token);
+        let is_fresh = held.as_ref().is_some_and(|held| held.until > begin);
+        if !is_fresh && !self.is_latest(&token).await? {
+            return Ok(Settled::Lost);
+        }
+        shared.api.ack(&token.reply, "+WPI").await?;
+        let until = begin + shared.behavior.lease;
+        match held {
+            Some(_) => shared.leases.extend(&token, until),
+            // From now on this handle answers for the delivery.
+            None => self.adopt(token, until).await?,
+        }
+        Ok(Settled::Held)
+    }
+
+    async fn adopt(&self, token: Token, until: Instant) -> Result<()> {
+        let Some(entry) = self.held_entry(&token, None).await? else { return Ok(()) };
+        let deadline = entry.job.headers.deadline.map(super::names::tick);
+        let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
+        let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+        let crashes = claim.map(|claim| claim.crashes.clone()).unwrap_or_default();
+        let held = Held { token, until, entry: Some(entry), deadline, crashes };
+        self.shared.leases.take(vec![held]);
+        Ok(())
+    }
+
+    /// Makes a dead letter of a job whose message may be removed then.
+    pub(super) async fn bury(&self, entry: &Entry, seq: u64, reason: &str) -> Result<u64> {
+        self.bury_at(entry, seq, reason, self.now()).await
+    }
+
+    async fn bury_at(
+        &self,
+        entry: &Entry,
+        seq: u64,
+        reason: &str,
+        at: crate::Timestamp,
+    ) -> Result<u64> {
+        let shared = &*self.shared;
+        let id = &entry.job.id;
+        let death = Death { reason: reason.to_owned(), at };
+        let headers = entry.death(&format!("{id}/{seq}"), &death)?;
+        let subject = shared.names.subject(&format!("dead.{}", token_of(id)));
+        Ok(shared.api.publish(&subject, headers, entry.job.body.clone()).await?.seq)
+    }
+
+    /// A job whose deadline has passed is dead, or done where its answer is there.
+    pub(super) async fn expire(&self, entry: Entry, seq: u64) -> Result<()> {
+        let id = entry.job.id.clone();
+        let answer = self.answer(&id).await?;
+        if answer.is_some_and(|result| result.outcome.is_completed()) {
+            return Ok(());
+        }
+        self.bury(&entry, seq, "expired").await?;
+        let outcome = Outcome::Failed { reason: "expired".to_owned() };
+        let result = JobResult { id, attempt: entry.attempts, outcome, finished_at: self.now() };
+        match self.put_result(&result).await {
+            Err(error) if error.kind() != ErrorKind::Unavailable => {
+                tracing::warn!(%error, id = %result.id, "the failed result is not stored");
+                Ok(())
+            }
+            stored => stored.map(drop),
+        }
+    }
+}
+
+/// An id as one token of a subject.
+pub(super) fn token_of(id: &JobId) -> String {
+    token(id.as_str())
+}

@@ -1,0 +1,139 @@
+//! What a handle says and hears: statuses, arrivals, replies, and what the server is.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use serde_json::json;
+
+use super::api::in_order;
+use super::bell::Bell;
+use super::names::token;
+use super::{LIMITS, NatsQueue, version};
+use crate::{
+    Error, ErrorKind, Info, JSON, JobResult, Outcome, Result, Warning, WorkerStatus, header,
+};
+
+/// What is heard within this time is told as one.
+const HUSH: Duration = Duration::from_millis(5);
+
+impl NatsQueue {
+    pub(super) async fn alive(&self) -> Result<Vec<WorkerStatus>> {
+        let shared = &*self.shared;
+        let stream = &shared.names.status;
+        let info = shared.api.subjects(stream, &shared.names.subject("status.*")).await?;
+        let subjects = info.and_then(|info| info.state.subjects).unwrap_or_default();
+        let looks = subjects.keys().map(|subject| shared.api.last(stream, subject)).collect();
+        let kept = in_order(looks).await?;
+        // One of a newer version is not worth hiding the others for.
+        Ok(kept.iter().flatten().filter_map(|kept| WorkerStatus::decode(&kept.body).ok()).collect())
+    }
+
+    pub(super) async fn say(&self, status: &WorkerStatus) -> Result<()> {
+        let shared = &*self.shared;
+        let subject = shared.names.subject(&format!("status.{}", token(&status.id)));
+        let stored = shared.api.publish(&subject, HeaderMap::new(), status.encode().into());
+        stored.await?;
+        let before = {
+            let mut phases =
+                shared.phases.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            phases.insert(status.id.clone(), status.phase)
+        };
+        if before != Some(status.phase) {
+            shared.api.tell(&shared.names.subject("phase"), Bytes::new()).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn hear(&self) -> Result<BoxStream<'static, ()>> {
+        let queue = self.clone();
+        let mut subjects = self.job_subjects().to_vec();
+        subjects.push(self.shared.names.subject("phase"));
+        let client = &self.shared.api.client;
+        let mut bell = Bell::arm(client, &subjects).await?;
+        // Armed when the server says so, since others publish on other connections.
+        client.flush().await.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "the NATS server is gone").caused_by(error)
+        })?;
+        let told = async_stream::stream! {
+            let client = &queue.shared.api.client;
+            loop {
+                bell.rings().await;
+                yield ();
+                tokio::time::sleep(HUSH).await;
+                if let Ok(again) = Bell::arm(client, &subjects).await {
+                    bell = again;
+                }
+                // An outage ends with the subscriptions in place again.
+                client.flush().await.ok();
+                // What came while nobody listened.
+                yield ();
+            }
+        };
+        Ok(told.boxed())
+    }
+
+    pub(super) async fn send(&self, to: &str, result: &JobResult) -> Result<()> {
+        let (outcome, content_type, body) = match &result.outcome {
+            Outcome::Completed { content_type, body } => {
+                ("completed", content_type.as_str(), body.clone())
+            }
+            Outcome::Failed { reason } => {
+                ("failed", JSON, json!({ "error": reason }).to_string().into())
+            }
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ID, result.id.as_str());
+        headers.insert(header::ATTEMPT, result.attempt.to_string());
+        headers.insert(header::OUTCOME, outcome);
+        if let Ok(content_type) = content_type.parse::<HeaderValue>() {
+            headers.insert(header::CONTENT_TYPE, content_type);
+        }
+        let client = &self.shared.api.client;
+        let sent = client.publish_with_headers(to.to_owned(), headers, body).await;
+        sent.map_err(|error| {
+            let words = format!("{}: cannot reply to {to:?}", header::REPLY_TO);
+            Error::new(ErrorKind::Invalid, words).caused_by(error)
+        })?;
+        let flushed = tokio::time::timeout(Duration::from_secs(4), client.flush()).await;
+        match flushed {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Error::new(ErrorKind::Unavailable, "the NATS server took no reply")),
+        }
+    }
+
+    pub(super) async fn describe(&self) -> Result<Info> {
+        let shared = &*self.shared;
+        let server = shared.api.client.server_info();
+        let mut warnings = Vec::new();
+        let mut warn = |code, text: String| warnings.push(Warning { code, text });
+        if version(&server.version).is_none_or(|version| version < (2, 10, 23)) {
+            let text =
+                format!("NATS {} is older than 2.10.23, the oldest supported", server.version);
+            warn("old_server", text);
+        }
+        if shared.replicas < 3 {
+            warn(
+                "power_loss",
+                "one server keeps the jobs, and by default writes them to the disk only every two \
+                 minutes: what was accepted since is lost with its power; set `sync_interval: \
+                 always` on the server (JetStream does not tell whether it is), or replicas=3"
+                    .to_owned(),
+            );
+            warn(
+                "one_replica",
+                "while its server is down, the queue is; set replicas=3 on a cluster".to_owned(),
+            );
+        }
+        Ok(Info {
+            broker: "nats",
+            version: format!("NATS {}", server.version),
+            max_body: Some(self.longest() as u64),
+            warnings,
+            limits: LIMITS,
+        })
+    }
+}
