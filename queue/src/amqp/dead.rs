@@ -8,7 +8,7 @@ use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::core::Core;
 use super::names::Lane;
@@ -20,6 +20,9 @@ use crate::{DeadLetter, JobId, Result};
 const MAX_LETTERS: u64 = 50_000;
 /// How long to wait for letters that were there a moment ago.
 const SOON: Duration = Duration::from_millis(500);
+/// How long the broker may take to show what was given back, and how often to look.
+const BACK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
 
@@ -31,7 +34,7 @@ struct Walk<'a> {
     channel: Channel,
     consumer: Option<Consumer>,
     n_left: u64,
-    last_tag: u64,
+    n_held: u64,
 }
 
 /// A dead letter that is held.
@@ -59,7 +62,7 @@ impl<'a> Walk<'a> {
             Ok((channel, consumer))
         };
         let (channel, consumer) = session.patiently("read dead letters", opening).await?;
-        Ok(Self { core, session, channel, consumer, n_left, last_tag: 0 })
+        Ok(Self { core, session, channel, consumer, n_left, n_held: 0 })
     }
 
     async fn next(&mut self) -> Option<Letter> {
@@ -67,31 +70,47 @@ impl<'a> Walk<'a> {
         // Somebody else may look at the rest at this moment.
         let delivery = timeout(SOON, consumer.next()).await.ok()??.ok()?;
         self.n_left -= 1;
-        self.last_tag = delivery.delivery_tag;
+        self.n_held += 1;
         let now = self.core.clock.now();
         let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
         Some(Letter { parcel, tag: delivery.delivery_tag })
     }
 
-    async fn remove(&self, tag: u64) -> Result<()> {
+    async fn remove(&mut self, tag: u64) -> Result<()> {
         let acked = self.channel.basic_ack(tag, BasicAckOptions::default());
-        self.session.patiently("remove dead letters", acked).await
+        self.session.patiently("remove dead letters", acked).await?;
+        self.n_held -= 1;
+        Ok(())
     }
 
     /// Gives back what was not removed.
-    async fn end(self) -> Result<()> {
+    async fn end(&self) -> Result<()> {
         let ending = async {
             if let Some(consumer) = &self.consumer {
                 self.channel.basic_cancel(consumer.tag(), Default::default()).await?;
             }
-            if self.last_tag > 0 {
+            if self.n_held > 0 {
                 let options = BasicNackOptions { multiple: true, requeue: true };
                 // Tag 0 means all of them.
                 self.channel.basic_nack(0, options).await?;
             }
             self.channel.close(200, "done".into()).await
         };
-        self.session.patiently("put dead letters back", ending).await
+        self.session.patiently("put dead letters back", ending).await?;
+        self.see_back().await
+    }
+
+    /// Waits until what was given back is seen to be there, for whoever looks next.
+    async fn see_back(&self) -> Result<()> {
+        let dead = [self.core.names.dead()];
+        let end = Instant::now() + BACK;
+        while Instant::now() < end {
+            if self.session.counts(&dead).await?.first() >= Some(&self.n_held) {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
     }
 }
 
@@ -148,19 +167,19 @@ pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
         }
         // All go in the order in which they lie, so this many at a time will do.
         if wanted.is_none() && step.len() == STEP {
-            n_done += revive(core, &walk, std::mem::take(&mut step)).await?;
+            n_done += revive(core, &mut walk, std::mem::take(&mut step)).await?;
         }
     }
     if let Some(ids) = ids {
         let position = |id: &JobId| ids.iter().position(|named| named == id);
         step.sort_by_cached_key(|letter| position(&letter.parcel.job.id));
     }
-    n_done += revive(core, &walk, step).await?;
+    n_done += revive(core, &mut walk, step).await?;
     walk.end().await?;
     Ok(n_done)
 }
 
-async fn revive(core: &Core, walk: &Walk<'_>, letters: Vec<Letter>) -> Result<u64> {
+async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Result<u64> {
     let now = core.clock.now();
     let mut messages = Vec::with_capacity(letters.len());
     let mut tags = Vec::with_capacity(letters.len());
