@@ -89,8 +89,9 @@ impl QueueArgs {
         let payloads = match &self.payloads {
             None => None,
             Some(url) => {
-                let payloads = Payloads::open(url).context("--payloads")?;
-                Some(Payloads { inline: self.inline_limit, ..payloads })
+                let mut payloads = Payloads::open(url).context("--payloads")?;
+                payloads.inline = self.inline_limit;
+                Some(payloads)
             }
         };
         let options = OpenOptions { results, payloads, ..options() };

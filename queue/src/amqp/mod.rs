@@ -77,7 +77,7 @@ impl AmqpQueue {
         behavior: &Behavior,
         options: OpenOptions,
     ) -> Result<Self> {
-        let OpenOptions { worker, clock, missing, connect_timeout, results } = options;
+        let OpenOptions { worker, clock, missing, connect_timeout, results, .. } = options;
         let link = Arc::new(Link::new(format!("RabbitMQ {}", address.server.shown())));
         let names = Names::new(queue);
         let (address, name, limit) = (address.clone(), worker.clone(), connect_timeout);
