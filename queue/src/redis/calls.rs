@@ -9,12 +9,20 @@ use super::value::{garbled, int, list};
 use crate::job::header;
 use crate::{JSON, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict};
 
+/// Leases that one script looks at: others wait for the server.
+const STEP: usize = 1000;
+
 impl Calls {
     /// Carries out verdicts.
     pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
-        if settlements.is_empty() {
-            return Ok(Vec::new());
+        let mut told = Vec::with_capacity(settlements.len());
+        for step in settlements.chunks(STEP) {
+            told.extend(self.settle_step(step).await?);
         }
+        Ok(told)
+    }
+
+    async fn settle_step(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
         let call = self.call(&script::SETTLE).span(self.behavior.key_ttl);
         let call = settlements.iter().fold(call, |call, settlement| {
             let receipt = settlement.receipt();

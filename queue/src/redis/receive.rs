@@ -13,6 +13,9 @@ use super::script;
 use super::value::{bytes, garbled, int, list, moment, small, text};
 use crate::{Delivery, Error, ErrorKind, Job, JobId, Receipt, Result};
 
+/// Jobs that one script hands out at most: others wait for the server.
+const STEP: usize = 1000;
+
 /// What a claim got, or when it is worth another.
 #[derive(Debug)]
 pub(super) struct Claimed {
@@ -41,8 +44,7 @@ impl Calls {
     pub(super) async fn claim(&self, max: NonZeroUsize, worker: &str) -> Result<Claimed> {
         let mut strangers = Vec::new();
         loop {
-            // A script counts to a thousand thousand as well as further.
-            let max = max.get().min(1_000_000);
+            let max = max.get().min(STEP);
             let mark = format!("{:016x}", rand::random::<u64>());
             let call = self
                 .call(&script::CLAIM)

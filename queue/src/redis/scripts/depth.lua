@@ -32,7 +32,9 @@ end
 
 -- The sum of what is in line or held, without what died of its deadline, with what is due by now.
 local cost = tonumber(redis.call('HGET', key('meta'), 'cost') or 0)
-if depth.late > LIMIT or #ripe == LIMIT then
+if depth.ready + depth.held == 0 then
+  cost = 0
+elseif depth.late > LIMIT or #ripe == LIMIT then
   cost = -1
 else
   for _, job in ipairs(ripe_jobs) do
