@@ -39,26 +39,26 @@ pub(super) fn op(error: &lapin::Error, what: &str) -> Error {
     Error::new(kind, words).caused_by(error.clone())
 }
 
-/// Why a part of the topology cannot be had.
-pub(super) fn topology(error: &lapin::Error, part: &str, queue: &str) -> Error {
+/// Why a part of a queue cannot be had; which part, the broker says.
+pub(super) fn topology(error: &lapin::Error, queue: &str) -> Error {
     let said = said(error);
-    match amqp_kind(error) {
+    let (kind, words) = match amqp_kind(error) {
         Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)) => {
-            let words = format!(
-                "{part:?} is missing on RabbitMQ; make it with `ebb queue init` for \
-                                 the queue {queue:?}, or open the queue without refusing to create it"
-            );
-            Error::new(ErrorKind::Invalid, words)
+            let remedy = "make it with `ebb queue init`";
+            (
+                ErrorKind::Invalid,
+                format!("the queue {queue:?} is missing on RabbitMQ; {remedy} ({said})"),
+            )
         }
         Some(AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)) => {
-            let words = format!(
-                "{part:?} exists on RabbitMQ with other settings: {said}; delete it \
-                                 once it is empty, or choose another queue name"
-            );
-            Error::new(ErrorKind::Incompatible, words)
+            let remedy = "delete that part once it is empty, or choose another queue name";
+            let words =
+                format!("a part of the queue {queue:?} is there with other settings: {said}");
+            (ErrorKind::Incompatible, format!("{words}; {remedy}"))
         }
-        _ => op(error, &format!("declare {part:?}")),
-    }
+        _ => return op(error, &format!("declare the queue {queue:?}")),
+    };
+    Error::new(kind, words)
 }
 
 /// The queue or exchange that was asked for is not there.

@@ -191,11 +191,11 @@ impl Fetcher {
             let lanes: Vec<_> = counts.iter().take_while(|(lane, _)| above(*lane)).collect();
             let n_above = lanes.len();
             self.pull(&session, counts.iter().take(n_above), max, &mut fetched).await?;
-            self.from_standing(max, &mut fetched).await;
+            self.pull_standing(max, &mut fetched).await;
             self.pull(&session, counts.iter().skip(n_above), max, &mut fetched).await?;
             self.stand(&session, &counts, (max, in_hurry && fetched.len() == max)).await?;
         } else {
-            self.from_standing(max, &mut fetched).await;
+            self.pull_standing(max, &mut fetched).await;
         }
         fetched.sort_by_key(|fetched| fetched.parcel.rank());
         Ok(fetched)
@@ -209,7 +209,7 @@ impl Fetcher {
     }
 
     /// What was fetched ahead, and what comes while more of it comes.
-    async fn from_standing(&mut self, max: usize, fetched: &mut Vec<Fetched>) {
+    async fn pull_standing(&mut self, max: usize, fetched: &mut Vec<Fetched>) {
         while fetched.len() < max {
             if let Some(one) = self.ahead.pop_front() {
                 fetched.push(one);

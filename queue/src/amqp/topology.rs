@@ -1,5 +1,6 @@
 //! The queues and exchanges of one queue, made or found.
 
+use futures::future::try_join_all;
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -7,9 +8,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
 use super::errors;
-use super::names::{self, EXCHANGE, FIRST_LEVELS, Holds, LANES, Names};
+use super::names::{self, EXCHANGE, FIRST_LEVELS, Holds, LANES, Lane, Names};
 use super::parcel::long;
-use crate::{Missing, Result};
+use crate::{Missing, Priority, Result};
 
 /// Attempts are counted by us. From RabbitMQ 4 on a job would be dropped after 20 deliveries, so
 /// the broker's own limit is set out of reach, the same on every version.
@@ -21,16 +22,21 @@ pub(super) async fn prepare(channel: &Channel, names: &Names, missing: Missing) 
         return find(channel, names).await;
     }
     let maker = Maker { channel, names };
-    maker.exchange(EXCHANGE, ExchangeKind::Topic).await?;
-    maker.exchange(&names.status(), ExchangeKind::Fanout).await?;
-    maker.exchange(&names.due(), ExchangeKind::Topic).await?;
-    for lane in LANES {
+    let (status, due, dead) = (names.status(), names.due(), names.dead());
+    // What does not build on each other is asked for in one breath; the broker keeps the order.
+    tokio::try_join!(
+        maker.exchange(EXCHANGE, ExchangeKind::Topic),
+        maker.exchange(&status, ExchangeKind::Fanout),
+        maker.exchange(&due, ExchangeKind::Topic),
+        maker.queue(&dead, kept()),
+    )?;
+    try_join_all(LANES.map(async |lane| {
         let queue = names.lane(lane);
         maker.queue(&queue, kept()).await?;
         maker.bind(&queue, EXCHANGE, &queue).await?;
-        maker.bind(&queue, &names.due(), &lane.due_pattern()).await?;
-    }
-    maker.queue(&names.dead(), kept()).await?;
+        maker.bind(&queue, &due, &lane.due_pattern()).await
+    }))
+    .await?;
     levels(channel, names, 0..FIRST_LEVELS).await
 }
 
@@ -41,18 +47,19 @@ pub(super) async fn levels(
     levels: std::ops::Range<u32>,
 ) -> Result<()> {
     let maker = Maker { channel, names };
-    for level in levels {
+    let made = levels.map(async |level| {
         let below = match level.checked_sub(1) {
             Some(below) => names.level(below),
             None => names.due(),
         };
         let name = names.level(level);
+        // All exchanges are asked for before the first of them is passed on to.
         maker.exchange(&name, ExchangeKind::Topic).await?;
         maker.queue(&name, held(level, &below)).await?;
         maker.bind(&name, &name, &names::level_pattern(level, Holds::It)).await?;
-        maker.pass(&name, &below, &names::level_pattern(level, Holds::Not)).await?;
-    }
-    Ok(())
+        maker.pass(&name, &below, &names::level_pattern(level, Holds::Not)).await
+    });
+    try_join_all(made).await.map(drop)
 }
 
 async fn find(channel: &Channel, names: &Names) -> Result<()> {
@@ -60,13 +67,13 @@ async fn find(channel: &Channel, names: &Names) -> Result<()> {
     for exchange in [EXCHANGE.to_owned(), names.status(), names.due()] {
         maker.found_exchange(&exchange).await?;
     }
-    let queues = LANES.map(|lane| names.lane(lane));
-    for queue in queues.into_iter().chain([names.dead()]) {
+    let queues = LANES.map(|lane| names.lane(lane)).into_iter().chain([names.dead()]);
+    let found = queues.map(async |queue| {
         let options = QueueDeclareOptions::durable().passive();
         let found = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-        found.await.map_err(|error| maker.failed(&error, &queue))?;
-    }
-    Ok(())
+        found.await.map_err(|error| maker.failed(&error))
+    });
+    try_join_all(found).await.map(drop)
 }
 
 struct Maker<'a> {
@@ -78,7 +85,7 @@ impl Maker<'_> {
     async fn exchange(&self, name: &str, kind: ExchangeKind) -> Result<()> {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let made = self.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
-        made.await.map_err(|error| self.failed(&error, name))
+        made.await.map_err(|error| self.failed(&error))
     }
 
     async fn found_exchange(&self, name: &str) -> Result<()> {
@@ -89,13 +96,13 @@ impl Maker<'_> {
             options,
             FieldTable::default(),
         );
-        found.await.map_err(|error| self.failed(&error, name))
+        found.await.map_err(|error| self.failed(&error))
     }
 
     async fn queue(&self, name: &str, arguments: FieldTable) -> Result<()> {
         let options = QueueDeclareOptions::durable();
         let made = self.channel.queue_declare(name.into(), options, arguments);
-        made.await.map(drop).map_err(|error| self.failed(&error, name))
+        made.await.map(drop).map_err(|error| self.failed(&error))
     }
 
     async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
@@ -107,7 +114,7 @@ impl Maker<'_> {
             options,
             FieldTable::default(),
         );
-        bound.await.map_err(|error| self.failed(&error, queue))
+        bound.await.map_err(|error| self.failed(&error))
     }
 
     /// What one exchange gets and the pattern fits, another gets too.
@@ -120,11 +127,11 @@ impl Maker<'_> {
             options,
             FieldTable::default(),
         );
-        bound.await.map_err(|error| self.failed(&error, from))
+        bound.await.map_err(|error| self.failed(&error))
     }
 
-    fn failed(&self, error: &lapin::Error, part: &str) -> crate::Error {
-        errors::topology(error, part, &self.names.lane(LANES[2]))
+    fn failed(&self, error: &lapin::Error) -> crate::Error {
+        errors::topology(error, &self.names.lane(Lane::New(Priority::Normal)))
     }
 }
 

@@ -11,7 +11,7 @@ use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -212,7 +212,7 @@ async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consu
 }
 
 async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> {
-    let kind = message.properties.kind().as_ref().map(|kind| kind.as_str());
+    let kind = message.properties.kind().as_ref().map(ShortString::as_str);
     let number = || std::str::from_utf8(&message.data).ok()?.parse::<u64>().ok();
     match kind {
         Some("held") => {

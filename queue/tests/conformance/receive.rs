@@ -79,13 +79,15 @@ pub async fn many_workers_at_once_receive_each_job_once(fixture: &dyn Fixture) {
             loop {
                 let deliveries = queue.receive(SEVEN, lag).await.unwrap();
                 if deliveries.is_empty() {
-                    return mine;
+                    // Its handle lives on: the jobs are held to the end.
+                    return (queue, mine);
                 }
                 mine.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
             }
         });
     }
-    let received = workers.join_all().await.concat();
+    let workers = workers.join_all().await;
+    let received: Vec<_> = workers.iter().flat_map(|(_, mine)| mine).collect();
     assert_eq!(received.len(), JOBS);
     assert_eq!(received.into_iter().collect::<HashSet<_>>().len(), JOBS);
 }

@@ -16,8 +16,12 @@ pub const LIMITS: Limits = Limits {
         ("idempotency::the_same_job_published_by_many_at_once_is_stored_once", "duplicates"),
         ("publish::what_runs_or_is_known_takes_no_room_in_a_full_queue", "duplicates"),
         ("deadline::an_answered_job_left_by_a_crash_past_its_deadline_is_done", "duplicates"),
-        // Walks over a job that is published again, and one whose deadline passes.
-        ("states::every_row_of_the_table_holds", "duplicates"),
+        // These walk over a job that is published again, or die of a deadline on the way.
+        ("states::a_leased_job_goes_where_the_table_says", "duplicates"),
+        ("states::a_job_that_is_done_goes_where_the_table_says", "duplicates"),
+        ("states::a_delayed_job_goes_where_the_table_says", "deadline"),
+        ("states::a_ready_job_goes_where_the_table_says", "deadline"),
+        ("states::a_dead_job_goes_where_the_table_says", "deadline"),
         ("deadline::an_expired_job_counts_as_dead_even_before_a_worker_meets_it", "deadline"),
         ("deadline::an_operator_sees_an_expired_job_among_the_dead_letters", "deadline"),
         ("deadline::a_job_that_expires_before_its_delay_ends_is_dead_from_then_on", "deadline"),

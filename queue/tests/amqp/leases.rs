@@ -1,0 +1,67 @@
+//! What becomes of the jobs of a handle that does not move, ends, or is gone.
+
+use std::time::Duration;
+
+use crate::{handle, job, on_shared, take, take_one, until, url};
+
+#[test]
+fn a_handle_that_does_not_move_loses_its_jobs() {
+    on_shared(async |server| {
+        let (wedged, other) =
+            (handle(&url(server, "wedged")).await, handle(&url(server, "wedged")).await);
+        wedged.publish(vec![job("a")]).await.unwrap();
+        let held = take_one(&wedged).await;
+        let again = take_one(&other).await;
+        assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
+        let settled = wedged.settle(&[held.reject("late")]).await.unwrap();
+        assert_eq!(settled, [ebb_queue::Settled::Lost]);
+        other.settle(&[again.reject("enough")]).await.unwrap();
+        let letter = other.show(&"a".parse().unwrap()).await.unwrap().unwrap();
+        assert!(letter.history[0].what.starts_with("lease expired, held by "), "{letter:?}");
+        assert_eq!((letter.attempts, letter.history.len()), (2, 2));
+    });
+}
+
+#[test]
+fn who_shuts_down_in_order_charges_nothing() {
+    on_shared(async |server| {
+        let (queue, other) =
+            (handle(&url(server, "orderly")).await, handle(&url(server, "orderly")).await);
+        let names: Vec<_> = (0..200).map(|n| format!("job-{n}")).collect();
+        queue.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
+        // In a hurry and with much to come, it fetches ahead.
+        for _ in 0..6 {
+            let settlements: Vec<_> =
+                take(&queue, 4).await.into_iter().map(|d| d.release()).collect();
+            queue.settle(&settlements).await.unwrap();
+        }
+        queue.close().await.unwrap();
+        drop(queue);
+        let mut n_seen = 0;
+        while n_seen < names.len() {
+            let deliveries = take(&other, 50).await;
+            assert!(!deliveries.is_empty(), "{n_seen} of {} came", names.len());
+            assert!(deliveries.iter().all(|delivery| delivery.attempt == 1));
+            n_seen += deliveries.len();
+            let settlements: Vec<_> = deliveries.into_iter().map(|one| one.ack()).collect();
+            other.settle(&settlements).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_handle_that_is_gone_gives_its_jobs_back_at_once_and_is_charged() {
+    on_shared(async |server| {
+        let url = url(server, "gone");
+        let (gone, other) = (handle(&url).await, handle(&url).await);
+        gone.publish(vec![job("a")]).await.unwrap();
+        let held = take_one(&gone).await;
+        until("it is seen to be held", async || other.depth().await.unwrap().in_flight == 1).await;
+        drop((held, gone));
+        let start = tokio::time::Instant::now();
+        let again = take_one(&other).await;
+        assert_eq!(again.attempt, 2);
+        assert!(start.elapsed() < Duration::from_millis(1_900), "{:?}", start.elapsed());
+        other.settle(&[again.ack()]).await.unwrap();
+    });
+}

@@ -1,0 +1,78 @@
+//! A broker that goes away and comes back.
+
+use std::collections::BTreeSet;
+
+use ebb_queue::{ErrorKind, OpenOptions, Settled, open};
+use ebb_servers::{RabbitMq, RabbitMqOptions};
+
+use crate::{LONG, handle, job, take, until, url};
+
+#[tokio::test]
+async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_killed() {
+    let mut server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&url(&server, "jobs")).await;
+    let all: BTreeSet<String> = (0..40).map(|n| format!("job-{n}")).collect();
+    queue.publish(all.iter().map(|name| job(name)).collect()).await.unwrap();
+    let running = take(&queue, 10).await;
+    let mut seen: BTreeSet<String> = running.iter().map(|one| one.job.id.to_string()).collect();
+    let done = seen.clone();
+
+    server.kill();
+    until("the link is down", async || !queue.link().is_up()).await;
+    let refused = queue.publish(vec![job("late")]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    server.restart().await.unwrap();
+    until("the link is up again", async || queue.link().is_up()).await;
+    assert_eq!(queue.link().n_losses(), 1);
+
+    // Their results are stored, but the broker has not heard of it.
+    let acks: Vec<_> = running.into_iter().map(|one| one.ack()).collect();
+    let settled = queue.settle(&acks).await.unwrap();
+    assert!(settled.iter().all(|one| *one == Settled::Lost), "{settled:?}");
+    while seen.len() < all.len() {
+        let deliveries = take(&queue, 8).await;
+        assert!(!deliveries.is_empty(), "of {} jobs came {}", all.len(), seen.len());
+        for delivery in &deliveries {
+            assert!(!done.contains(delivery.job.id.as_str()), "{} ran again", delivery.job.id);
+        }
+        seen.extend(deliveries.iter().map(|one| one.job.id.to_string()));
+        let acks: Vec<_> = deliveries.into_iter().map(|one| one.ack()).collect();
+        queue.settle(&acks).await.unwrap();
+    }
+    assert_eq!(seen, all);
+    until("nothing is left", async || {
+        // Those that were done are met by a receive, and acknowledged then.
+        let none = queue.receive(8.try_into().unwrap(), std::time::Duration::ZERO).await.unwrap();
+        let depth = queue.depth().await.unwrap();
+        none.is_empty() && (depth.ready, depth.in_flight) == (0, 0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_delay_ends_though_the_broker_was_down_in_between() {
+    let mut server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&url(&server, "jobs")).await;
+    let mut later = job("later");
+    later.set("ebb-delay", "2s").unwrap();
+    queue.publish(vec![later]).await.unwrap();
+    server.restart().await.unwrap();
+    until("the link is up again", async || queue.link().n_losses() > 0 && queue.link().is_up())
+        .await;
+    let depth = queue.depth().await.unwrap();
+    assert_eq!(depth.ready + depth.delayed, 1, "{depth:?}");
+    assert_eq!(take(&queue, 9).await[0].job.id.as_str(), "later");
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_is_named_within_the_time_that_was_given() {
+    let mut server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    server.kill();
+    let connect_timeout = std::time::Duration::from_secs(2);
+    let options = OpenOptions { connect_timeout, ..OpenOptions::default() };
+    let start = tokio::time::Instant::now();
+    let Err(error) = open(&url(&server, "jobs"), options).await else { panic!("nobody is there") };
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains(&server.port().to_string()), "{error}");
+    assert!(start.elapsed() < LONG / 3, "{:?}", start.elapsed());
+}

@@ -1,0 +1,100 @@
+//! Jobs of producers that know nothing of Ebb, and answers to them.
+
+use ebb_queue::{JobResult, Outcome, Queue, Timestamp};
+use futures::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
+use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel};
+
+use crate::{handle, on_shared, plain, take_one, until, url};
+
+async fn send(channel: &Channel, to: (&str, &str), properties: BasicProperties, body: &str) {
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let (exchange, key) = (to.0.into(), to.1.into());
+    let sent = channel.basic_publish(exchange, key, options, body.as_bytes(), properties);
+    let confirmed = sent.await.unwrap().await.unwrap();
+    assert!(confirmed.is_ack() && confirmed.take_message().is_none(), "it met a queue");
+}
+
+async fn settle(queue: &Queue, settlement: ebb_queue::Settlement) {
+    queue.settle(&[settlement]).await.unwrap();
+}
+
+#[test]
+fn a_body_alone_is_a_job_by_either_way() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "bare")).await;
+        let (_connection, channel) = plain(server).await;
+        for to in [("ebb", "bare"), ("", "bare")] {
+            send(&channel, to, BasicProperties::default(), "{\"text\":\"hi\"}").await;
+            let delivery = take_one(&queue).await;
+            assert_eq!(
+                (delivery.job.body.as_ref(), delivery.attempt),
+                (&b"{\"text\":\"hi\"}"[..], 1)
+            );
+            // Retried, it keeps the name that it was given.
+            let id = delivery.job.id.clone();
+            settle(&queue, delivery.retry(std::time::Duration::ZERO, "again")).await;
+            let again = take_one(&queue).await;
+            assert_eq!((&again.job.id, again.attempt), (&id, 2));
+            settle(&queue, again.ack()).await;
+        }
+    });
+}
+
+#[test]
+fn a_header_that_does_not_parse_makes_a_dead_letter_with_the_reason_and_the_body() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "garbage")).await;
+        let (_connection, channel) = plain(server).await;
+        let mut headers = FieldTable::default();
+        headers.insert("ebb-priority".into(), AMQPValue::LongString("urgent".into()));
+        let properties =
+            BasicProperties::default().with_headers(headers).with_message_id("bad".into());
+        send(&channel, ("ebb", "garbage"), properties, "body").await;
+        let one = std::num::NonZeroUsize::MIN;
+        until("it is dead", async || {
+            assert!(queue.receive(one, std::time::Duration::ZERO).await.unwrap().is_empty());
+            queue.depth().await.unwrap().dead == 1
+        })
+        .await;
+        let letter = queue.show(&"bad".parse().unwrap()).await.unwrap().unwrap();
+        assert!(letter.reason.contains("ebb-priority"), "{}", letter.reason);
+        assert_eq!(letter.job.body.as_ref(), b"body");
+    });
+}
+
+#[test]
+fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "asked")).await;
+        let (_connection, channel) = plain(server).await;
+        let options = QueueDeclareOptions::exclusive().auto_delete();
+        let answers =
+            channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+        let properties = BasicProperties::default()
+            .with_reply_to(answers.name().clone())
+            .with_correlation_id("request-7".into());
+        send(&channel, ("ebb", "asked"), properties, "body").await;
+        let delivery = take_one(&queue).await;
+        let to = delivery.job.headers.reply_to.clone().unwrap();
+        let (content_type, body) = ("text/plain".to_owned(), "42".into());
+        let outcome = Outcome::Completed { content_type, body };
+        let id = delivery.job.id.clone();
+        let result = JobResult { id, attempt: 1, outcome, finished_at: Timestamp::now() };
+        queue.reply(&to, &result).await.unwrap();
+        settle(&queue, delivery.ack()).await;
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let mut consumer =
+            channel.basic_consume(answers.name().clone(), "".into(), options, none).await.unwrap();
+        let answer = consumer.next().await.unwrap().unwrap();
+        answer.ack(BasicAckOptions::default()).await.unwrap();
+        assert_eq!(answer.data, b"42");
+        let mark = answer.properties.correlation_id().as_ref().map(|mark| mark.as_str());
+        assert_eq!(mark, Some("request-7"));
+        let gone = queue.reply("nobody", &result).await.unwrap_err();
+        assert_eq!(gone.kind(), ebb_queue::ErrorKind::Invalid);
+    });
+}
