@@ -53,8 +53,8 @@ enum Command {
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
     Result(result::ResultArgs),
-    /// Look at the queue
-    #[command(subcommand)]
+    /// Make the queue, or look at it
+    #[command(subcommand, after_long_help = queue::URLS)]
     Queue(queue::Command),
     /// Read, put back or delete the jobs that failed for good
     #[command(subcommand)]
@@ -133,7 +133,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
 async fn worker(command: WorkerCommand) -> Result<Exit> {
     let WorkerCommand { mut worker, stop_with_stdin } = command;
     if worker.queue.is_none() {
-        worker.queue = Some(default_queue()?);
+        worker.queue = Some((&default_queue()?).into());
     }
     // A worker wants a directory; a model that was pulled has one.
     let pulled = worker.model.as_deref().filter(|name| !Path::new(name).exists()).and_then(cached);
@@ -204,13 +204,15 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 15] = [
+        let paths: [&[&str]; 17] = [
             &["demo"],
             &["up"],
             &["enqueue"],
             &["result"],
             &["queue"],
             &["queue", "depth"],
+            &["queue", "init"],
+            &["queue", "info"],
             &["queue", "workers"],
             &["dlq"],
             &["dlq", "list"],

@@ -5,18 +5,30 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ebb_queue::{OpenOptions, Queue, QueueUrl};
+use ebb_queue::{Missing, OpenOptions, Queue, QueueUrl, Results, TypedUrl};
 
 use crate::exit::usage;
 
 /// Where the queue is.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct QueueArgs {
-    /// The queue: sqlite:PATH[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N&synchronous=full|normal]
+    /// The queue: sqlite:PATH, nats://HOST, amqp://HOST/VHOST or redis://HOST/DATABASE, then
+    /// [?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N]; `ebb queue --help` tells all
     ///
     /// Default: an embedded queue in your data directory, the same one for all commands.
     #[arg(long, env = "EBB_QUEUE", hide_env_values = true, value_name = "URL")]
-    pub(crate) queue: Option<String>,
+    pub(crate) queue: Option<TypedUrl>,
+
+    /// Where answers are, when not where the jobs are: another such URL
+    ///
+    /// RabbitMQ keeps no answers, so its jobs need this.
+    #[arg(long, env = "EBB_RESULTS", hide_env_values = true, value_name = "URL")]
+    pub(crate) results: Option<TypedUrl>,
+
+    /// How long the first connect to a broker may take
+    #[arg(long, env = "EBB_CONNECT_TIMEOUT", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "10s", value_parser = parse_interval)]
+    pub(crate) connect_timeout: Duration,
 }
 
 impl QueueArgs {
@@ -26,17 +38,44 @@ impl QueueArgs {
     /// When it is not one; the words carry no password.
     pub(crate) fn url(&self) -> Result<QueueUrl> {
         match &self.queue {
-            Some(text) => Ok(text.parse().context("--queue")?),
+            Some(typed) => Ok(typed.read("--queue")?),
             None => default_queue(),
         }
     }
 
-    /// Opens the queue.
+    /// The address of the answers, when they are not where the jobs are.
+    ///
+    /// # Errors
+    /// When it is not one; the words carry no password.
+    pub(crate) fn results_url(&self) -> Result<Option<QueueUrl>> {
+        Ok(self.results.as_ref().map(|typed| typed.read("--results")).transpose()?)
+    }
+
+    /// Opens the queue, and the store of its answers where that is another.
     ///
     /// # Errors
     /// When it is not an address, or nothing answers there.
     pub(crate) async fn open(&self) -> Result<Queue> {
-        open(&self.url()?).await
+        self.open_with(Missing::Create).await
+    }
+
+    /// The same, with a say about a queue that is missing.
+    ///
+    /// # Errors
+    /// When it is not an address, nothing answers there, or it is missing and that is not allowed.
+    pub(crate) async fn open_with(&self, missing: Missing) -> Result<Queue> {
+        let url = self.url()?;
+        let connect_timeout = self.connect_timeout;
+        let options = || OpenOptions { connect_timeout, missing, ..OpenOptions::default() };
+        let results = match self.results_url()?.filter(|results| *results != url) {
+            None => None,
+            Some(results) => {
+                let store = ebb_queue::open(&results, options()).await;
+                Some(Results(store.context("cannot open --results")?))
+            }
+        };
+        let options = OpenOptions { results, ..options() };
+        ebb_queue::open(&url, options).await.context("cannot open the queue")
     }
 }
 
@@ -106,6 +145,12 @@ pub(crate) fn parse_target(text: &str) -> Result<f64, String> {
 mod tests {
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct QueueCli {
+        #[command(flatten)]
+        args: QueueArgs,
+    }
+
     #[test]
     fn spans_are_read_with_their_unit() {
         for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("0s", 0)] {
@@ -121,8 +166,12 @@ mod tests {
 
     #[test]
     fn a_wrong_queue_is_told_without_its_password() {
-        let args = QueueArgs { queue: Some("nats://me:hunter2@broker:4222".into()) };
-        let told = format!("{:#}", args.url().unwrap_err());
-        assert!(told.contains("--queue") && !told.contains("hunter2"), "{told}");
+        for flag in ["--queue", "--results"] {
+            let args = ["x", flag, "nats://me:hunter2@broker:4222?colour=red"];
+            let QueueCli { args } = clap::Parser::parse_from(args);
+            let told = args.url().err().or_else(|| args.results_url().err()).expect("no option");
+            let told = format!("{told:#} {args:?}");
+            assert!(told.contains(flag) && !told.contains("hunter2"), "{told}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ebb_queue::{Phase, Queue, WorkerStatus};
+use ebb_queue::{Phase, Queue, QueueUrl, WorkerStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -34,6 +34,10 @@ pub(crate) struct Settings {
     pub(crate) program: PathBuf,
     /// Its arguments; the worker's name and address come behind them.
     pub(crate) args: Vec<OsString>,
+    /// Where its jobs are. Told by the environment: other users may read arguments.
+    pub(crate) queue: QueueUrl,
+    /// Where its answers go, when not there.
+    pub(crate) results: Option<QueueUrl>,
     /// Where the workers' logs go, one file per place in the pool.
     pub(crate) logs: PathBuf,
     /// The workers' logs go to our own standard error instead.
@@ -244,6 +248,11 @@ impl Settings {
     fn spawn(&self, id: &str, listen: SocketAddr, log: &Path) -> Result<Child> {
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg("--id").arg(id).arg("--listen").arg(listen.to_string());
+        command.env("EBB_QUEUE", self.queue.with_secrets());
+        match &self.results {
+            Some(results) => command.env("EBB_RESULTS", results.with_secrets()),
+            None => command.env_remove("EBB_RESULTS"),
+        };
         // A group of its own: Ctrl-C on the terminal is for us, and we stop the workers in order.
         command.stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
         if self.verbose {
@@ -420,6 +429,8 @@ mod tests {
         let settings = Settings {
             program: program.clone(),
             args: Vec::new(),
+            queue: url,
+            results: None,
             logs: dir.path().join("logs"),
             verbose: false,
             grace: Duration::from_secs(10),

@@ -45,7 +45,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
 pub use link::Link;
-pub use open::{Behavior, DEFAULT_QUEUE, Missing, OpenOptions, Queue, QueueUrl, Results, open};
+pub use open::{
+    Behavior, DEFAULT_QUEUE, Missing, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
+};
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};

@@ -7,7 +7,7 @@ mod answers;
 mod bell;
 mod jobs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,15 +19,18 @@ use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
 
 use crate::follow::Hope;
+use crate::open::check_reply_to;
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Outcome, Published, Receipt, Result,
-    ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Verdict, WorkerId,
-    WorkerStatus,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job,
+    JobId, JobResult, Link, OpenOptions, Outcome, Published, Receipt, Result, ResultStore,
+    STATUS_TTL, Settled, Settlement, Stored, Timestamp, Verdict, WorkerId, WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
 use jobs::Jobs;
+
+/// Replies that are kept: nobody takes them away.
+const MAX_REPLIES: usize = 1000;
 
 /// A queue in the memory of one process; clones share it. Loses everything with the process.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ struct Shared {
 struct State {
     jobs: Jobs,
     answers: Answers,
+    replies: VecDeque<(String, JobResult)>,
     workers: BTreeMap<WorkerId, (WorkerStatus, Timestamp)>,
 }
 
@@ -62,6 +66,7 @@ impl MemoryQueue {
         let state = State {
             jobs: Jobs::new(behavior.clone()),
             answers: Answers::new(behavior.result_ttl),
+            replies: VecDeque::new(),
             workers: BTreeMap::new(),
         };
         let shared = Shared {
@@ -79,6 +84,14 @@ impl MemoryQueue {
     #[must_use]
     pub fn as_worker(&self, worker: impl Into<WorkerId>) -> Self {
         Self { shared: self.shared.clone(), worker: worker.into() }
+    }
+
+    /// The replies that were sent and where to, oldest first; only the newest thousand are kept.
+    ///
+    /// There is one queue only, so nobody receives them; one of the same id is a duplicate.
+    #[must_use]
+    pub fn replies(&self) -> Vec<(String, JobResult)> {
+        self.state().0.replies.iter().cloned().collect()
     }
 
     fn state(&self) -> (MutexGuard<'_, State>, Timestamp) {
@@ -195,8 +208,18 @@ impl Broker for MemoryQueue {
         Ok(())
     }
 
-    async fn reply(&self, _to: &str, _result: &JobResult) -> Result<()> {
-        Err(Error::new(ErrorKind::Invalid, "ebb-reply-to is not carried out yet"))
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        check_reply_to(to)?;
+        let (mut state, _) = self.state();
+        let replies = &mut state.replies;
+        if replies.iter().any(|(there, reply)| there == to && reply.id == result.id) {
+            return Ok(());
+        }
+        if replies.len() == MAX_REPLIES {
+            replies.pop_front();
+        }
+        replies.push_back((to.to_owned(), result.clone()));
+        Ok(())
     }
 
     fn lease(&self) -> Duration {

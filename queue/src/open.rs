@@ -36,6 +36,39 @@ pub struct QueueUrl {
     pub behavior: Behavior,
 }
 
+/// A URL as somebody typed it: it may hold a password, so nobody shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TypedUrl(String);
+
+impl TypedUrl {
+    /// The URL.
+    ///
+    /// # Errors
+    /// Names the flag and the remedy, and no password.
+    pub fn read(&self, flag: &str) -> Result<QueueUrl> {
+        let named = |error: Error| Error::new(error.kind(), format!("{flag}: {error}"));
+        self.0.parse().map_err(named)
+    }
+}
+
+impl fmt::Debug for TypedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl From<String> for TypedUrl {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&QueueUrl> for TypedUrl {
+    fn from(url: &QueueUrl) -> Self {
+        Self(url.with_secrets())
+    }
+}
+
 /// How a queue behaves, the same on every broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behavior {
@@ -259,6 +292,12 @@ fn check_queue(name: &str) -> Result<()> {
     }
     let words = format!("queue name {name:?} is not valid; use 1 to 64 of a-z A-Z 0-9 . _ -");
     Err(Error::new(ErrorKind::Invalid, words))
+}
+
+/// Where replies are jobs in another queue, the address is the name of that queue.
+pub(crate) fn check_reply_to(to: &str) -> Result<()> {
+    check_queue(to)
+        .map_err(|error| Error::new(ErrorKind::Invalid, format!("ebb-reply-to: {error}")))
 }
 
 fn invalid(url: &str, remedy: &str) -> Error {

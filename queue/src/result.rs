@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{JobId, Timestamp};
+use crate::{JSON, JobId, Timestamp};
 
 /// The answer to a job, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,19 @@ pub enum Outcome {
         /// Why, in words.
         reason: String,
     },
+}
+
+impl JobResult {
+    /// The result as the body of a message, and what that is.
+    pub(crate) fn reply_body(&self) -> (String, Bytes) {
+        match &self.outcome {
+            Outcome::Completed { content_type, body } => (content_type.clone(), body.clone()),
+            Outcome::Failed { reason } => {
+                let body = serde_json::json!({ "error": reason }).to_string();
+                (JSON.to_owned(), body.into())
+            }
+        }
+    }
 }
 
 impl Outcome {

@@ -9,12 +9,18 @@ use ebb_queue::QueueUrl;
 /// How the scaler is run.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct ScalerArgs {
-    /// The broker, and the queue of triggers that name none: sqlite:PATH[?queue=NAME]
+    /// The broker, and the queue of triggers that name none: sqlite:PATH, nats://HOST,
+    /// amqp://HOST/VHOST or redis://HOST/DATABASE, then [?queue=NAME]
     ///
     /// Triggers name other queues on the same broker by `queue` in their metadata.
     #[arg(long, env = "EBB_QUEUE", hide_env_values = true, value_name = "URL")]
     #[arg(value_parser = QueueUrlParser)]
     pub queue: Option<QueueUrl>,
+
+    /// Create nothing on the broker: a queue that is missing there is unknown to KEDA until
+    /// somebody makes it, with `ebb queue init` or by a worker
+    #[arg(long, env = "EBB_NO_CREATE")]
+    pub no_create: bool,
 
     /// Where KEDA reaches the scaler: the gRPC address, without TLS
     #[arg(long, env = "EBB_SCALER_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
@@ -81,6 +87,7 @@ impl Default for ScalerArgs {
     fn default() -> Self {
         Self {
             queue: None,
+            no_create: false,
             listen: SocketAddr::from(([0, 0, 0, 0], 6000)),
             http_listen: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
             max_age: Duration::from_secs(15),
@@ -166,7 +173,7 @@ mod tests {
             (["--max-age", "15"], "a number with a unit"),
             (["--max-age", "1ms"], "from 10ms to 1d"),
             (["--max-age", "-5s"], "from 10ms to 1d"),
-            (["--queue", "nats://me:hunter2@broker:4222"], "use sqlite:PATH"),
+            (["--queue", "nats://me:hunter2@broker:0"], "port is 1 to 65535"),
         ];
         for ([flag, value], remedy) in cases {
             let told = Cli::try_parse_from(["ebb-scaler", &format!("{flag}={value}")]);

@@ -10,6 +10,8 @@
 //! | `scaler_queue_depth` | `queue`, `state`: ready, in_flight, delayed, dead | jobs, as last seen |
 //! | `scaler_queue_workers` | `queue`, `phase` | workers that report, as last seen |
 //! | `scaler_snapshot_age_seconds` | `queue` | how long ago a queue was last seen |
+//! | `scaler_broker_up` | `queue` | 1 when the last look at a queue was answered |
+//! | `scaler_broker_warnings` | `queue`, `code` | settings that are weaker than the promises |
 //!
 //! The label `queue` has at most `--max-queues` values, and only queues that are watched.
 
@@ -104,6 +106,14 @@ struct Gauges {
     depth: IntGaugeVec,
     workers: IntGaugeVec,
     age: GaugeVec,
+    up: IntGaugeVec,
+    warnings: IntGaugeVec,
+}
+
+impl Gauges {
+    fn each(&self) -> [&dyn Collector; 5] {
+        [&self.depth, &self.workers, &self.age, &self.up, &self.warnings]
+    }
 }
 
 impl QueueFigures {
@@ -114,9 +124,14 @@ impl QueueFigures {
             depth: int_gauge(depth, "Jobs, as last seen.", &["queue", "state"])?,
             workers: int_gauge("scaler_queue_workers", "Workers that report.", phase)?,
             age: GaugeVec::new(Opts::new(age, "Age of the last look at a queue."), &["queue"])?,
+            up: int_gauge("scaler_broker_up", "1 when the last look was answered.", &["queue"])?,
+            warnings: int_gauge(
+                "scaler_broker_warnings",
+                "Settings of the broker that are weaker than the promises.",
+                &["queue", "code"],
+            )?,
         };
-        let descs = [gauges.depth.desc(), gauges.workers.desc(), gauges.age.desc()].concat();
-        let descs = descs.into_iter().cloned().collect();
+        let descs = gauges.each().into_iter().flat_map(Collector::desc).cloned().collect();
         Ok(Self { observers, gauges: Mutex::new(gauges), descs })
     }
 }
@@ -131,8 +146,14 @@ impl Collector for QueueFigures {
         gauges.depth.reset();
         gauges.workers.reset();
         gauges.age.reset();
+        gauges.up.reset();
+        gauges.warnings.reset();
         let now = Instant::now();
         for (queue, view) in self.observers.views() {
+            gauges.up.with_label_values(&[&queue]).set(view.answers().into());
+            for warning in view.warnings.iter() {
+                gauges.warnings.with_label_values(&[queue.as_str(), warning.code]).set(1);
+            }
             let Some(look) = view.look else { continue };
             let age = now.saturating_duration_since(look.at).as_secs_f64();
             gauges.age.with_label_values(&[&queue]).set(age);
@@ -160,7 +181,7 @@ impl Collector for QueueFigures {
                 gauges.workers.with_label_values(&[queue.as_str(), phase]).inc();
             }
         }
-        [gauges.depth.collect(), gauges.workers.collect(), gauges.age.collect()].concat()
+        gauges.each().into_iter().flat_map(Collector::collect).collect()
     }
 }
 

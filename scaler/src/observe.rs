@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ebb_queue::{Backlog, Depth, Error, ErrorKind, QueueUrl, Result, RetryPolicy};
+use ebb_queue::{
+    Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Warning,
+};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -21,11 +23,19 @@ pub trait Connect: Send + Sync + 'static {
 }
 
 /// Queues on the broker that a URL names.
+pub(crate) struct Site {
+    pub(crate) broker: QueueUrl,
+    /// What to do where a queue is missing there.
+    pub(crate) missing: Missing,
+}
+
 #[async_trait]
-impl Connect for QueueUrl {
+impl Connect for Site {
     async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>> {
-        let url = self.with_queue(queue)?;
-        Ok(ebb_queue::open(&url, ebb_queue::OpenOptions::default()).await?)
+        let url = self.broker.with_queue(queue)?;
+        let worker = format!("scaler-{}", std::process::id());
+        let options = OpenOptions { worker, missing: self.missing, ..OpenOptions::default() };
+        Ok(ebb_queue::open(&url, options).await?)
     }
 }
 
@@ -92,6 +102,7 @@ impl Observer {
         let backlog = answered(self.shared.connect.connect(&self.queue)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
+        self.weigh(answered(backlog.info()).await?.warnings);
         let mut cause = Cause::Open;
         loop {
             let asked = Instant::now();
@@ -117,6 +128,20 @@ impl Observer {
                 left -= 1;
             }
         }
+    }
+
+    /// Shows where a setting of the broker is weaker than our promises; logged when it is news.
+    fn weigh(&self, warnings: Vec<Warning>) {
+        self.view.send_if_modified(|view| {
+            if *view.warnings == warnings {
+                return false;
+            }
+            for Warning { code, text } in &warnings {
+                tracing::warn!(queue = self.queue, code, "{text}");
+            }
+            view.warnings = warnings.into();
+            true
+        });
     }
 
     /// When to look again though nothing arrives.

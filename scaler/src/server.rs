@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ebb_proto::keda::external_scaler_server::ExternalScalerServer;
-use ebb_queue::QueueUrl;
+use ebb_queue::{Missing, QueueUrl};
 use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -20,7 +20,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::ScalerArgs;
 use crate::metrics::{Metrics, QueueFigures};
-use crate::observe::Connect;
+use crate::observe::{Connect, Site};
 use crate::service::Service;
 use crate::watch::Observers;
 
@@ -66,7 +66,8 @@ impl Scaler {
     /// When the arguments contradict each other or a port cannot be had.
     pub async fn bind(args: ScalerArgs) -> anyhow::Result<Self> {
         let broker = args.check()?.clone();
-        Self::bind_with(args, Arc::new(broker)).await
+        let missing = if args.no_create { Missing::Refuse } else { Missing::Create };
+        Self::bind_with(args, Arc::new(Site { broker, missing })).await
     }
 
     /// The same with queues from elsewhere; `--queue` only names the default one.

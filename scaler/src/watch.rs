@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Timestamp};
+use ebb_queue::{ErrorKind, Timestamp, Warning};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -54,6 +54,8 @@ pub(crate) struct View {
     pub(crate) look: Option<Look>,
     /// Why there is no newer one.
     pub(crate) failed: Option<ErrorKind>,
+    /// Settings of the broker that are weaker than the promises.
+    pub(crate) warnings: Arc<[Warning]>,
 }
 
 /// A snapshot, and when it was taken.
@@ -85,6 +87,11 @@ pub(crate) enum Unknown {
 }
 
 impl View {
+    /// Whether the last look was answered.
+    pub(crate) fn answers(&self) -> bool {
+        self.look.is_some() && self.failed.is_none()
+    }
+
     /// The last good look and the broker's time now, if that look still counts.
     pub(crate) fn known(
         &self,
@@ -226,13 +233,13 @@ mod tests {
         let failed = Some(ErrorKind::Unavailable);
         let nothing = View::default();
         assert_eq!(nothing.known(at, max_age).unwrap_err(), Unknown::NotYet);
-        let never = View { look: None, failed };
+        let never = View { failed, ..View::default() };
         let told = never.known(at, max_age).unwrap_err();
         assert_eq!(told, Unknown::Never(ErrorKind::Unavailable));
 
         let depth = Depth::empty(Timestamp::UNIX_EPOCH);
         let snapshot = Arc::new(Snapshot { depth, workers: Vec::new() });
-        let view = View { look: Some(Look { snapshot, at }), failed };
+        let view = View { look: Some(Look { snapshot, at }), failed, ..View::default() };
         let (_, now) = view.known(at + max_age, max_age).unwrap();
         assert_eq!(now, Timestamp::UNIX_EPOCH + max_age);
         let later = max_age + Duration::from_millis(1);

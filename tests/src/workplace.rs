@@ -12,6 +12,8 @@ use crate::{Process, Run, binary, offline, run};
 #[derive(Debug)]
 pub struct Workplace {
     folder: TempDir,
+    /// A queue elsewhere, and where its answers go when not there.
+    elsewhere: Option<(String, Option<String>)>,
 }
 
 impl Workplace {
@@ -19,7 +21,13 @@ impl Workplace {
     #[allow(clippy::new_without_default, reason = "a default that makes a folder would surprise")]
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ebb-e2e-").tempdir();
-        Self { folder: folder.expect("a temporary folder can be made") }
+        Self { folder: folder.expect("a temporary folder can be made"), elsewhere: None }
+    }
+
+    /// The same folder with a queue on a broker, and a store of answers when that keeps none.
+    #[must_use]
+    pub fn on(self, queue: String, results: Option<String>) -> Self {
+        Self { elsewhere: Some((queue, results)), ..self }
     }
 
     /// A path in the folder.
@@ -34,6 +42,9 @@ impl Workplace {
 
     /// The URL of the test's own queue, with a lease short enough to wait for.
     pub fn queue(&self) -> String {
+        if let Some((queue, _)) = &self.elsewhere {
+            return queue.clone();
+        }
         format!("sqlite:{}?lease=2s", self.path("queue.db").display())
     }
 
@@ -41,6 +52,9 @@ impl Workplace {
     pub fn command(&self, name: &str, args: &[&str]) -> Command {
         let mut command = binary(name);
         offline(&mut command);
+        if let Some((_, Some(results))) = &self.elsewhere {
+            command.env("EBB_RESULTS", results);
+        }
         command
             .args(args)
             .env("EBB_QUEUE", self.queue())

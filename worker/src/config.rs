@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use ebb_model::DeviceChoice;
 #[cfg(feature = "cpu")]
 use ebb_model::ModelKind;
-use ebb_queue::{JobId, QueueUrl, RetryPolicy};
+use ebb_queue::{Address, JobId, Missing, QueueUrl, RetryPolicy, TypedUrl};
 
 use crate::batcher::Limits;
 use crate::shared::Settings;
@@ -19,13 +19,25 @@ use crate::shared::Settings;
 /// How a worker is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct WorkerArgs {
-    /// Queue to take jobs from, such as sqlite:/var/lib/ebb/queue.db?queue=jobs
+    /// Queue to take jobs from: sqlite:PATH, nats://HOST, amqp://HOST/VHOST or
+    /// redis://HOST/DATABASE, then [?queue=NAME&lease=30s&...]
     #[arg(long, value_name = "URL", env = "EBB_QUEUE", hide_env_values = true)]
-    pub queue: Option<QueueUrl>,
+    pub queue: Option<TypedUrl>,
 
-    /// Where results go [default: the same broker and queue as --queue]
+    /// Where results go [default: the same broker and queue as --queue]; RabbitMQ keeps none, so
+    /// its jobs need this
     #[arg(long, value_name = "URL", env = "EBB_RESULTS", hide_env_values = true)]
-    pub results: Option<QueueUrl>,
+    pub results: Option<TypedUrl>,
+
+    /// Create nothing on a broker: a queue that is missing there is an error, and `ebb queue init`
+    /// makes it
+    #[arg(long, env = "EBB_NO_CREATE")]
+    pub no_create: bool,
+
+    /// Longest that one try to connect to a broker takes; the worker goes on trying
+    #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", default_value = "10s")]
+    #[arg(value_parser = time)]
+    pub connect_timeout: Duration,
 
     /// Queue on the broker of --queue that gets the alerts of a sentinel, as jobs of their own
     #[arg(long, value_name = "NAME", env = "EBB_ALERTS", default_value = "alerts")]
@@ -134,6 +146,8 @@ pub(crate) struct Plan {
     pub(crate) queue: QueueUrl,
     pub(crate) results: Option<QueueUrl>,
     pub(crate) alerts: QueueUrl,
+    pub(crate) missing: Missing,
+    pub(crate) connect_timeout: Duration,
     pub(crate) model: ModelChoice,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) settings: Settings,
@@ -173,7 +187,16 @@ impl WorkerArgs {
         let model = self.model_choice()?;
         let words = self.model_words();
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
-        let queue = self.queue.context(missing)?;
+        let queue = self.queue.context(missing)?.read("--queue")?;
+        let results = self.results.map(|typed| typed.read("--results")).transpose()?;
+        let results = results.filter(|results| *results != queue);
+        let keeps_results = !matches!(queue.address, Address::Amqp(_));
+        ensure!(
+            keeps_results || results.is_some(),
+            "--results is missing: RabbitMQ keeps no results; name a store such as \
+             --results redis://HOST or --results sqlite:PATH"
+        );
+        ensure!(!self.connect_timeout.is_zero(), "--connect-timeout is 0; use a time such as 10s");
         let alerts = queue.with_queue(&self.alerts);
         ensure!(
             !self.stall.is_zero(),
@@ -213,7 +236,9 @@ impl WorkerArgs {
         Ok(Plan {
             alerts: alerts.context("--alerts is not valid")?,
             queue,
-            results: self.results,
+            results,
+            missing: if self.no_create { Missing::Refuse } else { Missing::Create },
+            connect_timeout: self.connect_timeout,
             model,
             listen: self.listen,
             settings,

@@ -1,8 +1,8 @@
 //! What a worker counts.
 
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    exponential_buckets,
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 
 /// The counters of a worker; clones share them.
@@ -26,6 +26,14 @@ pub struct Metrics {
     pub leases_lost: IntCounter,
     /// Calls to the broker or the result store that failed.
     pub broker_errors: IntCounterVec,
+    /// Whether the broker answered last.
+    pub broker_up: IntGauge,
+    /// How often the connection to the broker was lost.
+    pub broker_losses: IntCounter,
+    /// Settings of the broker that are weaker than our promises.
+    pub broker_warnings: IntGaugeVec,
+    /// Results sent to where their jobs asked for them.
+    pub replies: IntCounterVec,
     /// Jobs held.
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
@@ -48,6 +56,10 @@ impl Metrics {
         registry.register(Box::new(metrics.job.clone()))?;
         registry.register(Box::new(metrics.leases_lost.clone()))?;
         registry.register(Box::new(metrics.broker_errors.clone()))?;
+        registry.register(Box::new(metrics.broker_up.clone()))?;
+        registry.register(Box::new(metrics.broker_losses.clone()))?;
+        registry.register(Box::new(metrics.broker_warnings.clone()))?;
+        registry.register(Box::new(metrics.replies.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.cold_start.clone()))?;
         Ok(metrics)
@@ -56,6 +68,7 @@ impl Metrics {
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
+        let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         Ok(Self {
             cold_start: GaugeVec::new(cold, &["phase"])?,
@@ -77,6 +90,19 @@ impl Metrics {
             job: seconds("worker_job_seconds", "From receipt to settlement.")?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
             broker_errors: IntCounterVec::new(errors, &["call"])?,
+            broker_up: IntGauge::new("worker_broker_up", "1 when the broker answered last.")?,
+            broker_losses: IntCounter::new(
+                "worker_broker_losses_total",
+                "Times that the connection to the broker was lost.",
+            )?,
+            broker_warnings: IntGaugeVec::new(
+                Opts::new(
+                    "worker_broker_warnings",
+                    "1 for each setting of the broker that is weaker than the promises.",
+                ),
+                &["code"],
+            )?,
+            replies: IntCounterVec::new(replies, &["outcome"])?,
             in_flight: IntGauge::new("worker_jobs_in_flight", "Jobs held.")?,
         })
     }

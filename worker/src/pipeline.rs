@@ -77,6 +77,9 @@ impl<C: Codec> Pipeline<C> {
         drop(company);
         // Also after an error: a worker that is gone must not be taken for one that starts.
         status::say_goodbye(&shared).await;
+        if let Err(error) = shared.parts.broker.close().await {
+            warn!(%error, "what was fetched ahead comes back by itself");
+        }
         worked?;
         match (shared.device_loss(), shared.broker_loss()) {
             (Some(why), _) => Err(Error::Device(why)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, SystemClock};
+use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, Warning};
 use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::config::{Plan, WorkerArgs};
 use crate::metrics::Metrics;
 use crate::models::{self, Site};
-use crate::shared::{Pauses, Settings, Summary};
+use crate::shared::{Pauses, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
 ///
@@ -42,24 +42,25 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
             Some(AbortOnDropHandle::new(tokio::spawn(probes)))
         }
     };
-    let Plan { queue, results, alerts, model, settings, .. } = plan;
+    let Plan { queue, results, alerts, model, settings, missing, connect_timeout, .. } = plan;
     info!(worker = %settings.worker, model = %settings.model, queue = %queue, "worker starts");
-    let Some(broker) = connect(&queue, &settings, &stop).await.context("--queue")? else {
-        return Ok(Summary::default());
-    };
-    let results = match results.filter(|url| *url != queue) {
-        Some(url) => connect(&url, &settings, &stop).await.context("--results")?,
-        None => Some(Arc::clone(&broker)),
-    };
+    let worker = settings.worker.clone();
+    let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
+    if let Some(url) = results {
+        let store = connect(&url, &options, &metrics, &stop).await.context("--results")?;
+        let Some(store) = store else { return Ok(Summary::default()) };
+        options.results = Some(Results(store));
+    }
+    let broker = connect(&queue, &options, &metrics, &stop).await.context("--queue")?;
+    let Some(broker) = broker else { return Ok(Summary::default()) };
     let alerts = if model.alerts() {
-        connect(&alerts, &settings, &stop).await.context("--alerts")?
+        connect(&alerts, &options, &metrics, &stop).await.context("--alerts")?
     } else {
         Some(Arc::clone(&broker))
     };
-    let (Some(results), Some(alerts)) = (results, alerts) else {
-        return Ok(Summary::default());
-    };
+    let Some(alerts) = alerts else { return Ok(Summary::default()) };
     let clock = Arc::new(SystemClock);
+    let results = Arc::clone(&broker);
     let site = Site { broker, results, alerts, settings, clock, metrics, health };
     let summary = models::work(model, site, stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
@@ -69,15 +70,17 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
 /// Opens a queue, and waits for a broker that is not there yet; `None` when stopped meanwhile.
 async fn connect(
     url: &QueueUrl,
-    settings: &Settings,
+    options: &OpenOptions,
+    metrics: &Metrics,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Queue>> {
     let mut pauses = Pauses::default();
     loop {
-        let worker = settings.worker.clone();
-        let options = OpenOptions { worker, ..OpenOptions::default() };
-        let pause = match ebb_queue::open(url, options).await {
-            Ok(queue) => return Ok(Some(queue)),
+        let pause = match ebb_queue::open(url, options.clone()).await {
+            Ok(queue) => {
+                tell_warnings(url, &queue, metrics).await;
+                return Ok(Some(queue));
+            }
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(%error, "the broker does not answer; trying again");
                 pauses.next(rand::random())
@@ -88,6 +91,20 @@ async fn connect(
             () = stop.cancelled() => return Ok(None),
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Says where a setting of the broker is weaker than our promises.
+async fn tell_warnings(url: &QueueUrl, queue: &Queue, metrics: &Metrics) {
+    match queue.info().await {
+        Ok(info) => {
+            info!(queue = %url, broker = info.broker, version = info.version, "connected");
+            for Warning { code, text } in info.warnings {
+                warn!(queue = %url, code, "{text}");
+                metrics.broker_warnings.with_label_values(&[code]).set(1);
+            }
+        }
+        Err(error) => warn!(queue = %url, %error, "the broker does not tell how it is set"),
     }
 }
 

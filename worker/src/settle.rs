@@ -1,5 +1,10 @@
 //! The last two stages: store what came out, then tell the broker. Always in this order: a crash
 //! in between repeats a job, and the store's put-if-absent makes the repeat invisible.
+//!
+//! A reply goes out in between, and it is always the result that is stored: who finds that an
+//! earlier attempt has stored one sends that one, for the earlier attempt may have been lost before
+//! it could. So a reply is sent at least once, and a completed one is always the same. Of a job that
+//! expired while nobody held it the worker knows nothing: that is the broker's business.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,12 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ebb_queue::{
-    Delivery, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp, Verdict,
+    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp,
+    Verdict,
 };
 use futures::future::join_all;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::codec::{Answer, Codec};
 use crate::held::{End, Finished};
@@ -129,25 +135,40 @@ impl<C: Codec> Shared<C> {
     ) -> Option<Settlement> {
         let Answer { content_type, body, alert } = answer;
         let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
-        let refused = match self.put(&delivery, loan, outcome).await {
-            // Before the ack, and under an id of its own: told again or not, it alerts once.
-            Ok(Stored::Stored | Stored::Duplicate) => match alert {
-                None => return Some(delivery.ack()),
-                Some(body) => match self.alert(&delivery.job.id, loan, body).await {
-                    Ok(()) => return Some(delivery.ack()),
-                    Err(refused) => refused,
-                },
-            },
+        let result = self.result(&delivery, outcome);
+        let told = match self.put(loan, &result).await {
             Ok(Stored::Stale) => return None,
-            Err(refused) => refused,
+            Ok(stored) => self.tell(&delivery, loan, (result, stored), alert).await,
+            Err(refused) => Err(refused),
         };
-        match refused {
-            Unanswered::Lost => None,
-            Unanswered::Refused(error) => {
-                let reason = format!("the result could not be stored: {error}");
+        match told {
+            Ok(()) => Some(delivery.ack()),
+            Err(Unanswered::Lost) => None,
+            Err(Unanswered::Refused(error)) => {
+                let reason = format!("the result could not be stored or told: {error}");
                 self.retry(delivery, loan, reason).await
             }
         }
+    }
+
+    /// Sends what is to be known before the ack.
+    async fn tell(
+        &self,
+        delivery: &Delivery,
+        loan: &Loan,
+        (result, stored): (JobResult, Stored),
+        alert: Option<bytes::Bytes>,
+    ) -> Result<(), Unanswered> {
+        if let Some(body) = alert {
+            // Under an id of its own: told again or not, it alerts once.
+            self.alert(&delivery.job.id, loan, body).await?;
+        }
+        let Some(to) = &delivery.job.headers.reply_to else { return Ok(()) };
+        let there = match stored {
+            Stored::Duplicate => self.stored(loan, &result.id).await?,
+            Stored::Stored | Stored::Stale => None,
+        };
+        self.reply(loan, to, &there.unwrap_or(result)).await
     }
 
     async fn retry(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
@@ -166,35 +187,65 @@ impl<C: Codec> Shared<C> {
     /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
     async fn fail(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
         debug!(job.id = %delivery.job.id, attempt = delivery.attempt, %reason, "job failed");
-        let id = &delivery.job.id;
         // The failure is stored too, so that whoever follows the job is told.
-        let outcome = Outcome::Failed { reason: reason.clone() };
-        match self.put(&delivery, loan, outcome).await {
-            Ok(Stored::Duplicate) => {
-                let results = &self.parts.results;
-                let there = self.insist("get", loan, || results.get(id)).await.ok()?;
-                if there.is_some_and(|there| there.outcome.is_completed()) {
-                    return Some(delivery.ack());
-                }
-            }
-            Ok(Stored::Stale) | Err(Unanswered::Lost) => return None,
+        let mut result = self.result(&delivery, Outcome::Failed { reason: reason.clone() });
+        let there = match self.put(loan, &result).await {
+            Ok(Stored::Stale) => return None,
+            Ok(Stored::Duplicate) => self.stored(loan, &result.id).await,
+            Ok(Stored::Stored) => Ok(None),
+            Err(unanswered) => Err(unanswered),
+        };
+        match there {
+            Ok(there) => result = there.unwrap_or(result),
+            Err(Unanswered::Lost) => return None,
             // If the store refuses, the dead letter tells.
-            Ok(Stored::Stored) | Err(Unanswered::Refused(_)) => {}
+            Err(Unanswered::Refused(_)) => {}
         }
-        Some(delivery.reject(reason))
+        if let Some(to) = &delivery.job.headers.reply_to {
+            match self.reply(loan, to, &result).await {
+                Ok(()) => {}
+                Err(Unanswered::Lost) => return None,
+                Err(Unanswered::Refused(error)) => self.reply_refused(&result.id, &error),
+            }
+        }
+        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
     }
 
-    async fn put(
-        &self,
-        delivery: &Delivery,
-        loan: &Loan,
-        outcome: Outcome,
-    ) -> Result<Stored, Unanswered> {
-        let finished_at = self.parts.clock.now();
+    fn result(&self, delivery: &Delivery, outcome: Outcome) -> JobResult {
         let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
-        let result = JobResult { id, attempt, outcome, finished_at };
+        JobResult { id, attempt, outcome, finished_at: self.parts.clock.now() }
+    }
+
+    async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
         let results = &self.parts.results;
-        self.insist("put", loan, || results.put(&result)).await
+        self.insist("put", loan, || results.put(result)).await
+    }
+
+    /// The result that stays; none when its time is over.
+    async fn stored(&self, loan: &Loan, id: &JobId) -> Result<Option<JobResult>, Unanswered> {
+        let results = &self.parts.results;
+        self.insist("get", loan, || results.get(id)).await
+    }
+
+    /// Sends a result to where its job asked for it; an address that cannot be keeps nobody.
+    async fn reply(&self, loan: &Loan, to: &str, result: &JobResult) -> Result<(), Unanswered> {
+        let broker = &self.parts.broker;
+        let send = || async {
+            match broker.reply(to, result).await {
+                Err(error) if error.kind() == ErrorKind::Invalid => Ok(Err(error)),
+                answer => answer.map(Ok),
+            }
+        };
+        match self.insist("reply", loan, send).await? {
+            Ok(()) => self.parts.metrics.replies.with_label_values(&["sent"]).inc(),
+            Err(error) => self.reply_refused(&result.id, &error),
+        }
+        Ok(())
+    }
+
+    fn reply_refused(&self, id: &JobId, error: &ebb_queue::Error) {
+        self.parts.metrics.replies.with_label_values(&["refused"]).inc();
+        warn!(job.id = %id, %error, "the reply was not sent; the result is in the store");
     }
 
     async fn alert(&self, job: &JobId, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {

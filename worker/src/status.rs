@@ -61,6 +61,18 @@ impl<C: Codec> Shared<C> {
         }
     }
 
+    /// Shows in metrics and readiness whether the broker is there, also while nothing is asked of it.
+    fn look_at_link(&self) {
+        let (link, metrics) = (self.parts.broker.link(), &self.parts.metrics);
+        metrics.broker_up.set(link.is_up().into());
+        let n_new = link.n_losses().saturating_sub(metrics.broker_losses.get());
+        metrics.broker_losses.inc_by(n_new);
+        if !link.is_up() {
+            let why = link.last_error().unwrap_or_default();
+            self.broker_gate.close(format!("connection: {why}"));
+        }
+    }
+
     async fn report(&self, phase: Phase) {
         let settings = &self.parts.settings;
         let in_flight = self.leases.n_held().get();
@@ -78,6 +90,7 @@ impl<C: Codec> Shared<C> {
             model: settings.model.clone(),
             at: self.parts.clock.now(),
         };
+        self.look_at_link();
         if let Err(error) = self.parts.broker.report(&status).await {
             self.parts.metrics.broker_errors.with_label_values(&["report"]).inc();
             debug!(%error, "the status was not reported");

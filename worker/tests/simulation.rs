@@ -1,7 +1,8 @@
 //! The whole pipeline on a broker that fails on purpose, under paused time, seed by seed.
 //!
 //! Workers crash and come back, calls fail before and after they had their effect, leases end early.
-//! In the end every job is done or dead, and no answer that was stored has changed.
+//! In the end every job is done or dead, no answer that was stored has changed, and every job that
+//! asked for a reply has one.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
@@ -34,6 +35,7 @@ const N_SEEDS: u64 = 200;
 const N_JOBS: usize = 60;
 const N_WORKERS: usize = 3;
 const LEASE: Duration = Duration::from_secs(10);
+const REPLIES: &str = "replies";
 
 /// What the workers do wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -186,7 +188,7 @@ impl World {
 
 /// Mostly good jobs, and each kind of bad one.
 fn jobs(dice: &mut StdRng) -> Vec<Job> {
-    let one = |number| match dice.random_range(0..100) {
+    let mut one = |number| match dice.random_range(0..100) {
         0..5 => job(number, &format!(r#"{{"input": "text {number}", "poison": true}}"#)),
         5..8 => job(number, r#"{"input": "", "fail": true}"#),
         8..10 => job(number, r#"{"input": "", "lose_device": true}"#),
@@ -198,7 +200,12 @@ fn jobs(dice: &mut StdRng) -> Vec<Job> {
         }
         _ => echo_job(number),
     };
-    (0..N_JOBS).map(one).collect()
+    let asking = |number| {
+        let mut job = one(number);
+        job.headers.reply_to = Some(REPLIES.to_owned());
+        job
+    };
+    (0..N_JOBS).map(asking).collect()
 }
 
 /// Runs one seed to its end, and says what is wrong with it.
@@ -263,6 +270,7 @@ async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Resu
             }
         }
     }
+    judge_replies(world, &answers, &reasons)?;
     for (id, body) in &*world.seen.lock().map_err(|error| error.to_string())? {
         if answers.get(id) != Some(body) {
             return Err(format!("{id} was {body:?} and became {:?}", answers.get(id)));
@@ -276,6 +284,39 @@ async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Resu
         faults: world.faulty.injected(),
         answers,
     })
+}
+
+/// Whether every job whose end a worker saw has a reply, and every answer is the one that is stored.
+fn judge_replies(
+    world: &World,
+    answers: &BTreeMap<String, Bytes>,
+    reasons: &BTreeMap<JobId, &str>,
+) -> std::result::Result<(), String> {
+    let replies = world.queue.replies().into_iter();
+    let replies: BTreeMap<_, _> =
+        replies.map(|(to, reply)| ((to, reply.id.to_string()), reply.outcome)).collect();
+    let reply = |id: &str| replies.get(&(REPLIES.to_owned(), id.to_owned()));
+    for (id, answer) in answers {
+        let is_dead = reasons.keys().any(|dead| dead.as_str() == id);
+        match reply(id) {
+            Some(Outcome::Completed { body, .. }) if body == answer => {}
+            // Its worker was lost between the two, and then it expired.
+            None if is_dead => {}
+            other => return Err(format!("{id} is {answer:?}, and its reply {other:?}")),
+        }
+    }
+    for (id, reason) in reasons.iter().filter(|(id, _)| !answers.contains_key(id.as_str())) {
+        if !matches!(
+            (reply(id.as_str()), *reason),
+            (Some(Outcome::Failed { .. }), _) | (None, "expired")
+        ) {
+            return Err(format!(
+                "{id} died of {reason}, and its reply is {:?}",
+                reply(id.as_str())
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether this job may have died of that.

@@ -1,12 +1,12 @@
-//! `ebb queue depth` and `ebb queue workers`: a look at the queue, touching nothing.
+//! `ebb queue`: makes a queue, tells how its broker is set, and looks at it, touching nothing.
 
 use anyhow::Result;
 use clap::Subcommand;
-use ebb_queue::{Depth, WorkerStatus};
+use ebb_queue::{Depth, Info, Missing, QueueUrl, WorkerStatus};
 
 use crate::exit::Exit;
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, span, table};
+use crate::output::{Output, grouped, note, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -14,6 +14,20 @@ pub(crate) enum Command {
     /// Count the jobs that are ready, in flight, delayed and dead
     #[command(after_help = DEPTH_HELP)]
     Depth {
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+    /// Make the queue on its broker, or check that it is as it should be
+    #[command(after_help = INIT_HELP)]
+    Init {
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+    /// Tell what the broker is, how it is set, and what it cannot promise
+    #[command(after_help = INFO_HELP)]
+    Info {
         /// Where the queue is.
         #[command(flatten)]
         queue: QueueArgs,
@@ -26,6 +40,29 @@ pub(crate) enum Command {
         queue: QueueArgs,
     },
 }
+
+/// How a queue is named, on each broker.
+pub(crate) const URLS: &str = "\
+Where a queue is (--queue, --results, EBB_QUEUE, EBB_RESULTS):
+  sqlite:PATH                                   the embedded queue, a file on a local disk
+  nats://[USER:PASSWORD@|TOKEN@]HOST[:4222]     NATS JetStream; tls:// with TLS
+  amqp://[USER:PASSWORD@]HOST[:5672][/VHOST]    RabbitMQ; amqps:// with TLS; needs --results
+  redis://[[USER]:PASSWORD@]HOST[:6379][/DB]    Redis 7.0, Valkey; rediss:// with TLS
+  Several hosts of one broker are separated by commas. Encode odd characters as %XX.
+
+Options, after a ? and joined by &:
+  queue=NAME            which queue [default: jobs]
+  lease=30s             how long a job is held without a sign of life [30s]
+  result_ttl=1d         how long answers are kept [1d]
+  key_ttl=1d            how long the id and ebb-key of a job that is done are known [1d]
+  max_ready=N           jobs that may wait before the queue is full [no limit]
+  synchronous=full|normal        sqlite: what a commit waits for [full]
+  replicas=1|3|5                 nats: servers that keep each stream that is created [1]
+  creds=FILE, nkey=FILE          nats: who we are, in place of a password
+  heartbeat=10s                  amqp: after how long a silent peer is taken for gone [10s]
+  password_file=FILE             the password or token, read at each connect
+  tls_ca=FILE                    the authorities that we trust, PEM [the system's]
+  tls_cert=FILE, tls_key=FILE    our certificate and its key, PEM, where the server asks for them";
 
 const DEPTH_HELP: &str = "\
   ready       could be run now
@@ -42,6 +79,22 @@ Examples:
   ebb queue workers
   watch -n1 ebb queue workers";
 
+const INIT_HELP: &str = "\
+Does nothing where all is as it should be, and says what differs where it is not. Workers and
+scalers make their queues themselves unless they run with --no-create.
+
+Examples:
+  ebb queue init --queue nats://broker:4222?queue=embeddings&replicas=3
+  ebb queue init --queue amqp://ebb@rabbit/jobs?password_file=/run/secrets/rabbit";
+
+const INFO_HELP: &str = "\
+Creates nothing. A warning is a setting that is weaker than what Ebb promises; a limit is what this
+kind of broker cannot promise however it is set.
+
+Examples:
+  ebb queue info --queue redis://broker:6379
+  ebb queue info --json | jq -r '.warnings[].code'";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -51,6 +104,25 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         Command::Depth { queue } => {
             let depth = queue.open().await?.depth().await?;
             if output.json { output.json(&depth)? } else { output.line(depth_words(&depth))? }
+        }
+        Command::Init { queue } => {
+            let url = queue.url()?;
+            let info = queue.open().await?.info().await?;
+            warn_of(&info);
+            if output.json {
+                output.json(&Told { queue: url.to_string(), info: &info })?;
+            } else {
+                output.line(format!("queue {} is ready on {}", url.queue, info.version))?;
+            }
+        }
+        Command::Info { queue } => {
+            let url = queue.url()?;
+            let info = queue.open_with(Missing::Refuse).await?.info().await?;
+            if output.json {
+                output.json(&Told { queue: url.to_string(), info: &info })?;
+            } else {
+                output.line(info_words(&url, &info))?;
+            }
         }
         Command::Workers { queue } => {
             let workers = queue.open().await?.workers().await?;
@@ -62,6 +134,40 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// What `init` and `info` print with --json.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    queue: String,
+    #[serde(flatten)]
+    info: &'a Info,
+}
+
+fn warn_of(info: &Info) {
+    info.warnings.iter().for_each(|warning| note(format!("warning: {}", warning.text)));
+}
+
+fn info_words(url: &QueueUrl, info: &Info) -> String {
+    let mut lines = vec![
+        format!("queue     {}", url.queue),
+        format!("broker    {}", info.version),
+        format!("max body  {}", info.max_body.map_or("no limit".to_owned(), bytes)),
+    ];
+    lines.extend(info.warnings.iter().map(|one| format!("warning   {}: {}", one.code, one.text)));
+    lines.extend(
+        info.limits.iter().map(|one| format!("limit     {}: {}", one.promise, one.instead)),
+    );
+    lines.join("\n")
+}
+
+/// `1 MiB`, or `1,000,000 bytes` where no unit fits.
+fn bytes(n: u64) -> String {
+    match n {
+        n if n > 0 && n % (1 << 20) == 0 => format!("{} MiB", grouped(n >> 20)),
+        n if n > 0 && n % (1 << 10) == 0 => format!("{} KiB", grouped(n >> 10)),
+        n => format!("{} bytes", grouped(n)),
+    }
 }
 
 fn depth_words(depth: &Depth) -> String {
@@ -126,6 +232,27 @@ mod tests {
         oldest     3.2 s
         cost       4096
         ");
+    }
+
+    #[test]
+    fn what_a_broker_tells_reads_well() {
+        let warning = ebb_queue::Warning { code: "power_loss", text: "set appendfsync".into() };
+        let info = Info {
+            broker: "redis",
+            version: "Redis 7.0.15".into(),
+            max_body: Some(512 << 20),
+            warnings: vec![warning],
+            limits: &[ebb_queue::Limit { promise: "failover", instead: "copies lag behind" }],
+        };
+        let url = "redis://me:secret@host".parse().unwrap();
+        insta::assert_snapshot!(info_words(&url, &info), @r"
+        queue     jobs
+        broker    Redis 7.0.15
+        max body  512 MiB
+        warning   power_loss: set appendfsync
+        limit     failover: copies lag behind
+        ");
+        assert_eq!([1 << 10, 1000, 0].map(bytes), ["1 KiB", "1,000 bytes", "0 bytes"]);
     }
 
     #[test]

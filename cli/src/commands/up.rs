@@ -11,7 +11,7 @@ use ebb_queue::QueueUrl;
 use crate::choose::{Chosen, choose};
 use crate::exit::{Exit, usage};
 use crate::local::{Local, Settings};
-use crate::options::{QueueArgs, data_directory, open, parse_interval, parse_span, parse_target};
+use crate::options::{QueueArgs, data_directory, parse_interval, parse_span, parse_target};
 use crate::output::{Live, Output, note};
 use crate::pool;
 use crate::signals::Stop;
@@ -115,16 +115,18 @@ impl UpArgs {
             None => data_directory()?.join("logs"),
         };
         let threads = self.threads.unwrap_or_else(|| threads_each(max));
-        let worker = worker_arguments(&url, model, threads, &self.worker)?;
+        let worker = worker_arguments(model, threads, &self.worker)?;
         Ok(Settings {
-            url,
             pool: pool::Settings {
                 program: own_program()?,
                 args: worker,
+                queue: url.clone(),
+                results: self.queue.results_url()?,
                 logs,
                 verbose: self.verbose,
                 grace: self.stop_limit,
             },
+            url,
             min: self.min_replicas,
             max,
             jobs_per_replica: self.jobs_per_replica,
@@ -145,7 +147,7 @@ pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
     let url = args.queue.url()?;
     let model = choose(args.model.as_deref()).await?;
     let settings = args.settings(url.clone(), &model)?;
-    let queue = open(&url).await?;
+    let queue = args.queue.open().await?;
     note(format!(
         "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs in {}; Ctrl-C stops",
         model.name,
@@ -213,13 +215,11 @@ async fn show(local: &mut Local, live: &mut Live, output: Output) -> Result<()> 
 /// # Errors
 /// When `ebb worker` would not take them.
 pub(crate) fn worker_arguments(
-    url: &QueueUrl,
     model: &Chosen,
     threads: usize,
     further: &[OsString],
 ) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = vec!["worker".into()];
-    arguments.extend(["--queue".into(), url.to_string().into()]);
     arguments.extend(["--model".into(), model.argument.clone().into()]);
     arguments.extend(["--threads".into(), threads.to_string().into()]);
     arguments.push("--stop-with-stdin".into());

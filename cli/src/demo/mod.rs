@@ -158,16 +158,18 @@ impl DemoArgs {
     fn settings(&self, chosen: &Chosen, data: &Path) -> Result<Settings> {
         let url = QueueUrl::sqlite(data.join("queue.db"));
         let max = self.max_replicas.unwrap_or_else(default_max);
-        let arguments = worker_arguments(&url, chosen, threads_each(max), &[])?;
+        let arguments = worker_arguments(chosen, threads_each(max), &[])?;
         Ok(Settings {
-            url,
             pool: pool::Settings {
                 program: own_program()?,
                 args: arguments,
+                queue: url.clone(),
+                results: None,
                 logs: data.join("logs"),
                 verbose: self.verbose,
                 grace: Duration::from_secs(40),
             },
+            url,
             min: 0,
             max,
             jobs_per_replica: JOBS_PER_REPLICA,

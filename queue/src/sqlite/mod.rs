@@ -13,6 +13,7 @@ mod mark;
 mod names;
 mod publish;
 mod reader;
+mod reply;
 mod results;
 mod schema;
 mod settle;
@@ -37,6 +38,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::follow::Hope;
+use crate::open::check_reply_to;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Receipt, Result, ResultStore,
@@ -309,8 +311,10 @@ impl Broker for SqliteQueue {
         self.write(move |tx, now| workers::report(tx, now, &status)).await
     }
 
-    async fn reply(&self, _to: &str, _result: &JobResult) -> Result<()> {
-        Err(Error::new(ErrorKind::Invalid, "ebb-reply-to is not carried out yet"))
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        check_reply_to(to)?;
+        let (to, result) = (to.to_owned(), result.clone());
+        self.write(move |tx, now| reply::reply(tx, now, &to, &result)).await
     }
 
     fn lease(&self) -> Duration {

@@ -160,6 +160,19 @@ impl<'a> Tx<'a> {
         self.counters.arrivals += 1;
     }
 
+    /// Runs a step on another queue of the same file, in this transaction.
+    pub(super) fn on_queue<T, E: From<rusqlite::Error>>(
+        &mut self,
+        queue: i64,
+        step: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut other = Self::begun(self.db, queue)?;
+        let value = step(&mut other)?;
+        other.counters.save(self.db, queue)?;
+        self.news.append(&mut other.news);
+        Ok(value)
+    }
+
     /// Runs a step that leaves nothing behind when it fails.
     pub(super) fn step<T, E: From<rusqlite::Error>>(
         &mut self,

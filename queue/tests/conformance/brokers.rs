@@ -12,6 +12,7 @@ use ebb_queue::{
 };
 
 use crate::fixture::Fixture;
+use crate::mail::{Mailbox, mailbox};
 
 pub struct Memory {
     clock: TokioClock,
@@ -51,6 +52,10 @@ impl Fixture for Memory {
     }
 
     async fn named(&self, _name: &str, _missing: Missing) -> Option<ebb_queue::Result<Queue>> {
+        None
+    }
+
+    async fn mailbox(&self) -> Option<Mailbox> {
         None
     }
 
@@ -172,6 +177,11 @@ impl Fixture for Served {
         let url = self.url.lock().unwrap().with_queue(name).unwrap();
         let url = QueueUrl { behavior: self.behavior(), ..url };
         Some(self.open(&url, "one", missing).await)
+    }
+
+    async fn mailbox(&self) -> Option<Mailbox> {
+        let url = self.url.lock().unwrap().clone();
+        Some(mailbox(&url).await)
     }
 
     async fn beside(&self) -> Queue {

@@ -110,7 +110,7 @@ pub async fn a_result_that_was_forgotten_ends_the_stream(fixture: &dyn Fixture) 
     let delivery = fixture.take_one(&queue).await;
     queue.put(&fixture.completed("a", 1, "42")).await.unwrap();
     settle(&queue, delivery.ack()).await;
-    fixture.pass(behavior.result_ttl).await;
+    fixture.pass(behavior.result_ttl + fixture.lag()).await;
     assert!(soon(&mut follow(&queue, 0).await).await.is_none());
 }
 

@@ -99,8 +99,8 @@ pub async fn an_answered_job_left_by_a_crash_past_its_deadline_is_done(fixture: 
     fixture.pass_by(fixture.lease()).await;
     for _ in 0..2 {
         fixture.assert_counts(&queue, [0, 0, 0, 0]).await;
-        let depth = queue.depth().await.unwrap();
-        assert_eq!((depth.cost, depth.next_due), (Some(0.0), None));
+        fixture.assert_next_due(&queue, None).await;
+        assert_eq!(queue.depth().await.unwrap().cost.unwrap_or_default(), 0.0);
         fixture.assert_nothing_ready(&queue).await;
         assert!(queue.list(9).await.unwrap().is_empty());
     }

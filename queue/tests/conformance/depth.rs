@@ -17,7 +17,7 @@ pub async fn an_empty_queue_is_empty(fixture: &dyn Fixture) {
 }
 
 pub async fn each_job_is_counted_once_whatever_its_state(fixture: &dyn Fixture) {
-    let queue = fixture.fresh().await;
+    let (queue, other) = (fixture.fresh().await, fixture.again("scaler").await);
     fixture.publish(&queue, &["done", "dead", "retried", "running", "abandoned", "ready"]).await;
     publish(&queue, fixture.job("delayed", &[("ebb-delay", &words(fixture.far()))])).await;
     let mut deliveries = fixture.take(&queue, 5).await.into_iter();
@@ -25,7 +25,7 @@ pub async fn each_job_is_counted_once_whatever_its_state(fixture: &dyn Fixture) 
     let settlements =
         [next().ack(), next().reject("bad"), next().retry(fixture.lease() * 9, "later")];
     queue.settle(&settlements).await.unwrap();
-    fixture.assert_counts(&fixture.again("scaler").await, [1, 2, 2, 1]).await;
+    fixture.assert_counts(&other, [1, 2, 2, 1]).await;
     let running = next();
     fixture.pass(fixture.lease() * 2 / 3).await;
     queue.extend(&[running.receipt().clone()]).await.unwrap();

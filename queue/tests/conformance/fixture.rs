@@ -13,6 +13,8 @@ use futures::future::LocalBoxFuture;
 use futures::stream::BoxStream;
 use tokio::time::Instant;
 
+use crate::mail::Mailbox;
+
 /// A promise, to be kept by any broker.
 pub type Promise = for<'a> fn(&'a dyn Fixture) -> LocalBoxFuture<'a, ()>;
 
@@ -39,6 +41,9 @@ pub trait Fixture: Send + Sync {
     /// Opens the queue of this name, which no promise has opened before; none where queues are not
     /// found by their names.
     async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>>;
+
+    /// Where a client of this broker waits for replies; none where there are no other clients.
+    async fn mailbox(&self) -> Option<Mailbox>;
 
     /// Opens another queue beside the last fresh one, on the same broker.
     async fn beside(&self) -> Queue;

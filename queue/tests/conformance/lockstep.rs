@@ -1,9 +1,10 @@
-//! The same operations on both brokers have the same answers: SQLite against the reference.
+//! The same operations have the same answers on every broker that can be told the time: SQLite and
+//! Redis against the reference.
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use ebb_queue::{
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
+use crate::brokers::unused_name;
 use crate::fixture::soon;
 
 /// Few names, so that operations meet each other.
@@ -260,37 +262,37 @@ fn status(worker: usize, at: Timestamp) -> WorkerStatus {
 }
 
 /// The two brokers, the reference first.
-async fn sides(file: QueueUrl, clock: &Arc<ManualClock>) -> [Side; 2] {
+async fn sides(url: QueueUrl, clock: &Arc<ManualClock>) -> [Side; 2] {
     let options = |worker: &str| OpenOptions {
         worker: worker.to_owned(),
         clock: clock.clone(),
         ..OpenOptions::default()
     };
-    let memory = MemoryQueue::new(&file.behavior, options("one"));
+    let memory = MemoryQueue::new(&url.behavior, options("one"));
     let two = memory.as_worker("two");
-    let sqlite =
-        [open(&file, options("one")).await.unwrap(), open(&file, options("two")).await.unwrap()];
-    [[Arc::new(memory) as Queue, Arc::new(two)], sqlite].map(|handles| Side {
+    let other =
+        [open(&url, options("one")).await.unwrap(), open(&url, options("two")).await.unwrap()];
+    [[Arc::new(memory) as Queue, Arc::new(two)], other].map(|handles| Side {
         handles,
         held: Vec::new(),
         settled: Vec::new(),
     })
 }
 
-async fn walk(file: QueueUrl, steps: &[Step]) -> Result<(), TestCaseError> {
+async fn walk(url: QueueUrl, steps: &[Step]) -> Result<(), TestCaseError> {
     let clock = Arc::new(ManualClock(AtomicI64::new(1_900_000_000_000)));
-    let [mut memory, mut sqlite] = sides(file, &clock).await;
+    let [mut memory, mut other] = sides(url, &clock).await;
     for (nth, step) in steps.iter().enumerate() {
         if let Step::Pass { millis } = step {
             clock.0.fetch_add(*millis, Ordering::SeqCst);
         }
         let expected = memory.take(step, &clock).await;
-        prop_assert_eq!(sqlite.take(step, &clock).await, expected, "step {}: {:?}", nth, step);
+        prop_assert_eq!(other.take(step, &clock).await, expected, "step {}: {:?}", nth, step);
         let expected = memory.look().await;
-        prop_assert_eq!(sqlite.look().await, expected, "after step {}: {:?}", nth, step);
+        prop_assert_eq!(other.look().await, expected, "after step {}: {:?}", nth, step);
     }
     let expected = memory.look_closely(clock.now()).await;
-    prop_assert_eq!(sqlite.look_closely(clock.now()).await, expected, "at the end");
+    prop_assert_eq!(other.look_closely(clock.now()).await, expected, "at the end");
     Ok(())
 }
 
@@ -303,9 +305,22 @@ fn behavior(max_ready: Option<u64>) -> Behavior {
 #[test]
 fn sqlite_answers_as_the_reference_does_whatever_is_asked() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("queue.db");
+    let path = folder.path().join("queue.db");
+    walk_at_random(QueueUrl {
+        address: Address::Sqlite { path, synchronous: Synchronous::Normal },
+        ..QueueUrl::sqlite("")
+    });
+}
+
+#[test]
+fn redis_answers_as_the_reference_does_whatever_is_asked() {
+    if let Some(url) = crate::on::redis_url("lockstep") {
+        walk_at_random(url);
+    }
+}
+
+fn walk_at_random(url: QueueUrl) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let queues = Mutex::new(0..);
     let steps = prop::collection::vec(step(), 1..60);
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases = asked.unwrap_or(64);
@@ -316,12 +331,8 @@ fn sqlite_answers_as_the_reference_does_whatever_is_asked() {
     });
     let max_ready = prop::option::weighted(0.3, 2..6u64);
     let outcome = runner.run(&(steps, max_ready), |(steps, max_ready)| {
-        let queue = queues.lock().unwrap().next().unwrap_or(0);
-        let url = QueueUrl {
-            address: Address::Sqlite { path: file.clone(), synchronous: Synchronous::Normal },
-            queue: format!("walk-{queue}"),
-            behavior: behavior(max_ready),
-        };
+        let url = url.with_queue(&unused_name()).unwrap();
+        let url = QueueUrl { behavior: behavior(max_ready), ..url };
         runtime.block_on(walk(url, &steps))
     });
     if let Err(error) = outcome {

@@ -7,6 +7,7 @@
 mod brokers;
 mod fixture;
 mod limits;
+mod mail;
 mod on;
 mod pool;
 
@@ -25,6 +26,7 @@ mod publish;
 mod receive;
 mod redrive;
 mod release;
+mod replies;
 mod results;
 mod retry;
 mod settle;
@@ -168,6 +170,9 @@ promises! {
         a_result_that_was_forgotten_ends_the_stream
         a_job_that_is_done_without_a_result_ends_the_stream
         a_purge_ends_the_stream_of_a_dead_letter;
+    replies:
+        an_answer_is_sent_to_where_its_job_asked_for_it
+        a_failure_is_sent_with_its_reason;
     status:
         a_status_is_read_as_it_was_reported
         the_last_status_counts

@@ -33,10 +33,18 @@ pub fn sqlite(_: &'static str, promise: Promise) {
 
 /// Redis, in real time: it goes by the clock of its handle, which can be set forward.
 pub fn redis(test: &'static str, promise: Promise) {
-    if !is_skipped("redis", test, &limits::REDIS) {
-        let server = Redis::shared().unwrap_or_else(|error| missing("redis", &error));
-        keep(promise, &Served::new("redis", server.url().parse().unwrap(), Time::ahead()));
+    if let Some(url) = redis_url(test) {
+        keep(promise, &Served::new("redis", url, Time::ahead()));
     }
+}
+
+/// Where Redis is, unless the test is not to be run there.
+pub fn redis_url(test: &str) -> Option<QueueUrl> {
+    if is_skipped("redis", test, &limits::REDIS) {
+        return None;
+    }
+    let server = Redis::shared().unwrap_or_else(|error| missing("redis", &error));
+    Some(server.url().parse().unwrap())
 }
 
 /// The newest NATS, where time passes for real.

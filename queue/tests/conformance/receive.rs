@@ -79,13 +79,15 @@ pub async fn many_workers_at_once_receive_each_job_once(fixture: &dyn Fixture) {
             loop {
                 let deliveries = queue.receive(SEVEN, lag).await.unwrap();
                 if deliveries.is_empty() {
-                    return mine;
+                    // The handle stays open until all are done: with it goes what it holds.
+                    return (mine, queue);
                 }
                 mine.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
             }
         });
     }
-    let received = workers.join_all().await.concat();
+    let (received, _handles): (Vec<_>, Vec<_>) = workers.join_all().await.into_iter().unzip();
+    let received = received.concat();
     assert_eq!(received.len(), JOBS);
     assert_eq!(received.into_iter().collect::<HashSet<_>>().len(), JOBS);
 }

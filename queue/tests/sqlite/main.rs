@@ -6,6 +6,7 @@
 mod files;
 mod news;
 mod processes;
+mod replies;
 mod sharing;
 
 use std::num::NonZeroUsize;

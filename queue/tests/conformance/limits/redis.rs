@@ -2,4 +2,4 @@
 
 use super::Limits;
 
-pub const LIMITS: Limits = Limits { not_run: &[], not_testable: &[] };
+pub const LIMITS: Limits = Limits { not_run: &[], not_testable: &["power loss", "failover"] };

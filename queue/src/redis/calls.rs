@@ -1,0 +1,74 @@
+//! The ends of deliveries, the extension of leases, and replies.
+
+use redis::Value;
+
+use super::Calls;
+use super::keeper::Again;
+use super::script;
+use super::value::{garbled, int, list};
+use crate::job::header;
+use crate::{JSON, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict};
+
+impl Calls {
+    /// Carries out verdicts.
+    pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let call = self.call(&script::SETTLE).span(self.behavior.key_ttl);
+        let call = settlements.iter().fold(call, |call, settlement| {
+            let receipt = settlement.receipt();
+            let call = call.text(receipt.job.as_str()).text(&*receipt.token);
+            match settlement.verdict() {
+                Verdict::Ack => call.text("ack").number(0).text(""),
+                Verdict::Retry { after, reason } => {
+                    call.text("retry").span(*after).text(reason.as_str())
+                }
+                Verdict::Release => call.text("release").number(0).text(""),
+                Verdict::Reject { reason } => call.text("reject").number(0).text(reason.as_str()),
+            }
+        });
+        settled(self.run(call, Again::Yes).await?, settlements.len())
+    }
+
+    /// Starts leases anew.
+    pub(super) async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        if receipts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let call = self.call(&script::EXTEND).span(self.behavior.lease);
+        let call = receipts
+            .iter()
+            .fold(call, |call, receipt| call.text(receipt.job.as_str()).text(&*receipt.token));
+        settled(self.run(call, Again::Yes).await?, receipts.len())
+    }
+
+    /// Writes the result to a stream.
+    pub(super) async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        let (outcome, content_type, body) = match &result.outcome {
+            Outcome::Completed { content_type, body } => {
+                ("completed", content_type.as_str(), body.clone())
+            }
+            Outcome::Failed { reason } => {
+                let body = serde_json::json!({ "error": reason }).to_string();
+                ("failed", JSON, body.into())
+            }
+        };
+        let mut command = redis::cmd("XADD");
+        command.arg(to).arg("*").arg("body").arg(&*body);
+        command.arg(header::ID).arg(result.id.as_str());
+        command.arg(header::ATTEMPT).arg(result.attempt);
+        command.arg(header::OUTCOME).arg(outcome);
+        command.arg(header::CONTENT_TYPE).arg(content_type);
+        self.keeper.command(&command, Again::Yes).await.map(drop)
+    }
+}
+
+fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {
+    let answers = list(answer)?;
+    if answers.len() != n_asked {
+        return Err(garbled("what became of the leases"));
+    }
+    let held = |held: &Value| Ok(if int(held)? == 1 { Settled::Held } else { Settled::Lost });
+    answers.iter().map(held).collect()
+}

@@ -1,0 +1,121 @@
+//! How the server is set, and what that is worth.
+
+use std::collections::HashMap;
+
+use redis::Value;
+
+use super::Calls;
+use super::keeper::Again;
+use super::value::{list, text};
+use crate::{Info, Limit, Result, Warning};
+
+/// The longest value of a server that does not tell.
+const DEFAULT_MAX_BODY: u64 = 512 << 20;
+
+/// What no setting of a server makes good.
+const LIMITS: &[Limit] = &[
+    Limit {
+        promise: "power loss",
+        instead: "what was accepted is in the server's memory; it survives a loss of power only as \
+                  appendonly and appendfsync say",
+    },
+    Limit {
+        promise: "failover",
+        instead: "replicas follow a moment later: what was accepted just before a failover may be \
+                  lost, and what was settled may run again",
+    },
+];
+
+/// What was found out about a server.
+#[derive(Debug)]
+pub(super) struct Settings {
+    version: String,
+    pub(super) max_body: u64,
+    /// By name, where it may be asked.
+    config: Option<HashMap<String, String>>,
+}
+
+impl Settings {
+    /// Asks the server; what it keeps to itself is left open.
+    pub(super) async fn read(calls: &Calls) -> Result<Self> {
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg("appendonly").arg("appendfsync").arg("maxmemory");
+        ask.arg("maxmemory-policy").arg("proto-max-bulk-len");
+        let config = match calls.keeper.send(&ask, Again::Yes).await? {
+            Ok(answer) => Some(pairs(answer)?),
+            Err(_) => None,
+        };
+        let ask = redis::cmd("INFO").arg("server").clone();
+        let version = match calls.keeper.send(&ask, Again::Yes).await? {
+            Ok(answer) => product(&text(answer)?),
+            Err(_) => None,
+        };
+        let number = |name: &str| config.as_ref()?.get(name)?.parse().ok();
+        let max_body = number("proto-max-bulk-len").unwrap_or(DEFAULT_MAX_BODY);
+        let version = version.unwrap_or_else(|| format!("Redis {}", calls.keeper.version()));
+        Ok(Self { version, max_body, config })
+    }
+
+    pub(super) fn info(&self) -> Info {
+        Info {
+            broker: "redis",
+            version: self.version.clone(),
+            max_body: Some(self.max_body),
+            warnings: self.warnings(),
+            limits: LIMITS,
+        }
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let Some(config) = &self.config else {
+            let text = "the user may not ask how the server is set (CONFIG GET): whether jobs \
+                        survive a restart is not known; grant +config|get";
+            return vec![Warning { code: "unknown_durability", text: text.to_owned() }];
+        };
+        let is = |name: &str, value: &str| config.get(name).is_some_and(|found| found == value);
+        let mut warnings = Vec::new();
+        if !is("appendonly", "yes") {
+            let text = "appendonly no: a restart or a loss of power may lose all jobs since the \
+                        last snapshot; set appendonly yes and appendfsync always";
+            warnings.push(Warning { code: "power_loss", text: text.to_owned() });
+        } else if !is("appendfsync", "always") {
+            let policy = config.get("appendfsync").map_or("unknown", String::as_str);
+            let text = format!(
+                "appendfsync {policy}: the last second or more before a loss of power may be lost; \
+                 set appendfsync always"
+            );
+            warnings.push(Warning { code: "power_loss", text });
+        }
+        if !is("maxmemory", "0") && !is("maxmemory-policy", "noeviction") {
+            let policy = config.get("maxmemory-policy").map_or("unknown", String::as_str);
+            let text = format!(
+                "maxmemory-policy {policy}: a full server deletes jobs; set maxmemory-policy \
+                 noeviction"
+            );
+            warnings.push(Warning { code: "eviction", text });
+        }
+        warnings
+    }
+}
+
+fn pairs(answer: Value) -> Result<HashMap<String, String>> {
+    let mut flat = match answer {
+        Value::Map(pairs) => pairs.into_iter().flat_map(<[Value; 2]>::from).collect(),
+        other => list(other)?,
+    }
+    .into_iter();
+    let mut pairs = HashMap::new();
+    while let (Some(name), Some(value)) = (flat.next(), flat.next()) {
+        pairs.insert(text(name)?, text(value)?);
+    }
+    Ok(pairs)
+}
+
+/// The server and its version, from what it tells of itself.
+fn product(told: &str) -> Option<String> {
+    let field = |name: &str| told.lines().find_map(|line| line.strip_prefix(name));
+    if let Some(version) = field("valkey_version:") {
+        return Some(format!("Valkey {}", version.trim()));
+    }
+    Some(format!("Redis {}", field("redis_version:")?.trim()))
+}

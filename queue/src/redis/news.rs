@@ -1,0 +1,305 @@
+//! Who waits for news, and the connections of their own on which it comes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tracing::debug;
+
+use super::connect::{self, Place};
+use super::keeper::{Live, jittered};
+use super::value;
+use crate::{Error, ErrorKind, JobId, Result};
+
+/// How long a look at the inbox blocks, and after how long its connection is taken for dead.
+const BLOCK: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What comes faster than this is told as one.
+const REST: Duration = Duration::from_millis(2);
+
+/// The first connection may take this long.
+const ARMING: Duration = Duration::from_secs(10);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+type Lives = watch::Receiver<Option<Live>>;
+
+/// A task that listens; it ends with this.
+#[derive(Debug)]
+struct Ear(AbortHandle);
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells when a job may have become ready.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    told: watch::Sender<()>,
+    _ears: [Ear; 2],
+}
+
+impl Arrivals {
+    /// Armed when this returns.
+    pub(super) async fn start(place: Arc<Place>, lives: Lives) -> Result<Self> {
+        let told = watch::Sender::new(());
+        let tell = {
+            let told = told.clone();
+            move |_: &[u8]| told.send_replace(())
+        };
+        let channel = place.key("arrivals");
+        let (heard, heard_armed) = start_hearing(place.clone(), channel, lives.clone(), tell);
+        let (armed, seen_armed) = watch::channel(false);
+        let watching = watch_inbox(place.clone(), lives, told.clone(), armed);
+        let seen = Ear(tokio::spawn(watching).abort_handle());
+        wait_until_armed(heard_armed, &place).await?;
+        wait_until_armed(seen_armed, &place).await?;
+        Ok(Self { told, _ears: [heard, seen] })
+    }
+
+    /// Told from now on.
+    pub(super) fn listen(&self) -> watch::Receiver<()> {
+        let mut told = self.told.subscribe();
+        told.mark_unchanged();
+        told
+    }
+}
+
+/// Tells who follows results.
+#[derive(Debug)]
+pub(super) struct Answers {
+    followers: Arc<Followers>,
+    _ear: Ear,
+}
+
+#[derive(Debug, Default)]
+struct Followers(Mutex<HashMap<JobId, watch::Sender<()>>>);
+
+impl Answers {
+    /// Armed when this returns.
+    pub(super) async fn start(place: Arc<Place>, lives: Lives) -> Result<Self> {
+        let followers = Arc::new(Followers::default());
+        let tell = {
+            let followers = followers.clone();
+            move |ids: &[u8]| followers.tell(ids)
+        };
+        let channel = place.key("answers");
+        let (ear, armed) = start_hearing(place.clone(), channel, lives, tell);
+        wait_until_armed(armed, &place).await?;
+        Ok(Self { followers, _ear: ear })
+    }
+
+    /// Told from now on of one job, until it is dropped.
+    pub(super) fn follow(&self, id: &JobId) -> Follower {
+        let mut followers = self.followers.lock();
+        let sender = followers.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
+        let news = Some(sender.subscribe());
+        drop(followers);
+        Follower { followers: self.followers.clone(), id: id.clone(), news }
+    }
+}
+
+impl Followers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who follow one of these jobs, or everybody when none is named.
+    fn tell(&self, ids: &[u8]) {
+        let followers = self.lock();
+        if ids.is_empty() {
+            for follower in followers.values() {
+                follower.send_replace(());
+            }
+            return;
+        }
+        let ids = String::from_utf8_lossy(ids);
+        for id in ids.split(' ').filter_map(|id| id.parse::<JobId>().ok()) {
+            if let Some(follower) = followers.get(&id) {
+                follower.send_replace(());
+            }
+        }
+    }
+}
+
+/// Waits for news of one job.
+#[derive(Debug)]
+pub(super) struct Follower {
+    followers: Arc<Followers>,
+    id: JobId,
+    news: Option<watch::Receiver<()>>,
+}
+
+impl Follower {
+    /// Returns when there was news since the last time.
+    pub(super) async fn news(&mut self) {
+        if let Some(news) = &mut self.news {
+            // The sender stays as long as we are registered.
+            news.changed().await.ok();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut followers = self.followers.lock();
+        self.news = None;
+        if followers.get(&self.id).is_some_and(|sender| sender.receiver_count() == 0) {
+            followers.remove(&self.id);
+        }
+    }
+}
+
+async fn wait_until_armed(mut armed: watch::Receiver<bool>, place: &Place) -> Result<()> {
+    let ready = tokio::time::timeout(ARMING, armed.wait_for(|armed| *armed)).await;
+    if ready.is_ok_and(|ready| ready.is_ok()) {
+        return Ok(());
+    }
+    let words = format!(
+        "redis at {} tells no news; may the user subscribe to channels and read the stream?",
+        place.shown()
+    );
+    Err(Error::new(ErrorKind::Unavailable, words))
+}
+
+/// Subscribes to a channel, over and over.
+fn start_hearing(
+    place: Arc<Place>,
+    channel: String,
+    lives: Lives,
+    tell: impl Fn(&[u8]) + Send + Sync + 'static,
+) -> (Ear, watch::Receiver<bool>) {
+    let (armed, is_armed) = watch::channel(false);
+    let hearing = async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match hear(&place, &channel, lives.clone(), &tell, &armed).await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => debug!(%error, channel, "cannot listen"),
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    };
+    (Ear(tokio::spawn(hearing).abort_handle()), is_armed)
+}
+
+/// Listens until the connection ends, or that of the commands was made anew.
+async fn hear(
+    place: &Place,
+    channel: &str,
+    mut lives: Lives,
+    tell: &(impl Fn(&[u8]) + Sync),
+    armed: &watch::Sender<bool>,
+) -> Result<()> {
+    lives.mark_unchanged();
+    let client = place.dial().await?.client;
+    let mut news = client.get_async_pubsub().await.map_err(|error| place.told(error))?;
+    news.subscribe(channel).await.map_err(|error| place.told(error))?;
+    armed.send_replace(true);
+    // For what was told meanwhile.
+    tell(b"");
+    let mut messages = news.into_on_message();
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                let Some(message) = message else { return Ok(()) };
+                tell(message.get_payload_bytes());
+            }
+            changed = lives.changed() => if changed.is_err() { return Ok(()) },
+        }
+        if lives.borrow_and_update().is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for entries of plain producers, over and over.
+async fn watch_inbox(
+    place: Arc<Place>,
+    lives: Lives,
+    told: watch::Sender<()>,
+    armed: watch::Sender<bool>,
+) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match watch_once(&place, lives.clone(), &told, &armed).await {
+            Ok(()) => pause = FIRST_PAUSE,
+            Err(error) => debug!(%error, "cannot watch the inbox"),
+        }
+        tokio::time::sleep(jittered(pause)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn watch_once(
+    place: &Place,
+    mut lives: Lives,
+    told: &watch::Sender<()>,
+    armed: &watch::Sender<bool>,
+) -> Result<()> {
+    lives.mark_unchanged();
+    let client = place.dial().await?.client;
+    let connection = connect::connected(&client, None).await;
+    let mut connection = connection.map_err(|error| place.told(error))?;
+    let mut last = last_entry(&mut connection, place).await?;
+    armed.send_replace(true);
+    loop {
+        told.send_replace(());
+        tokio::time::sleep(REST).await;
+        loop {
+            let look = next_entry(&mut connection, &place.inbox, &last);
+            let found = tokio::select! {
+                found = tokio::time::timeout(SILENCE, look) => found,
+                _ = lives.wait_for(Option::is_none) => return Ok(()),
+            };
+            let Ok(found) = found else { return Ok(()) };
+            if found.map_err(|error| place.told(error))? {
+                break;
+            }
+        }
+        last = last_entry(&mut connection, place).await?;
+    }
+}
+
+/// Whether there is an entry after this one, waiting a while for it.
+async fn next_entry(
+    connection: &mut MultiplexedConnection,
+    inbox: &str,
+    last: &str,
+) -> Result<bool, RedisError> {
+    let mut look = redis::cmd("XREAD");
+    look.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK.as_millis().to_string());
+    look.arg("STREAMS").arg(inbox).arg(last);
+    let found: Value = look.query_async(connection).await?;
+    Ok(found != Value::Nil)
+}
+
+/// The last entry that was ever written.
+async fn last_entry(connection: &mut MultiplexedConnection, place: &Place) -> Result<String> {
+    let look = redis::cmd("XINFO").arg("STREAM").arg(&place.inbox).clone();
+    let fields = match look.query_async::<Value>(connection).await {
+        Ok(Value::Array(fields)) => fields,
+        Ok(_) => return Err(value::garbled("the inbox")),
+        Err(error) if error.detail().is_some_and(|words| words.contains("no such key")) => {
+            return Ok("0-0".to_owned());
+        }
+        Err(error) => return Err(place.told(error)),
+    };
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(field)) = (fields.next(), fields.next()) {
+        if value::text(name)? == "last-generated-id" {
+            return value::text(field);
+        }
+    }
+    Err(value::garbled("the inbox"))
+}

@@ -1,0 +1,122 @@
+//! Jobs on loan, and the jobs of plain producers.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::Value;
+
+use super::Calls;
+use super::keeper::Again;
+use super::publish::sketch;
+use super::script;
+use super::value::{bytes, garbled, int, list, moment, small, text};
+use crate::{Delivery, Error, ErrorKind, Job, JobId, Receipt, Result};
+
+/// What a claim got, or when it is worth another.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) deliveries: Vec<Delivery>,
+    /// How long it takes until time alone makes a job ready.
+    pub(super) until_due: Option<Duration>,
+}
+
+/// A job from a message of a plain producer, and what is wrong with it.
+#[derive(Debug)]
+struct Stranger {
+    entry: String,
+    job: Job,
+    wrong: Option<Error>,
+}
+
+/// A job as scripts hand it out.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) job: Job,
+    pub(super) attempts: u32,
+}
+
+impl Calls {
+    /// Leases what is ready, best first.
+    pub(super) async fn claim(&self, max: NonZeroUsize, worker: &str) -> Result<Claimed> {
+        let mut strangers = Vec::new();
+        loop {
+            // A script counts to a thousand thousand as well as further.
+            let max = max.get().min(1_000_000);
+            let mark = format!("{:016x}", rand::random::<u64>());
+            let call = self
+                .call(&script::CLAIM)
+                .number(max)
+                .span(self.behavior.lease)
+                .text(worker)
+                .text(mark.clone())
+                .span(self.behavior.result_ttl)
+                .span(self.behavior.key_ttl)
+                .number(strangers.len());
+            let call = strangers.iter().fold(call, |call, one: &Stranger| {
+                let wrong = one.wrong.as_ref().map(ToString::to_string).unwrap_or_default();
+                call.text(one.entry.clone()).text(wrong)
+            });
+            let call = strangers.iter().try_fold(call, |call, one| sketch(call, &one.job, b""))?;
+            let mut parts = list(self.run(call, Again::No).await?)?.into_iter();
+            let mut next = || parts.next().ok_or_else(|| garbled("a delivery"));
+            let (deliveries, entries) = (list(next()?)?, list(next()?)?);
+            let (until_due, ahead, at_once) = (int(&next()?)?, int(&next()?)?, int(&next()?)?);
+            let deliveries: Vec<_> =
+                deliveries.into_iter().map(|one| delivery(one, &mark)).collect::<Result<_>>()?;
+            let read = entries.into_iter().map(|entry| Stranger::read(entry, -ahead));
+            strangers = read.collect::<Result<_>>()?;
+            if !deliveries.is_empty() || at_once == 0 {
+                let until_due = u64::try_from(until_due).ok().map(Duration::from_millis);
+                return Ok(Claimed { deliveries, until_due });
+            }
+        }
+    }
+}
+
+impl Stranger {
+    /// Reads an entry of the inbox; the clock of the queue is so far ahead of the server's.
+    fn read(value: Value, ahead: i64) -> Result<Self> {
+        let mut parts = list(value)?.into_iter();
+        let mut next = || parts.next().ok_or_else(|| garbled("an entry"));
+        let entry = text(next()?)?;
+        let fields = list(next()?)?.into_iter().map(bytes).collect::<Result<Vec<_>>>()?;
+        let fields: Vec<_> =
+            fields.iter().map(|field| String::from_utf8_lossy(field).into_owned()).collect();
+        let pairs = fields.chunks_exact(2).map(|pair| (&*pair[0], &*pair[1]));
+        let written = entry.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok());
+        let written = moment(written.unwrap_or_default().saturating_add(ahead));
+        let id: JobId = format!("redis-{entry}").try_into()?;
+        let has_body = pairs.clone().any(|(name, _)| name == "body");
+        let (job, mut wrong) = Job::from_stranger(id, pairs, Bytes::new(), written);
+        if !has_body {
+            let words = "body: the field is missing; write the request into a field named body";
+            wrong.get_or_insert(Error::new(ErrorKind::Invalid, words));
+        }
+        Ok(Self { entry, job, wrong })
+    }
+}
+
+fn delivery(value: Value, mark: &str) -> Result<Delivery> {
+    let mut parts = list(value)?.into_iter();
+    let Stored { job, attempts } = stored(&mut parts)?;
+    let receipt = Receipt { job: job.id.clone(), token: mark.into() };
+    Ok(Delivery::new(job, attempts, receipt))
+}
+
+/// Reads id, attempts, when it was published, whether it has a deadline, headers and body.
+pub(super) fn stored(parts: &mut impl Iterator<Item = Value>) -> Result<Stored> {
+    let mut next = || parts.next().ok_or_else(|| garbled("a job"));
+    let id = text(next()?)?.try_into()?;
+    let attempts = small(&next()?)?;
+    let enqueued_at = moment(int(&next()?)?);
+    let has_deadline = int(&next()?)? != 0;
+    let mut headers: crate::Headers = serde_json::from_slice(&bytes(next()?)?)
+        .map_err(|error| garbled("the headers of a job").caused_by(error))?;
+    if !has_deadline {
+        // It had passed when the job was put back.
+        headers.deadline = None;
+    }
+    let body = bytes(next()?)?.into();
+    Ok(Stored { job: Job { id, enqueued_at, headers, body }, attempts })
+}

@@ -1,0 +1,78 @@
+-- ARGV: time, how many, lease, worker, mark of the lease, result_ttl, key_ttl, number of strangers,
+-- per stranger its entry and what is wrong with it or an empty text, then their jobs.
+-- Answers {deliveries, entries of the inbox that are jobs now once they are read, milliseconds until time
+-- makes one ready or -1, how far the clock is ahead of the server's, whether to ask again at once}.
+local max, lease, worker, mark = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local result_ttl, key_ttl, n_strangers = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+
+-- Makes jobs of what plain producers wrote.
+local function take_in()
+  local all, entries = {}, {}
+  for nth = 1, n_strangers do
+    local entry, wrong = ARGV[7 + 2 * nth], ARGV[8 + 2 * nth]
+    local found = redis.call('XRANGE', inbox, entry, entry)[1]
+    if found then
+      local one = sketch(9 + 2 * n_strangers + (nth - 1) * FIELDS)
+      one.entry, one.wrong, one.body = entry, wrong, ''
+      for field = 1, #found[2], 2 do
+        if found[2][field] == 'body' then one.body = found[2][field + 1] end
+      end
+      all[#all + 1], entries[#entries + 1] = one, entry
+    end
+  end
+  if #all == 0 then return end
+  redis.call('XDEL', inbox, unpack(entries))
+  local told = {}
+  for nth, found in ipairs(known_as(all)) do
+    if not found then
+      local one = all[nth]
+      local ms, seq = string.match(one.entry, '^(%d+)%-(%d+)$')
+      admit(one, math.max((ms - EPOCH) * 1024, 0) + math.min(tonumber(seq), 1023))
+      if one.wrong ~= '' then
+        flush()
+        bury(one.id, one.job, one.wrong)
+        answer(one.id, 0, 'failed', result_ttl, { 'error', one.wrong, 'finished-at', whole(now) })
+        told[#told + 1] = one.id
+      end
+    end
+  end
+  flush()
+  tell_answers(told)
+end
+
+-- Entries of the inbox without their bodies.
+local function strangers()
+  local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', math.min(math.max(max, 16), 256))
+  for _, entry in ipairs(entries) do
+    for field = 1, #entry[2], 2 do
+      if entry[2][field] == 'body' then entry[2][field + 1] = '' end
+    end
+  end
+  return entries
+end
+
+take_in()
+local is_cut = tidy(result_ttl, key_ttl, 1000)
+if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
+  return { {}, strangers(), -1, server_now - now, 1 }
+end
+local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
+local jobs, heads, bodies = load_jobs(ids), fetch('head', ids), fetch('body', ids)
+local deliveries = {}
+for nth, job in ipairs(jobs) do
+  local id = ids[nth]
+  if not expired(job) then
+    leave(id, job)
+    record_crash(job)
+    job.a = (job.a or 0) + 1
+    job.t, job.o, job.u = mark, worker, now + lease
+    enter(id, job, 'H')
+    save(id, job)
+    deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, heads[nth], bodies[nth] }
+  end
+end
+flush()
+if #deliveries > 0 then return { deliveries, {}, -1, 0, 0 } end
+local is_waiting = is_cut or redis.call('XLEN', inbox) > 0
+local due = next_due()
+return { {}, {}, due and due - now or -1, 0, is_waiting and 1 or 0 }

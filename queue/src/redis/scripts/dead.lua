@@ -1,0 +1,68 @@
+-- ARGV: time, result_ttl, key_ttl, what to do (list, show, redrive, purge), then for list: the rank below
+-- which to go on or empty, how many; for redrive and purge of all: `all`, the rank after which to go on,
+-- the last rank or empty; for show, redrive and purge of some: `named`, ids.
+-- Answers {whether to ask again at once, letters or number, rank to go on from or -1, last rank}.
+local STEP = 500
+local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1 } end
+
+local function letters(ids)
+  local jobs, heads, bodies, found = load_jobs(ids), fetch('head', ids), fetch('body', ids), {}
+  for nth, job in ipairs(jobs) do
+    if job and job.w == 'Z' then
+      found[#found + 1] = {
+        ids[nth], job.a or 0, job.e, job.d and 1 or 0, heads[nth], bodies[nth], job.r, job.z, job.h or {},
+      }
+    end
+  end
+  return found
+end
+
+if verb == 'list' then
+  local below = ARGV[5] == '' and '+inf' or '(' .. ARGV[5]
+  local max = math.min(tonumber(ARGV[6]), 64)
+  local ids = redis.call('ZRANGE', key('dead'), below, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, max)
+  local rest = #ids == max and max > 0 and redis.call('ZSCORE', key('dead'), ids[#ids])
+  return { 0, letters(ids), tonumber(rest or -1), -1 }
+end
+if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1 } end
+
+local ids, rest, last = {}, -1, -1
+if ARGV[5] == 'all' then
+  -- What dies while the steps go on is not meant.
+  last = tonumber(ARGV[7]) or tonumber(redis.call('HGET', key('meta'), 'deaths') or 0)
+  local scores = redis.call('ZRANGE', key('dead'), '(' .. ARGV[6], last, 'BYSCORE', 'LIMIT', 0, STEP, 'WITHSCORES')
+  for nth = 1, #scores, 2 do ids[#ids + 1] = scores[nth] end
+  if #ids == STEP then rest = tonumber(scores[#scores]) end
+else
+  local seen = {}
+  for nth = 6, #ARGV do
+    if not seen[ARGV[nth]] then seen[ARGV[nth]] = true; ids[#ids + 1] = ARGV[nth] end
+  end
+end
+
+local taken, place = {}, nil
+for nth, job in ipairs(load_jobs(ids)) do
+  local id = ids[nth]
+  if job and job.w == 'Z' then
+    taken[#taken + 1] = id
+    if verb == 'purge' then
+      forget(id, job)
+    else
+      leave(id, job)
+      place = place or places(#ids)
+      job.s = job.s - job.s % LANE + place + #taken - 1
+      job.a, job.t, job.r, job.z = nil, nil, nil, nil
+      -- Else the job would die again at once.
+      if expired(job) then job.d = nil end
+      if not completed(id) then redis.call('DEL', key('result:' .. id), key('chunks:' .. id)) end
+      wait(id, job)
+      save(id, job)
+    end
+  end
+end
+flush()
+if #taken > 0 then
+  if verb == 'purge' then tell_answers(taken) else tell_arrival() end
+end
+return { 0, #taken, rest, last }

@@ -1,0 +1,22 @@
+//! Replies: a result becomes a job in another queue of the same file.
+
+use super::failure::{Failure, Outcome};
+use super::publish;
+use super::tx::{Millis, Tx, moment};
+use crate::{Error, ErrorKind, Headers, Job, JobResult};
+
+/// Publishes the result in the queue `to`; one that is there already stays as it is.
+pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, to: &str, result: &JobResult) -> Outcome<()> {
+    tx.sql("INSERT INTO queues (name) VALUES (?1) ON CONFLICT (name) DO NOTHING")?.execute([to])?;
+    let sql = "SELECT id FROM queues WHERE name = ?1";
+    let queue: i64 = tx.sql(sql)?.query_row([to], |row| row.get(0))?;
+    if queue == tx.queue {
+        // Its id is known there: the reply would be taken for the job.
+        let words = format!("ebb-reply-to: {to:?} is the queue of the job itself; name another");
+        return Err(Failure::Refused(Error::new(ErrorKind::Invalid, words)));
+    }
+    let (content_type, body) = result.reply_body();
+    let headers = Headers { content_type: Some(content_type), ..Headers::default() };
+    let job = Job { id: result.id.clone(), enqueued_at: moment(now), headers, body };
+    tx.on_queue(queue, |tx| publish::publish(tx, now, &[job], None).map(drop))
+}

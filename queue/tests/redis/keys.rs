@@ -1,0 +1,103 @@
+//! Keys of others, keys of other versions, and no room for more keys.
+
+use std::time::Duration;
+
+use ebb_queue::{ErrorKind, Job, OpenOptions, Settled, Timestamp};
+
+use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
+
+#[tokio::test]
+async fn a_key_of_somebody_else_is_named_and_left_alone() {
+    for key in ["ebb:{jobs}", "ebb:{jobs}:line", "ebb:{jobs}:meta"] {
+        let server = server("").await;
+        let mut client = plain(&server).await;
+        tell::<()>(&mut client, &["SET", key, "mine"]).await.unwrap();
+        let error = refusal(&url(&server), OpenOptions::default()).await;
+        assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+        assert!(error.to_string().contains(key), "{error}");
+        assert_eq!(tell::<String>(&mut client, &["GET", key]).await.unwrap(), "mine");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_layout_is_refused() {
+    let server = server("").await;
+    let mut client = plain(&server).await;
+    let words = ["HSET", "ebb:{jobs}:meta", "layout", "2"];
+    tell::<()>(&mut client, &words).await.unwrap();
+    let error = refusal(&url(&server), OpenOptions::default()).await;
+    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+    assert!(error.to_string().contains("newer ebb"), "{error}");
+}
+
+#[tokio::test]
+async fn a_full_memory_refuses_new_jobs_and_lets_workers_drain_the_queue() {
+    let server = server("maxmemory-policy noeviction\n").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    queue.publish(vec![job("a"), job("b")]).await.unwrap();
+    let delivery = take(&queue, 1, Duration::ZERO).await.remove(0);
+    tell::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+    let error = queue.publish(vec![job("c")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert!(error.to_string().contains("maxmemory"), "{error}");
+    let error = queue.put(&answer(&delivery)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+    let delivery = take(&queue, 1, Duration::ZERO).await.remove(0);
+    assert_eq!(queue.extend(&[delivery.receipt().clone()]).await.unwrap(), [Settled::Held]);
+    let retry = delivery.retry(Duration::ZERO, "again");
+    assert_eq!(queue.settle(&[retry]).await.unwrap(), [Settled::Held]);
+    let delivery = take(&queue, 1, Duration::ZERO).await.remove(0);
+    assert_eq!(queue.settle(&[delivery.reject("bad")]).await.unwrap(), [Settled::Held]);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 1));
+    tell::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+    queue.publish(vec![job("c")]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().ready, 1);
+}
+
+#[tokio::test]
+async fn a_setting_that_is_weaker_than_the_promise_is_told() {
+    let weak = server("maxmemory 1gb\nmaxmemory-policy allkeys-lru\n").await;
+    let info = handle(&url(&weak)).await.info().await.unwrap();
+    let codes: Vec<_> = info.warnings.iter().map(|warning| warning.code).collect();
+    assert_eq!(codes, ["power_loss", "eviction"]);
+    assert!(info.version.starts_with("Redis ") || info.version.starts_with("Valkey "));
+    let options = ebb_servers::RedisOptions {
+        persistence: ebb_servers::Persistence::Always,
+        ..ebb_servers::RedisOptions::default()
+    };
+    let strong = ebb_servers::Redis::start(options).await.unwrap();
+    let info = handle(&url(&strong)).await.info().await.unwrap();
+    assert_eq!(info.warnings, []);
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
+    let server = server("").await;
+    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
+    let queue = handle(&brief.parse().unwrap()).await;
+    let mut client = plain(&server).await;
+    let jobs = (0..50).map(|nth| {
+        let mut job = Job::new(vec![1; 100], Timestamp::now());
+        job.headers.key = Some(format!("key-{nth}"));
+        job.headers.cost = Some(1.5);
+        job.headers.deadline = Some(Timestamp::now() + Duration::from_secs(3600));
+        job
+    });
+    queue.publish(jobs.collect()).await.unwrap();
+    let deliveries = take(&queue, 99, Duration::ZERO).await;
+    for delivery in &deliveries {
+        queue.chunk(&delivery.job.id, 1, 0, "piece".into()).await.unwrap();
+        queue.put(&answer(delivery)).await.unwrap();
+    }
+    let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+    queue.settle(&acks).await.unwrap();
+    crate::eventually("only the counters stay", async || {
+        let keys: Vec<String> = tell(&mut client, &["KEYS", "*"]).await.unwrap();
+        keys == ["ebb:{jobs}:meta"]
+    })
+    .await;
+    assert_eq!(queue.depth().await.unwrap().cost, Some(0.0));
+}

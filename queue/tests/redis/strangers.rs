@@ -1,0 +1,118 @@
+//! What plain producers write is a job like any other.
+
+use std::time::Duration;
+
+use ebb_queue::{Outcome, Priority};
+use futures::StreamExt;
+
+use crate::{handle, job, plain, server, take, tell, url};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn an_entry_without_headers_is_a_job() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    let words = ["XADD", "ebb:{jobs}", "*", "body", r#"{"input": "hi"}"#];
+    let entry: String = tell(&mut client, &words).await.unwrap();
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.oldest_ready.is_some()), (1, true));
+    let delivery = take(&queue, 9, Duration::ZERO).await.remove(0);
+    assert_eq!(delivery.job.id.as_str(), format!("redis-{entry}"));
+    assert_eq!((&*delivery.job.body, delivery.attempt), (&br#"{"input": "hi"}"#[..], 1));
+    let written: i64 = entry.split('-').next().unwrap().parse().unwrap();
+    assert_eq!(delivery.job.enqueued_at.as_millisecond(), written);
+    queue.settle(&[delivery.ack()]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().ready, 0);
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "ebb:{jobs}"]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_headers_of_an_entry_are_honoured() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    for (id, header, value) in [
+        ("low", "ebb-priority", "low"),
+        ("normal", "ebb-key", "k"),
+        ("again", "ebb-key", "k"),
+        ("high", "EBB-Priority", "high"),
+        ("late", "ebb-ttl", "0"),
+        ("later", "ebb-delay", "300ms"),
+    ] {
+        let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", id, header, value, "body", id];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let deliveries = take(&queue, 99, Duration::ZERO).await;
+    let ids: Vec<_> = deliveries.iter().map(|one| one.job.id.as_str()).collect();
+    assert_eq!(ids, ["high", "normal", "low"]);
+    assert_eq!(deliveries[0].job.headers.priority, Priority::High);
+    assert_eq!(queue.depth().await.unwrap().delayed, 1);
+    assert_eq!(take(&queue, 9, SOON).await[0].job.id.as_str(), "later");
+    let letters = queue.list(9).await.unwrap();
+    assert_eq!((letters[0].job.id.as_str(), &*letters[0].reason), ("late", "expired"));
+}
+
+#[tokio::test]
+async fn entries_and_published_jobs_come_in_the_order_in_which_they_were_written() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    for nth in 0..6 {
+        let id = format!("{nth}");
+        if nth % 2 == 0 {
+            queue.publish(vec![job(&id)]).await.unwrap();
+        } else {
+            let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "body", "x"];
+            tell::<String>(&mut client, &words).await.unwrap();
+        }
+        // Places are moments: the next is a later one.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let deliveries = take(&queue, 99, Duration::ZERO).await;
+    let ids: Vec<_> = deliveries.iter().map(|one| one.job.id.as_str()).collect();
+    assert_eq!(ids, ["0", "1", "2", "3", "4", "5"]);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_is_a_dead_letter_with_its_body() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    for words in [
+        ["XADD", "ebb:{jobs}", "*", "ebb-id", "a", "ebb-ttl", "soon", "body", "kept"],
+        ["XADD", "ebb:{jobs}", "*", "ebb-id", "b", "text", "kept", "input", "kept"],
+    ] {
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    assert!(take(&queue, 9, Duration::ZERO).await.is_empty());
+    let letters = queue.list(9).await.unwrap();
+    let found: Vec<_> = letters.iter().map(|one| (one.job.id.as_str(), &*one.job.body)).collect();
+    assert_eq!(found, [("b", &b""[..]), ("a", b"kept")]);
+    assert!(letters[1].reason.contains("ebb-ttl"), "{}", letters[1].reason);
+    assert!(letters[0].reason.contains("body"), "{}", letters[0].reason);
+    let result = queue.get(&letters[1].job.id).await.unwrap().unwrap();
+    assert_eq!(result.outcome, Outcome::Failed { reason: letters[1].reason.clone() });
+}
+
+#[tokio::test]
+async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    let mut told = handle(&url(&server)).await.arrivals().await.unwrap();
+    let waiting = queue.receive(1.try_into().unwrap(), SOON);
+    let write = async {
+        // Whatever is told without cause comes first.
+        while tokio::time::timeout(Duration::from_millis(50), told.next()).await.is_ok() {}
+        let start = tokio::time::Instant::now();
+        let words = ["XADD", "ebb:{jobs}", "*", "body", "x"];
+        tell::<String>(&mut client, &words).await.unwrap();
+        tokio::time::timeout(SOON, told.next()).await.unwrap().unwrap();
+        start.elapsed()
+    };
+    let (deliveries, took) = tokio::join!(waiting, write);
+    assert_eq!(deliveries.unwrap().len(), 1);
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}

@@ -1,0 +1,250 @@
+//! Ebb on real brokers: jobs of plain clients in another language, answers as messages, a broker
+//! that is killed, and the words that a person reads when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::process::Command;
+
+use e2e::{Process, Run, Workplace, get, run, wait_for, workspace_root};
+use ebb_proto::keda::ScaledObjectRef;
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_servers::{
+    Nats, NatsOptions, Persistence, RabbitMq, RabbitMqOptions, Redis, RedisOptions, Sync,
+};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tonic::Code;
+
+/// A broker of our own, at the setting that loses nothing.
+enum Broker {
+    Nats(Nats),
+    Amqp(RabbitMq),
+    Redis(Redis),
+}
+
+impl Broker {
+    async fn nats() -> Self {
+        let options = NatsOptions { sync: Sync::Always, ..NatsOptions::default() };
+        Self::Nats(Nats::start(options).await.unwrap())
+    }
+
+    async fn amqp() -> Self {
+        Self::Amqp(RabbitMq::start(RabbitMqOptions::default()).await.unwrap())
+    }
+
+    async fn redis() -> Self {
+        let options = RedisOptions { persistence: Persistence::Always, ..RedisOptions::default() };
+        Self::Redis(Redis::start(options).await.unwrap())
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Nats(nats) => nats.url(),
+            Self::Amqp(amqp) => amqp.url(),
+            Self::Redis(redis) => redis.url(),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Nats(nats) => nats.kill(),
+            Self::Amqp(amqp) => amqp.kill(),
+            Self::Redis(redis) => redis.kill(),
+        }
+    }
+
+    async fn restart(&mut self) {
+        match self {
+            Self::Nats(nats) => nats.restart().await,
+            Self::Amqp(amqp) => amqp.restart().await,
+            Self::Redis(redis) => redis.restart().await,
+        }
+        .unwrap();
+    }
+}
+
+/// A broker with a queue, a worker on it, and a folder to work in.
+struct Scene {
+    worker: Process,
+    probes: String,
+    workplace: Workplace,
+    broker: Broker,
+    /// Servers are started and killed on it.
+    runtime: Runtime,
+}
+
+impl Scene {
+    fn new(start: impl AsyncFnOnce() -> Broker) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let broker = runtime.block_on(start());
+        let workplace = Workplace::new();
+        let queue = format!("{}?queue=jobs&lease=2s", broker.url());
+        // RabbitMQ keeps no answers.
+        let results = matches!(broker, Broker::Amqp(_)).then(|| workplace.queue());
+        let workplace = workplace.on(queue, results);
+        workplace.ebb(&["queue", "init"]).ok();
+        let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0", "--no-create"];
+        let mut worker = workplace.start(&args);
+        let probes = worker.says("its address", |said| {
+            let (_, rest) = said.split_once("address=")?;
+            rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
+        });
+        Self { worker, probes, workplace, broker, runtime }
+    }
+
+    /// Sends jobs by the broker's ordinary Python client.
+    fn produce(&self, args: &[&str]) -> Run {
+        let python = std::env::var("EBB_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let mut command = Command::new(python);
+        command.arg(workspace_root().join("tests/python/producer.py"));
+        run(command.arg(self.broker.url()).arg("jobs").args(args), "").ok()
+    }
+
+    /// One figure of the worker's metrics page.
+    fn metric(&self, name: &str) -> Option<f64> {
+        let page = get(&self.probes, "/metrics")?.body;
+        let line = page.lines().find(|line| line.starts_with(name))?;
+        line.rsplit_once(' ')?.1.parse().ok()
+    }
+
+    fn completed(&self) -> f64 {
+        self.metric("worker_jobs_total{outcome=\"completed\"}").unwrap_or(0.0)
+    }
+
+    fn ready(&self) -> Option<u16> {
+        Some(get(&self.probes, "/readyz")?.status)
+    }
+
+    fn answers(&self, texts: &[&str]) {
+        let mut args = vec!["enqueue", "--wait", "--timeout", "60s", "--json"];
+        args.extend(texts);
+        let results = self.workplace.ebb(&args).ok().lines();
+        let outputs: Vec<_> = results.iter().map(|one| &one["body"]["output"]).collect();
+        assert_eq!(outputs, texts, "{results:?}");
+    }
+}
+
+fn plain_messages_are_jobs(scene: &Scene) {
+    scene.produce(&["one", "two", "three"]);
+    wait_for("three jobs of a plain client", || (scene.completed() >= 3.0).then_some(()));
+
+    let replies = scene.produce(&["four", "five", "--reply-to", "replies"]).lines();
+    let mut outputs: Vec<String> = Vec::new();
+    for reply in &replies {
+        let body: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+        outputs.push(body["output"].as_str().unwrap().to_owned());
+        let headers = &reply["headers"];
+        assert_eq!(headers["ebb-outcome"], "completed", "{reply}");
+        assert_eq!(headers["content-type"], "application/json", "{reply}");
+        assert!(!headers["ebb-id"].as_str().unwrap().is_empty(), "{reply}");
+    }
+    outputs.sort();
+    assert_eq!(outputs, ["five", "four"]);
+
+    scene.produce(&["six", "--header", "ebb-id=job-6", "--header", "ebb-tenant=t"]);
+    let result = ["result", "job-6", "--follow", "--timeout", "60s", "--json"];
+    let result = scene.workplace.ebb(&result).ok().json();
+    assert_eq!(result["body"]["output"], "six");
+}
+
+fn garbage_harms_nobody_else(scene: &Scene) {
+    scene.produce(&["bad", "--header", "ebb-priority=urgent", "--header", "ebb-id=bad-1"]);
+    scene.produce(&["good", "--header", "ebb-id=good-1"]);
+    let result = ["result", "good-1", "--follow", "--timeout", "60s", "--json"];
+    scene.workplace.ebb(&result).ok();
+    let letter = wait_for("a dead letter", || {
+        let letters = scene.workplace.ebb(&["dlq", "list", "--json"]).ok().json();
+        letters.as_array()?.first().cloned()
+    });
+    let reason = letter["reason"].as_str().unwrap();
+    assert_eq!(reason, "ebb-priority \"urgent\" is not valid: use high, normal or low");
+    assert_eq!(letter["id"], "bad-1");
+    let letter = scene.workplace.ebb(&["dlq", "show", "bad-1", "--json"]).ok().json();
+    assert_eq!(letter["body"], "{\"input\": \"bad\"}", "{letter}");
+}
+
+fn a_broker_that_is_killed_comes_back_to_a_worker_that_waits(scene: &mut Scene) {
+    scene.answers(&["before"]);
+    assert_eq!(scene.metric("worker_broker_up"), Some(1.0));
+    scene.broker.kill();
+    wait_for("readiness to end", || (scene.ready()? == 503).then_some(()));
+    wait_for("the loss in the metrics", || {
+        (scene.metric("worker_broker_up")? == 0.0).then_some(())
+    });
+    assert!(scene.worker.runs(), "an outage ends no worker");
+
+    scene.runtime.block_on(scene.broker.restart());
+    wait_for("readiness to return", || (scene.ready()? == 200).then_some(()));
+    scene.answers(&["after"]);
+    assert_eq!(scene.metric("worker_broker_up"), Some(1.0));
+    assert!(scene.metric("worker_broker_losses_total").unwrap() >= 1.0);
+    assert!(scene.worker.output().contains("the connection to the broker is lost"));
+    assert!(scene.worker.output().contains("the connection to the broker is back"));
+}
+
+fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
+    let queue = format!("{}?queue=other", scene.broker.url());
+    let args = ["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let mut scaler = scene.workplace.start(&[&args[..], &["--queue", &queue]].concat());
+    let mut word = |name: &str| {
+        scaler.says(name, |said| {
+            let (_, rest) = said.split_once(name)?;
+            rest.split_once(char::is_whitespace).map(|(word, _)| word.to_owned())
+        })
+    };
+    let (grpc, http) = (word("listen="), word("http="));
+    let up = || {
+        let page = get(&http, "/metrics")?.body;
+        Some(page.contains("scaler_broker_up{queue=\"other\"} 1"))
+    };
+    let runtime = scene.runtime.handle().clone();
+    let client = runtime.block_on(ExternalScalerClient::connect(format!("http://{grpc}"))).unwrap();
+    let is_active = || {
+        let object =
+            ScaledObjectRef { name: "o".into(), namespace: "n".into(), ..Default::default() };
+        let answer = runtime.block_on(async { client.clone().is_active(object).await });
+        match answer {
+            Ok(answer) => Some(answer.into_inner().result),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status}"),
+        }
+    };
+    wait_for("the first look", || (is_active()? == false).then_some(()));
+    scene.workplace.ebb(&["enqueue", "waits", "--queue", &queue]).ok();
+    wait_for("activity", || is_active()?.then_some(()));
+
+    scene.broker.kill();
+    wait_for("the outage in the metrics", || {
+        assert_ne!(is_active(), Some(false));
+        (up() == Some(false)).then_some(())
+    });
+    scene.runtime.block_on(scene.broker.restart());
+    wait_for("the broker to be seen again", || {
+        assert_ne!(is_active(), Some(false));
+        (up() == Some(true)).then_some(())
+    });
+    assert_eq!(is_active(), Some(true));
+}
+
+fn the_whole_story(start: impl AsyncFnOnce() -> Broker) {
+    let mut scene = Scene::new(start);
+    plain_messages_are_jobs(&scene);
+    garbage_harms_nobody_else(&scene);
+    a_broker_that_is_killed_comes_back_to_a_worker_that_waits(&mut scene);
+    the_scaler_never_takes_an_outage_for_an_empty_queue(&mut scene);
+}
+
+#[test]
+fn on_nats() {
+    the_whole_story(Broker::nats);
+}
+
+#[test]
+fn on_rabbitmq() {
+    the_whole_story(Broker::amqp);
+}
+
+#[test]
+fn on_redis() {
+    the_whole_story(Broker::redis);
+}

@@ -1,0 +1,207 @@
+//! Replies: a job that asks for one gets its result as a message, before it is acknowledged.
+
+mod support;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
+    Published, Receipt, Result, ResultStore, Settled, Settlement, WorkerStatus,
+};
+use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
+use futures::stream::BoxStream;
+use support::{EPOCH, echo_answer, echo_job, job, parts, queue, settings};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// A broker that takes no reply at first, and sees that no job is settled before its reply.
+struct Deaf {
+    queue: MemoryQueue,
+    /// Replies that it still refuses, and as what.
+    left: AtomicU32,
+    kind: ErrorKind,
+}
+
+#[async_trait]
+impl Backlog for Deaf {
+    async fn depth(&self) -> Result<Depth> {
+        self.queue.depth().await
+    }
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.queue.workers().await
+    }
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.queue.arrivals().await
+    }
+    async fn info(&self) -> Result<Info> {
+        self.queue.info().await
+    }
+    fn link(&self) -> &Link {
+        self.queue.link()
+    }
+}
+
+#[async_trait]
+impl Broker for Deaf {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.queue.publish(jobs).await
+    }
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        self.queue.receive(max, wait).await
+    }
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        self.queue.extend(receipts).await
+    }
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        self.queue.settle(settlements).await
+    }
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.queue.report(status).await
+    }
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        assert_eq!(self.queue.get(&result.id).await?.as_ref(), Some(result), "not stored yet");
+        assert_eq!(self.queue.depth().await?.in_flight, 1, "settled already");
+        if self.left.load(Relaxed) > 0 {
+            self.left.fetch_sub(1, Relaxed);
+            return Err(ebb_queue::Error::new(self.kind, "no reply is taken"));
+        }
+        self.queue.reply(to, result).await
+    }
+    fn lease(&self) -> Duration {
+        self.queue.lease()
+    }
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
+}
+
+fn asking(mut job: Job, to: &str) -> Job {
+    job.headers.reply_to = Some(to.to_owned());
+    job
+}
+
+/// Works until nothing is left on a broker that refuses so many replies; how many were what.
+async fn work(
+    queue: &MemoryQueue,
+    clock: &Arc<dyn ebb_queue::Clock>,
+    deaf: (u32, ErrorKind),
+) -> [u64; 2] {
+    let deaf = Arc::new(Deaf { queue: queue.clone(), left: deaf.0.into(), kind: deaf.1 });
+    let metrics = Metrics::default();
+    loop {
+        let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
+        let settings = Settings { exit_when_empty: true, ..settings() };
+        let parts = parts(&Arc::new(queue.clone()), clock, device, settings);
+        let (broker, metrics) = (Arc::clone(&deaf) as Arc<dyn Broker>, metrics.clone());
+        let worker = Pipeline::new(Parts { broker, metrics, ..parts });
+        worker.run(CancellationToken::new()).await.unwrap();
+        if queue.depth().await.unwrap().delayed == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    ["sent", "refused"].map(|outcome| metrics.replies.with_label_values(&[outcome]).get())
+}
+
+const HEARS: (u32, ErrorKind) = (0, ErrorKind::Unavailable);
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_and_a_failure_are_sent_to_who_asked() {
+    for (body, expected) in [
+        (r#"{"input": "text 1"}"#, Ok(echo_answer(1))),
+        ("not JSON", Err("body: expected")),
+        (r#"{"input": "", "poison": true}"#, Err("batch failed: an item is poison")),
+    ] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish(vec![asking(job(1, body), "inbox")]).await.unwrap();
+        assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
+        let (to, reply) = queue.replies().remove(0);
+        assert_eq!((to.as_str(), reply.id.as_str()), ("inbox", "job-0001"));
+        match (reply.outcome, expected) {
+            (Outcome::Completed { body, .. }, Ok(answer)) => assert_eq!(body, answer),
+            (Outcome::Failed { reason }, Err(why)) => assert!(reason.starts_with(why), "{reason}"),
+            (outcome, _) => panic!("{outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_did_not_ask_gets_none() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(1)]).await.unwrap();
+    assert_eq!(work(&queue, &clock, HEARS).await, [0, 0]);
+    assert_eq!(queue.replies(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_was_stored_before_a_crash_is_sent_by_the_next_attempt() {
+    for outcome in [
+        Outcome::Completed { content_type: "text/plain".to_owned(), body: "the first".into() },
+        Outcome::Failed { reason: "the first".to_owned() },
+    ] {
+        let (queue, clock) = queue(LEASE);
+        // The body is bad, so that a failure is not overwritten.
+        let body = if outcome.is_completed() { r#"{"input": "a second"}"# } else { "not JSON" };
+        let job = asking(job(1, body), "inbox");
+        let id = job.id.clone();
+        queue.publish(vec![job]).await.unwrap();
+        let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH };
+        queue.put(&first).await.unwrap();
+        assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
+        assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_stored_before_the_attempts_were_spent_is_sent_and_acked() {
+    let (queue, clock) = queue(LEASE);
+    let mut job = asking(job(1, "not JSON"), "inbox");
+    job.headers.priority = ebb_queue::Priority::High;
+    let (id, body) = (job.id.clone(), "the first".into());
+    queue.publish(vec![job]).await.unwrap();
+    let outcome = Outcome::Completed { content_type: "text/plain".to_owned(), body };
+    let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH };
+    queue.put(&first).await.unwrap();
+    assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
+    assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);
+    assert!(queue.list(1).await.unwrap().is_empty(), "an answered job is no dead letter");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_takes_no_reply_for_a_while_is_asked_again() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![asking(echo_job(1), "inbox")]).await.unwrap();
+    let began = Instant::now();
+    // Longer than a lease, which is kept meanwhile.
+    assert_eq!(work(&queue, &clock, (30, ErrorKind::Unavailable)).await, [1, 0]);
+    assert!(began.elapsed() > LEASE, "{:?}", began.elapsed());
+    assert_eq!(queue.replies().len(), 1);
+    assert!(queue.list(1).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_cannot_be_does_not_keep_a_job() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![asking(echo_job(1), "no/such/place")]).await.unwrap();
+    assert_eq!(work(&queue, &clock, HEARS).await, [0, 1]);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.delayed, depth.dead), (0, 0, 0, 0));
+    assert_eq!(support::answer(&queue, 1).await, Some(echo_answer(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_never_takes_a_reply_costs_attempts_but_no_answer() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![asking(echo_job(1), "inbox")]).await.unwrap();
+    assert_eq!(work(&queue, &clock, (u32::MAX, ErrorKind::Internal)).await, [0, 1]);
+    assert_eq!(support::answer(&queue, 1).await, Some(echo_answer(1)));
+    assert!(queue.list(1).await.unwrap().is_empty(), "an answered job is no dead letter");
+}
