@@ -142,6 +142,10 @@ impl Leases {
         self.mine().held.get(&seq).cloned()
     }
 
+    pub(super) fn n_held(&self) -> usize {
+        self.mine().held.len()
+    }
+
     /// The lease of this very delivery starts anew.
     pub(super) fn extend(&self, token: &Token, until: Instant) {
         if let Some(held) = self.mine().held.get_mut(&token.seq)

@@ -197,7 +197,7 @@ mod tests {
 
         #[test]
         fn no_subject_makes_it_panic(subject in "[a-z0-9.*>=]{0,40}") {
-            drop(Names::new("jobs").place(&subject));
+            let _: Option<Place> = Names::new("jobs").place(&subject);
         }
     }
 

@@ -25,7 +25,7 @@ struct Mark {
 
 /// Who has a key.
 enum Key {
-    /// This job, whose mark has this number; stored since this moment where it was before.
+    /// This job, whose mark has this number.
     Ours(u64),
     /// A job that was there before.
     Known(JobId),
@@ -33,10 +33,7 @@ enum Key {
 
 /// One job of a batch, with what it is to become of it.
 enum Line {
-    Store {
-        job: Job,
-        headers: HeaderMap,
-    },
+    Store(Box<(Job, HeaderMap)>),
     /// The same as an earlier one of this batch.
     Repeats(usize),
 }
@@ -44,18 +41,18 @@ enum Line {
 impl NatsQueue {
     pub(super) async fn publish_all(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
         let lines = self.lines(jobs)?;
-        let n_new = lines.iter().filter(|line| matches!(line, Line::Store { .. })).count();
+        let n_new = lines.iter().filter(|line| matches!(line, Line::Store(_))).count();
         self.make_sure_of_room(n_new).await?;
         let tasks = lines.iter().map(|line| async move {
             match line {
-                Line::Store { job, headers } => self.publish_one(job, headers).await.map(Some),
+                Line::Store(one) => self.publish_one(&one.0, &one.1).await.map(Some),
                 Line::Repeats(_) => Ok(None),
             }
         });
         let published: Vec<Option<Published>> = in_order(tasks.collect()).await?;
         let id_of = |nth: usize| published[nth].as_ref().map(|one| one.id.clone());
         let all = lines.iter().zip(&published).filter_map(|(line, one)| match line {
-            Line::Store { .. } => one.clone(),
+            Line::Store(_) => one.clone(),
             Line::Repeats(first) => Some(Published { id: id_of(*first)?, duplicate: true }),
         });
         Ok(all.collect())
@@ -85,7 +82,7 @@ impl NatsQueue {
                 );
                 return Err(Error::new(ErrorKind::Invalid, words));
             }
-            lines.push(Line::Store { job, headers });
+            lines.push(Line::Store(Box::new((job, headers))));
         }
         Ok(lines)
     }

@@ -145,9 +145,13 @@ impl NatsQueue {
 
     pub(super) async fn extend_all(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         let shared = &*self.shared;
+        let n_held = shared.leases.n_held();
         let tasks = receipts.iter().map(|receipt| self.extend_one(receipt)).collect();
         let extended = in_order(tasks).await?;
-        if !receipts.is_empty() {
+        if shared.leases.n_held() > n_held {
+            // Nobody else will say that these are held.
+            shared.leases.write(&shared.api, shared.behavior.lease).await?;
+        } else if !receipts.is_empty() {
             shared.leases.tell(&shared.api, shared.behavior.lease).await;
         }
         Ok(extended)
@@ -210,7 +214,12 @@ impl NatsQueue {
     pub(super) async fn expire(&self, entry: Entry, seq: u64) -> Result<()> {
         let id = entry.job.id.clone();
         let answer = self.answer(&id).await?;
+        let shared = &*self.shared;
         if answer.is_some_and(|result| result.outcome.is_completed()) {
+            // Whoever gave the answer through this handle may still say so.
+            if let Some(held) = shared.leases.get(seq) {
+                shared.leases.settle(&held.token, Done::Ack(Instant::now()));
+            }
             return Ok(());
         }
         self.bury(&entry, seq, "expired").await?;

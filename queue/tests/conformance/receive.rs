@@ -79,15 +79,15 @@ pub async fn many_workers_at_once_receive_each_job_once(fixture: &dyn Fixture) {
             loop {
                 let deliveries = queue.receive(SEVEN, lag).await.unwrap();
                 if deliveries.is_empty() {
-                    // Its handle lives on: the jobs are held to the end.
-                    return (queue, mine);
+                    // The handle stays open until all are done: with it goes what it holds.
+                    return (mine, queue);
                 }
                 mine.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
             }
         });
     }
-    let workers = workers.join_all().await;
-    let received: Vec<_> = workers.iter().flat_map(|(_, mine)| mine).collect();
+    let (received, _handles): (Vec<_>, Vec<_>) = workers.join_all().await.into_iter().unzip();
+    let received = received.concat();
     assert_eq!(received.len(), JOBS);
     assert_eq!(received.into_iter().collect::<HashSet<_>>().len(), JOBS);
 }
