@@ -25,6 +25,7 @@ mod open;
 mod redis;
 mod result;
 mod retry;
+mod server;
 pub mod sqlite;
 mod status;
 mod wire;
@@ -36,9 +37,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use address::{
-    Address, AmqpAddress, NatsAddress, RedisAddress, Secret, Server, Synchronous, Tls,
-};
+pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
@@ -52,6 +51,7 @@ pub use open::{
 };
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
+pub use server::{Secret, Server, Tls};
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
 
 /// What the scaler may see: it can look, not touch.
