@@ -97,7 +97,6 @@ impl Door {
     }
 
     async fn enter_one(&self, uri: &AMQPUri, name: &str) -> Result<Pair> {
-        let version = self.ask_version(uri).await?;
         let connect = async |role: &str| {
             let options = ConnectionProperties::default()
                 .with_connection_name(format!("ebb {name} {role}").into());
@@ -106,8 +105,11 @@ impl Door {
             Connection::connect_uri_with_config(uri, options, tls, runtime).await
         };
         let refused = |error| errors::connect(&error, uri, &shown(uri));
-        let intake = connect("receives").await.map_err(refused)?;
-        let outlet = connect("publishes").await.map_err(refused)?;
+        let (version, intake, outlet) =
+            tokio::join!(self.ask_version(uri), connect("receives"), connect("publishes"));
+        // What is wrong with the place comes before what is wrong with us.
+        let version = version?;
+        let (intake, outlet) = (intake.map_err(refused)?, outlet.map_err(refused)?);
         Ok(Pair { intake, outlet, version })
     }
 

@@ -122,7 +122,7 @@ impl Fetcher {
                     Some(Ask::Close { reply }) => {
                         self.is_closed = true;
                         // Who closes and does not wait to hear of it has nothing to do about it.
-                        reply.send(self.give_back().await).ok();
+                        reply.send(self.finish().await).ok();
                     }
                 },
                 delivery = next(self.standing.as_mut()) => self.came(delivery),
@@ -310,6 +310,15 @@ impl Fetcher {
             self.ahead.push_back(fetched);
         }
         Ok(())
+    }
+
+    /// Gives back what is here, and waits until the broker has read all acknowledgements: whoever
+    /// closes may end the connection next.
+    async fn finish(&mut self) -> Result<()> {
+        self.give_back().await?;
+        let session = self.core.session().await?;
+        let limit = session.work.basic_qos(1, BasicQosOptions::default());
+        session.patiently("read what was acknowledged", limit).await
     }
 
     async fn give_back(&mut self) -> Result<()> {

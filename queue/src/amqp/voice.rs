@@ -25,7 +25,7 @@ use super::{errors, line};
 use crate::{Result, STATUS_TTL, WorkerId, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
-const ANSWER: Duration = Duration::from_millis(100);
+const ANSWER: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
