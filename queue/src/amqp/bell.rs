@@ -27,6 +27,10 @@ const HOLD: Duration = Duration::from_millis(15);
 /// How long to listen on when nobody wants to hear: workers wait again and again.
 const LINGER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+/// A copy comes by before the queue itself has the job, which waits for the disk: whoever looks at
+/// once may see nothing, so it is told again after each of these.
+const ECHOES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(60), Duration::from_millis(240)];
 
 /// Rung for all who listen.
 #[derive(Debug, Default)]
@@ -101,11 +105,19 @@ async fn listen(core: &Core, session: &Session) -> Result<()> {
     core.bell.is_armed.send_replace(true);
     // What came before is seen by whoever looks now.
     core.bell.ring();
+    let mut echoes = [].iter();
     while core.bell.n_listeners.load(Ordering::SeqCst) > 0 {
-        let Ok(copy) = timeout(LINGER, consumer.next()).await else { continue };
+        let echo = echoes.next();
+        let Ok(copy) = timeout(echo.copied().unwrap_or(LINGER), consumer.next()).await else {
+            if echo.is_some() {
+                core.bell.ring();
+            }
+            continue;
+        };
         let Some(Ok(copy)) = copy else { return Err(errors::down()) };
         core.bell.ring();
         sleep(HOLD).await;
+        echoes = ECHOES.iter();
         let acked = channel.basic_ack(copy.delivery_tag, BasicAckOptions::default());
         session.patiently("let us listen", acked).await?;
     }

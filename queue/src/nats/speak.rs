@@ -21,6 +21,10 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// What is heard within this time is told as one.
 const HUSH: Duration = Duration::from_millis(5);
+/// A server that waits for the disk tells subscribers before the stream has the job: whoever looks
+/// at once may see nothing, so it is told again after each of these.
+const ECHOES: [Duration; 3] =
+    [Duration::from_millis(15), Duration::from_millis(60), Duration::from_millis(240)];
 
 impl NatsQueue {
     pub(super) async fn alive(&self) -> Result<Vec<WorkerStatus>> {
@@ -57,9 +61,15 @@ impl NatsQueue {
         let mut bell = self.listen(&subjects).await?;
         let mut n_losses = self.shared.link.n_losses();
         let told = async_stream::stream! {
+            let mut echoes = [].iter();
             loop {
                 let link = &queue.shared.link;
-                let is_heard = bell.rings_within(HEARTBEAT).await;
+                let echo = echoes.next();
+                let is_heard = bell.rings_within(*echo.unwrap_or(&HEARTBEAT)).await;
+                if !is_heard && echo.is_some() {
+                    yield ();
+                    continue;
+                }
                 if !is_heard && (link.n_losses() == n_losses || !link.is_up()) {
                     continue;
                 }
@@ -72,6 +82,7 @@ impl NatsQueue {
                 }
                 // What came while nobody listened, and during an outage.
                 yield ();
+                echoes = ECHOES.iter();
             }
         };
         Ok(told.boxed())
