@@ -67,6 +67,9 @@ struct Sample {
 const LIMIT: Duration = Duration::from_secs(5);
 /// What nothing is heard of for so long is quiet.
 const QUIET: Duration = Duration::from_millis(50);
+/// Between two jobs: the edge that wakes a pool is that of a queue where nothing has happened for a
+/// while, and the scaler spaces its looks by up to half a second.
+const IDLE: Duration = Duration::from_millis(600);
 const LEASE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -116,7 +119,8 @@ impl Bench {
         let (publish, event, stream) = tokio::join!(
             async { self.publisher.publish().await.map(|()| millis()) },
             timeout(LIMIT, async {
-                arrived(&mut self.arrivals, &self.queue).await.map(|()| millis())
+                let told = arrived(&mut self.arrivals, &self.queue).await?;
+                anyhow::Ok(told.duration_since(start).as_secs_f64() * 1e3)
             }),
             timeout(LIMIT, async { activated(&mut self.pushes).await.map(|()| millis()) }),
         );
@@ -149,15 +153,18 @@ impl Bench {
             ensure!(Instant::now() < limit, "the scaler calls an empty queue active after 30 s");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        tokio::time::sleep(IDLE).await;
         Ok(())
     }
 }
 
-/// Waits for an arrival that is one: there may be others without cause.
-async fn arrived(arrivals: &mut BoxStream<'static, ()>, queue: &Queue) -> anyhow::Result<()> {
+/// Waits for an arrival that is one, and says when it was told: there may be others without cause,
+/// or before there is a job to be seen. The look that tells them apart is not in the time.
+async fn arrived(arrivals: &mut BoxStream<'static, ()>, queue: &Queue) -> anyhow::Result<Instant> {
     while arrivals.next().await.is_some() {
+        let told = Instant::now();
         if queue.depth().await?.ready > 0 {
-            return Ok(());
+            return Ok(told);
         }
     }
     bail!("the stream of arrivals ended")

@@ -116,7 +116,10 @@ async fn listen(core: &Core, session: &Session) -> Result<()> {
         };
         let Some(Ok(copy)) = copy else { return Err(errors::down()) };
         core.bell.ring();
-        sleep(HOLD).await;
+        // Mostly the job is there a moment later.
+        sleep(HOLD / 4).await;
+        core.bell.ring();
+        sleep(HOLD * 3 / 4).await;
         echoes = ECHOES.iter();
         let acked = channel.basic_ack(copy.delivery_tag, BasicAckOptions::default());
         session.patiently("let us listen", acked).await?;
