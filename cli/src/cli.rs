@@ -20,7 +20,7 @@ use crate::commands::{dlq, enqueue, model, queue, result, up};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
-use crate::output::{Output, note};
+use crate::output::{Output, in_words, note};
 use crate::signals::Stop;
 
 /// AI inference from a queue, on a pool of workers that ebbs to zero
@@ -97,7 +97,7 @@ pub fn run(mut cli: Cli) -> ExitCode {
         Err(error) => {
             let exit = Exit::of(&error);
             if exit != Exit::Done {
-                note(format!("error: {error:#}"));
+                note(format!("error: {}", in_words(&error)));
             }
             exit
         }

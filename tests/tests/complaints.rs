@@ -2,18 +2,26 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use e2e::{Run, Workplace};
-use ebb_servers::{Nats, NatsOptions, NatsVersion, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
+use e2e::{Workplace, run};
+use ebb_servers::{Nats, NatsOptions, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
 
-/// Runs `ebb` against a URL; what it says on standard error, with the port left out.
-fn complaint(url: &str, args: &[&str]) -> String {
+/// Runs `ebb` against a URL, which fails with this code; what it says, with the port left out.
+#[track_caller]
+fn complaint(url: &str, args: &[&str], input: &str, code: i32) -> String {
     let workplace = Workplace::new();
     let results = workplace.queue();
-    let args = [args, &["--queue", url, "--results", &results, "--connect-timeout", "3s"]].concat();
-    let ran: Run = workplace.ebb(&args).failed();
+    let more = ["--queue", url, "--results", &results, "--connect-timeout", "5s"];
+    let ran = run(&mut workplace.command("ebb", &[args, &more].concat()), input).failed();
+    assert_eq!(ran.status.code(), Some(code), "{ran}");
     let port = url.rsplit_once(':').unwrap().1;
     let port: String = port.chars().take_while(char::is_ascii_digit).collect();
-    ran.stderr.trim_end().replace(&port, "PORT")
+    // Clients of brokers write lines of their own into the log.
+    let told = ran.stderr.lines().find(|line| line.starts_with("error: "));
+    told.unwrap_or_else(|| panic!("{ran}")).replace(&port, "PORT")
+}
+
+fn depth(url: &str, code: i32) -> String {
+    complaint(url, &["queue", "depth"], "", code)
 }
 
 /// A port on which nobody listens.
@@ -22,12 +30,81 @@ fn closed_port() -> u16 {
 }
 
 #[test]
-fn a_broker_that_is_down_is_named_with_what_to_check() {
-    for scheme in ["nats", "amqp", "redis"] {
-        let url = format!("{scheme}://127.0.0.1:{}", closed_port());
-        let told = complaint(&url, &["queue", "depth"]);
-        println!("{told}");
-        assert!(told.starts_with("error: cannot open the queue: "), "{told}");
-        assert!(told.contains("127.0.0.1:PORT"), "{told}");
+fn a_broker_that_is_down_is_named() {
+    let refused = "Connection refused (os error 111)";
+    for (scheme, words) in [
+        ("nats", "cannot reach a NATS server at 127.0.0.1:PORT: IO error"),
+        ("amqp", "cannot reach RabbitMQ at 127.0.0.1:PORT"),
+        (
+            "redis",
+            "redis at 127.0.0.1:PORT does not answer; is it running, and are host and port right?: \
+             redis at 127.0.0.1:PORT: the connection failed",
+        ),
+    ] {
+        let told = depth(&format!("{scheme}://127.0.0.1:{}", closed_port()), 69);
+        assert_eq!(told, format!("error: cannot open the queue: {words}: {refused}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_that_is_locked_or_has_no_jetstream_says_what_to_give_it() {
+    let user = Some(("me".to_owned(), "right".to_owned()));
+    let nats = Nats::start(NatsOptions { user, ..NatsOptions::default() }).await.unwrap();
+    let at = format!("127.0.0.1:{}", nats.port());
+    assert_eq!(
+        depth(&format!("nats://{at}"), 2),
+        "error: cannot open the queue: the NATS server at 127.0.0.1:PORT does not let in somebody \
+         without a name; write nats://USER:PASSWORD@HOST or a token, or give creds or nkey: \
+         authorization violation: nats: authorization violation"
+    );
+    let told = depth(&format!("nats://me:hunter2@{at}"), 2);
+    assert!(told.contains("does not let in user me and its password"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_is_locked_full_or_smaller_says_what_to_change() {
+    let options = RedisOptions {
+        password: Some("right".to_owned()),
+        extra_config: "maxmemory 4mb\n".to_owned(),
+        ..RedisOptions::default()
+    };
+    let redis = Redis::start(options).await.unwrap();
+    let at = format!("127.0.0.1:{}", redis.port());
+    let told = depth(&format!("redis://:hunter2@{at}"), 2);
+    let words = "error: cannot open the queue: redis at 127.0.0.1:PORT: it does not know us; check \
+                 user and password";
+    assert!(told.starts_with(words) && !told.contains("hunter2"), "{told}");
+    let told = depth(&format!("redis://:right@{at}/99"), 2);
+    let words = "error: cannot open the queue: redis at 127.0.0.1:PORT: it has no such database; \
+                 check the number in the URL";
+    assert!(told.starts_with(words), "{told}");
+    let line = format!("{{\"body\": {{\"input\": \"{}\"}}}}\n", "x".repeat(100_000));
+    let url = format!("redis://:right@{at}");
+    let told = complaint(&url, &["enqueue", "--file", "-"], &line.repeat(100), 69);
+    let words = "redis at 127.0.0.1:PORT: its memory is full; let workers drain the queue, or \
+                 raise maxmemory";
+    assert!(told.contains(words), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_that_is_locked_or_has_no_such_host_says_what_to_check() {
+    let user = Some(("me".to_owned(), "right".to_owned()));
+    let options = RabbitMqOptions { user, ..RabbitMqOptions::default() };
+    let rabbitmq = RabbitMq::start(options).await.unwrap();
+    let at = format!("127.0.0.1:{}", rabbitmq.port());
+    let told = depth(&format!("amqp://me:hunter2@{at}"), 2);
+    assert!(told.contains("user") && told.contains("password"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+    let told = depth(&format!("amqp://me:right@{at}/nowhere"), 2);
+    assert!(told.contains("virtual host") && told.contains("nowhere"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_create_nothing_says_how_the_queue_is_made() {
+    let nats = Nats::start(NatsOptions::default()).await.unwrap();
+    let workplace = Workplace::new().on(nats.url(), None);
+    let ran = workplace.ebb(&["worker", "--model", "echo", "--no-create"]).failed();
+    assert!(ran.stderr.contains("ebb queue init"), "{ran}");
+    assert!(ran.stderr.contains("--queue"), "{ran}");
 }
