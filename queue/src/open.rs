@@ -12,6 +12,7 @@ use crate::claim::{self, Payloads};
 use crate::job::parse_span;
 use crate::nats::NatsQueue;
 use crate::redis::RedisQueue;
+use crate::server;
 use crate::sqlite::SqliteQueue;
 use crate::{
     Address, AnyQueue, Clock, Error, ErrorKind, Result, Synchronous, SystemClock, WorkerId,
@@ -148,7 +149,7 @@ impl Default for OpenOptions {
 /// that does not fit, with what differs.
 pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
-    let queue = open_plain(url, options).await?;
+    let queue = open_plain(url, options).await.map_err(server::distrusted)?;
     Ok(match payloads {
         Some(payloads) => claim::over(queue, payloads, clock).await?,
         None => queue,

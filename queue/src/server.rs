@@ -144,6 +144,18 @@ fn host_and_port(text: &str, default_port: u16) -> Result<(String, u16), String>
     Ok((host.to_owned(), port))
 }
 
+/// Says what to do where a connection failed because we do not trust the server; else the same.
+pub(crate) fn distrusted(error: Error) -> Error {
+    let first: &dyn std::error::Error = &error;
+    let mut chain = std::iter::successors(Some(first), |error| error.source());
+    if !chain.any(|error| error.to_string().contains("invalid peer certificate")) {
+        return error;
+    }
+    let words = "the broker's certificate is not trusted; name the authority that signed it by \
+                 option tls_ca, and the broker as the certificate does";
+    Error::new(ErrorKind::Invalid, words).caused_by(error)
+}
+
 pub(crate) fn encoded(text: &str) -> String {
     // A plus means a space in options only, so spaces are written in full.
     byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")

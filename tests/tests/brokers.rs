@@ -157,7 +157,7 @@ fn garbage_harms_nobody_else(scene: &Scene) {
         letters.as_array()?.first().cloned()
     });
     let reason = letter["reason"].as_str().unwrap();
-    assert_eq!(reason, "ebb-priority \"urgent\" is not valid: use high, normal or low");
+    assert_eq!(reason, "ebb-priority: \"urgent\" is not valid; use high, normal or low");
     assert_eq!(letter["id"], "bad-1");
     let letter = scene.workplace.ebb(&["dlq", "show", "bad-1", "--json"]).ok().json();
     assert_eq!(letter["body"], "{\"input\": \"bad\"}", "{letter}");
@@ -209,7 +209,7 @@ fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
             Err(status) => panic!("{status}"),
         }
     };
-    wait_for("the first look", || (is_active()? == false).then_some(()));
+    wait_for("the first look", || (!is_active()?).then_some(()));
     scene.workplace.ebb(&["enqueue", "waits", "--queue", &queue]).ok();
     wait_for("activity", || is_active()?.then_some(()));
 

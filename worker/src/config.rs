@@ -194,6 +194,17 @@ impl ModelChoice {
     }
 }
 
+/// Where results go when not where the jobs are.
+fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Option<QueueUrl>> {
+    let results = results.filter(|results| results != queue);
+    ensure!(
+        results.is_some() || !matches!(queue.address, Address::Amqp(_)),
+        "--results is missing: RabbitMQ keeps no results; name a store such as \
+         --results redis://HOST or --results sqlite:PATH"
+    );
+    Ok(results)
+}
+
 impl WorkerArgs {
     /// Finds everything that can be found wrong without a broker, a port or a device.
     pub(crate) fn check(self) -> anyhow::Result<Plan> {
@@ -202,13 +213,7 @@ impl WorkerArgs {
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
         let queue = self.queue.context(missing)?.read("--queue")?;
         let results = self.results.map(|typed| typed.read("--results")).transpose()?;
-        let results = results.filter(|results| *results != queue);
-        let keeps_results = !matches!(queue.address, Address::Amqp(_));
-        ensure!(
-            keeps_results || results.is_some(),
-            "--results is missing: RabbitMQ keeps no results; name a store such as \
-             --results redis://HOST or --results sqlite:PATH"
-        );
+        let results = store_apart(&queue, results)?;
         ensure!(!self.connect_timeout.is_zero(), "--connect-timeout is 0; use a time such as 10s");
         let payloads = self.payloads.as_ref().map(|url| {
             let mut payloads = Payloads::open(url).context("--payloads")?;

@@ -312,7 +312,7 @@ mod tests {
         let (Parcel { job, .. }, wrong) = Parcel::read(&properties, Vec::new(), now());
         assert!(wrong.is_none());
         assert_eq!((job.id.as_str(), job.enqueued_at.as_second()), ("m1", 1_000));
-        assert_eq!(job.headers.deadline.map(|at| at.as_second()), Some(1_030));
+        assert_eq!(job.headers.deadline.map(crate::Timestamp::as_second), Some(1_030));
         assert_eq!((job.headers.cost, job.headers.tenant.as_deref()), (Some(1.5), Some("lab")));
         assert_eq!(job.headers.reply_to.as_deref(), Some("answers"));
         assert_eq!(job.headers.content_type.as_deref(), Some("text/plain"));

@@ -222,7 +222,7 @@ mod tests {
             "s3:bucket",
             "s3://",
             "s3://a",
-            "https://host/bucket",
+            "https://example.com/bucket",
             "s3://key:secret@host/bucket",
             "s3://bucket/a//b",
             "s3://bucket/a?secret=1",

@@ -34,7 +34,7 @@ fn who_shuts_down_in_order_charges_nothing() {
         // In a hurry and with much to come, it fetches ahead.
         for _ in 0..6 {
             let settlements: Vec<_> =
-                take(&queue, 4).await.into_iter().map(|d| d.release()).collect();
+                take(&queue, 4).await.into_iter().map(ebb_queue::Delivery::release).collect();
             queue.settle(&settlements).await.unwrap();
         }
         queue.close().await.unwrap();
@@ -45,7 +45,8 @@ fn who_shuts_down_in_order_charges_nothing() {
             assert!(!deliveries.is_empty(), "{n_seen} of {} came", names.len());
             assert!(deliveries.iter().all(|delivery| delivery.attempt == 1));
             n_seen += deliveries.len();
-            let settlements: Vec<_> = deliveries.into_iter().map(|one| one.ack()).collect();
+            let settlements: Vec<_> =
+                deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
             other.settle(&settlements).await.unwrap();
         }
     });

@@ -26,7 +26,7 @@ async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_kill
     assert_eq!(queue.link().n_losses(), 1);
 
     // Their results are stored, but the broker has not heard of it.
-    let acks: Vec<_> = running.into_iter().map(|one| one.ack()).collect();
+    let acks: Vec<_> = running.into_iter().map(ebb_queue::Delivery::ack).collect();
     let settled = queue.settle(&acks).await.unwrap();
     assert!(settled.iter().all(|one| *one == Settled::Lost), "{settled:?}");
     while seen.len() < all.len() {
@@ -36,7 +36,7 @@ async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_kill
             assert!(!done.contains(delivery.job.id.as_str()), "{} ran again", delivery.job.id);
         }
         seen.extend(deliveries.iter().map(|one| one.job.id.to_string()));
-        let acks: Vec<_> = deliveries.into_iter().map(|one| one.ack()).collect();
+        let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
         queue.settle(&acks).await.unwrap();
     }
     assert_eq!(seen, all);

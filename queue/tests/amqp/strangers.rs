@@ -92,7 +92,8 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
         let answer = consumer.next().await.unwrap().unwrap();
         answer.ack(BasicAckOptions::default()).await.unwrap();
         assert_eq!(answer.data, b"42");
-        let mark = answer.properties.correlation_id().as_ref().map(|mark| mark.as_str());
+        let mark =
+            answer.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str);
         assert_eq!(mark, Some("request-7"));
         let gone = queue.reply("nobody", &result).await.unwrap_err();
         assert_eq!(gone.kind(), ebb_queue::ErrorKind::Invalid);

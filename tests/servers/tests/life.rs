@@ -1,5 +1,6 @@
 //! Servers come up as they were asked to, keep their data, and go with their owner.
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![allow(clippy::print_stdout, reason = "one test talks to itself in another process")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
