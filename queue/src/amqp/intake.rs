@@ -15,7 +15,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::warn;
 
 use super::core::Core;
@@ -75,6 +75,12 @@ impl Intake {
         answer.await.map_err(|_| errors::down())?
     }
 }
+
+/// When nothing has come for so long, nothing is on its way.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// How long a quorum queue is given to take the last acknowledgements.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// The task, and how it is asked.
 pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
@@ -303,6 +309,12 @@ impl Fetcher {
     async fn sit(&mut self, session: &Session) -> Result<()> {
         let Some(standing) = self.standing.take() else { return Ok(()) };
         let Standing { channel, mut consumer, .. } = standing;
+        // What a quorum queue has on its way when a consumer goes comes back to it, and is counted
+        // as a delivery that failed: all of it is awaited first.
+        while let Ok(Some(Ok(delivery))) = timeout(QUIET, consumer.next()).await {
+            let fetched = self.read(delivery);
+            self.ahead.push_back(fetched);
+        }
         let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         session.patiently("cancel a consumer", cancelled).await?;
         while let Some(Ok(delivery)) = consumer.next().await {
@@ -318,7 +330,11 @@ impl Fetcher {
         self.give_back().await?;
         let session = self.core.session().await?;
         let limit = session.work.basic_qos(1, BasicQosOptions::default());
-        session.patiently("read what was acknowledged", limit).await
+        session.patiently("read what was acknowledged", limit).await?;
+        // Read is not done: the channel hands acknowledgements on to the quorum queue, keeps them
+        // back while that is busy, and forgets them with its connection. Nothing tells of the end.
+        sleep(AFTERMATH).await;
+        Ok(())
     }
 
     async fn give_back(&mut self) -> Result<()> {
