@@ -158,9 +158,9 @@ fn garbage_harms_nobody_else(scene: &Scene) {
     });
     let reason = letter["reason"].as_str().unwrap();
     assert_eq!(reason, "ebb-priority: \"urgent\" is not valid; use high, normal or low");
-    assert_eq!(letter["id"], "bad-1");
+    assert_eq!(letter["job"]["id"], "bad-1");
     let letter = scene.workplace.ebb(&["dlq", "show", "bad-1", "--json"]).ok().json();
-    assert_eq!(letter["body"], "{\"input\": \"bad\"}", "{letter}");
+    assert_eq!(letter["job"]["body"], "{\"input\": \"bad\"}", "{letter}");
 }
 
 fn a_broker_that_is_killed_comes_back_to_a_worker_that_waits(scene: &mut Scene) {
