@@ -227,7 +227,7 @@ fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
     assert_eq!(ran.status.code(), Some(2), "{ran}");
     assert!(ran.stderr.contains("jobs.jsonl:2") && ran.stderr.contains("spaces"), "{ran}");
     assert_eq!(workplace.depth()["ready"], 0);
-    let ran = workplace.ebb(&["enqueue", "x", "--queue", "redis://host"]);
+    let ran = workplace.ebb(&["enqueue", "x", "--queue", "mysql://host"]);
     assert_eq!(ran.status.code(), Some(2), "{ran}");
     assert!(ran.stderr.contains("sqlite:PATH"), "{ran}");
 }
