@@ -53,6 +53,14 @@ impl Outcome {
     pub fn is_completed(&self) -> bool {
         matches!(self, Self::Completed { .. })
     }
+
+    /// `completed` or `failed`, as headers and stores have it.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Failed { .. } => "failed",
+        }
+    }
 }
 
 /// What became of something offered to the result store.

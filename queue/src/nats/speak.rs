@@ -7,15 +7,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use serde_json::json;
-
 use super::api::in_order;
 use super::bell::Bell;
 use super::names::token;
 use super::{LIMITS, NatsQueue, version};
-use crate::{
-    Error, ErrorKind, Info, JSON, JobResult, Outcome, Result, Warning, WorkerStatus, header,
-};
+use crate::{Error, ErrorKind, Info, JobResult, Result, Warning, WorkerStatus, header};
 
 /// So often a listener looks whether the connection was lost meanwhile.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -98,18 +94,11 @@ impl NatsQueue {
     }
 
     pub(super) async fn send(&self, to: &str, result: &JobResult) -> Result<()> {
-        let (outcome, content_type, body) = match &result.outcome {
-            Outcome::Completed { content_type, body } => {
-                ("completed", content_type.as_str(), body.clone())
-            }
-            Outcome::Failed { reason } => {
-                ("failed", JSON, json!({ "error": reason }).to_string().into())
-            }
-        };
+        let (content_type, body) = result.reply_body();
         let mut headers = HeaderMap::new();
         headers.insert(header::ID, result.id.as_str());
         headers.insert(header::ATTEMPT, result.attempt.to_string());
-        headers.insert(header::OUTCOME, outcome);
+        headers.insert(header::OUTCOME, result.outcome.word());
         if let Ok(content_type) = content_type.parse::<HeaderValue>() {
             headers.insert(header::CONTENT_TYPE, content_type);
         }

@@ -7,7 +7,7 @@ use super::keeper::Again;
 use super::script;
 use super::value::{garbled, int, list};
 use crate::job::header;
-use crate::{JSON, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict};
+use crate::{JobResult, Receipt, Result, Settled, Settlement, Verdict};
 
 /// Leases that one script looks at: others wait for the server.
 const STEP: usize = 1000;
@@ -53,20 +53,12 @@ impl Calls {
 
     /// Writes the result to a stream.
     pub(super) async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        let (outcome, content_type, body) = match &result.outcome {
-            Outcome::Completed { content_type, body } => {
-                ("completed", content_type.as_str(), body.clone())
-            }
-            Outcome::Failed { reason } => {
-                let body = serde_json::json!({ "error": reason }).to_string();
-                ("failed", JSON, body.into())
-            }
-        };
+        let (content_type, body) = result.reply_body();
         let mut command = redis::cmd("XADD");
         command.arg(to).arg("*").arg("body").arg(&*body);
         command.arg(header::ID).arg(result.id.as_str());
         command.arg(header::ATTEMPT).arg(result.attempt);
-        command.arg(header::OUTCOME).arg(outcome);
+        command.arg(header::OUTCOME).arg(result.outcome.word());
         command.arg(header::CONTENT_TYPE).arg(content_type);
         self.keeper.command(&command, Again::Yes).await.map(drop)
     }
