@@ -1,4 +1,17 @@
-//! When who follows a result waits in vain.
+//! Who follows results: how they are told, look after look, and when they wait in vain.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::watch;
+
+use crate::{Frame, JobId, Result};
+
+/// How long who follows a result goes without a look: not all news is told.
+const NAP: Duration = Duration::from_secs(10);
 
 /// What a queue knows of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,4 +40,118 @@ impl Hope {
             Standing::Done => true,
         }
     }
+}
+
+/// Who follows results in this process; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Followers(Arc<Mutex<HashMap<JobId, watch::Sender<()>>>>);
+
+impl Followers {
+    /// Told from now on of one job, until it is dropped.
+    pub(crate) fn follow(&self, id: &JobId) -> Follower {
+        let mut followers = self.lock();
+        let sender = followers.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
+        let news = Some(sender.subscribe());
+        drop(followers);
+        Follower { followers: self.clone(), id: id.clone(), news }
+    }
+
+    /// Tells those who follow one of these jobs.
+    pub(crate) fn tell<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
+        let followers = self.lock();
+        for follower in ids.into_iter().filter_map(|id| followers.get(id)) {
+            follower.send_replace(());
+        }
+    }
+
+    /// Tells all who follow a job, when it is not known which has news.
+    pub(crate) fn tell_all(&self) {
+        for follower in self.lock().values() {
+            follower.send_replace(());
+        }
+    }
+
+    /// Whether nobody follows a job.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for news of one job.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    followers: Followers,
+    id: JobId,
+    news: Option<watch::Receiver<()>>,
+}
+
+impl Follower {
+    /// Returns when there was news since the last time.
+    async fn news(&mut self) {
+        if let Some(news) = &mut self.news {
+            // The sender stays as long as we are registered.
+            news.changed().await.ok();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut followers = self.followers.lock();
+        self.news = None;
+        if followers.get(&self.id).is_some_and(|sender| sender.receiver_count() == 0) {
+            followers.remove(&self.id);
+        }
+    }
+}
+
+/// What one look at a result found.
+#[derive(Debug)]
+pub(crate) struct Found<C> {
+    pub(crate) frames: Vec<Frame>,
+    /// How far that is.
+    pub(crate) cursor: C,
+    /// There may be more already.
+    pub(crate) is_cut: bool,
+    /// What was known of the job before the look.
+    pub(crate) standing: Standing,
+}
+
+/// The pieces as looks find them, then the result, then the end.
+pub(crate) fn frames<C, F>(
+    mut follower: Follower,
+    mut cursor: C,
+    look: impl Fn(C) -> F + Send + 'static,
+) -> BoxStream<'static, Result<Frame>>
+where
+    C: Copy + Send + 'static,
+    F: Future<Output = Result<Found<C>>> + Send,
+{
+    let mut hope = Hope::default();
+    let frames = async_stream::try_stream! {
+        loop {
+            let found = look(cursor).await?;
+            cursor = found.cursor;
+            for frame in found.frames {
+                let is_last = matches!(frame, Frame::Final(_));
+                yield frame;
+                if is_last {
+                    return;
+                }
+            }
+            if found.is_cut {
+                continue;
+            }
+            if hope.is_lost(found.standing) {
+                return;
+            }
+            // Of what time forgets, or another process purges, there is no news.
+            tokio::time::timeout(NAP, follower.news()).await.ok();
+        }
+    };
+    frames.boxed()
 }

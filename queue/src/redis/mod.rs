@@ -7,14 +7,16 @@
 //! asks for: `line` by place, `leased` by the end of the lease, `delayed` by due time. So
 //! every count is exact at any depth, every order is kept through retries, and a batch costs a
 //! handful of commands; entries of a stream can be neither put back nor counted by deadline.
+//! Results are fields of a few hashes, `results:MOMENT`, each of which the server forgets as a whole;
+//! `fates` says in which a result is. A key for each result would cost the server nine times as much.
 //!
 //! Each operation is one script and so is atomic. Scripts take the time from the server, so that
 //! workers whose clocks are wrong agree; a handle with a clock of its own sends that.
 //!
-//! Rights of a scaler: `%R~ebb:{NAME}* &ebb:{NAME}* +eval_ro +evalsha_ro +time +type +get +hget
-//! +hmget +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe`. Of a worker and
-//! of who publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel
-//! +hincrby +hexists +hgetall +zadd +zrem +set +del +exists +pexpire +xdel +publish`, and `+xadd` on the
+//! Rights of a scaler: `%R~ebb:{NAME}* &ebb:{NAME}* +eval_ro +evalsha_ro +time +type +hget +hmget
+//! +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe`. Of a worker and of who
+//! publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel +hincrby
+//! +hexists +zadd +zrem +zremrangebyrank +del +exists +pexpire +xdel +publish`, and `+xadd` on the
 //! streams of replies. Of a plain producer: `~ebb:{NAME} +xadd`. With `+config|get +info` weak settings
 //! are told.
 
@@ -59,7 +61,7 @@ use script::{Call, Script};
 use value::{bytes, int, list};
 
 /// The layout of the keys that this version reads and writes.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// A wait looks again at least this often, should a clock have jumped.
 const LONGEST_NAP: Duration = Duration::from_secs(1);

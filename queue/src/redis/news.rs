@@ -1,7 +1,6 @@
 //! Who waits for news, and the connections of their own on which it comes.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,6 +13,7 @@ use tracing::debug;
 use super::connect::{self, Place};
 use super::keeper::{Live, jittered};
 use super::value;
+use crate::follow::{Follower, Followers};
 use crate::{Error, ErrorKind, JobId, Result};
 
 /// How long a look at the inbox blocks, and after how long its connection is taken for dead.
@@ -98,20 +98,17 @@ impl Arrivals {
 /// Tells who follows results.
 #[derive(Debug)]
 pub(super) struct Answers {
-    followers: Arc<Followers>,
+    followers: Followers,
     _ear: Ear,
 }
-
-#[derive(Debug, Default)]
-struct Followers(Mutex<HashMap<JobId, watch::Sender<()>>>);
 
 impl Answers {
     /// Armed when this returns.
     pub(super) async fn start(place: Arc<Place>, lives: Lives) -> Result<Self> {
-        let followers = Arc::new(Followers::default());
+        let followers = Followers::default();
         let tell = {
             let followers = followers.clone();
-            move |ids: &[u8]| followers.tell(ids)
+            move |ids: &[u8]| tell(&followers, ids)
         };
         let channel = place.key("answers");
         let (ear, armed) = start_hearing(place.clone(), channel, lives, tell);
@@ -121,63 +118,18 @@ impl Answers {
 
     /// Told from now on of one job, until it is dropped.
     pub(super) fn follow(&self, id: &JobId) -> Follower {
-        let mut followers = self.followers.lock();
-        let sender = followers.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
-        let news = Some(sender.subscribe());
-        drop(followers);
-        Follower { followers: self.followers.clone(), id: id.clone(), news }
+        self.followers.follow(id)
     }
 }
 
-impl Followers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tells those who follow one of these jobs, or everybody when none is named.
+fn tell(followers: &Followers, ids: &[u8]) {
+    if ids.is_empty() {
+        return followers.tell_all();
     }
-
-    /// Tells those who follow one of these jobs, or everybody when none is named.
-    fn tell(&self, ids: &[u8]) {
-        let followers = self.lock();
-        if ids.is_empty() {
-            for follower in followers.values() {
-                follower.send_replace(());
-            }
-            return;
-        }
-        let ids = String::from_utf8_lossy(ids);
-        for id in ids.split(' ').filter_map(|id| id.parse::<JobId>().ok()) {
-            if let Some(follower) = followers.get(&id) {
-                follower.send_replace(());
-            }
-        }
-    }
-}
-
-/// Waits for news of one job.
-#[derive(Debug)]
-pub(super) struct Follower {
-    followers: Arc<Followers>,
-    id: JobId,
-    news: Option<watch::Receiver<()>>,
-}
-
-impl Follower {
-    /// Returns when there was news since the last time.
-    pub(super) async fn news(&mut self) {
-        if let Some(news) = &mut self.news {
-            // The sender stays as long as we are registered.
-            news.changed().await.ok();
-        }
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let mut followers = self.followers.lock();
-        self.news = None;
-        if followers.get(&self.id).is_some_and(|sender| sender.receiver_count() == 0) {
-            followers.remove(&self.id);
-        }
-    }
+    let ids = String::from_utf8_lossy(ids);
+    let ids: Vec<JobId> = ids.split(' ').filter_map(|id| id.parse().ok()).collect();
+    followers.tell(&ids);
 }
 
 async fn wait_until_armed(mut armed: watch::Receiver<Arming>, place: &Place) -> Result<()> {

@@ -1,22 +1,15 @@
 //! Answers, and the pieces of those still being made.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
-use futures::StreamExt;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use redis::Value;
 
 use super::keeper::Again;
-use super::news::Follower;
 use super::script;
 use super::value::{bytes, garbled, int, list, moment, small, text};
 use super::{Calls, RedisQueue};
-use crate::follow::{Hope, Standing};
-use crate::{Frame, JSON, JobId, JobResult, Outcome, Result, Stored};
-
-/// Who follows a result looks again at least this often: it may never come.
-const FOLLOW_NAP: Duration = Duration::from_secs(10);
+use crate::follow::{self, Follower, Found, Standing};
+use crate::{Frame, JobId, JobResult, Outcome, Result, Stored};
 
 /// Pieces that one look takes at most.
 const STEP: usize = 256;
@@ -32,29 +25,13 @@ struct Cursor {
     seq: u64,
 }
 
-/// What one look found.
-#[derive(Debug)]
-struct Found {
-    frames: Vec<Frame>,
-    cursor: Cursor,
-    /// There may be more already.
-    is_cut: bool,
-    standing: Standing,
-}
-
 impl Calls {
     /// Offers results, and says for each what became of it.
     pub(super) async fn put(&self, results: &[JobResult]) -> Result<Vec<Stored>> {
         let call = self.call(&script::PUT).span(self.behavior.result_ttl);
         let call = results.iter().fold(call, |call, result| {
             let call = call.text(result.id.as_str()).number(result.attempt);
-            let call = match &result.outcome {
-                Outcome::Completed { content_type, body } => {
-                    call.text("completed").text(content_type.as_str()).bytes(&**body)
-                }
-                Outcome::Failed { reason } => call.text("failed").text(reason.as_str()).text(""),
-            };
-            call.number(result.finished_at.as_millisecond())
+            call.text(result.outcome.word()).bytes(written(result))
         });
         let told = list(self.run(call, Again::Yes).await?)?;
         if told.len() != results.len() {
@@ -85,7 +62,7 @@ impl Calls {
     }
 
     /// What came since the cursor: the pieces in order without a gap, then the result.
-    async fn frames(&self, id: &JobId, cursor: Cursor) -> Result<Found> {
+    async fn frames(&self, id: &JobId, cursor: Cursor) -> Result<Found<Cursor>> {
         let call = self.call(&script::FRAMES).text(id.as_str()).number(cursor.attempt);
         let call = call.number(cursor.seq).number(STEP);
         let mut parts = list(self.look(call).await?)?.into_iter();
@@ -97,7 +74,7 @@ impl Calls {
         };
         let attempt = small(&next()?)?;
         let mut seq = u64::try_from(int(&next()?)?).unwrap_or_default();
-        let (pieces, result) = (list(next()?)?, list(next()?)?);
+        let (pieces, result) = (list(next()?)?, bytes(next()?)?);
         let is_cut = pieces.len() == STEP;
         let mut frames = Vec::new();
         for piece in pieces {
@@ -120,57 +97,49 @@ fn became(value: Value) -> Result<Stored> {
     }
 }
 
-/// Reads the fields of a result: `outcome`, `attempt`, `finished-at`, and `content-type` and `body` or
-/// `error`.
-fn read_result(id: &JobId, fields: Vec<Value>) -> Result<JobResult> {
-    let mut by_name = HashMap::new();
-    let mut fields = fields.into_iter();
-    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        by_name.insert(text(name)?, value);
-    }
-    let mut take = |name: &str| by_name.remove(name).ok_or_else(|| garbled("a result"));
-    let attempt = small(&take("attempt")?)?;
-    let finished_at = moment(int(&take("finished-at")?)?);
-    let outcome = match &*text(take("outcome")?)? {
-        "completed" => Outcome::Completed {
-            content_type: take("content-type").map_or_else(|_| Ok(JSON.to_owned()), text)?,
-            body: bytes(take("body")?)?.into(),
-        },
-        "failed" => Outcome::Failed { reason: text(take("error")?)? },
+/// A result as it lies in the store: a line of its outcome, attempt, when it was finished and its
+/// content type, then the answer, or the reason of a failure.
+fn written(result: &JobResult) -> Vec<u8> {
+    let (content_type, text) = match &result.outcome {
+        Outcome::Completed { content_type, body } => (content_type.as_str(), &**body),
+        Outcome::Failed { reason } => ("", reason.as_bytes()),
+    };
+    let (outcome, finished) = (result.outcome.word(), result.finished_at.as_millisecond());
+    let mut whole =
+        format!("{outcome} {} {finished} {content_type}\n", result.attempt).into_bytes();
+    whole.extend_from_slice(text);
+    whole
+}
+
+fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
+    let whole = Bytes::from(whole);
+    let end = whole.iter().position(|byte| *byte == b'\n').ok_or_else(|| garbled("a result"))?;
+    let line = std::str::from_utf8(&whole[..end]).map_err(|_| garbled("a result"))?;
+    let mut words = line.splitn(4, ' ');
+    let mut next = || words.next().ok_or_else(|| garbled("a result"));
+    let (outcome, attempt, finished, content_type) = (next()?, next()?, next()?, next()?);
+    let body = whole.slice(end + 1..);
+    let outcome = match outcome {
+        "completed" => Outcome::Completed { content_type: content_type.to_owned(), body },
+        "failed" => Outcome::Failed { reason: String::from_utf8_lossy(&body).into_owned() },
         _ => return Err(garbled("a result")),
     };
+    let attempt = attempt.parse().map_err(|_| garbled("a result"))?;
+    let finished_at = moment(finished.parse().map_err(|_| garbled("a result"))?);
     Ok(JobResult { id: id.clone(), attempt, outcome, finished_at })
 }
 
 /// The pieces as they come, then the result, then the end.
 pub(super) fn follow(
     queue: RedisQueue,
-    mut follower: Follower,
+    follower: Follower,
     id: JobId,
     from_seq: u64,
 ) -> BoxStream<'static, Result<Frame>> {
-    let mut cursor = Cursor { attempt: 0, seq: from_seq.min(LAST_PIECE) };
-    let mut hope = Hope::default();
-    let frames = async_stream::try_stream! {
-        loop {
-            let found = queue.calls().frames(&id, cursor).await?;
-            cursor = found.cursor;
-            for frame in found.frames {
-                let is_last = matches!(frame, Frame::Final(_));
-                yield frame;
-                if is_last {
-                    return;
-                }
-            }
-            if found.is_cut {
-                continue;
-            }
-            if hope.is_lost(found.standing) {
-                return;
-            }
-            // Of what is forgotten in time there is no news.
-            tokio::time::timeout(FOLLOW_NAP, follower.news()).await.ok();
-        }
+    let cursor = Cursor { attempt: 0, seq: from_seq.min(LAST_PIECE) };
+    let look = move |cursor| {
+        let (queue, id) = (queue.clone(), id.clone());
+        async move { queue.calls().frames(&id, cursor).await }
     };
-    frames.boxed()
+    follow::frames(follower, cursor, look)
 }

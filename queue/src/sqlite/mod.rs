@@ -37,7 +37,7 @@ use futures::stream::{self, BoxStream};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::follow::Hope;
+use crate::follow;
 use crate::open::check_reply_to;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
@@ -57,9 +57,6 @@ use writer::Writer;
 
 /// A wait looks again at least this often, should a clock have jumped.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
-
-/// Who follows a result looks again at least this often: it may never come.
-const FOLLOW_NAP: Duration = Duration::from_secs(10);
 
 /// A queue in a SQLite file; clones share its threads.
 #[derive(Debug, Clone)]
@@ -367,33 +364,16 @@ impl ResultStore for SqliteQueue {
     }
 
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
-        let (queue, id) = (self.clone(), id.clone());
-        let mut follower = self.shared.signals.follow(&id);
+        let follower = self.shared.signals.followers.follow(id);
         self.watch().await?;
-        let (mut cursor, mut hope) = (Cursor::from_seq(from_seq), Hope::default());
-        let frames = async_stream::try_stream! {
-            loop {
-                let (now, id) = (queue.now(), id.clone());
+        let (queue, id) = (self.clone(), id.clone());
+        let look = move |cursor| {
+            let (queue, now, id) = (queue.clone(), queue.now(), id.clone());
+            async move {
                 let look = move |db: &_, n| results::frames(db, n, now, (&id, cursor));
-                let found = queue.shared.reader.run(look).await?;
-                cursor = found.cursor;
-                for frame in found.frames {
-                    let is_last = matches!(frame, Frame::Final(_));
-                    yield frame;
-                    if is_last {
-                        return;
-                    }
-                }
-                if found.is_cut {
-                    continue;
-                }
-                if hope.is_lost(found.standing) {
-                    return;
-                }
-                // Of what another process purges there is no news.
-                tokio::time::timeout(FOLLOW_NAP, follower.news()).await.ok();
+                queue.shared.reader.run(look).await
             }
         };
-        Ok(frames.boxed())
+        Ok(follow::frames(follower, Cursor::from_seq(from_seq), look))
     }
 }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::failure::Outcome;
 use super::names;
 use super::tx::{Millis, Tx};
-use crate::follow::Standing;
+use crate::follow::Found;
 use crate::{Frame, JobId, JobResult, Stored};
 
 /// Pieces that one look takes at most.
@@ -135,24 +135,13 @@ impl Cursor {
     }
 }
 
-/// What one look found.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) frames: Vec<Frame>,
-    pub(super) cursor: Cursor,
-    /// There may be more already.
-    pub(super) is_cut: bool,
-    /// What was known of the job before the look.
-    pub(super) standing: Standing,
-}
-
 /// What came since the cursor: the pieces in order without a gap, then the result.
 pub(super) fn frames(
     db: &Connection,
     queue: i64,
     now: Millis,
     (id, mut cursor): (&JobId, Cursor),
-) -> Outcome<Found> {
+) -> Outcome<Found<Cursor>> {
     // First: who answers does so before the job is done.
     let standing = names::standing(db, queue, now, id.as_str())?;
     let sql = "SELECT max(attempt) FROM chunks WHERE queue = ?1 AND id = ?2 AND expires > ?3";

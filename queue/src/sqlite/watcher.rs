@@ -149,7 +149,7 @@ impl Eye {
     fn look(&mut self) -> Outcome<bool> {
         let version =
             self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        let followed = self.signals.is_followed();
+        let followed = !self.signals.followers.is_empty();
         let is_new = version != self.version;
         if !is_new && self.tail.is_some() == followed {
             return Ok(false);
@@ -162,7 +162,7 @@ impl Eye {
             Some(tail) if followed => self.tell_from(tail)?,
             _ if followed => {
                 self.tail = Some((self.last("results")?, self.last("chunks")?));
-                self.signals.tell_all_followers();
+                self.signals.followers.tell_all();
             }
             _ => self.tail = None,
         }
@@ -187,7 +187,7 @@ impl Eye {
                 let rows: Vec<_> = rows.collect::<std::result::Result<_, _>>()?;
                 let ours = rows.iter().filter(|(_, queue, _)| *queue == self.file.queue);
                 let ids: Vec<JobId> = ours.filter_map(|(_, _, id)| id.parse().ok()).collect();
-                self.signals.tell_results(&ids);
+                self.signals.followers.tell(&ids);
                 *last = rows.last().map_or(*last, |(n, ..)| *n);
                 if rows.len() < STEP {
                     break;

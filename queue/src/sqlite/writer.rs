@@ -172,7 +172,7 @@ impl Thread {
         }
         let (arrivals, news) = tx.commit()?;
         self.signals.tell_arrivals(arrivals);
-        self.signals.tell_results(&news);
+        self.signals.followers.tell(&news);
         Ok(())
     }
 }

@@ -11,12 +11,12 @@ use futures::StreamExt;
 use crate::{handle, job, plain, refusal, server, tell, url, url_of};
 
 /// What the module says that a scaler needs.
-const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +type +get +hget +hmget \
-                      +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe";
+const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +type +hget +hmget +zcard \
+                      +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe";
 
 /// What it says that a worker needs beside that.
-const WORKER: &str = "~ebb:{jobs}* +eval +evalsha +hset +hsetnx +hdel +hincrby +hexists +hgetall +zadd \
-                      +zrem +set +del +exists +pexpire +xdel +publish";
+const WORKER: &str = "~ebb:{jobs}* +eval +evalsha +hset +hsetnx +hdel +hincrby +hexists +zadd +zrem \
+                      +zremrangebyrank +del +exists +pexpire +xdel +publish";
 
 /// Lets a user in who has these rights and no others.
 async fn admit(server: &Redis, name: &str, rights: &[&str]) -> QueueUrl {

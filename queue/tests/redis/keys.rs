@@ -23,7 +23,7 @@ async fn a_key_of_somebody_else_is_named_and_left_alone() {
 async fn a_newer_layout_is_refused() {
     let server = server("").await;
     let mut client = plain(&server).await;
-    let words = ["HSET", "ebb:{jobs}:meta", "layout", "2"];
+    let words = ["HSET", "ebb:{jobs}:meta", "layout", "3"];
     tell::<()>(&mut client, &words).await.unwrap();
     let error = refusal(&url(&server), OpenOptions::default()).await;
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
@@ -100,4 +100,37 @@ async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
     })
     .await;
     assert_eq!(queue.depth().await.unwrap().cost, Some(0.0));
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
+    let server = server("").await;
+    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
+    let queue = handle(&brief.parse().unwrap()).await;
+    let mut client = plain(&server).await;
+    let jobs = (0..50).map(|nth| {
+        let mut job = job(&format!("old-{nth}"));
+        job.headers.key = Some(format!("key-{nth}"));
+        job
+    });
+    queue.publish(jobs.collect()).await.unwrap();
+    let mut nth = 0;
+    crate::eventually("only the latest are remembered", async || {
+        nth += 1;
+        queue.publish(vec![job(&format!("new-{nth}"))]).await.unwrap();
+        let deliveries = take(&queue, 99, Duration::ZERO).await;
+        for delivery in &deliveries {
+            queue.put(&answer(delivery)).await.unwrap();
+        }
+        let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+        queue.settle(&acks).await.unwrap();
+        let mut remembered = Vec::new();
+        for name in ["done", "fates", "done_keys"] {
+            let key = format!("ebb:{{jobs}}:{name}");
+            remembered.push(tell::<Vec<String>>(&mut client, &["HKEYS", &key]).await.unwrap());
+        }
+        let is_old = |name: &String| name.starts_with("old") || name.starts_with("key");
+        nth > 1 && !remembered.iter().flatten().any(is_old)
+    })
+    .await;
 }

@@ -13,23 +13,18 @@ end
 
 -- The id under which each job, or the first with its key, is known already; false where it is new.
 local function known_as(all)
-  local ids, done, names, keys_done = {}, {}, {}, {}
+  local ids, names = {}, {}
   for nth, one in ipairs(all) do
-    ids[nth], done[nth] = one.id, key('done:' .. one.id)
-    if one.job.k then
-      names[#names + 1] = one.job.k
-      keys_done[#keys_done + 1] = key('key:' .. one.job.k)
-    end
+    ids[nth] = one.id
+    if one.job.k then names[#names + 1] = one.job.k end
   end
-  local alive = fetch('life', ids)
+  local alive, done = fetch('life', ids), fetch('done', ids)
   local by_name, seen_ids, seen_keys, found = {}, {}, {}, {}
-  local first = fetch('keys', names)
-  for nth, name in ipairs(names) do
-    by_name[name] = first[nth] or remembered(redis.call('GET', keys_done[nth]))
-  end
+  local first, last = fetch('keys', names), fetch('done_keys', names)
+  for nth, name in ipairs(names) do by_name[name] = first[nth] or remembered(last[nth]) end
   for nth, one in ipairs(all) do
     local id, name = one.id, one.job.k
-    local is_known = alive[nth] or seen_ids[id] or remembered(redis.call('GET', done[nth]))
+    local is_known = alive[nth] or seen_ids[id] or remembered(done[nth])
     local by_key = name and (by_name[name] or seen_keys[name])
     found[nth] = is_known and id or by_key or false
     if not found[nth] then
@@ -40,9 +35,9 @@ local function known_as(all)
   return found
 end
 
-local function admit(one, place)
+local function admit(one, at)
   local id, job = one.id, one.job
-  job.s = job.s + place
+  place(job, at)
   set('jobs', id, one.text)
   if job.k then set('keys', job.k, id) end
   wait(id, job, one.due)

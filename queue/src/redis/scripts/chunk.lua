@@ -9,5 +9,6 @@ if found[1] and attempt > latest then redis.call('DEL', name) end
 if redis.call('HSETNX', name, 'piece:' .. seq, body) == 0 then return 'duplicate' end
 redis.call('HSET', name, 'attempt', ARGV[4], 'expires', whole(now + ttl))
 redis.call('PEXPIRE', name, whole(math.max(ttl, 1)))
+if note('pieces') < now + ttl then redis.call('HSET', key('meta'), 'pieces', whole(now + ttl)) end
 tell_answers({ id })
 return 'stored'

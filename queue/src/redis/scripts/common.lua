@@ -26,10 +26,13 @@ end
 
 -- The life of a job: w where it is (L line, D delayed, X delayed beyond its deadline, H held, Z dead),
 -- s its place with its priority, e when it was published, d its deadline, a attempts, t the last lease,
--- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z when it died.
+-- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z when it died,
+-- y true where it is older than what stands before it in its priority.
 local function unpacked(text)
-  local w, s, e, d, a, t, o, u, k, c, h, r, z = cmsgpack.unpack(text)
-  return { w = w, s = s, e = e, d = d, a = a, t = t, o = o, u = u, k = k, c = c, h = h, r = r, z = z }
+  local w, s, e, d, a, t, o, u, k, c, h, r, z, y = cmsgpack.unpack(text)
+  return {
+    w = w, s = s, e = e, d = d, a = a, t = t, o = o, u = u, k = k, c = c, h = h, r = r, z = z, y = y,
+  }
 end
 
 local function load_jobs(ids)
@@ -40,7 +43,7 @@ end
 
 -- Changes are gathered, and carried out key by key: first what is taken away, so that a server whose
 -- memory is full refuses new jobs only, and before anything was changed.
-local drops, adds, sets, texts = {}, {}, {}, {}
+local drops, adds, sets = {}, {}, {}
 
 local function gather(into, name, first, second)
   local list = into[name]
@@ -52,15 +55,32 @@ local function drop(name, member) gather(drops, name, member) end
 local function add(name, score, member) gather(adds, name, score, member) end
 local function set(name, field, value) gather(sets, name, field, value) end
 
-local HASHES = { life = true, jobs = true, keys = true, meta = true, workers = true, phases = true }
+local SORTED = {
+  line = true, ages = true, delayed = true, doomed = true, leased = true, deadlines = true,
+  answered = true, dead = true, seen = true, done_ends = true, result_ends = true,
+}
 
 local function carry_out(command, lists)
   for name, list in pairs(lists) do
-    local verb = command or (HASHES[name] and 'HDEL' or 'ZREM')
+    local verb = command or (SORTED[name] and 'ZREM' or 'HDEL')
     for from = 1, #list, SLICE do
       redis.call(verb, key(name), unpack(list, from, math.min(from + SLICE - 1, #list)))
     end
   end
+end
+
+local function note(name) return tonumber(redis.call('HGET', key('meta'), name) or 0) end
+
+-- What is remembered for a while goes with the last of it, also where nobody comes to sweep.
+local function keep(name, moment)
+  redis.call('PEXPIRE', key(name), whole(math.max(moment - now, 1)))
+end
+
+-- The same for what gets more from time to time, each for a while of its own.
+local function keep_all(noted, names, moment)
+  local last = math.max(note(noted), moment)
+  redis.call('HSET', key('meta'), noted, whole(last))
+  for _, name in ipairs(names) do keep(name, last) end
 end
 
 local cost_change, n_deaths = 0, nil
@@ -70,16 +90,22 @@ local function flush()
   if n_deaths then set('meta', 'deaths', whole(n_deaths)) end
   carry_out('HSET', sets)
   carry_out('ZADD', adds)
-  for _, text in ipairs(texts) do redis.call('SET', key(text[1]), text[2], 'PX', text[3]) end
   if cost_change ~= 0 then redis.call('HINCRBY', key('meta'), 'cost', whole(cost_change)) end
-  drops, adds, sets, texts, cost_change, n_deaths = {}, {}, {}, {}, 0, nil
+  drops, adds, sets, cost_change, n_deaths = {}, {}, {}, 0, nil
 end
 
-local function save(id, job)
-  set('life', id, cmsgpack.pack(
-    job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u, job.k, job.c, job.h, job.r, job.z
-  ))
+local function packed(job)
+  -- Most jobs have no more than this, and each value costs time.
+  if not (job.k or job.c or job.h or job.r or job.y) then
+    return cmsgpack.pack(job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u)
+  end
+  return cmsgpack.pack(
+    job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u, job.k, job.c, job.h, job.r, job.z,
+    job.y
+  )
 end
+
+local function save(id, job) set('life', id, packed(job)) end
 
 local function record(job, at, what)
   local history = job.h or {}
@@ -94,18 +120,24 @@ end
 
 local function expired(job) return job.d and job.d <= now end
 
-local function result_of(id)
-  local found = redis.call('HMGET', key('result:' .. id), 'outcome', 'expires')
-  if not found[1] then return nil, false end
-  return tonumber(found[2] or 0) > now and found[1] or nil, true
+-- The outcome of a result, unless it is forgotten, and in which part of the results it is: `fates` has
+-- outcome, when it is forgotten, and the part.
+local function fate(text)
+  if not text then return end
+  local outcome, expires, part = string.match(text, '^(%l+) (%d+) (%d+)$')
+  return tonumber(expires) > now and outcome or nil, 'results:' .. part
 end
 
-local function completed(id) return result_of(id) == 'completed' end
+local function fate_of(id) return fate(redis.call('HGET', key('fates'), id)) end
+
+local function completed(id) return fate_of(id) == 'completed' end
 
 -- Takes a job out of wherever it is.
 local function leave(id, job)
   local where = job.w
-  if where == 'L' then drop('line', id); drop('ages', id)
+  if where == 'L' then
+    drop('line', id)
+    if job.y then drop('ages', id) end
   elseif where == 'D' then drop('delayed', id)
   elseif where == 'X' then drop('doomed', id)
   elseif where == 'H' then drop('leased', id)
@@ -116,7 +148,9 @@ end
 
 local function enter(id, job, where)
   job.w = where
-  if where == 'L' then add('line', whole(job.s), id); add('ages', whole(job.e), id)
+  if where == 'L' then
+    add('line', whole(job.s), id)
+    if job.y then add('ages', whole(job.e), id) end
   elseif where == 'D' then add('delayed', whole(job.u), id)
   elseif where == 'X' then add('doomed', whole(job.d), id)
   elseif where == 'H' then add('leased', whole(job.u), id) end
@@ -138,19 +172,15 @@ end
 local function bury(id, job, reason)
   leave(id, job)
   job.w, job.r, job.z, job.o, job.u = 'Z', reason, now, nil, nil
-  n_deaths = (n_deaths or tonumber(redis.call('HGET', key('meta'), 'deaths') or 0)) + 1
+  n_deaths = (n_deaths or note('deaths')) + 1
   add('dead', whole(n_deaths), id)
   save(id, job)
 end
 
--- What is remembered of a job that is done: its last lease, and whose key it was.
-local function remember(name, text, ttl)
-  texts[#texts + 1] = { name, text .. ' ' .. whole(now + ttl), whole(math.max(ttl, 1)) }
-end
-
+-- What is remembered of a job that is done: its last lease, how long, and its key.
 local function remembered(text)
-  local what, expires = string.match(text or '', '^(%S*) (%d+)$')
-  if what and tonumber(expires) > now then return what end
+  local what, expires, name = string.match(text or '', '^(%S*) (%d+) ?(.*)$')
+  if what and tonumber(expires) > now then return what, name end
 end
 
 local function forget(id, job)
@@ -159,49 +189,123 @@ local function forget(id, job)
   if job.k then drop('keys', job.k) end
 end
 
-local function finish(id, job, ttl)
-  forget(id, job)
-  remember('done:' .. id, job.t or '', ttl)
-  if job.k then remember('key:' .. job.k, id, ttl) end
+-- Jobs that are done. Those of one call are swept together: their ids are one member of `done_ends`.
+local function finish(ids, jobs, ttl)
+  if #ids == 0 then return end
+  local expires = ' ' .. whole(now + ttl)
+  for nth, id in ipairs(ids) do
+    local job = jobs[nth]
+    forget(id, job)
+    set('done', id, (job.t or '') .. expires .. (job.k and ' ' .. job.k or ''))
+    if job.k then set('done_keys', job.k, id .. expires) end
+  end
+  add('done_ends', whole(now + ttl), table.concat(ids, ' '))
+  flush()
+  keep_all('done', { 'done', 'done_keys', 'done_ends' }, now + ttl)
 end
 
-local has_deadlines
-
--- Offers a result; `fields` are those of its hash beside outcome, attempt and expires. `is_first`: it is
--- known that there are no others and no pieces.
-local function answer(id, attempt, outcome, ttl, fields, is_first)
-  local is_completed = outcome == 'completed'
-  local before, is_there, chunks = nil, false, {}
-  if not is_first then
-    before, is_there = result_of(id)
-    if before == 'completed' then return 'duplicate' end
-    chunks = redis.call('HMGET', key('chunks:' .. id), 'attempt', 'expires')
+-- Members of a sorted set whose time is over, as the ids in them.
+local function over(name, limit)
+  local ids = {}
+  for _, member in ipairs(redis.call('ZRANGE', key(name), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)) do
+    drop(name, member)
+    for id in string.gmatch(member, '%S+') do ids[#ids + 1] = id end
   end
-  local latest = tonumber(chunks[2] or 0) > now and tonumber(chunks[1]) or 0
+  return ids
+end
+
+-- Sweeps what is remembered no longer.
+local function sweep()
+  local ids = over('done_ends', 4)
+  for nth, text in ipairs(fetch('done', ids)) do
+    local name = string.match(text or '', '^%S* %d+ (.+)$')
+    if not remembered(text) then drop('done', ids[nth]) end
+    if name and not remembered(redis.call('HGET', key('done_keys'), name)) then drop('done_keys', name) end
+  end
+  ids = over('result_ends', 4)
+  for nth, text in ipairs(fetch('fates', ids)) do
+    if not fate(text) then drop('fates', ids[nth]) end
+  end
+  flush()
+end
+
+-- Whether anybody may have sent pieces of an answer.
+local has_pieces
+local function any_pieces()
+  if has_pieces == nil then has_pieces = note('pieces') > now end
+  return has_pieces
+end
+
+-- Why a result may not be stored beside what is there, which may be pieces of a later attempt.
+local function refused(id, attempt, is_completed, before, ttl)
+  if before == 'completed' then return 'duplicate' end
+  local name, latest, found = key('chunks:' .. id), 0, {}
+  if any_pieces() then
+    found = redis.call('HMGET', name, 'attempt', 'expires')
+    latest = tonumber(found[2] or 0) > now and tonumber(found[1]) or 0
+  end
   if attempt < latest then return 'stale' end
   if before and not is_completed then return 'duplicate' end
-  local expires = whole(now + ttl)
-  local name = key('result:' .. id)
-  if chunks[1] then
-    if latest == 0 or not is_completed or attempt > latest then
-      redis.call('DEL', key('chunks:' .. id))
-    else
-      redis.call('HSET', key('chunks:' .. id), 'expires', expires)
-      redis.call('PEXPIRE', key('chunks:' .. id), whole(math.max(ttl, 1)))
-    end
+  if not found[1] then return end
+  if latest == 0 or not is_completed or attempt > latest then
+    redis.call('DEL', name)
+  else
+    redis.call('HSET', name, 'expires', whole(now + ttl))
+    redis.call('PEXPIRE', name, whole(math.max(ttl, 1)))
   end
-  if is_there then redis.call('DEL', name) end
-  redis.call('HSET', name, 'outcome', outcome, 'attempt', whole(attempt), 'expires', expires, unpack(fields))
-  redis.call('PEXPIRE', name, whole(math.max(ttl, 1)))
-  if has_deadlines == nil then has_deadlines = redis.call('EXISTS', key('deadlines')) == 1 end
-  if is_completed and has_deadlines then
+end
+
+-- An answered job is no longer one that nobody answers.
+local function spare(ids)
+  if #ids == 0 or redis.call('EXISTS', key('deadlines')) == 0 then return end
+  for _, id in ipairs(ids) do
     local deadline = redis.call('ZSCORE', key('deadlines'), id)
     if deadline then
       redis.call('ZREM', key('deadlines'), id)
       redis.call('ZADD', key('answered'), deadline, id)
     end
   end
-  return 'stored'
+end
+
+-- Parts of the results, by when they are forgotten.
+local PARTS = 16
+
+-- Offers results, each its id, attempt, outcome and text. Says of each whether it is `stored`, `duplicate`
+-- or `stale`, and which are stored. They are of one part, which the server forgets as a whole.
+local function answer(results, ttl)
+  local told, ids, stored, completed_now, seen = {}, {}, {}, {}, {}
+  local slice = math.max(math.ceil(ttl / PARTS), 1000)
+  local forgotten = math.ceil((now + ttl) / slice) * slice
+  local name, rest = 'results:' .. whole(forgotten), ' ' .. whole(now + ttl) .. ' ' .. whole(forgotten)
+  for nth, one in ipairs(results) do ids[nth] = one[1] end
+  for nth, text in ipairs(fetch('fates', ids)) do
+    local id, attempt, outcome, whole_text = unpack(results[nth])
+    local before, part = fate(text)
+    before = seen[id] or before
+    local is_completed = outcome == 'completed'
+    local why = refused(id, attempt, is_completed, before, ttl)
+    told[nth] = why or 'stored'
+    if not why then
+      seen[id] = outcome
+      stored[#stored + 1] = id
+      if is_completed then completed_now[#completed_now + 1] = id end
+      if part and part ~= name then drop(part, id) end
+      set('fates', id, outcome .. rest)
+      set(name, id, whole_text)
+    end
+  end
+  if #stored > 0 then
+    add('result_ends', whole(now + ttl), table.concat(stored, ' '))
+    flush()
+    keep(name, forgotten)
+    keep_all('fates', { 'fates', 'result_ends' }, now + ttl)
+    spare(completed_now)
+  end
+  return told, stored
+end
+
+local function failed(id, attempt, reason)
+  return { id, attempt, 'failed', 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason }
 end
 
 local function tell_arrival() redis.call('PUBLISH', key('arrivals'), '') end
@@ -211,16 +315,56 @@ end
 
 -- Places behind all that was published before.
 local function places(n)
-  local last = tonumber(redis.call('HGET', key('meta'), 'place') or 0)
-  local first = math.max(last, (server_now - EPOCH) * 1024) + 1
+  local first = math.max(note('place'), (server_now - EPOCH) * 1024) + 1
   set('meta', 'place', whole(first + n - 1))
   return first
+end
+
+local newest = {}
+
+-- Gives a job its place. In each priority jobs stand by age but for those that are marked: so the oldest is
+-- at its head or among these, and the others need no order by age of their own.
+local function place(job, at)
+  local lane = math.floor(job.s / LANE)
+  local noted = 'newest' .. lane
+  job.s = lane * LANE + at
+  local last = newest[noted] or note(noted)
+  newest[noted] = math.max(last, job.e)
+  job.y = job.e < last or nil
+  if job.e > last then set('meta', noted, whole(job.e)) end
+end
+
+-- Ends jobs whose deadline has passed, the earliest first.
+local function end_late(late, result_ttl, key_ttl)
+  table.sort(late, function(one, other)
+    if one[2].d ~= other[2].d then return one[2].d < other[2].d end
+    return one[2].s % LANE < other[2].s % LANE
+  end)
+  local told, done, done_jobs, failures = {}, {}, {}, {}
+  for nth, one in ipairs(late) do
+    local id, job = one[1], one[2]
+    told[nth] = id
+    if completed(id) then
+      -- Whoever gave the answer died before the ack.
+      done[#done + 1], done_jobs[#done_jobs + 1] = id, job
+    else
+      record_crash(job)
+      job.t = nil
+      bury(id, job, 'expired')
+      failures[#failures + 1] = failed(id, job.a or 0, 'expired')
+    end
+  end
+  flush()
+  finish(done, done_jobs, key_ttl)
+  answer(failures, result_ttl)
+  tell_answers(told)
 end
 
 -- What time does to jobs, at most `limit` of each kind: those whose delay or lease has ended go in line;
 -- those whose deadline has passed die, or are done when they have been answered. True when more is left.
 local function tidy(result_ttl, key_ttl, limit)
-  local late, told = {}, {}
+  local late = {}
+  sweep()
   local lapsed = redis.call('ZRANGE', key('leased'), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   local due = redis.call('ZRANGE', key('delayed'), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   for _, ids in ipairs({ lapsed, due }) do
@@ -242,30 +386,7 @@ local function tidy(result_ttl, key_ttl, limit)
     is_cut = is_cut or #ids == limit
     for nth, job in ipairs(load_jobs(ids)) do late[#late + 1] = { ids[nth], job } end
   end
-  table.sort(late, function(one, other)
-    if one[2].d ~= other[2].d then return one[2].d < other[2].d end
-    return one[2].s % LANE < other[2].s % LANE
-  end)
-  for _, one in ipairs(late) do
-    local id, job = one[1], one[2]
-    if completed(id) then
-      -- Whoever gave the answer died before the ack.
-      finish(id, job, key_ttl)
-    else
-      record_crash(job)
-      job.t = nil
-      bury(id, job, 'expired')
-    end
-    told[#told + 1] = id
-  end
-  flush()
-  for _, one in ipairs(late) do
-    local id, job = one[1], one[2]
-    if job.w == 'Z' then
-      answer(id, job.a or 0, 'failed', result_ttl, { 'error', 'expired', 'finished-at', whole(now) })
-    end
-  end
-  tell_answers(told)
+  end_late(late, result_ttl, key_ttl)
   return is_cut
 end
 
@@ -308,15 +429,16 @@ local function next_due()
   local after = '(' .. whole(now)
   local soonest = redis.call('ZRANGE', key('delayed'), after, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   soonest = tonumber(soonest[2])
-  local from = 0
+  -- The first is the one but for those that die before.
+  local from, n = 0, 1
   while true do
-    local ids = redis.call('ZRANGE', key('leased'), after, '+inf', 'BYSCORE', 'LIMIT', from, 100)
+    local ids = redis.call('ZRANGE', key('leased'), after, '+inf', 'BYSCORE', 'LIMIT', from, n)
     for _, job in ipairs(load_jobs(ids)) do
       if soonest and soonest <= job.u then return soonest end
       -- One that dies before its lease ends comes back to nobody.
       if not job.d or job.d > job.u then return job.u end
     end
-    if #ids < 100 then return soonest end
-    from = from + 100
+    if #ids < n then return soonest end
+    from, n = from + n, 100
   end
 end

@@ -41,7 +41,7 @@ else
   end
 end
 
-local taken, place = {}, nil
+local taken, first = {}, nil
 for nth, job in ipairs(load_jobs(ids)) do
   local id = ids[nth]
   if job and job.w == 'Z' then
@@ -50,12 +50,16 @@ for nth, job in ipairs(load_jobs(ids)) do
       forget(id, job)
     else
       leave(id, job)
-      place = place or places(#ids)
-      job.s = job.s - job.s % LANE + place + #taken - 1
+      first = first or places(#ids)
+      place(job, first + #taken - 1)
       job.a, job.t, job.r, job.z = nil, nil, nil, nil
       -- Else the job would die again at once.
       if expired(job) then job.d = nil end
-      if not completed(id) then redis.call('DEL', key('result:' .. id), key('chunks:' .. id)) end
+      local outcome, part = fate_of(id)
+      if outcome ~= 'completed' then
+        redis.call('DEL', key('chunks:' .. id))
+        if part then drop(part, id); drop('fates', id) end
+      end
       wait(id, job)
       save(id, job)
     end

@@ -10,17 +10,18 @@ local function older(moment)
   if moment and (not oldest or moment < oldest) then oldest = moment end
 end
 
--- The line by age, but for those whose deadline has passed.
-local ages = redis.call('ZRANGE', key('ages'), 0, 0, 'WITHSCORES')
-if depth.late > 0 and depth.ready > 0 then
-  ages = redis.call('ZRANGE', key('ages'), 0, math.min(depth.late, LIMIT), 'WITHSCORES')
+-- The first of some that lives: the head of each priority, and of those that are older than their place.
+local function first_alive(ids)
+  for _, job in ipairs(load_jobs(ids)) do
+    if not expired(job) then return older(job.e) end
+  end
 end
-for nth = 1, #ages, 2 do
-  local id = ages[nth]
-  local deadline = depth.late > 0
-    and (redis.call('ZSCORE', key('deadlines'), id) or redis.call('ZSCORE', key('answered'), id))
-  if not deadline or tonumber(deadline) > now then older(tonumber(ages[nth + 1])); break end
+local n_heads = math.min(depth.late, LIMIT) + 1
+for lane = 0, 2 do
+  local from, to = whole(lane * LANE), whole((lane + 1) * LANE - 1)
+  first_alive(redis.call('ZRANGE', key('line'), from, to, 'BYSCORE', 'LIMIT', 0, n_heads))
 end
+first_alive(redis.call('ZRANGE', key('ages'), 0, n_heads - 1))
 for _, job in ipairs(ripe_jobs) do
   if not expired(job) then older(job.e) end
 end

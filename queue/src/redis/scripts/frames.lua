@@ -1,10 +1,10 @@
 -- ARGV: time, id, attempt seen so far or 0, next piece, how many. Reads only. Answers {standing of the job
--- (open, done or unknown), attempt, next piece, pieces, fields of the result}.
+-- (open, done or unknown), attempt, next piece, pieces, result or an empty text}.
 local id, attempt, seq, max = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local standing = 'unknown'
 if redis.call('HEXISTS', key('life'), id) == 1 then
   standing = 'open'
-elseif remembered(redis.call('GET', key('done:' .. id))) then
+elseif remembered(redis.call('HGET', key('done'), id)) then
   standing = 'done'
 end
 local name = key('chunks:' .. id)
@@ -25,6 +25,9 @@ if latest > 0 then
     pieces[#pieces + 1] = piece
   end
 end
-local result = {}
-if #pieces < max and result_of(id) then result = redis.call('HGETALL', key('result:' .. id)) end
+local result = ''
+if #pieces < max then
+  local outcome, part = fate_of(id)
+  if outcome then result = redis.call('HGET', key(part), id) or '' end
+end
 return { standing, attempt, tonumber(seq), pieces, result }

@@ -1,9 +1,10 @@
 -- ARGV: time, then `create` where the queue may be created, and the layout. Answers {the first key of a
 -- wrong type or empty, its type, layout or empty}.
 local TYPES = {
-  life = 'hash', jobs = 'hash', keys = 'hash', meta = 'hash', workers = 'hash', phases = 'hash',
-  seen = 'zset', line = 'zset', ages = 'zset', delayed = 'zset', doomed = 'zset', leased = 'zset',
-  deadlines = 'zset', answered = 'zset', dead = 'zset',
+  life = 'hash', jobs = 'hash', keys = 'hash', done = 'hash', done_keys = 'hash', fates = 'hash',
+  meta = 'hash', workers = 'hash', phases = 'hash', seen = 'zset', line = 'zset', ages = 'zset',
+  delayed = 'zset', doomed = 'zset', leased = 'zset', deadlines = 'zset', answered = 'zset',
+  dead = 'zset', done_ends = 'zset', result_ends = 'zset',
 }
 local kind = redis.call('TYPE', inbox).ok
 if kind ~= 'none' and kind ~= 'stream' then return { inbox, kind, '' } end

@@ -17,8 +17,8 @@ if max_ready then
   local depth = tally()
   if depth.ready + depth.delayed + depth.strangers + n_waiting > max_ready then return 'full' end
 end
-local place = places(#fresh)
-for nth, one in ipairs(fresh) do admit(one, place + nth - 1) end
+local first = places(#fresh)
+for nth, one in ipairs(fresh) do admit(one, first + nth - 1) end
 flush()
 tell_arrival()
 return told

@@ -1,7 +1,7 @@
 -- ARGV: time, key_ttl, then per settlement: id, mark of the lease, verdict (ack, retry, release, reject),
 -- delay, reason. Answers 1 for each that was held.
 local key_ttl = tonumber(ARGV[2])
-local ids, told, acked, news = {}, {}, {}, false
+local ids, told, acked, acked_jobs, news = {}, {}, {}, {}, false
 for nth = 3, #ARGV, 5 do ids[#ids + 1] = ARGV[nth] end
 local jobs = load_jobs(ids)
 local by_id = {}
@@ -9,8 +9,8 @@ local by_id = {}
 local function settle(id, job, verdict, delay, reason)
   if verdict == 'ack' then
     by_id[id] = false
-    acked[#acked + 1] = id
-    return finish(id, job, key_ttl)
+    acked[#acked + 1], acked_jobs[#acked_jobs + 1] = id, job
+    return
   end
   if verdict == 'reject' then
     record(job, now, reason)
@@ -29,7 +29,7 @@ for nth, id in ipairs(ids) do
   if job == nil then job = jobs[nth]; by_id[id] = job end
   if not job then
     -- Sent again: it was carried out the first time.
-    local last = remembered(redis.call('GET', key('done:' .. id)))
+    local last = remembered(redis.call('HGET', key('done'), id))
     told[nth] = last == mark and 1 or 0
   elseif job.t ~= mark then
     told[nth] = 0
@@ -39,6 +39,7 @@ for nth, id in ipairs(ids) do
   end
 end
 flush()
+finish(acked, acked_jobs, key_ttl)
 if news then tell_arrival() end
 tell_answers(acked)
 return told
