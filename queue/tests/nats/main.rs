@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod keys;
 mod outage;
 mod strangers;
 mod topology;
