@@ -51,8 +51,9 @@ struct Look {
 
 /// Leases that no round outlives: what a lost lease costs is a question for `chaos`.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
-/// Between two looks at the queue: often enough to time it well, and hardly any work.
-const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks at the queue. The time is taken at each look, so that it need not be shorter,
+/// and some brokers answer with the work of a few jobs.
+const LOOK: Duration = Duration::from_millis(20);
 /// A round that takes longer is stuck.
 const LIMIT: Duration = Duration::from_secs(300);
 

@@ -109,7 +109,7 @@ pub(super) async fn serve(place: &Place, batch: NonZeroUsize) -> anyhow::Result<
         let deliveries: Vec<Delivery> = chunk.into_iter().collect::<Result<_, _>>()?;
         let answers = deliveries.iter().map(|delivery| {
             let id = delivery.properties.message_id().as_ref().context("a job has an id")?;
-            anyhow::Ok((id.to_string(), Bytes::copy_from_slice(&delivery.data)))
+            anyhow::Ok((id.to_string(), super::answer(&delivery.data)?))
         });
         store.put(answers.collect::<Result<_, _>>()?).await?;
         if let Some(last) = deliveries.last() {

@@ -9,7 +9,10 @@ mod store;
 
 use std::num::NonZeroUsize;
 
+use anyhow::Context;
+use bytes::Bytes;
 use ebb_queue::{Address, QueueUrl};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use super::lane::{Lane, Ours};
@@ -55,6 +58,20 @@ async fn serve(place: &Place, batch: NonZeroUsize) -> anyhow::Result<()> {
     }
 }
 
+/// What the worker's echo model does to a job: reads the request and writes the answer.
+fn answer(body: &[u8]) -> anyhow::Result<Bytes> {
+    #[derive(Deserialize)]
+    struct Request {
+        input: String,
+    }
+    #[derive(Serialize)]
+    struct Answer {
+        output: String,
+    }
+    let Request { input } = serde_json::from_slice(body).context("a body is no request")?;
+    Ok(serde_json::to_vec(&Answer { output: input })?.into())
+}
+
 /// The address as a client of the broker knows it: with the password, without our options.
 fn plain(url: &QueueUrl) -> String {
     let text = url.with_secrets();
@@ -64,6 +81,12 @@ fn plain(url: &QueueUrl) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_answered_as_the_worker_does_it() {
+        assert_eq!(answer(br#"{"input": "a\"b"}"#).unwrap(), br#"{"output":"a\"b"}"#[..]);
+        assert!(answer(b"text").is_err());
+    }
 
     #[test]
     fn a_plain_address_has_the_password_and_none_of_our_options() {

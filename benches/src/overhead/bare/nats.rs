@@ -132,6 +132,6 @@ async fn answer(jetstream: &Context, results: &str, message: Message) -> anyhow:
     let id = message.headers.as_ref().and_then(|headers| headers.get(ID));
     let id = id.context("a job has an id")?;
     let subject = format!("{results}.{id}");
-    jetstream.publish(subject, message.payload.clone()).await?.await?;
+    jetstream.publish(subject, super::answer(&message.payload)?).await?.await?;
     message.double_ack().await.map_err(|error| anyhow::anyhow!("cannot ack: {error}"))
 }

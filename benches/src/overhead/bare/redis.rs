@@ -107,7 +107,7 @@ pub(super) async fn serve(place: &Place, batch: NonZeroUsize) -> anyhow::Result<
         for entry in &entries {
             let id: String = entry.get("ebb-id").context("a job has an id")?;
             let body: Vec<u8> = entry.get("body").context("a job has a body")?;
-            pipeline.set_ex(key(stream, &id), body, DAY_S).ignore();
+            pipeline.set_ex(key(stream, &id), &super::answer(&body)?[..], DAY_S).ignore();
         }
         let done: Vec<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
         pipeline.xack(stream, GROUP, &done).ignore().xdel(stream, &done).ignore();
