@@ -230,7 +230,8 @@ impl Job {
         body: impl Into<Bytes>,
         now: Timestamp,
     ) -> (Self, Option<Error>) {
-        let mut job = Self { id, ..Self::new(body, now) };
+        let headers_read = Headers::default();
+        let mut job = Self { id, enqueued_at: now, headers: headers_read, body: body.into() };
         let mut wrong = None;
         for (name, value) in headers {
             if let Err(error) = job.set(name, value) {

@@ -16,7 +16,7 @@ use crate::bisect::{Next, Run};
 use crate::codec::Codec;
 use crate::device::{Answer, Begun, Load, Ran};
 use crate::held::{End, Finished, Held, Item};
-use crate::shared::{EXPIRED, Shared, send};
+use crate::shared::{EXPIRED, Shared, send, send_all};
 
 /// A batch on its way to the device and back.
 #[derive(Debug)]
@@ -112,9 +112,9 @@ impl<C: Codec> Shared<C> {
         let now = self.parts.clock.now();
         let is_expired = |item: &Item<_>| item.held.delivery.job.expired(now);
         let (expired, items): (Vec<_>, Vec<_>) = batch.items.into_iter().partition(is_expired);
-        for item in expired {
-            send(finished, item.held.finish(End::Reject(EXPIRED.to_owned()))).await;
-        }
+        let expired = expired.into_iter();
+        let expired = expired.map(|item| item.held.finish(End::Reject(EXPIRED.to_owned())));
+        send_all(finished, expired.collect()).await;
         if items.is_empty() {
             return;
         }
@@ -166,13 +166,13 @@ impl<C: Codec> Shared<C> {
         match results {
             Ok(results) => {
                 self.fit().learn(jobs.len(), size.cost(), took);
-                for ((held, _), result) in jobs.into_iter().zip(results) {
-                    let end = match result {
+                let ended = jobs.into_iter().zip(results).map(|((held, _), result)| {
+                    held.finish(match result {
                         Ok(output) => End::Done(output),
                         Err(fault) => End::Reject(fault.to_string()),
-                    };
-                    send(finished, held.finish(end)).await;
-                }
+                    })
+                });
+                send_all(finished, ended.collect()).await;
                 Vec::new()
             }
             Err(error) => {
@@ -204,9 +204,9 @@ impl<C: Codec> Shared<C> {
                 Vec::new()
             }
             Next::Retry(items) => {
-                for item in items {
-                    send(finished, item.held.finish(End::Retry(error.to_string()))).await;
-                }
+                let items = items.into_iter();
+                let items = items.map(|item| item.held.finish(End::Retry(error.to_string())));
+                send_all(finished, items.collect()).await;
                 Vec::new()
             }
         }

@@ -24,6 +24,8 @@ pub(crate) struct Leases {
     // Ordered, so that a simulation does the same thing twice.
     held: Mutex<BTreeMap<u64, Lease>>,
     n_held: Board<usize>,
+    /// Whether none is held. Apart, for who has nothing to do with each single one.
+    is_idle: Board<bool>,
     length: Duration,
 }
 
@@ -55,7 +57,8 @@ pub(crate) struct Loan {
 
 impl Leases {
     pub(crate) fn new(length: Duration) -> Arc<Self> {
-        Arc::new(Self { held: Mutex::default(), n_held: Board::default(), length })
+        let (held, n_held, is_idle) = (Mutex::default(), Board::default(), Board::new(true));
+        Arc::new(Self { held, n_held, is_idle, length })
     }
 
     /// A lease that began at `since`, or later.
@@ -64,13 +67,25 @@ impl Leases {
         let mut held = self.lock();
         let key = held.last_key_value().map_or(0, |(last, _)| last + 1);
         held.insert(key, lease);
-        self.n_held.set(held.len());
+        self.count(&held);
         Loan { key, leases: Arc::clone(self) }
     }
 
     /// How many are held, as it changes.
     pub(crate) fn n_held(&self) -> &Board<usize> {
         &self.n_held
+    }
+
+    /// Whether none is held, as it changes.
+    pub(crate) fn is_idle(&self) -> &Board<bool> {
+        &self.is_idle
+    }
+
+    fn count(&self, held: &BTreeMap<u64, Lease>) {
+        self.n_held.set(held.len());
+        if self.is_idle.get() != held.is_empty() {
+            self.is_idle.set(held.is_empty());
+        }
     }
 
     /// Extends all leases once.
@@ -149,7 +164,7 @@ impl Drop for Loan {
     fn drop(&mut self) {
         let mut held = self.leases.lock();
         held.remove(&self.key);
-        self.leases.n_held.set(held.len());
+        self.leases.count(&held);
     }
 }
 

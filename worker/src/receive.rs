@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::codec::Codec;
 use crate::held::{End, Finished, Held, Item};
-use crate::shared::{EXPIRED, PATIENCE, Parts, Pauses, Shared, heals, on_cpu, send};
+use crate::shared::{EXPIRED, PATIENCE, Parts, Pauses, Shared, heals, on_cpu, send, send_all};
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
 /// their way would cost them an attempt.
@@ -88,13 +88,14 @@ pub(crate) async fn decode<C: Codec>(
 ) {
     while let Some(jobs) = received.recv().await {
         let n_jobs = jobs.len();
-        let mut items = Vec::new();
+        let (mut items, mut over) = (Vec::with_capacity(n_jobs), Vec::new());
         for decoded in on_cpu(&shared, jobs, Shared::decode_one).await {
             match decoded {
                 Decoded::Ready(item) => items.push(item),
-                Decoded::Over(finish) => send(&finished, finish).await,
+                Decoded::Over(finish) => over.push(finish),
             }
         }
+        send_all(&finished, over).await;
         shared.n_decoding.fetch_sub(n_jobs, Ordering::Relaxed);
         // Sent empty as well: the batcher may have waited for these.
         send(&out, items).await;
@@ -189,9 +190,8 @@ impl<C: Codec> Shared<C> {
 
     /// Gives jobs back that were not begun.
     pub(crate) async fn release(&self, jobs: Vec<Held>, finished: &Sender<Finished<C::Output>>) {
-        for held in jobs {
-            send(finished, held.finish(End::Release)).await;
-        }
+        let jobs = jobs.into_iter().map(|held| held.finish(End::Release));
+        send_all(finished, jobs.collect()).await;
     }
 
     fn decode_one(&self, held: Held) -> Decoded<C::Input, C::Output> {

@@ -23,7 +23,7 @@ use tracing::{debug, error, warn};
 use crate::codec::{Answer, Codec};
 use crate::held::{End, Finished};
 use crate::lease::Loan;
-use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send};
+use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send_all};
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
@@ -54,12 +54,9 @@ pub(crate) async fn store<C: Codec>(
     while finished.recv_many(&mut jobs, CHUNK).await > 0 {
         let encoded = on_cpu(&shared, std::mem::take(&mut jobs), Shared::encode_one).await;
         let concluded = encoded.into_iter().map(|job| shared.conclude_one(job));
-        for concluded in join_all(concluded).await {
-            match concluded {
-                Some(concluded) => send(&out, concluded).await,
-                None => shared.count(LOST),
-            }
-        }
+        let concluded = join_all(concluded).await;
+        concluded.iter().filter(|one| one.is_none()).for_each(|_| shared.count(LOST));
+        send_all(&out, concluded.into_iter().flatten().collect()).await;
     }
 }
 

@@ -301,3 +301,43 @@ pub(crate) async fn send<T>(out: &Sender<T>, value: T) {
         debug!("the next stage has ended");
     }
 }
+
+/// Sends what goes on together in one go, so that the next stage finds it together: each job that
+/// it takes alone costs it, and the broker, about as much as a batch.
+pub(crate) async fn send_all<T>(out: &Sender<T>, values: Vec<T>) {
+    let mut values = values.into_iter();
+    while values.len() > 0 {
+        let n_sent = values.len().min(out.max_capacity());
+        match out.reserve_many(n_sent).await {
+            Ok(room) => room.zip(values.by_ref()).for_each(|(room, value)| room.send(value)),
+            Err(_) => return debug!("the next stage has ended"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_together_arrives_together_and_in_order() {
+        let (out, mut next) = mpsc::channel(2);
+        let all: Vec<u32> = (0..5).collect();
+        let receive = async {
+            let mut groups = Vec::new();
+            let mut seen = 0;
+            while seen < all.len() {
+                let mut group = Vec::new();
+                seen += next.recv_many(&mut group, 9).await;
+                groups.push(group);
+            }
+            groups
+        };
+        let ((), groups) = tokio::join!(send_all(&out, all.clone()), receive);
+        assert_eq!(groups, [vec![0, 1], vec![2, 3], vec![4]]);
+        drop(next);
+        send_all(&out, all).await;
+    }
+}

@@ -53,11 +53,11 @@ impl<C: Codec> Shared<C> {
     /// Waits until the phase is another one.
     async fn leave(&self, phase: Phase) {
         tokio::time::sleep(EDGE).await;
-        let (n_held, state) = (self.leases.n_held(), self.parts.device.state());
+        let (is_idle, state) = (self.leases.is_idle(), self.parts.device.state());
         tokio::select! { biased;
             () = self.halt.cancelled(), if phase != Phase::Draining => {}
             _ = state.until(|_| self.phase() != phase) => {}
-            _ = n_held.until(|_| self.phase() != phase) => {}
+            _ = is_idle.until(|_| self.phase() != phase) => {}
         }
     }
 
