@@ -47,13 +47,7 @@ impl Putter {
 
 async fn store(calls: Arc<Calls>, mut waiting: mpsc::Receiver<Put>) {
     while let Some(first) = waiting.recv().await {
-        let mut n_bytes = size(&first.0);
-        let mut group = vec![first];
-        while group.len() < MOST && n_bytes < MOST_BYTES {
-            let Ok(next) = waiting.try_recv() else { break };
-            n_bytes += size(&next.0);
-            group.push(next);
-        }
+        let group = gather(first, &mut waiting).await;
         let (results, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         // A caller that has gone needs no answer.
         match calls.put(&results).await {
@@ -67,6 +61,27 @@ async fn store(calls: Arc<Calls>, mut waiting: mpsc::Receiver<Put>) {
                     reply.send(Err(Error::new(error.kind(), error.to_string()))).ok();
                 }
             }
+        }
+    }
+}
+
+/// What waits, and what keeps coming at this moment: the results of a batch come one by one, and a
+/// script for the first of them alone would be one more write to the disk.
+async fn gather(first: Put, waiting: &mut mpsc::Receiver<Put>) -> Vec<Put> {
+    let mut n_bytes = size(&first.0);
+    let mut group = vec![first];
+    loop {
+        tokio::task::yield_now().await;
+        let n_before = group.len();
+        while let Ok(next) = waiting.try_recv() {
+            n_bytes += size(&next.0);
+            group.push(next);
+            if group.len() >= MOST || n_bytes >= MOST_BYTES {
+                return group;
+            }
+        }
+        if group.len() == n_before {
+            return group;
         }
     }
 }

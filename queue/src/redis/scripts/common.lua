@@ -11,8 +11,13 @@ local now = tonumber(ARGV[1]) or server_now
 
 local function key(name) return inbox .. ':' .. name end
 
--- As text: a number that is handed to a command as it is takes the server several times longer.
-local function whole(number) return string.format('%d', number) end
+-- As text: a number that is handed to a command as it is takes the server several times longer. One
+-- number often comes many times in a row.
+local last_number, last_text
+local function whole(number)
+  if number ~= last_number then last_number, last_text = number, string.format('%d', number) end
+  return last_text
+end
 
 -- Reads many fields of a hash.
 local function fetch(name, fields)
