@@ -147,6 +147,28 @@ fn the_worker_and_the_bare_loop_on_redis_answer_every_job() {
 }
 
 #[test]
+fn thousands_of_objects_are_answered_for_and_the_broker_does_not_notice() {
+    let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3"];
+    let Some(report) = bench("scaler", "sqlite", &args) else { return };
+    let few = &report["few"];
+    assert_eq!((count(&report, "objects"), count(few, "objects")), (400, 4), "{report}");
+    for side in [&report, few] {
+        assert_eq!((count(side, "errors"), count(side, "wrong")), (0, 0), "{report}");
+        for key in ["p50_ms", "p99_ms", "rss_mib", "broker_calls_per_s"] {
+            assert!(number(side, key) > 0.0, "{key}: {report}");
+        }
+    }
+}
+
+#[test]
+fn every_stream_on_one_connection_is_told_of_an_arrival() {
+    let args = ["--streams", "300", "--queues", "3", "--rounds", "2"];
+    let Some(report) = bench("streams", "sqlite", &args) else { return };
+    assert_eq!((count(&report, "streams"), count(&report, "untold")), (300, 0), "{report}");
+    assert!(number(&report, "told_within_ms") >= number(&report, "p50_ms"), "{report}");
+}
+
+#[test]
 fn a_broker_that_a_url_names_is_not_killed() {
     let workplace = Workplace::new();
     // Refused before anything is asked of it.
