@@ -6,6 +6,7 @@ mod chaos;
 #[cfg(feature = "cpu")]
 mod encoder;
 mod notify;
+mod outage;
 mod overhead;
 mod process;
 mod report;
@@ -43,6 +44,7 @@ enum Command {
     Notify(notify::Args),
     Scaler(calls::Args),
     Streams(streams::Args),
+    Outage(outage::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
@@ -85,6 +87,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Notify(args) => notify::run(&args, cli.json).await,
         Command::Scaler(args) => calls::run(&args, cli.json).await,
         Command::Streams(args) => streams::run(&args, cli.json).await,
+        Command::Outage(args) => outage::run(&args, cli.json).await,
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),

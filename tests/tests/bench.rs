@@ -168,6 +168,36 @@ fn every_stream_on_one_connection_is_told_of_an_arrival() {
     assert!(number(&report, "told_within_ms") >= number(&report, "p50_ms"), "{report}");
 }
 
+/// Kills the broker under a scaler that is polled, for longer than its last look counts.
+#[track_caller]
+fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
+    let args = ["--queues", "2", "--down-s", "6", "--max-age-s", "3"];
+    let Some(report) = bench("outage", broker, &args) else { return };
+    let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
+    for key in kinds.into_iter().chain(["broken_streams"]) {
+        assert_eq!(count(&report, key), 0, "{key}: {report}");
+    }
+    // The last look counts for a while, then nothing is known.
+    assert!(number(&report, "known_s") > 0.5, "{report}");
+    assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
+    assert!(number(&report, "recovered_s") < 60.0, "{report}");
+}
+
+#[test]
+fn while_nats_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("nats");
+}
+
+#[test]
+fn while_rabbitmq_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("amqp");
+}
+
+#[test]
+fn while_redis_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("redis");
+}
+
 #[test]
 fn a_broker_that_a_url_names_is_not_killed() {
     let workplace = Workplace::new();
@@ -177,5 +207,10 @@ fn a_broker_that_a_url_names_is_not_killed() {
         let args = ["chaos", "--broker", broker, "--url", url, "--restarts", "1"];
         let refused = run(&mut workplace.command("ebb-bench", &args), "").failed();
         assert!(refused.stderr.contains(words), "{words}: {refused}");
+    }
+    for place in [&["--broker", "redis", "--url", url][..], &["--broker", "sqlite"]] {
+        let args = [&["outage"], place].concat();
+        let refused = run(&mut workplace.command("ebb-bench", &args), "").failed();
+        assert!(refused.stderr.contains("no broker to kill"), "{refused}");
     }
 }
