@@ -49,6 +49,12 @@ pub(crate) async fn run(command: ScalerCommand, output: Output) -> Result<Exit> 
 }
 
 async fn serve(mut args: ScalerArgs) -> Result<Exit> {
+    // An embedded queue has threads, and with huge pages each of them would hold 2 MiB for a few
+    // kilobytes: 175 MiB for fifty queues instead of 57.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "huge pages stay as they are");
+    }
     if args.queue.is_none() {
         args.queue = Some(default_queue()?);
     }
