@@ -1,14 +1,17 @@
 //! `ebb-bench`: one binary, a subcommand per question; every figure in the README comes from here.
 
 mod broker;
+mod calls;
 mod chaos;
 #[cfg(feature = "cpu")]
 mod encoder;
 mod notify;
+mod outage;
 mod overhead;
 mod process;
 mod report;
 mod scaler;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -39,6 +42,9 @@ enum Command {
     Overhead(overhead::Args),
     Chaos(chaos::Args),
     Notify(notify::Args),
+    Scaler(calls::Args),
+    Streams(streams::Args),
+    Outage(outage::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
@@ -79,6 +85,9 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Overhead(args) => overhead::run(&args, cli.json).await,
         Command::Chaos(args) => chaos::run(&args, cli.json).await,
         Command::Notify(args) => notify::run(&args, cli.json).await,
+        Command::Scaler(args) => calls::run(&args, cli.json).await,
+        Command::Streams(args) => streams::run(&args, cli.json).await,
+        Command::Outage(args) => outage::run(&args, cli.json).await,
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),

@@ -1,4 +1,4 @@
-//! Worker processes: finding the binary, starting it, and waiting until it is ready.
+//! Processes of ours: finding the binary, starting it, and waiting until it is ready.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,15 +12,15 @@ use tokio::process::{Child, Command};
 
 use crate::broker::Place;
 
-/// Which worker a bench runs.
+/// Which binary a bench runs.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct WorkerArgs {
-    /// The `ebb` binary whose worker is run [default: the one beside ebb-bench]
+pub(crate) struct EbbArgs {
+    /// The `ebb` binary that is run [default: the one beside ebb-bench]
     #[arg(long, env = "EBB_BENCH_EBB", hide_env_values = true, value_name = "PATH")]
     ebb: Option<PathBuf>,
 }
 
-impl WorkerArgs {
+impl EbbArgs {
     /// The `ebb` binary to run.
     pub(crate) fn find(&self) -> anyhow::Result<PathBuf> {
         if let Some(path) = &self.ebb {
@@ -33,15 +33,15 @@ impl WorkerArgs {
             return Ok(beside);
         }
         bail!(
-            "there is no worker to run at {}; build it with `cargo build --release -p ebb`, or \
+            "there is nothing to run at {}; build it with `cargo build --release -p ebb`, or \
              name it with --ebb PATH",
             beside.display()
         )
     }
 }
 
-/// `ebb worker` with the echo model on this queue.
-pub(crate) fn worker_command(ebb: &Path, place: &Place, name: &str) -> Command {
+/// `ebb` on this queue.
+pub(crate) fn command(ebb: &Path, place: &Place) -> Command {
     let mut command = Command::new(ebb);
     // What is set for the daily work must not change what is measured.
     for (name, _) in std::env::vars_os() {
@@ -50,6 +50,12 @@ pub(crate) fn worker_command(ebb: &Path, place: &Place, name: &str) -> Command {
         }
     }
     place.name_to(&mut command);
+    command
+}
+
+/// `ebb worker` with the echo model on this queue.
+pub(crate) fn worker_command(ebb: &Path, place: &Place, name: &str) -> Command {
+    let mut command = command(ebb, place);
     command.args(["worker", "--model", "echo"]);
     command.args(["--id", name, "--listen", "127.0.0.1:0", "--stop-with-stdin"]);
     command
@@ -87,10 +93,10 @@ pub(crate) async fn ready(queue: &Queue, child: &mut Child, log: &Path) -> anyho
 pub(crate) async fn stop(mut child: Child) -> anyhow::Result<()> {
     if let Some(pid) = child.id() {
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id out of range")?);
-        kill(pid, Signal::SIGTERM).context("cannot signal the worker")?;
+        kill(pid, Signal::SIGTERM).context("cannot signal the process")?;
     }
     if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
-        child.kill().await.context("cannot kill the worker")?;
+        child.kill().await.context("cannot kill the process")?;
     }
     Ok(())
 }
@@ -112,4 +118,12 @@ pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
     let mut time = || fields.next()?.parse::<u64>().ok();
     let ticks = time()? + time()?;
     Some(Duration::from_millis(ticks * 1_000 / TICKS))
+}
+
+/// The most memory that a process has had at once, in MiB; `None` where the system does not tell.
+pub(crate) fn peak_mib(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
 }

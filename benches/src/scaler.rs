@@ -1,4 +1,6 @@
-//! A scaler in this process, and the client that KEDA would be.
+//! Scalers to ask: one in this process, and one as a process of its own.
+
+mod process;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
+
+pub(crate) use process::ScalerProcess;
 
 /// A scaler on a free port of the loopback, with its defaults otherwise.
 pub(crate) struct Scaler {

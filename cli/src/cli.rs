@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ebb_model::pull::cached;
-use ebb_scaler::ScalerArgs;
 use ebb_telemetry::{LogArgs, LogFormat};
 
 use ebb_worker::WorkerArgs;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "cpu")]
 use crate::commands::train;
-use crate::commands::{dlq, enqueue, model, queue, result, up};
+use crate::commands::{dlq, enqueue, model, queue, result, scaler, up};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
@@ -47,8 +46,8 @@ enum Command {
     Up(Box<up::UpArgs>),
     /// Run one worker until SIGTERM: receives jobs, batches them, runs a model, stores results
     Worker(Box<WorkerCommand>),
-    /// Run the scaler that tells KEDA how many workers a queue wants
-    Scaler(Box<ScalerArgs>),
+    /// Run the scaler that tells KEDA how many workers a queue wants, or examine one
+    Scaler(Box<scaler::ScalerCommand>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
@@ -119,7 +118,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
         Command::Demo(args) => demo::run(*args, output).await,
         Command::Up(args) => up::run(*args, output).await,
         Command::Worker(args) => worker(*args).await,
-        Command::Scaler(args) => scaler(*args).await,
+        Command::Scaler(command) => scaler::run(*command, output).await,
         Command::Enqueue(args) => enqueue::run(*args, output).await,
         Command::Result(args) => result::run(args, output).await,
         Command::Queue(command) => queue::run(command, output).await,
@@ -157,16 +156,6 @@ async fn worker(command: WorkerCommand) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn scaler(mut args: ScalerArgs) -> Result<Exit> {
-    if args.queue.is_none() {
-        args.queue = Some(default_queue()?);
-    }
-    let stop = CancellationToken::new();
-    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
-    ebb_scaler::run(args, stop).await?;
-    Ok(Exit::Done)
-}
-
 impl Cli {
     /// Reads the command line; logs of commands that end by themselves begin at `warn`.
     #[must_use]
@@ -174,7 +163,10 @@ impl Cli {
         use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
         let matches = Self::command().get_matches();
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        let service = matches!(cli.command, Command::Worker(_) | Command::Scaler(_));
+        let service = match &cli.command {
+            Command::Scaler(command) => command.serves(),
+            command => matches!(command, Command::Worker(_)),
+        };
         let given = matches.value_source("level") != Some(ValueSource::DefaultValue);
         if !service && !given {
             cli.log.level = "warn".to_owned();
@@ -204,11 +196,12 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 17] = [
+        let paths: [&[&str]; 18] = [
             &["demo"],
             &["up"],
             &["enqueue"],
             &["result"],
+            &["scaler", "conformance"],
             &["queue"],
             &["queue", "depth"],
             &["queue", "init"],
@@ -243,6 +236,7 @@ mod tests {
         for line in [
             "ebb worker --queue sqlite:/data/q.db --model echo --stop-with-stdin --json",
             "ebb scaler --queue sqlite:/data/q.db --json",
+            "ebb scaler conformance --address keda:6000 --json",
             "ebb --json --log-level debug worker --model echo --listen 127.0.0.1:0 --id me",
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).expect(line);
@@ -259,6 +253,9 @@ mod tests {
             ("ebb enqueue text --timeout 5s", "--wait"),
             ("ebb result job-1 --timeout 5s", "--follow"),
             ("ebb result", "<ID>"),
+            ("ebb scaler conformance", "--address"),
+            ("ebb scaler conformance --address a:1 --metadata queue", "key=value"),
+            ("ebb scaler --max-age 15s conformance", "cannot be used with"),
             ("ebb dlq redrive", "required"),
             ("ebb dlq redrive job-1 --all", "cannot be used with"),
             ("ebb up --polling-interval 1ms", "use 10ms or more"),

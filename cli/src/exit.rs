@@ -90,6 +90,11 @@ pub(crate) fn missing(words: impl Into<String>) -> anyhow::Error {
     Stop { exit: Exit::Missing, words: words.into() }.into()
 }
 
+/// The error of somebody who does not answer.
+pub(crate) fn unavailable(words: impl Into<String>) -> anyhow::Error {
+    Stop { exit: Exit::Unavailable, words: words.into() }.into()
+}
+
 /// The error of waiting for too long.
 pub(crate) fn timeout(words: impl Into<String>) -> anyhow::Error {
     Stop { exit: Exit::Timeout, words: words.into() }.into()
@@ -107,6 +112,7 @@ mod tests {
         for (error, exit) in [
             (usage("words"), Exit::Usage),
             (missing("words"), Exit::Missing),
+            (unavailable("words"), Exit::Unavailable),
             (timeout("words"), Exit::Timeout),
             (queue(ErrorKind::Invalid), Exit::Usage),
             (queue(ErrorKind::Unavailable), Exit::Unavailable),

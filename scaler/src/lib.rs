@@ -2,7 +2,9 @@
 //!
 //! [`decide`] is the heart, and pure. Around it: [`Trigger`] reads the metadata, the observers
 //! (`watch`) keep one snapshot per queue, `service` speaks `externalscaler.proto`, and [`Scaler`]
-//! puts it on a port.
+//! puts it on a port. [`conformance`] examines any scaler as KEDA would find it.
+
+pub mod conformance;
 
 mod config;
 mod decision;

@@ -52,7 +52,8 @@ const FARTHEST: Duration = Duration::from_millis(500);
 const BACKOFF: RetryPolicy = RetryPolicy {
     max_attempts: u32::MAX,
     base: Duration::from_millis(200),
-    cap: Duration::from_secs(5),
+    // A broker that is back is to be seen again within 5 s, the time to connect included.
+    cap: Duration::from_secs(2),
 };
 
 /// What makes an observer look.

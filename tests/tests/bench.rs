@@ -147,6 +147,58 @@ fn the_worker_and_the_bare_loop_on_redis_answer_every_job() {
 }
 
 #[test]
+fn thousands_of_objects_are_answered_for_and_the_broker_does_not_notice() {
+    let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3"];
+    let Some(report) = bench("scaler", "sqlite", &args) else { return };
+    let few = &report["few"];
+    assert_eq!((count(&report, "objects"), count(few, "objects")), (400, 4), "{report}");
+    for side in [&report, few] {
+        assert_eq!((count(side, "errors"), count(side, "wrong")), (0, 0), "{report}");
+        for key in ["p50_ms", "p99_ms", "rss_mib", "broker_calls_per_s"] {
+            assert!(number(side, key) > 0.0, "{key}: {report}");
+        }
+    }
+}
+
+#[test]
+fn every_stream_on_one_connection_is_told_of_an_arrival() {
+    let args = ["--streams", "300", "--queues", "3", "--rounds", "2"];
+    let Some(report) = bench("streams", "sqlite", &args) else { return };
+    assert_eq!((count(&report, "streams"), count(&report, "untold")), (300, 0), "{report}");
+    assert!(number(&report, "told_within_ms") >= number(&report, "p50_ms"), "{report}");
+}
+
+/// Kills the broker under a scaler that is polled, for longer than its last look counts.
+#[track_caller]
+fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
+    let args = ["--queues", "2", "--down-s", "6", "--max-age-s", "3"];
+    let Some(report) = bench("outage", broker, &args) else { return };
+    let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
+    for key in kinds.into_iter().chain(["broken_streams"]) {
+        assert_eq!(count(&report, key), 0, "{key}: {report}");
+    }
+    // The last look counts for a while, then nothing is known.
+    assert!(number(&report, "known_s") > 0.5, "{report}");
+    assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
+    assert!(number(&report, "recovered_s") < 60.0, "{report}");
+}
+
+#[test]
+fn while_nats_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("nats");
+}
+
+#[test]
+fn while_rabbitmq_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("amqp");
+}
+
+#[test]
+fn while_redis_is_down_the_scaler_tells_what_it_knows_and_then_that_it_knows_nothing() {
+    assert_an_outage_is_never_told_as_no_work("redis");
+}
+
+#[test]
 fn a_broker_that_a_url_names_is_not_killed() {
     let workplace = Workplace::new();
     // Refused before anything is asked of it.
@@ -155,5 +207,10 @@ fn a_broker_that_a_url_names_is_not_killed() {
         let args = ["chaos", "--broker", broker, "--url", url, "--restarts", "1"];
         let refused = run(&mut workplace.command("ebb-bench", &args), "").failed();
         assert!(refused.stderr.contains(words), "{words}: {refused}");
+    }
+    for place in [&["--broker", "redis", "--url", url][..], &["--broker", "sqlite"]] {
+        let args = [&["outage"], place].concat();
+        let refused = run(&mut workplace.command("ebb-bench", &args), "").failed();
+        assert!(refused.stderr.contains("no broker to kill"), "{refused}");
     }
 }

@@ -223,6 +223,42 @@ async fn on_sigterm_streams_end_with_ok_and_the_process_with_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn our_scaler_keeps_every_rule_of_the_conformance_suite() {
+    let mut scene = Scene::new().await;
+    scene.publish(3).await;
+    scene.answers((3.0, true)).await;
+    let pid = scene.scaler.pid().to_string();
+    // Its own connection would keep the scaler from ending.
+    drop(scene.client);
+    let args = ["scaler", "conformance", "--address", &scene.address, "--json"];
+    let trigger = ["--metadata", "queue=jobs", "--metadata", "jobsPerReplica=2.5"];
+    let end = ["--expect-active", "--nonsense", "quue=jobs", "--signal", &pid];
+    let report = scene.workplace.ebb(&[&args[..], &trigger, &end].concat()).ok().json();
+    assert_eq!((&report["failed"], &report["skipped"]), (&0.into(), &0.into()), "{report:#}");
+    assert!(report["passed"].as_u64() > Some(20), "{report:#}");
+    assert!(scene.scaler.ends().success(), "{}", scene.scaler.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_is_broken_is_told_with_its_remedy_and_an_exit_code() {
+    let scene = Scene::new().await;
+    let args = ["scaler", "conformance", "--address", &scene.address, "--streams", "10"];
+    // Nothing is in the queue, so that no scaler could call it active.
+    let broken = scene.workplace.ebb(&[&args[..], &["--expect-active"]].concat()).failed();
+    assert_eq!(broken.status.code(), Some(1), "{broken}");
+    for words in ["expected-activity", "FAILED", "  mend  count work in flight", "1 failed"] {
+        assert!(broken.stdout.contains(words), "{words}: {broken}");
+    }
+    // Without the expectation the same scaler is as it should be.
+    assert!(scene.workplace.ebb(&args).ok().stdout.contains(" 0 failed"));
+
+    let nobody = ["scaler", "conformance", "--address", "127.0.0.1:9"];
+    let nobody = scene.workplace.ebb(&nobody).failed();
+    assert_eq!(nobody.status.code(), Some(69), "{nobody}");
+    assert!(nobody.stderr.contains("nothing answers at 127.0.0.1:9"), "{nobody}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn probes_and_metrics_answer_beside_the_protocol() {
     let mut scene = Scene::new().await;
     scene.publish(3).await;

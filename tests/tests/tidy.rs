@@ -51,6 +51,8 @@ const PURE: &[&str] = &[
     "worker/src/fit.rs",
     "scaler/src/trigger.rs",
     "scaler/src/decision.rs",
+    "scaler/src/conformance/numbers.rs",
+    "scaler/src/conformance/rule.rs",
     "queue/src/retry.rs",
     "cli/src/autoscaler/hpa.rs",
     "cli/src/autoscaler/keda.rs",
@@ -63,6 +65,7 @@ const EDGES: &[&str] = &[
     "worker/src/codec.rs",
     "scaler/src/service.rs",
     "scaler/src/server.rs",
+    "scaler/src/conformance.rs",
     "cli/src/autoscaler/driver.rs",
 ];
 

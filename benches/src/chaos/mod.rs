@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::broker::{Bed, BrokerArgs, BrokerKind};
-use crate::process::WorkerArgs;
+use crate::process::EbbArgs;
 use crate::report::{Table, print, progress, rounded};
 use fleet::{Fleet, Recipe};
 use ledger::{Dead, Ledger, Tally};
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     broker: BrokerArgs,
 
     #[command(flatten)]
-    worker: WorkerArgs,
+    worker: EbbArgs,
 
     /// Jobs to enqueue
     #[arg(long, env = "EBB_BENCH_JOBS", hide_env_values = true, value_name = "N")]

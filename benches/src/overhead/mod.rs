@@ -15,7 +15,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use crate::broker::{Bed, BrokerArgs};
-use crate::process::WorkerArgs;
+use crate::process::EbbArgs;
 use crate::report::{Table, median, print, progress, rounded};
 pub(crate) use bare::{BareArgs, bare};
 use latency::Latency;
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     broker: BrokerArgs,
 
     #[command(flatten)]
-    worker: WorkerArgs,
+    worker: EbbArgs,
 
     /// Jobs in each round of each side
     #[arg(long, env = "EBB_BENCH_JOBS", hide_env_values = true, value_name = "N")]

@@ -1,10 +1,12 @@
 //! One file per command that asks the queue or a model something and ends.
 
+pub(crate) mod conformance;
 pub(crate) mod dlq;
 pub(crate) mod enqueue;
 pub(crate) mod model;
 pub(crate) mod queue;
 pub(crate) mod result;
+pub(crate) mod scaler;
 #[cfg(feature = "cpu")]
 pub(crate) mod train;
 pub(crate) mod up;

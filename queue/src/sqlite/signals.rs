@@ -17,13 +17,14 @@ impl Signals {
         Self { arrivals: watch::Sender::new(arrivals), followers: Followers::default() }
     }
 
-    /// Tells those who wait for jobs, once for each count whoever saw it first.
-    pub(super) fn tell_arrivals(&self, count: i64) {
+    /// Tells those who wait for jobs, once for each count whoever saw it first; true when it is
+    /// news.
+    pub(super) fn tell_arrivals(&self, count: i64) -> bool {
         self.arrivals.send_if_modified(|told| {
             let is_news = count > *told;
             *told = count.max(*told);
             is_news
-        });
+        })
     }
 
     /// Told from now on.

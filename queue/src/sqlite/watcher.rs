@@ -35,6 +35,10 @@ const TAIL: Duration = Duration::from_millis(50);
 /// The first pause after a commit: many in a row are told as few.
 const FIRST_TAIL_PAUSE: Duration = Duration::from_millis(1);
 
+/// The first pause after a commit that had nothing for who waits here. A file may hold many queues,
+/// and each handle in it is woken by every commit: fifty of them would keep a processor busy.
+const FIRST_PAUSE_OF_OTHERS: Duration = Duration::from_millis(5);
+
 /// The pause between two looks where nobody tells of writes: half the time within which an arrival
 /// is to be told.
 const PULSE: Duration = Duration::from_millis(10);
@@ -80,6 +84,17 @@ fn arm(file: &Arc<File>, signals: Arc<Signals>) -> Result<(tokio::runtime::Runti
         Eye::new(file, signals, Stir::new).map_err(|failure| failure.into_error(&file.path))?
     };
     Ok((runtime, eye))
+}
+
+/// What a look has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// No commit.
+    Nothing,
+    /// A commit that nobody here waits for.
+    Others,
+    /// One with news.
+    Ours,
 }
 
 /// What the watcher has seen so far.
@@ -128,8 +143,13 @@ impl Eye {
         let begun = Instant::now();
         let (mut since, mut patience, mut first_pause) = (begun, LONGEST, FIRST_PAUSE);
         while since.elapsed() < patience && begun.elapsed() < 2 * LONGEST {
-            if self.try_look() {
-                (since, patience, first_pause) = (Instant::now(), TAIL, FIRST_TAIL_PAUSE);
+            let pause = match self.try_look() {
+                Seen::Nothing => None,
+                Seen::Others => Some(FIRST_PAUSE_OF_OTHERS),
+                Seen::Ours => Some(FIRST_TAIL_PAUSE),
+            };
+            if let Some(pause) = pause {
+                (since, patience, first_pause) = (Instant::now(), TAIL, pause);
             }
             busy::pause((since.elapsed() / 10).clamp(first_pause, LAST_PAUSE));
         }
@@ -137,27 +157,27 @@ impl Eye {
         tokio::task::yield_now().await;
     }
 
-    fn try_look(&mut self) -> bool {
+    fn try_look(&mut self) -> Seen {
         self.look().unwrap_or_else(|failure| {
             let error = failure.into_error(&self.file.path);
             tracing::warn!(%error, "cannot look for news");
-            false
+            Seen::Nothing
         })
     }
 
     /// Tells what is new, and whether anything was.
-    fn look(&mut self) -> Outcome<bool> {
+    fn look(&mut self) -> Outcome<Seen> {
         let version =
             self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         let followed = !self.signals.followers.is_empty();
         let is_new = version != self.version;
         if !is_new && self.tail.is_some() == followed {
-            return Ok(false);
+            return Ok(Seen::Nothing);
         }
         let sql = "SELECT arrivals FROM queues WHERE id = ?1";
         let arrivals =
             self.db.prepare_cached(sql)?.query_row([self.file.queue], |row| row.get(0))?;
-        self.signals.tell_arrivals(arrivals);
+        let is_told = self.signals.tell_arrivals(arrivals);
         match self.tail {
             Some(tail) if followed => self.tell_from(tail)?,
             _ if followed => {
@@ -168,7 +188,12 @@ impl Eye {
         }
         // Only now: what a failed look has not told is new to the next one.
         self.version = version;
-        Ok(is_new)
+        Ok(match is_new {
+            false => Seen::Nothing,
+            // Results come in many commits, and who follows one is in a hurry.
+            true if is_told || followed => Seen::Ours,
+            true => Seen::Others,
+        })
     }
 
     fn last(&self, table: &str) -> Outcome<i64> {

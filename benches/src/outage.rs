@@ -1,0 +1,141 @@
+//! What KEDA is told while the broker is down: the last state that is known, then that nothing is,
+//! and never zero or inactive.
+
+mod judge;
+mod witness;
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::broker::{Bed, BrokerArgs, Victim};
+use crate::process::EbbArgs;
+use crate::report::{Table, print, progress};
+use crate::scaler::ScalerProcess;
+use judge::{Findings, Outage};
+use witness::{Pool, Witness};
+
+/// What the scaler tells while the broker is down
+///
+/// Starts a broker with jobs in it and `ebb scaler`, which is polled all the time in KEDA's order;
+/// streams of activity are open too. Then the broker is killed with -9, stays dead for a while, and
+/// comes back. Exits with 1 if an answer is 0, inactive or otherwise wrong, if a state counts for
+/// longer than --max-age-s, if anything but UNAVAILABLE is told after that, if GetMetricSpec fails,
+/// if a stream breaks, or if good answers do not come back.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    broker: BrokerArgs,
+
+    #[command(flatten)]
+    ebb: EbbArgs,
+
+    /// How long the broker is dead, in seconds; 600 are ten minutes of answers
+    #[arg(long, env = "EBB_BENCH_DOWN_S", hide_env_values = true, value_name = "S")]
+    #[arg(default_value_t = 60)]
+    down_s: u64,
+
+    /// How long the scaler lets the last look count, in seconds
+    #[arg(long, env = "EBB_BENCH_MAX_AGE_S", hide_env_values = true, value_name = "S")]
+    #[arg(default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..))]
+    max_age_s: u64,
+
+    /// Queues, each with jobs in it, one ScaledObject and one stream
+    #[arg(long, env = "EBB_BENCH_OUTAGE_QUEUES", hide_env_values = true, value_name = "Q")]
+    #[arg(default_value_t = 5)]
+    queues: usize,
+
+    /// Triples of calls per second, over all queues
+    #[arg(long, env = "EBB_BENCH_OUTAGE_RATE", hide_env_values = true, value_name = "R")]
+    #[arg(default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rate: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    broker: String,
+    queues: usize,
+    down_s: u64,
+    max_age_s: u64,
+    #[serde(flatten)]
+    findings: Findings,
+}
+
+const LEASE: Duration = Duration::from_secs(30);
+/// Before the broker dies, and after all is well again.
+const PEACE: Duration = Duration::from_secs(3);
+/// Good answers that do not come back by then do not come back.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    ensure!(args.queues > 0, "--queues is 1 or more");
+    let ebb = args.ebb.find()?;
+    let mut bed = Bed::make(&args.broker).await?;
+    ensure!(bed.can_restart(), "there is no broker to kill; use nats, amqp or redis without --url");
+    let logs = tempfile::tempdir()?;
+    let pools = Pool::fill(&bed, args.queues, LEASE).await?;
+    let max_age = format!("{}s", args.max_age_s);
+    let flags = ["--max-age", &max_age, "--stream-max-age", "24h"];
+    let log = logs.path().join("scaler.log");
+    let scaler = ScalerProcess::start(&ebb, pools[0].place(), &flags, log).await?;
+    let mut witness = Witness::begin(&scaler.client().await?, pools, args.rate).await?;
+    sleep(PEACE).await;
+
+    progress(format_args!("the broker is dead for {} s", args.down_s));
+    let died = Instant::now();
+    bed.restart(Victim::Jobs, Duration::from_secs(args.down_s)).await?;
+    let back = Instant::now();
+    progress(format_args!("the broker is back after {:.1} s", (back - died).as_secs_f64()));
+    let recovered = witness.wait_for_good_answers(back, LIMIT).await;
+    sleep(PEACE).await;
+
+    let max_age = Duration::from_secs(args.max_age_s);
+    let findings = witness.end().await?.judge(Outage { died, back, max_age });
+    scaler.stop().await?;
+    let report = Report {
+        broker: bed.words(),
+        queues: args.queues,
+        down_s: args.down_s,
+        max_age_s: args.max_age_s,
+        findings,
+    };
+    print(json, &report.table(), &report)?;
+    recovered.context("good answers did not come back")?;
+    report.findings.check()
+}
+
+impl Report {
+    fn table(&self) -> Table {
+        let mut table = Table::new([
+            "down s",
+            "answers",
+            "zero",
+            "inactive",
+            "wrong",
+            "known for s",
+            "unavailable after s",
+            "too late",
+            "other errors",
+            "well again after s",
+            "broken streams",
+        ]);
+        let seconds = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |s| format!("{s:.1}"));
+        let found = &self.findings;
+        table.row([
+            self.down_s.to_string(),
+            found.answers.to_string(),
+            found.zeros.to_string(),
+            found.inactive.to_string(),
+            found.wrong.to_string(),
+            seconds(found.known_s),
+            seconds(found.unavailable_s),
+            found.too_late.to_string(),
+            (found.other_errors + found.spec_errors).to_string(),
+            seconds(found.recovered_s),
+            found.broken_streams.to_string(),
+        ]);
+        table
+    }
+}

@@ -1,0 +1,97 @@
+//! `ebb scaler` as a process of its own, as it is deployed.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Child;
+use tonic::transport::Channel;
+
+use crate::broker::Place;
+use crate::process::{command, cpu_time, peak_mib, start, stop, tail};
+
+/// A scaler that runs; gone when it is dropped.
+pub(crate) struct ScalerProcess {
+    child: Child,
+    pid: u32,
+    address: String,
+    http: String,
+}
+
+impl ScalerProcess {
+    /// Starts it on the broker of a place, with these flags beside those that name free ports.
+    pub(crate) async fn start(
+        ebb: &Path,
+        place: &Place,
+        flags: &[&str],
+        log: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let mut command = command(ebb, place);
+        command.args(["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
+        command.args(flags);
+        let mut child = start(command, &log)?;
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            let words = std::fs::read_to_string(&log).unwrap_or_default();
+            let found = (after(&words, "listen="), after(&words, "http="));
+            if let (Some(address), Some(http)) = found {
+                let pid = child.id().context("the scaler ended at once")?;
+                return Ok(Self { child, pid, address, http });
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("the scaler ended before it listened ({status}): {}", tail(&log));
+            }
+            ensure!(Instant::now() < limit, "the scaler is mute after 30 s: {}", tail(&log));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A client on a connection of its own.
+    pub(crate) async fn client(&self) -> anyhow::Result<ExternalScalerClient<Channel>> {
+        let client = ExternalScalerClient::connect(format!("http://{}", self.address)).await;
+        client.with_context(|| format!("the scaler does not answer on {}", self.address))
+    }
+
+    /// How often it has looked at a queue so far, well or not.
+    pub(crate) async fn looks(&self) -> anyhow::Result<f64> {
+        let page = self.metrics().await.context("the scaler's metrics cannot be read")?;
+        let counts = ["scaler_looks_total", "scaler_look_errors_total"];
+        let of_looks = |line: &&str| counts.iter().any(|count| line.starts_with(count));
+        let lines = page.lines().filter(of_looks);
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    async fn metrics(&self) -> std::io::Result<String> {
+        let mut connection = TcpStream::connect(&self.http).await?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: scaler\r\nConnection: close\r\n\r\n";
+        connection.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        connection.read_to_string(&mut page).await?;
+        Ok(page)
+    }
+
+    /// The most memory it has had at once, in MiB; not a number where the system does not tell.
+    pub(crate) fn peak_mib(&self) -> f64 {
+        peak_mib(self.pid).unwrap_or(f64::NAN)
+    }
+
+    /// The processor time that it has used.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        cpu_time(self.pid).unwrap_or_default()
+    }
+
+    /// Ends it in peace.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        stop(self.child).await
+    }
+}
+
+/// The word behind a mark, once it is whole.
+fn after(words: &str, mark: &str) -> Option<String> {
+    let rest = &words[words.find(&format!(" {mark}"))? + mark.len() + 1..];
+    let end = rest.find(char::is_whitespace)?;
+    Some(rest[..end].to_owned())
+}

@@ -1,0 +1,65 @@
+//! `ebb scaler`: runs the scaler, or examines one.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use ebb_scaler::ScalerArgs;
+use tokio_util::sync::CancellationToken;
+
+use crate::commands::conformance;
+use crate::exit::Exit;
+use crate::options::default_queue;
+use crate::output::Output;
+use crate::signals::Stop;
+
+/// The scaler, or a question about one.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct ScalerCommand {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    scaler: ScalerArgs,
+}
+
+/// What can be asked.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Examine a scaler, ours or another, as KEDA would call it, and say which rules it breaks
+    #[command(after_long_help = conformance::HELP)]
+    Conformance(Box<conformance::ConformanceArgs>),
+}
+
+impl ScalerCommand {
+    /// Whether it runs until it is told to stop.
+    pub(crate) fn serves(&self) -> bool {
+        self.command.is_none()
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a flag is wrong, a port cannot be had, or nobody answers who is to be examined.
+pub(crate) async fn run(command: ScalerCommand, output: Output) -> Result<Exit> {
+    match command.command {
+        None => serve(command.scaler).await,
+        Some(Command::Conformance(args)) => conformance::run(*args, output).await,
+    }
+}
+
+async fn serve(mut args: ScalerArgs) -> Result<Exit> {
+    // An embedded queue has threads, and with huge pages each of them would hold 2 MiB for a few
+    // kilobytes: 175 MiB for fifty queues instead of 57.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "huge pages stay as they are");
+    }
+    if args.queue.is_none() {
+        args.queue = Some(default_queue()?);
+    }
+    let stop = CancellationToken::new();
+    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
+    ebb_scaler::run(args, stop).await?;
+    Ok(Exit::Done)
+}
