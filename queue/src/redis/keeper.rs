@@ -13,6 +13,7 @@ use tracing::debug;
 use super::connect::{Dialed, Place};
 use super::failure;
 use super::script::Call;
+use crate::server::distrusted;
 use crate::{Error, ErrorKind, Link, Result};
 
 /// A command waits no longer for a connection that is lost, and is not tried again after that.
@@ -72,7 +73,8 @@ impl Keeper {
                 );
                 Err(Error::new(ErrorKind::Unavailable, words))
             });
-            match dialed {
+            // Time does not mend a certificate.
+            match dialed.map_err(distrusted) {
                 Err(error)
                     if error.kind() == ErrorKind::Unavailable && Instant::now() + pause < end =>
                 {
