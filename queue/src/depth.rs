@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Timestamp;
+use crate::{Priority, Timestamp};
 
 /// The jobs of one queue, counted by state in one consistent look.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -22,8 +22,50 @@ pub struct Depth {
     /// The sum of the cost hints of ready and in-flight jobs (0 without a hint), where the broker
     /// can tell.
     pub cost: Option<f64>,
+    /// The ready jobs by priority, where the broker can tell; they add up to `ready`.
+    pub ready_by_priority: Option<ByPriority>,
+    /// The soonest deadline of a ready job. `None` where none has one, or the broker cannot tell.
+    pub first_deadline: Option<Timestamp>,
     /// When this was true.
     pub as_of: Timestamp,
+}
+
+/// Jobs by priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct ByPriority {
+    /// Those that go first.
+    pub high: u64,
+    /// Those in turn, and all of which no priority is known.
+    pub normal: u64,
+    /// Those that go when nothing else waits.
+    pub low: u64,
+}
+
+impl ByPriority {
+    /// The count of one priority.
+    #[must_use]
+    pub fn of(&self, priority: Priority) -> u64 {
+        match priority {
+            Priority::High => self.high,
+            Priority::Normal => self.normal,
+            Priority::Low => self.low,
+        }
+    }
+
+    /// The count of one priority, to be changed.
+    pub fn of_mut(&mut self, priority: Priority) -> &mut u64 {
+        match priority {
+            Priority::High => &mut self.high,
+            Priority::Normal => &mut self.normal,
+            Priority::Low => &mut self.low,
+        }
+    }
+
+    /// All of them together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.high.saturating_add(self.normal).saturating_add(self.low)
+    }
 }
 
 impl Depth {
@@ -38,6 +80,8 @@ impl Depth {
             oldest_ready: None,
             next_due: None,
             cost: None,
+            ready_by_priority: None,
+            first_deadline: None,
             as_of,
         }
     }

@@ -41,7 +41,7 @@ pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
-pub use depth::Depth;
+pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};

@@ -9,11 +9,16 @@
 //! | `scaler_look_errors_total` | `kind` | failed looks |
 //! | `scaler_queue_depth` | `queue`, `state`: ready, in_flight, delayed, dead | jobs, as last seen |
 //! | `scaler_queue_workers` | `queue`, `phase` | workers that report, as last seen |
+//! | `scaler_queue_arrivals_per_second` | `queue`, `over`: seconds, minutes | jobs that arrive |
+//! | `scaler_queue_throughput_per_second` | `queue` | jobs that a loaded replica completes, as learned |
+//! | `scaler_queue_service_seconds` | `queue` | from receiving a job to settling it, as learned |
+//! | `scaler_queue_cold_start_seconds` | `queue` | from a worker's start to readiness, as learned |
+//! | `scaler_queue_replica_slots` | `queue` | jobs that a replica runs at once, as learned |
 //! | `scaler_snapshot_age_seconds` | `queue` | how long ago a queue was last seen |
 //! | `scaler_broker_up` | `queue` | 1 when the last look at a queue was answered |
 //! | `scaler_broker_warnings` | `queue`, `code` | settings that are weaker than the promises |
 //!
-//! The label `queue` has at most `--max-queues` values, and only queues that are watched.
+//! What was not learned yet is not there. The label `queue` has at most `--max-queues` values, and only queues that are watched.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -26,6 +31,7 @@ use prometheus::{Opts, Registry};
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::learn::{Arrivals, Learned};
 use crate::observe::Cause;
 use crate::push::Reason;
 use crate::watch::{Observers, words};
@@ -108,11 +114,84 @@ struct Gauges {
     age: GaugeVec,
     up: IntGaugeVec,
     warnings: IntGaugeVec,
+    lessons: Lessons,
 }
 
 impl Gauges {
+    fn each(&self) -> impl Iterator<Item = &dyn Collector> {
+        let seen: [&dyn Collector; 5] =
+            [&self.depth, &self.workers, &self.age, &self.up, &self.warnings];
+        seen.into_iter().chain(self.lessons.each())
+    }
+}
+
+/// What the learner says.
+struct Lessons {
+    arrivals: GaugeVec,
+    throughput: GaugeVec,
+    service: GaugeVec,
+    cold_start: GaugeVec,
+    slots: GaugeVec,
+}
+
+impl Lessons {
+    fn new() -> prometheus::Result<Self> {
+        let gauge = |what: &str, help: &str, labels: &[&str]| {
+            GaugeVec::new(Opts::new(format!("scaler_queue_{what}"), help), labels)
+        };
+        Ok(Self {
+            arrivals: gauge("arrivals_per_second", "Jobs that arrive.", &["queue", "over"])?,
+            throughput: gauge(
+                "throughput_per_second",
+                "Jobs that a loaded replica completes, as learned.",
+                &["queue"],
+            )?,
+            service: gauge(
+                "service_seconds",
+                "From receiving a job to settling it, as learned.",
+                &["queue"],
+            )?,
+            cold_start: gauge(
+                "cold_start_seconds",
+                "From the start of a worker to its readiness, as learned.",
+                &["queue"],
+            )?,
+            slots: gauge(
+                "replica_slots",
+                "Jobs that a replica runs at once, as learned.",
+                &["queue"],
+            )?,
+        })
+    }
+
     fn each(&self) -> [&dyn Collector; 5] {
-        [&self.depth, &self.workers, &self.age, &self.up, &self.warnings]
+        [&self.arrivals, &self.throughput, &self.service, &self.cold_start, &self.slots]
+    }
+
+    fn reset(&self) {
+        for gauge in [&self.throughput, &self.service, &self.cold_start, &self.slots] {
+            gauge.reset();
+        }
+        self.arrivals.reset();
+    }
+
+    fn set(&self, queue: &str, learned: &Learned) {
+        let Arrivals { fast, slow } = learned.arrivals;
+        self.arrivals.with_label_values(&[queue, "seconds"]).set(fast);
+        self.arrivals.with_label_values(&[queue, "minutes"]).set(slow);
+        let loaded = learned.throughput.seen().filter(|seconds| *seconds > 0.0);
+        let throughput = loaded.or(learned.fitted).map(f64::recip);
+        let figures = [
+            (&self.throughput, throughput.filter(|rate| rate.is_finite())),
+            (&self.service, learned.service.seen()),
+            (&self.cold_start, learned.cold_start),
+            (&self.slots, learned.slots),
+        ];
+        for (gauge, figure) in figures {
+            if let Some(figure) = figure {
+                gauge.with_label_values(&[queue]).set(figure);
+            }
+        }
     }
 }
 
@@ -130,8 +209,9 @@ impl QueueFigures {
                 "Settings of the broker that are weaker than the promises.",
                 &["queue", "code"],
             )?,
+            lessons: Lessons::new()?,
         };
-        let descs = gauges.each().into_iter().flat_map(Collector::desc).cloned().collect();
+        let descs = gauges.each().flat_map(Collector::desc).cloned().collect();
         Ok(Self { observers, gauges: Mutex::new(gauges), descs })
     }
 }
@@ -148,6 +228,7 @@ impl Collector for QueueFigures {
         gauges.age.reset();
         gauges.up.reset();
         gauges.warnings.reset();
+        gauges.lessons.reset();
         let now = Instant::now();
         for (queue, view) in self.observers.views() {
             gauges.up.with_label_values(&[&queue]).set(view.answers().into());
@@ -157,6 +238,7 @@ impl Collector for QueueFigures {
             let Some(look) = view.look else { continue };
             let age = now.saturating_duration_since(look.at).as_secs_f64();
             gauges.age.with_label_values(&[&queue]).set(age);
+            gauges.lessons.set(&queue, &look.snapshot.learned);
             let depth = &look.snapshot.depth;
             let states = [
                 ("ready", depth.ready),
@@ -181,7 +263,7 @@ impl Collector for QueueFigures {
                 gauges.workers.with_label_values(&[queue.as_str(), phase]).inc();
             }
         }
-        gauges.each().into_iter().flat_map(Collector::collect).collect()
+        gauges.each().flat_map(Collector::collect).collect()
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::decision::Snapshot;
+use crate::learn::{Learned, Learner};
 use crate::watch::{Look, Shared, View};
 
 /// Opens queues to be looked at.
@@ -74,15 +75,16 @@ pub(crate) struct Observer {
     queue: String,
     shared: Arc<Shared>,
     view: watch::Sender<View>,
+    learner: Learner,
 }
 
 impl Observer {
     pub(crate) fn new(queue: &str, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
-        Self { queue: queue.to_owned(), shared, view }
+        Self { queue: queue.to_owned(), shared, view, learner: Learner::new() }
     }
 
     /// Runs until nobody asks for the queue any more.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut failures = 0;
         loop {
             let opened = Instant::now();
@@ -99,7 +101,7 @@ impl Observer {
     }
 
     /// Opens the queue and looks at it until an error; ends well when it is not wanted any more.
-    async fn session(&self) -> Result<()> {
+    async fn session(&mut self) -> Result<()> {
         let backlog = answered(self.shared.connect.connect(&self.queue)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
@@ -107,7 +109,9 @@ impl Observer {
         let mut cause = Cause::Open;
         loop {
             let asked = Instant::now();
-            let snapshot = answered(look(&*backlog)).await?;
+            let mut snapshot = answered(look(&*backlog)).await?;
+            self.learner.observe(&snapshot, snapshot.depth.as_of);
+            snapshot.learned = self.learner.learned();
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, asked);
             self.show(snapshot, asked);
@@ -200,7 +204,7 @@ fn alike(before: &Look, now: &Snapshot) -> bool {
 
 async fn look(backlog: &dyn Backlog) -> Result<Snapshot> {
     let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
-    Ok(Snapshot { depth, workers })
+    Ok(Snapshot { depth, workers, learned: Learned::default() })
 }
 
 async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {

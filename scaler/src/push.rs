@@ -20,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) active: bool,
     /// Whether a worker reports that is here to stay.
     pub(crate) attended: bool,
+    /// When time alone may make it active.
+    pub(crate) wakes: Option<Instant>,
 }
 
 /// Why a stream spoke.
@@ -41,7 +43,10 @@ pub(crate) enum Push {
     /// Nothing was said; leads to `Inactive` and `Active`.
     Opening,
     /// Leads to `Active`.
-    Inactive,
+    Inactive {
+        /// When to look again even if nothing changes.
+        wakes: Option<Instant>,
+    },
     /// `true` was said last at `told`; leads to `Inactive`.
     Active {
         /// When it was said.
@@ -56,7 +61,7 @@ impl Push {
     pub(crate) fn next(&mut self, seen: Seen, cadence: Cadence, now: Instant) -> Option<Reason> {
         let reason = match *self {
             Self::Opening => Some(Reason::Open),
-            Self::Inactive => seen.active.then_some(Reason::Edge),
+            Self::Inactive { .. } => seen.active.then_some(Reason::Edge),
             Self::Active { told, .. } => {
                 let due = told + cadence.after(seen);
                 *self = Self::Active { told, due };
@@ -65,7 +70,7 @@ impl Push {
             }
         };
         if !seen.active {
-            *self = Self::Inactive;
+            *self = Self::Inactive { wakes: seen.wakes };
         } else if reason.is_some() {
             *self = Self::Active { told: now, due: now + cadence.after(seen) };
         }
@@ -75,9 +80,15 @@ impl Push {
     /// When to look again even if nothing changes.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
-            Self::Opening | Self::Inactive => None,
+            Self::Opening => None,
+            Self::Inactive { wakes } => *wakes,
             Self::Active { due, .. } => Some(*due),
         }
+    }
+
+    /// Whether news can wait a little, for `true` was said.
+    pub(crate) fn is_unhurried(&self) -> bool {
+        matches!(self, Self::Active { .. })
     }
 }
 
@@ -97,9 +108,9 @@ mod tests {
 
     const CADENCE: Cadence =
         Cadence { repeat: Duration::from_secs(1), heartbeat: Duration::from_secs(30) };
-    const IDLE: Seen = Seen { active: false, attended: false };
-    const ALONE: Seen = Seen { active: true, attended: false };
-    const ATTENDED: Seen = Seen { active: true, attended: true };
+    const IDLE: Seen = Seen { active: false, attended: false, wakes: None };
+    const ALONE: Seen = Seen { active: true, attended: false, wakes: None };
+    const ATTENDED: Seen = Seen { active: true, attended: true, wakes: None };
 
     /// Seconds since the stream was opened, what is seen then, and what is to be said.
     fn check(steps: &[(u64, Seen, Option<Reason>)]) {
@@ -145,7 +156,12 @@ mod tests {
         assert_eq!(push.due(), Some(start + CADENCE.repeat));
         assert_eq!(push.next(ATTENDED, CADENCE, start), None);
         assert_eq!(push.due(), Some(start + CADENCE.heartbeat));
+        assert!(push.is_unhurried());
         assert_eq!(push.next(IDLE, CADENCE, start), None);
         assert_eq!(push.due(), None);
+        let wakes = Some(start + CADENCE.repeat);
+        assert_eq!(push.next(Seen { wakes, ..IDLE }, CADENCE, start), None);
+        assert_eq!(push.due(), wakes);
+        assert!(!push.is_unhurried());
     }
 }

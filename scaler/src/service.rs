@@ -147,7 +147,9 @@ impl Service {
                 let due = push.due().filter(|due| *due > now);
                 let news = async {
                     if let Some(due) = due {
-                        sleep(UNHURRIED).await;
+                        if push.is_unhurried() {
+                            sleep(UNHURRIED).await;
+                        }
                         tokio::select! {
                             changed = views.changed() => changed.is_ok(),
                             () = sleep_until(due) => true,
@@ -170,9 +172,12 @@ impl Service {
     /// What a stream says now, if anything. Nothing is said while nothing is known.
     fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
         let (snapshot, time) = view.known(now, self.observers.max_age()).ok()?;
-        let active = decide(snapshot, trigger, time).active;
+        let Decision { active, wakes_at, .. } = decide(snapshot, trigger, time);
         let attended = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
-        let reason: Reason = push.next(Seen { active, attended }, self.cadence, now)?;
+        // Brokers keep time in milliseconds.
+        let until = |at| Duration::try_from(time.duration_until(at)).unwrap_or_default();
+        let wakes = wakes_at.map(|at| now + until(at) + Duration::from_millis(1));
+        let reason: Reason = push.next(Seen { active, attended, wakes }, self.cadence, now)?;
         self.metrics.pushed(reason);
         Some(active)
     }

@@ -225,6 +225,7 @@ mod tests {
 
     use super::{Look, Unknown, View};
     use crate::decision::Snapshot;
+    use crate::learn::Learned;
 
     #[test]
     fn a_look_counts_until_it_is_too_old_and_nothing_is_ever_guessed() {
@@ -238,7 +239,8 @@ mod tests {
         assert_eq!(told, Unknown::Never(ErrorKind::Unavailable));
 
         let depth = Depth::empty(Timestamp::UNIX_EPOCH);
-        let snapshot = Arc::new(Snapshot { depth, workers: Vec::new() });
+        let snapshot =
+            Arc::new(Snapshot { depth, workers: Vec::new(), learned: Learned::default() });
         let view = View { look: Some(Look { snapshot, at }), failed, ..View::default() };
         let (_, now) = view.known(at + max_age, max_age).unwrap();
         assert_eq!(now, Timestamp::UNIX_EPOCH + max_age);

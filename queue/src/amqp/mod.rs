@@ -42,12 +42,12 @@ use self::core::{Core, Parts};
 use self::intake::Intake;
 pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
-use self::names::{LANES, Names};
+use self::names::{LANES, Lane, Names};
 use self::session::Session;
 use crate::{
-    AmqpAddress, Backlog, Behavior, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error,
-    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Queue, Receipt,
-    Result, ResultStore, Settled, Settlement, Stored, Warning, WorkerStatus,
+    AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
+    Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority, Published,
+    Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Warning, WorkerStatus,
 };
 
 /// How long to look again before a queue that was not empty is said to be.
@@ -118,14 +118,21 @@ impl AmqpQueue {
         let queues: Vec<String> = lanes.chain([core.names.dead()]).chain(levels).collect();
         let counts = session.counts(&queues).await?;
         let (ready, rest) = counts.split_at(LANES.len().min(counts.len()));
-        depth.ready = ready.iter().sum();
+        let mut by = ByPriority::default();
+        for (lane, n_jobs) in LANES.into_iter().zip(ready) {
+            // Who comes back is in one lane, whatever its priority.
+            *by.of_mut(if let Lane::New(priority) = lane { priority } else { Priority::Normal }) +=
+                n_jobs;
+        }
         depth.dead = rest.first().copied().unwrap_or(0);
         depth.delayed = rest.iter().skip(1).sum();
         // What is taken in between is counted twice rather than not at all.
         voice::catch_up(core, session).await?;
         let (held, ahead) = core.heard.holdings();
         let ledger = core.ledger();
-        depth.ready += ahead + ledger.n_ahead;
+        by.normal += ahead + ledger.n_ahead;
+        depth.ready = by.total();
+        depth.ready_by_priority = Some(by);
         depth.in_flight = held + ledger.n_held();
         Ok(depth)
     }

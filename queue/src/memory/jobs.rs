@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::follow::Standing;
 use crate::{
-    Attempt, Behavior, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId, Priority,
-    Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict, WorkerId,
+    Attempt, Behavior, ByPriority, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId,
+    Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict, WorkerId,
 };
 
 /// Where a job stands in line: by priority, then by publication.
@@ -276,7 +276,7 @@ impl Jobs {
 
     pub(super) fn depth(&self, now: Timestamp, is_answered: impl Fn(&JobId) -> bool) -> Depth {
         let mut depth = Depth::empty(now);
-        let mut cost = 0.0;
+        let (mut cost, mut ready) = (0.0, ByPriority::default());
         for entry in self.line.values() {
             let free_at = entry.free_at();
             if matches!(entry.state, State::Dead { .. }) {
@@ -288,6 +288,9 @@ impl Jobs {
                 let published = entry.job.enqueued_at;
                 depth.oldest_ready =
                     Some(depth.oldest_ready.map_or(published, |t| t.min(published)));
+                *ready.of_mut(entry.job.headers.priority) += 1;
+                let deadlines = depth.first_deadline.into_iter().chain(entry.job.headers.deadline);
+                depth.first_deadline = deadlines.min();
             } else if entry.is_held(now) {
                 depth.in_flight += 1;
             } else if free_at.is_some() {
@@ -299,6 +302,7 @@ impl Jobs {
         }
         depth.next_due = self.next_due(now);
         depth.cost = Some(cost);
+        depth.ready_by_priority = Some(ready);
         depth
     }
 

@@ -79,6 +79,9 @@ pub(super) struct StreamState {
 pub(super) struct ConsumerInfo {
     pub(super) config: Value,
     pub(super) delivered: Delivered,
+    /// Messages that it was not handed yet.
+    #[serde(default)]
+    pub(super) num_pending: u64,
 }
 
 /// How far a consumer has come.

@@ -1,14 +1,15 @@
 //! How much waits and runs, from the subjects of the jobs and the notes of their holders.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use futures::future::try_join_all;
 
 use super::NatsQueue;
+use super::api::ConsumerInfo;
 use super::later::Survey;
 use super::leases::Claims;
-use super::names::{LANES, Lane, Place, tick_now};
-use crate::{Depth, Result, Timestamp, header};
+use super::names::{LANES, Lane, Place, moment_of, tick_now};
+use crate::{ByPriority, Depth, Result, Timestamp, header};
 
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
@@ -58,9 +59,28 @@ impl NatsQueue {
         // Nobody reads the jobs to add up what they cost.
         depth.cost = (depth.ready + depth.in_flight == 0).then_some(0.0);
         if depth.ready > 0 {
-            depth.oldest_ready = self.oldest(&survey, &claims, now).await?;
+            let consumers = self.consumers(&survey).await?;
+            depth.oldest_ready = self.oldest(&survey, &consumers, &claims, now).await?;
+            depth.ready_by_priority = Some(by_priority(&consumers, depth.ready));
+            depth.first_deadline = first_deadline(&survey, &claims, now);
+        } else {
+            depth.ready_by_priority = Some(ByPriority::default());
         }
         Ok(depth)
+    }
+
+    /// The lanes with jobs in them, and how far their consumers have come.
+    async fn consumers(&self, survey: &Survey) -> Result<Vec<(Lane, ConsumerInfo)>> {
+        let shared = &*self.shared;
+        let is_filled = |lane: &Lane| {
+            let mut places = survey.places.iter();
+            places.any(|(place, ..)| matches!(place, Place::Lane(at, _) if at == lane))
+        };
+        let infos = LANES.into_iter().filter(is_filled).map(async |lane| {
+            let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
+            Ok(info.map(|info| (lane, info)))
+        });
+        Ok(try_join_all(infos).await?.into_iter().flatten().collect())
     }
 
     /// The expired jobs that nobody holds: where they lie, oldest deadline first.
@@ -105,16 +125,12 @@ impl NatsQueue {
     async fn oldest(
         &self,
         survey: &Survey,
+        consumers: &[(Lane, ConsumerInfo)],
         claims: &Claims,
         now: Timestamp,
     ) -> Result<Option<Timestamp>> {
-        let filled = LANES.into_iter().filter(|lane| {
-            survey
-                .places
-                .iter()
-                .any(|(place, ..)| matches!(place, Place::Lane(at, _) if at == lane))
-        });
-        let lanes = try_join_all(filled.map(|lane| self.first_of(lane, now)));
+        let lanes =
+            try_join_all(consumers.iter().map(|(lane, info)| self.first_of(*lane, info, now)));
         let lapsed = claims.lapsed(survey.server_now).map(|claim| self.published_at(claim.seq));
         let due = survey.places.iter().find(
             |(place, ..)| matches!(place, Place::Later(due, _) if *due <= now.as_millisecond()),
@@ -125,14 +141,14 @@ impl NatsQueue {
     }
 
     /// When the first job of a lane was published that nobody was given yet.
-    async fn first_of(&self, lane: Lane, now: Timestamp) -> Result<Option<Timestamp>> {
-        let shared = &*self.shared;
-        let names = &shared.names;
-        let Some(info) = shared.api.consumer(&names.jobs, lane.consumer()).await? else {
-            return Ok(None);
-        };
+    async fn first_of(
+        &self,
+        lane: Lane,
+        info: &ConsumerInfo,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>> {
         let from = info.delivered.stream_seq + 1;
-        let filters = names.filters(lane);
+        let filters = self.shared.names.filters(lane);
         let firsts = filters.iter().map(|filter| self.first_on(from, filter, now));
         Ok(try_join_all(firsts).await?.into_iter().flatten().min())
     }
@@ -156,6 +172,39 @@ impl NatsQueue {
         };
         Ok(kept.map(said))
     }
+}
+
+/// What nobody was given yet waits in the lane of its priority; the rest is normal.
+fn by_priority(consumers: &[(Lane, ConsumerInfo)], ready: u64) -> ByPriority {
+    let (mut by, mut rest) = (ByPriority::default(), ready);
+    for (lane, info) in consumers {
+        let n_jobs = info.num_pending.min(rest);
+        *by.of_mut(lane.priority) += n_jobs;
+        rest -= n_jobs;
+    }
+    by.normal += rest;
+    by
+}
+
+/// The soonest deadline that is to come of a job that nobody holds.
+fn first_deadline(survey: &Survey, claims: &Claims, now: Timestamp) -> Option<Timestamp> {
+    let mut n_left: BTreeMap<u64, u64> = BTreeMap::new();
+    for (place, _, n_jobs) in &survey.places {
+        match *place {
+            Place::Lane(_, Some(deadline)) => *n_left.entry(deadline).or_default() += n_jobs,
+            Place::Later(due, Some(deadline)) if due <= now.as_millisecond() => {
+                *n_left.entry(deadline).or_default() += n_jobs;
+            }
+            Place::Lane(..) | Place::Later(..) => {}
+        }
+    }
+    for claim in claims.live(survey.server_now) {
+        if let Some(n_jobs) = claim.deadline.and_then(|deadline| n_left.get_mut(&deadline)) {
+            *n_jobs = n_jobs.saturating_sub(1);
+        }
+    }
+    let mut to_come = n_left.range(tick_now(now) + 1..);
+    to_come.find(|(_, n_jobs)| **n_jobs > 0).map(|(deadline, _)| moment_of(*deadline))
 }
 
 fn ends_at(at: Timestamp) -> i128 {

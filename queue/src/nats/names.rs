@@ -148,6 +148,12 @@ pub(super) fn tick(at: Timestamp) -> u64 {
     millis.div_ceil(TICK.cast_unsigned())
 }
 
+/// When a tick comes.
+pub(super) fn moment_of(tick: u64) -> Timestamp {
+    let millis = i64::try_from(tick).ok().and_then(|tick| tick.checked_mul(TICK));
+    millis.and_then(|millis| Timestamp::from_millisecond(millis).ok()).unwrap_or(Timestamp::MAX)
+}
+
 /// The tick that has come.
 pub(super) fn tick_now(now: Timestamp) -> u64 {
     (now.as_millisecond().max(0) / TICK).cast_unsigned()

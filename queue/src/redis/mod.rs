@@ -352,6 +352,8 @@ impl Calls {
             oldest_ready: moment(oldest),
             next_due: moment(next_due),
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
+            ready_by_priority: None,
+            first_deadline: None,
             as_of: value::moment(now),
         })
     }

@@ -3,16 +3,25 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::failure::Outcome;
+use super::publish::rank;
 use super::tx::{Counters, Millis, State, moment};
-use crate::{Depth, Timestamp};
+use crate::{ByPriority, Depth, Priority, Timestamp};
 
 /// Jobs that the counters still have in another state.
 #[derive(Debug, Default)]
 struct Range {
     n: i64,
+    high: i64,
+    low: i64,
     cost: i64,
     oldest: Option<Millis>,
+    /// The soonest deadline.
+    deadline: Option<Millis>,
 }
+
+/// So many jobs of a priority are counted in line; beyond that the others are, and the rest is
+/// known from the total.
+const COUNTED: i64 = 1000;
 
 /// Counts the jobs by state. What it reads does not grow with the backlog.
 pub(super) fn depth(
@@ -33,8 +42,10 @@ pub(super) fn depth(
     let answered = answered_late(db, queue, at)?;
     let oldest = oldest_in_line(db, queue, at)?;
     let cost = counters.cost + due.cost - late_ready.cost - (lapsed.cost - lapsed_alive.cost);
+    let ready = count(counters.ready - late_ready.n + due.n + lapsed_alive.n);
+    let deadline = soonest_deadline(db, queue, at)?;
     Ok(Depth {
-        ready: count(counters.ready - late_ready.n + due.n + lapsed_alive.n),
+        ready,
         in_flight: count(counters.leased - lapsed.n),
         delayed: count(counters.delayed - due.n - late_delayed.n),
         dead: count(counters.dead + late_ready.n + late_delayed.n + late_lapsed - answered),
@@ -46,8 +57,58 @@ pub(super) fn depth(
             .map(moment),
         next_due: next_due(db, queue, at)?.map(moment),
         cost: Some(cost as f64 / 1e3),
+        ready_by_priority: Some(by_priority(db, (queue, at), ready, [&due, &lapsed_alive])?),
+        first_deadline: [deadline, due.deadline, lapsed_alive.deadline]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(moment),
         as_of: now,
     })
+}
+
+/// The ready jobs by priority. What it reads does not grow with the backlog, so that where more
+/// than one priority has many jobs, some of them count as normal.
+fn by_priority(
+    db: &Connection,
+    (queue, now): (i64, Millis),
+    ready: u64,
+    elsewhere: [&Range; 2],
+) -> Outcome<ByPriority> {
+    let in_line = |priority: Priority| {
+        let sql = "SELECT count(*) FROM (
+                       SELECT 1 FROM jobs INDEXED BY jobs_line
+                       WHERE queue = ?1 AND rank = ?2 AND state = 0
+                       AND (deadline IS NULL OR deadline > ?3) LIMIT ?4)";
+        let row = (queue, rank(priority), now, COUNTED);
+        db.prepare_cached(sql)?.query_row(row, |row| row.get::<_, i64>(0))
+    };
+    let high = in_line(Priority::High)? + elsewhere.iter().map(|range| range.high).sum::<i64>();
+    let low = in_line(Priority::Low)? + elsewhere.iter().map(|range| range.low).sum::<i64>();
+    let (mut high, mut low) = (count(high).min(ready), count(low).min(ready));
+    if high.max(low) >= COUNTED.cast_unsigned() {
+        let n_elsewhere: i64 = elsewhere.iter().map(|range| range.n - range.high - range.low).sum();
+        let normal = in_line(Priority::Normal)? + n_elsewhere;
+        if normal < COUNTED {
+            let rest = ready.saturating_sub(count(normal));
+            (high, low) = if high < low {
+                (high, rest.saturating_sub(high))
+            } else {
+                (rest.saturating_sub(low), low)
+            };
+        }
+    }
+    let low = low.min(ready - high);
+    Ok(ByPriority { high, normal: ready - high - low, low })
+}
+
+/// The soonest deadline in line, if it is among the first of all deadlines to come.
+fn soonest_deadline(db: &Connection, queue: i64, now: Millis) -> Outcome<Option<Millis>> {
+    let sql = "SELECT min(deadline) FROM (
+                   SELECT deadline, state FROM jobs INDEXED BY jobs_deadline
+                   WHERE queue = ?1 AND deadline > ?2 ORDER BY deadline LIMIT ?3)
+               WHERE state = 0";
+    Ok(db.prepare_cached(sql)?.query_row((queue, now, COUNTED), |row| row.get(0))?)
 }
 
 /// Expired jobs that are done, for their answers are there.
@@ -70,11 +131,21 @@ fn range(
     condition: &str,
 ) -> Outcome<Range> {
     let sql = format!(
-        "SELECT count(*), coalesce(sum(cost), 0), min(enqueued_at)
-         FROM jobs INDEXED BY {index} WHERE queue = ?1 AND {condition}"
+        "SELECT count(*), coalesce(sum(cost), 0), min(enqueued_at), min(deadline),
+                coalesce(sum(rank = {}), 0), coalesce(sum(rank = {}), 0)
+         FROM jobs INDEXED BY {index} WHERE queue = ?1 AND {condition}",
+        rank(Priority::High),
+        rank(Priority::Low)
     );
     let range = db.prepare_cached(&sql)?.query_row((queue, now), |row| {
-        Ok(Range { n: row.get(0)?, cost: row.get(1)?, oldest: row.get(2)? })
+        Ok(Range {
+            n: row.get(0)?,
+            cost: row.get(1)?,
+            oldest: row.get(2)?,
+            deadline: row.get(3)?,
+            high: row.get(4)?,
+            low: row.get(5)?,
+        })
     });
     Ok(range?)
 }

@@ -87,7 +87,7 @@ fn publish_one(tx: &mut Tx<'_>, now: Millis, job: &Job) -> Outcome<Published> {
 }
 
 /// The lower, the earlier.
-fn rank(priority: Priority) -> i64 {
+pub(super) fn rank(priority: Priority) -> i64 {
     match priority {
         Priority::High => 0,
         Priority::Normal => 1,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Depth, Timestamp};
+use ebb_queue::{ByPriority, Depth, Timestamp};
 
 use crate::fixture::{Fixture, publish, settle, words};
 
@@ -11,9 +11,10 @@ pub async fn an_empty_queue_is_empty(fixture: &dyn Fixture) {
     let before = fixture.now();
     let depth = queue.depth().await.unwrap();
     assert!(before <= later(depth.as_of, 1) && depth.as_of <= fixture.now());
-    let empty = Depth { cost: depth.cost, ..Depth::empty(depth.as_of) };
-    assert_eq!(depth, empty);
-    assert_eq!(depth.cost.unwrap_or_default(), 0.0);
+    let Depth { cost, ready_by_priority, .. } = depth;
+    assert_eq!(depth, Depth { cost, ready_by_priority, ..Depth::empty(depth.as_of) });
+    assert_eq!(cost.unwrap_or_default(), 0.0);
+    assert_eq!(ready_by_priority.unwrap_or_default(), ByPriority::default());
 }
 
 pub async fn each_job_is_counted_once_whatever_its_state(fixture: &dyn Fixture) {
@@ -94,6 +95,62 @@ pub async fn the_cost_of_what_waits_and_runs_is_summed(fixture: &dyn Fixture) {
     if let Some(cost) = queue.depth().await.unwrap().cost {
         assert_eq!(cost, 12.0);
     }
+}
+
+pub async fn what_is_ready_is_told_by_priority(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    for (name, priority) in [("a", "low"), ("b", "high"), ("c", "low"), ("d", "low")] {
+        publish(&queue, fixture.job(name, &[("ebb-priority", priority)])).await;
+    }
+    fixture.publish(&queue, &["e", "f"]).await;
+    let of_high = fixture.job("g", &[("ebb-priority", "high")]);
+    publish(&queue, of_high).await;
+    let later = [("ebb-priority", "high"), ("ebb-delay", &words(fixture.far()))];
+    publish(&queue, fixture.job("h", &later)).await;
+    let assert_told = async |expected: ByPriority| {
+        let told = |depth: &Depth| depth.ready_by_priority.is_none_or(|by| by == expected);
+        let depth = fixture.depth_when(&queue, told).await;
+        // A broker that cannot tell says so.
+        assert_eq!(depth.ready_by_priority.unwrap_or(expected), expected);
+        assert_eq!(depth.ready, expected.total());
+    };
+    assert_told(ByPriority { high: 2, normal: 2, low: 3 }).await;
+    let held = fixture.take(&queue, 3).await;
+    assert_told(ByPriority { high: 0, normal: 1, low: 3 }).await;
+    assert_eq!(held.len(), 3);
+}
+
+pub async fn the_soonest_deadline_of_what_is_ready_is_known(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let ttl = |times: u32| words(fixture.far() * times);
+    let soon = fixture.job("soon", &[("ebb-ttl", &ttl(2)), ("ebb-priority", "high")]);
+    let late = fixture.job("late", &[("ebb-ttl", &ttl(3))]);
+    let delayed =
+        fixture.job("delayed", &[("ebb-ttl", &ttl(2)), ("ebb-delay", &words(fixture.far()))]);
+    for job in [&late, &delayed, &soon] {
+        publish(&queue, job.clone()).await;
+    }
+    fixture.publish(&queue, &["whenever"]).await;
+    let assert_told = async |expected: Option<Timestamp>| {
+        // Deadlines may be kept to a tenth of a second.
+        let near = |told: Timestamp, at: Timestamp| {
+            told.duration_since(at).abs() <= jiff::SignedDuration::from_millis(100)
+        };
+        let fits = |depth: &Depth| match (depth.first_deadline, expected) {
+            (Some(told), Some(at)) => near(told, at),
+            (told, _) => told.is_none(),
+        };
+        let depth = fixture.depth_when(&queue, fits).await;
+        assert!(fits(&depth), "{expected:?} and {depth:?}");
+        depth.first_deadline.is_some()
+    };
+    let is_told = assert_told(soon.headers.deadline).await;
+    let held = fixture.take(&queue, 1).await;
+    // A broker that cannot tell says so, and never knows only sometimes.
+    assert_eq!(assert_told(late.headers.deadline).await, is_told);
+    let rest = fixture.take(&queue, 2).await;
+    assert!(!assert_told(None).await);
+    assert_eq!((held.len(), rest.len()), (1, 2));
 }
 
 fn later(at: ebb_queue::Timestamp, millis: u64) -> ebb_queue::Timestamp {

@@ -187,7 +187,9 @@ promises! {
         each_job_is_counted_once_whatever_its_state
         the_oldest_ready_job_gives_the_age
         the_next_due_moment_is_known
-        the_cost_of_what_waits_and_runs_is_summed;
+        the_cost_of_what_waits_and_runs_is_summed
+        what_is_ready_is_told_by_priority
+        the_soonest_deadline_of_what_is_ready_is_known;
     states:
         a_job_that_is_not_known_goes_where_the_table_says
         a_delayed_job_goes_where_the_table_says

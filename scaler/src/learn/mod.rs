@@ -1,0 +1,382 @@
+//! What a queue teaches: how fast its workers are, how much arrives, how long a start takes.
+//! Pure: a [`Learner`] is fed with the looks of an observer, and time comes in with them.
+//!
+//! Nothing is kept on disk: after a restart, the fitted times, slots and cold starts are in the
+//! next status of each worker, and the rest is learned anew within a few dozen jobs. Until then
+//! the priors of the trigger count.
+
+mod arrivals;
+mod evidence;
+mod fleet;
+mod history;
+
+use std::time::Duration;
+
+use ebb_queue::Timestamp;
+
+pub use arrivals::Arrivals;
+pub use evidence::Evidence;
+pub use history::Recent;
+
+use arrivals::Flow;
+use fleet::Fleet;
+use history::History;
+
+use crate::decision::Snapshot;
+use crate::trigger::Priors;
+
+/// What was learned of a queue; the default is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Learned {
+    /// Jobs that replicas completed while there was more than enough to do, and the seconds that
+    /// it took them.
+    pub throughput: Evidence,
+    /// Jobs that workers completed, and the seconds for which they held them.
+    pub service: Evidence,
+    /// Seconds of a worker's device for a job in a full batch, from the fitted time of a batch.
+    pub fitted: Option<f64>,
+    /// Jobs that a worker runs at once.
+    pub slots: Option<f64>,
+    /// Seconds from the start of a worker's process to its readiness.
+    pub cold_start: Option<f64>,
+    /// How much arrives.
+    pub arrivals: Arrivals,
+    /// How much arrived lately, at the last look.
+    pub recent: Recent,
+    /// Since when there were ready jobs at every look.
+    pub waiting_since: Option<Timestamp>,
+    /// When there last was work.
+    pub last_work: Option<Timestamp>,
+}
+
+/// How fast a queue goes, by what was learned and else by the priors. All figures are finite and
+/// above zero; only `arrivals` and `cold_start` may be zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Jobs per second of a replica that has more than enough to do.
+    pub throughput: f64,
+    /// Seconds from receiving a job to settling it.
+    pub service: f64,
+    /// Jobs that a replica runs at once.
+    pub slots: f64,
+    /// Seconds from nothing to readiness.
+    pub cold_start: f64,
+    /// Jobs per second that arrive.
+    pub arrivals: f64,
+}
+
+impl Pace {
+    /// What was learned counts for more with every job; the priors weigh as much as two jobs.
+    ///
+    /// # Formulas
+    /// - `service`: held seconds per completed job, which is Little's law.
+    /// - `throughput`: completions per second of loaded replicas. Before there were any, `1 / f` for
+    ///   a fitted time `f` of a job in a full batch; without one `slots / service`, at least one
+    ///   job at a time. A mean of both is the posterior mean of a Poisson rate under a gamma prior.
+    #[must_use]
+    pub fn of(learned: &Learned, priors: &Priors) -> Self {
+        let slots = learned.slots.unwrap_or(priors.slots).clamp(FEWEST, MOST);
+        let prior_service = priors.service.as_secs_f64().clamp(FEWEST, MOST);
+        let service = learned.service.mean(prior_service).clamp(FEWEST, MOST);
+        let fitted = learned.fitted.map(|seconds| seconds.clamp(FEWEST, MOST).recip());
+        let expected = fitted.unwrap_or_else(|| {
+            let prior = slots / prior_service;
+            let (least, most) = learned.service.rates_of_one();
+            // Without completions nothing is known, and the limits are 0 and infinity.
+            prior.clamp(least, (most * slots).max(least))
+        });
+        Self {
+            throughput: learned.throughput.rate(expected).clamp(FEWEST, MOST),
+            service,
+            slots,
+            cold_start: learned
+                .cold_start
+                .unwrap_or(priors.cold_start.as_secs_f64())
+                .clamp(0.0, MOST),
+            arrivals: learned.arrivals.rate().clamp(0.0, MOST),
+        }
+    }
+}
+
+/// No figure of a pace is smaller or greater: whatever is made of them is finite.
+const FEWEST: f64 = 1e-9;
+const MOST: f64 = 1e9;
+
+/// A clock that goes back by more was set back.
+const BACK: Duration = Duration::from_secs(60);
+
+/// Learns from looks at one queue.
+#[derive(Debug, Clone, Default)]
+pub struct Learner {
+    fleet: Fleet,
+    flow: Flow,
+    history: History,
+    learned: Learned,
+    before: Option<Before>,
+}
+
+/// The look before.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    at: Timestamp,
+    ready: u64,
+    /// Jobs ready and in flight.
+    outstanding: f64,
+    dead: u64,
+}
+
+impl Learner {
+    /// One that knows nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What was learned so far.
+    #[must_use]
+    pub fn learned(&self) -> Learned {
+        self.learned
+    }
+
+    /// Learns from a look; what the snapshot itself says was learned does not count.
+    ///
+    /// # Behavior
+    /// - A look that is not newer than the last one teaches nothing.
+    /// - No single look or worker moves a figure far: what is far from the mean is brought near it.
+    pub fn observe(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        let depth = &snapshot.depth;
+        let elapsed = self.before.map(|before| now.duration_since(before.at).as_secs_f64());
+        if let Some(back) = elapsed.filter(|elapsed| *elapsed <= 0.0) {
+            // The clock was set back: learn on from there.
+            if -back > BACK.as_secs_f64() {
+                (self.before, self.history) = (None, History::default());
+            }
+            return;
+        }
+        // More waits than all workers together could take at once, at both ends of the time.
+        let room: u64 = snapshot.workers.iter().fold(1, |sum, w| sum.saturating_add(w.slots));
+        let deep = depth.ready >= room && self.before.is_some_and(|before| before.ready >= room);
+        let news = self.fleet.observe(&snapshot.workers, deep, now, &mut self.learned);
+        let outstanding = depth.ready as f64 + depth.in_flight as f64;
+        if let (Some(before), Some(elapsed)) = (self.before, elapsed) {
+            let died = depth.dead.saturating_sub(before.dead) as f64;
+            let net = outstanding - before.outstanding + news.completed + died;
+            let (arrivals, arrived) = self.flow.add(net, elapsed);
+            self.learned.arrivals = arrivals;
+            self.learned.recent = self.history.add(before.at, now, arrived);
+        }
+        self.learned.waiting_since = match self.learned.waiting_since {
+            _ if depth.ready == 0 => None,
+            None if self.before.is_none() => Some(depth.oldest_ready.map_or(now, |at| at.min(now))),
+            None => Some(now),
+            since => since,
+        };
+        // Workers that are found running may just have had work.
+        let found = self.before.is_none() && news.up;
+        let held = depth.in_flight > 0 || snapshot.workers.iter().any(|w| w.in_flight > 0);
+        if depth.ready > 0 || held || found {
+            self.learned.last_work = Some(now);
+        }
+        self.before = Some(Before { at: now, ready: depth.ready, outstanding, dead: depth.dead });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ebb_queue::{BatchTime, Depth, Phase};
+    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
+
+    use super::{Learner, Pace};
+    use crate::decision::Snapshot;
+    use crate::kit::{NOW, at, snapshots, triggers, worker};
+    use crate::trigger::Priors;
+
+    const PRIORS: Priors =
+        Priors { slots: 1.0, service: Duration::from_secs(1), cold_start: Duration::from_secs(30) };
+
+    /// Workers that have all they can take, each with so many jobs at once and per second.
+    struct Stream {
+        n_workers: u64,
+        held: u64,
+        per_second: f64,
+        /// From one look to the next.
+        period: Duration,
+    }
+
+    const STREAM: Stream =
+        Stream { n_workers: 3, held: 8, per_second: 4.0, period: Duration::from_secs(1) };
+
+    impl Stream {
+        fn look(&self, nth: u32) -> Snapshot {
+            let now = NOW + self.period * nth;
+            let completed = (self.per_second * (self.period * nth).as_secs_f64()) as u64;
+            let workers = (0..self.n_workers).map(|n| ebb_queue::WorkerStatus {
+                id: format!("w{n}"),
+                slots: self.held,
+                completed,
+                cold_start: vec![("weights".into(), 9.0), ("warm-up".into(), 3.0)],
+                at: now,
+                ..worker(Phase::Busy, self.held)
+            });
+            let (ready, in_flight) = (10 * self.held * self.n_workers, self.held * self.n_workers);
+            let depth = Depth { ready, in_flight, ..Depth::empty(now) };
+            Snapshot { depth, workers: workers.collect(), learned: super::Learned::default() }
+        }
+
+        fn taught(&self, n_looks: u32) -> Learner {
+            let mut learner = Learner::new();
+            for nth in 0..n_looks {
+                let look = self.look(nth);
+                learner.observe(&look, look.depth.as_of);
+            }
+            learner
+        }
+
+        fn pace(&self) -> Pace {
+            Pace::of(&self.taught(400).learned(), &PRIORS)
+        }
+    }
+
+    #[track_caller]
+    fn assert_near(figure: f64, expected: f64) {
+        assert!((figure / expected - 1.0).abs() < 0.05, "{figure} is not near {expected}");
+    }
+
+    #[test]
+    fn a_steady_stream_is_known_after_a_while() {
+        let pace = STREAM.pace();
+        assert_near(pace.throughput, 4.0);
+        assert_near(pace.service, 2.0);
+        assert_near(pace.arrivals, 12.0);
+        assert_eq!((pace.slots, pace.cold_start), (8.0, 12.0));
+        let long = Stream { held: 1, per_second: 0.05, ..STREAM }.pace();
+        assert_near(long.throughput, 0.05);
+        assert_near(long.service, 20.0);
+        assert_near(long.arrivals, 0.15);
+    }
+
+    #[test]
+    fn figures_scale_with_jobs_and_with_time() {
+        let base = STREAM.pace();
+        let more = Stream { held: 80, per_second: 40.0, ..STREAM }.pace();
+        assert_near(more.throughput, 10.0 * base.throughput);
+        assert_near(more.service, base.service);
+        assert_near(more.arrivals, 10.0 * base.arrivals);
+        let slower = Stream { per_second: 1.0, period: Duration::from_secs(4), ..STREAM }.pace();
+        assert_near(slower.throughput, base.throughput / 4.0);
+        assert_near(slower.service, 4.0 * base.service);
+        assert_near(slower.arrivals, base.arrivals / 4.0);
+    }
+
+    #[test]
+    fn before_the_first_job_the_priors_count() {
+        let pace = Pace::of(&Learner::new().learned(), &PRIORS);
+        let Pace { throughput, service, slots, cold_start, arrivals } = pace;
+        assert_eq!((throughput, service, slots, cold_start, arrivals), (1.0, 1.0, 1.0, 30.0, 0.0));
+        // One report of a worker is enough for what it knows of itself.
+        let time = BatchTime { base: 0.04, per_cost: 0.001, per_job: 0.05 };
+        let mut look = STREAM.look(1);
+        look.workers.iter_mut().for_each(|worker| worker.batch_time = Some(time));
+        let mut learner = Learner::new();
+        learner.observe(&look, look.depth.as_of);
+        let pace = Pace::of(&learner.learned(), &PRIORS);
+        assert_eq!((pace.slots, pace.cold_start), (8.0, 12.0));
+        assert_near(pace.throughput, 20.0);
+    }
+
+    #[test]
+    fn the_fitted_time_tells_what_full_batches_would_do() {
+        // Batches of one: 10 ms for any, 1 ms for each job.
+        let time = BatchTime { base: 0.010, per_cost: 0.001, per_job: 0.011 };
+        let mut learner = Learner::new();
+        for nth in 0..20 {
+            let mut look = Stream { held: 1, n_workers: 1, ..STREAM }.look(nth);
+            look.depth.ready = 0;
+            look.workers[0].slots = 10;
+            look.workers[0].batch_time = Some(time);
+            learner.observe(&look, look.depth.as_of);
+        }
+        let pace = Pace::of(&learner.learned(), &PRIORS);
+        assert_near(pace.throughput, 500.0);
+    }
+
+    #[test]
+    fn what_is_completed_before_it_is_told_does_not_arrive_twice() {
+        let mut learner = Learner::new();
+        for second in 0..300 {
+            // A job a second; completions are told two seconds late.
+            let mut look = Stream { n_workers: 1, held: 1, ..STREAM }.look(0);
+            look.depth = Depth { ready: 5, ..Depth::empty(at(second)) };
+            look.workers[0].at = at(second);
+            look.workers[0].in_flight = 0;
+            look.workers[0].completed = (second - 2).max(0).cast_unsigned() / 10 * 10;
+            look.depth.ready = 15 - second.cast_unsigned() % 10;
+            learner.observe(&look, at(second));
+        }
+        let rate = learner.learned().arrivals.slow;
+        assert!(rate < 1.0, "{rate}");
+    }
+
+    #[test]
+    fn work_is_remembered_as_long_as_it_waits_and_when_it_ended() {
+        let mut learner = Learner::new();
+        let mut look = |second, ready| {
+            let depth = Depth { ready, ..Depth::empty(at(second)) };
+            let learned = super::Learned::default();
+            learner.observe(&Snapshot { depth, workers: Vec::new(), learned }, at(second));
+            (learner.learned().waiting_since, learner.learned().last_work)
+        };
+        assert_eq!(look(1, 0), (None, None));
+        assert_eq!(look(2, 3), (Some(at(2)), Some(at(2))));
+        assert_eq!(look(3, 1), (Some(at(2)), Some(at(3))));
+        assert_eq!(look(4, 0), (None, Some(at(3))));
+        assert_eq!(look(5, 1), (Some(at(5)), Some(at(5))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_seen_every_figure_can_be_reckoned_with(
+            looks in proptest::collection::vec((snapshots(), -5..30i64), 1..20), t in triggers(),
+        ) {
+            let mut learner = Learner::new();
+            let mut second = 0;
+            for (mut look, step) in looks {
+                second += step;
+                look.workers.iter_mut().for_each(|worker| worker.at = at(second));
+                learner.observe(&look, at(second));
+                let pace = Pace::of(&learner.learned(), &t.priors);
+                let all = [pace.throughput, pace.service, pace.slots];
+                prop_assert!(all.iter().all(|x| x.is_finite() && *x > 0.0), "{:?}", pace);
+                let rest = [pace.cold_start, pace.arrivals];
+                prop_assert!(rest.iter().all(|x| x.is_finite() && *x >= 0.0), "{:?}", pace);
+                let jobs = |(_, jobs): (f64, f64)| jobs.is_finite() && jobs >= 0.0;
+                prop_assert!(learner.learned().recent.spans().all(jobs));
+            }
+        }
+
+        #[test]
+        fn one_mad_worker_moves_no_figure_far(mad in crate::kit::workers()) {
+            let mut learner = STREAM.taught(400);
+            let before = Pace::of(&learner.learned(), &PRIORS);
+            for (nth, mad) in (400..).zip(mad.into_iter().take(2)) {
+                let mut look = STREAM.look(nth);
+                let (id, at) = ("mad".to_owned(), look.depth.as_of);
+                look.workers.push(ebb_queue::WorkerStatus { id, at, ..mad });
+                learner.observe(&look, look.depth.as_of);
+            }
+            let after = Pace::of(&learner.learned(), &PRIORS);
+            let ratios = [
+                after.throughput / before.throughput,
+                after.service / before.service,
+                after.slots / before.slots,
+                (after.cold_start + 1.0) / (before.cold_start + 1.0),
+                after.arrivals / before.arrivals,
+            ];
+            prop_assert!(ratios.iter().all(|r| (0.06..17.0).contains(r)), "{:?} {:?}", before, after);
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! From `scalerMetadata` to a [`Trigger`]. Pure: the same metadata is always the same trigger.
+//!
+//! The keys are in [`OPTIONS`]. Each may also be written with the suffix `FromEnv`: KEDA then looks
+//! the value up in the environment of the scale target, and leaves the key away without a word
+//! where it finds none.
+
+mod given;
+mod options;
+
+use std::fmt;
+use std::time::Duration;
+
+use ebb_queue::{Priority, QueueUrl};
+
+use given::Given;
+pub use options::{OPTIONS, TriggerOption};
+
+/// What one trigger of one ScaledObject or ScaledJob asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trigger {
+    /// The queue that is looked at.
+    pub queue: String,
+    /// The connection profile that says on which broker; none for the scaler's own.
+    pub profile: Option<String>,
+    /// What the metric is.
+    pub mode: Mode,
+    /// What counts until it was learned.
+    pub priors: Priors,
+    /// When a pool at zero wakes, and how long it stays up.
+    pub activation: Activation,
+}
+
+/// What the metric is, and what one replica is to have of it. The formulas are in
+/// [`decide`](crate::decide).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// Jobs that are ready or in flight, less what draining workers hold.
+    Jobs {
+        /// Jobs for one replica, above zero.
+        per_replica: f64,
+    },
+    /// Jobs that are ready: for a ScaledJob with the strategy `accurate`.
+    Waiting {
+        /// Jobs for one replica, above zero.
+        per_replica: f64,
+    },
+    /// Seconds that one replica would need for all jobs that are there.
+    Drain {
+        /// How long the replicas may take together, above zero.
+        within: Duration,
+    },
+    /// Replicas that keep an objective.
+    Slo {
+        /// From publication to the end of a job, above zero.
+        within: Duration,
+        /// How busy replicas are to be with what arrives steadily, above zero and at most one.
+        utilization: f64,
+    },
+    /// The sum of the cost hints of what is ready or in flight.
+    Cost {
+        /// Cost for one replica, above zero.
+        per_replica: f64,
+        /// The least that a job counts on average.
+        per_job: f64,
+    },
+}
+
+/// What counts until workers have shown better.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Priors {
+    /// Jobs that a replica runs at once, above zero.
+    pub slots: f64,
+    /// How long a job takes, above zero.
+    pub service: Duration,
+    /// How long a replica takes from nothing to readiness.
+    pub cold_start: Duration,
+}
+
+/// When a pool at zero wakes, and how long it stays up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activation {
+    /// It wakes when more jobs than this are ready.
+    pub jobs: u64,
+    /// It wakes when a job has been ready this long: the bound of all that the rest holds back.
+    pub wait: Duration,
+    /// Jobs below this priority do not count for `jobs`.
+    pub priority: Priority,
+    /// It stays active this long after the last work.
+    pub linger: Duration,
+}
+
+/// What is wrong with the metadata, and what to write instead. Never shows a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("scalerMetadata: {0}")]
+pub struct TriggerError(String);
+
+/// No model is faster, and nothing is divided by less.
+const SHORTEST: Duration = Duration::from_micros(1);
+/// Nothing that runs on Kubernetes reacts faster.
+const SHORTEST_OBJECTIVE: Duration = Duration::from_millis(1);
+
+impl Trigger {
+    /// Reads the metadata of a trigger; `broker` says where queues are, and which is the default.
+    ///
+    /// # Errors
+    /// A key that is not known, given twice, with a value that cannot be right or of no use in the
+    /// mode.
+    pub fn parse<'a>(
+        metadata: impl IntoIterator<Item = (&'a str, &'a str)>,
+        broker: &QueueUrl,
+    ) -> Result<Self, TriggerError> {
+        let given = Given::collect(metadata)?;
+        let trigger = Self {
+            queue: queue(&given, broker)?,
+            profile: profile(&given)?,
+            mode: mode(&given)?,
+            priors: Priors {
+                slots: given.entry(options::SLOTS)?.number()?,
+                service: given.entry(options::SERVICE)?.span(SHORTEST)?,
+                cold_start: given.entry(options::COLD_START)?.span(Duration::ZERO)?,
+            },
+            activation: Activation {
+                jobs: given.entry(options::ACTIVATION_JOBS)?.whole()?,
+                wait: given.entry(options::ACTIVATION_WAIT)?.span(Duration::ZERO)?,
+                priority: given.entry(options::ACTIVATION_PRIORITY)?.priority()?,
+                linger: given.entry(options::LINGER)?.span(Duration::ZERO)?,
+            },
+        };
+        if let Mode::Slo { within, .. } = trigger.mode
+            && let Some(service) = given.get(options::SERVICE)
+            && trigger.priors.service > within
+        {
+            let slo = options::SLO;
+            return Err(service.invalid(&format!("a job that takes longer than {slo} is late")));
+        }
+        Ok(trigger)
+    }
+
+    /// The one metric of this trigger: of `a-z 0-9 -`, and another for each mode, queue and
+    /// profile.
+    #[must_use]
+    pub fn metric_name(&self) -> String {
+        let (mode, slug) = (self.mode, self.queue.bytes().map(slug_of).collect::<String>());
+        match &self.profile {
+            None if slug == self.queue => format!("ebb-{mode}-{slug}"),
+            // `a.b`, `a_b` and `A-b` would be one name otherwise.
+            None => format!("ebb-{mode}-{slug}-{:08x}", fnv(&self.queue)),
+            // A queue of the same name elsewhere is another one. No name has a slash.
+            Some(profile) => {
+                format!("ebb-{mode}-{slug}-{:08x}", fnv(&format!("{profile}/{}", self.queue)))
+            }
+        }
+    }
+
+    /// The value of the metric that one replica is to have.
+    #[must_use]
+    pub fn target(&self) -> f64 {
+        match self.mode {
+            Mode::Jobs { per_replica }
+            | Mode::Waiting { per_replica }
+            | Mode::Cost { per_replica, .. } => per_replica,
+            Mode::Drain { within } => within.as_secs_f64(),
+            Mode::Slo { .. } => 1.0,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Jobs { .. } => "jobs",
+            Self::Waiting { .. } => "waiting",
+            Self::Drain { .. } => "drain",
+            Self::Slo { .. } => "slo",
+            Self::Cost { .. } => "cost",
+        })
+    }
+}
+
+fn queue(given: &Given<'_>, broker: &QueueUrl) -> Result<String, TriggerError> {
+    let Some(entry) = given.get(options::QUEUE) else { return Ok(broker.queue.clone()) };
+    match broker.with_queue(entry.value) {
+        Ok(url) => Ok(url.queue),
+        Err(_) => Err(entry.invalid("use the name of a queue, 1 to 64 of a-z A-Z 0-9 . _ -")),
+    }
+}
+
+fn profile(given: &Given<'_>) -> Result<Option<String>, TriggerError> {
+    let Some(entry) = given.get(options::PROFILE) else { return Ok(None) };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if entry.value.bytes().all(fits) && (1..=64).contains(&entry.value.len()) {
+        return Ok(Some(entry.value.to_owned()));
+    }
+    // Whoever puts a URL here is told how to do it, without the URL.
+    let remedy = "use the name of a profile of the scaler, 1 to 64 of a-z A-Z 0-9 . _ -";
+    Err(TriggerError(format!("the value of {} is not valid: {remedy}", entry.key)))
+}
+
+fn mode(given: &Given<'_>) -> Result<Mode, TriggerError> {
+    let entry = given.entry(options::MODE)?;
+    let number = |key| given.entry(key)?.number();
+    let (mode, target) = match entry.value {
+        "jobs" | "waiting" => {
+            let per_replica = number(options::JOBS_PER_REPLICA);
+            let waiting = entry.value == "waiting";
+            let mode = per_replica.map(|per_replica| {
+                if waiting { Mode::Waiting { per_replica } } else { Mode::Jobs { per_replica } }
+            });
+            (mode, options::JOBS_PER_REPLICA)
+        }
+        "drain" => {
+            let within = given.entry(options::DRAIN)?.span(SHORTEST_OBJECTIVE);
+            (within.map(|within| Mode::Drain { within }), options::DRAIN)
+        }
+        "slo" => (slo(given), options::SLO),
+        "cost" => {
+            let per_replica = number(options::COST_PER_REPLICA);
+            let mode = per_replica.and_then(|per_replica| {
+                Ok(Mode::Cost { per_replica, per_job: number(options::COST_PER_JOB)? })
+            });
+            (mode, options::COST_PER_REPLICA)
+        }
+        _ => return Err(entry.invalid("use jobs, waiting, drain, slo or cost")),
+    };
+    // First: `jobsPerReplica` in mode `slo` explains why `sloSeconds` is missing.
+    given.refuse_others(entry.value, target)?;
+    mode
+}
+
+fn slo(given: &Given<'_>) -> Result<Mode, TriggerError> {
+    Ok(Mode::Slo {
+        within: given.entry(options::SLO)?.span(SHORTEST_OBJECTIVE)?,
+        utilization: given.entry(options::UTILIZATION)?.share()?,
+    })
+}
+
+fn slug_of(byte: u8) -> char {
+    match byte {
+        b'a'..=b'z' | b'0'..=b'9' | b'-' => byte as char,
+        b'A'..=b'Z' => byte.to_ascii_lowercase() as char,
+        _ => '-',
+    }
+}
+
+/// FNV-1a: short, and the same in every version of us.
+fn fnv(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ebb_queue::Priority;
+    use proptest::prelude::{
+        ProptestConfig, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
+    };
+    use proptest::strategy::{Just, Strategy};
+
+    use super::{Activation, Mode, OPTIONS, Priors, Trigger};
+
+    fn parse(metadata: &[(&str, &str)]) -> Result<Trigger, String> {
+        let broker = ebb_queue::QueueUrl::sqlite("/data/ebb.db");
+        Trigger::parse(metadata.iter().copied(), &broker).map_err(|error| error.to_string())
+    }
+
+    fn defaults() -> Trigger {
+        Trigger {
+            queue: "jobs".into(),
+            profile: None,
+            mode: Mode::Jobs { per_replica: 10.0 },
+            priors: Priors {
+                slots: 1.0,
+                service: Duration::from_secs(1),
+                cold_start: Duration::from_secs(30),
+            },
+            activation: Activation {
+                jobs: 0,
+                wait: Duration::from_secs(300),
+                priority: Priority::Low,
+                linger: Duration::ZERO,
+            },
+        }
+    }
+
+    #[test]
+    fn without_metadata_a_trigger_watches_the_default_queue() {
+        let trigger = parse(&[("scalerAddress", "ebb:6000"), ("enableTLS", "true")]).unwrap();
+        assert_eq!(trigger, defaults());
+        assert_eq!(trigger.metric_name(), "ebb-jobs-jobs");
+    }
+
+    /// A value for each key, in all modes that use it.
+    fn value(key: &str, mode: &str) -> &'static str {
+        match key {
+            "queue" => "Night.runs",
+            "profile" => "eu-west",
+            "mode" => match mode {
+                "waiting" => "waiting",
+                "drain" => "drain",
+                "slo" => "slo",
+                "cost" => "cost",
+                _ => "jobs",
+            },
+            "jobsPerReplica" => "2.5",
+            "drainSeconds" => "1m30s",
+            "sloSeconds" => "45.5",
+            "utilization" => "0.7",
+            "costPerReplica" => "4096",
+            "costPerJob" => "100",
+            "slotsPerReplica" => "8",
+            "serviceSeconds" => "250ms",
+            "coldStartSeconds" => "12",
+            "activationJobs" => "7",
+            "activationWait" => "10m",
+            "activationPriority" => "normal",
+            "linger" => "90s",
+            _ => panic!("{key} has no value here"),
+        }
+    }
+
+    #[test]
+    fn each_key_is_taken_plain_and_from_the_environment() {
+        let seconds = Duration::from_secs;
+        let modes = [
+            ("jobs", Mode::Jobs { per_replica: 2.5 }),
+            ("waiting", Mode::Waiting { per_replica: 2.5 }),
+            ("drain", Mode::Drain { within: seconds(90) }),
+            ("slo", Mode::Slo { within: Duration::from_millis(45_500), utilization: 0.7 }),
+            ("cost", Mode::Cost { per_replica: 4096.0, per_job: 100.0 }),
+        ];
+        for (name, mode) in modes {
+            let options = OPTIONS.iter().filter(|option| option.applies_to(name));
+            let keys: Vec<&str> = options.map(|option| option.key).collect();
+            let slots = if keys.contains(&"slotsPerReplica") { 8.0 } else { 1.0 };
+            let expected = Trigger {
+                queue: "Night.runs".into(),
+                profile: Some("eu-west".into()),
+                mode,
+                priors: Priors {
+                    slots,
+                    service: Duration::from_millis(250),
+                    cold_start: seconds(12),
+                },
+                activation: Activation {
+                    jobs: 7,
+                    wait: seconds(600),
+                    priority: Priority::Normal,
+                    linger: seconds(90),
+                },
+            };
+            let plain: Vec<_> = keys.iter().map(|key| (*key, value(key, name))).collect();
+            assert_eq!(parse(&plain).as_ref(), Ok(&expected));
+            let lines =
+                |key: &&str| (format!("{key}FromEnv"), format!(" {}\r\n", value(key, name)));
+            let lines: Vec<_> = keys.iter().map(lines).collect();
+            let given: Vec<_> = lines.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(parse(&given), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_remedy() {
+        let span = "use seconds, or a span such as 90s or 5m, from";
+        let cases: &[(&[(&str, &str)], &str)] = &[
+            (&[("jobPerReplica", "5")], "key \"jobPerReplica\" is not known; use jobsPerReplica"),
+            (&[("Queue", "a")], "key \"Queue\" is not known; use queue"),
+            (&[("modesFromEnv", "a")], "key \"modesFromEnv\" is not known; use mode"),
+            (&[("lagThreshold", "5")], "key \"lagThreshold\" is not known; use jobsPerReplica"),
+            (&[("queueNameFromEnv", "a")], "key \"queueNameFromEnv\" is not known; use queue"),
+            (
+                &[("bootstrapServers", "a")],
+                "key \"bootstrapServers\" is not known; the keys are queue, profile, mode, \
+                 jobsPerReplica, drainSeconds, sloSeconds, utilization, costPerReplica, \
+                 costPerJob, slotsPerReplica, serviceSeconds, coldStartSeconds, activationJobs, \
+                 activationWait, activationPriority, linger",
+            ),
+            (
+                &[("queue", "a"), ("queueFromEnv", "b")],
+                "queue and queueFromEnv are both given; keep one of them",
+            ),
+            (
+                &[("queue", "a b")],
+                "queue: \"a b\" is not valid: use the name of a queue, 1 to 64 of a-z A-Z 0-9 . _ -",
+            ),
+            (
+                &[("profile", "nats://me:hunter2@broker")],
+                "the value of profile is not valid: \
+                 use the name of a profile of the scaler, 1 to 64 of a-z A-Z 0-9 . _ -",
+            ),
+            (
+                &[("mode", "Jobs")],
+                "mode: \"Jobs\" is not valid: use jobs, waiting, drain, slo or cost",
+            ),
+            (
+                &[("mode", "slo")],
+                "sloSeconds is missing; KEDA leaves out a FromEnv that it finds nothing for",
+            ),
+            (
+                &[("mode", "slo"), ("jobsPerReplica", "5")],
+                "jobsPerReplica says nothing in mode slo; use sloSeconds, or mode jobs or waiting",
+            ),
+            (
+                &[("drainSecondsFromEnv", "5")],
+                "drainSecondsFromEnv says nothing in mode jobs; use jobsPerReplica, or mode drain",
+            ),
+            (
+                &[("mode", "slo"), ("sloSeconds", "1s"), ("serviceSeconds", "2")],
+                "serviceSeconds: \"2\" is not valid: a job that takes longer than sloSeconds is late",
+            ),
+            (
+                &[("jobsPerReplica", "0")],
+                "jobsPerReplica: \"0\" is not valid: use a number from 0.001 to 1000000000",
+            ),
+            (
+                &[("jobsPerReplica", "NaN")],
+                "jobsPerReplica: \"NaN\" is not valid: use a number from 0.001 to 1000000000",
+            ),
+            (
+                &[("activationJobs", "-1")],
+                "activationJobs: \"-1\" is not valid: use a whole number of jobs, 0 or more",
+            ),
+            (
+                &[("activationPriority", "urgent")],
+                "activationPriority: \"urgent\" is not valid: use low, normal or high",
+            ),
+            (&[("linger", "-1")], &format!("linger: \"-1\" is not valid: {span} 0s to 1d")),
+            (&[("linger", "2d")], &format!("linger: \"2d\" is not valid: {span} 0s to 1d")),
+            (
+                &[("mode", "drain"), ("drainSeconds", "inf")],
+                &format!("drainSeconds: \"inf\" is not valid: {span} 1ms to 1d"),
+            ),
+        ];
+        for (metadata, expected) in cases {
+            let expected = format!("scalerMetadata: {expected}");
+            assert_eq!(parse(metadata), Err(expected), "{metadata:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_from_an_environment_is_never_shown() {
+        for option in OPTIONS {
+            let suffixed = format!("{}FromEnv", option.key);
+            let mode = option.modes.first().unwrap_or(&"jobs");
+            let mut metadata = vec![(suffixed.as_str(), "hunter two!")];
+            if option.key != "mode" {
+                metadata.push(("mode", mode));
+            }
+            if option.key != "sloSeconds" && *mode == "slo" {
+                metadata.push(("sloSeconds", "60"));
+            }
+            if option.key != "costPerReplica" && *mode == "cost" {
+                metadata.push(("costPerReplica", "1"));
+            }
+            let told = parse(&metadata).unwrap_err();
+            assert!(!told.contains("hunter"), "{told}");
+            assert!(told.contains(option.key), "{told}");
+        }
+        let told = parse(&[("password", "hunter2")]).unwrap_err();
+        assert!(!told.contains("hunter"), "{told}");
+    }
+
+    #[test]
+    fn what_differs_in_queue_profile_or_mode_has_a_metric_of_its_own() {
+        let name = |given: &[(&str, &str)]| parse(given).unwrap().metric_name();
+        let mut names: Vec<_> =
+            ["a-b", "a.b", "a_b", "A-b"].map(|queue| name(&[("queue", queue)])).into();
+        for (profile, queue) in [("x", "a-b"), ("X", "a-b"), ("x", "a.b"), ("x-a", "b")] {
+            names.push(name(&[("profile", profile), ("queue", queue)]));
+        }
+        names.push(name(&[("mode", "waiting"), ("queue", "a-b")]));
+        names.push(name(&[("mode", "drain"), ("queue", "a-b")]));
+        names.push(name(&[("mode", "slo"), ("sloSeconds", "9"), ("queue", "a-b")]));
+        names.push(name(&[("mode", "cost"), ("costPerReplica", "9"), ("queue", "a-b")]));
+        let distinct: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
+    }
+
+    fn keys() -> impl Strategy<Value = String> {
+        let known = || proptest::sample::select(OPTIONS.map(|option| option.key).to_vec());
+        prop_oneof![
+            known().prop_map(str::to_owned),
+            known().prop_map(|key| format!("{key}FromEnv")),
+            Just("scalerAddress".to_owned()),
+            any::<String>(),
+        ]
+    }
+
+    fn modes() -> impl Strategy<Value = &'static str> {
+        proptest::sample::select(vec!["jobs", "waiting", "drain", "slo", "cost"])
+    }
+
+    fn values() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<f64>().prop_map(|number| number.to_string()),
+            any::<u64>().prop_map(|number| number.to_string()),
+            (0..100u64).prop_map(|seconds| format!("{seconds}s")),
+            "[a-zA-Z0-9._-]{1,64}",
+            modes().prop_map(str::to_owned),
+            any::<String>(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_metadata_can_make_a_trigger_that_kubernetes_refuses(
+            mut metadata in proptest::collection::hash_map(keys(), values(), 0..5),
+            mode in modes(),
+        ) {
+            metadata.entry("mode".to_owned()).or_insert(mode.to_owned());
+            let pairs: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            if let Ok(trigger) = parse(&pairs) {
+                let name = trigger.metric_name();
+                let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                prop_assert!(name.bytes().all(fits) && name.len() < 100, "{}", name);
+                prop_assert!(trigger.target().is_finite() && trigger.target() >= 0.001);
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_what_is_meant(
+            queue in "[a-zA-Z0-9._-]{1,64}",
+            figure in 0.001..1e9,
+            millis in 1..86_400_000u64,
+            jobs in any::<u64>(),
+        ) {
+            let span = Duration::from_millis(millis);
+            let activation = Activation { jobs, wait: span, linger: span, ..defaults().activation };
+            let jobs = Trigger {
+                queue,
+                mode: Mode::Jobs { per_replica: figure },
+                activation,
+                ..defaults()
+            };
+            let (seconds, words) = (span.as_secs_f64().to_string(), format!("{millis}ms"));
+            let (figure, n_jobs) = (figure.to_string(), activation.jobs.to_string());
+            let written = [
+                ("queue", jobs.queue.as_str()),
+                ("activationJobs", &n_jobs),
+                ("activationWait", &words),
+                ("linger", &seconds),
+            ];
+            let with = |rest: &[(&'static str, &str)]| {
+                parse(&written.iter().chain(rest).copied().collect::<Vec<_>>())
+            };
+            prop_assert_eq!(with(&[("jobsPerReplica", &figure)]), Ok(jobs.clone()));
+            let drain = Trigger { mode: Mode::Drain { within: span }, ..jobs };
+            let given = [("mode", "drain"), ("drainSeconds", words.as_str())];
+            prop_assert_eq!(with(&given), Ok(drain));
+        }
+    }
+}
