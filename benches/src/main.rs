@@ -9,6 +9,7 @@ mod overhead;
 mod process;
 mod report;
 mod scaler;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ enum Command {
     Overhead(overhead::Args),
     Chaos(chaos::Args),
     Notify(notify::Args),
+    Simulate(simulate::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
@@ -79,6 +81,8 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Overhead(args) => overhead::run(&args, cli.json).await,
         Command::Chaos(args) => chaos::run(&args, cli.json).await,
         Command::Notify(args) => notify::run(&args, cli.json).await,
+        // Not async: it keeps a core busy by itself.
+        Command::Simulate(args) => simulate::run(&args, cli.json),
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),
