@@ -11,6 +11,7 @@ mod overhead;
 mod process;
 mod report;
 mod scaler;
+mod simulate;
 mod streams;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     Scaler(calls::Args),
     Streams(streams::Args),
     Outage(outage::Args),
+    Simulate(simulate::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
@@ -88,6 +90,8 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Scaler(args) => calls::run(&args, cli.json).await,
         Command::Streams(args) => streams::run(&args, cli.json).await,
         Command::Outage(args) => outage::run(&args, cli.json).await,
+        // Not async: it keeps a core busy by itself.
+        Command::Simulate(args) => simulate::run(&args, cli.json),
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),

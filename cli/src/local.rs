@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::autoscaler::driver;
-use crate::autoscaler::hpa::HpaPolicy;
+use crate::autoscaler::hpa::{HpaPolicy, Rules};
 use crate::autoscaler::keda::ExecutorPolicy;
+use crate::autoscaler::object::ObjectPolicy;
 use crate::meter::{Counters, Meter, Rates};
 use crate::output::{grouped, span};
 use crate::pool;
@@ -170,12 +171,19 @@ impl Settings {
             metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
             polling: self.polling,
             sync: self.sync,
-            executor: ExecutorPolicy { min: self.min, cooldown: self.cooldown },
-            hpa: HpaPolicy {
-                min: self.min,
-                max: self.max,
-                stabilization: self.stabilization,
-                ..HpaPolicy::default()
+            policy: ObjectPolicy {
+                executor: ExecutorPolicy {
+                    min: self.min,
+                    cooldown: self.cooldown,
+                    ..ExecutorPolicy::default()
+                },
+                hpa: HpaPolicy {
+                    min: self.min,
+                    max: self.max,
+                    rules: Rules::Plain { stabilization: self.stabilization },
+                    ..HpaPolicy::default()
+                },
+                ..ObjectPolicy::default()
             },
         }
     }

@@ -63,8 +63,12 @@ const PURE: &[&str] = &[
     "scaler/src/learn/fleet.rs",
     "scaler/src/learn/history.rs",
     "queue/src/retry.rs",
+    "cli/src/autoscaler/behavior.rs",
+    "cli/src/autoscaler/fallback.rs",
     "cli/src/autoscaler/hpa.rs",
     "cli/src/autoscaler/keda.rs",
+    "cli/src/autoscaler/object.rs",
+    "cli/src/autoscaler/scaledjob.rs",
 ];
 
 /// Files that turn generated types into ours and back.

@@ -16,8 +16,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tracing::{debug, info, warn};
 
-use super::hpa::{Hpa, HpaPolicy, Usage};
-use super::keda::{Activity, Executor, ExecutorPolicy, Reconnect, number};
+use super::keda::{Reconnect, number};
+use super::object::{self, ObjectPolicy, Replicas, ScaledObject};
 
 /// KEDA's deadline for everything that the HorizontalPodAutoscaler waits for.
 const SYNC_DEADLINE: Duration = Duration::from_secs(3);
@@ -37,10 +37,8 @@ pub struct Settings {
     pub polling: Duration,
     /// Time between two syncs of the HorizontalPodAutoscaler.
     pub sync: Duration,
-    /// How KEDA scales.
-    pub executor: ExecutorPolicy,
-    /// How the HorizontalPodAutoscaler scales.
-    pub hpa: HpaPolicy,
+    /// How KEDA and the HorizontalPodAutoscaler scale.
+    pub policy: ObjectPolicy,
 }
 
 /// What the autoscaler wants, and why.
@@ -78,7 +76,7 @@ pub async fn run(
             scaler_metadata: settings.metadata.clone(),
         },
     };
-    view.send_modify(|view| view.replicas = settings.executor.min);
+    view.send_modify(|view| view.replicas = settings.policy.executor.min);
     let (told, news) = mpsc::channel(16);
     let streams = async {
         tokio::join!(
@@ -88,8 +86,7 @@ pub async fn run(
     };
     let driver = Driver {
         scaler: scaler.clone(),
-        executor: Executor::new(settings.executor.clone()),
-        hpa: Hpa::new(settings.hpa.clone()),
+        scaled: ScaledObject::new(settings.policy.clone()),
         spec: None,
         epoch: Instant::now(),
         view: &view,
@@ -170,8 +167,7 @@ struct Look {
 
 struct Driver<'a> {
     scaler: Scaler,
-    executor: Executor,
-    hpa: Hpa,
+    scaled: ScaledObject,
     /// What the HorizontalPodAutoscaler was built with: kept until the stream tells another.
     spec: Option<MetricSpec>,
     epoch: Instant,
@@ -202,7 +198,7 @@ impl Driver<'_> {
     fn hear(&mut self, news: News) {
         match news {
             News::Active => {
-                let wanted = self.executor.on_push(self.epoch.elapsed(), self.replicas());
+                let wanted = self.scaled.push(self.epoch.elapsed(), self.replicas());
                 self.scale(wanted, "pushed");
             }
             News::Spec(spec) => self.spec = Some(spec),
@@ -215,13 +211,8 @@ impl Driver<'_> {
             debug!(%error, "poll failed, asking once more");
             look = self.scaler.look(None).await;
         }
-        let activity = match &look {
-            Ok(look) if look.active => Activity::Active,
-            Ok(_) => Activity::Inactive,
-            Err(_) => Activity::Unknown,
-        };
-        self.note(look);
-        let wanted = self.executor.on_poll(self.epoch.elapsed(), self.replicas(), activity);
+        let look = self.note(look);
+        let wanted = self.scaled.poll(self.epoch.elapsed(), self.members(), look);
         self.scale(wanted, "polled");
     }
 
@@ -231,14 +222,13 @@ impl Driver<'_> {
         }
         let look = tokio::time::timeout(SYNC_DEADLINE, self.scaler.look(Some(SYNC_DEADLINE)));
         let look = look.await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within 3 s")));
-        let Some((value, target)) = self.note(look) else { return };
-        let usage = Usage { value, target };
-        let wanted = self.hpa.sync(self.epoch.elapsed(), self.replicas(), usage);
+        let look = self.note(look);
+        let wanted = self.scaled.sync(self.epoch.elapsed(), self.members(), look);
         self.scale(wanted, "synced");
     }
 
-    /// Puts a look into the view; the value and the target, if there are any.
-    fn note(&mut self, look: Result<Look>) -> Option<(f64, f64)> {
+    /// Puts a look into the view, and says what it means to the object.
+    fn note(&mut self, look: Result<Look>) -> object::Look {
         let look = match look {
             Ok(look) => look,
             Err(error) => {
@@ -251,7 +241,10 @@ impl Driver<'_> {
                     }
                     new
                 });
-                return None;
+                return match &self.spec {
+                    Some(spec) => object::Look::Failed { target: target(spec) },
+                    None => object::Look::Silent,
+                };
             }
         };
         let spec = self.spec.get_or_insert(look.spec);
@@ -262,7 +255,13 @@ impl Driver<'_> {
             view.target = target;
             view.error = None;
         });
-        Some((look.value, target))
+        object::Look::Answered { value: look.value, target, active: look.active }
+    }
+
+    /// A process that was started counts as ready: no metric here has a target for all replicas.
+    fn members(&self) -> Replicas {
+        let wanted = self.replicas();
+        Replicas { wanted, ready: wanted }
     }
 
     fn replicas(&self) -> u32 {

@@ -1,20 +1,49 @@
 //! KEDA's decisions for one ScaledObject: from zero, to zero, and how it reads numbers.
 //! No clock and no task in here: time comes in as an argument.
+//!
+//! The source of each rule is KEDA: `pkg/scaling/executor/scale_scaledobjects.go` for the executor,
+//! `pkg/scalers/external_scaler.go` for streams and numbers.
 
 use std::time::Duration;
+
+/// Time between two polls (`pollingInterval`), KEDA's default.
+pub const POLLING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How KEDA scales one object; the defaults are KEDA's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExecutorPolicy {
     /// Replicas that are kept without work (`minReplicaCount`).
     pub min: u32,
+    /// Replicas that are kept while nothing is active, fewer than `min` (`idleReplicaCount`; KEDA
+    /// supports no other value than 0). The first work then asks for `min` at once.
+    pub idle: Option<u32>,
     /// How long after the last sign of activity the replicas are kept (`cooldownPeriod`).
     pub cooldown: Duration,
+    /// How long an object that was never active keeps its replicas (`initialCooldownPeriod`),
+    /// counted from the moment 0.
+    pub initial_cooldown: Duration,
+    /// Whether replicas may go while the scaler does not answer.
+    pub outage: Outage,
+}
+
+/// What an outage of the scaler means to the executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// Nothing changes: no `fallback`, or one with replicas.
+    Hold,
+    /// As if inactive: with `fallback.replicas: 0` KEDA goes to zero after the cooldown.
+    Release,
 }
 
 impl Default for ExecutorPolicy {
     fn default() -> Self {
-        Self { min: 0, cooldown: Duration::from_secs(300) }
+        Self {
+            min: 0,
+            idle: None,
+            cooldown: Duration::from_secs(300),
+            initial_cooldown: Duration::ZERO,
+            outage: Outage::Hold,
+        }
     }
 }
 
@@ -48,17 +77,17 @@ impl Executor {
     /// A poll's outcome: how many replicas there should be, given how many there are.
     ///
     /// # Behavior
-    /// - What is not known changes nothing.
-    /// - Active at zero: one replica, or the least number if that is more.
-    /// - Inactive: to zero in one step, once the cooldown since the last activity is over. An
-    ///   object that was never active has no cooldown.
+    /// - What is not known changes nothing, unless the policy says otherwise.
+    /// - Active at zero, or below `min` with an idle number: one replica, or `min` if that is more.
+    /// - Inactive: to zero, or the idle number, in one step, once the cooldown since the last
+    ///   activity is over. An object that was never active has the initial cooldown instead.
     pub fn on_poll(&mut self, now: Duration, replicas: u32, activity: Activity) -> u32 {
-        match activity {
-            Activity::Unknown => replicas,
-            Activity::Active => self.on_active(now, replicas),
-            Activity::Inactive if self.policy.min > 0 => replicas.max(self.policy.min),
-            Activity::Inactive if self.cooling(now) => replicas,
-            Activity::Inactive => 0,
+        match (activity, self.policy.outage) {
+            (Activity::Active, _) => self.on_active(now, replicas),
+            (Activity::Unknown, Outage::Hold) => replicas,
+            (Activity::Inactive, _) | (Activity::Unknown, Outage::Release) => {
+                self.on_inactive(now, replicas)
+            }
         }
     }
 
@@ -69,11 +98,25 @@ impl Executor {
 
     fn on_active(&mut self, now: Duration, replicas: u32) -> u32 {
         self.last_active = Some(now);
-        if replicas == 0 { self.policy.min.max(1) } else { replicas }
+        let idling = self.policy.idle.is_some() && replicas < self.policy.min;
+        if replicas == 0 || idling { self.policy.min.max(1) } else { replicas }
+    }
+
+    fn on_inactive(&mut self, now: Duration, replicas: u32) -> u32 {
+        match self.policy.idle {
+            Some(idle) if replicas > idle && !self.cooling(now) => idle,
+            Some(_) => replicas,
+            None if self.policy.min > 0 => replicas.max(self.policy.min),
+            None if self.cooling(now) => replicas,
+            None => 0,
+        }
     }
 
     fn cooling(&self, now: Duration) -> bool {
-        self.last_active.is_some_and(|at| now.saturating_sub(at) <= self.policy.cooldown)
+        match self.last_active {
+            Some(at) => now.saturating_sub(at) <= self.policy.cooldown,
+            None => now < self.policy.initial_cooldown,
+        }
     }
 }
 
@@ -124,17 +167,18 @@ pub fn number(float: f64, int: i64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::autoscaler::hpa::{Hpa, HpaPolicy, Usage};
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
+    fn policy(min: u32, cooldown: u64) -> ExecutorPolicy {
+        ExecutorPolicy { min, cooldown: seconds(cooldown), ..ExecutorPolicy::default() }
+    }
+
     fn executor(min: u32, cooldown: u64) -> Executor {
-        Executor::new(ExecutorPolicy { min, cooldown: seconds(cooldown) })
+        Executor::new(policy(min, cooldown))
     }
 
     #[test]
@@ -178,6 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_number_is_left_for_the_least_number_at_once_and_taken_after_the_cooldown() {
+        let mut executor = Executor::new(ExecutorPolicy { idle: Some(0), ..policy(4, 10) });
+        assert_eq!(executor.on_push(seconds(0), 0), 4);
+        assert_eq!(executor.on_poll(seconds(5), 2, Activity::Active), 4);
+        assert_eq!(executor.on_poll(seconds(15), 6, Activity::Inactive), 6);
+        assert_eq!(executor.on_poll(seconds(16), 6, Activity::Inactive), 0);
+        assert_eq!(executor.on_poll(seconds(17), 0, Activity::Inactive), 0);
+    }
+
+    #[test]
+    fn the_initial_cooldown_keeps_what_was_never_active() {
+        let initial_cooldown = seconds(60);
+        let mut executor = Executor::new(ExecutorPolicy { initial_cooldown, ..policy(0, 10) });
+        assert_eq!(executor.on_poll(seconds(59), 3, Activity::Inactive), 3);
+        assert_eq!(executor.on_poll(seconds(60), 3, Activity::Inactive), 0);
+    }
+
+    #[test]
+    fn an_outage_changes_nothing_unless_the_fallback_is_zero() {
+        let mut executor = executor(0, 10);
+        assert_eq!(executor.on_poll(seconds(99), 3, Activity::Unknown), 3);
+        let outage = Outage::Release;
+        let mut executor = Executor::new(ExecutorPolicy { outage, ..policy(0, 10) });
+        executor.on_push(seconds(0), 0);
+        assert_eq!(executor.on_poll(seconds(10), 3, Activity::Unknown), 3);
+        assert_eq!(executor.on_poll(seconds(11), 3, Activity::Unknown), 0);
+    }
+
+    #[test]
     fn streams_are_opened_again_as_keda_does() {
         let mut reconnect = Reconnect::default();
         let delays: Vec<u64> = (0..7).map(|_| reconnect.after_error().as_secs()).collect();
@@ -199,94 +272,6 @@ mod tests {
             (0.000_4, 9, 0.0),
         ] {
             assert_eq!(number(float, int), expected, "{float} {int}");
-        }
-    }
-
-    /// What happens to an object at one moment.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Poll(Activity),
-        Push,
-        Sync(f64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            Just(Step::Poll(Activity::Active)),
-            Just(Step::Poll(Activity::Inactive)),
-            Just(Step::Poll(Activity::Unknown)),
-            Just(Step::Push),
-            (0.0f64..2000.0).prop_map(Step::Sync),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn busy_replicas_are_never_taken_to_zero(
-            min in 0u32..3,
-            cooldown in 0u64..30,
-            steps in prop::collection::vec((0u64..20, step()), 1..100),
-        ) {
-            let max = 10;
-            let mut executor = executor(min, cooldown);
-            let mut hpa = Hpa::new(HpaPolicy { min, max, ..HpaPolicy::default() });
-            let (mut now, mut replicas, mut active_at) = (0, min, None);
-            for (wait, step) in steps {
-                now += wait;
-                let before = replicas;
-                replicas = match step {
-                    Step::Poll(activity) => executor.on_poll(seconds(now), replicas, activity),
-                    Step::Push => executor.on_push(seconds(now), replicas),
-                    Step::Sync(value) => {
-                        hpa.sync(seconds(now), replicas, Usage { value, target: 10.0 })
-                    }
-                };
-                prop_assert!(replicas <= max);
-                prop_assert!(replicas >= min);
-                let active = matches!(step, Step::Push | Step::Poll(Activity::Active));
-                if active {
-                    active_at = Some(now);
-                    prop_assert!(replicas >= 1, "no work starves");
-                }
-                let warm = active_at.is_some_and(|at| now - at <= cooldown);
-                if warm && before > 0 {
-                    prop_assert!(replicas > 0, "to zero {now} s after {active_at:?}");
-                }
-                if matches!(step, Step::Poll(Activity::Unknown)) {
-                    prop_assert_eq!(replicas, before);
-                }
-            }
-        }
-
-        /// A small world: jobs arrive, each replica does some per second, polls come now and then.
-        #[test]
-        fn every_job_is_done_and_the_pool_ebbs_to_zero(
-            arrivals in prop::collection::vec(0u32..40, 1..60),
-            per_second in 1u32..5,
-            polling in 1u64..10,
-            syncing in 1u64..15,
-            cooldown in 0u64..10,
-        ) {
-            let mut executor = executor(0, cooldown);
-            let policy = HpaPolicy { max: 8, stabilization: seconds(20), ..HpaPolicy::default() };
-            let mut hpa = Hpa::new(policy);
-            let (mut ready, mut replicas) = (0u32, 0u32);
-            let total: u32 = arrivals.iter().sum();
-            let end = arrivals.len() as u64 + u64::from(total) + polling + cooldown + 30;
-            for second in 0..end {
-                ready += arrivals.get(second as usize).copied().unwrap_or(0);
-                if second.is_multiple_of(polling) {
-                    let activity = if ready > 0 { Activity::Active } else { Activity::Inactive };
-                    replicas = executor.on_poll(seconds(second), replicas, activity);
-                    prop_assert!(ready == 0 || replicas > 0, "work starves at {second} s");
-                }
-                if second.is_multiple_of(syncing) {
-                    let usage = Usage { value: f64::from(ready), target: 5.0 };
-                    replicas = hpa.sync(seconds(second), replicas, usage);
-                }
-                ready = ready.saturating_sub(replicas * per_second);
-            }
-            prop_assert_eq!((ready, replicas), (0, 0));
         }
     }
 }

@@ -13,6 +13,8 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use super::*;
+use crate::autoscaler::hpa::{HpaPolicy, Rules};
+use crate::autoscaler::keda::ExecutorPolicy;
 
 #[derive(Debug, Clone, Default)]
 struct Says {
@@ -108,6 +110,7 @@ impl Bed {
         let server = tokio::spawn(async move {
             Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
+        let rules = Rules::Plain { stabilization: Duration::ZERO };
         let settings = Settings {
             scaler: format!("http://{address}"),
             name: "workers".into(),
@@ -115,8 +118,11 @@ impl Bed {
             metadata: HashMap::new(),
             polling,
             sync,
-            executor: ExecutorPolicy { min: 0, cooldown },
-            hpa: HpaPolicy { max: 3, stabilization: Duration::ZERO, ..HpaPolicy::default() },
+            policy: ObjectPolicy {
+                executor: ExecutorPolicy { cooldown, ..ExecutorPolicy::default() },
+                hpa: HpaPolicy { max: 3, rules, ..HpaPolicy::default() },
+                ..ObjectPolicy::default()
+            },
         };
         let (sender, view) = watch::channel(View::default());
         let stop = CancellationToken::new();

@@ -1,0 +1,95 @@
+//! The policies by name, and the settings in which each is tried.
+
+use super::keda::{Counts, Keda, Object, QueueLength};
+use super::kpa::Kpa;
+use super::oracle;
+use super::ours::Ours;
+use super::outcome::Outcome;
+use super::trace::Trace;
+use super::world::{self, Policy, Settings};
+
+/// A policy, or a family of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Choice {
+    /// The cheapest of the schedules that one who knows all arrivals tried
+    Oracle,
+    /// Our mode `jobs`, with two batches to a replica
+    Jobs,
+    /// KEDA's built-in queue length of what is ready or unacknowledged, at several lengths
+    Unacked,
+    /// KEDA's built-in queue length of what is ready, at several lengths
+    Ready,
+    /// Knative's pod autoscaler at its defaults
+    Kpa,
+}
+
+const ALL: [Choice; 5] =
+    [Choice::Oracle, Choice::Jobs, Choice::Unacked, Choice::Ready, Choice::Kpa];
+
+/// Jobs per replica at which the built-in scalers are tried.
+const LENGTHS: [u32; 9] = [1, 2, 5, 10, 16, 25, 50, 100, 200];
+
+/// Runs a trace under each policy; all of them where none is chosen.
+///
+/// # Errors
+/// When our scaler does not take the metadata.
+pub(crate) fn replay(
+    choices: &[Choice],
+    settings: Settings,
+    trace: &Trace,
+    share: f64,
+) -> anyhow::Result<Vec<(String, Outcome)>> {
+    let choices = if choices.is_empty() { &ALL[..] } else { choices };
+    let mut outcomes = Vec::new();
+    for choice in choices {
+        if *choice == Choice::Oracle {
+            outcomes.push(("oracle".to_owned(), oracle::run(settings, trace, share)));
+            continue;
+        }
+        for (name, mut policy) in choice.policies(&settings)? {
+            outcomes.push((name, world::run(settings, trace, &mut *policy)));
+        }
+    }
+    Ok(outcomes)
+}
+
+/// A policy by its name.
+type Named = (String, Box<dyn Policy>);
+
+impl Choice {
+    fn policies(self, settings: &Settings) -> anyhow::Result<Vec<Named>> {
+        let slots = settings.slots;
+        match self {
+            Self::Oracle => Ok(Vec::new()),
+            Self::Jobs => ours("jobs", &[("jobsPerReplica", (2 * slots).to_string())], settings),
+            Self::Unacked => Ok(lengths("unacked", Counts::Unacked, settings)),
+            Self::Ready => Ok(lengths("ready", Counts::Ready, settings)),
+            Self::Kpa => Ok(vec![("kpa".to_owned(), Box::new(Kpa::default()))]),
+        }
+    }
+}
+
+/// One of our modes, in each ScaledObject.
+fn ours(mode: &str, options: &[(&str, String)], settings: &Settings) -> anyhow::Result<Vec<Named>> {
+    let mut metadata = vec![("mode", mode.to_owned())];
+    metadata.extend_from_slice(options);
+    let mut policies: Vec<Named> = Vec::new();
+    for object in Object::ALL {
+        let policy = Keda::new(Ours::new(&metadata)?, object, settings);
+        policies.push((format!("{mode}{}", object.mark()), Box::new(policy)));
+    }
+    Ok(policies)
+}
+
+/// A built-in scaler at each length in each ScaledObject.
+fn lengths(name: &str, counts: Counts, settings: &Settings) -> Vec<Named> {
+    let mut policies: Vec<Named> = Vec::new();
+    for object in Object::ALL {
+        for length in LENGTHS {
+            let scaler = QueueLength { length: f64::from(length), counts };
+            let policy = Keda::new(scaler, object, settings);
+            policies.push((format!("{name}-{length}{}", object.mark()), Box::new(policy)));
+        }
+    }
+    policies
+}

@@ -1,0 +1,108 @@
+//! Whole runs from a fixed seed, in seconds.
+
+use super::*;
+use crate::simulate::trace::{Arrival, Priority};
+
+fn settings() -> Settings {
+    Settings {
+        cold_start: Duration::from_secs(30),
+        overhead: 0.5,
+        slots: 8,
+        grace: Duration::from_secs(300),
+        max_replicas: 10,
+        objective: Duration::from_secs(120),
+        cooldown: Duration::from_secs(30),
+        window: Duration::from_secs(30),
+        seed: 7,
+    }
+}
+
+/// Ten minutes in which two jobs come each second, after a minute without.
+fn short() -> Trace {
+    let arrival = |n: u32| Arrival {
+        at: 60.0 + f64::from(n) / 2.0,
+        service: 1.0,
+        priority: Priority::Normal,
+    };
+    Trace { name: "short".into(), arrivals: (0..1200).map(arrival).collect() }
+}
+
+fn replay(policies: &[Choice]) -> Vec<(String, Outcome)> {
+    policies::replay(policies, settings(), &short(), 0.95).unwrap()
+}
+
+#[track_caller]
+fn named<'a>(outcomes: &'a [(String, Outcome)], name: &str) -> &'a Outcome {
+    &outcomes.iter().find(|(policy, _)| policy == name).unwrap().1
+}
+
+#[test]
+fn every_policy_does_all_jobs_and_none_goes_below_what_the_work_takes() {
+    let least = oracle::least_gpu_seconds(&short(), &settings());
+    for (policy, outcome) in replay(&[]) {
+        assert!(outcome.gpu_seconds() >= least || outcome.n_undone() > 0, "{policy}");
+        // Those that count only what is ready give up a pod that works, and may starve.
+        if !policy.starts_with("ready") {
+            assert_eq!(outcome.n_undone(), 0, "{policy}");
+        }
+        assert!(outcome.samples.iter().all(|sample| sample.ready <= 1200), "{policy}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_figures() {
+    let figures = || {
+        let outcomes = replay(&[Choice::Jobs, Choice::Kpa]);
+        outcomes.iter().map(|(_, it)| (it.gpu_seconds(), it.attainment())).collect::<Vec<_>>()
+    };
+    assert_eq!(figures(), figures());
+}
+
+#[test]
+fn who_knows_all_reaches_the_objective_and_needs_no_more_than_the_others_that_do() {
+    let outcomes = replay(&[]);
+    let oracle = named(&outcomes, "oracle");
+    assert!(oracle.attainment() >= 0.95);
+    for (policy, outcome) in outcomes.iter().filter(|(_, it)| it.attainment() >= 0.95) {
+        assert!(outcome.gpu_seconds() >= oracle.gpu_seconds(), "{policy}");
+    }
+}
+
+#[test]
+fn a_push_wakes_the_pool_sooner_than_a_poll() {
+    let outcomes = replay(&[Choice::Jobs, Choice::Unacked]);
+    let first = |name| named(&outcomes, name).waits()[0];
+    // A cold start, and nothing else.
+    assert!((first("jobs") - 30.0).abs() < 0.01, "{}", first("jobs"));
+    assert!(first("unacked-16") >= 30.0 && first("unacked-16") <= 60.0);
+}
+
+#[test]
+fn the_defaults_keep_pods_for_longer() {
+    let outcomes = replay(&[Choice::Jobs]);
+    let gpu = |name| named(&outcomes, name).gpu_seconds();
+    assert!(gpu("jobs/default") > gpu("jobs") + 200.0, "{} {}", gpu("jobs/default"), gpu("jobs"));
+}
+
+#[test]
+fn a_verdict_names_the_cheapest_setting_that_reaches_the_objective() {
+    let mut outcomes = replay(&[Choice::Oracle, Choice::Jobs, Choice::Unacked, Choice::Ready]);
+    let judged = named(&outcomes, "jobs").clone();
+    outcomes.push(("slo".to_owned(), judged.clone()));
+    let verdict = Verdict::of("short", &outcomes, 0.95).unwrap();
+    assert_eq!(verdict.reached, verdict::Reached::Yes);
+    let saving = verdict.cheapest.unwrap();
+    let cheapest = named(&outcomes, &saving.setting);
+    assert!(cheapest.attainment() >= 0.95);
+    let saved = 1.0 - judged.gpu_seconds() / cheapest.gpu_seconds();
+    assert!((saving.slo - saved).abs() < 0.001 && saving.oracle >= saving.slo, "{saving:?}");
+    for (policy, outcome) in outcomes.iter().filter(|(_, it)| it.attainment() >= 0.95) {
+        let is_length = policy.starts_with("unacked-") || policy.starts_with("ready-");
+        assert!(!is_length || outcome.gpu_seconds() >= cheapest.gpu_seconds(), "{policy}");
+    }
+    assert!(verdict.cheapest_default.unwrap().setting.ends_with("/default"));
+
+    let overall = Overall::of(&[&outcomes, &outcomes], 0.95).unwrap();
+    assert_eq!(overall.cheapest.unwrap().setting, saving.setting);
+    assert!(Overall::of(&[&outcomes], 0.95).is_none(), "one trace is not all");
+}
