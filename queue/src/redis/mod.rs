@@ -46,8 +46,8 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
+    Backlog, Behavior, Broker, ByPriority, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
     RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, WorkerStatus,
 };
 use connect::Place;
@@ -339,7 +339,10 @@ impl Calls {
     async fn depth(&self) -> Result<Depth> {
         let counts = list(self.look(self.call(&script::DEPTH)).await?)?;
         let counts: Vec<i64> = counts.iter().map(int).collect::<Result<_>>()?;
-        let [ready, in_flight, delayed, dead, oldest, next_due, cost, now] = counts[..] else {
+        let &[ready, in_flight, delayed, dead, ref rest @ ..] = &counts[..] else {
+            return Err(value::garbled("depth"));
+        };
+        let &[oldest, next_due, cost, high, normal, low, deadline, now] = rest else {
             return Err(value::garbled("depth"));
         };
         let count = |n: i64| u64::try_from(n).unwrap_or(0);
@@ -352,8 +355,12 @@ impl Calls {
             oldest_ready: moment(oldest),
             next_due: moment(next_due),
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
-            ready_by_priority: None,
-            first_deadline: None,
+            ready_by_priority: (normal >= 0).then(|| ByPriority {
+                high: count(high),
+                normal: count(normal),
+                low: count(low),
+            }),
+            first_deadline: moment(deadline),
             as_of: value::moment(now),
         })
     }

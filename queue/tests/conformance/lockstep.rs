@@ -111,8 +111,6 @@ struct Side {
     handles: [Queue; 2],
     held: Vec<Delivery>,
     settled: Vec<Settlement>,
-    /// Whether the other broker tells priorities and deadlines of what is ready.
-    tells_all: bool,
 }
 
 impl Side {
@@ -169,11 +167,7 @@ impl Side {
     /// All that can be seen without touching anything.
     async fn look(&self) -> Vec<String> {
         let queue = &self.handles[1];
-        let mut depth = queue.depth().await;
-        if let (Ok(depth), false) = (&mut depth, self.tells_all) {
-            (depth.ready_by_priority, depth.first_deadline) = (None, None);
-        }
-        let mut seen = vec![told(depth), told(queue.workers().await)];
+        let mut seen = vec![told(queue.depth().await), told(queue.workers().await)];
         for name in 0..NAMES.len() {
             seen.push(told(queue.get(&id(name)).await));
         }
@@ -282,7 +276,6 @@ async fn sides(url: QueueUrl, clock: &Arc<ManualClock>) -> [Side; 2] {
         handles,
         held: Vec::new(),
         settled: Vec::new(),
-        tells_all: !matches!(url.address, Address::Redis(_)),
     })
 }
 

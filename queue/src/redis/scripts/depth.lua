@@ -1,5 +1,6 @@
 -- ARGV: time. Reads only. Answers {ready, held, delayed, dead, oldest ready or -1, next due or -1,
--- cost in thousandths or -1 when it would take too long to tell, time}.
+-- cost in thousandths, ready jobs of each priority (both -1 when it would take too long to tell), soonest
+-- deadline of a ready job or -1, time}.
 local LIMIT = 2000
 local depth = tally()
 local ripe = redis.call('ZRANGE', key('delayed'), '-inf', now, 'BYSCORE', 'LIMIT', 0, LIMIT)
@@ -31,25 +32,68 @@ if depth.strangers > 0 then
   if first then older(tonumber(string.match(first[1], '^(%d+)')) + now - server_now) end
 end
 
+-- Jobs in line or due whose deadline has passed.
+local is_too_much = depth.late > LIMIT or #ripe == LIMIT
+local late_jobs = {}
+if depth.late > 0 and not is_too_much then
+  for _, name in ipairs({ 'deadlines', 'answered' }) do
+    local ids = redis.call('ZRANGE', key(name), '-inf', now, 'BYSCORE')
+    for _, job in ipairs(load_jobs(ids)) do
+      if job.w ~= 'X' then late_jobs[#late_jobs + 1] = job end
+    end
+  end
+end
+
 -- The sum of what is in line or held, without what died of its deadline, with what is due by now.
-local cost = tonumber(redis.call('HGET', key('meta'), 'cost') or 0)
+local cost = note('cost')
 if depth.ready + depth.held == 0 then
   cost = 0
-elseif depth.late > LIMIT or #ripe == LIMIT then
+elseif is_too_much then
   cost = -1
 else
   for _, job in ipairs(ripe_jobs) do
     if not expired(job) then cost = cost + (job.c or 0) end
   end
-  for _, name in ipairs({ 'deadlines', 'answered' }) do
-    local ids = redis.call('ZRANGE', key(name), '-inf', now, 'BYSCORE')
-    for _, job in ipairs(load_jobs(ids)) do
-      if job.w == 'L' then cost = cost - (job.c or 0) end
-    end
+  for _, job in ipairs(late_jobs) do
+    if job.w == 'L' then cost = cost - (job.c or 0) end
   end
   for _, job in ipairs(depth.lapsed) do
     if expired(job) then cost = cost - (job.c or 0) end
   end
 end
-local ready = depth.ready + depth.strangers
-return { ready, depth.held, depth.delayed, depth.dead, oldest or -1, next_due() or -1, cost, now }
+
+-- What plain clients wrote is of normal priority as long as nobody has read it.
+local by_priority, first_deadline = { 0, depth.strangers, 0 }, nil
+local function count_in(job, n)
+  local lane = math.floor(job.s / LANE) + 1
+  by_priority[lane] = by_priority[lane] + n
+end
+local function sooner(moment)
+  if moment and (not first_deadline or moment < first_deadline) then first_deadline = moment end
+end
+for lane = 1, 3 do
+  local from, to = whole((lane - 1) * LANE), whole(lane * LANE - 1)
+  by_priority[lane] = by_priority[lane] + count('line', from, to)
+end
+for _, job in ipairs(ripe_jobs) do
+  count_in(job, 1)
+  if not expired(job) then sooner(job.d) end
+end
+for _, job in ipairs(depth.alive) do
+  count_in(job, 1)
+  sooner(job.d)
+end
+for _, job in ipairs(late_jobs) do count_in(job, -1) end
+for _, name in ipairs({ 'deadlines', 'answered' }) do
+  local ids = redis.call('ZRANGE', key(name), '(' .. whole(now), '+inf', 'BYSCORE', 'LIMIT', 0, 100)
+  for _, job in ipairs(load_jobs(ids)) do
+    if job.w == 'L' then sooner(job.d); break end
+  end
+end
+if is_too_much then by_priority = { -1, -1, -1 } end
+
+local high, normal, low = unpack(by_priority)
+return {
+  depth.ready + depth.strangers, depth.held, depth.delayed, depth.dead, oldest or -1, next_due() or -1, cost,
+  high, normal, low, first_deadline or -1, now,
+}
