@@ -15,7 +15,9 @@ use ebb_queue::{
     Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp,
     Verdict,
 };
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
@@ -27,6 +29,10 @@ use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send_all};
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
+
+/// Groups that are stored at the same time: the next one is on its way while a broker waits for its
+/// disk, and more would only make each smaller.
+const AT_ONCE: usize = 2;
 
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
@@ -50,13 +56,20 @@ pub(crate) async fn store<C: Codec>(
     mut finished: Receiver<Finished<C::Output>>,
     out: Sender<Concluded>,
 ) {
-    let mut jobs = Vec::new();
-    while finished.recv_many(&mut jobs, CHUNK).await > 0 {
-        let encoded = on_cpu(&shared, std::mem::take(&mut jobs), Shared::encode_one).await;
-        let concluded = encoded.into_iter().map(|job| shared.conclude_one(job));
-        let concluded = join_all(concluded).await;
-        concluded.iter().filter(|one| one.is_none()).for_each(|_| shared.count(LOST));
-        send_all(&out, concluded.into_iter().flatten().collect()).await;
+    let mut storing = FuturesUnordered::new();
+    let (mut jobs, mut is_open) = (Vec::new(), true);
+    loop {
+        let has_room = is_open && storing.len() < AT_ONCE;
+        tokio::select! { biased;
+            Some(concluded) = storing.next() => send_all(&out, concluded).await,
+            n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
+                is_open = n_jobs > 0;
+                if is_open {
+                    storing.push(shared.conclude_all(std::mem::take(&mut jobs)));
+                }
+            }
+            else => return,
+        }
     }
 }
 
@@ -107,6 +120,13 @@ impl<C: Codec> Shared<C> {
             End::Reject(reason) => End::Reject(reason),
         };
         Finished { delivery, loan, since, end }
+    }
+
+    async fn conclude_all(self: &Arc<Self>, jobs: Vec<Finished<C::Output>>) -> Vec<Concluded> {
+        let encoded = on_cpu(self, jobs, Self::encode_one).await;
+        let concluded = join_all(encoded.into_iter().map(|job| self.conclude_one(job))).await;
+        concluded.iter().filter(|one| one.is_none()).for_each(|_| self.count(LOST));
+        concluded.into_iter().flatten().collect()
     }
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
