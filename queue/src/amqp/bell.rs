@@ -52,6 +52,11 @@ impl Bell {
     pub(super) fn ring(&self) {
         self.ring.send_modify(|n_rings| *n_rings += 1);
     }
+
+    /// Rings from now on, as far as they come here without anybody's listening on the broker.
+    pub(super) fn rings(&self) -> watch::Receiver<u64> {
+        self.ring.subscribe()
+    }
 }
 
 impl Listener {

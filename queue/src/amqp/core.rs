@@ -42,6 +42,8 @@ pub(super) struct Core {
     pub(super) n_levels: AtomicU32,
     /// The session in which they were looked for, plus one.
     levels_found_in: AtomicU64,
+    /// Whether jobs come without being asked for; each burst of them rings the bell.
+    pub(super) stands: AtomicBool,
     /// Whether nothing was in the queue at the last look.
     pub(super) was_empty: AtomicBool,
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
@@ -80,6 +82,7 @@ impl Core {
             made: tokio::sync::Mutex::new((0, FIRST_LEVELS)),
             n_levels: AtomicU32::new(FIRST_LEVELS),
             levels_found_in: AtomicU64::new(0),
+            stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(true),
             reading_dead: tokio::sync::Mutex::default(),
         }

@@ -133,18 +133,22 @@ async fn fate<'a>(
     taken: Taken<'a>,
     verdict: &Verdict,
 ) -> Result<Fate<'a>> {
-    let now = core.clock.now();
-    let mut parcel = taken.held().parcel.clone();
+    let (now, parcel) = (core.clock.now(), &taken.held().parcel);
+    let charged = |reason: &str| {
+        let mut parcel = parcel.clone();
+        parcel.charge(now, reason);
+        parcel
+    };
     let next = match verdict {
         Verdict::Ack => None,
         Verdict::Retry { after, reason } => {
-            parcel.charge(now, reason);
             let after = (*after).min(names::longest());
+            let parcel = charged(reason);
             Some(core.to_lane_after(session, &parcel, (Lane::Back, after)).await?)
         }
-        Verdict::Release => Some(core.to_lane(&parcel, Lane::Back)?),
+        Verdict::Release => Some(core.to_lane(parcel, Lane::Back)?),
         Verdict::Reject { reason } => {
-            parcel.charge(now, reason);
+            let mut parcel = charged(reason);
             parcel.die(now, reason);
             Some(core.to_dead(&parcel)?)
         }

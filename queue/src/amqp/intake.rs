@@ -7,16 +7,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::core::Core;
 use super::names::{LANES, Lane};
@@ -32,9 +33,10 @@ const SOON: Duration = Duration::from_millis(100);
 /// How long to wait for more of what keeps coming.
 const LINGER: Duration = Duration::from_millis(3);
 /// Who asks again within this time is in a hurry.
-const HURRY: Duration = Duration::from_millis(25);
-/// After how long what was fetched ahead goes back.
-const PATIENCE: Duration = Duration::from_millis(100);
+const HURRY: Duration = Duration::from_millis(50);
+/// After how long what was fetched ahead goes back. Who stores results waits for a disk that may be
+/// slow for a while, and to give back and fetch again costs more than all else.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How long the counts of the lanes are good enough for who is in a hurry.
 const FRESH: Duration = Duration::from_millis(20);
 /// Batches that have to wait before it pays to fetch ahead.
@@ -92,6 +94,7 @@ pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
         standing: None,
         asked_at: None,
         counted_at: None,
+        most: 0,
         is_closed: false,
     };
     (Intake(sender), line::Owned(tokio::spawn(fetcher.run(asks))))
@@ -113,6 +116,8 @@ struct Fetcher {
     standing: Option<Standing>,
     asked_at: Option<Instant>,
     counted_at: Option<Instant>,
+    /// The most that anybody asked for.
+    most: usize,
     is_closed: bool,
 }
 
@@ -151,8 +156,9 @@ impl Fetcher {
         self.count_ahead();
     }
 
-    /// Says how much is here and nobody's.
+    /// Says how much is here and nobody's, and whether more comes by itself.
     fn count_ahead(&self) {
+        self.core.stands.store(self.standing.is_some(), Ordering::SeqCst);
         let n_ahead = self.ahead.len() as u64;
         let is_same = std::mem::replace(&mut self.core.ledger().n_ahead, n_ahead) == n_ahead;
         if !is_same {
@@ -160,15 +166,21 @@ impl Fetcher {
         }
     }
 
-    fn came(&mut self, delivery: Option<Delivery>) {
-        match delivery {
-            Some(delivery) => {
-                let fetched = self.read(delivery);
-                self.ahead.push_back(fetched);
-                self.count_ahead();
-            }
-            None => self.standing = None,
+    /// Takes what came and all that came with it: to be woken costs more than to read one.
+    fn came(&mut self, first: Option<Delivery>) {
+        let mut came = Some(first);
+        while let Some(one) = came {
+            let Some(delivery) = one else {
+                self.standing = None;
+                break;
+            };
+            let fetched = self.read(delivery);
+            self.ahead.push_back(fetched);
+            came = next(self.standing.as_mut()).now_or_never();
         }
+        self.count_ahead();
+        // Who found nothing looks again.
+        self.core.bell.ring();
     }
 
     fn read(&self, delivery: Delivery) -> Fetched {
@@ -179,6 +191,7 @@ impl Fetcher {
 
     async fn fetch(&mut self, max: usize) -> Result<Vec<Fetched>> {
         let max = max.min(MAX_FETCH);
+        self.most = self.most.max(max);
         let session = self.core.session().await?;
         if session.epoch != self.epoch {
             // What came by another session is the broker's again.
@@ -189,29 +202,26 @@ impl Fetcher {
         let now = Instant::now();
         let in_hurry = self.asked_at.is_some_and(|at| now - at < HURRY);
         let is_fresh = self.counted_at.is_some_and(|at| now - at < FRESH);
-        let mut fetched = Vec::new();
-        if self.standing.is_none() || !is_fresh {
-            let counts = self.count(&session).await?;
-            // Lanes that go before the one from which is fetched ahead.
-            let above = |lane: Lane| !self.standing.as_ref().is_some_and(|one| one.lane == lane);
-            let lanes: Vec<_> = counts.iter().take_while(|(lane, _)| above(*lane)).collect();
-            let n_above = lanes.len();
-            self.pull(&session, counts.iter().take(n_above), max, &mut fetched).await?;
-            self.pull_standing(max, &mut fetched).await;
-            self.pull(&session, counts.iter().skip(n_above), max, &mut fetched).await?;
-            self.stand(&session, &counts, (max, in_hurry && fetched.len() == max)).await?;
-        } else {
-            self.pull_standing(max, &mut fetched).await;
+        let standing = self.standing.as_ref().map(|one| one.lane);
+        let lanes = LANES;
+        let n_above = lanes.iter().position(|lane| Some(*lane) == standing);
+        let (above, rest) = lanes.split_at(n_above.unwrap_or(lanes.len()));
+        let (mut fetched, mut counts) = (Vec::new(), Vec::new());
+        if standing.is_none() || !is_fresh {
+            counts = self.pull(&session, above, max, &mut fetched).await?;
+            self.counted_at = Some(now);
+        }
+        self.pull_standing(max, &mut fetched).await;
+        // The lane itself is not counted: it is busy, and its answer would be waited for.
+        if !is_fresh && fetched.len() < max {
+            let below = rest.get(1..).unwrap_or_default();
+            self.pull(&session, below, max, &mut fetched).await?;
+        }
+        if in_hurry && fetched.len() == max {
+            self.stand(&session, &counts, max).await?;
         }
         fetched.sort_by_key(|fetched| fetched.parcel.rank());
         Ok(fetched)
-    }
-
-    async fn count(&mut self, session: &Session) -> Result<Vec<(Lane, u64)>> {
-        let queues = LANES.map(|lane| self.core.names.lane(lane));
-        let counts = session.counts(&queues).await?;
-        self.counted_at = Some(Instant::now());
-        Ok(LANES.into_iter().zip(counts).collect())
     }
 
     /// What was fetched ahead, and what comes while more of it comes.
@@ -232,28 +242,40 @@ impl Fetcher {
         }
     }
 
-    /// Takes what is there from one lane after the other.
+    /// Takes what is there from one lane after the other; how much was there in each.
     async fn pull(
         &mut self,
         session: &Session,
-        counts: impl Iterator<Item = &(Lane, u64)>,
+        lanes: &[Lane],
         max: usize,
         fetched: &mut Vec<Fetched>,
-    ) -> Result<()> {
-        for (lane, count) in counts {
+    ) -> Result<Vec<(Lane, u64)>> {
+        let pulled = self.pull_lanes(session, lanes, max, fetched).await;
+        if pulled.is_err() {
+            // What came from other lanes is not lost.
+            self.ahead.extend(fetched.drain(..));
+        }
+        pulled
+    }
+
+    async fn pull_lanes(
+        &self,
+        session: &Session,
+        lanes: &[Lane],
+        max: usize,
+        fetched: &mut Vec<Fetched>,
+    ) -> Result<Vec<(Lane, u64)>> {
+        let queues: Vec<String> = lanes.iter().map(|lane| self.core.names.lane(*lane)).collect();
+        let counts = session.counts(&queues).await?;
+        let counts: Vec<_> = lanes.iter().copied().zip(counts).collect();
+        for (lane, count) in &counts {
             let room = max.saturating_sub(fetched.len());
             let n_wanted = usize::try_from(*count).unwrap_or(room).min(room);
-            let is_standing = self.standing.as_ref().is_some_and(|one| one.lane == *lane);
-            if n_wanted > 0 && !is_standing {
-                let taken = self.pull_lane(session, *lane, n_wanted).await;
-                if taken.is_err() {
-                    // What came from other lanes is not lost.
-                    self.ahead.extend(fetched.drain(..));
-                }
-                fetched.extend(taken?);
+            if n_wanted > 0 {
+                fetched.extend(self.pull_lane(session, *lane, n_wanted).await?);
             }
         }
-        Ok(())
+        Ok(counts)
     }
 
     async fn pull_lane(&self, session: &Session, lane: Lane, n: usize) -> Result<Vec<Fetched>> {
@@ -280,23 +302,19 @@ impl Fetcher {
         Ok(fetched)
     }
 
-    /// Begins to fetch ahead where that pays, or begins anew where more is asked for.
-    async fn stand(
-        &mut self,
-        session: &Session,
-        counts: &[(Lane, u64)],
-        (max, is_hot): (usize, bool),
-    ) -> Result<()> {
-        let n_held = usize::try_from(self.core.ledger().n_held()).unwrap_or(usize::MAX);
-        let prefetch = n_held.saturating_add(max * 3).min(usize::from(u16::MAX));
-        if self.standing.as_ref().is_some_and(|one| one.prefetch >= n_held + max) || !is_hot {
-            return Ok(());
+    /// Begins to fetch ahead where that pays, and ends it where more is asked for than before, to
+    /// begin anew. That takes until all that is held is settled, so it is not done for being short
+    /// of what is ahead: who holds so much waits for its results to be stored.
+    async fn stand(&mut self, session: &Session, counts: &[(Lane, u64)], max: usize) -> Result<()> {
+        if let Some(standing) = &self.standing {
+            return if standing.prefetch < 2 * max { self.sit(session).await } else { Ok(()) };
         }
         let enough = DEEP * max as u64;
         let Some((lane, _)) = counts.iter().find(|(_, count)| *count >= enough) else {
             return Ok(());
         };
-        self.sit(session).await?;
+        let n_held = usize::try_from(self.core.ledger().n_held()).unwrap_or(usize::MAX);
+        let prefetch = n_held.saturating_add(2 * self.most).min(usize::from(u16::MAX));
         let channel = session.work.clone();
         let queue = self.core.names.lane(*lane);
         let consuming = consume(&channel, &queue, prefetch);
@@ -350,6 +368,7 @@ impl Fetcher {
             session.publish(back).await?;
             let tags: Vec<u64> = self.ahead.drain(..).map(|fetched| fetched.tag).collect();
             session.ack(&tags).await?;
+            debug!(n_jobs = tags.len(), "what was fetched ahead went back");
         }
         self.count_ahead();
         Ok(())

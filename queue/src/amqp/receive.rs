@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -17,6 +18,8 @@ use crate::{Delivery, Error, JobResult, Outcome, Receipt, Result, Timestamp};
 
 /// Who waits looks this often, though nothing was heard: not all that is published is.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long to wait for what comes by itself, before asking the broker to tell of it.
+const SOON: Duration = Duration::from_millis(50);
 /// Delays are kept to a tick; a clock that is ahead by less than this is none too early.
 const TOLERANCE: Duration = Duration::from_millis(20);
 
@@ -27,8 +30,9 @@ pub(super) async fn receive(
     wait: Duration,
 ) -> Result<Vec<Delivery>> {
     let start = Instant::now();
-    let mut listener = None;
+    let (mut listener, mut rings) = (None, core.bell.rings());
     loop {
+        rings.mark_unchanged();
         let fetched = intake.fetch(max.get()).await?;
         let was_empty = fetched.is_empty();
         let deliveries = hand_out(core, fetched).await?;
@@ -37,6 +41,11 @@ pub(super) async fn receive(
             return Ok(deliveries);
         }
         if was_empty {
+            // What is fetched ahead may all be held, and more comes as soon as some is settled.
+            let stands = core.stands.load(Ordering::SeqCst);
+            if stands && timeout(left.min(SOON), rings.changed()).await.is_ok() {
+                continue;
+            }
             let listener = listener.get_or_insert_with(|| Listener::new(core));
             // A ring and the end of the nap both mean to look again.
             timeout(left.min(LOOK), listener.hear()).await.ok();

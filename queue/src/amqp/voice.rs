@@ -27,6 +27,9 @@ use crate::{Result, STATUS_TTL, WorkerId, WorkerStatus};
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(200);
+/// From one word on what we hold to the next: under load it changes with every batch, and each word
+/// costs the broker as much as a few jobs. Shorter than the doubt of who finds the queue empty.
+const REST: Duration = Duration::from_millis(20);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at most.
@@ -165,6 +168,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = (0, 0);
+    let (mut is_stale, mut rested_at) = (false, Instant::now());
     loop {
         let counts = |core: &Core| {
             let ledger = core.ledger();
@@ -177,10 +181,13 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 let acked = channel.basic_ack(heard.delivery_tag, BasicAckOptions::default());
                 session.patiently("let us hear what is held", acked).await?;
             }
-            () = core.counts_changed.notified() => {
+            () = core.counts_changed.notified(), if !is_stale => is_stale = true,
+            () = sleep_until(rested_at), if is_stale => {
+                is_stale = false;
                 if counts(core) != told {
                     told = counts(core);
                     tell_holding(core, session, told).await?;
+                    rested_at = Instant::now() + REST;
                 }
             }
             _ = each_second.tick() => {

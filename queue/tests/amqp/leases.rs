@@ -1,8 +1,9 @@
 //! What becomes of the jobs of a handle that does not move, ends, or is gone.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::{handle, job, on_shared, take, take_one, until, url};
+use crate::{LONG, handle, job, on_shared, take, take_one, until, url};
 
 #[test]
 fn a_handle_that_does_not_move_loses_its_jobs() {
@@ -66,5 +67,35 @@ fn a_handle_that_is_gone_gives_its_jobs_back_at_once_and_is_charged() {
         assert_eq!(again.attempt, 2);
         assert!(start.elapsed() < Duration::from_millis(1_900), "{:?}", start.elapsed());
         other.settle(&[again.ack()]).await.unwrap();
+    });
+}
+
+#[test]
+fn who_holds_all_that_was_fetched_ahead_gets_more_as_soon_as_it_settles() {
+    on_shared(async |server| {
+        let mut patient = url(server, "full");
+        patient.behavior.lease = Duration::from_secs(60);
+        let queue = handle(&patient).await;
+        let names: Vec<_> = (0..1_000).map(|n| format!("job-{n}")).collect();
+        queue.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
+        // In a hurry and with much to come, it fetches ahead, and no more than is good.
+        let (mut held, few) = (Vec::new(), NonZeroUsize::new(16).unwrap());
+        loop {
+            let more = queue.receive(few, Duration::ZERO).await.unwrap();
+            if more.is_empty() {
+                break;
+            }
+            held.extend(more);
+        }
+        assert!(held.len() < names.len(), "all of them were fetched ahead");
+        let settlements: Vec<_> = held.into_iter().map(ebb_queue::Delivery::ack).collect();
+        let start = tokio::time::Instant::now();
+        let (more, settled) = tokio::join!(queue.receive(few, LONG), async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            queue.settle(&settlements).await
+        });
+        assert_eq!(settled.unwrap().len(), settlements.len());
+        assert_eq!(more.unwrap().len(), few.get());
+        assert!(start.elapsed() < Duration::from_millis(450), "{:?}", start.elapsed());
     });
 }
