@@ -546,7 +546,7 @@ mod tests {
                 parse(&written.iter().chain(rest).copied().collect::<Vec<_>>())
             };
             prop_assert_eq!(with(&[("jobsPerReplica", &figure)]), Ok(jobs.clone()));
-            let drain = Trigger { mode: Mode::Drain { within: span }, ..jobs };
+            let drain = Trigger { mode: Mode::Drain { within: span }, ..jobs.clone() };
             let given = [("mode", "drain"), ("drainSeconds", words.as_str())];
             prop_assert_eq!(with(&given), Ok(drain));
         }
