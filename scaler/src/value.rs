@@ -144,19 +144,18 @@ impl Plan {
         let mut most = self.needed(ready + running + coming, -self.lead);
         let oldest = oldest_age(snapshot, now);
         // In order of arrival, the ready jobs of at most this age are those that arrived since.
-        let mut spans = snapshot.learned.recent.spans().take_while(|(span, _)| *span < oldest);
-        let (mut from, mut younger) = (0.0, 0.0);
-        loop {
-            let next = spans.next();
-            let to = next.map_or(oldest, |(span, _)| span);
-            // Those between two ages are taken to be in the middle.
-            let older = (ready - younger).max(0.0);
-            if older > 0.0 || from == 0.0 {
-                most = most.max(self.needed(older + running, f64::midpoint(from, to)));
+        let (mut age, mut younger) = (0.0, 0.0);
+        let spans = snapshot.learned.recent.spans();
+        for (span, arrived) in spans.take_while(|(span, _)| *span < oldest) {
+            if arrived > younger && ready > younger {
+                // Those between two ages are taken to be in the middle.
+                let middle = f64::midpoint(age, span);
+                most = most.max(self.needed(ready - younger + running, middle));
             }
-            let Some((span, arrived)) = next else { return most };
-            (from, younger) = (span, arrived);
+            (age, younger) = (span, arrived);
         }
+        let rest = (ready - younger).max(0.0);
+        most.max(self.needed(rest + running, if rest > 0.0 { oldest } else { 0.0 }))
     }
 
     /// The fewest replicas that do so many jobs before the youngest of them, of this age, is late.
@@ -272,8 +271,7 @@ mod tests {
             snapshot = queue(5 * second, 0, &[(Phase::Busy, 1); 4]);
             learner.observe(&snapshot, at(second.cast_signed()));
         }
-        snapshot.learned = learner.learned();
-        snapshot.depth.as_of = at(40);
+        snapshot.learned = crate::learn::Learned { slots: None, ..learner.learned() };
         let stream = decide(&snapshot, &slo(60), at(40)).value;
         assert!(stream < 0.7 * burst && stream > 4.0, "{stream} {burst}");
     }

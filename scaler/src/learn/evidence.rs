@@ -25,13 +25,19 @@ impl Evidence {
     /// Jobs per second.
     #[must_use]
     pub fn rate(&self, prior: f64) -> f64 {
-        (self.jobs + PRIOR) / (self.seconds + PRIOR / prior)
+        let prior = self.tame(prior.recip());
+        (self.jobs + PRIOR) / (self.seconds + PRIOR * prior)
     }
 
     /// Seconds per job.
     #[must_use]
     pub fn mean(&self, prior: f64) -> f64 {
-        (self.seconds + PRIOR * prior) / (self.jobs + PRIOR)
+        (self.seconds + PRIOR * self.tame(prior)) / (self.jobs + PRIOR)
+    }
+
+    /// The prior, brought near what is known.
+    fn tame(&self, prior: f64) -> f64 {
+        self.known().map_or(prior, |mean| prior.clamp(mean / FAR, mean * FAR))
     }
 
     /// Seconds per job where there was any.

@@ -359,10 +359,17 @@ mod tests {
         }
     }
 
+    #[track_caller]
+    fn assert_mistakes(cases: &[(&[(&str, &str)], &str)]) {
+        for (metadata, expected) in cases {
+            let expected = format!("scalerMetadata: {expected}");
+            assert_eq!(parse(metadata), Err(expected), "{metadata:?}");
+        }
+    }
+
     #[test]
-    fn a_mistake_is_told_with_its_remedy() {
-        let span = "use seconds, or a span such as 90s or 5m, from";
-        let cases: &[(&[(&str, &str)], &str)] = &[
+    fn a_key_that_is_not_known_is_told_with_the_nearest_one() {
+        assert_mistakes(&[
             (&[("jobPerReplica", "5")], "key \"jobPerReplica\" is not known; use jobsPerReplica"),
             (&[("Queue", "a")], "key \"Queue\" is not known; use queue"),
             (&[("modesFromEnv", "a")], "key \"modesFromEnv\" is not known; use mode"),
@@ -379,19 +386,12 @@ mod tests {
                 &[("queue", "a"), ("queueFromEnv", "b")],
                 "queue and queueFromEnv are both given; keep one of them",
             ),
-            (
-                &[("queue", "a b")],
-                "queue: \"a b\" is not valid: use the name of a queue, 1 to 64 of a-z A-Z 0-9 . _ -",
-            ),
-            (
-                &[("profile", "nats://me:hunter2@broker")],
-                "the value of profile is not valid: \
-                 use the name of a profile of the scaler, 1 to 64 of a-z A-Z 0-9 . _ -",
-            ),
-            (
-                &[("mode", "Jobs")],
-                "mode: \"Jobs\" is not valid: use jobs, waiting, drain, slo or cost",
-            ),
+        ]);
+    }
+
+    #[test]
+    fn a_key_that_says_nothing_in_the_mode_is_told_with_the_one_that_does() {
+        assert_mistakes(&[
             (
                 &[("mode", "slo")],
                 "sloSeconds is missing; KEDA leaves out a FromEnv that it finds nothing for",
@@ -407,6 +407,26 @@ mod tests {
             (
                 &[("mode", "slo"), ("sloSeconds", "1s"), ("serviceSeconds", "2")],
                 "serviceSeconds: \"2\" is not valid: a job that takes longer than sloSeconds is late",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_right_is_told_with_its_remedy() {
+        let span = "use seconds, or a span such as 90s or 5m, from";
+        assert_mistakes(&[
+            (
+                &[("queue", "a b")],
+                "queue: \"a b\" is not valid: use the name of a queue, 1 to 64 of a-z A-Z 0-9 . _ -",
+            ),
+            (
+                &[("profile", "nats://me:hunter2@broker")],
+                "the value of profile is not valid: \
+                 use the name of a profile of the scaler, 1 to 64 of a-z A-Z 0-9 . _ -",
+            ),
+            (
+                &[("mode", "Jobs")],
+                "mode: \"Jobs\" is not valid: use jobs, waiting, drain, slo or cost",
             ),
             (
                 &[("jobsPerReplica", "0")],
@@ -430,11 +450,7 @@ mod tests {
                 &[("mode", "drain"), ("drainSeconds", "inf")],
                 &format!("drainSeconds: \"inf\" is not valid: {span} 1ms to 1d"),
             ),
-        ];
-        for (metadata, expected) in cases {
-            let expected = format!("scalerMetadata: {expected}");
-            assert_eq!(parse(metadata), Err(expected), "{metadata:?}");
-        }
+        ]);
     }
 
     #[test]
@@ -546,7 +562,7 @@ mod tests {
                 parse(&written.iter().chain(rest).copied().collect::<Vec<_>>())
             };
             prop_assert_eq!(with(&[("jobsPerReplica", &figure)]), Ok(jobs.clone()));
-            let drain = Trigger { mode: Mode::Drain { within: span }, ..jobs };
+            let drain = Trigger { mode: Mode::Drain { within: span }, ..jobs.clone() };
             let given = [("mode", "drain"), ("drainSeconds", words.as_str())];
             prop_assert_eq!(with(&given), Ok(drain));
         }
