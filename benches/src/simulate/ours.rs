@@ -3,15 +3,17 @@
 
 use ebb::autoscaler::object::Look;
 use ebb_queue::{BatchTime, Depth, Phase, QueueUrl, Timestamp, WorkerStatus};
-use ebb_scaler::{Snapshot, Trigger, decide};
+use ebb_scaler::{Learner, Snapshot, Trigger, decide};
 
 use super::keda::Scaler;
 use super::pods::Pod;
 use super::world::View;
 
-/// The scaler and what workers last said: it is up to a second old, the queue's depth is not.
+/// The scaler, what it has learned, and what workers last said: that is up to a second old, the
+/// queue's depth is not.
 pub(crate) struct Ours {
     trigger: Trigger,
+    learner: Learner,
     workers: Vec<WorkerStatus>,
 }
 
@@ -23,7 +25,8 @@ impl Ours {
     pub(crate) fn new(metadata: &[(&str, String)]) -> anyhow::Result<Self> {
         let broker = QueueUrl::sqlite("/simulated");
         let metadata = metadata.iter().map(|(key, value)| (*key, value.as_str()));
-        Ok(Self { trigger: Trigger::parse(metadata, &broker)?, workers: Vec::new() })
+        let trigger = Trigger::parse(metadata, &broker)?;
+        Ok(Self { trigger, learner: Learner::new(), workers: Vec::new() })
     }
 
     fn snapshot(&self, view: &View<'_>) -> Snapshot {
@@ -34,7 +37,7 @@ impl Ours {
             cost: Some(view.cost),
             ..Depth::empty(time(view))
         };
-        Snapshot { depth, workers: self.workers.clone() }
+        Snapshot { depth, workers: self.workers.clone(), learned: self.learner.learned() }
     }
 }
 
@@ -47,6 +50,7 @@ impl Scaler for Ours {
 
     fn learn(&mut self, view: &View<'_>) {
         self.workers = view.pods.iter().map(|pod| status(pod, view)).collect();
+        self.learner.observe(&self.snapshot(view), time(view));
     }
 
     fn pushes(&self) -> bool {

@@ -13,6 +13,12 @@ use super::world::{self, Policy, Settings};
 pub(crate) enum Choice {
     /// The cheapest of the schedules that one who knows all arrivals tried
     Oracle,
+    /// Our mode `slo`, told the objective and nothing else
+    Slo,
+    /// Our mode `drain`, told half the objective
+    Drain,
+    /// Our mode `cost`, the cost of a job being its seconds, half an objective of it to a replica
+    Cost,
     /// Our mode `jobs`, with two batches to a replica
     Jobs,
     /// KEDA's built-in queue length of what is ready or unacknowledged, at several lengths
@@ -23,8 +29,16 @@ pub(crate) enum Choice {
     Kpa,
 }
 
-const ALL: [Choice; 5] =
-    [Choice::Oracle, Choice::Jobs, Choice::Unacked, Choice::Ready, Choice::Kpa];
+const ALL: [Choice; 8] = [
+    Choice::Oracle,
+    Choice::Slo,
+    Choice::Drain,
+    Choice::Cost,
+    Choice::Jobs,
+    Choice::Unacked,
+    Choice::Ready,
+    Choice::Kpa,
+];
 
 /// Jobs per replica at which the built-in scalers are tried.
 const LENGTHS: [u32; 9] = [1, 2, 5, 10, 16, 25, 50, 100, 200];
@@ -59,8 +73,16 @@ type Named = (String, Box<dyn Policy>);
 impl Choice {
     fn policies(self, settings: &Settings) -> anyhow::Result<Vec<Named>> {
         let slots = settings.slots;
+        let objective = settings.objective.as_secs();
+        let half = (settings.objective / 2).as_secs_f64().to_string();
         match self {
             Self::Oracle => Ok(Vec::new()),
+            Self::Slo => ours("slo", &[("sloSeconds", objective.to_string())], settings),
+            Self::Drain => ours("drain", &[("drainSeconds", half)], settings),
+            Self::Cost => {
+                let per_job = ("costPerJob", "0.001".to_owned());
+                ours("cost", &[("costPerReplica", half), per_job], settings)
+            }
             Self::Jobs => ours("jobs", &[("jobsPerReplica", (2 * slots).to_string())], settings),
             Self::Unacked => Ok(lengths("unacked", Counts::Unacked, settings)),
             Self::Ready => Ok(lengths("ready", Counts::Ready, settings)),

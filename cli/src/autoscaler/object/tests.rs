@@ -2,7 +2,7 @@
 //! must hold in it whatever happens.
 
 use ebb_queue::{Depth, Phase, QueueUrl, Timestamp, WorkerStatus};
-use ebb_scaler::{Snapshot, Trigger, decide};
+use ebb_scaler::{Learner, Snapshot, Trigger, decide};
 use proptest::prelude::*;
 
 use super::*;
@@ -26,6 +26,7 @@ struct Pod {
 /// Jobs and pods under an object that is scaled; a second is a step.
 struct World {
     trigger: Trigger,
+    learner: Learner,
     object: ScaledObject,
     pods: Vec<Pod>,
     waiting: u64,
@@ -43,8 +44,15 @@ impl World {
         let trigger = Trigger::parse(metadata.iter().copied(), &broker).unwrap();
         let wanted = policy.executor.idle.unwrap_or(policy.executor.min);
         let object = ScaledObject::new(policy);
-        let mut world =
-            Self { trigger, object, pods: Vec::new(), waiting: 0, wanted: 0, second: 0 };
+        let mut world = Self {
+            trigger,
+            learner: Learner::new(),
+            object,
+            pods: Vec::new(),
+            waiting: 0,
+            wanted: 0,
+            second: 0,
+        };
         world.scale(wanted);
         world
     }
@@ -77,11 +85,15 @@ impl World {
             model: "echo".into(),
             at: now,
         });
-        Snapshot { depth, workers: workers.collect() }
+        Snapshot { depth, workers: workers.collect(), learned: self.learner.learned() }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH + seconds(self.second)
     }
 
     fn look(&self) -> Look {
-        let now = Timestamp::new(i64::try_from(self.second).unwrap(), 0).unwrap();
+        let now = self.now();
         let decision = decide(&self.snapshot(now), &self.trigger, now);
         let (value, target) = (decision.value, decision.target);
         Look::Answered { value, target, active: decision.active }
@@ -121,6 +133,8 @@ impl World {
             }
         }
         self.pods.retain(|pod| !pod.draining || pod.jobs > 0);
+        let now = self.now();
+        self.learner.observe(&self.snapshot(now), now);
     }
 }
 
@@ -185,6 +199,9 @@ fn modes() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
     prop_oneof![
         Just(vec![("mode", "jobs"), ("jobsPerReplica", "4")]),
         Just(vec![("mode", "waiting"), ("jobsPerReplica", "2")]),
+        Just(vec![("mode", "drain"), ("drainSeconds", "30")]),
+        Just(vec![("mode", "slo"), ("sloSeconds", "60")]),
+        Just(vec![("mode", "cost"), ("costPerReplica", "4")]),
     ]
 }
 
@@ -236,9 +253,10 @@ proptest! {
         arrivals in prop::collection::vec(0u64..12, 1..40),
         polling in 1u64..30,
         syncing in 1u64..15,
+        metadata in modes(),
     ) {
         let least = policy.executor.idle.unwrap_or(policy.executor.min);
-        let mut world = World::new(policy, &[("mode", "jobs"), ("jobsPerReplica", "4")]);
+        let mut world = World::new(policy, &metadata);
         let total: u64 = arrivals.iter().sum();
         // One pod alone does two jobs in five seconds; windows, cooldown and steps follow.
         let end = arrivals.len() as u64 + 3 * total + 600;
