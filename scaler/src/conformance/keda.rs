@@ -159,12 +159,14 @@ async fn channel(endpoint: &Endpoint, patience: Duration) -> Result<Channel, Str
 /// An error and its causes, each said once: tonic's own words are only `transport error`.
 fn in_words(error: &dyn Error) -> String {
     let mut words = error.to_string();
-    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
-        let cause = cause.to_string();
-        if !words.contains(&cause) {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
             words.push_str(": ");
-            words.push_str(&cause);
+            words.push_str(&cause_words);
         }
+        next = cause.source();
     }
     words
 }
