@@ -42,7 +42,7 @@ pub(super) async fn examine(
 
     match streams {
         Ok(streams) if streams.is_empty() => {
-            findings.skip(&[&END_OK], "there are no streams that stay open")
+            findings.skip(&[&END_OK], "there are no streams that stay open");
         }
         Ok(streams) => findings.judge(&END_OK, streams.end(end).await),
         Err(status) => findings.skip(&[&END_OK], &format!("no stream opens: {}", told(&status))),

@@ -114,7 +114,7 @@ async fn judge_activity(keda: &Keda, seen: &Seen, heard: &Heard, findings: &mut 
         (Some(first), Some(state)) if first != state => findings
             .judge(&PUSH_FIRST, Err(format!("{first} on the stream, {state} from IsActive"))),
         (Some(first), _) => {
-            findings.judge(&PUSH_FIRST, Ok(format!("{first} after {millis:.1} ms")))
+            findings.judge(&PUSH_FIRST, Ok(format!("{first} after {millis:.1} ms")));
         }
         (None, _) if heard.ended.is_some() => {
             findings.skip(&[&PUSH_FIRST], "the stream ended before it said anything");
