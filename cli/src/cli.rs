@@ -46,7 +46,8 @@ enum Command {
     Up(Box<up::UpArgs>),
     /// Run one worker until SIGTERM: receives jobs, batches them, runs a model, stores results
     Worker(Box<WorkerCommand>),
-    /// Run the scaler that tells KEDA how many workers a queue wants, or examine one
+    /// Run the scaler that tells KEDA how many workers a queue wants, try its configuration, or
+    /// examine one
     Scaler(Box<scaler::ScalerCommand>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),
@@ -196,12 +197,13 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 18] = [
+        let paths: [&[&str]; 19] = [
             &["demo"],
             &["up"],
             &["enqueue"],
             &["result"],
             &["scaler", "conformance"],
+            &["scaler", "check"],
             &["queue"],
             &["queue", "depth"],
             &["queue", "init"],
@@ -237,6 +239,7 @@ mod tests {
             "ebb worker --queue sqlite:/data/q.db --model echo --stop-with-stdin --json",
             "ebb scaler --queue sqlite:/data/q.db --json",
             "ebb scaler conformance --address keda:6000 --json",
+            "ebb scaler check --config scaler.toml --scaledobject a.yaml b.yaml --json",
             "ebb --json --log-level debug worker --model echo --listen 127.0.0.1:0 --id me",
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).expect(line);
@@ -256,6 +259,7 @@ mod tests {
             ("ebb scaler conformance", "--address"),
             ("ebb scaler conformance --address a:1 --metadata queue", "key=value"),
             ("ebb scaler --max-age 15s conformance", "cannot be used with"),
+            ("ebb scaler --max-age 15s check", "cannot be used with"),
             ("ebb dlq redrive", "required"),
             ("ebb dlq redrive job-1 --all", "cannot be used with"),
             ("ebb up --polling-interval 1ms", "use 10ms or more"),

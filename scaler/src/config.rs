@@ -1,10 +1,17 @@
 //! How the scaler is run: flag, environment variable and field are one.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{StringValueParser, TypedValueParser};
 use ebb_queue::QueueUrl;
+
+use crate::reload::Source;
+use crate::tls::TlsArgs;
+
+/// No more of anything at once.
+const MOST: usize = 1_000_000;
 
 /// How the scaler is run.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
@@ -17,17 +24,30 @@ pub struct ScalerArgs {
     #[arg(value_parser = QueueUrlParser)]
     pub queue: Option<QueueUrl>,
 
+    /// Connection profiles, their options, and who may use them: a TOML file, read again whenever
+    /// it or a secret that it names changes
+    ///
+    /// With it, --queue is the profile `default`, unless the file has one. `ebb scaler check`
+    /// tests it; docs/scaler-config.md tells what may stand in it.
+    #[arg(long, env = "EBB_SCALER_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// How often files are looked at for changes: --config, its secrets, and certificates
+    #[arg(long, env = "EBB_SCALER_RELOAD", hide_env_values = true, value_name = "SPAN")]
+    #[arg(default_value = "5s", value_parser = span)]
+    pub reload: Duration,
+
     /// Create nothing on the broker: a queue that is missing there is unknown to KEDA until
     /// somebody makes it, with `ebb queue init` or by a worker
     #[arg(long, env = "EBB_NO_CREATE")]
     pub no_create: bool,
 
-    /// Where KEDA reaches the scaler: the gRPC address, without TLS
+    /// Where KEDA reaches the scaler: the gRPC address, encrypted with --tls-cert
     #[arg(long, env = "EBB_SCALER_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
     #[arg(default_value = "0.0.0.0:6000")]
     pub listen: SocketAddr,
 
-    /// Where /livez, /readyz, /startupz and /metrics are served
+    /// Where /livez, /readyz, /startupz, /metrics and /explain are served
     #[arg(long, env = "EBB_SCALER_HTTP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
     #[arg(default_value = "0.0.0.0:8080")]
     pub http_listen: Option<SocketAddr>,
@@ -76,10 +96,35 @@ pub struct ScalerArgs {
     #[arg(default_value = "10m", value_parser = span)]
     pub keep: Duration,
 
+    /// Connections at once; further ones are closed
+    #[arg(long, env = "EBB_SCALER_MAX_CONNECTIONS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "1024")]
+    pub max_connections: usize,
+
+    /// Streams at once on one connection; further ones get RESOURCE_EXHAUSTED
+    ///
+    /// KEDA has one connection for all triggers with the same address, and two streams on it for
+    /// each push trigger.
+    #[arg(long, env = "EBB_SCALER_MAX_STREAMS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "20000")]
+    pub max_streams: usize,
+
+    /// How long a connection lives; its streams then end as they always do, and new ones come on
+    /// another connection
+    ///
+    /// So that KEDA finds new replicas of the scaler, and shows its certificate anew.
+    #[arg(long, env = "EBB_SCALER_CONNECTION_MAX_AGE", hide_env_values = true)]
+    #[arg(value_name = "SPAN", default_value = "30m", value_parser = span)]
+    pub connection_max_age: Duration,
+
     /// How long shutdown waits for KEDA to let go of its streams and connections
     #[arg(long, env = "EBB_SCALER_GRACE", hide_env_values = true, value_name = "SPAN")]
     #[arg(default_value = "5s", value_parser = span)]
     pub grace: Duration,
+
+    /// How connections are encrypted.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// The defaults of the flags, for use inside another process; no queue.
@@ -87,6 +132,8 @@ impl Default for ScalerArgs {
     fn default() -> Self {
         Self {
             queue: None,
+            config: None,
+            reload: Duration::from_secs(5),
             no_create: false,
             listen: SocketAddr::from(([0, 0, 0, 0], 6000)),
             http_listen: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
@@ -97,25 +144,45 @@ impl Default for ScalerArgs {
             stream_max_age: Duration::from_secs(300),
             max_queues: 256,
             keep: Duration::from_secs(600),
+            max_connections: 1024,
+            max_streams: 20_000,
+            connection_max_age: Duration::from_secs(1800),
             grace: Duration::from_secs(5),
+            tls: TlsArgs::default(),
         }
     }
 }
 
 impl ScalerArgs {
-    /// Checks what no single flag can, and returns the broker.
+    /// Checks what no single flag can.
     ///
     /// # Errors
     /// Names the flag and the remedy.
-    pub(crate) fn check(&self) -> anyhow::Result<&QueueUrl> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         if self.max_age < 3 * self.refresh {
             anyhow::bail!("--max-age is less than three times --refresh; raise it or look oftener");
         }
-        if self.max_queues == 0 {
-            anyhow::bail!("--max-queues is 0; use at least 1");
+        let counts = [
+            ("--max-queues", self.max_queues),
+            ("--max-connections", self.max_connections),
+            ("--max-streams", self.max_streams),
+        ];
+        for (flag, count) in counts {
+            if !(1..=MOST).contains(&count) {
+                anyhow::bail!("{flag} is {count}; use 1 to {MOST}");
+            }
         }
-        let queue = self.queue.as_ref();
-        queue.ok_or_else(|| anyhow::anyhow!("--queue is missing; use a URL such as sqlite:PATH"))
+        if self.queue.is_none() && self.config.is_none() {
+            anyhow::bail!(
+                "--queue is missing; use a URL such as sqlite:PATH, or --config with profiles"
+            );
+        }
+        Ok(())
+    }
+
+    /// Where the connection profiles come from.
+    pub(crate) fn source(&self) -> Source {
+        Source { file: self.config.clone(), queue: self.queue.clone() }
     }
 }
 
@@ -191,7 +258,8 @@ mod tests {
         let told = |args: ScalerArgs| args.check().unwrap_err().to_string();
         assert!(told(ScalerArgs::default()).contains("--queue is missing"));
         assert!(told(ScalerArgs { refresh: good.max_age, ..good.clone() }).contains("--max-age"));
-        assert!(told(ScalerArgs { max_queues: 0, ..good }).contains("--max-queues"));
+        assert!(told(ScalerArgs { max_queues: 0, ..good.clone() }).contains("--max-queues"));
+        assert!(told(ScalerArgs { max_streams: 0, ..good }).contains("--max-streams"));
     }
 
     #[test]

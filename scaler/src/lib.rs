@@ -1,32 +1,48 @@
 //! Answers KEDA: how many replicas a queue wants, and whether it may have none.
 //!
-//! [`decide`] is the heart, and pure. Around it: [`Trigger`] reads the metadata, a [`Learner`] learns
-//! from what is seen, the observers (`watch`) keep one snapshot per queue, `service` speaks
-//! `externalscaler.proto`, and [`Scaler`] puts it on a port. [`conformance`] examines any scaler as
-//! KEDA would find it.
+//! [`decide`] is the heart, and pure. Around it: `profiles` says which broker a trigger means and
+//! whether it may, [`Trigger`] reads the metadata, a [`Learner`] learns from what is seen, the
+//! observers (`watch`) keep one snapshot per queue, `service` speaks `externalscaler.proto`,
+//! `explain` remembers why, and [`Scaler`] puts it on a port. [`conformance`] examines any scaler
+//! as KEDA would find it.
 
 pub mod conformance;
 
 mod activation;
+mod check;
 mod config;
+mod connection;
 mod decision;
+mod explain;
+mod figures;
+mod file;
 #[cfg(test)]
 mod kit;
 mod learn;
+mod limits;
 mod metrics;
 mod observe;
+mod policy;
+mod profiles;
 mod push;
+mod readiness;
+mod reload;
 mod server;
 mod service;
+mod tls;
 mod trigger;
 mod value;
 mod watch;
 
 pub use activation::Why;
+pub use check::{
+    Answer, Asking, CheckArgs, Checkup, Problem, ProblemKind, ProfileCheck, TriggerCheck, check,
+};
 pub use config::ScalerArgs;
 pub use decision::{Decision, Snapshot, decide, whole};
 pub use learn::{Arrivals, Evidence, Learned, Learner, Pace, Recent};
 pub use observe::Connect;
 pub use server::{Scaler, run};
+pub use tls::TlsArgs;
 pub use trigger::{Activation, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
 pub use value::Basis;

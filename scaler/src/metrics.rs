@@ -7,34 +7,37 @@
 //! | `scaler_pushes_total` | `reason`: open, edge, repeat, heartbeat | activity told on streams |
 //! | `scaler_looks_total` | `cause`: open, arrival, due, refresh | looks at a queue |
 //! | `scaler_look_errors_total` | `kind` | failed looks |
-//! | `scaler_queue_depth` | `queue`, `state`: ready, in_flight, delayed, dead | jobs, as last seen |
-//! | `scaler_queue_workers` | `queue`, `phase` | workers that report, as last seen |
-//! | `scaler_queue_arrivals_per_second` | `queue`, `over`: seconds, minutes | jobs that arrive |
-//! | `scaler_queue_throughput_per_second` | `queue` | jobs that a loaded replica completes, as learned |
-//! | `scaler_queue_service_seconds` | `queue` | from receiving a job to settling it, as learned |
-//! | `scaler_queue_cold_start_seconds` | `queue` | from a worker's start to readiness, as learned |
-//! | `scaler_queue_replica_slots` | `queue` | jobs that a replica runs at once, as learned |
-//! | `scaler_snapshot_age_seconds` | `queue` | how long ago a queue was last seen |
-//! | `scaler_broker_up` | `queue` | 1 when the last look at a queue was answered |
-//! | `scaler_broker_warnings` | `queue`, `code` | settings that are weaker than the promises |
+//! | `scaler_profile_up` | `profile` | 1 while a queue of the profile is known, 0 when none is |
+//! | `scaler_queue_depth` | `profile`, `queue`, `state`: ready, in_flight, delayed, dead | jobs, as last seen |
+//! | `scaler_queue_workers` | `profile`, `queue`, `phase` | workers that report, as last seen |
+//! | `scaler_queue_arrivals_per_second` | `profile`, `queue`, `over`: seconds, minutes | jobs that arrive |
+//! | `scaler_queue_throughput_per_second` | `profile`, `queue` | jobs that a loaded replica completes, as learned |
+//! | `scaler_queue_service_seconds` | `profile`, `queue` | from receiving a job to settling it, as learned |
+//! | `scaler_queue_cold_start_seconds` | `profile`, `queue` | from a worker's start to readiness, as learned |
+//! | `scaler_queue_replica_slots` | `profile`, `queue` | jobs that a replica runs at once, as learned |
+//! | `scaler_snapshot_age_seconds` | `profile`, `queue` | how long ago a queue was last seen |
+//! | `scaler_broker_up` | `profile`, `queue` | 1 when the last look at a queue was answered |
+//! | `scaler_broker_warnings` | `profile`, `queue`, `code` | settings that are weaker than the promises |
+//! | `scaler_config_reloads_total` | `outcome`: ok, failed | changes of the configuration |
+//! | `scaler_tls_reloads_total` | `outcome`: ok, failed | changes of the certificates |
+//! | `scaler_tls_expiry_timestamp_seconds` | - | when the certificate expires, since 1970 |
+//! | `scaler_connections` | - | connections that are open |
+//! | `scaler_connections_refused_total` | `reason`: full, handshake, timeout | connections not taken |
 //!
-//! What was not learned yet is not there. The label `queue` has at most `--max-queues` values, and only queues that are watched.
+//! What was not learned yet is not there. The labels `profile` and `queue` have at most
+//! `--max-queues` pairs, and only of queues that are watched; `scaler_profile_up` has the profiles
+//! of the configuration. Those of queues come from `figures`.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Phase};
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
-use prometheus::{Opts, Registry};
-use tokio::time::Instant;
+use ebb_queue::{ErrorKind, Timestamp};
+use prometheus::Registry;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use tonic::Code;
 
-use crate::learn::{Arrivals, Learned};
 use crate::observe::Cause;
 use crate::push::Reason;
-use crate::watch::{Observers, words};
+use crate::watch::words;
 
 /// The figures; clones share them.
 #[derive(Debug, Clone)]
@@ -44,6 +47,40 @@ pub(crate) struct Metrics {
     pushes: IntCounterVec,
     looks: IntCounterVec,
     look_errors: IntCounterVec,
+    config_reloads: IntCounterVec,
+    tls_reloads: IntCounterVec,
+    tls_expiry: IntGaugeVec,
+    connections: IntGaugeVec,
+    refused: IntCounterVec,
+}
+
+/// How a change of files ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// What they hold now is in use.
+    Ok,
+    /// They are broken, and what they held before stays in use.
+    Failed,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why a connection was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are as many as there may be.
+    Full,
+    /// The two ends did not agree on TLS.
+    Handshake,
+    /// The other end did not come to terms in time.
+    Timeout,
 }
 
 impl Metrics {
@@ -61,7 +98,32 @@ impl Metrics {
             pushes: counter("scaler_pushes_total", "Activity told on streams.", "reason")?,
             looks: counter("scaler_looks_total", "Looks at a queue.", "cause")?,
             look_errors: counter("scaler_look_errors_total", "Failed looks at a queue.", "kind")?,
+            config_reloads: counter(
+                "scaler_config_reloads_total",
+                "Changes of the configuration.",
+                "outcome",
+            )?,
+            tls_reloads: counter(
+                "scaler_tls_reloads_total",
+                "Changes of certificates.",
+                "outcome",
+            )?,
+            // Without a label, and absent where there is no certificate.
+            tls_expiry: int_gauge(
+                "scaler_tls_expiry_timestamp_seconds",
+                "When the certificate expires, in seconds since 1970.",
+                &[],
+            )?,
+            connections: int_gauge("scaler_connections", "Connections that are open.", &[])?,
+            refused: counter(
+                "scaler_connections_refused_total",
+                "Connections that were not taken.",
+                "reason",
+            )?,
         };
+        for gauge in [&metrics.tls_expiry, &metrics.connections] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         Ok(metrics)
@@ -96,177 +158,40 @@ impl Metrics {
         self.looks.with_label_values(&[cause]).inc();
     }
 
+    pub(crate) fn config_reloaded(&self, outcome: Outcome) {
+        self.config_reloads.with_label_values(&[outcome.word()]).inc();
+    }
+
+    pub(crate) fn tls_reloaded(&self, outcome: Outcome) {
+        self.tls_reloads.with_label_values(&[outcome.word()]).inc();
+    }
+
+    pub(crate) fn tls_expires(&self, at: Timestamp) {
+        self.tls_expiry.with_label_values::<&str>(&[]).set(at.as_second());
+    }
+
+    pub(crate) fn connections(&self) -> IntGauge {
+        self.connections.with_label_values::<&str>(&[])
+    }
+
+    pub(crate) fn refused(&self, why: Refused) {
+        let reason = match why {
+            Refused::Full => "full",
+            Refused::Handshake => "handshake",
+            Refused::Timeout => "timeout",
+        };
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
     pub(crate) fn look_failed(&self, kind: ErrorKind) {
         self.look_errors.with_label_values(&[words(kind)]).inc();
     }
 }
 
-/// Reads the views of the observers when it is scraped, so that a retired queue leaves no trace.
-pub(crate) struct QueueFigures {
-    observers: Observers,
-    gauges: Mutex<Gauges>,
-    descs: Vec<Desc>,
-}
-
-struct Gauges {
-    depth: IntGaugeVec,
-    workers: IntGaugeVec,
-    age: GaugeVec,
-    up: IntGaugeVec,
-    warnings: IntGaugeVec,
-    lessons: Lessons,
-}
-
-impl Gauges {
-    fn each(&self) -> impl Iterator<Item = &dyn Collector> {
-        let seen: [&dyn Collector; 5] =
-            [&self.depth, &self.workers, &self.age, &self.up, &self.warnings];
-        seen.into_iter().chain(self.lessons.each())
-    }
-}
-
-/// What the learner says.
-struct Lessons {
-    arrivals: GaugeVec,
-    throughput: GaugeVec,
-    service: GaugeVec,
-    cold_start: GaugeVec,
-    slots: GaugeVec,
-}
-
-impl Lessons {
-    fn new() -> prometheus::Result<Self> {
-        let gauge = |what: &str, help: &str, labels: &[&str]| {
-            GaugeVec::new(Opts::new(format!("scaler_queue_{what}"), help), labels)
-        };
-        Ok(Self {
-            arrivals: gauge("arrivals_per_second", "Jobs that arrive.", &["queue", "over"])?,
-            throughput: gauge(
-                "throughput_per_second",
-                "Jobs that a loaded replica completes, as learned.",
-                &["queue"],
-            )?,
-            service: gauge(
-                "service_seconds",
-                "From receiving a job to settling it, as learned.",
-                &["queue"],
-            )?,
-            cold_start: gauge(
-                "cold_start_seconds",
-                "From the start of a worker to its readiness, as learned.",
-                &["queue"],
-            )?,
-            slots: gauge(
-                "replica_slots",
-                "Jobs that a replica runs at once, as learned.",
-                &["queue"],
-            )?,
-        })
-    }
-
-    fn each(&self) -> [&dyn Collector; 5] {
-        [&self.arrivals, &self.throughput, &self.service, &self.cold_start, &self.slots]
-    }
-
-    fn reset(&self) {
-        for gauge in [&self.throughput, &self.service, &self.cold_start, &self.slots] {
-            gauge.reset();
-        }
-        self.arrivals.reset();
-    }
-
-    fn set(&self, queue: &str, learned: &Learned) {
-        let Arrivals { fast, slow } = learned.arrivals;
-        self.arrivals.with_label_values(&[queue, "seconds"]).set(fast);
-        self.arrivals.with_label_values(&[queue, "minutes"]).set(slow);
-        let loaded = learned.throughput.seen().filter(|seconds| *seconds > 0.0);
-        let throughput = loaded.or(learned.fitted).map(f64::recip);
-        let figures = [
-            (&self.throughput, throughput.filter(|rate| rate.is_finite())),
-            (&self.service, learned.service.seen()),
-            (&self.cold_start, learned.cold_start),
-            (&self.slots, learned.slots),
-        ];
-        for (gauge, figure) in figures {
-            if let Some(figure) = figure {
-                gauge.with_label_values(&[queue]).set(figure);
-            }
-        }
-    }
-}
-
-impl QueueFigures {
-    pub(crate) fn new(observers: Observers) -> prometheus::Result<Self> {
-        let (depth, age) = ("scaler_queue_depth", "scaler_snapshot_age_seconds");
-        let phase = &["queue", "phase"];
-        let gauges = Gauges {
-            depth: int_gauge(depth, "Jobs, as last seen.", &["queue", "state"])?,
-            workers: int_gauge("scaler_queue_workers", "Workers that report.", phase)?,
-            age: GaugeVec::new(Opts::new(age, "Age of the last look at a queue."), &["queue"])?,
-            up: int_gauge("scaler_broker_up", "1 when the last look was answered.", &["queue"])?,
-            warnings: int_gauge(
-                "scaler_broker_warnings",
-                "Settings of the broker that are weaker than the promises.",
-                &["queue", "code"],
-            )?,
-            lessons: Lessons::new()?,
-        };
-        let descs = gauges.each().flat_map(Collector::desc).cloned().collect();
-        Ok(Self { observers, gauges: Mutex::new(gauges), descs })
-    }
-}
-
-impl Collector for QueueFigures {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descs.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
-        gauges.depth.reset();
-        gauges.workers.reset();
-        gauges.age.reset();
-        gauges.up.reset();
-        gauges.warnings.reset();
-        gauges.lessons.reset();
-        let now = Instant::now();
-        for (queue, view) in self.observers.views() {
-            gauges.up.with_label_values(&[&queue]).set(view.answers().into());
-            for warning in view.warnings.iter() {
-                gauges.warnings.with_label_values(&[queue.as_str(), warning.code]).set(1);
-            }
-            let Some(look) = view.look else { continue };
-            let age = now.saturating_duration_since(look.at).as_secs_f64();
-            gauges.age.with_label_values(&[&queue]).set(age);
-            gauges.lessons.set(&queue, &look.snapshot.learned);
-            let depth = &look.snapshot.depth;
-            let states = [
-                ("ready", depth.ready),
-                ("in_flight", depth.in_flight),
-                ("delayed", depth.delayed),
-                ("dead", depth.dead),
-            ];
-            for (state, n_jobs) in states {
-                let n_jobs = i64::try_from(n_jobs).unwrap_or(i64::MAX);
-                gauges.depth.with_label_values(&[queue.as_str(), state]).set(n_jobs);
-            }
-            for phase in ["starting", "idle", "busy", "draining"] {
-                gauges.workers.with_label_values(&[queue.as_str(), phase]).set(0);
-            }
-            for worker in &look.snapshot.workers {
-                let phase = match worker.phase {
-                    Phase::Starting => "starting",
-                    Phase::Idle => "idle",
-                    Phase::Busy => "busy",
-                    Phase::Draining => "draining",
-                };
-                gauges.workers.with_label_values(&[queue.as_str(), phase]).inc();
-            }
-        }
-        gauges.each().flat_map(Collector::collect).collect()
-    }
-}
-
-fn int_gauge(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+pub(crate) fn int_gauge(
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
     IntGaugeVec::new(Opts::new(name, help), labels)
 }

@@ -14,29 +14,28 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::decision::Snapshot;
 use crate::learn::{Learned, Learner};
+use crate::profiles::Place;
 use crate::watch::{Look, Shared, View};
 
 /// Opens queues to be looked at.
 #[async_trait]
 pub trait Connect: Send + Sync + 'static {
-    /// Opens one queue by its name.
-    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>>;
+    /// Opens the queue at this address.
+    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>>;
 }
 
-/// Queues on the broker that a URL names.
+/// Queues on real brokers.
 pub(crate) struct Site {
-    pub(crate) broker: QueueUrl,
     /// What to do where a queue is missing there.
     pub(crate) missing: Missing,
 }
 
 #[async_trait]
 impl Connect for Site {
-    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>> {
-        let url = self.broker.with_queue(queue)?;
+    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
         let worker = format!("scaler-{}", std::process::id());
         let options = OpenOptions { worker, missing: self.missing, ..OpenOptions::default() };
-        Ok(ebb_queue::open(&url, options).await?)
+        Ok(ebb_queue::open(url, options).await?)
     }
 }
 
@@ -72,27 +71,27 @@ pub(crate) enum Cause {
 
 /// Looks at one queue and shows what it sees.
 pub(crate) struct Observer {
-    queue: String,
+    place: Place,
     shared: Arc<Shared>,
     view: watch::Sender<View>,
     learner: Learner,
 }
 
 impl Observer {
-    pub(crate) fn new(queue: &str, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
-        Self { queue: queue.to_owned(), shared, view, learner: Learner::new() }
+    pub(crate) fn new(place: &Place, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
+        Self { place: place.clone(), shared, view, learner: Learner::new() }
     }
 
-    /// Runs until nobody asks for the queue any more.
-    pub(crate) async fn run(mut self) {
+    /// Looks at the queue where it is, until nobody asks for it any more.
+    pub(crate) async fn run(&mut self, url: &QueueUrl) {
         let mut failures = 0;
         loop {
             let opened = Instant::now();
-            let Err(error) = self.session().await else { return };
+            let Err(error) = self.session(url).await else { return };
             // A session that lasted is a fresh start.
             failures = if opened.elapsed() > BACKOFF.cap { 1 } else { failures + 1 };
             self.failed(&error);
-            if self.shared.retire(&self.queue) {
+            if self.shared.retire(&self.place) {
                 return;
             }
             let pause = BACKOFF.after(failures, rand::random()).unwrap_or(BACKOFF.cap);
@@ -100,9 +99,14 @@ impl Observer {
         }
     }
 
+    /// The queue is nowhere any more, and whoever watches it is to know.
+    pub(crate) fn dismiss(&self) {
+        self.shared.forget(&self.place);
+    }
+
     /// Opens the queue and looks at it until an error; ends well when it is not wanted any more.
-    async fn session(&mut self) -> Result<()> {
-        let backlog = answered(self.shared.connect.connect(&self.queue)).await?;
+    async fn session(&mut self, url: &QueueUrl) -> Result<()> {
+        let backlog = answered(self.shared.connect.connect(url)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
         self.weigh(answered(backlog.info()).await?.warnings);
@@ -115,7 +119,7 @@ impl Observer {
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, asked);
             self.show(snapshot, asked);
-            if self.shared.retire(&self.queue) {
+            if self.shared.retire(&self.place) {
                 return Ok(());
             }
             let spacing = (asked.elapsed() * 9).clamp(CLOSEST, FARTHEST);
@@ -142,7 +146,7 @@ impl Observer {
                 return false;
             }
             for Warning { code, text } in &warnings {
-                tracing::warn!(queue = self.queue, code, "{text}");
+                tracing::warn!(profile = %self.place.profile, queue = self.place.queue, code, "{text}");
             }
             view.warnings = warnings.into();
             true
@@ -169,11 +173,11 @@ impl Observer {
 
     fn show(&self, snapshot: Snapshot, at: Instant) {
         let depth = &snapshot.depth;
-        tracing::debug!(queue = self.queue, depth.ready, depth.in_flight, "looked at the queue");
+        tracing::debug!(profile = %self.place.profile, queue = self.place.queue, depth.ready, depth.in_flight, "looked at the queue");
         self.view.send_if_modified(|view| {
             let first = view.failed.take().is_some() || view.look.is_none();
             if first {
-                tracing::info!(queue = self.queue, "broker answers");
+                tracing::info!(profile = %self.place.profile, queue = self.place.queue, "broker answers");
             }
             let news = first || !view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
             view.look = Some(Look { snapshot: Arc::new(snapshot), at });
@@ -185,7 +189,7 @@ impl Observer {
         self.shared.metrics.look_failed(error.kind());
         self.view.send_modify(|view| {
             if view.failed.is_none() {
-                tracing::warn!(queue = self.queue, %error, "broker does not answer");
+                tracing::warn!(profile = %self.place.profile, queue = self.place.queue, %error, "broker does not answer");
             }
             view.failed = Some(error.kind());
         });

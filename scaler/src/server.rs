@@ -7,21 +7,29 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ebb_proto::keda::external_scaler_server::ExternalScalerServer;
-use ebb_queue::{Missing, QueueUrl};
+use ebb_queue::Missing;
 use ebb_telemetry::{GateKind, Health};
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::ScalerArgs;
-use crate::metrics::{Metrics, QueueFigures};
+use crate::connection::{HANDSHAKE, Welcome, incoming};
+use crate::explain::{Explain, page};
+use crate::figures::QueueFigures;
+use crate::limits::MAX_MESSAGE;
+use crate::metrics::Metrics;
 use crate::observe::{Connect, Site};
+use crate::profiles::Profiles;
+use crate::readiness::standings;
 use crate::service::Service;
+use crate::tls::Tls;
 use crate::watch::Observers;
 
 /// All objects with one address share one connection, and each push trigger parks two streams
@@ -39,7 +47,8 @@ const PING_ANSWER: Duration = Duration::from_secs(10);
 /// A scaler that has its ports and waits to be served.
 pub struct Scaler {
     args: ScalerArgs,
-    broker: QueueUrl,
+    profiles: Profiles,
+    tls: Option<Tls>,
     connect: Arc<dyn Connect>,
     grpc: TcpListener,
     http: Option<TcpListener>,
@@ -60,22 +69,24 @@ pub async fn run(args: ScalerArgs, stop: CancellationToken) -> anyhow::Result<()
 }
 
 impl Scaler {
-    /// Checks the arguments and takes the ports; the broker is not asked for anything yet.
+    /// Checks the arguments, reads the files and takes the ports; no broker is asked for anything.
     ///
     /// # Errors
-    /// When the arguments contradict each other or a port cannot be had.
+    /// When the arguments contradict each other, a file is not as it should be, or a port cannot
+    /// be had.
     pub async fn bind(args: ScalerArgs) -> anyhow::Result<Self> {
-        let broker = args.check()?.clone();
         let missing = if args.no_create { Missing::Refuse } else { Missing::Create };
-        Self::bind_with(args, Arc::new(Site { broker, missing })).await
+        Self::bind_with(args, Arc::new(Site { missing })).await
     }
 
-    /// The same with queues from elsewhere; `--queue` only names the default one.
+    /// The same with queues from elsewhere; URLs only say which.
     ///
     /// # Errors
     /// As [`Scaler::bind`].
     pub async fn bind_with(args: ScalerArgs, connect: Arc<dyn Connect>) -> anyhow::Result<Self> {
-        let broker = args.check()?.clone();
+        args.check()?;
+        let profiles = args.source().load()?;
+        let tls = args.tls.files()?.map(Tls::load).transpose()?;
         let listen = async |flag, address: SocketAddr| {
             let listener = TcpListener::bind(address).await;
             listener.with_context(|| format!("{flag}: {address} cannot be had; use another port"))
@@ -85,7 +96,7 @@ impl Scaler {
             Some(address) => Some(listen("--http-listen", address).await?),
             None => None,
         };
-        Ok(Self { args, broker, connect, grpc, http })
+        Ok(Self { args, profiles, tls, connect, grpc, http })
     }
 
     /// The address for KEDA.
@@ -109,29 +120,50 @@ impl Scaler {
     /// # Errors
     /// When a listener fails.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { args, broker, connect, grpc, http } = self;
+        let Self { args, profiles, tls, connect, grpc, http } = self;
         let registry = Registry::new();
         ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
         let metrics = Metrics::register(&registry)?;
         // Ends observers and probes, also when this future is dropped.
         let closing = CancellationToken::new();
         let _closing = closing.clone().drop_guard();
-        let observers = Observers::new(connect, &args, metrics.clone(), closing.clone());
-        registry.register(Box::new(QueueFigures::new(observers.clone())?))?;
-        let service = Service::new(broker.clone(), observers.clone(), metrics, &args);
-        let (reporter, router) = router(service.clone()).await?;
+        let (told, profiles) = watch::channel(Arc::new(profiles));
+        let observers =
+            Observers::new(connect, profiles.clone(), &args, metrics.clone(), closing.clone());
+        let figures = QueueFigures::new(observers.clone(), profiles.clone())?;
+        registry.register(Box::new(figures))?;
+        let explain = Explain::default();
+        let service = Service::new(
+            profiles.clone(),
+            observers.clone(),
+            explain.clone(),
+            metrics.clone(),
+            &args,
+        );
+        let (reporter, router) = router(service.clone(), &args).await?;
         let health = Health::new();
-        // The broker is not part of this: without it KEDA still needs the last known good.
+        // No broker is part of this: without it KEDA still needs the last known good.
         let gate = health.gate("grpc", GateKind::Ready);
         gate.open();
+        describe(&health, profiles.clone(), observers.clone());
         let probes = http.as_ref().map(TcpListener::local_addr).transpose()?;
         let probes = probes.map(tracing::field::display);
-        tracing::info!(%broker, listen = %grpc.local_addr()?, http = probes, "scaler started");
+        let (names, encrypted) = (names(&profiles.borrow()), tls.is_some());
+        let listen = grpc.local_addr()?;
+        tracing::info!(profiles = names, %listen, encrypted, http = probes, "scaler started");
 
         let goaway = CancellationToken::new();
-        let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-        let calls = router.serve_with_incoming_shutdown(incoming, goaway.cancelled());
-        let probes = serve_probes(http, health, registry, closing.clone());
+        let welcome = Welcome {
+            tls: tls.as_ref().map(Tls::config),
+            handshake: HANDSHAKE,
+            max_connections: args.max_connections,
+            max_streams: args.max_streams,
+            metrics: metrics.clone(),
+        };
+        let calls =
+            router.serve_with_incoming_shutdown(incoming(grpc, welcome), goaway.cancelled());
+        let more = page::router(explain, observers.clone(), args.keep);
+        let probes = serve_probes(http, health, registry, more, closing.clone());
         let wind_down = async {
             stop.cancelled().await;
             gate.close("shutting down");
@@ -147,6 +179,7 @@ impl Scaler {
         let ended = tokio::select! {
             ended = calls => ended.context("--listen: the listener failed"),
             ended = probes => ended.context("--http-listen: the listener failed"),
+            () = follow(&args, told, tls, metrics) => Ok(()),
             () = wind_down => Ok(()),
         };
         closing.cancel();
@@ -156,10 +189,41 @@ impl Scaler {
     }
 }
 
+/// Keeps configuration and certificates as they are on disk; never ends.
+async fn follow(
+    args: &ScalerArgs,
+    profiles: watch::Sender<Arc<Profiles>>,
+    tls: Option<Tls>,
+    metrics: Metrics,
+) {
+    let certificates = async {
+        match tls {
+            Some(tls) => tls.follow(args.reload, metrics.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::join!(args.source().follow(args.reload, profiles, metrics.clone()), certificates);
+}
+
+/// Lists the profiles and how they are on `/readyz`.
+fn describe(health: &Health, profiles: watch::Receiver<Arc<Profiles>>, observers: Observers) {
+    health.describe(move || {
+        let profiles = Arc::clone(&profiles.borrow());
+        let standings =
+            standings(&profiles, &observers.views(), Instant::now(), observers.max_age());
+        let line = |(name, standing)| format!("profile {name}: {standing}\n");
+        standings.into_iter().map(line).collect()
+    });
+}
+
+fn names(profiles: &Profiles) -> String {
+    profiles.by_name.keys().cloned().collect::<Vec<_>>().join(",")
+}
+
 type Served = ExternalScalerServer<Service>;
 
 /// The services behind one port, and the switch of their health.
-async fn router(service: Service) -> anyhow::Result<(HealthReporter, Router)> {
+async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthReporter, Router)> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<Served>().await;
     let reflection = || {
@@ -173,7 +237,8 @@ async fn router(service: Service) -> anyhow::Result<(HealthReporter, Router)> {
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))
-        .add_service(ExternalScalerServer::new(service))
+        .max_connection_age(args.connection_max_age)
+        .add_service(ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
@@ -184,10 +249,11 @@ async fn serve_probes(
     http: Option<TcpListener>,
     health: Health,
     registry: Registry,
+    more: axum::Router,
     stop: CancellationToken,
 ) -> io::Result<()> {
     if let Some(http) = http {
-        return ebb_telemetry::serve(http, health, registry, stop).await;
+        return ebb_telemetry::serve_with(http, health, registry, more, stop).await;
     }
     stop.cancelled().await;
     Ok(())

@@ -1,6 +1,7 @@
 //! KEDA's five calls. The only file that touches the types of `externalscaler.proto`.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_proto::keda::external_scaler_server::ExternalScaler;
@@ -8,17 +9,21 @@ use ebb_proto::keda::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef,
 };
-use ebb_queue::{Phase, QueueUrl};
+use ebb_queue::Phase;
 use futures::Stream;
 use prometheus::IntGauge;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use crate::config::ScalerArgs;
+use crate::connection::Peer;
 use crate::decision::{Decision, decide, whole};
+use crate::explain::{Explain, Told};
+use crate::limits;
 use crate::metrics::Metrics;
+use crate::profiles::{Place, Profiles, Refusal, Resolved};
 use crate::push::{Cadence, Push, Reason, Seen};
 use crate::trigger::Trigger;
 use crate::watch::{Observers, Unknown, View};
@@ -29,8 +34,9 @@ const UNHURRIED: Duration = Duration::from_millis(100);
 /// Answers KEDA; clones share everything.
 #[derive(Clone)]
 pub(crate) struct Service {
-    broker: QueueUrl,
+    profiles: watch::Receiver<Arc<Profiles>>,
     observers: Observers,
+    explain: Explain,
     metrics: Metrics,
     cadence: Cadence,
     stream_max_age: Duration,
@@ -45,14 +51,16 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     pub(crate) fn new(
-        broker: QueueUrl,
+        profiles: watch::Receiver<Arc<Profiles>>,
         observers: Observers,
+        explain: Explain,
         metrics: Metrics,
         args: &ScalerArgs,
     ) -> Self {
         Self {
-            broker,
+            profiles,
             observers,
+            explain,
             metrics,
             cadence: Cadence { repeat: args.repeat, heartbeat: args.heartbeat },
             stream_max_age: args.stream_max_age,
@@ -69,20 +77,28 @@ impl Service {
         drop(open.wait_for(|n_streams| *n_streams == 0).await);
     }
 
-    fn trigger(&self, object: &ScaledObjectRef) -> Result<Trigger, Status> {
-        let pairs = object.scaler_metadata.iter();
-        let metadata = pairs.map(|(key, value)| (key.as_str(), value.as_str()));
-        Trigger::parse(metadata, &self.broker)
-            .map_err(|error| Status::invalid_argument(error.to_string()))
+    /// What an object asks for, by the configuration of this moment.
+    fn resolve(&self, object: &ScaledObjectRef) -> Result<Resolved, Status> {
+        let ScaledObjectRef { name, namespace, scaler_metadata } = object;
+        limits::check(namespace, name, scaler_metadata).map_err(Status::invalid_argument)?;
+        let profiles = Arc::clone(&self.profiles.borrow());
+        profiles.resolve(namespace, scaler_metadata).map_err(|refusal| {
+            self.explain.refused(namespace, name, &refusal);
+            match refusal {
+                Refusal::Invalid(words) => Status::invalid_argument(words),
+                Refusal::Denied(words) => Status::permission_denied(words),
+            }
+        })
     }
 
     async fn decision(
         &self,
         object: &ScaledObjectRef,
-        trigger: &Trigger,
+        resolved: &Resolved,
     ) -> Result<Decision, Status> {
-        let unknown = |why: Unknown| status(&trigger.queue, &why);
-        let view = self.observers.view(&trigger.queue).await.map_err(unknown)?;
+        let Resolved { place, trigger, .. } = resolved;
+        let unknown = |why: Unknown| status(place, &why);
+        let view = self.observers.view(place).await.map_err(unknown)?;
         let known = view.known(Instant::now(), self.observers.max_age()).map_err(unknown)?;
         let (snapshot, now) = known;
         let decision = decide(snapshot, trigger, now);
@@ -90,6 +106,10 @@ impl Service {
         let ScaledObjectRef { name, namespace, .. } = object;
         tracing::debug!(namespace, name, queue = trigger.queue, value, %why, "decided");
         Ok(decision)
+    }
+
+    fn remember(&self, object: &ScaledObjectRef, resolved: &Resolved, told: Told) {
+        self.explain.told(&object.namespace, &object.name, resolved, told);
     }
 
     /// Takes the time of an answer, and notes its code.
@@ -111,22 +131,31 @@ impl Service {
         Instant::now() + self.stream_max_age.mul_f64(0.8 + 0.4 * chance)
     }
 
-    fn opened(&self, method: &'static str) -> OpenStream {
+    /// Counts a stream in, unless its connection has as many as it may have.
+    fn opened<T>(&self, method: &'static str, request: &Request<T>) -> Result<OpenStream, Status> {
+        let room = request.extensions().get::<Peer>().map(Peer::room_for_a_stream);
+        let Ok(room) = room.transpose() else {
+            let words = "this connection has too many streams; raise --max-streams, or use more \
+                         connections";
+            return Err(Status::resource_exhausted(words));
+        };
         self.open.send_modify(|n_streams| *n_streams += 1);
         let gauge = self.metrics.streams(method);
         gauge.inc();
-        OpenStream { open: self.open.clone(), gauge }
+        Ok(OpenStream { open: self.open.clone(), gauge, _room: room })
     }
 
     /// Tells activity until the stream is old or the scaler ends; whatever the broker does.
     fn push(
         &self,
-        trigger: Trigger,
+        object: ScaledObjectRef,
+        mut resolved: Resolved,
         mut views: watch::Receiver<View>,
+        open: OpenStream,
     ) -> Answers<IsActiveResponse> {
         let service = self.clone();
-        let open = self.opened("StreamIsActive");
         let end = self.end_of_stream();
+        let mut profiles = self.profiles.clone();
         Box::pin(async_stream::stream! {
             let _open = open;
             let mut push = Push::Opening;
@@ -139,34 +168,46 @@ impl Service {
             tokio::pin!(ended);
             loop {
                 let now = Instant::now();
-                let told = service.tell(&mut push, &views.borrow_and_update(), &trigger, now);
+                let trigger = &resolved.trigger;
+                let told = service.tell(&mut push, &views.borrow_and_update(), trigger, now);
                 if let Some(result) = told {
+                    service.remember(&object, &resolved, Told::Pushed(result));
                     yield Ok(IsActiveResponse { result });
                 }
-                // A due push about an unknown queue waits until there is news.
-                let due = push.due().filter(|due| *due > now);
-                let news = async {
-                    if let Some(due) = due {
-                        if push.is_unhurried() {
-                            sleep(UNHURRIED).await;
-                        }
-                        tokio::select! {
-                            changed = views.changed() => changed.is_ok(),
-                            () = sleep_until(due) => true,
-                        }
-                    } else {
-                        views.changed().await.is_ok()
-                    }
+                let news = tokio::select! {
+                    () = &mut ended => News::End,
+                    changed = profiles.changed() => News::of(changed, News::Profiles),
+                    news = news(&push, &mut views, now) => news,
                 };
-                let go_on = tokio::select! {
-                    () = &mut ended => false,
-                    news = news => news,
-                };
-                if !go_on {
-                    break;
+                match news {
+                    News::End => break,
+                    News::View => {}
+                    News::Profiles => match service.moved(&object, &resolved) {
+                        Ok(None) => {}
+                        Ok(Some((new, new_views))) => {
+                            resolved = new;
+                            views = new_views;
+                        }
+                        // KEDA hears why when it opens the next stream.
+                        Err(_) => break,
+                    },
                 }
             }
         })
+    }
+
+    /// What an object asks for now, if it is not what it was.
+    fn moved(
+        &self,
+        object: &ScaledObjectRef,
+        before: &Resolved,
+    ) -> Result<Option<(Resolved, watch::Receiver<View>)>, Status> {
+        let now = self.resolve(object)?;
+        if now == *before {
+            return Ok(None);
+        }
+        let views = self.observers.watch(&now.place).map_err(|why| status(&now.place, &why))?;
+        Ok(Some((now, views)))
     }
 
     /// What a stream says now, if anything. Nothing is said while nothing is known.
@@ -191,9 +232,10 @@ impl ExternalScaler for Service {
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Answer<IsActiveResponse> {
         let answer = async {
             let object = request.into_inner();
-            let trigger = self.trigger(&object)?;
-            let decision = self.decision(&object, &trigger).await?;
-            Ok(Response::new(IsActiveResponse { result: decision.active }))
+            let resolved = self.resolve(&object)?;
+            let result = self.decision(&object, &resolved).await?.active;
+            self.remember(&object, &resolved, Told::Active(result));
+            Ok(Response::new(IsActiveResponse { result }))
         };
         self.timed("IsActive", answer).await
     }
@@ -203,13 +245,14 @@ impl ExternalScaler for Service {
         request: Request<ScaledObjectRef>,
     ) -> Answer<Self::StreamIsActiveStream> {
         let answer = async {
-            let trigger = self.trigger(request.get_ref())?;
-            let views = match self.observers.watch(&trigger.queue) {
+            let resolved = self.resolve(request.get_ref())?;
+            let views = match self.observers.watch(&resolved.place) {
                 // An error here would make KEDA come back ever later.
                 Err(Unknown::Stopping) => return Ok(Response::new(ended())),
-                views => views.map_err(|why| status(&trigger.queue, &why))?,
+                views => views.map_err(|why| status(&resolved.place, &why))?,
             };
-            Ok(Response::new(self.push(trigger, views)))
+            let open = self.opened("StreamIsActive", &request)?;
+            Ok(Response::new(self.push(request.into_inner(), resolved, views, open)))
         };
         self.timed("StreamIsActive", answer).await
     }
@@ -218,7 +261,12 @@ impl ExternalScaler for Service {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Answer<GetMetricSpecResponse> {
-        let answer = async { Ok(Response::new(spec(&self.trigger(request.get_ref())?))) };
+        let answer = async {
+            let resolved = self.resolve(request.get_ref())?;
+            let target = resolved.trigger.target();
+            self.remember(request.get_ref(), &resolved, Told::Target(target));
+            Ok(Response::new(spec(&resolved.trigger)))
+        };
         self.timed("GetMetricSpec", answer).await
     }
 
@@ -227,17 +275,15 @@ impl ExternalScaler for Service {
             let GetMetricsRequest { scaled_object_ref, metric_name } = request.into_inner();
             let object = scaled_object_ref
                 .ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
-            let trigger = self.trigger(&object)?;
-            if trigger.metric_name() != metric_name {
-                let name = trigger.metric_name();
+            let resolved = self.resolve(&object)?;
+            let name = resolved.trigger.metric_name();
+            if name != metric_name {
                 return Err(Status::not_found(format!("the metric of this trigger is {name}")));
             }
-            let decision = self.decision(&object, &trigger).await?;
-            let value = MetricValue {
-                metric_name,
-                metric_value: whole(decision.value),
-                metric_value_float: decision.value,
-            };
+            let value = self.decision(&object, &resolved).await?.value;
+            self.remember(&object, &resolved, Told::Value(value));
+            let value =
+                MetricValue { metric_name, metric_value: whole(value), metric_value_float: value };
             Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
         };
         self.timed("GetMetrics", answer).await
@@ -248,21 +294,65 @@ impl ExternalScaler for Service {
         request: Request<ScaledObjectRef>,
     ) -> Answer<Self::StreamMetricSpecStream> {
         let answer = async {
-            let spec = spec(&self.trigger(request.get_ref())?);
-            let draining = self.draining.clone();
-            let open = self.opened("StreamMetricSpec");
-            let end = self.end_of_stream();
+            let mut profiles = self.profiles.clone();
+            let resolved = self.resolve(request.get_ref())?;
+            let open = self.opened("StreamMetricSpec", &request)?;
+            let (service, end) = (self.clone(), self.end_of_stream());
+            let object = request.into_inner();
             let stream: Answers<_> = Box::pin(async_stream::stream! {
                 let _open = open;
-                yield Ok(spec);
-                tokio::select! {
-                    () = draining.cancelled() => {}
-                    () = sleep_until(end) => {}
+                let mut told = spec(&resolved.trigger);
+                yield Ok(told.clone());
+                loop {
+                    let changed = tokio::select! {
+                        () = service.draining.cancelled() => false,
+                        () = sleep_until(end) => false,
+                        changed = profiles.changed() => changed.is_ok(),
+                    };
+                    // KEDA hears why when it opens the next stream.
+                    let resolved = changed.then(|| service.resolve(&object));
+                    let Some(Ok(resolved)) = resolved else { break };
+                    let now = spec(&resolved.trigger);
+                    if now != told {
+                        told = now;
+                        yield Ok(told.clone());
+                    }
                 }
             });
             Ok(Response::new(stream))
         };
         self.timed("StreamMetricSpec", answer).await
+    }
+}
+
+/// What makes a push stream look up.
+enum News {
+    /// There may be something to say.
+    View,
+    /// The configuration changed.
+    Profiles,
+    /// There will be no more news.
+    End,
+}
+
+impl News {
+    fn of(changed: Result<(), watch::error::RecvError>, news: Self) -> Self {
+        if changed.is_ok() { news } else { Self::End }
+    }
+}
+
+/// Waits until the stream may have something to say about its queue.
+async fn news(push: &Push, views: &mut watch::Receiver<View>, now: Instant) -> News {
+    // A due push about an unknown queue waits until there is news.
+    let Some(due) = push.due().filter(|due| *due > now) else {
+        return News::of(views.changed().await, News::View);
+    };
+    if push.is_unhurried() {
+        sleep(UNHURRIED).await;
+    }
+    tokio::select! {
+        changed = views.changed() => News::of(changed, News::View),
+        () = sleep_until(due) => News::View,
     }
 }
 
@@ -276,8 +366,8 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 }
 
 /// Never OK: what is unknown is never told as zero.
-fn status(queue: &str, why: &Unknown) -> Status {
-    let words = format!("queue {queue}: {why}");
+fn status(place: &Place, why: &Unknown) -> Status {
+    let words = format!("queue {} of profile {}: {why}", place.queue, place.profile);
     match why {
         Unknown::TooManyQueues(_) => Status::resource_exhausted(words),
         _ => Status::unavailable(words),
@@ -292,6 +382,8 @@ fn ended<T: Send + 'static>() -> Answers<T> {
 struct OpenStream {
     open: watch::Sender<usize>,
     gauge: IntGauge,
+    /// Missing where streams are not counted by connection.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for OpenStream {

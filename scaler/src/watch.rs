@@ -1,4 +1,4 @@
-//! One observer per queue, however many triggers name it, and what it last saw.
+//! One observer per profile and queue, however many triggers name it, and what it last saw.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use crate::config::ScalerArgs;
 use crate::decision::Snapshot;
 use crate::metrics::Metrics;
 use crate::observe::{Connect, Observer};
+use crate::profiles::{Place, Profile, Profiles};
 
 /// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit easily.
 const FIRST_WAIT: Duration = Duration::from_millis(750);
@@ -28,8 +29,9 @@ pub(crate) struct Shared {
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    profiles: watch::Receiver<Arc<Profiles>>,
     stop: CancellationToken,
-    queues: Mutex<HashMap<String, Entry>>,
+    queues: Mutex<HashMap<Place, Entry>>,
 }
 
 /// How long things last, and how many there are.
@@ -43,6 +45,7 @@ pub(crate) struct Limits {
 
 struct Entry {
     view: watch::Sender<View>,
+    since: Instant,
     asked: Instant,
     observer: JoinHandle<()>,
 }
@@ -112,6 +115,7 @@ impl View {
 impl Observers {
     pub(crate) fn new(
         connect: Arc<dyn Connect>,
+        profiles: watch::Receiver<Arc<Profiles>>,
         args: &ScalerArgs,
         metrics: Metrics,
         stop: CancellationToken,
@@ -122,18 +126,19 @@ impl Observers {
             keep: args.keep,
             max_queues: args.max_queues,
         };
-        Self(Arc::new(Shared { connect, limits, metrics, stop, queues: Mutex::default() }))
+        let queues = Mutex::default();
+        Self(Arc::new(Shared { connect, limits, metrics, profiles, stop, queues }))
     }
 
     /// What is known of a queue, kept up to date; starts its observer where there is none.
-    pub(crate) fn watch(&self, queue: &str) -> Result<watch::Receiver<View>, Unknown> {
+    pub(crate) fn watch(&self, place: &Place) -> Result<watch::Receiver<View>, Unknown> {
         let shared = &self.0;
         let mut queues = shared.lock();
         if shared.stop.is_cancelled() {
             return Err(Unknown::Stopping);
         }
         // One that has ended, by a bug of a broker, is replaced below.
-        if let Some(entry) = queues.get_mut(queue).filter(|entry| !entry.observer.is_finished()) {
+        if let Some(entry) = queues.get_mut(place).filter(|entry| !entry.observer.is_finished()) {
             entry.asked = Instant::now();
             return Ok(entry.view.subscribe());
         }
@@ -141,21 +146,23 @@ impl Observers {
             return Err(Unknown::TooManyQueues(queues.len()));
         }
         let (view, receiver) = watch::channel(View::default());
-        let observer = Observer::new(queue, Arc::clone(shared), view.clone());
-        let stop = shared.stop.clone();
+        let observer = Observer::new(place, Arc::clone(shared), view.clone());
+        let (stop, profiles) = (shared.stop.clone(), shared.profiles.clone());
+        let of = place.clone();
         let observer = tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = observer.run() => {}
+                () = attend(observer, of, profiles) => {}
             }
         });
-        queues.insert(queue.to_owned(), Entry { view, asked: Instant::now(), observer });
+        let now = Instant::now();
+        queues.insert(place.clone(), Entry { view, since: now, asked: now, observer });
         Ok(receiver)
     }
 
     /// What is known of a queue now; waits a little for the first look, and for no other.
-    pub(crate) async fn view(&self, queue: &str) -> Result<View, Unknown> {
-        let mut receiver = self.watch(queue)?;
+    pub(crate) async fn view(&self, place: &Place) -> Result<View, Unknown> {
+        let mut receiver = self.watch(place)?;
         let looked = receiver.wait_for(|view| view.look.is_some() || view.failed.is_some());
         // Should time run out or the observer end, the view itself says that nothing is known.
         drop(tokio::time::timeout(FIRST_WAIT, looked).await);
@@ -163,10 +170,18 @@ impl Observers {
         Ok(view)
     }
 
-    /// What is known of all queues that are watched.
-    pub(crate) fn views(&self) -> Vec<(String, View)> {
+    /// What is known of all queues that are watched, and since when they are.
+    pub(crate) fn views(&self) -> Vec<(Place, Instant, View)> {
         let queues = self.0.lock();
-        queues.iter().map(|(queue, entry)| (queue.clone(), entry.view.borrow().clone())).collect()
+        let view = |(place, entry): (&Place, &Entry)| {
+            (place.clone(), entry.since, entry.view.borrow().clone())
+        };
+        queues.iter().map(view).collect()
+    }
+
+    /// What is known of a queue, if it is watched; this counts as no question about it.
+    pub(crate) fn peek(&self, place: &Place) -> Option<View> {
+        Some(self.0.lock().get(place)?.view.borrow().clone())
     }
 
     /// How old a look may be.
@@ -187,20 +202,56 @@ impl Observers {
 
 impl Shared {
     /// Forgets a queue that nobody has asked about for a while; true when it did.
-    pub(crate) fn retire(&self, queue: &str) -> bool {
+    pub(crate) fn retire(&self, place: &Place) -> bool {
         let mut queues = self.lock();
-        let unused = queues.get(queue).is_none_or(|entry| {
+        let unused = queues.get(place).is_none_or(|entry| {
             entry.view.receiver_count() == 0 && entry.asked.elapsed() > self.limits.keep
         });
         if unused {
-            queues.remove(queue);
+            queues.remove(place);
         }
         unused
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    /// Forgets a queue, whoever watches it.
+    pub(crate) fn forget(&self, place: &Place) {
+        self.lock().remove(place);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Entry>> {
         // Each change of the map is a single step, so it is whole even if its holder panicked.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Observes a queue where its profile says it is, and where it is then, whenever that changes.
+/// What was seen last counts on while it is not too old. Ends with the profile.
+async fn attend(
+    mut observer: Observer,
+    place: Place,
+    mut profiles: watch::Receiver<Arc<Profiles>>,
+) {
+    loop {
+        let now = Arc::clone(&profiles.borrow_and_update());
+        let Some((profile, url)) = now.url(&place) else { return observer.dismiss() };
+        tokio::select! {
+            () = observer.run(&url) => return,
+            () = moved(&mut profiles, profile) => {
+                tracing::info!(profile = %place.profile, queue = place.queue, "profile changed");
+            }
+        }
+    }
+}
+
+/// Returns when a profile leads elsewhere, or by other credentials, or is gone.
+async fn moved(profiles: &mut watch::Receiver<Arc<Profiles>>, profile: &Arc<Profile>) {
+    let leads_as_before = |now: &Arc<Profiles>| {
+        let now = now.by_name.get(&*profile.name);
+        now.is_some_and(|now| now.url == profile.url && now.files == profile.files)
+    };
+    if profiles.wait_for(|now| !leads_as_before(now)).await.is_err() {
+        // Nobody can change it any more.
+        std::future::pending::<()>().await;
     }
 }
 

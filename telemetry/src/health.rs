@@ -4,9 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The health of a process; clones share it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Health {
     gates: Arc<Mutex<BTreeMap<&'static str, State>>>,
+    details: Arc<Mutex<Vec<Detail>>>,
+}
+
+/// Lines about a part of the process.
+type Detail = Arc<dyn Fn() -> String + Send + Sync>;
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("gates", &self.gates).finish_non_exhaustive()
+    }
 }
 
 /// Which probe a gate speaks for.
@@ -46,6 +56,23 @@ impl Health {
         let closed = (kind != GateKind::Live).then(|| "not yet".to_owned());
         self.lock().insert(name, State { kind, closed });
         Gate { name, health: self.clone() }
+    }
+
+    /// Adds lines to `/readyz`, made anew for each question; they close no gate.
+    pub fn describe(&self, detail: impl Fn() -> String + Send + Sync + 'static) {
+        self.describers().push(Arc::new(detail));
+    }
+
+    /// What the parts of the process have to say about themselves, a line each.
+    #[must_use]
+    pub fn details(&self) -> String {
+        // Made without the lock: who speaks may take its time.
+        let details = self.describers().clone();
+        details.iter().map(|detail| detail()).collect()
+    }
+
+    fn describers(&self) -> std::sync::MutexGuard<'_, Vec<Detail>> {
+        self.details.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the process lives; else what is wrong, a line each.

@@ -13,7 +13,8 @@ use crate::Health;
 
 /// Serves the probes and the metrics until `stop` is cancelled.
 ///
-/// A probe answers 200 `ok`, or 503 with a line for each closed gate.
+/// A probe answers 200 `ok`, or 503 with a line for each closed gate; `/readyz` then tells what
+/// was given to [`Health::describe`].
 ///
 /// # Errors
 /// When the listener fails.
@@ -23,18 +24,41 @@ pub async fn serve(
     registry: Registry,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
+    serve_with(listener, health, registry, Router::new(), stop).await
+}
+
+/// The same, with pages of the process's own beside them.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_with(
+    listener: TcpListener,
+    health: Health,
+    registry: Registry,
+    more: Router,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let probes = Router::new()
         .route("/livez", get(|State(health): State<Health>| async move { answer(health.live()) }))
-        .route("/readyz", get(|State(health): State<Health>| async move { answer(health.ready()) }))
+        .route("/readyz", get(ready))
         .route(
             "/startupz",
             get(|State(health): State<Health>| async move { answer(health.started()) }),
         )
         .with_state(health);
     let metrics = Router::new().route("/metrics", get(metrics)).with_state(registry);
-    axum::serve(listener, probes.merge(metrics))
+    axum::serve(listener, probes.merge(metrics).merge(more))
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
+}
+
+/// Readiness, and what the parts of the process have to say about themselves.
+async fn ready(State(health): State<Health>) -> Response {
+    let details = health.details();
+    match health.ready() {
+        Ok(()) => format!("ok\n{details}").into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n{details}")).into_response(),
+    }
 }
 
 fn answer(health: Result<(), String>) -> Response {
@@ -77,13 +101,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, health, registry, stop.clone()));
+        health.describe(|| "part: well\n".to_owned());
+        let more = Router::new().route("/more", get(|| async { "more" }));
+        let server = tokio::spawn(serve_with(listener, health, registry, more, stop.clone()));
 
         assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
         let page = get_page(address, "/startupz").await;
         assert!(page.starts_with("HTTP/1.1 503") && page.contains("model: not yet"), "{page}");
         gate.open();
-        assert!(get_page(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let page = get_page(address, "/readyz").await;
+        assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\npart: well\n"), "{page}");
+        assert!(get_page(address, "/more").await.ends_with("more"));
         let page = get_page(address, "/metrics").await;
         assert!(page.contains("build_info{version=\"1.2.3\"} 1"), "{page}");
 

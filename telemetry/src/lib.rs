@@ -5,7 +5,7 @@ mod http;
 mod log;
 
 pub use health::{Gate, GateKind, Health};
-pub use http::serve;
+pub use http::{serve, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
 
 /// Registers `build_info{version}`, which is always 1.

@@ -4,16 +4,18 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use e2e::{Process, Run, Workplace, get, run, wait_for, workspace_root};
-use ebb_proto::keda::ScaledObjectRef;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_proto::keda::{GetMetricsRequest, ScaledObjectRef};
 use ebb_servers::{
     Nats, NatsOptions, Persistence, RabbitMq, RabbitMqOptions, Redis, RedisOptions, Sync,
 };
 use serde_json::Value;
-use tokio::runtime::Runtime;
-use tonic::Code;
+use tokio::runtime::{Handle, Runtime};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// A broker of our own, at the setting that loses nothing.
 enum Broker {
@@ -182,10 +184,43 @@ fn a_broker_that_is_killed_comes_back_to_a_worker_that_waits(scene: &mut Scene) 
     assert!(scene.worker.output().contains("the connection to the broker is back"));
 }
 
+/// How long the last look counts in the test of an outage.
+const MAX_AGE: Duration = Duration::from_secs(3);
+
+/// A scaler process, asked as KEDA asks.
+struct Asked {
+    client: ExternalScalerClient<Channel>,
+    runtime: Handle,
+}
+
+impl Asked {
+    /// The value of the metric and whether the pool is active; none while it is unknown.
+    fn look(&self) -> Option<(i64, bool)> {
+        let object =
+            ScaledObjectRef { name: "o".into(), namespace: "n".into(), ..Default::default() };
+        let request = GetMetricsRequest {
+            scaled_object_ref: Some(object.clone()),
+            metric_name: "ebb-jobs-other".into(),
+        };
+        let mut client = self.client.clone();
+        let answer = self.runtime.block_on(async {
+            let value = client.get_metrics(request).await?.into_inner().metric_values[0].clone();
+            let active = client.is_active(object).await?.into_inner().result;
+            Ok::<_, Status>((value.metric_value, active))
+        });
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status}"),
+        }
+    }
+}
+
 fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
     let queue = format!("{}?queue=other", scene.broker.url());
     let args = ["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
-    let mut scaler = scene.workplace.start(&[&args[..], &["--queue", &queue]].concat());
+    let args = [&args[..], &["--max-age", "3s", "--queue", &queue]].concat();
+    let mut scaler = scene.workplace.start(&args);
     let mut word = |name: &str| {
         scaler.says(name, |said| {
             let (_, rest) = said.split_once(name)?;
@@ -195,35 +230,47 @@ fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
     let (grpc, http) = (word("listen="), word("http="));
     let up = || {
         let page = get(&http, "/metrics")?.body;
-        Some(page.contains("scaler_broker_up{queue=\"other\"} 1"))
+        Some(page.contains("scaler_broker_up{profile=\"default\",queue=\"other\"} 1"))
     };
     let runtime = scene.runtime.handle().clone();
     let client = runtime.block_on(ExternalScalerClient::connect(format!("http://{grpc}"))).unwrap();
-    let is_active = || {
-        let object =
-            ScaledObjectRef { name: "o".into(), namespace: "n".into(), ..Default::default() };
-        let answer = runtime.block_on(async { client.clone().is_active(object).await });
-        match answer {
-            Ok(answer) => Some(answer.into_inner().result),
-            Err(status) if status.code() == Code::Unavailable => None,
-            Err(status) => panic!("{status}"),
-        }
-    };
-    wait_for("the first look", || (!is_active()?).then_some(()));
-    scene.workplace.ebb(&["enqueue", "waits", "--queue", &queue]).ok();
-    wait_for("activity", || is_active()?.then_some(()));
+    let asked = Asked { client, runtime };
+    wait_for("the first look", || (asked.look()? == (0, false)).then_some(()));
+    let jobs: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let jobs = jobs.iter().map(String::as_str);
+    let enqueue: Vec<&str> = ["enqueue", "--queue", &queue].into_iter().chain(jobs).collect();
+    scene.workplace.ebb(&enqueue).ok();
+    wait_for("activity", || (asked.look()? == (20, true)).then_some(()));
 
     scene.broker.kill();
-    wait_for("the outage in the metrics", || {
-        assert_ne!(is_active(), Some(false));
-        (up() == Some(false)).then_some(())
+    let killed = Instant::now();
+    wait_for("the end of what is known", || match asked.look() {
+        Some(answer) => {
+            assert_eq!(answer, (20, true), "an outage changes no answer");
+            None
+        }
+        None => Some(()),
     });
+    let known = killed.elapsed();
+    assert!(known < MAX_AGE + Duration::from_secs(2), "what was seen counts for {known:?}");
+    assert_eq!(up(), Some(false));
+    let unknown = Instant::now();
+    while unknown.elapsed() < Duration::from_secs(3) {
+        assert_eq!(asked.look(), None, "an outage is nothing but unknown");
+    }
+
     scene.runtime.block_on(scene.broker.restart());
-    wait_for("the broker to be seen again", || {
-        assert_ne!(is_active(), Some(false));
-        (up() == Some(true)).then_some(())
+    let back = Instant::now();
+    wait_for("the broker to be seen again", || match asked.look() {
+        Some(answer) => {
+            assert_eq!(answer, (20, true), "what was there is there");
+            Some(())
+        }
+        None => None,
     });
-    assert_eq!(is_active(), Some(true));
+    let blind = back.elapsed();
+    assert!(blind < Duration::from_secs(5), "the broker was back for {blind:?}");
+    wait_for("the return in the metrics", || (up()?).then_some(()));
 }
 
 fn the_whole_story(start: impl AsyncFnOnce() -> Broker) {

@@ -249,7 +249,13 @@ fn commands_of_the_pages_are_found_wherever_they_stand() {
     assert_eq!(found, expected);
 }
 
-const PAGES: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benches/README.md"];
+const PAGES: [&str; 5] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "benches/README.md",
+    "docs/scaler-config.md",
+];
 
 #[test]
 fn every_command_on_our_pages_exists_and_has_the_flags_it_is_given() {

@@ -1,11 +1,11 @@
-//! `ebb scaler`: runs the scaler, or examines one.
+//! `ebb scaler`: runs the scaler, tries its configuration, or examines one.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use ebb_scaler::ScalerArgs;
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::conformance;
+use crate::commands::{check, conformance};
 use crate::exit::Exit;
 use crate::options::default_queue;
 use crate::output::Output;
@@ -25,6 +25,10 @@ pub(crate) struct ScalerCommand {
 /// What can be asked.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Try a configuration: connect by every profile, and tell what each trigger of a ScaledObject
+    /// would be answered now
+    #[command(after_help = check::HELP)]
+    Check(check::CheckFlags),
     /// Examine a scaler, ours or another, as KEDA would call it, and say which rules it breaks
     #[command(after_long_help = conformance::HELP)]
     Conformance(Box<conformance::ConformanceArgs>),
@@ -44,6 +48,7 @@ impl ScalerCommand {
 pub(crate) async fn run(command: ScalerCommand, output: Output) -> Result<Exit> {
     match command.command {
         None => serve(command.scaler).await,
+        Some(Command::Check(flags)) => check::run(flags, output).await,
         Some(Command::Conformance(args)) => conformance::run(*args, output).await,
     }
 }
@@ -55,7 +60,7 @@ async fn serve(mut args: ScalerArgs) -> Result<Exit> {
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         tracing::debug!(%error, "huge pages stay as they are");
     }
-    if args.queue.is_none() {
+    if args.queue.is_none() && args.config.is_none() {
         args.queue = Some(default_queue()?);
     }
     let stop = CancellationToken::new();

@@ -8,7 +8,7 @@ use ebb_queue::Priority;
 use super::TriggerError;
 use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, TriggerOption, option};
 
-const FROM_ENV: &str = "FromEnv";
+pub(crate) const FROM_ENV: &str = "FromEnv";
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The values for our own keys, by the plain name of the key.
@@ -142,7 +142,7 @@ fn unknown(key: &str) -> TriggerError {
 }
 
 /// Letters to insert, delete or replace until `a` is `b`.
-fn edits(a: &str, b: &str) -> usize {
+pub(crate) fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, left) in a.chars().enumerate() {

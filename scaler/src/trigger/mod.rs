@@ -13,6 +13,8 @@ use std::time::Duration;
 use ebb_queue::{Priority, QueueUrl};
 
 use given::Given;
+pub(crate) use given::{FROM_ENV, edits};
+pub(crate) use options::{KEDA_KEYS, MODE, PROFILE, QUEUE, option};
 pub use options::{OPTIONS, TriggerOption};
 
 /// What one trigger of one ScaledObject or ScaledJob asks for.
@@ -93,6 +95,13 @@ pub struct Activation {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("scalerMetadata: {0}")]
 pub struct TriggerError(String);
+
+impl TriggerError {
+    /// The same without saying where the option stood.
+    pub(crate) fn words(&self) -> &str {
+        &self.0
+    }
+}
 
 /// No model is faster, and nothing is divided by less.
 const SHORTEST: Duration = Duration::from_micros(1);
@@ -187,13 +196,18 @@ fn queue(given: &Given<'_>, broker: &QueueUrl) -> Result<String, TriggerError> {
 
 fn profile(given: &Given<'_>) -> Result<Option<String>, TriggerError> {
     let Some(entry) = given.get(options::PROFILE) else { return Ok(None) };
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if entry.value.bytes().all(fits) && (1..=64).contains(&entry.value.len()) {
+    if is_profile_name(entry.value) {
         return Ok(Some(entry.value.to_owned()));
     }
     // Whoever puts a URL here is told how to do it, without the URL.
     let remedy = "use the name of a profile of the scaler, 1 to 64 of a-z A-Z 0-9 . _ -";
     Err(TriggerError(format!("the value of {} is not valid: {remedy}", entry.key)))
+}
+
+/// Whether a connection profile may have this name.
+pub(crate) fn is_profile_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.bytes().all(fits) && (1..=64).contains(&name.len())
 }
 
 fn mode(given: &Given<'_>) -> Result<Mode, TriggerError> {

@@ -16,9 +16,9 @@ pub struct TriggerOption {
     pub meaning: &'static str,
 }
 
-pub(super) const QUEUE: &str = "queue";
-pub(super) const PROFILE: &str = "profile";
-pub(super) const MODE: &str = "mode";
+pub(crate) const QUEUE: &str = "queue";
+pub(crate) const PROFILE: &str = "profile";
+pub(crate) const MODE: &str = "mode";
 pub(super) const JOBS_PER_REPLICA: &str = "jobsPerReplica";
 pub(super) const DRAIN: &str = "drainSeconds";
 pub(super) const SLO: &str = "sloSeconds";
@@ -157,7 +157,7 @@ pub const OPTIONS: [TriggerOption; 16] = [
 ];
 
 /// Keys with which KEDA itself finds us; it passes them on.
-pub(super) const KEDA_KEYS: [&str; 6] =
+pub(crate) const KEDA_KEYS: [&str; 6] =
     ["scalerAddress", "enableTLS", "unsafeSsl", "caCert", "tlsClientCert", "tlsClientKey"];
 
 /// Keys of KEDA's built-in scalers, and ours that do the same.
@@ -189,13 +189,13 @@ pub(super) const ELSEWHERE: [(&str, &str); 24] = [
 ];
 
 /// The option with this key.
-pub(super) fn option(key: &str) -> Option<&'static TriggerOption> {
+pub(crate) fn option(key: &str) -> Option<&'static TriggerOption> {
     OPTIONS.iter().find(|option| option.key == key)
 }
 
 impl TriggerOption {
     /// Whether the mode uses it.
-    pub(super) fn applies_to(&self, mode: &str) -> bool {
+    pub(crate) fn applies_to(&self, mode: &str) -> bool {
         self.modes.is_empty() || self.modes.contains(&mode)
     }
 

@@ -1,6 +1,7 @@
 //! A scaler on queues in memory that can be broken, and a client.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,14 +10,16 @@ use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_proto::keda::{GetMetricsRequest, IsActiveResponse, MetricValue, ScaledObjectRef};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Info, Job, Link, OpenOptions,
-    Phase, QueueUrl, Result, Timestamp, WorkerStatus,
+    Address, Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Info, Job, Link,
+    OpenOptions, Phase, QueueUrl, Result, Timestamp, WorkerStatus,
 };
 use ebb_scaler::{Connect, Scaler, ScalerArgs};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -66,11 +69,25 @@ pub(crate) struct Door(pub(crate) Arc<Fickle>);
 
 #[async_trait]
 impl Connect for Door {
-    async fn connect(&self, queue: &str) -> Result<Arc<dyn Backlog>> {
+    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
         answer(&self.0.mood).await?;
+        let queue = &name_of(url);
+        if queue.starts_with("/broken") {
+            return Err(Error::new(ErrorKind::Unavailable, "broken by the test"));
+        }
         self.0.open.send_modify(|n| *n += 1);
         self.0.opened.send_modify(|n| *n += 1);
         Ok(Arc::new(Seen { queue: self.0.queue(queue), broker: Arc::clone(&self.0) }))
+    }
+}
+
+/// The queues of the default broker by their own name, those of others after their file.
+fn name_of(url: &QueueUrl) -> String {
+    match &url.address {
+        Address::Sqlite { path, .. } if path.to_str() != Some("/nowhere") => {
+            format!("{}#{}", path.display(), url.queue)
+        }
+        _ => url.queue.clone(),
     }
 }
 
@@ -119,7 +136,8 @@ pub(crate) struct Kit {
     pub(crate) broker: Arc<Fickle>,
     pub(crate) client: ExternalScalerClient<Channel>,
     pub(crate) channel: Channel,
-    pub(crate) http: std::net::SocketAddr,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
     pub(crate) server: JoinHandle<anyhow::Result<()>>,
 }
@@ -132,6 +150,7 @@ pub(crate) fn args() -> ScalerArgs {
         http_listen: Some(([127, 0, 0, 1], 0).into()),
         refresh: Duration::from_millis(50),
         repeat: Duration::from_millis(50),
+        reload: Duration::from_millis(20),
         // Longer than any test waits: nothing may end only because time is up.
         grace: Duration::from_secs(60),
         ..ScalerArgs::default()
@@ -140,6 +159,18 @@ pub(crate) fn args() -> ScalerArgs {
 
 impl Kit {
     pub(crate) async fn start(args: ScalerArgs) -> Self {
+        Self::start_with(args, async |address| {
+            let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+            endpoint.connect().await.unwrap()
+        })
+        .await
+    }
+
+    /// The same, with a way of its own to connect.
+    pub(crate) async fn start_with(
+        args: ScalerArgs,
+        connect: impl AsyncFnOnce(SocketAddr) -> Channel,
+    ) -> Self {
         let broker = Arc::new(Fickle {
             queues: Mutex::default(),
             mood: watch::Sender::new(Mood::Well),
@@ -148,14 +179,13 @@ impl Kit {
         });
         let door = Arc::new(Door(Arc::clone(&broker)));
         let scaler = Scaler::bind_with(args, door).await.unwrap();
-        let address = scaler.local_addr().unwrap();
+        let grpc = scaler.local_addr().unwrap();
         let http = scaler.http_addr().unwrap().unwrap();
         let stop = CancellationToken::new();
         let server = tokio::spawn(scaler.serve(stop.clone()));
-        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
-        let channel = endpoint.connect().await.unwrap();
+        let channel = connect(grpc).await;
         let client = ExternalScalerClient::new(channel.clone());
-        Self { broker, client, channel, http, stop, server }
+        Self { broker, client, channel, grpc, http, stop, server }
     }
 
     /// The default queue.
@@ -194,6 +224,29 @@ impl Kit {
         drop((self.client, self.channel));
         let ended = tokio::time::timeout(Duration::from_secs(10), self.server).await;
         ended.expect("the scaler ends well within its grace").unwrap().unwrap();
+    }
+}
+
+/// A page of the scaler's HTTP port, headers included.
+pub(crate) async fn page(address: SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page
+}
+
+/// Asks for a page until it says this.
+pub(crate) async fn page_says(address: SocketAddr, path: &str, words: &str) -> String {
+    let asked = Instant::now();
+    loop {
+        let page = page(address, path).await;
+        if page.contains(words) {
+            return page;
+        }
+        assert!(asked.elapsed() < Duration::from_secs(20), "{words} is never in\n{page}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -2,8 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 mod calls;
+mod check;
+mod config;
 mod crowd;
+mod explain;
 mod kit;
+mod limits;
 mod outage;
 mod push;
+mod replicas;
 mod server;
+mod tls;

@@ -2,21 +2,11 @@
 
 use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp};
 use ebb_scaler::{Scaler, ScalerArgs};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::kit::{Kit, args, ends_with_ok, object, publish, said};
-
-async fn page(address: std::net::SocketAddr, path: &str) -> String {
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.unwrap();
-    page
-}
+use crate::kit::{Kit, args, ends_with_ok, object, page, publish, said};
 
 #[tokio::test]
 async fn both_reflections_list_the_service() {
@@ -88,9 +78,11 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
     let page = page(kit.http, "/metrics").await;
     let expected = [
         "build_info{version=",
-        "scaler_queue_depth{queue=\"jobs\",state=\"ready\"} 3",
-        "scaler_queue_workers{phase=\"starting\",queue=\"jobs\"} 0",
-        "scaler_snapshot_age_seconds{queue=\"jobs\"} 0",
+        "scaler_queue_depth{profile=\"default\",queue=\"jobs\",state=\"ready\"} 3",
+        "scaler_queue_workers{phase=\"starting\",profile=\"default\",queue=\"jobs\"} 0",
+        "scaler_snapshot_age_seconds{profile=\"default\",queue=\"jobs\"} 0",
+        "scaler_profile_up{profile=\"default\"} 1",
+        "scaler_connections 1",
         "scaler_streams{method=\"StreamIsActive\"} 1",
         "scaler_pushes_total{reason=\"open\"} 1",
         "scaler_looks_total{cause=\"open\"} 1",

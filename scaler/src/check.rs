@@ -1,0 +1,276 @@
+//! Tries a configuration before anybody depends on it: every profile, and what each trigger of an
+//! object would be answered. By the parser and the policy that serve KEDA; creates nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ebb_queue::{Address, Error, ErrorKind, Missing, QueueUrl, Result, Warning};
+use futures::future::join_all;
+use serde::Serialize;
+use tokio::time::{Instant, timeout};
+
+use crate::decision::{Snapshot, decide};
+use crate::learn::{Learned, Learner};
+use crate::limits;
+use crate::observe::{Connect, Site};
+use crate::profiles::{Place, Profile, Profiles, Refusal, Resolved};
+use crate::reload::Source;
+use crate::trigger::FROM_ENV;
+
+/// A broker that has not answered by then counts as unavailable.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What is tried.
+#[derive(Debug, Clone, Default)]
+pub struct CheckArgs {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// The profile `default`, unless the file has one.
+    pub queue: Option<QueueUrl>,
+    /// Objects whose triggers are to be answered.
+    pub objects: Vec<Asking>,
+}
+
+/// An object that asks: a ScaledObject or a ScaledJob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asking {
+    /// Its kind, in Kubernetes' words.
+    pub kind: String,
+    /// Where it is.
+    pub namespace: String,
+    /// What it is called.
+    pub name: String,
+    /// The metadata of its triggers that are for an external scaler, by their place in the list.
+    pub triggers: Vec<(usize, BTreeMap<String, String>)>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checkup {
+    /// Each profile, by name.
+    pub profiles: Vec<ProfileCheck>,
+    /// Each trigger, in the order of the objects.
+    pub triggers: Vec<TriggerCheck>,
+}
+
+/// How a profile was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProfileCheck {
+    /// Its name.
+    pub name: String,
+    /// Where it leads, without its password.
+    pub url: String,
+    /// How long it took to connect and to ask.
+    pub seconds: f64,
+    /// The server and its version, if it answered.
+    pub server: Option<String>,
+    /// Settings that are weaker than the promises.
+    pub warnings: Vec<Warning>,
+    /// Why it did not answer.
+    pub problem: Option<Problem>,
+}
+
+/// What a trigger would be answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct TriggerCheck {
+    /// The kind of its object.
+    pub kind: String,
+    /// Where its object is.
+    pub namespace: String,
+    /// The name of its object.
+    pub name: String,
+    /// Its place in the list, from 0.
+    pub trigger: usize,
+    /// Keys whose values only the cluster knows: the answer is as if they were missing.
+    pub left_out: Vec<String>,
+    /// What KEDA would be told, if anything.
+    pub answer: Option<Answer>,
+    /// Why there is no answer.
+    pub problem: Option<Problem>,
+}
+
+/// What KEDA would be told.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// The connection profile.
+    pub profile: String,
+    /// The queue on its broker.
+    pub queue: String,
+    /// The name of the metric.
+    pub metric: String,
+    /// What one replica is to have of it.
+    pub target: f64,
+    /// Its value now.
+    pub value: f64,
+    /// Whether the pool may not be at zero.
+    pub active: bool,
+    /// Why.
+    pub why: String,
+    /// What the value is made of.
+    pub basis: String,
+}
+
+/// Why something has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// What would mend it.
+    pub kind: ProblemKind,
+    /// In words, without secrets.
+    pub words: String,
+}
+
+/// What would mend a problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProblemKind {
+    /// Other metadata, or another policy.
+    Refused,
+    /// A broker that answers.
+    Unavailable,
+    /// Something else: a queue that is missing, or one that does not fit.
+    Broken,
+}
+
+/// Tries all of it.
+///
+/// # Errors
+/// When the configuration itself cannot be read, with its place and no secret.
+pub async fn check(args: CheckArgs) -> anyhow::Result<Checkup> {
+    let CheckArgs { config, queue, objects } = args;
+    let profiles = Source { file: config, queue }.load()?;
+    let site = Site { missing: Missing::Refuse };
+    let checks = profiles.by_name.values().map(|profile| try_profile(&site, profile));
+    let checks = join_all(checks).await;
+    let mut trial = Trial { site, profiles, looks: HashMap::new() };
+    let mut triggers = Vec::new();
+    for object in &objects {
+        for (at, metadata) in &object.triggers {
+            triggers.push(trial.trigger(object, *at, metadata).await);
+        }
+    }
+    Ok(Checkup { profiles: checks, triggers })
+}
+
+async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
+    let begun = Instant::now();
+    let info = in_time(async {
+        exists(&profile.url)?;
+        site.connect(&profile.url).await?.info().await
+    });
+    let info = info.await;
+    let (name, url) = (profile.name.to_string(), profile.url.to_string());
+    let seconds = begun.elapsed().as_secs_f64();
+    match info {
+        Ok(info) => {
+            let (server, warnings) = (Some(info.version), info.warnings);
+            ProfileCheck { name, url, seconds, server, warnings, problem: None }
+        }
+        Err(problem) => {
+            let (server, warnings) = (None, Vec::new());
+            ProfileCheck { name, url, seconds, server, warnings, problem: Some(problem) }
+        }
+    }
+}
+
+/// Answers triggers; each queue is looked at once.
+struct Trial {
+    site: Site,
+    profiles: Profiles,
+    looks: HashMap<Place, std::result::Result<Snapshot, Problem>>,
+}
+
+impl Trial {
+    async fn trigger(
+        &mut self,
+        object: &Asking,
+        trigger: usize,
+        metadata: &BTreeMap<String, String>,
+    ) -> TriggerCheck {
+        // What KEDA cannot find is missing without a word, and here nothing can be found.
+        let is_known = |(key, _): &(&String, &String)| !key.ends_with(FROM_ENV);
+        let own = |(key, value): (&String, &String)| (key.clone(), value.clone());
+        let known: HashMap<_, _> = metadata.iter().filter(is_known).map(own).collect();
+        let left_out = metadata.keys().filter(|key| key.ends_with(FROM_ENV)).cloned().collect();
+        let Asking { kind, namespace, name, .. } = object;
+        let resolved = limits::check(namespace, name, &known)
+            .map_err(Refusal::Invalid)
+            .and_then(|()| self.profiles.resolve(namespace, &known))
+            .map_err(|refusal| Problem { kind: ProblemKind::Refused, words: refusal.to_string() });
+        let answer = match resolved {
+            Ok(resolved) => self.answer(&resolved).await,
+            Err(problem) => Err(problem),
+        };
+        let (answer, problem) = match answer {
+            Ok(answer) => (Some(answer), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        TriggerCheck {
+            kind: kind.clone(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            trigger,
+            left_out,
+            answer,
+            problem,
+        }
+    }
+
+    async fn answer(&mut self, resolved: &Resolved) -> std::result::Result<Answer, Problem> {
+        let Resolved { place, trigger, .. } = resolved;
+        if !self.looks.contains_key(place) {
+            let (_, url) = self.profiles.url(place).expect("what was resolved has a profile");
+            let seen = in_time(look(&self.site, &url)).await;
+            self.looks.insert(place.clone(), seen);
+        }
+        let snapshot = self.looks[place].as_ref().map_err(Clone::clone)?;
+        let decision = decide(snapshot, trigger, snapshot.depth.as_of);
+        Ok(Answer {
+            profile: place.profile.to_string(),
+            queue: place.queue.clone(),
+            metric: trigger.metric_name(),
+            target: decision.target,
+            value: decision.value,
+            active: decision.active,
+            why: decision.why.to_string(),
+            basis: decision.basis.to_string(),
+        })
+    }
+}
+
+async fn look(site: &Site, url: &QueueUrl) -> Result<Snapshot> {
+    exists(url)?;
+    let backlog = site.connect(url).await?;
+    let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
+    let mut snapshot = Snapshot { depth, workers, learned: Learned::default() };
+    let mut learner = Learner::new();
+    learner.observe(&snapshot, snapshot.depth.as_of);
+    snapshot.learned = learner.learned();
+    Ok(snapshot)
+}
+
+/// The embedded queue would be made by whoever opens it.
+fn exists(url: &QueueUrl) -> Result<()> {
+    match &url.address {
+        Address::Sqlite { path, .. } if !path.exists() => {
+            let words = format!("{} does not exist; `ebb queue init` makes it", path.display());
+            Err(Error::new(ErrorKind::Incompatible, words))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> std::result::Result<T, Problem> {
+    let unavailable = |words| Problem { kind: ProblemKind::Unavailable, words };
+    match timeout(ANSWER, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => {
+            let kind = match error.kind() {
+                ErrorKind::Unavailable | ErrorKind::Full => ProblemKind::Unavailable,
+                _ => ProblemKind::Broken,
+            };
+            Err(Problem { kind, words: format!("{:#}", anyhow::Error::from(error)) })
+        }
+        Err(_) => Err(unavailable(format!("no answer for {} s", ANSWER.as_secs()))),
+    }
+}

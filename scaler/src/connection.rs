@@ -1,0 +1,277 @@
+//! Connections from the port to the service: as many as are allowed, encrypted where that is
+//! wanted, and each with room for so many streams.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use prometheus::IntGauge;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::metrics::{Metrics, Refused};
+
+/// A client that has not introduced itself by then is gone or means no good.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The system is out of something, such as file descriptors, and needs time.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How connections are taken.
+pub(crate) struct Welcome {
+    /// Missing where connections are not encrypted.
+    pub(crate) tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    /// How long the two ends may take to agree.
+    pub(crate) handshake: Duration,
+    pub(crate) max_connections: usize,
+    /// Long-lived streams on one connection.
+    pub(crate) max_streams: usize,
+    pub(crate) metrics: Metrics,
+}
+
+/// A connection that is ready for HTTP/2.
+pub(crate) struct Connection {
+    io: Io,
+    peer: Peer,
+    _room: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What the service may know of the other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    streams: Arc<Semaphore>,
+}
+
+impl Peer {
+    /// Room for one more long-lived stream on this connection, while there is any.
+    pub(crate) fn room_for_a_stream(&self) -> Result<OwnedSemaphorePermit, TryAcquireError> {
+        Arc::clone(&self.streams).try_acquire_owned()
+    }
+}
+
+/// Takes connections from the port for as long as it is read.
+///
+/// A handshake keeps nobody else waiting, and ends with this stream.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    welcome: Welcome,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let room = Arc::new(Semaphore::new(welcome.max_connections));
+    async_stream::stream! {
+        let mut handshakes = JoinSet::new();
+        loop {
+            let ready = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((tcp, address)) => welcome.take(tcp, address, &room, &mut handshakes),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be taken");
+                        sleep(PAUSE).await;
+                        None
+                    }
+                },
+                Some(Ok(shaken)) = handshakes.join_next() => welcome.shaken(shaken),
+            };
+            if let Some(connection) = ready {
+                yield Ok(connection);
+            }
+        }
+    }
+}
+
+/// How a handshake ended, with whom, and the room that it holds.
+type Shaken = (Result<io::Result<TlsStream<TcpStream>>, Elapsed>, SocketAddr, OwnedSemaphorePermit);
+
+impl Welcome {
+    /// Begins with a connection; it is ready at once where it is not encrypted.
+    fn take(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        room: &Arc<Semaphore>,
+        handshakes: &mut JoinSet<Shaken>,
+    ) -> Option<Connection> {
+        let Ok(room) = Arc::clone(room).try_acquire_owned() else {
+            self.refuse(Refused::Full, address, "too many connections");
+            return None;
+        };
+        // Answers are small and must not wait for one another.
+        drop(tcp.set_nodelay(true));
+        let Some(tls) = &self.tls else { return Some(self.connection(Io::Plain(tcp), room)) };
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        let time = self.handshake;
+        handshakes.spawn(async move { (timeout(time, acceptor.accept(tcp)).await, address, room) });
+        None
+    }
+
+    fn shaken(&self, (shaken, address, room): Shaken) -> Option<Connection> {
+        match shaken {
+            Ok(Ok(tls)) => return Some(self.connection(Io::Tls(Box::new(tls)), room)),
+            Ok(Err(error)) => self.refuse(Refused::Handshake, address, error),
+            Err(late) => self.refuse(Refused::Timeout, address, late),
+        }
+        None
+    }
+
+    fn connection(&self, io: Io, room: OwnedSemaphorePermit) -> Connection {
+        let streams = Arc::new(Semaphore::new(self.max_streams));
+        let gauge = self.metrics.connections();
+        gauge.inc();
+        Connection { io, peer: Peer { streams }, _room: room, _counted: Counted(gauge) }
+    }
+
+    fn refuse(&self, refused: Refused, address: SocketAddr, why: impl std::fmt::Display) {
+        self.metrics.refused(refused);
+        tracing::debug!(%address, %why, "connection refused");
+    }
+}
+
+/// Counts a connection while it lives.
+struct Counted(IntGauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Io::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(tcp) => tcp.is_write_vectored(),
+            Io::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt;
+    use prometheus::Registry;
+    use rcgen::{CertificateParams, KeyPair};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::{Welcome, incoming};
+    use crate::metrics::Metrics;
+    use crate::tls::{Tls, TlsArgs};
+
+    #[tokio::test]
+    async fn a_client_that_never_introduces_itself_is_let_go_with_its_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(Vec::<String>::new()).unwrap().self_signed(&key).unwrap();
+        std::fs::write(at("cert"), cert.pem()).unwrap();
+        std::fs::write(at("key"), key.serialize_pem()).unwrap();
+        let args =
+            TlsArgs { tls_cert: Some(at("cert")), tls_key: Some(at("key")), ..TlsArgs::default() };
+        let tls = Tls::load(args.files().unwrap().unwrap()).unwrap();
+        let registry = Registry::new();
+        let welcome = Welcome {
+            tls: Some(tls.config()),
+            handshake: Duration::from_millis(50),
+            max_connections: 1,
+            max_streams: 1,
+            metrics: Metrics::register(&registry).unwrap(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let mut incoming = std::pin::pin!(incoming(listener, welcome));
+            incoming.next().await.is_some()
+        });
+        let refused = |reason: &str| {
+            let families = registry.gather();
+            let all = families.iter().filter(|f| f.name() == "scaler_connections_refused_total");
+            let all = all.flat_map(|family| family.get_metric());
+            let mut of = all.filter(|metric| metric.get_label()[0].value() == reason);
+            of.next().map_or(0.0, |metric| metric.get_counter().value())
+        };
+        // The second has room only once the first was let go.
+        let mut silent = Vec::new();
+        while refused("timeout") < 2.0 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(silent.len() < 4000, "nobody is let go");
+        }
+        assert!(refused("full") >= 1.0);
+        assert!(!server.is_finished());
+        server.abort();
+    }
+}

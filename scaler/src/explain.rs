@@ -1,0 +1,232 @@
+//! What KEDA was told last, and why: the memory behind `/explain`.
+//!
+//! Nothing in here is a secret: options that came out of an environment are kept without their
+//! values, and of connections there is the name of the profile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::profiles::{Refusal, Resolved};
+
+pub(crate) mod page;
+
+/// Triggers that are remembered; those that nobody has asked about for longest go first.
+const MAX_TRIGGERS: usize = 20_000;
+
+/// Triggers of one object.
+const MAX_OF_ONE: usize = 16;
+
+/// What is remembered of each trigger that was asked for lately; clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Explain(Arc<Mutex<Memory>>);
+
+#[derive(Default)]
+struct Memory {
+    objects: HashMap<Name, Object>,
+    n_triggers: usize,
+}
+
+/// The namespace and the name of an object.
+pub(crate) type Name = (String, String);
+
+/// What is remembered of an object.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Object {
+    pub(crate) triggers: Vec<Remembered>,
+    /// Why it was last refused, and when.
+    pub(crate) refused: Option<(String, Instant)>,
+}
+
+/// What is remembered of a trigger.
+#[derive(Debug, Clone)]
+pub(crate) struct Remembered {
+    pub(crate) resolved: Resolved,
+    pub(crate) asked: Instant,
+    pub(crate) target: Option<(f64, Instant)>,
+    pub(crate) value: Option<(f64, Instant)>,
+    pub(crate) active: Option<(bool, Instant)>,
+    pub(crate) pushed: Option<(bool, Instant)>,
+}
+
+/// Something that KEDA was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    /// What one replica is to have.
+    Target(f64),
+    /// The value of the metric.
+    Value(f64),
+    /// Whether the pool may not be at zero.
+    Active(bool),
+    /// The same, on a stream.
+    Pushed(bool),
+}
+
+impl Explain {
+    /// Remembers what was told about a trigger of an object.
+    pub(crate) fn told(&self, namespace: &str, name: &str, resolved: &Resolved, told: Told) {
+        let now = Instant::now();
+        let mut memory = self.lock();
+        let trigger = memory.trigger(namespace, name, resolved, now);
+        trigger.asked = now;
+        match told {
+            Told::Target(target) => trigger.target = Some((target, now)),
+            Told::Value(value) => trigger.value = Some((value, now)),
+            Told::Active(active) => trigger.active = Some((active, now)),
+            Told::Pushed(active) => trigger.pushed = Some((active, now)),
+        }
+    }
+
+    /// Remembers why an object was refused.
+    pub(crate) fn refused(&self, namespace: &str, name: &str, refusal: &Refusal) {
+        let now = Instant::now();
+        let mut memory = self.lock();
+        memory.make_room(now);
+        let object = memory.object(namespace, name);
+        object.refused = Some((refusal.to_string(), now));
+    }
+
+    /// The objects that were asked for lately, sorted.
+    pub(crate) fn names(&self) -> Vec<Name> {
+        let mut names: Vec<Name> = self.lock().objects.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// What is remembered of an object; of its triggers those that were asked for lately.
+    pub(crate) fn object(&self, name: &Name, keep: Duration) -> Option<Object> {
+        let mut object = self.lock().objects.get(name)?.clone();
+        object.triggers.retain(|trigger| trigger.asked.elapsed() <= keep);
+        Some(object)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        // What is told is remembered in single steps, so it is whole even if its holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    fn trigger(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        resolved: &Resolved,
+        now: Instant,
+    ) -> &mut Remembered {
+        let found = self.object(namespace, name).position(resolved);
+        if found.is_none() {
+            self.make_room(now);
+            let triggers = &mut self.object(namespace, name).triggers;
+            // A trigger that was changed leaves its old self behind.
+            let oldest = triggers.iter().enumerate().min_by_key(|(_, trigger)| trigger.asked);
+            let oldest = oldest.map(|(at, _)| at).filter(|_| triggers.len() >= MAX_OF_ONE);
+            let gone = oldest.map(|at| triggers.swap_remove(at));
+            triggers.push(Remembered::new(resolved.clone(), now));
+            self.n_triggers += usize::from(gone.is_none());
+        }
+        let object = self.object(namespace, name);
+        let at = found.unwrap_or(object.triggers.len() - 1);
+        &mut object.triggers[at]
+    }
+
+    fn object(&mut self, namespace: &str, name: &str) -> &mut Object {
+        self.objects.entry((namespace.to_owned(), name.to_owned())).or_default()
+    }
+
+    /// Forgets the older half when there is no more room: seldom, and then much.
+    fn make_room(&mut self, now: Instant) {
+        if self.n_triggers < MAX_TRIGGERS && self.objects.len() < MAX_TRIGGERS {
+            return;
+        }
+        let mut ages: Vec<Duration> = self.objects.values().map(|object| object.age(now)).collect();
+        ages.sort_unstable();
+        let oldest = ages.get(ages.len() / 2).copied().unwrap_or_default();
+        self.objects.retain(|_, object| object.age(now) < oldest);
+        self.n_triggers = self.objects.values().map(|object| object.triggers.len()).sum();
+    }
+}
+
+impl Object {
+    fn position(&self, resolved: &Resolved) -> Option<usize> {
+        self.triggers.iter().position(|trigger| trigger.resolved == *resolved)
+    }
+
+    /// How long nobody has asked for it.
+    fn age(&self, now: Instant) -> Duration {
+        let asked = self.triggers.iter().map(|trigger| trigger.asked);
+        let last = asked.chain(self.refused.as_ref().map(|(_, at)| *at)).max();
+        last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
+    }
+}
+
+impl Remembered {
+    fn new(resolved: Resolved, asked: Instant) -> Self {
+        Self { resolved, asked, target: None, value: None, active: None, pushed: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use ebb_queue::QueueUrl;
+
+    use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, Told};
+    use crate::profiles::{Profiles, Refusal, Resolved};
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn resolved(jobs_per_replica: usize) -> Resolved {
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        let option = ("jobsPerReplica".to_owned(), jobs_per_replica.to_string());
+        profiles.resolve("ml", &HashMap::from([option])).unwrap()
+    }
+
+    #[test]
+    fn what_was_told_last_is_remembered_by_trigger() {
+        let explain = Explain::default();
+        let (one, two) = (resolved(1), resolved(2));
+        explain.told("ml", "a", &one, Told::Value(3.0));
+        explain.told("ml", "a", &one, Told::Value(4.0));
+        explain.told("ml", "a", &two, Told::Active(true));
+        explain.told("ml", "b", &one, Told::Pushed(false));
+        explain.refused("ml", "c", &Refusal::Denied("no".into()));
+        let names: Vec<_> = explain.names().into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let a = explain.object(&("ml".into(), "a".into()), LONG).unwrap();
+        assert_eq!(a.triggers.len(), 2);
+        assert_eq!(a.triggers[0].value.unwrap().0, 4.0);
+        assert!(a.triggers[1].active.unwrap().0);
+        let c = explain.object(&("ml".into(), "c".into()), LONG).unwrap();
+        assert_eq!(c.refused.unwrap().0, "no");
+        assert!(explain.object(&("ml".into(), "d".into()), LONG).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_has_a_bound_and_what_is_asked_for_stays() {
+        let explain = Explain::default();
+        let one = resolved(1);
+        for n in 0..MAX_TRIGGERS * 2 {
+            // Who asks and is refused takes room as well.
+            if n % 2 == 0 {
+                explain.told("ml", &n.to_string(), &one, Told::Active(true));
+            } else {
+                explain.refused("ml", &n.to_string(), &Refusal::Denied("no".into()));
+            }
+            tokio::time::advance(Duration::from_millis(1)).await;
+            explain.told("ml", "faithful", &one, Told::Active(true));
+        }
+        let names = explain.names();
+        assert!(names.len() <= MAX_TRIGGERS, "{} objects are remembered", names.len());
+        assert!(names.contains(&("ml".to_owned(), "faithful".to_owned())));
+        for n in 1..=2 * MAX_OF_ONE {
+            explain.told("ml", "faithful", &resolved(n), Told::Active(true));
+        }
+        let faithful = explain.object(&("ml".into(), "faithful".into()), LONG).unwrap();
+        assert_eq!(faithful.triggers.len(), MAX_OF_ONE);
+    }
+}

@@ -1,0 +1,393 @@
+//! The configuration file, from text to typed values. Pure: the secrets that it names are read
+//! elsewhere.
+//!
+//! ```toml
+//! [profiles.night]
+//! url = "redis://broker:6379?password_file=/run/secrets/redis"   # or url_file, or url_env
+//!
+//! [profiles.night.defaults]              # for each trigger that names the profile
+//! jobsPerReplica = 4
+//!
+//! [profiles.night.queues.embeddings]     # for each trigger on this queue
+//! activationJobs = 8
+//!
+//! [[policy]]                             # with one, what no rule allows is denied
+//! namespaces = ["team-a", "team-a-*"]
+//! profiles = ["night"]
+//! queues = ["embeddings", "a-*"]         # all of them when missing
+//! ```
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use crate::policy::{Glob, Policy, Rule};
+use crate::trigger::{FROM_ENV, PROFILE, QUEUE, edits, is_profile_name};
+
+/// Options of a trigger, as they would stand in its metadata.
+pub(crate) type Options = BTreeMap<String, String>;
+
+/// What the file says.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub(crate) struct File {
+    pub(crate) profiles: BTreeMap<String, Draft>,
+    /// Everything is allowed when missing, and nothing but its rules when there.
+    pub(crate) policy: Option<Policy>,
+}
+
+/// A connection profile whose address is not read yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Draft {
+    pub(crate) line: usize,
+    pub(crate) address: AddressFrom,
+    pub(crate) defaults: Section,
+    pub(crate) queues: BTreeMap<String, Section>,
+}
+
+/// Default options, and where they stand.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub(crate) struct Section {
+    pub(crate) line: usize,
+    pub(crate) options: Options,
+}
+
+/// Where the URL of a profile is.
+#[derive(PartialEq, Eq)]
+pub(crate) enum AddressFrom {
+    /// In the file itself.
+    Here(String),
+    /// In a file of its own, such as a mounted Secret.
+    File(PathBuf),
+    /// In a variable of the scaler's environment.
+    Env(String),
+}
+
+/// The URL may hold a password.
+impl std::fmt::Debug for AddressFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here(_) => f.write_str("Here(***)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Env(name) => f.debug_tuple("Env").field(name).finish(),
+        }
+    }
+}
+
+/// What is wrong with the file, where, and what to write instead. Never shows a value that may be
+/// a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {words}")]
+pub(crate) struct FileError {
+    pub(crate) line: usize,
+    pub(crate) words: String,
+}
+
+type Result<T> = std::result::Result<T, FileError>;
+type Key<'t> = Spanned<DeString<'t>>;
+type Value<'t> = Spanned<DeValue<'t>>;
+
+impl File {
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// Names the line, the key, and the nearest right one.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let reader = Reader { text };
+        let root = DeTable::parse(text).map_err(|error| {
+            let at = error.span().unwrap_or(0..0);
+            reader.error(&at, format!("this is not TOML: {}", error.message()))
+        })?;
+        let mut file = Self::default();
+        for (key, value) in root.get_ref() {
+            match key.get_ref().as_ref() {
+                "profiles" => {
+                    for (name, value) in reader.table("profiles", value)? {
+                        let draft = reader.profile(name, value)?;
+                        file.profiles.insert(name.get_ref().clone().into_owned(), draft);
+                    }
+                }
+                "policy" => file.policy = Some(reader.policy(value)?),
+                _ => return Err(reader.unknown("", key, &["profiles", "policy"])),
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// Knows the text, so that it can tell lines.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    text: &'a str,
+}
+
+impl Reader<'_> {
+    fn profile(self, name: &Key<'_>, value: &Value<'_>) -> Result<Draft> {
+        let at = format!("profiles.{}", name.get_ref());
+        if !is_profile_name(name.get_ref()) {
+            let words = format!("{at:?}: a profile's name is 1 to 64 of a-z A-Z 0-9 . _ -");
+            return Err(self.error(&name.span(), words));
+        }
+        let (mut addresses, mut defaults) = (Vec::new(), Section::default());
+        let mut queues = BTreeMap::new();
+        for (key, value) in self.table(&at, value)? {
+            let own = format!("{at}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "url" => addresses.push(AddressFrom::Here(self.string(&own, value)?)),
+                "url_file" => addresses.push(AddressFrom::File(self.string(&own, value)?.into())),
+                "url_env" => addresses.push(AddressFrom::Env(self.string(&own, value)?)),
+                "defaults" => defaults = self.section(&own, value)?,
+                "queues" => {
+                    for (queue, value) in self.table(&own, value)? {
+                        let section = self.section(&format!("{own}.{}", queue.get_ref()), value)?;
+                        queues.insert(queue.get_ref().clone().into_owned(), section);
+                    }
+                }
+                _ => {
+                    let known = ["url", "url_file", "url_env", "defaults", "queues"];
+                    return Err(self.unknown(&at, key, &known));
+                }
+            }
+        }
+        let (line, n_addresses) = (self.line(&name.span()), addresses.len());
+        match addresses.pop() {
+            Some(address) if n_addresses == 1 => Ok(Draft { line, address, defaults, queues }),
+            _ => {
+                let words =
+                    format!("{at} has {n_addresses} of url, url_file and url_env; give one");
+                Err(FileError { line, words })
+            }
+        }
+    }
+
+    /// Options of a trigger; whether they are right is for the trigger's own parser to say.
+    fn section(self, at: &str, value: &Value<'_>) -> Result<Section> {
+        let mut options = Options::new();
+        for (key, value) in self.table(at, value)? {
+            let (name, own) = (key.get_ref(), format!("{at}.{}", key.get_ref()));
+            if [PROFILE, QUEUE].contains(&name.as_ref()) {
+                let words = format!("{own}: a trigger names its {name}, and its URL the default");
+                return Err(self.error(&key.span(), words));
+            }
+            if name.ends_with(FROM_ENV) {
+                let words = format!("{own}: defaults have no environment; write the value itself");
+                return Err(self.error(&key.span(), words));
+            }
+            let text = match value.get_ref() {
+                DeValue::String(text) => text.clone().into_owned(),
+                DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
+                DeValue::Float(number) => number.as_str().to_owned(),
+                DeValue::Boolean(truth) => truth.to_string(),
+                _ => {
+                    let words = format!("{own} is a text, a number, true or false");
+                    return Err(self.error(&value.span(), words));
+                }
+            };
+            options.insert(name.clone().into_owned(), text);
+        }
+        Ok(Section { line: self.line(&value.span()), options })
+    }
+
+    fn policy(self, value: &Value<'_>) -> Result<Policy> {
+        let DeValue::Array(rules) = value.get_ref() else {
+            return Err(self.error(&value.span(), "policy is a list; write [[policy]]".to_owned()));
+        };
+        let rules = rules.iter().map(|rule| self.rule(rule)).collect::<Result<_>>()?;
+        Ok(Policy { rules })
+    }
+
+    fn rule(self, value: &Value<'_>) -> Result<Rule> {
+        let (mut namespaces, mut profiles, mut queues) = (None, None, None);
+        for (key, value) in self.table("policy", value)? {
+            let place = match key.get_ref().as_ref() {
+                "namespaces" => &mut namespaces,
+                "profiles" => &mut profiles,
+                "queues" => &mut queues,
+                _ => {
+                    return Err(self.unknown("policy", key, &["namespaces", "profiles", "queues"]));
+                }
+            };
+            *place = Some(self.globs(&format!("policy.{}", key.get_ref()), value)?);
+        }
+        let needed = |globs: Option<Vec<Glob>>, name: &str| {
+            let words = || format!("a rule of the policy names its {name}; [\"*\"] means all");
+            globs.ok_or_else(|| self.error(&value.span(), words()))
+        };
+        let every = || Glob::parse("*").into_iter().collect();
+        Ok(Rule {
+            namespaces: needed(namespaces, "namespaces")?,
+            profiles: needed(profiles, "profiles")?,
+            queues: queues.unwrap_or_else(every),
+        })
+    }
+
+    fn globs(self, at: &str, value: &Value<'_>) -> Result<Vec<Glob>> {
+        let DeValue::Array(names) = value.get_ref() else {
+            return Err(
+                self.error(&value.span(), format!("{at} is a list, such as [\"a\", \"b-*\"]"))
+            );
+        };
+        let glob = |name: &Value<'_>| {
+            let glob = Glob::parse(&self.string(at, name)?);
+            let words = || format!("{at}: a name is of a-z A-Z 0-9 . _ -, and * for any letters");
+            glob.ok_or_else(|| self.error(&name.span(), words()))
+        };
+        names.iter().map(glob).collect()
+    }
+
+    fn table<'t>(self, at: &str, value: &'t Value<'t>) -> Result<&'t DeTable<'t>> {
+        match value.get_ref() {
+            DeValue::Table(table) => Ok(table),
+            _ => Err(self.error(&value.span(), format!("{at} is a table; write [{at}]"))),
+        }
+    }
+
+    fn string(self, at: &str, value: &Value<'_>) -> Result<String> {
+        match value.get_ref() {
+            DeValue::String(text) => Ok(text.clone().into_owned()),
+            _ => Err(self.error(&value.span(), format!("{at} is a text, in quotes"))),
+        }
+    }
+
+    fn unknown(self, at: &str, key: &Key<'_>, known: &[&str]) -> FileError {
+        let name = key.get_ref();
+        let own = if at.is_empty() { name.clone().into_owned() } else { format!("{at}.{name}") };
+        let shown: String = own.chars().take(128).collect();
+        let nearest = known.iter().min_by_key(|other| edits(name, other));
+        let nearest = nearest.filter(|other| edits(name, other) <= other.len() / 2);
+        let words = match nearest {
+            Some(nearest) => format!("key {shown:?} is not known; use {nearest}"),
+            None => format!("key {shown:?} is not known; the keys are {}", known.join(", ")),
+        };
+        self.error(&key.span(), words)
+    }
+
+    fn error(self, at: &Range<usize>, words: String) -> FileError {
+        FileError { line: self.line(at), words }
+    }
+
+    fn line(self, at: &Range<usize>) -> usize {
+        let before = self.text.as_bytes().iter().take(at.start);
+        1 + before.filter(|byte| **byte == b'\n').count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
+
+    use super::{AddressFrom, File};
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let file = File::parse(
+            "[profiles.day]\nurl = \"sqlite:/data/q.db\"\n\
+             [profiles.night]\nurl_file = \"/run/night\"\n\
+             [profiles.night.defaults]\njobsPerReplica = 2.5\nactivationJobs = 3\nmode = \"jobs\"\n\
+             [profiles.night.queues.\"a.b\"]\nactivationJobs = 8\n\
+             [profiles.env]\nurl_env = \"NIGHT\"\n\
+             [[policy]]\nnamespaces = [\"team-*\"]\nprofiles = [\"night\"]\n",
+        );
+        let file = file.unwrap();
+        let night = &file.profiles["night"];
+        assert_eq!(night.address, AddressFrom::File("/run/night".into()));
+        let options: Vec<_> = night.defaults.options.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(options, [("activationJobs", "3"), ("jobsPerReplica", "2.5"), ("mode", "jobs")]);
+        assert_eq!(night.queues["a.b"].options["activationJobs"], "8");
+        assert_eq!(file.profiles["env"].address, AddressFrom::Env("NIGHT".into()));
+        let policy = file.policy.unwrap();
+        assert!(policy.allows("team-a", "night", "any") && !policy.allows("a", "night", "any"));
+        assert_eq!(File::parse("").unwrap(), File::default());
+        let none = File::parse("policy = []").unwrap().policy.unwrap();
+        assert!(!none.allows_profile("team-a", "night"), "an empty policy allows nothing");
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_line_and_its_remedy() {
+        let cases = [
+            ("profile = 1", "line 1: key \"profile\" is not known; use profiles"),
+            (
+                "\n\n[colours]",
+                "line 3: key \"colours\" is not known; the keys are profiles, policy",
+            ),
+            ("[profiles.a]\nurll = \"x\"", "line 2: key \"profiles.a.urll\" is not known; use url"),
+            ("[profiles.a]\nurl = 5", "line 2: profiles.a.url is a text, in quotes"),
+            (
+                "[profiles.\"a b\"]\n",
+                "line 1: \"profiles.a b\": a profile's name is 1 to 64 of a-z A-Z 0-9 . _ -",
+            ),
+            (
+                "[profiles.a]\n[profiles.a.defaults]\nmode = \"jobs\"",
+                "line 1: profiles.a has 0 of url, url_file and url_env; give one",
+            ),
+            (
+                "[profiles.a]\nurl = \"x\"\nurl_env = \"X\"",
+                "line 1: profiles.a has 2 of url, url_file and url_env; give one",
+            ),
+            (
+                "[profiles.a.defaults]\nmode = []",
+                "line 2: profiles.a.defaults.mode is a text, a number, true or false",
+            ),
+            (
+                "[profiles.a.defaults]\nmodeFromEnv = \"X\"",
+                "line 2: profiles.a.defaults.modeFromEnv: defaults have no environment; \
+                 write the value itself",
+            ),
+            (
+                "[profiles.a.queues.q]\nqueue = \"x\"",
+                "line 2: profiles.a.queues.q.queue: a trigger names its queue, \
+                 and its URL the default",
+            ),
+            ("policy = 1", "line 1: policy is a list; write [[policy]]"),
+            (
+                "[[policy]]\nnamespace = []",
+                "line 2: key \"policy.namespace\" is not known; use namespaces",
+            ),
+            (
+                "[[policy]]\nnamespaces = [\"a\"]",
+                "line 1: a rule of the policy names its profiles; [\"*\"] means all",
+            ),
+            (
+                "[[policy]]\nnamespaces = [\"a/b\"]",
+                "line 2: policy.namespaces: a name is of a-z A-Z 0-9 . _ -, and * for any letters",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(File::parse(text).unwrap_err().to_string(), expected, "{text}");
+        }
+        let told = File::parse("[profiles.a]\nurl = \"x").unwrap_err().to_string();
+        assert!(told.starts_with("line 2: this is not TOML"), "{told}");
+    }
+
+    #[test]
+    fn what_our_page_shows_is_a_whole_file() {
+        let page = include_str!("../../docs/scaler-config.md");
+        let block = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let file = File::parse(block).unwrap();
+        assert_eq!(file.profiles.keys().collect::<Vec<_>>(), ["default", "night"]);
+        let policy = file.policy.unwrap();
+        assert!(policy.allows("team-a-x", "night", "a-1"));
+        assert!(!policy.allows("team-a-x", "default", "a-1"));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let file = File::parse("[profiles.a]\nurl = \"redis://:hunter2@host\"").unwrap();
+        assert!(!format!("{file:?}").contains("hunter2"));
+        let text = "[profiles.a]\nurl = \"redis://:hunter2@host";
+        assert!(!File::parse(text).unwrap_err().to_string().contains("hunter2"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_text_makes_it_panic(text in "(\\[(\\[?(profiles|policy)\\.?[a-z.]{0,9}\\]?)?\\]\n)?.{0,30}\n.{0,30}") {
+            if let Err(error) = File::parse(&text) {
+                prop_assert!((1..=4).contains(&error.line), "{}", error);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Which broker a trigger means, with which options, and whether it may.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ebb_queue::QueueUrl;
+
+use super::{Origin, Profile, Profiles, Refusal, Resolved};
+use crate::file::File;
+use crate::trigger::Mode;
+
+fn profiles(text: &str) -> Profiles {
+    let file = File::parse(text).unwrap();
+    let profile = |(name, draft): (String, crate::file::Draft)| {
+        let url = QueueUrl::sqlite(format!("/data/{name}.db"));
+        let queues = draft.queues.into_iter().map(|(queue, section)| (queue, section.options));
+        let profile = Profile {
+            defaults: draft.defaults.options,
+            queues: queues.collect(),
+            ..Profile::new(&name, url)
+        };
+        (name, Arc::new(profile))
+    };
+    let by_name: BTreeMap<_, _> = file.profiles.into_iter().map(profile).collect();
+    Profiles { by_name, policy: file.policy }
+}
+
+fn ask(
+    profiles: &Profiles,
+    namespace: &str,
+    metadata: &[(&str, &str)],
+) -> Result<Resolved, Refusal> {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    profiles.resolve(namespace, &metadata.iter().map(own).collect::<HashMap<_, _>>())
+}
+
+const TWO: &str = "\
+[profiles.day]
+url = \"x\"
+[profiles.night]
+url = \"x\"
+[profiles.night.defaults]
+mode = \"waiting\"
+jobsPerReplica = 4
+[profiles.night.queues.embeddings]
+jobsPerReplica = 8
+activationJobs = 2
+";
+
+const POLICY: &str = "\
+[[policy]]
+namespaces = [\"team-a\"]
+profiles = [\"night\"]
+queues = [\"a-*\"]
+";
+
+#[test]
+fn the_metadata_win_over_the_queue_and_the_queue_over_the_profile() {
+    let two = profiles(TWO);
+    let seen = |metadata: &[(&str, &str)]| {
+        let trigger = ask(&two, "any", metadata).unwrap().trigger;
+        (trigger.mode, trigger.activation.jobs)
+    };
+    let night = ("profile", "night");
+    let embeddings = ("queue", "embeddings");
+    let waiting = |per_replica| Mode::Waiting { per_replica };
+    let jobs = |per_replica| Mode::Jobs { per_replica };
+    assert_eq!(seen(&[("profile", "day")]), (jobs(10.0), 0));
+    assert_eq!(seen(&[night]), (waiting(4.0), 0));
+    assert_eq!(seen(&[night, embeddings]), (waiting(8.0), 2));
+    assert_eq!(seen(&[night, embeddings, ("mode", "jobs")]), (jobs(8.0), 2));
+    // What the mode has no use for is left away, and what the trigger says itself is not.
+    let slo = [night, embeddings, ("mode", "slo"), ("sloSeconds", "60")];
+    assert!(matches!(seen(&slo), (Mode::Slo { .. }, 2)));
+    let own = [night, ("mode", "slo"), ("sloSeconds", "60"), ("jobsPerReplica", "1")];
+    assert!(ask(&two, "any", &own).is_err());
+    // However it is given, it is one option.
+    let from_env = [night, ("queueFromEnv", "embeddings\n"), ("jobsPerReplicaFromEnv", "3")];
+    assert_eq!(seen(&from_env), (waiting(3.0), 2));
+}
+
+#[test]
+fn where_an_option_comes_from_is_kept_and_what_came_from_an_environment_is_not() {
+    let two = profiles(TWO);
+    let metadata = [
+        ("profile", "night"),
+        ("queue", "embeddings"),
+        ("scalerAddress", "ebb:6000"),
+        ("activationJobsFromEnv", "1"),
+    ];
+    let resolved = ask(&two, "any", &metadata).unwrap();
+    let shown: Vec<_> =
+        resolved.options.iter().map(|o| (&*o.key, o.value.as_deref(), o.from)).collect();
+    let expected = [
+        ("activationJobsFromEnv", None, Origin::Environment),
+        ("jobsPerReplica", Some("8"), Origin::Queue),
+        ("mode", Some("waiting"), Origin::Profile),
+        ("profile", Some("night"), Origin::Metadata),
+        ("queue", Some("embeddings"), Origin::Metadata),
+    ];
+    assert_eq!(shown, expected);
+    assert_eq!((&*resolved.place.profile, &*resolved.place.queue), ("night", "embeddings"));
+}
+
+#[test]
+fn one_broker_is_the_default_profile_for_everybody() {
+    let single = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+    for metadata in [&[][..], &[("profile", "default")]] {
+        let resolved = ask(&single, "any", metadata).unwrap();
+        assert_eq!((&*resolved.place.profile, &*resolved.place.queue), ("default", "jobs"));
+    }
+    let told = ask(&single, "any", &[("profile", "night")]).unwrap_err();
+    assert!(matches!(&told, Refusal::Invalid(words) if words.contains("profile \"night\"")));
+}
+
+#[test]
+fn without_a_policy_a_profile_that_is_not_there_is_a_mistake() {
+    let two = profiles(TWO);
+    for metadata in [&[("profile", "nigth")][..], &[("profileFromEnv", "hunter2")], &[]] {
+        let Err(Refusal::Invalid(words)) = ask(&two, "any", metadata) else {
+            panic!("{metadata:?} is taken");
+        };
+        assert!(words.contains("profile") && words.contains("operator"), "{words}");
+        assert!(!words.contains("hunter2"), "{words}");
+        assert!(!words.contains("day") && !words.contains("night"), "{words}");
+    }
+}
+
+#[test]
+fn with_a_policy_what_no_rule_allows_is_denied() {
+    let two = profiles(&format!("{TWO}{POLICY}"));
+    assert!(ask(&two, "team-a", &[("profile", "night"), ("queue", "a-1")]).is_ok());
+    let denied: [(&str, &[(&str, &str)], &str); 6] = [
+        (
+            "team-b",
+            &[("profile", "night"), ("queue", "a-1")],
+            "team-b may not use profile \"night\"",
+        ),
+        ("team-a", &[("profile", "day"), ("queue", "a-1")], "team-a may not use profile \"day\""),
+        ("team-a", &[("profile", "none")], "team-a may not use profile \"none\""),
+        ("team-a", &[], "team-a may not use the default profile"),
+        (
+            "team-a",
+            &[("profile", "night"), ("queue", "b-1")],
+            "team-a may not use queue \"b-1\" of profile night",
+        ),
+        (
+            "team-a",
+            &[("profile", "night")],
+            "team-a may not use the default queue of profile night",
+        ),
+    ];
+    for (namespace, metadata, expected) in denied {
+        let told = ask(&two, namespace, metadata);
+        let Err(Refusal::Denied(words)) = told else { panic!("{metadata:?}: {told:?}") };
+        assert!(words.contains(expected), "{words}");
+        assert!(words.contains("operator"), "{words}");
+    }
+}
+
+#[test]
+fn who_may_not_use_a_profile_cannot_tell_whether_it_exists() {
+    let two = profiles(&format!("{TWO}{POLICY}"));
+    let told = |profile: &str| {
+        let words = ask(&two, "team-a", &[("profile", profile)]).unwrap_err().to_string();
+        words.replace(profile, "X")
+    };
+    assert_eq!(told("day"), told("dawn"));
+    assert!(!told("dawn").contains("night"), "{}", told("dawn"));
+}
+
+#[test]
+fn nothing_that_came_from_an_environment_is_shown() {
+    let two = profiles(&format!("{TWO}{POLICY}"));
+    let cases: [&[(&str, &str)]; 3] = [
+        &[("profileFromEnv", "hunter2")],
+        &[("profile", "night"), ("queueFromEnv", "hunter2")],
+        &[("passwordFromEnv", "hunter2")],
+    ];
+    for metadata in cases {
+        let told = ask(&two, "team-a", metadata).unwrap_err().to_string();
+        assert!(!told.contains("hunter2"), "{told}");
+        assert!(told.contains(metadata.last().unwrap().0), "{told}");
+    }
+}
+
+#[test]
+fn addresses_and_passwords_have_no_place_in_metadata() {
+    let two = profiles(TWO);
+    for key in ["url", "URL", "host", "hostFromEnv", "address", "password"] {
+        let Err(Refusal::Invalid(words)) = ask(&two, "any", &[(key, "redis://:hunter2@h")]) else {
+            panic!("{key} is taken");
+        };
+        assert!(words.contains(key) && words.contains("by profile"), "{words}");
+        assert!(!words.contains("hunter2"), "{words}");
+    }
+}
+
+#[test]
+fn defaults_that_no_trigger_can_have_are_found() {
+    let check = |text: &str| {
+        let all = profiles(text);
+        all.by_name["night"].check().map_err(|(queue, error)| format!("{queue:?} {error}"))
+    };
+    assert_eq!(check(TWO), Ok(()));
+    let slo = "[profiles.night]\nurl = \"x\"\n[profiles.night.defaults]\nmode = \"slo\"";
+    assert_eq!(check(slo), Ok(()), "each trigger has its own objective");
+    let told = check("[profiles.night]\nurl = \"x\"\n[profiles.night.defaults]\nmod = \"jobs\"");
+    let told = told.unwrap_err();
+    assert!(told.starts_with("None") && told.contains("use mode"), "{told}");
+    let told = check("[profiles.night]\nurl = \"x\"\n[profiles.night.queues.q]\nmode = \"x\"");
+    assert!(told.unwrap_err().starts_with("Some(\"q\")"));
+    let told =
+        check("[profiles.night]\nurl = \"x\"\n[profiles.night.queues.\"a b\"]\nmode = \"jobs\"");
+    assert!(told.unwrap_err().contains("name of a queue"));
+}

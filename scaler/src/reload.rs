@@ -1,0 +1,300 @@
+//! The configuration from disk, at the start and again whenever it changes: the file, and the
+//! secrets that it names.
+//!
+//! Contents are compared and not times: Kubernetes swaps symbolic links.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ebb_queue::{Address, QueueUrl, Server};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::file::{AddressFrom, Draft, File, FileError, Section};
+use crate::metrics::{Metrics, Outcome};
+use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
+
+/// A configuration file is read whole.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Where the connection profiles come from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The configuration file.
+    pub(crate) file: Option<PathBuf>,
+    /// The profile `default`, unless the file has one.
+    pub(crate) queue: Option<QueueUrl>,
+}
+
+impl Source {
+    /// Reads the file and the secrets that it names.
+    ///
+    /// # Errors
+    /// Names the file, the line, the key and the remedy, and no secret.
+    pub(crate) fn load(&self) -> anyhow::Result<Profiles> {
+        let Some(path) = &self.file else {
+            let queue = self.queue.clone();
+            return Ok(queue.map(Profiles::single).unwrap_or_default());
+        };
+        let shown = path.display();
+        let text = read(path).with_context(|| format!("--config: {shown}"))?;
+        let mut profiles = profiles(&text).with_context(|| format!("--config: {shown}"))?;
+        if let Some(queue) = &self.queue {
+            if profiles.by_name.contains_key(DEFAULT_PROFILE) {
+                bail!(
+                    "--queue and the profile default of {shown} are the same profile; keep one \
+                     of them"
+                );
+            }
+            profiles.by_name.extend(Profiles::single(queue.clone()).by_name);
+        }
+        if profiles.by_name.is_empty() {
+            bail!("--config: {shown} has no profile; write [profiles.default] with its url");
+        }
+        Ok(profiles)
+    }
+
+    /// Looks again and again, and tells what has changed. A configuration that is broken is logged
+    /// once and counted, and the one before it stays.
+    pub(crate) async fn follow(
+        self,
+        every: Duration,
+        profiles: watch::Sender<Arc<Profiles>>,
+        metrics: Metrics,
+    ) {
+        let mut last_error = String::new();
+        loop {
+            sleep(every).await;
+            let source = self.clone();
+            let loaded = tokio::task::spawn_blocking(move || source.load()).await;
+            match loaded.map_err(anyhow::Error::from).flatten() {
+                Ok(loaded) => {
+                    last_error.clear();
+                    let changed = profiles.send_if_modified(|now| {
+                        let changed = **now != loaded;
+                        if changed {
+                            *now = Arc::new(loaded);
+                        }
+                        changed
+                    });
+                    if changed {
+                        metrics.config_reloaded(Outcome::Ok);
+                        tracing::info!("configuration changed");
+                    }
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if error != last_error {
+                        metrics.config_reloaded(Outcome::Failed);
+                        tracing::error!(error, "configuration is broken; the one before it stays");
+                        last_error = error;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn profiles(text: &str) -> anyhow::Result<Profiles> {
+    let file = File::parse(text)?;
+    let mut by_name = BTreeMap::new();
+    for (name, draft) in file.profiles {
+        let profile = profile(&name, draft)?;
+        by_name.insert(name, Arc::new(profile));
+    }
+    Ok(Profiles { by_name, policy: file.policy })
+}
+
+fn profile(name: &str, draft: Draft) -> anyhow::Result<Profile> {
+    let Draft { line, address, defaults, queues } = draft;
+    let url = url(&address).with_context(|| format!("line {line}: profile {name}"))?;
+    let lines: BTreeMap<String, usize> =
+        queues.iter().map(|(queue, section)| (queue.clone(), section.line)).collect();
+    let files = digest(&url);
+    let options = |(queue, section): (String, Section)| (queue, section.options);
+    let profile = Profile {
+        files,
+        defaults: defaults.options,
+        queues: queues.into_iter().map(options).collect(),
+        ..Profile::new(name, url)
+    };
+    if let Err((queue, error)) = profile.check() {
+        let of_queue = queue.and_then(|queue| lines.get(queue));
+        let line = of_queue.copied().unwrap_or(defaults.line);
+        let place = queue.map_or("defaults".to_owned(), |queue| format!("queues.{queue}"));
+        let words = format!("profiles.{name}.{place}: {}", error.words());
+        return Err(FileError { line, words }.into());
+    }
+    Ok(profile)
+}
+
+fn url(address: &AddressFrom) -> anyhow::Result<QueueUrl> {
+    match address {
+        AddressFrom::Here(text) => parse_url(text).context("url"),
+        AddressFrom::File(path) => {
+            let text = read(path).with_context(|| format!("url_file: {}", path.display()))?;
+            parse_url(&text).with_context(|| format!("url_file: {}", path.display()))
+        }
+        AddressFrom::Env(name) => {
+            let text = std::env::var(name)
+                .with_context(|| format!("url_env: the variable {name} cannot be read"))?;
+            parse_url(&text).with_context(|| format!("url_env: {name}"))
+        }
+    }
+}
+
+/// Shows only the remedy of a mistake: what is no URL may be a password that was put in its place.
+fn parse_url(text: &str) -> anyhow::Result<QueueUrl> {
+    text.trim().parse().map_err(|error: ebb_queue::Error| {
+        let words = error.to_string();
+        let remedy = words.split_once("is not valid: ").map(|(_, remedy)| remedy);
+        anyhow::anyhow!("{}", remedy.unwrap_or("an option of the URL is not valid"))
+    })
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let n_bytes = fs::metadata(path).context("cannot be read")?.len();
+    if n_bytes > MAX_FILE {
+        bail!("{n_bytes} bytes are too many; use {MAX_FILE} at most");
+    }
+    fs::read_to_string(path).context("cannot be read")
+}
+
+/// Changes with what stands in the files that say who we are to the broker.
+fn digest(url: &QueueUrl) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let server = match &url.address {
+        Address::Sqlite { .. } => None,
+        Address::Nats(nats) => {
+            hash_files(&mut hasher, nats.creds.iter().chain(&nats.nkey));
+            Some(&nats.server)
+        }
+        Address::Amqp(amqp) => Some(&amqp.server),
+        Address::Redis(redis) => Some(&redis.server),
+    };
+    if let Some(Server { password_file, tls, .. }) = server {
+        hash_files(&mut hasher, password_file);
+        let tls = tls.iter().flat_map(|tls| {
+            let identity = tls.identity.iter().flat_map(|(cert, key)| [cert, key]);
+            tls.ca.iter().chain(identity)
+        });
+        hash_files(&mut hasher, tls);
+    }
+    hasher.finish()
+}
+
+/// One that cannot be read is for the connect to complain of.
+fn hash_files<'a>(hasher: &mut DefaultHasher, paths: impl IntoIterator<Item = &'a PathBuf>) {
+    for path in paths {
+        fs::read(path).unwrap_or_default().hash(hasher);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use ebb_queue::QueueUrl;
+
+    use super::Source;
+    use crate::profiles::Profiles;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        fn load(&self, text: &str) -> Result<Profiles, String> {
+            let source = Source { file: Some(self.write("scaler.toml", text)), queue: None };
+            source.load().map_err(|error| format!("{error:#}"))
+        }
+    }
+
+    #[test]
+    fn an_address_is_taken_from_the_file_from_another_and_from_the_environment() {
+        let folder = Folder::new();
+        let secret = folder.write("night", "redis://:hunter2@night\n");
+        let text = format!(
+            "[profiles.day]\nurl = \"sqlite:/data/q.db\"\n\
+             [profiles.night]\nurl_file = {secret:?}\n\
+             [profiles.env]\nurl_env = \"EBB_TEST_NO_SUCH_VARIABLE\"\n"
+        );
+        let told = folder.load(&text).unwrap_err();
+        let expected = "line 5: profile env: url_env: the variable EBB_TEST_NO_SUCH_VARIABLE";
+        assert!(told.contains(expected), "{told}");
+
+        let profiles = folder.load(text.split("[profiles.env]").next().unwrap()).unwrap();
+        assert_eq!(profiles.by_name["day"].url, QueueUrl::sqlite("/data/q.db"));
+        assert!(profiles.by_name["night"].url.with_secrets().contains("hunter2"));
+        assert!(!format!("{profiles:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_secret_that_is_rotated_changes_the_profile_and_nothing_else_does() {
+        let folder = Folder::new();
+        let password = folder.write("password", "one");
+        let text =
+            format!("[profiles.a]\nurl = \"redis://host?password_file={}\"\n", password.display());
+        let before = folder.load(&text).unwrap();
+        assert_eq!(folder.load(&text).unwrap(), before);
+        assert_eq!(folder.load(&format!("# a remark\n{text}")).unwrap(), before);
+        folder.write("password", "two");
+        assert_ne!(folder.load(&text).unwrap(), before);
+    }
+
+    #[test]
+    fn the_queue_of_the_command_line_is_the_default_profile() {
+        let folder = Folder::new();
+        let queue = Some(QueueUrl::sqlite("/data/q.db"));
+        let file = folder.write("scaler.toml", "[profiles.night]\nurl = \"sqlite:/data/n.db\"\n");
+        let source = Source { file: Some(file), queue };
+        let names: Vec<_> = source.load().unwrap().by_name.into_keys().collect();
+        assert_eq!(names, ["default", "night"]);
+        folder.write("scaler.toml", "[profiles.default]\nurl = \"sqlite:/data/n.db\"\n");
+        let told = source.load().unwrap_err().to_string();
+        assert!(told.contains("--queue") && told.contains("keep one"), "{told}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place_and_no_secret() {
+        let folder = Folder::new();
+        let url = "url = \"redis://:hunter2@host\"";
+        let password = folder.write("password", "hunter2");
+        let cases = [
+            (String::new(), "has no profile; write [profiles.default]"),
+            (
+                "[profiles.a]\nurl = \"redis://:hunter2@host?colour=red\"".to_owned(),
+                "line 1: profile a: url: option colour is not known",
+            ),
+            ("[profiles.a]\nurl_file = \"/no/such/file\"".to_owned(), "url_file: /no/such/file"),
+            (format!("[profiles.a]\nurl_file = {password:?}"), "it has no scheme"),
+            (
+                format!("[profiles.a]\n{url}\n[profiles.a.defaults]\n\njobPerReplica = 1"),
+                "line 3: profiles.a.defaults: key \"jobPerReplica\" is not known; use jobsPerReplica",
+            ),
+            (
+                format!("[profiles.a]\n{url}\n\n[profiles.a.queues.q]\nmode = \"x\""),
+                "line 4: profiles.a.queues.q: mode: \"x\" is not valid",
+            ),
+        ];
+        for (text, expected) in cases {
+            let told = folder.load(&text).unwrap_err();
+            assert!(told.contains(expected), "{told}");
+            assert!(told.contains("--config") && told.contains("scaler.toml"), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A configuration is tried before anybody depends on it.
+
+use std::collections::BTreeMap;
+
+use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp, open};
+use ebb_scaler::{Answer, Asking, CheckArgs, ProblemKind, check};
+
+fn asking(namespace: &str, triggers: &[&[(&str, &str)]]) -> Asking {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let metadata = |pairs: &&[(&str, &str)]| pairs.iter().map(own).collect::<BTreeMap<_, _>>();
+    Asking {
+        kind: "ScaledObject".into(),
+        namespace: namespace.into(),
+        name: "pool".into(),
+        triggers: triggers.iter().map(metadata).enumerate().collect(),
+    }
+}
+
+#[tokio::test]
+async fn every_profile_is_tried_and_every_trigger_answered_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let queue = open(&QueueUrl::sqlite(at("day.db")), OpenOptions::default()).await.unwrap();
+    queue.publish((0..12).map(|_| Job::new("{}", Timestamp::now())).collect()).await.unwrap();
+    let text = format!(
+        "[profiles.day]\nurl = \"sqlite:{}\"\n[profiles.gone]\nurl = \"sqlite:{}\"\n\
+         [[policy]]\nnamespaces = [\"ml\"]\nprofiles = [\"*\"]\n",
+        at("day.db").display(),
+        at("gone.db").display()
+    );
+    std::fs::write(at("scaler.toml"), text).unwrap();
+    let day = ("profile", "day");
+    let objects = vec![
+        asking("ml", &[&[day, ("jobsPerReplica", "5")], &[day, ("modeFromEnv", "MODE")]]),
+        asking("other", &[&[day]]),
+        asking("ml", &[&[day, ("jobPerReplica", "5")], &[("profile", "gone")]]),
+    ];
+    let args = CheckArgs { config: Some(at("scaler.toml")), queue: None, objects };
+    let found = check(args).await.unwrap();
+
+    let [one, two] = &found.profiles[..] else { panic!("{found:?}") };
+    assert!(one.server.as_ref().unwrap().contains("SQLite") && one.problem.is_none(), "{one:?}");
+    assert!(two.server.is_none() && two.problem.is_some(), "{two:?}");
+    assert!(!at("gone.db").exists(), "nothing is created");
+
+    // Named after the profile as well.
+    let plain_metric = found.triggers[0].answer.as_ref().unwrap().metric.clone();
+    assert!(plain_metric.starts_with("ebb-jobs-jobs-"), "{plain_metric}");
+    let basis = found.triggers[0].answer.as_ref().unwrap().basis.clone();
+    let answer = Answer {
+        profile: "day".into(),
+        queue: "jobs".into(),
+        metric: plain_metric,
+        target: 5.0,
+        value: 12.0,
+        active: true,
+        why: "active: 12 ready".into(),
+        basis,
+    };
+    let [plain, from_env, denied, wrong, gone] = &found.triggers[..] else { panic!("{found:?}") };
+    assert_eq!(plain.answer, Some(answer.clone()));
+    assert_eq!(from_env.answer, Some(Answer { target: 10.0, ..answer }));
+    assert_eq!(from_env.left_out, ["modeFromEnv"]);
+    let kind = |check: &ebb_scaler::TriggerCheck| check.problem.as_ref().unwrap().kind;
+    assert_eq!((kind(denied), kind(wrong)), (ProblemKind::Refused, ProblemKind::Refused));
+    assert!(denied.problem.as_ref().unwrap().words.contains("namespace other"), "{denied:?}");
+    assert!(wrong.problem.as_ref().unwrap().words.contains("use jobsPerReplica"), "{wrong:?}");
+    assert_ne!(kind(gone), ProblemKind::Refused);
+}
+
+#[tokio::test]
+async fn a_file_that_is_wrong_is_told_before_anything_is_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("scaler.toml");
+    std::fs::write(&config, "[profiles.a]\nurll = \"x\"\n").unwrap();
+    let args = CheckArgs { config: Some(config), ..CheckArgs::default() };
+    let told = format!("{:#}", check(args).await.unwrap_err());
+    assert!(told.contains("line 2") && told.contains("use url"), "{told}");
+}

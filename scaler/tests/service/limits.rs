@@ -1,0 +1,89 @@
+//! What is too much is refused, and harms nobody else.
+
+use std::time::Duration;
+
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_scaler::ScalerArgs;
+use tonic::Code;
+
+use crate::kit::{Kit, args, ends_with_ok, object, page_says, publish, said};
+
+#[tokio::test]
+async fn a_connection_has_room_for_so_many_streams_and_for_calls_beside_them() {
+    let kit = Kit::start(ScalerArgs { max_streams: 2, ..args() }).await;
+    let mut client = kit.client.clone();
+    let mut first = kit.stream(&object(&[])).await;
+    let second = client.stream_metric_spec(object(&[])).await.unwrap();
+    let told = client.stream_is_active(object(&[])).await.unwrap_err();
+    assert_eq!(told.code(), Code::ResourceExhausted);
+    assert!(told.message().contains("--max-streams"), "{told}");
+    assert!(!kit.is_active(&object(&[])).await.unwrap());
+
+    // Another connection has room of its own.
+    let mut other = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await.unwrap();
+    let more = other.stream_is_active(object(&[])).await.unwrap();
+    drop((second, more, other));
+    page_says(kit.http, "/metrics", "scaler_streams{method=\"StreamMetricSpec\"} 0").await;
+    let mut third = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut third).await, Some(false));
+    kit.stop.cancel();
+    ends_with_ok(&mut first).await;
+    ends_with_ok(&mut third).await;
+    drop((first, third, client));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_and_the_others_live_on() {
+    let kit = Kit::start(ScalerArgs { max_connections: 1, ..args() }).await;
+    let other = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await;
+    let refused = match other {
+        Ok(mut other) => other.is_active(object(&[])).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+    page_says(kit.http, "/metrics", "scaler_connections_refused_total{reason=\"full\"}").await;
+    assert!(!kit.is_active(&object(&[])).await.unwrap());
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn metadata_that_are_too_much_are_refused() {
+    let kit = Kit::start(args()).await;
+    let mut client = kit.client.clone();
+    let keys: Vec<_> = (0..65).map(|n| format!("key{n}")).collect();
+    let keys: Vec<_> = keys.iter().map(|key| (key.as_str(), "")).collect();
+    let told = client.is_active(object(&keys)).await.unwrap_err();
+    assert_eq!(told.code(), Code::InvalidArgument);
+    assert!(told.message().contains("use 64 at most"), "{told}");
+    let told = client.is_active(object(&[("queue", &"x".repeat(20_000))])).await.unwrap_err();
+    assert!(told.message().contains("use 16384 at most"), "{told}");
+    let told = client.is_active(object(&[("queue", &"x".repeat(100_000))])).await.unwrap_err();
+    assert_eq!(told.code(), Code::OutOfRange, "{told}");
+    assert!(!kit.is_active(&object(&[])).await.unwrap());
+    drop(client);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_old_is_left_and_its_streams_are_not_cut() {
+    let connection_max_age = Duration::from_millis(100);
+    let kit = Kit::start(ScalerArgs { connection_max_age, ..args() }).await;
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    // The client is told to go elsewhere, and the stream holds the old connection.
+    let begun = tokio::time::Instant::now();
+    loop {
+        // A call may meet the end of its connection.
+        assert_ne!(kit.is_active(&object(&[])).await.ok(), Some(true));
+        let page = crate::kit::page(kit.http, "/metrics").await;
+        if page.contains("scaler_connections 2") {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{page}");
+    }
+    publish(&kit.queue(), 1).await;
+    assert_eq!(said(&mut stream).await, Some(true));
+    drop(stream);
+    kit.stop().await;
+}

@@ -1,0 +1,97 @@
+//! Several scalers behind one address: KEDA's calls go to one after the other, and must agree.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_proto::keda::GetMetricsRequest;
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_queue::{Delivery, Job, OpenOptions, Queue, QueueUrl, Timestamp, open};
+use ebb_scaler::{Scaler, ScalerArgs};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::kit::{args, object};
+
+/// Two scalers on one queue, and a client that takes one after the other.
+struct Pair {
+    clients: [ExternalScalerClient<Channel>; 2],
+    turn: usize,
+}
+
+impl Pair {
+    fn next(&mut self) -> &mut ExternalScalerClient<Channel> {
+        self.turn += 1;
+        &mut self.clients[self.turn % 2]
+    }
+
+    /// One poll of KEDA's, each call to the other scaler.
+    async fn look(&mut self) -> (i64, bool) {
+        let object = object(&[]);
+        let spec = self.next().get_metric_spec(object.clone()).await.unwrap().into_inner();
+        let request = GetMetricsRequest {
+            scaled_object_ref: Some(object.clone()),
+            metric_name: spec.metric_specs[0].metric_name.clone(),
+        };
+        let values = self.next().get_metrics(request).await.unwrap().into_inner();
+        let active = self.next().is_active(object).await.unwrap().into_inner().result;
+        (values.metric_values[0].metric_value, active)
+    }
+
+    /// Looks until the answers are these four times in a row, so from both scalers for both calls.
+    async fn agree(&mut self, expected: (i64, bool)) -> Duration {
+        let begun = Instant::now();
+        let mut n_right = 0;
+        while n_right < 4 {
+            let seen = self.look().await;
+            n_right = if seen == expected { n_right + 1 } else { 0 };
+            assert!(begun.elapsed() < Duration::from_secs(20), "{seen:?} is not {expected:?}");
+        }
+        begun.elapsed()
+    }
+}
+
+async fn take(queue: &Queue, n_jobs: usize) -> Vec<Delivery> {
+    queue.receive(NonZeroUsize::new(n_jobs).unwrap(), Duration::ZERO).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_scalers_agree_within_the_interval_of_a_workers_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("queue.db"));
+    let queue = open(&url, OpenOptions::default()).await.unwrap();
+    let stop = CancellationToken::new();
+    let mut servers = Vec::new();
+    let mut start = async || {
+        let refresh = ScalerArgs::default().refresh;
+        let args = ScalerArgs { queue: Some(url.clone()), refresh, ..args() };
+        let scaler = Scaler::bind(args).await.unwrap();
+        let address = scaler.local_addr().unwrap();
+        servers.push(tokio::spawn(scaler.serve(stop.clone())));
+        ExternalScalerClient::connect(format!("http://{address}")).await.unwrap()
+    };
+    let clients = [start().await, start().await];
+    let mut pair = Pair { clients, turn: 0 };
+    pair.agree((0, false)).await;
+
+    let jobs = (0..7).map(|_| Job::new("{}", Timestamp::now())).collect();
+    queue.publish(jobs).await.unwrap();
+    let mut slowest = pair.agree((7, true)).await;
+    let held = take(&queue, 7).await;
+    // In flight now, and as many: no answer may have been less.
+    slowest = slowest.max(pair.agree((7, true)).await);
+    let done: Vec<_> = held.into_iter().map(Delivery::ack).collect();
+    queue.settle(&done[..5]).await.unwrap();
+    slowest = slowest.max(pair.agree((2, true)).await);
+    queue.settle(&done[5..]).await.unwrap();
+    slowest = slowest.max(pair.agree((0, false)).await);
+    // Workers report once a second, and a look at a busy queue is as old at most; twice that is
+    // left for a slow machine.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+
+    stop.cancel();
+    drop(pair);
+    for server in servers {
+        server.await.unwrap().unwrap();
+    }
+}
