@@ -128,9 +128,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> Result<Exit> {
         Err(error) => return Err(unavailable(format!("--address: {error}"))),
     };
     if output.json {
-        output.json(&report)?
+        output.json(&report)?;
     } else {
-        output.line(words(&report))?
+        output.line(words(&report))?;
     }
     Ok(if report.failed == 0 { Exit::Done } else { Exit::Failed })
 }

@@ -177,13 +177,13 @@ impl Service {
         let invalid = |key: &str| Err(Status::invalid_argument(format!("{key} is not known")));
         for key in object.scaler_metadata.keys() {
             match (key.as_str(), self.fault) {
-                ("scalerAddress" | "queue", _) => {}
-                ("unsafeSsl", Fault::RefusesKedasKeys) => return invalid(key),
-                ("queueFromEnv", Fault::RefusesFromEnv) => return invalid(key),
-                ("enableTLS" | "unsafeSsl" | "queueFromEnv", _) => {}
-                ("caCert" | "tlsClientCert" | "tlsClientKey", _) => {}
+                ("unsafeSsl", Fault::RefusesKedasKeys)
+                | ("queueFromEnv", Fault::RefusesFromEnv) => return invalid(key),
+                ("queue" | "queueFromEnv", _)
+                | ("scalerAddress" | "enableTLS" | "unsafeSsl", _)
+                | ("caCert" | "tlsClientCert" | "tlsClientKey", _)
+                | (_, Fault::NonsenseIsTaken) => {}
                 (_, Fault::NonsenseIsUnknown) => return Err(Status::unknown("panic: nil map")),
-                (_, Fault::NonsenseIsTaken) => {}
                 _ => return invalid(key),
             }
         }

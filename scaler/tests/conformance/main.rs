@@ -56,7 +56,7 @@ const FAULTS: &[(Fault, &str)] = &[
     (Fault::Lingers, "end-in-time"),
 ];
 
-fn plan(address: impl ToString) -> Plan {
+fn plan(address: &impl ToString) -> Plan {
     Plan {
         address: address.to_string(),
         metadata: [("queue".to_owned(), "jobs".to_owned())].into(),
@@ -72,7 +72,7 @@ fn plan(address: impl ToString) -> Plan {
 
 async fn report_on(fault: Fault) -> Report {
     let bad = Bad::start(fault);
-    examine(&plan(bad.address), Some(&bad as &dyn Hand)).await.unwrap()
+    examine(&plan(&bad.address), Some(&bad as &dyn Hand)).await.unwrap()
 }
 
 fn named(report: &Report, verdict: Verdict) -> Vec<&str> {
@@ -133,7 +133,7 @@ async fn an_address_where_nobody_answers_is_no_verdict() {
         (":6000", "use HOST:PORT"),
         ("host:port", "use HOST:PORT"),
     ] {
-        let told = examine(&plan(address), None).await.unwrap_err().to_string();
+        let told = examine(&plan(&address), None).await.unwrap_err().to_string();
         assert!(told.contains(words), "{address}: {told}");
     }
 }

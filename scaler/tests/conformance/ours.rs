@@ -51,7 +51,7 @@ async fn our_own_scaler_passes_every_rule() {
         ..ScalerArgs::default()
     };
     let scaler = Scaler::bind_with(args, Arc::new(Memory(queue))).await.unwrap();
-    let mut plan = plan(scaler.local_addr().unwrap());
+    let mut plan = plan(&scaler.local_addr().unwrap());
     plan.streams = 500;
     plan.grace = Duration::from_secs(20);
     plan.metadata.insert("jobsPerReplica".to_owned(), "2.5".to_owned());

@@ -37,7 +37,7 @@ async fn under_tls_the_same_rules_hold_for_who_has_the_papers() {
         .identity(Identity::from_pem(certificate, key))
         .client_ca_root(Certificate::from_pem(&issued.ca));
     let bad = Bad::start_with(Fault::None, Some(tls));
-    let plan = |papers| crate::Plan { papers, ..plan(bad.address) };
+    let plan = |papers| crate::Plan { papers, ..plan(&bad.address) };
     let papers = |ca: &str, identity| Some(Papers { ca: ca.to_owned(), identity });
 
     let stranger = Issued::new();
