@@ -66,9 +66,13 @@ pub async fn an_attempt_that_was_overtaken_may_not_answer(fixture: &dyn Fixture)
 
 pub async fn of_many_results_at_once_one_is_stored(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
+    // Opened before the first of them stores: what it stored must not be forgotten by the last.
+    let mut handles = Vec::new();
+    for _ in 0..8 {
+        handles.push(fixture.again("worker").await);
+    }
     let mut workers = tokio::task::JoinSet::new();
-    for attempt in 1..=8 {
-        let queue = fixture.again("worker").await;
+    for (queue, attempt) in handles.into_iter().zip(1..) {
         let result = fixture.completed("a", attempt, &format!("by {attempt}"));
         workers.spawn(async move { (queue.put(&result).await.unwrap(), result) });
     }
