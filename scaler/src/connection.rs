@@ -259,9 +259,9 @@ mod tests {
         let refused = |reason: &str| {
             let families = registry.gather();
             let all = families.iter().filter(|f| f.name() == "scaler_connections_refused_total");
-            let all = all.flat_map(|family| family.get_metric());
+            let all = all.flat_map(prometheus::proto::MetricFamily::get_metric);
             let mut of = all.filter(|metric| metric.get_label()[0].value() == reason);
-            of.next().map_or(0.0, |metric| metric.get_counter().value())
+            of.next().map_or(0.0, |metric| metric.get_counter().get_value())
         };
         // The second has room only once the first was let go.
         let mut silent = Vec::new();

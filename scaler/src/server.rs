@@ -147,19 +147,10 @@ impl Scaler {
         gate.open();
         describe(&health, profiles.clone(), observers.clone());
         let probes = http.as_ref().map(TcpListener::local_addr).transpose()?;
-        let probes = probes.map(tracing::field::display);
-        let (names, encrypted) = (names(&profiles.borrow()), tls.is_some());
-        let listen = grpc.local_addr()?;
-        tracing::info!(profiles = names, %listen, encrypted, http = probes, "scaler started");
+        announce(&profiles.borrow(), grpc.local_addr()?, probes, tls.is_some());
 
         let goaway = CancellationToken::new();
-        let welcome = Welcome {
-            tls: tls.as_ref().map(Tls::config),
-            handshake: HANDSHAKE,
-            max_connections: args.max_connections,
-            max_streams: args.max_streams,
-            metrics: metrics.clone(),
-        };
+        let welcome = welcome(&args, tls.as_ref(), metrics.clone());
         let calls =
             router.serve_with_incoming_shutdown(incoming(grpc, welcome), goaway.cancelled());
         let more = page::router(explain, observers.clone(), args.keep);
@@ -216,8 +207,20 @@ fn describe(health: &Health, profiles: watch::Receiver<Arc<Profiles>>, observers
     });
 }
 
-fn names(profiles: &Profiles) -> String {
-    profiles.by_name.keys().cloned().collect::<Vec<_>>().join(",")
+fn welcome(args: &ScalerArgs, tls: Option<&Tls>, metrics: Metrics) -> Welcome {
+    Welcome {
+        tls: tls.map(Tls::config),
+        handshake: HANDSHAKE,
+        max_connections: args.max_connections,
+        max_streams: args.max_streams,
+        metrics,
+    }
+}
+
+fn announce(profiles: &Profiles, listen: SocketAddr, http: Option<SocketAddr>, encrypted: bool) {
+    let profiles = profiles.by_name.keys().cloned().collect::<Vec<_>>().join(",");
+    let http = http.map(tracing::field::display);
+    tracing::info!(profiles, %listen, encrypted, http, "scaler started");
 }
 
 type Served = ExternalScalerServer<Service>;

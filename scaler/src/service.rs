@@ -337,7 +337,7 @@ enum News {
 
 impl News {
     fn of(changed: Result<(), watch::error::RecvError>, news: Self) -> Self {
-        if changed.is_ok() { news } else { Self::End }
+        changed.map_or(Self::End, |()| news)
     }
 }
 

@@ -113,7 +113,7 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn list(objects: Vec<Self>) -> BTreeMap<&'static str, Vec<Named<'a>>> {
+    fn list(objects: Vec<Self>) -> BTreeMap<&'static str, Vec<Self>> {
         BTreeMap::from([("objects", objects)])
     }
 }

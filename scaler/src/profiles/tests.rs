@@ -126,11 +126,14 @@ fn without_a_policy_a_profile_that_is_not_there_is_a_mistake() {
     }
 }
 
+/// A namespace, what its trigger says, and part of what it is told.
+type Denied = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+
 #[test]
 fn with_a_policy_what_no_rule_allows_is_denied() {
     let two = profiles(&format!("{TWO}{POLICY}"));
     assert!(ask(&two, "team-a", &[("profile", "night"), ("queue", "a-1")]).is_ok());
-    let denied: [(&str, &[(&str, &str)], &str); 6] = [
+    let denied: [Denied; 6] = [
         (
             "team-b",
             &[("profile", "night"), ("queue", "a-1")],

@@ -18,7 +18,7 @@ struct Memory(MemoryQueue);
 
 #[async_trait]
 impl Connect for Memory {
-    async fn connect(&self, _queue: &str) -> ebb_queue::Result<Arc<dyn Backlog>> {
+    async fn connect(&self, _url: &ebb_queue::QueueUrl) -> ebb_queue::Result<Arc<dyn Backlog>> {
         Ok(Arc::new(self.0.clone()))
     }
 }
