@@ -46,8 +46,7 @@ enum Command {
     Up(Box<up::UpArgs>),
     /// Run one worker until SIGTERM: receives jobs, batches them, runs a model, stores results
     Worker(Box<WorkerCommand>),
-    /// Run the scaler that tells KEDA how many workers a queue wants, try its configuration, or
-    /// examine one
+    /// Run the scaler that tells KEDA how many workers a queue wants, or examine one
     Scaler(Box<scaler::ScalerCommand>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),

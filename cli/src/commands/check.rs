@@ -48,7 +48,7 @@ is wrong or denied; 69 when a broker does not answer; 1 when a queue is missing 
 Examples:
   ebb scaler check --config scaler.toml
   ebb scaler check --config scaler.toml --scaledobject pool.yaml
-  kubectl get scaledobject,scaledjob -A -o yaml | ebb scaler check --config scaler.toml --scaledobject -";
+  kubectl get so,sj -A -o yaml | ebb scaler check --config scaler.toml --scaledobject -";
 
 /// Runs the command.
 ///

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Job, OpenOptions, Settled, Timestamp};
+use ebb_queue::{ErrorKind, Job, JobResult, OpenOptions, Outcome, Settled, Timestamp};
 
 use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
 
@@ -131,6 +131,31 @@ async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
         }
         let is_old = |name: &String| name.starts_with("old") || name.starts_with("key");
         nth > 1 && !remembered.iter().flatten().any(is_old)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_only_stores_results_here_forgets_them_too() {
+    let server = server("").await;
+    let brief = format!("{}?result_ttl=50ms", server.url());
+    let store = handle(&brief.parse().unwrap()).await;
+    let mut client = plain(&server).await;
+    let result = |name: &str| JobResult {
+        id: name.parse().unwrap(),
+        attempt: 1,
+        outcome: Outcome::Completed { content_type: "text/plain".into(), body: "answer".into() },
+        finished_at: Timestamp::now(),
+    };
+    for nth in 0..20 {
+        store.put(&result(&format!("old-{nth}"))).await.unwrap();
+    }
+    let mut nth = 0;
+    crate::eventually("only the latest are known", async || {
+        nth += 1;
+        store.put(&result(&format!("new-{nth}"))).await.unwrap();
+        let fates: Vec<String> = tell(&mut client, &["HKEYS", "ebb:{jobs}:fates"]).await.unwrap();
+        !fates.iter().any(|name| name.starts_with("old"))
     })
     .await;
 }

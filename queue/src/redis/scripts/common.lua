@@ -272,14 +272,15 @@ local function spare(ids)
   end
 end
 
--- Parts of the results, by when they are forgotten.
-local PARTS = 16
+-- A part of the results is a share of their time, and a minute at most, since the
+-- server does nothing else while it forgets one.
+local PARTS, LONGEST_PART = 16, 60000
 
 -- Offers results, each its id, attempt, outcome and text. Says of each whether it is `stored`, `duplicate`
 -- or `stale`, and which are stored. They are of one part, which the server forgets as a whole.
 local function answer(results, ttl)
   local told, ids, stored, completed_now, seen = {}, {}, {}, {}, {}
-  local slice = math.max(math.ceil(ttl / PARTS), 1000)
+  local slice = math.min(math.max(math.ceil(ttl / PARTS), 1000), LONGEST_PART)
   local forgotten = math.ceil((now + ttl) / slice) * slice
   local name, rest = 'results:' .. whole(forgotten), ' ' .. whole(now + ttl) .. ' ' .. whole(forgotten)
   for nth, one in ipairs(results) do ids[nth] = one[1] end

@@ -1,6 +1,7 @@
 -- ARGV: time, key_ttl, then groups of settlements that differ in their jobs alone: mark of the lease,
 -- verdict (ack, retry, release, reject), delay, reason, number of jobs, ids. Answers 1 for each that was held.
 local key_ttl = tonumber(ARGV[2])
+sweep()
 local ids, groups = {}, {}
 local told, acked, acked_jobs, news = {}, {}, {}, false
 local nth = 3
