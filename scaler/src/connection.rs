@@ -1,6 +1,7 @@
 //! Connections from the port to the service: as many as are allowed, encrypted where that is
 //! wanted, and each with room for so many streams.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
@@ -25,6 +26,9 @@ use crate::metrics::{Metrics, Refused};
 
 /// A client that has not introduced itself by then is gone or means no good.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The length of what every HTTP/2 client begins with.
+const PREFACE: usize = 24;
 
 /// The system is out of something, such as file descriptors, and needs time.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -44,6 +48,8 @@ pub(crate) struct Welcome {
 /// A connection that is ready for HTTP/2.
 pub(crate) struct Connection {
     io: Io,
+    /// Until when the client must have begun, and how many bytes of that are missing.
+    greeting: Option<(Pin<Box<Sleep>>, usize)>,
     peer: Peer,
     _room: OwnedSemaphorePermit,
     _counted: Counted,
@@ -134,7 +140,8 @@ impl Welcome {
         let streams = Arc::new(Semaphore::new(self.max_streams));
         let gauge = self.metrics.connections();
         gauge.inc();
-        Connection { io, peer: Peer { streams }, _room: room, _counted: Counted(gauge) }
+        let greeting = Some((Box::pin(sleep(self.handshake)), PREFACE));
+        Connection { io, greeting, peer: Peer { streams }, _room: room, _counted: Counted(gauge) }
     }
 
     fn refuse(&self, refused: Refused, address: SocketAddr, why: impl std::fmt::Display) {
@@ -166,10 +173,21 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let n_before = buf.filled().len();
+        let read = match &mut self.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        if let Some((deadline, n_missing)) = &mut self.greeting {
+            *n_missing = n_missing.saturating_sub(buf.filled().len() - n_before);
+            if *n_missing == 0 {
+                self.greeting = None;
+            } else if read.is_pending() && deadline.as_mut().poll(cx).is_ready() {
+                // Nothing else ends the wait for a client that says nothing.
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
+        read
     }
 }
 
@@ -225,6 +243,7 @@ mod tests {
     use futures::StreamExt;
     use prometheus::Registry;
     use rcgen::{CertificateParams, KeyPair};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::{Welcome, incoming};
@@ -273,5 +292,26 @@ mod tests {
         assert!(refused("full") >= 1.0);
         assert!(!server.is_finished());
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_begin_is_let_go_without_tls_too() {
+        let registry = Registry::new();
+        let welcome = Welcome {
+            tls: None,
+            handshake: Duration::from_millis(50),
+            max_connections: 1,
+            max_streams: 1,
+            metrics: Metrics::register(&registry).unwrap(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut incoming = std::pin::pin!(incoming(listener, welcome));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let mut connection = incoming.next().await.unwrap().unwrap();
+        // Half of what a client begins with is not enough.
+        client.write_all(b"PRI * HTTP/2").await.unwrap();
+        let error = connection.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
     }
 }

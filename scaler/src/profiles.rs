@@ -143,10 +143,14 @@ impl Profiles {
     ) -> Result<Resolved, Refusal> {
         refuse_connections(metadata)?;
         let profile = self.profile(namespace, metadata)?;
+        // Before its defaults are read: an error in them would tell of them.
+        if let Some(asked) = asked(metadata, QUEUE) {
+            self.may_look(namespace, profile, asked.value.trim(), Some(asked))?;
+        }
         let given: Vec<Given<'_>> = profile.merged(metadata);
         let pairs = given.iter().map(|given| (given.key, given.value));
         let trigger = Trigger::parse(pairs, &profile.url)?;
-        self.may_look(namespace, profile, &trigger, asked(metadata, QUEUE))?;
+        self.may_look(namespace, profile, &trigger.queue, None)?;
         let place = Place { profile: Arc::clone(&profile.name), queue: trigger.queue.clone() };
         let options = given.iter().filter_map(Given::shown).collect();
         Ok(Resolved { place, trigger, options })
@@ -189,11 +193,11 @@ impl Profiles {
         &self,
         namespace: &str,
         profile: &Profile,
-        trigger: &Trigger,
+        queue: &str,
         asked: Option<Asked<'_>>,
     ) -> Result<(), Refusal> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        if policy.allows(namespace, &profile.name, &trigger.queue) {
+        if policy.allows(namespace, &profile.name, queue) {
             return Ok(());
         }
         let which = asked.map_or("the default queue".to_owned(), Asked::words);

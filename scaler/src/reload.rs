@@ -22,6 +22,9 @@ use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
 /// A configuration file is read whole.
 const MAX_FILE: u64 = 1 << 20;
 
+/// How long a file that has changed must stay the same: somebody may be writing it.
+const WRITING: Duration = Duration::from_millis(250);
+
 /// Where the connection profiles come from.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
@@ -70,19 +73,12 @@ impl Source {
         let mut last_error = String::new();
         loop {
             sleep(every).await;
-            let source = self.clone();
-            let loaded = tokio::task::spawn_blocking(move || source.load()).await;
-            match loaded.map_err(anyhow::Error::from).flatten() {
+            let now = Arc::clone(&profiles.borrow());
+            match self.changed(&now).await {
                 Ok(loaded) => {
                     last_error.clear();
-                    let changed = profiles.send_if_modified(|now| {
-                        let changed = **now != loaded;
-                        if changed {
-                            *now = Arc::new(loaded);
-                        }
-                        changed
-                    });
-                    if changed {
+                    if let Some(loaded) = loaded {
+                        profiles.send_replace(Arc::new(loaded));
                         metrics.config_reloaded(Outcome::Ok);
                         tracing::info!("configuration changed");
                     }
@@ -97,6 +93,35 @@ impl Source {
                 }
             }
         }
+    }
+}
+
+impl Source {
+    /// What stands in the files, if it is something else than now and stays the same for a moment:
+    /// a file that is being written may be right as far as it goes, and lack its policy.
+    async fn changed(&self, now: &Profiles) -> anyhow::Result<Option<Profiles>> {
+        let load = async || {
+            let source = self.clone();
+            tokio::task::spawn_blocking(move || source.load()).await?
+        };
+        let first = load().await?;
+        if first == *now {
+            return Ok(None);
+        }
+        sleep(WRITING).await;
+        let second = load().await?;
+        if second != first {
+            return Ok(None);
+        }
+        let changed = second.by_name.iter().filter(|(name, profile)| {
+            now.by_name.get(*name).is_some_and(|before| before.files != profile.files)
+        });
+        for (name, profile) in changed {
+            if let Some(path) = secrets(&profile.url).into_iter().find(|path| is_unreadable(path)) {
+                bail!("profile {name}: {} cannot be read, or is empty", path.display());
+            }
+        }
+        Ok(Some(second))
     }
 }
 
@@ -165,34 +190,34 @@ fn read(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).context("cannot be read")
 }
 
-/// Changes with what stands in the files that say who we are to the broker.
+/// Changes with what stands in the files that say who we are to the broker. At the start, one that
+/// cannot be read is for the connect to complain of.
 fn digest(url: &QueueUrl) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let server = match &url.address {
-        Address::Sqlite { .. } => None,
-        Address::Nats(nats) => {
-            hash_files(&mut hasher, nats.creds.iter().chain(&nats.nkey));
-            Some(&nats.server)
-        }
-        Address::Amqp(amqp) => Some(&amqp.server),
-        Address::Redis(redis) => Some(&redis.server),
-    };
-    if let Some(Server { password_file, tls, .. }) = server {
-        hash_files(&mut hasher, password_file);
-        let tls = tls.iter().flat_map(|tls| {
-            let identity = tls.identity.iter().flat_map(|(cert, key)| [cert, key]);
-            tls.ca.iter().chain(identity)
-        });
-        hash_files(&mut hasher, tls);
+    for path in secrets(url) {
+        fs::read(path).unwrap_or_default().hash(&mut hasher);
     }
     hasher.finish()
 }
 
-/// One that cannot be read is for the connect to complain of.
-fn hash_files<'a>(hasher: &mut DefaultHasher, paths: impl IntoIterator<Item = &'a PathBuf>) {
-    for path in paths {
-        fs::read(path).unwrap_or_default().hash(hasher);
-    }
+fn is_unreadable(path: &Path) -> bool {
+    fs::read(path).map_or(true, |bytes| bytes.is_empty())
+}
+
+/// The files that say who we are to the broker, and whom we trust.
+fn secrets(url: &QueueUrl) -> Vec<&PathBuf> {
+    let (server, keys) = match &url.address {
+        Address::Sqlite { .. } => return Vec::new(),
+        Address::Nats(nats) => (&nats.server, [nats.creds.as_ref(), nats.nkey.as_ref()]),
+        Address::Amqp(amqp) => (&amqp.server, [None, None]),
+        Address::Redis(redis) => (&redis.server, [None, None]),
+    };
+    let Server { password_file, tls, .. } = server;
+    let tls = tls.iter().flat_map(|tls| {
+        let identity = tls.identity.iter().flat_map(|(cert, key)| [cert, key]);
+        tls.ca.iter().chain(identity)
+    });
+    keys.into_iter().flatten().chain(password_file).chain(tls).collect()
 }
 
 #[cfg(test)]
@@ -253,6 +278,24 @@ mod tests {
         assert_eq!(folder.load(&format!("# a remark\n{text}")).unwrap(), before);
         folder.write("password", "two");
         assert_ne!(folder.load(&text).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_taken_once_its_secrets_can_be_read() {
+        let folder = Folder::new();
+        let password = folder.write("password", "one");
+        let text =
+            format!("[profiles.a]\nurl = \"redis://host?password_file={}\"\n", password.display());
+        let source = Source { file: Some(folder.write("scaler.toml", &text)), queue: None };
+        let now = source.load().unwrap();
+        assert!(source.changed(&now).await.unwrap().is_none());
+        folder.write("password", "");
+        let told = source.changed(&now).await.unwrap_err().to_string();
+        assert!(told.contains("profile a") && told.contains("password cannot be read"), "{told}");
+        std::fs::remove_file(&password).unwrap();
+        assert!(source.changed(&now).await.is_err());
+        folder.write("password", "two");
+        assert!(source.changed(&now).await.unwrap().is_some());
     }
 
     #[test]

@@ -33,8 +33,9 @@ use crate::tls::Tls;
 use crate::watch::Observers;
 
 /// All objects with one address share one connection, and each push trigger parks two streams
-/// on it; hyper's own limit of 200 would stall calls that have no deadline.
-const MAX_STREAMS: u32 = 65_536;
+/// on it; hyper's own limit of 200 would stall calls that have no deadline. So many are left for
+/// calls beside the streams that `--max-streams` allows.
+const MAX_CALLS: u32 = 45_536;
 
 /// Lets a crowd of small calls arrive at once: a connection whose unread small frames add up to
 /// half of its window is taken for an attack and closed.
@@ -234,10 +235,11 @@ async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthRe
             .register_encoded_file_descriptor_set(ebb_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let max_streams = u32::try_from(args.max_streams).unwrap_or(u32::MAX).saturating_add(MAX_CALLS);
     let router = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(max_streams)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
+        .http2_max_pending_accept_reset_streams(Some(max_streams as usize))
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))
         .max_connection_age(args.connection_max_age)

@@ -137,8 +137,9 @@ impl Observers {
         if shared.stop.is_cancelled() {
             return Err(Unknown::Stopping);
         }
-        // One that has ended, by a bug of a broker, is replaced below.
-        if let Some(entry) = queues.get_mut(place).filter(|entry| !entry.observer.is_finished()) {
+        // One that has ended, by a bug of ours, is replaced below, and takes nobody's room.
+        queues.retain(|_, entry| !entry.observer.is_finished());
+        if let Some(entry) = queues.get_mut(place) {
             entry.asked = Instant::now();
             return Ok(entry.view.subscribe());
         }

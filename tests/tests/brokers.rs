@@ -253,7 +253,7 @@ fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
     });
     let known = killed.elapsed();
     assert!(known < MAX_AGE + Duration::from_secs(2), "what was seen counts for {known:?}");
-    assert_eq!(up(), Some(false));
+    wait_for("the loss in the metrics", || (!up()?).then_some(()));
     let unknown = Instant::now();
     while unknown.elapsed() < Duration::from_secs(3) {
         assert_eq!(asked.look(), None, "an outage is nothing but unknown");

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use ebb_queue::{Phase, Timestamp, WorkerId, WorkerStatus};
+use jiff::SignedDuration;
 
 use super::Learned;
 use super::evidence::FAR;
@@ -43,7 +44,7 @@ struct Seen {
 }
 
 /// From one status to the next; what lies in a longer gap is not known.
-const GAP: Duration = Duration::from_secs(10);
+const GAP: SignedDuration = SignedDuration::from_secs(10);
 
 /// A worker that was not seen for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
@@ -79,7 +80,7 @@ impl Fleet {
             seen.looked = now;
             if worker.at <= seen.at {
                 // Its clock was set back.
-                if worker.at + GAP < seen.at {
+                if seen.at.duration_since(worker.at) > GAP {
                     *seen = Seen::new(worker, now);
                 }
                 continue;
@@ -163,7 +164,7 @@ impl Seen {
 
     fn advance(&mut self, worker: &WorkerStatus, deep: bool, service: Option<f64>) -> Done {
         let elapsed = worker.at.duration_since(self.at);
-        let known = elapsed <= jiff::SignedDuration::from_secs(GAP.as_secs().cast_signed());
+        let known = elapsed <= GAP;
         let seconds = elapsed.as_secs_f64();
         // A counter that went back began anew.
         let is_anew = worker.completed < self.completed;
