@@ -159,7 +159,7 @@ fn moments() -> impl Strategy<Value = Vec<Moment>> {
         pushes,
         answers: answers < 8,
     });
-    prop::collection::vec(moment, 1..300)
+    prop::collection::vec(moment, 1..200)
 }
 
 fn rules() -> impl Strategy<Value = Rules> {
@@ -211,7 +211,8 @@ fn metadata() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    // A case is minutes of a small world, and the learner looks at each second of them.
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_nothing_busy_is_taken_to_zero_and_what_is_unknown_changes_nothing(
@@ -250,7 +251,7 @@ proptest! {
     #[test]
     fn all_work_is_done_and_the_pool_ebbs_to_its_least(
         policy in policies(),
-        arrivals in prop::collection::vec(0u64..12, 1..40),
+        arrivals in prop::collection::vec(0u64..8, 1..30),
         polling in 1u64..30,
         syncing in 1u64..15,
         metadata in modes(),
