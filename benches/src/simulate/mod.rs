@@ -169,7 +169,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 impl Args {
     fn settings(&self) -> anyhow::Result<Settings> {
         ensure!(self.slots > 0, "--slots is 1 or more");
-        ensure!(self.max_replicas > 0, "--max-replicas is 1 or more");
+        ensure!((1..=1000).contains(&self.max_replicas), "--max-replicas is 1 to 1000");
         ensure!((0.0..=1.0).contains(&self.share), "--share is a number from 0 to 1");
         ensure!((0.0..=3600.0).contains(&self.overhead), "--overhead is 0 to 3600 seconds");
         ensure!(self.objective > 0, "--objective is 1 second or more");

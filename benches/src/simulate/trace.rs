@@ -53,6 +53,9 @@ pub(crate) enum Kind {
     Flash,
 }
 
+/// A trace is replayed second by second.
+const LONGEST_DAYS: f64 = 31.0;
+
 const LEAD: f64 = 60.0;
 const MINUTE: f64 = 60.0;
 const HOUR: f64 = 3600.0;
@@ -111,13 +114,19 @@ impl Trace {
                 })
             };
             let (at, service) = (number(at)?, number(service)?);
+            ensure!(service <= 86_400.0, "line {}: service_s is more than a day", n + 1);
             let priority = priority.and_then(|column| cells.get(column)).copied();
             let priority = Priority::parse(priority).with_context(|| format!("line {}", n + 1))?;
-            arrivals.push(Arrival { at: LEAD + at, service, priority });
+            arrivals.push(Arrival { at, service, priority });
         }
-        ensure!(!arrivals.is_empty(), "there is no job in it");
         arrivals.sort_by(|a, b| a.at.total_cmp(&b.at));
-        Ok(Self { name: name.to_owned(), arrivals })
+        let first = arrivals.first().context("there is no job in it")?.at;
+        // A log may count from 1970.
+        arrivals.iter_mut().for_each(|arrival| arrival.at += LEAD - first);
+        let trace = Self { name: name.to_owned(), arrivals };
+        let days = trace.end() / 86_400.0;
+        ensure!(days <= LONGEST_DAYS, "it is {days:.0} days long; use {LONGEST_DAYS} at most");
+        Ok(trace)
     }
 
     /// When the last job comes, in seconds.
@@ -236,12 +245,12 @@ mod tests {
 
     #[test]
     fn a_csv_is_read_by_its_head_and_sorted() {
-        let text = "service_s, priority, arrival_s\n2.5,low,10\n\n0.5,,1\n1,high,4\n";
+        let text = "service_s, priority, arrival_s\n2.5,low,1010\n\n0.5,,1000\n1,high,1003.5\n";
         let trace = Trace::parse("mine", text).unwrap();
         let arrival = |at, service, priority| Arrival { at: LEAD + at, service, priority };
         let expected = [
-            arrival(1.0, 0.5, Priority::Normal),
-            arrival(4.0, 1.0, Priority::High),
+            arrival(0.0, 0.5, Priority::Normal),
+            arrival(3.5, 1.0, Priority::High),
             arrival(10.0, 2.5, Priority::Low),
         ];
         assert_eq!(trace.arrivals, expected);
@@ -255,6 +264,8 @@ mod tests {
             ("arrival_s,service_s\n", "no job"),
             ("arrival_s,service_s\n1,2\nx,2\n", "line 3: arrival_s"),
             ("arrival_s,service_s\n1,-2\n", "line 2: service_s"),
+            ("arrival_s,service_s\n1,1e300\n", "line 2: service_s is more than a day"),
+            ("arrival_s,service_s\n0,1\n1e8,1\n", "use 31 at most"),
             ("arrival_s,service_s,priority\n1,2,urgent\n", "line 2"),
         ] {
             let error = format!("{:#}", Trace::parse("mine", text).unwrap_err());
