@@ -21,16 +21,14 @@ const CERTAINTY: f64 = 2.0;
 const LATE: f64 = 3.0;
 
 impl Arrivals {
-    /// What to reckon with: the slow rate, and the fast one where that is lower than chance
-    /// explains, so that the end of a burst is seen soon and a steady stream gives a steady figure.
-    /// What a burst has brought waits and is counted as such; taken for a rate that lasts, a few
-    /// seconds of it would start replicas for jobs that never come.
+    /// What to reckon with: the slow rate, as far as chance explains how far it is from the fast
+    /// one, so that a burst is seen soon, its end too, and a steady stream gives a steady figure.
     /// A rate averaged with time constant `t` over a Poisson process of rate `a` has the variance
     /// `a / 2t`.
     #[must_use]
     pub fn rate(&self) -> f64 {
         let noise = CERTAINTY * (self.fast / (2.0 * FAST)).sqrt();
-        self.slow.min(self.fast + noise)
+        self.slow.clamp((self.fast - noise).max(0.0), self.fast + noise)
     }
 }
 
