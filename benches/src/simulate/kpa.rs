@@ -69,7 +69,7 @@ impl Kpa {
 
     /// `handleScaleToZero` of scaler.go: the stable window is over when nothing is wanted, and
     /// the last pod stays for the grace.
-    fn to_zero(&mut self, now: Duration, wanted: u32) -> u32 {
+    fn after_grace(&mut self, now: Duration, wanted: u32) -> u32 {
         if wanted > 0 {
             self.idle = None;
             return wanted;
@@ -110,6 +110,6 @@ impl Policy for Kpa {
             return view.wanted;
         }
         let wanted = self.scale(view).min(view.settings.max_replicas);
-        self.to_zero(view.now, wanted)
+        self.after_grace(view.now, wanted)
     }
 }

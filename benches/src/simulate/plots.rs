@@ -70,7 +70,7 @@ fn over_time(trace: &str, policy: &str, outcome: &Outcome) -> Chart {
         Chart::new(&title, ("minutes", "pods"), (0.0, 0.0), (end, f64::from(pods) * 1.05));
     let every = outcome.samples.len().div_ceil(STEPS).max(1);
     let scale = f64::from(pods) / f64::from(ready.max(1));
-    let thinned: Vec<Sample> = outcome.samples.chunks(every).map(|few| fullest(few)).collect();
+    let thinned: Vec<Sample> = outcome.samples.chunks(every).map(fullest).collect();
     let minutes = |sample: &Sample| sample.at as f64 / 60.0;
     let queue = thinned.iter().map(|it| (minutes(it), f64::from(it.ready) * scale));
     chart.steps(queue, COLOURS[1]);

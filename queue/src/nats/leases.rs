@@ -65,6 +65,8 @@ pub(super) enum Done {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) reply: Arc<str>,
+    /// Whose delivery it is.
+    pub(super) consumer: Arc<str>,
     pub(super) seq: u64,
     /// Counts the deliveries of this message, from 1.
     pub(super) delivered: u32,
@@ -115,6 +117,7 @@ impl Token {
         let nanos: i128 = rest[5].parse().ok()?;
         Some(Self {
             reply: reply.into(),
+            consumer: rest[1].into(),
             delivered: rest[2].parse().ok().filter(|n| *n > 0)?,
             seq: rest[3].parse().ok()?,
             stored_at: Timestamp::from_nanosecond(nanos).ok()?,
@@ -281,7 +284,11 @@ mod tests {
             "$JS.ACK.hub.ACC.S.normal.2.17.40.1795255642697185435.3.xyz",
         ] {
             let token = Token::read(reply).unwrap();
-            assert_eq!((token.seq, token.delivered), (17, 2), "{reply}");
+            assert_eq!(
+                (&*token.consumer, token.seq, token.delivered),
+                ("normal", 17, 2),
+                "{reply}"
+            );
             assert_eq!(token.stored_at.as_second(), 1_795_255_642);
         }
         for reply in ["", "7", "$JS.ACK.S.normal.2", "$JS.ACK.S.n.x.17.40.1.3"] {

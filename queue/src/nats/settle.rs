@@ -58,11 +58,23 @@ impl NatsQueue {
             },
         };
         if let Err(error) = shared.api.ack(&token.reply, "+ACK").await {
-            shared.leases.finish(&token);
-            return Err(error);
+            if !self.is_forgotten(&token).await.unwrap_or(false) {
+                shared.leases.finish(&token);
+                return Err(error);
+            }
+            // It does not answer to what it does not know, and nobody else was handed the job.
+            shared.api.delete(&shared.names.jobs, token.seq).await?;
         }
         shared.leases.settle(&token, done);
         Ok(Settled::Held)
+    }
+
+    /// Whether the server lost the delivery when it crashed: it writes down what it hands out a
+    /// moment later.
+    async fn is_forgotten(&self, token: &Token) -> Result<bool> {
+        let shared = &*self.shared;
+        let info = shared.api.consumer(&shared.names.jobs, &token.consumer).await?;
+        Ok(info.is_some_and(|info| info.delivered.stream_seq < token.seq))
     }
 
     /// Stores what becomes of a job that is not done.
