@@ -13,7 +13,7 @@ use super::names::{LANES, Lane};
 use super::parcel::{Parcel, long};
 use super::session::{Message, Session};
 use super::voice;
-use crate::{Error, ErrorKind, Job, JobId, JobResult, Outcome, Published, Result, header};
+use crate::{Error, ErrorKind, Job, JobId, JobResult, Published, Result, header};
 
 /// The longest body that a server takes unless it is set otherwise; it closes the connection of who
 /// sends more.
@@ -97,22 +97,14 @@ pub(super) async fn reply(core: &Core, to: &str, result: &JobResult) -> Result<(
         return Err(invalid(format!("{}: no queue has a name that long", header::REPLY_TO)));
     }
     let session = core.session().await?;
-    let (outcome, content_type, body) = match &result.outcome {
-        Outcome::Completed { content_type, body } => {
-            ("completed", content_type.clone(), body.clone())
-        }
-        Outcome::Failed { reason } => {
-            let body = serde_json::json!({ "error": reason }).to_string();
-            ("failed", crate::JSON.to_owned(), body.into())
-        }
-    };
+    let (content_type, body) = result.reply_body();
     let mut headers = FieldTable::default();
     let mut put = |name: &str, value: AMQPValue| {
         headers.insert(name.into(), value);
     };
     put(header::ID, long(result.id.as_str()));
     put(header::ATTEMPT, long(result.attempt.to_string()));
-    put(header::OUTCOME, long(outcome));
+    put(header::OUTCOME, long(result.outcome.word()));
     put(header::CONTENT_TYPE, long(content_type.clone()));
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     if let Ok(content_type) = ShortString::try_new(content_type) {
