@@ -67,7 +67,7 @@ impl<C: Codec> Pipeline<C> {
                     gate.open();
                     // The first receive may wait for a job; readiness need not.
                     if shared.parts.broker.depth().await.is_ok() {
-                        shared.broker_gate.open();
+                        shared.broker_answers();
                     }
                     shared.work(&mut company).await
                 }

@@ -51,7 +51,7 @@ pub(crate) async fn receive<C: Codec>(
         match shared.parts.broker.receive(max, wait).await {
             Ok(deliveries) => {
                 pauses.reset();
-                shared.broker_gate.open();
+                shared.broker_answers();
                 let is_idle = deliveries.is_empty() && shared.leases.n_held().get() == 0;
                 if is_idle && settings.exit_when_empty {
                     break;

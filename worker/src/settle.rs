@@ -315,7 +315,7 @@ impl<C: Codec> Shared<C> {
         let jobs = settlements.into_iter().zip(loans);
         match answers {
             Ok(answers) => {
-                self.broker_gate.open();
+                self.broker_answers();
                 for ((settlement, (_, since)), answer) in jobs.zip(answers) {
                     self.count(outcome(&settlement, answer));
                     self.parts.metrics.job.observe(since.elapsed().as_secs_f64());

@@ -115,6 +115,8 @@ pub(crate) struct Shared<C: Codec> {
     pub(crate) wedged: Board<bool>,
     pub(crate) counts: Counts,
     pub(crate) broker_gate: Gate,
+    /// Losses of the connection that the metrics count already.
+    pub(crate) n_losses_told: AtomicU64,
     pub(crate) cold_start: Mutex<Vec<(String, f64)>>,
     broker_loss: Mutex<Option<String>>,
     fit: Mutex<Fit>,
@@ -152,6 +154,7 @@ impl<C: Codec> Shared<C> {
             wedged: Board::default(),
             counts: Counts::default(),
             broker_gate: parts.health.gate("broker", GateKind::Ready),
+            n_losses_told: AtomicU64::new(0),
             cold_start: Mutex::default(),
             broker_loss: Mutex::default(),
             fit: Mutex::default(),

@@ -61,12 +61,19 @@ impl<C: Codec> Shared<C> {
         }
     }
 
+    /// The broker answered: the metrics say so before readiness does.
+    pub(crate) fn broker_answers(&self) {
+        self.look_at_link();
+        self.broker_gate.open();
+    }
+
     /// Shows in metrics and readiness whether the broker is there, also while nothing is asked of it.
     fn look_at_link(&self) {
         let (link, metrics) = (self.parts.broker.link(), &self.parts.metrics);
         metrics.broker_up.set(link.is_up().into());
-        let n_new = link.n_losses().saturating_sub(metrics.broker_losses.get());
-        metrics.broker_losses.inc_by(n_new);
+        let n_losses = link.n_losses();
+        let n_told = self.n_losses_told.fetch_max(n_losses, Relaxed);
+        metrics.broker_losses.inc_by(n_losses.saturating_sub(n_told));
         if !link.is_up() {
             let why = link.last_error().unwrap_or_default();
             self.broker_gate.close(format!("connection: {why}"));

@@ -4,7 +4,9 @@
 //! further fields where they want any. That stream is an inbox: whoever receives next makes jobs of
 //! its entries, `redis-ENTRY` by name unless `ebb-id` says otherwise. A job itself lies in two
 //! hashes (`jobs` as published, `life` for what became of it) and in the sorted sets that its state
-//! asks for: `line` by place, `leased` by the end of the lease, `delayed` by due time. So
+//! asks for: `line` by place, `leased` by the end of the lease, `delayed` by due time. What is
+//! handed out for the first time, which is most of it, is leased as one: a loan of `loans` names up to
+//! 128 jobs, and a job is written down by itself when something else than an ack becomes of it. So
 //! every count is exact at any depth, every order is kept through retries, and a batch costs a
 //! handful of commands; entries of a stream can be neither put back nor counted by deadline.
 //! Results are fields of a few hashes, `results:MOMENT`, each of which the server forgets as a whole;
@@ -14,8 +16,8 @@
 //! workers whose clocks are wrong agree; a handle with a clock of its own sends that.
 //!
 //! Rights of a scaler: `%R~ebb:{NAME}* &ebb:{NAME}* +eval_ro +evalsha_ro +time +type +hget +hmget
-//! +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe`. Of a worker and of who
-//! publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel +hincrby
+//! +hlen +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe`. Of a worker and
+//! of who publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel +hincrby
 //! +hexists +zadd +zrem +zremrangebyrank +del +exists +pexpire +xdel +publish`, and `+xadd` on the
 //! streams of replies. Of a plain producer: `~ebb:{NAME} +xadd`. With `+config|get +info` weak settings
 //! are told.
@@ -61,7 +63,7 @@ use script::{Call, Script};
 use value::{bytes, int, list};
 
 /// The layout of the keys that this version reads and writes.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// A wait looks again at least this often, should a clock have jumped.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -326,10 +328,14 @@ impl Calls {
             }
             [_, _, layout] if layout.parse().is_ok_and(|layout: u32| layout == LAYOUT) => Ok(()),
             _ => {
+                let layout = found.last().map_or("?", String::as_str);
+                let remedy = match layout.parse() {
+                    Ok(0..LAYOUT) => "work it off with the ebb that made it, or use another name",
+                    _ => "use a newer ebb",
+                };
                 let words = format!(
-                    "queue {name} has keys of layout {} and this version knows layout {LAYOUT}; \
-                     use a newer ebb",
-                    found.last().map_or("?", String::as_str)
+                    "queue {name} has keys of layout {layout} and this version knows layout \
+                     {LAYOUT}; {remedy}"
                 );
                 Err(Error::new(ErrorKind::Incompatible, words))
             }

@@ -5,14 +5,14 @@ use std::time::Duration;
 use ebb_queue::{
     ErrorKind, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp, WorkerStatus,
 };
-use ebb_servers::Redis;
+use ebb_servers::{Redis, RedisOptions};
 use futures::StreamExt;
 
 use crate::{handle, job, plain, refusal, server, tell, url, url_of};
 
 /// What the module says that a scaler needs.
-const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +type +hget +hmget +zcard \
-                      +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe";
+const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +type +hget +hmget +hlen \
+                      +zcard +zcount +zrange +zscore +xlen +xrange +xread +xinfo|stream +subscribe";
 
 /// What it says that a worker needs beside that.
 const WORKER: &str = "~ebb:{jobs}* +eval +evalsha +hset +hsetnx +hdel +hincrby +hexists +zadd +zrem \
@@ -153,10 +153,8 @@ async fn who_may_not_listen_is_told_so_at_once() {
 
 #[tokio::test]
 async fn a_wrong_password_and_a_wrong_database_are_named() {
-    let options = ebb_servers::RedisOptions {
-        password: Some("right".to_owned()),
-        ..ebb_servers::RedisOptions::default()
-    };
+    let options =
+        RedisOptions { password: Some("right".to_owned()), ..ebb_servers::RedisOptions::default() };
     let server = ebb_servers::Redis::start(options).await.unwrap();
     for (who, part) in [
         (":wrong@".to_owned(), "password"),
@@ -242,15 +240,16 @@ async fn of_several_hosts_the_first_that_is_a_master_is_taken() {
 
 #[tokio::test]
 async fn the_node_of_a_cluster_that_has_the_queue_is_found() {
-    let one = server("cluster-enabled yes\n").await;
-    let two = server("cluster-enabled yes\n").await;
+    let node = || RedisOptions { cluster: true, ..RedisOptions::default() };
+    let (one, two) = (Redis::start(node()).await.unwrap(), Redis::start(node()).await.unwrap());
     let (mut first, mut second) = (plain(&one).await, plain(&two).await);
     let slots = ["CLUSTER", "ADDSLOTSRANGE", "0", "8191"];
     tell::<()>(&mut first, &slots).await.unwrap();
     let slots = ["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"];
     tell::<()>(&mut second, &slots).await.unwrap();
-    let port = two.port().to_string();
-    tell::<()>(&mut first, &["CLUSTER", "MEET", "127.0.0.1", &port]).await.unwrap();
+    let (port, bus_port) = (two.port().to_string(), two.bus_port().to_string());
+    let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus_port];
+    tell::<()>(&mut first, &meet).await.unwrap();
     for node in [&mut first, &mut second] {
         crate::eventually("the cluster is up", async || {
             let state: String = tell(node, &["CLUSTER", "INFO"]).await.unwrap();

@@ -20,14 +20,34 @@ async fn a_key_of_somebody_else_is_named_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_newer_layout_is_refused() {
+async fn another_layout_is_refused() {
     let server = server("").await;
     let mut client = plain(&server).await;
-    let words = ["HSET", "ebb:{jobs}:meta", "layout", "3"];
-    tell::<()>(&mut client, &words).await.unwrap();
-    let error = refusal(&url(&server), OpenOptions::default()).await;
-    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
-    assert!(error.to_string().contains("newer ebb"), "{error}");
+    for (layout, remedy) in [("1", "with the ebb that made it"), ("99", "a newer ebb")] {
+        let words = ["HSET", "ebb:{jobs}:meta", "layout", layout];
+        tell::<()>(&mut client, &words).await.unwrap();
+        let error = refusal(&url(&server), OpenOptions::default()).await;
+        assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+        assert!(error.to_string().contains(remedy), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn who_extends_or_gives_back_a_part_needs_no_room_either() {
+    let server = server("maxmemory-policy noeviction\n").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    queue.publish(["a", "b", "c"].map(job).into()).await.unwrap();
+    let deliveries = take(&queue, 3, Duration::ZERO).await;
+    let [first, second, third] = deliveries.try_into().unwrap();
+    tell::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+    let extended = queue.extend(&[second.receipt().clone()]).await.unwrap();
+    assert_eq!(extended, [Settled::Held]);
+    let back = [first.release(), third.ack()];
+    assert_eq!(queue.settle(&back).await.unwrap(), [Settled::Held; 2]);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (1, 1));
+    assert_eq!(queue.settle(&[second.ack()]).await.unwrap(), [Settled::Held]);
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ pub struct RedisOptions {
     pub password: Option<String>,
     /// Encrypts the port that the URL names.
     pub tls: Option<TlsFiles>,
+    /// Makes it a node that others can meet.
+    pub cluster: bool,
     /// Appended to its configuration.
     pub extra_config: String,
 }
@@ -51,6 +53,7 @@ pub struct Redis {
     options: RedisOptions,
     port: u16,
     tls_port: u16,
+    bus_port: u16,
 }
 
 impl Redis {
@@ -61,8 +64,9 @@ impl Redis {
     /// not come up, with what it said.
     pub async fn start(options: RedisOptions) -> Result<Self> {
         let program = PROGRAM.find(&[])?;
-        let [port, tls_port] = ports::free()?;
-        let mut redis = Self { server: Server::new()?, program, options, port, tls_port };
+        let [port, tls_port, bus_port] = ports::free()?;
+        let server = Server::new()?;
+        let mut redis = Self { server, program, options, port, tls_port, bus_port };
         redis.restart().await?;
         Ok(redis)
     }
@@ -80,6 +84,12 @@ impl Redis {
     #[must_use]
     pub fn port(&self) -> u16 {
         if self.options.tls.is_some() { self.tls_port } else { self.port }
+    }
+
+    /// The port of the other nodes.
+    #[must_use]
+    pub fn bus_port(&self) -> u16 {
+        self.bus_port
     }
 
     /// Its process, while it runs.
@@ -141,6 +151,10 @@ impl Redis {
         let mut config = format!(
             "bind 127.0.0.1\nport {port}\ndir {data:?}\nsave \"\"\ndaemonize no\n{persistence}\n"
         );
+        if options.cluster {
+            // By default 10000 above the other one, where the system hands out ports to clients.
+            config += &format!("cluster-enabled yes\ncluster-port {}\n", self.bus_port);
+        }
         if let Some(password) = &options.password {
             config += &format!("requirepass {password:?}\n");
         }

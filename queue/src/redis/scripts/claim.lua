@@ -22,7 +22,7 @@ local function take_in()
   end
   if #all == 0 then return end
   redis.call('XDEL', inbox, unpack(entries))
-  local failures = {}
+  local failures = results_of({}, {}, {}, {})
   for nth, found in ipairs(known_as(all)) do
     if not found then
       local one = all[nth]
@@ -31,7 +31,7 @@ local function take_in()
       if one.wrong ~= '' then
         flush()
         bury(one.id, one.job, one.wrong)
-        failures[#failures + 1] = failed(one.id, 0, one.wrong)
+        add_failure(failures, one.id, 0, one.wrong)
       end
     end
   end
@@ -57,24 +57,40 @@ if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
   return { {}, strangers(), -1, server_now - now, 1 }
 end
 local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
-local jobs, texts_of = load_jobs(ids), fetch('jobs', ids)
-local deliveries = {}
-for nth, job in ipairs(jobs) do
+local lives, texts_of = fetch('life', ids), fetch('jobs', ids)
+local deliveries, lent = {}, {}
+
+-- When it was published, of a job of which nothing else is known.
+local function plain(_, _, published, ...) return select('#', ...) == 0 and published end
+
+local function lease_single(id, job, text)
+  if expired(job) then return end
+  leave(id, job)
+  record_crash(job)
+  job.a = (job.a or 0) + 1
+  job.t, job.o, job.u = mark, worker, now + lease
+  enter(id, job, 'H')
+  save(id, job)
+  deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, text }
+end
+
+for nth, life in ipairs(lives) do
   local id = ids[nth]
-  if not expired(job) then
-    leave(id, job)
-    record_crash(job)
-    job.a = (job.a or 0) + 1
-    job.t, job.o, job.u = mark, worker, now + lease
-    enter(id, job, 'H')
-    save(id, job)
-    deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, texts_of[nth] }
+  local published = #lent < MOST_ON_LOAN and plain(cmsgpack.unpack(life))
+  if published then
+    lent[#lent + 1] = id
+    deliveries[#deliveries + 1] = { id, 1, published, 0, texts_of[nth] }
+  else
+    lease_single(id, unpacked(life), texts_of[nth])
   end
 end
+if #lent > 0 then lend(mark, now + lease, worker, lent) end
 if #deliveries == #ids and #ids > 0 then
   -- The head of the line as a whole costs the server less than each by its name.
   drops.line = nil
   redis.call('ZREMRANGEBYRANK', key('line'), 0, #ids - 1)
+else
+  for _, id in ipairs(lent) do drop('line', id) end
 end
 flush()
 if #deliveries > 0 then return { deliveries, {}, -1, 0, 0 } end

@@ -62,7 +62,7 @@ local function set(name, field, value) gather(sets, name, field, value) end
 
 local SORTED = {
   line = true, ages = true, delayed = true, doomed = true, leased = true, deadlines = true,
-  answered = true, dead = true, seen = true, done_ends = true, result_ends = true,
+  answered = true, dead = true, seen = true, done_ends = true, result_ends = true, loan_ends = true,
 }
 
 local function carry_out(command, lists)
@@ -102,6 +102,7 @@ end
 local function packed(job)
   -- Most jobs have no more than this, and each value costs time.
   if not (job.k or job.c or job.h or job.r or job.y) then
+    if not (job.d or job.a or job.t or job.o or job.u) then return cmsgpack.pack(job.w, job.s, job.e) end
     return cmsgpack.pack(job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u)
   end
   return cmsgpack.pack(
@@ -111,6 +112,47 @@ local function packed(job)
 end
 
 local function save(id, job) set('life', id, packed(job)) end
+
+-- Jobs that are handed out together, each for the first time and with nothing that asks for more, are on
+-- one loan: what became of them is not written until they come back one by one. A loan has the mark of the
+-- lease, when it ends, who holds it, and the jobs; `left` says which of these are still in it.
+local MOST_ON_LOAN = 128
+
+local function lend(mark, ends, holder, ids)
+  set('loans', mark, whole(ends) .. ' ' .. table.concat(ids, ' ') .. '\n' .. holder)
+  add('loan_ends', whole(ends), mark)
+end
+
+local function load_loans(marks)
+  local loans = {}
+  for nth, text in ipairs(fetch('loans', marks)) do
+    if text then
+      local ends, listed, holder = string.match(text, '^(%d+) ([^\n]*)\n(.*)$')
+      local ids, left = {}, {}
+      for id in string.gmatch(listed, '%S+') do ids[#ids + 1] = id; left[id] = true end
+      loans[marks[nth]] = { mark = marks[nth], ends = tonumber(ends), holder = holder, ids = ids, left = left }
+    end
+  end
+  return loans
+end
+
+-- Takes a job out of its loan: it is held by itself from now on.
+local function single(loan, id, job)
+  loan.left[id] = nil
+  job.w, job.a, job.t, job.o, job.u = 'H', 1, loan.mark, loan.holder, loan.ends
+end
+
+-- Writes down what is left of a loan.
+local function reduce(loan)
+  local ids = {}
+  for _, id in ipairs(loan.ids) do
+    if loan.left[id] then ids[#ids + 1] = id end
+  end
+  if #ids == #loan.ids then return end
+  -- Also where it is added again: what is taken away comes first, and needs no room.
+  drop('loan_ends', loan.mark)
+  if #ids == 0 then drop('loans', loan.mark) else lend(loan.mark, loan.ends, loan.holder, ids) end
+end
 
 local function record(job, at, what)
   local history = job.h or {}
@@ -198,10 +240,14 @@ end
 local function finish(ids, jobs, ttl)
   if #ids == 0 then return end
   local expires = ' ' .. whole(now + ttl)
+  local last_job, text
   for nth, id in ipairs(ids) do
     local job = jobs[nth]
     forget(id, job)
-    set('done', id, (job.t or '') .. expires .. (job.k and ' ' .. job.k or ''))
+    if job ~= last_job then
+      last_job, text = job, (job.t or '') .. expires .. (job.k and ' ' .. job.k or '')
+    end
+    set('done', id, text)
     if job.k then set('done_keys', job.k, id .. expires) end
   end
   add('done_ends', whole(now + ttl), table.concat(ids, ' '))
@@ -276,31 +322,45 @@ end
 -- server does nothing else while it forgets one.
 local PARTS, LONGEST_PART = 16, 60000
 
--- Offers results, each its id, attempt, outcome and text. Says of each whether it is `stored`, `duplicate`
--- or `stale`, and which are stored. They are of one part, which the server forgets as a whole.
+-- Results to offer, as columns: the server is faster with these than with a table for each.
+local function results_of(ids, attempts, outcomes, texts)
+  return { ids = ids, attempts = attempts, outcomes = outcomes, texts = texts }
+end
+
+-- Offers results. Says of each whether it is `stored`, `duplicate` or `stale`, and which are stored. They
+-- are of one part, which the server forgets as a whole.
 local function answer(results, ttl)
-  local told, ids, stored, completed_now, seen = {}, {}, {}, {}, {}
+  local ids, attempts, outcomes, texts = results.ids, results.attempts, results.outcomes, results.texts
+  local told, stored, completed_now, seen = {}, {}, {}, {}
   local slice = math.min(math.max(math.ceil(ttl / PARTS), 1000), LONGEST_PART)
   local forgotten = math.ceil((now + ttl) / slice) * slice
   local name, rest = 'results:' .. whole(forgotten), ' ' .. whole(now + ttl) .. ' ' .. whole(forgotten)
-  for nth, one in ipairs(results) do ids[nth] = one[1] end
+  local fates = { completed = 'completed' .. rest, failed = 'failed' .. rest }
+  local is_simple, n_stored = not any_pieces(), 0
+  local new_fates, new_results = {}, {}
   for nth, text in ipairs(fetch('fates', ids)) do
-    local id, attempt, outcome, whole_text = unpack(results[nth])
-    local before, part = fate(text)
-    before = seen[id] or before
+    local id, outcome = ids[nth], outcomes[nth]
     local is_completed = outcome == 'completed'
-    local why = refused(id, attempt, is_completed, before, ttl)
+    local before, part, why = seen[id], nil, nil
+    if text then
+      local earlier
+      earlier, part = fate(text)
+      before = before or earlier
+    end
+    if before or not is_simple then why = refused(id, attempts[nth], is_completed, before, ttl) end
     told[nth] = why or 'stored'
     if not why then
       seen[id] = outcome
-      stored[#stored + 1] = id
+      n_stored = n_stored + 1
+      stored[n_stored] = id
       if is_completed then completed_now[#completed_now + 1] = id end
       if part and part ~= name then drop(part, id) end
-      set('fates', id, outcome .. rest)
-      set(name, id, whole_text)
+      new_fates[2 * n_stored - 1], new_fates[2 * n_stored] = id, fates[outcome]
+      new_results[2 * n_stored - 1], new_results[2 * n_stored] = id, texts[nth]
     end
   end
-  if #stored > 0 then
+  if n_stored > 0 then
+    sets.fates, sets[name] = new_fates, new_results
     add('result_ends', whole(now + ttl), table.concat(stored, ' '))
     flush()
     keep(name, forgotten)
@@ -310,8 +370,11 @@ local function answer(results, ttl)
   return told, stored
 end
 
-local function failed(id, attempt, reason)
-  return { id, attempt, 'failed', 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason }
+-- One more result for jobs that failed.
+local function add_failure(results, id, attempt, reason)
+  local nth = #results.ids + 1
+  results.ids[nth], results.attempts[nth], results.outcomes[nth] = id, attempt, 'failed'
+  results.texts[nth] = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason
 end
 
 local function tell_arrival() redis.call('PUBLISH', key('arrivals'), '') end
@@ -346,7 +409,7 @@ local function end_late(late, result_ttl, key_ttl)
     if one[2].d ~= other[2].d then return one[2].d < other[2].d end
     return one[2].s % LANE < other[2].s % LANE
   end)
-  local told, done, done_jobs, failures = {}, {}, {}, {}
+  local told, done, done_jobs, failures = {}, {}, {}, results_of({}, {}, {}, {})
   for nth, one in ipairs(late) do
     local id, job = one[1], one[2]
     told[nth] = id
@@ -357,7 +420,7 @@ local function end_late(late, result_ttl, key_ttl)
       record_crash(job)
       job.t = nil
       bury(id, job, 'expired')
-      failures[#failures + 1] = failed(id, job.a or 0, 'expired')
+      add_failure(failures, id, job.a or 0, 'expired')
     end
   end
   flush()
@@ -366,11 +429,32 @@ local function end_late(late, result_ttl, key_ttl)
   tell_answers(told)
 end
 
+-- Takes jobs whose loan has ended out of it, of a few loans at a time. True when more is left.
+local MOST_LOANS = 8
+local function end_loans()
+  local marks = redis.call('ZRANGE', key('loan_ends'), '-inf', now, 'BYSCORE', 'LIMIT', 0, MOST_LOANS)
+  local loans = load_loans(marks)
+  for _, mark in ipairs(marks) do
+    local loan = loans[mark]
+    for nth, job in ipairs(load_jobs(loan.ids)) do
+      local id = loan.ids[nth]
+      single(loan, id, job)
+      leave(id, job)
+      enter(id, job, 'L')
+      save(id, job)
+    end
+    reduce(loan)
+  end
+  flush()
+  return #marks == MOST_LOANS
+end
+
 -- What time does to jobs, at most `limit` of each kind: those whose delay or lease has ended go in line;
 -- those whose deadline has passed die, or are done when they have been answered. True when more is left.
 local function tidy(result_ttl, key_ttl, limit)
   local late = {}
   sweep()
+  local is_cut = end_loans()
   local lapsed = redis.call('ZRANGE', key('leased'), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   local due = redis.call('ZRANGE', key('delayed'), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   for _, ids in ipairs({ lapsed, due }) do
@@ -386,7 +470,7 @@ local function tidy(result_ttl, key_ttl, limit)
     end
   end
   flush()
-  local is_cut = #lapsed == limit or #due == limit
+  is_cut = is_cut or #lapsed == limit or #due == limit
   for _, name in ipairs({ 'deadlines', 'answered' }) do
     local ids = redis.call('ZRANGE', key(name), '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
     is_cut = is_cut or #ids == limit
@@ -397,6 +481,25 @@ local function tidy(result_ttl, key_ttl, limit)
 end
 
 local function count(name, from, to) return redis.call('ZCOUNT', key(name), from, to) end
+
+-- Jobs whose loan has ended and that nobody has taken out of it yet.
+local function overdue()
+  local jobs = {}
+  local marks = redis.call('ZRANGE', key('loan_ends'), '-inf', now, 'BYSCORE')
+  for _, loan in pairs(load_loans(marks)) do
+    for _, job in ipairs(load_jobs(loan.ids)) do jobs[#jobs + 1] = job end
+  end
+  return jobs
+end
+
+-- Jobs on loan: all but those that are anywhere else.
+local function n_on_loan()
+  local n = redis.call('HLEN', key('life'))
+  for _, name in ipairs({ 'line', 'delayed', 'doomed', 'leased', 'dead' }) do
+    n = n - redis.call('ZCARD', key(name))
+  end
+  return n
+end
 
 -- Jobs by state, and those whose lease has ended. What it reads does not grow with the backlog.
 local function tally()
@@ -417,10 +520,12 @@ local function tally()
       dead = dead + 1
     end
   end
+  local lent = overdue()
+  for _, job in ipairs(lent) do alive[#alive + 1] = job end
   local line = redis.call('ZCARD', key('line')) + count('delayed', '-inf', now)
   return {
     ready = line - (late - count('doomed', '-inf', now)) + #alive,
-    held = count('leased', after, '+inf'),
+    held = count('leased', after, '+inf') + n_on_loan() - #lent,
     delayed = count('delayed', after, '+inf') + count('doomed', after, '+inf'),
     dead = dead,
     late = late,
@@ -435,6 +540,9 @@ local function next_due()
   local after = '(' .. whole(now)
   local soonest = redis.call('ZRANGE', key('delayed'), after, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   soonest = tonumber(soonest[2])
+  local loan = redis.call('ZRANGE', key('loan_ends'), after, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+  loan = tonumber(loan[2])
+  if loan and not (soonest and soonest < loan) then soonest = loan end
   -- The first is the one but for those that die before.
   local from, n = 0, 1
   while true do

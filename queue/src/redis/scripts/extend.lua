@@ -1,10 +1,12 @@
 -- ARGV: time, lease, then per receipt: id, mark of the lease. Answers 1 for each that is held.
-local ids, told, done = {}, {}, {}
-for nth = 3, #ARGV, 2 do ids[#ids + 1] = ARGV[nth] end
-local jobs = load_jobs(ids)
+local ids, marks, told, by_id, done = {}, {}, {}, {}, {}
+for nth = 3, #ARGV, 2 do ids[#ids + 1], marks[#marks + 1] = ARGV[nth], ARGV[nth + 1] end
+local jobs, loans = load_jobs(ids), load_loans(marks)
 for nth, id in ipairs(ids) do
-  local job = jobs[nth]
-  local is_held = job and job.o and job.t == ARGV[2 * nth + 2]
+  local job, loan = by_id[id] or jobs[nth], loans[marks[nth]]
+  by_id[id] = job
+  if loan and loan.left[id] then single(loan, id, job) end
+  local is_held = job and job.o and job.t == marks[nth]
   told[nth] = is_held and 1 or 0
   if is_held and not done[id] then
     done[id] = true
@@ -14,5 +16,6 @@ for nth, id in ipairs(ids) do
     save(id, job)
   end
 end
+for _, loan in pairs(loans) do reduce(loan) end
 flush()
 return told

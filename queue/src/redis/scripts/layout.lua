@@ -4,7 +4,7 @@ local TYPES = {
   life = 'hash', jobs = 'hash', keys = 'hash', done = 'hash', done_keys = 'hash', fates = 'hash',
   meta = 'hash', workers = 'hash', phases = 'hash', seen = 'zset', line = 'zset', ages = 'zset',
   delayed = 'zset', doomed = 'zset', leased = 'zset', deadlines = 'zset', answered = 'zset',
-  dead = 'zset', done_ends = 'zset', result_ends = 'zset',
+  dead = 'zset', done_ends = 'zset', result_ends = 'zset', loans = 'hash', loan_ends = 'zset',
 }
 local kind = redis.call('TYPE', inbox).ok
 if kind ~= 'none' and kind ~= 'stream' then return { inbox, kind, '' } end

@@ -2,17 +2,36 @@
 -- verdict (ack, retry, release, reject), delay, reason, number of jobs, ids. Answers 1 for each that was held.
 local key_ttl = tonumber(ARGV[2])
 sweep()
-local ids, groups = {}, {}
+local groups, marks = {}, {}
 local told, acked, acked_jobs, news = {}, {}, {}, false
-local nth = 3
+local nth, at = 3, 0
 while ARGV[nth] do
   local mark, verdict, delay, reason, n = unpack(ARGV, nth, nth + 4)
-  groups[#groups + 1] = { mark, verdict, delay, reason, tonumber(n) }
-  for at = nth + 5, nth + 4 + n do ids[#ids + 1] = ARGV[at] end
+  groups[#groups + 1] = { mark, verdict, delay, reason, tonumber(n), nth + 4 }
+  marks[#marks + 1] = mark
   nth = nth + 5 + n
 end
-local jobs = load_jobs(ids)
-local by_id = {}
+local loans = load_loans(marks)
+
+-- Most jobs are acked out of their loan: nothing more need be known of them. The others are looked up.
+local ids, places_of, groups_of = {}, {}, {}
+for _, group in ipairs(groups) do
+  local mark, verdict, _, _, n, before = unpack(group)
+  local loan, job = loans[mark], { t = mark }
+  for nth = before + 1, before + n do
+    local id = ARGV[nth]
+    at = at + 1
+    if verdict == 'ack' and loan and loan.left[id] then
+      loan.left[id] = nil
+      acked[#acked + 1], acked_jobs[#acked_jobs + 1] = id, job
+      told[at] = 1
+    else
+      ids[#ids + 1], places_of[#places_of + 1], groups_of[#groups_of + 1] = id, at, group
+    end
+  end
+end
+local jobs, by_id = load_jobs(ids), {}
+for _, id in ipairs(acked) do by_id[id] = false end
 
 local function settle(id, job, verdict, delay, reason)
   if verdict == 'ack' then
@@ -31,26 +50,23 @@ local function settle(id, job, verdict, delay, reason)
   save(id, job)
 end
 
-local at = 0
-for _, group in ipairs(groups) do
-  local mark, verdict, delay, reason, n = unpack(group)
-  for _ = 1, n do
-    at = at + 1
-    local id = ids[at]
-    local job = by_id[id]
-    if job == nil then job = jobs[at]; by_id[id] = job end
-    if not job then
-      -- Sent again: it was carried out the first time.
-      local last = remembered(redis.call('HGET', key('done'), id))
-      told[at] = last == mark and 1 or 0
-    elseif job.t ~= mark then
-      told[at] = 0
-    else
-      told[at] = 1
-      if job.o then settle(id, job, verdict, delay, reason) end
-    end
+for nth, id in ipairs(ids) do
+  local mark, verdict, delay, reason = unpack(groups_of[nth])
+  local job, loan, at = by_id[id], loans[mark], places_of[nth]
+  if job == nil then job = jobs[nth]; by_id[id] = job end
+  if job and loan and loan.left[id] then single(loan, id, job) end
+  if not job then
+    -- Sent again: it was carried out the first time.
+    local last = remembered(redis.call('HGET', key('done'), id))
+    told[at] = last == mark and 1 or 0
+  elseif job.t ~= mark then
+    told[at] = 0
+  else
+    told[at] = 1
+    if job.o then settle(id, job, verdict, delay, reason) end
   end
 end
+for _, loan in pairs(loans) do reduce(loan) end
 flush()
 finish(acked, acked_jobs, key_ttl)
 if news then tell_arrival() end
