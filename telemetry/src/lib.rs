@@ -1,12 +1,17 @@
-//! Logs, health and metrics of a process; nothing of the domain.
+//! Logs, traces, health and metrics of a process; nothing of the domain.
 
 mod health;
 mod http;
 mod log;
+mod trace;
 
 pub use health::{Gate, GateKind, Health};
 pub use http::{serve, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
+pub use trace::{
+    KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, Traces,
+    read_traceparent, traceparent,
+};
 
 /// Registers `build_info{version}`, which is always 1.
 ///

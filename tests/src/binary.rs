@@ -19,8 +19,9 @@ pub fn binary(name: &str) -> Command {
     let mut command = Command::new(path);
     // What a developer has set for the daily work must not reach a test.
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("EBB_") {
-            command.env_remove(name);
+        let name = name.to_string_lossy();
+        if name.starts_with("EBB_") || name.starts_with("OTEL_") {
+            command.env_remove(&*name);
         }
     }
     command

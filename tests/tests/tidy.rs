@@ -239,6 +239,19 @@ fn only_the_queue_package_knows_a_brokers_client() {
 }
 
 #[test]
+fn only_the_telemetry_package_knows_opentelemetry() {
+    let mut broken = Vec::new();
+    for package in metadata().workspace_packages() {
+        if package.name.as_str() == "ebb-telemetry" || is_tool(package) {
+            continue;
+        }
+        let exporters = package.dependencies.iter().filter(|d| d.name.starts_with("opentelemetry"));
+        broken.extend(exporters.map(|dep| format!("{}: {}", package.manifest_path, dep.name)));
+    }
+    assert_none("only ebb-telemetry depends on OpenTelemetry", broken);
+}
+
+#[test]
 fn all_packages_share_the_lints_and_none_is_published_by_accident() {
     let mut broken = Vec::new();
     for package in metadata().workspace_packages() {

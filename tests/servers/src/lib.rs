@@ -1,7 +1,8 @@
-//! Real brokers for tests and benches: started on ports of their own, gone with whoever started
-//! them, even when that is killed.
+//! Real brokers for tests and benches, and a collector of spans: started on ports of their own, gone
+//! with whoever started them, even when that is killed.
 
 mod authority;
+mod collector;
 mod home;
 mod nats;
 mod ports;
@@ -13,6 +14,7 @@ mod server;
 mod shared;
 
 pub use authority::{Authority, TlsFiles};
+pub use collector::{Collector, Seen};
 pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use redis::{Persistence, Redis, RedisOptions};
