@@ -70,6 +70,17 @@ pub struct RedisAddress {
 }
 
 impl Address {
+    /// The kind of broker, as [`crate::Info`] names it.
+    #[must_use]
+    pub fn broker(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Nats(_) => "nats",
+            Self::Amqp(_) => "amqp",
+            Self::Redis(_) => "redis",
+        }
+    }
+
     /// Reads the part after `scheme://` up to the question mark.
     pub(crate) fn parse(scheme: &str, rest: &str) -> Result<Self, String> {
         let rest = rest.strip_prefix("//").ok_or_else(|| format!("write {scheme}://HOST"))?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::{StringValueParser, TypedValueParser};
 use ebb_queue::QueueUrl;
+use ebb_telemetry::TraceArgs;
 
 use crate::reload::Source;
 use crate::tls::TlsArgs;
@@ -125,6 +126,10 @@ pub struct ScalerArgs {
     /// How connections are encrypted.
     #[command(flatten)]
     pub tls: TlsArgs,
+
+    /// Where spans go.
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// The defaults of the flags, for use inside another process; no queue.
@@ -149,6 +154,7 @@ impl Default for ScalerArgs {
             connection_max_age: Duration::from_secs(1800),
             grace: Duration::from_secs(5),
             tls: TlsArgs::default(),
+            trace: TraceArgs::default(),
         }
     }
 }

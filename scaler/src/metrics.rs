@@ -149,13 +149,7 @@ impl Metrics {
     }
 
     pub(crate) fn looked(&self, cause: Cause) {
-        let cause = match cause {
-            Cause::Open => "open",
-            Cause::Arrival => "arrival",
-            Cause::Due => "due",
-            Cause::Refresh => "refresh",
-        };
-        self.looks.with_label_values(&[cause]).inc();
+        self.looks.with_label_values(&[cause.word()]).inc();
     }
 
     pub(crate) fn config_reloaded(&self, outcome: Outcome) {

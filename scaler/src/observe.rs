@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use ebb_queue::{
     Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Warning,
 };
+use ebb_telemetry::SpanContext;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::decision::Snapshot;
 use crate::learn::{Learned, Learner};
 use crate::profiles::Place;
+use crate::trace;
 use crate::watch::{Look, Shared, View};
 
 /// Opens queues to be looked at.
@@ -69,17 +71,32 @@ pub(crate) enum Cause {
     Refresh,
 }
 
+impl Cause {
+    /// As metrics and spans have it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Arrival => "arrival",
+            Self::Due => "due",
+            Self::Refresh => "refresh",
+        }
+    }
+}
+
 /// Looks at one queue and shows what it sees.
 pub(crate) struct Observer {
     place: Place,
     shared: Arc<Shared>,
     view: watch::Sender<View>,
     learner: Learner,
+    /// Why the broker was asked last, and when.
+    asked: (Cause, Instant),
 }
 
 impl Observer {
     pub(crate) fn new(place: &Place, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
-        Self { place: place.clone(), shared, view, learner: Learner::new() }
+        let asked = (Cause::Open, Instant::now());
+        Self { place: place.clone(), shared, view, learner: Learner::new(), asked }
     }
 
     /// Looks at the queue where it is, until nobody asks for it any more.
@@ -90,7 +107,7 @@ impl Observer {
             let Err(error) = self.session(url).await else { return };
             // A session that lasted is a fresh start.
             failures = if opened.elapsed() > BACKOFF.cap { 1 } else { failures + 1 };
-            self.failed(&error);
+            self.failed(&error, url);
             if self.shared.retire(&self.place) {
                 return;
             }
@@ -106,6 +123,7 @@ impl Observer {
 
     /// Opens the queue and looks at it until an error; ends well when it is not wanted any more.
     async fn session(&mut self, url: &QueueUrl) -> Result<()> {
+        self.asked = (Cause::Open, Instant::now());
         let backlog = answered(self.shared.connect.connect(url)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
@@ -113,12 +131,13 @@ impl Observer {
         let mut cause = Cause::Open;
         loop {
             let asked = Instant::now();
+            self.asked = (cause, asked);
             let mut snapshot = answered(look(&*backlog)).await?;
             self.learner.observe(&snapshot, snapshot.depth.as_of);
             snapshot.learned = self.learner.learned();
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, asked);
-            self.show(snapshot, asked);
+            self.show(snapshot, asked, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
             }
@@ -171,7 +190,8 @@ impl Observer {
         }
     }
 
-    fn show(&self, snapshot: Snapshot, at: Instant) {
+    fn show(&self, snapshot: Snapshot, at: Instant, url: &QueueUrl) {
+        let span = self.trace(url, Ok(&snapshot));
         let depth = &snapshot.depth;
         tracing::debug!(profile = %self.place.profile, queue = self.place.queue, depth.ready, depth.in_flight, "looked at the queue");
         self.view.send_if_modified(|view| {
@@ -180,12 +200,13 @@ impl Observer {
                 tracing::info!(profile = %self.place.profile, queue = self.place.queue, "broker answers");
             }
             let news = first || !view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
-            view.look = Some(Look { snapshot: Arc::new(snapshot), at });
+            view.look = Some(Look { snapshot: Arc::new(snapshot), at, span });
             news
         });
     }
 
-    fn failed(&self, error: &Error) {
+    fn failed(&self, error: &Error, url: &QueueUrl) {
+        self.trace(url, Err(error));
         self.shared.metrics.look_failed(error.kind());
         self.view.send_modify(|view| {
             if view.failed.is_none() {
@@ -193,6 +214,14 @@ impl Observer {
             }
             view.failed = Some(error.kind());
         });
+    }
+
+    fn trace(
+        &self,
+        url: &QueueUrl,
+        seen: std::result::Result<&Snapshot, &Error>,
+    ) -> Option<SpanContext> {
+        trace::looked(&self.shared.traces, &self.place, url, self.asked, seen)
     }
 }
 

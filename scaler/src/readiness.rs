@@ -95,7 +95,7 @@ mod tests {
         let depth = Depth::empty(Timestamp::UNIX_EPOCH);
         let snapshot =
             Arc::new(Snapshot { depth, workers: Vec::new(), learned: Learned::default() });
-        View { look: Some(Look { snapshot, at }), ..View::default() }
+        View { look: Some(Look { snapshot, at, span: None }), ..View::default() }
     }
 
     #[test]

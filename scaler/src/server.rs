@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ebb_proto::keda::external_scaler_server::ExternalScalerServer;
 use ebb_queue::Missing;
-use ebb_telemetry::{GateKind, Health};
+use ebb_telemetry::{GateKind, Health, Traces};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -50,6 +50,7 @@ pub struct Scaler {
     args: ScalerArgs,
     profiles: Profiles,
     tls: Option<Tls>,
+    traces: Traces,
     connect: Arc<dyn Connect>,
     grpc: TcpListener,
     http: Option<TcpListener>,
@@ -88,6 +89,12 @@ impl Scaler {
         args.check()?;
         let profiles = args.source().load()?;
         let tls = args.tls.files()?.map(Tls::load).transpose()?;
+        let service = ebb_telemetry::Service {
+            name: "ebb-scaler",
+            version: env!("CARGO_PKG_VERSION"),
+            instance: None,
+        };
+        let traces = args.trace.start(&service)?;
         let listen = async |flag, address: SocketAddr| {
             let listener = TcpListener::bind(address).await;
             listener.with_context(|| format!("{flag}: {address} cannot be had; use another port"))
@@ -97,7 +104,7 @@ impl Scaler {
             Some(address) => Some(listen("--http-listen", address).await?),
             None => None,
         };
-        Ok(Self { args, profiles, tls, connect, grpc, http })
+        Ok(Self { args, profiles, tls, traces, connect, grpc, http })
     }
 
     /// The address for KEDA.
@@ -121,7 +128,7 @@ impl Scaler {
     /// # Errors
     /// When a listener fails.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { args, profiles, tls, connect, grpc, http } = self;
+        let Self { args, profiles, tls, traces, connect, grpc, http } = self;
         let registry = Registry::new();
         ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
         let metrics = Metrics::register(&registry)?;
@@ -129,8 +136,8 @@ impl Scaler {
         let closing = CancellationToken::new();
         let _closing = closing.clone().drop_guard();
         let (told, profiles) = watch::channel(Arc::new(profiles));
-        let observers =
-            Observers::new(connect, profiles.clone(), &args, metrics.clone(), closing.clone());
+        let outlets = (metrics.clone(), traces.clone());
+        let observers = Observers::new(connect, profiles.clone(), &args, outlets, closing.clone());
         let figures = QueueFigures::new(observers.clone(), profiles.clone())?;
         registry.register(Box::new(figures))?;
         let explain = Explain::default();
@@ -176,6 +183,7 @@ impl Scaler {
         };
         closing.cancel();
         observers.join().await;
+        traces.flush().await;
         tracing::info!("scaler stopped");
         ended
     }

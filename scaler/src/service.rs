@@ -11,8 +11,7 @@ use ebb_proto::keda::{
 };
 use ebb_queue::Phase;
 use futures::Stream;
-use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
@@ -23,8 +22,10 @@ use crate::decision::{Decision, decide, whole};
 use crate::explain::{Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::open::OpenStream;
 use crate::profiles::{Place, Profiles, Refusal, Resolved};
 use crate::push::{Cadence, Push, Reason, Seen};
+use crate::trace::{self, Call};
 use crate::trigger::Trigger;
 use crate::watch::{Observers, Unknown, View};
 
@@ -113,16 +114,16 @@ impl Service {
     }
 
     /// Takes the time of an answer, and notes its code.
-    async fn timed<T>(
-        &self,
-        method: &'static str,
-        answer: impl Future<Output = Answer<T>>,
-    ) -> Answer<T> {
-        let begun = Instant::now();
+    async fn timed<T>(&self, call: Call, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
         let answer = answer.await;
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
-        self.metrics.answered(method, code, begun.elapsed());
+        self.metrics.answered(call.method, code, call.begun.elapsed());
+        call.end(code);
         answer
+    }
+
+    fn called<T>(&self, method: &'static str, request: &Request<T>) -> Call {
+        Call::begin(self.observers.traces(), method, request)
     }
 
     /// When a stream that opens now is to end: spread, so that not all end at once.
@@ -139,10 +140,7 @@ impl Service {
                          connections";
             return Err(Status::resource_exhausted(words));
         };
-        self.open.send_modify(|n_streams| *n_streams += 1);
-        let gauge = self.metrics.streams(method);
-        gauge.inc();
-        Ok(OpenStream { open: self.open.clone(), gauge, _room: room })
+        Ok(OpenStream::count(&self.open, self.metrics.streams(method), room))
     }
 
     /// Tells activity until the stream is old or the scaler ends; whatever the broker does.
@@ -220,6 +218,7 @@ impl Service {
         let wakes = wakes_at.map(|at| now + until(at) + Duration::from_millis(1));
         let reason: Reason = push.next(Seen { active, attended, wakes }, self.cadence, now)?;
         self.metrics.pushed(reason);
+        trace::told(self.observers.traces(), reason, view, &trigger.queue);
         Some(active)
     }
 }
@@ -230,6 +229,7 @@ impl ExternalScaler for Service {
     type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
 
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Answer<IsActiveResponse> {
+        let call = self.called("IsActive", &request);
         let answer = async {
             let object = request.into_inner();
             let resolved = self.resolve(&object)?;
@@ -237,13 +237,14 @@ impl ExternalScaler for Service {
             self.remember(&object, &resolved, Told::Active(result));
             Ok(Response::new(IsActiveResponse { result }))
         };
-        self.timed("IsActive", answer).await
+        self.timed(call, answer).await
     }
 
     async fn stream_is_active(
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Answer<Self::StreamIsActiveStream> {
+        let call = self.called("StreamIsActive", &request);
         let answer = async {
             let resolved = self.resolve(request.get_ref())?;
             let views = match self.observers.watch(&resolved.place) {
@@ -254,23 +255,25 @@ impl ExternalScaler for Service {
             let open = self.opened("StreamIsActive", &request)?;
             Ok(Response::new(self.push(request.into_inner(), resolved, views, open)))
         };
-        self.timed("StreamIsActive", answer).await
+        self.timed(call, answer).await
     }
 
     async fn get_metric_spec(
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Answer<GetMetricSpecResponse> {
+        let call = self.called("GetMetricSpec", &request);
         let answer = async {
             let resolved = self.resolve(request.get_ref())?;
             let target = resolved.trigger.target();
             self.remember(request.get_ref(), &resolved, Told::Target(target));
             Ok(Response::new(spec(&resolved.trigger)))
         };
-        self.timed("GetMetricSpec", answer).await
+        self.timed(call, answer).await
     }
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Answer<GetMetricsResponse> {
+        let call = self.called("GetMetrics", &request);
         let answer = async {
             let GetMetricsRequest { scaled_object_ref, metric_name } = request.into_inner();
             let object = scaled_object_ref
@@ -286,13 +289,14 @@ impl ExternalScaler for Service {
                 MetricValue { metric_name, metric_value: whole(value), metric_value_float: value };
             Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
         };
-        self.timed("GetMetrics", answer).await
+        self.timed(call, answer).await
     }
 
     async fn stream_metric_spec(
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Answer<Self::StreamMetricSpecStream> {
+        let call = self.called("StreamMetricSpec", &request);
         let answer = async {
             let mut profiles = self.profiles.clone();
             let resolved = self.resolve(request.get_ref())?;
@@ -321,7 +325,7 @@ impl ExternalScaler for Service {
             });
             Ok(Response::new(stream))
         };
-        self.timed("StreamMetricSpec", answer).await
+        self.timed(call, answer).await
     }
 }
 
@@ -376,19 +380,4 @@ fn status(place: &Place, why: &Unknown) -> Status {
 
 fn ended<T: Send + 'static>() -> Answers<T> {
     Box::pin(futures::stream::empty())
-}
-
-/// Counts a stream while it lives.
-struct OpenStream {
-    open: watch::Sender<usize>,
-    gauge: IntGauge,
-    /// Missing where streams are not counted by connection.
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.open.send_modify(|n_streams| *n_streams -= 1);
-        self.gauge.dec();
-    }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, Timestamp, Warning};
+use ebb_telemetry::{SpanContext, Traces};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     profiles: watch::Receiver<Arc<Profiles>>,
     stop: CancellationToken,
     queues: Mutex<HashMap<Place, Entry>>,
@@ -67,6 +69,8 @@ pub(crate) struct Look {
     pub(crate) snapshot: Arc<Snapshot>,
     /// By our clock, when the broker was asked.
     pub(crate) at: Instant,
+    /// Its span, when traces are on.
+    pub(crate) span: Option<SpanContext>,
 }
 
 /// Why nothing can be said about a queue. It is never said that there is nothing in it.
@@ -117,7 +121,7 @@ impl Observers {
         connect: Arc<dyn Connect>,
         profiles: watch::Receiver<Arc<Profiles>>,
         args: &ScalerArgs,
-        metrics: Metrics,
+        (metrics, traces): (Metrics, Traces),
         stop: CancellationToken,
     ) -> Self {
         let limits = Limits {
@@ -127,7 +131,7 @@ impl Observers {
             max_queues: args.max_queues,
         };
         let queues = Mutex::default();
-        Self(Arc::new(Shared { connect, limits, metrics, profiles, stop, queues }))
+        Self(Arc::new(Shared { connect, limits, metrics, traces, profiles, stop, queues }))
     }
 
     /// What is known of a queue, kept up to date; starts its observer where there is none.
@@ -183,6 +187,11 @@ impl Observers {
     /// What is known of a queue, if it is watched; this counts as no question about it.
     pub(crate) fn peek(&self, place: &Place) -> Option<View> {
         Some(self.0.lock().get(place)?.view.borrow().clone())
+    }
+
+    /// Where spans go.
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.0.traces
     }
 
     /// How old a look may be.
@@ -293,7 +302,8 @@ mod tests {
         let depth = Depth::empty(Timestamp::UNIX_EPOCH);
         let snapshot =
             Arc::new(Snapshot { depth, workers: Vec::new(), learned: Learned::default() });
-        let view = View { look: Some(Look { snapshot, at }), failed, ..View::default() };
+        let view =
+            View { look: Some(Look { snapshot, at, span: None }), failed, ..View::default() };
         let (_, now) = view.known(at + max_age, max_age).unwrap();
         assert_eq!(now, Timestamp::UNIX_EPOCH + max_age);
         let later = max_age + Duration::from_millis(1);

@@ -13,3 +13,4 @@ mod push;
 mod replicas;
 mod server;
 mod tls;
+mod traces;

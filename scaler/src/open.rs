@@ -1,0 +1,31 @@
+//! Streams that are open, counted while they live.
+
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+/// Counts a stream while it lives.
+pub(crate) struct OpenStream {
+    open: watch::Sender<usize>,
+    gauge: IntGauge,
+    /// Missing where streams are not counted by connection.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl OpenStream {
+    pub(crate) fn count(
+        open: &watch::Sender<usize>,
+        gauge: IntGauge,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        open.send_modify(|n_streams| *n_streams += 1);
+        gauge.inc();
+        Self { open: open.clone(), gauge, _room: room }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.open.send_modify(|n_streams| *n_streams -= 1);
+        self.gauge.dec();
+    }
+}

@@ -1,0 +1,103 @@
+//! What the scaler does, as spans: calls of KEDA, looks at queues, and edges told on streams.
+//!
+//! An edge is a part of the look that brought it, so that one trace leads from the broker's answer
+//! to every stream that was told. No span names more than a metric does: no URL, no metadata.
+
+use std::time::SystemTime;
+
+use ebb_queue::{Error, QueueUrl};
+use ebb_telemetry::{KeyValue, NewSpan, Span, SpanContext, SpanKind, Traces, read_traceparent};
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request};
+
+use crate::decision::Snapshot;
+use crate::observe::Cause;
+use crate::profiles::Place;
+use crate::push::Reason;
+use crate::watch::{View, words};
+
+/// One of KEDA's calls, until it is answered.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) method: &'static str,
+    pub(crate) begun: Instant,
+    span: Span,
+}
+
+impl Call {
+    /// A part of the caller's trace, where the caller says so.
+    pub(crate) fn begin<T>(traces: &Traces, method: &'static str, request: &Request<T>) -> Self {
+        let span = traces.begin(|| NewSpan {
+            parent: caller(request.metadata()),
+            fields: vec![
+                KeyValue::new("rpc.system", "grpc"),
+                KeyValue::new("rpc.service", "externalscaler.ExternalScaler"),
+                KeyValue::new("rpc.method", method),
+            ],
+            ..NewSpan::new(method, SpanKind::Server)
+        });
+        Self { method, begun: Instant::now(), span }
+    }
+
+    /// It was answered; a stream was opened, or was not.
+    pub(crate) fn end(mut self, code: Code) {
+        self.span.set(KeyValue::new("rpc.grpc.status_code", i64::from(code as i32)));
+        if code != Code::Ok {
+            self.span.fail();
+        }
+    }
+}
+
+fn caller(metadata: &MetadataMap) -> Option<SpanContext> {
+    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
+    read_traceparent(text("traceparent")?, text("tracestate"))
+}
+
+/// Notes a look at a queue, and says what its edges are part of.
+pub(crate) fn looked(
+    traces: &Traces,
+    place: &Place,
+    url: &QueueUrl,
+    (cause, begun): (Cause, Instant),
+    seen: Result<&Snapshot, &Error>,
+) -> Option<SpanContext> {
+    let mut span = traces.begin(|| NewSpan {
+        since: moment(begun),
+        fields: vec![
+            KeyValue::new("profile", place.profile.to_string()),
+            KeyValue::new("queue", place.queue.clone()),
+            KeyValue::new("broker", url.address.broker()),
+            KeyValue::new("cause", cause.word()),
+        ],
+        ..NewSpan::new("look", SpanKind::Client)
+    });
+    match seen {
+        Ok(Snapshot { depth, .. }) => {
+            for (name, n_jobs) in [("ready", depth.ready), ("in_flight", depth.in_flight)] {
+                span.set(KeyValue::new(name, i64::try_from(n_jobs).unwrap_or(i64::MAX)));
+            }
+        }
+        Err(error) => {
+            span.set(KeyValue::new("error.type", words(error.kind())));
+            span.fail();
+        }
+    }
+    span.context()
+}
+
+/// Notes that a stream told an edge: from the look that brought it to the telling.
+pub(crate) fn told(traces: &Traces, reason: Reason, view: &View, queue: &str) {
+    let Some(look) = view.look.as_ref().filter(|_| reason == Reason::Edge) else { return };
+    drop(traces.begin(|| NewSpan {
+        parent: look.span.clone(),
+        since: moment(look.at),
+        fields: vec![KeyValue::new("queue", queue.to_owned())],
+        ..NewSpan::new("edge", SpanKind::Producer)
+    }));
+}
+
+/// The time of day at a moment that has passed.
+fn moment(at: Instant) -> SystemTime {
+    SystemTime::now() - at.elapsed()
+}
