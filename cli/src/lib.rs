@@ -15,5 +15,6 @@ mod output;
 mod pool;
 mod results;
 mod signals;
+mod trace;
 
 pub use cli::{Cli, run};

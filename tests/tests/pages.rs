@@ -249,12 +249,13 @@ fn commands_of_the_pages_are_found_wherever_they_stand() {
     assert_eq!(found, expected);
 }
 
-const PAGES: [&str; 5] = [
+const PAGES: [&str; 6] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "benches/README.md",
     "docs/scaler-config.md",
+    "docs/traces.md",
 ];
 
 #[test]

@@ -14,6 +14,7 @@ use ebb_model::ModelKind;
 use ebb_queue::{
     Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
 };
+use ebb_telemetry::TraceArgs;
 
 use crate::batcher::Limits;
 use crate::shared::Settings;
@@ -150,6 +151,10 @@ pub struct WorkerArgs {
     /// Jobs in a batch from which echo runs out of memory [default: none]
     #[arg(long, value_name = "N", env = "EBB_ECHO_MEMORY", hide_short_help = true)]
     pub echo_memory: Option<usize>,
+
+    /// Where spans go.
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// A command line that was checked.

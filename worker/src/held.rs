@@ -2,17 +2,17 @@
 
 use ebb_queue::{Delivery, Priority};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
 use crate::batcher::Size;
 use crate::lease::Loan;
+use crate::trace::Way;
 
 /// A job that is held: its delivery, its lease and its room.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) delivery: Delivery,
     pub(crate) loan: Loan,
-    pub(crate) since: Instant,
+    pub(crate) way: Way,
     /// Given back when the job has run.
     pub(crate) room: OwnedSemaphorePermit,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Item<I> {
 pub(crate) struct Finished<O> {
     pub(crate) delivery: Delivery,
     pub(crate) loan: Loan,
-    pub(crate) since: Instant,
+    pub(crate) way: Way,
     pub(crate) end: End<O>,
 }
 
@@ -50,9 +50,10 @@ pub(crate) enum End<O> {
 impl Held {
     /// Makes room for another job.
     pub(crate) fn finish<O>(self, end: End<O>) -> Finished<O> {
-        let Self { delivery, loan, since, room } = self;
+        let Self { delivery, loan, mut way, room } = self;
         drop(room);
-        Finished { delivery, loan, since, end }
+        way.finished();
+        Finished { delivery, loan, way, end }
     }
 
     pub(crate) fn priority(&self) -> Priority {

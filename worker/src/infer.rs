@@ -17,6 +17,7 @@ use crate::codec::Codec;
 use crate::device::{Answer, Begun, Load, Ran};
 use crate::held::{End, Finished, Held, Item};
 use crate::shared::{EXPIRED, Shared, send, send_all};
+use crate::trace::BatchRun;
 
 /// A batch on its way to the device and back.
 #[derive(Debug)]
@@ -123,7 +124,7 @@ impl<C: Codec> Shared<C> {
         let real: usize = items.iter().map(|item| item.size.cost()).sum();
         metrics.batch_padding.observe(1.0 - real as f64 / batch.size.cost().max(1) as f64);
         for item in &items {
-            metrics.batch_wait.observe(item.held.since.elapsed().as_secs_f64());
+            metrics.batch_wait.observe(item.held.way.since.elapsed().as_secs_f64());
         }
         let submitted = self.send_to_device(items, 0, Begun::No).await;
         send(out, submitted).await;
@@ -153,7 +154,7 @@ impl<C: Codec> Shared<C> {
         submitted: Submitted<C::Input, C::Output>,
         finished: &Sender<Finished<C::Output>>,
     ) -> Vec<Run<Item<C::Input>>> {
-        let Submitted { jobs, size, failures, answer } = submitted;
+        let Submitted { mut jobs, size, failures, answer } = submitted;
         // Without an answer, or one without a run, the batch was never begun.
         let answer = answer.await.ok();
         let Some((inputs, ran)) = answer.and_then(|answer| Some((answer.inputs, answer.ran?)))
@@ -163,6 +164,9 @@ impl<C: Codec> Shared<C> {
         };
         let Ran { results, took } = ran;
         self.parts.metrics.infer.observe(took.as_secs_f64());
+        let (n_items, cost, failed) = (jobs.len(), size.cost(), results.is_err());
+        let run = BatchRun { n_items, cost, took, failed };
+        run.note(jobs.iter_mut().map(|(held, _)| &mut held.way));
         match results {
             Ok(results) => {
                 self.fit().learn(jobs.len(), size.cost(), took);

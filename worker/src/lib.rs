@@ -5,6 +5,7 @@
 //! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`bisect`]
 //! and [`fit`].
 
+mod alert;
 pub mod batcher;
 pub mod bisect;
 mod board;
@@ -23,6 +24,7 @@ mod run;
 mod settle;
 mod shared;
 mod status;
+mod trace;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec};
 #[cfg(feature = "cpu")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ebb_model::Model;
 use ebb_model::echo::Echo;
 use ebb_queue::{Broker, Clock, ResultStore};
-use ebb_telemetry::Health;
+use ebb_telemetry::{Health, Traces};
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::{Codec, EchoCodec};
@@ -25,6 +25,7 @@ pub(crate) struct Site {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     pub(crate) health: Health,
+    pub(crate) traces: Traces,
 }
 
 /// Works with the model of this choice until `stop` is cancelled.
@@ -95,11 +96,22 @@ where
         }
         build(phases)
     })?;
-    let Site { broker, results, alerts, settings, clock, metrics, health } = site;
+    let Site { broker, results, alerts, settings, clock, metrics, health, traces } = site;
     let seed = rand::random();
-    let parts =
-        Parts { codec, device, broker, results, alerts, settings, clock, seed, metrics, health };
-    Ok(Pipeline::new(parts).run(stop).await?)
+    let pipeline = Pipeline::new(Parts {
+        codec,
+        device,
+        broker,
+        results,
+        alerts,
+        settings,
+        clock,
+        seed,
+        metrics,
+        health,
+        traces,
+    });
+    Ok(pipeline.run(stop).await?)
 }
 
 /// How long this process has been running, where the system tells: to 10 ms.

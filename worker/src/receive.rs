@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use ebb_queue::Delivery;
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::time::Instant;
 use tracing::debug;
 
 use crate::codec::Codec;
 use crate::held::{End, Finished, Held, Item};
 use crate::shared::{EXPIRED, PATIENCE, Parts, Pauses, Shared, heals, on_cpu, send, send_all};
+use crate::trace::Way;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
 /// their way would cost them an attempt.
@@ -119,12 +119,12 @@ impl<C: Codec> Shared<C> {
     }
 
     fn hold(&self, deliveries: Vec<Delivery>) -> Vec<Held> {
-        let since = Instant::now();
         let hold = |delivery: Delivery| {
-            let loan = self.leases.hold(delivery.receipt().clone(), since);
+            let way = Way::begin(&self.parts.traces, &self.parts.clock, &delivery);
+            let loan = self.leases.hold(delivery.receipt().clone(), way.since);
             let room = Arc::clone(&self.room).try_acquire_owned();
             let room = room.expect("no more was received than there was room for");
-            Held { delivery, loan, since, room }
+            Held { delivery, loan, way, room }
         };
         deliveries.into_iter().map(hold).collect()
     }
@@ -194,7 +194,7 @@ impl<C: Codec> Shared<C> {
         send_all(finished, jobs.collect()).await;
     }
 
-    fn decode_one(&self, held: Held) -> Decoded<C::Input, C::Output> {
+    fn decode_one(&self, mut held: Held) -> Decoded<C::Input, C::Output> {
         if self.gives_back() {
             return Decoded::Over(held.finish(End::Release));
         }
@@ -225,7 +225,10 @@ impl<C: Codec> Shared<C> {
                          or raise --max-job-cost"
                     )
                 }
-                Ok(Ok((size, input))) => return Decoded::Ready(Item { held, input, size }),
+                Ok(Ok((size, input))) => {
+                    held.way.decoded();
+                    return Decoded::Ready(Item { held, input, size });
+                }
                 Ok(Err(bad)) => bad.to_string(),
                 Err(_) => "body made the decoder panic; this is a bug of ours".to_owned(),
             }

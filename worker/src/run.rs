@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, Warning};
-use ebb_telemetry::{GateKind, Health};
+use ebb_telemetry::{GateKind, Health, Service, Traces};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,8 +22,19 @@ use crate::shared::{Pauses, Summary};
 /// not to be had; when the device fails for good.
 pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summary> {
     let threads = std::num::NonZeroUsize::new(args.threads);
+    let trace = args.trace.clone();
     let plan = args.check()?;
     limit_threads(threads)?;
+    let instance = Some(plan.settings.worker.clone());
+    let version = env!("CARGO_PKG_VERSION");
+    let traces = trace.start(&Service { name: "ebb-worker", version, instance })?;
+    let worked = work(plan, traces.clone(), stop).await;
+    // Also after an error: its spans are those that somebody will look for.
+    traces.flush().await;
+    worked
+}
+
+async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Result<Summary> {
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?;
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -64,7 +75,7 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
     let Some(alerts) = alerts else { return Ok(Summary::default()) };
     let clock = Arc::new(SystemClock);
     let results = Arc::clone(&broker);
-    let site = Site { broker, results, alerts, settings, clock, metrics, health };
+    let site = Site { broker, results, alerts, settings, clock, metrics, health, traces };
     let summary = models::work(model, site, stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Timestamp,
-    Verdict,
+    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
 };
 use futures::StreamExt;
 use futures::future::join_all;
@@ -22,10 +21,12 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use crate::alert::alert_job;
 use crate::codec::{Answer, Codec};
 use crate::held::{End, Finished};
 use crate::lease::Loan;
 use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send_all};
+use crate::trace::Way;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
@@ -39,7 +40,7 @@ const AT_ONCE: usize = 2;
 pub(crate) struct Concluded {
     settlement: Settlement,
     loan: Loan,
-    since: Instant,
+    way: Way,
 }
 
 /// Why a call to the broker got no answer.
@@ -104,7 +105,7 @@ pub(crate) async fn settle<C: Codec>(shared: Arc<Shared<C>>, mut stored: Receive
 
 impl<C: Codec> Shared<C> {
     fn encode_one(&self, finished: Finished<C::Output>) -> Finished<Answer> {
-        let Finished { delivery, loan, since, end } = finished;
+        let Finished { delivery, loan, way, end } = finished;
         let end = match end {
             End::Done(output) => {
                 let encode = || self.parts.codec.encode(output, &delivery.job);
@@ -119,7 +120,7 @@ impl<C: Codec> Shared<C> {
             End::Release => End::Release,
             End::Reject(reason) => End::Reject(reason),
         };
-        Finished { delivery, loan, since, end }
+        Finished { delivery, loan, way, end }
     }
 
     async fn conclude_all(self: &Arc<Self>, jobs: Vec<Finished<C::Output>>) -> Vec<Concluded> {
@@ -131,7 +132,7 @@ impl<C: Codec> Shared<C> {
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
     async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
-        let Finished { delivery, loan, since, end } = finished;
+        let Finished { delivery, loan, mut way, end } = finished;
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => return None,
@@ -141,7 +142,8 @@ impl<C: Codec> Shared<C> {
             End::Retry(reason) => self.retry(delivery, &loan, reason).await?,
             End::Reject(reason) => self.fail(delivery, &loan, reason).await?,
         };
-        (!loan.is_lost()).then_some(Concluded { settlement, loan, since })
+        way.stored();
+        (!loan.is_lost()).then_some(Concluded { settlement, loan, way })
     }
 
     async fn complete(
@@ -178,7 +180,7 @@ impl<C: Codec> Shared<C> {
     ) -> Result<(), Unanswered> {
         if let Some(body) = alert {
             // Under an id of its own: told again or not, it alerts once.
-            self.alert(&delivery.job.id, loan, body).await?;
+            self.alert(&delivery.job, loan, body).await?;
         }
         let Some(to) = &delivery.job.headers.reply_to else { return Ok(()) };
         let there = match stored {
@@ -265,7 +267,7 @@ impl<C: Codec> Shared<C> {
         warn!(job.id = %id, %error, "the reply was not sent; the result is in the store");
     }
 
-    async fn alert(&self, job: &JobId, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {
+    async fn alert(&self, job: &Job, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {
         let alert = alert_job(job, body, self.parts.clock.now()).map_err(Unanswered::Refused)?;
         let alerts = &self.parts.alerts;
         self.insist("publish", loan, || alerts.publish(vec![alert.clone()])).await?;
@@ -307,7 +309,7 @@ impl<C: Codec> Shared<C> {
             concluded.into_iter().partition(|one| one.is_timely(now));
         late.iter().for_each(|_| self.count(LOST));
         drop(late);
-        let split = timely.into_iter().map(|one| (one.settlement, (one.loan, one.since)));
+        let split = timely.into_iter().map(|one| (one.settlement, (one.loan, one.way)));
         let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
         loans.iter().for_each(|(loan, _)| loan.begin_settling());
         let answers = self.parts.broker.settle(&settlements).await;
@@ -316,14 +318,16 @@ impl<C: Codec> Shared<C> {
         match answers {
             Ok(answers) => {
                 self.broker_answers();
-                for ((settlement, (_, since)), answer) in jobs.zip(answers) {
-                    self.count(outcome(&settlement, answer));
-                    self.parts.metrics.job.observe(since.elapsed().as_secs_f64());
+                for ((settlement, (_, way)), answer) in jobs.zip(answers) {
+                    let outcome = outcome(&settlement, answer);
+                    self.count(outcome);
+                    self.parts.metrics.job.observe(way.since.elapsed().as_secs_f64());
+                    way.settled(outcome);
                 }
                 Ok(())
             }
             Err(error) => {
-                let join = |(settlement, (loan, since))| Concluded { settlement, loan, since };
+                let join = |(settlement, (loan, way))| Concluded { settlement, loan, way };
                 Err((error, jobs.map(join).collect()))
             }
         }
@@ -367,44 +371,5 @@ impl Concluded {
     fn is_timely(&self, now: Instant) -> bool {
         !self.loan.is_lost()
             && (*self.settlement.verdict() == Verdict::Ack || self.loan.may_live(now))
-    }
-}
-
-/// The alert that belongs to a job, always under the same id.
-fn alert_job(job: &JobId, body: bytes::Bytes, now: Timestamp) -> ebb_queue::Result<Job> {
-    const SUFFIX: &str = "-alert";
-    let name = job.as_str();
-    let mut alert = Job::new(body, now);
-    alert.id = match name.get(..256 - SUFFIX.len()) {
-        // A long id gives its end for a hash of the whole, else two jobs could share an alert.
-        Some(stem) if name.len() > stem.len() => {
-            format!("{}{:016x}{SUFFIX}", &stem[..stem.len() - 16], fingerprint(name)).parse()?
-        }
-        _ => format!("{name}{SUFFIX}").parse()?,
-    };
-    Ok(alert)
-}
-
-/// 64 bits of FNV-1a: the same in every version of every worker.
-fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_alert_has_the_id_of_its_job() {
-        let now = Timestamp::UNIX_EPOCH;
-        let id = |text: &str| alert_job(&text.parse().unwrap(), "{}".into(), now).unwrap().id;
-        assert_eq!(id("job-1").as_str(), "job-1-alert");
-        assert_eq!(id(&"x".repeat(250)).as_str(), format!("{}-alert", "x".repeat(250)));
-        let long = |end: char| id(&format!("{}{end}", "x".repeat(255)));
-        assert_eq!(long('a'), long('a'));
-        assert_ne!(long('a'), long('b'));
-        assert_eq!(long('a').as_str().len(), 256);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{Broker, Clock, ErrorKind, ResultStore, RetryPolicy, WorkerId};
-use ebb_telemetry::{Gate, GateKind, Health};
+use ebb_telemetry::{Gate, GateKind, Health, Traces};
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -48,6 +48,8 @@ pub struct Parts<C: Codec> {
     pub metrics: Metrics,
     /// What its probes answer.
     pub health: Health,
+    /// Where its spans go.
+    pub traces: Traces,
 }
 
 /// How a worker behaves; [`crate::WorkerArgs`] tells what each means.

@@ -135,6 +135,7 @@ async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts
         seed: plain.seed,
         metrics: plain.metrics,
         health: plain.health,
+        traces: plain.traces,
     };
     Pipeline::new(peculiar).run(CancellationToken::new()).await.unwrap();
     for number in [0, 3] {

@@ -357,6 +357,7 @@ async fn a_job_alerts_once_though_it_runs_twice() {
         seed: plain.seed,
         metrics: plain.metrics,
         health: plain.health,
+        traces: plain.traces,
     };
     let summary = Pipeline::new(alarmed).run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 2);

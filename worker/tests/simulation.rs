@@ -157,6 +157,7 @@ impl World {
             seed,
             metrics: ebb_worker::Metrics::default(),
             health: ebb_telemetry::Health::new(),
+            traces: ebb_telemetry::Traces::default(),
         })
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
+use ebb_telemetry::{Service, Span, TraceArgs, Traces, read_traceparent};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
@@ -14,6 +15,7 @@ use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
 use crate::results::{Line, result_of};
+use crate::trace::publication;
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
@@ -51,6 +53,10 @@ pub(crate) struct EnqueueArgs {
     /// Where the queue is.
     #[command(flatten)]
     queue: QueueArgs,
+
+    /// Where spans go: with it each job is the end of a span, and carries it on.
+    #[command(flatten)]
+    trace: TraceArgs,
 }
 
 /// Headers for all jobs of the call; what a line says itself comes before them.
@@ -80,6 +86,9 @@ struct Envelope {
     /// What a job costs, in tokens; a hint for the scaler
     #[arg(long, env = "EBB_ENQUEUE_COST", hide_env_values = true, value_name = "TOKENS")]
     cost: Option<String>,
+    /// The W3C trace context that the jobs are part of, as 00-TRACE-SPAN-01
+    #[arg(long, env = "EBB_ENQUEUE_TRACEPARENT", hide_env_values = true, value_name = "HEADER")]
+    traceparent: Option<String>,
 }
 
 const HELP: &str = r#"A JSON line is one of
@@ -109,12 +118,20 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
     args.envelope.check()?;
+    let service = Service { name: "ebb", version: env!("CARGO_PKG_VERSION"), instance: None };
+    let traces = args.trace.start(&service).map_err(|error| usage(error.to_string()))?;
+    let ended = enqueue(&args, traces.clone(), stdin, output).await;
+    traces.flush().await;
+    ended
+}
+
+async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output) -> Result<Exit> {
     let queue = args.queue.open().await?;
-    let mut enqueued = Enqueued::default();
+    let mut enqueued = Enqueued { traces, ..Enqueued::default() };
     let fed = if stdin {
-        enqueue_lines(&queue, &args, &mut enqueued, output).await
+        enqueue_lines(&queue, args, &mut enqueued, output).await
     } else {
-        enqueue_all(&queue, &args, &mut enqueued, output).await
+        enqueue_all(&queue, args, &mut enqueued, output).await
     };
     if let Err(error) = fed {
         if enqueued.n_jobs == 0 {
@@ -180,16 +197,20 @@ struct Enqueued {
     n_jobs: usize,
     /// With --wait, whose results are waited for; else they are printed and forgotten.
     ids: Vec<JobId>,
+    traces: Traces,
 }
 
 async fn publish(
     queue: &Queue,
-    jobs: Vec<Job>,
+    mut jobs: Vec<Job>,
     enqueued: &mut Enqueued,
     args: &EnqueueArgs,
     output: Output,
 ) -> Result<()> {
+    let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
     let published = queue.publish(jobs).await?;
+    // Until here, since they end when they are dropped.
+    drop(spans);
     enqueued.n_jobs += published.len();
     for job in published {
         match (args.wait, output.json) {
@@ -291,6 +312,12 @@ fn until_bad(batch: Vec<Result<Job>>) -> (Vec<Job>, Option<anyhow::Error>) {
 
 impl Envelope {
     fn check(&self) -> Result<()> {
+        let wrong = |text: &&String| read_traceparent(text, None).is_none();
+        if self.traceparent.as_ref().filter(wrong).is_some() {
+            return Err(usage(
+                "--traceparent is not one; use 00-TRACE-SPAN-01 with 32 and 16 hex digits",
+            ));
+        }
         self.job(Vec::new()).map(drop)
     }
 
@@ -305,6 +332,7 @@ impl Envelope {
             (header::KEY, &self.key),
             (header::TENANT, &self.tenant),
             (header::COST, &self.cost),
+            (header::TRACEPARENT, &self.traceparent),
         ];
         for (name, value) in headers {
             if let Some(value) = value {
@@ -420,6 +448,16 @@ mod tests {
             assert_eq!(Exit::of(&error), Exit::Usage, "{text}");
         }
     }
+
+    #[test]
+    fn a_traceparent_that_is_none_is_refused_and_one_that_is_travels_with_each_job() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let with = |text: &str| Envelope { traceparent: Some(text.into()), ..Envelope::default() };
+        assert!(with("nonsense").check().unwrap_err().to_string().contains("--traceparent"));
+        let job = with(good).job_of_text("a").unwrap();
+        assert_eq!(job.headers.traceparent.as_deref(), Some(good));
+    }
+
     #[tokio::test]
     async fn what_comes_before_a_bad_line_is_kept_and_the_line_is_numbered() {
         for (text, told) in [

@@ -12,7 +12,7 @@ use ebb_queue::{
     AnyQueue, Backlog, Behavior, Broker, Clock, Depth, Job, OpenOptions, Outcome, ResultStore,
     RetryPolicy, Timestamp, TokioClock,
 };
-use ebb_telemetry::Health;
+use ebb_telemetry::{Health, Traces};
 use ebb_worker::batcher::Limits;
 use ebb_worker::{Device, EchoCodec, Metrics, Parts, Pipeline, Settings};
 
@@ -91,6 +91,7 @@ pub(crate) fn parts<Q: AnyQueue + 'static>(
         seed: 7,
         metrics: Metrics::default(),
         health: Health::new(),
+        traces: Traces::default(),
     }
 }
 

@@ -1,0 +1,110 @@
+//! One trace from the command line through the queue and a worker, by the real binary.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use e2e::{Process, Workplace, run};
+use ebb_proto::keda::ScaledObjectRef;
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_servers::{Collector, Seen};
+use nix::sys::signal::Signal;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+/// `ebb` with its spans going there, as the variable of OpenTelemetry says it.
+fn ebb(workplace: &Workplace, collector: &str, args: &[&str]) -> std::process::Command {
+    let mut command = workplace.command("ebb", args);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector);
+    command
+}
+
+fn of<'a>(spans: &'a [Seen], service: &str, name: &str) -> Vec<&'a Seen> {
+    let is_it = |span: &&Seen| span.resource["service.name"] == service && span.name == name;
+    spans.iter().filter(is_it).collect()
+}
+
+#[test]
+fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
+    let workplace = Workplace::new();
+    let collector = Collector::start().unwrap();
+    let url = collector.url();
+    let traceparent = format!("00-{TRACE}-{CALLER}-01");
+    let enqueue = ["enqueue", "hunter2", "--traceparent", &traceparent];
+    run(&mut ebb(&workplace, &url, &enqueue), "").ok();
+    let worker = ["worker", "--model", "echo", "--exit-when-empty", "--log-format", "json"];
+    run(&mut ebb(&workplace, &url, &worker), "").ok();
+
+    let spans = collector.spans();
+    let [enqueue] = of(&spans, "ebb", "enqueue")[..] else { panic!("{spans:#?}") };
+    let [job] = of(&spans, "ebb-worker", "job")[..] else { panic!("{spans:#?}") };
+    assert_eq!((enqueue.trace.as_str(), enqueue.parent.as_str()), (TRACE, CALLER));
+    assert_eq!((&job.trace, &job.parent), (&enqueue.trace, &enqueue.id));
+    assert_eq!(job.fields["outcome"], "completed");
+    for stage in ["queue", "decode", "wait", "infer", "store", "settle"] {
+        let [stage] = of(&spans, "ebb-worker", stage)[..] else { panic!("{stage}: {spans:#?}") };
+        assert_eq!((&stage.trace, &stage.parent), (&job.trace, &job.id));
+    }
+    let [batch] = of(&spans, "ebb-worker", "batch")[..] else { panic!("{spans:#?}") };
+    assert_eq!(batch.links.concat(), job.id);
+    assert!(!format!("{spans:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
+    let workplace = Workplace::new();
+    let collector = Collector::start().unwrap();
+    let url = collector.url();
+    let args = ["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let args = [&args[..], &["--otlp-endpoint", &url]].concat();
+    let mut scaler = workplace.start(&args);
+    let address = scaler.says("its address", |said| {
+        let rest = said.split_once("listen=")?.1;
+        Some(rest.split_once(char::is_whitespace)?.0.to_owned())
+    });
+    let mut keda = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
+    keda.is_active(ScaledObjectRef::default()).await.unwrap();
+    drop(keda);
+    scaler.signal(Signal::SIGTERM);
+    assert!(scaler.ends().success());
+    let spans = collector.spans();
+    assert!(!of(&spans, "ebb-scaler", "IsActive").is_empty(), "{spans:#?}");
+    let looks = of(&spans, "ebb-scaler", "look");
+    assert!(looks.iter().any(|look| look.fields["broker"] == "sqlite"), "{looks:#?}");
+}
+
+#[test]
+fn a_collector_that_is_down_is_said_once_and_the_end_takes_less_than_three_seconds() {
+    let workplace = Workplace::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0"];
+    let mut command = ebb(&workplace, &format!("http://{nobody}"), &args);
+    command.env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    let mut worker = Process::start(&mut command);
+    let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    workplace.ebb(&[&["enqueue", "--wait"], &texts[..]].concat()).ok();
+    worker.says("that spans are lost", |said| said.find("spans are lost"));
+    let signalled = Instant::now();
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.ends().success());
+    assert!(signalled.elapsed() < Duration::from_secs(3), "{:?}", signalled.elapsed());
+    let said = worker.output();
+    assert_eq!(said.matches("the collector does not take them").count(), 1, "{said}");
+}
+
+#[test]
+fn an_endpoint_that_is_none_stops_every_command_that_would_use_it() {
+    let workplace = Workplace::new();
+    for args in [
+        &["worker", "--model", "echo"][..],
+        &["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"],
+        &["enqueue", "text"],
+    ] {
+        let ran = workplace.ebb(&[args, &["--otlp-endpoint", "hunter2"]].concat()).failed();
+        assert!(ran.stderr.contains("--otlp-endpoint is no URL"), "{ran}");
+        assert!(!ran.stderr.contains("hunter2"), "{ran}");
+    }
+}
