@@ -1,12 +1,14 @@
-//! The encoder on the processor: texts end to end, matrix products by burn, kernels between.
+//! The encoder on the processor: texts end to end, from tokens to vectors.
 
 use std::ops::Range;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use super::kernels;
-use super::weights::{Dense, Embeddings, Layer, load};
+use super::layers::Layers;
+use super::panels::Panels;
+use super::weights::{Embeddings, load};
 use super::{Pooling, Settings, Tokens};
 use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
 
@@ -27,17 +29,29 @@ pub struct Embedding {
 pub struct Encoder {
     settings: Settings,
     embeddings: Embeddings,
-    layers: Vec<Layer>,
-    device: Device,
+    layers: Layers,
 }
 
 impl Encoder {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        Self::load_as(dir, device, Panels::suit())
+    }
+
+    fn load_as(dir: &Path, device: DeviceChoice, is_packed: bool) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let device = device.open();
-        let (embeddings, layers) = load(dir, &settings, &device)?;
-        Ok(Self { settings, embeddings, layers, device })
+        let (embeddings, layers) = if is_packed {
+            let (embeddings, layers) = load(dir, &settings, Panels::pack)?;
+            (embeddings, Layers::Packed(layers))
+        } else {
+            let tensor = |matrix: &[f32], from, to| {
+                Tensor::from_data(TensorData::new(matrix.to_vec(), [from, to]), &device)
+            };
+            let (embeddings, layers) = load(dir, &settings, tensor)?;
+            (embeddings, Layers::Burn(layers, device))
+        };
+        Ok(Self { settings, embeddings, layers })
     }
 
     /// What the directory says of the model.
@@ -69,55 +83,8 @@ impl Encoder {
             spans.push(start..start + text.len());
         }
         kernels::norm(&mut rows, &self.embeddings.norm);
-        let n_tokens = rows.len() / width;
-        let mut rows = TensorData::new(rows, [n_tokens, width]);
-        for layer in &self.layers {
-            rows = self.run(layer, rows, &spans)?;
-        }
-        Ok(self.pool(values(&mut rows)?, &spans))
-    }
-
-    fn run(
-        &self,
-        layer: &Layer,
-        rows: TensorData,
-        texts: &[Range<usize>],
-    ) -> Result<TensorData, InferError> {
-        let (mut rows, mut qkv) = self.product(rows, &layer.qkv)?;
-        let mut context = vec![0.0; rows.num_elements()];
-        kernels::attend(
-            values(&mut qkv)?,
-            texts,
-            self.settings.heads,
-            &layer.qkv.bias,
-            &mut context,
-        );
-        drop(qkv);
-
-        let context = TensorData::new(context, rows.shape().clone());
-        let (_, mut attended) = self.product(context, &layer.out)?;
-        let attention = values(&mut attended)?;
-        kernels::add_norm(attention, &layer.out.bias, values(&mut rows)?, &layer.attention_norm);
-
-        let (mut attended, mut inner) = self.product(attended, &layer.up)?;
-        kernels::activate(values(&mut inner)?, &layer.up.bias, self.settings.activation);
-        let (_, mut output) = self.product(inner, &layer.down)?;
-        let residual = values(&mut attended)?;
-        kernels::add_norm(values(&mut output)?, &layer.down.bias, residual, &layer.output_norm);
-        Ok(output)
-    }
-
-    /// `rows x dense`, without the bias, and the rows again: neither is copied.
-    fn product(
-        &self,
-        rows: TensorData,
-        dense: &Dense,
-    ) -> Result<(TensorData, TensorData), InferError> {
-        let failed = |error| InferError::Device(format!("matrix product: {error}"));
-        let rows = Tensor::<2>::from_data(rows, &self.device);
-        let product = rows.clone().matmul(dense.matrix.clone());
-        let product = product.try_into_data().map_err(failed)?;
-        Ok((rows.try_into_data().map_err(failed)?, product))
+        let rows = self.layers.run(rows, &spans, &self.settings)?;
+        Ok(self.pool(&rows, &spans))
     }
 
     fn pool(&self, rows: &[f32], texts: &[Range<usize>]) -> Vec<f32> {
@@ -229,7 +196,24 @@ fn parts<'a, 'b>(texts: &'a [&'b Tokens]) -> Vec<&'a [&'b Tokens]> {
     parts
 }
 
-/// The numbers behind a tensor that was read back.
-fn values(data: &mut TensorData) -> Result<&mut [f32], InferError> {
-    data.as_mut_slice().map_err(|error| InferError::Device(format!("read back: {error}")))
+#[cfg(test)]
+mod tests {
+    use super::{Encoder, Path, Tokens};
+    use crate::{DeviceChoice, Model};
+
+    #[test]
+    fn packed_weights_give_what_burn_gives() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+        let load = |is_packed| Encoder::load_as(&dir, DeviceChoice::Cpu, is_packed).unwrap();
+        let (mut packed, mut burn) = (load(true), load(false));
+        let text = |n: usize| Tokens::from_ids((0..n as u32).map(|id| id * 7 % 30).collect());
+        let batch: Vec<_> = [1, 2, 7, 20, 3, 13].map(|n| vec![text(n)]).into();
+        let pairs = packed.infer(&batch).unwrap().into_iter().zip(burn.infer(&batch).unwrap());
+        for (packed, burn) in pairs {
+            let (packed, burn) = (packed.unwrap().remove(0), burn.unwrap().remove(0));
+            for (x, y) in packed.vector.iter().zip(&burn.vector) {
+                assert!((x - y).abs() < 1e-5, "{x} {y}");
+            }
+        }
+    }
 }

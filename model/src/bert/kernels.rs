@@ -34,15 +34,19 @@ pub(crate) fn activate(rows: &mut [f32], bias: &[f32], activation: Activation) {
         width,
         #[inline(always)]
         |rows, _| {
-            for row in rows.chunks_exact_mut(width) {
-                match activation {
-                    Activation::Gelu => map_biased(row, bias, gelu),
-                    Activation::GeluTanh => map_biased(row, bias, gelu_tanh),
-                    Activation::Relu => map_biased(row, bias, relu),
-                }
-            }
+            rows.chunks_exact_mut(width).for_each(|row| activate_row(row, bias, activation));
         },
     );
+}
+
+/// The same for one row, inside of what is compiled for the widest registers.
+#[inline(always)]
+pub(crate) fn activate_row(row: &mut [f32], bias: &[f32], activation: Activation) {
+    match activation {
+        Activation::Gelu => map_biased(row, bias, gelu),
+        Activation::GeluTanh => map_biased(row, bias, gelu_tanh),
+        Activation::Relu => map_biased(row, bias, relu),
+    }
 }
 
 /// `rows = norm(rows + bias + residual)`, row by row.
@@ -53,15 +57,28 @@ pub(crate) fn add_norm(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &
         width,
         #[inline(always)]
         |rows, first| {
-            let residual = &residual[first * width..][..rows.len()];
-            for (row, residual) in rows.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-                for ((x, bias), residual) in row.iter_mut().zip(bias).zip(residual) {
-                    *x += bias + residual;
-                }
-                normalise(row, norm);
-            }
+            add_norm_rows(rows, bias, &residual[first * width..][..rows.len()], norm);
         },
     );
+}
+
+/// The same, on this thread.
+pub(crate) fn add_norm_here(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &Norm) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || add_norm_rows(rows, bias, residual, norm),
+    );
+}
+
+#[inline(always)]
+fn add_norm_rows(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &Norm) {
+    let width = bias.len();
+    for (row, residual) in rows.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
+        for ((x, bias), residual) in row.iter_mut().zip(bias).zip(residual) {
+            *x += bias + residual;
+        }
+        normalise(row, norm);
+    }
 }
 
 /// `rows = norm(rows)`, row by row.

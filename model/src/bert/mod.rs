@@ -6,6 +6,10 @@
 mod encoder;
 #[cfg(feature = "cpu")]
 mod kernels;
+#[cfg(feature = "cpu")]
+mod layers;
+#[cfg(feature = "cpu")]
+mod panels;
 mod settings;
 #[cfg(feature = "cpu")]
 mod tokenizer;

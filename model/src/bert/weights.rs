@@ -3,30 +3,28 @@
 use std::io::{Read, Seek};
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
-
 use super::Settings;
 use super::kernels::Norm;
 use crate::LoadError;
 use crate::safetensors::Weights;
 
-/// A dense layer. The matrix is a tensor on the device, its bias stays with the kernels.
+/// A dense layer, its matrix as the products want it.
 #[derive(Debug)]
-pub(crate) struct Dense {
+pub(crate) struct Dense<M> {
     /// `[in, out]`.
-    pub(crate) matrix: Tensor<2>,
+    pub(crate) matrix: M,
     pub(crate) bias: Vec<f32>,
 }
 
 /// One transformer layer.
 #[derive(Debug)]
-pub(crate) struct Layer {
+pub(crate) struct Layer<M> {
     /// Queries, keys and values in one product.
-    pub(crate) qkv: Dense,
-    pub(crate) out: Dense,
+    pub(crate) qkv: Dense<M>,
+    pub(crate) out: Dense<M>,
     pub(crate) attention_norm: Norm,
-    pub(crate) up: Dense,
-    pub(crate) down: Dense,
+    pub(crate) up: Dense<M>,
+    pub(crate) down: Dense<M>,
     pub(crate) output_norm: Norm,
 }
 
@@ -39,12 +37,13 @@ pub(crate) struct Embeddings {
     pub(crate) norm: Norm,
 }
 
-/// Reads the weights of `settings` from `dir/model.safetensors`.
-pub(crate) fn load(
+/// Reads the weights of `settings` from `dir/model.safetensors`. `prepare` makes of each matrix, given
+/// row by row with its number of rows and columns, what the products want.
+pub(crate) fn load<M>(
     dir: &Path,
     settings: &Settings,
-    device: &Device,
-) -> Result<(Embeddings, Vec<Layer>), LoadError> {
+    prepare: impl Fn(&[f32], usize, usize) -> M,
+) -> Result<(Embeddings, Vec<Layer<M>>), LoadError> {
     let path = dir.join("model.safetensors");
     let weights = Weights::open(&path)?;
     // Saved alone, or as a part of a larger model.
@@ -57,20 +56,24 @@ pub(crate) fn load(
             let message = "is missing; the file does not hold a BertModel";
             LoadError::tensor(&path, "embeddings.word_embeddings.weight", message)
         })?;
-    let mut reader = Reader { weights, prefix, settings, device };
+    let mut reader = Reader { weights, prefix, settings, prepare };
     let embeddings = reader.embeddings()?;
     let layers = (0..settings.layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
     Ok((embeddings, layers))
 }
 
-struct Reader<'a, R> {
+struct Reader<'a, R, F> {
     weights: Weights<R>,
     prefix: &'static str,
     settings: &'a Settings,
-    device: &'a Device,
+    prepare: F,
 }
 
-impl<R: Read + Seek> Reader<'_, R> {
+impl<R, F, M> Reader<'_, R, F>
+where
+    R: Read + Seek,
+    F: Fn(&[f32], usize, usize) -> M,
+{
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         self.weights.read(&format!("{}{name}", self.prefix), shape)
     }
@@ -88,7 +91,7 @@ impl<R: Read + Seek> Reader<'_, R> {
         Ok(Embeddings { words, positions: position, norm })
     }
 
-    fn layer(&mut self, n: usize) -> Result<Layer, LoadError> {
+    fn layer(&mut self, n: usize) -> Result<Layer<M>, LoadError> {
         let Settings { hidden, intermediate, .. } = *self.settings;
         let name = |part: &str| format!("encoder.layer.{n}.{part}");
         let qkv = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
@@ -103,7 +106,7 @@ impl<R: Read + Seek> Reader<'_, R> {
     }
 
     /// The dense layers `names`, side by side as one. They are stored as `[out, in]`.
-    fn dense(&mut self, names: &[&str], from: usize, to: usize) -> Result<Dense, LoadError> {
+    fn dense(&mut self, names: &[&str], from: usize, to: usize) -> Result<Dense<M>, LoadError> {
         let width = names.len() * to;
         let mut matrix = vec![0.0; from * width];
         let mut bias = Vec::with_capacity(width);
@@ -116,8 +119,7 @@ impl<R: Read + Seek> Reader<'_, R> {
             }
             bias.extend(self.read(&format!("{name}.bias"), &[to])?);
         }
-        let data = TensorData::new(matrix, [from, width]);
-        Ok(Dense { matrix: Tensor::from_data(data, self.device), bias })
+        Ok(Dense { matrix: (self.prepare)(&matrix, from, width), bias })
     }
 
     fn norm(&mut self, name: &str) -> Result<Norm, LoadError> {
