@@ -11,6 +11,7 @@ pub mod bisect;
 mod board;
 mod codec;
 mod config;
+mod deletion;
 mod device;
 pub mod fit;
 mod held;
@@ -30,6 +31,7 @@ pub use codec::{Answer, BadJob, Codec, EchoCodec};
 #[cfg(feature = "cpu")]
 pub use codec::{EncoderCodec, SentinelCodec};
 pub use config::WorkerArgs;
+pub use deletion::Pod;
 pub use device::{BuildError, Device, Phases};
 pub use metrics::Metrics;
 pub use pipeline::{Error, Pipeline};
