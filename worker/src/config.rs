@@ -66,7 +66,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
 
-    /// Processor threads the model computes with, and that decode; 0 for one per core
+    /// Processor threads the model computes with, and that decode; 0 for as many as the processors
+    /// that this process may use, or its cgroup's processor limit, rounded down, where that is less
     #[arg(long, value_name = "N", env = "EBB_THREADS", default_value_t = 0)]
     pub threads: usize,
 

@@ -56,7 +56,8 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let Plan {
         queue, results, alerts, model, settings, missing, connect_timeout, payloads, ..
     } = plan;
-    info!(worker = %settings.worker, model = %settings.model, queue = %queue, "worker starts");
+    let threads = settings.decode_threads;
+    info!(worker = %settings.worker, model = %settings.model, queue = %queue, threads, "worker starts");
     let worker = settings.worker.clone();
     let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
     if let Some(url) = results {
