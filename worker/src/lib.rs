@@ -14,6 +14,7 @@ mod config;
 mod deletion;
 mod device;
 pub mod fit;
+mod gpu;
 mod held;
 mod infer;
 mod lease;
