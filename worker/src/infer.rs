@@ -39,13 +39,17 @@ pub(crate) async fn batch<C: Codec>(
     let mut batcher = Batcher::new(shared.parts.settings.limits);
     let load = shared.parts.device.load();
     let mut is_open = true;
-    while is_open || !batcher.is_empty() {
+    loop {
         let was_wedged = shared.wedged.get();
         if shared.gives_back() {
             let items = batcher.drain();
             shared
                 .release(items.into_iter().map(|item: Item<_>| item.held).collect(), &finished)
                 .await;
+        }
+        // Asked here and not above: with the last jobs given back nothing may happen any more.
+        if !is_open && batcher.is_empty() {
+            return;
         }
         if let Some(room) = NonZeroUsize::new(shared.memory.load(Ordering::Relaxed)) {
             batcher.shrink(room);
