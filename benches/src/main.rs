@@ -1,5 +1,6 @@
 //! `ebb-bench`: one binary, a subcommand per question; every figure in the README comes from here.
 
+mod batching;
 mod broker;
 mod calls;
 mod chaos;
@@ -47,6 +48,7 @@ enum Command {
     Streams(streams::Args),
     Outage(outage::Args),
     Simulate(simulate::Args),
+    Batching(batching::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
     #[command(hide = true)]
@@ -92,6 +94,8 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Outage(args) => outage::run(&args, cli.json).await,
         // Not async: it keeps a core busy by itself.
         Command::Simulate(args) => simulate::run(&args, cli.json),
+        // Nor is this.
+        Command::Batching(args) => batching::run(&args, cli.json),
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),

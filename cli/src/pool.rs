@@ -253,6 +253,8 @@ impl Settings {
             Some(results) => command.env("EBB_RESULTS", results.with_secrets()),
             None => command.env_remove("EBB_RESULTS"),
         };
+        // Several workers in one pod: none may speak for it.
+        command.env("EBB_POD_DELETION_COST", "off");
         // A group of its own: Ctrl-C on the terminal is for us, and we stop the workers in order.
         command.stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
         if self.verbose {
@@ -415,6 +417,23 @@ mod tests {
         let status = tend(child, stop, Duration::from_millis(50)).await.unwrap();
         let signal = std::os::unix::process::ExitStatusExt::signal(&status);
         assert_eq!(signal, Some(Signal::SIGKILL as i32));
+    }
+
+    #[tokio::test]
+    async fn workers_that_share_a_pod_leave_its_deletion_cost_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            program: "/bin/sh".into(),
+            args: ["-c", r#"test "$EBB_POD_DELETION_COST" = off"#].map(Into::into).into(),
+            queue: ebb_queue::QueueUrl::sqlite(dir.path().join("queue.db")),
+            results: None,
+            logs: dir.path().to_owned(),
+            verbose: false,
+            grace: Duration::from_secs(10),
+        };
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let mut child = settings.spawn("worker", listen, &dir.path().join("log")).unwrap();
+        assert!(child.wait().await.unwrap().success());
     }
 
     #[tokio::test]

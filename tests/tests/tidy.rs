@@ -48,6 +48,7 @@ const BROKER_CLIENTS: &[&str] = &[
 const PURE: &[&str] = &[
     "worker/src/batcher.rs",
     "worker/src/bisect.rs",
+    "worker/src/deletion/cost.rs",
     "worker/src/fit.rs",
     "scaler/src/trigger/mod.rs",
     "scaler/src/trigger/given.rs",

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
 
-use e2e::{Process, Workplace, get, wait_for};
+use e2e::{Process, Workplace, get, skipped, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -145,6 +147,34 @@ fn a_worker_without_its_broker_waits_alive_and_not_ready() {
     std::fs::remove_file(workplace.path("folder")).unwrap();
     std::fs::create_dir(workplace.path("folder")).unwrap();
     wait_for("readiness", || (status("/readyz") == Some(200)).then_some(()));
+}
+
+#[test]
+fn a_worker_computes_with_the_processors_that_it_may_use() {
+    let taskset = Path::new("/usr/bin/taskset");
+    if !taskset.is_file() {
+        let test = "a_worker_computes_with_the_processors_that_it_may_use";
+        return skipped(test, "install util-linux for taskset");
+    }
+    let workplace = Workplace::new();
+    let worker = ["worker", "--model", "echo"];
+    let mut pinned = workplace.command("ebb", &[]);
+    let ebb = pinned.get_program().to_owned();
+    let environment: Vec<_> = pinned
+        .get_envs()
+        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+        .collect();
+    pinned = Command::new(taskset);
+    pinned.args(["--cpu-list", "0"]).arg(ebb).args(worker);
+    for (name, value) in environment {
+        match value {
+            Some(value) => pinned.env(name, value),
+            None => pinned.env_remove(name),
+        };
+    }
+    Process::start(&mut pinned).says("its threads", |said| said.find("threads=1"));
+    let mut named = workplace.start(&[&worker, &["--threads", "3"][..]].concat());
+    named.says("the threads it was given", |said| said.find("threads=3"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use ebb_queue::{
 use ebb_telemetry::TraceArgs;
 
 use crate::batcher::Limits;
+use crate::deletion::Pod;
 use crate::shared::Settings;
 
 /// How a worker is run.
@@ -65,7 +66,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
 
-    /// Processor threads the model computes with, and that decode; 0 for one per core
+    /// Processor threads the model computes with, and that decode; 0 for as many as the processors
+    /// that this process may use, or its cgroup's processor limit, rounded down, where that is less
     #[arg(long, value_name = "N", env = "EBB_THREADS", default_value_t = 0)]
     pub threads: usize,
 
@@ -126,6 +128,12 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN")]
     pub listen: Option<SocketAddr>,
 
+    /// Tell Kubernetes by the annotation pod-deletion-cost what a scale-in would destroy here
+    /// [auto: where POD_NAME, POD_NAMESPACE and the token of a service account are]
+    #[arg(long, value_name = "auto|on|off", env = "EBB_POD_DELETION_COST", default_value = "auto")]
+    #[arg(hide_possible_values = true)]
+    pub pod_deletion_cost: PodDeletionCost,
+
     /// Name of this worker, unlike that of any other [default: host name and a random suffix]
     #[arg(long, value_name = "NAME", env = "EBB_WORKER_ID")]
     pub id: Option<String>,
@@ -155,6 +163,28 @@ pub struct WorkerArgs {
     /// Where spans go.
     #[command(flatten)]
     pub trace: TraceArgs,
+}
+
+/// Whether a worker keeps the deletion cost of its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PodDeletionCost {
+    /// Where it can.
+    Auto,
+    /// It must be able to.
+    On,
+    /// Never.
+    Off,
+}
+
+impl PodDeletionCost {
+    /// The pod, if its cost is kept.
+    fn pod(self) -> anyhow::Result<Option<Pod>> {
+        match (self, Pod::here(|name| std::env::var(name).ok())) {
+            (Self::Off, _) | (Self::Auto, Err(_)) => Ok(None),
+            (Self::Auto | Self::On, Ok(pod)) => Ok(Some(pod)),
+            (Self::On, Err(why)) => anyhow::bail!("--pod-deletion-cost on: {why}"),
+        }
+    }
 }
 
 /// A command line that was checked.
@@ -234,10 +264,7 @@ impl WorkerArgs {
         ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
         ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
         let pod = host();
-        let worker = match self.id {
-            Some(id) => id.parse::<JobId>().map(String::from).context("--id is not a name")?,
-            None => format!("{pod}-{}", &uuid::Uuid::now_v7().simple().to_string()[20..]),
-        };
+        let worker = worker_id(self.id.as_deref(), &pod)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let settings = Settings {
             worker,
@@ -261,6 +288,7 @@ impl WorkerArgs {
             max_job_cost: self.max_job_cost,
             exit_when_empty: self.exit_when_empty,
             max_jobs: self.max_jobs,
+            deletion_cost: self.pod_deletion_cost.pod()?,
         };
         Ok(Plan {
             alerts: alerts.context("--alerts is not valid")?,
@@ -325,6 +353,13 @@ fn time(text: &str) -> Result<Duration, String> {
     time.try_into().map_err(|_| remedy.to_owned())
 }
 
+fn worker_id(given: Option<&str>, pod: &str) -> anyhow::Result<String> {
+    match given {
+        Some(id) => id.parse::<JobId>().map(String::from).context("--id is not a name"),
+        None => Ok(format!("{pod}-{}", &uuid::Uuid::now_v7().simple().to_string()[20..])),
+    }
+}
+
 fn host() -> String {
     // In Kubernetes this is the name of the pod.
     let from_system = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
@@ -380,6 +415,7 @@ mod tests {
             (&["--device", "tpu"], "unknown device"),
             (&["--id", "two words"], "--id is not a name"),
             (&["--listen", "8080"], "--listen"),
+            (&["--pod-deletion-cost", "on"], "--pod-deletion-cost on: the variable KUBERNETES_"),
         ] {
             let given =
                 if says.ends_with("missing") { flags.to_vec() } else { [GOOD, flags].concat() };

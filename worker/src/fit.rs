@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use ebb_queue::BatchTime;
+use tokio::time::Instant;
+
+use crate::batcher::View;
 
 /// What a batch of long ago counts, by the batch: about the last 100 matter.
 const FORGETTING: f64 = 0.98;
@@ -10,6 +13,22 @@ const FORGETTING: f64 = 0.98;
 const ENOUGH: u64 = 5;
 /// How unsure the fit is of its parameters at first.
 const UNSURE: f64 = 1e6;
+
+/// What the device has to do, as far as the next batch is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// Nothing.
+    Free,
+    /// A batch of this cost, since then.
+    Running {
+        /// When it began.
+        since: Instant,
+        /// Tokens, padding counted.
+        cost: usize,
+    },
+    /// The next batch waits before it already.
+    Bound,
+}
 
 /// A line through the times of batches, by recursive least squares with forgetting.
 #[derive(Debug, Clone)]
@@ -65,6 +84,22 @@ impl Fit {
     pub fn predict(&self, cost: usize) -> Option<Duration> {
         let time = self.batch_time()?;
         Duration::try_from_secs_f64(time.base + time.per_cost * cost as f64).ok()
+    }
+
+    /// What the batcher needs to know of the world; `more` says that jobs will be here in a moment.
+    #[must_use]
+    pub fn view(&self, device: Device, more: bool, max_cost: usize, now: Instant) -> View {
+        let free_at = match device {
+            Device::Bound => None,
+            Device::Free => Some(now),
+            Device::Running { since, cost } => self.predict(cost).map(|predicted| {
+                // Early enough that the next batch is there when this one ends.
+                let lead = predicted / 8 + Duration::from_millis(1);
+                since + predicted.saturating_sub(lead)
+            }),
+        };
+        let overhead = self.overhead().unwrap_or(max_cost / 32).min(max_cost / 4);
+        View { free_at, more, overhead }
     }
 
     /// What a batch takes before its first row, in units of cost.
@@ -141,6 +176,19 @@ mod tests {
         }
         let predicted = fit.predict(300).unwrap().as_secs_f64();
         assert!((predicted - 0.08).abs() < 0.004, "{predicted}");
+    }
+
+    #[test]
+    fn a_device_is_about_to_be_free_a_little_before_its_batch_ends() {
+        let fit = learnt(&[100, 200, 300, 400].repeat(20), |cost| 0.01 + 1e-4 * cost as f64);
+        let now = Instant::now();
+        let free_at = |fit: &Fit, device| fit.view(device, false, 8192, now).free_at;
+        assert_eq!(free_at(&fit, Device::Free), Some(now));
+        assert_eq!(free_at(&fit, Device::Bound), None);
+        let running = Device::Running { since: now, cost: 300 };
+        let after = free_at(&fit, running).unwrap() - now;
+        assert!((0.03..0.04).contains(&after.as_secs_f64()), "{after:?}");
+        assert_eq!(free_at(&Fit::default(), running), None, "nothing is known yet");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use ebb_model::{InferError, InferErrorKind};
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -15,6 +14,7 @@ use crate::batcher::{Batch, Batcher, Entry, Size, View};
 use crate::bisect::{Next, Run};
 use crate::codec::Codec;
 use crate::device::{Answer, Begun, Load, Ran};
+use crate::fit;
 use crate::held::{End, Finished, Held, Item};
 use crate::shared::{EXPIRED, Shared, send, send_all};
 use crate::trace::BatchRun;
@@ -39,13 +39,17 @@ pub(crate) async fn batch<C: Codec>(
     let mut batcher = Batcher::new(shared.parts.settings.limits);
     let load = shared.parts.device.load();
     let mut is_open = true;
-    while is_open || !batcher.is_empty() {
+    loop {
         let was_wedged = shared.wedged.get();
         if shared.gives_back() {
             let items = batcher.drain();
             shared
                 .release(items.into_iter().map(|item: Item<_>| item.held).collect(), &finished)
                 .await;
+        }
+        // Asked here and not above: with the last jobs given back nothing may happen any more.
+        if !is_open && batcher.is_empty() {
+            return;
         }
         if let Some(room) = NonZeroUsize::new(shared.memory.load(Ordering::Relaxed)) {
             batcher.shrink(room);
@@ -89,19 +93,15 @@ pub(crate) async fn infer<C: Codec>(
 impl<C: Codec> Shared<C> {
     /// What the batcher needs to know of the world.
     fn view(&self, load: Load, now: Instant) -> View {
-        let fit = self.fit();
-        let free_at = match load {
-            Load { queued: 1.., .. } => None,
-            Load { running: None, .. } => Some(now),
-            Load { running: Some(batch), .. } => fit.predict(batch.size.cost()).map(|predicted| {
-                // Early enough that the next batch is there when this one ends.
-                let lead = predicted / 8 + Duration::from_millis(1);
-                batch.since + predicted.saturating_sub(lead)
-            }),
+        let device = match load {
+            Load { queued: 1.., .. } => fit::Device::Bound,
+            Load { running: None, .. } => fit::Device::Free,
+            Load { running: Some(batch), .. } => {
+                fit::Device::Running { since: batch.since, cost: batch.size.cost() }
+            }
         };
-        let max_cost = self.parts.settings.limits.max_cost.get();
-        let overhead = fit.overhead().unwrap_or(max_cost / 32).min(max_cost / 4);
-        View { free_at, more: self.n_decoding.load(Ordering::Relaxed) > 0, overhead }
+        let more = self.n_decoding.load(Ordering::Relaxed) > 0;
+        self.fit().view(device, more, self.parts.settings.limits.max_cost.get(), now)
     }
 
     async fn submit(

@@ -11,8 +11,10 @@ pub mod bisect;
 mod board;
 mod codec;
 mod config;
+mod deletion;
 mod device;
 pub mod fit;
+mod gpu;
 mod held;
 mod infer;
 mod lease;
@@ -30,6 +32,7 @@ pub use codec::{Answer, BadJob, Codec, EchoCodec};
 #[cfg(feature = "cpu")]
 pub use codec::{EncoderCodec, SentinelCodec};
 pub use config::WorkerArgs;
+pub use deletion::Pod;
 pub use device::{BuildError, Device, Phases};
 pub use metrics::Metrics;
 pub use pipeline::{Error, Pipeline};

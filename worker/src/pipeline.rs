@@ -59,6 +59,8 @@ impl<C: Codec> Pipeline<C> {
         // Tasks end with their set: when this future is dropped, too.
         let mut company = JoinSet::new();
         company.spawn(status::report(Arc::clone(&shared)));
+        let told = Arc::clone(&shared);
+        company.spawn(async move { told.keep_deletion_cost().await });
         let worked = tokio::select! { biased;
             () = shared.halt.cancelled() => Ok(()),
             ready = shared.parts.device.ready() => match ready {

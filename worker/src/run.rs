@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{Plan, WorkerArgs};
+use crate::gpu;
 use crate::metrics::Metrics;
 use crate::models::{self, Site};
 use crate::shared::{Pauses, Summary};
@@ -41,7 +42,8 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let health = Health::new();
     // Closed before the first probe comes; the pipeline opens them.
     let _closed = (health.gate("model", GateKind::Startup), health.gate("broker", GateKind::Ready));
-    // Ends when this function does: the probes answer until the last job is settled.
+    // These end when this function does: the probes answer until the last job is settled.
+    let _gpus = plan.listen.and_then(|_| gpu::watch(registry.clone()));
     let _probes = match plan.listen {
         None => None,
         Some(address) => {
@@ -56,7 +58,8 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let Plan {
         queue, results, alerts, model, settings, missing, connect_timeout, payloads, ..
     } = plan;
-    info!(worker = %settings.worker, model = %settings.model, queue = %queue, "worker starts");
+    let threads = settings.decode_threads;
+    info!(worker = %settings.worker, model = %settings.model, queue = %queue, threads, "worker starts");
     let worker = settings.worker.clone();
     let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
     if let Some(url) = results {

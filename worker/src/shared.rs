@@ -18,6 +18,7 @@ use tracing::{debug, error, warn};
 use crate::batcher::Limits;
 use crate::board::Board;
 use crate::codec::Codec;
+use crate::deletion::Pod;
 use crate::device::{Device, State};
 use crate::fit::Fit;
 use crate::lease::Leases;
@@ -81,6 +82,8 @@ pub struct Settings {
     pub exit_when_empty: bool,
     /// Ends after receiving so many jobs.
     pub max_jobs: Option<u64>,
+    /// The pod whose deletion cost is kept.
+    pub deletion_cost: Option<Pod>,
 }
 
 /// What a worker did in its life.

@@ -148,3 +148,27 @@ async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts
     assert!(reasons[1].contains("a bug of ours"), "{reasons:?}");
     assert_eq!(reasons.len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_at_the_very_end_of_a_batch_does_not_wait_for_the_grace_period() {
+    const BATCH: Duration = Duration::from_millis(10);
+    let (queue, clock) = queue(LEASE);
+    let queue = Arc::new(queue);
+    queue.publish((0..2).map(echo_job).collect()).await.unwrap();
+    // Room for a third job that never comes: the batcher knows that the second one is the last.
+    let settings = Settings {
+        limits: ebb_worker::batcher::Limits { max_items: NonZeroUsize::MIN, ..settings().limits },
+        prefetch: 2,
+        max_jobs: Some(2),
+        ..settings()
+    };
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| BATCH);
+    let stop = CancellationToken::new();
+    let began = tokio::time::Instant::now();
+    let worker = tokio::spawn(pipeline(&queue, &clock, device, settings).run(stop.clone()));
+    tokio::time::sleep(BATCH).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.released, summary.left), (1, 1, 0));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}

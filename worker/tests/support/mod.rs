@@ -70,6 +70,7 @@ pub(crate) fn settings() -> Settings {
         max_job_cost: 1 << 16,
         exit_when_empty: false,
         max_jobs: None,
+        deletion_cost: None,
     }
 }
 

@@ -1,0 +1,86 @@
+//! Tells Kubernetes what the deletion of this worker's pod would cost, so that a scale-in takes
+//! the pods that have the least to lose.
+
+mod cost;
+mod pod;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::codec::Codec;
+use crate::shared::Shared;
+use cost::{Debounce, cost};
+
+use pod::PatchError;
+pub use pod::Pod;
+
+/// From one look to the next: what begins and ends in between is not worth a patch.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Keeps the annotation of the pod until it is dropped, or may not. Whatever fails here is nothing
+/// to the jobs.
+pub(crate) async fn keep(
+    pod: &Pod,
+    sunk: impl Fn(Instant) -> Option<Duration>,
+    chance: impl Fn() -> f64,
+) {
+    let mut debounce = Debounce::new(Instant::now());
+    // A burst of jobs wakes all pods at once; they need not patch at once.
+    tokio::time::sleep(PERIOD.mul_f64(chance())).await;
+    loop {
+        let now = Instant::now();
+        if let Some(cost) = debounce.look(cost(sunk(now)), now) {
+            match pod.set_deletion_cost(cost).await {
+                Ok(()) => {
+                    debug!(cost, "the pod's deletion cost is patched");
+                    debounce.told(cost, Instant::now());
+                }
+                Err(error) if error.is_final() => {
+                    return warn!(%error, "no deletion cost is kept");
+                }
+                Err(error) => {
+                    let n_failures = debounce.failed(Instant::now(), chance());
+                    tell_failure(&error, n_failures);
+                }
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+fn tell_failure(error: &PatchError, n_failures: u32) {
+    let reason = anyhow::Chain::new(error).last().map(ToString::to_string);
+    // Once for each outage: a pod lives well without.
+    if n_failures == 1 {
+        warn!(%error, reason, "the deletion cost was not patched; trying again");
+    } else {
+        debug!(%error, reason, n_failures, "the deletion cost was not patched");
+    }
+}
+
+impl<C: Codec> Shared<C> {
+    /// Keeps the deletion cost of the pod, if there is a pod, until the worker drains: who is
+    /// being deleted is chosen by then.
+    pub(crate) async fn keep_deletion_cost(&self) {
+        let Some(pod) = &self.parts.settings.deletion_cost else { return };
+        info!(pod = pod.name, namespace = pod.namespace, "keeping the pod's deletion cost");
+        let keep = keep(pod, |now| self.sunk(now), || self.chance());
+        tokio::select! { biased;
+            () = self.halt.cancelled() => {}
+            () = keep => {}
+        }
+    }
+
+    /// How long the device has been at what it works on; `None` when no job is held.
+    fn sunk(&self, now: Instant) -> Option<Duration> {
+        if self.leases.is_idle().get() {
+            return None;
+        }
+        let running = self.parts.device.load().get().running;
+        Some(running.map_or(Duration::ZERO, |batch| now.saturating_duration_since(batch.since)))
+    }
+}
