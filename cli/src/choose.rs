@@ -77,7 +77,7 @@ async fn here_or_fetched(name: &str) -> Result<Chosen> {
 
 fn in_directory(dir: &Path, name: &str) -> Result<Chosen> {
     let kind = match recognise(dir).with_context(|| format!("cannot run {name}"))? {
-        ModelKind::Bert => Kind::Encoder,
+        ModelKind::Encoder => Kind::Encoder,
         ModelKind::Sentinel => Kind::Sentinel(Some(dir.to_owned())),
         other => return Err(usage(format!("{name} is a {other}, which is not run here"))),
     };

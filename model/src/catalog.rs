@@ -7,8 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::bert::Settings;
-use crate::bert::read_json;
+use crate::bert::{Family, MODEL_TYPES, Settings, read_json};
 use crate::safetensors::Weights;
 use crate::{LoadError, sentinel};
 
@@ -17,8 +16,8 @@ use crate::{LoadError, sentinel};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ModelKind {
-    /// A sentence encoder: [`crate::bert`].
-    Bert,
+    /// A sentence encoder of the BERT family: [`crate::bert`].
+    Encoder,
     /// An anomaly detector: [`crate::sentinel`].
     Sentinel,
 }
@@ -26,7 +25,7 @@ pub enum ModelKind {
 impl std::fmt::Display for ModelKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Bert => "bert",
+            Self::Encoder => "encoder",
             Self::Sentinel => "sentinel",
         })
     }
@@ -44,8 +43,8 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let path = dir.join("config.json");
     let kind: Kind = read_json(&path)?;
     match kind.model_type.as_deref() {
-        Some("bert") => Ok(ModelKind::Bert),
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
+        Some(name) if Family::of(name).is_some() => Ok(ModelKind::Encoder),
         other => {
             let architectures = kind.architectures.join(", ");
             let found = match other {
@@ -53,7 +52,8 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
                 Some(name) => format!("{name} ({architectures})"),
                 None => format!("missing ({architectures})"),
             };
-            let remedy = format!("known are bert and {}", sentinel::MODEL_TYPE);
+            let remedy =
+                format!("known are {} and {}", MODEL_TYPES.join(", "), sentinel::MODEL_TYPE);
             Err(LoadError::unsupported(&path, "model_type", found, &remedy))
         }
     }
@@ -121,18 +121,18 @@ impl ModelInfo {
             }
         }
         match kind {
-            ModelKind::Bert => {
+            ModelKind::Encoder => {
                 let settings = Settings::read(dir)?;
                 let pooling = format!("{:?}", settings.pooling).to_lowercase();
                 Ok(Self {
                     kind,
-                    architecture: settings.architecture,
-                    layers: settings.layers,
-                    hidden: settings.hidden,
+                    architecture: settings.architecture().to_owned(),
+                    layers: settings.layers(),
+                    hidden: settings.hidden(),
                     parameters,
                     max_tokens: settings.max_tokens,
                     pooling: Some(pooling),
-                    dimensions: settings.hidden,
+                    dimensions: settings.hidden(),
                     files,
                 })
             }
@@ -190,12 +190,16 @@ mod tests {
             std::fs::write(dir.path().join("config.json"), config).unwrap();
             recognise(dir.path()).map_err(|error| error.to_string())
         };
-        assert_eq!(check(r#"{"model_type": "bert"}"#), Ok(ModelKind::Bert));
+        for name in MODEL_TYPES {
+            let config = format!(r#"{{"model_type": "{name}"}}"#);
+            assert_eq!(check(&config), Ok(ModelKind::Encoder));
+        }
         assert_eq!(check(r#"{"model_type": "ebb-sentinel"}"#), Ok(ModelKind::Sentinel));
         for (config, says) in [
             (
                 r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#,
-                "model_type is llama (LlamaForCausalLM); known are bert and ebb-sentinel",
+                "model_type is llama (LlamaForCausalLM); known are bert, distilbert, roberta, \
+                 xlm-roberta and ebb-sentinel",
             ),
             (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
             (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),

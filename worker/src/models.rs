@@ -60,7 +60,7 @@ pub(crate) async fn work(
             work_with(SentinelCodec, build, site, stop).await
         }
         #[cfg(feature = "cpu")]
-        ModelChoice::Bert(dir, device) => {
+        ModelChoice::Encoder(dir, device) => {
             use anyhow::Context;
             use ebb_model::bert::{Encoder, Tokenizer};
 

@@ -16,13 +16,15 @@ pub const MAX_TEXT_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tokens {
     ids: Vec<u32>,
+    /// As long as the ids, or empty where all are of the first type.
+    types: Vec<u32>,
 }
 
 #[expect(clippy::len_without_is_empty, reason = "a text has its special tokens at least")]
 impl Tokens {
     /// Tokens made elsewhere; the encoder refuses what does not fit it.
     pub fn from_ids(ids: Vec<u32>) -> Self {
-        Self { ids }
+        Self { ids, types: Vec::new() }
     }
 
     /// How many there are: what the text costs.
@@ -33,6 +35,11 @@ impl Tokens {
     /// Their numbers in the vocabulary.
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// To which text of a pair each belongs; empty where all are of the first type.
+    pub(crate) fn types(&self) -> &[u32] {
+        &self.types
     }
 }
 
@@ -82,7 +89,7 @@ impl Tokenizer {
         };
         let encoding = encoding
             .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec() })
+        Ok(Tokens::from_ids(encoding.get_ids().to_vec()))
     }
 
     /// Tokens a text is cut to.
