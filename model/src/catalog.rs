@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Settings, read_json};
+use crate::bert::{Family, MODEL_TYPES, Settings, Task, read_json};
 use crate::safetensors::Weights;
 use crate::{LoadError, sentinel};
 
@@ -18,6 +18,10 @@ use crate::{LoadError, sentinel};
 pub enum ModelKind {
     /// A sentence encoder of the BERT family: [`crate::bert`].
     Encoder,
+    /// A classifier of texts, of the same family.
+    Classifier,
+    /// A classifier of pairs: how well a document answers a query.
+    Reranker,
     /// An anomaly detector: [`crate::sentinel`].
     Sentinel,
 }
@@ -26,6 +30,8 @@ impl std::fmt::Display for ModelKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Encoder => "encoder",
+            Self::Classifier => "classifier",
+            Self::Reranker => "reranker",
             Self::Sentinel => "sentinel",
         })
     }
@@ -44,7 +50,11 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let kind: Kind = read_json(&path)?;
     match kind.model_type.as_deref() {
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
-        Some(name) if Family::of(name).is_some() => Ok(ModelKind::Encoder),
+        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&path)? {
+            Task::Embedding => ModelKind::Encoder,
+            Task::Classification => ModelKind::Classifier,
+            Task::Reranking => ModelKind::Reranker,
+        }),
         other => {
             let architectures = kind.architectures.join(", ");
             let found = match other {
@@ -74,9 +84,12 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Tokens a text is cut to, or readings in a window.
     pub max_tokens: usize,
-    /// How tokens become a text's vector; none for models of no text.
+    /// How tokens become a text's vector, in an encoder.
     pub pooling: Option<String>,
-    /// Length of the result's vector.
+    /// A classifier's labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Length of the result's vector: a number per label, in a classifier.
     pub dimensions: usize,
     /// The files read to run it.
     pub files: Vec<FileInfo>,
@@ -120,36 +133,43 @@ impl ModelInfo {
                 files.push(FileInfo { name: name.to_owned(), bytes, sha256 });
             }
         }
-        match kind {
-            ModelKind::Encoder => {
-                let settings = Settings::read(dir)?;
-                let pooling = format!("{:?}", settings.pooling).to_lowercase();
-                Ok(Self {
-                    kind,
-                    architecture: settings.architecture().to_owned(),
-                    layers: settings.layers(),
-                    hidden: settings.hidden(),
-                    parameters,
-                    max_tokens: settings.max_tokens,
-                    pooling: Some(pooling),
-                    dimensions: settings.hidden(),
-                    files,
-                })
-            }
-            ModelKind::Sentinel => {
-                let config = sentinel::Config::read(dir)?;
-                Ok(Self {
-                    kind,
-                    architecture: "autoencoder".into(),
-                    layers: sentinel::LAYERS,
-                    hidden: config.hidden,
-                    parameters,
-                    max_tokens: config.window,
-                    pooling: None,
-                    dimensions: 1,
-                    files,
-                })
-            }
+        if kind != ModelKind::Sentinel {
+            return Ok(Self::of_text(kind, &Settings::read(dir)?, parameters, files));
+        }
+        let config = sentinel::Config::read(dir)?;
+        Ok(Self {
+            kind,
+            architecture: "autoencoder".into(),
+            layers: sentinel::LAYERS,
+            hidden: config.hidden,
+            parameters,
+            max_tokens: config.window,
+            pooling: None,
+            labels: Vec::new(),
+            dimensions: 1,
+            files,
+        })
+    }
+
+    fn of_text(
+        kind: ModelKind,
+        settings: &Settings,
+        parameters: u64,
+        files: Vec<FileInfo>,
+    ) -> Self {
+        let is_encoder = kind == ModelKind::Encoder;
+        let n_labels = settings.labels().len();
+        Self {
+            kind,
+            architecture: settings.architecture().to_owned(),
+            layers: settings.layers(),
+            hidden: settings.hidden(),
+            parameters,
+            max_tokens: settings.max_tokens,
+            pooling: is_encoder.then(|| settings.pooling.to_string()),
+            labels: settings.labels().to_vec(),
+            dimensions: if is_encoder { settings.hidden() } else { n_labels },
+            files,
         }
     }
 }
@@ -221,5 +241,13 @@ mod tests {
         assert_eq!(weights.bytes, std::fs::metadata(dir.join("model.safetensors")).unwrap().len());
         assert_eq!(weights.sha256.len(), 64);
         assert!(info.parameters * 4 < weights.bytes && info.parameters > 30_000);
+    }
+    #[test]
+    fn a_classifier_tells_its_labels_instead_of_a_pooling() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-classes-roberta");
+        let info = ModelInfo::read(&dir).unwrap();
+        assert_eq!((info.kind, info.dimensions), (ModelKind::Classifier, 4));
+        assert_eq!(info.labels, ["noise", "heat", "wear", "leak"]);
+        assert_eq!((info.pooling, info.max_tokens), (None, 64));
     }
 }

@@ -6,9 +6,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ebb_model::bert::{Encoder, Tokenizer, Tokens};
-use ebb_model::{DeviceChoice, Model};
-use serde_json::Value;
+use ebb_model::bert::{
+    Classification, Classifier, Encoder, Problem, Settings, Task, Tokenizer, Tokens,
+};
+use ebb_model::{DeviceChoice, Model, ModelKind, recognise};
+use serde_json::{Value, json};
 
 /// Largest difference to the reference, per number, in parts of 1 or of the number if larger.
 const TOLERANCE: f64 = 1e-5;
@@ -87,5 +89,133 @@ fn encoders_of_each_family_are_as_sentence_transformers_has_them() {
             let expected = numbers(&reference["default"][n]);
             assert_near(&found[0].vector, &expected, &format!("{name}: text {n}"));
         }
+    }
+}
+
+/// A copy of a tiny model with a field of its `config.json` changed.
+fn changed(name: &str, field: &str, value: Value) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    for entry in fs::read_dir(data(name)).expect("a model").flatten() {
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("a copy");
+    }
+    let path = dir.path().join("config.json");
+    let text = fs::read_to_string(&path).expect("a file");
+    let mut json: Value = serde_json::from_str(&text).expect("JSON");
+    json[field] = value;
+    fs::write(path, json.to_string()).expect("written");
+    dir
+}
+
+fn classifier(dir: &Path) -> (Tokenizer, Classifier) {
+    let tokenizer = Tokenizer::load(dir).expect("the tokenizer loads");
+    (tokenizer, Classifier::load(dir, DeviceChoice::Cpu).expect("the weights load"))
+}
+
+fn near_alone(alone: &Vec<Classification>, among: &Vec<Classification>) {
+    for (alone, among) in alone.iter().zip(among) {
+        let among: Vec<f64> = among.logits.iter().map(|x| f64::from(*x)).collect();
+        assert_near(&alone.logits, &among, "alone and in a batch");
+    }
+}
+
+#[test]
+fn classifiers_of_each_family_are_as_transformers_has_them() {
+    for (name, problem) in [
+        ("tiny-classes-bert", Problem::SingleLabel),
+        ("tiny-classes-roberta", Problem::MultiLabel),
+        ("tiny-classes-distilbert", Problem::SingleLabel),
+    ] {
+        assert_eq!(recognise(&data(name)).expect("it is known"), ModelKind::Classifier);
+        let settings = Settings::read(&data(name)).expect("settings");
+        assert_eq!((settings.task(), settings.problem()), (Task::Classification, problem));
+        let (tokenizer, mut model) = classifier(&data(name));
+        model.warm_up().expect("it runs");
+        let reference = reference(name);
+        let batch: Vec<_> =
+            cut(&tokenizer, &reference["cases"]).into_iter().map(|texts| vec![texts]).collect();
+        for (n, found) in infer(&mut model, &batch, near_alone).iter().enumerate() {
+            let logits = numbers(&reference["logits"][n]);
+            let what = format!("{name}: text {n}");
+            assert_near(&found[0].logits, &logits, &what);
+            assert_near(&found[0].scores, &scores(problem, &logits), &what);
+        }
+    }
+}
+
+/// In double precision.
+fn scores(problem: Problem, logits: &[f64]) -> Vec<f64> {
+    let sum: f64 = logits.iter().map(|x| x.exp()).sum();
+    match problem {
+        Problem::SingleLabel => logits.iter().map(|x| x.exp() / sum).collect(),
+        Problem::MultiLabel => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+        Problem::Regression => logits.to_vec(),
+    }
+}
+
+#[test]
+fn rerankers_score_pairs_as_transformers_does() {
+    for name in ["tiny-rerank-bert", "tiny-rerank-xlm-roberta"] {
+        assert_eq!(recognise(&data(name)).expect("it is known"), ModelKind::Reranker);
+        let (tokenizer, mut model) = classifier(&data(name));
+        let reference = reference(name);
+        let jobs = reference["pairs"].as_array().expect("pairs");
+        let pairs = |job: &Value| {
+            let text = |value: &Value| value.as_str().expect("a text").to_owned();
+            let query = text(&job["query"]);
+            let documents = job["documents"].as_array().expect("documents").iter();
+            let pair = |document| tokenizer.tokenize_pair(&query, &text(document)).expect("a pair");
+            vec![documents.map(pair).collect::<Vec<_>>()]
+        };
+        let batch: Vec<_> = jobs.iter().map(pairs).collect();
+        let results = infer(&mut model, &batch, near_alone);
+        for (job, found) in jobs.iter().zip(&results) {
+            let logits = numbers(&job["logits"]);
+            let found: Vec<f32> = found.iter().map(|one| one.logits[0]).collect();
+            assert_near(&found, &logits, &format!("{name}: {}", job["query"]));
+        }
+        let scores: Vec<f32> = results[0].iter().map(|one| one.scores[0]).collect();
+        let logits = numbers(&jobs[0]["logits"]);
+        assert_near(&scores, &self::scores(Problem::MultiLabel, &logits), name);
+    }
+}
+
+#[test]
+fn one_number_that_is_asked_for_as_such_is_a_regression() {
+    let dir = changed("tiny-rerank-bert", "problem_type", json!("regression"));
+    assert_eq!(recognise(dir.path()).expect("it is known"), ModelKind::Classifier);
+    let (tokenizer, mut model) = classifier(dir.path());
+    let text = tokenizer.tokenize("the pump is warm").expect("a text");
+    let results = model.infer(&[vec![text]]).expect("the batch runs");
+    let found = &results[0].as_ref().expect("the item runs")[0];
+    assert_eq!(found.scores, found.logits);
+}
+
+#[test]
+fn a_bad_pair_fails_alone() {
+    let (tokenizer, mut model) = classifier(&data("tiny-rerank-bert"));
+    let good = tokenizer.tokenize_pair("warm?", "the pump is warm").expect("a pair");
+    let bad = Tokens::from_ids(vec![1_000_000]);
+    let long = Tokens::from_ids(vec![1; 65]);
+    let batch = [vec![good.clone()], vec![good.clone(), bad], vec![long], vec![good.clone()]];
+    let results = model.infer(&batch).expect("the batch runs");
+    assert_eq!(results[0], results[3]);
+    assert!(results[0].is_ok());
+    for (place, says) in [(1, "token 1000000"), (2, "65 tokens; the model takes 1 to 64")] {
+        let error = results[place].as_ref().expect_err("a bad item").to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_head_that_is_not_supported_is_named_with_those_that_are() {
+    for (field, value, says) in [
+        ("architectures", json!(["BertForQuestionAnswering"]), "BertForQuestionAnswering; known"),
+        ("problem_type", json!("ranking"), "problem_type is ranking; known are single_label"),
+        ("id2label", json!({"1": "a"}), "id2label is a map of [1]; its keys must be 0, 1"),
+        ("id2label", json!({"0": "a", "1": "b"}), "tensor classifier.weight is [3, 16]"),
+    ] {
+        let dir = changed("tiny-classes-bert", field, value);
+        let error = Classifier::load(dir.path(), DeviceChoice::Cpu).expect_err(says).to_string();
+        assert!(error.contains(says), "{error}");
     }
 }

@@ -184,6 +184,10 @@ pub(crate) enum ModelChoice {
     Sentinel(Option<PathBuf>, DeviceChoice),
     #[cfg(feature = "cpu")]
     Encoder(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Classifier(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Reranker(PathBuf, DeviceChoice),
 }
 
 impl ModelChoice {
@@ -192,7 +196,7 @@ impl ModelChoice {
         match self {
             Self::Echo { .. } => false,
             #[cfg(feature = "cpu")]
-            Self::Encoder(..) => false,
+            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) => false,
             #[cfg(feature = "cpu")]
             Self::Sentinel(..) => true,
         }
@@ -295,6 +299,8 @@ impl WorkerArgs {
         ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
         match ebb_model::recognise(dir).with_context(|| format!("--model {shown}"))? {
             ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
+            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
+            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
             ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
             other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
         }

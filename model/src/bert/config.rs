@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::family::{Family, MODEL_TYPES};
 use super::settings::read_json;
+use super::task::{HeadConfig, HeadFile};
 use crate::LoadError;
 
 /// The activation between the two layers of a feed-forward block.
@@ -37,6 +38,7 @@ pub(crate) struct Config {
     pub(crate) token_types: usize,
     pub(crate) layer_norm_eps: f32,
     pub(crate) activation: Activation,
+    pub(crate) head: HeadConfig,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +93,7 @@ impl Config {
         };
         let file: ConfigFile = read_json(path)?;
         let activation = file.check(path)?;
+        let head = read_json::<HeadFile>(path)?.check(path)?;
         let first_position = match family {
             Family::Roberta => file.pad_token_id.unwrap_or(1) + 1,
             Family::Bert | Family::DistilBert => 0,
@@ -114,6 +117,7 @@ impl Config {
             token_types: if family == Family::DistilBert { 0 } else { file.type_vocab_size },
             layer_norm_eps: file.layer_norm_eps,
             activation,
+            head,
         })
     }
 }

@@ -4,25 +4,33 @@
 
 #[cfg(feature = "cpu")]
 mod body;
+#[cfg(feature = "cpu")]
+mod classifier;
 mod config;
 #[cfg(feature = "cpu")]
 mod encoder;
 mod family;
 #[cfg(feature = "cpu")]
+mod head;
+#[cfg(feature = "cpu")]
 mod kernels;
 mod modules;
 mod settings;
+mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
 #[cfg(feature = "cpu")]
 mod weights;
 
 #[cfg(feature = "cpu")]
+pub use classifier::{Classification, Classifier};
+#[cfg(feature = "cpu")]
 pub use encoder::{Embedding, Encoder};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
 pub use settings::Settings;
 pub(crate) use settings::read_json;
+pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
 pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer, Tokens};
 

@@ -21,6 +21,17 @@ pub enum Pooling {
     LastToken,
 }
 
+impl std::fmt::Display for Pooling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Max => "max",
+            Self::LastToken => "last token",
+        })
+    }
+}
+
 #[derive(Deserialize)]
 struct ModuleEntry {
     path: String,
@@ -68,16 +79,20 @@ pub(crate) struct Modules {
 }
 
 impl Modules {
-    /// Reads `modules.json`, where there is one.
-    pub(crate) fn read(dir: &Path) -> Result<Self, LoadError> {
-        let path = dir.join("modules.json");
-        // A bare transformer is averaged, as sentence-transformers does.
-        let mut modules = Self {
+    /// A bare transformer is averaged, as sentence-transformers does.
+    pub(crate) fn none(dir: &Path) -> Self {
+        Self {
             transformer: dir.to_owned(),
             pooling: Pooling::Mean,
             include_prompt: true,
             normalize: false,
-        };
+        }
+    }
+
+    /// Reads `modules.json`, where there is one.
+    pub(crate) fn read(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("modules.json");
+        let mut modules = Self::none(dir);
         if !path.exists() {
             return Ok(modules);
         }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::config::Config;
 use super::modules::{Modules, Pooling};
+use super::task::{Problem, Task};
 use crate::LoadError;
 
 /// A model's shape and its way with texts.
@@ -48,7 +49,10 @@ impl Settings {
     /// Reads and checks a directory; the weights and the vocabulary are not opened.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         let config = Config::read(&dir.join("config.json"))?;
-        let modules = Modules::read(dir)?;
+        let modules = match config.head.task {
+            Task::Embedding => Modules::read(dir)?,
+            Task::Classification | Task::Reranking => Modules::none(dir),
+        };
         let transformer: TransformerFile =
             read_json_if_there(&modules.transformer.join("sentence_bert_config.json"))?;
         let tokenizer: TokenizerFile =
@@ -76,6 +80,21 @@ impl Settings {
     /// Transformer layers.
     pub fn layers(&self) -> usize {
         self.config.layers
+    }
+
+    /// What the model makes of a text.
+    pub fn task(&self) -> Task {
+        self.config.head.task
+    }
+
+    /// A classifier's labels, in the order of its outputs.
+    pub fn labels(&self) -> &[String] {
+        &self.config.head.labels
+    }
+
+    /// What a classifier's outputs mean.
+    pub fn problem(&self) -> Problem {
+        self.config.head.problem
     }
 
     /// Width of a token's vector, and of an encoder's result.

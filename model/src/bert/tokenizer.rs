@@ -74,14 +74,24 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(inner), prompt: settings.prompt.into(), max_tokens: max_length })
     }
 
+    /// Cuts a query and a document into the tokens of one pair, the longer of them first where
+    /// there are too many.
+    pub fn tokenize_pair(&self, query: &str, document: &str) -> Result<Tokens, ItemError> {
+        check_length("query", query)?;
+        check_length("document", document)?;
+        let encoding = self.inner.encode_fast((query, document), true);
+        let encoding =
+            encoding.map_err(|error| ItemError::new(format!("the pair cannot be cut: {error}")))?;
+        let mut types = encoding.get_type_ids().to_vec();
+        if types.iter().all(|of| *of == 0) {
+            types.clear();
+        }
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types })
+    }
+
     /// Cuts a text into tokens, at most [`Self::max_tokens`] of them.
     pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
-        if text.len() > MAX_TEXT_BYTES {
-            return Err(ItemError::new(format!(
-                "input is a text of {} bytes; send at most {MAX_TEXT_BYTES}",
-                text.len()
-            )));
-        }
+        check_length("input", text)?;
         let encoding = if self.prompt.is_empty() {
             self.inner.encode_fast(text, true)
         } else {
@@ -96,6 +106,15 @@ impl Tokenizer {
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
+}
+
+fn check_length(field: &str, text: &str) -> Result<(), ItemError> {
+    if text.len() <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    let n_bytes = text.len();
+    let message = format!("{field} is a text of {n_bytes} bytes; send at most {MAX_TEXT_BYTES}");
+    Err(ItemError::new(message))
 }
 
 fn lowers_case(normalizer: &NormalizerWrapper) -> bool {

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::Tokens;
 use super::config::Config;
 use super::family::{Family, Part};
+use super::head::Linear;
 use super::kernels::Norm;
 use crate::LoadError;
 use crate::safetensors::Weights;
@@ -156,6 +157,17 @@ impl Reader {
         }
         let data = TensorData::new(matrix, [from, width]);
         Ok(Dense { matrix: Tensor::from_data(data, &self.device), bias })
+    }
+
+    /// A dense layer of the head, by its whole name.
+    pub(crate) fn linear(
+        &mut self,
+        name: &str,
+        from: usize,
+        to: usize,
+    ) -> Result<Linear, LoadError> {
+        let stored = self.weights.read(&format!("{name}.weight"), &[to, from])?;
+        Ok(Linear::new(&stored, self.weights.read(&format!("{name}.bias"), &[to])?))
     }
 
     fn norm(&mut self, name: &str, config: &Config) -> Result<Norm, LoadError> {

@@ -4,15 +4,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ebb_model::bert::{Embedding, Tokenizer, Tokens};
 use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
-use ebb_queue::{JSON, Job, PROTOBUF};
+use ebb_queue::{Job, PROTOBUF};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::texts::{self, Input, Usage};
 use super::{Answer, BadJob, Codec};
 use crate::batcher::Size;
-
-/// Texts in one job, as many as OpenAI takes.
-const MAX_TEXTS: usize = 2048;
 
 /// Speaks for [`ebb_model::bert::Encoder`].
 #[derive(Debug)]
@@ -37,14 +35,6 @@ struct Request {
     #[expect(dead_code, reason = "read so that a wrong one is refused; the answer looks again")]
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Input {
-    One(String),
-    Several(Vec<String>),
-    Other(serde::de::IgnoredAny),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -84,29 +74,16 @@ enum Vector<'a> {
     Base64(String),
 }
 
-#[derive(Debug, Serialize)]
-struct Usage {
-    prompt_tokens: usize,
-    total_tokens: usize,
-}
-
 impl Codec for EncoderCodec {
     type Input = Vec<Tokens>;
     type Output = Vec<Embedding>;
 
     fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
-        let texts = texts(job)?;
-        if texts.is_empty() || texts.len() > MAX_TEXTS {
-            let n = texts.len();
-            return Err(BadJob(format!("input has {n} texts; send 1 to {MAX_TEXTS}")));
-        }
-        let tokens = texts.iter().map(|text| self.tokenizer.tokenize(text));
-        tokens.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))
+        texts::tokenize(&self.tokenizer, &texts(job)?)
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
-        let length = texts.iter().map(Tokens::len).max().unwrap_or(1);
-        Size { rows: texts.len(), length }
+        texts::size(texts)
     }
 
     fn encode(&self, embeddings: Vec<Embedding>, job: &Job) -> Answer {
@@ -126,10 +103,8 @@ impl Codec for EncoderCodec {
             };
             Item { object: "embedding", index, embedding: vector }
         });
-        let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-        let response = Response { object: "list", data: data.collect(), model: &self.model, usage };
-        let body = serde_json::to_vec(&response).expect("no map and no foreign type in it");
-        Answer { content_type: JSON, body: body.into(), alert: None }
+        let usage = Usage::of(n_tokens);
+        texts::answer(&Response { object: "list", data: data.collect(), model: &self.model, usage })
     }
 }
 
@@ -143,13 +118,7 @@ fn texts(job: &Job) -> Result<Vec<String>, BadJob> {
         let remedy = "leave it out, the model's own width is used";
         return Err(BadJob(format!("dimensions is {dimensions}; {remedy}")));
     }
-    match request.input {
-        Input::One(text) => Ok(vec![text]),
-        Input::Several(texts) => Ok(texts),
-        Input::Other(_) => {
-            Err(BadJob("input is neither a text nor a list of texts; send text, not tokens".into()))
-        }
-    }
+    request.input.texts()
 }
 
 /// Little-endian floats, as OpenAI's clients unpack them.
