@@ -86,6 +86,9 @@ pub struct ModelInfo {
     pub max_tokens: usize,
     /// How tokens become a text's vector, in an encoder.
     pub pooling: Option<String>,
+    /// Names of what may stand before a text, in an encoder.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
     /// A classifier's labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -145,6 +148,7 @@ impl ModelInfo {
             parameters,
             max_tokens: config.window,
             pooling: None,
+            prompts: Vec::new(),
             labels: Vec::new(),
             dimensions: 1,
             files,
@@ -167,6 +171,7 @@ impl ModelInfo {
             parameters,
             max_tokens: settings.max_tokens,
             pooling: is_encoder.then(|| settings.pooling.to_string()),
+            prompts: settings.prompts().keys().cloned().collect(),
             labels: settings.labels().to_vec(),
             dimensions: if is_encoder { settings.hidden() } else { n_labels },
             files,
@@ -237,6 +242,7 @@ mod tests {
         assert_eq!((info.layers, info.hidden, info.max_tokens), (2, 32, 512));
         assert_eq!(info.pooling.as_deref(), Some("mean"));
         assert_eq!(info.architecture, "BertModel");
+        assert_eq!(info.prompts, ["document", "query"]);
         let weights = info.files.iter().find(|file| file.name == "model.safetensors").unwrap();
         assert_eq!(weights.bytes, std::fs::metadata(dir.join("model.safetensors")).unwrap().len());
         assert_eq!(weights.sha256.len(), 64);

@@ -92,6 +92,30 @@ fn encoders_of_each_family_are_as_sentence_transformers_has_them() {
     }
 }
 
+#[test]
+fn a_prompt_of_the_model_stands_before_each_text() {
+    let dir = data("tiny-xlm-roberta");
+    let tokenizer = Tokenizer::load(&dir).expect("the tokenizer loads");
+    let mut encoder = Encoder::load(&dir, DeviceChoice::Cpu).expect("the weights load");
+    let reference = reference("tiny-xlm-roberta");
+    for name in ["query", "document"] {
+        let prompt = tokenizer.prompt(Some(name)).expect("it is there");
+        for (n, case) in reference["cases"].as_array().expect("cases").iter().enumerate() {
+            let n_times = case["repeat"].as_u64().expect("a count") as usize;
+            let text = case["text"].as_str().expect("a text").repeat(n_times);
+            let tokens = tokenizer.tokenize_after(prompt, &text).expect("a text");
+            let mut found = encoder.infer(&[vec![tokens]]).expect("the batch runs").remove(0);
+            let found = &mut found.as_mut().expect("the item runs")[0];
+            let expected = numbers(&reference[name][n]);
+            assert_near(&found.vector, &expected, &format!("{name}: text {n}"));
+            found.shorten(5, true);
+            let length = expected[..5].iter().map(|x| x * x).sum::<f64>().sqrt();
+            let expected: Vec<f64> = expected[..5].iter().map(|x| x / length).collect();
+            assert_near(&found.vector, &expected, &format!("{name}: text {n}, shorter"));
+        }
+    }
+}
+
 /// A copy of a tiny model with a field of its `config.json` changed.
 fn changed(name: &str, field: &str, value: Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");

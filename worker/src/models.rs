@@ -61,7 +61,8 @@ pub(crate) async fn work(
         ModelChoice::Sentinel(dir, device) => sentinel(dir, device, site, stop).await,
         #[cfg(feature = "cpu")]
         ModelChoice::Encoder(dir, device) => {
-            let codec = EncoderCodec::new(tokenizer(&dir)?, name_of(&dir));
+            let settings = bert::Settings::read(&dir).context("--model")?;
+            let codec = EncoderCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
             let build = move |phases: &mut Phases| {
                 let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
                 phases.time("warm-up", || model.warm_up())?;

@@ -16,6 +16,19 @@ pub struct Embedding {
     pub tokens: usize,
 }
 
+impl Embedding {
+    /// Keeps the first `dimensions` numbers; `of_length_one` makes the rest of that length again.
+    pub fn shorten(&mut self, dimensions: usize, of_length_one: bool) {
+        if dimensions >= self.vector.len() {
+            return;
+        }
+        self.vector.truncate(dimensions);
+        if of_length_one {
+            normalise(&mut self.vector);
+        }
+    }
+}
+
 /// A sentence encoder on its device.
 #[derive(Debug)]
 pub struct Encoder {

@@ -22,7 +22,18 @@ pub struct Settings {
     pub normalize: bool,
     pub(crate) config: Config,
     pub(crate) lower_case: bool,
-    pub(crate) prompt: String,
+    pub(crate) prompts: Prompts,
+}
+
+/// What may stand before a text.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Prompts {
+    /// By name.
+    pub(crate) named: BTreeMap<String, String>,
+    /// Where a job names none.
+    pub(crate) default: String,
+    /// Whether their tokens are pooled with the text's.
+    pub(crate) are_pooled: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -57,7 +68,7 @@ impl Settings {
             read_json_if_there(&modules.transformer.join("sentence_bert_config.json"))?;
         let tokenizer: TokenizerFile =
             read_json_if_there(&modules.transformer.join("tokenizer_config.json"))?;
-        let prompt = read_prompt(dir, modules.include_prompt)?;
+        let prompts = Prompts::read(dir, modules.include_prompt)?;
         let declared = transformer.max_seq_length.unwrap_or_else(|| {
             // A float to integer cast saturates, which is what 1e30 asks for.
             tokenizer.model_max_length.map_or(config.positions, |length| length as usize)
@@ -68,7 +79,7 @@ impl Settings {
             normalize: modules.normalize,
             config,
             lower_case: transformer.do_lower_case,
-            prompt,
+            prompts,
         })
     }
 
@@ -97,25 +108,34 @@ impl Settings {
         self.config.head.problem
     }
 
+    /// What an encoder's jobs may ask to stand before their texts, by name.
+    pub fn prompts(&self) -> &BTreeMap<String, String> {
+        &self.prompts.named
+    }
+
     /// Width of a token's vector, and of an encoder's result.
     pub fn hidden(&self) -> usize {
         self.config.hidden
     }
 }
 
-fn read_prompt(dir: &Path, include_prompt: bool) -> Result<String, LoadError> {
-    let path = dir.join("config_sentence_transformers.json");
-    let file: PromptsFile = read_json_if_there(&path)?;
-    let Some(name) = file.default_prompt_name else { return Ok(String::new()) };
-    let Some(prompt) = file.prompts.get(&name) else {
-        let remedy = "it must be a key of prompts";
-        return Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy));
-    };
-    if !include_prompt && !prompt.is_empty() {
-        let remedy = "a prompt left out of the pooling (include_prompt) is not known";
-        return Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy));
+impl Prompts {
+    fn read(dir: &Path, are_pooled: bool) -> Result<Self, LoadError> {
+        let path = dir.join("config_sentence_transformers.json");
+        let file: PromptsFile = read_json_if_there(&path)?;
+        let mut prompts = Self { named: file.prompts, default: String::new(), are_pooled };
+        let Some(name) = file.default_prompt_name else { return Ok(prompts) };
+        let Some(prompt) = prompts.named.get(&name) else {
+            let remedy = "it must be a key of prompts";
+            return Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy));
+        };
+        if !are_pooled && !prompt.is_empty() {
+            let remedy = "a prompt left out of the pooling (include_prompt) is not known";
+            return Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy));
+        }
+        prompts.default.clone_from(prompt);
+        Ok(prompts)
     }
-    Ok(prompt.clone())
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {

@@ -7,6 +7,7 @@ use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, TruncationParams};
 
 use super::Settings;
+use super::settings::Prompts;
 use crate::{ItemError, LoadError};
 
 /// A text longer than this is refused: cutting it to tokens would hold a thread for too long.
@@ -47,7 +48,7 @@ impl Tokens {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
-    prompt: Arc<str>,
+    prompts: Arc<Prompts>,
     max_tokens: usize,
 }
 
@@ -71,7 +72,11 @@ impl Tokenizer {
             let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(own);
             inner.with_normalizer(Some(Sequence::new(all.collect())));
         }
-        Ok(Self { inner: Arc::new(inner), prompt: settings.prompt.into(), max_tokens: max_length })
+        Ok(Self {
+            inner: Arc::new(inner),
+            prompts: settings.prompts.into(),
+            max_tokens: max_length,
+        })
     }
 
     /// Cuts a query and a document into the tokens of one pair, the longer of them first where
@@ -89,13 +94,36 @@ impl Tokenizer {
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types })
     }
 
-    /// Cuts a text into tokens, at most [`Self::max_tokens`] of them.
+    /// The prompt of this name; without one that of the model, which is mostly empty.
+    pub fn prompt(&self, name: Option<&str>) -> Result<&str, ItemError> {
+        let Some(name) = name else { return Ok(&self.prompts.default) };
+        let Some(prompt) = self.prompts.named.get(name) else {
+            let known: Vec<&str> = self.prompts.named.keys().map(String::as_str).collect();
+            let remedy = match known[..] {
+                [] => "the model has no prompts, leave it out".to_owned(),
+                _ => format!("the model's are {}", known.join(", ")),
+            };
+            return Err(ItemError::new(format!("prompt_name is {name:?}; {remedy}")));
+        };
+        if !self.prompts.are_pooled && !prompt.is_empty() {
+            let why = "the model leaves prompts out of the pooling, which is not known here";
+            return Err(ItemError::new(format!("prompt_name is {name:?}; {why}")));
+        }
+        Ok(prompt)
+    }
+
+    /// Cuts a text into tokens, at most [`Self::max_tokens`] of them, with the model's own prompt.
     pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
+        self.tokenize_after(&self.prompts.default, text)
+    }
+
+    /// Cuts a text with this before it.
+    pub fn tokenize_after(&self, prompt: &str, text: &str) -> Result<Tokens, ItemError> {
         check_length("input", text)?;
-        let encoding = if self.prompt.is_empty() {
+        let encoding = if prompt.is_empty() {
             self.inner.encode_fast(text, true)
         } else {
-            self.inner.encode_fast(format!("{}{text}", self.prompt), true)
+            self.inner.encode_fast(format!("{prompt}{text}"), true)
         };
         let encoding = encoding
             .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;

@@ -68,7 +68,7 @@ impl Codec for ClassifierCodec {
 
     fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
         let request: Request = super::json(job)?;
-        texts::tokenize(&self.tokenizer, &request.input.texts()?)
+        texts::tokenize(&self.tokenizer, None, &request.input.texts()?)
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {

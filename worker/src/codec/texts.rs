@@ -1,5 +1,6 @@
 //! What the requests and answers of the models of text have in common.
 
+use ebb_model::ItemError;
 use ebb_model::bert::{Tokenizer, Tokens};
 use ebb_queue::JSON;
 use serde::{Deserialize, Serialize};
@@ -31,11 +32,17 @@ impl Input {
     }
 }
 
-/// Cuts the texts of one job.
-pub(super) fn tokenize(tokenizer: &Tokenizer, texts: &[String]) -> Result<Vec<Tokens>, BadJob> {
+/// Cuts the texts of one job, with the prompt of this name before each.
+pub(super) fn tokenize(
+    tokenizer: &Tokenizer,
+    prompt: Option<&str>,
+    texts: &[String],
+) -> Result<Vec<Tokens>, BadJob> {
     check_count("input", "texts", texts.len())?;
-    let tokens = texts.iter().map(|text| tokenizer.tokenize(text));
-    tokens.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))
+    let bad = |error: ItemError| BadJob(error.to_string());
+    let prompt = tokenizer.prompt(prompt).map_err(bad)?;
+    let cut = |text: &String| tokenizer.tokenize_after(prompt, text).map_err(bad);
+    texts.iter().map(cut).collect()
 }
 
 pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJob> {
