@@ -28,6 +28,10 @@ pub(crate) struct Chosen {
 pub(crate) enum Kind {
     /// Sentences become vectors.
     Encoder,
+    /// Sentences get labels.
+    Classifier,
+    /// Documents are put in order.
+    Reranker,
     /// Windows of readings become verdicts; of the shipped model, or of one in a directory.
     Sentinel(Option<PathBuf>),
     /// What goes in comes out.
@@ -77,7 +81,9 @@ async fn here_or_fetched(name: &str) -> Result<Chosen> {
 
 fn in_directory(dir: &Path, name: &str) -> Result<Chosen> {
     let kind = match recognise(dir).with_context(|| format!("cannot run {name}"))? {
-        ModelKind::Bert => Kind::Encoder,
+        ModelKind::Encoder => Kind::Encoder,
+        ModelKind::Classifier => Kind::Classifier,
+        ModelKind::Reranker => Kind::Reranker,
         ModelKind::Sentinel => Kind::Sentinel(Some(dir.to_owned())),
         other => return Err(usage(format!("{name} is a {other}, which is not run here"))),
     };

@@ -7,8 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::bert::Settings;
-use crate::bert::read_json;
+use crate::bert::{Family, MODEL_TYPES, Settings, Task, read_json};
 use crate::safetensors::Weights;
 use crate::{LoadError, sentinel};
 
@@ -17,8 +16,12 @@ use crate::{LoadError, sentinel};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ModelKind {
-    /// A sentence encoder: [`crate::bert`].
-    Bert,
+    /// A sentence encoder of the BERT family: [`crate::bert`].
+    Encoder,
+    /// A classifier of texts, of the same family.
+    Classifier,
+    /// A classifier of pairs: how well a document answers a query.
+    Reranker,
     /// An anomaly detector: [`crate::sentinel`].
     Sentinel,
 }
@@ -26,7 +29,9 @@ pub enum ModelKind {
 impl std::fmt::Display for ModelKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Bert => "bert",
+            Self::Encoder => "encoder",
+            Self::Classifier => "classifier",
+            Self::Reranker => "reranker",
             Self::Sentinel => "sentinel",
         })
     }
@@ -44,8 +49,12 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let path = dir.join("config.json");
     let kind: Kind = read_json(&path)?;
     match kind.model_type.as_deref() {
-        Some("bert") => Ok(ModelKind::Bert),
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
+        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&path)? {
+            Task::Embedding => ModelKind::Encoder,
+            Task::Classification => ModelKind::Classifier,
+            Task::Reranking => ModelKind::Reranker,
+        }),
         other => {
             let architectures = kind.architectures.join(", ");
             let found = match other {
@@ -53,7 +62,8 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
                 Some(name) => format!("{name} ({architectures})"),
                 None => format!("missing ({architectures})"),
             };
-            let remedy = format!("known are bert and {}", sentinel::MODEL_TYPE);
+            let remedy =
+                format!("known are {} and {}", MODEL_TYPES.join(", "), sentinel::MODEL_TYPE);
             Err(LoadError::unsupported(&path, "model_type", found, &remedy))
         }
     }
@@ -74,9 +84,15 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Tokens a text is cut to, or readings in a window.
     pub max_tokens: usize,
-    /// How tokens become a text's vector; none for models of no text.
+    /// How tokens become a text's vector, in an encoder.
     pub pooling: Option<String>,
-    /// Length of the result's vector.
+    /// Names of what may stand before a text, in an encoder.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// A classifier's labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Length of the result's vector: a number per label, in a classifier.
     pub dimensions: usize,
     /// The files read to run it.
     pub files: Vec<FileInfo>,
@@ -120,36 +136,45 @@ impl ModelInfo {
                 files.push(FileInfo { name: name.to_owned(), bytes, sha256 });
             }
         }
-        match kind {
-            ModelKind::Bert => {
-                let settings = Settings::read(dir)?;
-                let pooling = format!("{:?}", settings.pooling).to_lowercase();
-                Ok(Self {
-                    kind,
-                    architecture: settings.architecture,
-                    layers: settings.layers,
-                    hidden: settings.hidden,
-                    parameters,
-                    max_tokens: settings.max_tokens,
-                    pooling: Some(pooling),
-                    dimensions: settings.hidden,
-                    files,
-                })
-            }
-            ModelKind::Sentinel => {
-                let config = sentinel::Config::read(dir)?;
-                Ok(Self {
-                    kind,
-                    architecture: "autoencoder".into(),
-                    layers: sentinel::LAYERS,
-                    hidden: config.hidden,
-                    parameters,
-                    max_tokens: config.window,
-                    pooling: None,
-                    dimensions: 1,
-                    files,
-                })
-            }
+        if kind != ModelKind::Sentinel {
+            return Ok(Self::of_text(kind, &Settings::read(dir)?, parameters, files));
+        }
+        let config = sentinel::Config::read(dir)?;
+        Ok(Self {
+            kind,
+            architecture: "autoencoder".into(),
+            layers: sentinel::LAYERS,
+            hidden: config.hidden,
+            parameters,
+            max_tokens: config.window,
+            pooling: None,
+            prompts: Vec::new(),
+            labels: Vec::new(),
+            dimensions: 1,
+            files,
+        })
+    }
+
+    fn of_text(
+        kind: ModelKind,
+        settings: &Settings,
+        parameters: u64,
+        files: Vec<FileInfo>,
+    ) -> Self {
+        let is_encoder = kind == ModelKind::Encoder;
+        let n_labels = settings.labels().len();
+        Self {
+            kind,
+            architecture: settings.architecture().to_owned(),
+            layers: settings.layers(),
+            hidden: settings.hidden(),
+            parameters,
+            max_tokens: settings.max_tokens,
+            pooling: is_encoder.then(|| settings.pooling.to_string()),
+            prompts: settings.prompts().keys().cloned().collect(),
+            labels: settings.labels().to_vec(),
+            dimensions: if is_encoder { settings.hidden() } else { n_labels },
+            files,
         }
     }
 }
@@ -190,12 +215,16 @@ mod tests {
             std::fs::write(dir.path().join("config.json"), config).unwrap();
             recognise(dir.path()).map_err(|error| error.to_string())
         };
-        assert_eq!(check(r#"{"model_type": "bert"}"#), Ok(ModelKind::Bert));
+        for name in MODEL_TYPES {
+            let config = format!(r#"{{"model_type": "{name}"}}"#);
+            assert_eq!(check(&config), Ok(ModelKind::Encoder));
+        }
         assert_eq!(check(r#"{"model_type": "ebb-sentinel"}"#), Ok(ModelKind::Sentinel));
         for (config, says) in [
             (
                 r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#,
-                "model_type is llama (LlamaForCausalLM); known are bert and ebb-sentinel",
+                "model_type is llama (LlamaForCausalLM); known are bert, distilbert, roberta, \
+                 xlm-roberta and ebb-sentinel",
             ),
             (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
             (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),
@@ -213,9 +242,18 @@ mod tests {
         assert_eq!((info.layers, info.hidden, info.max_tokens), (2, 32, 512));
         assert_eq!(info.pooling.as_deref(), Some("mean"));
         assert_eq!(info.architecture, "BertModel");
+        assert_eq!(info.prompts, ["document", "query"]);
         let weights = info.files.iter().find(|file| file.name == "model.safetensors").unwrap();
         assert_eq!(weights.bytes, std::fs::metadata(dir.join("model.safetensors")).unwrap().len());
         assert_eq!(weights.sha256.len(), 64);
         assert!(info.parameters * 4 < weights.bytes && info.parameters > 30_000);
+    }
+    #[test]
+    fn a_classifier_tells_its_labels_instead_of_a_pooling() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-classes-roberta");
+        let info = ModelInfo::read(&dir).unwrap();
+        assert_eq!((info.kind, info.dimensions), (ModelKind::Classifier, 4));
+        assert_eq!(info.labels, ["noise", "heat", "wear", "leak"]);
+        assert_eq!((info.pooling, info.max_tokens), (None, 64));
     }
 }

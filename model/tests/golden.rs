@@ -198,7 +198,12 @@ fn what_is_not_supported_is_named_with_its_file_and_field() {
         assert!(error.contains(expected), "{error}");
     };
     for (file, field, value, expected) in [
-        ("config.json", "model_type", json!("gpt2"), "config.json: model_type is gpt2; only bert"),
+        (
+            "config.json",
+            "model_type",
+            json!("gpt2"),
+            "config.json: model_type is gpt2; known here are bert",
+        ),
         ("config.json", "hidden_act", json!("silu"), "config.json: hidden_act is silu; gelu"),
         ("config.json", "num_attention_heads", json!(5), "hidden_size is 32; it must divide by"),
         ("config.json", "num_attention_heads", json!(0), "num_attention_heads is 0"),
@@ -206,7 +211,12 @@ fn what_is_not_supported_is_named_with_its_file_and_field() {
         ("config.json", "intermediate_size", json!(65), "config.json says [65, 32]"),
         ("config.json", "num_hidden_layers", json!(3), "encoder.layer.2.attention.self.query"),
         ("config.json", "position_embedding_type", json!("relative_key"), "only absolute"),
-        ("1_Pooling/config.json", "pooling_mode", json!("lasttoken"), "pooling_mode is lasttoken"),
+        (
+            "1_Pooling/config.json",
+            "pooling_mode",
+            json!("weightedmean"),
+            "pooling_mode is weightedmean",
+        ),
         ("1_Pooling/config.json", "pooling_mode", json!(["cls", "mean"]), "is cls+mean; one of"),
     ] {
         says(variant(|dir| set(dir, file, field, value)).path(), expected);

@@ -213,7 +213,11 @@ pub(crate) enum ModelChoice {
     #[cfg(feature = "cpu")]
     Sentinel(Option<PathBuf>, DeviceChoice),
     #[cfg(feature = "cpu")]
-    Bert(PathBuf, DeviceChoice),
+    Encoder(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Classifier(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Reranker(PathBuf, DeviceChoice),
 }
 
 impl ModelChoice {
@@ -222,7 +226,7 @@ impl ModelChoice {
         match self {
             Self::Echo { .. } => false,
             #[cfg(feature = "cpu")]
-            Self::Bert(..) => false,
+            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) => false,
             #[cfg(feature = "cpu")]
             Self::Sentinel(..) => true,
         }
@@ -322,7 +326,9 @@ impl WorkerArgs {
         let shown = dir.display();
         ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
         match ebb_model::recognise(dir).with_context(|| format!("--model {shown}"))? {
-            ModelKind::Bert => Ok(ModelChoice::Bert(dir.to_owned(), self.device)),
+            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
+            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
+            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
             ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
             other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
         }

@@ -1,16 +1,30 @@
 //! From a model's kind to its codec and its builder: the only match over models.
 
+#[cfg(feature = "cpu")]
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "cpu")]
+use anyhow::Context;
 use ebb_model::Model;
 use ebb_model::echo::Echo;
+#[cfg(feature = "cpu")]
+use ebb_model::{
+    DeviceChoice,
+    bert::{self, Classifier, Encoder, Tokenizer},
+    sentinel::Sentinel,
+};
 use ebb_queue::{Broker, Clock, ResultStore};
 use ebb_telemetry::{Health, Traces};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "cpu")]
+use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec};
 use crate::codec::{Codec, EchoCodec};
 use crate::config::ModelChoice;
+#[cfg(feature = "cpu")]
+use crate::config::name_of;
 use crate::device::{BuildError, Device, Phases};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
@@ -44,30 +58,11 @@ pub(crate) async fn work(
             work_with(EchoCodec, build, site, stop).await
         }
         #[cfg(feature = "cpu")]
-        ModelChoice::Sentinel(dir, device) => {
-            use ebb_model::sentinel::Sentinel;
-
-            use crate::codec::SentinelCodec;
-
-            let build = move |phases: &mut Phases| {
-                let mut model = phases.time("weights", || match &dir {
-                    Some(dir) => Sentinel::load(dir, device),
-                    None => Sentinel::shipped(device),
-                })?;
-                phases.time("warm-up", || model.warm_up())?;
-                Ok(model)
-            };
-            work_with(SentinelCodec, build, site, stop).await
-        }
+        ModelChoice::Sentinel(dir, device) => sentinel(dir, device, site, stop).await,
         #[cfg(feature = "cpu")]
-        ModelChoice::Bert(dir, device) => {
-            use anyhow::Context;
-            use ebb_model::bert::{Encoder, Tokenizer};
-
-            use crate::codec::EncoderCodec;
-
-            let tokenizer = Tokenizer::load(&dir).context("--model")?;
-            let codec = EncoderCodec::new(tokenizer, crate::config::name_of(&dir));
+        ModelChoice::Encoder(dir, device) => {
+            let settings = bert::Settings::read(&dir).context("--model")?;
+            let codec = EncoderCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
             let build = move |phases: &mut Phases| {
                 let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
                 phases.time("warm-up", || model.warm_up())?;
@@ -75,7 +70,53 @@ pub(crate) async fn work(
             };
             work_with(codec, build, site, stop).await
         }
+        #[cfg(feature = "cpu")]
+        ModelChoice::Classifier(dir, device) => {
+            let settings = bert::Settings::read(&dir).context("--model")?;
+            let codec = ClassifierCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
+            work_with(codec, classifier(dir, device), site, stop).await
+        }
+        #[cfg(feature = "cpu")]
+        ModelChoice::Reranker(dir, device) => {
+            let codec = RerankerCodec::new(tokenizer(&dir)?, name_of(&dir));
+            work_with(codec, classifier(dir, device), site, stop).await
+        }
     }
+}
+
+#[cfg(feature = "cpu")]
+fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
+    Tokenizer::load(dir).context("--model")
+}
+
+#[cfg(feature = "cpu")]
+fn classifier(
+    dir: PathBuf,
+    device: DeviceChoice,
+) -> impl FnMut(&mut Phases) -> Result<Classifier, BuildError> + Send + 'static {
+    move |phases| {
+        let mut model = phases.time("weights", || Classifier::load(&dir, device))?;
+        phases.time("warm-up", || model.warm_up())?;
+        Ok(model)
+    }
+}
+
+#[cfg(feature = "cpu")]
+async fn sentinel(
+    dir: Option<PathBuf>,
+    device: DeviceChoice,
+    site: Site,
+    stop: CancellationToken,
+) -> anyhow::Result<Summary> {
+    let build = move |phases: &mut Phases| {
+        let mut model = phases.time("weights", || match &dir {
+            Some(dir) => Sentinel::load(dir, device),
+            None => Sentinel::shipped(device),
+        })?;
+        phases.time("warm-up", || model.warm_up())?;
+        Ok(model)
+    };
+    work_with(SentinelCodec, build, site, stop).await
 }
 
 async fn work_with<C, M>(

@@ -118,6 +118,12 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
     if let Some(pooling) = &info.pooling {
         lines.push(format!("pooling       {pooling}"));
     }
+    if !info.prompts.is_empty() {
+        lines.push(format!("prompts       {}", info.prompts.join(", ")));
+    }
+    if !info.labels.is_empty() {
+        lines.push(format!("labels        {}", info.labels.join(", ")));
+    }
     let row = |file: &ebb_model::catalog::FileInfo| {
         [file.name.clone(), size(file.bytes), file.sha256.clone()]
     };

@@ -8,6 +8,7 @@ use ebb_queue::{JobResult, Outcome};
 use serde_json::{Value, json};
 
 use crate::choose::Kind;
+use crate::exit::usage;
 use crate::output::grouped;
 
 /// The project's own sentences, one a line; see the build script.
@@ -53,7 +54,8 @@ impl Work {
     pub(crate) fn make(kind: &Kind, n: usize, seed: u64) -> Result<Self> {
         match kind {
             Kind::Encoder => Ok(Self::sentences(n, QUESTIONS.len().min(n / 2))),
-            Kind::Echo => Ok(Self::sentences(n, 0)),
+            Kind::Echo | Kind::Classifier => Ok(Self::sentences(n, 0)),
+            Kind::Reranker => Err(usage("the demo has no queries for a reranker; use ebb up")),
             Kind::Sentinel(None) => Ok(Self::windows(n, WINDOW, seed)),
             Kind::Sentinel(Some(dir)) => Ok(Self::windows(n, window_of(dir)?, seed)),
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::settings::Activation;
+use super::config::Activation;
 
 /// Numbers handled at once: a whole number of registers on every machine.
 const LANES: usize = 16;

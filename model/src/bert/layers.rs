@@ -6,11 +6,11 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::Settings;
+use super::config::Config;
 use super::kernels;
 use super::panels::{Finish, Panels};
-use super::weights::{Dense, Layer};
-use crate::InferError;
+use super::weights::{Dense, Layer, Reader};
+use crate::{InferError, LoadError};
 
 /// Rows of a block: their numbers, also between the two wide products, stay in the second cache.
 const BLOCK: usize = 96;
@@ -25,26 +25,46 @@ pub(crate) enum Layers {
 }
 
 impl Layers {
+    /// Reads them as this processor wants them.
+    pub(crate) fn load(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
+        if Panels::suit() { Self::packed(config, reader) } else { Self::burn(config, reader) }
+    }
+
+    fn packed(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
+        let layers = (0..config.layers).map(|n| reader.layer(n, config, &Panels::pack));
+        Ok(Self::Packed(layers.collect::<Result<_, _>>()?))
+    }
+
+    fn burn(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
+        let device = reader.device().clone();
+        let tensor = |matrix: &[f32], from, to| {
+            Tensor::from_data(TensorData::new(matrix.to_vec(), [from, to]), &device)
+        };
+        let layers = (0..config.layers).map(|n| reader.layer(n, config, &tensor));
+        Ok(Self::Burn(layers.collect::<Result<_, _>>()?, device))
+    }
+
     /// What comes out of the last layer; `rows` goes into the first.
     pub(crate) fn run(
         &self,
         mut rows: Vec<f32>,
         texts: &[Range<usize>],
-        settings: &Settings,
+        config: &Config,
     ) -> Result<Vec<f32>, InferError> {
         match self {
             Self::Packed(layers) => {
                 let mut buffers = Buffers::default();
-                layers.iter().for_each(|layer| layer.run(&mut rows, texts, settings, &mut buffers));
+                layers.iter().for_each(|layer| layer.run(&mut rows, texts, config, &mut buffers));
                 Ok(rows)
             }
             Self::Burn(layers, device) => {
-                let n_tokens = rows.len() / settings.hidden;
-                let mut rows = TensorData::new(rows, [n_tokens, settings.hidden]);
+                let n_tokens = rows.len() / config.hidden;
+                let mut rows = TensorData::new(rows, [n_tokens, config.hidden]);
                 for layer in layers {
-                    rows = layer.run(rows, texts, settings, device)?;
+                    rows = layer.run(rows, texts, config, device)?;
                 }
-                rows.try_into_vec().map_err(|error| InferError::Device(format!("read back: {error}")))
+                rows.try_into_vec()
+                    .map_err(|error| InferError::Device(format!("read back: {error}")))
             }
         }
     }
@@ -70,10 +90,10 @@ impl Layer<Panels> {
         &self,
         rows: &mut [f32],
         texts: &[Range<usize>],
-        settings: &Settings,
+        config: &Config,
         buffers: &mut Buffers,
     ) {
-        let width = settings.hidden;
+        let width = config.hidden;
         let block = block_rows(rows.len() / width, rayon::current_num_threads()) * width;
         let Buffers { qkv, context } = buffers;
         qkv.resize(3 * rows.len(), 0.0);
@@ -83,28 +103,22 @@ impl Layer<Panels> {
         };
         let blocks = rows.par_chunks(block).zip(qkv.par_chunks_mut(3 * block));
         blocks.for_each_init(Vec::new, project);
-        kernels::attend(qkv, texts, settings.heads, &self.qkv.bias, context);
+        kernels::attend(qkv, texts, config.heads, &self.qkv.bias, context);
         let blocks = rows.par_chunks_mut(block).zip(context.par_chunks(block));
         blocks.for_each_init(Scratch::default, |scratch, (rows, context)| {
-            self.finish(rows, context, settings, scratch);
+            self.finish(rows, context, config, scratch);
         });
     }
 
     /// All that follows attention, for a block of rows.
-    fn finish(
-        &self,
-        rows: &mut [f32],
-        context: &[f32],
-        settings: &Settings,
-        scratch: &mut Scratch,
-    ) {
+    fn finish(&self, rows: &mut [f32], context: &[f32], config: &Config, scratch: &mut Scratch) {
         let Scratch { packed, attended, inner } = scratch;
-        let n_rows = rows.len() / settings.hidden;
+        let n_rows = rows.len() / config.hidden;
         attended.resize(rows.len(), 0.0);
         inner.resize(n_rows * self.up.matrix.to(), 0.0);
         self.out.matrix.multiply(context, None, packed, attended);
         kernels::add_norm_here(attended, &self.out.bias, rows, &self.attention_norm);
-        let finish = Finish { bias: &self.up.bias, activation: settings.activation };
+        let finish = Finish { bias: &self.up.bias, activation: config.activation };
         self.up.matrix.multiply(attended, Some(finish), packed, inner);
         self.down.matrix.multiply(inner, None, packed, rows);
         kernels::add_norm_here(rows, &self.down.bias, attended, &self.output_norm);
@@ -122,12 +136,12 @@ impl Layer<Tensor<2>> {
         &self,
         rows: TensorData,
         texts: &[Range<usize>],
-        settings: &Settings,
+        config: &Config,
         device: &Device,
     ) -> Result<TensorData, InferError> {
         let (mut rows, mut qkv) = product(rows, &self.qkv, device)?;
         let mut context = vec![0.0; rows.num_elements()];
-        kernels::attend(values(&mut qkv)?, texts, settings.heads, &self.qkv.bias, &mut context);
+        kernels::attend(values(&mut qkv)?, texts, config.heads, &self.qkv.bias, &mut context);
         drop(qkv);
 
         let context = TensorData::new(context, rows.shape().clone());
@@ -136,7 +150,7 @@ impl Layer<Tensor<2>> {
         kernels::add_norm(attention, &self.out.bias, values(&mut rows)?, &self.attention_norm);
 
         let (mut attended, mut inner) = product(attended, &self.up, device)?;
-        kernels::activate(values(&mut inner)?, &self.up.bias, settings.activation);
+        kernels::activate(values(&mut inner)?, &self.up.bias, config.activation);
         let (_, mut output) = product(inner, &self.down, device)?;
         let residual = values(&mut attended)?;
         kernels::add_norm(values(&mut output)?, &self.down.bias, residual, &self.output_norm);
@@ -164,7 +178,27 @@ fn values(data: &mut TensorData) -> Result<&mut [f32], InferError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK, block_rows};
+    use std::path::Path;
+
+    use super::super::Settings;
+    use super::*;
+    use crate::DeviceChoice;
+
+    #[test]
+    fn packed_weights_give_what_burn_gives() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+        let config = Settings::read(&dir).unwrap().config;
+        let open = || Reader::open(&dir, config.family, DeviceChoice::Cpu.open()).unwrap();
+        let packed = Layers::packed(&config, &mut open()).unwrap();
+        let burn = Layers::burn(&config, &mut open()).unwrap();
+        let texts = [0..1, 1..3, 3..10, 10..130, 130..133];
+        let rows: Vec<f32> = (0..133 * config.hidden).map(|n| (n as f32).sin()).collect();
+        let found = packed.run(rows.clone(), &texts, &config).unwrap();
+        let expected = burn.run(rows, &texts, &config).unwrap();
+        for (x, y) in found.iter().zip(&expected) {
+            assert!((x - y).abs() < 1e-5, "{x} {y}");
+        }
+    }
 
     #[test]
     fn blocks_are_as_many_for_each_thread_and_fit_the_cache() {

@@ -1,24 +1,58 @@
-//! Sentence encoders of the BERT family, from a directory in the Hugging Face layout.
+//! Models of the BERT family, from a directory in the Hugging Face layout.
 //!
 //! The vectors are those of sentence-transformers: same tokens, same cut, same pooling.
 
 #[cfg(feature = "cpu")]
+mod body;
+#[cfg(feature = "cpu")]
+mod classifier;
+mod config;
+#[cfg(feature = "cpu")]
 mod encoder;
+mod family;
+#[cfg(feature = "cpu")]
+mod head;
 #[cfg(feature = "cpu")]
 mod kernels;
 #[cfg(feature = "cpu")]
 mod layers;
+mod modules;
 #[cfg(feature = "cpu")]
 mod panels;
 mod settings;
+mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
 #[cfg(feature = "cpu")]
 mod weights;
 
 #[cfg(feature = "cpu")]
+pub use classifier::{Classification, Classifier};
+#[cfg(feature = "cpu")]
 pub use encoder::{Embedding, Encoder};
+pub use family::{Family, MODEL_TYPES};
+pub use modules::Pooling;
+pub use settings::Settings;
 pub(crate) use settings::read_json;
-pub use settings::{Pooling, Settings};
+pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
 pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer, Tokens};
+
+/// Batches of a few shapes, for what happens once.
+#[cfg(feature = "cpu")]
+fn warm_up_batches(max_tokens: usize) -> impl Iterator<Item = Vec<Vec<Tokens>>> {
+    let shapes = [(1, 8), (1, 64), (8, 64)].into_iter();
+    shapes.map(move |(n_texts, n_tokens)| {
+        let text = Tokens::from_ids(vec![0; n_tokens.min(max_tokens)]);
+        vec![vec![text]; n_texts]
+    })
+}
+
+/// Refuses an output that is no number.
+#[cfg(feature = "cpu")]
+fn finite(output: &[f32]) -> Result<(), crate::ItemError> {
+    if output.iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    Err(crate::ItemError::new("output is not finite; the weights do not suit this input"))
+}

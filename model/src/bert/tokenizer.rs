@@ -7,6 +7,7 @@ use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, TruncationParams};
 
 use super::Settings;
+use super::settings::Prompts;
 use crate::{ItemError, LoadError};
 
 /// A text longer than this is refused: cutting it to tokens would hold a thread for too long.
@@ -16,13 +17,15 @@ pub const MAX_TEXT_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tokens {
     ids: Vec<u32>,
+    /// As long as the ids, or empty where all are of the first type.
+    types: Vec<u32>,
 }
 
 #[expect(clippy::len_without_is_empty, reason = "a text has its special tokens at least")]
 impl Tokens {
     /// Tokens made elsewhere; the encoder refuses what does not fit it.
     pub fn from_ids(ids: Vec<u32>) -> Self {
-        Self { ids }
+        Self { ids, types: Vec::new() }
     }
 
     /// How many there are: what the text costs.
@@ -34,13 +37,18 @@ impl Tokens {
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
+
+    /// To which text of a pair each belongs; empty where all are of the first type.
+    pub(crate) fn types(&self) -> &[u32] {
+        &self.types
+    }
 }
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
-    prompt: Arc<str>,
+    prompts: Arc<Prompts>,
     max_tokens: usize,
 }
 
@@ -64,31 +72,77 @@ impl Tokenizer {
             let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(own);
             inner.with_normalizer(Some(Sequence::new(all.collect())));
         }
-        Ok(Self { inner: Arc::new(inner), prompt: settings.prompt.into(), max_tokens: max_length })
+        Ok(Self {
+            inner: Arc::new(inner),
+            prompts: settings.prompts.into(),
+            max_tokens: max_length,
+        })
     }
 
-    /// Cuts a text into tokens, at most [`Self::max_tokens`] of them.
-    pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
-        if text.len() > MAX_TEXT_BYTES {
-            return Err(ItemError::new(format!(
-                "input is a text of {} bytes; send at most {MAX_TEXT_BYTES}",
-                text.len()
-            )));
+    /// Cuts a query and a document into the tokens of one pair, the longer of them first where
+    /// there are too many.
+    pub fn tokenize_pair(&self, query: &str, document: &str) -> Result<Tokens, ItemError> {
+        check_length("query", query)?;
+        check_length("document", document)?;
+        let encoding = self.inner.encode_fast((query, document), true);
+        let encoding =
+            encoding.map_err(|error| ItemError::new(format!("the pair cannot be cut: {error}")))?;
+        let mut types = encoding.get_type_ids().to_vec();
+        if types.iter().all(|of| *of == 0) {
+            types.clear();
         }
-        let encoding = if self.prompt.is_empty() {
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types })
+    }
+
+    /// The prompt of this name; without one that of the model, which is mostly empty.
+    pub fn prompt(&self, name: Option<&str>) -> Result<&str, ItemError> {
+        let Some(name) = name else { return Ok(&self.prompts.default) };
+        let Some(prompt) = self.prompts.named.get(name) else {
+            let known: Vec<&str> = self.prompts.named.keys().map(String::as_str).collect();
+            let remedy = match known[..] {
+                [] => "the model has no prompts, leave it out".to_owned(),
+                _ => format!("the model's are {}", known.join(", ")),
+            };
+            return Err(ItemError::new(format!("prompt_name is {name:?}; {remedy}")));
+        };
+        if !self.prompts.are_pooled && !prompt.is_empty() {
+            let why = "the model leaves prompts out of the pooling, which is not known here";
+            return Err(ItemError::new(format!("prompt_name is {name:?}; {why}")));
+        }
+        Ok(prompt)
+    }
+
+    /// Cuts a text into tokens, at most [`Self::max_tokens`] of them, with the model's own prompt.
+    pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
+        self.tokenize_after(&self.prompts.default, text)
+    }
+
+    /// Cuts a text with this before it.
+    pub fn tokenize_after(&self, prompt: &str, text: &str) -> Result<Tokens, ItemError> {
+        check_length("input", text)?;
+        let encoding = if prompt.is_empty() {
             self.inner.encode_fast(text, true)
         } else {
-            self.inner.encode_fast(format!("{}{text}", self.prompt), true)
+            self.inner.encode_fast(format!("{prompt}{text}"), true)
         };
         let encoding = encoding
             .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec() })
+        Ok(Tokens::from_ids(encoding.get_ids().to_vec()))
     }
 
     /// Tokens a text is cut to.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
+}
+
+fn check_length(field: &str, text: &str) -> Result<(), ItemError> {
+    if text.len() <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    let n_bytes = text.len();
+    let message = format!("{field} is a text of {n_bytes} bytes; send at most {MAX_TEXT_BYTES}");
+    Err(ItemError::new(message))
 }
 
 fn lowers_case(normalizer: &NormalizerWrapper) -> bool {

@@ -1,9 +1,15 @@
-//! An encoder's weights as they are stored, ready for the device.
+//! A model's weights as they are stored, ready for the device.
 
-use std::io::{Read, Seek};
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
-use super::Settings;
+use burn::tensor::Device;
+
+use super::Tokens;
+use super::config::Config;
+use super::family::{Family, Part};
+use super::head::Linear;
 use super::kernels::Norm;
 use crate::LoadError;
 use crate::safetensors::Weights;
@@ -31,82 +37,124 @@ pub(crate) struct Layer<M> {
 /// Everything before the first layer.
 #[derive(Debug)]
 pub(crate) struct Embeddings {
-    pub(crate) words: Vec<f32>,
-    /// Positions, with the vector of the one token type added.
-    pub(crate) positions: Vec<f32>,
+    width: usize,
+    words: Vec<f32>,
+    /// Positions, with the vector of the first token type added.
+    positions: Vec<f32>,
+    /// Rows of `positions` before that of the first token; the one before it is the padding's.
+    first_position: usize,
+    /// What the other token types have more than the first.
+    types: Vec<f32>,
     pub(crate) norm: Norm,
 }
 
-/// Reads the weights of `settings` from `dir/model.safetensors`. `prepare` makes of each matrix, given
-/// row by row with its number of rows and columns, what the products want.
-pub(crate) fn load<M>(
-    dir: &Path,
-    settings: &Settings,
-    prepare: impl Fn(&[f32], usize, usize) -> M,
-) -> Result<(Embeddings, Vec<Layer<M>>), LoadError> {
-    let path = dir.join("model.safetensors");
-    let weights = Weights::open(&path)?;
-    // Saved alone, or as a part of a larger model.
-    let prefix = ["", "bert."]
-        .into_iter()
-        .find(|prefix| {
-            weights.entries().contains_key(&format!("{prefix}embeddings.word_embeddings.weight"))
-        })
-        .ok_or_else(|| {
-            let message = "is missing; the file does not hold a BertModel";
-            LoadError::tensor(&path, "embeddings.word_embeddings.weight", message)
-        })?;
-    let mut reader = Reader { weights, prefix, settings, prepare };
-    let embeddings = reader.embeddings()?;
-    let layers = (0..settings.layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
-    Ok((embeddings, layers))
+impl Embeddings {
+    /// Appends the vectors of a text's tokens, before the norm.
+    pub(crate) fn embed(&self, text: &Tokens, rows: &mut Vec<f32>) {
+        let width = self.width;
+        let start = rows.len();
+        let mut position = self.first_position;
+        for id in text.ids() {
+            // In RoBERTa a padding token in the midst of a text has a place of its own.
+            let is_padding = *id as usize + 1 == self.first_position;
+            let row = if is_padding { self.first_position - 1 } else { position };
+            position += usize::from(!is_padding);
+            let word = &self.words[*id as usize * width..][..width];
+            let place = &self.positions[row * width..][..width];
+            rows.extend(word.iter().zip(place).map(|(word, place)| word + place));
+        }
+        if self.types.is_empty() {
+            return;
+        }
+        for (row, of) in rows[start..].chunks_exact_mut(width).zip(text.types()) {
+            let more = &self.types[*of as usize * width..][..width];
+            row.iter_mut().zip(more).for_each(|(x, more)| *x += more);
+        }
+    }
 }
 
-struct Reader<'a, R, F> {
-    weights: Weights<R>,
+/// The weights file of a model, for its body and its head.
+pub(crate) struct Reader {
+    weights: Weights<BufReader<File>>,
     prefix: &'static str,
-    settings: &'a Settings,
-    prepare: F,
+    device: Device,
 }
 
-impl<R, F, M> Reader<'_, R, F>
-where
-    R: Read + Seek,
-    F: Fn(&[f32], usize, usize) -> M,
-{
+const WORDS: &str = "embeddings.word_embeddings.weight";
+
+impl Reader {
+    /// Opens `dir/model.safetensors`.
+    pub(crate) fn open(dir: &Path, family: Family, device: Device) -> Result<Self, LoadError> {
+        let path = dir.join("model.safetensors");
+        let weights = Weights::open(&path)?;
+        // Saved alone, or as a part of a larger model.
+        let own = family.prefix();
+        let holds = |prefix: &&str| weights.entries().contains_key(&format!("{prefix}{WORDS}"));
+        let Some(prefix) = ["", own].into_iter().find(holds) else {
+            let message = format!(
+                "is missing, with {own} before it too; the file does not hold such a model"
+            );
+            return Err(LoadError::tensor(&path, WORDS, message));
+        };
+        Ok(Self { weights, prefix, device })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A tensor of the transformer.
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         self.weights.read(&format!("{}{name}", self.prefix), shape)
     }
 
-    fn embeddings(&mut self) -> Result<Embeddings, LoadError> {
-        let Settings { hidden, vocabulary, positions, token_types, .. } = *self.settings;
+    pub(crate) fn embeddings(&mut self, config: &Config) -> Result<Embeddings, LoadError> {
+        let Config { hidden, vocabulary, positions, first_position, token_types, .. } = *config;
         let table = |name| format!("embeddings.{name}_embeddings.weight");
-        let words = self.read(&table("word"), &[vocabulary, hidden])?;
-        let mut position = self.read(&table("position"), &[positions, hidden])?;
-        let token_type = self.read(&table("token_type"), &[token_types, hidden])?;
-        for row in position.chunks_exact_mut(hidden) {
-            row.iter_mut().zip(&token_type).for_each(|(x, of_type)| *x += of_type);
+        let words = self.read(WORDS, &[vocabulary, hidden])?;
+        let rows = positions + first_position;
+        let mut positions = self.read(&table("position"), &[rows, hidden])?;
+        let mut types = Vec::new();
+        if token_types > 0 {
+            types = self.read(&table("token_type"), &[token_types, hidden])?;
+            let first = types[..hidden].to_vec();
+            let add = |row: &mut [f32]| row.iter_mut().zip(&first).for_each(|(x, of)| *x += of);
+            positions.chunks_exact_mut(hidden).for_each(add);
+            let less = |row: &mut [f32]| row.iter_mut().zip(&first).for_each(|(x, of)| *x -= of);
+            types.chunks_exact_mut(hidden).for_each(less);
         }
-        let norm = self.norm("embeddings.LayerNorm")?;
-        Ok(Embeddings { words, positions: position, norm })
+        let norm = self.norm("embeddings.LayerNorm", config)?;
+        Ok(Embeddings { width: hidden, words, positions, first_position, types, norm })
     }
 
-    fn layer(&mut self, n: usize) -> Result<Layer<M>, LoadError> {
-        let Settings { hidden, intermediate, .. } = *self.settings;
-        let name = |part: &str| format!("encoder.layer.{n}.{part}");
-        let qkv = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
+    /// A layer. `prepare` makes of each matrix, given row by row with its number of rows and columns,
+    /// what the products want.
+    pub(crate) fn layer<M>(
+        &mut self,
+        n: usize,
+        config: &Config,
+        prepare: &impl Fn(&[f32], usize, usize) -> M,
+    ) -> Result<Layer<M>, LoadError> {
+        let Config { hidden, intermediate, family, .. } = *config;
+        let name = |part| family.name(n, part);
+        let qkv = [Part::Query, Part::Key, Part::Value].map(name);
         Ok(Layer {
-            qkv: self.dense(&[&qkv[0], &qkv[1], &qkv[2]], hidden, hidden)?,
-            out: self.dense(&[&name("attention.output.dense")], hidden, hidden)?,
-            attention_norm: self.norm(&name("attention.output.LayerNorm"))?,
-            up: self.dense(&[&name("intermediate.dense")], hidden, intermediate)?,
-            down: self.dense(&[&name("output.dense")], intermediate, hidden)?,
-            output_norm: self.norm(&name("output.LayerNorm"))?,
+            qkv: self.dense(&[&qkv[0], &qkv[1], &qkv[2]], (hidden, hidden), prepare)?,
+            out: self.dense(&[&name(Part::Attended)], (hidden, hidden), prepare)?,
+            attention_norm: self.norm(&name(Part::AttentionNorm), config)?,
+            up: self.dense(&[&name(Part::Up)], (hidden, intermediate), prepare)?,
+            down: self.dense(&[&name(Part::Down)], (intermediate, hidden), prepare)?,
+            output_norm: self.norm(&name(Part::OutputNorm), config)?,
         })
     }
 
     /// The dense layers `names`, side by side as one. They are stored as `[out, in]`.
-    fn dense(&mut self, names: &[&str], from: usize, to: usize) -> Result<Dense<M>, LoadError> {
+    fn dense<M>(
+        &mut self,
+        names: &[&str],
+        (from, to): (usize, usize),
+        prepare: &impl Fn(&[f32], usize, usize) -> M,
+    ) -> Result<Dense<M>, LoadError> {
         let width = names.len() * to;
         let mut matrix = vec![0.0; from * width];
         let mut bias = Vec::with_capacity(width);
@@ -119,18 +167,29 @@ where
             }
             bias.extend(self.read(&format!("{name}.bias"), &[to])?);
         }
-        Ok(Dense { matrix: (self.prepare)(&matrix, from, width), bias })
+        Ok(Dense { matrix: prepare(&matrix, from, width), bias })
     }
 
-    fn norm(&mut self, name: &str) -> Result<Norm, LoadError> {
-        let shape = [self.settings.hidden];
+    /// A dense layer of the head, by its whole name.
+    pub(crate) fn linear(
+        &mut self,
+        name: &str,
+        from: usize,
+        to: usize,
+    ) -> Result<Linear, LoadError> {
+        let stored = self.weights.read(&format!("{name}.weight"), &[to, from])?;
+        Ok(Linear::new(&stored, self.weights.read(&format!("{name}.bias"), &[to])?))
+    }
+
+    fn norm(&mut self, name: &str, config: &Config) -> Result<Norm, LoadError> {
+        let shape = [config.hidden];
         // Checkpoints converted from TensorFlow say gamma and beta.
         let old = self.weights.entries().contains_key(&format!("{}{name}.gamma", self.prefix));
         let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
         Ok(Norm {
             scale: self.read(&format!("{name}.{scale}"), &shape)?,
             shift: self.read(&format!("{name}.{shift}"), &shape)?,
-            eps: self.settings.layer_norm_eps,
+            eps: config.layer_norm_eps,
         })
     }
 }

@@ -32,11 +32,9 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
     let weights = dir.join("model.safetensors");
     let complete = weights.is_file()
         && match catalog::recognise(dir) {
-            // The settings name the files they need.
-            Ok(ModelKind::Bert) => {
-                Settings::read(dir).is_ok() && dir.join("tokenizer.json").is_file()
-            }
             Ok(ModelKind::Sentinel) => true,
+            // The settings name the files they need.
+            Ok(_) => Settings::read(dir).is_ok() && dir.join("tokenizer.json").is_file(),
             Err(_) => false,
         };
     let Some(known) = known else { return complete };

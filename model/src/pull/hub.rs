@@ -149,7 +149,7 @@ impl Hub<'_> {
         for name in names.filter(|name| is_wanted(name)) {
             self.link(revision, folder, staging, name, progress)?;
         }
-        if catalog::recognise(staging)? == ModelKind::Bert {
+        if catalog::recognise(staging)? != ModelKind::Sentinel {
             Settings::read(staging)?;
         }
         self.link(revision, folder, staging, WEIGHTS, progress)

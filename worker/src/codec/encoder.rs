@@ -2,30 +2,42 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ebb_model::bert::{Embedding, Tokenizer, Tokens};
+use ebb_model::bert::{Embedding, Settings, Tokenizer, Tokens};
 use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
-use ebb_queue::{JSON, Job, PROTOBUF};
+use ebb_queue::{Job, PROTOBUF};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::texts::{self, Input, Usage};
 use super::{Answer, BadJob, Codec};
 use crate::batcher::Size;
-
-/// Texts in one job, as many as OpenAI takes.
-const MAX_TEXTS: usize = 2048;
 
 /// Speaks for [`ebb_model::bert::Encoder`].
 #[derive(Debug)]
 pub struct EncoderCodec {
     tokenizer: Tokenizer,
+    dimensions: usize,
+    of_length_one: bool,
     model: String,
 }
 
 impl EncoderCodec {
     /// Cuts texts with this tokenizer, and answers in the name of this model.
     #[must_use]
-    pub fn new(tokenizer: Tokenizer, model: String) -> Self {
-        Self { tokenizer, model }
+    pub fn new(tokenizer: Tokenizer, settings: &Settings, model: String) -> Self {
+        let (dimensions, of_length_one) = (settings.hidden(), settings.normalize);
+        Self { tokenizer, dimensions, of_length_one, model }
+    }
+
+    /// Refuses more numbers than the model has.
+    fn check_dimensions(&self, asked: Option<u64>) -> Result<(), BadJob> {
+        match asked {
+            Some(n) if n == 0 || n > self.dimensions as u64 => {
+                let own = self.dimensions;
+                Err(BadJob(format!("dimensions is {n}; the model has {own}, ask for 1 to {own}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -37,14 +49,7 @@ struct Request {
     #[expect(dead_code, reason = "read so that a wrong one is refused; the answer looks again")]
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Input {
-    One(String),
-    Several(Vec<String>),
-    Other(serde::de::IgnoredAny),
+    prompt_name: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -55,11 +60,12 @@ enum EncodingFormat {
     Base64,
 }
 
-/// The one field of a request that its answer depends on.
+/// The fields of a request that its answer depends on.
 #[derive(Debug, Default, Deserialize)]
 struct Format {
     #[serde(default)]
     encoding_format: EncodingFormat,
+    dimensions: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -84,32 +90,22 @@ enum Vector<'a> {
     Base64(String),
 }
 
-#[derive(Debug, Serialize)]
-struct Usage {
-    prompt_tokens: usize,
-    total_tokens: usize,
-}
-
 impl Codec for EncoderCodec {
     type Input = Vec<Tokens>;
     type Output = Vec<Embedding>;
 
     fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
-        let texts = texts(job)?;
-        if texts.is_empty() || texts.len() > MAX_TEXTS {
-            let n = texts.len();
-            return Err(BadJob(format!("input has {n} texts; send 1 to {MAX_TEXTS}")));
-        }
-        let tokens = texts.iter().map(|text| self.tokenizer.tokenize(text));
-        tokens.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))
+        let request = request(job)?;
+        self.check_dimensions(request.dimensions)?;
+        let prompt = request.prompt_name.as_deref();
+        texts::tokenize(&self.tokenizer, prompt, &request.input.texts()?)
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
-        let length = texts.iter().map(Tokens::len).max().unwrap_or(1);
-        Size { rows: texts.len(), length }
+        texts::size(texts)
     }
 
-    fn encode(&self, embeddings: Vec<Embedding>, job: &Job) -> Answer {
+    fn encode(&self, mut embeddings: Vec<Embedding>, job: &Job) -> Answer {
         let n_tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
         if job.content_type() == PROTOBUF {
             let vectors = embeddings.into_iter().map(|embedding| embedding.vector);
@@ -119,6 +115,9 @@ impl Codec for EncoderCodec {
             return Answer { content_type: PROTOBUF, body, alert: None };
         }
         let format: Format = super::json(job).unwrap_or_default();
+        if let Some(n) = format.dimensions {
+            embeddings.iter_mut().for_each(|one| one.shorten(n, self.of_length_one));
+        }
         let data = embeddings.iter().enumerate().map(|(index, embedding)| {
             let vector = match format.encoding_format {
                 EncodingFormat::Float => Vector::Float(&embedding.vector),
@@ -126,30 +125,19 @@ impl Codec for EncoderCodec {
             };
             Item { object: "embedding", index, embedding: vector }
         });
-        let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-        let response = Response { object: "list", data: data.collect(), model: &self.model, usage };
-        let body = serde_json::to_vec(&response).expect("no map and no foreign type in it");
-        Answer { content_type: JSON, body: body.into(), alert: None }
+        let usage = Usage::of(n_tokens);
+        texts::answer(&Response { object: "list", data: data.collect(), model: &self.model, usage })
     }
 }
 
-fn texts(job: &Job) -> Result<Vec<String>, BadJob> {
-    if job.content_type() == PROTOBUF {
-        let request = EmbeddingRequest::decode(job.body.clone());
-        return Ok(request.map_err(|error| BadJob(format!("body: {error}")))?.input);
+fn request(job: &Job) -> Result<Request, BadJob> {
+    if job.content_type() != PROTOBUF {
+        return super::json(job);
     }
-    let request: Request = super::json(job)?;
-    if let Some(dimensions) = request.dimensions {
-        let remedy = "leave it out, the model's own width is used";
-        return Err(BadJob(format!("dimensions is {dimensions}; {remedy}")));
-    }
-    match request.input {
-        Input::One(text) => Ok(vec![text]),
-        Input::Several(texts) => Ok(texts),
-        Input::Other(_) => {
-            Err(BadJob("input is neither a text nor a list of texts; send text, not tokens".into()))
-        }
-    }
+    let request = EmbeddingRequest::decode(job.body.clone());
+    let texts = request.map_err(|error| BadJob(format!("body: {error}")))?.input;
+    let (input, encoding_format) = (Input::Several(texts), EncodingFormat::Float);
+    Ok(Request { input, encoding_format, dimensions: None, prompt_name: None })
 }
 
 /// Little-endian floats, as OpenAI's clients unpack them.
@@ -163,6 +151,7 @@ mod tests {
     use ebb_queue::Timestamp;
 
     use super::*;
+    use crate::codec::fixture;
 
     fn job(body: &str) -> Job {
         Job::new(body.to_owned(), Timestamp::UNIX_EPOCH)
@@ -175,28 +164,62 @@ mod tests {
             (r#"{"input": ["a", "b"], "model": "x", "user": "y"}"#, vec!["a", "b"]),
             (r#"{"input": "", "encoding_format": "base64"}"#, vec![""]),
         ] {
-            assert_eq!(texts(&job(body)).unwrap(), expected, "{body}");
+            assert_eq!(request(&job(body)).unwrap().input.texts().unwrap(), expected, "{body}");
         }
         let mut binary = Job::new(
             EmbeddingRequest { input: vec!["a".into()] }.encode_to_vec(),
             Timestamp::UNIX_EPOCH,
         );
         binary.headers.content_type = Some(PROTOBUF.to_owned());
-        assert_eq!(texts(&binary).unwrap(), ["a"]);
+        assert_eq!(request(&binary).unwrap().input.texts().unwrap(), ["a"]);
+    }
+
+    fn codec(name: &str) -> EncoderCodec {
+        let dir = fixture(name);
+        let settings = Settings::read(&dir).unwrap();
+        EncoderCodec::new(Tokenizer::load(&dir).unwrap(), &settings, "tiny".into())
     }
 
     #[test]
     fn what_cannot_be_answered_is_named() {
+        let codec = codec("tiny-xlm-roberta");
         for (body, says) in [
             ("not JSON", "body: "),
             ("{}", "missing field `input`"),
             (r#"{"input": [1, 2]}"#, "send text, not tokens"),
-            (r#"{"input": "a", "dimensions": 64}"#, "dimensions is 64; leave it out"),
+            (r#"{"input": []}"#, "input has 0 texts"),
+            (r#"{"input": "a", "dimensions": 17}"#, "dimensions is 17; the model has 16"),
+            (r#"{"input": "a", "dimensions": 0}"#, "dimensions is 0; the model has 16"),
+            (r#"{"input": "a", "prompt_name": "x"}"#, "the model's are document, query"),
             (r#"{"input": "a", "encoding_format": "hex"}"#, "expected `float` or `base64`"),
         ] {
-            let error = texts(&job(body)).expect_err(body).to_string();
+            let error = codec.decode(&job(body)).expect_err(body).to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn a_shorter_vector_has_the_length_of_the_models_own() {
+        let body = r#"{"input": "a", "dimensions": 2}"#;
+        for (name, expected) in [("tiny-xlm-roberta", [0.6, 0.8]), ("tiny-distilbert", [3.0, 4.0])]
+        {
+            let codec = codec(name);
+            let mut vector = vec![1.0; 16];
+            vector[..2].copy_from_slice(&[3.0, 4.0]);
+            let answer = codec.encode(vec![Embedding { vector, tokens: 3 }], &job(body));
+            let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            let found: Vec<f32> =
+                serde_json::from_value(answer["data"][0]["embedding"].clone()).unwrap();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_cut_with_its_text() {
+        let codec = codec("tiny-xlm-roberta");
+        let asked = codec.decode(&job(r#"{"input": "warm", "prompt_name": "query"}"#)).unwrap();
+        let written = codec.decode(&job(r#"{"input": "query: warm"}"#)).unwrap();
+        assert_eq!(asked, written);
     }
 
     #[test]

@@ -2,20 +2,30 @@
 //!
 //! One file per model; the only ones in this crate that know the generated protobuf types.
 
+#[cfg(feature = "cpu")]
+mod classifier;
 mod echo;
 #[cfg(feature = "cpu")]
 mod encoder;
 #[cfg(feature = "cpu")]
+mod reranker;
+#[cfg(feature = "cpu")]
 mod sentinel;
+#[cfg(feature = "cpu")]
+mod texts;
 
 use bytes::Bytes;
 use ebb_queue::Job;
 
 use crate::batcher::Size;
 
+#[cfg(feature = "cpu")]
+pub use classifier::ClassifierCodec;
 pub use echo::EchoCodec;
 #[cfg(feature = "cpu")]
 pub use encoder::EncoderCodec;
+#[cfg(feature = "cpu")]
+pub use reranker::RerankerCodec;
 #[cfg(feature = "cpu")]
 pub use sentinel::SentinelCodec;
 
@@ -58,4 +68,10 @@ pub struct Answer {
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
 fn json<T: serde::de::DeserializeOwned>(job: &Job) -> Result<T, BadJob> {
     serde_json::from_slice(&job.body).map_err(|error| BadJob(format!("body: {error}")))
+}
+
+/// A tiny model that is committed beside the tests of the models.
+#[cfg(all(test, feature = "cpu"))]
+fn fixture(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data").join(name)
 }

@@ -1,0 +1,70 @@
+//! From a text, or a pair of texts, to the scores of labels.
+
+use std::path::Path;
+
+use super::body::Body;
+use super::head::SequenceHead;
+use super::weights::Reader;
+use super::{Settings, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+
+/// What a classifier found of one text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classification {
+    /// One number per label, as the head gave it.
+    pub logits: Vec<f32>,
+    /// The same, as [`super::Problem`] reads it.
+    pub scores: Vec<f32>,
+    /// Tokens the text was cut to.
+    pub tokens: usize,
+}
+
+/// A classifier on its device.
+#[derive(Debug)]
+pub struct Classifier {
+    settings: Settings,
+    body: Body,
+    head: SequenceHead,
+}
+
+impl Classifier {
+    /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
+    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        let settings = Settings::read(dir)?;
+        let config = settings.config.clone();
+        let mut reader = Reader::open(dir, config.family, device.open())?;
+        let n_labels = settings.labels().len();
+        let head = SequenceHead::load(&mut reader, config.family, config.hidden, n_labels)?;
+        let body = Body::load(config, &mut reader)?;
+        Ok(Self { settings, body, head })
+    }
+
+    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    pub fn warm_up(&mut self) -> Result<(), InferError> {
+        for batch in super::warm_up_batches(self.settings.max_tokens) {
+            self.infer(&batch)?;
+        }
+        Ok(())
+    }
+}
+
+impl Model for Classifier {
+    /// The texts of one job.
+    type Input = Vec<Tokens>;
+    /// What was found of its texts, in their order.
+    type Output = Vec<Classification>;
+
+    fn infer(
+        &mut self,
+        batch: &[Vec<Tokens>],
+    ) -> Result<Vec<Result<Vec<Classification>, ItemError>>, InferError> {
+        let width = self.settings.hidden();
+        let head = |rows: &[f32], text: &Tokens| {
+            let logits = self.head.apply(&rows[..width]);
+            super::finite(&logits)?;
+            let scores = self.settings.problem().scores(&logits);
+            Ok(Classification { logits, scores, tokens: text.len() })
+        };
+        self.body.infer(batch, |text| text, head)
+    }
+}

@@ -1,0 +1,156 @@
+//! `modules.json` and what it leads to: how an encoder makes one vector of many.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::read_json;
+use crate::LoadError;
+
+/// How the vectors of the tokens become one vector of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// The average of all tokens.
+    Mean,
+    /// The first token.
+    Cls,
+    /// The largest value of any token, per dimension.
+    Max,
+    /// The last token.
+    LastToken,
+}
+
+impl std::fmt::Display for Pooling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Max => "max",
+            Self::LastToken => "last token",
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct ModuleEntry {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// `pooling_mode` is the newer form, a name or a list of names; the flags are the older.
+#[derive(Deserialize)]
+struct PoolingFile {
+    pooling_mode: Option<PoolingMode>,
+    #[serde(default)]
+    pooling_mode_cls_token: bool,
+    #[serde(default)]
+    pooling_mode_mean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_max_tokens: bool,
+    #[serde(default)]
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    #[serde(default)]
+    pooling_mode_weightedmean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_lasttoken: bool,
+    #[serde(default = "yes")]
+    include_prompt: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PoolingMode {
+    One(String),
+    Several(Vec<String>),
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What `modules.json` lists: the transformer, a pooling, perhaps a normalisation.
+pub(crate) struct Modules {
+    pub(crate) transformer: PathBuf,
+    pub(crate) pooling: Pooling,
+    pub(crate) include_prompt: bool,
+    pub(crate) normalize: bool,
+}
+
+impl Modules {
+    /// A bare transformer is averaged, as sentence-transformers does.
+    pub(crate) fn none(dir: &Path) -> Self {
+        Self {
+            transformer: dir.to_owned(),
+            pooling: Pooling::Mean,
+            include_prompt: true,
+            normalize: false,
+        }
+    }
+
+    /// Reads `modules.json`, where there is one.
+    pub(crate) fn read(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("modules.json");
+        let mut modules = Self::none(dir);
+        if !path.exists() {
+            return Ok(modules);
+        }
+        let entries: Vec<ModuleEntry> = read_json(&path)?;
+        for (place, entry) in entries.iter().enumerate() {
+            // The package path differs between versions, the class name does not.
+            let class = entry.kind.rsplit('.').next().unwrap_or(&entry.kind);
+            match (class, place) {
+                ("Transformer", 0) if entry.path.is_empty() => {}
+                ("Pooling", 1) => {
+                    let path = dir.join(&entry.path).join("config.json");
+                    let file: PoolingFile = read_json(&path)?;
+                    modules.include_prompt = file.include_prompt;
+                    modules.pooling = file.mode(&path)?;
+                }
+                ("Normalize", 2) => modules.normalize = true,
+                _ => {
+                    let field = format!("module {place}");
+                    let found = format!("{} in {:?}", entry.kind, entry.path);
+                    let remedy =
+                        "known are Transformer in \"\", Pooling, and Normalize, in this order";
+                    return Err(LoadError::unsupported(&path, &field, found, remedy));
+                }
+            }
+        }
+        Ok(modules)
+    }
+}
+
+impl PoolingFile {
+    fn mode(&self, path: &Path) -> Result<Pooling, LoadError> {
+        let flags = [
+            ("cls", self.pooling_mode_cls_token),
+            ("max", self.pooling_mode_max_tokens),
+            ("mean", self.pooling_mode_mean_tokens),
+            ("mean_sqrt_len_tokens", self.pooling_mode_mean_sqrt_len_tokens),
+            ("weightedmean", self.pooling_mode_weightedmean_tokens),
+            ("lasttoken", self.pooling_mode_lasttoken),
+        ];
+        let mut names: Vec<String> = match &self.pooling_mode {
+            Some(PoolingMode::One(name)) => vec![name.clone()],
+            Some(PoolingMode::Several(names)) => names.clone(),
+            None => {
+                flags.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect()
+            }
+        };
+        if names.is_empty() {
+            names.push("mean".into());
+        }
+        match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["mean"] => Ok(Pooling::Mean),
+            ["cls"] => Ok(Pooling::Cls),
+            ["max"] => Ok(Pooling::Max),
+            ["lasttoken"] => Ok(Pooling::LastToken),
+            _ => {
+                let remedy = "one of mean, cls, max and lasttoken is known";
+                Err(LoadError::unsupported(path, "pooling_mode", names.join("+"), remedy))
+            }
+        }
+    }
+}

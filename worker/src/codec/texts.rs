@@ -1,0 +1,76 @@
+//! What the requests and answers of the models of text have in common.
+
+use ebb_model::ItemError;
+use ebb_model::bert::{Tokenizer, Tokens};
+use ebb_queue::JSON;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, BadJob};
+use crate::batcher::Size;
+
+/// Texts in one job, as many as OpenAI takes.
+pub(super) const MAX_TEXTS: usize = 2048;
+
+/// A text or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Input {
+    One(String),
+    Several(Vec<String>),
+    Other(serde::de::IgnoredAny),
+}
+
+impl Input {
+    pub(super) fn texts(self) -> Result<Vec<String>, BadJob> {
+        match self {
+            Self::One(text) => Ok(vec![text]),
+            Self::Several(texts) => Ok(texts),
+            Self::Other(_) => Err(BadJob(
+                "input is neither a text nor a list of texts; send text, not tokens".into(),
+            )),
+        }
+    }
+}
+
+/// Cuts the texts of one job, with the prompt of this name before each.
+pub(super) fn tokenize(
+    tokenizer: &Tokenizer,
+    prompt: Option<&str>,
+    texts: &[String],
+) -> Result<Vec<Tokens>, BadJob> {
+    check_count("input", "texts", texts.len())?;
+    let bad = |error: ItemError| BadJob(error.to_string());
+    let prompt = tokenizer.prompt(prompt).map_err(bad)?;
+    let cut = |text: &String| tokenizer.tokenize_after(prompt, text).map_err(bad);
+    texts.iter().map(cut).collect()
+}
+
+pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJob> {
+    if (1..=MAX_TEXTS).contains(&n) {
+        return Ok(());
+    }
+    Err(BadJob(format!("{field} has {n} {what}; send 1 to {MAX_TEXTS}")))
+}
+
+pub(super) fn size(texts: &[Tokens]) -> Size {
+    let length = texts.iter().map(Tokens::len).max().unwrap_or(1);
+    Size { rows: texts.len(), length }
+}
+
+/// What a job was charged for.
+#[derive(Debug, Serialize)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn of(n_tokens: usize) -> Self {
+        Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
+    }
+}
+
+pub(super) fn answer(response: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(response).expect("no map and no foreign type in it");
+    Answer { content_type: JSON, body: body.into(), alert: None }
+}
