@@ -7,8 +7,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::config::Activation;
 use super::kernels::activate_row;
-use super::settings::Activation;
 
 /// Lanes of the narrowest registers for which tiles pay.
 const LEAST_LANES: usize = 8;
@@ -216,8 +216,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Finish, Panels};
+    use crate::bert::config::Activation;
     use crate::bert::kernels::activate;
-    use crate::bert::settings::Activation;
 
     fn numbers(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed | 1;
