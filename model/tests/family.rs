@@ -136,7 +136,7 @@ fn classifier(dir: &Path) -> (Tokenizer, Classifier) {
     (tokenizer, Classifier::load(dir, DeviceChoice::Cpu).expect("the weights load"))
 }
 
-fn near_alone(alone: &Vec<Classification>, among: &Vec<Classification>) {
+fn near_alone(alone: &[Classification], among: &[Classification]) {
     for (alone, among) in alone.iter().zip(among) {
         let among: Vec<f64> = among.logits.iter().map(|x| f64::from(*x)).collect();
         assert_near(&alone.logits, &among, "alone and in a batch");
@@ -158,7 +158,9 @@ fn classifiers_of_each_family_are_as_transformers_has_them() {
         let reference = reference(name);
         let batch: Vec<_> =
             cut(&tokenizer, &reference["cases"]).into_iter().map(|texts| vec![texts]).collect();
-        for (n, found) in infer(&mut model, &batch, near_alone).iter().enumerate() {
+        for (n, found) in
+            infer(&mut model, &batch, |alone, among| near_alone(alone, among)).iter().enumerate()
+        {
             let logits = numbers(&reference["logits"][n]);
             let what = format!("{name}: text {n}");
             assert_near(&found[0].logits, &logits, &what);
@@ -192,7 +194,7 @@ fn rerankers_score_pairs_as_transformers_does() {
             vec![documents.map(pair).collect::<Vec<_>>()]
         };
         let batch: Vec<_> = jobs.iter().map(pairs).collect();
-        let results = infer(&mut model, &batch, near_alone);
+        let results = infer(&mut model, &batch, |alone, among| near_alone(alone, among));
         for (job, found) in jobs.iter().zip(&results) {
             let logits = numbers(&job["logits"]);
             let found: Vec<f32> = found.iter().map(|one| one.logits[0]).collect();
@@ -245,7 +247,7 @@ fn a_head_that_is_not_supported_is_named_with_those_that_are() {
     }
 }
 
-fn near_tags(alone: &Vec<Tagged>, among: &Vec<Tagged>) {
+fn near_tags(alone: &[Tagged], among: &[Tagged]) {
     for (alone, among) in alone[0].tags.iter().zip(&among[0].tags) {
         assert_eq!((alone.label, alone.start, alone.end), (among.label, among.start, among.end));
         assert_near(&[alone.score], &[f64::from(among.score)], "alone and in a batch");
@@ -266,7 +268,7 @@ fn taggers_of_each_family_find_what_transformers_finds() {
         let cut = |text: &Value| tokenizer.tokenize_pieces(text.as_str().expect("a text"));
         let cut = |text: &Value| vec![vec![cut(text).expect("a text")]];
         let batch: Vec<Vec<Vec<Pieces>>> = texts.iter().map(cut).collect();
-        let results = infer(&mut model, &batch, near_tags);
+        let results = infer(&mut model, &batch, |alone, among| near_tags(alone, among));
         for (n, found) in results.iter().enumerate() {
             let tags = found[0].tags.iter().filter(|tag| labels[tag.label] != "O");
             let tags: Vec<_> = tags
