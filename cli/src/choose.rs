@@ -28,7 +28,7 @@ pub(crate) struct Chosen {
 pub(crate) enum Kind {
     /// Sentences become vectors.
     Encoder,
-    /// Sentences get labels.
+    /// Sentences, or the words in them, get labels.
     Classifier,
     /// Documents are put in order.
     Reranker,
@@ -82,7 +82,7 @@ async fn here_or_fetched(name: &str) -> Result<Chosen> {
 fn in_directory(dir: &Path, name: &str) -> Result<Chosen> {
     let kind = match recognise(dir).with_context(|| format!("cannot run {name}"))? {
         ModelKind::Encoder => Kind::Encoder,
-        ModelKind::Classifier => Kind::Classifier,
+        ModelKind::Classifier | ModelKind::Tagger => Kind::Classifier,
         ModelKind::Reranker => Kind::Reranker,
         ModelKind::Sentinel => Kind::Sentinel(Some(dir.to_owned())),
         other => return Err(usage(format!("{name} is a {other}, which is not run here"))),

@@ -22,6 +22,8 @@ pub enum ModelKind {
     Classifier,
     /// A classifier of pairs: how well a document answers a query.
     Reranker,
+    /// A classifier of the tokens of a text.
+    Tagger,
     /// An anomaly detector: [`crate::sentinel`].
     Sentinel,
 }
@@ -32,6 +34,7 @@ impl std::fmt::Display for ModelKind {
             Self::Encoder => "encoder",
             Self::Classifier => "classifier",
             Self::Reranker => "reranker",
+            Self::Tagger => "tagger",
             Self::Sentinel => "sentinel",
         })
     }
@@ -54,6 +57,7 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             Task::Embedding => ModelKind::Encoder,
             Task::Classification => ModelKind::Classifier,
             Task::Reranking => ModelKind::Reranker,
+            Task::Tagging => ModelKind::Tagger,
         }),
         other => {
             let architectures = kind.architectures.join(", ");

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ebb_model::bert::{
-    Classification, Classifier, Encoder, Problem, Settings, Task, Tokenizer, Tokens,
+    Classification, Classifier, Encoder, Pieces, Problem, Settings, Tagged, Tagger, Task,
+    Tokenizer, Tokens, entities, words,
 };
 use ebb_model::{DeviceChoice, Model, ModelKind, recognise};
 use serde_json::{Value, json};
@@ -135,7 +136,7 @@ fn classifier(dir: &Path) -> (Tokenizer, Classifier) {
     (tokenizer, Classifier::load(dir, DeviceChoice::Cpu).expect("the weights load"))
 }
 
-fn near_alone(alone: &Vec<Classification>, among: &Vec<Classification>) {
+fn near_alone(alone: &[Classification], among: &[Classification]) {
     for (alone, among) in alone.iter().zip(among) {
         let among: Vec<f64> = among.logits.iter().map(|x| f64::from(*x)).collect();
         assert_near(&alone.logits, &among, "alone and in a batch");
@@ -157,7 +158,9 @@ fn classifiers_of_each_family_are_as_transformers_has_them() {
         let reference = reference(name);
         let batch: Vec<_> =
             cut(&tokenizer, &reference["cases"]).into_iter().map(|texts| vec![texts]).collect();
-        for (n, found) in infer(&mut model, &batch, near_alone).iter().enumerate() {
+        for (n, found) in
+            infer(&mut model, &batch, |alone, among| near_alone(alone, among)).iter().enumerate()
+        {
             let logits = numbers(&reference["logits"][n]);
             let what = format!("{name}: text {n}");
             assert_near(&found[0].logits, &logits, &what);
@@ -191,7 +194,7 @@ fn rerankers_score_pairs_as_transformers_does() {
             vec![documents.map(pair).collect::<Vec<_>>()]
         };
         let batch: Vec<_> = jobs.iter().map(pairs).collect();
-        let results = infer(&mut model, &batch, near_alone);
+        let results = infer(&mut model, &batch, |alone, among| near_alone(alone, among));
         for (job, found) in jobs.iter().zip(&results) {
             let logits = numbers(&job["logits"]);
             let found: Vec<f32> = found.iter().map(|one| one.logits[0]).collect();
@@ -241,5 +244,57 @@ fn a_head_that_is_not_supported_is_named_with_those_that_are() {
         let dir = changed("tiny-classes-bert", field, value);
         let error = Classifier::load(dir.path(), DeviceChoice::Cpu).expect_err(says).to_string();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+fn near_tags(alone: &[Tagged], among: &[Tagged]) {
+    for (alone, among) in alone[0].tags.iter().zip(&among[0].tags) {
+        assert_eq!((alone.label, alone.start, alone.end), (among.label, among.start, among.end));
+        assert_near(&[alone.score], &[f64::from(among.score)], "alone and in a batch");
+    }
+}
+
+#[test]
+fn taggers_of_each_family_find_what_transformers_finds() {
+    for name in ["tiny-tags-bert", "tiny-tags-roberta", "tiny-tags-distilbert"] {
+        assert_eq!(recognise(&data(name)).expect("it is known"), ModelKind::Tagger);
+        let settings = Settings::read(&data(name)).expect("settings");
+        let labels = settings.labels();
+        let tokenizer = Tokenizer::load(&data(name)).expect("the tokenizer loads");
+        let mut model = Tagger::load(&data(name), DeviceChoice::Cpu).expect("the weights load");
+        model.warm_up().expect("it runs");
+        let reference = reference(name);
+        let texts = reference["texts"].as_array().expect("texts");
+        let cut = |text: &Value| tokenizer.tokenize_pieces(text.as_str().expect("a text"));
+        let cut = |text: &Value| vec![vec![cut(text).expect("a text")]];
+        let batch: Vec<Vec<Vec<Pieces>>> = texts.iter().map(cut).collect();
+        let results = infer(&mut model, &batch, |alone, among| near_tags(alone, among));
+        for (n, found) in results.iter().enumerate() {
+            let tags = found[0].tags.iter().filter(|tag| labels[tag.label] != "O");
+            let tags: Vec<_> = tags
+                .map(|tag| (labels[tag.label].as_str(), tag.score, tag.start, tag.end))
+                .collect();
+            assert_found(&tags, &reference["none"][n], &format!("{name}: tokens of text {n}"));
+            let groups = entities(&found[0].tags, labels);
+            let groups: Vec<_> = groups
+                .iter()
+                .map(|one| (one.label.as_str(), one.score, one.start, one.end))
+                .collect();
+            assert_found(&groups, &reference["simple"][n], &format!("{name}: text {n}"));
+            let is_long = texts[n].as_str().expect("a text").len() > 500;
+            assert_eq!(found[0].is_cut, is_long, "{name}: text {n}");
+        }
+        let long: Vec<_> = words(&results[5][0].tags, labels);
+        assert!(long.iter().all(|word| word.end - word.start <= 7), "words are words: {long:?}");
+    }
+}
+
+fn assert_found(found: &[(&str, f32, usize, usize)], expected: &Value, what: &str) {
+    let expected = expected.as_array().expect("entities");
+    assert_eq!(found.len(), expected.len(), "{what}: {found:?}");
+    for ((label, score, start, end), expected) in found.iter().zip(expected) {
+        assert_eq!(expected[0], *label, "{what}");
+        assert_near(&[*score], &[expected[1].as_f64().expect("a score")], what);
+        assert_eq!((&expected[2], &expected[3]), (&json!(start), &json!(end)), "{what}");
     }
 }

@@ -95,6 +95,31 @@ fn bad_bodies_among_good_ones_are_refused_alone_and_told_why() {
     assert_eq!(workplace.depth()["dead"], 3);
 }
 
+/// A worker of a tiny model beside the tests of the models, and its answers.
+fn answers_of(model: &str, bodies: &[Value]) -> Vec<Value> {
+    let workplace = Workplace::new();
+    let dir = workspace_root().join("model/tests/data").join(model);
+    let _worker = worker(&workplace, dir.to_str().unwrap());
+    answers(&workplace, bodies)
+}
+
+#[test]
+fn texts_get_labels_documents_an_order_and_words_their_entities() {
+    let results = answers_of("tiny-classes-bert", &[json!({"input": "the pump"}), json!({})]);
+    let scores = results[0]["body"]["data"][0]["scores"].as_array().unwrap();
+    let sum: f64 = scores.iter().map(|scored| scored["score"].as_f64().unwrap()).sum();
+    assert!(scores.len() == 3 && (sum - 1.0).abs() < TOLERANCE, "{}", results[0]);
+    assert_eq!(results[1]["outcome"], "failed", "{}", results[1]);
+
+    let body = json!({"query": "how warm is the pump?", "documents": ["a fox jumps", "pump"]});
+    let result = &answers_of("tiny-rerank-bert", &[body])[0];
+    let score = |n: usize| result["body"]["results"][n]["relevance_score"].as_f64().unwrap();
+    assert!(score(0) >= score(1), "the best first: {result}");
+
+    let result = &answers_of("tiny-tags-bert", &[json!({"input": "Ada Lovelace"})])[0];
+    assert_eq!(result["body"]["data"][0]["truncated"], false, "{result}");
+}
+
 /// A window of sound readings of a simulated machine that has run for a while.
 fn readings(workplace: &Workplace) -> Vec<[f64; 3]> {
     let file = workplace.path("sound.csv");

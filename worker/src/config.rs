@@ -218,6 +218,8 @@ pub(crate) enum ModelChoice {
     Classifier(PathBuf, DeviceChoice),
     #[cfg(feature = "cpu")]
     Reranker(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Tagger(PathBuf, DeviceChoice),
 }
 
 impl ModelChoice {
@@ -226,7 +228,9 @@ impl ModelChoice {
         match self {
             Self::Echo { .. } => false,
             #[cfg(feature = "cpu")]
-            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) => false,
+            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) | Self::Tagger(..) => {
+                false
+            }
             #[cfg(feature = "cpu")]
             Self::Sentinel(..) => true,
         }
@@ -329,6 +333,7 @@ impl WorkerArgs {
             ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
             ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
             ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
+            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), self.device)),
             ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
             other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
         }

@@ -30,7 +30,7 @@ mod trace;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec};
 #[cfg(feature = "cpu")]
-pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec};
+pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
 pub use config::WorkerArgs;
 pub use deletion::Pod;
 pub use device::{BuildError, Device, Phases};

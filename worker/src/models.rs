@@ -12,7 +12,7 @@ use ebb_model::echo::Echo;
 #[cfg(feature = "cpu")]
 use ebb_model::{
     DeviceChoice,
-    bert::{self, Classifier, Encoder, Tokenizer},
+    bert::{self, Classifier, Encoder, Tagger, Tokenizer},
     sentinel::Sentinel,
 };
 use ebb_queue::{Broker, Clock, ResultStore};
@@ -20,7 +20,7 @@ use ebb_telemetry::{Health, Traces};
 use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "cpu")]
-use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec};
+use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
 use crate::codec::{Codec, EchoCodec};
 use crate::config::ModelChoice;
 #[cfg(feature = "cpu")]
@@ -80,6 +80,17 @@ pub(crate) async fn work(
         ModelChoice::Reranker(dir, device) => {
             let codec = RerankerCodec::new(tokenizer(&dir)?, name_of(&dir));
             work_with(codec, classifier(dir, device), site, stop).await
+        }
+        #[cfg(feature = "cpu")]
+        ModelChoice::Tagger(dir, device) => {
+            let settings = bert::Settings::read(&dir).context("--model")?;
+            let codec = TaggerCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
+            let build = move |phases: &mut Phases| {
+                let mut model = phases.time("weights", || Tagger::load(&dir, device))?;
+                phases.time("warm-up", || model.warm_up())?;
+                Ok(model)
+            };
+            work_with(codec, build, site, stop).await
         }
     }
 }

@@ -9,6 +9,8 @@ mod classifier;
 mod config;
 #[cfg(feature = "cpu")]
 mod encoder;
+#[cfg(feature = "cpu")]
+mod entities;
 mod family;
 #[cfg(feature = "cpu")]
 mod head;
@@ -20,6 +22,8 @@ mod modules;
 #[cfg(feature = "cpu")]
 mod panels;
 mod settings;
+#[cfg(feature = "cpu")]
+mod tagger;
 mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
@@ -30,13 +34,17 @@ mod weights;
 pub use classifier::{Classification, Classifier};
 #[cfg(feature = "cpu")]
 pub use encoder::{Embedding, Encoder};
+#[cfg(feature = "cpu")]
+pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
 pub use settings::Settings;
 pub(crate) use settings::read_json;
+#[cfg(feature = "cpu")]
+pub use tagger::{Tag, Tagged, Tagger};
 pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
-pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer, Tokens};
+pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
 
 /// Batches of a few shapes, for what happens once.
 #[cfg(feature = "cpu")]

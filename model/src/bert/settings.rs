@@ -62,7 +62,7 @@ impl Settings {
         let config = Config::read(&dir.join("config.json"))?;
         let modules = match config.head.task {
             Task::Embedding => Modules::read(dir)?,
-            Task::Classification | Task::Reranking => Modules::none(dir),
+            Task::Classification | Task::Reranking | Task::Tagging => Modules::none(dir),
         };
         let transformer: TransformerFile =
             read_json_if_there(&modules.transformer.join("sentence_bert_config.json"))?;

@@ -18,6 +18,8 @@ pub enum Task {
     Classification,
     /// The relevance of a document to a query.
     Reranking,
+    /// A label for each of its tokens.
+    Tagging,
 }
 
 impl Task {
@@ -59,8 +61,9 @@ pub(crate) struct HeadConfig {
 }
 
 /// What may stand behind `BertFor…` and its like in `architectures`.
-const HEADS: &str = "known are BertModel, BertForMaskedLM, BertForPreTraining and \
-                     BertForSequenceClassification, and their like of each family";
+const HEADS: &str = "known are BertModel, BertForMaskedLM, BertForPreTraining, \
+                     BertForSequenceClassification and BertForTokenClassification, and their like \
+                     of each family";
 
 impl HeadFile {
     pub(crate) fn check(self, path: &Path) -> Result<HeadConfig, LoadError> {
@@ -70,12 +73,16 @@ impl HeadFile {
             // A sentence encoder is often stored with the head that it was trained with.
             "" | "MaskedLM" | "PreTraining" => Task::Embedding,
             "SequenceClassification" => Task::Classification,
+            "TokenClassification" => Task::Tagging,
             _ => return Err(LoadError::unsupported(path, "architectures", architecture, HEADS)),
         };
         if task == Task::Embedding {
             return Ok(HeadConfig { task, labels: Vec::new(), problem: Problem::Regression });
         }
         let labels = self.labels(path)?;
+        if task == Task::Tagging {
+            return Ok(HeadConfig { task, labels, problem: Problem::SingleLabel });
+        }
         let is_regression = self.problem_type.as_deref() == Some("regression");
         if labels.len() == 1 && !is_regression {
             // The softmax of one number says nothing: such a head compares pairs.

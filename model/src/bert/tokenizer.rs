@@ -44,6 +44,30 @@ impl Tokens {
     }
 }
 
+/// A token's place in its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it begins, in characters.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// The word it belongs to.
+    pub word: Option<u32>,
+    /// Whether it stands for nothing in the text.
+    pub is_special: bool,
+}
+
+/// The tokens of a text with their places in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pieces {
+    /// The tokens.
+    pub tokens: Tokens,
+    /// One place per token.
+    pub pieces: Vec<Piece>,
+    /// Whether the end of the text was cut off.
+    pub is_cut: bool,
+}
+
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -115,6 +139,28 @@ impl Tokenizer {
     /// Cuts a text into tokens, at most [`Self::max_tokens`] of them, with the model's own prompt.
     pub fn tokenize(&self, text: &str) -> Result<Tokens, ItemError> {
         self.tokenize_after(&self.prompts.default, text)
+    }
+
+    /// Cuts a text into tokens, and tells where in the text each of them stands.
+    pub fn tokenize_pieces(&self, text: &str) -> Result<Pieces, ItemError> {
+        check_length("input", text)?;
+        let encoding = self.inner.encode_char_offsets(text, true);
+        let encoding = encoding
+            .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
+        let words = encoding.get_word_ids().iter();
+        let places =
+            encoding.get_offsets().iter().zip(words).zip(encoding.get_special_tokens_mask());
+        let pieces = places.map(|(((start, end), word), special)| Piece {
+            start: *start,
+            end: *end,
+            word: *word,
+            is_special: *special != 0,
+        });
+        Ok(Pieces {
+            tokens: Tokens::from_ids(encoding.get_ids().to_vec()),
+            pieces: pieces.collect(),
+            is_cut: !encoding.get_overflowing().is_empty(),
+        })
     }
 
     /// Cuts a text with this before it.

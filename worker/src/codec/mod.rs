@@ -12,6 +12,8 @@ mod reranker;
 #[cfg(feature = "cpu")]
 mod sentinel;
 #[cfg(feature = "cpu")]
+mod tagger;
+#[cfg(feature = "cpu")]
 mod texts;
 
 use bytes::Bytes;
@@ -28,6 +30,8 @@ pub use encoder::EncoderCodec;
 pub use reranker::RerankerCodec;
 #[cfg(feature = "cpu")]
 pub use sentinel::SentinelCodec;
+#[cfg(feature = "cpu")]
+pub use tagger::TaggerCodec;
 
 /// Speaks for one model. Runs on CPU threads, many at once.
 pub trait Codec: Send + Sync + 'static {

@@ -1,0 +1,97 @@
+//! From a text to a label for each of its tokens.
+
+use std::path::Path;
+
+use super::body::Body;
+use super::head::Linear;
+use super::task::softmax;
+use super::weights::Reader;
+use super::{Piece, Pieces, Settings};
+use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+
+/// A token of a text with its label.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tag {
+    /// The label's place among the model's.
+    pub label: usize,
+    /// The label's share of the softmax.
+    pub score: f32,
+    /// Where the token begins in the text, in characters.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// The word it belongs to.
+    pub word: Option<u32>,
+}
+
+/// What a tagger found of one text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tagged {
+    /// The text's own tokens in order, without the special ones.
+    pub tags: Vec<Tag>,
+    /// Tokens the text was cut to.
+    pub tokens: usize,
+    /// Whether the end of the text was cut off.
+    pub is_cut: bool,
+}
+
+/// A classifier of tokens on its device.
+#[derive(Debug)]
+pub struct Tagger {
+    settings: Settings,
+    body: Body,
+    head: Linear,
+}
+
+impl Tagger {
+    /// Reads the weights of a model directory; its texts are cut by
+    /// [`super::Tokenizer::tokenize_pieces`].
+    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        let settings = Settings::read(dir)?;
+        let config = settings.config.clone();
+        let mut reader = Reader::open(dir, config.family, device.open())?;
+        let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
+        let body = Body::load(config, &mut reader)?;
+        Ok(Self { settings, body, head })
+    }
+
+    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    pub fn warm_up(&mut self) -> Result<(), InferError> {
+        for batch in super::warm_up_batches(self.settings.max_tokens) {
+            self.body.infer(&batch, |text| text, |_, _| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    fn tag(&self, row: &[f32], piece: Piece) -> Result<Tag, ItemError> {
+        let logits = self.head.apply(row);
+        super::finite(&logits)?;
+        let scores = softmax(&logits);
+        let places = 0..scores.len();
+        // The first among equals.
+        let best = places.rev().max_by(|one, other| scores[*one].total_cmp(&scores[*other]));
+        let label = best.unwrap_or_default();
+        let Piece { start, end, word, .. } = piece;
+        Ok(Tag { label, score: scores[label], start, end, word })
+    }
+}
+
+impl Model for Tagger {
+    /// The texts of one job.
+    type Input = Vec<Pieces>;
+    /// What was found of its texts, in their order.
+    type Output = Vec<Tagged>;
+
+    fn infer(
+        &mut self,
+        batch: &[Vec<Pieces>],
+    ) -> Result<Vec<Result<Vec<Tagged>, ItemError>>, InferError> {
+        let rows_of = |rows: &[f32], text: &Pieces| {
+            let rows = rows.chunks_exact(self.settings.hidden()).zip(&text.pieces);
+            let own = rows.filter(|(_, piece)| !piece.is_special);
+            let tags = own.map(|(row, piece)| self.tag(row, *piece)).collect::<Result<_, _>>()?;
+            Ok(Tagged { tags, tokens: text.tokens.len(), is_cut: text.is_cut })
+        };
+        self.body.infer(batch, |text| &text.tokens, rows_of)
+    }
+}
