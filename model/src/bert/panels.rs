@@ -129,7 +129,7 @@ impl WithSimd for Product<'_> {
                 if let Some(Finish { bias, activation }) = finish {
                     let bias = &bias[column..][..n_columns];
                     done.for_each(|row| {
-                        activate_row(&mut row[column..][..n_columns], bias, activation)
+                        activate_row(&mut row[column..][..n_columns], bias, activation);
                     });
                 }
                 at += height;
