@@ -6,7 +6,7 @@ use ebb_model::bert::{Classification, Settings, Tokenizer, Tokens};
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input, Usage};
+use super::texts::{self, Input};
 use super::{Answer, BadJob, Codec};
 use crate::batcher::Size;
 
@@ -41,14 +41,6 @@ struct Shown {
 }
 
 #[derive(Debug, Serialize)]
-struct Response<'a> {
-    object: &'static str,
-    data: Vec<Item<'a>>,
-    model: &'a str,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize)]
 struct Item<'a> {
     index: usize,
     label: &'a str,
@@ -72,7 +64,7 @@ impl Codec for ClassifierCodec {
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
-        texts::size(texts)
+        texts::size(texts.iter())
     }
 
     fn encode(&self, found: Vec<Classification>, job: &Job) -> Answer {
@@ -85,9 +77,7 @@ impl Codec for ClassifierCodec {
             scores.truncate(n_shown);
             Item { index, label, score, scores }
         });
-        let usage = Usage::of(n_tokens);
-        let model = &self.model;
-        texts::answer(&Response { object: "list", data: data.collect(), model, usage })
+        texts::list(data, &self.model, n_tokens)
     }
 }
 

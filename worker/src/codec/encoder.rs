@@ -8,7 +8,7 @@ use ebb_queue::{Job, PROTOBUF};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input, Usage};
+use super::texts::{self, Input};
 use super::{Answer, BadJob, Codec};
 use crate::batcher::Size;
 
@@ -69,14 +69,6 @@ struct Format {
 }
 
 #[derive(Debug, Serialize)]
-struct Response<'a> {
-    object: &'static str,
-    data: Vec<Item<'a>>,
-    model: &'a str,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize)]
 struct Item<'a> {
     object: &'static str,
     index: usize,
@@ -102,7 +94,7 @@ impl Codec for EncoderCodec {
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
-        texts::size(texts)
+        texts::size(texts.iter())
     }
 
     fn encode(&self, mut embeddings: Vec<Embedding>, job: &Job) -> Answer {
@@ -125,8 +117,7 @@ impl Codec for EncoderCodec {
             };
             Item { object: "embedding", index, embedding: vector }
         });
-        let usage = Usage::of(n_tokens);
-        texts::answer(&Response { object: "list", data: data.collect(), model: &self.model, usage })
+        texts::list(data, &self.model, n_tokens)
     }
 }
 

@@ -87,7 +87,7 @@ impl Codec for RerankerCodec {
     }
 
     fn size(&self, pairs: &Vec<Tokens>) -> Size {
-        texts::size(pairs)
+        texts::size(pairs.iter())
     }
 
     fn encode(&self, found: Vec<Classification>, job: &Job) -> Answer {

@@ -4,7 +4,7 @@ use ebb_model::bert::{self, Entity, Pieces, Settings, Tagged, Tokenizer};
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input, Usage};
+use super::texts::{self, Input};
 use super::{Answer, BadJob, Codec};
 use crate::batcher::Size;
 
@@ -42,14 +42,6 @@ enum Aggregation {
 }
 
 #[derive(Debug, Serialize)]
-struct Response<'a> {
-    object: &'static str,
-    data: Vec<Item>,
-    model: &'a str,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize)]
 struct Item {
     index: usize,
     entities: Vec<Found>,
@@ -78,8 +70,7 @@ impl Codec for TaggerCodec {
     }
 
     fn size(&self, texts: &Vec<Pieces>) -> Size {
-        let length = texts.iter().map(|text| text.tokens.len()).max().unwrap_or(1);
-        Size { rows: texts.len(), length }
+        texts::size(texts.iter().map(|text| &text.tokens))
     }
 
     fn encode(&self, found: Vec<Tagged>, job: &Job) -> Answer {
@@ -95,9 +86,7 @@ impl Codec for TaggerCodec {
             let entities = entities.into_iter().map(|entity| shown(entity, text)).collect();
             Item { index, entities, truncated: one.is_cut }
         });
-        let usage = Usage::of(n_tokens);
-        let model = &self.model;
-        texts::answer(&Response { object: "list", data: data.collect(), model, usage })
+        texts::list(data, &self.model, n_tokens)
     }
 }
 

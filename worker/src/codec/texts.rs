@@ -52,9 +52,18 @@ pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJo
     Err(BadJob(format!("{field} has {n} {what}; send 1 to {MAX_TEXTS}")))
 }
 
-pub(super) fn size(texts: &[Tokens]) -> Size {
-    let length = texts.iter().map(Tokens::len).max().unwrap_or(1);
-    Size { rows: texts.len(), length }
+pub(super) fn size<'a>(texts: impl ExactSizeIterator<Item = &'a Tokens>) -> Size {
+    let rows = texts.len();
+    Size { rows, length: texts.map(Tokens::len).max().unwrap_or(1) }
+}
+
+/// One item for each text, in the shape of OpenAI's lists.
+#[derive(Debug, Serialize)]
+struct List<'a, T> {
+    object: &'static str,
+    data: Vec<T>,
+    model: &'a str,
+    usage: Usage,
 }
 
 /// What a job was charged for.
@@ -68,6 +77,14 @@ impl Usage {
     pub(super) fn of(n_tokens: usize) -> Self {
         Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
     }
+}
+
+pub(super) fn list<T: Serialize>(
+    data: impl Iterator<Item = T>,
+    model: &str,
+    n_tokens: usize,
+) -> Answer {
+    answer(&List { object: "list", data: data.collect(), model, usage: Usage::of(n_tokens) })
 }
 
 pub(super) fn answer(response: &impl Serialize) -> Answer {
