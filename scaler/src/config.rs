@@ -90,6 +90,15 @@ pub struct ScalerArgs {
     #[arg(default_value = "256")]
     pub max_queues: usize,
 
+    /// Queues that are watched at once because the triggers of one namespace named them; further
+    /// ones of it get RESOURCE_EXHAUSTED
+    ///
+    /// So that one namespace whose rule allows any number of names leaves room to the others. A
+    /// queue counts for the namespace that asked for it first.
+    #[arg(long, env = "EBB_SCALER_MAX_QUEUES_PER_NAMESPACE", hide_env_values = true)]
+    #[arg(value_name = "N", default_value = "128")]
+    pub max_queues_per_namespace: usize,
+
     /// How long a queue that no trigger asks for is watched on
     ///
     /// Longer than the pollingInterval of the ScaledObjects, else each poll opens the queue anew.
@@ -148,6 +157,7 @@ impl Default for ScalerArgs {
             heartbeat: Duration::from_secs(30),
             stream_max_age: Duration::from_secs(300),
             max_queues: 256,
+            max_queues_per_namespace: 128,
             keep: Duration::from_secs(600),
             max_connections: 1024,
             max_streams: 20_000,
@@ -170,6 +180,7 @@ impl ScalerArgs {
         }
         let counts = [
             ("--max-queues", self.max_queues),
+            ("--max-queues-per-namespace", self.max_queues_per_namespace),
             ("--max-connections", self.max_connections),
             ("--max-streams", self.max_streams),
         ];

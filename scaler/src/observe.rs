@@ -51,6 +51,10 @@ const IDLE: u32 = 5;
 const CLOSEST: Duration = Duration::from_millis(20);
 const FARTHEST: Duration = Duration::from_millis(500);
 
+/// The share by which chance shortens a period: the first, and those after it.
+const AT_FIRST: f64 = 0.9;
+const LATER: f64 = 0.1;
+
 const BACKOFF: RetryPolicy = RetryPolicy {
     max_attempts: u32::MAX,
     base: Duration::from_millis(200),
@@ -136,7 +140,7 @@ impl Observer {
             self.learner.observe(&snapshot, snapshot.depth.as_of);
             snapshot.learned = self.learner.learned();
             self.shared.metrics.looked(cause);
-            let (next, next_cause) = self.plan(&snapshot, asked);
+            let (next, next_cause) = self.plan(&snapshot, rand::random());
             self.show(snapshot, asked, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
@@ -172,13 +176,18 @@ impl Observer {
         });
     }
 
-    /// When to look again though nothing arrives.
-    fn plan(&self, snapshot: &Snapshot, asked: Instant) -> (Instant, Cause) {
+    /// When to look again though nothing arrives; chance is from 0 to 1.
+    fn plan(&self, snapshot: &Snapshot, chance: f64) -> (Instant, Cause) {
+        let (cause, asked) = self.asked;
         let depth = &snapshot.depth;
         let limits = &self.shared.limits;
         let busy = depth.ready > 0 || depth.in_flight > 0 || !snapshot.workers.is_empty();
         let rest =
             if busy { limits.refresh } else { (limits.refresh * IDLE).min(limits.max_age / 3) };
+        // Queues that are opened together are not looked at together from then on: that would keep
+        // KEDA's calls waiting once a period.
+        let spread = if cause == Cause::Open { AT_FIRST } else { LATER };
+        let rest = rest.mul_f64(1.0 - spread * chance);
         let due = depth.next_due.map(|due| {
             let wait = Duration::try_from(due.duration_since(depth.as_of)).unwrap_or_default();
             // Brokers keep time in milliseconds.

@@ -99,7 +99,7 @@ impl Service {
     ) -> Result<Decision, Status> {
         let Resolved { place, trigger, .. } = resolved;
         let unknown = |why: Unknown| status(place, &why);
-        let view = self.observers.view(place).await.map_err(unknown)?;
+        let view = self.observers.view(place, &object.namespace).await.map_err(unknown)?;
         let known = view.known(Instant::now(), self.observers.max_age()).map_err(unknown)?;
         let (snapshot, now) = known;
         let decision = decide(snapshot, trigger, now);
@@ -204,7 +204,8 @@ impl Service {
         if now == *before {
             return Ok(None);
         }
-        let views = self.observers.watch(&now.place).map_err(|why| status(&now.place, &why))?;
+        let views = self.observers.watch(&now.place, &object.namespace);
+        let views = views.map_err(|why| status(&now.place, &why))?;
         Ok(Some((now, views)))
     }
 
@@ -247,7 +248,7 @@ impl ExternalScaler for Service {
         let call = self.called("StreamIsActive", &request);
         let answer = async {
             let resolved = self.resolve(request.get_ref())?;
-            let views = match self.observers.watch(&resolved.place) {
+            let views = match self.observers.watch(&resolved.place, &request.get_ref().namespace) {
                 // An error here would make KEDA come back ever later.
                 Err(Unknown::Stopping) => return Ok(Response::new(ended())),
                 views => views.map_err(|why| status(&resolved.place, &why))?,
@@ -373,7 +374,9 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 fn status(place: &Place, why: &Unknown) -> Status {
     let words = format!("queue {} of profile {}: {why}", place.queue, place.profile);
     match why {
-        Unknown::TooManyQueues(_) => Status::resource_exhausted(words),
+        Unknown::TooManyQueues(_) | Unknown::TooManyOfNamespace(_) => {
+            Status::resource_exhausted(words)
+        }
         _ => Status::unavailable(words),
     }
 }

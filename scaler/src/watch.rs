@@ -43,9 +43,12 @@ pub(crate) struct Limits {
     pub(crate) refresh: Duration,
     keep: Duration,
     max_queues: usize,
+    max_queues_per_namespace: usize,
 }
 
 struct Entry {
+    /// The namespace that asked first.
+    namespace: String,
     view: watch::Sender<View>,
     since: Instant,
     asked: Instant,
@@ -88,6 +91,12 @@ pub(crate) enum Unknown {
     /// No observer can be started.
     #[error("{0} queues are watched already; raise --max-queues or name fewer in triggers")]
     TooManyQueues(usize),
+    /// No observer can be started for this namespace.
+    #[error(
+        "{0} queues are watched for this namespace already; raise --max-queues-per-namespace or \
+         name fewer in its triggers"
+    )]
+    TooManyOfNamespace(usize),
     /// The scaler ends.
     #[error("the scaler is shutting down")]
     Stopping,
@@ -129,13 +138,19 @@ impl Observers {
             refresh: args.refresh,
             keep: args.keep,
             max_queues: args.max_queues,
+            max_queues_per_namespace: args.max_queues_per_namespace,
         };
         let queues = Mutex::default();
         Self(Arc::new(Shared { connect, limits, metrics, traces, profiles, stop, queues }))
     }
 
-    /// What is known of a queue, kept up to date; starts its observer where there is none.
-    pub(crate) fn watch(&self, place: &Place) -> Result<watch::Receiver<View>, Unknown> {
+    /// What is known of a queue, kept up to date; starts its observer where there is none, which
+    /// then counts for the namespace that asks.
+    pub(crate) fn watch(
+        &self,
+        place: &Place,
+        namespace: &str,
+    ) -> Result<watch::Receiver<View>, Unknown> {
         let shared = &self.0;
         let mut queues = shared.lock();
         if shared.stop.is_cancelled() {
@@ -150,6 +165,10 @@ impl Observers {
         if queues.len() >= shared.limits.max_queues {
             return Err(Unknown::TooManyQueues(queues.len()));
         }
+        let of_namespace = queues.values().filter(|entry| entry.namespace == namespace).count();
+        if of_namespace >= shared.limits.max_queues_per_namespace {
+            return Err(Unknown::TooManyOfNamespace(of_namespace));
+        }
         let (view, receiver) = watch::channel(View::default());
         let observer = Observer::new(place, Arc::clone(shared), view.clone());
         let (stop, profiles) = (shared.stop.clone(), shared.profiles.clone());
@@ -160,14 +179,14 @@ impl Observers {
                 () = attend(observer, of, profiles) => {}
             }
         });
-        let now = Instant::now();
-        queues.insert(place.clone(), Entry { view, since: now, asked: now, observer });
+        let (now, namespace) = (Instant::now(), namespace.to_owned());
+        queues.insert(place.clone(), Entry { namespace, view, since: now, asked: now, observer });
         Ok(receiver)
     }
 
     /// What is known of a queue now; waits a little for the first look, and for no other.
-    pub(crate) async fn view(&self, place: &Place) -> Result<View, Unknown> {
-        let mut receiver = self.watch(place)?;
+    pub(crate) async fn view(&self, place: &Place, namespace: &str) -> Result<View, Unknown> {
+        let mut receiver = self.watch(place, namespace)?;
         let looked = receiver.wait_for(|view| view.look.is_some() || view.failed.is_some());
         // Should time run out or the observer end, the view itself says that nothing is known.
         drop(tokio::time::timeout(FIRST_WAIT, looked).await);

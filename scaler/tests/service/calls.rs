@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_proto::keda::{GetMetricsRequest, MetricSpec};
+use ebb_proto::keda::{GetMetricsRequest, MetricSpec, ScaledObjectRef};
 use ebb_queue::{Broker, Phase};
 use ebb_scaler::ScalerArgs;
 use tonic::Code;
@@ -114,5 +114,24 @@ async fn a_queue_too_many_is_refused_and_room_is_made_when_one_is_not_asked_for(
 
     kit.broker.open.subscribe().wait_for(|n_open| *n_open == 0).await.unwrap();
     assert!(!kit.is_active(&object(&[("queue", "b")])).await.unwrap());
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn one_namespace_with_any_number_of_names_leaves_room_to_the_others() {
+    let kit = Kit::start(ScalerArgs { max_queues_per_namespace: 1, ..args() }).await;
+    let of = |namespace: &str, queue| {
+        let namespace = namespace.to_owned();
+        ScaledObjectRef { namespace, ..object(&[("queue", queue)]) }
+    };
+    assert!(!kit.is_active(&of("greedy", "a")).await.unwrap());
+    let told = kit.is_active(&of("greedy", "b")).await.unwrap_err();
+    assert_eq!(told.code(), Code::ResourceExhausted);
+    assert!(told.message().contains("--max-queues-per-namespace"), "{told}");
+    // What is watched already is nobody's room.
+    assert!(!kit.is_active(&of("greedy", "a")).await.unwrap());
+    assert!(!kit.is_active(&of("other", "a")).await.unwrap());
+    assert!(!kit.is_active(&of("other", "b")).await.unwrap());
+    assert!(!kit.is_active(&of("greedy", "b")).await.unwrap());
     kit.stop().await;
 }
