@@ -34,8 +34,8 @@ pub enum Basis {
         /// real-time scheduling (Baruah, Rosier and Howell, 1990) with replicas for processors.
         ///
         /// Replicas that are there work from now on, those that start from their readiness, and
-        /// further ones after a cold start and half a period of the HPA, reckoned from when the
-        /// jobs came that ask for them. A job is planned to be done within 0.85 of the objective
+        /// further ones after a cold start and most of a period of the HPA, reckoned from when the
+        /// jobs came that ask for them. A job is planned to be done within 0.9 of the objective
         /// less half of its own time, since what does not fit in whole does not fit; however late
         /// it is, 0.35 of that always counts, since more replicas do not turn time back.
         backlog: f64,
@@ -60,8 +60,11 @@ pub enum Basis {
 /// The HPA looks this often, in seconds.
 const HPA_PERIOD: f64 = 15.0;
 
+/// The part of it that passes until it looks: half of it on average, and seldom more than this.
+const UNTIL_HPA: f64 = 0.75 * HPA_PERIOD;
+
 /// The share of an objective that is planned with.
-const PLANNED: f64 = 0.85;
+const PLANNED: f64 = 0.9;
 
 /// The share of the planned time that counts, however much of it is gone.
 const NEVER_LESS: f64 = 0.35;
@@ -128,7 +131,7 @@ impl Plan {
         starting.sort_by(f64::total_cmp);
         Self {
             window: (PLANNED * within - pace.service / 2.0).max(within * NEVER_LESS),
-            lead: pace.cold_start + HPA_PERIOD / 2.0,
+            lead: pace.cold_start + UNTIL_HPA,
             at_work: n_at_work as f64,
             starting,
             pace: *pace,
@@ -248,18 +251,18 @@ mod tests {
 
     #[test]
     fn a_burst_asks_for_the_replicas_that_do_it_in_time() {
-        // 50.5 s are planned with, and 17.5 s are gone before a new replica works.
-        assert_value(&queue(100, 0, &[]), &slo(60), 0, 100.0 / 33.0);
-        // Those that work have all the time, those that start have 40.5 s.
+        // 53.5 s are planned with, and 21.25 s are gone before a new replica works.
+        assert_value(&queue(100, 0, &[]), &slo(60), 0, 100.0 / 32.25);
+        // Those that work have all the time, those that start have 43.5 s.
         let two = [(Phase::Idle, 0), (Phase::Idle, 0)];
-        assert_value(&queue(100, 0, &two), &slo(60), 0, 100.0 / 50.5);
-        assert_value(&queue(134, 0, &two), &slo(60), 0, 2.0 + 33.0 / 33.0);
-        assert_value(&queue(50, 0, &[(Phase::Starting, 0)]), &slo(60), 0, 1.0 + 9.5 / 33.0);
+        assert_value(&queue(100, 0, &two), &slo(60), 0, 100.0 / 53.5);
+        assert_value(&queue(140, 0, &two), &slo(60), 0, 2.0 + 33.0 / 32.25);
+        assert_value(&queue(50, 0, &[(Phase::Starting, 0)]), &slo(60), 0, 1.0 + 6.5 / 32.25);
         // What was asked for when the jobs came has started since.
-        assert_value(&queue(100, 0, &[]), &slo(60), 15, 100.0 / 33.0);
-        assert_value(&queue(100, 0, &[]), &slo(60), 30, 100.0 / 20.5);
+        assert_value(&queue(100, 0, &[]), &slo(60), 15, 100.0 / 32.25);
+        assert_value(&queue(100, 0, &[]), &slo(60), 30, 100.0 / 23.5);
         // However late it is, more than this does not help.
-        assert_value(&queue(100, 0, &[]), &slo(60), 500, 100.0 / (0.35 * 50.5));
+        assert_value(&queue(100, 0, &[]), &slo(60), 500, 100.0 / (0.35 * 53.5));
     }
 
     #[test]

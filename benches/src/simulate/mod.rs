@@ -95,12 +95,12 @@ pub(crate) struct Args {
 
     /// The brisk ScaledObject's cooldownPeriod, in seconds
     #[arg(long, env = "EBB_BENCH_COOLDOWN", hide_env_values = true, value_name = "SECONDS")]
-    #[arg(default_value_t = 30)]
+    #[arg(default_value_t = 15)]
     cooldown: u64,
 
     /// The brisk ScaledObject's stabilizationWindowSeconds of scaleDown
     #[arg(long, env = "EBB_BENCH_WINDOW", hide_env_values = true, value_name = "SECONDS")]
-    #[arg(default_value_t = 30)]
+    #[arg(default_value_t = 15)]
     window: u64,
 
     /// Write plots into this directory: pods and queue over time, attainment against GPU-seconds

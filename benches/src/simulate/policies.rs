@@ -13,9 +13,12 @@ use super::world::{self, Policy, Settings};
 pub(crate) enum Choice {
     /// The cheapest of the schedules that one who knows all arrivals tried
     Oracle,
-    /// Our mode `slo`, told the objective and nothing else
+    /// Our mode `slo`, told the objective, what a full batch takes, and that up to two batches may
+    /// wait for half the objective before they wake a pool at zero
     Slo,
-    /// Our mode `drain`, told half the objective
+    /// The same, but the first job wakes the pool
+    SloPrompt,
+    /// Our mode `drain`, told half the objective and what a full batch takes
     Drain,
     /// Our mode `cost`, the cost of a job being its seconds, half an objective of it to a replica
     Cost,
@@ -29,9 +32,10 @@ pub(crate) enum Choice {
     Kpa,
 }
 
-const ALL: [Choice; 8] = [
+const ALL: [Choice; 9] = [
     Choice::Oracle,
     Choice::Slo,
+    Choice::SloPrompt,
     Choice::Drain,
     Choice::Cost,
     Choice::Jobs,
@@ -77,13 +81,31 @@ impl Choice {
         let half = (settings.objective / 2).as_secs_f64().to_string();
         match self {
             Self::Oracle => Ok(Vec::new()),
-            Self::Slo => ours("slo", &[("sloSeconds", objective.to_string())], settings),
-            Self::Drain => ours("drain", &[("drainSeconds", half)], settings),
+            Self::Slo | Self::SloPrompt => {
+                let mut options = vec![("mode", "slo".to_owned())];
+                options.push(("sloSeconds", objective.to_string()));
+                options.extend(priors(settings));
+                if self == Self::SloPrompt {
+                    return ours("slo-prompt", &options, settings);
+                }
+                options.push(("activationJobs", (2 * slots).to_string()));
+                options.push(("activationWait", half));
+                ours("slo", &options, settings)
+            }
+            Self::Drain => {
+                let mut options = vec![("mode", "drain".to_owned()), ("drainSeconds", half)];
+                options.extend(priors(settings));
+                ours("drain", &options, settings)
+            }
             Self::Cost => {
                 let per_job = ("costPerJob", "0.001".to_owned());
-                ours("cost", &[("costPerReplica", half), per_job], settings)
+                let mode = ("mode", "cost".to_owned());
+                ours("cost", &[mode, ("costPerReplica", half), per_job], settings)
             }
-            Self::Jobs => ours("jobs", &[("jobsPerReplica", (2 * slots).to_string())], settings),
+            Self::Jobs => {
+                let per_replica = ("jobsPerReplica", (2 * slots).to_string());
+                ours("jobs", &[("mode", "jobs".to_owned()), per_replica], settings)
+            }
             Self::Unacked => Ok(lengths("unacked", Counts::Unacked, settings)),
             Self::Ready => Ok(lengths("ready", Counts::Ready, settings)),
             Self::Kpa => Ok(vec![("kpa".to_owned(), Box::new(Kpa::default()))]),
@@ -91,14 +113,19 @@ impl Choice {
     }
 }
 
-/// One of our modes, in each ScaledObject.
-fn ours(mode: &str, options: &[(&str, String)], settings: &Settings) -> anyhow::Result<Vec<Named>> {
-    let mut metadata = vec![("mode", mode.to_owned())];
-    metadata.extend_from_slice(options);
+/// What an operator knows of a model before the first job: how many are a batch, and what a batch
+/// of jobs of a second takes.
+fn priors(settings: &Settings) -> [(&'static str, String); 2] {
+    let batch = settings.overhead + settings.slots as f64;
+    [("slotsPerReplica", settings.slots.to_string()), ("serviceSeconds", batch.to_string())]
+}
+
+/// Our scaler with these options, in each ScaledObject.
+fn ours(name: &str, options: &[(&str, String)], settings: &Settings) -> anyhow::Result<Vec<Named>> {
     let mut policies: Vec<Named> = Vec::new();
     for object in Object::ALL {
-        let policy = Keda::new(Ours::new(&metadata)?, object, settings);
-        policies.push((format!("{mode}{}", object.mark()), Box::new(policy)));
+        let policy = Keda::new(Ours::new(options)?, object, settings);
+        policies.push((format!("{name}{}", object.mark()), Box::new(policy)));
     }
     Ok(policies)
 }

@@ -21,14 +21,15 @@ const CERTAINTY: f64 = 2.0;
 const LATE: f64 = 3.0;
 
 impl Arrivals {
-    /// What to reckon with: the slow rate, as far as chance explains how far it is from the fast
-    /// one, so that a burst is seen soon, its end too, and a steady stream gives a steady figure.
-    /// A rate averaged with time constant `t` over a Poisson process of rate `a` has the variance
-    /// `a / 2t`.
+    /// What to reckon with: the slow rate, and less where the fast one is so far below that chance
+    /// does not explain it. So the end of a burst is seen soon. Its begin is not taken for a rate
+    /// that lasts: the jobs that came ask for replicas themselves, and more will come only if the
+    /// slow rate says so. A rate averaged with time constant `t` over a Poisson process of rate `a`
+    /// has the variance `a / 2t`.
     #[must_use]
     pub fn rate(&self) -> f64 {
         let noise = CERTAINTY * (self.fast / (2.0 * FAST)).sqrt();
-        self.slow.clamp((self.fast - noise).max(0.0), self.fast + noise)
+        self.slow.min(self.fast + noise)
     }
 }
 
