@@ -104,7 +104,7 @@ mod tests {
     fn check(outcome: Outcome, expected: &str) {
         let id = "job-1".parse().unwrap();
         let finished_at = Timestamp::UNIX_EPOCH;
-        let result = JobResult { id, attempt: 2, outcome, finished_at };
+        let result = JobResult { id, attempt: 2, outcome, finished_at, queue: None };
         assert_eq!(serde_json::to_string(&Line::of(&result)).unwrap(), expected);
     }
 

@@ -44,6 +44,10 @@ pub mod header {
     pub const ATTEMPT: &str = "ebb-attempt";
     /// In a reply: `completed` or `failed`.
     pub const OUTCOME: &str = "ebb-outcome";
+    /// In a reply: the queue whose worker made it.
+    pub const QUEUE: &str = "ebb-queue";
+    /// A producer's own mark of its request, given back with the reply; `correlation_id` of AMQP.
+    pub const CORRELATION: &str = "ebb-correlation";
 }
 
 /// What the body is when nobody says.
@@ -191,6 +195,9 @@ pub struct Headers {
     /// The key of the body where that lies in a payload store, and what is here is a reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_ref: Option<String>,
+    /// A producer's own mark of its request, given back with the reply where the broker has that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 impl Job {
@@ -257,6 +264,7 @@ impl Job {
             traceparent,
             content_type,
             body_ref,
+            correlation,
         } = &self.headers;
         let priority = Some(*priority).filter(|priority| *priority != Priority::default());
         let fields = [
@@ -273,6 +281,7 @@ impl Job {
             (header::TRACEPARENT, traceparent.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
             (header::BODY_REF, body_ref.clone()),
+            (header::CORRELATION, correlation.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -303,6 +312,7 @@ impl Job {
             header::TRACEPARENT => headers.traceparent = Some(value.to_owned()),
             header::CONTENT_TYPE => headers.content_type = Some(value.to_owned()),
             header::BODY_REF => headers.body_ref = Some(checked_name(header::BODY_REF, value)?),
+            header::CORRELATION => headers.correlation = Some(value.to_owned()),
             header::ENQUEUED_AT => self.enqueued_at = parse_moment(header::ENQUEUED_AT, value)?,
             header::NOT_BEFORE => {
                 headers.not_before = Some(parse_moment(header::NOT_BEFORE, value)?);
@@ -415,6 +425,7 @@ mod tests {
         let Headers { model, deadline, not_before, priority, cost, .. } = &job.headers;
         let Headers { reply_to, tenant, key, traceparent, content_type, body_ref, .. } =
             &job.headers;
+        let correlation = &job.headers.correlation;
         let delay = not_before.map(|at| at.duration_since(job.enqueued_at).as_millis());
         let fields = [
             (header::ID, Some(job.id.to_string())),
@@ -429,6 +440,7 @@ mod tests {
             (header::TRACEPARENT, traceparent.clone()),
             (header::BODY_REF, body_ref.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
+            (header::CORRELATION, correlation.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -551,16 +563,16 @@ mod tests {
             delay in prop::option::of(0i64..1_000_000),
             priority in prop::sample::select(&[Priority::Low, Priority::Normal, Priority::High]),
             cost in prop::option::of(0f64..1e12),
-            texts in prop::array::uniform2(prop::option::of("[ -~]{0,40}")),
+            texts in prop::array::uniform3(prop::option::of("[ -~]{0,40}")),
             body in prop::collection::vec(any::<u8>(), 0..64),
         ) -> Job {
             let [model, reply_to, tenant, key, body_ref] = names;
-            let [traceparent, content_type] = texts;
+            let [traceparent, content_type, correlation] = texts;
             let deadline = deadline.map(seconds);
             let not_before = delay.map(seconds);
             let headers = Headers {
                 model, deadline, not_before, priority, cost, reply_to, tenant, key, traceparent,
-                content_type, body_ref,
+                content_type, body_ref, correlation,
             };
             Job { id: id.parse().unwrap(), enqueued_at: now(), headers, body: body.into() }
         }

@@ -20,6 +20,7 @@ mod info;
 mod job;
 mod link;
 pub mod memory;
+mod moved;
 mod nats;
 mod open;
 mod redis;
@@ -47,7 +48,7 @@ pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
 pub use link::Link;
 pub use open::{
-    Behavior, DEFAULT_QUEUE, Missing, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
+    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
