@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn shares_come_one_by_one_or_together() {
-        let (one_by_one, together) = (check(GOOD), check(&[&GOOD[..2], &["--to", "a=95,b=5"]].concat()));
+        let (one_by_one, together) =
+            (check(GOOD), check(&[&GOOD[..2], &["--to", "a=95,b=5"]].concat()));
         assert_eq!(one_by_one.unwrap().weights, together.unwrap().weights);
     }
 

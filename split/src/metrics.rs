@@ -71,7 +71,8 @@ impl Metrics {
     }
 
     fn new() -> prometheus::Result<Self> {
-        let counters = |name, help, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let counters =
+            |name, help, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
         let weights = Opts::new("split_weight_ratio", "Share of the jobs that a queue is to get.");
         let age = HistogramOpts::new(
             "split_age_seconds",

@@ -74,7 +74,8 @@ pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()>
     let mut queues = Vec::new();
     for name in weights.queues() {
         let url = queue.with_queue(name)?;
-        let opened = connect(&url, &options, &stop).await.with_context(|| format!("--to {name}"))?;
+        let opened =
+            connect(&url, &options, &stop).await.with_context(|| format!("--to {name}"))?;
         let Some(opened) = opened else { return Ok(()) };
         queues.push((name.to_owned(), opened));
     }

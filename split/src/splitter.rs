@@ -12,9 +12,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{
-    Clock, Delivery, ErrorKind, Job, Queue, Settlement,
-};
+use ebb_queue::{Clock, Delivery, ErrorKind, Job, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
@@ -48,34 +46,35 @@ pub enum WhenFull {
 }
 
 /// Opens a queue of the broker by its name.
-pub type Open = Arc<dyn Fn(String) -> BoxFuture<'static, ebb_queue::Result<Queue>> + Send + Sync>;
+pub(crate) type Open =
+    Arc<dyn Fn(String) -> BoxFuture<'static, ebb_queue::Result<Queue>> + Send + Sync>;
 
 /// What a split is made of.
-pub struct Parts {
+pub(crate) struct Parts {
     /// Where jobs come from, opened with [`ebb_queue::Moved::Show`].
-    pub intake: Queue,
+    pub(crate) intake: Queue,
     /// Where answers are, when not with the jobs.
-    pub results: Option<Queue>,
+    pub(crate) results: Option<Queue>,
     /// Whether the intake keeps records of where its jobs went.
-    pub keeps_records: bool,
+    pub(crate) keeps_records: bool,
     /// Opens the queues that jobs go to.
-    pub open: Open,
+    pub(crate) open: Open,
     /// The weights, as they change.
-    pub weights: watch::Receiver<Arc<Weights>>,
+    pub(crate) weights: watch::Receiver<Arc<Weights>>,
     /// What jobs are told apart by.
-    pub by: By,
+    pub(crate) by: By,
     /// What to do with the jobs of a queue that is full.
-    pub when_full: WhenFull,
+    pub(crate) when_full: WhenFull,
     /// Jobs that are held at most.
-    pub window: NonZeroUsize,
+    pub(crate) window: NonZeroUsize,
     /// From the stop to the end at most.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// What it takes the time from.
-    pub clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     /// What it counts.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Whether the broker answers.
-    pub gate: Gate,
+    pub(crate) gate: Gate,
 }
 
 impl std::fmt::Debug for Parts {
@@ -194,9 +193,9 @@ impl Splitter {
         }
         let choices: Vec<(String, bool)> =
             timely.iter().map(|delivery| self.choose(&delivery.job)).collect();
-        let intake = &self.parts.intake;
+        let (intake, keeps_records) = (&self.parts.intake, self.parts.keeps_records);
         let places = timely.iter().zip(&choices).map(|(delivery, (name, _))| async move {
-            if !self.parts.keeps_records {
+            if !keeps_records {
                 return Ok(Place::Queue { name: name.clone(), before: false });
             }
             place(intake, &delivery.job, name, now).await
@@ -272,8 +271,7 @@ impl Splitter {
         let n_jobs = lane.chunk.min(lane.waiting.len());
         let batch: Vec<Held> = lane.waiting.drain(..n_jobs).collect();
         let mine = batch.into_iter().filter(|held| self.leases.holds(held.delivery.receipt()));
-        let (late, batch): (Vec<_>, Vec<_>) =
-            mine.partition(|held| held.delivery.job.expired(now));
+        let (late, batch): (Vec<_>, Vec<_>) = mine.partition(|held| held.delivery.job.expired(now));
         for held in late {
             self.bury(held.delivery, EXPIRED).await;
         }

@@ -147,10 +147,8 @@ mod tests {
     use super::*;
 
     fn weights(shares: &[(&str, f64)]) -> Weights {
-        let share = |(queue, weight): &(&str, f64)| Share {
-            queue: (*queue).to_owned(),
-            weight: *weight,
-        };
+        let share =
+            |(queue, weight): &(&str, f64)| Share { queue: (*queue).to_owned(), weight: *weight };
         Weights::new(shares.iter().map(share)).unwrap()
     }
 
@@ -177,8 +175,9 @@ mod tests {
     fn a_choice_stays_the_same_for_ever() {
         // Jobs on their way when a version of Ebb is replaced must not change sides.
         let both = weights(&[("jobs-stable", 80.0), ("jobs-canary", 20.0)]);
-        let chosen: String =
-            (0..40).map(|n| if both.choose(&format!("job-{n}")) == "jobs-canary" { 'c' } else { 's' }).collect();
+        let chosen: String = (0..40)
+            .map(|n| if both.choose(&format!("job-{n}")) == "jobs-canary" { 'c' } else { 's' })
+            .collect();
         assert_eq!(chosen, CHOSEN);
         assert!((draw("job-1", "jobs-canary") - DRAWN).abs() < 1e-15);
     }
@@ -190,7 +189,10 @@ mod tests {
         assert_eq!([By::Id, By::Tenant, By::Key].map(|by| by.of(&job).to_owned()), [&*id; 3]);
         job.headers.tenant = Some("t".to_owned());
         job.headers.key = Some("k".to_owned());
-        assert_eq!([By::Id, By::Tenant, By::Key].map(|by| by.of(&job).to_owned()), [&*id, "t", "k"]);
+        assert_eq!(
+            [By::Id, By::Tenant, By::Key].map(|by| by.of(&job).to_owned()),
+            [&*id, "t", "k"]
+        );
     }
 
     #[test]

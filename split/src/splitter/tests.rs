@@ -238,10 +238,11 @@ async fn new_weights_count_from_the_next_job_on() {
     assert!(scene.count("canary") > 0 && scene.count("stable") > 0);
     let before = scene.count("stable");
     scene.weights.send_replace(weights("stable=0,canary=1"));
-    scene.until("the weights", async || {
-        scene.metrics.weights.with_label_values(&["canary"]).get() > 0.99
-    })
-    .await;
+    scene
+        .until("the weights", async || {
+            scene.metrics.weights.with_label_values(&["canary"]).get() > 0.99
+        })
+        .await;
     scene.publish(50, |nth, job| job.id = format!("later-{nth}").parse().unwrap()).await;
     scene.until_empty().await;
     assert_eq!(scene.count("stable"), before, "all went to the new version");
@@ -259,10 +260,12 @@ async fn a_full_queue_holds_its_jobs_back_and_not_those_of_the_others() {
     };
     let (n_stable, n_canary) = (of("stable"), of("canary"));
     assert!(n_stable > 10, "{n_stable}");
-    scene.until("two full queues", async || {
-        scene.waiting("stable").await == 10 && scene.waiting("canary").await == n_canary.min(10) as u64
-    })
-    .await;
+    scene
+        .until("two full queues", async || {
+            scene.waiting("stable").await == 10
+                && scene.waiting("canary").await == n_canary.min(10) as u64
+        })
+        .await;
     // Far longer than a lease: they are kept.
     tokio::time::sleep(20 * LEASE).await;
     assert_eq!(scene.waiting("stable").await, 10);
@@ -314,10 +317,11 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     let stop = CancellationToken::new();
     let (split, _keeper) = scene.start(&stop);
     scene.publish(40, |_, _| {}).await;
-    scene.until("two full queues", async || {
-        scene.waiting("stable").await == 5 && scene.waiting("canary").await == 5
-    })
-    .await;
+    scene
+        .until("two full queues", async || {
+            scene.waiting("stable").await == 5 && scene.waiting("canary").await == 5
+        })
+        .await;
     stop.cancel();
     split.await.unwrap();
     let depth = scene.intake.depth().await.unwrap();
