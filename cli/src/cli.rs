@@ -48,7 +48,7 @@ enum Command {
     Worker(Box<WorkerCommand>),
     /// Run the scaler that tells KEDA how many workers a queue wants, or examine one
     Scaler(Box<scaler::ScalerCommand>),
-    /// Pass the jobs of a queue on to those of several versions by weight, or compare the versions
+    /// Pass jobs on to the queues of several versions by weight, or compare the versions
     Split(Box<split::SplitCommand>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),

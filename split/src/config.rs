@@ -30,48 +30,48 @@ pub struct SplitArgs {
 
     /// Queues that jobs go to, and what each gets in proportion to the others:
     /// jobs-stable=95,jobs-canary=5
-    #[arg(long, value_name = "QUEUE=WEIGHT", env = "EBB_SPLIT_TO", value_delimiter = ',')]
+    #[arg(long, value_name = "QUEUE=WEIGHT", env = "EBB_SPLIT_TO", hide_env_values = true, value_delimiter = ',')]
     #[arg(conflicts_with = "weights")]
     pub to: Vec<Share>,
 
     /// The same as a TOML file, read again whenever it changes: [weights], then QUEUE = WEIGHT
-    #[arg(long, value_name = "FILE", env = "EBB_SPLIT_WEIGHTS")]
+    #[arg(long, value_name = "FILE", env = "EBB_SPLIT_WEIGHTS", hide_env_values = true)]
     pub weights: Option<PathBuf>,
 
     /// How often the file of weights is looked at for changes
-    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_RELOAD", default_value = "5s")]
+    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_RELOAD", hide_env_values = true, default_value = "5s")]
     #[arg(value_parser = time)]
     pub reload: Duration,
 
     /// What jobs are told apart by: jobs of the same id, tenant or key go the same way
-    #[arg(long, env = "EBB_SPLIT_BY", default_value = "key")]
+    #[arg(long, env = "EBB_SPLIT_BY", hide_env_values = true, default_value = "key")]
     pub by: By,
 
     /// What to do with the jobs of a queue that is full
-    #[arg(long, env = "EBB_SPLIT_WHEN_FULL", default_value = "wait")]
+    #[arg(long, env = "EBB_SPLIT_WHEN_FULL", hide_env_values = true, default_value = "wait")]
     pub when_full: WhenFull,
 
     /// Jobs that are held at most, those that wait for room included
-    #[arg(long, value_name = "N", env = "EBB_SPLIT_WINDOW", default_value = "512")]
+    #[arg(long, value_name = "N", env = "EBB_SPLIT_WINDOW", hide_env_values = true, default_value = "512")]
     pub window: NonZeroUsize,
 
     /// Create nothing on the broker: a queue that is missing there is an error, and
     /// `ebb queue init` makes it
-    #[arg(long, env = "EBB_NO_CREATE")]
+    #[arg(long, env = "EBB_NO_CREATE", hide_env_values = true)]
     pub no_create: bool,
 
     /// Longest that one try to connect to the broker takes; the split goes on trying
-    #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", default_value = "10s")]
+    #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", hide_env_values = true, default_value = "10s")]
     #[arg(value_parser = time)]
     pub connect_timeout: Duration,
 
     /// Time from SIGTERM to the exit, at most: what has not gone on is given back
-    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_GRACE", default_value = "10s")]
+    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_GRACE", hide_env_values = true, default_value = "10s")]
     #[arg(value_parser = time)]
     pub grace: Duration,
 
     /// Address of /livez /readyz /startupz /metrics, such as 0.0.0.0:8080 [default: none]
-    #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN")]
+    #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN", hide_env_values = true)]
     pub listen: Option<SocketAddr>,
 }
 
