@@ -16,6 +16,7 @@ mod depth;
 mod error;
 pub mod faulty;
 mod follow;
+pub mod header;
 mod info;
 mod job;
 mod link;
@@ -45,7 +46,7 @@ pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
 pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, Limit, Warning};
-pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
+pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
 pub use link::Link;
 pub use open::{
     Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,

@@ -30,7 +30,13 @@ pub struct SplitArgs {
 
     /// Queues that jobs go to, and what each gets in proportion to the others:
     /// jobs-stable=95,jobs-canary=5
-    #[arg(long, value_name = "QUEUE=WEIGHT", env = "EBB_SPLIT_TO", hide_env_values = true, value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "QUEUE=WEIGHT",
+        env = "EBB_SPLIT_TO",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
     #[arg(conflicts_with = "weights")]
     pub to: Vec<Share>,
 
@@ -39,7 +45,13 @@ pub struct SplitArgs {
     pub weights: Option<PathBuf>,
 
     /// How often the file of weights is looked at for changes
-    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_RELOAD", hide_env_values = true, default_value = "5s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "EBB_SPLIT_RELOAD",
+        hide_env_values = true,
+        default_value = "5s"
+    )]
     #[arg(value_parser = time)]
     pub reload: Duration,
 
@@ -52,7 +64,13 @@ pub struct SplitArgs {
     pub when_full: WhenFull,
 
     /// Jobs that are held at most, those that wait for room included
-    #[arg(long, value_name = "N", env = "EBB_SPLIT_WINDOW", hide_env_values = true, default_value = "512")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "EBB_SPLIT_WINDOW",
+        hide_env_values = true,
+        default_value = "512"
+    )]
     pub window: NonZeroUsize,
 
     /// Create nothing on the broker: a queue that is missing there is an error, and
@@ -61,12 +79,24 @@ pub struct SplitArgs {
     pub no_create: bool,
 
     /// Longest that one try to connect to the broker takes; the split goes on trying
-    #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", hide_env_values = true, default_value = "10s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "EBB_CONNECT_TIMEOUT",
+        hide_env_values = true,
+        default_value = "10s"
+    )]
     #[arg(value_parser = time)]
     pub connect_timeout: Duration,
 
     /// Time from SIGTERM to the exit, at most: what has not gone on is given back
-    #[arg(long, value_name = "TIME", env = "EBB_SPLIT_GRACE", hide_env_values = true, default_value = "10s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "EBB_SPLIT_GRACE",
+        hide_env_values = true,
+        default_value = "10s"
+    )]
     #[arg(value_parser = time)]
     pub grace: Duration,
 

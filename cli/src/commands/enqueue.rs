@@ -1,16 +1,18 @@
 //! `ebb enqueue`: jobs from the command line, a file or standard input; and their results.
 
+mod lines;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
 use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Span, TraceArgs, Traces, read_traceparent};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::io::BufReader;
 
 use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, parse_span};
@@ -18,6 +20,7 @@ use crate::output::{Output, Progress, Unit, note};
 use crate::results::{Line, result_of};
 use crate::spread::Spread;
 use crate::trace::publication;
+use lines::{read_file, read_lines, until_bad};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
@@ -295,48 +298,6 @@ async fn say_when_nobody_works(queue: Queue) {
     if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
         note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
     }
-}
-
-fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| usage(format!("cannot read {}: {error}", path.display())))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let job = |(at, line): (usize, &str)| {
-        envelope.job_of_line(line).with_context(|| format!("{}:{}", path.display(), at + 1))
-    };
-    lines.map(job).collect()
-}
-
-/// Batches of what standard input has at the moment.
-fn read_lines(
-    input: impl AsyncBufRead + Unpin,
-    envelope: Envelope,
-) -> impl Stream<Item = Vec<Result<Job>>> {
-    let lines = input.lines();
-    let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
-        let line = lines.next_line().await;
-        let line =
-            line.with_context(|| format!("cannot read line {} of standard input", at + 1))?;
-        Ok::<_, anyhow::Error>(line.map(|line| ((at + 1, line), (lines, at + 1))))
-    });
-    let jobs = jobs.try_filter(|(_, line)| std::future::ready(!line.trim().is_empty()));
-    let jobs = jobs.map(move |line| {
-        let (at, line) = line?;
-        envelope.job_of_line(&line).with_context(|| format!("line {at} of standard input"))
-    });
-    jobs.ready_chunks(BATCH)
-}
-
-/// The jobs up to the first line that is none, and what is wrong with that one.
-fn until_bad(batch: Vec<Result<Job>>) -> (Vec<Job>, Option<anyhow::Error>) {
-    let mut jobs = Vec::with_capacity(batch.len());
-    for job in batch {
-        match job {
-            Ok(job) => jobs.push(job),
-            Err(error) => return (jobs, Some(error)),
-        }
-    }
-    (jobs, None)
 }
 
 impl Envelope {
