@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "cpu")]
 use crate::commands::train;
-use crate::commands::{dlq, enqueue, model, queue, result, scaler, up};
+use crate::commands::{dlq, enqueue, model, queue, result, scaler, split, up};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
@@ -48,6 +48,8 @@ enum Command {
     Worker(Box<WorkerCommand>),
     /// Run the scaler that tells KEDA how many workers a queue wants, or examine one
     Scaler(Box<scaler::ScalerCommand>),
+    /// Pass jobs on to the queues of several versions by weight, or compare the versions
+    Split(Box<split::SplitCommand>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
@@ -119,6 +121,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
         Command::Up(args) => up::run(*args, output).await,
         Command::Worker(args) => worker(*args).await,
         Command::Scaler(command) => scaler::run(*command, output).await,
+        Command::Split(command) => split::run(*command, output).await,
         Command::Enqueue(args) => enqueue::run(*args, output).await,
         Command::Result(args) => result::run(args, output).await,
         Command::Queue(command) => queue::run(command, output).await,
@@ -165,6 +168,7 @@ impl Cli {
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         let service = match &cli.command {
             Command::Scaler(command) => command.serves(),
+            Command::Split(command) => command.serves(),
             command => matches!(command, Command::Worker(_)),
         };
         let given = matches.value_source("level") != Some(ValueSource::DefaultValue);
@@ -196,13 +200,14 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 19] = [
+        let paths: [&[&str]; 20] = [
             &["demo"],
             &["up"],
             &["enqueue"],
             &["result"],
             &["scaler", "conformance"],
             &["scaler", "check"],
+            &["split", "compare"],
             &["queue"],
             &["queue", "depth"],
             &["queue", "init"],
@@ -238,6 +243,7 @@ mod tests {
             "ebb worker --queue sqlite:/data/q.db --model echo --stop-with-stdin --json",
             "ebb scaler --queue sqlite:/data/q.db --json",
             "ebb scaler conformance --address keda:6000 --json",
+            "ebb split --queue sqlite:/data/q.db --to a=95,b=5 --by tenant --json",
             "ebb scaler check --config scaler.toml --scaledobject a.yaml b.yaml --json",
             "ebb --json --log-level debug worker --model echo --listen 127.0.0.1:0 --id me",
         ] {
@@ -259,6 +265,9 @@ mod tests {
             ("ebb scaler conformance --address a:1 --metadata queue", "key=value"),
             ("ebb scaler --max-age 15s conformance", "cannot be used with"),
             ("ebb scaler --max-age 15s check", "cannot be used with"),
+            ("ebb split --to a=1 compare", "cannot be used with"),
+            ("ebb split compare", "<QUEUE>..."),
+            ("ebb enqueue text --split a", "QUEUE=WEIGHT"),
             ("ebb dlq redrive", "required"),
             ("ebb dlq redrive job-1 --all", "cannot be used with"),
             ("ebb up --polling-interval 1ms", "use 10ms or more"),

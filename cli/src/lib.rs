@@ -15,6 +15,7 @@ mod output;
 mod pool;
 mod results;
 mod signals;
+mod spread;
 mod trace;
 
 pub use cli::{Cli, run};

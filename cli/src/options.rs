@@ -76,10 +76,17 @@ impl QueueArgs {
     /// # Errors
     /// When it is not an address, nothing answers there, or it is missing and that is not allowed.
     pub(crate) async fn open_with(&self, missing: Missing) -> Result<Queue> {
-        let url = self.url()?;
+        self.open_at(&self.url()?, missing).await
+    }
+
+    /// The same for another queue on the broker.
+    ///
+    /// # Errors
+    /// When nothing answers there, or it is missing and that is not allowed.
+    pub(crate) async fn open_at(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
         let connect_timeout = self.connect_timeout;
         let options = || OpenOptions { connect_timeout, missing, ..OpenOptions::default() };
-        let results = match self.results_url()?.filter(|results| *results != url) {
+        let results = match self.results_url()?.filter(|results| results != url) {
             None => None,
             Some(results) => {
                 let store = ebb_queue::open(&results, options()).await;
@@ -95,7 +102,7 @@ impl QueueArgs {
             }
         };
         let options = OpenOptions { results, payloads, ..options() };
-        ebb_queue::open(&url, options).await.context("cannot open the queue")
+        ebb_queue::open(url, options).await.context("cannot open the queue")
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<Value>,
@@ -58,6 +60,7 @@ impl<'a> Line<'a> {
         let line = Self {
             attempt: Some(result.attempt),
             finished_at: Some(result.finished_at),
+            queue: result.queue.as_deref(),
             ..Self::waiting(&result.id)
         };
         match &result.outcome {
@@ -79,6 +82,7 @@ impl<'a> Line<'a> {
             outcome: "waiting",
             attempt: None,
             finished_at: None,
+            queue: None,
             content_type: None,
             body: None,
             error: Some("no result yet"),
@@ -104,7 +108,7 @@ mod tests {
     fn check(outcome: Outcome, expected: &str) {
         let id = "job-1".parse().unwrap();
         let finished_at = Timestamp::UNIX_EPOCH;
-        let result = JobResult { id, attempt: 2, outcome, finished_at };
+        let result = JobResult { id, attempt: 2, outcome, finished_at, queue: None };
         assert_eq!(serde_json::to_string(&Line::of(&result)).unwrap(), expected);
     }
 

@@ -6,45 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result, Timestamp};
-
-/// Header names, as producers write them.
-pub mod header {
-    /// The job's id; derived from the broker's own identity of the message when missing.
-    pub const ID: &str = "ebb-id";
-    /// The model asked for.
-    pub const MODEL: &str = "ebb-model";
-    /// The moment after which the answer is worthless, RFC 3339.
-    pub const DEADLINE: &str = "ebb-deadline";
-    /// The same as a span from publication: `30s`, `5m`, or plain seconds.
-    pub const TTL: &str = "ebb-ttl";
-    /// `high`, `normal` or `low`.
-    pub const PRIORITY: &str = "ebb-priority";
-    /// The span before the job may run: `30s`, `5m`, or plain seconds.
-    pub const DELAY: &str = "ebb-delay";
-    /// What the job costs, in tokens; a hint.
-    pub const COST: &str = "ebb-cost";
-    /// Where to send the result as well.
-    pub const REPLY_TO: &str = "ebb-reply-to";
-    /// On whose behalf.
-    pub const TENANT: &str = "ebb-tenant";
-    /// Idempotency key: a second job with the same key is the first one.
-    pub const KEY: &str = "ebb-key";
-    /// W3C trace context.
-    pub const TRACEPARENT: &str = "traceparent";
-    /// What the body is.
-    pub const CONTENT_TYPE: &str = "content-type";
-    /// The key of the body, which lies in a payload store: see [`crate::claim`].
-    pub const BODY_REF: &str = "ebb-body-ref";
-    /// When the job was published, RFC 3339; written by Ebb itself, as are those that follow.
-    pub const ENQUEUED_AT: &str = "ebb-enqueued-at";
-    /// The moment before which the job may not run, RFC 3339.
-    pub const NOT_BEFORE: &str = "ebb-not-before";
-    /// In a reply: the attempt that made it.
-    pub const ATTEMPT: &str = "ebb-attempt";
-    /// In a reply: `completed` or `failed`.
-    pub const OUTCOME: &str = "ebb-outcome";
-}
+use crate::{Error, ErrorKind, Result, Timestamp, header};
 
 /// What the body is when nobody says.
 pub const JSON: &str = "application/json";
@@ -191,6 +153,9 @@ pub struct Headers {
     /// The key of the body where that lies in a payload store, and what is here is a reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_ref: Option<String>,
+    /// A producer's own mark of its request, given back with the reply where the broker has that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 impl Job {
@@ -257,6 +222,7 @@ impl Job {
             traceparent,
             content_type,
             body_ref,
+            correlation,
         } = &self.headers;
         let priority = Some(*priority).filter(|priority| *priority != Priority::default());
         let fields = [
@@ -273,6 +239,7 @@ impl Job {
             (header::TRACEPARENT, traceparent.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
             (header::BODY_REF, body_ref.clone()),
+            (header::CORRELATION, correlation.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -303,6 +270,7 @@ impl Job {
             header::TRACEPARENT => headers.traceparent = Some(value.to_owned()),
             header::CONTENT_TYPE => headers.content_type = Some(value.to_owned()),
             header::BODY_REF => headers.body_ref = Some(checked_name(header::BODY_REF, value)?),
+            header::CORRELATION => headers.correlation = Some(value.to_owned()),
             header::ENQUEUED_AT => self.enqueued_at = parse_moment(header::ENQUEUED_AT, value)?,
             header::NOT_BEFORE => {
                 headers.not_before = Some(parse_moment(header::NOT_BEFORE, value)?);
@@ -415,6 +383,7 @@ mod tests {
         let Headers { model, deadline, not_before, priority, cost, .. } = &job.headers;
         let Headers { reply_to, tenant, key, traceparent, content_type, body_ref, .. } =
             &job.headers;
+        let correlation = &job.headers.correlation;
         let delay = not_before.map(|at| at.duration_since(job.enqueued_at).as_millis());
         let fields = [
             (header::ID, Some(job.id.to_string())),
@@ -429,6 +398,7 @@ mod tests {
             (header::TRACEPARENT, traceparent.clone()),
             (header::BODY_REF, body_ref.clone()),
             (header::CONTENT_TYPE, content_type.clone()),
+            (header::CORRELATION, correlation.clone()),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -551,16 +521,16 @@ mod tests {
             delay in prop::option::of(0i64..1_000_000),
             priority in prop::sample::select(&[Priority::Low, Priority::Normal, Priority::High]),
             cost in prop::option::of(0f64..1e12),
-            texts in prop::array::uniform2(prop::option::of("[ -~]{0,40}")),
+            texts in prop::array::uniform3(prop::option::of("[ -~]{0,40}")),
             body in prop::collection::vec(any::<u8>(), 0..64),
         ) -> Job {
             let [model, reply_to, tenant, key, body_ref] = names;
-            let [traceparent, content_type] = texts;
+            let [traceparent, content_type, correlation] = texts;
             let deadline = deadline.map(seconds);
             let not_before = delay.map(seconds);
             let headers = Headers {
                 model, deadline, not_before, priority, cost, reply_to, tenant, key, traceparent,
-                content_type, body_ref,
+                content_type, body_ref, correlation,
             };
             Job { id: id.parse().unwrap(), enqueued_at: now(), headers, body: body.into() }
         }

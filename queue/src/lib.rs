@@ -16,10 +16,12 @@ mod depth;
 mod error;
 pub mod faulty;
 mod follow;
+pub mod header;
 mod info;
 mod job;
 mod link;
 pub mod memory;
+mod moved;
 mod nats;
 mod open;
 mod redis;
@@ -44,10 +46,10 @@ pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
 pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, Limit, Warning};
-pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority, header};
+pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
 pub use link::Link;
 pub use open::{
-    Behavior, DEFAULT_QUEUE, Missing, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
+    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;

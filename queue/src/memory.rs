@@ -106,7 +106,9 @@ impl MemoryQueue {
         state.answers.tidy(now);
         for (id, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
             let outcome = Outcome::Failed { reason: "expired".to_owned() };
-            state.answers.put(&JobResult { id, attempt, outcome, finished_at: now }, now);
+            state
+                .answers
+                .put(&JobResult { id, attempt, outcome, finished_at: now, queue: None }, now);
             self.shared.answer.ring();
         }
         (guard, now)

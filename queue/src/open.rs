@@ -10,6 +10,7 @@ use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
 use crate::claim::{self, Payloads};
 use crate::job::parse_span;
+use crate::moved::Trail;
 use crate::nats::NatsQueue;
 use crate::redis::RedisQueue;
 use crate::server;
@@ -106,6 +107,8 @@ pub struct OpenOptions {
     pub results: Option<Results>,
     /// Where large bodies go; without it all bodies travel with their jobs.
     pub payloads: Option<Payloads>,
+    /// What to do about a job that has gone on to another queue.
+    pub moved: Moved,
 }
 
 /// What to do where a queue is missing on its broker.
@@ -116,6 +119,16 @@ pub enum Missing {
     Create,
     /// Say that it is missing, and how to make it; create nothing.
     Refuse,
+}
+
+/// What who asks for an answer gets when its job has gone on to another queue of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Moved {
+    /// The answer, from there.
+    #[default]
+    Follow,
+    /// The record that says where it went, see [`JobResult::moved`](crate::JobResult::moved).
+    Show,
 }
 
 /// A store of answers apart from the queue of their jobs.
@@ -137,6 +150,7 @@ impl Default for OpenOptions {
             connect_timeout: Duration::from_secs(10),
             results: None,
             payloads: None,
+            moved: Moved::default(),
         }
     }
 }
@@ -158,22 +172,33 @@ pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
 
 /// A queue whose bodies all travel with their jobs.
 async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
-    let QueueUrl { address, queue: name, behavior } = url;
     let results = options.results.clone();
-    let queue: Queue = match address {
+    let (moved, trail) = (options.moved, options.clone());
+    let queue = open_single(url, options).await?;
+    if matches!(url.address, Address::Amqp(_)) {
+        // Keeps no answers of its own, so it asks the store itself.
+        return Ok(queue);
+    }
+    let queue = match moved {
+        Moved::Follow => Arc::new(Trail::new(queue, url.clone(), trail)),
+        Moved::Show => queue,
+    };
+    Ok(match results {
+        Some(Results(answers)) => Arc::new(Apart::new(queue, answers)),
+        None => queue,
+    })
+}
+
+/// A queue as its broker has it.
+pub(crate) async fn open_single(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
+    let QueueUrl { address, queue: name, behavior } = url;
+    Ok(match address {
         Address::Sqlite { path, synchronous } => {
             Arc::new(SqliteQueue::open(path, name, *synchronous, behavior, options).await?)
         }
         Address::Nats(nats) => Arc::new(NatsQueue::open(nats, name, behavior, options).await?),
         Address::Redis(redis) => Arc::new(RedisQueue::open(redis, name, behavior, options).await?),
-        Address::Amqp(amqp) => {
-            // Keeps no answers of its own, so it asks the store itself.
-            return Ok(Arc::new(AmqpQueue::open(amqp, name, behavior, options).await?));
-        }
-    };
-    Ok(match results {
-        Some(Results(answers)) => Arc::new(Apart::new(queue, answers)),
-        None => queue,
+        Address::Amqp(amqp) => Arc::new(AmqpQueue::open(amqp, name, behavior, options).await?),
     })
 }
 
@@ -300,7 +325,7 @@ impl fmt::Display for QueueUrl {
     }
 }
 
-fn check_queue(name: &str) -> Result<()> {
+pub(crate) fn check_queue(name: &str) -> Result<()> {
     let fits = (1..=64).contains(&name.len());
     if fits && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
         return Ok(());

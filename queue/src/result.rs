@@ -15,6 +15,8 @@ pub struct JobResult {
     pub outcome: Outcome,
     /// When it was made.
     pub finished_at: Timestamp,
+    /// The queue whose worker made it, where that is told: of two versions, which one answered.
+    pub queue: Option<String>,
 }
 
 /// Whether there is an answer.

@@ -25,6 +25,7 @@ impl JobResult {
             attempt: self.attempt,
             finished_at_ms: self.finished_at.as_millisecond(),
             outcome: Some(outcome),
+            queue: self.queue.clone().unwrap_or_default(),
         };
         message.encode_to_vec()
     }
@@ -46,7 +47,8 @@ impl JobResult {
         };
         let id = message.id.try_into().map_err(|error| unreadable("result", error))?;
         let finished_at = moment("result", message.finished_at_ms)?;
-        Ok(Self { id, attempt: message.attempt, outcome, finished_at })
+        let queue = Some(message.queue).filter(|queue| !queue.is_empty());
+        Ok(Self { id, attempt: message.attempt, outcome, finished_at, queue })
     }
 }
 
@@ -160,8 +162,10 @@ mod tests {
         #[test]
         fn a_result_survives_the_wire(
             id in "[!-~]{1,256}", attempt: u32, outcome in outcomes(), finished_at in moments(),
+            queue in prop::option::of("[a-z0-9._-]{1,64}"),
         ) {
-            let result = JobResult { id: id.parse().unwrap(), attempt, outcome, finished_at };
+            let id = id.parse().unwrap();
+            let result = JobResult { id, attempt, outcome, finished_at, queue };
             prop_assert_eq!(JobResult::decode(&result.encode()).unwrap(), result);
         }
 

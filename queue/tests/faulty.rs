@@ -139,6 +139,7 @@ async fn work(queue: Faulty<MemoryQueue>) -> usize {
                 attempt: delivery.attempt,
                 outcome: Outcome::Completed { content_type, body },
                 finished_at: delivery.job.enqueued_at,
+                queue: None,
             };
             // Without a stored result nothing is acked: the job comes back with its lease.
             let Ok(stored) = queue.put(&result).await else { continue };

@@ -249,11 +249,12 @@ fn commands_of_the_pages_are_found_wherever_they_stand() {
     assert_eq!(found, expected);
 }
 
-const PAGES: [&str; 6] = [
+const PAGES: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "benches/README.md",
+    "docs/canary.md",
     "docs/scaler-config.md",
     "docs/traces.md",
 ];

@@ -18,7 +18,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ebb-queue", &["ebb-proto"]),
     ("ebb-worker", &["ebb-proto", "ebb-queue", "ebb-model", "ebb-telemetry"]),
     ("ebb-scaler", &["ebb-proto", "ebb-queue", "ebb-telemetry"]),
-    ("ebb", &["ebb-proto", "ebb-queue", "ebb-model", "ebb-worker", "ebb-scaler", "ebb-telemetry"]),
+    ("ebb-split", &["ebb-queue", "ebb-telemetry"]),
+    (
+        "ebb",
+        &[
+            "ebb-proto",
+            "ebb-queue",
+            "ebb-model",
+            "ebb-worker",
+            "ebb-scaler",
+            "ebb-split",
+            "ebb-telemetry",
+        ],
+    ),
 ];
 
 /// Packages that check and measure: they may depend on anything, and nothing on them.
@@ -68,6 +80,8 @@ const PURE: &[&str] = &[
     "scaler/src/profiles.rs",
     "scaler/src/readiness.rs",
     "queue/src/retry.rs",
+    "split/src/file.rs",
+    "split/src/weights.rs",
     "cli/src/autoscaler/behavior.rs",
     "cli/src/autoscaler/fallback.rs",
     "cli/src/autoscaler/hpa.rs",

@@ -278,6 +278,7 @@ impl WorkerArgs {
             worker,
             pod,
             model: words,
+            queue: queue.queue.clone(),
             limits: Limits {
                 max_items: self.max_items,
                 max_cost: self.max_cost,

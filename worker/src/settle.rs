@@ -232,7 +232,8 @@ impl<C: Codec> Shared<C> {
 
     fn result(&self, delivery: &Delivery, outcome: Outcome) -> JobResult {
         let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
-        JobResult { id, attempt, outcome, finished_at: self.parts.clock.now() }
+        let (finished_at, queue) = (self.parts.clock.now(), self.parts.settings.queue.clone());
+        JobResult { id, attempt, outcome, finished_at, queue: Some(queue) }
     }
 
     async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {

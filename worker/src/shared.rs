@@ -62,6 +62,8 @@ pub struct Settings {
     pub pod: String,
     /// Device and model, in words.
     pub model: String,
+    /// The queue that its jobs come from, as its results tell.
+    pub queue: String,
     /// What a batch may be at most.
     pub limits: Limits,
     /// Jobs received ahead of the batch that runs.

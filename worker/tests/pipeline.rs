@@ -253,7 +253,7 @@ async fn an_answer_that_was_stored_before_a_crash_is_not_turned_into_a_failure()
             let outcome = Outcome::Completed { content_type: "application/json".into(), body };
             let id = delivery.job.id.clone();
             let finished_at = clock.now();
-            let result = ebb_queue::JobResult { id, attempt, outcome, finished_at };
+            let result = ebb_queue::JobResult { id, attempt, outcome, finished_at, queue: None };
             queue.put(&result).await.unwrap();
         }
         drop(delivery);

@@ -154,7 +154,7 @@ async fn a_result_that_was_stored_before_a_crash_is_sent_by_the_next_attempt() {
         let job = asking(job(1, body), "inbox");
         let id = job.id.clone();
         queue.publish(vec![job]).await.unwrap();
-        let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH };
+        let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH, queue: None };
         queue.put(&first).await.unwrap();
         assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
         assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);
@@ -169,7 +169,7 @@ async fn an_answer_stored_before_the_attempts_were_spent_is_sent_and_acked() {
     let (id, body) = (job.id.clone(), "the first".into());
     queue.publish(vec![job]).await.unwrap();
     let outcome = Outcome::Completed { content_type: "text/plain".to_owned(), body };
-    let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH };
+    let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH, queue: None };
     queue.put(&first).await.unwrap();
     assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
     assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);

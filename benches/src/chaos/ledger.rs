@@ -133,6 +133,7 @@ mod tests {
             attempt,
             outcome: Outcome::Completed { content_type: ebb_queue::JSON.to_owned(), body },
             finished_at: ebb_queue::Timestamp::UNIX_EPOCH,
+            queue: None,
         }
     }
 

@@ -1,21 +1,26 @@
 //! `ebb enqueue`: jobs from the command line, a file or standard input; and their results.
 
+mod lines;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
+use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Span, TraceArgs, Traces, read_traceparent};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::io::BufReader;
 
 use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
 use crate::results::{Line, result_of};
+use crate::spread::Spread;
 use crate::trace::publication;
+use lines::{read_file, read_lines, until_bad};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
@@ -40,6 +45,17 @@ pub(crate) struct EnqueueArgs {
 
     #[command(flatten)]
     envelope: Envelope,
+
+    /// Publish to these queues of the broker instead, by weight: jobs-stable=95,jobs-canary=5
+    ///
+    /// As `ebb split` would; results are found at --queue all the same.
+    #[arg(long, env = "EBB_ENQUEUE_SPLIT", hide_env_values = true, value_name = "QUEUE=WEIGHT")]
+    #[arg(value_delimiter = ',')]
+    split: Vec<Share>,
+
+    /// With --split: what jobs are told apart by; jobs of the same id, tenant or key go the same way
+    #[arg(long, env = "EBB_ENQUEUE_SPLIT_BY", hide_env_values = true, default_value = "key")]
+    split_by: By,
 
     /// Wait, and print the results as JSON lines in the order of the jobs
     #[arg(long, env = "EBB_ENQUEUE_WAIT", hide_env_values = true)]
@@ -100,7 +116,8 @@ const HELP: &str = r#"A JSON line is one of
 A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
-outcome (completed or failed), attempt, finished_at, and body or error. A failed job exits with 1.
+outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
+error. A failed job exits with 1.
 
 Examples:
   ebb enqueue "The tide turns." --wait
@@ -126,12 +143,14 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
 }
 
 async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output) -> Result<Exit> {
+    let spread = Spread::new(&args.queue, &args.split, args.split_by).await?;
     let queue = args.queue.open().await?;
+    let target = Target { queue: &queue, spread: spread.as_ref() };
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
     let fed = if stdin {
-        enqueue_lines(&queue, args, &mut enqueued, output).await
+        enqueue_lines(target, args, &mut enqueued, output).await
     } else {
-        enqueue_all(&queue, args, &mut enqueued, output).await
+        enqueue_all(target, args, &mut enqueued, output).await
     };
     if let Err(error) = fed {
         if enqueued.n_jobs == 0 {
@@ -141,12 +160,19 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
         enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
         return Err(error.context(format!("{} jobs were enqueued before", enqueued.n_jobs)));
     }
-    if args.wait { wait(&queue, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
+    if args.wait { wait(target, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
+}
+
+/// Where jobs go, and where their results are asked for.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    queue: &'a Queue,
+    spread: Option<&'a Spread>,
 }
 
 /// Standard input as it comes.
 async fn enqueue_lines(
-    queue: &Queue,
+    target: Target<'_>,
     args: &EnqueueArgs,
     enqueued: &mut Enqueued,
     output: Output,
@@ -156,7 +182,7 @@ async fn enqueue_lines(
     while let Some(batch) = lines.next().await {
         let (jobs, bad) = until_bad(batch);
         if !jobs.is_empty() {
-            publish(queue, jobs, enqueued, args, output).await?;
+            publish(target, jobs, enqueued, args, output).await?;
         }
         bad.map_or(Ok(()), Err)?;
     }
@@ -165,7 +191,7 @@ async fn enqueue_lines(
 
 /// A file or arguments, checked as a whole before.
 async fn enqueue_all(
-    queue: &Queue,
+    target: Target<'_>,
     args: &EnqueueArgs,
     enqueued: &mut Enqueued,
     output: Output,
@@ -182,7 +208,7 @@ async fn enqueue_all(
     while jobs.peek().is_some() {
         let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
         let n_jobs = batch.len() as u64;
-        publish(queue, batch, enqueued, args, output).await?;
+        publish(target, batch, enqueued, args, output).await?;
         if let Some(progress) = &mut progress {
             progress.add(n_jobs);
         }
@@ -201,14 +227,17 @@ struct Enqueued {
 }
 
 async fn publish(
-    queue: &Queue,
+    target: Target<'_>,
     mut jobs: Vec<Job>,
     enqueued: &mut Enqueued,
     args: &EnqueueArgs,
     output: Output,
 ) -> Result<()> {
     let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
-    let published = queue.publish(jobs).await?;
+    let published = match target.spread {
+        Some(spread) => spread.publish(jobs).await?,
+        None => target.queue.publish(jobs).await?,
+    };
     // Until here, since they end when they are dropped.
     drop(spans);
     enqueued.n_jobs += published.len();
@@ -224,7 +253,7 @@ async fn publish(
 
 /// Prints the results in the order of the jobs.
 async fn wait(
-    queue: &Queue,
+    target: Target<'_>,
     ids: &[JobId],
     limit: Option<Duration>,
     output: Output,
@@ -232,7 +261,10 @@ async fn wait(
     let end = limit.map(|limit| tokio::time::Instant::now() + limit);
     let mut progress =
         (ids.len() >= LONG).then(|| Progress::new("results", Some(ids.len() as u64), Unit::Items));
-    let hint = tokio::spawn(say_when_nobody_works(queue.clone()));
+    let queue = target.queue;
+    // With a split nobody works here.
+    let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
+    let hint = hint.map(tokio::spawn);
     let mut exit = Exit::Done;
     for id in ids {
         let result = match end {
@@ -255,7 +287,7 @@ async fn wait(
             progress.add(1);
         }
     }
-    hint.abort();
+    hint.inspect(tokio::task::JoinHandle::abort);
     progress.into_iter().for_each(Progress::end);
     Ok(exit)
 }
@@ -266,48 +298,6 @@ async fn say_when_nobody_works(queue: Queue) {
     if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
         note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
     }
-}
-
-fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| usage(format!("cannot read {}: {error}", path.display())))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let job = |(at, line): (usize, &str)| {
-        envelope.job_of_line(line).with_context(|| format!("{}:{}", path.display(), at + 1))
-    };
-    lines.map(job).collect()
-}
-
-/// Batches of what standard input has at the moment.
-fn read_lines(
-    input: impl AsyncBufRead + Unpin,
-    envelope: Envelope,
-) -> impl Stream<Item = Vec<Result<Job>>> {
-    let lines = input.lines();
-    let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
-        let line = lines.next_line().await;
-        let line =
-            line.with_context(|| format!("cannot read line {} of standard input", at + 1))?;
-        Ok::<_, anyhow::Error>(line.map(|line| ((at + 1, line), (lines, at + 1))))
-    });
-    let jobs = jobs.try_filter(|(_, line)| std::future::ready(!line.trim().is_empty()));
-    let jobs = jobs.map(move |line| {
-        let (at, line) = line?;
-        envelope.job_of_line(&line).with_context(|| format!("line {at} of standard input"))
-    });
-    jobs.ready_chunks(BATCH)
-}
-
-/// The jobs up to the first line that is none, and what is wrong with that one.
-fn until_bad(batch: Vec<Result<Job>>) -> (Vec<Job>, Option<anyhow::Error>) {
-    let mut jobs = Vec::with_capacity(batch.len());
-    for job in batch {
-        match job {
-            Ok(job) => jobs.push(job),
-            Err(error) => return (jobs, Some(error)),
-        }
-    }
-    (jobs, None)
 }
 
 impl Envelope {

@@ -8,6 +8,7 @@ pub(crate) mod model;
 pub(crate) mod queue;
 pub(crate) mod result;
 pub(crate) mod scaler;
+pub(crate) mod split;
 #[cfg(feature = "cpu")]
 pub(crate) mod train;
 pub(crate) mod up;

@@ -39,8 +39,8 @@ pub(crate) struct ResultArgs {
 }
 
 const HELP: &str = "\
-The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, and body or
-error. A failed job exits with 1, one without a result yet with 66.
+The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, queue (whose
+worker answered), and body or error. A failed job exits with 1, one without a result yet with 66.
 
 With --follow, pieces of the body are printed as they come. When an attempt fails midway and the
 next one begins anew, a line on standard error says so; with --json each piece is an object with its

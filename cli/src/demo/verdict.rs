@@ -205,7 +205,13 @@ mod tests {
     fn done(name: &str, body: &'static str) -> JobResult {
         let outcome =
             Outcome::Completed { content_type: "application/json".into(), body: body.into() };
-        JobResult { id: id(name), attempt: 1, outcome, finished_at: Timestamp::UNIX_EPOCH }
+        JobResult {
+            id: id(name),
+            attempt: 1,
+            outcome,
+            finished_at: Timestamp::UNIX_EPOCH,
+            queue: None,
+        }
     }
 
     fn audit() -> Audit {

@@ -325,7 +325,7 @@ mod tests {
                     let outcome =
                         Outcome::Completed { content_type: "text/plain".into(), body: "x".into() };
                     let (id, finished_at) = (delivery.job.id.clone(), Timestamp::now());
-                    let result = JobResult { id, attempt: 1, outcome, finished_at };
+                    let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
                     queue.put(&result).await.unwrap();
                 }
                 queue.settle(&[delivery.ack()]).await.unwrap();

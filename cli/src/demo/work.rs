@@ -206,7 +206,7 @@ mod tests {
         let content_type = "application/json".to_owned();
         let outcome = Outcome::Completed { content_type, body: body.to_string().into() };
         let id = "job".parse().unwrap();
-        JobResult { id, attempt: 1, outcome, finished_at: Timestamp::UNIX_EPOCH }
+        JobResult { id, attempt: 1, outcome, finished_at: Timestamp::UNIX_EPOCH, queue: None }
     }
 
     #[test]

@@ -43,13 +43,14 @@ pub(super) struct Parcel {
 
 impl Parcel {
     pub(super) fn new(job: Job, place: i64) -> Self {
+        let correlation = job.headers.correlation.as_deref().map(ShortString::try_new);
         Self {
             job,
             place,
             attempts: 0,
             history: Vec::new(),
             death: None,
-            correlation: None,
+            correlation: correlation.and_then(std::result::Result::ok),
             strange: FieldTable::default(),
         }
     }
@@ -78,6 +79,7 @@ impl Parcel {
         };
         or(&mut job.headers.content_type, properties.content_type());
         or(&mut job.headers.reply_to, properties.reply_to());
+        or(&mut job.headers.correlation, properties.correlation_id());
         let note = |name: &str| {
             texts.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
         };

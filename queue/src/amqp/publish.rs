@@ -106,6 +106,9 @@ pub(super) async fn reply(core: &Core, to: &str, result: &JobResult) -> Result<(
     put(header::ATTEMPT, long(result.attempt.to_string()));
     put(header::OUTCOME, long(result.outcome.word()));
     put(header::CONTENT_TYPE, long(content_type.clone()));
+    if let Some(queue) = &result.queue {
+        put(header::QUEUE, long(queue.as_str()));
+    }
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     if let Ok(content_type) = ShortString::try_new(content_type) {
         properties = properties.with_content_type(content_type);

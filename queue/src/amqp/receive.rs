@@ -197,6 +197,9 @@ async fn bury(core: &Core, id: &crate::JobId, attempt: u32, now: Timestamp) -> R
         return Ok(false);
     }
     let outcome = Outcome::Failed { reason: "expired".to_owned() };
-    results.0.put(&JobResult { id: id.clone(), attempt, outcome, finished_at: now }).await?;
+    results
+        .0
+        .put(&JobResult { id: id.clone(), attempt, outcome, finished_at: now, queue: None })
+        .await?;
     Ok(true)
 }

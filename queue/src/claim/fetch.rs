@@ -120,7 +120,8 @@ impl Claim {
         let id = delivery.job.id.clone();
         let outcome = Outcome::Failed { reason: reason.clone() };
         let finished_at = self.clock.now();
-        let mut result = JobResult { id, attempt: delivery.attempt, outcome, finished_at };
+        let mut result =
+            JobResult { id, attempt: delivery.attempt, outcome, finished_at, queue: None };
         match self.queue.put(&result).await? {
             Stored::Stored => {}
             Stored::Stale => return Ok(()),

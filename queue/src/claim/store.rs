@@ -97,7 +97,9 @@ impl Store {
         let outcome = Outcome::Completed { content_type, body: rest };
         // Of a body nobody asks when it was made.
         let finished_at = Timestamp::UNIX_EPOCH;
-        self.queue.put(&JobResult { id: key, attempt: 1, outcome, finished_at }).await?;
+        self.queue
+            .put(&JobResult { id: key, attempt: 1, outcome, finished_at, queue: None })
+            .await?;
         Ok(())
     }
 

@@ -236,7 +236,13 @@ impl NatsQueue {
         }
         self.bury(&entry, seq, "expired").await?;
         let outcome = Outcome::Failed { reason: "expired".to_owned() };
-        let result = JobResult { id, attempt: entry.attempts, outcome, finished_at: self.now() };
+        let result = JobResult {
+            id,
+            attempt: entry.attempts,
+            outcome,
+            finished_at: self.now(),
+            queue: None,
+        };
         match self.put_result(&result).await {
             Err(error) if error.kind() != ErrorKind::Unavailable => {
                 tracing::warn!(%error, id = %result.id, "the failed result is not stored");

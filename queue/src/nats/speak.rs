@@ -99,6 +99,9 @@ impl NatsQueue {
         headers.insert(header::ID, result.id.as_str());
         headers.insert(header::ATTEMPT, result.attempt.to_string());
         headers.insert(header::OUTCOME, result.outcome.word());
+        if let Some(queue) = &result.queue {
+            headers.insert(header::QUEUE, queue.as_str());
+        }
         if let Ok(content_type) = content_type.parse::<HeaderValue>() {
             headers.insert(header::CONTENT_TYPE, content_type);
         }

@@ -65,6 +65,9 @@ impl Calls {
         command.arg(header::ATTEMPT).arg(result.attempt);
         command.arg(header::OUTCOME).arg(result.outcome.word());
         command.arg(header::CONTENT_TYPE).arg(content_type);
+        if let Some(queue) = &result.queue {
+            command.arg(header::QUEUE).arg(queue);
+        }
         self.keeper.command(&command, Again::Yes).await.map(drop)
     }
 }

@@ -97,16 +97,17 @@ fn became(value: Value) -> Result<Stored> {
     }
 }
 
-/// A result as it lies in the store: a line of its outcome, attempt, when it was finished and its
-/// content type, then the answer, or the reason of a failure.
+/// A result as it lies in the store: a line of its outcome, attempt, when it was finished (and where,
+/// behind an `@`) and its content type, then the answer, or the reason of a failure.
 fn written(result: &JobResult) -> Vec<u8> {
     let (content_type, text) = match &result.outcome {
         Outcome::Completed { content_type, body } => (content_type.as_str(), &**body),
         Outcome::Failed { reason } => ("", reason.as_bytes()),
     };
     let (outcome, finished) = (result.outcome.word(), result.finished_at.as_millisecond());
+    let place = result.queue.as_ref().map(|queue| format!("@{queue}")).unwrap_or_default();
     let mut whole =
-        format!("{outcome} {} {finished} {content_type}\n", result.attempt).into_bytes();
+        format!("{outcome} {} {finished}{place} {content_type}\n", result.attempt).into_bytes();
     whole.extend_from_slice(text);
     whole
 }
@@ -125,8 +126,12 @@ fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
         _ => return Err(garbled("a result")),
     };
     let attempt = attempt.parse().map_err(|_| garbled("a result"))?;
+    let (finished, queue) = match finished.split_once('@') {
+        Some((finished, queue)) => (finished, Some(queue.to_owned())),
+        None => (finished, None),
+    };
     let finished_at = moment(finished.parse().map_err(|_| garbled("a result"))?);
-    Ok(JobResult { id: id.clone(), attempt, outcome, finished_at })
+    Ok(JobResult { id: id.clone(), attempt, outcome, finished_at, queue })
 }
 
 /// The pieces as they come, then the result, then the end.

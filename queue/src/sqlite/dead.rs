@@ -72,7 +72,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
         let reason = "expired".to_owned();
         let outcome = crate::Outcome::Failed { reason };
         let id: JobId = id.parse()?;
-        let result = JobResult { id, attempt, outcome, finished_at: moment(now) };
+        let result = JobResult { id, attempt, outcome, finished_at: moment(now), queue: None };
         results::put(tx, now, ttls.result, &result)?;
     }
     Ok(expired.len())

@@ -83,7 +83,8 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
         let (content_type, body) = ("text/plain".to_owned(), "42".into());
         let outcome = Outcome::Completed { content_type, body };
         let id = delivery.job.id.clone();
-        let result = JobResult { id, attempt: 1, outcome, finished_at: Timestamp::now() };
+        let result =
+            JobResult { id, attempt: 1, outcome, finished_at: Timestamp::now(), queue: None };
         queue.reply(&to, &result).await.unwrap();
         settle(&queue, delivery.ack()).await;
         let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());

@@ -84,5 +84,5 @@ pub(crate) fn answer(name: &str, attempt: u32, n: usize) -> JobResult {
     let outcome = Outcome::Completed { content_type, body };
     // To the millisecond, as it is stored.
     let finished_at = Timestamp::from_millisecond(1_900_000_000_000).unwrap();
-    JobResult { id: id(name), attempt, outcome, finished_at }
+    JobResult { id: id(name), attempt, outcome, finished_at, queue: None }
 }

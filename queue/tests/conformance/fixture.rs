@@ -189,7 +189,7 @@ impl dyn Fixture + '_ {
 
     fn result(&self, name: &str, attempt: u32, outcome: Outcome) -> JobResult {
         let finished_at = Timestamp::from_millisecond(self.now().as_millisecond()).unwrap();
-        JobResult { id: name.parse().unwrap(), attempt, outcome, finished_at }
+        JobResult { id: name.parse().unwrap(), attempt, outcome, finished_at, queue: None }
     }
 }
 

@@ -242,7 +242,7 @@ fn result(name: usize, attempt: u32, completed: bool, finished_at: Timestamp) ->
     } else {
         Outcome::Failed { reason: "no".to_owned() }
     };
-    JobResult { id: id(name), attempt, outcome, finished_at }
+    JobResult { id: id(name), attempt, outcome, finished_at, queue: None }
 }
 
 fn status(worker: usize, at: Timestamp) -> WorkerStatus {

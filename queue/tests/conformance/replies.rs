@@ -8,7 +8,8 @@ use crate::mail::Mailbox;
 pub async fn an_answer_is_sent_to_where_its_job_asked_for_it(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let Some(mut mailbox) = fixture.mailbox().await else { return };
-    let result = fixture.completed("a", 2, "\u{0}\u{1f600}");
+    let queue_of_it = Some("jobs-canary".to_owned());
+    let result = JobResult { queue: queue_of_it, ..fixture.completed("a", 2, "\u{0}\u{1f600}") };
     queue.reply(&mailbox.to, &result).await.unwrap();
     assert_comes(fixture, &mut mailbox, &result, "completed", "text/plain").await;
     // Its own queue has nothing of it.
@@ -41,7 +42,9 @@ async fn assert_comes(
     let expected = [("ebb-id", id), ("content-type", content_type)];
     // On the embedded queue a reply is a job, which has no attempt yet.
     let of_a_message = [("ebb-attempt", &*attempt), ("ebb-outcome", outcome)];
-    let of_a_message = of_a_message.into_iter().filter(|_| kind != "sqlite");
+    let of_a_worker = result.queue.as_deref().map(|queue| ("ebb-queue", queue));
+    let of_a_message = of_a_message.into_iter().chain(of_a_worker);
+    let of_a_message = of_a_message.filter(|_| kind != "sqlite");
     for (name, value) in expected.into_iter().chain(of_a_message) {
         assert_eq!(mail.headers.get(name).map(String::as_str), Some(value), "{name}: {mail:?}");
     }

@@ -95,7 +95,7 @@ fn a_reply_goes_to_whoever_listens() {
         let outcome = Outcome::Failed { reason: "no \"such\" model".to_owned() };
         let finished_at = ebb_queue::Timestamp::now();
         let id = "a".parse().unwrap();
-        let result = ebb_queue::JobResult { id, attempt: 2, outcome, finished_at };
+        let result = ebb_queue::JobResult { id, attempt: 2, outcome, finished_at, queue: None };
         queue.reply("answers.here", &result).await.unwrap();
         let reply = futures::StreamExt::next(&mut replies).await.unwrap();
         assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model"}"#);

@@ -166,6 +166,7 @@ async fn who_only_stores_results_here_forgets_them_too() {
         attempt: 1,
         outcome: Outcome::Completed { content_type: "text/plain".into(), body: "answer".into() },
         finished_at: Timestamp::now(),
+        queue: None,
     };
     for nth in 0..20 {
         store.put(&result(&format!("old-{nth}"))).await.unwrap();

@@ -94,5 +94,6 @@ pub fn answer(delivery: &Delivery) -> JobResult {
         attempt: delivery.attempt,
         outcome: Outcome::Completed { content_type, body },
         finished_at: Timestamp::now(),
+        queue: None,
     }
 }

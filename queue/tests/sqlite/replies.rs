@@ -8,7 +8,13 @@ use futures::StreamExt;
 use crate::{handle, take, url};
 
 fn result(id: &str, outcome: Outcome) -> JobResult {
-    JobResult { id: id.parse().unwrap(), attempt: 2, outcome, finished_at: Timestamp::now() }
+    JobResult {
+        id: id.parse().unwrap(),
+        attempt: 2,
+        outcome,
+        finished_at: Timestamp::now(),
+        queue: None,
+    }
 }
 
 fn completed(id: &str, body: &str) -> JobResult {

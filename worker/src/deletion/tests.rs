@@ -185,6 +185,7 @@ fn busy_worker(pod: &Pod) -> (Arc<MemoryQueue>, Pipeline<EchoCodec>) {
             worker: "worker".to_owned(),
             pod: "worker-0".to_owned(),
             model: "echo on cpu".to_owned(),
+            queue: "jobs".to_owned(),
             limits: Limits { max_items: one, max_cost: one, max_wait: Duration::ZERO },
             prefetch: 0,
             retry: RetryPolicy::default(),

@@ -52,6 +52,7 @@ pub(crate) fn settings() -> Settings {
         worker: "worker-1".to_owned(),
         pod: "pod-1".to_owned(),
         model: "echo on cpu".to_owned(),
+        queue: "jobs".to_owned(),
         limits: Limits {
             max_items: NonZeroUsize::new(64).unwrap(),
             max_cost: NonZeroUsize::new(8192).unwrap(),

@@ -27,5 +27,6 @@ fn echo(delivery: &Delivery) -> anyhow::Result<JobResult> {
         attempt: delivery.attempt,
         outcome: Outcome::Completed { content_type: JSON.to_owned(), body },
         finished_at: Timestamp::now(),
+        queue: None,
     })
 }

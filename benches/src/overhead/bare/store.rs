@@ -64,5 +64,11 @@ impl Store {
 
 fn completed(id: &str, body: Bytes) -> Result<JobResult> {
     let outcome = Outcome::Completed { content_type: JSON.to_owned(), body };
-    Ok(JobResult { id: id.parse()?, attempt: 1, outcome, finished_at: Timestamp::now() })
+    Ok(JobResult {
+        id: id.parse()?,
+        attempt: 1,
+        outcome,
+        finished_at: Timestamp::now(),
+        queue: None,
+    })
 }

@@ -1,0 +1,96 @@
+//! A split at publication: `ebb enqueue --split` does by itself what `ebb split` does for all.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use ebb_queue::{Job, Missing, Moved, OpenOptions, Published, Queue, Timestamp};
+use ebb_split::{By, Place, Share, Weights, keeps_records, place};
+use futures::future::try_join_all;
+
+use crate::exit::usage;
+use crate::options::QueueArgs;
+
+/// The queues that jobs are spread over.
+pub(crate) struct Spread {
+    weights: Weights,
+    by: By,
+    /// Where it is written down where each job went, if the broker keeps that.
+    records: Option<Queue>,
+    queues: BTreeMap<String, Queue>,
+    args: QueueArgs,
+}
+
+impl Spread {
+    /// Opens the queues; nothing without shares.
+    ///
+    /// # Errors
+    /// When the shares make no sense, or nothing answers.
+    pub(crate) async fn new(args: &QueueArgs, shares: &[Share], by: By) -> Result<Option<Self>> {
+        if shares.is_empty() {
+            return Ok(None);
+        }
+        let weights = Weights::new(shares.iter().cloned());
+        let weights = weights.map_err(|error| usage(format!("--split: {error}")))?;
+        let url = args.url()?;
+        if weights.queues().any(|queue| queue == url.queue) {
+            let words = format!("--split: {} is the queue of --queue; name others", url.queue);
+            return Err(usage(words));
+        }
+        let records = if keeps_records(&url) {
+            let connect_timeout = args.connect_timeout;
+            let moved = Moved::Show;
+            let options = OpenOptions { connect_timeout, moved, ..OpenOptions::default() };
+            Some(ebb_queue::open(&url, options).await.context("cannot open the queue")?)
+        } else {
+            None
+        };
+        let mut spread = Self { weights, by, records, queues: BTreeMap::new(), args: args.clone() };
+        let names: Vec<String> = spread.weights.queues().map(str::to_owned).collect();
+        for name in names {
+            let queue = spread.open(&name).await?;
+            spread.queues.insert(name, queue);
+        }
+        Ok(Some(spread))
+    }
+
+    async fn open(&self, name: &str) -> Result<Queue> {
+        let url = self.args.url()?.with_queue(name)?;
+        let opened = self.args.open_at(&url, Missing::Create).await;
+        opened.with_context(|| format!("queue {name}"))
+    }
+
+    /// Publishes each job where it belongs, and says for each under which id it is known.
+    ///
+    /// # Errors
+    /// When a queue is full or does not answer; what went to others is there then.
+    pub(crate) async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        let places = try_join_all(jobs.iter().map(|job| self.place(job))).await?;
+        let mut published: Vec<Option<Published>> = vec![None; jobs.len()];
+        let mut by_queue: BTreeMap<String, Vec<(usize, Job)>> = BTreeMap::new();
+        for (nth, (job, place)) in jobs.into_iter().zip(places).enumerate() {
+            match place {
+                Place::Queue { name, .. } => by_queue.entry(name).or_default().push((nth, job)),
+                Place::Answered => published[nth] = Some(Published { id: job.id, duplicate: true }),
+            }
+        }
+        for (name, jobs) in by_queue {
+            let (nths, jobs): (Vec<usize>, Vec<Job>) = jobs.into_iter().unzip();
+            let queue = match self.queues.get(&name) {
+                Some(queue) => Queue::clone(queue),
+                // Written down under other weights.
+                None => self.open(&name).await?,
+            };
+            let told = queue.publish(jobs).await.with_context(|| format!("queue {name}"))?;
+            nths.into_iter().zip(told).for_each(|(nth, one)| published[nth] = Some(one));
+        }
+        Ok(published.into_iter().flatten().collect())
+    }
+
+    async fn place(&self, job: &Job) -> Result<Place> {
+        let chosen = self.weights.choose(self.by.of(job));
+        match &self.records {
+            None => Ok(Place::Queue { name: chosen.to_owned(), before: false }),
+            Some(records) => Ok(place(records, job, chosen, Timestamp::now()).await?),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Jobs that have gone on to another queue of their broker, such as that of a new version: whoever
+//! asks the first queue for the answer gets it from there.
+//!
+//! The record of it is a failed result of attempt 0 with a reason that nothing else has. So each
+//! broker keeps it without knowing of it: it is stored only where there is nothing, it says the same
+//! for ever, and a completed result that is put there by somebody else takes its place.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::Mutex;
+
+use crate::open::{check_queue, open_single};
+use crate::{
+    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
+    Link, Missing, Moved, OpenOptions, Outcome, Published, Queue, QueueUrl, Receipt, Result,
+    ResultStore, Settled, Settlement, Stored, Timestamp, WorkerStatus,
+};
+
+/// What the reason of such a record begins with; the name of the queue follows.
+const MARK: &str = "ebb-moved-to: ";
+
+/// A job that went on more often than this goes in a circle.
+const HOPS: usize = 8;
+
+impl JobResult {
+    /// The record that a job has gone on to this queue of the same broker, to be put into the store
+    /// of the queue where it was. A record that is there already stays, and says where the job is.
+    #[must_use]
+    pub fn moved(id: JobId, to: &str, at: Timestamp) -> Self {
+        let outcome = Outcome::Failed { reason: format!("{MARK}{to}") };
+        Self { id, attempt: 0, outcome, finished_at: at, queue: None }
+    }
+
+    /// The queue that the job has gone on to, if that is what this says.
+    #[must_use]
+    pub fn moved_to(&self) -> Option<&str> {
+        let Outcome::Failed { reason } = &self.outcome else { return None };
+        let to = reason.strip_prefix(MARK).filter(|_| self.attempt == 0)?;
+        check_queue(to).is_ok().then_some(to)
+    }
+}
+
+/// A queue that follows its jobs to where they went.
+#[derive(Clone)]
+pub(crate) struct Trail(Arc<Inner>);
+
+struct Inner {
+    queue: Queue,
+    url: QueueUrl,
+    options: OpenOptions,
+    /// The other queues of the broker that were asked so far.
+    others: Mutex<HashMap<String, Queue>>,
+}
+
+impl Trail {
+    pub(crate) fn new(queue: Queue, url: QueueUrl, options: OpenOptions) -> Self {
+        // Who only asks makes no queue; what is not there yet has no answer yet.
+        let options = OpenOptions {
+            missing: Missing::Refuse,
+            results: None,
+            payloads: None,
+            moved: Moved::Show,
+            ..options
+        };
+        Self(Arc::new(Inner { queue, url, options, others: Mutex::default() }))
+    }
+
+    async fn other(&self, name: &str) -> Result<Queue> {
+        let Inner { url, options, others, .. } = &*self.0;
+        let mut others = others.lock().await;
+        if let Some(queue) = others.get(name) {
+            return Ok(Arc::clone(queue));
+        }
+        let queue = open_single(&url.with_queue(name)?, options.clone()).await?;
+        others.insert(name.to_owned(), Arc::clone(&queue));
+        Ok(queue)
+    }
+
+    async fn answer(&self, id: &JobId) -> Result<Option<JobResult>> {
+        let mut queue = Arc::clone(&self.0.queue);
+        for _ in 0..=HOPS {
+            let found = queue.get(id).await?;
+            let Some(to) = found.as_ref().and_then(JobResult::moved_to) else { return Ok(found) };
+            queue = self.other(to).await?;
+        }
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl ResultStore for Trail {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.0.queue.put(result).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.answer(id).await
+    }
+
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.0.queue.chunk(id, attempt, seq, body).await
+    }
+
+    async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        // Armed when this returns, as everywhere.
+        let mut frames = self.0.queue.follow(id, from_seq).await?;
+        let (trail, id) = (self.clone(), id.clone());
+        let followed = async_stream::try_stream! {
+            for _ in 0..=HOPS {
+                let mut next = None;
+                while let Some(frame) = frames.next().await {
+                    let frame = frame?;
+                    if let Frame::Final(result) = &frame
+                        && let Some(to) = result.moved_to()
+                    {
+                        next = Some(to.to_owned());
+                        break;
+                    }
+                    let is_last = matches!(frame, Frame::Final(_));
+                    yield frame;
+                    if is_last {
+                        return;
+                    }
+                }
+                let Some(to) = next else { break };
+                frames = trail.other(&to).await?.follow(&id, from_seq).await?;
+            }
+            // It ended without an answer, unless one was put where the job was first.
+            if let Some(result) = trail.answer(&id).await? {
+                yield Frame::Final(result);
+            }
+        };
+        Ok(followed.boxed())
+    }
+}
+
+#[async_trait]
+impl Backlog for Trail {
+    async fn depth(&self) -> Result<Depth> {
+        self.0.queue.depth().await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerStatus>> {
+        self.0.queue.workers().await
+    }
+
+    async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
+        self.0.queue.arrivals().await
+    }
+
+    async fn info(&self) -> Result<Info> {
+        self.0.queue.info().await
+    }
+
+    fn link(&self) -> &Link {
+        self.0.queue.link()
+    }
+}
+
+#[async_trait]
+impl Broker for Trail {
+    async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        self.0.queue.publish(jobs).await
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        self.0.queue.receive(max, wait).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
+        self.0.queue.extend(receipts).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+        self.0.queue.settle(settlements).await
+    }
+
+    async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        self.0.queue.report(status).await
+    }
+
+    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+        self.0.queue.reply(to, result).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.0.queue.lease()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.queue.close().await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for Trail {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.0.queue.list(max).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.0.queue.show(id).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.0.queue.redrive(ids).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.0.queue.purge(ids).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> JobId {
+        "job-1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_record_is_told_from_a_failure_that_reads_alike() {
+        let record = JobResult::moved(id(), "jobs-canary", Timestamp::UNIX_EPOCH);
+        assert_eq!(record.moved_to(), Some("jobs-canary"));
+        assert_eq!(JobResult { attempt: 1, ..record.clone() }.moved_to(), None);
+        for reason in ["expired", "ebb-moved-to: ", "ebb-moved-to: a b", "it ebb-moved-to: a"] {
+            let outcome = Outcome::Failed { reason: reason.to_owned() };
+            assert_eq!(JobResult { outcome, ..record.clone() }.moved_to(), None, "{reason}");
+        }
+    }
+}

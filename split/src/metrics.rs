@@ -1,0 +1,113 @@
+//! What the split counts.
+//!
+//! | metric | labels | meaning |
+//! |---|---|---|
+//! | `split_jobs_total` | `to` | jobs that went to a queue |
+//! | `split_spilled_total` | `to` | of those, the ones whose own queue was full |
+//! | `split_full_total` | `to` | times that a queue was full |
+//! | `split_dead_total` | `reason`: expired, refused | jobs that became dead letters of the intake |
+//! | `split_weight_ratio` | `to` | the share of the jobs that a queue is to get, from 0 to 1 |
+//! | `split_jobs_held` | - | jobs that were received and have not gone on |
+//! | `split_age_seconds` | - | from the publication of a job until it has gone on |
+//! | `split_leases_lost_total` | - | leases lost to others |
+//! | `split_weights_reloads_total` | `outcome`: ok, failed | changes of the file of weights |
+//! | `split_broker_errors_total` | `call` | calls to the broker that failed |
+//! | `split_broker_up` | - | 1 when the broker answered last |
+//!
+//! `to` is a queue that has or had a weight.
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+use crate::weights::Weights;
+
+/// The figures; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Jobs that went to a queue.
+    pub jobs: IntCounterVec,
+    /// Of those, the ones whose own queue was full.
+    pub spilled: IntCounterVec,
+    /// Times that a queue was full.
+    pub full: IntCounterVec,
+    /// Jobs that became dead letters of the intake.
+    pub dead: IntCounterVec,
+    /// The share of the jobs that a queue is to get.
+    pub weights: GaugeVec,
+    /// Jobs that were received and have not gone on.
+    pub held: IntGauge,
+    /// From publication until a job has gone on.
+    pub age: Histogram,
+    /// Leases lost to others.
+    pub leases_lost: IntCounter,
+    /// Changes of the file of weights.
+    pub reloads: IntCounterVec,
+    /// Calls to the broker that failed.
+    pub broker_errors: IntCounterVec,
+    /// 1 when the broker answered last.
+    pub broker_up: IntGauge,
+}
+
+impl Metrics {
+    /// Counters that the registry shows.
+    ///
+    /// # Errors
+    /// When the registry has them already.
+    pub fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self::new()?;
+        registry.register(Box::new(metrics.jobs.clone()))?;
+        registry.register(Box::new(metrics.spilled.clone()))?;
+        registry.register(Box::new(metrics.full.clone()))?;
+        registry.register(Box::new(metrics.dead.clone()))?;
+        registry.register(Box::new(metrics.weights.clone()))?;
+        registry.register(Box::new(metrics.held.clone()))?;
+        registry.register(Box::new(metrics.age.clone()))?;
+        registry.register(Box::new(metrics.leases_lost.clone()))?;
+        registry.register(Box::new(metrics.reloads.clone()))?;
+        registry.register(Box::new(metrics.broker_errors.clone()))?;
+        registry.register(Box::new(metrics.broker_up.clone()))?;
+        Ok(metrics)
+    }
+
+    fn new() -> prometheus::Result<Self> {
+        let counters =
+            |name, help, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let weights = Opts::new("split_weight_ratio", "Share of the jobs that a queue is to get.");
+        let age = HistogramOpts::new(
+            "split_age_seconds",
+            "From the publication of a job until it has gone on.",
+        );
+        let buckets = prometheus::exponential_buckets(0.001, 4.0, 12)?;
+        Ok(Self {
+            jobs: counters("split_jobs_total", "Jobs that went to a queue.", "to")?,
+            spilled: counters("split_spilled_total", "Jobs whose own queue was full.", "to")?,
+            full: counters("split_full_total", "Times that a queue was full.", "to")?,
+            dead: counters("split_dead_total", "Dead letters of the intake.", "reason")?,
+            weights: GaugeVec::new(weights, &["to"])?,
+            held: IntGauge::new("split_jobs_held", "Jobs that have not gone on.")?,
+            age: Histogram::with_opts(age.buckets(buckets))?,
+            leases_lost: IntCounter::new("split_leases_lost_total", "Leases lost to others.")?,
+            reloads: counters("split_weights_reloads_total", "Changes of weights.", "outcome")?,
+            broker_errors: counters("split_broker_errors_total", "Calls that failed.", "call")?,
+            broker_up: IntGauge::new("split_broker_up", "1 when the broker answered last.")?,
+        })
+    }
+
+    /// Shows the weights, and 0 for queues that have none any more.
+    pub(crate) fn show(&self, before: Option<&Weights>, now: &Weights) {
+        for queue in before.into_iter().flat_map(Weights::queues).chain(now.queues()) {
+            let gauge: Gauge = self.weights.with_label_values(&[queue]);
+            gauge.set(now.share(queue));
+            // Shown from the start, so that a rate begins at 0.
+            self.jobs.with_label_values(&[queue]).inc_by(0);
+        }
+    }
+}
+
+/// Counters that nobody sees, for tests.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new().expect("names and labels are constants, and the tests make one")
+    }
+}

@@ -1,0 +1,117 @@
+//! The weights from disk, at the start and again whenever they change.
+//!
+//! As the scaler does with its configuration: contents are compared and not times, since Kubernetes
+//! swaps symbolic links; what is being written is waited for; what is broken changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, info};
+
+use crate::file;
+use crate::metrics::Metrics;
+use crate::weights::Weights;
+
+/// A file of weights is read whole.
+const MAX_FILE: u64 = 1 << 20;
+
+/// How long a file that has changed must stay the same: somebody may be writing it.
+const WRITING: Duration = Duration::from_millis(250);
+
+/// Reads the file.
+///
+/// # Errors
+/// Names the file, the line and the remedy.
+pub(crate) fn load(path: &Path, intake: &str) -> anyhow::Result<Weights> {
+    let told = || format!("--weights: {}", path.display());
+    let n_bytes = std::fs::metadata(path).context("cannot be read").with_context(told)?.len();
+    ensure!(n_bytes <= MAX_FILE, "{}: {n_bytes} bytes are too many", told());
+    let text = std::fs::read_to_string(path).context("cannot be read").with_context(told)?;
+    let weights = file::parse(&text).with_context(told)?;
+    check(&weights, intake).with_context(told)?;
+    Ok(weights)
+}
+
+/// A job must not come back to where it was taken from.
+///
+/// # Errors
+/// When it would.
+pub(crate) fn check(weights: &Weights, intake: &str) -> anyhow::Result<()> {
+    let is_circle = weights.queues().any(|queue| queue == intake);
+    ensure!(!is_circle, "{intake} is the queue that jobs are taken from; name others");
+    Ok(())
+}
+
+/// Looks again and again, and tells what has changed.
+pub(crate) async fn follow(
+    (path, intake): (PathBuf, String),
+    every: Duration,
+    weights: watch::Sender<Arc<Weights>>,
+    metrics: Metrics,
+) {
+    let mut last_error = String::new();
+    loop {
+        sleep(every).await;
+        let now = Arc::clone(&weights.borrow());
+        match changed(&path, &intake, &now).await {
+            Ok(Some(changed)) => {
+                last_error.clear();
+                info!(weights = ?changed, "weights changed");
+                metrics.reloads.with_label_values(&["ok"]).inc();
+                weights.send_replace(Arc::new(changed));
+            }
+            Ok(None) => last_error.clear(),
+            Err(wrong) => {
+                let wrong = format!("{wrong:#}");
+                if wrong != last_error {
+                    metrics.reloads.with_label_values(&["failed"]).inc();
+                    error!(error = wrong, "weights are broken; those before them stay");
+                    last_error = wrong;
+                }
+            }
+        }
+    }
+}
+
+async fn changed(path: &Path, intake: &str, now: &Weights) -> anyhow::Result<Option<Weights>> {
+    let first = load(path, intake)?;
+    if first == *now {
+        return Ok(None);
+    }
+    sleep(WRITING).await;
+    Ok(Some(load(path, intake)?).filter(|second| *second == first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_taken_and_a_broken_one_is_told_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.toml");
+        std::fs::write(&path, "[weights]\na = 1\n").unwrap();
+        let sender = watch::Sender::new(Arc::new(load(&path, "jobs").unwrap()));
+        let (mut told, metrics) = (sender.subscribe(), Metrics::default());
+        let every = Duration::from_secs(5);
+        let place = (path.clone(), "jobs".to_owned());
+        let task = tokio::spawn(follow(place, every, sender, metrics.clone()));
+        let count = |outcome: &str| metrics.reloads.with_label_values(&[outcome]).get();
+
+        for broken in ["[weights]\na = x", "[weights]\njobs = 5"] {
+            std::fs::write(&path, broken).unwrap();
+            sleep(3 * every).await;
+        }
+        assert_eq!((count("ok"), count("failed"), told.has_changed().unwrap()), (0, 2, false));
+
+        std::fs::write(&path, "[weights]\na = 1\nb = 3\n").unwrap();
+        told.changed().await.unwrap();
+        assert!((told.borrow().share("b") - 0.75).abs() < 1e-12);
+        assert_eq!(count("ok"), 1);
+        task.abort();
+    }
+}

@@ -1,0 +1,173 @@
+//! A split as the command line asks for it: broker and probes around the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ebb_queue::{
+    Clock, ErrorKind, Moved, OpenOptions, Phase, Queue, QueueUrl, Results, SystemClock,
+    WorkerStatus,
+};
+use ebb_telemetry::{GateKind, Health};
+use prometheus::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use crate::config::{Plan, SplitArgs};
+use crate::leases::Leases;
+use crate::metrics::Metrics;
+use crate::place::keeps_records;
+use crate::reload;
+use crate::splitter::{Open, Parts, Splitter};
+
+/// From one report to the next.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// Between two tries to reach a broker that does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Splits until `stop` is cancelled, then gives back what has not gone on.
+///
+/// # Errors
+/// When the arguments are wrong, before a port is bound; when a port cannot be had, or the broker
+/// refuses.
+pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let Plan { queue, results, weights, file, missing } = args.check()?;
+    let registry = Registry::new();
+    let metrics = Metrics::registered(&registry)?;
+    ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
+    let health = Health::new();
+    let gate = health.gate("broker", GateKind::Ready);
+    // Ends when this function does: the probes answer until the last job is settled.
+    let _probes = match args.listen {
+        None => None,
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("--listen {address}"))?;
+            info!(address = %listener.local_addr()?, "probes and metrics");
+            let until_the_end = CancellationToken::new();
+            let probes = ebb_telemetry::serve(listener, health, registry, until_the_end);
+            Some(AbortOnDropHandle::new(tokio::spawn(probes)))
+        }
+    };
+    info!(queue = %queue, ?weights, by = ?args.by, "split starts");
+    let worker = name();
+    let connect_timeout = args.connect_timeout;
+    let mut options =
+        OpenOptions { worker: worker.clone(), missing, connect_timeout, ..OpenOptions::default() };
+    let results = match results {
+        None => None,
+        Some(url) => match connect(&url, &options, &stop).await.context("--results")? {
+            None => return Ok(()),
+            store => store,
+        },
+    };
+    // The records of where jobs went lie with the jobs, wherever their answers are.
+    options.moved = Moved::Show;
+    let records = keeps_records(&queue);
+    options.results = results.clone().filter(|_| !records).map(Results);
+    let Some(intake) = connect(&queue, &options, &stop).await.context("--queue")? else {
+        return Ok(());
+    };
+    let mut queues = Vec::new();
+    for name in weights.queues() {
+        let url = queue.with_queue(name)?;
+        let opened =
+            connect(&url, &options, &stop).await.with_context(|| format!("--to {name}"))?;
+        let Some(opened) = opened else { return Ok(()) };
+        queues.push((name.to_owned(), opened));
+    }
+    let weights = watch::Sender::new(Arc::new(weights));
+    let parts = Parts {
+        intake: Arc::clone(&intake),
+        results,
+        keeps_records: records,
+        open: opener(queue.clone(), options),
+        weights: weights.subscribe(),
+        by: args.by,
+        when_full: args.when_full,
+        window: args.window,
+        grace: args.grace,
+        clock: Arc::new(SystemClock),
+        metrics: metrics.clone(),
+        gate,
+    };
+    let leases = Leases::default();
+    let mut company = vec![
+        tokio::spawn(leases.clone().keep(Arc::clone(&intake), metrics.clone())),
+        tokio::spawn(report(Arc::clone(&intake), worker, leases.clone(), metrics.clone())),
+    ];
+    company.extend(file.map(|path| {
+        tokio::spawn(reload::follow((path, queue.queue), args.reload, weights, metrics.clone()))
+    }));
+    let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
+    Splitter::new(parts, leases, queues).run(stop).await;
+    let n_jobs = metrics.age.get_sample_count();
+    info!(n_jobs, "split ends");
+    Ok(())
+}
+
+/// Opens the other queues of a broker.
+fn opener(url: QueueUrl, options: OpenOptions) -> Open {
+    Arc::new(move |name: String| {
+        let (url, options) = (url.clone(), options.clone());
+        Box::pin(async move { ebb_queue::open(&url.with_queue(&name)?, options).await })
+    })
+}
+
+/// Opens a queue, and waits for a broker that is not there yet; `None` when stopped meanwhile.
+async fn connect(
+    url: &QueueUrl,
+    options: &OpenOptions,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Queue>> {
+    loop {
+        match ebb_queue::open(url, options.clone()).await {
+            Ok(queue) => return Ok(Some(queue)),
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                warn!(%error, "the broker does not answer; trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! { biased;
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Tells the intake that somebody is at work there, until it is dropped.
+async fn report(intake: Queue, id: String, leases: Leases, metrics: Metrics) {
+    loop {
+        let n_held = leases.n_held() as u64;
+        let status = WorkerStatus {
+            id: id.clone(),
+            pod: id.clone(),
+            phase: if n_held > 0 { Phase::Busy } else { Phase::Idle },
+            in_flight: n_held,
+            slots: 0,
+            completed: metrics.age.get_sample_count(),
+            failed: 0,
+            batch_time: None,
+            cold_start: Vec::new(),
+            model: "split".to_owned(),
+            at: SystemClock.now(),
+        };
+        if let Err(error) = intake.report(&status).await {
+            debug!(%error, "the status was not reported");
+        }
+        tokio::time::sleep(REPORT).await;
+    }
+}
+
+/// Who this is in the history of jobs: the host, which on Kubernetes is the pod, and chance.
+fn name() -> String {
+    let host = std::env::var("HOSTNAME").ok();
+    let host = host.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    let host = host.unwrap_or_default();
+    let host: String = host.chars().filter(char::is_ascii_graphic).take(64).collect();
+    let chance = uuid::Uuid::now_v7().simple().to_string();
+    format!("split-{host}-{}", &chance[20..])
+}

@@ -1,0 +1,341 @@
+//! Takes jobs from the intake and passes each on to the queue that it is for, in one loop.
+//!
+//! The order is what keeps the promises: write down where the job goes, publish it there under its
+//! own id, then acknowledge it here. A crash in between repeats the steps, and each has the effect
+//! of one wherever the broker knows ids that it has seen.
+
+mod ends;
+mod lane;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebb_queue::{Clock, Delivery, ErrorKind, Job, Queue, Settlement};
+use ebb_telemetry::Gate;
+use futures::future::{BoxFuture, join_all};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::leases::Leases;
+use crate::metrics::Metrics;
+use crate::place::{Place, place};
+use crate::weights::{By, Weights};
+use lane::{CHUNK, Failures, Held, Lane};
+
+/// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
+/// their way would cost them an attempt.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// The same while jobs are held that wait for room elsewhere.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
+
+/// Why a job whose deadline has passed goes nowhere; the brokers use the same word.
+const EXPIRED: &str = "expired";
+
+/// What to do with the jobs of a queue that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum WhenFull {
+    /// They wait here, and at the intake behind them, so that the shares stay as they are.
+    #[default]
+    Wait,
+    /// New ones go to the others, by weight, until there is room; those already chosen wait.
+    Other,
+}
+
+/// Opens a queue of the broker by its name.
+pub(crate) type Open =
+    Arc<dyn Fn(String) -> BoxFuture<'static, ebb_queue::Result<Queue>> + Send + Sync>;
+
+/// What a split is made of.
+pub(crate) struct Parts {
+    /// Where jobs come from, opened with [`ebb_queue::Moved::Show`].
+    pub(crate) intake: Queue,
+    /// Where answers are, when not with the jobs.
+    pub(crate) results: Option<Queue>,
+    /// Whether the intake keeps records of where its jobs went.
+    pub(crate) keeps_records: bool,
+    /// Opens the queues that jobs go to.
+    pub(crate) open: Open,
+    /// The weights, as they change.
+    pub(crate) weights: watch::Receiver<Arc<Weights>>,
+    /// What jobs are told apart by.
+    pub(crate) by: By,
+    /// What to do with the jobs of a queue that is full.
+    pub(crate) when_full: WhenFull,
+    /// Jobs that are held at most.
+    pub(crate) window: NonZeroUsize,
+    /// From the stop to the end at most.
+    pub(crate) grace: Duration,
+    /// What it takes the time from.
+    pub(crate) clock: Arc<dyn Clock>,
+    /// What it counts.
+    pub(crate) metrics: Metrics,
+    /// Whether the broker answers.
+    pub(crate) gate: Gate,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { by, when_full, window, .. } = self;
+        let mut shown = f.debug_struct("Parts");
+        shown.field("by", by).field("when_full", when_full).field("window", window);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// A split that runs.
+pub(crate) struct Splitter {
+    parts: Parts,
+    leases: Leases,
+    weights: Arc<Weights>,
+    lanes: BTreeMap<String, Lane>,
+    /// Settlements that the intake has not taken yet.
+    settlements: Vec<Settlement>,
+    failures: Failures,
+}
+
+impl Splitter {
+    /// Puts the parts together, with the queues of the weights, which are open already.
+    pub(crate) fn new(parts: Parts, leases: Leases, queues: Vec<(String, Queue)>) -> Self {
+        let weights = Arc::clone(&parts.weights.borrow());
+        parts.metrics.show(None, &weights);
+        Self {
+            weights,
+            leases,
+            lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
+            settlements: Vec::new(),
+            failures: Failures::default(),
+            parts,
+        }
+    }
+
+    /// Passes jobs on until the stop, then gives back what has not gone on.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.take_new_weights().await;
+            let received = self.receive(&stop).await;
+            self.route(received).await;
+            self.publish().await;
+            self.settle().await;
+            self.parts.metrics.held.set(i64::try_from(self.leases.n_held()).unwrap_or(i64::MAX));
+        }
+        self.drain().await;
+    }
+
+    async fn take_new_weights(&mut self) {
+        if !self.failures.may_try() {
+            return;
+        }
+        let weights = Arc::clone(&self.parts.weights.borrow());
+        if weights == self.weights {
+            return;
+        }
+        match self.open_lanes(&weights).await {
+            Ok(()) => {
+                self.parts.metrics.show(Some(&self.weights), &weights);
+                self.weights = weights;
+            }
+            Err(error) => self.trouble("open", &error),
+        }
+    }
+
+    async fn open_lanes(&mut self, weights: &Weights) -> ebb_queue::Result<()> {
+        for name in weights.queues() {
+            self.open_lane(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn open_lane(&mut self, name: &str) -> ebb_queue::Result<&mut Lane> {
+        if !self.lanes.contains_key(name) {
+            let queue = (self.parts.open)(name.to_owned()).await?;
+            self.lanes.insert(name.to_owned(), Lane::new(queue));
+        }
+        Ok(self.lanes.get_mut(name).expect("it was inserted where it was missing"))
+    }
+
+    async fn receive(&mut self, stop: &CancellationToken) -> Vec<Delivery> {
+        let n_held = self.leases.n_held();
+        let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
+        let wait = if n_held > 0 { SHORT_WAIT } else { WAIT };
+        let (Some(room), true) = (room, self.failures.may_try()) else {
+            tokio::select! { biased;
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(SHORT_WAIT) => {}
+            }
+            return Vec::new();
+        };
+        match self.parts.intake.receive(room, wait).await {
+            Ok(deliveries) => {
+                self.failures.reset();
+                self.parts.metrics.broker_up.set(1);
+                self.parts.gate.open();
+                deliveries.iter().for_each(|delivery| self.leases.hold(delivery.receipt()));
+                deliveries
+            }
+            Err(error) => {
+                self.trouble("receive", &error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Finds for each job where it goes.
+    async fn route(&mut self, deliveries: Vec<Delivery>) {
+        let now = self.parts.clock.now();
+        let (late, timely): (Vec<_>, Vec<_>) =
+            deliveries.into_iter().partition(|delivery| delivery.job.expired(now));
+        for delivery in late {
+            self.bury(delivery, EXPIRED).await;
+        }
+        let choices: Vec<(String, bool)> =
+            timely.iter().map(|delivery| self.choose(&delivery.job)).collect();
+        let (intake, keeps_records) = (&self.parts.intake, self.parts.keeps_records);
+        let places = timely.iter().zip(&choices).map(|(delivery, (name, _))| async move {
+            if !keeps_records {
+                return Ok(Place::Queue { name: name.clone(), before: false });
+            }
+            place(intake, &delivery.job, name, now).await
+        });
+        let places = join_all(places).await;
+        for ((delivery, (chosen, spilled)), place) in timely.into_iter().zip(choices).zip(places) {
+            match place {
+                Ok(Place::Queue { name, before }) => {
+                    let held = Held { spilled: spilled && name == chosen, delivery };
+                    self.send(held, &name, before).await;
+                }
+                Ok(Place::Answered) => self.settlements.push(delivery.ack()),
+                Err(error) => {
+                    self.trouble("put", &error);
+                    self.settlements.push(delivery.release());
+                }
+            }
+        }
+    }
+
+    /// The queue of a job by its key, and whether that is another because its own is full.
+    fn choose(&self, job: &Job) -> (String, bool) {
+        let key = self.parts.by.of(job);
+        let own = self.weights.choose(key);
+        let has_room = |name: &str| self.lanes.get(name).is_none_or(|lane| !lane.is_full);
+        if self.parts.when_full == WhenFull::Wait || has_room(own) {
+            return (own.to_owned(), false);
+        }
+        // Where all are full the job waits for its own.
+        let other = self.weights.choose_among(key, has_room);
+        (other.unwrap_or(own).to_owned(), other.is_some())
+    }
+
+    async fn send(&mut self, held: Held, name: &str, before: bool) {
+        let lane = match self.open_lane(name).await {
+            Ok(lane) => lane,
+            Err(error) => {
+                self.trouble("open", &error);
+                return self.settlements.push(held.delivery.release());
+            }
+        };
+        // It may have gone there, and its answer may have been there for longer than ids are known.
+        let is_answered = before
+            && held.delivery.attempt > 1
+            && lane.queue.get(&held.delivery.job.id).await.is_ok_and(|found| found.is_some());
+        if is_answered {
+            return self.settlements.push(held.delivery.ack());
+        }
+        lane.waiting.push_back(held);
+    }
+
+    async fn publish(&mut self) {
+        let names: Vec<String> = self.lanes.keys().cloned().collect();
+        for name in names {
+            while let Some(batch) = self.next_batch(&name).await {
+                self.publish_batch(&name, batch).await;
+            }
+        }
+    }
+
+    /// The next jobs of a queue that may be tried, without those whose time is over.
+    async fn next_batch(&mut self, name: &str) -> Option<Vec<Held>> {
+        let now = self.parts.clock.now();
+        let lane = self.lanes.get_mut(name)?;
+        if lane.waiting.is_empty() {
+            // Else nobody would find out that there is room again.
+            lane.is_full = false;
+            return None;
+        }
+        if !lane.failures.may_try() {
+            return None;
+        }
+        let n_jobs = lane.chunk.min(lane.waiting.len());
+        let batch: Vec<Held> = lane.waiting.drain(..n_jobs).collect();
+        let mine = batch.into_iter().filter(|held| self.leases.holds(held.delivery.receipt()));
+        let (late, batch): (Vec<_>, Vec<_>) = mine.partition(|held| held.delivery.job.expired(now));
+        for held in late {
+            self.bury(held.delivery, EXPIRED).await;
+        }
+        Some(batch)
+    }
+
+    async fn publish_batch(&mut self, name: &str, batch: Vec<Held>) {
+        let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
+        let jobs = batch.iter().map(|held| as_published(&held.delivery.job)).collect();
+        let error = match lane.queue.publish(jobs).await {
+            Ok(_) => {
+                lane.failures.reset();
+                lane.is_full = false;
+                lane.chunk = (lane.chunk * 2).min(CHUNK);
+                return self.gone(name, batch);
+            }
+            Err(error) => error,
+        };
+        let n_jobs = batch.len();
+        let may_halve = matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) && n_jobs > 1;
+        if may_halve {
+            // Fewer may fit, or the one that cannot go is found.
+            lane.chunk = n_jobs / 2;
+        } else if error.kind() == ErrorKind::Invalid {
+            let reason = format!("queue {name} refuses the job: {error}");
+            let Some(held) = batch.into_iter().next() else { return };
+            return self.bury(held.delivery, &reason).await;
+        } else {
+            lane.failures.add();
+        }
+        batch.into_iter().rev().for_each(|held| lane.waiting.push_front(held));
+        if error.kind() == ErrorKind::Full {
+            if !may_halve && !lane.is_full {
+                lane.is_full = true;
+                self.parts.metrics.full.with_label_values(&[name]).inc();
+                info!(queue = name, "the queue is full; its jobs wait");
+            }
+        } else if error.kind() != ErrorKind::Invalid {
+            self.trouble("publish", &error);
+        }
+    }
+
+    fn gone(&mut self, name: &str, batch: Vec<Held>) {
+        let (metrics, now) = (&self.parts.metrics, self.parts.clock.now());
+        let jobs = metrics.jobs.with_label_values(&[name]);
+        for held in batch {
+            jobs.inc();
+            if held.spilled {
+                metrics.spilled.with_label_values(&[name]).inc();
+            }
+            let age = now.duration_since(held.delivery.job.enqueued_at);
+            metrics.age.observe(age.as_secs_f64().max(0.0));
+            self.settlements.push(held.delivery.ack());
+        }
+    }
+}
+
+/// The job as it goes on: under its own id, at its own age. Its idempotency key has done its work at
+/// the intake, and elsewhere could only be taken for that of another job.
+fn as_published(job: &Job) -> Job {
+    let mut job = job.clone();
+    job.headers.key = None;
+    job
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! The ends of deliveries: acknowledged, buried, or given back.
+
+use std::sync::Arc;
+
+use ebb_queue::{Delivery, Error, JobResult, Outcome, Settled, Stored};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::{EXPIRED, SHORT_WAIT, Splitter};
+
+/// What whoever waits for a job finds.
+enum Told {
+    /// That it failed, as it was told now or before.
+    Failure,
+    /// An answer that was there before.
+    Answer,
+}
+
+impl Splitter {
+    /// Makes a dead letter of a job, unless it was answered before.
+    pub(super) async fn bury(&mut self, delivery: Delivery, reason: &str) {
+        let job = &delivery.job;
+        let outcome = Outcome::Failed { reason: reason.to_owned() };
+        let (id, attempt) = (job.id.clone(), delivery.attempt);
+        let result =
+            JobResult { id, attempt, outcome, finished_at: self.parts.clock.now(), queue: None };
+        match self.tell(&result).await {
+            Ok(Told::Failure) => {}
+            Ok(Told::Answer) => return self.settlements.push(delivery.ack()),
+            Err(error) => {
+                self.trouble("put", &error);
+                return self.settlements.push(delivery.release());
+            }
+        }
+        if let Some(to) = &job.headers.reply_to
+            && let Err(error) = self.parts.intake.reply(to, &result).await
+        {
+            warn!(job.id = %job.id, %error, "the reply was not sent; the result is in the store");
+        }
+        let why = if reason == EXPIRED { EXPIRED } else { "refused" };
+        self.parts.metrics.dead.with_label_values(&[why]).inc();
+        debug!(job.id = %job.id, reason, "the job goes nowhere");
+        self.settlements.push(delivery.reject(reason));
+    }
+
+    /// Puts a failure where whoever waits for the job will find it: where all answers are, else with
+    /// the job, or where that was led to.
+    async fn tell(&mut self, result: &JobResult) -> ebb_queue::Result<Told> {
+        let store = self.parts.results.as_ref().unwrap_or(&self.parts.intake);
+        let mut store = Arc::clone(store);
+        for _ in 0..=1 {
+            if store.put(result).await? == Stored::Stored {
+                return Ok(Told::Failure);
+            }
+            let Some(found) = store.get(&result.id).await? else { break };
+            if found.outcome.is_completed() {
+                return Ok(Told::Answer);
+            }
+            let Some(to) = found.moved_to() else { break };
+            store = Arc::clone(&self.open_lane(to).await?.queue);
+        }
+        Ok(Told::Failure)
+    }
+
+    pub(super) async fn settle(&mut self) {
+        if self.settlements.is_empty() || !self.failures.may_try() {
+            return;
+        }
+        match self.parts.intake.settle(&self.settlements).await {
+            Ok(answers) => {
+                for (settlement, answer) in self.settlements.drain(..).zip(answers) {
+                    self.leases.let_go(settlement.receipt());
+                    if answer == Settled::Lost {
+                        self.parts.metrics.leases_lost.inc();
+                    }
+                }
+            }
+            // Sent again, they have the effect of one.
+            Err(error) => self.trouble("settle", &error),
+        }
+    }
+
+    /// Gives back what has not gone on, and says so until the broker has heard it.
+    pub(super) async fn drain(mut self) {
+        let end = Instant::now() + self.parts.grace;
+        let lanes = std::mem::take(&mut self.lanes);
+        let waiting = lanes.into_values().flat_map(|lane| lane.waiting);
+        self.settlements.extend(waiting.map(|held| held.delivery.release()));
+        while !self.settlements.is_empty() && Instant::now() < end {
+            self.settle().await;
+            if !self.settlements.is_empty() {
+                tokio::time::sleep(SHORT_WAIT).await;
+            }
+        }
+        let n_left = self.settlements.len();
+        if n_left > 0 {
+            warn!(n_left, "not settled: they come back by their lease");
+        }
+        if let Err(error) = self.parts.intake.close().await {
+            warn!(%error, "what was fetched ahead comes back by itself");
+        }
+    }
+
+    pub(super) fn trouble(&mut self, call: &'static str, error: &Error) {
+        self.failures.add();
+        self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
+        self.parts.metrics.broker_up.set(0);
+        self.parts.gate.close(format!("{call}: {error}"));
+        warn!(call, %error, kind = ?error.kind(), "the broker failed; trying again");
+    }
+}

@@ -1,0 +1,332 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ebb_queue::faulty::{Faults, Faulty};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{Behavior, JobId, OpenOptions, Timestamp, TokioClock};
+use ebb_telemetry::{GateKind, Health};
+use tokio_util::task::AbortOnDropHandle;
+
+use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, ResultStore};
+
+use super::*;
+use crate::weights::Share;
+
+const LEASE: Duration = Duration::from_secs(10);
+
+fn weights(text: &str) -> Arc<Weights> {
+    let shares = text.split(',').map(|share| share.parse::<Share>().unwrap());
+    Arc::new(Weights::new(shares).unwrap())
+}
+
+/// A broker in memory: an intake, and two queues that jobs go to.
+struct Scene {
+    clock: Arc<TokioClock>,
+    intake: MemoryQueue,
+    versions: BTreeMap<String, MemoryQueue>,
+    weights: watch::Sender<Arc<Weights>>,
+    faults: Option<(u64, Faults)>,
+    when_full: WhenFull,
+    metrics: Metrics,
+    n_starts: std::cell::Cell<u64>,
+}
+
+impl Scene {
+    fn new(max_ready: Option<u64>) -> Self {
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+        let queue = |max_ready| {
+            let behavior = Behavior { lease: LEASE, max_ready, ..Behavior::default() };
+            let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+            MemoryQueue::new(&behavior, options)
+        };
+        let versions = ["stable", "canary"].map(|name| (name.to_owned(), queue(max_ready)));
+        Self {
+            intake: queue(None),
+            versions: versions.into_iter().collect(),
+            weights: watch::Sender::new(weights("stable=70,canary=30")),
+            faults: None,
+            when_full: WhenFull::Wait,
+            metrics: Metrics::default(),
+            n_starts: std::cell::Cell::new(0),
+            clock,
+        }
+    }
+
+    fn wrapped(&self, queue: &MemoryQueue, nth: u64) -> Queue {
+        match self.faults {
+            None => Arc::new(queue.clone()),
+            Some((seed, faults)) => {
+                let seed = seed * 1000 + self.n_starts.get() * 10 + nth;
+                Arc::new(Faulty::new(Arc::new(queue.clone()), faults, seed))
+            }
+        }
+    }
+
+    /// Starts a split; dropped, it crashes.
+    fn start(&self, stop: &CancellationToken) -> (AbortOnDropHandle<()>, AbortOnDropHandle<()>) {
+        self.n_starts.set(self.n_starts.get() + 1);
+        let intake = self.wrapped(&self.intake, 0);
+        let named = self.versions.iter().zip(1..);
+        let queues: Vec<(String, Queue)> =
+            named.map(|((name, queue), nth)| (name.clone(), self.wrapped(queue, nth))).collect();
+        let leases = Leases::default();
+        let health = Health::new();
+        let parts = Parts {
+            intake: Arc::clone(&intake),
+            results: None,
+            keeps_records: true,
+            open: Arc::new(|name| unreachable!("{name} is open")),
+            weights: self.weights.subscribe(),
+            by: By::Key,
+            when_full: self.when_full,
+            window: NonZeroUsize::new(64).unwrap(),
+            grace: Duration::from_secs(5),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            gate: health.gate("broker", GateKind::Ready),
+        };
+        let keeper = tokio::spawn(leases.clone().keep(intake, self.metrics.clone()));
+        let splitter = tokio::spawn(Splitter::new(parts, leases, queues).run(stop.clone()));
+        (AbortOnDropHandle::new(splitter), AbortOnDropHandle::new(keeper))
+    }
+
+    async fn publish(&self, n: usize, change: impl Fn(usize, &mut Job)) {
+        for nth in 0..n {
+            let mut job = Job::new(format!("body {nth}"), self.clock.now());
+            job.id = format!("job-{nth}").parse().unwrap();
+            change(nth, &mut job);
+            self.intake.publish(vec![job]).await.unwrap();
+        }
+    }
+
+    /// All jobs that wait in a queue, taken out of it.
+    async fn take(&self, name: &str) -> Vec<Job> {
+        let (queue, mut jobs) = (&self.versions[name], Vec::new());
+        let max = NonZeroUsize::new(1000).unwrap();
+        loop {
+            let deliveries = queue.receive(max, Duration::ZERO).await.unwrap();
+            if deliveries.is_empty() {
+                return jobs;
+            }
+            jobs.extend(deliveries.iter().map(|delivery| delivery.job.clone()));
+            let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+        }
+    }
+
+    async fn until(&self, what: &str, look: impl AsyncFn() -> bool) {
+        let look = async {
+            while !look().await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3600), look).await.expect(what);
+    }
+
+    async fn until_empty(&self) {
+        self.until("the intake to be empty", async || {
+            let depth = self.intake.depth().await.unwrap();
+            depth.ready + depth.in_flight + depth.delayed == 0
+        })
+        .await;
+    }
+
+    async fn waiting(&self, name: &str) -> u64 {
+        self.versions[name].depth().await.unwrap().ready
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.metrics.jobs.with_label_values(&[name]).get()
+    }
+}
+
+fn ids(jobs: &[Job]) -> BTreeSet<JobId> {
+    jobs.iter().map(|job| job.id.clone()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_goes_on_as_it_came_to_the_queue_of_its_key() {
+    let scene = Scene::new(None);
+    let published: Timestamp = scene.clock.now();
+    scene
+        .publish(200, |nth, job| {
+            job.set("ebb-tenant", "t").unwrap();
+            job.set("ebb-priority", "high").unwrap();
+            job.set("ebb-deadline", "1970-01-02T00:00:00Z").unwrap();
+            job.set("ebb-reply-to", "replies").unwrap();
+            job.set("ebb-cost", "7").unwrap();
+            job.set("ebb-key", &format!("key-{nth}")).unwrap();
+            job.set("ebb-correlation", "mark").unwrap();
+            job.set("traceparent", "00-1-2-01").unwrap();
+        })
+        .await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until_empty().await;
+
+    let weights = weights("stable=70,canary=30");
+    let mut n = 0;
+    for name in ["stable", "canary"] {
+        let jobs = scene.take(name).await;
+        assert_eq!(scene.count(name), jobs.len() as u64);
+        for job in jobs {
+            let nth = job.id.as_str().strip_prefix("job-").unwrap();
+            assert_eq!(weights.choose(&format!("key-{nth}")), name, "{}", job.id);
+            assert_eq!(job.body, format!("body {nth}"));
+            assert_eq!(job.enqueued_at, published, "its age is its own");
+            let headers = &job.headers;
+            assert_eq!((headers.tenant.as_deref(), headers.cost), (Some("t"), Some(7.0)));
+            assert_eq!(headers.priority, ebb_queue::Priority::High);
+            assert_eq!(headers.reply_to.as_deref(), Some("replies"));
+            assert_eq!(headers.correlation.as_deref(), Some("mark"));
+            assert_eq!(headers.traceparent.as_deref(), Some("00-1-2-01"));
+            assert!(headers.deadline.is_some());
+            let record = scene.intake.get(&job.id).await.unwrap().unwrap();
+            assert_eq!(record.moved_to(), Some(name), "whoever waits is led on");
+            n += 1;
+        }
+    }
+    assert_eq!(n, 200);
+}
+
+/// Crashes at random moments and changes of the weights in between, on a broker that fails.
+async fn crash(seed: u64) {
+    use rand::{Rng, SeedableRng};
+    const N: usize = 120;
+    let mut dice = rand::rngs::StdRng::seed_from_u64(seed);
+    let mut scene = Scene::new(None);
+    scene.faults = Some((seed, Faults::default()));
+    scene.publish(N, |_, _| {}).await;
+    for _ in 0..6 {
+        let split = scene.start(&CancellationToken::new());
+        tokio::time::sleep(Duration::from_millis(dice.random_range(0..400))).await;
+        drop(split);
+        let share = dice.random_range(0..=100);
+        scene.weights.send_replace(weights(&format!("stable={},canary={share}", 101 - share)));
+    }
+    let stop = CancellationToken::new();
+    let (last, _keeper) = scene.start(&stop);
+    scene.until_empty().await;
+    let (stable, canary) = (scene.take("stable").await, scene.take("canary").await);
+    let (a, b) = (ids(&stable), ids(&canary));
+    assert_eq!((a.len(), b.len()), (stable.len(), canary.len()), "seed {seed}: twice in one");
+    assert!(a.is_disjoint(&b), "seed {seed}: in both: {:?}", a.intersection(&b));
+    assert_eq!(a.len() + b.len(), N, "seed {seed}: lost");
+    for (name, jobs) in [("stable", &a), ("canary", &b)] {
+        for id in jobs {
+            let record = scene.intake.get(id).await.unwrap().unwrap();
+            assert_eq!(record.moved_to(), Some(name), "seed {seed}: {id} is led astray");
+        }
+    }
+    stop.cancel();
+    last.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_job_is_lost_or_doubled_whatever_the_broker_does_and_the_weights_become() {
+    for seed in 0..60 {
+        crash(seed).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_weights_count_from_the_next_job_on() {
+    let scene = Scene::new(None);
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(20, |_, _| {}).await;
+    scene.until_empty().await;
+    assert!(scene.count("canary") > 0 && scene.count("stable") > 0);
+    let before = scene.count("stable");
+    scene.weights.send_replace(weights("stable=0,canary=1"));
+    scene
+        .until("the weights", async || {
+            scene.metrics.weights.with_label_values(&["canary"]).get() > 0.99
+        })
+        .await;
+    scene.publish(50, |nth, job| job.id = format!("later-{nth}").parse().unwrap()).await;
+    scene.until_empty().await;
+    assert_eq!(scene.count("stable"), before, "all went to the new version");
+    assert_eq!(scene.count("canary") + before, 70);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_holds_its_jobs_back_and_not_those_of_the_others() {
+    let scene = Scene::new(Some(10));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(30, |_, _| {}).await;
+    let of = |name: &str| {
+        let weights = weights("stable=70,canary=30");
+        (0..30).filter(|nth| weights.choose(&format!("job-{nth}")) == name).count()
+    };
+    let (n_stable, n_canary) = (of("stable"), of("canary"));
+    assert!(n_stable > 10, "{n_stable}");
+    scene
+        .until("two full queues", async || {
+            scene.waiting("stable").await == 10
+                && scene.waiting("canary").await == n_canary.min(10) as u64
+        })
+        .await;
+    // Far longer than a lease: they are kept.
+    tokio::time::sleep(20 * LEASE).await;
+    assert_eq!(scene.waiting("stable").await, 10);
+    assert!(scene.metrics.full.with_label_values(&["stable"]).get() >= 1);
+
+    let mut n_taken = 0;
+    while n_taken < 30 {
+        n_taken += scene.take("stable").await.len() + scene.take("canary").await.len();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    scene.until_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_spills_where_that_is_asked_for() {
+    let mut scene = Scene::new(Some(40));
+    scene.when_full = WhenFull::Other;
+    scene.weights.send_replace(weights("stable=1,canary=99"));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(70, |_, _| {}).await;
+    scene.until("one that is full", async || scene.waiting("canary").await == 40).await;
+    // Those that were chosen for it before wait; new ones go elsewhere.
+    scene.publish(10, |nth, job| job.id = format!("new-{nth}").parse().unwrap()).await;
+    scene.until("the others", async || scene.waiting("stable").await >= 5).await;
+    assert!(scene.metrics.spilled.with_label_values(&["stable"]).get() >= 5);
+    let (stable, canary) = (scene.take("stable").await, scene.take("canary").await);
+    assert!(ids(&stable).is_disjoint(&ids(&canary)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_expires_while_it_waits_is_buried_and_whoever_waits_for_it_is_told() {
+    let scene = Scene::new(Some(5));
+    scene.weights.send_replace(weights("stable=1,canary=0"));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(8, |_, job| job.set("ebb-ttl", "60s").unwrap()).await;
+    scene.until("three dead letters", async || scene.intake.depth().await.unwrap().dead == 3).await;
+    let letters = scene.intake.list(10).await.unwrap();
+    assert!(letters.iter().all(|letter| letter.reason == "expired"), "{letters:?}");
+    for letter in letters {
+        let told = scene.versions["stable"].get(&letter.job.id).await.unwrap().unwrap();
+        assert!(matches!(told.outcome, Outcome::Failed { reason } if reason == "expired"));
+    }
+    assert_eq!(scene.metrics.dead.with_label_values(&["expired"]).get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
+    let scene = Scene::new(Some(5));
+    let stop = CancellationToken::new();
+    let (split, _keeper) = scene.start(&stop);
+    scene.publish(40, |_, _| {}).await;
+    scene
+        .until("two full queues", async || {
+            scene.waiting("stable").await == 5 && scene.waiting("canary").await == 5
+        })
+        .await;
+    stop.cancel();
+    split.await.unwrap();
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (30, 0));
+    let max = NonZeroUsize::new(40).unwrap();
+    let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
+    assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
