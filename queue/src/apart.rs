@@ -74,12 +74,7 @@ impl Broker for Apart {
         self.jobs.report(status).await
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.jobs.reply(to, result, traceparent).await
     }
 

@@ -248,12 +248,7 @@ impl Broker for Claim {
         self.queue.report(status).await
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let reference = self.check_in_answer(result).await?;
         self.queue.reply(to, reference.as_ref().unwrap_or(result), traceparent).await
     }

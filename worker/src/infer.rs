@@ -54,11 +54,7 @@ pub(crate) struct Exits {
 }
 
 /// Binds batches as late as the device allows, and sends them to it.
-pub(crate) async fn batch(
-    shared: Arc<Shared>,
-    mut decoded: Receiver<Vec<Item>>,
-    exits: Exits,
-) {
+pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>, exits: Exits) {
     let mut lanes = Lanes::new(shared.lanes.len(), shared.settings.limits);
     let load = shared.device.load();
     let mut is_open = true;
@@ -185,7 +181,8 @@ impl Shared {
     ) -> Submitted {
         let size = items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE);
         let split = items.into_iter();
-        let split = split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
+        let split =
+            split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
         let (jobs, inputs) = split.unzip();
         let answer = self.lanes[lane].device.submit(lane, inputs, size, begun).await;
         Submitted { jobs, size, failures, answer }
@@ -230,7 +227,10 @@ impl Shared {
                 Vec::new()
             }
             Err(error) => {
-                self.metrics.failed_seconds.with_label_values(&[&own.name]).inc_by(took.as_secs_f64());
+                self.metrics
+                    .failed_seconds
+                    .with_label_values(&[&own.name])
+                    .inc_by(took.as_secs_f64());
                 let items = jobs.into_iter().zip(inputs);
                 let items = items.map(|(job, input)| {
                     let Sent { held, asked, size } = job;

@@ -22,6 +22,7 @@ pub mod lanes;
 mod lease;
 mod metrics;
 mod models;
+mod outcome;
 mod pipeline;
 mod receive;
 mod run;

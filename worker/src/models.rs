@@ -17,9 +17,9 @@ use ebb_model::{
     sentinel::Sentinel,
 };
 
-use crate::codec::{Codec, EchoCodec};
 #[cfg(feature = "cpu")]
 use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
+use crate::codec::{Codec, EchoCodec};
 use crate::device::{BuildError, DeviceBuilder, Phases};
 #[cfg(feature = "cpu")]
 use crate::serve::name_of;

@@ -37,11 +37,7 @@ enum Decoded {
 }
 
 /// Receives jobs, never more than there is room for, until nothing new may begin.
-pub(crate) async fn receive(
-    served: Served,
-    out: Sender<Vec<Held>>,
-    finished: Sender<Finished>,
-) {
+pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Sender<Finished>) {
     let intake = &served.shared.intake;
     let exit_when_empty = served.shared.settings.exit_when_empty;
     let wait = if exit_when_empty { SHORT_WAIT } else { WAIT };

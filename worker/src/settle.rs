@@ -8,11 +8,8 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::Relaxed;
 
-use ebb_queue::{
-    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
-};
+use ebb_queue::{Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settlement, Stored, Verdict};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
@@ -24,8 +21,9 @@ use crate::alert::alert_job;
 use crate::codec::Answer;
 use crate::held::{End, Finished, Output};
 use crate::lease::Loan;
+use crate::outcome::{LOST, NO_MODEL, outcome};
 use crate::served::Served;
-use crate::shared::{Counts, PATIENCE, Pauses, heals, on_cpu, send_all};
+use crate::shared::{PATIENCE, Pauses, heals, on_cpu, send_all};
 use crate::trace::Way;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
@@ -372,38 +370,6 @@ impl Served {
         // Of the worker, and of the queue.
         self.shared.counts.count(outcome);
         self.counts.count(outcome);
-    }
-}
-
-impl Counts {
-    fn count(&self, outcome: &'static str) {
-        let counter = match outcome {
-            COMPLETED => &self.completed,
-            REJECTED => &self.failed,
-            RETRIED => &self.retried,
-            RELEASED => &self.released,
-            _ => &self.lost,
-        };
-        counter.fetch_add(1, Relaxed);
-    }
-}
-
-/// The label of a job that asked for a model which is not here.
-const NO_MODEL: &str = "none";
-
-const COMPLETED: &str = "completed";
-const REJECTED: &str = "rejected";
-const RETRIED: &str = "retried";
-const RELEASED: &str = "released";
-const LOST: &str = "lost";
-
-fn outcome(settlement: &Settlement, answer: Settled) -> &'static str {
-    match (answer, settlement.verdict()) {
-        (Settled::Lost, _) => LOST,
-        (Settled::Held, Verdict::Ack) => COMPLETED,
-        (Settled::Held, Verdict::Reject { .. }) => REJECTED,
-        (Settled::Held, Verdict::Retry { .. }) => RETRIED,
-        (Settled::Held, Verdict::Release) => RELEASED,
     }
 }
 

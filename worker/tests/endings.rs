@@ -66,12 +66,7 @@ impl Broker for Broken {
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
         self.0.report(status).await
     }
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.0.reply(to, result, traceparent).await
     }
     fn lease(&self) -> Duration {

@@ -67,12 +67,7 @@ impl Broker for Deaf {
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
         self.queue.report(status).await
     }
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         assert_eq!(self.queue.get(&result.id).await?.as_ref(), Some(result), "not stored yet");
         assert_eq!(self.queue.depth().await?.in_flight, 1, "settled already");
         if self.left.load(Relaxed) > 0 {

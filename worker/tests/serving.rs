@@ -27,10 +27,7 @@ impl Model for Lengths {
     type Input = String;
     type Output = usize;
 
-    fn infer(
-        &mut self,
-        batch: &[String],
-    ) -> Result<Vec<Result<usize, ItemError>>, InferError> {
+    fn infer(&mut self, batch: &[String]) -> Result<Vec<Result<usize, ItemError>>, InferError> {
         Ok(batch.iter().map(|text| Ok(text.len())).collect())
     }
 }
@@ -184,7 +181,8 @@ async fn a_worker_counts_its_jobs_over_all_queues() {
     let parts = scene.parts(Settings { max_jobs: Some(70), ..settings() });
     let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 70);
-    let left = scene.echoes.depth().await.unwrap().ready + scene.lengths.depth().await.unwrap().ready;
+    let left =
+        scene.echoes.depth().await.unwrap().ready + scene.lengths.depth().await.unwrap().ready;
     assert_eq!(left, 30);
 }
 

@@ -138,12 +138,7 @@ struct World {
 }
 
 impl World {
-    fn pipeline(
-        &self,
-        name: String,
-        seed: u64,
-        device: Device<EchoInput, String>,
-    ) -> Pipeline {
+    fn pipeline(&self, name: String, seed: u64, device: Device<EchoInput, String>) -> Pipeline {
         let faulty = self.faulty.around(Arc::new(self.queue.as_worker(name.clone())));
         let mut settings = Settings { worker: name, prefetch: 8, ..settings() };
         settings.limits.max_items = std::num::NonZeroUsize::new(8).unwrap();

@@ -218,12 +218,7 @@ impl Broker for AmqpQueue {
         voice::report(self.core(), status).await
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         publish::reply(self.core(), to, result, traceparent).await
     }
 

@@ -234,12 +234,7 @@ impl Broker for NatsQueue {
         self.say(status).await
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.send(to, result, traceparent).await
     }
 

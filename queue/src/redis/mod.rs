@@ -217,12 +217,7 @@ impl Broker for RedisQueue {
         calls.run(call, Again::Yes).await.map(drop)
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.calls().reply(to, result, traceparent).await
     }
 

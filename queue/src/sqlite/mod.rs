@@ -308,12 +308,7 @@ impl Broker for SqliteQueue {
         self.write(move |tx, now| workers::report(tx, now, &status)).await
     }
 
-    async fn reply(
-        &self,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         check_reply_to(to)?;
         let (to, result) = (to.to_owned(), result.clone());
         let traceparent = traceparent.map(str::to_owned);

@@ -100,7 +100,8 @@ fn request(job: &Job) -> Result<Request, BadJob> {
 impl From<Item<'_>> for v1::Classification {
     fn from(item: Item<'_>) -> Self {
         let scores = item.scores.into_iter();
-        let scores = scores.map(|Scored { label, score }| v1::LabelScore { label: label.into(), score });
+        let scores =
+            scores.map(|Scored { label, score }| v1::LabelScore { label: label.into(), score });
         Self { label: item.label.into(), score: item.score, scores: scores.collect() }
     }
 }
@@ -186,7 +187,8 @@ mod tests {
         let response = v1::ClassificationResponse::decode(answer.body).unwrap();
         let one = &response.classifications[0];
         assert_eq!((one.label.as_str(), one.score), ("warm", 0.7));
-        for (pair, expected) in one.scores.iter().zip(told["data"][0]["scores"].as_array().unwrap()) {
+        for (pair, expected) in one.scores.iter().zip(told["data"][0]["scores"].as_array().unwrap())
+        {
             assert_eq!(expected["label"], pair.label);
             assert_eq!(expected["score"].as_f64().unwrap() as f32, pair.score);
         }

@@ -241,8 +241,7 @@ mod tests {
             dimensions: 2,
             prompt_name: "query".into(),
         };
-        let written =
-            job(r#"{"input": ["warm"], "dimensions": 2, "prompt_name": "query"}"#);
+        let written = job(r#"{"input": ["warm"], "dimensions": 2, "prompt_name": "query"}"#);
         let (tokens, asked) = codec.decode(&binary(&request)).unwrap();
         assert_eq!((tokens, asked), codec.decode(&written).unwrap());
 

@@ -224,7 +224,10 @@ mod tests {
         assert_eq!(response.results.len(), 2);
         for (ranked, expected) in response.results.iter().zip(told["results"].as_array().unwrap()) {
             assert_eq!(expected["index"], ranked.index);
-            assert_eq!(expected["relevance_score"].as_f64().unwrap() as f32, ranked.relevance_score);
+            assert_eq!(
+                expected["relevance_score"].as_f64().unwrap() as f32,
+                ranked.relevance_score
+            );
             assert_eq!(expected["document"]["text"], ranked.document.as_deref().unwrap());
         }
         let usage = v1::Usage { tokens: 12, device_seconds: 0.25, batch_share: 0.5 };

@@ -21,9 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::batcher::Limits;
-use crate::{
-    Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings,
-};
+use crate::{Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings};
 
 /// An API server, a folder as Kubernetes mounts it, and the pod they know.
 struct Kubernetes {

@@ -80,7 +80,9 @@ where
             (n, wanted) if n != wanted => {
                 Err(InferError::Batch(format!("{n} results for {wanted} inputs")))
             }
-            _ => Ok(results.into_iter().map(|one| one.map(|output| Box::new(output) as _)).collect()),
+            _ => {
+                Ok(results.into_iter().map(|one| one.map(|output| Box::new(output) as _)).collect())
+            }
         });
         (inputs.into_iter().map(|input| Box::new(input) as _).collect(), Some(results))
     }

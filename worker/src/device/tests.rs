@@ -51,8 +51,7 @@ async fn a_panic_is_a_failed_batch_and_a_model_as_good_as_new() {
 
 #[tokio::test]
 async fn a_model_that_cannot_be_built_says_why() {
-    let device =
-        Device::<EchoInput, String>::thread::<Echo, _>(|_| Err("no weights here".into()));
+    let device = Device::<EchoInput, String>::thread::<Echo, _>(|_| Err("no weights here".into()));
     assert_eq!(device.unwrap().way.ready().await, Err("no weights here".to_owned()));
     let device = Device::<EchoInput, String>::thread::<Echo, _>(|_| panic!("bad weights"));
     assert_eq!(device.unwrap().way.ready().await, Err("panic: bad weights".to_owned()));

@@ -14,9 +14,7 @@ use ebb_queue::{
 };
 use ebb_telemetry::{Health, Traces};
 use ebb_worker::batcher::Limits;
-use ebb_worker::{
-    Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings,
-};
+use ebb_worker::{Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings};
 
 /// When simulated time begins.
 pub(crate) const EPOCH: Timestamp = Timestamp::UNIX_EPOCH;
