@@ -138,9 +138,11 @@ async fn worker(command: WorkerCommand) -> Result<Exit> {
         worker.queue = Some((&default_queue()?).into());
     }
     // A worker wants a directory; a model that was pulled has one.
-    let pulled = worker.model.as_deref().filter(|name| !Path::new(name).exists()).and_then(cached);
-    if let Some(dir) = pulled {
-        worker.model = Some(dir.display().to_string());
+    let models = worker.serve.iter_mut().map(|entry| &mut entry.model);
+    for model in models.chain(&mut worker.model) {
+        if let Some(dir) = (!Path::new(model).exists()).then(|| cached(model)).flatten() {
+            *model = dir.display().to_string();
+        }
     }
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));

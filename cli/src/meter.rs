@@ -89,8 +89,8 @@ impl Counters {
             let (name, labels) = name.split_once('{').unwrap_or((name, ""));
             match name {
                 "worker_jobs_total" => counters.jobs += value,
-                "worker_batch_items_count" => counters.batches = value,
-                "worker_batch_items_sum" => counters.batched = value,
+                "worker_batch_items_count" => counters.batches += value,
+                "worker_batch_items_sum" => counters.batched += value,
                 "worker_job_seconds_bucket" => {
                     let bound = labels.split('"').nth(1).map(str::parse::<f64>);
                     if let Some(Ok(bound)) = bound {
@@ -145,10 +145,12 @@ mod tests {
     const PAGE: &str = "\
 # HELP worker_jobs_total Jobs that left, by what became of them.
 # TYPE worker_jobs_total counter
-worker_jobs_total{outcome=\"completed\"} 90
-worker_jobs_total{outcome=\"failed\"} 10
-worker_batch_items_sum 100
-worker_batch_items_count 4
+worker_jobs_total{model=\"a\",outcome=\"completed\"} 90
+worker_jobs_total{model=\"a\",outcome=\"failed\"} 10
+worker_batch_items_sum{model=\"a\"} 60
+worker_batch_items_count{model=\"a\"} 3
+worker_batch_items_sum{model=\"b\"} 40
+worker_batch_items_count{model=\"b\"} 1
 worker_job_seconds_bucket{le=\"0.1\"} 50
 worker_job_seconds_bucket{le=\"0.2\"} 100
 worker_job_seconds_bucket{le=\"+Inf\"} 100

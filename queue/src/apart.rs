@@ -74,8 +74,8 @@ impl Broker for Apart {
         self.jobs.report(status).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.jobs.reply(to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.jobs.reply(to, result, traceparent).await
     }
 
     fn lease(&self) -> Duration {

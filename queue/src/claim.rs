@@ -248,9 +248,9 @@ impl Broker for Claim {
         self.queue.report(status).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let reference = self.check_in_answer(result).await?;
-        self.queue.reply(to, reference.as_ref().unwrap_or(result)).await
+        self.queue.reply(to, reference.as_ref().unwrap_or(result), traceparent).await
     }
 
     fn lease(&self) -> Duration {

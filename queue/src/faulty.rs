@@ -329,8 +329,8 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
         self.call(self.inner.report(status)).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.call(self.inner.reply(to, result)).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.call(self.inner.reply(to, result, traceparent)).await
     }
 
     fn lease(&self) -> Duration {

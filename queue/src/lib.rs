@@ -144,8 +144,9 @@ pub trait Broker: Backlog {
     ///   are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed` or `failed`) and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
     ///   on the embedded queue another queue, where it is a job of the same id.
+    /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
     /// - May be sent twice when a worker is lost between this and its acknowledgement.
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()>;
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()>;
 
     /// How long a delivery is held before it goes to somebody else.
     fn lease(&self) -> Duration;

@@ -210,7 +210,7 @@ impl Broker for MemoryQueue {
         Ok(())
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, _traceparent: Option<&str>) -> Result<()> {
         check_reply_to(to)?;
         let (mut state, _) = self.state();
         let replies = &mut state.replies;

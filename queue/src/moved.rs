@@ -186,8 +186,8 @@ impl Broker for Trail {
         self.0.queue.report(status).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.0.queue.reply(to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.0.queue.reply(to, result, traceparent).await
     }
 
     fn lease(&self) -> Duration {

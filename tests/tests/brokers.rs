@@ -110,7 +110,7 @@ impl Scene {
     }
 
     fn completed(&self) -> f64 {
-        self.metric("worker_jobs_total{outcome=\"completed\"}").unwrap_or(0.0)
+        self.metric("worker_jobs_total{model=\"echo\",outcome=\"completed\"}").unwrap_or(0.0)
     }
 
     fn ready(&self) -> Option<u16> {

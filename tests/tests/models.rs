@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use e2e::{FileServer, Process, Workplace, run, wait_for, workspace_root};
+use e2e::{FileServer, Process, Workplace, get, run, wait_for, workspace_root};
 use serde_json::{Value, json};
 
 /// Largest difference to the vectors that sentence-transformers made, per number.
@@ -118,6 +118,65 @@ fn texts_get_labels_documents_an_order_and_words_their_entities() {
 
     let result = &answers_of("tiny-tags-bert", &[json!({"input": "Ada Lovelace"})])[0];
     assert_eq!(result["body"]["data"][0]["truncated"], false, "{result}");
+}
+
+/// Enqueues lines for a queue of the workplace's broker, and waits for the results.
+fn answers_on(workplace: &Workplace, queue: &str, lines: &[Value]) -> Vec<Value> {
+    let url = format!("{}&queue={queue}", workplace.queue());
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let args = ["enqueue", "-", "--wait", "--timeout", "120s", "--queue", &url];
+    run(&mut workplace.command("ebb", &args), &lines).lines()
+}
+
+#[test]
+fn one_worker_serves_two_queues_with_three_models_and_mixes_none() {
+    let workplace = Workplace::new();
+    let dir = |model: &str| workspace_root().join("model/tests/data").join(model);
+    let pair = |queue: &str, model: &str| format!("{queue}={}", dir(model).display());
+    let pairs = [
+        pair("embeddings", "tiny-bert"),
+        pair("labels", "tiny-classes-bert"),
+        pair("labels", "tiny-rerank-bert"),
+    ];
+    let serve = pairs.join(",");
+    let args = ["worker", "--serve", &serve, "--listen", "127.0.0.1:0"];
+    let mut worker = workplace.start(&args);
+    let address = worker.says("its address", |said| {
+        let (address, _) = said.split_once("address=")?.1.split_once(char::is_whitespace)?;
+        Some(address.to_owned())
+    });
+
+    let texts = |n: usize| json!({"body": {"input": format!("the pump hums {n}")}});
+    let embedded = answers_on(&workplace, "embeddings", &(0..40).map(texts).collect::<Vec<_>>());
+    assert_eq!(embedded.len(), 40);
+    assert!(embedded.iter().all(|one| vector(one, 0).len() == 32), "{}", embedded[0]);
+
+    let rerank = json!({"query": "how warm?", "documents": ["a fox jumps", "pump"]});
+    let asking = |model: &str, body: &Value| json!({"headers": {"ebb-model": model}, "body": body});
+    let mut lines: Vec<Value> = (0..20).map(texts).collect();
+    lines.extend((0..20).map(|_| asking("tiny-rerank-bert", &rerank)));
+    lines.push(asking("tiny-tags-bert", &rerank));
+    let results = answers_on(&workplace, "labels", &lines);
+    for result in &results[..20] {
+        assert_eq!(result["body"]["data"][0]["scores"].as_array().unwrap().len(), 3, "{result}");
+    }
+    for result in &results[20..40] {
+        assert_eq!(result["body"]["results"].as_array().unwrap().len(), 2, "{result}");
+        let usage = &result["body"]["usage"];
+        let share = usage["batch_share"].as_f64().unwrap();
+        assert!(share > 0.0 && share <= 1.0, "{usage}");
+        assert!(usage["device_seconds"].as_f64().unwrap() > 0.0, "{usage}");
+    }
+    let told = results[40]["error"].as_str().unwrap();
+    assert!(told.contains("here are tiny-classes-bert, tiny-rerank-bert"), "{told}");
+
+    let page = get(&address, "/metrics").unwrap().body;
+    for (model, n) in [("tiny-bert", 40), ("tiny-classes-bert", 20), ("tiny-rerank-bert", 20)] {
+        let batched = format!("worker_batch_items_sum{{model=\"{model}\"}} {n}");
+        assert!(page.lines().any(|line| line == batched), "{batched} in {page}");
+        let phase = format!("worker_cold_start_seconds{{phase=\"{model} weights\"}}");
+        assert!(page.contains(&phase), "{phase} in {page}");
+    }
 }
 
 /// A window of sound readings of a simulated machine that has run for a while.

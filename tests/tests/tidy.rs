@@ -62,6 +62,7 @@ const PURE: &[&str] = &[
     "worker/src/bisect.rs",
     "worker/src/deletion/cost.rs",
     "worker/src/fit.rs",
+    "worker/src/lanes.rs",
     "scaler/src/trigger/mod.rs",
     "scaler/src/trigger/given.rs",
     "scaler/src/trigger/options.rs",

@@ -200,8 +200,9 @@ fn two_workers_share_a_queue_and_no_job_is_done_twice() {
     }
     let done = |address: &str| {
         let page = get(address, "/metrics").unwrap().body;
-        let line =
-            page.lines().find(|line| line.starts_with("worker_jobs_total{outcome=\"completed\""));
+        let line = page.lines().find(|line| {
+            line.starts_with("worker_jobs_total{model=\"echo\",outcome=\"completed\"")
+        });
         line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
     };
     wait_for("60 jobs in the metrics of both", || (done(&one) + done(&two) == 60.0).then_some(()));

@@ -141,10 +141,29 @@ impl<T> Batcher<T> {
 
     /// The next batch, if now is the time for it.
     pub fn close(&mut self, now: Instant, view: &View) -> Option<Batch<T>> {
+        let chosen = self.ripe(now, view)?;
+        Some(self.take(&chosen))
+    }
+
+    /// Whether [`Self::close`] would answer.
+    #[must_use]
+    pub fn is_ready(&self, now: Instant, view: &View) -> bool {
+        self.ripe(now, view).is_some()
+    }
+
+    /// The priority and the age of the job that leads the next batch.
+    #[must_use]
+    pub fn urgency(&self) -> Option<(Priority, Instant)> {
+        let leader = &self.waiting[self.leader()?];
+        Some((leader.entry.priority, leader.arrived))
+    }
+
+    /// Who would be in the next batch, if now is the time for it.
+    fn ripe(&self, now: Instant, view: &View) -> Option<Vec<usize>> {
         let deadline = self.deadline(view)?;
         view.free_at.filter(|free_at| *free_at <= now)?;
         let (chosen, full) = self.choose(view.overhead)?;
-        (full || deadline <= now).then(|| self.take(&chosen))
+        (full || deadline <= now).then_some(chosen)
     }
 
     /// All that wait, in the order of arrival: they will not be batched any more.

@@ -2,15 +2,10 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
-#[cfg(feature = "cpu")]
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use ebb_model::DeviceChoice;
-#[cfg(feature = "cpu")]
-use ebb_model::ModelKind;
 use ebb_queue::{
     Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
 };
@@ -18,6 +13,8 @@ use ebb_telemetry::TraceArgs;
 
 use crate::batcher::Limits;
 use crate::deletion::Pod;
+use crate::metrics::TENANTS;
+use crate::serve::{QueuePlan, ServeEntry};
 use crate::shared::Settings;
 
 /// How a worker is run.
@@ -62,6 +59,16 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR|sentinel|echo", env = "EBB_MODEL")]
     pub model: Option<String>,
 
+    /// A queue on the broker of --queue and a model for it, in place of --model; may be given often.
+    /// A queue that is named twice has two models: jobs choose with the header ebb-model, and
+    /// those that do not get the first
+    #[arg(long, value_name = "QUEUE=DIR|sentinel|echo", env = "EBB_SERVE", value_delimiter = ',')]
+    pub serve: Vec<ServeEntry>,
+
+    /// Numbers of an embedding for jobs that do not say how many [default: all the model has]
+    #[arg(long, value_name = "N", env = "EBB_DIMENSIONS")]
+    pub dimensions: Option<NonZeroUsize>,
+
     /// Device to run it on: cpu
     #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
@@ -84,8 +91,8 @@ pub struct WorkerArgs {
     #[arg(value_parser = time)]
     pub max_wait: Duration,
 
-    /// Jobs received ahead of the batch that runs; no other worker can have them [default:
-    /// --max-items]
+    /// Jobs received ahead of the batch that runs, shared by the queues; no other worker can have
+    /// them [default: --max-items]
     #[arg(long, value_name = "N", env = "EBB_PREFETCH")]
     pub prefetch: Option<usize>,
 
@@ -133,6 +140,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "auto|on|off", env = "EBB_POD_DELETION_COST", default_value = "auto")]
     #[arg(hide_possible_values = true)]
     pub pod_deletion_cost: PodDeletionCost,
+
+    /// Tenants (header ebb-tenant) with a label of their own in the metrics, first come first
+    /// served; all others are `other`
+    #[arg(long, value_name = "N", env = "EBB_TENANT_LABELS", default_value_t = TENANTS)]
+    pub tenant_labels: usize,
 
     /// Name of this worker, unlike that of any other [default: host name and a random suffix]
     #[arg(long, value_name = "NAME", env = "EBB_WORKER_ID")]
@@ -190,51 +202,16 @@ impl PodDeletionCost {
 /// A command line that was checked.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) queue: QueueUrl,
+    pub(crate) queues: Vec<QueuePlan>,
     pub(crate) results: Option<QueueUrl>,
     pub(crate) payloads: Option<Payloads>,
     pub(crate) alerts: QueueUrl,
     pub(crate) missing: Missing,
     pub(crate) connect_timeout: Duration,
-    pub(crate) model: ModelChoice,
+    pub(crate) dimensions: Option<NonZeroUsize>,
+    pub(crate) tenant_labels: usize,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) settings: Settings,
-}
-
-/// Which model, and where it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ModelChoice {
-    Echo {
-        batch: Duration,
-        item: Duration,
-        memory: Option<usize>,
-    },
-    /// `None` is the one that comes with Ebb.
-    #[cfg(feature = "cpu")]
-    Sentinel(Option<PathBuf>, DeviceChoice),
-    #[cfg(feature = "cpu")]
-    Encoder(PathBuf, DeviceChoice),
-    #[cfg(feature = "cpu")]
-    Classifier(PathBuf, DeviceChoice),
-    #[cfg(feature = "cpu")]
-    Reranker(PathBuf, DeviceChoice),
-    #[cfg(feature = "cpu")]
-    Tagger(PathBuf, DeviceChoice),
-}
-
-impl ModelChoice {
-    /// Whether it publishes alerts.
-    pub(crate) fn alerts(&self) -> bool {
-        match self {
-            Self::Echo { .. } => false,
-            #[cfg(feature = "cpu")]
-            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) | Self::Tagger(..) => {
-                false
-            }
-            #[cfg(feature = "cpu")]
-            Self::Sentinel(..) => true,
-        }
-    }
 }
 
 /// Where results go when not where the jobs are.
@@ -251,11 +228,10 @@ fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Op
 impl WorkerArgs {
     /// Finds everything that can be found wrong without a broker, a port or a device.
     pub(crate) fn check(self) -> anyhow::Result<Plan> {
-        let model = self.model_choice()?;
-        let words = self.model_words();
+        let entries = self.entries()?;
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
-        let queue = self.queue.context(missing)?.read("--queue")?;
-        let results = self.results.map(|typed| typed.read("--results")).transpose()?;
+        let queue = self.queue.clone().context(missing)?.read("--queue")?;
+        let results = self.results.clone().map(|typed| typed.read("--results")).transpose()?;
         let results = store_apart(&queue, results)?;
         ensure!(!self.connect_timeout.is_zero(), "--connect-timeout is 0; use a time such as 10s");
         let payloads = self.payloads.as_ref().map(|url| {
@@ -265,6 +241,7 @@ impl WorkerArgs {
             anyhow::Ok(payloads)
         });
         let alerts = queue.with_queue(&self.alerts);
+        let queues = self.queue_plans(&queue, entries)?;
         ensure!(
             !self.stall.is_zero(),
             "--stall is 0; use the longest time of a batch, such as 60s"
@@ -277,8 +254,6 @@ impl WorkerArgs {
         let settings = Settings {
             worker,
             pod,
-            model: words,
-            queue: queue.queue.clone(),
             limits: Limits {
                 max_items: self.max_items,
                 max_cost: self.max_cost,
@@ -301,61 +276,17 @@ impl WorkerArgs {
         };
         Ok(Plan {
             alerts: alerts.context("--alerts is not valid")?,
-            queue,
+            queues,
             results,
             missing: if self.no_create { Missing::Refuse } else { Missing::Create },
             connect_timeout: self.connect_timeout,
             payloads: payloads.transpose()?,
-            model,
+            dimensions: self.dimensions,
+            tenant_labels: self.tenant_labels,
             listen: self.listen,
             settings,
         })
     }
-
-    fn model_choice(&self) -> anyhow::Result<ModelChoice> {
-        let missing = "--model is missing; use a model's directory, sentinel or echo";
-        match self.model.as_deref().context(missing)? {
-            "echo" => Ok(ModelChoice::Echo {
-                batch: self.echo_batch,
-                item: self.echo_item,
-                memory: self.echo_memory,
-            }),
-            #[cfg(feature = "cpu")]
-            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device)),
-            other => self.model_in(Path::new(other)),
-        }
-    }
-
-    #[cfg(feature = "cpu")]
-    fn model_in(&self, dir: &Path) -> anyhow::Result<ModelChoice> {
-        let shown = dir.display();
-        ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
-        match ebb_model::recognise(dir).with_context(|| format!("--model {shown}"))? {
-            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
-            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
-            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
-            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), self.device)),
-            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
-            other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
-        }
-    }
-
-    #[cfg(not(feature = "cpu"))]
-    fn model_in(&self, dir: &Path) -> anyhow::Result<ModelChoice> {
-        anyhow::bail!("--model {}: this build has only echo", dir.display())
-    }
-
-    fn model_words(&self) -> String {
-        let model = self.model.as_deref().unwrap_or_default();
-        format!("{} on {}", name_of(model.as_ref()), self.device)
-    }
-}
-
-/// What a model is called: the last part of its path.
-pub(crate) fn name_of(model: &Path) -> String {
-    let canonical = model.canonicalize();
-    let name = canonical.as_deref().unwrap_or(model).file_name();
-    name.unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Parses `250ms`, `30s`, `5m`, `1h30m`.
@@ -381,7 +312,7 @@ fn host() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -392,7 +323,7 @@ mod tests {
         worker: WorkerArgs,
     }
 
-    fn check(flags: &[&str]) -> Result<Plan, String> {
+    pub(crate) fn check(flags: &[&str]) -> Result<Plan, String> {
         let cli = Cli::try_parse_from([&["worker"], flags].concat());
         let cli = cli.map_err(|error| error.to_string())?;
         cli.worker.check().map_err(|error| format!("{error:#}"))
@@ -407,7 +338,7 @@ mod tests {
         assert_eq!(plan.settings.prefetch, 32);
         assert_eq!(plan.settings.retry.max_attempts, 5);
         assert_eq!((plan.listen, plan.alerts.queue.as_str()), (None, "alerts"));
-        assert_eq!(plan.settings.model, "echo on cpu");
+        assert_eq!((plan.queues.len(), plan.queues[0].words.as_str()), (1, "echo on cpu"));
     }
 
     #[test]
@@ -415,6 +346,9 @@ mod tests {
         for (flags, says) in [
             (&["--model", "echo"][..], "--queue is missing"),
             (&["--queue", "sqlite:/tmp/q.db"], "--model is missing"),
+            (&["--serve", "a=echo"], "--model and --serve"),
+            (&["--serve", "echo"], "use QUEUE=MODEL"),
+            (&["--dimensions", "0"], "--dimensions"),
             (&["--stall", "0s"], "--stall is 0"),
             (&["--max-items", "0"], "--max-items"),
             (&["--max-attempts", "0"], "--max-attempts"),

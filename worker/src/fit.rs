@@ -89,7 +89,13 @@ impl Fit {
     /// What the batcher needs to know of the world; `more` says that jobs will be here in a moment.
     #[must_use]
     pub fn view(&self, device: Device, more: bool, max_cost: usize, now: Instant) -> View {
-        let free_at = match device {
+        View { free_at: self.free_at(device, now), more, overhead: self.worth(max_cost) }
+    }
+
+    /// When the device is about to be free, where this is the fit of what runs on it.
+    #[must_use]
+    pub fn free_at(&self, device: Device, now: Instant) -> Option<Instant> {
+        match device {
             Device::Bound => None,
             Device::Free => Some(now),
             Device::Running { since, cost } => self.predict(cost).map(|predicted| {
@@ -97,9 +103,13 @@ impl Fit {
                 let lead = predicted / 8 + Duration::from_millis(1);
                 since + predicted.saturating_sub(lead)
             }),
-        };
-        let overhead = self.overhead().unwrap_or(max_cost / 32).min(max_cost / 4);
-        View { free_at, more, overhead }
+        }
+    }
+
+    /// How much padding is cheaper than another batch, in units of cost.
+    #[must_use]
+    pub fn worth(&self, max_cost: usize) -> usize {
+        self.overhead().unwrap_or(max_cost / 32).min(max_cost / 4)
     }
 
     /// What a batch takes before its first row, in units of cost.

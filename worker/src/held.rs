@@ -4,6 +4,8 @@ use ebb_queue::{Delivery, Priority};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::batcher::Size;
+use crate::codec::{Asked, Spent};
+use crate::device::Cargo;
 use crate::lease::Loan;
 use crate::trace::Way;
 
@@ -11,6 +13,8 @@ use crate::trace::Way;
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) delivery: Delivery,
+    /// Where it will run; none where it asks for a model that is not here.
+    pub(crate) lane: Option<usize>,
     pub(crate) loan: Loan,
     pub(crate) way: Way,
     /// Given back when the job has run.
@@ -19,26 +23,38 @@ pub(crate) struct Held {
 
 /// A job that is ready to run.
 #[derive(Debug)]
-pub(crate) struct Item<I> {
+pub(crate) struct Item {
     pub(crate) held: Held,
-    pub(crate) input: I,
+    pub(crate) lane: usize,
+    pub(crate) input: Cargo,
+    pub(crate) asked: Asked,
     pub(crate) size: Size,
 }
 
 /// A job that has run, or will not.
 #[derive(Debug)]
-pub(crate) struct Finished<O> {
+pub(crate) struct Finished<T = Output> {
     pub(crate) delivery: Delivery,
+    pub(crate) lane: Option<usize>,
     pub(crate) loan: Loan,
     pub(crate) way: Way,
-    pub(crate) end: End<O>,
+    pub(crate) end: End<T>,
+}
+
+/// What a model gave, and what its answer depends on besides.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) lane: usize,
+    pub(crate) output: Cargo,
+    pub(crate) asked: Asked,
+    pub(crate) spent: Spent,
 }
 
 /// How a job ended here.
 #[derive(Debug)]
-pub(crate) enum End<O> {
+pub(crate) enum End<T> {
     /// With an answer.
-    Done(O),
+    Done(T),
     /// With a failure that another attempt may not have.
     Retry(String),
     /// Unbegun.
@@ -49,11 +65,11 @@ pub(crate) enum End<O> {
 
 impl Held {
     /// Makes room for another job.
-    pub(crate) fn finish<O>(self, end: End<O>) -> Finished<O> {
-        let Self { delivery, loan, mut way, room } = self;
+    pub(crate) fn finish(self, end: End<Output>) -> Finished {
+        let Self { delivery, lane, loan, mut way, room } = self;
         drop(room);
         way.finished();
-        Finished { delivery, loan, way, end }
+        Finished { delivery, lane, loan, way, end }
     }
 
     pub(crate) fn priority(&self) -> Priority {

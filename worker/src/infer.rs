@@ -10,169 +10,216 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::batcher::{Batch, Batcher, Entry, Size, View};
+use crate::batcher::{Batch, Entry, Size, View};
 use crate::bisect::{Next, Run};
-use crate::codec::Codec;
+use crate::codec::{Asked, Spent};
 use crate::device::{Answer, Begun, Load, Ran};
 use crate::fit;
-use crate::held::{End, Finished, Held, Item};
+use crate::held::{End, Finished, Held, Item, Output};
+use crate::lanes::Lanes;
 use crate::shared::{EXPIRED, Shared, send, send_all};
 use crate::trace::BatchRun;
 
 /// A batch on its way to the device and back.
 #[derive(Debug)]
-pub(crate) struct Submitted<I, O> {
-    jobs: Vec<(Held, Size)>,
+pub(crate) struct Submitted {
+    jobs: Vec<Sent>,
     size: Size,
     /// How many batches with these jobs have failed.
     failures: u32,
-    answer: oneshot::Receiver<Answer<I, O>>,
+    answer: oneshot::Receiver<Answer>,
+}
+
+/// A job whose input is with the device.
+#[derive(Debug)]
+struct Sent {
+    held: Held,
+    asked: Asked,
+    size: Size,
+}
+
+/// What a closed batch came to: jobs that are on the device, and jobs that came too late.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    submitted: Option<Submitted>,
+    expired: Vec<Finished>,
+}
+
+/// The ways on from the batcher.
+pub(crate) struct Exits {
+    /// To who waits for the batches of a lane, by lane.
+    pub(crate) lanes: Vec<Sender<Bound>>,
+    /// To who stores the ends of the jobs of a queue, by queue.
+    pub(crate) finished: Vec<Sender<Finished>>,
 }
 
 /// Binds batches as late as the device allows, and sends them to it.
-pub(crate) async fn batch<C: Codec>(
-    shared: Arc<Shared<C>>,
-    mut decoded: Receiver<Vec<Item<C::Input>>>,
-    out: Sender<Submitted<C::Input, C::Output>>,
-    finished: Sender<Finished<C::Output>>,
-) {
-    let mut batcher = Batcher::new(shared.parts.settings.limits);
-    let load = shared.parts.device.load();
+pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>, exits: Exits) {
+    let mut lanes = Lanes::new(shared.lanes.len(), shared.settings.limits);
+    let load = shared.device.load();
     let mut is_open = true;
     loop {
         let was_wedged = shared.wedged.get();
         if shared.gives_back() {
-            let items = batcher.drain();
-            shared
-                .release(items.into_iter().map(|item: Item<_>| item.held).collect(), &finished)
-                .await;
+            shared.give_back(lanes.drain(), &exits).await;
         }
         // Asked here and not above: with the last jobs given back nothing may happen any more.
-        if !is_open && batcher.is_empty() {
+        if !is_open && lanes.is_empty() {
             return;
         }
-        if let Some(room) = NonZeroUsize::new(shared.memory.load(Ordering::Relaxed)) {
-            batcher.shrink(room);
+        for (place, lane) in shared.lanes.iter().enumerate() {
+            if let Some(room) = NonZeroUsize::new(lane.memory.load(Ordering::Relaxed)) {
+                lanes.shrink(place, room);
+            }
         }
         let now = Instant::now();
-        let seen = load.get();
-        let view = shared.view(seen, now);
-        if let Some(batch) = batcher.close(now, &view) {
-            shared.submit(batch, &out, &finished).await;
+        let (seen, n_taken) = (load.get(), shared.n_taken.get());
+        let views = shared.views(seen, &exits, now);
+        if let Some((lane, batch)) = lanes.close(now, &views) {
+            shared.submit(lane, batch, &exits.lanes[lane]).await;
             continue;
         }
-        let deadline = batcher.deadline(&view);
+        let deadline = lanes.deadline(&views);
         tokio::select! { biased;
             items = decoded.recv(), if is_open => match items {
-                Some(items) => items.into_iter().for_each(|item| batcher.push(entry(item), now)),
+                Some(items) => items.into_iter().for_each(|item| {
+                    lanes.push(item.lane, entry(item), now);
+                }),
                 None => is_open = false,
             },
             _ = load.until(|load| *load != seen) => {}
+            _ = shared.n_taken.until(|n| *n != n_taken) => {}
             _ = shared.wedged.until(|wedged| *wedged != was_wedged) => {}
-            () = shared.halt.cancelled(), if !batcher.is_empty() => {}
+            () = shared.halt.cancelled(), if !lanes.is_empty() => {}
             () = sleep_until(deadline) => {}
         }
     }
 }
 
-/// Takes what comes back from the device; a batch that failed is taken apart.
-pub(crate) async fn infer<C: Codec>(
-    shared: Arc<Shared<C>>,
-    mut submitted: Receiver<Submitted<C::Input, C::Output>>,
-    finished: Sender<Finished<C::Output>>,
+/// Takes what comes back from the device for one lane; a batch that failed is taken apart.
+pub(crate) async fn infer(
+    shared: Arc<Shared>,
+    lane: usize,
+    mut bound: Receiver<Bound>,
+    finished: Sender<Finished>,
 ) {
-    while let Some(first) = submitted.recv().await {
-        let mut runs = shared.conclude(first, &finished).await;
+    while let Some(Bound { submitted, expired }) = bound.recv().await {
+        shared.n_taken.update(|n| *n += 1);
+        send_all(&finished, expired).await;
+        let mut runs = match submitted {
+            Some(first) => shared.conclude(lane, first, &finished).await,
+            None => Vec::new(),
+        };
         while let Some(run) = runs.pop() {
-            let again = shared.submit_again(run).await;
-            runs.extend(shared.conclude(again, &finished).await);
+            debug!(items = run.items.len(), failures = run.failures, "running again");
+            let again = shared.send_to_device(lane, run.items, run.failures, Begun::Yes).await;
+            runs.extend(shared.conclude(lane, again, &finished).await);
         }
     }
 }
 
-impl<C: Codec> Shared<C> {
-    /// What the batcher needs to know of the world.
-    fn view(&self, load: Load, now: Instant) -> View {
-        let device = match load {
-            Load { queued: 1.., .. } => fit::Device::Bound,
-            Load { running: None, .. } => fit::Device::Free,
+impl Shared {
+    /// What the batchers need to know of the world, one by one.
+    fn views(&self, load: Load, exits: &Exits, now: Instant) -> Vec<View> {
+        let free_at = match load {
+            Load { queued: 1.., .. } => None,
+            Load { running: None, .. } => Some(now),
             Load { running: Some(batch), .. } => {
-                fit::Device::Running { since: batch.since, cost: batch.size.cost() }
+                let running = fit::Device::Running { since: batch.since, cost: batch.size.cost() };
+                self.lanes[batch.lane].fit().free_at(running, now)
             }
         };
-        let more = self.n_decoding.load(Ordering::Relaxed) > 0;
-        self.fit().view(device, more, self.parts.settings.limits.max_cost.get(), now)
+        let max_cost = self.settings.limits.max_cost.get();
+        let view = |(place, lane): (usize, &crate::served::Lane)| View {
+            // Who waits for the batches of a lane may be waiting for its store.
+            free_at: free_at.filter(|_| exits.lanes[place].capacity() > 0),
+            more: self.queues[lane.queue].n_decoding.load(Ordering::Relaxed) > 0,
+            overhead: lane.fit().worth(max_cost),
+        };
+        self.lanes.iter().enumerate().map(view).collect()
     }
 
-    async fn submit(
-        &self,
-        batch: Batch<Item<C::Input>>,
-        out: &Sender<Submitted<C::Input, C::Output>>,
-        finished: &Sender<Finished<C::Output>>,
-    ) {
-        let now = self.parts.clock.now();
-        let is_expired = |item: &Item<_>| item.held.delivery.job.expired(now);
+    /// Gives jobs back that were not begun.
+    async fn give_back(&self, items: Vec<Item>, exits: &Exits) {
+        for item in items {
+            let finished = &exits.finished[self.lanes[item.lane].queue];
+            send(finished, item.held.finish(End::Release)).await;
+        }
+    }
+
+    async fn submit(&self, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
+        let now = self.clock.now();
+        let is_expired = |item: &Item| item.held.delivery.job.expired(now);
         let (expired, items): (Vec<_>, Vec<_>) = batch.items.into_iter().partition(is_expired);
         let expired = expired.into_iter();
         let expired = expired.map(|item| item.held.finish(End::Reject(EXPIRED.to_owned())));
-        send_all(finished, expired.collect()).await;
-        if items.is_empty() {
-            return;
-        }
-        let metrics = &self.parts.metrics;
-        metrics.batch_items.observe(items.len() as f64);
-        let real: usize = items.iter().map(|item| item.size.cost()).sum();
-        metrics.batch_padding.observe(1.0 - real as f64 / batch.size.cost().max(1) as f64);
-        for item in &items {
-            metrics.batch_wait.observe(item.held.way.since.elapsed().as_secs_f64());
-        }
-        let submitted = self.send_to_device(items, 0, Begun::No).await;
-        send(out, submitted).await;
-    }
-
-    async fn submit_again(&self, run: Run<Item<C::Input>>) -> Submitted<C::Input, C::Output> {
-        debug!(items = run.items.len(), failures = run.failures, "running again");
-        self.send_to_device(run.items, run.failures, Begun::Yes).await
+        let expired = expired.collect();
+        let submitted = if items.is_empty() {
+            None
+        } else {
+            let model = [self.lanes[lane].name.as_str()];
+            let metrics = &self.metrics;
+            metrics.batch_items.with_label_values(&model).observe(items.len() as f64);
+            let real: usize = items.iter().map(|item| item.size.cost()).sum();
+            let padding = 1.0 - real as f64 / batch.size.cost().max(1) as f64;
+            metrics.batch_padding.with_label_values(&model).observe(padding);
+            let waits = metrics.batch_wait.with_label_values(&model);
+            for item in &items {
+                waits.observe(item.held.way.since.elapsed().as_secs_f64());
+            }
+            Some(self.send_to_device(lane, items, 0, Begun::No).await)
+        };
+        send(out, Bound { submitted, expired }).await;
     }
 
     async fn send_to_device(
         &self,
-        items: Vec<Item<C::Input>>,
+        lane: usize,
+        items: Vec<Item>,
         failures: u32,
         begun: Begun,
-    ) -> Submitted<C::Input, C::Output> {
+    ) -> Submitted {
         let size = items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE);
-        let split = items.into_iter().map(|Item { held, input, size }| ((held, size), input));
+        let split = items.into_iter();
+        let split =
+            split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
         let (jobs, inputs) = split.unzip();
-        let answer = self.parts.device.submit(inputs, size, begun).await;
+        let answer = self.lanes[lane].device.submit(lane, inputs, size, begun).await;
         Submitted { jobs, size, failures, answer }
     }
 
     /// Ends the jobs of a batch as its answer says, and returns what has to run again.
     async fn conclude(
         &self,
-        submitted: Submitted<C::Input, C::Output>,
-        finished: &Sender<Finished<C::Output>>,
-    ) -> Vec<Run<Item<C::Input>>> {
+        lane: usize,
+        submitted: Submitted,
+        finished: &Sender<Finished>,
+    ) -> Vec<Run<Item>> {
         let Submitted { mut jobs, size, failures, answer } = submitted;
         // Without an answer, or one without a run, the batch was never begun.
         let answer = answer.await.ok();
         let Some((inputs, ran)) = answer.and_then(|answer| Some((answer.inputs, answer.ran?)))
         else {
-            self.release(jobs.into_iter().map(|(held, _)| held).collect(), finished).await;
+            let released = jobs.into_iter().map(|job| job.held.finish(End::Release));
+            send_all(finished, released.collect()).await;
             return Vec::new();
         };
         let Ran { results, took } = ran;
-        self.parts.metrics.infer.observe(took.as_secs_f64());
+        let own = &self.lanes[lane];
+        self.metrics.infer.with_label_values(&[&own.name]).observe(took.as_secs_f64());
         let (n_items, cost, failed) = (jobs.len(), size.cost(), results.is_err());
         let run = BatchRun { n_items, cost, took, failed };
-        run.note(jobs.iter_mut().map(|(held, _)| &mut held.way));
+        run.note(jobs.iter_mut().map(|job| &mut job.held.way));
         match results {
             Ok(results) => {
-                self.fit().learn(jobs.len(), size.cost(), took);
-                let ended = jobs.into_iter().zip(results).map(|((held, _), result)| {
+                own.fit().learn(jobs.len(), cost, took);
+                self.queues[own.queue].fit().learn(jobs.len(), cost, took);
+                let all = jobs.iter().map(|job| job.size.cost()).sum();
+                let ended = jobs.into_iter().zip(results).map(|(job, result)| {
+                    let Sent { held, asked, size } = job;
+                    let spent = Spent::of(size.cost(), all, took);
                     held.finish(match result {
-                        Ok(output) => End::Done(output),
+                        Ok(output) => End::Done(Output { lane, output, asked, spent }),
                         Err(fault) => End::Reject(fault.to_string()),
                     })
                 });
@@ -180,10 +227,17 @@ impl<C: Codec> Shared<C> {
                 Vec::new()
             }
             Err(error) => {
+                self.metrics
+                    .failed_seconds
+                    .with_label_values(&[&own.name])
+                    .inc_by(took.as_secs_f64());
                 let items = jobs.into_iter().zip(inputs);
-                let items = items.map(|((held, size), input)| Item { held, input, size });
+                let items = items.map(|(job, input)| {
+                    let Sent { held, asked, size } = job;
+                    Item { held, lane, input, asked, size }
+                });
                 let run = Run { items: items.collect(), failures };
-                self.blame(run, size, &error, finished).await
+                self.blame(lane, run, size, &error, finished).await
             }
         }
     }
@@ -191,15 +245,17 @@ impl<C: Codec> Shared<C> {
     /// A batch failed as a whole: halves it, or ends its jobs.
     async fn blame(
         &self,
-        run: Run<Item<C::Input>>,
+        lane: usize,
+        run: Run<Item>,
         size: Size,
         error: &InferError,
-        finished: &Sender<Finished<C::Output>>,
-    ) -> Vec<Run<Item<C::Input>>> {
-        warn!(batch.items = run.items.len(), %error, "a batch failed");
-        self.parts.metrics.batches_failed.inc();
+        finished: &Sender<Finished>,
+    ) -> Vec<Run<Item>> {
+        let own = &self.lanes[lane];
+        warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
+        self.metrics.batches_failed.with_label_values(&[&own.name]).inc();
         if error.kind() == InferErrorKind::OutOfMemory {
-            self.memory.fetch_min((size.cost() / 2).max(1), Ordering::Relaxed);
+            own.ran_out_of_memory(size.cost());
         }
         match run.failed(error.kind()) {
             Next::Rerun(runs) => runs,
@@ -217,7 +273,7 @@ impl<C: Codec> Shared<C> {
     }
 }
 
-fn entry<I>(item: Item<I>) -> Entry<Item<I>> {
+fn entry(item: Item) -> Entry<Item> {
     let (size, priority, alone) = (item.size, item.held.priority(), item.held.is_suspect());
     Entry { item, size, priority, alone }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Leases {
     n_held: Board<usize>,
     /// Whether none is held. Apart, for who has nothing to do with each single one.
     is_idle: Board<bool>,
+    /// How many the worker holds in all its queues.
+    n_in_all: Arc<Board<usize>>,
     length: Duration,
 }
 
@@ -56,9 +58,10 @@ pub(crate) struct Loan {
 }
 
 impl Leases {
-    pub(crate) fn new(length: Duration) -> Arc<Self> {
+    /// The leases of one queue, counted together with those of the others.
+    pub(crate) fn new(length: Duration, n_in_all: Arc<Board<usize>>) -> Arc<Self> {
         let (held, n_held, is_idle) = (Mutex::default(), Board::default(), Board::new(true));
-        Arc::new(Self { held, n_held, is_idle, length })
+        Arc::new(Self { held, n_held, is_idle, n_in_all, length })
     }
 
     /// A lease that began at `since`, or later.
@@ -67,6 +70,7 @@ impl Leases {
         let mut held = self.lock();
         let key = held.last_key_value().map_or(0, |(last, _)| last + 1);
         held.insert(key, lease);
+        self.n_in_all.update(|n| *n += 1);
         self.count(&held);
         Loan { key, leases: Arc::clone(self) }
     }
@@ -164,6 +168,7 @@ impl Drop for Loan {
     fn drop(&mut self) {
         let mut held = self.leases.lock();
         held.remove(&self.key);
+        self.leases.n_in_all.update(|n| *n -= 1);
         self.leases.count(&held);
     }
 }
@@ -258,7 +263,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_job_keeps_its_lease() {
         let (queue, delivery) = one_delivery().await;
-        let leases = Leases::new(LEASE);
+        let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now());
         let load = Board::default();
         keep(&queue, &leases, &load, &Health::new(), 20 * LEASE).await;
@@ -269,9 +274,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wedged_device_loses_its_leases_and_its_liveness() {
         let (queue, delivery) = one_delivery().await;
-        let leases = Leases::new(LEASE);
+        let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now());
-        let running = Some(Running { since: Instant::now(), size: Size::ONE });
+        let running = Some(Running { since: Instant::now(), size: Size::ONE, lane: 0 });
         let load = Board::new(Load { queued: 0, running });
         let health = Health::new();
         keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
@@ -292,7 +297,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_being_settled_is_left_alone() {
         let (queue, delivery) = one_delivery().await;
-        let leases = Leases::new(LEASE);
+        let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now());
         loan.begin_settling();
         assert!(leases.chunks().is_empty());

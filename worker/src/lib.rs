@@ -2,8 +2,8 @@
 //!
 //! [`run`] is the whole of it, as the command line asks; [`Pipeline`] is the same without command
 //! line and probes, for tests and benches. The way of a job stands in three files: `receive` (and
-//! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`bisect`]
-//! and [`fit`].
+//! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`lanes`],
+//! [`bisect`] and [`fit`].
 
 mod alert;
 pub mod batcher;
@@ -17,24 +17,30 @@ pub mod fit;
 mod gpu;
 mod held;
 mod infer;
+mod intake;
+pub mod lanes;
 mod lease;
 mod metrics;
 mod models;
+mod outcome;
 mod pipeline;
 mod receive;
 mod run;
+mod serve;
+mod served;
 mod settle;
 mod shared;
 mod status;
 mod trace;
 
-pub use codec::{Answer, BadJob, Codec, EchoCodec};
+pub use codec::{Answer, BadJob, Codec, EchoCodec, Spent};
 #[cfg(feature = "cpu")]
 pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
 pub use config::WorkerArgs;
 pub use deletion::Pod;
-pub use device::{BuildError, Device, Phases};
+pub use device::{BuildError, Device, DeviceBuilder, Phases};
 pub use metrics::Metrics;
 pub use pipeline::{Error, Pipeline};
 pub use run::run;
+pub use served::{ModelParts, QueueParts};
 pub use shared::{Parts, Settings, Summary};

@@ -1,25 +1,37 @@
 //! What a worker counts.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, exponential_buckets,
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
+
+use crate::codec::Spent;
+use crate::shared::lock;
 
 /// The counters of a worker; clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Jobs that left, by what became of them.
+    /// Jobs that left, by what became of them, and by model.
     pub jobs: IntCounterVec,
-    /// Jobs per batch.
-    pub batch_items: Histogram,
-    /// Share of a batch that is padding.
-    pub batch_padding: Histogram,
-    /// From receipt to the closing of the batch.
-    pub batch_wait: Histogram,
-    /// Time of a batch on the device.
-    pub infer: Histogram,
-    /// Batches that failed as a whole.
-    pub batches_failed: IntCounter,
+    /// Jobs per batch, by model.
+    pub batch_items: HistogramVec,
+    /// Share of a batch that is padding, by model.
+    pub batch_padding: HistogramVec,
+    /// From receipt to the closing of the batch, by model.
+    pub batch_wait: HistogramVec,
+    /// Time of a batch on the device, by model.
+    pub infer: HistogramVec,
+    /// Batches that failed as a whole, by model.
+    pub batches_failed: IntCounterVec,
+    /// Time of the device for jobs that were answered, by model and tenant.
+    pub device_seconds: CounterVec,
+    /// Time of the device for batches that failed as a whole, by model.
+    pub failed_seconds: CounterVec,
+    /// Tokens of jobs that were answered, by model and tenant.
+    pub tokens: IntCounterVec,
     /// From receipt to settlement.
     pub job: Histogram,
     /// Leases that went to somebody else.
@@ -38,6 +50,29 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
     pub cold_start: GaugeVec,
+    tenants: Arc<Mutex<Tenants>>,
+}
+
+/// The tenants that have a label of their own: a set that is closed once it is full.
+#[derive(Debug)]
+struct Tenants {
+    names: BTreeSet<String>,
+    most: usize,
+}
+
+impl Tenants {
+    /// The label of a job of this tenant.
+    fn label<'a>(&mut self, tenant: Option<&'a str>) -> &'a str {
+        let Some(tenant) = tenant else { return "none" };
+        if self.names.contains(tenant) {
+            return tenant;
+        }
+        if self.names.len() >= self.most {
+            return "other";
+        }
+        self.names.insert(tenant.to_owned());
+        tenant
+    }
 }
 
 impl Metrics {
@@ -62,7 +97,24 @@ impl Metrics {
         registry.register(Box::new(metrics.replies.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.cold_start.clone()))?;
+        registry.register(Box::new(metrics.device_seconds.clone()))?;
+        registry.register(Box::new(metrics.failed_seconds.clone()))?;
+        registry.register(Box::new(metrics.tokens.clone()))?;
         Ok(metrics)
+    }
+
+    /// Gives so many tenants a label of their own; all others share one.
+    #[must_use]
+    pub fn with_tenants(self, most: usize) -> Self {
+        lock(&self.tenants).most = most;
+        self
+    }
+
+    /// Counts what the device did for an answer.
+    pub(crate) fn spend(&self, model: &str, tenant: Option<&str>, tokens: usize, spent: &Spent) {
+        let tenant = lock(&self.tenants).label(tenant);
+        self.device_seconds.with_label_values(&[model, tenant]).inc_by(spent.seconds);
+        self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
     }
 
     fn new() -> prometheus::Result<Self> {
@@ -72,22 +124,40 @@ impl Metrics {
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         Ok(Self {
             cold_start: GaugeVec::new(cold, &["phase"])?,
-            jobs: IntCounterVec::new(jobs, &["outcome"])?,
-            batch_items: histogram("worker_batch_items", "Jobs per batch.", 1.0, 12)?,
-            batch_padding: Histogram::with_opts(
-                HistogramOpts::new(
-                    "worker_batch_padding_ratio",
-                    "Share of a batch that is padding.",
-                )
-                .buckets(vec![0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75]),
+            jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
+            batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
+            batch_padding: by_model(
+                "worker_batch_padding_ratio",
+                "Share of a batch that is padding.",
+                vec![0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75],
             )?,
-            batch_wait: seconds("worker_batch_wait_seconds", "From receipt to a closed batch.")?,
-            infer: seconds("worker_infer_seconds", "Time of a batch on the device.")?,
-            batches_failed: IntCounter::new(
-                "worker_batches_failed_total",
-                "Batches that failed as a whole.",
+            batch_wait: by_model(
+                "worker_batch_wait_seconds",
+                "From receipt to a closed batch.",
+                times()?,
             )?,
-            job: seconds("worker_job_seconds", "From receipt to settlement.")?,
+            infer: by_model("worker_infer_seconds", "Time of a batch on the device.", times()?)?,
+            batches_failed: IntCounterVec::new(
+                Opts::new("worker_batches_failed_total", "Batches that failed as a whole."),
+                &["model"],
+            )?,
+            device_seconds: CounterVec::new(
+                Opts::new("worker_device_seconds_total", "Device time of jobs that were answered."),
+                &["model", "tenant"],
+            )?,
+            failed_seconds: CounterVec::new(
+                Opts::new("worker_device_failed_seconds_total", "Device time of failed batches."),
+                &["model"],
+            )?,
+            tokens: IntCounterVec::new(
+                Opts::new("worker_tokens_total", "Tokens of jobs that were answered."),
+                &["model", "tenant"],
+            )?,
+            tenants: Arc::new(Mutex::new(Tenants { names: BTreeSet::new(), most: TENANTS })),
+            job: Histogram::with_opts(
+                HistogramOpts::new("worker_job_seconds", "From receipt to settlement.")
+                    .buckets(times()?),
+            )?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
             broker_errors: IntCounterVec::new(errors, &["call"])?,
             broker_up: IntGauge::new("worker_broker_up", "1 when the broker answered last.")?,
@@ -115,13 +185,20 @@ impl Default for Metrics {
     }
 }
 
-fn seconds(name: &str, help: &str) -> prometheus::Result<Histogram> {
-    histogram(name, help, 0.000_25, 20)
+/// Tenants with a label of their own, when nobody says how many.
+pub(crate) const TENANTS: usize = 32;
+
+fn by_model(name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<HistogramVec> {
+    HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &["model"])
 }
 
-fn histogram(name: &str, help: &str, start: f64, n: usize) -> prometheus::Result<Histogram> {
-    let buckets = exponential_buckets(start, 2.0, n)?;
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+/// Bounds from a quarter of a millisecond to two minutes.
+fn times() -> prometheus::Result<Vec<f64>> {
+    doubling(0.000_25, 20)
+}
+
+fn doubling(start: f64, n: usize) -> prometheus::Result<Vec<f64>> {
+    exponential_buckets(start, 2.0, n)
 }
 
 #[cfg(test)]
@@ -132,7 +209,7 @@ mod tests {
     fn a_registry_shows_them_once() {
         let registry = Registry::new();
         let metrics = Metrics::registered(&registry).unwrap();
-        metrics.jobs.with_label_values(&["completed"]).inc();
+        metrics.jobs.with_label_values(&["completed", "echo"]).inc();
         metrics.cold_start.with_label_values(&["weights"]).set(0.5);
         let names: Vec<String> =
             registry.gather().iter().map(|family| family.name().to_owned()).collect();
@@ -140,5 +217,19 @@ mod tests {
         assert!(names.contains(&"worker_cold_start_seconds".to_owned()), "{names:?}");
         assert!(names.iter().all(|name| name.starts_with("worker_")), "{names:?}");
         assert!(Metrics::registered(&registry).is_err());
+    }
+
+    #[test]
+    fn the_first_tenants_are_told_apart_and_the_rest_are_one() {
+        let metrics = Metrics::default().with_tenants(2);
+        let spent = Spent { seconds: 0.5, share: 1.0 };
+        for tenant in [Some("a"), Some("b"), Some("c"), Some("d"), Some("a"), None] {
+            metrics.spend("mini", tenant, 3, &spent);
+        }
+        let told = ["a", "b", "c", "other", "none"]
+            .map(|tenant| metrics.tokens.with_label_values(&["mini", tenant]).get());
+        assert_eq!(told, [6, 3, 0, 6, 3]);
+        let seconds = metrics.device_seconds.with_label_values(&["mini", "other"]).get();
+        assert!((seconds - 1.0).abs() < 1e-9, "{seconds}");
     }
 }

@@ -4,16 +4,18 @@
 //! them. Every stage ends when the one before it has ended and its channel has run dry.
 use std::sync::Arc;
 
-use ebb_telemetry::GateKind;
+use ebb_telemetry::{Gate, GateKind};
+use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::codec::Codec;
 use crate::device::State;
+use crate::infer::Exits;
 use crate::lease::Keeper;
+use crate::served::Served;
 use crate::shared::{Parts, Shared, Summary};
 use crate::{infer, receive, settle, status};
 
@@ -32,18 +34,13 @@ pub enum Error {
 }
 
 /// A worker that has not begun.
-pub struct Pipeline<C: Codec>(Parts<C>);
+#[derive(Debug)]
+pub struct Pipeline(Parts);
 
-impl<C: Codec> std::fmt::Debug for Pipeline<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Pipeline").field(&self.0).finish()
-    }
-}
-
-impl<C: Codec> Pipeline<C> {
+impl Pipeline {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(parts: Parts<C>) -> Self {
+    pub fn new(parts: Parts) -> Self {
         Self(parts)
     }
 
@@ -53,35 +50,36 @@ impl<C: Codec> Pipeline<C> {
     ///
     /// # Errors
     /// When the device is lost for good; what had not begun has been given back.
+    ///
+    /// # Panics
+    /// Without a queue, with a queue without a model, and when the models are on several devices.
     pub async fn run(self, stop: CancellationToken) -> Result<Summary, Error> {
         let gate = self.0.health.gate("model", GateKind::Startup);
         let shared = Arc::new(Shared::new(self.0, &stop));
+        let queues = (0..shared.queues.len()).map(|at| Served { shared: Arc::clone(&shared), at });
+        let queues: Vec<Served> = queues.collect();
         // Tasks end with their set: when this future is dropped, too.
         let mut company = JoinSet::new();
-        company.spawn(status::report(Arc::clone(&shared)));
+        for served in &queues {
+            company.spawn(status::report(served.clone()));
+        }
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
         let worked = tokio::select! { biased;
             () = shared.halt.cancelled() => Ok(()),
-            ready = shared.parts.device.ready() => match ready {
+            ready = shared.device.ready() => match ready {
                 Ok(phases) => {
                     shared.begin(phases);
                     gate.open();
-                    // The first receive may wait for a job; readiness need not.
-                    if shared.parts.broker.depth().await.is_ok() {
-                        shared.broker_answers();
-                    }
-                    shared.work(&mut company).await
+                    join_all(queues.iter().map(Served::try_broker)).await;
+                    work(&shared, &queues, &mut company).await
                 }
                 Err(why) => Err(Error::Device(why)),
             },
         };
         drop(company);
         // Also after an error: a worker that is gone must not be taken for one that starts.
-        status::say_goodbye(&shared).await;
-        if let Err(error) = shared.parts.broker.close().await {
-            warn!(%error, "what was fetched ahead comes back by itself");
-        }
+        join_all(queues.iter().map(Served::leave_queue)).await;
         worked?;
         match (shared.device_loss(), shared.broker_loss()) {
             (Some(why), _) => Err(Error::Device(why)),
@@ -91,70 +89,105 @@ impl<C: Codec> Pipeline<C> {
     }
 }
 
-impl<C: Codec> Shared<C> {
-    /// Runs the stages to their end, or to the end of the grace period.
-    async fn work(self: &Arc<Self>, company: &mut JoinSet<()>) -> Result<(), Error> {
-        company.spawn(keep_leases(Arc::clone(self)));
-        let mut stages = self.stages();
-        let state = self.parts.device.state();
-        let intake = self.parts.health.gate("intake", GateKind::Ready);
-        intake.open();
-        let mut draining = false;
-        let mut grace_ends = Instant::now();
-        loop {
-            tokio::select! { biased;
-                ended = stages.join_next() => match ended {
-                    None => return Ok(()),
-                    Some(ended) => ended.map_err(Error::Stage)?,
-                },
-                Some(ended) = company.join_next() => ended.map_err(Error::Stage)?,
-                () = self.halt.cancelled(), if !draining => {
-                    info!("draining: nothing new is received");
-                    intake.close("draining");
-                    draining = true;
-                    grace_ends = Instant::now() + self.parts.settings.grace;
-                    self.parts.device.drain();
-                }
-                _ = state.until(|state| matches!(state, State::Lost(_))), if !draining => {
-                    self.halt.cancel();
-                }
-                () = tokio::time::sleep_until(grace_ends), if draining => {
-                    let n_held = self.leases.n_held().get();
-                    warn!(n_held, "the grace period ended: what is held comes back by its lease");
-                    return Ok(());
-                }
-            }
+impl Served {
+    /// The first receive may wait for a job; readiness need not.
+    async fn try_broker(&self) {
+        if self.broker.depth().await.is_ok() {
+            self.broker_answers();
         }
     }
 
-    fn stages(self: &Arc<Self>) -> JoinSet<()> {
-        // More than one chunk on its way gains nothing; finished jobs come in batches.
-        let (to_decode, received) = mpsc::channel(1);
-        let (to_batch, decoded) = mpsc::channel(1);
-        let (to_infer, submitted) = mpsc::channel(2);
-        let (finished, to_store) = mpsc::channel(2 * self.room.available_permits());
-        let (to_settle, stored) = mpsc::channel(2 * self.room.available_permits());
-        let mut stages = JoinSet::new();
-        stages.spawn(receive::receive(Arc::clone(self), to_decode, finished.clone()));
-        stages.spawn(receive::decode(Arc::clone(self), received, to_batch, finished.clone()));
-        stages.spawn(infer::batch(Arc::clone(self), decoded, to_infer, finished.clone()));
-        stages.spawn(infer::infer(Arc::clone(self), submitted, finished));
-        stages.spawn(settle::store(Arc::clone(self), to_store, to_settle));
-        stages.spawn(settle::settle(Arc::clone(self), stored));
-        stages
+    async fn leave_queue(&self) {
+        status::say_goodbye(self).await;
+        if let Err(error) = self.broker.close().await {
+            warn!(queue = %self.name, %error, "what was fetched ahead comes back by itself");
+        }
     }
 }
 
-async fn keep_leases<C: Codec>(shared: Arc<Shared<C>>) {
+/// Runs the stages to their end, or to the end of the grace period.
+async fn work(
+    shared: &Arc<Shared>,
+    queues: &[Served],
+    company: &mut JoinSet<()>,
+) -> Result<(), Error> {
+    let live = shared.health.gate("device", GateKind::Live);
+    for served in queues {
+        company.spawn(keep_leases(served.clone(), live.clone()));
+    }
+    let mut stages = stages(shared, queues);
+    let state = shared.device.state();
+    let intake = shared.health.gate("intake", GateKind::Ready);
+    intake.open();
+    let mut draining = false;
+    let mut grace_ends = Instant::now();
+    loop {
+        tokio::select! { biased;
+            ended = stages.join_next() => match ended {
+                None => return Ok(()),
+                Some(ended) => ended.map_err(Error::Stage)?,
+            },
+            Some(ended) = company.join_next() => ended.map_err(Error::Stage)?,
+            () = shared.halt.cancelled(), if !draining => {
+                info!("draining: nothing new is received");
+                intake.close("draining");
+                draining = true;
+                grace_ends = Instant::now() + shared.settings.grace;
+                shared.device.drain();
+            }
+            _ = state.until(|state| matches!(state, State::Lost(_))), if !draining => {
+                shared.halt.cancel();
+            }
+            () = tokio::time::sleep_until(grace_ends), if draining => {
+                let n_held = shared.n_held.get();
+                warn!(n_held, "the grace period ended: what is held comes back by its lease");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Each queue has stages of its own, but for the batcher: the models share a device.
+fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
+    let mut stages = JoinSet::new();
+    // More than one chunk on its way gains nothing; finished jobs come in batches.
+    let (to_batch, decoded) = mpsc::channel(1);
+    let mut exits = Exits { lanes: Vec::new(), finished: Vec::new() };
+    let mut submitted = Vec::new();
+    for served in queues {
+        let n_jobs = 2 * served.room.available_permits();
+        let (to_decode, received) = mpsc::channel(1);
+        let (finished, to_store) = mpsc::channel(n_jobs);
+        let (to_settle, stored) = mpsc::channel(n_jobs);
+        stages.spawn(receive::receive(served.clone(), to_decode, finished.clone()));
+        let (to_batch, over) = (to_batch.clone(), finished.clone());
+        stages.spawn(receive::decode(served.clone(), received, to_batch, over));
+        for lane in served.lanes.clone() {
+            let (to_infer, bound) = mpsc::channel(2);
+            exits.lanes.push(to_infer);
+            submitted.push((lane, bound, finished.clone()));
+        }
+        exits.finished.push(finished);
+        stages.spawn(settle::store(served.clone(), to_store, to_settle));
+        stages.spawn(settle::settle(served.clone(), stored));
+    }
+    stages.spawn(infer::batch(Arc::clone(shared), decoded, exits));
+    for (lane, bound, finished) in submitted {
+        stages.spawn(infer::infer(Arc::clone(shared), lane, bound, finished));
+    }
+    stages
+}
+
+async fn keep_leases(served: Served, gate: Gate) {
     let keeper = Keeper {
-        leases: &shared.leases,
-        broker: &*shared.parts.broker,
-        metrics: &shared.parts.metrics,
-        load: shared.parts.device.load(),
-        stall: shared.parts.settings.stall,
-        gate: shared.parts.health.gate("device", GateKind::Live),
-        wedged: &shared.wedged,
+        leases: &served.leases,
+        broker: &*served.broker,
+        metrics: &served.shared.metrics,
+        load: served.shared.device.load(),
+        stall: served.shared.settings.stall,
+        gate,
+        wedged: &served.shared.wedged,
     };
     keeper.run().await;
-    error!("the keeper of the leases ended");
+    error!(queue = %served.name, "the keeper of the leases ended");
 }

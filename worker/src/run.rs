@@ -13,8 +13,11 @@ use tracing::{info, warn};
 use crate::config::{Plan, WorkerArgs};
 use crate::gpu;
 use crate::metrics::Metrics;
-use crate::models::{self, Site};
-use crate::shared::{Pauses, Summary};
+use crate::models;
+use crate::pipeline::Pipeline;
+use crate::serve::QueuePlan;
+use crate::served::QueueParts;
+use crate::shared::{Parts, Pauses, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
 ///
@@ -36,8 +39,9 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Su
 }
 
 async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Result<Summary> {
+    let (device, models) = models::seat(&plan.queues, plan.dimensions)?;
     let registry = Registry::new();
-    let metrics = Metrics::registered(&registry)?;
+    let metrics = Metrics::registered(&registry)?.with_tenants(plan.tenant_labels);
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
     let health = Health::new();
     // Closed before the first probe comes; the pipeline opens them.
@@ -55,33 +59,74 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
             Some(AbortOnDropHandle::new(tokio::spawn(probes)))
         }
     };
-    let Plan {
-        queue, results, alerts, model, settings, missing, connect_timeout, payloads, ..
-    } = plan;
-    let threads = settings.decode_threads;
-    info!(worker = %settings.worker, model = %settings.model, queue = %queue, threads, "worker starts");
-    let worker = settings.worker.clone();
-    let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
-    if let Some(url) = results {
-        let store = connect(&url, &options, &metrics, &stop).await.context("--results")?;
-        let Some(store) = store else { return Ok(Summary::default()) };
-        options.results = Some(Results(store));
+    let threads = plan.settings.decode_threads;
+    let worker = plan.settings.worker.clone();
+    for QueuePlan { url, words, .. } in &plan.queues {
+        info!(%worker, model = %words, queue = %url, threads, "worker starts");
     }
-    options.payloads = payloads;
-    let broker = connect(&queue, &options, &metrics, &stop).await.context("--queue")?;
-    let Some(broker) = broker else { return Ok(Summary::default()) };
-    let alerts = if model.alerts() {
-        connect(&alerts, &options, &metrics, &stop).await.context("--alerts")?
-    } else {
-        Some(Arc::clone(&broker))
-    };
-    let Some(alerts) = alerts else { return Ok(Summary::default()) };
-    let clock = Arc::new(SystemClock);
-    let results = Arc::clone(&broker);
-    let site = Site { broker, results, alerts, settings, clock, metrics, health, traces };
-    let summary = models::work(model, site, stop).await?;
+    // The models load while the brokers are called.
+    device.start()?;
+    let Some(queues) = open(&plan, &metrics, &stop).await? else { return Ok(Summary::default()) };
+    let named = plan.queues.into_iter().zip(models);
+    let queues = queues.into_iter().zip(named).map(|((broker, alerts), (plan, models))| {
+        let results = Arc::clone(&broker);
+        QueueParts {
+            name: plan.url.queue.to_string(),
+            model: plan.words,
+            broker,
+            results,
+            alerts,
+            models,
+        }
+    });
+    let pipeline = Pipeline::new(Parts {
+        queues: queues.collect(),
+        settings: plan.settings,
+        clock: Arc::new(SystemClock),
+        seed: rand::random(),
+        metrics,
+        health,
+        traces,
+    });
+    let summary = pipeline.run(stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)
+}
+
+/// Opens the queues, each with where its alerts go; `None` when stopped meanwhile.
+async fn open(
+    plan: &Plan,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Vec<(Queue, Queue)>>> {
+    let mut options = OpenOptions {
+        worker: plan.settings.worker.clone(),
+        missing: plan.missing,
+        connect_timeout: plan.connect_timeout,
+        ..OpenOptions::default()
+    };
+    if let Some(url) = &plan.results {
+        let store = connect(url, &options, metrics, stop).await.context("--results")?;
+        let Some(store) = store else { return Ok(None) };
+        options.results = Some(Results(store));
+    }
+    options.payloads.clone_from(&plan.payloads);
+    let mut alerts = None;
+    let mut queues = Vec::new();
+    for QueuePlan { url, models, .. } in &plan.queues {
+        let broker = connect(url, &options, metrics, stop).await.context("--queue")?;
+        let Some(broker) = broker else { return Ok(None) };
+        let alarms = models.iter().any(|(_, model)| model.alerts());
+        if alarms && alerts.is_none() {
+            alerts = connect(&plan.alerts, &options, metrics, stop).await.context("--alerts")?;
+            if alerts.is_none() {
+                return Ok(None);
+            }
+        }
+        let own = alerts.as_ref().filter(|_| alarms).unwrap_or(&broker).clone();
+        queues.push((broker, own));
+    }
+    Ok(Some(queues))
 }
 
 /// Opens a queue, and waits for a broker that is not there yet; `None` when stopped meanwhile.

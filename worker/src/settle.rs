@@ -8,12 +8,8 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use ebb_queue::{
-    Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
-};
+use ebb_queue::{Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settlement, Stored, Verdict};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
@@ -22,10 +18,12 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use crate::alert::alert_job;
-use crate::codec::{Answer, Codec};
-use crate::held::{End, Finished};
+use crate::codec::Answer;
+use crate::held::{End, Finished, Output};
 use crate::lease::Loan;
-use crate::shared::{PATIENCE, Pauses, Shared, heals, on_cpu, send_all};
+use crate::outcome::{LOST, NO_MODEL, outcome};
+use crate::served::Served;
+use crate::shared::{PATIENCE, Pauses, heals, on_cpu, send_all};
 use crate::trace::Way;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
@@ -39,6 +37,8 @@ const AT_ONCE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Concluded {
     settlement: Settlement,
+    /// Where it ran, or would have.
+    lane: Option<usize>,
     loan: Loan,
     way: Way,
 }
@@ -52,9 +52,9 @@ enum Unanswered {
 }
 
 /// Encodes and stores answers, many at once.
-pub(crate) async fn store<C: Codec>(
-    shared: Arc<Shared<C>>,
-    mut finished: Receiver<Finished<C::Output>>,
+pub(crate) async fn store(
+    served: Served,
+    mut finished: Receiver<Finished>,
     out: Sender<Concluded>,
 ) {
     let mut storing = FuturesUnordered::new();
@@ -66,7 +66,7 @@ pub(crate) async fn store<C: Codec>(
             n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
                 is_open = n_jobs > 0;
                 if is_open {
-                    storing.push(shared.conclude_all(std::mem::take(&mut jobs)));
+                    storing.push(served.conclude_all(std::mem::take(&mut jobs)));
                 }
             }
             else => return,
@@ -75,7 +75,7 @@ pub(crate) async fn store<C: Codec>(
 }
 
 /// Settles, many at once. What the broker did not take is kept and sent again.
-pub(crate) async fn settle<C: Codec>(shared: Arc<Shared<C>>, mut stored: Receiver<Concluded>) {
+pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
     let mut pauses = Pauses::default();
     let mut waiting = Vec::new();
     loop {
@@ -88,12 +88,12 @@ pub(crate) async fn settle<C: Codec>(shared: Arc<Shared<C>>, mut stored: Receive
             waiting.push(more);
         }
         let sent = std::mem::take(&mut waiting);
-        let Err((error, unsettled)) = shared.settle_once(sent).await else {
+        let Err((error, unsettled)) = served.settle_once(sent).await else {
             pauses.reset();
             continue;
         };
-        shared.trouble("settle", &error);
-        let pause = pauses.next(shared.chance());
+        served.trouble("settle", &error);
+        let pause = pauses.next(served.shared.chance());
         if !heals(&error) && pauses.n_failures() >= PATIENCE {
             error!(n_jobs = unsettled.len(), %error, "not settled: they come back by their lease");
             continue;
@@ -103,61 +103,70 @@ pub(crate) async fn settle<C: Codec>(shared: Arc<Shared<C>>, mut stored: Receive
     }
 }
 
-impl<C: Codec> Shared<C> {
-    fn encode_one(&self, finished: Finished<C::Output>) -> Finished<Answer> {
-        let Finished { delivery, loan, way, end } = finished;
+impl Served {
+    fn encode_one(&self, finished: Finished) -> Finished<Answer> {
+        let Finished { delivery, lane, loan, way, end } = finished;
         let end = match end {
-            End::Done(output) => {
-                let encode = || self.parts.codec.encode(output, &delivery.job);
-                match catch_unwind(AssertUnwindSafe(encode)) {
-                    Ok(answer) => End::Done(answer),
-                    Err(_) => {
-                        End::Reject("the answer made the encoder panic; a bug of ours".into())
-                    }
-                }
-            }
+            End::Done(output) => match self.encode(output, &delivery.job) {
+                Some(answer) => End::Done(answer),
+                None => End::Reject("the answer made the encoder panic; a bug of ours".into()),
+            },
             End::Retry(reason) => End::Retry(reason),
             End::Release => End::Release,
             End::Reject(reason) => End::Reject(reason),
         };
-        Finished { delivery, loan, way, end }
+        Finished { delivery, lane, loan, way, end }
     }
 
-    async fn conclude_all(self: &Arc<Self>, jobs: Vec<Finished<C::Output>>) -> Vec<Concluded> {
+    /// The answer, counted for whoever it is for; none if that made the encoder panic.
+    fn encode(&self, output: Output, job: &Job) -> Option<Answer> {
+        let Output { lane, output, asked, spent } = output;
+        let lane = &self.shared.lanes[lane];
+        let encode = || lane.codec.encode(output, asked, job, &spent);
+        let answer = catch_unwind(AssertUnwindSafe(encode)).ok()?;
+        let tenant = job.headers.tenant.as_deref();
+        self.shared.metrics.spend(&lane.name, tenant, answer.tokens, &spent);
+        Some(answer)
+    }
+
+    async fn conclude_all(&self, jobs: Vec<Finished>) -> Vec<Concluded> {
         let encoded = on_cpu(self, jobs, Self::encode_one).await;
-        let concluded = join_all(encoded.into_iter().map(|job| self.conclude_one(job))).await;
-        concluded.iter().filter(|one| one.is_none()).for_each(|_| self.count(LOST));
-        concluded.into_iter().flatten().collect()
+        let concluded = encoded.into_iter().map(async |job| {
+            let lane = job.lane;
+            self.conclude_one(job).await.ok_or(lane)
+        });
+        let concluded = join_all(concluded).await.into_iter();
+        concluded.filter_map(|one| one.map_err(|lane| self.count(lane, LOST)).ok()).collect()
     }
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
     async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
-        let Finished { delivery, loan, mut way, end } = finished;
+        let Finished { delivery, lane, loan, mut way, end } = finished;
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => return None,
             // but an answer is an answer.
-            End::Done(answer) => self.complete(delivery, &loan, answer).await?,
+            End::Done(answer) => self.complete(delivery, (&loan, &way), answer).await?,
             End::Release => delivery.release(),
-            End::Retry(reason) => self.retry(delivery, &loan, reason).await?,
-            End::Reject(reason) => self.fail(delivery, &loan, reason).await?,
+            End::Retry(reason) => self.retry(delivery, (&loan, &way), reason).await?,
+            End::Reject(reason) => self.fail(delivery, (&loan, &way), reason).await?,
         };
         way.stored();
-        (!loan.is_lost()).then_some(Concluded { settlement, loan, way })
+        (!loan.is_lost()).then_some(Concluded { settlement, lane, loan, way })
     }
 
     async fn complete(
         &self,
         delivery: Delivery,
-        loan: &Loan,
+        (loan, way): (&Loan, &Way),
         answer: Answer,
     ) -> Option<Settlement> {
-        let Answer { content_type, body, alert } = answer;
+        let Answer { content_type, body, alert, .. } = answer;
         let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
         let result = self.result(&delivery, outcome);
         let told = match self.put(loan, &result).await {
             Ok(Stored::Stale) => return None,
-            Ok(stored) => self.tell(&delivery, loan, (result, stored), alert).await,
+            Ok(stored) => self.tell(&delivery, (loan, way), (result, stored), alert).await,
             Err(refused) => Err(refused),
         };
         match told {
@@ -165,7 +174,7 @@ impl<C: Codec> Shared<C> {
             Err(Unanswered::Lost) => None,
             Err(Unanswered::Refused(error)) => {
                 let reason = format!("the result could not be stored or told: {error}");
-                self.retry(delivery, loan, reason).await
+                self.retry(delivery, (loan, way), reason).await
             }
         }
     }
@@ -174,7 +183,7 @@ impl<C: Codec> Shared<C> {
     async fn tell(
         &self,
         delivery: &Delivery,
-        loan: &Loan,
+        (loan, way): (&Loan, &Way),
         (result, stored): (JobResult, Stored),
         alert: Option<bytes::Bytes>,
     ) -> Result<(), Unanswered> {
@@ -187,24 +196,35 @@ impl<C: Codec> Shared<C> {
             Stored::Duplicate => self.stored(loan, &result.id).await?,
             Stored::Stored | Stored::Stale => None,
         };
-        self.reply(loan, to, &there.unwrap_or(result)).await
+        let trace = way.traceparent(&delivery.job);
+        self.reply(loan, to, &there.unwrap_or(result), trace.as_deref()).await
     }
 
-    async fn retry(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
-        let policy = &self.parts.settings.retry;
+    async fn retry(
+        &self,
+        delivery: Delivery,
+        held: (&Loan, &Way),
+        reason: String,
+    ) -> Option<Settlement> {
+        let policy = &self.shared.settings.retry;
         let attempt = delivery.attempt;
-        match policy.after(attempt, self.chance()) {
+        match policy.after(attempt, self.shared.chance()) {
             Some(after) => Some(delivery.retry(after, reason)),
             None => {
                 let max = policy.max_attempts;
                 let reason = format!("attempt {attempt} of {max} failed: {reason}");
-                self.fail(delivery, loan, reason).await
+                self.fail(delivery, held, reason).await
             }
         }
     }
 
     /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
-    async fn fail(&self, delivery: Delivery, loan: &Loan, reason: String) -> Option<Settlement> {
+    async fn fail(
+        &self,
+        delivery: Delivery,
+        (loan, way): (&Loan, &Way),
+        reason: String,
+    ) -> Option<Settlement> {
         debug!(job.id = %delivery.job.id, attempt = delivery.attempt, %reason, "job failed");
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, Outcome::Failed { reason: reason.clone() });
@@ -221,7 +241,8 @@ impl<C: Codec> Shared<C> {
             Err(Unanswered::Refused(_)) => {}
         }
         if let Some(to) = &delivery.job.headers.reply_to {
-            match self.reply(loan, to, &result).await {
+            let trace = way.traceparent(&delivery.job);
+            match self.reply(loan, to, &result, trace.as_deref()).await {
                 Ok(()) => {}
                 Err(Unanswered::Lost) => return None,
                 Err(Unanswered::Refused(error)) => self.reply_refused(&result.id, &error),
@@ -232,45 +253,51 @@ impl<C: Codec> Shared<C> {
 
     fn result(&self, delivery: &Delivery, outcome: Outcome) -> JobResult {
         let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
-        let (finished_at, queue) = (self.parts.clock.now(), self.parts.settings.queue.clone());
-        JobResult { id, attempt, outcome, finished_at, queue: Some(queue) }
+        let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
+        JobResult { id, attempt, outcome, finished_at, queue }
     }
 
     async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
-        let results = &self.parts.results;
+        let results = &self.results;
         self.insist("put", loan, || results.put(result)).await
     }
 
     /// The result that stays; none when its time is over.
     async fn stored(&self, loan: &Loan, id: &JobId) -> Result<Option<JobResult>, Unanswered> {
-        let results = &self.parts.results;
+        let results = &self.results;
         self.insist("get", loan, || results.get(id)).await
     }
 
     /// Sends a result to where its job asked for it; an address that cannot be keeps nobody.
-    async fn reply(&self, loan: &Loan, to: &str, result: &JobResult) -> Result<(), Unanswered> {
-        let broker = &self.parts.broker;
+    async fn reply(
+        &self,
+        loan: &Loan,
+        to: &str,
+        result: &JobResult,
+        traceparent: Option<&str>,
+    ) -> Result<(), Unanswered> {
+        let broker = &self.broker;
         let send = || async {
-            match broker.reply(to, result).await {
+            match broker.reply(to, result, traceparent).await {
                 Err(error) if error.kind() == ErrorKind::Invalid => Ok(Err(error)),
                 answer => answer.map(Ok),
             }
         };
         match self.insist("reply", loan, send).await? {
-            Ok(()) => self.parts.metrics.replies.with_label_values(&["sent"]).inc(),
+            Ok(()) => self.shared.metrics.replies.with_label_values(&["sent"]).inc(),
             Err(error) => self.reply_refused(&result.id, &error),
         }
         Ok(())
     }
 
     fn reply_refused(&self, id: &JobId, error: &ebb_queue::Error) {
-        self.parts.metrics.replies.with_label_values(&["refused"]).inc();
+        self.shared.metrics.replies.with_label_values(&["refused"]).inc();
         warn!(job.id = %id, %error, "the reply was not sent; the result is in the store");
     }
 
     async fn alert(&self, job: &Job, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {
-        let alert = alert_job(job, body, self.parts.clock.now()).map_err(Unanswered::Refused)?;
-        let alerts = &self.parts.alerts;
+        let alert = alert_job(job, body, self.shared.clock.now()).map_err(Unanswered::Refused)?;
+        let alerts = &self.alerts;
         self.insist("publish", loan, || alerts.publish(vec![alert.clone()])).await?;
         Ok(())
     }
@@ -289,7 +316,7 @@ impl<C: Codec> Shared<C> {
                 Err(error) => error,
             };
             self.trouble(name, &error);
-            let pause = pauses.next(self.chance());
+            let pause = pauses.next(self.shared.chance());
             if loan.is_lost() {
                 return Err(Unanswered::Lost);
             }
@@ -308,61 +335,42 @@ impl<C: Codec> Shared<C> {
         let now = Instant::now();
         let (timely, late): (Vec<_>, Vec<_>) =
             concluded.into_iter().partition(|one| one.is_timely(now));
-        late.iter().for_each(|_| self.count(LOST));
+        late.iter().for_each(|one| self.count(one.lane, LOST));
         drop(late);
-        let split = timely.into_iter().map(|one| (one.settlement, (one.loan, one.way)));
+        let split = timely.into_iter().map(|one| (one.settlement, (one.lane, one.loan, one.way)));
         let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
-        loans.iter().for_each(|(loan, _)| loan.begin_settling());
-        let answers = self.parts.broker.settle(&settlements).await;
-        loans.iter().for_each(|(loan, _)| loan.end_settling());
+        loans.iter().for_each(|(_, loan, _)| loan.begin_settling());
+        let answers = self.broker.settle(&settlements).await;
+        loans.iter().for_each(|(_, loan, _)| loan.end_settling());
         let jobs = settlements.into_iter().zip(loans);
         match answers {
             Ok(answers) => {
                 self.broker_answers();
-                for ((settlement, (_, way)), answer) in jobs.zip(answers) {
+                for ((settlement, (lane, _, way)), answer) in jobs.zip(answers) {
                     let outcome = outcome(&settlement, answer);
-                    self.count(outcome);
-                    self.parts.metrics.job.observe(way.since.elapsed().as_secs_f64());
+                    self.count(lane, outcome);
+                    self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
                     way.settled(outcome);
                 }
                 Ok(())
             }
             Err(error) => {
-                let join = |(settlement, (loan, way))| Concluded { settlement, loan, way };
+                let join =
+                    |(settlement, (lane, loan, way))| Concluded { settlement, lane, loan, way };
                 Err((error, jobs.map(join).collect()))
             }
         }
     }
 
-    fn count(&self, outcome: &'static str) {
-        self.parts.metrics.jobs.with_label_values(&[outcome]).inc();
-        let counter = match outcome {
-            COMPLETED => &self.counts.completed,
-            REJECTED => &self.counts.failed,
-            RETRIED => &self.counts.retried,
-            RELEASED => &self.counts.released,
-            _ => {
-                self.parts.metrics.leases_lost.inc();
-                &self.counts.lost
-            }
-        };
-        counter.fetch_add(1, Relaxed);
-    }
-}
-
-const COMPLETED: &str = "completed";
-const REJECTED: &str = "rejected";
-const RETRIED: &str = "retried";
-const RELEASED: &str = "released";
-const LOST: &str = "lost";
-
-fn outcome(settlement: &Settlement, answer: Settled) -> &'static str {
-    match (answer, settlement.verdict()) {
-        (Settled::Lost, _) => LOST,
-        (Settled::Held, Verdict::Ack) => COMPLETED,
-        (Settled::Held, Verdict::Reject { .. }) => REJECTED,
-        (Settled::Held, Verdict::Retry { .. }) => RETRIED,
-        (Settled::Held, Verdict::Release) => RELEASED,
+    fn count(&self, lane: Option<usize>, outcome: &'static str) {
+        let model = lane.map_or(NO_MODEL, |lane| self.shared.lanes[lane].name.as_str());
+        self.shared.metrics.jobs.with_label_values(&[outcome, model]).inc();
+        if outcome == LOST {
+            self.shared.metrics.leases_lost.inc();
+        }
+        // Of the worker, and of the queue.
+        self.shared.counts.count(outcome);
+        self.counts.count(outcome);
     }
 }
 

@@ -1,44 +1,36 @@
 //! What the stages of a pipeline are made of and have in common.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{Broker, Clock, ErrorKind, ResultStore, RetryPolicy, WorkerId};
-use ebb_telemetry::{Gate, GateKind, Health, Traces};
+use ebb_queue::{Clock, ErrorKind, RetryPolicy, WorkerId};
+use ebb_telemetry::{GateKind, Health, Traces};
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use crate::batcher::Limits;
 use crate::board::Board;
-use crate::codec::Codec;
 use crate::deletion::Pod;
-use crate::device::{Device, State};
-use crate::fit::Fit;
+use crate::device::{DeviceWay, State};
+use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
 
 /// Why a job whose deadline has passed is not run; the brokers use the same word.
 pub(crate) const EXPIRED: &str = "expired";
 
 /// What a pipeline is made of.
-pub struct Parts<C: Codec> {
-    /// Speaks for the model.
-    pub codec: C,
-    /// Runs the model.
-    pub device: Device<C::Input, C::Output>,
-    /// Where jobs come from.
-    pub broker: Arc<dyn Broker>,
-    /// Where results go.
-    pub results: Arc<dyn ResultStore>,
-    /// Where alerts go, as jobs of their own.
-    pub alerts: Arc<dyn Broker>,
+#[derive(Debug)]
+pub struct Parts {
+    /// The queues that it serves.
+    pub queues: Vec<QueueParts>,
     /// How to behave.
     pub settings: Settings,
     /// What it takes the time of day from.
@@ -60,13 +52,9 @@ pub struct Settings {
     pub worker: WorkerId,
     /// The pod or host it runs on.
     pub pod: String,
-    /// Device and model, in words.
-    pub model: String,
-    /// The queue that its jobs come from, as its results tell.
-    pub queue: String,
     /// What a batch may be at most.
     pub limits: Limits,
-    /// Jobs received ahead of the batch that runs.
+    /// Jobs received ahead of the batch that runs; queues share it equally.
     pub prefetch: usize,
     /// When a failed job is tried again.
     pub retry: RetryPolicy,
@@ -107,26 +95,30 @@ pub struct Summary {
     pub cold_start: Vec<(String, f64)>,
 }
 
-/// What the stages share.
-pub(crate) struct Shared<C: Codec> {
-    pub(crate) parts: Parts<C>,
+/// What the stages of all queues share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: Health,
+    pub(crate) traces: Traces,
+    pub(crate) queues: Vec<QueueState>,
+    pub(crate) lanes: Vec<Lane>,
+    /// One way to the device; each lane has its own to its model.
+    pub(crate) device: DeviceWay,
     /// Cancelled when nothing new may begin: by the stop, or because the device is lost.
     pub(crate) halt: CancellationToken,
-    pub(crate) leases: Arc<Leases>,
-    /// One permit per job that may be held before it has run.
-    pub(crate) room: Arc<Semaphore>,
-    /// Jobs received and not yet decoded.
-    pub(crate) n_decoding: AtomicUsize,
-    /// The largest cost of a batch for which the device had the memory.
-    pub(crate) memory: AtomicUsize,
+    /// Jobs held, of all queues.
+    pub(crate) n_held: Arc<Board<usize>>,
+    /// Whether the device is wedged.
     pub(crate) wedged: Board<bool>,
+    /// How often a batch was taken over by who waits for it: there is room for another.
+    pub(crate) n_taken: Board<u64>,
+    pub(crate) intake: Intake,
     pub(crate) counts: Counts,
-    pub(crate) broker_gate: Gate,
-    /// Losses of the connection that the metrics count already.
-    pub(crate) n_losses_told: AtomicU64,
+    pub(crate) brokers: BrokersGate,
     pub(crate) cold_start: Mutex<Vec<(String, f64)>>,
     broker_loss: Mutex<Option<String>>,
-    fit: Mutex<Fit>,
     dice: Mutex<StdRng>,
 }
 
@@ -139,34 +131,47 @@ pub(crate) struct Counts {
     pub(crate) lost: AtomicU64,
 }
 
-impl<C: Codec> std::fmt::Debug for Parts<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let device = &self.device;
-        f.debug_struct("Parts")
-            .field("device", device)
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<C: Codec> Shared<C> {
-    pub(crate) fn new(parts: Parts<C>, stop: &CancellationToken) -> Self {
-        let room = parts.settings.limits.max_items.get() + parts.settings.prefetch;
+impl Shared {
+    /// # Panics
+    /// Without a queue, with a queue without a model, and when the models are on several devices.
+    pub(crate) fn new(parts: Parts, stop: &CancellationToken) -> Self {
+        let Parts { queues, settings, clock, seed, metrics, health, traces } = parts;
+        let device = queues.first().and_then(|queue| queue.models.first());
+        let device = device.expect("a pipeline serves a queue with a model").device.clone();
+        let n_held = Arc::<Board<usize>>::default();
+        // A whole batch for each queue, so that none waits for the jobs of another to be done.
+        let room = settings.limits.max_items.get() + settings.prefetch.div_ceil(queues.len());
+        let (mut states, mut lanes) = (Vec::new(), Vec::new());
+        for QueueParts { name, model, broker, results, alerts, models } in queues {
+            assert!(!models.is_empty(), "queue {name} has no model");
+            let first = lanes.len();
+            for ModelParts { name, codec, device: way } in models {
+                assert!(way.is_beside(&device), "model {name} is on another device");
+                lanes.push(Lane::new(states.len(), name, codec, way));
+            }
+            let (leases, lanes) = (Leases::new(broker.lease(), n_held.clone()), first..lanes.len());
+            let seams = Seams { broker, results, alerts };
+            states.push(QueueState::new(name, model, seams, leases, lanes, room));
+        }
         Self {
             halt: stop.child_token(),
-            leases: Leases::new(parts.broker.lease()),
-            room: Arc::new(Semaphore::new(room)),
-            n_decoding: AtomicUsize::new(0),
-            memory: AtomicUsize::new(usize::MAX),
+            n_held,
             wedged: Board::default(),
+            n_taken: Board::default(),
+            intake: Intake::new(states.len(), settings.max_jobs),
             counts: Counts::default(),
-            broker_gate: parts.health.gate("broker", GateKind::Ready),
-            n_losses_told: AtomicU64::new(0),
+            brokers: BrokersGate::new(health.gate("broker", GateKind::Ready), states.len()),
             cold_start: Mutex::default(),
             broker_loss: Mutex::default(),
-            fit: Mutex::default(),
-            dice: Mutex::new(StdRng::seed_from_u64(parts.seed)),
-            parts,
+            dice: Mutex::new(StdRng::seed_from_u64(seed)),
+            queues: states,
+            lanes,
+            device,
+            settings,
+            clock,
+            metrics,
+            health,
+            traces,
         }
     }
 
@@ -175,25 +180,14 @@ impl<C: Codec> Shared<C> {
         self.halt.is_cancelled() || self.wedged.get()
     }
 
-    pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {
-        lock(&self.fit)
-    }
-
     /// A number in `[0, 1)`.
     pub(crate) fn chance(&self) -> f64 {
         lock(&self.dice).random()
     }
 
-    /// The broker or the result store failed: counted, logged, and readiness ends.
-    pub(crate) fn trouble(&self, call: &'static str, error: &ebb_queue::Error) {
-        self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
-        self.broker_gate.close(format!("{call}: {error}"));
-        warn!(call, %error, kind = ?error.kind(), "the broker failed; trying again");
-    }
-
-    /// The model is ready, after a cold start of these phases.
+    /// The models are ready, after a cold start of these phases.
     pub(crate) fn begin(&self, phases: Vec<(String, f64)>) {
-        let gauges = &self.parts.metrics.cold_start;
+        let gauges = &self.metrics.cold_start;
         for (phase, seconds) in &phases {
             gauges.with_label_values(&[phase]).set(*seconds);
         }
@@ -212,7 +206,7 @@ impl<C: Codec> Shared<C> {
     }
 
     pub(crate) fn device_loss(&self) -> Option<String> {
-        match self.parts.device.state().get() {
+        match self.device.state().get() {
             State::Lost(why) => Some(why),
             State::Loading | State::Ready(_) => None,
         }
@@ -226,7 +220,7 @@ impl<C: Codec> Shared<C> {
             retried: self.counts.retried.load(Relaxed),
             released: self.counts.released.load(Relaxed),
             lost: self.counts.lost.load(Relaxed),
-            left: self.leases.n_held().get() as u64,
+            left: self.n_held.get() as u64,
             cold_start: lock(&self.cold_start).clone(),
         }
     }
@@ -275,23 +269,23 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Maps on as many threads as the settings say, in order.
-pub(crate) async fn on_cpu<C: Codec, T: Send + 'static, U: Send + 'static>(
-    shared: &Arc<Shared<C>>,
+pub(crate) async fn on_cpu<T: Send + 'static, U: Send + 'static>(
+    served: &Served,
     mut items: Vec<T>,
-    work: fn(&Shared<C>, T) -> U,
+    work: fn(&Served, T) -> U,
 ) -> Vec<U> {
-    let n_threads = shared.parts.settings.decode_threads;
+    let n_threads = served.shared.settings.decode_threads;
     if n_threads == 0 {
-        return items.into_iter().map(|item| work(shared, item)).collect();
+        return items.into_iter().map(|item| work(served, item)).collect();
     }
     let share = items.len().div_ceil(n_threads).max(1);
     let mut shares = Vec::new();
     while !items.is_empty() {
         let rest = items.split_off(share.min(items.len()));
         let part = std::mem::replace(&mut items, rest);
-        let shared = Arc::clone(shared);
+        let served = served.clone();
         shares.push(tokio::task::spawn_blocking(move || {
-            part.into_iter().map(|item| work(&shared, item)).collect::<Vec<U>>()
+            part.into_iter().map(|item| work(&served, item)).collect::<Vec<U>>()
         }));
     }
     let mut done = Vec::new();

@@ -1,15 +1,14 @@
 //! Tells the broker once a second, and whenever the phase changes, what this worker is doing.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ebb_queue::{Phase, WorkerStatus};
 use tracing::debug;
 
-use crate::codec::Codec;
 use crate::device::State;
-use crate::shared::{Shared, lock};
+use crate::served::Served;
+use crate::shared::lock;
 
 /// From one report to the next; a worker is taken for gone after several.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -18,31 +17,31 @@ const PERIOD: Duration = Duration::from_secs(1);
 const EDGE: Duration = Duration::from_millis(50);
 
 /// Reports until it is dropped.
-pub(crate) async fn report<C: Codec>(shared: Arc<Shared<C>>) {
+pub(crate) async fn report(served: Served) {
     loop {
-        let phase = shared.phase();
-        shared.report(phase).await;
+        let phase = served.phase();
+        served.report(phase).await;
         // Whatever happens first; nothing is lost by dropping either.
         tokio::select! { biased;
             () = tokio::time::sleep(PERIOD) => {}
-            () = shared.leave(phase) => {}
+            () = served.leave(phase) => {}
         }
     }
 }
 
 /// The last report: it holds nothing any more, and will soon be forgotten.
-pub(crate) async fn say_goodbye<C: Codec>(shared: &Shared<C>) {
-    if tokio::time::timeout(PERIOD, shared.report(Phase::Draining)).await.is_err() {
+pub(crate) async fn say_goodbye(served: &Served) {
+    if tokio::time::timeout(PERIOD, served.report(Phase::Draining)).await.is_err() {
         debug!("the broker did not take the last report");
     }
 }
 
-impl<C: Codec> Shared<C> {
+impl Served {
     fn phase(&self) -> Phase {
-        if self.halt.is_cancelled() {
+        if self.shared.halt.is_cancelled() {
             return Phase::Draining;
         }
-        match self.parts.device.state().get() {
+        match self.shared.device.state().get() {
             State::Loading => Phase::Starting,
             State::Ready(_) if self.leases.n_held().get() == 0 => Phase::Idle,
             State::Ready(_) => Phase::Busy,
@@ -53,9 +52,9 @@ impl<C: Codec> Shared<C> {
     /// Waits until the phase is another one.
     async fn leave(&self, phase: Phase) {
         tokio::time::sleep(EDGE).await;
-        let (is_idle, state) = (self.leases.is_idle(), self.parts.device.state());
+        let (is_idle, state) = (self.leases.is_idle(), self.shared.device.state());
         tokio::select! { biased;
-            () = self.halt.cancelled(), if phase != Phase::Draining => {}
+            () = self.shared.halt.cancelled(), if phase != Phase::Draining => {}
             _ = state.until(|_| self.phase() != phase) => {}
             _ = is_idle.until(|_| self.phase() != phase) => {}
         }
@@ -64,43 +63,44 @@ impl<C: Codec> Shared<C> {
     /// The broker answered: the metrics say so before readiness does.
     pub(crate) fn broker_answers(&self) {
         self.look_at_link();
-        self.broker_gate.open();
+        self.shared.brokers.open(self.at);
     }
 
     /// Shows in metrics and readiness whether the broker is there, also while nothing is asked of it.
     fn look_at_link(&self) {
-        let (link, metrics) = (self.parts.broker.link(), &self.parts.metrics);
-        metrics.broker_up.set(link.is_up().into());
+        let (link, metrics) = (self.broker.link(), &self.shared.metrics);
+        let all_up = self.shared.queues.iter().all(|queue| queue.broker.link().is_up());
+        metrics.broker_up.set(all_up.into());
         let n_losses = link.n_losses();
         let n_told = self.n_losses_told.fetch_max(n_losses, Relaxed);
         metrics.broker_losses.inc_by(n_losses.saturating_sub(n_told));
         if !link.is_up() {
             let why = link.last_error().unwrap_or_default();
-            self.broker_gate.close(format!("connection: {why}"));
+            self.shared.brokers.close(self.at, format!("connection: {why}"));
         }
     }
 
     async fn report(&self, phase: Phase) {
-        let settings = &self.parts.settings;
-        let in_flight = self.leases.n_held().get();
-        self.parts.metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+        let settings = &self.shared.settings;
+        let in_all = self.shared.n_held.get();
+        self.shared.metrics.in_flight.set(i64::try_from(in_all).unwrap_or(i64::MAX));
         let status = WorkerStatus {
             id: settings.worker.clone(),
             pod: settings.pod.clone(),
             phase,
-            in_flight: in_flight as u64,
+            in_flight: self.leases.n_held().get() as u64,
             slots: settings.limits.max_items.get() as u64,
             completed: self.counts.completed.load(Relaxed),
             failed: self.counts.failed.load(Relaxed),
             batch_time: self.fit().batch_time(),
-            cold_start: lock(&self.cold_start).clone(),
-            model: settings.model.clone(),
-            at: self.parts.clock.now(),
+            cold_start: lock(&self.shared.cold_start).clone(),
+            model: self.model.clone(),
+            at: self.shared.clock.now(),
         };
         self.look_at_link();
-        if let Err(error) = self.parts.broker.report(&status).await {
-            self.parts.metrics.broker_errors.with_label_values(&["report"]).inc();
-            debug!(%error, "the status was not reported");
+        if let Err(error) = self.broker.report(&status).await {
+            self.shared.metrics.broker_errors.with_label_values(&["report"]).inc();
+            debug!(queue = %self.name, %error, "the status was not reported");
         }
     }
 }

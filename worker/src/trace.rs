@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ebb_queue::{Clock, Delivery};
-use ebb_telemetry::{KeyValue, NewSpan, Span, SpanContext, SpanKind, Traces, read_traceparent};
+use ebb_queue::{Clock, Delivery, Job};
+use ebb_telemetry::{
+    KeyValue, NewSpan, Span, SpanContext, SpanKind, Traces, read_traceparent, traceparent,
+};
 use tokio::time::Instant;
 
 /// Where a job is when nobody says otherwise: it is waiting for the device.
@@ -99,6 +101,12 @@ impl Way {
         if let Some(trace) = &mut self.trace {
             trace.outcome = outcome;
         }
+    }
+
+    /// What a reply to the job belongs to: the span of its way here, or what the job came with.
+    pub(crate) fn traceparent(&self, job: &Job) -> Option<String> {
+        let own = self.trace.as_ref().and_then(|trace| trace.job.context());
+        own.map(|own| traceparent(&own)).or_else(|| job.headers.traceparent.clone())
     }
 
     fn enter(&mut self, stage: &'static str) {

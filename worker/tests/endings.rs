@@ -14,9 +14,11 @@ use ebb_queue::{
     Published, Receipt, Result, Settled, Settlement, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
-use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Parts, Pipeline, Settings};
+use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
 use futures::stream::BoxStream;
-use support::{answer, echo_answer, echo_job, job, parts, pipeline, queue, settings};
+use support::{
+    answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings,
+};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -64,8 +66,8 @@ impl Broker for Broken {
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
         self.0.report(status).await
     }
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.0.reply(to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.0.reply(to, result, traceparent).await
     }
     fn lease(&self) -> Duration {
         self.0.lease()
@@ -78,8 +80,9 @@ impl Broker for Broken {
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_refuses_for_good_ends_the_worker() {
     let (queue, clock) = queue(LEASE);
-    let parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
-    let worker = Pipeline::new(Parts { broker: Arc::new(Broken(queue)), ..parts });
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    parts.queues[0].broker = Arc::new(Broken(queue));
+    let worker = Pipeline::new(parts);
     let error = worker.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), "broker is lost: the file is broken");
 }
@@ -100,8 +103,9 @@ struct Peculiar;
 impl Codec for Peculiar {
     type Input = EchoInput;
     type Output = String;
+    type Asked = ();
 
-    fn decode(&self, job: &Job) -> std::result::Result<EchoInput, BadJob> {
+    fn decode(&self, job: &Job) -> std::result::Result<(EchoInput, ()), BadJob> {
         EchoCodec.decode(job)
     }
 
@@ -109,9 +113,9 @@ impl Codec for Peculiar {
         Size { rows: 1, length: input.input.len() }
     }
 
-    fn encode(&self, output: String, job: &Job) -> Answer {
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
         assert_ne!(output, "unspeakable");
-        EchoCodec.encode(output, job)
+        EchoCodec.encode(output, (), job, spent)
     }
 }
 
@@ -123,20 +127,9 @@ async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts
     let jobs = vec![echo_job(0), job(1, &long), job(2, unspeakable), echo_job(3)];
     queue.publish(jobs).await.unwrap();
     let settings = Settings { max_job_cost: 100, exit_when_empty: true, ..settings() };
-    let plain = parts(&Arc::new(queue.clone()), &clock, echo(), settings);
-    let peculiar = Parts {
-        codec: Peculiar,
-        device: plain.device,
-        broker: plain.broker,
-        results: plain.results,
-        alerts: plain.alerts,
-        settings: plain.settings,
-        clock: plain.clock,
-        seed: plain.seed,
-        metrics: plain.metrics,
-        health: plain.health,
-        traces: plain.traces,
-    };
+    let models = vec![ModelParts::new("peculiar", Peculiar, echo())];
+    let served = served("default", &Arc::new(queue.clone()), models);
+    let peculiar = parts_of(vec![served], &clock, settings);
     Pipeline::new(peculiar).run(CancellationToken::new()).await.unwrap();
     for number in [0, 3] {
         assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));

@@ -8,8 +8,12 @@ use std::time::Duration;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::{Backlog, Broker, DeadLetters, Job, Outcome, Phase, Priority, ResultStore};
 use ebb_worker::batcher::Size;
-use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Error, Parts, Pipeline, Settings};
-use support::{answer, echo_answer, echo_job, job, parts, pipeline, queue, settings, until};
+use ebb_worker::{
+    Answer, BadJob, Codec, Device, EchoCodec, Error, ModelParts, Pipeline, Settings, Spent,
+};
+use support::{
+    answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings, until,
+};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -129,7 +133,7 @@ async fn a_batch_that_does_not_fit_the_memory_is_halved_and_that_is_remembered()
     let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     assert_eq!((summary.completed, summary.failed, summary.retried), (256, 0, 0));
     // 64 and its two halves fail; the batch that was bound by then may fail too.
-    let n_failed = metrics.batches_failed.get();
+    let n_failed = metrics.batches_failed.with_label_values(&["echo"]).get();
     assert!((3..=6).contains(&n_failed), "{n_failed}");
 }
 
@@ -322,8 +326,9 @@ struct Alarmed;
 impl Codec for Alarmed {
     type Input = EchoInput;
     type Output = String;
+    type Asked = ();
 
-    fn decode(&self, job: &Job) -> Result<EchoInput, BadJob> {
+    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
         EchoCodec.decode(job)
     }
 
@@ -331,8 +336,8 @@ impl Codec for Alarmed {
         EchoCodec.size(input)
     }
 
-    fn encode(&self, output: String, job: &Job) -> Answer {
-        Answer { alert: Some("{}".into()), ..EchoCodec.encode(output, job) }
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        Answer { alert: Some("{}".into()), ..EchoCodec.encode(output, (), job, spent) }
     }
 }
 
@@ -345,20 +350,10 @@ async fn a_job_alerts_once_though_it_runs_twice() {
     let mut earlier = job(0, "{}");
     earlier.id = "job-0000-alert".parse().unwrap();
     alerts.publish(vec![earlier]).await.unwrap();
-    let plain = parts(&Arc::new(jobs.clone()), &clock, inline(Duration::ZERO), until_empty());
-    let alarmed = Parts {
-        codec: Alarmed,
-        device: inline(Duration::ZERO),
-        alerts: Arc::new(alerts.clone()),
-        broker: plain.broker,
-        results: plain.results,
-        settings: plain.settings,
-        clock: plain.clock,
-        seed: plain.seed,
-        metrics: plain.metrics,
-        health: plain.health,
-        traces: plain.traces,
-    };
+    let models = vec![ModelParts::new("alarmed", Alarmed, inline(Duration::ZERO))];
+    let mut served = served("default", &Arc::new(jobs.clone()), models);
+    served.alerts = Arc::new(alerts.clone());
+    let alarmed = parts_of(vec![served], &clock, until_empty());
     let summary = Pipeline::new(alarmed).run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 2);
     let told =

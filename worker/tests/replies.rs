@@ -67,14 +67,14 @@ impl Broker for Deaf {
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
         self.queue.report(status).await
     }
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         assert_eq!(self.queue.get(&result.id).await?.as_ref(), Some(result), "not stored yet");
         assert_eq!(self.queue.depth().await?.in_flight, 1, "settled already");
         if self.left.load(Relaxed) > 0 {
             self.left.fetch_sub(1, Relaxed);
             return Err(ebb_queue::Error::new(self.kind, "no reply is taken"));
         }
-        self.queue.reply(to, result).await
+        self.queue.reply(to, result, traceparent).await
     }
     fn lease(&self) -> Duration {
         self.queue.lease()
@@ -100,9 +100,9 @@ async fn work(
     loop {
         let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
         let settings = Settings { exit_when_empty: true, ..settings() };
-        let parts = parts(&Arc::new(queue.clone()), clock, device, settings);
-        let (broker, metrics) = (Arc::clone(&deaf) as Arc<dyn Broker>, metrics.clone());
-        let worker = Pipeline::new(Parts { broker, metrics, ..parts });
+        let mut parts = parts(&Arc::new(queue.clone()), clock, device, settings);
+        parts.queues[0].broker = Arc::clone(&deaf) as Arc<dyn Broker>;
+        let worker = Pipeline::new(Parts { metrics: metrics.clone(), ..parts });
         worker.run(CancellationToken::new()).await.unwrap();
         if queue.depth().await.unwrap().delayed == 0 {
             break;

@@ -100,7 +100,7 @@ async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     queue.publish(vec![echo_job(0)]).await.unwrap();
-    let done = "worker_jobs_total{outcome=\"completed\"} 1";
+    let done = "worker_jobs_total{model=\"echo\",outcome=\"completed\"} 1";
     while !page(free, "/metrics").await.is_some_and(|page| page.contains(done)) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -119,4 +119,35 @@ async fn page(address: std::net::SocketAddr, path: &str) -> Option<String> {
     let mut page = String::new();
     stream.read_to_string(&mut page).await.ok()?;
     Some(page)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_worker_serves_two_queues_of_one_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(dir.path().join("queue.db"));
+    let mut queues = Vec::new();
+    for name in ["first", "second"] {
+        let own = url.with_queue(name).unwrap();
+        queues.push(ebb_queue::open(&own, OpenOptions::default()).await.unwrap());
+    }
+    queues[0].publish((0..100).map(echo_job).collect()).await.unwrap();
+    queues[1].publish((100..250).map(echo_job).collect()).await.unwrap();
+    let args = ["worker", "--queue", &url.to_string(), "--serve", "first=echo,second=echo"];
+    let args = Cli::parse_from([&args[..], &["--exit-when-empty"]].concat()).worker;
+    let summary = run(args, CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (250, 0, 0));
+    for (queue, number) in [(&queues[0], 99), (&queues[1], 100)] {
+        let result = queue.get(&echo_job(number).id).await.unwrap().unwrap();
+        assert!(result.outcome.is_completed(), "{result:?}");
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dimensions_without_an_encoder_are_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_queue, args) = site(&dir, &["--dimensions", "8"]).await;
+    let error = run(args, CancellationToken::new()).await.unwrap_err().to_string();
+    assert_eq!(error, "--dimensions is for an encoder, and no model here is one");
 }

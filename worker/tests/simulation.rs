@@ -22,11 +22,14 @@ use ebb_queue::{
     ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
-use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, Parts, Pipeline, Settings};
+use ebb_worker::{
+    Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Parts, Pipeline, QueueParts, Settings,
+    Spent,
+};
 use futures::stream::BoxStream;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::{EPOCH, echo_job, job, queue, settings};
+use support::{EPOCH, echo_job, job, parts_of, queue, settings};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,8 +66,9 @@ struct Numbered(Arc<AtomicU64>);
 impl Codec for Numbered {
     type Input = EchoInput;
     type Output = String;
+    type Asked = ();
 
-    fn decode(&self, job: &Job) -> std::result::Result<EchoInput, BadJob> {
+    fn decode(&self, job: &Job) -> std::result::Result<(EchoInput, ()), BadJob> {
         EchoCodec.decode(job)
     }
 
@@ -72,7 +76,7 @@ impl Codec for Numbered {
         Size { rows: 1, length: input.input.len() }
     }
 
-    fn encode(&self, output: String, _: &Job) -> Answer {
+    fn encode(&self, output: String, (): (), _: &Job, _: &Spent) -> Answer {
         let number = self.0.fetch_add(1, Relaxed);
         let body = format!("{output} #{number}").into();
         Answer { content_type: "text/plain", body, alert: None }
@@ -134,31 +138,24 @@ struct World {
 }
 
 impl World {
-    fn pipeline(
-        &self,
-        name: String,
-        seed: u64,
-        device: Device<EchoInput, String>,
-    ) -> Pipeline<Numbered> {
+    fn pipeline(&self, name: String, seed: u64, device: Device<EchoInput, String>) -> Pipeline {
         let faulty = self.faulty.around(Arc::new(self.queue.as_worker(name.clone())));
         let mut settings = Settings { worker: name, prefetch: 8, ..settings() };
         settings.limits.max_items = std::num::NonZeroUsize::new(8).unwrap();
         settings.grace = Duration::from_secs(3);
         let put_later = (self.workers == Workers::AckBeforeStore).then(Default::default);
         let store = faulty.clone();
-        Pipeline::new(Parts {
-            codec: Numbered(Arc::clone(&self.n_answers)),
-            device,
+        let codec = Numbered(Arc::clone(&self.n_answers));
+        let served = QueueParts {
+            name: "default".to_owned(),
+            model: "echo on cpu".to_owned(),
             broker: Arc::new(faulty.clone()),
             results: Arc::new(Watched { store, seen: Arc::clone(&self.seen), put_later }),
             alerts: Arc::new(faulty),
-            settings,
-            clock: Arc::clone(&self.clock),
-            seed,
-            metrics: ebb_worker::Metrics::default(),
-            health: ebb_telemetry::Health::new(),
-            traces: ebb_telemetry::Traces::default(),
-        })
+            models: vec![ModelParts::new("echo", codec, device)],
+        };
+        let parts = parts_of(vec![served], &self.clock, settings);
+        Pipeline::new(Parts { seed, ..parts })
     }
 
     /// One worker after the other under this name: each crashes, is stopped, or loses its device.

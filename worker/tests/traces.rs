@@ -148,3 +148,32 @@ async fn an_endpoint_that_is_none_is_told_before_anything_begins() {
     let error = run(args, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.contains("--otlp-endpoint is no URL"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_in_the_trace_of_its_job() {
+    for traced in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let collector = Collector::start().unwrap();
+        let (queue, mut args) = site(&dir, &collector.url()).await;
+        if !traced {
+            args.trace.otlp_endpoint = None;
+        }
+        let mut asking = job(0, r#"{"input": "a"}"#);
+        asking.enqueued_at = Timestamp::now();
+        asking.headers.reply_to = Some("inbox".to_owned());
+        let own = format!("00-{TRACE}-{PRODUCER}-01");
+        asking.headers.traceparent = Some(own.clone());
+        queue.publish(vec![asking]).await.unwrap();
+        assert_eq!(run(args, CancellationToken::new()).await.unwrap().completed, 1);
+
+        let inbox = QueueUrl::sqlite(dir.path().join("queue.db")).with_queue("inbox").unwrap();
+        let inbox = ebb_queue::open(&inbox, OpenOptions::default()).await.unwrap();
+        let reply = inbox.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+        let expected = if traced {
+            format!("00-{TRACE}-{}-01", job_span(&collector.spans(), 0).id)
+        } else {
+            own
+        };
+        assert_eq!(reply[0].job.headers.traceparent, Some(expected), "traced: {traced}");
+    }
+}

@@ -113,16 +113,16 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
         format!("layers        {}, width {}", info.layers, info.hidden),
         format!("parameters    {}", grouped(info.parameters)),
         format!("longest input {}", info.max_tokens),
-        format!("dimensions    {}", info.dimensions),
+        match info.labels.len() {
+            0 => format!("dimensions    {}", info.dimensions),
+            n => format!("labels        {n}: {}", info.labels.join(", ")),
+        },
     ];
     if let Some(pooling) = &info.pooling {
         lines.push(format!("pooling       {pooling}"));
     }
     if !info.prompts.is_empty() {
         lines.push(format!("prompts       {}", info.prompts.join(", ")));
-    }
-    if !info.labels.is_empty() {
-        lines.push(format!("labels        {}", info.labels.join(", ")));
     }
     let row = |file: &ebb_model::catalog::FileInfo| {
         [file.name.clone(), size(file.bytes), file.sha256.clone()]

@@ -49,6 +49,15 @@ pub(crate) struct HeadFile {
     id2label: Option<BTreeMap<String, String>>,
     num_labels: Option<usize>,
     problem_type: Option<String>,
+    sentence_transformers: Option<OfTrainer>,
+    /// Where older versions of sentence-transformers wrote it.
+    sbert_ce_default_activation_function: Option<String>,
+}
+
+/// What sentence-transformers adds to `config.json`.
+#[derive(Deserialize)]
+struct OfTrainer {
+    activation_fn: Option<String>,
 }
 
 /// A head, as `config.json` describes it.
@@ -86,7 +95,8 @@ impl HeadFile {
         let is_regression = self.problem_type.as_deref() == Some("regression");
         if labels.len() == 1 && !is_regression {
             // The softmax of one number says nothing: such a head compares pairs.
-            return Ok(HeadConfig { task: Task::Reranking, labels, problem: Problem::MultiLabel });
+            let problem = self.activation(path)?;
+            return Ok(HeadConfig { task: Task::Reranking, labels, problem });
         }
         let problem = match self.problem_type.as_deref() {
             None | Some("single_label_classification") => Problem::SingleLabel,
@@ -99,6 +109,23 @@ impl HeadFile {
             }
         };
         Ok(HeadConfig { task, labels, problem })
+    }
+
+    /// What a cross-encoder makes of its one number: a sigmoid unless its file says otherwise.
+    fn activation(&self, path: &Path) -> Result<Problem, LoadError> {
+        const REMEDY: &str = "known are torch.nn.modules.activation.Sigmoid and \
+                              torch.nn.modules.linear.Identity";
+        let own = self.sentence_transformers.as_ref().and_then(|of| of.activation_fn.as_ref());
+        let (field, name) = match (own, &self.sbert_ce_default_activation_function) {
+            (Some(name), _) => ("sentence_transformers.activation_fn", name),
+            (None, Some(name)) => ("sbert_ce_default_activation_function", name),
+            (None, None) => return Ok(Problem::MultiLabel),
+        };
+        match name.rsplit('.').next().unwrap_or(name) {
+            "Sigmoid" => Ok(Problem::MultiLabel),
+            "Identity" => Ok(Problem::Regression),
+            _ => Err(LoadError::unsupported(path, field, name, REMEDY)),
+        }
     }
 
     /// The labels in the order of the outputs.
@@ -142,4 +169,37 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     // Of what is not above zero, so that nothing overflows.
     let small = (-x.abs()).exp();
     if x >= 0.0 { 1.0 / (1.0 + small) } else { small / (1.0 + small) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(more: &str) -> Result<HeadConfig, String> {
+        let text = format!(
+            r#"{{"architectures": ["BertForSequenceClassification"], "num_labels": 1{more}}}"#
+        );
+        let file: HeadFile = serde_json::from_str(&text).unwrap();
+        file.check(Path::new("config.json")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_cross_encoder_says_what_becomes_of_its_number() {
+        let new = |name| format!(r#", "sentence_transformers": {{"activation_fn": "{name}"}}"#);
+        let old = |name| format!(r#", "sbert_ce_default_activation_function": "{name}""#);
+        let identity = "torch.nn.modules.linear.Identity";
+        for (more, expected) in [
+            (String::new(), Problem::MultiLabel),
+            (new("torch.nn.modules.activation.Sigmoid"), Problem::MultiLabel),
+            (new(identity), Problem::Regression),
+            (old(identity), Problem::Regression),
+            (new("torch.nn.modules.activation.Sigmoid") + &old(identity), Problem::MultiLabel),
+            (r#", "sentence_transformers": {"version": "5.1.0"}"#.to_owned(), Problem::MultiLabel),
+        ] {
+            let head = head(&more).unwrap();
+            assert_eq!((head.task, head.problem), (Task::Reranking, expected), "{more}");
+        }
+        let error = head(&new("torch.nn.modules.activation.Tanh")).unwrap_err();
+        assert!(error.contains("sentence_transformers.activation_fn"), "{error}");
+    }
 }

@@ -218,8 +218,8 @@ impl Broker for AmqpQueue {
         voice::report(self.core(), status).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        publish::reply(self.core(), to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        publish::reply(self.core(), to, result, traceparent).await
     }
 
     fn lease(&self) -> Duration {

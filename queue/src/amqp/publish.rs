@@ -91,7 +91,12 @@ async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> 
     Ok(())
 }
 
-pub(super) async fn reply(core: &Core, to: &str, result: &JobResult) -> Result<()> {
+pub(super) async fn reply(
+    core: &Core,
+    to: &str,
+    result: &JobResult,
+    traceparent: Option<&str>,
+) -> Result<()> {
     let invalid = |words: String| Error::new(ErrorKind::Invalid, words);
     if to.len() > usize::from(u8::MAX) {
         return Err(invalid(format!("{}: no queue has a name that long", header::REPLY_TO)));
@@ -108,6 +113,9 @@ pub(super) async fn reply(core: &Core, to: &str, result: &JobResult) -> Result<(
     put(header::CONTENT_TYPE, long(content_type.clone()));
     if let Some(queue) = &result.queue {
         put(header::QUEUE, long(queue.as_str()));
+    }
+    if let Some(traceparent) = traceparent {
+        put(header::TRACEPARENT, long(traceparent));
     }
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     if let Ok(content_type) = ShortString::try_new(content_type) {

@@ -234,8 +234,8 @@ impl Broker for NatsQueue {
         self.say(status).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.send(to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.send(to, result, traceparent).await
     }
 
     fn lease(&self) -> Duration {

@@ -93,7 +93,12 @@ impl NatsQueue {
         Ok(bell)
     }
 
-    pub(super) async fn send(&self, to: &str, result: &JobResult) -> Result<()> {
+    pub(super) async fn send(
+        &self,
+        to: &str,
+        result: &JobResult,
+        traceparent: Option<&str>,
+    ) -> Result<()> {
         let (content_type, body) = result.reply_body();
         let mut headers = HeaderMap::new();
         headers.insert(header::ID, result.id.as_str());
@@ -104,6 +109,9 @@ impl NatsQueue {
         }
         if let Ok(content_type) = content_type.parse::<HeaderValue>() {
             headers.insert(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(Ok(traceparent)) = traceparent.map(str::parse::<HeaderValue>) {
+            headers.insert(header::TRACEPARENT, traceparent);
         }
         let client = &self.shared.api.client;
         let sent = client.publish_with_headers(to.to_owned(), headers, body).await;

@@ -57,7 +57,12 @@ impl Calls {
     }
 
     /// Writes the result to a stream.
-    pub(super) async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+    pub(super) async fn reply(
+        &self,
+        to: &str,
+        result: &JobResult,
+        traceparent: Option<&str>,
+    ) -> Result<()> {
         let (content_type, body) = result.reply_body();
         let mut command = redis::cmd("XADD");
         command.arg(to).arg("*").arg("body").arg(&*body);
@@ -67,6 +72,9 @@ impl Calls {
         command.arg(header::CONTENT_TYPE).arg(content_type);
         if let Some(queue) = &result.queue {
             command.arg(header::QUEUE).arg(queue);
+        }
+        if let Some(traceparent) = traceparent {
+            command.arg(header::TRACEPARENT).arg(traceparent);
         }
         self.keeper.command(&command, Again::Yes).await.map(drop)
     }

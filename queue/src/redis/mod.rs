@@ -217,8 +217,8 @@ impl Broker for RedisQueue {
         calls.run(call, Again::Yes).await.map(drop)
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
-        self.calls().reply(to, result).await
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
+        self.calls().reply(to, result, traceparent).await
     }
 
     fn lease(&self) -> Duration {

@@ -308,10 +308,11 @@ impl Broker for SqliteQueue {
         self.write(move |tx, now| workers::report(tx, now, &status)).await
     }
 
-    async fn reply(&self, to: &str, result: &JobResult) -> Result<()> {
+    async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         check_reply_to(to)?;
         let (to, result) = (to.to_owned(), result.clone());
-        self.write(move |tx, now| reply::reply(tx, now, &to, &result)).await
+        let traceparent = traceparent.map(str::to_owned);
+        self.write(move |tx, now| reply::reply(tx, now, &to, &result, traceparent)).await
     }
 
     fn lease(&self) -> Duration {

@@ -6,7 +6,13 @@ use super::tx::{Millis, Tx, moment};
 use crate::{Error, ErrorKind, Headers, Job, JobResult};
 
 /// Publishes the result in the queue `to`; one that is there already stays as it is.
-pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, to: &str, result: &JobResult) -> Outcome<()> {
+pub(super) fn reply(
+    tx: &mut Tx<'_>,
+    now: Millis,
+    to: &str,
+    result: &JobResult,
+    traceparent: Option<String>,
+) -> Outcome<()> {
     tx.sql("INSERT INTO queues (name) VALUES (?1) ON CONFLICT (name) DO NOTHING")?.execute([to])?;
     let sql = "SELECT id FROM queues WHERE name = ?1";
     let queue: i64 = tx.sql(sql)?.query_row([to], |row| row.get(0))?;
@@ -16,7 +22,8 @@ pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, to: &str, result: &JobResult) 
         return Err(Failure::Refused(Error::new(ErrorKind::Invalid, words)));
     }
     let (content_type, body) = result.reply_body();
-    let headers = Headers { content_type: Some(content_type), ..Headers::default() };
+    let content_type = Some(content_type);
+    let headers = Headers { content_type, traceparent, ..Headers::default() };
     let job = Job { id: result.id.clone(), enqueued_at: moment(now), headers, body };
     tx.on_queue(queue, |tx| publish::publish(tx, now, &[job], None).map(drop))
 }

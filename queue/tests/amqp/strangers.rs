@@ -85,7 +85,7 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
         let id = delivery.job.id.clone();
         let result =
             JobResult { id, attempt: 1, outcome, finished_at: Timestamp::now(), queue: None };
-        queue.reply(&to, &result).await.unwrap();
+        queue.reply(&to, &result, None).await.unwrap();
         settle(&queue, delivery.ack()).await;
         let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
         let mut consumer =
@@ -96,7 +96,7 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
         let mark =
             answer.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str);
         assert_eq!(mark, Some("request-7"));
-        let gone = queue.reply("nobody", &result).await.unwrap_err();
+        let gone = queue.reply("nobody", &result, None).await.unwrap_err();
         assert_eq!(gone.kind(), ebb_queue::ErrorKind::Invalid);
     });
 }

@@ -89,7 +89,7 @@ async fn an_answer_in_a_store_that_is_away_is_asked_for_again() {
 async fn a_large_reply_is_the_same_reference() {
     let site = Site::new().await;
     site.queue.put(&answer("a", 1, 500)).await.unwrap();
-    site.queue.reply("inbox", &answer("a", 1, 500)).await.unwrap();
+    site.queue.reply("inbox", &answer("a", 1, 500), None).await.unwrap();
     let (_, reply) = site.plain.replies().remove(0);
     assert_eq!(Some(reply), site.plain.get(&id("a")).await.unwrap());
     assert_eq!(site.keys("results").len(), 1);

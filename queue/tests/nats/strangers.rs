@@ -96,13 +96,13 @@ fn a_reply_goes_to_whoever_listens() {
         let finished_at = ebb_queue::Timestamp::now();
         let id = "a".parse().unwrap();
         let result = ebb_queue::JobResult { id, attempt: 2, outcome, finished_at, queue: None };
-        queue.reply("answers.here", &result).await.unwrap();
+        queue.reply("answers.here", &result, None).await.unwrap();
         let reply = futures::StreamExt::next(&mut replies).await.unwrap();
         assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model"}"#);
         let headers = reply.headers.unwrap();
         let header = |name: &str| headers.get(name).unwrap().as_str().to_owned();
         assert_eq!((header("ebb-id"), header("ebb-attempt")), ("a".to_owned(), "2".to_owned()));
         assert_eq!(header("ebb-outcome"), "failed");
-        assert!(queue.reply("not a subject", &result).await.is_err());
+        assert!(queue.reply("not a subject", &result, None).await.is_err());
     });
 }

@@ -89,7 +89,7 @@ async fn a_worker_needs_no_more_than_the_page_says() {
     let result = crate::answer(&deliveries[0]);
     queue.chunk(&result.id, 1, 0, "piece".into()).await.unwrap();
     queue.put(&result).await.unwrap();
-    queue.reply("replies", &result).await.unwrap();
+    queue.reply("replies", &result, None).await.unwrap();
     assert_eq!(queue.follow(&result.id, 0).await.unwrap().count().await, 2);
     let mut deliveries = deliveries.into_iter();
     let mut next = || deliveries.next().unwrap();

@@ -37,9 +37,9 @@ async fn received(queue: &Queue) -> Vec<Job> {
 async fn a_reply_is_a_job_of_the_same_id_in_the_other_queue() {
     let folder = tempfile::tempdir().unwrap();
     let (_, queue, replies) = queues(&folder).await;
-    queue.reply("replies", &completed("a", "the answer")).await.unwrap();
+    queue.reply("replies", &completed("a", "the answer"), None).await.unwrap();
     let failed = Outcome::Failed { reason: "say \"why\"".to_owned() };
-    queue.reply("replies", &result("b", failed)).await.unwrap();
+    queue.reply("replies", &result("b", failed), None).await.unwrap();
     assert_eq!(replies.depth().await.unwrap().ready, 2);
     let jobs = received(&replies).await;
     assert_eq!((jobs[0].id.as_str(), jobs[0].content_type()), ("a", "text/plain"));
@@ -53,13 +53,13 @@ async fn a_reply_is_a_job_of_the_same_id_in_the_other_queue() {
 async fn a_second_reply_of_the_same_job_stays_invisible() {
     let folder = tempfile::tempdir().unwrap();
     let (_, queue, replies) = queues(&folder).await;
-    queue.reply("replies", &completed("a", "first")).await.unwrap();
-    queue.reply("replies", &completed("a", "second")).await.unwrap();
+    queue.reply("replies", &completed("a", "first"), None).await.unwrap();
+    queue.reply("replies", &completed("a", "second"), None).await.unwrap();
     let one = take(&replies, 9, Duration::ZERO).await;
     assert_eq!((one.len(), &*one[0].job.body), (1, &b"first"[..]));
     let acks: Vec<_> = one.into_iter().map(ebb_queue::Delivery::ack).collect();
     replies.settle(&acks).await.unwrap();
-    queue.reply("replies", &completed("a", "third")).await.unwrap();
+    queue.reply("replies", &completed("a", "third"), None).await.unwrap();
     assert!(received(&replies).await.is_empty(), "and after it was taken away");
 }
 
@@ -69,7 +69,7 @@ async fn who_waits_for_a_reply_is_told() {
     let (_, queue, replies) = queues(&folder).await;
     let mut arrivals = replies.arrivals().await.unwrap();
     let waiting = tokio::spawn(async move { take(&replies, 1, Duration::from_secs(30)).await });
-    queue.reply("replies", &completed("a", "the answer")).await.unwrap();
+    queue.reply("replies", &completed("a", "the answer"), None).await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(30), arrivals.next()).await;
     assert_eq!(told.unwrap(), Some(()));
     assert_eq!(waiting.await.unwrap()[0].job.id.as_str(), "a");
@@ -79,7 +79,7 @@ async fn who_waits_for_a_reply_is_told() {
 async fn a_reply_may_make_its_queue() {
     let folder = tempfile::tempdir().unwrap();
     let (url, queue, _) = queues(&folder).await;
-    queue.reply("made-for-it", &completed("a", "the answer")).await.unwrap();
+    queue.reply("made-for-it", &completed("a", "the answer"), None).await.unwrap();
     let made = handle(&url.with_queue("made-for-it").unwrap()).await;
     assert_eq!(received(&made).await.len(), 1);
 }
@@ -90,7 +90,7 @@ async fn an_address_that_cannot_be_is_refused_and_leaves_nothing() {
     let (_, queue, _) = queues(&folder).await;
     for (to, remedy) in [("a queue", "use 1 to 64"), ("", "use 1 to 64"), ("jobs", "name another")]
     {
-        let error = queue.reply(to, &completed("a", "the answer")).await.unwrap_err();
+        let error = queue.reply(to, &completed("a", "the answer"), None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         let words = error.to_string();
         assert!(words.starts_with("ebb-reply-to: ") && words.contains(remedy), "{words}");

@@ -32,8 +32,9 @@ impl Splitter {
                 return self.settlements.push(delivery.release());
             }
         }
+        let traceparent = job.headers.traceparent.as_deref();
         if let Some(to) = &job.headers.reply_to
-            && let Err(error) = self.parts.intake.reply(to, &result).await
+            && let Err(error) = self.parts.intake.reply(to, &result, traceparent).await
         {
             warn!(job.id = %job.id, %error, "the reply was not sent; the result is in the store");
         }

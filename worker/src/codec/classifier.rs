@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 
 use ebb_model::bert::{Classification, Settings, Tokenizer, Tokens};
+use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
 use super::texts::{self, Input};
-use super::{Answer, BadJob, Codec};
+use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::bert::Classifier`].
@@ -30,13 +31,6 @@ impl ClassifierCodec {
 struct Request {
     input: Input,
     #[serde(default)]
-    #[expect(dead_code, reason = "read so that a wrong one is refused; the answer looks again")]
-    top_k: Option<NonZeroUsize>,
-}
-
-/// The one field of a request that its answer depends on.
-#[derive(Debug, Default, Deserialize)]
-struct Shown {
     top_k: Option<NonZeroUsize>,
 }
 
@@ -57,27 +51,58 @@ struct Scored<'a> {
 impl Codec for ClassifierCodec {
     type Input = Vec<Tokens>;
     type Output = Vec<Classification>;
+    /// How many labels are shown of each text.
+    type Asked = Option<NonZeroUsize>;
 
-    fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
-        let request: Request = super::json(job)?;
-        texts::tokenize(&self.tokenizer, None, &request.input.texts()?)
+    fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Option<NonZeroUsize>), BadJob> {
+        let Request { input, top_k } = request(job)?;
+        Ok((texts::tokenize(&self.tokenizer, None, &input.texts()?)?, top_k))
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
         texts::size(texts.iter())
     }
 
-    fn encode(&self, found: Vec<Classification>, job: &Job) -> Answer {
+    fn encode(
+        &self,
+        found: Vec<Classification>,
+        top_k: Option<NonZeroUsize>,
+        job: &Job,
+        spent: &Spent,
+    ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
-        let shown: Shown = super::json(job).unwrap_or_default();
-        let n_shown = shown.top_k.map_or(self.labels.len(), NonZeroUsize::get);
+        let n_shown = top_k.map_or(self.labels.len(), NonZeroUsize::get);
         let data = found.iter().enumerate().map(|(index, one)| {
             let mut scores = ranked(&self.labels, &one.scores);
             let Scored { label, score } = scores[0];
             scores.truncate(n_shown);
             Item { index, label, score, scores }
         });
-        texts::list(data, &self.model, n_tokens)
+        if super::is_protobuf(job) {
+            let classifications = data.map(Into::into).collect();
+            let usage = super::usage(n_tokens, spent);
+            let response = v1::ClassificationResponse { classifications, usage };
+            return super::protobuf(&response, n_tokens);
+        }
+        texts::list(data, &self.model, n_tokens, spent)
+    }
+}
+
+fn request(job: &Job) -> Result<Request, BadJob> {
+    if !super::is_protobuf(job) {
+        return super::json(job);
+    }
+    let v1::ClassificationRequest { input, top_k } = super::message(job)?;
+    let top_k = super::given(top_k).and_then(NonZeroUsize::new);
+    Ok(Request { input: Input::Several(input), top_k })
+}
+
+impl From<Item<'_>> for v1::Classification {
+    fn from(item: Item<'_>) -> Self {
+        let scores = item.scores.into_iter();
+        let scores =
+            scores.map(|Scored { label, score }| v1::LabelScore { label: label.into(), score });
+        Self { label: item.label.into(), score: item.score, scores: scores.collect() }
     }
 }
 
@@ -92,10 +117,11 @@ fn ranked<'a>(labels: &'a [String], scores: &[f32]) -> Vec<Scored<'a>> {
 #[cfg(test)]
 mod tests {
     use ebb_queue::Timestamp;
+    use prost::Message;
     use serde_json::Value;
 
     use super::*;
-    use crate::codec::fixture;
+    use crate::codec::{binary, fixture};
 
     fn codec() -> ClassifierCodec {
         let dir = fixture("tiny-classes-bert");
@@ -111,22 +137,28 @@ mod tests {
     fn labels_come_from_the_best_to_the_worst() {
         let scores = vec![0.2, 0.7, 0.1];
         let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
-        let answer = codec().encode(found.clone(), &job(r#"{"input": "a"}"#));
+        let spent = Spent { seconds: 0.25, share: 0.5 };
+        let answer = codec().encode(found.clone(), None, &job(r#"{"input": "a"}"#), &spent);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         let item = &body["data"][0];
         assert_eq!((&item["label"], &item["index"]), (&"warm".into(), &0.into()), "{body}");
         let labels: Vec<_> =
             item["scores"].as_array().unwrap().iter().map(|scored| &scored["label"]).collect();
         assert_eq!(labels, ["warm", "calm", "hot"]);
-        assert_eq!(body["usage"]["total_tokens"], 5);
-        let answer = codec().encode(found, &job(r#"{"input": "a", "top_k": 1}"#));
+        let usage = serde_json::json!({
+            "prompt_tokens": 5, "total_tokens": 5, "device_seconds": 0.25, "batch_share": 0.5,
+        });
+        assert_eq!((&body["usage"], answer.tokens), (&usage, 5));
+        let one = job(r#"{"input": "a", "top_k": 1}"#);
+        let (_, asked) = codec().decode(&one).unwrap();
+        let answer = codec().encode(found, asked, &one, &spent);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(body["data"][0]["scores"].as_array().unwrap().len(), 1);
     }
 
     #[test]
     fn what_cannot_be_answered_is_named() {
-        assert_eq!(codec().decode(&job(r#"{"input": ["a", "b"]}"#)).unwrap().len(), 2);
+        assert_eq!(codec().decode(&job(r#"{"input": ["a", "b"]}"#)).unwrap().0.len(), 2);
         for (body, says) in [
             ("no JSON", "body: "),
             (r#"{"input": []}"#, "input has 0 texts; send 1 to"),
@@ -136,5 +168,34 @@ mod tests {
             let error = codec().decode(&job(body)).expect_err(body).to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn protobuf_asks_and_is_answered_the_same() {
+        let request = v1::ClassificationRequest { input: vec!["a".into(), "b".into()], top_k: 2 };
+        let binary_job = binary(&request);
+        let written = job(r#"{"input": ["a", "b"], "top_k": 2}"#);
+        let (tokens, asked) = codec().decode(&binary_job).unwrap();
+        assert_eq!((&tokens, asked), (&codec().decode(&written).unwrap().0, NonZeroUsize::new(2)));
+
+        let scores = vec![0.2, 0.7, 0.1];
+        let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
+        let spent = Spent { seconds: 0.25, share: 0.5 };
+        let body = codec().encode(found.clone(), asked, &written, &spent).body;
+        let told: Value = serde_json::from_slice(&body).unwrap();
+        let answer = codec().encode(found, asked, &binary_job, &spent);
+        let response = v1::ClassificationResponse::decode(answer.body).unwrap();
+        let one = &response.classifications[0];
+        assert_eq!((one.label.as_str(), one.score), ("warm", 0.7));
+        for (pair, expected) in one.scores.iter().zip(told["data"][0]["scores"].as_array().unwrap())
+        {
+            assert_eq!(expected["label"], pair.label);
+            assert_eq!(expected["score"].as_f64().unwrap() as f32, pair.score);
+        }
+        assert_eq!(one.scores.len(), 2);
+        let usage = v1::Usage { tokens: 5, device_seconds: 0.25, batch_share: 0.5 };
+        assert_eq!(response.usage, Some(usage));
+        let none = codec().decode(&binary(&v1::ClassificationRequest::default()));
+        assert!(none.unwrap_err().to_string().contains("input has 0 texts"));
     }
 }

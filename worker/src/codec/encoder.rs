@@ -4,12 +4,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ebb_model::bert::{Embedding, Settings, Tokenizer, Tokens};
 use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
-use ebb_queue::{Job, PROTOBUF};
-use prost::Message;
+use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
 use super::texts::{self, Input};
-use super::{Answer, BadJob, Codec};
+use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::bert::Encoder`].
@@ -17,6 +16,8 @@ use crate::batcher::Size;
 pub struct EncoderCodec {
     tokenizer: Tokenizer,
     dimensions: usize,
+    /// Numbers of a vector where a job does not say how many.
+    shown: Option<usize>,
     of_length_one: bool,
     model: String,
 }
@@ -26,7 +27,17 @@ impl EncoderCodec {
     #[must_use]
     pub fn new(tokenizer: Tokenizer, settings: &Settings, model: String) -> Self {
         let (dimensions, of_length_one) = (settings.hidden(), settings.normalize);
-        Self { tokenizer, dimensions, of_length_one, model }
+        Self { tokenizer, dimensions, shown: None, of_length_one, model }
+    }
+
+    /// Answers with so many numbers where a job does not say how many.
+    ///
+    /// # Errors
+    /// When the model has fewer.
+    pub fn with_dimensions(mut self, n: Option<usize>) -> Result<Self, BadJob> {
+        self.check_dimensions(n.map(|n| n as u64))?;
+        self.shown = n;
+        Ok(self)
     }
 
     /// Refuses more numbers than the model has.
@@ -46,10 +57,16 @@ impl EncoderCodec {
 struct Request {
     input: Input,
     #[serde(default)]
-    #[expect(dead_code, reason = "read so that a wrong one is refused; the answer looks again")]
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
     prompt_name: Option<String>,
+}
+
+/// What an answer depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    encoding_format: EncodingFormat,
+    dimensions: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -58,14 +75,6 @@ enum EncodingFormat {
     #[default]
     Float,
     Base64,
-}
-
-/// The fields of a request that its answer depends on.
-#[derive(Debug, Default, Deserialize)]
-struct Format {
-    #[serde(default)]
-    encoding_format: EncodingFormat,
-    dimensions: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,50 +94,57 @@ enum Vector<'a> {
 impl Codec for EncoderCodec {
     type Input = Vec<Tokens>;
     type Output = Vec<Embedding>;
+    type Asked = Asked;
 
-    fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
-        let request = request(job)?;
-        self.check_dimensions(request.dimensions)?;
-        let prompt = request.prompt_name.as_deref();
-        texts::tokenize(&self.tokenizer, prompt, &request.input.texts()?)
+    fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Asked), BadJob> {
+        let Request { input, encoding_format, dimensions, prompt_name } = request(job)?;
+        self.check_dimensions(dimensions)?;
+        let tokens = texts::tokenize(&self.tokenizer, prompt_name.as_deref(), &input.texts()?)?;
+        let dimensions = dimensions.and_then(|n| usize::try_from(n).ok()).or(self.shown);
+        Ok((tokens, Asked { encoding_format, dimensions }))
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
         texts::size(texts.iter())
     }
 
-    fn encode(&self, mut embeddings: Vec<Embedding>, job: &Job) -> Answer {
+    fn encode(
+        &self,
+        mut embeddings: Vec<Embedding>,
+        asked: Asked,
+        job: &Job,
+        spent: &Spent,
+    ) -> Answer {
         let n_tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
-        if job.content_type() == PROTOBUF {
-            let vectors = embeddings.into_iter().map(|embedding| embedding.vector);
-            let embeddings = vectors.map(|values| v1::Embedding { values }).collect();
-            let response = EmbeddingResponse { embeddings, tokens: n_tokens as u64 };
-            let body = response.encode_to_vec().into();
-            return Answer { content_type: PROTOBUF, body, alert: None };
-        }
-        let format: Format = super::json(job).unwrap_or_default();
-        if let Some(n) = format.dimensions {
+        if let Some(n) = asked.dimensions {
             embeddings.iter_mut().for_each(|one| one.shorten(n, self.of_length_one));
         }
+        if super::is_protobuf(job) {
+            let vectors = embeddings.into_iter().map(|embedding| embedding.vector);
+            let embeddings = vectors.map(|values| v1::Embedding { values }).collect();
+            let (tokens, usage) = (n_tokens as u64, super::usage(n_tokens, spent));
+            return super::protobuf(&EmbeddingResponse { embeddings, tokens, usage }, n_tokens);
+        }
         let data = embeddings.iter().enumerate().map(|(index, embedding)| {
-            let vector = match format.encoding_format {
+            let vector = match asked.encoding_format {
                 EncodingFormat::Float => Vector::Float(&embedding.vector),
                 EncodingFormat::Base64 => Vector::Base64(base64(&embedding.vector)),
             };
             Item { object: "embedding", index, embedding: vector }
         });
-        texts::list(data, &self.model, n_tokens)
+        texts::list(data, &self.model, n_tokens, spent)
     }
 }
 
 fn request(job: &Job) -> Result<Request, BadJob> {
-    if job.content_type() != PROTOBUF {
+    if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let request = EmbeddingRequest::decode(job.body.clone());
-    let texts = request.map_err(|error| BadJob(format!("body: {error}")))?.input;
-    let (input, encoding_format) = (Input::Several(texts), EncodingFormat::Float);
-    Ok(Request { input, encoding_format, dimensions: None, prompt_name: None })
+    let EmbeddingRequest { input, dimensions, prompt_name } = super::message(job)?;
+    let input = Input::Several(input);
+    let dimensions = super::given(dimensions).map(|n| n as u64);
+    let prompt_name = Some(prompt_name).filter(|name| !name.is_empty());
+    Ok(Request { input, encoding_format: EncodingFormat::Float, dimensions, prompt_name })
 }
 
 /// Little-endian floats, as OpenAI's clients unpack them.
@@ -140,9 +156,10 @@ fn base64(vector: &[f32]) -> String {
 #[cfg(test)]
 mod tests {
     use ebb_queue::Timestamp;
+    use prost::Message;
 
     use super::*;
-    use crate::codec::fixture;
+    use crate::codec::{binary, fixture};
 
     fn job(body: &str) -> Job {
         Job::new(body.to_owned(), Timestamp::UNIX_EPOCH)
@@ -157,11 +174,7 @@ mod tests {
         ] {
             assert_eq!(request(&job(body)).unwrap().input.texts().unwrap(), expected, "{body}");
         }
-        let mut binary = Job::new(
-            EmbeddingRequest { input: vec!["a".into()] }.encode_to_vec(),
-            Timestamp::UNIX_EPOCH,
-        );
-        binary.headers.content_type = Some(PROTOBUF.to_owned());
+        let binary = binary(&EmbeddingRequest { input: vec!["a".into()], ..Default::default() });
         assert_eq!(request(&binary).unwrap().input.texts().unwrap(), ["a"]);
     }
 
@@ -197,7 +210,9 @@ mod tests {
             let codec = codec(name);
             let mut vector = vec![1.0; 16];
             vector[..2].copy_from_slice(&[3.0, 4.0]);
-            let answer = codec.encode(vec![Embedding { vector, tokens: 3 }], &job(body));
+            let (job, found) = (job(body), vec![Embedding { vector, tokens: 3 }]);
+            let (_, asked) = codec.decode(&job).unwrap();
+            let answer = codec.encode(found, asked, &job, &Spent::default());
             let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
             let found: Vec<f32> =
                 serde_json::from_value(answer["data"][0]["embedding"].clone()).unwrap();
@@ -210,11 +225,54 @@ mod tests {
         let codec = codec("tiny-xlm-roberta");
         let asked = codec.decode(&job(r#"{"input": "warm", "prompt_name": "query"}"#)).unwrap();
         let written = codec.decode(&job(r#"{"input": "query: warm"}"#)).unwrap();
-        assert_eq!(asked, written);
+        assert_eq!(asked.0, written.0);
     }
 
     #[test]
     fn base64_is_of_little_endian_floats() {
         assert_eq!(base64(&[1.0, -2.0]), "AACAPwAAAMA=");
+    }
+
+    #[test]
+    fn protobuf_asks_and_is_answered_the_same() {
+        let codec = codec("tiny-xlm-roberta");
+        let request = EmbeddingRequest {
+            input: vec!["warm".into()],
+            dimensions: 2,
+            prompt_name: "query".into(),
+        };
+        let written = job(r#"{"input": ["warm"], "dimensions": 2, "prompt_name": "query"}"#);
+        let (tokens, asked) = codec.decode(&binary(&request)).unwrap();
+        assert_eq!((tokens, asked), codec.decode(&written).unwrap());
+
+        let found = || {
+            let mut vector = vec![1.0; 16];
+            vector[..2].copy_from_slice(&[3.0, 4.0]);
+            vec![Embedding { vector, tokens: 3 }]
+        };
+        let spent = Spent { seconds: 0.25, share: 0.5 };
+        let answer = codec.encode(found(), asked, &binary(&request), &spent);
+        let response = EmbeddingResponse::decode(answer.body).unwrap();
+        assert_eq!((&*response.embeddings[0].values, response.tokens), (&[0.6, 0.8][..], 3));
+        let usage = v1::Usage { tokens: 3, device_seconds: 0.25, batch_share: 0.5 };
+        assert_eq!((response.usage, answer.tokens), (Some(usage), 3));
+        let told: serde_json::Value =
+            serde_json::from_slice(&codec.encode(found(), asked, &written, &spent).body).unwrap();
+        assert_eq!(told["usage"]["device_seconds"], 0.25);
+        assert_eq!(told["usage"]["total_tokens"], 3);
+
+        let too_many = EmbeddingRequest { dimensions: 17, ..request };
+        let error = codec.decode(&binary(&too_many)).unwrap_err().to_string();
+        assert!(error.contains("dimensions is 17; the model has 16"), "{error}");
+    }
+
+    #[test]
+    fn a_worker_may_shorten_the_vectors_of_those_who_do_not_ask() {
+        let codec = codec("tiny-xlm-roberta").with_dimensions(Some(2)).unwrap();
+        let n = |body: &str| codec.decode(&job(body)).unwrap().1.dimensions;
+        assert_eq!(n(r#"{"input": "a"}"#), Some(2));
+        assert_eq!(n(r#"{"input": "a", "dimensions": 4}"#), Some(4));
+        let error = codec.with_dimensions(Some(17)).unwrap_err().to_string();
+        assert_eq!(error, "dimensions is 17; the model has 16, ask for 1 to 16");
     }
 }

@@ -16,10 +16,17 @@ mod tagger;
 #[cfg(feature = "cpu")]
 mod texts;
 
+use std::any::Any;
+use std::time::Duration;
+
 use bytes::Bytes;
 use ebb_queue::Job;
+#[cfg(feature = "cpu")]
+use ebb_queue::PROTOBUF;
+use serde::Serialize;
 
 use crate::batcher::Size;
+use crate::device::Cargo;
 
 #[cfg(feature = "cpu")]
 pub use classifier::ClassifierCodec;
@@ -39,18 +46,69 @@ pub trait Codec: Send + Sync + 'static {
     type Input: Send + 'static;
     /// What the model gives for one job.
     type Output: Send + 'static;
+    /// What the answer depends on besides: a job is read once.
+    type Asked: Send + 'static;
 
     /// Reads a job.
     ///
     /// # Errors
     /// When the job can never be answered: which field, and the remedy.
-    fn decode(&self, job: &Job) -> Result<Self::Input, BadJob>;
+    fn decode(&self, job: &Job) -> Result<(Self::Input, Self::Asked), BadJob>;
 
     /// How much of the device a job takes.
     fn size(&self, input: &Self::Input) -> Size;
 
     /// Writes the answer in the form that the job asked in.
-    fn encode(&self, output: Self::Output, job: &Job) -> Answer;
+    fn encode(&self, output: Self::Output, asked: Self::Asked, job: &Job, spent: &Spent) -> Answer;
+}
+
+/// What a job took of the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Spent {
+    /// Its share of the time of the batch that answered it.
+    #[serde(rename = "device_seconds")]
+    pub seconds: f64,
+    /// That share: its own cost beside the costs of all jobs of the batch.
+    #[serde(rename = "batch_share")]
+    pub share: f64,
+}
+
+impl Spent {
+    /// The share of a job of this cost in a batch of jobs that cost so much together, and took this.
+    #[must_use]
+    pub fn of(cost: usize, all: usize, took: Duration) -> Self {
+        let share = cost as f64 / all.max(1) as f64;
+        Self { seconds: took.as_secs_f64() * share, share }
+    }
+}
+
+/// What the answer to a job depends on besides its output; each codec knows its own type.
+pub(crate) struct Asked(Box<dyn Any + Send>);
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
+/// A codec whose types nobody else needs to know.
+pub(crate) trait AnyCodec: Send + Sync {
+    fn decode(&self, job: &Job) -> Result<(Cargo, Asked, Size), BadJob>;
+    fn encode(&self, output: Cargo, asked: Asked, job: &Job, spent: &Spent) -> Answer;
+}
+
+impl<C: Codec> AnyCodec for C {
+    fn decode(&self, job: &Job) -> Result<(Cargo, Asked, Size), BadJob> {
+        let (input, asked) = Codec::decode(self, job)?;
+        let size = self.size(&input);
+        Ok((Box::new(input), Asked(Box::new(asked)), size))
+    }
+
+    fn encode(&self, output: Cargo, asked: Asked, job: &Job, spent: &Spent) -> Answer {
+        const OWN: &str = "what this codec decoded, and its model made";
+        let output = *output.downcast().expect(OWN);
+        Codec::encode(self, output, *asked.0.downcast().expect(OWN), job, spent)
+    }
 }
 
 /// A job that can never be answered, in words for whoever sent it.
@@ -67,6 +125,8 @@ pub struct Answer {
     pub body: Bytes,
     /// The body of a job of its own for the alert queue.
     pub alert: Option<Bytes>,
+    /// Tokens of the job's texts, padding not counted; 0 where the model knows none.
+    pub tokens: usize,
 }
 
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
@@ -74,8 +134,48 @@ fn json<T: serde::de::DeserializeOwned>(job: &Job) -> Result<T, BadJob> {
     serde_json::from_slice(&job.body).map_err(|error| BadJob(format!("body: {error}")))
 }
 
+/// Whether a job speaks protobuf, and so wants to be answered.
+#[cfg(feature = "cpu")]
+fn is_protobuf(job: &Job) -> bool {
+    job.content_type() == PROTOBUF
+}
+
+/// Reads a body as one of our messages.
+#[cfg(feature = "cpu")]
+fn message<M: prost::Message + Default>(job: &Job) -> Result<M, BadJob> {
+    M::decode(job.body.clone()).map_err(|error| BadJob(format!("body: {error}")))
+}
+
+/// The answer of one of our messages.
+#[cfg(feature = "cpu")]
+fn protobuf(response: &impl prost::Message, tokens: usize) -> Answer {
+    let body = response.encode_to_vec().into();
+    Answer { content_type: PROTOBUF, body, alert: None, tokens }
+}
+
+/// A number of which 0 says that it was not given.
+#[cfg(feature = "cpu")]
+fn given(n: u32) -> Option<usize> {
+    usize::try_from(n).ok().filter(|n| *n > 0)
+}
+
+/// What a job took, in our message.
+#[cfg(feature = "cpu")]
+fn usage(tokens: usize, spent: &Spent) -> Option<ebb_proto::ebb::v1::Usage> {
+    let Spent { seconds: device_seconds, share: batch_share } = *spent;
+    Some(ebb_proto::ebb::v1::Usage { tokens: tokens as u64, device_seconds, batch_share })
+}
+
 /// A tiny model that is committed beside the tests of the models.
 #[cfg(all(test, feature = "cpu"))]
 fn fixture(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data").join(name)
+}
+
+/// A job that speaks protobuf.
+#[cfg(all(test, feature = "cpu"))]
+fn binary(request: &impl prost::Message) -> Job {
+    let mut job = Job::new(request.encode_to_vec(), ebb_queue::Timestamp::UNIX_EPOCH);
+    job.headers.content_type = Some(PROTOBUF.to_owned());
+    job
 }

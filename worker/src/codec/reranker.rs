@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 
 use ebb_model::bert::{Classification, Tokenizer, Tokens};
+use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
 use super::texts::{self, Usage};
-use super::{Answer, BadJob, Codec};
+use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::bert::Classifier`] where it compares pairs.
@@ -25,8 +26,9 @@ impl RerankerCodec {
     }
 }
 
+/// What a job asks.
 #[derive(Debug, Deserialize)]
-struct Request {
+pub struct Request {
     query: String,
     documents: Vec<Document>,
     top_n: Option<NonZeroUsize>,
@@ -76,22 +78,29 @@ struct Shown<'a> {
 impl Codec for RerankerCodec {
     type Input = Vec<Tokens>;
     type Output = Vec<Classification>;
+    type Asked = Request;
 
-    fn decode(&self, job: &Job) -> Result<Vec<Tokens>, BadJob> {
-        let request: Request = super::json(job)?;
+    fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Request), BadJob> {
+        let request = request(job)?;
         texts::check_count("documents", "texts", request.documents.len())?;
         let documents = request.documents.iter();
         let pairs =
             documents.map(|document| self.tokenizer.tokenize_pair(&request.query, document.text()));
-        pairs.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))
+        let pairs = pairs.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))?;
+        Ok((pairs, request))
     }
 
     fn size(&self, pairs: &Vec<Tokens>) -> Size {
         texts::size(pairs.iter())
     }
 
-    fn encode(&self, found: Vec<Classification>, job: &Job) -> Answer {
-        let request: Request = super::json(job).expect("it was read before it ran");
+    fn encode(
+        &self,
+        found: Vec<Classification>,
+        request: Request,
+        job: &Job,
+        spent: &Spent,
+    ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
         let score =
             |one: &Classification| if request.raw_scores { one.logits[0] } else { one.scores[0] };
@@ -104,18 +113,47 @@ impl Codec for RerankerCodec {
             relevance_score: score(one),
             document: request.return_documents.then(|| Shown { text: document.text() }),
         });
+        if super::is_protobuf(job) {
+            let usage = super::usage(n_tokens, spent);
+            let response = v1::RerankResponse { results: results.map(Into::into).collect(), usage };
+            return super::protobuf(&response, n_tokens);
+        }
         let (results, model) = (results.collect(), &self.model);
-        texts::answer(&Response { object: "list", results, model, usage: Usage::of(n_tokens) })
+        let usage = Usage::of(n_tokens, spent);
+        texts::answer(&Response { object: "list", results, model, usage }, n_tokens)
+    }
+}
+
+fn request(job: &Job) -> Result<Request, BadJob> {
+    if !super::is_protobuf(job) {
+        return super::json(job);
+    }
+    let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores } =
+        super::message(job)?;
+    let query = query.ok_or_else(|| BadJob("body: missing field `query`".into()))?;
+    let documents = documents.into_iter().map(Document::Text).collect();
+    let top_n = super::given(top_n).and_then(NonZeroUsize::new);
+    Ok(Request { query, documents, top_n, return_documents, raw_scores })
+}
+
+impl From<Found<'_>> for v1::RankedDocument {
+    fn from(found: Found<'_>) -> Self {
+        Self {
+            index: u32::try_from(found.index).unwrap_or(u32::MAX),
+            relevance_score: found.relevance_score,
+            document: found.document.map(|shown| shown.text.to_owned()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use ebb_queue::Timestamp;
+    use prost::Message;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::codec::fixture;
+    use crate::codec::{binary, fixture};
 
     fn codec() -> RerankerCodec {
         let tokenizer = Tokenizer::load(&fixture("tiny-rerank-bert")).unwrap();
@@ -134,8 +172,13 @@ mod tests {
         let mut body = json!({"query": "q", "documents": ["a", {"text": "b"}, "c"]});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         // The sigmoids of the first two are the same in single precision.
+        serde_json::from_slice(&encoded(&job(&body)).body).unwrap()
+    }
+
+    fn encoded(job: &Job) -> Answer {
         let found = vec![found(20.0, 1.0), found(30.0, 1.0), found(-1.0, 0.25)];
-        serde_json::from_slice(&codec().encode(found, &job(&body)).body).unwrap()
+        let (_, asked) = codec().decode(job).unwrap();
+        codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
     }
 
     #[test]
@@ -154,7 +197,7 @@ mod tests {
     #[test]
     fn what_cannot_be_answered_is_named() {
         let good = json!({"query": "q", "documents": ["a", {"text": "b"}]});
-        assert_eq!(codec().decode(&job(&good)).unwrap().len(), 2);
+        assert_eq!(codec().decode(&job(&good)).unwrap().0.len(), 2);
         for (body, says) in [
             (json!({"documents": ["a"]}), "missing field `query`"),
             (json!({"query": "q"}), "missing field `documents`"),
@@ -165,5 +208,32 @@ mod tests {
             let error = codec().decode(&job(&body)).expect_err(says).to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn protobuf_asks_and_is_answered_the_same() {
+        let request = v1::RerankRequest {
+            query: Some("q".into()),
+            documents: ["a", "b", "c"].map(str::to_owned).into(),
+            top_n: 2,
+            return_documents: true,
+            raw_scores: true,
+        };
+        let told = answer(&json!({"top_n": 2, "return_documents": true, "raw_scores": true}));
+        let response = v1::RerankResponse::decode(encoded(&binary(&request)).body).unwrap();
+        assert_eq!(response.results.len(), 2);
+        for (ranked, expected) in response.results.iter().zip(told["results"].as_array().unwrap()) {
+            assert_eq!(expected["index"], ranked.index);
+            assert_eq!(
+                expected["relevance_score"].as_f64().unwrap() as f32,
+                ranked.relevance_score
+            );
+            assert_eq!(expected["document"]["text"], ranked.document.as_deref().unwrap());
+        }
+        let usage = v1::Usage { tokens: 12, device_seconds: 0.25, batch_share: 0.5 };
+        assert_eq!(response.usage, Some(usage));
+        let mute = v1::RerankRequest { query: None, ..request };
+        let error = codec().decode(&binary(&mute)).unwrap_err().to_string();
+        assert_eq!(error, "body: missing field `query`");
     }
 }

@@ -2,11 +2,10 @@
 
 use ebb_model::sentinel::{Finding, Window};
 use ebb_proto::ebb::v1::{Assessment, SensorWindow};
-use ebb_queue::{JSON, Job, PROTOBUF};
-use prost::Message;
+use ebb_queue::{JSON, Job};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, BadJob, Codec};
+use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::sentinel::Sentinel`].
@@ -15,6 +14,8 @@ pub struct SentinelCodec;
 
 #[derive(Debug, Deserialize)]
 struct Request {
+    #[serde(default)]
+    machine: String,
     readings: Vec<Reading>,
 }
 
@@ -24,13 +25,6 @@ struct Request {
 enum Reading {
     Row([f32; 3]),
     Named { vibration: f32, temperature: f32, pressure: f32 },
-}
-
-/// The one field of a request that its answer repeats.
-#[derive(Debug, Default, Deserialize)]
-struct Machine {
-    #[serde(default)]
-    machine: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -45,6 +39,13 @@ struct Response<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct Answered<'a> {
+    #[serde(flatten)]
+    response: &'a Response<'a>,
+    usage: &'a Spent,
+}
+
+#[derive(Debug, Serialize)]
 struct Alert<'a> {
     job: &'a str,
     #[serde(flatten)]
@@ -54,33 +55,35 @@ struct Alert<'a> {
 impl Codec for SentinelCodec {
     type Input = Window;
     type Output = Finding;
+    /// The machine, which the answer repeats.
+    type Asked = String;
 
-    fn decode(&self, job: &Job) -> Result<Window, BadJob> {
-        let readings = if job.content_type() == PROTOBUF {
-            let window = SensorWindow::decode(job.body.clone());
-            let window = window.map_err(|error| BadJob(format!("body: {error}")))?;
+    fn decode(&self, job: &Job) -> Result<(Window, String), BadJob> {
+        let (machine, readings) = if super::is_protobuf(job) {
+            let window: SensorWindow = super::message(job)?;
             let readings = window.readings.into_iter();
             // The model computes in single precision.
             let row = |r: ebb_proto::ebb::v1::Reading| [r.vibration, r.temperature, r.pressure];
-            readings.map(|reading| row(reading).map(|value| value as f32)).collect()
+            let rows = readings.map(|reading| row(reading).map(|value| value as f32));
+            (window.machine, rows.collect::<Vec<_>>())
         } else {
             let request: Request = super::json(job).map_err(|BadJob(why)| {
                 let shape =
                     r#"{"machine": "pump-7", "readings": [[vibration, temperature, pressure]]}"#;
                 BadJob(format!("{why}; send {shape}"))
             })?;
-            request.readings.into_iter().map(row).collect::<Vec<_>>()
+            (request.machine, request.readings.into_iter().map(row).collect())
         };
         let sensor = |place: usize| readings.iter().map(|row| row[place]).collect();
-        Ok(Window { vibration: sensor(0), temperature: sensor(1), pressure: sensor(2) })
+        let window = Window { vibration: sensor(0), temperature: sensor(1), pressure: sensor(2) };
+        Ok((window, machine))
     }
 
     fn size(&self, window: &Window) -> Size {
         Size { rows: 1, length: window.vibration.len().max(1) }
     }
 
-    fn encode(&self, finding: Finding, job: &Job) -> Answer {
-        let machine = machine(job);
+    fn encode(&self, finding: Finding, machine: String, job: &Job, spent: &Spent) -> Answer {
         let response = Response {
             machine: &machine,
             score: finding.score,
@@ -91,16 +94,17 @@ impl Codec for SentinelCodec {
         };
         let alert = Alert { job: job.id.as_str(), response: &response };
         let alert = finding.is_anomaly.then(|| json(&alert).into());
-        if job.content_type() == PROTOBUF {
+        if super::is_protobuf(job) {
             let assessment = Assessment {
                 score: f64::from(finding.score / finding.threshold),
                 anomaly: finding.is_anomaly,
                 driver: finding.driver.name().to_owned(),
+                usage: super::usage(0, spent),
             };
-            let body = assessment.encode_to_vec().into();
-            return Answer { content_type: PROTOBUF, body, alert };
+            return Answer { alert, ..super::protobuf(&assessment, 0) };
         }
-        Answer { content_type: JSON, body: json(&response).into(), alert }
+        let body = json(&Answered { response: &response, usage: spent }).into();
+        Answer { content_type: JSON, body, alert, tokens: 0 }
     }
 }
 
@@ -111,13 +115,6 @@ fn row(reading: Reading) -> [f32; 3] {
     }
 }
 
-fn machine(job: &Job) -> String {
-    if job.content_type() == PROTOBUF {
-        return SensorWindow::decode(job.body.clone()).unwrap_or_default().machine;
-    }
-    super::json::<Machine>(job).unwrap_or_default().machine
-}
-
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("no map and no foreign type in it")
 }
@@ -126,8 +123,10 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 mod tests {
     use ebb_model::sentinel::Sensor;
     use ebb_queue::Timestamp;
+    use prost::Message;
 
     use super::*;
+    use crate::codec::binary;
 
     fn job(body: &str) -> Job {
         Job::new(body.to_owned(), Timestamp::UNIX_EPOCH)
@@ -145,7 +144,7 @@ mod tests {
             r#"{"machine": "pump-7", "readings": [[1, 2, 3], [4, 5, 6]]}"#,
             r#"{"readings": [{"vibration": 1, "temperature": 2, "pressure": 3}, [4, 5, 6]]}"#,
         ] {
-            let window = SentinelCodec.decode(&job(body)).unwrap();
+            let (window, _) = SentinelCodec.decode(&job(body)).unwrap();
             assert_eq!(window.vibration, [1.0, 4.0], "{body}");
             assert_eq!(window.pressure, [3.0, 6.0], "{body}");
         }
@@ -156,20 +155,25 @@ mod tests {
     #[test]
     fn an_anomaly_is_an_answer_and_an_alert() {
         let job = job(r#"{"machine": "pump-7", "readings": []}"#);
-        let answer = SentinelCodec.encode(finding(true), &job);
+        let (_, machine) = SentinelCodec.decode(&job).unwrap();
+        let spent = Spent { seconds: 0.25, share: 0.5 };
+        let answer = SentinelCodec.encode(finding(true), machine.clone(), &job, &spent);
         let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!((&body["anomaly"], &body["driver"]), (&true.into(), &"temperature".into()));
         let alert: serde_json::Value = serde_json::from_slice(&answer.alert.unwrap()).unwrap();
         assert_eq!(alert["job"], job.id.as_str());
         assert_eq!(alert["machine"], "pump-7");
-        assert_eq!(SentinelCodec.encode(finding(false), &job).alert, None);
+        assert_eq!(body["usage"], serde_json::json!({"device_seconds": 0.25, "batch_share": 0.5}));
+        assert_eq!(alert.get("usage"), None);
+        assert_eq!(SentinelCodec.encode(finding(false), machine, &job, &spent).alert, None);
     }
 
     #[test]
     fn protobuf_is_answered_in_protobuf() {
-        let mut job = Job::new(Vec::new(), Timestamp::UNIX_EPOCH);
-        job.headers.content_type = Some(PROTOBUF.to_owned());
-        let answer = SentinelCodec.encode(finding(true), &job);
+        let job = binary(&SensorWindow { machine: "pump-7".into(), readings: Vec::new() });
+        let (_, machine) = SentinelCodec.decode(&job).unwrap();
+        assert_eq!(machine, "pump-7");
+        let answer = SentinelCodec.encode(finding(true), machine, &job, &Spent::default());
         let assessment = Assessment::decode(answer.body).unwrap();
         assert_eq!((assessment.score, assessment.anomaly), (4.0, true));
     }

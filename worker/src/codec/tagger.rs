@@ -1,11 +1,12 @@
 //! Taggers: a text or several in, the entities in them out.
 
 use ebb_model::bert::{self, Entity, Pieces, Settings, Tagged, Tokenizer};
+use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
 use super::texts::{self, Input};
-use super::{Answer, BadJob, Codec};
+use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::bert::Tagger`].
@@ -28,6 +29,13 @@ impl TaggerCodec {
 struct Request {
     input: Input,
     #[serde(default)]
+    aggregation: Aggregation,
+}
+
+/// What an answer depends on: the texts, and how their words are put together.
+#[derive(Debug)]
+pub struct Asked {
+    texts: Vec<String>,
     aggregation: Aggregation,
 }
 
@@ -60,24 +68,25 @@ struct Found {
 impl Codec for TaggerCodec {
     type Input = Vec<Pieces>;
     type Output = Vec<Tagged>;
+    type Asked = Asked;
 
-    fn decode(&self, job: &Job) -> Result<Vec<Pieces>, BadJob> {
-        let request: Request = super::json(job)?;
-        let texts = request.input.texts()?;
+    fn decode(&self, job: &Job) -> Result<(Vec<Pieces>, Asked), BadJob> {
+        let Request { input, aggregation } = request(job)?;
+        let texts = input.texts()?;
         texts::check_count("input", "texts", texts.len())?;
         let pieces = texts.iter().map(|text| self.tokenizer.tokenize_pieces(text));
-        pieces.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))
+        let pieces = pieces.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))?;
+        Ok((pieces, Asked { texts, aggregation }))
     }
 
     fn size(&self, texts: &Vec<Pieces>) -> Size {
         texts::size(texts.iter().map(|text| &text.tokens))
     }
 
-    fn encode(&self, found: Vec<Tagged>, job: &Job) -> Answer {
-        let request: Request = super::json(job).expect("it was read before it ran");
-        let texts = request.input.texts().expect("it was read before it ran");
+    fn encode(&self, found: Vec<Tagged>, asked: Asked, job: &Job, spent: &Spent) -> Answer {
+        let Asked { texts, aggregation } = asked;
         let n_tokens = found.iter().map(|one| one.tokens).sum();
-        let group = match request.aggregation {
+        let group = match aggregation {
             Aggregation::Simple => bert::entities,
             Aggregation::Words => bert::words,
         };
@@ -86,7 +95,36 @@ impl Codec for TaggerCodec {
             let entities = entities.into_iter().map(|entity| shown(entity, text)).collect();
             Item { index, entities, truncated: one.is_cut }
         });
-        texts::list(data, &self.model, n_tokens)
+        if super::is_protobuf(job) {
+            let usage = super::usage(n_tokens, spent);
+            let response = v1::TaggingResponse { texts: data.map(Into::into).collect(), usage };
+            return super::protobuf(&response, n_tokens);
+        }
+        texts::list(data, &self.model, n_tokens, spent)
+    }
+}
+
+fn request(job: &Job) -> Result<Request, BadJob> {
+    if !super::is_protobuf(job) {
+        return super::json(job);
+    }
+    let v1::TaggingRequest { input, aggregation } = super::message(job)?;
+    let aggregation = match v1::tagging_request::Aggregation::try_from(aggregation) {
+        Ok(v1::tagging_request::Aggregation::Simple) => Aggregation::Simple,
+        Ok(v1::tagging_request::Aggregation::Words) => Aggregation::Words,
+        Err(_) => return Err(BadJob(format!("aggregation is {aggregation}; use 0 or 1"))),
+    };
+    Ok(Request { input: Input::Several(input), aggregation })
+}
+
+impl From<Item> for v1::TaggedText {
+    fn from(item: Item) -> Self {
+        let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let entities = item.entities.into_iter().map(|found| {
+            let Found { label, score, word, start, end } = found;
+            v1::Entity { label, score, word, start: place(start), end: place(end) }
+        });
+        Self { entities: entities.collect(), truncated: item.truncated }
     }
 }
 
@@ -100,10 +138,11 @@ fn shown(entity: Entity, text: &str) -> Found {
 mod tests {
     use ebb_model::bert::Tag;
     use ebb_queue::Timestamp;
+    use prost::Message;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::codec::fixture;
+    use crate::codec::{binary, fixture};
 
     fn codec() -> TaggerCodec {
         let dir = fixture("tiny-tags-bert");
@@ -111,13 +150,18 @@ mod tests {
         TaggerCodec::new(Tokenizer::load(&dir).unwrap(), &settings, "tiny".into())
     }
 
-    fn answer(body: &Value) -> Value {
+    fn encoded(job: &Job) -> Answer {
         let tag = |label, start, end, word| Tag { label, score: 0.5, start, end, word: Some(word) };
         // B-PER I-PER O, and the second half of the second word: places are in characters.
         let tags = vec![tag(1, 0, 3, 0), tag(2, 4, 6, 1), tag(2, 6, 8, 1), tag(0, 9, 10, 2)];
         let found = vec![Tagged { tags, tokens: 6, is_cut: false }];
+        let (_, asked) = codec().decode(job).unwrap();
+        codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
+    }
+
+    fn answer(body: &Value) -> Value {
         let job = Job::new(body.to_string(), Timestamp::UNIX_EPOCH);
-        serde_json::from_slice(&codec().encode(found, &job).body).unwrap()
+        serde_json::from_slice(&encoded(&job).body).unwrap()
     }
 
     #[test]
@@ -144,5 +188,30 @@ mod tests {
             let error = codec().decode(&job).expect_err(says).to_string();
             assert!(error.contains(says), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn protobuf_asks_and_is_answered_the_same() {
+        for (aggregation, name) in [(0, "simple"), (1, "words")] {
+            let input = vec!["Zoë Ångs .".to_owned()];
+            let request = v1::TaggingRequest { input, aggregation };
+            let told = answer(&json!({"input": ["Zoë Ångs ."], "aggregation": name}));
+            let response = v1::TaggingResponse::decode(encoded(&binary(&request)).body).unwrap();
+            let expected = told["data"][0]["entities"].as_array().unwrap();
+            let found = &response.texts[0];
+            assert_eq!((found.entities.len(), found.truncated), (expected.len(), false));
+            for (entity, expected) in found.entities.iter().zip(expected) {
+                let v1::Entity { label, score, word, start, end } = entity;
+                let shown = json!({
+                    "label": label, "score": score, "word": word, "start": start, "end": end,
+                });
+                assert_eq!(&shown, expected, "{name}");
+            }
+            let usage = v1::Usage { tokens: 6, device_seconds: 0.25, batch_share: 0.5 };
+            assert_eq!(response.usage, Some(usage));
+        }
+        let odd = v1::TaggingRequest { input: vec!["a".into()], aggregation: 2 };
+        let error = codec().decode(&binary(&odd)).unwrap_err().to_string();
+        assert_eq!(error, "aggregation is 2; use 0 or 1");
     }
 }

@@ -5,7 +5,7 @@ use ebb_model::bert::{Tokenizer, Tokens};
 use ebb_queue::JSON;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, BadJob};
+use super::{Answer, BadJob, Spent};
 use crate::batcher::Size;
 
 /// Texts in one job, as many as OpenAI takes.
@@ -66,16 +66,18 @@ struct List<'a, T> {
     usage: Usage,
 }
 
-/// What a job was charged for.
+/// What a job took: what OpenAI tells of it, and then what Ebb does.
 #[derive(Debug, Serialize)]
 pub(super) struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
+    #[serde(flatten)]
+    spent: Spent,
 }
 
 impl Usage {
-    pub(super) fn of(n_tokens: usize) -> Self {
-        Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
+    pub(super) fn of(n_tokens: usize, spent: &Spent) -> Self {
+        Self { prompt_tokens: n_tokens, total_tokens: n_tokens, spent: *spent }
     }
 }
 
@@ -83,11 +85,13 @@ pub(super) fn list<T: Serialize>(
     data: impl Iterator<Item = T>,
     model: &str,
     n_tokens: usize,
+    spent: &Spent,
 ) -> Answer {
-    answer(&List { object: "list", data: data.collect(), model, usage: Usage::of(n_tokens) })
+    let (data, usage) = (data.collect(), Usage::of(n_tokens, spent));
+    answer(&List { object: "list", data, model, usage }, n_tokens)
 }
 
-pub(super) fn answer(response: &impl Serialize) -> Answer {
+pub(super) fn answer(response: &impl Serialize, tokens: usize) -> Answer {
     let body = serde_json::to_vec(response).expect("no map and no foreign type in it");
-    Answer { content_type: JSON, body: body.into(), alert: None }
+    Answer { content_type: JSON, body: body.into(), alert: None, tokens }
 }

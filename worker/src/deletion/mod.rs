@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::codec::Codec;
 use crate::shared::Shared;
 use cost::{Debounce, cost};
 
@@ -62,11 +61,11 @@ fn tell_failure(error: &PatchError, n_failures: u32) {
     }
 }
 
-impl<C: Codec> Shared<C> {
+impl Shared {
     /// Keeps the deletion cost of the pod, if there is a pod, until the worker drains: who is
     /// being deleted is chosen by then.
     pub(crate) async fn keep_deletion_cost(&self) {
-        let Some(pod) = &self.parts.settings.deletion_cost else { return };
+        let Some(pod) = &self.settings.deletion_cost else { return };
         info!(pod = pod.name, namespace = pod.namespace, "keeping the pod's deletion cost");
         let keep = keep(pod, |now| self.sunk(now), || self.chance());
         tokio::select! { biased;
@@ -77,10 +76,10 @@ impl<C: Codec> Shared<C> {
 
     /// How long the device has been at what it works on; `None` when no job is held.
     fn sunk(&self, now: Instant) -> Option<Duration> {
-        if self.leases.is_idle().get() {
+        if self.n_held.get() == 0 {
             return None;
         }
-        let running = self.parts.device.load().get().running;
+        let running = self.device.load().get().running;
         Some(running.map_or(Duration::ZERO, |batch| now.saturating_duration_since(batch.since)))
     }
 }

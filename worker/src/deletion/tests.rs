@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::batcher::Limits;
-use crate::{Device, EchoCodec, Metrics, Parts, Pipeline, Settings};
+use crate::{Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings};
 
 /// An API server, a folder as Kubernetes mounts it, and the pod they know.
 struct Kubernetes {
@@ -172,20 +172,22 @@ async fn a_server_that_hangs_is_left_after_a_while() {
 }
 
 /// A worker whose one batch never ends, in this pod.
-fn busy_worker(pod: &Pod) -> (Arc<MemoryQueue>, Pipeline<EchoCodec>) {
+fn busy_worker(pod: &Pod) -> (Arc<MemoryQueue>, Pipeline) {
     let queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
     let one = NonZeroUsize::MIN;
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(3600));
     let parts = Parts {
-        codec: EchoCodec,
-        device: Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(3600)),
-        broker: Arc::clone(&queue) as Arc<dyn Broker>,
-        results: Arc::clone(&queue) as Arc<dyn ResultStore>,
-        alerts: Arc::clone(&queue) as Arc<dyn Broker>,
+        queues: vec![QueueParts {
+            name: "default".to_owned(),
+            model: "echo on cpu".to_owned(),
+            broker: Arc::clone(&queue) as Arc<dyn Broker>,
+            results: Arc::clone(&queue) as Arc<dyn ResultStore>,
+            alerts: Arc::clone(&queue) as Arc<dyn Broker>,
+            models: vec![ModelParts::new("echo", EchoCodec, device)],
+        }],
         settings: Settings {
             worker: "worker".to_owned(),
             pod: "worker-0".to_owned(),
-            model: "echo on cpu".to_owned(),
-            queue: "jobs".to_owned(),
             limits: Limits { max_items: one, max_cost: one, max_wait: Duration::ZERO },
             prefetch: 0,
             retry: RetryPolicy::default(),

@@ -14,7 +14,7 @@ use ebb_queue::{
 };
 use ebb_telemetry::{Health, Traces};
 use ebb_worker::batcher::Limits;
-use ebb_worker::{Device, EchoCodec, Metrics, Parts, Pipeline, Settings};
+use ebb_worker::{Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings};
 
 /// When simulated time begins.
 pub(crate) const EPOCH: Timestamp = Timestamp::UNIX_EPOCH;
@@ -51,8 +51,6 @@ pub(crate) fn settings() -> Settings {
     Settings {
         worker: "worker-1".to_owned(),
         pod: "pod-1".to_owned(),
-        model: "echo on cpu".to_owned(),
-        queue: "jobs".to_owned(),
         limits: Limits {
             max_items: NonZeroUsize::new(64).unwrap(),
             max_cost: NonZeroUsize::new(8192).unwrap(),
@@ -75,19 +73,30 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// The parts of a worker whose every seam is this queue.
-pub(crate) fn parts<Q: AnyQueue + 'static>(
+/// A queue that is every seam of itself, and its models.
+pub(crate) fn served<Q: AnyQueue + 'static>(
+    name: &str,
     queue: &Arc<Q>,
-    clock: &Arc<dyn Clock>,
-    device: Device<EchoInput, String>,
-    settings: Settings,
-) -> Parts<EchoCodec> {
-    Parts {
-        codec: EchoCodec,
-        device,
+    models: Vec<ModelParts>,
+) -> QueueParts {
+    QueueParts {
+        name: name.to_owned(),
+        model: "echo on cpu".to_owned(),
         broker: Arc::clone(queue) as Arc<dyn Broker>,
         results: Arc::clone(queue) as Arc<dyn ResultStore>,
         alerts: Arc::clone(queue) as Arc<dyn Broker>,
+        models,
+    }
+}
+
+/// The parts of a worker that serves these queues.
+pub(crate) fn parts_of(
+    queues: Vec<QueueParts>,
+    clock: &Arc<dyn Clock>,
+    settings: Settings,
+) -> Parts {
+    Parts {
+        queues,
         settings,
         clock: Arc::clone(clock),
         seed: 7,
@@ -97,12 +106,23 @@ pub(crate) fn parts<Q: AnyQueue + 'static>(
     }
 }
 
+/// The parts of a worker whose every seam is this queue.
+pub(crate) fn parts<Q: AnyQueue + 'static>(
+    queue: &Arc<Q>,
+    clock: &Arc<dyn Clock>,
+    device: Device<EchoInput, String>,
+    settings: Settings,
+) -> Parts {
+    let models = vec![ModelParts::new("echo", EchoCodec, device)];
+    parts_of(vec![served("default", queue, models)], clock, settings)
+}
+
 pub(crate) fn pipeline<Q: AnyQueue + 'static>(
     queue: &Arc<Q>,
     clock: &Arc<dyn Clock>,
     device: Device<EchoInput, String>,
     settings: Settings,
-) -> Pipeline<EchoCodec> {
+) -> Pipeline {
     Pipeline::new(parts(queue, clock, device, settings))
 }
 

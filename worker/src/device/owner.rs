@@ -1,0 +1,176 @@
+//! What lives on the device's thread: the models, and how to make others like them.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use ebb_model::{InferError, InferErrorKind, Model};
+use tracing::{error, info, warn};
+
+use super::{BuildError, Cargo, Command, Phases, Ran, Results, SAME, Shared, State, Wanted};
+
+/// Device errors in a row after which the device is given up.
+const PATIENCE: u32 = 3;
+
+/// The models, and what became of them.
+pub(super) struct Owner<S: ?Sized> {
+    seats: Vec<Box<S>>,
+    // Device errors since the last success.
+    n_errors: u32,
+    shared: Arc<Shared>,
+}
+
+/// The place of one model.
+pub(super) trait Seat {
+    /// Whether there is a model on it.
+    fn is_taken(&self) -> bool;
+
+    /// Builds a model.
+    fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError>;
+
+    /// Drops the model, if there is one.
+    fn clear(&mut self);
+
+    /// Runs a batch, whose inputs come back; no results where there is no model.
+    fn infer(&mut self, inputs: Vec<Cargo>) -> (Vec<Cargo>, Option<Results>);
+}
+
+/// A model, and how to make another one.
+pub(super) struct Seated<M, B> {
+    build: B,
+    model: Option<M>,
+}
+
+impl<M, B> Seated<M, B> {
+    pub(super) fn new(build: B) -> Self {
+        Self { build, model: None }
+    }
+}
+
+impl<M, B> Seat for Seated<M, B>
+where
+    M: Model,
+    B: FnMut(&mut Phases) -> Result<M, BuildError>,
+{
+    fn is_taken(&self) -> bool {
+        self.model.is_some()
+    }
+
+    fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError> {
+        self.model = Some((self.build)(phases)?);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.model = None;
+    }
+
+    fn infer(&mut self, inputs: Vec<Cargo>) -> (Vec<Cargo>, Option<Results>) {
+        let Some(model) = &mut self.model else { return (inputs, None) };
+        let inputs: Vec<M::Input> =
+            inputs.into_iter().map(|input| *input.downcast().expect(SAME)).collect();
+        let results = catch_unwind(AssertUnwindSafe(|| model.infer(&inputs)));
+        let results = results.unwrap_or_else(|panic| {
+            let why = words(&*panic);
+            warn!(%why, "the model panicked; it is loaded again");
+            self.model = None;
+            Err(InferError::Batch(format!("panic: {why}")))
+        });
+        let results = results.and_then(|results| match (results.len(), inputs.len()) {
+            (n, wanted) if n != wanted => {
+                Err(InferError::Batch(format!("{n} results for {wanted} inputs")))
+            }
+            _ => {
+                Ok(results.into_iter().map(|one| one.map(|output| Box::new(output) as _)).collect())
+            }
+        });
+        (inputs.into_iter().map(|input| Box::new(input) as _).collect(), Some(results))
+    }
+}
+
+impl<S: Seat + ?Sized> Owner<S> {
+    pub(super) fn new(seats: Vec<Box<S>>, shared: Arc<Shared>) -> Self {
+        Self { seats, n_errors: 0, shared }
+    }
+
+    /// Whether there is any sense in another batch.
+    pub(super) fn is_fit(&self) -> bool {
+        matches!(self.shared.state.get(), State::Ready(_))
+    }
+
+    /// Builds every model that is not there.
+    pub(super) fn load(&mut self) {
+        let mut phases = Phases::default();
+        for seat in 0..self.seats.len() {
+            if let Err(why) = self.load_one(seat, &mut phases) {
+                return self.lose(why);
+            }
+        }
+        let phases = phases.into_vec();
+        info!(?phases, "ready");
+        self.shared.state.set(State::Ready(phases));
+    }
+
+    fn load_one(&mut self, seat: usize, phases: &mut Phases) -> Result<(), String> {
+        let seat = &mut self.seats[seat];
+        let built = catch_unwind(AssertUnwindSafe(|| seat.load(phases)));
+        let built = built.map_err(|panic| format!("panic: {}", words(&*panic)))?;
+        built.map_err(|error| with_causes(&*error))
+    }
+
+    fn lose(&mut self, why: String) {
+        error!(%why, "the device is lost");
+        self.seats.iter_mut().for_each(|seat| seat.clear());
+        self.shared.state.set(State::Lost(why));
+    }
+
+    pub(super) fn begin(&self, command: &Command) -> Wanted {
+        self.shared.begin(command)
+    }
+
+    pub(super) fn run(&mut self, mut command: Command) {
+        let seat = command.seat;
+        if !self.seats[seat].is_taken()
+            && let Err(why) = self.load_one(seat, &mut Phases::default())
+        {
+            self.lose(why);
+        }
+        let inputs = std::mem::take(&mut command.inputs);
+        // Without a model the batch is as good as never begun.
+        let (inputs, results) = self.seats[seat].infer(inputs);
+        command.inputs = inputs;
+        let took = self.shared.end();
+        match &results {
+            Some(Ok(_)) => self.n_errors = 0,
+            Some(Err(error)) if error.kind() == InferErrorKind::Device => self.fail(error),
+            Some(Err(_)) | None => {}
+        }
+        command.answer(results.map(|results| Ran { results, took }));
+    }
+
+    /// The device failed: another try with new models, but not for ever.
+    fn fail(&mut self, error: &InferError) {
+        warn!(%error, "what was on the device is loaded again");
+        self.seats.iter_mut().for_each(|seat| seat.clear());
+        self.n_errors += 1;
+        if self.n_errors >= PATIENCE {
+            self.lose(format!("{error} ({PATIENCE} times in a row)"));
+        }
+    }
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without words".to_owned())
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

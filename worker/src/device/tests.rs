@@ -1,0 +1,128 @@
+//! The device's thread with echoes on it.
+
+use ebb_model::InferErrorKind;
+use ebb_model::echo::{Echo, EchoInput};
+
+use super::*;
+
+fn input(json: &str) -> EchoInput {
+    serde_json::from_str(json).unwrap()
+}
+
+fn echo() -> Device<EchoInput, String> {
+    Device::thread(|phases| Ok(phases.time("weights", Echo::new))).unwrap()
+}
+
+async fn run(device: &Device<EchoInput, String>, json: &str) -> Option<Ran> {
+    let batch: Vec<Cargo> = vec![Box::new(input(json))];
+    device.way.submit(0, batch, Size::ONE, Begun::No).await.await.unwrap().ran
+}
+
+/// What came out, item by item.
+fn texts(ran: Option<Ran>) -> Vec<String> {
+    let results = ran.unwrap().results.unwrap().into_iter();
+    results.map(|one| *one.unwrap().downcast().unwrap()).collect()
+}
+
+fn batch(texts: &[&str]) -> Vec<Cargo> {
+    texts.iter().map(|text| Box::new(EchoInput::new(*text)) as Cargo).collect()
+}
+
+#[tokio::test]
+async fn a_batch_goes_in_and_comes_back_with_its_results() {
+    let device = echo();
+    assert_eq!(device.way.ready().await.unwrap()[0].0, "weights");
+    let batch = batch(&["a", "b"]);
+    let answer = device.way.submit(0, batch, Size::ONE, Begun::No).await.await.unwrap();
+    assert_eq!(answer.inputs.len(), 2);
+    assert_eq!(texts(answer.ran), ["a", "b"]);
+    assert_eq!(device.way.load().get(), Load::default());
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failed_batch_and_a_model_as_good_as_new() {
+    let device = Device::thread(|_| Ok(Echo::new())).unwrap();
+    let ran = run(&device, r#"{"input": "", "panic": true}"#).await.unwrap();
+    let error = ran.results.unwrap_err();
+    assert_eq!(error.kind(), InferErrorKind::Batch);
+    assert!(error.to_string().contains("an item asked for a panic"), "{error}");
+    assert_eq!(texts(run(&device, r#"{"input": "a"}"#).await), ["a"]);
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_built_says_why() {
+    let device = Device::<EchoInput, String>::thread::<Echo, _>(|_| Err("no weights here".into()));
+    assert_eq!(device.unwrap().way.ready().await, Err("no weights here".to_owned()));
+    let device = Device::<EchoInput, String>::thread::<Echo, _>(|_| panic!("bad weights"));
+    assert_eq!(device.unwrap().way.ready().await, Err("panic: bad weights".to_owned()));
+}
+
+#[tokio::test]
+async fn a_device_that_keeps_failing_is_given_up() {
+    let device = echo();
+    for _ in 0..3 {
+        let ran = run(&device, r#"{"input": "", "lose_device": true}"#).await.unwrap();
+        assert_eq!(ran.results.unwrap_err().kind(), InferErrorKind::Device);
+    }
+    assert!(device.way.ready().await.unwrap_err().contains("3 times in a row"));
+    let answer = device.way.submit(0, batch(&[""]), Size::ONE, Begun::No).await;
+    assert!(answer.await.is_err(), "nobody is there");
+}
+
+#[tokio::test]
+async fn a_batch_before_a_model_that_cannot_be_built_again_was_never_begun() {
+    let mut models = vec![Echo::new()];
+    let device = Device::thread(move |_| models.pop().ok_or_else(|| "no more".into())).unwrap();
+    assert!(run(&device, r#"{"input": "", "panic": true}"#).await.is_some());
+    assert!(run(&device, r#"{"input": "a"}"#).await.is_none());
+    assert_eq!(device.way.ready().await, Err("no more".to_owned()));
+}
+
+#[tokio::test]
+async fn a_draining_device_finishes_only_what_it_began() {
+    let device = echo();
+    device.way.ready().await.unwrap();
+    device.way.drain();
+    assert!(run(&device, r#"{"input": "a"}"#).await.is_none());
+    let answer = device.way.submit(0, batch(&["a"]), Size::ONE, Begun::Yes).await.await.unwrap();
+    assert_eq!(texts(answer.ran), ["a"]);
+}
+
+/// A model that counts: another type than an echo's.
+struct Length(u32);
+
+impl Model for Length {
+    type Input = String;
+    type Output = u32;
+
+    fn infer(&mut self, batch: &[String]) -> Result<Vec<Result<u32, ItemError>>, InferError> {
+        self.0 += 1;
+        let length = |text: &String| Ok(text.len() as u32 * 100 + self.0);
+        Ok(batch.iter().map(length).collect())
+    }
+}
+
+#[tokio::test]
+async fn two_models_share_a_device_and_a_panic_of_one_leaves_the_other_as_it_was() {
+    let mut builder = DeviceBuilder::default();
+    let echo = builder.add(|phases| Ok(phases.time("echo weights", Echo::new)));
+    let lengths = builder.add(|phases| Ok(phases.time("length weights", || Length(0))));
+    builder.start().unwrap();
+    let phases = echo.way.ready().await.unwrap();
+    let names: Vec<_> = phases.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["echo weights", "length weights"]);
+    assert!(echo.way.is_beside(&lengths.way));
+
+    let count = async |text: &str| {
+        let batch: Vec<Cargo> = vec![Box::new(text.to_owned())];
+        let answer = lengths.way.submit(1, batch, Size::ONE, Begun::No).await.await.unwrap();
+        *answer.ran.unwrap().results.unwrap().remove(0).unwrap().downcast::<u32>().unwrap()
+    };
+    assert_eq!(count("four").await, 401);
+    assert!(run(&echo, r#"{"input": "", "panic": true}"#).await.unwrap().results.is_err());
+    assert_eq!(texts(run(&echo, r#"{"input": "a"}"#).await), ["a"]);
+    assert_eq!(count("four").await, 402, "it was not built again");
+    // The device is of both: what was on it is not to be trusted.
+    assert!(run(&echo, r#"{"input": "", "lose_device": true}"#).await.unwrap().results.is_err());
+    assert_eq!(count("four").await, 401, "it was built again");
+}

@@ -1,0 +1,152 @@
+//! What the receivers of several queues agree upon: who may take how many jobs, when all of them
+//! are idle, and that a job which may crash its worker is alone in it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use tokio_util::sync::CancellationToken;
+
+/// The agreement of the receivers.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    /// Jobs that may still be received, less those that a call to a broker may bring.
+    left: AtomicU64,
+    /// Jobs received; compared with the most that may be.
+    received: AtomicU64,
+    most: u64,
+    /// One bit per queue that was found empty with nothing held, since a job came last.
+    idle: AtomicUsize,
+    n_queues: usize,
+    /// Held for reading by who receives, for writing by who must be alone.
+    alone: RwLock<()>,
+    /// Held by the one who is, or is about to be.
+    solitude: Mutex<()>,
+    /// Cancelled when nothing more is to be received, by any of them.
+    enough: CancellationToken,
+}
+
+impl Intake {
+    pub(crate) fn new(n_queues: usize, max_jobs: Option<u64>) -> Self {
+        let most = max_jobs.unwrap_or(u64::MAX);
+        let enough = CancellationToken::new();
+        if most == 0 {
+            enough.cancel();
+        }
+        Self {
+            left: AtomicU64::new(most),
+            received: AtomicU64::new(0),
+            most,
+            idle: AtomicUsize::new(0),
+            n_queues,
+            alone: RwLock::new(()),
+            solitude: Mutex::new(()),
+            enough,
+        }
+    }
+
+    /// Cancelled when nothing more is to be received.
+    pub(crate) fn enough(&self) -> &CancellationToken {
+        &self.enough
+    }
+
+    /// Sets aside up to so many jobs for one call to a broker.
+    pub(crate) fn set_aside(&self, at_most: usize) -> usize {
+        let mut taken = 0;
+        let take = |left: u64| {
+            taken = left.min(at_most as u64);
+            Some(left - taken)
+        };
+        // It always changes.
+        self.left.fetch_update(SeqCst, SeqCst, take).ok();
+        usize::try_from(taken).unwrap_or(at_most)
+    }
+
+    /// A call brought so many of the jobs that were set aside for it.
+    pub(crate) fn brought(&self, n: usize, aside: usize) {
+        self.left.fetch_add((aside - n) as u64, SeqCst);
+        if n > 0 {
+            self.idle.store(0, SeqCst);
+        }
+        if self.received.fetch_add(n as u64, SeqCst) + n as u64 >= self.most {
+            self.enough.cancel();
+        }
+    }
+
+    /// A queue was found empty, and nothing is held: when all were, since a job came last, that is
+    /// the end of a worker that exits when empty.
+    pub(crate) fn found_empty(&self, at: usize) {
+        let all = (1usize << self.n_queues) - 1;
+        if self.idle.fetch_or(1 << at, SeqCst) | (1 << at) == all {
+            self.enough.cancel();
+        }
+    }
+
+    /// Waits until nobody is alone; nobody becomes so while this is held.
+    pub(crate) async fn among_others(&self) -> RwLockReadGuard<'_, ()> {
+        self.alone.read().await
+    }
+
+    /// The right to be alone; none while somebody else has it.
+    pub(crate) fn solitude(&self) -> Option<Solitude<'_>> {
+        let first = self.solitude.try_lock().ok()?;
+        Some(Solitude { intake: self, _first: first })
+    }
+}
+
+/// The right to be alone.
+pub(crate) struct Solitude<'a> {
+    intake: &'a Intake,
+    _first: MutexGuard<'a, ()>,
+}
+
+impl Solitude<'_> {
+    /// Waits for the calls of the others to end; they make no other until this is dropped.
+    pub(crate) async fn begin(&self) -> impl Drop + use<'_> {
+        self.intake.alone.write().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_jobs_are_taken_than_may_be_and_what_did_not_come_is_left_for_others() {
+        let intake = Intake::new(2, Some(10));
+        assert_eq!((intake.set_aside(8), intake.set_aside(8), intake.set_aside(8)), (8, 2, 0));
+        intake.brought(5, 8);
+        assert_eq!(intake.set_aside(8), 3);
+        intake.brought(2, 2);
+        assert!(!intake.enough().is_cancelled());
+        intake.brought(3, 3);
+        assert!(intake.enough().is_cancelled());
+        assert!(Intake::new(1, Some(0)).enough().is_cancelled());
+    }
+
+    #[test]
+    fn all_queues_must_be_empty_since_the_last_job() {
+        let intake = Intake::new(2, None);
+        intake.found_empty(0);
+        intake.brought(1, 4);
+        intake.found_empty(1);
+        assert!(!intake.enough().is_cancelled(), "the first may have a job by now");
+        intake.found_empty(0);
+        assert!(intake.enough().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn who_is_alone_waits_for_calls_under_way_and_holds_up_the_next() {
+        let intake = Intake::new(2, None);
+        let call = intake.among_others().await;
+        let solitude = intake.solitude().unwrap();
+        assert!(intake.solitude().is_none(), "two would wait for each other");
+        let mut begun = Box::pin(solitude.begin());
+        assert!(futures::poll!(&mut begun).is_pending());
+        drop(call);
+        let alone = begun.await;
+        let mut next = Box::pin(intake.among_others());
+        assert!(futures::poll!(&mut next).is_pending());
+        drop(alone);
+        next.await;
+    }
+}

@@ -1,0 +1,268 @@
+//! A queue that is served, and the models that serve it: what is one per queue, or one per lane.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ebb_queue::{Broker, Job, ResultStore};
+use ebb_telemetry::Gate;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::codec::{AnyCodec, Codec};
+use crate::device::{Device, DeviceWay};
+use crate::fit::Fit;
+use crate::lease::Leases;
+use crate::shared::{Counts, Shared, lock};
+
+/// A queue to be served.
+pub struct QueueParts {
+    /// What it is called.
+    pub name: String,
+    /// Device and models, in words.
+    pub model: String,
+    /// Where jobs come from.
+    pub broker: Arc<dyn Broker>,
+    /// Where results go.
+    pub results: Arc<dyn ResultStore>,
+    /// Where alerts go, as jobs of their own.
+    pub alerts: Arc<dyn Broker>,
+    /// What answers the jobs; the first those that name no model. All are on one device.
+    pub models: Vec<ModelParts>,
+}
+
+impl std::fmt::Debug for QueueParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, models, .. } = self;
+        f.debug_struct("QueueParts").field("name", name).field("models", models).finish()
+    }
+}
+
+/// A model, and who speaks for it.
+#[derive(Clone)]
+pub struct ModelParts {
+    pub(crate) name: String,
+    pub(crate) codec: Arc<dyn AnyCodec>,
+    pub(crate) device: DeviceWay,
+}
+
+impl ModelParts {
+    /// A model of this name; jobs choose by it, and metrics show it.
+    pub fn new<C: Codec>(
+        name: impl Into<String>,
+        codec: C,
+        device: Device<C::Input, C::Output>,
+    ) -> Self {
+        Self { name: name.into(), codec: Arc::new(codec), device: device.way }
+    }
+}
+
+impl std::fmt::Debug for ModelParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelParts").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What lies around a queue.
+pub(crate) struct Seams {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) results: Arc<dyn ResultStore>,
+    pub(crate) alerts: Arc<dyn Broker>,
+}
+
+/// A queue that is served.
+pub(crate) struct QueueState {
+    pub(crate) name: String,
+    /// Device and models, in words.
+    pub(crate) model: String,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) results: Arc<dyn ResultStore>,
+    pub(crate) alerts: Arc<dyn Broker>,
+    pub(crate) leases: Arc<Leases>,
+    /// One permit per job that may be held before it has run.
+    pub(crate) room: Arc<Semaphore>,
+    /// Jobs received and not yet decoded.
+    pub(crate) n_decoding: AtomicUsize,
+    pub(crate) counts: Counts,
+    /// Losses of the connection that the metrics count already.
+    pub(crate) n_losses_told: AtomicU64,
+    /// The lanes of its models.
+    pub(crate) lanes: Range<usize>,
+    /// The times of its batches, whatever ran them: what its scaler is told.
+    fit: Mutex<Fit>,
+}
+
+impl QueueState {
+    pub(crate) fn new(
+        name: String,
+        model: String,
+        seams: Seams,
+        leases: Arc<Leases>,
+        lanes: Range<usize>,
+        room: usize,
+    ) -> Self {
+        let Seams { broker, results, alerts } = seams;
+        Self {
+            name,
+            model,
+            broker,
+            results,
+            alerts,
+            leases,
+            room: Arc::new(Semaphore::new(room)),
+            n_decoding: AtomicUsize::new(0),
+            counts: Counts::default(),
+            n_losses_told: AtomicU64::new(0),
+            lanes,
+            fit: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {
+        lock(&self.fit)
+    }
+}
+
+/// One model as one queue uses it: no batch has jobs of two lanes.
+pub(crate) struct Lane {
+    /// The queue that it belongs to.
+    pub(crate) queue: usize,
+    /// What the model is called.
+    pub(crate) name: String,
+    pub(crate) codec: Arc<dyn AnyCodec>,
+    pub(crate) device: DeviceWay,
+    /// The largest cost of a batch for which the device had the memory.
+    pub(crate) memory: AtomicUsize,
+    fit: Mutex<Fit>,
+}
+
+impl Lane {
+    pub(crate) fn new(
+        queue: usize,
+        name: String,
+        codec: Arc<dyn AnyCodec>,
+        device: DeviceWay,
+    ) -> Self {
+        let memory = AtomicUsize::new(usize::MAX);
+        Self { queue, name, codec, device, memory, fit: Mutex::default() }
+    }
+
+    pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {
+        lock(&self.fit)
+    }
+
+    /// The device had no memory for a batch of this cost.
+    pub(crate) fn ran_out_of_memory(&self, cost: usize) {
+        self.memory.fetch_min((cost / 2).max(1), Ordering::Relaxed);
+    }
+}
+
+/// One queue, for the stages that work for it.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) at: usize,
+}
+
+impl Deref for Served {
+    type Target = QueueState;
+
+    fn deref(&self) -> &QueueState {
+        &self.shared.queues[self.at]
+    }
+}
+
+impl Served {
+    /// The lane of a job: of the model that it names, else of the queue's first.
+    pub(crate) fn lane_for(&self, job: &Job) -> Option<usize> {
+        let Some(asked) = &job.headers.model else { return Some(self.lanes.start) };
+        self.lanes.clone().find(|lane| is_called(asked, &self.shared.lanes[*lane].name))
+    }
+
+    /// Why a job without a lane is refused.
+    pub(crate) fn no_such_model(&self, job: &Job) -> String {
+        let asked = job.headers.model.as_deref().unwrap_or_default();
+        let names = self.lanes.clone().map(|lane| self.shared.lanes[lane].name.as_str());
+        let names = names.collect::<Vec<_>>().join(", ");
+        format!(
+            "ebb-model is {asked}; the models of queue {} here are {names}: name one of them, or \
+             none for the first",
+            self.name
+        )
+    }
+
+    /// The broker or the result store failed: counted, logged, and readiness ends.
+    pub(crate) fn trouble(&self, call: &'static str, error: &ebb_queue::Error) {
+        self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
+        self.shared.brokers.close(self.at, format!("{call}: {error}"));
+        warn!(
+            call, queue = %self.name, %error, kind = ?error.kind(),
+            "the broker failed; trying again"
+        );
+    }
+}
+
+/// Whether a model goes by this name; a name as it stands in a hub, with its owner, will do.
+fn is_called(asked: &str, name: &str) -> bool {
+    asked == name || asked.rsplit_once('/').is_some_and(|(_, last)| last == name)
+}
+
+/// Readiness as far as the brokers of all queues matter to it: each has to have answered last.
+#[derive(Debug)]
+pub(crate) struct BrokersGate {
+    gate: Gate,
+    closed: Mutex<BTreeMap<usize, String>>,
+}
+
+impl BrokersGate {
+    /// Closed for each of so many queues.
+    pub(crate) fn new(gate: Gate, n_queues: usize) -> Self {
+        let closed = (0..n_queues).map(|at| (at, "not yet".to_owned())).collect();
+        Self { gate, closed: Mutex::new(closed) }
+    }
+
+    pub(crate) fn open(&self, at: usize) {
+        self.change(|closed| closed.remove(&at));
+    }
+
+    pub(crate) fn close(&self, at: usize, why: String) {
+        self.change(|closed| closed.insert(at, why));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<usize, String>) -> Option<String>) {
+        let mut closed = lock(&self.closed);
+        change(&mut closed);
+        match closed.values().next() {
+            None => self.gate.open(),
+            Some(why) => self.gate.close(why.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_telemetry::{GateKind, Health};
+
+    use super::*;
+
+    #[test]
+    fn readiness_needs_the_broker_of_each_queue() {
+        let health = Health::new();
+        let brokers = BrokersGate::new(health.gate("broker", GateKind::Ready), 2);
+        brokers.open(0);
+        assert_eq!(health.ready(), Err("broker: not yet".to_owned()));
+        brokers.open(1);
+        assert_eq!(health.ready(), Ok(()));
+        brokers.close(0, "gone".to_owned());
+        brokers.close(1, "gone too".to_owned());
+        brokers.open(0);
+        assert_eq!(health.ready(), Err("broker: gone too".to_owned()));
+    }
+
+    #[test]
+    fn a_model_is_called_by_its_name_with_or_without_an_owner() {
+        assert!(is_called("minilm", "minilm") && is_called("acme/minilm", "minilm"));
+        assert!(!is_called("minilm", "mini") && !is_called("minilm/acme", "minilm"));
+    }
+}
