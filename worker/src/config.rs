@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ebb_model::DeviceChoice;
 #[cfg(feature = "cpu")]
-use ebb_model::ModelKind;
+use ebb_model::{DeviceChoice, ModelKind};
 use ebb_queue::{
     Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
 };
@@ -18,6 +17,7 @@ use ebb_telemetry::TraceArgs;
 
 use crate::batcher::Limits;
 use crate::deletion::Pod;
+use crate::placing::DeviceArgs;
 use crate::shared::Settings;
 
 /// How a worker is run.
@@ -62,9 +62,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR|sentinel|echo", env = "EBB_MODEL")]
     pub model: Option<String>,
 
-    /// Device to run it on: cpu
-    #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
-    pub device: DeviceChoice,
+    /// What it runs on.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Processor threads the model computes with, and that decode; 0 for as many as the processors
     /// that this process may use, or its cgroup's processor limit, rounded down, where that is less
@@ -251,6 +251,7 @@ fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Op
 impl WorkerArgs {
     /// Finds everything that can be found wrong without a broker, a port or a device.
     pub(crate) fn check(self) -> anyhow::Result<Plan> {
+        self.device.choice()?;
         let model = self.model_choice()?;
         let words = self.model_words();
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
@@ -320,7 +321,7 @@ impl WorkerArgs {
                 memory: self.echo_memory,
             }),
             #[cfg(feature = "cpu")]
-            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device)),
+            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device.choice()?)),
             other => self.model_in(Path::new(other)),
         }
     }
@@ -329,12 +330,13 @@ impl WorkerArgs {
     fn model_in(&self, dir: &Path) -> anyhow::Result<ModelChoice> {
         let shown = dir.display();
         ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
+        let device = self.device.choice()?;
         match ebb_model::recognise(dir).with_context(|| format!("--model {shown}"))? {
-            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
-            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
-            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
-            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), self.device)),
-            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
+            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), device)),
+            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), device)),
+            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), device)),
+            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), device)),
+            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), device)),
             other => anyhow::bail!("--model {shown}: this worker cannot run a {other}"),
         }
     }
@@ -346,7 +348,7 @@ impl WorkerArgs {
 
     fn model_words(&self) -> String {
         let model = self.model.as_deref().unwrap_or_default();
-        format!("{} on {}", name_of(model.as_ref()), self.device)
+        format!("{} on {}", name_of(model.as_ref()), self.device.device)
     }
 }
 
@@ -424,6 +426,8 @@ mod tests {
             (&["--payloads", "ftp://host"], "use file:///DIR, s3://BUCKET/PREFIX or results"),
             (&["--payloads", "file:/dev/null/no"], "--payloads: payload store: cannot use folder"),
             (&["--device", "tpu"], "unknown device"),
+            (&["--dtype", "fp16"], "use f32, f16 or bf16"),
+            (&["--dtype", "f16"], "--dtype: f16 on cpu: processors"),
             (&["--id", "two words"], "--id is not a name"),
             (&["--listen", "8080"], "--listen"),
             (&["--pod-deletion-cost", "on"], "--pod-deletion-cost on: the variable KUBERNETES_"),

@@ -21,12 +21,15 @@ mod lease;
 mod metrics;
 mod models;
 mod pipeline;
+mod placing;
 mod receive;
 mod run;
 mod settle;
 mod shared;
 mod status;
 mod trace;
+#[cfg(feature = "cpu")]
+mod warm;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec};
 #[cfg(feature = "cpu")]
@@ -36,5 +39,8 @@ pub use deletion::Pod;
 pub use device::{BuildError, Device, Phases};
 pub use metrics::Metrics;
 pub use pipeline::{Error, Pipeline};
+pub use placing::DeviceArgs;
 pub use run::run;
 pub use shared::{Parts, Settings, Summary};
+#[cfg(feature = "cpu")]
+pub use warm::{WarmArgs, Warmed, WarmedShape, warm};

@@ -11,7 +11,7 @@ use ebb_model::Model;
 use ebb_model::echo::Echo;
 #[cfg(feature = "cpu")]
 use ebb_model::{
-    DeviceChoice,
+    DeviceChoice, DeviceError,
     bert::{self, Classifier, Encoder, Tagger, Tokenizer},
     sentinel::Sentinel,
 };
@@ -64,6 +64,7 @@ pub(crate) async fn work(
             let settings = bert::Settings::read(&dir).context("--model")?;
             let codec = EncoderCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
             let build = move |phases: &mut Phases| {
+                start(device, phases)?;
                 let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
                 phases.time("warm-up", || model.warm_up())?;
                 Ok(model)
@@ -86,6 +87,7 @@ pub(crate) async fn work(
             let settings = bert::Settings::read(&dir).context("--model")?;
             let codec = TaggerCodec::new(tokenizer(&dir)?, &settings, name_of(&dir));
             let build = move |phases: &mut Phases| {
+                start(device, phases)?;
                 let mut model = phases.time("weights", || Tagger::load(&dir, device))?;
                 phases.time("warm-up", || model.warm_up())?;
                 Ok(model)
@@ -93,6 +95,12 @@ pub(crate) async fn work(
             work_with(codec, build, site, stop).await
         }
     }
+}
+
+/// Starts a device for which that takes time.
+#[cfg(feature = "cpu")]
+fn start(device: DeviceChoice, phases: &mut Phases) -> Result<(), DeviceError> {
+    if device.keeps_kernels() { phases.time("device", || device.start()) } else { Ok(()) }
 }
 
 #[cfg(feature = "cpu")]
@@ -106,6 +114,7 @@ fn classifier(
     device: DeviceChoice,
 ) -> impl FnMut(&mut Phases) -> Result<Classifier, BuildError> + Send + 'static {
     move |phases| {
+        start(device, phases)?;
         let mut model = phases.time("weights", || Classifier::load(&dir, device))?;
         phases.time("warm-up", || model.warm_up())?;
         Ok(model)
@@ -120,6 +129,7 @@ async fn sentinel(
     stop: CancellationToken,
 ) -> anyhow::Result<Summary> {
     let build = move |phases: &mut Phases| {
+        start(device, phases)?;
         let mut model = phases.time("weights", || match &dir {
             Some(dir) => Sentinel::load(dir, device),
             None => Sentinel::shipped(device),

@@ -11,3 +11,5 @@ pub(crate) mod scaler;
 #[cfg(feature = "cpu")]
 pub(crate) mod train;
 pub(crate) mod up;
+#[cfg(feature = "cpu")]
+pub(crate) mod warm;
