@@ -39,7 +39,7 @@ const HEADERS: [(&str, &str, &str); 6] = [
 /// The GPU with this number, once everything that it needs has been found.
 pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceError> {
     let choice = DeviceChoice::Cuda(ordinal, dtype).to_string();
-    let found = [headers(toolkit().as_deref()), compiler(), driver()];
+    let found = [driver(), compiler(), headers(toolkit().as_deref())];
     let missing: Vec<String> = found.into_iter().filter_map(Result::err).collect();
     if !missing.is_empty() {
         return Err(DeviceError::Missing { device: choice, missing });
@@ -173,7 +173,7 @@ fn toolkit() -> Option<PathBuf> {
 
 /// Whether the headers are there that kernels include.
 fn headers(toolkit: Option<&Path>) -> Result<(), String> {
-    let remedy = "install its package, or unpack the wheel and set CUDA_PATH to the folder that \
+    let remedy = "install the package, or unpack the wheel and set CUDA_PATH to the folder that \
                   holds include";
     let Some(toolkit) = toolkit else {
         return Err(format!(
