@@ -24,5 +24,9 @@ bench *args:
     cargo build --release --workspace --bins
     target/release/ebb-bench {{args}}
 
+# The form for NVIDIA GPUs; needs none to build.
+cuda:
+    cargo build --profile cuda --locked --features cuda -p ebb --bin ebb
+
 deny:
     cargo deny check

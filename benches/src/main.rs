@@ -6,6 +6,8 @@ mod calls;
 mod chaos;
 #[cfg(feature = "cpu")]
 mod encoder;
+#[cfg(feature = "cpu")]
+mod gpu;
 mod notify;
 mod outage;
 mod overhead;
@@ -51,6 +53,8 @@ enum Command {
     Batching(batching::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
+    #[cfg(feature = "cpu")]
+    Gpu(Box<gpu::Args>),
     #[command(hide = true)]
     Bare(overhead::BareArgs),
     #[command(hide = true)]
@@ -62,6 +66,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::progress(format_args!("ebb-bench: {error:#}"));
+            #[cfg(feature = "cpu")]
+            if error.is::<gpu::Unfit>() {
+                // As `ebb` ends where something is not to be had.
+                return ExitCode::from(69);
+            }
             ExitCode::FAILURE
         }
     }
@@ -99,6 +108,8 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),
+        #[cfg(feature = "cpu")]
+        Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
         Command::Publisher(args) => notify::publish(&args).await,
     }

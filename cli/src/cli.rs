@@ -13,9 +13,9 @@ use ebb_telemetry::{LogArgs, LogFormat};
 use ebb_worker::WorkerArgs;
 use tokio_util::sync::CancellationToken;
 
-#[cfg(feature = "cpu")]
-use crate::commands::train;
 use crate::commands::{dlq, enqueue, model, queue, result, scaler, split, up};
+#[cfg(feature = "cpu")]
+use crate::commands::{train, warm};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
@@ -71,7 +71,12 @@ enum Command {
 
 /// A worker, and who may stop it.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 struct WorkerCommand {
+    #[cfg(feature = "cpu")]
+    #[command(subcommand)]
+    command: Option<warm::Command>,
+
     #[command(flatten)]
     worker: WorkerArgs,
 
@@ -119,7 +124,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::Demo(args) => demo::run(*args, output).await,
         Command::Up(args) => up::run(*args, output).await,
-        Command::Worker(args) => worker(*args).await,
+        Command::Worker(args) => worker(*args, output).await,
         Command::Scaler(command) => scaler::run(*command, output).await,
         Command::Split(command) => split::run(*command, output).await,
         Command::Enqueue(args) => enqueue::run(*args, output).await,
@@ -132,8 +137,25 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
     }
 }
 
-async fn worker(command: WorkerCommand) -> Result<Exit> {
-    let WorkerCommand { mut worker, stop_with_stdin } = command;
+impl WorkerCommand {
+    /// Whether it runs until it is told to stop.
+    fn serves(&self) -> bool {
+        #[cfg(feature = "cpu")]
+        let is_asked = self.command.is_some();
+        #[cfg(not(feature = "cpu"))]
+        let is_asked = false;
+        !is_asked
+    }
+}
+
+async fn worker(command: WorkerCommand, output: Output) -> Result<Exit> {
+    #[cfg(feature = "cpu")]
+    if let Some(warm::Command::Warm(args)) = command.command {
+        return warm::run(*args, output).await;
+    }
+    #[cfg(not(feature = "cpu"))]
+    let _nothing_to_print = output;
+    let WorkerCommand { mut worker, stop_with_stdin, .. } = command;
     if worker.queue.is_none() {
         worker.queue = Some((&default_queue()?).into());
     }
@@ -171,7 +193,8 @@ impl Cli {
         let service = match &cli.command {
             Command::Scaler(command) => command.serves(),
             Command::Split(command) => command.serves(),
-            command => matches!(command, Command::Worker(_)),
+            Command::Worker(command) => command.serves(),
+            _ => false,
         };
         let given = matches.value_source("level") != Some(ValueSource::DefaultValue);
         if !service && !given {
@@ -236,6 +259,18 @@ mod tests {
         insta::assert_snapshot!("help-ebb", help(&[]));
         insta::assert_snapshot!("help-ebb-train", help(&["train"]));
         insta::assert_snapshot!("help-ebb-train-sentinel", help(&["train", "sentinel"]));
+        insta::assert_snapshot!("help-ebb-worker-warm", help(&["worker", "warm"]));
+    }
+
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn warming_up_takes_flags_of_its_own() {
+        let line =
+            "ebb worker warm --model minilm --device cpu --dtype f32 --kernel-cache k --json";
+        assert!(Cli::try_parse_from(line.split(' ')).expect(line).json);
+        let line = "ebb worker --id me warm --model minilm";
+        let error = Cli::try_parse_from(line.split(' ')).expect_err(line).to_string();
+        assert!(error.contains("cannot be used with"), "{error}");
     }
 
     /// Their own flags are held by the packages they come from.

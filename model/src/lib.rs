@@ -16,7 +16,7 @@ pub mod sentinel;
 pub use catalog::{ModelInfo, ModelKind, recognise};
 #[cfg(feature = "cpu")]
 pub use device::use_threads;
-pub use device::{DeviceChoice, DeviceError};
+pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
 
 /// A model on its device.

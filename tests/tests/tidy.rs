@@ -241,6 +241,30 @@ fn only_the_model_package_knows_burn() {
     assert_none("only ebb-model depends on burn", broken);
 }
 
+/// Crates of the CUDA form alone.
+const CUDA: [&str; 5] = ["burn-cubecl", "burn-cuda", "cubecl-cuda", "cubecl-llvm", "cudarc"];
+
+#[test]
+fn the_form_for_gpus_is_built_only_where_it_is_asked_for() {
+    let metadata = metadata();
+    for name in ["ebb", "ebb-bench", "ebb-worker"] {
+        let cuda = reach(&metadata, name).into_iter().filter(|name| CUDA.contains(&name.as_str()));
+        assert_none(&format!("{name} is built without CUDA by default"), cuda);
+    }
+}
+
+#[test]
+fn the_form_for_gpus_downloads_no_llvm() {
+    let lock = read("Cargo.lock");
+    let (_, ours) = lock.split_once("name = \"cubecl-llvm\"").expect("the CUDA form is locked");
+    let (ours, _) = ours.split_once("[[package]]").expect("it is not the last");
+    assert!(!ours.contains("source ="), "cubecl-llvm is the one under patches/: {ours}");
+    let llvm = ["tracel-llvm-bundler", "llvm-sys", "pliron-llvm"];
+    let named = |name: &&str| lock.contains(&format!("name = \"{name}\""));
+    let named = llvm.iter().filter(named).map(|name| (*name).to_owned());
+    assert_none("no crate in Cargo.lock brings LLVM", named);
+}
+
 #[test]
 fn only_the_queue_package_knows_a_brokers_client() {
     let mut broken = Vec::new();

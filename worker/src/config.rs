@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ebb_model::DeviceChoice;
 use ebb_queue::{
     Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
 };
@@ -14,6 +13,7 @@ use ebb_telemetry::TraceArgs;
 use crate::batcher::Limits;
 use crate::deletion::Pod;
 use crate::metrics::TENANTS;
+use crate::placing::DeviceArgs;
 use crate::serve::{QueuePlan, ServeEntry};
 use crate::shared::Settings;
 
@@ -69,9 +69,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N", env = "EBB_DIMENSIONS")]
     pub dimensions: Option<NonZeroUsize>,
 
-    /// Device to run it on: cpu
-    #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
-    pub device: DeviceChoice,
+    /// What it runs on.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Processor threads the model computes with, and that decode; 0 for as many as the processors
     /// that this process may use, or its cgroup's processor limit, rounded down, where that is less
@@ -228,6 +228,7 @@ fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Op
 impl WorkerArgs {
     /// Finds everything that can be found wrong without a broker, a port or a device.
     pub(crate) fn check(self) -> anyhow::Result<Plan> {
+        self.device.choice()?;
         let entries = self.entries()?;
         let missing = "--queue is missing: where do the jobs come from? try sqlite:/tmp/queue.db";
         let queue = self.queue.clone().context(missing)?.read("--queue")?;
@@ -359,6 +360,8 @@ pub(crate) mod tests {
             (&["--payloads", "ftp://host"], "use file:///DIR, s3://BUCKET/PREFIX or results"),
             (&["--payloads", "file:/dev/null/no"], "--payloads: payload store: cannot use folder"),
             (&["--device", "tpu"], "unknown device"),
+            (&["--dtype", "fp16"], "use f32, f16 or bf16"),
+            (&["--dtype", "f16"], "--dtype: f16 on cpu: processors"),
             (&["--id", "two words"], "--id is not a name"),
             (&["--listen", "8080"], "--listen"),
             (&["--pod-deletion-cost", "on"], "--pod-deletion-cost on: the variable KUBERNETES_"),

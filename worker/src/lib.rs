@@ -24,6 +24,7 @@ mod metrics;
 mod models;
 mod outcome;
 mod pipeline;
+mod placing;
 mod receive;
 mod run;
 mod serve;
@@ -32,6 +33,8 @@ mod settle;
 mod shared;
 mod status;
 mod trace;
+#[cfg(feature = "cpu")]
+mod warm;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec, Spent};
 #[cfg(feature = "cpu")]
@@ -41,6 +44,9 @@ pub use deletion::Pod;
 pub use device::{BuildError, Device, DeviceBuilder, Phases};
 pub use metrics::Metrics;
 pub use pipeline::{Error, Pipeline};
+pub use placing::DeviceArgs;
 pub use run::run;
 pub use served::{ModelParts, QueueParts};
 pub use shared::{Parts, Settings, Summary};
+#[cfg(feature = "cpu")]
+pub use warm::{WarmArgs, Warmed, WarmedShape, warm};

@@ -12,7 +12,7 @@ use ebb_model::Model;
 use ebb_model::echo::Echo;
 #[cfg(feature = "cpu")]
 use ebb_model::{
-    DeviceChoice,
+    DeviceChoice, DeviceError,
     bert::{self, Classifier, Encoder, Tagger, Tokenizer},
     sentinel::Sentinel,
 };
@@ -99,6 +99,7 @@ impl Seats {
                 self.n_encoders += 1;
                 let (dir, device) = (dir.clone(), *device);
                 Ok(self.add(name, codec, move |phases: &mut Phases| {
+                    start(device, phases)?;
                     let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
                     phases.time("warm-up", || model.warm_up())?;
                     Ok(model)
@@ -121,6 +122,7 @@ impl Seats {
                 let codec = TaggerCodec::new(tokenizer(dir)?, &settings, name_of(dir));
                 let (dir, device) = (dir.clone(), *device);
                 Ok(self.add(name, codec, move |phases: &mut Phases| {
+                    start(device, phases)?;
                     let mut model = phases.time("weights", || Tagger::load(&dir, device))?;
                     phases.time("warm-up", || model.warm_up())?;
                     Ok(model)
@@ -159,6 +161,12 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
     bert::Settings::read(dir).context("--model")
 }
 
+/// Starts a device for which that takes time.
+#[cfg(feature = "cpu")]
+fn start(device: DeviceChoice, phases: &mut Phases) -> Result<(), DeviceError> {
+    if device.keeps_kernels() { phases.time("device", || device.start()) } else { Ok(()) }
+}
+
 #[cfg(feature = "cpu")]
 fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Tokenizer::load(dir).context("--model")
@@ -170,6 +178,7 @@ fn classifier(
     device: DeviceChoice,
 ) -> impl FnMut(&mut Phases) -> Result<Classifier, BuildError> + Send + 'static {
     move |phases| {
+        start(device, phases)?;
         let mut model = phases.time("weights", || Classifier::load(&dir, device))?;
         phases.time("warm-up", || model.warm_up())?;
         Ok(model)
@@ -182,6 +191,7 @@ fn sentinel(
     device: DeviceChoice,
 ) -> impl FnMut(&mut Phases) -> Result<Sentinel, BuildError> + Send + 'static {
     move |phases| {
+        start(device, phases)?;
         let mut model = phases.time("weights", || match &dir {
             Some(dir) => Sentinel::load(dir, device),
             None => Sentinel::shipped(device),

@@ -26,9 +26,12 @@ use crate::shared::{Parts, Pauses, Summary};
 /// not to be had; when the device fails for good.
 pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summary> {
     let threads = std::num::NonZeroUsize::new(args.threads);
-    let trace = args.trace.clone();
+    let (trace, device) = (args.trace.clone(), args.device.clone());
     let plan = args.check()?;
     limit_threads(threads)?;
+    if let Some(dir) = device.keep_kernels()? {
+        info!(dir = %dir.display(), "kernels are kept");
+    }
     let instance = Some(plan.settings.worker.clone());
     let version = env!("CARGO_PKG_VERSION");
     let traces = trace.start(&Service { name: "ebb-worker", version, instance })?;

@@ -7,9 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ebb_model::DeviceChoice;
 #[cfg(feature = "cpu")]
-use ebb_model::ModelKind;
+use ebb_model::{DeviceChoice, ModelKind};
 use ebb_queue::QueueUrl;
 
 use crate::config::WorkerArgs;
@@ -132,7 +131,7 @@ impl WorkerArgs {
         }
         for plan in &mut plans {
             let names: Vec<&str> = plan.models.iter().map(|(name, _)| name.as_str()).collect();
-            plan.words = format!("{} on {}", names.join(", "), self.device);
+            plan.words = format!("{} on {}", names.join(", "), self.device.device);
         }
         Ok(plans)
     }
@@ -145,7 +144,7 @@ impl WorkerArgs {
                 memory: self.echo_memory,
             }),
             #[cfg(feature = "cpu")]
-            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device)),
+            "sentinel" => Ok(ModelChoice::Sentinel(None, self.device.choice()?)),
             other => self.model_in(flag, Path::new(other)),
         }
     }
@@ -154,12 +153,13 @@ impl WorkerArgs {
     fn model_in(&self, flag: &str, dir: &Path) -> anyhow::Result<ModelChoice> {
         let shown = dir.display();
         ensure!(dir.is_dir(), "{flag} {shown}: no such directory; fetch it with ebb model pull");
+        let device = self.device.choice()?;
         match ebb_model::recognise(dir).with_context(|| format!("{flag} {shown}"))? {
-            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), self.device)),
-            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), self.device)),
-            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), self.device)),
-            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), self.device)),
-            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), self.device)),
+            ModelKind::Encoder => Ok(ModelChoice::Encoder(dir.to_owned(), device)),
+            ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), device)),
+            ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), device)),
+            ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), device)),
+            ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), device)),
             other => anyhow::bail!("{flag} {shown}: this worker cannot run a {other}"),
         }
     }

@@ -12,3 +12,5 @@ pub(crate) mod split;
 #[cfg(feature = "cpu")]
 pub(crate) mod train;
 pub(crate) mod up;
+#[cfg(feature = "cpu")]
+pub(crate) mod warm;

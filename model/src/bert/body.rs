@@ -1,40 +1,89 @@
-//! The transformer on the processor: texts end to end, from tokens to their vectors.
+//! The transformer without a head: from the tokens of texts to their vectors, in one of two ways. On
+//! the processor texts lie end to end and nothing is padded; a device that launches kernels gets
+//! them side by side, in few shapes.
 
-use std::ops::Range;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::config::Config;
+use super::graph::{self, Graph};
 use super::layers::Layers;
+use super::pool::Pick;
+use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
 use super::{Tokens, kernels};
-use crate::{InferError, ItemError, LoadError};
+use crate::device::Opened;
+use crate::{InferError, InferErrorKind, ItemError, LoadError};
 
-/// Tokens run at once; more would only make the buffers larger.
+/// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
+
+/// Texts and their tokens for what happens once.
+const WARM_UP: [(usize, usize); 3] = [(1, 8), (1, 64), (8, 64)];
 
 /// The layers that every model of the family shares, without a head.
 #[derive(Debug)]
 pub(crate) struct Body {
     config: Config,
-    embeddings: Embeddings,
-    layers: Layers,
+    way: Way,
+    /// The device, for people.
+    name: String,
+}
+
+/// How it runs.
+#[derive(Debug)]
+enum Way {
+    /// On the processor.
+    EndToEnd(Box<(Embeddings, Layers)>),
+    /// By kernels.
+    SideBySide(Box<Graph>),
 }
 
 /// One result per item, or the failure of the whole batch.
 pub(crate) type Results<O> = Result<Vec<Result<O, ItemError>>, InferError>;
 
 impl Body {
-    pub(crate) fn load(config: Config, reader: &mut Reader) -> Result<Self, LoadError> {
-        let embeddings = reader.embeddings(&config)?;
-        let layers = Layers::load(&config, reader)?;
-        Ok(Self { config, embeddings, layers })
+    pub(crate) fn load(
+        config: Config,
+        reader: &mut Reader,
+        opened: &Opened,
+    ) -> Result<Self, LoadError> {
+        let way = if opened.launches {
+            Way::SideBySide(Box::new(Graph::load(&config, reader, opened)?))
+        } else {
+            let embeddings = reader.embeddings(&config)?;
+            Way::EndToEnd(Box::new((embeddings, Layers::load(&config, reader, &opened.device)?)))
+        };
+        Ok(Self { config, way, name: format!("{} in {}", opened.name, opened.dtype) })
     }
 
-    /// Runs the jobs of a batch, each a list of texts; `head` makes a result of the vectors of a
-    /// text's tokens. A text that does not fit, or whose result is an error, fails its job alone.
+    /// The device and its type of numbers, for people.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    pub(crate) fn warm_up(&self, pick: Pick, longest: usize) -> Result<(), InferError> {
+        for (rows, length) in WARM_UP {
+            self.warm_shape(pick, Shape { rows, length: length.min(longest) })?;
+        }
+        Ok(())
+    }
+
+    /// Runs one forward of this shape.
+    pub(crate) fn warm_shape(&self, pick: Pick, shape: Shape) -> Result<(), InferError> {
+        let text = Tokens::from_ids(vec![0; shape.length]);
+        let texts: Vec<&Tokens> = std::iter::repeat_n(&text, shape.rows).collect();
+        self.encode(&texts, pick).map(|_| ())
+    }
+
+    /// Runs the jobs of a batch, each a list of texts; `head` makes a result of what `pick` leaves
+    /// of the vectors of a text's tokens. A text that does not fit, or whose result is an error, fails its job alone.
     pub(crate) fn infer<T, O>(
         &self,
         batch: &[Vec<T>],
         tokens: impl Fn(&T) -> &Tokens,
+        pick: Pick,
         head: impl Fn(&[f32], &T) -> Result<O, ItemError>,
     ) -> Results<Vec<O>> {
         let check = |texts: &Vec<T>| texts.iter().try_for_each(|text| self.check(tokens(text)));
@@ -42,16 +91,8 @@ impl Body {
         let sound = batch.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let texts: Vec<&T> = sound.flat_map(|(texts, _)| texts).collect();
         let all: Vec<&Tokens> = texts.iter().map(|text| tokens(text)).collect();
-        let mut outputs = Vec::with_capacity(texts.len());
-        for part in parts(&all) {
-            let (rows, spans) = self.encode(part)?;
-            let width = self.config.hidden;
-            for span in spans {
-                let text = texts[outputs.len()];
-                outputs.push(head(&rows[span.start * width..span.end * width], text));
-            }
-        }
-        let mut outputs = outputs.into_iter();
+        let picked = self.encode(&all, pick)?;
+        let mut outputs = picked.iter().zip(texts).map(|(picked, text)| head(picked, text));
         let mut results = Vec::with_capacity(batch.len());
         for (texts, checked) in batch.iter().zip(checked) {
             results.push(checked.and_then(|()| {
@@ -63,18 +104,55 @@ impl Body {
         Ok(results)
     }
 
-    /// The last layer's vectors of texts that fit the model, end to end, and where each text lies.
-    fn encode(&self, texts: &[&Tokens]) -> Result<(Vec<f32>, Vec<Range<usize>>), InferError> {
+    /// What is picked of the last layer's vectors of each of these texts, which fit the model.
+    fn encode(&self, texts: &[&Tokens], pick: Pick) -> Result<Vec<Vec<f32>>, InferError> {
+        match &self.way {
+            Way::EndToEnd(model) => {
+                let mut picked = Vec::with_capacity(texts.len());
+                for part in parts(texts) {
+                    self.encode_part(part, model, pick, &mut picked)?;
+                }
+                Ok(picked)
+            }
+            Way::SideBySide(graph) => {
+                let run = || side_by_side(graph, texts, self.config.positions, pick);
+                // Some of burn's backends panic where others answer with an error.
+                let ran = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+                    let failure = words(&*panic).map(graph::failure);
+                    match failure.filter(|it| it.kind() == InferErrorKind::OutOfMemory) {
+                        Some(out_of_memory) => Err(out_of_memory),
+                        None => resume_unwind(panic),
+                    }
+                });
+                if ran.as_ref().is_err_and(|it| it.kind() == InferErrorKind::OutOfMemory) {
+                    graph.free();
+                }
+                ran
+            }
+        }
+    }
+
+    /// Texts end to end.
+    fn encode_part(
+        &self,
+        texts: &[&Tokens],
+        (embeddings, layers): &(Embeddings, Layers),
+        pick: Pick,
+        picked: &mut Vec<Vec<f32>>,
+    ) -> Result<(), InferError> {
         let width = self.config.hidden;
         let mut spans = Vec::with_capacity(texts.len());
         let mut rows = Vec::new();
         for text in texts {
             let start = rows.len() / width;
-            self.embeddings.embed(text, &mut rows);
+            embeddings.embed(text, &mut rows);
             spans.push(start..start + text.len());
         }
-        kernels::norm(&mut rows, &self.embeddings.norm);
-        Ok((self.layers.run(rows, &spans, &self.config)?, spans))
+        kernels::norm(&mut rows, &embeddings.norm);
+        let rows = layers.run(rows, &spans, &self.config)?;
+        let of_text = |span: &std::ops::Range<usize>| &rows[span.start * width..span.end * width];
+        picked.extend(spans.iter().map(|span| pick.of_rows(of_text(span), width).into_owned()));
+        Ok(())
     }
 
     /// Whether a text is one that [`Self::encode`] can take.
@@ -99,6 +177,34 @@ impl Body {
             None => Ok(()),
         }
     }
+}
+
+/// Texts in the shapes of kernels; all forwards are started before the first is waited for.
+fn side_by_side(
+    graph: &Graph,
+    texts: &[&Tokens],
+    longest: usize,
+    pick: Pick,
+) -> Result<Vec<Vec<f32>>, InferError> {
+    let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+    let parts = shapes::plan(&lengths, longest);
+    let start = |part: &shapes::Part| {
+        let own: Vec<&Tokens> = part.texts.iter().map(|place| texts[*place]).collect();
+        graph.start(&own, part, pick)
+    };
+    let outputs: Vec<graph::Output> = parts.iter().map(start).collect();
+    let mut picked = vec![Vec::new(); texts.len()];
+    for (part, output) in parts.iter().zip(outputs) {
+        for (place, rows) in part.texts.iter().zip(output.read()?) {
+            picked[*place] = rows;
+        }
+    }
+    Ok(picked)
+}
+
+fn words(panic: &(dyn Any + Send)) -> Option<&str> {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }
 
 /// Cuts a list of texts into runs of at most [`MAX_TOKENS_AT_ONCE`] tokens.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::body::Body;
 use super::head::SequenceHead;
+use super::pool::Pick;
 use super::weights::Reader;
 use super::{Settings, Tokens};
 use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
@@ -32,19 +33,17 @@ impl Classifier {
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let config = settings.config.clone();
-        let mut reader = Reader::open(dir, config.family, device.open())?;
+        let opened = device.open()?;
+        let mut reader = Reader::open(dir, config.family)?;
         let n_labels = settings.labels().len();
         let head = SequenceHead::load(&mut reader, config.family, config.hidden, n_labels)?;
-        let body = Body::load(config, &mut reader)?;
+        let body = Body::load(config, &mut reader, &opened)?;
         Ok(Self { settings, body, head })
     }
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        for batch in super::warm_up_batches(self.settings.max_tokens) {
-            self.infer(&batch)?;
-        }
-        Ok(())
+        self.body.warm_up(Pick::First, self.settings.max_tokens)
     }
 }
 
@@ -58,13 +57,12 @@ impl Model for Classifier {
         &mut self,
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Classification>, ItemError>>, InferError> {
-        let width = self.settings.hidden();
-        let head = |rows: &[f32], text: &Tokens| {
-            let logits = self.head.apply(&rows[..width]);
+        let head = |first: &[f32], text: &Tokens| {
+            let logits = self.head.apply(first);
             super::finite(&logits)?;
             let scores = self.settings.problem().scores(&logits);
             Ok(Classification { logits, scores, tokens: text.len() })
         };
-        self.body.infer(batch, |text| text, head)
+        self.body.infer(batch, |text| text, Pick::First, head)
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::body::Body;
 use super::weights::Reader;
-use super::{Pooling, Settings, Tokens};
+use super::{Settings, Tokens};
 use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
 
 /// The vector of one text.
@@ -40,8 +40,9 @@ impl Encoder {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
-        let mut reader = Reader::open(dir, settings.config.family, device.open())?;
-        let body = Body::load(settings.config.clone(), &mut reader)?;
+        let opened = device.open()?;
+        let mut reader = Reader::open(dir, settings.config.family)?;
+        let body = Body::load(settings.config.clone(), &mut reader, &opened)?;
         Ok(Self { settings, body })
     }
 
@@ -52,41 +53,7 @@ impl Encoder {
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        for batch in super::warm_up_batches(self.settings.max_tokens) {
-            self.infer(&batch)?;
-        }
-        Ok(())
-    }
-
-    /// One vector of the vectors of a text's tokens.
-    fn pool(&self, rows: &[f32]) -> Vec<f32> {
-        let width = self.settings.hidden();
-        let n_tokens = rows.len() / width;
-        let (first, others) = rows.split_at(width);
-        let mut vector = first.to_vec();
-        match self.settings.pooling {
-            Pooling::Cls => {}
-            Pooling::LastToken => vector.copy_from_slice(&rows[(n_tokens - 1) * width..]),
-            Pooling::Mean => {
-                for token in others.chunks_exact(width) {
-                    vector.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
-                }
-                vector.iter_mut().for_each(|sum| *sum /= n_tokens as f32);
-            }
-            Pooling::Max => {
-                for token in others.chunks_exact(width) {
-                    let pairs = vector.iter_mut().zip(token);
-                    // A NaN on either side must not be lost.
-                    pairs.for_each(|(max, x)| {
-                        *max = if *max >= *x { *max } else { *x + 0.0 * *max }
-                    });
-                }
-            }
-        }
-        if self.settings.normalize {
-            normalise(&mut vector);
-        }
-        vector
+        self.body.warm_up(self.settings.pooling.into(), self.settings.max_tokens)
     }
 }
 
@@ -105,11 +72,14 @@ impl Model for Encoder {
         &mut self,
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Embedding>, ItemError>>, InferError> {
-        let head = |rows: &[f32], text: &Tokens| {
-            let vector = self.pool(rows);
+        let head = |pooled: &[f32], text: &Tokens| {
+            let mut vector = pooled.to_vec();
+            if self.settings.normalize {
+                normalise(&mut vector);
+            }
             super::finite(&vector)?;
             Ok(Embedding { vector, tokens: text.len() })
         };
-        self.body.infer(batch, |text| text, head)
+        self.body.infer(batch, |text| text, self.settings.pooling.into(), head)
     }
 }

@@ -26,8 +26,16 @@ pub(crate) enum Layers {
 
 impl Layers {
     /// Reads them as this processor wants them.
-    pub(crate) fn load(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
-        if Panels::suit() { Self::packed(config, reader) } else { Self::burn(config, reader) }
+    pub(crate) fn load(
+        config: &Config,
+        reader: &mut Reader,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        if Panels::suit() {
+            Self::packed(config, reader)
+        } else {
+            Self::burn(config, reader, device)
+        }
     }
 
     fn packed(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
@@ -35,13 +43,12 @@ impl Layers {
         Ok(Self::Packed(layers.collect::<Result<_, _>>()?))
     }
 
-    fn burn(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
-        let device = reader.device().clone();
+    fn burn(config: &Config, reader: &mut Reader, device: &Device) -> Result<Self, LoadError> {
         let tensor = |matrix: &[f32], from, to| {
-            Tensor::from_data(TensorData::new(matrix.to_vec(), [from, to]), &device)
+            Tensor::from_data(TensorData::new(matrix.to_vec(), [from, to]), device)
         };
         let layers = (0..config.layers).map(|n| reader.layer(n, config, &tensor));
-        Ok(Self::Burn(layers.collect::<Result<_, _>>()?, device))
+        Ok(Self::Burn(layers.collect::<Result<_, _>>()?, device.clone()))
     }
 
     /// What comes out of the last layer; `rows` goes into the first.
@@ -182,15 +189,14 @@ mod tests {
 
     use super::super::Settings;
     use super::*;
-    use crate::DeviceChoice;
 
     #[test]
     fn packed_weights_give_what_burn_gives() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
         let config = Settings::read(&dir).unwrap().config;
-        let open = || Reader::open(&dir, config.family, DeviceChoice::Cpu.open()).unwrap();
+        let open = || Reader::open(&dir, config.family).unwrap();
         let packed = Layers::packed(&config, &mut open()).unwrap();
-        let burn = Layers::burn(&config, &mut open()).unwrap();
+        let burn = Layers::burn(&config, &mut open(), &Device::flex()).unwrap();
         let texts = [0..1, 1..3, 3..10, 10..130, 130..133];
         let rows: Vec<f32> = (0..133 * config.hidden).map(|n| (n as f32).sin()).collect();
         let found = packed.run(rows.clone(), &texts, &config).unwrap();

@@ -13,6 +13,8 @@ mod encoder;
 mod entities;
 mod family;
 #[cfg(feature = "cpu")]
+mod graph;
+#[cfg(feature = "cpu")]
 mod head;
 #[cfg(feature = "cpu")]
 mod kernels;
@@ -21,12 +23,18 @@ mod layers;
 mod modules;
 #[cfg(feature = "cpu")]
 mod panels;
+#[cfg(feature = "cpu")]
+mod pool;
 mod settings;
+#[cfg(feature = "cpu")]
+mod shapes;
 #[cfg(feature = "cpu")]
 mod tagger;
 mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
+#[cfg(feature = "cpu")]
+mod warmer;
 #[cfg(feature = "cpu")]
 mod weights;
 
@@ -41,20 +49,14 @@ pub use modules::Pooling;
 pub use settings::Settings;
 pub(crate) use settings::read_json;
 #[cfg(feature = "cpu")]
+pub use shapes::Shape;
+#[cfg(feature = "cpu")]
 pub use tagger::{Tag, Tagged, Tagger};
 pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
 pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
-
-/// Batches of a few shapes, for what happens once.
 #[cfg(feature = "cpu")]
-fn warm_up_batches(max_tokens: usize) -> impl Iterator<Item = Vec<Vec<Tokens>>> {
-    let shapes = [(1, 8), (1, 64), (8, 64)].into_iter();
-    shapes.map(move |(n_texts, n_tokens)| {
-        let text = Tokens::from_ids(vec![0; n_tokens.min(max_tokens)]);
-        vec![vec![text]; n_texts]
-    })
-}
+pub use warmer::Warmer;
 
 /// Refuses an output that is no number.
 #[cfg(feature = "cpu")]

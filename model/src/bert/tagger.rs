@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::body::Body;
 use super::head::Linear;
+use super::pool::Pick;
 use super::task::softmax;
 use super::weights::Reader;
 use super::{Piece, Pieces, Settings};
@@ -49,18 +50,16 @@ impl Tagger {
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let config = settings.config.clone();
-        let mut reader = Reader::open(dir, config.family, device.open())?;
+        let opened = device.open()?;
+        let mut reader = Reader::open(dir, config.family)?;
         let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
-        let body = Body::load(config, &mut reader)?;
+        let body = Body::load(config, &mut reader, &opened)?;
         Ok(Self { settings, body, head })
     }
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        for batch in super::warm_up_batches(self.settings.max_tokens) {
-            self.body.infer(&batch, |text| text, |_, _| Ok(()))?;
-        }
-        Ok(())
+        self.body.warm_up(Pick::Tokens, self.settings.max_tokens)
     }
 
     fn tag(&self, row: &[f32], piece: Piece) -> Result<Tag, ItemError> {
@@ -92,6 +91,6 @@ impl Model for Tagger {
             let tags = own.map(|(row, piece)| self.tag(row, *piece)).collect::<Result<_, _>>()?;
             Ok(Tagged { tags, tokens: text.tokens.len(), is_cut: text.is_cut })
         };
-        self.body.infer(batch, |text| &text.tokens, rows_of)
+        self.body.infer(batch, |text| &text.tokens, Pick::Tokens, rows_of)
     }
 }

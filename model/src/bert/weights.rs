@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use burn::tensor::Device;
-
 use super::Tokens;
 use super::config::Config;
 use super::family::{Family, Part};
@@ -53,12 +51,7 @@ impl Embeddings {
     pub(crate) fn embed(&self, text: &Tokens, rows: &mut Vec<f32>) {
         let width = self.width;
         let start = rows.len();
-        let mut position = self.first_position;
-        for id in text.ids() {
-            // In RoBERTa a padding token in the midst of a text has a place of its own.
-            let is_padding = *id as usize + 1 == self.first_position;
-            let row = if is_padding { self.first_position - 1 } else { position };
-            position += usize::from(!is_padding);
+        for (id, row) in text.ids().iter().zip(self.places(text)) {
             let word = &self.words[*id as usize * width..][..width];
             let place = &self.positions[row * width..][..width];
             rows.extend(word.iter().zip(place).map(|(word, place)| word + place));
@@ -71,20 +64,36 @@ impl Embeddings {
             row.iter_mut().zip(more).for_each(|(x, more)| *x += more);
         }
     }
+
+    /// The row of the table of positions for each token of a text.
+    pub(crate) fn places(&self, text: &Tokens) -> impl Iterator<Item = usize> {
+        let first = self.first_position;
+        text.ids().iter().scan(first, move |position, id| {
+            // In RoBERTa a padding token in the midst of a text has a place of its own.
+            let is_padding = *id as usize + 1 == first;
+            let row = if is_padding { first - 1 } else { *position };
+            *position += usize::from(!is_padding);
+            Some(row)
+        })
+    }
+
+    /// The tables of words, positions and types, for a device that keeps them; they are gone here.
+    pub(crate) fn take_tables(&mut self) -> [Vec<f32>; 3] {
+        [&mut self.words, &mut self.positions, &mut self.types].map(std::mem::take)
+    }
 }
 
 /// The weights file of a model, for its body and its head.
 pub(crate) struct Reader {
     weights: Weights<BufReader<File>>,
     prefix: &'static str,
-    device: Device,
 }
 
 const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl Reader {
     /// Opens `dir/model.safetensors`.
-    pub(crate) fn open(dir: &Path, family: Family, device: Device) -> Result<Self, LoadError> {
+    pub(crate) fn open(dir: &Path, family: Family) -> Result<Self, LoadError> {
         let path = dir.join("model.safetensors");
         let weights = Weights::open(&path)?;
         // Saved alone, or as a part of a larger model.
@@ -96,11 +105,7 @@ impl Reader {
             );
             return Err(LoadError::tensor(&path, WORDS, message));
         };
-        Ok(Self { weights, prefix, device })
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
+        Ok(Self { weights, prefix })
     }
 
     /// A tensor of the transformer.

@@ -77,7 +77,7 @@ impl Sentinel {
         device: DeviceChoice,
     ) -> Result<Self, LoadError> {
         let layers = net::read(&config, &mut weights)?;
-        Ok(Self::new(config, layers, device.open()))
+        Ok(Self::new(config, layers, device.open()?.device))
     }
 
     pub(super) fn new(config: Config, layers: Layers, device: Device) -> Self {

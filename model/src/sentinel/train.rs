@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::net::{self, Net};
 use super::{Config, MODEL_TYPE, Normalisation, Reading, SENSORS, Sensor, Sentinel};
-use crate::{DeviceChoice, InferError};
+use crate::{DeviceChoice, DeviceError, InferError};
 
 /// Windows in one step.
 const BATCH: usize = 128;
@@ -96,6 +96,9 @@ pub struct Scores {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// An option is out of its range.
     #[error("{option} is {found}; choose {range}")]
     Option {
@@ -159,7 +162,7 @@ pub fn train(
     }
 
     let layers = fit(&config, &learn.sound(), options, progress)?;
-    let device = options.device.open();
+    let device = options.device.open()?.device;
     let sentinel = Sentinel::new(config.clone(), layers.clone(), device.clone());
     let errors = sentinel.errors(calibrate.sound())?;
     config.usual_error = mean(&errors);
@@ -186,7 +189,7 @@ fn fit(
     options: &Options,
     progress: &mut dyn FnMut(&Epoch),
 ) -> Result<net::Layers, TrainError> {
-    let device = options.device.open().autodiff();
+    let device = options.device.open()?.device.autodiff();
     let width = config.window * SENSORS;
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut net = Net::new(config, &net::random(config, &mut rng), &device);

@@ -1,0 +1,86 @@
+"""The other side of `ebb-bench gpu`: sentence-transformers, eager and compiled, one JSON line per call.
+
+    {"model": DIR, "device": NAME, "dtype": TYPE}    -> {"peers": {NAME: {...}}}
+    {"peer": NAME, "ids": [[...], ...], "times": K}  -> {"seconds": S, "vectors": [[...], ...] or null}
+
+The time is that of K forwards: tensors made from the ids, the model, the vectors read back, which
+waits for the device. Vectors come with a single forward only. All texts of a batch are of one length,
+so that nobody pads.
+"""
+
+import copy
+import importlib.metadata
+import json
+import os
+import sys
+import time
+
+# Only answers may stand on stdout; whatever a library prints goes to stderr.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def start(ask):
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        missing = {"missing": f"{error}; pip install sentence-transformers"}
+        return {}, {"eager": missing, "compiled": missing}
+    device = ask["device"].split("-")[0]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        missing = {"missing": "torch finds no GPU; install a build of torch for its driver"}
+        return {}, {"eager": missing, "compiled": missing}
+    dtype = getattr(torch, DTYPES[ask["dtype"]])
+    model = SentenceTransformer(ask["model"], device=device).eval().to(dtype)
+    said = {
+        "version": importlib.metadata.version("torch"),
+        "sentence_transformers": importlib.metadata.version("sentence-transformers"),
+        "dtype": DTYPES[ask["dtype"]],
+    }
+    forwards = {"eager": forward(torch, model, device)}
+    if not device.startswith("cuda"):
+        # A processor only tries the bench, and compiling for it takes minutes.
+        return forwards, {"eager": said, "compiled": {"missing": "it is compiled for a GPU only"}}
+    compiled = copy.deepcopy(model)
+    # As many shapes as are asked for, each compiled for itself, and captured into graphs.
+    torch._dynamo.config.recompile_limit = 256
+    mode = "reduce-overhead"
+    name = next(name for name in ("model", "auto_model") if hasattr(compiled[0], name))
+    setattr(compiled[0], name, torch.compile(getattr(compiled[0], name), mode=mode, dynamic=False))
+    forwards["compiled"] = forward(torch, compiled, device)
+    return forwards, {"eager": said, "compiled": {**said, "mode": mode}}
+
+
+def forward(torch, model, device):
+    def run(ids):
+        with torch.inference_mode():
+            input_ids = torch.tensor(ids, device=device)
+            features = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+            return model(features)["sentence_embedding"].float().cpu().numpy()
+
+    return run
+
+
+def answer(value):
+    ANSWERS.write(json.dumps(value) + "\n")
+    ANSWERS.flush()
+
+
+def main():
+    forwards, said = start(json.loads(sys.stdin.readline()))
+    answer({"peers": said})
+    for line in sys.stdin:
+        ask = json.loads(line)
+        forward, ids = forwards[ask["peer"]], ask["ids"]
+        begin = time.perf_counter()
+        for _ in range(ask["times"]):
+            vectors = forward(ids)
+        seconds = time.perf_counter() - begin
+        answer({"seconds": seconds, "vectors": vectors.tolist() if ask["times"] == 1 else None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,472 @@
+//! What a GPU makes of the encoder: is it right, how fast is it, how near to what the card could do,
+//! and how long does it take to begin?
+//!
+//! Three ways, each beside PyTorch where that is there: the model alone, a worker on a queue in
+//! memory, and a worker on SQLite. A forward is the model alone: tensors made from ids, the layers,
+//! pooling, the vectors read back. Its sides take turns. The best batch of each side counts.
+
+mod cold;
+mod made;
+mod peaks;
+mod peers;
+mod ways;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ebb_model::bert::{Encoder, Tokenizer, Tokens, Warmer};
+use ebb_model::{DeviceChoice, DeviceError, Dtype, Model};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::broker::{Bed, BrokerArgs};
+use crate::process::EbbArgs;
+use crate::report::{self, Table, progress};
+use cold::{Cold, Start};
+use made::{Known, Sizes};
+use peers::{PEERS, Peers};
+use ways::Way;
+
+/// Tokens of the texts that are held against the reference: short, long, and beside the steps that
+/// shapes have.
+const CHECKED: [usize; 10] = [3, 16, 17, 31, 48, 100, 128, 200, 385, 512];
+
+/// The encoder on a GPU: correctness, speed three ways beside PyTorch, share of the card's peak, and
+/// cold start
+///
+/// Fails if vectors are others than those of the processor in f32. Ends with 69 where there is no
+/// such device.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    broker: BrokerArgs,
+
+    #[command(flatten)]
+    worker: EbbArgs,
+
+    /// Device to measure; cpu and cpu-tensors try the bench itself, with small numbers for the rest
+    #[arg(long, env = "EBB_BENCH_DEVICE", hide_env_values = true, value_name = "DEVICE")]
+    #[arg(default_value = "cuda:0")]
+    device: String,
+
+    /// Numbers to compute with: f32, f16 or bf16 [default: as the worker on this device]
+    #[arg(long, env = "EBB_BENCH_DTYPE", hide_env_values = true, value_name = "TYPE")]
+    dtype: Option<Dtype>,
+
+    /// Shapes of models that are made with weights of chance
+    #[arg(long, value_enum, env = "EBB_BENCH_SHAPES", hide_env_values = true)]
+    #[arg(value_delimiter = ',', default_values = ["minilm", "bert-base"])]
+    shapes: Vec<Known>,
+
+    /// Directory of an encoder to measure instead
+    #[arg(long, env = "EBB_BENCH_MODEL", hide_env_values = true, value_name = "DIR")]
+    model: Option<PathBuf>,
+
+    /// Tokens of each text, a row of the table for each
+    #[arg(long, env = "EBB_BENCH_TOKENS", hide_env_values = true, value_name = "N,...")]
+    #[arg(value_delimiter = ',', default_values = ["16", "32", "128", "256", "512"])]
+    tokens: Vec<NonZeroUsize>,
+
+    /// Texts of a batch to try; of each side the best counts
+    #[arg(long, env = "EBB_BENCH_BATCHES", hide_env_values = true, value_name = "N,...")]
+    #[arg(value_delimiter = ',', default_values = ["8", "32", "128", "512"])]
+    batches: Vec<NonZeroUsize>,
+
+    /// Most tokens of a batch; larger ones are not tried
+    #[arg(long, env = "EBB_BENCH_MAX_COST", hide_env_values = true, value_name = "TOKENS")]
+    #[arg(default_value_t = 65536)]
+    max_cost: usize,
+
+    /// Rounds of which the median is taken
+    #[arg(long, env = "EBB_BENCH_ROUNDS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = 3)]
+    rounds: usize,
+
+    /// Seconds that a side runs in each round; a worker runs five times as long
+    #[arg(long, env = "EBB_BENCH_SECONDS", hide_env_values = true, value_name = "S")]
+    #[arg(default_value_t = 0.5)]
+    seconds: f64,
+
+    /// Python with sentence-transformers and torch for the device; what it lacks is a dash
+    #[arg(long, env = "EBB_BENCH_PYTHON", hide_env_values = true, value_name = "PATH")]
+    #[arg(default_value = "python3")]
+    python: PathBuf,
+
+    /// Peak of the card in 10^12 operations a second [default: its data sheet's, where known]
+    #[arg(long, env = "EBB_BENCH_PEAK_TFLOPS", hide_env_values = true, value_name = "N")]
+    peak_tflops: Option<f64>,
+
+    /// Seed of the weights of made models
+    #[arg(long, env = "EBB_BENCH_SEED", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = 1)]
+    seed: u64,
+}
+
+/// A length of texts.
+#[derive(Debug, Serialize)]
+struct Row {
+    model: &'static str,
+    tokens: usize,
+    /// The batch at which the model alone was fastest.
+    batch: usize,
+    /// Sentences a second.
+    kernels: f64,
+    pipeline: f64,
+    queue: f64,
+    torch_eager: Option<f64>,
+    torch_compiled: Option<f64>,
+    tokens_per_s: f64,
+    /// Of the model alone, in 10^12 operations a second, and over the peak.
+    tflops: f64,
+    roofline_share: Option<f64>,
+    kernels_per_compiled: Option<f64>,
+    queue_per_kernels: f64,
+}
+
+/// What was held against the reference.
+#[derive(Debug, Serialize)]
+struct Check {
+    model: &'static str,
+    /// Largest difference of a number of a vector of length one.
+    largest_difference: f32,
+    tolerance: f32,
+}
+
+/// A model to measure.
+struct Subject {
+    name: &'static str,
+    dir: PathBuf,
+    sizes: Sizes,
+}
+
+/// Runs the bench; fails where a vector is wrong.
+pub(crate) async fn run(args: Args, json: bool) -> Result<()> {
+    let choice: DeviceChoice = args.device.parse().map_err(Unfit)?;
+    let choice = choice.with_dtype(args.dtype).map_err(Unfit)?;
+    choice.start().map_err(Unfit)?;
+    ensure!(!args.batches.is_empty() && !args.tokens.is_empty(), "no batch or no length is given");
+    let ebb = args.worker.find()?;
+    let folder = tempfile::Builder::new().prefix("ebb-bench-gpu-").tempdir()?;
+    let subjects = subjects(&args, folder.path())?;
+    let bed = Bed::make(&args.broker).await?;
+    let (mut rows, mut checks, mut colds, mut said) = (vec![], vec![], vec![], Value::Null);
+    let mut device = String::new();
+    for subject in &subjects {
+        // First, as this process keeps what it compiles in a place of its own.
+        colds.extend(cold_starts(&args, &ebb, subject, &bed, folder.path()).await?);
+        device = Warmer::load(&subject.dir, choice)?.device().to_owned();
+        progress(format_args!("{} on {device}", subject.name));
+        checks.push(check(subject, choice, &device)?);
+        let mut bench = Bench::start(&args, subject, choice, &device, &bed)?;
+        for n_tokens in &args.tokens {
+            rows.push(bench.row(n_tokens.get()).await?);
+        }
+        said = json!({ PEERS[0]: bench.peers.said[0], PEERS[1]: bench.peers.said[1] });
+        bench.peers.end()?;
+    }
+    let object = json!({
+        "bench": "gpu",
+        "device": device,
+        "unit": "sentences/s",
+        "rows": rows,
+        "checks": checks,
+        "cold_starts": colds,
+        "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": said },
+    });
+    report::print(json, &table(&rows), &object)?;
+    tell(&checks, &colds, &said);
+    for check in &checks {
+        let Check { model, largest_difference, tolerance } = check;
+        ensure!(
+            largest_difference <= tolerance,
+            "{model}: vectors differ from the processor's by {largest_difference}, more than \
+             {tolerance}"
+        );
+    }
+    Ok(())
+}
+
+/// A device that cannot be measured; the process ends with a number of its own.
+#[derive(Debug)]
+pub(crate) struct Unfit(DeviceError);
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "--device: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+fn subjects(args: &Args, folder: &Path) -> Result<Vec<Subject>> {
+    if let Some(dir) = &args.model {
+        let sizes = Sizes::read(dir)?;
+        return Ok(vec![Subject { name: "model", dir: dir.clone(), sizes }]);
+    }
+    let make = |known: &Known| {
+        progress(format_args!("making {} with weights of chance", known.name()));
+        let dir = made::make(*known, folder, args.seed)?;
+        Ok(Subject { name: known.name(), sizes: Sizes::read(&dir)?, dir })
+    };
+    args.shapes.iter().map(make).collect()
+}
+
+/// Our vectors on the device against those of the processor in f32, in batches of mixed lengths.
+fn check(subject: &Subject, choice: DeviceChoice, device: &str) -> Result<Check> {
+    let tokenizer = Tokenizer::load(&subject.dir)?;
+    let texts = CHECKED.iter().map(|n_tokens| ways::batch(&tokenizer, 1, *n_tokens));
+    let texts: Vec<Vec<Tokens>> = texts.collect::<Result<Vec<_>>>()?.concat();
+    let mut reference = Encoder::load(&subject.dir, DeviceChoice::Cpu)?;
+    let mut ours = Encoder::load(&subject.dir, choice)?;
+    let expected = vectors(&mut reference, &texts)?;
+    let mut largest = 0.0_f32;
+    // All together, and in threes: other shapes.
+    let threes =
+        texts.chunks(3).map(|some| vectors(&mut ours, some)).collect::<Result<Vec<_>>>()?;
+    let together = vectors(&mut ours, &texts)?;
+    for found in [together, threes.concat()] {
+        largest = largest.max(difference(&found, &expected));
+    }
+    Ok(Check { model: subject.name, largest_difference: largest, tolerance: tolerance(device) })
+}
+
+/// What rounding to a type may do to the numbers of a vector of length one. On a GPU products of f32
+/// may run as TF32, which has the precision of f16.
+fn tolerance(device: &str) -> f32 {
+    let is_cpu = device.starts_with("cpu");
+    match device.rsplit(' ').next() {
+        Some("bf16") => 3e-2,
+        Some("f32") if is_cpu => 1e-4,
+        _ => 5e-3,
+    }
+}
+
+fn vectors(encoder: &mut Encoder, texts: &[Vec<Tokens>]) -> Result<Vec<Vec<f32>>> {
+    let results = encoder.infer(texts)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(results.into_iter().flatten().map(|embedding| embedding.vector).collect())
+}
+
+fn difference(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
+    let numbers = found.iter().flatten().zip(expected.iter().flatten());
+    numbers.fold(0.0, |largest, (found, expected)| {
+        let difference = (found - expected).abs();
+        // What is not a number is as far off as can be.
+        if difference.is_nan() { f32::INFINITY } else { largest.max(difference) }
+    })
+}
+
+async fn cold_starts(
+    args: &Args,
+    ebb: &Path,
+    subject: &Subject,
+    bed: &Bed,
+    folder: &Path,
+) -> Result<Vec<Cold>> {
+    let kernels = folder.join(format!("kernels-{}", subject.name));
+    let dtype = args.dtype.map(|dtype| dtype.to_string());
+    let start = Start {
+        ebb,
+        model: subject.name,
+        dir: &subject.dir,
+        device: &args.device,
+        dtype: dtype.as_deref(),
+        kernels: &kernels,
+    };
+    let mut colds = Vec::new();
+    for caches in ["cold", "warm"] {
+        let place = bed.place(&format!("{}-{caches}", subject.name), Duration::from_secs(600))?;
+        let log = folder.join(format!("{}-{caches}.log", subject.name));
+        progress(format_args!("{}: a start with caches {caches}", subject.name));
+        colds.push(start.time(&place, caches, &log).await?);
+    }
+    Ok(colds)
+}
+
+/// A model on its device, beside PyTorch.
+struct Bench<'a> {
+    args: &'a Args,
+    subject: &'a Subject,
+    choice: DeviceChoice,
+    peak: Option<f64>,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    peers: Peers,
+    bed: &'a Bed,
+}
+
+impl<'a> Bench<'a> {
+    fn start(
+        args: &'a Args,
+        subject: &'a Subject,
+        choice: DeviceChoice,
+        device: &str,
+        bed: &'a Bed,
+    ) -> Result<Self> {
+        let dtype = device.rsplit(' ').next().unwrap_or_default();
+        let peers = Peers::start(&args.python, &subject.dir, &args.device, dtype)?;
+        let known = dtype.parse().ok().and_then(|dtype| peaks::of(device, dtype));
+        Ok(Self {
+            args,
+            subject,
+            choice,
+            peak: args.peak_tflops.or(known),
+            encoder: Encoder::load(&subject.dir, choice)?,
+            tokenizer: Tokenizer::load(&subject.dir)?,
+            peers,
+            bed,
+        })
+    }
+
+    async fn row(&mut self, n_tokens: usize) -> Result<Row> {
+        let fits = |batch: &usize| batch * n_tokens <= self.args.max_cost;
+        let batches = self.args.batches.iter().map(|batch| batch.get());
+        let batches: Vec<usize> = batches.filter(fits).collect();
+        ensure!(!batches.is_empty(), "no batch of {n_tokens} tokens is within --max-cost");
+        let mut best: [Option<(f64, usize)>; 3] = [None; 3];
+        for batch in batches {
+            let rates = self.compare(batch, n_tokens)?;
+            for (best, rate) in best.iter_mut().zip(rates) {
+                let Some(rate) = rate else { continue };
+                if best.is_none_or(|(before, _)| rate > before) {
+                    *best = Some((rate, batch));
+                }
+            }
+        }
+        let [ours, eager, compiled] = best;
+        let (kernels, batch) = ours.context("nothing was measured")?;
+        let way = Way { dir: &self.subject.dir, device: self.choice, n_tokens, batch };
+        let seconds = 5.0 * self.args.seconds;
+        let pipeline = way.in_memory(seconds, kernels).await?;
+        let name = format!("{}-{n_tokens}", self.subject.name);
+        let place = self.bed.place(&name, Duration::from_secs(60))?;
+        let queue = way.on_sqlite(&place, seconds, pipeline).await?;
+        let tflops = kernels * self.subject.sizes.flops(n_tokens) / 1e12;
+        let (eager, compiled) = (eager.map(|it| it.0), compiled.map(|it| it.0));
+        let row = Row {
+            model: self.subject.name,
+            tokens: n_tokens,
+            batch,
+            kernels: report::rounded(kernels, 1),
+            pipeline: report::rounded(pipeline, 1),
+            queue: report::rounded(queue, 1),
+            torch_eager: eager.map(|rate| report::rounded(rate, 1)),
+            torch_compiled: compiled.map(|rate| report::rounded(rate, 1)),
+            tokens_per_s: report::rounded(kernels * n_tokens as f64, 0),
+            tflops: report::rounded(tflops, 3),
+            roofline_share: self.peak.map(|peak| report::rounded(tflops / peak, 4)),
+            kernels_per_compiled: compiled.map(|rate| report::rounded(kernels / rate, 3)),
+            queue_per_kernels: report::rounded(queue / kernels, 3),
+        };
+        progress(format_args!("{row:?}"));
+        Ok(row)
+    }
+
+    /// The median rate of each side over rounds in which all take their turn.
+    fn compare(&mut self, n_texts: usize, n_tokens: usize) -> Result<[Option<f64>; 3]> {
+        let batch = ways::batch(&self.tokenizer, n_texts, n_tokens)?;
+        let present: Vec<usize> = (0..PEERS.len()).filter(|it| self.peers.is_here(*it)).collect();
+        let sides = std::iter::once(0).chain(present.iter().map(|peer| peer + 1));
+        let sides: Vec<usize> = sides.collect();
+        let mut times = [0; 3];
+        for side in &sides {
+            // Compiling and tuning may take more than one forward to settle.
+            for _warm in 0..3 {
+                let took = self.turn(*side, &batch, 1)?;
+                times[*side] = ((self.args.seconds / took) as usize).max(2);
+            }
+        }
+        let mut rates: [Vec<f64>; 3] = Default::default();
+        for _round in 0..self.args.rounds {
+            for side in &sides {
+                let took = self.turn(*side, &batch, times[*side])?;
+                rates[*side].push((n_texts * times[*side]) as f64 / took);
+            }
+        }
+        Ok(rates.map(|rates| (!rates.is_empty()).then(|| report::median(&rates))))
+    }
+
+    /// Seconds that a side takes for so many forwards.
+    fn turn(&mut self, side: usize, batch: &[Vec<Tokens>], times: usize) -> Result<f64> {
+        if side == 0 {
+            let start = Instant::now();
+            for _ in 0..times {
+                std::hint::black_box(self.encoder.infer(batch)?);
+            }
+            return Ok(start.elapsed().as_secs_f64());
+        }
+        let forward = self.peers.forward(side - 1, batch, times)?;
+        if let Some(theirs) = forward.vectors {
+            let ours = vectors(&mut self.encoder, batch)?;
+            let (peer, off) = (PEERS[side - 1], difference(&ours, &theirs));
+            // Both are rounded, so that they may be twice as far apart.
+            if off > 2.0 * tolerance(&self.args.device).max(5e-3) && self.args.dtype.is_none() {
+                bail!("vectors differ from those of {peer} by {off}");
+            }
+        }
+        Ok(forward.seconds)
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    let mut table = Table::new([
+        "model",
+        "tokens",
+        "batch",
+        "kernels",
+        "pipeline",
+        "queue",
+        "torch eager",
+        "torch compiled",
+        "tokens/s",
+        "TFLOP/s",
+        "of peak",
+        "kernels/compiled",
+        "queue/kernels",
+    ]);
+    for row in rows {
+        table.row([
+            row.model.to_owned(),
+            row.tokens.to_string(),
+            row.batch.to_string(),
+            number(Some(row.kernels), 0),
+            number(Some(row.pipeline), 0),
+            number(Some(row.queue), 0),
+            number(row.torch_eager, 0),
+            number(row.torch_compiled, 0),
+            number(Some(row.tokens_per_s), 0),
+            number(Some(row.tflops), 2),
+            number(row.roofline_share, 3),
+            number(row.kernels_per_compiled, 2),
+            number(Some(row.queue_per_kernels), 2),
+        ]);
+    }
+    table
+}
+
+/// Says the rest to a person.
+fn tell(checks: &[Check], colds: &[Cold], said: &Value) {
+    for Check { model, largest_difference, tolerance } in checks {
+        progress(format_args!(
+            "{model}: vectors differ from the processor's in f32 by {largest_difference:.1e} at most \
+             ({tolerance:.0e} is allowed)"
+        ));
+    }
+    for Cold { model, caches, phases, first_result_s } in colds {
+        let phases = phases.iter().map(|(name, seconds)| format!("{name} {seconds:.2}"));
+        let phases = phases.collect::<Vec<_>>().join(", ");
+        progress(format_args!(
+            "{model}, caches {caches}: first result after {first_result_s:.2} s ({phases})"
+        ));
+    }
+    for peer in PEERS {
+        let said = &said[peer];
+        let words = said["version"].as_str().map(str::to_owned);
+        let missing = || format!("not here: {}", said["missing"].as_str().unwrap_or("no reason"));
+        progress(format_args!("torch {peer}: {}", words.unwrap_or_else(missing)));
+    }
+}

@@ -1,0 +1,64 @@
+//! `ebb worker warm`: compiled and tuned kernels, kept before the first worker needs them.
+
+use anyhow::Result;
+use clap::Subcommand;
+use ebb_model::pull::cached;
+use ebb_worker::{WarmArgs, Warmed, WarmedShape};
+
+use crate::exit::Exit;
+use crate::output::{Output, note, table};
+
+/// What a worker does besides work.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run every shape that the batches of a worker may have, so that a GPU's kernels are compiled,
+    /// tuned and kept: for an image, or a volume that workers share
+    Warm(Box<WarmArgs>),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a flag is wrong, the device cannot be had, or a shape does not run.
+pub(crate) async fn run(mut args: WarmArgs, output: Output) -> Result<Exit> {
+    // As a worker finds its model.
+    let pulled = args.model.as_deref().filter(|model| !model.exists());
+    let pulled = pulled.and_then(|model| cached(model.to_str()?));
+    args.model = pulled.or(args.model);
+    let warm = move || ebb_worker::warm(&args, &mut |shape| note(line(shape)));
+    let warmed = tokio::task::spawn_blocking(warm).await??;
+    if output.json {
+        output.json(&warmed)?;
+    } else {
+        output.line(words(&warmed))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn line(shape: &WarmedShape) -> String {
+    let WarmedShape { rows, tokens, first_s, again_s } = shape;
+    let (first, again) = (first_s * 1000.0, again_s * 1000.0);
+    format!("{rows} x {tokens} tokens: {first:.1} ms, then {again:.1} ms")
+}
+
+fn words(warmed: &Warmed) -> String {
+    let Warmed { device, kernel_cache, load_s, shapes, total_s } = warmed;
+    let rows: Vec<[String; 4]> = shapes
+        .iter()
+        .map(|shape| {
+            let ms = |seconds: f64| format!("{:.1}", seconds * 1000.0);
+            let size = [shape.rows.to_string(), shape.tokens.to_string()];
+            let [texts, tokens] = size;
+            [texts, tokens, ms(shape.first_s), ms(shape.again_s)]
+        })
+        .collect();
+    let table = table(["texts", "tokens", "first ms", "then ms"], &rows);
+    let kept = match kernel_cache {
+        Some(dir) => format!("kernels are kept in {}", dir.display()),
+        None => "there is nothing to keep: this device compiles no kernels".to_owned(),
+    };
+    let n_shapes = shapes.len();
+    format!(
+        "{table}\n{device}: ready after {load_s:.1} s, {n_shapes} shapes, {total_s:.1} s in all; {kept}"
+    )
+}

@@ -1,0 +1,50 @@
+//! A model that only warms its device up: every shape its batches may have, once.
+
+use std::path::Path;
+
+use super::body::Body;
+use super::pool::Pick;
+use super::shapes::{self, Shape};
+use super::weights::Reader;
+use super::{Settings, Task};
+use crate::{DeviceChoice, InferError, LoadError};
+
+/// The layers of a model, with what its head picks.
+#[derive(Debug)]
+pub struct Warmer {
+    settings: Settings,
+    pick: Pick,
+    body: Body,
+}
+
+impl Warmer {
+    /// Reads the weights of a model directory.
+    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        let settings = Settings::read(dir)?;
+        let opened = device.open()?;
+        let mut reader = Reader::open(dir, settings.config.family)?;
+        let body = Body::load(settings.config.clone(), &mut reader, &opened)?;
+        let pick = match settings.task() {
+            Task::Embedding => settings.pooling.into(),
+            Task::Classification | Task::Reranking => Pick::First,
+            Task::Tagging => Pick::Tokens,
+        };
+        Ok(Self { settings, pick, body })
+    }
+
+    /// The device and its type of numbers, for people.
+    pub fn device(&self) -> &str {
+        self.body.name()
+    }
+
+    /// What batches of at most so many texts and tokens, padding counted, are padded to on a device
+    /// that launches kernels; the smallest first.
+    pub fn shapes(&self, max_rows: usize, max_tokens: usize) -> Vec<Shape> {
+        shapes::all(self.settings.config.positions, max_rows, max_tokens)
+    }
+
+    /// Runs one forward.
+    pub fn run(&self, shape: Shape) -> Result<(), InferError> {
+        self.body.warm_shape(self.pick, shape)
+    }
+}

@@ -1,0 +1,225 @@
+//! The name of a device, as it stands in a flag, and what numbers it computes with.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+mod dtype;
+
+use std::fmt;
+use std::str::FromStr;
+
+#[cfg(feature = "cuda")]
+pub use cuda::keep_kernels;
+pub use dtype::Dtype;
+
+/// The device a model runs on; always named, never guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// The processor: `cpu`.
+    #[default]
+    Cpu,
+    /// The processor by the operations that a GPU runs, slowly: `cpu-tensors`, for tests of them.
+    CpuTensors(Option<Dtype>),
+    /// An NVIDIA GPU by its place among those that the process sees: `cuda` or `cuda:N`. Without a
+    /// type of numbers it is f16 where the GPU computes with them fast.
+    Cuda(u16, Option<Dtype>),
+}
+
+/// A device that cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No such device.
+    #[error("unknown device {0:?}; use cpu, cuda or cuda:N")]
+    Unknown(String),
+    /// A device this binary was built without.
+    #[error("device {0:?} is not in this build; use cpu, or build with --features cuda")]
+    NotBuilt(String),
+    /// A type of numbers that the device does not compute with.
+    #[error("{dtype} on {device}: {remedy}")]
+    Dtype {
+        /// The type.
+        dtype: Dtype,
+        /// The device's name.
+        device: String,
+        /// What would work.
+        remedy: &'static str,
+    },
+    /// What CUDA needs is not all here: everything that is missing, and where to get it.
+    #[error("{device} cannot be used: {}", missing.join("; and "))]
+    Missing {
+        /// The device's name.
+        device: String,
+        /// One remedy each.
+        missing: Vec<String>,
+    },
+    /// The threads run already.
+    #[error("the number of threads is set once, before a model is loaded")]
+    Running,
+    /// Kernels are kept in another directory already.
+    #[error("the directory of kernels is set once, before a model is loaded")]
+    Kept,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let (kind, index) = match name.split_once(':') {
+            Some((kind, index)) => (kind, Some(index)),
+            None => (name, None),
+        };
+        let unknown = || DeviceError::Unknown(name.to_owned());
+        match (kind, index) {
+            ("cpu", None) => Ok(Self::Cpu),
+            ("cpu-tensors", None) => Ok(Self::CpuTensors(None)),
+            ("cuda", index) => {
+                let ordinal = index.map_or(Ok(0), str::parse).map_err(|_| unknown())?;
+                let built = cfg!(feature = "cuda");
+                built.then_some(Self::Cuda(ordinal, None)).ok_or(DeviceError::NotBuilt(name.into()))
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::CpuTensors(_) => f.write_str("cpu-tensors"),
+            Self::Cuda(ordinal, _) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The same device, to compute with numbers of this type; `None` leaves it to the device.
+    ///
+    /// # Errors
+    /// When it is known without asking the device that it cannot.
+    pub fn with_dtype(self, dtype: Option<Dtype>) -> Result<Self, DeviceError> {
+        match (self, dtype) {
+            (Self::Cpu, Some(dtype)) if dtype != Dtype::F32 => Err(DeviceError::Dtype {
+                dtype,
+                device: self.to_string(),
+                remedy: "processors multiply f32 faster than halves; use f32",
+            }),
+            (Self::Cpu, _) => Ok(Self::Cpu),
+            (Self::CpuTensors(_), dtype) => Ok(Self::CpuTensors(dtype)),
+            (Self::Cuda(ordinal, _), dtype) => Ok(Self::Cuda(ordinal, dtype)),
+        }
+    }
+
+    /// Looks for all that the device needs, and starts it where that takes time.
+    ///
+    /// # Errors
+    /// When something is missing: all of it, with what to do.
+    #[cfg(feature = "cpu")]
+    pub fn start(self) -> Result<(), DeviceError> {
+        self.open().map(drop)
+    }
+
+    /// Whether kernels are compiled and tuned for it, which a directory can keep.
+    pub fn keeps_kernels(self) -> bool {
+        matches!(self, Self::Cuda(..))
+    }
+}
+
+/// Limits the processor to `n` threads; to be called once, before a model is loaded.
+#[cfg(feature = "cpu")]
+pub fn use_threads(n: std::num::NonZeroUsize) -> Result<(), DeviceError> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(n.get());
+    threads.build_global().map_err(|_| DeviceError::Running)
+}
+
+/// Would keep kernels in this directory, where a device has some.
+///
+/// # Errors
+/// Always: this build has no such device.
+#[cfg(not(feature = "cuda"))]
+pub fn keep_kernels(dir: &std::path::Path) -> Result<(), DeviceError> {
+    Err(DeviceError::NotBuilt(format!("cuda, for {}", dir.display())))
+}
+
+/// A device that is there.
+#[cfg(feature = "cpu")]
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    pub(crate) device: burn::tensor::Device,
+    pub(crate) dtype: Dtype,
+    /// Whether kernels are launched on it, for which shapes are to be few and large.
+    pub(crate) launches: bool,
+    /// What it is called, for people.
+    pub(crate) name: String,
+}
+
+#[cfg(feature = "cpu")]
+impl DeviceChoice {
+    /// The burn device of this name.
+    pub(crate) fn open(self) -> Result<Opened, DeviceError> {
+        use burn::tensor::Device;
+
+        let name = self.to_string();
+        match self {
+            Self::Cpu => {
+                Ok(Opened { device: Device::flex(), dtype: Dtype::F32, launches: false, name })
+            }
+            Self::CpuTensors(dtype) => {
+                let dtype = dtype.unwrap_or(Dtype::F32);
+                Ok(Opened { device: Device::flex(), dtype, launches: true, name })
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ordinal, dtype) => cuda::open(ordinal, dtype),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(..) => Err(DeviceError::NotBuilt(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_or_refused_with_a_remedy() {
+        assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
+        assert_eq!(DeviceChoice::Cpu.to_string(), "cpu");
+        for (name, says) in [
+            ("cuda:x", "unknown device \"cuda:x\"; use cpu"),
+            ("cuda:-1", "unknown device \"cuda:-1\"; use cpu"),
+            ("", "unknown device \"\"; use cpu"),
+            ("CPU", "unknown device \"CPU\"; use cpu"),
+            ("cpu:0", "unknown device \"cpu:0\"; use cpu"),
+        ] {
+            let error = name.parse::<DeviceChoice>().expect_err(name).to_string();
+            assert!(error.contains(says), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_known_where_it_is_built_in() {
+        for (name, ordinal) in [("cuda", 0), ("cuda:0", 0), ("cuda:7", 7)] {
+            let choice = name.parse::<DeviceChoice>();
+            if cfg!(feature = "cuda") {
+                let choice = choice.expect(name);
+                assert_eq!(choice, DeviceChoice::Cuda(ordinal, None));
+                assert_eq!(choice.to_string(), format!("cuda:{ordinal}"));
+            } else {
+                let error = choice.expect_err(name).to_string();
+                let says = "is not in this build; use cpu, or build with --features cuda";
+                assert!(error.contains(says), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_gpu_computes_with_halves() {
+        assert_eq!(DeviceChoice::Cpu.with_dtype(Some(Dtype::F32)), Ok(DeviceChoice::Cpu));
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let error = DeviceChoice::Cpu.with_dtype(Some(dtype)).expect_err("halves").to_string();
+            assert!(error.contains("on cpu") && error.ends_with("use f32"), "{error}");
+            let gpu = DeviceChoice::Cuda(1, None).with_dtype(Some(dtype));
+            assert_eq!(gpu, Ok(DeviceChoice::Cuda(1, Some(dtype))));
+        }
+    }
+}
