@@ -51,6 +51,33 @@ CORE = {
     "HorizontalPodAutoscalerBehavior": {"scaleDown", "scaleUp"},
     "PersistentVolumeClaimSpec": {"accessModes", "storageClassName", "volumeMode"},
 }
+# Kubernetes publishes the words of its fields as prose; these are the ones that manifests get wrong.
+WORDS = {
+    "Container.imagePullPolicy": "Always|IfNotPresent|Never",
+    "ContainerPort.protocol": "SCTP|TCP|UDP",
+    "DeploymentStrategy.type": "Recreate|RollingUpdate",
+    "HPAScalingPolicy.type": "Percent|Pods",
+    "HPAScalingRules.selectPolicy": "Disabled|Max|Min",
+    "LabelSelectorRequirement.operator": "DoesNotExist|Exists|In|NotIn",
+    "LimitRangeItem.type": "Container|PersistentVolumeClaim|Pod",
+    "NetworkPolicyPort.protocol": "SCTP|TCP|UDP",
+    "NetworkPolicySpec.policyTypes": "[Egress|Ingress]",
+    "NodeSelectorRequirement.operator": "DoesNotExist|Exists|Gt|In|Lt|NotIn",
+    "PersistentVolumeClaimSpec.accessModes": "[ReadOnlyMany|ReadWriteMany|ReadWriteOnce|ReadWriteOncePod]",
+    "PersistentVolumeClaimSpec.volumeMode": "Block|Filesystem",
+    "PodDisruptionBudgetSpec.unhealthyPodEvictionPolicy": "AlwaysAllow|IfHealthyBudget",
+    "PodSecurityContext.fsGroupChangePolicy": "Always|OnRootMismatch",
+    "PodSpec.dnsPolicy": "ClusterFirst|ClusterFirstWithHostNet|Default|None",
+    "PodSpec.restartPolicy": "Always|Never|OnFailure",
+    "PriorityClass.preemptionPolicy": "Never|PreemptLowerPriority",
+    "SeccompProfile.type": "Localhost|RuntimeDefault|Unconfined",
+    "ServicePort.protocol": "SCTP|TCP|UDP",
+    "ServiceSpec.type": "ClusterIP|ExternalName|LoadBalancer|NodePort",
+    "StatefulSetSpec.podManagementPolicy": "OrderedReady|Parallel",
+    "Toleration.effect": "NoExecute|NoSchedule|PreferNoSchedule",
+    "Toleration.operator": "Equal|Exists|Gt|Lt",
+    "TopologySpreadConstraint.whenUnsatisfiable": "DoNotSchedule|ScheduleAnyway",
+}
 
 
 class Types:
@@ -84,7 +111,7 @@ def words(schema):
     found = [word for word in schema.get("enum", []) if word is not None]
     plain = found and all(isinstance(word, str) and word.strip("-._/").replace(
         "-", "").replace(".", "").replace("_", "").replace("/", "").isalnum() for word in found)
-    return "|".join(sorted(set(found))) if plain and len(found) < 30 else None
+    return "|".join(sorted(set(found))) if plain and 1 < len(found) < 30 else None
 
 
 def scalar(schema):
@@ -127,7 +154,8 @@ class Kubernetes(Types):
         self.types[short] = []
         needed = set(schema.get("required", []))
         self.types[short] = [
-            f"{field}{'!' if field in needed else ''} {self.of(part)}"
+            f"{field}{'!' if field in needed else ''} "
+            + WORDS.get(f"{short}.{field}", self.of(part))
             for field, part in sorted(schema["properties"].items()) if field != "status"
         ]
         return short
