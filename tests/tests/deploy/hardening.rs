@@ -112,7 +112,8 @@ fn of_containers(pods: &Pods<'_>, wrong: &mut impl FnMut(String)) {
 
 /// Roles hold what their pods use, and nothing else.
 pub(crate) fn roles(all: &[Object]) -> Vec<String> {
-    let worker = serde_json::json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]);
+    let worker =
+        serde_json::json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]);
     let mut found = Vec::new();
     for role in all.iter().filter(|one| ["Role", "ClusterRole"].contains(&one.kind())) {
         if role.name() == "ebb-worker" && role.0["rules"] != worker {

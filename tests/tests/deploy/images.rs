@@ -72,7 +72,8 @@ fn the_dockerfile_builds_what_the_workspace_has() {
     let mut broken = Vec::new();
     for (stage, words) in &builds {
         let package = after(words, "-p").unwrap_or_default();
-        let Some(package) = metadata.packages.iter().find(|one| one.name.as_str() == package) else {
+        let Some(package) = metadata.packages.iter().find(|one| one.name.as_str() == package)
+        else {
             broken.push(format!("{stage}: there is no package `{package}`"));
             continue;
         };
@@ -124,7 +125,10 @@ fn images_are_pinned_small_and_locked_in() {
         assert!(has(&format!("ARG VERSION={version}")), "{name} has another version");
         let labels = lines.iter().find(|line| line.starts_with("LABEL")).unwrap();
         for label in ["title", "description", "licenses", "version", "revision"] {
-            assert!(labels.contains(&format!("org.opencontainers.image.{label}=")), "{name}: {label}");
+            assert!(
+                labels.contains(&format!("org.opencontainers.image.{label}=")),
+                "{name}: {label}"
+            );
         }
         let entry = if name == "scaler" { "ebb-scaler" } else { "ebb" };
         assert!(has(&format!("ENTRYPOINT [\"/usr/local/bin/{entry}\"]")), "{name}");
@@ -171,7 +175,9 @@ fn the_build_context_has_what_the_build_reads_and_no_secrets() {
             }
         }
     }
-    for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/README.md"] {
+    for page in
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/README.md"]
+    {
         if ignored(page) {
             broken.push(format!("{page}, which cli/build.rs reads, is ignored"));
         }
@@ -262,10 +268,8 @@ fn the_stages_build_and_their_programs_run_alone() {
     let words = words.iter().map(|word| word.replace("$(uname -m)", machine)).collect::<Vec<_>>();
     let joined = words.join(" ").replace("$(uname -m)", machine).replace("$(uname", machine);
     let words: Vec<&str> = joined.split_whitespace().filter(|word| *word != "-m)").collect();
-    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || workspace_root().join("target"),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), PathBuf::from);
     let mut cargo = Command::new("cargo");
     cargo.arg("build").args(words).current_dir(workspace_root());
     run(cargo.env("CARGO_TARGET_DIR", &folder), "").ok();

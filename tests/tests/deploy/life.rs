@@ -11,11 +11,8 @@ use crate::render::Object;
 /// Time that a process needs after its grace: its last spans, and its exit.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-const PROBES: [(&str, &str); 3] = [
-    ("startupProbe", "/startupz"),
-    ("readinessProbe", "/readyz"),
-    ("livenessProbe", "/livez"),
-];
+const PROBES: [(&str, &str); 3] =
+    [("startupProbe", "/startupz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")];
 
 /// A span as our flags take it.
 fn span(text: &str) -> Option<Duration> {
@@ -81,7 +78,8 @@ fn probes(container: &Container<'_>, listens: &str) -> Vec<String> {
         }
         let asked = container.port(&get["port"]);
         if asked.is_none() || asked != port {
-            found.push(format!("{probe} asks port {}, and {listens:?} is listened on", get["port"]));
+            found
+                .push(format!("{probe} asks port {}, and {listens:?} is listened on", get["port"]));
         }
     }
     found
@@ -93,7 +91,8 @@ fn drains(pods: &Pods<'_>, grace: &str, stall: Option<String>) -> Vec<String> {
     let Some(grace) = span(grace) else { return vec![format!("{grace:?} is no grace")] };
     let mut found = Vec::new();
     if given < grace + LAST_WORDS {
-        found.push(format!("terminationGracePeriodSeconds {given:?} cuts a grace of {grace:?} off"));
+        found
+            .push(format!("terminationGracePeriodSeconds {given:?} cuts a grace of {grace:?} off"));
     }
     let stall = stall.map(|stall| span(&stall).unwrap_or(Duration::MAX));
     if let Some(stall) = stall.filter(|stall| *stall >= grace) {

@@ -114,7 +114,8 @@ fn the_page_lists_what_there_is() {
 
 #[test]
 fn the_example_of_a_secret_holds_placeholders_and_the_keys_that_are_read() {
-    let page = std::fs::read_to_string(workspace_root().join("deploy/secret.example.yaml")).unwrap();
+    let page =
+        std::fs::read_to_string(workspace_root().join("deploy/secret.example.yaml")).unwrap();
     let schemas = Schemas::load();
     let objects = render::objects(&page);
     assert_none("an object fits its schema", schema(&schemas, &objects));

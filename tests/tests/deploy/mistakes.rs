@@ -123,7 +123,12 @@ fn mistakes() -> Vec<Mistake> {
             json!([{"namespaceSelector": {}}]),
             "everybody reaches it",
         ),
-        (POOL, "/spec/triggers/0/metadata/scalerAddress", json!("scaler.ebb.svc:6000"), "no Service"),
+        (
+            POOL,
+            "/spec/triggers/0/metadata/scalerAddress",
+            json!("scaler.ebb.svc:6000"),
+            "no Service",
+        ),
         // Scaling.
         (POOL, "/spec/maxReplicaCount", json!(200), "in one step"),
         (POOL, "/spec/maxReplicaCount", json!(33), "take more pods than 32"),

@@ -53,7 +53,8 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
         for container in pods.containers().iter().filter(|one| !one.first) {
             let urls = match container.image() {
                 "ebb-scaler" => {
-                    let config = all.iter().find(|one| one.is("ConfigMap", pods.namespace, "ebb-scaler"));
+                    let config =
+                        all.iter().find(|one| one.is("ConfigMap", pods.namespace, "ebb-scaler"));
                     config.map(|config| urls(config.text("/data/scaler.toml"))).unwrap_or_default()
                 }
                 "ebb-worker" | "ebb-worker-cuda" => {
@@ -77,7 +78,11 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
     (flows, broken)
 }
 
-fn policies<'a>(all: &'a [Object], pods: &'a Pods<'a>, way: &'a str) -> impl Iterator<Item = &'a Value> {
+fn policies<'a>(
+    all: &'a [Object],
+    pods: &'a Pods<'a>,
+    way: &'a str,
+) -> impl Iterator<Item = &'a Value> {
     let here = all.iter().filter(|one| one.kind() == "NetworkPolicy");
     let here = here.filter(|one| one.namespace() == pods.namespace);
     here.filter(|one| pods.chosen_by(&one.0["spec"]["podSelector"]))
@@ -195,11 +200,14 @@ fn doors(all: &[Object], every: &[Pods<'_>], flows: &[(&Pods<'_>, Target)]) -> V
     for policy in all.iter().filter(|one| one.kind() == "NetworkPolicy") {
         for rule in list(&policy.0, "/spec/egress") {
             let ports = list(rule, "/ports");
-            let odd = ports.iter().find(|one| one["port"].as_u64().is_none_or(|p| !wanted.contains(&p)));
+            let odd =
+                ports.iter().find(|one| one["port"].as_u64().is_none_or(|p| !wanted.contains(&p)));
             if ports.is_empty() || list(rule, "/to").is_empty() {
                 found.push(format!("{policy}: lets everything out"));
             }
-            found.extend(odd.map(|one| format!("{policy}: nobody connects to port {}", one["port"])));
+            found.extend(
+                odd.map(|one| format!("{policy}: nobody connects to port {}", one["port"])),
+            );
         }
         for rule in list(&policy.0, "/spec/ingress") {
             if list(rule, "/ports").is_empty() || list(rule, "/from").is_empty() {

@@ -73,7 +73,8 @@ impl<'a> Pods<'a> {
 
 /// Whether a LabelSelector, or the plain labels of a Service, mean what has these labels.
 pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
-    let structured = selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some();
+    let structured =
+        selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some();
     let plain = if structured { &selector["matchLabels"] } else { selector };
     let has = |(key, value): (&String, &Value)| labels.get(key) == Some(value);
     plain.as_object().is_none_or(|plain| plain.iter().all(has))

@@ -68,8 +68,12 @@ impl Programs {
 
     /// What a container of ours runs; none for images of others.
     pub(crate) fn of(&self, container: &Container<'_>) -> Option<Result<&Program, String>> {
-        let args: Vec<&str> = container.value["args"].as_array().into_iter().flatten()
-            .filter_map(Value::as_str).collect();
+        let args: Vec<&str> = container.value["args"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let own_entry = container.value.get("command").is_none();
         match (container.image(), own_entry) {
             ("ebb-scaler", true) => Some(Ok(&self.scaler)),
@@ -88,7 +92,11 @@ impl Programs {
 }
 
 /// The flags and variables that a container gives to its program and that it does not know.
-pub(crate) fn unknown(program: &Program, container: &Container<'_>, variables: &[&str]) -> Vec<String> {
+pub(crate) fn unknown(
+    program: &Program,
+    container: &Container<'_>,
+    variables: &[&str],
+) -> Vec<String> {
     let cuda = container.image() == "ebb-worker-cuda";
     let mut found = Vec::new();
     let args = container.value["args"].as_array().into_iter().flatten();

@@ -107,9 +107,8 @@ impl Tree {
         let mark = format!("kind: {kind}\n");
         let files = tracked_files().into_iter();
         let files = files.filter_map(|file| Some(file.strip_prefix("deploy/")?.to_owned()));
-        let folders = files.filter_map(|file| {
-            Some(file.strip_suffix("/kustomization.yaml")?.to_owned())
-        });
+        let folders =
+            files.filter_map(|file| Some(file.strip_suffix("/kustomization.yaml")?.to_owned()));
         let of_kind = |folder: &String| {
             let page = fs::read_to_string(self.path(folder).join("kustomization.yaml"));
             page.is_ok_and(|page| page.contains(&mark))
@@ -165,9 +164,8 @@ impl Tree {
         let mut overlays: Vec<String> = overlays.filter(|o| o.starts_with("overlays/")).collect();
         overlays.extend(self.strays().into_keys());
         std::thread::scope(|scope| {
-            let spawn = |overlay: String| {
-                scope.spawn(move || (overlay.clone(), self.render(&overlay)))
-            };
+            let spawn =
+                |overlay: String| scope.spawn(move || (overlay.clone(), self.render(&overlay)));
             let running: Vec<_> = overlays.into_iter().map(spawn).collect();
             running.into_iter().map(|thread| thread.join().unwrap()).collect()
         })

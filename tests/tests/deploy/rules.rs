@@ -158,13 +158,15 @@ fn files(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String)) {
     for container in pods.containers().into_iter().filter(|one| one.image().starts_with("ebb")) {
         let mut texts: Vec<String> = container.environment(pods, all).into_values().collect();
         for mount in list(container.value, "/volumeMounts") {
-            let config = pods.volume(text(mount, "/name")).and_then(|v| v.pointer("/configMap/name"));
+            let config =
+                pods.volume(text(mount, "/name")).and_then(|v| v.pointer("/configMap/name"));
             let config = config.and_then(Value::as_str);
-            let config = config.and_then(|name| {
-                all.iter().find(|one| one.is("ConfigMap", pods.namespace, name))
-            });
+            let config = config
+                .and_then(|name| all.iter().find(|one| one.is("ConfigMap", pods.namespace, name)));
             let data = config.and_then(|config| config.0["data"].as_object());
-            texts.extend(data.into_iter().flatten().filter_map(|(_, v)| v.as_str()).map(str::to_owned));
+            texts.extend(
+                data.into_iter().flatten().filter_map(|(_, v)| v.as_str()).map(str::to_owned),
+            );
         }
         let path = regex::Regex::new(r#"/(?:run|etc|models|var)/[\w./-]+"#).unwrap();
         for text in &texts {
@@ -251,7 +253,8 @@ fn secrets(all: &[Object], object: &Object) -> Vec<String> {
     if object.kind() == "ClusterIssuer" && object.0.pointer("/spec/ca").is_some() {
         read.push(("cert-manager", object.text("/spec/ca/secretName"), "tls.key"));
     }
-    let of = if object.kind() == "ClusterTriggerAuthentication" { "keda" } else { object.namespace() };
+    let of =
+        if object.kind() == "ClusterTriggerAuthentication" { "keda" } else { object.namespace() };
     if object.kind().ends_with("TriggerAuthentication") {
         for one in list(&object.0, "/spec/secretTargetRef") {
             read.push((of, text(one, "/name"), text(one, "/key")));
@@ -260,7 +263,8 @@ fn secrets(all: &[Object], object: &Object) -> Vec<String> {
     let missing = read.into_iter().filter(|(of, name, key)| {
         !keys_of_secret(all, of, name).is_some_and(|keys| keys.contains(*key))
     });
-    let words = |(of, name, key)| format!("{object}: nothing makes `{key}` of the Secret {of}/{name}");
+    let words =
+        |(of, name, key)| format!("{object}: nothing makes `{key}` of the Secret {of}/{name}");
     missing.map(words).collect()
 }
 
@@ -285,7 +289,8 @@ pub(crate) fn selectors(all: &[Object]) -> Vec<String> {
                 found.push(format!("{object}: means no pods"));
             }
             "NetworkPolicy" => {
-                let all_pods = spec["podSelector"].as_object().is_some_and(serde_json::Map::is_empty);
+                let all_pods =
+                    spec["podSelector"].as_object().is_some_and(serde_json::Map::is_empty);
                 if !all_pods && chosen(of, &spec["podSelector"]).is_empty() {
                     found.push(format!("{object}: means no pods"));
                 }
@@ -295,9 +300,10 @@ pub(crate) fn selectors(all: &[Object]) -> Vec<String> {
                 if chosen.is_empty() {
                     found.push(format!("{object}: means no pods"));
                 }
-                for (pods, port) in chosen.iter().flat_map(|pods| {
-                    list(spec, "/ports").iter().map(move |port| (pods, port))
-                }) {
+                for (pods, port) in chosen
+                    .iter()
+                    .flat_map(|pods| list(spec, "/ports").iter().map(move |port| (pods, port)))
+                {
                     let target = port.get("targetPort").unwrap_or(&port["port"]);
                     if !pods.containers().iter().any(|one| one.port(target).is_some()) {
                         found.push(format!("{object}: {} has no port {target}", pods.owner));

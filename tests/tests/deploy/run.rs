@@ -69,7 +69,8 @@ fn the_scaler_takes_every_trigger_that_we_ship() {
 fn environment(objects: &[Object], image: &str) -> Option<(Vec<String>, BTreeMap<String, String>)> {
     pods(objects).iter().find_map(|pods| {
         let containers = pods.containers();
-        let container = containers.iter().find(|one| !one.first && one.image().starts_with(image))?;
+        let container =
+            containers.iter().find(|one| !one.first && one.image().starts_with(image))?;
         let args = list(container.value, "/args").iter().filter_map(|word| word.as_str());
         Some((args.map(str::to_owned).collect(), container.environment(pods, objects)))
     })
@@ -113,8 +114,9 @@ fn programs_start_with_the_environment_of_their_pods_and_answer_their_probes() {
             assert!(worker.ends().success(), "{overlay}: {}", worker.output());
             continue;
         }
-        let http = worker.says("its address", |said| address(said, "\"address\":\"")
-            .or_else(|| address(said, "address=")));
+        let http = worker.says("its address", |said| {
+            address(said, "\"address\":\"").or_else(|| address(said, "address="))
+        });
         wait_for("readiness", || get(&http, "/readyz").filter(|page| page.status == 200));
         for path in ["/livez", "/startupz"] {
             assert_eq!(get(&http, path).unwrap().status, 200, "{overlay}: {path}");
@@ -134,8 +136,9 @@ fn programs_start_with_the_environment_of_their_pods_and_answer_their_probes() {
     }
     let mut command = workplace.command("ebb-scaler", &[]);
     let mut scaler = Process::start(command.env_remove("EBB_QUEUE").envs(&environment));
-    let http = scaler.says("its address", |said| address(said, "\"http\":\"")
-        .or_else(|| address(said, "http=")));
+    let http = scaler.says("its address", |said| {
+        address(said, "\"http\":\"").or_else(|| address(said, "http="))
+    });
     for path in ["/livez", "/readyz", "/startupz"] {
         assert_eq!(get(&http, path).unwrap().status, 200, "{path}");
     }

@@ -110,7 +110,8 @@ fn takes(pods: &Pods<'_>) -> BTreeMap<String, f64> {
         for side in ["requests", "limits"] {
             let amounts = container.value["resources"][side].as_object();
             for (name, value) in amounts.into_iter().flatten() {
-                *sum.entry(format!("{side}.{name}")).or_insert(0.0) += amount(value).unwrap_or(f64::MAX);
+                *sum.entry(format!("{side}.{name}")).or_insert(0.0) +=
+                    amount(value).unwrap_or(f64::MAX);
             }
         }
     }
@@ -128,9 +129,8 @@ fn room(all: &[Object]) -> Vec<String> {
         let hard: Vec<&Value> = hard.map(|one| &one.0["spec"]["hard"]).collect();
         let name = object.text("/spec/scaleTargetRef/name");
         let name = if name.is_empty() { object.name() } else { name };
-        let its = |pods: &&Pods<'_>| {
-            pods.namespace == object.namespace() && pods.owner.name() == name
-        };
+        let its =
+            |pods: &&Pods<'_>| pods.namespace == object.namespace() && pods.owner.name() == name;
         for pods in pods(all).iter().filter(its) {
             for (name, each) in takes(pods) {
                 let limits = hard.iter().filter_map(|hard| amount(hard.get(&name)?));
