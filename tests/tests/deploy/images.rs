@@ -141,9 +141,9 @@ fn images_are_pinned_small_and_locked_in() {
 /// What `.dockerignore` keeps out, as far as this test reads its patterns.
 fn ignored(path: &str) -> bool {
     let page = std::fs::read_to_string(workspace_root().join(".dockerignore")).unwrap();
-    let patterns = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut patterns = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let name = path.rsplit('/').next().unwrap_or(path);
-    patterns.into_iter().any(|pattern| match pattern.strip_prefix("**/") {
+    patterns.any(|pattern| match pattern.strip_prefix("**/") {
         Some(glob) => match glob.split_once('*') {
             Some((start, end)) => name.starts_with(start) && name.ends_with(end),
             None => name == glob,
@@ -265,9 +265,9 @@ fn the_stages_build_and_their_programs_run_alone() {
     let (_, words) = builds().into_iter().find(|(stage, _)| stage == "build-scaler").unwrap();
     let machine = std::env::consts::ARCH;
     let target = format!("{machine}-unknown-linux-musl");
-    let words = words.iter().map(|word| word.replace("$(uname -m)", machine)).collect::<Vec<_>>();
-    let joined = words.join(" ").replace("$(uname -m)", machine).replace("$(uname", machine);
-    let words: Vec<&str> = joined.split_whitespace().filter(|word| *word != "-m)").collect();
+    // What the shell would put in place of it.
+    let words = words.join(" ").replace("$(uname -m)", machine);
+    let words: Vec<&str> = words.split(' ').collect();
     let folder = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| workspace_root().join("target"), PathBuf::from);
     let mut cargo = Command::new("cargo");

@@ -27,7 +27,8 @@ fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<Strin
     said
 }
 
-/// What is changed in which object: a place in it, and what stands there then; nothing takes it away.
+/// What is changed in which object: a place in it, what stands there then (nothing when it is taken
+/// away), and words of the rule that finds it.
 type Mistake = (&'static str, &'static str, Value, &'static str);
 
 const WORKER: &str = "Deployment ebb-workers/ebb-worker";

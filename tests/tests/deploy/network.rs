@@ -27,7 +27,7 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, String> {
     let authority = shown.split("://").nth(1).unwrap_or_default();
     let authority = authority.split(['/', '?']).next().unwrap_or_default();
     let hosts = authority.rsplit('@').next().unwrap_or_default();
-    hosts.split(',').map(|host| target(host)).collect()
+    hosts.split(',').map(target).collect()
 }
 
 fn target(host: &str) -> Result<Target, String> {

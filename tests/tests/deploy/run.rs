@@ -1,5 +1,5 @@
-//! What the manifests say, done for real: triggers are read by the scaler, programs start with their
-//! environment, the broker takes its configuration, and the script pulls a model once.
+//! What the manifests say, done for real: the scaler reads the triggers, programs start with the
+//! environment of their pods, the broker takes its configuration, and a model is pulled once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ fn queues(objects: &[Object]) -> Vec<String> {
     queues.filter(|queue| !queue.is_empty()).collect()
 }
 
-/// The scaler's configuration on a queue of the test's own, in which all that triggers name is there.
+/// The scaler's configuration on a file of the test's own, with every queue that triggers name.
 fn configuration(workplace: &Workplace, objects: &[Object]) -> std::path::PathBuf {
     let file = format!("sqlite:{}", workplace.path("queue.db").display());
     for queue in queues(objects) {

@@ -154,7 +154,8 @@ fn reserve(all: &[Object]) -> Vec<String> {
         let class = all.iter().find(|one| one.is("PriorityClass", "", class));
         class.map_or(0, |class| class.0["value"].as_i64().unwrap_or(0))
     };
-    let named = |name: &str| every.iter().filter(move |pods| pods.owner.name().starts_with(name));
+    let named =
+        |name: &'static str| every.iter().filter(move |pods| pods.owner.name().starts_with(name));
     let mut found = Vec::new();
     for (low, high) in [("ebb-placeholder", "ebb-worker"), ("ebb-worker", "ebb-scaler")] {
         for (low, high) in named(low).flat_map(|low| named(high).map(move |high| (low, high))) {
