@@ -72,7 +72,7 @@ fn mistakes() -> Vec<Mistake> {
         (
             SETTINGS,
             "/data/EBB_QUEUE",
-            json!("nats://ebb@nats.nats.svc:4222?password_file=/run/secrets/ebb/pasword"),
+            json!("nats://nats.nats.svc:4222?password_file=/run/secrets/ebb/pasword"),
             "has no `pasword`",
         ),
         // Our programs.
