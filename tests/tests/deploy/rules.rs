@@ -157,6 +157,12 @@ fn environments(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String
 fn files(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String)) {
     for container in pods.containers().into_iter().filter(|one| one.image().starts_with("ebb")) {
         let mut texts: Vec<String> = container.environment(pods, all).into_values().collect();
+        // What begins as a path is one, wherever it leads.
+        for file in texts.iter().filter(|text| text.starts_with('/')) {
+            if let Some(what) = no_such_file(all, pods, container.value, file) {
+                missing(format!("{}: {file}: {what}", container.name()));
+            }
+        }
         for mount in list(container.value, "/volumeMounts") {
             let config =
                 pods.volume(text(mount, "/name")).and_then(|v| v.pointer("/configMap/name"));
