@@ -173,24 +173,6 @@ async fn the_streamed_metric_is_told_at_once_and_is_the_one_that_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_scaler_takes_the_trigger_that_we_ship() {
-    let mut scene = Scene::new().await;
-    let page = std::fs::read_to_string(workspace_root().join("deploy/scaledobject.yaml")).unwrap();
-    // Flat keys and values: what stands under the trigger's `metadata:` and no deeper.
-    let (_, trigger) = page.split_once("type: external-push").unwrap();
-    let (_, metadata) = trigger.split_once("metadata:\n").unwrap();
-    let lines = metadata.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let metadata: Vec<(&str, &str)> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(key, value)| (key, value.trim_matches('"')))
-        .collect();
-    assert!(metadata.contains(&("queue", "jobs")), "{metadata:?}");
-
-    let spec = scene.spec(pool_with(&metadata)).await;
-    assert_eq!((spec.target_size, spec.target_size_float), (32, 32.0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn metadata_that_cannot_be_right_is_refused_with_its_remedy() {
     let mut scene = Scene::new().await;
     for (key, value) in [("jobsPerReplica", "0"), ("mode", "guess"), ("quue", "jobs")] {

@@ -1,0 +1,204 @@
+//! Mistakes as people make them, each of which a rule finds.
+
+use serde_json::{Value, json};
+
+use crate::program::Programs;
+use crate::render::{Object, Tree, overlays};
+use crate::schema::Schemas;
+use crate::{hardening, life, network, rules, scaling, schema};
+
+/// All that the rules say of an overlay.
+fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<String> {
+    let mut said = schema(schemas, objects);
+    for rule in [
+        rules::places,
+        rules::references,
+        rules::selectors,
+        hardening::hardening,
+        hardening::roles,
+        life::ports,
+        network::network,
+        scaling::scaling,
+    ] {
+        said.extend(rule(objects));
+    }
+    said.extend(life::life(objects, programs));
+    said.extend(life::images(objects, env!("CARGO_PKG_VERSION")));
+    said
+}
+
+/// What is changed in which object: a place in it, what stands there then (nothing when it is taken
+/// away), and words of the rule that finds it.
+type Mistake = (&'static str, &'static str, Value, &'static str);
+
+const WORKER: &str = "Deployment ebb-workers/ebb-worker";
+const SCALER: &str = "Deployment ebb/ebb-scaler";
+const POOL: &str = "ScaledObject ebb-workers/ebb-worker";
+const SETTINGS: &str = "ConfigMap ebb-workers/ebb-worker";
+
+fn mistakes() -> Vec<Mistake> {
+    let container = "/spec/template/spec/containers/0";
+    let at = |rest: &str| -> &'static str { format!("{container}{rest}").leak() };
+    vec![
+        // Fields and their types.
+        (WORKER, "/spec/template/spec/runtimeClas", json!("nvidia"), "there is no such field"),
+        (WORKER, at("/imagePullPolicy"), json!("Sometimes"), "is no Words"),
+        (POOL, "/spec/maxReplicaCount", json!("8"), "is no Whole"),
+        (POOL, "/spec/triggers/0/metadat", json!({}), "there is no such field"),
+        (POOL, "/spec/triggers/0/type", Value::Null, "is missing"),
+        (POOL, "/kind", json!("ScaleObject"), "there is no `keda.sh/v1alpha1 ScaleObject`"),
+        // Names.
+        (WORKER, "/spec/template/spec/serviceAccountName", json!("worker"), "no ServiceAccount"),
+        (WORKER, "/spec/template/spec/priorityClassName", json!("ebb"), "no PriorityClass"),
+        (WORKER, at("/envFrom/0/configMapRef/name"), json!("ebb"), "there is no ConfigMap `ebb`"),
+        (WORKER, at("/volumeMounts/0/name"), json!("borker"), "which is no volume"),
+        (SCALER, "/metadata/namespace", json!("eb"), "there is no namespace"),
+        (POOL, "/spec/scaleTargetRef/name", json!("worker"), "there is no Deployment `worker`"),
+        (
+            POOL,
+            "/spec/triggers/0/authenticationRef",
+            json!({"name": "ebb-scaler"}),
+            "there is no TriggerAuthentication",
+        ),
+        (SCALER, "/spec/template/metadata/labels/app.kubernetes.io~1name", json!("x"), "own pods"),
+        (
+            "PodDisruptionBudget ebb/ebb-scaler",
+            "/spec/selector/matchLabels/app.kubernetes.io~1name",
+            json!("scaler"),
+            "means no pods",
+        ),
+        ("Service ebb/ebb-scaler", "/spec/ports/0/targetPort", json!("gprc"), "has no port"),
+        (SETTINGS, "/data/EBB_MODEL", json!("/modles/x"), "no volume is mounted there"),
+        (
+            SETTINGS,
+            "/data/EBB_QUEUE",
+            json!("nats://nats.nats.svc:4222?password_file=/run/secrets/ebb/pasword"),
+            "has no `pasword`",
+        ),
+        // Our programs.
+        (SETTINGS, "/data/EBB_GRACEFUL", json!("75s"), "there is no variable EBB_GRACEFUL"),
+        (WORKER, at("/args"), json!(["worker", "--max-item=3"]), "there is no flag --max-item"),
+        (WORKER, at("/args"), json!(["work"]), "no test knows the command"),
+        (WORKER, at("/readinessProbe/httpGet/path"), json!("/ready"), "not at /readyz"),
+        (WORKER, at("/livenessProbe/httpGet/path"), json!("/livez?x"), "not at /livez"),
+        (SETTINGS, "/data/EBB_LISTEN", json!("0.0.0.0:9090"), "is listened on"),
+        (SETTINGS, "/data/EBB_GRACE", json!("120s"), "cuts a grace of 120s off"),
+        (SETTINGS, "/data/EBB_STALL", json!("5m"), "cuts a batch off"),
+        (WORKER, "/spec/template/spec/terminationGracePeriodSeconds", Value::Null, "cuts a grace"),
+        (WORKER, at("/image"), json!("ebb-worker:latest"), "is not pinned"),
+        (WORKER, at("/image"), json!("ebb-worker:0.0.9"), "is not of version"),
+        (WORKER, at("/image"), json!("ebb-wroker:0.1.0"), "no stage makes `ebb-wroker`"),
+        // Locks.
+        (WORKER, "/spec/template/spec/hostNetwork", json!(true), "has hostNetwork"),
+        (WORKER, "/spec/template/spec/securityContext/runAsUser", json!(0), "may run as root"),
+        (SCALER, at("/securityContext/readOnlyRootFilesystem"), Value::Null, "is not true"),
+        (SCALER, at("/securityContext/capabilities/drop"), json!(["NET_RAW"]), "has capabilities"),
+        (SCALER, "/spec/template/spec/automountServiceAccountToken", json!(true), "no role"),
+        (
+            "Namespace ebb",
+            "/metadata/labels/pod-security.kubernetes.io~1enforce",
+            json!("privileged"),
+            "its namespace enforces",
+        ),
+        ("Role ebb-workers/ebb-worker", "/rules/0/verbs", json!(["patch", "*"]), "allows"),
+        (WORKER, at("/resources/limits/memory"), Value::Null, "resources.limits.memory is missing"),
+        // The network.
+        ("NetworkPolicy ebb/default-deny", "", Value::Null, "nothing is denied by default"),
+        ("NetworkPolicy ebb/scaler-from-keda", "", Value::Null, "KEDA does not reach it"),
+        ("NetworkPolicy ebb/scaler-to-nats", "", Value::Null, "no policy lets it to nats:4222"),
+        (
+            "NetworkPolicy ebb-workers/worker-to-nats",
+            "/spec/egress/0/ports/0/port",
+            json!(4223),
+            "nobody connects to port 4223",
+        ),
+        (
+            "NetworkPolicy nats/nats-from-clients",
+            "/spec/ingress/0/from/1",
+            json!({"podSelector": {}}),
+            "does not let Deployment ebb-workers/ebb-worker in",
+        ),
+        (
+            "NetworkPolicy ebb/scaler-from-keda",
+            "/spec/ingress/0/from",
+            json!([{"namespaceSelector": {}}]),
+            "everybody reaches it",
+        ),
+        (
+            POOL,
+            "/spec/triggers/0/metadata/scalerAddress",
+            json!("scaler.ebb.svc:6000"),
+            "no Service",
+        ),
+        // Scaling.
+        (POOL, "/spec/maxReplicaCount", json!(200), "in one step"),
+        (POOL, "/spec/maxReplicaCount", json!(33), "take more pods than 32"),
+        (POOL, "/spec/triggers/0/type", json!("external"), "is not woken by the push"),
+        (
+            POOL,
+            "/spec/advanced/horizontalPodAutoscalerConfig/behavior/scaleDown",
+            Value::Null,
+            "shrinks fast",
+        ),
+        (WORKER, "/spec/replicas", json!(1), "sets replicas"),
+        ("PriorityClass ebb-worker", "/value", json!(2_000_000), "goes before"),
+    ]
+}
+
+fn made(objects: &[Object], mistake: &Mistake) -> Vec<Object> {
+    let (object, place, value, _) = mistake;
+    let mut objects = objects.to_vec();
+    let at = objects.iter().position(|one| one.to_string() == *object);
+    let at = at.unwrap_or_else(|| panic!("there is no {object}"));
+    let Some((above, last)) = place.rsplit_once('/') else {
+        objects.remove(at);
+        return objects;
+    };
+    let last = last.replace("~1", "/");
+    let parent = objects[at].0.pointer_mut(above).unwrap_or_else(|| panic!("{object}: {above}"));
+    match (parent, value) {
+        (Value::Object(fields), Value::Null) => {
+            fields.remove(&last).unwrap_or_else(|| panic!("{object}: {place}"));
+        }
+        (Value::Object(fields), value) => {
+            fields.insert(last, value.clone());
+        }
+        (Value::Array(items), value) => items[last.parse::<usize>().unwrap()] = value.clone(),
+        (other, _) => panic!("{object}: {above} is {other}"),
+    }
+    objects
+}
+
+#[test]
+fn every_mistake_is_found() {
+    let Some(all) = overlays("every_mistake_is_found") else { return };
+    let objects = &all["overlays/nats-cpu"];
+    let (schemas, programs) = (Schemas::load(), Programs::load());
+    let before = said(objects, &schemas, &programs);
+    assert!(before.is_empty(), "{before:#?}");
+    let mut missed = Vec::new();
+    for mistake in mistakes() {
+        let said = said(&made(objects, &mistake), &schemas, &programs);
+        if !said.iter().any(|words| words.contains(mistake.3)) {
+            missed.push(format!("{mistake:?}: {said:?}"));
+        }
+    }
+    crate::assert_none("a mistake is found", missed);
+}
+
+#[test]
+fn a_mistake_in_a_file_reaches_the_objects_or_the_renderer() {
+    let Some(tree) = Tree::new("a_mistake_in_a_file_reaches_the_objects_or_the_renderer") else {
+        return;
+    };
+    let (schemas, programs) = (Schemas::load(), Programs::load());
+    tree.edit("base/worker/deployment.yaml", "path: /readyz", "path: /healthz");
+    tree.edit("components/nats/worker.yaml", "  EBB_QUEUE:", "  EBB_QUEEU:");
+    let said = said(&tree.render("overlays/nats-cpu"), &schemas, &programs);
+    for words in ["not at /readyz", "there is no variable EBB_QUEEU", "no broker is named"] {
+        assert!(said.iter().any(|one| one.contains(words)), "{words}: {said:?}");
+    }
+    tree.edit("components/gpu/worker.yaml", "name: ebb-worker\n", "name: ebb-wroker\n");
+    let refused = tree.try_render(&tree.path("overlays/nats-gpu")).failed();
+    assert!(refused.stderr.contains("ebb-wroker"), "{refused}");
+}

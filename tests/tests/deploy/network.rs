@@ -1,0 +1,235 @@
+//! What has to flow may flow, and nothing else may.
+
+use std::collections::BTreeSet;
+
+use e2e::workspace_root;
+use ebb_queue::QueueUrl;
+use serde_json::Value;
+
+use crate::pods::{Pods, list, pods, selects, text};
+use crate::render::Object;
+
+/// Ports that are open without an address of a broker: DNS, the Kubernetes API, HTTPS, OTLP.
+const COMMON: [u64; 5] = [53, 443, 4317, 6443, 9090];
+
+/// Where somebody connects to.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Target {
+    service: String,
+    namespace: String,
+    port: u64,
+}
+
+/// The hosts of a URL of a queue, which stand in `SERVICE.NAMESPACE.svc`.
+pub(crate) fn targets(url: &str) -> Result<Vec<Target>, String> {
+    let parsed: QueueUrl = url.parse().map_err(|error| format!("{url}: {error}"))?;
+    let shown = parsed.to_string();
+    let authority = shown.split("://").nth(1).unwrap_or_default();
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    let hosts = authority.rsplit('@').next().unwrap_or_default();
+    hosts.split(',').map(target).collect()
+}
+
+fn target(host: &str) -> Result<Target, String> {
+    let (name, port) = host.rsplit_once(':').ok_or_else(|| format!("{host} has no port"))?;
+    let words: Vec<&str> = name.split('.').collect();
+    let [service, namespace, "svc", ..] = words[..] else {
+        return Err(format!("{host} is not SERVICE.NAMESPACE.svc"));
+    };
+    let port = port.parse().map_err(|_| format!("{host} has no port"))?;
+    Ok(Target { service: service.to_owned(), namespace: namespace.to_owned(), port })
+}
+
+/// The URLs in a scaler's configuration.
+pub(crate) fn urls(config: &str) -> Vec<String> {
+    let url = regex::Regex::new(r#"(?m)^url = "([^"]+)""#).unwrap();
+    url.captures_iter(config).map(|found| found[1].to_owned()).collect()
+}
+
+/// Who connects where: workers and scalers to their brokers, KEDA to the scaler.
+fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Target)>, Vec<String>) {
+    let (mut flows, mut broken) = (Vec::new(), Vec::new());
+    for pods in every {
+        for container in pods.containers().iter().filter(|one| !one.first) {
+            let urls = match container.image() {
+                "ebb-scaler" => {
+                    let config =
+                        all.iter().find(|one| one.is("ConfigMap", pods.namespace, "ebb-scaler"));
+                    config.map(|config| urls(config.text("/data/scaler.toml"))).unwrap_or_default()
+                }
+                "ebb-worker" | "ebb-worker-cuda" => {
+                    let environment = container.environment(pods, all);
+                    let named = ["EBB_QUEUE", "EBB_RESULTS"].iter();
+                    named.filter_map(|name| environment.get(*name).cloned()).collect()
+                }
+                _ => Vec::new(),
+            };
+            if urls.is_empty() && container.image().starts_with("ebb-") {
+                broken.push(format!("{}: no broker is named", pods.owner));
+            }
+            for url in urls {
+                match targets(&url) {
+                    Ok(found) => flows.extend(found.into_iter().map(|target| (pods, target))),
+                    Err(what) => broken.push(format!("{}: {what}", pods.owner)),
+                }
+            }
+        }
+    }
+    (flows, broken)
+}
+
+fn policies<'a>(
+    all: &'a [Object],
+    pods: &'a Pods<'a>,
+    way: &'a str,
+) -> impl Iterator<Item = &'a Value> {
+    let here = all.iter().filter(|one| one.kind() == "NetworkPolicy");
+    let here = here.filter(|one| one.namespace() == pods.namespace);
+    here.filter(|one| pods.chosen_by(&one.0["spec"]["podSelector"]))
+        .flat_map(move |one| list(&one.0, way))
+}
+
+fn in_namespace(peer: &Value, namespace: &str) -> bool {
+    let labels = serde_json::json!({"kubernetes.io/metadata.name": namespace});
+    peer.get("namespaceSelector").is_some_and(|selector| selects(selector, &labels))
+}
+
+fn sends(all: &[Object], from: &Pods<'_>, to: &Target) -> bool {
+    policies(all, from, "/spec/egress").any(|rule| {
+        let port = list(rule, "/ports").iter().any(|one| one["port"] == to.port);
+        port && list(rule, "/to").iter().any(|peer| in_namespace(peer, &to.namespace))
+    })
+}
+
+fn takes(all: &[Object], to: &Pods<'_>, port: u64, namespace: &str, labels: &Value) -> bool {
+    let number = |one: &Value| to.containers().iter().find_map(|c| c.port(one));
+    policies(all, to, "/spec/ingress").any(|rule| {
+        let open = list(rule, "/ports").iter().any(|one| number(&one["port"]) == Some(port));
+        open && list(rule, "/from").iter().any(|peer| {
+            let these = peer.get("podSelector").is_none_or(|selector| selects(selector, labels));
+            in_namespace(peer, namespace) && these
+        })
+    })
+}
+
+/// The policies, in both directions.
+pub(crate) fn network(all: &[Object]) -> Vec<String> {
+    let every = pods(all);
+    let (flows, mut found) = flows(all, &every);
+    for (from, to) in &flows {
+        if !sends(all, from, to) {
+            let Target { namespace, port, .. } = to;
+            found.push(format!("{}: no policy lets it to {namespace}:{port}", from.owner));
+        }
+        found.extend(arrives(all, &every, from, to));
+    }
+    // KEDA's operator reaches every scaler, and others do not.
+    let keda = serde_json::json!({"app": "keda-operator"});
+    for trigger in all.iter().flat_map(|one| list(&one.0, "/spec/triggers")) {
+        let Ok(to) = target(text(trigger, "/metadata/scalerAddress")) else {
+            found.push(format!("the address in {trigger} leads nowhere"));
+            continue;
+        };
+        let service = all.iter().find(|one| one.is("Service", &to.namespace, &to.service));
+        let Some(service) = service else {
+            found.push(format!("there is no Service {}/{}", to.namespace, to.service));
+            continue;
+        };
+        let chosen = every.iter().filter(|pods| pods.namespace == to.namespace);
+        for pods in chosen.filter(|pods| pods.chosen_by(&service.0["spec"]["selector"])) {
+            let Some(port) = behind(service, pods, to.port) else {
+                found.push(format!("{service}: has no port {}", to.port));
+                continue;
+            };
+            if !takes(all, pods, port, "keda", &keda) {
+                found.push(format!("{}: KEDA does not reach it", pods.owner));
+            }
+            if takes(all, pods, port, "default", &keda) {
+                found.push(format!("{}: everybody reaches it", pods.owner));
+            }
+        }
+    }
+    found.extend(doors(all, &every, &flows));
+    found
+}
+
+/// The port of the pods behind a port of a Service.
+fn behind(service: &Object, pods: &Pods<'_>, port: u64) -> Option<u64> {
+    let one = list(&service.0, "/spec/ports").iter().find(|one| one["port"] == port)?;
+    let target = one.get("targetPort").unwrap_or(&one["port"]);
+    pods.containers().iter().find_map(|container| container.port(target))
+}
+
+/// Whether a broker of the same overlay lets them in.
+fn arrives(all: &[Object], every: &[Pods<'_>], from: &Pods<'_>, to: &Target) -> Vec<String> {
+    if !all.iter().any(|one| one.is("Namespace", "", &to.namespace)) {
+        return Vec::new();
+    }
+    let Some(service) = all.iter().find(|one| one.is("Service", &to.namespace, &to.service)) else {
+        return vec![format!("{}: there is no Service {}", from.owner, to.service)];
+    };
+    let behind_it = every.iter().filter(|pods| pods.namespace == to.namespace);
+    let behind_it = behind_it.filter(|pods| pods.chosen_by(&service.0["spec"]["selector"]));
+    let let_in = |pods: &&Pods<'_>| {
+        behind(service, pods, to.port)
+            .is_some_and(|port| takes(all, pods, port, from.namespace, from.labels))
+    };
+    let shut = behind_it.filter(|pods| !let_in(pods));
+    shut.map(|pods| format!("{}: does not let {} in", pods.owner, from.owner)).collect()
+}
+
+/// Every namespace with pods denies by default, and policies open no port without a reason.
+fn doors(all: &[Object], every: &[Pods<'_>], flows: &[(&Pods<'_>, Target)]) -> Vec<String> {
+    let mut found = Vec::new();
+    let namespaces: BTreeSet<&str> = every.iter().map(|pods| pods.namespace).collect();
+    for namespace in namespaces {
+        let denies = |one: &&Object| {
+            let spec = &one.0["spec"];
+            one.kind() == "NetworkPolicy"
+                && one.namespace() == namespace
+                && spec["podSelector"] == serde_json::json!({})
+                && spec["policyTypes"] == serde_json::json!(["Ingress", "Egress"])
+                && spec.get("ingress").is_none()
+                && spec.get("egress").is_none()
+        };
+        if !all.iter().any(|one| denies(&one)) {
+            found.push(format!("namespace {namespace}: nothing is denied by default"));
+        }
+    }
+    let wanted: BTreeSet<u64> = flows.iter().map(|(_, to)| to.port).chain(COMMON).collect();
+    for policy in all.iter().filter(|one| one.kind() == "NetworkPolicy") {
+        for rule in list(&policy.0, "/spec/egress") {
+            let ports = list(rule, "/ports");
+            let odd =
+                ports.iter().find(|one| one["port"].as_u64().is_none_or(|p| !wanted.contains(&p)));
+            if ports.is_empty() || list(rule, "/to").is_empty() {
+                found.push(format!("{policy}: lets everything out"));
+            }
+            found.extend(
+                odd.map(|one| format!("{policy}: nobody connects to port {}", one["port"])),
+            );
+        }
+        for rule in list(&policy.0, "/spec/ingress") {
+            if list(rule, "/ports").is_empty() || list(rule, "/from").is_empty() {
+                found.push(format!("{policy}: lets everything in"));
+            }
+            for port in list(rule, "/ports") {
+                let chosen = every.iter().filter(|pods| pods.namespace == policy.namespace());
+                let mut chosen = chosen.filter(|p| p.chosen_by(&policy.0["spec"]["podSelector"]));
+                let has = |pods: &Pods<'_>| {
+                    pods.containers().iter().any(|c| c.port(&port["port"]).is_some())
+                };
+                if !chosen.any(has) {
+                    found.push(format!("{policy}: its pods have no port {}", port["port"]));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The words of our README that make a Secret by hand.
+pub(crate) fn by_hand() -> bool {
+    let page = std::fs::read_to_string(workspace_root().join("deploy/README.md")).unwrap();
+    page.contains("create secret generic ebb-broker")
+}
