@@ -83,6 +83,29 @@ pub struct Entry<T> {
     pub alone: bool,
 }
 
+/// Why a batch was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// Nobody else fits, or it runs alone.
+    Full,
+    /// The device is free, and nobody else is there.
+    Free,
+    /// The device has waited long enough for those who are being decoded.
+    Waited,
+}
+
+impl Closed {
+    /// As a label.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Free => "free",
+            Self::Waited => "waited",
+        }
+    }
+}
+
 /// A batch that is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch<T> {
@@ -90,6 +113,8 @@ pub struct Batch<T> {
     pub items: Vec<T>,
     /// Their size together, padding counted.
     pub size: Size,
+    /// Why it was closed.
+    pub closed: Closed,
 }
 
 /// Jobs waiting to be batched.
@@ -144,7 +169,13 @@ impl<T> Batcher<T> {
         let deadline = self.deadline(view)?;
         view.free_at.filter(|free_at| *free_at <= now)?;
         let (chosen, full) = self.choose(view.overhead)?;
-        (full || deadline <= now).then(|| self.take(&chosen))
+        let closed = match (full, deadline <= now) {
+            (true, _) => Closed::Full,
+            (false, true) if view.more => Closed::Waited,
+            (false, true) => Closed::Free,
+            (false, false) => return None,
+        };
+        Some(self.take(&chosen, closed))
     }
 
     /// All that wait, in the order of arrival: they will not be batched any more.
@@ -210,7 +241,7 @@ impl<T> Batcher<T> {
     }
 
     /// Takes out the chosen, whose places are sorted; all others have been passed over once more.
-    fn take(&mut self, chosen: &[usize]) -> Batch<T> {
+    fn take(&mut self, chosen: &[usize], closed: Closed) -> Batch<T> {
         let mut chosen = chosen.iter().copied().peekable();
         let mut items = Vec::new();
         let mut size: Option<Size> = None;
@@ -224,7 +255,7 @@ impl<T> Batcher<T> {
                 self.waiting.push(waiting);
             }
         }
-        Batch { items, size: size.unwrap_or(Size::ONE) }
+        Batch { items, size: size.unwrap_or(Size::ONE), closed }
     }
 }
 
@@ -265,6 +296,7 @@ mod tests {
         let batch = batcher.close(now, &free(now)).unwrap();
         assert_eq!(batch.items, ["a", "b"]);
         assert_eq!(batch.size, Size { rows: 2, length: 3 });
+        assert_eq!(batch.closed, Closed::Free);
         assert!(batcher.is_empty());
     }
 
@@ -283,7 +315,8 @@ mod tests {
         batcher.push(entry("b", 3), now);
         batcher.push(Entry { priority: Priority::High, ..entry("urgent", 3) }, now);
         assert_eq!(batcher.close(now, &busy), None, "full, and it can still get better");
-        assert_eq!(batcher.close(now + 10 * MS, &busy).unwrap().items, ["a", "urgent"]);
+        let batch = batcher.close(now + 10 * MS, &busy).unwrap();
+        assert_eq!((&batch.items[..], batch.closed), (&["a", "urgent"][..], Closed::Full));
     }
 
     #[test]
@@ -294,7 +327,8 @@ mod tests {
         batcher.push(entry("a", 3), now);
         assert_eq!(batcher.close(now + 4 * MS, &view), None);
         assert_eq!(batcher.deadline(&view), Some(now + 5 * MS));
-        assert_eq!(batcher.close(now + 5 * MS, &view).unwrap().items, ["a"]);
+        let batch = batcher.close(now + 5 * MS, &view).unwrap();
+        assert_eq!((&batch.items[..], batch.closed), (&["a"][..], Closed::Waited));
 
         for item in ["a", "b", "c"] {
             batcher.push(entry(item, 40), now);

@@ -120,6 +120,7 @@ impl<C: Codec> Shared<C> {
             return;
         }
         let metrics = &self.parts.metrics;
+        metrics.batches.with_label_values(&[batch.closed.word()]).inc();
         metrics.batch_items.observe(items.len() as f64);
         let real: usize = items.iter().map(|item| item.size.cost()).sum();
         metrics.batch_padding.observe(1.0 - real as f64 / batch.size.cost().max(1) as f64);

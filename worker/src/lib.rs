@@ -25,6 +25,7 @@ mod receive;
 mod run;
 mod settle;
 mod shared;
+mod stages;
 mod status;
 mod trace;
 

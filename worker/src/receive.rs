@@ -120,7 +120,8 @@ impl<C: Codec> Shared<C> {
 
     fn hold(&self, deliveries: Vec<Delivery>) -> Vec<Held> {
         let hold = |delivery: Delivery| {
-            let way = Way::begin(&self.parts.traces, &self.parts.clock, &delivery);
+            let stages = &self.parts.metrics.stages;
+            let way = Way::begin(&self.parts.traces, stages, &self.parts.clock, &delivery);
             let loan = self.leases.hold(delivery.receipt().clone(), way.since);
             let room = Arc::clone(&self.room).try_acquire_owned();
             let room = room.expect("no more was received than there was room for");

@@ -60,6 +60,7 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     } = plan;
     let threads = settings.decode_threads;
     info!(worker = %settings.worker, model = %settings.model, queue = %queue, threads, "worker starts");
+    metrics.info.with_label_values(&[queue.queue.as_str(), &settings.model]).set(1);
     let worker = settings.worker.clone();
     let mut options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
     if let Some(url) = results {

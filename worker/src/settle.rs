@@ -322,6 +322,10 @@ impl<C: Codec> Shared<C> {
                     let outcome = outcome(&settlement, answer);
                     self.count(outcome);
                     self.parts.metrics.job.observe(way.since.elapsed().as_secs_f64());
+                    if outcome == COMPLETED {
+                        let turnaround = way.since_publication().as_secs_f64();
+                        self.parts.metrics.turnaround.observe(turnaround);
+                    }
                     way.settled(outcome);
                 }
                 Ok(())
