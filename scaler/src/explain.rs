@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::profiles::{Refusal, Resolved};
+use crate::profiles::{Place, Refusal, Resolved};
+use crate::trigger::Mode;
 
 pub(crate) mod page;
 
@@ -49,6 +50,15 @@ pub(crate) struct Remembered {
     pub(crate) value: Option<(f64, Instant)>,
     pub(crate) active: Option<(bool, Instant)>,
     pub(crate) pushed: Option<(bool, Instant)>,
+}
+
+/// What the triggers on a queue ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Demand {
+    /// The shortest objective of a trigger, in seconds.
+    pub(crate) objective: Option<f64>,
+    /// Replicas that follow from what KEDA was told last.
+    pub(crate) replicas: Option<f64>,
 }
 
 /// Something that KEDA was told.
@@ -93,6 +103,19 @@ impl Explain {
         let mut names: Vec<Name> = self.lock().objects.keys().cloned().collect();
         names.sort_unstable();
         names
+    }
+
+    /// What is asked of each queue, by triggers that were asked for lately.
+    pub(crate) fn demands(&self, keep: Duration) -> HashMap<Place, Demand> {
+        let mut demands: HashMap<Place, Demand> = HashMap::new();
+        for object in self.lock().objects.values() {
+            for trigger in object.latest().into_values() {
+                if trigger.asked.elapsed() <= keep {
+                    demands.entry(trigger.resolved.place.clone()).or_default().add(trigger);
+                }
+            }
+        }
+        demands
     }
 
     /// What is remembered of an object; of its triggers those that were asked for lately.
@@ -154,11 +177,37 @@ impl Object {
         self.triggers.iter().position(|trigger| trigger.resolved == *resolved)
     }
 
+    /// The trigger on each queue that was asked for last: one that was changed is of the past.
+    fn latest(&self) -> HashMap<&Place, &Remembered> {
+        let mut latest: HashMap<&Place, &Remembered> = HashMap::new();
+        for trigger in &self.triggers {
+            let there = latest.entry(&trigger.resolved.place).or_insert(trigger);
+            if there.asked < trigger.asked {
+                *there = trigger;
+            }
+        }
+        latest
+    }
+
     /// How long nobody has asked for it.
     fn age(&self, now: Instant) -> Duration {
         let asked = self.triggers.iter().map(|trigger| trigger.asked);
         let last = asked.chain(self.refused.as_ref().map(|(_, at)| *at)).max();
         last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
+    }
+}
+
+impl Demand {
+    fn add(&mut self, trigger: &Remembered) {
+        let asked = &trigger.resolved.trigger;
+        if let Mode::Slo { within, .. } = asked.mode {
+            let within = within.as_secs_f64();
+            self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
+        }
+        if let Some((value, _)) = trigger.value {
+            let replicas = (value / asked.target()).ceil();
+            self.replicas = Some(self.replicas.unwrap_or_default() + replicas);
+        }
     }
 }
 
@@ -204,6 +253,29 @@ mod tests {
         let c = explain.object(&("ml".into(), "c".into()), LONG).unwrap();
         assert_eq!(c.refused.unwrap().0, "no");
         assert!(explain.object(&("ml".into(), "d".into()), LONG).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_of_a_queue_follows_from_the_latest_trigger_of_each_object() {
+        let explain = Explain::default();
+        assert!(explain.demands(LONG).is_empty());
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        let slo = |seconds: &str| {
+            let options = [("mode", "slo"), ("sloSeconds", seconds)];
+            let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            profiles.resolve("ml", &HashMap::from(options)).unwrap()
+        };
+        explain.told("ml", "a", &slo("5"), Told::Value(40.0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // The same object with another objective, and two others on the same queue.
+        explain.told("ml", "a", &slo("60"), Told::Value(2.0));
+        explain.told("ml", "b", &slo("30"), Told::Active(true));
+        explain.told("ml", "c", &resolved(4), Told::Value(9.0));
+        let demands = explain.demands(LONG);
+        let demand = demands[&resolved(4).place];
+        assert_eq!((demand.objective, demand.replicas), (Some(30.0), Some(2.0 + 3.0)));
+        tokio::time::advance(2 * LONG).await;
+        assert!(explain.demands(LONG).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! What is known of each queue and profile, read when the metrics page is.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ebb_queue::Phase;
 use prometheus::core::{Collector, Desc};
@@ -9,45 +10,91 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::explain::{Demand, Explain};
 use crate::learn::{Arrivals, Learned};
 use crate::metrics::int_gauge;
 use crate::profiles::{Place, Profiles};
 use crate::readiness::{Standing, standings};
-use crate::watch::{Observers, View};
+use crate::watch::{Look, Observers, View};
 
 /// Reads the views of the observers when it is scraped, so that a retired queue leaves no trace.
 pub(crate) struct QueueFigures {
     observers: Observers,
     profiles: watch::Receiver<Arc<Profiles>>,
+    explain: Explain,
+    /// Triggers that were not asked for as long are of the past.
+    keep: Duration,
     gauges: Mutex<Gauges>,
     descs: Vec<Desc>,
 }
 
-struct Gauges {
+pub(crate) struct Gauges {
     profile_up: IntGaugeVec,
     depth: IntGaugeVec,
     workers: IntGaugeVec,
+    oldest: GaugeVec,
     age: GaugeVec,
     up: IntGaugeVec,
     warnings: IntGaugeVec,
     lessons: Lessons,
+    demands: Demands,
 }
 
 impl Gauges {
-    fn each(&self) -> impl Iterator<Item = &dyn Collector> {
-        let seen: [&dyn Collector; 6] =
-            [&self.profile_up, &self.depth, &self.workers, &self.age, &self.up, &self.warnings];
-        seen.into_iter().chain(self.lessons.each())
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let (depth, age) = ("scaler_queue_depth", "scaler_snapshot_age_seconds");
+        let phase = &["profile", "queue", "phase"];
+        let place = &["profile", "queue"];
+        Ok(Self {
+            profile_up: int_gauge(
+                "scaler_profile_up",
+                "1 while a queue of the profile is known, 0 when none is.",
+                &["profile"],
+            )?,
+            depth: int_gauge(depth, "Jobs, as last seen.", &["profile", "queue", "state"])?,
+            workers: int_gauge("scaler_queue_workers", "Workers that report.", phase)?,
+            oldest: GaugeVec::new(
+                Opts::new(
+                    "scaler_queue_oldest_seconds",
+                    "How long the oldest ready job has waited.",
+                ),
+                place,
+            )?,
+            age: GaugeVec::new(Opts::new(age, "Age of the last look at a queue."), place)?,
+            up: int_gauge("scaler_broker_up", "1 when the last look was answered.", place)?,
+            warnings: int_gauge(
+                "scaler_broker_warnings",
+                "Settings of the broker that are weaker than the promises.",
+                &["profile", "queue", "code"],
+            )?,
+            lessons: Lessons::new()?,
+            demands: Demands::new()?,
+        })
+    }
+
+    pub(crate) fn each(&self) -> impl Iterator<Item = &dyn Collector> {
+        let seen: [&dyn Collector; 7] = [
+            &self.profile_up,
+            &self.depth,
+            &self.workers,
+            &self.oldest,
+            &self.age,
+            &self.up,
+            &self.warnings,
+        ];
+        seen.into_iter().chain(self.lessons.each()).chain(self.demands.each())
     }
 
     fn reset(&self) {
         self.profile_up.reset();
         self.depth.reset();
         self.workers.reset();
+        self.oldest.reset();
         self.age.reset();
         self.up.reset();
         self.warnings.reset();
         self.lessons.reset();
+        self.demands.reset();
     }
 
     fn show(&self, place: &Place, view: &View, now: Instant) {
@@ -57,8 +104,11 @@ impl Gauges {
             self.warnings.with_label_values(&[profile, queue, warning.code]).set(1);
         }
         let Some(look) = &view.look else { return };
-        let age = now.saturating_duration_since(look.at).as_secs_f64();
-        self.age.with_label_values(&[profile, queue]).set(age);
+        let age = now.saturating_duration_since(look.at);
+        self.age.with_label_values(&[profile, queue]).set(age.as_secs_f64());
+        if let Some(oldest) = oldest(look, age) {
+            self.oldest.with_label_values(&[profile, queue]).set(oldest.as_secs_f64());
+        }
         self.lessons.set(place, &look.snapshot.learned);
         let depth = &look.snapshot.depth;
         let states = [
@@ -77,6 +127,61 @@ impl Gauges {
         for worker in &look.snapshot.workers {
             let phase = phase_name(worker.phase);
             self.workers.with_label_values(&[profile, queue, phase]).inc();
+        }
+    }
+}
+
+/// How long the oldest ready job has waited by now: zero when none is ready, nothing where the
+/// broker does not tell.
+fn oldest(look: &Look, age: Duration) -> Option<Duration> {
+    let depth = &look.snapshot.depth;
+    match depth.oldest_ready {
+        Some(published) => {
+            let waited = depth.as_of.duration_since(published);
+            Some(Duration::try_from(waited).unwrap_or_default() + age)
+        }
+        None => (depth.ready == 0).then_some(Duration::ZERO),
+    }
+}
+
+/// What triggers ask for.
+struct Demands {
+    objective: GaugeVec,
+    replicas: GaugeVec,
+}
+
+impl Demands {
+    fn new() -> prometheus::Result<Self> {
+        let place = &["profile", "queue"];
+        let objective = Opts::new(
+            "scaler_queue_objective_seconds",
+            "The shortest sloSeconds of the triggers on a queue.",
+        );
+        let replicas = Opts::new(
+            "scaler_queue_wanted_replicas",
+            "Replicas that follow from what KEDA was told last, before its limits.",
+        );
+        Ok(Self {
+            objective: GaugeVec::new(objective, place)?,
+            replicas: GaugeVec::new(replicas, place)?,
+        })
+    }
+
+    fn each(&self) -> [&dyn Collector; 2] {
+        [&self.objective, &self.replicas]
+    }
+
+    fn reset(&self) {
+        self.objective.reset();
+        self.replicas.reset();
+    }
+
+    fn set(&self, place: &Place, demand: &Demand) {
+        let figures = [(&self.objective, demand.objective), (&self.replicas, demand.replicas)];
+        for (gauge, figure) in figures {
+            if let Some(figure) = figure {
+                gauge.with_label_values(&[&*place.profile, &*place.queue]).set(figure);
+            }
         }
     }
 }
@@ -167,29 +272,12 @@ impl QueueFigures {
     pub(crate) fn new(
         observers: Observers,
         profiles: watch::Receiver<Arc<Profiles>>,
+        explain: Explain,
+        keep: Duration,
     ) -> prometheus::Result<Self> {
-        let (depth, age) = ("scaler_queue_depth", "scaler_snapshot_age_seconds");
-        let phase = &["profile", "queue", "phase"];
-        let place = &["profile", "queue"];
-        let gauges = Gauges {
-            profile_up: int_gauge(
-                "scaler_profile_up",
-                "1 while a queue of the profile is known, 0 when none is.",
-                &["profile"],
-            )?,
-            depth: int_gauge(depth, "Jobs, as last seen.", &["profile", "queue", "state"])?,
-            workers: int_gauge("scaler_queue_workers", "Workers that report.", phase)?,
-            age: GaugeVec::new(Opts::new(age, "Age of the last look at a queue."), place)?,
-            up: int_gauge("scaler_broker_up", "1 when the last look was answered.", place)?,
-            warnings: int_gauge(
-                "scaler_broker_warnings",
-                "Settings of the broker that are weaker than the promises.",
-                &["profile", "queue", "code"],
-            )?,
-            lessons: Lessons::new()?,
-        };
+        let gauges = Gauges::new()?;
         let descs = gauges.each().flat_map(Collector::desc).cloned().collect();
-        Ok(Self { observers, profiles, gauges: Mutex::new(gauges), descs })
+        Ok(Self { observers, profiles, explain, keep, gauges: Mutex::new(gauges), descs })
     }
 }
 
@@ -213,8 +301,12 @@ impl Collector for QueueFigures {
             };
             gauges.profile_up.with_label_values(&[&*name]).set(up);
         }
+        let demands = self.explain.demands(self.keep);
         for (place, _, view) in &views {
             gauges.show(place, view, now);
+            if let Some(demand) = demands.get(place) {
+                gauges.demands.set(place, demand);
+            }
         }
         gauges.each().flat_map(Collector::collect).collect()
     }

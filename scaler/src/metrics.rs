@@ -1,38 +1,14 @@
 //! What the scaler counts.
 //!
-//! | metric | labels | meaning |
-//! |---|---|---|
-//! | `scaler_request_seconds` | `method`, `code` | time to answer a call, or to open a stream |
-//! | `scaler_streams` | `method` | streams that are open |
-//! | `scaler_pushes_total` | `reason`: open, edge, repeat, heartbeat | activity told on streams |
-//! | `scaler_looks_total` | `cause`: open, arrival, due, refresh | looks at a queue |
-//! | `scaler_look_errors_total` | `kind` | failed looks |
-//! | `scaler_profile_up` | `profile` | 1 while a queue of the profile is known, 0 when none is |
-//! | `scaler_queue_depth` | `profile`, `queue`, `state`: ready, in_flight, delayed, dead | jobs, as last seen |
-//! | `scaler_queue_workers` | `profile`, `queue`, `phase` | workers that report, as last seen |
-//! | `scaler_queue_arrivals_per_second` | `profile`, `queue`, `over`: seconds, minutes | jobs that arrive |
-//! | `scaler_queue_throughput_per_second` | `profile`, `queue` | jobs that a loaded replica completes, as learned |
-//! | `scaler_queue_service_seconds` | `profile`, `queue` | from receiving a job to settling it, as learned |
-//! | `scaler_queue_cold_start_seconds` | `profile`, `queue` | from a worker's start to readiness, as learned |
-//! | `scaler_queue_replica_slots` | `profile`, `queue` | jobs that a replica runs at once, as learned |
-//! | `scaler_snapshot_age_seconds` | `profile`, `queue` | how long ago a queue was last seen |
-//! | `scaler_broker_up` | `profile`, `queue` | 1 when the last look at a queue was answered |
-//! | `scaler_broker_warnings` | `profile`, `queue`, `code` | settings that are weaker than the promises |
-//! | `scaler_config_reloads_total` | `outcome`: ok, failed | changes of the configuration |
-//! | `scaler_tls_reloads_total` | `outcome`: ok, failed | changes of the certificates |
-//! | `scaler_tls_expiry_timestamp_seconds` | - | when the certificate expires, since 1970 |
-//! | `scaler_connections` | - | connections that are open |
-//! | `scaler_connections_refused_total` | `reason`: full, handshake, timeout | connections not taken |
-//!
-//! What was not learned yet is not there. The labels `profile` and `queue` have at most
-//! `--max-queues` pairs, and only of queues that are watched; `scaler_profile_up` has the profiles
-//! of the configuration. Those of queues come from `figures`.
+//! `docs/metrics.md` tells of all of them, and a test compares. Those of queues come from `figures`.
 
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, Timestamp};
-use prometheus::Registry;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use tonic::Code;
 
 use crate::observe::Cause;
@@ -85,14 +61,32 @@ pub(crate) enum Refused {
 
 impl Metrics {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self::new()?;
+        metrics.collectors().into_iter().try_for_each(|one| registry.register(one))?;
+        Ok(metrics)
+    }
+
+    pub(crate) fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.requests.clone()),
+            Box::new(self.streams.clone()),
+            Box::new(self.pushes.clone()),
+            Box::new(self.looks.clone()),
+            Box::new(self.look_errors.clone()),
+            Box::new(self.config_reloads.clone()),
+            Box::new(self.tls_reloads.clone()),
+            Box::new(self.tls_expiry.clone()),
+            Box::new(self.connections.clone()),
+            Box::new(self.refused.clone()),
+        ]
+    }
+
+    fn new() -> prometheus::Result<Self> {
         let opts = HistogramOpts::new("scaler_request_seconds", "Time to answer a call from KEDA.")
             .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 2.0, 3.0]);
-        let counter = |name: &str, help: &str, label| {
-            let vec = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
-        };
-        let metrics = Self {
+        let counter =
+            |name: &str, help: &str, label| IntCounterVec::new(Opts::new(name, help), &[label]);
+        Ok(Self {
             requests: HistogramVec::new(opts, &["method", "code"])?,
             streams: int_gauge("scaler_streams", "Streams that are open.", &["method"])?,
             pushes: counter("scaler_pushes_total", "Activity told on streams.", "reason")?,
@@ -120,13 +114,7 @@ impl Metrics {
                 "Connections that were not taken.",
                 "reason",
             )?,
-        };
-        for gauge in [&metrics.tls_expiry, &metrics.connections] {
-            registry.register(Box::new(gauge.clone()))?;
-        }
-        registry.register(Box::new(metrics.requests.clone()))?;
-        registry.register(Box::new(metrics.streams.clone()))?;
-        Ok(metrics)
+        })
     }
 
     pub(crate) fn answered(&self, method: &str, code: Code, took: Duration) {
@@ -188,4 +176,47 @@ pub(crate) fn int_gauge(
     labels: &[&str],
 ) -> prometheus::Result<IntGaugeVec> {
     IntGaugeVec::new(Opts::new(name, help), labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::figures::Gauges;
+
+    #[test]
+    fn the_page_of_metrics_tells_all_of_them_as_they_are() {
+        let own = Metrics::new().unwrap().collectors();
+        let queues = Gauges::new().unwrap();
+        let all = own.iter().map(|one| &**one as &dyn Collector).chain(queues.each());
+        let code: BTreeSet<String> = all.map(row).collect();
+        let page = include_str!("../../docs/metrics.md");
+        let rows = page.lines().filter(|line| line.starts_with("| `scaler_"));
+        let told: BTreeSet<String> = rows.map(without_values).collect();
+        let (missing, stale): (Vec<_>, Vec<_>) =
+            (code.difference(&told).collect(), told.difference(&code).collect());
+        assert!(
+            missing.is_empty(),
+            "write into docs/metrics.md: {missing:#?}; and out: {stale:#?}"
+        );
+        assert!(stale.is_empty(), "docs/metrics.md tells of what is not there: {stale:#?}");
+    }
+
+    /// The row of the page for a metric, without the values of its labels.
+    fn row(metric: &dyn Collector) -> String {
+        let desc = metric.desc()[0];
+        let kind = format!("{:?}", metric.collect()[0].get_field_type()).to_lowercase();
+        let labels: Vec<String> =
+            desc.variable_labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
+        format!("| `{}` | {kind} | {labels} | {} |", desc.fq_name, desc.help)
+    }
+
+    fn without_values(row: &str) -> String {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let [name, kind, labels, meaning] = cells[..] else { panic!("not four cells: {row}") };
+        let labels = labels.split(": ").next().unwrap_or(labels);
+        [name, kind, labels, meaning].join(" | ")
+    }
 }

@@ -138,9 +138,10 @@ impl Scaler {
         let (told, profiles) = watch::channel(Arc::new(profiles));
         let outlets = (metrics.clone(), traces.clone());
         let observers = Observers::new(connect, profiles.clone(), &args, outlets, closing.clone());
-        let figures = QueueFigures::new(observers.clone(), profiles.clone())?;
-        registry.register(Box::new(figures))?;
         let explain = Explain::default();
+        let figures =
+            QueueFigures::new(observers.clone(), profiles.clone(), explain.clone(), args.keep)?;
+        registry.register(Box::new(figures))?;
         let service = Service::new(
             profiles.clone(),
             observers.clone(),

@@ -6,6 +6,7 @@
 mod binary;
 mod http;
 mod process;
+mod promql;
 mod skip;
 mod source;
 mod wait;
@@ -14,6 +15,7 @@ mod workplace;
 pub use binary::{binary, offline};
 pub use http::{Answer, FileServer, get};
 pub use process::{Process, Run, processes_that_mention, run};
+pub use promql::{Asked, Matcher};
 pub use skip::skipped;
 pub use source::{Source, sources, tracked_files, workspace_root};
 pub use wait::{PATIENCE, eventually, wait_for};

@@ -222,6 +222,10 @@ fn commands(snippet: &str) -> Vec<Vec<&str>> {
 }
 
 fn command(mut words: Vec<&str>) -> Option<Vec<&str>> {
+    // What a pod is to run: `kubectl exec deploy/ebb-worker -- ebb queue depth`.
+    if words.first() == Some(&"kubectl") {
+        words.drain(..=words.iter().position(|word| *word == "--")?);
+    }
     let assignment = |word: &&&str| word.contains('=') && !word.starts_with('-');
     words.drain(..words.iter().take_while(assignment).count());
     let bench = words.windows(2).any(|pair| pair == ["-p", "ebb-bench"]);
@@ -237,27 +241,31 @@ fn command(mut words: Vec<&str>) -> Option<Vec<&str>> {
 #[test]
 fn commands_of_the_pages_are_found_wherever_they_stand() {
     let page = "Run `ebb up` or\n```sh\n$ X=1 ebb enqueue a \\\n  --wait | jq # --no\n\
-                cargo run --release -p ebb-bench -- chaos\n```\nand `target/release/ebb demo`.\n";
+                cargo run --release -p ebb-bench -- chaos\nkubectl -n a exec deploy/b -- ebb dlq list\n\
+                kubectl get pods\n```\nand `target/release/ebb demo`.\n";
     let snippets = snippets(page);
     let found: Vec<_> = snippets.iter().flat_map(|(_, text)| commands(text)).collect();
-    let expected: [&[&str]; 4] = [
+    let expected: [&[&str]; 5] = [
         &["ebb", "up"],
         &["ebb", "enqueue", "a", "--wait"],
         &["ebb-bench", "chaos"],
+        &["ebb", "dlq", "list"],
         &["ebb", "demo"],
     ];
     assert_eq!(found, expected);
 }
 
-const PAGES: [&str; 7] = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "benches/README.md",
-    "docs/canary.md",
-    "docs/scaler-config.md",
-    "docs/traces.md",
-];
+/// All that we have written for readers; a page that is added is checked from then on.
+fn pages() -> Vec<String> {
+    let is_page = |path: &String| {
+        let of_ours = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benches/README.md"];
+        of_ours.contains(&path.as_str()) || path.starts_with("docs/") || path.starts_with("deploy/")
+    };
+    let markdown = tracked_files().into_iter().filter(|path| path.ends_with(".md"));
+    let pages: Vec<String> = markdown.filter(is_page).collect();
+    assert!(pages.len() > 10, "the pages were not found: {pages:?}");
+    pages
+}
 
 #[test]
 fn every_command_on_our_pages_exists_and_has_the_flags_it_is_given() {
@@ -266,8 +274,8 @@ fn every_command_on_our_pages_exists_and_has_the_flags_it_is_given() {
     assert!(help.objection(&["ebb", "enqueue", "--wiat"]).is_some(), "the check finds nothing");
     let mut broken = Vec::new();
     let mut seen = BTreeSet::new();
-    for page in PAGES {
-        for (number, text) in snippets(&read(page)) {
+    for page in pages() {
+        for (number, text) in snippets(&read(&page)) {
             for words in commands(&text) {
                 let objection = help.objection(&words);
                 broken.extend(objection.map(|why| format!("{page}:{number}: {why}")));
@@ -286,16 +294,70 @@ fn every_flag_on_our_pages_exists() {
         ["--release", "--no-default-features", "--workspace", "--all-targets", "--all", "--test"];
     let help = Help::of_ours();
     let mut broken = Vec::new();
-    for page in PAGES {
-        for (number, text) in snippets(&read(page)) {
+    for page in pages() {
+        for (number, text) in snippets(&read(&page)) {
             let flag = text.split([' ', '=']).next().unwrap_or("");
-            let known = !flag.starts_with("--") || CARGOS.contains(&flag) || help.has_flag(flag);
+            // `---` stands between two objects of YAML.
+            let is_flag = flag.starts_with("--") && !flag.starts_with("---");
+            let known = !is_flag || CARGOS.contains(&flag) || help.has_flag(flag);
             if !known {
                 broken.push(format!("{page}:{number}: {flag}"));
             }
         }
     }
     assert_none("a flag on a page is one of ours", broken);
+}
+
+#[test]
+fn every_variable_on_our_pages_exists() {
+    // Read by the tests and benches.
+    const OTHERS: [&str; 5] = [
+        "EBB_NATS_SERVER",
+        "EBB_NATS_SERVER_OLDEST",
+        "EBB_RABBITMQ_SERVER",
+        "EBB_REDIS_SERVER",
+        "EBB_SKIP_BROKERS",
+    ];
+    let variable = Regex::new(r"\bEBB_[A-Z][A-Z_]*[A-Z]\b").unwrap();
+    let help = Help::of_ours();
+    let mut broken = Vec::new();
+    for page in pages() {
+        for line in lines(&read(&page)) {
+            for found in variable.find_iter(line.text) {
+                let name = found.as_str();
+                let known = help.0.values().any(|page| page.contains(&format!("[env: {name}")));
+                if !known && !OTHERS.contains(&name) {
+                    broken.push(format!("{page}:{}: {name}", line.number));
+                }
+            }
+        }
+    }
+    assert_none("a variable on a page is one of ours", broken);
+}
+
+#[test]
+fn the_tests_that_the_table_of_failures_names_exist() {
+    let named = Regex::new(r"`([a-z][a-z0-9_]{20,})`").unwrap();
+    let sources = e2e::sources();
+    let mut seen = 0;
+    let mut broken = Vec::new();
+    for line in lines(&read("docs/failures.md")) {
+        let Some(last) = line.text.strip_suffix(" |").and_then(|row| row.rsplit(" | ").next())
+        else {
+            continue;
+        };
+        for found in named.captures_iter(last) {
+            seen += 1;
+            // As a function, or as a promise of the conformance suite.
+            let function =
+                Regex::new(&format!(r"\bfn {}\b|\b{}[,;]", &found[1], &found[1])).unwrap();
+            if !sources.iter().any(|source| function.is_match(&source.text)) {
+                broken.push(format!("docs/failures.md:{}: {}", line.number, &found[1]));
+            }
+        }
+    }
+    assert!(seen > 20, "the table was not found");
+    assert_none("a failure is shown by a test that exists", broken);
 }
 
 #[test]

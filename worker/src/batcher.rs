@@ -83,6 +83,29 @@ pub struct Entry<T> {
     pub alone: bool,
 }
 
+/// Why a batch was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// Nobody else fits, or it runs alone.
+    Full,
+    /// The device is free, and nobody else is there.
+    Free,
+    /// The device has waited long enough for those who are being decoded.
+    Waited,
+}
+
+impl Closed {
+    /// As a label.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Free => "free",
+            Self::Waited => "waited",
+        }
+    }
+}
+
 /// A batch that is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch<T> {
@@ -90,6 +113,8 @@ pub struct Batch<T> {
     pub items: Vec<T>,
     /// Their size together, padding counted.
     pub size: Size,
+    /// Why it was closed.
+    pub closed: Closed,
 }
 
 /// Jobs waiting to be batched.
@@ -141,8 +166,8 @@ impl<T> Batcher<T> {
 
     /// The next batch, if now is the time for it.
     pub fn close(&mut self, now: Instant, view: &View) -> Option<Batch<T>> {
-        let chosen = self.ripe(now, view)?;
-        Some(self.take(&chosen))
+        let (chosen, closed) = self.ripe(now, view)?;
+        Some(self.take(&chosen, closed))
     }
 
     /// Whether [`Self::close`] would answer.
@@ -158,12 +183,18 @@ impl<T> Batcher<T> {
         Some((leader.entry.priority, leader.arrived))
     }
 
-    /// Who would be in the next batch, if now is the time for it.
-    fn ripe(&self, now: Instant, view: &View) -> Option<Vec<usize>> {
+    /// Who would be in the next batch and why it would be closed, if now is the time for it.
+    fn ripe(&self, now: Instant, view: &View) -> Option<(Vec<usize>, Closed)> {
         let deadline = self.deadline(view)?;
         view.free_at.filter(|free_at| *free_at <= now)?;
         let (chosen, full) = self.choose(view.overhead)?;
-        (full || deadline <= now).then_some(chosen)
+        let closed = match (full, deadline <= now) {
+            (true, _) => Closed::Full,
+            (false, true) if view.more => Closed::Waited,
+            (false, true) => Closed::Free,
+            (false, false) => return None,
+        };
+        Some((chosen, closed))
     }
 
     /// All that wait, in the order of arrival: they will not be batched any more.
@@ -229,7 +260,7 @@ impl<T> Batcher<T> {
     }
 
     /// Takes out the chosen, whose places are sorted; all others have been passed over once more.
-    fn take(&mut self, chosen: &[usize]) -> Batch<T> {
+    fn take(&mut self, chosen: &[usize], closed: Closed) -> Batch<T> {
         let mut chosen = chosen.iter().copied().peekable();
         let mut items = Vec::new();
         let mut size: Option<Size> = None;
@@ -243,7 +274,7 @@ impl<T> Batcher<T> {
                 self.waiting.push(waiting);
             }
         }
-        Batch { items, size: size.unwrap_or(Size::ONE) }
+        Batch { items, size: size.unwrap_or(Size::ONE), closed }
     }
 }
 
@@ -284,6 +315,7 @@ mod tests {
         let batch = batcher.close(now, &free(now)).unwrap();
         assert_eq!(batch.items, ["a", "b"]);
         assert_eq!(batch.size, Size { rows: 2, length: 3 });
+        assert_eq!(batch.closed, Closed::Free);
         assert!(batcher.is_empty());
     }
 
@@ -302,7 +334,8 @@ mod tests {
         batcher.push(entry("b", 3), now);
         batcher.push(Entry { priority: Priority::High, ..entry("urgent", 3) }, now);
         assert_eq!(batcher.close(now, &busy), None, "full, and it can still get better");
-        assert_eq!(batcher.close(now + 10 * MS, &busy).unwrap().items, ["a", "urgent"]);
+        let batch = batcher.close(now + 10 * MS, &busy).unwrap();
+        assert_eq!((&batch.items[..], batch.closed), (&["a", "urgent"][..], Closed::Full));
     }
 
     #[test]
@@ -313,7 +346,8 @@ mod tests {
         batcher.push(entry("a", 3), now);
         assert_eq!(batcher.close(now + 4 * MS, &view), None);
         assert_eq!(batcher.deadline(&view), Some(now + 5 * MS));
-        assert_eq!(batcher.close(now + 5 * MS, &view).unwrap().items, ["a"]);
+        let batch = batcher.close(now + 5 * MS, &view).unwrap();
+        assert_eq!((&batch.items[..], batch.closed), (&["a"][..], Closed::Waited));
 
         for item in ["a", "b", "c"] {
             batcher.push(entry(item, 40), now);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
+use prometheus::core::Collector;
 use prometheus::{GaugeVec, Opts, Registry};
 use tracing::{debug, info, warn};
 
@@ -37,7 +38,7 @@ struct Sample {
 }
 
 #[derive(Debug)]
-struct Gauges {
+pub(crate) struct Gauges {
     used: GaugeVec,
     total: GaugeVec,
     utilization: GaugeVec,
@@ -98,7 +99,7 @@ fn told<T>(answer: Result<T, NvmlError>) -> Option<T> {
 }
 
 impl Gauges {
-    fn registered(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn registered(registry: &Registry) -> prometheus::Result<Self> {
         let used = Opts::new("worker_gpu_memory_used_bytes", "Memory in use, by any process.");
         let total = Opts::new("worker_gpu_memory_total_bytes", "Memory of the GPU.");
         let utilization =
@@ -108,10 +109,12 @@ impl Gauges {
             total: GaugeVec::new(total, &["gpu"])?,
             utilization: GaugeVec::new(utilization, &["gpu"])?,
         };
-        registry.register(Box::new(gauges.used.clone()))?;
-        registry.register(Box::new(gauges.total.clone()))?;
-        registry.register(Box::new(gauges.utilization.clone()))?;
+        gauges.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         Ok(gauges)
+    }
+
+    pub(crate) fn collectors(&self) -> [Box<dyn Collector>; 3] {
+        [&self.used, &self.total, &self.utilization].map(|one| Box::new(one.clone()) as _)
     }
 
     fn show(&self, sample: &Sample) {

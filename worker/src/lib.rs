@@ -31,6 +31,7 @@ mod serve;
 mod served;
 mod settle;
 mod shared;
+mod stages;
 mod status;
 mod trace;
 #[cfg(feature = "cpu")]

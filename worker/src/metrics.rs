@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use prometheus::core::Collector;
 use prometheus::{
     CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
@@ -10,12 +11,17 @@ use prometheus::{
 
 use crate::codec::Spent;
 use crate::shared::lock;
+use crate::stages::{self, Stages};
 
 /// The counters of a worker; clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    /// What this worker runs, and on which queue; always 1.
+    pub info: IntGaugeVec,
     /// Jobs that left, by what became of them, and by model.
     pub jobs: IntCounterVec,
+    /// Batches by why they were closed, and by model.
+    pub batches: IntCounterVec,
     /// Jobs per batch, by model.
     pub batch_items: HistogramVec,
     /// Share of a batch that is padding, by model.
@@ -34,6 +40,10 @@ pub struct Metrics {
     pub tokens: IntCounterVec,
     /// From receipt to settlement.
     pub job: Histogram,
+    /// From publication to settlement, of completed jobs.
+    pub turnaround: Histogram,
+    /// Time of jobs by stage.
+    pub(crate) stages: Stages,
     /// Leases that went to somebody else.
     pub leases_lost: IntCounter,
     /// Calls to the broker or the result store that failed.
@@ -82,24 +92,7 @@ impl Metrics {
     /// When the registry has them already.
     pub fn registered(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self::new()?;
-        registry.register(Box::new(metrics.jobs.clone()))?;
-        registry.register(Box::new(metrics.batch_items.clone()))?;
-        registry.register(Box::new(metrics.batch_padding.clone()))?;
-        registry.register(Box::new(metrics.batch_wait.clone()))?;
-        registry.register(Box::new(metrics.infer.clone()))?;
-        registry.register(Box::new(metrics.batches_failed.clone()))?;
-        registry.register(Box::new(metrics.job.clone()))?;
-        registry.register(Box::new(metrics.leases_lost.clone()))?;
-        registry.register(Box::new(metrics.broker_errors.clone()))?;
-        registry.register(Box::new(metrics.broker_up.clone()))?;
-        registry.register(Box::new(metrics.broker_losses.clone()))?;
-        registry.register(Box::new(metrics.broker_warnings.clone()))?;
-        registry.register(Box::new(metrics.replies.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.cold_start.clone()))?;
-        registry.register(Box::new(metrics.device_seconds.clone()))?;
-        registry.register(Box::new(metrics.failed_seconds.clone()))?;
-        registry.register(Box::new(metrics.tokens.clone()))?;
+        metrics.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         Ok(metrics)
     }
 
@@ -117,12 +110,49 @@ impl Metrics {
         self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
     }
 
+    fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.info.clone()),
+            Box::new(self.jobs.clone()),
+            Box::new(self.batches.clone()),
+            Box::new(self.batch_items.clone()),
+            Box::new(self.batch_padding.clone()),
+            Box::new(self.batch_wait.clone()),
+            Box::new(self.infer.clone()),
+            Box::new(self.batches_failed.clone()),
+            Box::new(self.job.clone()),
+            Box::new(self.turnaround.clone()),
+            self.stages.collector(),
+            Box::new(self.leases_lost.clone()),
+            Box::new(self.broker_errors.clone()),
+            Box::new(self.broker_up.clone()),
+            Box::new(self.broker_losses.clone()),
+            Box::new(self.broker_warnings.clone()),
+            Box::new(self.replies.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.cold_start.clone()),
+            Box::new(self.device_seconds.clone()),
+            Box::new(self.failed_seconds.clone()),
+            Box::new(self.tokens.clone()),
+        ]
+    }
+
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
+        let info = Opts::new("worker_info", "Always 1; the labels tell what this worker runs.");
+        let batches = Opts::new("worker_batches_total", "Batches, by why they were closed.");
+        let turnaround = HistogramOpts::new(
+            "worker_turnaround_seconds",
+            "From publication to settlement, of completed jobs.",
+        );
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
         let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         Ok(Self {
+            info: IntGaugeVec::new(info, &["queue", "model"])?,
+            batches: IntCounterVec::new(batches, &["closed", "model"])?,
+            turnaround: Histogram::with_opts(turnaround.buckets(stages::buckets()?))?,
+            stages: Stages::new()?,
             cold_start: GaugeVec::new(cold, &["phase"])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
@@ -203,7 +233,49 @@ fn doubling(start: f64, n: usize) -> prometheus::Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::gpu;
+
+    /// Metrics that the page has and the code has not yet: they come with their own change.
+    const AWAITED: [&str; 2] = ["worker_device_seconds_total", "worker_tokens_total"];
+
+    #[test]
+    fn the_page_of_metrics_tells_all_of_them_as_they_are() {
+        let gpus = gpu::Gauges::registered(&Registry::new()).unwrap();
+        let all = Metrics::default().collectors().into_iter().chain(gpus.collectors());
+        let code: BTreeSet<String> = all.map(|one| row(&*one)).collect();
+        let page = include_str!("../../docs/metrics.md");
+        let rows = page.lines().filter(|line| line.starts_with("| `worker_"));
+        let awaited =
+            |row: &String| AWAITED.iter().any(|name| row.contains(name)) && !code.contains(row);
+        let told: BTreeSet<String> = rows.map(without_values).filter(|row| !awaited(row)).collect();
+        let (missing, stale): (Vec<_>, Vec<_>) =
+            (code.difference(&told).collect(), told.difference(&code).collect());
+        assert!(
+            missing.is_empty(),
+            "write into docs/metrics.md: {missing:#?}; and out: {stale:#?}"
+        );
+        assert!(stale.is_empty(), "docs/metrics.md tells of what is not there: {stale:#?}");
+    }
+
+    /// The row of the page for a metric, without the values of its labels.
+    fn row(metric: &dyn Collector) -> String {
+        let desc = metric.desc()[0];
+        let kind = format!("{:?}", metric.collect()[0].get_field_type()).to_lowercase();
+        let labels: Vec<String> =
+            desc.variable_labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
+        format!("| `{}` | {kind} | {labels} | {} |", desc.fq_name, desc.help)
+    }
+
+    fn without_values(row: &str) -> String {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let [name, kind, labels, meaning] = cells[..] else { panic!("not four cells: {row}") };
+        let labels = labels.split(": ").next().unwrap_or(labels);
+        [name, kind, labels, meaning].join(" | ")
+    }
 
     #[test]
     fn a_registry_shows_them_once() {

@@ -134,7 +134,9 @@ impl Served {
 
     fn hold(&self, deliveries: Vec<Delivery>) -> Vec<Held> {
         let hold = |delivery: Delivery| {
-            let way = Way::begin(&self.shared.traces, &self.shared.clock, &delivery);
+            let shared = &self.shared;
+            let stages = &shared.metrics.stages;
+            let way = Way::begin(&shared.traces, stages, &shared.clock, &delivery);
             let loan = self.leases.hold(delivery.receipt().clone(), way.since);
             let room = Arc::clone(&self.room).try_acquire_owned();
             let room = room.expect("no more was received than there was room for");

@@ -66,6 +66,7 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let worker = plan.settings.worker.clone();
     for QueuePlan { url, words, .. } in &plan.queues {
         info!(%worker, model = %words, queue = %url, threads, "worker starts");
+        metrics.info.with_label_values(&[url.queue.as_str(), words]).set(1);
     }
     // The models load while the brokers are called.
     device.start()?;

@@ -350,6 +350,10 @@ impl Served {
                     let outcome = outcome(&settlement, answer);
                     self.count(lane, outcome);
                     self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
+                    if outcome == COMPLETED {
+                        let turnaround = way.since_publication().as_secs_f64();
+                        self.shared.metrics.turnaround.observe(turnaround);
+                    }
                     way.settled(outcome);
                 }
                 Ok(())

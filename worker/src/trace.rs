@@ -1,6 +1,7 @@
-//! The spans of a job: one for its way through this worker, one in it per stage, and one per batch.
+//! The way of a job through this worker: how long it is in each stage, and its spans, one for the
+//! way, one in it per stage, and one per batch.
 //!
-//! The way of a job travels with it and notes each stage as it ends; nothing is noted when traces
+//! The way of a job travels with it and notes each stage as it ends; there are no spans when traces
 //! are off, or when the job's trace is not sampled. What a job holds or answers is in no span.
 
 use std::sync::Arc;
@@ -12,14 +13,18 @@ use ebb_telemetry::{
 };
 use tokio::time::Instant;
 
-/// Where a job is when nobody says otherwise: it is waiting for the device.
-const WAIT: &str = "wait";
+use crate::stages::{Stage, Stages};
 
 /// A job's way through this worker.
 #[derive(Debug)]
 pub(crate) struct Way {
     /// When the job was received.
     pub(crate) since: Instant,
+    /// From publication to receipt.
+    queued: Duration,
+    stage: Stage,
+    stage_since: Instant,
+    stages: Stages,
     /// Missing when nobody sees it.
     trace: Option<Box<Trace>>,
 }
@@ -30,7 +35,7 @@ struct Trace {
     job: Span,
     traces: Traces,
     clock: Arc<dyn Clock>,
-    stage: &'static str,
+    stage: Stage,
     stage_since: SystemTime,
     outcome: &'static str,
 }
@@ -50,54 +55,45 @@ pub(crate) struct BatchRun {
 
 impl Way {
     /// Begins with a job that was just received: it has been in the queue since its publication.
-    pub(crate) fn begin(traces: &Traces, clock: &Arc<dyn Clock>, delivery: &Delivery) -> Self {
-        let since = Instant::now();
-        if !traces.is_on() {
-            return Self { since, trace: None };
-        }
-        let job = &delivery.job;
-        let now = clock.now();
+    pub(crate) fn begin(
+        traces: &Traces,
+        stages: &Stages,
+        clock: &Arc<dyn Clock>,
+        delivery: &Delivery,
+    ) -> Self {
+        let (since, now) = (Instant::now(), clock.now());
         // The producer's clock may be ahead of ours.
-        let enqueued = SystemTime::from(job.enqueued_at.min(now));
-        let parent = job.headers.traceparent.as_deref();
-        let span = traces.begin(|| NewSpan {
-            parent: parent.and_then(|parent| read_traceparent(parent, None)),
-            since: enqueued,
-            fields: vec![
-                KeyValue::new("job.id", job.id.to_string()),
-                KeyValue::new("attempt", i64::from(delivery.attempt)),
-                KeyValue::new("priority", job.headers.priority.as_str()),
-            ],
-            ..NewSpan::new("job", SpanKind::Consumer)
-        });
-        let trace = span.is_recorded().then(|| {
-            let (traces, clock) = (traces.clone(), Arc::clone(clock));
-            let (stage, outcome) = ("queue", "lost");
-            let mut trace =
-                Trace { job: span, traces, clock, stage, stage_since: enqueued, outcome };
-            trace.enter("decode", now.into());
-            Box::new(trace)
-        });
-        Self { since, trace }
+        let enqueued = delivery.job.enqueued_at.min(now);
+        let queued = Duration::try_from(now.duration_since(enqueued)).unwrap_or_default();
+        stages.observe(Stage::Queue, queued);
+        let trace = Trace::begin(traces, clock, delivery, (enqueued.into(), now.into()));
+        let (stage, stages) = (Stage::Decode, stages.clone());
+        Self { since, queued, stage, stage_since: since, stages, trace }
+    }
+
+    /// From publication until now.
+    pub(crate) fn since_publication(&self) -> Duration {
+        self.queued + self.since.elapsed()
     }
 
     /// The job can run.
     pub(crate) fn decoded(&mut self) {
-        self.enter(WAIT);
+        self.enter(Stage::Wait);
     }
 
     /// The job has run, or will not.
     pub(crate) fn finished(&mut self) {
-        self.enter("store");
+        self.enter(Stage::Store);
     }
 
     /// How the job ended is stored.
     pub(crate) fn stored(&mut self) {
-        self.enter("settle");
+        self.enter(Stage::Settle);
     }
 
     /// The broker has answered.
     pub(crate) fn settled(mut self, outcome: &'static str) {
+        self.leave(Instant::now());
         if let Some(trace) = &mut self.trace {
             trace.outcome = outcome;
         }
@@ -109,18 +105,41 @@ impl Way {
         own.map(|own| traceparent(&own)).or_else(|| job.headers.traceparent.clone())
     }
 
-    fn enter(&mut self, stage: &'static str) {
+    fn enter(&mut self, stage: Stage) {
+        if self.stage != stage {
+            self.leave(Instant::now());
+            self.stage = stage;
+        }
         if let Some(trace) = &mut self.trace {
             let now = trace.clock.now().into();
             trace.enter(stage, now);
         }
+    }
+
+    fn leave(&mut self, now: Instant) {
+        let since = std::mem::replace(&mut self.stage_since, now);
+        self.stages.observe(self.stage, now.saturating_duration_since(since));
+    }
+
+    /// It was in a batch that took so long, until now.
+    fn ran(&mut self, took: Duration, now: Instant, next: Stage) {
+        self.leave(now.checked_sub(took).unwrap_or(now));
+        self.stages.observe(Stage::Infer, took);
+        (self.stage, self.stage_since) = (next, now);
     }
 }
 
 impl BatchRun {
     /// Notes the batch, linked to its jobs, and in each of them that it ran in this batch.
     pub(crate) fn note<'a>(self, ways: impl Iterator<Item = &'a mut Way>) {
-        let mut jobs: Vec<&mut Trace> = ways.filter_map(|way| way.trace.as_deref_mut()).collect();
+        // A batch that failed is taken apart, and its jobs wait again.
+        let next = if self.failed { Stage::Wait } else { Stage::Store };
+        let now = Instant::now();
+        let ran = |way: &'a mut Way| {
+            way.ran(self.took, now, next);
+            way.trace.as_deref_mut()
+        };
+        let mut jobs: Vec<&mut Trace> = ways.filter_map(ran).collect();
         let Some(first) = jobs.first() else { return };
         let (traces, ended) = (first.traces.clone(), SystemTime::from(first.clock.now()));
         let begun = ended - self.took;
@@ -138,10 +157,8 @@ impl BatchRun {
         }
         let context = batch.context();
         batch.end(ended);
-        // A batch that failed is taken apart, and its jobs wait again.
-        let next = if self.failed { WAIT } else { "store" };
         for job in &mut jobs {
-            job.enter("infer", begun);
+            job.enter(Stage::Infer, begun);
             job.leave(ended, context.clone().into_iter().collect(), self.failed);
             job.stage = next;
         }
@@ -149,8 +166,40 @@ impl BatchRun {
 }
 
 impl Trace {
+    /// Begins with the publication of the job, if anybody sees it.
+    fn begin(
+        traces: &Traces,
+        clock: &Arc<dyn Clock>,
+        delivery: &Delivery,
+        (enqueued, now): (SystemTime, SystemTime),
+    ) -> Option<Box<Self>> {
+        if !traces.is_on() {
+            return None;
+        }
+        let job = &delivery.job;
+        let parent = job.headers.traceparent.as_deref();
+        let span = traces.begin(|| NewSpan {
+            parent: parent.and_then(|parent| read_traceparent(parent, None)),
+            since: enqueued,
+            fields: vec![
+                KeyValue::new("job.id", job.id.to_string()),
+                KeyValue::new("attempt", i64::from(delivery.attempt)),
+                KeyValue::new("priority", job.headers.priority.as_str()),
+            ],
+            ..NewSpan::new("job", SpanKind::Consumer)
+        });
+        span.is_recorded().then(|| {
+            let (traces, clock) = (traces.clone(), Arc::clone(clock));
+            let (stage, outcome) = (Stage::Queue, "lost");
+            let mut trace =
+                Self { job: span, traces, clock, stage, stage_since: enqueued, outcome };
+            trace.enter(Stage::Decode, now);
+            Box::new(trace)
+        })
+    }
+
     /// Ends the stage that the job is in, and begins another.
-    fn enter(&mut self, stage: &'static str, now: SystemTime) {
+    fn enter(&mut self, stage: Stage, now: SystemTime) {
         if self.stage != stage {
             self.leave(now, Vec::new(), false);
             self.stage = stage;
@@ -163,7 +212,7 @@ impl Trace {
             parent: self.job.context(),
             links,
             since: since.min(now),
-            ..NewSpan::new(self.stage, SpanKind::Internal)
+            ..NewSpan::new(self.stage.word(), SpanKind::Internal)
         });
         if failed {
             stage.fail();
