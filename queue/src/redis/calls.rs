@@ -6,7 +6,7 @@ use super::Calls;
 use super::keeper::Again;
 use super::script::{self, Call};
 use super::value::{garbled, int, list};
-use crate::job::header;
+use crate::header;
 use crate::{JobResult, Receipt, Result, Settled, Settlement, Verdict};
 
 /// Leases that one script looks at: others wait for the server.

@@ -1,3 +1,5 @@
+//! A split on a broker in memory, under paused time: crashes, faults, full queues, and a stop.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
