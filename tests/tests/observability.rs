@@ -26,9 +26,8 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 /// Metrics of ours that a worker and a scaler without trouble, GPU and TLS do not show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
 const NOT_SHOWN: [(&str, &str); 13] = [
-    // Delete these two when the workers have them.
-    ("worker_device_seconds_total", "comes with the accounts of tenants"),
-    ("worker_tokens_total", "comes with the accounts of tenants"),
+    ("worker_batches_failed_total", "needs a batch that fails"),
+    ("worker_device_failed_seconds_total", "needs a batch that fails"),
     ("worker_gpu_memory_used_bytes", "needs a GPU"),
     ("worker_gpu_memory_total_bytes", "needs a GPU"),
     ("worker_gpu_utilization_ratio", "needs a GPU"),
@@ -581,8 +580,8 @@ async fn the_page_tells_of_what_the_real_processes_show() {
     // What happened is what the figures say: four jobs were answered, and one could not be read.
     let pages = scene.pages();
     for line in [
-        "worker_jobs_total{outcome=\"completed\"} 4",
-        "worker_jobs_total{outcome=\"rejected\"} 1",
+        "worker_jobs_total{model=\"echo\",outcome=\"completed\"} 4",
+        "worker_jobs_total{model=\"echo\",outcome=\"rejected\"} 1",
         "worker_stage_seconds_count{stage=\"queue\"} 5",
         "worker_stage_seconds_count{stage=\"decode\"} 5",
         "worker_stage_seconds_count{stage=\"wait\"} 4",

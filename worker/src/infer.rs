@@ -159,7 +159,7 @@ impl Shared {
         } else {
             let model = [self.lanes[lane].name.as_str()];
             let metrics = &self.metrics;
-            metrics.batches.with_label_values(&[batch.closed.word(), model[0]]).inc();
+            metrics.batches.with_label_values(&[model[0], batch.closed.word()]).inc();
             metrics.batch_items.with_label_values(&model).observe(items.len() as f64);
             let real: usize = items.iter().map(|item| item.size.cost()).sum();
             let padding = 1.0 - real as f64 / batch.size.cost().max(1) as f64;

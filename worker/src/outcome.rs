@@ -23,7 +23,7 @@ impl Counts {
 /// The label of a job that asked for a model which is not here.
 pub(crate) const NO_MODEL: &str = "none";
 
-const COMPLETED: &str = "completed";
+pub(crate) const COMPLETED: &str = "completed";
 const REJECTED: &str = "rejected";
 const RETRIED: &str = "retried";
 const RELEASED: &str = "released";

@@ -66,8 +66,8 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let worker = plan.settings.worker.clone();
     for QueuePlan { url, words, .. } in &plan.queues {
         info!(%worker, model = %words, queue = %url, threads, "worker starts");
-        metrics.info.with_label_values(&[url.queue.as_str(), words]).set(1);
     }
+    show(&plan, &metrics);
     // The models load while the brokers are called.
     device.start()?;
     let Some(queues) = open(&plan, &metrics, &stop).await? else { return Ok(Summary::default()) };
@@ -95,6 +95,16 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let summary = pipeline.run(stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)
+}
+
+/// One series of `worker_info` for a worker, so that all its figures can be joined with it.
+fn show(plan: &Plan, metrics: &Metrics) {
+    let joined = |words: &dyn Fn(&QueuePlan) -> String| {
+        plan.queues.iter().map(words).collect::<Vec<_>>().join(",")
+    };
+    let queues = joined(&|plan| plan.url.queue.to_string());
+    let models = joined(&|plan| plan.words.clone());
+    metrics.info.with_label_values(&[&queues, &models]).set(1);
 }
 
 /// Opens the queues, each with where its alerts go; `None` when stopped meanwhile.

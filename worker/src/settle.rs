@@ -21,7 +21,7 @@ use crate::alert::alert_job;
 use crate::codec::Answer;
 use crate::held::{End, Finished, Output};
 use crate::lease::Loan;
-use crate::outcome::{LOST, NO_MODEL, outcome};
+use crate::outcome::{COMPLETED, LOST, NO_MODEL, outcome};
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, heals, on_cpu, send_all};
 use crate::trace::Way;
