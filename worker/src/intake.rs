@@ -147,6 +147,6 @@ mod tests {
         let mut next = Box::pin(intake.among_others());
         assert!(futures::poll!(&mut next).is_pending());
         drop(alone);
-        next.await;
+        drop(next.await);
     }
 }
