@@ -61,6 +61,11 @@ impl Intake {
         usize::try_from(taken).unwrap_or(at_most)
     }
 
+    /// Whether what one queue sets aside may be missing in another.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.most < u64::MAX && self.n_queues > 1
+    }
+
     /// A call brought so many of the jobs that were set aside for it.
     pub(crate) fn brought(&self, n: usize, aside: usize) {
         self.left.fetch_add((aside - n) as u64, SeqCst);
@@ -147,6 +152,6 @@ mod tests {
         let mut next = Box::pin(intake.among_others());
         assert!(futures::poll!(&mut next).is_pending());
         drop(alone);
-        next.await;
+        drop(next.await);
     }
 }

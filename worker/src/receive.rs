@@ -63,8 +63,13 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Se
                 if is_idle && exit_when_empty {
                     intake.found_empty(served.at);
                 }
+                let is_vain = held.is_empty();
                 let solitary = served.pass_on(held, &out, &finished).await;
                 drop(among_others);
+                if is_vain && intake.is_scarce() {
+                    // Long enough for another queue to take what was set aside in vain.
+                    served.rest(2 * SHORT_WAIT).await;
+                }
                 at_most = if solitary.is_empty() { usize::MAX } else { 1 };
                 served.isolate(solitary, &out, &finished).await;
             }

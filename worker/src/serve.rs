@@ -190,7 +190,10 @@ mod tests {
         let urls: Vec<_> = plan.queues.iter().map(|queue| queue.url.to_string()).collect();
         assert_eq!(urls.len(), 2);
         for (url, name) in urls.iter().zip(["a", "b"]) {
-            assert!(url.contains(&format!("queue={name}")) && url.contains("lease=20s"), "{url}");
+            assert!(
+                url.contains(&format!("queue={name}")) && url.contains("lease=20000ms"),
+                "{url}"
+            );
         }
         let plan = check(&[QUEUE, &["--model", "echo"]].concat()).unwrap();
         assert_eq!(plan.queues[0].url.queue.as_str(), "first");
