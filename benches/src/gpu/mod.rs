@@ -5,10 +5,12 @@
 //! memory, and a worker on SQLite. A forward is the model alone: tensors made from ids, the layers,
 //! pooling, the vectors read back. Its sides take turns. The best batch of each side counts.
 
+mod checked;
 mod cold;
 mod made;
 mod peaks;
 mod peers;
+mod told;
 mod ways;
 
 use std::num::NonZeroUsize;
@@ -23,15 +25,12 @@ use serde_json::{Value, json};
 
 use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
-use crate::report::{self, Table, progress};
+use crate::report::{self, progress};
+use checked::{Check, check, difference, tolerance, vectors};
 use cold::{Cold, Start};
 use made::{Known, Sizes};
 use peers::{PEERS, Peers};
 use ways::Way;
-
-/// Tokens of the texts that are held against the reference: short, long, and beside the steps that
-/// shapes have.
-const CHECKED: [usize; 10] = [3, 16, 17, 31, 48, 100, 128, 200, 385, 512];
 
 /// The encoder on a GPU: correctness, speed three ways beside PyTorch, share of the card's peak, and
 /// cold start
@@ -125,15 +124,6 @@ struct Row {
     queue_per_kernels: f64,
 }
 
-/// What was held against the reference.
-#[derive(Debug, Serialize)]
-struct Check {
-    model: &'static str,
-    /// Largest difference of a number of a vector of length one.
-    largest_difference: f32,
-    tolerance: f32,
-}
-
 /// A model to measure.
 struct Subject {
     name: &'static str,
@@ -175,8 +165,8 @@ pub(crate) async fn run(args: Args, json: bool) -> Result<()> {
         "cold_starts": colds,
         "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": said },
     });
-    report::print(json, &table(&rows), &object)?;
-    tell(&checks, &colds, &said);
+    report::print(json, &told::table(&rows), &object)?;
+    told::tell(&checks, &colds, &said);
     for check in &checks {
         let Check { model, largest_difference, tolerance } = check;
         ensure!(
@@ -211,50 +201,6 @@ fn subjects(args: &Args, folder: &Path) -> Result<Vec<Subject>> {
         Ok(Subject { name: known.name(), sizes: Sizes::read(&dir)?, dir })
     };
     args.shapes.iter().map(make).collect()
-}
-
-/// Our vectors on the device against those of the processor in f32, in batches of mixed lengths.
-fn check(subject: &Subject, choice: DeviceChoice, device: &str) -> Result<Check> {
-    let tokenizer = Tokenizer::load(&subject.dir)?;
-    let texts = CHECKED.iter().map(|n_tokens| ways::batch(&tokenizer, 1, *n_tokens));
-    let texts: Vec<Vec<Tokens>> = texts.collect::<Result<Vec<_>>>()?.concat();
-    let mut reference = Encoder::load(&subject.dir, DeviceChoice::Cpu)?;
-    let mut ours = Encoder::load(&subject.dir, choice)?;
-    let expected = vectors(&mut reference, &texts)?;
-    let mut largest = 0.0_f32;
-    // All together, and in threes: other shapes.
-    let threes =
-        texts.chunks(3).map(|some| vectors(&mut ours, some)).collect::<Result<Vec<_>>>()?;
-    let together = vectors(&mut ours, &texts)?;
-    for found in [together, threes.concat()] {
-        largest = largest.max(difference(&found, &expected));
-    }
-    Ok(Check { model: subject.name, largest_difference: largest, tolerance: tolerance(device) })
-}
-
-/// What rounding to a type may do to the numbers of a vector of length one. On a GPU products of f32
-/// may run as TF32, which has the precision of f16.
-fn tolerance(device: &str) -> f32 {
-    let is_cpu = device.starts_with("cpu");
-    match device.rsplit(' ').next() {
-        Some("bf16") => 3e-2,
-        Some("f32") if is_cpu => 1e-4,
-        _ => 5e-3,
-    }
-}
-
-fn vectors(encoder: &mut Encoder, texts: &[Vec<Tokens>]) -> Result<Vec<Vec<f32>>> {
-    let results = encoder.infer(texts)?.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(results.into_iter().flatten().map(|embedding| embedding.vector).collect())
-}
-
-fn difference(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
-    let numbers = found.iter().flatten().zip(expected.iter().flatten());
-    numbers.fold(0.0, |largest, (found, expected)| {
-        let difference = (found - expected).abs();
-        // What is not a number is as far off as can be.
-        if difference.is_nan() { f32::INFINITY } else { largest.max(difference) }
-    })
 }
 
 async fn cold_starts(
@@ -406,67 +352,5 @@ impl<'a> Bench<'a> {
             }
         }
         Ok(forward.seconds)
-    }
-}
-
-fn table(rows: &[Row]) -> Table {
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-    };
-    let mut table = Table::new([
-        "model",
-        "tokens",
-        "batch",
-        "kernels",
-        "pipeline",
-        "queue",
-        "torch eager",
-        "torch compiled",
-        "tokens/s",
-        "TFLOP/s",
-        "of peak",
-        "kernels/compiled",
-        "queue/kernels",
-    ]);
-    for row in rows {
-        table.row([
-            row.model.to_owned(),
-            row.tokens.to_string(),
-            row.batch.to_string(),
-            number(Some(row.kernels), 0),
-            number(Some(row.pipeline), 0),
-            number(Some(row.queue), 0),
-            number(row.torch_eager, 0),
-            number(row.torch_compiled, 0),
-            number(Some(row.tokens_per_s), 0),
-            number(Some(row.tflops), 2),
-            number(row.roofline_share, 3),
-            number(row.kernels_per_compiled, 2),
-            number(Some(row.queue_per_kernels), 2),
-        ]);
-    }
-    table
-}
-
-/// Says the rest to a person.
-fn tell(checks: &[Check], colds: &[Cold], said: &Value) {
-    for Check { model, largest_difference, tolerance } in checks {
-        progress(format_args!(
-            "{model}: vectors differ from the processor's in f32 by {largest_difference:.1e} at most \
-             ({tolerance:.0e} is allowed)"
-        ));
-    }
-    for Cold { model, caches, phases, first_result_s } in colds {
-        let phases = phases.iter().map(|(name, seconds)| format!("{name} {seconds:.2}"));
-        let phases = phases.collect::<Vec<_>>().join(", ");
-        progress(format_args!(
-            "{model}, caches {caches}: first result after {first_result_s:.2} s ({phases})"
-        ));
-    }
-    for peer in PEERS {
-        let said = &said[peer];
-        let words = said["version"].as_str().map(str::to_owned);
-        let missing = || format!("not here: {}", said["missing"].as_str().unwrap_or("no reason"));
-        progress(format_args!("torch {peer}: {}", words.unwrap_or_else(missing)));
     }
 }
