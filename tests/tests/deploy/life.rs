@@ -113,9 +113,8 @@ pub(crate) fn ports(all: &[Object]) -> Vec<String> {
                     found.push(format!("{}: {name}: {probe} asks no port of it", pods.owner));
                 }
             }
-            let images = [container.image(), "pause"];
             let serves = container.value.get("ports").is_some_and(Value::is_array);
-            if serves && !container.first && images[0] != images[1] {
+            if serves && !container.first {
                 let has = PROBES.iter().all(|(probe, _)| container.value.get(*probe).is_some());
                 if !has {
                     found.push(format!("{}: {}: lacks a probe", pods.owner, container.name()));

@@ -36,6 +36,7 @@ const SCALER: &str = "Deployment ebb/ebb-scaler";
 const POOL: &str = "ScaledObject ebb-workers/ebb-worker";
 const SETTINGS: &str = "ConfigMap ebb-workers/ebb-worker";
 
+#[allow(clippy::too_many_lines, reason = "it is a list")]
 fn mistakes() -> Vec<Mistake> {
     let container = "/spec/template/spec/containers/0";
     let at = |rest: &str| -> &'static str { format!("{container}{rest}").leak() };

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use e2e::{Process, Workplace, get, run, skipped, wait_for};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::assert_none;
 use crate::network::urls;
@@ -71,7 +72,7 @@ fn environment(objects: &[Object], image: &str) -> Option<(Vec<String>, BTreeMap
         let containers = pods.containers();
         let container =
             containers.iter().find(|one| !one.first && one.image().starts_with(image))?;
-        let args = list(container.value, "/args").iter().filter_map(|word| word.as_str());
+        let args = list(container.value, "/args").iter().filter_map(Value::as_str);
         Some((args.map(str::to_owned).collect(), container.environment(pods, objects)))
     })
 }
