@@ -131,6 +131,11 @@ impl Address {
             }
             Self::Sqlite { .. } => return Ok(false),
             Self::Nats(nats) => match key {
+                // Beside a password's file, that word is the user.
+                "password_file" if nats.server.user.is_none() => {
+                    nats.server.user = nats.server.secret.take().map(|word| word.0);
+                    return nats.server.set(key, value);
+                }
                 "creds" => nats.creds = Some(value.into()),
                 "nkey" => nats.nkey = Some(value.into()),
                 "replicas" => {
@@ -344,6 +349,19 @@ mod tests {
             assert!(error.to_string().contains(part), "{text}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_word_before_the_host_is_a_token_on_nats_and_a_user_where_a_file_has_the_password() {
+        let server = |text| match parse(text).unwrap().address {
+            Address::Nats(nats) => nats.server,
+            other => panic!("{other:?}"),
+        };
+        let token = server("nats://word@host");
+        assert_eq!((token.user, token.secret.map(|word| word.0)), (None, Some("word".to_owned())));
+        let user = server("nats://word@host?password_file=/x");
+        assert_eq!((user.user.as_deref(), user.secret.is_none()), (Some("word"), true));
+        assert!(parse("nats://a:b@host?password_file=/x").is_err());
     }
 
     #[test]

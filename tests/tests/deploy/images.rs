@@ -10,9 +10,6 @@ use regex::Regex;
 
 use crate::assert_none;
 
-/// What the CUDA form adds to the workspace, until it is merged: then this list goes.
-const OF_CUDA: [&str; 2] = ["--profile cuda", "--features cuda"];
-
 /// What `debian:12-slim` and the CUDA image have of what a program of ours is linked with.
 const LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"];
 
@@ -85,14 +82,12 @@ fn the_dockerfile_builds_what_the_workspace_has() {
             broken.push(format!("{stage}: builds what is not locked"));
         }
         let profile = after(words, "--profile").unwrap_or("release");
-        let known = manifest.contains(&format!("[profile.{profile}]"));
-        if !known && !OF_CUDA.contains(&format!("--profile {profile}").as_str()) {
+        if !manifest.contains(&format!("[profile.{profile}]")) {
             broken.push(format!("{stage}: there is no profile `{profile}`"));
         }
         let features = after(words, "--features").unwrap_or_default().split(',');
         for feature in features.filter(|feature| !feature.is_empty()) {
-            let known = package.features.contains_key(feature);
-            if !known && !OF_CUDA.contains(&format!("--features {feature}").as_str()) {
+            if !package.features.contains_key(feature) {
                 broken.push(format!("{stage}: {} has no feature `{feature}`", package.name));
             }
         }

@@ -8,12 +8,6 @@ use serde_json::Value;
 
 use crate::pods::Container;
 
-/// Variables of the build for CUDA, which the build of the tests does not know.
-const OF_CUDA: [&str; 2] = ["EBB_DTYPE", "EBB_KERNEL_CACHE"];
-
-/// The flags of the same build.
-const FLAGS_OF_CUDA: [&str; 2] = ["--dtype", "--kernel-cache"];
-
 /// A command of ours, as its help tells it.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -97,19 +91,18 @@ pub(crate) fn unknown(
     container: &Container<'_>,
     variables: &[&str],
 ) -> Vec<String> {
-    let cuda = container.image() == "ebb-worker-cuda";
     let mut found = Vec::new();
     let args = container.value["args"].as_array().into_iter().flatten();
     if container.value.get("command").is_none() {
         let flags = args.filter_map(Value::as_str).filter(|word| word.starts_with("--"));
         for flag in flags.map(|flag| flag.split('=').next().unwrap_or(flag)) {
-            if !program.flags.contains(flag) && !(cuda && FLAGS_OF_CUDA.contains(&flag)) {
+            if !program.flags.contains(flag) {
                 found.push(format!("there is no flag {flag}"));
             }
         }
     }
     for name in variables.iter().filter(|name| name.starts_with("EBB_")) {
-        if !program.variables.contains(*name) && !(cuda && OF_CUDA.contains(name)) {
+        if !program.variables.contains(*name) {
             found.push(format!("there is no variable {name}"));
         }
     }
