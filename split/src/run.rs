@@ -1,5 +1,6 @@
 //! A split as the command line asks for it: broker and probes around the loop.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::place::keeps_records;
 use crate::reload;
 use crate::splitter::{Open, Parts, Splitter};
+use crate::weights::Weights;
 
 /// From one report to the next.
 const REPORT: Duration = Duration::from_secs(1);
@@ -43,14 +45,7 @@ pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()>
     // Ends when this function does: the probes answer until the last job is settled.
     let _probes = match args.listen {
         None => None,
-        Some(address) => {
-            let listener = tokio::net::TcpListener::bind(address).await;
-            let listener = listener.with_context(|| format!("--listen {address}"))?;
-            info!(address = %listener.local_addr()?, "probes and metrics");
-            let until_the_end = CancellationToken::new();
-            let probes = ebb_telemetry::serve(listener, health, registry, until_the_end);
-            Some(AbortOnDropHandle::new(tokio::spawn(probes)))
-        }
+        Some(address) => Some(probes(address, health, registry).await?),
     };
     info!(queue = %queue, ?weights, by = ?args.by, "split starts");
     let worker = name();
@@ -71,14 +66,7 @@ pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()>
     let Some(intake) = connect(&queue, &options, &stop).await.context("--queue")? else {
         return Ok(());
     };
-    let mut queues = Vec::new();
-    for name in weights.queues() {
-        let url = queue.with_queue(name)?;
-        let opened =
-            connect(&url, &options, &stop).await.with_context(|| format!("--to {name}"))?;
-        let Some(opened) = opened else { return Ok(()) };
-        queues.push((name.to_owned(), opened));
-    }
+    let Some(queues) = targets(&queue, &weights, &options, &stop).await? else { return Ok(()) };
     let weights = watch::Sender::new(Arc::new(weights));
     let parts = Parts {
         intake: Arc::clone(&intake),
@@ -107,6 +95,39 @@ pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()>
     let n_jobs = metrics.age.get_sample_count();
     info!(n_jobs, "split ends");
     Ok(())
+}
+
+/// Opens the queues that have a weight, by name; `None` when stopped meanwhile.
+async fn targets(
+    intake: &QueueUrl,
+    weights: &Weights,
+    options: &OpenOptions,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Vec<(String, Queue)>>> {
+    let mut queues = Vec::new();
+    for name in weights.queues() {
+        let url = intake.with_queue(name)?;
+        let opened = connect(&url, options, stop).await.with_context(|| format!("--to {name}"))?;
+        let Some(opened) = opened else { return Ok(None) };
+        queues.push((name.to_owned(), opened));
+    }
+    Ok(Some(queues))
+}
+
+async fn probes(
+    address: SocketAddr,
+    health: Health,
+    registry: Registry,
+) -> anyhow::Result<AbortOnDropHandle<()>> {
+    let listener = tokio::net::TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("--listen {address}"))?;
+    info!(address = %listener.local_addr()?, "probes and metrics");
+    let probes = ebb_telemetry::serve(listener, health, registry, CancellationToken::new());
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = probes.await {
+            warn!(%error, "probes and metrics are not served any more");
+        }
+    })))
 }
 
 /// Opens the other queues of a broker.

@@ -281,14 +281,11 @@ impl Splitter {
     async fn publish_batch(&mut self, name: &str, batch: Vec<Held>) {
         let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
         let jobs = batch.iter().map(|held| as_published(&held.delivery.job)).collect();
-        let error = match lane.queue.publish(jobs).await {
-            Ok(_) => {
-                lane.failures.reset();
-                lane.is_full = false;
-                lane.chunk = (lane.chunk * 2).min(CHUNK);
-                return self.gone(name, batch);
-            }
-            Err(error) => error,
+        let Err(error) = lane.queue.publish(jobs).await else {
+            lane.failures.reset();
+            lane.is_full = false;
+            lane.chunk = (lane.chunk * 2).min(CHUNK);
+            return self.gone(name, batch);
         };
         let n_jobs = batch.len();
         let may_halve = matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) && n_jobs > 1;

@@ -260,8 +260,8 @@ fn the_form_for_gpus_downloads_no_llvm() {
     let (ours, _) = ours.split_once("[[package]]").expect("it is not the last");
     assert!(!ours.contains("source ="), "cubecl-llvm is the one under patches/: {ours}");
     let llvm = ["tracel-llvm-bundler", "llvm-sys", "pliron-llvm"];
-    let named = |name: &&str| lock.contains(&format!("name = \"{name}\""));
-    let named = llvm.iter().filter(named).map(|name| (*name).to_owned());
+    let named = |name: &str| lock.contains(&format!("name = \"{name}\""));
+    let named = llvm.into_iter().filter(|name| named(name)).map(str::to_owned);
     assert_none("no crate in Cargo.lock brings LLVM", named);
 }
 

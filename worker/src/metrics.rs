@@ -137,6 +137,7 @@ impl Metrics {
         self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
     }
 
+    #[allow(clippy::too_many_lines, reason = "a list of names, and nothing else")]
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
         let info = Opts::new("worker_info", "Always 1; the labels tell what this worker runs.");

@@ -8,7 +8,7 @@ use ebb_model::{DeviceChoice, Dtype};
 /// What a model runs on.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DeviceArgs {
-    /// Device to run it on: cpu, or cuda[:N], the Nth of the GPUs that this process sees
+    /// Device to run it on: cpu, cuda, or cuda:N, the Nth of the GPUs that this process sees
     #[arg(long, value_name = "DEVICE", env = "EBB_DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
 

@@ -155,6 +155,7 @@ fn environments(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String
 
 /// Files that an environment or a configuration names lie in a volume that has them.
 fn files(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String)) {
+    let path = regex::Regex::new(r"/(?:run|etc|models|var)/[\w./-]+").unwrap();
     for container in pods.containers().into_iter().filter(|one| one.image().starts_with("ebb")) {
         let mut texts: Vec<String> = container.environment(pods, all).into_values().collect();
         // What begins as a path is one, wherever it leads.
@@ -174,7 +175,6 @@ fn files(all: &[Object], pods: &Pods<'_>, missing: &mut impl FnMut(String)) {
                 data.into_iter().flatten().filter_map(|(_, v)| v.as_str()).map(str::to_owned),
             );
         }
-        let path = regex::Regex::new(r#"/(?:run|etc|models|var)/[\w./-]+"#).unwrap();
         for text in &texts {
             for file in path.find_iter(text).map(|found| found.as_str()) {
                 if let Some(what) = no_such_file(all, pods, container.value, file) {
@@ -286,10 +286,10 @@ pub(crate) fn selectors(all: &[Object]) -> Vec<String> {
         let of = object.namespace();
         let spec = &object.0["spec"];
         match object.kind() {
-            "Deployment" | "StatefulSet" | "DaemonSet" => {
-                if !selects(&spec["selector"], &spec["template"]["metadata"]["labels"]) {
-                    found.push(format!("{object}: its selector does not mean its own pods"));
-                }
+            "Deployment" | "StatefulSet" | "DaemonSet"
+                if !selects(&spec["selector"], &spec["template"]["metadata"]["labels"]) =>
+            {
+                found.push(format!("{object}: its selector does not mean its own pods"));
             }
             "PodDisruptionBudget" if chosen(of, &spec["selector"]).is_empty() => {
                 found.push(format!("{object}: means no pods"));

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::assert_none;
 use crate::network::urls;
-use crate::pods::{list, pods, text};
+use crate::pods::{Pods, list, pods, text};
 use crate::render::{Object, overlays};
 
 /// Every queue that a trigger names.
@@ -182,7 +182,7 @@ fn nats_takes_the_configuration_of_its_component() {
 /// The script of the container that fetches a model.
 fn script(objects: &[Object]) -> String {
     let pods = pods(objects);
-    let of_model = pods.iter().flat_map(|pods| pods.containers()).find(|one| one.name() == "model");
+    let of_model = pods.iter().flat_map(Pods::containers).find(|one| one.name() == "model");
     let container = of_model.expect("a container fetches a model");
     assert_eq!(container.value["command"], serde_json::json!(["/bin/sh", "-euc"]));
     text(container.value, "/args/0").to_owned()

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_model::{InferError, ItemError, Model};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -299,7 +300,7 @@ impl DeviceWay {
         }
     }
 
-    /// Sends a batch, waiting for the slot before the device.
+    /// Sends a batch, waiting for the slot before the device; the answer has a future of its own.
     ///
     /// The receiver ends without an answer when the device is lost before the batch began.
     pub(crate) fn submit(
@@ -311,13 +312,13 @@ impl DeviceWay {
     ) -> BoxFuture<'_, oneshot::Receiver<Answer>> {
         let (reply, answer) = oneshot::channel();
         let command = Command { seat: self.seat, lane, inputs, size, begun, reply };
-        Box::pin(async {
+        let sent = async {
             self.shared.load.update(|load| load.queued += 1);
             if self.commands.send(command).await.is_err() {
                 self.shared.load.update(|load| load.queued -= 1);
             }
-            answer
-        })
+        };
+        Box::pin(sent.map(|()| answer))
     }
 
     /// From now on only batches that have begun are run.
