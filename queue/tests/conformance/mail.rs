@@ -48,10 +48,13 @@ async fn on_sqlite(url: &QueueUrl, to: &str) -> BoxStream<'static, Mail> {
     let mails = stream::unfold(queue, async |queue| {
         let jobs = queue.receive(MANY, Duration::from_secs(5)).await.unwrap();
         let mails = jobs.into_iter().map(|delivery| {
-            let content_type = delivery.job.content_type().to_owned();
-            let id = delivery.job.id.to_string();
-            let headers = [("ebb-id".to_owned(), id), ("content-type".to_owned(), content_type)];
-            Mail { headers: headers.into(), body: delivery.job.body }
+            let job = &delivery.job;
+            let ours = [("ebb-id", job.id.as_str()), ("content-type", job.content_type())];
+            let traced = job.headers.traceparent.as_deref().map(|trace| ("traceparent", trace));
+            let headers = ours.into_iter().chain(traced);
+            let headers =
+                headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            Mail { headers, body: delivery.job.body }
         });
         Some((stream::iter(mails.collect::<Vec<_>>()), queue))
     });

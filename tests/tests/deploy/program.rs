@@ -47,6 +47,7 @@ pub(crate) struct Programs {
     pub(crate) scaler: Program,
     model_pull: Program,
     queue_init: Program,
+    split: Program,
 }
 
 impl Programs {
@@ -57,6 +58,7 @@ impl Programs {
             scaler: Program::of(&workplace, "ebb-scaler", &[]),
             model_pull: Program::of(&workplace, "ebb", &["model", "pull"]),
             queue_init: Program::of(&workplace, "ebb", &["queue", "init"]),
+            split: Program::of(&workplace, "ebb", &["split"]),
         }
     }
 
@@ -75,6 +77,7 @@ impl Programs {
                 ["worker", ..] => Ok(&self.worker),
                 ["model", "pull", ..] => Ok(&self.model_pull),
                 ["queue", "init", ..] => Ok(&self.queue_init),
+                ["split", ..] => Ok(&self.split),
                 _ => Err(format!("no test knows the command {args:?}")),
             }),
             // A script of the image's shell.

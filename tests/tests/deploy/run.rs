@@ -66,12 +66,19 @@ fn the_scaler_takes_every_trigger_that_we_ship() {
     assert!(n_triggers >= all.len(), "only {n_triggers} triggers were answered");
 }
 
-/// The environment of the first container of an image of ours.
-fn environment(objects: &[Object], image: &str) -> Option<(Vec<String>, BTreeMap<String, String>)> {
+/// The arguments and the environment of the first container of an image of ours that runs this
+/// command; an image of one program has none.
+fn environment(
+    objects: &[Object],
+    image: &str,
+    command: Option<&str>,
+) -> Option<(Vec<String>, BTreeMap<String, String>)> {
     pods(objects).iter().find_map(|pods| {
         let containers = pods.containers();
-        let container =
-            containers.iter().find(|one| !one.first && one.image().starts_with(image))?;
+        let container = containers.iter().find(|one| {
+            let runs = list(one.value, "/args").first().and_then(Value::as_str);
+            !one.first && one.image().starts_with(image) && runs == command
+        })?;
         let args = list(container.value, "/args").iter().filter_map(Value::as_str);
         Some((args.map(str::to_owned).collect(), container.environment(pods, objects)))
     })
@@ -90,7 +97,8 @@ fn programs_start_with_the_environment_of_their_pods_and_answer_their_probes() {
     // What differs between overlays, each once.
     let mut seen = Vec::new();
     for (overlay, objects) in all {
-        let Some((args, mut environment)) = environment(objects, "ebb-worker") else { continue };
+        let worker = environment(objects, "ebb-worker", Some("worker"));
+        let Some((args, mut environment)) = worker else { continue };
         let workplace = Workplace::new();
         // The place of the queue, the model, the device and the port are this machine's.
         environment.insert("EBB_QUEUE".to_owned(), workplace.queue());
@@ -148,7 +156,32 @@ fn programs_start_with_the_environment_of_their_pods_and_answer_their_probes() {
 }
 
 fn environment_of_scaler(objects: &[Object]) -> (Vec<String>, BTreeMap<String, String>) {
-    environment(objects, "ebb-scaler").expect("there is a scaler")
+    environment(objects, "ebb-scaler", None).expect("there is a scaler")
+}
+
+#[test]
+fn a_split_starts_with_the_environment_of_its_pod_and_its_weights() {
+    let test = "a_split_starts_with_the_environment_of_its_pod_and_its_weights";
+    let Some(all) = overlays(test) else { return };
+    let objects = &all["overlays/nats-gpu-canary"];
+    let (args, mut environment) =
+        environment(objects, "ebb-worker", Some("split")).expect("there is a split");
+    let weights =
+        objects.iter().find(|one| one.is("ConfigMap", "ebb-workers", "ebb-split-weights"));
+    let weights = weights.expect("it has weights").text("/data/weights.toml");
+    let workplace = Workplace::new();
+    let path = workplace.path("weights.toml");
+    fs::write(&path, weights).unwrap();
+    environment.insert("EBB_SPLIT_WEIGHTS".to_owned(), path.to_str().unwrap().to_owned());
+    environment.insert("EBB_QUEUE".to_owned(), workplace.queue());
+    environment.insert("EBB_LISTEN".to_owned(), "127.0.0.1:0".to_owned());
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut split = Process::start(workplace.command("ebb", &words).envs(&environment));
+    let http = split.says("its address", |said| address(said, "\"address\":\""));
+    wait_for("readiness", || get(&http, "/readyz").filter(|page| page.status == 200));
+    assert_eq!(get(&http, "/livez").unwrap().status, 200);
+    split.signal(Signal::SIGTERM);
+    assert!(split.ends().success(), "{}", split.output());
 }
 
 #[test]
