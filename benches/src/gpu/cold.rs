@@ -51,7 +51,7 @@ impl Start<'_> {
         let id = job.id.clone();
         queue.publish(vec![job]).await?;
         let mut worker = command(self.ebb, place);
-        worker.args(["worker", "--device", self.device, "--stop-with-stdin", "--id", caches]);
+        worker.args(["worker", "--device", self.device, "--id", caches]);
         worker.args(self.dtype.iter().flat_map(|dtype| ["--dtype", dtype]));
         worker.arg("--model").arg(self.dir).arg("--kernel-cache").arg(self.kernels);
         let began = Instant::now();
