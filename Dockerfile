@@ -32,7 +32,7 @@ RUN --mount=type=bind,target=/src \
     --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,id=target-scaler,target=/target \
     cargo build --release --locked --target "$(uname -m)-unknown-linux-musl" -p ebb-scaler --bin ebb-scaler \
-    && install -D "/target/$(uname -m)-unknown-linux-musl/release/ebb-scaler" /out/ebb-scaler
+    && install -s -D "/target/$(uname -m)-unknown-linux-musl/release/ebb-scaler" /out/ebb-scaler
 
 FROM toolchain AS build-worker
 RUN --mount=type=bind,target=/src \
