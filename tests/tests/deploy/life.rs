@@ -52,7 +52,13 @@ pub(crate) fn life(all: &[Object], programs: &Programs) -> Vec<String> {
                 continue;
             }
             let is_scaler = container.image() == "ebb-scaler";
-            let prefix = if is_scaler { "EBB_SCALER" } else { "EBB" };
+            // The program of workers splits as well, and then runs no batches.
+            let is_split = text(container.value, "/args/0") == "split";
+            let prefix = match (is_scaler, is_split) {
+                (true, _) => "EBB_SCALER",
+                (false, true) => "EBB_SPLIT",
+                (false, false) => "EBB",
+            };
             let value = |name: &str| {
                 let given = environment.get(name).map(String::as_str);
                 given.or_else(|| program.default(name)).unwrap_or_default().to_owned()
@@ -60,7 +66,8 @@ pub(crate) fn life(all: &[Object], programs: &Programs) -> Vec<String> {
             let listens = if is_scaler { "EBB_SCALER_HTTP_LISTEN" } else { "EBB_LISTEN" };
             probes(&container, &value(listens)).into_iter().for_each(&mut wrong);
             let grace = value(&format!("{prefix}_GRACE"));
-            drains(&pods, &grace, (!is_scaler).then(|| value("EBB_STALL")))
+            let batches = !is_scaler && !is_split;
+            drains(&pods, &grace, batches.then(|| value("EBB_STALL")))
                 .into_iter()
                 .for_each(&mut wrong);
         }
