@@ -40,7 +40,7 @@ pub struct SplitArgs {
     #[arg(conflicts_with = "weights")]
     pub to: Vec<Share>,
 
-    /// The same as a TOML file, read again whenever it changes: [weights], then QUEUE = WEIGHT
+    /// The same as a TOML file, read again when it changes: the table weights, QUEUE = WEIGHT
     #[arg(long, value_name = "FILE", env = "EBB_SPLIT_WEIGHTS", hide_env_values = true)]
     pub weights: Option<PathBuf>,
 
