@@ -399,8 +399,11 @@ fn there_is_no_global_state() {
 }
 
 #[test]
-fn no_code_of_ours_is_unsafe() {
-    assert_none("unsafe code lives in dependencies", broken_by(&sources(), r"\bunsafe\b"));
+fn unsafe_code_is_where_kernels_are_launched() {
+    let launcher = "model/src/bert/cuda/driver.rs";
+    let unsafe_code = broken_by(&sources(), r"\bunsafe(_code)?\b");
+    let elsewhere = unsafe_code.into_iter().filter(|place| !place.starts_with(launcher));
+    assert_none("unsafe code lives in dependencies, and where kernels are launched", elsewhere);
 }
 
 #[test]

@@ -68,15 +68,15 @@ pub(crate) struct Args {
     #[arg(value_delimiter = ',', default_values = ["16", "32", "128", "256", "512"])]
     tokens: Vec<NonZeroUsize>,
 
-    /// Texts of a batch to try; of each side the best counts
-    #[arg(long, env = "EBB_BENCH_BATCHES", hide_env_values = true, value_name = "N,...")]
-    #[arg(value_delimiter = ',', default_values = ["8", "32", "128", "512"])]
-    batches: Vec<NonZeroUsize>,
+    /// Tokens of a batch to try, as many texts as that is; of each side the best counts
+    #[arg(long, env = "EBB_BENCH_BATCH_TOKENS", hide_env_values = true, value_name = "N,...")]
+    #[arg(value_delimiter = ',', default_values = ["1024", "16384", "65536"])]
+    batch_tokens: Vec<NonZeroUsize>,
 
-    /// Most tokens of a batch; larger ones are not tried
-    #[arg(long, env = "EBB_BENCH_MAX_COST", hide_env_values = true, value_name = "TOKENS")]
-    #[arg(default_value_t = 65536)]
-    max_cost: usize,
+    /// Texts of each job that goes through a worker
+    #[arg(long, env = "EBB_BENCH_TEXTS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "32")]
+    texts: NonZeroUsize,
 
     /// Rounds of which the median is taken
     #[arg(long, env = "EBB_BENCH_ROUNDS", hide_env_values = true, value_name = "N")]
@@ -114,6 +114,8 @@ struct Row {
     kernels: f64,
     pipeline: f64,
     queue: f64,
+    /// Through the queue with a single text in each job.
+    queue_of_one: f64,
     torch_eager: Option<f64>,
     torch_compiled: Option<f64>,
     tokens_per_s: f64,
@@ -136,7 +138,10 @@ pub(crate) async fn run(args: Args, json: bool) -> Result<()> {
     let choice: DeviceChoice = args.device.parse().map_err(Unfit)?;
     let choice = choice.with_dtype(args.dtype).map_err(Unfit)?;
     choice.start().map_err(Unfit)?;
-    ensure!(!args.batches.is_empty() && !args.tokens.is_empty(), "no batch or no length is given");
+    ensure!(
+        !args.batch_tokens.is_empty() && !args.tokens.is_empty(),
+        "no batch or no length is given"
+    );
     let ebb = args.worker.find()?;
     let folder = tempfile::Builder::new().prefix("ebb-bench-gpu-").tempdir()?;
     let subjects = subjects(&args, folder.path())?;
@@ -266,10 +271,9 @@ impl<'a> Bench<'a> {
     }
 
     async fn row(&mut self, n_tokens: usize) -> Result<Row> {
-        let fits = |batch: &usize| batch * n_tokens <= self.args.max_cost;
-        let batches = self.args.batches.iter().map(|batch| batch.get());
-        let batches: Vec<usize> = batches.filter(fits).collect();
-        ensure!(!batches.is_empty(), "no batch of {n_tokens} tokens is within --max-cost");
+        let batches = self.args.batch_tokens.iter().map(|tokens| (tokens.get() / n_tokens).max(1));
+        let mut batches: Vec<usize> = batches.collect();
+        batches.dedup();
         let mut best: [Option<(f64, usize)>; 3] = [None; 3];
         for batch in batches {
             let rates = self.compare(batch, n_tokens)?;
@@ -282,12 +286,22 @@ impl<'a> Bench<'a> {
         }
         let [ours, eager, compiled] = best;
         let (kernels, batch) = ours.context("nothing was measured")?;
-        let way = Way { dir: &self.subject.dir, device: self.choice, n_tokens, batch };
+        let way = Way {
+            dir: &self.subject.dir,
+            device: self.choice,
+            n_tokens,
+            batch,
+            texts: self.args.texts.get().min(batch),
+        };
         let seconds = 5.0 * self.args.seconds;
         let pipeline = way.in_memory(seconds, kernels).await?;
-        let name = format!("{}-{n_tokens}", self.subject.name);
-        let place = self.bed.place(&name, Duration::from_secs(60))?;
-        let queue = way.on_sqlite(&place, seconds, pipeline).await?;
+        let place = |way: &str| {
+            let name = format!("{}-{n_tokens}-{way}", self.subject.name);
+            self.bed.place(&name, Duration::from_secs(60))
+        };
+        let queue = way.on_sqlite(&place("many")?, seconds, pipeline).await?;
+        let of_one = Way { texts: 1, ..way };
+        let queue_of_one = of_one.on_sqlite(&place("one")?, seconds, queue).await?;
         let tflops = kernels * self.subject.sizes.flops(n_tokens) / 1e12;
         let (eager, compiled) = (eager.map(|it| it.0), compiled.map(|it| it.0));
         let row = Row {
@@ -297,6 +311,7 @@ impl<'a> Bench<'a> {
             kernels: report::rounded(kernels, 1),
             pipeline: report::rounded(pipeline, 1),
             queue: report::rounded(queue, 1),
+            queue_of_one: report::rounded(queue_of_one, 1),
             torch_eager: eager.map(|rate| report::rounded(rate, 1)),
             torch_compiled: compiled.map(|rate| report::rounded(rate, 1)),
             tokens_per_s: report::rounded(kernels * n_tokens as f64, 0),

@@ -23,12 +23,21 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Place;
 
 /// A model and how its worker batches.
+#[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     pub(super) dir: &'a Path,
     pub(super) device: DeviceChoice,
     pub(super) n_tokens: usize,
+    /// Texts of a batch.
     pub(super) batch: usize,
+    /// Texts of a job.
+    pub(super) texts: usize,
 }
+
+/// Most jobs of a measurement: what is written down is written down one by one.
+const MOST_JOBS: usize = 20_000;
+/// How often the queue is asked how far it is; it counts its jobs for that.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Most of these words are one token in any English vocabulary, and in that of made models.
 pub(super) const WORDS: [&str; 23] = [
@@ -86,11 +95,12 @@ impl Way<'_> {
     /// starts when a tenth is done and ends when a tenth is left.
     async fn work_off(&self, queue: Queue, seconds: f64, rate: f64) -> Result<f64> {
         const CHUNK: usize = 500;
-        let n_jobs = ((seconds * rate) as usize).max(20 * self.batch);
+        let n_texts = ((seconds * rate) as usize).max(20 * self.batch);
+        let n_jobs = (n_texts / self.texts).clamp(1, MOST_JOBS);
         let texts = texts(&Tokenizer::load(self.dir)?, self.n_tokens)?;
         let body = |n: usize| {
-            let body = serde_json::json!({"input": texts[n % texts.len()]});
-            Bytes::from(body.to_string())
+            let own = texts.iter().cycle().skip(n % texts.len()).take(self.texts);
+            Bytes::from(serde_json::json!({"input": own.collect::<Vec<_>>()}).to_string())
         };
         for start in (0..n_jobs).step_by(CHUNK) {
             let now = Timestamp::now();
@@ -115,11 +125,11 @@ impl Way<'_> {
                 _ => {}
             }
             ensure!(!worker.is_finished() || n_done == n_jobs, "the worker ended before its work");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(LOOK).await;
         };
         let summary = worker.await??;
         ensure!(summary.completed == n_jobs as u64, "{summary:?} of {n_jobs} jobs");
-        Ok(rate)
+        Ok(rate * self.texts as f64)
     }
 
     fn parts(&self, queue: &Queue) -> Result<Parts> {
@@ -153,7 +163,7 @@ impl Way<'_> {
                     ),
                     max_wait: Duration::from_millis(5),
                 },
-                prefetch: 2 * self.batch,
+                prefetch: (2 * self.batch).div_ceil(self.texts),
                 retry: RetryPolicy {
                     max_attempts: 1,
                     base: Duration::from_secs(1),

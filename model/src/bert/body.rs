@@ -5,7 +5,12 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+#[cfg(feature = "cuda")]
+use tracing::info;
+
 use super::config::Config;
+#[cfg(feature = "cuda")]
+use super::cuda::Cuda;
 use super::graph::{self, Graph};
 use super::layers::Layers;
 use super::pool::Pick;
@@ -35,8 +40,11 @@ pub(crate) struct Body {
 enum Way {
     /// On the processor.
     EndToEnd(Box<(Embeddings, Layers)>),
-    /// By kernels.
+    /// By burn's kernels.
     SideBySide(Box<Graph>),
+    /// By our own.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Cuda>),
 }
 
 /// One result per item, or the failure of the whole batch.
@@ -48,18 +56,37 @@ impl Body {
         reader: &mut Reader,
         opened: &Opened,
     ) -> Result<Self, LoadError> {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &opened.card {
+            if Cuda::suits(&config, opened.dtype, card) {
+                info!(kernels = "own", "the model is loaded");
+                let cuda = Box::new(Cuda::load(&config, reader, opened.dtype, card)?);
+                return Ok(Self { config, way: Way::Cuda(cuda), name: opened.full_name() });
+            }
+            info!(kernels = "burn", "the model is loaded; its shapes are tuned when they are run");
+            card.start_burn(&opened.device)?;
+        }
         let way = if opened.launches {
             Way::SideBySide(Box::new(Graph::load(&config, reader, opened)?))
         } else {
             let embeddings = reader.embeddings(&config)?;
             Way::EndToEnd(Box::new((embeddings, Layers::load(&config, reader, &opened.device)?)))
         };
-        Ok(Self { config, way, name: format!("{} in {}", opened.name, opened.dtype) })
+        Ok(Self { config, way, name: opened.full_name() })
     }
 
     /// The device and its type of numbers, for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether each shape of batches has kernels of its own, compiled and tuned when it is first run.
+    pub(crate) fn has_shapes(&self) -> bool {
+        match self.way {
+            Way::EndToEnd(_) | Way::SideBySide(_) => true,
+            #[cfg(feature = "cuda")]
+            Way::Cuda(_) => false,
+        }
     }
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
@@ -74,7 +101,7 @@ impl Body {
     pub(crate) fn warm_shape(&self, pick: Pick, shape: Shape) -> Result<(), InferError> {
         let text = Tokens::from_ids(vec![0; shape.length]);
         let texts: Vec<&Tokens> = std::iter::repeat_n(&text, shape.rows).collect();
-        self.encode(&texts, pick).map(|_| ())
+        self.encode(&texts, pick, &mut |_, _| ())
     }
 
     /// Runs the jobs of a batch, each a list of texts; `head` makes a result of what `pick` leaves
@@ -91,8 +118,14 @@ impl Body {
         let sound = batch.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let texts: Vec<&T> = sound.flat_map(|(texts, _)| texts).collect();
         let all: Vec<&Tokens> = texts.iter().map(|text| tokens(text)).collect();
-        let picked = self.encode(&all, pick)?;
-        let mut outputs = picked.iter().zip(texts).map(|(picked, text)| head(picked, text));
+        let mut outputs: Vec<_> = texts.iter().map(|_| None).collect();
+        let mut take = |place: usize, picked: &[f32]| {
+            outputs[place] = Some(head(picked, texts[place]));
+        };
+        self.encode(&all, pick, &mut take)?;
+        let outputs: Option<Vec<Result<O, ItemError>>> = outputs.into_iter().collect();
+        let missing = || InferError::Device("a text did not come back".to_owned());
+        let mut outputs = outputs.ok_or_else(missing)?.into_iter();
         let mut results = Vec::with_capacity(batch.len());
         for (texts, checked) in batch.iter().zip(checked) {
             results.push(checked.and_then(|()| {
@@ -104,16 +137,26 @@ impl Body {
         Ok(results)
     }
 
-    /// What is picked of the last layer's vectors of each of these texts, which fit the model.
-    fn encode(&self, texts: &[&Tokens], pick: Pick) -> Result<Vec<Vec<f32>>, InferError> {
+    /// Gives what is picked of the last layer's vectors of each of these texts, which fit the model,
+    /// with its place.
+    fn encode(
+        &self,
+        texts: &[&Tokens],
+        pick: Pick,
+        take: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), InferError> {
         match &self.way {
             Way::EndToEnd(model) => {
-                let mut picked = Vec::with_capacity(texts.len());
-                for part in parts(texts) {
-                    self.encode_part(part, model, pick, &mut picked)?;
+                let mut first = 0;
+                for run in cut(texts, MAX_TOKENS_AT_ONCE) {
+                    let mut take = |place, picked: &[f32]| take(first + place, picked);
+                    self.encode_run(run, model, pick, &mut take)?;
+                    first += run.len();
                 }
-                Ok(picked)
+                Ok(())
             }
+            #[cfg(feature = "cuda")]
+            Way::Cuda(cuda) => cuda.encode(texts, pick, take),
             Way::SideBySide(graph) => {
                 let run = || side_by_side(graph, texts, self.config.positions, pick);
                 // Some of burn's backends panic where others answer with an error.
@@ -127,18 +170,19 @@ impl Body {
                 if ran.as_ref().is_err_and(|it| it.kind() == InferErrorKind::OutOfMemory) {
                     graph.free();
                 }
-                ran
+                ran?.iter().enumerate().for_each(|(place, picked)| take(place, picked));
+                Ok(())
             }
         }
     }
 
     /// Texts end to end.
-    fn encode_part(
+    fn encode_run(
         &self,
         texts: &[&Tokens],
         (embeddings, layers): &(Embeddings, Layers),
         pick: Pick,
-        picked: &mut Vec<Vec<f32>>,
+        take: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), InferError> {
         let width = self.config.hidden;
         let mut spans = Vec::with_capacity(texts.len());
@@ -151,7 +195,9 @@ impl Body {
         kernels::norm(&mut rows, &embeddings.norm);
         let rows = layers.run(rows, &spans, &self.config)?;
         let of_text = |span: &std::ops::Range<usize>| &rows[span.start * width..span.end * width];
-        picked.extend(spans.iter().map(|span| pick.of_rows(of_text(span), width).into_owned()));
+        for (place, span) in spans.iter().enumerate() {
+            take(place, &pick.of_rows(of_text(span), width));
+        }
         Ok(())
     }
 
@@ -207,19 +253,19 @@ fn words(panic: &(dyn Any + Send)) -> Option<&str> {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }
 
-/// Cuts a list of texts into runs of at most [`MAX_TOKENS_AT_ONCE`] tokens.
-fn parts<'a, 'b>(texts: &'a [&'b Tokens]) -> Vec<&'a [&'b Tokens]> {
-    let mut parts = Vec::new();
+/// Cuts a list of texts into runs of at most so many tokens, or of one text.
+pub(super) fn cut<'a, 'b>(texts: &'a [&'b Tokens], most: usize) -> Vec<&'a [&'b Tokens]> {
+    let mut runs = Vec::new();
     let (mut start, mut n_tokens) = (0, 0);
     for (place, text) in texts.iter().enumerate() {
-        if n_tokens + text.len() > MAX_TOKENS_AT_ONCE && place > start {
-            parts.push(&texts[start..place]);
+        if n_tokens + text.len() > most && place > start {
+            runs.push(&texts[start..place]);
             (start, n_tokens) = (place, 0);
         }
         n_tokens += text.len();
     }
     if start < texts.len() {
-        parts.push(&texts[start..]);
+        runs.push(&texts[start..]);
     }
-    parts
+    runs
 }

@@ -7,6 +7,8 @@ mod body;
 #[cfg(feature = "cpu")]
 mod classifier;
 mod config;
+#[cfg(any(feature = "cuda", all(feature = "cpu", test)))]
+mod cuda;
 #[cfg(feature = "cpu")]
 mod encoder;
 #[cfg(feature = "cpu")]

@@ -38,8 +38,11 @@ impl Warmer {
     }
 
     /// What batches of at most so many texts and tokens, padding counted, are padded to on a device
-    /// that launches kernels; the smallest first.
+    /// that launches kernels, the smallest first; one of them where all have the same kernels.
     pub fn shapes(&self, max_rows: usize, max_tokens: usize) -> Vec<Shape> {
+        if !self.body.has_shapes() {
+            return vec![Shape::of(1, 1, self.settings.config.positions)];
+        }
         shapes::all(self.settings.config.positions, max_rows, max_tokens)
     }
 

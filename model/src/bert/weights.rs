@@ -15,7 +15,6 @@ use crate::safetensors::Weights;
 /// A dense layer, its matrix as the products want it.
 #[derive(Debug)]
 pub(crate) struct Dense<M> {
-    /// `[in, out]`.
     pub(crate) matrix: M,
     pub(crate) bias: Vec<f32>,
 }
@@ -77,6 +76,14 @@ impl Embeddings {
         })
     }
 
+    /// Without tables: enough to tell the places of tokens.
+    #[cfg(test)]
+    pub(crate) fn of_positions(first_position: usize) -> Self {
+        let norm = Norm { scale: Vec::new(), shift: Vec::new(), eps: 0.0 };
+        let none = Vec::new;
+        Self { width: 0, words: none(), positions: none(), first_position, types: none(), norm }
+    }
+
     /// The tables of words, positions and types, for a device that keeps them; they are gone here.
     pub(crate) fn take_tables(&mut self) -> [Vec<f32>; 3] {
         [&mut self.words, &mut self.positions, &mut self.types].map(std::mem::take)
@@ -132,9 +139,29 @@ impl Reader {
         Ok(Embeddings { width: hidden, words, positions, first_position, types, norm })
     }
 
-    /// A layer. `prepare` makes of each matrix, given row by row with its number of rows and columns,
-    /// what the products want.
+    /// A layer. `prepare` makes of each matrix, given row by row as `[in, out]` with both, what the
+    /// products want.
     pub(crate) fn layer<M>(
+        &mut self,
+        n: usize,
+        config: &Config,
+        prepare: &impl Fn(&[f32], usize, usize) -> M,
+    ) -> Result<Layer<M>, LoadError> {
+        let turn = |stored: &[f32], from: usize, to: usize| {
+            let mut matrix = vec![0.0; stored.len()];
+            for (row, values) in stored.chunks_exact(from).enumerate() {
+                for (column, value) in values.iter().enumerate() {
+                    matrix[column * to + row] = *value;
+                }
+            }
+            prepare(&matrix, from, to)
+        };
+        self.stored_layer(n, config, &turn)
+    }
+
+    /// The same, with each matrix given as it is stored, `[out, in]`; its numbers of inputs and of
+    /// outputs come with it.
+    pub(crate) fn stored_layer<M>(
         &mut self,
         n: usize,
         config: &Config,
@@ -161,15 +188,10 @@ impl Reader {
         prepare: &impl Fn(&[f32], usize, usize) -> M,
     ) -> Result<Dense<M>, LoadError> {
         let width = names.len() * to;
-        let mut matrix = vec![0.0; from * width];
+        let mut matrix = Vec::with_capacity(from * width);
         let mut bias = Vec::with_capacity(width);
-        for (part, name) in names.iter().enumerate() {
-            let stored = self.read(&format!("{name}.weight"), &[to, from])?;
-            for (row, values) in stored.chunks_exact(from).enumerate() {
-                for (column, value) in values.iter().enumerate() {
-                    matrix[column * width + part * to + row] = *value;
-                }
-            }
+        for name in names {
+            matrix.extend(self.read(&format!("{name}.weight"), &[to, from])?);
             bias.extend(self.read(&format!("{name}.bias"), &[to])?);
         }
         Ok(Dense { matrix: prepare(&matrix, from, width), bias })

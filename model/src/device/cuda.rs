@@ -10,6 +10,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use cudarc::driver::{CudaContext, result};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
@@ -36,28 +37,25 @@ const HEADERS: [(&str, &str, &str); 6] = [
     ("cuda/barrier", "cuda-cccl-12-8", "nvidia-cuda-cccl-cu12"),
 ];
 
-/// The GPU with this number, once everything that it needs has been found.
+/// The GPU with this number, once all has been found that every model needs.
 pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceError> {
     let choice = DeviceChoice::Cuda(ordinal, dtype).to_string();
-    let found = [driver(), compiler(), headers(toolkit().as_deref())];
-    let missing: Vec<String> = found.into_iter().filter_map(Result::err).collect();
+    let missing: Vec<String> = [driver(), compiler()].into_iter().filter_map(Result::err).collect();
     if !missing.is_empty() {
         return Err(DeviceError::Missing { device: choice, missing });
     }
-    let card = Card::ask(ordinal)
+    let card = Card::ask(ordinal, &choice)
         .map_err(|why| DeviceError::Missing { device: choice.clone(), missing: vec![why] })?;
     let dtype = card.dtype(dtype, &choice)?;
-    let device = Device::cuda(usize::from(ordinal));
-    // While the context of the card is held, so that it is made once.
-    let started = device.sync();
-    started.map_err(|error| DeviceError::Missing {
-        device: choice.clone(),
-        missing: vec![format!("burn does not start on it: {error}")],
-    })?;
-    let Card { name, capability, memory, .. } = card;
-    info!(device = %choice, name, ?capability, memory, %dtype, "the GPU is there");
-    let name = format!("{choice} ({name})");
-    Ok(Opened { device, dtype, launches: true, name })
+    let Card { name, capability, memory, processors, .. } = &card;
+    info!(device = %choice, name, ?capability, memory, processors, %dtype, "the GPU is there");
+    Ok(Opened {
+        device: Device::cuda(usize::from(ordinal)),
+        dtype,
+        launches: true,
+        name: name.clone(),
+        card: Some(Arc::new(card)),
+    })
 }
 
 /// Keeps compiled and tuned kernels in this directory; to be called once, before a model is loaded.
@@ -76,18 +74,30 @@ pub fn keep_kernels(dir: &Path) -> Result<(), DeviceError> {
     CubeClRuntimeConfig::try_set(config).then_some(()).ok_or(DeviceError::Kept)
 }
 
-/// What a GPU says of itself.
+/// Where kernels are kept, if they are.
+pub(crate) fn kept_kernels() -> Option<PathBuf> {
+    let config = CubeClRuntimeConfig::get();
+    match &config.environment.path {
+        CacheConfig::Directory(dir) if config.compilation.cache => Some(dir.clone()),
+        _ => None,
+    }
+}
+
+/// What a GPU says of itself, with its context, which is made once.
 #[derive(Debug)]
-struct Card {
-    name: String,
-    capability: (i32, i32),
+pub(crate) struct Card {
+    /// With its number.
+    pub(crate) name: String,
+    pub(crate) capability: (i32, i32),
     memory: usize,
-    _context: Option<Arc<CudaContext>>,
+    /// Each runs blocks of its own.
+    pub(crate) processors: usize,
+    pub(crate) context: Arc<CudaContext>,
 }
 
 impl Card {
     /// Asks the driver; to be called once it was found.
-    fn ask(ordinal: u16) -> Result<Self, String> {
+    fn ask(ordinal: u16, choice: &str) -> Result<Self, String> {
         let failed = |what: &str, error: &dyn std::fmt::Debug| {
             format!("{what}: {error:?}; see what nvidia-smi says of this machine")
         };
@@ -103,28 +113,47 @@ impl Card {
         let context = CudaContext::new(usize::from(ordinal));
         let context = context.map_err(|error| failed("the GPU does not open", &error))?;
         let asked = |error| failed("the GPU does not answer", &error);
+        let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         Ok(Self {
-            name: context.name().map_err(asked)?,
+            name: format!("{choice} ({})", context.name().map_err(asked)?),
             capability: context.compute_capability().map_err(asked)?,
             memory: context.total_mem().map_err(asked)?,
-            _context: Some(context),
+            processors: processors.map_err(asked)?.cast_unsigned() as usize,
+            context,
         })
+    }
+
+    /// Starts burn on it, once the headers were found that its kernels include.
+    pub(crate) fn start_burn(&self, device: &Device) -> Result<(), DeviceError> {
+        let failed = |why| DeviceError::Missing { device: self.name.clone(), missing: vec![why] };
+        headers(toolkit().as_deref()).map_err(failed)?;
+        let started = device.sync();
+        started.map_err(|error| failed(format!("burn does not start on it: {error}")))
     }
 
     /// The type of numbers that was asked for, or the one that suits.
     fn dtype(&self, asked: Option<Dtype>, device: &str) -> Result<Dtype, DeviceError> {
-        let refused = |dtype, remedy| DeviceError::Dtype { dtype, device: device.into(), remedy };
-        let fast_f16 = self.capability >= FAST_F16;
-        match asked {
-            None => Ok(if fast_f16 { Dtype::F16 } else { Dtype::F32 }),
-            Some(Dtype::F16) if !fast_f16 => {
-                Err(refused(Dtype::F16, "it needs compute capability 7.0; use f32"))
-            }
-            Some(Dtype::Bf16) if self.capability < FAST_BF16 => {
-                Err(refused(Dtype::Bf16, "it needs compute capability 8.0; use f16 or f32"))
-            }
-            Some(dtype) => Ok(dtype),
+        suited(self.capability, asked, device)
+    }
+}
+
+/// The type of numbers for a card of this capability.
+fn suited(
+    capability: (i32, i32),
+    asked: Option<Dtype>,
+    device: &str,
+) -> Result<Dtype, DeviceError> {
+    let refused = |dtype, remedy| DeviceError::Dtype { dtype, device: device.into(), remedy };
+    let fast_f16 = capability >= FAST_F16;
+    match asked {
+        None => Ok(if fast_f16 { Dtype::F16 } else { Dtype::F32 }),
+        Some(Dtype::F16) if !fast_f16 => {
+            Err(refused(Dtype::F16, "it needs compute capability 7.0; use f32"))
         }
+        Some(Dtype::Bf16) if capability < FAST_BF16 => {
+            Err(refused(Dtype::Bf16, "it needs compute capability 8.0; use f16 or f32"))
+        }
+        Some(dtype) => Ok(dtype),
     }
 }
 
@@ -226,9 +255,7 @@ mod tests {
 
     #[test]
     fn the_type_of_numbers_follows_the_card() {
-        let card =
-            |capability| Card { name: "a card".into(), capability, memory: 0, _context: None };
-        let of = |capability, asked| card(capability).dtype(asked, "cuda:0").ok();
+        let of = |capability, asked| suited(capability, asked, "cuda:0").ok();
         assert_eq!(of((6, 1), None), Some(Dtype::F32));
         assert_eq!(of((7, 5), None), Some(Dtype::F16));
         assert_eq!(of((9, 0), None), Some(Dtype::F16));

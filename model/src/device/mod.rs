@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 #[cfg(feature = "cuda")]
 pub use cuda::keep_kernels;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{Card, kept_kernels};
 pub use dtype::Dtype;
 
 /// The device a model runs on; always named, never guessed.
@@ -151,22 +153,38 @@ pub(crate) struct Opened {
     pub(crate) launches: bool,
     /// What it is called, for people.
     pub(crate) name: String,
+    #[cfg(feature = "cuda")]
+    pub(crate) card: Option<std::sync::Arc<Card>>,
+}
+
+#[cfg(feature = "cpu")]
+impl Opened {
+    fn of_processor(dtype: Dtype, launches: bool, name: String) -> Self {
+        Self {
+            device: burn::tensor::Device::flex(),
+            dtype,
+            launches,
+            name,
+            #[cfg(feature = "cuda")]
+            card: None,
+        }
+    }
+
+    /// With the type of numbers.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{} in {}", self.name, self.dtype)
+    }
 }
 
 #[cfg(feature = "cpu")]
 impl DeviceChoice {
     /// The burn device of this name.
     pub(crate) fn open(self) -> Result<Opened, DeviceError> {
-        use burn::tensor::Device;
-
         let name = self.to_string();
         match self {
-            Self::Cpu => {
-                Ok(Opened { device: Device::flex(), dtype: Dtype::F32, launches: false, name })
-            }
+            Self::Cpu => Ok(Opened::of_processor(Dtype::F32, false, name)),
             Self::CpuTensors(dtype) => {
-                let dtype = dtype.unwrap_or(Dtype::F32);
-                Ok(Opened { device: Device::flex(), dtype, launches: true, name })
+                Ok(Opened::of_processor(dtype.unwrap_or(Dtype::F32), true, name))
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(ordinal, dtype) => cuda::open(ordinal, dtype),

@@ -1,0 +1,540 @@
+//! A model on a card: its weights, its buffers, and what is launched for a forward.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::TensorData;
+use cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+use cudarc::driver::{CudaEvent, CudaModule, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
+use tracing::debug;
+
+use super::batch::{Batch, MOST_TOKENS};
+use super::driver::{self, Arg, Kernel};
+use super::tiles::{Size, Tiles};
+use crate::bert::Tokens;
+use crate::bert::body::cut;
+use crate::bert::config::{Activation, Config};
+use crate::bert::kernels::Norm;
+use crate::bert::pool::Pick;
+use crate::bert::weights::{Dense, Embeddings, Reader};
+use crate::device::{Card, kept_kernels};
+use crate::{DeviceError, Dtype, InferError, LoadError};
+
+const SOURCE: &str = include_str!("kernels.cu");
+/// The oldest compute capability with asynchronous copies and products of 16 by 8 by 16.
+const OLDEST: (i32, i32) = (8, 0);
+/// That with products by warp groups.
+const HOPPER: (i32, i32) = (9, 0);
+/// Buffers end at a multiple of this many rows, as the largest tiles do.
+const ROWS: usize = 128;
+/// Rows of a block where a warp has one each.
+const ROWS_OF_BLOCK: usize = 4;
+/// Numbers of a block that widens them.
+const PAIRS_OF_BLOCK: usize = 256;
+/// Runs that are under way at once, so that the card works while the host reads and writes.
+const UNDER_WAY: usize = 4;
+
+/// A model's weights on a card, with the kernels that were compiled for it.
+#[derive(Debug)]
+pub(crate) struct Cuda {
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+    width: usize,
+    heads: usize,
+    inner: usize,
+    processors: usize,
+    hopper: bool,
+    /// Stays here to say which rows of the tables a text needs.
+    embeddings: Embeddings,
+    words: CudaSlice<u8>,
+    positions: CudaSlice<u8>,
+    types: Option<CudaSlice<u8>>,
+    norm: Normed,
+    layers: Vec<Block>,
+    room: Mutex<Room>,
+}
+
+#[derive(Debug)]
+struct Normed {
+    scale: CudaSlice<f32>,
+    shift: CudaSlice<f32>,
+    eps: f32,
+}
+
+#[derive(Debug)]
+struct Linear {
+    /// `[out, in]`.
+    matrix: CudaSlice<u8>,
+    bias: CudaSlice<f32>,
+    from: usize,
+    to: usize,
+}
+
+#[derive(Debug)]
+struct Block {
+    qkv: Linear,
+    out: Linear,
+    attention_norm: Normed,
+    up: Linear,
+    down: Linear,
+    output_norm: Normed,
+}
+
+/// What happens to a product before it is written.
+#[derive(Debug, Clone, Copy)]
+enum After<'a> {
+    Nothing,
+    Activation,
+    Added(&'a CudaSlice<u8>),
+}
+
+/// What is used again by the next forward.
+#[derive(Debug, Default)]
+struct Room {
+    buffers: Option<Buffers>,
+    /// One for each run under way.
+    staged: [Option<Staged>; UNDER_WAY],
+}
+
+/// Memory of the card for a run; runs follow each other on one stream, so they share it.
+#[derive(Debug)]
+struct Buffers {
+    /// Tokens that they are for.
+    tokens: usize,
+    x: CudaSlice<u8>,
+    y: CudaSlice<u8>,
+    qkv: CudaSlice<u8>,
+    context: CudaSlice<u8>,
+    inner: CudaSlice<u8>,
+    table: CudaSlice<i32>,
+    out: CudaSlice<f32>,
+}
+
+/// Memory of the host that the card copies from and to.
+#[derive(Debug)]
+struct Staged {
+    table: PinnedHostSlice<i32>,
+    out: PinnedHostSlice<f32>,
+}
+
+/// A run that was started.
+struct Started<'a, 'b> {
+    texts: &'a [&'b Tokens],
+    /// The place of the first.
+    first: usize,
+    staged: usize,
+    done: CudaEvent,
+}
+
+impl Cuda {
+    /// Whether there are kernels for such a model in this type of numbers on this card.
+    pub(crate) fn suits(config: &Config, dtype: Dtype, card: &Card) -> bool {
+        let Config { hidden, heads, intermediate, .. } = *config;
+        let head = hidden / heads;
+        dtype != Dtype::F32
+            && card.capability >= OLDEST
+            && hidden.is_multiple_of(64)
+            && hidden <= 2048
+            && intermediate.is_multiple_of(64)
+            && head.is_multiple_of(16)
+            && head <= 80
+    }
+
+    pub(crate) fn load(
+        config: &Config,
+        reader: &mut Reader,
+        dtype: Dtype,
+        card: &Card,
+    ) -> Result<Self, LoadError> {
+        let hopper = card.capability == HOPPER;
+        let options = options(config, dtype, card.capability);
+        let kept = kept_kernels();
+        let module = driver::load(&card.context, SOURCE, &options, kept.as_deref());
+        let module = module.map_err(|why| unfit(card, why))?;
+        let on_card = |error: DriverError| unfit(card, failed(error).to_string());
+        let kernels = Kernels::find(&module, hopper).map_err(on_card)?;
+        let upload = Upload { stream: card.context.default_stream(), dtype };
+        let mut embeddings = reader.embeddings(config)?;
+        let [words, positions, types] = embeddings.take_tables();
+        let width = config.hidden;
+        // Scores are divided by the root of a head's width and raised to powers of two: the queries
+        // are, once and for all.
+        let scale = std::f32::consts::LOG2_E / ((width / config.heads) as f32).sqrt();
+        let keep = |stored: &[f32], from: usize, to: usize| (stored.to_vec(), from, to);
+        let mut layers = Vec::with_capacity(config.layers);
+        for n in 0..config.layers {
+            let mut layer = reader.stored_layer(n, config, &keep)?;
+            let Dense { matrix: (values, ..), bias } = &mut layer.qkv;
+            values[..width * width].iter_mut().for_each(|x| *x *= scale);
+            bias[..width].iter_mut().for_each(|x| *x *= scale);
+            let block = || {
+                Ok(Block {
+                    qkv: upload.linear(layer.qkv)?,
+                    out: upload.linear(layer.out)?,
+                    attention_norm: upload.norm(&layer.attention_norm)?,
+                    up: upload.linear(layer.up)?,
+                    down: upload.linear(layer.down)?,
+                    output_norm: upload.norm(&layer.output_norm)?,
+                })
+            };
+            layers.push(block().map_err(on_card)?);
+        }
+        let norm = upload.norm(&embeddings.norm).map_err(on_card)?;
+        let types = (!types.is_empty()).then(|| upload.halves(types)).transpose();
+        Ok(Self {
+            kernels,
+            width,
+            heads: config.heads,
+            inner: config.intermediate,
+            processors: card.processors,
+            hopper,
+            words: upload.halves(words).map_err(on_card)?,
+            positions: upload.halves(positions).map_err(on_card)?,
+            types: types.map_err(on_card)?,
+            norm,
+            layers,
+            embeddings,
+            room: Mutex::default(),
+            stream: upload.stream,
+        })
+    }
+
+    /// Gives what is picked of each of these texts, which fit the model, with its place.
+    pub(crate) fn encode(
+        &self,
+        texts: &[&Tokens],
+        pick: Pick,
+        take: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), InferError> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let ran = self.encode_in(&mut room, texts, pick, take);
+        if ran.is_err() {
+            // Nothing may be under way in memory that is given back.
+            if let Err(error) = self.stream.synchronize() {
+                debug!(%error, "the card does not end what it began");
+            }
+            *room = Room::default();
+        }
+        ran.map_err(failed)
+    }
+
+    /// Runs are started ahead of those that are read.
+    fn encode_in(
+        &self,
+        room: &mut Room,
+        texts: &[&Tokens],
+        pick: Pick,
+        take: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), DriverError> {
+        let mut started = VecDeque::with_capacity(UNDER_WAY);
+        let mut first = 0;
+        for (nth, texts) in cut(texts, MOST_TOKENS).into_iter().enumerate() {
+            if started.len() == UNDER_WAY
+                && let Some(oldest) = started.pop_front()
+            {
+                self.finish(room, &oldest, pick, take)?;
+            }
+            let staged = nth % UNDER_WAY;
+            let done = self.start(room, texts, pick, staged)?;
+            started.push_back(Started { texts, first, staged, done });
+            first += texts.len();
+        }
+        started.iter().try_for_each(|run| self.finish(room, run, pick, take))
+    }
+
+    /// Starts to copy the texts there, to run them, and to copy back what is picked.
+    fn start(
+        &self,
+        Room { buffers, staged }: &mut Room,
+        texts: &[&Tokens],
+        pick: Pick,
+        nth: usize,
+    ) -> Result<CudaEvent, DriverError> {
+        let batch = Batch::new(texts, &self.embeddings);
+        let ints = batch.table.len();
+        let numbers = self.width * if pick == Pick::Tokens { batch.n_tokens } else { texts.len() };
+        let buffers = self.fit(buffers, batch.n_tokens, ints, numbers)?;
+        let staged = self.stage(&mut staged[nth], ints, numbers)?;
+        let table = &mut staged.table.as_mut_slice()?[..ints];
+        table.copy_from_slice(&batch.table);
+        self.stream.memcpy_htod(table, &mut buffers.table)?;
+        self.run(buffers, &batch, pick)?;
+        let out = &mut staged.out.as_mut_slice()?[..numbers];
+        self.stream.memcpy_dtoh(&buffers.out.slice(..numbers), out)?;
+        self.stream.record_event(None)
+    }
+
+    /// Waits for a run; whatever failed on its way is told here.
+    fn finish(
+        &self,
+        room: &Room,
+        Started { texts, first, staged, done }: &Started<'_, '_>,
+        pick: Pick,
+        take: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), DriverError> {
+        done.synchronize()?;
+        let Some(Staged { out, .. }) = &room.staged[*staged] else { return Ok(()) };
+        let mut rows = out.as_slice()?;
+        for (nth, text) in texts.iter().enumerate() {
+            let n_rows = if pick == Pick::Tokens { text.len() } else { 1 };
+            let (own, others) = rows.split_at(n_rows * self.width);
+            rows = others;
+            take(first + nth, own);
+        }
+        Ok(())
+    }
+
+    /// Starts a forward, of which what is picked goes to `out`.
+    fn run(&self, buffers: &Buffers, batch: &Batch, pick: Pick) -> Result<(), DriverError> {
+        let Self { stream, kernels, width, .. } = self;
+        let Buffers { x, y, qkv, context, inner, table, out, .. } = buffers;
+        let n_tokens = Arg::Int(batch.n_tokens as i32);
+        let blocks_of_rows = (batch.n_tokens.div_ceil(ROWS_OF_BLOCK), 1);
+        let [words, places, types] = [0, 1, 2].map(|n| table.slice(n * batch.n_tokens..));
+        let norm = |norm: &Normed, from: &CudaSlice<u8>, to: &CudaSlice<u8>| {
+            let Normed { scale, shift, eps } = norm;
+            let (from, to) = (Arg::Halves(from), Arg::Halves(to));
+            let args =
+                [from, Arg::Floats(scale), Arg::Floats(shift), Arg::Float(*eps), to, n_tokens];
+            kernels.norm.launch(stream, blocks_of_rows, &args)
+        };
+        let args = [
+            Arg::Halves(&self.words),
+            Arg::Halves(&self.positions),
+            self.types.as_ref().map_or(Arg::Nothing, Arg::Halves),
+            Arg::Ints(&words),
+            Arg::Ints(&places),
+            Arg::Ints(&types),
+            Arg::Floats(&self.norm.scale),
+            Arg::Floats(&self.norm.shift),
+            Arg::Float(self.norm.eps),
+            Arg::Halves(x),
+            n_tokens,
+        ];
+        kernels.embed.launch(stream, blocks_of_rows, &args)?;
+        let product =
+            |layer: &Linear, from: &CudaSlice<u8>, after: After<'_>, to: &CudaSlice<u8>| {
+                self.product(batch.n_tokens, layer, from, after, to)
+            };
+        for layer in &self.layers {
+            product(&layer.qkv, x, After::Nothing, qkv)?;
+            for (kernel, blocks) in
+                [(&kernels.attend_short, &batch.short), (&kernels.attend_long, &batch.long)]
+            {
+                if !blocks.is_empty() {
+                    let args = [
+                        Arg::Halves(qkv),
+                        Arg::Ints(&table.slice(blocks.clone())),
+                        Arg::Halves(context),
+                    ];
+                    kernel.launch(stream, (blocks.len() / 4, self.heads), &args)?;
+                }
+            }
+            product(&layer.out, context, After::Added(x), y)?;
+            norm(&layer.attention_norm, y, x)?;
+            product(&layer.up, x, After::Activation, inner)?;
+            product(&layer.down, inner, After::Added(x), y)?;
+            norm(&layer.output_norm, y, x)?;
+        }
+        let how = match pick {
+            Pick::Tokens => {
+                let n_pairs = batch.n_tokens * width / 2;
+                let args = [Arg::Halves(x), Arg::Floats(out), Arg::Int(n_pairs as i32)];
+                return kernels.widen.launch(stream, (n_pairs.div_ceil(PAIRS_OF_BLOCK), 1), &args);
+            }
+            Pick::Mean => 0,
+            Pick::Max => 1,
+            Pick::First => 2,
+            Pick::Last => 3,
+        };
+        let starts = table.slice(batch.starts..);
+        let args = [Arg::Halves(x), Arg::Ints(&starts), Arg::Floats(out), Arg::Int(how)];
+        kernels.pool.launch(stream, (batch.n_texts, width / 64), &args)
+    }
+
+    fn product(
+        &self,
+        n_tokens: usize,
+        layer: &Linear,
+        from: &CudaSlice<u8>,
+        after: After<'_>,
+        to: &CudaSlice<u8>,
+    ) -> Result<(), DriverError> {
+        let size = Size::of(n_tokens, layer.to, self.processors, self.hopper);
+        let tiles = size.tiles(self.hopper);
+        let kernels = &self.kernels.products[size as usize];
+        let (kernel, rows) = match after {
+            After::Nothing => (&kernels[0], Arg::Nothing),
+            After::Activation => (&kernels[1], Arg::Nothing),
+            After::Added(rows) => (&kernels[2], Arg::Halves(rows)),
+        };
+        let args = [
+            Arg::Halves(from),
+            Arg::Halves(&layer.matrix),
+            Arg::Floats(&layer.bias),
+            rows,
+            Arg::Halves(to),
+            Arg::Int(layer.to as i32),
+            Arg::Int(layer.from as i32),
+        ];
+        let blocks = (layer.to / tiles.columns, n_tokens.div_ceil(tiles.rows));
+        kernel.launch(&self.stream, blocks, &args)
+    }
+
+    /// Buffers for a run, which stay until one needs more.
+    fn fit<'a>(
+        &self,
+        buffers: &'a mut Option<Buffers>,
+        tokens: usize,
+        ints: usize,
+        numbers: usize,
+    ) -> Result<&'a mut Buffers, DriverError> {
+        let Self { stream, width, inner, .. } = self;
+        let (mut tokens, mut ints, mut numbers) = (tokens, ints, numbers);
+        let is_small = |it: &mut Buffers| {
+            it.tokens < tokens || it.table.len() < ints || it.out.len() < numbers
+        };
+        if let Some(old) = buffers.take_if(is_small) {
+            tokens = tokens.max(old.tokens);
+            (ints, numbers) = (ints.max(old.table.len()), numbers.max(old.out.len()));
+        }
+        if let Some(buffers) = buffers {
+            return Ok(buffers);
+        }
+        // Not for every size a new one.
+        let tokens = tokens.next_power_of_two().max(ROWS);
+        let halves = |columns: usize| stream.alloc_zeros::<u8>(2 * tokens * columns);
+        Ok(buffers.insert(Buffers {
+            tokens,
+            x: halves(*width)?,
+            y: halves(*width)?,
+            qkv: halves(3 * width)?,
+            context: halves(*width)?,
+            inner: halves(*inner)?,
+            table: stream.alloc_zeros(ints.next_power_of_two())?,
+            out: stream.alloc_zeros(numbers.next_power_of_two())?,
+        }))
+    }
+
+    /// The same of the host. Nothing is under way in it.
+    fn stage<'a>(
+        &self,
+        staged: &'a mut Option<Staged>,
+        ints: usize,
+        numbers: usize,
+    ) -> Result<&'a mut Staged, DriverError> {
+        let (mut ints, mut numbers) = (ints, numbers);
+        let is_small = |it: &mut Staged| it.table.len() < ints || it.out.len() < numbers;
+        if let Some(old) = staged.take_if(is_small) {
+            (ints, numbers) = (ints.max(old.table.len()), numbers.max(old.out.len()));
+        }
+        if let Some(staged) = staged {
+            return Ok(staged);
+        }
+        let context = self.stream.context();
+        Ok(staged.insert(Staged {
+            table: driver::pinned(context, ints.next_power_of_two())?,
+            out: driver::pinned(context, numbers.next_power_of_two())?,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Kernels {
+    embed: Kernel,
+    norm: Kernel,
+    attend_short: Kernel,
+    attend_long: Kernel,
+    pool: Kernel,
+    widen: Kernel,
+    /// By size, then alone, with an activation, with rows added.
+    products: [[Kernel; 3]; 3],
+}
+
+impl Kernels {
+    fn find(module: &Arc<CudaModule>, hopper: bool) -> Result<Self, DriverError> {
+        let find = |name: &str, threads| Kernel::find(module, name, threads, 0);
+        let product = |what: &str, size: Size| {
+            let tiles: Tiles = size.tiles(hopper);
+            let name = format!("{what}_{}", size.name());
+            Kernel::find(module, &name, tiles.threads() as u32, tiles.shared() as u32)
+        };
+        let of_size = |size| {
+            Ok([product("plain", size)?, product("activated", size)?, product("added", size)?])
+        };
+        let [large, small, tiny] = Size::ALL;
+        Ok(Self {
+            embed: find("embed_rows", 128)?,
+            norm: find("norm_rows", 128)?,
+            attend_short: find("attend_short", 32)?,
+            attend_long: find("attend_long", 128)?,
+            pool: find("pool_texts", 256)?,
+            widen: find("widen_rows", PAIRS_OF_BLOCK as u32)?,
+            products: [of_size(large)?, of_size(small)?, of_size(tiny)?],
+        })
+    }
+}
+
+/// What the kernels are compiled with.
+fn options(config: &Config, dtype: Dtype, capability: (i32, i32)) -> Vec<String> {
+    let hopper = capability == HOPPER;
+    let activation = match config.activation {
+        Activation::Gelu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Relu => 2,
+    };
+    // Products by warp groups are a feature of this one architecture.
+    let (major, minor) = capability;
+    let only = if hopper { "a" } else { "" };
+    let mut options = vec![
+        format!("--gpu-architecture=sm_{major}{minor}{only}"),
+        "--std=c++17".to_owned(),
+        format!("-DWIDTH={}", config.hidden),
+        format!("-DHEADS={}", config.heads),
+        format!("-DACTIVATION={activation}"),
+        format!("-DBF16={}", u8::from(dtype == Dtype::Bf16)),
+        format!("-DHOPPER={}", u8::from(hopper)),
+    ];
+    options.extend(Size::ALL.into_iter().flat_map(|size| size.tiles(hopper).define(size)));
+    options
+}
+
+fn unfit(card: &Card, why: String) -> DeviceError {
+    DeviceError::Missing { device: card.name.clone(), missing: vec![why] }
+}
+
+fn failed(error: DriverError) -> InferError {
+    let words = error.to_string();
+    if error.0 == CUDA_ERROR_OUT_OF_MEMORY {
+        return InferError::OutOfMemory(words);
+    }
+    InferError::Device(words)
+}
+
+/// Where weights go, and as what.
+struct Upload {
+    stream: Arc<CudaStream>,
+    dtype: Dtype,
+}
+
+impl Upload {
+    fn halves(&self, values: Vec<f32>) -> Result<CudaSlice<u8>, DriverError> {
+        let n_values = values.len();
+        let data = TensorData::new(values, [n_values]).convert_dtype(self.dtype.of_burn());
+        self.stream.clone_htod(data.as_bytes())
+    }
+
+    fn floats(&self, values: &[f32]) -> Result<CudaSlice<f32>, DriverError> {
+        self.stream.clone_htod(values)
+    }
+
+    fn norm(&self, norm: &Norm) -> Result<Normed, DriverError> {
+        let (scale, shift) = (self.floats(&norm.scale)?, self.floats(&norm.shift)?);
+        Ok(Normed { scale, shift, eps: norm.eps })
+    }
+
+    fn linear(&self, dense: Dense<(Vec<f32>, usize, usize)>) -> Result<Linear, DriverError> {
+        let (values, from, to) = dense.matrix;
+        Ok(Linear { matrix: self.halves(values)?, bias: self.floats(&dense.bias)?, from, to })
+    }
+}
