@@ -6,7 +6,7 @@ mod log;
 mod trace;
 
 pub use health::{Gate, GateKind, Health};
-pub use http::{serve, serve_with};
+pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, Traces,
