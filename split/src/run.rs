@@ -163,12 +163,8 @@ async fn report(intake: Queue, id: String, leases: Leases, metrics: Metrics) {
     }
 }
 
-/// Who this is in the history of jobs: the host, which on Kubernetes is the pod, and chance.
+/// Who this is in the history of jobs: the host, and chance.
 fn name() -> String {
-    let host = std::env::var("HOSTNAME").ok();
-    let host = host.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
-    let host = host.unwrap_or_default();
-    let host: String = host.chars().filter(char::is_ascii_graphic).take(64).collect();
     let chance = uuid::Uuid::now_v7().simple().to_string();
-    format!("split-{host}-{}", &chance[20..])
+    format!("split-{}-{}", ebb_telemetry::host(), &chance[20..])
 }

@@ -1,11 +1,13 @@
 //! Logs, traces, health and metrics of a process; nothing of the domain.
 
 mod health;
+mod host;
 mod http;
 mod log;
 mod trace;
 
 pub use health::{Gate, GateKind, Health};
+pub use host::host;
 pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
 pub use trace::{
