@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ebb_model::pull::cached;
-use ebb_telemetry::{LogArgs, LogFormat};
+use ebb_telemetry::{LogArgs, LogFormat, Stop};
 
 use ebb_worker::WorkerArgs;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,6 @@ use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
 use crate::output::{Output, in_words, note};
-use crate::signals::Stop;
 
 /// AI inference from a queue, on a pool of workers that ebbs to zero
 #[derive(Debug, Parser)]

@@ -1,15 +1,17 @@
-//! Logs, traces, health and metrics of a process; nothing of the domain.
+//! Logs, traces, health, metrics and the end of a process; nothing of the domain.
 
 mod health;
 mod host;
 mod http;
 mod log;
+mod signals;
 mod trace;
 
 pub use health::{Gate, GateKind, Health};
 pub use host::host;
 pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
+pub use signals::Stop;
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, Traces,
     read_traceparent, traceparent,
