@@ -11,6 +11,8 @@ mod gpu;
 mod notify;
 mod outage;
 mod overhead;
+#[cfg(feature = "cpu")]
+mod peers;
 mod process;
 mod report;
 mod scaler;
