@@ -252,6 +252,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_flag_can_be_set_from_the_environment() {
+        // What a command is asked to do this once is not.
+        const ONCE: [&str; 4] =
+            ["dlq purge --all", "dlq purge --yes", "dlq redrive --all", "enqueue --file"];
+        let mut lacking = Vec::new();
+        let mut open = vec![(String::new(), Cli::command())];
+        while let Some((path, command)) = open.pop() {
+            let flags = command.get_arguments().filter(|flag| flag.get_env().is_none());
+            let flags = flags.filter_map(|flag| flag.get_long());
+            lacking.extend(flags.map(|flag| format!("{path}--{flag}")));
+            let below = command.get_subcommands();
+            open.extend(below.map(|below| (format!("{path}{} ", below.get_name()), below.clone())));
+        }
+        lacking.sort();
+        assert_eq!(lacking, ONCE);
+    }
+
     #[cfg(feature = "cpu")]
     #[test]
     fn the_help_of_what_needs_a_model_too() {
