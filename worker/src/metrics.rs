@@ -43,7 +43,7 @@ pub struct Metrics {
     /// From publication to settlement, of completed jobs.
     pub turnaround: Histogram,
     /// Time of jobs by stage.
-    pub(crate) stages: Stages,
+    pub(crate) stages: Arc<Stages>,
     /// Leases that went to somebody else.
     pub leases_lost: IntCounter,
     /// Calls to the broker or the result store that failed.
@@ -153,7 +153,7 @@ impl Metrics {
             info: IntGaugeVec::new(info, &["queue", "model"])?,
             batches: IntCounterVec::new(batches, &["model", "closed"])?,
             turnaround: Histogram::with_opts(turnaround.buckets(stages::buckets()?))?,
-            stages: Stages::new()?,
+            stages: Arc::new(Stages::new()?),
             cold_start: GaugeVec::new(cold, &["phase"])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
