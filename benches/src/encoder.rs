@@ -4,18 +4,16 @@
 //! the model alone: tensors made from ids, the layers, pooling, the vectors read back. Cutting
 //! texts into tokens is left out on all sides. Every sentence of a batch has the same length.
 
-use std::io::{BufRead, BufReader, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use ebb_model::bert::{Encoder, Tokenizer, Tokens};
 use ebb_model::{DeviceChoice, Model, pull};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::peers::{Peers, Script};
 use crate::report::{self, Table};
 
 /// The peers, in the order of their columns.
@@ -24,7 +22,8 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const TOKENS: [usize; 2] = [32, 128];
 /// Largest difference between our vectors and a peer's.
 const TOLERANCE: f32 = 1e-4;
-const SCRIPT: &str = include_str!("../encoder_peers.py");
+const SCRIPT: Script =
+    Script { name: "encoder_peers.py", text: include_str!("../encoder_peers.py"), peers: PEERS };
 
 /// The encoder's speed on the processor, beside torch and onnxruntime.
 #[derive(Debug, clap::Args)]
@@ -73,19 +72,22 @@ pub(crate) fn run(args: EncoderArgs, json: bool) -> Result<()> {
     let tokenizer = Tokenizer::load(&dir)?;
     let mut encoder = Encoder::load(&dir, DeviceChoice::Cpu)?;
     encoder.warm_up()?;
-    let mut peers = Peers::start(&args.python, &dir, threads)?;
+    let ask = json!({"model": dir, "threads": threads});
+    let peers = Peers::load(&args.python, &SCRIPT, &ask)?;
+    let mut comparison = Comparison { peers, differences: [None; 2] };
 
     let mut rows = Vec::new();
     for n_tokens in TOKENS {
         for n_texts in BATCHES {
             let batch = sentences(&tokenizer, n_texts, n_tokens)?;
-            let rates = peers.compare(&mut encoder, &batch, args.rounds.get(), args.seconds)?;
+            let (rounds, seconds) = (args.rounds.get(), args.seconds);
+            let rates = comparison.compare(&mut encoder, &batch, rounds, seconds)?;
             rows.push(Row { n_texts, n_tokens, rates });
         }
     }
-    report::print(json, &table(&rows), &object(&rows, &peers, threads))?;
-    peers.tell(threads);
-    peers.check()
+    report::print(json, &table(&rows), &object(&rows, &comparison, threads))?;
+    comparison.tell(threads);
+    comparison.check()
 }
 
 /// Sentences per second: ours, then each peer's.
@@ -120,57 +122,14 @@ fn sentences(tokenizer: &Tokenizer, n_texts: usize, n_tokens: usize) -> Result<V
     (0..n_texts).map(sentence).collect()
 }
 
-/// The Python process, and what is known of those in it.
-struct Peers {
-    child: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
-    /// What each said of itself: a version, or why it is missing.
-    said: [Value; 2],
+/// The peers, and what is known of them.
+struct Comparison {
+    peers: Peers,
     /// Largest difference to our vectors so far.
     differences: [Option<f32>; 2],
 }
 
-#[derive(Deserialize)]
-struct Forward {
-    seconds: f64,
-    vectors: Vec<Vec<f32>>,
-}
-
-impl Peers {
-    fn start(python: &PathBuf, dir: &PathBuf, threads: NonZeroUsize) -> Result<Self> {
-        let mut child = Command::new(python)
-            .args(["-c", SCRIPT])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| {
-                format!("{} does not start; name one with --python", python.display())
-            })?;
-        let mut ask = child.stdin.take().context("no pipe to python")?;
-        let mut answers = BufReader::new(child.stdout.take().context("no pipe from python")?);
-        writeln!(ask, "{}", json!({"model": dir, "threads": threads}))?;
-        let mut line = String::new();
-        answers.read_line(&mut line)?;
-        let answer: Value = serde_json::from_str(&line)
-            .with_context(|| format!("{} failed to load the peers", python.display()))?;
-        let said = PEERS.map(|peer| answer["peers"][peer].clone());
-        Ok(Self { child, ask, answers, said, differences: [None; 2] })
-    }
-
-    fn is_here(&self, peer: usize) -> bool {
-        self.said[peer].get("version").is_some()
-    }
-
-    fn forward(&mut self, peer: usize, batch: &[Vec<Tokens>], times: usize) -> Result<Forward> {
-        let ids: Vec<&[u32]> = batch.iter().flatten().map(Tokens::ids).collect();
-        writeln!(self.ask, "{}", json!({"peer": PEERS[peer], "ids": ids, "times": times}))?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("{} failed", PEERS[peer]))
-    }
-
+impl Comparison {
     /// The median rate of each side over rounds in which all take their turn.
     fn compare(
         &mut self,
@@ -181,7 +140,8 @@ impl Peers {
     ) -> Result<[Option<f64>; 3]> {
         let mut times = [0; 3];
         let mut rates: [Vec<f64>; 3] = Default::default();
-        let present: Vec<usize> = (0..PEERS.len()).filter(|peer| self.is_here(*peer)).collect();
+        let present = (0..PEERS.len()).filter(|peer| self.peers.is_here(*peer));
+        let present: Vec<usize> = present.collect();
         // Once to warm up, once more to see how many forwards fill the time.
         for side in std::iter::once(0).chain(present.iter().map(|peer| peer + 1)) {
             for _warm in 0..2 {
@@ -207,12 +167,13 @@ impl Peers {
         times: usize,
     ) -> Result<f64> {
         if side > 0 {
-            let forward = self.forward(side - 1, batch, times)?;
+            let forward = self.peers.forward(side - 1, batch, times)?;
             if times == 1 {
+                let theirs = forward.vectors.context("a peer tells no vectors")?;
                 let ours = encoder.infer(batch)?;
                 let ours = ours.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
                 let known = self.differences[side - 1].get_or_insert(0.0);
-                for (ours, theirs) in ours.zip(&forward.vectors) {
+                for (ours, theirs) in ours.zip(&theirs) {
                     for (our, their) in ours.vector.iter().zip(theirs) {
                         let difference = (our - their).abs();
                         // What is not a number is as far off as can be.
@@ -236,7 +197,7 @@ impl Peers {
         report::progress(format_args!(
             "sentences/s on {threads} threads; the model alone, ids in, vectors out"
         ));
-        for ((peer, said), difference) in PEERS.iter().zip(&self.said).zip(self.differences) {
+        for ((peer, said), difference) in PEERS.iter().zip(&self.peers.said).zip(self.differences) {
             let words = match (said["version"].as_str(), said["missing"].as_str()) {
                 (Some(version), _) => {
                     let difference = difference.unwrap_or_default();
@@ -250,10 +211,8 @@ impl Peers {
 
     /// Ends the process, and fails where vectors differ.
     fn check(self) -> Result<()> {
-        let Self { mut child, ask, differences, .. } = self;
-        drop(ask);
-        child.wait().context("python did not end")?;
-        for (peer, difference) in PEERS.iter().zip(differences) {
+        self.peers.end()?;
+        for (peer, difference) in PEERS.iter().zip(self.differences) {
             if let Some(difference) = difference.filter(|it| *it > TOLERANCE) {
                 bail!("vectors differ from those of {peer} by {difference}, more than {TOLERANCE}");
             }
@@ -262,7 +221,7 @@ impl Peers {
     }
 }
 
-fn object(rows: &[Row], peers: &Peers, threads: NonZeroUsize) -> Value {
+fn object(rows: &[Row], comparison: &Comparison, threads: NonZeroUsize) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {
@@ -277,13 +236,14 @@ fn object(rows: &[Row], peers: &Peers, threads: NonZeroUsize) -> Value {
             })
         })
         .collect();
+    let Comparison { peers: Peers { said, .. }, differences } = comparison;
     json!({
         "bench": "encoder",
         "unit": "sentences/s",
         "threads": threads,
         "rows": rows,
-        "largest_difference": { PEERS[0]: peers.differences[0], PEERS[1]: peers.differences[1] },
-        "versions": { "ebb": env!("CARGO_PKG_VERSION"), PEERS[0]: peers.said[0], PEERS[1]: peers.said[1] },
+        "largest_difference": { PEERS[0]: differences[0], PEERS[1]: differences[1] },
+        "versions": { "ebb": env!("CARGO_PKG_VERSION"), PEERS[0]: said[0], PEERS[1]: said[1] },
     })
 }
 

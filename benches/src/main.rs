@@ -11,6 +11,8 @@ mod gpu;
 mod notify;
 mod outage;
 mod overhead;
+#[cfg(feature = "cpu")]
+mod peers;
 mod process;
 mod report;
 mod scaler;
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
+use ebb_telemetry::Stop;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -79,13 +81,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {
-        let mut term = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut stop = Stop::listen()?;
         // What a bench started ends with it: processes and files go when it is dropped.
         tokio::select! {
             ended = bench(cli) => ended,
-            _ = term.recv() => bail!("interrupted"),
-            _ = interrupt.recv() => bail!("interrupted"),
+            () = stop.wait() => bail!("interrupted"),
         }
     });
     // A read of standard input that nobody waits for any more must not hold the process.

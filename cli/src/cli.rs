@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ebb_model::pull::cached;
-use ebb_telemetry::{LogArgs, LogFormat};
+use ebb_telemetry::{LogArgs, LogFormat, Stop};
 
 use ebb_worker::WorkerArgs;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,6 @@ use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, usage};
 use crate::options::default_queue;
 use crate::output::{Output, in_words, note};
-use crate::signals::Stop;
 
 /// AI inference from a queue, on a pool of workers that ebbs to zero
 #[derive(Debug, Parser)]
@@ -251,6 +250,24 @@ mod tests {
             let name = format!("help-{}", [&["ebb"], path].concat().join("-"));
             insta::assert_snapshot!(name, help(path));
         }
+    }
+
+    #[test]
+    fn every_flag_can_be_set_from_the_environment() {
+        // What a command is asked to do this once is not.
+        const ONCE: [&str; 4] =
+            ["dlq purge --all", "dlq purge --yes", "dlq redrive --all", "enqueue --file"];
+        let mut lacking = Vec::new();
+        let mut open = vec![(String::new(), Cli::command())];
+        while let Some((path, command)) = open.pop() {
+            let flags = command.get_arguments().filter(|flag| flag.get_env().is_none());
+            let flags = flags.filter_map(|flag| flag.get_long());
+            lacking.extend(flags.map(|flag| format!("{path}--{flag}")));
+            let below = command.get_subcommands();
+            open.extend(below.map(|below| (format!("{path}{} ", below.get_name()), below.clone())));
+        }
+        lacking.sort();
+        assert_eq!(lacking, ONCE);
     }
 
     #[cfg(feature = "cpu")]

@@ -14,7 +14,6 @@ mod options;
 mod output;
 mod pool;
 mod results;
-mod signals;
 mod spread;
 mod trace;
 

@@ -3,17 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Address, Error, ErrorKind, Missing, QueueUrl, Result, Warning};
+use ebb_queue::{Address, Backlog, Error, ErrorKind, Missing, QueueUrl, Result, Warning};
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use crate::decision::{Snapshot, decide};
-use crate::learn::{Learned, Learner};
+use crate::learn::Learner;
 use crate::limits;
-use crate::observe::{Connect, Site};
+use crate::observe::{Connect, Site, look};
 use crate::profiles::{Place, Profile, Profiles, Refusal, Resolved};
 use crate::reload::Source;
 use crate::trigger::FROM_ENV;
@@ -154,11 +155,7 @@ pub async fn check(args: CheckArgs) -> anyhow::Result<Checkup> {
 
 async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
     let begun = Instant::now();
-    let info = in_time(async {
-        exists(&profile.url)?;
-        site.connect(&profile.url).await?.info().await
-    });
-    let info = info.await;
+    let info = in_time(async { open(site, &profile.url).await?.info().await }).await;
     let (name, url) = (profile.name.to_string(), profile.url.to_string());
     let seconds = begun.elapsed().as_secs_f64();
     match info {
@@ -220,8 +217,11 @@ impl Trial {
         let Resolved { place, trigger, .. } = resolved;
         if !self.looks.contains_key(place) {
             let (_, url) = self.profiles.url(place).expect("what was resolved has a profile");
-            let seen = in_time(look(&self.site, &url)).await;
-            self.looks.insert(place.clone(), seen);
+            let seen = in_time(async {
+                let backlog = open(&self.site, &url).await?;
+                look(&*backlog, &mut Learner::new()).await
+            });
+            self.looks.insert(place.clone(), seen.await);
         }
         let snapshot = self.looks[place].as_ref().map_err(Clone::clone)?;
         let decision = decide(snapshot, trigger, snapshot.depth.as_of);
@@ -238,25 +238,14 @@ impl Trial {
     }
 }
 
-async fn look(site: &Site, url: &QueueUrl) -> Result<Snapshot> {
-    exists(url)?;
-    let backlog = site.connect(url).await?;
-    let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
-    let mut snapshot = Snapshot { depth, workers, learned: Learned::default() };
-    let mut learner = Learner::new();
-    learner.observe(&snapshot, snapshot.depth.as_of);
-    snapshot.learned = learner.learned();
-    Ok(snapshot)
-}
-
-/// The embedded queue would be made by whoever opens it.
-fn exists(url: &QueueUrl) -> Result<()> {
+async fn open(site: &Site, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
     match &url.address {
+        // The embedded queue would be made by whoever opens it.
         Address::Sqlite { path, .. } if !path.exists() => {
             let words = format!("{} does not exist; `ebb queue init` makes it", path.display());
             Err(Error::new(ErrorKind::Incompatible, words))
         }
-        _ => Ok(()),
+        _ => site.connect(url).await,
     }
 }
 

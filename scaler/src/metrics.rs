@@ -180,8 +180,6 @@ pub(crate) fn int_gauge(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::figures::Gauges;
 
@@ -190,33 +188,7 @@ mod tests {
         let own = Metrics::new().unwrap().collectors();
         let queues = Gauges::new().unwrap();
         let all = own.iter().map(|one| &**one as &dyn Collector).chain(queues.each());
-        let code: BTreeSet<String> = all.map(row).collect();
         let page = include_str!("../../docs/metrics.md");
-        let rows = page.lines().filter(|line| line.starts_with("| `scaler_"));
-        let told: BTreeSet<String> = rows.map(without_values).collect();
-        let (missing, stale): (Vec<_>, Vec<_>) =
-            (code.difference(&told).collect(), told.difference(&code).collect());
-        assert!(
-            missing.is_empty(),
-            "write into docs/metrics.md: {missing:#?}; and out: {stale:#?}"
-        );
-        assert!(stale.is_empty(), "docs/metrics.md tells of what is not there: {stale:#?}");
-    }
-
-    /// The row of the page for a metric, without the values of its labels.
-    fn row(metric: &dyn Collector) -> String {
-        let desc = metric.desc()[0];
-        let kind = format!("{:?}", metric.collect()[0].get_field_type()).to_lowercase();
-        let labels: Vec<String> =
-            desc.variable_labels.iter().map(|label| format!("`{label}`")).collect();
-        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
-        format!("| `{}` | {kind} | {labels} | {} |", desc.fq_name, desc.help)
-    }
-
-    fn without_values(row: &str) -> String {
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let [name, kind, labels, meaning] = cells[..] else { panic!("not four cells: {row}") };
-        let labels = labels.split(": ").next().unwrap_or(labels);
-        [name, kind, labels, meaning].join(" | ")
+        ebb_servers::assert_page_tells(page, "scaler_", all);
     }
 }

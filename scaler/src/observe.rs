@@ -136,9 +136,7 @@ impl Observer {
         loop {
             let asked = Instant::now();
             self.asked = (cause, asked);
-            let mut snapshot = answered(look(&*backlog)).await?;
-            self.learner.observe(&snapshot, snapshot.depth.as_of);
-            snapshot.learned = self.learner.learned();
+            let snapshot = answered(look(&*backlog, &mut self.learner)).await?;
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, rand::random());
             self.show(snapshot, asked, url);
@@ -244,9 +242,13 @@ fn alike(before: &Look, now: &Snapshot) -> bool {
     before.depth == depth && phases(before) == phases(now)
 }
 
-async fn look(backlog: &dyn Backlog) -> Result<Snapshot> {
+/// Looks at a queue once, and learns from it.
+pub(crate) async fn look(backlog: &dyn Backlog, learner: &mut Learner) -> Result<Snapshot> {
     let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
-    Ok(Snapshot { depth, workers, learned: Learned::default() })
+    let mut snapshot = Snapshot { depth, workers, learned: Learned::default() };
+    learner.observe(&snapshot, snapshot.depth.as_of);
+    snapshot.learned = learner.learned();
+    Ok(snapshot)
 }
 
 async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {

@@ -1,7 +1,5 @@
 //! The configuration from disk, at the start and again whenever it changes: the file, and the
 //! secrets that it names.
-//!
-//! Contents are compared and not times: Kubernetes swaps symbolic links.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use ebb_queue::{Address, QueueUrl, Server};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use crate::file::{AddressFrom, Draft, File, FileError, Section};
 use crate::metrics::{Metrics, Outcome};
@@ -21,9 +18,6 @@ use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
 
 /// A configuration file is read whole.
 const MAX_FILE: u64 = 1 << 20;
-
-/// How long a file that has changed must stay the same: somebody may be writing it.
-const WRITING: Duration = Duration::from_millis(250);
 
 /// Where the connection profiles come from.
 #[derive(Debug, Clone)]
@@ -70,59 +64,34 @@ impl Source {
         profiles: watch::Sender<Arc<Profiles>>,
         metrics: Metrics,
     ) {
-        let mut last_error = String::new();
-        loop {
-            sleep(every).await;
-            let now = Arc::clone(&profiles.borrow());
-            match self.changed(&now).await {
-                Ok(loaded) => {
-                    last_error.clear();
-                    if let Some(loaded) = loaded {
-                        profiles.send_replace(Arc::new(loaded));
-                        metrics.config_reloaded(Outcome::Ok);
-                        tracing::info!("configuration changed");
-                    }
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    if error != last_error {
-                        metrics.config_reloaded(Outcome::Failed);
-                        tracing::error!(error, "configuration is broken; the one before it stays");
-                        last_error = error;
-                    }
-                }
-            }
-        }
+        let now = Arc::clone(&profiles.borrow());
+        let take = |before: &Arc<Profiles>, after: &Arc<Profiles>| {
+            check_secrets(before, after)?;
+            profiles.send_replace(Arc::clone(after));
+            metrics.config_reloaded(Outcome::Ok);
+            tracing::info!("configuration changed");
+            Ok(())
+        };
+        let broken = |error: &str| {
+            metrics.config_reloaded(Outcome::Failed);
+            tracing::error!(error, "configuration is broken; the one before it stays");
+        };
+        let load = move || self.load().map(Arc::new);
+        ebb_telemetry::follow(now, every, load, take, broken).await;
     }
 }
 
-impl Source {
-    /// What stands in the files, if it is something else than now and stays the same for a moment:
-    /// a file that is being written may be right as far as it goes, and lack its policy.
-    async fn changed(&self, now: &Profiles) -> anyhow::Result<Option<Profiles>> {
-        let load = async || {
-            let source = self.clone();
-            tokio::task::spawn_blocking(move || source.load()).await?
-        };
-        let first = load().await?;
-        if first == *now {
-            return Ok(None);
+/// A secret that has changed must be there: somebody may be replacing it.
+fn check_secrets(before: &Profiles, after: &Profiles) -> anyhow::Result<()> {
+    let changed = after.by_name.iter().filter(|(name, profile)| {
+        before.by_name.get(*name).is_some_and(|before| before.files != profile.files)
+    });
+    for (name, profile) in changed {
+        if let Some(path) = secrets(&profile.url).into_iter().find(|path| is_unreadable(path)) {
+            bail!("profile {name}: {} cannot be read, or is empty", path.display());
         }
-        sleep(WRITING).await;
-        let second = load().await?;
-        if second != first {
-            return Ok(None);
-        }
-        let changed = second.by_name.iter().filter(|(name, profile)| {
-            now.by_name.get(*name).is_some_and(|before| before.files != profile.files)
-        });
-        for (name, profile) in changed {
-            if let Some(path) = secrets(&profile.url).into_iter().find(|path| is_unreadable(path)) {
-                bail!("profile {name}: {} cannot be read, or is empty", path.display());
-            }
-        }
-        Ok(Some(second))
     }
+    Ok(())
 }
 
 fn profiles(text: &str) -> anyhow::Result<Profiles> {
@@ -226,7 +195,7 @@ mod tests {
 
     use ebb_queue::QueueUrl;
 
-    use super::Source;
+    use super::{Source, check_secrets};
     use crate::profiles::Profiles;
 
     struct Folder(tempfile::TempDir);
@@ -280,22 +249,22 @@ mod tests {
         assert_ne!(folder.load(&text).unwrap(), before);
     }
 
-    #[tokio::test]
-    async fn a_change_is_taken_once_its_secrets_can_be_read() {
+    #[test]
+    fn a_change_is_taken_once_its_secrets_can_be_read() {
         let folder = Folder::new();
         let password = folder.write("password", "one");
         let text =
             format!("[profiles.a]\nurl = \"redis://host?password_file={}\"\n", password.display());
-        let source = Source { file: Some(folder.write("scaler.toml", &text)), queue: None };
-        let now = source.load().unwrap();
-        assert!(source.changed(&now).await.unwrap().is_none());
+        let now = folder.load(&text).unwrap();
+        let checked = || check_secrets(&now, &folder.load(&text).unwrap());
+        assert!(checked().is_ok());
         folder.write("password", "");
-        let told = source.changed(&now).await.unwrap_err().to_string();
+        let told = checked().unwrap_err().to_string();
         assert!(told.contains("profile a") && told.contains("password cannot be read"), "{told}");
         std::fs::remove_file(&password).unwrap();
-        assert!(source.changed(&now).await.is_err());
+        assert!(checked().is_err());
         folder.write("password", "two");
-        assert!(source.changed(&now).await.unwrap().is_some());
+        assert!(checked().is_ok());
     }
 
     #[test]

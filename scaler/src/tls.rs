@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -101,48 +100,33 @@ impl Tls {
 
     /// Looks again and again whether the files have changed. Files that are broken are logged
     /// once and counted, and the certificate before them stays; connections live on.
-    pub(crate) async fn follow(mut self, every: Duration, metrics: Metrics) {
-        self.note(&metrics);
-        let mut last_error = String::new();
-        loop {
-            sleep(every).await;
-            let files = self.files.clone();
-            let read = tokio::task::spawn_blocking(move || files.read()).await;
-            let read = read.map_err(anyhow::Error::from).flatten();
-            let renewed = match read {
-                Ok(pems) if pems == self.pems => {
-                    last_error.clear();
-                    continue;
-                }
-                Ok(pems) => self.files.config(&pems).map(|config| (pems, config)),
-                Err(error) => Err(error),
-            };
-            match renewed {
-                Ok((pems, (config, expires))) => {
-                    (self.pems, self.expires) = (pems, expires);
-                    self.config.send_replace(config);
-                    last_error.clear();
-                    metrics.tls_reloaded(Outcome::Ok);
-                    tracing::info!(%expires, "certificates changed");
-                    self.note(&metrics);
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    if error != last_error {
-                        metrics.tls_reloaded(Outcome::Failed);
-                        tracing::error!(error, "certificates are broken; those before them stay");
-                        last_error = error;
-                    }
-                }
-            }
-        }
+    pub(crate) async fn follow(self, every: Duration, metrics: Metrics) {
+        let Self { files, pems, config, expires } = self;
+        note(expires, &metrics);
+        let take = |_: &Pems, pems: &Pems| {
+            let (renewed, expires) = files.config(pems)?;
+            config.send_replace(renewed);
+            metrics.tls_reloaded(Outcome::Ok);
+            tracing::info!(%expires, "certificates changed");
+            note(expires, &metrics);
+            Ok(())
+        };
+        let broken = |error: &str| {
+            metrics.tls_reloaded(Outcome::Failed);
+            tracing::error!(error, "certificates are broken; those before them stay");
+        };
+        let load = {
+            let files = files.clone();
+            move || files.read()
+        };
+        ebb_telemetry::follow(pems, every, load, take, broken).await;
     }
+}
 
-    fn note(&self, metrics: &Metrics) {
-        metrics.tls_expires(self.expires);
-        if self.expires <= Timestamp::now() {
-            tracing::warn!(expired = %self.expires, "the certificate has expired; clients refuse it");
-        }
+fn note(expires: Timestamp, metrics: &Metrics) {
+    metrics.tls_expires(expires);
+    if expires <= Timestamp::now() {
+        tracing::warn!(expired = %expires, "the certificate has expired; clients refuse it");
     }
 }
 

@@ -2,8 +2,7 @@
 
 use clap::Parser;
 use ebb_split::SplitArgs;
-use ebb_telemetry::LogArgs;
-use tokio::signal::unix::{SignalKind, signal};
+use ebb_telemetry::{LogArgs, Stop};
 use tokio_util::sync::CancellationToken;
 
 /// Splits the jobs of one queue over others by weight, until SIGTERM.
@@ -21,15 +20,6 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
     let stop = CancellationToken::new();
-    let (mut term, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let run = ebb_split::run(cli.split, stop.clone());
-    tokio::pin!(run);
-    tokio::select! {
-        ended = &mut run => return ended,
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    stop.cancel();
-    run.await
+    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
+    ebb_split::run(cli.split, stop).await
 }

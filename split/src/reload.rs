@@ -1,7 +1,4 @@
 //! The weights from disk, at the start and again whenever they change.
-//!
-//! As the scaler does with its configuration: contents are compared and not times, since Kubernetes
-//! swaps symbolic links; what is being written is waited for; what is broken changes nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tracing::{error, info};
 
 use crate::file;
@@ -18,9 +14,6 @@ use crate::weights::Weights;
 
 /// A file of weights is read whole.
 const MAX_FILE: u64 = 1 << 20;
-
-/// How long a file that has changed must stay the same: somebody may be writing it.
-const WRITING: Duration = Duration::from_millis(250);
 
 /// Reads the file.
 ///
@@ -53,41 +46,25 @@ pub(crate) async fn follow(
     weights: watch::Sender<Arc<Weights>>,
     metrics: Metrics,
 ) {
-    let mut last_error = String::new();
-    loop {
-        sleep(every).await;
-        let now = Arc::clone(&weights.borrow());
-        match changed(&path, &intake, &now).await {
-            Ok(Some(changed)) => {
-                last_error.clear();
-                info!(weights = ?changed, "weights changed");
-                metrics.reloads.with_label_values(&["ok"]).inc();
-                weights.send_replace(Arc::new(changed));
-            }
-            Ok(None) => last_error.clear(),
-            Err(wrong) => {
-                let wrong = format!("{wrong:#}");
-                if wrong != last_error {
-                    metrics.reloads.with_label_values(&["failed"]).inc();
-                    error!(error = wrong, "weights are broken; those before them stay");
-                    last_error = wrong;
-                }
-            }
-        }
-    }
-}
-
-async fn changed(path: &Path, intake: &str, now: &Weights) -> anyhow::Result<Option<Weights>> {
-    let first = load(path, intake)?;
-    if first == *now {
-        return Ok(None);
-    }
-    sleep(WRITING).await;
-    Ok(Some(load(path, intake)?).filter(|second| *second == first))
+    let now = Arc::clone(&weights.borrow());
+    let take = |_: &Arc<Weights>, changed: &Arc<Weights>| {
+        info!(weights = ?changed, "weights changed");
+        metrics.reloads.with_label_values(&["ok"]).inc();
+        weights.send_replace(Arc::clone(changed));
+        Ok(())
+    };
+    let broken = |error: &str| {
+        metrics.reloads.with_label_values(&["failed"]).inc();
+        error!(error, "weights are broken; those before them stay");
+    };
+    let load = move || load(&path, &intake).map(Arc::new);
+    ebb_telemetry::follow(now, every, load, take, broken).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

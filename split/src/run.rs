@@ -1,6 +1,5 @@
 //! A split as the command line asks for it: broker and probes around the loop.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,10 +42,7 @@ pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()>
     let health = Health::new();
     let gate = health.gate("broker", GateKind::Ready);
     // Ends when this function does: the probes answer until the last job is settled.
-    let _probes = match args.listen {
-        None => None,
-        Some(address) => Some(probes(address, health, registry).await?),
-    };
+    let _probes = ebb_telemetry::serve_at("--listen", args.listen, health, registry).await?;
     info!(queue = %queue, ?weights, by = ?args.by, "split starts");
     let worker = name();
     let connect_timeout = args.connect_timeout;
@@ -114,22 +110,6 @@ async fn targets(
     Ok(Some(queues))
 }
 
-async fn probes(
-    address: SocketAddr,
-    health: Health,
-    registry: Registry,
-) -> anyhow::Result<AbortOnDropHandle<()>> {
-    let listener = tokio::net::TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--listen {address}"))?;
-    info!(address = %listener.local_addr()?, "probes and metrics");
-    let probes = ebb_telemetry::serve(listener, health, registry, CancellationToken::new());
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
-        if let Err(error) = probes.await {
-            warn!(%error, "probes and metrics are not served any more");
-        }
-    })))
-}
-
 /// Opens the other queues of a broker.
 fn opener(url: QueueUrl, options: OpenOptions) -> Open {
     Arc::new(move |name: String| {
@@ -183,12 +163,8 @@ async fn report(intake: Queue, id: String, leases: Leases, metrics: Metrics) {
     }
 }
 
-/// Who this is in the history of jobs: the host, which on Kubernetes is the pod, and chance.
+/// Who this is in the history of jobs: the host, and chance.
 fn name() -> String {
-    let host = std::env::var("HOSTNAME").ok();
-    let host = host.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
-    let host = host.unwrap_or_default();
-    let host: String = host.chars().filter(char::is_ascii_graphic).take(64).collect();
     let chance = uuid::Uuid::now_v7().simple().to_string();
-    format!("split-{host}-{}", &chance[20..])
+    format!("split-{}-{}", ebb_telemetry::host(), &chance[20..])
 }

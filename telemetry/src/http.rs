@@ -1,5 +1,8 @@
 //! `/livez`, `/readyz`, `/startupz` and `/metrics` over HTTP.
 
+use std::net::SocketAddr;
+
+use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -8,8 +11,34 @@ use axum::routing::get;
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::Health;
+
+/// Takes the address that `flag` names, if it names one, and serves the probes and the metrics there
+/// until the handle is dropped.
+///
+/// # Errors
+/// When the address cannot be had.
+pub async fn serve_at(
+    flag: &str,
+    address: Option<SocketAddr>,
+    health: Health,
+    registry: Registry,
+) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    let listener =
+        listener.with_context(|| format!("{flag}: {address} cannot be had; use another port"))?;
+    tracing::info!(address = %listener.local_addr()?, "probes and metrics");
+    let served = serve(listener, health, registry, CancellationToken::new());
+    let served = tokio::spawn(async move {
+        if let Err(error) = served.await {
+            tracing::warn!(%error, "probes and metrics are not served any more");
+        }
+    });
+    Ok(Some(AbortOnDropHandle::new(served)))
+}
 
 /// Serves the probes and the metrics until `stop` is cancelled.
 ///
@@ -83,7 +112,7 @@ mod tests {
     use super::*;
     use crate::GateKind;
 
-    async fn get_page(address: std::net::SocketAddr, path: &str) -> String {
+    async fn get_page(address: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -117,5 +146,20 @@ mod tests {
 
         stop.cancel();
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_told_with_its_flag() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let at = || serve_at("--listen", Some(address), Health::new(), Registry::new());
+        let told = at().await.unwrap_err().to_string();
+        assert_eq!(told, format!("--listen: {address} cannot be had; use another port"));
+        drop(taken);
+        let served = at().await.unwrap().unwrap();
+        assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        served.abort();
+        assert!(served.await.unwrap_err().is_cancelled());
+        assert!(tokio::net::TcpStream::connect(address).await.is_err());
     }
 }

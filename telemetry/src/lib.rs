@@ -1,13 +1,20 @@
-//! Logs, traces, health and metrics of a process; nothing of the domain.
+//! What each process needs beside its work: logs, traces, health, metrics, signals, files that are
+//! read again; nothing of the domain.
 
 mod health;
+mod host;
 mod http;
 mod log;
+mod reload;
+mod signals;
 mod trace;
 
 pub use health::{Gate, GateKind, Health};
-pub use http::{serve, serve_with};
+pub use host::host;
+pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
+pub use reload::follow;
+pub use signals::Stop;
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, Traces,
     read_traceparent, traceparent,

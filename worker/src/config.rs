@@ -304,12 +304,10 @@ fn worker_id(given: Option<&str>, pod: &str) -> anyhow::Result<String> {
     }
 }
 
+/// Where this worker runs; never empty, since its id begins with it.
 fn host() -> String {
-    // In Kubernetes this is the name of the pod.
-    let from_system = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = std::env::var("HOSTNAME").ok().or_else(from_system).unwrap_or_default();
-    let name: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
-    if name.is_empty() { "worker".to_owned() } else { name }
+    let host = ebb_telemetry::host();
+    if host.is_empty() { "worker".to_owned() } else { host }
 }
 
 #[cfg(test)]

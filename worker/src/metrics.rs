@@ -43,7 +43,7 @@ pub struct Metrics {
     /// From publication to settlement, of completed jobs.
     pub turnaround: Histogram,
     /// Time of jobs by stage.
-    pub(crate) stages: Stages,
+    pub(crate) stages: Arc<Stages>,
     /// Leases that went to somebody else.
     pub leases_lost: IntCounter,
     /// Calls to the broker or the result store that failed.
@@ -153,7 +153,7 @@ impl Metrics {
             info: IntGaugeVec::new(info, &["queue", "model"])?,
             batches: IntCounterVec::new(batches, &["model", "closed"])?,
             turnaround: Histogram::with_opts(turnaround.buckets(stages::buckets()?))?,
-            stages: Stages::new()?,
+            stages: Arc::new(Stages::new()?),
             cold_start: GaugeVec::new(cold, &["phase"])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
@@ -234,47 +234,15 @@ fn doubling(start: f64, n: usize) -> prometheus::Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::gpu;
 
     #[test]
     fn the_page_of_metrics_tells_all_of_them_as_they_are() {
         let gpus = gpu::Gauges::registered(&Registry::new()).unwrap();
-        let all = Metrics::default().collectors().into_iter().chain(gpus.collectors());
-        let code: BTreeSet<String> = all.map(|one| row(&*one)).collect();
-        let page = include_str!("../../docs/metrics.md");
-        let rows = page.lines().filter(|line| line.starts_with("| `worker_"));
-        let told: BTreeSet<String> = rows.map(without_values).collect();
-        let (missing, stale): (Vec<_>, Vec<_>) =
-            (code.difference(&told).collect(), told.difference(&code).collect());
-        assert!(
-            missing.is_empty(),
-            "write into docs/metrics.md: {missing:#?}; and out: {stale:#?}"
-        );
-        assert!(stale.is_empty(), "docs/metrics.md tells of what is not there: {stale:#?}");
-    }
-
-    /// The row of the page for a metric, without the values of its labels.
-    fn row(metric: &dyn Collector) -> String {
-        let desc = metric.desc()[0];
-        let kind = format!("{:?}", metric.collect()[0].get_field_type()).to_lowercase();
-        let mut labels: Vec<String> =
-            desc.variable_labels.iter().map(|label| format!("`{label}`")).collect();
-        labels.sort();
-        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
-        format!("| `{}` | {kind} | {labels} | {} |", desc.fq_name, desc.help)
-    }
-
-    fn without_values(row: &str) -> String {
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let [name, kind, labels, meaning] = cells[..] else { panic!("not four cells: {row}") };
-        let labels = labels.split(": ").next().unwrap_or(labels);
-        // The last one of the page is the one whose values it tells.
-        let mut labels: Vec<&str> = labels.split(", ").collect();
-        labels.sort_unstable();
-        [name, kind, &labels.join(", "), meaning].join(" | ")
+        let (own, gpus) = (Metrics::default().collectors(), gpus.collectors());
+        let all = own.iter().chain(&gpus).map(|one| &**one as &dyn Collector);
+        ebb_servers::assert_page_tells(include_str!("../../docs/metrics.md"), "worker_", all);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, W
 use ebb_telemetry::{GateKind, Health, Service, Traces};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{Plan, WorkerArgs};
@@ -51,17 +50,8 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let _closed = (health.gate("model", GateKind::Startup), health.gate("broker", GateKind::Ready));
     // These end when this function does: the probes answer until the last job is settled.
     let _gpus = plan.listen.and_then(|_| gpu::watch(registry.clone()));
-    let _probes = match plan.listen {
-        None => None,
-        Some(address) => {
-            let listener = tokio::net::TcpListener::bind(address).await;
-            let listener = listener.with_context(|| format!("--listen {address}"))?;
-            info!(address = %listener.local_addr()?, "probes and metrics");
-            let until_the_end = CancellationToken::new();
-            let probes = ebb_telemetry::serve(listener, health.clone(), registry, until_the_end);
-            Some(AbortOnDropHandle::new(tokio::spawn(probes)))
-        }
-    };
+    let served = ebb_telemetry::serve_at("--listen", plan.listen, health.clone(), registry);
+    let _probes = served.await?;
     let threads = plan.settings.decode_threads;
     let worker = plan.settings.worker.clone();
     for QueuePlan { url, words, .. } in &plan.queues {

@@ -1,6 +1,5 @@
 //! How long jobs are in each stage of their way, as a histogram.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, exponential_buckets};
@@ -38,12 +37,12 @@ impl Stage {
     }
 }
 
-/// The times of all jobs by stage; clones share them.
-#[derive(Debug, Clone)]
+/// The times of all jobs by stage.
+#[derive(Debug)]
 pub(crate) struct Stages {
     all: HistogramVec,
     // Looked up once, since each job passes six.
-    each: Arc<[Histogram; 6]>,
+    each: [Histogram; 6],
 }
 
 impl Stages {
@@ -51,7 +50,7 @@ impl Stages {
         let opts = HistogramOpts::new("worker_stage_seconds", "Time of a job in a stage.");
         let all = HistogramVec::new(opts.buckets(buckets()?), &["stage"])?;
         let each = Stage::ALL.map(|stage| all.with_label_values(&[stage.word()]));
-        Ok(Self { all, each: Arc::new(each) })
+        Ok(Self { all, each })
     }
 
     pub(crate) fn observe(&self, stage: Stage, took: Duration) {

@@ -24,7 +24,7 @@ pub(crate) struct Way {
     queued: Duration,
     stage: Stage,
     stage_since: Instant,
-    stages: Stages,
+    stages: Arc<Stages>,
     /// Missing when nobody sees it.
     trace: Option<Box<Trace>>,
 }
@@ -57,7 +57,7 @@ impl Way {
     /// Begins with a job that was just received: it has been in the queue since its publication.
     pub(crate) fn begin(
         traces: &Traces,
-        stages: &Stages,
+        stages: &Arc<Stages>,
         clock: &Arc<dyn Clock>,
         delivery: &Delivery,
     ) -> Self {
@@ -67,7 +67,7 @@ impl Way {
         let queued = Duration::try_from(now.duration_since(enqueued)).unwrap_or_default();
         stages.observe(Stage::Queue, queued);
         let trace = Trace::begin(traces, clock, delivery, (enqueued.into(), now.into()));
-        let (stage, stages) = (Stage::Decode, stages.clone());
+        let (stage, stages) = (Stage::Decode, Arc::clone(stages));
         Self { since, queued, stage, stage_since: since, stages, trace }
     }
 

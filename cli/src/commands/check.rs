@@ -29,12 +29,14 @@ pub(crate) struct CheckFlags {
 
     /// Files with ScaledObjects and ScaledJobs, YAML or JSON; `-` is standard input
     ///
-    /// Objects of other kinds in them are passed over.
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    /// Objects of other kinds in them are passed over. The variable names one file.
+    #[arg(long, env = "EBB_SCALER_SCALEDOBJECT", hide_env_values = true, value_name = "FILE")]
+    #[arg(num_args = 1..)]
     scaledobject: Vec<PathBuf>,
 
     /// The namespace of objects that name none
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, env = "EBB_SCALER_NAMESPACE", hide_env_values = true, value_name = "NAME")]
+    #[arg(default_value = "default")]
     namespace: String,
 }
 

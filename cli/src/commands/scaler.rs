@@ -3,13 +3,13 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use ebb_scaler::ScalerArgs;
+use ebb_telemetry::Stop;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{check, conformance};
 use crate::exit::Exit;
 use crate::options::default_queue;
 use crate::output::Output;
-use crate::signals::Stop;
 
 /// The scaler, or a question about one.
 #[derive(Debug, Args)]

@@ -4,13 +4,13 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use ebb_queue::{Depth, Missing, Phase, QueueUrl, WorkerStatus};
 use ebb_split::SplitArgs;
+use ebb_telemetry::Stop;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, usage};
 use crate::options::{QueueArgs, default_queue};
 use crate::output::{Output, grouped, span, table};
-use crate::signals::Stop;
 
 /// The split, or a question about its versions.
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::QueueUrl;
+use ebb_telemetry::Stop;
 
 use crate::choose::{Chosen, choose};
 use crate::exit::{Exit, usage};
@@ -14,7 +15,6 @@ use crate::local::{Local, Settings};
 use crate::options::{QueueArgs, data_directory, parse_interval, parse_span, parse_target};
 use crate::output::{Live, Output, note};
 use crate::pool;
-use crate::signals::Stop;
 
 /// How often the line changes.
 const TICK: Duration = Duration::from_secs(1);

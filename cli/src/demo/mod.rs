@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::JobResult;
 use ebb_queue::QueueUrl;
+use ebb_telemetry::Stop;
 
 use self::watch::Show;
 use self::work::Work;
@@ -25,7 +26,6 @@ use crate::local::{Local, Settings};
 use crate::options::{open, parse_span};
 use crate::output::{Live, Output, note};
 use crate::pool;
-use crate::signals::Stop;
 
 /// What to show.
 #[derive(Debug, Args)]

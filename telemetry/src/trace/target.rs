@@ -8,6 +8,7 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector
 use tonic::codegen::http::Uri;
 
 use super::Service;
+use crate::host::host;
 
 /// The flag, and the variables that stand for it where it is not given, in this order.
 const FLAG: &str = "--otlp-endpoint";
@@ -96,7 +97,8 @@ pub(super) fn of(
 
 /// Who makes the spans; what the variables of OpenTelemetry say counts more.
 pub(super) fn resource(service: &Service, variable: impl Fn(&str) -> Option<String>) -> Resource {
-    let instance = service.instance.clone().unwrap_or_else(instance);
+    let instance = service.instance.clone();
+    let instance = instance.unwrap_or_else(|| format!("{}-{}", host(), std::process::id()));
     let resource = Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", service.name),
@@ -109,13 +111,6 @@ pub(super) fn resource(service: &Service, variable: impl Fn(&str) -> Option<Stri
         Some(name) => resource.with_service_name(name).build(),
         None => resource.build(),
     }
-}
-
-fn instance() -> String {
-    // In Kubernetes this is the name of the pod.
-    let from_system = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = std::env::var("HOSTNAME").ok().or_else(from_system).unwrap_or_default();
-    format!("{}-{}", host.trim(), std::process::id())
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Real brokers for tests and benches, and a collector of spans: started on ports of their own, gone
-//! with whoever started them, even when that is killed.
+//! with whoever started them, even when that is killed. Beside them, what the tests of several crates
+//! hold to be so.
 
 mod authority;
 mod collector;
 mod home;
+mod metrics;
 mod nats;
 mod ports;
 mod probe;
@@ -15,6 +17,7 @@ mod shared;
 
 pub use authority::{Authority, TlsFiles};
 pub use collector::{Collector, Seen};
+pub use metrics::assert_page_tells;
 pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use redis::{Persistence, Redis, RedisOptions};

@@ -1,12 +1,12 @@
-//! When the user wants an end: Ctrl-C, or the SIGTERM of whoever started us.
+//! When somebody wants an end: Ctrl-C, or the SIGTERM of whoever started us.
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Both signals.
+/// SIGINT and SIGTERM.
 #[derive(Debug)]
-pub(crate) struct Stop {
+pub struct Stop {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -16,7 +16,7 @@ impl Stop {
     ///
     /// # Errors
     /// When the system does not let us listen.
-    pub(crate) fn listen() -> Result<Self> {
+    pub fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen to signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -25,7 +25,7 @@ impl Stop {
     }
 
     /// Waits for the next one.
-    pub(crate) async fn wait(&mut self) {
+    pub async fn wait(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -33,7 +33,7 @@ impl Stop {
     }
 
     /// Cancels the token at the next one; further ones change nothing.
-    pub(crate) async fn cancel(mut self, token: CancellationToken) {
+    pub async fn cancel(mut self, token: CancellationToken) {
         self.wait().await;
         token.cancel();
     }

@@ -1,0 +1,128 @@
+//! Files that are read again while the process runs.
+//!
+//! Contents are compared and not times, since Kubernetes swaps symbolic links; what is being written
+//! is waited for; what is broken is told once and changes nothing.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+/// How long what has changed must stay the same: somebody may be writing it, and a part of it may be
+/// right as far as it goes.
+const WRITING: Duration = Duration::from_millis(250);
+
+/// Loads again and again, and gives what has changed to `take`, which sees what was before it and may
+/// refuse it. An error, of either, goes to `broken` in words, once until it is another or has gone.
+///
+/// Never ends. `load` may block.
+pub async fn follow<T: PartialEq + Send + 'static>(
+    mut now: T,
+    every: Duration,
+    load: impl Fn() -> anyhow::Result<T> + Clone + Send + 'static,
+    mut take: impl FnMut(&T, &T) -> anyhow::Result<()>,
+    mut broken: impl FnMut(&str),
+) {
+    let mut last_error = String::new();
+    loop {
+        sleep(every).await;
+        let taken = match changed(&now, load.clone()).await {
+            Ok(Some(after)) => take(&now, &after).map(|()| now = after),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match taken.map_err(|error| format!("{error:#}")) {
+            Ok(()) => last_error.clear(),
+            Err(error) if error == last_error => {}
+            Err(error) => {
+                broken(&error);
+                last_error = error;
+            }
+        }
+    }
+}
+
+/// What is loaded, if it is something else than now and stays the same for a moment.
+async fn changed<T: PartialEq + Send + 'static>(
+    now: &T,
+    load: impl Fn() -> anyhow::Result<T> + Clone + Send + 'static,
+) -> anyhow::Result<Option<T>> {
+    let first = spawn_blocking(load.clone()).await??;
+    if first == *now {
+        return Ok(None);
+    }
+    sleep(WRITING).await;
+    let second = spawn_blocking(load).await??;
+    Ok((second == first).then_some(second))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use anyhow::{anyhow, ensure};
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(5);
+
+    /// A file, and what was told of it.
+    struct Scene {
+        file: Arc<Mutex<Result<u32, &'static str>>>,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self { file: Arc::new(Mutex::new(Ok(1))), told: Arc::default() }
+        }
+
+        fn follow(
+            &self,
+            load: impl Fn() -> anyhow::Result<u32> + Clone + Send + 'static,
+        ) -> AbortOnDropHandle<()> {
+            let (take, broken) = (Arc::clone(&self.told), Arc::clone(&self.told));
+            let take = move |before: &u32, after: &u32| {
+                ensure!(*after < 100, "{after} is too much");
+                take.lock().unwrap().push(format!("{before} to {after}"));
+                Ok(())
+            };
+            let broken = move |error: &str| broken.lock().unwrap().push(format!("broken: {error}"));
+            AbortOnDropHandle::new(tokio::spawn(follow(1, EVERY, load, take, broken)))
+        }
+
+        /// What is told of a file that holds this for a while.
+        async fn told_of(&self, content: Result<u32, &'static str>) -> Vec<String> {
+            *self.file.lock().unwrap() = content;
+            sleep(4 * EVERY).await;
+            std::mem::take(&mut self.told.lock().unwrap())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_told_once_and_so_is_what_is_broken() {
+        let scene = Scene::new();
+        let file = Arc::clone(&scene.file);
+        let _follows = scene.follow(move || file.lock().unwrap().map_err(|words| anyhow!(words)));
+        assert!(scene.told_of(Ok(1)).await.is_empty());
+        assert_eq!(scene.told_of(Ok(2)).await, ["1 to 2"]);
+        assert_eq!(scene.told_of(Err("line 3")).await, ["broken: line 3"]);
+        assert_eq!(scene.told_of(Err("line 4")).await, ["broken: line 4"]);
+        assert_eq!(scene.told_of(Ok(100)).await, ["broken: 100 is too much"]);
+        assert!(scene.told_of(Ok(2)).await.is_empty());
+        assert_eq!(scene.told_of(Err("line 4")).await, ["broken: line 4"]);
+        assert_eq!(scene.told_of(Ok(3)).await, ["2 to 3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_written_is_waited_for() {
+        let scene = Scene::new();
+        let n_lines = Arc::new(AtomicU32::new(2));
+        // Each round reads two of them, and after four rounds nothing is added any more.
+        let _follows = scene.follow(move || Ok(n_lines.fetch_add(1, Ordering::Relaxed).min(8)));
+        assert!(scene.told_of(Ok(1)).await.is_empty());
+        assert_eq!(scene.told_of(Ok(1)).await, ["1 to 8"]);
+    }
+}
