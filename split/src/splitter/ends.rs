@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ebb_queue::{Delivery, Error, JobResult, Outcome, Settled, Stored};
+use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -58,7 +58,8 @@ impl Splitter {
                 return Ok(Told::Answer);
             }
             let Some(to) = found.moved_to() else { break };
-            store = Arc::clone(&self.open_lane(to).await?.queue);
+            let closed = || Error::new(ErrorKind::Unavailable, format!("{to} cannot be opened"));
+            store = self.opened(to).await.ok_or_else(closed)?;
         }
         Ok(Told::Failure)
     }

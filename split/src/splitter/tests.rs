@@ -1,6 +1,7 @@
 //! A split on a broker in memory, under paused time: crashes, faults, full queues, and a stop.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ebb_queue::faulty::{Faults, Faulty};
@@ -9,7 +10,8 @@ use ebb_queue::{Behavior, JobId, OpenOptions, Timestamp, TokioClock};
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
-use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, ResultStore};
+use ebb_queue::{Backlog, Broker, DeadLetters, Error, Outcome, ResultStore};
+use tokio::time::Instant;
 
 use super::*;
 use crate::weights::Share;
@@ -25,10 +27,14 @@ fn weights(text: &str) -> Arc<Weights> {
 struct Scene {
     clock: Arc<TokioClock>,
     intake: MemoryQueue,
+    /// Where answers are, when not with the jobs.
+    results: Option<MemoryQueue>,
     versions: BTreeMap<String, MemoryQueue>,
     weights: watch::Sender<Arc<Weights>>,
     faults: Option<(u64, Faults)>,
     when_full: WhenFull,
+    /// How queues are opened that the first weights do not name.
+    opening: Open,
     metrics: Metrics,
     n_starts: std::cell::Cell<u64>,
 }
@@ -44,14 +50,33 @@ impl Scene {
         let versions = ["stable", "canary"].map(|name| (name.to_owned(), queue(max_ready)));
         Self {
             intake: queue(None),
+            results: None,
             versions: versions.into_iter().collect(),
             weights: watch::Sender::new(weights("stable=70,canary=30")),
             faults: None,
             when_full: WhenFull::Wait,
+            opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
             n_starts: std::cell::Cell::new(0),
             clock,
         }
+    }
+
+    /// A queue that can be opened once that is allowed, whether it is, and how often it was tried.
+    fn with_one_more_queue(&mut self) -> (MemoryQueue, Arc<AtomicBool>, Arc<AtomicU64>) {
+        let behavior = Behavior { lease: LEASE, ..Behavior::default() };
+        let options = OpenOptions { clock: self.clock.clone(), ..OpenOptions::default() };
+        let queue = MemoryQueue::new(&behavior, options);
+        let (allowed, n_tries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (opened, may, n) = (queue.clone(), Arc::clone(&allowed), Arc::clone(&n_tries));
+        self.opening = Arc::new(move |name| {
+            n.fetch_add(1, Relaxed);
+            let opened: Queue = Arc::new(opened.clone());
+            let wrong = Error::new(ErrorKind::Invalid, format!("there is no queue {name}"));
+            let answer = if may.load(Relaxed) { Ok(opened) } else { Err(wrong) };
+            Box::pin(std::future::ready(answer))
+        });
+        (queue, allowed, n_tries)
     }
 
     fn wrapped(&self, queue: &MemoryQueue, nth: u64) -> Queue {
@@ -75,9 +100,9 @@ impl Scene {
         let health = Health::new();
         let parts = Parts {
             intake: Arc::clone(&intake),
-            results: None,
+            results: self.results.clone().map(|results| Arc::new(results) as Queue),
             keeps_records: true,
-            open: Arc::new(|name| unreachable!("{name} is open")),
+            open: Arc::clone(&self.opening),
             weights: self.weights.subscribe(),
             by: By::Key,
             when_full: self.when_full,
@@ -249,6 +274,50 @@ async fn new_weights_count_from_the_next_job_on() {
     scene.until_empty().await;
     assert_eq!(scene.count("stable"), before, "all went to the new version");
     assert_eq!(scene.count("canary") + before, 70);
+}
+
+#[tokio::test(start_paused = true)]
+async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_no_job() {
+    let mut scene = Scene::new(None);
+    let (_typo, allowed, n_tries) = scene.with_one_more_queue();
+    let _split = scene.start(&CancellationToken::new());
+    let reloads = |outcome: &str| scene.metrics.reloads.with_label_values(&[outcome]).get();
+    let share = |name: &str| scene.metrics.weights.with_label_values(&[name]).get();
+    scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
+    scene.until("a refusal", async || reloads("failed") > 0).await;
+
+    let start = Instant::now();
+    scene.publish(40, |_, _| {}).await;
+    scene.until_empty().await;
+    assert!(start.elapsed() < Duration::from_secs(2), "held up for {:?}", start.elapsed());
+    assert_eq!(scene.count("stable") + scene.count("canary"), 40);
+    assert!(scene.count("stable") > 20, "the weights before them stay");
+    assert!((share("stable") - 0.7).abs() < 1e-9, "and are told");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
+    assert_eq!((reloads("ok"), reloads("failed")), (0, 1), "one change");
+    assert_eq!(scene.metrics.broker_up.get(), 1, "the broker answers");
+
+    allowed.store(true, Relaxed);
+    scene.until("the new weights", async || share("typo") > 0.98).await;
+    assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_went_to_a_queue_which_cannot_be_opened_waits_and_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    let (gone, allowed, n_tries) = scene.with_one_more_queue();
+    let record = JobResult::moved("job-0".parse().unwrap(), "gone", scene.clock.now());
+    scene.intake.put(&record).await.unwrap();
+    scene.publish(40, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the others", async || scene.count("stable") + scene.count("canary") == 39).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
+    assert_eq!(scene.intake.depth().await.unwrap().in_flight, 1);
+    allowed.store(true, Relaxed);
+    scene.until_empty().await;
+    assert_eq!(gone.depth().await.unwrap().ready, 1);
 }
 
 #[tokio::test(start_paused = true)]
