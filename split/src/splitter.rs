@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, ErrorKind, Job, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, ErrorKind, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
@@ -309,12 +309,15 @@ impl Splitter {
     }
 
     /// Acknowledges those that may have gone there before and were answered: the queue may have
-    /// forgotten their ids since.
+    /// forgotten their ids since. A failure is no answer, since a dead letter can be put back.
     async fn without_answered(&mut self, queue: &Queue, batch: Vec<Held>) -> Vec<Held> {
+        let store = self.parts.results.as_ref().unwrap_or(queue);
+        let is_answer =
+            |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_completed());
         let answered = batch.iter().map(|held| async move {
             held.before
                 && held.delivery.attempt > 1
-                && queue.get(&held.delivery.job.id).await.is_ok_and(|found| found.is_some())
+                && store.get(&held.delivery.job.id).await.is_ok_and(is_answer)
         });
         let answered = join_all(answered).await;
         let mut rest = Vec::with_capacity(batch.len());

@@ -320,6 +320,43 @@ async fn a_job_that_went_to_a_queue_which_cannot_be_opened_waits_and_holds_up_no
     assert_eq!(gone.depth().await.unwrap().ready, 1);
 }
 
+/// A job that a split took before and sent to stable, as its record says; what became of it there
+/// is this.
+async fn taken_before(scene: &Scene, store: &MemoryQueue, outcome: Outcome) {
+    let (id, finished_at): (JobId, _) = ("job-0".parse().unwrap(), scene.clock.now());
+    scene.publish(1, |_, _| {}).await;
+    let max = NonZeroUsize::MIN;
+    let first = scene.intake.receive(max, Duration::ZERO).await.unwrap().remove(0);
+    scene.intake.settle(&[first.retry(Duration::ZERO, "the split was killed")]).await.unwrap();
+    scene.intake.put(&JobResult::moved(id.clone(), "stable", finished_at)).await.unwrap();
+    store.put(&JobResult { id, attempt: 1, outcome, finished_at, queue: None }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_put_back_after_a_failure_is_passed_on() {
+    let scene = Scene::new(None);
+    let expired = Outcome::Failed { reason: EXPIRED.to_owned() };
+    taken_before(&scene, &scene.versions["stable"], expired).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until_empty().await;
+    assert_eq!(scene.take("stable").await.len(), 1, "it is not answered by a failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_answered_is_not_passed_on_again_wherever_answers_are() {
+    for apart in [false, true] {
+        let mut scene = Scene::new(None);
+        let elsewhere = scene.with_one_more_queue().0;
+        let store = if apart { elsewhere } else { scene.versions["stable"].clone() };
+        scene.results = apart.then(|| store.clone());
+        let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "a".into() };
+        taken_before(&scene, &store, outcome).await;
+        let _split = scene.start(&CancellationToken::new());
+        scene.until_empty().await;
+        assert_eq!(scene.take("stable").await.len(), 0, "apart: {apart}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_holds_its_jobs_back_and_not_those_of_the_others() {
     let scene = Scene::new(Some(10));
