@@ -98,6 +98,8 @@ pub(crate) struct Splitter {
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
     failures: Failures,
+    /// Of writing down at the intake what becomes of jobs.
+    records: Failures,
 }
 
 impl Splitter {
@@ -112,6 +114,7 @@ impl Splitter {
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
             settlements: Vec::new(),
             failures: Failures::default(),
+            records: Failures::default(),
             parts,
         }
     }
@@ -172,7 +175,8 @@ impl Splitter {
         let n_held = self.leases.n_held();
         let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
         let wait = if n_held > 0 { SHORT_WAIT } else { WAIT };
-        let (Some(room), true) = (room, self.failures.may_try()) else {
+        let may_try = self.failures.may_try() && self.records.may_try();
+        let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(SHORT_WAIT) => {}
@@ -212,6 +216,9 @@ impl Splitter {
             place(intake, &delivery.job, name, now).await
         });
         let places = join_all(places).await;
+        if places.iter().any(Result::is_ok) {
+            self.records.reset();
+        }
         for ((delivery, (chosen, spilled)), place) in timely.into_iter().zip(choices).zip(places) {
             match place {
                 Ok(Place::Queue { name, before }) => {
@@ -219,10 +226,7 @@ impl Splitter {
                     self.lanes.entry(name).or_default().waiting.push_back(held);
                 }
                 Ok(Place::Answered) => self.settlements.push(delivery.ack()),
-                Err(error) => {
-                    self.trouble("put", &error);
-                    self.settlements.push(delivery.release());
-                }
+                Err(error) => self.give_back(delivery, &error),
             }
         }
     }
@@ -303,8 +307,12 @@ impl Splitter {
                 self.parts.metrics.full.with_label_values(&[name]).inc();
                 info!(queue = name, "the queue is full; its jobs wait");
             }
-        } else if error.kind() != ErrorKind::Invalid {
+        } else if error.kind() == ErrorKind::Unavailable {
             self.trouble("publish", &error);
+        } else if error.kind() != ErrorKind::Invalid {
+            // Of this queue alone: its jobs wait, and nothing is wrong with them.
+            self.parts.metrics.broker_errors.with_label_values(&["publish"]).inc();
+            warn!(queue = name, %error, kind = ?error.kind(), "not published; trying again");
         }
     }
 

@@ -18,6 +18,9 @@ use crate::weights::Share;
 
 const LEASE: Duration = Duration::from_secs(10);
 
+/// A broker that does not permit anything.
+const DENIALS: Faults = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
+
 fn weights(text: &str) -> Arc<Weights> {
     let shares = text.split(',').map(|share| share.parse::<Share>().unwrap());
     Arc::new(Weights::new(shares).unwrap())
@@ -32,6 +35,8 @@ struct Scene {
     versions: BTreeMap<String, MemoryQueue>,
     weights: watch::Sender<Arc<Weights>>,
     faults: Option<(u64, Faults)>,
+    /// A queue, or the intake, that denies what it is told to deny.
+    denied: Option<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
     /// How queues are opened that the first weights do not name.
     opening: Open,
@@ -54,6 +59,7 @@ impl Scene {
             versions: versions.into_iter().collect(),
             weights: watch::Sender::new(weights("stable=70,canary=30")),
             faults: None,
+            denied: None,
             when_full: WhenFull::Wait,
             opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
@@ -89,17 +95,32 @@ impl Scene {
         }
     }
 
+    fn named(&self, name: &str, queue: &MemoryQueue, nth: u64) -> Queue {
+        match &self.denied {
+            Some((denied, queue)) if *denied == name => Arc::new(queue.clone()),
+            _ => self.wrapped(queue, nth),
+        }
+    }
+
     /// Starts a split; dropped, it crashes.
     fn start(&self, stop: &CancellationToken) -> (AbortOnDropHandle<()>, AbortOnDropHandle<()>) {
+        let (splitter, leases) = self.splitter();
+        let intake = Arc::clone(&splitter.parts.intake);
+        let keeper = tokio::spawn(leases.keep(intake, self.metrics.clone()));
+        let splitter = tokio::spawn(splitter.run(stop.clone()));
+        (AbortOnDropHandle::new(splitter), AbortOnDropHandle::new(keeper))
+    }
+
+    fn splitter(&self) -> (Splitter, Leases) {
         self.n_starts.set(self.n_starts.get() + 1);
-        let intake = self.wrapped(&self.intake, 0);
-        let named = self.versions.iter().zip(1..);
-        let queues: Vec<(String, Queue)> =
-            named.map(|((name, queue), nth)| (name.clone(), self.wrapped(queue, nth))).collect();
+        let versions = self.versions.iter().zip(1..);
+        let queues = versions
+            .map(|((name, queue), nth)| (name.clone(), self.named(name, queue, nth)))
+            .collect();
         let leases = Leases::default();
         let health = Health::new();
         let parts = Parts {
-            intake: Arc::clone(&intake),
+            intake: self.named("intake", &self.intake, 0),
             results: self.results.clone().map(|results| Arc::new(results) as Queue),
             keeps_records: true,
             open: Arc::clone(&self.opening),
@@ -112,9 +133,7 @@ impl Scene {
             metrics: self.metrics.clone(),
             gate: health.gate("broker", GateKind::Ready),
         };
-        let keeper = tokio::spawn(leases.clone().keep(intake, self.metrics.clone()));
-        let splitter = tokio::spawn(Splitter::new(parts, leases, queues).run(stop.clone()));
-        (AbortOnDropHandle::new(splitter), AbortOnDropHandle::new(keeper))
+        (Splitter::new(parts, leases.clone(), queues), leases)
     }
 
     async fn publish(&self, n: usize, change: impl Fn(usize, &mut Job)) {
@@ -417,6 +436,57 @@ async fn a_job_that_expires_while_it_waits_is_buried_and_whoever_waits_for_it_is
         assert!(matches!(told.outcome, Outcome::Failed { reason } if reason == "expired"));
     }
     assert_eq!(scene.metrics.dead.with_label_values(&["expired"]).get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_denies_us_makes_no_dead_letters_and_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), DENIALS, 1);
+    scene.denied = Some(("canary", canary.clone()));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(40, |_, _| {}).await;
+    let n_stable = (0..40)
+        .filter(|nth| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable")
+        .count() as u64;
+    let start = Instant::now();
+    scene.until("the others", async || scene.count("stable") == n_stable).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "held up for {:?}", start.elapsed());
+    tokio::time::sleep(20 * LEASE).await;
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!((depth.dead, depth.in_flight), (0, 40 - n_stable), "nothing is wrong with them");
+    assert_eq!(scene.metrics.broker_up.get(), 1, "the intake answers");
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(scene.waiting("canary").await, 40 - n_stable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_which_nothing_can_be_written_down_are_not_fetched_over_and_over() {
+    let mut scene = Scene::new(None);
+    let intake = Faulty::new(Arc::new(scene.intake.clone()), Faults::NONE, 1);
+    scene.denied = Some(("intake", intake.clone()));
+    scene.publish(1, |_, _| {}).await;
+    let (mut splitter, _) = scene.splitter();
+    let stop = CancellationToken::new();
+    let (start, mut n_fetched) = (Instant::now(), 0);
+    while n_fetched < 20 {
+        intake.set(Faults::NONE);
+        let received = splitter.receive(&stop).await;
+        n_fetched += received.len();
+        intake.set(DENIALS);
+        splitter.route(received).await;
+        intake.set(Faults::NONE);
+        splitter.settle().await;
+    }
+    let pace = start.elapsed();
+    assert!(pace > Duration::from_secs(15), "20 times in {pace:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let received = splitter.receive(&stop).await;
+    assert_eq!(received[0].attempt, 1, "it is charged nothing");
+    splitter.route(received).await;
+    splitter.publish().await;
+    assert_eq!(scene.count("stable") + scene.count("canary"), 1);
+    assert!(splitter.records.may_try(), "forgotten when it went well");
 }
 
 #[tokio::test(start_paused = true)]
