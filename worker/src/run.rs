@@ -62,11 +62,7 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
             Some(AbortOnDropHandle::new(tokio::spawn(probes)))
         }
     };
-    let threads = plan.settings.decode_threads;
-    let worker = plan.settings.worker.clone();
-    for QueuePlan { url, words, .. } in &plan.queues {
-        info!(%worker, model = %words, queue = %url, threads, "worker starts");
-    }
+    announce(&plan);
     show(&plan, &metrics);
     // The models load while the brokers are called.
     device.start()?;
@@ -95,6 +91,16 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let summary = pipeline.run(stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)
+}
+
+fn announce(plan: &Plan) {
+    let (worker, threads) = (&plan.settings.worker, plan.settings.decode_threads);
+    for QueuePlan { url, words, .. } in &plan.queues {
+        info!(%worker, model = %words, queue = %url, threads, "worker starts");
+    }
+    if plan.shares_answers() {
+        warn!("--results has the answers of all queues: no two jobs may have the same id");
+    }
 }
 
 /// One series of `worker_info` for a worker, so that all its figures can be joined with it.
