@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 
 use crate::exit::usage;
 use crate::options::QueueArgs;
+use crate::output::note;
 
 /// The queues that jobs are spread over.
 pub(crate) struct Spread {
@@ -69,7 +70,13 @@ impl Spread {
         let mut by_queue: BTreeMap<String, Vec<(usize, Job)>> = BTreeMap::new();
         for (nth, (job, place)) in jobs.into_iter().zip(places).enumerate() {
             match place {
-                Place::Queue { name, .. } => by_queue.entry(name).or_default().push((nth, job)),
+                Place::Queue { name, before } => {
+                    if before && self.weights.share(&name) <= 0.0 {
+                        let id = &job.id;
+                        note(format!("{id} goes to {name} as before, which has no weight"));
+                    }
+                    by_queue.entry(name).or_default().push((nth, job));
+                }
                 Place::Answered => published[nth] = Some(Published { id: job.id, duplicate: true }),
             }
         }

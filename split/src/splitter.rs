@@ -219,15 +219,22 @@ impl Splitter {
         if places.iter().any(Result::is_ok) {
             self.records.reset();
         }
+        let mut n_astray: BTreeMap<String, usize> = BTreeMap::new();
         for ((delivery, (chosen, spilled)), place) in timely.into_iter().zip(choices).zip(places) {
             match place {
                 Ok(Place::Queue { name, before }) => {
+                    if before && self.weights.share(&name) <= 0.0 {
+                        *n_astray.entry(name.clone()).or_default() += 1;
+                    }
                     let held = Held { spilled: spilled && name == chosen, before, delivery };
                     self.lanes.entry(name).or_default().waiting.push_back(held);
                 }
                 Ok(Place::Answered) => self.settlements.push(delivery.ack()),
                 Err(error) => self.give_back(delivery, &error),
             }
+        }
+        for (queue, n_jobs) in n_astray {
+            warn!(queue, n_jobs, "jobs go where they went before, to a queue that has no weight");
         }
     }
 

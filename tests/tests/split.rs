@@ -180,6 +180,13 @@ fn results_are_found_where_the_job_was_published(scene: &Scene) {
     let direct = scene.versions(&scene.enqueue("third", 20, &direct));
     assert_eq!(direct.len(), 2, "{direct:?}");
 
+    // What is published again goes where it went, and whoever watches is told.
+    if scene.knows_ids {
+        let again = scene.versions(&scene.enqueue("third", 20, &[]));
+        assert_eq!(again, direct, "by the records, and not by the weights of now");
+        split.says("that a queue has no weight", |said| said.find("that has no weight"));
+    }
+
     let versions = ["split", "compare", "jobs-stable", "jobs-canary", "--json"];
     let rows = scene.workplace.ebb(&versions).ok().json();
     assert_eq!((&rows[0]["queue"], &rows[0]["workers"]), (&"jobs-stable".into(), &1.into()));
