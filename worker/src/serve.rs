@@ -88,7 +88,8 @@ impl WorkerArgs {
     /// The pairs of `--serve`; one without a queue for a `--model`.
     pub(crate) fn entries(&self) -> anyhow::Result<Vec<(Option<&str>, &str)>> {
         let missing = "--model is missing; use a model's directory, sentinel or echo";
-        match &self.model {
+        // One that is set to nothing, as a patch of a ConfigMap may do it, is none.
+        match self.model.as_deref().filter(|model| !model.is_empty()) {
             Some(model) => {
                 ensure!(
                     self.serve.is_empty(),
@@ -259,6 +260,14 @@ mod tests {
         for asked in ["", "tin", "tiny/", "tiny--large"] {
             assert!(!is_called(asked, "tiny"), "{asked}");
         }
+    }
+
+    #[test]
+    fn an_empty_model_is_none() {
+        let plan = check(&[QUEUE, &["--model", "", "--serve", "a=echo"]].concat()).unwrap();
+        assert_eq!(plan.queues[0].url.queue.as_str(), "a");
+        let error = check(&[QUEUE, &["--model", ""]].concat()).unwrap_err();
+        assert!(error.contains("--model is missing"), "{error}");
     }
 
     #[test]
