@@ -42,7 +42,7 @@ impl Exit {
             }
             if let Some(error) = cause.downcast_ref::<ebb_queue::Error>() {
                 return match error.kind() {
-                    ErrorKind::Invalid => Self::Usage,
+                    ErrorKind::Invalid | ErrorKind::Denied => Self::Usage,
                     ErrorKind::Unavailable | ErrorKind::Full => Self::Unavailable,
                     _ => Self::Failed,
                 };
@@ -115,6 +115,7 @@ mod tests {
             (unavailable("words"), Exit::Unavailable),
             (timeout("words"), Exit::Timeout),
             (queue(ErrorKind::Invalid), Exit::Usage),
+            (queue(ErrorKind::Denied), Exit::Usage),
             (queue(ErrorKind::Unavailable), Exit::Unavailable),
             (queue(ErrorKind::Full), Exit::Unavailable),
             (queue(ErrorKind::Internal), Exit::Failed),

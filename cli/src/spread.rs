@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 
 use crate::exit::usage;
 use crate::options::QueueArgs;
+use crate::output::note;
 
 /// The queues that jobs are spread over.
 pub(crate) struct Spread {
@@ -53,6 +54,14 @@ impl Spread {
         Ok(Some(spread))
     }
 
+    /// Refuses jobs whose keys would hold in one queue and be new in another.
+    ///
+    /// # Errors
+    /// Names the job and the remedy.
+    pub(crate) fn check(&self, jobs: &[Job]) -> Result<()> {
+        check_keys(self.by, jobs)
+    }
+
     async fn open(&self, name: &str) -> Result<Queue> {
         let url = self.args.url()?.with_queue(name)?;
         let opened = self.args.open_at(&url, Missing::Create).await;
@@ -69,7 +78,13 @@ impl Spread {
         let mut by_queue: BTreeMap<String, Vec<(usize, Job)>> = BTreeMap::new();
         for (nth, (job, place)) in jobs.into_iter().zip(places).enumerate() {
             match place {
-                Place::Queue { name, .. } => by_queue.entry(name).or_default().push((nth, job)),
+                Place::Queue { name, before } => {
+                    if before && self.weights.share(&name) <= 0.0 {
+                        let id = &job.id;
+                        note(format!("{id} goes to {name} as before, which has no weight"));
+                    }
+                    by_queue.entry(name).or_default().push((nth, job));
+                }
                 Place::Answered => published[nth] = Some(Published { id: job.id, duplicate: true }),
             }
         }
@@ -91,6 +106,36 @@ impl Spread {
         match &self.records {
             None => Ok(Place::Queue { name: chosen.to_owned(), before: false }),
             Some(records) => Ok(place(records, job, chosen, Timestamp::now()).await?),
+        }
+    }
+}
+
+/// A queue knows the keys of its own jobs alone, so jobs of one key must go to one queue.
+fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
+    let keyed = jobs.iter().find(|job| by != By::Key && job.headers.key.is_some());
+    let Some(job) = keyed else { return Ok(()) };
+    Err(usage(format!(
+        "--split-by: job {} has a key, which would be known in one queue and new in another; use \
+         --split-by key, or leave the key out",
+        job.id
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_and_a_split_by_something_else_are_refused_together() {
+        let mut jobs = [(); 2].map(|()| Job::new("{}", Timestamp::now()));
+        for by in [By::Id, By::Tenant, By::Key] {
+            assert!(check_keys(by, &jobs).is_ok());
+        }
+        jobs[1].headers.key = Some("order-7".to_owned());
+        assert!(check_keys(By::Key, &jobs).is_ok());
+        for by in [By::Id, By::Tenant] {
+            let error = check_keys(by, &jobs).unwrap_err().to_string();
+            assert!(error.contains("--split-by key") && error.contains(jobs[1].id.as_str()));
         }
     }
 }

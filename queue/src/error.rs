@@ -19,6 +19,10 @@ pub struct Error {
 pub enum ErrorKind {
     /// What the caller gave cannot be right: no retry will help.
     Invalid,
+    /// The broker does not let us in or does not permit the call, whatever we ask: a user, a
+    /// password, a permission. It is nobody's job that is wrong, and only somebody who changes our
+    /// rights will help.
+    Denied,
     /// The broker cannot be reached or is busy: a later try may succeed.
     Unavailable,
     /// The queue is full: the producer should slow down.

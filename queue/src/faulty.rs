@@ -37,6 +37,8 @@ pub struct Faults {
     pub end_lease: f64,
     /// The longest that a call is held up; each draws from nothing to this.
     pub delay: Duration,
+    /// The error of calls that fail.
+    pub kind: ErrorKind,
 }
 
 impl Faults {
@@ -47,6 +49,7 @@ impl Faults {
         drop_delivery: 0.0,
         end_lease: 0.0,
         delay: Duration::ZERO,
+        kind: ErrorKind::Unavailable,
     };
 }
 
@@ -59,6 +62,7 @@ impl Default for Faults {
             drop_delivery: 0.05,
             end_lease: 0.05,
             delay: Duration::from_millis(20),
+            kind: ErrorKind::Unavailable,
         }
     }
 }
@@ -150,6 +154,10 @@ impl<B: ?Sized> Faulty<B> {
         self.fate().injected
     }
 
+    fn outage(&self) -> Error {
+        Error::new(self.fate().faults.kind, "the broker failed on purpose; try again")
+    }
+
     fn fate(&self) -> MutexGuard<'_, Fate> {
         self.fate.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,10 +221,6 @@ impl Fate {
     }
 }
 
-fn outage() -> Error {
-    Error::new(ErrorKind::Unavailable, "the broker failed on purpose; try again")
-}
-
 impl<B: AnyQueue + ?Sized> Faulty<B> {
     async fn call<T>(&self, effect: impl Future<Output = Result<T>>) -> Result<T> {
         let (pause, failure) = self.fate().draw();
@@ -224,11 +228,11 @@ impl<B: AnyQueue + ?Sized> Faulty<B> {
             tokio::time::sleep(pause).await;
         }
         if failure == Some(Failure::Before) {
-            return Err(outage());
+            return Err(self.outage());
         }
         self.end_leases().await?;
         let value = effect.await?;
-        if failure == Some(Failure::After) { Err(outage()) } else { Ok(value) }
+        if failure == Some(Failure::After) { Err(self.outage()) } else { Ok(value) }
     }
 
     /// Takes jobs from their holders behind their backs.
@@ -381,7 +385,7 @@ impl<B: AnyQueue + ?Sized + 'static> ResultStore for Faulty<B> {
         let broken = async_stream::stream! {
             while let Some(frame) = frames.next().await {
                 if faulty.fate().draw().1.is_some() {
-                    yield Err(outage());
+                    yield Err(faulty.outage());
                     return;
                 }
                 yield frame;

@@ -97,6 +97,8 @@ pub trait Broker: Backlog {
     ///   purge forgets both at once. The id is looked up first, then the key.
     /// - With `max_ready`, more waiting jobs (ready or delayed) than that are refused with
     ///   [`ErrorKind::Full`] and nothing is stored; duplicates do not count.
+    /// - [`ErrorKind::Invalid`] is said of the jobs alone, such as of a body that is too large; that
+    ///   we may not publish here is [`ErrorKind::Denied`].
     /// - A job is visible to `depth` and `receive` when this returns.
     async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>>;
 

@@ -159,8 +159,9 @@ impl Default for OpenOptions {
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for an address that cannot be right, [`ErrorKind::Unavailable`] for a
-/// broker that does not answer, [`ErrorKind::Incompatible`] for data of another version or a queue
-/// that does not fit, with what differs.
+/// broker that does not answer, [`ErrorKind::Denied`] for one that does not let us in,
+/// [`ErrorKind::Incompatible`] for data of another version or a queue that does not fit, with what
+/// differs.
 pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
     let queue = open_plain(url, options).await.map_err(server::distrusted)?;

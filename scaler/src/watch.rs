@@ -288,6 +288,7 @@ async fn moved(profiles: &mut watch::Receiver<Arc<Profiles>>, profile: &Arc<Prof
 pub(crate) fn words(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Invalid => "invalid",
+        ErrorKind::Denied => "denied",
         ErrorKind::Unavailable => "unavailable",
         ErrorKind::Full => "full",
         ErrorKind::Incompatible => "incompatible",

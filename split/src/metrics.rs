@@ -10,7 +10,7 @@
 //! | `split_jobs_held` | - | jobs that were received and have not gone on |
 //! | `split_age_seconds` | - | from the publication of a job until it has gone on |
 //! | `split_leases_lost_total` | - | leases lost to others |
-//! | `split_weights_reloads_total` | `outcome`: ok, failed | changes of the file of weights |
+//! | `split_weights_reloads_total` | `outcome`: ok, failed | changes of the file of weights: `ok` once all queues are open |
 //! | `split_broker_errors_total` | `call` | calls to the broker that failed |
 //! | `split_broker_up` | - | 1 when the broker answered last |
 //!

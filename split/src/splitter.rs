@@ -8,16 +8,17 @@ mod ends;
 mod lane;
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, ErrorKind, Job, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, ErrorKind, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info, warn};
 
 use crate::leases::Leases;
 use crate::metrics::Metrics;
@@ -91,10 +92,14 @@ pub(crate) struct Splitter {
     parts: Parts,
     leases: Leases,
     weights: Arc<Weights>,
+    /// Those that came last, while a queue of theirs cannot be opened.
+    refused: Option<Arc<Weights>>,
     lanes: BTreeMap<String, Lane>,
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
     failures: Failures,
+    /// Of writing down at the intake what becomes of jobs.
+    records: Failures,
 }
 
 impl Splitter {
@@ -104,10 +109,12 @@ impl Splitter {
         parts.metrics.show(None, &weights);
         Self {
             weights,
+            refused: None,
             leases,
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
             settlements: Vec::new(),
             failures: Failures::default(),
+            records: Failures::default(),
             parts,
         }
     }
@@ -125,43 +132,51 @@ impl Splitter {
         self.drain().await;
     }
 
+    /// Takes weights once all their queues are open; those before them stay until then.
     async fn take_new_weights(&mut self) {
-        if !self.failures.may_try() {
-            return;
-        }
         let weights = Arc::clone(&self.parts.weights.borrow());
         if weights == self.weights {
+            self.refused = None;
             return;
         }
-        match self.open_lanes(&weights).await {
-            Ok(()) => {
-                self.parts.metrics.show(Some(&self.weights), &weights);
-                self.weights = weights;
-            }
-            Err(error) => self.trouble("open", &error),
-        }
-    }
-
-    async fn open_lanes(&mut self, weights: &Weights) -> ebb_queue::Result<()> {
+        let mut all_open = true;
         for name in weights.queues() {
-            self.open_lane(name).await?;
+            all_open &= self.opened(name).await.is_some();
         }
-        Ok(())
+        let reloads = &self.parts.metrics.reloads;
+        if all_open {
+            reloads.with_label_values(&["ok"]).inc();
+            self.parts.metrics.show(Some(&self.weights), &weights);
+            (self.weights, self.refused) = (weights, None);
+        } else if self.refused.as_ref() != Some(&weights) {
+            reloads.with_label_values(&["failed"]).inc();
+            error!(?weights, "a queue of new weights cannot be opened; those before them stay");
+            self.refused = Some(weights);
+        }
     }
 
-    async fn open_lane(&mut self, name: &str) -> ebb_queue::Result<&mut Lane> {
-        if !self.lanes.contains_key(name) {
-            let queue = (self.parts.open)(name.to_owned()).await?;
-            self.lanes.insert(name.to_owned(), Lane::new(queue));
+    /// The queue of this name; none while it cannot be opened.
+    async fn opened(&mut self, name: &str) -> Option<Queue> {
+        let lane = self.lanes.entry(name.to_owned()).or_default();
+        if lane.queue.is_none() && lane.failures.may_try() {
+            match (self.parts.open)(name.to_owned()).await {
+                Ok(queue) => *lane = Lane { waiting: take(&mut lane.waiting), ..Lane::new(queue) },
+                Err(error) => {
+                    lane.failed();
+                    self.parts.metrics.broker_errors.with_label_values(&["open"]).inc();
+                    warn!(queue = name, %error, "the queue cannot be opened; trying again");
+                }
+            }
         }
-        Ok(self.lanes.get_mut(name).expect("it was inserted where it was missing"))
+        lane.queue.clone()
     }
 
     async fn receive(&mut self, stop: &CancellationToken) -> Vec<Delivery> {
         let n_held = self.leases.n_held();
         let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
         let wait = if n_held > 0 { SHORT_WAIT } else { WAIT };
-        let (Some(room), true) = (room, self.failures.may_try()) else {
+        let may_try = self.failures.may_try() && self.records.may_try();
+        let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(SHORT_WAIT) => {}
@@ -201,18 +216,25 @@ impl Splitter {
             place(intake, &delivery.job, name, now).await
         });
         let places = join_all(places).await;
+        if places.iter().any(Result::is_ok) {
+            self.records.reset();
+        }
+        let mut n_astray: BTreeMap<String, usize> = BTreeMap::new();
         for ((delivery, (chosen, spilled)), place) in timely.into_iter().zip(choices).zip(places) {
             match place {
                 Ok(Place::Queue { name, before }) => {
-                    let held = Held { spilled: spilled && name == chosen, delivery };
-                    self.send(held, &name, before).await;
+                    if before && self.weights.share(&name) <= 0.0 {
+                        *n_astray.entry(name.clone()).or_default() += 1;
+                    }
+                    let held = Held { spilled: spilled && name == chosen, before, delivery };
+                    self.lanes.entry(name).or_default().waiting.push_back(held);
                 }
                 Ok(Place::Answered) => self.settlements.push(delivery.ack()),
-                Err(error) => {
-                    self.trouble("put", &error);
-                    self.settlements.push(delivery.release());
-                }
+                Err(error) => self.give_back(delivery, &error),
             }
+        }
+        for (queue, n_jobs) in n_astray {
+            warn!(queue, n_jobs, "jobs go where they went before, to a queue that has no weight");
         }
     }
 
@@ -227,24 +249,6 @@ impl Splitter {
         // Where all are full the job waits for its own.
         let other = self.weights.choose_among(key, has_room);
         (other.unwrap_or(own).to_owned(), other.is_some())
-    }
-
-    async fn send(&mut self, held: Held, name: &str, before: bool) {
-        let lane = match self.open_lane(name).await {
-            Ok(lane) => lane,
-            Err(error) => {
-                self.trouble("open", &error);
-                return self.settlements.push(held.delivery.release());
-            }
-        };
-        // It may have gone there, and its answer may have been there for longer than ids are known.
-        let is_answered = before
-            && held.delivery.attempt > 1
-            && lane.queue.get(&held.delivery.job.id).await.is_ok_and(|found| found.is_some());
-        if is_answered {
-            return self.settlements.push(held.delivery.ack());
-        }
-        lane.waiting.push_back(held);
     }
 
     async fn publish(&mut self) {
@@ -279,9 +283,13 @@ impl Splitter {
     }
 
     async fn publish_batch(&mut self, name: &str, batch: Vec<Held>) {
+        let queue = self.opened(name).await;
+        let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
+        let Some(queue) = queue else { return lane.put_back(batch) };
+        let batch = self.without_answered(&queue, batch).await;
         let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
         let jobs = batch.iter().map(|held| as_published(&held.delivery.job)).collect();
-        let Err(error) = lane.queue.publish(jobs).await else {
+        let Err(error) = queue.publish(jobs).await else {
             lane.failures.reset();
             lane.is_full = false;
             lane.chunk = (lane.chunk * 2).min(CHUNK);
@@ -297,18 +305,45 @@ impl Splitter {
             let Some(held) = batch.into_iter().next() else { return };
             return self.bury(held.delivery, &reason).await;
         } else {
-            lane.failures.add();
+            lane.failed();
         }
-        batch.into_iter().rev().for_each(|held| lane.waiting.push_front(held));
+        lane.put_back(batch);
         if error.kind() == ErrorKind::Full {
             if !may_halve && !lane.is_full {
                 lane.is_full = true;
                 self.parts.metrics.full.with_label_values(&[name]).inc();
                 info!(queue = name, "the queue is full; its jobs wait");
             }
-        } else if error.kind() != ErrorKind::Invalid {
+        } else if error.kind() == ErrorKind::Unavailable {
             self.trouble("publish", &error);
+        } else if error.kind() != ErrorKind::Invalid {
+            // Of this queue alone: its jobs wait, and nothing is wrong with them.
+            self.parts.metrics.broker_errors.with_label_values(&["publish"]).inc();
+            warn!(queue = name, %error, kind = ?error.kind(), "not published; trying again");
         }
+    }
+
+    /// Acknowledges those that may have gone there before and were answered: the queue may have
+    /// forgotten their ids since. A failure is no answer, since a dead letter can be put back.
+    async fn without_answered(&mut self, queue: &Queue, batch: Vec<Held>) -> Vec<Held> {
+        let store = self.parts.results.as_ref().unwrap_or(queue);
+        let is_answer =
+            |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_completed());
+        let answered = batch.iter().map(|held| async move {
+            held.before
+                && held.delivery.attempt > 1
+                && store.get(&held.delivery.job.id).await.is_ok_and(is_answer)
+        });
+        let answered = join_all(answered).await;
+        let mut rest = Vec::with_capacity(batch.len());
+        for (held, answered) in batch.into_iter().zip(answered) {
+            if answered {
+                self.settlements.push(held.delivery.ack());
+            } else {
+                rest.push(held);
+            }
+        }
+        rest
     }
 
     fn gone(&mut self, name: &str, batch: Vec<Held>) {

@@ -197,6 +197,19 @@ fn a_job_with_a_key_that_is_known_is_the_first_job() {
 }
 
 #[test]
+fn a_key_is_not_spread_over_queues_that_do_not_know_it() {
+    let workplace = Workplace::new();
+    let split = ["enqueue", "one", "--key", "order-7", "--split", "a=50,b=50"];
+    for by in ["id", "tenant"] {
+        let ran = workplace.ebb(&[&split[..], &["--split-by", by]].concat());
+        assert_eq!(ran.status.code(), Some(2), "{ran}");
+        assert!(ran.stderr.contains("--split-by key"), "{ran}");
+    }
+    let ids: Vec<String> = (0..6).map(|_| workplace.ebb(&split).ok().stdout).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[test]
 fn a_full_queue_says_so_and_takes_nothing() {
     let workplace = Workplace::new();
     let queue = workplace.queue() + "&max_ready=3";

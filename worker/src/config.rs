@@ -26,7 +26,8 @@ pub struct WorkerArgs {
     pub queue: Option<TypedUrl>,
 
     /// Where results go [default: the same broker and queue as --queue]; RabbitMQ keeps none, so
-    /// its jobs need this
+    /// its jobs need this. It knows answers by the ids of their jobs alone: with several queues,
+    /// of one worker or of several, no two jobs may have the same id
     #[arg(long, value_name = "URL", env = "EBB_RESULTS", hide_env_values = true)]
     pub results: Option<TypedUrl>,
 
@@ -214,6 +215,13 @@ pub(crate) struct Plan {
     pub(crate) settings: Settings,
 }
 
+impl Plan {
+    /// Whether one store has the answers of several queues, by the ids of their jobs alone.
+    pub(crate) fn shares_answers(&self) -> bool {
+        self.results.is_some() && self.queues.len() > 1
+    }
+}
+
 /// Where results go when not where the jobs are.
 fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Option<QueueUrl>> {
     let results = results.filter(|results| results != queue);
@@ -372,6 +380,15 @@ pub(crate) mod tests {
         let error =
             check(&["--queue", "sqlite:/tmp/q.db", "--model", "/no/such/model"]).unwrap_err();
         assert!(error.contains("--model /no/such/model"), "{error}");
+    }
+
+    #[test]
+    fn that_several_queues_have_their_answers_in_one_store_is_known() {
+        let two = ["--queue", "sqlite:/tmp/q.db", "--serve", "a=echo,b=echo"];
+        let apart = ["--results", "sqlite:/tmp/r.db"];
+        assert!(check(&[&two[..], &apart].concat()).unwrap().shares_answers());
+        assert!(!check(&two).unwrap().shares_answers());
+        assert!(!check(&[GOOD, &apart].concat()).unwrap().shares_answers());
     }
 
     #[test]

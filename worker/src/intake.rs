@@ -2,9 +2,16 @@
 //! are idle, and that a job which may crash its worker is alone in it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::shared::lock;
+
+/// Where one job had to be alone others are likely to follow, for so long.
+const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// The agreement of the receivers.
 #[derive(Debug)]
@@ -21,8 +28,17 @@ pub(crate) struct Intake {
     alone: RwLock<()>,
     /// Held by the one who is, or is about to be.
     solitude: Mutex<()>,
+    /// Whether there is such a one, or when the last one ended.
+    lonely: std::sync::Mutex<Lonely>,
     /// Cancelled when nothing more is to be received, by any of them.
     enough: CancellationToken,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Lonely {
+    Now,
+    /// Not any more since this moment; never so far, where it is missing.
+    NotSince(Option<Instant>),
 }
 
 impl Intake {
@@ -40,6 +56,7 @@ impl Intake {
             n_queues,
             alone: RwLock::new(()),
             solitude: Mutex::new(()),
+            lonely: std::sync::Mutex::new(Lonely::NotSince(None)),
             enough,
         }
     }
@@ -94,7 +111,17 @@ impl Intake {
     /// The right to be alone; none while somebody else has it.
     pub(crate) fn solitude(&self) -> Option<Solitude<'_>> {
         let first = self.solitude.try_lock().ok()?;
+        *lock(&self.lonely) = Lonely::Now;
         Some(Solitude { intake: self, _first: first })
+    }
+
+    /// Whether somebody wants to be alone, or was so a moment ago: who waits long for jobs now keeps
+    /// the next one waiting.
+    pub(crate) fn is_lonely(&self) -> bool {
+        match *lock(&self.lonely) {
+            Lonely::Now => true,
+            Lonely::NotSince(end) => end.is_some_and(|end| end.elapsed() < AFTERMATH),
+        }
     }
 }
 
@@ -108,6 +135,12 @@ impl Solitude<'_> {
     /// Waits for the calls of the others to end; they make no other until this is dropped.
     pub(crate) async fn begin(&self) -> impl Drop + use<'_> {
         self.intake.alone.write().await
+    }
+}
+
+impl Drop for Solitude<'_> {
+    fn drop(&mut self) {
+        *lock(&self.intake.lonely) = Lonely::NotSince(Some(Instant::now()));
     }
 }
 
@@ -137,6 +170,19 @@ mod tests {
         assert!(!intake.enough().is_cancelled(), "the first may have a job by now");
         intake.found_empty(0);
         assert!(intake.enough().is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_after_the_last_who_was_alone_all_is_as_before() {
+        let intake = Intake::new(2, None);
+        assert!(!intake.is_lonely());
+        let solitude = intake.solitude().unwrap();
+        tokio::time::sleep(2 * AFTERMATH).await;
+        assert!(intake.is_lonely());
+        drop(solitude);
+        assert!(intake.is_lonely());
+        tokio::time::sleep(AFTERMATH).await;
+        assert!(!intake.is_lonely());
     }
 
     #[tokio::test]

@@ -22,7 +22,8 @@ use crate::trace::Way;
 /// their way would cost them an attempt.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// The same for a worker that is to exit when there are none.
+/// The same for a worker that is to exit when there are none, and where a job of another queue must
+/// be alone: it waits for this call.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// From this attempt on a job is held by itself, see [`Served::isolate`].
@@ -40,7 +41,6 @@ enum Decoded {
 pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Sender<Finished>) {
     let intake = &served.shared.intake;
     let exit_when_empty = served.shared.settings.exit_when_empty;
-    let wait = if exit_when_empty { SHORT_WAIT } else { WAIT };
     let mut pauses = Pauses::default();
     // After a solitary job the next is likely one too: receiving one at a time releases nobody.
     let mut at_most = usize::MAX;
@@ -53,7 +53,8 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Se
             served.rest(SHORT_WAIT).await;
             continue;
         };
-        match served.broker.receive(max, wait).await {
+        let is_short = exit_when_empty || intake.is_lonely();
+        match served.broker.receive(max, if is_short { SHORT_WAIT } else { WAIT }).await {
             Ok(deliveries) => {
                 pauses.reset();
                 served.broker_answers();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, Warning};
-use ebb_telemetry::{GateKind, Health, Service, Traces};
+use ebb_telemetry::{Gate, GateKind, Health, Service, Traces};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -13,9 +13,9 @@ use crate::config::{Plan, WorkerArgs};
 use crate::gpu;
 use crate::metrics::Metrics;
 use crate::models;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Error, Pipeline};
 use crate::serve::QueuePlan;
-use crate::served::QueueParts;
+use crate::served::{ModelParts, QueueParts};
 use crate::shared::{Parts, Pauses, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
@@ -46,21 +46,22 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let metrics = Metrics::registered(&registry)?.with_tenants(plan.tenant_labels);
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
     let health = Health::new();
-    // Closed before the first probe comes; the pipeline opens them.
-    let _closed = (health.gate("model", GateKind::Startup), health.gate("broker", GateKind::Ready));
+    // Closed before the first probe comes; the pipeline opens the second.
+    let model = health.gate("model", GateKind::Startup);
+    let _broker = health.gate("broker", GateKind::Ready);
     // These end when this function does: the probes answer until the last job is settled.
     let _gpus = plan.listen.and_then(|_| gpu::watch(registry.clone()));
     let served = ebb_telemetry::serve_at("--listen", plan.listen, health.clone(), registry);
     let _probes = served.await?;
-    let threads = plan.settings.decode_threads;
-    let worker = plan.settings.worker.clone();
-    for QueuePlan { url, words, .. } in &plan.queues {
-        info!(%worker, model = %words, queue = %url, threads, "worker starts");
-    }
+    announce(&plan);
     show(&plan, &metrics);
     // The models load while the brokers are called.
     device.start()?;
-    let Some(queues) = open(&plan, &metrics, &stop).await? else { return Ok(Summary::default()) };
+    let queues = tokio::select! {
+        queues = open(&plan, &metrics, &stop) => queues?,
+        why = lost(&models, model) => return Err(Error::Device(why).into()),
+    };
+    let Some(queues) = queues else { return Ok(Summary::default()) };
     let named = plan.queues.into_iter().zip(models);
     let queues = queues.into_iter().zip(named).map(|((broker, alerts), (plan, models))| {
         let results = Arc::clone(&broker);
@@ -85,6 +86,29 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let summary = pipeline.run(stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)
+}
+
+fn announce(plan: &Plan) {
+    let (worker, threads) = (&plan.settings.worker, plan.settings.decode_threads);
+    for QueuePlan { url, words, .. } in &plan.queues {
+        info!(%worker, model = %words, queue = %url, threads, "worker starts");
+    }
+    if plan.shares_answers() {
+        warn!("--results has the answers of all queues: no two jobs may have the same id");
+    }
+}
+
+/// Why the models cannot be loaded, if so. A start is over when they are, wherever the broker is: a
+/// new process would not find it sooner, and would have to load them again.
+async fn lost(models: &[Vec<ModelParts>], gate: Gate) -> String {
+    let device = models.iter().flatten().next().map(|model| model.device.clone());
+    match device.expect("a queue has a model").ready().await {
+        Ok(_) => {
+            gate.open();
+            std::future::pending().await
+        }
+        Err(why) => why,
+    }
 }
 
 /// One series of `worker_info` for a worker, so that all its figures can be joined with it.

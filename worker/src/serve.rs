@@ -88,7 +88,8 @@ impl WorkerArgs {
     /// The pairs of `--serve`; one without a queue for a `--model`.
     pub(crate) fn entries(&self) -> anyhow::Result<Vec<(Option<&str>, &str)>> {
         let missing = "--model is missing; use a model's directory, sentinel or echo";
-        match &self.model {
+        // One that is set to nothing, as a patch of a ConfigMap may do it, is none.
+        match self.model.as_deref().filter(|model| !model.is_empty()) {
             Some(model) => {
                 ensure!(
                     self.serve.is_empty(),
@@ -170,15 +171,42 @@ impl WorkerArgs {
     }
 }
 
-/// What a model is called: the last part of its path.
+/// What a model is called: the last part of its path as it was given, whatever a link leads to. In
+/// the caches of `ebb model pull` and of the hub, whose last part may be a revision, it is the name
+/// that the model has in the hub, without its owner.
 pub(crate) fn name_of(model: &Path) -> String {
-    let canonical = model.canonicalize();
-    let name = canonical.as_deref().unwrap_or(model).file_name();
-    name.unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
+    // `.` and `..` are nobody's name.
+    let place = if model.file_name().is_none() { model.canonicalize().ok() } else { None };
+    let place = place.as_deref().unwrap_or(model);
+    let name = place.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
+    let repository = repository_of(place);
+    without_owner(repository.as_deref().unwrap_or(&name)).to_owned()
+}
+
+/// `OWNER--NAME` of `models--OWNER--NAME/snapshots/REVISION`.
+fn repository_of(snapshot: &Path) -> Option<String> {
+    let snapshots = snapshot.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let repository = snapshots.parent()?.file_name()?.to_str()?;
+    repository.strip_prefix("models--").map(str::to_owned)
+}
+
+/// The name in `OWNER--NAME`, as directories are called that hold a model of a hub.
+fn without_owner(directory: &str) -> &str {
+    match directory.split_once("--") {
+        Some((owner, name)) if !owner.is_empty() && !name.is_empty() => name,
+        _ => directory,
+    }
+}
+
+/// Whether a model goes by this name; a name as it stands in a hub, with its owner, will do.
+pub(crate) fn is_called(asked: &str, name: &str) -> bool {
+    let last = asked.rsplit_once('/').map_or(asked, |(_, last)| last);
+    [asked, last, without_owner(last)].contains(&name)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::tests::check;
 
     const QUEUE: &[&str] = &["--queue", "sqlite:/tmp/q.db?queue=first&lease=20s"];
@@ -197,6 +225,49 @@ mod tests {
         }
         let plan = check(&[QUEUE, &["--model", "echo"]].concat()).unwrap();
         assert_eq!(plan.queues[0].url.queue.as_str(), "first");
+    }
+
+    #[test]
+    fn a_model_is_called_as_its_path_says_and_in_a_cache_as_in_the_hub() {
+        for (path, name) in [
+            ("echo", "echo"),
+            ("/models/v1/minilm", "minilm"),
+            ("models/v2/minilm/", "minilm"),
+            ("models/sentence-transformers--all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+            ("hub/models--org--tiny/snapshots/0f1e2d3c", "tiny"),
+            ("hub/models--gpt2/snapshots/0f1e2d3c", "gpt2"),
+            ("snapshots/0f1e2d3c", "0f1e2d3c"),
+            ("--tiny", "--tiny"),
+        ] {
+            assert_eq!(name_of(path.as_ref()), name, "{path}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("2024-11-01"), folder.path().join("stable"));
+        std::fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert_eq!(name_of(&link), "stable", "whatever a link leads to");
+        assert_eq!(name_of(&target.join("../2024-11-01/.")), "2024-11-01");
+        let inner = target.join("weights");
+        std::fs::create_dir(&inner).unwrap();
+        assert_eq!(name_of(&inner.join("..")), "2024-11-01");
+    }
+
+    #[test]
+    fn a_job_may_name_the_owner_too() {
+        for asked in ["tiny", "org/tiny", "org--tiny", "hub/org/tiny"] {
+            assert!(is_called(asked, "tiny"), "{asked}");
+        }
+        for asked in ["", "tin", "tiny/", "tiny--large"] {
+            assert!(!is_called(asked, "tiny"), "{asked}");
+        }
+    }
+
+    #[test]
+    fn an_empty_model_is_none() {
+        let plan = check(&[QUEUE, &["--model", "", "--serve", "a=echo"]].concat()).unwrap();
+        assert_eq!(plan.queues[0].url.queue.as_str(), "a");
+        let error = check(&[QUEUE, &["--model", ""]].concat()).unwrap_err();
+        assert!(error.contains("--model is missing"), "{error}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::codec::{AnyCodec, Codec};
 use crate::device::{Device, DeviceWay};
 use crate::fit::Fit;
 use crate::lease::Leases;
+use crate::serve::is_called;
 use crate::shared::{Counts, Shared, lock};
 
 /// A queue to be served.
@@ -201,11 +202,6 @@ impl Served {
             "the broker failed; trying again"
         );
     }
-}
-
-/// Whether a model goes by this name; a name as it stands in a hub, with its owner, will do.
-fn is_called(asked: &str, name: &str) -> bool {
-    asked == name || asked.rsplit_once('/').is_some_and(|(_, last)| last == name)
 }
 
 /// Readiness as far as the brokers of all queues matter to it: each has to have answered last.

@@ -6,18 +6,18 @@
 //! it could. So a reply is sent at least once, and a completed one is always the same. Of a job that
 //! expired while nobody held it the worker knows nothing: that is the broker's business.
 
-use std::future::Future;
+mod calls;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ebb_queue::{Delivery, ErrorKind, Job, JobId, JobResult, Outcome, Settlement, Stored, Verdict};
+use ebb_queue::{Delivery, ErrorKind, Job, JobResult, Outcome, Settlement, Stored, Verdict};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
-use crate::alert::alert_job;
 use crate::codec::Answer;
 use crate::held::{End, Finished, Output};
 use crate::lease::Loan;
@@ -25,6 +25,7 @@ use crate::outcome::{COMPLETED, LOST, NO_MODEL, outcome};
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, heals, on_cpu, send_all};
 use crate::trace::Way;
+use calls::Unanswered;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
@@ -41,14 +42,6 @@ pub(crate) struct Concluded {
     lane: Option<usize>,
     loan: Loan,
     way: Way,
-}
-
-/// Why a call to the broker got no answer.
-enum Unanswered {
-    /// The job belongs to somebody else by now.
-    Lost,
-    /// The broker refuses, and will refuse again.
-    Refused(ebb_queue::Error),
 }
 
 /// Encodes and stores answers, many at once.
@@ -96,6 +89,9 @@ pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
         let pause = pauses.next(served.shared.chance());
         if !heals(&error) && pauses.n_failures() >= PATIENCE {
             error!(n_jobs = unsettled.len(), %error, "not settled: they come back by their lease");
+            if error.kind() == ErrorKind::Denied {
+                served.shared.give_up(&error);
+            }
             continue;
         }
         waiting = unsettled;
@@ -172,6 +168,7 @@ impl Served {
         match told {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
+            Err(Unanswered::Denied(error)) => Some(self.leave_to_others(delivery, &error)),
             Err(Unanswered::Refused(error)) => {
                 let reason = format!("the result could not be stored or told: {error}");
                 self.retry(delivery, (loan, way), reason).await
@@ -237,6 +234,7 @@ impl Served {
         match there {
             Ok(there) => result = there.unwrap_or(result),
             Err(Unanswered::Lost) => return None,
+            Err(Unanswered::Denied(error)) => return Some(self.leave_to_others(delivery, &error)),
             // If the store refuses, the dead letter tells.
             Err(Unanswered::Refused(_)) => {}
         }
@@ -245,86 +243,24 @@ impl Served {
             match self.reply(loan, to, &result, trace.as_deref()).await {
                 Ok(()) => {}
                 Err(Unanswered::Lost) => return None,
-                Err(Unanswered::Refused(error)) => self.reply_refused(&result.id, &error),
+                Err(Unanswered::Refused(error) | Unanswered::Denied(error)) => {
+                    self.reply_refused(&result.id, &error);
+                }
             }
         }
         Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
+    }
+
+    /// Gives a job back uncharged: a worker with other rights may end it, and this one ends.
+    fn leave_to_others(&self, delivery: Delivery, error: &ebb_queue::Error) -> Settlement {
+        self.shared.give_up(error);
+        delivery.release()
     }
 
     fn result(&self, delivery: &Delivery, outcome: Outcome) -> JobResult {
         let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
         let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
         JobResult { id, attempt, outcome, finished_at, queue }
-    }
-
-    async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
-        let results = &self.results;
-        self.insist("put", loan, || results.put(result)).await
-    }
-
-    /// The result that stays; none when its time is over.
-    async fn stored(&self, loan: &Loan, id: &JobId) -> Result<Option<JobResult>, Unanswered> {
-        let results = &self.results;
-        self.insist("get", loan, || results.get(id)).await
-    }
-
-    /// Sends a result to where its job asked for it; an address that cannot be keeps nobody.
-    async fn reply(
-        &self,
-        loan: &Loan,
-        to: &str,
-        result: &JobResult,
-        traceparent: Option<&str>,
-    ) -> Result<(), Unanswered> {
-        let broker = &self.broker;
-        let send = || async {
-            match broker.reply(to, result, traceparent).await {
-                Err(error) if error.kind() == ErrorKind::Invalid => Ok(Err(error)),
-                answer => answer.map(Ok),
-            }
-        };
-        match self.insist("reply", loan, send).await? {
-            Ok(()) => self.shared.metrics.replies.with_label_values(&["sent"]).inc(),
-            Err(error) => self.reply_refused(&result.id, &error),
-        }
-        Ok(())
-    }
-
-    fn reply_refused(&self, id: &JobId, error: &ebb_queue::Error) {
-        self.shared.metrics.replies.with_label_values(&["refused"]).inc();
-        warn!(job.id = %id, %error, "the reply was not sent; the result is in the store");
-    }
-
-    async fn alert(&self, job: &Job, loan: &Loan, body: bytes::Bytes) -> Result<(), Unanswered> {
-        let alert = alert_job(job, body, self.shared.clock.now()).map_err(Unanswered::Refused)?;
-        let alerts = &self.alerts;
-        self.insist("publish", loan, || alerts.publish(vec![alert.clone()])).await?;
-        Ok(())
-    }
-
-    /// Calls until there is an answer, as long as the job is ours.
-    async fn insist<T, F: Future<Output = ebb_queue::Result<T>>>(
-        &self,
-        name: &'static str,
-        loan: &Loan,
-        call: impl Fn() -> F,
-    ) -> Result<T, Unanswered> {
-        let mut pauses = Pauses::default();
-        loop {
-            let error = match call().await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            self.trouble(name, &error);
-            let pause = pauses.next(self.shared.chance());
-            if loan.is_lost() {
-                return Err(Unanswered::Lost);
-            }
-            if !heals(&error) && pauses.n_failures() >= PATIENCE {
-                return Err(Unanswered::Refused(error));
-            }
-            tokio::time::sleep(pause).await;
-        }
     }
 
     /// Sends settlements once; those that got no answer come back, unless their time is over.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Phase,
@@ -85,6 +86,23 @@ async fn a_broker_that_refuses_for_good_ends_the_worker() {
     let worker = Pipeline::new(parts);
     let error = worker.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), "broker is lost: the file is broken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_store_that_denies_us_ends_the_worker_and_harms_no_job() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..8).map(echo_job).collect()).await.unwrap();
+    queue.publish(vec![job(8, "not JSON")]).await.unwrap();
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    let denials = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
+    parts.queues[0].results = Arc::new(Faulty::new(Arc::new(queue.clone()), denials, 1));
+    let error = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().starts_with("broker is lost"), "{error}");
+    let depth = queue.depth().await.unwrap();
+    let counts = (depth.ready, depth.in_flight, depth.delayed, depth.dead);
+    assert_eq!(counts, (9, 0, 0, 0), "all are there for a worker that may answer them");
+    let again = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+    assert!(again.iter().all(|delivery| delivery.attempt == 1), "and were charged nothing");
 }
 
 #[tokio::test]

@@ -13,9 +13,11 @@ use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Backlog, Broker, Clock, DeadLetters, Job, Phase};
 use ebb_worker::batcher::Size;
 use ebb_worker::{
-    Answer, BadJob, Codec, DeviceBuilder, EchoCodec, ModelParts, Parts, Pipeline, Settings, Spent,
+    Answer, BadJob, Codec, Device, DeviceBuilder, EchoCodec, ModelParts, Parts, Pipeline, Settings,
+    Spent,
 };
 use support::{answer, echo_answer, echo_job, job, parts_of, queue, served, settings, until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -231,6 +233,31 @@ async fn a_stop_gives_back_what_had_not_begun_to_each_queue() {
         assert!(back.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
     }
     assert_eq!(n_left + summary.completed, 80);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_must_be_alone_do_not_wait_long_for_a_queue_that_is_empty() {
+    let scene = scene();
+    scene.echoes.publish((0..30).map(echo_job).collect()).await.unwrap();
+    for _ in 0..2 {
+        drop(scene.echoes.receive(NonZeroUsize::new(30).unwrap(), LEASE).await.unwrap());
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    // In simulated time: a thread of its own would let the clock run ahead.
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
+    let model = ModelParts::new("echo", EchoCodec, device);
+    let queues = vec![
+        served("echoes", &Arc::new(scene.echoes.clone()), vec![model.clone()]),
+        served("lengths", &Arc::new(scene.lengths.clone()), vec![model]),
+    ];
+    let parts = parts_of(queues, &scene.clock, settings());
+    let (stop, start) = (CancellationToken::new(), Instant::now());
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    until(&scene.echoes, |depth| depth.ready + depth.in_flight == 0).await;
+    let took = start.elapsed();
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 30);
+    assert!(took < Duration::from_secs(5), "30 jobs took {took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,12 +48,14 @@ pub(crate) struct EnqueueArgs {
 
     /// Publish to these queues of the broker instead, by weight: jobs-stable=95,jobs-canary=5
     ///
-    /// As `ebb split` would; results are found at --queue all the same.
+    /// As `ebb split` would; results are found at --queue all the same. An idempotency key holds
+    /// while these weights stay: with others its job may go to a queue that does not know it.
     #[arg(long, env = "EBB_ENQUEUE_SPLIT", hide_env_values = true, value_name = "QUEUE=WEIGHT")]
     #[arg(value_delimiter = ',')]
     split: Vec<Share>,
 
-    /// With --split: what jobs are told apart by; jobs of the same id, tenant or key go the same way
+    /// With --split: what jobs are told apart by; jobs of the same id, tenant or key go the same
+    /// way. Jobs with a key can go by nothing else
     #[arg(long, env = "EBB_ENQUEUE_SPLIT_BY", hide_env_values = true, default_value = "key")]
     split_by: By,
 
@@ -170,6 +172,12 @@ struct Target<'a> {
     spread: Option<&'a Spread>,
 }
 
+impl Target<'_> {
+    fn check(self, jobs: &[Job]) -> Result<()> {
+        self.spread.map_or(Ok(()), |spread| spread.check(jobs))
+    }
+}
+
 /// Standard input as it comes.
 async fn enqueue_lines(
     target: Target<'_>,
@@ -182,6 +190,7 @@ async fn enqueue_lines(
     while let Some(batch) = lines.next().await {
         let (jobs, bad) = until_bad(batch);
         if !jobs.is_empty() {
+            target.check(&jobs)?;
             publish(target, jobs, enqueued, args, output).await?;
         }
         bad.map_or(Ok(()), Err)?;
@@ -202,6 +211,7 @@ async fn enqueue_all(
             args.texts.iter().map(|text| args.envelope.job_of_text(text)).collect::<Result<_>>()?
         }
     };
+    target.check(&jobs)?;
     let mut progress = (jobs.len() >= LONG)
         .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
     let mut jobs = jobs.into_iter().peekable();

@@ -85,7 +85,11 @@ impl Door {
             match timeout(limit, self.enter_one(uri, name)).await {
                 Ok(Ok(pair)) => return Ok(pair),
                 // Another server of the same broker would say the same.
-                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => return Err(error),
+                Ok(Err(error))
+                    if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) =>
+                {
+                    return Err(error);
+                }
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {
                     let words = format!("{} did not answer in time", shown(uri));

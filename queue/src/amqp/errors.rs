@@ -12,14 +12,14 @@ pub(super) fn connect(error: &lapin::Error, uri: &AMQPUri, server: &str) -> Erro
         Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
             let user = &uri.authority.userinfo.username;
             let remedy = "check the password in the URL or in password_file";
-            (ErrorKind::Invalid, format!("RabbitMQ at {server} refuses user {user:?}; {remedy}"))
+            (ErrorKind::Denied, format!("RabbitMQ at {server} refuses user {user:?}; {remedy}"))
         }
         Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
             let vhost = &uri.vhost;
             let remedy = "create it with rabbitmqctl add_vhost, give the user permissions on it, or \
                           name another one in the path of the URL";
             let words = format!("RabbitMQ at {server} does not let us use vhost {vhost:?}");
-            (ErrorKind::Invalid, format!("{words}; {remedy}"))
+            (ErrorKind::Denied, format!("{words}; {remedy}"))
         }
         _ => (ErrorKind::Unavailable, format!("cannot connect to RabbitMQ at {server}")),
     };
@@ -32,7 +32,7 @@ pub(super) fn op(error: &lapin::Error, what: &str) -> Error {
         Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
             let words =
                 format!("RabbitMQ does not permit us to {what}; see rabbitmqctl set_permissions");
-            (ErrorKind::Invalid, words)
+            (ErrorKind::Denied, words)
         }
         _ => (ErrorKind::Unavailable, format!("RabbitMQ failed to {what}")),
     };

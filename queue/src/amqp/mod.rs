@@ -69,7 +69,7 @@ impl AmqpQueue {
     /// Connects, and makes or finds the queue.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Invalid`] for a
+    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Denied`] for a
     /// wrong user or virtual host, [`ErrorKind::Incompatible`] for a queue with other settings.
     pub(crate) async fn open(
         address: &AmqpAddress,

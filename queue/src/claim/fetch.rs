@@ -130,7 +130,9 @@ impl Claim {
         warn!(job.id = %result.id, %reason, "a job has lost its body");
         if let Some(to) = &delivery.job.headers.reply_to {
             match self.queue.reply(to, &result, delivery.job.headers.traceparent.as_deref()).await {
-                Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
+                Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
+                    return Err(error);
+                }
                 _ => {}
             }
         }

@@ -126,7 +126,7 @@ impl Api {
         self.client.send_request(subject.to_owned(), request).await.map_err(|error| {
             if let Some(words) = self.refusal.since(begin) {
                 let words = format!("the NATS server refused {subject}: {words}");
-                return Error::new(ErrorKind::Invalid, words).caused_by(error);
+                return Error::new(ErrorKind::Denied, words).caused_by(error);
             }
             let (kind, words) = match error.kind() {
                 RequestErrorKind::TimedOut => (ErrorKind::Unavailable, "does not answer"),
@@ -307,7 +307,7 @@ impl Api {
                 }
                 if let Some(words) = self.refusal.since(begin) {
                     let words = format!("the NATS server refused {subject}: {words}");
-                    return Err(Error::new(ErrorKind::Invalid, words));
+                    return Err(Error::new(ErrorKind::Denied, words));
                 }
                 return Err(gone(format!("the NATS server does not answer: {subject}")));
             };
@@ -347,7 +347,7 @@ impl Refused {
         let (kind, remedy) = match err_code {
             _ if FULL.contains(&err_code) => (ErrorKind::Full, "; make room, or raise its limits"),
             _ if SWITCHED_OFF.contains(&err_code) => {
-                (ErrorKind::Invalid, "; enable JetStream there, for our account too")
+                (ErrorKind::Denied, "; enable JetStream there, for our account too")
             }
             IN_FLIGHT => (ErrorKind::Unavailable, ""),
             _ if code == 503 => (ErrorKind::Unavailable, ""),

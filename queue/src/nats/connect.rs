@@ -83,7 +83,7 @@ fn unwelcome(address: &NatsAddress, hosts: &str) -> Error {
             .to_owned(),
     };
     let words = format!("the NATS server at {hosts} does not let in {given}");
-    Error::new(ErrorKind::Invalid, words)
+    Error::new(ErrorKind::Denied, words)
 }
 
 fn servers(address: &NatsAddress) -> Result<Vec<ServerAddr>> {

@@ -113,8 +113,8 @@ impl NatsQueue {
     /// Connects, makes the streams and consumers that are missing, and compares those that are not.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Invalid`] when it
-    /// does not let us in or has no JetStream, [`ErrorKind::Incompatible`] for what does not fit.
+    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Denied`] when it
+    /// does not let us in or to its JetStream, [`ErrorKind::Incompatible`] for what does not fit.
     pub(crate) async fn open(
         address: &NatsAddress,
         queue: &str,

@@ -22,9 +22,9 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
             );
         }
         "WRONGPASS" | "NOAUTH" => {
-            return (ErrorKind::Invalid, "it does not know us; check user and password");
+            return (ErrorKind::Denied, "it does not know us; check user and password");
         }
-        "NOPERM" => return (ErrorKind::Invalid, "the user lacks a permission; see its ACL"),
+        "NOPERM" => return (ErrorKind::Denied, "the user lacks a permission; see its ACL"),
         "WRONGTYPE" => {
             return (ErrorKind::Incompatible, "a key of the queue is of another type");
         }
@@ -35,7 +35,7 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
     }
     match error.kind() {
         Kind::AuthenticationFailed => {
-            (ErrorKind::Invalid, "it does not know us; check user and password")
+            (ErrorKind::Denied, "it does not know us; check user and password")
         }
         Kind::Server(
             ServerErrorKind::BusyLoading
@@ -49,13 +49,13 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
             (ErrorKind::Unavailable, "it is a replica; name the master")
         }
         _ if says("AUTH") && says("password") => {
-            (ErrorKind::Invalid, "it does not know us; check user and password")
+            (ErrorKind::Denied, "it does not know us; check user and password")
         }
         _ if says("DB index is out of range") || says("SELECT is not allowed") => {
             (ErrorKind::Invalid, "it has no such database; check the number in the URL")
         }
         _ if says("can't run this command") || says("can't access") || says("no permissions") => {
-            (ErrorKind::Invalid, "the user lacks a permission; see its ACL")
+            (ErrorKind::Denied, "the user lacks a permission; see its ACL")
         }
         Kind::Io => (ErrorKind::Unavailable, "the connection failed"),
         Kind::InvalidClientConfig => (ErrorKind::Invalid, "the connection cannot be set up"),

@@ -97,9 +97,9 @@ impl RedisQueue {
     /// Opens the queue, creating it where that is allowed.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Invalid`] when it
-    /// does not let us in or has no such queue, [`ErrorKind::Incompatible`] when its keys are not
-    /// ours or of a newer version.
+    /// [`ErrorKind::Unavailable`] when no server answers in time, [`ErrorKind::Denied`] when it
+    /// does not let us in, [`ErrorKind::Invalid`] when it has no such queue,
+    /// [`ErrorKind::Incompatible`] when its keys are not ours or of a newer version.
     pub(crate) async fn open(
         address: &RedisAddress,
         queue: &str,

@@ -11,7 +11,7 @@ fn a_wrong_password_is_told_and_not_shown() {
     on_shared(async |server| {
         let text = format!("amqp://guest:s3cret@127.0.0.1:{}", server.port());
         let error = refusal(&text.parse().unwrap()).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert_eq!(error.kind(), ErrorKind::Denied);
         assert!(error.to_string().contains("check the password"), "{error}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     });
@@ -21,7 +21,7 @@ fn a_wrong_password_is_told_and_not_shown() {
 fn a_virtual_host_that_is_not_there_is_named() {
     on_shared(async |server| {
         let error = refusal(&format!("{}/nowhere", server.url()).parse().unwrap()).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert_eq!(error.kind(), ErrorKind::Denied);
         assert!(error.to_string().contains("\"nowhere\""), "{error}");
         assert!(error.to_string().contains("add_vhost"), "{error}");
     });

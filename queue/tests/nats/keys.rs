@@ -45,7 +45,7 @@ fn an_nkey_is_let_in_and_another_is_not() {
         let (ours, other) = (file(&ours.seed().unwrap()), file(&other.seed().unwrap()));
         is_served(&format!("{bare}?nkey={}", ours.path().display())).await;
         let error = refusal(&format!("{bare}?nkey={}", other.path().display())).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().contains("does not let in the key in"), "{error}");
         let error = refusal(&format!("{bare}?nkey=/nowhere.nk")).await;
         assert!(error.to_string().contains("/nowhere.nk"), "{error}");
@@ -107,7 +107,7 @@ fn credentials_are_let_in_and_those_of_a_stranger_are_not() {
         let (good, bad) = (file(&credentials(&ours)), file(&credentials(&stranger)));
         is_served(&format!("{bare}?creds={}", good.path().display())).await;
         let error = refusal(&format!("{bare}?creds={}", bad.path().display())).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().contains("does not let in the credentials in"), "{error}");
         let none = file("nothing of the kind");
         let error = refusal(&format!("{bare}?creds={}", none.path().display())).await;

@@ -81,7 +81,7 @@ fn a_server_without_jetstream_is_refused_with_the_remedy() {
         let options = NatsOptions { extra_config, ..NatsOptions::default() };
         let server = Nats::start(options).await.unwrap();
         let error = refusal(&server.url().replace("nats://", "nats://u:p@")).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert_eq!(error.kind(), ErrorKind::Denied);
         assert!(error.to_string().contains("JetStream"), "{error}");
     });
 }

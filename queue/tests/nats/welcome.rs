@@ -23,7 +23,7 @@ fn a_user_and_a_token_are_let_in_and_others_are_told_why_not() {
         assert!(try_open(&as_user("ann:s%20p%40ce")).await.is_ok());
         for (url, named) in [(as_user("ann:wrong"), "user ann"), (bare.clone(), "USER:PASSWORD")] {
             let error = refusal(&url).await;
-            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert_eq!(error.kind(), ErrorKind::Denied);
             assert!(error.to_string().contains(named), "{error}");
             assert!(!format!("{error:?}").contains("wrong"), "{error:?}");
         }
@@ -96,6 +96,7 @@ fn a_scaler_that_may_only_look_sees_all_and_can_touch_nothing() {
         worker.report(&status).await.unwrap();
         assert_eq!(backlog.workers().await.unwrap(), [status]);
         let error = scaler.publish(vec![job("b")]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().to_lowercase().contains("permissions"), "{error}");
         assert!(scaler.purge(None).await.is_ok_and(|n| n == 0));
         assert_eq!(backlog.depth().await.unwrap().ready, 1);

@@ -59,7 +59,7 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
         looker.purge(None).await.map(drop),
     ] {
         let error = refused.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().contains("ACL"), "{error}");
     }
     assert_eq!(queue.depth().await.unwrap().ready, 2);
@@ -146,7 +146,7 @@ async fn who_may_not_listen_is_told_so_at_once() {
         let queue = handle(&url).await;
         let start = tokio::time::Instant::now();
         let error = queue.arrivals().await.map(drop).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{right}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{right}: {error}");
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
 }
@@ -163,7 +163,7 @@ async fn a_wrong_password_and_a_wrong_database_are_named() {
     ] {
         let url = format!("redis://{who}127.0.0.1:{}", server.port()).parse().unwrap();
         let error = refusal(&url, OpenOptions::default()).await;
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().contains(part), "{error}");
         assert!(!error.to_string().contains("wrong"), "{error}");
     }

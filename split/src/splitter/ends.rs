@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ebb_queue::{Delivery, Error, JobResult, Outcome, Settled, Stored};
+use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -27,10 +27,7 @@ impl Splitter {
         match self.tell(&result).await {
             Ok(Told::Failure) => {}
             Ok(Told::Answer) => return self.settlements.push(delivery.ack()),
-            Err(error) => {
-                self.trouble("put", &error);
-                return self.settlements.push(delivery.release());
-            }
+            Err(error) => return self.give_back(delivery, &error),
         }
         let traceparent = job.headers.traceparent.as_deref();
         if let Some(to) = &job.headers.reply_to
@@ -42,6 +39,14 @@ impl Splitter {
         self.parts.metrics.dead.with_label_values(&[why]).inc();
         debug!(job.id = %job.id, reason, "the job goes nowhere");
         self.settlements.push(delivery.reject(reason));
+    }
+
+    /// Gives a job back of which nothing could be written down, and takes longer each time before
+    /// more are received: it comes again at once.
+    pub(super) fn give_back(&mut self, delivery: Delivery, error: &Error) {
+        self.records.add();
+        self.told_of("put", error);
+        self.settlements.push(delivery.release());
     }
 
     /// Puts a failure where whoever waits for the job will find it: where all answers are, else with
@@ -58,7 +63,8 @@ impl Splitter {
                 return Ok(Told::Answer);
             }
             let Some(to) = found.moved_to() else { break };
-            store = Arc::clone(&self.open_lane(to).await?.queue);
+            let closed = || Error::new(ErrorKind::Unavailable, format!("{to} cannot be opened"));
+            store = self.opened(to).await.ok_or_else(closed)?;
         }
         Ok(Told::Failure)
     }
@@ -104,6 +110,10 @@ impl Splitter {
 
     pub(super) fn trouble(&mut self, call: &'static str, error: &Error) {
         self.failures.add();
+        self.told_of(call, error);
+    }
+
+    fn told_of(&self, call: &'static str, error: &Error) {
         self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
         self.parts.metrics.broker_up.set(0);
         self.parts.gate.close(format!("{call}: {error}"));

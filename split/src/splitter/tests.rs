@@ -1,6 +1,7 @@
 //! A split on a broker in memory, under paused time: crashes, faults, full queues, and a stop.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ebb_queue::faulty::{Faults, Faulty};
@@ -9,12 +10,16 @@ use ebb_queue::{Behavior, JobId, OpenOptions, Timestamp, TokioClock};
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
-use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, ResultStore};
+use ebb_queue::{Backlog, Broker, DeadLetters, Error, Outcome, ResultStore};
+use tokio::time::Instant;
 
 use super::*;
 use crate::weights::Share;
 
 const LEASE: Duration = Duration::from_secs(10);
+
+/// A broker that does not permit anything.
+const DENIALS: Faults = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
 
 fn weights(text: &str) -> Arc<Weights> {
     let shares = text.split(',').map(|share| share.parse::<Share>().unwrap());
@@ -25,10 +30,16 @@ fn weights(text: &str) -> Arc<Weights> {
 struct Scene {
     clock: Arc<TokioClock>,
     intake: MemoryQueue,
+    /// Where answers are, when not with the jobs.
+    results: Option<MemoryQueue>,
     versions: BTreeMap<String, MemoryQueue>,
     weights: watch::Sender<Arc<Weights>>,
     faults: Option<(u64, Faults)>,
+    /// A queue, or the intake, that denies what it is told to deny.
+    denied: Option<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
+    /// How queues are opened that the first weights do not name.
+    opening: Open,
     metrics: Metrics,
     n_starts: std::cell::Cell<u64>,
 }
@@ -44,14 +55,34 @@ impl Scene {
         let versions = ["stable", "canary"].map(|name| (name.to_owned(), queue(max_ready)));
         Self {
             intake: queue(None),
+            results: None,
             versions: versions.into_iter().collect(),
             weights: watch::Sender::new(weights("stable=70,canary=30")),
             faults: None,
+            denied: None,
             when_full: WhenFull::Wait,
+            opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
             n_starts: std::cell::Cell::new(0),
             clock,
         }
+    }
+
+    /// A queue that can be opened once that is allowed, whether it is, and how often it was tried.
+    fn with_one_more_queue(&mut self) -> (MemoryQueue, Arc<AtomicBool>, Arc<AtomicU64>) {
+        let behavior = Behavior { lease: LEASE, ..Behavior::default() };
+        let options = OpenOptions { clock: self.clock.clone(), ..OpenOptions::default() };
+        let queue = MemoryQueue::new(&behavior, options);
+        let (allowed, n_tries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (opened, may, n) = (queue.clone(), Arc::clone(&allowed), Arc::clone(&n_tries));
+        self.opening = Arc::new(move |name| {
+            n.fetch_add(1, Relaxed);
+            let opened: Queue = Arc::new(opened.clone());
+            let wrong = Error::new(ErrorKind::Invalid, format!("there is no queue {name}"));
+            let answer = if may.load(Relaxed) { Ok(opened) } else { Err(wrong) };
+            Box::pin(std::future::ready(answer))
+        });
+        (queue, allowed, n_tries)
     }
 
     fn wrapped(&self, queue: &MemoryQueue, nth: u64) -> Queue {
@@ -64,20 +95,35 @@ impl Scene {
         }
     }
 
+    fn named(&self, name: &str, queue: &MemoryQueue, nth: u64) -> Queue {
+        match &self.denied {
+            Some((denied, queue)) if *denied == name => Arc::new(queue.clone()),
+            _ => self.wrapped(queue, nth),
+        }
+    }
+
     /// Starts a split; dropped, it crashes.
     fn start(&self, stop: &CancellationToken) -> (AbortOnDropHandle<()>, AbortOnDropHandle<()>) {
+        let (splitter, leases) = self.splitter();
+        let intake = Arc::clone(&splitter.parts.intake);
+        let keeper = tokio::spawn(leases.keep(intake, self.metrics.clone()));
+        let splitter = tokio::spawn(splitter.run(stop.clone()));
+        (AbortOnDropHandle::new(splitter), AbortOnDropHandle::new(keeper))
+    }
+
+    fn splitter(&self) -> (Splitter, Leases) {
         self.n_starts.set(self.n_starts.get() + 1);
-        let intake = self.wrapped(&self.intake, 0);
-        let named = self.versions.iter().zip(1..);
-        let queues: Vec<(String, Queue)> =
-            named.map(|((name, queue), nth)| (name.clone(), self.wrapped(queue, nth))).collect();
+        let versions = self.versions.iter().zip(1..);
+        let queues = versions
+            .map(|((name, queue), nth)| (name.clone(), self.named(name, queue, nth)))
+            .collect();
         let leases = Leases::default();
         let health = Health::new();
         let parts = Parts {
-            intake: Arc::clone(&intake),
-            results: None,
+            intake: self.named("intake", &self.intake, 0),
+            results: self.results.clone().map(|results| Arc::new(results) as Queue),
             keeps_records: true,
-            open: Arc::new(|name| unreachable!("{name} is open")),
+            open: Arc::clone(&self.opening),
             weights: self.weights.subscribe(),
             by: By::Key,
             when_full: self.when_full,
@@ -87,9 +133,7 @@ impl Scene {
             metrics: self.metrics.clone(),
             gate: health.gate("broker", GateKind::Ready),
         };
-        let keeper = tokio::spawn(leases.clone().keep(intake, self.metrics.clone()));
-        let splitter = tokio::spawn(Splitter::new(parts, leases, queues).run(stop.clone()));
-        (AbortOnDropHandle::new(splitter), AbortOnDropHandle::new(keeper))
+        (Splitter::new(parts, leases.clone(), queues), leases)
     }
 
     async fn publish(&self, n: usize, change: impl Fn(usize, &mut Job)) {
@@ -252,6 +296,87 @@ async fn new_weights_count_from_the_next_job_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_no_job() {
+    let mut scene = Scene::new(None);
+    let (_typo, allowed, n_tries) = scene.with_one_more_queue();
+    let _split = scene.start(&CancellationToken::new());
+    let reloads = |outcome: &str| scene.metrics.reloads.with_label_values(&[outcome]).get();
+    let share = |name: &str| scene.metrics.weights.with_label_values(&[name]).get();
+    scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
+    scene.until("a refusal", async || reloads("failed") > 0).await;
+
+    let start = Instant::now();
+    scene.publish(40, |_, _| {}).await;
+    scene.until_empty().await;
+    assert!(start.elapsed() < Duration::from_secs(2), "held up for {:?}", start.elapsed());
+    assert_eq!(scene.count("stable") + scene.count("canary"), 40);
+    assert!(scene.count("stable") > 20, "the weights before them stay");
+    assert!((share("stable") - 0.7).abs() < 1e-9, "and are told");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
+    assert_eq!((reloads("ok"), reloads("failed")), (0, 1), "one change");
+    assert_eq!(scene.metrics.broker_up.get(), 1, "the broker answers");
+
+    allowed.store(true, Relaxed);
+    scene.until("the new weights", async || share("typo") > 0.98).await;
+    assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_went_to_a_queue_which_cannot_be_opened_waits_and_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    let (gone, allowed, n_tries) = scene.with_one_more_queue();
+    let record = JobResult::moved("job-0".parse().unwrap(), "gone", scene.clock.now());
+    scene.intake.put(&record).await.unwrap();
+    scene.publish(40, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the others", async || scene.count("stable") + scene.count("canary") == 39).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
+    assert_eq!(scene.intake.depth().await.unwrap().in_flight, 1);
+    allowed.store(true, Relaxed);
+    scene.until_empty().await;
+    assert_eq!(gone.depth().await.unwrap().ready, 1);
+}
+
+/// A job that a split took before and sent to stable, as its record says; what became of it there
+/// is this.
+async fn taken_before(scene: &Scene, store: &MemoryQueue, outcome: Outcome) {
+    let (id, finished_at): (JobId, _) = ("job-0".parse().unwrap(), scene.clock.now());
+    scene.publish(1, |_, _| {}).await;
+    let max = NonZeroUsize::MIN;
+    let first = scene.intake.receive(max, Duration::ZERO).await.unwrap().remove(0);
+    scene.intake.settle(&[first.retry(Duration::ZERO, "the split was killed")]).await.unwrap();
+    scene.intake.put(&JobResult::moved(id.clone(), "stable", finished_at)).await.unwrap();
+    store.put(&JobResult { id, attempt: 1, outcome, finished_at, queue: None }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_put_back_after_a_failure_is_passed_on() {
+    let scene = Scene::new(None);
+    let expired = Outcome::Failed { reason: EXPIRED.to_owned() };
+    taken_before(&scene, &scene.versions["stable"], expired).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until_empty().await;
+    assert_eq!(scene.take("stable").await.len(), 1, "it is not answered by a failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_answered_is_not_passed_on_again_wherever_answers_are() {
+    for apart in [false, true] {
+        let mut scene = Scene::new(None);
+        let elsewhere = scene.with_one_more_queue().0;
+        let store = if apart { elsewhere } else { scene.versions["stable"].clone() };
+        scene.results = apart.then(|| store.clone());
+        let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "a".into() };
+        taken_before(&scene, &store, outcome).await;
+        let _split = scene.start(&CancellationToken::new());
+        scene.until_empty().await;
+        assert_eq!(scene.take("stable").await.len(), 0, "apart: {apart}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_holds_its_jobs_back_and_not_those_of_the_others() {
     let scene = Scene::new(Some(10));
     let _split = scene.start(&CancellationToken::new());
@@ -311,6 +436,57 @@ async fn a_job_that_expires_while_it_waits_is_buried_and_whoever_waits_for_it_is
         assert!(matches!(told.outcome, Outcome::Failed { reason } if reason == "expired"));
     }
     assert_eq!(scene.metrics.dead.with_label_values(&["expired"]).get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_denies_us_makes_no_dead_letters_and_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), DENIALS, 1);
+    scene.denied = Some(("canary", canary.clone()));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(40, |_, _| {}).await;
+    let n_stable = (0..40)
+        .filter(|nth| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable")
+        .count() as u64;
+    let start = Instant::now();
+    scene.until("the others", async || scene.count("stable") == n_stable).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "held up for {:?}", start.elapsed());
+    tokio::time::sleep(20 * LEASE).await;
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!((depth.dead, depth.in_flight), (0, 40 - n_stable), "nothing is wrong with them");
+    assert_eq!(scene.metrics.broker_up.get(), 1, "the intake answers");
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(scene.waiting("canary").await, 40 - n_stable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_which_nothing_can_be_written_down_are_not_fetched_over_and_over() {
+    let mut scene = Scene::new(None);
+    let intake = Faulty::new(Arc::new(scene.intake.clone()), Faults::NONE, 1);
+    scene.denied = Some(("intake", intake.clone()));
+    scene.publish(1, |_, _| {}).await;
+    let (mut splitter, _) = scene.splitter();
+    let stop = CancellationToken::new();
+    let (start, mut n_fetched) = (Instant::now(), 0);
+    while n_fetched < 20 {
+        intake.set(Faults::NONE);
+        let received = splitter.receive(&stop).await;
+        n_fetched += received.len();
+        intake.set(DENIALS);
+        splitter.route(received).await;
+        intake.set(Faults::NONE);
+        splitter.settle().await;
+    }
+    let pace = start.elapsed();
+    assert!(pace > Duration::from_secs(15), "20 times in {pace:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let received = splitter.receive(&stop).await;
+    assert_eq!(received[0].attempt, 1, "it is charged nothing");
+    splitter.route(received).await;
+    splitter.publish().await;
+    assert_eq!(scene.count("stable") + scene.count("canary"), 1);
+    assert!(splitter.records.may_try(), "forgotten when it went well");
 }
 
 #[tokio::test(start_paused = true)]
