@@ -149,11 +149,29 @@ fn mistakes() -> Vec<Mistake> {
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
+    const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
     match overlay {
         "overlays/nats-cpu" => mistakes(),
         "overlays/nats-gpu-scaledjob" => vec![
             (JOBS, "/spec/triggers/0/metadata/mode", json!("jobs"), "go together"),
             (JOBS, "/spec/scalingStrategy/pendingPodConditions", Value::Null, "makes more Jobs"),
+        ],
+        "overlays/with-components-istio" => vec![
+            (
+                "NetworkPolicy ebb/scaler-to-istiod",
+                "",
+                Value::Null,
+                "lets it to istio-system:15012",
+            ),
+            (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
+            (MESH, "/spec/mtls/mode", json!("PERMISSIVE"), "calls need no certificate"),
+            (MESH, "", Value::Null, "the mesh takes whoever comes"),
+            (
+                "AuthorizationPolicy ebb/ebb-scaler",
+                "/spec/rules/2/to/0/operation/paths/0",
+                json!("/*"),
+                "opens other pages than /metrics",
+            ),
         ],
         _ => Vec::new(),
     }
