@@ -9,6 +9,7 @@ mod hardening;
 mod images;
 mod life;
 mod mistakes;
+mod models;
 mod network;
 mod pods;
 mod program;
@@ -62,6 +63,12 @@ fn objects_find_each_other() {
     assert_none("an object stands once, where it belongs", each(all, rules::places));
     assert_none("what an object names is there", each(all, rules::references));
     assert_none("selectors mean pods, ports are theirs", each(all, rules::selectors));
+}
+
+#[test]
+fn workers_find_the_models_that_they_are_told_to_run() {
+    let Some(all) = overlays("workers_find_the_models_that_they_are_told_to_run") else { return };
+    assert_none("a model comes to where a worker looks for it", each(all, models::models));
 }
 
 #[test]

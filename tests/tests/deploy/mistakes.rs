@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::program::Programs;
 use crate::render::{Object, Tree, overlays};
 use crate::schema::Schemas;
-use crate::{hardening, life, network, rules, scaling, schema};
+use crate::{hardening, life, models, network, rules, scaling, schema};
 
 /// All that the rules say of an overlay.
 fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<String> {
@@ -18,6 +18,7 @@ fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<Strin
         hardening::roles,
         life::ports,
         network::network,
+        models::models,
         scaling::scaling,
     ] {
         said.extend(rule(objects));
@@ -148,6 +149,7 @@ fn mistakes() -> Vec<Mistake> {
 
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
+    const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
     const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
     match overlay {
@@ -155,6 +157,21 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
         "overlays/nats-gpu-scaledjob" => vec![
             (JOBS, "/spec/triggers/0/metadata/mode", json!("jobs"), "go together"),
             (JOBS, "/spec/scalingStrategy/pendingPodConditions", Value::Null, "makes more Jobs"),
+        ],
+        "overlays/nats-gpu-canary" => vec![
+            (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
+            (
+                CANARY,
+                "/spec/template/spec/initContainers/0/env/0/value",
+                json!("all-MiniLM-L6-v2"),
+                "nothing brings",
+            ),
+            (
+                "NetworkPolicy ebb-workers/worker-to-hub",
+                "/spec/podSelector",
+                json!({"matchLabels": {"app.kubernetes.io/name": "ebb-worker"}}),
+                "no policy lets it to the hub",
+            ),
         ],
         "overlays/with-components-istio" => vec![
             (

@@ -87,7 +87,8 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
     (flows, broken)
 }
 
-fn policies<'a>(
+/// The rules of the policies that mean some pods, in one direction.
+pub(crate) fn policies<'a>(
     all: &'a [Object],
     pods: &'a Pods<'a>,
     way: &'a str,
