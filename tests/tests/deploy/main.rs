@@ -69,6 +69,7 @@ fn objects_find_each_other() {
 fn workers_find_the_models_that_they_are_told_to_run() {
     let Some(all) = overlays("workers_find_the_models_that_they_are_told_to_run") else { return };
     assert_none("a model comes to where a worker looks for it", each(all, models::models));
+    assert_none("versions of a model have one name", each(all, models::versions));
 }
 
 #[test]

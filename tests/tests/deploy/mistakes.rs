@@ -19,6 +19,7 @@ fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<Strin
         life::ports,
         network::network,
         models::models,
+        models::versions,
         scaling::scaling,
     ] {
         said.extend(rule(objects));
@@ -163,8 +164,14 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
             (
                 CANARY,
                 "/spec/template/spec/initContainers/0/env/0/value",
-                json!("all-MiniLM-L6-v2"),
+                json!("v1/minilm"),
                 "nothing brings",
+            ),
+            (
+                "ConfigMap ebb-workers/ebb-worker-canary",
+                "/data/EBB_MODEL",
+                json!("/models/v2/all-MiniLM-L12-v2"),
+                "its versions have several names",
             ),
             (
                 "NetworkPolicy ebb-workers/worker-to-hub",

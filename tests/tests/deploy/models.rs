@@ -1,5 +1,7 @@
 //! Whether the models that workers are told to run come to where they look for them.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::network::policies;
@@ -27,6 +29,30 @@ pub(crate) fn models(all: &[Object]) -> Vec<String> {
             } else if !reaches_the_hub(all, &pods) {
                 found.push(format!("{}: no policy lets it to the hub of models", pods.owner));
             }
+        }
+    }
+    found
+}
+
+/// The versions behind a split go by one name, since a job may name its model (`ebb-model`) and goes
+/// to either: the last part of their paths.
+pub(crate) fn versions(all: &[Object]) -> Vec<String> {
+    let every = pods(all);
+    let splits = every
+        .iter()
+        .filter(|pods| pods.containers().iter().any(|one| text(one.value, "/args/0") == "split"));
+    let name = |pods: &Pods<'_>| {
+        let containers = pods.containers();
+        let worker = containers.iter().find(|one| runs_a_worker(one))?;
+        let model = worker.environment(pods, all).remove("EBB_MODEL")?;
+        Some(model.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned())
+    };
+    let mut found = Vec::new();
+    for split in splits {
+        let here = every.iter().filter(|pods| pods.namespace == split.namespace);
+        let names: BTreeSet<String> = here.filter_map(name).collect();
+        if names.len() > 1 {
+            found.push(format!("{}: its versions have several names: {names:?}", split.owner));
         }
     }
     found
