@@ -8,7 +8,7 @@ use crate::schema::Schemas;
 use crate::{hardening, life, models, network, rules, scaling, schema};
 
 /// All that the rules say of an overlay.
-fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<String> {
+pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -> Vec<String> {
     let mut said = schema(schemas, objects);
     for rule in [
         rules::places,
