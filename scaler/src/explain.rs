@@ -57,7 +57,7 @@ pub(crate) struct Remembered {
 pub(crate) struct Demand {
     /// The shortest objective of a trigger, in seconds.
     pub(crate) objective: Option<f64>,
-    /// Replicas that follow from what KEDA was told last.
+    /// Replicas that follow from what KEDA was told last: none where that was "not active".
     pub(crate) replicas: Option<f64>,
 }
 
@@ -204,8 +204,12 @@ impl Demand {
             let within = within.as_secs_f64();
             self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
         }
-        if let Some((value, _)) = trigger.value {
-            let replicas = (value / asked.target()).ceil();
+        // KEDA keeps an object at zero whatever its metric says, while it is told inactive.
+        let replicas = match (trigger.last_active(), trigger.value) {
+            (Some(false), _) => Some(0.0),
+            (_, value) => value.map(|(value, _)| (value / asked.target()).ceil()),
+        };
+        if let Some(replicas) = replicas {
             self.replicas = Some(self.replicas.unwrap_or_default() + replicas);
         }
     }
@@ -214,6 +218,12 @@ impl Demand {
 impl Remembered {
     fn new(resolved: Resolved, asked: Instant) -> Self {
         Self { resolved, asked, target: None, value: None, active: None, pushed: None }
+    }
+
+    /// What KEDA was told last of the activity, by an answer or on a stream.
+    fn last_active(&self) -> Option<bool> {
+        let told = self.active.into_iter().chain(self.pushed);
+        told.max_by_key(|(_, at)| *at).map(|(active, _)| active)
     }
 }
 
@@ -276,6 +286,27 @@ mod tests {
         assert_eq!((demand.objective, demand.replicas), (Some(30.0), Some(2.0 + 3.0)));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_is_rightly_held_at_zero_asks_for_no_replicas() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let asked = || explain.demands(LONG).get(&one.place).and_then(|demand| demand.replicas);
+        explain.told("ml", "a", &one, Told::Value(9.0));
+        assert_eq!(asked(), Some(3.0), "of its activity nothing was told yet");
+        explain.told("ml", "a", &one, Told::Active(false));
+        assert_eq!(asked(), Some(0.0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        explain.told("ml", "a", &one, Told::Pushed(true));
+        assert_eq!(asked(), Some(3.0), "what was told last counts");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        explain.told("ml", "a", &one, Told::Active(false));
+        assert_eq!(asked(), Some(0.0));
+        // Another object on the same queue does ask for some.
+        explain.told("ml", "b", &one, Told::Value(8.0));
+        explain.told("ml", "b", &one, Told::Active(true));
+        assert_eq!(asked(), Some(2.0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,9 +23,9 @@ const OF_TARGETS: [&str; 7] =
 /// Metrics of Prometheus itself.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
 
-/// Metrics of ours that a worker and a scaler without trouble, GPU and TLS do not show, and why.
+/// Metrics of ours that a worker, a split and a scaler without trouble, GPU and TLS do not show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 13] = [
+const NOT_SHOWN: [(&str, &str); 18] = [
     ("worker_batches_failed_total", "needs a batch that fails"),
     ("worker_device_failed_seconds_total", "needs a batch that fails"),
     ("worker_gpu_memory_used_bytes", "needs a GPU"),
@@ -39,6 +39,11 @@ const NOT_SHOWN: [(&str, &str); 13] = [
     ("scaler_tls_reloads_total", "needs a certificate that changes"),
     ("scaler_tls_expiry_timestamp_seconds", "needs a certificate"),
     ("scaler_queue_throughput_per_second", "needs a backlog of many seconds"),
+    ("split_spilled_total", "needs a queue that is full"),
+    ("split_full_total", "needs a queue that is full"),
+    ("split_dead_total", "needs a job that expires"),
+    ("split_weights_reloads_total", "needs weights that change"),
+    ("split_broker_errors_total", "needs a broker that fails"),
 ];
 
 #[track_caller]
@@ -248,7 +253,7 @@ fn rules_and_dashboard_ask_only_for_what_there_is() {
 #[test]
 fn the_pages_name_only_metrics_that_there_are() {
     let known = known();
-    let metric = Regex::new(r"`((?:worker|scaler)_[a-z_]+)[`{]").unwrap();
+    let metric = Regex::new(r"`((?:worker|scaler|split)_[a-z_]+)[`{]").unwrap();
     let mut broken = Vec::new();
     for page in e2e::tracked_files().into_iter().filter(|path| path.ends_with(".md")) {
         for found in metric.captures_iter(&read(&page)) {
@@ -260,6 +265,19 @@ fn the_pages_name_only_metrics_that_there_are() {
         }
     }
     assert_none("a metric on a page is in docs/metrics.md", broken);
+}
+
+#[test]
+fn the_page_tells_of_every_metric_of_a_split() {
+    let metric = Regex::new(r#""(split_[a-z_]+)""#).unwrap();
+    let code = read("split/src/metrics.rs");
+    let code: BTreeSet<&str> =
+        metric.captures_iter(&code).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(code.len() > 5, "the metrics were not found: {code:?}");
+    let page = page();
+    let told: BTreeSet<&str> =
+        page.keys().map(String::as_str).filter(|name| name.starts_with("split_")).collect();
+    assert_eq!(told, code);
 }
 
 #[test]
@@ -442,27 +460,42 @@ fn the_monitors_find_the_pods_and_ports_of_the_manifests() {
     let Some(objects) = rendered(test, "deploy/base") else { return };
     let of_kind = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
     let monitor = yaml("deploy/observability/scaler.yaml")["spec"].clone();
-    let labels = |monitor: &Value| {
-        monitor["selector"]["matchLabels"].as_object().expect("a selector by labels").clone()
-    };
-    let has = |labels: &serde_json::Map<String, Value>, of: &Value| {
-        labels.iter().all(|(key, value)| of[key] == *value)
-    };
+    let labels = monitor["selector"]["matchLabels"].as_object().expect("a selector by labels");
     let service = of_kind("Service").find(|service| {
-        has(&labels(&monitor), &service["metadata"]["labels"])
+        labels.iter().all(|(key, value)| service["metadata"]["labels"][key] == *value)
             && list(&service["spec"]["ports"])
                 .iter()
                 .any(|port| port["name"] == monitor["endpoints"][0]["port"])
     });
     assert!(service.is_some(), "a Service with the labels and the port of the ServiceMonitor");
+    let scraped = scraped(&objects);
+    assert!(scraped.contains("ebb-worker"), "{scraped:?}");
+}
+
+/// The Deployments whose pods the PodMonitor finds, and asks at a port that they have.
+fn scraped(objects: &[Value]) -> BTreeSet<&str> {
     let monitor = yaml("deploy/observability/worker.yaml")["spec"].clone();
-    let pods = of_kind("Deployment").map(|deployment| &deployment["spec"]["template"]);
-    let mut ports = pods
-        .filter(|pod| has(&labels(&monitor), &pod["metadata"]["labels"]))
-        .flat_map(|pod| list(&pod["spec"]["containers"]))
-        .flat_map(|container| container["ports"].as_array().into_iter().flatten());
+    let by = list(&monitor["selector"]["matchExpressions"]);
+    let [one] = by else { panic!("a selector by one label: {by:?}") };
+    assert_eq!(one["operator"], "In");
     let port = &monitor["podMetricsEndpoints"][0]["port"];
-    assert!(ports.any(|shown| shown["name"] == *port), "a pod with the port of the PodMonitor");
+    let is_found = |pod: &Value| {
+        let label = &pod["metadata"]["labels"][text(&one["key"])];
+        let containers = list(&pod["spec"]["containers"]).iter();
+        let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
+        list(&one["values"]).contains(label) && ports.any(|shown| shown["name"] == *port)
+    };
+    let all = objects.iter().filter(|object| object["kind"] == "Deployment");
+    let found = all.filter(|deployment| is_found(&deployment["spec"]["template"]));
+    found.map(|deployment| text(&deployment["metadata"]["name"])).collect()
+}
+
+#[test]
+fn the_monitors_find_both_versions_and_the_split_of_a_canary() {
+    let test = "the_monitors_find_both_versions_and_the_split_of_a_canary";
+    let Some(objects) = rendered(test, "deploy/overlays/nats-gpu-canary") else { return };
+    let expected = BTreeSet::from(["ebb-split", "ebb-worker", "ebb-worker-canary"]);
+    assert_eq!(scraped(&objects), expected, "alerts and pages ask for the metrics of each");
 }
 
 /// The series of a metrics page: the kind of each family, and its samples' labels.
@@ -487,10 +520,10 @@ fn series(page: &str) -> BTreeMap<String, (String, Vec<BTreeMap<String, String>>
     families
 }
 
-/// A scaler and a worker on one queue, with some jobs done and one dead.
+/// A scaler and a worker on one queue, with some jobs done and one dead, and a split before it.
 struct Scene {
-    _processes: [Process; 2],
-    addresses: [String; 2],
+    _processes: [Process; 3],
+    addresses: [String; 3],
 }
 
 impl Scene {
@@ -504,9 +537,14 @@ impl Scene {
                 rest.split_once(char::is_whitespace).map(|(word, _)| word.to_owned())
             }
         };
+        let intake = format!("{}&queue=intake", workplace.queue());
+        workplace.ebb(&["queue", "init", "--queue", &intake]).ok();
+        let to = ["--to", "jobs=1", "--queue", &intake, "--listen", local];
+        let mut split = workplace.start(&[&["split"], &to[..]].concat());
         let addresses = [
             worker.says("its address", after("address=")),
             scaler.says("its address", after("http=")),
+            split.says("its address", after("address=")),
         ];
         let grpc = scaler.says("its address", after("listen="));
         workplace.ebb(&["enqueue", "--wait", "one", "two", "three"]).ok();
@@ -526,7 +564,7 @@ impl Scene {
         let request = GetMetricsRequest { scaled_object_ref: Some(object), metric_name };
         client.get_metrics(request).await.unwrap();
         drop(stream);
-        Self { _processes: [worker, scaler], addresses }
+        Self { _processes: [worker, scaler, split], addresses }
     }
 
     fn pages(&self) -> String {
@@ -606,7 +644,7 @@ struct Prometheus {
 
 impl Prometheus {
     fn start(workplace: &Workplace, scene: &Scene) -> Self {
-        let [worker, scaler] = &scene.addresses;
+        let [worker, scaler, split] = &scene.addresses;
         let job = |job: &str, pod: &str, address: &str| {
             format!(
                 "- job_name: {job}\n  static_configs:\n  - targets: [\"{address}\"]\n    labels: \
@@ -614,6 +652,7 @@ impl Prometheus {
             )
         };
         let jobs = job("ebb-worker", "w-0", worker) + &job("ebb-scaler", "s-0", scaler);
+        let jobs = jobs + &job("ebb-split", "p-0", split);
         let config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [rules.yaml]\n\
              scrape_configs:\n{jobs}"

@@ -9,6 +9,7 @@ mod hardening;
 mod images;
 mod life;
 mod mistakes;
+mod models;
 mod network;
 mod pods;
 mod program;
@@ -18,7 +19,7 @@ mod run;
 mod scaling;
 mod schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use e2e::workspace_root;
 use render::{Object, Tree, overlays};
@@ -65,6 +66,13 @@ fn objects_find_each_other() {
 }
 
 #[test]
+fn workers_find_the_models_that_they_are_told_to_run() {
+    let Some(all) = overlays("workers_find_the_models_that_they_are_told_to_run") else { return };
+    assert_none("a model comes to where a worker looks for it", each(all, models::models));
+    assert_none("versions of a model have one name", each(all, models::versions));
+}
+
+#[test]
 fn pods_are_locked_in_and_roles_are_small() {
     let Some(all) = overlays("pods_are_locked_in_and_roles_are_small") else { return };
     assert_none("pods keep the standard `restricted`", each(all, hardening::hardening));
@@ -96,6 +104,98 @@ fn pools_grow_at_once_and_shrink_slowly_within_their_quota() {
         return;
     };
     assert_none("pools grow and shrink as they should", each(all, scaling::scaling));
+}
+
+/// The URL of a queue, and that of the results where the broker keeps none, in a pod's settings.
+fn settings<'a>(objects: &'a [Object], name: &str) -> (&'a str, &'a str) {
+    let config = objects.iter().find(|one| one.is("ConfigMap", "ebb-workers", name)).unwrap();
+    (config.text("/data/EBB_QUEUE"), config.text("/data/EBB_RESULTS"))
+}
+
+#[test]
+fn a_canary_goes_with_every_broker_by_the_patches_that_its_component_names() {
+    let test = "a_canary_goes_with_every_broker_by_the_patches_that_its_component_names";
+    let Some(tree) = Tree::new(test) else { return };
+    let (schemas, programs) = (Schemas::load(), program::Programs::load());
+    let mut broken = Vec::new();
+    for broker in ["nats", "rabbitmq", "redis"] {
+        let broker = format!("components/{broker}");
+        let plain = tree.render(&tree.overlay("plain", &[&broker], ""));
+        let (url, results) = settings(&plain, "ebb-worker");
+        let config = |name: &str, queue: &str| {
+            let url = url.replace("queue=jobs", &format!("queue={queue}"));
+            format!(
+                "- patch: |\n    apiVersion: v1\n    kind: ConfigMap\n    metadata: {{name: {name}, \
+                 namespace: ebb-workers}}\n    data: {{EBB_QUEUE: \"{url}\"}}\n"
+            )
+        };
+        let results = if results.is_empty() {
+            String::new()
+        } else {
+            format!(", {{name: EBB_RESULTS, value: \"{results}\"}}")
+        };
+        let split = format!(
+            "- patch: |\n    apiVersion: apps/v1\n    kind: Deployment\n    metadata: {{name: \
+             ebb-split, namespace: ebb-workers}}\n    spec: {{template: {{spec: {{containers: \
+             [{{name: split, env: [{{name: EBB_QUEUE, value: \"{url}\"}}{results}]}}]}}}}}}\n"
+        );
+        let stable = config("ebb-worker", "jobs-stable");
+        let canary = config("ebb-worker-canary", "jobs-canary");
+        let patches = format!("patches:\n{stable}{canary}{split}");
+        let with = tree.overlay("with-canary", &[&broker, "components/canary"], &patches);
+        let said = mistakes::said(&tree.render(&with), &schemas, &programs);
+        broken.extend(said.into_iter().map(|what| format!("{broker}: {what}")));
+    }
+    assert_none("an overlay of a canary keeps all rules", broken);
+}
+
+#[test]
+fn a_canary_scales_as_the_pool_beside_it() {
+    let Some(all) = overlays("a_canary_scales_as_the_pool_beside_it") else { return };
+    let scaling = |overlay: &str, name: &str, replicas: u64, queue: &str| {
+        let objects = all[overlay].iter();
+        let mut found = objects.filter(|one| one.is("ScaledObject", "ebb-workers", name));
+        let mut spec = found.next().expect("there is a ScaledObject").0["spec"].clone();
+        assert_eq!(spec["maxReplicaCount"], replicas, "{name}");
+        assert_eq!(spec["triggers"][0]["metadata"]["queue"], queue, "{name}");
+        spec["maxReplicaCount"] = 0.into();
+        spec["scaleTargetRef"] = serde_json::Value::Null;
+        spec["triggers"][0]["metadata"]["queue"] = serde_json::Value::Null;
+        spec
+    };
+    let alone = scaling("overlays/nats-gpu", "ebb-worker", 8, "jobs");
+    let overlay = "overlays/nats-gpu-canary";
+    assert_eq!(scaling(overlay, "ebb-worker", 8, "jobs-stable"), alone);
+    assert_eq!(scaling(overlay, "ebb-worker-canary", 2, "jobs-canary"), alone);
+}
+
+#[test]
+fn the_guide_builds_every_image_and_lists_every_overlay_for_gpus() {
+    let test = "the_guide_builds_every_image_and_lists_every_overlay_for_gpus";
+    let Some(all) = overlays(test) else { return };
+    let page = std::fs::read_to_string(workspace_root().join("docs/install.md")).unwrap();
+    let mut missing = BTreeSet::new();
+    for (overlay, objects) in all {
+        let name = overlay.trim_start_matches("overlays/");
+        let of_ours = !name.starts_with("with-") && !name.ends_with("-cpu");
+        if of_ours && !page.contains(&format!("| `{name}` |")) {
+            missing.insert(name.to_owned());
+        }
+        for pods in pods::pods(objects) {
+            for container in pods.containers() {
+                let image = pods::text(container.value, "/image");
+                if !image.starts_with("registry.example.com/") {
+                    continue;
+                }
+                let target = container.image().trim_start_matches("ebb-").to_owned();
+                let build = format!("docker build --target {target} -t {image} .");
+                let push = format!("docker push {image}");
+                let lines = [build, push].into_iter();
+                missing.extend(lines.filter(|line| !page.lines().any(|one| one == line)));
+            }
+        }
+    }
+    assert_none("docs/install.md tells of it", missing);
 }
 
 #[test]

@@ -46,10 +46,19 @@ pub(crate) fn urls(config: &str) -> Vec<String> {
     url.captures_iter(config).map(|found| found[1].to_owned()).collect()
 }
 
-/// Who connects where: workers and scalers to their brokers, KEDA to the scaler.
+/// Whether a mesh puts a sidecar beside the containers.
+fn in_mesh(pods: &Pods<'_>) -> bool {
+    pods.labels["sidecar.istio.io/inject"] == "true"
+}
+
+/// Who connects where: workers and scalers to their brokers, sidecars to what rules them.
 fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Target)>, Vec<String>) {
     let (mut flows, mut broken) = (Vec::new(), Vec::new());
     for pods in every {
+        if in_mesh(pods) {
+            let (service, namespace) = ("istiod".to_owned(), "istio-system".to_owned());
+            flows.push((pods, Target { service, namespace, port: 15012 }));
+        }
         for container in pods.containers().iter().filter(|one| !one.first) {
             let urls = match container.image() {
                 "ebb-scaler" => {
@@ -78,7 +87,8 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
     (flows, broken)
 }
 
-fn policies<'a>(
+/// The rules of the policies that mean some pods, in one direction.
+pub(crate) fn policies<'a>(
     all: &'a [Object],
     pods: &'a Pods<'a>,
     way: &'a str,
@@ -150,6 +160,42 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
         }
     }
     found.extend(doors(all, &every, &flows));
+    found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
+    found
+}
+
+/// Prometheus gets its metrics of a mesh as well, though it shows no certificate; and nobody else
+/// gets in without one.
+fn mesh(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    let of_kind = |kind: &'static str| {
+        let here = all.iter().filter(move |one| one.kind() == kind);
+        let here = here.filter(|one| one.namespace() == pods.namespace);
+        here.filter(|one| pods.chosen_by(&one.0["spec"]["selector"])).map(|one| &one.0["spec"])
+    };
+    let number = |name: &str| pods.containers().iter().find_map(|one| one.port(&name.into()));
+    let Some(pages) = number("http").filter(|_| in_mesh(pods)) else { return found };
+    let Some(modes) = of_kind("PeerAuthentication").next() else {
+        return vec![format!("{}: the mesh takes whoever comes", pods.owner)];
+    };
+    let mode = |port: u64| {
+        let of_port = modes["portLevelMtls"][port.to_string()].get("mode");
+        of_port.unwrap_or(&modes["mtls"]["mode"])
+    };
+    if mode(pages) != "PERMISSIVE" {
+        found.push(format!("{}: the mesh keeps Prometheus out", pods.owner));
+    }
+    if number("grpc").is_some_and(|port| mode(port) != "STRICT") {
+        found.push(format!("{}: calls need no certificate", pods.owner));
+    }
+    let rules: Vec<&Value> =
+        of_kind("AuthorizationPolicy").flat_map(|spec| list(spec, "/rules")).collect();
+    let anybodys = rules.iter().filter(|rule| rule.get("from").is_none());
+    let operations = anybodys.flat_map(|rule| list(rule, "/to")).map(|to| &to["operation"]);
+    let open = serde_json::json!({"ports": [pages.to_string()], "paths": ["/metrics"]});
+    if operations.collect::<Vec<_>>() != [&open] {
+        found.push(format!("{}: the mesh opens other pages than /metrics", pods.owner));
+    }
     found
 }
 

@@ -145,17 +145,25 @@ impl Tree {
             overlays.iter().flat_map(|overlay| self.parts(overlay)).collect();
         let mut made = BTreeMap::new();
         for component in self.folders("Component").into_iter().filter(|c| !used.contains(c)) {
-            let folder = format!("overlays/with-{}", component.replace('/', "-"));
-            fs::create_dir_all(self.path(&folder)).unwrap();
-            let page = format!(
-                "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: \
-                 [../../base]\ncomponents: [../../components/nats, ../../components/nats-server, \
-                 ../../{component}]\n"
-            );
-            fs::write(self.path(&folder).join("kustomization.yaml"), page).unwrap();
-            made.insert(folder, component);
+            let name = format!("with-{}", component.replace('/', "-"));
+            let components = ["components/nats", "components/nats-server", &*component];
+            made.insert(self.overlay(&name, &components, ""), component);
         }
         made
+    }
+
+    /// An overlay of the test's own: the base with components and patches.
+    pub(crate) fn overlay(&self, name: &str, components: &[&str], patches: &str) -> String {
+        let folder = format!("overlays/{name}");
+        fs::create_dir_all(self.path(&folder)).unwrap();
+        let components: Vec<String> = components.iter().map(|one| format!("../../{one}")).collect();
+        let page = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: \
+             [../../base]\ncomponents: [{}]\n{patches}",
+            components.join(", ")
+        );
+        fs::write(self.path(&folder).join("kustomization.yaml"), page).unwrap();
+        folder
     }
 
     /// Every overlay with its objects.

@@ -265,6 +265,12 @@ fn a_model_is_pulled_once_and_is_whole_or_not_there() {
     assert_eq!(fs::read_to_string(weights).unwrap(), "weights");
     assert_eq!(entries(&path("models")), ["name"], "no half of a copy is left");
 
+    // A version lies in a folder of its own.
+    run(start().env("MODEL", "v2/name"), "").ok();
+    assert!(path("models/v2/name/config.json").is_file());
+    assert_eq!(entries(&path("models/v2")), ["name"]);
+    fs::remove_dir_all(path("models/v2")).unwrap();
+
     // A pull that fails leaves nothing, and says so by its end.
     fs::remove_dir_all(path("models/name")).unwrap();
     fs::write(path("bin/ebb"), "#!/bin/sh\nexit 69\n").unwrap();

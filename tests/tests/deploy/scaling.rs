@@ -73,6 +73,12 @@ fn of_jobs(all: &[Object], object: &Object) -> Vec<String> {
             found.push("the strategy `accurate` and the mode `waiting` go together".to_owned());
         }
     }
+    // Else KEDA takes a Job for served once its container runs, and makes another with each poll
+    // until the model is loaded.
+    let pending = &object.0["spec"]["scalingStrategy"]["pendingPodConditions"];
+    if strategy == "accurate" && *pending != serde_json::json!(["Ready"]) {
+        found.push("makes more Jobs while the first ones load their model".to_owned());
+    }
     let of_it = pods(all).into_iter().find(|pods| std::ptr::eq(pods.owner, object));
     let spec = of_it.map_or(&Value::Null, |pods| pods.spec);
     if spec["restartPolicy"] != "Never" {
