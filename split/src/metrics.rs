@@ -88,7 +88,11 @@ impl Metrics {
             held: IntGauge::new("split_jobs_held", "Jobs that have not gone on.")?,
             age: Histogram::with_opts(age.buckets(buckets))?,
             leases_lost: IntCounter::new("split_leases_lost_total", "Leases lost to others.")?,
-            reloads: counters("split_weights_reloads_total", "Changes of weights.", "outcome")?,
+            reloads: counters(
+                "split_weights_reloads_total",
+                "Changes of the file of weights: ok once all their queues are open.",
+                "outcome",
+            )?,
             broker_errors: counters("split_broker_errors_total", "Calls that failed.", "call")?,
             broker_up: IntGauge::new("split_broker_up", "1 when the broker answered last.")?,
         })
