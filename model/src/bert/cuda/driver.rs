@@ -121,7 +121,7 @@ pub(super) fn load(
     context.load_module(Ptx::from_binary(code)).map_err(|error| format!("kernels: {error}"))
 }
 
-/// Where code is kept: other code, other options and another compiler have other places.
+/// Where code is kept: other code and other options have other places.
 fn place(dir: &Path, source: &str, options: &[String]) -> PathBuf {
     let mut hash = Sha256::new();
     for text in [source, &options.join(" "), env!("CARGO_PKG_VERSION")] {
@@ -154,7 +154,11 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, String> {
     unsafe {
         let compiled = result::compile_program(program, options).map_err(|error| {
             let log = result::get_program_log(program).unwrap_or_default();
-            format!("NVRTC does not compile: {error:?} {}", words(&log))
+            let card = options.first().map_or("", String::as_str);
+            format!(
+                "NVRTC does not compile for {card}; a newer one knows newer cards: {error:?} {}",
+                words(&log)
+            )
         });
         let code = compiled.and_then(|()| {
             let mut len = 0;
