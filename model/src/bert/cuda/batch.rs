@@ -7,6 +7,7 @@ use crate::bert::weights::Embeddings;
 
 /// Tokens of a run: enough for every processor of the largest cards. More are several runs, so that
 /// the card works while the host reads what the last one made.
+#[cfg(feature = "cuda")]
 pub(super) const MOST_TOKENS: usize = 16384;
 /// Tokens of a text that one warp attends for.
 const SHORT: usize = 16;

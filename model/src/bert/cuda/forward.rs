@@ -1,20 +1,21 @@
-//! A model on a card: its weights, its buffers, and what is launched for a forward.
+//! A model on a card, and what is launched for a forward.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::TensorData;
 use cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-use cudarc::driver::{CudaEvent, CudaModule, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError};
 use tracing::debug;
 
 use super::batch::{Batch, MOST_TOKENS};
-use super::driver::{self, Arg, Kernel};
-use super::tiles::{Size, Tiles};
+use super::code::{self, Kernels, PAIRS_OF_BLOCK, options};
+use super::driver::{self, Arg};
+use super::room::{Buffers, Room, Staged, UNDER_WAY, Widths};
+use super::tiles::Size;
+use super::upload::{Block, Linear, Normed, Upload};
 use crate::bert::Tokens;
 use crate::bert::body::cut;
-use crate::bert::config::{Activation, Config};
-use crate::bert::kernels::Norm;
+use crate::bert::config::Config;
 use crate::bert::pool::Pick;
 use crate::bert::weights::{Dense, Embeddings, Reader};
 use crate::device::{Card, kept_kernels};
@@ -23,16 +24,8 @@ use crate::{DeviceError, Dtype, InferError, LoadError};
 const SOURCE: &str = include_str!("kernels.cu");
 /// The oldest compute capability with asynchronous copies and products of 16 by 8 by 16.
 const OLDEST: (i32, i32) = (8, 0);
-/// That with products by warp groups.
-const HOPPER: (i32, i32) = (9, 0);
-/// Buffers end at a multiple of this many rows, as the largest tiles do.
-const ROWS: usize = 128;
 /// Rows of a block where a warp has one each.
 const ROWS_OF_BLOCK: usize = 4;
-/// Numbers of a block that widens them.
-const PAIRS_OF_BLOCK: usize = 256;
-/// Runs that are under way at once, so that the card works while the host reads and writes.
-const UNDER_WAY: usize = 4;
 
 /// A model's weights on a card, with the kernels that were compiled for it.
 #[derive(Debug)]
@@ -54,67 +47,12 @@ pub(crate) struct Cuda {
     room: Mutex<Room>,
 }
 
-#[derive(Debug)]
-struct Normed {
-    scale: CudaSlice<f32>,
-    shift: CudaSlice<f32>,
-    eps: f32,
-}
-
-#[derive(Debug)]
-struct Linear {
-    /// `[out, in]`.
-    matrix: CudaSlice<u8>,
-    bias: CudaSlice<f32>,
-    from: usize,
-    to: usize,
-}
-
-#[derive(Debug)]
-struct Block {
-    qkv: Linear,
-    out: Linear,
-    attention_norm: Normed,
-    up: Linear,
-    down: Linear,
-    output_norm: Normed,
-}
-
 /// What happens to a product before it is written.
 #[derive(Debug, Clone, Copy)]
 enum After<'a> {
     Nothing,
     Activation,
     Added(&'a CudaSlice<u8>),
-}
-
-/// What is used again by the next forward.
-#[derive(Debug, Default)]
-struct Room {
-    buffers: Option<Buffers>,
-    /// One for each run under way.
-    staged: [Option<Staged>; UNDER_WAY],
-}
-
-/// Memory of the card for a run; runs follow each other on one stream, so they share it.
-#[derive(Debug)]
-struct Buffers {
-    /// Tokens that they are for.
-    tokens: usize,
-    x: CudaSlice<u8>,
-    y: CudaSlice<u8>,
-    qkv: CudaSlice<u8>,
-    context: CudaSlice<u8>,
-    inner: CudaSlice<u8>,
-    table: CudaSlice<i32>,
-    out: CudaSlice<f32>,
-}
-
-/// Memory of the host that the card copies from and to.
-#[derive(Debug)]
-struct Staged {
-    table: PinnedHostSlice<i32>,
-    out: PinnedHostSlice<f32>,
 }
 
 /// A run that was started.
@@ -146,7 +84,7 @@ impl Cuda {
         dtype: Dtype,
         card: &Card,
     ) -> Result<Self, LoadError> {
-        let hopper = card.capability == HOPPER;
+        let hopper = code::is_hopper(card.capability);
         let options = options(config, dtype, card.capability);
         let kept = kept_kernels();
         let module = driver::load(&card.context, SOURCE, &options, kept.as_deref());
@@ -253,8 +191,9 @@ impl Cuda {
         let batch = Batch::new(texts, &self.embeddings);
         let ints = batch.table.len();
         let numbers = self.width * if pick == Pick::Tokens { batch.n_tokens } else { texts.len() };
-        let buffers = self.fit(buffers, batch.n_tokens, ints, numbers)?;
-        let staged = self.stage(&mut staged[nth], ints, numbers)?;
+        let widths = Widths { width: self.width, inner: self.inner };
+        let buffers = Buffers::fit(buffers, &self.stream, widths, [batch.n_tokens, ints, numbers])?;
+        let staged = Staged::fit(&mut staged[nth], self.stream.context(), [ints, numbers])?;
         let table = &mut staged.table.as_mut_slice()?[..ints];
         table.copy_from_slice(&batch.table);
         self.stream.memcpy_htod(table, &mut buffers.table)?;
@@ -380,123 +319,6 @@ impl Cuda {
         let blocks = (layer.to / tiles.columns, n_tokens.div_ceil(tiles.rows));
         kernel.launch(&self.stream, blocks, &args)
     }
-
-    /// Buffers for a run, which stay until one needs more.
-    fn fit<'a>(
-        &self,
-        buffers: &'a mut Option<Buffers>,
-        tokens: usize,
-        ints: usize,
-        numbers: usize,
-    ) -> Result<&'a mut Buffers, DriverError> {
-        let Self { stream, width, inner, .. } = self;
-        let (mut tokens, mut ints, mut numbers) = (tokens, ints, numbers);
-        let is_small = |it: &mut Buffers| {
-            it.tokens < tokens || it.table.len() < ints || it.out.len() < numbers
-        };
-        if let Some(old) = buffers.take_if(is_small) {
-            tokens = tokens.max(old.tokens);
-            (ints, numbers) = (ints.max(old.table.len()), numbers.max(old.out.len()));
-        }
-        if let Some(buffers) = buffers {
-            return Ok(buffers);
-        }
-        // Not for every size a new one.
-        let tokens = tokens.next_power_of_two().max(ROWS);
-        let halves = |columns: usize| stream.alloc_zeros::<u8>(2 * tokens * columns);
-        Ok(buffers.insert(Buffers {
-            tokens,
-            x: halves(*width)?,
-            y: halves(*width)?,
-            qkv: halves(3 * width)?,
-            context: halves(*width)?,
-            inner: halves(*inner)?,
-            table: stream.alloc_zeros(ints.next_power_of_two())?,
-            out: stream.alloc_zeros(numbers.next_power_of_two())?,
-        }))
-    }
-
-    /// The same of the host. Nothing is under way in it.
-    fn stage<'a>(
-        &self,
-        staged: &'a mut Option<Staged>,
-        ints: usize,
-        numbers: usize,
-    ) -> Result<&'a mut Staged, DriverError> {
-        let (mut ints, mut numbers) = (ints, numbers);
-        let is_small = |it: &mut Staged| it.table.len() < ints || it.out.len() < numbers;
-        if let Some(old) = staged.take_if(is_small) {
-            (ints, numbers) = (ints.max(old.table.len()), numbers.max(old.out.len()));
-        }
-        if let Some(staged) = staged {
-            return Ok(staged);
-        }
-        let context = self.stream.context();
-        Ok(staged.insert(Staged {
-            table: driver::pinned(context, ints.next_power_of_two())?,
-            out: driver::pinned(context, numbers.next_power_of_two())?,
-        }))
-    }
-}
-
-#[derive(Debug)]
-struct Kernels {
-    embed: Kernel,
-    norm: Kernel,
-    attend_short: Kernel,
-    attend_long: Kernel,
-    pool: Kernel,
-    widen: Kernel,
-    /// By size, then alone, with an activation, with rows added.
-    products: [[Kernel; 3]; 3],
-}
-
-impl Kernels {
-    fn find(module: &Arc<CudaModule>, hopper: bool) -> Result<Self, DriverError> {
-        let find = |name: &str, threads| Kernel::find(module, name, threads, 0);
-        let product = |what: &str, size: Size| {
-            let tiles: Tiles = size.tiles(hopper);
-            let name = format!("{what}_{}", size.name());
-            Kernel::find(module, &name, tiles.threads() as u32, tiles.shared() as u32)
-        };
-        let of_size = |size| {
-            Ok([product("plain", size)?, product("activated", size)?, product("added", size)?])
-        };
-        let [large, small, tiny] = Size::ALL;
-        Ok(Self {
-            embed: find("embed_rows", 128)?,
-            norm: find("norm_rows", 128)?,
-            attend_short: find("attend_short", 32)?,
-            attend_long: find("attend_long", 128)?,
-            pool: find("pool_texts", 256)?,
-            widen: find("widen_rows", PAIRS_OF_BLOCK as u32)?,
-            products: [of_size(large)?, of_size(small)?, of_size(tiny)?],
-        })
-    }
-}
-
-/// What the kernels are compiled with.
-fn options(config: &Config, dtype: Dtype, capability: (i32, i32)) -> Vec<String> {
-    let hopper = capability == HOPPER;
-    let activation = match config.activation {
-        Activation::Gelu => 0,
-        Activation::GeluTanh => 1,
-        Activation::Relu => 2,
-    };
-    // Products by warp groups are a feature of this one architecture.
-    let (major, minor) = capability;
-    let only = if hopper { "a" } else { "" };
-    let mut options = vec![
-        format!("--gpu-architecture=sm_{major}{minor}{only}"),
-        "--std=c++17".to_owned(),
-        format!("-DWIDTH={}", config.hidden),
-        format!("-DHEADS={}", config.heads),
-        format!("-DACTIVATION={activation}"),
-        format!("-DBF16={}", u8::from(dtype == Dtype::Bf16)),
-        format!("-DHOPPER={}", u8::from(hopper)),
-    ];
-    options.extend(Size::ALL.into_iter().flat_map(|size| size.tiles(hopper).define(size)));
-    options
 }
 
 fn unfit(card: &Card, why: String) -> DeviceError {
@@ -509,32 +331,4 @@ fn failed(error: DriverError) -> InferError {
         return InferError::OutOfMemory(words);
     }
     InferError::Device(words)
-}
-
-/// Where weights go, and as what.
-struct Upload {
-    stream: Arc<CudaStream>,
-    dtype: Dtype,
-}
-
-impl Upload {
-    fn halves(&self, values: Vec<f32>) -> Result<CudaSlice<u8>, DriverError> {
-        let n_values = values.len();
-        let data = TensorData::new(values, [n_values]).convert_dtype(self.dtype.of_burn());
-        self.stream.clone_htod(data.as_bytes())
-    }
-
-    fn floats(&self, values: &[f32]) -> Result<CudaSlice<f32>, DriverError> {
-        self.stream.clone_htod(values)
-    }
-
-    fn norm(&self, norm: &Norm) -> Result<Normed, DriverError> {
-        let (scale, shift) = (self.floats(&norm.scale)?, self.floats(&norm.shift)?);
-        Ok(Normed { scale, shift, eps: norm.eps })
-    }
-
-    fn linear(&self, dense: Dense<(Vec<f32>, usize, usize)>) -> Result<Linear, DriverError> {
-        let (values, from, to) = dense.matrix;
-        Ok(Linear { matrix: self.halves(values)?, bias: self.floats(&dense.bias)?, from, to })
-    }
 }

@@ -7,10 +7,16 @@
 
 mod batch;
 #[cfg(feature = "cuda")]
+mod code;
+#[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
 mod forward;
+#[cfg(feature = "cuda")]
+mod room;
 mod tiles;
+#[cfg(feature = "cuda")]
+mod upload;
 
 #[cfg(feature = "cuda")]
 pub(crate) use forward::Cuda;
