@@ -1,6 +1,6 @@
 //! The queues and exchanges of one queue, made or found.
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -10,7 +10,7 @@ use lapin::{Channel, ExchangeKind};
 use super::errors;
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Holds, LANES, Lane, Names};
 use super::parcel::long;
-use crate::{Missing, Priority, Result};
+use crate::{ErrorKind, Missing, Priority, Result};
 
 /// Attempts are counted by us. From RabbitMQ 4 on a job would be dropped after 20 deliveries, so
 /// the broker's own limit is set out of reach, the same on every version.
@@ -24,20 +24,28 @@ pub(super) async fn prepare(channel: &Channel, names: &Names, missing: Missing) 
     let maker = Maker { channel, names };
     let (status, due, dead) = (names.status(), names.due(), names.dead());
     // What does not build on each other is asked for in one breath; the broker keeps the order.
-    tokio::try_join!(
+    let made = tokio::join!(
         maker.exchange(EXCHANGE, ExchangeKind::Topic),
         maker.exchange(&status, ExchangeKind::Fanout),
         maker.exchange(&due, ExchangeKind::Topic),
         maker.queue(&dead, kept()),
-    )?;
-    try_join_all(LANES.map(async |lane| {
+    );
+    all([made.0, made.1, made.2, made.3])?;
+    let lanes = join_all(LANES.map(async |lane| {
         let queue = names.lane(lane);
         maker.queue(&queue, kept()).await?;
         maker.bind(&queue, EXCHANGE, &queue).await?;
         maker.bind(&queue, &due, &lane.due_pattern()).await
-    }))
-    .await?;
+    }));
+    all(lanes.await)?;
     levels(channel, names, 0..FIRST_LEVELS).await
+}
+
+/// The first failure that says why, if there is one. What does not fit closes the channel, and all
+/// that was asked for in the same breath then fails for want of it.
+fn all(results: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let failures = results.into_iter().filter_map(Result::err);
+    failures.min_by_key(|error| error.kind() == ErrorKind::Unavailable).map_or(Ok(()), Err)
 }
 
 /// Makes levels of delay where they are missing.
@@ -59,7 +67,7 @@ pub(super) async fn levels(
         maker.bind(&name, &name, &names::level_pattern(level, Holds::It)).await?;
         maker.pass(&name, &below, &names::level_pattern(level, Holds::Not)).await
     });
-    try_join_all(made).await.map(drop)
+    all(join_all(made).await)
 }
 
 async fn find(channel: &Channel, names: &Names) -> Result<()> {
@@ -71,9 +79,9 @@ async fn find(channel: &Channel, names: &Names) -> Result<()> {
     let found = queues.map(async |queue| {
         let options = QueueDeclareOptions::durable().passive();
         let found = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-        found.await.map_err(|error| maker.failed(&error))
+        found.await.map(drop).map_err(|error| maker.failed(&error))
     });
-    try_join_all(found).await.map(drop)
+    all(join_all(found).await)
 }
 
 struct Maker<'a> {
