@@ -143,6 +143,36 @@ __device__ __forceinline__ void fetch(u32 to, const half16* from, int k) {
     }
 }
 
+// The steps of a product along its inner dimension, of which STAGES - 1 are on their way while one
+// is multiplied.
+template <int BM, int BN, int BK, int STAGES, int THREADS>
+struct Steps {
+    u32 base;
+    // Where the block's rows of both begin.
+    const half16* x;
+    const half16* matrix;
+    int k;
+
+    // Where a step's tiles lie: of x, and behind it of the matrix.
+    __device__ __forceinline__ u32 at(int step) const {
+        return base + (step % STAGES) * ((BM + BN) * BK * 2);
+    }
+
+    // Starts to copy a step, if there are so many; a group of copies for each, or for none.
+    __device__ __forceinline__ void fetch_if_any(int step) const {
+        if (step < k / BK) {
+            fetch<BM, BK, THREADS>(at(step), x + step * BK, k);
+            fetch<BN, BK, THREADS>(at(step) + BM * BK * 2, matrix + step * BK, k);
+        }
+        commit();
+    }
+
+    __device__ __forceinline__ void begin() const {
+#pragma unroll
+        for (int step = 0; step < STAGES - 1; step++) fetch_if_any(step);
+    }
+};
+
 // Writes 16 rows of a warp's sums, through memory of its own so that whole rows are written at once.
 template <int WN, int WHAT>
 __device__ __forceinline__ void finish(const float (&sums)[WN / 8][4], half16* own, const float* bias,
@@ -192,33 +222,22 @@ __device__ __forceinline__ void product(const half16* __restrict__ x,
                                         half16* __restrict__ to, int n, int k) {
     constexpr int THREADS = (BM / WM) * (BN / WN) * 32;
     constexpr int MI = WM / 16, NI = WN / 8;
-    constexpr u32 X_BYTES = BM * BK * 2, STAGE_BYTES = X_BYTES + BN * BK * 2;
+    constexpr u32 X_BYTES = BM * BK * 2;
     extern __shared__ uint4 shared[];
     const u32 base = shared_address(shared);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int wm = (warp / (BN / WN)) * WM, wn = (warp % (BN / WN)) * WN;
     const int n_steps = k / BK;
-    const half16* of_x = x + (size_t)blockIdx.y * BM * k;
-    const half16* of_matrix = matrix + (size_t)blockIdx.x * BN * k;
-
-    auto fetch_step = [&](int step) {
-        const u32 at = base + (step % STAGES) * STAGE_BYTES;
-        fetch<BM, BK, THREADS>(at, of_x + step * BK, k);
-        fetch<BN, BK, THREADS>(at + X_BYTES, of_matrix + step * BK, k);
-    };
+    const Steps<BM, BN, BK, STAGES, THREADS> steps = {
+        base, x + (size_t)blockIdx.y * BM * k, matrix + (size_t)blockIdx.x * BN * k, k};
 
     float sums[MI][NI][4] = {};
-#pragma unroll
-    for (int step = 0; step < STAGES - 1; step++) {
-        if (step < n_steps) fetch_step(step);
-        commit();
-    }
+    steps.begin();
     for (int step = 0; step < n_steps; step++) {
         wait<STAGES - 2>();
         __syncthreads();
-        if (step + STAGES - 1 < n_steps) fetch_step(step + STAGES - 1);
-        commit();
-        const u32 at = base + (step % STAGES) * STAGE_BYTES;
+        steps.fetch_if_any(step + STAGES - 1);
+        const u32 at = steps.at(step);
 #pragma unroll
         for (int kk = 0; kk < BK / 16; kk++) {
             u32 a[MI][4], b[NI / 2][4];
@@ -284,34 +303,24 @@ __device__ __forceinline__ void product_of_groups(const half16* __restrict__ x,
                                                   half16* __restrict__ to, int n, int k) {
     static_assert(BN == 128 && BK == 64 && WN == 128 && WM % 64 == 0, "the shape of wgmma and its swizzle");
     constexpr int MI = WM / 64, THREADS = BM / WM * 128;
-    constexpr u32 X_BYTES = BM * BK * 2, STAGE_BYTES = X_BYTES + BN * BK * 2;
+    constexpr u32 X_BYTES = BM * BK * 2;
     extern __shared__ uint4 shared[];
     // Tiles start at multiples of 1024.
     const u32 unaligned = shared_address(shared), base = (unaligned + 1023) & ~1023u;
     const int warp = threadIdx.x >> 5;
     const int wm = (warp / 4) * WM;
     const int n_steps = k / BK;
-    const half16* of_x = x + (size_t)blockIdx.y * BM * k;
-    const half16* of_matrix = matrix + (size_t)blockIdx.x * BN * k;
-
-    auto fetch_step = [&](int step) {
-        const u32 at = base + (step % STAGES) * STAGE_BYTES;
-        fetch<BM, BK, THREADS>(at, of_x + step * BK, k);
-        fetch<BN, BK, THREADS>(at + X_BYTES, of_matrix + step * BK, k);
-    };
+    const Steps<BM, BN, BK, STAGES, THREADS> steps = {
+        base, x + (size_t)blockIdx.y * BM * k, matrix + (size_t)blockIdx.x * BN * k, k};
 
     float sums[MI][16][4] = {};
-#pragma unroll
-    for (int step = 0; step < STAGES - 1; step++) {
-        if (step < n_steps) fetch_step(step);
-        commit();
-    }
+    steps.begin();
     for (int step = 0; step < n_steps; step++) {
         wait<STAGES - 2>();
         // What was copied is seen by the tensor cores, which read on a way of their own.
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncthreads();
-        const u32 at = base + (step % STAGES) * STAGE_BYTES;
+        const u32 at = steps.at(step);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int kk = 0; kk < BK / 16; kk++)
@@ -320,8 +329,7 @@ __device__ __forceinline__ void product_of_groups(const half16* __restrict__ x,
                 multiply_group(sums[i], describe(at + (wm + i * 64) * 128 + kk * 32),
                                describe(at + X_BYTES + kk * 32));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        if (step + STAGES - 1 < n_steps) fetch_step(step + STAGES - 1);
-        commit();
+        steps.fetch_if_any(step + STAGES - 1);
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     }
 
