@@ -1,6 +1,6 @@
-//! The transformer without a head: from the tokens of texts to their vectors, in one of two ways. On
-//! the processor texts lie end to end and nothing is padded; a device that launches kernels gets
-//! them side by side, in few shapes.
+//! The transformer without a head: from the tokens of texts to their vectors, in one of three ways.
+//! On the processor, and on a card that our own kernels suit, texts lie end to end and nothing is
+//! padded; any other device that launches kernels gets them side by side, in few shapes.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -59,11 +59,14 @@ impl Body {
         #[cfg(feature = "cuda")]
         if let Some(card) = &opened.card {
             if Cuda::suits(&config, opened.dtype, card) {
-                info!(kernels = "own", "the model is loaded");
+                info!(kernels = "own", "what the model runs on is chosen");
                 let cuda = Box::new(Cuda::load(&config, reader, opened.dtype, card)?);
                 return Ok(Self { config, way: Way::Cuda(cuda), name: opened.full_name() });
             }
-            info!(kernels = "burn", "the model is loaded; its shapes are tuned when they are run");
+            info!(
+                kernels = "burn",
+                "what the model runs on is chosen; shapes are tuned when they are run"
+            );
             card.start_burn(&opened.device)?;
         }
         let way = if opened.launches {
