@@ -19,6 +19,16 @@ pub use device::use_threads;
 pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
 
+/// How the rows of a batch lie on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Side by side, each as long as the longest: the device works through padding.
+    #[default]
+    Padded,
+    /// End to end: a row costs its own length, whatever lies beside it.
+    Packed,
+}
+
 /// A model on its device.
 ///
 /// # Behavior
@@ -33,6 +43,11 @@ pub trait Model: 'static {
     type Input: Send + 'static;
     /// What one job gets.
     type Output: Send + 'static;
+
+    /// How the rows of a batch lie on the device.
+    fn layout(&self) -> Layout {
+        Layout::Padded
+    }
 
     /// Runs one batch.
     fn infer(

@@ -7,35 +7,68 @@ use std::cmp::Reverse;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use ebb_model::Layout;
 use ebb_queue::Priority;
 use tokio::time::Instant;
 
 /// A job passed over this often leads the next batch, whatever its priority and length.
 const PATIENCE: u32 = 4;
 
-/// How much of the device a job takes: so many rows, each of up to so many tokens.
+/// How much of the device a job takes, or a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
     /// Rows of the batch: texts, windows.
     pub rows: usize,
     /// The length of the longest row.
     pub length: usize,
+    /// The lengths of all rows together.
+    pub tokens: usize,
+    /// How the rows lie on the device.
+    pub layout: Layout,
 }
 
 impl Size {
     /// One row of one token.
-    pub const ONE: Self = Self { rows: 1, length: 1 };
+    pub const ONE: Self = Self { rows: 1, length: 1, tokens: 1, layout: Layout::Padded };
 
-    /// What the device works through: every row is padded to the longest.
+    /// Rows of these lengths, side by side.
     #[must_use]
-    pub fn cost(self) -> usize {
-        self.rows.saturating_mul(self.length)
+    pub fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let none = Self { rows: 0, length: 0, tokens: 0, layout: Layout::Padded };
+        let row = |length| Self { rows: 1, length, tokens: length, layout: Layout::Padded };
+        lengths.into_iter().map(row).fold(none, Self::and)
     }
 
-    /// Both in one batch.
+    /// The same rows in this layout.
+    #[must_use]
+    pub fn laid(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// What the device works through, in tokens.
+    #[must_use]
+    pub fn cost(self) -> usize {
+        match self.layout {
+            Layout::Padded => self.rows.saturating_mul(self.length),
+            Layout::Packed => self.tokens,
+        }
+    }
+
+    /// The share of it that is padding.
+    #[must_use]
+    pub fn padding(self) -> f64 {
+        1.0 - self.tokens as f64 / self.cost().max(1) as f64
+    }
+
+    /// Both in one batch, in the layout of the first.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { rows: self.rows.saturating_add(other.rows), length: self.length.max(other.length) }
+        Self {
+            rows: self.rows.saturating_add(other.rows),
+            length: self.length.max(other.length),
+            tokens: self.tokens.saturating_add(other.tokens),
+            layout: self.layout,
+        }
     }
 
     /// Rows of about this length pad each other little: lengths within a factor of about 1.4.
@@ -52,7 +85,7 @@ impl Size {
 pub struct Limits {
     /// Rows.
     pub max_items: NonZeroUsize,
-    /// Tokens, padding counted.
+    /// Tokens that the device works through.
     pub max_cost: NonZeroUsize,
     /// How long a free device waits for jobs that are known to be coming, while there is room.
     pub max_wait: Duration,
@@ -68,6 +101,8 @@ pub struct View {
     pub more: bool,
     /// What a batch costs before its first row: less padding than this beats another batch.
     pub overhead: usize,
+    /// The cost from which a batch is large enough: more rows would only keep the others waiting.
+    pub enough: usize,
 }
 
 /// A job to be batched.
@@ -86,7 +121,7 @@ pub struct Entry<T> {
 /// Why a batch was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// Nobody else fits, or it runs alone.
+    /// Nobody else fits, it is large enough, or it runs alone.
     Full,
     /// The device is free, and nobody else is there.
     Free,
@@ -111,7 +146,7 @@ impl Closed {
 pub struct Batch<T> {
     /// The jobs, in the order of their arrival.
     pub items: Vec<T>,
-    /// Their size together, padding counted.
+    /// Their size together.
     pub size: Size,
     /// Why it was closed.
     pub closed: Closed,
@@ -187,7 +222,7 @@ impl<T> Batcher<T> {
     fn ripe(&self, now: Instant, view: &View) -> Option<(Vec<usize>, Closed)> {
         let deadline = self.deadline(view)?;
         view.free_at.filter(|free_at| *free_at <= now)?;
-        let (chosen, full) = self.choose(view.overhead)?;
+        let (chosen, full) = self.choose(view)?;
         let closed = match (full, deadline <= now) {
             (true, _) => Closed::Full,
             (false, true) if view.more => Closed::Waited,
@@ -203,7 +238,7 @@ impl<T> Batcher<T> {
     }
 
     /// Who would be in the next batch, and whether nobody else fits.
-    fn choose(&self, overhead: usize) -> Option<(Vec<usize>, bool)> {
+    fn choose(&self, view: &View) -> Option<(Vec<usize>, bool)> {
         let leader = self.leader()?;
         let lead = &self.waiting[leader].entry;
         let mut chosen = vec![leader];
@@ -214,6 +249,10 @@ impl<T> Batcher<T> {
         let mut real = size.cost();
         let mut full = self.is_over(size);
         for place in self.by_likeness(leader) {
+            if size.cost() >= view.enough {
+                full = true;
+                break;
+            }
             let candidate = self.waiting[place].entry.size;
             let grown = size.and(candidate);
             if self.is_over(grown) {
@@ -222,13 +261,13 @@ impl<T> Batcher<T> {
             }
             let grown_real = real.saturating_add(candidate.cost());
             let padding = grown.cost().saturating_sub(grown_real);
-            if padding > overhead.max(grown_real / 4) {
+            if padding > view.overhead.max(grown_real / 4) {
                 continue;
             }
             chosen.push(place);
             (size, real) = (grown, grown_real);
         }
-        full |= size.rows >= self.limits.max_items.get();
+        full |= size.rows >= self.limits.max_items.get() || size.cost() >= view.enough;
         chosen.sort_unstable();
         Some((chosen, full))
     }
@@ -297,12 +336,11 @@ mod tests {
     }
 
     fn entry<T>(item: T, length: usize) -> Entry<T> {
-        let size = Size { rows: 1, length };
-        Entry { item, size, priority: Priority::Normal, alone: false }
+        Entry { item, size: Size::of([length]), priority: Priority::Normal, alone: false }
     }
 
     fn free(now: Instant) -> View {
-        View { free_at: Some(now), more: false, overhead: 0 }
+        View { free_at: Some(now), more: false, overhead: 0, enough: usize::MAX }
     }
 
     #[test]
@@ -314,7 +352,7 @@ mod tests {
         batcher.push(entry("b", 3), now);
         let batch = batcher.close(now, &free(now)).unwrap();
         assert_eq!(batch.items, ["a", "b"]);
-        assert_eq!(batch.size, Size { rows: 2, length: 3 });
+        assert_eq!(batch.size, Size::of([3, 3]));
         assert_eq!(batch.closed, Closed::Free);
         assert!(batcher.is_empty());
     }
@@ -373,6 +411,37 @@ mod tests {
     }
 
     #[test]
+    fn texts_end_to_end_pad_each_other_by_nothing() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 1_000));
+        for (item, length) in [("long", 500), ("s1", 10), ("long2", 480), ("s2", 12)] {
+            let entry = entry(item, length);
+            batcher.push(Entry { size: entry.size.laid(Layout::Packed), ..entry }, now);
+        }
+        let batch = batcher.close(now, &free(now)).unwrap();
+        assert_eq!(batch.items, ["long", "s1", "long2"], "990 of 1,000 tokens");
+        assert_eq!((batch.size.cost(), batch.size.padding()), (990, 0.0));
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, ["s2"]);
+    }
+
+    #[test]
+    fn a_batch_that_is_large_enough_keeps_nobody_waiting() {
+        let now = Instant::now();
+        let view = View { enough: 25, more: true, ..free(now) };
+        let mut batcher = Batcher::new(limits(8, 1_000));
+        for item in ["a", "b", "c", "d"] {
+            batcher.push(entry(item, 10), now);
+        }
+        let batch = batcher.close(now, &view).unwrap();
+        assert_eq!((&batch.items[..], batch.closed), (&["a", "b", "c"][..], Closed::Full));
+        assert_eq!(batcher.close(now, &view), None, "d waits for who is being decoded");
+        batcher.push(entry("long", 500), now);
+        let view = View { more: false, ..view };
+        assert_eq!(batcher.close(now, &view).unwrap().items, ["d"]);
+        assert_eq!(batcher.close(now, &view).unwrap().items, ["long"], "large as it is");
+    }
+
+    #[test]
     fn a_suspect_runs_alone_and_a_giant_too() {
         let now = Instant::now();
         let mut batcher = Batcher::new(limits(4, 100));
@@ -401,16 +470,16 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Push { rows: usize, length: usize, priority: Priority, alone: bool },
+        Push { lengths: Vec<usize>, priority: Priority, alone: bool },
         Close,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         let priority =
             prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
-        let push = (1..4usize, 1..600usize, priority, prop::bool::weighted(0.1)).prop_map(
-            |(rows, length, priority, alone)| Step::Push { rows, length, priority, alone },
-        );
+        let lengths = prop::collection::vec(1..600usize, 1..4);
+        let push = (lengths, priority, prop::bool::weighted(0.1))
+            .prop_map(|(lengths, priority, alone)| Step::Push { lengths, priority, alone });
         prop_oneof![3 => push, 1 => Just(Step::Close)]
     }
 
@@ -421,9 +490,11 @@ mod tests {
             max_items in 1..40usize,
             max_cost in 1..5_000usize,
             overhead in 0..200usize,
+            enough in 1..5_000usize,
+            layout in prop_oneof![Just(Layout::Padded), Just(Layout::Packed)],
         ) {
             let now = Instant::now();
-            let view = View { overhead, ..free(now) };
+            let view = View { overhead, enough, ..free(now) };
             let mut batcher = Batcher::new(limits(max_items, max_cost));
             // What waits, with its entry and after how many batches it must be out.
             let mut waiting = BTreeMap::new();
@@ -432,8 +503,8 @@ mod tests {
             let drain = std::iter::repeat_n(Step::Close, n_steps);
             for (number, step) in steps.into_iter().chain(drain).enumerate() {
                 match step {
-                    Step::Push { rows, length, priority, alone } => {
-                        let size = Size { rows, length };
+                    Step::Push { lengths, priority, alone } => {
+                        let size = Size::of(lengths).laid(layout);
                         let entry = Entry { item: number, size, priority, alone };
                         batcher.push(entry, now);
                         let due = n_closed + PATIENCE as usize + 1 + waiting.len();
@@ -454,11 +525,13 @@ mod tests {
                         let real: usize = entries.iter().map(|entry| entry.size.cost()).sum();
                         let rows: usize = entries.iter().map(|entry| entry.size.rows).sum();
                         let length = entries.iter().map(|entry| entry.size.length).max().unwrap();
-                        prop_assert_eq!(batch.size, Size { rows, length });
+                        let tokens = entries.iter().map(|entry| entry.size.tokens).sum();
+                        prop_assert_eq!(batch.size, Size { rows, length, tokens, layout });
+                        let cost = if layout == Layout::Packed { tokens } else { rows * length };
                         if entries.len() > 1 {
                             prop_assert!(rows <= max_items);
-                            prop_assert!(rows * length <= max_cost);
-                            prop_assert!(rows * length - real <= overhead.max(real / 4));
+                            prop_assert!(cost <= max_cost);
+                            prop_assert!(cost - real <= overhead.max(real / 4));
                             prop_assert!(entries.iter().all(|entry| !entry.alone));
                         }
                         prop_assert!(batch.items.is_sorted(), "in the order of arrival");

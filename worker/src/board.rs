@@ -24,6 +24,11 @@ impl<T: Clone> Board<T> {
         self.lock().clone()
     }
 
+    /// What `look` makes of the value now.
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.lock())
+    }
+
     /// Puts another value, and returns the one before.
     pub(crate) fn set(&self, value: T) -> T {
         self.update(|old| std::mem::replace(old, value))

@@ -83,7 +83,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N", env = "EBB_MAX_ITEMS", default_value = "32")]
     pub max_items: NonZeroUsize,
 
-    /// Largest batch, in tokens with padding counted; a single job with more runs alone
+    /// Largest batch, in tokens that the device works through: padding counts where texts lie side
+    /// by side; a single job with more runs alone
     #[arg(long, value_name = "TOKENS", env = "EBB_MAX_COST", default_value = "8192")]
     pub max_cost: NonZeroUsize,
 
@@ -127,7 +128,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "BYTES", env = "EBB_MAX_BODY", default_value_t = 4 << 20)]
     pub max_body: usize,
 
-    /// Most that one job may cost, in tokens with padding counted; a larger one becomes a dead
+    /// Most that one job may cost, in tokens as --max-cost counts them; a larger one becomes a dead
     /// letter. It runs in one go, within --stall
     #[arg(long, value_name = "TOKENS", env = "EBB_MAX_JOB_COST", default_value_t = 65536)]
     pub max_job_cost: usize,

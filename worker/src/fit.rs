@@ -11,6 +11,10 @@ use crate::batcher::View;
 const FORGETTING: f64 = 0.98;
 /// Batches before the fit is trusted.
 const ENOUGH: u64 = 5;
+/// A batch of this many times what it takes before its first row gains little by more rows.
+const WELL_FILLED: usize = 16;
+/// And nobody minds a batch that is as short as this.
+const SHORT: Duration = Duration::from_millis(25);
 /// How unsure the fit is of its parameters at first.
 const UNSURE: f64 = 1e6;
 
@@ -23,7 +27,7 @@ pub enum Device {
     Running {
         /// When it began.
         since: Instant,
-        /// Tokens, padding counted.
+        /// Tokens that it works through.
         cost: usize,
     },
     /// The next batch waits before it already.
@@ -89,7 +93,8 @@ impl Fit {
     /// What the batcher needs to know of the world; `more` says that jobs will be here in a moment.
     #[must_use]
     pub fn view(&self, device: Device, more: bool, max_cost: usize, now: Instant) -> View {
-        View { free_at: self.free_at(device, now), more, overhead: self.worth(max_cost) }
+        let (overhead, enough) = (self.worth(max_cost), self.enough());
+        View { free_at: self.free_at(device, now), more, overhead, enough }
     }
 
     /// When the device is about to be free, where this is the fit of what runs on it.
@@ -99,8 +104,9 @@ impl Fit {
             Device::Bound => None,
             Device::Free => Some(now),
             Device::Running { since, cost } => self.predict(cost).map(|predicted| {
-                // Early enough that the next batch is there when this one ends.
-                let lead = predicted / 8 + Duration::from_millis(1);
+                // Early enough that the next batch is there when this one ends. What comes after it
+                // is closed has to wait for another one, and a device that ends early says so.
+                let lead = predicted / 32 + Duration::from_millis(1);
                 since + predicted.saturating_sub(lead)
             }),
         }
@@ -118,6 +124,17 @@ impl Fit {
         let time = self.batch_time().filter(|time| time.per_cost > 0.0)?;
         // A float to integer cast saturates, and a quotient that is not a number becomes 0.
         Some((time.base / time.per_cost) as usize)
+    }
+
+    /// The cost from which more rows would keep those of a batch waiting for next to nothing: what
+    /// it takes before its first row is a small share of it then. No limit where that is unknown.
+    #[must_use]
+    pub fn enough(&self) -> usize {
+        let known = self.batch_time().filter(|time| time.per_cost > 0.0).zip(self.overhead());
+        known.map_or(usize::MAX, |(time, overhead)| {
+            let short = (SHORT.as_secs_f64() - time.base) / time.per_cost;
+            overhead.saturating_mul(WELL_FILLED).max(short as usize).max(1)
+        })
     }
 
     /// The line, once enough batches have been seen. No part of it is negative.
@@ -199,6 +216,19 @@ mod tests {
         let after = free_at(&fit, running).unwrap() - now;
         assert!((0.03..0.04).contains(&after.as_secs_f64()), "{after:?}");
         assert_eq!(free_at(&Fit::default(), running), None, "nothing is known yet");
+    }
+
+    #[test]
+    fn a_batch_is_large_enough_when_its_beginning_is_a_small_share_of_it() {
+        let costs = [100, 200, 300, 400].repeat(20);
+        assert_eq!(learnt(&[100], |_| 0.01).enough(), usize::MAX, "nothing is known yet");
+        assert_eq!(learnt(&costs, |_| 0.01).enough(), usize::MAX, "rows cost nothing");
+        let near = |fit: &Fit, expected: usize| fit.enough().abs_diff(expected) <= expected / 50;
+        // 2 ms before the first row are 20 tokens, and 25 ms hold 230.
+        let slow = learnt(&costs, |cost| 2e-3 + 1e-4 * cost as f64);
+        assert!(near(&slow, 320), "{}", slow.enough());
+        let even = learnt(&costs, |cost| 1e-4 * cost as f64);
+        assert!(near(&even, 250), "{}", even.enough());
     }
 
     #[test]

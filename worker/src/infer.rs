@@ -130,11 +130,15 @@ impl Shared {
             }
         };
         let max_cost = self.settings.limits.max_cost.get();
-        let view = |(place, lane): (usize, &crate::served::Lane)| View {
-            // Who waits for the batches of a lane may be waiting for its store.
-            free_at: free_at.filter(|_| exits.lanes[place].capacity() > 0),
-            more: self.queues[lane.queue].n_decoding.load(Ordering::Relaxed) > 0,
-            overhead: lane.fit().worth(max_cost),
+        let view = |(place, lane): (usize, &crate::served::Lane)| {
+            let fit = lane.fit();
+            View {
+                // Who waits for the batches of a lane may be waiting for its store.
+                free_at: free_at.filter(|_| exits.lanes[place].capacity() > 0),
+                more: self.queues[lane.queue].n_decoding.load(Ordering::Relaxed) > 0,
+                overhead: fit.worth(max_cost),
+                enough: fit.enough(),
+            }
         };
         self.lanes.iter().enumerate().map(view).collect()
     }
@@ -161,9 +165,7 @@ impl Shared {
             let metrics = &self.metrics;
             metrics.batches.with_label_values(&[model[0], batch.closed.word()]).inc();
             metrics.batch_items.with_label_values(&model).observe(items.len() as f64);
-            let real: usize = items.iter().map(|item| item.size.cost()).sum();
-            let padding = 1.0 - real as f64 / batch.size.cost().max(1) as f64;
-            metrics.batch_padding.with_label_values(&model).observe(padding);
+            metrics.batch_padding.with_label_values(&model).observe(batch.size.padding());
             let waits = metrics.batch_wait.with_label_values(&model);
             for item in &items {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());

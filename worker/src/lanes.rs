@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn free(now: Instant) -> View {
-        View { free_at: Some(now), more: false, overhead: 0 }
+        View { free_at: Some(now), more: false, overhead: 0, enough: usize::MAX }
     }
 
     #[test]

@@ -257,13 +257,17 @@ impl Served {
             return Err(EXPIRED.to_owned());
         }
         let lane = held.lane.ok_or_else(|| self.no_such_model(job))?;
-        let codec = &*self.shared.lanes[lane].codec;
-        match catch_unwind(AssertUnwindSafe(|| codec.decode(job))) {
+        let own = &self.shared.lanes[lane];
+        let decoded = catch_unwind(AssertUnwindSafe(|| own.codec.decode(job)));
+        let layout = own.device.layout();
+        match decoded.map(|read| read.map(|(input, asked, size)| (input, asked, size.laid(layout))))
+        {
             // It would hold the device for longer than a device may be silent.
             Ok(Ok((_, _, size))) if size.cost() > settings.max_job_cost => {
                 let (n, max) = (size.cost(), settings.max_job_cost);
+                let padding = if n == size.tokens { "" } else { ", padding counted" };
                 Err(format!(
-                    "input costs {n} tokens, padding counted; send at most {max} in one job, \
+                    "input costs {n} tokens{padding}; send at most {max} in one job, \
                      or raise --max-job-cost"
                 ))
             }

@@ -66,7 +66,7 @@ pub struct Settings {
     pub decode_threads: usize,
     /// The largest body, in bytes.
     pub max_body: usize,
-    /// The most that one job may cost, in tokens with padding counted.
+    /// The most that one job may cost, in tokens that the device works through.
     pub max_job_cost: usize,
     /// Ends when nothing is ready and nothing is held.
     pub exit_when_empty: bool,

@@ -45,7 +45,7 @@ struct Trace {
 pub(crate) struct BatchRun {
     /// Its jobs.
     pub(crate) n_items: usize,
-    /// Its size, in tokens with padding counted.
+    /// Its size, in tokens that the device works through.
     pub(crate) cost: usize,
     /// How long it took, until now.
     pub(crate) took: Duration,

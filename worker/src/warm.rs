@@ -26,7 +26,7 @@ pub struct WarmArgs {
     #[arg(long, value_name = "N", env = "EBB_MAX_ITEMS", default_value = "32")]
     pub max_items: NonZeroUsize,
 
-    /// Largest batch of the workers to come, in tokens with padding counted
+    /// Largest batch of the workers to come, in tokens that it works through: padding counts
     #[arg(long, value_name = "TOKENS", env = "EBB_MAX_COST", default_value = "8192")]
     pub max_cost: NonZeroUsize,
 }

@@ -128,7 +128,7 @@ impl Codec for Peculiar {
     }
 
     fn size(&self, input: &EchoInput) -> Size {
-        Size { rows: 1, length: input.input.len() }
+        Size::of([input.input.len()])
     }
 
     fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {

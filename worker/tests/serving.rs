@@ -48,7 +48,7 @@ impl Codec for LengthsCodec {
     }
 
     fn size(&self, input: &String) -> Size {
-        Size { rows: 1, length: input.len().max(1) }
+        Size::of([input.len().max(1)])
     }
 
     fn encode(&self, output: usize, words: usize, _: &Job, spent: &Spent) -> Answer {

@@ -73,7 +73,7 @@ impl Codec for Numbered {
     }
 
     fn size(&self, input: &EchoInput) -> Size {
-        Size { rows: 1, length: input.input.len() }
+        Size::of([input.input.len()])
     }
 
     fn encode(&self, output: String, (): (), _: &Job, _: &Spent) -> Answer {

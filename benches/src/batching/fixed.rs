@@ -46,8 +46,8 @@ impl Fixed {
             // A full batch does not wait for the window to end.
             let last = arrivals[next + n - 1].at;
             let starts = if n == self.size { begins.max(last) } else { closes };
-            let longest = arrivals[next..next + n].iter().map(|arrival| arrival.length).max();
-            let cost = n * longest.unwrap_or(0);
+            let lengths = arrivals[next..next + n].iter().map(|arrival| arrival.length);
+            let cost = device.size(lengths).cost();
             free = starts + device.time(cost, dice.random());
             tally.batch(&batch, cost, free);
             next += n;

@@ -6,6 +6,7 @@ mod ours;
 mod world;
 
 use anyhow::{Context, ensure};
+use ebb_model::Layout;
 use serde::Serialize;
 
 use crate::report::{Table, median, percentile, print, progress, rounded};
@@ -18,8 +19,9 @@ const WARM_UP: f64 = 0.1;
 /// Latency of our batcher against a fixed size and window, simulated
 ///
 /// Jobs of 8 to 512 tokens come by chance, at a share of what both sides can do. The other side
-/// gets the size and window that are best for it on these arrivals. In virtual time and from a
-/// seed: the same command prints the same figures anywhere.
+/// gets the size and window that are best for it on these arrivals. Texts lie end to end on our
+/// side, as our models have them, or padded, as burn's kernels do; on the other side too, or padded
+/// alone. In virtual time and from a seed: the same command prints the same figures anywhere.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Jobs per round
@@ -49,18 +51,74 @@ struct Report {
     jobs: usize,
     rounds: u64,
     load: f64,
-    /// The worst of the rows with a window.
+    /// By how texts lie: the worst ratios.
+    worst: Vec<Worst>,
+    rows: Vec<Row>,
+}
+
+/// How the texts of a batch lie, on our side and on the other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Texts {
+    /// Ours end to end, the other's side by side and padded.
+    TheirsPadded,
+    /// End to end on both.
+    Packed,
+    /// Padded on both.
+    Padded,
+}
+
+impl Texts {
+    const ALL: [Self; 3] = [Self::TheirsPadded, Self::Packed, Self::Padded];
+
+    fn layouts(self) -> [Layout; 2] {
+        match self {
+            Self::TheirsPadded => [Layout::Packed, Layout::Padded],
+            Self::Packed => [Layout::Packed; 2],
+            Self::Padded => [Layout::Padded; 2],
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::TheirsPadded => "theirs padded",
+            Self::Packed => "end to end",
+            Self::Padded => "padded",
+        }
+    }
+}
+
+/// The worst ratios of the rows with a window, and of those without.
+#[derive(Debug, Serialize)]
+struct Worst {
+    texts: Texts,
     p50_ratio: f64,
     p99_ratio: f64,
-    /// The worst of those without.
     greedy_p50_ratio: f64,
     greedy_p99_ratio: f64,
-    rows: Vec<Row>,
+}
+
+impl Worst {
+    fn of(rows: &[Row], texts: Texts) -> Self {
+        let worst = |ratio: fn(&Row) -> f64, greedy: bool| {
+            let those = rows.iter().filter(|row| row.texts == texts);
+            let those = those.filter(|row| (row.window_ms == 0) == greedy);
+            those.map(ratio).fold(0.0, f64::max)
+        };
+        Self {
+            texts,
+            p50_ratio: worst(|row| row.p50_ratio, false),
+            p99_ratio: worst(|row| row.p99_ratio, false),
+            greedy_p50_ratio: worst(|row| row.p50_ratio, true),
+            greedy_p99_ratio: worst(|row| row.p99_ratio, true),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
 struct Row {
     device: &'static str,
+    texts: Texts,
     lengths: Mix,
     jobs_per_s: f64,
     /// Jobs/s with a full queue, ours over the best of the other side.
@@ -87,25 +145,21 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     ensure!(args.rounds > 0, "--rounds is 1 or more");
     ensure!(args.load > 0.0 && args.load < 1.0, "--load is between 0 and 1");
     let mut rows = Vec::new();
-    for device in Device::ALL {
-        for mix in Mix::ALL {
-            rows.extend(Case::new(args, device, mix).rows()?);
-            progress(format_args!("{}, {mix:?}: {} rounds", device.name, args.rounds));
+    for texts in Texts::ALL {
+        for device in Device::ALL {
+            for mix in Mix::ALL {
+                rows.extend(Case::new(args, texts, device, mix).rows()?);
+                let (words, n) = (texts.words(), args.rounds);
+                progress(format_args!("{}, {words}, {mix:?}: {n} rounds", device.name));
+            }
         }
     }
-    let worst = |ratio: fn(&Row) -> f64, greedy: bool| {
-        let those = rows.iter().filter(|row| (row.window_ms == 0) == greedy);
-        those.map(ratio).fold(0.0, f64::max)
-    };
     let report = Report {
         seed: args.seed,
         jobs: args.jobs,
         rounds: args.rounds,
         load: args.load,
-        p50_ratio: worst(|row| row.p50_ratio, false),
-        p99_ratio: worst(|row| row.p99_ratio, false),
-        greedy_p50_ratio: worst(|row| row.p50_ratio, true),
-        greedy_p99_ratio: worst(|row| row.p99_ratio, true),
+        worst: Texts::ALL.map(|texts| Worst::of(&rows, texts)).into(),
         rows,
     };
     print(json, &table(&report.rows), &report)
@@ -113,7 +167,9 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
 /// A device and a mix of lengths, with the arrivals of each round and their seeds.
 struct Case {
-    device: Device,
+    texts: Texts,
+    ours: Device,
+    theirs: Device,
     mix: Mix,
     rate: f64,
     capacity_ratio: f64,
@@ -121,22 +177,23 @@ struct Case {
 }
 
 impl Case {
-    fn new(args: &Args, device: Device, mix: Mix) -> Self {
+    fn new(args: &Args, texts: Texts, device: Device, mix: Mix) -> Self {
+        let [us, them] = texts.layouts().map(|layout| device.laid(layout));
         let full = arrivals(args.jobs, None, mix, args.seed);
         let per_second = |outcome: &Outcome| args.jobs as f64 / outcome.ended;
-        let ours = per_second(&ours::run(&device, &full, args.seed));
+        let ours = per_second(&ours::run(&us, &full, args.seed));
         let fixed = Fixed::all().into_iter().flatten();
-        let fixed = fixed.map(|fixed| per_second(&fixed.run(&device, &full, args.seed)));
+        let fixed = fixed.map(|fixed| per_second(&fixed.run(&them, &full, args.seed)));
         let fixed = fixed.fold(0.0, f64::max);
         let rate = args.load * ours.min(fixed);
         let round = |seed| (seed, arrivals(args.jobs, Some(rate), mix, seed));
         let rounds = (args.seed..args.seed + args.rounds).map(round).collect();
-        Self { device, mix, rate, capacity_ratio: ours / fixed, rounds }
+        Self { texts, ours: us, theirs: them, mix, rate, capacity_ratio: ours / fixed, rounds }
     }
 
     /// Us against the best setting with a window, and against the best without.
     fn rows(&self) -> anyhow::Result<Vec<Row>> {
-        let ours = self.sides(|arrivals, seed| ours::run(&self.device, arrivals, seed))?;
+        let ours = self.sides(|arrivals, seed| ours::run(&self.ours, arrivals, seed))?;
         let row = |settings: Vec<Fixed>| {
             let (fixed, theirs) = self.best(settings)?;
             Ok(self.row(&ours, fixed, &theirs))
@@ -151,7 +208,7 @@ impl Case {
     fn best(&self, settings: Vec<Fixed>) -> anyhow::Result<(Fixed, Vec<Side>)> {
         let mut best: Option<(Fixed, Vec<Side>)> = None;
         for fixed in settings {
-            let sides = self.sides(|arrivals, seed| fixed.run(&self.device, arrivals, seed))?;
+            let sides = self.sides(|arrivals, seed| fixed.run(&self.theirs, arrivals, seed))?;
             if best.as_ref().is_none_or(|(_, best)| p99(&sides) < p99(best)) {
                 best = Some((fixed, sides));
             }
@@ -165,7 +222,8 @@ impl Case {
             rounded(median(&ratios.collect::<Vec<f64>>()), 3)
         };
         Row {
-            device: self.device.name,
+            device: self.ours.name,
+            texts: self.texts,
             lengths: self.mix,
             jobs_per_s: rounded(self.rate, 1),
             capacity_ratio: rounded(self.capacity_ratio, 3),
@@ -207,8 +265,10 @@ impl Side {
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new([
         "a batch takes",
+        "texts lie",
         "lengths",
         "jobs/s",
+        "capacity ratio",
         "p50 ms",
         "p99 ms",
         "padding",
@@ -231,8 +291,10 @@ fn table(rows: &[Row]) -> Table {
         let (ours, fixed) = (&row.ours, &row.fixed);
         table.row([
             row.device.to_owned(),
+            row.texts.words().to_owned(),
             lengths.to_owned(),
             format!("{:.1}", row.jobs_per_s),
+            format!("{:.2}", row.capacity_ratio),
             format!("{:.0}", ours.p50_ms),
             format!("{:.0}", ours.p99_ms),
             format!("{:.0} %", 100.0 * ours.padding),

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_queue::Priority;
-use ebb_worker::batcher::{Batch, Batcher, Entry, Limits, Size, View};
+use ebb_worker::batcher::{Batch, Batcher, Entry, Limits, View};
 use ebb_worker::fit::{self, Fit};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -110,7 +110,7 @@ impl Worker<'_> {
         while self.n_held < ROOM
             && let Some(job) = self.queue.pop_front()
         {
-            let size = Size { rows: 1, length: self.arrivals[job].length };
+            let size = self.device.size([self.arrivals[job].length]);
             let entry = Entry { item: job, size, priority: Priority::Normal, alone: false };
             self.batcher.push(entry, self.epoch + now);
             self.n_held += 1;

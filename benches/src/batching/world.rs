@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ebb_model::Layout;
+use ebb_worker::batcher::Size;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -9,21 +11,37 @@ use serde::Serialize;
 /// The shortest and the longest job, in tokens.
 const LENGTHS: (usize, usize) = (8, 512);
 
-/// A device whose batch takes `base + per_token * tokens`, padding counted, more or less.
+/// A device whose batch takes `base + per_token * tokens`, more or less.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Device {
     pub(super) name: &'static str,
     base: f64,
     per_token: f64,
+    layout: Layout,
 }
 
 impl Device {
     pub(super) const ALL: [Self; 2] = [
         // Fitted to the encoder's table in `benches/README.md`: 2 processor cores.
-        Self { name: "2 ms + 147 us/token", base: 0.002, per_token: 147e-6 },
+        Self {
+            name: "2 ms + 147 us/token",
+            base: 0.002,
+            per_token: 147e-6,
+            layout: Layout::Padded,
+        },
         // Made up: what a batch takes before its first row is as much as 1,500 tokens.
-        Self { name: "6 ms + 4 us/token", base: 0.006, per_token: 4e-6 },
+        Self { name: "6 ms + 4 us/token", base: 0.006, per_token: 4e-6, layout: Layout::Padded },
     ];
+
+    /// The same one, with texts that lie so.
+    pub(super) fn laid(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// What texts of these lengths are to it.
+    pub(super) fn size(&self, lengths: impl IntoIterator<Item = usize>) -> Size {
+        Size::of(lengths).laid(self.layout)
+    }
 
     /// How long a batch takes; `chance` in `[0, 1)` makes it up to 5 % less or more.
     pub(super) fn time(&self, cost: usize, chance: f64) -> Duration {

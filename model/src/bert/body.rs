@@ -18,7 +18,7 @@ use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
 use super::{Tokens, kernels};
 use crate::device::Opened;
-use crate::{InferError, InferErrorKind, ItemError, LoadError};
+use crate::{InferError, InferErrorKind, ItemError, Layout, LoadError};
 
 /// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
@@ -81,6 +81,16 @@ impl Body {
     /// The device and its type of numbers, for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How the texts of a batch lie.
+    pub(crate) fn layout(&self) -> Layout {
+        match self.way {
+            Way::EndToEnd(_) => Layout::Packed,
+            Way::SideBySide(_) => Layout::Padded,
+            #[cfg(feature = "cuda")]
+            Way::Cuda(_) => Layout::Packed,
+        }
     }
 
     /// Whether each shape of batches has kernels of its own, compiled and tuned when it is first run.

@@ -7,7 +7,7 @@ use super::head::SequenceHead;
 use super::pool::Pick;
 use super::weights::Reader;
 use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
 
 /// What a classifier found of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +52,10 @@ impl Model for Classifier {
     type Input = Vec<Tokens>;
     /// What was found of its texts, in their order.
     type Output = Vec<Classification>;
+
+    fn layout(&self) -> Layout {
+        self.body.layout()
+    }
 
     fn infer(
         &mut self,

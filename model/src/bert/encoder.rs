@@ -5,7 +5,7 @@ use std::path::Path;
 use super::body::Body;
 use super::weights::Reader;
 use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
 
 /// The vector of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +67,10 @@ impl Model for Encoder {
     type Input = Vec<Tokens>;
     /// The vectors of its texts, in their order.
     type Output = Vec<Embedding>;
+
+    fn layout(&self) -> Layout {
+        self.body.layout()
+    }
 
     fn infer(
         &mut self,

@@ -8,7 +8,7 @@ use super::pool::Pick;
 use super::task::softmax;
 use super::weights::Reader;
 use super::{Piece, Pieces, Settings};
-use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
 
 /// A token of a text with its label.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,6 +80,10 @@ impl Model for Tagger {
     type Input = Vec<Pieces>;
     /// What was found of its texts, in their order.
     type Output = Vec<Tagged>;
+
+    fn layout(&self) -> Layout {
+        self.body.layout()
+    }
 
     fn infer(
         &mut self,

@@ -80,7 +80,7 @@ impl Codec for SentinelCodec {
     }
 
     fn size(&self, window: &Window) -> Size {
-        Size { rows: 1, length: window.vibration.len().max(1) }
+        Size::of([window.vibration.len().max(1)])
     }
 
     fn encode(&self, finding: Finding, machine: String, job: &Job, spent: &Spent) -> Answer {

@@ -52,9 +52,8 @@ pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJo
     Err(BadJob(format!("{field} has {n} {what}; send 1 to {MAX_TEXTS}")))
 }
 
-pub(super) fn size<'a>(texts: impl ExactSizeIterator<Item = &'a Tokens>) -> Size {
-    let rows = texts.len();
-    Size { rows, length: texts.map(Tokens::len).max().unwrap_or(1) }
+pub(super) fn size<'a>(texts: impl Iterator<Item = &'a Tokens>) -> Size {
+    Size::of(texts.map(Tokens::len))
 }
 
 /// One item for each text, in the shape of OpenAI's lists.

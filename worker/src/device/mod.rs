@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_model::{InferError, ItemError, Model};
+use ebb_model::{InferError, ItemError, Layout, Model};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -96,10 +96,19 @@ pub(crate) struct DeviceWay {
 pub(crate) enum State {
     /// Building its models; leads to `Ready` and `Lost`.
     Loading,
-    /// Taking batches, with the phases of its cold start; leads to `Lost`.
-    Ready(Vec<(String, f64)>),
+    /// Taking batches; leads to `Lost`.
+    Ready(Ready),
     /// Gone, and why.
     Lost(String),
+}
+
+/// What is known of a device that takes batches.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ready {
+    /// The phases of its cold start and their seconds, in order.
+    pub(crate) phases: Vec<(String, f64)>,
+    /// How its models lay their batches out, by seat.
+    layouts: Vec<Layout>,
 }
 
 /// What a device has to do at this moment.
@@ -294,10 +303,19 @@ impl DeviceWay {
     /// Waits for the models; the phases of the cold start, or why there is none.
     pub(crate) async fn ready(&self) -> Result<Vec<(String, f64)>, String> {
         match self.shared.state.until(|state| *state != State::Loading).await {
-            State::Ready(phases) => Ok(phases),
+            State::Ready(ready) => Ok(ready.phases),
             State::Lost(why) => Err(why),
             State::Loading => unreachable!("it waited for another state"),
         }
+    }
+
+    /// How the model lays its batches out, once there is one.
+    pub(crate) fn layout(&self) -> Layout {
+        let layout = |state: &State| match state {
+            State::Ready(ready) => ready.layouts.get(self.seat).copied(),
+            State::Loading | State::Lost(_) => None,
+        };
+        self.shared.state.read(layout).unwrap_or_default()
     }
 
     /// Sends a batch, waiting for the slot before the device; the answer has a future of its own.

@@ -4,10 +4,10 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use ebb_model::{InferError, InferErrorKind, Model};
+use ebb_model::{InferError, InferErrorKind, Layout, Model};
 use tracing::{error, info, warn};
 
-use super::{BuildError, Cargo, Command, Phases, Ran, Results, SAME, Shared, State, Wanted};
+use super::{BuildError, Cargo, Command, Phases, Ran, Ready, Results, SAME, Shared, State, Wanted};
 
 /// Device errors in a row after which the device is given up.
 const PATIENCE: u32 = 3;
@@ -24,6 +24,9 @@ pub(super) struct Owner<S: ?Sized> {
 pub(super) trait Seat {
     /// Whether there is a model on it.
     fn is_taken(&self) -> bool;
+
+    /// How the model lays its batches out, if there is one.
+    fn layout(&self) -> Option<Layout>;
 
     /// Builds a model.
     fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError>;
@@ -54,6 +57,10 @@ where
 {
     fn is_taken(&self) -> bool {
         self.model.is_some()
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        self.model.as_ref().map(Model::layout)
     }
 
     fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError> {
@@ -108,7 +115,8 @@ impl<S: Seat + ?Sized> Owner<S> {
         }
         let phases = phases.into_vec();
         info!(?phases, "ready");
-        self.shared.state.set(State::Ready(phases));
+        let layouts = self.seats.iter().map(|seat| seat.layout().unwrap_or_default()).collect();
+        self.shared.state.set(State::Ready(Ready { phases, layouts }));
     }
 
     fn load_one(&mut self, seat: usize, phases: &mut Phases) -> Result<(), String> {
