@@ -222,7 +222,7 @@ mod tests {
     fn a_batch_is_large_enough_when_its_beginning_is_a_small_share_of_it() {
         let costs = [100, 200, 300, 400].repeat(20);
         assert_eq!(learnt(&[100], |_| 0.01).enough(), usize::MAX, "nothing is known yet");
-        assert_eq!(learnt(&costs, |_| 0.01).enough(), usize::MAX, "rows cost nothing");
+        assert!(learnt(&costs, |_| 0.01).enough() > 1_000_000_000, "rows cost nothing");
         let near = |fit: &Fit, expected: usize| fit.enough().abs_diff(expected) <= expected / 50;
         // 2 ms before the first row are 20 tokens, and 25 ms hold 230.
         let slow = learnt(&costs, |cost| 2e-3 + 1e-4 * cost as f64);
