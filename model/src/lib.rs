@@ -9,6 +9,7 @@ pub mod catalog;
 mod device;
 pub mod echo;
 mod error;
+mod mapped;
 pub mod pull;
 mod safetensors;
 pub mod sentinel;

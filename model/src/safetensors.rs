@@ -1,13 +1,12 @@
 //! The safetensors format: a length, a JSON header, and the tensors end to end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::LoadError;
+use crate::mapped::Mapped;
 
 /// The format's own limit on the header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -54,52 +53,54 @@ impl Entry {
 /// A safetensors file, its header read and checked.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "only the header is read"))]
-pub(crate) struct Weights<R> {
+pub(crate) struct Weights<B = Mapped> {
     path: PathBuf,
-    reader: R,
-    data_start: u64,
+    bytes: B,
+    data_start: usize,
     entries: BTreeMap<String, Entry>,
 }
 
-impl Weights<BufReader<File>> {
-    /// Opens a file and reads its header.
+impl Weights {
+    /// Maps a file and reads its header.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
-        let file = File::open(path).map_err(|error| LoadError::io(path, error))?;
-        Self::new(path, BufReader::new(file))
+        Self::new(path, Mapped::open(path).map_err(|error| LoadError::io(path, error))?)
+    }
+
+    /// Says that all of it will be read.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn read_ahead(&self) {
+        self.bytes.read_ahead();
     }
 }
 
-impl<R: Read + Seek> Weights<R> {
+impl<B: AsRef<[u8]>> Weights<B> {
     /// Reads the header; `path` is for the errors.
-    pub(crate) fn new(path: &Path, mut reader: R) -> Result<Self, LoadError> {
-        let io = |error| LoadError::io(path, error);
-        let file_bytes = reader.seek(std::io::SeekFrom::End(0)).map_err(io)?;
-        reader.rewind().map_err(io)?;
-        let mut length = [0; 8];
-        reader.read_exact(&mut length).map_err(io)?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > file_bytes.saturating_sub(8) {
+    pub(crate) fn new(path: &Path, bytes: B) -> Result<Self, LoadError> {
+        let file = bytes.as_ref();
+        let header = file.split_first_chunk().and_then(|(length, rest)| {
+            let length = u64::from_le_bytes(*length);
+            let length = usize::try_from(length).ok().filter(|_| length <= MAX_HEADER_BYTES)?;
+            rest.get(..length)
+        });
+        let Some(header) = header.map(<[u8]>::to_vec) else {
             let message = "not a safetensors file, or cut short; fetch it again";
             return Err(LoadError::malformed(path, message));
-        }
-        let mut header = String::new();
-        reader.by_ref().take(length).read_to_string(&mut header).map_err(io)?;
-        let mut header: BTreeMap<String, serde_json::Value> = serde_json::from_str(&header)
+        };
+        let data_start = 8 + header.len();
+        let data_bytes = (file.len() - data_start) as u64;
+        let mut header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
             .map_err(|error| LoadError::malformed(path, format!("header: {error}")))?;
         header.remove("__metadata__");
 
-        let data_start = 8 + length;
         let mut entries = BTreeMap::new();
         for (name, value) in header {
             let entry: Entry = serde_json::from_value(value).map_err(|error| {
                 LoadError::tensor(path, &name, format!("in the header: {error}"))
             })?;
-            entry
-                .check(file_bytes - data_start)
-                .map_err(|message| LoadError::tensor(path, &name, message))?;
+            entry.check(data_bytes).map_err(|message| LoadError::tensor(path, &name, message))?;
             entries.insert(name, entry);
         }
-        Ok(Self { path: path.to_owned(), reader, data_start, entries })
+        Ok(Self { path: path.to_owned(), bytes, data_start, entries })
     }
 
     /// The tensors by name.
@@ -109,7 +110,7 @@ impl<R: Read + Seek> Weights<R> {
 
     /// Reads a tensor of this shape as `f32`, whatever float it is stored as.
     #[cfg(feature = "cpu")]
-    pub(crate) fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let wrong = |message: String| LoadError::tensor(&self.path, name, message);
         let Some(entry) = self.entries.get(name) else {
             return Err(wrong("is missing".into()));
@@ -124,12 +125,11 @@ impl<R: Read + Seek> Weights<R> {
             other => return Err(wrong(format!("is {other}; convert it to F32, F16 or BF16"))),
         };
         let (start, end) = entry.data_offsets;
-        let io = |error| LoadError::io(&self.path, error);
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
-        let at = std::io::SeekFrom::Start(self.data_start + start);
-        self.reader.seek(at).map_err(io)?;
-        self.reader.read_exact(&mut bytes).map_err(io)?;
-        Ok(from_bytes(&bytes))
+        let place = |at| usize::try_from(at).ok().map(|at| self.data_start.saturating_add(at));
+        let bytes = place(start)
+            .zip(place(end))
+            .and_then(|(start, end)| self.bytes.as_ref().get(start..end));
+        Ok(from_bytes(bytes.ok_or_else(|| wrong("lies past the end of the file".into()))?))
     }
 }
 
@@ -163,13 +163,11 @@ pub(crate) fn to_bytes(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
 
-    fn file(header: &str, n_data: usize) -> Cursor<Vec<u8>> {
+    fn file(header: &str, n_data: usize) -> Vec<u8> {
         let length = (header.len() as u64).to_le_bytes();
-        Cursor::new([&length[..], header.as_bytes(), &vec![0; n_data]].concat())
+        [&length[..], header.as_bytes(), &vec![0; n_data]].concat()
     }
 
     #[test]
@@ -197,8 +195,19 @@ mod tests {
             let error = check(&header, 16).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
-        let cut = Weights::new(Path::new("w"), Cursor::new(vec![255; 8])).expect_err("cut short");
-        assert!(cut.to_string().contains("not a safetensors file"));
-        assert!(Weights::new(Path::new("w"), Cursor::new(vec![1; 3])).is_err());
+        for bytes in [vec![255; 8], vec![1; 3], Vec::new(), [&[9][..], &[0; 7], b"{}"].concat()] {
+            let cut = Weights::new(Path::new("w"), bytes).expect_err("cut short");
+            assert!(cut.to_string().contains("not a safetensors file"));
+        }
+    }
+
+    #[test]
+    fn an_empty_file_and_none_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let error = |path| Weights::open(path).unwrap_err().to_string();
+        assert!(error(&path).contains("No such file"), "{}", error(&path));
+        std::fs::write(&path, "").unwrap();
+        assert!(error(&path).contains("not a safetensors file"), "{}", error(&path));
     }
 }

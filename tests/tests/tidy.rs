@@ -399,11 +399,11 @@ fn there_is_no_global_state() {
 }
 
 #[test]
-fn unsafe_code_is_where_kernels_are_launched() {
-    let launcher = "model/src/bert/cuda/driver.rs";
-    let sources: Vec<_> = sources().into_iter().filter(|it| it.path != launcher).collect();
+fn unsafe_code_is_where_kernels_are_launched_and_files_mapped() {
+    let own = ["model/src/bert/cuda/driver.rs", "model/src/mapped.rs"];
+    let sources: Vec<_> = sources().into_iter().filter(|it| !own.contains(&&*it.path)).collect();
     let unsafe_code = broken_by(&sources, r"\bunsafe\b|allow\(\s*unsafe_code");
-    assert_none("unsafe code lives in dependencies, and where kernels are launched", unsafe_code);
+    assert_none("unsafe code lives in dependencies, and in two files of ours", unsafe_code);
 }
 
 #[test]

@@ -23,8 +23,10 @@ use crate::{InferError, InferErrorKind, ItemError, Layout, LoadError};
 /// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
 
-/// Texts and their tokens for what happens once.
+/// Texts and their tokens for what happens once, where each shape has kernels of its own.
 const WARM_UP: [(usize, usize); 3] = [(1, 8), (1, 64), (8, 64)];
+/// And where all shapes have the same code.
+const WARM_UP_PACKED: [(usize, usize); 1] = [(2, 32)];
 
 /// The layers that every model of the family shares, without a head.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub(crate) type Results<O> = Result<Vec<Result<O, ItemError>>, InferError>;
 impl Body {
     pub(crate) fn load(
         config: Config,
-        reader: &mut Reader,
+        reader: &Reader,
         opened: &Opened,
     ) -> Result<Self, LoadError> {
         #[cfg(feature = "cuda")]
@@ -104,7 +106,11 @@ impl Body {
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
     pub(crate) fn warm_up(&self, pick: Pick, longest: usize) -> Result<(), InferError> {
-        for (rows, length) in WARM_UP {
+        let shapes = match self.layout() {
+            Layout::Padded => &WARM_UP[..],
+            Layout::Packed => &WARM_UP_PACKED,
+        };
+        for &(rows, length) in shapes {
             self.warm_shape(pick, Shape { rows, length: length.min(longest) })?;
         }
         Ok(())

@@ -33,11 +33,11 @@ impl Classifier {
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let config = settings.config.clone();
+        let reader = Reader::open(dir, config.family)?;
         let opened = device.open()?;
-        let mut reader = Reader::open(dir, config.family)?;
         let n_labels = settings.labels().len();
-        let head = SequenceHead::load(&mut reader, config.family, config.hidden, n_labels)?;
-        let body = Body::load(config, &mut reader, &opened)?;
+        let head = SequenceHead::load(&reader, config.family, config.hidden, n_labels)?;
+        let body = Body::load(config, &reader, &opened)?;
         Ok(Self { settings, body, head })
     }
 

@@ -40,9 +40,9 @@ impl Encoder {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
+        let reader = Reader::open(dir, settings.config.family)?;
         let opened = device.open()?;
-        let mut reader = Reader::open(dir, settings.config.family)?;
-        let body = Body::load(settings.config.clone(), &mut reader, &opened)?;
+        let body = Body::load(settings.config.clone(), &reader, &opened)?;
         Ok(Self { settings, body })
     }
 

@@ -73,7 +73,7 @@ pub(crate) struct Output {
 impl Graph {
     pub(crate) fn load(
         config: &Config,
-        reader: &mut Reader,
+        reader: &Reader,
         opened: &Opened,
     ) -> Result<Self, LoadError> {
         let (device, dtype) = (opened.device.clone(), opened.dtype.of_burn());

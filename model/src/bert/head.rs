@@ -39,7 +39,7 @@ pub(crate) struct SequenceHead {
 
 impl SequenceHead {
     pub(crate) fn load(
-        reader: &mut Reader,
+        reader: &Reader,
         family: Family,
         hidden: usize,
         n_labels: usize,

@@ -28,7 +28,7 @@ impl Layers {
     /// Reads them as this processor wants them.
     pub(crate) fn load(
         config: &Config,
-        reader: &mut Reader,
+        reader: &Reader,
         device: &Device,
     ) -> Result<Self, LoadError> {
         if Panels::suit() {
@@ -38,12 +38,12 @@ impl Layers {
         }
     }
 
-    fn packed(config: &Config, reader: &mut Reader) -> Result<Self, LoadError> {
-        let layers = (0..config.layers).map(|n| reader.layer(n, config, &Panels::pack));
+    fn packed(config: &Config, reader: &Reader) -> Result<Self, LoadError> {
+        let layers = (0..config.layers).map(|n| reader.stored_layer(n, config, &Panels::pack));
         Ok(Self::Packed(layers.collect::<Result<_, _>>()?))
     }
 
-    fn burn(config: &Config, reader: &mut Reader, device: &Device) -> Result<Self, LoadError> {
+    fn burn(config: &Config, reader: &Reader, device: &Device) -> Result<Self, LoadError> {
         let tensor = |matrix: &[f32], from, to| {
             Tensor::from_data(TensorData::new(matrix.to_vec(), [from, to]), device)
         };
@@ -195,8 +195,8 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
         let config = Settings::read(&dir).unwrap().config;
         let open = || Reader::open(&dir, config.family).unwrap();
-        let packed = Layers::packed(&config, &mut open()).unwrap();
-        let burn = Layers::burn(&config, &mut open(), &Device::flex()).unwrap();
+        let packed = Layers::packed(&config, &open()).unwrap();
+        let burn = Layers::burn(&config, &open(), &Device::flex()).unwrap();
         let texts = [0..1, 1..3, 3..10, 10..130, 130..133];
         let rows: Vec<f32> = (0..133 * config.hidden).map(|n| (n as f32).sin()).collect();
         let found = packed.run(rows.clone(), &texts, &config).unwrap();

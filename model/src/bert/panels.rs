@@ -6,6 +6,7 @@
 //! two vectors of weights and one of the input.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::config::Activation;
 use super::kernels::activate_row;
@@ -38,16 +39,18 @@ impl Panels {
         lanes() >= LEAST_LANES
     }
 
-    /// Packs a matrix, row by row as it is stored.
-    pub(crate) fn pack(matrix: &[f32], from: usize, to: usize) -> Self {
+    /// Packs a matrix as it is stored, `[to, from]`.
+    pub(crate) fn pack(stored: &[f32], from: usize, to: usize) -> Self {
         let width = 2 * lanes();
         let mut values = vec![0.0; to.div_ceil(width) * width * from];
-        for (nth, panel) in values.chunks_exact_mut(from * width).enumerate() {
-            let columns = nth * width..to.min((nth + 1) * width);
-            for (packed, row) in panel.chunks_exact_mut(width).zip(matrix.chunks_exact(to)) {
-                packed[..columns.len()].copy_from_slice(&row[columns.clone()]);
+        let panels = values.par_chunks_exact_mut(from * width);
+        panels.zip(stored.par_chunks(from * width)).for_each(|(panel, columns)| {
+            for (place, column) in columns.chunks_exact(from).enumerate() {
+                for (packed, value) in panel.chunks_exact_mut(width).zip(column) {
+                    packed[place] = *value;
+                }
             }
-        }
+        });
         Self { values, from, to, width }
     }
 
@@ -249,7 +252,7 @@ mod tests {
             for (at, found) in out.iter().enumerate() {
                 let (row, column) = (at / to, at % to);
                 let products = (0..from)
-                    .map(|k| f64::from(rows[row * from + k]) * f64::from(matrix[k * to + column]));
+                    .map(|k| f64::from(rows[row * from + k]) * f64::from(matrix[column * from + k]));
                 let expected: f64 = products.sum();
                 prop_assert!((f64::from(*found) - expected).abs() < 1e-5, "{} {}", found, expected);
             }

@@ -50,10 +50,10 @@ impl Tagger {
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let config = settings.config.clone();
+        let reader = Reader::open(dir, config.family)?;
         let opened = device.open()?;
-        let mut reader = Reader::open(dir, config.family)?;
         let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
-        let body = Body::load(config, &mut reader, &opened)?;
+        let body = Body::load(config, &reader, &opened)?;
         Ok(Self { settings, body, head })
     }
 

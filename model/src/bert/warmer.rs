@@ -21,9 +21,9 @@ impl Warmer {
     /// Reads the weights of a model directory.
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
+        let reader = Reader::open(dir, settings.config.family)?;
         let opened = device.open()?;
-        let mut reader = Reader::open(dir, settings.config.family)?;
-        let body = Body::load(settings.config.clone(), &mut reader, &opened)?;
+        let body = Body::load(settings.config.clone(), &reader, &opened)?;
         let pick = match settings.task() {
             Task::Embedding => settings.pooling.into(),
             Task::Classification | Task::Reranking => Pick::First,

@@ -1,7 +1,5 @@
 //! A model's weights as they are stored, ready for the device.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 use super::Tokens;
@@ -92,17 +90,18 @@ impl Embeddings {
 
 /// The weights file of a model, for its body and its head.
 pub(crate) struct Reader {
-    weights: Weights<BufReader<File>>,
+    weights: Weights,
     prefix: &'static str,
 }
 
 const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl Reader {
-    /// Opens `dir/model.safetensors`.
+    /// Opens `dir/model.safetensors`; the disk is read from now on, while a device may start.
     pub(crate) fn open(dir: &Path, family: Family) -> Result<Self, LoadError> {
         let path = dir.join("model.safetensors");
         let weights = Weights::open(&path)?;
+        weights.read_ahead();
         // Saved alone, or as a part of a larger model.
         let own = family.prefix();
         let holds = |prefix: &&str| weights.entries().contains_key(&format!("{prefix}{WORDS}"));
@@ -116,11 +115,11 @@ impl Reader {
     }
 
     /// A tensor of the transformer.
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         self.weights.read(&format!("{}{name}", self.prefix), shape)
     }
 
-    pub(crate) fn embeddings(&mut self, config: &Config) -> Result<Embeddings, LoadError> {
+    pub(crate) fn embeddings(&self, config: &Config) -> Result<Embeddings, LoadError> {
         let Config { hidden, vocabulary, positions, first_position, token_types, .. } = *config;
         let table = |name| format!("embeddings.{name}_embeddings.weight");
         let words = self.read(WORDS, &[vocabulary, hidden])?;
@@ -142,7 +141,7 @@ impl Reader {
     /// A layer. `prepare` makes of each matrix, given row by row as `[in, out]` with both, what the
     /// products want.
     pub(crate) fn layer<M>(
-        &mut self,
+        &self,
         n: usize,
         config: &Config,
         prepare: &impl Fn(&[f32], usize, usize) -> M,
@@ -162,7 +161,7 @@ impl Reader {
     /// The same, with each matrix given as it is stored, `[out, in]`; its numbers of inputs and of
     /// outputs come with it.
     pub(crate) fn stored_layer<M>(
-        &mut self,
+        &self,
         n: usize,
         config: &Config,
         prepare: &impl Fn(&[f32], usize, usize) -> M,
@@ -182,7 +181,7 @@ impl Reader {
 
     /// The dense layers `names`, side by side as one. They are stored as `[out, in]`.
     fn dense<M>(
-        &mut self,
+        &self,
         names: &[&str],
         (from, to): (usize, usize),
         prepare: &impl Fn(&[f32], usize, usize) -> M,
@@ -198,17 +197,12 @@ impl Reader {
     }
 
     /// A dense layer of the head, by its whole name.
-    pub(crate) fn linear(
-        &mut self,
-        name: &str,
-        from: usize,
-        to: usize,
-    ) -> Result<Linear, LoadError> {
+    pub(crate) fn linear(&self, name: &str, from: usize, to: usize) -> Result<Linear, LoadError> {
         let stored = self.weights.read(&format!("{name}.weight"), &[to, from])?;
         Ok(Linear::new(&stored, self.weights.read(&format!("{name}.bias"), &[to])?))
     }
 
-    fn norm(&mut self, name: &str, config: &Config) -> Result<Norm, LoadError> {
+    fn norm(&self, name: &str, config: &Config) -> Result<Norm, LoadError> {
         let shape = [config.hidden];
         // Checkpoints converted from TensorFlow say gamma and beta.
         let old = self.weights.entries().contains_key(&format!("{}{name}.gamma", self.prefix));

@@ -1,6 +1,5 @@
 //! The sentinel at work: windows in, findings out.
 
-use std::io::Cursor;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -61,7 +60,7 @@ impl Sentinel {
         let config: Config = serde_json::from_str(config)
             .map_err(|error| LoadError::malformed(&config_path, error))?;
         config.check(&config_path)?;
-        let weights = Weights::new(&path.join("model.safetensors"), Cursor::new(weights))?;
+        let weights = Weights::new(&path.join("model.safetensors"), weights)?;
         Self::from_weights(config, weights, device)
     }
 
@@ -71,12 +70,12 @@ impl Sentinel {
         Self::from_weights(Config::read(dir)?, weights, device)
     }
 
-    fn from_weights<R: std::io::Read + std::io::Seek>(
+    fn from_weights<B: AsRef<[u8]>>(
         config: Config,
-        mut weights: Weights<R>,
+        weights: Weights<B>,
         device: DeviceChoice,
     ) -> Result<Self, LoadError> {
-        let layers = net::read(&config, &mut weights)?;
+        let layers = net::read(&config, &weights)?;
         Ok(Self::new(config, layers, device.open()?.device))
     }
 

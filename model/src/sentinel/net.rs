@@ -1,7 +1,5 @@
 //! The autoencoder: two layers down to a few numbers, two layers up again.
 
-use std::io::{Read, Seek};
-
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::activation::tanh;
@@ -86,9 +84,9 @@ pub(super) fn random(config: &Config, rng: &mut StdRng) -> Layers {
 }
 
 /// Reads the numbers of a stored network.
-pub(super) fn read<R: Read + Seek>(
+pub(super) fn read<B: AsRef<[u8]>>(
     config: &Config,
-    weights: &mut Weights<R>,
+    weights: &Weights<B>,
 ) -> Result<Layers, LoadError> {
     let mut layers = Vec::with_capacity(LAYERS);
     for (name, shape) in NAMES.iter().zip(shapes(config)) {

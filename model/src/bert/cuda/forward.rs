@@ -80,7 +80,7 @@ impl Cuda {
 
     pub(crate) fn load(
         config: &Config,
-        reader: &mut Reader,
+        reader: &Reader,
         dtype: Dtype,
         card: &Card,
     ) -> Result<Self, LoadError> {
