@@ -97,11 +97,11 @@ impl Drop for Cluster {
 }
 
 /// Every namespace in which an object lies: ours as we make it, those of others plain.
-fn namespaces<'a>(all: impl Iterator<Item = &'a Object> + Clone) -> Vec<Object> {
-    let names: BTreeSet<&str> = all.clone().map(Object::namespace).collect();
+fn namespaces(all: &[&Object]) -> Vec<Object> {
+    let names: BTreeSet<&str> = all.iter().map(|one| one.namespace()).collect();
     let make = |name: &str| {
-        let ours = all.clone().find(|one| one.is("Namespace", "", name)).cloned();
-        ours.unwrap_or_else(|| {
+        let ours = all.iter().find(|one| one.is("Namespace", "", name));
+        ours.map(|one| (*one).clone()).unwrap_or_else(|| {
             Object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
         })
     };
@@ -113,7 +113,7 @@ fn an_api_server_takes_every_overlay_without_a_word() {
     let test = "an_api_server_takes_every_overlay_without_a_word";
     let Some(mut cluster) = Cluster::named(test) else { return };
     let Some(all) = overlays(test) else { return };
-    for namespace in namespaces(all.values().flatten()) {
+    for namespace in namespaces(&all.values().flatten().collect::<Vec<_>>()) {
         cluster.make(&namespace);
     }
     let said = each(all, |objects| cluster.objections(objects));

@@ -108,13 +108,40 @@ impl Scene {
     }
 }
 
+/// A scaler for the queues of this broker, where the cluster reaches it, and its address.
+fn scaler(workplace: &Workplace, broker: &str, namespace: &str) -> (Process, String) {
+    let host = std::env::var("EBB_TEST_HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
+    let config = workplace.path("scaler.toml");
+    let page = format!(
+        "[profiles.default]\nurl = \"{broker}\"\n[[policy]]\nnamespaces = [\"{namespace}\"]\n\
+         profiles = [\"default\"]\n"
+    );
+    fs::write(&config, page).unwrap();
+    let mut command = workplace.command("ebb-scaler", &["--http-listen", "127.0.0.1:0"]);
+    command.arg("--listen").arg(format!("{host}:0")).arg("--config").arg(config);
+    let mut scaler = Process::start(command.env_remove("EBB_QUEUE"));
+    let grpc = scaler.says("its address", |said| address(said, "listen="));
+    (scaler, grpc)
+}
+
+/// The pool in a namespace as the base makes it.
+fn make(cluster: &mut Cluster, objects: &[Object], namespace: &str, scaler: &str) {
+    let home = objects.iter().find(|one| one.is("Namespace", "", "ebb-workers"));
+    let mut home = home.unwrap().clone();
+    home.0["metadata"]["name"] = json!(namespace);
+    cluster.make(&home);
+    let (classes, pool): (Vec<_>, Vec<_>) =
+        pool(objects, namespace, scaler).into_iter().partition(|one| one.kind() == "PriorityClass");
+    classes.iter().for_each(|class| cluster.make(class));
+    assert_eq!(cluster.apply(&pool, &[]).ok().stderr, "");
+}
+
 #[test]
 fn keda_takes_a_pool_from_none_to_one_to_all_and_back() {
     let test = "keda_takes_a_pool_from_none_to_one_to_all_and_back";
     let Some(mut cluster) = Cluster::named(test) else { return };
     let Some(all) = overlays(test) else { return };
     let objects = &all["overlays/nats-cpu"];
-    let host = std::env::var("EBB_TEST_HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
     let namespace = format!("ebb-test-{}", std::process::id());
 
     let runtime = Runtime::new().unwrap();
@@ -122,29 +149,8 @@ fn keda_takes_a_pool_from_none_to_one_to_all_and_back() {
     let nats = runtime.block_on(Nats::start(options)).unwrap();
     let workplace = Workplace::new().on(format!("{}?queue=jobs", nats.url()), None);
     workplace.ebb(&["queue", "init"]).ok();
-    let config = workplace.path("scaler.toml");
-    let page = format!(
-        "[profiles.default]\nurl = \"{}\"\n[[policy]]\nnamespaces = [\"{namespace}\"]\nprofiles = \
-         [\"default\"]\n",
-        nats.url()
-    );
-    fs::write(&config, page).unwrap();
-    let mut command = workplace.command("ebb-scaler", &["--http-listen", "127.0.0.1:0"]);
-    command.arg("--listen").arg(format!("{host}:0")).arg("--config").arg(config);
-    let mut scaler = Process::start(command.env_remove("EBB_QUEUE"));
-    let grpc = scaler.says("its address", |said| address(said, "listen="));
-
-    // The namespace as the base makes it, and what the pool takes of the cluster.
-    let mut home =
-        objects.iter().find(|one| one.is("Namespace", "", "ebb-workers")).unwrap().clone();
-    home.0["metadata"]["name"] = json!(namespace);
-    cluster.make(&home);
-    let mut pool = pool(objects, &namespace, &grpc);
-    pool.sort_by_key(|one| one.kind() != "PriorityClass");
-    cluster.make(&pool.remove(0));
-    let applied = cluster.apply(&pool, &[]).ok();
-    assert_eq!(applied.stderr, "");
-
+    let (mut scaler, grpc) = scaler(&workplace, &nats.url(), &namespace);
+    make(&mut cluster, objects, &namespace, &grpc);
     let (_, mut environment) = environment(objects, "ebb-worker", Some("worker")).unwrap();
     for (name, value) in [
         ("EBB_QUEUE", workplace.queue().as_str()),
@@ -154,14 +160,8 @@ fn keda_takes_a_pool_from_none_to_one_to_all_and_back() {
     ] {
         environment.insert(name.to_owned(), value.to_owned());
     }
-    let mut scene = Scene {
-        cluster,
-        namespace,
-        workplace,
-        environment,
-        workers: BTreeMap::new(),
-        replicas: Vec::new(),
-    };
+    let (workers, replicas) = (BTreeMap::new(), Vec::new());
+    let mut scene = Scene { cluster, namespace, workplace, environment, workers, replicas };
     // A Deployment without `replicas` begins with one.
     let minutes = |n: u64| Duration::from_secs(60 * n);
     scene.until("an idle pool of none", minutes(2), |scene| scene.replicas.last() == Some(&0));
