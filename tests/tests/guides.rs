@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use e2e::{Workplace, tracked_files, workspace_root};
+use e2e::{Workplace, run, tracked_files, workspace_root};
 use ebb_proto::keda::ScaledObjectRef;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use serde_json::Value;
@@ -91,4 +91,19 @@ async fn the_scaler_takes_every_trigger_of_the_guides() {
         }
     }
     assert!(n_triggers >= 4, "the guides show triggers; found {n_triggers}");
+}
+
+#[test]
+fn the_first_job_of_the_installation_is_one_that_the_workers_take() {
+    let shell = blocks("sh").into_iter().find(|block| block.text.contains("enqueue --wait"));
+    let Block { place, text } = shell.expect("a guide has a first job");
+    let (_, job) = text.split_once("readings=").expect("it is a window of readings");
+    let workplace = Workplace::new();
+    let ebb = workplace.command("ebb", &[]);
+    let ebb = ebb.get_program().to_str().expect("a path is text");
+    let job = format!("readings={job}").replace("cargo run --release --", ebb);
+    let _worker = workplace.start(&["worker", "--model", "sentinel"]);
+    let mut command = std::process::Command::new("sh");
+    let result = run(command.args(["-euc", &job]).env("EBB_QUEUE", workplace.queue()), "").ok();
+    assert_eq!(result.json()["outcome"], "completed", "{place}");
 }

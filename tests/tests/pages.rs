@@ -311,12 +311,15 @@ fn every_flag_on_our_pages_exists() {
 #[test]
 fn every_variable_on_our_pages_exists() {
     // Read by the tests and benches.
-    const OTHERS: [&str; 5] = [
+    const OTHERS: [&str; 8] = [
         "EBB_NATS_SERVER",
         "EBB_NATS_SERVER_OLDEST",
         "EBB_RABBITMQ_SERVER",
         "EBB_REDIS_SERVER",
         "EBB_SKIP_BROKERS",
+        "EBB_TEST_HOST",
+        "EBB_TEST_IMAGES",
+        "EBB_TEST_KUBECONFIG",
     ];
     let variable = Regex::new(r"\bEBB_[A-Z][A-Z_]*[A-Z]\b").unwrap();
     let help = Help::of_ours();

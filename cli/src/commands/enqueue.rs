@@ -123,7 +123,7 @@ error. A failed job exits with 1.
 
 Examples:
   ebb enqueue "The tide turns." --wait
-  ebb enqueue '{"machine":"pump-7","readings":[[1.1,60.2,4.0]]}' --priority high
+  ebb enqueue '{"input":"The tide turns.","dimensions":128}' --priority high
   ebb enqueue --file jobs.jsonl --wait --timeout 5m > results.jsonl
   journalctl -f -o cat | jq -cR . | ebb enqueue - --ttl 1h"#;
 

@@ -135,13 +135,14 @@ fn options(
 fn heed(event: &Event, link: &Link, refusal: &Refusal) {
     match event {
         Event::Connected => link.restored(),
-        Event::Disconnected | Event::Closed => link.lost(event),
+        Event::Disconnected => link.lost(event),
         Event::ServerError(error) => {
             tracing::warn!(%error, "the broker refused something");
             refusal.note(error.to_string());
         }
         Event::ClientError(error) => tracing::warn!(%error, "the broker's client failed"),
-        Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {
+        // `Closed` is our own end, and no loss.
+        Event::Closed | Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {
             tracing::debug!(%event, "the broker says");
         }
     }
@@ -182,4 +183,18 @@ fn identified(address: &NatsAddress) -> Result<ConnectOptions> {
             Ok(auth)
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_end_is_no_loss() {
+        let (link, refusal) = (Link::new("nats"), Refusal::default());
+        heed(&Event::Closed, &link, &refusal);
+        assert_eq!((link.is_up(), link.n_losses()), (true, 0));
+        heed(&Event::Disconnected, &link, &refusal);
+        assert_eq!((link.is_up(), link.n_losses()), (false, 1));
+    }
 }

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod cluster;
+mod cycle;
 mod hardening;
 mod images;
 mod life;

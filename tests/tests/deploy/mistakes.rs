@@ -31,7 +31,7 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
 
 /// What is changed in which object: a place in it, what stands there then (nothing when it is taken
 /// away), and words of the rule that finds it.
-type Mistake = (&'static str, &'static str, Value, &'static str);
+pub(crate) type Mistake = (&'static str, &'static str, Value, &'static str);
 
 const WORKER: &str = "Deployment ebb-workers/ebb-worker";
 const SCALER: &str = "Deployment ebb/ebb-scaler";
@@ -158,6 +158,16 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
         "overlays/nats-gpu-scaledjob" => vec![
             (JOBS, "/spec/triggers/0/metadata/mode", json!("jobs"), "go together"),
             (JOBS, "/spec/scalingStrategy/pendingPodConditions", Value::Null, "makes more Jobs"),
+            (
+                JOBS,
+                "/spec/jobTargetRef/template/spec/containers/0/ports/0/protocol",
+                Value::Null,
+                "names no protocol",
+            ),
+        ],
+        "overlays/warm-pool-sandbox" => vec![
+            (POOL, "/spec/cooldownPeriod", json!(600), "warns of its cooldownPeriod"),
+            (POOL, "/spec/pollingInterval", json!(15), "warns of its pollingInterval"),
         ],
         "overlays/nats-gpu-canary" => vec![
             (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
@@ -196,12 +206,18 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
                 json!("/*"),
                 "opens other pages than /metrics",
             ),
+            (
+                "VirtualService ebb/ebb-scaler",
+                "/spec/http/0/timeout",
+                json!("0s"),
+                "cuts streams off",
+            ),
         ],
         _ => Vec::new(),
     }
 }
 
-fn made(objects: &[Object], mistake: &Mistake) -> Vec<Object> {
+pub(crate) fn made(objects: &[Object], mistake: &Mistake) -> Vec<Object> {
     let (object, place, value, _) = mistake;
     let mut objects = objects.to_vec();
     let at = objects.iter().position(|one| one.to_string() == *object);

@@ -161,6 +161,7 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
     }
     found.extend(doors(all, &every, &flows));
     found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
+    found.extend(all.iter().flat_map(streams));
     found
 }
 
@@ -197,6 +198,20 @@ fn mesh(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
         found.push(format!("{}: the mesh opens other pages than /metrics", pods.owner));
     }
     found
+}
+
+/// KEDA's push streams are open for as long as they like. Without a `timeout` the mesh has none,
+/// and Istio's definition takes no 0s.
+fn streams(object: &Object) -> Vec<String> {
+    let routes = list(&object.0, "/spec/http").iter();
+    let of_streams = |route: &&Value| {
+        let prefixes = list(route, "/match").iter().map(|one| text(one, "/uri/prefix"));
+        prefixes.into_iter().any(|prefix| prefix.ends_with("/Stream"))
+    };
+    let limited = routes.filter(of_streams).filter(|route| route.get("timeout").is_some());
+    limited
+        .map(|route| format!("{object}: cuts streams off: timeout {}", route["timeout"]))
+        .collect()
 }
 
 /// The port of the pods behind a port of a Service.

@@ -52,7 +52,7 @@ impl fmt::Display for Object {
 }
 
 /// The program that renders; it knows components since its version 1.21.
-fn kubectl() -> Option<PathBuf> {
+pub(crate) fn kubectl() -> Option<PathBuf> {
     let path = std::env::var_os("EBB_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
     let version = Command::new(&path).args(["version", "--client", "-o", "json"]).output().ok()?;
     let version: Value = serde_json::from_slice(&version.stdout).ok()?;

@@ -68,7 +68,7 @@ fn the_scaler_takes_every_trigger_that_we_ship() {
 
 /// The arguments and the environment of the first container of an image of ours that runs this
 /// command; an image of one program has none.
-fn environment(
+pub(crate) fn environment(
     objects: &[Object],
     image: &str,
     command: Option<&str>,
@@ -84,7 +84,7 @@ fn environment(
     })
 }
 
-fn address(said: &str, mark: &str) -> Option<String> {
+pub(crate) fn address(said: &str, mark: &str) -> Option<String> {
     let rest = said.split(mark).nth(1)?;
     let end = rest.find(|c: char| c.is_whitespace() || c == '"' || c == ',')?;
     Some(rest[..end].to_owned())

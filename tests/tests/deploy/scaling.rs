@@ -25,7 +25,14 @@ pub(crate) fn scaling(all: &[Object]) -> Vec<String> {
         if types.clone().any(|one| one != "external-push") {
             wrong("is not woken by the push of an external-push trigger".to_owned());
         }
-        let most = object.0["spec"]["maxReplicaCount"].as_u64().unwrap_or(100);
+        let spec = &object.0["spec"];
+        let stays = spec["minReplicaCount"].as_u64().is_some_and(|least| least > 0);
+        for field in ["cooldownPeriod", "pollingInterval"] {
+            if stays && spec.get("idleReplicaCount").is_none() && spec.get(field).is_some() {
+                wrong(format!("never goes to zero, for which KEDA warns of its {field}"));
+            }
+        }
+        let most = spec["maxReplicaCount"].as_u64().unwrap_or(100);
         let at = "/spec/advanced/horizontalPodAutoscalerConfig/behavior";
         let behavior = object.0.pointer(at).unwrap_or(&Value::Null);
         let pods_in = |way: &str| {
@@ -80,9 +87,14 @@ fn of_jobs(all: &[Object], object: &Object) -> Vec<String> {
         found.push("makes more Jobs while the first ones load their model".to_owned());
     }
     let of_it = pods(all).into_iter().find(|pods| std::ptr::eq(pods.owner, object));
-    let spec = of_it.map_or(&Value::Null, |pods| pods.spec);
+    let spec = of_it.as_ref().map_or(&Value::Null, |pods| pods.spec);
     if spec["restartPolicy"] != "Never" {
         found.push("its pods are restarted".to_owned());
+    }
+    let containers = of_it.iter().flat_map(Pods::containers);
+    let mut ports = containers.flat_map(|one| list(one.value, "/ports"));
+    if ports.any(|port| port.get("protocol").is_none()) {
+        found.push("a port names no protocol, which KEDA's definition wants".to_owned());
     }
     let args = list(spec, "/containers/0/args");
     if !args.iter().any(|word| word == "--exit-when-empty") {
