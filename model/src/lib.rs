@@ -45,7 +45,7 @@ pub trait Model: 'static {
     /// What one job gets.
     type Output: Send + 'static;
 
-    /// How the rows of a batch lie on the device.
+    /// How the rows of a batch lie on the device, as far as whoever makes batches is concerned.
     fn layout(&self) -> Layout {
         Layout::Padded
     }

@@ -85,11 +85,12 @@ impl Body {
         &self.name
     }
 
-    /// How the texts of a batch lie.
+    /// How batches are to be counted.
     pub(crate) fn layout(&self) -> Layout {
         match self.way {
-            Way::EndToEnd(_) => Layout::Packed,
-            Way::SideBySide(_) => Layout::Padded,
+            // End to end as they lie, a processor has little to do before the first row: there a
+            // short text is better off among its like than beside a long one, for which it waits.
+            Way::EndToEnd(_) | Way::SideBySide(_) => Layout::Padded,
             #[cfg(feature = "cuda")]
             Way::Cuda(_) => Layout::Packed,
         }
@@ -106,9 +107,11 @@ impl Body {
 
     /// Runs a few shapes, so that the first job does not pay for what happens once.
     pub(crate) fn warm_up(&self, pick: Pick, longest: usize) -> Result<(), InferError> {
-        let shapes = match self.layout() {
-            Layout::Padded => &WARM_UP[..],
-            Layout::Packed => &WARM_UP_PACKED,
+        let shapes = match self.way {
+            Way::SideBySide(_) => &WARM_UP[..],
+            Way::EndToEnd(_) => &WARM_UP_PACKED,
+            #[cfg(feature = "cuda")]
+            Way::Cuda(_) => &WARM_UP_PACKED,
         };
         for &(rows, length) in shapes {
             self.warm_shape(pick, Shape { rows, length: length.min(longest) })?;
