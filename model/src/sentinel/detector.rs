@@ -61,21 +61,21 @@ impl Sentinel {
             .map_err(|error| LoadError::malformed(&config_path, error))?;
         config.check(&config_path)?;
         let weights = Weights::new(&path.join("model.safetensors"), weights)?;
-        Self::from_weights(config, weights, device)
+        Self::from_weights(config, &weights, device)
     }
 
     /// Reads a directory that [`Self::save`] wrote.
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
         let weights = Weights::open(&dir.join("model.safetensors"))?;
-        Self::from_weights(Config::read(dir)?, weights, device)
+        Self::from_weights(Config::read(dir)?, &weights, device)
     }
 
     fn from_weights<B: AsRef<[u8]>>(
         config: Config,
-        weights: Weights<B>,
+        weights: &Weights<B>,
         device: DeviceChoice,
     ) -> Result<Self, LoadError> {
-        let layers = net::read(&config, &weights)?;
+        let layers = net::read(&config, weights)?;
         Ok(Self::new(config, layers, device.open()?.device))
     }
 
