@@ -250,7 +250,6 @@ impl<T> Batcher<T> {
         let mut full = self.is_over(size);
         for place in self.by_likeness(leader) {
             if size.cost() >= view.enough {
-                full = true;
                 break;
             }
             let candidate = self.waiting[place].entry.size;

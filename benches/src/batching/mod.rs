@@ -20,8 +20,9 @@ const WARM_UP: f64 = 0.1;
 ///
 /// Jobs of 8 to 512 tokens come by chance, at a share of what both sides can do. The other side
 /// gets the size and window that are best for it on these arrivals. Texts lie end to end on our
-/// side, as our models have them, or padded, as burn's kernels do; on the other side too, or padded
-/// alone. In virtual time and from a seed: the same command prints the same figures anywhere.
+/// side, as our kernels have them on a GPU, or padded, as batches are counted elsewhere; on the
+/// other side too, or padded alone. In virtual time and from a seed: the same command prints the
+/// same figures anywhere.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Jobs per round
