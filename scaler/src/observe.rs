@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use ebb_queue::{
     Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Warning,
 };
-use ebb_telemetry::SpanContext;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -16,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::decision::Snapshot;
 use crate::learn::{Learned, Learner};
 use crate::profiles::Place;
-use crate::trace;
+use crate::trace::{self, LookSpan};
 use crate::watch::{Look, Shared, View};
 
 /// Opens queues to be looked at.
@@ -227,7 +226,7 @@ impl Observer {
         &self,
         url: &QueueUrl,
         seen: std::result::Result<&Snapshot, &Error>,
-    ) -> Option<SpanContext> {
+    ) -> Option<LookSpan> {
         trace::looked(&self.shared.traces, &self.place, url, self.asked, seen)
     }
 }

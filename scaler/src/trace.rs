@@ -54,6 +54,14 @@ fn caller(metadata: &MetadataMap) -> Option<SpanContext> {
     read_traceparent(text("traceparent")?, text("tracestate"))
 }
 
+/// A look's span, as its edges need it.
+#[derive(Debug, Clone)]
+pub(crate) struct LookSpan {
+    context: SpanContext,
+    /// Kept, since the time of day worked out again would be another.
+    since: SystemTime,
+}
+
 /// Notes a look at a queue, and says what its edges are part of.
 pub(crate) fn looked(
     traces: &Traces,
@@ -61,9 +69,10 @@ pub(crate) fn looked(
     url: &QueueUrl,
     (cause, begun): (Cause, Instant),
     seen: Result<&Snapshot, &Error>,
-) -> Option<SpanContext> {
+) -> Option<LookSpan> {
+    let since = SystemTime::now() - begun.elapsed();
     let mut span = traces.begin(|| NewSpan {
-        since: moment(begun),
+        since,
         fields: vec![
             KeyValue::new("profile", place.profile.to_string()),
             KeyValue::new("queue", place.queue.clone()),
@@ -83,21 +92,17 @@ pub(crate) fn looked(
             span.fail();
         }
     }
-    span.context()
+    span.context().map(|context| LookSpan { context, since })
 }
 
 /// Notes that a stream told an edge: from the look that brought it to the telling.
 pub(crate) fn told(traces: &Traces, reason: Reason, view: &View, queue: &str) {
-    let Some(look) = view.look.as_ref().filter(|_| reason == Reason::Edge) else { return };
+    let look = view.look.as_ref().filter(|_| reason == Reason::Edge);
+    let Some(look) = look.and_then(|look| look.span.as_ref()) else { return };
     drop(traces.begin(|| NewSpan {
-        parent: look.span.clone(),
-        since: moment(look.at),
+        parent: Some(look.context.clone()),
+        since: look.since,
         fields: vec![KeyValue::new("queue", queue.to_owned())],
         ..NewSpan::new("edge", SpanKind::Producer)
     }));
-}
-
-/// The time of day at a moment that has passed.
-fn moment(at: Instant) -> SystemTime {
-    SystemTime::now() - at.elapsed()
 }

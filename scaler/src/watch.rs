@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, Timestamp, Warning};
-use ebb_telemetry::{SpanContext, Traces};
+use ebb_telemetry::Traces;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use crate::decision::Snapshot;
 use crate::metrics::Metrics;
 use crate::observe::{Connect, Observer};
 use crate::profiles::{Place, Profile, Profiles};
+use crate::trace::LookSpan;
 
 /// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit easily.
 const FIRST_WAIT: Duration = Duration::from_millis(750);
@@ -73,7 +74,7 @@ pub(crate) struct Look {
     /// By our clock, when the broker was asked.
     pub(crate) at: Instant,
     /// Its span, when traces are on.
-    pub(crate) span: Option<SpanContext>,
+    pub(crate) span: Option<LookSpan>,
 }
 
 /// Why nothing can be said about a queue. It is never said that there is nothing in it.
