@@ -1,6 +1,8 @@
 //! KEDA's calls at scale: thousands of ScaledObjects on a few queues whose depth changes, all on
 //! the one connection that KEDA has.
 
+mod bare;
+mod clock;
 mod load;
 mod queues;
 
@@ -13,14 +15,16 @@ use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
 use crate::report::{Table, percentile, print, progress, rounded};
 use crate::scaler::ScalerProcess;
-use load::{Load, Tally};
+pub(crate) use bare::{BareScalerArgs, bare};
+use load::{Load, Object, Tally};
 use queues::Queues;
 
 /// KEDA's three calls for thousands of ScaledObjects
 ///
 /// Starts `ebb scaler` and calls GetMetricSpec, GetMetrics and IsActive in turn for one object
 /// after the other, at a steady rate, whether earlier calls are done or not. Then the same once
-/// more for a scaler with one object for each queue: the broker must not notice the difference.
+/// more for a scaler with one object for each queue: the broker must not notice the difference;
+/// and for a bare gRPC server that answers the same to everybody: so much of it is the machine's.
 /// Exits with 1 if a call fails, if an answer is not what is in the queue, or if the calls to the
 /// broker grow with the objects.
 #[derive(Debug, clap::Args)]
@@ -60,6 +64,7 @@ pub(crate) struct Args {
 /// What one scaler did.
 #[derive(Debug, Serialize)]
 struct Side {
+    server: &'static str,
     objects: usize,
     triples_per_s: f64,
     p50_ms: f64,
@@ -83,6 +88,10 @@ struct Report {
     #[serde(flatten)]
     many: Side,
     few: Side,
+    /// With as many objects as `many`, and nothing behind it.
+    bare: Side,
+    p50_ratio: f64,
+    p99_ratio: f64,
 }
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -106,9 +115,15 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         let log = logs.path().join(format!("{name}.log"));
         let scaler = ScalerProcess::start(&ebb, queues.first(), &flags, log).await?;
         progress(format_args!("{} s of calls for {n_objects} objects", args.seconds));
-        sides.push(side(&scaler, &queues, n_objects, args).await?);
+        sides.push(side("ebb scaler", &scaler, queues.objects(n_objects), args).await?);
         scaler.stop().await?;
     }
+    let scaler = ScalerProcess::bare(&logs.path().join("bare.log")).await?;
+    progress(format_args!("{} s of calls to a bare server", args.seconds));
+    let objects = queues.objects(args.objects).into_iter();
+    let objects = objects.map(|object| Object { values: bare::JOBS..=bare::JOBS, ..object });
+    let bare = side("bare gRPC", &scaler, objects.collect(), args).await?;
+    scaler.stop().await?;
     let changes_per_s = changing.stop().await?;
     let (Some(many), Some(few)) = (sides.pop(), sides.pop()) else {
         anyhow::bail!("there are two sides");
@@ -118,8 +133,11 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         queues: args.queues,
         rate: args.rate,
         changes_per_s: rounded(changes_per_s, 1),
+        p50_ratio: rounded(many.p50_ms / bare.p50_ms, 2),
+        p99_ratio: rounded(many.p99_ms / bare.p99_ms, 2),
         many,
         few,
+        bare,
     };
     print(json, &report.table(), &report)?;
     report.check()
@@ -127,12 +145,13 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
 /// Calls one scaler for a while, and looks at what that cost it.
 async fn side(
+    server: &'static str,
     scaler: &ScalerProcess,
-    queues: &Queues,
-    n_objects: usize,
+    objects: Vec<Object>,
     args: &Args,
 ) -> anyhow::Result<Side> {
-    let load = Load::new(scaler.client().await?, queues.objects(n_objects), args.rate);
+    let n_objects = objects.len();
+    let load = Load::start(scaler.address(), objects, args.rate)?;
     load.run(WARM_UP).await?;
     let (looks, cpu, began) = (scaler.looks().await?, scaler.cpu_time(), Instant::now());
     let tally = load.run(Duration::from_secs(args.seconds.into())).await?;
@@ -144,6 +163,7 @@ async fn side(
         progress(words);
     }
     Ok(Side {
+        server,
         objects: n_objects,
         triples_per_s: rounded(millis.len() as f64 / seconds, 1),
         p50_ms: rounded(percentile(&millis, 0.5), 2),
@@ -160,6 +180,7 @@ async fn side(
 impl Report {
     fn table(&self) -> Table {
         let mut table = Table::new([
+            "server",
             "objects",
             "triples/s",
             "p50 ms",
@@ -171,8 +192,9 @@ impl Report {
             "errors",
             "wrong",
         ]);
-        for side in [&self.few, &self.many] {
+        for side in [&self.few, &self.many, &self.bare] {
             table.row([
+                side.server.to_owned(),
                 side.objects.to_string(),
                 format!("{:.0}", side.triples_per_s),
                 format!("{:.2}", side.p50_ms),
@@ -189,7 +211,7 @@ impl Report {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        let sides = [&self.few, &self.many];
+        let sides = [&self.few, &self.many, &self.bare];
         let (errors, wrong) = sides
             .iter()
             .fold((0, 0), |(errors, wrong), side| (errors + side.errors, wrong + side.wrong));

@@ -60,6 +60,8 @@ enum Command {
     #[command(hide = true)]
     Bare(overhead::BareArgs),
     #[command(hide = true)]
+    BareScaler(calls::BareScalerArgs),
+    #[command(hide = true)]
     Publisher(notify::PublisherArgs),
 }
 
@@ -111,6 +113,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "cpu")]
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
+        Command::BareScaler(args) => calls::bare(&args).await,
         Command::Publisher(args) => notify::publish(&args).await,
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-pub(crate) use process::ScalerProcess;
+pub(crate) use process::{NOWHERE, ScalerProcess, client};
 
 /// A scaler on a free port of the loopback, with its defaults otherwise.
 pub(crate) struct Scaler {
@@ -39,8 +39,7 @@ impl Scaler {
         let address = scaler.local_addr()?;
         let stop = CancellationToken::new();
         let served = tokio::spawn(scaler.serve(stop.clone()));
-        let client = ExternalScalerClient::connect(format!("http://{address}")).await;
-        let client = client.with_context(|| format!("the scaler does not answer on {address}"))?;
+        let client = client(&address.to_string()).await?;
         Ok(Self { client, stop, served })
     }
 

@@ -11,6 +11,7 @@ use ebb_model::pull::cached;
 use ebb_telemetry::{LogArgs, LogFormat, Stop};
 
 use ebb_worker::WorkerArgs;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{dlq, enqueue, model, queue, result, scaler, split, up};
@@ -112,7 +113,10 @@ pub fn run(mut cli: Cli) -> ExitCode {
 
 fn start(cli: Cli) -> Result<Exit> {
     ebb_telemetry::init_logging(&cli.log).map_err(usage)?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let runtime = match &cli.command {
+        Command::Scaler(command) if command.serves() => command.runtime()?,
+        _ => Runtime::new().context("cannot start the runtime")?,
+    };
     let ended = runtime.block_on(execute(cli.command, Output { json: cli.json }));
     // A read of standard input that nobody waits for any more must not hold the process.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -15,11 +15,14 @@ struct Cli {
     log: LogArgs,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
+    cli.scaler.runtime()?.block_on(serve(cli.scaler))
+}
+
+async fn serve(args: ScalerArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
-    ebb_scaler::run(cli.scaler, stop).await
+    ebb_scaler::run(args, stop).await
 }

@@ -1,15 +1,19 @@
 //! KEDA's polls at a steady rate, whether the earlier ones are answered or not.
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_proto::keda::{GetMetricsRequest, MetricSpec, MetricValue, ScaledObjectRef};
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Channel;
+
+use super::clock::Clock;
+use crate::scaler::client;
 
 /// A ScaledObject, and what its metric may be.
 pub(super) struct Object {
@@ -17,12 +21,14 @@ pub(super) struct Object {
     pub(super) values: RangeInclusive<f64>,
 }
 
-/// Polls of many objects on one connection.
+/// Polls of many objects on one connection, from a thread of their own: the fewer threads wake each
+/// other, the less of what is measured is the machine's.
 pub(super) struct Load {
-    client: ExternalScalerClient<Channel>,
-    objects: Arc<[Object]>,
-    rate: u32,
+    orders: mpsc::Sender<Order>,
 }
+
+/// A while of polls, and who is told what came of it.
+type Order = (Duration, oneshot::Sender<anyhow::Result<Tally>>);
 
 /// What came of a while.
 #[derive(Debug, Default)]
@@ -49,54 +55,70 @@ const AT_ONCE: usize = 8_192;
 const LIMIT: Duration = Duration::from_secs(10);
 
 impl Load {
-    pub(super) fn new(
-        client: ExternalScalerClient<Channel>,
-        objects: Vec<Object>,
-        rate: u32,
-    ) -> Self {
-        Self { client, objects: objects.into(), rate }
+    /// Polls of the scaler there; so many objects are polled in a second.
+    pub(super) fn start(address: &str, objects: Vec<Object>, rate: u32) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (orders, mut taken) = mpsc::channel::<Order>(1);
+        let (address, objects) = (address.to_owned(), Arc::from(objects));
+        let serve = async move {
+            let mut connection = None;
+            while let Some((span, reply)) = taken.recv().await {
+                let tally = async {
+                    let client = match &connection {
+                        Some(client) => client,
+                        None => connection.insert(client(&address).await?),
+                    };
+                    run(client, &objects, rate, span).await
+                };
+                drop(reply.send(tally.await));
+            }
+        };
+        std::thread::Builder::new().name("load".into()).spawn(move || runtime.block_on(serve))?;
+        Ok(Self { orders })
     }
 
     /// Polls one object after the other for so long.
     pub(super) async fn run(&self, span: Duration) -> anyhow::Result<Tally> {
-        let n_polls = (span.as_secs_f64() * f64::from(self.rate)) as usize;
-        let runtime = tokio::runtime::Handle::current();
-        let tally = Arc::new(Mutex::new(Tally::default()));
-        let room = Arc::new(Semaphore::new(AT_ONCE));
-        let (client, objects, rate) = (self.client.clone(), Arc::clone(&self.objects), self.rate);
-        let (told, under_way) = (Arc::clone(&tally), Arc::clone(&room));
-        // A thread of its own: the runtime's timer is a millisecond wide.
-        let clock = move || {
-            let began = Instant::now();
-            for n in 0..n_polls {
-                let due = began + Duration::from_secs_f64(n as f64 / f64::from(rate));
-                sleep_until(due);
-                let Ok(permit) = Arc::clone(&under_way).try_acquire_owned() else {
-                    lock(&told).count(Err(Mishap::Error(Status::aborted("too many wait"))));
-                    continue;
-                };
-                let (client, objects, told) =
-                    (client.clone(), Arc::clone(&objects), Arc::clone(&told));
-                runtime.spawn(async move {
-                    let polled = poll(client, &objects[n % objects.len()]).await;
-                    let took = due.elapsed();
-                    lock(&told).count(polled.map(|()| took));
-                    drop(permit);
-                });
-            }
-        };
-        tokio::task::spawn_blocking(clock).await?;
-        let all = room.acquire_many(AT_ONCE as u32);
-        let all = tokio::time::timeout(LIMIT, all).await;
-        drop(all.context("calls are not answered after 10 s")??);
-        let tally = std::mem::take(&mut *lock(&tally));
-        ensure!(
-            !tally.millis.is_empty(),
-            "no call was answered: {}",
-            tally.words.unwrap_or_default()
-        );
-        Ok(tally)
+        let (reply, told) = oneshot::channel();
+        let order = self.orders.send((span, reply)).await;
+        order.ok().context("the thread that polls has ended")?;
+        told.await.context("the thread that polls has ended")?
     }
+}
+
+async fn run(
+    client: &ExternalScalerClient<Channel>,
+    objects: &Arc<[Object]>,
+    rate: u32,
+    span: Duration,
+) -> anyhow::Result<Tally> {
+    let n_polls = (span.as_secs_f64() * f64::from(rate)) as usize;
+    let (mut polls, mut tally) = (JoinSet::new(), Tally::default());
+    let mut clock = Clock::start(rate)?;
+    for n in 0..n_polls {
+        let due = clock.tick().await?;
+        while let Some(polled) = polls.try_join_next() {
+            tally.count(polled?);
+        }
+        if polls.len() >= AT_ONCE {
+            tally.count(Err(Mishap::Error(Status::aborted("too many wait"))));
+            continue;
+        }
+        let (client, objects) = (client.clone(), Arc::clone(objects));
+        polls.spawn(async move {
+            poll(client, &objects[n % objects.len()]).await.map(|()| due.elapsed())
+        });
+    }
+    let rest = async {
+        while let Some(polled) = polls.join_next().await {
+            tally.count(polled?);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, rest).await.context("calls are not answered after 10 s")??;
+    let words = tally.words.as_deref().unwrap_or_default();
+    ensure!(!tally.millis.is_empty(), "no call was answered: {words}");
+    Ok(tally)
 }
 
 impl Tally {
@@ -139,19 +161,4 @@ async fn poll(mut client: ExternalScalerClient<Channel>, object: &Object) -> Res
         return Err(Mishap::Wrong(words));
     }
     Ok(())
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "on a thread of its own, to the microsecond, which no timer of the runtime can"
-)]
-fn sleep_until(due: Instant) {
-    let left = due.saturating_duration_since(Instant::now());
-    if !left.is_zero() {
-        std::thread::sleep(left);
-    }
-}
-
-fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }

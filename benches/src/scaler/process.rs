@@ -7,18 +7,22 @@ use anyhow::{Context, bail, ensure};
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
 use crate::broker::Place;
 use crate::process::{command, cpu_time, peak_mib, start, stop, tail};
+
+/// What a scaler says instead of an address that it does not have.
+pub(crate) const NOWHERE: &str = "none";
 
 /// A scaler that runs; gone when it is dropped.
 pub(crate) struct ScalerProcess {
     child: Child,
     pid: u32,
     address: String,
-    http: String,
+    /// Where its metrics are, if it has any.
+    http: Option<String>,
 }
 
 impl ScalerProcess {
@@ -32,45 +36,55 @@ impl ScalerProcess {
         let mut command = command(ebb, place);
         command.args(["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
         command.args(flags);
-        let mut child = start(command, &log)?;
+        Self::listening(command, &log).await
+    }
+
+    /// Starts the subcommand of this binary that answers as a scaler does, with nothing behind it.
+    pub(crate) async fn bare(log: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        // As many threads as a scaler has.
+        command.arg("bare-scaler").env("TOKIO_WORKER_THREADS", "2");
+        Self::listening(command, log).await
+    }
+
+    /// Starts a scaler and waits until it says where it listens.
+    async fn listening(command: Command, log: &Path) -> anyhow::Result<Self> {
+        let mut child = start(command, log)?;
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
-            let words = std::fs::read_to_string(&log).unwrap_or_default();
+            let words = std::fs::read_to_string(log).unwrap_or_default();
             let found = (after(&words, "listen="), after(&words, "http="));
             if let (Some(address), Some(http)) = found {
                 let pid = child.id().context("the scaler ended at once")?;
+                let http = (http != NOWHERE).then_some(http);
                 return Ok(Self { child, pid, address, http });
             }
             if let Some(status) = child.try_wait()? {
-                bail!("the scaler ended before it listened ({status}): {}", tail(&log));
+                bail!("the scaler ended before it listened ({status}): {}", tail(log));
             }
-            ensure!(Instant::now() < limit, "the scaler is mute after 30 s: {}", tail(&log));
+            ensure!(Instant::now() < limit, "the scaler is mute after 30 s: {}", tail(log));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
+    /// Where it is called.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A client on a connection of its own.
     pub(crate) async fn client(&self) -> anyhow::Result<ExternalScalerClient<Channel>> {
-        let client = ExternalScalerClient::connect(format!("http://{}", self.address)).await;
-        client.with_context(|| format!("the scaler does not answer on {}", self.address))
+        client(&self.address).await
     }
 
     /// How often it has looked at a queue so far, well or not.
     pub(crate) async fn looks(&self) -> anyhow::Result<f64> {
-        let page = self.metrics().await.context("the scaler's metrics cannot be read")?;
+        let Some(http) = &self.http else { return Ok(0.0) };
+        let page = metrics(http).await.context("the scaler's metrics cannot be read")?;
         let counts = ["scaler_looks_total", "scaler_look_errors_total"];
         let of_looks = |line: &&str| counts.iter().any(|count| line.starts_with(count));
         let lines = page.lines().filter(of_looks);
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-    }
-
-    async fn metrics(&self) -> std::io::Result<String> {
-        let mut connection = TcpStream::connect(&self.http).await?;
-        let request = "GET /metrics HTTP/1.1\r\nHost: scaler\r\nConnection: close\r\n\r\n";
-        connection.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        connection.read_to_string(&mut page).await?;
-        Ok(page)
     }
 
     /// The most memory it has had at once, in MiB; not a number where the system does not tell.
@@ -87,6 +101,21 @@ impl ScalerProcess {
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         stop(self.child).await
     }
+}
+
+/// A client of the scaler there, on a connection of its own.
+pub(crate) async fn client(address: &str) -> anyhow::Result<ExternalScalerClient<Channel>> {
+    let client = ExternalScalerClient::connect(format!("http://{address}")).await;
+    client.with_context(|| format!("the scaler does not answer on {address}"))
+}
+
+async fn metrics(http: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(http).await?;
+    let request = "GET /metrics HTTP/1.1\r\nHost: scaler\r\nConnection: close\r\n\r\n";
+    connection.write_all(request.as_bytes()).await?;
+    let mut page = String::new();
+    connection.read_to_string(&mut page).await?;
+    Ok(page)
 }
 
 /// The word behind a mark, once it is whole.

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use ebb_scaler::ScalerArgs;
 use ebb_telemetry::Stop;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{check, conformance};
@@ -38,6 +39,11 @@ impl ScalerCommand {
     /// Whether it runs until it is told to stop.
     pub(crate) fn serves(&self) -> bool {
         self.command.is_none()
+    }
+
+    /// The runtime that it asks for.
+    pub(crate) fn runtime(&self) -> Result<Runtime> {
+        self.scaler.runtime()
     }
 }
 

@@ -1,0 +1,94 @@
+//! What gRPC alone costs: a server of KEDA's calls with nothing behind it.
+
+use std::net::SocketAddr;
+
+use ebb_proto::keda::external_scaler_server::{ExternalScaler, ExternalScalerServer};
+use ebb_proto::keda::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
+    MetricValue, ScaledObjectRef,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio_stream::Empty;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::report::progress;
+use crate::scaler::NOWHERE;
+
+/// One job in every queue, at once. Run by `scaler` as a process of its own.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BareScalerArgs {}
+
+/// The jobs that it says are in every queue.
+pub(super) const JOBS: f64 = 1.0;
+const METRIC: &str = "bare";
+
+struct Bare;
+
+/// Serves until standard input ends.
+pub(crate) async fn bare(_: &BareScalerArgs) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    progress(format_args!("serving listen={} http={NOWHERE} ", listener.local_addr()?));
+    let incoming = TcpListenerStream::new(listener);
+    let served = Server::builder().add_service(ExternalScalerServer::new(Bare));
+    let (mut input, mut end) = (tokio::io::stdin(), [0]);
+    tokio::select! {
+        served = served.serve_with_incoming(incoming) => Ok(served?),
+        read = input.read(&mut end) => Ok(read.map(drop)?),
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalScaler for Bare {
+    type StreamIsActiveStream = Empty<Result<IsActiveResponse, Status>>;
+    type StreamMetricSpecStream = Empty<Result<GetMetricSpecResponse, Status>>;
+
+    async fn is_active(
+        &self,
+        _: Request<ScaledObjectRef>,
+    ) -> Result<Response<IsActiveResponse>, Status> {
+        Ok(Response::new(IsActiveResponse { result: true }))
+    }
+
+    async fn get_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<GetMetricSpecResponse>, Status> {
+        let metadata = request.into_inner().scaler_metadata;
+        let target = metadata.get("jobsPerReplica").and_then(|target| target.parse().ok());
+        let spec = MetricSpec {
+            metric_name: METRIC.to_owned(),
+            target_size_float: target.unwrap_or_default(),
+            ..MetricSpec::default()
+        };
+        Ok(Response::new(GetMetricSpecResponse { metric_specs: vec![spec] }))
+    }
+
+    async fn get_metrics(
+        &self,
+        _: Request<GetMetricsRequest>,
+    ) -> Result<Response<GetMetricsResponse>, Status> {
+        let value = MetricValue {
+            metric_name: METRIC.to_owned(),
+            metric_value_float: JOBS,
+            ..MetricValue::default()
+        };
+        Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
+    }
+
+    async fn stream_is_active(
+        &self,
+        _: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+        Err(Status::unimplemented("it is polled"))
+    }
+
+    async fn stream_metric_spec(
+        &self,
+        _: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
+        Err(Status::unimplemented("it is polled"))
+    }
+}
