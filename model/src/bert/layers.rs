@@ -6,14 +6,16 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+use super::attention::attend;
 use super::config::Config;
 use super::kernels;
 use super::panels::{Finish, Panels};
 use super::weights::{Dense, Layer, Reader};
 use crate::{InferError, LoadError};
 
-/// Rows of a block: their numbers, also between the two wide products, stay in the second cache.
-const BLOCK: usize = 96;
+/// Rows of a block: their numbers stay in the second cache but for those between the two wide products,
+/// and all weights of a layer are read once for them.
+const BLOCK: usize = 128;
 
 /// The layers of a model.
 #[derive(Debug)]
@@ -61,7 +63,13 @@ impl Layers {
         match self {
             Self::Packed(layers) => {
                 let mut buffers = Buffers::default();
-                layers.iter().for_each(|layer| layer.run(&mut rows, texts, config, &mut buffers));
+                // On a thread of the pool: from any other, each step of each layer would have to
+                // wake this one at its end.
+                rayon::scope(|_| {
+                    for layer in layers {
+                        layer.run(&mut rows, texts, config, &mut buffers);
+                    }
+                });
                 Ok(rows)
             }
             Self::Burn(layers, device) => {
@@ -87,7 +95,6 @@ struct Buffers {
 /// What one thread needs for a block of rows.
 #[derive(Debug, Default)]
 struct Scratch {
-    packed: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,
 }
@@ -105,12 +112,9 @@ impl Layer<Panels> {
         let Buffers { qkv, context } = buffers;
         qkv.resize(3 * rows.len(), 0.0);
         context.resize(rows.len(), 0.0);
-        let project = |packed: &mut Vec<f32>, (rows, qkv): (&[f32], &mut [f32])| {
-            self.qkv.matrix.multiply(rows, None, packed, qkv);
-        };
         let blocks = rows.par_chunks(block).zip(qkv.par_chunks_mut(3 * block));
-        blocks.for_each_init(Vec::new, project);
-        kernels::attend(qkv, texts, config.heads, &self.qkv.bias, context);
+        blocks.for_each(|(rows, qkv)| self.qkv.matrix.multiply(rows, None, qkv));
+        attend(qkv, texts, config.heads, &self.qkv.bias, context);
         let blocks = rows.par_chunks_mut(block).zip(context.par_chunks(block));
         blocks.for_each_init(Scratch::default, |scratch, (rows, context)| {
             self.finish(rows, context, config, scratch);
@@ -119,15 +123,15 @@ impl Layer<Panels> {
 
     /// All that follows attention, for a block of rows.
     fn finish(&self, rows: &mut [f32], context: &[f32], config: &Config, scratch: &mut Scratch) {
-        let Scratch { packed, attended, inner } = scratch;
+        let Scratch { attended, inner } = scratch;
         let n_rows = rows.len() / config.hidden;
         attended.resize(rows.len(), 0.0);
         inner.resize(n_rows * self.up.matrix.to(), 0.0);
-        self.out.matrix.multiply(context, None, packed, attended);
+        self.out.matrix.multiply(context, None, attended);
         kernels::add_norm_here(attended, &self.out.bias, rows, &self.attention_norm);
         let finish = Finish { bias: &self.up.bias, activation: config.activation };
-        self.up.matrix.multiply(attended, Some(finish), packed, inner);
-        self.down.matrix.multiply(inner, None, packed, rows);
+        self.up.matrix.multiply(attended, Some(finish), inner);
+        self.down.matrix.multiply(inner, None, rows);
         kernels::add_norm_here(rows, &self.down.bias, attended, &self.output_norm);
     }
 }
@@ -148,7 +152,7 @@ impl Layer<Tensor<2>> {
     ) -> Result<TensorData, InferError> {
         let (mut rows, mut qkv) = product(rows, &self.qkv, device)?;
         let mut context = vec![0.0; rows.num_elements()];
-        kernels::attend(values(&mut qkv)?, texts, config.heads, &self.qkv.bias, &mut context);
+        attend(values(&mut qkv)?, texts, config.heads, &self.qkv.bias, &mut context);
         drop(qkv);
 
         let context = TensorData::new(context, rows.shape().clone());

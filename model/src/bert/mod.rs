@@ -3,6 +3,8 @@
 //! The vectors are those of sentence-transformers: same tokens, same cut, same pooling.
 
 #[cfg(feature = "cpu")]
+mod attention;
+#[cfg(feature = "cpu")]
 mod body;
 #[cfg(feature = "cpu")]
 mod classifier;

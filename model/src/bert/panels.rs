@@ -3,7 +3,7 @@
 //!
 //! A panel holds two vector registers' worth of columns, row after row, so that the innermost loop
 //! reads it from end to end. It keeps a tile of sums in registers: as many rows as leave room for the
-//! two vectors of weights and one of the input.
+//! two vectors of weights and one of the input, which is read where it lies.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -59,15 +59,9 @@ impl Panels {
         self.to
     }
 
-    /// `out = finish(rows x matrix)`, on this thread. `packed` is room that is used again.
-    pub(crate) fn multiply(
-        &self,
-        rows: &[f32],
-        finish: Option<Finish<'_>>,
-        packed: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
-        Arch::new().dispatch(Product { panels: self, rows, finish, packed, out });
+    /// `out = finish(rows x matrix)`, on this thread.
+    pub(crate) fn multiply(&self, rows: &[f32], finish: Option<Finish<'_>>, out: &mut [f32]) {
+        Arch::new().dispatch(Product { panels: self, rows, finish, out });
     }
 }
 
@@ -85,24 +79,16 @@ fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
-/// Rows of the next tile.
+/// Rows of the next tile: all are as tall as they can be alike.
 fn height(n_left: usize, lanes: usize) -> usize {
-    let heights = if lanes >= MANY_LANES { [12, 8, 4] } else { [6, 4, 2] };
-    let [tall, middle, low] = heights;
-    if n_left > middle {
-        tall
-    } else if n_left > low {
-        middle
-    } else {
-        low
-    }
+    let tallest = if lanes >= MANY_LANES { 12 } else { 6 };
+    n_left.div_ceil(n_left.div_ceil(tallest))
 }
 
 struct Product<'a> {
     panels: &'a Panels,
     rows: &'a [f32],
     finish: Option<Finish<'a>>,
-    packed: &'a mut Vec<f32>,
     out: &'a mut [f32],
 }
 
@@ -111,62 +97,26 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { panels, rows, finish, packed, out } = self;
+        let Self { panels, rows, finish, out } = self;
         let Panels { from, to, width, .. } = *panels;
         let n_rows = rows.len() / from;
-        pack_rows(rows, from, S::F32_LANES, packed);
         for (nth, panel) in panels.values.chunks_exact(from * width).enumerate() {
             let (panel, _) = S::as_simd_f32s(panel);
             let (panel, _) = panel.as_chunks::<2>();
-            let column = nth * width;
-            let n_columns = width.min(to - column);
-            let (mut at, mut rest) = (0, &packed[..]);
+            let columns = nth * width..to.min((nth + 1) * width);
+            let mut at = 0;
             while at < n_rows {
                 let height = height(n_rows - at, S::F32_LANES);
-                let (tile, after) = rest.split_at(height * from);
-                rest = after;
-                let rows = out[at * to..].chunks_mut(to).take(height);
-                let rows = rows.map(|row| &mut row[column..column + n_columns]);
-                multiply_tile(simd, height, tile, panel, rows);
-                let done = out[at * to..].chunks_mut(to).take(height);
+                let (rows, out) = (&rows[at * from..], &mut out[at * to..][..height * to]);
+                let tile = out.chunks_exact_mut(to).map(|row| &mut row[columns.clone()]);
+                multiply_tile(simd, height, rows, panel, tile);
                 if let Some(Finish { bias, activation }) = finish {
-                    let bias = &bias[column..][..n_columns];
-                    done.for_each(|row| {
-                        activate_row(&mut row[column..][..n_columns], bias, activation);
-                    });
+                    for row in out.chunks_exact_mut(to) {
+                        activate_row(&mut row[columns.clone()], &bias[columns.clone()], activation);
+                    }
                 }
                 at += height;
             }
-        }
-    }
-}
-
-/// Packs rows tile by tile, column by column; a tile that is not full ends with zeros.
-#[inline(always)]
-fn pack_rows(rows: &[f32], from: usize, lanes: usize, packed: &mut Vec<f32>) {
-    packed.clear();
-    let (n_rows, mut at) = (rows.len() / from, 0);
-    while at < n_rows {
-        let (height, start) = (height(n_rows - at, lanes), packed.len());
-        packed.resize(start + height * from, 0.0);
-        let (tile, rows) = (&mut packed[start..], &rows[at * from..]);
-        match height {
-            12 => pack_tile::<12>(rows, from, tile),
-            8 => pack_tile::<8>(rows, from, tile),
-            6 => pack_tile::<6>(rows, from, tile),
-            4 => pack_tile::<4>(rows, from, tile),
-            _ => pack_tile::<2>(rows, from, tile),
-        }
-        at += height;
-    }
-}
-
-#[inline(always)]
-fn pack_tile<const HEIGHT: usize>(rows: &[f32], from: usize, tile: &mut [f32]) {
-    let (columns, _) = tile.as_chunks_mut::<HEIGHT>();
-    for (place, row) in rows.chunks_exact(from).take(HEIGHT).enumerate() {
-        for (column, x) in columns.iter_mut().zip(row) {
-            column[place] = *x;
         }
     }
 }
@@ -175,31 +125,43 @@ fn pack_tile<const HEIGHT: usize>(rows: &[f32], from: usize, tile: &mut [f32]) {
 fn multiply_tile<'a, S: Simd>(
     simd: S,
     height: usize,
-    tile: &[f32],
+    rows: &[f32],
     panel: &[[S::f32s; 2]],
     out: impl Iterator<Item = &'a mut [f32]>,
 ) {
     match height {
-        12 => multiply_rows::<S, 12>(simd, tile, panel, out),
-        8 => multiply_rows::<S, 8>(simd, tile, panel, out),
-        6 => multiply_rows::<S, 6>(simd, tile, panel, out),
-        4 => multiply_rows::<S, 4>(simd, tile, panel, out),
-        _ => multiply_rows::<S, 2>(simd, tile, panel, out),
+        12 => multiply_rows::<S, 12>(simd, rows, panel, out),
+        11 => multiply_rows::<S, 11>(simd, rows, panel, out),
+        10 => multiply_rows::<S, 10>(simd, rows, panel, out),
+        9 => multiply_rows::<S, 9>(simd, rows, panel, out),
+        8 => multiply_rows::<S, 8>(simd, rows, panel, out),
+        7 => multiply_rows::<S, 7>(simd, rows, panel, out),
+        6 => multiply_rows::<S, 6>(simd, rows, panel, out),
+        5 => multiply_rows::<S, 5>(simd, rows, panel, out),
+        4 => multiply_rows::<S, 4>(simd, rows, panel, out),
+        3 => multiply_rows::<S, 3>(simd, rows, panel, out),
+        2 => multiply_rows::<S, 2>(simd, rows, panel, out),
+        _ => multiply_rows::<S, 1>(simd, rows, panel, out),
     }
 }
 
 #[inline(always)]
 fn multiply_rows<'a, S: Simd, const HEIGHT: usize>(
     simd: S,
-    tile: &[f32],
+    rows: &[f32],
     panel: &[[S::f32s; 2]],
     out: impl Iterator<Item = &'a mut [f32]>,
 ) {
+    let from = panel.len();
+    // Made in one go, so that the compiler knows how long they are.
+    let inputs: [&[f32]; HEIGHT] = std::array::from_fn(
+        #[inline(always)]
+        |row| &rows[row * from..][..from],
+    );
     let mut sums = [[simd.splat_f32s(0.0); 2]; HEIGHT];
-    let (columns, _) = tile.as_chunks::<HEIGHT>();
-    for (column, weights) in columns.iter().zip(panel) {
-        for (x, sums) in column.iter().zip(&mut sums) {
-            let x = simd.splat_f32s(*x);
+    for (k, weights) in panel.iter().enumerate() {
+        for (input, sums) in inputs.iter().zip(&mut sums) {
+            let x = simd.splat_f32s(input[k]);
             sums[0] = simd.mul_add_e_f32s(x, weights[0], sums[0]);
             sums[1] = simd.mul_add_e_f32s(x, weights[1], sums[1]);
         }
@@ -246,9 +208,8 @@ mod tests {
             let (rows, matrix) = (numbers(n_rows * from, seed), numbers(from * to, seed ^ 0xff00));
             let bias = numbers(to, !seed);
             let panels = Panels::pack(&matrix, from, to);
-            let mut packed = vec![f32::NAN; 7];
             let mut out = vec![f32::NAN; n_rows * to];
-            panels.multiply(&rows, None, &mut packed, &mut out);
+            panels.multiply(&rows, None, &mut out);
             for (at, found) in out.iter().enumerate() {
                 let (row, column) = (at / to, at % to);
                 let products = (0..from)
@@ -258,7 +219,7 @@ mod tests {
             }
             let mut finished = vec![f32::NAN; n_rows * to];
             let finish = Finish { bias: &bias, activation: Activation::Gelu };
-            panels.multiply(&rows, Some(finish), &mut packed, &mut finished);
+            panels.multiply(&rows, Some(finish), &mut finished);
             activate(&mut out, &bias, Activation::Gelu);
             for (found, expected) in finished.iter().zip(&out) {
                 prop_assert!((found - expected).abs() < 1e-6, "{} {}", found, expected);
@@ -270,7 +231,7 @@ mod tests {
     fn what_is_not_finite_stays_in_its_row() {
         let panels = Panels::pack(&[1.0; 6], 2, 3);
         let mut out = [0.0; 9];
-        panels.multiply(&[1.0, 2.0, f32::NAN, 1.0, 3.0, 4.0], None, &mut Vec::new(), &mut out);
+        panels.multiply(&[1.0, 2.0, f32::NAN, 1.0, 3.0, 4.0], None, &mut out);
         assert!(out[3..6].iter().all(|x| x.is_nan()), "{out:?}");
         assert_eq!((&out[..3], &out[6..]), (&[3.0; 3][..], &[7.0; 3][..]));
     }
