@@ -61,7 +61,7 @@ pub(crate) struct Args {
     seconds: u32,
 }
 
-/// What one scaler did.
+/// What one server did.
 #[derive(Debug, Serialize)]
 struct Side {
     server: &'static str,
@@ -71,7 +71,7 @@ struct Side {
     p99_ms: f64,
     max_ms: f64,
     rss_mib: f64,
-    /// Processors that the scaler kept busy.
+    /// Processors that it kept busy.
     cpus: f64,
     /// Each look is two: the depth, and the workers.
     broker_calls_per_s: f64,

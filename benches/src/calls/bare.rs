@@ -10,8 +10,8 @@ use ebb_proto::keda::{
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio_stream::Empty;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::report::progress;
@@ -30,8 +30,9 @@ struct Bare;
 /// Serves until standard input ends.
 pub(crate) async fn bare(_: &BareScalerArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    progress(format_args!("serving listen={} http={NOWHERE} ", listener.local_addr()?));
-    let incoming = TcpListenerStream::new(listener);
+    progress(format_args!("serving listen={} http={NOWHERE}", listener.local_addr()?));
+    // As a scaler does: answers are small, and none is to wait for the next.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder().add_service(ExternalScalerServer::new(Bare));
     let (mut input, mut end) = (tokio::io::stdin(), [0]);
     tokio::select! {

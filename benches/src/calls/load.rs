@@ -102,6 +102,7 @@ async fn run(
         }
         if polls.len() >= AT_ONCE {
             tally.count(Err(Mishap::Error(Status::aborted("too many wait"))));
+            tokio::task::yield_now().await;
             continue;
         }
         let (client, objects) = (client.clone(), Arc::clone(objects));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_scaler::ScalerArgs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -42,8 +43,8 @@ impl ScalerProcess {
     /// Starts the subcommand of this binary that answers as a scaler does, with nothing behind it.
     pub(crate) async fn bare(log: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        // As many threads as a scaler has.
-        command.arg("bare-scaler").env("TOKIO_WORKER_THREADS", "2");
+        let threads = ScalerArgs::default().threads;
+        command.arg("bare-scaler").env("TOKIO_WORKER_THREADS", threads.to_string());
         Self::listening(command, log).await
     }
 

@@ -1,7 +1,8 @@
 //! Attention on the processor: texts lie end to end, and each looks at itself alone.
 //!
 //! Sixteen queries go side by side through the lanes of registers, so that neither the keys have to
-//! be turned nor a softmax summed across a register; tiles are as those of `panels`.
+//! be turned nor a softmax summed across a register; a tile of keys shares what it
+//! reads of the queries, as those of `panels` do.
 
 use std::ops::Range;
 

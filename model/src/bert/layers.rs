@@ -136,10 +136,10 @@ impl Layer<Panels> {
     }
 }
 
-/// Rows of each block: no more than stay in the cache, and as many blocks for each thread.
+/// Rows of each block: at most [`BLOCK`], and as many blocks for each thread.
 fn block_rows(n_rows: usize, n_threads: usize) -> usize {
     let n_blocks = n_rows.div_ceil(BLOCK).next_multiple_of(n_threads);
-    n_rows.div_ceil(n_blocks.max(1)).next_multiple_of(2).max(2)
+    n_rows.div_ceil(n_blocks.max(1)).max(1)
 }
 
 impl Layer<Tensor<2>> {
@@ -215,7 +215,7 @@ mod tests {
         for (n_rows, n_threads) in [(0, 2), (1, 2), (8, 2), (32, 2), (200, 2), (1024, 3), (8192, 7)]
         {
             let rows = block_rows(n_rows, n_threads);
-            assert!((2..=BLOCK).contains(&rows), "{n_rows} rows on {n_threads}: {rows}");
+            assert!((1..=BLOCK).contains(&rows), "{n_rows} rows on {n_threads}: {rows}");
             assert!(n_rows.div_ceil(rows) <= n_rows.div_ceil(BLOCK).next_multiple_of(n_threads));
         }
     }
