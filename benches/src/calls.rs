@@ -15,7 +15,7 @@ use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
 use crate::report::{Table, percentile, print, progress, rounded};
 use crate::scaler::ScalerProcess;
-pub(crate) use bare::{BareScalerArgs, bare};
+pub(crate) use bare::bare;
 use load::{Load, Object, Tally};
 use queues::Queues;
 

@@ -60,7 +60,7 @@ enum Command {
     #[command(hide = true)]
     Bare(overhead::BareArgs),
     #[command(hide = true)]
-    BareScaler(calls::BareScalerArgs),
+    BareScaler,
     #[command(hide = true)]
     Publisher(notify::PublisherArgs),
 }
@@ -113,7 +113,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "cpu")]
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
-        Command::BareScaler(args) => calls::bare(&args).await,
+        Command::BareScaler => calls::bare().await,
         Command::Publisher(args) => notify::publish(&args).await,
     }
 }

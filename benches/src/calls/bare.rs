@@ -17,18 +17,14 @@ use tonic::{Request, Response, Status};
 use crate::report::progress;
 use crate::scaler::NOWHERE;
 
-/// One job in every queue, at once. Run by `scaler` as a process of its own.
-#[derive(Debug, clap::Args)]
-pub(crate) struct BareScalerArgs {}
-
 /// The jobs that it says are in every queue.
 pub(super) const JOBS: f64 = 1.0;
 const METRIC: &str = "bare";
 
 struct Bare;
 
-/// Serves until standard input ends.
-pub(crate) async fn bare(_: &BareScalerArgs) -> anyhow::Result<()> {
+/// Says that there is one job in every queue, until standard input ends.
+pub(crate) async fn bare() -> anyhow::Result<()> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     progress(format_args!("serving listen={} http={NOWHERE}", listener.local_addr()?));
     // As a scaler does: answers are small, and none is to wait for the next.
