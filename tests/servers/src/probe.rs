@@ -7,6 +7,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+/// Whether somebody listens there.
+pub(crate) async fn is_open(port: u16) -> bool {
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok()
+}
+
 /// Says something to a port and returns the beginning of the answer.
 pub(crate) async fn ask(port: u16, words: &[u8]) -> Option<Vec<u8>> {
     let asked = async {

@@ -112,11 +112,16 @@ impl RabbitMq {
         self.server.kill();
         let command = self.command()?;
         self.server.launch(&command)?;
-        let port = self.port;
+        let (port, tls_port) = (self.port, self.options.tls.as_ref().map(|_| self.tls_port));
         let answers = async || {
             let answer = probe::ask(port, b"AMQP\x00\x00\x09\x01").await.unwrap_or_default();
-            // A method frame: `connection.start`.
+            // A method frame: `connection.start`. The encrypted port opens some time after the
+            // plain one.
             answer.first() == Some(&1)
+                && match tls_port {
+                    Some(port) => probe::is_open(port).await,
+                    None => true,
+                }
         };
         self.server.until("rabbitmq-server", answers).await
     }
