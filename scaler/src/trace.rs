@@ -70,9 +70,9 @@ pub(crate) fn looked(
     (cause, begun): (Cause, Instant),
     seen: Result<&Snapshot, &Error>,
 ) -> Option<LookSpan> {
-    let since = SystemTime::now() - begun.elapsed();
+    let mut since = None;
     let mut span = traces.begin(|| NewSpan {
-        since,
+        since: *since.insert(SystemTime::now() - begun.elapsed()),
         fields: vec![
             KeyValue::new("profile", place.profile.to_string()),
             KeyValue::new("queue", place.queue.clone()),
@@ -92,7 +92,7 @@ pub(crate) fn looked(
             span.fail();
         }
     }
-    span.context().map(|context| LookSpan { context, since })
+    Some(LookSpan { context: span.context()?, since: since? })
 }
 
 /// Notes that a stream told an edge: from the look that brought it to the telling.

@@ -4,21 +4,31 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{Queue, Receipt, Settled};
+use ebb_queue::{Delivery, Queue, Receipt, Settled};
+use ebb_telemetry::TraceId;
 use tracing::warn;
 
 use crate::metrics::Metrics;
+use crate::place::trace_id;
 
 /// Receipts per call to the broker.
 const CHUNK: usize = 512;
 
 /// What is held at this moment; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Leases(Arc<Mutex<BTreeMap<Arc<str>, Receipt>>>);
+pub(crate) struct Leases(Arc<Mutex<BTreeMap<Arc<str>, Lease>>>);
+
+#[derive(Debug)]
+struct Lease {
+    receipt: Receipt,
+    /// What log lines about it name.
+    trace: Option<TraceId>,
+}
 
 impl Leases {
-    pub(crate) fn hold(&self, receipt: &Receipt) {
-        self.lock().insert(Arc::clone(&receipt.token), receipt.clone());
+    pub(crate) fn hold(&self, delivery: &Delivery) {
+        let (receipt, trace) = (delivery.receipt().clone(), trace_id(&delivery.job));
+        self.lock().insert(Arc::clone(&receipt.token), Lease { receipt, trace });
     }
 
     /// Whether the broker has given the job to nobody else, as far as is known.
@@ -40,7 +50,8 @@ impl Leases {
         let period = (queue.lease() / 3).max(Duration::from_millis(1));
         loop {
             tokio::time::sleep(period).await;
-            let receipts: Vec<Receipt> = self.lock().values().cloned().collect();
+            let receipts: Vec<Receipt> =
+                self.lock().values().map(|lease| lease.receipt.clone()).collect();
             for chunk in receipts.chunks(CHUNK) {
                 match queue.extend(chunk).await {
                     Ok(answers) => self.note(chunk, &answers, &metrics),
@@ -56,14 +67,15 @@ impl Leases {
     fn note(&self, receipts: &[Receipt], answers: &[Settled], metrics: &Metrics) {
         for (receipt, answer) in receipts.iter().zip(answers) {
             // What was settled in the meantime was not lost.
-            if *answer == Settled::Lost && self.lock().remove(&receipt.token).is_some() {
+            let lost = (*answer == Settled::Lost).then(|| self.lock().remove(&receipt.token));
+            if let Some(lease) = lost.flatten() {
                 metrics.leases_lost.inc();
-                warn!(job.id = %receipt.job, "lease lost");
+                warn!(job.id = %receipt.job, trace_id = lease.trace.map(display), "lease lost");
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Receipt>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Lease>> {
         // Every change to the map is one call: it is whole whatever its holder was doing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

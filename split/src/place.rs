@@ -5,6 +5,8 @@
 //! intake is led on. RabbitMQ keeps no results and so no records: there the weights alone decide.
 
 use ebb_queue::{Address, Job, JobResult, Queue, QueueUrl, Result, Stored, Timestamp};
+use ebb_telemetry::{TraceId, trace_of};
+use tracing::field::display;
 use tracing::warn;
 
 /// Where a job goes.
@@ -46,6 +48,12 @@ pub async fn place(intake: &Queue, job: &Job, chosen: &str, now: Timestamp) -> R
     if found.outcome.is_completed() {
         return Ok(Place::Answered);
     }
-    warn!(job.id = %job.id, "an earlier failure of this job stays at the intake for its result_ttl");
+    let trace_id = trace_id(job).map(display);
+    warn!(job.id = %job.id, trace_id, "an earlier failure of this job stays at the intake for its result_ttl");
     Ok(chosen(false))
+}
+
+/// The trace that a job belongs to, which log lines about it name.
+pub(crate) fn trace_id(job: &Job) -> Option<TraceId> {
+    trace_of(job.headers.traceparent.as_deref()?)
 }

@@ -188,7 +188,7 @@ impl Splitter {
                 self.failures.reset();
                 self.parts.metrics.broker_up.set(1);
                 self.parts.gate.open();
-                deliveries.iter().for_each(|delivery| self.leases.hold(delivery.receipt()));
+                deliveries.iter().for_each(|delivery| self.leases.hold(delivery));
                 deliveries
             }
             Err(error) => {

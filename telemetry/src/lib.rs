@@ -16,8 +16,8 @@ pub use log::{LogArgs, LogFormat, init_logging};
 pub use reload::follow;
 pub use signals::Stop;
 pub use trace::{
-    KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, Traces,
-    read_traceparent, traceparent,
+    KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, TraceId,
+    Traces, read_traceparent, trace_of, traceparent,
 };
 
 /// Registers `build_info{version}`, which is always 1.

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Process, Run, binary, offline, run};
+use crate::{Process, Run, binary, offline, run, wait_for};
 
 /// A folder for one test, with a queue and caches of its own; gone with the test.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct Workplace {
     folder: TempDir,
     /// A queue elsewhere, and where its answers go when not there.
     elsewhere: Option<(String, Option<String>)>,
+    /// Of the test's own queue.
+    lease: &'static str,
 }
 
 impl Workplace {
@@ -21,7 +23,15 @@ impl Workplace {
     #[allow(clippy::new_without_default, reason = "a default that makes a folder would surprise")]
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("ebb-e2e-").tempdir();
-        Self { folder: folder.expect("a temporary folder can be made"), elsewhere: None }
+        let folder = folder.expect("a temporary folder can be made");
+        // So long that nobody loses a job for having to wait for a processor.
+        Self { folder, elsewhere: None, lease: "60s" }
+    }
+
+    /// The same folder with leases that a test can wait for the end of.
+    #[must_use]
+    pub fn with_short_leases(self) -> Self {
+        Self { lease: "4s", ..self }
     }
 
     /// The same folder with a queue on a broker, and a store of answers when that keeps none.
@@ -40,12 +50,12 @@ impl Workplace {
         self.folder.path()
     }
 
-    /// The URL of the test's own queue, with a lease short enough to wait for.
+    /// The URL of the test's own queue.
     pub fn queue(&self) -> String {
         if let Some((queue, _)) = &self.elsewhere {
             return queue.clone();
         }
-        format!("sqlite:{}?lease=2s", self.path("queue.db").display())
+        format!("sqlite:{}?lease={}", self.path("queue.db").display(), self.lease)
     }
 
     /// A built binary that sees this folder instead of the user's, and no network.
@@ -76,6 +86,14 @@ impl Workplace {
     /// Starts `ebb` in the background.
     pub fn start(&self, args: &[&str]) -> Process {
         Process::start(&mut self.command("ebb", args))
+    }
+
+    /// Waits until so many jobs are in a state: a result is there before its job is settled.
+    #[track_caller]
+    pub fn comes_to(&self, state: &str, n_jobs: u64) {
+        wait_for(&format!("{n_jobs} jobs {state}"), || {
+            (self.depth()[state] == n_jobs).then_some(())
+        });
     }
 
     /// The depth of the queue, as JSON.

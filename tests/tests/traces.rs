@@ -10,6 +10,7 @@ use ebb_proto::keda::ScaledObjectRef;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_servers::{Collector, Seen};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -52,6 +53,41 @@ fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
     assert!(!format!("{spans:?}").contains("hunter2"));
 }
 
+#[test]
+fn a_log_line_about_a_job_names_its_trace_with_and_without_a_collector() {
+    let collector = Collector::start().unwrap();
+    for with_collector in [true, false] {
+        let workplace = Workplace::new();
+        let traceparent = format!("00-{TRACE}-{CALLER}-01");
+        let ask = ["enqueue", "--model", "nobody's", "--json"];
+        let led = workplace.ebb(&[&ask[..], &["--traceparent", &traceparent, "led"]].concat());
+        let own = workplace.ebb(&[&ask[..], &["its own"]].concat());
+        let ids = [led, own].map(|ran| ran.ok().json()["id"].as_str().unwrap().to_owned());
+
+        let worker = ["worker", "--model", "echo", "--exit-when-empty", "--log-level", "debug"];
+        let worker = [&worker[..], &["--log-format", "json"]].concat();
+        let mut command = workplace.command("ebb", &worker);
+        if with_collector {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url());
+        }
+        let ran = run(&mut command, "").ok();
+        let logged = ids.map(|id| {
+            let mut lines = ran.stderr.lines().filter_map(|line| serde_json::from_str(line).ok());
+            let is_it =
+                |line: &Value| line["message"] == "job failed" && line["job.id"] == id.as_str();
+            let line = lines.find(is_it).unwrap_or_else(|| panic!("{ran}"));
+            line["trace_id"].as_str().map(str::to_owned)
+        });
+        // A trace that begins with a worker's span is named too.
+        let spans = collector.spans();
+        let jobs = of(&spans, "ebb-worker", "job");
+        let begun = jobs.iter().find(|span| span.trace != TRACE).map(|span| span.trace.clone());
+        let begun = begun.filter(|_| with_collector);
+        assert_eq!(begun.is_some(), with_collector);
+        assert_eq!(logged, [Some(TRACE.to_owned()), begun]);
+    }
+}
+
 #[tokio::test]
 async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
     let workplace = Workplace::new();
@@ -65,7 +101,10 @@ async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
         Some(rest.split_once(char::is_whitespace)?.0.to_owned())
     });
     let mut keda = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
-    keda.is_active(ScaledObjectRef::default()).await.unwrap();
+    // Unknown until the queue was seen.
+    while keda.is_active(ScaledObjectRef::default()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     drop(keda);
     scaler.signal(Signal::SIGTERM);
     assert!(scaler.ends().success());

@@ -55,8 +55,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME", env = "EBB_ALERTS", default_value = "alerts")]
     pub alerts: String,
 
-    /// Model to run: a directory in the Hugging Face layout, `sentinel` for the anomaly detector
-    /// that comes with Ebb, or `echo` for tests
+    /// Model to run: a directory in the Hugging Face layout, with `ebb worker` also the id of a model
+    /// that was pulled, `sentinel` for the anomaly detector that comes with Ebb, or `echo` for tests
     #[arg(long, value_name = "DIR|sentinel|echo", env = "EBB_MODEL")]
     pub model: Option<String>,
 
@@ -235,6 +235,21 @@ fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Op
 }
 
 impl WorkerArgs {
+    fn check_limits(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.stall.is_zero(),
+            "--stall is 0; use the longest time of a batch, such as 60s"
+        );
+        for (flag, n_jobs) in
+            [("--max-items", self.max_items.get()), ("--prefetch", self.prefetch.unwrap_or(0))]
+        {
+            ensure!(n_jobs <= MOST_JOBS, "{flag} is {n_jobs}; use at most {MOST_JOBS} jobs");
+        }
+        ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
+        ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
+        Ok(())
+    }
+
     /// Finds everything that can be found wrong without a broker, a port or a device.
     pub(crate) fn check(self) -> anyhow::Result<Plan> {
         self.device.choice()?;
@@ -252,12 +267,7 @@ impl WorkerArgs {
         });
         let alerts = queue.with_queue(&self.alerts);
         let queues = self.queue_plans(&queue, entries)?;
-        ensure!(
-            !self.stall.is_zero(),
-            "--stall is 0; use the longest time of a batch, such as 60s"
-        );
-        ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
-        ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
+        self.check_limits()?;
         let pod = host();
         let worker = worker_id(self.id.as_deref(), &pod)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -299,11 +309,21 @@ impl WorkerArgs {
     }
 }
 
+/// The longest time of a flag: nothing waits longer, and moments so far ahead can be told.
+const LONGEST: Duration = Duration::from_secs(3600 * 87_600);
+
+/// The most jobs of a batch, and of what is fetched ahead.
+const MOST_JOBS: usize = 1_000_000;
+
 /// Parses `250ms`, `30s`, `5m`, `1h30m`.
 fn time(text: &str) -> Result<Duration, String> {
     let remedy = "use a number with a unit, such as 5ms, 30s or 5m";
     let time: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
-    time.try_into().map_err(|_| remedy.to_owned())
+    let time: Duration = time.try_into().map_err(|_| remedy.to_owned())?;
+    if time > LONGEST {
+        return Err("use at most ten years, 87600h".to_owned());
+    }
+    Ok(time)
 }
 
 fn worker_id(given: Option<&str>, pod: &str) -> anyhow::Result<String> {
@@ -359,6 +379,9 @@ pub(crate) mod tests {
             (&["--dimensions", "0"], "--dimensions"),
             (&["--stall", "0s"], "--stall is 0"),
             (&["--max-items", "0"], "--max-items"),
+            (&["--max-items", "18446744073709551615"], "--max-items is 18446744073709551615; use"),
+            (&["--prefetch", "1000001"], "--prefetch is 1000001; use at most 1000000 jobs"),
+            (&["--grace", "9223372036854775807s"], "use at most ten years"),
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-wait", "soon"], "such as 5ms, 30s or 5m"),
             (&["--max-wait=-5ms"], "such as 5ms, 30s or 5m"),

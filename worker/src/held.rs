@@ -57,8 +57,6 @@ pub(crate) enum End<T> {
     Done(T),
     /// With a failure that another attempt may not have.
     Retry(String),
-    /// Unbegun.
-    Release,
     /// With a failure that every attempt will have.
     Reject(String),
 }

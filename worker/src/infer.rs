@@ -17,7 +17,8 @@ use crate::device::{Answer, Begun, Load, Ran};
 use crate::fit;
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::lanes::Lanes;
-use crate::shared::{EXPIRED, Shared, send, send_all};
+use crate::settle::Exit;
+use crate::shared::{EXPIRED, Shared, send, sleep_until};
 use crate::trace::BatchRun;
 
 /// A batch on its way to the device and back.
@@ -49,8 +50,8 @@ pub(crate) struct Bound {
 pub(crate) struct Exits {
     /// To who waits for the batches of a lane, by lane.
     pub(crate) lanes: Vec<Sender<Bound>>,
-    /// To who stores the ends of the jobs of a queue, by queue.
-    pub(crate) finished: Vec<Sender<Finished>>,
+    /// Of the jobs of a queue, by queue.
+    pub(crate) queues: Vec<Exit>,
 }
 
 /// Binds batches as late as the device allows, and sends them to it.
@@ -101,19 +102,19 @@ pub(crate) async fn infer(
     shared: Arc<Shared>,
     lane: usize,
     mut bound: Receiver<Bound>,
-    finished: Sender<Finished>,
+    exit: Exit,
 ) {
     while let Some(Bound { submitted, expired }) = bound.recv().await {
         shared.n_taken.update(|n| *n += 1);
-        send_all(&finished, expired).await;
+        exit.finish(expired).await;
         let mut runs = match submitted {
-            Some(first) => shared.conclude(lane, first, &finished).await,
+            Some(first) => shared.conclude(lane, first, &exit).await,
             None => Vec::new(),
         };
         while let Some(run) = runs.pop() {
             debug!(items = run.items.len(), failures = run.failures, "running again");
             let again = shared.send_to_device(lane, run.items, run.failures, Begun::Yes).await;
-            runs.extend(shared.conclude(lane, again, &finished).await);
+            runs.extend(shared.conclude(lane, again, &exit).await);
         }
     }
 }
@@ -146,8 +147,7 @@ impl Shared {
     /// Gives jobs back that were not begun.
     async fn give_back(&self, items: Vec<Item>, exits: &Exits) {
         for item in items {
-            let finished = &exits.finished[self.lanes[item.lane].queue];
-            send(finished, item.held.finish(End::Release)).await;
+            exits.queues[self.lanes[item.lane].queue].give_back([item.held]).await;
         }
     }
 
@@ -192,19 +192,13 @@ impl Shared {
     }
 
     /// Ends the jobs of a batch as its answer says, and returns what has to run again.
-    async fn conclude(
-        &self,
-        lane: usize,
-        submitted: Submitted,
-        finished: &Sender<Finished>,
-    ) -> Vec<Run<Item>> {
+    async fn conclude(&self, lane: usize, submitted: Submitted, exit: &Exit) -> Vec<Run<Item>> {
         let Submitted { mut jobs, size, failures, answer } = submitted;
         // Without an answer, or one without a run, the batch was never begun.
         let answer = answer.await.ok();
         let Some((inputs, ran)) = answer.and_then(|answer| Some((answer.inputs, answer.ran?)))
         else {
-            let released = jobs.into_iter().map(|job| job.held.finish(End::Release));
-            send_all(finished, released.collect()).await;
+            exit.give_back(jobs.into_iter().map(|job| job.held)).await;
             return Vec::new();
         };
         let Ran { results, took } = ran;
@@ -226,7 +220,7 @@ impl Shared {
                         Err(fault) => End::Reject(fault.to_string()),
                     })
                 });
-                send_all(finished, ended.collect()).await;
+                exit.finish(ended.collect()).await;
                 Vec::new()
             }
             Err(error) => {
@@ -240,7 +234,7 @@ impl Shared {
                     Item { held, lane, input, asked, size }
                 });
                 let run = Run { items: items.collect(), failures };
-                self.blame(lane, run, size, &error, finished).await
+                self.blame(lane, run, size, &error, exit).await
             }
         }
     }
@@ -252,7 +246,7 @@ impl Shared {
         run: Run<Item>,
         size: Size,
         error: &InferError,
-        finished: &Sender<Finished>,
+        exit: &Exit,
     ) -> Vec<Run<Item>> {
         let own = &self.lanes[lane];
         warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
@@ -263,13 +257,13 @@ impl Shared {
         match run.failed(error.kind()) {
             Next::Rerun(runs) => runs,
             Next::Reject(item) => {
-                send(finished, item.held.finish(End::Reject(error.to_string()))).await;
+                exit.finish(vec![item.held.finish(End::Reject(error.to_string()))]).await;
                 Vec::new()
             }
             Next::Retry(items) => {
                 let items = items.into_iter();
                 let items = items.map(|item| item.held.finish(End::Retry(error.to_string())));
-                send_all(finished, items.collect()).await;
+                exit.finish(items.collect()).await;
                 Vec::new()
             }
         }
@@ -279,11 +273,4 @@ impl Shared {
 fn entry(item: Item) -> Entry<Item> {
     let (size, priority, alone) = (item.size, item.held.priority(), item.held.is_suspect());
     Entry { item, size, priority, alone }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

@@ -3,12 +3,14 @@
 //! A device that is wedged stops the keeper: its leases end, and the jobs move on.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{Broker, Receipt, Settled};
-use ebb_telemetry::Gate;
+use ebb_telemetry::{Gate, TraceId};
 use tokio::time::Instant;
+use tracing::field::display;
 use tracing::{error, info, warn};
 
 use crate::board::Board;
@@ -23,6 +25,7 @@ const CHUNK: usize = 512;
 pub(crate) struct Leases {
     // Ordered, so that a simulation does the same thing twice.
     held: Mutex<BTreeMap<u64, Lease>>,
+    n_begun: AtomicU64,
     n_held: Board<usize>,
     /// Whether none is held. Apart, for who has nothing to do with each single one.
     is_idle: Board<bool>,
@@ -34,6 +37,8 @@ pub(crate) struct Leases {
 #[derive(Debug)]
 struct Lease {
     receipt: Receipt,
+    /// What log lines about it name.
+    trace: Option<TraceId>,
     state: LeaseState,
     // It cannot have ended before this.
     until: Instant,
@@ -50,6 +55,18 @@ enum LeaseState {
     Lost,
 }
 
+impl Lease {
+    /// Told once, however many answers say so.
+    fn lose(&mut self, metrics: &Metrics) {
+        if self.state != LeaseState::Lost {
+            self.state = LeaseState::Lost;
+            metrics.leases_lost.inc();
+            let trace_id = self.trace.map(display);
+            warn!(job.id = %self.receipt.job, trace_id, "lease lost");
+        }
+    }
+}
+
 /// One lease; dropped, it is no longer extended.
 #[derive(Debug)]
 pub(crate) struct Loan {
@@ -61,14 +78,22 @@ impl Leases {
     /// The leases of one queue, counted together with those of the others.
     pub(crate) fn new(length: Duration, n_in_all: Arc<Board<usize>>) -> Arc<Self> {
         let (held, n_held, is_idle) = (Mutex::default(), Board::default(), Board::new(true));
-        Arc::new(Self { held, n_held, is_idle, n_in_all, length })
+        let n_begun = AtomicU64::default();
+        Arc::new(Self { held, n_begun, n_held, is_idle, n_in_all, length })
     }
 
-    /// A lease that began at `since`, or later.
-    pub(crate) fn hold(self: &Arc<Self>, receipt: Receipt, since: Instant) -> Loan {
-        let lease = Lease { receipt, state: LeaseState::Held, until: since + self.length };
+    /// A lease that began at `since`, or later, of a job in that trace.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        receipt: Receipt,
+        since: Instant,
+        trace: Option<TraceId>,
+    ) -> Loan {
+        let (state, until) = (LeaseState::Held, since + self.length);
+        let lease = Lease { receipt, trace, state, until };
+        // No key comes twice: an answer about a lease that is gone must not be taken for another's.
+        let key = self.n_begun.fetch_add(1, Ordering::Relaxed);
         let mut held = self.lock();
-        let key = held.last_key_value().map_or(0, |(last, _)| last + 1);
         held.insert(key, lease);
         self.n_in_all.update(|n| *n += 1);
         self.count(&held);
@@ -99,6 +124,7 @@ impl Leases {
             let answers = match broker.extend(&receipts).await {
                 Ok(answers) => answers,
                 Err(error) => {
+                    metrics.broker_errors.with_label_values(&["extend"]).inc();
                     warn!(%error, "leases were not extended");
                     continue;
                 }
@@ -110,11 +136,7 @@ impl Leases {
                 let Some(lease) = lease else { continue };
                 match answer {
                     Settled::Held => lease.until = asked + self.length,
-                    Settled::Lost => {
-                        lease.state = LeaseState::Lost;
-                        metrics.leases_lost.inc();
-                        warn!(job.id = %lease.receipt.job, "lease lost");
-                    }
+                    Settled::Lost => lease.lose(metrics),
                 }
             }
         }
@@ -137,6 +159,13 @@ impl Loan {
     /// Whether the broker gave the job to somebody else.
     pub(crate) fn is_lost(&self) -> bool {
         self.leases.lock().get(&self.key).is_none_or(|lease| lease.state == LeaseState::Lost)
+    }
+
+    /// Somebody else has the job, as another answer of the broker's says.
+    pub(crate) fn lose(&self, metrics: &Metrics) {
+        if let Some(lease) = self.leases.lock().get_mut(&self.key) {
+            lease.lose(metrics);
+        }
     }
 
     /// Whether the lease may still be held, as far as the clock can tell.
@@ -264,7 +293,7 @@ mod tests {
     async fn a_slow_job_keeps_its_lease() {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
-        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
         let load = Board::default();
         keep(&queue, &leases, &load, &Health::new(), 20 * LEASE).await;
         assert!(!loan.is_lost() && loan.may_live(Instant::now()));
@@ -275,7 +304,7 @@ mod tests {
     async fn a_wedged_device_loses_its_leases_and_its_liveness() {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
-        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
         let running = Some(Running { since: Instant::now(), size: Size::ONE, lane: 0 });
         let load = Board::new(Load { queued: 0, running });
         let health = Health::new();
@@ -295,10 +324,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_lease_is_lost_once_and_is_never_taken_for_a_later_one() {
+        let (_queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        let (metrics, receipt) = (Metrics::default(), || delivery.receipt().clone());
+        let first = leases.hold(receipt(), Instant::now(), None);
+        let (of_first, _) = leases.chunks().remove(0);
+        drop(first);
+        // What is answered late about the first.
+        let second = leases.hold(receipt(), Instant::now(), None);
+        assert!(!of_first.contains(&second.key));
+        second.lose(&metrics);
+        second.lose(&metrics);
+        assert!(second.is_lost());
+        assert_eq!(metrics.leases_lost.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_being_settled_is_left_alone() {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
-        let loan = leases.hold(delivery.receipt().clone(), Instant::now());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
         loan.begin_settling();
         assert!(leases.chunks().is_empty());
         loan.end_settling();

@@ -3,12 +3,13 @@
 //! receive → decode → batch → infer → store → settle, a task each, with bounded channels between
 //! them. Every stage ends when the one before it has ended and its channel has run dry.
 use std::sync::Arc;
+use std::time::Duration;
 
 use ebb_telemetry::{Gate, GateKind};
 use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -16,8 +17,12 @@ use crate::device::State;
 use crate::infer::Exits;
 use crate::lease::Keeper;
 use crate::served::Served;
+use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
 use crate::{infer, receive, settle, status};
+
+/// How long a worker that ends waits for its broker to hear of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a worker ended though nobody asked it to.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +71,7 @@ impl Pipeline {
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
         let worked = tokio::select! { biased;
-            () = shared.halt.cancelled() => Ok(()),
+            () = shared.halt.cancelled() => Ok(0),
             ready = shared.device.ready() => match ready {
                 Ok(phases) => {
                     shared.begin(phases);
@@ -80,11 +85,11 @@ impl Pipeline {
         drop(company);
         // Also after an error: a worker that is gone must not be taken for one that starts.
         join_all(queues.iter().map(Served::leave_queue)).await;
-        worked?;
+        let n_left = worked?;
         match (shared.device_loss(), shared.broker_loss()) {
             (Some(why), _) => Err(Error::Device(why)),
             (None, Some(why)) => Err(Error::Broker(why)),
-            (None, None) => Ok(shared.summary()),
+            (None, None) => Ok(shared.summary(n_left)),
         }
     }
 }
@@ -98,19 +103,29 @@ impl Served {
     }
 
     async fn leave_queue(&self) {
-        status::say_goodbye(self).await;
-        if let Err(error) = self.broker.close().await {
-            warn!(queue = %self.name, %error, "what was fetched ahead comes back by itself");
+        // After the grace period: a broker that hangs must not keep the process.
+        let left = timeout(FAREWELL, async {
+            status::say_goodbye(self).await;
+            self.broker.close().await
+        });
+        match left.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(queue = %self.name, %error, "what was fetched ahead comes back by itself");
+            }
+            Err(_) => {
+                warn!(queue = %self.name, "the broker hangs; what is held comes back by its lease");
+            }
         }
     }
 }
 
-/// Runs the stages to their end, or to the end of the grace period.
+/// Runs the stages to their end, or to the end of the grace period; how many jobs are still held.
 async fn work(
     shared: &Arc<Shared>,
     queues: &[Served],
     company: &mut JoinSet<()>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let live = shared.health.gate("device", GateKind::Live);
     for served in queues {
         company.spawn(keep_leases(served.clone(), live.clone()));
@@ -124,7 +139,7 @@ async fn work(
     loop {
         tokio::select! { biased;
             ended = stages.join_next() => match ended {
-                None => return Ok(()),
+                None => return Ok(shared.n_held.get()),
                 Some(ended) => ended.map_err(Error::Stage)?,
             },
             Some(ended) = company.join_next() => ended.map_err(Error::Stage)?,
@@ -141,7 +156,7 @@ async fn work(
             () = tokio::time::sleep_until(grace_ends), if draining => {
                 let n_held = shared.n_held.get();
                 warn!(n_held, "the grace period ended: what is held comes back by its lease");
-                return Ok(());
+                return Ok(n_held);
             }
         }
     }
@@ -152,28 +167,28 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
     let mut stages = JoinSet::new();
     // More than one chunk on its way gains nothing; finished jobs come in batches.
     let (to_batch, decoded) = mpsc::channel(1);
-    let mut exits = Exits { lanes: Vec::new(), finished: Vec::new() };
+    let mut exits = Exits { lanes: Vec::new(), queues: Vec::new() };
     let mut submitted = Vec::new();
     for served in queues {
         let n_jobs = 2 * served.room.available_permits();
         let (to_decode, received) = mpsc::channel(1);
-        let (finished, to_store) = mpsc::channel(n_jobs);
-        let (to_settle, stored) = mpsc::channel(n_jobs);
-        stages.spawn(receive::receive(served.clone(), to_decode, finished.clone()));
-        let (to_batch, over) = (to_batch.clone(), finished.clone());
-        stages.spawn(receive::decode(served.clone(), received, to_batch, over));
+        let (exit, finished, concluded) = Exit::new(n_jobs);
+        stages.spawn(receive::receive(served.clone(), to_decode, exit.clone()));
+        let to_batch = to_batch.clone();
+        stages.spawn(receive::decode(served.clone(), received, to_batch, exit.clone()));
         for lane in served.lanes.clone() {
             let (to_infer, bound) = mpsc::channel(2);
             exits.lanes.push(to_infer);
-            submitted.push((lane, bound, finished.clone()));
+            submitted.push((lane, bound, exit.clone()));
         }
-        exits.finished.push(finished);
-        stages.spawn(settle::store(served.clone(), to_store, to_settle));
-        stages.spawn(settle::settle(served.clone(), stored));
+        let to_settle = exit.clone().into_settling();
+        exits.queues.push(exit);
+        stages.spawn(settle::store(served.clone(), finished, to_settle));
+        stages.spawn(settle::settle(served.clone(), concluded));
     }
     stages.spawn(infer::batch(Arc::clone(shared), decoded, exits));
-    for (lane, bound, finished) in submitted {
-        stages.spawn(infer::infer(Arc::clone(shared), lane, bound, finished));
+    for (lane, bound, exit) in submitted {
+        stages.spawn(infer::infer(Arc::clone(shared), lane, bound, exit));
     }
     stages
 }

@@ -15,7 +15,8 @@ use crate::codec::Asked;
 use crate::device::Cargo;
 use crate::held::{End, Finished, Held, Item};
 use crate::served::Served;
-use crate::shared::{EXPIRED, PATIENCE, Pauses, heals, on_cpu, send, send_all};
+use crate::settle::Exit;
+use crate::shared::{EXPIRED, PATIENCE, Pauses, heals, on_cpu, send};
 use crate::trace::Way;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
@@ -35,10 +36,12 @@ enum Decoded {
     Ready(Item),
     /// It cannot.
     Over(Finished),
+    /// Nothing is to be begun any more.
+    Unbegun(Held),
 }
 
 /// Receives jobs, never more than there is room for, until nothing new may begin.
-pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Sender<Finished>) {
+pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) {
     let intake = &served.shared.intake;
     let exit_when_empty = served.shared.settings.exit_when_empty;
     let mut pauses = Pauses::default();
@@ -65,14 +68,14 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, finished: Se
                     intake.found_empty(served.at);
                 }
                 let is_vain = held.is_empty();
-                let solitary = served.pass_on(held, &out, &finished).await;
+                let solitary = served.pass_on(held, &out, &exit).await;
                 drop(among_others);
                 if is_vain && intake.is_scarce() {
                     // Long enough for another queue to take what was set aside in vain.
                     served.rest(2 * SHORT_WAIT).await;
                 }
                 at_most = if solitary.is_empty() { usize::MAX } else { 1 };
-                served.isolate(solitary, &out, &finished).await;
+                served.isolate(solitary, &out, &exit).await;
             }
             Err(error) => {
                 drop(among_others);
@@ -95,18 +98,21 @@ pub(crate) async fn decode(
     served: Served,
     mut received: Receiver<Vec<Held>>,
     out: Sender<Vec<Item>>,
-    finished: Sender<Finished>,
+    exit: Exit,
 ) {
     while let Some(jobs) = received.recv().await {
         let n_jobs = jobs.len();
-        let (mut items, mut over) = (Vec::with_capacity(n_jobs), Vec::new());
+        let mut items = Vec::with_capacity(n_jobs);
+        let (mut over, mut unbegun) = (Vec::new(), Vec::new());
         for decoded in on_cpu(&served, jobs, Served::decode_one).await {
             match decoded {
                 Decoded::Ready(item) => items.push(item),
                 Decoded::Over(finish) => over.push(finish),
+                Decoded::Unbegun(held) => unbegun.push(held),
             }
         }
-        send_all(&finished, over).await;
+        exit.finish(over).await;
+        exit.give_back(unbegun).await;
         served.n_decoding.fetch_sub(n_jobs, Ordering::Relaxed);
         // Sent empty as well: the batcher may have waited for these.
         send(&out, items).await;
@@ -143,7 +149,8 @@ impl Served {
             let shared = &self.shared;
             let stages = &shared.metrics.stages;
             let way = Way::begin(&shared.traces, stages, &shared.clock, &delivery);
-            let loan = self.leases.hold(delivery.receipt().clone(), way.since);
+            let trace = way.trace_id(&delivery.job);
+            let loan = self.leases.hold(delivery.receipt().clone(), way.since, trace);
             let room = Arc::clone(&self.room).try_acquire_owned();
             let room = room.expect("no more was received than there was room for");
             let lane = self.lane_for(&delivery.job);
@@ -153,14 +160,9 @@ impl Served {
     }
 
     /// Passes jobs on to be decoded, but for those that have to be held by themselves.
-    async fn pass_on(
-        &self,
-        jobs: Vec<Held>,
-        out: &Sender<Vec<Held>>,
-        finished: &Sender<Finished>,
-    ) -> Vec<Held> {
+    async fn pass_on(&self, jobs: Vec<Held>, out: &Sender<Vec<Held>>, exit: &Exit) -> Vec<Held> {
         if self.shared.gives_back() {
-            self.release(jobs, finished).await;
+            exit.give_back(jobs).await;
             return Vec::new();
         }
         let max_attempts = self.shared.settings.retry.max_attempts;
@@ -176,26 +178,21 @@ impl Served {
     /// A crash of the process charges an attempt to every job it holds. A job that may have crashed
     /// its worker twice must not take others with it to the dead letters, so nobody is near when it
     /// runs for the third time: whoever reaches that many attempts gets the chance to prove itself.
-    async fn isolate(
-        &self,
-        solitary: Vec<Held>,
-        out: &Sender<Vec<Held>>,
-        finished: &Sender<Finished>,
-    ) {
+    async fn isolate(&self, solitary: Vec<Held>, out: &Sender<Vec<Held>>, exit: &Exit) {
         let mut solitary = solitary.into_iter();
         let first: Vec<Held> = solitary.next().into_iter().collect();
         if first.is_empty() {
             return;
         }
-        self.release(solitary.collect(), finished).await;
+        exit.give_back(solitary).await;
         // Two that wait for each other's jobs to be gone would wait for ever.
         let Some(solitude) = self.shared.intake.solitude() else {
-            return self.release(first, finished).await;
+            return exit.give_back(first).await;
         };
         let _alone = solitude.begin().await;
         self.wait_until_held(1).await;
         if self.shared.gives_back() {
-            return self.release(first, finished).await;
+            return exit.give_back(first).await;
         }
         self.decode_later(first, out).await;
         self.wait_until_held(0).await;
@@ -215,15 +212,9 @@ impl Served {
         }
     }
 
-    /// Gives jobs back that were not begun.
-    pub(crate) async fn release(&self, jobs: Vec<Held>, finished: &Sender<Finished>) {
-        let jobs = jobs.into_iter().map(|held| held.finish(End::Release));
-        send_all(finished, jobs.collect()).await;
-    }
-
     fn decode_one(&self, mut held: Held) -> Decoded {
         if self.shared.gives_back() {
-            return Decoded::Over(held.finish(End::Release));
+            return Decoded::Unbegun(held);
         }
         match self.read(&held) {
             Ok((lane, (input, asked, size))) => {

@@ -7,32 +7,32 @@
 //! expired while nobody held it the worker knows nothing: that is the broker's business.
 
 mod calls;
+mod groups;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ebb_queue::{Delivery, ErrorKind, Job, JobResult, Outcome, Settlement, Stored, Verdict};
-use futures::StreamExt;
-use futures::future::join_all;
-use futures::stream::FuturesUnordered;
-use tokio::sync::mpsc::{Receiver, Sender};
+use ebb_queue::{
+    Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
+};
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
+use futures::{FutureExt, Stream, StreamExt};
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::field::display;
+use tracing::{debug, error, warn};
 
 use crate::codec::Answer;
-use crate::held::{End, Finished, Output};
+use crate::held::{End, Finished, Held, Output};
 use crate::lease::Loan;
 use crate::outcome::{COMPLETED, LOST, NO_MODEL, outcome};
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, heals, on_cpu, send_all};
+use crate::shared::{PATIENCE, Pauses, heals, lock, on_cpu, send_all, sleep_until};
 use crate::trace::Way;
 use calls::Unanswered;
+use groups::Groups;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
-
-/// Groups that are stored at the same time: the next one is on its way while a broker waits for its
-/// disk, and more would only make each smaller.
-const AT_ONCE: usize = 2;
 
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
@@ -44,24 +44,65 @@ pub(crate) struct Concluded {
     way: Way,
 }
 
+/// Where jobs go on to that are no longer to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Exit {
+    to_store: Sender<Finished>,
+    to_settle: Sender<Concluded>,
+}
+
+impl Exit {
+    /// With room for so many jobs in each of the two stages, and what these take them from.
+    pub(crate) fn new(n_jobs: usize) -> (Self, Receiver<Finished>, Receiver<Concluded>) {
+        let (to_store, finished) = mpsc::channel(n_jobs);
+        let (to_settle, concluded) = mpsc::channel(n_jobs);
+        (Self { to_store, to_settle }, finished, concluded)
+    }
+
+    /// Passes on jobs that have run, or never will.
+    pub(crate) async fn finish(&self, jobs: Vec<Finished>) {
+        send_all(&self.to_store, jobs).await;
+    }
+
+    /// Gives jobs back that were not begun. Nothing has to be stored for that, so a store that does
+    /// not answer holds up none of them.
+    pub(crate) async fn give_back(&self, jobs: impl IntoIterator<Item = Held>) {
+        send_all(&self.to_settle, jobs.into_iter().map(Concluded::released).collect()).await;
+    }
+
+    /// For who stores: it does not keep itself waiting for more.
+    pub(crate) fn into_settling(self) -> Sender<Concluded> {
+        self.to_settle
+    }
+}
+
 /// Encodes and stores answers, many at once.
 pub(crate) async fn store(
     served: Served,
     mut finished: Receiver<Finished>,
     out: Sender<Concluded>,
 ) {
-    let mut storing = FuturesUnordered::new();
+    let mut storing = SelectAll::<BoxStream<'static, (u64, Vec<Option<Concluded>>)>>::new();
+    let mut groups = Groups::default();
     let (mut jobs, mut is_open) = (Vec::new(), true);
     loop {
-        let has_room = is_open && storing.len() < AT_ONCE;
+        let now = Instant::now();
+        let room = groups.room(now).filter(|_| is_open);
+        let (max, later) = (room.unwrap_or(0), groups.next_room(now));
         tokio::select! { biased;
-            Some(concluded) = storing.next() => send_all(&out, concluded).await,
-            n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
+            Some((group, concluded)) = storing.next() => {
+                groups.concluded(group, concluded.len());
+                send_all(&out, concluded.into_iter().flatten().collect()).await;
+            }
+            n_jobs = finished.recv_many(&mut jobs, max), if room.is_some() => {
                 is_open = n_jobs > 0;
                 if is_open {
-                    storing.push(served.conclude_all(std::mem::take(&mut jobs)));
+                    let group = groups.begin(n_jobs, Instant::now());
+                    let concluded = served.conclude_all(std::mem::take(&mut jobs));
+                    storing.push(concluded.map(move |jobs| (group, jobs)).boxed());
                 }
             }
+            () = sleep_until(later), if is_open && room.is_none() => {}
             else => return,
         }
     }
@@ -108,7 +149,6 @@ impl Served {
                 None => End::Reject("the answer made the encoder panic; a bug of ours".into()),
             },
             End::Retry(reason) => End::Retry(reason),
-            End::Release => End::Release,
             End::Reject(reason) => End::Reject(reason),
         };
         Finished { delivery, lane, loan, way, end }
@@ -125,14 +165,22 @@ impl Served {
         Some(answer)
     }
 
-    async fn conclude_all(&self, jobs: Vec<Finished>) -> Vec<Concluded> {
-        let encoded = on_cpu(self, jobs, Self::encode_one).await;
-        let concluded = encoded.into_iter().map(async |job| {
-            let lane = job.lane;
-            self.conclude_one(job).await.ok_or(lane)
-        });
-        let concluded = join_all(concluded).await.into_iter();
-        concluded.filter_map(|one| one.map_err(|lane| self.count(lane, LOST)).ok()).collect()
+    /// The jobs of a group as they are concluded, those together that are at the same time; in place
+    /// of each that somebody else has by now comes none.
+    fn conclude_all(
+        &self,
+        jobs: Vec<Finished>,
+    ) -> impl Stream<Item = Vec<Option<Concluded>>> + use<> {
+        let served = self.clone();
+        let encoded = async move {
+            let encoded = on_cpu(&served, jobs, Self::encode_one).await;
+            let conclude = |job| {
+                let served = served.clone();
+                async move { served.conclude_one(job).await }
+            };
+            encoded.into_iter().map(conclude).collect::<FuturesUnordered<_>>()
+        };
+        encoded.flatten_stream().ready_chunks(CHUNK)
     }
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
@@ -140,15 +188,24 @@ impl Served {
         let Finished { delivery, lane, loan, mut way, end } = finished;
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
-            _ if loan.is_lost() && !matches!(end, End::Done(_)) => return None,
+            _ if loan.is_lost() && !matches!(end, End::Done(_)) => None,
             // but an answer is an answer.
-            End::Done(answer) => self.complete(delivery, (&loan, &way), answer).await?,
-            End::Release => delivery.release(),
-            End::Retry(reason) => self.retry(delivery, (&loan, &way), reason).await?,
-            End::Reject(reason) => self.fail(delivery, (&loan, &way), reason).await?,
+            End::Done(answer) => self.complete(delivery, (&loan, &way), answer).await,
+            End::Retry(reason) => self.retry(delivery, (&loan, &way), reason).await,
+            End::Reject(reason) => self.fail(delivery, (&loan, &way), reason).await,
+        };
+        let Some(settlement) = settlement.filter(|_| !loan.is_lost()) else {
+            self.lose(lane, &loan);
+            return None;
         };
         way.stored();
-        (!loan.is_lost()).then_some(Concluded { settlement, lane, loan, way })
+        Some(Concluded { settlement, lane, loan, way })
+    }
+
+    /// Counts a job that somebody else has by now.
+    fn lose(&self, lane: Option<usize>, loan: &Loan) {
+        loan.lose(&self.shared.metrics);
+        self.count(lane, LOST);
     }
 
     async fn complete(
@@ -160,39 +217,46 @@ impl Served {
         let Answer { content_type, body, alert, .. } = answer;
         let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
         let result = self.result(&delivery, outcome);
-        let told = match self.put(loan, &result).await {
-            Ok(Stored::Stale) => return None,
-            Ok(stored) => self.tell(&delivery, (loan, way), (result, stored), alert).await,
-            Err(refused) => Err(refused),
-        };
-        match told {
+        match self.publish(&delivery, (loan, way), result, alert).await {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
             Err(Unanswered::Denied(error)) => Some(self.leave_to_others(delivery, &error)),
+            Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
+                let reason = format!(
+                    "the result cannot be stored: {error}; ask for less in one job, or give the \
+                     workers a store for large answers with --payloads"
+                );
+                self.fail(delivery, (loan, way), reason).await
+            }
             Err(Unanswered::Refused(error)) => {
-                let reason = format!("the result could not be stored or told: {error}");
+                let reason = format!("the result or its alert could not be stored: {error}");
                 self.retry(delivery, (loan, way), reason).await
             }
         }
     }
 
-    /// Sends what is to be known before the ack.
-    async fn tell(
+    /// Stores an answer, and sends what is to be known before the ack.
+    async fn publish(
         &self,
         delivery: &Delivery,
         (loan, way): (&Loan, &Way),
-        (result, stored): (JobResult, Stored),
+        result: JobResult,
         alert: Option<bytes::Bytes>,
     ) -> Result<(), Unanswered> {
+        // Before the result: an attempt that finds one may take the job for done, alert included.
+        // Under an id of its own: told again or not, it alerts once.
         if let Some(body) = alert {
-            // Under an id of its own: told again or not, it alerts once.
             self.alert(&delivery.job, loan, body).await?;
         }
-        let Some(to) = &delivery.job.headers.reply_to else { return Ok(()) };
-        let there = match stored {
-            Stored::Duplicate => self.stored(loan, &result.id).await?,
-            Stored::Stored | Stored::Stale => None,
+        let stored = self.put(loan, &result).await?;
+        let to = delivery.job.headers.reply_to.as_ref();
+        let there = match (stored, to) {
+            (Stored::Stale, _) => return Err(Unanswered::Lost),
+            (_, None) => return Ok(()),
+            (Stored::Duplicate, Some(_)) => self.stored(loan, &result.id).await?,
+            (Stored::Stored, Some(_)) => None,
         };
+        let Some(to) = to else { return Ok(()) };
         let trace = way.traceparent(&delivery.job);
         self.reply(loan, to, &there.unwrap_or(result), trace.as_deref()).await
     }
@@ -222,7 +286,14 @@ impl Served {
         (loan, way): (&Loan, &Way),
         reason: String,
     ) -> Option<Settlement> {
-        debug!(job.id = %delivery.job.id, attempt = delivery.attempt, %reason, "job failed");
+        let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
+        let attempt = delivery.attempt;
+        match lock(&self.shared.failures_said).pass(Instant::now()) {
+            Some(n_unsaid) => {
+                warn!(job.id = %id, trace_id, attempt, %reason, n_unsaid, "job failed");
+            }
+            None => debug!(job.id = %id, trace_id, attempt, %reason, "job failed"),
+        }
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, Outcome::Failed { reason: reason.clone() });
         let there = match self.put(loan, &result).await {
@@ -240,12 +311,8 @@ impl Served {
         }
         if let Some(to) = &delivery.job.headers.reply_to {
             let trace = way.traceparent(&delivery.job);
-            match self.reply(loan, to, &result, trace.as_deref()).await {
-                Ok(()) => {}
-                Err(Unanswered::Lost) => return None,
-                Err(Unanswered::Refused(error) | Unanswered::Denied(error)) => {
-                    self.reply_refused(&result.id, &error);
-                }
+            if self.reply(loan, to, &result, trace.as_deref()).await.is_err() {
+                return None;
             }
         }
         Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
@@ -271,7 +338,7 @@ impl Served {
         let now = Instant::now();
         let (timely, late): (Vec<_>, Vec<_>) =
             concluded.into_iter().partition(|one| one.is_timely(now));
-        late.iter().for_each(|one| self.count(one.lane, LOST));
+        late.iter().for_each(|one| self.lose(one.lane, &one.loan));
         drop(late);
         let split = timely.into_iter().map(|one| (one.settlement, (one.lane, one.loan, one.way)));
         let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
@@ -282,9 +349,12 @@ impl Served {
         match answers {
             Ok(answers) => {
                 self.broker_answers();
-                for ((settlement, (lane, _, way)), answer) in jobs.zip(answers) {
+                for ((settlement, (lane, loan, way)), answer) in jobs.zip(answers) {
                     let outcome = outcome(&settlement, answer);
-                    self.count(lane, outcome);
+                    match answer {
+                        Settled::Held => self.count(lane, outcome),
+                        Settled::Lost => self.lose(lane, &loan),
+                    }
                     self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
                     if outcome == COMPLETED {
                         let turnaround = way.since_publication().as_secs_f64();
@@ -305,9 +375,6 @@ impl Served {
     fn count(&self, lane: Option<usize>, outcome: &'static str) {
         let model = lane.map_or(NO_MODEL, |lane| self.shared.lanes[lane].name.as_str());
         self.shared.metrics.jobs.with_label_values(&[outcome, model]).inc();
-        if outcome == LOST {
-            self.shared.metrics.leases_lost.inc();
-        }
         // Of the worker, and of the queue.
         self.shared.counts.count(outcome);
         self.counts.count(outcome);
@@ -315,6 +382,14 @@ impl Served {
 }
 
 impl Concluded {
+    /// A job that was not begun: nothing has to be stored.
+    fn released(held: Held) -> Self {
+        let Held { delivery, lane, loan, mut way, room } = held;
+        drop(room);
+        way.stored();
+        Self { settlement: delivery.release(), lane, loan, way }
+    }
+
     /// An ack is right at any time, since the result is stored: the broker may say what it is worth.
     /// All else would meddle with somebody else's attempt where the broker does not fence.
     fn is_timely(&self, now: Instant) -> bool {

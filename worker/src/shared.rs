@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -119,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) brokers: BrokersGate,
     pub(crate) cold_start: Mutex<Vec<(String, f64)>>,
     broker_loss: Mutex<Option<String>>,
+    /// Of jobs that failed, and were said to have.
+    pub(crate) failures_said: Mutex<Sparing>,
     dice: Mutex<StdRng>,
 }
 
@@ -163,6 +166,7 @@ impl Shared {
             brokers: BrokersGate::new(health.gate("broker", GateKind::Ready), states.len()),
             cold_start: Mutex::default(),
             broker_loss: Mutex::default(),
+            failures_said: Mutex::default(),
             dice: Mutex::new(StdRng::seed_from_u64(seed)),
             queues: states,
             lanes,
@@ -212,7 +216,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn summary(&self) -> Summary {
+    /// What became of all jobs, of which so many were still held at the end.
+    pub(crate) fn summary(&self, n_left: usize) -> Summary {
         use std::sync::atomic::Ordering::Relaxed;
         Summary {
             completed: self.counts.completed.load(Relaxed),
@@ -220,9 +225,28 @@ impl Shared {
             retried: self.counts.retried.load(Relaxed),
             released: self.counts.released.load(Relaxed),
             lost: self.counts.lost.load(Relaxed),
-            left: self.n_held.get() as u64,
+            left: n_left as u64,
             cold_start: lock(&self.cold_start).clone(),
         }
+    }
+}
+
+/// Lets a line into the log once in a second at most, so that a queue of bad jobs does not fill it.
+#[derive(Debug, Default)]
+pub(crate) struct Sparing {
+    last: Option<Instant>,
+    n_unsaid: u64,
+}
+
+impl Sparing {
+    /// How many lines were left out before this one; none when this one is left out as well.
+    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now < last + Duration::from_secs(1)) {
+            self.n_unsaid += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.n_unsaid))
     }
 }
 
@@ -306,6 +330,14 @@ pub(crate) async fn send<T>(out: &Sender<T>, value: T) {
     }
 }
 
+/// Waits until then; for ever where there is no such moment.
+pub(crate) async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Sends what goes on together in one go, so that the next stage finds it together: each job that
 /// it takes alone costs it, and the broker, about as much as a batch.
 pub(crate) async fn send_all<T>(out: &Sender<T>, values: Vec<T>) {
@@ -324,6 +356,14 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn one_line_in_a_second_passes_and_tells_of_the_others() {
+        let (begin, mut sparing) = (Instant::now(), Sparing::default());
+        let passed = [0, 10, 999, 1000, 1500, 2000, 9000]
+            .map(|ms| sparing.pass(begin + Duration::from_millis(ms)));
+        assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1), Some(0)]);
+    }
 
     #[tokio::test]
     async fn what_is_sent_together_arrives_together_and_in_order() {

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use ebb_queue::{Clock, Delivery, Job};
 use ebb_telemetry::{
-    KeyValue, NewSpan, Span, SpanContext, SpanKind, Traces, read_traceparent, traceparent,
+    KeyValue, NewSpan, Span, SpanContext, SpanKind, TraceId, Traces, read_traceparent, trace_of,
+    traceparent,
 };
 use tokio::time::Instant;
 
@@ -103,6 +104,12 @@ impl Way {
     pub(crate) fn traceparent(&self, job: &Job) -> Option<String> {
         let own = self.trace.as_ref().and_then(|trace| trace.job.context());
         own.map(|own| traceparent(&own)).or_else(|| job.headers.traceparent.clone())
+    }
+
+    /// The trace of that, which log lines about the job name.
+    pub(crate) fn trace_id(&self, job: &Job) -> Option<TraceId> {
+        let own = self.trace.as_ref().and_then(|trace| trace.job.context());
+        own.map(|own| own.trace_id()).or_else(|| trace_of(job.headers.traceparent.as_deref()?))
     }
 
     fn enter(&mut self, stage: Stage) {

@@ -1,8 +1,8 @@
 //! Attention on the processor: texts lie end to end, and each looks at itself alone.
 //!
 //! Sixteen queries go side by side through the lanes of registers, so that neither the keys have to
-//! be turned nor a softmax summed across a register; a tile of keys shares what it
-//! reads of the queries, as those of `panels` do.
+//! be turned nor a softmax summed across a register; a tile of keys shares what it reads of the
+//! queries, as those of `panels` do.
 
 use std::ops::Range;
 
@@ -118,20 +118,19 @@ impl WithSimd for Block<'_> {
                 }
                 let keys = |place: usize| part(text.start + place, 1);
                 score(queries, keys, scores);
-                let sums = softmax(scores);
+                let inverses = softmax(scores);
                 for first in (0..n_rows).step_by(ROWS) {
                     for lane in (0..value_stride).step_by(LANES) {
                         let weighed = weigh(scores, first, values, value_stride, lane);
                         let n_lanes = LANES.min(head_width - lane);
                         let bias = &bias[2 * width + column + lane..][..n_lanes];
                         for row in first..n_rows.min(first + ROWS) {
-                            let inverse = 1.0 / sums[row];
                             let at = (start - rows.start + row) * width + column + lane;
                             let out = &mut out[at..][..n_lanes];
                             for ((out, sum), bias) in
                                 out.iter_mut().zip(&weighed[row - first]).zip(bias)
                             {
-                                *out = sum.mul_add(inverse, *bias);
+                                *out = sum.mul_add(inverses[row], *bias);
                             }
                         }
                     }
@@ -186,7 +185,7 @@ fn score_tile<'a, const N: usize>(
     }
 }
 
-/// `scores = exp(scores - max)`, lane by lane; the sums of them.
+/// `scores = exp(scores - max)`, lane by lane; what to multiply them by for a sum of 1.
 #[inline(always)]
 fn softmax(scores: &mut [[f32; LANES]]) -> [f32; LANES] {
     let mut max = [f32::NEG_INFINITY; LANES];
@@ -201,6 +200,9 @@ fn softmax(scores: &mut [[f32; LANES]]) -> [f32; LANES] {
             *score = exp(*score - max);
             *sum += *score;
         }
+    }
+    for sum in &mut sums {
+        *sum = 1.0 / *sum;
     }
     sums
 }

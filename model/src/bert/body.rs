@@ -99,7 +99,8 @@ impl Body {
     /// Whether each shape of batches has kernels of its own, compiled and tuned when it is first run.
     pub(crate) fn has_shapes(&self) -> bool {
         match self.way {
-            Way::EndToEnd(_) | Way::SideBySide(_) => true,
+            Way::SideBySide(_) => true,
+            Way::EndToEnd(_) => false,
             #[cfg(feature = "cuda")]
             Way::Cuda(_) => false,
         }

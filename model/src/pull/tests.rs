@@ -266,13 +266,14 @@ fn a_refusal_says_what_to_do_and_keeps_the_token() {
 }
 
 #[test]
-fn a_hub_that_does_not_answer_fails_within_three_seconds() {
+fn a_hub_that_does_not_answer_fails_long_before_the_system_gives_up() {
     let dir = tempfile::tempdir().unwrap();
     // Nobody is at the first; the others lead nowhere.
     for endpoint in ["http://127.0.0.1:9", "http://hub.invalid", "http://192.0.2.1"] {
         let start = Instant::now();
         let error = pull_tiny(&places(dir.path(), endpoint)).unwrap_err();
-        assert!(start.elapsed() < Duration::from_millis(3500), "{endpoint}: {:?}", start.elapsed());
+        // We give up after two limits of 1.5 s, on a slow machine later; the system after minutes.
+        assert!(start.elapsed() < Duration::from_secs(20), "{endpoint}: {:?}", start.elapsed());
         assert!(matches!(error, PullError::Unreachable { .. }), "{endpoint}: {error}");
     }
     let error = places(dir.path(), "http://127.0.0.1:9").pull(MINILM.name, &mut |_| {});

@@ -1,12 +1,18 @@
 //! The ends of deliveries: acknowledged, buried, or given back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::field::display;
 use tracing::{debug, warn};
 
 use super::{EXPIRED, SHORT_WAIT, Splitter};
+use crate::place::trace_id;
+
+/// How long a split that ends waits for its broker to hear of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What whoever waits for a job finds.
 enum Told {
@@ -33,11 +39,12 @@ impl Splitter {
         if let Some(to) = &job.headers.reply_to
             && let Err(error) = self.parts.intake.reply(to, &result, traceparent).await
         {
-            warn!(job.id = %job.id, %error, "the reply was not sent; the result is in the store");
+            let trace_id = trace_id(job).map(display);
+            warn!(job.id = %job.id, trace_id, %error, "the reply was not sent; the result is in the store");
         }
         let why = if reason == EXPIRED { EXPIRED } else { "refused" };
         self.parts.metrics.dead.with_label_values(&[why]).inc();
-        debug!(job.id = %job.id, reason, "the job goes nowhere");
+        debug!(job.id = %job.id, trace_id = trace_id(job).map(display), reason, "the job goes nowhere");
         self.settlements.push(delivery.reject(reason));
     }
 
@@ -93,18 +100,22 @@ impl Splitter {
         let lanes = std::mem::take(&mut self.lanes);
         let waiting = lanes.into_values().flat_map(|lane| lane.waiting);
         self.settlements.extend(waiting.map(|held| held.delivery.release()));
-        while !self.settlements.is_empty() && Instant::now() < end {
-            self.settle().await;
-            if !self.settlements.is_empty() {
+        let told = timeout_at(end, async {
+            while !self.settlements.is_empty() {
+                self.settle().await;
                 tokio::time::sleep(SHORT_WAIT).await;
             }
-        }
+        });
+        drop(told.await);
         let n_left = self.settlements.len();
         if n_left > 0 {
             warn!(n_left, "not settled: they come back by their lease");
         }
-        if let Err(error) = self.parts.intake.close().await {
-            warn!(%error, "what was fetched ahead comes back by itself");
+        // A broker that hangs must not keep the process.
+        match timeout(FAREWELL, self.parts.intake.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "what was fetched ahead comes back by itself"),
+            Err(_) => warn!("the broker hangs; what was fetched ahead comes back by its lease"),
         }
     }
 

@@ -19,7 +19,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span as SdkSpan};
 use tracing::{info, warn};
 
 pub use opentelemetry::KeyValue;
-pub use opentelemetry::trace::{SpanContext, SpanKind};
+pub use opentelemetry::trace::{SpanContext, SpanKind, TraceId};
 pub use target::TraceError;
 
 use export::Queue;
@@ -41,12 +41,18 @@ pub struct TraceArgs {
     #[arg(long, env = "EBB_TRACE_SAMPLE", hide_env_values = true, value_name = "SHARE")]
     #[arg(help_heading = "Traces", default_value = "1", value_parser = share)]
     pub trace_sample: f64,
+
+    /// How long the end of a process waits for its last spans. No flag: a test of what a collector
+    /// got may wait longer than an operator wants to.
+    #[arg(skip = FLUSH)]
+    #[doc(hidden)]
+    pub flush: Duration,
 }
 
 /// The defaults of the flags.
 impl Default for TraceArgs {
     fn default() -> Self {
-        Self { otlp_endpoint: None, trace_sample: 1.0 }
+        Self { otlp_endpoint: None, trace_sample: 1.0, flush: FLUSH }
     }
 }
 
@@ -75,6 +81,7 @@ struct Exported {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     queue: Arc<Queue>,
+    flush: Duration,
 }
 
 /// A span that is to begin.
@@ -120,7 +127,7 @@ impl TraceArgs {
             .build();
         info!(collector = target.host(), "spans are exported");
         let tracer = provider.tracer("ebb");
-        Ok(Traces(Some(Arc::new(Exported { provider, tracer, queue }))))
+        Ok(Traces(Some(Arc::new(Exported { provider, tracer, queue, flush: self.flush }))))
     }
 }
 
@@ -140,9 +147,9 @@ impl Traces {
     /// Exports what is left, for at most two seconds; no span goes anywhere afterwards.
     pub async fn flush(&self) {
         let Some(exported) = self.0.clone() else { return };
-        let provider = exported.provider.clone();
+        let (provider, limit) = (exported.provider.clone(), exported.flush);
         // Waits for a thread, which waits for this runtime.
-        let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
+        let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit));
         if !matches!(flushed.await, Ok(Ok(()))) {
             warn!("the last spans were not exported in time");
         }
@@ -244,6 +251,13 @@ pub fn read_traceparent(traceparent: &str, tracestate: Option<&str>) -> Option<S
 #[must_use]
 pub fn traceparent(of: &SpanContext) -> String {
     format!("00-{}-{}-{:02x}", of.trace_id(), of.span_id(), of.trace_flags().to_u8())
+}
+
+/// The trace that a header `traceparent` names, as log lines have it; none where it is not as W3C
+/// has it.
+#[must_use]
+pub fn trace_of(traceparent: &str) -> Option<TraceId> {
+    read_traceparent(traceparent, None).map(|read| read.trace_id())
 }
 
 #[cfg(test)]

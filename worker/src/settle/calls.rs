@@ -3,12 +3,29 @@
 use std::future::Future;
 
 use ebb_queue::{ErrorKind, Job, JobId, JobResult, Stored};
+use ebb_telemetry::trace_of;
+use tracing::field::display;
 use tracing::warn;
 
 use crate::alert::alert_job;
 use crate::lease::Loan;
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, heals};
+
+/// Whose a place is that does not take what it is given.
+#[derive(Debug, Clone, Copy)]
+enum Whose {
+    /// All jobs depend on it, so all wait until it takes more.
+    Everyones,
+    /// A few jobs depend on it, and the others shall not wait until somebody makes room there.
+    ItsOwn,
+}
+
+/// Whether another try may end otherwise.
+fn can_be_mended(error: &ebb_queue::Error) -> bool {
+    use ErrorKind::{Denied, Incompatible, Invalid};
+    !matches!(error.kind(), Denied | Incompatible | Invalid)
+}
 
 /// Why a call to the broker got no answer.
 pub(super) enum Unanswered {
@@ -23,7 +40,7 @@ pub(super) enum Unanswered {
 impl Served {
     pub(super) async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
         let results = &self.results;
-        self.insist("put", loan, || results.put(result)).await
+        self.insist("put", Whose::Everyones, loan, || results.put(result)).await
     }
 
     /// The result that stays; none when its time is over.
@@ -33,10 +50,11 @@ impl Served {
         id: &JobId,
     ) -> Result<Option<JobResult>, Unanswered> {
         let results = &self.results;
-        self.insist("get", loan, || results.get(id)).await
+        self.insist("get", Whose::Everyones, loan, || results.get(id)).await
     }
 
-    /// Sends a result to where its job asked for it; an address that cannot be keeps nobody.
+    /// Sends a result to where its job asked for it. The result is in the store by then, so an
+    /// address that takes nothing keeps nobody.
     pub(super) async fn reply(
         &self,
         loan: &Loan,
@@ -47,22 +65,28 @@ impl Served {
         let broker = &self.broker;
         let send = || async {
             match broker.reply(to, result, traceparent).await {
-                Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
-                    Ok(Err(error))
-                }
-                answer => answer.map(Ok),
+                Err(error) if can_be_mended(&error) => Err(error),
+                answer => Ok(answer),
             }
         };
-        match self.insist("reply", loan, send).await? {
-            Ok(()) => self.shared.metrics.replies.with_label_values(&["sent"]).inc(),
-            Err(error) => self.reply_refused(&result.id, &error),
+        let sent = match self.insist("reply", Whose::ItsOwn, loan, send).await {
+            Ok(sent) => sent,
+            Err(Unanswered::Lost) => return Err(Unanswered::Lost),
+            Err(Unanswered::Refused(error) | Unanswered::Denied(error)) => Err(error),
+        };
+        let replies = &self.shared.metrics.replies;
+        match sent {
+            Ok(()) => replies.with_label_values(&["sent"]).inc(),
+            Err(error) => {
+                replies.with_label_values(&["refused"]).inc();
+                let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
+                warn!(
+                    job.id = %id, trace_id, %error,
+                    "the reply was not sent; the result is in the store"
+                );
+            }
         }
         Ok(())
-    }
-
-    pub(super) fn reply_refused(&self, id: &JobId, error: &ebb_queue::Error) {
-        self.shared.metrics.replies.with_label_values(&["refused"]).inc();
-        warn!(job.id = %id, %error, "the reply was not sent; the result is in the store");
     }
 
     pub(super) async fn alert(
@@ -73,7 +97,7 @@ impl Served {
     ) -> Result<(), Unanswered> {
         let alert = alert_job(job, body, self.shared.clock.now()).map_err(Unanswered::Refused)?;
         let alerts = &self.alerts;
-        self.insist("publish", loan, || alerts.publish(vec![alert.clone()])).await?;
+        self.insist("publish", Whose::ItsOwn, loan, || alerts.publish(vec![alert.clone()])).await?;
         Ok(())
     }
 
@@ -81,6 +105,7 @@ impl Served {
     async fn insist<T, F: Future<Output = ebb_queue::Result<T>>>(
         &self,
         name: &'static str,
+        whose: Whose,
         loan: &Loan,
         call: impl Fn() -> F,
     ) -> Result<T, Unanswered> {
@@ -90,12 +115,20 @@ impl Served {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            self.trouble(name, &error);
+            let may_heal = match whose {
+                Whose::Everyones => heals(&error),
+                Whose::ItsOwn => error.kind() == ErrorKind::Unavailable,
+            };
+            match whose {
+                Whose::ItsOwn if !may_heal => self.complain(name, &error),
+                Whose::Everyones | Whose::ItsOwn => self.trouble(name, &error),
+            }
             let pause = pauses.next(self.shared.chance());
             if loan.is_lost() {
                 return Err(Unanswered::Lost);
             }
-            if !heals(&error) && pauses.n_failures() >= PATIENCE {
+            let is_vain = error.kind() == ErrorKind::Invalid || pauses.n_failures() >= PATIENCE;
+            if !may_heal && is_vain {
                 return Err(match error.kind() {
                     ErrorKind::Denied => Unanswered::Denied(error),
                     _ => Unanswered::Refused(error),

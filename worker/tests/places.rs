@@ -1,0 +1,164 @@
+//! Places that take nothing: stores, queues of alerts. Who needs them waits or fails, and says why;
+//! the others go on.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod support;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Behavior, Broker, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult, OpenOptions,
+    Result, ResultStore, Stored,
+};
+use ebb_worker::batcher::{Limits, Size};
+use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
+use futures::stream::BoxStream;
+use support::{answer, echo_answer, echo_job, parts_of, queue, served, settings, until};
+use tokio_util::sync::CancellationToken;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// An echo that raises an alert about every second job.
+struct Alarmed;
+
+impl Codec for Alarmed {
+    type Input = EchoInput;
+    type Output = String;
+    type Asked = ();
+
+    fn decode(&self, job: &Job) -> std::result::Result<(EchoInput, ()), BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        EchoCodec.size(input)
+    }
+
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        let number: usize = job.id.as_str()["job-".len()..].parse().unwrap();
+        let alert = (number % 2 == 1).then(|| "{}".into());
+        Answer { alert, ..EchoCodec.encode(output, (), job, spent) }
+    }
+}
+
+fn inline(batch_time: Duration) -> Device<EchoInput, String> {
+    Device::inline(Echo::new(), move |_: &[EchoInput]| batch_time)
+}
+
+fn one_by_one() -> Settings {
+    let limits = Limits { max_items: NonZeroUsize::MIN, ..settings().limits };
+    Settings { limits, prefetch: 8, ..settings() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn alerts_that_nobody_reads_cost_their_own_jobs_alone() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish((0..12).map(echo_job).collect()).await.unwrap();
+    let behavior = Behavior { max_ready: Some(1), ..Behavior::default() };
+    let options = OpenOptions { clock: Arc::clone(&clock), ..OpenOptions::default() };
+    let alerts = MemoryQueue::new(&behavior, options);
+    let models = vec![ModelParts::new("alarmed", Alarmed, inline(Duration::ZERO))];
+    let mut served = served("default", &Arc::new(jobs.clone()), models);
+    served.alerts = Arc::new(alerts.clone());
+    let parts = parts_of(vec![served], &clock, one_by_one());
+    let health = parts.health.clone();
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+
+    // Each of them alone in its group, as the alarmed are: these shall not be waited for.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for number in (0..12).step_by(2) {
+        assert_eq!(answer(&jobs, number).await, Some(echo_answer(number)), "job {number}");
+    }
+    assert!(health.ready().is_ok(), "what one queue of alerts takes is not what a worker is for");
+    until(&jobs, |depth| depth.ready + depth.in_flight + depth.delayed == 0).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.failed), (7, 5));
+    let dead = jobs.list(10).await.unwrap();
+    assert_eq!(dead.len(), 5);
+    for letter in dead {
+        let told = "attempt 5 of 5 failed: the result or its alert could not be stored: ";
+        assert!(letter.reason.starts_with(told), "{}", letter.reason);
+        // Not told of, and so not done.
+        assert!(!jobs.get(&letter.job.id).await.unwrap().unwrap().outcome.is_completed());
+    }
+}
+
+/// A store that takes no answers.
+struct Shut {
+    queue: MemoryQueue,
+    kind: ErrorKind,
+}
+
+#[async_trait]
+impl ResultStore for Shut {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        if result.outcome.is_completed() {
+            return Err(Error::new(self.kind, "no answer is taken"));
+        }
+        self.queue.put(result).await
+    }
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.queue.get(id).await
+    }
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.queue.chunk(id, attempt, seq, body).await
+    }
+    async fn follow(&self, id: &JobId, from: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        self.queue.follow(id, from).await
+    }
+}
+
+/// A worker whose store takes no answers.
+fn worker_before(
+    queue: &MemoryQueue,
+    kind: ErrorKind,
+    clock: &Arc<dyn ebb_queue::Clock>,
+) -> Pipeline {
+    let models = vec![ModelParts::new("echo", EchoCodec, inline(Duration::from_secs(1)))];
+    let mut served = served("default", &Arc::new(queue.clone()), models);
+    served.results = Arc::new(Shut { queue: queue.clone(), kind });
+    Pipeline::new(parts_of(vec![served], clock, one_by_one()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_were_not_begun_go_back_uncharged_though_the_store_is_down() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish((0..40).map(echo_job).collect()).await.unwrap();
+    let stop = CancellationToken::new();
+    let worker = worker_before(&jobs, ErrorKind::Unavailable, &clock);
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    // By then some have run that cannot be stored.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    let begun = summary.left;
+    assert!(summary.released > 0 && begun > 0, "{summary:?}");
+    // At once, and without an attempt; those that were begun come back by their lease.
+    let back = jobs.receive(NonZeroUsize::new(40).unwrap(), Duration::ZERO).await.unwrap();
+    assert_eq!(back.len() as u64, 40 - begun);
+    assert!(back.iter().all(|delivery| delivery.attempt == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_no_store_can_take_fails_once_with_its_remedy() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish(vec![echo_job(0)]).await.unwrap();
+    let stop = CancellationToken::new();
+    let worker = worker_before(&jobs, ErrorKind::Invalid, &clock);
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&jobs, |depth| depth.dead == 1).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.failed, summary.retried), (1, 0));
+    let letter = jobs.list(1).await.unwrap().remove(0);
+    assert!(letter.reason.contains("--payloads"), "{}", letter.reason);
+    assert_eq!(letter.job.id.as_str(), "job-0000");
+}
