@@ -325,8 +325,8 @@ impl Api {
     }
 
     /// Acknowledges a delivery in one of JetStream's ways, and waits until that is known.
-    pub(super) async fn ack(&self, reply: &str, way: &'static str) -> Result<()> {
-        self.ask(reply, None, Bytes::from_static(way.as_bytes())).await.map(drop)
+    pub(super) async fn ack(&self, reply: &str, way: impl Into<Bytes>) -> Result<()> {
+        self.ask(reply, None, way.into()).await.map(drop)
     }
 }
 

@@ -1,9 +1,11 @@
 //! How a connection comes about, and what is told of its life.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use nkeys::KeyPair;
 use rand::Rng;
 use tokio::time::Instant;
 
@@ -150,20 +152,22 @@ fn heed(event: &Event, link: &Link, refusal: &Refusal) {
 
 /// Who we are. The client ignores what stands in a URL.
 fn identified(address: &NatsAddress) -> Result<ConnectOptions> {
-    let read = |path: &std::path::Path, option: &str| {
+    let read = |path: &Path, option: &str| {
         std::fs::read_to_string(path).map_err(|error| {
             let words = format!("option {option}: cannot read {}", path.display());
             Error::new(ErrorKind::Invalid, words).caused_by(error)
         })
     };
     if let Some(path) = &address.creds {
-        return ConnectOptions::with_credentials(&read(path, "creds")?).map_err(|error| {
+        ConnectOptions::with_credentials(&read(path, "creds")?).map_err(|error| {
             let words = format!("option creds: {} holds no credentials", path.display());
             Error::new(ErrorKind::Invalid, words).caused_by(error)
-        });
+        })?;
+        return Ok(signed(path, credentials));
     }
     if let Some(path) = &address.nkey {
-        return Ok(ConnectOptions::with_nkey(read(path, "nkey")?.trim().to_owned()));
+        read(path, "nkey")?;
+        return Ok(signed(path, |text| Some((None, KeyPair::from_seed(text.trim()).ok()?))));
     }
     let server = address.server.clone();
     if server.secret()?.is_none() {
@@ -183,6 +187,37 @@ fn identified(address: &NatsAddress) -> Result<ConnectOptions> {
             Ok(auth)
         }
     }))
+}
+
+/// A token where there is one, and the key to sign with.
+type Identity = (Option<String>, KeyPair);
+
+/// Signs by what a file holds at each connect, as keys are rotated.
+fn signed(path: &Path, read: fn(&str) -> Option<Identity>) -> ConnectOptions {
+    let path = path.to_owned();
+    ConnectOptions::with_auth_callback(move |nonce| {
+        let auth = std::fs::read_to_string(&path).map_err(AuthError::new).and_then(|text| {
+            let words = || format!("{} holds nothing to sign with", path.display());
+            let (jwt, key) = read(&text).ok_or_else(|| AuthError::new(words()))?;
+            let mut auth = Auth::new();
+            auth.signature = Some(key.sign(&nonce).map_err(AuthError::new)?);
+            auth.nkey = jwt.is_none().then(|| key.public_key());
+            auth.jwt = jwt;
+            Ok(auth)
+        });
+        async move { auth }
+    })
+}
+
+/// What stands in the file that `nsc` writes.
+fn credentials(text: &str) -> Option<Identity> {
+    let block = |name: &str| {
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.find(|line| line.starts_with("---") && line.contains(name))?;
+        lines.next()
+    };
+    let key = KeyPair::from_seed(block("BEGIN USER NKEY SEED")?).ok()?;
+    Some((Some(block("BEGIN NATS USER JWT")?.to_owned()), key))
 }
 
 #[cfg(test)]

@@ -144,10 +144,11 @@ impl NatsQueue {
         let mut which = self.which(ids).await?;
         let mut n_redriven = 0;
         loop {
-            let page = self.page(&mut which).await?;
+            let mut page = self.page(&mut which).await?;
             if page.is_empty() {
                 return Ok(n_redriven);
             }
+            page.retain(|kept| self.is_whole(kept));
             let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
             let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
             in_order(forgotten).await?;
@@ -155,6 +156,16 @@ impl NatsQueue {
             let revived: Vec<_> = page.into_iter().map(|kept| self.revive(kept)).collect();
             n_redriven += in_order(revived).await?.into_iter().filter(|done| *done).count() as u64;
         }
+    }
+
+    /// Whether a letter has all of its job.
+    fn is_whole(&self, kept: &Kept) -> bool {
+        let is_cut = Entry::is_cut(&kept.headers);
+        if is_cut {
+            let id = self.letter(kept.clone()).job.id;
+            tracing::warn!(%id, "not put back, since its body was cut; publish it anew");
+        }
+        !is_cut
     }
 
     /// Gives a dead job another life.

@@ -16,6 +16,8 @@ const HISTORY: &str = "ebb-history";
 const REASON: &str = "ebb-reason";
 /// Since when.
 const DIED_AT: &str = "ebb-died-at";
+/// How long the body of a dead letter was that is not whole.
+const CUT_FROM: &str = "ebb-cut-from";
 /// JetStream's own id of a message.
 pub(super) const MSG_ID: &str = "Nats-Msg-Id";
 
@@ -135,6 +137,47 @@ impl Entry {
         Ok(headers)
     }
 
+    /// Writes it as a dead letter that is no longer than this: where there is too little room, some
+    /// of its body is left out, and that is said.
+    pub(super) fn letter(
+        &self,
+        message_id: &str,
+        death: &Death,
+        max: usize,
+    ) -> Result<(HeaderMap, Bytes)> {
+        let headers = self.death(message_id, death)?;
+        let body = &self.job.body;
+        if size(&headers) + body.len() <= max {
+            return Ok((headers, body.clone()));
+        }
+        let n_bytes = body.len();
+        let note = format!(
+            "; cut to what fits into a message of this NATS server (max_payload), the body had \
+             {n_bytes} bytes: publish the job anew, it cannot be put back"
+        );
+        let reason = format!("{}{note}", cut(&death.reason, LONGEST_REASON - note.len()));
+        let death = Death { reason, at: death.at };
+        let write = |entry: &Self| -> Result<_> {
+            let mut headers = entry.death(message_id, &death)?;
+            headers.insert(CUT_FROM, n_bytes.to_string());
+            Ok(headers)
+        };
+        let mut headers = write(self)?;
+        if size(&headers) > max {
+            // What it was called, and nothing else.
+            let (id, at) = (self.job.id.clone(), self.job.enqueued_at);
+            let job = Job { id, ..Job::new(Bytes::new(), at) };
+            headers = write(&Self { attempts: self.attempts, ..Self::new(job) })?;
+        }
+        let n_kept = max.saturating_sub(size(&headers)).min(n_bytes);
+        Ok((headers, body.slice(..n_kept)))
+    }
+
+    /// Whether these are the headers of a dead letter whose body is not whole.
+    pub(super) fn is_cut(headers: &HeaderMap) -> bool {
+        headers.get(CUT_FROM).is_some()
+    }
+
     /// Reads a dead letter.
     pub(super) fn dead_letter(headers: &HeaderMap, body: Bytes, origin: Origin) -> DeadLetter {
         let text = |name: &str| headers.get_last(name).map(HeaderValue::as_str);
@@ -236,6 +279,26 @@ mod tests {
                 drop(Entry::read(&headers, Bytes::new(), origin()));
                 drop(Entry::dead_letter(&headers, Bytes::new(), origin()));
             }
+        }
+    }
+
+    #[test]
+    fn a_letter_is_as_long_as_it_may_be() {
+        let at = origin().at;
+        let mut entry = Entry::new(Job::new(vec![b'7'; 9000], at));
+        entry.attempts = 2;
+        entry.job.headers.tenant = Some("t".repeat(3000));
+        let death = Death { reason: "why ".repeat(900), at };
+        for max in [20_000, 12_000, 6000, 3000] {
+            let (headers, body) = entry.letter("id", &death, max).unwrap();
+            let is_whole = body.len() == 9000;
+            assert_eq!((is_whole, Entry::is_cut(&headers)), (max == 20_000, max < 20_000));
+            assert!(size(&headers) + body.len() <= max, "{max}");
+            let letter = Entry::dead_letter(&headers, body, origin());
+            assert_eq!((&letter.job.id, letter.attempts), (&entry.job.id, 2));
+            assert!(letter.reason.starts_with("why "), "{}", letter.reason);
+            assert_eq!(letter.reason.contains("9000"), !is_whole, "{}", letter.reason);
+            assert!(!letter.job.body.is_empty(), "{max}");
         }
     }
 

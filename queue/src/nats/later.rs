@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::{Kept, in_order};
-use super::entry::{Entry, Origin};
+use super::entry::{Entry, Origin, size};
 use super::names::{Lane, Place, tick_now};
 use crate::{Error, ErrorKind, Result, Timestamp};
 
@@ -24,7 +24,7 @@ const IN_ONE_GO: usize = 512;
 pub(super) struct Survey {
     /// When it was true, by the server's clock.
     pub(super) server_now: Timestamp,
-    /// All of them.
+    /// All of these.
     pub(super) total: u64,
     pub(super) places: Vec<(Place, String, u64)>,
 }
@@ -80,7 +80,8 @@ impl NatsQueue {
     pub(super) async fn survey(&self) -> Result<Survey> {
         let shared = &*self.shared;
         let names = &shared.names;
-        let info = shared.api.subjects(&names.jobs, &names.subject("jobs.>")).await?;
+        // All subjects: bare messages lie on the one that the others begin with.
+        let info = shared.api.subjects(&names.jobs, ">").await?;
         let info = info.ok_or_else(|| self.is_gone())?;
         let server_now = info.ts.unwrap_or_else(|| self.now());
         let mut places = Vec::new();
@@ -89,7 +90,9 @@ impl NatsQueue {
                 places.push((place, subject, n_jobs));
             }
         }
-        Ok(Survey { server_now, total: info.state.messages, places })
+        // What has no place is seen by no worker.
+        let total = places.iter().map(|(_, _, n_jobs)| n_jobs).sum();
+        Ok(Survey { server_now, total, places })
     }
 
     /// The stream was deleted under us.
@@ -156,19 +159,29 @@ impl NatsQueue {
 
     async fn move_subject(&self, subject: &str) -> Result<()> {
         let shared = &*self.shared;
-        let mut seq = 1;
+        let (mut seq, mut failed) = (1, None);
         while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
             seq = kept.seq + 1;
-            let (entry, wrong) = self.entry_of(&kept);
-            let now = self.now();
-            match wrong {
-                Some(wrong) => drop(self.bury(&entry, kept.seq, &wrong.to_string()).await?),
-                None if entry.job.expired(now) => self.expire(entry, kept.seq).await?,
-                None => drop(self.put_back(&entry, kept.seq, None).await?),
+            match self.move_one(kept).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => failed = Some(error),
+                Ok(()) => {}
             }
-            shared.api.delete(&shared.names.jobs, kept.seq).await?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn move_one(&self, kept: Kept) -> Result<()> {
+        let shared = &*self.shared;
+        let (entry, wrong) = self.entry_of(&kept);
+        if let Some(wrong) = wrong {
+            self.bury(&entry, kept.seq, &wrong.to_string()).await?;
+        } else if entry.job.expired(self.now()) {
+            self.expire(entry, kept.seq).await?;
+        } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
+            self.bury(&entry, kept.seq, "it cannot be put where workers look").await?;
+        }
+        shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
     }
 
     pub(super) fn entry_of(&self, kept: &Kept) -> (Entry, Option<Error>) {
@@ -177,13 +190,14 @@ impl NatsQueue {
     }
 
     /// Stores a job anew, to be ready at once or later, ahead of what was published since; the old
-    /// message may be removed then. Doing so twice has the effect of one.
+    /// message may be removed then. Doing so twice has the effect of one. `None` where the message
+    /// would be too large: a stranger may leave no room for what we write beside a job.
     pub(super) async fn put_back(
         &self,
         entry: &Entry,
         seq: u64,
         due: Option<Timestamp>,
-    ) -> Result<u64> {
+    ) -> Result<Option<u64>> {
         let shared = &*self.shared;
         let deadline = entry.job.headers.deadline;
         let subject = match due {
@@ -191,12 +205,15 @@ impl NatsQueue {
             None => shared.names.lane(entry.lane(true), deadline),
         };
         let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
+        if size(&headers) + entry.job.body.len() > shared.api.client.max_payload() {
+            return Ok(None);
+        }
         let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
         match due {
             Some(_) => shared.later.disturb(),
             None => self.is_filled(entry.lane(true)),
         }
-        Ok(ack.seq)
+        Ok(Some(ack.seq))
     }
 
     /// There is something in this lane.

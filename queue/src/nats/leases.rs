@@ -59,6 +59,8 @@ pub(super) enum Done {
     Back(u64),
     /// Among the dead letters under this number.
     Dead(u64),
+    /// Left where it is, to be handed out again.
+    Left,
 }
 
 /// JetStream's own mark of one delivery.
@@ -162,10 +164,24 @@ impl Leases {
         self.mine().settled.get(&token.reply).copied()
     }
 
+    /// The job is not held any more, and this is what became of the attempt.
+    pub(super) fn leave(&self, token: &Token, attempt: Attempt) {
+        if let Some(held) = self.mine().held.get_mut(&token.seq)
+            && held.token == *token
+        {
+            held.until = Instant::now();
+            held.crashes.retain(|known| known.attempt != attempt.attempt);
+            held.crashes.push(attempt);
+        }
+    }
+
     /// Remembers a settlement; the job is not held any more.
     pub(super) fn settle(&self, token: &Token, done: Done) {
         let mut mine = self.mine();
-        mine.held.remove(&token.seq);
+        // Who was left where it is keeps its line in the note.
+        if !matches!(done, Done::Left) {
+            mine.held.remove(&token.seq);
+        }
         mine.finished.remove(&token.seq);
         if mine.settled.insert(token.reply.clone(), done).is_none() {
             mine.order.push_back(token.reply.clone());

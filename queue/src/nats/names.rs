@@ -129,7 +129,10 @@ impl Names {
         let normal = Lane { priority: Priority::Normal, is_back: false };
         match tokens[..] {
             [] => Some(Place::Lane(normal, None)),
-            ["later", due, deadline] => Some(Place::Later(due.parse().ok()?, ticks(deadline))),
+            // No lane has it: a moment that does not parse has come, or it would lie there for ever.
+            ["later", due, deadline] => {
+                Some(Place::Later(due.parse().unwrap_or(0), ticks(deadline)))
+            }
             ["back", name, deadline] => Some(Place::Lane(lane(name, true)?, ticks(deadline))),
             [name] => Some(Place::Lane(lane(name, false)?, None)),
             [name, deadline] => Some(Place::Lane(lane(name, false)?, ticks(deadline))),
@@ -204,6 +207,15 @@ mod tests {
         #[test]
         fn no_subject_makes_it_panic(subject in "[a-z0-9.*>=]{0,40}") {
             let _: Option<Place> = Names::new("jobs").place(&subject);
+        }
+    }
+
+    #[test]
+    fn a_moment_that_does_not_parse_has_come() {
+        let names = Names::new("jobs");
+        for (due, deadline) in [("soon", "0"), ("", ""), ("99999999999999999999", "x")] {
+            let place = names.place(&format!("ebb.jobs.jobs.later.{due}.{deadline}"));
+            assert_eq!(place, Some(Place::Later(0, None)), "{due}");
         }
     }
 

@@ -10,10 +10,10 @@ use super::api::in_order;
 use super::entry::{Entry, MSG_ID, ROOM, size};
 use super::names::token;
 use super::settle::token_of;
-use crate::{Error, ErrorKind, Job, JobId, Published, Result, Timestamp};
+use crate::{Error, ErrorKind, Job, JobId, Published, Result};
 
-/// A key whose job was not stored by then was left by a producer that is gone.
-const CLAIMED_FOR: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+/// How often a key is tried that others take and leave at the same time.
+const TRIES: usize = 100;
 
 /// What lies under a key.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,11 +23,14 @@ struct Mark {
     is_stored: bool,
 }
 
-/// Who has a key.
+/// Who has a key; the numbers are those of the marks.
 enum Key {
-    /// This job, whose mark has this number.
-    Ours(u64),
-    /// A job that was there before.
+    /// This job: nobody had it before.
+    New(u64),
+    /// A job that may be stored or not. It is this one, sent again; or the producer of another is
+    /// about to store it, or is gone, or was not told what became of it.
+    Begun(JobId, u64),
+    /// A job that is stored.
     Known(JobId),
 }
 
@@ -105,24 +108,71 @@ impl NatsQueue {
     }
 
     async fn publish_one(&self, job: &Job, headers: &HeaderMap) -> Result<Published> {
-        let Some(key) = &job.headers.key else { return self.store(job, headers).await };
-        let subject = self.shared.names.subject(&format!("keys.{}", token(key)));
-        match self.claim_key(&subject, &job.id).await? {
-            Key::Known(id) => Ok(Published { id, duplicate: true }),
-            Key::Ours(seq) => {
-                let published = self.store(job, headers).await?;
-                if published.duplicate {
-                    self.shared.api.delete(&self.shared.names.keys, seq).await?;
-                } else {
-                    self.mark_key(&subject, &job.id, seq).await?;
+        let Some(key) = &job.headers.key else { return Ok(self.store(job, headers).await?.0) };
+        let shared = &*self.shared;
+        let subject = shared.names.subject(&format!("keys.{}", token(key)));
+        for _ in 0..TRIES {
+            match self.claim_key(&subject, &job.id).await? {
+                Key::Known(id) => return Ok(Published { id, duplicate: true }),
+                Key::New(seq) => {
+                    let (published, at) = self.store_new(job, headers, seq).await?;
+                    // The id was there before the key, unless somebody just did our work.
+                    if published.duplicate && self.has_key(at, key).await? != Some(true) {
+                        shared.api.delete(&shared.names.keys, seq).await?;
+                    } else {
+                        self.mark_key(&subject, &job.id, seq).await?;
+                    }
+                    return Ok(published);
                 }
-                Ok(published)
+                Key::Begun(id, seq) => {
+                    // Under the id that the key has: the server stores only one such job, whoever
+                    // sends it and how often.
+                    let same = Job { id, ..job.clone() };
+                    let headers = Entry::new(same.clone()).headers(same.id.as_str())?;
+                    let (published, at) = self.store(&same, &headers).await?;
+                    let is_other =
+                        published.duplicate && self.has_key(at, key).await? == Some(false);
+                    if !is_other {
+                        self.mark_key(&subject, &same.id, seq).await?;
+                        return Ok(published);
+                    }
+                    // The id was there before, without the key.
+                    shared.api.delete(&shared.names.keys, seq).await?;
+                    if same.id == job.id {
+                        return Ok(published);
+                    }
+                }
             }
         }
+        let words = format!("others take and leave the key {key} all the time; publish again");
+        Err(Error::new(ErrorKind::Unavailable, words))
     }
 
-    /// Stores one job; an id that was purged a moment ago is as good as new.
-    async fn store(&self, job: &Job, headers: &HeaderMap) -> Result<Published> {
+    /// Stores a job whose key is new; the key is free again where the job is surely not stored.
+    async fn store_new(
+        &self,
+        job: &Job,
+        headers: &HeaderMap,
+        seq: u64,
+    ) -> Result<(Published, u64)> {
+        let stored = self.store(job, headers).await;
+        if let Err(error) = &stored
+            && [ErrorKind::Full, ErrorKind::Invalid].contains(&error.kind())
+            && let Err(error) = self.shared.api.delete(&self.shared.names.keys, seq).await
+        {
+            tracing::debug!(%error, %job.id, "its key is not freed");
+        }
+        stored
+    }
+
+    /// Whether the job of this number has the key; `None` where it is not there any more.
+    async fn has_key(&self, seq: u64, key: &str) -> Result<Option<bool>> {
+        let kept = self.shared.api.at(&self.shared.names.jobs, seq).await?;
+        Ok(kept.map(|kept| self.entry_of(&kept).0.job.headers.key.as_deref() == Some(key)))
+    }
+
+    /// Stores one job, and tells its number; an id that was purged a moment ago is as good as new.
+    async fn store(&self, job: &Job, headers: &HeaderMap) -> Result<(Published, u64)> {
         let shared = &*self.shared;
         let is_due = job.headers.not_before.is_none_or(|at| at <= self.now());
         let deadline = job.headers.deadline;
@@ -148,43 +198,34 @@ impl NatsQueue {
         } else {
             shared.later.disturb();
         }
-        Ok(Published { id: job.id.clone(), duplicate: ack.duplicate })
+        Ok((Published { id: job.id.clone(), duplicate: ack.duplicate }, ack.seq))
     }
 
     /// Takes a key for a job that is about to be stored.
     async fn claim_key(&self, subject: &str, id: &JobId) -> Result<Key> {
         let shared = &*self.shared;
-        let mut last = 0;
         loop {
             let mark = mark(id, false);
-            if let Some(seq) = shared.api.swap(subject, HeaderMap::new(), mark, last).await? {
-                return Ok(Key::Ours(seq));
+            if let Some(seq) = shared.api.swap(subject, HeaderMap::new(), mark, 0).await? {
+                return Ok(Key::New(seq));
             }
             let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
-                last = 0;
                 continue;
             };
             let known: Mark = serde_json::from_slice(&kept.body).map_err(|error| {
                 let words = format!("stored key {subject} cannot be read");
                 Error::new(ErrorKind::Incompatible, words).caused_by(error)
             })?;
-            let is_left = !known.is_stored && self.age(kept.at) > CLAIMED_FOR;
-            // The same producer, sending again what may not have arrived.
-            let is_same = known.id == *id && !known.is_stored;
-            if !is_left && !is_same {
-                return Ok(Key::Known(known.id));
-            }
-            last = kept.seq;
+            return Ok(match known.is_stored {
+                true => Key::Known(known.id),
+                false => Key::Begun(known.id, kept.seq),
+            });
         }
-    }
-
-    fn age(&self, at: Timestamp) -> jiff::SignedDuration {
-        self.now().duration_since(at)
     }
 
     async fn mark_key(&self, subject: &str, id: &JobId, seq: u64) -> Result<()> {
         let api = &self.shared.api;
-        // Where the key went to somebody else meanwhile, both jobs run.
+        // Where it is another by now, somebody has stored the same job and said so.
         api.swap(subject, HeaderMap::new(), mark(id, true), seq).await.map(drop)
     }
 

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_nats::Message;
+use futures::future::join_all;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -12,7 +13,8 @@ use super::bell::Bell;
 use super::entry::{Entry, Origin};
 use super::leases::{Claims, Held, Token};
 use super::names::{LANES, Lane, tick};
-use crate::{Attempt, Delivery, Receipt, Result};
+use super::settle::STILL_COUNTS;
+use crate::{Attempt, Delivery, Error, ErrorKind, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -27,6 +29,21 @@ struct Found {
     nth_priority: usize,
     held: Held,
     entry: Entry,
+}
+
+/// What a look brings.
+#[derive(Default)]
+struct Look {
+    found: Vec<Found>,
+    /// Why some of it is missing.
+    failed: Option<Error>,
+}
+
+impl Look {
+    /// Whether the server is gone, so that the next request would wait in vain.
+    fn is_over(&self) -> bool {
+        self.failed.as_ref().is_some_and(|error| error.kind() == ErrorKind::Unavailable)
+    }
 }
 
 impl NatsQueue {
@@ -61,23 +78,27 @@ impl NatsQueue {
 
     /// Takes what is ready now, at most so many.
     async fn look(&self, max: usize) -> Result<Vec<Delivery>> {
-        self.move_due().await?;
+        let mut look = Look { failed: self.move_due().await.err(), ..Look::default() };
         let claims = OnceCell::new();
-        let mut found = Vec::new();
         let mut skipped = false;
         for (nth, lane) in LANES.into_iter().enumerate() {
             if self.was_empty(nth) {
                 skipped = true;
                 continue;
             }
-            self.drain(nth, lane, max, &mut found, &claims).await?;
+            self.drain(nth, lane, max, &mut look, &claims).await;
         }
-        if found.is_empty() && skipped {
+        if look.found.is_empty() && skipped {
             for (nth, lane) in LANES.into_iter().enumerate() {
-                self.drain(nth, lane, max, &mut found, &claims).await?;
+                self.drain(nth, lane, max, &mut look, &claims).await;
             }
         }
-        self.hand_out(found).await
+        match look.failed {
+            Some(error) if look.found.is_empty() => return Err(error),
+            Some(error) => tracing::warn!(%error, "some of what waits cannot be handed out"),
+            None => {}
+        }
+        self.hand_out(look.found).await
     }
 
     fn was_empty(&self, nth: usize) -> bool {
@@ -85,33 +106,44 @@ impl NatsQueue {
         empty[nth].is_some_and(|since| since.elapsed() < EMPTY_FOR)
     }
 
-    /// Takes from one lane until it is empty or there are enough.
+    /// Takes from one lane until it is empty or there are enough. What fails costs only itself.
     async fn drain(
         &self,
         nth: usize,
         lane: Lane,
         max: usize,
-        found: &mut Vec<Found>,
+        look: &mut Look,
         claims: &OnceCell<Claims>,
-    ) -> Result<()> {
+    ) {
         let shared = &*self.shared;
-        while found.len() < max {
-            let (begin, asked) = (Instant::now(), max - found.len());
-            let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await?;
+        while look.found.len() < max && !look.is_over() {
+            let (begin, asked) = (Instant::now(), max - look.found.len());
+            let messages = match shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await {
+                Ok(messages) => messages,
+                Err(error) => {
+                    look.failed = Some(error);
+                    return;
+                }
+            };
             let is_empty = messages.len() < asked;
-            for message in messages {
-                let until = begin + shared.behavior.lease;
-                if let Some((held, entry)) = self.admit(message, lane, until, claims).await? {
-                    found.push(Found { nth_priority: nth / 2, held, entry });
+            let until = begin + shared.behavior.lease;
+            let admitted = messages.into_iter().map(|one| self.admit(one, lane, until, claims));
+            // All at once: one that waits for an answer in vain holds up no other.
+            for admitted in join_all(admitted).await {
+                match admitted {
+                    Ok(Some((held, entry))) => {
+                        look.found.push(Found { nth_priority: nth / 2, held, entry });
+                    }
+                    Ok(None) => {}
+                    Err(error) => look.failed = Some(error),
                 }
             }
             if is_empty {
                 let mut empty = shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
                 empty[nth] = Some(Instant::now());
-                return Ok(());
+                return;
             }
         }
-        Ok(())
     }
 
     /// A message as a job to run, unless it is none, or its time is over or has not come.
@@ -151,7 +183,10 @@ impl NatsQueue {
             self.expire(attempted, token.seq).await?;
         } else if is_early {
             let due = attempted.job.headers.not_before;
-            self.put_back(&attempted, token.seq, due).await?;
+            if self.put_back(&attempted, token.seq, due).await?.is_none() {
+                self.put_off(token, attempted, crashes).await?;
+                return Ok(None);
+            }
         } else {
             let deadline = entry.job.headers.deadline.map(tick);
             let held = Held { token, until, entry: Some(entry), deadline, crashes };
@@ -159,6 +194,19 @@ impl NatsQueue {
         }
         shared.api.ack(&token.reply, "+ACK").await?;
         Ok(None)
+    }
+
+    /// Leaves a job that came too early where it is.
+    async fn put_off(&self, token: Token, entry: Entry, crashes: Vec<Attempt>) -> Result<()> {
+        let now = self.now();
+        let (headers, attempt) = (&entry.job.headers, entry.attempts + 1);
+        let (due, deadline) = (headers.not_before.unwrap_or(now), headers.deadline.map(tick));
+        let held =
+            Held { token: token.clone(), until: Instant::now(), entry: None, deadline, crashes };
+        self.shared.leases.take(vec![held]);
+        let what = format!("handed out before its time, and {STILL_COUNTS}");
+        let after = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+        self.leave(&token, Attempt { attempt, at: now, what }, after).await.map(drop)
     }
 
     /// A line for each earlier delivery of the message: none of them was settled.

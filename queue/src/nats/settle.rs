@@ -1,5 +1,7 @@
 //! Carries out verdicts: first what is new is stored, then the old message is acknowledged.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::NatsQueue;
@@ -7,7 +9,13 @@ use super::api::in_order;
 use super::entry::{Death, Entry};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
-use crate::{ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict};
+use crate::{
+    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict,
+};
+
+/// Why an attempt counts that was none.
+pub(super) const STILL_COUNTS: &str =
+    "counted, since the message leaves no room to write beside it that it was not tried";
 
 impl NatsQueue {
     pub(super) async fn settle_all(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
@@ -21,7 +29,17 @@ impl NatsQueue {
         // One that fails leaves the others to their end.
         let tasks: Vec<_> = order
             .into_iter()
-            .map(|(nth, one)| async move { Ok((nth, self.settle_one(one).await)) })
+            .map(|(nth, one)| async move {
+                let settled = self.settle_one(one).await.or_else(|error| match error.kind() {
+                    // It is the job that is wrong, and no later try will help.
+                    ErrorKind::Invalid | ErrorKind::Incompatible => {
+                        tracing::warn!(%error, id = %one.receipt().job, "not settled");
+                        Ok(Settled::Lost)
+                    }
+                    _ => Err(error),
+                });
+                Ok((nth, settled))
+            })
             .collect();
         let mut settled = in_order(tasks).await?;
         shared.leases.tell(&shared.api, shared.behavior.lease).await;
@@ -35,7 +53,7 @@ impl NatsQueue {
             return Ok(Settled::Lost);
         };
         if let Some(done) = shared.leases.settled(&token) {
-            return self.again(&settlement.receipt().job, done).await;
+            return self.again(&settlement.receipt().job, &token, done).await;
         }
         let held = shared.leases.get(token.seq).filter(|held| held.token == token);
         let is_fresh = held.as_ref().is_some_and(|held| held.until > Instant::now());
@@ -57,6 +75,10 @@ impl NatsQueue {
                 None => return Ok(Settled::Lost),
             },
         };
+        if let Done::Left = done {
+            shared.leases.settle(&token, done);
+            return Ok(Settled::Held);
+        }
         if let Err(error) = shared.api.ack(&token.reply, "+ACK").await {
             if !self.is_forgotten(&token).await.unwrap_or(false) {
                 shared.leases.finish(&token);
@@ -92,7 +114,10 @@ impl NatsQueue {
                 entry.record(attempt, now, reason);
                 let due = now.checked_add(*after).unwrap_or(crate::Timestamp::MAX);
                 let due = (!after.is_zero()).then_some(due);
-                Ok(Done::Back(self.put_back(&entry, token.seq, due).await?))
+                if let Some(seq) = self.put_back(&entry, token.seq, due).await? {
+                    return Ok(Done::Back(seq));
+                }
+                self.leave(token, Attempt { attempt, at: now, what: reason.clone() }, *after).await
             }
             Verdict::Reject { reason } => {
                 entry.record(attempt, now, reason);
@@ -100,9 +125,34 @@ impl NatsQueue {
             }
             Verdict::Release | Verdict::Ack => {
                 entry.attempts = attempt.saturating_sub(1);
-                Ok(Done::Back(self.put_back(&entry, token.seq, None).await?))
+                if let Some(seq) = self.put_back(&entry, token.seq, None).await? {
+                    return Ok(Done::Back(seq));
+                }
+                let what = format!("given back, and {STILL_COUNTS}");
+                self.leave(token, Attempt { attempt, at: now, what }, Duration::ZERO).await
             }
         }
+    }
+
+    /// Leaves a message where it is, since there is no room to write beside its job what happened to
+    /// it; the server hands it out again then. What happened stands in our note.
+    pub(super) async fn leave(
+        &self,
+        token: &Token,
+        attempt: Attempt,
+        after: Duration,
+    ) -> Result<Done> {
+        let shared = &*self.shared;
+        if shared.leases.get(token.seq).is_none_or(|held| held.token != *token) {
+            self.adopt(token.clone(), Instant::now()).await?;
+        }
+        shared.leases.leave(token, attempt);
+        shared.leases.write(&shared.api, shared.behavior.lease).await?;
+        let nanos =
+            u64::try_from(after.as_nanos()).unwrap_or(u64::MAX).min(i64::MAX.cast_unsigned());
+        let way = serde_json::json!({ "delay": nanos });
+        shared.api.ack(&token.reply, format!("-NAK {way}")).await?;
+        Ok(Done::Left)
     }
 
     /// The job of this delivery with its history, from memory or from its stream.
@@ -138,9 +188,10 @@ impl NatsQueue {
     }
 
     /// Whether a settlement that was carried out before is still the last that happened to its job.
-    async fn again(&self, id: &JobId, done: Done) -> Result<Settled> {
+    async fn again(&self, id: &JobId, token: &Token, done: Done) -> Result<Settled> {
         let shared = &*self.shared;
         let is_last = match done {
+            Done::Left => self.is_latest(token).await?,
             Done::Ack(at) => at.elapsed() < shared.behavior.key_ttl,
             Done::Back(seq) => {
                 let waits = shared.leases.get(seq).is_none()
@@ -217,9 +268,10 @@ impl NatsQueue {
         let shared = &*self.shared;
         let id = &entry.job.id;
         let death = Death { reason: reason.to_owned(), at };
-        let headers = entry.death(&format!("{id}/{seq}"), &death)?;
+        let max = shared.api.client.max_payload();
+        let (headers, body) = entry.letter(&format!("{id}/{seq}"), &death, max)?;
         let subject = shared.names.subject(&format!("dead.{}", token_of(id)));
-        Ok(shared.api.publish(&subject, headers, entry.job.body.clone()).await?.seq)
+        Ok(shared.api.publish(&subject, headers, body).await?.seq)
     }
 
     /// A job whose deadline has passed is dead, or done where its answer is there.

@@ -10,7 +10,7 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use crate::{VERSIONS, block_on, job, receive, refusal, try_open};
+use crate::{VERSIONS, block_on, job, receive, refusal, try_open, until_ok};
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -113,4 +113,30 @@ fn credentials_are_let_in_and_those_of_a_stranger_are_not() {
         let error = refusal(&format!("{bare}?creds={}", none.path().display())).await;
         assert!(error.to_string().contains("holds no credentials"), "{error}");
     });
+}
+
+#[test]
+fn a_key_that_is_rotated_is_read_anew() {
+    let (old, new) = (KeyPair::new_user(), KeyPair::new_user());
+    let deny = r#"permissions: { publish: { deny: ["ebb.jobs.jobs.>"] } }"#;
+    let extra_config = format!(
+        "authorization {{ users: [ {{ nkey: {}, {deny} }}, {{ nkey: {} }} ] }}\n",
+        old.public_key(),
+        new.public_key()
+    );
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = extra_config.clone();
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let mut server = Nats::start(options).await.unwrap();
+            let key = file(&old.seed().unwrap());
+            let bare = format!("nats://127.0.0.1:{}", server.port());
+            let queue = try_open(&format!("{bare}?nkey={}", key.path().display())).await.unwrap();
+            let error = queue.publish(vec![job("a")]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+            std::fs::write(key.path(), new.seed().unwrap()).unwrap();
+            server.restart().await.unwrap();
+            until_ok(async || queue.publish(vec![job("a")]).await).await;
+        });
+    }
 }

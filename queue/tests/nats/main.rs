@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod keys;
+mod large;
+mod marks;
 mod outage;
 mod strangers;
 mod topology;
@@ -16,6 +18,9 @@ use ebb_servers::{Nats, NatsOptions, NatsVersion};
 
 /// Both ends of what is supported.
 const VERSIONS: [NatsVersion; 2] = [NatsVersion::Oldest, NatsVersion::Newest];
+
+/// Nothing that is there takes this long to answer.
+const LONG: Duration = Duration::from_secs(30);
 
 /// Runs a test on each server that is supported, with nothing in it.
 fn on_each(test: impl AsyncFn(Nats)) {
@@ -35,7 +40,10 @@ fn block_on(test: impl Future<Output = ()>) {
 }
 
 async fn try_open(url: &str) -> ebb_queue::Result<Queue> {
-    let connect_timeout = Duration::from_secs(3);
+    try_open_within(LONG, url).await
+}
+
+async fn try_open_within(connect_timeout: Duration, url: &str) -> ebb_queue::Result<Queue> {
     let url: QueueUrl = url.parse()?;
     open(&url, OpenOptions { connect_timeout, ..OpenOptions::default() }).await
 }
@@ -49,11 +57,20 @@ async fn refusal(url: &str) -> ebb_queue::Error {
 }
 
 async fn receive(queue: &Queue, max: usize) -> ebb_queue::Result<Vec<Delivery>> {
-    queue.receive(NonZeroUsize::new(max).unwrap(), Duration::from_secs(5)).await
+    queue.receive(NonZeroUsize::new(max).unwrap(), LONG).await
 }
 
 fn job(name: &str) -> Job {
     Job { id: name.parse().unwrap(), ..Job::new(name.to_owned(), Timestamp::now()) }
+}
+
+/// Waits for something to hold.
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let end = tokio::time::Instant::now() + LONG;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Tries until the broker is there again.

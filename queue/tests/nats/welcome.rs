@@ -1,12 +1,13 @@
 //! Who is let in, and what those are told who are not.
 
 use std::io::Write;
+use std::time::Duration;
 
 use ebb_queue::{Backlog, ErrorKind, Phase, WorkerStatus};
 use ebb_servers::{Nats, NatsOptions};
 use futures::StreamExt;
 
-use crate::{block_on, job, refusal, try_open};
+use crate::{block_on, job, refusal, try_open, try_open_within};
 
 async fn start(options: NatsOptions) -> (Nats, String) {
     let server = Nats::start(options).await.unwrap();
@@ -45,7 +46,8 @@ fn nobody_there_is_told_with_the_hosts() {
     block_on(async {
         let (server, bare) = start(NatsOptions::default()).await;
         drop(server);
-        let error = refusal(&bare).await;
+        let opened = try_open_within(Duration::from_secs(3), &bare).await;
+        let error = opened.err().expect("nobody is there");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().contains(bare.trim_start_matches("nats://")), "{error}");
     });

@@ -1,0 +1,140 @@
+//! Messages of strangers that leave no room for what is written beside a job.
+
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap};
+use ebb_queue::{Delivery, Queue, Settled};
+use ebb_servers::{Nats, NatsOptions};
+
+use crate::{VERSIONS, block_on, receive, try_open};
+
+const MAX_PAYLOAD: usize = 131_072;
+
+/// A server of each version that takes no message above [`MAX_PAYLOAD`].
+fn on_each_small(test: impl AsyncFn(Queue, Client)) {
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = format!("max_payload: {MAX_PAYLOAD}\n");
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let server = Nats::start(options).await.unwrap();
+            let queue = try_open(&server.url()).await.unwrap();
+            test(queue, async_nats::connect(server.url()).await.unwrap()).await;
+        });
+    }
+}
+
+/// Fills a message to the last byte but so many; tells the length of its body.
+async fn fill(client: &Client, header: Option<(&str, &str)>, n_left: usize) -> usize {
+    let mut headers = HeaderMap::new();
+    let mut n_bytes = MAX_PAYLOAD - n_left;
+    if let Some((name, value)) = header {
+        headers.insert(name, value);
+        n_bytes -= "NATS/1.0\r\n: \r\n\r\n".len() + name.len() + value.len();
+    }
+    let body = vec![b'7'; n_bytes].into();
+    let answer = if header.is_some() {
+        client.request_with_headers("ebb.jobs.jobs", headers, body).await
+    } else {
+        client.request("ebb.jobs.jobs", body).await
+    };
+    assert!(answer.unwrap().payload.starts_with(b"{\"stream\""), "it is stored");
+    n_bytes
+}
+
+async fn small(client: &Client) {
+    client.request("ebb.jobs.jobs", "good".into()).await.unwrap();
+}
+
+async fn one(queue: &Queue) -> Delivery {
+    let mut deliveries = receive(queue, 9).await.unwrap();
+    assert_eq!(deliveries.len(), 1);
+    deliveries.remove(0)
+}
+
+/// In flight, ready and dead.
+async fn counts(queue: &Queue) -> [u64; 3] {
+    let depth = queue.depth().await.unwrap();
+    [depth.in_flight, depth.ready + depth.delayed, depth.dead]
+}
+
+#[test]
+fn one_that_cannot_be_a_job_does_not_hold_up_the_others() {
+    on_each_small(async |queue, client| {
+        let n_bytes = fill(&client, Some(("ebb-priority", "urgent")), 0).await;
+        for _ in 0..5 {
+            small(&client).await;
+        }
+        let deliveries = receive(&queue, 9).await.unwrap();
+        assert_eq!(deliveries.len(), 5);
+        let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
+        assert_eq!(queue.settle(&acks).await.unwrap(), [Settled::Held; 5]);
+        let letter = queue.list(9).await.unwrap().remove(0);
+        for part in ["ebb-priority", "cut", &n_bytes.to_string()] {
+            assert!(letter.reason.contains(part), "{part} in {}", letter.reason);
+        }
+        assert!(letter.job.body.len() < n_bytes, "{}", letter.job.body.len());
+        assert!(letter.job.body.len() > MAX_PAYLOAD / 2, "{}", letter.job.body.len());
+        assert_eq!(counts(&queue).await, [0, 0, 1]);
+    });
+}
+
+#[test]
+fn one_that_is_rejected_dies_with_what_fits_of_its_body() {
+    on_each_small(async |queue, client| {
+        let n_bytes = fill(&client, None, 36).await;
+        small(&client).await;
+        let mut deliveries = receive(&queue, 9).await.unwrap();
+        let good = deliveries.pop().unwrap();
+        let settlements = [deliveries.remove(0).reject("no such thing"), good.ack()];
+        assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 2]);
+        assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 2]);
+        let letter = queue.list(9).await.unwrap().remove(0);
+        assert!(letter.reason.starts_with("no such thing"), "{}", letter.reason);
+        assert!(letter.reason.contains(&n_bytes.to_string()), "{}", letter.reason);
+        assert_eq!(counts(&queue).await, [0, 0, 1]);
+        // Half a body is no job.
+        assert_eq!(queue.redrive(None).await.unwrap(), 0);
+        assert_eq!(counts(&queue).await, [0, 0, 1]);
+        assert_eq!(queue.purge(None).await.unwrap(), 1);
+    });
+}
+
+#[test]
+fn one_that_is_tried_again_comes_back_whole() {
+    on_each_small(async |queue, client| {
+        let n_bytes = fill(&client, None, 36).await;
+        let first = one(&queue).await;
+        let begin = tokio::time::Instant::now();
+        let settlement = [first.retry(Duration::from_millis(700), "the first reason")];
+        assert_eq!(queue.settle(&settlement).await.unwrap(), [Settled::Held]);
+        // Settled again after a broken connection, it is as it was.
+        assert_eq!(queue.settle(&settlement).await.unwrap(), [Settled::Held]);
+        assert_eq!(counts(&queue).await, [0, 1, 0]);
+        let second = one(&queue).await;
+        assert!(begin.elapsed().as_millis() >= 650, "{:?}", begin.elapsed());
+        assert_eq!((second.attempt, second.job.body.len()), (2, n_bytes));
+        assert_eq!(queue.settle(&settlement).await.unwrap(), [Settled::Lost]);
+        queue.settle(&[second.release()]).await.unwrap();
+        let third = one(&queue).await;
+        assert_eq!(third.job.body.len(), n_bytes);
+        queue.settle(&[third.reject("the last reason")]).await.unwrap();
+        let letter = queue.list(9).await.unwrap().remove(0);
+        let whats: Vec<_> = letter.history.iter().map(|attempt| &*attempt.what).collect();
+        assert_eq!((whats[0], whats[2]), ("the first reason", "the last reason"), "{whats:?}");
+        assert!(whats[1].contains("given back"), "{whats:?}");
+        assert_eq!(counts(&queue).await, [0, 0, 1]);
+    });
+}
+
+#[test]
+fn one_whose_time_has_not_come_waits_for_it_whole() {
+    on_each_small(async |queue, client| {
+        let begin = tokio::time::Instant::now();
+        let n_bytes = fill(&client, Some(("ebb-delay", "900ms")), 36).await;
+        let delivery = one(&queue).await;
+        assert!(begin.elapsed().as_millis() >= 800, "{:?}", begin.elapsed());
+        assert_eq!(delivery.job.body.len(), n_bytes);
+        queue.settle(&[delivery.ack()]).await.unwrap();
+        assert_eq!(counts(&queue).await, [0, 0, 0]);
+    });
+}
