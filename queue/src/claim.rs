@@ -10,10 +10,10 @@
 //! `application/vnd.ebb.reference+json`, and its field `content_type` what the answer itself is. A
 //! reply carries the same reference.
 //!
-//! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise, of
-//! a producer that crashed before it published and of all answers, is for the lifecycle rules of
-//! the store: delete in `results/` what is older than `result_ttl`, and in `bodies/` what is older
-//! than any job gets.
+//! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise is
+//! for the lifecycle rules of the store: of a producer that crashed before it published, of a batch
+//! that was refused by a broker that may have stored a part of it, and of all answers. Delete in
+//! `results/` what is older than `result_ttl`, and in `bodies/` what is older than any job gets.
 
 mod fetch;
 mod operator;
@@ -63,16 +63,20 @@ struct Claim {
     clock: Arc<dyn Clock>,
     inline: usize,
     largest: usize,
+    /// Of jobs that are published together, the queue stores all or none.
+    has_whole_batches: bool,
 }
 
 impl Claim {
     async fn new(queue: Queue, payloads: Payloads, clock: Arc<dyn Clock>) -> Result<Self> {
-        let max_body = queue.info().await?.max_body;
+        let info = queue.info().await?;
+        let has_whole_batches = info.has_whole_batches();
         let max_body =
-            max_body.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+            info.max_body.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
         let Payloads { inline, largest, .. } = payloads;
         let store = Arc::new(Store::new(payloads, Arc::clone(&queue), max_body));
-        Ok(Self { queue, store, clock, inline: inline.min(max_body / 2), largest })
+        let inline = inline.min(max_body / 2);
+        Ok(Self { queue, store, clock, inline, largest, has_whole_batches })
     }
 
     /// Puts a body into the store if it is large; the job to publish, and the key of the body.
@@ -187,6 +191,7 @@ impl Broker for Claim {
                 Err(error) => failure = Some(error),
             }
         }
+        let is_whole = self.has_whole_batches || jobs.len() == 1;
         let published = match failure {
             None => self.queue.publish(jobs).await,
             Some(error) => {
@@ -199,8 +204,10 @@ impl Broker for Claim {
                 let duplicates = published.iter().zip(keys).filter(|(one, _)| one.duplicate);
                 duplicates.filter_map(|(_, key)| key).collect()
             }
-            // Surely not published; of other errors nobody knows.
-            Err(error) if matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) => {
+            // Surely not published; of other errors, and of a part of a batch, nobody knows.
+            Err(error)
+                if is_whole && matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) =>
+            {
                 keys.into_iter().flatten().collect()
             }
             Err(_) => Vec::new(),

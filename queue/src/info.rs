@@ -34,3 +34,28 @@ pub struct Limit {
     /// What holds instead, and why.
     pub instead: &'static str,
 }
+
+/// What a broker that may store a part of a batch says of itself.
+const BATCHES: &str = "batches";
+
+impl Info {
+    /// Whether of jobs that are published together all are stored or none.
+    pub(crate) fn has_whole_batches(&self) -> bool {
+        !self.limits.iter().any(|limit| limit.promise == BATCHES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brokers_that_store_a_batch_job_by_job_say_so() {
+        let whole = crate::LIMITS.map(|(broker, limits)| {
+            let (version, warnings) = (String::new(), Vec::new());
+            let info = Info { broker, version, max_body: None, warnings, limits };
+            (broker, info.has_whole_batches())
+        });
+        assert_eq!(whole, [("nats", false), ("amqp", false), ("redis", true)]);
+    }
+}

@@ -13,6 +13,7 @@ pub mod claim;
 mod clock;
 mod delivery;
 mod depth;
+mod dial;
 mod error;
 pub mod faulty;
 mod follow;

@@ -13,7 +13,7 @@ use lapin::{Connection, ConnectionProperties};
 use tokio::time::timeout;
 
 use super::errors;
-use crate::{AmqpAddress, Error, ErrorKind, Result};
+use crate::{AmqpAddress, Error, ErrorKind, Result, dial};
 
 /// The start of a connection, and of AMQP 0-9-1.
 const GREETING: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
@@ -80,24 +80,17 @@ impl Door {
     /// Both connections to the first server that answers: one to receive by, one to publish by,
     /// since a broker that is short of room stops reading from those who publish.
     pub(super) async fn enter(&self, name: &str, limit: Duration) -> Result<Pair> {
-        let mut last = None;
-        for uri in &self.uris {
-            match timeout(limit, self.enter_one(uri, name)).await {
-                Ok(Ok(pair)) => return Ok(pair),
-                // Another server of the same broker would say the same.
-                Ok(Err(error))
-                    if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) =>
-                {
-                    return Err(error);
-                }
-                Ok(Err(error)) => last = Some(error),
-                Err(_) => {
-                    let words = format!("{} did not answer in time", shown(uri));
-                    last = Some(Error::new(ErrorKind::Unavailable, words));
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Invalid, "the URL names no host")))
+        let calls = self.uris.iter().map(|uri| async move {
+            let entered = timeout(limit, self.enter_one(uri, name)).await;
+            entered.unwrap_or_else(|_| {
+                let words = format!("{} did not answer in time", shown(uri));
+                Err(Error::new(ErrorKind::Unavailable, words))
+            })
+        });
+        // Another server of the same broker would say the same.
+        let is_final =
+            |error: &Error| matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied);
+        dial::first(calls.collect(), is_final).await
     }
 
     async fn enter_one(&self, uri: &AMQPUri, name: &str) -> Result<Pair> {

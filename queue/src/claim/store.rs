@@ -142,15 +142,15 @@ impl Store {
     }
 
     fn away(&self, error: object_store::Error) -> Error {
-        let words = match &error {
+        let (kind, words) = match &error {
             object_store::Error::PermissionDenied { .. }
             | object_store::Error::Unauthenticated { .. } => {
-                "refuses; check its credentials and rights"
+                (ErrorKind::Denied, "refuses; check its credentials and rights")
             }
-            _ => "does not answer; check that it is there",
+            _ => (ErrorKind::Unavailable, "does not answer; check that it is there"),
         };
         let words = format!("payload store {} {words}", self.payloads.url);
-        Error::new(ErrorKind::Unavailable, words).caused_by(error)
+        Error::new(kind, words).caused_by(error)
     }
 
     fn gone(&self, key: &str) -> String {

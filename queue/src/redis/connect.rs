@@ -12,7 +12,7 @@ use redis::{
 
 use super::failure;
 use super::value;
-use crate::{Error, ErrorKind, RedisAddress, Result};
+use crate::{Error, ErrorKind, RedisAddress, Result, dial};
 
 /// One try to connect takes no longer.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -63,16 +63,10 @@ impl Place {
 
     /// Connects to the first server that answers as a master and has the queue's slot.
     pub(super) async fn dial(&self) -> Result<Dialed> {
-        let mut last = None;
-        for (host, port) in &self.address.server.hosts {
-            match self.dial_from(host, *port).await {
-                Ok(dialed) => return Ok(dialed),
-                // Of many reasons the one that nobody can wait out says most.
-                Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Invalid, "the URL names no host")))
+        let hosts = self.address.server.hosts.iter();
+        let calls = hosts.map(|(host, port)| self.dial_from(host, *port)).collect();
+        // Of many reasons the one that nobody can wait out says most.
+        dial::first(calls, |error| error.kind() != ErrorKind::Unavailable).await
     }
 
     /// Goes from node to node of a cluster until one has the queue.

@@ -361,7 +361,7 @@ impl Calls {
             oldest_ready: moment(oldest),
             next_due: moment(next_due),
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
-            ready_by_priority: (normal >= 0).then(|| ByPriority {
+            ready_by_priority: Some(ByPriority {
                 high: count(high),
                 normal: count(normal),
                 low: count(low),

@@ -20,6 +20,9 @@ use crate::{Error, ErrorKind, JobId, Result};
 const BLOCK: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// How often a connection on which nothing is told is looked after, and how long it has to answer.
+const PULSE: Duration = Duration::from_secs(5);
+
 /// What comes faster than this is told as one.
 const REST: Duration = Duration::from_millis(2);
 
@@ -176,12 +179,12 @@ async fn hear(
 ) -> Result<()> {
     lives.mark_unchanged();
     let client = place.dial().await?.client;
-    let mut news = client.get_async_pubsub().await.map_err(|error| place.told(error))?;
-    news.subscribe(channel).await.map_err(|error| place.told(error))?;
+    let news = client.get_async_pubsub().await.map_err(|error| place.told(error))?;
+    let (mut subscriber, mut messages) = news.split();
+    subscriber.subscribe(channel).await.map_err(|error| place.told(error))?;
     armed.send_replace(Arming::Armed);
     // For what was told meanwhile.
     tell(b"");
-    let mut messages = news.into_on_message();
     loop {
         tokio::select! {
             message = messages.next() => {
@@ -190,6 +193,13 @@ async fn hear(
             }
             // The server may be another by now.
             _ = lives.changed() => return Ok(()),
+            // A connection that is cut may not tell of it. To subscribe once more is answered like
+            // the first time; a ping would take a further right.
+            () = tokio::time::sleep(PULSE) => {
+                let again = tokio::time::timeout(PULSE, subscriber.subscribe(channel)).await;
+                let Ok(again) = again else { return Ok(()) };
+                again.map_err(|error| place.told(error))?;
+            }
         }
     }
 }

@@ -81,13 +81,12 @@ impl Stranger {
     fn read(value: Value, ahead: i64) -> Result<Self> {
         let mut parts = list(value)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| garbled("an entry"));
-        let entry = text(next()?)?;
-        let fields = list(next()?)?.into_iter().map(bytes).collect::<Result<Vec<_>>>()?;
+        let (entry, fields, written) = (text(next()?)?, list(next()?)?, int(&next()?)?);
+        let fields = fields.into_iter().map(bytes).collect::<Result<Vec<_>>>()?;
         let fields: Vec<_> =
             fields.iter().map(|field| String::from_utf8_lossy(field).into_owned()).collect();
         let pairs = fields.chunks_exact(2).map(|pair| (&*pair[0], &*pair[1]));
-        let written = entry.split_once('-').and_then(|(ms, _)| ms.parse::<i64>().ok());
-        let written = moment(written.unwrap_or_default().saturating_add(ahead));
+        let written = moment(written.saturating_add(ahead));
         let id: JobId = format!("redis-{entry}").try_into()?;
         let has_body = pairs.clone().any(|(name, _)| name == "body");
         let (job, mut wrong) = Job::from_stranger(id, pairs, Bytes::new(), written);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod answers;
+mod batches;
 mod jobs;
 mod operator;
 mod s3;

@@ -113,6 +113,10 @@ impl Server {
 }
 
 async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
+    try_queue_at(port, plain).await.unwrap()
+}
+
+async fn try_queue_at(port: u16, plain: &MemoryQueue) -> ebb_queue::Result<Queue> {
     let variables = [
         ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
         ("AWS_ACCESS_KEY_ID", "user".to_owned()),
@@ -124,7 +128,30 @@ async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
     let url = "s3://payloads/ebb/prod".parse().unwrap();
     let mut payloads = Payloads::open_with(&url, variables).unwrap();
     payloads.inline = INLINE;
-    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
+    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await
+}
+
+#[tokio::test]
+async fn credentials_that_are_refused_are_no_outage_that_time_heals() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            drop(stream.read(&mut request).await);
+            let answer = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            drop(stream.write_all(answer.as_bytes()).await);
+        }
+    });
+    let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+    let publish = async {
+        let queue = try_queue_at(port, &plain).await?;
+        queue.publish(vec![job("large", 2 * INLINE)]).await
+    };
+    let error = publish.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("check its credentials and rights"), "{error}");
+    server.abort();
 }
 
 #[tokio::test]

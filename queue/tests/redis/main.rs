@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod access;
+mod depth;
+mod hosts;
 mod keys;
+mod moments;
 mod outages;
+mod silence;
 mod strangers;
 mod tls;
 

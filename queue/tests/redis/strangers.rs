@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Outcome, Priority};
+use ebb_queue::{Delivery, Outcome, Priority};
 use futures::StreamExt;
 
 use crate::{handle, job, plain, server, take, tell, url};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn an_entry_without_headers_is_a_job() {
@@ -31,7 +31,10 @@ async fn an_entry_without_headers_is_a_job() {
 #[tokio::test]
 async fn the_headers_of_an_entry_are_honoured() {
     let server = server("").await;
-    let queue = handle(&url(&server)).await;
+    let mut patient = url(&server);
+    // Longer than anything here takes: what is held is not to come back before the last one.
+    patient.behavior.lease = Duration::from_secs(60);
+    let queue = handle(&patient).await;
     let mut client = plain(&server).await;
     for (id, header, value) in [
         ("low", "ebb-priority", "low"),
@@ -39,7 +42,7 @@ async fn the_headers_of_an_entry_are_honoured() {
         ("again", "ebb-key", "k"),
         ("high", "EBB-Priority", "high"),
         ("late", "ebb-ttl", "0"),
-        ("later", "ebb-delay", "300ms"),
+        ("later", "ebb-delay", "3s"),
     ] {
         let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", id, header, value, "body", id];
         tell::<String>(&mut client, &words).await.unwrap();
@@ -102,17 +105,25 @@ async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
     let queue = handle(&url(&server)).await;
     let mut client = plain(&server).await;
     let mut told = handle(&url(&server)).await.arrivals().await.unwrap();
-    let waiting = queue.receive(1.try_into().unwrap(), SOON);
-    let write = async {
-        // Whatever is told without cause comes first.
-        while tokio::time::timeout(Duration::from_millis(50), told.next()).await.is_ok() {}
-        let start = tokio::time::Instant::now();
-        let words = ["XADD", "ebb:{jobs}", "*", "body", "x"];
-        tell::<String>(&mut client, &words).await.unwrap();
-        tokio::time::timeout(SOON, told.next()).await.unwrap().unwrap();
-        start.elapsed()
-    };
-    let (deliveries, took) = tokio::join!(waiting, write);
-    assert_eq!(deliveries.unwrap().len(), 1);
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        let waiting = queue.receive(1.try_into().unwrap(), SOON);
+        let write = async {
+            // Whatever is told without cause comes first.
+            while tokio::time::timeout(Duration::from_millis(50), told.next()).await.is_ok() {}
+            let start = tokio::time::Instant::now();
+            let words = ["XADD", "ebb:{jobs}", "*", "body", "x"];
+            tell::<String>(&mut client, &words).await.unwrap();
+            tokio::time::timeout(SOON, told.next()).await.unwrap().unwrap();
+            start.elapsed()
+        };
+        let (deliveries, took) = tokio::join!(waiting, write);
+        let acks: Vec<_> = deliveries.unwrap().into_iter().map(Delivery::ack).collect();
+        assert_eq!(acks.len(), 1);
+        queue.settle(&acks).await.unwrap();
+        waits.push(took);
+    }
+    waits.sort();
+    // Who looked once a second would be later than that at the median.
+    assert!(waits[2] < Duration::from_millis(100), "{waits:?}");
 }

@@ -22,12 +22,13 @@ local function take_in()
   end
   if #all == 0 then return end
   redis.call('XDEL', inbox, unpack(entries))
-  local failures = results_of({}, {}, {}, {})
+  local failures, last = results_of({}, {}, {}, {}), -1
   for nth, found in ipairs(known_as(all)) do
     if not found then
       local one = all[nth]
-      local ms, seq = string.match(one.entry, '^(%d+)%-(%d+)$')
-      admit(one, math.max((ms - EPOCH) * 1024, 0) + math.min(tonumber(seq), 1023))
+      local seq = tonumber(string.match(one.entry, '%d+$'))
+      last = math.max((written(one.entry) - EPOCH) * 1024 + math.min(seq, 1023), last + 1)
+      admit(one, last)
       if one.wrong ~= '' then
         flush()
         bury(one.id, one.job, one.wrong)
@@ -40,13 +41,14 @@ local function take_in()
   tell_answers(told)
 end
 
--- Entries of the inbox without their bodies.
+-- Entries of the inbox without their bodies, each with the moment at which it was written.
 local function strangers()
   local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', math.min(math.max(max, 16), 256))
   for _, entry in ipairs(entries) do
     for field = 1, #entry[2], 2 do
       if entry[2][field] == 'body' then entry[2][field + 1] = '' end
     end
+    entry[3] = written(entry[1])
   end
   return entries
 end

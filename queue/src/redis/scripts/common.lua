@@ -382,6 +382,20 @@ local function tell_answers(ids)
   if #ids > 0 then redis.call('PUBLISH', key('answers'), table.concat(ids, ' ')) end
 end
 
+-- When an entry of the inbox was written. Producers may choose ids that are no moments, or none of ours,
+-- and from then on those that the server chooses are none either.
+local function written(entry)
+  return math.min(math.max(tonumber(string.match(entry, '^%d+')), EPOCH), server_now)
+end
+
+-- 0 high, 1 normal, 2 low. Older versions gave entries with such ids places beyond all three.
+local function lane_of(job) return math.min(math.floor(job.s / LANE), 2) end
+
+-- The places of a priority, as the ends of a range.
+local function lane_ends(lane)
+  return whole(lane * LANE), lane == 2 and '+inf' or whole((lane + 1) * LANE - 1)
+end
+
 -- Places behind all that was published before.
 local function places(n)
   local first = math.max(note('place'), (server_now - EPOCH) * 1024) + 1
@@ -394,9 +408,9 @@ local newest = {}
 -- Gives a job its place. In each priority jobs stand by age but for those that are marked: so the oldest is
 -- at its head or among these, and the others need no order by age of their own.
 local function place(job, at)
-  local lane = math.floor(job.s / LANE)
+  local lane = lane_of(job)
   local noted = 'newest' .. lane
-  job.s = lane * LANE + at
+  job.s = lane * LANE + math.min(at, LANE - 1)
   local last = newest[noted] or note(noted)
   newest[noted] = math.max(last, job.e)
   job.y = job.e < last or nil
