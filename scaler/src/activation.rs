@@ -14,7 +14,7 @@ use crate::trigger::{Activation, Trigger};
 pub enum Why {
     /// Active: workers hold jobs, and dropping to zero would kill them.
     InFlight(u64),
-    /// Active: workers are loading their model.
+    /// Active: workers are loading their model, and there is or was work for them a short while ago.
     Starting(u64),
     /// Active: more jobs are ready than it takes to wake the pool.
     Ready(u64),
@@ -63,6 +63,11 @@ impl fmt::Display for Why {
     }
 }
 
+/// Starting workers keep a pool up for so long after the last work at least, and for so many cold
+/// starts: those that fail and start again would do so for ever.
+const START: Duration = Duration::from_secs(300);
+const STARTS: f64 = 3.0;
+
 /// Why the pool is active or not, and when time alone makes it active.
 pub(crate) fn wake(
     snapshot: &Snapshot,
@@ -73,6 +78,12 @@ pub(crate) fn wake(
 ) -> (Why, Option<Timestamp>) {
     let activation = &trigger.activation;
     let starting = snapshot.workers.iter().filter(|w| w.phase == Phase::Starting).count() as u64;
+    let is_wanted = || {
+        let span = START.max(span(STARTS * pace.cold_start));
+        let is_recent = |last: Timestamp| last.checked_add(span).is_ok_and(|end| now < end);
+        let to_do = jobs.ready > 0 || snapshot.depth.delayed > 0;
+        to_do || snapshot.learned.last_work.is_some_and(is_recent)
+    };
     let up = || snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
     let lingers = || {
         let last = snapshot.learned.last_work;
@@ -82,7 +93,7 @@ pub(crate) fn wake(
     let clocks = Clocks::read(snapshot, jobs, trigger, pace);
     let why = match jobs.ready {
         _ if jobs.in_flight > 0 => Why::InFlight(jobs.in_flight),
-        _ if starting > 0 => Why::Starting(starting),
+        _ if starting > 0 && is_wanted() => Why::Starting(starting),
         _ if counting > activation.jobs => Why::Ready(counting),
         _ if high > 0 => Why::HighPriority(high),
         0 if lingers() => Why::Lingering,
@@ -194,7 +205,8 @@ mod tests {
             (queue(0, 1, &[(Phase::Draining, 1)]), Why::InFlight(1)),
             (queue(0, 0, &[(Phase::Starting, 0)]), Why::Starting(1)),
         ];
-        for (snapshot, why) in cases {
+        for (mut snapshot, why) in cases {
+            snapshot.learned.last_work = Some(NOW);
             for mode in modes() {
                 let decision = decide(&snapshot, &Trigger { mode, ..patient(3) }, NOW);
                 assert_eq!(decision.why, why, "{snapshot:?}");
@@ -277,6 +289,22 @@ mod tests {
         assert_eq!(decide(&snapshot, &patient(0), at(1)).why, Why::Empty);
     }
 
+    #[test]
+    fn workers_that_start_again_and_again_do_not_keep_a_pool_up_that_has_nothing_to_do() {
+        let mut snapshot = queue(0, 0, &[(Phase::Starting, 0), (Phase::Starting, 0)]);
+        snapshot.learned.last_work = Some(NOW);
+        let why = |snapshot: &Snapshot, seconds| decide(snapshot, &patient(0), at(seconds)).why;
+        assert_eq!(why(&snapshot, 299), Why::Starting(2));
+        assert_eq!(why(&snapshot, 300), Why::Empty);
+        // A model that takes long to load has as much more time.
+        snapshot.learned.cold_start = Some(200.0);
+        assert_eq!(why(&snapshot, 599), Why::Starting(2));
+        assert_eq!(why(&snapshot, 600), Why::Empty);
+        // What is still to come is work.
+        snapshot.depth.delayed = 1;
+        assert_eq!(why(&snapshot, 86_400), Why::Starting(2));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -293,19 +321,22 @@ mod tests {
             s in snapshots(), t in triggers(),
         ) {
             let up = s.workers.iter().any(|w| w.phase != Phase::Draining);
-            let starts = s.workers.iter().any(|w| w.phase == Phase::Starting);
+            let starts = s.workers.iter().any(|w| w.phase == Phase::Starting)
+                && (s.depth.delayed > 0 || s.learned.last_work.is_some());
             let runs = s.depth.in_flight > 0 || s.workers.iter().any(|w| w.in_flight > 0);
             let active = decide(&s, &t, NOW).active;
             assert!(active || !(runs || starts || up && s.depth.ready > 0));
         }
 
         #[test]
-        fn without_options_a_pool_is_active_exactly_when_there_is_work_or_a_start(
+        fn without_options_a_pool_is_active_exactly_when_there_is_work_or_a_start_for_it(
             mut s in snapshots(), mut t in triggers(),
         ) {
             s.depth.delayed = 0;
             t.activation = trigger(t.mode).activation;
-            let starts = s.workers.iter().any(|w| w.phase == Phase::Starting);
+            // No moment of the strategy is longer ago than a start may be.
+            let starts = s.workers.iter().any(|w| w.phase == Phase::Starting)
+                && s.learned.last_work.is_some();
             let runs = s.depth.in_flight > 0 || s.workers.iter().any(|w| w.in_flight > 0);
             prop_assert_eq!(decide(&s, &t, NOW).active, runs || starts || s.depth.ready > 0);
         }

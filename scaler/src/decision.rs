@@ -40,7 +40,8 @@ pub struct Decision {
 ///
 /// # Behavior
 /// - More jobs in any state that counts never make the value smaller or an active pool inactive.
-/// - Jobs held by any worker, a draining one too, keep the pool active; so does a starting worker.
+/// - Jobs held by any worker, a draining one too, keep the pool active; so does a starting worker
+///   while there is work, and for a while after the last.
 /// - What draining workers hold asks for no replacement.
 /// - The options of activation hold back only a pool at zero, and no job longer than
 ///   `activationWait` from the moment at which it was seen to be ready.

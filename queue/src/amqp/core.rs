@@ -8,13 +8,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::bell::Bell;
+use super::heard::Heard;
 use super::ledger::Ledger;
 use super::line::{self, Sessions};
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
 use super::parcel::Parcel;
 use super::session::{Message, Session};
 use super::topology;
-use super::voice::Heard;
+use super::voice::Hearing;
 use crate::{Behavior, Clock, Error, ErrorKind, Link, Result, Results, WorkerId};
 
 /// What all parts of a handle share.
@@ -170,13 +171,15 @@ impl Core {
             return Ok(());
         }
         // Those made from here on are heard of.
-        super::voice::catch_up(self, session).await?;
+        let hearing = super::voice::catch_up(self, session).await?;
         let mut level = self.n_levels.load(Ordering::SeqCst);
         while session.count_if_there(self.names.level(level)).await?.is_some() {
             level += 1;
         }
         self.n_levels.fetch_max(level, Ordering::SeqCst);
-        self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
+        if hearing == Hearing::All {
+            self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::core::Core;
+use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
 use super::session::{Message, Session};
@@ -70,6 +71,10 @@ pub(super) async fn carry_out(
     session: &Session,
     mut fates: Vec<Fate<'_>>,
 ) -> Result<()> {
+    // A tag of one session is another job in the next, if it is any.
+    if fates.iter().any(|fate| fate.taken.held().epoch != session.epoch) {
+        return Err(errors::down());
+    }
     let next: Vec<Message> = fates.iter_mut().filter_map(|fate| fate.next.take()).collect();
     session.publish(next).await?;
     let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
@@ -94,7 +99,7 @@ pub(super) fn token(core: &Core, lease: u64) -> Arc<str> {
 
 pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Vec<Settled>> {
     let session = core.session().await?;
-    core.ledger().keep_only(session.epoch);
+    core.ledger().keep_from(session.epoch);
     let (mut settled, mut fates) = (Vec::with_capacity(settlements.len()), Vec::new());
     for settlement in settlements {
         let receipt = settlement.receipt();
@@ -160,7 +165,7 @@ pub(super) async fn extend(core: &Core, receipts: &[Receipt]) -> Result<Vec<Sett
     let session = core.session().await?;
     let until = Instant::now() + core.behavior.lease;
     let mut ledger = core.ledger();
-    ledger.keep_only(session.epoch);
+    ledger.keep_from(session.epoch);
     let settled = receipts.iter().map(|receipt| {
         let is_held = number(core, receipt).is_some_and(|lease| ledger.extend(lease, until));
         if is_held { Settled::Held } else { Settled::Lost }
@@ -195,11 +200,14 @@ async fn end_leases(core: &Core) -> Result<()> {
         return Ok(());
     }
     let session = core.session().await?;
-    core.ledger().keep_only(session.epoch);
+    core.ledger().keep_from(session.epoch);
     let now = core.clock.now();
     let mut fates = Vec::new();
     for lease in overdue {
         let Some(taken) = Taken::new(core, lease) else { continue };
+        if taken.held().epoch != session.epoch {
+            continue;
+        }
         let mut parcel = taken.held().parcel.clone();
         if !taken.held().is_unwanted {
             parcel.charge(now, &format!("lease expired, held by {}", core.worker));

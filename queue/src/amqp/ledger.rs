@@ -133,9 +133,9 @@ impl Ledger {
         self.held.values().map(|held| held.until).min()
     }
 
-    /// Deliveries of other sessions are the broker's again.
-    pub(super) fn keep_only(&mut self, epoch: u64) {
-        self.held.retain(|_, held| held.epoch == epoch);
+    /// Deliveries of earlier sessions are the broker's again.
+    pub(super) fn keep_from(&mut self, epoch: u64) {
+        self.held.retain(|_, held| held.epoch >= epoch);
     }
 
     pub(super) fn n_held(&self) -> u64 {
@@ -204,6 +204,16 @@ mod tests {
         assert!(ledger.overdue(now + second * 2).is_empty());
         assert_eq!(ledger.overdue(now + second * 3), [lease]);
         assert_eq!(ledger.n_held(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_came_by_a_session_before_is_gone_and_by_a_later_one_is_not() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let [old, new, next] = [1, 2, 3].map(|epoch| ledger.lease(parcel("a"), (epoch, 1), now));
+        // Who found the second session may be slower than who found the third.
+        ledger.keep_from(2);
+        let held = [old, new, next].map(|lease| ledger.held(lease).is_some());
+        assert_eq!(held, [false, true, true]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -57,7 +57,9 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "in_flight",
         instead: "AMQP does not say what is held: handles tell each other, each second and when it \
-                  changes. A handle that is lost counts for 5 seconds more. The management API is \
+                  changes. A handle that is lost counts for 5 seconds more. While RabbitMQ is short \
+                  of memory or disk nobody can tell: what waits no more counts as held until 5 \
+                  seconds after that. The management API is \
                   not asked, since its figures are seconds old",
     },
     Limit {

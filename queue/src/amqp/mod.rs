@@ -14,6 +14,7 @@ mod core;
 mod dead;
 mod errors;
 mod fate;
+mod heard;
 mod intake;
 mod ledger;
 mod limits;
@@ -133,7 +134,13 @@ impl AmqpQueue {
         by.normal += ahead + ledger.n_ahead;
         depth.ready = by.total();
         depth.ready_by_priority = Some(by);
-        depth.in_flight = held + ledger.n_held();
+        let n_waiting = depth.ready + depth.delayed;
+        let n_held = core.heard.n_held(session.epoch, n_waiting, held + ledger.n_held());
+        let Some(n_held) = n_held else {
+            session.check_open()?;
+            return Err(errors::late("let us hear what is held"));
+        };
+        depth.in_flight = n_held;
         Ok(depth)
     }
 }
@@ -143,7 +150,7 @@ impl Backlog for AmqpQueue {
     async fn depth(&self) -> Result<Depth> {
         let core = self.core();
         let session = core.session().await?;
-        core.ledger().keep_only(session.epoch);
+        core.ledger().keep_from(session.epoch);
         core.find_levels(&session).await?;
         let depth = self.look(&session).await?;
         let is_empty = depth.ready + depth.in_flight + depth.delayed == 0;

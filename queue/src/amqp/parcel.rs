@@ -86,12 +86,14 @@ impl Parcel {
         let number = |name: &str| note(name).and_then(|value| value.parse::<i64>().ok());
         let history = note(HISTORY).and_then(|json| serde_json::from_str(json).ok());
         let died_at = note(DIED_AT).and_then(|at| at.parse().ok());
+        // As merged above: the header, else the property of AMQP.
+        let correlation = job.headers.correlation.as_deref().map(ShortString::try_new);
         let mut parcel = Self {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
             attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
             history: history.unwrap_or_default(),
             death: died_at.map(|at| (note(REASON).unwrap_or_default().to_owned(), at)),
-            correlation: properties.correlation_id().clone(),
+            correlation: correlation.and_then(std::result::Result::ok),
             strange: strange(table.iter()),
             job,
         };

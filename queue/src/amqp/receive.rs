@@ -90,6 +90,8 @@ async fn hand_out(core: &Core, fetched: Vec<Fetched>) -> Result<Vec<Delivery>> {
         }
     }
     let session = core.session().await?;
+    // It may be another than the one that they came by.
+    core.ledger().keep_from(session.epoch);
     let failed = sort_out(core, &session, wrongs).await.err();
     let deliveries = deliver(core, &mut unhanded);
     core.ledger_changed();
@@ -202,4 +204,54 @@ async fn bury(core: &Core, id: &crate::JobId, attempt: u32, now: Timestamp) -> R
         .put(&JobResult { id: id.clone(), attempt, outcome, finished_at: now, queue: None })
         .await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_servers::RabbitMq;
+    use tokio::time::sleep;
+
+    use super::super::AmqpQueue;
+    use super::super::parcel::Parcel;
+    use super::*;
+    use crate::{Address, Broker, Job, OpenOptions, QueueUrl};
+
+    const ONE: NonZeroUsize = NonZeroUsize::MIN;
+    const LONG: Duration = Duration::from_secs(30);
+
+    async fn handle(url: &QueueUrl) -> AmqpQueue {
+        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+        let options = OpenOptions::default();
+        AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap()
+    }
+
+    #[test]
+    fn a_tag_of_a_session_that_is_gone_settles_nothing_in_the_next() {
+        let server = RabbitMq::shared().unwrap();
+        let url: QueueUrl = format!("{}?queue=old-tags", server.url()).parse().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let queue = handle(&url).await;
+            let core = queue.core().clone();
+            let old = core.session().await.unwrap();
+            old.give_up();
+            while core.session().await.is_ok_and(|session| session.epoch == old.epoch) {
+                sleep(Duration::from_millis(20)).await;
+            }
+            let running = Job::new("running", Timestamp::now());
+            let id = running.id.clone();
+            queue.publish(vec![running]).await.unwrap();
+            assert_eq!(queue.receive(ONE, LONG).await.unwrap().len(), 1);
+
+            // One that is done came by the session before, as its first; it only had to be acked.
+            let done = Parcel::new(Job::new("done", Timestamp::now()), 1);
+            core.ledger().finish(done.job.id.clone(), Instant::now());
+            let done = Fetched { parcel: done, wrong: None, epoch: old.epoch, tag: 1 };
+            assert!(hand_out(&core, vec![done]).await.unwrap().is_empty());
+            drop((core, old, queue));
+            let back = handle(&url).await.receive(ONE, LONG).await.unwrap();
+            assert_eq!(back.iter().map(|one| &one.job.id).collect::<Vec<_>>(), [&id]);
+        });
+    }
 }

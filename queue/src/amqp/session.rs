@@ -12,7 +12,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::sync::{Mutex, Notify};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::connect::{Pair, Version};
 use super::errors;
@@ -21,6 +21,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long the broker may take for anything; then the connection is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the broker still takes messages; it tells nobody but the client.
+const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 /// Messages that are on their way without a confirmation.
 const WINDOW: usize = 256;
 
@@ -52,6 +54,8 @@ pub(super) struct Session {
     probe: Mutex<Option<Channel>>,
     /// Confirmations are matched by number, so publishing takes turns.
     turn: Mutex<()>,
+    /// The broker closes a channel on which a tag is acknowledged after one that included it.
+    turn_to_ack: Mutex<()>,
     tags: std::sync::Mutex<Tags>,
     is_broken: AtomicBool,
     broke: Notify,
@@ -75,6 +79,7 @@ impl Session {
             voice,
             probe: Mutex::default(),
             turn: Mutex::default(),
+            turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
             is_broken: AtomicBool::new(false),
             broke: Notify::new(),
@@ -123,6 +128,13 @@ impl Session {
             return Err(Error::new(ErrorKind::Unavailable, words));
         }
         Ok(())
+    }
+
+    /// Waits until the broker takes no messages.
+    pub(super) async fn blocked(&self) {
+        while !self.outlet.status().blocked() {
+            sleep(BLOCKED_LOOK).await;
+        }
     }
 
     /// Awaits something the broker does, for as long as our patience lasts.
@@ -186,7 +198,12 @@ impl Session {
         let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
         let options = BasicPublishOptions::default();
         let said = self.voice.basic_publish(exchange, key, options, &body, properties);
-        self.patiently("say what we hold", said).await.map(drop)
+        tokio::select! {
+            biased;
+            said = self.patiently("say what we hold", said) => said.map(drop),
+            // It is said once the broker takes messages again.
+            () = self.blocked() => self.check_open(),
+        }
     }
 
     /// How many messages wait in each of these queues.
@@ -222,6 +239,7 @@ impl Session {
 
     /// Tells the broker that deliveries of this session are done.
     pub(super) async fn ack(&self, tags: &[u64]) -> Result<()> {
+        let _turn = self.turn_to_ack.lock().await;
         let Acks { up_to, single } = self.tags().settle(tags);
         let multiple = up_to.map(|tag| (tag, true));
         let acks = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
@@ -235,6 +253,7 @@ impl Session {
     /// Gives deliveries of this session back as they are; each counts as a lost attempt on the
     /// broker, so this is for when nothing better can be done.
     pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {
+        let _turn = self.turn_to_ack.lock().await;
         for tag in tags {
             let options = BasicNackOptions { requeue: true, multiple: false };
             self.patiently("take jobs back", self.work.basic_nack(*tag, options)).await?;

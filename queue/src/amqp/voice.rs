@@ -1,105 +1,65 @@
 //! What handles tell each other: AMQP says how much waits and nothing of what is held, so each
 //! handle tells how much it holds, and workers how they are, to all who listen.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
-use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::core::Core;
+use super::heard::{Ear, Holding};
 use super::parcel::long;
 use super::session::{Message, Session};
 use super::{errors, line};
-use crate::{Result, STATUS_TTL, WorkerId, WorkerStatus};
+use crate::{Result, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(200);
-/// From one word on what we hold to the next: under load it changes with every batch, and each word
-/// costs the broker as much as a few jobs. Shorter than the doubt of who finds the queue empty.
-const REST: Duration = Duration::from_millis(20);
+/// From one word on what we hold to the next, where it is less than was said: under load it changes
+/// with every batch, and each word goes to all handles.
+const REST: Duration = Duration::from_millis(250);
+/// The same where it is more. Shorter than the doubt of who finds the queue empty.
+const REST_OF_MORE: Duration = Duration::from_millis(20);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at most.
 const MAX_WAITING: i64 = 10_000;
 
-/// What a handle holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Holding {
-    handle: String,
-    held: u64,
-    ahead: u64,
+/// How much was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hearing {
+    /// Everything that was said before.
+    All,
+    /// The broker lets nobody speak, for want of memory or disk.
+    Nothing,
 }
 
-/// What was heard of all handles.
-#[derive(Debug, Default)]
-pub(super) struct Heard {
-    said: Mutex<Said>,
-    /// Where we are heard by ourselves, and from when on all others have been.
-    ear: watch::Sender<Option<Ear>>,
-    n_echoes: AtomicU64,
-    echo: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    holdings: HashMap<String, (Holding, Instant)>,
-    workers: HashMap<WorkerId, (WorkerStatus, Instant)>,
-    /// What the worker of this handle said last.
-    own: Option<(WorkerStatus, Instant)>,
-}
-
-#[derive(Debug, Clone)]
-struct Ear {
-    epoch: u64,
-    queue: String,
-    complete_at: Instant,
-}
-
-impl Heard {
-    fn said(&self) -> MutexGuard<'_, Said> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What other handles hold, and what they fetched and handed to nobody.
-    pub(super) fn holdings(&self) -> (u64, u64) {
-        let (mut said, now) = (self.said(), Instant::now());
-        said.holdings.retain(|_, (_, at)| now - *at < STATUS_TTL);
-        let holdings = said.holdings.values();
-        holdings.fold((0, 0), |(held, ahead), (one, _)| (held + one.held, ahead + one.ahead))
-    }
-
-    pub(super) fn workers(&self) -> Vec<WorkerStatus> {
-        let (mut said, now) = (self.said(), Instant::now());
-        said.workers.retain(|_, (_, at)| now - *at < STATUS_TTL);
-        said.workers.values().map(|(status, _)| status.clone()).collect()
-    }
-
-    /// Notes what a worker says; true when it is in another phase than before.
-    fn note_worker(&self, status: WorkerStatus, at: Instant) -> bool {
-        let phase = status.phase;
-        let mut said = self.said();
-        let before = said.workers.get(&status.id).filter(|(_, before)| at - *before < STATUS_TTL);
-        let is_new = before.is_none_or(|(before, _)| before.phase != phase);
-        said.workers.insert(status.id.clone(), (status, at));
-        is_new
+/// Waits until everything that was said before has been heard, unless nothing can be.
+pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<Hearing> {
+    let heard = tokio::select! {
+        biased;
+        () = session.blocked() => Ok(Hearing::Nothing),
+        heard = hear_ourselves(core, session) => heard.map(|()| Hearing::All),
+    };
+    match heard {
+        Ok(Hearing::All) => Ok(Hearing::All),
+        Err(error) if session.check_open().is_ok() => Err(error),
+        _ => {
+            core.heard.note_silence();
+            Ok(Hearing::Nothing)
+        }
     }
 }
 
-/// Waits until everything that was said before has been heard.
-pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<()> {
+async fn hear_ourselves(core: &Core, session: &Session) -> Result<()> {
     let mut ear = core.heard.ear.subscribe();
     let here = |ear: &Option<Ear>| ear.as_ref().is_some_and(|ear| ear.epoch == session.epoch);
     let ear = timeout(ECHO, ear.wait_for(here)).await;
@@ -120,7 +80,7 @@ pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<()> {
 pub(super) async fn report(core: &Core, status: &WorkerStatus) -> Result<()> {
     let session = core.session().await?;
     let now = Instant::now();
-    core.heard.said().own = Some((status.clone(), now));
+    core.heard.note_own(status.clone(), now);
     if core.heard.note_worker(status.clone(), now) {
         core.bell.ring();
     }
@@ -160,44 +120,52 @@ pub(super) async fn keep(core: Arc<Core>) {
 
 async fn converse(core: &Core, session: &Session) -> Result<()> {
     let listening = listen(core, session);
-    let (channel, mut consumer) = session.patiently("let us hear what is held", listening).await?;
-    let queue = consumer.queue().as_str().to_owned();
-    session.say(core.note("hello", core.handle.clone())).await?;
-    let ear = Ear { epoch: session.epoch, queue, complete_at: Instant::now() + ANSWER };
-    core.heard.ear.send_replace(Some(ear));
+    let (_channel, mut consumer) = session.patiently("let us hear what is held", listening).await?;
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = (0, 0);
-    let (mut is_stale, mut rested_at) = (false, Instant::now());
+    let (mut is_greeted, mut told) = (false, (0, 0));
+    let (mut is_stale, mut told_at) = (false, Instant::now());
     loop {
-        let counts = |core: &Core| {
-            let ledger = core.ledger();
-            (ledger.n_held(), ledger.n_ahead)
-        };
+        let rested_at = told_at + rest(counts(core), told);
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
                 hear(core, session, &heard).await?;
-                let acked = channel.basic_ack(heard.delivery_tag, BasicAckOptions::default());
-                session.patiently("let us hear what is held", acked).await?;
             }
-            () = core.counts_changed.notified(), if !is_stale => is_stale = true,
+            () = core.counts_changed.notified() => is_stale = true,
             () = sleep_until(rested_at), if is_stale => {
                 is_stale = false;
                 if counts(core) != told {
-                    told = counts(core);
-                    tell_holding(core, session, told).await?;
-                    rested_at = Instant::now() + REST;
+                    told = tell_holding(core, session).await?.unwrap_or(told);
+                    told_at = Instant::now();
                 }
             }
             _ = each_second.tick() => {
+                core.heard.forget_old();
+                if !is_greeted {
+                    is_greeted = greet(core, session, &consumer).await?;
+                }
                 if told != (0, 0) || counts(core) != told {
-                    told = counts(core);
-                    tell_holding(core, session, told).await?;
+                    told = tell_holding(core, session).await?.unwrap_or(told);
+                    told_at = Instant::now();
+                }
+                if session.check_open().is_err() {
+                    core.heard.note_silence();
                 }
             }
         }
     }
+}
+
+/// Asks all others what they hold; from then on all is heard. False when nobody may speak.
+async fn greet(core: &Core, session: &Session, consumer: &Consumer) -> Result<bool> {
+    let is_said = say(session, core.note("hello", core.handle.clone())).await?;
+    if is_said {
+        let queue = consumer.queue().as_str().to_owned();
+        let ear = Ear { epoch: session.epoch, queue, complete_at: Instant::now() + ANSWER };
+        core.heard.ear.send_replace(Some(ear));
+    }
+    Ok(is_said)
 }
 
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
@@ -210,8 +178,8 @@ async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consu
     let exchange = core.names.status().as_str().into();
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     channel.queue_bind(queue.name().clone(), exchange, "".into(), options, none).await?;
-    channel.basic_qos(256, BasicQosOptions::default()).await?;
-    let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+    let options =
+        BasicConsumeOptions { exclusive: true, no_ack: true, ..BasicConsumeOptions::default() };
     let consumer = channel
         .basic_consume(queue.name().clone(), "".into(), options, FieldTable::default())
         .await?;
@@ -226,8 +194,7 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
             // Others may be of a newer version: what cannot be read is passed over.
             let holding = serde_json::from_slice::<Holding>(&message.data).ok();
             if let Some(holding) = holding.filter(|holding| holding.handle != core.handle) {
-                let entry = (holding.handle.clone(), (holding, Instant::now()));
-                core.heard.said().holdings.extend([entry]);
+                core.heard.note_holding(holding);
             }
         }
         Some("worker") => {
@@ -258,22 +225,42 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
 
 /// Tells who is new what there is to know of us.
 async fn answer(core: &Core, session: &Session) -> Result<()> {
-    let holding = {
-        let ledger = core.ledger();
-        (ledger.n_held(), ledger.n_ahead)
-    };
-    if holding != (0, 0) {
-        tell_holding(core, session, holding).await?;
+    if counts(core) != (0, 0) {
+        tell_holding(core, session).await?;
     }
-    let own = core.heard.said().own.clone();
-    if let Some((status, at)) = own.filter(|(_, at)| at.elapsed() < STATUS_TTL) {
-        session.say(worker_note(core, &status, at.elapsed())).await?;
+    if let Some((status, at)) = core.heard.own() {
+        say(session, worker_note(core, &status, at.elapsed())).await?;
     }
     Ok(())
 }
 
-async fn tell_holding(core: &Core, session: &Session, (held, ahead): (u64, u64)) -> Result<()> {
+/// What is held here, and what was fetched and handed to nobody.
+fn counts(core: &Core) -> (u64, u64) {
+    let ledger = core.ledger();
+    (ledger.n_held(), ledger.n_ahead)
+}
+
+/// How soon it is told that this is held, and this ahead, where that was told before: what is heard
+/// may be too much for a while, and hardly ever too little.
+fn rest((held, ahead): (u64, u64), told: (u64, u64)) -> Duration {
+    let is_more = held > told.0 || held + ahead > told.0 + told.1;
+    if is_more { REST_OF_MORE } else { REST }
+}
+
+/// Tells all what is held here; none when nobody may speak.
+async fn tell_holding(core: &Core, session: &Session) -> Result<Option<(u64, u64)>> {
+    let (held, ahead) = counts(core);
     let holding = Holding { handle: core.handle.clone(), held, ahead };
     // A plain struct has nothing in it that JSON cannot say.
-    session.say(core.note("held", serde_json::to_vec(&holding).unwrap_or_default())).await
+    let note = core.note("held", serde_json::to_vec(&holding).unwrap_or_default());
+    Ok(say(session, note).await?.then_some((held, ahead)))
+}
+
+/// Says something, and whether that could be: to hear goes on where nobody may speak.
+async fn say(session: &Session, note: Message) -> Result<bool> {
+    match session.say(note).await {
+        Ok(()) => Ok(true),
+        Err(_) if session.check_open().is_err() => Ok(false),
+        Err(error) => Err(error),
+    }
 }

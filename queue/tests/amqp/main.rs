@@ -4,7 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod access;
+mod alarms;
+mod crowd;
+mod hosts;
 mod leases;
+mod notes;
 mod outages;
 mod strangers;
 

@@ -68,16 +68,23 @@ fn a_header_that_does_not_parse_makes_a_dead_letter_with_the_reason_and_the_body
 
 #[test]
 fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
-    on_shared(async |server| {
-        let queue = handle(&url(server, "asked")).await;
+    let property = BasicProperties::default().with_correlation_id("request-7".into());
+    let mut headers = FieldTable::default();
+    headers.insert("ebb-correlation".into(), AMQPValue::LongString("request-7".into()));
+    let header = BasicProperties::default().with_headers(headers);
+    an_answer_has_the_mark_of("by-property", property);
+    an_answer_has_the_mark_of("by-header", header);
+}
+
+fn an_answer_has_the_mark_of(name: &'static str, marked: BasicProperties) {
+    on_shared(async move |server| {
+        let queue = handle(&url(server, name)).await;
         let (_connection, channel) = plain(server).await;
         let options = QueueDeclareOptions::exclusive().auto_delete();
         let answers =
             channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
-        let properties = BasicProperties::default()
-            .with_reply_to(answers.name().clone())
-            .with_correlation_id("request-7".into());
-        send(&channel, ("ebb", "asked"), properties, "body").await;
+        let properties = marked.with_reply_to(answers.name().clone());
+        send(&channel, ("ebb", name), properties, "body").await;
         let delivery = take_one(&queue).await;
         let to = delivery.job.headers.reply_to.clone().unwrap();
         let (content_type, body) = ("text/plain".to_owned(), "42".into());

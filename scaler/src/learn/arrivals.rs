@@ -1,4 +1,7 @@
-//! How much arrives: what the depth and the completions together say.
+//! How much arrives: what the depth, the completions and the deaths together say.
+
+use ebb_queue::Timestamp;
+use jiff::SignedDuration;
 
 /// Jobs per second that arrive, over a short and a long time.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -43,6 +46,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// How many of the jobs that are gone nothing accounts for yet, after this net change.
+    pub(super) fn lacking(&self, net: f64) -> f64 {
+        (-(net + self.missing)).max(0.0)
+    }
+
     /// Adds the net change of a time in seconds, above zero; says what arrives, and what arrived.
     pub(super) fn add(&mut self, net: f64, elapsed: f64) -> (Arrivals, f64) {
         let net = net + self.missing;
@@ -60,5 +68,92 @@ impl Flow {
         follow(&mut self.arrivals.fast, FAST);
         follow(&mut self.arrivals.slow, SLOW);
         (self.arrivals, arrived)
+    }
+}
+
+/// A look at the dead letters of a broker that hides them for that while is over by then.
+const LOOKED_THROUGH: SignedDuration = SignedDuration::from_secs(60);
+
+/// Turns counts of dead letters into deaths. A count rises also when somebody gives back what was
+/// only looked at, as on RabbitMQ.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deaths {
+    before: Option<u64>,
+    /// The most that there were lately, and in the time before that once it is known.
+    most: u64,
+    most_before: Option<u64>,
+    since: Option<Timestamp>,
+}
+
+impl Deaths {
+    /// How many jobs died since the look before, where so many are lacking: those for which there
+    /// are more dead letters than there were for a while, and else only as many as are lacking.
+    pub(super) fn add(&mut self, dead: u64, lacking: f64, now: Timestamp) -> f64 {
+        let since = *self.since.get_or_insert(now);
+        if now.duration_since(since) >= LOOKED_THROUGH {
+            (self.most_before, self.most, self.since) = (Some(self.most), 0, Some(now));
+        }
+        let risen = dead.saturating_sub(self.before.replace(dead).unwrap_or(dead)) as f64;
+        let known = self.most_before.map(|before| before.max(self.most));
+        let certain = known.map_or(0, |known| dead.saturating_sub(known)) as f64;
+        self.most = self.most.max(dead);
+        certain.max(risen.min(lacking))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
+    use proptest::{collection, option};
+
+    use super::{Deaths, Flow};
+    use crate::kit::NOW;
+
+    const DEAD: u64 = 1_000;
+
+    /// How much arrived, as it seems, from the second of this number on, where so many came and so
+    /// many died in each, and so many dead letters were to be seen.
+    fn arrived(seconds: impl Iterator<Item = (u32, u32, u64)>, from: u32) -> f64 {
+        let (mut flow, mut deaths, mut sum) = (Flow::default(), Deaths::default(), 0.0);
+        deaths.add(DEAD, 0.0, NOW);
+        for (nth, (came, died, dead)) in (1..).zip(seconds) {
+            let net = f64::from(came) - f64::from(died);
+            let died = deaths.add(dead, flow.lacking(net), NOW + Duration::from_secs(1) * nth);
+            let (_, arrived) = flow.add(net + died, 1.0);
+            sum += if nth >= from { arrived } else { 0.0 };
+        }
+        sum
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn who_looks_at_dead_letters_makes_nothing_arrive(
+            looks in collection::vec((0..5u32, option::of(0..=DEAD)), 1..300),
+        ) {
+            let came: u32 = looks.iter().map(|(came, _)| came).sum();
+            let seconds = looks.iter().enumerate().map(|(nth, (came, shown))| {
+                // No look lasts for ever.
+                let dead = shown.filter(|_| nth % 30 != 0).unwrap_or(DEAD);
+                (*came, 0, dead)
+            });
+            prop_assert_eq!(arrived(seconds, 0), f64::from(came));
+        }
+
+        #[test]
+        fn what_dies_has_arrived_however_much_comes_at_the_same_time(
+            jobs in collection::vec((0..5u32, 0..5u32), 62..300),
+        ) {
+            let came: u32 = jobs.iter().skip(61).map(|(came, _)| came).sum();
+            let mut dead = DEAD;
+            let seconds = jobs.iter().map(|(came, died)| {
+                dead += u64::from(*died);
+                (*came, *died, dead)
+            });
+            prop_assert_eq!(arrived(seconds, 62), f64::from(came));
+        }
     }
 }

@@ -18,7 +18,7 @@ pub use arrivals::Arrivals;
 pub use evidence::Evidence;
 pub use history::Recent;
 
-use arrivals::Flow;
+use arrivals::{Deaths, Flow};
 use fleet::Fleet;
 use history::History;
 
@@ -110,6 +110,7 @@ const BACK: Duration = Duration::from_secs(60);
 pub struct Learner {
     fleet: Fleet,
     flow: Flow,
+    deaths: Deaths,
     history: History,
     learned: Learned,
     before: Option<Before>,
@@ -122,7 +123,6 @@ struct Before {
     ready: u64,
     /// Jobs ready and in flight.
     outstanding: f64,
-    dead: u64,
 }
 
 impl Learner {
@@ -150,6 +150,7 @@ impl Learner {
             // The clock was set back: learn on from there.
             if -back > BACK.as_secs_f64() {
                 (self.before, self.history) = (None, History::default());
+                self.deaths = Deaths::default();
             }
             return;
         }
@@ -158,10 +159,11 @@ impl Learner {
         let deep = depth.ready >= room && self.before.is_some_and(|before| before.ready >= room);
         let news = self.fleet.observe(&snapshot.workers, deep, now, &mut self.learned);
         let outstanding = depth.ready as f64 + depth.in_flight as f64;
+        let net =
+            self.before.map_or(0.0, |before| outstanding - before.outstanding) + news.completed;
+        let died = self.deaths.add(depth.dead, self.flow.lacking(net), now);
         if let (Some(before), Some(elapsed)) = (self.before, elapsed) {
-            let died = depth.dead.saturating_sub(before.dead) as f64;
-            let net = outstanding - before.outstanding + news.completed + died;
-            let (arrivals, arrived) = self.flow.add(net, elapsed);
+            let (arrivals, arrived) = self.flow.add(net + died, elapsed);
             self.learned.arrivals = arrivals;
             self.learned.recent = self.history.add(before.at, now, arrived);
         }
@@ -177,7 +179,7 @@ impl Learner {
         if depth.ready > 0 || held || found {
             self.learned.last_work = Some(now);
         }
-        self.before = Some(Before { at: now, ready: depth.ready, outstanding, dead: depth.dead });
+        self.before = Some(Before { at: now, ready: depth.ready, outstanding });
     }
 }
 
@@ -332,6 +334,33 @@ mod tests {
         assert_eq!(look(3, 1), (Some(at(2)), Some(at(3))));
         assert_eq!(look(4, 0), (None, Some(at(3))));
         assert_eq!(look(5, 1), (Some(at(5)), Some(at(5))));
+    }
+
+    #[test]
+    fn dead_letters_that_are_looked_at_do_not_arrive_when_they_are_given_back() {
+        let mut learner = Learner::new();
+        for nth in 0..300u32 {
+            let now = NOW + Duration::from_millis(200) * nth;
+            // Whoever looks at them holds them for that while.
+            let dead = if nth % 4 < 2 { 3_000 } else { 1_000 * u64::from(nth % 3) };
+            let depth = Depth { dead, ..Depth::empty(now) };
+            let learned = super::Learned::default();
+            learner.observe(&Snapshot { depth, workers: Vec::new(), learned }, now);
+            assert_eq!(learner.learned().arrivals.slow, 0.0, "after {nth} looks");
+        }
+    }
+
+    #[test]
+    fn jobs_that_die_have_arrived() {
+        let mut learner = Learner::new();
+        for second in 0..400u32 {
+            // Of three each second, one is done and two die.
+            let mut look = Stream { n_workers: 1, per_second: 1.0, ..STREAM }.look(second);
+            look.depth.dead = 2 * u64::from(second);
+            learner.observe(&look, look.depth.as_of);
+        }
+        let rate = learner.learned().arrivals.slow;
+        assert!((rate - 3.0).abs() < 0.1, "{rate}");
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use ebb_scaler::conformance::Hand;
 use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
@@ -76,6 +77,8 @@ pub(crate) struct Bad {
     runtime: Mutex<Option<Runtime>>,
     stopping: CancellationToken,
     ended: Arc<AtomicBool>,
+    /// How many streams are open.
+    open: watch::Sender<usize>,
     fault: Fault,
 }
 
@@ -93,11 +96,13 @@ impl Bad {
         let address = listener.local_addr().unwrap();
         let stopping = CancellationToken::new();
         let ended = Arc::new(AtomicBool::new(false));
+        let open = watch::Sender::new(0);
         let service = Service {
             fault,
             stopping: stopping.clone(),
             n_specs: Arc::default(),
             n_streams: Arc::default(),
+            open: open.clone(),
             turn: Arc::default(),
         };
         let (stop, end) = (stopping.clone(), Arc::clone(&ended));
@@ -106,6 +111,10 @@ impl Bad {
             let streams = if fault == Fault::FewStreams { 30 } else { 10_000 };
             let goaway = async move {
                 stop.cancelled().await;
+                if fault == Fault::CutsConnections {
+                    // Never, however long the cut takes.
+                    std::future::pending::<()>().await;
+                }
                 // The streams first.
                 sleep(Duration::from_millis(400)).await;
             };
@@ -121,7 +130,7 @@ impl Bad {
                 end.store(true, Ordering::SeqCst);
             }
         });
-        Self { address, runtime: Mutex::new(Some(runtime)), stopping, ended, fault }
+        Self { address, runtime: Mutex::new(Some(runtime)), stopping, ended, open, fault }
     }
 }
 
@@ -130,10 +139,13 @@ impl Hand for Bad {
         self.stopping.cancel();
         if self.fault == Fault::CutsConnections {
             let runtime = self.runtime.lock().unwrap().take().unwrap();
-            let ended = Arc::clone(&self.ended);
+            let (ended, mut open) = (Arc::clone(&self.ended), self.open.subscribe());
             std::thread::spawn(move || {
-                // Time for the streams to end well, but not for GOAWAY.
-                runtime.block_on(async { sleep(Duration::from_millis(200)).await });
+                runtime.block_on(async {
+                    drop(open.wait_for(|n_open| *n_open == 0).await);
+                    // The runtime's one thread sends their ends before it sees that this is over.
+                    sleep(Duration::from_millis(200)).await;
+                });
                 runtime.shutdown_background();
                 ended.store(true, Ordering::SeqCst);
             });
@@ -160,7 +172,24 @@ struct Service {
     stopping: CancellationToken,
     n_specs: Arc<AtomicUsize>,
     n_streams: Arc<AtomicUsize>,
+    open: watch::Sender<usize>,
     turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Counts a stream while it is there.
+struct Open(watch::Sender<usize>);
+
+impl Open {
+    fn count(open: &watch::Sender<usize>) -> Self {
+        open.send_modify(|n_open| *n_open += 1);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|n_open| *n_open -= 1);
+    }
 }
 
 const NAME: &str = "jobs-waiting";
@@ -264,8 +293,9 @@ impl ExternalScaler for Service {
         if self.fault == Fault::NeverForgets && n > 100 {
             return Err(Status::resource_exhausted("too many streams"));
         }
-        let service = self.clone();
+        let (service, open) = (self.clone(), Open::count(&self.open));
         Ok(Response::new(Box::pin(async_stream::stream! {
+            let _open = open;
             let say = |result| Ok(IsActiveResponse { result });
             match service.fault {
                 Fault::PushIsSilent => {}
@@ -337,8 +367,9 @@ impl ExternalScaler for Service {
             Fault::SpecsAreUnknown => return Err(Status::unknown("no")),
             _ => {}
         }
-        let service = self.clone();
+        let (service, open) = (self.clone(), Open::count(&self.open));
         Ok(Response::new(Box::pin(async_stream::stream! {
+            let _open = open;
             let mut metric_specs = vec![service.spec()];
             match service.fault {
                 Fault::SpecsAreEmpty => metric_specs.clear(),

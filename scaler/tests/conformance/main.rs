@@ -8,7 +8,7 @@ mod tls;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ebb_scaler::conformance::{Hand, Plan, RULES, Report, Verdict, examine};
+use ebb_scaler::conformance::{Finding, Hand, Plan, RULES, Report, Verdict, examine};
 use futures::StreamExt;
 
 use bad::{Bad, Fault};
@@ -65,14 +65,41 @@ fn plan(address: &impl ToString) -> Plan {
         streams: 60,
         patience: Duration::from_secs(3),
         listen: Duration::from_millis(500),
-        grace: Duration::from_secs(3),
+        grace: Duration::from_secs(20),
         ..Plan::default()
     }
 }
 
 async fn report_on(fault: Fault) -> Report {
     let bad = Bad::start(fault);
-    examine(&plan(&bad.address), Some(&bad as &dyn Hand)).await.unwrap()
+    let mut plan = plan(&bad.address);
+    if fault == Fault::Lingers {
+        // It is waited for in vain.
+        plan.grace = Duration::from_secs(3);
+    }
+    examine(&plan, Some(&bad as &dyn Hand)).await.unwrap()
+}
+
+/// Examines a scaler that is to break these rules and no other; again, up to three times in all,
+/// where a machine that stalls may be why it broke others.
+async fn tried(expected: &[&str], report: impl AsyncFn() -> Report) -> Report {
+    let mut last = report().await;
+    for _ in 1..3 {
+        let is_other = |finding: &&Finding| !expected.contains(&finding.rule.name);
+        let others: Vec<_> = last.with(Verdict::Failed).filter(is_other).collect();
+        if others.is_empty() || !others.into_iter().all(may_be_a_stall) {
+            break;
+        }
+        last = report().await;
+    }
+    last
+}
+
+/// Whether time is what the rule is about, or what ran out.
+fn may_be_a_stall(finding: &Finding) -> bool {
+    let silence = ["no answer for", "nothing for", "streams spoke", "it goes on"];
+    matches!(finding.rule.name, "in-time" | "concurrent" | "end-in-time")
+        || silence.iter().any(|words| finding.seen.contains(words))
 }
 
 fn named(report: &Report, verdict: Verdict) -> Vec<&str> {
@@ -83,7 +110,7 @@ fn named(report: &Report, verdict: Verdict) -> Vec<&str> {
 async fn a_scaler_that_does_one_thing_wrong_breaks_exactly_that_rule() {
     // Two at a time: some take seconds of silence, but time itself is judged too.
     let cases = futures::stream::iter(FAULTS).map(|(fault, rule)| async move {
-        let report = report_on(*fault).await;
+        let report = tried(&[*rule], async || report_on(*fault).await).await;
         let failed = named(&report, Verdict::Failed);
         (failed != [*rule]).then(|| format!("{fault:?}: {failed:?}\n{report:#?}"))
     });
@@ -101,16 +128,16 @@ fn each_rule_has_a_fault_that_breaks_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scaler_without_a_fault_passes_every_rule() {
-    let report = report_on(Fault::None).await;
+    let report = tried(&[], async || report_on(Fault::None).await).await;
     assert_eq!(report.passed, RULES.len(), "{report:#?}");
     assert!(report.triple.is_some_and(|times| times.max_ms < 1500.0), "{report:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keda_can_live_with_breaks_no_rule() {
-    let report = report_on(Fault::IntegersOnly).await;
+    let report = tried(&[], async || report_on(Fault::IntegersOnly).await).await;
     assert_eq!(report.passed, RULES.len(), "{report:#?}");
-    let report = report_on(Fault::NoStreams).await;
+    let report = tried(&[], async || report_on(Fault::NoStreams).await).await;
     assert_eq!(named(&report, Verdict::Failed), Vec::<&str>::new(), "{report:#?}");
     let skipped = [
         "push-first",

