@@ -84,6 +84,8 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     sleep(PEACE).await;
 
     progress(format_args!("the broker is dead for {} s", args.down_s));
+    let dying = Instant::now();
+    bed.kill(Victim::Jobs)?;
     let died = Instant::now();
     bed.restart(Victim::Jobs, Duration::from_secs(args.down_s)).await?;
     let back = Instant::now();
@@ -92,7 +94,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     sleep(PEACE).await;
 
     let max_age = Duration::from_secs(args.max_age_s);
-    let findings = witness.end().await?.judge(Outage { died, back, max_age });
+    let findings = witness.end().await?.judge(Outage { dying, died, back, max_age });
     scaler.stop().await?;
     let report = Report {
         broker: bed.words(),

@@ -84,14 +84,20 @@ fn nothing_is_lost_or_overwritten_when_redis_and_its_workers_are_killed_at_rando
 /// Publishes in one process and listens in another.
 #[track_caller]
 fn assert_every_arrival_is_told_at_once(broker: &str) {
-    let Some(report) = bench("notify", broker, &["--samples", "9"]) else { return };
-    assert_eq!((count(&report, "samples"), count(&report, "missed")), (9, 0), "{report}");
-    // How long the disk takes to accept a job says nothing about how soon it is told.
-    let accepted = number(&report, "publish_p50_ms");
-    let told = number(&report, "event_p50_ms");
-    assert!(told < accepted + 20.0, "told within 20 ms at the median: {report}");
-    for key in ["event_p99_ms", "stream_p50_ms", "stream_p99_ms"] {
-        assert!(number(&report, key) > 0.0, "{key}: {report}");
+    // Whoever polls is late in every round; a machine that is busy elsewhere is in some.
+    for round in 1.. {
+        let Some(report) = bench("notify", broker, &["--samples", "9"]) else { return };
+        assert_eq!((count(&report, "samples"), count(&report, "missed")), (9, 0), "{report}");
+        for key in ["event_p99_ms", "stream_p50_ms", "stream_p99_ms"] {
+            assert!(number(&report, key) > 0.0, "{key}: {report}");
+        }
+        // How long the disk takes to accept a job says nothing about how soon it is told.
+        let accepted = number(&report, "publish_p50_ms");
+        let told = number(&report, "event_p50_ms");
+        if told < accepted + 20.0 {
+            return;
+        }
+        assert!(round < 3, "told within 20 ms at the median: {report}");
     }
 }
 

@@ -180,8 +180,9 @@ fn a_broker_that_is_killed_comes_back_to_a_worker_that_waits(scene: &mut Scene) 
     scene.answers(&["after"]);
     assert_eq!(scene.metric("worker_broker_up"), Some(1.0));
     assert!(scene.metric("worker_broker_losses_total").unwrap() >= 1.0);
-    assert!(scene.worker.output().contains("the connection to the broker is lost"));
-    assert!(scene.worker.output().contains("the connection to the broker is back"));
+    for words in ["the connection to the broker is lost", "the connection to the broker is back"] {
+        scene.worker.says(words, |said| said.find(words));
+    }
 }
 
 /// How long the last look counts in the test of an outage.
@@ -252,7 +253,7 @@ fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
         None => Some(()),
     });
     let known = killed.elapsed();
-    assert!(known < MAX_AGE + Duration::from_secs(2), "what was seen counts for {known:?}");
+    assert!(known < MAX_AGE + Duration::from_secs(8), "what was seen counts for {known:?}");
     wait_for("the loss in the metrics", || (!up()?).then_some(()));
     let unknown = Instant::now();
     while unknown.elapsed() < Duration::from_secs(3) {
@@ -269,7 +270,7 @@ fn the_scaler_never_takes_an_outage_for_an_empty_queue(scene: &mut Scene) {
         None => None,
     });
     let blind = back.elapsed();
-    assert!(blind < Duration::from_secs(5), "the broker was back for {blind:?}");
+    assert!(blind < Duration::from_secs(15), "the broker was back for {blind:?}");
     wait_for("the return in the metrics", || (up()?).then_some(()));
 }
 

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use e2e::{Workplace, run};
+use std::collections::BTreeSet;
+
+use e2e::{Process, Workplace, run};
 use ebb_servers::{Nats, NatsOptions, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
+use serde_json::Value;
 
 /// Runs `ebb` against a URL, which fails with this code; what it says, with the port left out.
 #[track_caller]
@@ -15,7 +18,8 @@ fn complaint(url: &str, args: &[&str], input: &str, code: i32) -> String {
     assert_eq!(ran.status.code(), Some(code), "{ran}");
     let port = url.rsplit_once(':').unwrap().1;
     let port: String = port.chars().take_while(char::is_ascii_digit).collect();
-    // Clients of brokers write lines of their own into the log.
+    // The clients of brokers are silent: what is told is ours, and once.
+    assert!(!ran.stderr.contains("lapin") && !ran.stderr.contains("async_nats"), "{ran}");
     let told = ran.stderr.lines().find(|line| line.starts_with("error: "));
     told.unwrap_or_else(|| panic!("{ran}")).replace(&port, "PORT")
 }
@@ -88,6 +92,25 @@ async fn redis_that_is_locked_full_or_smaller_says_what_to_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_when_the_queue_goes_away_is_left_with_the_ids_of_the_jobs() {
+    let mut redis = Redis::start(RedisOptions::default()).await.unwrap();
+    let workplace = Workplace::new().on(redis.url(), None);
+    let mut command = workplace.command("ebb", &["enqueue", "--wait", "--json", "one", "two"]);
+    let mut waiting = Process::start(&mut command);
+    workplace.comes_to("ready", 2);
+    redis.kill();
+    let id_of = |line: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(line["id"].as_str()?.to_owned())
+    };
+    waiting.says("both ids", |said| {
+        let ids: BTreeSet<String> = said.lines().filter_map(id_of).collect();
+        (ids.len() == 2).then_some(())
+    });
+    assert_eq!(waiting.ends().code(), Some(69), "{}", waiting.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rabbitmq_that_is_locked_or_has_no_such_host_says_what_to_check() {
     let user = Some(("me".to_owned(), "right".to_owned()));
     let options = RabbitMqOptions { user, ..RabbitMqOptions::default() };
@@ -98,6 +121,11 @@ async fn rabbitmq_that_is_locked_or_has_no_such_host_says_what_to_check() {
     assert!(!told.contains("hunter2"), "{told}");
     let told = depth(&format!("amqp://me:right@{at}/nowhere"), 2);
     assert!(told.contains("does not let us use vhost \"nowhere\"; create it with"), "{told}");
+    let apart = Workplace::new();
+    let workplace = Workplace::new().on(format!("amqp://me:right@{at}"), Some(apart.queue()));
+    workplace.ebb(&["queue", "init"]).ok();
+    let healthy = workplace.ebb(&["queue", "depth"]).ok();
+    assert_eq!(healthy.stderr, "", "what is probed on purpose is no error");
 }
 
 #[tokio::test(flavor = "multi_thread")]

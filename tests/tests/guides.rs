@@ -1,12 +1,15 @@
-//! What the guides show as YAML is YAML, and the real scaler takes each trigger in it.
+//! What the guides show as YAML is YAML, and the real scaler takes each trigger in it; what they show
+//! as commands and programs runs.
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::collections::HashMap;
+use std::process::Command;
 
 use e2e::{Workplace, run, tracked_files, workspace_root};
 use ebb_proto::keda::ScaledObjectRef;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
+use ebb_servers::{Nats, NatsOptions};
 use serde_json::Value;
 
 /// A fenced block of a page.
@@ -15,10 +18,11 @@ struct Block {
     text: String,
 }
 
-/// The blocks of a language on all pages of `docs`.
+/// The blocks of a language in the README and on all pages of `docs`.
 fn blocks(language: &str) -> Vec<Block> {
     let mut found = Vec::new();
-    for page in tracked_files().into_iter().filter(|path| path.starts_with("docs/")) {
+    let is_guide = |path: &String| path.starts_with("docs/") || path == "README.md";
+    for page in tracked_files().into_iter().filter(is_guide) {
         let text = std::fs::read_to_string(workspace_root().join(&page)).unwrap();
         let mut open: Option<Block> = None;
         for (at, line) in text.lines().enumerate() {
@@ -103,7 +107,65 @@ fn the_first_job_of_the_installation_is_one_that_the_workers_take() {
     let ebb = ebb.get_program().to_str().expect("a path is text");
     let job = format!("readings={job}").replace("cargo run --release --", ebb);
     let _worker = workplace.start(&["worker", "--model", "sentinel"]);
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     let result = run(command.args(["-euc", &job]).env("EBB_QUEUE", workplace.queue()), "").ok();
     assert_eq!(result.json()["outcome"], "completed", "{place}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_of_the_readme_gets_its_answer() {
+    let python = blocks("python").into_iter().find(|block| block.text.contains("ebb-reply-to"));
+    let Block { place, text } = python.expect("the README shows a program");
+    let nats = Nats::start(NatsOptions::default()).await.unwrap();
+    let workplace = Workplace::new().on(nats.url(), None);
+    workplace.ebb(&["queue", "init"]).ok();
+    let _worker = workplace.start(&["worker", "--model", "echo"]);
+    let program = text.replace("nats://broker:4222", &nats.url());
+    let python = std::env::var("EBB_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let said = run(Command::new(python).args(["-c", &program]), "").ok().stdout;
+    assert_eq!(said.trim(), r#"completed {"output":"The tide turns."}"#, "{place}");
+    let later = workplace.ebb(&["result", "tide-1"]).ok().json();
+    assert_eq!(later["body"]["output"], "The tide turns.", "{place}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_of_the_installation_is_tried_with_the_commands_that_it_names() {
+    let shell = blocks("sh").into_iter().find(|block| block.text.contains("> scaler.toml"));
+    let Block { place, text } = shell.expect("a guide tries the configuration");
+    let (rendering, commands) = text.split_once('\n').expect("the first line renders");
+    assert!(rendering.starts_with("kubectl kustomize"), "{place}: {rendering}");
+    let workplace = Workplace::new();
+    let parts = ["deploy/components/nats/scaler.yaml", "deploy/base/worker/scaledobject.yaml"];
+    let parts = parts.map(|part| std::fs::read_to_string(workspace_root().join(part)).unwrap());
+    std::fs::write(workplace.path("all.yaml"), parts.join("---\n")).unwrap();
+    std::fs::write(workplace.path("password"), "hunter2").unwrap();
+    let token = Some("hunter2".to_owned());
+    let nats = Nats::start(NatsOptions { token, ..NatsOptions::default() }).await.unwrap();
+    let ebb = workplace.command("ebb", &[]);
+    let ebb = ebb.get_program().to_str().expect("a path is text");
+    let address = format!("127.0.0.1:{}", nats.port());
+    let commands = commands
+        .replace("\nebb ", &format!("\n{ebb} "))
+        .replace("127.0.0.1:4222", &address)
+        .replace("nats.nats.svc|127.0.0.1", &format!("nats.nats.svc:4222|{address}"));
+    let mut shell = Command::new("sh");
+    let ran = run(shell.args(["-euc", &commands]).current_dir(workplace.folder()), "").ok();
+    assert!(
+        ran.stdout.contains("ScaledObject ebb-workers/ebb-worker, trigger 0"),
+        "{place}: {ran}"
+    );
+}
+
+#[test]
+fn a_trigger_with_a_misspelt_type_is_told_and_a_check_of_nothing_fails() {
+    let workplace = Workplace::new();
+    let object = workspace_root().join("deploy/base/worker/scaledobject.yaml");
+    let text = std::fs::read_to_string(object).unwrap();
+    let misspelt = workplace.path("pool.yaml");
+    std::fs::write(&misspelt, text.replace("external-push", "externalpush")).unwrap();
+    let check = ["scaler", "check", "--scaledobject", misspelt.to_str().unwrap()];
+    let ran = workplace.ebb(&check);
+    assert_eq!(ran.status.code(), Some(2), "{ran}");
+    assert!(ran.stderr.contains("trigger 0: passed over; its type is \"externalpush\""), "{ran}");
+    assert!(ran.stderr.contains("no trigger was tried"), "{ran}");
 }

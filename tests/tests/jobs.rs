@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use e2e::{Process, Run, Workplace, run, wait_for};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// A worker with the model that returns its input.
@@ -127,7 +128,12 @@ fn dead_letters_are_deleted_only_when_it_is_meant() {
     assert!(timid.stderr.contains("--yes"), "{timid}");
     let unknown = workplace.ebb(&["dlq", "purge", "p-3", "--yes"]);
     assert_eq!(unknown.status.code(), Some(66), "{unknown}");
-    assert_eq!(workplace.depth()["dead"], 2);
+    assert!(unknown.stderr.contains("p-3 is no dead letter"), "{unknown}");
+    let some = workplace.ebb(&["dlq", "list", "--max", "1"]).ok();
+    assert!(some.stderr.contains("the newest 1 of 2 dead letters"), "{some}");
+    let all = workplace.ebb(&["dlq", "list", "--max", "2"]).ok();
+    assert_eq!(all.stderr, "");
+    workplace.comes_to("dead", 2);
 
     let one = workplace.ebb(&["dlq", "purge", "p-1", "--yes", "--json"]).ok().json();
     assert_eq!((&one["purged"], &one["dead"]), (&json!(1), &json!(1)));
@@ -157,6 +163,7 @@ fn one_poison_job_among_64_hurts_nobody_else() {
     let poison = answered(41).failed().json();
     assert_eq!(poison["outcome"], "failed");
 
+    workplace.comes_to("dead", 1);
     let list = workplace.ebb(&["dlq", "list", "--json"]).ok().json();
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(list[0]["job"]["id"], "n-41");
@@ -182,7 +189,7 @@ fn a_body_that_cannot_be_read_is_refused_alone() {
     let outcomes: Vec<Value> = ran.lines().iter().map(|result| result["outcome"].clone()).collect();
     assert_eq!(outcomes, ["completed", "failed", "failed", "completed"], "{ran}");
     assert!(ran.lines()[2]["error"].as_str().unwrap().contains("input"), "{ran}");
-    assert_eq!(workplace.depth()["dead"], 2);
+    workplace.comes_to("dead", 2);
 }
 
 #[test]
@@ -194,6 +201,8 @@ fn a_job_with_a_key_that_is_known_is_the_first_job() {
     assert_eq!((&first["duplicate"], &second["duplicate"]), (&json!(false), &json!(true)));
     assert_eq!(first["id"], second["id"]);
     assert_eq!(workplace.depth()["ready"], 1);
+    let third = workplace.ebb(&["enqueue", "three", "--key", "order-7"]).ok();
+    assert!(third.stderr.contains("1 of 1 were known before"), "{third}");
 }
 
 #[test]
@@ -230,6 +239,62 @@ fn a_wait_ends_in_time_where_nobody_works() {
     assert_eq!(late.status.code(), Some(75), "{late}");
     assert_eq!(late.json()["outcome"], "waiting", "{late}");
     assert_eq!(workplace.depth()["ready"], 1, "the job stays");
+}
+
+#[test]
+fn who_interrupts_the_wait_is_left_with_the_ids_of_the_jobs() {
+    let workplace = Workplace::new();
+    let mut waiting = workplace.start(&["enqueue", "--wait", "one", "two"]);
+    workplace.comes_to("ready", 2);
+    // Said after five seconds, and so after the signals are listened to.
+    waiting.says("that nobody works", |said| said.contains("no worker reports").then_some(()));
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.ends().code(), Some(130), "{}", waiting.output());
+    let said = waiting.output();
+    assert_eq!(said.matches(r#""outcome":"waiting""#).count(), 2, "{said}");
+    assert!(said.contains("interrupted"), "{said}");
+    assert_eq!(workplace.depth()["ready"], 2, "the jobs stay");
+}
+
+#[test]
+fn an_answer_in_a_store_of_payloads_is_not_taken_for_the_reference_to_it() {
+    let workplace = Workplace::new();
+    let store = format!("file://{}", workplace.path("store").display());
+    let apart = ["--payloads", &store, "--inline-limit", "10"];
+    let _worker = echo_worker(&workplace, &apart);
+    let job = [json!({"id": "big", "body": {"input": "longer than ten bytes"}})];
+    let without = enqueue_file(&workplace, &job, &["--wait"]);
+    assert_eq!(without.status.code(), Some(2), "{without}");
+    assert!(without.json()["error"].as_str().unwrap().contains("--payloads"), "{without}");
+    let without = workplace.ebb(&["result", "big", "--body"]);
+    assert_eq!((without.status.code(), without.stdout.as_str()), (Some(2), ""), "{without}");
+    assert!(without.stderr.contains("--payloads"), "{without}");
+    let with = workplace.ebb(&["result", "big", "--payloads", &store]).ok();
+    assert_eq!(with.json()["body"]["output"], "longer than ten bytes");
+}
+
+#[test]
+fn flags_that_contradict_each_other_end_with_the_code_of_wrong_flags() {
+    let workplace = Workplace::new();
+    let amqp = "amqp://127.0.0.1:1";
+    for (args, told) in [
+        (&["worker"][..], "--model is missing"),
+        (&["worker", "--model", "echo", "--serve", "a=echo"], "--model and --serve"),
+        (&["worker", "--model", "echo", "--queue", amqp], "--results is missing"),
+        (&["scaler", "--config", "missing.toml"], "missing.toml"),
+        (&["scaler", "--tls-cert", "missing.crt", "--tls-key", "missing.key"], "missing."),
+        (&["scaler", "--otlp-endpoint", "nowhere at all"], "--otlp-endpoint"),
+        (&["split", "--to", "a=0"], "no queue has a weight above 0"),
+        (&["--log-level", "debg", "queue", "depth"], "use error, warn, info"),
+        (&["scaler", "conformance", "--address", "http://a:6000"], "write HOST:PORT"),
+        (&["model", "info", "sentinel"], "comes with ebb"),
+        (&["enqueue", r#"{"input":"x""#], "send it as a text"),
+        (&["up", "--model", "echo", "--", "--max-itms", "3"], "try 'ebb worker --help'"),
+    ] {
+        let ran = workplace.ebb(args);
+        assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
+        assert!(ran.stderr.contains(told), "{args:?}: {ran}");
+    }
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn bad_bodies_among_good_ones_are_refused_alone_and_told_why() {
         let told = result["error"].as_str().unwrap_or("");
         assert_eq!(told.contains("body") || told.contains("input"), !good, "{body}: {told}");
     }
-    assert_eq!(workplace.depth()["dead"], 3);
+    workplace.comes_to("dead", 3);
 }
 
 /// A worker of a tiny model beside the tests of the models, and its answers.

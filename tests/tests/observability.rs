@@ -577,7 +577,7 @@ async fn the_page_tells_of_what_the_real_processes_show() {
     let workplace = Workplace::new();
     // Weaker than the promises, so that the warnings are seen.
     let url =
-        format!("sqlite:{}?lease=2s&synchronous=normal", workplace.path("queue.db").display());
+        format!("sqlite:{}?lease=60s&synchronous=normal", workplace.path("queue.db").display());
     let workplace = workplace.on(url, None);
     let told = page();
     let not_shown: BTreeSet<&str> = NOT_SHOWN.iter().map(|(name, _)| *name).collect();
@@ -616,7 +616,6 @@ async fn the_page_tells_of_what_the_real_processes_show() {
     let named: Vec<&str> = not_shown.into_iter().filter(|name| !told.contains_key(*name)).collect();
     assert!(named.is_empty(), "NOT_SHOWN names what is not on the page: {named:?}");
     // What happened is what the figures say: four jobs were answered, and one could not be read.
-    let pages = scene.pages();
     for line in [
         "worker_jobs_total{model=\"echo\",outcome=\"completed\"} 4",
         "worker_jobs_total{model=\"echo\",outcome=\"rejected\"} 1",
@@ -628,7 +627,8 @@ async fn the_page_tells_of_what_the_real_processes_show() {
         "worker_turnaround_seconds_count 4",
         "scaler_queue_objective_seconds{profile=\"default\",queue=\"jobs\"} 60",
     ] {
-        assert!(pages.lines().any(|shown| shown == line), "{line}: {pages}");
+        // A result is there before its job is settled and counted.
+        wait_for(line, || scene.pages().lines().any(|shown| shown == line).then_some(()));
     }
     wait_for("the dead letter in the depth", || {
         let dead = r#"scaler_queue_depth{profile="default",queue="jobs",state="dead"} 1"#;

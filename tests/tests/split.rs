@@ -202,7 +202,7 @@ fn results_are_found_where_the_job_was_published(scene: &Scene) {
 
 /// Splits that are killed with -9 while they pass jobs on, and weights that change in between.
 fn nothing_is_lost_or_doubled_by_kill_9(scene: &Scene) {
-    const N: usize = 240;
+    const N: usize = 1200;
     let mut dice = StdRng::seed_from_u64(7);
     let file = scene.file("many.jsonl", (0..N).map(|nth| format!("many-{nth}")));
     scene.workplace.ebb(&["enqueue", "--file", &file]).ok();
@@ -229,15 +229,17 @@ fn nothing_is_lost_or_doubled_by_kill_9(scene: &Scene) {
         (jobs["ready"] + jobs["in_flight"] + jobs["delayed"] == 0).then_some(())
     });
     drop(split);
-    let waiting: u64 = VERSIONS.iter().map(|version| scene.depth(version)["ready"]).sum();
+    // Some brokers count late.
+    let waiting = wait_for("all jobs in the queues of the versions", || {
+        let waiting: u64 = VERSIONS.iter().map(|version| scene.depth(version)["ready"]).sum();
+        (waiting >= N as u64).then_some(waiting)
+    });
     if scene.knows_ids {
         assert_eq!(waiting, N as u64, "each job is in one queue, once");
-    } else {
-        assert!(waiting >= N as u64, "{waiting}");
     }
     assert_eq!(scene.depth("jobs")["dead"], 0);
     let _workers = VERSIONS.map(|version| scene.worker(version));
-    for nth in (0..N).step_by(16) {
+    for nth in (0..N).step_by(80) {
         let id = format!("many-{nth}");
         let result = ["result", &id, "--follow", "--timeout", "60s", "--json"];
         let result = scene.workplace.ebb(&result).ok().json();

@@ -59,9 +59,9 @@ fn holding(workplace: &Workplace) -> u64 {
 
 #[test]
 fn kill_9_in_mid_batch_loses_nothing() {
-    let workplace = Workplace::new();
+    let workplace = Workplace::new().with_short_leases();
     let (mut first, _) = echo_worker(&workplace, &["--max-items", "4"]);
-    enqueue(&workplace, 24, 100);
+    enqueue(&workplace, 24, 250);
     holding(&workplace);
     first.signal(Signal::SIGKILL);
     assert!(!first.ends().success());
@@ -81,7 +81,9 @@ fn sigterm_gives_back_what_has_not_begun_and_spends_no_attempt() {
     let workplace = Workplace::new();
     let (mut worker, _) = echo_worker(&workplace, &["--max-items", "2"]);
     enqueue(&workplace, 30, 200);
-    holding(&workplace);
+    wait_for("the end of a batch", || {
+        (count(&workplace, "ready") + count(&workplace, "in_flight") < 30).then_some(())
+    });
     worker.signal(Signal::SIGTERM);
     assert!(worker.ends().success(), "{}", worker.output());
     // Given back at once: nobody has to wait for a lease to end.
@@ -97,7 +99,7 @@ fn sigterm_gives_back_what_has_not_begun_and_spends_no_attempt() {
 
 #[test]
 fn a_worker_that_cannot_finish_ends_within_its_grace_all_the_same() {
-    let workplace = Workplace::new();
+    let workplace = Workplace::new().with_short_leases();
     let (mut worker, _) = echo_worker(&workplace, &["--grace", "1s"]);
     enqueue(&workplace, 1, 600_000);
     holding(&workplace);
@@ -115,7 +117,7 @@ fn probes_tell_a_start_a_run_and_a_drain_apart() {
     wait_for("readiness", || (status("/readyz") == Some(200)).then_some(()));
     assert_eq!((status("/livez"), status("/startupz")), (Some(200), Some(200)));
 
-    enqueue(&workplace, 1, 3000);
+    enqueue(&workplace, 1, 8000);
     holding(&workplace);
     let page = wait_for("the job in the metrics", || {
         let page = get(&address, "/metrics")?.body;
@@ -196,7 +198,11 @@ fn two_workers_share_a_queue_and_no_job_is_done_twice() {
     let workplace = Workplace::new();
     let (_one, one) = echo_worker(&workplace, &["--max-items", "3", "--id", "one"]);
     let (_two, two) = echo_worker(&workplace, &["--max-items", "3", "--id", "two"]);
-    enqueue(&workplace, 60, 20);
+    for address in [&one, &two] {
+        let ready = || (get(address, "/readyz")?.status == 200).then_some(());
+        wait_for("readiness", ready);
+    }
+    enqueue(&workplace, 60, 100);
     for n in 0..60 {
         assert_eq!(result(&workplace, n)["attempt"], 1, "job {n}");
     }

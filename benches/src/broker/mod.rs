@@ -178,16 +178,27 @@ impl Bed {
         victim: Victim,
         down: Duration,
     ) -> anyhow::Result<&'static str> {
-        let apart = self.results.as_mut().and_then(|site| site.server.as_mut());
-        let (server, what) = match (victim, apart) {
-            (Victim::Results, Some(server)) => (server, "the store of the answers"),
-            _ => {
-                let server = self.jobs.server.as_mut();
-                (server.context("the broker is not ours to restart")?, "the broker")
-            }
-        };
+        let (server, what) = self.server(victim)?;
         server.restart(down).await.with_context(|| format!("{what} did not come back"))?;
         Ok(what)
+    }
+
+    /// Kills a broker with -9; it is dead on return, until it is restarted.
+    pub(crate) fn kill(&mut self, victim: Victim) -> anyhow::Result<()> {
+        self.server(victim)?.0.kill();
+        Ok(())
+    }
+
+    /// The process that a restart hits, and which one it is in words.
+    fn server(&mut self, victim: Victim) -> anyhow::Result<(&mut Server, &'static str)> {
+        let apart = self.results.as_mut().and_then(|site| site.server.as_mut());
+        match (victim, apart) {
+            (Victim::Results, Some(server)) => Ok((server, "the store of the answers")),
+            _ => {
+                let server = self.jobs.server.as_mut();
+                Ok((server.context("the broker is not ours to restart")?, "the broker"))
+            }
+        }
     }
 
     /// The processes of the brokers that were started here.

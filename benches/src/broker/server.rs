@@ -103,13 +103,18 @@ impl Server {
         }
     }
 
-    /// Kills it with -9, leaves it dead for a while, and starts it again on the same data.
-    pub(super) async fn restart(&mut self, down: Duration) -> anyhow::Result<()> {
+    /// Kills it with -9; nothing where it is dead already.
+    pub(super) fn kill(&mut self) {
         match self {
             Self::Nats(nats) => nats.kill(),
             Self::RabbitMq(rabbitmq) => rabbitmq.kill(),
             Self::Redis(redis) => redis.kill(),
         }
+    }
+
+    /// Kills it with -9, leaves it dead for a while, and starts it again on the same data.
+    pub(super) async fn restart(&mut self, down: Duration) -> anyhow::Result<()> {
+        self.kill();
         tokio::time::sleep(down).await;
         match self {
             Self::Nats(nats) => nats.restart().await?,

@@ -39,6 +39,9 @@ pub(super) struct Record(pub(super) Vec<Answer>);
 /// When the broker was away, and how long its last state may count.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outage {
+    /// When it was killed: errors may be told from here on.
+    pub(super) dying: Instant,
+    /// When it was dead for certain: nobody has seen its state since.
     pub(super) died: Instant,
     pub(super) back: Instant,
     pub(super) max_age: Duration,
@@ -58,7 +61,7 @@ pub(super) struct Findings {
     pub(super) unavailable_s: Option<f64>,
     /// States that were told when they counted no more.
     pub(super) too_late: usize,
-    /// Errors other than UNAVAILABLE, or before the broker died.
+    /// Errors other than UNAVAILABLE, or before the broker was killed.
     pub(super) other_errors: usize,
     /// How long after its return the last error was told; 0 when none was.
     pub(super) recovered_s: Option<f64>,
@@ -79,7 +82,7 @@ impl Record {
                 Told::Value { value, right } => findings.wrong += usize::from(value != right),
                 Told::Activity(active) => findings.inactive += usize::from(!active),
                 Told::Broken => findings.broken_streams += 1,
-                Told::Unknown(Code::Unavailable) if answer.at >= outage.died => {
+                Told::Unknown(Code::Unavailable) if answer.at >= outage.dying => {
                     let after = seconds(answer.at, outage.died);
                     findings.unavailable_s.get_or_insert(after);
                     last_error = Some(answer.at);
@@ -133,12 +136,13 @@ fn seconds(later: Instant, earlier: Instant) -> f64 {
 mod tests {
     use super::*;
 
-    /// What was told at which second; the broker is dead from 10 to 40, and 5 s count.
+    /// What was told at which second; the broker is killed at 9 and dead from 10 to 40; 5 s count.
     fn findings(told: &[(u64, Told)]) -> Findings {
         let start = Instant::now();
         let second = |n| start + Duration::from_secs(n);
         let answer = |&(at, told)| Answer { asked: second(at), at: second(at), told };
-        let outage = Outage { died: second(10), back: second(40), max_age: Duration::from_secs(5) };
+        let (dying, died, back) = (second(9), second(10), second(40));
+        let outage = Outage { dying, died, back, max_age: Duration::from_secs(5) };
         Record(told.iter().map(answer).collect()).judge(outage)
     }
 
@@ -169,7 +173,7 @@ mod tests {
             (12, Told::Spec(Some(Code::Unavailable)), "GetMetricSpec"),
             (16, GOOD, "too old"),
             (12, Told::Unknown(Code::Internal), "other than UNAVAILABLE"),
-            (9, GONE, "other than UNAVAILABLE"),
+            (8, GONE, "other than UNAVAILABLE"),
             (20, Told::Broken, "broken streams"),
         ] {
             let error = findings(&[(at, told)]).check().expect_err(words).to_string();

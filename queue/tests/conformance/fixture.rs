@@ -222,6 +222,6 @@ pub async fn counts(queue: &Queue) -> [u64; 4] {
 
 /// The next of a stream, which must come soon.
 pub async fn soon<T>(stream: &mut BoxStream<'static, T>) -> Option<T> {
-    let next = tokio::time::timeout(Duration::from_secs(5), stream.next()).await;
+    let next = tokio::time::timeout(Duration::from_secs(30), stream.next()).await;
     next.expect("the stream has something to tell")
 }

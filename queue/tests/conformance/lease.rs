@@ -9,7 +9,7 @@ pub async fn a_leased_job_is_hidden_until_its_lease_ends(fixture: &dyn Fixture) 
     assert_eq!(queue.lease(), fixture.lease());
     fixture.publish(&queue, &["a"]).await;
     drop(fixture.take_one(&queue).await);
-    fixture.pass(fixture.lease() * 2 / 3).await;
+    fixture.pass(fixture.short()).await;
     fixture.assert_nothing_ready(&other).await;
     fixture.assert_counts(&other, [0, 1, 0, 0]).await;
     fixture.pass(fixture.lease() * 2 / 3).await;
@@ -21,9 +21,9 @@ pub async fn a_crash_is_charged_and_recorded_with_the_name_of_the_worker(fixture
     let (queue, other) = (fixture.fresh().await, fixture.again("two").await);
     fixture.publish(&queue, &["a"]).await;
     drop(fixture.take_one(&queue).await);
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     drop(fixture.take_one(&other).await);
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     let third = fixture.take_one(&queue).await;
     assert_eq!(third.attempt, 3);
     settle(&queue, third.reject("enough")).await;
@@ -40,12 +40,12 @@ pub async fn an_extended_lease_starts_anew(fixture: &dyn Fixture) {
     fixture.publish(&queue, &["a"]).await;
     let delivery = fixture.take_one(&queue).await;
     for _ in 0..3 {
-        fixture.pass(fixture.lease() * 2 / 3).await;
+        fixture.pass(fixture.short()).await;
         assert_eq!(extend(&other, &delivery).await, Settled::Held);
         fixture.assert_counts(&queue, [0, 1, 0, 0]).await;
     }
     fixture.assert_nothing_ready(&queue).await;
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     assert_eq!(fixture.take_one(&queue).await.attempt, 2);
 }
 
@@ -63,12 +63,12 @@ pub async fn a_lease_that_somebody_else_has_is_lost(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a", "b"]).await;
     let first = fixture.take(&queue, 1).await.remove(0);
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     let others = fixture.take(&fixture.again("two").await, 2).await;
     assert_eq!(names(&others), ["a", "b"]);
     let receipts = [first.receipt().clone(), others[1].receipt().clone()];
     assert_eq!(queue.extend(&receipts).await.unwrap(), [Settled::Lost, Settled::Held]);
-    fixture.pass(fixture.lease() * 2 / 3).await;
+    fixture.pass(fixture.short()).await;
     fixture.assert_counts(&queue, [0, 2, 0, 0]).await;
 }
 

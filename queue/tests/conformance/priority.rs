@@ -28,5 +28,7 @@ pub async fn a_delayed_or_retried_job_comes_back_with_its_priority(fixture: &dyn
     settle(&queue, first.retry(fixture.short(), "again")).await;
     publish(&queue, fixture.job("h3", &high)).await;
     fixture.pass_by(fixture.short()).await;
+    // All of them, before the first is taken.
+    fixture.assert_counts(&queue, [4, 0, 0, 0]).await;
     fixture.assert_takes(&queue, 9, &["h1", "h2", "h3", "n1"]).await;
 }

@@ -103,7 +103,10 @@ pub async fn what_runs_or_is_known_takes_no_room_in_a_full_queue(fixture: &dyn F
 }
 
 pub async fn what_a_crash_left_takes_room_and_what_expired_takes_none(fixture: &dyn Fixture) {
-    let queue = full_at_three(fixture).await;
+    // Much longer than a short while: the first two are still held when the short one expires.
+    let lease = fixture.lease() * 2;
+    let behavior = Behavior { lease, max_ready: Some(3), ..fixture.behavior() };
+    let queue = fixture.fresh_with(behavior).await;
     fixture.publish(&queue, &["a", "b"]).await;
     drop(fixture.take(&queue, 2).await);
     publish(&queue, fixture.job("short", &[("ebb-ttl", &words(fixture.short()))])).await;
@@ -113,7 +116,7 @@ pub async fn what_a_crash_left_takes_room_and_what_expired_takes_none(fixture: &
     fixture.publish(&queue, &["e"]).await;
     fixture.assert_counts(&queue, [3, 2, 0, 1]).await;
     drop(fixture.take(&queue, 3).await);
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass(lease * 3 / 2).await;
     let refused = queue.publish(vec![fixture.job("f", &[])]).await.map_err(|e: Error| e.kind());
     assert_eq!(refused, Err(ErrorKind::Full));
     fixture.assert_counts(&queue, [5, 0, 0, 1]).await;

@@ -9,10 +9,10 @@ use crate::fixture::{Fixture, publish, settle, words};
 pub async fn a_retried_job_comes_back_after_its_delay_and_not_before(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
-    let delay = fixture.lease() / 2;
+    let delay = fixture.lease();
     let retry = fixture.take_one(&queue).await.retry(delay, "try again");
     assert_eq!(settle(&queue, retry).await, Settled::Held);
-    fixture.pass(delay / 2).await;
+    fixture.pass(delay / 4).await;
     fixture.assert_counts(&queue, [0, 0, 1, 0]).await;
     fixture.assert_nothing_ready(&queue).await;
     fixture.pass(delay).await;

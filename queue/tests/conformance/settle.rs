@@ -20,7 +20,7 @@ pub async fn a_late_ack_counts_while_nobody_took_the_job(fixture: &dyn Fixture) 
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
     let delivery = fixture.take_one(&queue).await;
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     fixture.assert_counts(&queue, [1, 0, 0, 0]).await;
     assert_eq!(settle(&queue, delivery.ack()).await, Settled::Held);
     fixture.assert_counts(&queue, [0, 0, 0, 0]).await;
@@ -99,7 +99,7 @@ pub async fn each_of_a_batch_is_answered_in_order(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
     let stale = fixture.take_one(&queue).await;
-    fixture.pass(fixture.lease() * 2).await;
+    fixture.pass_by(fixture.lease()).await;
     fixture.publish(&queue, &["b", "c"]).await;
     let mut current = fixture.take(&queue, 3).await.into_iter();
     let mut next = || current.next().unwrap();

@@ -28,13 +28,21 @@ pub async fn the_last_status_counts(fixture: &dyn Fixture) {
 
 pub async fn a_worker_that_fell_silent_is_taken_for_gone(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
-    queue.report(&status(fixture, "silent", Phase::Idle)).await.unwrap();
-    fixture.pass(STATUS_TTL / 2).await;
-    queue.report(&status(fixture, "alive", Phase::Idle)).await.unwrap();
+    for id in ["silent", "alive"] {
+        queue.report(&status(fixture, id, Phase::Idle)).await.unwrap();
+    }
+    fixture.pass(STATUS_TTL / 5).await;
     assert_eq!(queue.workers().await.unwrap().len(), 2);
-    fixture.pass(STATUS_TTL * 3 / 4).await;
-    let workers = queue.workers().await.unwrap();
-    assert_eq!(workers.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["alive"]);
+    // Just before both would be gone: that leaves the time to see which one is.
+    fixture.pass(STATUS_TTL * 7 / 10).await;
+    queue.report(&status(fixture, "alive", Phase::Idle)).await.unwrap();
+    fixture.pass(STATUS_TTL / 5).await;
+    let ids = async || {
+        let workers = queue.workers().await.unwrap();
+        workers.into_iter().map(|one| one.id).collect::<Vec<_>>()
+    };
+    let left = fixture.when(ids, |ids| *ids == ["alive"]).await;
+    assert_eq!(left, ["alive"]);
     queue.report(&status(fixture, "silent", Phase::Idle)).await.unwrap();
     assert_eq!(queue.workers().await.unwrap().len(), 2);
 }

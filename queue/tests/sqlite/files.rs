@@ -1,12 +1,26 @@
 //! Which files are opened, which are refused, and that a refused one stays as it was.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebb_queue::{Error, ErrorKind, OpenOptions, Timestamp, open};
+use ebb_queue::{Clock, Error, ErrorKind, OpenOptions, Timestamp, open};
 use rusqlite::Connection;
 
 use crate::{answer, handle, job, take, url};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The wall clock, set forward by seconds.
+#[derive(Debug, Default)]
+struct AheadClock(AtomicU64);
+
+impl Clock for AheadClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + Duration::from_secs(self.0.load(Ordering::SeqCst))
+    }
+}
 
 async fn refusal(file: &Path) -> Error {
     let opened = open(&url(file), OpenOptions::default()).await;
@@ -70,10 +84,11 @@ async fn a_newer_layout_is_refused_with_both_versions_and_the_remedy() {
 async fn what_is_past_its_time_leaves_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("queue.db");
-    let mut short = url(&file);
-    short.behavior.result_ttl = Duration::from_millis(50);
-    short.behavior.key_ttl = Duration::from_millis(50);
-    let queue = handle(&short).await;
+    let mut url = url(&file);
+    (url.behavior.result_ttl, url.behavior.key_ttl) = (HOUR, HOUR);
+    let clock = Arc::new(AheadClock::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let queue = open(&url, options).await.unwrap();
     for name in ["a", "b", "c"] {
         let mut job = job(name);
         job.headers.key = Some(format!("key-{name}"));
@@ -90,8 +105,9 @@ async fn what_is_past_its_time_leaves_the_file() {
     };
     let tables = ["jobs", "payloads", "names", "results", "chunks"];
     assert_eq!(tables.map(rows), [0, 0, 6, 3, 3]);
+    clock.0.store(2 * HOUR.as_secs(), Ordering::SeqCst);
     // Any write sweeps now and then.
-    let until = Timestamp::now() + Duration::from_secs(10);
+    let until = Timestamp::now() + Duration::from_secs(30);
     while tables.map(rows) != [0; 5] {
         assert!(Timestamp::now() < until, "{:?} rows are left", tables.map(rows));
         tokio::time::sleep(Duration::from_millis(20)).await;

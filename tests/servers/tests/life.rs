@@ -19,10 +19,20 @@ use tokio::time::{Instant, sleep};
 /// Set in a process that is to own a server and to be killed.
 const OWNER: &str = "EBB_TEST_OWNER";
 
+/// No answer that must come takes this long, on a machine that does much else.
+const LONG: Duration = Duration::from_secs(20);
+
+/// So long an answer is waited for that must not come.
+const SHORT: Duration = Duration::from_millis(500);
+
 /// What a port answers to these words.
 fn ask(port: u16, words: &str) -> std::io::Result<String> {
+    ask_within(LONG, port, words)
+}
+
+fn ask_within(patience: Duration, port: u16, words: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(words.as_bytes())?;
     let mut answer = [0; 4096];
     let n_bytes = stream.read(&mut answer)?;
@@ -30,7 +40,7 @@ fn ask(port: u16, words: &str) -> std::io::Result<String> {
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + LONG;
     while !holds() {
         assert!(Instant::now() < end, "{what}: not in time");
         sleep(Duration::from_millis(20)).await;
@@ -49,7 +59,7 @@ async fn redis_keeps_its_data_over_a_kill_and_is_gone_when_dropped() {
     redis.restart().await.unwrap();
     assert_eq!(ask(port, "GET a\r\n").unwrap(), "$1\r\n1\r\n");
     redis.pause().unwrap();
-    assert!(ask(port, "PING\r\n").is_err(), "it is held");
+    assert!(ask_within(SHORT, port, "PING\r\n").is_err(), "it is held");
     redis.resume().unwrap();
     assert_eq!(ask(port, "PING\r\n").unwrap(), "+PONG\r\n");
     let home = home_of(redis.pid().unwrap());
@@ -102,7 +112,8 @@ async fn an_encrypted_port_is_no_plain_one() {
     let redis = RedisOptions { tls: tls.clone(), ..RedisOptions::default() };
     let redis = Redis::start(redis).await.unwrap();
     assert!(redis.url().starts_with("rediss://"), "{}", redis.url());
-    assert!(!ask(redis.port(), "PING\r\n").unwrap_or_default().contains("PONG"));
+    let answer = ask_within(SHORT, redis.port(), "PING\r\n");
+    assert!(!answer.unwrap_or_default().contains("PONG"));
 
     let nats = Nats::start(NatsOptions { tls, ..NatsOptions::default() }).await.unwrap();
     assert!(nats.url().starts_with("tls://"), "{}", nats.url());
@@ -124,7 +135,7 @@ async fn rabbitmq_comes_back_where_it_was() {
     assert_eq!((rabbitmq.port(), rabbitmq.plain_port()), (port, plain));
     assert_ne!(rabbitmq.pid().unwrap(), pid);
     rabbitmq.pause().unwrap();
-    assert!(ask(plain, "AMQP\0\0\x09\x01").is_err(), "it is held");
+    assert!(ask_within(SHORT, plain, "AMQP\0\0\x09\x01").is_err(), "it is held");
     rabbitmq.resume().unwrap();
     assert!(ask(plain, "AMQP\0\0\x09\x01").unwrap().contains("RabbitMQ"));
     let home = home_of(rabbitmq.pid().unwrap());
@@ -136,8 +147,9 @@ async fn rabbitmq_comes_back_where_it_was() {
 
 #[tokio::test]
 async fn a_server_and_its_data_are_gone_when_the_owner_is_killed() {
-    let (mut owner, port, home) =
-        an_owner("a_server_and_its_data_are_gone_when_the_owner_is_killed").await;
+    let folder = tempfile::tempdir().unwrap();
+    let test = "a_server_and_its_data_are_gone_when_the_owner_is_killed";
+    let (mut owner, port, home) = an_owner(test, folder.path()).await;
     assert_eq!(ask(port, "PING\r\n").unwrap(), "+PONG\r\n");
     owner.kill().unwrap();
     owner.wait().unwrap();
@@ -147,8 +159,9 @@ async fn a_server_and_its_data_are_gone_when_the_owner_is_killed() {
 
 #[tokio::test]
 async fn what_a_dead_owner_left_is_swept_at_the_next_start() {
-    let (mut owner, port, home) =
-        an_owner("what_a_dead_owner_left_is_swept_at_the_next_start").await;
+    let folder = tempfile::tempdir().unwrap();
+    let test = "what_a_dead_owner_left_is_swept_at_the_next_start";
+    let (mut owner, port, home) = an_owner(test, folder.path()).await;
     // Who watches the server is killed before the owner, so nobody is left to clean up.
     for watcher in at_work_in(&home, "sh") {
         kill(Pid::from_raw(watcher), Signal::SIGKILL).unwrap();
@@ -156,14 +169,19 @@ async fn what_a_dead_owner_left_is_swept_at_the_next_start() {
     owner.kill().unwrap();
     owner.wait().unwrap();
     assert_eq!(ask(port, "PING\r\n").unwrap(), "+PONG\r\n", "nobody ended it");
-    let next = Redis::start(RedisOptions::default()).await.unwrap();
+    let (mut next, next_port, next_home) = an_owner(test, folder.path()).await;
     eventually("the server is swept", || ask(port, "PING\r\n").is_err()).await;
-    assert!(!home.exists());
-    assert_eq!(ask(next.port(), "PING\r\n").unwrap(), "+PONG\r\n");
+    eventually("its data is swept", || !home.exists()).await;
+    assert_eq!(ask(next_port, "PING\r\n").unwrap(), "+PONG\r\n");
+    next.kill().unwrap();
+    next.wait().unwrap();
+    eventually("the next is gone too", || !next_home.exists()).await;
 }
 
 /// Another process that owns a Redis: this test again, which waits there to be killed.
-async fn an_owner(test: &str) -> (Child, u16, PathBuf) {
+///
+/// Its server has its home in this folder, since any start sweeps the homes in the usual one.
+async fn an_owner(test: &str, folder: &Path) -> (Child, u16, PathBuf) {
     if std::env::var_os(OWNER).is_some() {
         let redis = Redis::start(RedisOptions::default()).await.unwrap();
         let home = home_of(redis.pid().unwrap());
@@ -171,7 +189,7 @@ async fn an_owner(test: &str) -> (Child, u16, PathBuf) {
         std::future::pending::<()>().await;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "--nocapture", test]).env(OWNER, "1");
+    command.args(["--exact", "--nocapture", test]).env(OWNER, "1").env("TMPDIR", folder);
     let mut owner = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
     let told = lines.map(Result::unwrap).find_map(|line| {
