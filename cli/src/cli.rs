@@ -18,7 +18,7 @@ use crate::commands::{dlq, enqueue, model, queue, result, scaler, split, up};
 #[cfg(feature = "cpu")]
 use crate::commands::{train, warm};
 use crate::demo;
-use crate::exit::{EXIT_CODES, Exit, usage};
+use crate::exit::{EXIT_CODES, Exit, of_service, usage};
 use crate::options::default_queue;
 use crate::output::{Output, in_words, note};
 
@@ -87,7 +87,7 @@ struct WorkerCommand {
 }
 
 fn after_help() -> String {
-    let logs = "Logs begin at `warn`, for `ebb worker` and `ebb scaler` at `info`.";
+    let logs = "Logs begin at `warn`, for `ebb worker`, `ebb scaler` and `ebb split` at `info`.";
     format!("{EXIT_CODES}\n\n{logs}")
 }
 
@@ -182,7 +182,7 @@ async fn worker(command: WorkerCommand, output: Output) -> Result<Exit> {
         };
         std::thread::Builder::new().name("stdin".into()).spawn(watch)?;
     }
-    ebb_worker::run(worker, stop).await?;
+    ebb_worker::run(worker, stop).await.map_err(of_service)?;
     Ok(Exit::Done)
 }
 

@@ -1,9 +1,12 @@
 //! How a command ends, for whoever called it from a script.
 
+use std::io;
 use std::process::ExitCode;
 
 use ebb_model::pull::PullError;
 use ebb_queue::ErrorKind;
+
+use crate::output::in_words;
 
 /// How a command ended; its number is the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) enum Exit {
     Unavailable = 69,
     /// Time ran out.
     Timeout = 75,
+    /// Somebody pressed Ctrl-C; the number that shells give it.
+    Interrupted = 130,
 }
 
 /// What `--help` says about exit codes.
@@ -30,7 +35,8 @@ Exit codes:
    2  a flag or an input is wrong
   66  what was asked for is not there
   69  the queue does not answer or is full, or no hub of models can be reached
-  75  time ran out";
+  75  time ran out
+ 130  interrupted while waiting; the jobs stay";
 
 impl Exit {
     /// The end that an error means.
@@ -66,6 +72,28 @@ impl Exit {
     }
 }
 
+/// The error of a service: what is no trouble with a queue, a device or a port was found wrong with
+/// its flags before anything started.
+pub(crate) fn of_service(error: anyhow::Error) -> anyhow::Error {
+    let is_trouble = error.chain().any(|cause| {
+        cause.is::<ebb_queue::Error>()
+            || cause.is::<ebb_worker::Error>()
+            || cause.downcast_ref::<io::Error>().is_some_and(|error| !is_of_a_path(error.kind()))
+    });
+    if is_trouble { error } else { usage(in_words(&error)) }
+}
+
+/// Whether somebody named a file that cannot be read.
+fn is_of_a_path(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+    };
+    matches!(
+        kind,
+        NotFound | PermissionDenied | IsADirectory | NotADirectory | InvalidData | InvalidInput
+    )
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
@@ -95,6 +123,11 @@ pub(crate) fn unavailable(words: impl Into<String>) -> anyhow::Error {
     Stop { exit: Exit::Unavailable, words: words.into() }.into()
 }
 
+/// The error of somebody who pressed Ctrl-C.
+pub(crate) fn interrupted(words: impl Into<String>) -> anyhow::Error {
+    Stop { exit: Exit::Interrupted, words: words.into() }.into()
+}
+
 /// The error of waiting for too long.
 pub(crate) fn timeout(words: impl Into<String>) -> anyhow::Error {
     Stop { exit: Exit::Timeout, words: words.into() }.into()
@@ -114,6 +147,7 @@ mod tests {
             (missing("words"), Exit::Missing),
             (unavailable("words"), Exit::Unavailable),
             (timeout("words"), Exit::Timeout),
+            (interrupted("words"), Exit::Interrupted),
             (queue(ErrorKind::Invalid), Exit::Usage),
             (queue(ErrorKind::Denied), Exit::Usage),
             (queue(ErrorKind::Unavailable), Exit::Unavailable),
@@ -131,8 +165,28 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_does_not_start_says_whether_its_flags_were_wrong() {
+        let io = |kind: io::ErrorKind| anyhow::Error::new(io::Error::from(kind));
+        let queue = |kind| anyhow::Error::new(ebb_queue::Error::new(kind, "words"));
+        for (error, exit) in [
+            (anyhow::anyhow!("--model is missing"), Exit::Usage),
+            (io(io::ErrorKind::NotFound), Exit::Usage),
+            (io(io::ErrorKind::AddrInUse), Exit::Failed),
+            (queue(ErrorKind::Denied), Exit::Usage),
+            (queue(ErrorKind::Unavailable), Exit::Unavailable),
+            (queue(ErrorKind::Internal), Exit::Failed),
+            (ebb_worker::Error::Device("it burns".into()).into(), Exit::Failed),
+        ] {
+            let error = of_service(error.context("--flag"));
+            assert_eq!(Exit::of(&error), exit, "{error:?}");
+            assert!(in_words(&error).contains("--flag"), "{error:?}");
+        }
+    }
+
+    #[test]
     fn the_help_names_each_code() {
-        for exit in [Exit::Failed, Exit::Usage, Exit::Missing, Exit::Unavailable, Exit::Timeout] {
+        use Exit::{Failed, Interrupted, Missing, Timeout, Unavailable, Usage};
+        for exit in [Failed, Usage, Missing, Unavailable, Timeout, Interrupted] {
             let code = (exit as u8).to_string();
             assert!(EXIT_CODES.lines().any(|line| line.trim_start().starts_with(&code)), "{code}");
         }

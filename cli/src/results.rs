@@ -1,6 +1,7 @@
 //! Results as the binary prints them.
 
 use anyhow::{Context, Result};
+use ebb_queue::claim::REFERENCE;
 use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue, Timestamp};
 use futures::StreamExt;
 use serde::Serialize;
@@ -35,6 +36,15 @@ pub(crate) async fn result_unless_forgotten(
     Ok(None)
 }
 
+/// What is said in the place of an answer that [`lies_elsewhere`].
+pub(crate) const ELSEWHERE: &str =
+    "the answer lies in a store of payloads; name it with --payloads, as the worker does";
+
+/// Whether the answer is not here: a reference to it is.
+pub(crate) fn lies_elsewhere(result: &JobResult) -> bool {
+    matches!(&result.outcome, Outcome::Completed { content_type, .. } if content_type == REFERENCE)
+}
+
 /// A result as one JSON object, `body` or `error` in it by its outcome.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Line<'a> {
@@ -64,6 +74,9 @@ impl<'a> Line<'a> {
             ..Self::waiting(&result.id)
         };
         match &result.outcome {
+            Outcome::Completed { .. } if lies_elsewhere(result) => {
+                Self { outcome: "completed", error: Some(ELSEWHERE), ..line }
+            }
             Outcome::Completed { content_type, body } => Self {
                 outcome: "completed",
                 content_type: Some(content_type),
@@ -121,6 +134,10 @@ mod tests {
         check(
             Outcome::Failed { reason: "expired".into() },
             r#"{"id":"job-1","outcome":"failed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"expired"}"#,
+        );
+        check(
+            Outcome::Completed { content_type: REFERENCE.into(), body: r#"{"key":"a"}"#.into() },
+            r#"{"id":"job-1","outcome":"completed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"the answer lies in a store of payloads; name it with --payloads, as the worker does"}"#,
         );
         let id = "job-1".parse().unwrap();
         let waiting = serde_json::to_string(&Line::waiting(&id)).unwrap();

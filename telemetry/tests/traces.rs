@@ -14,19 +14,19 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// No wait for a collector that is gone may take as long; an export alone may take 10 s.
 const GONE: Duration = Duration::from_secs(8);
 
-fn started(args: TraceArgs) -> Traces {
+fn started(args: &TraceArgs) -> Traces {
     let instance = Some("me-1".to_owned());
     args.start(&Service { name: "ebb-test", version: "1.2.3", instance }).unwrap()
 }
 
 fn traces(url: &str) -> Traces {
-    started(TraceArgs { otlp_endpoint: Some(url.to_owned()), ..TraceArgs::default() })
+    started(&TraceArgs { otlp_endpoint: Some(url.to_owned()), ..TraceArgs::default() })
 }
 
 /// The same for a collector that gets all, however slow the machine is.
 fn patient_traces(url: &str) -> Traces {
     let otlp_endpoint = Some(url.to_owned());
-    started(TraceArgs { otlp_endpoint, flush: Duration::from_secs(30), ..TraceArgs::default() })
+    started(&TraceArgs { otlp_endpoint, flush: Duration::from_secs(30), ..TraceArgs::default() })
 }
 
 fn span(traces: &Traces, name: &'static str) -> Span {

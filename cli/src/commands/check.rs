@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::exit::{Exit, usage};
 use crate::options::default_queue;
-use crate::output::{Output, span};
+use crate::output::{Output, note, span};
 
 /// What is tried.
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ Creates nothing. A trigger is read by the scaler's own parser and judged by its 
 takes from an environment (a key that ends in FromEnv) is known to the cluster alone, and left out.
 
 Exit codes: 0 when every profile answers and every trigger has an answer; 2 when a file or a trigger
-is wrong or denied; 69 when a broker does not answer; 1 when a queue is missing or does not fit.
+is wrong or denied, or no trigger is for such a scaler; 69 when a broker does not answer; 1 when a queue is missing or does not fit.
 
 Examples:
   ebb scaler check --config scaler.toml
@@ -67,9 +67,10 @@ pub(crate) async fn run(flags: CheckFlags, output: Output) -> Result<Exit> {
     for path in &scaledobject {
         let shown = format!("--scaledobject: {}", path.display());
         let text = read(path).with_context(|| shown.clone())?;
-        let found =
+        let (found, passed) =
             asking(&text, &namespace).map_err(|words| usage(format!("{shown}: {words}")))?;
         objects.extend(found);
+        passed.iter().for_each(note);
     }
     let checked = ebb_scaler::check(CheckArgs { config, queue, objects }).await;
     let found = checked.map_err(|error| usage(format!("{error:#}")))?;
@@ -77,6 +78,9 @@ pub(crate) async fn run(flags: CheckFlags, output: Output) -> Result<Exit> {
         output.json(&found)?;
     } else {
         output.line(in_words(&found))?;
+    }
+    if !scaledobject.is_empty() && found.triggers.is_empty() {
+        return Err(usage("no trigger was tried: none is of the type external or external-push"));
     }
     Ok(exit(&found))
 }
@@ -115,11 +119,12 @@ struct Trigger {
     metadata: BTreeMap<String, Value>,
 }
 
-/// The objects in a file that have triggers for a scaler such as this one.
-fn asking(text: &str, namespace: &str) -> Result<Vec<Asking>, String> {
+/// The objects in a file that have triggers for a scaler such as this one, and what is said of
+/// triggers for others.
+fn asking(text: &str, namespace: &str) -> Result<(Vec<Asking>, Vec<String>), String> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text)
         .map_err(|error| format!("this is not YAML: {}", first_line(&error.to_string())))?;
-    let mut objects = Vec::new();
+    let (mut objects, mut passed) = (Vec::new(), Vec::new());
     for document in documents.into_iter().flat_map(members) {
         let kind = document["kind"].as_str().unwrap_or_default();
         if !["ScaledObject", "ScaledJob"].contains(&kind) {
@@ -127,12 +132,12 @@ fn asking(text: &str, namespace: &str) -> Result<Vec<Asking>, String> {
         }
         let document: Document = serde_json::from_value(document.clone())
             .map_err(|error| format!("this is no {kind}: {error}"))?;
-        objects.push(object(document, namespace)?);
+        objects.push(object(document, namespace, &mut passed)?);
     }
     if objects.is_empty() {
         return Err("there is no ScaledObject and no ScaledJob in it".to_owned());
     }
-    Ok(objects)
+    Ok((objects, passed))
 }
 
 /// `kubectl get` makes a list of what it finds.
@@ -143,11 +148,17 @@ fn members(document: Value) -> Vec<Value> {
     }
 }
 
-fn object(document: Document, namespace: &str) -> Result<Asking, String> {
+fn object(document: Document, namespace: &str, passed: &mut Vec<String>) -> Result<Asking, String> {
     let Document { kind, metadata: Metadata { name, namespace: own }, spec } = document;
+    let namespace = own.unwrap_or_else(|| namespace.to_owned());
     let mut triggers = Vec::new();
     for (at, trigger) in spec.triggers.into_iter().enumerate() {
         if !["external", "external-push"].contains(&trigger.r#type.as_str()) {
+            passed.push(format!(
+                "{kind} {namespace}/{name}, trigger {at}: passed over; its type is {:?}, not external \
+                 or external-push",
+                trigger.r#type
+            ));
             continue;
         }
         let text = |(key, value): (String, Value)| match value {
@@ -159,7 +170,7 @@ fn object(document: Document, namespace: &str) -> Result<Asking, String> {
         };
         triggers.push((at, trigger.metadata.into_iter().map(text).collect::<Result<_, _>>()?));
     }
-    Ok(Asking { kind, namespace: own.unwrap_or_else(|| namespace.to_owned()), name, triggers })
+    Ok(Asking { kind, namespace, name, triggers })
 }
 
 fn first_line(text: &str) -> &str {
@@ -250,7 +261,7 @@ spec: {triggers: [{type: external, metadata: {mode: waiting}}]}
 
     #[test]
     fn objects_are_found_among_others_with_the_triggers_that_are_ours() {
-        let objects = asking(POOL, "default").unwrap();
+        let (objects, passed) = asking(POOL, "default").unwrap();
         let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let expected = [
             Asking {
@@ -270,9 +281,11 @@ spec: {triggers: [{type: external, metadata: {mode: waiting}}]}
             },
         ];
         assert_eq!(objects, expected);
+        let told = "ScaledObject default/pool, trigger 0: passed over; its type is \"cron\"";
+        assert!(passed.len() == 1 && passed[0].starts_with(told), "{passed:?}");
         let list = r#"{"kind": "List", "items": [{"kind": "ScaledJob",
             "metadata": {"name": "a"}, "spec": {"triggers": []}}]}"#;
-        assert_eq!(asking(list, "default").unwrap()[0].name, "a");
+        assert_eq!(asking(list, "default").unwrap().0[0].name, "a");
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> Result<Exit> {
 
 impl ConformanceArgs {
     fn plan(&self) -> Result<Plan> {
+        if let Some((_, rest)) = self.address.split_once("://") {
+            return Err(usage(format!("--address: write HOST:PORT, such as {rest}")));
+        }
         let papers = match &self.ca {
             None => None,
             Some(ca) => Some(Papers {

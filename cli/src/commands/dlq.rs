@@ -6,7 +6,7 @@ use ebb_queue::{DeadLetter, JobId, Queue};
 
 use crate::exit::{Exit, missing, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, table};
+use crate::output::{Output, grouped, note, table};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
@@ -87,11 +87,21 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max } => {
-            let letters = queue.open().await?.list(max).await?;
+            let queue = queue.open().await?;
+            let letters = queue.list(max).await?;
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
                 letters => output.line(list_table(letters))?,
+            }
+            if letters.len() == max {
+                let (listed, all) = (max as u64, queue.depth().await?.dead);
+                if all > listed {
+                    let (listed, of) = (grouped(listed), grouped(all));
+                    note(format!(
+                        "the newest {listed} of {of} dead letters; see more with --max N"
+                    ));
+                }
             }
         }
         Command::Show { queue, id } => {
@@ -101,16 +111,18 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Redrive { queue, which } => {
             let queue = queue.open().await?;
+            let unknown = which.unknown(&queue).await?;
             let n = queue.redrive(which.ids()).await?;
-            told(output, &queue, "redriven", "put back", n, &which).await?;
+            told(output, &queue, "redriven", "put back", n, &unknown).await?;
         }
         Command::Purge { queue, which, yes } => {
             if !yes {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
             let queue = queue.open().await?;
+            let unknown = which.unknown(&queue).await?;
             let n = queue.purge(which.ids()).await?;
-            told(output, &queue, "purged", "deleted", n, &which).await?;
+            told(output, &queue, "purged", "deleted", n, &unknown).await?;
         }
     }
     Ok(Exit::Done)
@@ -120,6 +132,17 @@ impl Which {
     fn ids(&self) -> Option<&[JobId]> {
         if self.all { None } else { Some(&self.ids) }
     }
+
+    /// Those that are no dead letters.
+    async fn unknown(&self, queue: &Queue) -> Result<Vec<&str>> {
+        let mut unknown = Vec::new();
+        for id in &self.ids {
+            if queue.show(id).await?.is_none() {
+                unknown.push(id.as_str());
+            }
+        }
+        Ok(unknown)
+    }
 }
 
 async fn told(
@@ -128,7 +151,7 @@ async fn told(
     key: &str,
     verb: &str,
     n: u64,
-    which: &Which,
+    unknown: &[&str],
 ) -> Result<()> {
     let left = queue.depth().await?.dead;
     if output.json {
@@ -136,11 +159,14 @@ async fn told(
     } else {
         output.line(format!("{} {verb}, {} dead letters left", grouped(n), grouped(left)))?;
     }
-    let asked = which.ids.len() as u64;
-    if !which.all && n < asked {
-        return Err(missing(format!("{} of the {asked} ids are no dead letters", asked - n)));
+    if unknown.is_empty() { Ok(()) } else { Err(missing(no_letters(unknown))) }
+}
+
+fn no_letters(unknown: &[&str]) -> String {
+    match unknown {
+        [id] => format!("{id} is no dead letter"),
+        ids => format!("{} are no dead letters", ids.join(", ")),
     }
-    Ok(())
 }
 
 fn list_table(letters: &[DeadLetter]) -> String {

@@ -1,5 +1,6 @@
 //! `ebb enqueue`: jobs from the command line, a file or standard input; and their results.
 
+mod envelope;
 mod lines;
 
 use std::path::{Path, PathBuf};
@@ -7,19 +8,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use ebb_queue::{Job, JobId, Phase, Queue, Timestamp, header};
+use ebb_queue::{Job, JobId, JobResult, Phase, Queue};
 use ebb_split::{By, Share};
-use ebb_telemetry::{Service, Span, TraceArgs, Traces, read_traceparent};
+use ebb_telemetry::{Service, Span, Stop, TraceArgs, Traces};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::BufReader;
 
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, interrupted, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{Line, result_of};
+use crate::results::{Line, lies_elsewhere, result_of};
 use crate::spread::Spread;
 use crate::trace::publication;
+use envelope::Envelope;
 use lines::{read_file, read_lines, until_bad};
 
 /// Jobs stored in one commit.
@@ -77,38 +79,6 @@ pub(crate) struct EnqueueArgs {
     trace: TraceArgs,
 }
 
-/// Headers for all jobs of the call; what a line says itself comes before them.
-#[derive(Debug, Clone, Default, Args)]
-struct Envelope {
-    /// The model asked for
-    #[arg(long, env = "EBB_ENQUEUE_MODEL", hide_env_values = true, value_name = "NAME")]
-    model: Option<String>,
-    /// high, normal or low
-    #[arg(long, env = "EBB_ENQUEUE_PRIORITY", hide_env_values = true, value_name = "PRIORITY")]
-    priority: Option<String>,
-    /// Worthless after this long, such as 30s or 5m; expired jobs end in the dead letters
-    #[arg(long, env = "EBB_ENQUEUE_TTL", hide_env_values = true, value_name = "SPAN")]
-    ttl: Option<String>,
-    /// Worthless after this moment, such as 2030-01-31T12:00:00Z
-    #[arg(long, env = "EBB_ENQUEUE_DEADLINE", hide_env_values = true, value_name = "TIME")]
-    deadline: Option<String>,
-    /// Not to be run before this long has passed
-    #[arg(long, env = "EBB_ENQUEUE_DELAY", hide_env_values = true, value_name = "SPAN")]
-    delay: Option<String>,
-    /// Idempotency key: a second job with the same key is the first one
-    #[arg(long, env = "EBB_ENQUEUE_KEY", hide_env_values = true, value_name = "KEY")]
-    key: Option<String>,
-    /// On whose behalf
-    #[arg(long, env = "EBB_ENQUEUE_TENANT", hide_env_values = true, value_name = "NAME")]
-    tenant: Option<String>,
-    /// What a job costs, in tokens; a hint for the scaler
-    #[arg(long, env = "EBB_ENQUEUE_COST", hide_env_values = true, value_name = "TOKENS")]
-    cost: Option<String>,
-    /// The W3C trace context that the jobs are part of, as 00-TRACE-SPAN-01
-    #[arg(long, env = "EBB_ENQUEUE_TRACEPARENT", hide_env_values = true, value_name = "HEADER")]
-    traceparent: Option<String>,
-}
-
 const HELP: &str = r#"A JSON line is one of
   "a text"                                    the body is {"input": "a text"}
   {"input": "a text", ...}                    the body itself: any object without the key `body`
@@ -119,7 +89,8 @@ A file is checked as a whole before anything is enqueued; standard input is enqu
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
-error. A failed job exits with 1.
+error. A failed job exits with 1. After --timeout, Ctrl-C or an outage the jobs that are open are
+printed as well, with the outcome waiting.
 
 Examples:
   ebb enqueue "The tide turns." --wait
@@ -161,6 +132,13 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
         // Without --wait the ids are printed already.
         enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
         return Err(error.context(format!("{} jobs were enqueued before", enqueued.n_jobs)));
+    }
+    if enqueued.n_known > 0 {
+        let (n_known, n_jobs) = (enqueued.n_known, enqueued.n_jobs);
+        note(format!(
+            "{n_known} of {n_jobs} were known before by id or key: the jobs stay as they were, and \
+             what was sent now is dropped"
+        ));
     }
     if args.wait { wait(target, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
 }
@@ -231,6 +209,8 @@ async fn enqueue_all(
 #[derive(Debug, Default)]
 struct Enqueued {
     n_jobs: usize,
+    /// Of these, jobs that the queue had already.
+    n_known: usize,
     /// With --wait, whose results are waited for; else they are printed and forgotten.
     ids: Vec<JobId>,
     traces: Traces,
@@ -252,6 +232,7 @@ async fn publish(
     drop(spans);
     enqueued.n_jobs += published.len();
     for job in published {
+        enqueued.n_known += usize::from(job.duplicate);
         match (args.wait, output.json) {
             (true, _) => enqueued.ids.push(job.id),
             (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
@@ -275,23 +256,27 @@ async fn wait(
     // With a split nobody works here.
     let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
     let hint = hint.map(tokio::spawn);
+    let mut stop = Stop::listen()?;
     let mut exit = Exit::Done;
-    for id in ids {
-        let result = match end {
-            // What is there already is printed, however late it is.
-            Some(end) => {
-                tokio::time::timeout_at(end, result_of(queue, id)).await.ok().transpose()?
-            }
-            None => Some(result_of(queue, id).await?),
+    for (nth, id) in ids.iter().enumerate() {
+        let result = tokio::select! {
+            result = result_until(queue, id, end) => result,
+            () = stop.wait() => Err(interrupted("interrupted; the jobs stay, `ebb result ID` asks")),
         };
-        let Some(result) = result else {
+        if result.is_err() {
+            // The jobs are there all the same: who knows their ids can ask again.
+            ids[nth..].iter().try_for_each(|id| output.json(&Line::waiting(id)))?;
+        }
+        let Some(result) = result? else {
             output.json(&Line::waiting(id))?;
             exit = Exit::Timeout;
             continue;
         };
-        if !result.outcome.is_completed() && exit == Exit::Done {
-            exit = Exit::Failed;
-        }
+        exit = match exit {
+            Exit::Done if lies_elsewhere(&result) => Exit::Usage,
+            Exit::Done if !result.outcome.is_completed() => Exit::Failed,
+            exit => exit,
+        };
         output.json(&Line::of(&result))?;
         if let Some(progress) = &mut progress {
             progress.add(1);
@@ -302,6 +287,18 @@ async fn wait(
     Ok(exit)
 }
 
+/// What is there already is found, however late it is.
+async fn result_until(
+    queue: &Queue,
+    id: &JobId,
+    end: Option<tokio::time::Instant>,
+) -> Result<Option<JobResult>> {
+    match end {
+        Some(end) => tokio::time::timeout_at(end, result_of(queue, id)).await.ok().transpose(),
+        None => result_of(queue, id).await.map(Some),
+    }
+}
+
 async fn say_when_nobody_works(queue: Queue) {
     tokio::time::sleep(NOBODY).await;
     let at_work = |status: &ebb_queue::WorkerStatus| status.phase != Phase::Draining;
@@ -310,153 +307,9 @@ async fn say_when_nobody_works(queue: Queue) {
     }
 }
 
-impl Envelope {
-    fn check(&self) -> Result<()> {
-        let wrong = |text: &&String| read_traceparent(text, None).is_none();
-        if self.traceparent.as_ref().filter(wrong).is_some() {
-            return Err(usage(
-                "--traceparent is not one; use 00-TRACE-SPAN-01 with 32 and 16 hex digits",
-            ));
-        }
-        self.job(Vec::new()).map(drop)
-    }
-
-    fn job(&self, body: impl Into<bytes::Bytes>) -> Result<Job> {
-        let mut job = Job::new(body, Timestamp::now());
-        let headers = [
-            (header::MODEL, &self.model),
-            (header::PRIORITY, &self.priority),
-            (header::TTL, &self.ttl),
-            (header::DEADLINE, &self.deadline),
-            (header::DELAY, &self.delay),
-            (header::KEY, &self.key),
-            (header::TENANT, &self.tenant),
-            (header::COST, &self.cost),
-            (header::TRACEPARENT, &self.traceparent),
-        ];
-        for (name, value) in headers {
-            if let Some(value) = value {
-                job.set(name, value)?;
-            }
-        }
-        Ok(job)
-    }
-
-    /// A job from an argument: a JSON object is the body, anything else a text.
-    fn job_of_text(&self, text: &str) -> Result<Job> {
-        let object = serde_json::from_str(text).is_ok_and(|value: Value| value.is_object());
-        if object { self.job(text.to_owned()) } else { self.job(input(text)) }
-    }
-
-    /// A job from a JSON line.
-    fn job_of_line(&self, line: &str) -> Result<Job> {
-        let value: Value = serde_json::from_str(line)
-            .map_err(|error| usage(format!("not a JSON line: {error}")))?;
-        match value {
-            Value::String(text) => self.job(input(&text)),
-            Value::Object(mut fields) if fields.contains_key("body") => {
-                let body = match fields.remove("body") {
-                    Some(Value::String(text)) => text,
-                    body => body.unwrap_or_default().to_string(),
-                };
-                let mut job = self.job(body)?;
-                let headers = match fields.remove("headers") {
-                    None => serde_json::Map::new(),
-                    Some(Value::Object(headers)) => headers,
-                    Some(_) => return Err(usage("`headers` is no object of names and values")),
-                };
-                if let Some(id) = fields.remove("id") {
-                    job.set(header::ID, &words_of(&id))?;
-                }
-                if let Some((name, _)) = fields.into_iter().next() {
-                    return Err(usage(format!(
-                        "{name:?} stands beside `body`; only id, headers and body may"
-                    )));
-                }
-                for (name, value) in headers {
-                    job.set(&name, &words_of(&value))?;
-                }
-                Ok(job)
-            }
-            Value::Object(_) => self.job(line.trim().to_owned()),
-            _ => Err(usage("a JSON line is a string or an object")),
-        }
-    }
-}
-
-fn input(text: &str) -> String {
-    json!({ "input": text }).to_string()
-}
-
-fn words_of(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Priority;
-
     use super::*;
-
-    fn line(text: &str) -> Result<Job> {
-        Envelope { priority: Some("low".into()), ..Envelope::default() }.job_of_line(text)
-    }
-
-    #[test]
-    fn a_text_becomes_an_input_and_an_object_is_the_body() {
-        for (text, body) in [
-            ("a text", r#"{"input":"a text"}"#),
-            ("42", r#"{"input":"42"}"#),
-            (r#"{"input": "as it is"}"#, r#"{"input": "as it is"}"#),
-        ] {
-            assert_eq!(Envelope::default().job_of_text(text).unwrap().body, body, "{text}");
-        }
-    }
-
-    #[test]
-    fn each_form_of_a_line_is_read() {
-        for (text, body) in [
-            (r#""a text""#, r#"{"input":"a text"}"#),
-            (r#"{"input": ["a", "b"]}"#, r#"{"input": ["a", "b"]}"#),
-            (r#"{"body": {"input": "x"}}"#, r#"{"input":"x"}"#),
-            (r#"{"body": "plain"}"#, "plain"),
-        ] {
-            let job = line(text).unwrap();
-            assert_eq!(job.body, body, "{text}");
-            assert_eq!(job.headers.priority, Priority::Low);
-        }
-        let job = line(
-            r#"{"id": "a-1", "headers": {"ebb-priority": "high", "ebb-cost": 7}, "body": ""}"#,
-        );
-        let job = job.unwrap();
-        assert_eq!((job.id.as_str(), job.headers.priority), ("a-1", Priority::High));
-        assert_eq!(job.headers.cost, Some(7.0));
-    }
-
-    #[test]
-    fn a_wrong_line_is_told_with_its_remedy() {
-        for (text, told) in [
-            ("not json", "not a JSON line"),
-            ("[1]", "a string or an object"),
-            (r#"{"body": "", "prio": 1}"#, "only id, headers and body"),
-            (r#"{"body": "", "headers": []}"#, "no object"),
-            (r#"{"body": "", "id": "a b"}"#, "without spaces"),
-            (r#"{"body": "", "headers": {"ebb-ttl": "soon"}}"#, "such as 30s"),
-        ] {
-            let error = line(text).expect_err(text);
-            assert!(format!("{error:#}").contains(told), "{text}: {error:#}");
-            assert_eq!(Exit::of(&error), Exit::Usage, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_traceparent_that_is_none_is_refused_and_one_that_is_travels_with_each_job() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let with = |text: &str| Envelope { traceparent: Some(text.into()), ..Envelope::default() };
-        assert!(with("nonsense").check().unwrap_err().to_string().contains("--traceparent"));
-        let job = with(good).job_of_text("a").unwrap();
-        assert_eq!(job.headers.traceparent.as_deref(), Some(good));
-    }
 
     #[tokio::test]
     async fn what_comes_before_a_bad_line_is_kept_and_the_line_is_numbered() {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use ebb_model::{ModelInfo, pull};
 use serde_json::json;
 
-use crate::exit::{Exit, missing};
+use crate::exit::{Exit, missing, usage};
 use crate::output::{Output, Progress, Unit, grouped, size, table};
 
 /// What to do with a model.
@@ -100,6 +100,9 @@ fn directory_of(model: &str) -> Result<PathBuf> {
     let dir = Path::new(model);
     if dir.is_dir() {
         return Ok(dir.to_owned());
+    }
+    if ["sentinel", "echo"].contains(&model) {
+        return Err(usage(format!("{model} comes with ebb, and has no directory to look at")));
     }
     pull::cached(model).ok_or_else(|| {
         missing(format!("{model} is no directory and in no cache; fetch it with `ebb model pull`"))

@@ -8,10 +8,10 @@ use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::exit::{Exit, missing, timeout};
+use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{Line, body_of};
+use crate::results::{ELSEWHERE, Line, body_of, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -90,6 +90,9 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
             }
             Frame::Final(result) if pieces > 0 && !output.json => {
                 output.line("")?;
+                if let Outcome::Failed { reason } = &result.outcome {
+                    note(format!("error: {reason}"));
+                }
                 return Ok(exit_of(&result));
             }
             Frame::Final(result) => return show(&result, args, output),
@@ -99,6 +102,9 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
 }
 
 fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {
+    if lies_elsewhere(result) {
+        return Err(usage(format!("{}: {ELSEWHERE}", result.id)));
+    }
     match &result.outcome {
         Outcome::Completed { body, .. } if args.body => output.bytes(body)?,
         Outcome::Failed { reason } if args.body => note(format!("error: {reason}")),

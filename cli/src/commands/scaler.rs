@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use ebb_scaler::ScalerArgs;
+use ebb_scaler::{Scaler, ScalerArgs};
 use ebb_telemetry::Stop;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{check, conformance};
-use crate::exit::Exit;
+use crate::exit::{Exit, of_service};
 use crate::options::default_queue;
 use crate::output::Output;
 
@@ -71,6 +71,7 @@ async fn serve(mut args: ScalerArgs) -> Result<Exit> {
     }
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
-    ebb_scaler::run(args, stop).await?;
+    let scaler = Scaler::bind(args).await.map_err(of_service)?;
+    scaler.serve(stop).await?;
     Ok(Exit::Done)
 }

@@ -8,7 +8,7 @@ use ebb_telemetry::Stop;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, of_service, usage};
 use crate::options::{QueueArgs, default_queue};
 use crate::output::{Output, grouped, span, table};
 
@@ -75,7 +75,7 @@ async fn serve(mut split: SplitArgs) -> Result<Exit> {
     }
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
-    ebb_split::run(split, stop).await?;
+    ebb_split::run(split, stop).await.map_err(of_service)?;
     Ok(Exit::Done)
 }
 
@@ -114,7 +114,7 @@ async fn compare(args: CompareArgs, output: Output) -> Result<Exit> {
         "workers",
         "completed",
         "failed",
-        "share",
+        "failed ratio",
         "a job",
         "model",
     ];

@@ -116,6 +116,11 @@ impl UpArgs {
         };
         let threads = self.threads.unwrap_or_else(|| threads_each(max));
         let mut further = self.worker.clone();
+        let names = |flag: &OsString| flag.to_string_lossy().starts_with("--connect-timeout");
+        if !further.iter().any(names) {
+            let limit = format!("{}ms", self.queue.connect_timeout.as_millis());
+            further.extend(["--connect-timeout".into(), limit.into()]);
+        }
         if let Some(payloads) = &self.queue.payloads {
             further.extend(["--payloads".into(), payloads.to_string().into()]);
             further.extend(["--inline-limit".into(), self.queue.inline_limit.to_string().into()]);
@@ -232,7 +237,11 @@ pub(crate) fn worker_arguments(
     let ebb = [OsString::from("ebb")];
     match <crate::Cli as clap::Parser>::try_parse_from(ebb.iter().chain(&arguments)) {
         Ok(_) => Ok(arguments),
-        Err(error) => Err(usage(format!("flags for the workers: {error}"))),
+        Err(error) => {
+            let words = error.to_string().replace("'--help'", "'ebb worker --help'");
+            let words = words.strip_prefix("error: ").unwrap_or(&words);
+            Err(usage(format!("flags for the workers: {}", words.trim_end())))
+        }
     }
 }
 

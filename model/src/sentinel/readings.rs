@@ -54,7 +54,7 @@ pub enum ReadError {
     #[error("{0}")]
     Csv(#[from] csv::Error),
     /// A column is missing or unknown.
-    #[error("column {0:?}; the columns are vibration,temperature,pressure and perhaps label")]
+    #[error("column {0}; the columns are vibration,temperature,pressure and perhaps label")]
     Column(String),
     /// A cell is not what its column holds.
     #[error("line {line}, column {column}: {found:?} is not {expected}")]
@@ -77,12 +77,12 @@ pub fn read_csv(table: impl std::io::Read) -> Result<Vec<Reading>, ReadError> {
     let header = table.headers()?.clone();
     let known = |name: &str| name == "label" || Sensor::ALL.iter().any(|it| it.name() == name);
     if let Some(unknown) = header.iter().find(|name| !known(name)) {
-        return Err(ReadError::Column(format!("{unknown} is unknown")));
+        return Err(ReadError::Column(format!("{unknown:?} is unknown")));
     }
     let place = |name: &str| header.iter().position(|it| it == name);
     let mut places = [0; SENSORS];
     for (sensor, at) in Sensor::ALL.into_iter().zip(&mut places) {
-        let missing = || ReadError::Column(format!("{sensor} is missing"));
+        let missing = || ReadError::Column(format!("{:?} is missing", sensor.name()));
         *at = place(sensor.name()).ok_or_else(missing)?;
     }
     let label = place("label");

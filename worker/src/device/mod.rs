@@ -392,15 +392,6 @@ impl Shared {
         if is_wanted { Wanted::Yes } else { Wanted::No }
     }
 
-    /// What runs has only now really begun.
-    fn begin_again(&self) {
-        self.load.update(|load| {
-            if let Some(running) = &mut load.running {
-                running.since = Instant::now();
-            }
-        });
-    }
-
     fn end(&self) -> Duration {
         let ended = self.load.update(|load| load.running.take());
         ended.map_or(Duration::ZERO, |running| running.since.elapsed())

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ebb_model::{InferError, InferErrorKind, Layout, Model};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{BuildError, Cargo, Command, Phases, Ran, Ready, Results, SAME, Shared, State, Wanted};
@@ -143,7 +144,10 @@ impl<S: Seat + ?Sized> Owner<S> {
                 self.lose(why);
             }
             // A load is no part of what its batch takes.
-            self.shared.begin_again();
+            let since = Instant::now();
+            self.shared.load.update(|load| {
+                load.running.iter_mut().for_each(|running| running.since = since);
+            });
         }
         let inputs = std::mem::take(&mut command.inputs);
         // Without a model the batch is as good as never begun.
