@@ -11,27 +11,33 @@ use crate::{Error, ErrorKind, Result};
 /// How long a host is waited for before the next one is called as well.
 const STAGGER: Duration = Duration::from_millis(500);
 
-/// What the first host that answers well gives; the other calls are dropped. A failure that is
-/// final ends it: the other hosts would say the same.
+/// What the first host that answers well gives; the other calls are dropped. After a failure that is
+/// final no more are called, as they would say the same; those that were may still do better.
 pub(crate) async fn first<T>(
     calls: Vec<impl Future<Output = Result<T>>>,
     is_final: fn(&Error) -> bool,
 ) -> Result<T> {
     let mut calls = calls.into_iter().peekable();
     let (mut ringing, mut failures) = (FuturesUnordered::new(), Vec::new());
+    let mut last_word = None;
     loop {
-        ringing.extend(calls.next());
-        let answer = if calls.peek().is_some() {
-            let Ok(answer) = timeout(STAGGER, ringing.next()).await else { continue };
-            answer
+        if last_word.is_none() {
+            ringing.extend(calls.next());
+        }
+        let answer = if calls.peek().is_some() || last_word.is_some() {
+            match timeout(STAGGER, ringing.next()).await {
+                Ok(answer) => answer,
+                Err(_) if last_word.is_some() => None,
+                Err(_) => continue,
+            }
         } else {
             ringing.next().await
         };
         match answer {
             Some(Ok(answer)) => return Ok(answer),
-            Some(Err(error)) if is_final(&error) => return Err(error),
+            Some(Err(error)) if is_final(&error) => last_word = last_word.or(Some(error)),
             Some(Err(error)) => failures.push(error),
-            None => return Err(all_of(failures)),
+            None => return Err(last_word.unwrap_or_else(|| all_of(failures))),
         }
     }
 }
@@ -72,6 +78,7 @@ mod tests {
     enum Host {
         Good(u64),
         Away,
+        Denies,
         Hung,
     }
 
@@ -79,6 +86,7 @@ mod tests {
         match host {
             Host::Good(ms) => sleep(Duration::from_millis(ms)).await,
             Host::Away => return Err(failed(name)),
+            Host::Denies => return Err(Error::new(ErrorKind::Denied, format!("{name} denies"))),
             Host::Hung => pending().await,
         }
         Ok(name)
@@ -94,7 +102,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn hosts_are_called_in_order_and_none_is_waited_for_long() {
-        use Host::{Away, Good, Hung};
+        use Host::{Away, Denies, Good, Hung};
         for (hosts, name, ms) in [
             (&[Good(5), Good(0), Good(0)][..], "a", 5),
             (&[Away, Good(5), Good(0)], "b", 5),
@@ -102,6 +110,8 @@ mod tests {
             (&[Hung, Hung, Good(0)], "c", 1000),
             (&[Good(700), Hung, Away], "a", 700),
             (&[Good(2000)], "a", 2000),
+            // One that is late is good all the same.
+            (&[Good(700), Denies, Good(0)], "a", 700),
         ] {
             let (answer, took) = taken(hosts).await;
             assert_eq!((answer.unwrap(), took), (name, ms));

@@ -49,7 +49,10 @@ pub async fn place(intake: &Queue, job: &Job, chosen: &str, now: Timestamp) -> R
         return Ok(Place::Answered);
     }
     let trace_id = trace_id(job).map(display);
-    warn!(job.id = %job.id, trace_id, "an earlier failure of this job stays at the intake for its result_ttl");
+    warn!(
+        job.id = %job.id, trace_id,
+        "an earlier failure of this job stays at the intake for its result_ttl"
+    );
     Ok(chosen(false))
 }
 

@@ -11,6 +11,7 @@ use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_servers::{Collector, Seen};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tonic::Code;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -102,8 +103,11 @@ async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
     });
     let mut keda = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
     // Unknown until the queue was seen.
-    while keda.is_active(ScaledObjectRef::default()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut refusals = 0;
+    while let Err(status) = keda.is_active(ScaledObjectRef::default()).await {
+        refusals += 1;
+        assert!(status.code() == Code::Unavailable && refusals < 100, "{status}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     drop(keda);
     scaler.signal(Signal::SIGTERM);

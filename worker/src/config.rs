@@ -119,7 +119,8 @@ pub struct WorkerArgs {
     #[arg(value_parser = time)]
     pub stall: Duration,
 
-    /// Time from SIGTERM to the exit, at most: what runs is finished, the rest is given back
+    /// Time from SIGTERM, at most, to finish what runs; the rest is given back at once. The last
+    /// words to the broker and to the collector of traces may take up to 4s more
     #[arg(long, value_name = "TIME", env = "EBB_GRACE", default_value = "25s")]
     #[arg(value_parser = time)]
     pub grace: Duration,

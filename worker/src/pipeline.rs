@@ -9,7 +9,7 @@ use ebb_telemetry::{Gate, GateKind};
 use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -21,7 +21,7 @@ use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
 use crate::{infer, receive, settle, status};
 
-/// How long a worker that ends waits for its broker to hear of it.
+/// How much longer than its grace period a worker waits for its broker to hear that it ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a worker ended though nobody asked it to.
@@ -71,7 +71,7 @@ impl Pipeline {
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
         let worked = tokio::select! { biased;
-            () = shared.halt.cancelled() => Ok(0),
+            () = shared.halt.cancelled() => Ok((0, Instant::now() + shared.settings.grace)),
             ready = shared.device.ready() => match ready {
                 Ok(phases) => {
                     shared.begin(phases);
@@ -83,9 +83,11 @@ impl Pipeline {
             },
         };
         drop(company);
+        let now = Instant::now();
+        let end = worked.as_ref().map_or(now, |(_, grace_ends)| now.max(*grace_ends)) + FAREWELL;
         // Also after an error: a worker that is gone must not be taken for one that starts.
-        join_all(queues.iter().map(Served::leave_queue)).await;
-        let n_left = worked?;
+        join_all(queues.iter().map(|served| served.leave_queue(end))).await;
+        let (n_left, _) = worked?;
         match (shared.device_loss(), shared.broker_loss()) {
             (Some(why), _) => Err(Error::Device(why)),
             (None, Some(why)) => Err(Error::Broker(why)),
@@ -102,9 +104,9 @@ impl Served {
         }
     }
 
-    async fn leave_queue(&self) {
-        // After the grace period: a broker that hangs must not keep the process.
-        let left = timeout(FAREWELL, async {
+    async fn leave_queue(&self, end: Instant) {
+        // A broker that hangs must not keep the process.
+        let left = timeout_at(end, async {
             status::say_goodbye(self).await;
             self.broker.close().await
         });
@@ -120,12 +122,13 @@ impl Served {
     }
 }
 
-/// Runs the stages to their end, or to the end of the grace period; how many jobs are still held.
+/// Runs the stages to their end, or to the end of the grace period; how many jobs are still held,
+/// and when that period ends.
 async fn work(
     shared: &Arc<Shared>,
     queues: &[Served],
     company: &mut JoinSet<()>,
-) -> Result<usize, Error> {
+) -> Result<(usize, Instant), Error> {
     let live = shared.health.gate("device", GateKind::Live);
     for served in queues {
         company.spawn(keep_leases(served.clone(), live.clone()));
@@ -139,7 +142,11 @@ async fn work(
     loop {
         tokio::select! { biased;
             ended = stages.join_next() => match ended {
-                None => return Ok(shared.n_held.get()),
+                None => {
+                    let now = Instant::now();
+                    let grace_ends = if draining { grace_ends } else { now + shared.settings.grace };
+                    return Ok((shared.n_held.get(), grace_ends));
+                }
                 Some(ended) => ended.map_err(Error::Stage)?,
             },
             Some(ended) = company.join_next() => ended.map_err(Error::Stage)?,
@@ -156,7 +163,7 @@ async fn work(
             () = tokio::time::sleep_until(grace_ends), if draining => {
                 let n_held = shared.n_held.get();
                 warn!(n_held, "the grace period ended: what is held comes back by its lease");
-                return Ok(n_held);
+                return Ok((n_held, grace_ends));
             }
         }
     }

@@ -111,11 +111,12 @@ pub(crate) async fn decode(
                 Decoded::Unbegun(held) => unbegun.push(held),
             }
         }
-        exit.finish(over).await;
         exit.give_back(unbegun).await;
         served.n_decoding.fetch_sub(n_jobs, Ordering::Relaxed);
         // Sent empty as well: the batcher may have waited for these.
         send(&out, items).await;
+        // At last: the store may be full, and nothing else depends on it.
+        exit.finish(over).await;
     }
 }
 

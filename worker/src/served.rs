@@ -196,16 +196,17 @@ impl Served {
     /// The broker or the result store failed: counted, logged, and readiness ends.
     pub(crate) fn trouble(&self, call: &'static str, error: &ebb_queue::Error) {
         self.shared.brokers.close(self.at, format!("{call}: {error}"));
-        self.complain(call, error);
-    }
-
-    /// A call failed that says nothing about what this worker is good for.
-    pub(crate) fn complain(&self, call: &'static str, error: &ebb_queue::Error) {
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
         warn!(
             call, queue = %self.name, %error, kind = ?error.kind(),
             "the broker failed; trying again"
         );
+    }
+
+    /// A call failed that says nothing about what this worker is good for.
+    pub(crate) fn complain(&self, call: &'static str, error: &ebb_queue::Error) {
+        self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
+        warn!(call, queue = %self.name, %error, kind = ?error.kind(), "not taken");
     }
 }
 

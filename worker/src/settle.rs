@@ -87,14 +87,14 @@ pub(crate) async fn store(
     let (mut jobs, mut is_open) = (Vec::new(), true);
     loop {
         let now = Instant::now();
-        let room = groups.room(now).filter(|_| is_open);
-        let (max, later) = (room.unwrap_or(0), groups.next_room(now));
+        let has_room = is_open && groups.has_room(now);
+        let later = groups.next_room(now);
         tokio::select! { biased;
             Some((group, concluded)) = storing.next() => {
                 groups.concluded(group, concluded.len());
                 send_all(&out, concluded.into_iter().flatten().collect()).await;
             }
-            n_jobs = finished.recv_many(&mut jobs, max), if room.is_some() => {
+            n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
                 is_open = n_jobs > 0;
                 if is_open {
                     let group = groups.begin(n_jobs, Instant::now());
@@ -102,7 +102,7 @@ pub(crate) async fn store(
                     storing.push(concluded.map(move |jobs| (group, jobs)).boxed());
                 }
             }
-            () = sleep_until(later), if is_open && room.is_none() => {}
+            () = sleep_until(later), if is_open && !has_room => {}
             else => return,
         }
     }

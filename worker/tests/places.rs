@@ -13,8 +13,8 @@ use bytes::Bytes;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Behavior, Broker, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult, OpenOptions,
-    Result, ResultStore, Stored,
+    Backlog, Behavior, Broker, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult,
+    OpenOptions, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::{Limits, Size};
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -138,8 +138,12 @@ async fn jobs_that_were_not_begun_go_back_uncharged_though_the_store_is_down() {
     // By then some have run that cannot be stored.
     tokio::time::sleep(Duration::from_secs(6)).await;
     stop.cancel();
+    // They do not wait for what is being stored, nor for the batch that runs.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let n_waiting = jobs.depth().await.unwrap().ready;
     let summary = worker.await.unwrap().unwrap();
     let begun = summary.left;
+    assert!(n_waiting > 40 - begun - 2, "{n_waiting} at once, {summary:?}");
     assert!(summary.released > 0 && begun > 0, "{summary:?}");
     // At once, and without an attempt; those that were begun come back by their lease.
     let back = jobs.receive(NonZeroUsize::new(40).unwrap(), Duration::ZERO).await.unwrap();

@@ -1,5 +1,7 @@
 //! `ebb dlq`: the jobs that failed for good. Read them, put them back, or delete them.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use ebb_queue::{DeadLetter, JobId, Queue};
@@ -128,6 +130,9 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// So many ids are asked for one by one; on RabbitMQ each look goes through all letters.
+const A_FEW: usize = 4;
+
 impl Which {
     fn ids(&self) -> Option<&[JobId]> {
         if self.all { None } else { Some(&self.ids) }
@@ -135,6 +140,13 @@ impl Which {
 
     /// Those that are no dead letters.
     async fn unknown(&self, queue: &Queue) -> Result<Vec<&str>> {
+        if self.ids.len() > A_FEW {
+            let max = usize::try_from(queue.depth().await?.dead).unwrap_or(usize::MAX);
+            let letters = queue.list(max).await?;
+            let known: BTreeSet<_> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
+            let ids = self.ids.iter().map(JobId::as_str);
+            return Ok(ids.filter(|id| !known.contains(id)).collect());
+        }
         let mut unknown = Vec::new();
         for id in &self.ids {
             if queue.show(id).await?.is_none() {

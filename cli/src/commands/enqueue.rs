@@ -265,7 +265,8 @@ async fn wait(
         };
         if result.is_err() {
             // The jobs are there all the same: who knows their ids can ask again.
-            ids[nth..].iter().try_for_each(|id| output.json(&Line::waiting(id)))?;
+            // Whatever becomes of these lines, the end is that of the wait.
+            drop(ids[nth..].iter().try_for_each(|id| output.json(&Line::waiting(id))));
         }
         let Some(result) = result? else {
             output.json(&Line::waiting(id))?;

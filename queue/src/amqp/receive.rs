@@ -236,7 +236,7 @@ mod tests {
             let core = queue.core().clone();
             let old = core.session().await.unwrap();
             old.give_up();
-            while core.session().await.is_ok_and(|session| session.epoch == old.epoch) {
+            while !core.session().await.is_ok_and(|session| session.epoch > old.epoch) {
                 sleep(Duration::from_millis(20)).await;
             }
             let running = Job::new("running", Timestamp::now());

@@ -30,7 +30,7 @@ const REST: Duration = Duration::from_millis(250);
 const REST_OF_MORE: Duration = Duration::from_millis(20);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
-/// Messages of others that wait for us at most.
+/// Messages of others that wait for us at the broker at most, when it cannot pass them on.
 const MAX_WAITING: i64 = 10_000;
 
 /// How much was heard.

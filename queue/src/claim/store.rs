@@ -137,17 +137,25 @@ impl Store {
             object_store::Error::NotFound { .. } if is_there => {
                 Trouble::Gone(self.gone(&reference.key))
             }
+            // S3 says the same of a body that is gone where we may not list, and one such job must
+            // not end every worker.
+            error if is_denied(&error) => {
+                let words = format!(
+                    "payload store {} refuses; check its credentials and rights (with S3 also \
+                     s3:ListBucket, without which a body that is gone looks like this)",
+                    self.payloads.url
+                );
+                Trouble::Away(Error::new(ErrorKind::Unavailable, words).caused_by(error))
+            }
             error => Trouble::Away(self.away(error)),
         }
     }
 
     fn away(&self, error: object_store::Error) -> Error {
-        let (kind, words) = match &error {
-            object_store::Error::PermissionDenied { .. }
-            | object_store::Error::Unauthenticated { .. } => {
-                (ErrorKind::Denied, "refuses; check its credentials and rights")
-            }
-            _ => (ErrorKind::Unavailable, "does not answer; check that it is there"),
+        let (kind, words) = if is_denied(&error) {
+            (ErrorKind::Denied, "refuses; check its credentials and rights")
+        } else {
+            (ErrorKind::Unavailable, "does not answer; check that it is there")
         };
         let words = format!("payload store {} {words}", self.payloads.url);
         Error::new(kind, words).caused_by(error)
@@ -164,6 +172,11 @@ impl Store {
             self.payloads.url
         )
     }
+}
+
+fn is_denied(error: &object_store::Error) -> bool {
+    use object_store::Error::{PermissionDenied, Unauthenticated};
+    matches!(error, PermissionDenied { .. } | Unauthenticated { .. })
 }
 
 /// The error and what caused it: a bucket that is missing is told apart by its code alone.

@@ -25,8 +25,11 @@ const NO_MESSAGE: [u32; 2] = [10037, 10057];
 const FULL: [u32; 3] = [10047, 10077, 10023];
 /// JetStream is switched off, here or for our account.
 const SWITCHED_OFF: [u32; 2] = [10076, 10039];
-/// The same id is being stored at this moment.
+/// The same id is being stored at this moment, as a cluster says.
 const IN_FLIGHT: u32 = 10158;
+/// How often, and how long after, such an id is sent again.
+const TRIES_IN_FLIGHT: u32 = 50;
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// A connection with the words of JetStream.
 #[derive(Debug, Clone)]
@@ -177,11 +180,15 @@ impl Api {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<PubAck> {
-        let refused = match self.ask_for(subject, Some(headers), body).await? {
-            Ok(ack) => return Ok(ack),
-            Err(refused) => refused,
-        };
-        Err(refused.into_error(subject))
+        for _ in 0..TRIES_IN_FLIGHT {
+            match self.ask_for(subject, Some(headers.clone()), body.clone()).await? {
+                Ok(ack) => return Ok(ack),
+                Err(refused) if refused.err_code == IN_FLIGHT => tokio::time::sleep(MOMENT).await,
+                Err(refused) => return Err(refused.into_error(subject)),
+            }
+        }
+        let words = format!("the NATS server stores the same id at this moment: {subject}");
+        Err(Error::new(ErrorKind::Unavailable, words))
     }
 
     /// Stores a message unless the last one on its subject is another than this, 0 for none.
@@ -349,7 +356,6 @@ impl Refused {
             _ if SWITCHED_OFF.contains(&err_code) => {
                 (ErrorKind::Denied, "; enable JetStream there, for our account too")
             }
-            IN_FLIGHT => (ErrorKind::Unavailable, ""),
             _ if code == 503 => (ErrorKind::Unavailable, ""),
             _ => (ErrorKind::Internal, ""),
         };

@@ -221,7 +221,7 @@ fn history_text(history: &[Attempt]) -> String {
     }
 }
 
-fn cut(text: &str, longest: usize) -> &str {
+pub(super) fn cut(text: &str, longest: usize) -> &str {
     let mut end = text.len().min(longest);
     while !text.is_char_boundary(end) {
         end -= 1;

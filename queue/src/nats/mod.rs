@@ -77,6 +77,12 @@ pub(crate) const LIMITS: &[Limit] = &[
                   is not told so and waits",
     },
     Limit {
+        promise: "large",
+        instead: "a message of a foreign client that leaves no room for headers under max_payload \
+                  stays where it is when it is delayed, retried or given back: it counts as ready \
+                  meanwhile, and to give it back costs an attempt",
+    },
+    Limit {
         promise: "cost",
         instead: "the cost of what waits is not known: nobody reads the jobs",
     },

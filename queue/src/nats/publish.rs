@@ -120,7 +120,7 @@ impl NatsQueue {
                     if published.duplicate && self.has_key(at, key).await? != Some(true) {
                         shared.api.delete(&shared.names.keys, seq).await?;
                     } else {
-                        self.mark_key(&subject, &job.id, seq).await?;
+                        self.mark_key(&subject, &job.id, seq).await;
                     }
                     return Ok(published);
                 }
@@ -133,7 +133,7 @@ impl NatsQueue {
                     let is_other =
                         published.duplicate && self.has_key(at, key).await? == Some(false);
                     if !is_other {
-                        self.mark_key(&subject, &same.id, seq).await?;
+                        self.mark_key(&subject, &same.id, seq).await;
                         return Ok(published);
                     }
                     // The id was there before, without the key.
@@ -223,10 +223,25 @@ impl NatsQueue {
         }
     }
 
-    async fn mark_key(&self, subject: &str, id: &JobId, seq: u64) -> Result<()> {
+    /// The job is stored, whatever becomes of this: whoever meets the key again stores it under the
+    /// same id.
+    async fn mark_key(&self, subject: &str, id: &JobId, seq: u64) {
+        if let Err(error) = self.try_mark_key(subject, id, seq).await {
+            tracing::debug!(%error, job.id = %id, "its key is not marked as stored");
+        }
+    }
+
+    async fn try_mark_key(&self, subject: &str, id: &JobId, seq: u64) -> Result<()> {
         let api = &self.shared.api;
+        let mark = || mark(id, true);
+        if api.swap(subject, HeaderMap::new(), mark(), seq).await?.is_none()
+            && api.last(&self.shared.names.keys, subject).await?.is_none()
+        {
+            // Another who had begun with the same job failed, and took the mark away.
+            api.swap(subject, HeaderMap::new(), mark(), 0).await?;
+        }
         // Where it is another by now, somebody has stored the same job and said so.
-        api.swap(subject, HeaderMap::new(), mark(id, true), seq).await.map(drop)
+        Ok(())
     }
 
     /// Forgets the key of a job that was purged.

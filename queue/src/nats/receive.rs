@@ -78,7 +78,9 @@ impl NatsQueue {
 
     /// Takes what is ready now, at most so many.
     async fn look(&self, max: usize) -> Result<Vec<Delivery>> {
-        let mut look = Look { failed: self.move_due().await.err(), ..Look::default() };
+        // What is due may lie elsewhere than what is ready: it holds up none of that.
+        let not_moved = self.move_due().await.err();
+        let mut look = Look::default();
         let claims = OnceCell::new();
         let mut skipped = false;
         for (nth, lane) in LANES.into_iter().enumerate() {
@@ -93,7 +95,7 @@ impl NatsQueue {
                 self.drain(nth, lane, max, &mut look, &claims).await;
             }
         }
-        match look.failed {
+        match look.failed.or(not_moved) {
             Some(error) if look.found.is_empty() => return Err(error),
             Some(error) => tracing::warn!(%error, "some of what waits cannot be handed out"),
             None => {}

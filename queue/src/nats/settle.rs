@@ -6,12 +6,15 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
-use super::entry::{Death, Entry};
+use super::entry::{Death, Entry, cut};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
 use crate::{
     Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict,
 };
+
+/// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
+const LONGEST_NOTE: usize = 256;
 
 /// Why an attempt counts that was none.
 pub(super) const STILL_COUNTS: &str =
@@ -117,7 +120,8 @@ impl NatsQueue {
                 if let Some(seq) = self.put_back(&entry, token.seq, due).await? {
                     return Ok(Done::Back(seq));
                 }
-                self.leave(token, Attempt { attempt, at: now, what: reason.clone() }, *after).await
+                let what = cut(reason, LONGEST_NOTE).to_owned();
+                self.leave(token, Attempt { attempt, at: now, what }, *after).await
             }
             Verdict::Reject { reason } => {
                 entry.record(attempt, now, reason);

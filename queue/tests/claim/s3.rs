@@ -1,5 +1,6 @@
 //! The S3 protocol against a server that speaks it: moto, from PyPI, kept in the user's cache.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -113,10 +114,6 @@ impl Server {
 }
 
 async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
-    try_queue_at(port, plain).await.unwrap()
-}
-
-async fn try_queue_at(port: u16, plain: &MemoryQueue) -> ebb_queue::Result<Queue> {
     let variables = [
         ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
         ("AWS_ACCESS_KEY_ID", "user".to_owned()),
@@ -128,30 +125,44 @@ async fn try_queue_at(port: u16, plain: &MemoryQueue) -> ebb_queue::Result<Queue
     let url = "s3://payloads/ebb/prod".parse().unwrap();
     let mut payloads = Payloads::open_with(&url, variables).unwrap();
     payloads.inline = INLINE;
-    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await
+    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
 }
 
-#[tokio::test]
-async fn credentials_that_are_refused_are_no_outage_that_time_heals() {
+/// The port of a store that refuses what does not begin with this word.
+async fn refuses_all_but(word: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let server = tokio::spawn(async move {
+    tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
+            let mut request = [0; 8192];
             drop(stream.read(&mut request).await);
-            let answer = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let status = if request.starts_with(word.as_bytes()) { "200 OK" } else { "403 No" };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\netag: \"1\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
             drop(stream.write_all(answer.as_bytes()).await);
         }
     });
+    port
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_to_take_anything_is_no_outage_that_time_heals() {
     let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
-    let publish = async {
-        let queue = try_queue_at(port, &plain).await?;
-        queue.publish(vec![job("large", 2 * INLINE)]).await
-    };
-    let error = publish.await.unwrap_err();
+    let queue = queue_at(refuses_all_but("nothing").await, &plain).await;
+    let error = queue.publish(vec![job("large", 2 * INLINE)]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("check its credentials and rights"), "{error}");
-    server.abort();
+}
+
+#[tokio::test]
+async fn a_body_that_is_refused_may_be_one_that_is_gone_and_ends_no_worker() {
+    let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+    let queue = queue_at(refuses_all_but("PUT").await, &plain).await;
+    queue.publish(vec![job("large", 2 * INLINE)]).await.unwrap();
+    let error = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("s3:ListBucket"), "{error}");
 }
 
 #[tokio::test]

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::field::display;
 use tracing::{debug, warn};
 
 use super::{EXPIRED, SHORT_WAIT, Splitter};
 use crate::place::trace_id;
 
-/// How long a split that ends waits for its broker to hear of it.
+/// How much longer than its grace period a split waits for its broker to hear that it ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What whoever waits for a job finds.
@@ -40,7 +40,10 @@ impl Splitter {
             && let Err(error) = self.parts.intake.reply(to, &result, traceparent).await
         {
             let trace_id = trace_id(job).map(display);
-            warn!(job.id = %job.id, trace_id, %error, "the reply was not sent; the result is in the store");
+            warn!(
+                job.id = %job.id, trace_id, %error,
+                "the reply was not sent; the result is in the store"
+            );
         }
         let why = if reason == EXPIRED { EXPIRED } else { "refused" };
         self.parts.metrics.dead.with_label_values(&[why]).inc();
@@ -103,7 +106,9 @@ impl Splitter {
         let told = timeout_at(end, async {
             while !self.settlements.is_empty() {
                 self.settle().await;
-                tokio::time::sleep(SHORT_WAIT).await;
+                if !self.settlements.is_empty() {
+                    tokio::time::sleep(SHORT_WAIT).await;
+                }
             }
         });
         drop(told.await);
@@ -112,7 +117,7 @@ impl Splitter {
             warn!(n_left, "not settled: they come back by their lease");
         }
         // A broker that hangs must not keep the process.
-        match timeout(FAREWELL, self.parts.intake.close()).await {
+        match timeout_at(end.max(Instant::now()) + FAREWELL, self.parts.intake.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "what was fetched ahead comes back by itself"),
             Err(_) => warn!("the broker hangs; what was fetched ahead comes back by its lease"),

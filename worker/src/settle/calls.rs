@@ -97,8 +97,16 @@ impl Served {
     ) -> Result<(), Unanswered> {
         let alert = alert_job(job, body, self.shared.clock.now()).map_err(Unanswered::Refused)?;
         let alerts = &self.alerts;
-        self.insist("publish", Whose::ItsOwn, loan, || alerts.publish(vec![alert.clone()])).await?;
-        Ok(())
+        let publish = || alerts.publish(vec![alert.clone()]);
+        match self.insist("publish", Whose::ItsOwn, loan, publish).await {
+            Ok(_) => Ok(()),
+            // No other attempt would do better, and the answer is good all the same.
+            Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
+                warn!(job.id = %job.id, %error, "the alert was not published; the result is stored");
+                Ok(())
+            }
+            Err(unanswered) => Err(unanswered),
+        }
     }
 
     /// Calls until there is an answer, as long as the job is ours.

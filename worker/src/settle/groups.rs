@@ -23,14 +23,14 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// How many jobs the next group may have; none while it has to wait.
+    /// Whether another group may begin.
     ///
     /// A group that takes long is not waited for: one job of it may have an address that nobody
     /// answers at. So many jobs that all of them have is another matter.
-    pub(super) fn room(&self, now: Instant) -> Option<usize> {
+    pub(super) fn has_room(&self, now: Instant) -> bool {
         let n_jobs: usize = self.open.values().map(|(_, n_jobs)| n_jobs).sum();
         let n_prompt = self.open.values().filter(|(since, _)| now < *since + SLOW).count();
-        (n_prompt < AT_ONCE && n_jobs < AT_ONCE * CHUNK).then_some(CHUNK)
+        n_prompt < AT_ONCE && n_jobs < AT_ONCE * CHUNK
     }
 
     /// When there may be room though no job was concluded.
@@ -62,21 +62,21 @@ mod tests {
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
         let mut groups = Groups::default();
-        assert_eq!((groups.room(begin), groups.next_room(begin)), (Some(CHUNK), None));
+        assert_eq!((groups.has_room(begin), groups.next_room(begin)), (true, None));
         let (slow, quick) = (groups.begin(2, begin), groups.begin(3, at(10)));
-        assert_eq!((groups.room(at(10)), groups.next_room(at(10))), (None, Some(at(1000))));
+        assert_eq!((groups.has_room(at(10)), groups.next_room(at(10))), (false, Some(at(1000))));
         groups.concluded(quick, 2);
-        assert_eq!(groups.room(at(20)), None, "one of the three is left");
+        assert!(!groups.has_room(at(20)), "one of the three is left");
         groups.concluded(quick, 1);
-        assert_eq!(groups.room(at(20)), Some(CHUNK));
+        assert!(groups.has_room(at(20)));
 
         let next = groups.begin(CHUNK, at(30));
-        assert_eq!((groups.room(at(999)), groups.room(at(1000))), (None, Some(CHUNK)));
+        assert_eq!((groups.has_room(at(999)), groups.has_room(at(1000))), (false, true));
         // When nobody is answered there is no sense in more.
         groups.begin(CHUNK, at(1000));
-        assert_eq!((groups.room(at(9000)), groups.next_room(at(9000))), (None, None));
+        assert_eq!((groups.has_room(at(9000)), groups.next_room(at(9000))), (false, None));
         groups.concluded(next, CHUNK);
         groups.concluded(slow, 2);
-        assert_eq!(groups.room(at(9000)), Some(CHUNK));
+        assert!(groups.has_room(at(9000)));
     }
 }
