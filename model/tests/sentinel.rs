@@ -201,8 +201,8 @@ fn readings_survive_a_file_and_a_bad_row_is_named() {
     let read = read_csv(order.as_bytes()).expect("read");
     assert_eq!(read, [Reading { values: [2.0, 3.0, 1.0], is_anomaly: None }]);
     for (table, says) in [
-        ("vibration,temperature\n1,2\n", "pressure is missing"),
-        ("vibration,temperature,pressure,colour\n", "colour is unknown"),
+        ("vibration,temperature\n1,2\n", "column \"pressure\" is missing"),
+        ("vibration,temperature,pressure,colour\n", "column \"colour\" is unknown"),
         (
             "vibration,temperature,pressure\n1,2,3\n1,warm,3\n",
             "line 3, column temperature: \"warm\"",
