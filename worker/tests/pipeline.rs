@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
-use ebb_queue::{Backlog, Broker, DeadLetters, Job, Outcome, Phase, Priority, ResultStore};
-use ebb_worker::batcher::Size;
-use ebb_worker::{
-    Answer, BadJob, Codec, Device, EchoCodec, Error, ModelParts, Pipeline, Settings, Spent,
-};
+use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
+use ebb_worker::{Device, Error, ModelParts, Pipeline, Settings};
 use support::{
-    answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings, until,
+    Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
+    settings, until,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -320,27 +318,6 @@ async fn a_device_without_a_model_ends_the_worker_before_it_takes_a_job() {
     assert_eq!(queue.depth().await.unwrap().ready, 1);
 }
 
-/// An echo that raises an alert about every job.
-struct Alarmed;
-
-impl Codec for Alarmed {
-    type Input = EchoInput;
-    type Output = String;
-    type Asked = ();
-
-    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
-        EchoCodec.decode(job)
-    }
-
-    fn size(&self, input: &EchoInput) -> Size {
-        EchoCodec.size(input)
-    }
-
-    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
-        Answer { alert: Some("{}".into()), ..EchoCodec.encode(output, (), job, spent) }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_job_alerts_once_though_it_runs_twice() {
     let (jobs, clock) = queue(LEASE);
@@ -350,7 +327,8 @@ async fn a_job_alerts_once_though_it_runs_twice() {
     let mut earlier = job(0, "{}");
     earlier.id = "job-0000-alert".parse().unwrap();
     alerts.publish(vec![earlier]).await.unwrap();
-    let models = vec![ModelParts::new("alarmed", Alarmed, inline(Duration::ZERO))];
+    let models =
+        vec![ModelParts::new("alarmed", Alarmed { about: |_| true }, inline(Duration::ZERO))];
     let mut served = served("default", &Arc::new(jobs.clone()), models);
     served.alerts = Arc::new(alerts.clone());
     let alarmed = parts_of(vec![served], &clock, until_empty());

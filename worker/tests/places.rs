@@ -16,35 +16,17 @@ use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult,
     OpenOptions, Result, ResultStore, Stored,
 };
-use ebb_worker::batcher::{Limits, Size};
-use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
+use ebb_worker::batcher::Limits;
+use ebb_worker::{Device, EchoCodec, ModelParts, Pipeline, Settings};
 use futures::stream::BoxStream;
-use support::{answer, echo_answer, echo_job, parts_of, queue, served, settings, until};
+use support::{Alarmed, answer, echo_answer, echo_job, parts_of, queue, served, settings, until};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
 
-/// An echo that raises an alert about every second job.
-struct Alarmed;
-
-impl Codec for Alarmed {
-    type Input = EchoInput;
-    type Output = String;
-    type Asked = ();
-
-    fn decode(&self, job: &Job) -> std::result::Result<(EchoInput, ()), BadJob> {
-        EchoCodec.decode(job)
-    }
-
-    fn size(&self, input: &EchoInput) -> Size {
-        EchoCodec.size(input)
-    }
-
-    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
-        let number: usize = job.id.as_str()["job-".len()..].parse().unwrap();
-        let alert = (number % 2 == 1).then(|| "{}".into());
-        Answer { alert, ..EchoCodec.encode(output, (), job, spent) }
-    }
+/// Every second job.
+fn is_odd(job: &Job) -> bool {
+    job.id.as_str()["job-".len()..].parse::<usize>().unwrap() % 2 == 1
 }
 
 fn inline(batch_time: Duration) -> Device<EchoInput, String> {
@@ -63,7 +45,8 @@ async fn alerts_that_nobody_reads_cost_their_own_jobs_alone() {
     let behavior = Behavior { max_ready: Some(1), ..Behavior::default() };
     let options = OpenOptions { clock: Arc::clone(&clock), ..OpenOptions::default() };
     let alerts = MemoryQueue::new(&behavior, options);
-    let models = vec![ModelParts::new("alarmed", Alarmed, inline(Duration::ZERO))];
+    let models =
+        vec![ModelParts::new("alarmed", Alarmed { about: is_odd }, inline(Duration::ZERO))];
     let mut served = served("default", &Arc::new(jobs.clone()), models);
     served.alerts = Arc::new(alerts.clone());
     let parts = parts_of(vec![served], &clock, one_by_one());

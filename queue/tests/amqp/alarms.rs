@@ -1,7 +1,5 @@
 //! A broker that takes no messages because it is short of memory.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use ebb_queue::{Depth, ErrorKind, Queue, QueueUrl};
@@ -16,19 +14,7 @@ const DEFAULT: &str = "0.4";
 
 /// Sets how much memory may be in use before the broker takes no messages, as its operator would.
 fn set_watermark(server: &RabbitMq, share: &str) {
-    let environment = std::fs::read(format!("/proc/{}/environ", server.pid().unwrap())).unwrap();
-    let environment = String::from_utf8_lossy(&environment).into_owned();
-    let variables: Vec<_> =
-        environment.split('\0').filter_map(|variable| variable.split_once('=')).collect();
-    let of = |name| variables.iter().find(|(known, _)| *known == name).unwrap().1;
-    // The tool lies beside the plugins of its server.
-    let home = Path::new(of("ERL_LIBS")).parent().unwrap();
-    let mut command = Command::new(home.join("sbin").join("rabbitmqctl"));
-    for name in ["HOME", "ERL_EPMD_PORT", "RABBITMQ_NODENAME", "RABBITMQ_CONF_ENV_FILE"] {
-        command.env(name, of(name));
-    }
-    let done = command.args(["set_vm_memory_high_watermark", share]).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
+    server.control(&["set_vm_memory_high_watermark", share]).unwrap();
 }
 
 /// Brings an alarm about, and waits until somebody else's queue is refused a job for it.

@@ -1,7 +1,5 @@
 //! Batches of which a broker stores a part: what it stored keeps its bodies.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +12,8 @@ use crate::{INLINE, job, take};
 
 /// Lets no queue of this server grow longer, as its operator would.
 fn limit_queues(server: &RabbitMq, n: usize) {
-    let environment = std::fs::read(format!("/proc/{}/environ", server.pid().unwrap())).unwrap();
-    let environment = String::from_utf8_lossy(&environment).into_owned();
-    let variables: Vec<_> =
-        environment.split('\0').filter_map(|variable| variable.split_once('=')).collect();
-    let of = |name| variables.iter().find(|(known, _)| *known == name).unwrap().1;
-    // The tool lies beside the plugins of its server.
-    let home = Path::new(of("ERL_LIBS")).parent().unwrap();
-    let mut command = Command::new(home.join("sbin").join("rabbitmqctl"));
-    for name in ["HOME", "ERL_EPMD_PORT", "RABBITMQ_NODENAME", "RABBITMQ_CONF_ENV_FILE"] {
-        command.env(name, of(name));
-    }
     let policy = format!(r#"{{"max-length": {n}, "overflow": "reject-publish"}}"#);
-    let done = command.args(["set_policy", "short", ".*", &policy]).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
+    server.control(&["set_policy", "short", ".*", &policy]).unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! RabbitMQ, with a name service of its own and without the distribution's wrapper: it runs as
 //! whoever runs the tests.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -124,6 +125,33 @@ impl RabbitMq {
                 }
         };
         self.server.until("rabbitmq-server", answers).await
+    }
+
+    /// Has `rabbitmqctl` do something, as an operator would, and waits until it is done.
+    ///
+    /// # Errors
+    /// When the server does not run, or the tool fails, with what it said.
+    pub fn control(&self, args: &[&str]) -> Result<()> {
+        let pid = self.pid().ok_or_else(|| Error("rabbitmq-server does not run".to_owned()))?;
+        let path = format!("/proc/{pid}/environ");
+        let environment = std::fs::read(&path)
+            .map_err(|error| Error::because(&format!("cannot read {path}"), error))?;
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let variables: HashMap<&str, &str> =
+            environment.split('\0').filter_map(|variable| variable.split_once('=')).collect();
+        // The tool lies beside the plugins of its server.
+        let home = variables.get("ERL_LIBS").and_then(|plugins| Path::new(plugins).parent());
+        let home = home.ok_or_else(|| Error(format!("{path} has no ERL_LIBS")))?;
+        let mut command = Command::new(home.join("sbin").join("rabbitmqctl"));
+        for name in ["HOME", "ERL_EPMD_PORT", "RABBITMQ_NODENAME", "RABBITMQ_CONF_ENV_FILE"] {
+            command.envs(variables.get_key_value(name));
+        }
+        let done = command.args(args).output();
+        let done = done.map_err(|error| Error::because("cannot run rabbitmqctl", error))?;
+        if done.status.success() {
+            return Ok(());
+        }
+        Err(Error(format!("rabbitmqctl {args:?}: {done:?}")))
     }
 
     /// Holds it as it is: its connections stand and nothing answers.

@@ -13,8 +13,11 @@ use ebb_queue::{
     RetryPolicy, Timestamp, TokioClock,
 };
 use ebb_telemetry::{Health, Traces};
-use ebb_worker::batcher::Limits;
-use ebb_worker::{Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts, Settings};
+use ebb_worker::batcher::{Limits, Size};
+use ebb_worker::{
+    Answer, BadJob, Codec, Device, EchoCodec, Metrics, ModelParts, Parts, Pipeline, QueueParts,
+    Settings, Spent,
+};
 
 /// When simulated time begins.
 pub(crate) const EPOCH: Timestamp = Timestamp::UNIX_EPOCH;
@@ -124,6 +127,30 @@ pub(crate) fn pipeline<Q: AnyQueue + 'static>(
     settings: Settings,
 ) -> Pipeline {
     Pipeline::new(parts(queue, clock, device, settings))
+}
+
+/// An echo that raises an alert about some jobs.
+pub(crate) struct Alarmed {
+    pub(crate) about: fn(&Job) -> bool,
+}
+
+impl Codec for Alarmed {
+    type Input = EchoInput;
+    type Output = String;
+    type Asked = ();
+
+    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        EchoCodec.size(input)
+    }
+
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        let alert = (self.about)(job).then(|| "{}".into());
+        Answer { alert, ..EchoCodec.encode(output, (), job, spent) }
+    }
 }
 
 /// Waits until the depth is as wanted.
