@@ -28,6 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
 use tracing::warn;
@@ -52,8 +53,14 @@ const DELETION: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the queue does not say how large a body it takes.
-pub async fn over(queue: Queue, payloads: Payloads, clock: Arc<dyn Clock>) -> Result<Queue> {
-    Ok(Arc::new(Claim::new(queue, payloads, clock).await?))
+// Boxed for what `crate::open` is boxed for.
+#[inline(never)]
+pub fn over(
+    queue: Queue,
+    payloads: Payloads,
+    clock: Arc<dyn Clock>,
+) -> BoxFuture<'static, Result<Queue>> {
+    Box::pin(async move { Ok(Arc::new(Claim::new(queue, payloads, clock).await?) as Queue) })
 }
 
 /// A queue whose large bodies lie in a store.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+
 use crate::address::WithSecret;
 use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
@@ -162,12 +164,16 @@ impl Default for OpenOptions {
 /// broker that does not answer, [`ErrorKind::Denied`] for one that does not let us in,
 /// [`ErrorKind::Incompatible`] for data of another version or a queue that does not fit, with what
 /// differs.
-pub async fn open(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
-    let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
-    let queue = open_plain(url, options).await.map_err(server::distrusted)?;
-    Ok(match payloads {
-        Some(payloads) => claim::over(queue, payloads, clock).await?,
-        None => queue,
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn open(url: &QueueUrl, options: OpenOptions) -> BoxFuture<'_, Result<Queue>> {
+    Box::pin(async move {
+        let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
+        let queue = open_plain(url, options).await.map_err(server::distrusted)?;
+        Ok(match payloads {
+            Some(payloads) => claim::over(queue, payloads, clock).await?,
+            None => queue,
+        })
     })
 }
 

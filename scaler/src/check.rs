@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::{Address, Backlog, Error, ErrorKind, Missing, QueueUrl, Result, Warning};
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
@@ -137,7 +137,13 @@ pub enum ProblemKind {
 ///
 /// # Errors
 /// When the configuration itself cannot be read, with its place and no secret.
-pub async fn check(args: CheckArgs) -> anyhow::Result<Checkup> {
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn check(args: CheckArgs) -> BoxFuture<'static, anyhow::Result<Checkup>> {
+    Box::pin(try_all(args))
+}
+
+async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
     let CheckArgs { config, queue, objects } = args;
     let profiles = Source { file: config, queue }.load()?;
     let site = Site { missing: Missing::Refuse };

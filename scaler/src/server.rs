@@ -9,6 +9,7 @@ use anyhow::Context;
 use ebb_proto::keda::external_scaler_server::ExternalScalerServer;
 use ebb_queue::Missing;
 use ebb_telemetry::{GateKind, Health, Traces};
+use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -66,8 +67,10 @@ impl std::fmt::Debug for Scaler {
 ///
 /// # Errors
 /// When the arguments contradict each other or a port cannot be had.
-pub async fn run(args: ScalerArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    Scaler::bind(args).await?.serve(stop).await
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn run(args: ScalerArgs, stop: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(async move { Scaler::bind(args).await?.serve(stop).await })
 }
 
 impl Scaler {
@@ -76,16 +79,25 @@ impl Scaler {
     /// # Errors
     /// When the arguments contradict each other, a file is not as it should be, or a port cannot
     /// be had.
-    pub async fn bind(args: ScalerArgs) -> anyhow::Result<Self> {
+    pub fn bind(args: ScalerArgs) -> BoxFuture<'static, anyhow::Result<Self>> {
         let missing = if args.no_create { Missing::Refuse } else { Missing::Create };
-        Self::bind_with(args, Arc::new(Site { missing })).await
+        Self::bind_with(args, Arc::new(Site { missing }))
     }
 
     /// The same with queues from elsewhere; URLs only say which.
     ///
     /// # Errors
     /// As [`Scaler::bind`].
-    pub async fn bind_with(args: ScalerArgs, connect: Arc<dyn Connect>) -> anyhow::Result<Self> {
+    // Boxed for what `run` is boxed for.
+    #[inline(never)]
+    pub fn bind_with(
+        args: ScalerArgs,
+        connect: Arc<dyn Connect>,
+    ) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(Self::take_ports(args, connect))
+    }
+
+    async fn take_ports(args: ScalerArgs, connect: Arc<dyn Connect>) -> anyhow::Result<Self> {
         args.check()?;
         let profiles = args.source().load()?;
         let tls = args.tls.files()?.map(Tls::load).transpose()?;
@@ -127,7 +139,13 @@ impl Scaler {
     ///
     /// # Errors
     /// When a listener fails.
-    pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+    // Boxed for what `run` is boxed for.
+    #[inline(never)]
+    pub fn serve(self, stop: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(self.answer(stop))
+    }
+
+    async fn answer(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { args, profiles, tls, traces, connect, grpc, http } = self;
         let registry = Registry::new();
         ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;

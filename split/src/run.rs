@@ -9,6 +9,7 @@ use ebb_queue::{
     WorkerStatus,
 };
 use ebb_telemetry::{GateKind, Health};
+use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the arguments are wrong, before a port is bound; when a port cannot be had, or the broker
 /// refuses.
-pub async fn run(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn run(args: SplitArgs, stop: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(split(args, stop))
+}
+
+async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let Plan { queue, results, weights, file, missing } = args.check()?;
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?;

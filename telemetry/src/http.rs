@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::future::BoxFuture;
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -20,24 +21,28 @@ use crate::Health;
 ///
 /// # Errors
 /// When the address cannot be had.
-pub async fn serve_at(
+// Boxed for what `serve_with` is boxed for.
+#[inline(never)]
+pub fn serve_at(
     flag: &str,
     address: Option<SocketAddr>,
     health: Health,
     registry: Registry,
-) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
-    let Some(address) = address else { return Ok(None) };
-    let listener = TcpListener::bind(address).await;
-    let listener =
-        listener.with_context(|| format!("{flag}: {address} cannot be had; use another port"))?;
-    tracing::info!(address = %listener.local_addr()?, "probes and metrics");
-    let served = serve(listener, health, registry, CancellationToken::new());
-    let served = tokio::spawn(async move {
-        if let Err(error) = served.await {
-            tracing::warn!(%error, "probes and metrics are not served any more");
-        }
-    });
-    Ok(Some(AbortOnDropHandle::new(served)))
+) -> BoxFuture<'_, anyhow::Result<Option<AbortOnDropHandle<()>>>> {
+    Box::pin(async move {
+        let Some(address) = address else { return Ok(None) };
+        let listener = TcpListener::bind(address).await;
+        let listener = listener
+            .with_context(|| format!("{flag}: {address} cannot be had; use another port"))?;
+        tracing::info!(address = %listener.local_addr()?, "probes and metrics");
+        let served = serve(listener, health, registry, CancellationToken::new());
+        let served = tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::warn!(%error, "probes and metrics are not served any more");
+            }
+        });
+        Ok(Some(AbortOnDropHandle::new(served)))
+    })
 }
 
 /// Serves the probes and the metrics until `stop` is cancelled.
@@ -47,26 +52,28 @@ pub async fn serve_at(
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub fn serve(
     listener: TcpListener,
     health: Health,
     registry: Registry,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    serve_with(listener, health, registry, Router::new(), stop).await
+) -> BoxFuture<'static, std::io::Result<()>> {
+    serve_with(listener, health, registry, Router::new(), stop)
 }
 
 /// The same, with pages of the process's own beside them.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve_with(
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn serve_with(
     listener: TcpListener,
     health: Health,
     registry: Registry,
     more: Router,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) -> BoxFuture<'static, std::io::Result<()>> {
     let probes = Router::new()
         .route("/livez", get(|State(health): State<Health>| async move { answer(health.live()) }))
         .route("/readyz", get(ready))
@@ -76,9 +83,9 @@ pub async fn serve_with(
         )
         .with_state(health);
     let metrics = Router::new().route("/metrics", get(metrics)).with_state(registry);
-    axum::serve(listener, probes.merge(metrics).merge(more))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    let pages = probes.merge(metrics).merge(more);
+    let served = axum::serve(listener, pages).with_graceful_shutdown(stop.cancelled_owned());
+    Box::pin(served.into_future())
 }
 
 /// Readiness, and what the parts of the process have to say about themselves.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_telemetry::{Gate, GateKind};
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
@@ -58,7 +58,13 @@ impl Pipeline {
     ///
     /// # Panics
     /// Without a queue, with a queue without a model, and when the models are on several devices.
-    pub async fn run(self, stop: CancellationToken) -> Result<Summary, Error> {
+    // Boxed for what `crate::run` is boxed for.
+    #[inline(never)]
+    pub fn run(self, stop: CancellationToken) -> BoxFuture<'static, Result<Summary, Error>> {
+        Box::pin(self.drive(stop))
+    }
+
+    async fn drive(self, stop: CancellationToken) -> Result<Summary, Error> {
         let gate = self.0.health.gate("model", GateKind::Startup);
         let shared = Arc::new(Shared::new(self.0, &stop));
         let queues = (0..shared.queues.len()).map(|at| Served { shared: Arc::clone(&shared), at });

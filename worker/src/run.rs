@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, Warning};
 use ebb_telemetry::{Gate, GateKind, Health, Service, Traces};
+use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -23,7 +24,16 @@ use crate::shared::{Parts, Pauses, Summary};
 /// # Errors
 /// When the arguments are wrong, before a port is bound; when a port, the broker or the model is
 /// not to be had; when the device fails for good.
-pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summary> {
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn run(
+    args: WorkerArgs,
+    stop: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<Summary>> {
+    Box::pin(start(args, stop))
+}
+
+async fn start(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summary> {
     let threads = std::num::NonZeroUsize::new(args.threads);
     let (trace, device) = (args.trace.clone(), args.device.clone());
     let plan = args.check()?;

@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+
 pub use keda::{ConnectError, Papers};
 pub use report::{Finding, Report, Times, Verdict};
 pub use rule::{RULES, Rule};
@@ -89,13 +91,20 @@ pub trait Hand: Send + Sync {
 ///
 /// # Errors
 /// When nothing answers at the address, or the papers do not suit.
-pub async fn examine(plan: &Plan, hand: Option<&dyn Hand>) -> Result<Report, ConnectError> {
-    let keda = Keda::connect(plan).await?;
-    let mut findings = Findings::default();
-    let seen = calls::examine(&keda, plan, &mut findings).await;
-    metadata::examine(&keda, plan, &seen, &mut findings).await;
-    let push = streams::examine(&keda, plan, &seen, &mut findings).await;
-    crowd::examine(&keda, plan, &seen, push, &mut findings).await;
-    end::examine(plan, hand, push, &mut findings).await;
-    Ok(Report::new(&plan.address, seen.times(), findings))
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn examine<'a>(
+    plan: &'a Plan,
+    hand: Option<&'a dyn Hand>,
+) -> BoxFuture<'a, Result<Report, ConnectError>> {
+    Box::pin(async move {
+        let keda = Keda::connect(plan).await?;
+        let mut findings = Findings::default();
+        let seen = calls::examine(&keda, plan, &mut findings).await;
+        metadata::examine(&keda, plan, &seen, &mut findings).await;
+        let push = streams::examine(&keda, plan, &seen, &mut findings).await;
+        crowd::examine(&keda, plan, &seen, push, &mut findings).await;
+        end::examine(plan, hand, push, &mut findings).await;
+        Ok(Report::new(&plan.address, seen.times(), findings))
+    })
 }
