@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_queue::{Job, JobId, JobResult, Phase, Queue};
 use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Span, Stop, TraceArgs, Traces};
@@ -63,6 +64,7 @@ pub(crate) struct EnqueueArgs {
 
     /// Wait, and print the results as JSON lines in the order of the jobs
     #[arg(long, env = "EBB_ENQUEUE_WAIT", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     wait: bool,
 
     /// With --wait: give up after this long (exit code 75)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
@@ -22,10 +23,12 @@ pub(crate) struct ResultArgs {
 
     /// Wait for the result, and print pieces of it as they come
     #[arg(long, env = "EBB_RESULT_FOLLOW", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     follow: bool,
 
     /// Print the body of the result alone, as it is
     #[arg(long, env = "EBB_RESULT_BODY", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     body: bool,
 
     /// With --follow: give up after this long (exit code 75)
