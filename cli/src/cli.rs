@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use ebb_model::pull::cached;
-use ebb_telemetry::{LogArgs, LogFormat, Stop};
+use ebb_telemetry::{LogArgs, LogFormat, Stop, in_words};
 
 use ebb_worker::WorkerArgs;
 use tokio::runtime::Runtime;
@@ -21,7 +21,7 @@ use crate::commands::{train, warm};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, of_service, usage};
 use crate::options::default_queue;
-use crate::output::{Output, in_words, note};
+use crate::output::{Output, note};
 
 /// AI inference from a queue, on a pool of workers that ebbs to zero
 #[derive(Debug, Parser)]

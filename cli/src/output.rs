@@ -44,18 +44,6 @@ impl Output {
     }
 }
 
-/// An error and what caused it, each said once: some causes repeat their own.
-pub(crate) fn in_words(error: &anyhow::Error) -> String {
-    let mut words = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !words.contains(&cause) {
-            words.push_str(if words.is_empty() { "" } else { ": " });
-            words.push_str(&cause);
-        }
-    }
-    words
-}
-
 /// A line on standard error. One that nobody can read is not worth an error.
 pub(crate) fn note(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr().lock(), "{}", text.as_ref()));
@@ -263,15 +251,6 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cause_that_was_told_is_not_told_again() {
-        let error = anyhow::anyhow!("refused").context("cannot reach it: refused");
-        assert_eq!(
-            in_words(&error.context("cannot open")),
-            "cannot open: cannot reach it: refused"
-        );
-    }
 
     #[test]
     fn numbers_are_grouped_by_thousands() {

@@ -54,4 +54,16 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The exit code of a process that ends by this cause, where it is an error of a broker: 2 when
+    /// what was given is wrong, 69 when a later try may succeed, else 1.
+    #[must_use]
+    pub fn exit_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+        let error: &Self = cause.downcast_ref()?;
+        Some(match error.kind {
+            ErrorKind::Invalid | ErrorKind::Denied => 2,
+            ErrorKind::Unavailable | ErrorKind::Full => 69,
+            ErrorKind::Incompatible | ErrorKind::Internal => 1,
+        })
+    }
 }

@@ -298,6 +298,22 @@ fn flags_that_contradict_each_other_end_with_the_code_of_wrong_flags() {
 }
 
 #[test]
+fn a_service_alone_in_a_binary_ends_with_the_code_of_ebb() {
+    let workplace = Workplace::new();
+    for (name, args, told) in [
+        ("ebb-worker", &["--model", "echo", "--serve", "a=echo"][..], "--model and --serve"),
+        ("ebb-worker", &["--model", "echo", "--queue", "mysql://host"], "--queue"),
+        ("ebb-scaler", &["--config", "missing.toml"], "missing.toml"),
+        ("ebb-scaler", &["--log-level", "debg"], "use error, warn, info"),
+        ("ebb-split", &["--to", "a=0"], "no queue has a weight above 0"),
+    ] {
+        let ran = run(&mut workplace.command(name, args), "");
+        assert_eq!(ran.status.code(), Some(2), "{name} {args:?}: {ran}");
+        assert!(ran.stderr.contains(told), "{name} {args:?}: {ran}");
+    }
+}
+
+#[test]
 fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
     let workplace = Workplace::new();
     let jobs = [json!({"input": "good"}), json!({"id": "a b", "body": {}})];
