@@ -33,6 +33,20 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// One word, for logs and answers.
+impl std::fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "invalid",
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+            Self::Full => "full",
+            Self::Incompatible => "incompatible",
+            Self::Internal => "internal",
+        })
+    }
+}
+
 impl Error {
     /// An error with the words to tell it.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
