@@ -105,6 +105,13 @@ pub(crate) fn span(span: Duration) -> String {
     }
 }
 
+/// The same of a number of seconds; `-` where there is none.
+#[must_use]
+pub(crate) fn seconds(seconds: impl Into<Option<f64>>) -> String {
+    let known = seconds.into().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    known.map_or_else(|| "-".to_owned(), span)
+}
+
 /// Bytes in the unit that suits them.
 #[must_use]
 pub(crate) fn size(bytes: u64) -> String {
@@ -272,6 +279,11 @@ mod tests {
         ] {
             assert_eq!(span(Duration::from_secs_f64(millis / 1e3)), text);
         }
+    }
+
+    #[test]
+    fn seconds_that_are_no_span_are_a_dash() {
+        assert_eq!([seconds(0.25), seconds(None), seconds(f64::NAN)], ["250 ms", "-", "-"]);
     }
 
     #[test]

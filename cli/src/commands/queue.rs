@@ -6,7 +6,7 @@ use ebb_queue::{Depth, Info, Missing, QueueUrl, WorkerStatus};
 
 use crate::exit::Exit;
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, note, span, table};
+use crate::output::{Output, grouped, note, seconds, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -188,7 +188,7 @@ fn depth_words(depth: &Depth) -> String {
 
 fn workers_table(workers: &[WorkerStatus]) -> String {
     let row = |worker: &WorkerStatus| {
-        let started: f64 = worker.cold_start.iter().map(|(_, seconds)| seconds).sum();
+        let started: f64 = worker.cold_start.iter().map(|(_, took)| took).sum();
         [
             worker.id.clone(),
             format!("{:?}", worker.phase).to_lowercase(),
@@ -196,12 +196,12 @@ fn workers_table(workers: &[WorkerStatus]) -> String {
             grouped(worker.slots),
             grouped(worker.completed),
             grouped(worker.failed),
-            format!("{started:.1}"),
+            seconds(started),
             worker.model.clone(),
         ]
     };
     let headings =
-        ["worker", "phase", "in flight", "slots", "completed", "failed", "cold start s", "model"];
+        ["worker", "phase", "in flight", "slots", "completed", "failed", "cold start", "model"];
     table(headings, &workers.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -271,8 +271,8 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
         };
         insta::assert_snapshot!(workers_table(&[worker]), @r"
-        worker   phase  in flight  slots  completed  failed  cold start s  model
-        local-1  busy          64    128      1,200       1           0.3  echo
+        worker   phase  in flight  slots  completed  failed  cold start  model
+        local-1  busy          64    128      1,200       1  300 ms      echo
         ");
     }
 }
