@@ -117,6 +117,16 @@ fn a_dead_letter_can_be_read_put_back_and_answered() {
 }
 
 #[test]
+fn a_list_of_dead_letters_that_goes_to_a_pipe_is_whole() {
+    let workplace = Workplace::new();
+    let text = "a text that is much longer than a column of a terminal may be";
+    workplace.ebb(&["enqueue", text, "--ttl", "1ms"]).ok();
+    workplace.comes_to("dead", 1);
+    let list = workplace.ebb(&["dlq", "list"]).ok();
+    assert!(list.stdout.contains(text), "{list}");
+}
+
+#[test]
 fn dead_letters_are_deleted_only_when_it_is_meant() {
     let workplace = Workplace::new();
     let _worker = echo_worker(&workplace, &[]);

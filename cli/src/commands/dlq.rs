@@ -1,6 +1,7 @@
 //! `ebb dlq`: the jobs that failed for good. Read them, put them back, or delete them.
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -94,7 +95,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
-                letters => output.line(list_table(letters))?,
+                letters => output.line(list_table(letters, Widths::of_stdout()))?,
             }
             if letters.len() == max {
                 let (listed, all) = (max as u64, queue.depth().await?.dead);
@@ -181,14 +182,31 @@ fn no_letters(unknown: &[&str]) -> String {
     }
 }
 
-fn list_table(letters: &[DeadLetter]) -> String {
+/// The most characters of a reason and of a body that a list shows.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    reason: usize,
+    body: usize,
+}
+
+impl Widths {
+    const TERMINAL: Self = Self { reason: 60, body: 40 };
+    const WHOLE: Self = Self { reason: usize::MAX, body: usize::MAX };
+
+    /// A pipe has no edge: whoever reads it searches, or cuts by themselves.
+    fn of_stdout() -> Self {
+        if std::io::stdout().is_terminal() { Self::TERMINAL } else { Self::WHOLE }
+    }
+}
+
+fn list_table(letters: &[DeadLetter], widths: Widths) -> String {
     let row = |letter: &DeadLetter| {
         [
             letter.job.id.to_string(),
             format!("{:.0}", letter.died_at),
             letter.attempts.to_string(),
-            shortened(&letter.reason, 60),
-            shortened(&String::from_utf8_lossy(&letter.job.body), 40),
+            shortened(&letter.reason, widths.reason),
+            shortened(&String::from_utf8_lossy(&letter.job.body), widths.body),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
@@ -244,10 +262,18 @@ mod tests {
 
     #[test]
     fn dead_letters_are_listed_one_a_line() {
-        insta::assert_snapshot!(list_table(&[letter()]), @r#"
+        insta::assert_snapshot!(list_table(&[letter()], Widths::TERMINAL), @r#"
         id     died                  attempts  reason      body
         job-1  1970-01-02T00:00:00Z         2  not finite  {"input":"a text that is rather longer …
         "#);
+    }
+
+    #[test]
+    fn a_list_that_no_terminal_shows_is_whole() {
+        let reason = "lorem ipsum ".repeat(20);
+        let letter = DeadLetter { reason: reason.clone(), ..letter() };
+        let list = list_table(&[letter], Widths::WHOLE);
+        assert!(list.contains(&reason) && list.ends_with("longer than the column\"}"), "{list}");
     }
 
     #[test]
