@@ -114,71 +114,81 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Redrive { queue, which } => {
             let queue = queue.open().await?;
-            let unknown = which.unknown(&queue).await?;
-            let n = queue.redrive(which.ids()).await?;
-            told(output, &queue, "redriven", "put back", n, &unknown).await?;
+            let done = which.each(async |ids| queue.redrive(ids).await).await?;
+            told(output, &queue, ["redriven", "put back"], done).await?;
         }
         Command::Purge { queue, which, yes } => {
             if !yes {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
             let queue = queue.open().await?;
-            let unknown = which.unknown(&queue).await?;
-            let n = queue.purge(which.ids()).await?;
-            told(output, &queue, "purged", "deleted", n, &unknown).await?;
+            let done = which.each(async |ids| queue.purge(ids).await).await?;
+            told(output, &queue, ["purged", "deleted"], done).await?;
         }
     }
     Ok(Exit::Done)
 }
 
-/// So many ids are asked for one by one; on RabbitMQ each look goes through all letters.
+/// So many ids are taken one by one, which tells them apart; on RabbitMQ each one costs a walk
+/// through all letters.
 const A_FEW: usize = 4;
 
-impl Which {
-    fn ids(&self) -> Option<&[JobId]> {
-        if self.all { None } else { Some(&self.ids) }
-    }
+/// What became of the letters that were meant.
+#[derive(Debug, PartialEq)]
+struct Done {
+    n: u64,
+    /// What is to be said of the others, if there are any.
+    unknown: Option<String>,
+}
 
-    /// Those that are no dead letters.
-    async fn unknown(&self, queue: &Queue) -> Result<Vec<&str>> {
-        if self.ids.len() > A_FEW {
-            let max = usize::try_from(queue.depth().await?.dead).unwrap_or(usize::MAX);
-            let letters = queue.list(max).await?;
-            let known: BTreeSet<_> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
-            let ids = self.ids.iter().map(JobId::as_str);
-            return Ok(ids.filter(|id| !known.contains(id)).collect());
+impl Which {
+    /// Does it to each. What was no dead letter is known from how many there were: nobody looks at
+    /// the letters beforehand.
+    async fn each(&self, act: impl AsyncFn(Option<&[JobId]>) -> Answer) -> Result<Done> {
+        if self.all {
+            return Ok(Done { n: act(None).await?, unknown: None });
         }
-        let mut unknown = Vec::new();
-        for id in &self.ids {
-            if queue.show(id).await?.is_none() {
-                unknown.push(id.as_str());
+        let mut seen = BTreeSet::new();
+        let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+        if ids.len() > A_FEW {
+            let n = act(Some(&ids)).await?;
+            return Ok(Done { n, unknown: no_letters_of(&ids, n) });
+        }
+        let (mut n, mut unknown) = (0, Vec::new());
+        for id in &ids {
+            match act(Some(std::slice::from_ref(id))).await? {
+                0 => unknown.push(id.clone()),
+                more => n += more,
             }
         }
-        Ok(unknown)
+        Ok(Done { n, unknown: no_letters_of(&unknown, 0) })
     }
 }
 
-async fn told(
-    output: Output,
-    queue: &Queue,
-    key: &str,
-    verb: &str,
-    n: u64,
-    unknown: &[&str],
-) -> Result<()> {
+type Answer = ebb_queue::Result<u64>;
+
+async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
     let left = queue.depth().await?.dead;
     if output.json {
-        output.json(&serde_json::json!({ key: n, "dead": left }))?;
+        output.json(&serde_json::json!({ key: done.n, "dead": left }))?;
     } else {
-        output.line(format!("{} {verb}, {} dead letters left", grouped(n), grouped(left)))?;
+        let (n, left) = (grouped(done.n), grouped(left));
+        output.line(format!("{n} {verb}, {left} dead letters left"))?;
     }
-    if unknown.is_empty() { Ok(()) } else { Err(missing(no_letters(unknown))) }
+    done.unknown.map_or(Ok(()), |words| Err(missing(words)))
 }
 
-fn no_letters(unknown: &[&str]) -> String {
-    match unknown {
-        [id] => format!("{id} is no dead letter"),
-        ids => format!("{} are no dead letters", ids.join(", ")),
+/// Of these ids so many were dead letters.
+fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
+    let others = (ids.len() as u64).saturating_sub(n);
+    match ids {
+        _ if others == 0 => None,
+        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters", ids.len())),
+        [id] => Some(format!("{id} is no dead letter")),
+        ids => {
+            let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
+            Some(format!("{} are no dead letters", names.join(", ")))
+        }
     }
 }
 
@@ -292,6 +302,33 @@ mod tests {
         body
           {"input":"a text that is rather longer than the column"}
         "#);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
+        use std::cell::Cell;
+
+        let letters = ["a", "b", "c", "d", "e"];
+        for (given, calls, n, unknown) in [
+            (&["a"][..], 1, 1, None),
+            (&["a", "a"], 1, 1, None),
+            (&["x"], 1, 0, Some("x is no dead letter")),
+            (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
+            (&["a", "b", "c", "d", "e"], 1, 5, None),
+            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters")),
+            (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
+        ] {
+            let ids = given.iter().map(|id| id.parse().unwrap()).collect();
+            let n_calls = Cell::new(0);
+            let act = async |ids: Option<&[JobId]>| {
+                n_calls.set(n_calls.get() + 1);
+                let ids = ids.expect("these ids").iter();
+                Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
+            };
+            let done = Which { ids, all: false }.each(act).await.unwrap();
+            assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
+            assert_eq!(n_calls.get(), calls, "{given:?}");
+        }
     }
 
     #[test]
