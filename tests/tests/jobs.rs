@@ -324,6 +324,27 @@ fn a_service_alone_in_a_binary_ends_with_the_code_of_ebb() {
 }
 
 #[test]
+fn who_only_looks_makes_no_queue() {
+    let workplace = Workplace::new();
+    for args in [
+        &["queue", "depth"][..],
+        &["queue", "workers"],
+        &["queue", "info"],
+        &["dlq", "list"],
+        &["dlq", "show", "job-1"],
+        &["dlq", "redrive", "--all"],
+        &["dlq", "purge", "--all", "--yes"],
+        &["result", "job-1"],
+    ] {
+        let ran = workplace.ebb(args);
+        assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("no queue jobs in"), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("`ebb queue init`"), "{args:?}: {ran}");
+        assert!(!workplace.path("queue.db").exists(), "{args:?}");
+    }
+}
+
+#[test]
 fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
     let workplace = Workplace::new();
     let jobs = [json!({"input": "good"}), json!({"id": "a b", "body": {}})];

@@ -90,7 +90,7 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max } => {
-            let queue = queue.open().await?;
+            let queue = queue.find().await?;
             let letters = queue.list(max).await?;
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
@@ -108,12 +108,12 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             }
         }
         Command::Show { queue, id } => {
-            let letter = queue.open().await?.show(&id).await?;
+            let letter = queue.find().await?.show(&id).await?;
             let letter = letter.ok_or_else(|| missing(format!("no dead letter {id}")))?;
             if output.json { output.json(&letter)? } else { output.line(letter_words(&letter))? }
         }
         Command::Redrive { queue, which } => {
-            let queue = queue.open().await?;
+            let queue = queue.find().await?;
             let done = which.each(async |ids| queue.redrive(ids).await).await?;
             told(output, &queue, ["redriven", "put back"], done).await?;
         }
@@ -121,7 +121,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             if !yes {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
-            let queue = queue.open().await?;
+            let queue = queue.find().await?;
             let done = which.each(async |ids| queue.purge(ids).await).await?;
             told(output, &queue, ["purged", "deleted"], done).await?;
         }

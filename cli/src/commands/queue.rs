@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use ebb_queue::{Depth, Info, Missing, QueueUrl, WorkerStatus};
+use ebb_queue::{Depth, Info, QueueUrl, WorkerStatus};
 
 use crate::exit::Exit;
 use crate::options::QueueArgs;
@@ -102,7 +102,7 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::Depth { queue } => {
-            let depth = queue.open().await?.depth().await?;
+            let depth = queue.find().await?.depth().await?;
             if output.json { output.json(&depth)? } else { output.line(depth_words(&depth))? }
         }
         Command::Init { queue } => {
@@ -117,7 +117,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Info { queue } => {
             let url = queue.url()?;
-            let info = queue.open_with(Missing::Refuse).await?.info().await?;
+            let info = queue.find().await?.info().await?;
             if output.json {
                 output.json(&Told { queue: url.to_string(), info: &info })?;
             } else {
@@ -125,7 +125,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             }
         }
         Command::Workers { queue } => {
-            let workers = queue.open().await?.workers().await?;
+            let workers = queue.find().await?.workers().await?;
             match workers.as_slice() {
                 workers if output.json => output.json(&workers)?,
                 [] => output.line("no worker has reported within the last seconds")?,

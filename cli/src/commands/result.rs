@@ -59,7 +59,7 @@ Examples:
 /// # Errors
 /// When there is no result, or the queue does not answer.
 pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
-    let queue = args.queue.open().await?;
+    let queue = args.queue.find().await?;
     if !args.follow {
         let result = queue.get(&args.id).await?;
         let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
