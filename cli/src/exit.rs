@@ -37,6 +37,12 @@ Exit codes:
  130  interrupted while waiting; the jobs stay";
 
 impl Exit {
+    /// What went wrong first.
+    #[must_use]
+    pub(crate) fn or(self, next: Self) -> Self {
+        if self == Self::Done { next } else { self }
+    }
+
     /// The end that an error means.
     #[must_use]
     pub(crate) fn of(error: &anyhow::Error) -> Self {

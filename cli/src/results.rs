@@ -1,11 +1,17 @@
 //! Results as the binary prints them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use ebb_queue::claim::REFERENCE;
 use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue, Timestamp};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+/// Results that are asked for at the same time, and how long the queue has to tell all of them.
+const AT_ONCE: usize = 64;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for the result of a job.
 ///
@@ -14,6 +20,20 @@ use serde_json::{Value, json};
 pub(crate) async fn result_of(queue: &Queue, id: &JobId) -> Result<JobResult> {
     let result = result_unless_forgotten(queue, id).await?;
     result.with_context(|| format!("the queue forgot {id} before it had a result"))
+}
+
+/// The results that are there now; none where the queue does not answer soon.
+pub(crate) async fn results_now(queue: &Queue, ids: &[JobId]) -> Vec<Option<JobResult>> {
+    let mut found = Vec::with_capacity(ids.len());
+    let asked = async {
+        let mut answers = stream::iter(ids).map(|id| queue.get(id)).buffered(AT_ONCE);
+        while let Some(Ok(result)) = answers.next().await {
+            found.push(result);
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok();
+    found.resize(ids.len(), None);
+    found
 }
 
 /// Waits for the result of a job, or until the queue knows that there will be none.
@@ -114,9 +134,39 @@ pub(crate) fn body_of(body: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::JSON;
+    use ebb_queue::{JSON, Job, QueueUrl};
 
     use super::*;
+
+    async fn queue(folder: &std::path::Path) -> Queue {
+        crate::options::open(&QueueUrl::sqlite(folder.join("queue.db"))).await.unwrap()
+    }
+
+    async fn publish(queue: &Queue, id: &str) -> JobId {
+        let mut job = Job::new("{}", Timestamp::now());
+        job.id = id.parse().unwrap();
+        queue.publish(vec![job]).await.unwrap().remove(0).id
+    }
+
+    async fn complete(queue: &Queue, id: &JobId) -> JobResult {
+        let outcome = Outcome::Completed { content_type: JSON.into(), body: "42".into() };
+        let (id, finished_at) = (id.clone(), Timestamp::UNIX_EPOCH);
+        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        queue.put(&result).await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn each_job_behind_an_open_one_is_told_as_it_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let mut jobs = Vec::new();
+        for id in ["open", "done", "open-too"] {
+            jobs.push(publish(&queue, id).await);
+        }
+        let done = complete(&queue, &jobs[1]).await;
+        assert_eq!(results_now(&queue, &jobs).await, [None, Some(done), None]);
+    }
 
     fn check(outcome: Outcome, expected: &str) {
         let id = "job-1".parse().unwrap();

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use e2e::{Process, Run, Workplace, run, wait_for};
 use nix::sys::signal::Signal;
@@ -264,6 +265,41 @@ fn who_interrupts_the_wait_is_left_with_the_ids_of_the_jobs() {
     assert_eq!(said.matches(r#""outcome":"waiting""#).count(), 2, "{said}");
     assert!(said.contains("interrupted"), "{said}");
     assert_eq!(workplace.depth()["ready"], 2, "the jobs stay");
+}
+
+#[test]
+fn who_interrupts_a_pipe_is_left_with_the_ids_of_the_jobs() {
+    let workplace = Workplace::new();
+    let mut command = workplace.command("ebb", &["enqueue", "-", "--wait"]);
+    let (mut feeding, mut pipe) = Process::start_fed(&mut command);
+    pipe.write_all(b"\"one\"\n\"two\"\n").unwrap();
+    workplace.comes_to("ready", 2);
+    feeding.signal(Signal::SIGINT);
+    assert_eq!(feeding.ends().code(), Some(130), "{}", feeding.output());
+    let said = feeding.output();
+    assert_eq!(said.matches(r#""outcome":"waiting""#).count(), 2, "{said}");
+    assert!(said.contains("2 jobs were enqueued before: interrupted"), "{said}");
+}
+
+#[test]
+fn each_job_of_a_wait_that_is_interrupted_is_told_as_it_stands() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let jobs = [
+        json!({"id": "later", "headers": {"ebb-delay": "1h"}, "body": {"input": "a"}}),
+        json!({"id": "done", "body": {"input": "b"}}),
+    ];
+    let lines = jobs.map(|job| format!("{job}\n")).concat();
+    let file = workplace.path("jobs.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    let mut waiting = workplace.start(&["enqueue", "--wait", "--file", file.to_str().unwrap()]);
+    workplace.comes_to("delayed", 1);
+    workplace.ebb(&["result", "done", "--follow", "--timeout", "60s"]).ok();
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.ends().code(), Some(130), "{}", waiting.output());
+    let said = waiting.output();
+    assert!(said.contains(r#"{"id":"later","outcome":"waiting""#), "{said}");
+    assert!(said.contains(r#"{"id":"done","outcome":"completed""#), "{said}");
 }
 
 #[test]
