@@ -66,6 +66,16 @@ async fn a_queue_that_is_missing_is_named_with_the_remedy_and_not_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wait_on_rabbitmq_ends_though_no_worker_meets_the_job_that_expired() {
+    let rabbitmq = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let apart = Workplace::new();
+    let workplace = Workplace::new().on(rabbitmq.url(), Some(apart.queue()));
+    let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);
+    assert_eq!(late.status.code(), Some(1), "{late}");
+    assert!(late.json()["error"].as_str().unwrap().starts_with("expired"), "{late}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nats_that_is_locked_or_has_no_jetstream_says_what_to_give_it() {
     let user = Some(("me".to_owned(), "right".to_owned()));
     let nats = Nats::start(NatsOptions { user, ..NatsOptions::default() }).await.unwrap();

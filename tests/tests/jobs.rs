@@ -303,6 +303,19 @@ fn each_job_of_a_wait_that_is_interrupted_is_told_as_it_stands() {
 }
 
 #[test]
+fn a_wait_for_a_job_that_expires_ends_where_nobody_works() {
+    let workplace = Workplace::new();
+    let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);
+    assert_eq!(late.status.code(), Some(1), "{late}");
+    let result = late.json();
+    assert_eq!((&result["outcome"], &result["error"]), (&json!("failed"), &json!("expired")));
+    let id = workplace.ebb(&["enqueue", "anyone?", "--ttl", "1ms"]).ok().stdout;
+    let followed = workplace.ebb(&["result", id.trim(), "--follow"]);
+    assert_eq!(followed.status.code(), Some(1), "{followed}");
+    assert_eq!(followed.json()["error"], "expired", "{followed}");
+}
+
+#[test]
 fn an_answer_in_a_store_of_payloads_is_not_taken_for_the_reference_to_it() {
     let workplace = Workplace::new();
     let store = format!("file://{}", workplace.path("store").display());

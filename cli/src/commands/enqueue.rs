@@ -90,8 +90,8 @@ A file is checked as a whole before anything is enqueued; standard input is enqu
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
-error. A failed job exits with 1. After --timeout, Ctrl-C or an outage each of the other jobs is
-printed as it stands, those that are open with the outcome waiting.
+error. A failed job exits with 1, and so does one that expired. After --timeout, Ctrl-C or an outage
+each of the other jobs is printed as it stands, those that are open with the outcome waiting.
 
 Examples:
   ebb enqueue "The tide turns." --wait

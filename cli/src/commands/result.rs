@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{ELSEWHERE, Line, body_of, lies_elsewhere};
+use crate::results::{ELSEWHERE, Expiry, Line, body_of, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -74,9 +74,16 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
 
 async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
     let mut frames = queue.follow(&args.id, 0).await?;
+    let mut dead = std::pin::pin!(death(queue, &args.id, Expiry::Unknown));
     let mut pieces = 0;
     let mut current = None;
-    while let Some(frame) = frames.next().await {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = frames.next() => frame,
+            result = &mut dead => Some(Ok(Frame::Final(result))),
+        };
+        let Some(frame) = frame else { break };
         match frame? {
             Frame::Chunk { attempt, seq, body } => {
                 pieces += 1;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use ebb_queue::{Job, JobId, Published, Queue};
+use ebb_queue::{Job, Published, Queue};
 use ebb_telemetry::{Span, Traces};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::interrupted;
 use crate::output::{Output, note};
+use crate::results::{Awaited, Expiry};
 use crate::spread::Spread;
 use crate::trace::publication;
 
@@ -43,7 +44,7 @@ pub(super) struct Enqueued {
     /// Of these, jobs that the queue had already.
     pub(super) n_known: usize,
     /// With --wait, what is waited for; else the ids are printed and forgotten.
-    pub(super) jobs: Vec<JobId>,
+    pub(super) jobs: Vec<Awaited>,
     pub(super) traces: Traces,
 }
 
@@ -55,20 +56,22 @@ pub(super) async fn publish(
     (wait, output): (bool, Output),
 ) -> Result<()> {
     let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
-    let sent: Vec<JobId> = jobs.iter().map(|job| job.id.clone()).collect();
+    let sent: Vec<Awaited> = jobs.iter().map(Awaited::of).collect();
     let Some(published) = confirmed(target.publish(jobs), stop).await else {
         // Who knows the ids can ask again, and may send the same jobs again.
-        sent.iter().for_each(|id| note(format!("sent and not confirmed: {id}")));
+        sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
     };
     let published = published?;
     // Until here, since they end when they are dropped.
     drop(spans);
     enqueued.n_jobs += published.len();
-    for job in published {
+    for (job, sent) in published.into_iter().zip(sent) {
         enqueued.n_known += usize::from(job.duplicate);
+        // What is known of it is another job's.
+        let expiry = if job.duplicate { Expiry::Unknown } else { sent.expiry };
         match (wait, output.json) {
-            (true, _) => enqueued.jobs.push(job.id),
+            (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
             (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
             (false, false) => output.line(job.id.as_str())?,
         }

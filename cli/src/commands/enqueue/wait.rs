@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use ebb_queue::{JobId, JobResult, Phase, Queue};
+use ebb_queue::{JobResult, Phase, Queue};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +11,7 @@ use super::LONG;
 use super::publish::Target;
 use crate::exit::{Exit, interrupted};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{Line, lies_elsewhere, result_of, results_now};
+use crate::results::{Awaited, Line, lies_elsewhere, result_of, results_now};
 
 /// How long a worker may stay away before we say so.
 const NOBODY: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const NOBODY: Duration = Duration::from_secs(5);
 /// Prints the results in the order of the jobs.
 pub(super) async fn wait(
     target: Target<'_>,
-    jobs: &[JobId],
+    jobs: &[Awaited],
     limit: Option<Duration>,
     stop: &CancellationToken,
     output: Output,
@@ -32,9 +32,9 @@ pub(super) async fn wait(
     let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
     let hint = hint.map(tokio::spawn);
     let mut exit = Exit::Done;
-    for (nth, id) in jobs.iter().enumerate() {
+    for (nth, job) in jobs.iter().enumerate() {
         let result = tokio::select! {
-            result = result_until(queue, id, end) => result,
+            result = result_until(queue, job, end) => result,
             () = stop.cancelled() => {
                 Err(interrupted("interrupted; the jobs stay, `ebb result ID` asks"))
             }
@@ -62,9 +62,9 @@ pub(super) async fn wait(
 
 /// Prints each job as it stands: its result if there is one, else that it is open, which is a
 /// timeout. The jobs are there all the same, and who knows their ids can ask again.
-pub(super) async fn tell_rest(queue: &Queue, jobs: &[JobId], output: Output) -> Result<Exit> {
+pub(super) async fn tell_rest(queue: &Queue, jobs: &[Awaited], output: Output) -> Result<Exit> {
     let mut exit = Exit::Done;
-    for (id, result) in jobs.iter().zip(results_now(queue, jobs).await) {
+    for (job, result) in jobs.iter().zip(results_now(queue, jobs).await) {
         match result {
             Some(result) => {
                 exit = exit.or(exit_of(&result));
@@ -72,7 +72,7 @@ pub(super) async fn tell_rest(queue: &Queue, jobs: &[JobId], output: Output) -> 
             }
             None => {
                 exit = Exit::Timeout;
-                output.json(&Line::waiting(id))?;
+                output.json(&Line::waiting(&job.id))?;
             }
         }
     }
@@ -89,12 +89,12 @@ fn exit_of(result: &JobResult) -> Exit {
 
 async fn result_until(
     queue: &Queue,
-    id: &JobId,
+    job: &Awaited,
     end: Option<Instant>,
 ) -> Result<Option<JobResult>> {
     match end {
-        Some(end) => timeout_at(end, result_of(queue, id)).await.ok().transpose(),
-        None => result_of(queue, id).await.map(Some),
+        Some(end) => timeout_at(end, result_of(queue, job)).await.ok().transpose(),
+        None => result_of(queue, job).await.map(Some),
     }
 }
 
