@@ -241,6 +241,9 @@ fn a_full_queue_says_so_and_takes_nothing() {
     assert_eq!(full.status.code(), Some(69), "{full}");
     assert!(full.stderr.contains("full"), "{full}");
     assert_eq!(workplace.depth()["ready"], 2, "all or none");
+    let never = enqueue(&["c", "d", "e", "f"]);
+    assert_eq!(never.status.code(), Some(2), "{never}");
+    assert!(never.stderr.contains("4 jobs are more than may wait"), "{never}");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::output::{Output, Progress, Unit, note};
 use crate::spread::Spread;
 use envelope::Envelope;
 use lines::{read_file, read_lines, until_bad};
-use publish::{Enqueued, Target, publish};
+use publish::{Enqueued, Target, publish, unless_too_many};
 use wait::{tell_rest, wait};
 
 /// Jobs stored in one commit.
@@ -157,8 +157,11 @@ async fn enqueue_lines(
     stop: &CancellationToken,
     output: Output,
 ) -> Result<()> {
+    // A batch that is larger than the queue would never fit, and these have no size of their own.
+    let limit = args.queue.url()?.behavior.max_ready.unwrap_or(u64::MAX);
+    let at_once = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, BATCH);
     let stdin = BufReader::new(tokio::io::stdin());
-    let mut lines = std::pin::pin!(read_lines(stdin, args.envelope.clone()));
+    let mut lines = std::pin::pin!(read_lines(stdin, args.envelope.clone(), at_once));
     loop {
         let batch = tokio::select! {
             biased;
@@ -190,8 +193,9 @@ async fn enqueue_all(
         }
     };
     target.check(&jobs)?;
-    let mut progress = (jobs.len() >= LONG)
-        .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
+    let (n_all, limit) = (jobs.len(), args.queue.url()?.behavior.max_ready);
+    let mut progress =
+        (n_all >= LONG).then(|| Progress::new("enqueue", Some(n_all as u64), Unit::Items));
     let mut jobs = jobs.into_iter().peekable();
     while jobs.peek().is_some() {
         if stop.is_cancelled() {
@@ -199,7 +203,11 @@ async fn enqueue_all(
         }
         let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
         let n_jobs = batch.len() as u64;
-        publish(target, batch, enqueued, stop, (args.wait, output)).await?;
+        let published = publish(target, batch, enqueued, stop, (args.wait, output)).await;
+        published.map_err(|error| match limit.filter(|_| target.spread.is_none()) {
+            Some(limit) => unless_too_many(error, n_all as u64, limit),
+            None => error,
+        })?;
         if let Some(progress) = &mut progress {
             progress.add(n_jobs);
         }
@@ -218,7 +226,7 @@ mod tests {
             (&b"\"a\"\n\n\"b\"\n{bad\n\"c\"\n"[..], "line 4 of standard input"),
             (&b"\"a\"\n\"b\"\n\xff\n\"c\"\n"[..], "cannot read line 3 of standard input"),
         ] {
-            let batches: Vec<_> = read_lines(text, Envelope::default()).collect().await;
+            let batches: Vec<_> = read_lines(text, Envelope::default(), BATCH).collect().await;
             let (jobs, bad) = until_bad(batches.into_iter().flatten().collect());
             let bodies: Vec<_> = jobs.into_iter().map(|job| job.body).collect();
             assert_eq!(bodies, [r#"{"input":"a"}"#, r#"{"input":"b"}"#]);

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use ebb_queue::{Job, Published, Queue};
+use ebb_queue::{ErrorKind, Job, Published, Queue};
 use ebb_telemetry::{Span, Traces};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::interrupted;
-use crate::output::{Output, note};
+use crate::exit::{interrupted, usage};
+use crate::output::{Output, grouped, note};
 use crate::results::{Awaited, Expiry};
 use crate::spread::Spread;
 use crate::trace::publication;
@@ -89,9 +89,37 @@ async fn confirmed<T>(asked: impl Future<Output = T>, stop: &CancellationToken) 
     tokio::time::timeout(MOMENT, asked).await.ok()
 }
 
+/// Jobs that are more than may wait never fit, and publishing them later does not help.
+pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> anyhow::Error {
+    let kind = error.downcast_ref().map(ebb_queue::Error::kind);
+    if kind != Some(ErrorKind::Full) || n_jobs <= limit {
+        return error;
+    }
+    let (n_jobs, limit) = (grouped(n_jobs), grouped(limit));
+    usage(format!(
+        "the queue is full: {n_jobs} jobs are more than may wait in it (max_ready is {limit}), so \
+         they do not fit later either; raise max_ready, or enqueue fewer at a time"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn jobs_that_never_fit_are_told_apart_from_a_queue_that_is_full_for_now() {
+        for (kind, n_jobs, exit, told) in [
+            (ErrorKind::Full, 1000, Exit::Usage, "1,000 jobs are more than may wait"),
+            (ErrorKind::Full, 500, Exit::Unavailable, "publish later"),
+            (ErrorKind::Denied, 1000, Exit::Usage, "publish later"),
+        ] {
+            let error = ebb_queue::Error::new(kind, "publish later");
+            let error = unless_too_many(error.into(), n_jobs, 500);
+            assert_eq!(Exit::of(&error), exit, "{n_jobs}: {error}");
+            assert!(error.to_string().contains(told), "{n_jobs}: {error}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_on_its_way_at_ctrl_c_has_a_moment_to_be_confirmed() {
