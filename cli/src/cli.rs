@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use ebb_model::pull::cached;
-use ebb_telemetry::{LogArgs, LogFormat, Stop};
+use ebb_telemetry::{LogArgs, LogFormat, Stop, in_words};
 
 use ebb_worker::WorkerArgs;
 use tokio::runtime::Runtime;
@@ -20,7 +21,7 @@ use crate::commands::{train, warm};
 use crate::demo;
 use crate::exit::{EXIT_CODES, Exit, of_service, usage};
 use crate::options::default_queue;
-use crate::output::{Output, in_words, note};
+use crate::output::{Output, note};
 
 /// AI inference from a queue, on a pool of workers that ebbs to zero
 #[derive(Debug, Parser)]
@@ -32,6 +33,7 @@ pub struct Cli {
     /// Print JSON instead of words; the worker and the scaler write their logs as JSON
     // Behind the command's own flags, however many commands there are.
     #[arg(long, global = true, env = "EBB_JSON", hide_env_values = true, display_order = 900)]
+    #[arg(value_parser = BoolishValueParser::new())]
     json: bool,
 
     #[command(flatten)]
@@ -83,6 +85,7 @@ struct WorkerCommand {
     /// Stop as on SIGTERM when standard input ends: with a pipe from whoever started this worker,
     /// it does not outlive them, however they end
     #[arg(long, env = "EBB_STOP_WITH_STDIN", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     stop_with_stdin: bool,
 }
 
@@ -272,6 +275,27 @@ mod tests {
         }
         lacking.sort();
         assert_eq!(lacking, ONCE);
+    }
+
+    #[test]
+    fn a_switch_is_set_from_the_environment_by_any_word_for_yes_or_no() {
+        let mut n_switches = 0;
+        let mut open = vec![Cli::command()];
+        while let Some(command) = open.pop() {
+            let is_switch = |flag: &&clap::Arg| !flag.get_action().takes_values();
+            for flag in command.get_arguments().filter(is_switch) {
+                let Some(variable) = flag.get_env() else { continue };
+                n_switches += 1;
+                let values = flag.get_value_parser().possible_values();
+                let values: Vec<_> = values.into_iter().flatten().collect();
+                for word in ["1", "0", "true", "false", "yes", "no"] {
+                    let is_known = values.iter().any(|value| value.matches(word, true));
+                    assert!(is_known, "{}={word}", variable.to_string_lossy());
+                }
+            }
+            open.extend(command.get_subcommands().cloned());
+        }
+        assert!(n_switches > 10, "the walk went nowhere");
     }
 
     #[cfg(feature = "cpu")]

@@ -1,12 +1,10 @@
 //! How a command ends, for whoever called it from a script.
 
-use std::io;
 use std::process::ExitCode;
 
 use ebb_model::pull::PullError;
 use ebb_queue::ErrorKind;
-
-use crate::output::in_words;
+use ebb_telemetry::in_words;
 
 /// How a command ended; its number is the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +37,12 @@ Exit codes:
  130  interrupted while waiting; the jobs stay";
 
 impl Exit {
+    /// What went wrong first.
+    #[must_use]
+    pub(crate) fn or(self, next: Self) -> Self {
+        if self == Self::Done { next } else { self }
+    }
+
     /// The end that an error means.
     #[must_use]
     pub(crate) fn of(error: &anyhow::Error) -> Self {
@@ -75,23 +79,11 @@ impl Exit {
 /// The error of a service: what is no trouble with a queue, a device or a port was found wrong with
 /// its flags before anything started.
 pub(crate) fn of_service(error: anyhow::Error) -> anyhow::Error {
-    let is_trouble = error.chain().any(|cause| {
-        cause.is::<ebb_queue::Error>()
-            || cause.is::<ebb_worker::Error>()
-            || cause.downcast_ref::<io::Error>().is_some_and(|error| !is_of_a_path(error.kind()))
-    });
-    if is_trouble { error } else { usage(in_words(&error)) }
-}
-
-/// Whether somebody named a file that cannot be read.
-fn is_of_a_path(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{
-        InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+    let known = |cause: &(dyn std::error::Error + 'static)| {
+        let of_worker = cause.is::<ebb_worker::Error>().then_some(Exit::Failed as u8);
+        ebb_queue::Error::exit_code(cause).or(of_worker)
     };
-    matches!(
-        kind,
-        NotFound | PermissionDenied | IsADirectory | NotADirectory | InvalidData | InvalidInput
-    )
+    if ebb_telemetry::trouble(&error, known).is_some() { error } else { usage(in_words(&error)) }
 }
 
 impl From<Exit> for ExitCode {
@@ -135,6 +127,8 @@ pub(crate) fn timeout(words: impl Into<String>) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use anyhow::Context;
 
     use super::*;
@@ -161,6 +155,9 @@ mod tests {
         ] {
             let error = Err::<(), _>(error).context("more words").unwrap_err();
             assert_eq!(Exit::of(&error), exit, "{error:?}");
+            // The services alone in a binary end with the same number.
+            let alone = error.chain().find_map(ebb_queue::Error::exit_code);
+            assert!(alone.is_none_or(|code| code == exit as u8), "{error:?}");
         }
     }
 

@@ -19,7 +19,7 @@ use crate::autoscaler::hpa::{HpaPolicy, Rules};
 use crate::autoscaler::keda::ExecutorPolicy;
 use crate::autoscaler::object::ObjectPolicy;
 use crate::meter::{Counters, Meter, Rates};
-use crate::output::{grouped, span};
+use crate::output::{grouped, seconds};
 use crate::pool;
 
 /// How long a metrics page may take.
@@ -257,9 +257,6 @@ impl Look {
 impl std::fmt::Display for Look {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Rates { jobs_per_s, batch, p50, p95 } = self.rates;
-        let seconds = |value: Option<f64>| {
-            value.map_or_else(|| "-".to_owned(), |value| span(Duration::from_secs_f64(value)))
-        };
         let (ready, in_flight) = (grouped(self.depth.ready), grouped(self.depth.in_flight));
         let batch = batch.map_or_else(|| "-".to_owned(), |batch| format!("{batch:.0}"));
         // What matters most comes first: a narrow terminal cuts the end off.

@@ -68,15 +68,15 @@ impl QueueArgs {
     /// # Errors
     /// When it is not an address, or nothing answers there.
     pub(crate) async fn open(&self) -> Result<Queue> {
-        self.open_with(Missing::Create).await
+        self.open_at(&self.url()?, Missing::Create).await
     }
 
-    /// The same, with a say about a queue that is missing.
+    /// The same for who only looks: what is missing stays so.
     ///
     /// # Errors
-    /// When it is not an address, nothing answers there, or it is missing and that is not allowed.
-    pub(crate) async fn open_with(&self, missing: Missing) -> Result<Queue> {
-        self.open_at(&self.url()?, missing).await
+    /// When it is not an address, nothing answers there, or the queue is missing.
+    pub(crate) async fn find(&self) -> Result<Queue> {
+        self.open_at(&self.url()?, Missing::Refuse).await
     }
 
     /// The same for another queue on the broker.
@@ -114,26 +114,23 @@ pub(crate) async fn open(url: &QueueUrl) -> Result<Queue> {
     ebb_queue::open(url, OpenOptions::default()).await.context("cannot open the queue")
 }
 
-/// The embedded queue in the user's data directory, which is made if it is missing.
+/// The embedded queue in the user's data directory.
 ///
 /// # Errors
-/// When there is no such directory, or it cannot be made.
+/// When there is no such directory.
 pub(crate) fn default_queue() -> Result<QueueUrl> {
     Ok(QueueUrl::sqlite(data_directory()?.join("queue.db")))
 }
 
-/// Where data of this user lies.
+/// Where data of this user lies, once somebody has made it.
 ///
 /// # Errors
-/// When there is no such directory, or it cannot be made.
+/// When there is no such directory.
 pub(crate) fn data_directory() -> Result<PathBuf> {
     let found = directories::ProjectDirs::from("", "", "ebb");
     let found =
         found.ok_or_else(|| usage("you have no home directory; name a queue with --queue"))?;
-    let path = found.data_dir().to_owned();
-    std::fs::create_dir_all(&path)
-        .with_context(|| format!("cannot make {}; name a queue with --queue", path.display()))?;
-    Ok(path)
+    Ok(found.data_dir().to_owned())
 }
 
 /// Reads a span of time such as `250ms`, `15s` or `5m`.
@@ -189,6 +186,19 @@ mod tests {
         }
         assert!(parse_interval("1ms").is_err());
         assert!(parse_target("0").is_err() && parse_target("NaN").is_err());
+    }
+
+    #[tokio::test]
+    async fn who_only_looks_makes_no_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}?queue=alerts", folder.path().join("queue.db").display());
+        let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &url]);
+        let Err(error) = args.find().await else { panic!("nobody has made it") };
+        let told = format!("{error:#}");
+        assert!(told.contains("no queue alerts") && told.contains("`ebb queue init`"), "{told}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        args.open().await.unwrap();
+        assert!(args.find().await.is_ok());
     }
 
     #[test]

@@ -44,18 +44,6 @@ impl Output {
     }
 }
 
-/// An error and what caused it, each said once: some causes repeat their own.
-pub(crate) fn in_words(error: &anyhow::Error) -> String {
-    let mut words = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !words.contains(&cause) {
-            words.push_str(if words.is_empty() { "" } else { ": " });
-            words.push_str(&cause);
-        }
-    }
-    words
-}
-
 /// A line on standard error. One that nobody can read is not worth an error.
 pub(crate) fn note(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr().lock(), "{}", text.as_ref()));
@@ -115,6 +103,13 @@ pub(crate) fn span(span: Duration) -> String {
         s if s < 120.0 => format!("{s:.0} s"),
         s => format!("{:.0} min {:.0} s", (s / 60.0).floor(), s % 60.0),
     }
+}
+
+/// The same of a number of seconds; `-` where there is none.
+#[must_use]
+pub(crate) fn seconds(seconds: impl Into<Option<f64>>) -> String {
+    let known = seconds.into().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    known.map_or_else(|| "-".to_owned(), span)
 }
 
 /// Bytes in the unit that suits them.
@@ -265,15 +260,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_was_told_is_not_told_again() {
-        let error = anyhow::anyhow!("refused").context("cannot reach it: refused");
-        assert_eq!(
-            in_words(&error.context("cannot open")),
-            "cannot open: cannot reach it: refused"
-        );
-    }
-
-    #[test]
     fn numbers_are_grouped_by_thousands() {
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
@@ -293,6 +279,11 @@ mod tests {
         ] {
             assert_eq!(span(Duration::from_secs_f64(millis / 1e3)), text);
         }
+    }
+
+    #[test]
+    fn seconds_that_are_no_span_are_a_dash() {
+        assert_eq!([seconds(0.25), seconds(None), seconds(f64::NAN)], ["250 ms", "-", "-"]);
     }
 
     #[test]

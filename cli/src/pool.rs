@@ -211,7 +211,8 @@ impl Pool {
         let lived = running.member.started.elapsed();
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let words = format!("a worker ended by itself ({how}): {}", last_words(&running.log));
-        info!(worker = running.member.id, ?lived, "worker ended by itself");
+        let lived_seconds = lived.as_secs_f64();
+        info!(worker = running.member.id, lived_seconds, "worker ended by itself");
         self.failed(&words, lived);
         Ok(())
     }

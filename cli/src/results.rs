@@ -1,19 +1,134 @@
 //! Results as the binary prints them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use ebb_queue::claim::REFERENCE;
-use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue, Timestamp};
-use futures::StreamExt;
+use ebb_queue::{DeadLetter, Frame, Job, JobId, JobResult, Outcome, Queue, STATUS_TTL, Timestamp};
+use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Waits for the result of a job.
+/// How long after its deadline a job is looked for among the dead letters.
+const SOON: Duration = Duration::from_millis(100);
+
+/// The pauses between further looks, from the first to the longest: a worker may hold the job, and
+/// on RabbitMQ each look goes through all dead letters.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Results that are asked for at the same time, and how long the queue has to tell all of them.
+const AT_ONCE: usize = 64;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A job whose result is waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct Awaited {
+    pub(crate) id: JobId,
+    pub(crate) expiry: Expiry,
+}
+
+/// What is known of the moment from which on a job is not run any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// There is none.
+    Never,
+    /// This one.
+    At(Timestamp),
+    /// There may be one.
+    Unknown,
+}
+
+impl Awaited {
+    pub(crate) fn of(job: &Job) -> Self {
+        let expiry = job.headers.deadline.map_or(Expiry::Never, Expiry::At);
+        Self { id: job.id.clone(), expiry }
+    }
+}
+
+/// Waits for the result of a job, or until it is a dead letter without one.
 ///
 /// # Errors
 /// When the queue does not answer, or has forgotten the job.
-pub(crate) async fn result_of(queue: &Queue, id: &JobId) -> Result<JobResult> {
-    let result = result_unless_forgotten(queue, id).await?;
+pub(crate) async fn result_of(queue: &Queue, job: &Awaited) -> Result<JobResult> {
+    let id = &job.id;
+    let result = tokio::select! {
+        biased;
+        result = result_unless_forgotten(queue, id) => result?,
+        result = death(queue, id, job.expiry) => Some(result),
+    };
     result.with_context(|| format!("the queue forgot {id} before it had a result"))
+}
+
+/// Returns once the job is a dead letter. An expired job gets its result from whoever receives
+/// next or looks at the dead letters, and where no worker runs that is nobody but us.
+pub(crate) async fn death(queue: &Queue, id: &JobId, expiry: Expiry) -> JobResult {
+    let mut pause = match expiry {
+        Expiry::Never => return std::future::pending().await,
+        Expiry::At(deadline) => {
+            let left = deadline.duration_since(Timestamp::now());
+            Duration::try_from(left).unwrap_or_default() + SOON
+        }
+        Expiry::Unknown => Duration::ZERO,
+    };
+    let (mut next, longest) = PAUSES;
+    loop {
+        tokio::time::sleep(pause).await;
+        // What cannot be looked at here is told by whoever follows the result.
+        if let Ok(Some(letter)) = queue.show(id).await {
+            let stored = queue.get(id).await.ok().flatten();
+            return stored.unwrap_or_else(|| failed(letter));
+        }
+        if let Expiry::At(deadline) = expiry
+            && Timestamp::now() - STATUS_TTL > deadline
+            && is_lost(queue, id).await
+        {
+            let outcome = Outcome::Failed { reason: LOST.to_owned() };
+            let id = id.clone();
+            return JobResult { id, attempt: 0, outcome, finished_at: deadline, queue: None };
+        }
+        (pause, next) = (next, (next * 2).min(longest));
+    }
+}
+
+/// What is said of a job that is no dead letter yet, and will be one.
+const LOST: &str = "expired: its deadline has passed, and no worker of the queue holds it";
+
+/// Whether nobody here can finish a job whose deadline has passed. RabbitMQ does not look into jobs,
+/// so there it is no dead letter before a worker meets it; and it may lie in the queue of a version.
+async fn is_lost(queue: &Queue, id: &JobId) -> bool {
+    // In this order: a result is stored before its job is let go.
+    let is_free = queue.depth().await.is_ok_and(|depth| depth.in_flight == 0);
+    is_free && matches!(queue.get(id).await, Ok(None))
+}
+
+fn failed(letter: DeadLetter) -> JobResult {
+    JobResult {
+        id: letter.job.id,
+        attempt: letter.attempts,
+        outcome: Outcome::Failed { reason: letter.reason },
+        finished_at: letter.died_at,
+        queue: None,
+    }
+}
+
+/// The results that are there now; none where the queue does not answer soon.
+pub(crate) async fn results_now(queue: &Queue, jobs: &[Awaited]) -> Vec<Option<JobResult>> {
+    let mut found = Vec::with_capacity(jobs.len());
+    let now = Timestamp::now();
+    let is_late = |job: &&Awaited| matches!(job.expiry, Expiry::At(deadline) if deadline <= now);
+    let asked = async {
+        if let Some(late) = jobs.iter().find(is_late) {
+            // One look gives all that are expired their results.
+            queue.show(&late.id).await.ok();
+        }
+        let mut answers = stream::iter(jobs).map(|job| queue.get(&job.id)).buffered(AT_ONCE);
+        while let Some(Ok(result)) = answers.next().await {
+            found.push(result);
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok();
+    found.resize(jobs.len(), None);
+    found
 }
 
 /// Waits for the result of a job, or until the queue knows that there will be none.
@@ -114,9 +229,74 @@ pub(crate) fn body_of(body: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::JSON;
+    use ebb_queue::{JSON, QueueUrl};
 
     use super::*;
+
+    async fn queue(folder: &std::path::Path) -> Queue {
+        crate::options::open(&QueueUrl::sqlite(folder.join("queue.db"))).await.unwrap()
+    }
+
+    async fn publish(queue: &Queue, id: &str, ttl: Option<&str>) -> Awaited {
+        let mut job = Job::new("{}", Timestamp::now());
+        job.id = id.parse().unwrap();
+        ttl.into_iter().for_each(|ttl| job.set("ebb-ttl", ttl).unwrap());
+        let awaited = Awaited::of(&job);
+        queue.publish(vec![job]).await.unwrap();
+        awaited
+    }
+
+    async fn complete(queue: &Queue, job: &Awaited) -> JobResult {
+        let outcome = Outcome::Completed { content_type: JSON.into(), body: "42".into() };
+        let (id, finished_at) = (job.id.clone(), Timestamp::UNIX_EPOCH);
+        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        queue.put(&result).await.unwrap();
+        result
+    }
+
+    fn expired() -> Outcome {
+        Outcome::Failed { reason: "expired".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_when_its_job_expires_and_nobody_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let job = publish(&queue, "late", Some("20ms")).await;
+        let of_another = Awaited { expiry: Expiry::Unknown, ..job.clone() };
+        for job in [job, of_another] {
+            let result = tokio::time::timeout(Duration::from_secs(30), result_of(&queue, &job));
+            let result = result.await.expect("it ends").unwrap();
+            assert_eq!((result.id, result.outcome), (job.id, expired()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_cannot_expire_is_not_looked_for_among_the_dead_letters() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let job = publish(&queue, "patient", None).await;
+        assert_eq!(job.expiry, Expiry::Never);
+        let dead = death(&queue, &job.id, job.expiry);
+        assert!(tokio::time::timeout(SOON * 2, dead).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn each_job_behind_an_open_one_is_told_as_it_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let jobs = [
+            publish(&queue, "open", None).await,
+            publish(&queue, "done", None).await,
+            publish(&queue, "late", Some("1ms")).await,
+            publish(&queue, "open-too", None).await,
+        ];
+        let done = complete(&queue, &jobs[1]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let found = results_now(&queue, &jobs).await;
+        assert_eq!([&found[0], &found[1], &found[3]], [&None, &Some(done), &None]);
+        assert_eq!(found[2].as_ref().unwrap().outcome, expired());
+    }
 
     fn check(outcome: Outcome, expected: &str) {
         let id = "job-1".parse().unwrap();

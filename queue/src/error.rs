@@ -33,6 +33,20 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// One word, for logs and answers.
+impl std::fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "invalid",
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+            Self::Full => "full",
+            Self::Incompatible => "incompatible",
+            Self::Internal => "internal",
+        })
+    }
+}
+
 impl Error {
     /// An error with the words to tell it.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
@@ -53,5 +67,17 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The exit code of a process that ends by this cause, where it is an error of a broker: 2 when
+    /// what was given is wrong, 69 when a later try may succeed, else 1.
+    #[must_use]
+    pub fn exit_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+        let error: &Self = cause.downcast_ref()?;
+        Some(match error.kind {
+            ErrorKind::Invalid | ErrorKind::Denied => 2,
+            ErrorKind::Unavailable | ErrorKind::Full => 69,
+            ErrorKind::Incompatible | ErrorKind::Internal => 1,
+        })
     }
 }

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Address, Backlog, Error, ErrorKind, Missing, QueueUrl, Result, Warning};
+use ebb_queue::{ErrorKind, Missing, QueueUrl, Result, Warning};
 use futures::future::{BoxFuture, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -161,7 +160,7 @@ async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
 
 async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
     let begun = Instant::now();
-    let info = in_time(async { open(site, &profile.url).await?.info().await }).await;
+    let info = in_time(async { site.connect(&profile.url).await?.info().await }).await;
     let (name, url) = (profile.name.to_string(), profile.url.to_string());
     let seconds = begun.elapsed().as_secs_f64();
     match info {
@@ -224,7 +223,7 @@ impl Trial {
         if !self.looks.contains_key(place) {
             let (_, url) = self.profiles.url(place).expect("what was resolved has a profile");
             let seen = in_time(async {
-                let backlog = open(&self.site, &url).await?;
+                let backlog = self.site.connect(&url).await?;
                 look(&*backlog, &mut Learner::new()).await
             });
             self.looks.insert(place.clone(), seen.await);
@@ -241,17 +240,6 @@ impl Trial {
             why: decision.why.to_string(),
             basis: decision.basis.to_string(),
         })
-    }
-}
-
-async fn open(site: &Site, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
-    match &url.address {
-        // The embedded queue would be made by whoever opens it.
-        Address::Sqlite { path, .. } if !path.exists() => {
-            let words = format!("{} does not exist; `ebb queue init` makes it", path.display());
-            Err(Error::new(ErrorKind::Incompatible, words))
-        }
-        _ => site.connect(url).await,
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::builder::{StringValueParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, StringValueParser, TypedValueParser};
 use ebb_queue::QueueUrl;
 use ebb_telemetry::TraceArgs;
 use tokio::runtime::Runtime;
@@ -43,6 +43,7 @@ pub struct ScalerArgs {
     /// Create nothing on the broker: a queue that is missing there is unknown to KEDA until
     /// somebody makes it, with `ebb queue init` or by a worker
     #[arg(long, env = "EBB_NO_CREATE")]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub no_create: bool,
 
     /// Where KEDA reaches the scaler: the gRPC address, encrypted with --tls-cert

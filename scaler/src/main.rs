@@ -1,5 +1,7 @@
 //! `ebb-scaler`: the scaler alone, as it runs in a pod.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use ebb_scaler::ScalerArgs;
 use ebb_telemetry::{LogArgs, Stop};
@@ -15,8 +17,11 @@ struct Cli {
     log: LogArgs,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    ebb_telemetry::exit_code(start(Cli::parse()), ebb_queue::Error::exit_code)
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
     cli.scaler.runtime()?.block_on(serve(cli.scaler))
 }

@@ -13,7 +13,6 @@ use tonic::Code;
 
 use crate::observe::Cause;
 use crate::push::Reason;
-use crate::watch::words;
 
 /// The figures; clones share them.
 #[derive(Debug, Clone)]
@@ -166,7 +165,7 @@ impl Metrics {
     }
 
     pub(crate) fn look_failed(&self, kind: ErrorKind) {
-        self.look_errors.with_label_values(&[words(kind)]).inc();
+        self.look_errors.with_label_values(&[&*kind.to_string()]).inc();
     }
 }
 

@@ -13,7 +13,7 @@ use ebb_queue::ErrorKind;
 use tokio::time::Instant;
 
 use crate::profiles::{Place, Profiles};
-use crate::watch::{View, words};
+use crate::watch::View;
 
 /// How a profile is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl std::fmt::Display for Standing {
                 write!(f, "up, {n_known} of {n_watched} queues known")
             }
             Self::Down(None) => f.write_str("down"),
-            Self::Down(Some(kind)) => write!(f, "down ({})", words(*kind)),
+            Self::Down(Some(kind)) => write!(f, "down ({kind})"),
         }
     }
 }

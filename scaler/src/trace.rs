@@ -15,7 +15,7 @@ use crate::decision::Snapshot;
 use crate::observe::Cause;
 use crate::profiles::Place;
 use crate::push::Reason;
-use crate::watch::{View, words};
+use crate::watch::View;
 
 /// One of KEDA's calls, until it is answered.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub(crate) fn looked(
             }
         }
         Err(error) => {
-            span.set(KeyValue::new("error.type", words(error.kind())));
+            span.set(KeyValue::new("error.type", error.kind().to_string()));
             span.fail();
         }
     }

@@ -83,8 +83,8 @@ pub(crate) enum Unknown {
     /// The first look is still under way.
     #[error("the broker has not been seen yet; ask again")]
     NotYet,
-    /// The first look failed.
-    #[error("the broker was never reached ({}); see the scaler's log", words(*.0))]
+    /// The first look failed. Its kind and nothing else: KEDA's log is not ours to fill.
+    #[error("the broker was never reached ({0}); see the scaler's log")]
     Never(ErrorKind),
     /// The last good look is too old.
     #[error("the broker was last seen {} s ago; see the scaler's log", .0.as_secs())]
@@ -282,18 +282,6 @@ async fn moved(profiles: &mut watch::Receiver<Arc<Profiles>>, profile: &Arc<Prof
     if profiles.wait_for(|now| !leads_as_before(now)).await.is_err() {
         // Nobody can change it any more.
         std::future::pending::<()>().await;
-    }
-}
-
-/// The kind of an error in words and nothing else: KEDA's log is not ours to fill.
-pub(crate) fn words(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Invalid => "invalid",
-        ErrorKind::Denied => "denied",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Full => "full",
-        ErrorKind::Incompatible => "incompatible",
-        _ => "internal",
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, Missing, QueueUrl, TypedUrl};
 
 use crate::reload;
@@ -76,6 +77,7 @@ pub struct SplitArgs {
     /// Create nothing on the broker: a queue that is missing there is an error, and
     /// `ebb queue init` makes it
     #[arg(long, env = "EBB_NO_CREATE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub no_create: bool,
 
     /// Longest that one try to connect to the broker takes; the split goes on trying

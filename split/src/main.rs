@@ -1,5 +1,7 @@
 //! `ebb-split`: the split alone, as it runs in a pod.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use ebb_split::SplitArgs;
 use ebb_telemetry::{LogArgs, Stop};
@@ -16,8 +18,11 @@ struct Cli {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    ebb_telemetry::exit_code(split(Cli::parse()).await, ebb_queue::Error::exit_code)
+}
+
+async fn split(cli: Cli) -> anyhow::Result<()> {
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));

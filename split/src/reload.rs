@@ -48,7 +48,7 @@ pub(crate) async fn follow(
 ) {
     let now = Arc::clone(&weights.borrow());
     let take = |_: &Arc<Weights>, changed: &Arc<Weights>| {
-        info!(weights = ?changed, "weights changed");
+        info!(weights = %changed, "weights changed");
         weights.send_replace(Arc::clone(changed));
         Ok(())
     };

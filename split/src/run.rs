@@ -50,7 +50,7 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let gate = health.gate("broker", GateKind::Ready);
     // Ends when this function does: the probes answer until the last job is settled.
     let _probes = ebb_telemetry::serve_at("--listen", args.listen, health, registry).await?;
-    info!(queue = %queue, ?weights, by = ?args.by, "split starts");
+    info!(queue = %queue, %weights, by = %args.by, "split starts");
     let worker = name();
     let connect_timeout = args.connect_timeout;
     let mut options =

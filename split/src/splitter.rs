@@ -150,7 +150,7 @@ impl Splitter {
             (self.weights, self.refused) = (weights, None);
         } else if self.refused.as_ref() != Some(&weights) {
             reloads.with_label_values(&["failed"]).inc();
-            error!(?weights, "a queue of new weights cannot be opened; those before them stay");
+            error!(%weights, "a queue of new weights cannot be opened; those before them stay");
             self.refused = Some(weights);
         }
     }
@@ -319,7 +319,7 @@ impl Splitter {
         } else if error.kind() != ErrorKind::Invalid {
             // Of this queue alone: its jobs wait, and nothing is wrong with them.
             self.parts.metrics.broker_errors.with_label_values(&["publish"]).inc();
-            warn!(queue = name, %error, kind = ?error.kind(), "not published; trying again");
+            warn!(queue = name, %error, kind = %error.kind(), "not published; trying again");
         }
     }
 

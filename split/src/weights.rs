@@ -6,6 +6,7 @@
 //! process that knows the weights chooses the same.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use ebb_queue::{Job, QueueUrl};
@@ -36,6 +37,17 @@ impl By {
             Self::Key => job.headers.key.as_deref(),
         };
         named.unwrap_or(job.id.as_str())
+    }
+}
+
+/// As `--by` takes it.
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Id => "id",
+            Self::Tenant => "tenant",
+            Self::Key => "key",
+        })
     }
 }
 
@@ -127,6 +139,16 @@ impl Weights {
     }
 }
 
+/// As `--to` takes them: `jobs-canary=5,jobs-stable=95`.
+impl fmt::Display for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nth, (queue, weight)) in self.0.iter().enumerate() {
+            write!(f, "{}{queue}={weight}", if nth == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
 /// A number between 0 and 1, neither included, that is the same everywhere and for ever.
 fn draw(key: &str, queue: &str) -> f64 {
     let mut hasher = Sha256::new();
@@ -141,6 +163,7 @@ fn draw(key: &str, queue: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
     use ebb_queue::Timestamp;
     use proptest::prelude::*;
 
@@ -150,6 +173,15 @@ mod tests {
         let share =
             |(queue, weight): &(&str, f64)| Share { queue: (*queue).to_owned(), weight: *weight };
         Weights::new(shares.iter().map(share)).unwrap()
+    }
+
+    #[test]
+    fn weights_read_as_they_are_given() {
+        let both = weights(&[("jobs-stable", 95.0), ("jobs-canary", 0.5)]);
+        assert_eq!(both.to_string(), "jobs-canary=0.5,jobs-stable=95");
+        for by in By::value_variants() {
+            assert_eq!(By::from_str(&by.to_string(), false), Ok(*by));
+        }
     }
 
     const NAMES: [&str; 5] = ["jobs-a", "jobs-b", "jobs-c", "jobs-d", "jobs-e"];

@@ -1,6 +1,7 @@
-//! What each process needs beside its work: logs, traces, health, metrics, signals, files that are
-//! read again; nothing of the domain.
+//! What each process needs beside its work: logs, traces, health, metrics, signals, exit codes, files
+//! that are read again; nothing of the domain.
 
+mod exit;
 mod health;
 mod host;
 mod http;
@@ -9,6 +10,7 @@ mod reload;
 mod signals;
 mod trace;
 
+pub use exit::{exit_code, in_words, trouble};
 pub use health::{Gate, GateKind, Health};
 pub use host::host;
 pub use http::{serve, serve_at, serve_with};

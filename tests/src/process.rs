@@ -1,7 +1,7 @@
 //! Processes that end with the test which started them.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -93,7 +93,18 @@ pub struct Process {
 impl Process {
     /// Starts the command and keeps what it says.
     pub fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_on(command, Stdio::null())
+    }
+
+    /// The same with a pipe to its standard input.
+    pub fn start_fed(command: &mut Command) -> (Self, ChildStdin) {
+        let mut process = Self::start_on(command, Stdio::piped());
+        let pipe = process.child.stdin.take().expect("it was piped");
+        (process, pipe)
+    }
+
+    fn start_on(command: &mut Command, stdin: Stdio) -> Self {
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let output = Arc::new(Mutex::new(String::new()));
         let stdout = child.stdout.take().expect("it was piped");

@@ -96,9 +96,15 @@ impl Workplace {
         });
     }
 
-    /// The depth of the queue, as JSON.
+    /// The depth of the queue, as JSON. Who looks makes no queue, so this does where nobody has.
     #[track_caller]
     pub fn depth(&self) -> Value {
-        self.ebb(&["queue", "depth", "--json"]).ok().json()
+        let look = || self.ebb(&["queue", "depth", "--json"]);
+        let depth = look();
+        if depth.status.code() == Some(2) && depth.stderr.contains("ebb queue init") {
+            self.ebb(&["queue", "init"]).ok();
+            return look().ok().json();
+        }
+        depth.ok().json()
     }
 }

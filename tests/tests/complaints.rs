@@ -13,6 +13,7 @@ use serde_json::Value;
 fn complaint(url: &str, args: &[&str], input: &str, code: i32) -> String {
     let workplace = Workplace::new();
     let results = workplace.queue();
+    workplace.ebb(&["queue", "init"]).ok();
     let more = ["--queue", url, "--results", &results, "--connect-timeout", "5s"];
     let ran = run(&mut workplace.command("ebb", &[args, &more].concat()), input).failed();
     assert_eq!(ran.status.code(), Some(code), "{ran}");
@@ -48,6 +49,30 @@ fn a_broker_that_is_down_is_named() {
         let told = depth(&format!("{scheme}://127.0.0.1:{}", closed_port()), 69);
         assert_eq!(told, format!("error: cannot open the queue: {words}: {refused}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_missing_is_named_with_the_remedy_and_not_made() {
+    let nats = Nats::start(NatsOptions::default()).await.unwrap();
+    let redis = Redis::start(RedisOptions::default()).await.unwrap();
+    let rabbitmq = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    for url in [nats.url(), redis.url(), rabbitmq.url()] {
+        // The second look would find what the first one had made.
+        for _ in 0..2 {
+            let told = depth(&format!("{url}?queue=alerts"), 2);
+            assert!(told.contains("alerts") && told.contains("ebb queue init"), "{told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_on_rabbitmq_ends_though_no_worker_meets_the_job_that_expired() {
+    let rabbitmq = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let apart = Workplace::new();
+    let workplace = Workplace::new().on(rabbitmq.url(), Some(apart.queue()));
+    let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);
+    assert_eq!(late.status.code(), Some(1), "{late}");
+    assert!(late.json()["error"].as_str().unwrap().starts_with("expired"), "{late}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

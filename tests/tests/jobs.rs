@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use e2e::{Process, Run, Workplace, run, wait_for};
 use nix::sys::signal::Signal;
@@ -114,6 +115,16 @@ fn a_dead_letter_can_be_read_put_back_and_answered() {
     let result = workplace.ebb(&["result", "late", "--follow", "--timeout", "60s", "--json"]).ok();
     assert_eq!(result.json()["body"]["output"], "still wanted", "{result}");
     assert_eq!(workplace.ebb(&["dlq", "list", "--json"]).ok().json(), json!([]));
+}
+
+#[test]
+fn a_list_of_dead_letters_that_goes_to_a_pipe_is_whole() {
+    let workplace = Workplace::new();
+    let text = "a text that is much longer than a column of a terminal may be";
+    workplace.ebb(&["enqueue", text, "--ttl", "1ms"]).ok();
+    workplace.comes_to("dead", 1);
+    let list = workplace.ebb(&["dlq", "list"]).ok();
+    assert!(list.stdout.contains(text), "{list}");
 }
 
 #[test]
@@ -230,6 +241,9 @@ fn a_full_queue_says_so_and_takes_nothing() {
     assert_eq!(full.status.code(), Some(69), "{full}");
     assert!(full.stderr.contains("full"), "{full}");
     assert_eq!(workplace.depth()["ready"], 2, "all or none");
+    let never = enqueue(&["c", "d", "e", "f"]);
+    assert_eq!(never.status.code(), Some(2), "{never}");
+    assert!(never.stderr.contains("4 jobs are more than may wait"), "{never}");
 }
 
 #[test]
@@ -254,6 +268,54 @@ fn who_interrupts_the_wait_is_left_with_the_ids_of_the_jobs() {
     assert_eq!(said.matches(r#""outcome":"waiting""#).count(), 2, "{said}");
     assert!(said.contains("interrupted"), "{said}");
     assert_eq!(workplace.depth()["ready"], 2, "the jobs stay");
+}
+
+#[test]
+fn who_interrupts_a_pipe_is_left_with_the_ids_of_the_jobs() {
+    let workplace = Workplace::new();
+    let mut command = workplace.command("ebb", &["enqueue", "-", "--wait"]);
+    let (mut feeding, mut pipe) = Process::start_fed(&mut command);
+    pipe.write_all(b"\"one\"\n\"two\"\n").unwrap();
+    workplace.comes_to("ready", 2);
+    feeding.signal(Signal::SIGINT);
+    assert_eq!(feeding.ends().code(), Some(130), "{}", feeding.output());
+    let said = feeding.output();
+    assert_eq!(said.matches(r#""outcome":"waiting""#).count(), 2, "{said}");
+    assert!(said.contains("2 jobs were enqueued before: interrupted"), "{said}");
+}
+
+#[test]
+fn each_job_of_a_wait_that_is_interrupted_is_told_as_it_stands() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let jobs = [
+        json!({"id": "later", "headers": {"ebb-delay": "1h"}, "body": {"input": "a"}}),
+        json!({"id": "done", "body": {"input": "b"}}),
+    ];
+    let lines = jobs.map(|job| format!("{job}\n")).concat();
+    let file = workplace.path("jobs.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    let mut waiting = workplace.start(&["enqueue", "--wait", "--file", file.to_str().unwrap()]);
+    workplace.comes_to("delayed", 1);
+    workplace.ebb(&["result", "done", "--follow", "--timeout", "60s"]).ok();
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.ends().code(), Some(130), "{}", waiting.output());
+    let said = waiting.output();
+    assert!(said.contains(r#"{"id":"later","outcome":"waiting""#), "{said}");
+    assert!(said.contains(r#"{"id":"done","outcome":"completed""#), "{said}");
+}
+
+#[test]
+fn a_wait_for_a_job_that_expires_ends_where_nobody_works() {
+    let workplace = Workplace::new();
+    let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);
+    assert_eq!(late.status.code(), Some(1), "{late}");
+    let result = late.json();
+    assert_eq!((&result["outcome"], &result["error"]), (&json!("failed"), &json!("expired")));
+    let id = workplace.ebb(&["enqueue", "anyone?", "--ttl", "1ms"]).ok().stdout;
+    let followed = workplace.ebb(&["result", id.trim(), "--follow"]);
+    assert_eq!(followed.status.code(), Some(1), "{followed}");
+    assert_eq!(followed.json()["error"], "expired", "{followed}");
 }
 
 #[test]
@@ -294,6 +356,43 @@ fn flags_that_contradict_each_other_end_with_the_code_of_wrong_flags() {
         let ran = workplace.ebb(args);
         assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
         assert!(ran.stderr.contains(told), "{args:?}: {ran}");
+    }
+}
+
+#[test]
+fn a_service_alone_in_a_binary_ends_with_the_code_of_ebb() {
+    let workplace = Workplace::new();
+    for (name, args, told) in [
+        ("ebb-worker", &["--model", "echo", "--serve", "a=echo"][..], "--model and --serve"),
+        ("ebb-worker", &["--model", "echo", "--queue", "mysql://host"], "--queue"),
+        ("ebb-scaler", &["--config", "missing.toml"], "missing.toml"),
+        ("ebb-scaler", &["--log-level", "debg"], "use error, warn, info"),
+        ("ebb-split", &["--to", "a=0"], "no queue has a weight above 0"),
+    ] {
+        let ran = run(&mut workplace.command(name, args), "");
+        assert_eq!(ran.status.code(), Some(2), "{name} {args:?}: {ran}");
+        assert!(ran.stderr.contains(told), "{name} {args:?}: {ran}");
+    }
+}
+
+#[test]
+fn who_only_looks_makes_no_queue() {
+    let workplace = Workplace::new();
+    for args in [
+        &["queue", "depth"][..],
+        &["queue", "workers"],
+        &["queue", "info"],
+        &["dlq", "list"],
+        &["dlq", "show", "job-1"],
+        &["dlq", "redrive", "--all"],
+        &["dlq", "purge", "--all", "--yes"],
+        &["result", "job-1"],
+    ] {
+        let ran = workplace.ebb(args);
+        assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("no queue jobs in"), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("`ebb queue init`"), "{args:?}: {ran}");
+        assert!(!workplace.path("queue.db").exists(), "{args:?}");
     }
 }
 

@@ -369,6 +369,15 @@ fn pure_parts_read_no_clock_spawn_nothing_await_nothing_and_log_nothing() {
 }
 
 #[test]
+fn a_log_line_holds_no_debug_text_of_rust() {
+    let all = shipped();
+    // `?field` and `field = ?value`; units stand in the names of fields, as in `stall_seconds`.
+    let pattern = r"\b(trace|debug|info|warn|error)!\([^;]*?[=(,]\s*\?[A-Za-z&(]";
+    let broken = broken_by(&all, pattern);
+    assert_none("a field of a log line is a number, or text as people write it", broken);
+}
+
+#[test]
 fn generated_types_stay_in_the_edge_files() {
     let all = shipped();
     let inner = all.iter().filter(|source| !EDGES.iter().any(|edge| is_at(&source.path, edge)));

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use clap::builder::BoolishValueParser;
 use ebb_queue::{
     Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
 };
@@ -34,6 +35,7 @@ pub struct WorkerArgs {
     /// Create nothing on a broker: a queue that is missing there is an error, and `ebb queue init`
     /// makes it
     #[arg(long, env = "EBB_NO_CREATE")]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub no_create: bool,
 
     /// Longest that one try to connect to a broker takes; the worker goes on trying
@@ -155,6 +157,7 @@ pub struct WorkerArgs {
 
     /// Exit when no job is ready and none is held, as a Kubernetes Job wants it
     #[arg(long, env = "EBB_EXIT_WHEN_EMPTY")]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub exit_when_empty: bool,
 
     /// Exit after receiving so many jobs [default: no limit]

@@ -237,8 +237,9 @@ impl Keeper<'_> {
 
     fn tell(&self, is_wedged: bool) {
         if is_wedged {
-            error!(stall = ?self.stall, "the device makes no progress: leases are left to end");
-            self.gate.close(format!("no batch has ended for {:?}", self.stall));
+            let stall_seconds = self.stall.as_secs_f64();
+            error!(stall_seconds, "the device makes no progress: leases are left to end");
+            self.gate.close(format!("no batch has ended for {stall_seconds} s"));
         } else {
             info!("the device makes progress again");
             self.gate.open();
@@ -311,7 +312,7 @@ mod tests {
         keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
         assert!(health.live().is_ok() && loan.may_live(Instant::now()));
         keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;
-        assert!(health.live().unwrap_err().contains("no batch has ended for 60s"));
+        assert!(health.live().unwrap_err().contains("no batch has ended for 60 s"));
         assert!(!loan.may_live(Instant::now()));
         let again = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
         assert_eq!(again[0].attempt, 2, "the job moved on");

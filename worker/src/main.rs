@@ -1,5 +1,8 @@
 //! The worker, alone in a binary.
 
+use std::error::Error;
+use std::process::ExitCode;
+
 use clap::Parser;
 use ebb_telemetry::{LogArgs, Stop};
 use ebb_worker::WorkerArgs;
@@ -17,8 +20,15 @@ struct Cli {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    let known = |cause: &(dyn Error + 'static)| {
+        let of_queue = ebb_queue::Error::exit_code(cause);
+        of_queue.or_else(|| cause.is::<ebb_worker::Error>().then_some(1))
+    };
+    ebb_telemetry::exit_code(work(Cli::parse()).await, known)
+}
+
+async fn work(cli: Cli) -> anyhow::Result<()> {
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
     let stop = CancellationToken::new();
     let mut signal = Stop::listen()?;

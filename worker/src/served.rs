@@ -198,7 +198,7 @@ impl Served {
         self.shared.brokers.close(self.at, format!("{call}: {error}"));
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
         warn!(
-            call, queue = %self.name, %error, kind = ?error.kind(),
+            call, queue = %self.name, %error, kind = %error.kind(),
             "the broker failed; trying again"
         );
     }
@@ -206,7 +206,7 @@ impl Served {
     /// A call failed that says nothing about what this worker is good for.
     pub(crate) fn complain(&self, call: &'static str, error: &ebb_queue::Error) {
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
-        warn!(call, queue = %self.name, %error, kind = ?error.kind(), "not taken");
+        warn!(call, queue = %self.name, %error, kind = %error.kind(), "not taken");
     }
 }
 

@@ -118,7 +118,7 @@ const HEARS: (u32, ErrorKind) = (0, ErrorKind::Unavailable);
 async fn an_answer_and_a_failure_are_sent_to_who_asked() {
     for (body, expected) in [
         (r#"{"input": "text 1"}"#, Ok(echo_answer(1))),
-        ("not JSON", Err("body: expected")),
+        ("not JSON", Err("body: not JSON, at line 1, column 2")),
         (r#"{"input": "", "poison": true}"#, Err("batch failed: an item is poison")),
     ] {
         let (queue, clock) = queue(LEASE);

@@ -335,7 +335,7 @@ async fn wait(reconnect: &mut Reconnect, stream: &str, end: Result<(), Status>) 
     let delay = match end {
         Ok(()) => reconnect.after_end(),
         Err(status) => {
-            debug!(stream, code = ?status.code(), reason = status.message(), "stream broke");
+            debug!(stream, code = %status.code(), reason = status.message(), "stream broke");
             reconnect.after_error()
         }
     };

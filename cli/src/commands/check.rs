@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use crate::exit::{Exit, usage};
 use crate::options::default_queue;
-use crate::output::{Output, note, span};
+use crate::output::{self, Output, note};
 
 /// What is tried.
 #[derive(Debug, Args)]
@@ -199,7 +198,7 @@ fn in_words(found: &Checkup) -> String {
 
 fn profile_words(profile: &ProfileCheck) -> String {
     let ProfileCheck { name, url, seconds, server, warnings, problem } = profile;
-    let took = span(Duration::from_secs_f64(*seconds));
+    let took = output::seconds(*seconds);
     let mut lines = vec![format!("profile {name}: {url}")];
     lines.extend(server.iter().map(|server| format!("  answers  {server}, in {took}")));
     lines.extend(warnings.iter().map(|one| format!("  warning  {}: {}", one.code, one.text)));

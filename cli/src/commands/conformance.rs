@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_scaler::conformance::{
     ConnectError, Finding, Hand, Papers, Plan, Report, Verdict, examine,
 };
@@ -68,6 +69,7 @@ pub(crate) struct ConformanceArgs {
 
     /// There is work in the queue, so the scaler must be active
     #[arg(long, env = "EBB_CONFORMANCE_EXPECT_ACTIVE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     expect_active: bool,
 
     /// Streams of activity that are open at once, each with one of metrics beside it

@@ -1,6 +1,7 @@
 //! `ebb dlq`: the jobs that failed for good. Read them, put them back, or delete them.
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -89,12 +90,12 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max } => {
-            let queue = queue.open().await?;
+            let queue = queue.find().await?;
             let letters = queue.list(max).await?;
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
-                letters => output.line(list_table(letters))?,
+                letters => output.line(list_table(letters, Widths::of_stdout()))?,
             }
             if letters.len() == max {
                 let (listed, all) = (max as u64, queue.depth().await?.dead);
@@ -107,88 +108,115 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             }
         }
         Command::Show { queue, id } => {
-            let letter = queue.open().await?.show(&id).await?;
+            let letter = queue.find().await?.show(&id).await?;
             let letter = letter.ok_or_else(|| missing(format!("no dead letter {id}")))?;
             if output.json { output.json(&letter)? } else { output.line(letter_words(&letter))? }
         }
         Command::Redrive { queue, which } => {
-            let queue = queue.open().await?;
-            let unknown = which.unknown(&queue).await?;
-            let n = queue.redrive(which.ids()).await?;
-            told(output, &queue, "redriven", "put back", n, &unknown).await?;
+            let queue = queue.find().await?;
+            let done = which.each(async |ids| queue.redrive(ids).await).await?;
+            told(output, &queue, ["redriven", "put back"], done).await?;
         }
         Command::Purge { queue, which, yes } => {
             if !yes {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
-            let queue = queue.open().await?;
-            let unknown = which.unknown(&queue).await?;
-            let n = queue.purge(which.ids()).await?;
-            told(output, &queue, "purged", "deleted", n, &unknown).await?;
+            let queue = queue.find().await?;
+            let done = which.each(async |ids| queue.purge(ids).await).await?;
+            told(output, &queue, ["purged", "deleted"], done).await?;
         }
     }
     Ok(Exit::Done)
 }
 
-/// So many ids are asked for one by one; on RabbitMQ each look goes through all letters.
+/// So many ids are taken one by one, which tells them apart; on RabbitMQ each one costs a walk
+/// through all letters.
 const A_FEW: usize = 4;
 
-impl Which {
-    fn ids(&self) -> Option<&[JobId]> {
-        if self.all { None } else { Some(&self.ids) }
-    }
+/// What became of the letters that were meant.
+#[derive(Debug, PartialEq)]
+struct Done {
+    n: u64,
+    /// What is to be said of the others, if there are any.
+    unknown: Option<String>,
+}
 
-    /// Those that are no dead letters.
-    async fn unknown(&self, queue: &Queue) -> Result<Vec<&str>> {
-        if self.ids.len() > A_FEW {
-            let max = usize::try_from(queue.depth().await?.dead).unwrap_or(usize::MAX);
-            let letters = queue.list(max).await?;
-            let known: BTreeSet<_> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
-            let ids = self.ids.iter().map(JobId::as_str);
-            return Ok(ids.filter(|id| !known.contains(id)).collect());
+impl Which {
+    /// Does it to each. What was no dead letter is known from how many there were: nobody looks at
+    /// the letters beforehand.
+    async fn each(&self, act: impl AsyncFn(Option<&[JobId]>) -> Answer) -> Result<Done> {
+        if self.all {
+            return Ok(Done { n: act(None).await?, unknown: None });
         }
-        let mut unknown = Vec::new();
-        for id in &self.ids {
-            if queue.show(id).await?.is_none() {
-                unknown.push(id.as_str());
+        let mut seen = BTreeSet::new();
+        let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+        if ids.len() > A_FEW {
+            let n = act(Some(&ids)).await?;
+            return Ok(Done { n, unknown: no_letters_of(&ids, n) });
+        }
+        let (mut n, mut unknown) = (0, Vec::new());
+        for id in &ids {
+            match act(Some(std::slice::from_ref(id))).await? {
+                0 => unknown.push(id.clone()),
+                more => n += more,
             }
         }
-        Ok(unknown)
+        Ok(Done { n, unknown: no_letters_of(&unknown, 0) })
     }
 }
 
-async fn told(
-    output: Output,
-    queue: &Queue,
-    key: &str,
-    verb: &str,
-    n: u64,
-    unknown: &[&str],
-) -> Result<()> {
+type Answer = ebb_queue::Result<u64>;
+
+async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
     let left = queue.depth().await?.dead;
     if output.json {
-        output.json(&serde_json::json!({ key: n, "dead": left }))?;
+        output.json(&serde_json::json!({ key: done.n, "dead": left }))?;
     } else {
-        output.line(format!("{} {verb}, {} dead letters left", grouped(n), grouped(left)))?;
+        let (n, left) = (grouped(done.n), grouped(left));
+        output.line(format!("{n} {verb}, {left} dead letters left"))?;
     }
-    if unknown.is_empty() { Ok(()) } else { Err(missing(no_letters(unknown))) }
+    done.unknown.map_or(Ok(()), |words| Err(missing(words)))
 }
 
-fn no_letters(unknown: &[&str]) -> String {
-    match unknown {
-        [id] => format!("{id} is no dead letter"),
-        ids => format!("{} are no dead letters", ids.join(", ")),
+/// Of these ids so many were dead letters.
+fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
+    let others = (ids.len() as u64).saturating_sub(n);
+    match ids {
+        _ if others == 0 => None,
+        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters", ids.len())),
+        [id] => Some(format!("{id} is no dead letter")),
+        ids => {
+            let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
+            Some(format!("{} are no dead letters", names.join(", ")))
+        }
     }
 }
 
-fn list_table(letters: &[DeadLetter]) -> String {
+/// The most characters of a reason and of a body that a list shows.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    reason: usize,
+    body: usize,
+}
+
+impl Widths {
+    const TERMINAL: Self = Self { reason: 60, body: 40 };
+    const WHOLE: Self = Self { reason: usize::MAX, body: usize::MAX };
+
+    /// A pipe has no edge: whoever reads it searches, or cuts by themselves.
+    fn of_stdout() -> Self {
+        if std::io::stdout().is_terminal() { Self::TERMINAL } else { Self::WHOLE }
+    }
+}
+
+fn list_table(letters: &[DeadLetter], widths: Widths) -> String {
     let row = |letter: &DeadLetter| {
         [
             letter.job.id.to_string(),
             format!("{:.0}", letter.died_at),
             letter.attempts.to_string(),
-            shortened(&letter.reason, 60),
-            shortened(&String::from_utf8_lossy(&letter.job.body), 40),
+            shortened(&letter.reason, widths.reason),
+            shortened(&String::from_utf8_lossy(&letter.job.body), widths.body),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
@@ -244,10 +272,18 @@ mod tests {
 
     #[test]
     fn dead_letters_are_listed_one_a_line() {
-        insta::assert_snapshot!(list_table(&[letter()]), @r#"
+        insta::assert_snapshot!(list_table(&[letter()], Widths::TERMINAL), @r#"
         id     died                  attempts  reason      body
         job-1  1970-01-02T00:00:00Z         2  not finite  {"input":"a text that is rather longer …
         "#);
+    }
+
+    #[test]
+    fn a_list_that_no_terminal_shows_is_whole() {
+        let reason = "lorem ipsum ".repeat(20);
+        let letter = DeadLetter { reason: reason.clone(), ..letter() };
+        let list = list_table(&[letter], Widths::WHOLE);
+        assert!(list.contains(&reason) && list.ends_with("longer than the column\"}"), "{list}");
     }
 
     #[test]
@@ -266,6 +302,33 @@ mod tests {
         body
           {"input":"a text that is rather longer than the column"}
         "#);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
+        use std::cell::Cell;
+
+        let letters = ["a", "b", "c", "d", "e"];
+        for (given, calls, n, unknown) in [
+            (&["a"][..], 1, 1, None),
+            (&["a", "a"], 1, 1, None),
+            (&["x"], 1, 0, Some("x is no dead letter")),
+            (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
+            (&["a", "b", "c", "d", "e"], 1, 5, None),
+            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters")),
+            (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
+        ] {
+            let ids = given.iter().map(|id| id.parse().unwrap()).collect();
+            let n_calls = Cell::new(0);
+            let act = async |ids: Option<&[JobId]>| {
+                n_calls.set(n_calls.get() + 1);
+                let ids = ids.expect("these ids").iter();
+                Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
+            };
+            let done = Which { ids, all: false }.each(act).await.unwrap();
+            assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
+            assert_eq!(n_calls.get(), calls, "{given:?}");
+        }
     }
 
     #[test]

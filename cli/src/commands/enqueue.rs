@@ -2,36 +2,36 @@
 
 mod envelope;
 mod lines;
+mod publish;
+mod wait;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use ebb_queue::{Job, JobId, JobResult, Phase, Queue};
+use clap::builder::BoolishValueParser;
+use ebb_queue::Job;
 use ebb_split::{By, Share};
-use ebb_telemetry::{Service, Span, Stop, TraceArgs, Traces};
+use ebb_telemetry::{Service, Stop, TraceArgs, Traces};
 use futures::StreamExt;
-use serde_json::json;
 use tokio::io::BufReader;
+use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, interrupted, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{Line, lies_elsewhere, result_of};
 use crate::spread::Spread;
-use crate::trace::publication;
 use envelope::Envelope;
 use lines::{read_file, read_lines, until_bad};
+use publish::{Enqueued, Target, publish, unless_too_many};
+use wait::{tell_rest, wait};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
 
 /// A batch or more is worth a progress bar.
 const LONG: usize = 4 * BATCH;
-
-/// How long a worker may stay away before we say so.
-const NOBODY: Duration = Duration::from_secs(5);
 
 /// What to enqueue, and how.
 #[derive(Debug, Args)]
@@ -63,6 +63,7 @@ pub(crate) struct EnqueueArgs {
 
     /// Wait, and print the results as JSON lines in the order of the jobs
     #[arg(long, env = "EBB_ENQUEUE_WAIT", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     wait: bool,
 
     /// With --wait: give up after this long (exit code 75)
@@ -89,8 +90,8 @@ A file is checked as a whole before anything is enqueued; standard input is enqu
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
-error. A failed job exits with 1. After --timeout, Ctrl-C or an outage the jobs that are open are
-printed as well, with the outcome waiting.
+error. A failed job exits with 1, and so does one that expired. After --timeout, Ctrl-C or an outage
+each of the other jobs is printed as it stands, those that are open with the outcome waiting.
 
 Examples:
   ebb enqueue "The tide turns." --wait
@@ -119,18 +120,20 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     let spread = Spread::new(&args.queue, &args.split, args.split_by).await?;
     let queue = args.queue.open().await?;
     let target = Target { queue: &queue, spread: spread.as_ref() };
+    let stop = CancellationToken::new();
+    tokio::spawn(Stop::listen()?.cancel(stop.clone()));
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
     let fed = if stdin {
-        enqueue_lines(target, args, &mut enqueued, output).await
+        enqueue_lines(target, args, &mut enqueued, &stop, output).await
     } else {
-        enqueue_all(target, args, &mut enqueued, output).await
+        enqueue_all(target, args, &mut enqueued, &stop, output).await
     };
     if let Err(error) = fed {
         if enqueued.n_jobs == 0 {
             return Err(error);
         }
         // Without --wait the ids are printed already.
-        enqueued.ids.iter().for_each(|id| note(format!("enqueued {id}")));
+        drop(tell_rest(&queue, &enqueued.jobs, output).await);
         return Err(error.context(format!("{} jobs were enqueued before", enqueued.n_jobs)));
     }
     if enqueued.n_known > 0 {
@@ -140,20 +143,10 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
              what was sent now is dropped"
         ));
     }
-    if args.wait { wait(target, &enqueued.ids, args.timeout, output).await } else { Ok(Exit::Done) }
-}
-
-/// Where jobs go, and where their results are asked for.
-#[derive(Clone, Copy)]
-struct Target<'a> {
-    queue: &'a Queue,
-    spread: Option<&'a Spread>,
-}
-
-impl Target<'_> {
-    fn check(self, jobs: &[Job]) -> Result<()> {
-        self.spread.map_or(Ok(()), |spread| spread.check(jobs))
+    if !args.wait {
+        return Ok(Exit::Done);
     }
+    wait(target, &enqueued.jobs, args.timeout, &stop, output).await
 }
 
 /// Standard input as it comes.
@@ -161,19 +154,28 @@ async fn enqueue_lines(
     target: Target<'_>,
     args: &EnqueueArgs,
     enqueued: &mut Enqueued,
+    stop: &CancellationToken,
     output: Output,
 ) -> Result<()> {
-    let lines = read_lines(BufReader::new(tokio::io::stdin()), args.envelope.clone());
-    let mut lines = std::pin::pin!(lines);
-    while let Some(batch) = lines.next().await {
+    // A batch that is larger than the queue would never fit, and these have no size of their own.
+    let limit = args.queue.url()?.behavior.max_ready.unwrap_or(u64::MAX);
+    let at_once = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, BATCH);
+    let stdin = BufReader::new(tokio::io::stdin());
+    let mut lines = std::pin::pin!(read_lines(stdin, args.envelope.clone(), at_once));
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(interrupted("interrupted; the rest was not read")),
+            batch = lines.next() => batch,
+        };
+        let Some(batch) = batch else { return Ok(()) };
         let (jobs, bad) = until_bad(batch);
         if !jobs.is_empty() {
             target.check(&jobs)?;
-            publish(target, jobs, enqueued, args, output).await?;
+            publish(target, jobs, enqueued, stop, (args.wait, output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
     }
-    Ok(())
 }
 
 /// A file or arguments, checked as a whole before.
@@ -181,6 +183,7 @@ async fn enqueue_all(
     target: Target<'_>,
     args: &EnqueueArgs,
     enqueued: &mut Enqueued,
+    stop: &CancellationToken,
     output: Output,
 ) -> Result<()> {
     let jobs: Vec<Job> = match &args.file {
@@ -190,122 +193,27 @@ async fn enqueue_all(
         }
     };
     target.check(&jobs)?;
-    let mut progress = (jobs.len() >= LONG)
-        .then(|| Progress::new("enqueue", Some(jobs.len() as u64), Unit::Items));
+    let (n_all, limit) = (jobs.len(), args.queue.url()?.behavior.max_ready);
+    let mut progress =
+        (n_all >= LONG).then(|| Progress::new("enqueue", Some(n_all as u64), Unit::Items));
     let mut jobs = jobs.into_iter().peekable();
     while jobs.peek().is_some() {
+        if stop.is_cancelled() {
+            return Err(interrupted("interrupted; the rest was not enqueued"));
+        }
         let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
         let n_jobs = batch.len() as u64;
-        publish(target, batch, enqueued, args, output).await?;
+        let published = publish(target, batch, enqueued, stop, (args.wait, output)).await;
+        published.map_err(|error| match limit.filter(|_| target.spread.is_none()) {
+            Some(limit) => unless_too_many(error, n_all as u64, limit),
+            None => error,
+        })?;
         if let Some(progress) = &mut progress {
             progress.add(n_jobs);
         }
     }
     progress.into_iter().for_each(Progress::end);
     Ok(())
-}
-
-/// What was enqueued so far.
-#[derive(Debug, Default)]
-struct Enqueued {
-    n_jobs: usize,
-    /// Of these, jobs that the queue had already.
-    n_known: usize,
-    /// With --wait, whose results are waited for; else they are printed and forgotten.
-    ids: Vec<JobId>,
-    traces: Traces,
-}
-
-async fn publish(
-    target: Target<'_>,
-    mut jobs: Vec<Job>,
-    enqueued: &mut Enqueued,
-    args: &EnqueueArgs,
-    output: Output,
-) -> Result<()> {
-    let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
-    let published = match target.spread {
-        Some(spread) => spread.publish(jobs).await?,
-        None => target.queue.publish(jobs).await?,
-    };
-    // Until here, since they end when they are dropped.
-    drop(spans);
-    enqueued.n_jobs += published.len();
-    for job in published {
-        enqueued.n_known += usize::from(job.duplicate);
-        match (args.wait, output.json) {
-            (true, _) => enqueued.ids.push(job.id),
-            (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
-            (false, false) => output.line(job.id.as_str())?,
-        }
-    }
-    Ok(())
-}
-
-/// Prints the results in the order of the jobs.
-async fn wait(
-    target: Target<'_>,
-    ids: &[JobId],
-    limit: Option<Duration>,
-    output: Output,
-) -> Result<Exit> {
-    let end = limit.map(|limit| tokio::time::Instant::now() + limit);
-    let mut progress =
-        (ids.len() >= LONG).then(|| Progress::new("results", Some(ids.len() as u64), Unit::Items));
-    let queue = target.queue;
-    // With a split nobody works here.
-    let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
-    let hint = hint.map(tokio::spawn);
-    let mut stop = Stop::listen()?;
-    let mut exit = Exit::Done;
-    for (nth, id) in ids.iter().enumerate() {
-        let result = tokio::select! {
-            result = result_until(queue, id, end) => result,
-            () = stop.wait() => Err(interrupted("interrupted; the jobs stay, `ebb result ID` asks")),
-        };
-        if result.is_err() {
-            // The jobs are there all the same: who knows their ids can ask again.
-            // Whatever becomes of these lines, the end is that of the wait.
-            drop(ids[nth..].iter().try_for_each(|id| output.json(&Line::waiting(id))));
-        }
-        let Some(result) = result? else {
-            output.json(&Line::waiting(id))?;
-            exit = Exit::Timeout;
-            continue;
-        };
-        exit = match exit {
-            Exit::Done if lies_elsewhere(&result) => Exit::Usage,
-            Exit::Done if !result.outcome.is_completed() => Exit::Failed,
-            exit => exit,
-        };
-        output.json(&Line::of(&result))?;
-        if let Some(progress) = &mut progress {
-            progress.add(1);
-        }
-    }
-    hint.inspect(tokio::task::JoinHandle::abort);
-    progress.into_iter().for_each(Progress::end);
-    Ok(exit)
-}
-
-/// What is there already is found, however late it is.
-async fn result_until(
-    queue: &Queue,
-    id: &JobId,
-    end: Option<tokio::time::Instant>,
-) -> Result<Option<JobResult>> {
-    match end {
-        Some(end) => tokio::time::timeout_at(end, result_of(queue, id)).await.ok().transpose(),
-        None => result_of(queue, id).await.map(Some),
-    }
-}
-
-async fn say_when_nobody_works(queue: Queue) {
-    tokio::time::sleep(NOBODY).await;
-    let at_work = |status: &ebb_queue::WorkerStatus| status.phase != Phase::Draining;
-    if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
-        note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
-    }
 }
 
 #[cfg(test)]
@@ -318,7 +226,7 @@ mod tests {
             (&b"\"a\"\n\n\"b\"\n{bad\n\"c\"\n"[..], "line 4 of standard input"),
             (&b"\"a\"\n\"b\"\n\xff\n\"c\"\n"[..], "cannot read line 3 of standard input"),
         ] {
-            let batches: Vec<_> = read_lines(text, Envelope::default()).collect().await;
+            let batches: Vec<_> = read_lines(text, Envelope::default(), BATCH).collect().await;
             let (jobs, bad) = until_bad(batches.into_iter().flatten().collect());
             let bodies: Vec<_> = jobs.into_iter().map(|job| job.body).collect();
             assert_eq!(bodies, [r#"{"input":"a"}"#, r#"{"input":"b"}"#]);

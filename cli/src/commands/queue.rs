@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use ebb_queue::{Depth, Info, Missing, QueueUrl, WorkerStatus};
+use ebb_queue::{Depth, Info, QueueUrl, WorkerStatus};
 
 use crate::exit::Exit;
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, note, span, table};
+use crate::output::{Output, grouped, note, seconds, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -102,7 +102,7 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::Depth { queue } => {
-            let depth = queue.open().await?.depth().await?;
+            let depth = queue.find().await?.depth().await?;
             if output.json { output.json(&depth)? } else { output.line(depth_words(&depth))? }
         }
         Command::Init { queue } => {
@@ -117,7 +117,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Info { queue } => {
             let url = queue.url()?;
-            let info = queue.open_with(Missing::Refuse).await?.info().await?;
+            let info = queue.find().await?.info().await?;
             if output.json {
                 output.json(&Told { queue: url.to_string(), info: &info })?;
             } else {
@@ -125,7 +125,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             }
         }
         Command::Workers { queue } => {
-            let workers = queue.open().await?.workers().await?;
+            let workers = queue.find().await?.workers().await?;
             match workers.as_slice() {
                 workers if output.json => output.json(&workers)?,
                 [] => output.line("no worker has reported within the last seconds")?,
@@ -188,7 +188,7 @@ fn depth_words(depth: &Depth) -> String {
 
 fn workers_table(workers: &[WorkerStatus]) -> String {
     let row = |worker: &WorkerStatus| {
-        let started: f64 = worker.cold_start.iter().map(|(_, seconds)| seconds).sum();
+        let started: f64 = worker.cold_start.iter().map(|(_, took)| took).sum();
         [
             worker.id.clone(),
             format!("{:?}", worker.phase).to_lowercase(),
@@ -196,12 +196,12 @@ fn workers_table(workers: &[WorkerStatus]) -> String {
             grouped(worker.slots),
             grouped(worker.completed),
             grouped(worker.failed),
-            format!("{started:.1}"),
+            seconds(started),
             worker.model.clone(),
         ]
     };
     let headings =
-        ["worker", "phase", "in flight", "slots", "completed", "failed", "cold start s", "model"];
+        ["worker", "phase", "in flight", "slots", "completed", "failed", "cold start", "model"];
     table(headings, &workers.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -271,8 +271,8 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
         };
         insta::assert_snapshot!(workers_table(&[worker]), @r"
-        worker   phase  in flight  slots  completed  failed  cold start s  model
-        local-1  busy          64    128      1,200       1           0.3  echo
+        worker   phase  in flight  slots  completed  failed  cold start  model
+        local-1  busy          64    128      1,200       1  300 ms      echo
         ");
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
@@ -11,7 +12,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{ELSEWHERE, Line, body_of, lies_elsewhere};
+use crate::results::{ELSEWHERE, Expiry, Line, body_of, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -22,10 +23,12 @@ pub(crate) struct ResultArgs {
 
     /// Wait for the result, and print pieces of it as they come
     #[arg(long, env = "EBB_RESULT_FOLLOW", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     follow: bool,
 
     /// Print the body of the result alone, as it is
     #[arg(long, env = "EBB_RESULT_BODY", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     body: bool,
 
     /// With --follow: give up after this long (exit code 75)
@@ -56,7 +59,7 @@ Examples:
 /// # Errors
 /// When there is no result, or the queue does not answer.
 pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
-    let queue = args.queue.open().await?;
+    let queue = args.queue.find().await?;
     if !args.follow {
         let result = queue.get(&args.id).await?;
         let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
@@ -71,9 +74,16 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
 
 async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
     let mut frames = queue.follow(&args.id, 0).await?;
+    let mut dead = std::pin::pin!(death(queue, &args.id, Expiry::Unknown));
     let mut pieces = 0;
     let mut current = None;
-    while let Some(frame) = frames.next().await {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = frames.next() => frame,
+            result = &mut dead => Some(Ok(Frame::Final(result))),
+        };
+        let Some(frame) = frame else { break };
         match frame? {
             Frame::Chunk { attempt, seq, body } => {
                 pieces += 1;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, of_service, usage};
 use crate::options::{QueueArgs, default_queue};
-use crate::output::{Output, grouped, span, table};
+use crate::output::{Output, grouped, seconds, table};
 
 /// The split, or a question about its versions.
 #[derive(Debug, Args)]
@@ -159,8 +159,6 @@ impl Row {
         let counts = [self.ready, self.in_flight, self.dead, self.workers, self.completed];
         let [ready, in_flight, dead, workers, completed] = counts.map(grouped);
         let ratio = self.failed_ratio.map(|ratio| format!("{:.1} %", ratio * 100.0));
-        let seconds = self.seconds_per_job;
-        let seconds = seconds.and_then(|s| std::time::Duration::try_from_secs_f64(s).ok());
         [
             self.queue.clone(),
             ready,
@@ -170,7 +168,7 @@ impl Row {
             completed,
             grouped(self.failed),
             or_dash(ratio),
-            or_dash(seconds.map(span)),
+            seconds(self.seconds_per_job),
             or_dash(Some(self.models.join(", ")).filter(|models| !models.is_empty())),
         ]
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_queue::QueueUrl;
 use ebb_telemetry::Stop;
 
@@ -74,6 +75,7 @@ pub(crate) struct UpArgs {
 
     /// Show the workers' logs on standard error instead of writing them to files
     #[arg(long, short, env = "EBB_VERBOSE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     verbose: bool,
 
     /// How long a worker may take to finish what it holds before it is killed

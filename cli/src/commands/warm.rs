@@ -6,7 +6,7 @@ use ebb_model::pull::cached;
 use ebb_worker::{WarmArgs, Warmed, WarmedShape};
 
 use crate::exit::Exit;
-use crate::output::{Output, note, table};
+use crate::output::{Output, note, seconds, table};
 
 /// What a worker does besides work.
 #[derive(Debug, Subcommand)]
@@ -37,8 +37,8 @@ pub(crate) async fn run(mut args: WarmArgs, output: Output) -> Result<Exit> {
 
 fn line(shape: &WarmedShape) -> String {
     let WarmedShape { rows, tokens, first_s, again_s } = shape;
-    let (first, again) = (first_s * 1000.0, again_s * 1000.0);
-    format!("{rows} x {tokens} tokens: {first:.1} ms, then {again:.1} ms")
+    let (first, again) = (seconds(*first_s), seconds(*again_s));
+    format!("{rows} x {tokens} tokens: {first}, then {again}")
 }
 
 fn words(warmed: &Warmed) -> String {
@@ -46,19 +46,17 @@ fn words(warmed: &Warmed) -> String {
     let rows: Vec<[String; 4]> = shapes
         .iter()
         .map(|shape| {
-            let ms = |seconds: f64| format!("{:.1}", seconds * 1000.0);
             let size = [shape.rows.to_string(), shape.tokens.to_string()];
             let [texts, tokens] = size;
-            [texts, tokens, ms(shape.first_s), ms(shape.again_s)]
+            [texts, tokens, seconds(shape.first_s), seconds(shape.again_s)]
         })
         .collect();
-    let table = table(["texts", "tokens", "first ms", "then ms"], &rows);
+    let table = table(["texts", "tokens", "first", "then"], &rows);
     let kept = match kernel_cache {
         Some(dir) => format!("kernels are kept in {}", dir.display()),
         None => "there is nothing to keep: this device compiles no kernels".to_owned(),
     };
     let n_shapes = shapes.len();
-    format!(
-        "{table}\n{device}: ready after {load_s:.1} s, {n_shapes} shapes, {total_s:.1} s in all; {kept}"
-    )
+    let (load, total) = (seconds(*load_s), seconds(*total_s));
+    format!("{table}\n{device}: ready after {load}, {n_shapes} shapes, {total} in all; {kept}")
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ebb_queue::JobResult;
 use ebb_queue::QueueUrl;
 use ebb_telemetry::Stop;
@@ -53,10 +54,12 @@ pub(crate) struct DemoArgs {
 
     /// Keep the queue and the workers' logs, and say where they are
     #[arg(long, env = "EBB_DEMO_KEEP", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     keep: bool,
 
     /// Show the workers' logs on standard error
     #[arg(long, short, env = "EBB_VERBOSE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
     verbose: bool,
 
     /// Give up after this long (exit code 75)

@@ -1,12 +1,11 @@
 //! What became of the jobs, and how it is told. No clock in here.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use ebb_queue::{JobId, JobResult};
 use serde::Serialize;
 
-use crate::output::{grouped, span};
+use crate::output::{grouped, seconds};
 
 /// What the demo saw; the last line of `ebb demo --json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,9 +60,7 @@ impl Verdict {
     /// For people.
     #[must_use]
     pub(crate) fn words(&self) -> String {
-        let time = |ms: Option<f64>| {
-            ms.map_or_else(|| "-".to_owned(), |ms| span(Duration::from_secs_f64(ms / 1e3)))
-        };
+        let time = |ms: Option<f64>| seconds(ms.map(|ms| ms / 1e3));
         let shares: Vec<String> = self.completed_by_worker.iter().map(|n| grouped(*n)).collect();
         let shares = if shares.len() > 1 {
             format!(" (jobs each: {})", shares.join(", "))

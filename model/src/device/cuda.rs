@@ -48,7 +48,8 @@ pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceE
         .map_err(|why| DeviceError::Missing { device: choice.clone(), missing: vec![why] })?;
     let dtype = card.dtype(dtype, &choice)?;
     let Card { name, capability, memory, processors, .. } = &card;
-    info!(device = %choice, name, ?capability, memory, processors, %dtype, "the GPU is there");
+    let capability = format!("{}.{}", capability.0, capability.1);
+    info!(device = %choice, name, %capability, memory, processors, %dtype, "the GPU is there");
     Ok(Opened {
         device: Device::cuda(usize::from(ordinal)),
         dtype,

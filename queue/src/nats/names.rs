@@ -43,7 +43,8 @@ impl Lane {
 /// The names of one queue.
 #[derive(Debug, Clone)]
 pub(super) struct Names {
-    queue: String,
+    /// As it stands in all of these.
+    pub(super) queue: String,
     /// The jobs that wait or run.
     pub(super) jobs: String,
     /// The dead letters.

@@ -82,8 +82,9 @@ impl Wanted<'_> {
             Missing::Create => Ok(()),
             Missing::Refuse => {
                 let words = format!(
-                    "the queue is missing on its NATS server ({what} {name}); make it by `ebb \
-                     queue init`"
+                    "there is no queue {} on its NATS server ({what} {name} is missing); make it \
+                     by `ebb queue init`",
+                    self.names.queue
                 );
                 Err(Error::new(ErrorKind::Invalid, words))
             }

@@ -41,8 +41,8 @@ use crate::follow;
 use crate::open::check_reply_to;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Receipt, Result, ResultStore,
-    Settled, Settlement, Stored, Synchronous, Warning, WorkerStatus,
+    Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt, Result,
+    ResultStore, Settled, Settlement, Stored, Synchronous, Warning, WorkerStatus,
 };
 use claim::{Claim, Claimed};
 use dead::{Step, Ttls, Which};
@@ -93,12 +93,22 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     })
 }
 
+fn make_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or(Ok(()), std::fs::create_dir_all).map_err(|error| {
+        let words = format!("cannot create the folder of {}", path.display());
+        Error::new(ErrorKind::Unavailable, words).caused_by(error)
+    })
+}
+
 impl SqliteQueue {
-    /// Opens or creates the file, its folder and the queue. Any number may do so at once.
+    /// Opens the file and the queue in it, or creates them with the folder, if that is allowed. Any
+    /// number may do so at once.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the file cannot be opened, [`ErrorKind::Incompatible`] when
-    /// it holds something else or was written by a newer version.
+    /// it holds something else or was written by a newer version, [`ErrorKind::Invalid`] when the
+    /// queue is missing and must not be made.
     pub async fn open(
         path: &Path,
         queue: &str,
@@ -123,14 +133,16 @@ impl SqliteQueue {
         behavior: Behavior,
         options: OpenOptions,
     ) -> Outcome<Self> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|error| {
-                let words = format!("cannot create folder {}", folder.display());
-                Error::new(ErrorKind::Unavailable, words).caused_by(error)
-            })?;
-        }
-        let mut db = schema::open(path, synchronous)?;
-        let file = Arc::new(File { path: path.to_owned(), queue: schema::queue(&mut db, queue)? });
+        let (db, number) = match options.missing {
+            Missing::Create => {
+                make_folder(path)?;
+                let mut db = schema::open(path, synchronous)?;
+                let number = schema::queue(&mut db, queue)?;
+                (db, number)
+            }
+            Missing::Refuse => schema::find(path, queue, synchronous)?,
+        };
+        let file = Arc::new(File { path: path.to_owned(), queue: number });
         let reading = schema::connect(path)?;
         let counters = Counters::load(&reading, file.queue)?;
         let signals = Arc::new(Signals::new(counters.arrivals));

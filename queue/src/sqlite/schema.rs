@@ -153,12 +153,37 @@ pub(super) fn connect(path: &Path) -> Result<Connection, Failure> {
     Ok(db)
 }
 
-/// The number of the queue with this name.
-pub(super) fn queue(db: &mut Connection, name: &str) -> Result<i64, Failure> {
-    let known = |db: &Connection| {
-        db.query_row("SELECT id FROM queues WHERE name = ?1", [name], |row| row.get(0)).optional()
+/// Opens the file for the writer with the number of a queue in it, and creates neither.
+pub(super) fn find(
+    path: &Path,
+    name: &str,
+    synchronous: Synchronous,
+) -> Result<(Connection, i64), Failure> {
+    let missing = || {
+        let file = path.display();
+        let words = format!("there is no queue {name} in {file}; make it by `ebb queue init`");
+        Error::new(ErrorKind::Invalid, words)
     };
-    if let Some(id) = known(db)? {
+    // SQLite would make the file, and `open` the tables in one that is empty.
+    let is_missing = match std::fs::metadata(path) {
+        Ok(file) => file.len() == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_missing {
+        return Err(missing().into());
+    }
+    let db = open(path, synchronous)?;
+    let number = known(&db, name)?.ok_or_else(missing)?;
+    Ok((db, number))
+}
+
+fn known(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    db.query_row("SELECT id FROM queues WHERE name = ?1", [name], |row| row.get(0)).optional()
+}
+
+/// The number of the queue with this name, which is made if it is missing.
+pub(super) fn queue(db: &mut Connection, name: &str) -> Result<i64, Failure> {
+    if let Some(id) = known(db, name)? {
         return Ok(id);
     }
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -233,6 +258,28 @@ mod tests {
             let log = db.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
             assert_eq!(log.unwrap(), "wal");
         }
+    }
+
+    #[test]
+    fn who_may_create_nothing_leaves_no_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("below/queue.db");
+        let missing = |path: &Path, name: &str| {
+            let found = find(path, name, Synchronous::Full);
+            let Err(Failure::Refused(error)) = found else { panic!("{name} was never made") };
+            assert!(error.to_string().contains(&format!("no queue {name} in ")), "{error}");
+        };
+        missing(&path, "jobs");
+        assert!(!path.parent().unwrap().exists());
+        let path = folder.path().join("queue.db");
+        std::fs::write(&path, "").unwrap();
+        missing(&path, "jobs");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        let mut db = open(&path, Synchronous::Full).unwrap();
+        let made = queue(&mut db, "jobs").unwrap();
+        missing(&path, "alerts");
+        assert_eq!(known(&db, "alerts").unwrap(), None);
+        assert_eq!(find(&path, "jobs", Synchronous::Full).unwrap().1, made);
     }
 
     #[test]

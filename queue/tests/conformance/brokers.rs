@@ -170,10 +170,6 @@ impl Fixture for Served {
     }
 
     async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>> {
-        // A file is not a server: whoever may write to it may make a queue.
-        if self.kind == "sqlite" && missing == Missing::Refuse {
-            return None;
-        }
         let url = self.url.lock().unwrap().with_queue(name).unwrap();
         let url = QueueUrl { behavior: self.behavior(), ..url };
         Some(self.open(&url, "one", missing).await)

@@ -133,6 +133,6 @@ impl Splitter {
         self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
         self.parts.metrics.broker_up.set(0);
         self.parts.gate.close(format!("{call}: {error}"));
-        warn!(call, %error, kind = ?error.kind(), "the broker failed; trying again");
+        warn!(call, %error, kind = %error.kind(), "the broker failed; trying again");
     }
 }

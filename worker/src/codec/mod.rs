@@ -24,6 +24,7 @@ use ebb_queue::Job;
 #[cfg(feature = "cpu")]
 use ebb_queue::PROTOBUF;
 use serde::Serialize;
+use serde_json::error::Category;
 
 use crate::batcher::Size;
 use crate::device::Cargo;
@@ -131,7 +132,27 @@ pub struct Answer {
 
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
 fn json<T: serde::de::DeserializeOwned>(job: &Job) -> Result<T, BadJob> {
-    serde_json::from_slice(&job.body).map_err(|error| BadJob(format!("body: {error}")))
+    serde_json::from_slice(&job.body).map_err(|error| {
+        BadJob(match error.classify() {
+            Category::Syntax | Category::Eof => not_json(&error),
+            _ => format!("body: {error}"),
+        })
+    })
+}
+
+/// For whoever sent a text, or wrote JSON with a slip in it.
+fn not_json(error: &serde_json::Error) -> String {
+    let reason = error.to_string();
+    let reason = match reason.rsplit_once(" at line ").map_or(&*reason, |(reason, _)| reason) {
+        // What a parser says of a text.
+        "expected ident" | "expected value" => String::new(),
+        slip => format!(" ({slip})"),
+    };
+    let (line, column) = (error.line(), error.column());
+    format!(
+        "body: not JSON, at line {line}, column {column}{reason}; a text is sent as {{\"input\": \
+         \"a text\"}}"
+    )
 }
 
 /// Whether a job speaks protobuf, and so wants to be answered.

@@ -114,8 +114,8 @@ impl<S: Seat + ?Sized> Owner<S> {
                 return self.lose(why);
             }
         }
+        info!(%phases, "ready");
         let phases = phases.into_vec();
-        info!(?phases, "ready");
         let layouts = self.seats.iter().map(|seat| seat.layout().unwrap_or_default()).collect();
         self.shared.state.set(State::Ready(Ready { phases, layouts }));
     }
@@ -187,4 +187,14 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// For logs: `weights 0.21 s, warm-up 1.20 s`.
+impl std::fmt::Display for Phases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (nth, (phase, seconds)) in self.0.iter().enumerate() {
+            write!(f, "{}{phase} {seconds:.2} s", if nth == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
 }

@@ -106,8 +106,7 @@ impl Envelope {
 
     /// A job from a JSON line.
     pub(super) fn job_of_line(&self, line: &str) -> Result<Job> {
-        let value: Value = serde_json::from_str(line)
-            .map_err(|error| usage(format!("not a JSON line: {error}")))?;
+        let value: Value = serde_json::from_str(line).map_err(|error| not_json(line, &error))?;
         match value {
             Value::String(text) => self.job(input(&text)),
             Value::Object(mut fields) if fields.contains_key("body") => {
@@ -139,6 +138,19 @@ impl Envelope {
             _ => Err(usage("a JSON line is a string or an object")),
         }
     }
+}
+
+/// For whoever sent lines of text, or wrote JSON with a slip in it.
+fn not_json(line: &str, error: &serde_json::Error) -> anyhow::Error {
+    let reason = error.to_string();
+    let reason = match reason.rsplit_once(" at line ") {
+        Some((slip, _)) if line.trim_start().starts_with(['{', '[', '"']) => format!(" ({slip})"),
+        _ => String::new(),
+    };
+    let column = error.column();
+    usage(format!(
+        "not a JSON line, at column {column}{reason}; write a text in quotes, as `jq -R .` does"
+    ))
 }
 
 /// Refuses one of our headers that is none; others may stand there, and mean nothing.
@@ -213,7 +225,8 @@ mod tests {
     #[test]
     fn a_wrong_line_is_told_with_its_remedy() {
         for (text, told) in [
-            ("not json", "not a JSON line"),
+            ("not json", "not a JSON line, at column 2; write a text in quotes"),
+            (r#"{"input": "a",}"#, "not a JSON line, at column 15 (trailing comma); write"),
             ("[1]", "a string or an object"),
             (r#"{"body": "", "prio": 1}"#, "only id, headers and body"),
             (r#"{"body": "", "headers": []}"#, "no object"),

@@ -7,7 +7,7 @@ use ebb_queue::Job;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
-use super::{BATCH, Envelope};
+use super::Envelope;
 use crate::exit::usage;
 
 pub(super) fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
@@ -20,10 +20,11 @@ pub(super) fn read_file(path: &Path, envelope: &Envelope) -> Result<Vec<Job>> {
     lines.map(job).collect()
 }
 
-/// Batches of what standard input has at the moment.
+/// Batches of what standard input has at the moment, at most so many jobs each.
 pub(super) fn read_lines(
     input: impl AsyncBufRead + Unpin,
     envelope: Envelope,
+    at_once: usize,
 ) -> impl Stream<Item = Vec<Result<Job>>> {
     let lines = input.lines();
     let jobs = stream::try_unfold((lines, 0), |(mut lines, at)| async move {
@@ -37,7 +38,7 @@ pub(super) fn read_lines(
         let (at, line) = line?;
         envelope.job_of_line(&line).with_context(|| format!("line {at} of standard input"))
     });
-    jobs.ready_chunks(BATCH)
+    jobs.ready_chunks(at_once)
 }
 
 /// The jobs up to the first line that is none, and what is wrong with that one.

@@ -103,13 +103,16 @@ pub(super) fn load(
     kept_in: Option<&Path>,
 ) -> Result<Arc<CudaModule>, String> {
     let place = kept_in.map(|dir| place(dir, source, options));
-    if let Some(code) = place.as_deref().and_then(|place| std::fs::read(place).ok()) {
+    if let Some(place) = &place
+        && let Ok(code) = std::fs::read(place)
+    {
+        let place = place.display();
         match context.load_module(Ptx::from_binary(code)) {
             Ok(module) => {
-                debug!(place = ?place, "kernels were compiled before");
+                debug!(%place, "kernels were compiled before");
                 return Ok(module);
             }
-            Err(error) => warn!(place = ?place, %error, "kept kernels do not load; compiled anew"),
+            Err(error) => warn!(%place, %error, "kept kernels do not load; compiled anew"),
         }
     }
     let code = compile(source, options)?;

@@ -1,0 +1,132 @@
+//! Batches of jobs on their way to the queue, and what is known of those that are there.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use ebb_queue::{ErrorKind, Job, Published, Queue};
+use ebb_telemetry::{Span, Traces};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::{interrupted, usage};
+use crate::output::{Output, grouped, note};
+use crate::results::{Awaited, Expiry};
+use crate::spread::Spread;
+use crate::trace::publication;
+
+/// How long a batch that is on its way at Ctrl-C may take to be confirmed.
+const MOMENT: Duration = Duration::from_secs(2);
+
+/// Where jobs go, and where their results are asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) queue: &'a Queue,
+    pub(super) spread: Option<&'a Spread>,
+}
+
+impl Target<'_> {
+    pub(super) fn check(self, jobs: &[Job]) -> Result<()> {
+        self.spread.map_or(Ok(()), |spread| spread.check(jobs))
+    }
+
+    async fn publish(self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+        match self.spread {
+            Some(spread) => spread.publish(jobs).await,
+            None => Ok(self.queue.publish(jobs).await?),
+        }
+    }
+}
+
+/// What was enqueued so far.
+#[derive(Debug, Default)]
+pub(super) struct Enqueued {
+    pub(super) n_jobs: usize,
+    /// Of these, jobs that the queue had already.
+    pub(super) n_known: usize,
+    /// With --wait, what is waited for; else the ids are printed and forgotten.
+    pub(super) jobs: Vec<Awaited>,
+    pub(super) traces: Traces,
+}
+
+pub(super) async fn publish(
+    target: Target<'_>,
+    mut jobs: Vec<Job>,
+    enqueued: &mut Enqueued,
+    stop: &CancellationToken,
+    (wait, output): (bool, Output),
+) -> Result<()> {
+    let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
+    let sent: Vec<Awaited> = jobs.iter().map(Awaited::of).collect();
+    let Some(published) = confirmed(target.publish(jobs), stop).await else {
+        // Who knows the ids can ask again, and may send the same jobs again.
+        sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
+        return Err(interrupted("interrupted while the queue did not answer"));
+    };
+    let published = published?;
+    // Until here, since they end when they are dropped.
+    drop(spans);
+    enqueued.n_jobs += published.len();
+    for (job, sent) in published.into_iter().zip(sent) {
+        enqueued.n_known += usize::from(job.duplicate);
+        // What is known of it is another job's.
+        let expiry = if job.duplicate { Expiry::Unknown } else { sent.expiry };
+        match (wait, output.json) {
+            (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
+            (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
+            (false, false) => output.line(job.id.as_str())?,
+        }
+    }
+    Ok(())
+}
+
+/// What the queue answers; nothing when it does not soon after Ctrl-C.
+async fn confirmed<T>(asked: impl Future<Output = T>, stop: &CancellationToken) -> Option<T> {
+    let mut asked = std::pin::pin!(asked);
+    tokio::select! {
+        answer = &mut asked => return Some(answer),
+        () = stop.cancelled() => {}
+    }
+    tokio::time::timeout(MOMENT, asked).await.ok()
+}
+
+/// Jobs that are more than may wait never fit, and publishing them later does not help.
+pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> anyhow::Error {
+    let kind = error.downcast_ref().map(ebb_queue::Error::kind);
+    if kind != Some(ErrorKind::Full) || n_jobs <= limit {
+        return error;
+    }
+    let (n_jobs, limit) = (grouped(n_jobs), grouped(limit));
+    usage(format!(
+        "the queue is full: {n_jobs} jobs are more than may wait in it (max_ready is {limit}), so \
+         they do not fit later either; raise max_ready, or enqueue fewer at a time"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn jobs_that_never_fit_are_told_apart_from_a_queue_that_is_full_for_now() {
+        for (kind, n_jobs, exit, told) in [
+            (ErrorKind::Full, 1000, Exit::Usage, "1,000 jobs are more than may wait"),
+            (ErrorKind::Full, 500, Exit::Unavailable, "publish later"),
+            (ErrorKind::Denied, 1000, Exit::Usage, "publish later"),
+        ] {
+            let error = ebb_queue::Error::new(kind, "publish later");
+            let error = unless_too_many(error.into(), n_jobs, 500);
+            assert_eq!(Exit::of(&error), exit, "{n_jobs}: {error}");
+            assert!(error.to_string().contains(told), "{n_jobs}: {error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_on_its_way_at_ctrl_c_has_a_moment_to_be_confirmed() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let slow = tokio::time::sleep(MOMENT / 2);
+        assert_eq!(confirmed(slow, &stop).await, Some(()));
+        assert_eq!(confirmed(std::future::pending::<()>(), &stop).await, None);
+    }
+}

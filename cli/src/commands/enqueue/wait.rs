@@ -1,0 +1,107 @@
+//! `--wait`: the results in the order of the jobs, until all are there or somebody has enough.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use ebb_queue::{JobResult, Phase, Queue};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::LONG;
+use super::publish::Target;
+use crate::exit::{Exit, interrupted};
+use crate::output::{Output, Progress, Unit, note};
+use crate::results::{Awaited, Line, lies_elsewhere, result_of, results_now};
+
+/// How long a worker may stay away before we say so.
+const NOBODY: Duration = Duration::from_secs(5);
+
+/// Prints the results in the order of the jobs.
+pub(super) async fn wait(
+    target: Target<'_>,
+    jobs: &[Awaited],
+    limit: Option<Duration>,
+    stop: &CancellationToken,
+    output: Output,
+) -> Result<Exit> {
+    let end = limit.map(|limit| Instant::now() + limit);
+    let mut progress = (jobs.len() >= LONG)
+        .then(|| Progress::new("results", Some(jobs.len() as u64), Unit::Items));
+    let queue = target.queue;
+    // With a split nobody works here.
+    let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
+    let hint = hint.map(tokio::spawn);
+    let mut exit = Exit::Done;
+    for (nth, job) in jobs.iter().enumerate() {
+        let result = tokio::select! {
+            result = result_until(queue, job, end) => result,
+            () = stop.cancelled() => {
+                Err(interrupted("interrupted; the jobs stay, `ebb result ID` asks"))
+            }
+        };
+        let Ok(Some(result)) = result else {
+            let rest = tell_rest(queue, &jobs[nth..], output).await;
+            // Whatever became of these lines, the end is that of the wait.
+            result?;
+            exit = match rest? {
+                Exit::Timeout => Exit::Timeout,
+                rest => exit.or(rest),
+            };
+            break;
+        };
+        exit = exit.or(exit_of(&result));
+        output.json(&Line::of(&result))?;
+        if let Some(progress) = &mut progress {
+            progress.add(1);
+        }
+    }
+    hint.inspect(tokio::task::JoinHandle::abort);
+    progress.into_iter().for_each(Progress::end);
+    Ok(exit)
+}
+
+/// Prints each job as it stands: its result if there is one, else that it is open, which is a
+/// timeout. The jobs are there all the same, and who knows their ids can ask again.
+pub(super) async fn tell_rest(queue: &Queue, jobs: &[Awaited], output: Output) -> Result<Exit> {
+    let mut exit = Exit::Done;
+    for (job, result) in jobs.iter().zip(results_now(queue, jobs).await) {
+        match result {
+            Some(result) => {
+                exit = exit.or(exit_of(&result));
+                output.json(&Line::of(&result))?;
+            }
+            None => {
+                exit = Exit::Timeout;
+                output.json(&Line::waiting(&job.id))?;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn exit_of(result: &JobResult) -> Exit {
+    match &result.outcome {
+        _ if lies_elsewhere(result) => Exit::Usage,
+        outcome if outcome.is_completed() => Exit::Done,
+        _ => Exit::Failed,
+    }
+}
+
+async fn result_until(
+    queue: &Queue,
+    job: &Awaited,
+    end: Option<Instant>,
+) -> Result<Option<JobResult>> {
+    match end {
+        Some(end) => timeout_at(end, result_of(queue, job)).await.ok().transpose(),
+        None => result_of(queue, job).await.map(Some),
+    }
+}
+
+async fn say_when_nobody_works(queue: Queue) {
+    tokio::time::sleep(NOBODY).await;
+    let at_work = |status: &ebb_queue::WorkerStatus| status.phase != Phase::Draining;
+    if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
+        note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
+    }
+}
