@@ -93,12 +93,19 @@ fn evidence() -> impl Strategy<Value = Evidence> {
     (0.0..1e12, 0.0..1e12).prop_map(|(jobs, seconds)| Evidence { jobs, seconds })
 }
 
+/// Jobs that came in spurts, now and then more than ever wait.
+fn recent() -> impl Strategy<Value = Recent> {
+    let spurt = prop_oneof![3 => Just(0.0), 4 => 0.0..20.0, 1 => 0.0..1e9];
+    proptest::collection::vec(spurt, 0..24).prop_map(|spurts| Recent::of(&spurts))
+}
+
 pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     let pace = (evidence(), evidence(), option::of(0.0..1e6), option::of(1.0..1e6));
-    let rest = (option::of(0.0..1e6), 0.0..1e9, 0.0..1e9, moments(), moments());
+    let rates = (0.0..1e9, 0.0..1e9, recent());
+    let rest = (option::of(0.0..1e6), rates, moments(), moments());
     (pace, rest).prop_map(|(pace, rest)| {
         let (throughput, service, fitted, slots) = pace;
-        let (cold_start, fast, slow, waiting_since, last_work) = rest;
+        let (cold_start, (fast, slow, recent), waiting_since, last_work) = rest;
         Learned {
             throughput,
             service,
@@ -106,7 +113,7 @@ pub(crate) fn learned() -> impl Strategy<Value = Learned> {
             slots,
             cold_start,
             arrivals: Arrivals { fast, slow },
-            recent: Recent::default(),
+            recent,
             waiting_since,
             last_work,
         }

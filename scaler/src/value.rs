@@ -235,7 +235,7 @@ mod tests {
     use super::Basis;
     use crate::decision::{Snapshot, decide};
     use crate::kit::{NOW, at, queue, trigger};
-    use crate::learn::Arrivals;
+    use crate::learn::{Arrivals, Recent};
     use crate::trigger::{Mode, Priors, Trigger};
 
     /// A job a second for each replica, 10 s to start.
@@ -326,6 +326,25 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn of_jobs_that_came_in_spurts_more_ask_for_no_less_and_a_burst_of_their_age_for_no_less(
+            spurts in proptest::collection::vec(0..400u32, 1..20),
+            (ready, more, oldest) in (1..4000u64, 1..400u64, 1..400u64),
+            (within, workers) in (30..600u64, 0..6usize),
+        ) {
+            let value = |ready, spurts: &[f64]| {
+                let mut snapshot = queue(ready, 0, &vec![(Phase::Busy, 1); workers]);
+                snapshot.depth.oldest_ready = Some(NOW - Duration::from_secs(oldest));
+                snapshot.learned.recent = Recent::of(spurts);
+                decide(&snapshot, &slo(within), NOW).value
+            };
+            let spurts: Vec<f64> = spurts.into_iter().map(f64::from).collect();
+            let (one, other) = (value(ready, &spurts), value(ready + more, &spurts));
+            prop_assert!(other >= one * (1.0 - 1e-12), "{} {}", one, other);
+            let burst = value(ready, &[]);
+            prop_assert!(one <= burst * (1.0 + 1e-12), "{} {}", one, burst);
+        }
 
         #[test]
         fn a_pool_of_this_size_drains_a_burst_from_nothing_within_the_objective(
