@@ -54,9 +54,9 @@ pub struct Decision {
 /// - `drain`: `(w + b) / x` seconds of one replica's work; target: the seconds it may take. This is
 ///   the backlog per instance of AWS's guidance for scaling on SQS, with the acceptable latency as
 ///   the target.
-/// - `slo`: replicas, the largest of what the backlog needs in the time that is left to its oldest
-///   job, `b / c`, and what the arrivals need at the wanted utilisation; target 1. See
-///   [`Basis::Slo`].
+/// - `slo`: replicas, the largest of what the jobs of each age and older need before the youngest
+///   of them is late, `b / c * exp(-15 / s)` with `s` seconds a job, and what the arrivals need at
+///   the wanted utilisation; target 1. See [`Basis::Slo`].
 /// - `cost`: the broker's sum of the hints, or `w + b` times the cost of a job if that is more;
 ///   what draining workers hold is taken off in proportion. Target: cost per replica.
 #[must_use]
