@@ -45,7 +45,8 @@ pub struct Decision {
 /// - What draining workers hold asks for no replacement.
 /// - The options of activation hold back only a pool at zero, and no job longer than
 ///   `activationWait` from the moment at which it was seen to be ready.
-/// - A delayed job counts as ready from the moment it is due; in mode `slo` a cold start earlier.
+/// - A delayed job counts as ready from the moment it is due; in mode `slo` the one that is due
+///   next counts a cold start earlier, and only that one, since brokers tell of no other.
 ///
 /// # Formulas
 /// With `w` jobs ready, `b` in flight on workers that stay, `x` jobs per second of a loaded
