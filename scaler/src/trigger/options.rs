@@ -135,7 +135,8 @@ pub const OPTIONS: [TriggerOption; 16] = [
         default: Some("5m"),
         modes: &[],
         meaning: "a pool at zero wakes when the oldest ready job has waited this long, whatever \
-                  its priority: the bound of what the other activation options hold back",
+                  its priority: the bound of what the other activation options hold back; in mode \
+                  `slo` they need less than `sloSeconds`, and without it half of that counts",
     },
     TriggerOption {
         key: ACTIVATION_PRIORITY,
