@@ -26,6 +26,7 @@ pub(crate) fn trigger(mode: Mode) -> Trigger {
             slots: 1.0,
             service: Duration::from_secs(1),
             cold_start: Duration::from_secs(10),
+            least_cold_start: Duration::ZERO,
         },
         activation: Activation {
             jobs: 0,
@@ -176,15 +177,17 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
         (millis(), 0.1..1.0).prop_map(|(within, utilization)| Mode::Slo { within, utilization }),
         (figure(), figure()).prop_map(|(per_replica, per_job)| Mode::Cost { per_replica, per_job }),
     ];
-    let priors = (figure(), millis(), millis());
+    let priors = (figure(), millis(), millis(), any::<bool>());
     let priorities =
         || prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
     let activation = (counts(), millis(), priorities(), any::<bool>());
-    (mode, priors, activation).prop_map(|(mode, (slots, service, cold_start), activation)| {
+    (mode, priors, activation).prop_map(|(mode, priors, activation)| {
+        let (slots, service, cold_start, is_given) = priors;
+        let least_cold_start = if is_given { cold_start } else { Duration::ZERO };
         let (jobs, wait, priority, lingers) = activation;
         let linger = if lingers { wait } else { Duration::ZERO };
         Trigger {
-            priors: Priors { slots, service, cold_start },
+            priors: Priors { slots, service, cold_start, least_cold_start },
             activation: Activation { jobs, wait, priority, linger },
             ..trigger(mode)
         }

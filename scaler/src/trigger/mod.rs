@@ -76,6 +76,9 @@ pub struct Priors {
     pub service: Duration,
     /// How long a replica takes from nothing to readiness.
     pub cold_start: Duration,
+    /// The least that a cold start counts, whatever workers report: they cannot know what passed
+    /// before their process. Zero where no cold start was given.
+    pub least_cold_start: Duration,
 }
 
 /// When a pool at zero wakes, and how long it stays up.
@@ -241,10 +244,13 @@ fn slo(given: &Given<'_>) -> Result<Mode, TriggerError> {
 }
 
 fn priors(given: &Given<'_>) -> Result<Priors, TriggerError> {
+    let cold_start = given.entry(options::COLD_START)?.span(Duration::ZERO)?;
+    let is_given = given.get(options::COLD_START).is_some();
     Ok(Priors {
         slots: given.entry(options::SLOTS)?.number()?,
         service: given.entry(options::SERVICE)?.span(SHORTEST)?,
-        cold_start: given.entry(options::COLD_START)?.span(Duration::ZERO)?,
+        cold_start,
+        least_cold_start: if is_given { cold_start } else { Duration::ZERO },
     })
 }
 
@@ -313,6 +319,7 @@ mod tests {
                 slots: 1.0,
                 service: Duration::from_secs(1),
                 cold_start: Duration::from_secs(30),
+                least_cold_start: Duration::ZERO,
             },
             activation: Activation {
                 jobs: 0,
@@ -382,6 +389,7 @@ mod tests {
                     slots,
                     service: Duration::from_millis(250),
                     cold_start: seconds(12),
+                    least_cold_start: seconds(12),
                 },
                 activation: Activation {
                     jobs: 7,

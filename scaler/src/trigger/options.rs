@@ -120,7 +120,9 @@ pub const OPTIONS: [TriggerOption; 16] = [
         value: SPAN,
         default: Some("30"),
         modes: &[],
-        meaning: "how long a replica takes from nothing to readiness, until a worker has reported",
+        meaning: "how long a replica takes from nothing to readiness, with the node and the image: \
+                  no less is planned with where this is given, since workers report only what \
+                  passes from their process on; without it, their reports count once there is one",
     },
     TriggerOption {
         key: ACTIVATION_JOBS,
