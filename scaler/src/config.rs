@@ -122,6 +122,14 @@ pub struct ScalerArgs {
     #[arg(default_value = "20000")]
     pub max_streams: usize,
 
+    /// Streams at once of one client on all its connections; further ones get RESOURCE_EXHAUSTED
+    ///
+    /// A client is its certificate where --tls-client-ca asks for one, and else its address: all
+    /// that come through one proxy are one.
+    #[arg(long, env = "EBB_SCALER_MAX_STREAMS_PER_CLIENT", hide_env_values = true)]
+    #[arg(value_name = "N", default_value = "20000")]
+    pub max_streams_per_client: usize,
+
     /// How long a connection lives; its streams then end as they always do, and new ones come on
     /// another connection
     ///
@@ -172,6 +180,7 @@ impl Default for ScalerArgs {
             keep: Duration::from_secs(600),
             max_connections: 1024,
             max_streams: 20_000,
+            max_streams_per_client: 20_000,
             connection_max_age: Duration::from_secs(1800),
             threads: 2,
             grace: Duration::from_secs(5),
@@ -205,6 +214,7 @@ impl ScalerArgs {
             ("--max-queues-per-namespace", self.max_queues_per_namespace),
             ("--max-connections", self.max_connections),
             ("--max-streams", self.max_streams),
+            ("--max-streams-per-client", self.max_streams_per_client),
         ];
         for (flag, count) in counts {
             if !(1..=MOST).contains(&count) {
@@ -298,7 +308,10 @@ mod tests {
         assert!(told(ScalerArgs::default()).contains("--queue is missing"));
         assert!(told(ScalerArgs { refresh: good.max_age, ..good.clone() }).contains("--max-age"));
         assert!(told(ScalerArgs { max_queues: 0, ..good.clone() }).contains("--max-queues"));
-        assert!(told(ScalerArgs { max_streams: 0, ..good }).contains("--max-streams"));
+        let none = ScalerArgs { max_streams: 0, ..good.clone() };
+        assert!(told(none).contains("--max-streams is 0"));
+        let none = ScalerArgs { max_streams_per_client: 0, ..good };
+        assert!(told(none).contains("--max-streams-per-client is 0"));
     }
 
     #[test]

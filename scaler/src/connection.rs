@@ -1,5 +1,5 @@
 //! Connections from the port to the service: as many as are allowed, encrypted where that is
-//! wanted, and each with room for so many streams.
+//! wanted, and each with room for so many streams, of which its client has as many as one may.
 
 use std::future::Future;
 use std::io;
@@ -13,7 +13,7 @@ use futures::Stream;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 use tokio::time::{Sleep, sleep, timeout};
@@ -22,6 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::client::{Client, Clients};
 use crate::metrics::{Metrics, Refused};
 
 /// A client that has not introduced itself by then is gone or means no good.
@@ -42,6 +43,8 @@ pub(crate) struct Welcome {
     pub(crate) max_connections: usize,
     /// Long-lived streams on one connection.
     pub(crate) max_streams: usize,
+    /// Those of all connections of one client.
+    pub(crate) clients: Clients,
     pub(crate) metrics: Metrics,
 }
 
@@ -64,12 +67,34 @@ enum Io {
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     streams: Arc<Semaphore>,
+    /// Shared by all connections of the client.
+    of_client: Arc<Semaphore>,
+}
+
+/// Room for one long-lived stream: on its connection, and among those of its client.
+pub(crate) type Room = [OwnedSemaphorePermit; 2];
+
+/// Why there is no room for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Full {
+    /// The connection has as many as it may have.
+    #[error("this connection has too many streams; raise --max-streams, or use more connections")]
+    Connection,
+    /// All connections of the client have.
+    #[error(
+        "the connections of this client have too many streams together; raise \
+         --max-streams-per-client"
+    )]
+    Client,
 }
 
 impl Peer {
-    /// Room for one more long-lived stream on this connection, while there is any.
-    pub(crate) fn room_for_a_stream(&self) -> Result<OwnedSemaphorePermit, TryAcquireError> {
-        Arc::clone(&self.streams).try_acquire_owned()
+    /// Room for one more long-lived stream, while there is any.
+    pub(crate) fn room_for_a_stream(&self) -> Result<Room, Full> {
+        let room = |streams: &Arc<Semaphore>| Arc::clone(streams).try_acquire_owned();
+        let on_connection = room(&self.streams).map_err(|_| Full::Connection)?;
+        let of_client = room(&self.of_client).map_err(|_| Full::Client)?;
+        Ok([on_connection, of_client])
     }
 }
 
@@ -120,7 +145,9 @@ impl Welcome {
         };
         // Answers are small and must not wait for one another.
         drop(tcp.set_nodelay(true));
-        let Some(tls) = &self.tls else { return Some(self.connection(Io::Plain(tcp), room)) };
+        let Some(tls) = &self.tls else {
+            return Some(self.connection(Io::Plain(tcp), address, room));
+        };
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let time = self.handshake;
         handshakes.spawn(async move { (timeout(time, acceptor.accept(tcp)).await, address, room) });
@@ -129,19 +156,26 @@ impl Welcome {
 
     fn shaken(&self, (shaken, address, room): Shaken) -> Option<Connection> {
         match shaken {
-            Ok(Ok(tls)) => return Some(self.connection(Io::Tls(Box::new(tls)), room)),
+            Ok(Ok(tls)) => {
+                return Some(self.connection(Io::Tls(Box::new(tls)), address, room));
+            }
             Ok(Err(error)) => self.refuse(Refused::Handshake, address, error),
             Err(late) => self.refuse(Refused::Timeout, address, late),
         }
         None
     }
 
-    fn connection(&self, io: Io, room: OwnedSemaphorePermit) -> Connection {
-        let streams = Arc::new(Semaphore::new(self.max_streams));
+    fn connection(&self, io: Io, address: SocketAddr, room: OwnedSemaphorePermit) -> Connection {
+        let certificate = match &io {
+            Io::Plain(_) => None,
+            Io::Tls(tls) => tls.get_ref().1.peer_certificates().and_then(<[_]>::first),
+        };
+        let of_client = self.clients.room(Client::of(certificate, address));
+        let peer = Peer { streams: Arc::new(Semaphore::new(self.max_streams)), of_client };
         let gauge = self.metrics.connections();
         gauge.inc();
         let greeting = Some((Box::pin(sleep(self.handshake)), PREFACE));
-        Connection { io, greeting, peer: Peer { streams }, _room: room, _counted: Counted(gauge) }
+        Connection { io, greeting, peer, _room: room, _counted: Counted(gauge) }
     }
 
     fn refuse(&self, refused: Refused, address: SocketAddr, why: impl std::fmt::Display) {
@@ -247,6 +281,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::{Welcome, incoming};
+    use crate::client::Clients;
     use crate::metrics::Metrics;
     use crate::tls::{Tls, TlsArgs};
 
@@ -267,6 +302,7 @@ mod tests {
             handshake: Duration::from_millis(50),
             max_connections: 1,
             max_streams: 1,
+            clients: Clients::new(1),
             metrics: Metrics::register(&registry).unwrap(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -302,6 +338,7 @@ mod tests {
             handshake: Duration::from_millis(50),
             max_connections: 1,
             max_streams: 1,
+            clients: Clients::new(1),
             metrics: Metrics::register(&registry).unwrap(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -45,7 +45,8 @@ pub struct Decision {
 /// - What draining workers hold asks for no replacement.
 /// - The options of activation hold back only a pool at zero, and no job longer than
 ///   `activationWait` from the moment at which it was seen to be ready.
-/// - A delayed job counts as ready from the moment it is due; in mode `slo` a cold start earlier.
+/// - A delayed job counts as ready from the moment it is due; in mode `slo` the one that is due
+///   next counts a cold start earlier, and only that one, since brokers tell of no other.
 ///
 /// # Formulas
 /// With `w` jobs ready, `b` in flight on workers that stay, `x` jobs per second of a loaded
@@ -54,9 +55,9 @@ pub struct Decision {
 /// - `drain`: `(w + b) / x` seconds of one replica's work; target: the seconds it may take. This is
 ///   the backlog per instance of AWS's guidance for scaling on SQS, with the acceptable latency as
 ///   the target.
-/// - `slo`: replicas, the largest of what the backlog needs in the time that is left to its oldest
-///   job, `b / c`, and what the arrivals need at the wanted utilisation; target 1. See
-///   [`Basis::Slo`].
+/// - `slo`: replicas, the largest of what the jobs of each age and older need before the youngest
+///   of them is late, `b / c * exp(-15 / s)` with `s` seconds a job, and what the arrivals need at
+///   the wanted utilisation; target 1. See [`Basis::Slo`].
 /// - `cost`: the broker's sum of the hints, or `w + b` times the cost of a job if that is more;
 ///   what draining workers hold is taken off in proportion. Target: cost per replica.
 #[must_use]

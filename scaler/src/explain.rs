@@ -20,6 +20,10 @@ const MAX_TRIGGERS: usize = 20_000;
 /// Triggers of one object.
 const MAX_OF_ONE: usize = 16;
 
+/// KEDA asks for all triggers of an object together: every 30 s by default, and oftener while its
+/// pool is up. One that it left out for longer was changed or taken away.
+const POLL: Duration = Duration::from_secs(45);
+
 /// What is remembered of each trigger that was asked for lately; clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Explain(Arc<Mutex<Memory>>);
@@ -109,10 +113,8 @@ impl Explain {
     pub(crate) fn demands(&self, keep: Duration) -> HashMap<Place, Demand> {
         let mut demands: HashMap<Place, Demand> = HashMap::new();
         for object in self.lock().objects.values() {
-            for trigger in object.latest().into_values() {
-                if trigger.asked.elapsed() <= keep {
-                    demands.entry(trigger.resolved.place.clone()).or_default().add(trigger);
-                }
+            for (place, triggers) in object.current(keep) {
+                demands.entry(place.clone()).or_default().add(&triggers);
             }
         }
         demands
@@ -177,16 +179,18 @@ impl Object {
         self.triggers.iter().position(|trigger| trigger.resolved == *resolved)
     }
 
-    /// The trigger on each queue that was asked for last: one that was changed is of the past.
-    fn latest(&self) -> HashMap<&Place, &Remembered> {
-        let mut latest: HashMap<&Place, &Remembered> = HashMap::new();
-        for trigger in &self.triggers {
-            let there = latest.entry(&trigger.resolved.place).or_insert(trigger);
-            if there.asked < trigger.asked {
-                *there = trigger;
-            }
+    /// The triggers on each queue that were asked for lately, without those that others have
+    /// taken the place of.
+    fn current(&self, keep: Duration) -> HashMap<&Place, Vec<&Remembered>> {
+        let mut current: HashMap<&Place, Vec<&Remembered>> = HashMap::new();
+        for trigger in self.triggers.iter().filter(|trigger| trigger.asked.elapsed() <= keep) {
+            current.entry(&trigger.resolved.place).or_default().push(trigger);
         }
-        latest
+        for triggers in current.values_mut() {
+            let last = triggers.iter().map(|trigger| trigger.asked).max();
+            triggers.retain(|trigger| last.is_none_or(|last| last - trigger.asked <= POLL));
+        }
+        current
     }
 
     /// How long nobody has asked for it.
@@ -198,17 +202,18 @@ impl Object {
 }
 
 impl Demand {
-    fn add(&mut self, trigger: &Remembered) {
-        let asked = &trigger.resolved.trigger;
-        if let Mode::Slo { within, .. } = asked.mode {
-            let within = within.as_secs_f64();
-            self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
+    /// Adds what the triggers of one object ask for: the HPA takes the largest.
+    fn add(&mut self, triggers: &[&Remembered]) {
+        for trigger in triggers {
+            if let Mode::Slo { within, .. } = trigger.resolved.trigger.mode {
+                let within = within.as_secs_f64();
+                self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
+            }
         }
-        // KEDA keeps an object at zero whatever its metric says, while it is told inactive.
-        let replicas = match (trigger.last_active(), trigger.value) {
-            (Some(false), _) => Some(0.0),
-            (_, value) => value.map(|(value, _)| (value / asked.target()).ceil()),
-        };
+        // KEDA keeps an object at zero whatever its metrics say, while it is told inactive of all.
+        let is_held = triggers.iter().all(|trigger| trigger.last_active() == Some(false));
+        let replicas = triggers.iter().filter_map(|trigger| trigger.replicas());
+        let replicas = if is_held { Some(0.0) } else { replicas.reduce(f64::max) };
         if let Some(replicas) = replicas {
             self.replicas = Some(self.replicas.unwrap_or_default() + replicas);
         }
@@ -218,6 +223,11 @@ impl Demand {
 impl Remembered {
     fn new(resolved: Resolved, asked: Instant) -> Self {
         Self { resolved, asked, target: None, value: None, active: None, pushed: None }
+    }
+
+    /// What follows from the value that was told last.
+    fn replicas(&self) -> Option<f64> {
+        self.value.map(|(value, _)| (value / self.resolved.trigger.target()).ceil())
     }
 
     /// What KEDA was told last of the activity, by an answer or on a stream.
@@ -234,7 +244,7 @@ mod tests {
 
     use ebb_queue::QueueUrl;
 
-    use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, Told};
+    use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, POLL, Told};
     use crate::profiles::{Profiles, Refusal, Resolved};
 
     const LONG: Duration = Duration::from_secs(600);
@@ -276,7 +286,7 @@ mod tests {
             profiles.resolve("ml", &HashMap::from(options)).unwrap()
         };
         explain.told("ml", "a", &slo("5"), Told::Value(40.0));
-        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::advance(POLL + Duration::from_secs(1)).await;
         // The same object with another objective, and two others on the same queue.
         explain.told("ml", "a", &slo("60"), Told::Value(2.0));
         explain.told("ml", "b", &slo("30"), Told::Active(true));
@@ -286,6 +296,35 @@ mod tests {
         assert_eq!((demand.objective, demand.replicas), (Some(30.0), Some(2.0 + 3.0)));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_triggers_of_an_object_on_a_queue_the_larger_counts_whichever_was_asked_last() {
+        let explain = Explain::default();
+        let (few, many) = (resolved(9), resolved(3));
+        let wanted = || explain.demands(LONG)[&few.place].replicas;
+        explain.told("ml", "a", &many, Told::Value(18.0));
+        for _ in 0..3 {
+            explain.told("ml", "a", &few, Told::Value(18.0));
+            assert_eq!(wanted(), Some(6.0));
+            tokio::time::advance(Duration::from_secs(15)).await;
+            explain.told("ml", "a", &many, Told::Value(18.0));
+            assert_eq!(wanted(), Some(6.0));
+            tokio::time::advance(Duration::from_secs(15)).await;
+        }
+        // The object is active while one of its triggers is.
+        explain.told("ml", "a", &few, Told::Active(true));
+        explain.told("ml", "a", &many, Told::Active(false));
+        assert_eq!(wanted(), Some(6.0));
+        explain.told("ml", "a", &few, Told::Pushed(false));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        explain.told("ml", "a", &few, Told::Active(false));
+        assert_eq!(wanted(), Some(0.0));
+        // A trigger that was taken away is of the past once a poll went without it.
+        explain.told("ml", "a", &few, Told::Active(true));
+        tokio::time::advance(POLL + Duration::from_secs(1)).await;
+        explain.told("ml", "a", &few, Told::Value(18.0));
+        assert_eq!(wanted(), Some(2.0));
     }
 
     #[tokio::test(start_paused = true)]

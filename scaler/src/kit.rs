@@ -26,6 +26,7 @@ pub(crate) fn trigger(mode: Mode) -> Trigger {
             slots: 1.0,
             service: Duration::from_secs(1),
             cold_start: Duration::from_secs(10),
+            least_cold_start: Duration::ZERO,
         },
         activation: Activation {
             jobs: 0,
@@ -93,12 +94,19 @@ fn evidence() -> impl Strategy<Value = Evidence> {
     (0.0..1e12, 0.0..1e12).prop_map(|(jobs, seconds)| Evidence { jobs, seconds })
 }
 
+/// Jobs that came in spurts, now and then more than ever wait.
+fn recent() -> impl Strategy<Value = Recent> {
+    let spurt = prop_oneof![3 => Just(0.0), 4 => 0.0..20.0, 1 => 0.0..1e9];
+    proptest::collection::vec(spurt, 0..24).prop_map(|spurts| Recent::of(&spurts))
+}
+
 pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     let pace = (evidence(), evidence(), option::of(0.0..1e6), option::of(1.0..1e6));
-    let rest = (option::of(0.0..1e6), 0.0..1e9, 0.0..1e9, moments(), moments());
+    let rates = (0.0..1e9, 0.0..1e9, recent());
+    let rest = (option::of(0.0..1e6), rates, moments(), moments());
     (pace, rest).prop_map(|(pace, rest)| {
         let (throughput, service, fitted, slots) = pace;
-        let (cold_start, fast, slow, waiting_since, last_work) = rest;
+        let (cold_start, (fast, slow, recent), waiting_since, last_work) = rest;
         Learned {
             throughput,
             service,
@@ -106,7 +114,7 @@ pub(crate) fn learned() -> impl Strategy<Value = Learned> {
             slots,
             cold_start,
             arrivals: Arrivals { fast, slow },
-            recent: Recent::default(),
+            recent,
             waiting_since,
             last_work,
         }
@@ -169,15 +177,17 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
         (millis(), 0.1..1.0).prop_map(|(within, utilization)| Mode::Slo { within, utilization }),
         (figure(), figure()).prop_map(|(per_replica, per_job)| Mode::Cost { per_replica, per_job }),
     ];
-    let priors = (figure(), millis(), millis());
+    let priors = (figure(), millis(), millis(), any::<bool>());
     let priorities =
         || prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
     let activation = (counts(), millis(), priorities(), any::<bool>());
-    (mode, priors, activation).prop_map(|(mode, (slots, service, cold_start), activation)| {
+    (mode, priors, activation).prop_map(|(mode, priors, activation)| {
+        let (slots, service, cold_start, is_given) = priors;
+        let least_cold_start = if is_given { cold_start } else { Duration::ZERO };
         let (jobs, wait, priority, lingers) = activation;
         let linger = if lingers { wait } else { Duration::ZERO };
         Trigger {
-            priors: Priors { slots, service, cold_start },
+            priors: Priors { slots, service, cold_start, least_cold_start },
             activation: Activation { jobs, wait, priority, linger },
             ..trigger(mode)
         }

@@ -10,6 +10,7 @@ pub mod conformance;
 
 mod activation;
 mod check;
+mod client;
 mod config;
 mod connection;
 mod decision;

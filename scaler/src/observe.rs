@@ -35,13 +35,17 @@ pub(crate) struct Site {
 impl Connect for Site {
     async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
         let worker = format!("scaler-{}", std::process::id());
-        let options = OpenOptions { worker, missing: self.missing, ..OpenOptions::default() };
+        let (missing, connect_timeout) = (self.missing, CONNECT);
+        let options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
         Ok(ebb_queue::open(url, options).await?)
     }
 }
 
 /// A broker that has not answered by then counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// The broker's client gives up before that, since it can tell which hosts do not answer.
+const CONNECT: Duration = Duration::from_secs(4);
 
 /// An idle queue is looked at this many times less often than a busy one.
 const IDLE: u32 = 5;
@@ -257,4 +261,26 @@ async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn unavailable(context: &str) -> Error {
     Error::new(ErrorKind::Unavailable, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::Missing;
+    use tokio::net::TcpListener;
+
+    use super::{Connect, Site, answered};
+
+    #[tokio::test]
+    async fn a_broker_that_takes_a_connection_and_never_answers_is_named() {
+        let site = Site { missing: Missing::Refuse };
+        let hung = async |scheme: &str| {
+            // The system takes connections for it; nobody reads them.
+            let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let host = broker.local_addr().unwrap().to_string();
+            let url = format!("{scheme}://{host}").parse().unwrap();
+            let Err(error) = answered(site.connect(&url)).await else { panic!("{url} answers") };
+            assert!(error.to_string().contains(&host), "{error}");
+        };
+        tokio::join!(hung("nats"), hung("amqp"), hung("redis"));
+    }
 }

@@ -49,7 +49,8 @@ pub(crate) fn standings(
         };
         match (own.len(), known.count()) {
             (0, _) => Standing::Unwatched,
-            (_, 0) if own.iter().any(|view| early(&view)) => Standing::Waiting,
+            // One that was just asked for tells nothing of a profile that is down.
+            (_, 0) if own.iter().all(|view| early(&view)) => Standing::Waiting,
             (_, 0) => Standing::Down(own.iter().find_map(|(_, _, view)| view.failed)),
             (n_watched, n_known) => Standing::Up { n_known, n_watched },
         }
@@ -124,5 +125,20 @@ mod tests {
             let told = standings(&profiles, &views, now, MAX_AGE);
             assert_eq!(told["default"], expected, "{views:?} after {after} s");
         }
+    }
+
+    #[test]
+    fn a_queue_that_is_first_asked_for_does_not_make_a_profile_that_is_down_wait_again() {
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        let start = Instant::now();
+        let now = start + MAX_AGE + Duration::from_secs(1);
+        let place = |queue: &str| Place { profile: "default".into(), queue: queue.into() };
+        let failed = Some(ErrorKind::Unavailable);
+        let long_ago = (place("old"), start, View { failed, ..View::default() });
+        let just_begun = (place("new"), now, View::default());
+        let told = |views: &[_]| standings(&profiles, views, now, MAX_AGE)["default"].clone();
+        assert_eq!(told(&[long_ago.clone(), just_begun.clone()]), Standing::Down(failed));
+        assert_eq!(told(&[just_begun.clone(), long_ago]), Standing::Down(failed));
+        assert_eq!(told(&[just_begun]), Standing::Waiting);
     }
 }

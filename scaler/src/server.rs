@@ -20,6 +20,7 @@ use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::client::Clients;
 use crate::config::ScalerArgs;
 use crate::connection::{HANDSHAKE, Welcome, incoming};
 use crate::explain::{Explain, page};
@@ -241,6 +242,7 @@ fn welcome(args: &ScalerArgs, tls: Option<&Tls>, metrics: Metrics) -> Welcome {
         handshake: HANDSHAKE,
         max_connections: args.max_connections,
         max_streams: args.max_streams,
+        clients: Clients::new(args.max_streams_per_client),
         metrics,
     }
 }

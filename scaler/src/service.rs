@@ -132,14 +132,10 @@ impl Service {
         Instant::now() + self.stream_max_age.mul_f64(0.8 + 0.4 * chance)
     }
 
-    /// Counts a stream in, unless its connection has as many as it may have.
+    /// Counts a stream in, unless its connection or its client has as many as it may have.
     fn opened<T>(&self, method: &'static str, request: &Request<T>) -> Result<OpenStream, Status> {
         let room = request.extensions().get::<Peer>().map(Peer::room_for_a_stream);
-        let Ok(room) = room.transpose() else {
-            let words = "this connection has too many streams; raise --max-streams, or use more \
-                         connections";
-            return Err(Status::resource_exhausted(words));
-        };
+        let room = room.transpose().map_err(|full| Status::resource_exhausted(full.to_string()))?;
         Ok(OpenStream::count(&self.open, self.metrics.streams(method), room))
     }
 

@@ -124,7 +124,7 @@ impl Plan {
         let n_at_work = workers().filter(|w| matches!(w.phase, Phase::Idle | Phase::Busy)).count();
         let to_come = |worker: &WorkerStatus| {
             let begun: f64 = worker.cold_start.iter().map(|(_, seconds)| seconds.max(0.0)).sum();
-            (pace.cold_start - begun).max(0.0)
+            (pace.loading - begun).max(0.0)
         };
         let starting = workers().filter(|worker| worker.phase == Phase::Starting);
         let mut starting: Vec<f64> = starting.map(to_come).collect();
@@ -235,7 +235,7 @@ mod tests {
     use super::Basis;
     use crate::decision::{Snapshot, decide};
     use crate::kit::{NOW, at, queue, trigger};
-    use crate::learn::Arrivals;
+    use crate::learn::{Arrivals, Recent};
     use crate::trigger::{Mode, Priors, Trigger};
 
     /// A job a second for each replica, 10 s to start.
@@ -263,6 +263,22 @@ mod tests {
         assert_value(&queue(100, 0, &[]), &slo(60), 30, 100.0 / 23.5);
         // However late it is, more than this does not help.
         assert_value(&queue(100, 0, &[]), &slo(60), 500, 100.0 / (0.35 * 53.5));
+    }
+
+    #[test]
+    fn a_cold_start_that_was_given_is_planned_with_whatever_workers_report_of_theirs() {
+        let mut trigger = slo(600);
+        trigger.priors.least_cold_start = Duration::from_secs(180);
+        trigger.priors.cold_start = trigger.priors.least_cold_start;
+        let mut burst = queue(3000, 0, &[]);
+        let at_first = decide(&burst, &trigger, NOW).value;
+        burst.learned.cold_start = Some(25.0);
+        assert_value(&burst, &trigger, 0, at_first);
+        // A worker that has begun is past what it cannot see: it is there in 25 s.
+        burst.workers.push(crate::kit::worker(Phase::Starting, 0));
+        let left = 0.9 * 600.0 - 0.5;
+        let to_new = left - 180.0 - 0.75 * 15.0;
+        assert_value(&burst, &trigger, 0, 1.0 + (3000.0 - (left - 25.0)) / to_new);
     }
 
     #[test]
@@ -326,6 +342,25 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn of_jobs_that_came_in_spurts_more_ask_for_no_less_and_a_burst_of_their_age_for_no_less(
+            spurts in proptest::collection::vec(0..400u32, 1..20),
+            (ready, more, oldest) in (1..4000u64, 1..400u64, 1..400u64),
+            (within, workers) in (30..600u64, 0..6usize),
+        ) {
+            let value = |ready, spurts: &[f64]| {
+                let mut snapshot = queue(ready, 0, &vec![(Phase::Busy, 1); workers]);
+                snapshot.depth.oldest_ready = Some(NOW - Duration::from_secs(oldest));
+                snapshot.learned.recent = Recent::of(spurts);
+                decide(&snapshot, &slo(within), NOW).value
+            };
+            let spurts: Vec<f64> = spurts.into_iter().map(f64::from).collect();
+            let (one, other) = (value(ready, &spurts), value(ready + more, &spurts));
+            prop_assert!(other >= one * (1.0 - 1e-12), "{} {}", one, other);
+            let burst = value(ready, &[]);
+            prop_assert!(one <= burst * (1.0 + 1e-12), "{} {}", one, burst);
+        }
 
         #[test]
         fn a_pool_of_this_size_drains_a_burst_from_nothing_within_the_objective(

@@ -29,6 +29,18 @@ impl Recent {
     }
 }
 
+#[cfg(test)]
+impl Recent {
+    /// So many jobs that arrived within the first span, and between each two after it.
+    pub(crate) fn of(arrived: &[f64]) -> Self {
+        let mut sum = 0.0;
+        Self(std::array::from_fn(|nth| {
+            sum += arrived.get(nth).copied().unwrap_or_default();
+            sum
+        }))
+    }
+}
+
 fn seconds(nth: usize) -> f64 {
     (nth as f64 / 2.0).exp2()
 }

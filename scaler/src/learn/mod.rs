@@ -50,7 +50,7 @@ pub struct Learned {
 }
 
 /// How fast a queue goes, by what was learned and else by the priors. All figures are finite and
-/// above zero; only `arrivals` and `cold_start` may be zero.
+/// above zero; only `arrivals`, `cold_start` and `loading` may be zero.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     /// Jobs per second of a replica that has more than enough to do.
@@ -61,6 +61,8 @@ pub struct Pace {
     pub slots: f64,
     /// Seconds from nothing to readiness.
     pub cold_start: f64,
+    /// The part of it that a worker sees: from the start of its process on.
+    pub loading: f64,
     /// Jobs per second that arrive.
     pub arrivals: f64,
 }
@@ -73,6 +75,8 @@ impl Pace {
     /// - `throughput`: completions per second of loaded replicas. Before there were any, `1 / f` for
     ///   a fitted time `f` of a job in a full batch; without one `slots / service`, at least one
     ///   job at a time. A mean of both is the posterior mean of a Poisson rate under a gamma prior.
+    /// - `cold_start`: what workers report, and no less than the trigger gives. They do not know
+    ///   what passed before: scheduling, a node that was made, the pull of the image.
     #[must_use]
     pub fn of(learned: &Learned, priors: &Priors) -> Self {
         let slots = learned.slots.unwrap_or(priors.slots).clamp(FEWEST, MOST);
@@ -85,14 +89,13 @@ impl Pace {
             // Without completions nothing is known, and the limits are 0 and infinity.
             prior.clamp(least, (most * slots).max(least))
         });
+        let loading = learned.cold_start.unwrap_or(priors.cold_start.as_secs_f64());
         Self {
             throughput: learned.throughput.rate(expected).clamp(FEWEST, MOST),
             service,
             slots,
-            cold_start: learned
-                .cold_start
-                .unwrap_or(priors.cold_start.as_secs_f64())
-                .clamp(0.0, MOST),
+            cold_start: loading.max(priors.least_cold_start.as_secs_f64()).clamp(0.0, MOST),
+            loading: loading.clamp(0.0, MOST),
             arrivals: learned.arrivals.rate().clamp(0.0, MOST),
         }
     }
@@ -191,13 +194,17 @@ mod tests {
     use ebb_queue::{BatchTime, Depth, Phase};
     use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
-    use super::{Learner, Pace};
+    use super::{Learned, Learner, Pace};
     use crate::decision::Snapshot;
     use crate::kit::{NOW, at, snapshots, triggers, worker};
     use crate::trigger::Priors;
 
-    const PRIORS: Priors =
-        Priors { slots: 1.0, service: Duration::from_secs(1), cold_start: Duration::from_secs(30) };
+    const PRIORS: Priors = Priors {
+        slots: 1.0,
+        service: Duration::from_secs(1),
+        cold_start: Duration::from_secs(30),
+        least_cold_start: Duration::ZERO,
+    };
 
     /// Workers that have all they can take, each with so many jobs at once and per second.
     struct Stream {
@@ -277,8 +284,9 @@ mod tests {
     #[test]
     fn before_the_first_job_the_priors_count() {
         let pace = Pace::of(&Learner::new().learned(), &PRIORS);
-        let Pace { throughput, service, slots, cold_start, arrivals } = pace;
-        assert_eq!((throughput, service, slots, cold_start, arrivals), (1.0, 1.0, 1.0, 30.0, 0.0));
+        let Pace { throughput, service, slots, cold_start, loading, arrivals } = pace;
+        assert_eq!((throughput, service, slots, arrivals), (1.0, 1.0, 1.0, 0.0));
+        assert_eq!((cold_start, loading), (30.0, 30.0));
         // One report of a worker is enough for what it knows of itself.
         let time = BatchTime { base: 0.04, per_cost: 0.001, per_job: 0.05 };
         let mut look = STREAM.look(1);
@@ -288,6 +296,17 @@ mod tests {
         let pace = Pace::of(&learner.learned(), &PRIORS);
         assert_eq!((pace.slots, pace.cold_start), (8.0, 12.0));
         assert_near(pace.throughput, 20.0);
+    }
+
+    #[test]
+    fn what_workers_report_of_a_cold_start_never_makes_it_shorter_than_was_given() {
+        let reported = |seconds| Learned { cold_start: Some(seconds), ..Learned::default() };
+        let given = Priors { least_cold_start: PRIORS.cold_start, ..PRIORS };
+        let cases = [(PRIORS, 25.0, 25.0), (given, 25.0, 30.0), (given, 40.0, 40.0)];
+        for (priors, seconds, expected) in cases {
+            let pace = Pace::of(&reported(seconds), &priors);
+            assert_eq!((pace.cold_start, pace.loading), (expected, seconds), "{priors:?}");
+        }
     }
 
     #[test]
@@ -379,7 +398,7 @@ mod tests {
                 let pace = Pace::of(&learner.learned(), &t.priors);
                 let all = [pace.throughput, pace.service, pace.slots];
                 prop_assert!(all.iter().all(|x| x.is_finite() && *x > 0.0), "{:?}", pace);
-                let rest = [pace.cold_start, pace.arrivals];
+                let rest = [pace.cold_start, pace.loading, pace.arrivals];
                 prop_assert!(rest.iter().all(|x| x.is_finite() && *x >= 0.0), "{:?}", pace);
                 let jobs = |(_, jobs): (f64, f64)| jobs.is_finite() && jobs >= 0.0;
                 prop_assert!(learner.learned().recent.spans().all(jobs));

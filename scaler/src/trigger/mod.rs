@@ -76,6 +76,9 @@ pub struct Priors {
     pub service: Duration,
     /// How long a replica takes from nothing to readiness.
     pub cold_start: Duration,
+    /// The least that a cold start counts, whatever workers report: they cannot know what passed
+    /// before their process. Zero where no cold start was given.
+    pub least_cold_start: Duration,
 }
 
 /// When a pool at zero wakes, and how long it stays up.
@@ -119,21 +122,13 @@ impl Trigger {
         broker: &QueueUrl,
     ) -> Result<Self, TriggerError> {
         let given = Given::collect(metadata)?;
+        let mode = mode(&given)?;
         let trigger = Self {
             queue: queue(&given, broker)?,
             profile: profile(&given)?,
-            mode: mode(&given)?,
-            priors: Priors {
-                slots: given.entry(options::SLOTS)?.number()?,
-                service: given.entry(options::SERVICE)?.span(SHORTEST)?,
-                cold_start: given.entry(options::COLD_START)?.span(Duration::ZERO)?,
-            },
-            activation: Activation {
-                jobs: given.entry(options::ACTIVATION_JOBS)?.whole()?,
-                wait: given.entry(options::ACTIVATION_WAIT)?.span(Duration::ZERO)?,
-                priority: given.entry(options::ACTIVATION_PRIORITY)?.priority()?,
-                linger: given.entry(options::LINGER)?.span(Duration::ZERO)?,
-            },
+            mode,
+            priors: priors(&given)?,
+            activation: activation(&given, mode)?,
         };
         if let Mode::Slo { within, .. } = trigger.mode
             && let Some(service) = given.get(options::SERVICE)
@@ -248,6 +243,41 @@ fn slo(given: &Given<'_>) -> Result<Mode, TriggerError> {
     })
 }
 
+fn priors(given: &Given<'_>) -> Result<Priors, TriggerError> {
+    let cold_start = given.entry(options::COLD_START)?.span(Duration::ZERO)?;
+    let is_given = given.get(options::COLD_START).is_some();
+    Ok(Priors {
+        slots: given.entry(options::SLOTS)?.number()?,
+        service: given.entry(options::SERVICE)?.span(SHORTEST)?,
+        cold_start,
+        least_cold_start: if is_given { cold_start } else { Duration::ZERO },
+    })
+}
+
+fn activation(given: &Given<'_>, mode: Mode) -> Result<Activation, TriggerError> {
+    let activation = Activation {
+        jobs: given.entry(options::ACTIVATION_JOBS)?.whole()?,
+        wait: given.entry(options::ACTIVATION_WAIT)?.span(Duration::ZERO)?,
+        priority: given.entry(options::ACTIVATION_PRIORITY)?.priority()?,
+        linger: given.entry(options::LINGER)?.span(Duration::ZERO)?,
+    };
+    let Mode::Slo { within, .. } = mode else { return Ok(activation) };
+    let holding = match activation {
+        Activation { jobs: 1.., .. } => options::ACTIVATION_JOBS,
+        Activation { priority: Priority::Low, .. } => return Ok(activation),
+        _ => options::ACTIVATION_PRIORITY,
+    };
+    match given.get(options::ACTIVATION_WAIT) {
+        None => Ok(Activation { wait: within / 2, ..activation }),
+        Some(wait) if activation.wait >= within => Err(wait.invalid(&format!(
+            "use less than {}, since a job that {holding} holds back as long is late before the \
+             pool wakes",
+            options::SLO
+        ))),
+        Some(_) => Ok(activation),
+    }
+}
+
 fn slug_of(byte: u8) -> char {
     match byte {
         b'a'..=b'z' | b'0'..=b'9' | b'-' => byte as char,
@@ -265,13 +295,15 @@ fn fnv(text: &str) -> u32 {
 mod tests {
     use std::time::Duration;
 
-    use ebb_queue::Priority;
+    use ebb_queue::{ByPriority, Priority};
     use proptest::prelude::{
         ProptestConfig, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
     };
     use proptest::strategy::{Just, Strategy};
 
     use super::{Activation, Mode, OPTIONS, Priors, Trigger};
+    use crate::decision::decide;
+    use crate::kit::{NOW, queue};
 
     fn parse(metadata: &[(&str, &str)]) -> Result<Trigger, String> {
         let broker = ebb_queue::QueueUrl::sqlite("/data/ebb.db");
@@ -287,6 +319,7 @@ mod tests {
                 slots: 1.0,
                 service: Duration::from_secs(1),
                 cold_start: Duration::from_secs(30),
+                least_cold_start: Duration::ZERO,
             },
             activation: Activation {
                 jobs: 0,
@@ -326,6 +359,7 @@ mod tests {
             "serviceSeconds" => "250ms",
             "coldStartSeconds" => "12",
             "activationJobs" => "7",
+            "activationWait" if mode == "slo" => "20s",
             "activationWait" => "10m",
             "activationPriority" => "normal",
             "linger" => "90s",
@@ -355,10 +389,11 @@ mod tests {
                     slots,
                     service: Duration::from_millis(250),
                     cold_start: seconds(12),
+                    least_cold_start: seconds(12),
                 },
                 activation: Activation {
                     jobs: 7,
-                    wait: seconds(600),
+                    wait: seconds(if name == "slo" { 20 } else { 600 }),
                     priority: Priority::Normal,
                     linger: seconds(90),
                 },
@@ -423,6 +458,34 @@ mod tests {
                 "serviceSeconds: \"2\" is not valid: a job that takes longer than sloSeconds is late",
             ),
         ]);
+    }
+
+    #[test]
+    fn an_objective_is_not_spent_on_waiting_for_more_jobs() {
+        let slo = |rest: &[(&'static str, &'static str)]| {
+            let objective = [("mode", "slo"), ("sloSeconds", "60")];
+            parse(&objective.iter().chain(rest).copied().collect::<Vec<_>>())
+        };
+        let wait = |rest: &[_]| slo(rest).unwrap().activation.wait;
+        let (jobs, high) = (("activationJobs", "8"), ("activationPriority", "high"));
+        assert_eq!(wait(&[jobs]), Duration::from_secs(30));
+        assert_eq!(wait(&[high]), Duration::from_secs(30));
+        assert_eq!(wait(&[jobs, ("activationWait", "59.9")]), Duration::from_millis(59_900));
+        // Nothing is held back, so nothing is late.
+        assert_eq!(wait(&[("activationWait", "5m")]), Duration::from_secs(300));
+        let told = |key, shown: &str| {
+            Err(format!(
+                "scalerMetadata: {shown} is not valid: use less than sloSeconds, since a job that \
+                 {key} holds back as long is late before the pool wakes"
+            ))
+        };
+        let minute = ("activationWait", "1m");
+        assert_eq!(slo(&[jobs, minute]), told("activationJobs", "activationWait: \"1m\""));
+        assert_eq!(slo(&[high, minute]), told("activationPriority", "activationWait: \"1m\""));
+        let secret = ("activationWaitFromEnv", "2m");
+        let shown = "the value of activationWaitFromEnv";
+        assert_eq!(slo(&[jobs, secret]), told("activationJobs", shown));
+        assert_eq!(slo(&[jobs, high, minute]), told("activationJobs", "activationWait: \"1m\""));
     }
 
     #[test]
@@ -546,6 +609,35 @@ mod tests {
                 let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
                 prop_assert!(name.bytes().all(fits) && name.len() < 100, "{}", name);
                 prop_assert!(trigger.target().is_finite() && trigger.target() >= 0.001);
+            }
+        }
+
+        #[test]
+        fn no_job_is_held_back_for_as_long_as_its_objective(
+            objective in 1..86_400_000u64,
+            jobs in 0..20u64,
+            wait in proptest::option::of(0..86_400_000u64),
+            priority in proptest::sample::select(vec!["low", "normal", "high"]),
+        ) {
+            let millis = |millis: u64| format!("{millis}ms");
+            let (text, jobs, wait) = (millis(objective), jobs.to_string(), wait.map(millis));
+            let mut given = vec![("mode", "slo"), ("sloSeconds", text.as_str())];
+            given.extend([("activationJobs", jobs.as_str()), ("activationPriority", priority)]);
+            given.extend(wait.as_deref().map(|wait| ("activationWait", wait)));
+            given.push(("serviceSeconds", "1ms"));
+            match parse(&given) {
+                Ok(trigger) => {
+                    // One job, of a priority that does not count where any does not.
+                    let mut snapshot = queue(1, 0, &[]);
+                    snapshot.depth.ready_by_priority = Some(ByPriority { low: 1, ..Default::default() });
+                    let late = NOW + Duration::from_millis(objective);
+                    let before = late - Duration::from_nanos(1);
+                    prop_assert!(decide(&snapshot, &trigger, before).active, "{:?}", trigger);
+                }
+                Err(told) => {
+                    let named = told.contains("activationWait") && told.contains("sloSeconds");
+                    prop_assert!(wait.is_some() && named, "{}", told);
+                }
             }
         }
 

@@ -120,7 +120,9 @@ pub const OPTIONS: [TriggerOption; 16] = [
         value: SPAN,
         default: Some("30"),
         modes: &[],
-        meaning: "how long a replica takes from nothing to readiness, until a worker has reported",
+        meaning: "how long a replica takes from nothing to readiness, with the node and the image: \
+                  no less is planned with where this is given, since workers report only what \
+                  passes from their process on; without it, their reports count once there is one",
     },
     TriggerOption {
         key: ACTIVATION_JOBS,
@@ -135,7 +137,8 @@ pub const OPTIONS: [TriggerOption; 16] = [
         default: Some("5m"),
         modes: &[],
         meaning: "a pool at zero wakes when the oldest ready job has waited this long, whatever \
-                  its priority: the bound of what the other activation options hold back",
+                  its priority: the bound of what the other activation options hold back; in mode \
+                  `slo` they need less than `sloSeconds`, and without it half of that counts",
     },
     TriggerOption {
         key: ACTIVATION_PRIORITY,

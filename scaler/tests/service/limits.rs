@@ -34,6 +34,33 @@ async fn a_connection_has_room_for_so_many_streams_and_for_calls_beside_them() {
 }
 
 #[tokio::test]
+async fn a_client_has_room_for_so_many_streams_however_many_connections_it_opens() {
+    let kit = Kit::start(ScalerArgs { max_streams_per_client: 2, ..args() }).await;
+    let address = format!("http://{}", kit.grpc);
+    let mut client = kit.client.clone();
+    let mut other = ExternalScalerClient::connect(address.clone()).await.unwrap();
+    let mut first = kit.stream(&object(&[])).await;
+    let second = other.stream_metric_spec(object(&[])).await.unwrap();
+    let mut third = ExternalScalerClient::connect(address).await.unwrap();
+    for client in [&mut client, &mut other, &mut third] {
+        let told = client.stream_is_active(object(&[])).await.unwrap_err();
+        assert_eq!(told.code(), Code::ResourceExhausted);
+        assert!(told.message().contains("--max-streams-per-client"), "{told}");
+    }
+    // Calls that are no streams have room all the same.
+    assert!(!third.is_active(object(&[])).await.unwrap().into_inner().result);
+    drop((second, other));
+    page_says(kit.http, "/metrics", "scaler_streams{method=\"StreamMetricSpec\"} 0").await;
+    let mut stream = third.stream_is_active(object(&[])).await.unwrap().into_inner();
+    assert_eq!(said(&mut stream).await, Some(false));
+    kit.stop.cancel();
+    ends_with_ok(&mut first).await;
+    ends_with_ok(&mut stream).await;
+    drop((first, stream, client, third));
+    kit.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_too_many_is_closed_and_the_others_live_on() {
     let kit = Kit::start(ScalerArgs { max_connections: 1, ..args() }).await;
     let other = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await;

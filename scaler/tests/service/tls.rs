@@ -236,6 +236,26 @@ async fn certificates_are_rotated_under_open_streams() {
 }
 
 #[tokio::test]
+async fn clients_at_one_address_that_show_different_certificates_have_room_for_streams_each() {
+    let ours = Authority::new();
+    let files = Files::new(&ours.server(Valid::Now), Some(&ours));
+    let showing = |shows: &Identity| Client { trusts: Some(&ours), shows: Some(shows.clone()) };
+    let (keda, other) = (ours.client(Valid::Now), ours.client(Valid::Now));
+    let limited = ScalerArgs { max_streams_per_client: 1, ..files.args() };
+    let kit = start(limited, &showing(&keda)).await;
+    let stream = kit.stream(&object(&[])).await;
+    let open = async |shows: &Identity| {
+        let mut client = ExternalScalerClient::new(showing(shows).channel(kit.grpc));
+        client.stream_is_active(object(&[])).await
+    };
+    let told = open(&keda).await.unwrap_err();
+    assert_eq!(told.code(), tonic::Code::ResourceExhausted);
+    assert!(told.message().contains("--max-streams-per-client"), "{told}");
+    drop((open(&other).await.unwrap(), stream));
+    kit.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_says_nothing_keeps_nobody_waiting() {
     let ours = Authority::new();
     let files = Files::new(&ours.server(Valid::Now), None);
