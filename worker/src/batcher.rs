@@ -49,9 +49,21 @@ impl Size {
     #[must_use]
     pub fn cost(self) -> usize {
         match self.layout {
-            Layout::Padded => self.rows.saturating_mul(self.length),
+            Layout::Padded => self.rectangle(),
+            Layout::Packed | Layout::Alike => self.tokens,
+        }
+    }
+
+    /// By what rows are compared: what unlike lengths add to it counts as padding.
+    fn span(self) -> usize {
+        match self.layout {
+            Layout::Padded | Layout::Alike => self.rectangle(),
             Layout::Packed => self.tokens,
         }
+    }
+
+    fn rectangle(self) -> usize {
+        self.rows.saturating_mul(self.length)
     }
 
     /// The share of it that is padding.
@@ -246,7 +258,7 @@ impl<T> Batcher<T> {
             return Some((chosen, true));
         }
         let mut size = lead.size;
-        let mut real = size.cost();
+        let mut real = size.span();
         let mut full = self.is_over(size);
         for place in self.by_likeness(leader) {
             if size.cost() >= view.enough {
@@ -258,8 +270,8 @@ impl<T> Batcher<T> {
                 full = true;
                 continue;
             }
-            let grown_real = real.saturating_add(candidate.cost());
-            let padding = grown.cost().saturating_sub(grown_real);
+            let grown_real = real.saturating_add(candidate.span());
+            let padding = grown.span().saturating_sub(grown_real);
             if padding > view.overhead.max(grown_real / 4) {
                 continue;
             }
@@ -424,6 +436,20 @@ mod tests {
     }
 
     #[test]
+    fn texts_end_to_end_that_belong_among_their_like_cost_their_tokens_alone() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 1_000));
+        for (item, length) in [("long", 500), ("s1", 10), ("long2", 480), ("s2", 12)] {
+            let entry = entry(item, length);
+            batcher.push(Entry { size: entry.size.laid(Layout::Alike), ..entry }, now);
+        }
+        let batch = batcher.close(now, &free(now)).unwrap();
+        assert_eq!(batch.items, ["long", "long2"], "a short one would wait for them");
+        assert_eq!((batch.size.cost(), batch.size.padding()), (980, 0.0));
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, ["s1", "s2"]);
+    }
+
+    #[test]
     fn a_batch_that_is_large_enough_keeps_nobody_waiting() {
         let now = Instant::now();
         let view = View { enough: 25, more: true, ..free(now) };
@@ -490,7 +516,11 @@ mod tests {
             max_cost in 1..5_000usize,
             overhead in 0..200usize,
             enough in 1..5_000usize,
-            layout in prop_oneof![Just(Layout::Padded), Just(Layout::Packed)],
+            layout in prop_oneof![
+                Just(Layout::Padded),
+                Just(Layout::Packed),
+                Just(Layout::Alike),
+            ],
         ) {
             let now = Instant::now();
             let view = View { overhead, enough, ..free(now) };
@@ -521,16 +551,17 @@ mod tests {
                             prop_assert!(n_closed <= due, "{item} left at {n_closed}, due {due}");
                             entries.push(entry);
                         }
-                        let real: usize = entries.iter().map(|entry| entry.size.cost()).sum();
+                        let real: usize = entries.iter().map(|entry| entry.size.span()).sum();
                         let rows: usize = entries.iter().map(|entry| entry.size.rows).sum();
                         let length = entries.iter().map(|entry| entry.size.length).max().unwrap();
                         let tokens = entries.iter().map(|entry| entry.size.tokens).sum();
                         prop_assert_eq!(batch.size, Size { rows, length, tokens, layout });
-                        let cost = if layout == Layout::Packed { tokens } else { rows * length };
+                        let cost = if layout == Layout::Padded { rows * length } else { tokens };
+                        let span = if layout == Layout::Packed { tokens } else { rows * length };
                         if entries.len() > 1 {
                             prop_assert!(rows <= max_items);
                             prop_assert!(cost <= max_cost);
-                            prop_assert!(cost - real <= overhead.max(real / 4));
+                            prop_assert!(span - real <= overhead.max(real / 4));
                             prop_assert!(entries.iter().all(|entry| !entry.alone));
                         }
                         prop_assert!(batch.items.is_sorted(), "in the order of arrival");
