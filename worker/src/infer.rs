@@ -3,8 +3,10 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ebb_model::{InferError, InferErrorKind};
+use ebb_queue::{Job, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -18,7 +20,7 @@ use crate::fit;
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::lanes::Lanes;
 use crate::settle::Exit;
-use crate::shared::{EXPIRED, Shared, send, sleep_until};
+use crate::shared::{EXPIRED, Shared, TOO_LATE, send, sleep_until};
 use crate::trace::BatchRun;
 
 /// A batch on its way to the device and back.
@@ -43,7 +45,7 @@ struct Sent {
 #[derive(Debug)]
 pub(crate) struct Bound {
     submitted: Option<Submitted>,
-    expired: Vec<Finished>,
+    late: Vec<Finished>,
 }
 
 /// The ways on from the batcher.
@@ -104,9 +106,9 @@ pub(crate) async fn infer(
     mut bound: Receiver<Bound>,
     exit: Exit,
 ) {
-    while let Some(Bound { submitted, expired }) = bound.recv().await {
+    while let Some(Bound { submitted, late }) = bound.recv().await {
         shared.n_taken.update(|n| *n += 1);
-        exit.finish(expired).await;
+        exit.finish(late).await;
         let mut runs = match submitted {
             Some(first) => shared.conclude(lane, first, &exit).await,
             None => Vec::new(),
@@ -152,12 +154,7 @@ impl Shared {
     }
 
     async fn submit(&self, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
-        let now = self.clock.now();
-        let is_expired = |item: &Item| item.held.delivery.job.expired(now);
-        let (expired, items): (Vec<_>, Vec<_>) = batch.items.into_iter().partition(is_expired);
-        let expired = expired.into_iter();
-        let expired = expired.map(|item| item.held.finish(End::Reject(EXPIRED.to_owned())));
-        let expired = expired.collect();
+        let (items, late) = self.shed(lane, batch.items);
         let submitted = if items.is_empty() {
             None
         } else {
@@ -172,7 +169,39 @@ impl Shared {
             }
             Some(self.send_to_device(lane, items, 0, Begun::No).await)
         };
-        send(out, Bound { submitted, expired }).await;
+        send(out, Bound { submitted, late }).await;
+    }
+
+    /// Parts the jobs that may still meet their deadlines from those that cannot.
+    fn shed(&self, lane: usize, items: Vec<Item>) -> (Vec<Item>, Vec<Finished>) {
+        let (now, begins) = (self.clock.now(), self.begins(lane));
+        let own = &self.lanes[lane];
+        let (mut timely, mut late) = (Vec::with_capacity(items.len()), Vec::new());
+        for item in items {
+            // Its own cost alone, though it shares a batch: nobody is shed who could have made it.
+            let takes =
+                begins.and_then(|begins| Some(begins + own.fit().at_least(item.size.cost())?));
+            match refusal(&item.held.delivery.job, now, takes) {
+                None => timely.push(item),
+                Some((word, reason)) => {
+                    self.metrics.shed.with_label_values(&[own.name.as_str(), word]).inc();
+                    late.push(item.held.finish(End::Reject(reason)));
+                }
+            }
+        }
+        (timely, late)
+    }
+
+    /// How long it takes at least until the next batch of this lane begins; `None` where the times
+    /// of its batches are not known, or are of long ago.
+    fn begins(&self, lane: usize) -> Option<Duration> {
+        let Some(running) = self.device.load().get().running else {
+            return self.lanes[lane].is_fresh().then_some(Duration::ZERO);
+        };
+        let is_fresh = running.lane == lane || self.lanes[lane].is_fresh();
+        let takes = self.lanes[running.lane].fit().at_least(running.size.cost());
+        let left = takes.unwrap_or_default().saturating_sub(running.since.elapsed());
+        is_fresh.then_some(left)
     }
 
     async fn send_to_device(
@@ -209,7 +238,7 @@ impl Shared {
         run.note(jobs.iter_mut().map(|job| &mut job.held.way));
         match results {
             Ok(results) => {
-                own.fit().learn(jobs.len(), cost, took);
+                own.learn(jobs.len(), cost, took);
                 self.queues[own.queue].fit().learn(jobs.len(), cost, took);
                 let all = jobs.iter().map(|job| job.size.cost()).sum();
                 let ended = jobs.into_iter().zip(results).map(|(job, result)| {
@@ -268,6 +297,20 @@ impl Shared {
             }
         }
     }
+}
+
+/// Why a job is not run whose answer takes so long at least, if so: the word, and the words.
+fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'static str, String)> {
+    if job.expired(now) {
+        return Some((EXPIRED, EXPIRED.to_owned()));
+    }
+    let (deadline, takes) = job.headers.deadline.zip(takes)?;
+    let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
+    let reason = || {
+        let (left, takes) = (left.as_secs_f64(), takes.as_secs_f64());
+        format!("too late: the deadline is in {left:.3} s, an answer takes {takes:.3} s or more")
+    };
+    (left < takes).then(|| (TOO_LATE, reason()))
 }
 
 fn entry(item: Item) -> Entry<Item> {

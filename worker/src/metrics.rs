@@ -20,6 +20,8 @@ pub struct Metrics {
     pub info: IntGaugeVec,
     /// Jobs that left, by what became of them, and by model.
     pub jobs: IntCounterVec,
+    /// Jobs that were not run because of their deadlines, by model and by why.
+    pub shed: IntCounterVec,
     /// Batches by model and by why they were closed.
     pub batches: IntCounterVec,
     /// Jobs per batch, by model.
@@ -100,6 +102,7 @@ impl Metrics {
         vec![
             Box::new(self.info.clone()),
             Box::new(self.jobs.clone()),
+            Box::new(self.shed.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batch_items.clone()),
             Box::new(self.batch_padding.clone()),
@@ -156,6 +159,10 @@ impl Metrics {
             stages: Arc::new(Stages::new()?),
             cold_start: GaugeVec::new(cold, &["phase"])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
+            shed: IntCounterVec::new(
+                Opts::new("worker_jobs_shed_total", "Jobs not run because of their deadlines."),
+                &["model", "reason"],
+            )?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
             batch_padding: by_model(
                 "worker_batch_padding_ratio",

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ebb_queue::{Broker, Job, ResultStore};
 use ebb_telemetry::Gate;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::codec::{AnyCodec, Codec};
@@ -16,6 +18,9 @@ use crate::fit::Fit;
 use crate::lease::Leases;
 use crate::serve::is_called;
 use crate::shared::{Counts, Shared, lock};
+
+/// No job is refused by what batches took longer ago than this.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// A queue to be served.
 pub struct QueueParts {
@@ -136,6 +141,8 @@ pub(crate) struct Lane {
     /// The largest cost of a batch for which the device had the memory.
     pub(crate) memory: AtomicUsize,
     fit: Mutex<Fit>,
+    /// When the fit learnt last.
+    learnt_at: Mutex<Option<Instant>>,
 }
 
 impl Lane {
@@ -146,11 +153,23 @@ impl Lane {
         device: DeviceWay,
     ) -> Self {
         let memory = AtomicUsize::new(usize::MAX);
-        Self { queue, name, codec, device, memory, fit: Mutex::default() }
+        let (fit, learnt_at) = (Mutex::default(), Mutex::default());
+        Self { queue, name, codec, device, memory, fit, learnt_at }
     }
 
     pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {
         lock(&self.fit)
+    }
+
+    pub(crate) fn learn(&self, n_jobs: usize, cost: usize, took: Duration) {
+        self.fit().learn(n_jobs, cost, took);
+        *lock(&self.learnt_at) = Some(Instant::now());
+    }
+
+    /// Whether its fit is of now: who sheds by an old one never hears that the device is quicker by
+    /// now, so from time to time a batch runs whatever the fit says.
+    pub(crate) fn is_fresh(&self) -> bool {
+        lock(&self.learnt_at).is_some_and(|at| at.elapsed() < FRESH)
     }
 
     /// The device had no memory for a batch of this cost.

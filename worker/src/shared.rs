@@ -27,6 +27,9 @@ use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams
 /// Why a job whose deadline has passed is not run; the brokers use the same word.
 pub(crate) const EXPIRED: &str = "expired";
 
+/// Why a job is not run whose deadline will have passed before its answer is there.
+pub(crate) const TOO_LATE: &str = "too_late";
+
 /// What a pipeline is made of.
 #[derive(Debug)]
 pub struct Parts {

@@ -2,12 +2,13 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
-use ebb_worker::{Device, Error, ModelParts, Pipeline, Settings};
+use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings};
 use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
@@ -106,6 +107,65 @@ async fn a_job_that_expires_in_the_worker_is_not_run() {
     let summary = worker.run(CancellationToken::new()).await.unwrap();
     assert_eq!((summary.completed, summary.failed), (1, 1));
     assert_eq!(queue.list(10).await.unwrap()[0].reason, "expired");
+}
+
+/// Jobs that come so long after the last one and have so long to go, behind some that took a second
+/// each; with what was run, and what the worker counts.
+async fn behind(n: usize, jobs: &[(Duration, Duration)]) -> (MemoryQueue, Vec<String>, Metrics) {
+    let (queue, clock) = queue(LEASE);
+    let ran = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&ran);
+    let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+        seen.lock().unwrap().extend(batch.iter().map(|item| item.input.clone()));
+        Duration::from_secs(1)
+    });
+    let mut one_by_one = settings();
+    one_by_one.limits.max_items = std::num::NonZeroUsize::MIN;
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, one_by_one);
+    let metrics = parts.metrics.clone();
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    let is_over = |depth: &ebb_queue::Depth| depth.ready + depth.in_flight == 0;
+    queue.publish((0..n).map(echo_job).collect()).await.unwrap();
+    until(&queue, is_over).await;
+    for (place, (pause, left)) in jobs.iter().enumerate() {
+        tokio::time::sleep(*pause).await;
+        let mut job = echo_job(100 + place);
+        job.headers.deadline = Some(clock.now() + *left);
+        queue.publish(vec![job]).await.unwrap();
+        until(&queue, is_over).await;
+    }
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+    let ran = ran.lock().unwrap().clone();
+    (queue, ran, metrics)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_cannot_meet_its_deadline_is_not_run_once_it_is_known_what_a_batch_takes() {
+    let [none, half, two] = [0, 500, 2000].map(Duration::from_millis);
+    let (queue, ran, metrics) = behind(6, &[(none, half), (none, two)]).await;
+    assert!(!ran.contains(&"text 100".to_owned()), "{ran:?}");
+    assert_eq!(answer(&queue, 101).await, Some(echo_answer(101)));
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    let told = "too late: the deadline is in 0.500 s, an answer takes 1.000 s or more";
+    assert_eq!(dead[0].reason, told);
+    assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 1);
+
+    // While nothing is known, nobody is refused: whoever runs a job may finish it.
+    let (queue, ran, _) = behind(2, &[(none, half)]).await;
+    assert!(ran.contains(&"text 100".to_owned()), "{ran:?}");
+    assert_eq!(answer(&queue, 100).await, Some(echo_answer(100)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_looks_too_slow_for_every_job_is_tried_again() {
+    let [none, half, long] = [0, 500, 11_000].map(Duration::from_millis);
+    let (queue, ran, metrics) = behind(6, &[(none, half), (long, half), (none, half)]).await;
+    assert_eq!((ran.len(), queue.list(10).await.unwrap().len()), (7, 2));
+    assert_eq!(answer(&queue, 101).await, Some(echo_answer(101)));
+    assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 2);
 }
 
 #[tokio::test]
