@@ -191,9 +191,9 @@ impl<T> Batcher<T> {
         self.waiting.push(Waiting { entry, arrived: now, passed: 0 });
     }
 
-    /// Lowers the largest cost of a batch, after the device ran out of memory.
-    pub fn shrink(&mut self, max_cost: NonZeroUsize) {
-        self.limits.max_cost = self.limits.max_cost.min(max_cost);
+    /// Changes the largest cost of a batch, as the memory of the device allows.
+    pub fn bound(&mut self, max_cost: NonZeroUsize) {
+        self.limits.max_cost = max_cost;
     }
 
     /// Whether nothing waits.
@@ -482,15 +482,16 @@ mod tests {
     }
 
     #[test]
-    fn out_of_memory_is_remembered() {
+    fn the_memory_of_the_device_bounds_a_batch() {
         let now = Instant::now();
         let mut batcher = Batcher::new(limits(8, 100));
-        batcher.shrink(NonZeroUsize::new(20).unwrap());
-        batcher.shrink(NonZeroUsize::new(60).unwrap());
-        for item in 0..4 {
+        for item in 0..8 {
             batcher.push(entry(item, 10), now);
         }
+        batcher.bound(NonZeroUsize::new(20).unwrap());
         assert_eq!(batcher.close(now, &free(now)).unwrap().items, [0, 1]);
+        batcher.bound(NonZeroUsize::new(40).unwrap());
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, [2, 3, 4, 5]);
     }
 
     #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use ebb_queue::{Job, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::batcher::{Batch, Entry, Size, View};
 use crate::bisect::{Next, Run};
@@ -19,6 +19,7 @@ use crate::device::{Answer, Begun, Load, Ran};
 use crate::fit;
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::lanes::Lanes;
+use crate::served::Lane;
 use crate::settle::Exit;
 use crate::shared::{EXPIRED, Shared, TOO_LATE, send, sleep_until};
 use crate::trace::BatchRun;
@@ -71,8 +72,8 @@ pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>,
             return;
         }
         for (place, lane) in shared.lanes.iter().enumerate() {
-            if let Some(room) = NonZeroUsize::new(lane.memory.load(Ordering::Relaxed)) {
-                lanes.shrink(place, room);
+            if let Some(max_cost) = NonZeroUsize::new(lane.memory().limit()) {
+                lanes.bound(place, max_cost);
             }
         }
         let now = Instant::now();
@@ -133,7 +134,7 @@ impl Shared {
             }
         };
         let max_cost = self.settings.limits.max_cost.get();
-        let view = |(place, lane): (usize, &crate::served::Lane)| {
+        let view = |(place, lane): (usize, &Lane)| {
             let fit = lane.fit();
             View {
                 // Who waits for the batches of a lane may be waiting for its store.
@@ -239,6 +240,8 @@ impl Shared {
         match results {
             Ok(results) => {
                 own.learn(jobs.len(), cost, took);
+                let limit = own.memory().sufficed(cost);
+                self.tell_limit(own, limit, "larger batches are tried again");
                 self.queues[own.queue].fit().learn(jobs.len(), cost, took);
                 let all = jobs.iter().map(|job| job.size.cost()).sum();
                 let ended = jobs.into_iter().zip(results).map(|(job, result)| {
@@ -268,6 +271,16 @@ impl Shared {
         }
     }
 
+    /// Says what a batch may cost from now on, if that changed.
+    fn tell_limit(&self, own: &Lane, changed: Option<usize>, why: &str) {
+        let Some(max_cost) = changed else { return };
+        info!(model = %own.name, max_cost, "{why}");
+        // Two queues may have one model, and each its own limit: the smaller one tells of trouble.
+        let limits = self.lanes.iter().filter(|lane| lane.name == own.name);
+        let least = limits.map(|lane| lane.memory().limit()).min().unwrap_or(max_cost);
+        self.metrics.max_cost.with_label_values(&[&own.name]).set(least as i64);
+    }
+
     /// A batch failed as a whole: halves it, or ends its jobs.
     async fn blame(
         &self,
@@ -281,7 +294,8 @@ impl Shared {
         warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
         self.metrics.batches_failed.with_label_values(&[&own.name]).inc();
         if error.kind() == InferErrorKind::OutOfMemory {
-            own.ran_out_of_memory(size.cost());
+            let limit = own.memory().lacked(size.cost());
+            self.tell_limit(own, limit, "batches are made smaller, for lack of memory");
         }
         match run.failed(error.kind()) {
             Next::Rerun(runs) => runs,

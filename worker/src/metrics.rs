@@ -26,6 +26,8 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Jobs per batch, by model.
     pub batch_items: HistogramVec,
+    /// The most that a batch may cost in tokens, by model.
+    pub max_cost: IntGaugeVec,
     /// Share of a batch that is padding, by model.
     pub batch_padding: HistogramVec,
     /// From receipt to the closing of the batch, by model.
@@ -105,6 +107,7 @@ impl Metrics {
             Box::new(self.shed.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batch_items.clone()),
+            Box::new(self.max_cost.clone()),
             Box::new(self.batch_padding.clone()),
             Box::new(self.batch_wait.clone()),
             Box::new(self.infer.clone()),
@@ -164,6 +167,10 @@ impl Metrics {
                 &["model", "reason"],
             )?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
+            max_cost: IntGaugeVec::new(
+                Opts::new("worker_batch_max_tokens", "Most that a batch may cost at this time."),
+                &["model"],
+            )?,
             batch_padding: by_model(
                 "worker_batch_padding_ratio",
                 "Share of a batch that is padding.",

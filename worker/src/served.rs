@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::codec::{AnyCodec, Codec};
 use crate::device::{Device, DeviceWay};
 use crate::fit::Fit;
 use crate::lease::Leases;
+use crate::memory::Memory;
 use crate::serve::is_called;
 use crate::shared::{Counts, Shared, lock};
 
@@ -138,8 +139,7 @@ pub(crate) struct Lane {
     pub(crate) name: String,
     pub(crate) codec: Arc<dyn AnyCodec>,
     pub(crate) device: DeviceWay,
-    /// The largest cost of a batch for which the device had the memory.
-    pub(crate) memory: AtomicUsize,
+    memory: Mutex<Memory>,
     fit: Mutex<Fit>,
     /// When the fit learnt last.
     learnt_at: Mutex<Option<Instant>>,
@@ -151,8 +151,9 @@ impl Lane {
         name: String,
         codec: Arc<dyn AnyCodec>,
         device: DeviceWay,
+        max_cost: usize,
     ) -> Self {
-        let memory = AtomicUsize::new(usize::MAX);
+        let memory = Mutex::new(Memory::new(max_cost));
         let (fit, learnt_at) = (Mutex::default(), Mutex::default());
         Self { queue, name, codec, device, memory, fit, learnt_at }
     }
@@ -172,9 +173,9 @@ impl Lane {
         lock(&self.learnt_at).is_some_and(|at| at.elapsed() < FRESH)
     }
 
-    /// The device had no memory for a batch of this cost.
-    pub(crate) fn ran_out_of_memory(&self, cost: usize) {
-        self.memory.fetch_min((cost / 2).max(1), Ordering::Relaxed);
+    /// What batches may cost for the memory of the device.
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
     }
 }
 

@@ -153,7 +153,9 @@ impl Shared {
             let first = lanes.len();
             for ModelParts { name, codec, device: way } in models {
                 assert!(way.is_beside(&device), "model {name} is on another device");
-                lanes.push(Lane::new(states.len(), name, codec, way));
+                let max_cost = settings.limits.max_cost.get();
+                metrics.max_cost.with_label_values(&[&name]).set(max_cost as i64);
+                lanes.push(Lane::new(states.len(), name, codec, way, max_cost));
             }
             let (leases, lanes) = (Leases::new(broker.lease(), n_held.clone()), first..lanes.len());
             let seams = Seams { broker, results, alerts };

@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
 use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings};
@@ -193,6 +195,46 @@ async fn a_batch_that_does_not_fit_the_memory_is_halved_and_that_is_remembered()
     // 64 and its two halves fail; the batch that was bound by then may fail too.
     let n_failed = metrics.batches_failed.with_label_values(&["echo"]).get();
     assert!((3..=6).contains(&n_failed), "{n_failed}");
+}
+
+/// An echo that has room for three jobs while others have the memory, for so many batches.
+#[derive(Clone)]
+struct Crowded(Arc<AtomicU32>);
+
+impl Model for Crowded {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn infer(&mut self, batch: &[EchoInput]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        let is_crowded = self.0.load(Relaxed) > 0;
+        self.0.store(self.0.load(Relaxed).saturating_sub(1), Relaxed);
+        let room = if is_crowded { 3 } else { usize::MAX };
+        Echo::new().with_memory_for(room).infer(batch)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lack_of_memory_that_passes_is_forgotten() {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::inline(Crowded(Arc::new(AtomicU32::new(20))), |_| Duration::ZERO);
+    let mut small = until_empty();
+    small.limits.max_items = std::num::NonZeroUsize::new(16).unwrap();
+    small.limits.max_cost = small.limits.max_items;
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, small);
+    let metrics = parts.metrics.clone();
+    let limit = metrics.max_cost.with_label_values(&["echo"]);
+    // Enough for the crowd, and not for a hundred batches after it.
+    queue.publish((0..300).map(echo_job).collect()).await.unwrap();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    until(&queue, |depth| depth.ready < 100).await;
+    assert_eq!(limit.get(), 2);
+    queue.publish((300..2000).map(echo_job).collect()).await.unwrap();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 2000);
+    assert_eq!(limit.get(), 16);
+    let n_failed = metrics.batches_failed.with_label_values(&["echo"]).get();
+    assert!((3..=20).contains(&n_failed), "{n_failed}");
+    let items = metrics.batch_items.with_label_values(&["echo"]);
+    assert!(items.get_sample_count() < 600, "{} batches", items.get_sample_count());
 }
 
 #[tokio::test(start_paused = true)]
