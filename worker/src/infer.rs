@@ -249,17 +249,17 @@ impl Shared {
                     let spent = Spent::of(size.cost(), all, took);
                     held.finish(match result {
                         Ok(output) => End::Done(Output { lane, output, asked, spent }),
-                        Err(fault) => End::Reject(fault.to_string()),
+                        Err(fault) => {
+                            self.metrics.waste(&own.name, spent.seconds);
+                            End::Reject(fault.to_string())
+                        }
                     })
                 });
                 exit.finish(ended.collect()).await;
                 Vec::new()
             }
             Err(error) => {
-                self.metrics
-                    .failed_seconds
-                    .with_label_values(&[&own.name])
-                    .inc_by(took.as_secs_f64());
+                self.metrics.waste(&own.name, took.as_secs_f64());
                 let items = jobs.into_iter().zip(inputs);
                 let items = items.map(|(job, input)| {
                     let Sent { held, asked, size } = job;

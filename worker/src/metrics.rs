@@ -38,7 +38,7 @@ pub struct Metrics {
     pub batches_failed: IntCounterVec,
     /// Time of the device for jobs that were answered, by model and tenant.
     pub device_seconds: CounterVec,
-    /// Time of the device for batches that failed as a whole, by model.
+    /// Time of the device for batches that failed and for jobs without an answer, by model.
     pub failed_seconds: CounterVec,
     /// Tokens of jobs that were answered, by model and tenant.
     pub tokens: IntCounterVec,
@@ -143,6 +143,11 @@ impl Metrics {
         self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
     }
 
+    /// Counts what the device did for no answer.
+    pub(crate) fn waste(&self, model: &str, seconds: f64) {
+        self.failed_seconds.with_label_values(&[model]).inc_by(seconds);
+    }
+
     #[allow(clippy::too_many_lines, reason = "a list of names, and nothing else")]
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
@@ -191,7 +196,7 @@ impl Metrics {
                 &["model", "tenant"],
             )?,
             failed_seconds: CounterVec::new(
-                Opts::new("worker_device_failed_seconds_total", "Device time of failed batches."),
+                Opts::new("worker_device_failed_seconds_total", "Device time without an answer."),
                 &["model"],
             )?,
             tokens: IntCounterVec::new(

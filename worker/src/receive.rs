@@ -14,7 +14,6 @@ use crate::batcher::Size;
 use crate::codec::Asked;
 use crate::device::Cargo;
 use crate::held::{End, Finished, Held, Item};
-use crate::outcome::NO_MODEL;
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{EXPIRED, PATIENCE, Pauses, heals, on_cpu, send};
@@ -247,7 +246,7 @@ impl Served {
             return Err(format!("body is {n} bytes; send at most {max}, or raise --max-body"));
         }
         if job.expired(self.shared.clock.now()) {
-            let model = held.lane.map_or(NO_MODEL, |lane| &self.shared.lanes[lane].name);
+            let model = self.shared.model_name(held.lane);
             self.shared.metrics.shed.with_label_values(&[model, EXPIRED]).inc();
             return Err(EXPIRED.to_owned());
         }

@@ -22,6 +22,7 @@ use crate::device::{DeviceWay, State};
 use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::outcome::NO_MODEL;
 use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
 
 /// Why a job whose deadline has passed is not run; the brokers use the same word.
@@ -187,6 +188,11 @@ impl Shared {
     /// Whether jobs that have not begun go back to the broker.
     pub(crate) fn gives_back(&self) -> bool {
         self.halt.is_cancelled() || self.wedged.get()
+    }
+
+    /// The model of a lane, as a label.
+    pub(crate) fn model_name(&self, lane: Option<usize>) -> &str {
+        lane.map_or(NO_MODEL, |lane| &self.lanes[lane].name)
     }
 
     /// A number in `[0, 1)`.

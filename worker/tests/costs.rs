@@ -6,12 +6,15 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Layout, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Broker, DeadLetters, Job};
 use ebb_worker::batcher::Size;
-use ebb_worker::{Answer, BadJob, Codec, Device, Metrics, ModelParts, Pipeline, Settings, Spent};
-use support::{answer, job, parts_of, queue, served, settings};
+use ebb_worker::{
+    Answer, BadJob, Codec, Device, EchoCodec, Metrics, ModelParts, Pipeline, Settings, Spent,
+};
+use support::{answer, echo_job, job, parts_of, queue, served, settings};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -74,6 +77,53 @@ async fn mixed(layout: Layout) -> (MemoryQueue, Metrics) {
     let metrics = parts.metrics.clone();
     Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     (queue, metrics)
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_time_of_the_device_is_somebodys_or_for_no_answer() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..40).map(echo_job).collect();
+    jobs[3] = job(3, r#"{"input": "", "fail": true}"#);
+    jobs[17] = job(17, r#"{"input": "", "poison": true}"#);
+    jobs[29] = job(29, r#"{"input": "", "panic": true}"#);
+    jobs[31] = job(31, r#"{"input": "unspeakable"}"#);
+    queue.publish(jobs).await.unwrap();
+    let device = Device::inline(Echo::new(), |batch: &[EchoInput]| {
+        Duration::from_millis(100 + 10 * batch.len() as u64)
+    });
+    let models = vec![ModelParts::new("echo", Shy, device)];
+    let served = served("default", &Arc::new(queue.clone()), models);
+    let settings = Settings { exit_when_empty: true, ..settings() };
+    let parts = parts_of(vec![served], &clock, settings);
+    let metrics = parts.metrics.clone();
+    let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (36, 4));
+    let all = metrics.infer.with_label_values(&["echo"]).get_sample_sum();
+    let answered = metrics.device_seconds.with_label_values(&["echo", "none"]).get();
+    let failed = metrics.failed_seconds.with_label_values(&["echo"]).get();
+    assert!(answered > 0.0 && failed > 0.0 && (all - answered - failed).abs() < 1e-6);
+}
+
+/// An echo that cannot write down one answer.
+struct Shy;
+
+impl Codec for Shy {
+    type Input = EchoInput;
+    type Output = String;
+    type Asked = ();
+
+    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        EchoCodec.size(input)
+    }
+
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        assert_ne!(output, "unspeakable");
+        EchoCodec.encode(output, (), job, spent)
+    }
 }
 
 #[tokio::test(start_paused = true)]
