@@ -103,6 +103,17 @@ pub struct Limits {
     pub max_wait: Duration,
 }
 
+impl Limits {
+    /// How full a batch of this size is, from 0 to 1: by rows or by tokens, whichever is nearer to
+    /// its limit. What runs alone because it is larger counts as full.
+    #[must_use]
+    pub fn filled(&self, size: Size) -> f64 {
+        let rows = size.rows as f64 / self.max_items.get() as f64;
+        let cost = size.cost() as f64 / self.max_cost.get() as f64;
+        rows.max(cost).min(1.0)
+    }
+}
+
 /// What is known of the world outside when a batch might be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
@@ -479,6 +490,15 @@ mod tests {
             batches.push(batch.items);
         }
         assert_eq!(batches, [vec!["suspect"], vec!["a", "b"], vec!["giant"]]);
+    }
+
+    #[test]
+    fn a_batch_is_as_full_as_its_rows_or_its_tokens_are() {
+        let limits = limits(8, 100);
+        let filled = [&[10; 4][..], &[40; 2], &[500], &[1]].map(|lengths| {
+            limits.filled(Size::of(lengths.iter().copied()))
+        });
+        assert_eq!(filled, [0.5, 0.8, 1.0, 0.125]);
     }
 
     #[test]

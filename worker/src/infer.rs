@@ -160,10 +160,13 @@ impl Shared {
             None
         } else {
             let model = [self.lanes[lane].name.as_str()];
-            let metrics = &self.metrics;
+            // Of those that are left of it.
+            let (metrics, size) = (&self.metrics, together(&items));
             metrics.batches.with_label_values(&[model[0], batch.closed.word()]).inc();
             metrics.batch_items.with_label_values(&model).observe(items.len() as f64);
-            metrics.batch_padding.with_label_values(&model).observe(batch.size.padding());
+            let filled = self.settings.limits.filled(size);
+            metrics.batch_fill.with_label_values(&model).observe(filled);
+            metrics.batch_padding.with_label_values(&model).observe(size.padding());
             let waits = metrics.batch_wait.with_label_values(&model);
             for item in &items {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());
@@ -212,7 +215,7 @@ impl Shared {
         failures: u32,
         begun: Begun,
     ) -> Submitted {
-        let size = items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE);
+        let size = together(&items);
         let split = items.into_iter();
         let split =
             split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
@@ -311,6 +314,10 @@ impl Shared {
             }
         }
     }
+}
+
+fn together(items: &[Item]) -> Size {
+    items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE)
 }
 
 /// Why a job is not run whose answer takes so long at least, if so: the word, and the words.

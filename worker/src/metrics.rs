@@ -26,6 +26,8 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Jobs per batch, by model.
     pub batch_items: HistogramVec,
+    /// How full a batch is, by model.
+    pub batch_fill: HistogramVec,
     /// The most that a batch may cost in tokens, by model.
     pub max_cost: IntGaugeVec,
     /// Share of a batch that is padding, by model.
@@ -107,6 +109,7 @@ impl Metrics {
             Box::new(self.shed.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batch_items.clone()),
+            Box::new(self.batch_fill.clone()),
             Box::new(self.max_cost.clone()),
             Box::new(self.batch_padding.clone()),
             Box::new(self.batch_wait.clone()),
@@ -172,6 +175,11 @@ impl Metrics {
                 &["model", "reason"],
             )?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
+            batch_fill: by_model(
+                "worker_batch_fill_ratio",
+                "How full a batch is, by rows or tokens.",
+                vec![0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
+            )?,
             max_cost: IntGaugeVec::new(
                 Opts::new("worker_batch_max_tokens", "Most that a batch may cost at this time."),
                 &["model"],

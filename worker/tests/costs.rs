@@ -133,6 +133,9 @@ async fn padding_that_nothing_computes_is_charged_to_nobody() {
         assert!(queue.list(1).await.unwrap().is_empty(), "{layout:?}: 2,512 tokens are no 65,536");
         let shares = [answer(&queue, 0).await.unwrap(), answer(&queue, 1).await.unwrap()];
         assert_eq!(shares, ["0.831", "0.169"], "{layout:?}: of 3,024 tokens");
+        let fill = metrics.batch_fill.with_label_values(&["texts"]);
+        let filled = (fill.get_sample_count(), fill.get_sample_sum());
+        assert_eq!(filled, (1, 3024.0 / 8192.0), "{layout:?}: 202 of 1,000 rows are less");
         let padding = metrics.batch_padding.with_label_values(&["texts"]);
         assert_eq!((padding.get_sample_count(), padding.get_sample_sum()), (1, 0.0), "{layout:?}");
     }
