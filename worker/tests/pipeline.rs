@@ -390,6 +390,26 @@ async fn spent_attempts_end_in_the_dead_letters_on_receipt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn jobs_that_are_given_back_at_once_do_not_count_as_received() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..12).map(echo_job).collect()).await.unwrap();
+    for _ in 0..2 {
+        let all = std::num::NonZeroUsize::new(12).unwrap();
+        let crashed = queue.receive(all, Duration::ZERO).await.unwrap();
+        assert_eq!(crashed.len(), 12);
+        drop(crashed);
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    // Each is on its third attempt, and so is held by itself.
+    let settings = Settings { max_jobs: Some(10), ..settings() };
+    let device = inline(Duration::from_millis(5));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (10, 0, 0));
+    assert_eq!(queue.depth().await.unwrap().ready, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn high_priority_runs_first() {
     let (queue, clock) = queue(LEASE);
     let mut jobs: Vec<_> = (0..12).map(echo_job).collect();
