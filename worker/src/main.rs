@@ -1,8 +1,12 @@
 //! The worker, alone in a binary.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use clap::Parser;
 use ebb_telemetry::{LogArgs, Stop};
 use ebb_worker::WorkerArgs;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -16,10 +20,17 @@ struct Cli {
     log: LogArgs,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let ended = runtime.block_on(work(cli));
+    // A file that cannot be read, or a body that takes for ever, must not outlive the grace period.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn work(cli: Cli) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut signal = Stop::listen()?;
     let signalled = stop.clone();
