@@ -495,9 +495,8 @@ mod tests {
     #[test]
     fn a_batch_is_as_full_as_its_rows_or_its_tokens_are() {
         let limits = limits(8, 100);
-        let filled = [&[10; 4][..], &[40; 2], &[500], &[1]].map(|lengths| {
-            limits.filled(Size::of(lengths.iter().copied()))
-        });
+        let filled = [&[10; 4][..], &[40; 2], &[500], &[1]]
+            .map(|lengths| limits.filled(Size::of(lengths.iter().copied())));
         assert_eq!(filled, [0.5, 0.8, 1.0, 0.125]);
     }
 

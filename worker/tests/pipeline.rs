@@ -1,4 +1,5 @@
 //! The promises of a worker, one test each, on a queue in memory.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
 
@@ -170,14 +171,18 @@ async fn a_device_that_looks_too_slow_for_every_job_is_tried_again() {
 #[tokio::test]
 async fn a_panic_is_the_fault_of_one_job() {
     let (queue, clock) = queue(LEASE);
-    let mut jobs: Vec<_> = (0..8).map(echo_job).collect();
-    jobs[3] = job(3, r#"{"input": "", "panic": true}"#);
+    let mut jobs: Vec<_> = (0..64).map(echo_job).collect();
+    jobs[41] = job(41, r#"{"input": "", "panic": true}"#);
     queue.publish(jobs).await.unwrap();
     let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), until_empty());
     let summary = worker.run(CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.completed, summary.failed), (7, 1));
-    let reason = &queue.list(10).await.unwrap()[0].reason;
-    assert_eq!(reason, "batch failed: panic: an item asked for a panic");
+    assert_eq!((summary.completed, summary.failed, summary.retried), (63, 1, 0));
+    for number in (0..64).filter(|number| *number != 41) {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0041"));
+    assert_eq!(dead[0].reason, "batch failed: panic: an item asked for a panic");
 }
 
 #[tokio::test]
@@ -213,7 +218,9 @@ impl Model for Crowded {
 #[tokio::test(start_paused = true)]
 async fn a_lack_of_memory_that_passes_is_forgotten() {
     let (queue, clock) = queue(LEASE);
-    let device = Device::inline(Crowded(Arc::new(AtomicU32::new(20))), |_| Duration::ZERO);
+    let device = Device::inline(Crowded(Arc::new(AtomicU32::new(20))), |_: &[EchoInput]| {
+        Duration::from_millis(10)
+    });
     let mut small = until_empty();
     small.limits.max_items = std::num::NonZeroUsize::new(16).unwrap();
     small.limits.max_cost = small.limits.max_items;
@@ -329,6 +336,52 @@ async fn a_wedged_device_loses_its_lease_and_the_job_moves_on() {
     assert_eq!(summary.unwrap().completed, 2);
     assert_eq!(answer(&queue, 0).await, Some(echo_answer(0)));
     wedged.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
+    let (queue, clock) = queue(LEASE);
+    let shared = Arc::new(queue.clone());
+    let mut jobs: Vec<_> = (0..64).map(echo_job).collect();
+    jobs[41] = job(41, r#"{"input": "wedge"}"#);
+    queue.publish(jobs).await.unwrap();
+    let (mut n_lives, mut n_wedged) = (0, 0);
+    loop {
+        n_lives += 1;
+        let device = Device::inline(Echo::new(), |batch: &[EchoInput]| {
+            let is_wedged = batch.iter().any(|item| item.input == "wedge");
+            if is_wedged { Duration::from_secs(400) } else { Duration::from_millis(50) }
+        });
+        let parts = parts(&shared, &clock, device, until_empty());
+        let health = parts.health.clone();
+        // A worker that is not alive any more is started anew, as a kubelet does.
+        let restarted = async {
+            while health.live().is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let work = Pipeline::new(parts).run(CancellationToken::new());
+        let is_wedged = tokio::select! { biased;
+            () = restarted => true,
+            ended = work => ended.is_err(),
+        };
+        let depth = queue.depth().await.unwrap();
+        if !is_wedged && depth.ready + depth.in_flight + depth.delayed == 0 {
+            break;
+        }
+        n_wedged += u32::from(is_wedged);
+        assert!(n_lives < 20, "{depth:?}");
+        tokio::time::sleep(LEASE).await;
+    }
+    assert_eq!(n_wedged, 5, "as often as a job may be tried");
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0041"));
+    assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
+    for number in (0..64).filter(|number| *number != 41) {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+        let result = queue.get(&echo_job(number).id).await.unwrap().unwrap();
+        assert!(result.attempt < 5, "job {number} was answered by attempt {}", result.attempt);
+    }
 }
 
 #[tokio::test(start_paused = true)]
