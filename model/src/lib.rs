@@ -20,7 +20,7 @@ pub use device::use_threads;
 pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
 
-/// How the rows of a batch lie on a device.
+/// How the rows of a batch lie on a device, and so which belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
     /// Side by side, each as long as the longest: the device works through padding.
@@ -28,6 +28,9 @@ pub enum Layout {
     Padded,
     /// End to end: a row costs its own length, whatever lies beside it.
     Packed,
+    /// End to end as well, on a device that has little to do before the first row: there a short row
+    /// gains next to nothing beside a long one, for which it waits, and belongs among its like.
+    Alike,
 }
 
 /// A model on its device.

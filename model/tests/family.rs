@@ -137,6 +137,7 @@ fn classifier(dir: &Path) -> (Tokenizer, Classifier) {
 }
 
 fn near_alone(alone: &[Classification], among: &[Classification]) {
+    assert_eq!(alone.len(), among.len(), "texts alone and in a batch");
     for (alone, among) in alone.iter().zip(among) {
         let among: Vec<f64> = among.logits.iter().map(|x| f64::from(*x)).collect();
         assert_near(&alone.logits, &among, "alone and in a batch");
@@ -248,6 +249,8 @@ fn a_head_that_is_not_supported_is_named_with_those_that_are() {
 }
 
 fn near_tags(alone: &[Tagged], among: &[Tagged]) {
+    assert_eq!((alone.len(), among.len()), (1, 1), "a job is a text");
+    assert_eq!(alone[0].tags.len(), among[0].tags.len(), "tags alone and in a batch");
     for (alone, among) in alone[0].tags.iter().zip(&among[0].tags) {
         assert_eq!((alone.label, alone.start, alone.end), (among.label, among.start, among.end));
         assert_near(&[alone.score], &[f64::from(among.score)], "alone and in a batch");

@@ -25,7 +25,8 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 
 /// Metrics of ours that a worker, a split and a scaler without trouble, GPU and TLS do not show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 18] = [
+const NOT_SHOWN: [(&str, &str); 19] = [
+    ("worker_jobs_shed_total", "needs a job that comes too late"),
     ("worker_batches_failed_total", "needs a batch that fails"),
     ("worker_device_failed_seconds_total", "needs a batch that fails"),
     ("worker_gpu_memory_used_bytes", "needs a GPU"),

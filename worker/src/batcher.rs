@@ -49,9 +49,21 @@ impl Size {
     #[must_use]
     pub fn cost(self) -> usize {
         match self.layout {
-            Layout::Padded => self.rows.saturating_mul(self.length),
+            Layout::Padded => self.rectangle(),
+            Layout::Packed | Layout::Alike => self.tokens,
+        }
+    }
+
+    /// By what rows are compared: what unlike lengths add to it counts as padding.
+    fn span(self) -> usize {
+        match self.layout {
+            Layout::Padded | Layout::Alike => self.rectangle(),
             Layout::Packed => self.tokens,
         }
+    }
+
+    fn rectangle(self) -> usize {
+        self.rows.saturating_mul(self.length)
     }
 
     /// The share of it that is padding.
@@ -89,6 +101,17 @@ pub struct Limits {
     pub max_cost: NonZeroUsize,
     /// How long a free device waits for jobs that are known to be coming, while there is room.
     pub max_wait: Duration,
+}
+
+impl Limits {
+    /// How full a batch of this size is, from 0 to 1: by rows or by tokens, whichever is nearer to
+    /// its limit. What runs alone because it is larger counts as full.
+    #[must_use]
+    pub fn filled(&self, size: Size) -> f64 {
+        let rows = size.rows as f64 / self.max_items.get() as f64;
+        let cost = size.cost() as f64 / self.max_cost.get() as f64;
+        rows.max(cost).min(1.0)
+    }
 }
 
 /// What is known of the world outside when a batch might be closed.
@@ -179,9 +202,9 @@ impl<T> Batcher<T> {
         self.waiting.push(Waiting { entry, arrived: now, passed: 0 });
     }
 
-    /// Lowers the largest cost of a batch, after the device ran out of memory.
-    pub fn shrink(&mut self, max_cost: NonZeroUsize) {
-        self.limits.max_cost = self.limits.max_cost.min(max_cost);
+    /// Changes the largest cost of a batch, as the memory of the device allows.
+    pub fn bound(&mut self, max_cost: NonZeroUsize) {
+        self.limits.max_cost = max_cost;
     }
 
     /// Whether nothing waits.
@@ -246,7 +269,7 @@ impl<T> Batcher<T> {
             return Some((chosen, true));
         }
         let mut size = lead.size;
-        let mut real = size.cost();
+        let mut real = size.span();
         let mut full = self.is_over(size);
         for place in self.by_likeness(leader) {
             if size.cost() >= view.enough {
@@ -258,8 +281,8 @@ impl<T> Batcher<T> {
                 full = true;
                 continue;
             }
-            let grown_real = real.saturating_add(candidate.cost());
-            let padding = grown.cost().saturating_sub(grown_real);
+            let grown_real = real.saturating_add(candidate.span());
+            let padding = grown.span().saturating_sub(grown_real);
             if padding > view.overhead.max(grown_real / 4) {
                 continue;
             }
@@ -424,6 +447,20 @@ mod tests {
     }
 
     #[test]
+    fn texts_end_to_end_that_belong_among_their_like_cost_their_tokens_alone() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 1_000));
+        for (item, length) in [("long", 500), ("s1", 10), ("long2", 480), ("s2", 12)] {
+            let entry = entry(item, length);
+            batcher.push(Entry { size: entry.size.laid(Layout::Alike), ..entry }, now);
+        }
+        let batch = batcher.close(now, &free(now)).unwrap();
+        assert_eq!(batch.items, ["long", "long2"], "a short one would wait for them");
+        assert_eq!((batch.size.cost(), batch.size.padding()), (980, 0.0));
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, ["s1", "s2"]);
+    }
+
+    #[test]
     fn a_batch_that_is_large_enough_keeps_nobody_waiting() {
         let now = Instant::now();
         let view = View { enough: 25, more: true, ..free(now) };
@@ -456,15 +493,24 @@ mod tests {
     }
 
     #[test]
-    fn out_of_memory_is_remembered() {
+    fn a_batch_is_as_full_as_its_rows_or_its_tokens_are() {
+        let limits = limits(8, 100);
+        let filled = [&[10; 4][..], &[40; 2], &[500], &[1]]
+            .map(|lengths| limits.filled(Size::of(lengths.iter().copied())));
+        assert_eq!(filled, [0.5, 0.8, 1.0, 0.125]);
+    }
+
+    #[test]
+    fn the_memory_of_the_device_bounds_a_batch() {
         let now = Instant::now();
         let mut batcher = Batcher::new(limits(8, 100));
-        batcher.shrink(NonZeroUsize::new(20).unwrap());
-        batcher.shrink(NonZeroUsize::new(60).unwrap());
-        for item in 0..4 {
+        for item in 0..8 {
             batcher.push(entry(item, 10), now);
         }
+        batcher.bound(NonZeroUsize::new(20).unwrap());
         assert_eq!(batcher.close(now, &free(now)).unwrap().items, [0, 1]);
+        batcher.bound(NonZeroUsize::new(40).unwrap());
+        assert_eq!(batcher.close(now, &free(now)).unwrap().items, [2, 3, 4, 5]);
     }
 
     #[derive(Debug, Clone)]
@@ -490,7 +536,11 @@ mod tests {
             max_cost in 1..5_000usize,
             overhead in 0..200usize,
             enough in 1..5_000usize,
-            layout in prop_oneof![Just(Layout::Padded), Just(Layout::Packed)],
+            layout in prop_oneof![
+                Just(Layout::Padded),
+                Just(Layout::Packed),
+                Just(Layout::Alike),
+            ],
         ) {
             let now = Instant::now();
             let view = View { overhead, enough, ..free(now) };
@@ -521,16 +571,17 @@ mod tests {
                             prop_assert!(n_closed <= due, "{item} left at {n_closed}, due {due}");
                             entries.push(entry);
                         }
-                        let real: usize = entries.iter().map(|entry| entry.size.cost()).sum();
+                        let real: usize = entries.iter().map(|entry| entry.size.span()).sum();
                         let rows: usize = entries.iter().map(|entry| entry.size.rows).sum();
                         let length = entries.iter().map(|entry| entry.size.length).max().unwrap();
                         let tokens = entries.iter().map(|entry| entry.size.tokens).sum();
                         prop_assert_eq!(batch.size, Size { rows, length, tokens, layout });
-                        let cost = if layout == Layout::Packed { tokens } else { rows * length };
+                        let cost = if layout == Layout::Padded { rows * length } else { tokens };
+                        let span = if layout == Layout::Packed { tokens } else { rows * length };
                         if entries.len() > 1 {
                             prop_assert!(rows <= max_items);
                             prop_assert!(cost <= max_cost);
-                            prop_assert!(cost - real <= overhead.max(real / 4));
+                            prop_assert!(span - real <= overhead.max(real / 4));
                             prop_assert!(entries.iter().all(|entry| !entry.alone));
                         }
                         prop_assert!(batch.items.is_sorted(), "in the order of arrival");

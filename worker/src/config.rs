@@ -85,8 +85,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N", env = "EBB_MAX_ITEMS", default_value = "32")]
     pub max_items: NonZeroUsize,
 
-    /// Largest batch, in tokens: padding counts, but for our own kernels on a GPU; a single job with
-    /// more runs alone
+    /// Largest batch, in tokens: padding counts where there is any, with burn's kernels on a GPU; a
+    /// single job with more runs alone
     #[arg(long, value_name = "TOKENS", env = "EBB_MAX_COST", default_value = "8192")]
     pub max_cost: NonZeroUsize,
 

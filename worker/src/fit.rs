@@ -15,6 +15,8 @@ const ENOUGH: u64 = 5;
 const WELL_FILLED: usize = 16;
 /// And nobody minds a batch that is as short as this.
 const SHORT: Duration = Duration::from_millis(25);
+/// A batch that took a smaller share than this of what the line says counts as one of this.
+const QUICKEST: f64 = 0.01;
 /// How unsure the fit is of its parameters at first.
 const UNSURE: f64 = 1e6;
 
@@ -45,12 +47,25 @@ pub struct Fit {
     scale: f64,
     per_job: f64,
     n_batches: u64,
+    // The least and the largest cost of late: outside of these the line is a guess.
+    costs: [f64; 2],
+    // The least share of what the line says that a batch of late has taken.
+    quickest: f64,
 }
 
 impl Default for Fit {
     fn default() -> Self {
         let covariance = [UNSURE, 0.0, UNSURE];
-        Self { base: 0.0, per_cost: 0.0, covariance, scale: 1.0, per_job: 0.0, n_batches: 0 }
+        Self {
+            base: 0.0,
+            per_cost: 0.0,
+            covariance,
+            scale: 1.0,
+            per_job: 0.0,
+            n_batches: 0,
+            costs: [f64::INFINITY, 0.0],
+            quickest: 1.0,
+        }
     }
 }
 
@@ -61,6 +76,7 @@ impl Fit {
         if self.n_batches == 0 {
             self.scale = (cost as f64).max(1.0);
         }
+        self.widen(cost, seconds);
         self.n_batches += 1;
         let per_job = seconds / n_jobs.max(1) as f64;
         // An average of all at first, then of about the last 20.
@@ -83,11 +99,39 @@ impl Fit {
         }
     }
 
+    /// Takes in what bounds the line; what did so long ago is forgotten as the rest is.
+    fn widen(&mut self, cost: usize, seconds: f64) {
+        let cost = (cost as f64).max(1.0);
+        let said = self.line(cost);
+        if said > 0.0 {
+            let quickest = (seconds / said).min(self.quickest / FORGETTING);
+            self.quickest = quickest.clamp(QUICKEST, 1.0);
+        }
+        let [least, most] = self.costs;
+        self.costs = [cost.min(least / FORGETTING), cost.max(most * FORGETTING)];
+    }
+
+    fn line(&self, cost: f64) -> f64 {
+        self.base.max(0.0) + (self.per_cost / self.scale).max(0.0) * cost
+    }
+
+    /// What a batch of this cost takes at least, once enough have been seen: the line, less what the
+    /// quickest of late were below it. Of other sizes than those that were seen no more is claimed
+    /// than that neither part of the line is negative.
+    #[must_use]
+    pub fn at_least(&self, cost: usize) -> Option<Duration> {
+        self.batch_time()?;
+        let cost = (cost as f64).max(1.0);
+        let [least, most] = self.costs;
+        let seconds = self.line(cost.clamp(least, most)) * (cost / least).min(1.0);
+        Duration::try_from_secs_f64(seconds * self.quickest).ok()
+    }
+
     /// How long a batch of this cost will take, once enough have been seen.
     #[must_use]
     pub fn predict(&self, cost: usize) -> Option<Duration> {
-        let time = self.batch_time()?;
-        Duration::try_from_secs_f64(time.base + time.per_cost * cost as f64).ok()
+        self.batch_time()?;
+        Duration::try_from_secs_f64(self.line(cost as f64)).ok()
     }
 
     /// What the batcher needs to know of the world; `more` says that jobs will be here in a moment.
@@ -180,12 +224,33 @@ mod tests {
         }
 
         #[test]
+        fn no_batch_is_quicker_than_it_takes_at_least_though_its_size_was_never_seen(
+            base in 0.0..0.5f64,
+            per_cost in 1e-6..1e-3f64,
+            costs in prop::collection::vec(1..10_000usize, 1..60),
+            asked in 1..20_000usize,
+        ) {
+            let line = |cost: usize| base + per_cost * cost as f64;
+            // The quickest of the beginning, when there was no line to speak of, is forgotten by then.
+            let fit = learnt(&costs.repeat(250 / costs.len() + 5), line);
+            let at_least = |cost| fit.at_least(cost).unwrap().as_secs_f64();
+            let (claimed, true_one) = (at_least(asked), line(asked));
+            prop_assert!(claimed <= 1.01 * true_one + 1e-4, "{claimed} and not {true_one}");
+            // And yet it says something of those that were.
+            let last = costs[costs.len() - 1];
+            prop_assert!(at_least(last) > 0.5 * line(last) - 1e-4);
+        }
+
+        #[test]
         fn whatever_the_times_the_fit_stays_finite(
             batches in prop::collection::vec((1..64usize, 0..100_000usize, 0..10_000u64), 1..500),
         ) {
             let mut fit = Fit::default();
             for (n_jobs, cost, ms) in batches {
                 fit.learn(n_jobs, cost, Duration::from_millis(ms));
+                if let (Some(predicted), Some(at_least)) = (fit.predict(cost), fit.at_least(cost)) {
+                    prop_assert!(at_least <= predicted.max(Duration::from_nanos(1)));
+                }
                 if let Some(time) = fit.batch_time() {
                     prop_assert!(time.base.is_finite() && time.base >= 0.0);
                     prop_assert!(time.per_cost.is_finite() && time.per_cost >= 0.0);
@@ -232,8 +297,24 @@ mod tests {
     }
 
     #[test]
+    fn one_slow_beginning_does_not_make_a_device_slow_for_long() {
+        let mut fit = Fit::default();
+        for ms in [3_000, 100, 100, 100, 100] {
+            fit.learn(4, 100, Duration::from_millis(ms));
+        }
+        assert!(fit.predict(100).unwrap() > Duration::from_millis(500));
+        assert!(fit.at_least(100).unwrap() <= Duration::from_millis(100));
+        let steady = learnt(&[100; 100], |_| 0.1);
+        assert!(steady.at_least(100).unwrap() > Duration::from_millis(99));
+        // Of small ones it is only known that they take no more.
+        assert!(steady.at_least(10).unwrap() <= Duration::from_millis(10));
+        assert!(steady.at_least(1_000).unwrap() > Duration::from_millis(99));
+    }
+
+    #[test]
     fn batches_of_one_size_are_predicted_and_two_are_not_enough() {
         assert_eq!(learnt(&[100, 100], |_| 0.05).predict(100), None);
+        assert_eq!(learnt(&[100, 100], |_| 0.05).at_least(100), None);
         let fit = learnt(&[100; 5_000], |_| 0.05);
         let predicted = fit.predict(100).unwrap().as_secs_f64();
         assert!((predicted - 0.05).abs() < 1e-3, "{predicted}");

@@ -3,12 +3,14 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ebb_model::{InferError, InferErrorKind};
+use ebb_queue::{Job, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::batcher::{Batch, Entry, Size, View};
 use crate::bisect::{Next, Run};
@@ -17,8 +19,9 @@ use crate::device::{Answer, Begun, Load, Ran};
 use crate::fit;
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::lanes::Lanes;
+use crate::served::Lane;
 use crate::settle::Exit;
-use crate::shared::{EXPIRED, Shared, send, sleep_until};
+use crate::shared::{EXPIRED, Shared, TOO_LATE, send, sleep_until};
 use crate::trace::BatchRun;
 
 /// A batch on its way to the device and back.
@@ -43,7 +46,7 @@ struct Sent {
 #[derive(Debug)]
 pub(crate) struct Bound {
     submitted: Option<Submitted>,
-    expired: Vec<Finished>,
+    late: Vec<Finished>,
 }
 
 /// The ways on from the batcher.
@@ -69,8 +72,8 @@ pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>,
             return;
         }
         for (place, lane) in shared.lanes.iter().enumerate() {
-            if let Some(room) = NonZeroUsize::new(lane.memory.load(Ordering::Relaxed)) {
-                lanes.shrink(place, room);
+            if let Some(max_cost) = NonZeroUsize::new(lane.memory().limit()) {
+                lanes.bound(place, max_cost);
             }
         }
         let now = Instant::now();
@@ -104,9 +107,9 @@ pub(crate) async fn infer(
     mut bound: Receiver<Bound>,
     exit: Exit,
 ) {
-    while let Some(Bound { submitted, expired }) = bound.recv().await {
+    while let Some(Bound { submitted, late }) = bound.recv().await {
         shared.n_taken.update(|n| *n += 1);
-        exit.finish(expired).await;
+        exit.finish(late).await;
         let mut runs = match submitted {
             Some(first) => shared.conclude(lane, first, &exit).await,
             None => Vec::new(),
@@ -131,7 +134,7 @@ impl Shared {
             }
         };
         let max_cost = self.settings.limits.max_cost.get();
-        let view = |(place, lane): (usize, &crate::served::Lane)| {
+        let view = |(place, lane): (usize, &Lane)| {
             let fit = lane.fit();
             View {
                 // Who waits for the batches of a lane may be waiting for its store.
@@ -152,27 +155,57 @@ impl Shared {
     }
 
     async fn submit(&self, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
-        let now = self.clock.now();
-        let is_expired = |item: &Item| item.held.delivery.job.expired(now);
-        let (expired, items): (Vec<_>, Vec<_>) = batch.items.into_iter().partition(is_expired);
-        let expired = expired.into_iter();
-        let expired = expired.map(|item| item.held.finish(End::Reject(EXPIRED.to_owned())));
-        let expired = expired.collect();
+        let (items, late) = self.shed(lane, batch.items);
         let submitted = if items.is_empty() {
             None
         } else {
             let model = [self.lanes[lane].name.as_str()];
-            let metrics = &self.metrics;
+            // Of those that are left of it.
+            let (metrics, size) = (&self.metrics, together(&items));
             metrics.batches.with_label_values(&[model[0], batch.closed.word()]).inc();
             metrics.batch_items.with_label_values(&model).observe(items.len() as f64);
-            metrics.batch_padding.with_label_values(&model).observe(batch.size.padding());
+            let filled = self.settings.limits.filled(size);
+            metrics.batch_fill.with_label_values(&model).observe(filled);
+            metrics.batch_padding.with_label_values(&model).observe(size.padding());
             let waits = metrics.batch_wait.with_label_values(&model);
             for item in &items {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());
             }
             Some(self.send_to_device(lane, items, 0, Begun::No).await)
         };
-        send(out, Bound { submitted, expired }).await;
+        send(out, Bound { submitted, late }).await;
+    }
+
+    /// Parts the jobs that may still meet their deadlines from those that cannot.
+    fn shed(&self, lane: usize, items: Vec<Item>) -> (Vec<Item>, Vec<Finished>) {
+        let (now, begins) = (self.clock.now(), self.begins(lane));
+        let own = &self.lanes[lane];
+        let (mut timely, mut late) = (Vec::with_capacity(items.len()), Vec::new());
+        for item in items {
+            // Its own cost alone, though it shares a batch: nobody is shed who could have made it.
+            let takes =
+                begins.and_then(|begins| Some(begins + own.fit().at_least(item.size.cost())?));
+            match refusal(&item.held.delivery.job, now, takes) {
+                None => timely.push(item),
+                Some((word, reason)) => {
+                    self.metrics.shed.with_label_values(&[own.name.as_str(), word]).inc();
+                    late.push(item.held.finish(End::Reject(reason)));
+                }
+            }
+        }
+        (timely, late)
+    }
+
+    /// How long it takes at least until the next batch of this lane begins; `None` where the times
+    /// of its batches are not known, or are of long ago.
+    fn begins(&self, lane: usize) -> Option<Duration> {
+        let Some(running) = self.device.load().get().running else {
+            return self.lanes[lane].is_fresh().then_some(Duration::ZERO);
+        };
+        let is_fresh = running.lane == lane || self.lanes[lane].is_fresh();
+        let takes = self.lanes[running.lane].fit().at_least(running.size.cost());
+        let left = takes.unwrap_or_default().saturating_sub(running.since.elapsed());
+        is_fresh.then_some(left)
     }
 
     async fn send_to_device(
@@ -182,7 +215,7 @@ impl Shared {
         failures: u32,
         begun: Begun,
     ) -> Submitted {
-        let size = items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE);
+        let size = together(&items);
         let split = items.into_iter();
         let split =
             split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
@@ -209,7 +242,9 @@ impl Shared {
         run.note(jobs.iter_mut().map(|job| &mut job.held.way));
         match results {
             Ok(results) => {
-                own.fit().learn(jobs.len(), cost, took);
+                own.learn(jobs.len(), cost, took);
+                let limit = own.memory().sufficed(cost);
+                self.tell_limit(own, limit, "larger batches are tried again");
                 self.queues[own.queue].fit().learn(jobs.len(), cost, took);
                 let all = jobs.iter().map(|job| job.size.cost()).sum();
                 let ended = jobs.into_iter().zip(results).map(|(job, result)| {
@@ -217,17 +252,17 @@ impl Shared {
                     let spent = Spent::of(size.cost(), all, took);
                     held.finish(match result {
                         Ok(output) => End::Done(Output { lane, output, asked, spent }),
-                        Err(fault) => End::Reject(fault.to_string()),
+                        Err(fault) => {
+                            self.metrics.waste(&own.name, spent.seconds);
+                            End::Reject(fault.to_string())
+                        }
                     })
                 });
                 exit.finish(ended.collect()).await;
                 Vec::new()
             }
             Err(error) => {
-                self.metrics
-                    .failed_seconds
-                    .with_label_values(&[&own.name])
-                    .inc_by(took.as_secs_f64());
+                self.metrics.waste(&own.name, took.as_secs_f64());
                 let items = jobs.into_iter().zip(inputs);
                 let items = items.map(|(job, input)| {
                     let Sent { held, asked, size } = job;
@@ -237,6 +272,16 @@ impl Shared {
                 self.blame(lane, run, size, &error, exit).await
             }
         }
+    }
+
+    /// Says what a batch may cost from now on, if that changed.
+    fn tell_limit(&self, own: &Lane, changed: Option<usize>, why: &str) {
+        let Some(max_cost) = changed else { return };
+        info!(model = %own.name, max_cost, "{why}");
+        // Two queues may have one model, and each its own limit: the smaller one tells of trouble.
+        let limits = self.lanes.iter().filter(|lane| lane.name == own.name);
+        let least = limits.map(|lane| lane.memory().limit()).min().unwrap_or(max_cost);
+        self.metrics.max_cost.with_label_values(&[&own.name]).set(least as i64);
     }
 
     /// A batch failed as a whole: halves it, or ends its jobs.
@@ -252,7 +297,8 @@ impl Shared {
         warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
         self.metrics.batches_failed.with_label_values(&[&own.name]).inc();
         if error.kind() == InferErrorKind::OutOfMemory {
-            own.ran_out_of_memory(size.cost());
+            let limit = own.memory().lacked(size.cost());
+            self.tell_limit(own, limit, "batches are made smaller, for lack of memory");
         }
         match run.failed(error.kind()) {
             Next::Rerun(runs) => runs,
@@ -268,6 +314,24 @@ impl Shared {
             }
         }
     }
+}
+
+fn together(items: &[Item]) -> Size {
+    items.iter().map(|item| item.size).reduce(Size::and).unwrap_or(Size::ONE)
+}
+
+/// Why a job is not run whose answer takes so long at least, if so: the word, and the words.
+fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'static str, String)> {
+    if job.expired(now) {
+        return Some((EXPIRED, EXPIRED.to_owned()));
+    }
+    let (deadline, takes) = job.headers.deadline.zip(takes)?;
+    let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
+    let reason = || {
+        let (left, takes) = (left.as_secs_f64(), takes.as_secs_f64());
+        format!("too late: the deadline is in {left:.3} s, an answer takes {takes:.3} s or more")
+    };
+    (left < takes).then(|| (TOO_LATE, reason()))
 }
 
 fn entry(item: Item) -> Entry<Item> {

@@ -34,6 +34,17 @@ pub(crate) struct Intake {
     enough: CancellationToken,
 }
 
+/// What became of the jobs that were set aside for a call to a broker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Brought {
+    /// That came.
+    pub(crate) n_came: usize,
+    /// That were kept of these; the others were given back.
+    pub(crate) n_kept: usize,
+    /// That were set aside.
+    pub(crate) aside: usize,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Lonely {
     Now,
@@ -83,13 +94,15 @@ impl Intake {
         self.most < u64::MAX && self.n_queues > 1
     }
 
-    /// A call brought so many of the jobs that were set aside for it.
-    pub(crate) fn brought(&self, n: usize, aside: usize) {
-        self.left.fetch_add((aside - n) as u64, SeqCst);
-        if n > 0 {
+    /// A call has ended. A job that went back at once was not received: somebody else will have it,
+    /// or this worker later.
+    pub(crate) fn brought(&self, Brought { n_came, n_kept, aside }: Brought) {
+        self.left.fetch_add((aside - n_kept) as u64, SeqCst);
+        if n_came > 0 {
             self.idle.store(0, SeqCst);
         }
-        if self.received.fetch_add(n as u64, SeqCst) + n as u64 >= self.most {
+        let n_kept = n_kept as u64;
+        if self.received.fetch_add(n_kept, SeqCst) + n_kept >= self.most {
             self.enough.cancel();
         }
     }
@@ -148,15 +161,22 @@ impl Drop for Solitude<'_> {
 mod tests {
     use super::*;
 
+    fn all_kept(n: usize, aside: usize) -> Brought {
+        Brought { n_came: n, n_kept: n, aside }
+    }
+
     #[test]
     fn no_more_jobs_are_taken_than_may_be_and_what_did_not_come_is_left_for_others() {
         let intake = Intake::new(2, Some(10));
         assert_eq!((intake.set_aside(8), intake.set_aside(8), intake.set_aside(8)), (8, 2, 0));
-        intake.brought(5, 8);
+        intake.brought(all_kept(5, 8));
         assert_eq!(intake.set_aside(8), 3);
-        intake.brought(2, 2);
+        intake.brought(all_kept(2, 2));
         assert!(!intake.enough().is_cancelled());
-        intake.brought(3, 3);
+        intake.brought(Brought { n_came: 3, n_kept: 1, aside: 3 });
+        assert!(!intake.enough().is_cancelled(), "two went back at once");
+        assert_eq!(intake.set_aside(8), 2);
+        intake.brought(all_kept(2, 2));
         assert!(intake.enough().is_cancelled());
         assert!(Intake::new(1, Some(0)).enough().is_cancelled());
     }
@@ -165,7 +185,7 @@ mod tests {
     fn all_queues_must_be_empty_since_the_last_job() {
         let intake = Intake::new(2, None);
         intake.found_empty(0);
-        intake.brought(1, 4);
+        intake.brought(all_kept(1, 4));
         intake.found_empty(1);
         assert!(!intake.enough().is_cancelled(), "the first may have a job by now");
         intake.found_empty(0);

@@ -37,9 +37,9 @@ impl<T> Lanes<T> {
         self.0[lane].batcher.push(entry, now);
     }
 
-    /// Lowers the largest cost of a batch of one lane, after the device ran out of memory for it.
-    pub fn shrink(&mut self, lane: usize, max_cost: NonZeroUsize) {
-        self.0[lane].batcher.shrink(max_cost);
+    /// Changes the largest cost of a batch of one lane, as the memory of the device allows.
+    pub fn bound(&mut self, lane: usize, max_cost: NonZeroUsize) {
+        self.0[lane].batcher.bound(max_cost);
     }
 
     /// Whether nothing waits.
@@ -158,7 +158,7 @@ mod tests {
     fn memory_is_remembered_by_lane() {
         let now = Instant::now();
         let mut lanes = Lanes::new(2, limits(8));
-        lanes.shrink(0, NonZeroUsize::new(2).unwrap());
+        lanes.bound(0, NonZeroUsize::new(2).unwrap());
         for item in 0..4 {
             lanes.push(item % 2, entry(item, Priority::Normal), now);
             lanes.push(item % 2, entry(item, Priority::Normal), now);

@@ -20,6 +20,7 @@ mod infer;
 mod intake;
 pub mod lanes;
 mod lease;
+mod memory;
 mod metrics;
 mod models;
 mod outcome;

@@ -2,10 +2,13 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use ebb_telemetry::{LogArgs, Stop};
 use ebb_worker::WorkerArgs;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -19,17 +22,24 @@ struct Cli {
     log: LogArgs,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let known = |cause: &(dyn Error + 'static)| {
         let of_queue = ebb_queue::Error::exit_code(cause);
         of_queue.or_else(|| cause.is::<ebb_worker::Error>().then_some(1))
     };
-    ebb_telemetry::exit_code(work(Cli::parse()).await, known)
+    ebb_telemetry::exit_code(start(Cli::parse()), known)
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let ended = runtime.block_on(work(cli));
+    // A file that cannot be read, or a body that takes for ever, must not outlive the grace period.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 async fn work(cli: Cli) -> anyhow::Result<()> {
-    ebb_telemetry::init_logging(&cli.log).map_err(anyhow::Error::msg)?;
     let stop = CancellationToken::new();
     let mut signal = Stop::listen()?;
     let signalled = stop.clone();

@@ -20,10 +20,16 @@ pub struct Metrics {
     pub info: IntGaugeVec,
     /// Jobs that left, by what became of them, and by model.
     pub jobs: IntCounterVec,
+    /// Jobs that were not run because of their deadlines, by model and by why.
+    pub shed: IntCounterVec,
     /// Batches by model and by why they were closed.
     pub batches: IntCounterVec,
     /// Jobs per batch, by model.
     pub batch_items: HistogramVec,
+    /// How full a batch is, by model.
+    pub batch_fill: HistogramVec,
+    /// The most that a batch may cost in tokens, by model.
+    pub max_cost: IntGaugeVec,
     /// Share of a batch that is padding, by model.
     pub batch_padding: HistogramVec,
     /// From receipt to the closing of the batch, by model.
@@ -34,7 +40,7 @@ pub struct Metrics {
     pub batches_failed: IntCounterVec,
     /// Time of the device for jobs that were answered, by model and tenant.
     pub device_seconds: CounterVec,
-    /// Time of the device for batches that failed as a whole, by model.
+    /// Time of the device for batches that failed and for jobs without an answer, by model.
     pub failed_seconds: CounterVec,
     /// Tokens of jobs that were answered, by model and tenant.
     pub tokens: IntCounterVec,
@@ -100,8 +106,11 @@ impl Metrics {
         vec![
             Box::new(self.info.clone()),
             Box::new(self.jobs.clone()),
+            Box::new(self.shed.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batch_items.clone()),
+            Box::new(self.batch_fill.clone()),
+            Box::new(self.max_cost.clone()),
             Box::new(self.batch_padding.clone()),
             Box::new(self.batch_wait.clone()),
             Box::new(self.infer.clone()),
@@ -137,6 +146,11 @@ impl Metrics {
         self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
     }
 
+    /// Counts what the device did for no answer.
+    pub(crate) fn waste(&self, model: &str, seconds: f64) {
+        self.failed_seconds.with_label_values(&[model]).inc_by(seconds);
+    }
+
     #[allow(clippy::too_many_lines, reason = "a list of names, and nothing else")]
     fn new() -> prometheus::Result<Self> {
         let jobs = Opts::new("worker_jobs_total", "Jobs that left, by what became of them.");
@@ -156,7 +170,20 @@ impl Metrics {
             stages: Arc::new(Stages::new()?),
             cold_start: GaugeVec::new(cold, &["phase"])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
+            shed: IntCounterVec::new(
+                Opts::new("worker_jobs_shed_total", "Jobs not run because of their deadlines."),
+                &["model", "reason"],
+            )?,
             batch_items: by_model("worker_batch_items", "Jobs per batch.", doubling(1.0, 12)?)?,
+            batch_fill: by_model(
+                "worker_batch_fill_ratio",
+                "How full a batch is, by rows or tokens.",
+                vec![0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
+            )?,
+            max_cost: IntGaugeVec::new(
+                Opts::new("worker_batch_max_tokens", "Most that a batch may cost at this time."),
+                &["model"],
+            )?,
             batch_padding: by_model(
                 "worker_batch_padding_ratio",
                 "Share of a batch that is padding.",
@@ -177,7 +204,7 @@ impl Metrics {
                 &["model", "tenant"],
             )?,
             failed_seconds: CounterVec::new(
-                Opts::new("worker_device_failed_seconds_total", "Device time of failed batches."),
+                Opts::new("worker_device_failed_seconds_total", "Device time without an answer."),
                 &["model"],
             )?,
             tokens: IntCounterVec::new(

@@ -14,6 +14,7 @@ use crate::batcher::Size;
 use crate::codec::Asked;
 use crate::device::Cargo;
 use crate::held::{End, Finished, Held, Item};
+use crate::intake::{Brought, Solitude};
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{EXPIRED, PATIENCE, Pauses, heals, on_cpu, send};
@@ -40,6 +41,23 @@ enum Decoded {
     Unbegun(Held),
 }
 
+/// What is kept of the jobs that a call brought.
+#[derive(Default)]
+struct Kept<'a> {
+    /// To be decoded.
+    jobs: Vec<Held>,
+    /// How many came that have to be held by themselves.
+    solitary: usize,
+    /// One of them, and the right to be alone.
+    alone: Option<(Held, Solitude<'a>)>,
+}
+
+impl Kept<'_> {
+    fn n_jobs(&self) -> usize {
+        self.jobs.len() + usize::from(self.alone.is_some())
+    }
+}
+
 /// Receives jobs, never more than there is room for, until nothing new may begin.
 pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) {
     let intake = &served.shared.intake;
@@ -63,23 +81,28 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
                 served.broker_answers();
                 let is_idle = deliveries.is_empty() && served.shared.n_held.get() == 0;
                 let held = served.hold(deliveries);
-                intake.brought(held.len(), aside);
+                let n_came = held.len();
+                let kept = served.keep(held, &exit).await;
+                intake.brought(Brought { n_came, n_kept: kept.n_jobs(), aside });
                 if is_idle && exit_when_empty {
                     intake.found_empty(served.at);
                 }
-                let is_vain = held.is_empty();
-                let solitary = served.pass_on(held, &out, &exit).await;
+                let is_vain = n_came == 0;
+                let Kept { jobs, solitary, alone } = kept;
+                served.decode_later(jobs, &out).await;
                 drop(among_others);
                 if is_vain && intake.is_scarce() {
                     // Long enough for another queue to take what was set aside in vain.
                     served.rest(2 * SHORT_WAIT).await;
                 }
-                at_most = if solitary.is_empty() { usize::MAX } else { 1 };
-                served.isolate(solitary, &out, &exit).await;
+                at_most = if solitary == 0 { usize::MAX } else { 1 };
+                if let Some((job, solitude)) = alone {
+                    served.isolate(job, &solitude, &out, &exit).await;
+                }
             }
             Err(error) => {
                 drop(among_others);
-                intake.brought(0, aside);
+                intake.brought(Brought { n_came: 0, n_kept: 0, aside });
                 served.trouble("receive", &error);
                 let next = pauses.next(served.shared.chance());
                 if !heals(&error) && pauses.n_failures() >= PATIENCE {
@@ -160,42 +183,43 @@ impl Served {
         deliveries.into_iter().map(hold).collect()
     }
 
-    /// Passes jobs on to be decoded, but for those that have to be held by themselves.
-    async fn pass_on(&self, jobs: Vec<Held>, out: &Sender<Vec<Held>>, exit: &Exit) -> Vec<Held> {
+    /// Keeps what can be begun: of the jobs that have to be held by themselves one at most, and none
+    /// while a job of another queue is alone. Gives the others back uncharged.
+    async fn keep(&self, jobs: Vec<Held>, exit: &Exit) -> Kept<'_> {
         if self.shared.gives_back() {
             exit.give_back(jobs).await;
-            return Vec::new();
+            return Kept::default();
         }
         let max_attempts = self.shared.settings.retry.max_attempts;
         let from = SOLITARY.min(max_attempts).max(2);
         let is_solitary = |held: &Held| (from..=max_attempts).contains(&held.delivery.attempt);
-        let (solitary, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_solitary);
-        self.decode_later(jobs, out).await;
-        solitary
+        let (alone, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_solitary);
+        let (solitary, mut surplus) = (alone.len(), alone.into_iter());
+        // Two that wait for each other's jobs to be gone would wait for ever.
+        let solitude = if solitary > 0 { self.shared.intake.solitude() } else { None };
+        let alone = solitude.and_then(|solitude| Some((surplus.next()?, solitude)));
+        exit.give_back(surplus).await;
+        Kept { jobs, solitary, alone }
     }
 
-    /// Runs one job while no other is held, of any queue, and gives the others back uncharged.
+    /// Runs one job while no other is held, of any queue.
     ///
     /// A crash of the process charges an attempt to every job it holds. A job that may have crashed
     /// its worker twice must not take others with it to the dead letters, so nobody is near when it
     /// runs for the third time: whoever reaches that many attempts gets the chance to prove itself.
-    async fn isolate(&self, solitary: Vec<Held>, out: &Sender<Vec<Held>>, exit: &Exit) {
-        let mut solitary = solitary.into_iter();
-        let first: Vec<Held> = solitary.next().into_iter().collect();
-        if first.is_empty() {
-            return;
-        }
-        exit.give_back(solitary).await;
-        // Two that wait for each other's jobs to be gone would wait for ever.
-        let Some(solitude) = self.shared.intake.solitude() else {
-            return exit.give_back(first).await;
-        };
+    async fn isolate(
+        &self,
+        job: Held,
+        solitude: &Solitude<'_>,
+        out: &Sender<Vec<Held>>,
+        exit: &Exit,
+    ) {
         let _alone = solitude.begin().await;
         self.wait_until_held(1).await;
         if self.shared.gives_back() {
-            return exit.give_back(first).await;
+            return exit.give_back([job]).await;
         }
-        self.decode_later(first, out).await;
+        self.decode_later(vec![job], out).await;
         self.wait_until_held(0).await;
     }
 
@@ -246,6 +270,8 @@ impl Served {
             return Err(format!("body is {n} bytes; send at most {max}, or raise --max-body"));
         }
         if job.expired(self.shared.clock.now()) {
+            let model = self.shared.model_name(held.lane);
+            self.shared.metrics.shed.with_label_values(&[model, EXPIRED]).inc();
             return Err(EXPIRED.to_owned());
         }
         let lane = held.lane.ok_or_else(|| self.no_such_model(job))?;

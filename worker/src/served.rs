@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ebb_queue::{Broker, Job, ResultStore};
 use ebb_telemetry::Gate;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::codec::{AnyCodec, Codec};
 use crate::device::{Device, DeviceWay};
 use crate::fit::Fit;
 use crate::lease::Leases;
+use crate::memory::Memory;
 use crate::serve::is_called;
 use crate::shared::{Counts, Shared, lock};
+
+/// No job is refused by what batches took longer ago than this.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// A queue to be served.
 pub struct QueueParts {
@@ -133,9 +139,10 @@ pub(crate) struct Lane {
     pub(crate) name: String,
     pub(crate) codec: Arc<dyn AnyCodec>,
     pub(crate) device: DeviceWay,
-    /// The largest cost of a batch for which the device had the memory.
-    pub(crate) memory: AtomicUsize,
+    memory: Mutex<Memory>,
     fit: Mutex<Fit>,
+    /// When the fit learnt last.
+    learnt_at: Mutex<Option<Instant>>,
 }
 
 impl Lane {
@@ -144,18 +151,31 @@ impl Lane {
         name: String,
         codec: Arc<dyn AnyCodec>,
         device: DeviceWay,
+        max_cost: usize,
     ) -> Self {
-        let memory = AtomicUsize::new(usize::MAX);
-        Self { queue, name, codec, device, memory, fit: Mutex::default() }
+        let memory = Mutex::new(Memory::new(max_cost));
+        let (fit, learnt_at) = (Mutex::default(), Mutex::default());
+        Self { queue, name, codec, device, memory, fit, learnt_at }
     }
 
     pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {
         lock(&self.fit)
     }
 
-    /// The device had no memory for a batch of this cost.
-    pub(crate) fn ran_out_of_memory(&self, cost: usize) {
-        self.memory.fetch_min((cost / 2).max(1), Ordering::Relaxed);
+    pub(crate) fn learn(&self, n_jobs: usize, cost: usize, took: Duration) {
+        self.fit().learn(n_jobs, cost, took);
+        *lock(&self.learnt_at) = Some(Instant::now());
+    }
+
+    /// Whether its fit is of now: who sheds by an old one never hears that the device is quicker by
+    /// now, so from time to time a batch runs whatever the fit says.
+    pub(crate) fn is_fresh(&self) -> bool {
+        lock(&self.learnt_at).is_some_and(|at| at.elapsed() < FRESH)
+    }
+
+    /// What batches may cost for the memory of the device.
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
     }
 }
 

@@ -24,7 +24,7 @@ use tracing::{debug, error, warn};
 use crate::codec::Answer;
 use crate::held::{End, Finished, Held, Output};
 use crate::lease::Loan;
-use crate::outcome::{COMPLETED, LOST, NO_MODEL, outcome};
+use crate::outcome::{COMPLETED, LOST, outcome};
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, heals, lock, on_cpu, send_all, sleep_until};
 use crate::trace::Way;
@@ -159,10 +159,13 @@ impl Served {
         let Output { lane, output, asked, spent } = output;
         let lane = &self.shared.lanes[lane];
         let encode = || lane.codec.encode(output, asked, job, &spent);
-        let answer = catch_unwind(AssertUnwindSafe(encode)).ok()?;
+        let (answer, metrics) = (catch_unwind(AssertUnwindSafe(encode)).ok(), &self.shared.metrics);
         let tenant = job.headers.tenant.as_deref();
-        self.shared.metrics.spend(&lane.name, tenant, answer.tokens, &spent);
-        Some(answer)
+        match &answer {
+            Some(answer) => metrics.spend(&lane.name, tenant, answer.tokens, &spent),
+            None => metrics.waste(&lane.name, spent.seconds),
+        }
+        answer
     }
 
     /// The jobs of a group as they are concluded, those together that are at the same time; in place
@@ -338,8 +341,7 @@ impl Served {
         let now = Instant::now();
         let (timely, late): (Vec<_>, Vec<_>) =
             concluded.into_iter().partition(|one| one.is_timely(now));
-        late.iter().for_each(|one| self.lose(one.lane, &one.loan));
-        drop(late);
+        late.into_iter().for_each(|one| self.lose(one.lane, &one.loan));
         let split = timely.into_iter().map(|one| (one.settlement, (one.lane, one.loan, one.way)));
         let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
         loans.iter().for_each(|(_, loan, _)| loan.begin_settling());
@@ -373,8 +375,7 @@ impl Served {
     }
 
     fn count(&self, lane: Option<usize>, outcome: &'static str) {
-        let model = lane.map_or(NO_MODEL, |lane| self.shared.lanes[lane].name.as_str());
-        self.shared.metrics.jobs.with_label_values(&[outcome, model]).inc();
+        self.shared.metrics.jobs.with_label_values(&[outcome, self.shared.model_name(lane)]).inc();
         // Of the worker, and of the queue.
         self.shared.counts.count(outcome);
         self.counts.count(outcome);

@@ -22,10 +22,14 @@ use crate::device::{DeviceWay, State};
 use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::outcome::NO_MODEL;
 use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
 
 /// Why a job whose deadline has passed is not run; the brokers use the same word.
 pub(crate) const EXPIRED: &str = "expired";
+
+/// Why a job is not run whose deadline will have passed before its answer is there.
+pub(crate) const TOO_LATE: &str = "too_late";
 
 /// What a pipeline is made of.
 #[derive(Debug)]
@@ -150,7 +154,9 @@ impl Shared {
             let first = lanes.len();
             for ModelParts { name, codec, device: way } in models {
                 assert!(way.is_beside(&device), "model {name} is on another device");
-                lanes.push(Lane::new(states.len(), name, codec, way));
+                let max_cost = settings.limits.max_cost.get();
+                metrics.max_cost.with_label_values(&[&name]).set(max_cost as i64);
+                lanes.push(Lane::new(states.len(), name, codec, way, max_cost));
             }
             let (leases, lanes) = (Leases::new(broker.lease(), n_held.clone()), first..lanes.len());
             let seams = Seams { broker, results, alerts };
@@ -182,6 +188,11 @@ impl Shared {
     /// Whether jobs that have not begun go back to the broker.
     pub(crate) fn gives_back(&self) -> bool {
         self.halt.is_cancelled() || self.wedged.get()
+    }
+
+    /// The model of a lane, as a label.
+    pub(crate) fn model_name(&self, lane: Option<usize>) -> &str {
+        lane.map_or(NO_MODEL, |lane| &self.lanes[lane].name)
     }
 
     /// A number in `[0, 1)`.

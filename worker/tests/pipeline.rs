@@ -1,13 +1,17 @@
 //! The promises of a worker, one test each, on a queue in memory.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_model::{InferError, ItemError, Model};
+use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
-use ebb_worker::{Device, Error, ModelParts, Pipeline, Settings};
+use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings};
 use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
@@ -67,8 +71,6 @@ async fn one_poison_among_64_ends_alone_in_the_dead_letters() {
 #[tokio::test]
 async fn a_job_that_can_never_be_answered_is_rejected_alone() {
     let (queue, clock) = queue(LEASE);
-    let mut expired = echo_job(4);
-    expired.headers.deadline = Some(clock.now() + Duration::from_secs(5));
     let long = format!(r#"{{"input": "{}"}}"#, "x".repeat(2000));
     queue
         .publish(vec![
@@ -76,14 +78,13 @@ async fn a_job_that_can_never_be_answered_is_rejected_alone() {
             job(1, "not JSON"),
             job(2, r#"{"input": "a", "fail": true}"#),
             job(3, &long),
-            expired,
         ])
         .await
         .unwrap();
-    // The first batch outlives the deadline of the job that waits behind it.
     let settings = Settings { max_body: 1000, exit_when_empty: true, ..settings() };
     let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), settings);
-    worker.run(CancellationToken::new()).await.unwrap();
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed), (1, 3));
     let mut dead = queue.list(10).await.unwrap();
     dead.sort_by(|a, b| a.job.id.cmp(&b.job.id));
     let reasons: Vec<_> = dead.iter().map(|letter| letter.reason.as_str()).collect();
@@ -108,17 +109,80 @@ async fn a_job_that_expires_in_the_worker_is_not_run() {
     assert_eq!(queue.list(10).await.unwrap()[0].reason, "expired");
 }
 
+/// Jobs that come so long after the last one and have so long to go, behind some that took a second
+/// each; with what was run, and what the worker counts.
+async fn behind(n: usize, jobs: &[(Duration, Duration)]) -> (MemoryQueue, Vec<String>, Metrics) {
+    let (queue, clock) = queue(LEASE);
+    let ran = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&ran);
+    let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+        seen.lock().unwrap().extend(batch.iter().map(|item| item.input.clone()));
+        Duration::from_secs(1)
+    });
+    let mut one_by_one = settings();
+    one_by_one.limits.max_items = std::num::NonZeroUsize::MIN;
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, one_by_one);
+    let metrics = parts.metrics.clone();
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    let is_over = |depth: &ebb_queue::Depth| depth.ready + depth.in_flight == 0;
+    queue.publish((0..n).map(echo_job).collect()).await.unwrap();
+    until(&queue, is_over).await;
+    for (place, (pause, left)) in jobs.iter().enumerate() {
+        tokio::time::sleep(*pause).await;
+        let mut job = echo_job(100 + place);
+        job.headers.deadline = Some(clock.now() + *left);
+        queue.publish(vec![job]).await.unwrap();
+        until(&queue, is_over).await;
+    }
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+    let ran = ran.lock().unwrap().clone();
+    (queue, ran, metrics)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_cannot_meet_its_deadline_is_not_run_once_it_is_known_what_a_batch_takes() {
+    let [none, half, two] = [0, 500, 2000].map(Duration::from_millis);
+    let (queue, ran, metrics) = behind(6, &[(none, half), (none, two)]).await;
+    assert!(!ran.contains(&"text 100".to_owned()), "{ran:?}");
+    assert_eq!(answer(&queue, 101).await, Some(echo_answer(101)));
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    let told = "too late: the deadline is in 0.500 s, an answer takes 1.000 s or more";
+    assert_eq!(dead[0].reason, told);
+    assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 1);
+
+    // While nothing is known, nobody is refused: whoever runs a job may finish it.
+    let (queue, ran, _) = behind(2, &[(none, half)]).await;
+    assert!(ran.contains(&"text 100".to_owned()), "{ran:?}");
+    assert_eq!(answer(&queue, 100).await, Some(echo_answer(100)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_looks_too_slow_for_every_job_is_tried_again() {
+    let [none, half, long] = [0, 500, 11_000].map(Duration::from_millis);
+    let (queue, ran, metrics) = behind(6, &[(none, half), (long, half), (none, half)]).await;
+    assert_eq!((ran.len(), queue.list(10).await.unwrap().len()), (7, 2));
+    assert_eq!(answer(&queue, 101).await, Some(echo_answer(101)));
+    assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 2);
+}
+
 #[tokio::test]
 async fn a_panic_is_the_fault_of_one_job() {
     let (queue, clock) = queue(LEASE);
-    let mut jobs: Vec<_> = (0..8).map(echo_job).collect();
-    jobs[3] = job(3, r#"{"input": "", "panic": true}"#);
+    let mut jobs: Vec<_> = (0..64).map(echo_job).collect();
+    jobs[41] = job(41, r#"{"input": "", "panic": true}"#);
     queue.publish(jobs).await.unwrap();
     let worker = pipeline(&Arc::new(queue.clone()), &clock, thread(), until_empty());
     let summary = worker.run(CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.completed, summary.failed), (7, 1));
-    let reason = &queue.list(10).await.unwrap()[0].reason;
-    assert_eq!(reason, "batch failed: panic: an item asked for a panic");
+    assert_eq!((summary.completed, summary.failed, summary.retried), (63, 1, 0));
+    for number in (0..64).filter(|number| *number != 41) {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0041"));
+    assert_eq!(dead[0].reason, "batch failed: panic: an item asked for a panic");
 }
 
 #[tokio::test]
@@ -133,6 +197,48 @@ async fn a_batch_that_does_not_fit_the_memory_is_halved_and_that_is_remembered()
     // 64 and its two halves fail; the batch that was bound by then may fail too.
     let n_failed = metrics.batches_failed.with_label_values(&["echo"]).get();
     assert!((3..=6).contains(&n_failed), "{n_failed}");
+}
+
+/// An echo that has room for three jobs while others have the memory, for so many batches.
+#[derive(Clone)]
+struct Crowded(Arc<AtomicU32>);
+
+impl Model for Crowded {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn infer(&mut self, batch: &[EchoInput]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        let is_crowded = self.0.load(Relaxed) > 0;
+        self.0.store(self.0.load(Relaxed).saturating_sub(1), Relaxed);
+        let room = if is_crowded { 3 } else { usize::MAX };
+        Echo::new().with_memory_for(room).infer(batch)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lack_of_memory_that_passes_is_forgotten() {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::inline(Crowded(Arc::new(AtomicU32::new(20))), |_: &[EchoInput]| {
+        Duration::from_millis(10)
+    });
+    let mut small = until_empty();
+    small.limits.max_items = std::num::NonZeroUsize::new(16).unwrap();
+    small.limits.max_cost = small.limits.max_items;
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, small);
+    let metrics = parts.metrics.clone();
+    let limit = metrics.max_cost.with_label_values(&["echo"]);
+    // Enough for the crowd, and not for a hundred batches after it.
+    queue.publish((0..300).map(echo_job).collect()).await.unwrap();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    until(&queue, |depth| depth.ready < 100).await;
+    assert_eq!(limit.get(), 2);
+    queue.publish((300..2000).map(echo_job).collect()).await.unwrap();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 2000);
+    assert_eq!(limit.get(), 16);
+    let n_failed = metrics.batches_failed.with_label_values(&["echo"]).get();
+    assert!((3..=20).contains(&n_failed), "{n_failed}");
+    let items = metrics.batch_items.with_label_values(&["echo"]);
+    assert!(items.get_sample_count() < 600, "{} batches", items.get_sample_count());
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,6 +339,52 @@ async fn a_wedged_device_loses_its_lease_and_the_job_moves_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
+    let (queue, clock) = queue(LEASE);
+    let shared = Arc::new(queue.clone());
+    let mut jobs: Vec<_> = (0..64).map(echo_job).collect();
+    jobs[41] = job(41, r#"{"input": "wedge"}"#);
+    queue.publish(jobs).await.unwrap();
+    let (mut n_lives, mut n_wedged) = (0, 0);
+    loop {
+        n_lives += 1;
+        let device = Device::inline(Echo::new(), |batch: &[EchoInput]| {
+            let is_wedged = batch.iter().any(|item| item.input == "wedge");
+            if is_wedged { Duration::from_secs(400) } else { Duration::from_millis(50) }
+        });
+        let parts = parts(&shared, &clock, device, until_empty());
+        let health = parts.health.clone();
+        // A worker that is not alive any more is started anew, as a kubelet does.
+        let restarted = async {
+            while health.live().is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let work = Pipeline::new(parts).run(CancellationToken::new());
+        let is_wedged = tokio::select! { biased;
+            () = restarted => true,
+            ended = work => ended.is_err(),
+        };
+        let depth = queue.depth().await.unwrap();
+        if !is_wedged && depth.ready + depth.in_flight + depth.delayed == 0 {
+            break;
+        }
+        n_wedged += u32::from(is_wedged);
+        assert!(n_lives < 20, "{depth:?}");
+        tokio::time::sleep(LEASE).await;
+    }
+    assert_eq!(n_wedged, 5, "as often as a job may be tried");
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0041"));
+    assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
+    for number in (0..64).filter(|number| *number != 41) {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+        let result = queue.get(&echo_job(number).id).await.unwrap().unwrap();
+        assert!(result.attempt < 5, "job {number} was answered by attempt {}", result.attempt);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_job_keeps_its_lease() {
     let (queue, clock) = queue(LEASE);
     queue.publish(vec![echo_job(0)]).await.unwrap();
@@ -285,6 +437,26 @@ async fn spent_attempts_end_in_the_dead_letters_on_receipt() {
     assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
     assert!(dead[0].history.len() >= 5, "{:?}", dead[0].history);
     assert_eq!(answer(&queue, 0).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_are_given_back_at_once_do_not_count_as_received() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..12).map(echo_job).collect()).await.unwrap();
+    for _ in 0..2 {
+        let all = std::num::NonZeroUsize::new(12).unwrap();
+        let crashed = queue.receive(all, Duration::ZERO).await.unwrap();
+        assert_eq!(crashed.len(), 12);
+        drop(crashed);
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    // Each is on its third attempt, and so is held by itself.
+    let settings = Settings { max_jobs: Some(10), ..settings() };
+    let device = inline(Duration::from_millis(5));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (10, 0, 0));
+    assert_eq!(queue.depth().await.unwrap().ready, 2);
 }
 
 #[tokio::test(start_paused = true)]

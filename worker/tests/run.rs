@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ebb_queue::{OpenOptions, Outcome, Payloads, PayloadsUrl, Queue, QueueUrl};
@@ -83,6 +84,44 @@ async fn a_worker_without_the_store_says_what_it_lacks() {
     assert_eq!(run(args, CancellationToken::new()).await.unwrap().failed, 1);
     let reason = plain.list(1).await.unwrap().remove(0).reason;
     assert!(reason.contains("bodies/a; give this worker the store with --payloads"), "{reason}");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_answers_does_not_keep_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _) = site(&dir, &[]).await;
+    // A pipe that nobody writes to: who opens it waits, on a thread that cannot be stopped.
+    let bodies = dir.path().join("store/bodies");
+    std::fs::create_dir_all(&bodies).unwrap();
+    assert!(Command::new("mkfifo").arg(bodies.join("a")).status().unwrap().success());
+    let mut stuck = job(0, r#"{"key": "bodies/a", "size": 1, "sha256": ""}"#);
+    stuck.headers.body_ref = Some("bodies/a".to_owned());
+    queue.publish(vec![stuck]).await.unwrap();
+    let url = QueueUrl::sqlite(dir.path().join("queue.db")).to_string();
+    let store = PayloadsUrl::File(dir.path().join("store")).to_string();
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_ebb-worker"))
+        .args(["--queue", &url, "--model", "echo", "--payloads", &store, "--grace", "1s"])
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while queue.depth().await.unwrap().in_flight == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the job is not taken");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (pid, stopped) = (worker.id().to_string(), Instant::now());
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let ended = loop {
+        if let Some(status) = worker.try_wait().unwrap() {
+            break status.success();
+        }
+        if stopped.elapsed() > Duration::from_secs(15) {
+            worker.kill().unwrap();
+            panic!("it outlives its grace period of a second");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(ended);
 }
 
 fn has_files(folder: &std::path::Path) -> bool {

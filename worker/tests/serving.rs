@@ -60,8 +60,12 @@ impl Codec for LengthsCodec {
 
 /// An echo and a counter of letters on one device.
 fn models() -> (ModelParts, ModelParts) {
+    models_with(Echo::new())
+}
+
+fn models_with(echo: Echo) -> (ModelParts, ModelParts) {
     let mut builder = DeviceBuilder::default();
-    let echo = builder.add(|_| Ok(Echo::new()));
+    let echo = builder.add(move |_| Ok(echo.clone()));
     let lengths = builder.add(|_| Ok(Lengths));
     builder.start().unwrap();
     (ModelParts::new("echo", EchoCodec, echo), ModelParts::new("lengths", LengthsCodec, lengths))
@@ -82,7 +86,11 @@ fn scene() -> Scene {
 impl Scene {
     /// A worker with a queue for each of two models.
     fn parts(&self, settings: Settings) -> Parts {
-        let (echo, lengths) = models();
+        self.parts_with(Echo::new(), settings)
+    }
+
+    fn parts_with(&self, echo: Echo, settings: Settings) -> Parts {
+        let (echo, lengths) = models_with(echo);
         let queues = vec![
             served("echoes", &Arc::new(self.echoes.clone()), vec![echo]),
             served("lengths", &Arc::new(self.lengths.clone()), vec![lengths]),
@@ -129,14 +137,23 @@ async fn poison_a_panic_and_a_lack_of_memory_in_one_queue_cost_the_other_nothing
     scene.echoes.publish(jobs).await.unwrap();
     let body = r#"{"input": "four"}"#;
     scene.lengths.publish((0..64).map(|number| job(number, body)).collect()).await.unwrap();
-    let parts = scene.parts(until_empty());
+    let parts = scene.parts_with(Echo::new().with_memory_for(20), until_empty());
     let metrics = parts.metrics.clone();
     let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     assert_eq!((summary.completed, summary.failed, summary.retried), (126, 2, 0));
     let failed = |model| metrics.batches_failed.with_label_values(&[model]).get();
     assert!(failed("echo") > 2);
     assert_eq!(failed("lengths"), 0);
-    assert_eq!(scene.echoes.list(10).await.unwrap().len(), 2);
+    // The 64 of the first batch were too many, and then 32.
+    let limit = |model| metrics.max_cost.with_label_values(&[model]).get();
+    assert_eq!((limit("echo"), limit("lengths")), (16, 8192));
+    let mut dead = scene.echoes.list(10).await.unwrap();
+    dead.sort_by(|a, b| a.job.id.cmp(&b.job.id));
+    let reasons: Vec<_> = dead.iter().map(|letter| letter.reason.as_str()).collect();
+    assert_eq!(
+        reasons,
+        ["batch failed: an item is poison", "batch failed: panic: an item asked for a panic"]
+    );
     assert!(scene.lengths.list(10).await.unwrap().is_empty());
 }
 

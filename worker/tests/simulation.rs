@@ -326,6 +326,7 @@ fn is_good(job: &Job, reason: &str) -> bool {
         || (reason.starts_with("the item asked to fail") && body.contains("fail"))
         || (reason.starts_with("body: ") && body == "not JSON")
         || (reason == "expired" && job.headers.deadline.is_some())
+        || (reason.starts_with("too late: ") && job.headers.deadline.is_some())
         || (reason.starts_with("attempt 5 of 5 failed: device") && body.contains("lose_device"))
 }
 

@@ -88,9 +88,8 @@ impl Body {
     /// How batches are to be counted.
     pub(crate) fn layout(&self) -> Layout {
         match self.way {
-            // End to end as they lie, a processor has little to do before the first row: there a
-            // short text is better off among its like than beside a long one, for which it waits.
-            Way::EndToEnd(_) | Way::SideBySide(_) => Layout::Padded,
+            Way::EndToEnd(_) => Layout::Alike,
+            Way::SideBySide(_) => Layout::Padded,
             #[cfg(feature = "cuda")]
             Way::Cuda(_) => Layout::Packed,
         }

@@ -95,10 +95,15 @@ impl Served {
         loan: &Loan,
         body: bytes::Bytes,
     ) -> Result<(), Unanswered> {
-        let alert = alert_job(job, body, self.shared.clock.now()).map_err(Unanswered::Refused)?;
         let alerts = &self.alerts;
-        let publish = || alerts.publish(vec![alert.clone()]);
-        match self.insist("publish", Whose::ItsOwn, loan, publish).await {
+        let published = match alert_job(job, body, self.shared.clock.now()) {
+            Ok(alert) => {
+                let publish = || alerts.publish(vec![alert.clone()]);
+                self.insist("publish", Whose::ItsOwn, loan, publish).await
+            }
+            Err(error) => Err(Unanswered::Refused(error)),
+        };
+        match published {
             Ok(_) => Ok(()),
             // No other attempt would do better, and the answer is good all the same.
             Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
