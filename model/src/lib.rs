@@ -15,11 +15,11 @@ mod safetensors;
 pub mod sentinel;
 
 pub use catalog::{ModelInfo, ModelKind, recognise};
-#[cfg(feature = "cpu")]
-pub use device::use_threads;
 pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
 
+#[cfg(feature = "cpu")]
+pub use device::{Opened, use_threads};
 /// How the rows of a batch lie on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {

@@ -5,9 +5,8 @@ use std::path::Path;
 use super::body::Body;
 use super::head::SequenceHead;
 use super::pool::Pick;
-use super::weights::Reader;
-use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Settings, Source, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// What a classifier found of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,13 +30,16 @@ pub struct Classifier {
 impl Classifier {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
         let config = settings.config.clone();
-        let reader = Reader::open(dir, config.family)?;
-        let opened = device.open()?;
         let n_labels = settings.labels().len();
         let head = SequenceHead::load(&reader, config.family, config.hidden, n_labels)?;
-        let body = Body::load(config, &reader, &opened)?;
+        let body = Body::load(config, &reader, device)?;
         Ok(Self { settings, body, head })
     }
 

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use super::body::Body;
-use super::weights::Reader;
-use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Settings, Source, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// The vector of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +38,13 @@ pub struct Encoder {
 impl Encoder {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
-        let reader = Reader::open(dir, settings.config.family)?;
-        let opened = device.open()?;
-        let body = Body::load(settings.config.clone(), &reader, &opened)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
+        let body = Body::load(settings.config.clone(), &reader, device)?;
         Ok(Self { settings, body })
     }
 

@@ -6,9 +6,8 @@ use super::body::Body;
 use super::head::Linear;
 use super::pool::Pick;
 use super::task::softmax;
-use super::weights::Reader;
-use super::{Piece, Pieces, Settings};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Piece, Pieces, Settings, Source};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// A token of a text with its label.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,12 +47,15 @@ impl Tagger {
     /// Reads the weights of a model directory; its texts are cut by
     /// [`super::Tokenizer::tokenize_pieces`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
         let config = settings.config.clone();
-        let reader = Reader::open(dir, config.family)?;
-        let opened = device.open()?;
         let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
-        let body = Body::load(config, &reader, &opened)?;
+        let body = Body::load(config, &reader, device)?;
         Ok(Self { settings, body, head })
     }
 

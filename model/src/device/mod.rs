@@ -112,15 +112,6 @@ impl DeviceChoice {
         }
     }
 
-    /// Looks for all that the device needs, and starts it where that takes time.
-    ///
-    /// # Errors
-    /// When something is missing: all of it, with what to do.
-    #[cfg(feature = "cpu")]
-    pub fn start(self) -> Result<(), DeviceError> {
-        self.open().map(drop)
-    }
-
     /// Whether kernels are compiled and tuned for it, which a directory can keep.
     pub fn keeps_kernels(self) -> bool {
         matches!(self, Self::Cuda(..))
@@ -143,10 +134,10 @@ pub fn keep_kernels(dir: &std::path::Path) -> Result<(), DeviceError> {
     Err(DeviceError::NotBuilt(format!("cuda, for {}", dir.display())))
 }
 
-/// A device that is there.
+/// A device that is there, as long as this or a model on it is.
 #[cfg(feature = "cpu")]
 #[derive(Debug, Clone)]
-pub(crate) struct Opened {
+pub struct Opened {
     pub(crate) device: burn::tensor::Device,
     pub(crate) dtype: Dtype,
     /// Whether kernels are launched on it, for which shapes are to be few and large.
@@ -178,8 +169,11 @@ impl Opened {
 
 #[cfg(feature = "cpu")]
 impl DeviceChoice {
-    /// The burn device of this name.
-    pub(crate) fn open(self) -> Result<Opened, DeviceError> {
+    /// Looks for all that the device needs, and starts it where that takes time.
+    ///
+    /// # Errors
+    /// When something is missing: all of it, with what to do.
+    pub fn start(self) -> Result<Opened, DeviceError> {
         let name = self.to_string();
         match self {
             Self::Cpu => Ok(Opened::of_processor(Dtype::F32, false, name)),

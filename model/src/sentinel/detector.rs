@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::net::{self, Layers, Net};
 use super::{Config, SENSORS, Sensor};
+use crate::device::Opened;
 use crate::safetensors::Weights;
 use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
 
@@ -56,6 +57,20 @@ impl Sentinel {
         let config = include_str!("../../weights/sentinel/config.json");
         let weights = include_bytes!("../../weights/sentinel/model.safetensors");
         let path = Path::new("weights/sentinel");
+        Self::on(None, &device.start()?)
+    }
+
+    /// Reads a directory that [`Self::save`] wrote.
+    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        Self::on(Some(dir), &device.start()?)
+    }
+
+    /// The one in a directory, or that which comes with Ebb, on a device that was started.
+    pub fn on(dir: Option<&Path>, device: &Opened) -> Result<Self, LoadError> {
+        if let Some(dir) = dir {
+            let weights = Weights::open(&dir.join("model.safetensors"))?;
+            return Self::from_weights(Config::read(dir)?, &weights, device);
+        }
         let config_path = path.join("config.json");
         let config: Config = serde_json::from_str(config)
             .map_err(|error| LoadError::malformed(&config_path, error))?;
@@ -64,19 +79,13 @@ impl Sentinel {
         Self::from_weights(config, &weights, device)
     }
 
-    /// Reads a directory that [`Self::save`] wrote.
-    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let weights = Weights::open(&dir.join("model.safetensors"))?;
-        Self::from_weights(Config::read(dir)?, &weights, device)
-    }
-
     fn from_weights<B: AsRef<[u8]>>(
         config: Config,
         weights: &Weights<B>,
-        device: DeviceChoice,
+        device: &Opened,
     ) -> Result<Self, LoadError> {
         let layers = net::read(&config, weights)?;
-        Ok(Self::new(config, layers, device.open()?.device))
+        Ok(Self::new(config, layers, device.device.clone()))
     }
 
     pub(super) fn new(config: Config, layers: Layers, device: Device) -> Self {

@@ -162,7 +162,7 @@ pub fn train(
     }
 
     let layers = fit(&config, &learn.sound(), options, progress)?;
-    let device = options.device.open()?.device;
+    let device = options.device.start()?.device;
     let sentinel = Sentinel::new(config.clone(), layers.clone(), device.clone());
     let errors = sentinel.errors(calibrate.sound())?;
     config.usual_error = mean(&errors);
@@ -189,7 +189,7 @@ fn fit(
     options: &Options,
     progress: &mut dyn FnMut(&Epoch),
 ) -> Result<net::Layers, TrainError> {
-    let device = options.device.open()?.device.autodiff();
+    let device = options.device.start()?.device.autodiff();
     let width = config.window * SENSORS;
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut net = Net::new(config, &net::random(config, &mut rng), &device);
