@@ -10,16 +10,18 @@ mod device;
 pub mod echo;
 mod error;
 mod mapped;
+#[cfg(feature = "cpu")]
+mod probe;
 pub mod pull;
 mod safetensors;
 pub mod sentinel;
 
 pub use catalog::{ModelInfo, ModelKind, recognise};
 pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
-pub use error::{InferError, InferErrorKind, ItemError, LoadError};
-
 #[cfg(feature = "cpu")]
 pub use device::{Opened, use_threads};
+pub use error::{InferError, InferErrorKind, ItemError, LoadError};
+
 /// How the rows of a batch lie on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {

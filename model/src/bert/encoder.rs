@@ -53,9 +53,18 @@ impl Encoder {
         &self.settings
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    /// Runs a few fixed texts, so that the first job does not pay for what happens once, and no job
+    /// gets what a broken device makes.
+    ///
+    /// # Errors
+    /// When the device does not run them, when their numbers are not finite, or when those of a text
+    /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        self.body.warm_up(self.settings.pooling.into(), self.settings.max_tokens)
+        let texts = self.body.probe_texts(self.settings.max_tokens);
+        let jobs: Vec<_> = texts.into_iter().map(|text| vec![text]).collect();
+        let numbers =
+            |found: &Vec<Embedding>| found.iter().flat_map(|one| &one.vector).copied().collect();
+        self.body.probe().run(self, &jobs, numbers)
     }
 }
 

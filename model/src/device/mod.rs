@@ -161,6 +161,28 @@ impl Opened {
         }
     }
 
+    /// Largest difference of two numbers that should be the same, in parts of the largest beside
+    /// them, or of 1 if that is larger: what rounding may do on the way through a model.
+    pub(crate) fn tolerance(&self) -> f32 {
+        match self.dtype {
+            Dtype::Bf16 => 3e-2,
+            Dtype::F16 => 5e-3,
+            // A GPU may multiply f32 as TF32, which has the precision of f16.
+            Dtype::F32 if self.is_gpu() => 5e-3,
+            Dtype::F32 => 1e-4,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_gpu(&self) -> bool {
+        self.card.is_some()
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn is_gpu(&self) -> bool {
+        false
+    }
+
     /// With the type of numbers.
     pub(crate) fn full_name(&self) -> String {
         format!("{} in {}", self.name, self.dtype)
