@@ -1,5 +1,6 @@
 //! Which models the code knows, and what a model directory is.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Settings, Task, read_json};
+use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task, read_json};
 use crate::safetensors::Weights;
 use crate::{LoadError, sentinel};
 
@@ -90,9 +91,15 @@ pub struct ModelInfo {
     pub max_tokens: usize,
     /// How tokens become a text's vector, in an encoder.
     pub pooling: Option<String>,
-    /// Names of what may stand before a text, in an encoder.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub prompts: Vec<String>,
+    /// Whether its vectors are made of length one, in an encoder.
+    pub normalize: Option<bool>,
+    /// What may stand before a text, by name, in an encoder.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub prompts: BTreeMap<String, String>,
+    /// The one that stands there where a job names none.
+    pub default_prompt: Option<String>,
+    /// What becomes of a head's numbers: scores.
+    pub problem: Option<Problem>,
     /// A classifier's labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -152,7 +159,10 @@ impl ModelInfo {
             parameters,
             max_tokens: config.window,
             pooling: None,
-            prompts: Vec::new(),
+            normalize: None,
+            prompts: BTreeMap::new(),
+            default_prompt: None,
+            problem: None,
             labels: Vec::new(),
             dimensions: 1,
             files,
@@ -175,7 +185,10 @@ impl ModelInfo {
             parameters,
             max_tokens: settings.max_tokens,
             pooling: is_encoder.then(|| settings.pooling.to_string()),
-            prompts: settings.prompts().keys().cloned().collect(),
+            normalize: is_encoder.then_some(settings.normalize),
+            prompts: settings.prompts().clone(),
+            default_prompt: settings.default_prompt().map(str::to_owned),
+            problem: (!is_encoder).then(|| settings.problem()),
             labels: settings.labels().to_vec(),
             dimensions: if is_encoder { settings.hidden() } else { n_labels },
             files,
@@ -246,12 +259,44 @@ mod tests {
         assert_eq!((info.layers, info.hidden, info.max_tokens), (2, 32, 512));
         assert_eq!(info.pooling.as_deref(), Some("mean"));
         assert_eq!(info.architecture, "BertModel");
-        assert_eq!(info.prompts, ["document", "query"]);
+        assert_eq!((info.normalize, info.problem, &info.default_prompt), (Some(true), None, &None));
+        let prompts: Vec<_> = info.prompts.iter().map(|(name, text)| [name, text]).collect();
+        assert_eq!(prompts, [["document", ""], ["query", ""]]);
         let weights = info.files.iter().find(|file| file.name == "model.safetensors").unwrap();
         assert_eq!(weights.bytes, std::fs::metadata(dir.join("model.safetensors")).unwrap().len());
         assert_eq!(weights.sha256.len(), 64);
         assert!(info.parameters * 4 < weights.bytes && info.parameters > 30_000);
     }
+
+    #[test]
+    fn an_encoder_tells_its_default_prompt_and_that_its_vectors_have_any_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-distilbert");
+        std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+        for name in ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"] {
+            std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+        }
+        let prompts = r#"{"prompts": {"a": "", "b": "find: "}, "default_prompt_name": "b"}"#;
+        std::fs::write(dir.path().join("config_sentence_transformers.json"), prompts).unwrap();
+        let info = ModelInfo::read(dir.path()).unwrap();
+        assert_eq!((info.normalize, info.default_prompt.as_deref()), (Some(false), Some("b")));
+        assert_eq!(info.prompts["b"], "find: ");
+    }
+
+    #[test]
+    fn a_head_tells_what_becomes_of_its_numbers() {
+        for (name, problem) in [
+            ("tiny-classes-bert", Problem::SingleLabel),
+            ("tiny-classes-roberta", Problem::MultiLabel),
+            ("tiny-rerank-bert", Problem::MultiLabel),
+            ("tiny-tags-bert", Problem::SingleLabel),
+        ] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+            let info = ModelInfo::read(&dir).unwrap();
+            assert_eq!((info.problem, info.normalize), (Some(problem), None), "{name}");
+        }
+    }
+
     #[test]
     fn a_classifier_tells_its_labels_instead_of_a_pooling() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-classes-roberta");

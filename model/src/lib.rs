@@ -10,14 +10,16 @@ mod device;
 pub mod echo;
 mod error;
 mod mapped;
+#[cfg(feature = "cpu")]
+mod probe;
 pub mod pull;
 mod safetensors;
 pub mod sentinel;
 
 pub use catalog::{ModelInfo, ModelKind, recognise};
-#[cfg(feature = "cpu")]
-pub use device::use_threads;
 pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
+#[cfg(feature = "cpu")]
+pub use device::{Opened, use_threads};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
 
 /// How the rows of a batch lie on a device, and so which belong together.

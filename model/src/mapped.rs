@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use memmap2::{Advice, Mmap};
+#[cfg(feature = "cpu")]
+use memmap2::Advice;
+use memmap2::Mmap;
 
 /// A file in memory.
 #[derive(Debug)]

@@ -292,6 +292,57 @@ fn taggers_of_each_family_find_what_transformers_finds() {
     }
 }
 
+/// Where the words of a text without accents are, as BERT has them: letters and digits together, each
+/// sign alone.
+fn places_of_words(text: &str) -> Vec<(usize, usize)> {
+    let mut places: Vec<(usize, usize)> = Vec::new();
+    let mut before = ' ';
+    for (at, char) in text.chars().enumerate() {
+        match places.last_mut() {
+            Some((_, end)) if char.is_alphanumeric() && before.is_alphanumeric() => *end = at + 1,
+            _ if char.is_whitespace() => {}
+            _ => places.push((at, at + 1)),
+        }
+        before = char;
+    }
+    places
+}
+
+#[test]
+fn a_word_is_what_transformers_says_of_its_first_token() {
+    for name in ["tiny-tags-bert", "tiny-tags-distilbert"] {
+        let settings = Settings::read(&data(name)).expect("settings");
+        let tokenizer = Tokenizer::load(&data(name)).expect("the tokenizer loads");
+        let mut model = Tagger::load(&data(name), DeviceChoice::Cpu).expect("the weights load");
+        let reference = reference(name);
+        let texts = reference["texts"].as_array().expect("texts").iter().enumerate();
+        let texts = texts.map(|(n, text)| (n, text.as_str().expect("a text")));
+        let mut n_words = 0;
+        for (n, text) in texts.filter(|(_, text)| text.is_ascii() && text.len() < 100) {
+            // A token that is outside of everything is not listed.
+            let of_tokens = reference["none"][n].as_array().expect("tokens");
+            let starting = |at| of_tokens.iter().find(|token| token[2] == json!(at));
+            let words_of_text = places_of_words(text).into_iter();
+            let expected = words_of_text.filter_map(|(start, end)| {
+                let token = starting(start)?;
+                Some(json!([token[0], token[1], start, end]))
+            });
+            let expected: Vec<Value> = expected.collect();
+            let pieces = tokenizer.tokenize_pieces(text).expect("a text");
+            let results = model.infer(&[vec![pieces]]).expect("the batch runs");
+            let tags = &results[0].as_ref().expect("the item runs")[0].tags;
+            let found = words(tags, settings.labels());
+            let found: Vec<_> = found
+                .iter()
+                .map(|one| (one.label.as_str(), one.score, one.start, one.end))
+                .collect();
+            n_words += found.len();
+            assert_found(&found, &Value::Array(expected), &format!("{name}: words of {text:?}"));
+        }
+        assert!(n_words > 10, "{name}: {n_words} words");
+    }
+}
+
 fn assert_found(found: &[(&str, f32, usize, usize)], expected: &Value, what: &str) {
     let expected = expected.as_array().expect("entities");
     assert_eq!(found.len(), expected.len(), "{what}: {found:?}");

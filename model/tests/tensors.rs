@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ebb_model::bert::{Classifier, Encoder, Pieces, Tagger, Tokenizer, Tokens, Warmer};
-use ebb_model::{DeviceChoice, Dtype, Model};
+use ebb_model::{DeviceChoice, Dtype, InferError, InferErrorKind, Model};
 use serde_json::json;
 
 /// Largest difference per number in f32: the order of the sums is another, nothing else.
@@ -168,6 +168,53 @@ fn what_is_no_number_stays_in_its_text() {
         assert!(error.contains("not finite"), "{pooling}: {error}");
         assert!(results[0].is_ok() && results[2].is_ok(), "{pooling}: its neighbours are sound");
     }
+}
+
+#[test]
+fn weights_that_give_no_numbers_end_the_warm_up_of_every_model_on_every_device() {
+    type Start = fn(&Path, DeviceChoice) -> Result<(), InferError>;
+    let starts: [(&str, Start); 3] = [
+        ("tiny-bert", |dir, device| Encoder::load(dir, device).unwrap().warm_up()),
+        ("tiny-classes-roberta", |dir, device| Classifier::load(dir, device).unwrap().warm_up()),
+        ("tiny-tags-distilbert", |dir, device| Tagger::load(dir, device).unwrap().warm_up()),
+    ];
+    for (name, start) in starts {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+        for file in ["config.json", "modules.json", "model.safetensors", "1_Pooling/config.json"] {
+            // A classifier has no modules.
+            if data(name).join(file).exists() {
+                fs::copy(data(name).join(file), dir.path().join(file)).unwrap();
+            }
+        }
+        for device in [DeviceChoice::Cpu, tensors(Dtype::F32), tensors(Dtype::F16)] {
+            assert_eq!(start(&data(name), device), Ok(()), "{name} is sound");
+        }
+        spoil_all(&dir.path().join("model.safetensors"));
+        for (device, called) in
+            [(DeviceChoice::Cpu, "cpu in f32"), (tensors(Dtype::F16), "cpu-tensors in f16")]
+        {
+            let error = start(dir.path(), device).expect_err("no numbers");
+            assert_eq!(error.kind(), InferErrorKind::Device, "{name}");
+            let error = error.to_string();
+            let says = format!("self-test on {called}: output is not finite");
+            assert!(error.contains(&says) && error.contains("--dtype f32"), "{name}: {error}");
+        }
+    }
+}
+
+/// Makes the vector of every word no number.
+fn spoil_all(weights: &Path) {
+    let mut bytes = fs::read(weights).unwrap();
+    let n_header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n_header]).unwrap();
+    let tables = header.as_object().unwrap().iter();
+    let mut tables = tables.filter(|(name, _)| name.contains("word_embeddings"));
+    let (_, table) = tables.next().unwrap();
+    let place = |n: usize| 8 + n_header + table["data_offsets"][n].as_u64().unwrap() as usize;
+    // No number, in f32 as in f16.
+    bytes[place(0)..place(1)].fill(0xff);
+    fs::write(weights, bytes).unwrap();
 }
 
 /// Makes the vector of one word no number.

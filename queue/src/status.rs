@@ -28,6 +28,10 @@ pub struct WorkerStatus {
     pub batch_time: Option<BatchTime>,
     /// Seconds from the start of the process to readiness, by phase, in order.
     pub cold_start: Vec<(String, f64)>,
+    /// Seconds from the start of the process to its first result, once there was one: the cold start
+    /// and what it waited for its first job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_result: Option<f64>,
     /// Device and model, in words.
     pub model: String,
     /// When it said so.

@@ -73,6 +73,7 @@ impl WorkerStatus {
                 .collect(),
             model: self.model.clone(),
             at_ms: self.at.as_millisecond(),
+            first_result: self.first_result,
         };
         message.encode_to_vec()
     }
@@ -107,6 +108,7 @@ impl WorkerStatus {
                 BatchTime { base, per_cost, per_job }
             }),
             cold_start: cold_start.map(|phase| (phase.name, phase.seconds)).collect(),
+            first_result: message.first_result,
             model: message.model,
         })
     }
@@ -175,14 +177,17 @@ mod tests {
             (in_flight, slots, completed, failed) in any::<(u64, u64, u64, u64)>(),
             phase in phases(),
             times in proptest::option::of((0.0..1e9f64, 0.0..1e9f64, 0.0..1e9f64)),
-            cold_start in proptest::collection::vec((any::<String>(), 0.0..1e6f64), 0..4),
+            (cold_start, first_result) in (
+                proptest::collection::vec((any::<String>(), 0.0..1e6f64), 0..4),
+                proptest::option::of(0.0..1e9f64),
+            ),
             at in moments(),
         ) {
             let batch_time =
                 times.map(|(base, per_cost, per_job)| BatchTime { base, per_cost, per_job });
             let status = WorkerStatus {
-                id, pod, phase, in_flight, slots, completed, failed, batch_time, cold_start, model,
-                at,
+                id, pod, phase, in_flight, slots, completed, failed, batch_time, cold_start,
+                first_result, model, at,
             };
             prop_assert_eq!(WorkerStatus::decode(&status.encode()).unwrap(), status);
         }

@@ -60,6 +60,7 @@ pub(crate) fn worker(phase: Phase, in_flight: u64) -> WorkerStatus {
         failed: 0,
         batch_time: None,
         cold_start: Vec::new(),
+        first_result: None,
         model: "echo".into(),
         at: NOW,
     }

@@ -83,6 +83,7 @@ impl World {
                 failed: 0,
                 batch_time: None,
                 cold_start: if is_starting { Vec::new() } else { cold_start },
+                first_result: None,
                 model: String::new(),
                 at: as_of,
             }

@@ -160,6 +160,7 @@ async fn report(intake: Queue, id: String, leases: Leases, metrics: Metrics) {
             failed: 0,
             batch_time: None,
             cold_start: Vec::new(),
+            first_result: None,
             model: "split".to_owned(),
             at: SystemClock.now(),
         };

@@ -66,6 +66,8 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
     pub cold_start: GaugeVec,
+    /// Seconds from the start of the process to its first result; there once it is.
+    pub first_result: GaugeVec,
     tenants: Arc<Mutex<Tenants>>,
 }
 
@@ -126,6 +128,7 @@ impl Metrics {
             Box::new(self.replies.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.cold_start.clone()),
+            Box::new(self.first_result.clone()),
             Box::new(self.device_seconds.clone()),
             Box::new(self.failed_seconds.clone()),
             Box::new(self.tokens.clone()),
@@ -163,12 +166,17 @@ impl Metrics {
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
         let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
+        let first = Opts::new(
+            "worker_first_result_seconds",
+            "From the process's start to its first result.",
+        );
         Ok(Self {
             info: IntGaugeVec::new(info, &["queue", "model"])?,
             batches: IntCounterVec::new(batches, &["model", "closed"])?,
             turnaround: Histogram::with_opts(turnaround.buckets(stages::buckets()?))?,
             stages: Arc::new(Stages::new()?),
             cold_start: GaugeVec::new(cold, &["phase"])?,
+            first_result: GaugeVec::new(first, &[])?,
             jobs: IntCounterVec::new(jobs, &["outcome", "model"])?,
             shed: IntCounterVec::new(
                 Opts::new("worker_jobs_shed_total", "Jobs not run because of their deadlines."),

@@ -1,9 +1,15 @@
 //! From a model's kind to its codec and its builder: the only match over models.
 
 use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 #[cfg(feature = "cpu")]
 use std::path::{Path, PathBuf};
+#[cfg(feature = "cpu")]
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
+#[cfg(feature = "cpu")]
+use std::time::Instant;
 
 #[cfg(feature = "cpu")]
 use anyhow::Context;
@@ -12,10 +18,12 @@ use ebb_model::Model;
 use ebb_model::echo::Echo;
 #[cfg(feature = "cpu")]
 use ebb_model::{
-    DeviceChoice, DeviceError,
-    bert::{self, Classifier, Encoder, Tagger, Tokenizer},
+    DeviceChoice, DeviceError, InferError, LoadError, Opened,
+    bert::{self, Classifier, Encoder, Source, Tagger, Tokenizer},
     sentinel::Sentinel,
 };
+#[cfg(feature = "cpu")]
+use tracing::info;
 
 #[cfg(feature = "cpu")]
 use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
@@ -27,20 +35,22 @@ use crate::serve::{ModelChoice, QueuePlan};
 use crate::served::ModelParts;
 
 /// Puts the models of all queues on one device, each once; those of each queue, in its order.
+///
+/// The device starts, and its models are loaded, while this reads the tokenizers.
 pub(crate) fn seat(
     plans: &[QueuePlan],
     dimensions: Option<NonZeroUsize>,
-) -> anyhow::Result<(DeviceBuilder, Vec<Vec<ModelParts>>)> {
+) -> anyhow::Result<Vec<Vec<ModelParts>>> {
     let is_one = plans.iter().map(|plan| plan.models.len()).sum::<usize>() == 1;
     let mut seats = Seats {
         builder: DeviceBuilder::default(),
+        codecs: Vec::new(),
         seated: Vec::new(),
         is_one,
-        age: age_of_process(),
         dimensions,
         n_encoders: 0,
     };
-    let mut queues = Vec::new();
+    let mut queues: Vec<Vec<usize>> = Vec::new();
     for plan in plans {
         let models = plan.models.iter().map(|(name, choice)| seats.take(name, choice));
         queues.push(models.collect::<anyhow::Result<_>>()?);
@@ -49,34 +59,52 @@ pub(crate) fn seat(
         dimensions.is_none() || seats.n_encoders > 0,
         "--dimensions is for an encoder, and no model here is one"
     );
-    Ok((seats.builder, queues))
+    seats.builder.start()?;
+    let models = read(seats.codecs)?;
+    let of_queue = |seats: Vec<usize>| seats.into_iter().map(|seat| models[seat].clone()).collect();
+    Ok(queues.into_iter().map(of_queue).collect())
+}
+
+/// What makes the codec of a model that has its seat; it may have a tokenizer to read.
+type MakeCodec = Box<dyn FnOnce() -> anyhow::Result<ModelParts> + Send>;
+
+/// Makes all codecs, the tokenizers of several models beside each other.
+fn read(codecs: Vec<MakeCodec>) -> anyhow::Result<Vec<ModelParts>> {
+    thread::scope(|scope| {
+        let reading: Vec<_> = codecs.into_iter().map(|make| scope.spawn(make)).collect();
+        reading.into_iter().map(join).collect()
+    })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// A device that is being filled.
 struct Seats {
     builder: DeviceBuilder,
+    codecs: Vec<MakeCodec>,
     /// What is on it, by what it was made from: two queues may share a model.
-    seated: Vec<(ModelChoice, ModelParts)>,
+    seated: Vec<ModelChoice>,
     /// Whether there is but one model, so that its phases need no name.
     is_one: bool,
-    /// Only the first model has waited for the process.
-    age: Option<Duration>,
     #[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "there is no encoder"))]
     dimensions: Option<NonZeroUsize>,
     n_encoders: usize,
 }
 
 impl Seats {
-    fn take(&mut self, name: &str, choice: &ModelChoice) -> anyhow::Result<ModelParts> {
-        if let Some((_, there)) = self.seated.iter().find(|(seated, _)| seated == choice) {
-            return Ok(there.clone());
+    /// The place of a model among those on the device.
+    fn take(&mut self, name: &str, choice: &ModelChoice) -> anyhow::Result<usize> {
+        if let Some(seat) = self.seated.iter().position(|seated| seated == choice) {
+            return Ok(seat);
         }
-        let parts = self.seat(name, choice)?;
-        self.seated.push((choice.clone(), parts.clone()));
-        Ok(parts)
+        self.seat(name, choice)?;
+        self.seated.push(choice.clone());
+        Ok(self.seated.len() - 1)
     }
 
-    fn seat(&mut self, name: &str, choice: &ModelChoice) -> anyhow::Result<ModelParts> {
+    fn seat(&mut self, name: &str, choice: &ModelChoice) -> anyhow::Result<()> {
         match choice {
             ModelChoice::Echo { batch, item, memory } => {
                 let mut echo = Echo::new().with_batch_time(*batch).with_item_time(*item);
@@ -84,67 +112,92 @@ impl Seats {
                     echo = echo.with_memory_for(*items);
                 }
                 let build = move |phases: &mut Phases| Ok(phases.time("weights", || echo.clone()));
-                Ok(self.add(name, EchoCodec, build))
+                self.add(name, || Ok(EchoCodec), build);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Sentinel(dir, device) => {
-                Ok(self.add(name, SentinelCodec, sentinel(dir.clone(), *device)))
+                self.add(name, || Ok(SentinelCodec), sentinel(dir.clone(), *device));
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Encoder(dir, device) => {
-                let settings = read_settings(dir)?;
-                let codec = EncoderCodec::new(tokenizer(dir)?, &settings, name_of(dir))
-                    .with_dimensions(self.dimensions.map(NonZeroUsize::get))
-                    .with_context(|| format!("--dimensions, of model {name}"))?;
+                let (settings, called) = (read_settings(dir)?, name_of(dir));
+                let dimensions = self.dimensions.map(NonZeroUsize::get);
+                let flag = format!("--dimensions, of model {name}");
+                let codec = move |tokenizer| {
+                    let codec = EncoderCodec::new(tokenizer, &settings, called);
+                    codec.with_dimensions(dimensions).context(flag)
+                };
                 self.n_encoders += 1;
-                let (dir, device) = (dir.clone(), *device);
-                Ok(self.add(name, codec, move |phases: &mut Phases| {
-                    start(device, phases)?;
-                    let mut model = phases.time("weights", || Encoder::load(&dir, device))?;
-                    phases.time("warm-up", || model.warm_up())?;
-                    Ok(model)
-                }))
+                let load = Load { on: Encoder::on, warm_up: Encoder::warm_up };
+                self.add_texts(name, (dir, *device), codec, load);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Classifier(dir, device) => {
-                let settings = read_settings(dir)?;
-                let codec = ClassifierCodec::new(tokenizer(dir)?, &settings, name_of(dir));
-                Ok(self.add(name, codec, classifier(dir.clone(), *device)))
+                let (settings, called) = (read_settings(dir)?, name_of(dir));
+                let codec = move |tokenizer| Ok(ClassifierCodec::new(tokenizer, &settings, called));
+                self.add_texts(name, (dir, *device), codec, CLASSIFIER);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Reranker(dir, device) => {
-                let codec = RerankerCodec::new(tokenizer(dir)?, name_of(dir));
-                Ok(self.add(name, codec, classifier(dir.clone(), *device)))
+                let called = name_of(dir);
+                let codec = move |tokenizer| Ok(RerankerCodec::new(tokenizer, called));
+                self.add_texts(name, (dir, *device), codec, CLASSIFIER);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Tagger(dir, device) => {
-                let settings = read_settings(dir)?;
-                let codec = TaggerCodec::new(tokenizer(dir)?, &settings, name_of(dir));
-                let (dir, device) = (dir.clone(), *device);
-                Ok(self.add(name, codec, move |phases: &mut Phases| {
-                    start(device, phases)?;
-                    let mut model = phases.time("weights", || Tagger::load(&dir, device))?;
-                    phases.time("warm-up", || model.warm_up())?;
-                    Ok(model)
-                }))
+                let (settings, called) = (read_settings(dir)?, name_of(dir));
+                let codec = move |tokenizer| Ok(TaggerCodec::new(tokenizer, &settings, called));
+                let load = Load { on: Tagger::on, warm_up: Tagger::warm_up };
+                self.add_texts(name, (dir, *device), codec, load);
             }
         }
+        Ok(())
+    }
+
+    /// A model of texts, whose tokenizer is read while the device starts and takes the weights.
+    #[cfg(feature = "cpu")]
+    fn add_texts<C, M>(
+        &mut self,
+        name: &str,
+        (dir, device): (&Path, DeviceChoice),
+        codec: impl FnOnce(Tokenizer) -> anyhow::Result<C> + Send + 'static,
+        load: Load<M>,
+    ) where
+        C: Codec,
+        M: Model<Input = C::Input, Output = C::Output>,
+    {
+        // Nothing is sent on it: the other end is dropped.
+        let (tokenizer_is_read, reading) = sync_channel::<()>(0);
+        let (tokenizer_dir, dir) = (dir.to_owned(), dir.to_owned());
+        let make = move || {
+            let codec = codec(tokenizer(&tokenizer_dir)?);
+            drop(tokenizer_is_read);
+            codec
+        };
+        self.add(name, make, move |phases: &mut Phases| {
+            let model = load.run(&dir, device, phases)?;
+            // Only what the start still waits for it, so that the phases add up to the start.
+            phases.time("tokenizer", || reading.recv().ok());
+            Ok(model)
+        });
     }
 
     fn add<C, M>(
         &mut self,
         name: &str,
-        codec: C,
+        codec: impl FnOnce() -> anyhow::Result<C> + Send + 'static,
         mut build: impl FnMut(&mut Phases) -> Result<M, BuildError> + Send + 'static,
-    ) -> ModelParts
-    where
+    ) where
         C: Codec,
         M: Model<Input = C::Input, Output = C::Output>,
     {
-        let mut age = self.age.take();
+        // Only the first model has waited for the process, and only at its first load.
+        let mut is_first = self.codecs.is_empty();
         let own = (!self.is_one).then(|| name.to_owned());
         let device = self.builder.add(move |phases| {
-            if let Some(age) = age.take() {
+            if std::mem::take(&mut is_first)
+                && let Some(age) = age_of_process()
+            {
                 phases.add("process", age);
             }
             let mut of_this = Phases::default();
@@ -152,7 +205,8 @@ impl Seats {
             phases.extend(of_this, own.as_deref());
             built
         });
-        ModelParts::new(name, codec, device)
+        let name = name.to_owned();
+        self.codecs.push(Box::new(move || Ok(ModelParts::new(name, codec()?, device))));
     }
 }
 
@@ -161,28 +215,42 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
     bert::Settings::read(dir).context("--model")
 }
 
-/// Starts a device for which that takes time.
-#[cfg(feature = "cpu")]
-fn start(device: DeviceChoice, phases: &mut Phases) -> Result<(), DeviceError> {
-    if device.keeps_kernels() { phases.time("device", || device.start()) } else { Ok(()) }
-}
-
 #[cfg(feature = "cpu")]
 fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
-    Tokenizer::load(dir).context("--model")
+    let start = Instant::now();
+    let tokenizer = Tokenizer::load(dir).context("--model")?;
+    info!(dir = %dir.display(), took = ?start.elapsed(), "the tokenizer is read");
+    Ok(tokenizer)
+}
+
+/// How a model of texts comes onto a device.
+#[cfg(feature = "cpu")]
+struct Load<M> {
+    on: fn(Source, &Opened) -> Result<M, LoadError>,
+    warm_up: fn(&mut M) -> Result<(), InferError>,
 }
 
 #[cfg(feature = "cpu")]
-fn classifier(
-    dir: PathBuf,
-    device: DeviceChoice,
-) -> impl FnMut(&mut Phases) -> Result<Classifier, BuildError> + Send + 'static {
-    move |phases| {
-        start(device, phases)?;
-        let mut model = phases.time("weights", || Classifier::load(&dir, device))?;
-        phases.time("warm-up", || model.warm_up())?;
-        Ok(model)
+const CLASSIFIER: Load<Classifier> = Load { on: Classifier::on, warm_up: Classifier::warm_up };
+
+#[cfg(feature = "cpu")]
+impl<M> Load<M> {
+    fn run(&self, dir: &Path, device: DeviceChoice, phases: &mut Phases) -> Result<M, BuildError> {
+        thread::scope(|scope| {
+            // The disk is at the weights while the device starts, which is this thread's own.
+            let source = scope.spawn(|| Source::open(dir));
+            let opened = start(device, phases)?;
+            let mut model = phases.time("weights", || (self.on)(join(source)?, &opened))?;
+            phases.time("warm-up", || (self.warm_up)(&mut model))?;
+            Ok(model)
+        })
     }
+}
+
+/// Starts a device; a phase of its own where that takes time.
+#[cfg(feature = "cpu")]
+fn start(device: DeviceChoice, phases: &mut Phases) -> Result<Opened, DeviceError> {
+    if device.keeps_kernels() { phases.time("device", || device.start()) } else { device.start() }
 }
 
 #[cfg(feature = "cpu")]
@@ -191,18 +259,15 @@ fn sentinel(
     device: DeviceChoice,
 ) -> impl FnMut(&mut Phases) -> Result<Sentinel, BuildError> + Send + 'static {
     move |phases| {
-        start(device, phases)?;
-        let mut model = phases.time("weights", || match &dir {
-            Some(dir) => Sentinel::load(dir, device),
-            None => Sentinel::shipped(device),
-        })?;
+        let opened = start(device, phases)?;
+        let mut model = phases.time("weights", || Sentinel::on(dir.as_deref(), &opened))?;
         phases.time("warm-up", || model.warm_up())?;
         Ok(model)
     }
 }
 
 /// How long this process has been running, where the system tells: to 10 ms.
-fn age_of_process() -> Option<Duration> {
+pub(crate) fn age_of_process() -> Option<Duration> {
     // Linux counts in hundredths of a second towards user space, whatever it does inside.
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;

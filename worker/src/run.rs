@@ -51,7 +51,8 @@ async fn start(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summ
 }
 
 async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Result<Summary> {
-    let (device, models) = models::seat(&plan.queues, plan.dimensions)?;
+    // The models load while their tokenizers are read and the brokers are called.
+    let models = models::seat(&plan.queues, plan.dimensions)?;
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?.with_tenants(plan.tenant_labels);
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -65,8 +66,6 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let _probes = served.await?;
     announce(&plan);
     show(&plan, &metrics);
-    // The models load while the brokers are called.
-    device.start()?;
     let queues = tokio::select! {
         queues = open(&plan, &metrics, &stop) => queues?,
         why = lost(&models, model) => return Err(Error::Device(why).into()),

@@ -1,7 +1,7 @@
 //! What the stages of a pipeline are made of and have in common.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{Clock, ErrorKind, RetryPolicy, WorkerId};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
 use crate::batcher::Limits;
 use crate::board::Board;
@@ -22,6 +22,7 @@ use crate::device::{DeviceWay, State};
 use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::models::age_of_process;
 use crate::outcome::NO_MODEL;
 use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
 
@@ -123,6 +124,8 @@ pub(crate) struct Shared {
     pub(crate) counts: Counts,
     pub(crate) brokers: BrokersGate,
     pub(crate) cold_start: Mutex<Vec<(String, f64)>>,
+    /// Seconds from the start of the process to its first result.
+    pub(crate) first_result: OnceLock<f64>,
     broker_loss: Mutex<Option<String>>,
     /// Of jobs that failed, and were said to have.
     pub(crate) failures_said: Mutex<Sparing>,
@@ -171,6 +174,7 @@ impl Shared {
             counts: Counts::default(),
             brokers: BrokersGate::new(health.gate("broker", GateKind::Ready), states.len()),
             cold_start: Mutex::default(),
+            first_result: OnceLock::new(),
             broker_loss: Mutex::default(),
             failures_said: Mutex::default(),
             dice: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -207,6 +211,20 @@ impl Shared {
             gauges.with_label_values(&[phase]).set(*seconds);
         }
         *lock(&self.cold_start) = phases;
+    }
+
+    /// A result is stored: the first one ends what the start of this process is for.
+    pub(crate) fn answered(&self) {
+        if self.first_result.get().is_some() {
+            return;
+        }
+        let Some(age) = age_of_process() else { return };
+        let seconds = age.as_secs_f64();
+        if self.first_result.set(seconds).is_ok() {
+            let none: [&str; 0] = [];
+            self.metrics.first_result.with_label_values(&none).set(seconds);
+            info!(seconds, "the first result is stored");
+        }
     }
 
     /// The broker refuses for good: a new process may do better, this one only looks busy.

@@ -94,6 +94,7 @@ impl Served {
             failed: self.counts.failed.load(Relaxed),
             batch_time: self.fit().batch_time(),
             cold_start: lock(&self.shared.cold_start).clone(),
+            first_result: self.shared.first_result.get().copied(),
             model: self.model.clone(),
             at: self.shared.clock.now(),
         };

@@ -138,6 +138,8 @@ async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
     while !page(free, "/readyz").await.is_some_and(|page| page.starts_with("HTTP/1.1 200")) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let first = "worker_first_result_seconds ";
+    assert!(!page(free, "/metrics").await.unwrap().contains(first), "there was none");
     queue.publish(vec![echo_job(0)]).await.unwrap();
     let done = "worker_jobs_total{model=\"echo\",outcome=\"completed\"} 1";
     while !page(free, "/metrics").await.is_some_and(|page| page.contains(done)) {
@@ -146,6 +148,18 @@ async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
     let metrics = page(free, "/metrics").await.unwrap();
     assert!(metrics.contains("worker_cold_start_seconds{phase=\"weights\"}"), "{metrics}");
     assert_eq!(queue.workers().await.unwrap()[0].id, "w-1");
+    let told = metrics.lines().find_map(|line| line.strip_prefix(first));
+    let first_result: f64 = told.expect(&metrics).parse().unwrap();
+    let reported = async || queue.workers().await.unwrap()[0].clone();
+    while reported().await.first_result.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let worker_told = reported().await;
+    assert_eq!(worker_told.first_result, Some(first_result));
+    let cold_start: f64 = worker_told.cold_start.iter().map(|(_, seconds)| seconds).sum();
+    // The age of the process is told to 10 ms.
+    assert!(first_result + 0.02 > cold_start, "{first_result} s, of which {cold_start} s");
+    assert!(worker_told.cold_start.iter().all(|(phase, _)| phase != "first result"));
     stop.cancel();
     assert_eq!(worker.await.unwrap().unwrap().completed, 1);
     assert_eq!(page(free, "/livez").await, None, "the port is free again");

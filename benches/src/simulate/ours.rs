@@ -88,6 +88,7 @@ fn status(pod: &Pod, view: &View<'_>) -> WorkerStatus {
         failed: 0,
         batch_time,
         cold_start: phases(pod, view),
+        first_result: None,
         model: "simulated".into(),
         at: time(view),
     }

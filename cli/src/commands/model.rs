@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use ebb_model::bert::Problem;
 use ebb_model::{ModelInfo, pull};
 use serde_json::json;
 
@@ -121,15 +122,69 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
             n => format!("labels        {n}: {}", info.labels.join(", ")),
         },
     ];
-    if let Some(pooling) = &info.pooling {
-        lines.push(format!("pooling       {pooling}"));
-    }
-    if !info.prompts.is_empty() {
-        lines.push(format!("prompts       {}", info.prompts.join(", ")));
+    lines.extend(info.pooling.iter().map(|pooling| format!("pooling       {pooling}")));
+    lines.extend(info.normalize.map(|is_so| {
+        format!("vectors       {}", if is_so { "of length one" } else { "of any length" })
+    }));
+    lines.extend(info.problem.map(|problem| format!("scores        {}", scores(problem))));
+    for (n, (name, text)) in info.prompts.iter().enumerate() {
+        let heading = if n == 0 { "prompts" } else { "" };
+        let is_default = info.default_prompt.as_ref() == Some(name);
+        let default = if is_default { ", where a job names none" } else { "" };
+        lines.push(format!("{heading:<14}{name}: {text:?}{default}"));
     }
     let row = |file: &ebb_model::catalog::FileInfo| {
         [file.name.clone(), size(file.bytes), file.sha256.clone()]
     };
     let rows: Vec<_> = info.files.iter().map(row).collect();
     format!("{}\n\n{}", lines.join("\n"), table(["file", "size", "sha256"], &rows))
+}
+
+/// What a head's numbers become.
+fn scores(problem: Problem) -> &'static str {
+    match problem {
+        Problem::SingleLabel => "softmax: one label is right",
+        Problem::MultiLabel => "sigmoid: each label for itself",
+        Problem::Regression => "the model's own numbers",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines between the sizes and the files.
+    fn told(name: &str) -> Vec<String> {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data");
+        let dir = data.join(name);
+        let told = words(&dir, &ModelInfo::read(&dir).expect("a model"));
+        let lines = told.lines().skip(6).take_while(|line| !line.is_empty());
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_encoder_tells_what_it_makes_of_a_text() {
+        let told = told("tiny-bert");
+        let expected = [
+            "pooling       mean",
+            "vectors       of length one",
+            "prompts       document: \"\"",
+            "              query: \"\"",
+        ];
+        assert_eq!(told, expected);
+        let prompts = "prompts       document: \"passage: \"".to_owned();
+        assert!(self::told("tiny-xlm-roberta").contains(&prompts));
+        assert!(self::told("tiny-distilbert").contains(&"vectors       of any length".to_owned()));
+    }
+
+    #[test]
+    fn a_head_tells_what_its_numbers_become() {
+        for (name, scores) in [
+            ("tiny-classes-bert", "scores        softmax: one label is right"),
+            ("tiny-classes-roberta", "scores        sigmoid: each label for itself"),
+            ("tiny-rerank-bert", "scores        sigmoid: each label for itself"),
+        ] {
+            assert_eq!(told(name), [scores], "{name}");
+        }
+    }
 }

@@ -267,6 +267,7 @@ mod tests {
             failed: 1,
             batch_time: None,
             cold_start: vec![("process".into(), 0.1), ("weights".into(), 0.2)],
+            first_result: None,
             model: "echo".into(),
             at: Timestamp::UNIX_EPOCH,
         };

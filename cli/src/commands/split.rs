@@ -191,6 +191,7 @@ mod tests {
             failed,
             batch_time: per_job.map(|per_job| BatchTime { base: 0.0, per_cost: 0.0, per_job }),
             cold_start: Vec::new(),
+            first_result: None,
             model: "echo on cpu".into(),
             at: Timestamp::UNIX_EPOCH,
         }

@@ -18,23 +18,24 @@ use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
 use super::{Tokens, kernels};
 use crate::device::Opened;
+use crate::probe::Probe;
 use crate::{InferError, InferErrorKind, ItemError, Layout, LoadError};
 
 /// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
 
-/// Texts and their tokens for what happens once, where each shape has kernels of its own.
-const WARM_UP: [(usize, usize); 3] = [(1, 8), (1, 64), (8, 64)];
+/// Tokens of the texts of the self-test, where each shape has kernels of its own: the first two run
+/// alone as well, so that shapes of 1 x 16, 1 x 64 and 8 x 64 are there for the first jobs.
+const PROBE: [usize; 8] = [8, 64, 64, 64, 64, 64, 64, 64];
 /// And where all shapes have the same code.
-const WARM_UP_PACKED: [(usize, usize); 1] = [(2, 32)];
+const PROBE_PACKED: [usize; 2] = [8, 32];
 
 /// The layers that every model of the family shares, without a head.
 #[derive(Debug)]
 pub(crate) struct Body {
     config: Config,
     way: Way,
-    /// The device, for people.
-    name: String,
+    probe: Probe,
 }
 
 /// How it runs.
@@ -58,12 +59,13 @@ impl Body {
         reader: &Reader,
         opened: &Opened,
     ) -> Result<Self, LoadError> {
+        let probe = Probe { device: opened.full_name(), tolerance: opened.tolerance() };
         #[cfg(feature = "cuda")]
         if let Some(card) = &opened.card {
             if Cuda::suits(&config, opened.dtype, card) {
                 info!(kernels = "own", "what the model runs on is chosen");
                 let cuda = Box::new(Cuda::load(&config, reader, opened.dtype, card)?);
-                return Ok(Self { config, way: Way::Cuda(cuda), name: opened.full_name() });
+                return Ok(Self { config, way: Way::Cuda(cuda), probe });
             }
             info!(
                 kernels = "burn",
@@ -77,12 +79,12 @@ impl Body {
             let embeddings = reader.embeddings(&config)?;
             Way::EndToEnd(Box::new((embeddings, Layers::load(&config, reader, &opened.device)?)))
         };
-        Ok(Self { config, way, name: opened.full_name() })
+        Ok(Self { config, way, probe })
     }
 
     /// The device and its type of numbers, for people.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.probe.device
     }
 
     /// How batches are to be counted.
@@ -105,18 +107,21 @@ impl Body {
         }
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
-    pub(crate) fn warm_up(&self, pick: Pick, longest: usize) -> Result<(), InferError> {
-        let shapes = match self.way {
-            Way::SideBySide(_) => &WARM_UP[..],
-            Way::EndToEnd(_) => &WARM_UP_PACKED,
-            #[cfg(feature = "cuda")]
-            Way::Cuda(_) => &WARM_UP_PACKED,
+    /// The self-test of the device.
+    pub(crate) fn probe(&self) -> Probe {
+        self.probe.clone()
+    }
+
+    /// Its texts, for a model that takes so many tokens: fixed words from the middle of the
+    /// vocabulary, where every model has some that it was trained on.
+    pub(crate) fn probe_texts(&self, longest: usize) -> Vec<Tokens> {
+        let lengths = if self.has_shapes() { &PROBE[..] } else { &PROBE_PACKED };
+        let text = |(n, length): (usize, &usize)| {
+            let first = self.config.vocabulary / 2 + n;
+            let words = (first..).take((*length).min(longest));
+            Tokens::from_ids(words.map(|id| (id % self.config.vocabulary) as u32).collect())
         };
-        for &(rows, length) in shapes {
-            self.warm_shape(pick, Shape { rows, length: length.min(longest) })?;
-        }
-        Ok(())
+        lengths.iter().enumerate().map(text).collect()
     }
 
     /// Runs one forward of this shape.

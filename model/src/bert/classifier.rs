@@ -5,9 +5,8 @@ use std::path::Path;
 use super::body::Body;
 use super::head::SequenceHead;
 use super::pool::Pick;
-use super::weights::Reader;
-use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Settings, Source, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// What a classifier found of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,19 +30,32 @@ pub struct Classifier {
 impl Classifier {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
         let config = settings.config.clone();
-        let reader = Reader::open(dir, config.family)?;
-        let opened = device.open()?;
         let n_labels = settings.labels().len();
         let head = SequenceHead::load(&reader, config.family, config.hidden, n_labels)?;
-        let body = Body::load(config, &reader, &opened)?;
+        let body = Body::load(config, &reader, device)?;
         Ok(Self { settings, body, head })
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    /// Runs a few fixed texts, so that the first job does not pay for what happens once, and no job
+    /// gets what a broken device makes.
+    ///
+    /// # Errors
+    /// When the device does not run them, when their numbers are not finite, or when those of a text
+    /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        self.body.warm_up(Pick::First, self.settings.max_tokens)
+        let texts = self.body.probe_texts(self.settings.max_tokens);
+        let jobs: Vec<_> = texts.into_iter().map(|text| vec![text]).collect();
+        let numbers = |found: &Vec<Classification>| {
+            found.iter().flat_map(|one| &one.logits).copied().collect()
+        };
+        self.body.probe().run(self, &jobs, numbers)
     }
 }
 

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use super::body::Body;
-use super::weights::Reader;
-use super::{Settings, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Settings, Source, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// The vector of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +38,13 @@ pub struct Encoder {
 impl Encoder {
     /// Reads the weights of a model directory; its texts are cut by [`super::Tokenizer::load`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
-        let reader = Reader::open(dir, settings.config.family)?;
-        let opened = device.open()?;
-        let body = Body::load(settings.config.clone(), &reader, &opened)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
+        let body = Body::load(settings.config.clone(), &reader, device)?;
         Ok(Self { settings, body })
     }
 
@@ -51,9 +53,18 @@ impl Encoder {
         &self.settings
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    /// Runs a few fixed texts, so that the first job does not pay for what happens once, and no job
+    /// gets what a broken device makes.
+    ///
+    /// # Errors
+    /// When the device does not run them, when their numbers are not finite, or when those of a text
+    /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        self.body.warm_up(self.settings.pooling.into(), self.settings.max_tokens)
+        let texts = self.body.probe_texts(self.settings.max_tokens);
+        let jobs: Vec<_> = texts.into_iter().map(|text| vec![text]).collect();
+        let numbers =
+            |found: &Vec<Embedding>| found.iter().flat_map(|one| &one.vector).copied().collect();
+        self.body.probe().run(self, &jobs, numbers)
     }
 }
 

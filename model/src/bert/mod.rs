@@ -33,6 +33,8 @@ mod settings;
 #[cfg(feature = "cpu")]
 mod shapes;
 #[cfg(feature = "cpu")]
+mod source;
+#[cfg(feature = "cpu")]
 mod tagger;
 mod task;
 #[cfg(feature = "cpu")]
@@ -54,6 +56,8 @@ pub use settings::Settings;
 pub(crate) use settings::read_json;
 #[cfg(feature = "cpu")]
 pub use shapes::Shape;
+#[cfg(feature = "cpu")]
+pub use source::Source;
 #[cfg(feature = "cpu")]
 pub use tagger::{Tag, Tagged, Tagger};
 pub use task::{Problem, Task};

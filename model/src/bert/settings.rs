@@ -32,6 +32,8 @@ pub(crate) struct Prompts {
     pub(crate) named: BTreeMap<String, String>,
     /// Where a job names none.
     pub(crate) default: String,
+    /// What that is called.
+    pub(crate) default_name: Option<String>,
     /// Whether their tokens are pooled with the text's.
     pub(crate) are_pooled: bool,
 }
@@ -113,6 +115,11 @@ impl Settings {
         &self.prompts.named
     }
 
+    /// The name of the one that stands there where a job names none.
+    pub fn default_prompt(&self) -> Option<&str> {
+        self.prompts.default_name.as_deref()
+    }
+
     /// Width of a token's vector, and of an encoder's result.
     pub fn hidden(&self) -> usize {
         self.config.hidden
@@ -123,7 +130,7 @@ impl Prompts {
     fn read(dir: &Path, are_pooled: bool) -> Result<Self, LoadError> {
         let path = dir.join("config_sentence_transformers.json");
         let file: PromptsFile = read_json_if_there(&path)?;
-        let mut prompts = Self { named: file.prompts, default: String::new(), are_pooled };
+        let mut prompts = Self { named: file.prompts, are_pooled, ..Self::default() };
         let Some(name) = file.default_prompt_name else { return Ok(prompts) };
         let Some(prompt) = prompts.named.get(&name) else {
             let remedy = "it must be a key of prompts";
@@ -134,6 +141,7 @@ impl Prompts {
             return Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy));
         }
         prompts.default.clone_from(prompt);
+        prompts.default_name = Some(name);
         Ok(prompts)
     }
 }

@@ -6,9 +6,8 @@ use super::body::Body;
 use super::head::Linear;
 use super::pool::Pick;
 use super::task::softmax;
-use super::weights::Reader;
-use super::{Piece, Pieces, Settings};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
+use super::{Piece, Pieces, Settings, Source, Tokens};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// A token of a text with its label.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,18 +47,36 @@ impl Tagger {
     /// Reads the weights of a model directory; its texts are cut by
     /// [`super::Tokenizer::tokenize_pieces`].
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
+        Self::on(Source::open(dir)?, &device.start()?)
+    }
+
+    /// The same, once both are opened.
+    pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
+        let Source { settings, reader } = source;
         let config = settings.config.clone();
-        let reader = Reader::open(dir, config.family)?;
-        let opened = device.open()?;
         let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
-        let body = Body::load(config, &reader, &opened)?;
+        let body = Body::load(config, &reader, device)?;
         Ok(Self { settings, body, head })
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    /// Runs a few fixed texts, so that the first job does not pay for what happens once, and no job
+    /// gets what a broken device makes.
+    ///
+    /// # Errors
+    /// When the device does not run them, when their numbers are not finite, or when those of a text
+    /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        self.body.warm_up(Pick::Tokens, self.settings.max_tokens)
+        let piece = Piece { start: 0, end: 0, word: None, is_special: false };
+        let cut = |tokens: Tokens| {
+            let pieces = vec![piece; tokens.len()];
+            vec![Pieces { tokens, pieces, is_cut: false }]
+        };
+        let texts = self.body.probe_texts(self.settings.max_tokens);
+        let jobs: Vec<_> = texts.into_iter().map(cut).collect();
+        let numbers = |found: &Vec<Tagged>| {
+            found.iter().flat_map(|one| &one.tags).map(|tag| tag.score).collect()
+        };
+        self.body.probe().run(self, &jobs, numbers)
     }
 
     fn tag(&self, row: &[f32], piece: Piece) -> Result<Tag, ItemError> {

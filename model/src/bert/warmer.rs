@@ -5,8 +5,7 @@ use std::path::Path;
 use super::body::Body;
 use super::pool::Pick;
 use super::shapes::{self, Shape};
-use super::weights::Reader;
-use super::{Settings, Task};
+use super::{Settings, Source, Task};
 use crate::{DeviceChoice, InferError, LoadError};
 
 /// The layers of a model, with what its head picks.
@@ -20,10 +19,8 @@ pub struct Warmer {
 impl Warmer {
     /// Reads the weights of a model directory.
     pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let settings = Settings::read(dir)?;
-        let reader = Reader::open(dir, settings.config.family)?;
-        let opened = device.open()?;
-        let body = Body::load(settings.config.clone(), &reader, &opened)?;
+        let Source { settings, reader } = Source::open(dir)?;
+        let body = Body::load(settings.config.clone(), &reader, &device.start()?)?;
         let pick = match settings.task() {
             Task::Embedding => settings.pooling.into(),
             Task::Classification | Task::Reranking => Pick::First,

@@ -112,15 +112,6 @@ impl DeviceChoice {
         }
     }
 
-    /// Looks for all that the device needs, and starts it where that takes time.
-    ///
-    /// # Errors
-    /// When something is missing: all of it, with what to do.
-    #[cfg(feature = "cpu")]
-    pub fn start(self) -> Result<(), DeviceError> {
-        self.open().map(drop)
-    }
-
     /// Whether kernels are compiled and tuned for it, which a directory can keep.
     pub fn keeps_kernels(self) -> bool {
         matches!(self, Self::Cuda(..))
@@ -143,10 +134,10 @@ pub fn keep_kernels(dir: &std::path::Path) -> Result<(), DeviceError> {
     Err(DeviceError::NotBuilt(format!("cuda, for {}", dir.display())))
 }
 
-/// A device that is there.
+/// A device that is there, as long as this or a model on it is.
 #[cfg(feature = "cpu")]
 #[derive(Debug, Clone)]
-pub(crate) struct Opened {
+pub struct Opened {
     pub(crate) device: burn::tensor::Device,
     pub(crate) dtype: Dtype,
     /// Whether kernels are launched on it, for which shapes are to be few and large.
@@ -170,6 +161,28 @@ impl Opened {
         }
     }
 
+    /// Largest difference of two numbers that should be the same, in parts of the largest beside
+    /// them, or of 1 if that is larger: what rounding may do on the way through a model.
+    pub(crate) fn tolerance(&self) -> f32 {
+        match self.dtype {
+            Dtype::Bf16 => 3e-2,
+            Dtype::F16 => 5e-3,
+            // A GPU may multiply f32 as TF32, which has the precision of f16.
+            Dtype::F32 if self.is_gpu() => 5e-3,
+            Dtype::F32 => 1e-4,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_gpu(&self) -> bool {
+        self.card.is_some()
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn is_gpu(&self) -> bool {
+        false
+    }
+
     /// With the type of numbers.
     pub(crate) fn full_name(&self) -> String {
         format!("{} in {}", self.name, self.dtype)
@@ -178,8 +191,11 @@ impl Opened {
 
 #[cfg(feature = "cpu")]
 impl DeviceChoice {
-    /// The burn device of this name.
-    pub(crate) fn open(self) -> Result<Opened, DeviceError> {
+    /// Looks for all that the device needs, and starts it where that takes time.
+    ///
+    /// # Errors
+    /// When something is missing: all of it, with what to do.
+    pub fn start(self) -> Result<Opened, DeviceError> {
         let name = self.to_string();
         match self {
             Self::Cpu => Ok(Opened::of_processor(Dtype::F32, false, name)),

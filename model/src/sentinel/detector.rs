@@ -6,7 +6,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::net::{self, Layers, Net};
-use super::{Config, SENSORS, Sensor};
+use super::{Config, Normalisation, SENSORS, Sensor};
+use crate::device::Opened;
+use crate::probe::Probe;
 use crate::safetensors::Weights;
 use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
 
@@ -48,11 +50,26 @@ pub struct Sentinel {
     layers: Layers,
     net: Net,
     device: Device,
+    probe: Probe,
 }
 
 impl Sentinel {
     /// The one that comes with Ebb, trained on [`super::generate`].
     pub fn shipped(device: DeviceChoice) -> Result<Self, LoadError> {
+        Self::on(None, &device.start()?)
+    }
+
+    /// Reads a directory that [`Self::save`] wrote.
+    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        Self::on(Some(dir), &device.start()?)
+    }
+
+    /// The one in a directory, or that which comes with Ebb, on a device that was started.
+    pub fn on(dir: Option<&Path>, device: &Opened) -> Result<Self, LoadError> {
+        if let Some(dir) = dir {
+            let weights = Weights::open(&dir.join("model.safetensors"))?;
+            return Self::from_weights(Config::read(dir)?, &weights, device);
+        }
         let config = include_str!("../../weights/sentinel/config.json");
         let weights = include_bytes!("../../weights/sentinel/model.safetensors");
         let path = Path::new("weights/sentinel");
@@ -64,24 +81,19 @@ impl Sentinel {
         Self::from_weights(config, &weights, device)
     }
 
-    /// Reads a directory that [`Self::save`] wrote.
-    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
-        let weights = Weights::open(&dir.join("model.safetensors"))?;
-        Self::from_weights(Config::read(dir)?, &weights, device)
-    }
-
     fn from_weights<B: AsRef<[u8]>>(
         config: Config,
         weights: &Weights<B>,
-        device: DeviceChoice,
+        device: &Opened,
     ) -> Result<Self, LoadError> {
         let layers = net::read(&config, weights)?;
-        Ok(Self::new(config, layers, device.open()?.device))
+        Ok(Self::new(config, layers, device))
     }
 
-    pub(super) fn new(config: Config, layers: Layers, device: Device) -> Self {
-        let net = Net::new(&config, &layers, &device);
-        Self { config, layers, net, device }
+    pub(super) fn new(config: Config, layers: Layers, opened: &Opened) -> Self {
+        let net = Net::new(&config, &layers, &opened.device);
+        let probe = Probe { device: opened.full_name(), tolerance: opened.tolerance() };
+        Self { config, layers, net, device: opened.device.clone(), probe }
     }
 
     /// Writes `config.json` and `model.safetensors`, the latter last.
@@ -107,12 +119,26 @@ impl Sentinel {
         &self.config
     }
 
-    /// Runs a few shapes, so that the first job does not pay for what happens once.
+    /// Runs a few fixed windows, so that the first job does not pay for what happens once, and no
+    /// job gets what a broken device makes.
+    ///
+    /// # Errors
+    /// When the device does not run them, when their numbers are not finite, or when those of a
+    /// window are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        for n_windows in [1, 8] {
-            self.errors(vec![0.0; n_windows * self.config.window * SENSORS])?;
-        }
-        Ok(())
+        let windows: Vec<Window> = (0..8).map(|n| self.probe_window(n)).collect();
+        // The score follows from these, and may be large where they are next to nothing.
+        self.probe.clone().run(self, &windows, |found| found.errors.to_vec())
+    }
+
+    /// Readings that differ by their number, near the mean of each sensor.
+    fn probe_window(&self, n: usize) -> Window {
+        let readings = |sensor: usize| {
+            let Normalisation { mean, deviation } = self.config.normalisation[sensor];
+            let place = |at: usize| ((at + n) % 5) as f32 / 4.0 - 0.5;
+            (0..self.config.window).map(|at| mean + deviation * place(at)).collect()
+        };
+        Window { vibration: readings(0), temperature: readings(1), pressure: readings(2) }
     }
 
     /// A run as rows of normalised windows, and where each begins.

@@ -162,17 +162,17 @@ pub fn train(
     }
 
     let layers = fit(&config, &learn.sound(), options, progress)?;
-    let device = options.device.open()?.device;
-    let sentinel = Sentinel::new(config.clone(), layers.clone(), device.clone());
+    let opened = options.device.start()?;
+    let sentinel = Sentinel::new(config.clone(), layers.clone(), &opened);
     let errors = sentinel.errors(calibrate.sound())?;
     config.usual_error = mean(&errors);
-    let sentinel = Sentinel::new(config.clone(), layers.clone(), device.clone());
+    let sentinel = Sentinel::new(config.clone(), layers.clone(), &opened);
     let mut scores: Vec<f32> = errors.iter().map(|it| sentinel.judge(*it, 0).score).collect();
     scores.sort_by(f32::total_cmp);
     let kept = (scores.len() as f64 * (1.0 - options.false_alarms)) as usize;
     config.threshold = scores[kept.min(scores.len() - 1)];
 
-    let sentinel = Sentinel::new(config.clone(), layers, device);
+    let sentinel = Sentinel::new(config.clone(), layers, &opened);
     let error = mean(&sentinel.errors(test.sound())?).iter().sum::<f32>() / SENSORS as f32;
     let errors = sentinel.errors(test.rows.concat())?;
     let found = errors.iter().map(|it| sentinel.judge(*it, 0).score);
@@ -189,7 +189,7 @@ fn fit(
     options: &Options,
     progress: &mut dyn FnMut(&Epoch),
 ) -> Result<net::Layers, TrainError> {
-    let device = options.device.open()?.device.autodiff();
+    let device = options.device.start()?.device.autodiff();
     let width = config.window * SENSORS;
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut net = Net::new(config, &net::random(config, &mut rng), &device);

@@ -256,6 +256,7 @@ fn status(worker: usize, at: Timestamp) -> WorkerStatus {
         failed: 0,
         batch_time: None,
         cold_start: Vec::new(),
+        first_result: None,
         model: "echo".to_owned(),
         at,
     }

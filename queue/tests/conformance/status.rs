@@ -9,6 +9,7 @@ pub async fn a_status_is_read_as_it_was_reported(fixture: &dyn Fixture) {
     let mut one = status(fixture, "one", Phase::Busy);
     one.batch_time = Some(BatchTime { base: 0.01, per_cost: 1e-4, per_job: 0.002 });
     one.cold_start = vec![("process".to_owned(), 0.1), ("weights".to_owned(), 2.5)];
+    one.first_result = Some(3.25);
     queue.report(&one).await.unwrap();
     let two = status(fixture, "two", Phase::Starting);
     fixture.again("two").await.report(&two).await.unwrap();
@@ -58,6 +59,7 @@ pub fn status(fixture: &dyn Fixture, id: &str, phase: Phase) -> WorkerStatus {
         failed: 2,
         batch_time: None,
         cold_start: Vec::new(),
+        first_result: None,
         model: "echo on cpu".to_owned(),
         at: ebb_queue::Timestamp::from_millisecond(fixture.now().as_millisecond()).unwrap(),
     }

@@ -92,6 +92,7 @@ fn a_scaler_that_may_only_look_sees_all_and_can_touch_nothing() {
             failed: 0,
             batch_time: None,
             cold_start: Vec::new(),
+            first_result: None,
             model: "echo".to_owned(),
             at: "2030-01-31T12:00:00Z".parse().unwrap(),
         };

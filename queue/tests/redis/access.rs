@@ -134,6 +134,7 @@ fn status() -> WorkerStatus {
         failed: 0,
         batch_time: None,
         cold_start: Vec::new(),
+        first_result: None,
         model: "echo".to_owned(),
         at: Timestamp::from_millisecond(1_900_000_000_000).unwrap(),
     }

@@ -336,6 +336,7 @@ pub(crate) async fn report(queue: &MemoryQueue, phase: Phase, in_flight: u64) {
         failed: 0,
         batch_time: None,
         cold_start: Vec::new(),
+        first_result: None,
         model: "echo".into(),
         at: Timestamp::now(),
     };

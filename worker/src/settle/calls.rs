@@ -40,7 +40,11 @@ pub(super) enum Unanswered {
 impl Served {
     pub(super) async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
         let results = &self.results;
-        self.insist("put", Whose::Everyones, loan, || results.put(result)).await
+        let stored = self.insist("put", Whose::Everyones, loan, || results.put(result)).await?;
+        if stored == Stored::Stored && result.outcome.is_completed() {
+            self.shared.answered();
+        }
+        Ok(stored)
     }
 
     /// The result that stays; none when its time is over.

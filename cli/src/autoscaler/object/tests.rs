@@ -82,6 +82,7 @@ impl World {
             failed: 0,
             batch_time: None,
             cold_start: Vec::new(),
+            first_result: None,
             model: "echo".into(),
             at: now,
         });
