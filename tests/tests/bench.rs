@@ -220,3 +220,36 @@ fn a_broker_that_a_url_names_is_not_killed() {
         assert!(refused.stderr.contains("no broker to kill"), "{refused}");
     }
 }
+
+#[test]
+fn the_batcher_is_held_against_a_window_in_every_case_and_the_worst_is_told() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let workplace = Workplace::new();
+    let args = ["batching", "--jobs", "100", "--rounds", "1", "--json"];
+    let report = run(&mut workplace.command("ebb-bench", &args), "").ok().json();
+    let rows = report["rows"].as_array().unwrap();
+    let with_window = rows.iter().filter(|row| row["window_ms"] != 0);
+    for key in ["p50_ratio", "p99_ratio"] {
+        let worst = with_window.clone().map(|row| number(row, key)).fold(0.0, f64::max);
+        assert!(worst > 0.0 && number(&report, key) == worst, "{key}: {report}");
+    }
+}
+
+#[test]
+fn the_bench_of_devices_runs_on_the_processor_from_the_weights_to_the_queue() {
+    let args = ["--device", "cpu", "--shapes", "tiny", "--tokens", "16", "--batch-tokens", "16"];
+    let Some(report) = bench("gpu", "sqlite", &[&args[..], &["--seconds", "0.1"]].concat()) else {
+        return;
+    };
+    let row = &report["rows"][0];
+    assert_eq!((count(row, "tokens"), count(row, "batch")), (16, 1), "{report}");
+    for key in ["kernels", "pipeline", "queue", "queue_of_one", "tokens_per_s"] {
+        assert!(number(row, key) > 0.0, "{key}: {report}");
+    }
+    let check = &report["checks"][0];
+    assert!(number(check, "largest_difference") <= number(check, "tolerance"), "{report}");
+    let cold = &report["cold_starts"][0];
+    assert!(number(cold, "first_result_s") > 0.0, "{report}");
+    let phases = cold["phases"].as_array().unwrap().iter().map(|phase| phase[0].as_str().unwrap());
+    assert_eq!(phases.collect::<Vec<_>>(), ["process", "weights", "warm-up", "tokenizer"]);
+}

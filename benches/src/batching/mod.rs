@@ -52,6 +52,9 @@ struct Report {
     jobs: usize,
     rounds: u64,
     load: f64,
+    /// The worst ratios of all rows with a window, however texts lie.
+    p50_ratio: f64,
+    p99_ratio: f64,
     /// By how texts lie: the worst ratios.
     worst: Vec<Worst>,
     rows: Vec<Row>,
@@ -155,12 +158,16 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             }
         }
     }
+    let worst = Texts::ALL.map(|texts| Worst::of(&rows, texts));
+    let of_all = |ratio: fn(&Worst) -> f64| worst.iter().map(ratio).fold(0.0, f64::max);
     let report = Report {
         seed: args.seed,
         jobs: args.jobs,
         rounds: args.rounds,
         load: args.load,
-        worst: Texts::ALL.map(|texts| Worst::of(&rows, texts)).into(),
+        p50_ratio: of_all(|worst| worst.p50_ratio),
+        p99_ratio: of_all(|worst| worst.p99_ratio),
+        worst: worst.into(),
         rows,
     };
     print(json, &table(&report.rows), &report)
