@@ -174,19 +174,28 @@ fn every_stream_on_one_connection_is_told_of_an_arrival() {
     assert!(number(&report, "told_within_ms") >= number(&report, "p50_ms"), "{report}");
 }
 
-/// Kills the broker under a scaler that is polled, for longer than its last look counts.
+/// Kills the broker under a producer, a worker that holds jobs, and a scaler that is polled, for
+/// longer than its last look counts.
 #[track_caller]
 fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
-    let args = ["--queues", "2", "--down-s", "6", "--max-age-s", "3"];
-    let Some(report) = bench("outage", broker, &args) else { return };
-    let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
-    for key in kinds.into_iter().chain(["broken_streams"]) {
-        assert_eq!(count(&report, key), 0, "{key}: {report}");
+    // Whoever forgets the broker is late in every round; a machine that is busy elsewhere is in some.
+    for round in 1.. {
+        let args = ["--queues", "2", "--loaded", "1", "--down-s", "6", "--max-age-s", "3"];
+        let args = [&args[..], &["--recovery-s", "60"]].concat();
+        let Some(report) = bench("outage", broker, &args) else { return };
+        let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
+        for key in kinds.into_iter().chain(["broken_streams"]) {
+            assert_eq!(count(&report, key), 0, "{key}: {report}");
+        }
+        assert!(count(&report, "held") > 0, "{report}");
+        // The last look counts for a while, then nothing is known.
+        assert!(number(&report, "known_s") > 0.5, "{report}");
+        assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
+        if number(&report, "recovered_s") <= 5.0 {
+            return;
+        }
+        assert!(round < 3, "good answers are back within 5 s: {report}");
     }
-    // The last look counts for a while, then nothing is known.
-    assert!(number(&report, "known_s") > 0.5, "{report}");
-    assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
-    assert!(number(&report, "recovered_s") < 60.0, "{report}");
 }
 
 #[test]
