@@ -162,8 +162,11 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if json || report.verdicts.is_empty() {
         return Ok(());
     }
+    let overall = report.overall.as_ref();
     progress("");
-    print(json, &tables::verdicts(&report.verdicts, report.overall.as_ref()), &report)
+    print(json, &tables::verdicts(&report.verdicts, overall), &report)?;
+    progress("");
+    print(json, &tables::defaults(&report.verdicts, overall), &report)
 }
 
 impl Args {

@@ -106,3 +106,19 @@ fn a_verdict_names_the_cheapest_setting_that_reaches_the_objective() {
     assert_eq!(overall.cheapest.unwrap().setting, saving.setting);
     assert!(Overall::of(&[&outcomes], 0.95).is_none(), "one trace is not all");
 }
+
+#[test]
+fn what_was_asked_is_compared_with_lengths_that_reach_as_much() {
+    let mut outcomes = replay(&[Choice::Oracle, Choice::Unacked]);
+    let judged = named(&outcomes, "unacked-5").clone();
+    outcomes.push(("slo".to_owned(), judged.clone()));
+    let verdict = Verdict::of("short", &outcomes, 0.5).unwrap();
+    let (any, same) = (verdict.cheapest.unwrap(), verdict.cheapest_same.unwrap());
+    let reached = |saving: &verdict::Saving| named(&outcomes, &saving.setting).attainment();
+    assert!(reached(&same) >= judged.attainment() - 0.001, "{same:?}");
+    assert!(reached(&any) < reached(&same), "cheaper, and not as good: {any:?} {same:?}");
+    let default = verdict.cheapest_same_default.unwrap();
+    assert!(default.setting.ends_with("/default") && default.slo >= same.slo, "{default:?}");
+    let overall = Overall::of(&[&outcomes, &outcomes], 0.5).unwrap();
+    assert_eq!(overall.cheapest_same.unwrap().setting, same.setting);
+}
