@@ -229,3 +229,58 @@ fn a_broker_that_a_url_names_is_not_killed() {
         assert!(refused.stderr.contains("no broker to kill"), "{refused}");
     }
 }
+
+/// Ten jobs of three priorities in four minutes.
+const TRACE: &str = "\
+arrival_s,service_s,priority
+1000,1.5,normal
+1001,0.5,high
+1001.5,2,low
+1002,1,
+1060,1,normal
+1061,1,low
+1120,3,normal
+1120,1,normal
+1121,1,high
+1240,2,normal
+";
+
+#[test]
+fn a_trace_of_ones_own_is_simulated_and_plotted() {
+    let workplace = Workplace::new();
+    let (trace, plots) = (workplace.path("mine.csv"), workplace.path("plots"));
+    std::fs::write(&trace, TRACE).unwrap();
+    let [trace, dir] = [&trace, &plots].map(|path| path.to_str().unwrap());
+    let policies = "oracle,slo,waiting,jobs,fallback,scaled-job,unacked,kpa";
+    let args = ["simulate", "--trace", trace, "--policies", policies, "--outage-s", "20"];
+    let run = |more: &[&str]| {
+        run(&mut workplace.command("ebb-bench", &[&args[..], more].concat()), "").ok()
+    };
+
+    let report = run(&["--json", "--svg", dir]).json();
+    assert_eq!((count(&report, "outage_s"), &report["away"]), (20, &"broker".into()), "{report}");
+    let rows = report["rows"].as_array().unwrap();
+    // The oracle, Knative, 18 lengths, 12 kinds of ScaledJobs, and five more in two objects each.
+    assert_eq!(rows.len(), 42, "{report}");
+    for row in rows {
+        assert_eq!((&row["trace"], count(row, "killed")), (&"mine".into(), 0), "{row}");
+        assert!(number(row, "attainment") <= 1.0 && number(row, "gpu_seconds") > 0.0, "{row}");
+        assert!(number(row, "p50_wait_s") <= number(row, "p99_wait_s"), "{row}");
+        let plot = row["policy"].as_str().unwrap().replace('/', "-");
+        let plot = std::fs::read_to_string(plots.join(format!("mine-{plot}.svg"))).unwrap();
+        assert!(plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>"), "{row}");
+    }
+    assert_eq!(std::fs::read_dir(&plots).unwrap().count(), rows.len() + 1);
+    let verdict = &report["verdicts"][0];
+    assert_eq!(verdict["trace"], "mine");
+    for key in ["cheapest", "cheapest_default", "cheapest_same", "cheapest_same_default"] {
+        let setting = verdict[key]["setting"].as_str();
+        assert!(setting.is_some_and(|name| name.starts_with("unacked-")), "{key}: {verdict}");
+    }
+
+    let tables = run(&[]).stdout;
+    for words in ["scaledjob-eager-waiting/default", "cheapest that reaches as much", "slo saves %"]
+    {
+        assert!(tables.contains(words), "{words}: {tables}");
+    }
+}
