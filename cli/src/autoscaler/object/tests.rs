@@ -194,7 +194,7 @@ struct Moment {
 fn moments() -> impl Strategy<Value = Vec<Moment>> {
     let arrivals = prop_oneof![6 => Just(0u64), 2 => 1u64..4, 1 => 4u64..60];
     let answer =
-        prop_oneof![4 => Just(Answer::Well), 1 => Just(Answer::Failed), 1 => Just(Answer::Silent)];
+        prop_oneof![8 => Just(Answer::Well), 1 => Just(Answer::Failed), 1 => Just(Answer::Silent)];
     // Failures in a row are what a fallback counts.
     let answers = (answer, 1usize..20).prop_map(|(answer, n)| vec![answer; n]);
     let answers = prop::collection::vec(answers, 20);
@@ -231,7 +231,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 
 prop_compose! {
     fn fallbacks()(
-        failure_threshold in 0u32..4, replicas in 0u32..12,
+        failure_threshold in 0u32..6, replicas in 0u32..12,
         behavior in prop::sample::select(&[
             FallbackBehavior::Static,
             FallbackBehavior::CurrentReplicas,
@@ -246,7 +246,7 @@ prop_compose! {
 prop_compose! {
     fn policies()(
         rules in rules(), min in 0u32..3, idle in any::<bool>(), extra in 0u32..9,
-        cooldown in 0u64..40, value in any::<bool>(), fallback in prop::option::weighted(0.8, fallbacks()),
+        cooldown in 0u64..40, value in any::<bool>(), fallback in prop::option::of(fallbacks()),
     ) -> ObjectPolicy {
         let idle = (idle && min > 0).then_some(0);
         let cooldown = seconds(cooldown);
