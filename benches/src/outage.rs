@@ -2,11 +2,13 @@
 //! and never zero or inactive.
 
 mod judge;
+mod load;
 mod witness;
 
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures::future::try_join_all;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -15,15 +17,18 @@ use crate::process::EbbArgs;
 use crate::report::{Table, print, progress};
 use crate::scaler::ScalerProcess;
 use judge::{Findings, Outage};
+use load::Load;
 use witness::{Pool, Witness};
 
 /// What the scaler tells while the broker is down
 ///
-/// Starts a broker with jobs in it and `ebb scaler`, which is polled all the time in KEDA's order;
-/// streams of activity are open too. Then the broker is killed with -9, stays dead for a while, and
-/// comes back. Exits with 1 if an answer is 0, inactive or otherwise wrong, if a state counts for
-/// longer than --max-age-s, if anything but UNAVAILABLE is told after that, if GetMetricSpec fails,
-/// if a stream breaks, or if good answers do not come back.
+/// Starts a broker and `ebb scaler`, which is polled all the time in KEDA's order; streams of
+/// activity are open too. Some queues have jobs that nobody takes, so that each answer is known;
+/// on the others a producer publishes and a worker process holds jobs. Then the broker is killed
+/// with -9, stays dead for a while, and comes back. Exits with 1 if an answer is 0, inactive or
+/// otherwise wrong, if a state counts for longer than --max-age-s, if anything but UNAVAILABLE is
+/// told after that, if GetMetricSpec fails, if a stream breaks, if good answers are not back within
+/// --recovery-s, or if producers and workers do not go on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -42,10 +47,20 @@ pub(crate) struct Args {
     #[arg(default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..))]
     max_age_s: u64,
 
-    /// Queues, each with jobs in it, one ScaledObject and one stream
+    /// How soon after the broker good answers must be back, in seconds
+    #[arg(long, env = "EBB_BENCH_RECOVERY_S", hide_env_values = true, value_name = "S")]
+    #[arg(default_value_t = 5)]
+    recovery_s: u64,
+
+    /// Queues with jobs that nobody takes, each with one ScaledObject and one stream
     #[arg(long, env = "EBB_BENCH_OUTAGE_QUEUES", hide_env_values = true, value_name = "Q")]
     #[arg(default_value_t = 5)]
     queues: usize,
+
+    /// Queues beside those with a producer and a worker process each
+    #[arg(long, env = "EBB_BENCH_OUTAGE_LOADED", hide_env_values = true, value_name = "Q")]
+    #[arg(default_value_t = 2)]
+    loaded: usize,
 
     /// Triples of calls per second, over all queues
     #[arg(long, env = "EBB_BENCH_OUTAGE_RATE", hide_env_values = true, value_name = "R")]
@@ -57,8 +72,11 @@ pub(crate) struct Args {
 struct Report {
     broker: String,
     queues: usize,
+    loaded: usize,
     down_s: u64,
     max_age_s: u64,
+    /// Jobs that workers held when the broker was killed.
+    held: u64,
     #[serde(flatten)]
     findings: Findings,
 }
@@ -75,13 +93,18 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut bed = Bed::make(&args.broker).await?;
     ensure!(bed.can_restart(), "there is no broker to kill; use nats, amqp or redis without --url");
     let logs = tempfile::tempdir()?;
-    let pools = Pool::fill(&bed, args.queues, LEASE).await?;
+    let mut pools = Pool::fill(&bed, args.queues, LEASE).await?;
+    let start = |n| Load::begin(&bed, &ebb, (n, logs.path()), LEASE);
+    let mut loads = try_join_all((0..args.loaded).map(start)).await?;
+    pools.extend(loads.iter().map(Pool::loaded));
     let max_age = format!("{}s", args.max_age_s);
     let flags = ["--max-age", &max_age, "--stream-max-age", "24h"];
     let log = logs.path().join("scaler.log");
     let scaler = ScalerProcess::start(&ebb, pools[0].place(), &flags, log).await?;
     let mut witness = Witness::begin(&scaler.client().await?, pools, args.rate).await?;
     sleep(PEACE).await;
+    try_join_all(loads.iter().map(|load| load.wait_until_held(LIMIT))).await?;
+    let held = try_join_all(loads.iter().map(Load::held)).await?.iter().sum();
 
     progress(format_args!("the broker is dead for {} s", args.down_s));
     let dying = Instant::now();
@@ -90,28 +113,37 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     bed.restart(Victim::Jobs, Duration::from_secs(args.down_s)).await?;
     let back = Instant::now();
     progress(format_args!("the broker is back after {:.1} s", (back - died).as_secs_f64()));
+    let accepted: Vec<usize> = loads.iter().map(Load::n_accepted).collect();
     let recovered = witness.wait_for_good_answers(back, LIMIT).await;
     sleep(PEACE).await;
+    let loads_too = loads.iter_mut().zip(accepted);
+    let loads_too = loads_too.map(|(load, before)| load.wait_until_accepted(before, LIMIT));
+    let go_on = try_join_all(loads_too).await;
 
     let max_age = Duration::from_secs(args.max_age_s);
     let findings = witness.end().await?.judge(Outage { dying, died, back, max_age });
+    try_join_all(loads.into_iter().map(Load::end)).await?;
     scaler.stop().await?;
     let report = Report {
         broker: bed.words(),
         queues: args.queues,
+        loaded: args.loaded,
+        held,
         down_s: args.down_s,
         max_age_s: args.max_age_s,
         findings,
     };
     print(json, &report.table(), &report)?;
     recovered.context("good answers did not come back")?;
-    report.findings.check()
+    go_on?;
+    report.findings.check(Duration::from_secs(args.recovery_s))
 }
 
 impl Report {
     fn table(&self) -> Table {
         let mut table = Table::new([
             "down s",
+            "held",
             "answers",
             "zero",
             "inactive",
@@ -127,6 +159,7 @@ impl Report {
         let found = &self.findings;
         table.row([
             self.down_s.to_string(),
+            self.held.to_string(),
             found.answers.to_string(),
             found.zeros.to_string(),
             found.inactive.to_string(),

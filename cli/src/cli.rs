@@ -354,6 +354,7 @@ mod tests {
             ("ebb dlq redrive job-1 --all", "cannot be used with"),
             ("ebb up --polling-interval 1ms", "use 10ms or more"),
             ("ebb up --jobs-per-replica 0", "number of jobs"),
+            ("ebb up --fallback-after 5", "--fallback-replicas"),
             ("ebb demo --limit soon", "such as 250ms"),
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line).to_string();

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::autoscaler::driver;
+use crate::autoscaler::fallback::FallbackPolicy;
 use crate::autoscaler::hpa::{HpaPolicy, Rules};
 use crate::autoscaler::keda::ExecutorPolicy;
 use crate::autoscaler::object::ObjectPolicy;
@@ -52,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) cooldown: Duration,
     /// Scale down only to the largest recommendation of this window.
     pub(crate) stabilization: Duration,
+    /// What stands in for the scaler when it fails.
+    pub(crate) fallback: Option<FallbackPolicy>,
 }
 
 /// The system, running.
@@ -183,6 +186,7 @@ impl Settings {
                     rules: Rules::Plain { stabilization: self.stabilization },
                     ..HpaPolicy::default()
                 },
+                fallback: self.fallback.clone(),
                 ..ObjectPolicy::default()
             },
         }

@@ -88,16 +88,16 @@ fn assert_every_arrival_is_told_at_once(broker: &str) {
     for round in 1.. {
         let Some(report) = bench("notify", broker, &["--samples", "9"]) else { return };
         assert_eq!((count(&report, "samples"), count(&report, "missed")), (9, 0), "{report}");
-        for key in ["event_p99_ms", "stream_p50_ms", "stream_p99_ms"] {
+        for key in ["event_p50_ms", "event_p99_ms", "stream_p50_ms", "stream_p99_ms"] {
             assert!(number(&report, key) > 0.0, "{key}: {report}");
         }
         // How long the disk takes to accept a job says nothing about how soon it is told.
-        let accepted = number(&report, "publish_p50_ms");
-        let told = number(&report, "event_p50_ms");
-        if told < accepted + 20.0 {
+        let limit = number(&report, "publish_p50_ms") + 20.0;
+        let told = ["event_p50_ms", "stream_p50_ms"];
+        if told.iter().all(|key| number(&report, key) < limit) {
             return;
         }
-        assert!(round < 3, "told within 20 ms at the median: {report}");
+        assert!(round < 3, "the event and `true` are told within 20 ms at the median: {report}");
     }
 }
 
@@ -174,19 +174,28 @@ fn every_stream_on_one_connection_is_told_of_an_arrival() {
     assert!(number(&report, "told_within_ms") >= number(&report, "p50_ms"), "{report}");
 }
 
-/// Kills the broker under a scaler that is polled, for longer than its last look counts.
+/// Kills the broker under a producer, a worker that holds jobs, and a scaler that is polled, for
+/// longer than its last look counts.
 #[track_caller]
 fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
-    let args = ["--queues", "2", "--down-s", "6", "--max-age-s", "3"];
-    let Some(report) = bench("outage", broker, &args) else { return };
-    let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
-    for key in kinds.into_iter().chain(["broken_streams"]) {
-        assert_eq!(count(&report, key), 0, "{key}: {report}");
+    // Whoever forgets the broker is late in every round; a machine that is busy elsewhere is in some.
+    for round in 1.. {
+        let args = ["--queues", "2", "--loaded", "1", "--down-s", "6", "--max-age-s", "3"];
+        let args = [&args[..], &["--recovery-s", "60"]].concat();
+        let Some(report) = bench("outage", broker, &args) else { return };
+        let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
+        for key in kinds.into_iter().chain(["broken_streams"]) {
+            assert_eq!(count(&report, key), 0, "{key}: {report}");
+        }
+        assert!(count(&report, "held") > 0, "{report}");
+        // The last look counts for a while, then nothing is known.
+        assert!(number(&report, "known_s") > 0.5, "{report}");
+        assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
+        if number(&report, "recovered_s") <= 5.0 {
+            return;
+        }
+        assert!(round < 3, "good answers are back within 5 s: {report}");
     }
-    // The last look counts for a while, then nothing is known.
-    assert!(number(&report, "known_s") > 0.5, "{report}");
-    assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
-    assert!(number(&report, "recovered_s") < 60.0, "{report}");
 }
 
 #[test]
@@ -252,4 +261,59 @@ fn the_bench_of_devices_runs_on_the_processor_from_the_weights_to_the_queue() {
     assert!(number(cold, "first_result_s") > 0.0, "{report}");
     let phases = cold["phases"].as_array().unwrap().iter().map(|phase| phase[0].as_str().unwrap());
     assert_eq!(phases.collect::<Vec<_>>(), ["process", "weights", "warm-up", "tokenizer"]);
+}
+
+/// Ten jobs of three priorities in four minutes.
+const TRACE: &str = "\
+arrival_s,service_s,priority
+1000,1.5,normal
+1001,0.5,high
+1001.5,2,low
+1002,1,
+1060,1,normal
+1061,1,low
+1120,3,normal
+1120,1,normal
+1121,1,high
+1240,2,normal
+";
+
+#[test]
+fn a_trace_of_ones_own_is_simulated_and_plotted() {
+    let workplace = Workplace::new();
+    let (trace, plots) = (workplace.path("mine.csv"), workplace.path("plots"));
+    std::fs::write(&trace, TRACE).unwrap();
+    let [trace, dir] = [&trace, &plots].map(|path| path.to_str().unwrap());
+    let policies = "oracle,slo,waiting,jobs,fallback,scaled-job,unacked,kpa";
+    let args = ["simulate", "--trace", trace, "--policies", policies, "--outage-s", "20"];
+    let run = |more: &[&str]| {
+        run(&mut workplace.command("ebb-bench", &[&args[..], more].concat()), "").ok()
+    };
+
+    let report = run(&["--json", "--svg", dir]).json();
+    assert_eq!((count(&report, "outage_s"), &report["away"]), (20, &"broker".into()), "{report}");
+    let rows = report["rows"].as_array().unwrap();
+    // The oracle, Knative, 18 lengths, 12 kinds of ScaledJobs, and five more in two objects each.
+    assert_eq!(rows.len(), 42, "{report}");
+    for row in rows {
+        assert_eq!((&row["trace"], count(row, "killed")), (&"mine".into(), 0), "{row}");
+        assert!(number(row, "attainment") <= 1.0 && number(row, "gpu_seconds") > 0.0, "{row}");
+        assert!(number(row, "p50_wait_s") <= number(row, "p99_wait_s"), "{row}");
+        let plot = row["policy"].as_str().unwrap().replace('/', "-");
+        let plot = std::fs::read_to_string(plots.join(format!("mine-{plot}.svg"))).unwrap();
+        assert!(plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>"), "{row}");
+    }
+    assert_eq!(std::fs::read_dir(&plots).unwrap().count(), rows.len() + 1);
+    let verdict = &report["verdicts"][0];
+    assert_eq!(verdict["trace"], "mine");
+    for key in ["cheapest", "cheapest_default", "cheapest_same", "cheapest_same_default"] {
+        let setting = verdict[key]["setting"].as_str();
+        assert!(setting.is_some_and(|name| name.starts_with("unacked-")), "{key}: {verdict}");
+    }
+
+    let tables = run(&[]).stdout;
+    for words in ["scaledjob-eager-waiting/default", "cheapest that reaches as much", "slo saves %"]
+    {
+        assert!(tables.contains(words), "{words}: {tables}");
+    }
 }

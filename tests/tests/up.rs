@@ -3,12 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use e2e::{Process, Workplace, processes_that_mention, wait_for};
+use ebb_servers::{Redis, RedisOptions};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// The system with the model that returns its input, quick to sleep again.
 fn up(workplace: &Workplace) -> Process {
-    workplace.start(&[
+    up_with(workplace, &[])
+}
+
+/// The same with further flags.
+fn up_with(workplace: &Workplace, flags: &[&str]) -> Process {
+    let args = [
         "up",
         "--json",
         "--model",
@@ -25,14 +31,17 @@ fn up(workplace: &Workplace) -> Process {
         "1s",
         "--stabilization",
         "1s",
-    ])
+    ];
+    workplace.start(&[&args[..], flags].concat())
 }
 
 /// The last state that `ebb up` has told.
 fn state(up: &Process) -> Option<Value> {
     let said = up.output();
     let whole = said.rfind('\n').map_or("", |end| &said[..end]);
-    whole.lines().rev().find_map(|line| serde_json::from_str(line).ok().filter(Value::is_object))
+    // Lines of the log are objects too.
+    let is_state = |line: &Value| line["replicas"].is_u64();
+    whole.lines().rev().find_map(|line| serde_json::from_str(line).ok().filter(is_state))
 }
 
 fn running(up: &Process) -> Option<u64> {
@@ -140,4 +149,24 @@ fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
         workplace.ebb(&["enqueue", "x"]).ok();
         said.find("no/such-model")
     });
+}
+
+/// Nothing is waiting, nothing runs, and the broker dies: the scaler says UNAVAILABLE once its last
+/// look counts no more, and each poll after that is a failure.
+#[test]
+fn with_a_fallback_the_pool_is_there_when_the_broker_comes_back() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut redis = runtime.block_on(Redis::start(RedisOptions::default())).unwrap();
+    let workplace = Workplace::new().on(format!("{}?queue=jobs", redis.url()), None);
+    let fallback = ["--fallback-replicas", "2", "--fallback-after", "1"];
+    let up = up_with(&workplace, &fallback);
+    asleep(&up);
+    redis.kill();
+    wait_for("as many workers as the fallback has", || {
+        (workers(&workplace, &up).len() == 2).then_some(())
+    });
+    runtime.block_on(redis.restart()).unwrap();
+    // The scaler answers again, and there is still nothing to do.
+    asleep(&up);
+    wait_for("the last worker's end", || workers(&workplace, &up).is_empty().then_some(()));
 }

@@ -22,8 +22,8 @@ pub(super) struct Answer {
 pub(super) enum Told {
     /// The metric, or the code in its place.
     Spec(Option<Code>),
-    /// The value, and the one that is right.
-    Value { value: f64, right: f64 },
+    /// The value, and the one that is right; none where any but 0 is.
+    Value { value: f64, right: Option<f64> },
     /// Whether it is active, which is always right.
     Activity(bool),
     /// No value, or no activity.
@@ -79,7 +79,9 @@ impl Record {
             match answer.told {
                 Told::Spec(code) => findings.spec_errors += usize::from(code.is_some()),
                 Told::Value { value: 0.0, .. } => findings.zeros += 1,
-                Told::Value { value, right } => findings.wrong += usize::from(value != right),
+                Told::Value { value, right } => {
+                    findings.wrong += usize::from(right.is_some_and(|right| value != right));
+                }
                 Told::Activity(active) => findings.inactive += usize::from(!active),
                 Told::Broken => findings.broken_streams += 1,
                 Told::Unknown(Code::Unavailable) if answer.at >= outage.dying => {
@@ -111,8 +113,8 @@ impl Findings {
         self.too_late += usize::from(late);
     }
 
-    /// Whether all promises were kept.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    /// Whether all promises were kept, and good answers back so soon after the broker.
+    pub(super) fn check(&self, recovery: Duration) -> anyhow::Result<()> {
         for (n, what) in [
             (self.zeros, "values of 0"),
             (self.inactive, "times inactive"),
@@ -124,6 +126,8 @@ impl Findings {
         ] {
             ensure!(n == 0, "{n} {what} were told");
         }
+        let (recovered, limit) = (self.recovered_s.unwrap_or_default(), recovery.as_secs_f64());
+        ensure!(recovered <= limit, "good answers were back only after {recovered} s");
         Ok(())
     }
 }
@@ -146,7 +150,8 @@ mod tests {
         Record(told.iter().map(answer).collect()).judge(outage)
     }
 
-    const GOOD: Told = Told::Value { value: 7.0, right: 7.0 };
+    const GOOD: Told = Told::Value { value: 7.0, right: Some(7.0) };
+    const RECOVERY: Duration = Duration::from_secs(5);
     const GONE: Told = Told::Unknown(Code::Unavailable);
 
     #[test]
@@ -161,23 +166,27 @@ mod tests {
             ..Findings::default()
         };
         assert_eq!(found, expected);
-        assert!(found.check().is_ok());
+        assert!(found.check(RECOVERY).is_ok());
     }
 
     #[test]
     fn each_thing_that_must_not_be_told_is_found() {
         for (at, told, words) in [
-            (12, Told::Value { value: 0.0, right: 7.0 }, "values of 0"),
-            (12, Told::Value { value: 6.0, right: 7.0 }, "wrong values"),
+            (12, Told::Value { value: 0.0, right: Some(7.0) }, "values of 0"),
+            (12, Told::Value { value: 0.0, right: None }, "values of 0"),
+            (12, Told::Value { value: 6.0, right: Some(7.0) }, "wrong values"),
             (41, Told::Activity(false), "inactive"),
             (12, Told::Spec(Some(Code::Unavailable)), "GetMetricSpec"),
             (16, GOOD, "too old"),
             (12, Told::Unknown(Code::Internal), "other than UNAVAILABLE"),
             (8, GONE, "other than UNAVAILABLE"),
             (20, Told::Broken, "broken streams"),
+            (46, GONE, "back only after 6 s"),
         ] {
-            let error = findings(&[(at, told)]).check().expect_err(words).to_string();
+            let error = findings(&[(at, told)]).check(RECOVERY).expect_err(words).to_string();
             assert!(error.contains(words), "{words}: {error}");
         }
+        let busy = Told::Value { value: 41.0, right: None };
+        assert!(findings(&[(12, busy), (45, GONE)]).check(RECOVERY).is_ok());
     }
 }

@@ -15,13 +15,15 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::judge::{Answer, Record, Told};
+use super::load::Load;
 use crate::broker::{Bed, Place};
 
-/// A queue with jobs that nobody takes.
+/// A queue that is asked about.
 #[derive(Clone)]
 pub(super) struct Pool {
     place: Place,
-    n_jobs: usize,
+    /// None where work goes on, and only that there is some is certain.
+    n_jobs: Option<usize>,
 }
 
 /// Somebody who asks and listens all the time.
@@ -38,8 +40,8 @@ type Client = ExternalScalerClient<Channel>;
 const FIRST: Duration = Duration::from_secs(30);
 
 impl Pool {
-    /// Opens queues, puts jobs into each, and lets go of them: nothing but the scaler is to notice
-    /// that the broker is away.
+    /// Opens queues, puts jobs that nobody takes into each, and lets go of them: there nothing but
+    /// the scaler notices that the broker is away.
     pub(super) async fn fill(
         bed: &Bed,
         n_queues: usize,
@@ -50,9 +52,14 @@ impl Pool {
             let n_jobs = 3 + n;
             let jobs = (0..n_jobs).map(|_| Job::new("{}", Timestamp::now())).collect();
             place.open("producer").await?.publish(jobs).await?;
-            Ok(Self { place, n_jobs })
+            Ok(Self { place, n_jobs: Some(n_jobs) })
         };
         try_join_all((0..n_queues).map(fill)).await
+    }
+
+    /// A queue on which work goes on.
+    pub(super) fn loaded(load: &Load) -> Self {
+        Self { place: load.place().clone(), n_jobs: None }
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -165,7 +172,8 @@ async fn ask(mut client: Client, pool: &Pool) -> Vec<Answer> {
     let values = client.get_metrics(question).await.map(tonic::Response::into_inner);
     note(match values.as_ref().map(|values| values.metric_values.first()) {
         Ok(Some(value)) => {
-            Told::Value { value: value.metric_value_float, right: pool.n_jobs as f64 }
+            let right = pool.n_jobs.map(|n_jobs| n_jobs as f64);
+            Told::Value { value: value.metric_value_float, right }
         }
         Ok(None) => Told::Unknown(tonic::Code::Ok),
         Err(status) => Told::Unknown(status.code()),
@@ -195,7 +203,7 @@ async fn listen(mut client: Client, object: ScaledObjectRef, record: &Mutex<Reco
 fn is_right(told: Told) -> bool {
     match told {
         Told::Spec(code) => code.is_none(),
-        Told::Value { value, right } => value == right,
+        Told::Value { value, right } => value > 0.0 && right.is_none_or(|right| value == right),
         Told::Activity(active) => active,
         Told::Unknown(_) | Told::Broken => false,
     }

@@ -4,11 +4,14 @@
 use std::time::Duration;
 
 use ebb::autoscaler::behavior::{Behavior, Step};
+use ebb::autoscaler::fallback::{FallbackBehavior, FallbackPolicy};
 use ebb::autoscaler::hpa::{HpaPolicy, Rules, SYNC_PERIOD};
 use ebb::autoscaler::keda::{ExecutorPolicy, POLLING_INTERVAL};
 use ebb::autoscaler::object::{Look, ObjectPolicy, Replicas, ScaledObject};
 
+use super::outage::Outage;
 use super::pods::hash;
+use super::policies::Bed;
 use super::world::{Policy, Settings, View};
 
 /// What a ScaledObject says of the loop; the trigger is the same in both.
@@ -37,21 +40,43 @@ pub(crate) struct Keda<S> {
     poll_phase: u64,
     sync_phase: u64,
     told: Option<Duration>,
+    outage: Option<Outage>,
 }
+
+/// Failures in a row that a fallback lets pass, as in KEDA's documentation; it has no default.
+const FAILURES: u32 = 3;
 
 /// How soon an active scaler pushes again while a worker reports, as ours does by default. While
 /// none does, it is each second.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
 impl<S: Scaler> Keda<S> {
-    pub(crate) fn new(scaler: S, object: Object, settings: &Settings) -> Self {
+    /// With `fallback`, so many replicas stand in for a scaler that fails.
+    pub(crate) fn new(
+        scaler: S,
+        object: Object,
+        fallback: Option<u32>,
+        Bed { settings, outage }: Bed<'_>,
+    ) -> Self {
+        let fallback = fallback.map(|replicas| FallbackPolicy {
+            failure_threshold: FAILURES,
+            replicas,
+            behavior: FallbackBehavior::Static,
+        });
+        let policy = ObjectPolicy { fallback, ..object.policy(settings) };
         Self {
             scaler,
-            object: ScaledObject::new(object.policy(settings)),
+            object: ScaledObject::new(policy),
             poll_phase: hash(settings.seed) % POLLING_INTERVAL.as_secs(),
             sync_phase: hash(settings.seed ^ 1) % SYNC_PERIOD.as_secs(),
             told: None,
+            outage,
         }
+    }
+
+    fn look(&self, view: &View<'_>) -> Look {
+        let look = self.scaler.look(view);
+        self.outage.map_or(look, |outage| outage.dim(view.now, look))
     }
 
     fn push(&mut self, view: &View<'_>, wanted: u32) -> u32 {
@@ -60,8 +85,9 @@ impl<S: Scaler> Keda<S> {
             Some(told) if attended => view.now >= told + HEARTBEAT,
             Some(_) | None => true,
         };
-        let active = || matches!(self.scaler.look(view), Look::Answered { active: true, .. });
-        if !due || !active() {
+        let mute = self.outage.is_some_and(|outage| outage.is_mute(view.now));
+        let active = || matches!(self.look(view), Look::Answered { active: true, .. });
+        if !due || mute || !active() {
             return wanted;
         }
         self.told = Some(view.now);
@@ -79,7 +105,9 @@ impl<S: Scaler> Policy for Keda<S> {
     }
 
     fn second(&mut self, view: &View<'_>) -> u32 {
-        self.scaler.learn(view);
+        if !self.outage.is_some_and(|outage| outage.is_blind(view.now)) {
+            self.scaler.learn(view);
+        }
         let second = view.now.as_secs();
         let mut wanted = view.wanted;
         if self.scaler.pushes() {
@@ -87,11 +115,11 @@ impl<S: Scaler> Policy for Keda<S> {
         }
         if (second + self.poll_phase).is_multiple_of(POLLING_INTERVAL.as_secs()) {
             let replicas = Replicas { wanted, ready: view.ready_pods() };
-            wanted = self.object.poll(view.now, replicas, self.scaler.look(view));
+            wanted = self.object.poll(view.now, replicas, self.look(view));
         }
         if (second + self.sync_phase).is_multiple_of(SYNC_PERIOD.as_secs()) {
             let replicas = Replicas { wanted, ready: view.ready_pods() };
-            wanted = self.object.sync(view.now, replicas, self.scaler.look(view));
+            wanted = self.object.sync(view.now, replicas, self.look(view));
         }
         wanted
     }

@@ -113,3 +113,51 @@ impl Policy for Kpa {
         self.after_grace(view.now, wanted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::kit::{pods, view};
+
+    /// What is wanted after so many seconds of a steady number of jobs on so many ready pods.
+    fn after(kpa: &mut Kpa, seconds: std::ops::Range<u64>, jobs: usize, n_pods: usize) -> u32 {
+        let pods = pods(n_pods);
+        seconds.map(|second| kpa.second(&view(second, jobs, &pods))).last().unwrap()
+    }
+
+    #[test]
+    fn the_first_request_wakes_it_at_once() {
+        assert_eq!(Kpa::default().arrived(&view(7, 1, &[])), 1);
+        assert_eq!(
+            Kpa::default().arrived(&view(7, 400, &[])),
+            20,
+            "at most as many as there may be"
+        );
+    }
+
+    #[test]
+    fn a_pod_is_to_have_seven_tenths_of_its_slots() {
+        // 56 jobs at 5.6 each.
+        assert_eq!(after(&mut Kpa::default(), 0..61, 56, 10), 10);
+        assert_eq!(after(&mut Kpa::default(), 0..61, 57, 10), 11);
+    }
+
+    #[test]
+    fn what_six_seconds_ask_for_counts_in_a_panic_and_nothing_goes_for_a_minute() {
+        let mut kpa = Kpa::default();
+        after(&mut kpa, 0..60, 5, 1);
+        assert_eq!(after(&mut kpa, 60..67, 100, 1), 18, "100 jobs at 5.6 each");
+        assert_eq!(after(&mut kpa, 67..121, 1, 18), 18, "still panicking");
+        assert!(after(&mut kpa, 121..201, 1, 18) < 18);
+    }
+
+    #[test]
+    fn it_is_at_zero_after_the_window_and_the_grace() {
+        let mut kpa = Kpa::default();
+        after(&mut kpa, 0..60, 5, 1);
+        let pods = pods(1);
+        let zero = (60..300).find(|second| kpa.second(&view(*second, 0, &pods)) == 0);
+        // The window is empty at 119 s, and the grace counts from the tick that sees it.
+        assert_eq!(zero, Some(150));
+    }
+}

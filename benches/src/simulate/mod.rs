@@ -5,13 +5,17 @@
 //! would report. The rest of the world stands in [`world`], the clairvoyant in [`oracle`].
 
 mod keda;
+#[cfg(test)]
+mod kit;
 mod kpa;
 mod oracle;
 mod ours;
+mod outage;
 mod outcome;
 mod plots;
 mod pods;
 mod policies;
+mod scaledjob;
 mod svg;
 mod tables;
 mod trace;
@@ -25,6 +29,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use crate::report::{print, progress};
+use outage::Away;
 use outcome::Outcome;
 use policies::Choice;
 use tables::Row;
@@ -103,6 +108,27 @@ pub(crate) struct Args {
     #[arg(default_value_t = 15)]
     window: u64,
 
+    /// Time in which KEDA gets no answer, once in each trace between the first job and the last, in
+    /// seconds; 0 is none
+    #[arg(
+        long,
+        env = "EBB_BENCH_SIMULATED_OUTAGE_S",
+        hide_env_values = true,
+        value_name = "SECONDS"
+    )]
+    #[arg(default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    outage_s: u64,
+
+    /// Who is away in that time
+    #[arg(long, value_enum, env = "EBB_BENCH_AWAY", hide_env_values = true, value_name = "WHO")]
+    #[arg(default_value_t = Away::Broker)]
+    away: Away,
+
+    /// Pods that the policies with a fallback have after 3 failures
+    #[arg(long, env = "EBB_BENCH_FALLBACK_REPLICAS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    fallback_replicas: u32,
+
     /// Write plots into this directory: pods and queue over time, attainment against GPU-seconds
     #[arg(long, env = "EBB_BENCH_SVG", hide_env_values = true, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -120,6 +146,9 @@ struct Report {
     max_replicas: u32,
     cooldown_s: u64,
     window_s: u64,
+    outage_s: u64,
+    away: Away,
+    fallback_replicas: u32,
     rows: Vec<Row>,
     verdicts: Vec<Verdict>,
     overall: Option<Overall>,
@@ -154,6 +183,9 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         max_replicas: args.max_replicas,
         cooldown_s: args.cooldown,
         window_s: args.window,
+        outage_s: args.outage_s,
+        away: args.away,
+        fallback_replicas: args.fallback_replicas,
         rows: replayed.iter().flat_map(|it| it.rows(&settings)).collect(),
         verdicts: replayed.iter().filter_map(|it| it.verdict(args.share)).collect(),
         overall: Overall::of(&all, args.share),
@@ -162,8 +194,11 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if json || report.verdicts.is_empty() {
         return Ok(());
     }
+    let overall = report.overall.as_ref();
     progress("");
-    print(json, &tables::verdicts(&report.verdicts, report.overall.as_ref()), &report)
+    print(json, &tables::verdicts(&report.verdicts, overall), &report)?;
+    progress("");
+    print(json, &tables::defaults(&report.verdicts, overall), &report)
 }
 
 impl Args {
@@ -182,6 +217,9 @@ impl Args {
             objective: Duration::from_secs(self.objective),
             cooldown: Duration::from_secs(self.cooldown),
             window: Duration::from_secs(self.window),
+            outage_length: Duration::from_secs(self.outage_s),
+            away: self.away,
+            fallback_replicas: self.fallback_replicas,
             seed: self.seed,
         })
     }

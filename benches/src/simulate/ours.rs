@@ -2,7 +2,7 @@
 //! would report. No clock in here.
 
 use ebb::autoscaler::object::Look;
-use ebb_queue::{BatchTime, Depth, Phase, QueueUrl, Timestamp, WorkerStatus};
+use ebb_queue::{BatchTime, ByPriority, Depth, Phase, QueueUrl, Timestamp, WorkerStatus};
 use ebb_scaler::{Learner, Snapshot, Trigger, decide};
 
 use super::keda::Scaler;
@@ -30,8 +30,10 @@ impl Ours {
     }
 
     fn snapshot(&self, view: &View<'_>) -> Snapshot {
+        let [high, normal, low] = view.by_priority.map(|n| n as u64);
         let depth = Depth {
             ready: view.ready as u64,
+            ready_by_priority: Some(ByPriority { high, normal, low }),
             in_flight: view.in_flight as u64,
             oldest_ready: view.oldest.map(|oldest| Timestamp::UNIX_EPOCH + oldest),
             cost: Some(view.cost),
@@ -100,4 +102,74 @@ fn phases(pod: &Pod, view: &View<'_>) -> Vec<(String, f64)> {
     let each = view.settings.cold_start / 5;
     let over = (1..=5u32).filter(|n| view.now >= pod.started + each * *n);
     over.map(|n| (format!("phase {n}"), each.as_secs_f64())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::simulate::kit::{pods, view};
+
+    fn ours(options: &[(&'static str, &str)]) -> Ours {
+        let options = options.iter().map(|(key, value)| (*key, (*value).to_owned()));
+        Ours::new(&options.collect::<Vec<_>>()).unwrap()
+    }
+
+    fn is_active(scaler: &Ours, view: &View<'_>) -> bool {
+        matches!(scaler.look(view), Look::Answered { active: true, .. })
+    }
+
+    #[test]
+    fn what_waits_and_what_is_held_is_told() {
+        let mut pods = pods(1);
+        pods[0].running = vec![0, 1, 2];
+        let mut scaler = ours(&[("mode", "jobs"), ("jobsPerReplica", "16")]);
+        scaler.learn(&view(9, 5, &pods));
+        let told = scaler.look(&view(10, 5, &pods));
+        assert_eq!(told, Look::Answered { value: 8.0, target: 16.0, active: true });
+        pods[0].draining = Some(Duration::from_secs(10));
+        scaler.learn(&view(10, 5, &pods));
+        let told = scaler.look(&view(11, 5, &pods));
+        assert_eq!(
+            told,
+            Look::Answered { value: 5.0, target: 16.0, active: true },
+            "no replacement"
+        );
+    }
+
+    #[test]
+    fn the_activation_policy_sees_priorities() {
+        let scaler = ours(&[("mode", "jobs"), ("activationPriority", "normal")]);
+        let oldest = Some(Duration::from_secs(9));
+        let with = |by_priority| View { by_priority, oldest, ..view(9, 3, &[]) };
+        assert!(is_active(&scaler, &with([0, 3, 0])));
+        assert!(!is_active(&scaler, &with([0, 0, 3])));
+        assert!(is_active(&scaler, &with([0, 1, 2])));
+    }
+
+    #[test]
+    fn a_worker_tells_what_it_does_and_how_far_its_start_is() {
+        let mut pod = Pod::start(3, Duration::from_secs(100), Duration::from_secs(130));
+        let phase = |pod: &Pod, second| status(pod, &view(second, 0, &[])).phase;
+        assert_eq!(phase(&pod, 129), Phase::Starting);
+        assert_eq!(phase(&pod, 130), Phase::Idle);
+        // Five phases of six seconds, each told when it is over.
+        let n_phases = |second| phases(&pod, &view(second, 0, &[])).len();
+        assert_eq!([100, 106, 117, 130].map(n_phases), [0, 1, 2, 5]);
+        pod.running = vec![4];
+        assert_eq!(phase(&pod, 140), Phase::Busy);
+        pod.draining = Some(Duration::from_secs(141));
+        assert_eq!(phase(&pod, 141), Phase::Draining);
+    }
+
+    #[test]
+    fn a_worker_tells_what_its_batches_took() {
+        let mut pod = pods(1).remove(0);
+        assert_eq!(status(&pod, &view(9, 0, &[])).batch_time, None);
+        // Two full batches of 8.5 s.
+        (pod.completed, pod.batches, pod.device) = (16, 2, Duration::from_secs(17));
+        let time = status(&pod, &view(99, 0, &[])).batch_time.unwrap();
+        assert_eq!((time.base, time.per_cost, time.per_job), (0.5, 1.0, 17.0 / 16.0));
+    }
 }

@@ -89,3 +89,40 @@ fn fullest(few: &[Sample]) -> Sample {
         ready: most(|it| it.ready),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::kit::SETTINGS;
+    use crate::simulate::policies::{Choice, replay};
+    use crate::simulate::trace::{Kind, Trace};
+
+    #[test]
+    fn each_policy_has_a_plot_and_the_trace_one_of_all() {
+        let trace = Trace::make(Kind::Spike, 1);
+        let outcomes = replay(&[Choice::Jobs, Choice::Kpa], SETTINGS, &trace, 0.95).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("plots");
+        write(&into, &[Replayed { trace, outcomes }], 0.95).unwrap();
+        let names = std::fs::read_dir(&into).unwrap();
+        let mut names: Vec<String> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        let expected = ["spike-jobs-default.svg", "spike-jobs.svg", "spike-kpa.svg", "spike.svg"];
+        assert_eq!(names, expected);
+        let read = |name: &str| std::fs::read_to_string(into.join(name)).unwrap();
+        let all = read("spike.svg");
+        for policy in ["jobs", "jobs/default", "kpa"] {
+            assert!(all.contains(&format!("<title>{policy}")) || all.contains(policy), "{policy}");
+        }
+        assert!(read("spike-jobs.svg").contains("spike under jobs"));
+        assert!(read("spike-kpa.svg").contains("jobs ready (at most "));
+    }
+
+    #[test]
+    fn long_runs_are_thinned_to_their_peaks() {
+        let sample = |at, pods, ready| Sample { at, pods, ready };
+        let peak = fullest(&[sample(3, 1, 9), sample(4, 5, 0), sample(5, 2, 2)]);
+        assert_eq!(peak, sample(3, 5, 9));
+    }
+}

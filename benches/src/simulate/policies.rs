@@ -1,10 +1,14 @@
 //! The policies by name, and the settings in which each is tried.
 
+use ebb::autoscaler::scaledjob::Strategy;
+
 use super::keda::{Counts, Keda, Object, QueueLength};
 use super::kpa::Kpa;
 use super::oracle;
 use super::ours::Ours;
+use super::outage::Outage;
 use super::outcome::Outcome;
+use super::scaledjob::ScaledJob;
 use super::trace::Trace;
 use super::world::{self, Policy, Settings};
 
@@ -24,6 +28,13 @@ pub(crate) enum Choice {
     Cost,
     /// Our mode `jobs`, with two batches to a replica
     Jobs,
+    /// Our mode `waiting`, with two batches to a replica
+    Waiting,
+    /// The modes `slo` and `jobs` with KEDA's fallback; only with --outage-s it is another thing
+    Fallback,
+    /// KEDA's ScaledJob under its strategies default, accurate and eager, on our modes `jobs` and
+    /// `waiting`
+    ScaledJob,
     /// KEDA's built-in queue length of what is ready or unacknowledged, at several lengths
     Unacked,
     /// KEDA's built-in queue length of what is ready, at several lengths
@@ -32,13 +43,16 @@ pub(crate) enum Choice {
     Kpa,
 }
 
-const ALL: [Choice; 9] = [
+const ALL: [Choice; 12] = [
     Choice::Oracle,
     Choice::Slo,
     Choice::SloPrompt,
     Choice::Drain,
     Choice::Cost,
     Choice::Jobs,
+    Choice::Waiting,
+    Choice::Fallback,
+    Choice::ScaledJob,
     Choice::Unacked,
     Choice::Ready,
     Choice::Kpa,
@@ -46,6 +60,10 @@ const ALL: [Choice; 9] = [
 
 /// Jobs per replica at which the built-in scalers are tried.
 const LENGTHS: [u32; 9] = [1, 2, 5, 10, 16, 25, 50, 100, 200];
+
+/// KEDA's strategies for a ScaledJob.
+const STRATEGIES: [(&str, Strategy); 3] =
+    [("default", Strategy::Default), ("accurate", Strategy::Accurate), ("eager", Strategy::Eager)];
 
 /// Runs a trace under each policy; all of them where none is chosen.
 ///
@@ -57,14 +75,16 @@ pub(crate) fn replay(
     trace: &Trace,
     share: f64,
 ) -> anyhow::Result<Vec<(String, Outcome)>> {
-    let choices = if choices.is_empty() { &ALL[..] } else { choices };
+    let all: Vec<Choice> = ALL.into_iter().filter(|choice| choice.differs(&settings)).collect();
+    let choices = if choices.is_empty() { &all[..] } else { choices };
+    let outage = settings.outage(trace);
     let mut outcomes = Vec::new();
     for choice in choices {
         if *choice == Choice::Oracle {
             outcomes.push(("oracle".to_owned(), oracle::run(settings, trace, share)));
             continue;
         }
-        for (name, mut policy) in choice.policies(&settings)? {
+        for (name, mut policy) in choice.policies(&settings, outage)? {
             outcomes.push((name, world::run(settings, trace, &mut *policy)));
         }
     }
@@ -75,42 +95,67 @@ pub(crate) fn replay(
 type Named = (String, Box<dyn Policy>);
 
 impl Choice {
-    fn policies(self, settings: &Settings) -> anyhow::Result<Vec<Named>> {
+    /// A fallback that nothing calls for is what is there without it.
+    fn differs(self, settings: &Settings) -> bool {
+        self != Self::Fallback || !settings.outage_length.is_zero()
+    }
+
+    fn policies(self, settings: &Settings, outage: Option<Outage>) -> anyhow::Result<Vec<Named>> {
+        let bed = Bed { settings, outage };
         let slots = settings.slots;
-        let objective = settings.objective.as_secs();
         let half = (settings.objective / 2).as_secs_f64().to_string();
         match self {
             Self::Oracle => Ok(Vec::new()),
-            Self::Slo | Self::SloPrompt => {
-                let mut options = vec![("mode", "slo".to_owned())];
-                options.push(("sloSeconds", objective.to_string()));
-                options.extend(priors(settings));
-                if self == Self::SloPrompt {
-                    return ours("slo-prompt", &options, settings);
-                }
-                options.push(("activationJobs", (2 * slots).to_string()));
-                options.push(("activationWait", half));
-                ours("slo", &options, settings)
-            }
+            Self::Slo => bed.ours("slo", &patient(settings), None),
+            Self::SloPrompt => bed.ours("slo-prompt", &slo(settings), None),
             Self::Drain => {
                 let mut options = vec![("mode", "drain".to_owned()), ("drainSeconds", half)];
                 options.extend(priors(settings));
-                ours("drain", &options, settings)
+                bed.ours("drain", &options, None)
             }
             Self::Cost => {
                 let per_job = ("costPerJob", "0.001".to_owned());
                 let mode = ("mode", "cost".to_owned());
-                ours("cost", &[mode, ("costPerReplica", half), per_job], settings)
+                bed.ours("cost", &[mode, ("costPerReplica", half), per_job], None)
             }
-            Self::Jobs => {
-                let per_replica = ("jobsPerReplica", (2 * slots).to_string());
-                ours("jobs", &[("mode", "jobs".to_owned()), per_replica], settings)
+            Self::Jobs => bed.ours("jobs", &count("jobs", slots), None),
+            Self::Waiting => bed.ours("waiting", &count("waiting", slots), None),
+            Self::Fallback => {
+                let replicas = Some(settings.fallback_replicas);
+                let mut policies = bed.ours("slo-fallback", &patient(settings), replicas)?;
+                policies.extend(bed.ours("jobs-fallback", &count("jobs", slots), replicas)?);
+                Ok(policies)
             }
-            Self::Unacked => Ok(lengths("unacked", Counts::Unacked, settings)),
-            Self::Ready => Ok(lengths("ready", Counts::Ready, settings)),
+            Self::ScaledJob => bed.scaled_jobs(),
+            Self::Unacked => Ok(bed.lengths("unacked", Counts::Unacked)),
+            Self::Ready => Ok(bed.lengths("ready", Counts::Ready)),
             Self::Kpa => Ok(vec![("kpa".to_owned(), Box::new(Kpa::default()))]),
         }
     }
+}
+
+/// Options of a scaler of ours.
+type Options = Vec<(&'static str, String)>;
+
+/// Mode `slo`, told the objective and what a full batch takes.
+fn slo(settings: &Settings) -> Options {
+    let mut options = vec![("mode", "slo".to_owned())];
+    options.push(("sloSeconds", settings.objective.as_secs().to_string()));
+    options.extend(priors(settings));
+    options
+}
+
+/// The same, but a few jobs wait for half the objective before they wake a pool at zero.
+fn patient(settings: &Settings) -> Options {
+    let mut options = slo(settings);
+    options.push(("activationJobs", (2 * settings.slots).to_string()));
+    options.push(("activationWait", (settings.objective / 2).as_secs_f64().to_string()));
+    options
+}
+
+/// A mode that counts jobs, two batches of them to a replica.
+fn count(mode: &str, slots: usize) -> Options {
+    vec![("mode", mode.to_owned()), ("jobsPerReplica", (2 * slots).to_string())]
 }
 
 /// What an operator knows of a model before the first job: how many are a batch, and what a batch
@@ -120,25 +165,56 @@ fn priors(settings: &Settings) -> [(&'static str, String); 2] {
     [("slotsPerReplica", settings.slots.to_string()), ("serviceSeconds", batch.to_string())]
 }
 
-/// Our scaler with these options, in each ScaledObject.
-fn ours(name: &str, options: &[(&str, String)], settings: &Settings) -> anyhow::Result<Vec<Named>> {
-    let mut policies: Vec<Named> = Vec::new();
-    for object in Object::ALL {
-        let policy = Keda::new(Ours::new(options)?, object, settings);
-        policies.push((format!("{name}{}", object.mark()), Box::new(policy)));
-    }
-    Ok(policies)
+/// What all policies of a run on a trace have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Bed<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) outage: Option<Outage>,
 }
 
-/// A built-in scaler at each length in each ScaledObject.
-fn lengths(name: &str, counts: Counts, settings: &Settings) -> Vec<Named> {
-    let mut policies: Vec<Named> = Vec::new();
-    for object in Object::ALL {
-        for length in LENGTHS {
-            let scaler = QueueLength { length: f64::from(length), counts };
-            let policy = Keda::new(scaler, object, settings);
-            policies.push((format!("{name}-{length}{}", object.mark()), Box::new(policy)));
+impl Bed<'_> {
+    /// Our scaler with these options, in each ScaledObject.
+    fn ours(
+        self,
+        name: &str,
+        options: &[(&str, String)],
+        fallback: Option<u32>,
+    ) -> anyhow::Result<Vec<Named>> {
+        let mut policies: Vec<Named> = Vec::new();
+        for object in Object::ALL {
+            let scaler = Ours::new(options)?;
+            let policy = Keda::new(scaler, object, fallback, self);
+            policies.push((format!("{name}{}", object.mark()), Box::new(policy)));
         }
+        Ok(policies)
     }
-    policies
+
+    /// Each strategy on each mode, polled often and as seldom as by default.
+    fn scaled_jobs(self) -> anyhow::Result<Vec<Named>> {
+        let mut policies: Vec<Named> = Vec::new();
+        for (name, strategy) in STRATEGIES {
+            for mode in ["jobs", "waiting"] {
+                for object in Object::ALL {
+                    let scaler = Ours::new(&count(mode, self.settings.slots))?;
+                    let policy = ScaledJob::new(scaler, strategy, object, self);
+                    let name = format!("scaledjob-{name}-{mode}{}", object.mark());
+                    policies.push((name, Box::new(policy)));
+                }
+            }
+        }
+        Ok(policies)
+    }
+
+    /// A built-in scaler at each length in each ScaledObject.
+    fn lengths(self, name: &str, counts: Counts) -> Vec<Named> {
+        let mut policies: Vec<Named> = Vec::new();
+        for object in Object::ALL {
+            for length in LENGTHS {
+                let scaler = QueueLength { length: f64::from(length), counts };
+                let policy = Keda::new(scaler, object, None, self);
+                policies.push((format!("{name}-{length}{}", object.mark()), Box::new(policy)));
+            }
+        }
+        policies
+    }
 }

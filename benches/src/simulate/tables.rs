@@ -78,6 +78,9 @@ pub(crate) fn rows(rows: &[Row]) -> Table {
     table
 }
 
+/// The last row, of one setting for all traces.
+const ALL: &str = "all, one setting";
+
 /// A saving in three cells: against what, and the percent that `slo` and the oracle save.
 fn cells(saving: Option<&Saving>) -> [String; 3] {
     let percent = |share: f64| format!("{:.0}", share * 100.0);
@@ -87,6 +90,7 @@ fn cells(saving: Option<&Saving>) -> [String; 3] {
     }
 }
 
+/// What is asked of `slo`, and what it saves.
 pub(crate) fn verdicts(verdicts: &[Verdict], overall: Option<&Overall>) -> Table {
     let mut table = Table::new([
         "trace",
@@ -97,13 +101,13 @@ pub(crate) fn verdicts(verdicts: &[Verdict], overall: Option<&Overall>) -> Table
         "cheapest length",
         "slo saves %",
         "oracle saves %",
-        "cheapest with defaults",
+        "cheapest that reaches as much",
         "slo saves %",
         "oracle saves %",
     ]);
     for verdict in verdicts {
         let [setting, slo, oracle] = cells(verdict.cheapest.as_ref());
-        let [default, slo_default, oracle_default] = cells(verdict.cheapest_default.as_ref());
+        let [same, slo_same, oracle_same] = cells(verdict.cheapest_same.as_ref());
         table.row([
             verdict.trace.clone(),
             format!("{:.1}", verdict.oracle_attainment * 100.0),
@@ -113,30 +117,46 @@ pub(crate) fn verdicts(verdicts: &[Verdict], overall: Option<&Overall>) -> Table
             setting,
             slo,
             oracle,
-            default,
-            slo_default,
-            oracle_default,
+            same,
+            slo_same,
+            oracle_same,
         ]);
     }
     if let Some(overall) = overall {
         let [setting, slo, oracle] = cells(overall.cheapest.as_ref());
-        let [default, slo_default, oracle_default] = cells(overall.cheapest_default.as_ref());
+        let [same, slo_same, oracle_same] = cells(overall.cheapest_same.as_ref());
         let over = format!("{:.2}", overall.over_oracle);
         let dash = || "-".to_owned();
-        let all = "all, one setting".to_owned();
-        table.row([
-            all,
-            dash(),
-            dash(),
-            dash(),
-            over,
-            setting,
-            slo,
-            oracle,
-            default,
-            slo_default,
-            oracle_default,
-        ]);
+        let (all, none) = (ALL.to_owned(), [dash(), dash(), dash()]);
+        let [a, b, c] = none;
+        table.row([all, a, b, c, over, setting, slo, oracle, same, slo_same, oracle_same]);
+    }
+    table
+}
+
+/// The same savings, of the lengths in a ScaledObject with the defaults.
+pub(crate) fn defaults(verdicts: &[Verdict], overall: Option<&Overall>) -> Table {
+    let mut table = Table::new([
+        "trace",
+        "cheapest with defaults",
+        "slo saves %",
+        "oracle saves %",
+        "cheapest with defaults that reaches as much",
+        "slo saves %",
+        "oracle saves %",
+    ]);
+    let mut row = |trace: &str, wanted: Option<&Saving>, same: Option<&Saving>| {
+        let [setting, slo, oracle] = cells(wanted);
+        let [same, slo_same, oracle_same] = cells(same);
+        table.row([trace.to_owned(), setting, slo, oracle, same, slo_same, oracle_same]);
+    };
+    for verdict in verdicts {
+        let same = verdict.cheapest_same_default.as_ref();
+        row(&verdict.trace, verdict.cheapest_default.as_ref(), same);
+    }
+    if let Some(overall) = overall {
+        let same = overall.cheapest_same_default.as_ref();
+        row(ALL, overall.cheapest_default.as_ref(), same);
     }
     table
 }

@@ -1,6 +1,7 @@
 //! Whole runs from a fixed seed, in seconds.
 
 use super::*;
+use crate::simulate::outage::Away;
 use crate::simulate::trace::{Arrival, Priority};
 
 fn settings() -> Settings {
@@ -13,6 +14,9 @@ fn settings() -> Settings {
         objective: Duration::from_secs(120),
         cooldown: Duration::from_secs(30),
         window: Duration::from_secs(30),
+        outage_length: Duration::ZERO,
+        away: Away::Broker,
+        fallback_replicas: 4,
         seed: 7,
     }
 }
@@ -105,4 +109,65 @@ fn a_verdict_names_the_cheapest_setting_that_reaches_the_objective() {
     let overall = Overall::of(&[&outcomes, &outcomes], 0.95).unwrap();
     assert_eq!(overall.cheapest.unwrap().setting, saving.setting);
     assert!(Overall::of(&[&outcomes], 0.95).is_none(), "one trace is not all");
+}
+
+#[test]
+fn a_scaled_job_does_all_work_within_its_most_and_kills_nothing() {
+    let outcomes = replay(&[Choice::ScaledJob]);
+    assert_eq!(outcomes.len(), 12, "three strategies, two modes, two polling intervals");
+    for (policy, outcome) in &outcomes {
+        assert_eq!((outcome.n_undone(), outcome.n_killed), (0, 0), "{policy}");
+        let most = outcome.samples.iter().map(|sample| sample.pods).max().unwrap();
+        assert!((1..=10).contains(&most), "{policy}: {most}");
+    }
+    let starts = |name| named(&outcomes, name).n_starts;
+    // What is in flight needs nobody, and a strategy that does not take it off starts more.
+    let (fit, unfit) = ("scaledjob-accurate-waiting", "scaledjob-accurate-jobs");
+    assert!(starts(fit) < starts(unfit), "{} {}", starts(fit), starts(unfit));
+}
+
+/// Pods at each second of the last half minute of an outage.
+fn pods_in_the_dark(settings: Settings, outcome: &Outcome) -> Vec<u32> {
+    let outage = settings.outage(&short()).unwrap();
+    let blind = |second: u64| outage.is_blind(Duration::from_secs(second));
+    let late = |at: u64| blind(at) && !blind(at + 30);
+    outcome.samples.iter().filter(|it| late(it.at)).map(|it| it.pods).collect()
+}
+
+#[test]
+fn a_fallback_sets_the_pods_while_a_broker_is_away_and_not_while_the_scaler_is() {
+    let outage_length = Duration::from_secs(240);
+    let away = |away| Settings { outage_length, away, fallback_replicas: 6, ..settings() };
+    let replay = |settings| {
+        policies::replay(&[Choice::Jobs, Choice::Fallback], settings, &short(), 0.95).unwrap()
+    };
+    let settings = away(Away::Broker);
+    let outcomes = replay(settings);
+    let dark = |name| pods_in_the_dark(settings, named(&outcomes, name));
+    assert_eq!(dark("jobs-fallback"), [6; 30]);
+    let held = dark("jobs");
+    assert!(held.iter().all(|pods| *pods == held[0]) && held[0] != 6, "{held:?}");
+    // KEDA does not get as far as the fallback without a metric's spec.
+    let outcomes = replay(away(Away::Scaler));
+    let figures = |name| {
+        let outcome = named(&outcomes, name);
+        (outcome.gpu_seconds(), outcome.attainment(), outcome.n_starts)
+    };
+    assert_eq!(figures("jobs-fallback"), figures("jobs"));
+}
+
+#[test]
+fn what_was_asked_is_compared_with_lengths_that_reach_as_much() {
+    let mut outcomes = replay(&[Choice::Oracle, Choice::Unacked]);
+    let judged = named(&outcomes, "unacked-5").clone();
+    outcomes.push(("slo".to_owned(), judged.clone()));
+    let verdict = Verdict::of("short", &outcomes, 0.5).unwrap();
+    let (any, same) = (verdict.cheapest.unwrap(), verdict.cheapest_same.unwrap());
+    let reached = |saving: &verdict::Saving| named(&outcomes, &saving.setting).attainment();
+    assert!(reached(&same) >= judged.attainment() - 0.001, "{same:?}");
+    assert!(reached(&any) < reached(&same), "cheaper, and not as good: {any:?} {same:?}");
+    let default = verdict.cheapest_same_default.unwrap();
+    assert!(default.setting.ends_with("/default") && default.slo >= same.slo, "{default:?}");
+    let overall = Overall::of(&[&outcomes, &outcomes], 0.5).unwrap();
+    assert_eq!(overall.cheapest_same.unwrap().setting, same.setting);
 }

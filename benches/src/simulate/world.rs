@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
+use super::outage::{Away, Outage};
 use super::outcome::{Outcome, Sample};
 use super::pods::{JobIndex, Pod, victim};
 use super::trace::Trace;
@@ -27,8 +28,21 @@ pub(crate) struct Settings {
     /// `cooldownPeriod` and the `scaleDown` window of the brisk ScaledObject.
     pub(crate) cooldown: Duration,
     pub(crate) window: Duration,
-    /// Draws the phases of polls and syncs.
+    /// How long KEDA gets no answer, once in the trace, because of whom.
+    pub(crate) outage_length: Duration,
+    pub(crate) away: Away,
+    /// Replicas that stand in then, where a policy has a fallback.
+    pub(crate) fallback_replicas: u32,
+    /// Draws the phases of polls and syncs, and when the outage is.
     pub(crate) seed: u64,
+}
+
+impl Settings {
+    /// The outage of a trace, if there is one.
+    pub(crate) fn outage(&self, trace: &Trace) -> Option<Outage> {
+        let outage = || Outage::draw(self.away, self.outage_length, self.seed, trace);
+        (!self.outage_length.is_zero()).then(outage)
+    }
 }
 
 /// Who says how many pods there should be.
@@ -37,6 +51,10 @@ pub(crate) trait Policy {
     fn arrived(&mut self, view: &View<'_>) -> u32;
     /// A second has passed.
     fn second(&mut self, view: &View<'_>) -> u32;
+    /// Whether a pod that finds nothing to do ends by itself, instead of being told to.
+    fn pods_end_by_themselves(&self) -> bool {
+        false
+    }
 }
 
 /// What a policy may look at.
@@ -45,6 +63,8 @@ pub(crate) struct View<'a> {
     pub(crate) settings: &'a Settings,
     /// Jobs that nobody holds.
     pub(crate) ready: usize,
+    /// The same by priority, the highest first.
+    pub(crate) by_priority: [usize; 3],
     /// Jobs that pods hold.
     pub(crate) in_flight: usize,
     /// When the oldest ready job came.
@@ -144,6 +164,17 @@ impl World<'_> {
             Event::GraceOver { pod } => self.kill(pod),
         }
         self.dispatch();
+        if policy.pods_end_by_themselves() {
+            self.retire();
+        }
+    }
+
+    /// Ends the pods that found nothing to do.
+    fn retire(&mut self) {
+        while let Some(place) = self.pods.iter().position(|pod| pod.is_free(self.now)) {
+            self.finish(place);
+            self.wanted = self.wanted.saturating_sub(1);
+        }
     }
 
     fn schedule(&mut self, at: Duration, event: Event) {
@@ -297,6 +328,7 @@ impl World<'_> {
             now: self.now,
             settings: &self.settings,
             ready: self.n_ready(),
+            by_priority: self.lanes.each_ref().map(VecDeque::len),
             in_flight: self.pods.iter().map(Pod::in_flight).sum(),
             oldest: oldest.map(|job| self.arrival(*job)),
             cost: self.cost.max(0.0),

@@ -151,11 +151,18 @@ impl Scaler {
     }
 
     /// One look, in KEDA's order; an error of the last call voids what the first ones said.
-    async fn look(&mut self, deadline: Option<Duration>) -> Result<Look> {
-        let spec = self.spec(deadline).await?;
-        let value = self.value(&spec.metric_name, deadline).await?;
-        let active = self.is_active(deadline).await?;
-        Ok(Look { spec, value, active })
+    async fn look(&mut self, deadline: Option<Duration>) -> Result<Look, Failure> {
+        let end = deadline.map(|deadline| Instant::now() + deadline);
+        let spec = by(end, self.spec(deadline)).await;
+        let spec = spec.map_err(|error| Failure { spec: None, error })?;
+        let rest = async {
+            let value = self.value(&spec.metric_name, deadline).await?;
+            Ok((value, self.is_active(deadline).await?))
+        };
+        match by(end, rest).await {
+            Ok((value, active)) => Ok(Look { spec, value, active }),
+            Err(error) => Err(Failure { spec: Some(spec), error }),
+        }
     }
 }
 
@@ -163,6 +170,13 @@ struct Look {
     spec: MetricSpec,
     value: f64,
     active: bool,
+}
+
+/// A look that failed.
+struct Failure {
+    /// None where it was `GetMetricSpec` that failed.
+    spec: Option<MetricSpec>,
+    error: anyhow::Error,
 }
 
 struct Driver<'a> {
@@ -207,7 +221,7 @@ impl Driver<'_> {
 
     async fn poll(&mut self) {
         let mut look = self.scaler.look(None).await;
-        if let Err(error) = &look {
+        if let Err(Failure { error, .. }) = &look {
             debug!(%error, "poll failed, asking once more");
             look = self.scaler.look(None).await;
         }
@@ -220,31 +234,21 @@ impl Driver<'_> {
         if self.replicas() == 0 {
             return;
         }
-        let look = tokio::time::timeout(SYNC_DEADLINE, self.scaler.look(Some(SYNC_DEADLINE)));
-        let look = look.await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within 3 s")));
+        let look = self.scaler.look(Some(SYNC_DEADLINE)).await;
         let look = self.note(look);
         let wanted = self.scaled.sync(self.epoch.elapsed(), self.members(), look);
         self.scale(wanted, "synced");
     }
 
     /// Puts a look into the view, and says what it means to the object.
-    fn note(&mut self, look: Result<Look>) -> object::Look {
+    fn note(&mut self, look: Result<Look, Failure>) -> object::Look {
         let look = match look {
             Ok(look) => look,
-            Err(error) => {
-                let error = format!("{error:#}");
-                self.view.send_if_modified(|view| {
-                    let new = view.error.as_ref() != Some(&error);
-                    if new {
-                        warn!(error, "the scaler does not answer, replicas stay as they are");
-                        view.error = Some(error);
-                    }
-                    new
-                });
-                return match &self.spec {
-                    Some(spec) => object::Look::Failed { target: target(spec) },
-                    None => object::Look::Silent,
-                };
+            Err(failure) => {
+                self.complain(&failure.error);
+                // Without a spec KEDA does not come as far as the fallback (kedacore/keda#8056).
+                let Some(spec) = failure.spec else { return object::Look::Silent };
+                return object::Look::Failed { target: target(self.spec.get_or_insert(spec)) };
             }
         };
         let spec = self.spec.get_or_insert(look.spec);
@@ -256,6 +260,18 @@ impl Driver<'_> {
             view.error = None;
         });
         object::Look::Answered { value: look.value, target, active: look.active }
+    }
+
+    fn complain(&self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        self.view.send_if_modified(|view| {
+            let new = view.error.as_ref() != Some(&error);
+            if new {
+                warn!(error, "the scaler does not answer");
+                view.error = Some(error);
+            }
+            new
+        });
     }
 
     /// A process that was started counts as ready: no metric here has a target for all replicas.
@@ -340,6 +356,13 @@ async fn wait(reconnect: &mut Reconnect, stream: &str, end: Result<(), Status>) 
         }
     };
     tokio::time::sleep(delay).await;
+}
+
+/// The answer, if it comes in time.
+async fn by<T>(end: Option<Instant>, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(end) = end else { return answer.await };
+    let in_time = tokio::time::timeout_at(end, answer).await;
+    in_time.unwrap_or_else(|_| bail!("no answer within {} s", SYNC_DEADLINE.as_secs()))
 }
 
 fn within<T>(message: T, deadline: Option<Duration>) -> Request<T> {

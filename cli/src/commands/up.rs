@@ -10,6 +10,7 @@ use clap::builder::BoolishValueParser;
 use ebb_queue::QueueUrl;
 use ebb_telemetry::Stop;
 
+use crate::autoscaler::fallback::{FallbackBehavior, FallbackPolicy};
 use crate::choose::{Chosen, choose};
 use crate::exit::{Exit, usage};
 use crate::local::{Local, Settings};
@@ -64,6 +65,19 @@ pub(crate) struct UpArgs {
     #[arg(long, env = "EBB_STABILIZATION", hide_env_values = true, value_name = "SPAN")]
     #[arg(default_value = "30s", value_parser = parse_span)]
     stabilization: Duration,
+
+    /// Workers to have when the scaler has failed too often, as KEDA's fallback.replicas
+    ///
+    /// It fails when the queue has not answered for a while; without this, workers then stay as they
+    /// are.
+    #[arg(long, env = "EBB_FALLBACK_REPLICAS", hide_env_values = true, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    fallback_replicas: Option<u32>,
+
+    /// Failures in a row, of polls and syncs, that change nothing, as KEDA's failureThreshold
+    #[arg(long, env = "EBB_FALLBACK_AFTER", hide_env_values = true, value_name = "FAILURES")]
+    #[arg(default_value = "3", requires = "fallback_replicas")]
+    fallback_after: u32,
 
     /// Threads of each worker; default: the cores divided by --max-replicas
     #[arg(long, env = "EBB_THREADS", hide_env_values = true, value_name = "N")]
@@ -146,7 +160,15 @@ impl UpArgs {
             sync: self.sync_interval,
             cooldown: self.cooldown,
             stabilization: self.stabilization,
+            fallback: self.fallback(),
         })
+    }
+
+    fn fallback(&self) -> Option<FallbackPolicy> {
+        let failure_threshold = self.fallback_after;
+        let behavior = FallbackBehavior::Static;
+        let policy = |replicas| FallbackPolicy { failure_threshold, replicas, behavior };
+        self.fallback_replicas.map(policy)
     }
 }
 

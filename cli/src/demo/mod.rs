@@ -180,6 +180,7 @@ impl DemoArgs {
             sync: Duration::from_millis(50),
             cooldown: Duration::from_secs(2),
             stabilization: Duration::from_secs(5),
+            fallback: None,
         })
     }
 }

@@ -29,6 +29,9 @@ fn settings() -> Settings {
         objective: Duration::from_secs(20),
         cooldown: Duration::from_secs(30),
         window: Duration::from_secs(30),
+        outage_length: Duration::ZERO,
+        away: Away::Broker,
+        fallback_replicas: 4,
         seed: 1,
     }
 }
@@ -120,4 +123,23 @@ fn what_is_never_done_counts_as_late() {
     let outcome = run(settings(), &trace(&[(0.0, 1.0)]), &mut Fixed(0, None));
     assert_eq!((outcome.attainment(), outcome.n_undone(), outcome.gpu_seconds()), (0.0, 1, 0.0));
     assert!(outcome.waits()[0] >= PATIENCE.as_secs_f64());
+}
+
+#[test]
+fn a_pod_that_ends_by_itself_does_so_when_it_finds_nothing_to_do() {
+    struct Jobs;
+    impl Policy for Jobs {
+        fn arrived(&mut self, view: &View<'_>) -> u32 {
+            view.wanted
+        }
+        fn second(&mut self, view: &View<'_>) -> u32 {
+            if view.now.is_zero() { 2 } else { view.wanted }
+        }
+        fn pods_end_by_themselves(&self) -> bool {
+            true
+        }
+    }
+    let outcome = run(settings(), &trace(&[(1.0, 2.0)]), &mut Jobs);
+    // One works until 13 s, and the other finds nothing when it is ready at 10 s.
+    assert_eq!((outcome.gpu_seconds(), outcome.n_starts, outcome.n_undone()), (23.0, 2, 0));
 }

@@ -13,6 +13,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use super::*;
+use crate::autoscaler::fallback::{FallbackBehavior, FallbackPolicy};
 use crate::autoscaler::hpa::{HpaPolicy, Rules};
 use crate::autoscaler::keda::ExecutorPolicy;
 
@@ -20,7 +21,9 @@ use crate::autoscaler::keda::ExecutorPolicy;
 struct Says {
     active: bool,
     value: f64,
-    fails: bool,
+    /// The call that fails, and the one that is never answered.
+    fails: Option<&'static str>,
+    hangs: Option<&'static str>,
     pushed: bool,
 }
 
@@ -35,10 +38,13 @@ type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Fake {
-    fn ask(&self, name: &'static str) -> Result<Says, Status> {
+    async fn ask(&self, name: &'static str) -> Result<Says, Status> {
         self.asked.lock().unwrap().push(name);
         let says = self.says.borrow().clone();
-        if says.fails { Err(Status::unavailable("told to fail")) } else { Ok(says) }
+        if says.hangs == Some(name) {
+            std::future::pending::<()>().await;
+        }
+        if says.fails == Some(name) { Err(Status::unavailable("told to fail")) } else { Ok(says) }
     }
 }
 
@@ -53,7 +59,7 @@ impl ExternalScaler for Fake {
     type StreamMetricSpecStream = Replies<GetMetricSpecResponse>;
 
     async fn is_active(&self, _: Request<ScaledObjectRef>) -> Reply<IsActiveResponse> {
-        let result = self.ask("IsActive")?.active;
+        let result = self.ask("IsActive").await?.active;
         Ok(Response::new(IsActiveResponse { result }))
     }
 
@@ -70,12 +76,12 @@ impl ExternalScaler for Fake {
     }
 
     async fn get_metric_spec(&self, _: Request<ScaledObjectRef>) -> Reply<GetMetricSpecResponse> {
-        self.ask("GetMetricSpec")?;
+        self.ask("GetMetricSpec").await?;
         Ok(Response::new(specs()))
     }
 
     async fn get_metrics(&self, asked: Request<GetMetricsRequest>) -> Reply<GetMetricsResponse> {
-        let value = self.ask("GetMetrics")?.value;
+        let value = self.ask("GetMetrics").await?.value;
         let metric_name = asked.into_inner().metric_name;
         let value = MetricValue { metric_name, metric_value: 0, metric_value_float: value };
         Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
@@ -103,6 +109,15 @@ const SHORT: Duration = Duration::from_millis(20);
 
 impl Bed {
     async fn start(polling: Duration, sync: Duration, cooldown: Duration) -> Self {
+        Self::start_with(polling, sync, cooldown, None).await
+    }
+
+    async fn start_with(
+        polling: Duration,
+        sync: Duration,
+        cooldown: Duration,
+        fallback: Option<FallbackPolicy>,
+    ) -> Self {
         let fake = Fake { says: watch::Sender::new(Says::default()), asked: Arc::default() };
         let incoming = TcpIncoming::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = incoming.local_addr().unwrap();
@@ -121,6 +136,7 @@ impl Bed {
             policy: ObjectPolicy {
                 executor: ExecutorPolicy { cooldown, ..ExecutorPolicy::default() },
                 hpa: HpaPolicy { max: 3, rules, ..HpaPolicy::default() },
+                fallback,
                 ..ObjectPolicy::default()
             },
         };
@@ -139,6 +155,15 @@ impl Bed {
     async fn until(&mut self, state: impl FnMut(&View) -> bool) -> View {
         let reached = tokio::time::timeout(Duration::from_secs(20), self.view.wait_for(state));
         reached.await.expect("the state is reached in time").unwrap().clone()
+    }
+
+    /// Waits for so many more questions: what they lead to has then been done.
+    async fn asked(&self, n: usize) {
+        let asked = || self.fake.asked.lock().unwrap().len();
+        let n_before = asked();
+        while asked() < n_before + n {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn end(self) {
@@ -184,17 +209,51 @@ async fn a_scaler_that_does_not_answer_changes_nothing() {
     let mut bed = Bed::start(SHORT, SHORT, Duration::ZERO).await;
     bed.say(|says| (says.active, says.value) = (true, 30.0));
     bed.until(|view| view.replicas == 3).await;
-    bed.say(|says| says.fails = true);
-    let view = bed.until(|view| view.error.is_some()).await;
-    assert_eq!(view.replicas, 3);
-    assert!(view.error.unwrap().contains("told to fail"));
-    let n_asked = bed.fake.asked.lock().unwrap().len();
-    // Many more questions without an answer, and a cooldown of nothing.
-    while bed.fake.asked.lock().unwrap().len() < n_asked + 20 {
-        tokio::task::yield_now().await;
+    for call in ["GetMetricSpec", "GetMetrics", "IsActive"] {
+        bed.say(|says| says.fails = Some(call));
+        let view = bed.until(|view| view.error.is_some()).await;
+        assert_eq!(view.replicas, 3);
+        assert!(view.error.unwrap().contains("told to fail"));
+        // Many more questions without an answer, and a cooldown of nothing.
+        bed.asked(20).await;
+        assert_eq!(bed.view.borrow().replicas, 3, "{call}");
+        bed.say(|says| says.fails = None);
+        bed.until(|view| view.error.is_none()).await;
     }
-    assert_eq!(bed.view.borrow().replicas, 3);
-    bed.say(|says| says.fails = false);
-    bed.until(|view| view.error.is_none()).await;
     bed.end().await;
+}
+
+const FALLBACK: FallbackPolicy =
+    FallbackPolicy { failure_threshold: 3, replicas: 2, behavior: FallbackBehavior::Static };
+
+#[tokio::test]
+async fn a_fallback_stands_in_for_metrics_that_fail_and_not_for_a_spec_that_does() {
+    let mut bed = Bed::start_with(SHORT, SHORT, SHORT, Some(FALLBACK)).await;
+    bed.say(|says| (says.active, says.value) = (true, 30.0));
+    bed.until(|view| view.replicas == 3).await;
+    // As KEDA has it: kedacore/keda#8056.
+    bed.say(|says| says.fails = Some("GetMetricSpec"));
+    bed.until(|view| view.error.is_some()).await;
+    bed.asked(20).await;
+    assert_eq!(bed.view.borrow().replicas, 3);
+    for call in ["GetMetrics", "IsActive"] {
+        bed.say(|says| says.fails = Some(call));
+        bed.until(|view| view.replicas == 2).await;
+        bed.say(|says| says.fails = None);
+        bed.until(|view| view.replicas == 3).await;
+    }
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_never_answered_counts_as_the_one_that_failed() {
+    let once = FallbackPolicy { failure_threshold: 0, ..FALLBACK };
+    for (call, replicas) in [("GetMetricSpec", 3), ("GetMetrics", 2)] {
+        let mut bed = Bed::start_with(LONG, SHORT, SHORT, Some(once.clone())).await;
+        bed.say(|says| (says.active, says.pushed, says.value) = (true, true, 30.0));
+        bed.until(|view| view.replicas == 3).await;
+        bed.say(|says| says.hangs = Some(call));
+        bed.until(|view| view.error.is_some() && view.replicas == replicas).await;
+        bed.end().await;
+    }
 }

@@ -14,6 +14,10 @@ fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
+fn at(second: u64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + seconds(second)
+}
+
 /// A pod: loading until `ready`, then taking up to two jobs of five seconds at a time.
 #[derive(Debug, Clone)]
 struct Pod {
@@ -30,6 +34,8 @@ struct World {
     object: ScaledObject,
     pods: Vec<Pod>,
     waiting: u64,
+    /// When each of those that come later is due.
+    delayed: Vec<u64>,
     wanted: u32,
     second: u64,
 }
@@ -50,6 +56,7 @@ impl World {
             object,
             pods: Vec::new(),
             waiting: 0,
+            delayed: Vec::new(),
             wanted: 0,
             second: 0,
         };
@@ -66,7 +73,14 @@ impl World {
     }
 
     fn snapshot(&self, now: Timestamp) -> Snapshot {
-        let depth = Depth { ready: self.waiting, in_flight: self.in_flight(), ..Depth::empty(now) };
+        let next_due = self.delayed.iter().min().map(|due| at(*due));
+        let depth = Depth {
+            ready: self.waiting,
+            in_flight: self.in_flight(),
+            delayed: self.delayed.len() as u64,
+            next_due,
+            ..Depth::empty(now)
+        };
         let workers = self.pods.iter().enumerate().map(|(n, pod)| WorkerStatus {
             id: format!("w{n}"),
             pod: format!("w{n}"),
@@ -90,7 +104,7 @@ impl World {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::UNIX_EPOCH + seconds(self.second)
+        at(self.second)
     }
 
     fn look(&self) -> Look {
@@ -120,9 +134,19 @@ impl World {
         self.pods.retain(|pod| !pod.draining || pod.jobs > 0);
     }
 
+    /// A second of work, which the scaler sees.
+    fn pass(&mut self) {
+        self.work();
+        let now = self.now();
+        self.learner.observe(&self.snapshot(now), now);
+    }
+
     /// A second of work.
     fn work(&mut self) {
         self.second += 1;
+        let n_delayed = self.delayed.len();
+        self.delayed.retain(|due| *due > self.second);
+        self.waiting += (n_delayed - self.delayed.len()) as u64;
         for pod in &mut self.pods {
             if pod.jobs > 0 && pod.done <= self.second {
                 pod.jobs = 0;
@@ -134,8 +158,26 @@ impl World {
             }
         }
         self.pods.retain(|pod| !pod.draining || pod.jobs > 0);
-        let now = self.now();
-        self.learner.observe(&self.snapshot(now), now);
+    }
+}
+
+/// How a scaler answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Well,
+    /// `GetMetrics` or `IsActive` fails.
+    Failed,
+    /// `GetMetricSpec` does, or nobody is there.
+    Silent,
+}
+
+impl World {
+    fn answer(&self, answer: Answer) -> Look {
+        match (answer, self.look()) {
+            (Answer::Well, look) => look,
+            (Answer::Failed, Look::Answered { target, .. }) => Look::Failed { target },
+            (Answer::Failed | Answer::Silent, _) => Look::Silent,
+        }
     }
 }
 
@@ -147,20 +189,29 @@ struct Moment {
     syncs: bool,
     /// The scaler pushes if there is something to push.
     pushes: bool,
-    answers: bool,
+    answer: Answer,
 }
 
 fn moments() -> impl Strategy<Value = Vec<Moment>> {
     let arrivals = prop_oneof![6 => Just(0u64), 2 => 1u64..4, 1 => 4u64..60];
-    let moment = (arrivals, 0u8..10, 0u8..10, any::<bool>(), 0u8..10);
-    let moment = moment.prop_map(|(arrivals, polls, syncs, pushes, answers)| Moment {
-        arrivals,
-        polls: polls < 2,
-        syncs: syncs < 3,
-        pushes,
-        answers: answers < 8,
-    });
-    prop::collection::vec(moment, 1..200)
+    let answer =
+        prop_oneof![8 => Just(Answer::Well), 1 => Just(Answer::Failed), 1 => Just(Answer::Silent)];
+    // Failures in a row are what a fallback counts.
+    let answers = (answer, 1usize..20).prop_map(|(answer, n)| vec![answer; n]);
+    let answers = prop::collection::vec(answers, 20);
+    let moment = (arrivals, 0u8..10, 0u8..10, any::<bool>());
+    let moments = prop::collection::vec(moment, 1..200);
+    (moments, answers).prop_map(|(moments, answers)| {
+        let answers = answers.concat().into_iter().cycle();
+        let moment = |((arrivals, polls, syncs, pushes), answer)| Moment {
+            arrivals,
+            polls: polls < 2,
+            syncs: syncs < 3,
+            pushes,
+            answer,
+        };
+        moments.into_iter().zip(answers).map(moment).collect()
+    })
 }
 
 fn rules() -> impl Strategy<Value = Rules> {
@@ -180,16 +231,30 @@ fn rules() -> impl Strategy<Value = Rules> {
 }
 
 prop_compose! {
+    fn fallbacks()(
+        failure_threshold in 0u32..6, replicas in 0u32..12,
+        behavior in prop::sample::select(&[
+            FallbackBehavior::Static,
+            FallbackBehavior::CurrentReplicas,
+            FallbackBehavior::CurrentReplicasIfHigher,
+            FallbackBehavior::CurrentReplicasIfLower,
+        ][..]),
+    ) -> FallbackPolicy {
+        FallbackPolicy { failure_threshold, replicas, behavior }
+    }
+}
+
+prop_compose! {
     fn policies()(
         rules in rules(), min in 0u32..3, idle in any::<bool>(), extra in 0u32..9,
-        cooldown in 0u64..40, value in any::<bool>(),
+        cooldown in 0u64..40, value in any::<bool>(), fallback in prop::option::of(fallbacks()),
     ) -> ObjectPolicy {
         let idle = (idle && min > 0).then_some(0);
         let cooldown = seconds(cooldown);
         ObjectPolicy {
             executor: ExecutorPolicy { min, idle, cooldown, ..ExecutorPolicy::default() },
             hpa: HpaPolicy { min, max: min.max(1) + extra, rules, ..HpaPolicy::default() },
-            fallback: None,
+            fallback,
             metric: if value { MetricType::Value } else { MetricType::AverageValue },
         }
     }
@@ -206,9 +271,32 @@ fn modes() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
     ]
 }
 
+/// Options that hold a pool at zero back, and for how long at most.
+const CHOOSY: [&[(&str, &str)]; 3] = [
+    &[("activationJobs", "3"), ("activationWait", "20")],
+    &[("activationPriority", "high"), ("activationWait", "15")],
+    &[("activationJobs", "1000000"), ("activationWait", "30"), ("linger", "5")],
+];
+
 fn metadata() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
-    let choosy = vec![("mode", "jobs"), ("jobsPerReplica", "1"), ("activationJobs", "3")];
-    prop_oneof![4 => modes(), 1 => Just(choosy)]
+    let choosy = prop::option::of(prop::sample::select(&CHOOSY[..]));
+    (modes(), choosy).prop_map(|(modes, choosy)| [&modes[..], choosy.unwrap_or_default()].concat())
+}
+
+/// A time in which the scaler does not answer well, or its broker does not answer it.
+#[derive(Debug, Clone, Copy)]
+struct Outage {
+    from: u64,
+    until: u64,
+    answer: Answer,
+}
+
+fn outages() -> impl Strategy<Value = Vec<Outage>> {
+    let answer = prop_oneof![Just(Answer::Failed), Just(Answer::Silent)];
+    let outage = (0u64..120, 1u64..90, answer);
+    let outage =
+        outage.prop_map(|(from, length, answer)| Outage { from, until: from + length, answer });
+    prop::collection::vec(outage, 0..3)
 }
 
 proptest! {
@@ -221,11 +309,12 @@ proptest! {
     ) {
         let max = policy.hpa.max;
         let floor = if policy.executor.idle.is_some() { 0 } else { policy.executor.min };
+        let fallback = policy.fallback.as_ref().map(|fallback| fallback.replicas);
         let mut world = World::new(policy, &metadata);
         for moment in moments {
             world.waiting += moment.arrivals;
             let now = seconds(world.second);
-            let look = if moment.answers { world.look() } else { Look::Silent };
+            let look = world.answer(moment.answer);
             let active = matches!(look, Look::Answered { active: true, .. });
             let before = world.wanted;
             if moment.pushes && active {
@@ -242,40 +331,65 @@ proptest! {
                 world.scale(wanted);
             }
             prop_assert!(world.wanted <= max && world.wanted >= floor);
-            prop_assert!(moment.answers || world.wanted == before, "changed in the dark");
-            let busy = world.in_flight() > 0;
+            // Without a spec KEDA does not get as far as a fallback, but for one of no replicas.
+            let dark = match moment.answer {
+                Answer::Well => false,
+                Answer::Failed => fallback.is_none(),
+                Answer::Silent => fallback != Some(0),
+            };
+            prop_assert!(!dark || world.wanted == before, "changed in the dark");
+            let released = moment.answer != Answer::Well && moment.polls && fallback == Some(0);
+            let busy = world.in_flight() > 0 && !released;
             prop_assert!(!busy || before == 0 || world.wanted > 0, "to zero with work in flight");
-            world.work();
+            world.pass();
         }
     }
 
     #[test]
     fn all_work_is_done_and_the_pool_ebbs_to_its_least(
         policy in policies(),
-        arrivals in prop::collection::vec(0u64..8, 1..30),
+        arrivals in prop::collection::vec((0u64..8, prop_oneof![2 => Just(0u64), 1 => 1u64..60]), 1..30),
         polling in 1u64..30,
         syncing in 1u64..15,
-        metadata in modes(),
+        pushes in any::<bool>(),
+        metadata in metadata(),
+        outages in outages(),
     ) {
         let least = policy.executor.idle.unwrap_or(policy.executor.min);
         let mut world = World::new(policy, &metadata);
-        let total: u64 = arrivals.iter().sum();
-        // One pod alone does two jobs in five seconds; windows, cooldown and steps follow.
-        let end = arrivals.len() as u64 + 3 * total + 600;
+        let total: u64 = arrivals.iter().map(|(n, _)| n).sum();
+        // One pod alone does two jobs in five seconds; delays, outages and the options' patience
+        // come before that, and windows, cooldown and steps follow.
+        let end = arrivals.len() as u64 + 3 * total + 900;
         for second in 0..end {
-            world.waiting += arrivals.get(second as usize).copied().unwrap_or(0);
+            match arrivals.get(second as usize) {
+                Some((n, 0)) => world.waiting += n,
+                Some((n, delay)) => world.delayed.extend((0..*n).map(|_| second + delay)),
+                None => {}
+            }
             let now = seconds(second);
+            let outage = outages.iter().find(|it| (it.from..it.until).contains(&second));
+            let answer = outage.map_or(Answer::Well, |outage| outage.answer);
+            let look = world.answer(answer);
+            if pushes && matches!(look, Look::Answered { active: true, .. }) {
+                let wanted = world.object.push(now, world.wanted);
+                world.scale(wanted);
+            }
             if second.is_multiple_of(polling) {
-                let wanted = world.object.poll(now, world.replicas(), world.look());
+                let wanted = world.object.poll(now, world.replicas(), world.answer(answer));
                 world.scale(wanted);
             }
             if second.is_multiple_of(syncing) {
-                let wanted = world.object.sync(now, world.replicas(), world.look());
+                let wanted = world.object.sync(now, world.replicas(), world.answer(answer));
                 world.scale(wanted);
             }
-            world.work();
+            match answer {
+                Answer::Well => world.pass(),
+                Answer::Failed | Answer::Silent => world.work(),
+            }
         }
-        prop_assert_eq!((world.waiting, world.in_flight()), (0, 0), "work is left");
+        let left = (world.waiting, world.delayed.len(), world.in_flight());
+        prop_assert_eq!(left, (0, 0, 0), "work is left");
         prop_assert_eq!(world.wanted, least);
     }
 }
