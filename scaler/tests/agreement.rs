@@ -97,6 +97,7 @@ fn self_told(nth: usize, worker: &Worker, batch: (u64, u64), tick: u64) -> Worke
         failed: 0,
         batch_time: (worker.completed > 0).then_some(time),
         cold_start: vec![("weights".to_owned(), 20.0)],
+        first_result: None,
         model: String::new(),
         at: moment(tick),
     }

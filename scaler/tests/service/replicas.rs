@@ -110,6 +110,7 @@ async fn report(queue: &Queue) {
         failed: 0,
         batch_time: Some(BatchTime { base: 0.0, per_cost: 0.0, per_job: 0.25 }),
         cold_start: vec![("weights".into(), 25.0)],
+        first_result: None,
         model: "echo".into(),
         at: Timestamp::now(),
     };
