@@ -122,7 +122,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
     let max_age = Duration::from_secs(args.max_age_s);
     let findings = witness.end().await?.judge(Outage { dying, died, back, max_age });
-    try_join_all(loads.into_iter().map(Load::end)).await?;
+    let ended = try_join_all(loads.into_iter().map(Load::end)).await;
     scaler.stop().await?;
     let report = Report {
         broker: bed.words(),
@@ -136,6 +136,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     print(json, &report.table(), &report)?;
     recovered.context("good answers did not come back")?;
     go_on?;
+    ended?;
     report.findings.check(Duration::from_secs(args.recovery_s))
 }
 

@@ -94,11 +94,13 @@ pub(crate) async fn death(queue: &Queue, id: &JobId, expiry: Expiry) -> JobResul
 const LOST: &str = "expired: its deadline has passed, and no worker of the queue holds it";
 
 /// Whether nobody here can finish a job whose deadline has passed. RabbitMQ does not look into jobs,
-/// so there it is no dead letter before a worker meets it; and it may lie in the queue of a version.
+/// so there it is no dead letter before a worker meets it. Where nothing waits the job is not here:
+/// it went on to the queue of a version, and whoever runs it may finish.
 async fn is_lost(queue: &Queue, id: &JobId) -> bool {
     // In this order: a result is stored before its job is let go.
-    let is_free = queue.depth().await.is_ok_and(|depth| depth.in_flight == 0);
-    is_free && matches!(queue.get(id).await, Ok(None))
+    let depth = queue.depth().await;
+    let is_here = depth.is_ok_and(|depth| depth.in_flight == 0 && depth.ready > 0);
+    is_here && matches!(queue.get(id).await, Ok(None))
 }
 
 fn failed(letter: DeadLetter) -> JobResult {

@@ -127,7 +127,7 @@ pub struct ScalerArgs {
     /// A client is its certificate where --tls-client-ca asks for one, and else its address: all
     /// that come through one proxy are one.
     #[arg(long, env = "EBB_SCALER_MAX_STREAMS_PER_CLIENT", hide_env_values = true)]
-    #[arg(value_name = "N", default_value = "20000")]
+    #[arg(value_name = "N", default_value = "40000")]
     pub max_streams_per_client: usize,
 
     /// How long a connection lives; its streams then end as they always do, and new ones come on
@@ -180,7 +180,7 @@ impl Default for ScalerArgs {
             keep: Duration::from_secs(600),
             max_connections: 1024,
             max_streams: 20_000,
-            max_streams_per_client: 20_000,
+            max_streams_per_client: 40_000,
             connection_max_age: Duration::from_secs(1800),
             threads: 2,
             grace: Duration::from_secs(5),

@@ -114,7 +114,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Redrive { queue, which } => {
             let queue = queue.find().await?;
-            let done = which.each(async |ids| queue.redrive(ids).await).await?;
+            let done = which.each(async |ids| queue.redrive(ids).await, shown(&queue)).await?;
             told(output, &queue, ["redriven", "put back"], done).await?;
         }
         Command::Purge { queue, which, yes } => {
@@ -122,7 +122,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
             let queue = queue.find().await?;
-            let done = which.each(async |ids| queue.purge(ids).await).await?;
+            let done = which.each(async |ids| queue.purge(ids).await, shown(&queue)).await?;
             told(output, &queue, ["purged", "deleted"], done).await?;
         }
     }
@@ -144,7 +144,13 @@ struct Done {
 impl Which {
     /// Does it to each. What was no dead letter is known from how many there were: nobody looks at
     /// the letters beforehand.
-    async fn each(&self, act: impl AsyncFn(Option<&[JobId]>) -> Answer) -> Result<Done> {
+    /// `stays` says whether one that was not taken is a dead letter all the same, such as one that
+    /// was cut: a log line says why.
+    async fn each(
+        &self,
+        act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
+        stays: impl AsyncFn(&JobId) -> Answer<bool>,
+    ) -> Result<Done> {
         if self.all {
             return Ok(Done { n: act(None).await?, unknown: None });
         }
@@ -157,6 +163,7 @@ impl Which {
         let (mut n, mut unknown) = (0, Vec::new());
         for id in &ids {
             match act(Some(std::slice::from_ref(id))).await? {
+                0 if stays(id).await? => {}
                 0 => unknown.push(id.clone()),
                 more => n += more,
             }
@@ -165,7 +172,11 @@ impl Which {
     }
 }
 
-type Answer = ebb_queue::Result<u64>;
+type Answer<T> = ebb_queue::Result<T>;
+
+fn shown(queue: &Queue) -> impl AsyncFn(&JobId) -> Answer<bool> {
+    async move |id: &JobId| Ok(queue.show(id).await?.is_some())
+}
 
 async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
     let left = queue.depth().await?.dead;
@@ -183,7 +194,7 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
     let others = (ids.len() as u64).saturating_sub(n);
     match ids {
         _ if others == 0 => None,
-        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters", ids.len())),
+        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters, or stayed", ids.len())),
         [id] => Some(format!("{id} is no dead letter")),
         ids => {
             let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
@@ -313,9 +324,10 @@ mod tests {
             (&["a"][..], 1, 1, None),
             (&["a", "a"], 1, 1, None),
             (&["x"], 1, 0, Some("x is no dead letter")),
+            (&["a", "cut"], 2, 1, None),
             (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
             (&["a", "b", "c", "d", "e"], 1, 5, None),
-            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters")),
+            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters, or stayed")),
             (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
         ] {
             let ids = given.iter().map(|id| id.parse().unwrap()).collect();
@@ -325,7 +337,10 @@ mod tests {
                 let ids = ids.expect("these ids").iter();
                 Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
             };
-            let done = Which { ids, all: false }.each(act).await.unwrap();
+            let done = Which { ids, all: false }
+                .each(act, async |id: &JobId| Ok(id.as_str() == "cut"))
+                .await
+                .unwrap();
             assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
             assert_eq!(n_calls.get(), calls, "{given:?}");
         }

@@ -268,7 +268,7 @@ fn activation(given: &Given<'_>, mode: Mode) -> Result<Activation, TriggerError>
         _ => options::ACTIVATION_PRIORITY,
     };
     match given.get(options::ACTIVATION_WAIT) {
-        None => Ok(Activation { wait: within / 2, ..activation }),
+        None => Ok(Activation { wait: activation.wait.min(within / 2), ..activation }),
         Some(wait) if activation.wait >= within => Err(wait.invalid(&format!(
             "use less than {}, since a job that {holding} holds back as long is late before the \
              pool wakes",

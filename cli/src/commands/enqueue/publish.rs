@@ -98,7 +98,7 @@ pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> 
     let (n_jobs, limit) = (grouped(n_jobs), grouped(limit));
     usage(format!(
         "the queue is full: {n_jobs} jobs are more than may wait in it (max_ready is {limit}), so \
-         they do not fit later either; raise max_ready, or enqueue fewer at a time"
+         they do not fit at once; raise max_ready, or enqueue fewer at a time"
     ))
 }
 
