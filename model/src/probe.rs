@@ -34,9 +34,10 @@ impl Probe {
                 return Err(self.failed("a text has other numbers alone than beside others"));
             }
         }
-        // Such as zeros, or what an earlier forward left in memory.
+        // Such as zeros, or what an earlier forward left in memory. A share of 1 is that of a model
+        // with one label, or without a doubt.
         if let [first, second] = &alone[..]
-            && first.iter().zip(second).all(|(one, other)| one == other)
+            && first.iter().zip(second).all(|(one, other)| one == other && *one != 1.0)
         {
             return Err(self.failed("two different texts have the same numbers"));
         }

@@ -17,6 +17,9 @@ const WELL_FILLED: usize = 16;
 const SHORT: Duration = Duration::from_millis(25);
 /// A batch that took a smaller share than this of what the line says counts as one of this.
 const QUICKEST: f64 = 0.01;
+/// What is claimed of the least time of a batch: times scatter, and a job is not to be refused for
+/// that.
+const CERTAIN: f64 = 0.8;
 /// How unsure the fit is of its parameters at first.
 const UNSURE: f64 = 1e6;
 
@@ -115,8 +118,8 @@ impl Fit {
         self.base.max(0.0) + (self.per_cost / self.scale).max(0.0) * cost
     }
 
-    /// What a batch of this cost takes at least, once enough have been seen: the line, less what the
-    /// quickest of late were below it. Of other sizes than those that were seen no more is claimed
+    /// What a batch of this cost takes at least, once enough have been seen: four fifths of the line,
+    /// less what the quickest of late were below it. Of other sizes than those that were seen no more is claimed
     /// than that neither part of the line is negative.
     #[must_use]
     pub fn at_least(&self, cost: usize) -> Option<Duration> {
@@ -124,7 +127,7 @@ impl Fit {
         let cost = (cost as f64).max(1.0);
         let [least, most] = self.costs;
         let seconds = self.line(cost.clamp(least, most)) * (cost / least).min(1.0);
-        Duration::try_from_secs_f64(seconds * self.quickest).ok()
+        Duration::try_from_secs_f64(seconds * self.quickest * CERTAIN).ok()
     }
 
     /// How long a batch of this cost will take, once enough have been seen.
@@ -235,10 +238,10 @@ mod tests {
             let fit = learnt(&costs.repeat(250 / costs.len() + 5), line);
             let at_least = |cost| fit.at_least(cost).unwrap().as_secs_f64();
             let (claimed, true_one) = (at_least(asked), line(asked));
-            prop_assert!(claimed <= 1.01 * true_one + 1e-4, "{claimed} and not {true_one}");
+            prop_assert!(claimed <= 0.81 * true_one + 1e-4, "{claimed} and not {true_one}");
             // And yet it says something of those that were.
             let last = costs[costs.len() - 1];
-            prop_assert!(at_least(last) > 0.5 * line(last) - 1e-4);
+            prop_assert!(at_least(last) > 0.4 * line(last) - 1e-4);
         }
 
         #[test]
@@ -305,10 +308,10 @@ mod tests {
         assert!(fit.predict(100).unwrap() > Duration::from_millis(500));
         assert!(fit.at_least(100).unwrap() <= Duration::from_millis(100));
         let steady = learnt(&[100; 100], |_| 0.1);
-        assert!(steady.at_least(100).unwrap() > Duration::from_millis(99));
+        assert!(steady.at_least(100).unwrap() > Duration::from_millis(79));
         // Of small ones it is only known that they take no more.
         assert!(steady.at_least(10).unwrap() <= Duration::from_millis(10));
-        assert!(steady.at_least(1_000).unwrap() > Duration::from_millis(99));
+        assert!(steady.at_least(1_000).unwrap() > Duration::from_millis(79));
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Shared {
         let own = &self.lanes[lane];
         let (mut timely, mut late) = (Vec::with_capacity(items.len()), Vec::new());
         for item in items {
-            // Its own cost alone, though it shares a batch: nobody is shed who could have made it.
+            // Its own cost alone, though it shares a batch: who might have made it is not shed.
             let takes =
                 begins.and_then(|begins| Some(begins + own.fit().at_least(item.size.cost())?));
             match refusal(&item.held.delivery.job, now, takes) {
@@ -329,7 +329,9 @@ fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'stat
     let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
     let reason = || {
         let (left, takes) = (left.as_secs_f64(), takes.as_secs_f64());
-        format!("too late: the deadline is in {left:.3} s, an answer takes {takes:.3} s or more")
+        format!(
+            "too late: the deadline is in {left:.3} s, an answer is not to be had within {takes:.3} s"
+        )
     };
     (left < takes).then(|| (TOO_LATE, reason()))
 }

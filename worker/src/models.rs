@@ -219,7 +219,7 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
 fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     let start = Instant::now();
     let tokenizer = Tokenizer::load(dir).context("--model")?;
-    info!(dir = %dir.display(), took = ?start.elapsed(), "the tokenizer is read");
+    info!(dir = %dir.display(), took_seconds = start.elapsed().as_secs_f64(), "the tokenizer is read");
     Ok(tokenizer)
 }
 

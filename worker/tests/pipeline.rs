@@ -149,7 +149,7 @@ async fn a_job_that_cannot_meet_its_deadline_is_not_run_once_it_is_known_what_a_
     assert_eq!(answer(&queue, 101).await, Some(echo_answer(101)));
     let dead = queue.list(10).await.unwrap();
     assert_eq!(dead.len(), 1);
-    let told = "too late: the deadline is in 0.500 s, an answer takes 1.000 s or more";
+    let told = "too late: the deadline is in 0.500 s, an answer is not to be had within 0.800 s";
     assert_eq!(dead[0].reason, told);
     assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 1);
 

@@ -127,7 +127,7 @@ async fn a_worker_of_the_command_line_ends_with_what_the_self_test_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_phases_of_a_start_tell_of_the_tokenizer_too_and_add_up_to_it() {
+async fn the_phases_of_a_start_tell_of_the_tokenizer_too_and_are_no_more_than_it() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("queue.db"));
     let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();

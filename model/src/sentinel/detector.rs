@@ -10,7 +10,7 @@ use super::{Config, Normalisation, SENSORS, Sensor};
 use crate::device::Opened;
 use crate::probe::Probe;
 use crate::safetensors::Weights;
-use crate::{DeviceChoice, InferError, ItemError, LoadError, Model};
+use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model};
 
 /// Longest run of readings in one job.
 pub const MAX_READINGS: usize = 4096;
@@ -217,6 +217,11 @@ impl Sentinel {
 impl Model for Sentinel {
     type Input = Window;
     type Output = Finding;
+
+    /// Windows of all runs lie end to end.
+    fn layout(&self) -> Layout {
+        Layout::Alike
+    }
 
     fn infer(&mut self, batch: &[Window]) -> Result<Vec<Result<Finding, ItemError>>, InferError> {
         let mut all = Vec::new();
