@@ -53,6 +53,9 @@ const IDLE: u32 = 5;
 /// Looks take at most a tenth of the time, and come at most this close and this far apart.
 const CLOSEST: Duration = Duration::from_millis(20);
 const FARTHEST: Duration = Duration::from_millis(500);
+/// An arrival may be told before its job is on disk: where the first look finds nothing, the second
+/// comes as soon as this.
+const EAGER: Duration = Duration::from_millis(4);
 
 /// The share by which chance shortens a period: the first, and those after it.
 const AT_FIRST: f64 = 0.9;
@@ -135,19 +138,22 @@ impl Observer {
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
         self.weigh(answered(backlog.info()).await?.warnings);
-        let mut cause = Cause::Open;
+        let (mut cause, mut before) = (Cause::Open, Cause::Open);
         loop {
             let asked = Instant::now();
             self.asked = (cause, asked);
             let snapshot = answered(look(&*backlog, &mut self.learner)).await?;
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, rand::random());
+            let is_first = cause == Cause::Arrival && before != Cause::Arrival;
+            let is_early = is_first && snapshot.depth.ready + snapshot.depth.in_flight == 0;
             self.show(snapshot, asked, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
             }
             let spacing = (asked.elapsed() * 9).clamp(CLOSEST, FARTHEST);
-            sleep_until(asked + spacing).await;
+            sleep_until(asked + if is_early { EAGER } else { spacing }).await;
+            before = cause;
             cause = tokio::select! {
                 told = arrivals.next() => match told {
                     Some(()) => Cause::Arrival,

@@ -26,8 +26,9 @@ fn queues(objects: &[Object]) -> Vec<String> {
 /// The scaler's configuration on a file of the test's own, with every queue that triggers name.
 fn configuration(workplace: &Workplace, objects: &[Object]) -> std::path::PathBuf {
     let file = format!("sqlite:{}", workplace.path("queue.db").display());
-    for queue in queues(objects) {
-        let url = format!("{file}?queue={queue}");
+    // The profile's own, too.
+    let named = queues(objects).into_iter().map(|queue| format!("{file}?queue={queue}"));
+    for url in named.chain([file.clone()]) {
         workplace.ebb(&["queue", "init", "--queue", &url]).ok();
     }
     let config = objects.iter().find(|one| one.is("ConfigMap", "ebb", "ebb-scaler")).unwrap();
