@@ -1,24 +1,12 @@
 //! Whole runs from a fixed seed, in seconds.
 
 use super::*;
+use crate::simulate::kit::SETTINGS;
 use crate::simulate::outage::Away;
 use crate::simulate::trace::{Arrival, Priority};
 
 fn settings() -> Settings {
-    Settings {
-        cold_start: Duration::from_secs(30),
-        overhead: 0.5,
-        slots: 8,
-        grace: Duration::from_secs(300),
-        max_replicas: 10,
-        objective: Duration::from_secs(120),
-        cooldown: Duration::from_secs(30),
-        window: Duration::from_secs(30),
-        outage_length: Duration::ZERO,
-        away: Away::Broker,
-        fallback_replicas: 4,
-        seed: 7,
-    }
+    Settings { max_replicas: 10, ..SETTINGS }
 }
 
 /// Ten minutes in which two jobs come each second, after a minute without.
