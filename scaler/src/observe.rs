@@ -138,22 +138,23 @@ impl Observer {
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
         self.weigh(answered(backlog.info()).await?.warnings);
-        let (mut cause, mut before) = (Cause::Open, Cause::Open);
+        let (mut cause, mut before) = (Cause::Open, Instant::now());
         loop {
             let asked = Instant::now();
             self.asked = (cause, asked);
             let snapshot = answered(look(&*backlog, &mut self.learner)).await?;
             self.shared.metrics.looked(cause);
             let (next, next_cause) = self.plan(&snapshot, rand::random());
-            let is_first = cause == Cause::Arrival && before != Cause::Arrival;
-            let is_early = is_first && snapshot.depth.ready + snapshot.depth.in_flight == 0;
+            // After a while without a look: not for each of many.
+            let is_edge = cause == Cause::Arrival && asked - before > FARTHEST;
+            let is_early = is_edge && snapshot.depth.ready + snapshot.depth.in_flight == 0;
             self.show(snapshot, asked, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
             }
             let spacing = (asked.elapsed() * 9).clamp(CLOSEST, FARTHEST);
             sleep_until(asked + if is_early { EAGER } else { spacing }).await;
-            before = cause;
+            before = asked;
             cause = tokio::select! {
                 told = arrivals.next() => match told {
                     Some(()) => Cause::Arrival,
