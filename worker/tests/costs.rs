@@ -11,10 +11,8 @@ use ebb_model::{InferError, ItemError, Layout, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{Broker, DeadLetters, Job};
 use ebb_worker::batcher::Size;
-use ebb_worker::{
-    Answer, BadJob, Codec, Device, EchoCodec, Metrics, ModelParts, Pipeline, Settings, Spent,
-};
-use support::{answer, echo_job, job, parts_of, queue, served, settings};
+use ebb_worker::{Answer, BadJob, Codec, Device, Metrics, ModelParts, Pipeline, Settings, Spent};
+use support::{Alarmed, answer, echo_job, job, parts_of, queue, served, settings};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -91,7 +89,12 @@ async fn all_time_of_the_device_is_somebodys_or_for_no_answer() {
     let device = Device::inline(Echo::new(), |batch: &[EchoInput]| {
         Duration::from_millis(100 + 10 * batch.len() as u64)
     });
-    let models = vec![ModelParts::new("echo", Shy, device)];
+    // One answer cannot be written down.
+    let about = |job: &Job| {
+        assert!(!job.body.windows(11).any(|words| words == b"unspeakable"));
+        false
+    };
+    let models = vec![ModelParts::new("echo", Alarmed { about }, device)];
     let served = served("default", &Arc::new(queue.clone()), models);
     let settings = Settings { exit_when_empty: true, ..settings() };
     let parts = parts_of(vec![served], &clock, settings);
@@ -102,28 +105,6 @@ async fn all_time_of_the_device_is_somebodys_or_for_no_answer() {
     let answered = metrics.device_seconds.with_label_values(&["echo", "none"]).get();
     let failed = metrics.failed_seconds.with_label_values(&["echo"]).get();
     assert!(answered > 0.0 && failed > 0.0 && (all - answered - failed).abs() < 1e-6);
-}
-
-/// An echo that cannot write down one answer.
-struct Shy;
-
-impl Codec for Shy {
-    type Input = EchoInput;
-    type Output = String;
-    type Asked = ();
-
-    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
-        EchoCodec.decode(job)
-    }
-
-    fn size(&self, input: &EchoInput) -> Size {
-        EchoCodec.size(input)
-    }
-
-    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
-        assert_ne!(output, "unspeakable");
-        EchoCodec.encode(output, (), job, spent)
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -89,7 +89,7 @@ async fn confirmed<T>(asked: impl Future<Output = T>, stop: &CancellationToken) 
     tokio::time::timeout(MOMENT, asked).await.ok()
 }
 
-/// Jobs that are more than may wait never fit, and publishing them later does not help.
+/// Jobs that are more than may wait do not fit at once, however empty the queue is.
 pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> anyhow::Error {
     let kind = error.downcast_ref().map(ebb_queue::Error::kind);
     if kind != Some(ErrorKind::Full) || n_jobs <= limit {
