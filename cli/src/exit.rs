@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use ebb_model::pull::PullError;
-use ebb_queue::ErrorKind;
 use ebb_telemetry::in_words;
 
 /// How a command ended; its number is the exit code of the process.
@@ -50,12 +49,9 @@ impl Exit {
             if let Some(stop) = cause.downcast_ref::<Stop>() {
                 return stop.exit;
             }
-            if let Some(error) = cause.downcast_ref::<ebb_queue::Error>() {
-                return match error.kind() {
-                    ErrorKind::Invalid | ErrorKind::Denied => Self::Usage,
-                    ErrorKind::Unavailable | ErrorKind::Full => Self::Unavailable,
-                    _ => Self::Failed,
-                };
+            if let Some(code) = ebb_queue::Error::exit_code(cause) {
+                let exits = [Self::Usage, Self::Unavailable];
+                return exits.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failed);
             }
             if let Some(error) = cause.downcast_ref::<PullError>() {
                 return match error {
@@ -130,6 +126,7 @@ mod tests {
     use std::io;
 
     use anyhow::Context;
+    use ebb_queue::ErrorKind;
 
     use super::*;
 
