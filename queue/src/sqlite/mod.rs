@@ -1,8 +1,9 @@
 //! The embedded broker: one SQLite file on a local disk, many processes.
 //!
-//! A handle and its clones share three threads: `ebb-sqlite-writer` commits what waits together,
-//! `ebb-sqlite-reader` looks without ever waiting for a writer, and `ebb-sqlite-watcher`, from the
-//! first subscription on, notices what other processes commit. They end with the last clone.
+//! A handle and its clones share two threads: `ebb-sqlite-writer` commits what waits together, and
+//! `ebb-sqlite-reader` looks without ever waiting for a writer. They end with the last clone. All
+//! handles of one file share a third from the first subscription on: `ebb-sqlite-watcher` notices
+//! what other processes commit.
 
 mod busy;
 mod claim;
@@ -75,7 +76,7 @@ struct Shared {
     writer: Writer,
     reader: Reader,
     signals: Arc<Signals>,
-    watcher: OnceCell<Watcher>,
+    watcher: OnceCell<Arc<Watcher>>,
 }
 
 /// Which file, and which queue in it.
@@ -172,7 +173,7 @@ impl SqliteQueue {
 
     /// Makes sure that what other processes do is noticed from now on.
     async fn watch(&self) -> Result<()> {
-        let start = || Watcher::start(self.shared.file.clone(), self.shared.signals.clone());
+        let start = || Watcher::start(&self.shared.file, &self.shared.signals);
         self.shared.watcher.get_or_try_init(start).await?;
         Ok(())
     }

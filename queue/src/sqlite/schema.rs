@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior};
 
 use super::busy;
@@ -149,6 +150,8 @@ pub(super) fn connect(path: &Path) -> Result<Connection, Failure> {
     let mut db = Connection::open(path)?;
     db.busy_handler(Some(busy::patience()))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Else each statement with a bound LIMIT is planned anew whenever it runs.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
     Ok(db)
 }
@@ -244,6 +247,8 @@ fn use_wal(db: &Connection) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::StatementStatus;
+
     use super::*;
 
     #[test]
@@ -289,5 +294,17 @@ mod tests {
         let first = queue(&mut db, "jobs").unwrap();
         assert_ne!(queue(&mut db, "alerts").unwrap(), first);
         assert_eq!(queue(&mut db, "jobs").unwrap(), first);
+    }
+
+    #[test]
+    fn a_statement_stays_prepared_whatever_it_is_asked_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = open(&folder.path().join("queue.db"), Synchronous::Normal).unwrap();
+        let sql = "SELECT n FROM jobs WHERE queue = ?1 AND state = 0 ORDER BY place LIMIT ?2";
+        let mut statement = db.prepare(sql).unwrap();
+        for limit in [1, 20, 300] {
+            assert!(!statement.exists([1, limit]).unwrap());
+        }
+        assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
     }
 }
