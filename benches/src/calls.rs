@@ -5,12 +5,14 @@ mod bare;
 mod clock;
 mod load;
 mod queues;
+mod wire;
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde::Serialize;
 
+use crate::awake::Awake;
 use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
 use crate::report::{Table, percentile, print, progress, rounded};
@@ -55,6 +57,12 @@ pub(crate) struct Args {
     #[arg(default_value_t = 50)]
     changes: u32,
 
+    /// Lets no processor halt meanwhile, as a kernel booted with `idle=poll`
+    ///
+    /// On a virtual machine a processor that halted comes back after milliseconds.
+    #[arg(long, env = "EBB_BENCH_AWAKE", hide_env_values = true)]
+    awake: bool,
+
     /// How long each scaler is called, in seconds
     #[arg(long, env = "EBB_BENCH_SECONDS", hide_env_values = true, value_name = "S")]
     #[arg(default_value_t = 15)]
@@ -85,6 +93,7 @@ struct Report {
     queues: usize,
     rate: u32,
     changes_per_s: f64,
+    awake: bool,
     #[serde(flatten)]
     many: Side,
     few: Side,
@@ -109,6 +118,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     progress(format_args!("filling {} queues", args.queues));
     let queues = Queues::fill(&bed, args.queues, LEASE).await?;
     let changing = queues.change(args.changes);
+    let mut awake = args.awake.then(Awake::start).transpose()?;
     let mut sides = Vec::new();
     for (name, n_objects) in [("few", args.queues), ("many", args.objects)] {
         let flags = ["--max-queues", &(args.queues + 1).to_string()];
@@ -125,6 +135,8 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let bare = side("bare gRPC", &scaler, objects.collect(), args).await?;
     scaler.stop().await?;
     let changes_per_s = changing.stop().await?;
+    let is_whole = awake.as_mut().is_none_or(Awake::is_whole);
+    ensure!(is_whole, "--awake: a process that spins has ended; does chrt allow --idle here?");
     let (Some(many), Some(few)) = (sides.pop(), sides.pop()) else {
         anyhow::bail!("there are two sides");
     };
@@ -133,6 +145,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         queues: args.queues,
         rate: args.rate,
         changes_per_s: rounded(changes_per_s, 1),
+        awake: args.awake,
         p50_ratio: rounded(many.p50_ms / bare.p50_ms, 2),
         p99_ratio: rounded(many.p99_ms / bare.p99_ms, 2),
         many,

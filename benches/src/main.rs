@@ -1,5 +1,6 @@
 //! `ebb-bench`: one binary, a subcommand per question; every figure in the README comes from here.
 
+mod awake;
 mod batching;
 mod broker;
 mod calls;
@@ -62,6 +63,8 @@ enum Command {
     #[command(hide = true)]
     BareScaler,
     #[command(hide = true)]
+    Spin,
+    #[command(hide = true)]
     Publisher(notify::PublisherArgs),
 }
 
@@ -114,6 +117,10 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
         Command::BareScaler => calls::bare().await,
+        Command::Spin => {
+            awake::spin();
+            Ok(())
+        }
         Command::Publisher(args) => notify::publish(&args).await,
     }
 }

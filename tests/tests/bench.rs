@@ -154,7 +154,7 @@ fn the_worker_and_the_bare_loop_on_redis_answer_every_job() {
 
 #[test]
 fn thousands_of_objects_are_answered_for_and_the_broker_does_not_notice() {
-    let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3"];
+    let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3", "--awake"];
     let Some(report) = bench("scaler", "sqlite", &args) else { return };
     let few = &report["few"];
     assert_eq!((count(&report, "objects"), count(few, "objects")), (400, 4), "{report}");

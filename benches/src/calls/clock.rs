@@ -31,10 +31,9 @@ impl Clock {
         Ok(Self { timer, began, pace, n_ticks: 0 })
     }
 
-    /// Waits for the next tick, and says when it was due.
+    /// Waits for the next tick, and says when it was due. May be dropped at any time.
     pub(super) async fn tick(&mut self) -> anyhow::Result<Instant> {
-        self.n_ticks += 1;
-        let due = self.began + self.pace * self.n_ticks;
+        let due = self.began + self.pace * (self.n_ticks + 1);
         // How often it has expired, which the time of day says as well.
         let mut count = [0; 8];
         while Instant::now() < due {
@@ -44,6 +43,7 @@ impl Clock {
                 _ => {}
             }
         }
+        self.n_ticks += 1;
         Ok(due)
     }
 }

@@ -1,18 +1,19 @@
 //! KEDA's polls at a steady rate, whether the earlier ones are answered or not.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
-use ebb_proto::keda::{GetMetricsRequest, MetricSpec, MetricValue, ScaledObjectRef};
+use anyhow::{Context, bail, ensure};
+use ebb_proto::keda::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
+    MetricValue, ScaledObjectRef,
+};
+use prost::Message;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use tonic::Status;
-use tonic::transport::Channel;
 
 use super::clock::Clock;
+use super::wire::{Answer, Wire};
 use crate::scaler::client;
 
 /// A ScaledObject, and what its metric may be.
@@ -45,12 +46,30 @@ pub(super) struct Tally {
 
 /// What went wrong with a poll.
 enum Mishap {
-    Error(Status),
+    /// A call failed, or was too late to be begun.
+    Error(&'static str),
     Wrong(String),
+}
+
+/// One look of KEDA's polling loop: GetMetricSpec, GetMetrics, IsActive.
+struct Poll {
+    due: Instant,
+    object: usize,
+    /// The call that is to be answered.
+    asked: Asked,
+}
+
+enum Asked {
+    Spec,
+    Value,
+    Active { value: f64 },
 }
 
 /// Polls under way; one that is due beyond that counts as not answered.
 const AT_ONCE: usize = 8_192;
+const SPEC: &str = "/externalscaler.ExternalScaler/GetMetricSpec";
+const VALUE: &str = "/externalscaler.ExternalScaler/GetMetrics";
+const ACTIVE: &str = "/externalscaler.ExternalScaler/IsActive";
 /// After the last poll was due.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -59,16 +78,22 @@ impl Load {
     pub(super) fn start(address: &str, objects: Vec<Object>, rate: u32) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, mut taken) = mpsc::channel::<Order>(1);
-        let (address, objects) = (address.to_owned(), Arc::from(objects));
+        let address = address.to_owned();
         let serve = async move {
             let mut connection = None;
             while let Some((span, reply)) = taken.recv().await {
                 let tally = async {
-                    let client = match &connection {
-                        Some(client) => client,
-                        None => connection.insert(client(&address).await?),
+                    let wire = match &mut connection {
+                        Some(wire) => wire,
+                        None => connection.insert(Wire::connect(&address).await?),
                     };
-                    run(client, &objects, rate, span).await
+                    let mut tally = run(wire, &objects, rate, span).await?;
+                    if tally.errors > 0 {
+                        tally.explain(&address, &objects[0].request).await;
+                    }
+                    let words = tally.words.as_deref().unwrap_or_default();
+                    ensure!(!tally.millis.is_empty(), "no call was answered: {words}");
+                    Ok(tally)
                 };
                 drop(reply.send(tally.await));
             }
@@ -87,48 +112,71 @@ impl Load {
 }
 
 async fn run(
-    client: &ExternalScalerClient<Channel>,
-    objects: &Arc<[Object]>,
+    wire: &mut Wire,
+    objects: &[Object],
     rate: u32,
     span: Duration,
 ) -> anyhow::Result<Tally> {
     let n_polls = (span.as_secs_f64() * f64::from(rate)) as usize;
-    let (mut polls, mut tally) = (JoinSet::new(), Tally::default());
+    let (mut polls, mut tally) = (HashMap::new(), Tally::default());
     let mut clock = Clock::start(rate)?;
-    for n in 0..n_polls {
-        let due = clock.tick().await?;
-        while let Some(polled) = polls.try_join_next() {
-            tally.count(polled?);
+    let mut begun = 0;
+    while begun < n_polls {
+        tokio::select! {
+            due = clock.tick() => {
+                let (due, object) = (due?, begun % objects.len());
+                begun += 1;
+                if polls.len() >= AT_ONCE {
+                    tally.count(Err(Mishap::Error("too many wait")));
+                    continue;
+                }
+                let call = wire.call(SPEC, &objects[object].request);
+                polls.insert(call, Poll { due, object, asked: Asked::Spec });
+            }
+            answers = wire.exchange() => go_on(answers?, wire, objects, &mut polls, &mut tally)?,
         }
-        if polls.len() >= AT_ONCE {
-            tally.count(Err(Mishap::Error(Status::aborted("too many wait"))));
-            tokio::task::yield_now().await;
-            continue;
-        }
-        let (client, objects) = (client.clone(), Arc::clone(objects));
-        polls.spawn(async move {
-            poll(client, &objects[n % objects.len()]).await.map(|()| due.elapsed())
-        });
     }
     let rest = async {
-        while let Some(polled) = polls.join_next().await {
-            tally.count(polled?);
+        while !polls.is_empty() {
+            go_on(wire.exchange().await?, wire, objects, &mut polls, &mut tally)?;
         }
         anyhow::Ok(())
     };
     tokio::time::timeout(LIMIT, rest).await.context("calls are not answered after 10 s")??;
-    let words = tally.words.as_deref().unwrap_or_default();
-    ensure!(!tally.millis.is_empty(), "no call was answered: {words}");
     Ok(tally)
+}
+
+/// Makes the next call of each poll that has an answer.
+fn go_on(
+    answers: Vec<Answer>,
+    wire: &mut Wire,
+    objects: &[Object],
+    polls: &mut HashMap<u32, Poll>,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    for Answer { call, message } in answers {
+        let Some(poll) = polls.remove(&call) else { bail!("a call was answered twice") };
+        let Poll { due, object, ref asked } = poll;
+        let next = match message {
+            Some(message) => asked.next(&message, &objects[object], wire),
+            None => Err(Mishap::Error("a call failed")),
+        };
+        match next {
+            Ok(Some((call, asked))) => drop(polls.insert(call, Poll { due, object, asked })),
+            Ok(None) => tally.count(Ok(due.elapsed())),
+            Err(mishap) => tally.count(Err(mishap)),
+        }
+    }
+    Ok(())
 }
 
 impl Tally {
     fn count(&mut self, polled: Result<Duration, Mishap>) {
         let words = match polled {
             Ok(took) => return self.millis.push(took.as_secs_f64() * 1e3),
-            Err(Mishap::Error(status)) => {
+            Err(Mishap::Error(words)) => {
                 self.errors += 1;
-                status.to_string()
+                words.to_owned()
             }
             Err(Mishap::Wrong(words)) => {
                 self.wrong += 1;
@@ -137,29 +185,64 @@ impl Tally {
         };
         self.words.get_or_insert(words);
     }
+
+    /// Asks once more with a client that reads why a call fails.
+    async fn explain(&mut self, address: &str, object: &ScaledObjectRef) {
+        let Ok(mut client) = client(address).await else { return };
+        if let Err(status) = client.get_metric_spec(object.clone()).await {
+            self.words = Some(status.to_string());
+        }
+    }
 }
 
-/// One look of KEDA's polling loop: GetMetricSpec, GetMetrics, IsActive.
-async fn poll(mut client: ExternalScalerClient<Channel>, object: &Object) -> Result<(), Mishap> {
-    let request = || object.request.clone();
-    let specs = client.get_metric_spec(request()).await.map_err(Mishap::Error)?.into_inner();
-    let [MetricSpec { metric_name, target_size_float, .. }] = &specs.metric_specs[..] else {
-        return Err(Mishap::Wrong(format!("{specs:?}")));
-    };
-    let question =
-        GetMetricsRequest { scaled_object_ref: Some(request()), metric_name: metric_name.clone() };
-    let values = client.get_metrics(question).await.map_err(Mishap::Error)?.into_inner();
-    let active = client.is_active(request()).await.map_err(Mishap::Error)?.into_inner();
-    let [MetricValue { metric_value_float: value, .. }] = &values.metric_values[..] else {
-        return Err(Mishap::Wrong(format!("{values:?}")));
-    };
-    let target = &object.request.scaler_metadata["jobsPerReplica"];
-    if target.parse() != Ok(*target_size_float)
-        || !object.values.contains(value)
-        || active.result != (*value > 0.0)
-    {
-        let words = format!("{specs:?}, {values:?}, {active:?}, but {:?} jobs", object.values);
-        return Err(Mishap::Wrong(words));
+impl Asked {
+    /// Judges an answer, and makes the next call of the poll, if there is one.
+    fn next(
+        &self,
+        message: &[u8],
+        object: &Object,
+        wire: &mut Wire,
+    ) -> Result<Option<(u32, Self)>, Mishap> {
+        match self {
+            Self::Spec => {
+                let answer: GetMetricSpecResponse = read(message)?;
+                let [MetricSpec { metric_name, target_size_float, .. }] = &answer.metric_specs[..]
+                else {
+                    return Err(Mishap::Wrong(format!("{answer:?}")));
+                };
+                let target = &object.request.scaler_metadata["jobsPerReplica"];
+                if target.parse() != Ok(*target_size_float) {
+                    return Err(Mishap::Wrong(format!("{answer:?}, but {target} was asked for")));
+                }
+                let (scaled_object_ref, metric_name) =
+                    (Some(object.request.clone()), metric_name.clone());
+                let question = GetMetricsRequest { scaled_object_ref, metric_name };
+                Ok(Some((wire.call(VALUE, &question), Self::Value)))
+            }
+            Self::Value => {
+                let answer: GetMetricsResponse = read(message)?;
+                let [MetricValue { metric_value_float: value, .. }] = answer.metric_values[..]
+                else {
+                    return Err(Mishap::Wrong(format!("{answer:?}")));
+                };
+                if !object.values.contains(&value) {
+                    let words = format!("{answer:?}, but {:?} jobs", object.values);
+                    return Err(Mishap::Wrong(words));
+                }
+                Ok(Some((wire.call(ACTIVE, &object.request), Self::Active { value })))
+            }
+            Self::Active { value } => {
+                let answer: IsActiveResponse = read(message)?;
+                if answer.result != (*value > 0.0) {
+                    let words = format!("{answer:?}, but a value of {value}");
+                    return Err(Mishap::Wrong(words));
+                }
+                Ok(None)
+            }
+        }
     }
-    Ok(())
+}
+
+fn read<M: Message + Default>(message: &[u8]) -> Result<M, Mishap> {
+    M::decode(message).map_err(|error| Mishap::Wrong(error.to_string()))
 }

@@ -1,0 +1,51 @@
+//! Processors that never halt.
+//!
+//! The host of a virtual machine takes a halted processor away, and needs milliseconds to give it
+//! back: who measures milliseconds measures that. A kernel booted with `idle=poll` spins instead of
+//! halting; here a process for each processor does, which runs only where nothing else wants to.
+
+use std::io::Read;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use tokio::process::{Child, Command};
+
+/// Keeps them awake until it is dropped.
+pub(crate) struct Awake(Vec<Child>);
+
+impl Awake {
+    /// On all processors there are.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let n_processors = std::thread::available_parallelism()?.get();
+        let here = std::env::current_exe()?;
+        let spin = |_| {
+            let mut command = Command::new("chrt");
+            // SCHED_IDLE: any other thread takes the processor at once.
+            command.args(["--idle", "0"]).arg(&here).arg("spin");
+            command.stdin(Stdio::piped()).kill_on_drop(true);
+            command.spawn().context("--awake: cannot start chrt; install util-linux")
+        };
+        Ok(Self((0..n_processors).map(spin).collect::<Result<_, _>>()?))
+    }
+
+    /// Whether none of them has ended.
+    pub(crate) fn is_whole(&mut self) -> bool {
+        self.0.iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))
+    }
+}
+
+/// Spins until standard input ends.
+pub(crate) fn spin() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    std::thread::spawn(move || {
+        // An error is an end as well.
+        drop(std::io::stdin().read_to_end(&mut Vec::new()));
+        over.store(true, Ordering::Relaxed);
+    });
+    while !is_over.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+}
