@@ -55,6 +55,7 @@ pub use open::{
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
 pub use server::{Secret, Server, Tls};
+pub use sqlite::Watchers;
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
 
 /// What the scaler may see: it can look, not touch.

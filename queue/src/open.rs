@@ -16,7 +16,7 @@ use crate::moved::Trail;
 use crate::nats::NatsQueue;
 use crate::redis::RedisQueue;
 use crate::server;
-use crate::sqlite::SqliteQueue;
+use crate::sqlite::{SqliteQueue, Watchers};
 use crate::{
     Address, AnyQueue, Clock, Error, ErrorKind, Result, Synchronous, SystemClock, WorkerId,
 };
@@ -111,6 +111,8 @@ pub struct OpenOptions {
     pub payloads: Option<Payloads>,
     /// What to do about a job that has gone on to another queue.
     pub moved: Moved,
+    /// Who notices what is committed to SQLite files; clones of these options share it.
+    pub watchers: Watchers,
 }
 
 /// What to do where a queue is missing on its broker.
@@ -153,6 +155,7 @@ impl Default for OpenOptions {
             results: None,
             payloads: None,
             moved: Moved::default(),
+            watchers: Watchers::default(),
         }
     }
 }

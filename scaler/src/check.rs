@@ -145,7 +145,7 @@ pub fn check(args: CheckArgs) -> BoxFuture<'static, anyhow::Result<Checkup>> {
 async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
     let CheckArgs { config, queue, objects } = args;
     let profiles = Source { file: config, queue }.load()?;
-    let site = Site { missing: Missing::Refuse };
+    let site = Site::new(Missing::Refuse);
     let checks = profiles.by_name.values().map(|profile| try_profile(&site, profile));
     let checks = join_all(checks).await;
     let mut trial = Trial { site, profiles, looks: HashMap::new() };

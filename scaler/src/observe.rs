@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ebb_queue::{
     Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Warning,
+    Watchers,
 };
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
@@ -28,15 +29,28 @@ pub trait Connect: Send + Sync + 'static {
 /// Queues on real brokers.
 pub(crate) struct Site {
     /// What to do where a queue is missing there.
-    pub(crate) missing: Missing,
+    missing: Missing,
+    /// Of all the queues in a file.
+    watchers: Watchers,
+}
+
+impl Site {
+    pub(crate) fn new(missing: Missing) -> Self {
+        Self { missing, watchers: Watchers::default() }
+    }
 }
 
 #[async_trait]
 impl Connect for Site {
     async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
         let worker = format!("scaler-{}", std::process::id());
-        let (missing, connect_timeout) = (self.missing, CONNECT);
-        let options = OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() };
+        let options = OpenOptions {
+            worker,
+            missing: self.missing,
+            connect_timeout: CONNECT,
+            watchers: self.watchers.clone(),
+            ..OpenOptions::default()
+        };
         Ok(ebb_queue::open(url, options).await?)
     }
 }
@@ -283,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_broker_that_takes_a_connection_and_never_answers_is_named() {
-        let site = Site { missing: Missing::Refuse };
+        let site = Site::new(Missing::Refuse);
         let hung = async |scheme: &str| {
             // The system takes connections for it; nobody reads them.
             let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -82,7 +82,7 @@ impl Scaler {
     /// be had.
     pub fn bind(args: ScalerArgs) -> BoxFuture<'static, anyhow::Result<Self>> {
         let missing = if args.no_create { Missing::Refuse } else { Missing::Create };
-        Self::bind_with(args, Arc::new(Site { missing }))
+        Self::bind_with(args, Arc::new(Site::new(missing)))
     }
 
     /// The same with queues from elsewhere; URLs only say which.

@@ -2,8 +2,8 @@
 //!
 //! A handle and its clones share two threads: `ebb-sqlite-writer` commits what waits together, and
 //! `ebb-sqlite-reader` looks without ever waiting for a writer. They end with the last clone. All
-//! handles of one file share a third from the first subscription on: `ebb-sqlite-watcher` notices
-//! what other processes commit.
+//! handles of a file that were opened with the same [`Watchers`] share a third from the first
+//! subscription on: `ebb-sqlite-watcher` notices what others commit.
 
 mod busy;
 mod claim;
@@ -54,6 +54,7 @@ use settle::Settling;
 use signals::Signals;
 use tx::{Counters, Millis, Tx, millis, span};
 use watcher::Watcher;
+pub use watcher::Watchers;
 use writer::Writer;
 
 /// A wait looks again at least this often, should a clock have jumped.
@@ -76,6 +77,7 @@ struct Shared {
     writer: Writer,
     reader: Reader,
     signals: Arc<Signals>,
+    watchers: Watchers,
     watcher: OnceCell<Arc<Watcher>>,
 }
 
@@ -157,6 +159,7 @@ impl SqliteQueue {
             worker: options.worker.into(),
             clock: options.clock,
             signals,
+            watchers: options.watchers,
             watcher: OnceCell::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -173,7 +176,8 @@ impl SqliteQueue {
 
     /// Makes sure that what other processes do is noticed from now on.
     async fn watch(&self) -> Result<()> {
-        let start = || Watcher::start(&self.shared.file, &self.shared.signals);
+        let shared = &self.shared;
+        let start = || shared.watchers.start(&shared.file, &shared.signals);
         self.shared.watcher.get_or_try_init(start).await?;
         Ok(())
     }

@@ -1,20 +1,20 @@
-//! Notices what other processes have committed.
+//! Notices what other connections have committed, in this process and in others.
 //!
 //! A commit appends to the write-ahead log, which inotify tells a little before the commit can be
 //! seen; so the watcher looks again and again from then on, until it sees it and a little longer:
 //! the next commit may have been told already. Elsewhere than on Linux, and where inotify cannot
 //! be had, it looks a hundred times a second.
 //!
-//! A process has one such thread for each file, however many queues in it and handles it has; the
-//! first subscription starts it. It does not wake while nothing is written, but for one look a
-//! second.
+//! Handles that were opened with clones of one [`Watchers`] share the thread of a file, however many
+//! queues of it they are for; the first subscription starts it. It does not wake while nothing is
+//! written, but for one look a second.
 
 mod stir;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -51,8 +51,12 @@ const FIRST_PAUSE_OF_OTHERS: Duration = Duration::from_millis(5);
 /// News that one look reads at most.
 const STEP: usize = 1000;
 
-/// The files that this process watches.
-static WATCHERS: LazyLock<Mutex<HashMap<FileId, Weak<Watcher>>>> = LazyLock::new(Mutex::default);
+/// The SQLite files that are watched for some handles; clones are the same.
+///
+/// Each file has one thread that notices what is committed to it, for all handles that were opened
+/// with the same of these.
+#[derive(Debug, Clone, Default)]
+pub struct Watchers(Arc<Mutex<HashMap<FileId, Weak<Watcher>>>>);
 
 /// A file by its device and its number there, whatever its path: another may come to have that.
 type FileId = (u64, u64);
@@ -68,23 +72,26 @@ pub(super) struct Watcher {
 #[derive(Debug, Default)]
 struct Listeners(Mutex<Vec<(i64, Weak<Signals>)>>);
 
-impl Watcher {
+impl Watchers {
     /// Returns once nothing that is committed from now on goes unnoticed.
-    pub(super) async fn start(file: &File, signals: &Arc<Signals>) -> Result<Arc<Self>> {
-        let watcher = Self::of(&file.path).map_err(|error| broken(&file.path, error))?;
+    pub(super) async fn start(&self, file: &File, signals: &Arc<Signals>) -> Result<Arc<Watcher>> {
+        let watcher = self.of(&file.path).map_err(|error| broken(&file.path, error))?;
         watcher.listeners.add(file.queue, signals);
         let start = || arm(file.path.clone(), Arc::clone(&watcher.listeners));
         watcher.stop.get_or_try_init(start).await?;
         Ok(watcher)
     }
 
-    /// The one of this process for a file.
-    fn of(path: &Path) -> std::io::Result<Arc<Self>> {
+    /// The one for a file.
+    fn of(&self, path: &Path) -> std::io::Result<Arc<Watcher>> {
         let file = std::fs::metadata(path)?;
-        let mut watchers = lock(&WATCHERS);
+        let mut watchers = lock(&self.0);
         watchers.retain(|_, watcher| watcher.strong_count() > 0);
         let known = watchers.entry((file.dev(), file.ino())).or_default();
-        Ok(known.upgrade().unwrap_or_else(|| {
+        // A thread that panicked tells nobody any more.
+        let lives =
+            |watcher: &Arc<Watcher>| watcher.stop.get().is_none_or(|stop| !stop.is_closed());
+        Ok(known.upgrade().filter(lives).unwrap_or_else(|| {
             let watcher = Arc::default();
             *known = Arc::downgrade(&watcher);
             watcher
@@ -213,7 +220,7 @@ impl Eye {
             }
             busy::pause((since.elapsed() / 10).clamp(first_pause, LAST_PAUSE));
         }
-        // Lets the end of the handle be heard.
+        // Lets the end of the last handle be heard.
         tokio::task::yield_now().await;
     }
 
@@ -238,10 +245,13 @@ impl Eye {
         }
         let is_told = self.tell_arrivals(&listeners)?;
         match self.tail {
-            Some(tail) if followed => self.tell_from(tail, &listeners)?,
+            Some(tail) if followed => self.tell_from(tail)?,
             _ if followed => {
                 self.tail = Some((self.last("results")?, self.last("chunks")?));
-                listeners.iter().for_each(|(_, signals)| signals.followers.tell_all());
+                // Those who came before the tail was set: they may have looked before it, too.
+                for (_, signals) in self.listeners.present() {
+                    signals.followers.tell_all();
+                }
             }
             _ => self.tail = None,
         }
@@ -279,11 +289,7 @@ impl Eye {
         Ok(self.db.prepare_cached(&sql)?.query_row([], |row| row.get(0))?)
     }
 
-    fn tell_from(
-        &mut self,
-        (mut result, mut chunk): (i64, i64),
-        listeners: &[(i64, Arc<Signals>)],
-    ) -> Outcome<()> {
+    fn tell_from(&mut self, (mut result, mut chunk): (i64, i64)) -> Outcome<()> {
         for (table, last) in [("results", &mut result), ("chunks", &mut chunk)] {
             let sql = format!("SELECT n, queue, id FROM {table} WHERE n > ?1 ORDER BY n LIMIT ?2");
             loop {
@@ -292,11 +298,12 @@ impl Eye {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
                 })?;
                 let rows: Vec<_> = rows.collect::<std::result::Result<_, _>>()?;
-                for (ours, signals) in listeners {
+                // Only now: who comes later than the rows looks later than they were stored.
+                for (ours, signals) in self.listeners.present() {
                     if signals.followers.is_empty() {
                         continue;
                     }
-                    let ours = rows.iter().filter(|(_, queue, _)| queue == ours);
+                    let ours = rows.iter().filter(|(_, queue, _)| *queue == ours);
                     let ids: Vec<JobId> = ours.filter_map(|(_, _, id)| id.parse().ok()).collect();
                     signals.followers.tell(&ids);
                 }

@@ -1,3 +1,5 @@
+//! Which handles share a watcher, and what they hear.
+
 use super::*;
 use crate::sqlite::SqliteQueue;
 use crate::{Behavior, Broker, Job, OpenOptions, Synchronous, Timestamp};
@@ -47,15 +49,16 @@ async fn handles_of_one_file_share_a_thread_and_hear_of_their_own_queue() {
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     let again = open(&link, "two").await;
-    let mut watchers = Vec::new();
+    let watchers = Watchers::default();
+    let mut running = Vec::new();
     let mut heard = Vec::new();
     for queue in [&one, &two, &again] {
         let (file, signals) = apart(queue);
-        watchers.push(Watcher::start(file, &signals).await.unwrap());
+        running.push(watchers.start(file, &signals).await.unwrap());
         heard.push((signals.arrivals(), signals));
     }
-    for watcher in &watchers {
-        assert!(Arc::ptr_eq(watcher, &watchers[0]));
+    for watcher in &running {
+        assert!(Arc::ptr_eq(watcher, &running[0]));
     }
     publish(&two).await;
     told(&mut heard[1].0).await;
@@ -72,7 +75,8 @@ async fn a_file_that_took_the_path_of_another_is_watched_for_itself() {
     let path = folder.path().join("queue.db");
     let before = open(&path, "default").await;
     let (file, signals) = apart(&before);
-    let watcher = Watcher::start(file, &signals).await.unwrap();
+    let watchers = Watchers::default();
+    let watcher = watchers.start(file, &signals).await.unwrap();
     for suffix in ["", "-wal", "-shm"] {
         let name = |folder: &str| path.with_file_name(format!("{folder}queue.db{suffix}"));
         std::fs::rename(name(""), name("old-")).unwrap();
@@ -80,7 +84,7 @@ async fn a_file_that_took_the_path_of_another_is_watched_for_itself() {
     let after = open(&path, "default").await;
     let (file, signals) = apart(&after);
     let mut arrivals = signals.arrivals();
-    let other = Watcher::start(file, &signals).await.unwrap();
+    let other = watchers.start(file, &signals).await.unwrap();
     assert!(!Arc::ptr_eq(&watcher, &other));
     publish(&after).await;
     told(&mut arrivals).await;
@@ -91,10 +95,10 @@ async fn the_thread_ends_with_the_last_handle_and_starts_again_with_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(&folder.path().join("queue.db"), "default").await;
     let (file, signals) = apart(&queue);
+    let watchers = Watchers::default();
     for _ in 0..2 {
-        let watchers = [(); 2].map(|()| Watcher::start(file, &signals));
-        let [one, two] = watchers;
-        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        let one = watchers.start(file, &signals).await.unwrap();
+        let two = watchers.start(file, &signals).await.unwrap();
         let listeners = Arc::downgrade(&one.listeners);
         drop(one);
         let mut arrivals = signals.arrivals();
@@ -108,4 +112,28 @@ async fn the_thread_ends_with_the_last_handle_and_starts_again_with_the_next() {
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the thread ends");
     }
+}
+
+#[tokio::test]
+async fn queues_that_were_opened_with_the_same_options_share_a_watcher() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = |queue: &str| {
+        let text = format!("sqlite:{}?queue={queue}", folder.path().join("queue.db").display());
+        text.parse::<crate::QueueUrl>().unwrap()
+    };
+    let options = OpenOptions::default();
+    let strangers = OpenOptions::default();
+    let mut streams = Vec::new();
+    for (queue, options) in [("one", &options), ("two", &options), ("three", &strangers)] {
+        let queue = crate::open(&url(queue), options.clone()).await.unwrap();
+        streams.push(queue.arrivals().await.unwrap());
+    }
+    let n_watching = |options: &OpenOptions| {
+        let watchers = lock(&options.watchers.0);
+        let n_listeners =
+            |watcher: &Weak<Watcher>| watcher.upgrade().unwrap().listeners.present().len();
+        watchers.values().map(n_listeners).collect::<Vec<_>>()
+    };
+    assert_eq!(n_watching(&options), [2]);
+    assert_eq!(n_watching(&strangers), [1]);
 }
