@@ -18,7 +18,7 @@ use crate::process::EbbArgs;
 use crate::report::{Table, percentile, print, progress, rounded};
 use crate::scaler::ScalerProcess;
 pub(crate) use bare::bare;
-use load::{Load, Object, Tally};
+use load::{Load, Object, Tally, why};
 use queues::Queues;
 
 /// KEDA's three calls for thousands of ScaledObjects
@@ -59,11 +59,12 @@ pub(crate) struct Args {
 
     /// Lets no processor halt meanwhile, as a kernel booted with `idle=poll`
     ///
-    /// On a virtual machine a processor that halted comes back after milliseconds.
+    /// On a virtual machine a processor that halted comes back after milliseconds. Not for a
+    /// container with a limit of processor time, which this would use up.
     #[arg(long, env = "EBB_BENCH_AWAKE", hide_env_values = true)]
     awake: bool,
 
-    /// How long each scaler is called, in seconds
+    /// How long each scaler is called, in seconds, 900 at most
     #[arg(long, env = "EBB_BENCH_SECONDS", hide_env_values = true, value_name = "S")]
     #[arg(default_value_t = 15)]
     seconds: u32,
@@ -111,6 +112,8 @@ const CALLS_OF_A_LOOK: f64 = 2.0;
 pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     ensure!(args.queues > 0 && args.rate > 0, "--queues and --rate are 1 or more");
     ensure!(args.seconds > 0, "--seconds is 1 or more");
+    // Half of what a scaler's connections live.
+    ensure!(args.seconds <= 900, "--seconds is 900 at most");
     ensure!(args.objects >= args.queues, "--objects is less than --queues; use at least as many");
     let ebb = args.ebb.find()?;
     let bed = Bed::make(&args.broker).await?;
@@ -127,6 +130,8 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         progress(format_args!("{} s of calls for {n_objects} objects", args.seconds));
         sides.push(side("ebb scaler", &scaler, queues.objects(n_objects), args).await?);
         scaler.stop().await?;
+        let is_whole = awake.as_mut().is_none_or(Awake::is_whole);
+        ensure!(is_whole, "--awake: what spins has ended; does the system allow `chrt --idle`?");
     }
     let scaler = ScalerProcess::bare(&logs.path().join("bare.log")).await?;
     progress(format_args!("{} s of calls to a bare server", args.seconds));
@@ -135,8 +140,6 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let bare = side("bare gRPC", &scaler, objects.collect(), args).await?;
     scaler.stop().await?;
     let changes_per_s = changing.stop().await?;
-    let is_whole = awake.as_mut().is_none_or(Awake::is_whole);
-    ensure!(is_whole, "--awake: a process that spins has ended; does chrt allow --idle here?");
     let (Some(many), Some(few)) = (sides.pop(), sides.pop()) else {
         anyhow::bail!("there are two sides");
     };
@@ -171,8 +174,14 @@ async fn side(
     let seconds = began.elapsed().as_secs_f64();
     let calls = (scaler.looks().await? - looks) * CALLS_OF_A_LOOK;
     let cpus = (scaler.cpu_time() - cpu).as_secs_f64() / seconds;
-    let Tally { millis, errors, wrong, words } = tally;
-    if let Some(words) = words {
+    let Tally { millis, errors, wrong, words, failed } = tally;
+    let why = match failed {
+        Some(object) => why(scaler.address(), object).await,
+        None => None,
+    };
+    let words = words.into_iter().chain(why).collect::<Vec<_>>().join("; ");
+    ensure!(!millis.is_empty(), "no call was answered: {words}");
+    if !words.is_empty() {
         progress(words);
     }
     Ok(Side {
