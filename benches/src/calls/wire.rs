@@ -171,11 +171,9 @@ impl Wire {
                 let data = data.context("a frame is shorter than its padding")?;
                 self.open.get_mut(&call).context("data of no call")?.extend(data);
             }
-            kind::RST_STREAM => {
-                // It may come after the answer as well.
-                if self.open.remove(&call).is_some() {
-                    answers.push(Answer { call, message: None });
-                }
+            // It may come after the answer as well.
+            kind::RST_STREAM if self.open.remove(&call).is_some() => {
+                answers.push(Answer { call, message: None });
             }
             kind::SETTINGS if flags & ACK == 0 => {
                 for setting in payload.chunks_exact(6) {
