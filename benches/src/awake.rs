@@ -4,12 +4,10 @@
 //! back: who measures milliseconds measures that. A kernel booted with `idle=poll` spins instead of
 //! halting; here a process for each processor does, which runs only where nothing else wants to.
 
-use std::io::Read;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 /// Keeps them awake until it is dropped.
@@ -37,15 +35,12 @@ impl Awake {
 }
 
 /// Spins until standard input ends.
-pub(crate) fn spin() {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let over = Arc::clone(&is_over);
-    std::thread::spawn(move || {
-        // An error is an end as well.
-        drop(std::io::stdin().read_to_end(&mut Vec::new()));
-        over.store(true, Ordering::Relaxed);
+pub(crate) async fn spin() -> anyhow::Result<()> {
+    // The thread ends with the process.
+    std::thread::spawn(|| {
+        loop {
+            std::hint::spin_loop();
+        }
     });
-    while !is_over.load(Ordering::Relaxed) {
-        std::hint::spin_loop();
-    }
+    Ok(tokio::io::stdin().read(&mut [0]).await.map(drop)?)
 }

@@ -117,10 +117,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
         Command::BareScaler => calls::bare().await,
-        Command::Spin => {
-            awake::spin();
-            Ok(())
-        }
+        Command::Spin => awake::spin().await,
         Command::Publisher(args) => notify::publish(&args).await,
     }
 }

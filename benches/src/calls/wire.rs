@@ -118,8 +118,8 @@ impl Wire {
     /// it. May be dropped at any time.
     pub(super) async fn exchange(&mut self) -> anyhow::Result<Vec<Answer>> {
         self.write()?;
-        let rest = (!self.out.is_empty()).then_some(Interest::WRITABLE);
-        let interest = rest.map_or(Interest::READABLE, |rest| rest | Interest::READABLE);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let interest = if self.out.is_empty() { Interest::READABLE } else { both };
         self.socket.ready(interest).await?;
         self.write()?;
         self.read()?;
