@@ -6,7 +6,7 @@
 
 use std::process::Stdio;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
@@ -28,9 +28,11 @@ impl Awake {
         Ok(Self((0..n_processors).map(spin).collect::<Result<_, _>>()?))
     }
 
-    /// Whether none of them has ended.
-    pub(crate) fn is_whole(&mut self) -> bool {
-        self.0.iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))
+    /// Fails when one of them has ended.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        let is_whole = self.0.iter_mut().all(|child| matches!(child.try_wait(), Ok(None)));
+        ensure!(is_whole, "--awake: what spins has ended; does the system allow `chrt --idle`?");
+        Ok(())
     }
 }
 

@@ -130,8 +130,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         progress(format_args!("{} s of calls for {n_objects} objects", args.seconds));
         sides.push(side("ebb scaler", &scaler, queues.objects(n_objects), args).await?);
         scaler.stop().await?;
-        let is_whole = awake.as_mut().is_none_or(Awake::is_whole);
-        ensure!(is_whole, "--awake: what spins has ended; does the system allow `chrt --idle`?");
+        awake.as_mut().map_or(Ok(()), Awake::check)?;
     }
     let scaler = ScalerProcess::bare(&logs.path().join("bare.log")).await?;
     progress(format_args!("{} s of calls to a bare server", args.seconds));
@@ -139,6 +138,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let objects = objects.map(|object| Object { values: bare::JOBS..=bare::JOBS, ..object });
     let bare = side("bare gRPC", &scaler, objects.collect(), args).await?;
     scaler.stop().await?;
+    awake.as_mut().map_or(Ok(()), Awake::check)?;
     let changes_per_s = changing.stop().await?;
     let (Some(many), Some(few)) = (sides.pop(), sides.pop()) else {
         anyhow::bail!("there are two sides");

@@ -231,29 +231,29 @@ impl Fields {
     fn block(&mut self, path: &str) -> Vec<u8> {
         // `:method: POST` and `:scheme: http`.
         let mut block = vec![0x83, 0x86];
-        let authority = self.authority.clone();
-        self.put(&mut block, &Name::Known(1), &authority);
-        self.put(&mut block, &Name::Known(4), path);
-        self.put(&mut block, &Name::Words("te"), "trailers");
-        self.put(&mut block, &Name::Known(31), "application/grpc");
-        block
-    }
-
-    /// No two fields of a request have the same value, and none is longer than 126 bytes.
-    fn put(&mut self, block: &mut Vec<u8>, name: &Name, value: &str) {
-        // Behind the 61 of the table that everybody has; the newest comes first.
-        if let Some(place) = self.known.iter().position(|known| known == value) {
-            return block.push(0x80 | (61 + self.known.len() - place) as u8);
-        }
-        match name {
-            Name::Known(number) => block.push(0x40 | number),
-            Name::Words(words) => {
-                block.push(0x40);
-                text(block, words);
+        // No two have the same value, and none is longer than 126 bytes.
+        for (name, value) in [
+            (Name::Known(1), &*self.authority),
+            (Name::Known(4), path),
+            (Name::Words("te"), "trailers"),
+            (Name::Known(31), "application/grpc"),
+        ] {
+            // Behind the 61 of the table that everybody has; the newest comes first.
+            if let Some(place) = self.known.iter().position(|known| known == value) {
+                block.push(0x80 | (61 + self.known.len() - place) as u8);
+                continue;
             }
+            match name {
+                Name::Known(number) => block.push(0x40 | number),
+                Name::Words(words) => {
+                    block.push(0x40);
+                    text(&mut block, words);
+                }
+            }
+            text(&mut block, value);
+            self.known.push(value.to_owned());
         }
-        text(block, value);
-        self.known.push(value.to_owned());
+        block
     }
 }
 
