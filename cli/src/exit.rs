@@ -75,10 +75,7 @@ impl Exit {
 /// The error of a service: what is no trouble with a queue, a device or a port was found wrong with
 /// its flags before anything started.
 pub(crate) fn of_service(error: anyhow::Error) -> anyhow::Error {
-    let known = |cause: &(dyn std::error::Error + 'static)| {
-        let of_worker = cause.is::<ebb_worker::Error>().then_some(Exit::Failed as u8);
-        ebb_queue::Error::exit_code(cause).or(of_worker)
-    };
+    let known = ebb_worker::Error::exit_code;
     if ebb_telemetry::trouble(&error, known).is_some() { error } else { usage(in_words(&error)) }
 }
 

@@ -1,6 +1,5 @@
 //! The worker, alone in a binary.
 
-use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,11 +22,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let known = |cause: &(dyn Error + 'static)| {
-        let of_queue = ebb_queue::Error::exit_code(cause);
-        of_queue.or_else(|| cause.is::<ebb_worker::Error>().then_some(1))
-    };
-    ebb_telemetry::exit_code(start(Cli::parse()), known)
+    ebb_telemetry::exit_code(start(Cli::parse()), ebb_worker::Error::exit_code)
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {

@@ -38,6 +38,15 @@ pub enum Error {
     Stage(#[source] JoinError),
 }
 
+impl Error {
+    /// The exit code of a process that ends by this cause, where it is an error of a worker or of its
+    /// broker.
+    #[must_use]
+    pub fn exit_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+        ebb_queue::Error::exit_code(cause).or_else(|| cause.is::<Self>().then_some(1))
+    }
+}
+
 /// A worker that has not begun.
 #[derive(Debug)]
 pub struct Pipeline(Parts);

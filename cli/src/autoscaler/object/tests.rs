@@ -310,6 +310,9 @@ proptest! {
         let max = policy.hpa.max;
         let floor = if policy.executor.idle.is_some() { 0 } else { policy.executor.min };
         let fallback = policy.fallback.as_ref().map(|fallback| fallback.replicas);
+        let threshold = policy.fallback.as_ref().map(|fallback| fallback.failure_threshold);
+        // Failures that a fallback counts since the last answer.
+        let mut n_failed = 0;
         let mut world = World::new(policy, &metadata);
         for moment in moments {
             world.waiting += moment.arrivals;
@@ -331,10 +334,17 @@ proptest! {
                 world.scale(wanted);
             }
             prop_assert!(world.wanted <= max && world.wanted >= floor);
-            // Without a spec KEDA does not get as far as a fallback, but for one of no replicas.
+            let looks = u32::from(moment.polls) + u32::from(moment.syncs && world.wanted > 0);
+            match look {
+                Look::Answered { .. } if looks > 0 => n_failed = 0,
+                Look::Failed { .. } => n_failed += looks,
+                Look::Answered { .. } | Look::Silent => {}
+            }
+            // Without a spec KEDA does not get as far as a fallback, but for one of no replicas, and
+            // such a failure is not counted for those that follow.
             let dark = match moment.answer {
                 Answer::Well => false,
-                Answer::Failed => fallback.is_none(),
+                Answer::Failed => fallback != Some(0) && threshold.is_none_or(|most| n_failed <= most),
                 Answer::Silent => fallback != Some(0),
             };
             prop_assert!(!dark || world.wanted == before, "changed in the dark");
