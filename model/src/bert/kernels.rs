@@ -61,23 +61,12 @@ pub(crate) fn add_norm(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &
 
 /// The same, on this thread.
 pub(crate) fn add_norm_here(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &Norm) {
-    Arch::new().dispatch(AddNorm { rows, bias, residual, norm });
-}
-
-struct AddNorm<'a> {
-    rows: &'a mut [f32],
-    bias: &'a [f32],
-    residual: &'a [f32],
-    norm: &'a Norm,
-}
-
-impl WithSimd for AddNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        add_norm_rows(self.rows, self.bias, self.residual, self.norm);
-    }
+    here(
+        rows,
+        0,
+        #[inline(always)]
+        |rows, _| add_norm_rows(rows, bias, residual, norm),
+    );
 }
 
 #[inline(always)]
@@ -186,16 +175,20 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Runs `f(rows, index of the first)` on slices of whole rows, on all threads where it pays.
 fn for_rows(values: &mut [f32], width: usize, f: impl Fn(&mut [f32], usize) + Sync) {
-    let run = |rows: &mut [f32], first| Arch::new().dispatch(Rows { f: &f, rows, first });
     if values.len() < WORTH_SPLITTING {
-        return run(values, 0);
+        return here(values, 0, f);
     }
     let n_rows = values.len() / width;
     let part = n_rows.div_ceil(4 * rayon::current_num_threads()).max(1);
     values
         .par_chunks_mut(part * width)
         .enumerate()
-        .for_each(|(place, rows)| run(rows, place * part));
+        .for_each(|(place, rows)| here(rows, place * part, &f));
+}
+
+/// Runs `f(rows, first)` with the widest registers, on this thread.
+fn here(rows: &mut [f32], first: usize, f: impl Fn(&mut [f32], usize)) {
+    Arch::new().dispatch(Rows { f: &f, rows, first });
 }
 
 /// What is done to some rows. By reference: a closure that `pulp` is given by value is called through

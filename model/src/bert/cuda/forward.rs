@@ -225,11 +225,10 @@ impl Cuda {
 
     /// Starts a forward, of which what is picked goes to `out`.
     fn run(&self, buffers: &Buffers, batch: &Batch, pick: Pick) -> Result<(), DriverError> {
-        let Self { stream, kernels, width, .. } = self;
-        let Buffers { x, y, qkv, context, inner, table, out, .. } = buffers;
+        let Self { stream, kernels, .. } = self;
+        let Buffers { x, y, qkv, context, inner, table, .. } = buffers;
         let n_tokens = Arg::Int(batch.n_tokens as i32);
         let blocks_of_rows = (batch.n_tokens.div_ceil(ROWS_OF_BLOCK), 1);
-        let [words, places, types] = [0, 1, 2].map(|n| table.slice(n * batch.n_tokens..));
         let norm = |norm: &Normed, from: &CudaSlice<u8>, to: &CudaSlice<u8>| {
             let Normed { scale, shift, eps } = norm;
             let (from, to) = (Arg::Halves(from), Arg::Halves(to));
@@ -237,20 +236,7 @@ impl Cuda {
                 [from, Arg::Floats(scale), Arg::Floats(shift), Arg::Float(*eps), to, n_tokens];
             kernels.norm.launch(stream, blocks_of_rows, &args)
         };
-        let args = [
-            Arg::Halves(&self.words),
-            Arg::Halves(&self.positions),
-            self.types.as_ref().map_or(Arg::Nothing, Arg::Halves),
-            Arg::Ints(&words),
-            Arg::Ints(&places),
-            Arg::Ints(&types),
-            Arg::Floats(&self.norm.scale),
-            Arg::Floats(&self.norm.shift),
-            Arg::Float(self.norm.eps),
-            Arg::Halves(x),
-            n_tokens,
-        ];
-        kernels.embed.launch(stream, blocks_of_rows, &args)?;
+        self.embed(buffers, batch)?;
         let product =
             |layer: &Linear, from: &CudaSlice<u8>, after: After<'_>, to: &CudaSlice<u8>| {
                 self.product(batch.n_tokens, layer, from, after, to)
@@ -275,6 +261,34 @@ impl Cuda {
             product(&layer.down, inner, After::Added(x), y)?;
             norm(&layer.output_norm, y, x)?;
         }
+        self.pick(buffers, batch, pick)
+    }
+
+    /// What goes into the first layer.
+    fn embed(&self, buffers: &Buffers, batch: &Batch) -> Result<(), DriverError> {
+        let Buffers { x, table, .. } = buffers;
+        let [words, places, types] = [0, 1, 2].map(|n| table.slice(n * batch.n_tokens..));
+        let args = [
+            Arg::Halves(&self.words),
+            Arg::Halves(&self.positions),
+            self.types.as_ref().map_or(Arg::Nothing, Arg::Halves),
+            Arg::Ints(&words),
+            Arg::Ints(&places),
+            Arg::Ints(&types),
+            Arg::Floats(&self.norm.scale),
+            Arg::Floats(&self.norm.shift),
+            Arg::Float(self.norm.eps),
+            Arg::Halves(x),
+            Arg::Int(batch.n_tokens as i32),
+        ];
+        let blocks = (batch.n_tokens.div_ceil(ROWS_OF_BLOCK), 1);
+        self.kernels.embed.launch(&self.stream, blocks, &args)
+    }
+
+    /// What is picked of the last layer's vectors.
+    fn pick(&self, buffers: &Buffers, batch: &Batch, pick: Pick) -> Result<(), DriverError> {
+        let Self { stream, kernels, width, .. } = self;
+        let Buffers { x, table, out, .. } = buffers;
         let how = match pick {
             Pick::Tokens => {
                 let n_pairs = batch.n_tokens * width / 2;
