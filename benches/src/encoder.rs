@@ -6,7 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ebb_model::bert::{Encoder, Tokenizer, Tokens};
@@ -22,6 +22,9 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const TOKENS: [usize; 2] = [32, 128];
 /// Largest difference between our vectors and a peer's.
 const TOLERANCE: f32 = 1e-4;
+/// Between two turns, so that the threads of one side, which spin a while for more to do, take nothing
+/// from the next.
+const REST: Duration = Duration::from_millis(300);
 const SCRIPT: Script =
     Script { name: "encoder_peers.py", text: include_str!("../encoder_peers.py"), peers: PEERS };
 
@@ -158,7 +161,8 @@ impl Comparison {
         Ok(rates.map(|rates| (!rates.is_empty()).then(|| report::median(&rates))))
     }
 
-    /// Seconds that a side takes for so many forwards. A peer's vectors are held against ours.
+    /// Seconds that a side takes for so many forwards, after one that is not counted. A peer's vectors
+    /// are held against ours.
     fn turn(
         &mut self,
         side: usize,
@@ -166,6 +170,7 @@ impl Comparison {
         batch: &[Vec<Tokens>],
         times: usize,
     ) -> Result<f64> {
+        std::thread::sleep(REST);
         if side > 0 {
             let forward = self.peers.forward(side - 1, batch, times)?;
             if times == 1 {
@@ -185,6 +190,7 @@ impl Comparison {
             }
             return Ok(forward.seconds);
         }
+        encoder.infer(batch)?;
         let start = Instant::now();
         for _ in 0..times {
             std::hint::black_box(encoder.infer(batch)?);

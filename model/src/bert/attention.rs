@@ -9,17 +9,14 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::kernels::{LANES, WORTH_SPLITTING, exp};
+use super::kernels::{LANES, exp};
 
 /// Rows of a tile: of keys, and of queries.
 const ROWS: usize = 6;
 
 /// Attention of each text on itself. `qkv` holds a row of queries, keys and values per token,
 /// without their biases; `out` gets a row of all heads per token.
-///
-/// The bias of the keys moves all scores of a query alike, so the softmax does not see it;
-/// that of the values comes out of the weighted mean as it went in.
-pub(crate) fn attend(
+pub(super) fn attend(
     qkv: &[f32],
     texts: &[Range<usize>],
     heads: usize,
@@ -28,44 +25,60 @@ pub(crate) fn attend(
 ) {
     let width = bias.len() / 3;
     let n_tokens = out.len() / width;
+    let tokens: Vec<&[f32]> = qkv.chunks_exact(3 * width).collect();
     let wanted = n_tokens.div_ceil(4 * rayon::current_num_threads());
     let block_rows = wanted.next_multiple_of(LANES).clamp(LANES, 64);
     let mut blocks = Vec::new();
     let mut rest = out;
     for text in texts {
-        for start in text.clone().step_by(block_rows) {
-            let rows = start..text.end.min(start + block_rows);
+        for start in (0..text.len()).step_by(block_rows) {
+            let rows = start..text.len().min(start + block_rows);
             let (block, after) = rest.split_at_mut(rows.len() * width);
             rest = after;
-            blocks.push((rows, text, block));
+            blocks.push((rows, &tokens[text.clone()], block));
         }
     }
-    let head_width = width / heads;
-    let scale = 1.0 / (head_width as f32).sqrt();
-    let shape = Heads { heads, head_width, scale };
-    let run = |scratch: &mut Scratch,
-               (rows, text, out): (Range<usize>, &Range<usize>, &mut [f32])| {
-        let text = text.clone();
-        Arch::new().dispatch(Block { qkv, rows, text, bias, shape, scratch, out });
-    };
-    if blocks.len() > 1 && n_tokens * width >= WORTH_SPLITTING {
-        blocks.into_par_iter().for_each_init(Scratch::default, run);
-    } else {
-        let mut scratch = Scratch::default();
-        blocks.into_iter().for_each(|block| run(&mut scratch, block));
-    }
+    let heads = Heads::new(heads, width / heads);
+    blocks.into_par_iter().for_each_init(Scratch::default, |scratch, (rows, tokens, out)| {
+        attend_rows(tokens, rows, bias, heads, scratch, out);
+    });
 }
 
-#[derive(Clone, Copy)]
-struct Heads {
-    heads: usize,
-    head_width: usize,
+/// Attention of some rows of a text on all of it, on this thread. `tokens` are its rows of queries,
+/// keys and values without their biases; `out` gets a row of all heads per token.
+///
+/// The bias of the keys moves all scores of a query alike, so the softmax does not see it;
+/// that of the values comes out of the weighted mean as it went in.
+pub(super) fn attend_rows(
+    tokens: &[&[f32]],
+    rows: Range<usize>,
+    bias: &[f32],
+    heads: Heads,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    Arch::new().dispatch(Block { tokens, rows, bias, heads, scratch, out });
+}
+
+/// How many heads look, and at what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    n: usize,
+    /// Numbers of a query, a key or a value.
+    width: usize,
+    /// What scores are multiplied by.
     scale: f32,
+}
+
+impl Heads {
+    pub(super) fn new(n: usize, width: usize) -> Self {
+        Self { n, width, scale: 1.0 / (width as f32).sqrt() }
+    }
 }
 
 /// Buffers of one thread.
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
     /// Some queries, a row per dimension.
     queries: Vec<[f32; LANES]>,
     /// Their scores, a row per key.
@@ -76,34 +89,32 @@ struct Scratch {
 
 /// Some queries of a text, and room for what they get.
 struct Block<'a> {
-    qkv: &'a [f32],
+    tokens: &'a [&'a [f32]],
     rows: Range<usize>,
-    text: Range<usize>,
     bias: &'a [f32],
-    shape: Heads,
+    heads: Heads,
     scratch: &'a mut Scratch,
     out: &'a mut [f32],
 }
 
-impl WithSimd for Block<'_> {
+impl<'a> WithSimd for Block<'a> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { qkv, rows, text, bias, shape, scratch, out } = self;
-        let Heads { heads, head_width, scale } = shape;
+        let Self { tokens, rows, bias, heads, scratch, out } = self;
+        let Heads { n: n_heads, width: head_width, scale } = heads;
         let Scratch { queries, scores, values } = scratch;
-        let width = heads * head_width;
+        let width = n_heads * head_width;
         let value_stride = head_width.next_multiple_of(LANES);
         queries.clear();
         queries.resize(head_width, [0.0; LANES]);
-        scores.resize(text.len(), [0.0; LANES]);
-        values.resize(text.len() * value_stride, 0.0);
-        for head in 0..heads {
+        scores.resize(tokens.len(), [0.0; LANES]);
+        values.resize(tokens.len() * value_stride, 0.0);
+        for head in 0..n_heads {
             let column = head * head_width;
-            let part =
-                |token: usize, of: usize| &qkv[(3 * token + of) * width + column..][..head_width];
-            for (values, token) in values.chunks_exact_mut(value_stride).zip(text.clone()) {
+            let part = |token: &'a [f32], of: usize| &token[of * width + column..][..head_width];
+            for (values, token) in values.chunks_exact_mut(value_stride).zip(tokens) {
                 for (value, from) in values.iter_mut().zip(part(token, 2)) {
                     *value = *from;
                 }
@@ -111,12 +122,12 @@ impl WithSimd for Block<'_> {
             for start in rows.clone().step_by(LANES) {
                 let n_rows = LANES.min(rows.end - start);
                 for row in 0..n_rows {
-                    let query = part(start + row, 0).iter().zip(&bias[column..]);
+                    let query = part(tokens[start + row], 0).iter().zip(&bias[column..]);
                     for (queries, (query, bias)) in queries.iter_mut().zip(query) {
                         queries[row] = (query + bias) * scale;
                     }
                 }
-                let keys = |place: usize| part(text.start + place, 1);
+                let keys = |place: usize| part(tokens[place], 1);
                 score(queries, keys, scores);
                 let inverses = softmax(scores);
                 for first in (0..n_rows).step_by(ROWS) {

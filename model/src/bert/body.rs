@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[cfg(feature = "cuda")]
 use tracing::info;
 
+use super::Tokens;
 use super::config::Config;
 #[cfg(feature = "cuda")]
 use super::cuda::Cuda;
@@ -16,7 +17,6 @@ use super::layers::Layers;
 use super::pool::Pick;
 use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
-use super::{Tokens, kernels};
 use crate::device::Opened;
 use crate::probe::Probe;
 use crate::{InferError, InferErrorKind, ItemError, Layout, LoadError};
@@ -219,8 +219,7 @@ impl Body {
             embeddings.embed(text, &mut rows);
             spans.push(start..start + text.len());
         }
-        kernels::norm(&mut rows, &embeddings.norm);
-        let rows = layers.run(rows, &spans, &self.config)?;
+        let rows = layers.run(rows, &embeddings.norm, &spans, &self.config)?;
         let of_text = |span: &std::ops::Range<usize>| &rows[span.start * width..span.end * width];
         for (place, span) in spans.iter().enumerate() {
             take(place, &pick.of_rows(of_text(span), width));

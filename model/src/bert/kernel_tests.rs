@@ -82,7 +82,7 @@ fn what_is_not_finite_stays_so() {
     }
     let norm_of = Norm { scale: vec![1.0; 2], shift: vec![0.0; 2], eps: 1e-12 };
     let mut row = [f32::INFINITY, 1.0];
-    norm(&mut row, &norm_of);
+    norm_here(&mut row, &norm_of);
     assert!(row.iter().all(|x| x.is_nan()));
 }
 

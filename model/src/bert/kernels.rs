@@ -13,10 +13,10 @@ use super::config::Activation;
 /// Numbers handled at once: a whole number of registers on every machine.
 pub(super) const LANES: usize = 16;
 /// Below so many numbers another thread costs more than it helps.
-pub(super) const WORTH_SPLITTING: usize = 1 << 14;
+const WORTH_SPLITTING: usize = 1 << 14;
 
 /// The scale and shift of a layer norm.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Norm {
     pub(crate) scale: Vec<f32>,
     pub(crate) shift: Vec<f32>,
@@ -80,11 +80,11 @@ fn add_norm_rows(rows: &mut [f32], bias: &[f32], residual: &[f32], norm: &Norm) 
     }
 }
 
-/// `rows = norm(rows)`, row by row.
-pub(crate) fn norm(rows: &mut [f32], norm: &Norm) {
-    for_rows(
+/// `rows = norm(rows)`, row by row, on this thread.
+pub(crate) fn norm_here(rows: &mut [f32], norm: &Norm) {
+    here(
         rows,
-        norm.scale.len(),
+        0,
         #[inline(always)]
         |rows, _| rows.chunks_exact_mut(norm.scale.len()).for_each(|row| normalise(row, norm)),
     );

@@ -9,6 +9,8 @@ mod body;
 #[cfg(feature = "cpu")]
 mod classifier;
 mod config;
+#[cfg(feature = "cpu")]
+mod crew;
 #[cfg(any(feature = "cuda", all(feature = "cpu", test)))]
 mod cuda;
 #[cfg(feature = "cpu")]
@@ -25,6 +27,8 @@ mod kernels;
 #[cfg(feature = "cpu")]
 mod layers;
 mod modules;
+#[cfg(feature = "cpu")]
+mod packed;
 #[cfg(feature = "cpu")]
 mod panels;
 #[cfg(feature = "cpu")]

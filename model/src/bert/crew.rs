@@ -1,0 +1,178 @@
+//! Work in phases, done by the caller's thread and those of the pool that have time for it.
+//!
+//! A fork and a join of the pool cost some tens of microseconds each, as long as a layer's attention
+//! takes for a short text. Here threads come once for all phases and wait for each other awake. The
+//! caller waits for no thread that has not begun, so no pool is too busy and no two callers hold up
+//! each other.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Looks at what others have done before a thread that waits lets another have its processor.
+const LOOKS: usize = 2000;
+
+/// Work cut into phases, each of the same pieces.
+pub(super) trait Phased: Send + Sync + 'static {
+    /// What one thread needs for it.
+    type Scratch: Default;
+
+    /// Does a piece of a phase. All pieces of the phases before are done; the others of this one may
+    /// be done at the same time.
+    fn piece(&self, phase: usize, piece: usize, scratch: &mut Self::Scratch);
+}
+
+/// Does all of it, with at most as many threads as the pool has.
+///
+/// # Panics
+/// If a piece does.
+pub(super) fn run<W: Phased>(work: &Arc<W>, n_phases: usize, n_pieces: usize) {
+    let crew = Arc::new(Crew {
+        work: Arc::clone(work),
+        n_phases,
+        taken: (0..n_pieces).map(|_| AtomicUsize::new(0)).collect(),
+        n_done: AtomicUsize::new(0),
+        failed: AtomicBool::new(false),
+        panic: Mutex::default(),
+    });
+    for member in 1..n_pieces.min(rayon::current_num_threads()) {
+        let crew = Arc::clone(&crew);
+        rayon::spawn(move || crew.join(member));
+    }
+    crew.join(0);
+    let panic = crew.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
+}
+
+struct Crew<W> {
+    work: Arc<W>,
+    n_phases: usize,
+    /// The phases in which each piece has been taken.
+    taken: Vec<AtomicUsize>,
+    /// Pieces done in all phases.
+    n_done: AtomicUsize,
+    /// Whether a piece panicked; no more are begun then.
+    failed: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl<W: Phased> Crew<W> {
+    /// Takes part until the end.
+    fn join(&self, member: usize) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work_as(member))) {
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            self.failed.store(true, Ordering::Release);
+        }
+    }
+
+    fn work_as(&self, member: usize) {
+        let n_pieces = self.taken.len();
+        let mut scratch = W::Scratch::default();
+        for phase in 0..self.n_phases {
+            // First the piece whose rows are in this thread's cache.
+            for piece in (member..n_pieces).chain(0..member) {
+                if self.take(phase, piece) {
+                    self.work.piece(phase, piece, &mut scratch);
+                    self.n_done.fetch_add(1, Ordering::Release);
+                }
+            }
+            if !self.wait(n_pieces * (phase + 1)) {
+                return;
+            }
+        }
+    }
+
+    fn take(&self, phase: usize, piece: usize) -> bool {
+        let taken = &self.taken[piece];
+        taken.compare_exchange(phase, phase + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Waits until so many pieces are done; whether they are, and nothing failed.
+    fn wait(&self, n_pieces: usize) -> bool {
+        let mut looks = 0;
+        loop {
+            if self.failed.load(Ordering::Acquire) {
+                return false;
+            }
+            if self.n_done.load(Ordering::Acquire) >= n_pieces {
+                return true;
+            }
+            looks += 1;
+            if looks < LOOKS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Notes what is done, and panics at one piece.
+    struct Noted {
+        n_pieces: usize,
+        done: Vec<AtomicUsize>,
+        bad: Option<(usize, usize)>,
+    }
+
+    impl Noted {
+        fn new(n_phases: usize, n_pieces: usize, bad: Option<(usize, usize)>) -> Arc<Self> {
+            let done = (0..n_phases * n_pieces).map(|_| AtomicUsize::new(0)).collect();
+            Arc::new(Self { n_pieces, done, bad })
+        }
+    }
+
+    impl Phased for Noted {
+        type Scratch = ();
+
+        fn piece(&self, phase: usize, piece: usize, (): &mut ()) {
+            assert!(self.bad != Some((phase, piece)), "bad piece");
+            let before = &self.done[..phase * self.n_pieces];
+            assert!(before.iter().all(|done| done.load(Ordering::Relaxed) == 1), "out of turn");
+            self.done[phase * self.n_pieces + piece].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_piece_is_done_once_and_after_all_of_the_phase_before(
+            n_phases in 0usize..20,
+            n_pieces in 0usize..9,
+        ) {
+            let work = Noted::new(n_phases, n_pieces, None);
+            run(&work, n_phases, n_pieces);
+            prop_assert!(work.done.iter().all(|done| done.load(Ordering::Relaxed) == 1));
+        }
+
+        #[test]
+        fn a_panic_of_any_piece_comes_to_the_caller(phase in 0usize..4, piece in 0usize..4) {
+            let work = Noted::new(4, 4, Some((phase, piece)));
+            let ran = catch_unwind(AssertUnwindSafe(|| run(&work, 4, 4)));
+            let panic = ran.expect_err("a piece panicked");
+            prop_assert_eq!(panic.downcast_ref::<&str>(), Some(&"bad piece"));
+            let later = &work.done[(phase + 1) * 4..];
+            prop_assert!(later.iter().all(|done| done.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn callers_on_a_busy_pool_end() {
+        // More callers than threads, from inside of the pool and outside of it.
+        rayon::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|_| run(&Noted::new(50, 4, None), 50, 4));
+            }
+            let caller = || std::thread::spawn(|| run(&Noted::new(50, 4, None), 50, 4));
+            let callers: Vec<_> = (0..4).map(|_| caller()).collect();
+            callers.into_iter().for_each(|caller| caller.join().expect("no panic"));
+        });
+    }
+}
