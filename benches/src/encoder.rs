@@ -2,7 +2,8 @@
 //!
 //! One run, one machine, the same ids and number of threads; the sides take turns. A forward is
 //! the model alone: tensors made from ids, the layers, pooling, the vectors read back. Cutting
-//! texts into tokens is left out on all sides. Every sentence of a batch has the same length.
+//! texts into tokens is left out on all sides. Every sentence of a batch has the same length. Between
+//! turns all rest for a moment, so a run takes nearly twice as long as it measures.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -22,8 +23,8 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const TOKENS: [usize; 2] = [32, 128];
 /// Largest difference between our vectors and a peer's.
 const TOLERANCE: f32 = 1e-4;
-/// Between two turns, so that the threads of one side, which spin a while for more to do, take nothing
-/// from the next.
+/// Between two turns, so that a peer's threads, which spin a while for more to do, take nothing from the
+/// next side.
 const REST: Duration = Duration::from_millis(300);
 const SCRIPT: Script =
     Script { name: "encoder_peers.py", text: include_str!("../encoder_peers.py"), peers: PEERS };

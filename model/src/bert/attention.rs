@@ -9,7 +9,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::kernels::{LANES, exp};
+use super::kernels::{LANES, WORTH_SPLITTING, exp};
 
 /// Rows of a tile: of keys, and of queries.
 const ROWS: usize = 6;
@@ -39,9 +39,16 @@ pub(super) fn attend(
         }
     }
     let heads = Heads::new(heads, width / heads);
-    blocks.into_par_iter().for_each_init(Scratch::default, |scratch, (rows, tokens, out)| {
+    let run = |scratch: &mut Scratch,
+               (rows, tokens, out): (Range<usize>, &[&[f32]], &mut [f32])| {
         attend_rows(tokens, rows, bias, heads, scratch, out);
-    });
+    };
+    if blocks.len() > 1 && n_tokens * width >= WORTH_SPLITTING {
+        blocks.into_par_iter().for_each_init(Scratch::default, run);
+    } else {
+        let mut scratch = Scratch::default();
+        blocks.into_iter().for_each(|block| run(&mut scratch, block));
+    }
 }
 
 /// Attention of some rows of a text on all of it, on this thread. `tokens` are its rows of queries,

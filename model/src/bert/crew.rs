@@ -2,8 +2,7 @@
 //!
 //! A fork and a join of the pool cost some tens of microseconds each, as long as a layer's attention
 //! takes for a short text. Here threads come once for all phases and wait for each other awake. The
-//! caller waits for no thread that has not begun, so no pool is too busy and no two callers hold up
-//! each other.
+//! caller waits for no thread that has not begun, so it ends however busy the pool is.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -19,14 +18,15 @@ pub(super) trait Phased: Send + Sync + 'static {
     type Scratch: Default;
 
     /// Does a piece of a phase. All pieces of the phases before are done; the others of this one may
-    /// be done at the same time.
+    /// be done at the same time. It must not wait for the pool: its thread could take another part in
+    /// this work meanwhile, which would wait for this piece.
     fn piece(&self, phase: usize, piece: usize, scratch: &mut Self::Scratch);
 }
 
 /// Does all of it, with at most as many threads as the pool has.
 ///
 /// # Panics
-/// If a piece does.
+/// If a piece does; others may still be at theirs then.
 pub(super) fn run<W: Phased>(work: &Arc<W>, n_phases: usize, n_pieces: usize) {
     let crew = Arc::new(Crew {
         work: Arc::clone(work),
@@ -50,11 +50,11 @@ pub(super) fn run<W: Phased>(work: &Arc<W>, n_phases: usize, n_pieces: usize) {
 struct Crew<W> {
     work: Arc<W>,
     n_phases: usize,
-    /// The phases in which each piece has been taken.
+    /// In how many phases each piece has been taken.
     taken: Vec<AtomicUsize>,
-    /// Pieces done in all phases.
+    /// Pieces done so far, of all phases together.
     n_done: AtomicUsize,
-    /// Whether a piece panicked; no more are begun then.
+    /// Whether a piece panicked; no other is begun then.
     failed: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -63,7 +63,9 @@ impl<W: Phased> Crew<W> {
     /// Takes part until the end.
     fn join(&self, member: usize) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work_as(member))) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(panic);
+            drop(first);
             self.failed.store(true, Ordering::Release);
         }
     }
@@ -79,13 +81,18 @@ impl<W: Phased> Crew<W> {
                     self.n_done.fetch_add(1, Ordering::Release);
                 }
             }
-            if !self.wait(n_pieces * (phase + 1)) {
+            // Only the caller wants what comes out of the last.
+            let is_over = member > 0 && phase + 1 == self.n_phases;
+            if is_over || !self.wait(n_pieces * (phase + 1)) {
                 return;
             }
         }
     }
 
     fn take(&self, phase: usize, piece: usize) -> bool {
+        if self.failed.load(Ordering::Relaxed) {
+            return false;
+        }
         let taken = &self.taken[piece];
         taken.compare_exchange(phase, phase + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
@@ -112,6 +119,8 @@ impl<W: Phased> Crew<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::sync_channel;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -141,7 +150,14 @@ mod tests {
         }
     }
 
+    fn all_done(work: &Noted) -> bool {
+        work.done.iter().all(|done| done.load(Ordering::Relaxed) == 1)
+    }
+
     proptest! {
+        // Each case of the second panics, and says so.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn each_piece_is_done_once_and_after_all_of_the_phase_before(
             n_phases in 0usize..20,
@@ -149,7 +165,7 @@ mod tests {
         ) {
             let work = Noted::new(n_phases, n_pieces, None);
             run(&work, n_phases, n_pieces);
-            prop_assert!(work.done.iter().all(|done| done.load(Ordering::Relaxed) == 1));
+            prop_assert!(all_done(&work));
         }
 
         #[test]
@@ -165,14 +181,45 @@ mod tests {
 
     #[test]
     fn callers_on_a_busy_pool_end() {
+        let call = || {
+            let work = Noted::new(50, 4, None);
+            run(&work, 50, 4);
+            assert!(all_done(&work));
+        };
         // More callers than threads, from inside of the pool and outside of it.
         rayon::scope(|scope| {
-            for _ in 0..16 {
-                scope.spawn(|_| run(&Noted::new(50, 4, None), 50, 4));
-            }
-            let caller = || std::thread::spawn(|| run(&Noted::new(50, 4, None), 50, 4));
-            let callers: Vec<_> = (0..4).map(|_| caller()).collect();
+            (0..16).for_each(|_| scope.spawn(|_| call()));
+            let callers: Vec<_> = (0..4).map(|_| std::thread::spawn(call)).collect();
             callers.into_iter().for_each(|caller| caller.join().expect("no panic"));
         });
+    }
+
+    fn pool(n_threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap()
+    }
+
+    #[test]
+    fn a_pool_of_one_thread_is_enough() {
+        let work = Noted::new(50, 4, None);
+        pool(1).install(|| run(&work, 50, 4));
+        assert!(all_done(&work));
+    }
+
+    #[test]
+    fn who_comes_late_is_not_waited_for_and_does_no_harm() {
+        let pool = pool(2);
+        let (begin, begun) = sync_channel(1);
+        let (end, ended) = sync_channel::<()>(1);
+        pool.spawn(move || {
+            begin.send(()).unwrap();
+            ended.recv().unwrap();
+        });
+        begun.recv().unwrap();
+        let work = Noted::new(50, 4, None);
+        pool.install(|| run(&work, 50, 4));
+        assert!(all_done(&work));
+        end.send(()).unwrap();
+        pool.broadcast(|_| ());
+        assert!(all_done(&work));
     }
 }

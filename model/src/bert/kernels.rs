@@ -13,7 +13,7 @@ use super::config::Activation;
 /// Numbers handled at once: a whole number of registers on every machine.
 pub(super) const LANES: usize = 16;
 /// Below so many numbers another thread costs more than it helps.
-const WORTH_SPLITTING: usize = 1 << 14;
+pub(super) const WORTH_SPLITTING: usize = 1 << 14;
 
 /// The scale and shift of a layer norm.
 #[derive(Debug, Clone)]
@@ -31,7 +31,9 @@ pub(crate) fn activate(rows: &mut [f32], bias: &[f32], activation: Activation) {
         width,
         #[inline(always)]
         |rows, _| {
-            rows.chunks_exact_mut(width).for_each(|row| activate_row(row, bias, activation));
+            for row in rows.chunks_exact_mut(width) {
+                activate_row(row, bias, activation);
+            }
         },
     );
 }
@@ -86,7 +88,12 @@ pub(crate) fn norm_here(rows: &mut [f32], norm: &Norm) {
         rows,
         0,
         #[inline(always)]
-        |rows, _| rows.chunks_exact_mut(norm.scale.len()).for_each(|row| normalise(row, norm)),
+        |rows, _| {
+            // Not `for_each`, whose insides would be compiled for any machine.
+            for row in rows.chunks_exact_mut(norm.scale.len()) {
+                normalise(row, norm);
+            }
+        },
     );
 }
 

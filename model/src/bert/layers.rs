@@ -144,28 +144,40 @@ mod tests {
         Norm { scale, shift, eps: 1e-5 }
     }
 
-    #[test]
-    fn packed_weights_give_what_burn_gives() {
+    /// The layers of the tiny model three times over: buffers are used again from the third layer on.
+    fn deep() -> (Config, Arc<Vec<Layer<Panels>>>, Layers) {
+        let (mut packed, mut burn) = (Vec::new(), Vec::new());
         let (config, reader) = tiny();
-        let packed = Layers::packed(&config, &reader).unwrap();
-        let burn = Layers::burn(&config, &reader, &Device::flex()).unwrap();
-        let found = packed.run(rows(&config), &norm(&config), &TEXTS, &config).unwrap();
-        let expected = burn.run(rows(&config), &norm(&config), &TEXTS, &config).unwrap();
+        for _ in 0..3 {
+            let layers = Layers::packed(&config, &reader).unwrap();
+            let Layers::Packed(layers) = layers else { unreachable!() };
+            packed.extend(Arc::into_inner(layers).unwrap());
+            let layers = Layers::burn(&config, &reader, &Device::flex()).unwrap();
+            let Layers::Burn(layers, _) = layers else { unreachable!() };
+            burn.extend(layers);
+        }
+        (config, Arc::new(packed), Layers::Burn(burn, Device::flex()))
+    }
+
+    #[test]
+    fn packed_weights_give_what_burn_gives_in_blocks_of_any_size() {
+        let (config, packed, burn) = deep();
+        let (rows, norm) = (rows(&config), norm(&config));
+        let run = |block| packed::run_in_blocks(block, &packed, &rows, &norm, &TEXTS, &config);
+        let found = packed::run(&packed, &rows, &norm, &TEXTS, &config);
+        let expected = burn.run(rows.clone(), &norm, &TEXTS, &config).unwrap();
+        assert_eq!(found.len(), expected.len());
         for (x, y) in found.iter().zip(&expected) {
             assert!((x - y).abs() < 1e-5, "{x} {y}");
+        }
+        for block in [1, 2, 3, 7, 16, 50, 132, 133, 200] {
+            assert!(run(block) == found, "blocks of {block}");
         }
     }
 
     #[test]
-    fn blocks_of_any_size_give_the_same() {
-        let (config, reader) = tiny();
-        let layers = Layers::packed(&config, &reader).unwrap();
-        let Layers::Packed(layers) = layers else { unreachable!() };
-        let (rows, norm) = (rows(&config), norm(&config));
-        let run = |block| packed::run_in_blocks(block, &layers, &rows, &norm, &TEXTS, &config);
-        let expected = run(133);
-        for block in [1, 2, 3, 7, 16, 50, 132, 200] {
-            assert!(run(block) == expected, "blocks of {block}");
-        }
+    fn without_texts_nothing_comes_out() {
+        let (config, packed, _) = deep();
+        assert!(packed::run(&packed, &[], &norm(&config), &[], &config).is_empty());
     }
 }

@@ -16,7 +16,7 @@ use super::weights::Layer;
 /// and all weights of a layer are read once for them.
 const BLOCK: usize = 128;
 
-/// What comes out of the last layer; `rows`, normalised, go into the first.
+/// What comes out of the last layer; `rows`, normalised, go into the first. `texts` cover all of them.
 pub(super) fn run(
     layers: &Arc<Vec<Layer<Panels>>>,
     rows: &[f32],
@@ -39,7 +39,8 @@ pub(super) fn run_in_blocks(
 ) -> Vec<f32> {
     let width = config.hidden;
     let blocks = || rows.chunks(block * width);
-    let room = || blocks().map(|rows| RwLock::new(vec![0.0; 3 * rows.len()])).collect();
+    debug_assert_eq!(texts.last().map_or(0, |text| text.end), rows.len() / width);
+    let room = || blocks().map(|_| RwLock::default()).collect();
     let forward = Arc::new(Forward {
         layers: Arc::clone(layers),
         norm: norm.clone(),
@@ -58,7 +59,8 @@ pub(super) fn run_in_blocks(
     out
 }
 
-/// Rows of each block: at most [`BLOCK`], and as many blocks for each thread.
+/// Rows of each block: at most [`BLOCK`], and as many blocks for each thread. A short text on many
+/// threads is cut finely, which makes it sooner and costs more in all: each thread reads all weights.
 fn block_rows(n_rows: usize, n_threads: usize) -> usize {
     let n_blocks = n_rows.div_ceil(BLOCK).next_multiple_of(n_threads);
     n_rows.div_ceil(n_blocks.max(1)).max(1)
@@ -105,6 +107,7 @@ impl Phased for Forward {
         if let Some(layer) = self.layers.get(phase) {
             let qkv = &self.qkv[phase % 2][piece];
             let mut qkv = qkv.write().unwrap_or_else(PoisonError::into_inner);
+            qkv.resize(3 * rows.len(), 0.0);
             layer.qkv.matrix.multiply(&rows, None, &mut qkv);
         }
     }
@@ -123,8 +126,7 @@ impl Forward {
         let start = self.texts.partition_point(|text| text.end <= own.start);
         let end = self.texts.partition_point(|text| text.start < own.end);
         let texts = &self.texts[start..end];
-        let (Some(earliest), Some(latest)) = (texts.first(), texts.last()) else { return };
-        let read = earliest.start / self.block..latest.end.div_ceil(self.block);
+        let read = texts[0].start / self.block..texts[texts.len() - 1].end.div_ceil(self.block);
         let offset = read.start * self.block;
         let qkv: Vec<RwLockReadGuard<'_, Vec<f32>>> = blocks[read]
             .iter()
