@@ -171,6 +171,7 @@ impl Comparison {
         batch: &[Vec<Tokens>],
         times: usize,
     ) -> Result<f64> {
+        #[allow(clippy::disallowed_methods, reason = "this thread does nothing else")]
         std::thread::sleep(REST);
         if side > 0 {
             let forward = self.peers.forward(side - 1, batch, times)?;
