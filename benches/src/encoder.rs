@@ -146,12 +146,10 @@ impl Comparison {
         let mut rates: [Vec<f64>; 3] = Default::default();
         let present = (0..PEERS.len()).filter(|peer| self.peers.is_here(*peer));
         let present: Vec<usize> = present.collect();
-        // Once to warm up, once more to see how many forwards fill the time.
+        // How many forwards fill the time.
         for side in std::iter::once(0).chain(present.iter().map(|peer| peer + 1)) {
-            for _warm in 0..2 {
-                let took = self.turn(side, encoder, batch, 1)?;
-                times[side] = ((seconds / took) as usize).max(1);
-            }
+            let took = self.turn(side, encoder, batch, 1)?;
+            times[side] = ((seconds / took) as usize).max(1);
         }
         for _round in 0..rounds {
             for side in (0..=PEERS.len()).filter(|side| times[*side] > 0) {

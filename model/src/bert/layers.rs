@@ -59,7 +59,12 @@ impl Layers {
         config: &Config,
     ) -> Result<Vec<f32>, InferError> {
         match self {
-            Self::Packed(layers) => Ok(packed::run(layers, &rows, norm, texts, config)),
+            Self::Packed(layers) => {
+                let n_rows = rows.len() / config.hidden;
+                let block = packed::block_rows(n_rows, rayon::current_num_threads());
+                packed::run(block, layers, &mut rows, norm, texts, config);
+                Ok(rows)
+            }
             Self::Burn(layers, device) => {
                 kernels::norm_here(&mut rows, norm);
                 let n_tokens = rows.len() / config.hidden;
@@ -163,8 +168,13 @@ mod tests {
     fn packed_weights_give_what_burn_gives_in_blocks_of_any_size() {
         let (config, packed, burn) = deep();
         let (rows, norm) = (rows(&config), norm(&config));
-        let run = |block| packed::run_in_blocks(block, &packed, &rows, &norm, &TEXTS, &config);
-        let found = packed::run(&packed, &rows, &norm, &TEXTS, &config);
+        let run = |block| {
+            let mut rows = rows.clone();
+            packed::run(block, &packed, &mut rows, &norm, &TEXTS, &config);
+            rows
+        };
+        let found = Layers::Packed(Arc::clone(&packed)).run(rows.clone(), &norm, &TEXTS, &config);
+        let found = found.unwrap();
         let expected = burn.run(rows.clone(), &norm, &TEXTS, &config).unwrap();
         assert_eq!(found.len(), expected.len());
         for (x, y) in found.iter().zip(&expected) {
@@ -178,6 +188,7 @@ mod tests {
     #[test]
     fn without_texts_nothing_comes_out() {
         let (config, packed, _) = deep();
-        assert!(packed::run(&packed, &[], &norm(&config), &[], &config).is_empty());
+        let out = Layers::Packed(packed).run(Vec::new(), &norm(&config), &[], &config);
+        assert!(out.unwrap().is_empty());
     }
 }

@@ -16,27 +16,16 @@ use super::weights::Layer;
 /// and all weights of a layer are read once for them.
 const BLOCK: usize = 128;
 
-/// What comes out of the last layer; `rows`, normalised, go into the first. `texts` cover all of them.
+/// Makes of `rows`, which go into the first layer once normalised, what comes out of the last, in blocks
+/// of so many. `texts` cover all of them.
 pub(super) fn run(
-    layers: &Arc<Vec<Layer<Panels>>>,
-    rows: &[f32],
-    norm: &Norm,
-    texts: &[Range<usize>],
-    config: &Config,
-) -> Vec<f32> {
-    let block = block_rows(rows.len() / config.hidden, rayon::current_num_threads());
-    run_in_blocks(block, layers, rows, norm, texts, config)
-}
-
-/// The same with blocks of so many rows.
-pub(super) fn run_in_blocks(
     block: usize,
     layers: &Arc<Vec<Layer<Panels>>>,
-    rows: &[f32],
+    rows: &mut [f32],
     norm: &Norm,
     texts: &[Range<usize>],
     config: &Config,
-) -> Vec<f32> {
+) {
     let width = config.hidden;
     let blocks = || rows.chunks(block * width);
     debug_assert_eq!(texts.last().map_or(0, |text| text.end), rows.len() / width);
@@ -52,16 +41,14 @@ pub(super) fn run_in_blocks(
         qkv: [room(), room()],
     });
     crew::run(&forward, layers.len() + 1, forward.rows.len());
-    let mut out = Vec::with_capacity(rows.len());
-    for rows in &forward.rows {
-        out.extend_from_slice(&rows.lock().unwrap_or_else(PoisonError::into_inner));
+    for (out, rows) in rows.chunks_mut(block * width).zip(&forward.rows) {
+        out.copy_from_slice(&rows.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    out
 }
 
 /// Rows of each block: at most [`BLOCK`], and as many blocks for each thread. A short text on many
 /// threads is cut finely, which makes it sooner and costs more in all: each thread reads all weights.
-fn block_rows(n_rows: usize, n_threads: usize) -> usize {
+pub(super) fn block_rows(n_rows: usize, n_threads: usize) -> usize {
     let n_blocks = n_rows.div_ceil(BLOCK).next_multiple_of(n_threads);
     n_rows.div_ceil(n_blocks.max(1)).max(1)
 }
