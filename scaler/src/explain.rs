@@ -48,7 +48,7 @@ pub(crate) struct Object {
 /// What is remembered of a trigger.
 #[derive(Debug, Clone)]
 pub(crate) struct Remembered {
-    pub(crate) resolved: Resolved,
+    pub(crate) resolved: Arc<Resolved>,
     pub(crate) asked: Instant,
     pub(crate) target: Option<(f64, Instant)>,
     pub(crate) value: Option<(f64, Instant)>,
@@ -80,11 +80,12 @@ pub(crate) enum Told {
 
 impl Explain {
     /// Remembers what was told about a trigger of an object.
-    pub(crate) fn told(&self, namespace: &str, name: &str, resolved: &Resolved, told: Told) {
+    pub(crate) fn told(&self, namespace: &str, name: &str, resolved: &Arc<Resolved>, told: Told) {
         let now = Instant::now();
         let mut memory = self.lock();
         let trigger = memory.trigger(namespace, name, resolved, now);
         trigger.asked = now;
+        trigger.resolved = Arc::clone(resolved);
         match told {
             Told::Target(target) => trigger.target = Some((target, now)),
             Told::Value(value) => trigger.value = Some((value, now)),
@@ -138,7 +139,7 @@ impl Memory {
         &mut self,
         namespace: &str,
         name: &str,
-        resolved: &Resolved,
+        resolved: &Arc<Resolved>,
         now: Instant,
     ) -> &mut Remembered {
         let found = self.object(namespace, name).position(resolved);
@@ -149,7 +150,7 @@ impl Memory {
             let oldest = triggers.iter().enumerate().min_by_key(|(_, trigger)| trigger.asked);
             let oldest = oldest.map(|(at, _)| at).filter(|_| triggers.len() >= MAX_OF_ONE);
             let gone = oldest.map(|at| triggers.swap_remove(at));
-            triggers.push(Remembered::new(resolved.clone(), now));
+            triggers.push(Remembered::new(Arc::clone(resolved), now));
             self.n_triggers += usize::from(gone.is_none());
         }
         let object = self.object(namespace, name);
@@ -175,8 +176,12 @@ impl Memory {
 }
 
 impl Object {
-    fn position(&self, resolved: &Resolved) -> Option<usize> {
-        self.triggers.iter().position(|trigger| trigger.resolved == *resolved)
+    fn position(&self, resolved: &Arc<Resolved>) -> Option<usize> {
+        let of = |one: &Remembered| {
+            // Mostly nobody has read it again since.
+            Arc::ptr_eq(&one.resolved, resolved) || *one.resolved == **resolved
+        };
+        self.triggers.iter().position(of)
     }
 
     /// The triggers on each queue that were asked for lately, without those that others have
@@ -221,7 +226,7 @@ impl Demand {
 }
 
 impl Remembered {
-    fn new(resolved: Resolved, asked: Instant) -> Self {
+    fn new(resolved: Arc<Resolved>, asked: Instant) -> Self {
         Self { resolved, asked, target: None, value: None, active: None, pushed: None }
     }
 
@@ -240,6 +245,7 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use ebb_queue::QueueUrl;
@@ -249,10 +255,10 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    fn resolved(jobs_per_replica: usize) -> Resolved {
+    fn resolved(jobs_per_replica: usize) -> Arc<Resolved> {
         let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
         let option = ("jobsPerReplica".to_owned(), jobs_per_replica.to_string());
-        profiles.resolve("ml", &HashMap::from([option])).unwrap()
+        Arc::new(profiles.resolve("ml", &HashMap::from([option])).unwrap())
     }
 
     #[test]
@@ -283,7 +289,7 @@ mod tests {
         let slo = |seconds: &str| {
             let options = [("mode", "slo"), ("sloSeconds", seconds)];
             let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
-            profiles.resolve("ml", &HashMap::from(options)).unwrap()
+            Arc::new(profiles.resolve("ml", &HashMap::from(options)).unwrap())
         };
         explain.told("ml", "a", &slo("5"), Told::Value(40.0));
         tokio::time::advance(POLL + Duration::from_secs(1)).await;

@@ -29,6 +29,7 @@ mod profiles;
 mod push;
 mod readiness;
 mod reload;
+mod resolver;
 mod server;
 mod service;
 mod tls;

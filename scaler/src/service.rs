@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::open::OpenStream;
 use crate::profiles::{Place, Profiles, Refusal, Resolved};
 use crate::push::{Cadence, Push, Reason, Seen};
+use crate::resolver::Resolver;
 use crate::trace::{self, Call};
 use crate::trigger::Trigger;
 use crate::watch::{Observers, Unknown, View};
@@ -36,6 +37,7 @@ const UNHURRIED: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Service {
     profiles: watch::Receiver<Arc<Profiles>>,
+    resolver: Resolver,
     observers: Observers,
     explain: Explain,
     metrics: Metrics,
@@ -59,6 +61,7 @@ impl Service {
         args: &ScalerArgs,
     ) -> Self {
         Self {
+            resolver: Resolver::new(profiles.clone()),
             profiles,
             observers,
             explain,
@@ -79,11 +82,10 @@ impl Service {
     }
 
     /// What an object asks for, by the configuration of this moment.
-    fn resolve(&self, object: &ScaledObjectRef) -> Result<Resolved, Status> {
+    fn resolve(&self, object: &ScaledObjectRef) -> Result<Arc<Resolved>, Status> {
         let ScaledObjectRef { name, namespace, scaler_metadata } = object;
         limits::check(namespace, name, scaler_metadata).map_err(Status::invalid_argument)?;
-        let profiles = Arc::clone(&self.profiles.borrow());
-        profiles.resolve(namespace, scaler_metadata).map_err(|refusal| {
+        self.resolver.resolve(namespace, scaler_metadata).map_err(|refusal| {
             self.explain.refused(namespace, name, &refusal);
             match refusal {
                 Refusal::Invalid(words) => Status::invalid_argument(words),
@@ -109,7 +111,7 @@ impl Service {
         Ok(decision)
     }
 
-    fn remember(&self, object: &ScaledObjectRef, resolved: &Resolved, told: Told) {
+    fn remember(&self, object: &ScaledObjectRef, resolved: &Arc<Resolved>, told: Told) {
         self.explain.told(&object.namespace, &object.name, resolved, told);
     }
 
@@ -143,7 +145,7 @@ impl Service {
     fn push(
         &self,
         object: ScaledObjectRef,
-        mut resolved: Resolved,
+        mut resolved: Arc<Resolved>,
         mut views: watch::Receiver<View>,
         open: OpenStream,
     ) -> Answers<IsActiveResponse> {
@@ -195,9 +197,9 @@ impl Service {
         &self,
         object: &ScaledObjectRef,
         before: &Resolved,
-    ) -> Result<Option<(Resolved, watch::Receiver<View>)>, Status> {
+    ) -> Result<Option<(Arc<Resolved>, watch::Receiver<View>)>, Status> {
         let now = self.resolve(object)?;
-        if now == *before {
+        if *now == *before {
             return Ok(None);
         }
         let views = self.observers.watch(&now.place, &object.namespace);

@@ -157,12 +157,13 @@ impl Observers {
         if shared.stop.is_cancelled() {
             return Err(Unknown::Stopping);
         }
-        // One that has ended, by a bug of ours, is replaced below, and takes nobody's room.
-        queues.retain(|_, entry| !entry.observer.is_finished());
-        if let Some(entry) = queues.get_mut(place) {
+        let running = queues.get_mut(place).filter(|entry| !entry.observer.is_finished());
+        if let Some(entry) = running {
             entry.asked = Instant::now();
             return Ok(entry.view.subscribe());
         }
+        // One that has ended, by a bug of ours, is replaced below, and takes nobody's room.
+        queues.retain(|_, entry| !entry.observer.is_finished());
         if queues.len() >= shared.limits.max_queues {
             return Err(Unknown::TooManyQueues(queues.len()));
         }
