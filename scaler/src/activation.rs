@@ -54,9 +54,7 @@ impl fmt::Display for Why {
             }
             Self::Waited(wait) => write!(f, "active: a job has waited {} s", wait.as_secs()),
             Self::AwakeAlready(n) => write!(f, "active: {n} ready and workers are up"),
-            Self::Lingering => {
-                f.write_str("active: nothing to do, but the last work is not long ago")
-            }
+            Self::Lingering => f.write_str("active: the last work is not long ago"),
             Self::BelowActivation(n) => write!(f, "inactive: only {n} ready"),
             Self::Empty => f.write_str("inactive: nothing is ready or in flight"),
         }

@@ -24,7 +24,8 @@ pub struct Snapshot {
 pub struct Decision {
     /// Whether the pool may not be at zero.
     pub active: bool,
-    /// The value of the metric: never negative, always finite.
+    /// The value of the metric: never negative, always finite, and 0 or what Kubernetes does not
+    /// round to 0.
     pub value: f64,
     /// What one replica is to have of it.
     pub target: f64,
@@ -65,9 +66,13 @@ pub fn decide(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> Decisio
     let pace = Pace::of(&snapshot.learned, &trigger.priors);
     let jobs = Jobs::count(snapshot, now + ahead(trigger, &pace));
     let (value, basis) = value(snapshot, &jobs, trigger, &pace, now);
+    let value = if value == 0.0 { 0.0 } else { value.max(LEAST) };
     let (why, wakes_at) = wake(snapshot, &jobs, trigger, &pace, now);
     Decision { active: why.is_active(), value, target: trigger.target(), why, basis, wakes_at }
 }
+
+/// KEDA hands metrics on in thousandths: less would be nothing, and a ScaledJob start nothing.
+const LEAST: f64 = 0.001;
 
 /// The same figure for clients that read only whole numbers; 0 only where the figure is 0.
 #[must_use]
@@ -179,6 +184,8 @@ mod tests {
             prop_assert!(decision.value.is_finite() && decision.value >= 0.0, "{:?}", decision);
             prop_assert!(decision.target.is_finite() && decision.target > 0.0);
             for figure in [decision.value, decision.target] {
+                let thousandths = (figure * 1000.0).round();
+                prop_assert_eq!(thousandths == 0.0, figure == 0.0);
                 let int = whole(figure);
                 prop_assert_eq!(int == 0, figure == 0.0);
                 prop_assert!(int >= 0 && (int == i64::MAX || int as f64 >= figure));

@@ -25,7 +25,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::policy::{Glob, Policy, Rule};
-use crate::trigger::{FROM_ENV, PROFILE, QUEUE, edits, is_profile_name};
+use crate::trigger::{FROM_ENV, PROFILE, QUEUE, edits, is_name};
 
 /// Options of a trigger, as they would stand in its metadata.
 pub(crate) type Options = BTreeMap<String, String>;
@@ -126,7 +126,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn profile(self, name: &Key<'_>, value: &Value<'_>) -> Result<Draft> {
         let at = format!("profiles.{}", name.get_ref());
-        if !is_profile_name(name.get_ref()) {
+        if !is_name(name.get_ref()) {
             let words = format!("{at:?}: a profile's name is 1 to 64 of a-z A-Z 0-9 . _ -");
             return Err(self.error(&name.span(), words));
         }

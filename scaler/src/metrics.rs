@@ -62,6 +62,12 @@ impl Metrics {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self::new()?;
         metrics.collectors().into_iter().try_for_each(|one| registry.register(one))?;
+        // A counter that is there only from its first failure on never rose, for `increase`.
+        for reloads in [&metrics.config_reloads, &metrics.tls_reloads] {
+            for outcome in [Outcome::Ok, Outcome::Failed] {
+                reloads.with_label_values(&[outcome.word()]).inc_by(0);
+            }
+        }
         Ok(metrics)
     }
 
@@ -181,6 +187,19 @@ pub(crate) fn int_gauge(
 mod tests {
     use super::*;
     use crate::figures::Gauges;
+
+    #[test]
+    fn a_reload_that_fails_is_seen_to_rise_from_zero() {
+        let registry = Registry::new();
+        drop(Metrics::register(&registry).unwrap());
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for name in ["config", "tls"] {
+            for outcome in ["ok", "failed"] {
+                let line = format!("scaler_{name}_reloads_total{{outcome=\"{outcome}\"}} 0");
+                assert!(text.lines().any(|told| told == line), "{line} is not in:\n{text}");
+            }
+        }
+    }
 
     #[test]
     fn the_page_of_metrics_tells_all_of_them_as_they_are() {

@@ -8,7 +8,7 @@ use ebb_queue::QueueUrl;
 use crate::file::Options;
 use crate::policy::Policy;
 use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE};
-use crate::trigger::{Trigger, TriggerError, option};
+use crate::trigger::{Trigger, TriggerError, is_name, option};
 
 /// The profile of triggers that name none.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
@@ -311,14 +311,17 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// For a message: what came out of an environment may be a secret.
+    /// For a message: what came out of an environment may be a secret, and what is no name a URL
+    /// with one in it.
     fn words(self) -> String {
         let name = self.key.strip_suffix(FROM_ENV).unwrap_or(self.key);
         if self.from_env {
             return format!("the {name} that {} names", self.key);
         }
-        let shown: String = self.value.chars().take(64).collect();
-        format!("{name} {shown:?}")
+        if !is_name(self.value) {
+            return format!("the {name} that is given, which is no name");
+        }
+        format!("{name} {:?}", self.value)
     }
 }
 

@@ -65,9 +65,10 @@ impl Evidence {
         (self.jobs / least, if most > 0.0 { self.jobs / most } else { f64::INFINITY })
     }
 
-    /// Forgets a part of what was seen, for what comes in now.
+    /// Forgets a part of what was seen, for what comes in now; never makes more of it.
     pub(super) fn fade(&mut self, jobs: f64, elapsed: f64) {
-        let keep = (-(jobs / MEMORY_JOBS).min(elapsed / MEMORY_SECONDS)).exp();
+        let part = (jobs / MEMORY_JOBS).min(elapsed / MEMORY_SECONDS).max(0.0);
+        let keep = (-part).exp();
         self.jobs *= keep;
         self.seconds *= keep;
     }

@@ -106,6 +106,12 @@ impl Fleet {
         news
     }
 
+    /// Goes on from where the clock was set back to.
+    pub(super) fn set_back(&mut self, now: Timestamp) {
+        self.looked = None;
+        self.workers.values_mut().for_each(|seen| seen.looked = seen.looked.min(now));
+    }
+
     fn note_cold_start(&mut self, worker: &WorkerStatus, learned: &mut Learned) {
         let known = self.workers.get(&worker.id).is_some_and(|seen| seen.started);
         let seconds: f64 = worker.cold_start.iter().map(|(_, seconds)| seconds).sum();

@@ -150,10 +150,8 @@ impl Learner {
         let depth = &snapshot.depth;
         let elapsed = self.before.map(|before| now.duration_since(before.at).as_secs_f64());
         if let Some(back) = elapsed.filter(|elapsed| *elapsed <= 0.0) {
-            // The clock was set back: learn on from there.
             if -back > BACK.as_secs_f64() {
-                (self.before, self.history) = (None, History::default());
-                self.deaths = Deaths::default();
+                self.set_back(now);
             }
             return;
         }
@@ -176,13 +174,25 @@ impl Learner {
             None => Some(now),
             since => since,
         };
-        // Workers that are found running may just have had work.
-        let found = self.before.is_none() && news.up;
+        // Workers that are found running may just have had work; a job that waits while there are
+        // none is none yet: the options of activation may hold it back.
+        let found = self.before.is_none() || depth.ready > 0;
         let held = depth.in_flight > 0 || snapshot.workers.iter().any(|w| w.in_flight > 0);
-        if depth.ready > 0 || held || found {
+        if held || (found && news.up) {
             self.learned.last_work = Some(now);
         }
         self.before = Some(Before { at: now, ready: depth.ready, outstanding });
+    }
+
+    /// Learns on from where the clock was set back to: nothing that was noted lies ahead of it.
+    fn set_back(&mut self, now: Timestamp) {
+        (self.before, self.history) = (None, History::default());
+        self.deaths = Deaths::default();
+        self.fleet.set_back(now);
+        let Learned { waiting_since, last_work, .. } = &mut self.learned;
+        for noted in [waiting_since, last_work] {
+            *noted = noted.map(|at| at.min(now));
+        }
     }
 }
 
@@ -191,13 +201,15 @@ mod tests {
     use std::sync::LazyLock;
     use std::time::Duration;
 
-    use ebb_queue::{BatchTime, Depth, Phase};
-    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
+    use ebb_queue::{BatchTime, Depth, Phase, Timestamp};
+    use jiff::SignedDuration;
+    use proptest::prelude::{ProptestConfig, prop_assert, prop_oneof, proptest};
+    use proptest::strategy::Strategy;
 
     use super::{Learned, Learner, Pace};
-    use crate::decision::Snapshot;
-    use crate::kit::{NOW, at, snapshots, triggers, worker};
-    use crate::trigger::Priors;
+    use crate::decision::{Snapshot, decide};
+    use crate::kit::{NOW, at, modes, queue, snapshots, trigger, triggers, worker};
+    use crate::trigger::{Activation, Priors, Trigger};
 
     const PRIORS: Priors = Priors {
         slots: 1.0,
@@ -339,20 +351,100 @@ mod tests {
         assert!((rate - 1.0).abs() < 0.15, "{rate}");
     }
 
+    /// Looks at a queue, and what is learned of when there was work.
+    fn times(
+        learner: &mut Learner,
+        second: i64,
+        mut look: Snapshot,
+    ) -> (Option<Timestamp>, Option<Timestamp>) {
+        look.depth.as_of = at(second);
+        look.workers.iter_mut().for_each(|worker| worker.at = at(second));
+        learner.observe(&look, at(second));
+        (learner.learned().waiting_since, learner.learned().last_work)
+    }
+
     #[test]
     fn work_is_remembered_as_long_as_it_waits_and_when_it_ended() {
         let mut learner = Learner::new();
-        let mut look = |second, ready| {
-            let depth = Depth { ready, ..Depth::empty(at(second)) };
-            let learned = super::Learned::default();
-            learner.observe(&Snapshot { depth, workers: Vec::new(), learned }, at(second));
-            (learner.learned().waiting_since, learner.learned().last_work)
-        };
-        assert_eq!(look(1, 0), (None, None));
+        let mut look =
+            |second, ready| times(&mut learner, second, queue(ready, 0, &[(Phase::Idle, 0)]));
+        assert_eq!(look(1, 0), (None, Some(at(1))), "workers that are found have had some");
         assert_eq!(look(2, 3), (Some(at(2)), Some(at(2))));
         assert_eq!(look(3, 1), (Some(at(2)), Some(at(3))));
         assert_eq!(look(4, 0), (None, Some(at(3))));
         assert_eq!(look(5, 1), (Some(at(5)), Some(at(5))));
+    }
+
+    #[test]
+    fn a_job_that_waits_for_a_pool_at_zero_is_no_work_yet() {
+        let mut learner = Learner::new();
+        let mut look = |second, look| times(&mut learner, second, look);
+        assert_eq!(look(1, queue(0, 0, &[])), (None, None));
+        assert_eq!(look(2, queue(3, 0, &[])), (Some(at(2)), None));
+        assert_eq!(look(3, queue(3, 0, &[(Phase::Draining, 0)])), (Some(at(2)), None));
+        assert_eq!(look(4, queue(3, 0, &[(Phase::Starting, 0)])), (Some(at(2)), Some(at(4))));
+        // Not every broker tells what is in flight, nor every worker.
+        assert_eq!(look(5, queue(3, 0, &[(Phase::Draining, 1)])), (Some(at(2)), Some(at(5))));
+        assert_eq!(look(6, queue(0, 1, &[])), (None, Some(at(6))));
+        assert_eq!(look(7, queue(2, 0, &[])), (Some(at(7)), Some(at(6))));
+    }
+
+    #[test]
+    fn linger_wakes_no_pool_for_jobs_that_are_held_back() {
+        let (linger, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        let activation =
+            Activation { jobs: 5, wait: hour, linger, ..trigger(modes()[0]).activation };
+        let trigger = Trigger { activation, ..trigger(modes()[0]) };
+        let mut learner = Learner::new();
+        let mut is_active = |second, mut look: Snapshot| {
+            times(&mut learner, second, look.clone());
+            look.depth.as_of = at(second);
+            look.learned = learner.learned();
+            decide(&look, &trigger, at(second)).active
+        };
+        for second in 1..600 {
+            assert!(!is_active(second, queue(1, 0, &[])), "after {second} s");
+        }
+        // And keeps one up after the last work, whatever waits then.
+        assert!(is_active(600, queue(0, 1, &[(Phase::Busy, 1)])));
+        assert!(is_active(601, queue(1, 0, &[])));
+        assert!(is_active(659, queue(1, 0, &[])));
+        assert!(!is_active(660, queue(1, 0, &[])));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_changes_no_figure_and_leaves_nothing_in_the_future() {
+        for back in [90, 7_200, 2 * 86_400, 400 * 86_400i64] {
+            let mut learner = STREAM.taught(400);
+            let mut look = STREAM.look(400);
+            learner.observe(&look, look.depth.as_of);
+            let before = Pace::of(&learner.learned(), &PRIORS);
+            // As the workers are on clocks of their own.
+            for second in 0..5 {
+                let now = NOW + Duration::from_secs(400 + second);
+                let now = now - SignedDuration::from_secs(back);
+                look = STREAM.look(401 + u32::try_from(second).unwrap());
+                look.depth.as_of = now;
+                learner.observe(&look, now);
+                let Learned { waiting_since, last_work, .. } = learner.learned();
+                let noted = waiting_since.into_iter().chain(last_work);
+                assert!(noted.max().unwrap() <= now, "{back} s back");
+            }
+            let after = Pace::of(&learner.learned(), &PRIORS);
+            assert_near(after.throughput, before.throughput);
+            assert_near(after.service, before.service);
+            // And a change is still learned.
+            let slower = Stream { per_second: 0.4, ..STREAM };
+            for nth in 0..1_200 {
+                let mut look = slower.look(nth);
+                look.depth.as_of = NOW + Duration::from_secs(410 + u64::from(nth));
+                look.depth.as_of -= SignedDuration::from_secs(back);
+                look.workers.iter_mut().for_each(|worker| worker.id += "'");
+                learner.observe(&look, look.depth.as_of);
+            }
+            let learned = Pace::of(&learner.learned(), &PRIORS).throughput;
+            assert!((0.36..0.44).contains(&learned), "{learned} per second, {back} s back");
+        }
     }
 
     #[test]
@@ -382,12 +474,17 @@ mod tests {
         assert!((rate - 3.0).abs() < 0.1, "{rate}");
     }
 
+    /// From a look to the next: mostly seconds, and what becomes of a clock that is set.
+    fn steps() -> impl Strategy<Value = i64> {
+        prop_oneof![8 => -5..30i64, 1 => -1_000_000..1_000_000i64]
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn whatever_is_seen_every_figure_can_be_reckoned_with(
-            looks in proptest::collection::vec((snapshots(), -5..30i64), 1..20), t in triggers(),
+            looks in proptest::collection::vec((snapshots(), steps()), 1..20), t in triggers(),
         ) {
             let mut learner = Learner::new();
             let mut second = 0;

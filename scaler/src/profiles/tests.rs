@@ -188,6 +188,26 @@ fn nothing_that_came_from_an_environment_is_shown() {
 }
 
 #[test]
+fn a_url_in_the_place_of_a_name_is_not_shown() {
+    let url = "redis://:hunter2@redis:6379";
+    for (text, profile) in [(TWO.to_owned(), "night"), (format!("{TWO}{POLICY}"), "night")] {
+        let two = profiles(&text);
+        let cases: [&[(&str, &str)]; 4] = [
+            &[("profile", url)],
+            &[("profile", profile), ("queue", url)],
+            &[("profile", profile), ("mode", url)],
+            &[("profile", profile), ("jobsPerReplica", url)],
+        ];
+        for metadata in cases {
+            let told = ask(&two, "team-a", metadata).unwrap_err().to_string();
+            assert!(!told.contains("hunter2"), "{told}");
+            let key = metadata.last().unwrap().0;
+            assert!(told.contains(key) || told.contains("the default queue"), "{told}");
+        }
+    }
+}
+
+#[test]
 fn addresses_and_passwords_have_no_place_in_metadata() {
     let two = profiles(TWO);
     for key in ["url", "URL", "host", "hostFromEnv", "address", "password"] {

@@ -115,8 +115,9 @@ impl Entry<'_> {
     }
 
     pub(super) fn invalid(self, remedy: &str) -> TriggerError {
-        // What came out of an environment may be a secret that was named by mistake.
-        if self.key.ends_with(FROM_ENV) {
+        // What came out of an environment may be a secret that was named by mistake, and a URL have
+        // a password in it.
+        if self.key.ends_with(FROM_ENV) || self.value.contains("://") {
             return TriggerError(format!("the value of {} is not valid: {remedy}", self.key));
         }
         let shown: String = self.value.chars().take(32).collect();

@@ -191,7 +191,7 @@ fn queue(given: &Given<'_>, broker: &QueueUrl) -> Result<String, TriggerError> {
 
 fn profile(given: &Given<'_>) -> Result<Option<String>, TriggerError> {
     let Some(entry) = given.get(options::PROFILE) else { return Ok(None) };
-    if is_profile_name(entry.value) {
+    if is_name(entry.value) {
         return Ok(Some(entry.value.to_owned()));
     }
     // Whoever puts a URL here is told how to do it, without the URL.
@@ -199,8 +199,8 @@ fn profile(given: &Given<'_>) -> Result<Option<String>, TriggerError> {
     Err(TriggerError(format!("the value of {} is not valid: {remedy}", entry.key)))
 }
 
-/// Whether a connection profile may have this name.
-pub(crate) fn is_profile_name(name: &str) -> bool {
+/// Whether a connection profile or a queue may have this name.
+pub(crate) fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     name.bytes().all(fits) && (1..=64).contains(&name.len())
 }
