@@ -23,6 +23,8 @@ mod lease;
 mod memory;
 mod metrics;
 mod models;
+#[cfg(feature = "cpu")]
+mod origin;
 mod outcome;
 mod pipeline;
 mod placing;

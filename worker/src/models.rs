@@ -30,6 +30,8 @@ use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, 
 use crate::codec::{Codec, EchoCodec};
 use crate::device::{BuildError, DeviceBuilder, Phases};
 #[cfg(feature = "cpu")]
+use crate::origin::Origin;
+#[cfg(feature = "cpu")]
 use crate::serve::name_of;
 use crate::serve::{ModelChoice, QueuePlan};
 use crate::served::ModelParts;
@@ -120,6 +122,7 @@ impl Seats {
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Encoder(dir, device) => {
+                let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
                 let dimensions = self.dimensions.map(NonZeroUsize::get);
                 let flag = format!("--dimensions, of model {name}");
@@ -129,26 +132,28 @@ impl Seats {
                 };
                 self.n_encoders += 1;
                 let load = Load { on: Encoder::on, warm_up: Encoder::warm_up };
-                self.add_texts(name, (dir, *device), codec, load);
+                self.add_texts(name, (origin, *device), codec, load);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Classifier(dir, device) => {
+                let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(ClassifierCodec::new(tokenizer, &settings, called));
-                self.add_texts(name, (dir, *device), codec, CLASSIFIER);
+                self.add_texts(name, (origin, *device), codec, CLASSIFIER);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Reranker(dir, device) => {
-                let called = name_of(dir);
+                let (origin, called) = (origin(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(RerankerCodec::new(tokenizer, called));
-                self.add_texts(name, (dir, *device), codec, CLASSIFIER);
+                self.add_texts(name, (origin, *device), codec, CLASSIFIER);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Tagger(dir, device) => {
+                let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(TaggerCodec::new(tokenizer, &settings, called));
                 let load = Load { on: Tagger::on, warm_up: Tagger::warm_up };
-                self.add_texts(name, (dir, *device), codec, load);
+                self.add_texts(name, (origin, *device), codec, load);
             }
         }
         Ok(())
@@ -159,7 +164,7 @@ impl Seats {
     fn add_texts<C, M>(
         &mut self,
         name: &str,
-        (dir, device): (&Path, DeviceChoice),
+        (origin, device): (Origin, DeviceChoice),
         codec: impl FnOnce(Tokenizer) -> anyhow::Result<C> + Send + 'static,
         load: Load<M>,
     ) where
@@ -168,14 +173,16 @@ impl Seats {
     {
         // Nothing is sent on it: the other end is dropped.
         let (tokenizer_is_read, reading) = sync_channel::<()>(0);
-        let (tokenizer_dir, dir) = (dir.to_owned(), dir.to_owned());
+        let for_codec = origin.clone();
         let make = move || {
-            let codec = codec(tokenizer(&tokenizer_dir)?);
+            let codec = codec(tokenizer(for_codec.dir())?);
+            for_codec.check().context("--model")?;
             drop(tokenizer_is_read);
             codec
         };
         self.add(name, make, move |phases: &mut Phases| {
-            let model = load.run(&dir, device, phases)?;
+            let model = load.run(origin.dir(), device, phases)?;
+            origin.check()?;
             // Only what the start still waits for it, so that the phases add up to the start.
             phases.time("tokenizer", || reading.recv().ok());
             Ok(model)
@@ -208,6 +215,12 @@ impl Seats {
         let name = name.to_owned();
         self.codecs.push(Box::new(move || Ok(ModelParts::new(name, codec()?, device))));
     }
+}
+
+/// What a model is made of; taken before any of it is read.
+#[cfg(feature = "cpu")]
+fn origin(dir: &Path) -> anyhow::Result<Origin> {
+    Origin::of(dir).with_context(|| format!("--model: {} cannot be read", dir.display()))
 }
 
 #[cfg(feature = "cpu")]

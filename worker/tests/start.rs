@@ -141,3 +141,45 @@ async fn the_phases_of_a_start_tell_of_the_tokenizer_too_and_are_no_more_than_it
     let told: f64 = summary.cold_start[1..].iter().map(|(_, seconds)| seconds).sum();
     assert!(told < took, "{told} s of {took} s");
 }
+
+/// Waits until a queue is as it should be.
+async fn until(queue: &ebb_queue::Queue, is_so: impl Fn(&ebb_queue::Depth) -> bool) {
+    for _ in 0..1_000 {
+        if is_so(&queue.depth().await.unwrap()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?}", queue.depth().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_files_changed_is_not_loaded_again_beside_the_tokenizer_of_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("queue.db"));
+    let (echo, texts_of) = (url.with_queue("echo").unwrap(), url.with_queue("texts").unwrap());
+    let echo = ebb_queue::open(&echo, OpenOptions::default()).await.unwrap();
+    let queue = ebb_queue::open(&texts_of, OpenOptions::default()).await.unwrap();
+    let (dir, url) = (copy(), url.to_string());
+    let serve = format!("texts={}", dir.path().display());
+    let flags = ["worker", "--queue", &url, "--serve", "echo=echo", "--serve", &serve];
+    let worker = tokio::spawn(run(Cli::parse_from(flags).worker, CancellationToken::new()));
+    let over = |depth: &ebb_queue::Depth| depth.ready + depth.in_flight == 0;
+    queue.publish(texts(1)).await.unwrap();
+    until(&queue, over).await;
+    // The same bytes, written again: as good as others.
+    let config = dir.path().join("config.json");
+    fs::write(&config, fs::read(&config).unwrap()).unwrap();
+    queue.publish(vec![support::job(1, r#"{"input": "the pump is warm"}"#)]).await.unwrap();
+    until(&queue, over).await;
+    assert!(!worker.is_finished(), "what is loaded serves on");
+    let loses = support::job(2, r#"{"input": "", "lose_device": true}"#);
+    echo.publish(vec![loses]).await.unwrap();
+    until(&echo, |depth| depth.delayed == 1).await;
+    queue.publish(vec![support::job(3, r#"{"input": "the pump is warm"}"#)]).await.unwrap();
+    let error = worker.await.unwrap().unwrap_err();
+    let told = format!("{error:#}");
+    assert!(told.contains("are not those of the start"), "{told}");
+    let jobs = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    assert_eq!((jobs.len(), jobs[0].attempt), (1, 1), "no attempt was spent");
+}

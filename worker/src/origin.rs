@@ -1,0 +1,127 @@
+//! The files that a model was made of, so that a reload notices that they are others.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// A directory of a model, as it was when it was first looked at.
+///
+/// A model is loaded again from its path after an error of the device, but what reads its requests
+/// was made once, at the start. Weights of one version beside the tokenizer and the labels of another
+/// would give answers that look right.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    dir: PathBuf,
+    files: Vec<File>,
+}
+
+/// A file, and what changes with its contents.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct File {
+    path: PathBuf,
+    inode: (u64, u64),
+    n_bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// A model's directory holds other files than at the start.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the files in {} are not those of the start: they, or where the path leads, were changed; start \
+     the worker anew to serve what is there now", .0.display()
+)]
+pub(crate) struct Changed(PathBuf);
+
+impl Origin {
+    pub(crate) fn of(dir: &Path) -> io::Result<Self> {
+        Ok(Self { dir: dir.to_owned(), files: files_of(dir)? })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the files are still the same.
+    pub(crate) fn check(&self) -> Result<(), Changed> {
+        let now = files_of(&self.dir);
+        if now.is_ok_and(|now| now == self.files) { Ok(()) } else { Err(Changed(self.dir.clone())) }
+    }
+}
+
+/// The files of a model: those of its directory, and of the directories in that, such as
+/// `1_Pooling`. Whatever else lies there, such as the locks of who pulled it, does not count.
+fn files_of(dir: &Path) -> io::Result<Vec<File>> {
+    let dir = dir.canonicalize()?;
+    let mut files = Vec::new();
+    for path in entries(&dir)? {
+        if path.is_dir() {
+            for path in entries(&path)? {
+                add(&mut files, path)?;
+            }
+        } else {
+            add(&mut files, path)?;
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+fn add(files: &mut Vec<File>, path: PathBuf) -> io::Result<()> {
+    let is_of_model = path.extension().is_some_and(|ending| {
+        ["json", "safetensors", "txt", "model"].iter().any(|one| ending == *one)
+    });
+    if !is_of_model {
+        return Ok(());
+    }
+    // Where a link leads counts, not the link.
+    let of: Metadata = path.metadata()?;
+    if of.is_file() {
+        let (inode, n_bytes, modified) = ((of.dev(), of.ino()), of.len(), of.modified().ok());
+        files.push(File { path, inode, n_bytes, modified });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::Origin;
+
+    #[test]
+    fn other_files_and_another_way_are_noticed_and_what_is_no_file_of_the_model_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let place = |name: &str| root.path().join(name);
+        for version in ["v1", "v2"] {
+            fs::create_dir_all(place(version).join("1_Pooling")).unwrap();
+            for name in ["config.json", "model.safetensors", "1_Pooling/config.json"] {
+                fs::write(place(version).join(name), "{}").unwrap();
+            }
+        }
+        symlink(place("v1"), place("current")).unwrap();
+        let origin = Origin::of(&place("current")).unwrap();
+        fs::write(place("v1").join(".lock"), "").unwrap();
+        fs::write(place("v1").join("README.md"), "").unwrap();
+        origin.check().unwrap();
+        fs::remove_file(place("current")).unwrap();
+        assert!(origin.check().is_err(), "it is gone");
+        symlink(place("v2"), place("current")).unwrap();
+        let told = origin.check().unwrap_err().to_string();
+        assert!(told.contains("current") && told.contains("start the worker anew"), "{told}");
+
+        let origin = Origin::of(&place("v1")).unwrap();
+        fs::write(place("v1").join("1_Pooling/config.json"), "{ }").unwrap();
+        assert!(origin.check().is_err());
+        let origin = Origin::of(&place("v1")).unwrap();
+        fs::write(place("v1").join("vocab.txt"), "a").unwrap();
+        assert!(origin.check().is_err());
+        assert!(Origin::of(&place("none")).is_err());
+    }
+}
