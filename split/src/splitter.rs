@@ -17,6 +17,7 @@ use ebb_queue::{Clock, Delivery, ErrorKind, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -120,16 +121,34 @@ impl Splitter {
     }
 
     /// Passes jobs on until the stop, then gives back what has not gone on.
+    ///
+    /// A call that hangs at the stop has half of the grace period; what it was about comes back by its
+    /// lease, and the other half is for the rest.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            self.take_new_weights().await;
-            let received = self.receive(&stop).await;
-            self.route(received).await;
-            self.publish().await;
-            self.settle().await;
-            self.parts.metrics.held.set(i64::try_from(self.leases.n_held()).unwrap_or(i64::MAX));
+        let grace = self.parts.grace;
+        let mut stopped = None;
+        tokio::select! {
+            () = async {
+                while !stop.is_cancelled() {
+                    self.round(&stop).await;
+                }
+            } => {}
+            () = async {
+                stop.cancelled().await;
+                let at = *stopped.insert(Instant::now());
+                sleep_until(at + grace / 2).await;
+            } => warn!("a broker hangs; what was on its way comes back by its lease"),
         }
-        self.drain().await;
+        self.drain(stopped.unwrap_or_else(Instant::now) + grace).await;
+    }
+
+    async fn round(&mut self, stop: &CancellationToken) {
+        self.take_new_weights().await;
+        let received = self.receive(stop).await;
+        self.route(received).await;
+        self.publish().await;
+        self.settle().await;
+        self.parts.metrics.held.set(i64::try_from(self.leases.n_held()).unwrap_or(i64::MAX));
     }
 
     /// Takes weights once all their queues are open; those before them stay until then.

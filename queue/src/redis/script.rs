@@ -27,7 +27,8 @@ impl Script {
 
 impl Source {
     fn of(parts: &[&str]) -> Self {
-        let code = [&[COMMON], parts].concat().join("\n");
+        let layout = format!("local LAYOUT = {}", super::LAYOUT);
+        let code = [&[layout.as_str(), COMMON], parts].concat().join("\n");
         let hash = redis::Script::new(&code).get_hash().to_owned();
         Self { code, hash }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Job, JobResult, OpenOptions, Outcome, Settled, Timestamp};
+use ebb_queue::{ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, Settled, Timestamp};
 
 use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
 
@@ -29,6 +29,28 @@ async fn another_layout_is_refused() {
         let error = refusal(&url(&server), OpenOptions::default()).await;
         assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
         assert!(error.to_string().contains(remedy), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_the_server_lost_is_there_again_once_anybody_uses_it() {
+    let server = server("").await;
+    let mut client = plain(&server).await;
+    let options = || OpenOptions { missing: Missing::Refuse, ..OpenOptions::default() };
+    let queue = handle(&url(&server)).await;
+    let outcome = Outcome::Failed { error: "no".to_owned() };
+    let (id, finished_at) = ("a".parse().unwrap(), Timestamp::now());
+    let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+    for use_it in 0..3 {
+        tell::<()>(&mut client, &["FLUSHALL"]).await.unwrap();
+        let error = refusal(&url(&server), options()).await;
+        assert!(error.to_string().contains("ebb queue init"), "{error}");
+        match use_it {
+            0 => drop(queue.publish(vec![job("a")]).await.unwrap()),
+            1 => assert!(take(&queue, 1, Duration::ZERO).await.is_empty()),
+            _ => drop(queue.put(&result).await.unwrap()),
+        }
+        ebb_queue::open(&url(&server), options()).await.unwrap();
     }
 }
 

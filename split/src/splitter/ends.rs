@@ -98,8 +98,7 @@ impl Splitter {
     }
 
     /// Gives back what has not gone on, and says so until the broker has heard it.
-    pub(super) async fn drain(mut self) {
-        let end = Instant::now() + self.parts.grace;
+    pub(super) async fn drain(mut self, end: Instant) {
         let lanes = std::mem::take(&mut self.lanes);
         let waiting = lanes.into_values().flat_map(|lane| lane.waiting);
         self.settlements.extend(waiting.map(|held| held.delivery.release()));

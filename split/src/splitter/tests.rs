@@ -10,11 +10,9 @@ use ebb_queue::{Behavior, JobId, OpenOptions, Timestamp, TokioClock};
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
-use ebb_queue::{Backlog, Broker, DeadLetters, Error, Outcome, ResultStore};
-use tokio::time::Instant;
-
 use super::*;
 use crate::weights::Share;
+use ebb_queue::{Backlog, Broker, DeadLetters, Error, Outcome, ResultStore};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -507,4 +505,23 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     let max = NonZeroUsize::new(40).unwrap();
     let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
     assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_over_with_the_grace_period_while_a_broker_hangs() {
+    let mut scene = Scene::new(Some(5));
+    scene.opening = Arc::new(|_| Box::pin(std::future::pending()));
+    let stop = CancellationToken::new();
+    let (split, _keeper) = scene.start(&stop);
+    scene.publish(40, |_, _| {}).await;
+    let held = async || scene.intake.depth().await.unwrap().in_flight == 30;
+    scene.until("two full queues", held).await;
+    scene.weights.send_replace(weights("stable=50,canary=20,new=30"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = Instant::now();
+    stop.cancel();
+    split.await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_secs(5), "{:?}", begun.elapsed());
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (30, 0), "they are given back all the same");
 }

@@ -76,6 +76,12 @@ end
 
 local function note(name) return tonumber(redis.call('HGET', key('meta'), name) or 0) end
 
+-- Says again that the keys are a queue, and of which layout, where a server has lost that with all else: who
+-- opens the queue would be told that there is none.
+local function mark()
+  if not redis.call('HGET', key('meta'), 'layout') then redis.call('HSET', key('meta'), 'layout', LAYOUT) end
+end
+
 -- What is remembered for a while goes with the last of it, also where nobody comes to sweep.
 local function keep(name, moment)
   redis.call('PEXPIRE', key(name), whole(math.max(moment - now, 1)))

@@ -1,6 +1,7 @@
 -- ARGV: time, result_ttl, then per result: id, attempt, outcome, text. Answers `stored`, `duplicate` or
 -- `stale` for each. Who only stores results here sweeps here, too.
 sweep()
+mark()
 local ids, attempts, outcomes, texts = {}, {}, {}, {}
 for nth = 3, #ARGV, 4 do
   local at = (nth + 1) / 4
