@@ -82,6 +82,7 @@ impl Pipeline {
         let mut company = JoinSet::new();
         for served in &queues {
             company.spawn(status::report(served.clone()));
+            company.spawn(status::look_at_store(served.clone()));
         }
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
