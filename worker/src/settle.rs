@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ebb_queue::{
     Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
+    short_reason,
 };
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
@@ -273,7 +274,7 @@ impl Served {
         let policy = &self.shared.settings.retry;
         let attempt = delivery.attempt;
         match policy.after(attempt, self.shared.chance()) {
-            Some(after) => Some(delivery.retry(after, reason)),
+            Some(after) => Some(delivery.retry(after, short_reason(&reason))),
             None => {
                 let max = policy.max_attempts;
                 let reason = format!("attempt {attempt} of {max} failed: {reason}");
@@ -289,6 +290,8 @@ impl Served {
         (loan, way): (&Loan, &Way),
         reason: String,
     ) -> Option<Settlement> {
+        // It may repeat what the job says.
+        let reason = short_reason(&reason).into_owned();
         let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
         let attempt = delivery.attempt;
         match lock(&self.shared.failures_said).pass(Instant::now()) {
