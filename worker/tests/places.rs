@@ -231,3 +231,33 @@ async fn an_answer_that_is_too_large_says_nothing_of_the_store() {
     stop.cancel();
     worker.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_store_is_away_soon_takes_no_more_jobs() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish((0..2000).map(echo_job).collect()).await.unwrap();
+    let away = failing_with(ErrorKind::Unavailable);
+    let limits = Limits { max_items: NonZeroUsize::new(8).unwrap(), ..settings().limits };
+    let settings = Settings { limits, prefetch: 8, ..settings() };
+    let (worker, store, ..) = worker_and_store(&jobs, away, &clock, settings);
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    // Those that have run and those that have not, as docs/sizing.md counts them.
+    let most = 256 + 8 + 8;
+    for _ in 0..1200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let n_held = jobs.depth().await.unwrap().in_flight;
+        assert!(n_held <= most, "{n_held} are held");
+    }
+    assert!(jobs.depth().await.unwrap().in_flight >= 256, "more than a few are stored together");
+
+    store.set(Faults::NONE);
+    until(&jobs, |depth| depth.ready + depth.in_flight == 0).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.retried, summary.lost), (2000, 0, 0));
+    for number in 0..2000 {
+        let id = format!("job-{number:04}").parse().unwrap();
+        assert_eq!(store.get(&id).await.unwrap().unwrap().attempt, 1, "job {number}");
+    }
+}
