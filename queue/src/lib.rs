@@ -25,6 +25,7 @@ pub mod memory;
 mod moved;
 mod nats;
 mod open;
+mod reason;
 mod redis;
 mod result;
 mod retry;
@@ -52,6 +53,7 @@ pub use link::Link;
 pub use open::{
     Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
+pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
 pub use server::{Secret, Server, Tls};

@@ -17,7 +17,7 @@ pub(crate) struct Held {
     pub(crate) lane: Option<usize>,
     pub(crate) loan: Loan,
     pub(crate) way: Way,
-    /// Given back when the job has run.
+    /// Given back when the job has run and there is room for it among those to be stored.
     pub(crate) room: OwnedSemaphorePermit,
 }
 
@@ -38,6 +38,8 @@ pub(crate) struct Finished<T = Output> {
     pub(crate) lane: Option<usize>,
     pub(crate) loan: Loan,
     pub(crate) way: Way,
+    /// That of a job that has not run, until it is passed on; then that of one to be stored.
+    pub(crate) room: OwnedSemaphorePermit,
     pub(crate) end: End<T>,
 }
 
@@ -62,12 +64,11 @@ pub(crate) enum End<T> {
 }
 
 impl Held {
-    /// Makes room for another job.
+    /// Keeps its room until the next stage has some.
     pub(crate) fn finish(self, end: End<Output>) -> Finished {
         let Self { delivery, lane, loan, mut way, room } = self;
-        drop(room);
         way.finished();
-        Finished { delivery, lane, loan, way, end }
+        Finished { delivery, lane, loan, way, room, end }
     }
 
     pub(crate) fn priority(&self) -> Priority {

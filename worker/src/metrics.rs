@@ -226,7 +226,10 @@ impl Metrics {
             )?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
             broker_errors: IntCounterVec::new(errors, &["call"])?,
-            broker_up: IntGauge::new("worker_broker_up", "1 when the broker answered last.")?,
+            broker_up: IntGauge::new(
+                "worker_broker_up",
+                "1 when the broker and the store of results answered last.",
+            )?,
             broker_losses: IntCounter::new(
                 "worker_broker_losses_total",
                 "Times that the connection to the broker was lost.",

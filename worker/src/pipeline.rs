@@ -82,6 +82,7 @@ impl Pipeline {
         let mut company = JoinSet::new();
         for served in &queues {
             company.spawn(status::report(served.clone()));
+            company.spawn(status::look_at_store(served.clone()));
         }
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
@@ -192,9 +193,8 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
     let mut exits = Exits { lanes: Vec::new(), queues: Vec::new() };
     let mut submitted = Vec::new();
     for served in queues {
-        let n_jobs = 2 * served.room.available_permits();
         let (to_decode, received) = mpsc::channel(1);
-        let (exit, finished, concluded) = Exit::new(n_jobs);
+        let (exit, finished, concluded) = Exit::new(served.room.available_permits());
         stages.spawn(receive::receive(served.clone(), to_decode, exit.clone()));
         let to_batch = to_batch.clone();
         stages.spawn(receive::decode(served.clone(), received, to_batch, exit.clone()));

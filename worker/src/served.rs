@@ -213,14 +213,34 @@ impl Served {
         )
     }
 
-    /// The broker or the result store failed: counted, logged, and readiness ends.
+    /// The broker failed: counted, logged, and readiness ends until it answers.
     pub(crate) fn trouble(&self, call: &'static str, error: &ebb_queue::Error) {
-        self.shared.brokers.close(self.at, format!("{call}: {error}"));
+        self.shared.brokers.close((self.at, Place::Broker), format!("{call}: {error}"));
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
         warn!(
             call, queue = %self.name, %error, kind = %error.kind(),
             "the broker failed; trying again"
         );
+    }
+
+    /// The same of the store of results. It may be another server than the broker, so that what the
+    /// broker answers says nothing about it.
+    pub(crate) fn store_trouble(&self, call: &'static str, error: &ebb_queue::Error) {
+        self.shared.brokers.close((self.at, Place::Store), format!("{call}: {error}"));
+        self.look_at_link();
+        self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
+        warn!(
+            call, queue = %self.name, %error, kind = %error.kind(),
+            "the store of results failed; trying again"
+        );
+    }
+
+    /// The store of results answered.
+    pub(crate) fn store_answers(&self) {
+        if self.shared.brokers.is_closed((self.at, Place::Store)) {
+            self.shared.brokers.open((self.at, Place::Store));
+            self.look_at_link();
+        }
     }
 
     /// A call failed that says nothing about what this worker is good for.
@@ -230,29 +250,48 @@ impl Served {
     }
 }
 
-/// Readiness as far as the brokers of all queues matter to it: each has to have answered last.
+/// What of a queue has to answer, for a worker to be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// Where its jobs come from.
+    Broker,
+    /// Where their results go.
+    Store,
+}
+
+/// Readiness as far as the brokers and stores of all queues matter to it: each has to have answered
+/// last. A store counts as answering until it fails, since nothing is asked of it before a job ran.
 #[derive(Debug)]
 pub(crate) struct BrokersGate {
     gate: Gate,
-    closed: Mutex<BTreeMap<usize, String>>,
+    closed: Mutex<BTreeMap<(usize, Place), String>>,
 }
 
 impl BrokersGate {
     /// Closed for each of so many queues.
     pub(crate) fn new(gate: Gate, n_queues: usize) -> Self {
-        let closed = (0..n_queues).map(|at| (at, "not yet".to_owned())).collect();
-        Self { gate, closed: Mutex::new(closed) }
+        let closed = (0..n_queues).map(|at| ((at, Place::Broker), "not yet".to_owned()));
+        Self { gate, closed: Mutex::new(closed.collect()) }
     }
 
-    pub(crate) fn open(&self, at: usize) {
-        self.change(|closed| closed.remove(&at));
+    pub(crate) fn open(&self, of: (usize, Place)) {
+        self.change(|closed| closed.remove(&of));
     }
 
-    pub(crate) fn close(&self, at: usize, why: String) {
-        self.change(|closed| closed.insert(at, why));
+    pub(crate) fn close(&self, of: (usize, Place), why: String) {
+        self.change(|closed| closed.insert(of, why));
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<usize, String>) -> Option<String>) {
+    pub(crate) fn is_closed(&self, of: (usize, Place)) -> bool {
+        lock(&self.closed).contains_key(&of)
+    }
+
+    /// Whether the stores of all queues answered last.
+    pub(crate) fn all_stores_answer(&self) -> bool {
+        lock(&self.closed).keys().all(|(_, place)| *place != Place::Store)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<(usize, Place), String>) -> Option<String>) {
         let mut closed = lock(&self.closed);
         change(&mut closed);
         match closed.values().next() {
@@ -272,14 +311,27 @@ mod tests {
     fn readiness_needs_the_broker_of_each_queue() {
         let health = Health::new();
         let brokers = BrokersGate::new(health.gate("broker", GateKind::Ready), 2);
-        brokers.open(0);
+        brokers.open((0, Place::Broker));
         assert_eq!(health.ready(), Err("broker: not yet".to_owned()));
-        brokers.open(1);
+        brokers.open((1, Place::Broker));
         assert_eq!(health.ready(), Ok(()));
-        brokers.close(0, "gone".to_owned());
-        brokers.close(1, "gone too".to_owned());
-        brokers.open(0);
+        brokers.close((0, Place::Broker), "gone".to_owned());
+        brokers.close((1, Place::Broker), "gone too".to_owned());
+        brokers.open((0, Place::Broker));
         assert_eq!(health.ready(), Err("broker: gone too".to_owned()));
+    }
+
+    #[test]
+    fn a_broker_that_answers_says_nothing_of_the_store() {
+        let health = Health::new();
+        let brokers = BrokersGate::new(health.gate("broker", GateKind::Ready), 1);
+        brokers.open((0, Place::Broker));
+        brokers.close((0, Place::Store), "put: gone".to_owned());
+        brokers.open((0, Place::Broker));
+        assert_eq!(health.ready(), Err("broker: put: gone".to_owned()));
+        assert!(!brokers.all_stores_answer());
+        brokers.open((0, Place::Store));
+        assert!(health.ready().is_ok() && brokers.all_stores_answer());
     }
 
     #[test]

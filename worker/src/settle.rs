@@ -10,12 +10,15 @@ mod calls;
 mod groups;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use ebb_queue::{
     Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
+    short_reason,
 };
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::Instant;
 use tracing::field::display;
@@ -34,6 +37,10 @@ use groups::Groups;
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
 
+/// Jobs that have run and are not stored yet, at least: enough for quick jobs in small batches to
+/// be stored together.
+const UNSTORED: usize = CHUNK;
+
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
 pub(crate) struct Concluded {
@@ -49,18 +56,34 @@ pub(crate) struct Concluded {
 pub(crate) struct Exit {
     to_store: Sender<Finished>,
     to_settle: Sender<Concluded>,
+    /// One permit per job that may have run and not be stored yet.
+    unstored: Arc<Semaphore>,
 }
 
 impl Exit {
-    /// With room for so many jobs in each of the two stages, and what these take them from.
-    pub(crate) fn new(n_jobs: usize) -> (Self, Receiver<Finished>, Receiver<Concluded>) {
-        let (to_store, finished) = mpsc::channel(n_jobs);
-        let (to_settle, concluded) = mpsc::channel(n_jobs);
-        (Self { to_store, to_settle }, finished, concluded)
+    /// For a queue that may hold so many jobs that have not run; and what the two stages take theirs
+    /// from.
+    pub(crate) fn new(room: usize) -> (Self, Receiver<Finished>, Receiver<Concluded>) {
+        let n_unstored = UNSTORED.max(2 * room);
+        let (to_store, finished) = mpsc::channel(n_unstored);
+        let (to_settle, concluded) = mpsc::channel(2 * room);
+        let unstored = Arc::new(Semaphore::new(n_unstored));
+        (Self { to_store, to_settle, unstored }, finished, concluded)
     }
 
-    /// Passes on jobs that have run, or never will.
-    pub(crate) async fn finish(&self, jobs: Vec<Finished>) {
+    /// Passes on jobs that have run, or never will. They keep the room of jobs that have not until
+    /// there is some among those to be stored: when the store is away, soon nothing is received.
+    pub(crate) async fn finish(&self, mut jobs: Vec<Finished>) {
+        let Ok(n_jobs) = u32::try_from(jobs.len()) else { return };
+        // Never closed, and there are more permits than jobs can be in one go.
+        let Ok(mut room) = Arc::clone(&self.unstored).acquire_many_owned(n_jobs).await else {
+            return;
+        };
+        for job in &mut jobs {
+            if let Some(own) = room.split(1) {
+                job.room = own;
+            }
+        }
         send_all(&self.to_store, jobs).await;
     }
 
@@ -142,7 +165,7 @@ pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
 
 impl Served {
     fn encode_one(&self, finished: Finished) -> Finished<Answer> {
-        let Finished { delivery, lane, loan, way, end } = finished;
+        let Finished { delivery, lane, loan, way, room, end } = finished;
         let end = match end {
             End::Done(output) => match self.encode(output, &delivery.job) {
                 Some(answer) => End::Done(answer),
@@ -151,7 +174,7 @@ impl Served {
             End::Retry(reason) => End::Retry(reason),
             End::Reject(reason) => End::Reject(reason),
         };
-        Finished { delivery, lane, loan, way, end }
+        Finished { delivery, lane, loan, way, room, end }
     }
 
     /// The answer, counted for whoever it is for; none if that made the encoder panic.
@@ -188,7 +211,8 @@ impl Served {
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
     async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
-        let Finished { delivery, lane, loan, mut way, end } = finished;
+        // Its room is another's once it is stored.
+        let Finished { delivery, lane, loan, mut way, room: _room, end } = finished;
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => None,
@@ -273,7 +297,7 @@ impl Served {
         let policy = &self.shared.settings.retry;
         let attempt = delivery.attempt;
         match policy.after(attempt, self.shared.chance()) {
-            Some(after) => Some(delivery.retry(after, reason)),
+            Some(after) => Some(delivery.retry(after, short_reason(&reason))),
             None => {
                 let max = policy.max_attempts;
                 let reason = format!("attempt {attempt} of {max} failed: {reason}");
@@ -289,6 +313,8 @@ impl Served {
         (loan, way): (&Loan, &Way),
         reason: String,
     ) -> Option<Settlement> {
+        // It may repeat what the job says.
+        let reason = short_reason(&reason).into_owned();
         let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
         let attempt = delivery.attempt;
         match lock(&self.shared.failures_said).pass(Instant::now()) {

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use ebb_queue::{Phase, WorkerStatus};
+use ebb_queue::{JobId, Phase, WorkerStatus};
 use tracing::debug;
 
 use crate::device::State;
-use crate::served::Served;
+use crate::served::{Place, Served};
 use crate::shared::lock;
 
 /// From one report to the next; a worker is taken for gone after several.
@@ -25,6 +25,21 @@ pub(crate) async fn report(served: Served) {
         tokio::select! { biased;
             () = tokio::time::sleep(PERIOD) => {}
             () = served.leave(phase) => {}
+        }
+    }
+}
+
+/// Asks a store of results that failed whether it is back, where no job will: they may all have
+/// been lost to others or given up. Until it is dropped.
+pub(crate) async fn look_at_store(served: Served) {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let failed = served.shared.brokers.is_closed((served.at, Place::Store));
+        if failed && served.leases.n_held().get() == 0 {
+            match served.results.get(&JobId::fresh()).await {
+                Ok(_) => served.store_answers(),
+                Err(error) => debug!(queue = %served.name, %error, "the store is not back"),
+            }
         }
     }
 }
@@ -63,20 +78,22 @@ impl Served {
     /// The broker answered: the metrics say so before readiness does.
     pub(crate) fn broker_answers(&self) {
         self.look_at_link();
-        self.shared.brokers.open(self.at);
+        self.shared.brokers.open((self.at, Place::Broker));
     }
 
     /// Shows in metrics and readiness whether the broker is there, also while nothing is asked of it.
-    fn look_at_link(&self) {
+    pub(crate) fn look_at_link(&self) {
         let (link, metrics) = (self.broker.link(), &self.shared.metrics);
         let all_up = self.shared.queues.iter().all(|queue| queue.broker.link().is_up());
-        metrics.broker_up.set(all_up.into());
+        let is_up = all_up && self.shared.brokers.all_stores_answer();
+        metrics.broker_up.set(is_up.into());
         let n_losses = link.n_losses();
         let n_told = self.n_losses_told.fetch_max(n_losses, Relaxed);
         metrics.broker_losses.inc_by(n_losses.saturating_sub(n_told));
         if !link.is_up() {
             let why = link.last_error().unwrap_or_default();
-            self.shared.brokers.close(self.at, format!("connection: {why}"));
+            let broker = (self.at, Place::Broker);
+            self.shared.brokers.close(broker, format!("connection: {why}"));
         }
     }
 

@@ -11,14 +11,14 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Phase,
-    Published, Receipt, Result, Settled, Settlement, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
+    Phase, Published, Receipt, Result, ResultStore, Settled, Settlement, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
 use futures::stream::BoxStream;
 use support::{
-    answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings,
+    answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings, until,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -182,4 +182,26 @@ async fn a_stop_at_the_very_end_of_a_batch_does_not_wait_for_the_grace_period() 
     let summary = worker.await.unwrap().unwrap();
     assert_eq!((summary.completed, summary.released, summary.left), (1, 1, 0));
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_tells_the_beginning_and_the_end_of_a_reason_that_repeats_a_body() {
+    let (queue, clock) = queue(LEASE);
+    let body = format!(r#"{{"input": "a text", "fail": "{}"}}"#, "\u{e4}".repeat(400_000));
+    queue.publish(vec![job(0, &body)]).await.unwrap();
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, echo(), settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&queue, |depth| depth.dead == 1).await;
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+    let letter = queue.list(1).await.unwrap().remove(0);
+    let reason = letter.reason;
+    let length = reason.chars().count();
+    assert!(length <= 500, "{length} characters");
+    assert!(reason.starts_with("body: invalid type: string \"\u{e4}\u{e4}"), "{reason}");
+    assert!(reason.contains("\u{e4}\", expected a boolean at line 1 column "), "{reason}");
+    let stored = queue.get(&letter.job.id).await.unwrap().unwrap().outcome;
+    assert_eq!(stored, Outcome::Failed { reason: reason.clone() });
+    assert_eq!(letter.history.last().unwrap().what, reason);
 }

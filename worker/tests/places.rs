@@ -11,13 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult,
+    Backlog, Behavior, Broker, Clock, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult,
     OpenOptions, Result, ResultStore, Stored,
 };
+use ebb_telemetry::Health;
 use ebb_worker::batcher::Limits;
-use ebb_worker::{Device, EchoCodec, ModelParts, Pipeline, Settings};
+use ebb_worker::{Device, EchoCodec, Metrics, ModelParts, Pipeline, Settings};
 use futures::stream::BoxStream;
 use support::{Alarmed, answer, echo_answer, echo_job, parts_of, queue, served, settings, until};
 use tokio_util::sync::CancellationToken;
@@ -100,11 +102,7 @@ impl ResultStore for Shut {
 }
 
 /// A worker whose store takes no answers.
-fn worker_before(
-    queue: &MemoryQueue,
-    kind: ErrorKind,
-    clock: &Arc<dyn ebb_queue::Clock>,
-) -> Pipeline {
+fn worker_before(queue: &MemoryQueue, kind: ErrorKind, clock: &Arc<dyn Clock>) -> Pipeline {
     let models = vec![ModelParts::new("echo", EchoCodec, inline(Duration::from_secs(1)))];
     let mut served = served("default", &Arc::new(queue.clone()), models);
     served.results = Arc::new(Shut { queue: queue.clone(), kind });
@@ -148,4 +146,118 @@ async fn an_answer_that_no_store_can_take_fails_once_with_its_remedy() {
     let letter = jobs.list(1).await.unwrap().remove(0);
     assert!(letter.reason.contains("--payloads"), "{}", letter.reason);
     assert_eq!(letter.job.id.as_str(), "job-0000");
+}
+
+/// A worker whose answers go to another store, which things go wrong with; and how it is.
+fn worker_and_store(
+    jobs: &MemoryQueue,
+    faults: Faults,
+    clock: &Arc<dyn Clock>,
+    settings: Settings,
+) -> (Pipeline, Arc<Faulty<MemoryQueue>>, Health, Metrics) {
+    let store = Arc::new(Faulty::new(Arc::new(queue(LEASE).0), faults, 1));
+    let models = vec![ModelParts::new("echo", EchoCodec, inline(Duration::ZERO))];
+    let mut served = served("default", &Arc::new(jobs.clone()), models);
+    served.results = Arc::clone(&store) as Arc<dyn ResultStore>;
+    let parts = parts_of(vec![served], clock, settings);
+    let (health, metrics) = (parts.health.clone(), parts.metrics.clone());
+    (Pipeline::new(parts), store, health, metrics)
+}
+
+fn failing_with(kind: ErrorKind) -> Faults {
+    Faults { fail_before: 1.0, kind, ..Faults::NONE }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_not_ready_while_its_store_is_away_though_its_broker_answers() {
+    let (jobs, clock) = queue(LEASE);
+    let away = failing_with(ErrorKind::Unavailable);
+    let (worker, store, health, metrics) = worker_and_store(&jobs, away, &clock, settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "nothing is known of it yet");
+
+    for number in 0..40 {
+        // One by one, so that the broker answers again and again.
+        jobs.publish(vec![echo_job(number)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let why = health.ready().unwrap_err();
+        assert!(why.starts_with("broker: put: "), "{why}");
+        assert_eq!(metrics.broker_up.get(), 0);
+    }
+    store.set(Faults::NONE);
+    until(&jobs, |depth| depth.in_flight == 0).await;
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_it() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish(vec![echo_job(0)]).await.unwrap();
+    let broken = failing_with(ErrorKind::Internal);
+    let (worker, store, health, metrics) = worker_and_store(&jobs, broken, &clock, settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&jobs, |depth| depth.dead == 1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(health.ready().is_err(), "the last that was heard of the store is that it failed");
+    store.set(Faults::NONE);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_too_large_says_nothing_of_the_store() {
+    let (jobs, clock) = queue(LEASE);
+    // Slow, so that it shows between the two that it refuses: the answer and the failure.
+    let delay = Duration::from_millis(300);
+    let too_large = Faults { delay, ..failing_with(ErrorKind::Invalid) };
+    let (worker, _, health, metrics) = worker_and_store(&jobs, too_large, &clock, settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    jobs.publish(vec![echo_job(0)]).await.unwrap();
+    while jobs.depth().await.unwrap().dead == 0 {
+        assert!(health.ready().is_ok(), "{:?}", health.ready());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    assert_eq!(metrics.broker_errors.with_label_values(&["put"]).get(), 2);
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_store_is_away_soon_takes_no_more_jobs() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish((0..2000).map(echo_job).collect()).await.unwrap();
+    let away = failing_with(ErrorKind::Unavailable);
+    let limits = Limits { max_items: NonZeroUsize::new(8).unwrap(), ..settings().limits };
+    let settings = Settings { limits, prefetch: 8, ..settings() };
+    let (worker, store, ..) = worker_and_store(&jobs, away, &clock, settings);
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    // Those that have run and those that have not, as docs/sizing.md counts them.
+    let most = 256 + 8 + 8;
+    for _ in 0..1200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let n_held = jobs.depth().await.unwrap().in_flight;
+        assert!(n_held <= most, "{n_held} are held");
+    }
+    assert!(jobs.depth().await.unwrap().in_flight >= 256, "more than a few are stored together");
+
+    store.set(Faults::NONE);
+    until(&jobs, |depth| depth.ready + depth.in_flight == 0).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.retried, summary.lost), (2000, 0, 0));
+    for number in 0..2000 {
+        let id = format!("job-{number:04}").parse().unwrap();
+        assert_eq!(store.get(&id).await.unwrap().unwrap().attempt, 1, "job {number}");
+    }
 }

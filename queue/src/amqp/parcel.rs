@@ -6,6 +6,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use crate::{
     Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
+    short_reason,
 };
 
 /// Where the job stands in line: a number that grows with publication.
@@ -23,7 +24,6 @@ const CRASHES: &str = "x-delivery-count";
 /// All headers travel in one frame of 128 KiB, so the history has to stay well below.
 const MAX_HISTORY: usize = 40;
 const MAX_HISTORY_BYTES: usize = 24 * 1024;
-const MAX_REASON: usize = 500;
 const MAX_HEADERS: usize = 64 * 1024;
 
 /// A job with what is noted of it.
@@ -117,14 +117,18 @@ impl Parcel {
     /// Charges an attempt and says what became of it.
     pub(super) fn charge(&mut self, at: Timestamp, what: &str) {
         self.attempts = self.attempts.saturating_add(1);
-        self.history.push(Attempt { attempt: self.attempts, at, what: cut(what) });
+        self.history.push(Attempt {
+            attempt: self.attempts,
+            at,
+            what: short_reason(what).into_owned(),
+        });
         let surplus = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..surplus);
     }
 
     /// Makes a dead letter of it.
     pub(super) fn die(&mut self, at: Timestamp, reason: &str) {
-        self.death = Some((cut(reason), at));
+        self.death = Some((short_reason(reason).into_owned(), at));
     }
 
     /// Gives it another life, behind what was published before.
@@ -263,10 +267,6 @@ fn size(value: &AMQPValue) -> usize {
         AMQPValue::FieldTable(table) => table.inner().values().map(size).sum(),
         _ => 32,
     }
-}
-
-fn cut(words: &str) -> String {
-    words.chars().take(MAX_REASON).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored};
+use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored, short_reason};
 use tokio::time::{Instant, timeout_at};
 use tracing::field::display;
 use tracing::{debug, warn};
@@ -26,6 +26,8 @@ impl Splitter {
     /// Makes a dead letter of a job, unless it was answered before.
     pub(super) async fn bury(&mut self, delivery: Delivery, reason: &str) {
         let job = &delivery.job;
+        let reason = short_reason(reason);
+        let reason = &*reason;
         let outcome = Outcome::Failed { reason: reason.to_owned() };
         let (id, attempt) = (job.id.clone(), delivery.attempt);
         let result =

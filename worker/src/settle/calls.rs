@@ -15,7 +15,7 @@ use crate::shared::{PATIENCE, Pauses, heals};
 /// Whose a place is that does not take what it is given.
 #[derive(Debug, Clone, Copy)]
 enum Whose {
-    /// All jobs depend on it, so all wait until it takes more.
+    /// The store of results. All jobs depend on it, so all wait until it takes more.
     Everyones,
     /// A few jobs depend on it, and the others shall not wait until somebody makes room there.
     ItsOwn,
@@ -129,7 +129,12 @@ impl Served {
         let mut pauses = Pauses::default();
         loop {
             let error = match call().await {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    if let Whose::Everyones = whose {
+                        self.store_answers();
+                    }
+                    return Ok(value);
+                }
                 Err(error) => error,
             };
             let may_heal = match whose {
@@ -137,8 +142,13 @@ impl Served {
                 Whose::ItsOwn => error.kind() == ErrorKind::Unavailable,
             };
             match whose {
-                Whose::ItsOwn if !may_heal => self.complain(name, &error),
-                Whose::Everyones | Whose::ItsOwn => self.trouble(name, &error),
+                // The job's own fault: others may be stored all the same.
+                Whose::Everyones if error.kind() == ErrorKind::Invalid => {
+                    self.complain(name, &error);
+                }
+                Whose::Everyones => self.store_trouble(name, &error),
+                Whose::ItsOwn if may_heal => self.trouble(name, &error),
+                Whose::ItsOwn => self.complain(name, &error),
             }
             let pause = pauses.next(self.shared.chance());
             if loan.is_lost() {
