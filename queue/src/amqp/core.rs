@@ -114,12 +114,12 @@ impl Core {
     }
 
     /// A message that brings a job to a lane.
-    pub(super) fn to_lane(&self, parcel: &Parcel, lane: Lane) -> Result<Message> {
+    pub(super) fn to_lane(&self, parcel: &Parcel, lane: Lane) -> Message {
         self.message(EXCHANGE.to_owned(), self.names.lane(lane), parcel)
     }
 
     /// A message that makes a dead letter of a job.
-    pub(super) fn to_dead(&self, parcel: &Parcel) -> Result<Message> {
+    pub(super) fn to_dead(&self, parcel: &Parcel) -> Message {
         self.message(String::new(), self.names.dead(), parcel)
     }
 
@@ -131,7 +131,7 @@ impl Core {
         (lane, delay): (Lane, Duration),
     ) -> Result<Message> {
         if delay.is_zero() {
-            return self.to_lane(parcel, lane);
+            return Ok(self.to_lane(parcel, lane));
         }
         let way = names::way(delay, lane).ok_or_else(|| {
             let days = names::longest().as_secs() / 86_400;
@@ -139,12 +139,12 @@ impl Core {
             Error::new(ErrorKind::Invalid, words)
         })?;
         self.make_levels(session, way.level + 1).await?;
-        self.message(self.names.level(way.level), way.key, parcel)
+        Ok(self.message(self.names.level(way.level), way.key, parcel))
     }
 
-    fn message(&self, exchange: String, key: String, parcel: &Parcel) -> Result<Message> {
-        let (properties, body) = parcel.write()?;
-        Ok(Message { exchange, key, properties, body, must_arrive: true })
+    fn message(&self, exchange: String, key: String, parcel: &Parcel) -> Message {
+        let (properties, body) = parcel.write();
+        Message { exchange, key, properties, body, must_arrive: true }
     }
 
     async fn make_levels(&self, session: &Session, n_levels: u32) -> Result<()> {

@@ -186,7 +186,7 @@ async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Resul
     for Letter { mut parcel, tag } in letters {
         parcel.revive(now, core.next_place());
         core.ledger().forget(&parcel.job.id);
-        messages.push(core.to_lane(&parcel, Lane::New(parcel.job.headers.priority))?);
+        messages.push(core.to_lane(&parcel, Lane::New(parcel.job.headers.priority)));
         tags.push(tag);
     }
     walk.session.publish(messages).await?;

@@ -11,7 +11,7 @@ use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
 use super::session::{Message, Session};
-use crate::{Receipt, Result, Settled, Settlement, Verdict};
+use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -108,7 +108,16 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
         settled.push(match taken {
             Some(taken) => {
-                fates.push(fate(core, &session, taken, settlement.verdict()).await?);
+                // The job that is wrong is held on, and no other is held up.
+                match fate(core, &session, taken, settlement.verdict()).await {
+                    Ok(fate) => fates.push(fate),
+                    Err(error) if is_of_the_job(&error) => {
+                        warn!(%error, id = %receipt.job, "not settled");
+                        settled.push(Settled::Lost);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
                 Settled::Held
             }
             None => settled_before(core, lease, settlement),
@@ -116,6 +125,11 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
     }
     carry_out(core, &session, fates).await?;
     Ok(settled)
+}
+
+/// Whether it is the job that is wrong, and no later try will help.
+fn is_of_the_job(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Incompatible)
 }
 
 fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
@@ -151,11 +165,11 @@ async fn fate<'a>(
             let parcel = charged(reason);
             Some(core.to_lane_after(session, &parcel, (Lane::Back, after)).await?)
         }
-        Verdict::Release => Some(core.to_lane(parcel, Lane::Back)?),
+        Verdict::Release => Some(core.to_lane(parcel, Lane::Back)),
         Verdict::Reject { reason } => {
             let mut parcel = charged(reason);
             parcel.die(now, reason);
-            Some(core.to_dead(&parcel)?)
+            Some(core.to_dead(&parcel))
         }
     };
     Ok(Fate { taken, next, is_remembered: true })
@@ -212,7 +226,7 @@ async fn end_leases(core: &Core) -> Result<()> {
         if !taken.held().is_unwanted {
             parcel.charge(now, &format!("lease expired, held by {}", core.worker));
         }
-        let next = Some(core.to_lane(&parcel, Lane::Back)?);
+        let next = Some(core.to_lane(&parcel, Lane::Back));
         fates.push(Fate { taken, next, is_remembered: false });
     }
     let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();

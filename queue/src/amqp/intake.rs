@@ -364,8 +364,7 @@ impl Fetcher {
         self.sit(&session).await?;
         if !self.ahead.is_empty() {
             let back = self.ahead.iter().map(|one| self.core.to_lane(&one.parcel, Lane::Back));
-            let back = back.collect::<Result<Vec<_>>>()?;
-            session.publish(back).await?;
+            session.publish(back.collect()).await?;
             let tags: Vec<u64> = self.ahead.drain(..).map(|fetched| fetched.tag).collect();
             session.ack(&tags).await?;
             debug!(n_jobs = tags.len(), "what was fetched ahead went back");

@@ -25,6 +25,8 @@ const CRASHES: &str = "x-delivery-count";
 const MAX_HISTORY: usize = 40;
 const MAX_HISTORY_BYTES: usize = 24 * 1024;
 const MAX_HEADERS: usize = 64 * 1024;
+/// Where that is too little, Ebb's own headers are left out from this length on. Names are shorter.
+pub(super) const MAX_VALUE: usize = 1024;
 
 /// A job with what is noted of it.
 #[derive(Debug, Clone)]
@@ -92,7 +94,7 @@ impl Parcel {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
             attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
             history: history.unwrap_or_default(),
-            death: died_at.map(|at| (note(REASON).unwrap_or_default().to_owned(), at)),
+            death: died_at.map(|at| (cut(note(REASON).unwrap_or_default()), at)),
             correlation: correlation.and_then(std::result::Result::ok),
             strange: strange(table.iter()),
             job,
@@ -153,12 +155,22 @@ impl Parcel {
         (std::cmp::Reverse(self.job.headers.priority), self.place)
     }
 
-    /// The message that [`Self::read`] reads back.
+    /// Whether a new job can be a message as it is.
     ///
     /// # Errors
-    /// When the envelope is too long for a message.
-    pub(super) fn write(&self) -> Result<(BasicProperties, Bytes)> {
-        let mut table = self.envelope()?;
+    /// When its headers are too long.
+    pub(super) fn check(&self) -> Result<()> {
+        if table_size(&with(FieldTable::default(), self.job.to_headers())) <= MAX_HEADERS {
+            return Ok(());
+        }
+        let words = format!("the headers of job {} are longer than 64 KiB", self.job.id);
+        Err(Error::new(ErrorKind::Invalid, format!("{words}; move them to the body")))
+    }
+
+    /// The message that [`Self::read`] reads back. A job that is here already can always be written:
+    /// what a stranger made too long is left out.
+    pub(super) fn write(&self) -> (BasicProperties, Bytes) {
+        let mut table = self.envelope();
         let mut put = |name: &str, value: AMQPValue| {
             table.insert(name.into(), value);
         };
@@ -184,21 +196,21 @@ impl Parcel {
         if let Some(correlation) = &self.correlation {
             properties = properties.with_correlation_id(correlation.clone());
         }
-        Ok((properties, self.job.body.clone()))
+        (properties, self.job.body.clone())
     }
 
-    /// What the producer sent along; headers that mean nothing to Ebb only where there is room.
-    fn envelope(&self) -> Result<FieldTable> {
-        for mut table in [self.strange.clone(), FieldTable::default()] {
-            for (name, value) in self.job.to_headers() {
-                table.insert(name.into(), long(value));
-            }
-            if table.inner().values().map(size).sum::<usize>() <= MAX_HEADERS {
-                return Ok(table);
+    /// What the producer sent along; headers that mean nothing to Ebb only where there is room, and
+    /// then long ones that do.
+    fn envelope(&self) -> FieldTable {
+        let mut ours = self.job.to_headers();
+        for table in [self.strange.clone(), FieldTable::default()] {
+            let table = with(table, ours.clone());
+            if table_size(&table) <= MAX_HEADERS {
+                return table;
             }
         }
-        let words = format!("the headers of job {} are longer than 64 KiB", self.job.id);
-        Err(Error::new(ErrorKind::Invalid, format!("{words}; move them to the body")))
+        ours.retain(|(_, value)| value.len() <= MAX_VALUE);
+        with(FieldTable::default(), ours)
     }
 
     /// As much of the end of the history as there is room for.
@@ -213,6 +225,13 @@ impl Parcel {
             }
         }
     }
+}
+
+fn with(mut table: FieldTable, headers: Vec<(&'static str, String)>) -> FieldTable {
+    for (name, value) in headers {
+        table.insert(name.into(), long(value));
+    }
+    table
 }
 
 /// What is neither Ebb's nor the broker's.
@@ -260,13 +279,20 @@ pub(super) fn long(text: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text.into()))
 }
 
+/// As many bytes as it has on the wire, or a few more.
 fn size(value: &AMQPValue) -> usize {
-    match value {
+    8 + match value {
         AMQPValue::LongString(text) => text.len(),
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
-        AMQPValue::FieldTable(table) => table.inner().values().map(size).sum(),
-        _ => 32,
+        AMQPValue::FieldTable(table) => table_size(table),
+        _ => 8,
     }
+}
+
+fn table_size(table: &FieldTable) -> usize {
+    table.inner().iter().map(|(name, value)| name.as_str().len() + size(value)).sum()
 }
 
 #[cfg(test)]
@@ -288,7 +314,7 @@ mod tests {
     }
 
     fn again(parcel: &Parcel) -> Parcel {
-        let (properties, body) = parcel.write().unwrap();
+        let (properties, body) = parcel.write();
         Parcel::read(&properties, body.to_vec(), now()).0
     }
 
@@ -349,9 +375,53 @@ mod tests {
         let parcel = again(&parcel);
         assert_eq!(parcel.attempts, 1_000);
         assert_eq!(parcel.history.last().unwrap().attempt, 1_000);
-        let (properties, _) = parcel.write().unwrap();
-        let size: usize = properties.headers().as_ref().unwrap().inner().values().map(size).sum();
+        let size = headers_size(&parcel);
         assert!(size < 100_000, "{size}");
+    }
+
+    fn headers_size(parcel: &Parcel) -> usize {
+        table_size(parcel.write().0.headers().as_ref().unwrap())
+    }
+
+    #[test]
+    fn headers_of_any_length_leave_a_job_that_can_be_written() {
+        let text = |n| AMQPValue::LongString(LongString::from("x".repeat(n)));
+        let bytes = AMQPValue::ByteArray(vec![255; 90_000].into());
+        let names: Vec<String> = (0..500).map(|nth| format!("{nth:0>250}")).collect();
+        for headers in [
+            vec![(header::TRACEPARENT, text(70_000))],
+            vec![(header::CONTENT_TYPE, bytes.clone()), (header::TENANT, text(9))],
+            vec![(header::CORRELATION, text(40_000)), (header::TRACEPARENT, text(40_000))],
+            vec![("my-own", bytes)],
+            names.iter().map(|name| (name.as_str(), AMQPValue::Void)).collect(),
+            vec![(DIED_AT, long(now().to_string())), (REASON, text(90_000))],
+        ] {
+            let name = headers[0].0.to_owned();
+            let properties = table(headers).with_message_id("m".into());
+            let (mut parcel, wrong) = Parcel::read(&properties, b"body".to_vec(), now());
+            assert!(wrong.is_none(), "{name}");
+            parcel.job.headers.model = Some("kept".to_owned());
+            for _ in 0..100 {
+                parcel.charge(now(), &"why ".repeat(100));
+            }
+            parcel.die(now(), "the reason");
+            let size = headers_size(&parcel);
+            assert!(size < 100_000, "{name}: {size}");
+            let read = again(&parcel);
+            assert_eq!((read.job.id.as_str(), read.attempts), ("m", 100), "{name}");
+            assert_eq!(read.job.headers.model.as_deref(), Some("kept"), "{name}");
+            assert_eq!(read.death.unwrap().0, "the reason", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_new_job_whose_headers_are_too_long_is_refused() {
+        let mut parcel = Parcel::new(Job::new("x", now()), 7);
+        assert!(parcel.check().is_ok());
+        parcel.job.headers.traceparent = Some("x".repeat(70_000));
+        let error = parcel.check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("64 KiB"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use super::connect::Version;
 use super::core::Core;
 use super::names::{LANES, Lane};
-use super::parcel::{Parcel, long};
+use super::parcel::{MAX_VALUE, Parcel, long};
 use super::session::{Message, Session};
 use super::voice;
 use crate::{Error, ErrorKind, Job, JobId, JobResult, Published, Result, header};
@@ -48,6 +48,7 @@ pub(super) async fn publish(core: &Core, jobs: Vec<Job>) -> Result<Vec<Published
         is_delayed |= !delay.is_zero();
         let lane = Lane::New(job.headers.priority);
         let parcel = Parcel::new(job, core.next_place());
+        parcel.check()?;
         messages.push(core.to_lane_after(&session, &parcel, (lane, delay)).await?);
     }
     session.publish(messages).await?;
@@ -114,7 +115,7 @@ pub(super) async fn reply(
     if let Some(queue) = &result.queue {
         put(header::QUEUE, long(queue.as_str()));
     }
-    if let Some(traceparent) = traceparent {
+    if let Some(traceparent) = traceparent.filter(|text| text.len() <= MAX_VALUE) {
         put(header::TRACEPARENT, long(traceparent));
     }
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);

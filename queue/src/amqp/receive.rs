@@ -159,14 +159,14 @@ async fn sort_out(
             let mut parcel = parcel;
             if let Some(wrong) = wrong {
                 parcel.die(now, &wrong.to_string());
-                return core.to_dead(&parcel).map(Some);
+                return Ok(Some(core.to_dead(&parcel)));
             }
             if parcel.job.expired(now) {
                 if !bury(core, &parcel.job.id, parcel.attempts, now).await? {
                     return Ok(None);
                 }
                 parcel.die(now, "expired");
-                return core.to_dead(&parcel).map(Some);
+                return Ok(Some(core.to_dead(&parcel)));
             }
             // Published straight to a lane with a delay; an old hand keeps its priority.
             let due = parcel.job.headers.not_before.unwrap_or(now);

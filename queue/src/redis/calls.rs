@@ -64,19 +64,19 @@ impl Calls {
         traceparent: Option<&str>,
     ) -> Result<()> {
         let (content_type, body) = result.reply_body();
-        let mut command = redis::cmd("XADD");
-        command.arg(to).arg("*").arg("body").arg(&*body);
-        command.arg(header::ID).arg(result.id.as_str());
-        command.arg(header::ATTEMPT).arg(result.attempt);
-        command.arg(header::OUTCOME).arg(result.outcome.word());
-        command.arg(header::CONTENT_TYPE).arg(content_type);
+        let call = self.call(&script::REPLY);
+        let mut call = call.text("body").bytes(&*body);
+        call = call.text(header::ID).text(result.id.as_str());
+        call = call.text(header::ATTEMPT).number(result.attempt);
+        call = call.text(header::OUTCOME).text(result.outcome.word());
+        call = call.text(header::CONTENT_TYPE).text(content_type);
         if let Some(queue) = &result.queue {
-            command.arg(header::QUEUE).arg(queue);
+            call = call.text(header::QUEUE).text(queue.as_str());
         }
         if let Some(traceparent) = traceparent {
-            command.arg(header::TRACEPARENT).arg(traceparent);
+            call = call.text(header::TRACEPARENT).text(traceparent);
         }
-        self.keeper.command(&command, Again::Yes).await.map(drop)
+        self.keeper.run(&call, to, Again::Yes).await.map(drop)
     }
 }
 

@@ -120,11 +120,6 @@ impl Keeper {
         }
     }
 
-    /// Sends a command that is no script.
-    pub(super) async fn command(&self, command: &Cmd, again: Again) -> Result<Value> {
-        self.send(command, again).await?.map_err(|error| self.place.told(error))
-    }
-
     /// What the server answers, be it that it refuses.
     pub(super) async fn send(
         &self,

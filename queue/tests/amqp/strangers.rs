@@ -67,6 +67,41 @@ fn a_header_that_does_not_parse_makes_a_dead_letter_with_the_reason_and_the_body
 }
 
 #[test]
+fn headers_of_any_length_hold_up_no_other_job_and_the_job_can_die() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "long-headers")).await;
+        let (_connection, channel) = plain(server).await;
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), AMQPValue::LongString("x".repeat(70_000).into()));
+        for id in ["bad", "lapsed"] {
+            let properties = BasicProperties::default().with_message_id(id.into());
+            let properties = properties.with_headers(headers.clone());
+            send(&channel, ("ebb", "long-headers"), properties, "body").await;
+        }
+        queue.publish(vec![crate::job("good")]).await.unwrap();
+        let mut held = Vec::new();
+        while held.len() < 3 {
+            held.extend(crate::take(&queue, 3).await);
+        }
+        held.sort_by_key(|one| one.job.id.clone());
+        let ids: Vec<&str> = held.iter().map(|one| one.job.id.as_str()).collect();
+        assert_eq!(ids, ["bad", "good", "lapsed"]);
+        let [bad, good, lapsed] = held.try_into().unwrap();
+        let settled = queue.settle(&[bad.reject("not a job"), good.ack()]).await.unwrap();
+        assert_eq!(settled, [ebb_queue::Settled::Held; 2]);
+        let letter = queue.show(&"bad".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((letter.reason.as_str(), letter.job.body.as_ref()), ("not a job", &b"body"[..]));
+        // Nobody extends its lease: it comes back, charged.
+        drop(lapsed);
+        let again = take_one(&queue).await;
+        assert_eq!((again.job.id.as_str(), again.attempt), ("lapsed", 2));
+        settle(&queue, again.ack()).await;
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 1));
+    });
+}
+
+#[test]
 fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
     let property = BasicProperties::default().with_correlation_id("request-7".into());
     let mut headers = FieldTable::default();

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, Settled, Timestamp};
+use ebb_queue::{
+    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, Settled, Stored, Timestamp,
+};
 
 use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
 
@@ -83,8 +85,9 @@ async fn a_full_memory_refuses_new_jobs_and_lets_workers_drain_the_queue() {
     let error = queue.publish(vec![job("c")]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Full, "{error}");
     assert!(error.to_string().contains("maxmemory"), "{error}");
-    let error = queue.put(&answer(&delivery)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert_eq!(queue.put(&answer(&delivery)).await.unwrap(), Stored::Stored);
+    queue.reply("replies", &answer(&delivery), None).await.unwrap();
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 1);
     assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
     let delivery = take(&queue, 1, Duration::ZERO).await.remove(0);
     assert_eq!(queue.extend(&[delivery.receipt().clone()]).await.unwrap(), [Settled::Held]);
@@ -97,6 +100,34 @@ async fn a_full_memory_refuses_new_jobs_and_lets_workers_drain_the_queue() {
     tell::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
     queue.publish(vec![job("c")]).await.unwrap();
     assert_eq!(queue.depth().await.unwrap().ready, 1);
+}
+
+#[tokio::test]
+async fn a_queue_that_filled_the_memory_is_drained_with_all_its_results() {
+    let server = server("maxmemory 12mb\nmaxmemory-policy noeviction\n").await;
+    let queue = handle(&url(&server)).await;
+    let mut n_published = 0;
+    let error = loop {
+        let jobs = (0..50).map(|_| Job::new(vec![b'x'; 8000], Timestamp::now()));
+        match queue.publish(jobs.collect()).await {
+            Ok(published) => n_published += published.len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    let mut n_done = 0;
+    while n_done < n_published {
+        let deliveries = take(&queue, 64, Duration::ZERO).await;
+        assert!(!deliveries.is_empty(), "{n_done} of {n_published}");
+        for delivery in &deliveries {
+            assert_eq!(queue.put(&answer(delivery)).await.unwrap(), Stored::Stored);
+        }
+        let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
+        assert_eq!(queue.settle(&acks).await.unwrap(), vec![Settled::Held; acks.len()]);
+        n_done += acks.len();
+    }
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 0));
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 -- ARGV: time, result_ttl, then per result: id, attempt, outcome, text. Answers `stored`, `duplicate` or
 -- `stale` for each. Who only stores results here sweeps here, too.
+-- The first change needs no room: a server whose memory is full takes results, since a job is done, and
+-- its room free, once its result is stored.
+redis.call('ZREM', key('result_ends'), '')
 sweep()
 mark()
 local ids, attempts, outcomes, texts = {}, {}, {}, {}
