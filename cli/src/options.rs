@@ -29,6 +29,9 @@ pub(crate) struct QueueArgs {
 
     /// Where large bodies and answers are, which travel by reference: file:///DIR,
     /// s3://BUCKET/PREFIX with the usual AWS_* variables, or `results` for the store of results
+    ///
+    /// In `results` a body lives as long as a result (result_ttl): a job whose delay is longer is
+    /// refused, and a dead letter that is put back later has lost its body.
     #[arg(long, env = "EBB_PAYLOADS", hide_env_values = true, value_name = "URL")]
     pub(crate) payloads: Option<PayloadsUrl>,
 

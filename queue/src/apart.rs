@@ -152,4 +152,8 @@ impl ResultStore for Apart {
         };
         Ok(frames.boxed())
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.answers.result_ttl()
+    }
 }

@@ -14,6 +14,9 @@
 //! for the lifecycle rules of the store: of a producer that crashed before it published, of a batch
 //! that was refused by a broker that may have stored a part of it, and of all answers. Delete in
 //! `results/` what is older than `result_ttl`, and in `bodies/` what is older than any job gets.
+//!
+//! In the result store of the queue a body lives as long as a result: a job that waits longer, or is
+//! put back from the dead letters later, has lost it. One whose delay says so is refused.
 
 mod fetch;
 mod operator;
@@ -97,6 +100,7 @@ impl Claim {
             let words = format!("body is {n} bytes; send at most {}", self.largest);
             return Err(Error::new(ErrorKind::Invalid, words));
         }
+        self.store.check_wait(&job, self.clock.now())?;
         let key = Reference::fresh_key();
         let reference = Reference::new(key.clone(), &job.body, hash(job.body.clone()).await?);
         self.store.put(&key, &job.body).await?;
@@ -311,5 +315,9 @@ impl ResultStore for Claim {
             }
         };
         Ok(fetched.boxed())
+    }
+
+    fn result_ttl(&self) -> Duration {
+        self.queue.result_ttl()
     }
 }

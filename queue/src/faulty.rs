@@ -393,4 +393,8 @@ impl<B: AnyQueue + ?Sized + 'static> ResultStore for Faulty<B> {
         };
         Ok(broken.boxed())
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.inner.result_ttl()
+    }
 }

@@ -230,6 +230,9 @@ pub trait ResultStore: Send + Sync {
     ///   stored, or its dead letter is purged. Told soon in the process that does it, elsewhere
     ///   within seconds.
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>>;
+
+    /// How long a result is kept.
+    fn result_ttl(&self) -> Duration;
 }
 
 /// What [`Broker::publish`] made of a job.

@@ -312,4 +312,8 @@ impl ResultStore for MemoryQueue {
         };
         Ok(frames.boxed())
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.shared.behavior.result_ttl
+    }
 }

@@ -139,6 +139,10 @@ impl ResultStore for Trail {
         };
         Ok(followed.boxed())
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.0.queue.result_ttl()
+    }
 }
 
 #[async_trait]

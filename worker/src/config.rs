@@ -46,6 +46,9 @@ pub struct WorkerArgs {
     /// Store of large bodies and answers, which travel by reference: file:///DIR,
     /// s3://BUCKET/PREFIX with the usual AWS_* variables, or `results` for the result store of the
     /// queue [default: all travel with their jobs]
+    ///
+    /// In `results` a body lives as long as a result (result_ttl): a job whose delay is longer is
+    /// refused, and a dead letter that is put back later has lost its body.
     #[arg(long, value_name = "URL", env = "EBB_PAYLOADS")]
     pub payloads: Option<PayloadsUrl>,
 

@@ -84,7 +84,7 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
                 let n_came = held.len();
                 let kept = served.keep(held, &exit).await;
                 intake.brought(Brought { n_came, n_kept: kept.n_jobs(), aside });
-                if is_idle && exit_when_empty {
+                if is_idle && exit_when_empty && served.nothing_is_ready().await {
                     intake.found_empty(served.at);
                 }
                 let is_vain = n_came == 0;
@@ -158,6 +158,16 @@ impl Served {
         }
         // Nobody else takes permits, so there are at least as many when the jobs are here.
         NonZeroUsize::new(self.room.available_permits())
+    }
+
+    /// Whether nothing is left, after a call that brought nothing: it may have ended with its wait
+    /// while jobs that died waiting still lay before others.
+    async fn nothing_is_ready(&self) -> bool {
+        match self.broker.depth().await {
+            Ok(depth) => depth.ready == 0,
+            // For who may not look, the call says it.
+            Err(error) => !heals(&error),
+        }
     }
 
     /// Waits so long, unless nothing new may begin.

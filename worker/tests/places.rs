@@ -99,6 +99,10 @@ impl ResultStore for Shut {
     async fn follow(&self, id: &JobId, from: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         self.queue.follow(id, from).await
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.queue.result_ttl()
+    }
 }
 
 /// A worker whose store takes no answers.

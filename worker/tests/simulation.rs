@@ -123,6 +123,10 @@ impl ResultStore for Watched {
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         self.store.follow(id, from_seq).await
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.store.result_ttl()
+    }
 }
 
 /// Everything that outlives a worker.

@@ -274,4 +274,9 @@ impl ResultStore for AmqpQueue {
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         self.results()?.follow(id, from_seq).await
     }
+
+    fn result_ttl(&self) -> Duration {
+        // Without a store nothing is put there.
+        self.results().map_or(Duration::MAX, |results| results.result_ttl())
+    }
 }

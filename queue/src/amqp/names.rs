@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Priority;
+use crate::{Error, ErrorKind, Priority, Result, header};
 
 /// The exchange that producers publish to, with the name of their queue as the routing key.
 pub(super) const EXCHANGE: &str = "ebb";
@@ -90,6 +90,20 @@ impl Names {
     fn part(&self, part: &str) -> String {
         format!("ebb:{}:{part}", self.queue)
     }
+}
+
+/// Whether a reply may go there: to any queue with a name, but for the parts of Ebb's. There it would
+/// pass for a job that came back or for a dead letter, of whatever attempt it says.
+pub(super) fn check_reply_to(to: &str) -> Result<()> {
+    let why = match to {
+        "" => "is no queue",
+        _ if to.len() > usize::from(u8::MAX) => "is longer than any queue's name",
+        _ if to.starts_with("ebb:") => {
+            "belongs to Ebb; a queue of jobs takes replies by its own name"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
 }
 
 /// How long a level holds a job, in milliseconds.

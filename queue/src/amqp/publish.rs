@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::connect::Version;
 use super::core::Core;
-use super::names::{LANES, Lane};
+use super::names::{LANES, Lane, check_reply_to};
 use super::parcel::{MAX_VALUE, Parcel, long};
 use super::session::{Message, Session};
 use super::voice;
@@ -98,10 +98,7 @@ pub(super) async fn reply(
     result: &JobResult,
     traceparent: Option<&str>,
 ) -> Result<()> {
-    let invalid = |words: String| Error::new(ErrorKind::Invalid, words);
-    if to.len() > usize::from(u8::MAX) {
-        return Err(invalid(format!("{}: no queue has a name that long", header::REPLY_TO)));
-    }
+    check_reply_to(to)?;
     let session = core.session().await?;
     let (content_type, body) = result.reply_body();
     let mut headers = FieldTable::default();
@@ -133,7 +130,8 @@ pub(super) async fn reply(
     replied.map_err(|error| match error.kind() {
         // Who asked is gone, or never made the queue.
         ErrorKind::Incompatible => {
-            invalid(format!("{}: there is no queue {to:?} on RabbitMQ", header::REPLY_TO))
+            let words = format!("{}: there is no queue {to:?} on RabbitMQ", header::REPLY_TO);
+            Error::new(ErrorKind::Invalid, words)
         }
         _ => error,
     })

@@ -1,5 +1,7 @@
 //! Bodies by key: in an object store, or in pieces in the result store of the queue.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use object_store::path::Path;
@@ -8,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::payloads::{Payloads, PayloadsUrl};
 use super::reference::{Reference, hex};
-use crate::{Error, ErrorKind, Frame, JobId, JobResult, Outcome, Queue, Result, Timestamp};
+use crate::{Error, ErrorKind, Frame, Job, JobId, JobResult, Outcome, Queue, Result, Timestamp};
 
 /// The longest piece of a body in a result store: fits what any broker takes unless set otherwise.
 const PIECE: usize = 256 << 10;
@@ -44,6 +46,22 @@ impl Store {
             }
             None => self.put_pieces(key.parse()?, body.clone()).await,
         }
+    }
+
+    /// Refuses a job that is not to run before its body is gone.
+    pub(super) fn check_wait(&self, job: &Job, now: Timestamp) -> Result<()> {
+        let Some(due) = job.headers.not_before else { return Ok(()) };
+        let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+        let kept = self.queue.result_ttl();
+        if self.payloads.objects.is_some() || delay < kept {
+            return Ok(());
+        }
+        let words = format!(
+            "job {} waits until {due}, and its body, which travels by reference, is kept for {kept:?} \
+             as a result is; raise result_ttl, or let --payloads name a directory or a bucket",
+            job.id
+        );
+        Err(Error::new(ErrorKind::Invalid, words))
     }
 
     /// Fetches what a reference names, if it is that.

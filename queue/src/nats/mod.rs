@@ -291,4 +291,8 @@ impl ResultStore for NatsQueue {
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
         Ok(self.follow_result(id, from_seq))
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.shared.behavior.result_ttl
+    }
 }

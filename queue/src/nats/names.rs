@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{Priority, Timestamp};
+use crate::{Error, ErrorKind, Priority, Result, Timestamp, header};
 
 /// Where ready jobs wait, in the order in which a worker looks: what came back goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +177,24 @@ pub(super) fn token(text: &str) -> String {
     token
 }
 
+/// Whether a reply may go there. It has the rights of the worker, and who names the address may have
+/// fewer: what is Ebb's own or the server's is out of bounds, but for where any client may publish.
+pub(super) fn check_reply_to(to: &str) -> Result<()> {
+    let tokens: Vec<_> = to.split('.').collect();
+    let is_token = |token: &&str| {
+        let fits = |byte: u8| byte.is_ascii_graphic() && !b"*>".contains(&byte);
+        !token.is_empty() && token.bytes().all(fits)
+    };
+    let why = match tokens[..] {
+        _ if !tokens.iter().all(is_token) => "is no subject",
+        [first, ..] if first.starts_with('$') => "belongs to the NATS server",
+        ["ebb", _, "jobs"] => return Ok(()),
+        ["ebb", ..] => "belongs to Ebb; of its subjects only ebb.NAME.jobs takes replies",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -217,6 +235,31 @@ mod tests {
         for (due, deadline) in [("soon", "0"), ("", ""), ("99999999999999999999", "x")] {
             let place = names.place(&format!("ebb.jobs.jobs.later.{due}.{deadline}"));
             assert_eq!(place, Some(Place::Later(0, None)), "{due}");
+        }
+    }
+
+    #[test]
+    fn a_reply_goes_to_subjects_of_others_and_to_where_jobs_are_published() {
+        for to in ["answers", "_INBOX.a1.b2", "a.b-c.$d", "ebb", "ebbs.a", "ebb.more.jobs"] {
+            assert!(check_reply_to(to).is_ok(), "{to}");
+        }
+        for (to, why) in [
+            ("$JS.API.STREAM.PURGE.EBB_JOBS_jobs", "the NATS server"),
+            ("$SYS.REQ.ACCOUNT.PING", "the NATS server"),
+            ("ebb.jobs.results.a1", "only ebb.NAME.jobs"),
+            ("ebb.jobs.jobs.high", "only ebb.NAME.jobs"),
+            ("ebb.jobs.jobs.later.0.0", "only ebb.NAME.jobs"),
+            ("ebb.jobs", "only ebb.NAME.jobs"),
+            ("ebb.*.jobs", "no subject"),
+            ("answers.>", "no subject"),
+            ("answers..a", "no subject"),
+            (".answers", "no subject"),
+            ("two words", "no subject"),
+            ("", "no subject"),
+        ] {
+            let error = check_reply_to(to).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(why), "{error}");
         }
     }
 

@@ -24,6 +24,12 @@ const EMPTY_FOR: Duration = Duration::from_millis(5);
 const ECHOES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16)];
 
+/// So long a look clears away what died waiting before it hands out what it has: of what it has the
+/// leases run.
+const CLEARING: Duration = Duration::from_millis(100);
+/// Jobs that a lane is asked for at a time, for the same reason.
+const STEP: usize = 512;
+
 /// A delivery before it is handed out.
 struct Found {
     nth_priority: usize,
@@ -32,14 +38,25 @@ struct Found {
 }
 
 /// What a look brings.
-#[derive(Default)]
 struct Look {
+    begin: Instant,
     found: Vec<Found>,
+    /// A lane has more than it had time for.
+    is_cut: bool,
     /// Why some of it is missing.
     failed: Option<Error>,
 }
 
 impl Look {
+    fn begin() -> Self {
+        Self { begin: Instant::now(), found: Vec::new(), is_cut: false, failed: None }
+    }
+
+    /// Whether what was found has waited long enough for what else there may be.
+    fn is_enough(&self) -> bool {
+        self.is_cut && !self.found.is_empty()
+    }
+
     /// Whether the server is gone, so that the next request would wait in vain.
     fn is_over(&self) -> bool {
         self.failed.as_ref().is_some_and(|error| error.kind() == ErrorKind::Unavailable)
@@ -49,25 +66,25 @@ impl Look {
 impl NatsQueue {
     pub(super) async fn wait_for_jobs(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let begin = Instant::now();
-        let mut found = self.look(max).await?;
+        let left = || wait.saturating_sub(begin.elapsed());
+        let mut found = self.look_while(max, left).await?;
         while found.is_empty() {
-            let left = wait.saturating_sub(begin.elapsed());
-            if left.is_zero() {
+            if left().is_zero() {
                 break;
             }
             let mut bell = Bell::arm(&self.shared.api.client, &self.job_subjects()).await?;
-            found = self.look(max).await?;
+            found = self.look_while(max, left).await?;
             if !found.is_empty() {
                 break;
             }
             let due = self.shared.later.until_due(self.now()).unwrap_or(LONGEST_NAP);
-            if !bell.rings_within(left.min(due).min(LONGEST_NAP)).await {
+            if !bell.rings_within(left().min(due).min(LONGEST_NAP)).await {
                 continue;
             }
             self.shared.later.disturb();
             for echo in ECHOES {
                 tokio::time::sleep(echo).await;
-                found = self.look(max).await?;
+                found = self.look_while(max, left).await?;
                 if !found.is_empty() {
                     break;
                 }
@@ -76,11 +93,21 @@ impl NatsQueue {
         Ok(found)
     }
 
-    /// Takes what is ready now, at most so many.
-    async fn look(&self, max: usize) -> Result<Vec<Delivery>> {
+    /// Takes what is ready now, at most so many; goes on while there is nothing but what died
+    /// waiting, as long as time is left.
+    async fn look_while(&self, max: usize, left: impl Fn() -> Duration) -> Result<Vec<Delivery>> {
+        loop {
+            let look = self.look(max).await?;
+            if !look.is_cut || !look.found.is_empty() || left().is_zero() {
+                return self.hand_out(look.found).await;
+            }
+        }
+    }
+
+    async fn look(&self, max: usize) -> Result<Look> {
         // What is due may lie elsewhere than what is ready: it holds up none of that.
         let not_moved = self.move_due().await.err();
-        let mut look = Look::default();
+        let mut look = Look::begin();
         let claims = OnceCell::new();
         let mut skipped = false;
         for (nth, lane) in LANES.into_iter().enumerate() {
@@ -95,12 +122,12 @@ impl NatsQueue {
                 self.drain(nth, lane, max, &mut look, &claims).await;
             }
         }
-        match look.failed.or(not_moved) {
+        match look.failed.take().or(not_moved) {
             Some(error) if look.found.is_empty() => return Err(error),
             Some(error) => tracing::warn!(%error, "some of what waits cannot be handed out"),
             None => {}
         }
-        self.hand_out(look.found).await
+        Ok(look)
     }
 
     fn was_empty(&self, nth: usize) -> bool {
@@ -108,7 +135,8 @@ impl NatsQueue {
         empty[nth].is_some_and(|since| since.elapsed() < EMPTY_FOR)
     }
 
-    /// Takes from one lane until it is empty or there are enough. What fails costs only itself.
+    /// Takes from one lane until it is empty, there are enough or it has taken long. What fails costs
+    /// only itself.
     async fn drain(
         &self,
         nth: usize,
@@ -118,8 +146,9 @@ impl NatsQueue {
         claims: &OnceCell<Claims>,
     ) {
         let shared = &*self.shared;
-        while look.found.len() < max && !look.is_over() {
-            let (begin, asked) = (Instant::now(), max - look.found.len());
+        while look.found.len() < max && !look.is_over() && !look.is_enough() {
+            let n_before = look.found.len();
+            let (begin, asked) = (Instant::now(), (max - n_before).min(STEP));
             let messages = match shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await {
                 Ok(messages) => messages,
                 Err(error) => {
@@ -143,6 +172,12 @@ impl NatsQueue {
             if is_empty {
                 let mut empty = shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
                 empty[nth] = Some(Instant::now());
+                return;
+            }
+            let has_cleared = look.found.len() < n_before + asked;
+            if has_cleared && look.begin.elapsed() >= CLEARING {
+                // The lanes behind this one get their turn all the same.
+                look.is_cut = true;
                 return;
             }
         }

@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 
 use super::api::in_order;
 use super::bell::Bell;
-use super::names::token;
+use super::names::{check_reply_to, token};
 use super::{LIMITS, NatsQueue, version};
 use crate::{Error, ErrorKind, Info, JobResult, Result, Warning, WorkerStatus, header};
 
@@ -99,6 +99,7 @@ impl NatsQueue {
         result: &JobResult,
         traceparent: Option<&str>,
     ) -> Result<()> {
+        check_reply_to(to)?;
         let (content_type, body) = result.reply_body();
         let mut headers = HeaderMap::new();
         headers.insert(header::ID, result.id.as_str());

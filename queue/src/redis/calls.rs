@@ -7,7 +7,8 @@ use super::keeper::Again;
 use super::script::{self, Call};
 use super::value::{garbled, int, list};
 use crate::header;
-use crate::{JobResult, Receipt, Result, Settled, Settlement, Verdict};
+use crate::open::check_queue;
+use crate::{Error, ErrorKind, JobResult, Receipt, Result, Settled, Settlement, Verdict};
 
 /// Leases that one script looks at: others wait for the server.
 const STEP: usize = 1000;
@@ -63,6 +64,7 @@ impl Calls {
         result: &JobResult,
         traceparent: Option<&str>,
     ) -> Result<()> {
+        check_reply_to(to)?;
         let (content_type, body) = result.reply_body();
         let call = self.call(&script::REPLY);
         let mut call = call.text("body").bytes(&*body);
@@ -78,6 +80,20 @@ impl Calls {
         }
         self.keeper.run(&call, to, Again::Yes).await.map(drop)
     }
+}
+
+/// Whether a reply may go there: to any stream, but of Ebb's keys only to one that plain producers
+/// write to. Any other would be a stream before the queue has made it what it is to be.
+fn check_reply_to(to: &str) -> Result<()> {
+    let queue = to.strip_prefix("ebb:{").and_then(|rest| rest.strip_suffix('}'));
+    if !to.starts_with("ebb:") || queue.is_some_and(|queue| check_queue(queue).is_ok()) {
+        return Ok(());
+    }
+    let words = format!(
+        "{}: {to:?} belongs to Ebb; of its keys only ebb:{{NAME}} takes replies",
+        header::REPLY_TO
+    );
+    Err(Error::new(ErrorKind::Invalid, words))
 }
 
 fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {

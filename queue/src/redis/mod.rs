@@ -274,6 +274,10 @@ impl ResultStore for RedisQueue {
         // The listener lives as long as the stream does.
         Ok(results::follow(self.clone(), follower, id.clone(), from_seq))
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.calls().behavior.result_ttl
+    }
 }
 
 impl Calls {

@@ -394,4 +394,8 @@ impl ResultStore for SqliteQueue {
         };
         Ok(follow::frames(follower, Cursor::from_seq(from_seq), look))
     }
+
+    fn result_ttl(&self) -> Duration {
+        self.shared.behavior.result_ttl
+    }
 }

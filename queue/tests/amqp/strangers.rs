@@ -1,6 +1,6 @@
 //! Jobs of producers that know nothing of Ebb, and answers to them.
 
-use ebb_queue::{JobResult, Outcome, Queue, Timestamp};
+use ebb_queue::{ErrorKind, JobResult, Outcome, Queue, Timestamp};
 use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
@@ -111,6 +111,31 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
     an_answer_has_the_mark_of("by-header", header);
 }
 
+#[test]
+fn a_reply_does_no_harm_to_what_is_ours() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "unharmed")).await;
+        for part in ["back", "dead", "delay-0"] {
+            let to = format!("ebb:unharmed:{part}");
+            let error = queue.reply(&to, &failure(), None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        }
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.delayed, depth.dead), (0, 0, 0));
+        let next = handle(&url(server, "next")).await;
+        queue.reply("next", &failure(), None).await.unwrap();
+        let delivery = take_one(&next).await;
+        assert_eq!((delivery.job.id.as_str(), delivery.attempt), ("a", 1));
+        settle(&next, delivery.ack()).await;
+    });
+}
+
+fn failure() -> JobResult {
+    let outcome = Outcome::Failed { reason: "none".to_owned() };
+    let id = "a".parse().unwrap();
+    JobResult { id, attempt: 7, outcome, finished_at: Timestamp::now(), queue: None }
+}
+
 fn an_answer_has_the_mark_of(name: &'static str, marked: BasicProperties) {
     on_shared(async move |server| {
         let queue = handle(&url(server, name)).await;
@@ -139,6 +164,6 @@ fn an_answer_has_the_mark_of(name: &'static str, marked: BasicProperties) {
             answer.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str);
         assert_eq!(mark, Some("request-7"));
         let gone = queue.reply("nobody", &result, None).await.unwrap_err();
-        assert_eq!(gone.kind(), ebb_queue::ErrorKind::Invalid);
+        assert_eq!(gone.kind(), ErrorKind::Invalid);
     });
 }

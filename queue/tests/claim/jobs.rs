@@ -63,6 +63,33 @@ async fn a_body_of_many_pieces_goes_through_the_result_store_of_the_embedded_que
 }
 
 #[tokio::test]
+async fn a_job_that_waits_longer_than_its_body_is_kept_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut url = QueueUrl::sqlite(folder.path().join("queue.db"));
+    url.behavior.result_ttl = Duration::from_secs(60);
+    let payloads = Some(ebb_queue::Payloads::open(&PayloadsUrl::Results).unwrap());
+    let options = ebb_queue::OpenOptions { payloads, ..ebb_queue::OpenOptions::default() };
+    let queue = open(&url, options).await.unwrap();
+    let delayed = |name: &str, n: usize, secs| {
+        let mut job = job(name, n);
+        job.headers.not_before = Some(Timestamp::now() + Duration::from_secs(secs));
+        job
+    };
+    let large = 1 << 19;
+    let error = queue.publish(vec![delayed("a", large, 90)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("raise result_ttl, or let --payloads name"), "{error}");
+    assert_eq!(queue.depth().await.unwrap().delayed, 0);
+    queue.publish(vec![delayed("b", large, 30), delayed("c", 10, 90)]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().delayed, 2);
+
+    let result_ttl = Duration::from_secs(60);
+    let site = Site::with(Behavior { result_ttl, ..Behavior::default() }).await;
+    site.queue.publish(vec![delayed("d", large, 90)]).await.unwrap();
+    assert_eq!(site.keys("bodies").len(), 1, "elsewhere a body lives as long as its job");
+}
+
+#[tokio::test]
 async fn a_body_lives_as_long_as_its_job() {
     let site = Site::new().await;
     let queue = &site.queue;

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod expired;
 mod keys;
 mod large;
 mod marks;

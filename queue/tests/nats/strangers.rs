@@ -2,10 +2,10 @@
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
-use ebb_queue::{Outcome, Priority, Queue};
+use ebb_queue::{ErrorKind, JobResult, Outcome, Priority, Queue, Timestamp};
 use ebb_servers::Nats;
 
-use crate::{on_each, receive, try_open};
+use crate::{job, on_each, receive, try_open};
 
 async fn stranger(server: &Nats) -> Context {
     jetstream::new(async_nats::connect(server.url()).await.unwrap())
@@ -94,9 +94,9 @@ fn a_reply_goes_to_whoever_listens() {
         // The server has read the subscription when it answers this.
         client.request("$JS.API.INFO", "".into()).await.unwrap();
         let outcome = Outcome::Failed { reason: "no \"such\" model".to_owned() };
-        let finished_at = ebb_queue::Timestamp::now();
+        let finished_at = Timestamp::now();
         let id = "a".parse().unwrap();
-        let result = ebb_queue::JobResult { id, attempt: 2, outcome, finished_at, queue: None };
+        let result = JobResult { id, attempt: 2, outcome, finished_at, queue: None };
         queue.reply("answers.here", &result, None).await.unwrap();
         let reply = futures::StreamExt::next(&mut replies).await.unwrap();
         assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model"}"#);
@@ -106,6 +106,42 @@ fn a_reply_goes_to_whoever_listens() {
         assert_eq!(header("ebb-outcome"), "failed");
         assert!(queue.reply("not a subject", &result, None).await.is_err());
     });
+}
+
+#[test]
+fn a_reply_does_no_harm_to_what_is_ours_or_the_servers() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        queue.publish(vec![job("waits")]).await.unwrap();
+        let stored = answer("a", "the answer");
+        queue.put(&stored).await.unwrap();
+        let other = answer("b", "another");
+        for to in ["$JS.API.STREAM.PURGE.EBB_JOBS_jobs", "ebb.jobs.results.a"] {
+            let error = queue.reply(to, &other, None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        }
+        assert_eq!(queue.depth().await.unwrap().ready, 1);
+        assert_eq!(queue.get(&stored.id).await.unwrap(), Some(stored));
+    });
+}
+
+#[test]
+fn a_reply_may_be_a_job_of_another_queue() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let next = try_open(&format!("{}?queue=next", server.url())).await.unwrap();
+        queue.reply("ebb.next.jobs", &answer("a", "the answer"), None).await.unwrap();
+        let delivery = one(&next).await;
+        assert_eq!((delivery.job.id.as_str(), &*delivery.job.body), ("a", &b"the answer"[..]));
+    });
+}
+
+fn answer(name: &str, text: &str) -> JobResult {
+    let (content_type, body) = ("text/plain".to_owned(), text.to_owned().into());
+    let outcome = Outcome::Completed { content_type, body };
+    // To the millisecond, as it is stored.
+    let finished_at = Timestamp::from_millisecond(1_900_000_000_000).unwrap();
+    JobResult { id: name.parse().unwrap(), attempt: 1, outcome, finished_at, queue: None }
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Outcome, Priority};
+use ebb_queue::{Delivery, ErrorKind, Outcome, Priority};
 use futures::StreamExt;
 
-use crate::{handle, job, plain, server, take, tell, url};
+use crate::{answer, handle, job, plain, server, take, tell, url};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -97,6 +97,23 @@ async fn an_entry_that_cannot_be_read_is_a_dead_letter_with_its_body() {
     assert!(letters[0].reason.contains("body"), "{}", letters[0].reason);
     let result = queue.get(&letters[1].job.id).await.unwrap().unwrap();
     assert_eq!(result.outcome, Outcome::Failed { reason: letters[1].reason.clone() });
+}
+
+#[tokio::test]
+async fn a_reply_does_no_harm_to_the_keys_of_a_queue() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let result = answer(&take(&queue, 1, SOON).await.remove(0));
+    for to in ["ebb:{jobs}:dead", "ebb:{other}:line", "ebb:{jobs}:jobs", "ebb:jobs"] {
+        let error = queue.reply(to, &result, None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    assert!(!tell::<bool>(&mut client, &["EXISTS", "ebb:{jobs}:dead"]).await.unwrap());
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
+    queue.reply("ebb:{next}", &result, None).await.unwrap();
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "ebb:{next}"]).await.unwrap(), 1);
 }
 
 #[tokio::test]
