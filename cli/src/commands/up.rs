@@ -137,7 +137,7 @@ impl UpArgs {
             let limit = format!("{}ms", self.queue.connect_timeout.as_millis());
             further.extend(["--connect-timeout".into(), limit.into()]);
         }
-        if let Some(payloads) = &self.queue.payloads {
+        if let Some(payloads) = self.queue.payloads_url()? {
             further.extend(["--payloads".into(), payloads.to_string().into()]);
             further.extend(["--inline-limit".into(), self.queue.inline_limit.to_string().into()]);
         }
