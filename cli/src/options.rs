@@ -63,6 +63,15 @@ impl QueueArgs {
         Ok(self.results.as_ref().map(|typed| typed.read("--results")).transpose()?)
     }
 
+    /// Makes sure that answers have a place, for who cannot do without.
+    ///
+    /// # Errors
+    /// When the broker keeps none and no store is named.
+    pub(crate) fn check_answers(&self) -> Result<()> {
+        let apart = ebb_worker::store_apart(&self.url()?, self.results_url()?);
+        apart.map(drop).map_err(|error| usage(error.to_string()))
+    }
+
     /// The store of large bodies and answers, if there is one.
     ///
     /// # Errors
@@ -208,6 +217,19 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         args.open().await.unwrap();
         assert!(args.find().await.is_ok());
+    }
+
+    #[test]
+    fn who_needs_answers_needs_a_place_for_them() {
+        let check = |more: &[&str]| {
+            let QueueCli { args } = clap::Parser::parse_from([&["x"], more].concat());
+            args.check_answers()
+        };
+        let error = check(&["--queue", "amqp://broker"]).unwrap_err();
+        assert_eq!(crate::exit::Exit::of(&error), crate::exit::Exit::Usage);
+        assert!(error.to_string().starts_with("--results is missing"), "{error}");
+        check(&["--queue", "amqp://broker", "--results", "sqlite:r.db"]).unwrap();
+        check(&["--queue", "redis://broker"]).unwrap();
     }
 
     #[test]

@@ -226,7 +226,13 @@ impl Plan {
 }
 
 /// Where results go when not where the jobs are.
-fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Option<QueueUrl>> {
+///
+/// # Errors
+/// When they have no place at all: RabbitMQ keeps none.
+pub fn store_apart(
+    queue: &QueueUrl,
+    results: Option<QueueUrl>,
+) -> anyhow::Result<Option<QueueUrl>> {
     let results = results.filter(|results| results != queue);
     ensure!(
         results.is_some() || !matches!(queue.address, Address::Amqp(_)),

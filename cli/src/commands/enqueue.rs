@@ -109,6 +109,10 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
     args.envelope.check()?;
+    if args.wait {
+        // Before anything is published: who hears of it afterwards runs the jobs twice.
+        args.queue.check_answers()?;
+    }
     let service = Service { name: "ebb", version: env!("CARGO_PKG_VERSION"), instance: None };
     let traces = args.trace.start(&service).map_err(|error| usage(error.to_string()))?;
     let ended = enqueue(&args, traces.clone(), stdin, output).await;

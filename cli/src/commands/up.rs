@@ -179,6 +179,8 @@ impl UpArgs {
 pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
     let mut stop = Stop::listen()?;
     let url = args.queue.url()?;
+    // Else each worker would end with it, one after the other.
+    args.queue.check_answers()?;
     let model = choose(args.model.as_deref()).await?;
     let settings = args.settings(url.clone(), &model)?;
     let queue = args.queue.open().await?;
