@@ -97,7 +97,7 @@ Examples:
   ebb enqueue "The tide turns." --wait
   ebb enqueue '{"input":"The tide turns.","dimensions":128}' --priority high
   ebb enqueue --file jobs.jsonl --wait --timeout 5m > results.jsonl
-  journalctl -f -o cat | jq -cR . | ebb enqueue - --ttl 1h"#;
+  journalctl -f -o cat | jq -cR --unbuffered . | ebb enqueue - --ttl 1h"#;
 
 /// Runs the command.
 ///
