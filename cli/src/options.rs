@@ -33,7 +33,7 @@ pub(crate) struct QueueArgs {
     /// In `results` a body lives as long as a result (result_ttl): a job whose delay is longer is
     /// refused, and a dead letter that is put back later has lost its body.
     #[arg(long, env = "EBB_PAYLOADS", hide_env_values = true, value_name = "URL")]
-    pub(crate) payloads: Option<PayloadsUrl>,
+    pub(crate) payloads: Option<TypedUrl>,
 
     /// The largest body or answer, in bytes, that travels with its job when there is --payloads
     #[arg(long, env = "EBB_INLINE_LIMIT", hide_env_values = true, value_name = "BYTES")]
@@ -66,6 +66,23 @@ impl QueueArgs {
         Ok(self.results.as_ref().map(|typed| typed.read("--results")).transpose()?)
     }
 
+    /// Makes sure that answers have a place, for who cannot do without.
+    ///
+    /// # Errors
+    /// When the broker keeps none and no store is named.
+    pub(crate) fn check_answers(&self) -> Result<()> {
+        let apart = ebb_worker::store_apart(&self.url()?, self.results_url()?);
+        apart.map(drop).map_err(|error| usage(error.to_string()))
+    }
+
+    /// The store of large bodies and answers, if there is one.
+    ///
+    /// # Errors
+    /// When it is not one; the words carry no key.
+    pub(crate) fn payloads_url(&self) -> Result<Option<PayloadsUrl>> {
+        Ok(self.payloads.as_ref().map(|typed| typed.read_payloads("--payloads")).transpose()?)
+    }
+
     /// Opens the queue, and the store of its answers where that is another.
     ///
     /// # Errors
@@ -87,6 +104,7 @@ impl QueueArgs {
     /// # Errors
     /// When nothing answers there, or it is missing and that is not allowed.
     pub(crate) async fn open_at(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
+        let payloads = self.payloads_url()?;
         let connect_timeout = self.connect_timeout;
         let options = || OpenOptions { connect_timeout, missing, ..OpenOptions::default() };
         let results = match self.results_url()?.filter(|results| results != url) {
@@ -96,10 +114,10 @@ impl QueueArgs {
                 Some(Results(store.context("cannot open --results")?))
             }
         };
-        let payloads = match &self.payloads {
+        let payloads = match payloads {
             None => None,
             Some(url) => {
-                let mut payloads = Payloads::open(url).context("--payloads")?;
+                let mut payloads = Payloads::open(&url).context("--payloads")?;
                 payloads.inline = self.inline_limit;
                 Some(payloads)
             }
@@ -205,11 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn who_needs_answers_needs_a_place_for_them() {
+        let check = |more: &[&str]| {
+            let QueueCli { args } = clap::Parser::parse_from([&["x"], more].concat());
+            args.check_answers()
+        };
+        let error = check(&["--queue", "amqp://broker"]).unwrap_err();
+        assert_eq!(crate::exit::Exit::of(&error), crate::exit::Exit::Usage);
+        assert!(error.to_string().starts_with("--results is missing"), "{error}");
+        check(&["--queue", "amqp://broker", "--results", "sqlite:r.db"]).unwrap();
+        check(&["--queue", "redis://broker"]).unwrap();
+    }
+
+    #[test]
     fn a_wrong_queue_is_told_without_its_password() {
-        for flag in ["--queue", "--results"] {
-            let args = ["x", flag, "nats://me:hunter2@broker:4222?colour=red"];
-            let QueueCli { args } = clap::Parser::parse_from(args);
-            let told = args.url().err().or_else(|| args.results_url().err()).expect("no option");
+        for (flag, url) in [
+            ("--queue", "nats://me:hunter2@broker:4222?colour=red"),
+            ("--results", "nats://me:hunter2@broker:4222?colour=red"),
+            ("--results", "redis://broker?password=hunter2"),
+            ("--payloads", "s3://me:hunter2@bucket/x"),
+        ] {
+            let QueueCli { args } = clap::Parser::parse_from(["x", flag, url]);
+            let told = args.url().err().or_else(|| args.results_url().err());
+            let told = told.or_else(|| args.payloads_url().err()).expect("no URL is right");
             let told = format!("{told:#} {args:?}");
             assert!(told.contains(flag) && !told.contains("hunter2"), "{told}");
         }

@@ -133,6 +133,8 @@ struct Running {
     member: Member,
     stop: CancellationToken,
     log: PathBuf,
+    /// Where in the log this worker's own lines begin.
+    log_begin: u64,
 }
 
 impl Pool {
@@ -167,12 +169,13 @@ impl Pool {
         let listen = free_address().context("no free port for a worker's probes")?;
         let log = self.settings.logs.join(format!("worker-{place}.log"));
         let stop = CancellationToken::new();
+        let log_begin = std::fs::metadata(&log).map_or(0, |file| file.len());
         let child = self.settings.spawn(&id, listen, &log)?;
         info!(worker = id, pid = child.id(), "worker started");
         let (grace, told) = (self.settings.grace, stop.clone());
         self.ends.spawn(async move { (place, tend(child, told, grace).await) });
         let member = Member { id, listen, started: std::time::Instant::now(), stopping: false };
-        self.members.insert(place, Running { member, stop, log });
+        self.members.insert(place, Running { member, stop, log, log_begin });
         self.view.send_modify(|view| view.started = n_started);
         Ok(())
     }
@@ -210,7 +213,10 @@ impl Pool {
         }
         let lived = running.member.started.elapsed();
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let words = format!("a worker ended by itself ({how}): {}", last_words(&running.log));
+        let words = format!(
+            "a worker ended by itself ({how}): {}",
+            last_words(&running.log, running.log_begin)
+        );
         let lived_seconds = lived.as_secs_f64();
         info!(worker = running.member.id, lived_seconds, "worker ended by itself");
         self.failed(&words, lived);
@@ -350,11 +356,18 @@ fn open_log(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// The last line of a log that says something, and where the rest is.
-fn last_words(log: &Path) -> String {
+/// The last error in what a worker wrote to its log, else its last line that says something; and
+/// where the rest is.
+fn last_words(log: &Path, begin: u64) -> String {
     let text = std::fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    // A log that is shorter now was begun anew.
+    let own = usize::try_from(begin).ok().and_then(|begin| text.get(begin..)).unwrap_or(&text);
+    let text = String::from_utf8_lossy(own);
+    let lines = || text.lines().rev();
+    // Behind an error about flags there are hints on help.
+    let error = lines().find(|line| line.starts_with("error:"));
+    let line = error.or_else(|| lines().find(|line| !line.trim().is_empty()));
+    let line = line.unwrap_or("it said nothing");
     format!("{line} (log: {})", log.display())
 }
 
@@ -381,6 +394,26 @@ mod tests {
         ];
         assert_eq!(cheapest(all.clone(), 6), [6, 5, 4, 2, 3, 1]);
         assert_eq!(cheapest(all, 1), [6]);
+    }
+
+    #[test]
+    fn the_last_words_of_a_worker_are_its_own_and_its_error_before_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("worker-1.log");
+        let before = "error: of the one before\n";
+        for (own, words) in [
+            ("", "it said nothing"),
+            ("loading\nstarted\n\n", "started"),
+            (
+                "loading\nerror: no such flag\n\nFor more information, try '--help'.\n",
+                "error: no such flag",
+            ),
+        ] {
+            std::fs::write(&log, [before, own].concat()).unwrap();
+            let told = last_words(&log, before.len() as u64);
+            assert!(told.starts_with(&format!("{words} (log: ")), "{told}");
+        }
+        assert!(last_words(&log, 1 << 30).starts_with("error: no such flag"));
     }
 
     #[test]

@@ -74,9 +74,8 @@ pub(crate) async fn death(queue: &Queue, id: &JobId, expiry: Expiry) -> JobResul
     loop {
         tokio::time::sleep(pause).await;
         // What cannot be looked at here is told by whoever follows the result.
-        if let Ok(Some(letter)) = queue.show(id).await {
-            let stored = queue.get(id).await.ok().flatten();
-            return stored.unwrap_or_else(|| failed(letter));
+        if let Ok(Some(result)) = dead_now(queue, id).await {
+            return result;
         }
         if let Expiry::At(deadline) = expiry
             && Timestamp::now() - STATUS_TTL > deadline
@@ -88,6 +87,17 @@ pub(crate) async fn death(queue: &Queue, id: &JobId, expiry: Expiry) -> JobResul
         }
         (pause, next) = (next, (next * 2).min(longest));
     }
+}
+
+/// What became of a job that is a dead letter: its result, and where none was stored what the letter
+/// says. A look at the letters gives expired jobs theirs.
+///
+/// # Errors
+/// When the dead letters cannot be looked at.
+pub(crate) async fn dead_now(queue: &Queue, id: &JobId) -> ebb_queue::Result<Option<JobResult>> {
+    let Some(letter) = queue.show(id).await? else { return Ok(None) };
+    let stored = queue.get(id).await.ok().flatten();
+    Ok(Some(stored.unwrap_or_else(|| failed(letter))))
 }
 
 /// What is said of a job that is no dead letter yet, and will be one.
@@ -271,6 +281,19 @@ mod tests {
             let result = result.await.expect("it ends").unwrap();
             assert_eq!((result.id, result.outcome), (job.id, expired()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_without_a_result_says_what_became_of_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let open = publish(&queue, "open", None).await;
+        let late = publish(&queue, "late", Some("1ms")).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(queue.get(&late.id).await.unwrap(), None);
+        let result = dead_now(&queue, &late.id).await.unwrap().expect("it has expired");
+        assert_eq!((result.id, result.outcome), (late.id, expired()));
+        assert_eq!(dead_now(&queue, &open.id).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use crate::address::WithSecret;
 use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
-use crate::claim::{self, Payloads};
+use crate::claim::{self, Payloads, PayloadsUrl};
 use crate::job::parse_span;
 use crate::moved::Trail;
 use crate::nats::NatsQueue;
@@ -51,6 +51,18 @@ impl TypedUrl {
     /// # Errors
     /// Names the flag and the remedy, and no password.
     pub fn read(&self, flag: &str) -> Result<QueueUrl> {
+        self.parse(flag)
+    }
+
+    /// The URL of a store of payloads.
+    ///
+    /// # Errors
+    /// Names the flag and the remedy, and no key.
+    pub fn read_payloads(&self, flag: &str) -> Result<PayloadsUrl> {
+        self.parse(flag)
+    }
+
+    fn parse<T: FromStr<Err = Error>>(&self, flag: &str) -> Result<T> {
         let named = |error: Error| Error::new(error.kind(), format!("{flag}: {error}"));
         self.0.parse().map_err(named)
     }
@@ -321,7 +333,10 @@ impl QueueUrl {
             other => {
                 let own = self.address.options();
                 let known = format!("queue, lease, result_ttl, key_ttl, max_ready, {own}");
-                return Err(invalid(text, &format!("option {other} is not known; use {known}")));
+                // The rest of a password with a question mark in it is no name.
+                let is_name = other.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                let named = if is_name { format!("option {other}") } else { "an option".into() };
+                return Err(invalid(text, &format!("{named} is not known; use {known}")));
             }
         }
         Ok(())
@@ -351,9 +366,20 @@ pub(crate) fn check_reply_to(to: &str) -> Result<()> {
 }
 
 fn invalid(url: &str, remedy: &str) -> Error {
-    // Anything before an @ may be a password.
-    let shown = url.rsplit_once('@').map_or(url, |(_, host)| host);
+    let shown = without_secrets(url);
     Error::new(ErrorKind::Invalid, format!("queue URL {shown:?} is not valid: {remedy}"))
+}
+
+/// Anything before an @ may be a password, and so may any option.
+fn without_secrets(url: &str) -> &str {
+    match url.split_once('?') {
+        // A password with a question mark in it, or one among the options.
+        Some((place, options)) if options.contains('@') => {
+            place.split_once(':').map_or("", |(scheme, _)| scheme)
+        }
+        Some((place, _)) => without_secrets(place),
+        None => url.rsplit_once('@').map_or(url, |(_, host)| host),
+    }
 }
 
 #[cfg(test)]
@@ -424,6 +450,15 @@ mod tests {
         let error = parse("nats://me:secret@host:4222?colour=red").unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
         assert!(error.to_string().contains("host:4222"), "{error}");
+        for (text, shown) in [
+            ("redis://host?password=secret", "\"redis://host\" is not valid: option password"),
+            ("redis://host?password=a@secret", "\"redis\" is not valid"),
+            ("redis://:a@b?secret@host", "\"redis\" is not valid: an option is not known"),
+            ("mysql://me:secret@host?x=1", "\"host\" is not valid"),
+        ] {
+            let told = parse(text).unwrap_err().to_string();
+            assert!(told.contains(shown) && !told.contains("secret"), "{text}: {told}");
+        }
     }
 
     #[test]

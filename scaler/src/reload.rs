@@ -131,15 +131,26 @@ fn url(address: &AddressFrom) -> anyhow::Result<QueueUrl> {
     match address {
         AddressFrom::Here(text) => parse_url(text).context("url"),
         AddressFrom::File(path) => {
+            is_no_url("url_file", "the path of a file", &path.to_string_lossy())?;
             let text = read(path).with_context(|| format!("url_file: {}", path.display()))?;
             parse_url(&text).with_context(|| format!("url_file: {}", path.display()))
         }
         AddressFrom::Env(name) => {
+            is_no_url("url_env", "the name of a variable", name)?;
             let text = std::env::var(name)
                 .with_context(|| format!("url_env: the variable {name} cannot be read"))?;
             parse_url(&text).with_context(|| format!("url_env: {name}"))
         }
     }
+}
+
+/// A URL in the place of a name may hold a password, which no error shall show.
+fn is_no_url(key: &str, wanted: &str, value: &str) -> anyhow::Result<()> {
+    let is_path = value.starts_with(['/', '.']);
+    if value.contains("://") || (value.contains('@') && !is_path) {
+        bail!("{key} is {wanted}, and this is none; a URL belongs into `url`");
+    }
+    Ok(())
 }
 
 /// Shows only the remedy of a mistake: what is no URL may be a password that was put in its place.
@@ -234,6 +245,18 @@ mod tests {
         assert_eq!(profiles.by_name["day"].url, QueueUrl::sqlite("/data/q.db"));
         assert!(profiles.by_name["night"].url.with_secrets().contains("hunter2"));
         assert!(!format!("{profiles:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_url_in_the_place_of_a_name_is_told_without_its_password() {
+        let folder = Folder::new();
+        for (key, wanted) in [("url_env", "name of a variable"), ("url_file", "path of a file")] {
+            for url in ["redis://:hunter2@host", "redis:hunter2@host"] {
+                let told = folder.load(&format!("[profiles.a]\n{key} = \"{url}\"")).unwrap_err();
+                assert!(told.contains(&format!("{key} is the {wanted}")), "{told}");
+                assert!(told.contains("belongs into `url`") && !told.contains("hunter2"), "{told}");
+            }
+        }
     }
 
     #[test]

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::builder::BoolishValueParser;
-use ebb_queue::{
-    Address, INLINE_LIMIT, JobId, Missing, Payloads, PayloadsUrl, QueueUrl, RetryPolicy, TypedUrl,
-};
+use ebb_queue::{Address, INLINE_LIMIT, JobId, Missing, Payloads, QueueUrl, RetryPolicy, TypedUrl};
 use ebb_telemetry::TraceArgs;
 
 use crate::batcher::Limits;
@@ -49,8 +47,8 @@ pub struct WorkerArgs {
     ///
     /// In `results` a body lives as long as a result (result_ttl): a job whose delay is longer is
     /// refused, and a dead letter that is put back later has lost its body.
-    #[arg(long, value_name = "URL", env = "EBB_PAYLOADS")]
-    pub payloads: Option<PayloadsUrl>,
+    #[arg(long, value_name = "URL", env = "EBB_PAYLOADS", hide_env_values = true)]
+    pub payloads: Option<TypedUrl>,
 
     /// Largest body or answer that travels with its job when there is a store of --payloads
     #[arg(long, value_name = "BYTES", env = "EBB_INLINE_LIMIT", default_value_t = INLINE_LIMIT)]
@@ -231,7 +229,13 @@ impl Plan {
 }
 
 /// Where results go when not where the jobs are.
-fn store_apart(queue: &QueueUrl, results: Option<QueueUrl>) -> anyhow::Result<Option<QueueUrl>> {
+///
+/// # Errors
+/// When they have no place at all: RabbitMQ keeps none.
+pub fn store_apart(
+    queue: &QueueUrl,
+    results: Option<QueueUrl>,
+) -> anyhow::Result<Option<QueueUrl>> {
     let results = results.filter(|results| results != queue);
     ensure!(
         results.is_some() || !matches!(queue.address, Address::Amqp(_)),
@@ -266,8 +270,9 @@ impl WorkerArgs {
         let results = self.results.clone().map(|typed| typed.read("--results")).transpose()?;
         let results = store_apart(&queue, results)?;
         ensure!(!self.connect_timeout.is_zero(), "--connect-timeout is 0; use a time such as 10s");
-        let payloads = self.payloads.as_ref().map(|url| {
-            let mut payloads = Payloads::open(url).context("--payloads")?;
+        let payloads = self.payloads.as_ref().map(|typed| {
+            let url = typed.read_payloads("--payloads")?;
+            let mut payloads = Payloads::open(&url).context("--payloads")?;
             payloads.inline = self.inline_limit;
             payloads.largest = self.max_body;
             anyhow::Ok(payloads)
@@ -408,6 +413,9 @@ pub(crate) mod tests {
             let error = check(&given).expect_err(says);
             assert!(error.contains(says), "{given:?}: {error}");
         }
+        let secret = check(&[GOOD, &["--payloads", "s3://me:hunter2@bucket/x"]].concat());
+        let secret = secret.unwrap_err();
+        assert!(secret.contains("--payloads") && !secret.contains("hunter2"), "{secret}");
         let error =
             check(&["--queue", "sqlite:/tmp/q.db", "--model", "/no/such/model"]).unwrap_err();
         assert!(error.contains("--model /no/such/model"), "{error}");

@@ -43,7 +43,7 @@ mod warm;
 pub use codec::{Answer, BadJob, Codec, EchoCodec, Spent};
 #[cfg(feature = "cpu")]
 pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
-pub use config::WorkerArgs;
+pub use config::{WorkerArgs, store_apart};
 pub use deletion::Pod;
 pub use device::{BuildError, Device, DeviceBuilder, Phases};
 pub use metrics::Metrics;

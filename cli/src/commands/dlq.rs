@@ -253,7 +253,20 @@ fn letter_words(letter: &DeadLetter) -> String {
     }
     lines.push("body".to_owned());
     lines.push(format!("  {}", String::from_utf8_lossy(&letter.job.body)));
-    lines.join("\n")
+    printable(&lines.join("\n"))
+}
+
+/// What a producer wrote may hold sequences that a terminal obeys; they are shown as `\u{1b}`.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// On one line and no longer than this.
@@ -313,6 +326,16 @@ mod tests {
         body
           {"input":"a text that is rather longer than the column"}
         "#);
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_and_not_done() {
+        let mut letter = letter();
+        letter.job.body = "a\u{1b}[2Jb\r\n\tc\u{9b}\u{7} é".into();
+        letter.reason = "bad\u{1b}]0;title".into();
+        let words = letter_words(&letter);
+        assert!(words.contains(r"bad\u{1b}]0;title"), "{words}");
+        assert!(words.ends_with("  a\\u{1b}[2Jb\\r\n\tc\\u{9b}\\u{7} é"), "{words}");
     }
 
     #[tokio::test]

@@ -97,7 +97,7 @@ Examples:
   ebb enqueue "The tide turns." --wait
   ebb enqueue '{"input":"The tide turns.","dimensions":128}' --priority high
   ebb enqueue --file jobs.jsonl --wait --timeout 5m > results.jsonl
-  journalctl -f -o cat | jq -cR . | ebb enqueue - --ttl 1h"#;
+  journalctl -f -o cat | jq -cR --unbuffered . | ebb enqueue - --ttl 1h"#;
 
 /// Runs the command.
 ///
@@ -109,6 +109,10 @@ pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
     args.envelope.check()?;
+    if args.wait {
+        // Before anything is published: who hears of it afterwards runs the jobs twice.
+        args.queue.check_answers()?;
+    }
     let service = Service { name: "ebb", version: env!("CARGO_PKG_VERSION"), instance: None };
     let traces = args.trace.start(&service).map_err(|error| usage(error.to_string()))?;
     let ended = enqueue(&args, traces.clone(), stdin, output).await;

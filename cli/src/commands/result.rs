@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{ELSEWHERE, Expiry, Line, body_of, death, lies_elsewhere};
+use crate::results::{ELSEWHERE, Expiry, Line, body_of, dead_now, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -61,7 +61,10 @@ Examples:
 pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
     let queue = args.queue.find().await?;
     if !args.follow {
-        let result = queue.get(&args.id).await?;
+        let result = match queue.get(&args.id).await? {
+            None => dead_now(&queue, &args.id).await?,
+            found => found,
+        };
         let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
         return show(&result.ok_or_else(none)?, &args, output);
     }

@@ -137,10 +137,11 @@ impl UpArgs {
             let limit = format!("{}ms", self.queue.connect_timeout.as_millis());
             further.extend(["--connect-timeout".into(), limit.into()]);
         }
-        if let Some(payloads) = &self.queue.payloads {
+        if let Some(payloads) = self.queue.payloads_url()? {
             further.extend(["--payloads".into(), payloads.to_string().into()]);
             further.extend(["--inline-limit".into(), self.queue.inline_limit.to_string().into()]);
         }
+        check_further(&self.worker)?;
         let worker = worker_arguments(model, threads, &further)?;
         Ok(Settings {
             pool: pool::Settings {
@@ -179,6 +180,8 @@ impl UpArgs {
 pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
     let mut stop = Stop::listen()?;
     let url = args.queue.url()?;
+    // Else each worker would end with it, one after the other.
+    args.queue.check_answers()?;
     let model = choose(args.model.as_deref()).await?;
     let settings = args.settings(url.clone(), &model)?;
     let queue = args.queue.open().await?;
@@ -244,6 +247,25 @@ async fn show(local: &mut Local, live: &mut Live, output: Output) -> Result<()> 
     }
 }
 
+/// Refuses flags behind `--` that a worker gets from us: with a queue of its own it would take other
+/// jobs than those that are counted.
+fn check_further(further: &[OsString]) -> Result<()> {
+    const OURS: [(&str, &str); 4] = [
+        ("--queue", "put it before the `--`: the scaler needs it too"),
+        ("--results", "put it before the `--`"),
+        ("--listen", "each worker has a port of its own"),
+        ("--id", "each worker has a name of its own"),
+    ];
+    for flag in further.iter().map(|flag| flag.to_string_lossy()) {
+        let name = flag.split_once('=').map_or(&*flag, |(name, _)| name);
+        if let Some((_, remedy)) = OURS.iter().find(|(ours, _)| *ours == name) {
+            let words = format!("flags for the workers: `ebb up` sets {name} itself; {remedy}");
+            return Err(usage(words));
+        }
+    }
+    Ok(())
+}
+
 /// The arguments of a worker process, checked before one is started.
 ///
 /// # Errors
@@ -291,4 +313,27 @@ pub(crate) fn threads_each(workers: u32) -> usize {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_gets_from_us_is_refused_behind_the_dashes() {
+        let check =
+            |flags: &[&str]| check_further(&flags.iter().map(Into::into).collect::<Vec<_>>());
+        for flags in [
+            &["--queue", "sqlite:other.db"][..],
+            &["--max-items", "8", "--queue=sqlite:other.db"],
+            &["--results", "sqlite:other.db"],
+            &["--listen", "127.0.0.1:0"],
+            &["--id=me"],
+        ] {
+            let error = check(flags).unwrap_err();
+            assert_eq!(Exit::of(&error), Exit::Usage);
+            assert!(error.to_string().contains("`ebb up` sets --"), "{error}");
+        }
+        check(&["--max-items", "8", "--grace=5s"]).unwrap();
+    }
 }

@@ -94,7 +94,8 @@ impl Parcel {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
             attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
             history: history.unwrap_or_default(),
-            death: died_at.map(|at| (short_reason(&note(REASON).unwrap_or_default()).into_owned(), at)),
+            death: died_at
+                .map(|at| (short_reason(&note(REASON).unwrap_or_default()).into_owned(), at)),
             correlation: correlation.and_then(std::result::Result::ok),
             strange: strange(table.iter()),
             job,

@@ -86,7 +86,7 @@ async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> 
     let queues: Vec<String> = lanes.chain(levels.map(|level| core.names.level(level))).collect();
     let n_waiting: u64 = session.counts(&queues).await?.iter().sum();
     if n_waiting + n_new as u64 > limit {
-        let words = format!("{limit} jobs wait already (max_ready); publish later");
+        let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
         return Err(Error::new(ErrorKind::Full, words));
     }
     Ok(())

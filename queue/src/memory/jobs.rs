@@ -121,7 +121,7 @@ impl Jobs {
             && waiting() > limit
         {
             self.remove_if(|place, _| place.1 > before);
-            let words = format!("{limit} jobs wait already (max_ready); publish later");
+            let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
             return Err(Error::new(ErrorKind::Full, words));
         }
         Ok(published)

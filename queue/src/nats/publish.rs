@@ -103,7 +103,7 @@ impl NatsQueue {
         if depth.ready + depth.delayed + n_new as u64 <= limit {
             return Ok(());
         }
-        let words = format!("{limit} jobs wait already (max_ready); publish later");
+        let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
         Err(Error::new(ErrorKind::Full, words))
     }
 

@@ -1,5 +1,6 @@
 //! Batches of jobs on their way to the queue, and what is known of those that are there.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -46,6 +47,22 @@ pub(super) struct Enqueued {
     /// With --wait, what is waited for; else the ids are printed and forgotten.
     pub(super) jobs: Vec<Awaited>,
     pub(super) traces: Traces,
+    /// Whoever read the ids has seen enough of them.
+    pub(super) unread: bool,
+}
+
+impl Enqueued {
+    /// Prints as long as somebody reads. After that the jobs are still to be enqueued:
+    /// `ebb enqueue --file jobs.jsonl | head`.
+    fn print(&mut self, print: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.unread {
+            return Ok(());
+        }
+        let printed = print();
+        let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        self.unread = matches!(&printed, Err(error) if error.downcast_ref().is_some_and(is_broken));
+        if self.unread { Ok(()) } else { printed }
+    }
 }
 
 pub(super) async fn publish(
@@ -72,8 +89,11 @@ pub(super) async fn publish(
         let expiry = if job.duplicate { Expiry::Unknown } else { sent.expiry };
         match (wait, output.json) {
             (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
-            (false, true) => output.json(&json!({ "id": job.id, "duplicate": job.duplicate }))?,
-            (false, false) => output.line(job.id.as_str())?,
+            (false, true) => {
+                let line = json!({ "id": job.id, "duplicate": job.duplicate });
+                enqueued.print(|| output.json(&line))?;
+            }
+            (false, false) => enqueued.print(|| output.line(job.id.as_str()))?,
         }
     }
     Ok(())
@@ -119,6 +139,15 @@ mod tests {
             assert_eq!(Exit::of(&error), exit, "{n_jobs}: {error}");
             assert!(error.to_string().contains(told), "{n_jobs}: {error}");
         }
+    }
+
+    #[test]
+    fn who_reads_no_more_ids_stops_the_printing_alone() {
+        let fails = |kind| move || Err(io::Error::from(kind).into());
+        let mut enqueued = Enqueued::default();
+        assert!(enqueued.print(fails(io::ErrorKind::StorageFull)).is_err());
+        assert!(enqueued.print(fails(io::ErrorKind::BrokenPipe)).is_ok());
+        enqueued.print(|| unreachable!("nobody reads it")).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
