@@ -50,6 +50,8 @@ pub(crate) struct Service {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
+/// What an object asks for, and what is known of its queue from now on.
+type Followed = (Arc<Resolved>, watch::Receiver<View>);
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
@@ -197,7 +199,7 @@ impl Service {
         &self,
         object: &ScaledObjectRef,
         before: &Resolved,
-    ) -> Result<Option<(Arc<Resolved>, watch::Receiver<View>)>, Status> {
+    ) -> Result<Option<Followed>, Status> {
         let now = self.resolve(object)?;
         if *now == *before {
             return Ok(None);

@@ -95,7 +95,7 @@ impl Parcel {
             attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
             history: history.unwrap_or_default(),
             death: died_at
-                .map(|at| (short_reason(&note(REASON).unwrap_or_default()).into_owned(), at)),
+                .map(|at| (short_reason(note(REASON).unwrap_or_default()).into_owned(), at)),
             correlation: correlation.and_then(std::result::Result::ok),
             strange: strange(table.iter()),
             job,
