@@ -74,6 +74,12 @@ pub(crate) const LIMITS: &[Limit] = &[
                   at most",
     },
     Limit {
+        promise: "delayed",
+        instead: "RabbitMQ counts a message in no queue while it is on its way to the next: of many \
+                  jobs that fall due together, thousands are in neither the ready nor the delayed \
+                  count for some seconds",
+    },
+    Limit {
         promise: "dead_letters",
         instead: "a queue can be read from its head only: who looks at the dead letters takes them \
                   for that while, another who looks at the same moment sees the rest, and no more \

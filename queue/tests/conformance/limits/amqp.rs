@@ -42,6 +42,7 @@ pub const LIMITS: Limits = Limits {
         "crashes",
         "hold",
         "in_flight",
+        "delayed",
         "dead_letters",
     ],
 };
