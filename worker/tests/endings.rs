@@ -4,6 +4,7 @@ mod support;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,53 +29,66 @@ fn echo() -> Device<EchoInput, String> {
     Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO)
 }
 
-/// A broker that answers everything but a receive, as one whose file is broken.
-struct Broken(MemoryQueue);
+/// A broker that brings nothing at first, as one that clears away what expired, or never anything, as
+/// one whose file is broken.
+struct Odd {
+    queue: MemoryQueue,
+    /// Calls that it still answers with nothing.
+    n_vain: AtomicU32,
+    is_broken: bool,
+}
 
 #[async_trait]
-impl Backlog for Broken {
+impl Backlog for Odd {
     async fn depth(&self) -> Result<Depth> {
-        self.0.depth().await
+        self.queue.depth().await
     }
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
-        self.0.workers().await
+        self.queue.workers().await
     }
     async fn arrivals(&self) -> Result<BoxStream<'static, ()>> {
-        self.0.arrivals().await
+        self.queue.arrivals().await
     }
     async fn info(&self) -> Result<Info> {
-        self.0.info().await
+        self.queue.info().await
     }
     fn link(&self) -> &Link {
-        self.0.link()
+        self.queue.link()
     }
 }
 
 #[async_trait]
-impl Broker for Broken {
+impl Broker for Odd {
     async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
-        self.0.publish(jobs).await
+        self.queue.publish(jobs).await
     }
-    async fn receive(&self, _: NonZeroUsize, _: Duration) -> Result<Vec<Delivery>> {
-        Err(ebb_queue::Error::new(ErrorKind::Internal, "the file is broken"))
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        if self.is_broken {
+            return Err(ebb_queue::Error::new(ErrorKind::Internal, "the file is broken"));
+        }
+        if self.n_vain.load(Relaxed) > 0 {
+            self.n_vain.fetch_sub(1, Relaxed);
+            return Ok(Vec::new());
+        }
+        self.queue.receive(max, wait).await
     }
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
-        self.0.extend(receipts).await
+        self.queue.extend(receipts).await
     }
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
-        self.0.settle(settlements).await
+        self.queue.settle(settlements).await
     }
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
-        self.0.report(status).await
+        self.queue.report(status).await
     }
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
-        self.0.reply(to, result, traceparent).await
+        self.queue.reply(to, result, traceparent).await
     }
     fn lease(&self) -> Duration {
-        self.0.lease()
+        self.queue.lease()
     }
     async fn close(&self) -> Result<()> {
-        self.0.close().await
+        self.queue.close().await
     }
 }
 
@@ -82,10 +96,22 @@ impl Broker for Broken {
 async fn a_broker_that_refuses_for_good_ends_the_worker() {
     let (queue, clock) = queue(LEASE);
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
-    parts.queues[0].broker = Arc::new(Broken(queue));
+    parts.queues[0].broker = Arc::new(Odd { queue, n_vain: AtomicU32::new(0), is_broken: true });
     let worker = Pipeline::new(parts);
     let error = worker.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), "broker is lost: the file is broken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+    let until_empty = Settings { exit_when_empty: true, ..settings() };
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+    let queue = queue.clone();
+    parts.queues[0].broker = Arc::new(Odd { queue, n_vain: AtomicU32::new(5), is_broken: false });
+    let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+    assert_eq!(summary.completed, 3);
 }
 
 #[tokio::test(start_paused = true)]
