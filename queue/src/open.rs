@@ -334,7 +334,8 @@ impl QueueUrl {
                 let own = self.address.options();
                 let known = format!("queue, lease, result_ttl, key_ttl, max_ready, {own}");
                 // The rest of a password with a question mark in it is no name.
-                let is_name = other.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                let is_name =
+                    other.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
                 let named = if is_name { format!("option {other}") } else { "an option".into() };
                 return Err(invalid(text, &format!("{named} is not known; use {known}")));
             }

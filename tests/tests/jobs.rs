@@ -351,7 +351,10 @@ fn flags_that_contradict_each_other_end_with_the_code_of_wrong_flags() {
         (&["scaler", "conformance", "--address", "http://a:6000"], "write HOST:PORT"),
         (&["model", "info", "sentinel"], "comes with ebb"),
         (&["enqueue", r#"{"input":"x""#], "send it as a text"),
+        (&["enqueue", "a", "--wait", "--queue", amqp], "--results is missing"),
+        (&["up", "--model", "echo", "--queue", amqp], "--results is missing"),
         (&["up", "--model", "echo", "--", "--max-itms", "3"], "try 'ebb worker --help'"),
+        (&["up", "--model", "echo", "--", "--queue", "sqlite:b.db"], "sets --queue itself"),
     ] {
         let ran = workplace.ebb(args);
         assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
