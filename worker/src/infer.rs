@@ -1,12 +1,17 @@
 //! The middle stages: group jobs into batches, run them, and find out who spoiled a batch.
 
+mod waiter;
+
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ebb_model::{InferError, InferErrorKind};
 use ebb_queue::{Job, Timestamp};
+use futures::FutureExt;
+use futures::future::{MaybeDone, maybe_done};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -15,7 +20,7 @@ use tracing::{debug, info, warn};
 use crate::batcher::{Batch, Entry, Size, View};
 use crate::bisect::{Next, Run};
 use crate::codec::{Asked, Spent};
-use crate::device::{Answer, Begun, Load, Ran};
+use crate::device::{Answer, Begun, Load};
 use crate::fit;
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::lanes::Lanes;
@@ -23,6 +28,7 @@ use crate::served::Lane;
 use crate::settle::Exit;
 use crate::shared::{EXPIRED, Shared, TOO_LATE, send, sleep_until};
 use crate::trace::BatchRun;
+use waiter::Waiter;
 
 /// A batch on its way to the device and back.
 #[derive(Debug)]
@@ -31,7 +37,7 @@ pub(crate) struct Submitted {
     size: Size,
     /// How many batches with these jobs have failed.
     failures: u32,
-    answer: oneshot::Receiver<Answer>,
+    answer: MaybeDone<oneshot::Receiver<Answer>>,
 }
 
 /// A job whose input is with the device.
@@ -101,24 +107,26 @@ pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>,
 }
 
 /// Takes what comes back from the device for one lane; a batch that failed is taken apart.
-pub(crate) async fn infer(
-    shared: Arc<Shared>,
-    lane: usize,
-    mut bound: Receiver<Bound>,
-    exit: Exit,
-) {
-    while let Some(Bound { submitted, late }) = bound.recv().await {
-        shared.n_taken.update(|n| *n += 1);
-        exit.finish(late).await;
+pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Bound>, exit: Exit) {
+    let mut waiter = Waiter::new(shared, lane, bound, exit);
+    while let Some(Bound { submitted, late }) = waiter.next().await {
+        waiter.exit().finish(late).await;
         let mut runs = match submitted {
-            Some(first) => shared.conclude(lane, first, &exit).await,
+            Some(first) => waiter.conclude(first).await,
             None => Vec::new(),
         };
         while let Some(run) = runs.pop() {
             debug!(items = run.items.len(), failures = run.failures, "running again");
-            let again = shared.send_to_device(lane, run.items, run.failures, Begun::Yes).await;
-            runs.extend(shared.conclude(lane, again, &exit).await);
+            runs.extend(waiter.run_again(run).await);
         }
+    }
+}
+
+impl Submitted {
+    /// Whether it is known by now that this batch is never begun.
+    fn came_back(&mut self) -> bool {
+        let _ = (&mut self.answer).now_or_never();
+        matches!(Pin::new(&mut self.answer).output_mut(), Some(Err(_)))
     }
 }
 
@@ -171,7 +179,7 @@ impl Shared {
             for item in &items {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());
             }
-            Some(self.send_to_device(lane, items, 0, Begun::No).await)
+            Some(self.send_to_device(lane, items, 0, Begun::No))
         };
         send(out, Bound { submitted, late }).await;
     }
@@ -208,7 +216,7 @@ impl Shared {
         is_fresh.then_some(left)
     }
 
-    async fn send_to_device(
+    fn send_to_device(
         &self,
         lane: usize,
         items: Vec<Item>,
@@ -220,21 +228,23 @@ impl Shared {
         let split =
             split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
         let (jobs, inputs) = split.unzip();
-        let answer = self.lanes[lane].device.submit(lane, inputs, size, begun).await;
-        Submitted { jobs, size, failures, answer }
+        let answer = self.lanes[lane].device.submit(lane, inputs, size, begun);
+        Submitted { jobs, size, failures, answer: maybe_done(answer) }
     }
 
     /// Ends the jobs of a batch as its answer says, and returns what has to run again.
-    async fn conclude(&self, lane: usize, submitted: Submitted, exit: &Exit) -> Vec<Run<Item>> {
-        let Submitted { mut jobs, size, failures, answer } = submitted;
-        // Without an answer, or one without a run, the batch was never begun.
-        let answer = answer.await.ok();
-        let Some((inputs, ran)) = answer.and_then(|answer| Some((answer.inputs, answer.ran?)))
-        else {
+    async fn conclude(
+        &self,
+        lane: usize,
+        submitted: Submitted,
+        answer: Option<Answer>,
+        exit: &Exit,
+    ) -> Vec<Run<Item>> {
+        let Submitted { mut jobs, size, failures, .. } = submitted;
+        let Some(Answer { inputs, results, took }) = answer else {
             exit.give_back(jobs.into_iter().map(|job| job.held)).await;
             return Vec::new();
         };
-        let Ran { results, took } = ran;
         let own = &self.lanes[lane];
         self.metrics.infer.with_label_values(&[&own.name]).observe(took.as_secs_f64());
         let (n_items, cost, failed) = (jobs.len(), size.cost(), results.is_err());

@@ -149,6 +149,7 @@ async fn work(
     for served in queues {
         company.spawn(keep_leases(served.clone(), live.clone()));
     }
+    company.spawn(heed_wedges(Arc::clone(shared)));
     let mut stages = stages(shared, queues);
     let state = shared.device.state();
     let intake = shared.health.gate("intake", GateKind::Ready);
@@ -213,6 +214,16 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
         stages.spawn(infer::infer(Arc::clone(shared), lane, bound, exit));
     }
     stages
+}
+
+/// A wedged device keeps nothing that it has not begun.
+async fn heed_wedges(shared: Arc<Shared>) {
+    loop {
+        shared.wedged.until(|wedged| *wedged).await;
+        shared.device.withhold();
+        shared.wedged.until(|wedged| !wedged).await;
+        shared.device.admit();
+    }
 }
 
 async fn keep_leases(served: Served, gate: Gate) {

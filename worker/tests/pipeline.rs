@@ -3,15 +3,16 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Backlog, Broker, DeadLetters, Outcome, Phase, Priority, ResultStore};
-use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings};
+use ebb_queue::{Backlog, Broker, Clock, DeadLetters, Outcome, Phase, Priority, ResultStore};
+use ebb_telemetry::Health;
+use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings, Summary};
 use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
@@ -297,6 +298,76 @@ async fn a_drain_finishes_what_runs_and_gives_the_rest_back_uncharged() {
     assert!(next.unwrap().iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
     let status = queue.workers().await.unwrap();
     assert_eq!((status[0].phase, status[0].in_flight), (Phase::Draining, 0));
+}
+
+/// A worker of batches of four whose batch takes this long, though none before it took more than a
+/// second: so the next one lies before the device, and others wait to be batched.
+async fn surprised(queue: &MemoryQueue, clock: &Arc<dyn Clock>, takes: Duration) -> Surprised {
+    let is_first = AtomicBool::new(true);
+    let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+        let is_long = batch.iter().any(|item| item.input.len() > "text 99".len());
+        if is_long && is_first.swap(false, Relaxed) { takes } else { Duration::from_secs(1) }
+    });
+    let mut small = settings();
+    small.limits.max_items = std::num::NonZeroUsize::new(4).unwrap();
+    small.prefetch = 20;
+    let parts = parts(&Arc::new(queue.clone()), clock, device, small);
+    let (health, stop) = (parts.health.clone(), CancellationToken::new());
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    queue.publish((0..40).map(echo_job).collect()).await.unwrap();
+    until(queue, |depth| depth.ready + depth.in_flight == 0).await;
+    queue.publish((100..124).map(echo_job).collect()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(queue.depth().await.unwrap().in_flight, 24);
+    Surprised { worker, health, stop }
+}
+
+struct Surprised {
+    worker: tokio::task::JoinHandle<Result<Summary, Error>>,
+    health: Health,
+    stop: CancellationToken,
+}
+
+/// That so many jobs are ready, and none of them is charged for what became of it.
+async fn assert_uncharged(queue: &MemoryQueue, n_jobs: usize) {
+    let all = std::num::NonZeroUsize::new(2 * n_jobs).unwrap();
+    let ready = queue.receive(all, Duration::ZERO).await.unwrap();
+    assert_eq!(ready.len(), n_jobs);
+    assert!(ready.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+    let back: Vec<_> = ready.into_iter().map(|delivery| delivery.release()).collect();
+    queue.settle(&back).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_gives_back_at_once_what_lies_before_the_device() {
+    let (queue, clock) = queue(LEASE);
+    let Surprised { worker, stop, .. } = surprised(&queue, &clock, Duration::from_secs(20)).await;
+    stop.cancel();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(queue.depth().await.unwrap().in_flight, 4, "those that run, and no others");
+    assert_uncharged(&queue, 20).await;
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.released, summary.left), (44, 20, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_before_a_wedged_device_is_given_back_and_a_wedge_that_ends_is_forgotten() {
+    let (queue, clock) = queue(LEASE);
+    let takes = Duration::from_secs(400);
+    let Surprised { worker, health, stop } = surprised(&queue, &clock, takes).await;
+    while health.live().is_ok() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(queue.depth().await.unwrap().in_flight, 4, "those that run, and no others");
+    assert_uncharged(&queue, 20).await;
+
+    until(&queue, |depth| depth.ready + depth.in_flight == 0).await;
+    assert!(health.live().is_ok());
+    for number in 100..124 {
+        assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
+    }
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().left, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! The one thread that owns the device and its models, and the ways to them.
 //!
-//! A slot for one batch lies before it, so that the next batch is there when one ends.
+//! A slot lies before it, so that the next batch is there when one ends.
 
 mod owner;
+mod slot;
 #[cfg(test)]
 mod tests;
 
@@ -12,16 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_model::{InferError, ItemError, Layout, Model};
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::batcher::Size;
 use crate::board::Board;
 use owner::{Owner, Seat, Seated};
+pub(crate) use slot::Door;
+use slot::Slot;
 
 /// Why a model could not be built.
 pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
@@ -85,7 +85,7 @@ impl<I, O> Clone for Device<I, O> {
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceWay {
     seat: usize,
-    commands: mpsc::Sender<Command>,
+    calls: mpsc::Sender<()>,
     shared: Arc<Shared>,
     // Holds the task of an inline device, which ends with this.
     _inline: Arc<JoinSet<()>>,
@@ -131,18 +131,11 @@ pub(crate) struct Running {
     pub lane: usize,
 }
 
-/// What became of a batch; the inputs come back.
+/// What became of a batch that ran; the inputs come back.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// The batch.
     pub inputs: Vec<Cargo>,
-    /// What came out; `None` when it was not begun: the device is draining, or has no model.
-    pub ran: Option<Ran>,
-}
-
-/// A batch that ran.
-#[derive(Debug)]
-pub(crate) struct Ran {
     /// One result per input, or the failure of the whole batch.
     pub results: Results,
     /// How long it took.
@@ -155,9 +148,9 @@ pub(crate) type Results = Result<Vec<Result<Cargo, ItemError>>, InferError>;
 /// Whether jobs of a batch have been run before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begun {
-    /// They have not: a draining device hands them back.
+    /// They have not: a device that drains or is wedged hands them back.
     No,
-    /// They have, in a batch that failed: the device finishes what it began.
+    /// They have, in a batch that failed, and are charged for it: the device finishes what it began.
     Yes,
 }
 
@@ -173,16 +166,16 @@ struct Command {
 
 #[derive(Debug)]
 struct Shared {
-    load: Board<Load>,
+    slot: Slot,
     state: Board<State>,
-    draining: CancellationToken,
 }
 
 /// The models that one device is to own.
 pub struct DeviceBuilder {
     // A model is built on the device's thread and never leaves it, so its place is made there.
     seats: Vec<Box<dyn FnOnce() -> Box<dyn Seat> + Send>>,
-    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+    // A call says that there is something in the slot; one that was not heard yet says it for all.
+    calls: (mpsc::Sender<()>, mpsc::Receiver<()>),
     shared: Arc<Shared>,
 }
 
@@ -194,12 +187,8 @@ impl std::fmt::Debug for DeviceBuilder {
 
 impl Default for DeviceBuilder {
     fn default() -> Self {
-        let shared = Shared {
-            load: Board::default(),
-            state: Board::new(State::Loading),
-            draining: CancellationToken::new(),
-        };
-        Self { seats: Vec::new(), commands: mpsc::channel(1), shared: Arc::new(shared) }
+        let shared = Shared { slot: Slot::default(), state: Board::new(State::Loading) };
+        Self { seats: Vec::new(), calls: mpsc::channel(1), shared: Arc::new(shared) }
     }
 }
 
@@ -218,8 +207,8 @@ impl DeviceBuilder {
     }
 
     fn way<I, O>(&self, seat: usize) -> Device<I, O> {
-        let (commands, shared) = (self.commands.0.clone(), Arc::clone(&self.shared));
-        let way = DeviceWay { seat, commands, shared, _inline: Arc::default() };
+        let (calls, shared) = (self.calls.0.clone(), Arc::clone(&self.shared));
+        let way = DeviceWay { seat, calls, shared, _inline: Arc::default() };
         Device { way, takes: PhantomData }
     }
 
@@ -228,14 +217,15 @@ impl DeviceBuilder {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(self) -> std::io::Result<()> {
-        let Self { seats, commands: (_, mut commands), shared } = self;
+        let Self { seats, calls: (_, mut calls), shared } = self;
         std::thread::Builder::new().name("device".into()).spawn(move || {
             let mut owner = Owner::new(seats.into_iter().map(|seat| seat()).collect(), shared);
             owner.load();
-            while let Some(command) = owner.is_fit().then(|| commands.blocking_recv()).flatten() {
-                match owner.begin(&command) {
-                    Wanted::Yes => owner.run(command),
-                    Wanted::No => command.skip(),
+            while owner.is_fit() {
+                match owner.next() {
+                    Some(command) => owner.run(command),
+                    None if calls.blocking_recv().is_some() => {}
+                    None => break,
                 }
             }
         })?;
@@ -271,7 +261,7 @@ impl<I: Send + 'static, O: Send + 'static> Device<I, O> {
     {
         let builder = DeviceBuilder::default();
         let mut device = builder.way(0);
-        let DeviceBuilder { commands: (_, mut commands), shared, .. } = builder;
+        let DeviceBuilder { calls: (_, mut calls), shared, .. } = builder;
         let seat = Seated::new(move |_: &mut Phases| Ok(model.clone()));
         let seat: Box<dyn Seat + Send> = Box::new(seat);
         let mut owner = Owner::new(vec![seat], shared);
@@ -279,16 +269,17 @@ impl<I: Send + 'static, O: Send + 'static> Device<I, O> {
         inline.spawn(async move {
             owner.load();
             while owner.is_fit() {
-                let Some(command) = commands.recv().await else { break };
-                if owner.begin(&command) == Wanted::Yes {
-                    let inputs = command.inputs.iter();
-                    let inputs = inputs.map(|input| input.downcast_ref::<I>().expect(SAME).clone());
-                    let took = time(&inputs.collect::<Vec<I>>());
-                    tokio::time::sleep(took).await;
-                    owner.run(command);
-                } else {
-                    command.skip();
-                }
+                let Some(command) = owner.next() else {
+                    if calls.recv().await.is_none() {
+                        break;
+                    }
+                    continue;
+                };
+                let inputs = command.inputs.iter();
+                let inputs = inputs.map(|input| input.downcast_ref::<I>().expect(SAME).clone());
+                let took = time(&inputs.collect::<Vec<I>>());
+                tokio::time::sleep(took).await;
+                owner.run(command);
             }
         });
         device.way._inline = Arc::new(inline);
@@ -318,35 +309,45 @@ impl DeviceWay {
         self.shared.state.read(layout).unwrap_or_default()
     }
 
-    /// Sends a batch, waiting for the slot before the device; the answer has a future of its own.
-    ///
-    /// The receiver ends without an answer when the device is lost before the batch began.
+    /// Sends a batch. The receiver ends without an answer when the batch is never begun: the device
+    /// drains, is wedged, or is lost.
     pub(crate) fn submit(
         &self,
         lane: usize,
         inputs: Vec<Cargo>,
         size: Size,
         begun: Begun,
-    ) -> BoxFuture<'_, oneshot::Receiver<Answer>> {
+    ) -> oneshot::Receiver<Answer> {
         let (reply, answer) = oneshot::channel();
-        let command = Command { seat: self.seat, lane, inputs, size, begun, reply };
-        let sent = async {
-            self.shared.load.update(|load| load.queued += 1);
-            if self.commands.send(command).await.is_err() {
-                self.shared.load.update(|load| load.queued -= 1);
-            }
-        };
-        Box::pin(sent.map(|()| answer))
+        self.shared.slot.put(Command { seat: self.seat, lane, inputs, size, begun, reply });
+        // Where there is no room for a call the device has yet to hear another one.
+        let _ = self.calls.try_send(());
+        answer
     }
 
-    /// From now on only batches that have begun are run.
+    /// From now on only batches that have begun are run; the others end without an answer at once.
     pub(crate) fn drain(&self) {
-        self.shared.draining.cancel();
+        self.shared.slot.close(Door::Draining);
+    }
+
+    /// The same while the device is wedged: what waits for it might wait for ever.
+    pub(crate) fn withhold(&self) {
+        self.shared.slot.close(Door::Wedged);
+    }
+
+    /// The device makes progress again.
+    pub(crate) fn admit(&self) {
+        self.shared.slot.reopen();
+    }
+
+    /// Which batches it takes. When this shows that it takes fewer, the others have been told.
+    pub(crate) fn door(&self) -> &Board<Door> {
+        self.shared.slot.door()
     }
 
     /// What the device has to do.
     pub(crate) fn load(&self) -> &Board<Load> {
-        &self.shared.load
+        self.shared.slot.load()
     }
 
     /// Where the device is in its life.
@@ -360,40 +361,18 @@ impl DeviceWay {
     }
 }
 
-/// Whether a batch is to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// It is.
-    Yes,
-    /// It has not begun, and the device is draining.
-    No,
-}
-
 impl Command {
-    fn skip(self) {
-        self.answer(None);
-    }
-
-    fn answer(self, ran: Option<Ran>) {
+    fn answer(self, results: Results, took: Duration) {
         let Self { inputs, reply, .. } = self;
-        if reply.send(Answer { inputs, ran }).is_err() {
+        if reply.send(Answer { inputs, results, took }).is_err() {
             tracing::debug!("nobody waits for this batch any more");
         }
     }
 }
 
 impl Shared {
-    /// Takes a batch from the slot.
-    fn begin(&self, command: &Command) -> Wanted {
-        let is_wanted = command.begun == Begun::Yes || !self.draining.is_cancelled();
-        let running = Running { since: Instant::now(), size: command.size, lane: command.lane };
-        let running = is_wanted.then_some(running);
-        self.load.update(|load| *load = Load { queued: load.queued - 1, running });
-        if is_wanted { Wanted::Yes } else { Wanted::No }
-    }
-
     fn end(&self) -> Duration {
-        let ended = self.load.update(|load| load.running.take());
+        let ended = self.slot.load().update(|load| load.running.take());
         ended.map_or(Duration::ZERO, |running| running.since.elapsed())
     }
 }

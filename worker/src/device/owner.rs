@@ -8,7 +8,7 @@ use ebb_model::{InferError, InferErrorKind, Layout, Model};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{BuildError, Cargo, Command, Phases, Ran, Ready, Results, SAME, Shared, State, Wanted};
+use super::{BuildError, Cargo, Command, Door, Phases, Ready, Results, SAME, Shared, State};
 
 /// Device errors in a row after which the device is given up.
 const PATIENCE: u32 = 3;
@@ -133,8 +133,9 @@ impl<S: Seat + ?Sized> Owner<S> {
         self.shared.state.set(State::Lost(why));
     }
 
-    pub(super) fn begin(&self, command: &Command) -> Wanted {
-        self.shared.begin(command)
+    /// The next batch, which has begun.
+    pub(super) fn next(&mut self) -> Option<Command> {
+        self.shared.slot.begin()
     }
 
     pub(super) fn run(&mut self, mut command: Command) {
@@ -145,21 +146,22 @@ impl<S: Seat + ?Sized> Owner<S> {
             }
             // A load is no part of what its batch takes.
             let since = Instant::now();
-            self.shared.load.update(|load| {
+            self.shared.slot.load().update(|load| {
                 load.running.iter_mut().for_each(|running| running.since = since);
             });
         }
         let inputs = std::mem::take(&mut command.inputs);
-        // Without a model the batch is as good as never begun.
         let (inputs, results) = self.seats[seat].infer(inputs);
         command.inputs = inputs;
         let took = self.shared.end();
+        // Without a model the batch is as good as never begun: it ends without an answer.
+        let Some(results) = results else { return };
         match &results {
-            Some(Ok(_)) => self.n_errors = 0,
-            Some(Err(error)) if error.kind() == InferErrorKind::Device => self.fail(error),
-            Some(Err(_)) | None => {}
+            Ok(_) => self.n_errors = 0,
+            Err(error) if error.kind() == InferErrorKind::Device => self.fail(error),
+            Err(_) => {}
         }
-        command.answer(results.map(|results| Ran { results, took }));
+        command.answer(results, took);
     }
 
     /// The device failed: another try with new models, but not for ever.
@@ -170,6 +172,13 @@ impl<S: Seat + ?Sized> Owner<S> {
         if self.n_errors >= PATIENCE {
             self.lose(format!("{error} ({PATIENCE} times in a row)"));
         }
+    }
+}
+
+/// Also when it panics: nobody is to wait for it any more.
+impl<S: ?Sized> Drop for Owner<S> {
+    fn drop(&mut self) {
+        self.shared.slot.close(Door::Gone);
     }
 }
 

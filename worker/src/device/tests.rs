@@ -13,13 +13,13 @@ fn echo() -> Device<EchoInput, String> {
     Device::thread(|phases| Ok(phases.time("weights", Echo::new))).unwrap()
 }
 
-async fn run(device: &Device<EchoInput, String>, json: &str) -> Option<Ran> {
+async fn run(device: &Device<EchoInput, String>, json: &str) -> Option<Answer> {
     let batch: Vec<Cargo> = vec![Box::new(input(json))];
-    device.way.submit(0, batch, Size::ONE, Begun::No).await.await.unwrap().ran
+    device.way.submit(0, batch, Size::ONE, Begun::No).await.ok()
 }
 
 /// What came out, item by item.
-fn texts(ran: Option<Ran>) -> Vec<String> {
+fn texts(ran: Option<Answer>) -> Vec<String> {
     let results = ran.unwrap().results.unwrap().into_iter();
     results.map(|one| *one.unwrap().downcast().unwrap()).collect()
 }
@@ -33,9 +33,9 @@ async fn a_batch_goes_in_and_comes_back_with_its_results() {
     let device = echo();
     assert_eq!(device.way.ready().await.unwrap()[0].0, "weights");
     let batch = batch(&["a", "b"]);
-    let answer = device.way.submit(0, batch, Size::ONE, Begun::No).await.await.unwrap();
+    let answer = device.way.submit(0, batch, Size::ONE, Begun::No).await.unwrap();
     assert_eq!(answer.inputs.len(), 2);
-    assert_eq!(texts(answer.ran), ["a", "b"]);
+    assert_eq!(texts(Some(answer)), ["a", "b"]);
     assert_eq!(device.way.load().get(), Load::default());
 }
 
@@ -65,7 +65,7 @@ async fn a_device_that_keeps_failing_is_given_up() {
         assert_eq!(ran.results.unwrap_err().kind(), InferErrorKind::Device);
     }
     assert!(device.way.ready().await.unwrap_err().contains("3 times in a row"));
-    let answer = device.way.submit(0, batch(&[""]), Size::ONE, Begun::No).await;
+    let answer = device.way.submit(0, batch(&[""]), Size::ONE, Begun::No);
     assert!(answer.await.is_err(), "nobody is there");
 }
 
@@ -83,9 +83,71 @@ async fn a_draining_device_finishes_only_what_it_began() {
     let device = echo();
     device.way.ready().await.unwrap();
     device.way.drain();
+    device.way.admit();
     assert!(run(&device, r#"{"input": "a"}"#).await.is_none());
-    let answer = device.way.submit(0, batch(&["a"]), Size::ONE, Begun::Yes).await.await.unwrap();
-    assert_eq!(texts(answer.ran), ["a"]);
+    let answer = device.way.submit(0, batch(&["a"]), Size::ONE, Begun::Yes).await.unwrap();
+    assert_eq!(texts(Some(answer)), ["a"]);
+}
+
+/// A model that waits for a word before it answers.
+struct Waiting(mpsc::Receiver<()>);
+
+impl Model for Waiting {
+    type Input = String;
+    type Output = String;
+
+    fn infer(&mut self, batch: &[String]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        self.0.blocking_recv();
+        Ok(batch.iter().cloned().map(Ok).collect())
+    }
+}
+
+#[tokio::test]
+async fn what_has_not_begun_comes_back_at_once_from_a_device_that_drains_or_is_wedged() {
+    let (go, word) = mpsc::channel(1);
+    let mut words = vec![word];
+    let device = Device::thread(move |_| Ok(Waiting(words.remove(0)))).unwrap().way;
+    let submit = |text: &str, begun| {
+        device.submit(0, vec![Box::new(text.to_owned()) as Cargo], Size::ONE, begun)
+    };
+    let first = submit("first", Begun::No);
+    device.load().until(|load| load.running.is_some()).await;
+    let again = submit("again", Begun::Yes);
+    let next = submit("next", Begun::No);
+    assert_eq!(device.load().get().queued, 2);
+    // The thread of the device is in its first batch all the time.
+    device.withhold();
+    assert!(next.await.is_err());
+    assert!(submit("behind a wedge", Begun::No).await.is_err());
+    device.admit();
+    let after = submit("after it", Begun::No);
+    assert_eq!(device.load().get().queued, 2);
+    device.drain();
+    assert!(after.await.is_err());
+    assert_eq!(device.load().get().queued, 1, "what had begun stays");
+    for answer in [first, again] {
+        go.send(()).await.unwrap();
+        assert!(answer.await.unwrap().results.is_ok());
+    }
+    assert_eq!(device.load().get(), Load::default());
+}
+
+#[tokio::test]
+async fn a_batch_runs_or_comes_back_and_never_both() {
+    for _ in 0..100 {
+        let device = echo();
+        device.way.ready().await.unwrap();
+        let submit = |_| device.way.submit(0, batch(&["a"]), Size::ONE, Begun::No);
+        let answers: Vec<_> = (0..8).map(submit).collect();
+        // The device's thread is taking them at this moment.
+        device.way.drain();
+        assert_eq!(device.way.load().get().queued, 0);
+        let mut have_run = Vec::new();
+        for answer in answers {
+            have_run.push(answer.await.is_ok());
+        }
+        assert!(have_run.is_sorted_by(|earlier, later| earlier >= later), "{have_run:?}");
+    }
 }
 
 /// A model that counts: another type than an echo's.
@@ -115,8 +177,8 @@ async fn two_models_share_a_device_and_a_panic_of_one_leaves_the_other_as_it_was
 
     let count = async |text: &str| {
         let batch: Vec<Cargo> = vec![Box::new(text.to_owned())];
-        let answer = lengths.way.submit(1, batch, Size::ONE, Begun::No).await.await.unwrap();
-        *answer.ran.unwrap().results.unwrap().remove(0).unwrap().downcast::<u32>().unwrap()
+        let answer = lengths.way.submit(1, batch, Size::ONE, Begun::No).await.unwrap();
+        *answer.results.unwrap().remove(0).unwrap().downcast::<u32>().unwrap()
     };
     assert_eq!(count("four").await, 401);
     assert!(run(&echo, r#"{"input": "", "panic": true}"#).await.unwrap().results.is_err());

@@ -1,0 +1,100 @@
+//! Who waits for the batches of one lane.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::future::MaybeDone;
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot;
+
+use super::{Bound, Submitted};
+use crate::bisect::Run;
+use crate::device::{Answer, Begun, Door};
+use crate::held::Item;
+use crate::settle::Exit;
+use crate::shared::Shared;
+
+/// It takes one after the other.
+pub(super) struct Waiter {
+    shared: Arc<Shared>,
+    lane: usize,
+    bound: Receiver<Bound>,
+    /// Whether there may be more of them.
+    is_open: bool,
+    /// Those that were looked at early, and had begun.
+    behind: VecDeque<Bound>,
+    exit: Exit,
+}
+
+impl Waiter {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        lane: usize,
+        bound: Receiver<Bound>,
+        exit: Exit,
+    ) -> Self {
+        Self { shared, lane, bound, is_open: true, behind: VecDeque::new(), exit }
+    }
+
+    /// Of the jobs of this lane.
+    pub(super) fn exit(&self) -> &Exit {
+        &self.exit
+    }
+
+    /// The next batch of the lane.
+    pub(super) async fn next(&mut self) -> Option<Bound> {
+        if let Some(bound) = self.behind.pop_front() {
+            return Some(bound);
+        }
+        let bound = self.bound.recv().await?;
+        self.shared.n_taken.update(|n| *n += 1);
+        Some(bound)
+    }
+
+    /// Runs jobs of a batch that failed, and says what has to run again.
+    pub(super) async fn run_again(&mut self, run: Run<Item>) -> Vec<Run<Item>> {
+        let again = self.shared.send_to_device(self.lane, run.items, run.failures, Begun::Yes);
+        self.conclude(again).await
+    }
+
+    /// Ends the jobs of a batch once it has run, and says what has to run again.
+    pub(super) async fn conclude(&mut self, mut submitted: Submitted) -> Vec<Run<Item>> {
+        let answer = self.answer(&mut submitted.answer).await;
+        self.shared.conclude(self.lane, submitted, answer, &self.exit).await
+    }
+
+    /// Waits for a batch; without an answer it was never begun.
+    ///
+    /// Batches behind it that the device takes no more are given back meanwhile: this one may run
+    /// until the grace period ends, and on a wedged device for ever.
+    async fn answer(
+        &mut self,
+        answer: &mut MaybeDone<oneshot::Receiver<Answer>>,
+    ) -> Option<Answer> {
+        loop {
+            let behind = async {
+                self.shared.device.door().until(|door| *door != Door::Open).await;
+                self.bound.recv().await
+            };
+            tokio::select! { biased;
+                () = &mut *answer => return Pin::new(answer).take_output()?.ok(),
+                bound = behind, if self.is_open => match bound {
+                    Some(bound) => self.look_at(bound).await,
+                    None => self.is_open = false,
+                },
+            }
+        }
+    }
+
+    async fn look_at(&mut self, mut bound: Bound) {
+        self.shared.n_taken.update(|n| *n += 1);
+        match bound.submitted.take_if(Submitted::came_back) {
+            Some(Submitted { jobs, .. }) => {
+                self.exit.finish(bound.late).await;
+                self.exit.give_back(jobs.into_iter().map(|job| job.held)).await;
+            }
+            None => self.behind.push_back(bound),
+        }
+    }
+}
