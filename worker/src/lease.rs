@@ -202,6 +202,9 @@ impl Drop for Loan {
     }
 }
 
+/// What a model that is loaded again may take, as the probes of the deployment give a first start.
+const LOAD: Duration = Duration::from_secs(600);
+
 /// What the keeper looks at and tells.
 pub(crate) struct Keeper<'a> {
     pub(crate) leases: &'a Leases,
@@ -225,7 +228,10 @@ impl Keeper<'_> {
         loop {
             tokio::time::sleep(period).await;
             let running = self.load.get().running;
-            let is_wedged = running.is_some_and(|batch| batch.since.elapsed() > self.stall);
+            let is_wedged = running.is_some_and(|batch| {
+                let most = if batch.is_loading { self.stall.max(LOAD) } else { self.stall };
+                batch.since.elapsed() > most
+            });
             if self.wedged.set(is_wedged) != is_wedged {
                 self.tell(is_wedged);
             }
@@ -306,9 +312,13 @@ mod tests {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
-        let running = Some(Running { since: Instant::now(), size: Size::ONE, lane: 0 });
-        let load = Board::new(Load { queued: 0, running });
+        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0, is_loading: true };
+        let load = Board::new(Load { queued: 0, running: Some(batch) });
         let health = Health::new();
+        keep(&queue, &leases, &load, &health, Duration::from_secs(590)).await;
+        assert!(health.live().is_ok() && loan.may_live(Instant::now()), "its model is loaded");
+        let batch = Running { since: Instant::now(), is_loading: false, ..batch };
+        load.set(Load { queued: 0, running: Some(batch) });
         keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
         assert!(health.live().is_ok() && loan.may_live(Instant::now()));
         keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;

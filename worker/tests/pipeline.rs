@@ -455,6 +455,36 @@ async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
     }
 }
 
+#[tokio::test]
+async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() {
+    let (queue, clock) = queue(Duration::from_secs(2));
+    let (go, mut word) = tokio::sync::mpsc::channel::<()>(1);
+    let n_loads = Arc::new(AtomicU32::new(0));
+    let loads = Arc::clone(&n_loads);
+    let device = Device::thread(move |_| {
+        if loads.fetch_add(1, Relaxed) > 0 {
+            word.blocking_recv();
+        }
+        Ok(Echo::new())
+    });
+    let settings = Settings { stall: Duration::from_millis(500), ..until_empty() };
+    let parts = parts(&Arc::new(queue.clone()), &clock, device.unwrap(), settings);
+    let health = parts.health.clone();
+    queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    until(&queue, |_| n_loads.load(Relaxed) == 2).await;
+    // Longer than a batch may take, and than a lease lasts.
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        assert_eq!((health.live(), queue.depth().await.unwrap().ready), (Ok(()), 0));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(go);
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.lost), (1, 1, 0));
+    assert_eq!(queue.get(&echo_job(1).id).await.unwrap().unwrap().attempt, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_job_keeps_its_lease() {
     let (queue, clock) = queue(LEASE);

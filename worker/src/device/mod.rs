@@ -129,6 +129,8 @@ pub(crate) struct Running {
     pub size: Size,
     /// The lane that it came from.
     pub lane: usize,
+    /// Whether its model is loaded for it first, which a batch is not to be blamed for.
+    pub is_loading: bool,
 }
 
 /// What became of a batch that ran; the inputs come back.

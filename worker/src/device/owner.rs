@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ebb_model::{InferError, InferErrorKind, Layout, Model};
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{BuildError, Cargo, Command, Door, Phases, Ready, Results, SAME, Shared, State};
@@ -141,14 +140,12 @@ impl<S: Seat + ?Sized> Owner<S> {
     pub(super) fn run(&mut self, mut command: Command) {
         let seat = command.seat;
         if !self.seats[seat].is_taken() {
+            self.shared.slot.loading(true);
             if let Err(why) = self.load_one(seat, &mut Phases::default()) {
                 self.lose(why);
             }
             // A load is no part of what its batch takes.
-            let since = Instant::now();
-            self.shared.slot.load().update(|load| {
-                load.running.iter_mut().for_each(|running| running.since = since);
-            });
+            self.shared.slot.loading(false);
         }
         let inputs = std::mem::take(&mut command.inputs);
         let (inputs, results) = self.seats[seat].infer(inputs);

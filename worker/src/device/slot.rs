@@ -47,9 +47,19 @@ impl Slot {
     pub(super) fn begin(&self) -> Option<Command> {
         let mut waiting = lock(&self.waiting);
         let command = waiting.pop_front()?;
-        let running = Running { since: Instant::now(), size: command.size, lane: command.lane };
+        let Command { size, lane, .. } = command;
+        let running = Running { since: Instant::now(), size, lane, is_loading: false };
         self.load.update(|load| *load = Load { queued: waiting.len(), running: Some(running) });
         Some(command)
+    }
+
+    /// Says whether the model of the batch that has begun is being loaded: its time counts anew.
+    pub(super) fn loading(&self, is_loading: bool) {
+        let since = Instant::now();
+        self.load.update(|load| {
+            let running = load.running.iter_mut();
+            running.for_each(|running| *running = Running { since, is_loading, ..*running });
+        });
     }
 
     /// Closes the door, unless it is closed to more already, and drops what it would not let in:

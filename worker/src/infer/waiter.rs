@@ -1,7 +1,6 @@
 //! Who waits for the batches of one lane.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::future::MaybeDone;
