@@ -21,6 +21,8 @@ const CUT_FROM: &str = "ebb-cut-from";
 /// JetStream's own id of a message.
 pub(super) const MSG_ID: &str = "Nats-Msg-Id";
 
+/// The longest headers that JetStream stores, whatever `max_payload` is.
+const LONGEST_HEADERS: usize = u16::MAX as usize;
 /// What a message may grow by while its job lives.
 pub(super) const ROOM: usize = 16 << 10;
 /// The longest history as JSON.
@@ -137,8 +139,8 @@ impl Entry {
         Ok(headers)
     }
 
-    /// Writes it as a dead letter that is no longer than this: where there is too little room, some
-    /// of its body is left out, and that is said.
+    /// Writes it as a dead letter that is no longer than this: where there is too little room, its
+    /// headers or some of its body are left out, and that is said.
     pub(super) fn letter(
         &self,
         message_id: &str,
@@ -147,13 +149,13 @@ impl Entry {
     ) -> Result<(HeaderMap, Bytes)> {
         let headers = self.death(message_id, death)?;
         let body = &self.job.body;
-        if size(&headers) + body.len() <= max {
+        if fits(&headers, body, max) {
             return Ok((headers, body.clone()));
         }
         let n_bytes = body.len();
         let note = format!(
-            "; cut to what fits into a message of this NATS server (max_payload), the body had \
-             {n_bytes} bytes: publish the job anew, it cannot be put back"
+            "; cut to what fits into a message of this NATS server (max_payload, 64 KiB of \
+             headers), the body had {n_bytes} bytes: publish the job anew, it cannot be put back"
         );
         let reason = format!("{}{note}", cut(&death.reason, LONGEST_REASON - note.len()));
         let death = Death { reason, at: death.at };
@@ -163,7 +165,7 @@ impl Entry {
             Ok(headers)
         };
         let mut headers = write(self)?;
-        if size(&headers) > max {
+        if !fits(&headers, &[], max) {
             // What it was called, and nothing else.
             let (id, at) = (self.job.id.clone(), self.job.enqueued_at);
             let job = Job { id, ..Job::new(Bytes::new(), at) };
@@ -227,6 +229,11 @@ pub(super) fn cut(text: &str, longest: usize) -> &str {
         end -= 1;
     }
     &text[..end]
+}
+
+/// Whether a server takes a message of these whose `max_payload` is this.
+pub(super) fn fits(headers: &HeaderMap, body: &[u8], max: usize) -> bool {
+    size(headers) <= LONGEST_HEADERS && size(headers) + body.len() <= max
 }
 
 /// How long headers are on the wire.

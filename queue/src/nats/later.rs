@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::{Kept, in_order};
-use super::entry::{Entry, Origin, size};
+use super::entry::{Entry, Origin, fits};
 use super::names::{Lane, Place, tick_now};
 use crate::{Error, ErrorKind, Result, Timestamp};
 
@@ -205,7 +205,7 @@ impl NatsQueue {
             None => shared.names.lane(entry.lane(true), deadline),
         };
         let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
-        if size(&headers) + entry.job.body.len() > shared.api.client.max_payload() {
+        if !fits(&headers, &entry.job.body, shared.api.client.max_payload()) {
             return Ok(None);
         }
         let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;

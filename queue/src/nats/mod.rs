@@ -79,8 +79,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "large",
         instead: "a message of a foreign client that leaves no room for headers under max_payload \
-                  stays where it is when it is delayed, retried or given back: it counts as ready \
-                  meanwhile, and to give it back costs an attempt",
+                  or within 64 KiB of headers stays where it is when it is delayed, retried or given \
+                  back: it counts as ready meanwhile, and to give it back costs an attempt",
     },
     Limit {
         promise: "cost",

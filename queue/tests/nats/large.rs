@@ -138,3 +138,33 @@ fn one_whose_time_has_not_come_waits_for_it_whole() {
         assert_eq!(counts(&queue).await, [0, 0, 0]);
     });
 }
+
+#[test]
+fn headers_as_long_as_the_server_takes_leave_a_job_that_can_be_retried_and_die() {
+    on_each_small(async |queue, client| {
+        for n_left in [0, 30] {
+            // JetStream takes 65535 bytes of headers, whatever max_payload is.
+            let name = "traceparent";
+            let frame = "NATS/1.0\r\n: \r\n\r\n".len() + name.len();
+            let value = "x".repeat(usize::from(u16::MAX) - frame - n_left);
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.as_str());
+            let sent = client.request_with_headers("ebb.jobs.jobs", headers, "body".into()).await;
+            assert!(sent.unwrap().payload.starts_with(b"{\"stream\""), "it is stored");
+            small(&client).await;
+            let mut deliveries = receive(&queue, 9).await.unwrap();
+            let (good, first) = (deliveries.pop().unwrap(), deliveries.pop().unwrap());
+            let settlements = [first.retry(Duration::ZERO, "once more"), good.ack()];
+            assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 2]);
+            let second = one(&queue).await;
+            assert_eq!(second.attempt, 2);
+            let rejected = queue.settle(&[second.reject("no such thing")]).await.unwrap();
+            assert_eq!(rejected, [Settled::Held]);
+            let letter = queue.list(9).await.unwrap().remove(0);
+            assert!(letter.reason.starts_with("no such thing"), "{}", letter.reason);
+            assert_eq!(letter.job.body.as_ref(), b"body");
+            assert_eq!(counts(&queue).await, [0, 0, 1]);
+            queue.purge(None).await.unwrap();
+        }
+    });
+}
