@@ -77,7 +77,7 @@ impl Waiter {
                 self.bound.recv().await
             };
             tokio::select! { biased;
-                () = &mut *answer => return Pin::new(answer).take_output()?.ok(),
+                () = &mut *answer => return std::pin::Pin::new(answer).take_output()?.ok(),
                 bound = behind, if self.is_open => match bound {
                     Some(bound) => self.look_at(bound).await,
                     None => self.is_open = false,
