@@ -53,7 +53,7 @@ local function strangers()
   return entries
 end
 
-mark()
+mark_layout()
 take_in()
 local is_cut = tidy(result_ttl, key_ttl, 1000)
 if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then

@@ -78,7 +78,7 @@ local function note(name) return tonumber(redis.call('HGET', key('meta'), name) 
 
 -- Says again that the keys are a queue, and of which layout, where a server has lost that with all else: who
 -- opens the queue would be told that there is none.
-local function mark()
+local function mark_layout()
   if not redis.call('HGET', key('meta'), 'layout') then redis.call('HSET', key('meta'), 'layout', LAYOUT) end
 end
 

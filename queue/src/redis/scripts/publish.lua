@@ -1,6 +1,6 @@
 -- ARGV: time, max_ready or empty, jobs. Answers for each under which id it was known, or an empty text;
 -- or the text `full`.
-mark()
+mark_layout()
 local all = {}
 for nth = 3, #ARGV, FIELDS do all[#all + 1] = sketch(nth) end
 local found = known_as(all)

@@ -4,7 +4,7 @@
 -- its room free, once its result is stored.
 redis.call('ZREM', key('result_ends'), '')
 sweep()
-mark()
+mark_layout()
 local ids, attempts, outcomes, texts = {}, {}, {}, {}
 for nth = 3, #ARGV, 4 do
   local at = (nth + 1) / 4
