@@ -7,10 +7,10 @@
 //! expired while nobody held it the worker knows nothing: that is the broker's business.
 
 mod calls;
+mod exit;
 mod groups;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use ebb_queue::{
     Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
@@ -18,8 +18,7 @@ use ebb_queue::{
 };
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{debug, error, warn};
@@ -32,14 +31,11 @@ use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, heals, lock, on_cpu, send_all, sleep_until};
 use crate::trace::Way;
 use calls::Unanswered;
+pub(crate) use exit::Exit;
 use groups::Groups;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
-
-/// Jobs that have run and are not stored yet, at least: enough for quick jobs in small batches to
-/// be stored together.
-const UNSTORED: usize = CHUNK;
 
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
@@ -49,54 +45,6 @@ pub(crate) struct Concluded {
     lane: Option<usize>,
     loan: Loan,
     way: Way,
-}
-
-/// Where jobs go on to that are no longer to run.
-#[derive(Debug, Clone)]
-pub(crate) struct Exit {
-    to_store: Sender<Finished>,
-    to_settle: Sender<Concluded>,
-    /// One permit per job that may have run and not be stored yet.
-    unstored: Arc<Semaphore>,
-}
-
-impl Exit {
-    /// For a queue that may hold so many jobs that have not run; and what the two stages take theirs
-    /// from.
-    pub(crate) fn new(room: usize) -> (Self, Receiver<Finished>, Receiver<Concluded>) {
-        let n_unstored = UNSTORED.max(2 * room);
-        let (to_store, finished) = mpsc::channel(n_unstored);
-        let (to_settle, concluded) = mpsc::channel(2 * room);
-        let unstored = Arc::new(Semaphore::new(n_unstored));
-        (Self { to_store, to_settle, unstored }, finished, concluded)
-    }
-
-    /// Passes on jobs that have run, or never will. They keep the room of jobs that have not until
-    /// there is some among those to be stored: when the store is away, soon nothing is received.
-    pub(crate) async fn finish(&self, mut jobs: Vec<Finished>) {
-        let Ok(n_jobs) = u32::try_from(jobs.len()) else { return };
-        // Never closed, and there are more permits than jobs can be in one go.
-        let Ok(mut room) = Arc::clone(&self.unstored).acquire_many_owned(n_jobs).await else {
-            return;
-        };
-        for job in &mut jobs {
-            if let Some(own) = room.split(1) {
-                job.room = own;
-            }
-        }
-        send_all(&self.to_store, jobs).await;
-    }
-
-    /// Gives jobs back that were not begun. Nothing has to be stored for that, so a store that does
-    /// not answer holds up none of them.
-    pub(crate) async fn give_back(&self, jobs: impl IntoIterator<Item = Held>) {
-        send_all(&self.to_settle, jobs.into_iter().map(Concluded::released).collect()).await;
-    }
-
-    /// For who stores: it does not keep itself waiting for more.
-    pub(crate) fn into_settling(self) -> Sender<Concluded> {
-        self.to_settle
-    }
 }
 
 /// Encodes and stores answers, many at once.

@@ -10,7 +10,9 @@ use std::time::Duration;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Backlog, Broker, Clock, DeadLetters, Outcome, Phase, Priority, ResultStore};
+use ebb_queue::{
+    Backlog, Broker, Clock, DeadLetters, Delivery, Outcome, Phase, Priority, ResultStore,
+};
 use ebb_telemetry::Health;
 use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings, Summary};
 use support::{
@@ -334,7 +336,7 @@ async fn assert_uncharged(queue: &MemoryQueue, n_jobs: usize) {
     let ready = queue.receive(all, Duration::ZERO).await.unwrap();
     assert_eq!(ready.len(), n_jobs);
     assert!(ready.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
-    let back: Vec<_> = ready.into_iter().map(|delivery| delivery.release()).collect();
+    let back: Vec<_> = ready.into_iter().map(Delivery::release).collect();
     queue.settle(&back).await.unwrap();
 }
 

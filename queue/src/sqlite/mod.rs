@@ -1,9 +1,8 @@
 //! The embedded broker: one SQLite file on a local disk, many processes.
 //!
-//! A handle and its clones share two threads: `ebb-sqlite-writer` commits what waits together, and
-//! `ebb-sqlite-reader` looks without ever waiting for a writer. They end with the last clone. All
-//! handles of a file that were opened with the same [`Watchers`] share a third from the first
-//! subscription on: `ebb-sqlite-watcher` notices what others commit.
+//! A handle and its clones share two threads that end with the last clone: `ebb-sqlite-writer` commits
+//! what waits together, and `ebb-sqlite-reader` looks without ever waiting for a writer. Handles of a
+//! file opened with the same [`Watchers`] share `ebb-sqlite-watcher`, which notices others' commits.
 
 mod busy;
 mod claim;

@@ -323,7 +323,7 @@ impl DeviceWay {
         let (reply, answer) = oneshot::channel();
         self.shared.slot.put(Command { seat: self.seat, lane, inputs, size, begun, reply });
         // Where there is no room for a call the device has yet to hear another one.
-        let _ = self.calls.try_send(());
+        self.calls.try_send(()).ok();
         answer
     }
 
