@@ -189,7 +189,7 @@ pub(super) fn check_reply_to(to: &str) -> Result<()> {
         _ if !tokens.iter().all(is_token) => "is no subject",
         [first, ..] if first.starts_with('$') => "belongs to the NATS server",
         ["ebb", _, "jobs"] => return Ok(()),
-        ["ebb", ..] => "belongs to Ebb; of its subjects only ebb.NAME.jobs takes replies",
+        ["ebb", _, ..] => "belongs to Ebb; of its subjects only ebb.NAME.jobs takes replies",
         _ => return Ok(()),
     };
     Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
