@@ -102,8 +102,9 @@ impl Kept {
         namespace: &str,
         metadata: &HashMap<String, String>,
     ) -> Option<Arc<Resolved>> {
-        let same = |entry: &&Entry| entry.namespace == namespace && entry.metadata == *metadata;
-        self.entries.get(&hash)?.iter().find(same).map(|entry| Arc::clone(&entry.resolved))
+        let entries = self.entries.get(&hash)?;
+        let found = entries.iter().find(|entry| entry.is_of(namespace, metadata))?;
+        Some(Arc::clone(&found.resolved))
     }
 
     /// Forgets everything when there is no more room: seldom, and it is soon read again.
@@ -115,7 +116,7 @@ impl Kept {
         }
         let entries = self.entries.entry(hash).or_default();
         // Two calls may have read the same at the same time.
-        if !entries.iter().any(|other| other.is_of(&entry)) {
+        if !entries.iter().any(|other| other.is_of(&entry.namespace, &entry.metadata)) {
             entries.push(entry);
             self.n_bytes += n_bytes;
         }
@@ -123,8 +124,8 @@ impl Kept {
 }
 
 impl Entry {
-    fn is_of(&self, other: &Self) -> bool {
-        self.namespace == other.namespace && self.metadata == other.metadata
+    fn is_of(&self, namespace: &str, metadata: &HashMap<String, String>) -> bool {
+        self.namespace == namespace && self.metadata == *metadata
     }
 }
 

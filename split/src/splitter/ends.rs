@@ -26,8 +26,7 @@ impl Splitter {
     /// Makes a dead letter of a job, unless it was answered before.
     pub(super) async fn bury(&mut self, delivery: Delivery, reason: &str) {
         let job = &delivery.job;
-        let reason = short_reason(reason);
-        let reason = &*reason;
+        let reason = &*short_reason(reason);
         let outcome = Outcome::Failed { reason: reason.to_owned() };
         let (id, attempt) = (job.id.clone(), delivery.attempt);
         let result =

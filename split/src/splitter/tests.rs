@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Behavior, JobId, OpenOptions, Timestamp, TokioClock};
+use ebb_queue::{
+    Backlog, Behavior, Broker, DeadLetters, Error, JobId, OpenOptions, Outcome, ResultStore,
+    Timestamp, TokioClock,
+};
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::weights::Share;
-use ebb_queue::{Backlog, Broker, DeadLetters, Error, Outcome, ResultStore};
 
 const LEASE: Duration = Duration::from_secs(10);
 
