@@ -127,7 +127,7 @@ impl Claim {
             Stored::Stale => return Ok(()),
             Stored::Duplicate => result = self.queue.get(&result.id).await?.unwrap_or(result),
         }
-        warn!(job.id = %result.id, %reason, "a job has lost its body");
+        warn!(job.id = %result.id, %reason, "a job is rejected: its body is not to be had");
         if let Some(to) = &delivery.job.headers.reply_to {
             match self.queue.reply(to, &result, delivery.job.headers.traceparent.as_deref()).await {
                 Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {

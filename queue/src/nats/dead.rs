@@ -180,8 +180,8 @@ impl NatsQueue {
         let lane = entry.lane(false);
         let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
         let subject = shared.names.lane(lane, entry.job.headers.deadline);
-        shared.api.publish(&subject, headers, entry.job.body).await?;
-        self.is_filled(lane);
+        let ack = shared.api.publish(&subject, headers, entry.job.body).await?;
+        shared.sight.fill(lane, ack.seq);
         shared.api.delete(&shared.names.dead, kept.seq).await
     }
 

@@ -22,7 +22,7 @@ const CUT_FROM: &str = "ebb-cut-from";
 pub(super) const MSG_ID: &str = "Nats-Msg-Id";
 
 /// The longest headers that JetStream stores, whatever `max_payload` is.
-const LONGEST_HEADERS: usize = u16::MAX as usize;
+pub(super) const LONGEST_HEADERS: usize = u16::MAX as usize;
 /// What a message may grow by while its job lives.
 pub(super) const ROOM: usize = 16 << 10;
 /// The longest history as JSON.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::api::{Kept, in_order};
 use super::entry::{Entry, Origin, fits};
-use super::names::{Lane, Place, tick_now};
+use super::names::{Place, tick_now};
 use crate::{Error, ErrorKind, Result, Timestamp};
 
 /// Looks are this far apart at the least, where nothing is known to have changed.
@@ -211,16 +211,8 @@ impl NatsQueue {
         let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
         match due {
             Some(_) => shared.later.disturb(),
-            None => self.is_filled(entry.lane(true)),
+            None => shared.sight.fill(entry.lane(true), ack.seq),
         }
         Ok(Some(ack.seq))
-    }
-
-    /// There is something in this lane.
-    pub(super) fn is_filled(&self, lane: Lane) {
-        let mut empty = self.shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(nth) = super::names::LANES.iter().position(|known| *known == lane) {
-            empty[nth] = None;
-        }
     }
 }

@@ -17,6 +17,7 @@ mod names;
 mod publish;
 mod receive;
 mod settle;
+mod sight;
 mod speak;
 mod topology;
 
@@ -41,7 +42,8 @@ use answers::Answered;
 use api::Api;
 use later::Later;
 use leases::Leases;
-use names::{LANES, Names};
+use names::Names;
+use sight::Sight;
 use topology::Wanted;
 
 /// What JetStream cannot promise however it is set.
@@ -108,8 +110,7 @@ struct Shared {
     leases: Leases,
     later: Later,
     answered: Answered,
-    /// Since when each lane was seen empty.
-    empty: Mutex<[Option<Instant>; LANES.len()]>,
+    sight: Sight,
     /// The last phase that each worker reported through this handle.
     phases: Mutex<HashMap<WorkerId, Phase>>,
     is_closed: AtomicBool,
@@ -146,7 +147,7 @@ impl NatsQueue {
             created,
             later: Later::default(),
             answered: Answered::default(),
-            empty: Mutex::default(),
+            sight: Sight::default(),
             phases: Mutex::default(),
             is_closed: AtomicBool::new(false),
         };

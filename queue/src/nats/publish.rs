@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NatsQueue;
 use super::api::in_order;
-use super::entry::{Entry, MSG_ID, ROOM, size};
+use super::entry::{Entry, LONGEST_HEADERS, MSG_ID, ROOM, size};
 use super::names::token;
 use super::settle::token_of;
 use crate::{Error, ErrorKind, Job, JobId, Published, Result};
@@ -82,6 +82,16 @@ impl NatsQueue {
                      server (max_payload, less {ROOM} for headers); send less, or raise max_payload",
                     job.id,
                     job.body.len()
+                );
+                return Err(Error::new(ErrorKind::Invalid, words));
+            }
+            if size(&headers) > LONGEST_HEADERS - ROOM {
+                let words = format!(
+                    "the headers of job {} have {} bytes where {} is the limit of NATS (64 KiB, less \
+                     {ROOM} for what is written beside a job); send less",
+                    job.id,
+                    size(&headers),
+                    LONGEST_HEADERS - ROOM,
                 );
                 return Err(Error::new(ErrorKind::Invalid, words));
             }
@@ -193,10 +203,10 @@ impl NatsQueue {
                 shared.api.purge(&shared.names.notes, &which).await?;
             }
         }
-        if is_due {
-            self.is_filled(lane);
-        } else {
-            shared.later.disturb();
+        match is_due {
+            false => shared.later.disturb(),
+            true if ack.duplicate => {}
+            true => shared.sight.fill(lane, ack.seq),
         }
         Ok((Published { id: job.id.clone(), duplicate: ack.duplicate }, ack.seq))
     }

@@ -1,6 +1,5 @@
 //! Looks into the lanes in order, and hands out what is there under a lease.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_nats::Message;
@@ -18,11 +17,12 @@ use crate::{Attempt, Delivery, Error, ErrorKind, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
-/// A lane that was empty is not looked at again for so long while others have jobs.
-const EMPTY_FOR: Duration = Duration::from_millis(5);
 /// The bell is heard before the job can be seen; so long until the next look.
 const ECHOES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16)];
+
+/// A lane that hides what was put there is looked at again after so long.
+const BLINK: Duration = Duration::from_millis(1);
 
 /// So long a look clears away what died waiting before it hands out what it has: of what it has the
 /// leases run.
@@ -111,7 +111,7 @@ impl NatsQueue {
         let claims = OnceCell::new();
         let mut skipped = false;
         for (nth, lane) in LANES.into_iter().enumerate() {
-            if self.was_empty(nth) {
+            if self.shared.sight.was_empty(nth) {
                 skipped = true;
                 continue;
             }
@@ -128,11 +128,6 @@ impl NatsQueue {
             None => {}
         }
         Ok(look)
-    }
-
-    fn was_empty(&self, nth: usize) -> bool {
-        let empty = self.shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
-        empty[nth].is_some_and(|since| since.elapsed() < EMPTY_FOR)
     }
 
     /// Takes from one lane until it is empty, there are enough or it has taken long. What fails costs
@@ -156,7 +151,10 @@ impl NatsQueue {
                     return;
                 }
             };
-            let is_empty = messages.len() < asked;
+            let is_short = messages.len() < asked;
+            let seqs =
+                messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
+            let is_empty = is_short && shared.sight.empty(nth, seqs);
             let until = begin + shared.behavior.lease;
             let admitted = messages.into_iter().map(|one| self.admit(one, lane, until, claims));
             // All at once: one that waits for an answer in vain holds up no other.
@@ -170,9 +168,10 @@ impl NatsQueue {
                 }
             }
             if is_empty {
-                let mut empty = shared.empty.lock().unwrap_or_else(PoisonError::into_inner);
-                empty[nth] = Some(Instant::now());
                 return;
+            }
+            if is_short {
+                tokio::time::sleep(BLINK).await;
             }
             let has_cleared = look.found.len() < n_before + asked;
             if has_cleared && look.begin.elapsed() >= CLEARING {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap};
-use ebb_queue::{Delivery, Queue, Settled};
+use ebb_queue::{Delivery, ErrorKind, Job, Queue, Settled, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
 use crate::{VERSIONS, block_on, receive, try_open};
@@ -166,5 +166,28 @@ fn headers_as_long_as_the_server_takes_leave_a_job_that_can_be_retried_and_die()
             assert_eq!(counts(&queue).await, [0, 0, 1]);
             queue.purge(None).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn a_new_job_with_headers_that_leave_no_room_is_refused_with_their_length() {
+    on_each_small(async |queue, _| {
+        let job = |n_bytes: usize| {
+            let correlation = "a".repeat(n_bytes);
+            Job::from_message([("ebb-correlation", &*correlation)], "body", Timestamp::now())
+                .unwrap()
+        };
+        let error = queue.publish(vec![job(9), job(60_000)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        let words = error.to_string();
+        assert!(words.contains("the headers of job") && words.contains("bytes"), "{words}");
+        assert_eq!(counts(&queue).await, [0, 0, 0], "none of the batch is stored");
+        queue.publish(vec![job(48_000)]).await.unwrap();
+        let delivery = one(&queue).await;
+        assert_eq!(queue.settle(&[delivery.reject("no")]).await.unwrap(), [Settled::Held]);
+        assert_eq!(
+            queue.list(9).await.unwrap()[0].job.headers.correlation,
+            job(48_000).headers.correlation
+        );
     });
 }
