@@ -2,7 +2,6 @@
 
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -17,11 +16,11 @@ pub(crate) struct Origin {
     files: Vec<File>,
 }
 
-/// A file, and what changes with its contents.
+/// A file, and what changes with its contents. Not its inode: where a bucket is mounted, a file may
+/// get another one at any time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct File {
     path: PathBuf,
-    inode: (u64, u64),
     n_bytes: u64,
     modified: Option<SystemTime>,
 }
@@ -82,8 +81,7 @@ fn add(files: &mut Vec<File>, path: PathBuf) -> io::Result<()> {
     // Where a link leads counts, not the link.
     let of: Metadata = path.metadata()?;
     if of.is_file() {
-        let (inode, n_bytes, modified) = ((of.dev(), of.ino()), of.len(), of.modified().ok());
-        files.push(File { path, inode, n_bytes, modified });
+        files.push(File { path, n_bytes: of.len(), modified: of.modified().ok() });
     }
     Ok(())
 }
@@ -119,6 +117,25 @@ mod tests {
         let origin = Origin::of(&place("v1")).unwrap();
         fs::write(place("v1").join("1_Pooling/config.json"), "{ }").unwrap();
         assert!(origin.check().is_err());
+        let origin = Origin::of(&place("v1")).unwrap();
+        let weights = place("v1").join("model.safetensors");
+        let modified = fs::metadata(&weights).unwrap().modified().unwrap();
+        fs::copy(&weights, place("copy")).unwrap();
+        fs::File::options()
+            .write(true)
+            .open(place("copy"))
+            .unwrap()
+            .set_modified(modified)
+            .unwrap();
+        fs::rename(place("copy"), &weights).unwrap();
+        assert!(origin.check().is_ok(), "another inode, and nothing else");
+        fs::File::options()
+            .write(true)
+            .open(&weights)
+            .unwrap()
+            .set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        assert!(origin.check().is_err(), "another version of the same length");
         let origin = Origin::of(&place("v1")).unwrap();
         fs::write(place("v1").join("vocab.txt"), "a").unwrap();
         assert!(origin.check().is_err());
