@@ -138,7 +138,6 @@ pub(crate) async fn decode(
         served.n_decoding.fetch_sub(n_jobs, Ordering::Relaxed);
         // Sent empty as well: the batcher may have waited for these.
         send(&out, items).await;
-        // At last: the store may be full, and nothing else depends on it.
         exit.finish(over).await;
     }
 }
@@ -224,8 +223,15 @@ impl Served {
         out: &Sender<Vec<Held>>,
         exit: &Exit,
     ) {
-        let _alone = solitude.begin().await;
-        self.wait_until_held(1).await;
+        let begin = async {
+            let alone = solitude.begin().await;
+            self.wait_until_held(1).await;
+            alone
+        };
+        let _alone = tokio::select! { biased;
+            () = self.shared.halt.cancelled() => None,
+            alone = begin => Some(alone),
+        };
         if self.shared.gives_back() {
             return exit.give_back([job]).await;
         }

@@ -6,6 +6,7 @@ mod support;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,7 +22,9 @@ use ebb_telemetry::Health;
 use ebb_worker::batcher::Limits;
 use ebb_worker::{Device, EchoCodec, Metrics, ModelParts, Pipeline, Settings};
 use futures::stream::BoxStream;
-use support::{Alarmed, answer, echo_answer, echo_job, parts_of, queue, served, settings, until};
+use support::{
+    Alarmed, answer, echo_answer, echo_job, job, parts_of, queue, served, settings, until,
+};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -134,6 +137,45 @@ async fn jobs_that_were_not_begun_go_back_uncharged_though_the_store_is_down() {
     let back = jobs.receive(NonZeroUsize::new(40).unwrap(), Duration::ZERO).await.unwrap();
     assert_eq!(back.len() as u64, 40 - begun);
     assert!(back.iter().all(|delivery| delivery.attempt == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_long_away_charges_nobody_for_a_stop_but_who_was_begun() {
+    let (jobs, clock) = queue(LEASE);
+    let n_run = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&n_run);
+    let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+        count.fetch_add(batch.len(), Relaxed);
+        Duration::from_millis(1)
+    });
+    let mut served = served(
+        "default",
+        &Arc::new(jobs.clone()),
+        vec![ModelParts::new("echo", EchoCodec, device)],
+    );
+    let away = Faulty::new(Arc::new(queue(LEASE).0), failing_with(ErrorKind::Unavailable), 1);
+    served.results = Arc::new(away);
+    let stop = CancellationToken::new();
+    let limits = Limits { max_items: NonZeroUsize::new(5).unwrap(), ..settings().limits };
+    let settings = Settings { limits, ..settings() };
+    let worker = Pipeline::new(parts_of(vec![served], &clock, settings));
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    // More than are begun before one is stored.
+    jobs.publish((0..270).map(echo_job).collect()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // One that can never be answered is to be stored as well, and others come behind it.
+    for next in [job(270, "[]"), echo_job(271), echo_job(272)] {
+        jobs.publish(vec![next]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+
+    let back = jobs.receive(NonZeroUsize::new(300).unwrap(), Duration::ZERO).await.unwrap();
+    assert!(back.iter().all(|delivery| delivery.attempt == 1));
+    let n_back = back.iter().filter(|delivery| delivery.job.body != b"[]"[..]).count();
+    assert_eq!(272 - n_back, n_run.load(Relaxed), "{summary:?}");
+    assert!(summary.left >= 256, "as many are begun as may be before one is stored: {summary:?}");
 }
 
 #[tokio::test(start_paused = true)]

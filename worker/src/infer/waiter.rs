@@ -71,23 +71,29 @@ impl Waiter {
         &mut self,
         answer: &mut MaybeDone<oneshot::Receiver<Answer>>,
     ) -> Option<Answer> {
+        let shared = Arc::clone(&self.shared);
+        let door = shared.device.door();
         loop {
-            let behind = async {
-                self.shared.device.door().until(|door| *door != Door::Open).await;
-                self.bound.recv().await
-            };
+            let seen = door.get();
+            for bound in std::mem::take(&mut self.behind) {
+                self.look_at(bound).await;
+            }
             tokio::select! { biased;
                 () = &mut *answer => return std::pin::Pin::new(answer).take_output()?.ok(),
-                bound = behind, if self.is_open => match bound {
-                    Some(bound) => self.look_at(bound).await,
+                _ = door.until(|door| *door != seen) => {}
+                bound = self.bound.recv(), if self.is_open && seen != Door::Open => match bound {
+                    Some(bound) => {
+                        self.shared.n_taken.update(|n| *n += 1);
+                        self.look_at(bound).await;
+                    }
                     None => self.is_open = false,
                 },
             }
         }
     }
 
+    /// Gives a batch back that the device took no more, or keeps it for later.
     async fn look_at(&mut self, mut bound: Bound) {
-        self.shared.n_taken.update(|n| *n += 1);
         match bound.submitted.take_if(Submitted::came_back) {
             Some(Submitted { jobs, .. }) => {
                 self.exit.finish(bound.late).await;

@@ -27,22 +27,19 @@ impl Exit {
     /// from.
     pub(crate) fn new(room: usize) -> (Self, Receiver<Finished>, Receiver<Concluded>) {
         let n_unstored = UNSTORED.max(2 * room);
-        let (to_store, finished) = mpsc::channel(n_unstored);
+        // A job in there holds a permit or its own room, so there is always a place.
+        let (to_store, finished) = mpsc::channel(n_unstored + room);
         let (to_settle, concluded) = mpsc::channel(2 * room);
         let unstored = Arc::new(Semaphore::new(n_unstored));
         (Self { to_store, to_settle, unstored }, finished, concluded)
     }
 
-    /// Passes on jobs that have run, or never will. They keep the room of jobs that have not until
-    /// there is some among those to be stored: when the store is away, soon nothing is received.
+    /// Passes on jobs that have run, or never will, without waiting for anything. Where enough are
+    /// to be stored, they keep the room of jobs that have not run: when the store is away, soon
+    /// nothing is received.
     pub(crate) async fn finish(&self, mut jobs: Vec<Finished>) {
-        let Ok(n_jobs) = u32::try_from(jobs.len()) else { return };
-        // Never closed, and there are more permits than jobs can be in one go.
-        let Ok(mut room) = Arc::clone(&self.unstored).acquire_many_owned(n_jobs).await else {
-            return;
-        };
         for job in &mut jobs {
-            if let Some(own) = room.split(1) {
+            if let Ok(own) = Arc::clone(&self.unstored).try_acquire_owned() {
                 job.room = own;
             }
         }
