@@ -134,7 +134,7 @@ impl Shared {
     /// What the batchers need to know of the world, one by one.
     fn views(&self, load: Load, exits: &Exits, now: Instant) -> Vec<View> {
         let free_at = match load {
-            Load { queued: 1.., .. } => None,
+            Load { queued: 1.., .. } | Load { loading: Some(_), .. } => None,
             Load { running: None, .. } => Some(now),
             Load { running: Some(batch), .. } => {
                 let running = fit::Device::Running { since: batch.since, cost: batch.size.cost() };
@@ -242,7 +242,14 @@ impl Shared {
     ) -> Vec<Run<Item>> {
         let Submitted { mut jobs, size, failures, .. } = submitted;
         let Some(Answer { inputs, results, took }) = answer else {
-            exit.give_back(jobs.into_iter().map(|job| job.held)).await;
+            let jobs = jobs.into_iter().map(|job| job.held);
+            if failures == 0 {
+                exit.give_back(jobs).await;
+            } else {
+                // Uncharged, a job that costs a worker its device would do so to one after the other.
+                let lost = || End::Retry("the device was lost after their batch failed".to_owned());
+                exit.finish(jobs.map(|held| held.finish(lost())).collect()).await;
+            }
             return Vec::new();
         };
         let own = &self.lanes[lane];

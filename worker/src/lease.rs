@@ -227,13 +227,10 @@ impl Keeper<'_> {
         let period = (self.leases.length / 3).min(self.stall / 4).max(Duration::from_millis(1));
         loop {
             tokio::time::sleep(period).await;
-            let running = self.load.get().running;
-            let is_wedged = running.is_some_and(|batch| {
-                let most = if batch.is_loading { self.stall.max(LOAD) } else { self.stall };
-                batch.since.elapsed() > most
-            });
+            let wedge = self.wedge();
+            let is_wedged = wedge.is_some();
             if self.wedged.set(is_wedged) != is_wedged {
-                self.tell(is_wedged);
+                self.tell(wedge);
             }
             if !is_wedged {
                 self.leases.extend(self.broker, self.metrics).await;
@@ -241,11 +238,23 @@ impl Keeper<'_> {
         }
     }
 
-    fn tell(&self, is_wedged: bool) {
-        if is_wedged {
-            let stall_seconds = self.stall.as_secs_f64();
-            error!(stall_seconds, "the device makes no progress: leases are left to end");
-            self.gate.close(format!("no batch has ended for {stall_seconds} s"));
+    /// What the device does not get done, and for how long, if it is wedged.
+    fn wedge(&self) -> Option<(&'static str, Duration)> {
+        let load = self.load.get();
+        let runs = load.running.map(|batch| (batch.since, self.stall, "no batch has ended"));
+        let loads = load.loading.map(|since| {
+            (since, self.stall.max(LOAD), "a model is being loaded again and not ready")
+        });
+        let (_, most, what) =
+            [runs, loads].into_iter().flatten().find(|(since, most, _)| since.elapsed() > *most)?;
+        Some((what, most))
+    }
+
+    fn tell(&self, wedge: Option<(&'static str, Duration)>) {
+        if let Some((what, most)) = wedge {
+            let reason = format!("{what} for {} s", most.as_secs_f64());
+            error!(reason, "the device makes no progress: leases are left to end");
+            self.gate.close(reason);
         } else {
             info!("the device makes progress again");
             self.gate.open();
@@ -312,13 +321,9 @@ mod tests {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
-        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0, is_loading: true };
-        let load = Board::new(Load { queued: 0, running: Some(batch) });
+        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let load = Board::new(Load { running: Some(batch), ..Load::default() });
         let health = Health::new();
-        keep(&queue, &leases, &load, &health, Duration::from_secs(590)).await;
-        assert!(health.live().is_ok() && loan.may_live(Instant::now()), "its model is loaded");
-        let batch = Running { since: Instant::now(), is_loading: false, ..batch };
-        load.set(Load { queued: 0, running: Some(batch) });
         keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
         assert!(health.live().is_ok() && loan.may_live(Instant::now()));
         keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;
@@ -332,6 +337,20 @@ mod tests {
         keep(&queue, &leases, &load, &health, Duration::from_secs(20)).await;
         assert!(loan.is_lost());
         assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Lost]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_is_loaded_again_may_take_as_long_as_a_first_start() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        let load = Board::new(Load { loading: Some(Instant::now()), ..Load::default() });
+        let health = Health::new();
+        keep(&queue, &leases, &load, &health, Duration::from_secs(590)).await;
+        assert!(health.live().is_ok() && loan.may_live(Instant::now()));
+        keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;
+        let why = health.live().unwrap_err();
+        assert!(why.contains("a model is being loaded again and not ready for 600 s"), "{why}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -487,6 +487,52 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
     assert_eq!(queue.get(&echo_job(1).id).await.unwrap().unwrap().attempt, 1);
 }
 
+#[tokio::test]
+async fn a_stop_while_a_model_is_loaded_again_gives_back_what_waits_for_it() {
+    let (queue, clock) = queue(LEASE);
+    let (go, mut word) = tokio::sync::mpsc::channel::<()>(1);
+    let n_loads = Arc::new(AtomicU32::new(0));
+    let loads = Arc::clone(&n_loads);
+    let device = Device::thread(move |_| {
+        if loads.fetch_add(1, Relaxed) > 0 {
+            word.blocking_recv();
+        }
+        Ok(Echo::new())
+    });
+    let mut one_by_one = settings();
+    one_by_one.limits.max_items = std::num::NonZeroUsize::MIN;
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device.unwrap(), one_by_one);
+    queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&queue, |_| n_loads.load(Relaxed) == 2).await;
+    stop.cancel();
+    until(&queue, |depth| depth.ready == 1).await;
+    // What was begun is finished.
+    drop(go);
+    let summary = tokio::time::timeout(Duration::from_secs(10), worker).await;
+    let summary = summary.unwrap().unwrap().unwrap();
+    assert_eq!((summary.failed, summary.left), (1, 0), "{summary:?}");
+    assert_uncharged(&queue, 1).await;
+}
+
+#[tokio::test]
+async fn a_job_that_costs_a_worker_its_device_is_charged_for_it() {
+    let (queue, clock) = queue(LEASE);
+    let body = r#"{"input": "", "panic": true}"#;
+    queue.publish(vec![job(0, body), job(1, body)]).await.unwrap();
+    let mut models = vec![Echo::new()];
+    let device = Device::thread(move |_| models.pop().ok_or_else(|| "no memory left".into()));
+    let mut patient = settings();
+    (patient.retry.base, patient.retry.cap) = (Duration::from_secs(600), Duration::from_secs(600));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device.unwrap(), patient);
+    let error = worker.run(CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "device is lost: no memory left");
+    // Both were in the batch that failed; they are tried again, after a while.
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 2, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_job_keeps_its_lease() {
     let (queue, clock) = queue(LEASE);

@@ -79,7 +79,8 @@ impl Shared {
         if self.n_held.get() == 0 {
             return None;
         }
-        let running = self.device.load().get().running;
-        Some(running.map_or(Duration::ZERO, |batch| now.saturating_duration_since(batch.since)))
+        let load = self.device.load().get();
+        let since = load.running.map(|batch| batch.since).or(load.loading);
+        Some(since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)))
     }
 }

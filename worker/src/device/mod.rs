@@ -21,7 +21,7 @@ use crate::batcher::Size;
 use crate::board::Board;
 use owner::{Owner, Seat, Seated};
 pub(crate) use slot::Door;
-use slot::Slot;
+use slot::{Next, Slot};
 
 /// Why a model could not be built.
 pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
@@ -118,6 +118,8 @@ pub(crate) struct Load {
     pub queued: usize,
     /// The batch that runs.
     pub running: Option<Running>,
+    /// Since when a model is loaded again, for a batch that waits for it.
+    pub loading: Option<Instant>,
 }
 
 /// A batch that runs.
@@ -129,8 +131,6 @@ pub(crate) struct Running {
     pub size: Size,
     /// The lane that it came from.
     pub lane: usize,
-    /// Whether its model is loaded for it first, which a batch is not to be blamed for.
-    pub is_loading: bool,
 }
 
 /// What became of a batch that ran; the inputs come back.
@@ -225,7 +225,8 @@ impl DeviceBuilder {
             owner.load();
             while owner.is_fit() {
                 match owner.next() {
-                    Some(command) => owner.run(command),
+                    Some(Next::Run(command)) => owner.run(command),
+                    Some(Next::Load(seat)) => owner.load_again(seat),
                     None if calls.blocking_recv().is_some() => {}
                     None => break,
                 }
@@ -271,11 +272,14 @@ impl<I: Send + 'static, O: Send + 'static> Device<I, O> {
         inline.spawn(async move {
             owner.load();
             while owner.is_fit() {
-                let Some(command) = owner.next() else {
-                    if calls.recv().await.is_none() {
-                        break;
+                let command = match owner.next() {
+                    Some(Next::Run(command)) => command,
+                    Some(Next::Load(seat)) => {
+                        owner.load_again(seat);
+                        continue;
                     }
-                    continue;
+                    None if calls.recv().await.is_some() => continue,
+                    None => break,
                 };
                 let inputs = command.inputs.iter();
                 let inputs = inputs.map(|input| input.downcast_ref::<I>().expect(SAME).clone());

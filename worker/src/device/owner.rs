@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ebb_model::{InferError, InferErrorKind, Layout, Model};
 use tracing::{error, info, warn};
 
+use super::slot::Next;
 use super::{BuildError, Cargo, Command, Door, Phases, Ready, Results, SAME, Shared, State};
 
 /// Device errors in a row after which the device is given up.
@@ -69,7 +70,11 @@ where
     }
 
     fn clear(&mut self) {
-        self.model = None;
+        let model = self.model.take();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(model))) {
+            let why = words(&*panic);
+            warn!(%why, "the model panicked when it was dropped");
+        }
     }
 
     fn infer(&mut self, inputs: Vec<Cargo>) -> (Vec<Cargo>, Option<Results>) {
@@ -80,7 +85,7 @@ where
         let results = results.unwrap_or_else(|panic| {
             let why = words(&*panic);
             warn!(%why, "the model panicked; it is loaded again");
-            self.model = None;
+            self.clear();
             Err(InferError::Batch(format!("panic: {why}")))
         });
         let results = results.and_then(|results| match (results.len(), inputs.len()) {
@@ -132,26 +137,26 @@ impl<S: Seat + ?Sized> Owner<S> {
         self.shared.state.set(State::Lost(why));
     }
 
-    /// The next batch, which has begun.
-    pub(super) fn next(&mut self) -> Option<Command> {
-        self.shared.slot.begin()
+    /// What is to be done for the next batch.
+    pub(super) fn next(&self) -> Option<Next> {
+        self.shared.slot.next(|seat| self.seats[seat].is_taken())
+    }
+
+    /// Builds a model that was dropped.
+    pub(super) fn load_again(&mut self, seat: usize) {
+        let mut phases = Phases::default();
+        match self.load_one(seat, &mut phases) {
+            Ok(()) => info!(%phases, "a model was loaded again"),
+            Err(why) => self.lose(why),
+        }
+        self.shared.slot.loaded();
     }
 
     pub(super) fn run(&mut self, mut command: Command) {
-        let seat = command.seat;
-        if !self.seats[seat].is_taken() {
-            self.shared.slot.loading(true);
-            if let Err(why) = self.load_one(seat, &mut Phases::default()) {
-                self.lose(why);
-            }
-            // A load is no part of what its batch takes.
-            self.shared.slot.loading(false);
-        }
         let inputs = std::mem::take(&mut command.inputs);
-        let (inputs, results) = self.seats[seat].infer(inputs);
+        let (inputs, results) = self.seats[command.seat].infer(inputs);
         command.inputs = inputs;
         let took = self.shared.end();
-        // Without a model the batch is as good as never begun: it ends without an answer.
         let Some(results) = results else { return };
         match &results {
             Ok(_) => self.n_errors = 0,
@@ -175,6 +180,10 @@ impl<S: Seat + ?Sized> Owner<S> {
 /// Also when it panics: nobody is to wait for it any more.
 impl<S: ?Sized> Drop for Owner<S> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.state.set(State::Lost("its thread panicked".to_owned()));
+        }
+        self.shared.end();
         self.shared.slot.close(Door::Gone);
     }
 }

@@ -23,6 +23,15 @@ pub(crate) enum Door {
     Gone,
 }
 
+/// What the device is to do next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// To run this batch, which begins now.
+    Run(Command),
+    /// To load the model on this seat: the batch that wants it stays where it can be taken back.
+    Load(usize),
+}
+
 /// The batches before the device: one that has not begun, for the batcher sends none while one
 /// waits, and one for each lane that runs jobs again.
 #[derive(Debug, Default)]
@@ -43,23 +52,26 @@ impl Slot {
         }
     }
 
-    /// The batch that begins now.
-    pub(super) fn begin(&self) -> Option<Command> {
+    /// What is to be done for the first batch, if there is one.
+    pub(super) fn next(&self, has_model: impl Fn(usize) -> bool) -> Option<Next> {
         let mut waiting = lock(&self.waiting);
+        let seat = waiting.front()?.seat;
+        let now = Instant::now();
+        if !has_model(seat) {
+            self.load.update(|load| load.loading = Some(now));
+            return Some(Next::Load(seat));
+        }
         let command = waiting.pop_front()?;
         let Command { size, lane, .. } = command;
-        let running = Running { since: Instant::now(), size, lane, is_loading: false };
-        self.load.update(|load| *load = Load { queued: waiting.len(), running: Some(running) });
-        Some(command)
+        let running = Some(Running { since: now, size, lane });
+        let queued = waiting.len();
+        self.load.update(|load| *load = Load { queued, running, loading: None });
+        Some(Next::Run(command))
     }
 
-    /// Says whether the model of the batch that has begun is being loaded: its time counts anew.
-    pub(super) fn loading(&self, is_loading: bool) {
-        let since = Instant::now();
-        self.load.update(|load| {
-            let running = load.running.iter_mut();
-            running.for_each(|running| *running = Running { since, is_loading, ..*running });
-        });
+    /// A model was loaded, or cannot be.
+    pub(super) fn loaded(&self) {
+        self.load.update(|load| load.loading = None);
     }
 
     /// Closes the door, unless it is closed to more already, and drops what it would not let in:

@@ -49,6 +49,51 @@ async fn a_panic_is_a_failed_batch_and_a_model_as_good_as_new() {
     assert_eq!(texts(run(&device, r#"{"input": "a"}"#).await), ["a"]);
 }
 
+/// A model that panics where it is asked to, when it is dropped or looked at too.
+struct Brittle {
+    has_layout: bool,
+}
+
+impl Model for Brittle {
+    type Input = String;
+    type Output = String;
+
+    fn layout(&self) -> Layout {
+        assert!(self.has_layout, "no layout here");
+        Layout::default()
+    }
+
+    fn infer(&mut self, batch: &[String]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        assert_ne!(batch, ["panic"], "a batch of this kind");
+        Ok(batch.iter().cloned().map(Ok).collect())
+    }
+}
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        assert!(!self.has_layout, "its memory cannot be freed");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_panics_when_it_is_dropped_is_replaced_all_the_same() {
+    let device = Device::thread(|_| Ok(Brittle { has_layout: true })).unwrap();
+    let run = async |text: &str| {
+        let batch: Vec<Cargo> = vec![Box::new(text.to_owned())];
+        device.way.submit(0, batch, Size::ONE, Begun::No).await.ok()
+    };
+    assert!(run("panic").await.unwrap().results.is_err());
+    assert_eq!(texts(run("a").await), ["a"]);
+}
+
+#[tokio::test]
+async fn a_device_whose_thread_panics_is_lost() {
+    let device = Device::thread(|_| Ok(Brittle { has_layout: false })).unwrap();
+    assert_eq!(device.way.ready().await, Err("its thread panicked".to_owned()));
+    let answer = device.way.submit(0, vec![], Size::ONE, Begun::No);
+    assert!(answer.await.is_err());
+}
+
 #[tokio::test]
 async fn a_model_that_cannot_be_built_says_why() {
     let device = Device::<EchoInput, String>::thread::<Echo, _>(|_| Err("no weights here".into()));
@@ -130,6 +175,30 @@ async fn what_has_not_begun_comes_back_at_once_from_a_device_that_drains_or_is_w
         assert!(answer.await.unwrap().results.is_ok());
     }
     assert_eq!(device.load().get(), Load::default());
+}
+
+#[tokio::test]
+async fn a_batch_that_waits_for_its_model_to_be_loaded_again_comes_back_at_once() {
+    let (go, mut word) = mpsc::channel::<()>(1);
+    let mut n_built = 0;
+    let device = Device::thread(move |_| {
+        n_built += 1;
+        if n_built > 1 {
+            word.blocking_recv();
+        }
+        Ok(Echo::new())
+    })
+    .unwrap();
+    assert!(run(&device, r#"{"input": "", "panic": true}"#).await.unwrap().results.is_err());
+    let answer = device.way.submit(0, batch(&["a"]), Size::ONE, Begun::No);
+    let again = device.way.submit(0, batch(&["b"]), Size::ONE, Begun::Yes);
+    let load = device.way.load().until(|load| load.loading.is_some()).await;
+    assert_eq!((load.running, load.queued), (None, 2));
+    device.way.drain();
+    assert!(answer.await.is_err(), "its model is being loaded");
+    go.send(()).await.unwrap();
+    assert_eq!(texts(again.await.ok()), ["b"], "what had begun is finished");
+    assert_eq!(device.way.load().get(), Load::default());
 }
 
 #[tokio::test]
