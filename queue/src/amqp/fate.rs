@@ -10,7 +10,7 @@ use super::core::Core;
 use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
-use super::session::{Message, Session};
+use super::session::{Message, Posted, Session};
 use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
 
 /// How long to wait when leases cannot be ended.
@@ -66,24 +66,28 @@ pub(super) struct Fate<'a> {
 }
 
 /// Publishes what goes on, and then acknowledges: a crash in between doubles a job and loses none.
-pub(super) async fn carry_out(
-    core: &Core,
-    session: &Session,
-    mut fates: Vec<Fate<'_>>,
-) -> Result<()> {
+/// What cannot go on is held as before, and holds up none of the others.
+pub(super) async fn carry_out(core: &Core, session: &Session, fates: Vec<Fate<'_>>) -> Result<()> {
     // A tag of one session is another job in the next, if it is any.
     if fates.iter().any(|fate| fate.taken.held().epoch != session.epoch) {
         return Err(errors::down());
     }
-    let next: Vec<Message> = fates.iter_mut().filter_map(|fate| fate.next.take()).collect();
-    session.publish(next).await?;
-    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
-    session.ack(&tags).await?;
-    for fate in fates {
-        fate.taken.done(fate.is_remembered);
+    let (mut going, ending): (Vec<_>, Vec<_>) =
+        fates.into_iter().partition(|fate| fate.next.is_some());
+    let next = going.iter_mut().filter_map(|fate| fate.next.take()).collect();
+    let Posted { is_stored, failed } = session.post(next).await;
+    let gone = going.into_iter().zip(is_stored);
+    let gone = gone.filter_map(|(fate, is_stored)| is_stored.then_some(fate));
+    let done: Vec<_> = ending.into_iter().chain(gone).collect();
+    let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
+    let acked = session.ack(&tags).await;
+    if acked.is_ok() {
+        for fate in done {
+            fate.taken.done(fate.is_remembered);
+        }
+        core.ledger_changed();
     }
-    core.ledger_changed();
-    Ok(())
+    failed.map_or(acked, Err)
 }
 
 /// The number of a lease of this handle.
@@ -229,12 +233,13 @@ async fn end_leases(core: &Core) -> Result<()> {
         let next = Some(core.to_lane(&parcel, Lane::Back));
         fates.push(Fate { taken, next, is_remembered: false });
     }
-    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
     let leases: Vec<u64> = fates.iter().map(|fate| fate.taken.lease).collect();
     let Err(error) = carry_out(core, &session, fates).await else { return Ok(()) };
     // A broker that takes no messages still takes its own back.
+    let left: Vec<_> = leases.into_iter().filter_map(|lease| Taken::new(core, lease)).collect();
+    let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();
     session.requeue(&tags).await?;
-    for taken in leases.into_iter().filter_map(|lease| Taken::new(core, lease)) {
+    for taken in left {
         taken.done(false);
     }
     core.ledger_changed();
