@@ -11,7 +11,7 @@ use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
 use super::session::{Message, Posted, Session};
-use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
+use crate::{ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -105,6 +105,7 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
     let session = core.session().await?;
     core.ledger().keep_from(session.epoch);
     let (mut settled, mut fates) = (Vec::with_capacity(settlements.len()), Vec::new());
+    let mut without_delay = None;
     for settlement in settlements {
         let receipt = settlement.receipt();
         let lease = number(core, receipt);
@@ -112,15 +113,12 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
         settled.push(match taken {
             Some(taken) => {
-                // The job that is wrong is held on, and no other is held up.
                 match fate(core, &session, taken, settlement.verdict()).await {
                     Ok(fate) => fates.push(fate),
-                    Err(error) if is_of_the_job(&error) => {
-                        warn!(%error, id = %receipt.job, "not settled");
-                        settled.push(Settled::Lost);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                    // Whatever its kind, what delays jobs is wrong and not this one. It is held on,
+                    // and holds up no job that has to wait less, or not at all.
+                    Err(error) => without_delay = without_delay.or(Some(error)),
                 }
                 Settled::Held
             }
@@ -128,12 +126,7 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
         });
     }
     carry_out(core, &session, fates).await?;
-    Ok(settled)
-}
-
-/// Whether it is the job that is wrong, and no later try will help.
-fn is_of_the_job(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Incompatible)
+    without_delay.map_or(Ok(settled), Err)
 }
 
 fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {

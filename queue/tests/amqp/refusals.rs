@@ -1,11 +1,15 @@
-//! Queues of the broker that take no messages: what depends on them waits, and nothing else does.
+//! Queues of the broker that take no messages, or are not what they should be: what depends on them
+//! waits, and nothing else does.
 
 use std::time::Duration;
 
 use ebb_queue::{Delivery, ErrorKind, Queue, QueueUrl, Settled, Settlement};
 use ebb_servers::RabbitMq;
 use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
 
 use crate::{handle, job, on_shared, plain, take, take_one, until, url};
 
@@ -197,5 +201,29 @@ fn jobs_whose_lease_ends_come_back_though_there_is_no_room() {
         assert_eq!((attempt("a"), attempt("b")), (2, 2));
         let acks: Vec<_> = back.into_iter().map(Delivery::ack).collect();
         assert_eq!(queue.settle(&acks).await.unwrap(), vec![Settled::Held; n_jobs]);
+    });
+}
+
+#[test]
+fn a_delay_that_cannot_be_kept_says_why_and_holds_up_no_other_job() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "wrong-level")).await;
+        let (_connection, channel) = plain(server).await;
+        let level = "ebb:wrong-level:delay-11";
+        let options = QueueDeclareOptions::durable();
+        channel.queue_declare(level.into(), options, FieldTable::default()).await.unwrap();
+        queue.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();
+        let [a, b, c] = take_all(&queue, 3).await.try_into().unwrap();
+        let long = a.retry(Duration::from_secs(300), "later");
+        let settlements = [long, b.retry(Duration::from_secs(60), "soon"), c.ack()];
+        for _ in 0..2 {
+            let error = queue.settle(&settlements).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+            assert!(error.to_string().contains(level), "{error}");
+        }
+        until("the others are settled, once", async || figures(&queue).await == (0, 1, 1, 0)).await;
+        channel.queue_delete(level.into(), QueueDeleteOptions::default()).await.unwrap();
+        assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 3]);
+        until("it is delayed", async || figures(&queue).await == (0, 0, 2, 0)).await;
     });
 }
