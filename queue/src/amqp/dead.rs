@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::core::Core;
 use super::names::Lane;
 use super::parcel::Parcel;
-use super::session::Session;
+use super::session::{Posted, Session};
 use crate::{DeadLetter, JobId, Result};
 
 /// Dead letters that are looked through at once, the oldest ones.
@@ -189,11 +189,15 @@ async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Resul
         messages.push(core.to_lane(&parcel, Lane::New(parcel.job.headers.priority)));
         tags.push(tag);
     }
-    walk.session.publish(messages).await?;
-    for tag in &tags {
-        walk.remove(*tag).await?;
+    let Posted { is_stored, failed } = walk.session.post(messages).await;
+    let mut n_done = 0;
+    for (tag, is_stored) in tags.into_iter().zip(is_stored) {
+        if is_stored {
+            walk.remove(tag).await?;
+            n_done += 1;
+        }
     }
-    Ok(tags.len() as u64)
+    failed.map_or(Ok(n_done), Err)
 }
 
 pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {

@@ -10,8 +10,8 @@ use super::core::Core;
 use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
-use super::session::{Message, Session};
-use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
+use super::session::{Message, Posted, Session};
+use crate::{ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -66,24 +66,28 @@ pub(super) struct Fate<'a> {
 }
 
 /// Publishes what goes on, and then acknowledges: a crash in between doubles a job and loses none.
-pub(super) async fn carry_out(
-    core: &Core,
-    session: &Session,
-    mut fates: Vec<Fate<'_>>,
-) -> Result<()> {
+/// What cannot go on is held as before, and holds up none of the others.
+pub(super) async fn carry_out(core: &Core, session: &Session, fates: Vec<Fate<'_>>) -> Result<()> {
     // A tag of one session is another job in the next, if it is any.
     if fates.iter().any(|fate| fate.taken.held().epoch != session.epoch) {
         return Err(errors::down());
     }
-    let next: Vec<Message> = fates.iter_mut().filter_map(|fate| fate.next.take()).collect();
-    session.publish(next).await?;
-    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
-    session.ack(&tags).await?;
-    for fate in fates {
-        fate.taken.done(fate.is_remembered);
+    let (mut going, ending): (Vec<_>, Vec<_>) =
+        fates.into_iter().partition(|fate| fate.next.is_some());
+    let next = going.iter_mut().filter_map(|fate| fate.next.take()).collect();
+    let Posted { is_stored, failed } = session.post(next).await;
+    let gone = going.into_iter().zip(is_stored);
+    let gone = gone.filter_map(|(fate, is_stored)| is_stored.then_some(fate));
+    let done: Vec<_> = ending.into_iter().chain(gone).collect();
+    let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
+    let acked = session.ack(&tags).await;
+    if acked.is_ok() {
+        for fate in done {
+            fate.taken.done(fate.is_remembered);
+        }
+        core.ledger_changed();
     }
-    core.ledger_changed();
-    Ok(())
+    failed.map_or(acked, Err)
 }
 
 /// The number of a lease of this handle.
@@ -101,6 +105,7 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
     let session = core.session().await?;
     core.ledger().keep_from(session.epoch);
     let (mut settled, mut fates) = (Vec::with_capacity(settlements.len()), Vec::new());
+    let mut without_delay = None;
     for settlement in settlements {
         let receipt = settlement.receipt();
         let lease = number(core, receipt);
@@ -108,15 +113,12 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
         settled.push(match taken {
             Some(taken) => {
-                // The job that is wrong is held on, and no other is held up.
                 match fate(core, &session, taken, settlement.verdict()).await {
                     Ok(fate) => fates.push(fate),
-                    Err(error) if is_of_the_job(&error) => {
-                        warn!(%error, id = %receipt.job, "not settled");
-                        settled.push(Settled::Lost);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                    // Whatever its kind, what delays jobs is wrong and not this one. It is held on,
+                    // and holds up no job that has to wait less, or not at all.
+                    Err(error) => without_delay = without_delay.or(Some(error)),
                 }
                 Settled::Held
             }
@@ -124,12 +126,7 @@ pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Ve
         });
     }
     carry_out(core, &session, fates).await?;
-    Ok(settled)
-}
-
-/// Whether it is the job that is wrong, and no later try will help.
-fn is_of_the_job(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Incompatible)
+    without_delay.map_or(Ok(settled), Err)
 }
 
 fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
@@ -229,12 +226,13 @@ async fn end_leases(core: &Core) -> Result<()> {
         let next = Some(core.to_lane(&parcel, Lane::Back));
         fates.push(Fate { taken, next, is_remembered: false });
     }
-    let tags: Vec<u64> = fates.iter().map(|fate| fate.taken.held().tag).collect();
     let leases: Vec<u64> = fates.iter().map(|fate| fate.taken.lease).collect();
     let Err(error) = carry_out(core, &session, fates).await else { return Ok(()) };
     // A broker that takes no messages still takes its own back.
+    let left: Vec<_> = leases.into_iter().filter_map(|lease| Taken::new(core, lease)).collect();
+    let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();
     session.requeue(&tags).await?;
-    for taken in leases.into_iter().filter_map(|lease| Taken::new(core, lease)) {
+    for taken in left {
         taken.done(false);
     }
     core.ledger_changed();

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::core::Core;
 use super::names::{LANES, Lane};
 use super::parcel::Parcel;
-use super::session::Session;
+use super::session::{Posted, Session};
 use super::{errors, line};
 use crate::{Error, Result};
 
@@ -362,15 +362,20 @@ impl Fetcher {
             self.standing = None;
         }
         self.sit(&session).await?;
-        if !self.ahead.is_empty() {
-            let back = self.ahead.iter().map(|one| self.core.to_lane(&one.parcel, Lane::Back));
-            session.publish(back.collect()).await?;
-            let tags: Vec<u64> = self.ahead.drain(..).map(|fetched| fetched.tag).collect();
+        let back = self.ahead.iter().map(|one| self.core.to_lane(&one.parcel, Lane::Back));
+        let Posted { is_stored, failed } = session.post(back.collect()).await;
+        let (mut is_stored, mut tags) = (is_stored.into_iter(), Vec::new());
+        self.ahead.retain(|one| {
+            let is_back = is_stored.next() == Some(true);
+            tags.extend(is_back.then_some(one.tag));
+            !is_back
+        });
+        self.count_ahead();
+        if !tags.is_empty() {
             session.ack(&tags).await?;
             debug!(n_jobs = tags.len(), "what was fetched ahead went back");
         }
-        self.count_ahead();
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
 use lapin::options::{
     BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
     QueueDeclareOptions,
@@ -13,6 +15,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use super::connect::{Pair, Version};
 use super::errors;
@@ -35,6 +38,22 @@ pub(super) struct Message {
     pub(super) body: Bytes,
     /// Whether it must meet a queue.
     pub(super) must_arrive: bool,
+}
+
+/// Where a message went.
+#[derive(Debug)]
+struct Address {
+    exchange: String,
+    key: String,
+}
+
+/// What became of messages.
+#[derive(Debug)]
+pub(super) struct Posted {
+    /// Of each, whether it is on the disks of the broker, as far as is known.
+    pub(super) is_stored: Vec<bool>,
+    /// Why one of them is not.
+    pub(super) failed: Option<Error>,
 }
 
 /// Two connections and their channels; when anything breaks, all of it is made anew.
@@ -160,35 +179,68 @@ impl Session {
 
     /// Publishes messages and returns when all of them are on the disks of the broker.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<()> {
-        let mut messages = messages.into_iter().peekable();
-        while messages.peek().is_some() {
-            self.check_open()?;
-            let window: Vec<Message> = messages.by_ref().take(WINDOW).collect();
-            let must_arrive = window.iter().any(|message| message.must_arrive);
-            let sent = async {
-                let confirms = self.send(window).await?;
-                try_join_all(confirms).await
-            };
-            let confirmed = self.patiently("store jobs", sent).await?;
-            for confirmation in confirmed {
-                check(confirmation, must_arrive)?;
-            }
-        }
-        Ok(())
+        self.post(messages).await.failed.map_or(Ok(()), Err)
     }
 
-    async fn send(&self, messages: Vec<Message>) -> lapin::Result<Vec<PublisherConfirm>> {
+    /// Publishes messages and says which of them are on the disks of the broker. One that it refuses
+    /// leaves the others to their end.
+    pub(super) async fn post(&self, messages: Vec<Message>) -> Posted {
+        let (mut is_stored, mut failed) = (vec![false; messages.len()], None);
+        let mut messages = messages.into_iter();
+        for is_stored in is_stored.chunks_mut(WINDOW) {
+            let window = messages.by_ref().take(WINDOW).collect();
+            match self.post_window(window, is_stored).await {
+                Ok(refusal) => failed = failed.or(refusal),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Posted { is_stored, failed }
+    }
+
+    /// The same for as many as may be on their way together; why one was refused, if one was.
+    async fn post_window(
+        &self,
+        window: Vec<Message>,
+        is_stored: &mut [bool],
+    ) -> Result<Option<Error>> {
+        self.check_open()?;
+        let (mut addresses, mut answers) = (Vec::new(), Vec::new());
+        let storing = async {
+            let (sent, confirms): (Vec<_>, Vec<_>) = self.send(window).await?.into_iter().unzip();
+            addresses = sent;
+            let confirms = confirms.into_iter().enumerate();
+            let confirms =
+                confirms.map(async |(nth, confirm)| lapin::Result::Ok((nth, confirm.await?)));
+            let mut confirms: FuturesUnordered<_> = confirms.collect();
+            while let Some(answer) = confirms.try_next().await? {
+                answers.push(answer);
+            }
+            Ok(())
+        };
+        let done = self.patiently("store jobs", storing).await;
+        let refusal = take_in(answers, &addresses, is_stored);
+        done.map(|()| refusal)
+    }
+
+    async fn send(
+        &self,
+        messages: Vec<Message>,
+    ) -> lapin::Result<Vec<(Address, PublisherConfirm)>> {
         let _turn = self.turn.lock().await;
-        let mut confirms = Vec::with_capacity(messages.len());
+        let mut sent = Vec::with_capacity(messages.len());
         for message in messages {
             let Message { exchange, key, properties, body, must_arrive } = message;
             let options =
                 BasicPublishOptions { mandatory: must_arrive, ..BasicPublishOptions::default() };
-            let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
-            let sent = self.press.basic_publish(exchange, key, options, &body, properties).await?;
-            confirms.push(sent);
+            let address = Address { exchange, key };
+            let (exchange, key) = (address.exchange.as_str().into(), address.key.as_str().into());
+            let confirm = self.press.basic_publish(exchange, key, options, &body, properties);
+            sent.push((address, confirm.await?));
         }
-        Ok(confirms)
+        Ok(sent)
     }
 
     /// Says something that may be lost.
@@ -268,18 +320,35 @@ impl Session {
     }
 }
 
-fn check(confirmation: Confirmation, must_arrive: bool) -> Result<()> {
-    let is_ack = confirmation.is_ack();
-    match confirmation.take_message() {
-        Some(returned) if must_arrive => {
-            let words = format!("RabbitMQ knows no queue for {:?}", returned.routing_key.as_str());
-            let remedy = "was it deleted? open the queue anew to create it";
-            Err(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")))
-        }
-        _ if is_ack => Ok(()),
-        _ => {
+/// Notes which messages are stored; why one is not, if one was refused.
+fn take_in(
+    answers: Vec<(usize, Confirmation)>,
+    addresses: &[Address],
+    is_stored: &mut [bool],
+) -> Option<Error> {
+    let (mut returned, mut refusal) = (Vec::new(), None);
+    for (nth, confirmation) in answers {
+        is_stored[nth] = confirmation.is_ack();
+        if !is_stored[nth] {
             let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
-            Err(Error::new(ErrorKind::Full, words))
+            refusal = Some(Error::new(ErrorKind::Full, words));
         }
+        returned.extend(confirmation.take_message());
     }
+    for message in returned {
+        // The client hands it out with whatever is confirmed next, which may be another message.
+        let (exchange, key) = (message.exchange.as_str(), message.routing_key.as_str());
+        let is_here = |address: &Address| address.exchange == exchange && address.key == key;
+        if !addresses.iter().any(is_here) {
+            warn!(key, "a message that was published meanwhile found no queue on RabbitMQ");
+            continue;
+        }
+        for (address, is_stored) in addresses.iter().zip(&mut *is_stored) {
+            *is_stored &= !is_here(address);
+        }
+        let words = format!("RabbitMQ knows no queue for {key:?}");
+        let remedy = "was it deleted? open the queue anew to create it";
+        refusal = Some(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")));
+    }
+    refusal
 }

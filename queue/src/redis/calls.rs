@@ -1,11 +1,11 @@
 //! The ends of deliveries, the extension of leases, and replies.
 
-use redis::Value;
+use redis::{RedisError, Value};
 
-use super::Calls;
 use super::keeper::Again;
 use super::script::{self, Call};
 use super::value::{garbled, int, list};
+use super::{Calls, failure};
 use crate::header;
 use crate::open::check_queue;
 use crate::{Error, ErrorKind, JobResult, Receipt, Result, Settled, Settlement, Verdict};
@@ -78,7 +78,21 @@ impl Calls {
         if let Some(traceparent) = traceparent {
             call = call.text(header::TRACEPARENT).text(traceparent);
         }
-        self.keeper.run(&call, to, Again::Yes).await.map(drop)
+        let answer = self.keeper.run_on(to, &call, Again::Yes).await?;
+        answer.map(drop).map_err(|error| self.not_replied(to, error))
+    }
+
+    fn not_replied(&self, to: &str, error: RedisError) -> Error {
+        if !failure::is_elsewhere(&error) {
+            return self.place.told(error);
+        }
+        let queue = &self.place.queue;
+        let words = format!(
+            "{}: the stream {to:?} is on another node of the redis cluster than the queue {queue}; \
+             begin its name with {{{queue}}}, and it is on the same one",
+            header::REPLY_TO
+        );
+        Error::new(ErrorKind::Invalid, words).caused_by(error)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo,
     RedisConnectionInfo, RedisError, TlsCertificates, Value,
 };
 
@@ -57,6 +57,11 @@ impl Place {
         format!("{}:{name}", self.inbox)
     }
 
+    /// A command that tells whether a server has loaded its data, and has the slot of the queue.
+    pub(super) fn probe(&self) -> Cmd {
+        redis::cmd("HGET").arg(self.key("meta")).arg("layout").clone()
+    }
+
     pub(super) fn told(&self, error: RedisError) -> Error {
         failure::told(error, &self.shown())
     }
@@ -87,10 +92,7 @@ impl Place {
             })?;
             let at = format!("{host}:{port}");
             let version = greet(&mut connection, &at).await?;
-            // Tells whether it has loaded its data, and has the slot of the queue.
-            let key = self.key("meta");
-            let probe = redis::cmd("HGET").arg(key).arg("layout").clone();
-            let error = match probe.query_async::<Value>(&mut connection).await {
+            let error = match self.probe().query_async::<Value>(&mut connection).await {
                 Ok(_) => return Ok(Dialed { client, connection, version }),
                 // Whose key that is, is looked into later.
                 Err(error) if error.code() == Some("WRONGTYPE") => {

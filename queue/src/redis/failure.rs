@@ -76,6 +76,14 @@ pub(super) fn is_for_later(error: &RedisError) -> bool {
     ) || error.code() == Some("BUSY")
 }
 
+/// Whether another node of the cluster has the key, or none has all the keys of a command.
+pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        Kind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot)
+    )
+}
+
 /// Whether the connection is of no use any more, or leads to the wrong server.
 pub(super) fn is_broken(error: &RedisError) -> bool {
     error.is_io_error()

@@ -35,6 +35,15 @@ pub(super) enum Again {
     No,
 }
 
+/// Which slot of a cluster a key is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// That of the queue: a server that does not have it is the wrong one.
+    OfTheQueue,
+    /// It may be another one, which may be on another node.
+    Any,
+}
+
 /// A connection that stands, as far as is known.
 #[derive(Debug, Clone)]
 pub(super) struct Live {
@@ -108,21 +117,41 @@ impl Keeper {
         self.live.clone()
     }
 
-    /// Runs a script; brings it along where the server does not know it.
-    pub(super) async fn run(&self, call: &Call<'_>, inbox: &str, again: Again) -> Result<Value> {
-        match self.send(&call.by_name(inbox), again).await? {
-            Ok(value) => Ok(value),
+    /// Runs a script on the queue.
+    pub(super) async fn run(&self, call: &Call<'_>, again: Again) -> Result<Value> {
+        let answer = self.run_on(&self.place.inbox, call, again).await?;
+        answer.map_err(|error| self.place.told(error))
+    }
+
+    /// Runs a script on a key, which may be of another slot than the queue; brings the script along
+    /// where the server does not know it. What the server answers, be it that it refuses.
+    pub(super) async fn run_on(
+        &self,
+        key: &str,
+        call: &Call<'_>,
+        again: Again,
+    ) -> Result<Result<Value, RedisError>> {
+        let slot = if key == self.place.inbox { Slot::OfTheQueue } else { Slot::Any };
+        match self.send_to(slot, &call.by_name(key), again).await? {
             Err(error) if failure::is_unknown_script(&error) => {
-                let answer = self.send(&call.in_full(inbox), again).await?;
-                answer.map_err(|error| self.place.told(error))
+                self.send_to(slot, &call.in_full(key), again).await
             }
-            Err(error) => Err(self.place.told(error)),
+            answer => Ok(answer),
         }
     }
 
-    /// What the server answers, be it that it refuses.
+    /// What the server answers to a command without a key, or with one of the queue.
     pub(super) async fn send(
         &self,
+        command: &Cmd,
+        again: Again,
+    ) -> Result<Result<Value, RedisError>> {
+        self.send_to(Slot::OfTheQueue, command, again).await
+    }
+
+    async fn send_to(
+        &self,
+        slot: Slot,
         command: &Cmd,
         again: Again,
     ) -> Result<Result<Value, RedisError>> {
@@ -136,6 +165,12 @@ impl Keeper {
             let is_late = Instant::now() >= end;
             if failure::is_for_later(&error) && !is_late {
                 tokio::time::sleep(FIRST_PAUSE).await;
+            } else if slot == Slot::Any
+                && failure::is_elsewhere(&error)
+                && self.has_queue(&mut connection).await
+            {
+                // It is the right server, and no other has both.
+                return Ok(Err(error));
             } else if failure::is_broken(&error) {
                 self.link.lost(&error);
                 // A full channel holds the same news already.
@@ -150,6 +185,12 @@ impl Keeper {
                 return Ok(Err(error));
             }
         }
+    }
+
+    /// Whether the queue is still there, and not on another node by now.
+    async fn has_queue(&self, connection: &mut MultiplexedConnection) -> bool {
+        let answer = self.place.probe().query_async::<Value>(connection).await;
+        !answer.is_err_and(|error| failure::is_broken(&error))
     }
 
     async fn live(&self, end: Instant) -> Result<Live> {
@@ -216,7 +257,7 @@ impl Task {
     async fn feel_pulse(&self) -> Result<(), String> {
         let live = self.lives.borrow().clone();
         let Some(Live { mut connection, .. }) = live else { return Ok(()) };
-        let command = redis::cmd("HGET").arg(self.place.key("meta")).arg("layout").clone();
+        let command = self.place.probe();
         let answer = tokio::time::timeout(PULSE, command.query_async::<Value>(&mut connection));
         match answer.await {
             Ok(Err(error)) if failure::is_broken(&error) => Err(error.to_string()),

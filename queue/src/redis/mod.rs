@@ -297,12 +297,12 @@ impl Calls {
 
     /// Runs a script that changes things.
     async fn run(&self, call: Call<'_>, again: Again) -> Result<redis::Value> {
-        self.keeper.run(&call, &self.place.inbox, again).await
+        self.keeper.run(&call, again).await
     }
 
     /// Runs a script that reads only, in a way that the server may allow to those who may only look.
     async fn look(&self, call: Call<'_>) -> Result<redis::Value> {
-        self.keeper.run(&call.reading(), &self.place.inbox, Again::Yes).await
+        self.keeper.run(&call.reading(), Again::Yes).await
     }
 
     /// Looks whether the keys are ours to read, and creates the queue where it is missing.

@@ -10,6 +10,7 @@ mod hosts;
 mod leases;
 mod notes;
 mod outages;
+mod refusals;
 mod strangers;
 
 use std::num::NonZeroUsize;

@@ -248,30 +248,3 @@ async fn of_several_hosts_the_first_that_is_a_master_is_taken() {
     }
     assert!(error.to_string().contains("replica"), "{error}");
 }
-
-#[tokio::test]
-async fn the_node_of_a_cluster_that_has_the_queue_is_found() {
-    let node = || RedisOptions { cluster: true, ..RedisOptions::default() };
-    let (one, two) = (Redis::start(node()).await.unwrap(), Redis::start(node()).await.unwrap());
-    let (mut first, mut second) = (plain(&one).await, plain(&two).await);
-    let slots = ["CLUSTER", "ADDSLOTSRANGE", "0", "8191"];
-    tell::<()>(&mut first, &slots).await.unwrap();
-    let slots = ["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"];
-    tell::<()>(&mut second, &slots).await.unwrap();
-    let (port, bus_port) = (two.port().to_string(), two.bus_port().to_string());
-    let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus_port];
-    tell::<()>(&mut first, &meet).await.unwrap();
-    for node in [&mut first, &mut second] {
-        crate::eventually("the cluster is up", async || {
-            let state: String = tell(node, &["CLUSTER", "INFO"]).await.unwrap();
-            state.contains("cluster_state:ok")
-        })
-        .await;
-    }
-    for name in ["jobs", "other", "third", "fourth"] {
-        let from_one = handle(&url(&one).with_queue(name).unwrap()).await;
-        let from_two = handle(&url(&two).with_queue(name).unwrap()).await;
-        from_one.publish(vec![job("a")]).await.unwrap();
-        assert_eq!(crate::take(&from_two, 9, Duration::from_secs(30)).await.len(), 1, "{name}");
-    }
-}

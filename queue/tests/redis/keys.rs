@@ -103,6 +103,25 @@ async fn a_full_memory_refuses_new_jobs_and_lets_workers_drain_the_queue() {
 }
 
 #[tokio::test]
+async fn a_full_memory_lets_jobs_be_received_though_the_mark_of_the_queue_is_lost() {
+    let server = server("maxmemory-policy noeviction\n").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    queue.publish(vec![job("a"), job("b")]).await.unwrap();
+    let unmark = ["HDEL", "ebb:{jobs}:meta", "layout"];
+    tell::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+    // Also where nothing waits.
+    for n_jobs in [2, 0] {
+        tell::<()>(&mut client, &unmark).await.unwrap();
+        // New jobs are refused all the same, and nothing is marked for them.
+        let error = queue.publish(vec![job("c")]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        assert_eq!(take(&queue, 9, Duration::ZERO).await.len(), n_jobs);
+        assert!(tell::<bool>(&mut client, &["HEXISTS", unmark[1], unmark[2]]).await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn a_queue_that_filled_the_memory_is_drained_with_all_its_results() {
     let server = server("maxmemory 12mb\nmaxmemory-policy noeviction\n").await;
     let queue = handle(&url(&server)).await;

@@ -53,7 +53,11 @@ local function strangers()
   return entries
 end
 
-mark_layout()
+if not is_marked() then
+  -- The first change needs no room: a server whose memory is full shall not keep its jobs from workers.
+  redis.call('ZREM', key('line'), '')
+  mark_layout()
+end
 take_in()
 local is_cut = tidy(result_ttl, key_ttl, 1000)
 if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then

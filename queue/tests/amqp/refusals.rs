@@ -1,0 +1,229 @@
+//! Queues of the broker that take no messages, or are not what they should be: what depends on them
+//! waits, and nothing else does.
+
+use std::time::Duration;
+
+use ebb_queue::{Delivery, ErrorKind, Queue, QueueUrl, Settled, Settlement};
+use ebb_servers::RabbitMq;
+use lapin::BasicProperties;
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+
+use crate::{handle, job, on_shared, plain, take, take_one, until, url};
+
+/// A queue of this name, where no lease ends while a test runs.
+fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
+    let mut patient = url(server, queue);
+    patient.behavior.lease = Duration::from_secs(120);
+    patient
+}
+
+/// Has a part of a queue refuse messages while it has so many.
+fn bound(server: &RabbitMq, part: &str, n_messages: u32) {
+    let limit = format!(r#"{{"max-length": {n_messages}, "overflow": "reject-publish"}}"#);
+    let pattern = format!("^{part}$");
+    let set = ["set_policy", part, &pattern, &limit, "--apply-to", "queues"];
+    server.control(&set).unwrap();
+}
+
+/// Has it take more. Without a limit it would go on to refuse, whatever it has.
+fn make_room(server: &RabbitMq, part: &str) {
+    bound(server, part, 100_000);
+}
+
+/// Publishes past the handles of the queue until there is no room for more; how much that was.
+async fn fill(server: &RabbitMq, part: &str) -> u64 {
+    let (_connection, channel) = plain(server).await;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    for n_stored in 0..100 {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        let sent = channel.basic_publish("".into(), part.into(), options, b"filler", properties);
+        if sent.await.unwrap().await.unwrap().is_nack() {
+            return n_stored;
+        }
+    }
+    panic!("it takes any number");
+}
+
+/// So many jobs, in the order of their names.
+async fn take_all(queue: &Queue, n_jobs: usize) -> Vec<Delivery> {
+    let mut held = Vec::new();
+    while held.len() < n_jobs {
+        held.extend(take(queue, n_jobs - held.len()).await);
+    }
+    held.sort_by_key(|one| one.job.id.clone());
+    held
+}
+
+/// Makes dead letters until there is no room for more.
+async fn fill_with_dead(queue: &Queue) {
+    for nth in 0..100 {
+        queue.publish(vec![job(&format!("filler-{nth}"))]).await.unwrap();
+        let rejection = take_one(queue).await.reject("to fill it");
+        let Err(error) = queue.settle(std::slice::from_ref(&rejection)).await else { continue };
+        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        return;
+    }
+    panic!("it takes any number");
+}
+
+async fn figures(queue: &Queue) -> (u64, u64, u64, u64) {
+    let depth = queue.depth().await.unwrap();
+    (depth.ready, depth.in_flight, depth.delayed, depth.dead)
+}
+
+#[test]
+fn one_job_that_finds_no_room_neither_holds_up_nor_doubles_the_others() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "no-room")).await;
+        bound(server, "ebb:no-room:dead", 1);
+        fill_with_dead(&queue).await;
+        let n_dead = queue.depth().await.unwrap().dead;
+        queue.publish(["a", "b", "c", "d"].map(job).to_vec()).await.unwrap();
+        let [a, b, c, d] = take_all(&queue, 4).await.try_into().unwrap();
+        let again = a.retry(Duration::from_secs(60), "again");
+        let settlements: [Settlement; 4] = [again, b.reject("bad"), c.release(), d.ack()];
+        for _ in 0..3 {
+            let error = queue.settle(&settlements).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        }
+        // What filled the dead letters is held, too.
+        until("all but one are settled, once", async || figures(&queue).await == (1, 2, 1, n_dead))
+            .await;
+        make_room(server, "ebb:no-room:dead");
+        until("there is room", async || {
+            queue.settle(&settlements).await.is_ok_and(|told| told == [Settled::Held; 4])
+        })
+        .await;
+        until("it is dead", async || figures(&queue).await == (1, 1, 1, n_dead + 1)).await;
+        let id = "b".parse().unwrap();
+        assert_eq!(queue.show(&id).await.unwrap().unwrap().attempts, 1);
+        assert_eq!(take_one(&queue).await.job.id.as_str(), "c");
+    });
+}
+
+#[test]
+fn what_finds_no_queue_is_held_and_the_others_are_settled() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "gone-back")).await;
+        let (_connection, channel) = plain(server).await;
+        queue.publish(["a", "b", "c", "d"].map(job).to_vec()).await.unwrap();
+        let [a, b, c, d] = take_all(&queue, 4).await.try_into().unwrap();
+        let options = QueueDeleteOptions::default();
+        channel.queue_delete("ebb:gone-back:back".into(), options).await.unwrap();
+        let settlements = [a.release(), b.reject("bad"), c.release(), d.ack()];
+        for _ in 0..3 {
+            let error = queue.settle(&settlements).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+            assert!(error.to_string().contains("ebb:gone-back:back"), "{error}");
+        }
+        // Who opens it anew makes what is missing.
+        let other = handle(&patient(server, "gone-back")).await;
+        until("two are settled, once", async || figures(&other).await == (0, 2, 0, 1)).await;
+        assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 4]);
+        until("all are settled, once", async || figures(&other).await == (2, 0, 0, 1)).await;
+    });
+}
+
+#[test]
+fn dead_letters_for_which_there_is_no_room_are_put_back_once() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "redriven")).await;
+        let mut urgent = job("urgent");
+        urgent.set("ebb-priority", "high").unwrap();
+        queue.publish(vec![job("a"), urgent]).await.unwrap();
+        let rejections: Vec<_> =
+            take_all(&queue, 2).await.into_iter().map(|one| one.reject("bad")).collect();
+        queue.settle(&rejections).await.unwrap();
+        bound(server, "redriven", 1);
+        let mut n_waiting = 0;
+        while queue.publish(vec![job(&format!("filler-{n_waiting}"))]).await.is_ok() {
+            n_waiting += 1;
+        }
+        for _ in 0..2 {
+            let error = queue.redrive(None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+            until("one is back, once", async || figures(&queue).await == (n_waiting + 1, 0, 0, 1))
+                .await;
+        }
+        make_room(server, "redriven");
+        until("both are back, once", async || {
+            // Who looks right after a failure may find none.
+            queue.redrive(None).await.ok();
+            figures(&queue).await == (n_waiting + 2, 0, 0, 0)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn what_was_fetched_ahead_and_finds_no_room_is_kept_and_no_job_doubles() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "ahead")).await;
+        let n_jobs = 200;
+        let names: Vec<_> = (0..n_jobs).map(|n| format!("job-{n}")).collect();
+        queue.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
+        bound(server, "ebb:ahead:back", 1);
+        // In a hurry and with much to come, it fetches ahead, and is not asked for it.
+        for _ in 0..6 {
+            let acks: Vec<_> = take(&queue, 4).await.into_iter().map(Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+        }
+        let n_others = fill(server, "ebb:ahead:back").await;
+        // It tries to give that back some times.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        make_room(server, "ebb:ahead:back");
+        let handle = handle(&url(server, "ahead")).await;
+        until("all that is left is ready", async || {
+            figures(&handle).await == (n_jobs - 24 + n_others, 0, 0, 0)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn jobs_whose_lease_ends_come_back_though_there_is_no_room() {
+    on_shared(async |server| {
+        let url = url(server, "crammed");
+        let (queue, other) = (handle(&patient(server, "crammed")).await, handle(&url).await);
+        queue.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let held = take_all(&other, 2).await;
+        bound(server, "ebb:crammed:back", 1);
+        let n_others = fill(server, "ebb:crammed:back").await;
+        // Nobody extends their leases.
+        drop(held);
+        until("they are back", async || figures(&queue).await == (n_others + 2, 0, 0, 0)).await;
+        let n_jobs = usize::try_from(n_others).unwrap() + 2;
+        let back = take_all(&queue, n_jobs).await;
+        let attempt = |id: &str| back.iter().find(|one| one.job.id.as_str() == id).unwrap().attempt;
+        assert_eq!((attempt("a"), attempt("b")), (2, 2));
+        let acks: Vec<_> = back.into_iter().map(Delivery::ack).collect();
+        assert_eq!(queue.settle(&acks).await.unwrap(), vec![Settled::Held; n_jobs]);
+    });
+}
+
+#[test]
+fn a_delay_that_cannot_be_kept_says_why_and_holds_up_no_other_job() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "wrong-level")).await;
+        let (_connection, channel) = plain(server).await;
+        let level = "ebb:wrong-level:delay-11";
+        let options = QueueDeclareOptions::durable();
+        channel.queue_declare(level.into(), options, FieldTable::default()).await.unwrap();
+        queue.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();
+        let [a, b, c] = take_all(&queue, 3).await.try_into().unwrap();
+        let long = a.retry(Duration::from_secs(300), "later");
+        let settlements = [long, b.retry(Duration::from_secs(60), "soon"), c.ack()];
+        for _ in 0..2 {
+            let error = queue.settle(&settlements).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+            assert!(error.to_string().contains(level), "{error}");
+        }
+        until("the others are settled, once", async || figures(&queue).await == (0, 1, 1, 0)).await;
+        channel.queue_delete(level.into(), QueueDeleteOptions::default()).await.unwrap();
+        assert_eq!(queue.settle(&settlements).await.unwrap(), [Settled::Held; 3]);
+        until("it is delayed", async || figures(&queue).await == (0, 0, 2, 0)).await;
+    });
+}

@@ -1,0 +1,129 @@
+//! Nodes of a cluster: each has a part of the slots, and a queue lies in one slot.
+
+use std::time::Duration;
+
+use ebb_queue::{ErrorKind, Settled};
+use ebb_servers::{Redis, RedisOptions};
+use redis::aio::MultiplexedConnection;
+use tokio::time::Instant;
+
+use crate::{answer, eventually, handle, job, plain, take, tell, url};
+
+/// The first slot of the second node.
+const BORDER: u16 = 8192;
+
+/// A node, and a plain client of it.
+type Node = (Redis, MultiplexedConnection);
+
+/// Two nodes with half of the slots each.
+async fn cluster() -> [Node; 2] {
+    let node = async || {
+        let options = RedisOptions { cluster: true, ..RedisOptions::default() };
+        let node = Redis::start(options).await.unwrap();
+        let client = plain(&node).await;
+        (node, client)
+    };
+    let (mut one, mut two) = (node().await, node().await);
+    let slots = ["CLUSTER", "ADDSLOTSRANGE", "0", "8191"];
+    tell::<()>(&mut one.1, &slots).await.unwrap();
+    let slots = ["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"];
+    tell::<()>(&mut two.1, &slots).await.unwrap();
+    let (port, bus_port) = (two.0.port().to_string(), two.0.bus_port().to_string());
+    let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus_port];
+    tell::<()>(&mut one.1, &meet).await.unwrap();
+    for (_, client) in [&mut one, &mut two] {
+        eventually("the cluster is up", async || {
+            let state: String = tell(client, &["CLUSTER", "INFO"]).await.unwrap();
+            state.contains("cluster_state:ok")
+        })
+        .await;
+    }
+    [one, two]
+}
+
+async fn slot(client: &mut MultiplexedConnection, key: &str) -> u16 {
+    tell(client, &["CLUSTER", "KEYSLOT", key]).await.unwrap()
+}
+
+/// The same two, the one that has the queue `jobs` first.
+fn in_order([one, two]: [Node; 2], slot_of_jobs: u16) -> [Node; 2] {
+    if slot_of_jobs < BORDER { [one, two] } else { [two, one] }
+}
+
+/// Streams in other slots than the queue: one on its node, one on the other.
+async fn near_and_far(client: &mut MultiplexedConnection) -> [String; 2] {
+    let slot_of_jobs = slot(client, "ebb:{jobs}").await;
+    let (mut near, mut far) = (None, None);
+    for nth in 0.. {
+        let name = format!("replies-{nth}");
+        let slot = slot(client, &name).await;
+        let is_near = (slot < BORDER) == (slot_of_jobs < BORDER);
+        if slot != slot_of_jobs {
+            *(if is_near { &mut near } else { &mut far }) = Some(name);
+        }
+        if near.is_some() && far.is_some() {
+            break;
+        }
+    }
+    [near.unwrap(), far.unwrap()]
+}
+
+#[tokio::test]
+async fn the_node_that_has_the_queue_is_found() {
+    let [(one, _), (two, _)] = cluster().await;
+    for name in ["jobs", "other", "third", "fourth"] {
+        let from_one = handle(&url(&one).with_queue(name).unwrap()).await;
+        let from_two = handle(&url(&two).with_queue(name).unwrap()).await;
+        from_one.publish(vec![job("a")]).await.unwrap();
+        assert_eq!(take(&from_two, 9, Duration::from_secs(30)).await.len(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_to_a_stream_on_another_node_is_refused_with_the_remedy() {
+    let mut nodes = cluster().await;
+    let slot_of_jobs = slot(&mut nodes[0].1, "ebb:{jobs}").await;
+    let [(_here, mut here), (there, _)] = in_order(nodes, slot_of_jobs);
+    let queue = handle(&url(&there)).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let delivery = take(&queue, 1, Duration::from_secs(30)).await.remove(0);
+    let result = answer(&delivery);
+    let [near, far] = near_and_far(&mut here).await;
+    let start = Instant::now();
+    let error = queue.reply(&far, &result, None).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    for part in ["ebb-reply-to", &far, "{jobs}"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    // Nothing is wrong with the connection.
+    assert_eq!((queue.link().n_losses(), queue.link().is_up()), (0, true));
+    for to in [near, format!("{{jobs}}:{far}")] {
+        queue.reply(&to, &result, None).await.unwrap();
+        assert_eq!(tell::<u64>(&mut here, &["XLEN", &to]).await.unwrap(), 1, "{to}");
+    }
+    assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+}
+
+#[tokio::test]
+async fn a_reply_finds_its_stream_where_the_queue_has_moved_to() {
+    let mut nodes = cluster().await;
+    let slot_of_jobs = slot(&mut nodes[0].1, "ebb:{jobs}").await;
+    let [(here, mut old), (_there, mut new)] = in_order(nodes, slot_of_jobs);
+    let queue = handle(&url(&here)).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let result = answer(&take(&queue, 1, Duration::from_secs(30)).await.remove(0));
+    let [near, _] = near_and_far(&mut old).await;
+    let heir: String = tell(&mut new, &["CLUSTER", "MYID"]).await.unwrap();
+    // A slot with keys in it stays where it is.
+    tell::<()>(&mut old, &["FLUSHALL"]).await.unwrap();
+    for slot in [slot_of_jobs, slot(&mut old, &near).await] {
+        for client in [&mut new, &mut old] {
+            let words = ["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &heir];
+            tell::<()>(client, &words).await.unwrap();
+        }
+    }
+    queue.reply(&near, &result, None).await.unwrap();
+    assert_eq!(tell::<u64>(&mut new, &["XLEN", &near]).await.unwrap(), 1);
+    assert_eq!(queue.link().n_losses(), 1);
+}
