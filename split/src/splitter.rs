@@ -28,7 +28,7 @@ use crate::weights::{By, Weights};
 use lane::{CHUNK, Failures, Held, Lane};
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
-/// their way would cost them an attempt.
+/// their way would cost them an attempt; so it is no longer than a quarter of the grace period.
 const WAIT: Duration = Duration::from_secs(1);
 
 /// The same while jobs are held that wait for room elsewhere.
@@ -193,7 +193,8 @@ impl Splitter {
     async fn receive(&mut self, stop: &CancellationToken) -> Vec<Delivery> {
         let n_held = self.leases.n_held();
         let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
-        let wait = if n_held > 0 { SHORT_WAIT } else { WAIT };
+        let wait = WAIT.min(self.parts.grace / 4).max(SHORT_WAIT);
+        let wait = if n_held > 0 { SHORT_WAIT } else { wait };
         let may_try = self.failures.may_try() && self.records.may_try();
         let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;

@@ -38,6 +38,7 @@ struct Scene {
     /// A queue, or the intake, that denies what it is told to deny.
     denied: Option<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
+    grace: Duration,
     /// How queues are opened that the first weights do not name.
     opening: Open,
     metrics: Metrics,
@@ -61,6 +62,7 @@ impl Scene {
             faults: None,
             denied: None,
             when_full: WhenFull::Wait,
+            grace: Duration::from_secs(5),
             opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
             n_starts: std::cell::Cell::new(0),
@@ -128,7 +130,7 @@ impl Scene {
             by: By::Key,
             when_full: self.when_full,
             window: NonZeroUsize::new(64).unwrap(),
-            grace: Duration::from_secs(5),
+            grace: self.grace,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             gate: health.gate("broker", GateKind::Ready),
@@ -507,6 +509,22 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     let max = NonZeroUsize::new(40).unwrap();
     let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
     assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_cuts_no_call_off_that_waits_for_jobs_however_short_the_grace_period_is() {
+    for grace in [100, 1000, 2000, 3000, 10_000].map(Duration::from_millis) {
+        let scene = Scene { grace, ..Scene::new(None) };
+        let stop = CancellationToken::new();
+        let (split, _keeper) = scene.start(&stop);
+        // A call has just begun, however long each is.
+        tokio::time::sleep(Duration::from_millis(5001)).await;
+        let begun = Instant::now();
+        stop.cancel();
+        split.await.unwrap();
+        // Half of the grace period is what a call that hangs has.
+        assert!(begun.elapsed() < grace / 2, "{grace:?}: {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
