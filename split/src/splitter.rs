@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::leases::Leases;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, QUEUES};
 use crate::place::{Place, place};
 use crate::weights::{By, Weights};
 use lane::{CHUNK, Failures, Held, Lane};
@@ -154,8 +154,10 @@ impl Splitter {
     /// Takes weights once all their queues are open; those before them stay until then.
     async fn take_new_weights(&mut self) {
         let weights = Arc::clone(&self.parts.weights.borrow());
+        let broken = self.parts.metrics.broken.with_label_values(&[QUEUES]);
         if weights == self.weights {
             self.refused = None;
+            broken.set(0);
             return;
         }
         let mut all_open = true;
@@ -166,10 +168,12 @@ impl Splitter {
         if all_open {
             reloads.with_label_values(&["ok"]).inc();
             self.parts.metrics.show(Some(&self.weights), &weights);
+            broken.set(0);
             (self.weights, self.refused) = (weights, None);
         } else if self.refused.as_ref() != Some(&weights) {
             reloads.with_label_values(&["failed"]).inc();
             error!(%weights, "a queue of new weights cannot be opened; those before them stay");
+            broken.set(1);
             self.refused = Some(weights);
         }
     }

@@ -303,6 +303,7 @@ async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_n
     let (_typo, allowed, n_tries) = scene.with_one_more_queue();
     let _split = scene.start(&CancellationToken::new());
     let reloads = |outcome: &str| scene.metrics.reloads.with_label_values(&[outcome]).get();
+    let broken = || scene.metrics.broken.with_label_values(&[QUEUES]).get();
     let share = |name: &str| scene.metrics.weights.with_label_values(&[name]).get();
     scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
     scene.until("a refusal", async || reloads("failed") > 0).await;
@@ -318,10 +319,17 @@ async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_n
     assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
     assert_eq!((reloads("ok"), reloads("failed")), (0, 1), "one change");
     assert_eq!(scene.metrics.broker_up.get(), 1, "the broker answers");
+    assert_eq!(broken(), 1, "and is not over");
+
+    // The file as it was before is right again.
+    scene.weights.send_replace(weights("stable=70,canary=30"));
+    scene.until("the weights before them", async || broken() == 0).await;
+    scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
+    scene.until("another refusal", async || broken() == 1).await;
 
     allowed.store(true, Relaxed);
     scene.until("the new weights", async || share("typo") > 0.98).await;
-    assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
+    assert_eq!((reloads("ok"), reloads("failed"), broken()), (1, 2, 0));
 }
 
 #[tokio::test(start_paused = true)]
