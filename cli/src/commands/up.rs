@@ -185,13 +185,14 @@ pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
     let model = choose(args.model.as_deref()).await?;
     let settings = args.settings(url.clone(), &model)?;
     let queue = args.queue.open().await?;
+    let logs = if settings.pool.verbose {
+        "below".to_owned()
+    } else {
+        format!("in {}", settings.pool.logs.display())
+    };
     note(format!(
-        "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs in {}; Ctrl-C stops",
-        model.name,
-        settings.min,
-        settings.max,
-        settings.jobs_per_replica,
-        settings.pool.logs.display(),
+        "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs {logs}; Ctrl-C stops",
+        model.name, settings.min, settings.max, settings.jobs_per_replica,
     ));
     let mut local = Local::start(settings, queue).await?;
     let mut live = Live::new();
