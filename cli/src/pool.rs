@@ -213,10 +213,8 @@ impl Pool {
         }
         let lived = running.member.started.elapsed();
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let words = format!(
-            "a worker ended by itself ({how}): {}",
-            last_words(&running.log, running.log_begin)
-        );
+        let said = self.settings.last_words(&running.log, running.log_begin);
+        let words = format!("a worker ended by itself ({how}): {said}");
         let lived_seconds = lived.as_secs_f64();
         info!(worker = running.member.id, lived_seconds, "worker ended by itself");
         self.failed(&words, lived);
@@ -271,6 +269,11 @@ impl Settings {
             command.stdout(file.try_clone()?).stderr(file);
         }
         command.spawn().with_context(|| format!("cannot start {}", self.program.display()))
+    }
+
+    /// What a worker said last, or where.
+    fn last_words(&self, log: &Path, begin: u64) -> String {
+        if self.verbose { "its last words stand above".to_owned() } else { last_words(log, begin) }
     }
 }
 
@@ -375,6 +378,18 @@ fn last_words(log: &Path, begin: u64) -> String {
 mod tests {
     use super::*;
 
+    fn settings(folder: &Path, program: &Path) -> Settings {
+        Settings {
+            program: program.to_owned(),
+            args: Vec::new(),
+            queue: ebb_queue::QueueUrl::sqlite(folder.join("queue.db")),
+            results: None,
+            logs: folder.join("logs"),
+            verbose: false,
+            grace: Duration::from_secs(10),
+        }
+    }
+
     #[test]
     fn those_that_cost_least_go_first() {
         let now = std::time::Instant::now();
@@ -425,6 +440,16 @@ mod tests {
         assert_eq!(backoff.after_crash(Backoff::SOUND), Backoff::FIRST);
     }
 
+    #[test]
+    fn a_worker_whose_log_is_shown_has_no_file_that_could_be_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = |verbose| Settings { verbose, ..settings(dir.path(), Path::new("ebb")) };
+        let log = dir.path().join("worker-1.log");
+        assert_eq!(settings(true).last_words(&log, 0), "its last words stand above");
+        std::fs::write(&log, "error: no such flag\n").unwrap();
+        assert!(settings(false).last_words(&log, 0).starts_with("error: no such flag (log: "));
+    }
+
     #[tokio::test]
     async fn a_process_that_ends_when_asked_is_not_killed() {
         let mut command = Command::new("sleep");
@@ -456,15 +481,8 @@ mod tests {
     #[tokio::test]
     async fn workers_that_share_a_pod_leave_its_deletion_cost_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let settings = Settings {
-            program: "/bin/sh".into(),
-            args: ["-c", r#"test "$EBB_POD_DELETION_COST" = off"#].map(Into::into).into(),
-            queue: ebb_queue::QueueUrl::sqlite(dir.path().join("queue.db")),
-            results: None,
-            logs: dir.path().to_owned(),
-            verbose: false,
-            grace: Duration::from_secs(10),
-        };
+        let args = ["-c", r#"test "$EBB_POD_DELETION_COST" = off"#].map(Into::into).into();
+        let settings = Settings { args, ..settings(dir.path(), Path::new("/bin/sh")) };
         let listen = "127.0.0.1:0".parse().unwrap();
         let mut child = settings.spawn("worker", listen, &dir.path().join("log")).unwrap();
         assert!(child.wait().await.unwrap().success());
@@ -477,17 +495,9 @@ mod tests {
         std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, executable).unwrap();
-        let url = ebb_queue::QueueUrl::sqlite(dir.path().join("queue.db"));
-        let queue = ebb_queue::open(&url, ebb_queue::OpenOptions::default()).await.unwrap();
-        let settings = Settings {
-            program: program.clone(),
-            args: Vec::new(),
-            queue: url,
-            results: None,
-            logs: dir.path().join("logs"),
-            verbose: false,
-            grace: Duration::from_secs(10),
-        };
+        let settings = settings(dir.path(), &program);
+        let options = ebb_queue::OpenOptions::default();
+        let queue = ebb_queue::open(&settings.queue, options).await.unwrap();
         let (want, wanted) = watch::channel(Wanted { replicas: 1, ..Wanted::default() });
         let (view, mut seen) = watch::channel(View::default());
         let stop = CancellationToken::new();

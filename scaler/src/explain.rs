@@ -54,6 +54,8 @@ pub(crate) struct Remembered {
     pub(crate) value: Option<(f64, Instant)>,
     pub(crate) active: Option<(bool, Instant)>,
     pub(crate) pushed: Option<(bool, Instant)>,
+    /// The time between the last two answers of activity.
+    spacing: Duration,
 }
 
 /// What the triggers on a queue ask for.
@@ -61,7 +63,8 @@ pub(crate) struct Remembered {
 pub(crate) struct Demand {
     /// The shortest objective of a trigger, in seconds.
     pub(crate) objective: Option<f64>,
-    /// Replicas that follow from what KEDA was told last: none where that was "not active".
+    /// Replicas that follow from what KEDA was told last: 0 where that was "not active", and
+    /// unknown where it has not asked since when it should.
     pub(crate) replicas: Option<f64>,
 }
 
@@ -89,7 +92,10 @@ impl Explain {
         match told {
             Told::Target(target) => trigger.target = Some((target, now)),
             Told::Value(value) => trigger.value = Some((value, now)),
-            Told::Active(active) => trigger.active = Some((active, now)),
+            Told::Active(active) => {
+                let before = trigger.active.replace((active, now));
+                trigger.spacing = before.map_or(Duration::ZERO, |(_, before)| now - before);
+            }
             Told::Pushed(active) => trigger.pushed = Some((active, now)),
         }
     }
@@ -216,7 +222,7 @@ impl Demand {
             }
         }
         // KEDA keeps an object at zero whatever its metrics say, while it is told inactive of all.
-        let is_held = triggers.iter().all(|trigger| trigger.last_active() == Some(false));
+        let is_held = triggers.iter().all(|trigger| trigger.is_held());
         let replicas = triggers.iter().filter_map(|trigger| trigger.replicas());
         let replicas = if is_held { Some(0.0) } else { replicas.reduce(f64::max) };
         if let Some(replicas) = replicas {
@@ -227,18 +233,28 @@ impl Demand {
 
 impl Remembered {
     fn new(resolved: Arc<Resolved>, asked: Instant) -> Self {
-        Self { resolved, asked, target: None, value: None, active: None, pushed: None }
+        let spacing = Duration::ZERO;
+        Self { resolved, asked, target: None, value: None, active: None, pushed: None, spacing }
     }
 
     /// What follows from the value that was told last.
     fn replicas(&self) -> Option<f64> {
-        self.value.map(|(value, _)| (value / self.resolved.trigger.target()).ceil())
+        let (value, at) = self.value?;
+        let replicas = (value / self.resolved.trigger.target()).ceil();
+        // That nothing is asked for is not known of what came since.
+        (replicas > 0.0 || self.is_of_now(at)).then_some(replicas)
     }
 
-    /// What KEDA was told last of the activity, by an answer or on a stream.
-    fn last_active(&self) -> Option<bool> {
+    /// Whether KEDA was told last, by an answer or on a stream, that the pool may be at zero.
+    fn is_held(&self) -> bool {
         let told = self.active.into_iter().chain(self.pushed);
-        told.max_by_key(|(_, at)| *at).map(|(active, _)| active)
+        let last = told.max_by_key(|(_, at)| *at);
+        last.is_some_and(|(active, at)| !active && self.is_of_now(at))
+    }
+
+    /// Whether KEDA need not have asked again since it was told this, as often as it asks.
+    fn is_of_now(&self, told: Instant) -> bool {
+        told.elapsed() <= POLL.max(self.spacing.mul_f64(1.5))
     }
 }
 
@@ -349,6 +365,41 @@ mod tests {
         explain.told("ml", "a", &one, Told::Active(false));
         assert_eq!(asked(), Some(0.0));
         // Another object on the same queue does ask for some.
+        explain.told("ml", "b", &one, Told::Value(8.0));
+        explain.told("ml", "b", &one, Told::Active(true));
+        assert_eq!(asked(), Some(2.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asks_about_any_more_is_held_at_zero_by_nobody() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let asked = || explain.demands(LONG).get(&one.place).and_then(|demand| demand.replicas);
+        let poll = |value: f64| {
+            explain.told("ml", "a", &one, Told::Value(value));
+            explain.told("ml", "a", &one, Told::Active(false));
+        };
+        let pass = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        // Nothing waits, nor when KEDA asked last: what is ready since then nobody wakes a pool for.
+        for value in [0.0, 9.0] {
+            poll(value);
+            pass(30).await;
+            poll(value);
+            pass(POLL.as_secs()).await;
+            assert_eq!(asked(), Some(0.0));
+            pass(1).await;
+            let left = (value > 0.0).then_some(3.0);
+            assert_eq!(asked(), left, "nobody asks, so that nobody is told inactive");
+        }
+        // Where KEDA asks every five minutes, by `external-push`, it is told so for as long.
+        poll(0.0);
+        pass(300).await;
+        poll(0.0);
+        pass(299).await;
+        assert_eq!(asked(), Some(0.0));
+        pass(152).await;
+        assert_eq!(asked(), None);
+        // An object that is asked about answers for itself alone.
         explain.told("ml", "b", &one, Told::Value(8.0));
         explain.told("ml", "b", &one, Told::Active(true));
         assert_eq!(asked(), Some(2.0));

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     look_errors: IntCounterVec,
     config_reloads: IntCounterVec,
     tls_reloads: IntCounterVec,
+    reload_broken: IntGaugeVec,
     tls_expiry: IntGaugeVec,
     connections: IntGaugeVec,
     refused: IntCounterVec,
@@ -68,6 +69,8 @@ impl Metrics {
                 reloads.with_label_values(&[outcome.word()]).inc_by(0);
             }
         }
+        metrics.config_mended();
+        metrics.tls_mended();
         Ok(metrics)
     }
 
@@ -80,6 +83,7 @@ impl Metrics {
             Box::new(self.look_errors.clone()),
             Box::new(self.config_reloads.clone()),
             Box::new(self.tls_reloads.clone()),
+            Box::new(self.reload_broken.clone()),
             Box::new(self.tls_expiry.clone()),
             Box::new(self.connections.clone()),
             Box::new(self.refused.clone()),
@@ -106,6 +110,11 @@ impl Metrics {
                 "scaler_tls_reloads_total",
                 "Changes of certificates.",
                 "outcome",
+            )?,
+            reload_broken: int_gauge(
+                "scaler_reload_broken",
+                "1 while what is on disk is broken and what was before it is in use.",
+                &["what"],
             )?,
             // Without a label, and absent where there is no certificate.
             tls_expiry: int_gauge(
@@ -147,10 +156,26 @@ impl Metrics {
 
     pub(crate) fn config_reloaded(&self, outcome: Outcome) {
         self.config_reloads.with_label_values(&[outcome.word()]).inc();
+        self.broken("config").set((outcome == Outcome::Failed).into());
+    }
+
+    /// The configuration on disk is the one in use.
+    pub(crate) fn config_mended(&self) {
+        self.broken("config").set(0);
     }
 
     pub(crate) fn tls_reloaded(&self, outcome: Outcome) {
         self.tls_reloads.with_label_values(&[outcome.word()]).inc();
+        self.broken("tls").set((outcome == Outcome::Failed).into());
+    }
+
+    /// The certificates on disk are those in use.
+    pub(crate) fn tls_mended(&self) {
+        self.broken("tls").set(0);
+    }
+
+    fn broken(&self, what: &str) -> IntGauge {
+        self.reload_broken.with_label_values(&[what])
     }
 
     pub(crate) fn tls_expires(&self, at: Timestamp) {
@@ -198,6 +223,8 @@ mod tests {
                 let line = format!("scaler_{name}_reloads_total{{outcome=\"{outcome}\"}} 0");
                 assert!(text.lines().any(|told| told == line), "{line} is not in:\n{text}");
             }
+            let line = format!("scaler_reload_broken{{what=\"{name}\"}} 0");
+            assert!(text.lines().any(|told| told == line), "{line} is not in:\n{text}");
         }
     }
 

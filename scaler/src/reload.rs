@@ -57,7 +57,7 @@ impl Source {
     }
 
     /// Looks again and again, and tells what has changed. A configuration that is broken is logged
-    /// once and counted, and the one before it stays.
+    /// once and counted, and the one before it stays; that it is mended is logged too.
     pub(crate) async fn follow(
         self,
         every: Duration,
@@ -72,9 +72,14 @@ impl Source {
             tracing::info!("configuration changed");
             Ok(())
         };
-        let broken = |error: &str| {
-            metrics.config_reloaded(Outcome::Failed);
-            tracing::error!(error, "configuration is broken; the one before it stays");
+        let broken = |error: Option<&str>| {
+            if let Some(error) = error {
+                metrics.config_reloaded(Outcome::Failed);
+                tracing::error!(error, "configuration is broken; the one before it stays");
+            } else {
+                metrics.config_mended();
+                tracing::info!("configuration is no longer broken");
+            }
         };
         let load = move || self.load().map(Arc::new);
         ebb_telemetry::follow(now, every, load, take, broken).await;

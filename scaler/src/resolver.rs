@@ -14,6 +14,10 @@ const MOST_BYTES: usize = 16 << 20;
 /// What an entry takes beside its metadata, roughly.
 const BYTES_OF_AN_ENTRY: usize = 512;
 
+/// What a key and its value take beside their text, roughly: 49 bytes of a map that may be less than
+/// half full, 56 of the list in [`Resolved`], and what the allocator adds to four strings.
+const BYTES_OF_A_PAIR: usize = 250;
+
 /// Reads metadata by the configuration of the moment, and remembers what came of them as long as
 /// that is the same; clones share it. Refusals are not remembered: they are seldom, and anybody can
 /// think of new ones.
@@ -109,7 +113,10 @@ impl Kept {
 
     /// Forgets everything when there is no more room: seldom, and it is soon read again.
     fn keep(&mut self, hash: u64, entry: Entry) {
-        let of_pairs = entry.metadata.iter().map(|(key, value)| key.len() + value.len());
+        // Twice their text: as it came, and as `/explain` shows it.
+        let of_pair =
+            |(key, value): (&String, &String)| BYTES_OF_A_PAIR + 2 * (key.len() + value.len());
+        let of_pairs = entry.metadata.iter().map(of_pair);
         let n_bytes = BYTES_OF_AN_ENTRY + entry.namespace.len() + of_pairs.sum::<usize>();
         if self.n_bytes + n_bytes > MOST_BYTES {
             *self = Self::new(Arc::clone(&self.profiles));
@@ -138,7 +145,7 @@ mod tests {
     use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
     use tokio::sync::watch;
 
-    use super::{BYTES_OF_AN_ENTRY, MOST_BYTES, Resolver};
+    use super::{BYTES_OF_A_PAIR, BYTES_OF_AN_ENTRY, MOST_BYTES, Resolver};
     use crate::profiles::Profiles;
 
     fn metadata(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -185,9 +192,12 @@ mod tests {
     #[test]
     fn what_is_kept_has_a_bound() {
         let resolver = Resolver::new(watch::channel(profiles("jobs")).1);
-        let most = MOST_BYTES / BYTES_OF_AN_ENTRY;
+        // Short ones, of which the text is the least part.
+        let most = MOST_BYTES / (BYTES_OF_AN_ENTRY + 4 * BYTES_OF_A_PAIR);
         for nth in 0..2 * most {
-            let given = metadata(&[("activationJobs", &nth.to_string())]);
+            let nth_jobs = nth.to_string();
+            let given = [("activationJobs", &*nth_jobs), ("queue", "q"), ("linger", "1")];
+            let given = metadata(&[&given[..], &[("jobsPerReplica", "2")]].concat());
             assert_eq!(resolver.resolve("ml", &given).unwrap().trigger.activation.jobs, nth as u64);
         }
         assert!((1..=most).contains(&n_kept(&resolver)), "{}", n_kept(&resolver));

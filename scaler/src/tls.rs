@@ -111,9 +111,14 @@ impl Tls {
             note(expires, &metrics);
             Ok(())
         };
-        let broken = |error: &str| {
-            metrics.tls_reloaded(Outcome::Failed);
-            tracing::error!(error, "certificates are broken; those before them stay");
+        let broken = |error: Option<&str>| {
+            if let Some(error) = error {
+                metrics.tls_reloaded(Outcome::Failed);
+                tracing::error!(error, "certificates are broken; those before them stay");
+            } else {
+                metrics.tls_mended();
+                tracing::info!("certificates are no longer broken");
+            }
         };
         let load = {
             let files = files.clone();

@@ -11,16 +11,23 @@
 //! | `split_age_seconds` | - | from the publication of a job until it has gone on |
 //! | `split_leases_lost_total` | - | leases lost to others |
 //! | `split_weights_reloads_total` | `outcome`: ok, failed | changes of the file of weights: `ok` once all queues are open |
+//! | `split_weights_broken` | `what`: file, queues | 1 while the newest weights cannot be used for that, and those before them are |
 //! | `split_broker_errors_total` | `call` | calls to the broker that failed |
 //! | `split_broker_up` | - | 1 when the broker answered last |
 //!
 //! `to` is a queue that has or had a weight.
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 
 use crate::weights::Weights;
+
+/// Why weights cannot be used: their file is broken.
+pub(crate) const FILE: &str = "file";
+/// A queue of theirs cannot be opened.
+pub(crate) const QUEUES: &str = "queues";
 
 /// The figures; clones share them.
 #[derive(Debug, Clone)]
@@ -43,6 +50,8 @@ pub struct Metrics {
     pub leases_lost: IntCounter,
     /// Changes of the file of weights.
     pub reloads: IntCounterVec,
+    /// 1 while the newest weights cannot be used, by why.
+    pub broken: IntGaugeVec,
     /// Calls to the broker that failed.
     pub broker_errors: IntCounterVec,
     /// 1 when the broker answered last.
@@ -65,8 +74,12 @@ impl Metrics {
         registry.register(Box::new(metrics.age.clone()))?;
         registry.register(Box::new(metrics.leases_lost.clone()))?;
         registry.register(Box::new(metrics.reloads.clone()))?;
+        registry.register(Box::new(metrics.broken.clone()))?;
         registry.register(Box::new(metrics.broker_errors.clone()))?;
         registry.register(Box::new(metrics.broker_up.clone()))?;
+        for what in [FILE, QUEUES] {
+            metrics.broken.with_label_values(&[what]).set(0);
+        }
         Ok(metrics)
     }
 
@@ -77,6 +90,10 @@ impl Metrics {
         let age = HistogramOpts::new(
             "split_age_seconds",
             "From the publication of a job until it has gone on.",
+        );
+        let broken = Opts::new(
+            "split_weights_broken",
+            "1 while the newest weights cannot be used and those before them are.",
         );
         let buckets = prometheus::exponential_buckets(0.001, 4.0, 12)?;
         Ok(Self {
@@ -93,6 +110,7 @@ impl Metrics {
                 "Changes of the file of weights: ok once all their queues are open.",
                 "outcome",
             )?,
+            broken: IntGaugeVec::new(broken, &["what"])?,
             broker_errors: counters("split_broker_errors_total", "Calls that failed.", "call")?,
             broker_up: IntGauge::new("split_broker_up", "1 when the broker answered last.")?,
         })

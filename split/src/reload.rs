@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::file;
-use crate::metrics::Metrics;
+use crate::metrics::{FILE, Metrics};
 use crate::weights::Weights;
 
 /// A file of weights is read whole.
@@ -52,9 +52,14 @@ pub(crate) async fn follow(
         weights.send_replace(Arc::clone(changed));
         Ok(())
     };
-    let broken = |error: &str| {
-        metrics.reloads.with_label_values(&["failed"]).inc();
-        error!(error, "weights are broken; those before them stay");
+    let broken = |error: Option<&str>| {
+        metrics.broken.with_label_values(&[FILE]).set(error.is_some().into());
+        if let Some(error) = error {
+            metrics.reloads.with_label_values(&["failed"]).inc();
+            error!(error, "weights are broken; those before them stay");
+        } else {
+            info!("weights are no longer broken");
+        }
     };
     let load = move || load(&path, &intake).map(Arc::new);
     ebb_telemetry::follow(now, every, load, take, broken).await;
@@ -83,10 +88,20 @@ mod tests {
             sleep(3 * every).await;
         }
         assert_eq!((count("failed"), told.has_changed().unwrap()), (2, false));
+        let is_broken = || metrics.broken.with_label_values(&["file"]).get() == 1;
+        assert!(is_broken(), "until the next good one");
+        std::fs::write(&path, "[weights]\na = 1\n").unwrap();
+        sleep(3 * every).await;
+        assert!(!is_broken() && !told.has_changed().unwrap(), "it is as it was before");
+        std::fs::write(&path, "[weights]\na = x").unwrap();
+        sleep(3 * every).await;
+        assert!(is_broken());
 
         std::fs::write(&path, "[weights]\na = 1\nb = 3\n").unwrap();
         told.changed().await.unwrap();
         assert!((told.borrow().share("b") - 0.75).abs() < 1e-12);
+        sleep(every).await;
+        assert!(!is_broken());
         task.abort();
     }
 }

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::leases::Leases;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, QUEUES};
 use crate::place::{Place, place};
 use crate::weights::{By, Weights};
 use lane::{CHUNK, Failures, Held, Lane};
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
-/// their way would cost them an attempt.
+/// their way would cost them an attempt; so it is no longer than a quarter of the grace period.
 const WAIT: Duration = Duration::from_secs(1);
 
 /// The same while jobs are held that wait for room elsewhere.
@@ -154,8 +154,10 @@ impl Splitter {
     /// Takes weights once all their queues are open; those before them stay until then.
     async fn take_new_weights(&mut self) {
         let weights = Arc::clone(&self.parts.weights.borrow());
+        let broken = self.parts.metrics.broken.with_label_values(&[QUEUES]);
         if weights == self.weights {
             self.refused = None;
+            broken.set(0);
             return;
         }
         let mut all_open = true;
@@ -166,10 +168,12 @@ impl Splitter {
         if all_open {
             reloads.with_label_values(&["ok"]).inc();
             self.parts.metrics.show(Some(&self.weights), &weights);
+            broken.set(0);
             (self.weights, self.refused) = (weights, None);
         } else if self.refused.as_ref() != Some(&weights) {
             reloads.with_label_values(&["failed"]).inc();
             error!(%weights, "a queue of new weights cannot be opened; those before them stay");
+            broken.set(1);
             self.refused = Some(weights);
         }
     }
@@ -193,7 +197,8 @@ impl Splitter {
     async fn receive(&mut self, stop: &CancellationToken) -> Vec<Delivery> {
         let n_held = self.leases.n_held();
         let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
-        let wait = if n_held > 0 { SHORT_WAIT } else { WAIT };
+        let wait = WAIT.min(self.parts.grace / 4).max(SHORT_WAIT);
+        let wait = if n_held > 0 { SHORT_WAIT } else { wait };
         let may_try = self.failures.may_try() && self.records.may_try();
         let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;

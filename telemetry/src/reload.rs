@@ -13,7 +13,8 @@ use tokio::time::sleep;
 const WRITING: Duration = Duration::from_millis(250);
 
 /// Loads again and again, and gives what has changed to `take`, which sees what was before it and may
-/// refuse it. An error, of either, goes to `broken` in words, once until it is another or has gone.
+/// refuse it. An error, of either, goes to `broken` in words, once until it is another or has gone;
+/// that it has gone is told by none, after what is taken, or where all is as it was before.
 ///
 /// Never ends. `load` may block.
 pub async fn follow<T: PartialEq + Send + 'static>(
@@ -21,39 +22,46 @@ pub async fn follow<T: PartialEq + Send + 'static>(
     every: Duration,
     load: impl Fn() -> anyhow::Result<T> + Clone + Send + 'static,
     mut take: impl FnMut(&T, &T) -> anyhow::Result<()>,
-    mut broken: impl FnMut(&str),
+    mut broken: impl FnMut(Option<&str>),
 ) {
-    let mut last_error = String::new();
+    let mut last_error: Option<String> = None;
     loop {
         sleep(every).await;
-        let taken = match changed(&now, load.clone()).await {
-            Ok(Some(after)) => take(&now, &after).map(|()| now = after),
-            Ok(None) => Ok(()),
+        let taken = match read(&now, load.clone()).await {
+            Ok(Read::Changed(after)) => take(&now, &after).map(|()| now = after),
+            Ok(Read::Same) => Ok(()),
+            Ok(Read::Changing) => continue,
             Err(error) => Err(error),
         };
-        match taken.map_err(|error| format!("{error:#}")) {
-            Ok(()) => last_error.clear(),
-            Err(error) if error == last_error => {}
-            Err(error) => {
-                broken(&error);
-                last_error = error;
-            }
+        let error = taken.err().map(|error| format!("{error:#}"));
+        if error != last_error {
+            broken(error.as_deref());
+            last_error = error;
         }
     }
 }
 
-/// What is loaded, if it is something else than now and stays the same for a moment.
-async fn changed<T: PartialEq + Send + 'static>(
+/// What was loaded.
+enum Read<T> {
+    /// What there is now.
+    Same,
+    /// Something else, and not the same for a moment.
+    Changing,
+    /// Something else.
+    Changed(T),
+}
+
+async fn read<T: PartialEq + Send + 'static>(
     now: &T,
     load: impl Fn() -> anyhow::Result<T> + Clone + Send + 'static,
-) -> anyhow::Result<Option<T>> {
+) -> anyhow::Result<Read<T>> {
     let first = spawn_blocking(load.clone()).await??;
     if first == *now {
-        return Ok(None);
+        return Ok(Read::Same);
     }
     sleep(WRITING).await;
     let second = spawn_blocking(load).await??;
-    Ok((second == first).then_some(second))
+    Ok(if second == first { Read::Changed(second) } else { Read::Changing })
 }
 
 #[cfg(test)]
@@ -89,7 +97,10 @@ mod tests {
                 take.lock().unwrap().push(format!("{before} to {after}"));
                 Ok(())
             };
-            let broken = move |error: &str| broken.lock().unwrap().push(format!("broken: {error}"));
+            let broken = move |error: Option<&str>| {
+                let told = error.map_or("mended".to_owned(), |error| format!("broken: {error}"));
+                broken.lock().unwrap().push(told);
+            };
             AbortOnDropHandle::new(tokio::spawn(follow(1, EVERY, load, take, broken)))
         }
 
@@ -111,9 +122,10 @@ mod tests {
         assert_eq!(scene.told_of(Err("line 3")).await, ["broken: line 3"]);
         assert_eq!(scene.told_of(Err("line 4")).await, ["broken: line 4"]);
         assert_eq!(scene.told_of(Ok(100)).await, ["broken: 100 is too much"]);
+        assert_eq!(scene.told_of(Ok(2)).await, ["mended"], "as it was before");
         assert!(scene.told_of(Ok(2)).await.is_empty());
         assert_eq!(scene.told_of(Err("line 4")).await, ["broken: line 4"]);
-        assert_eq!(scene.told_of(Ok(3)).await, ["2 to 3"]);
+        assert_eq!(scene.told_of(Ok(3)).await, ["2 to 3", "mended"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -124,5 +136,17 @@ mod tests {
         let _follows = scene.follow(move || Ok(n_lines.fetch_add(1, Ordering::Relaxed).min(8)));
         assert!(scene.told_of(Ok(1)).await.is_empty());
         assert_eq!(scene.told_of(Ok(1)).await, ["1 to 8"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_broken_is_not_mended_while_it_is_being_written() {
+        let scene = Scene::new();
+        let n_reads = Arc::new(AtomicU32::new(0));
+        let _follows = scene.follow(move || match n_reads.fetch_add(1, Ordering::Relaxed) {
+            // The second round reads two that differ.
+            read @ 1..=2 => Ok(read + 1),
+            _ => Err(anyhow!("line 3")),
+        });
+        assert_eq!(scene.told_of(Ok(1)).await, ["broken: line 3"]);
     }
 }

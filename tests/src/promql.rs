@@ -121,8 +121,8 @@ fn tokens(expression: &str) -> Vec<Token> {
                 tokens.push(Token::Text(rest[1..end].to_owned()));
                 (end + 1).min(rest.len())
             }
-            // Numbers and spans of time.
-            c if c.is_ascii_digit() => run(rest, |c| c.is_ascii_alphanumeric() || c == '.'),
+            // Numbers, spans of time, and the two spans of a subquery.
+            c if c.is_ascii_digit() => run(rest, |c| c.is_ascii_alphanumeric() || ".:".contains(c)),
             c if is_name(c) => {
                 let length = run(rest, |c| is_name(c) || c.is_ascii_digit());
                 tokens.push(Token::Name(rest[..length].to_owned()));
@@ -160,10 +160,10 @@ mod tests {
     fn metrics_matchers_and_labels_are_found_and_functions_are_not() {
         let asked = Asked::read(
             "sum by (queue, le) (rate(a_total{state=\"x\", queue=~'b.*'}[5m]) # not c\n * on (pod) \
-             group_left (queue) q:info:max) > bool 600 * max(up) unless on () absent(d) and e == 1",
+             group_left (queue) q:info:max) > bool 600 * max(up) unless on () absent(d) and e == 1 and f(g[15m:1m])",
         );
         let names: Vec<&str> = asked.metrics.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a_total", "q:info:max", "up", "d", "e"]);
+        assert_eq!(names, ["a_total", "q:info:max", "up", "d", "e", "g"]);
         let matcher = |label: &str, operator: &str, value: &str| Matcher {
             label: label.into(),
             operator: operator.into(),

@@ -117,6 +117,22 @@ async fn redis_that_is_locked_full_or_smaller_says_what_to_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_read_redis_is_told_that_there_is_no_result_yet() {
+    let reader = "user reader on >secret %R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time \
+                  +type +hexists +hget +hmget +hlen +zcard +zcount +zrange +zscore +xlen +xrange +xread \
+                  +xinfo|stream +subscribe";
+    let options = RedisOptions { extra_config: reader.to_owned(), ..RedisOptions::default() };
+    let redis = Redis::start(options).await.unwrap();
+    let url = |user: &str| format!("redis://{user}127.0.0.1:{}?queue=jobs", redis.port());
+    let workplace = Workplace::new().on(url(""), None);
+    let id = workplace.ebb(&["enqueue", "hello"]).ok().stdout;
+    let result = ["result", id.trim(), "--queue", &url("reader:secret@")];
+    let ran = workplace.ebb(&result).failed();
+    let told = format!("error: no result for {} yet; wait for it with --follow\n", id.trim());
+    assert_eq!((ran.status.code(), &*ran.stderr), (Some(66), &*told), "{ran}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_waits_when_the_queue_goes_away_is_left_with_the_ids_of_the_jobs() {
     let mut redis = Redis::start(RedisOptions::default()).await.unwrap();
     let workplace = Workplace::new().on(redis.url(), None);

@@ -15,7 +15,7 @@ use ebb_queue::Job;
 use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Stop, TraceArgs, Traces};
 use futures::StreamExt;
-use tokio::io::BufReader;
+use tokio::io::{AsyncBufRead, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, interrupted, usage};
@@ -128,7 +128,8 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
     let fed = if stdin {
-        enqueue_lines(target, args, &mut enqueued, &stop, output).await
+        let stdin = BufReader::new(tokio::io::stdin());
+        enqueue_lines(target, stdin, args, (&mut enqueued, output), &stop).await
     } else {
         enqueue_all(target, args, &mut enqueued, &stop, output).await
     };
@@ -153,18 +154,17 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     wait(target, &enqueued.jobs, args.timeout, &stop, output).await
 }
 
-/// Standard input as it comes.
+/// Standard input as it comes; as it may never end, only while somebody reads the ids.
 async fn enqueue_lines(
     target: Target<'_>,
+    stdin: impl AsyncBufRead + Unpin,
     args: &EnqueueArgs,
-    enqueued: &mut Enqueued,
+    (enqueued, output): (&mut Enqueued, Output),
     stop: &CancellationToken,
-    output: Output,
 ) -> Result<()> {
     // A batch that is larger than the queue would never fit, and these have no size of their own.
     let limit = args.queue.url()?.behavior.max_ready.unwrap_or(u64::MAX);
     let at_once = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, BATCH);
-    let stdin = BufReader::new(tokio::io::stdin());
     let mut lines = std::pin::pin!(read_lines(stdin, args.envelope.clone(), at_once));
     loop {
         let batch = tokio::select! {
@@ -179,6 +179,11 @@ async fn enqueue_lines(
             publish(target, jobs, enqueued, stop, (args.wait, output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
+        if enqueued.unread {
+            let n_jobs = enqueued.n_jobs;
+            note(format!("nobody reads the ids: {n_jobs} jobs were enqueued, and no more is read"));
+            return Ok(());
+        }
     }
 }
 
@@ -222,7 +227,34 @@ async fn enqueue_all(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Fake {
+        #[command(flatten)]
+        args: EnqueueArgs,
+    }
+
+    #[tokio::test]
+    async fn standard_input_without_an_end_is_read_while_somebody_reads_the_ids() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("queue.db").display());
+        let args = Fake::parse_from(["enqueue", "--queue", &url, "-"]).args;
+        let queue = args.queue.open().await.unwrap();
+        let target = Target { queue: &queue, spread: None };
+        let mut enqueued = Enqueued { unread: true, ..Enqueued::default() };
+        // The other end stays open.
+        let (mut writer, reader) = tokio::io::duplex(64);
+        writer.write_all(b"\"a\"\n").await.unwrap();
+        let told = (&mut enqueued, Output { json: false });
+        let stop = CancellationToken::new();
+        let fed = enqueue_lines(target, BufReader::new(reader), &args, told, &stop);
+        tokio::time::timeout(Duration::from_secs(30), fed).await.expect("it ends").unwrap();
+        assert_eq!(enqueued.n_jobs, 1);
+    }
 
     #[tokio::test]
     async fn what_comes_before_a_bad_line_is_kept_and_the_line_is_numbered() {

@@ -141,7 +141,6 @@ impl UpArgs {
             further.extend(["--payloads".into(), payloads.to_string().into()]);
             further.extend(["--inline-limit".into(), self.queue.inline_limit.to_string().into()]);
         }
-        check_further(&self.worker)?;
         let worker = worker_arguments(model, threads, &further)?;
         Ok(Settings {
             pool: pool::Settings {
@@ -182,16 +181,19 @@ pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
     let url = args.queue.url()?;
     // Else each worker would end with it, one after the other.
     args.queue.check_answers()?;
+    // Before a model is fetched for it.
+    check_further(&args.worker)?;
     let model = choose(args.model.as_deref()).await?;
     let settings = args.settings(url.clone(), &model)?;
     let queue = args.queue.open().await?;
+    let logs = if settings.pool.verbose {
+        "below".to_owned()
+    } else {
+        format!("in {}", settings.pool.logs.display())
+    };
     note(format!(
-        "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs in {}; Ctrl-C stops",
-        model.name,
-        settings.min,
-        settings.max,
-        settings.jobs_per_replica,
-        settings.pool.logs.display(),
+        "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs {logs}; Ctrl-C stops",
+        model.name, settings.min, settings.max, settings.jobs_per_replica,
     ));
     let mut local = Local::start(settings, queue).await?;
     let mut live = Live::new();
@@ -317,7 +319,15 @@ fn cores() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Fake {
+        #[command(flatten)]
+        args: UpArgs,
+    }
 
     #[test]
     fn what_a_worker_gets_from_us_is_refused_behind_the_dashes() {
@@ -335,5 +345,15 @@ mod tests {
             assert!(error.to_string().contains("`ebb up` sets --"), "{error}");
         }
         check(&["--max-items", "8", "--grace=5s"]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_behind_the_dashes_is_refused_before_a_model_is_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = format!("sqlite:{}", folder.path().join("queue.db").display());
+        let given = ["up", "--queue", &queue, "--model", "nowhere", "--", "--id=me"];
+        let args = Fake::parse_from(given).args;
+        let error = run(args, Output { json: false }).await.unwrap_err();
+        assert!(error.to_string().contains("`ebb up` sets --id itself"), "{error}");
     }
 }

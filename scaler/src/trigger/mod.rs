@@ -122,13 +122,13 @@ impl Trigger {
         broker: &QueueUrl,
     ) -> Result<Self, TriggerError> {
         let given = Given::collect(metadata)?;
-        let mode = mode(&given)?;
+        let (mode, priors) = (mode(&given)?, priors(&given)?);
         let trigger = Self {
             queue: queue(&given, broker)?,
             profile: profile(&given)?,
             mode,
-            priors: priors(&given)?,
-            activation: activation(&given, mode)?,
+            activation: activation(&given, mode, &priors)?,
+            priors,
         };
         if let Mode::Slo { within, .. } = trigger.mode
             && let Some(service) = given.get(options::SERVICE)
@@ -254,7 +254,7 @@ fn priors(given: &Given<'_>) -> Result<Priors, TriggerError> {
     })
 }
 
-fn activation(given: &Given<'_>, mode: Mode) -> Result<Activation, TriggerError> {
+fn activation(given: &Given<'_>, mode: Mode, priors: &Priors) -> Result<Activation, TriggerError> {
     let activation = Activation {
         jobs: given.entry(options::ACTIVATION_JOBS)?.whole()?,
         wait: given.entry(options::ACTIVATION_WAIT)?.span(Duration::ZERO)?,
@@ -267,15 +267,34 @@ fn activation(given: &Given<'_>, mode: Mode) -> Result<Activation, TriggerError>
         Activation { priority: Priority::Low, .. } => return Ok(activation),
         _ => options::ACTIVATION_PRIORITY,
     };
+    // Where the objective has no time for a cold start, the first job is late whatever it waits.
+    let cold_start = Some(priors.least_cold_start).filter(|cold_start| *cold_start < within);
+    let cold_start = cold_start.unwrap_or_default();
     match given.get(options::ACTIVATION_WAIT) {
-        None => Ok(Activation { wait: activation.wait.min(within / 2), ..activation }),
-        Some(wait) if activation.wait >= within => Err(wait.invalid(&format!(
-            "use less than {}, since a job that {holding} holds back as long is late before the \
-             pool wakes",
-            options::SLO
-        ))),
+        None => {
+            // The mode plans with 0.9 of the objective.
+            let left = (within * 9 / 10).saturating_sub(cold_start);
+            Ok(Activation { wait: activation.wait.min(within / 2).min(left), ..activation })
+        }
+        Some(wait) if activation.wait + cold_start >= within => {
+            Err(wait.invalid(&too_long(holding, cold_start)))
+        }
         Some(_) => Ok(activation),
     }
+}
+
+/// Why a wait is too long for an objective, and what to write instead.
+fn too_long(holding: &str, cold_start: Duration) -> String {
+    let (slo, cold) = (options::SLO, options::COLD_START);
+    let (less_than, before) = if cold_start.is_zero() {
+        (slo.to_owned(), "the pool wakes")
+    } else {
+        (format!("{slo} less {cold}"), "a worker is ready")
+    };
+    format!(
+        "use less than {less_than}, since a job that {holding} holds back as long is late before \
+         {before}"
+    )
 }
 
 fn slug_of(byte: u8) -> char {
@@ -489,6 +508,35 @@ mod tests {
     }
 
     #[test]
+    fn an_objective_is_not_spent_on_waiting_when_a_cold_start_comes_on_top() {
+        let slo = |rest: &[(&'static str, &'static str)]| {
+            let given = [("mode", "slo"), ("sloSeconds", "100"), ("activationJobs", "8")];
+            parse(&given.iter().chain(rest).copied().collect::<Vec<_>>())
+        };
+        let wait = |rest: &[_]| slo(rest).unwrap().activation.wait;
+        let cold = |seconds| ("coldStartSeconds", seconds);
+        // Half the objective, and no more than a tenth of it from being late.
+        let defaults = [("0", 50), ("30", 50), ("40", 50), ("60", 30), ("90", 0), ("99", 0)];
+        for (seconds, expected) in defaults {
+            assert_eq!(wait(&[cold(seconds)]), Duration::from_secs(expected), "{seconds}");
+        }
+        assert_eq!(wait(&[cold("60"), ("activationWait", "39.9")]), Duration::from_millis(39_900));
+        // The first job is late whenever the pool wakes; those behind it are not.
+        assert_eq!(wait(&[cold("100")]), Duration::from_secs(50));
+        assert_eq!(wait(&[cold("100"), ("activationWait", "99")]), Duration::from_secs(99));
+        // Nothing is held back, so nothing is late.
+        let none = [cold("60"), ("activationJobs", "0"), ("activationWait", "5m")];
+        let given = [("mode", "slo"), ("sloSeconds", "100")];
+        let none = parse(&[&given[..], &none].concat()).unwrap();
+        assert_eq!(none.activation.wait, Duration::from_secs(300));
+        let told = slo(&[cold("60"), ("activationWait", "40")]);
+        let expected = "scalerMetadata: activationWait: \"40\" is not valid: \
+                        use less than sloSeconds less coldStartSeconds, since a job that \
+                        activationJobs holds back as long is late before a worker is ready";
+        assert_eq!(told, Err(expected.to_owned()));
+    }
+
+    #[test]
     fn a_value_that_cannot_be_right_is_told_with_its_remedy() {
         let span = "use seconds, or a span such as 90s or 5m, from";
         assert_mistakes(&[
@@ -618,19 +666,24 @@ mod tests {
             jobs in 0..20u64,
             wait in proptest::option::of(0..86_400_000u64),
             priority in proptest::sample::select(vec!["low", "normal", "high"]),
+            cold_start in proptest::option::of(0..86_400_000u64),
         ) {
             let millis = |millis: u64| format!("{millis}ms");
             let (text, jobs, wait) = (millis(objective), jobs.to_string(), wait.map(millis));
+            let cold = cold_start.map(millis);
             let mut given = vec![("mode", "slo"), ("sloSeconds", text.as_str())];
             given.extend([("activationJobs", jobs.as_str()), ("activationPriority", priority)]);
             given.extend(wait.as_deref().map(|wait| ("activationWait", wait)));
+            given.extend(cold.as_deref().map(|cold| ("coldStartSeconds", cold)));
             given.push(("serviceSeconds", "1ms"));
+            // A cold start that leaves no time does not count: the first job is late anyhow.
+            let cold_start = cold_start.filter(|cold| *cold < objective).unwrap_or_default();
             match parse(&given) {
                 Ok(trigger) => {
                     // One job, of a priority that does not count where any does not.
                     let mut snapshot = queue(1, 0, &[]);
                     snapshot.depth.ready_by_priority = Some(ByPriority { low: 1, ..Default::default() });
-                    let late = NOW + Duration::from_millis(objective);
+                    let late = NOW + Duration::from_millis(objective - cold_start);
                     let before = late - Duration::from_nanos(1);
                     prop_assert!(decide(&snapshot, &trigger, before).active, "{:?}", trigger);
                 }

@@ -138,8 +138,9 @@ pub const OPTIONS: [TriggerOption; 16] = [
         modes: &[],
         meaning: "a pool at zero wakes when the oldest ready job has waited this long, whatever \
                   its priority: the bound of what the other activation options hold back; in mode \
-                  `slo` they need less than `sloSeconds`, and without it half of that counts, or \
-                  5m if that is less",
+                  `slo` they need less than `sloSeconds`, less `coldStartSeconds` where that is \
+                  given and shorter; without it half of `sloSeconds` counts, or 5m or 0.9 of \
+                  `sloSeconds` less `coldStartSeconds` if that is less",
     },
     TriggerOption {
         key: ACTIVATION_PRIORITY,

@@ -141,13 +141,19 @@ async fn a_changed_option_reaches_open_streams_at_once_and_get_metric_spec_agree
     // A broken file changes nothing, and says so.
     mounted.swap(&[("scaler.toml", &text("\"many\""))]);
     page_says(kit.http, "/metrics", "scaler_config_reloads_total{outcome=\"failed\"} 1").await;
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"config\"} 1").await;
+    mounted.swap(&[("scaler.toml", &text("8"))]);
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"config\"} 0").await;
+    mounted.swap(&[("scaler.toml", &text("\"many\""))]);
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"config\"} 1").await;
     assert_eq!(client.get_metric_spec(day.clone()).await.unwrap().into_inner(), spec);
     mounted.swap(&[("scaler.toml", &text("9"))]);
     let spec = stream.message().await.unwrap().unwrap();
     assert_eq!(spec.metric_specs[0].target_size_float, 9.0);
     let metrics = page(kit.http, "/metrics").await;
     assert!(metrics.contains("scaler_config_reloads_total{outcome=\"ok\"} 2"), "{metrics}");
-    assert!(metrics.contains("scaler_config_reloads_total{outcome=\"failed\"} 1"), "{metrics}");
+    assert!(metrics.contains("scaler_config_reloads_total{outcome=\"failed\"} 2"), "{metrics}");
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"config\"} 0").await;
 
     // Where the profile goes, streams end as KEDA likes it, and the next ones hear why.
     mounted.swap(&[("scaler.toml", "[profiles.night]\nurl = \"sqlite:/night\"\n")]);

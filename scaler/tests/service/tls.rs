@@ -229,8 +229,10 @@ async fn certificates_are_rotated_under_open_streams() {
 
     // What is broken changes nothing, and says so.
     std::fs::write(files.path("tls.crt"), "no certificate").unwrap();
-    page_says(kit.http, "/metrics", "scaler_tls_reloads_total{outcome=\"failed\"}").await;
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"tls\"} 1").await;
     assert!(renewed.is_let_in(kit.grpc).await);
+    files.write(&second.server(Valid::Now), Some(&second));
+    page_says(kit.http, "/metrics", "scaler_reload_broken{what=\"tls\"} 0").await;
     drop(stream);
     kit.stop().await;
 }

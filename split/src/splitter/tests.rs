@@ -38,6 +38,7 @@ struct Scene {
     /// A queue, or the intake, that denies what it is told to deny.
     denied: Option<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
+    grace: Duration,
     /// How queues are opened that the first weights do not name.
     opening: Open,
     metrics: Metrics,
@@ -61,6 +62,7 @@ impl Scene {
             faults: None,
             denied: None,
             when_full: WhenFull::Wait,
+            grace: Duration::from_secs(5),
             opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
             n_starts: std::cell::Cell::new(0),
@@ -128,7 +130,7 @@ impl Scene {
             by: By::Key,
             when_full: self.when_full,
             window: NonZeroUsize::new(64).unwrap(),
-            grace: Duration::from_secs(5),
+            grace: self.grace,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             gate: health.gate("broker", GateKind::Ready),
@@ -301,6 +303,7 @@ async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_n
     let (_typo, allowed, n_tries) = scene.with_one_more_queue();
     let _split = scene.start(&CancellationToken::new());
     let reloads = |outcome: &str| scene.metrics.reloads.with_label_values(&[outcome]).get();
+    let broken = || scene.metrics.broken.with_label_values(&[QUEUES]).get();
     let share = |name: &str| scene.metrics.weights.with_label_values(&[name]).get();
     scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
     scene.until("a refusal", async || reloads("failed") > 0).await;
@@ -316,10 +319,17 @@ async fn weights_with_a_queue_that_cannot_be_opened_change_nothing_and_hold_up_n
     assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
     assert_eq!((reloads("ok"), reloads("failed")), (0, 1), "one change");
     assert_eq!(scene.metrics.broker_up.get(), 1, "the broker answers");
+    assert_eq!(broken(), 1, "and is not over");
+
+    // The file as it was before is right again.
+    scene.weights.send_replace(weights("stable=70,canary=30"));
+    scene.until("the weights before them", async || broken() == 0).await;
+    scene.weights.send_replace(weights("stable=0,canary=1,typo=99"));
+    scene.until("another refusal", async || broken() == 1).await;
 
     allowed.store(true, Relaxed);
     scene.until("the new weights", async || share("typo") > 0.98).await;
-    assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
+    assert_eq!((reloads("ok"), reloads("failed"), broken()), (1, 2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,6 +517,22 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     let max = NonZeroUsize::new(40).unwrap();
     let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
     assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_cuts_no_call_off_that_waits_for_jobs_however_short_the_grace_period_is() {
+    for grace in [100, 1000, 2000, 3000, 10_000].map(Duration::from_millis) {
+        let scene = Scene { grace, ..Scene::new(None) };
+        let stop = CancellationToken::new();
+        let (split, _keeper) = scene.start(&stop);
+        // A call has just begun, however long each is.
+        tokio::time::sleep(Duration::from_millis(5001)).await;
+        let begun = Instant::now();
+        stop.cancel();
+        split.await.unwrap();
+        // Half of the grace period is what a call that hangs has.
+        assert!(begun.elapsed() < grace / 2, "{grace:?}: {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
