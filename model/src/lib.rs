@@ -6,6 +6,7 @@
 
 pub mod bert;
 pub mod catalog;
+mod checkpoint;
 mod device;
 pub mod echo;
 mod error;
