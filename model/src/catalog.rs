@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task, read_json};
+use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
 use crate::checkpoint::{self, Checkpoint};
+use crate::json::Fields;
 use crate::safetensors::Entry;
 use crate::{LoadError, sentinel};
 
@@ -42,27 +43,20 @@ impl std::fmt::Display for ModelKind {
     }
 }
 
-#[derive(Deserialize)]
-struct Kind {
-    model_type: Option<String>,
-    #[serde(default)]
-    architectures: Vec<String>,
-}
-
 /// Says from `config.json` which code runs the model in this directory.
 pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let path = dir.join("config.json");
-    let kind: Kind = read_json(&path)?;
-    match kind.model_type.as_deref() {
+    let fields = Fields::read(&path)?;
+    match fields.text(&["model_type"])? {
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
-        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&path)? {
+        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&fields)? {
             Task::Embedding => ModelKind::Encoder,
             Task::Classification => ModelKind::Classifier,
             Task::Reranking => ModelKind::Reranker,
             Task::Tagging => ModelKind::Tagger,
         }),
         other => {
-            let architectures = kind.architectures.join(", ");
+            let architectures = fields.texts("architectures")?.join(", ");
             let found = match other {
                 Some(name) if architectures.is_empty() => name.to_owned(),
                 Some(name) => format!("{name} ({architectures})"),
@@ -70,7 +64,7 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             };
             let remedy =
                 format!("known are {} and {}", MODEL_TYPES.join(", "), sentinel::MODEL_TYPE);
-            Err(LoadError::unsupported(&path, "model_type", found, &remedy))
+            Err(fields.wrong("model_type", found, &remedy))
         }
     }
 }

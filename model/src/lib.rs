@@ -10,6 +10,7 @@ mod checkpoint;
 mod device;
 pub mod echo;
 mod error;
+mod json;
 mod mapped;
 #[cfg(feature = "cpu")]
 mod probe;

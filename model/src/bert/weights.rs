@@ -183,14 +183,17 @@ impl Reader {
         (from, to): (usize, usize),
         prepare: &impl Fn(&[f32], usize, usize) -> M,
     ) -> Result<Dense<M>, LoadError> {
-        let width = names.len() * to;
-        let mut matrix = Vec::with_capacity(from * width);
-        let mut bias = Vec::with_capacity(width);
+        let (mut matrix, mut bias) = (Vec::new(), Vec::new());
         for name in names {
-            matrix.extend(self.read(&format!("{name}.weight"), &[to, from])?);
+            let stored = self.read(&format!("{name}.weight"), &[to, from])?;
+            if matrix.is_empty() {
+                // Only now it is known that the file has as much as config.json says.
+                matrix.reserve_exact(names.len() * stored.len());
+            }
+            matrix.extend(stored);
             bias.extend(self.read(&format!("{name}.bias"), &[to])?);
         }
-        Ok(Dense { matrix: prepare(&matrix, from, width), bias })
+        Ok(Dense { matrix: prepare(&matrix, from, names.len() * to), bias })
     }
 
     /// A dense layer of the head, by its whole name.

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::LoadError;
-use crate::bert::read_json;
+use crate::json::read_json;
 use crate::sentinel::MODEL_TYPE;
 
 /// What stands beside the weights: the window, the scales and the threshold.
