@@ -133,6 +133,7 @@ impl ModelInfo {
         let weights = Checkpoint::open(dir)?;
         if kind != ModelKind::Sentinel {
             let settings = Settings::read(dir)?;
+            settings.check_labels(&weights)?;
             return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files_of(dir)?));
         }
         let config = sentinel::Config::read(dir)?;

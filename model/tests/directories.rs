@@ -125,12 +125,35 @@ fn labels_without_names_are_as_many_as_the_head_has_outputs() {
         (json!(0), "num_labels is 0; it must be a whole number from 1"),
         (json!(-1), "num_labels is -1; it must be a whole number from 1"),
         (json!(2.5), "num_labels is 2.5; it must be a whole number from 1"),
+        (json!(2), "tensor classifier.weight is [3, 16], and config.json tells of 2 labels"),
+        (json!(null), "tensor classifier.weight is [3, 16], and config.json tells of 2 labels"),
+        (json!(100_000), "config.json tells of 100000 labels; id2label"),
     ] {
         let dir = head("num_labels", value);
         says(dir.path(), expected);
         let error = ModelInfo::read(dir.path()).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn the_outputs_of_every_head_are_held_against_its_labels() {
+    for (name, tensor) in [
+        ("tiny-classes-roberta", "classifier.out_proj.weight is [4, 16]"),
+        ("tiny-classes-distilbert", "classifier.weight is [2, 16]"),
+        ("tiny-tags-roberta", "classifier.weight is [6, 16]"),
+        ("tiny-rerank-bert", "classifier.weight is [1, 16]"),
+    ] {
+        let labels: Vec<_> = (0..7).map(|n| (n.to_string(), json!("a"))).collect();
+        let labels = Value::Object(labels.into_iter().collect());
+        let dir = changed(name, "config.json", "id2label", labels);
+        says(dir.path(), tensor);
+        let error = ModelInfo::read(dir.path()).expect_err(tensor).to_string();
+        assert!(error.contains(tensor) && error.contains("7 labels"), "{error}");
+    }
+    let encoder =
+        changed("tiny-bert", "config.json", "architectures", json!(["BertForTokenClassification"]));
+    says(encoder.path(), "tensor classifier.weight is missing");
 }
 
 #[test]

@@ -9,7 +9,9 @@ use super::config::Config;
 use super::modules::{Modules, Pooling};
 use super::task::{Problem, Task};
 use crate::LoadError;
+use crate::checkpoint::Checkpoint;
 use crate::json::{Fields, read_json};
+use crate::safetensors::Entry;
 
 /// A model's shape and its way with texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +91,28 @@ impl Settings {
     /// A classifier's labels, in the order of its outputs.
     pub fn labels(&self) -> &[String] {
         &self.config.head.labels
+    }
+
+    /// Holds the labels against the outputs of the head.
+    pub(crate) fn check_labels(&self, weights: &Checkpoint) -> Result<(), LoadError> {
+        if self.task() == Task::Embedding {
+            return Ok(());
+        }
+        let name = format!("{}.weight", self.config.family.output(self.task()));
+        let Some(Entry { shape, .. }) = weights.entry(&name) else {
+            let message =
+                "is missing; the weights have no head, as architectures in config.json says";
+            return Err(weights.wrong(&name, message));
+        };
+        let n_labels = self.labels().len();
+        if shape.first() == Some(&n_labels) {
+            return Ok(());
+        }
+        let message = format!(
+            "is {shape:?}, and config.json tells of {n_labels} labels; id2label, or num_labels \
+             without it, must have one for each row"
+        );
+        Err(weights.wrong(&name, message))
     }
 
     /// What a classifier's outputs mean.

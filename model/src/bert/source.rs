@@ -27,6 +27,7 @@ impl Source {
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let weights = Checkpoint::open(dir)?;
+        settings.check_labels(&weights)?;
         let reader = Reader::new(weights, settings.config.family)?;
         Ok(Self { settings, reader })
     }
