@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use ebb_model::bert::{Classifier, Encoder, Tagger, Tokenizer};
@@ -192,7 +193,10 @@ fn a_number_that_cannot_be_is_named_with_what_would_do() {
             "it must be a number",
         ),
         ("tiny-bert", "sentence_bert_config.json", "max_seq_length", json!(-1), "length is -1; it"),
+        ("tiny-bert", "sentence_bert_config.json", "max_seq_length", json!(1), "room for 1; raise"),
+        ("tiny-bert", "sentence_bert_config.json", "max_seq_length", json!(2), "room for 2; raise"),
         ("tiny-tags-bert", "tokenizer_config.json", "model_max_length", json!(0), "is 0; it must"),
+        ("tiny-rerank-bert", "tokenizer_config.json", "model_max_length", json!(3), "room for 3"),
     ] {
         let dir = changed(name, file, field, value);
         says(dir.path(), expected);
@@ -200,10 +204,11 @@ fn a_number_that_cannot_be_is_named_with_what_would_do() {
     }
 }
 
-/// Errors of shapes name the weights.
+/// Errors of shapes name the weights, and those of a text's frame the tokenizer.
 fn file_of<'a>(file: &'a str, expected: &str) -> &'a str {
     match expected {
         _ if expected.contains("says [") || expected.starts_with("encoder.") => "model.safetensors",
+        _ if expected.starts_with("room for") => "tokenizer.json",
         _ => file,
     }
 }
@@ -217,5 +222,82 @@ fn what_a_family_does_not_look_at_may_be_anything() {
         ("tiny-bert", "dim", json!(7)),
     ] {
         load(changed(name, "config.json", field, value).path()).unwrap();
+    }
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_told_at_the_start() {
+    let dir = model("tiny-bert");
+    let path = dir.path().join("tokenizer.json");
+    let mut tokenizer = read(&path);
+    let tokens = &mut tokenizer["post_processor"]["special_tokens"]["[CLS]"]["ids"];
+    assert!(tokens.is_array());
+    *tokens = json!([5000]);
+    fs::write(path, tokenizer.to_string()).unwrap();
+    says(dir.path(), "tokenizer.json: token 5000 is of every text, and vocab_size in config.json");
+}
+
+/// All that is no JSON object or list, and where it stands.
+fn leaves(value: &Value, path: String, all: &mut Vec<String>) {
+    match value {
+        // Hundreds of words, all alike.
+        _ if path.ends_with("/vocab") || path.ends_with("/merges") => {}
+        Value::Object(map) if !map.is_empty() => {
+            let escaped = |key: &str| key.replace('~', "~0").replace('/', "~1");
+            map.iter()
+                .for_each(|(key, value)| leaves(value, format!("{path}/{}", escaped(key)), all));
+        }
+        Value::Array(list) if !list.is_empty() => {
+            leaves(&list[0], format!("{path}/0"), all);
+        }
+        _ => {}
+    }
+    all.push(path);
+}
+
+/// Puts each of these values in each place of a file; what comes of it is a model or an error.
+fn check(name: &str, file: &str, values: &[Value]) {
+    let dir = model(name);
+    let path = dir.path().join(file);
+    let sound = read(&path);
+    let mut places = Vec::new();
+    leaves(&sound, String::new(), &mut places);
+    for (place, value) in places.iter().flat_map(|place| values.iter().map(move |it| (place, it))) {
+        let mut json = sound.clone();
+        *json.pointer_mut(place).unwrap() = value.clone();
+        fs::write(&path, json.to_string()).unwrap();
+        let tried = || [ModelInfo::read(dir.path()).err(), load(dir.path()).err()];
+        let errors = catch_unwind(AssertUnwindSafe(tried));
+        let errors = errors.unwrap_or_else(|_| panic!("{name}/{file}: {place} as {value} panics"));
+        for error in errors.into_iter().flatten().map(|error| error.to_string()) {
+            assert!(error.starts_with(&dir.path().display().to_string()), "{error}");
+        }
+    }
+}
+
+#[test]
+fn no_value_in_a_small_file_makes_a_panic() {
+    let numbers = [json!(0), json!(1), json!(-1), json!(2.5), json!(u64::MAX), json!(1e300)];
+    let others = [json!(null), json!(true), json!(""), json!([]), json!([0]), json!({"0": "a"})];
+    let values = [&numbers[..], &others].concat();
+    for name in ["tiny-bert", "tiny-classes-roberta", "tiny-tags-distilbert"] {
+        check(name, "config.json", &values);
+    }
+    for file in [
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "tokenizer_config.json",
+    ] {
+        check("tiny-bert", file, &values);
+    }
+}
+
+#[test]
+fn no_value_in_a_tokenizer_makes_a_panic() {
+    let values = [json!(null), json!(""), json!(u64::MAX), json!([])];
+    for name in ["tiny-bert", "tiny-classes-roberta", "tiny-rerank-xlm-roberta"] {
+        check(name, "tokenizer.json", &values);
     }
 }
