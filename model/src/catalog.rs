@@ -185,7 +185,7 @@ impl ModelInfo {
 /// Numbers in the weights. Positions are stored as integers beside them by some writers.
 fn n_parameters(weights: &Checkpoint) -> u64 {
     let floats = weights.entries().map(|(_, entry)| entry).filter(|it| it.dtype.contains('F'));
-    floats.filter_map(Entry::n_elements).sum()
+    floats.filter_map(Entry::n_elements).fold(0, u64::saturating_add)
 }
 
 /// Hashes the files that a model is read from, the weights last.

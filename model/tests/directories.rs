@@ -237,6 +237,26 @@ fn a_tokenizer_of_another_model_is_told_at_the_start() {
     says(dir.path(), "tokenizer.json: token 5000 is of every text, and vocab_size in config.json");
 }
 
+#[test]
+fn a_module_lies_in_a_folder_of_the_model() {
+    for (path, is_good) in [
+        ("1_Pooling", true),
+        ("1_Pooling/", true),
+        ("../1_Pooling", false),
+        ("/tmp", false),
+        ("a/b", false),
+    ] {
+        let modules =
+            json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
+        let dir = model("tiny-bert");
+        fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
+        match is_good {
+            true => assert_eq!(load(dir.path()).unwrap(), ModelKind::Encoder),
+            false => says(dir.path(), "known are Transformer in \"\", Pooling in a folder of this"),
+        }
+    }
+}
+
 /// All that is no JSON object or list, and where it stands.
 fn leaves(value: &Value, path: String, all: &mut Vec<String>) {
     match value {
@@ -300,4 +320,16 @@ fn no_value_in_a_tokenizer_makes_a_panic() {
     for name in ["tiny-bert", "tiny-classes-roberta", "tiny-rerank-xlm-roberta"] {
         check(name, "tokenizer.json", &values);
     }
+}
+
+#[test]
+fn a_tensor_of_unknown_numbers_may_claim_any_size() {
+    let dir = model("tiny-bert");
+    let entry = json!({"dtype": "F4", "shape": [u64::MAX], "data_offsets": [0, 0]});
+    let header = json!({"a": entry, "b": entry}).to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    let weights = [&length[..], header.as_bytes()].concat();
+    fs::write(dir.path().join("model.safetensors"), weights).unwrap();
+    assert_eq!(ModelInfo::read(dir.path()).unwrap().parameters, u64::MAX);
+    says(dir.path(), "the weights are not of such a model");
 }
