@@ -5,11 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task, read_json};
-use crate::safetensors::Weights;
+use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
+use crate::checkpoint::{self, Checkpoint};
+use crate::json::Fields;
+use crate::safetensors::Entry;
 use crate::{LoadError, sentinel};
 
 /// A model the code knows.
@@ -41,27 +43,20 @@ impl std::fmt::Display for ModelKind {
     }
 }
 
-#[derive(Deserialize)]
-struct Kind {
-    model_type: Option<String>,
-    #[serde(default)]
-    architectures: Vec<String>,
-}
-
 /// Says from `config.json` which code runs the model in this directory.
 pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let path = dir.join("config.json");
-    let kind: Kind = read_json(&path)?;
-    match kind.model_type.as_deref() {
+    let fields = Fields::read(&path)?;
+    match fields.text(&["model_type"])? {
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
-        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&path)? {
+        Some(name) if Family::of(name).is_some() => Ok(match Task::read(&fields)? {
             Task::Embedding => ModelKind::Encoder,
             Task::Classification => ModelKind::Classifier,
             Task::Reranking => ModelKind::Reranker,
             Task::Tagging => ModelKind::Tagger,
         }),
         other => {
-            let architectures = kind.architectures.join(", ");
+            let architectures = fields.texts("architectures")?.join(", ");
             let found = match other {
                 Some(name) if architectures.is_empty() => name.to_owned(),
                 Some(name) => format!("{name} ({architectures})"),
@@ -69,7 +64,7 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             };
             let remedy =
                 format!("known are {} and {}", MODEL_TYPES.join(", "), sentinel::MODEL_TYPE);
-            Err(LoadError::unsupported(&path, "model_type", found, &remedy))
+            Err(fields.wrong("model_type", found, &remedy))
         }
     }
 }
@@ -120,10 +115,10 @@ pub struct FileInfo {
     pub sha256: String,
 }
 
-const FILES: [&str; 8] = [
+/// Files beside the weights.
+const FILES: [&str; 7] = [
     "config.json",
     "config_sentence_transformers.json",
-    "model.safetensors",
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
@@ -135,20 +130,11 @@ impl ModelInfo {
     /// Reads a model directory; hashes every file of it.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         let kind = recognise(dir)?;
-        let weights = Weights::open(&dir.join("model.safetensors"))?;
-        // Positions are stored as integers beside the weights by some writers.
-        let floats = weights.entries().values().filter(|entry| entry.dtype.contains('F'));
-        let parameters = floats.filter_map(super::safetensors::Entry::n_elements).sum();
-        let mut files = Vec::new();
-        for name in FILES {
-            let path = dir.join(name);
-            if path.exists() {
-                let (bytes, sha256) = hash(&path).map_err(|error| LoadError::io(&path, error))?;
-                files.push(FileInfo { name: name.to_owned(), bytes, sha256 });
-            }
-        }
+        let weights = Checkpoint::open(dir)?;
         if kind != ModelKind::Sentinel {
-            return Ok(Self::of_text(kind, &Settings::read(dir)?, parameters, files));
+            let settings = Settings::read(dir)?;
+            settings.check_labels(&weights)?;
+            return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files_of(dir)?));
         }
         let config = sentinel::Config::read(dir)?;
         Ok(Self {
@@ -156,7 +142,7 @@ impl ModelInfo {
             architecture: "autoencoder".into(),
             layers: sentinel::LAYERS,
             hidden: config.hidden,
-            parameters,
+            parameters: n_parameters(&weights),
             max_tokens: config.window,
             pooling: None,
             normalize: None,
@@ -165,7 +151,7 @@ impl ModelInfo {
             problem: None,
             labels: Vec::new(),
             dimensions: 1,
-            files,
+            files: files_of(dir)?,
         })
     }
 
@@ -194,6 +180,24 @@ impl ModelInfo {
             files,
         }
     }
+}
+
+/// Numbers in the weights. Positions are stored as integers beside them by some writers.
+fn n_parameters(weights: &Checkpoint) -> u64 {
+    let floats = weights.entries().map(|(_, entry)| entry).filter(|it| it.dtype.contains('F'));
+    floats.filter_map(Entry::n_elements).fold(0, u64::saturating_add)
+}
+
+/// Hashes the files that a model is read from, the weights last.
+fn files_of(dir: &Path) -> Result<Vec<FileInfo>, LoadError> {
+    let beside = FILES.into_iter().filter(|name| dir.join(name).exists()).map(str::to_owned);
+    let names = beside.chain(checkpoint::files(dir)?);
+    let file = |name: String| {
+        let path = dir.join(&name);
+        let (bytes, sha256) = hash(&path).map_err(|error| LoadError::io(&path, error))?;
+        Ok(FileInfo { name, bytes, sha256 })
+    };
+    names.map(file).collect()
 }
 
 /// The size and the SHA-256 of a file.

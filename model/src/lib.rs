@@ -6,9 +6,11 @@
 
 pub mod bert;
 pub mod catalog;
+mod checkpoint;
 mod device;
 pub mod echo;
 mod error;
+mod json;
 mod mapped;
 #[cfg(feature = "cpu")]
 mod probe;

@@ -207,7 +207,12 @@ fn what_is_not_supported_is_named_with_its_file_and_field() {
         ("config.json", "hidden_act", json!("silu"), "config.json: hidden_act is silu; gelu"),
         ("config.json", "num_attention_heads", json!(5), "hidden_size is 32; it must divide by"),
         ("config.json", "num_attention_heads", json!(0), "num_attention_heads is 0"),
-        ("config.json", "hidden_size", json!("wide"), "config.json: invalid type"),
+        (
+            "config.json",
+            "hidden_size",
+            json!("wide"),
+            "hidden_size is \"wide\"; it must be a whole",
+        ),
         ("config.json", "intermediate_size", json!(65), "config.json says [65, 32]"),
         ("config.json", "num_hidden_layers", json!(3), "encoder.layer.2.attention.self.query"),
         ("config.json", "position_embedding_type", json!("relative_key"), "only absolute"),

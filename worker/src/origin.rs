@@ -141,4 +141,26 @@ mod tests {
         assert!(origin.check().is_err());
         assert!(Origin::of(&place("none")).is_err());
     }
+
+    #[test]
+    fn another_shard_or_index_is_another_model() {
+        let root = tempfile::tempdir().unwrap();
+        let place = |name: &str| root.path().join(name);
+        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let index = "model.safetensors.index.json";
+        for name in shards.into_iter().chain([index]) {
+            fs::write(place(name), "{}").unwrap();
+        }
+        for name in shards.into_iter().chain([index]) {
+            let origin = Origin::of(root.path()).unwrap();
+            origin.check().unwrap();
+            fs::write(place("new"), "{ }").unwrap();
+            fs::rename(place("new"), place(name)).unwrap();
+            assert!(origin.check().is_err(), "{name}");
+        }
+        // It would be used instead of the shards.
+        let origin = Origin::of(root.path()).unwrap();
+        fs::write(place("model.safetensors"), "{}").unwrap();
+        assert!(origin.check().is_err());
+    }
 }

@@ -1,14 +1,11 @@
 //! `config.json` of the BERT family, checked: what is computed, and how large it is.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-
 use super::family::{Family, MODEL_TYPES};
-use super::settings::read_json;
-use super::task::{HeadConfig, HeadFile};
+use super::task::HeadConfig;
 use crate::LoadError;
+use crate::json::Fields;
 
 /// The activation between the two layers of a feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,121 +38,102 @@ pub(crate) struct Config {
     pub(crate) head: HeadConfig,
 }
 
-#[derive(Deserialize)]
-struct ConfigFile {
-    model_type: String,
-    #[serde(default)]
-    architectures: Vec<String>,
-    #[serde(alias = "n_layers")]
-    num_hidden_layers: usize,
-    #[serde(alias = "dim")]
-    hidden_size: usize,
-    #[serde(alias = "n_heads")]
-    num_attention_heads: usize,
-    #[serde(alias = "hidden_dim")]
-    intermediate_size: usize,
-    #[serde(default = "gelu", alias = "activation")]
-    hidden_act: String,
-    #[serde(default = "eps")]
-    layer_norm_eps: f32,
-    max_position_embeddings: usize,
-    #[serde(default = "two")]
-    type_vocab_size: usize,
-    vocab_size: usize,
-    pad_token_id: Option<usize>,
-    #[serde(default)]
-    position_embedding_type: Option<String>,
-    #[serde(default)]
-    is_decoder: bool,
-}
-
-fn gelu() -> String {
-    "gelu".into()
-}
-
-fn eps() -> f32 {
-    1e-12
-}
-
-fn two() -> usize {
-    2
-}
+/// Most of whatever is counted: far above what is trained, and products of two of them are numbers.
+const MOST: usize = 1 << 24;
+/// Most transformer layers.
+const MOST_LAYERS: usize = 1 << 12;
 
 impl Config {
     /// Reads and checks `config.json`.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
+        let fields = Fields::read(path)?;
         // The type first: other fields of a model that is not ours have other names.
-        let kind: BTreeMap<String, serde_json::Value> = read_json(path)?;
-        let model_type = kind.get("model_type").and_then(|kind| kind.as_str()).unwrap_or("missing");
+        let model_type = fields.text(&["model_type"])?.unwrap_or("missing");
         let Some(family) = Family::of(model_type) else {
             let remedy = format!("known here are {}", MODEL_TYPES.join(", "));
-            return Err(LoadError::unsupported(path, "model_type", model_type, &remedy));
+            return Err(fields.wrong("model_type", model_type, &remedy));
         };
-        let file: ConfigFile = read_json(path)?;
-        let activation = file.check(path)?;
-        let head = read_json::<HeadFile>(path)?.check(path)?;
-        let first_position = match family {
-            Family::Roberta => file.pad_token_id.unwrap_or(1) + 1,
-            Family::Bert | Family::DistilBert => 0,
+        let activation = activation(&fields)?;
+        let head = HeadConfig::read(&fields)?;
+        let architecture = fields.texts("architectures")?.first().copied().unwrap_or(model_type);
+        let size = |names: &[&str]| fields.required_size(names, 1..=MOST);
+        let (hidden, heads) = widths(&fields)?;
+        let vocabulary = size(&["vocab_size"])?;
+        let (positions, first_position) = positions(&fields, family, vocabulary)?;
+        let token_types = match family {
+            Family::DistilBert => 0,
+            Family::Bert | Family::Roberta => {
+                fields.size(&["type_vocab_size"], 1..=MOST)?.unwrap_or(2)
+            }
         };
-        let positions = file.max_position_embeddings.saturating_sub(first_position);
-        if positions == 0 {
-            let found = file.max_position_embeddings;
-            let remedy = "it must be more than pad_token_id + 1";
-            return Err(LoadError::unsupported(path, "max_position_embeddings", found, remedy));
-        }
         Ok(Self {
             family,
-            architecture: file.architectures.into_iter().next().unwrap_or(file.model_type),
-            layers: file.num_hidden_layers,
-            hidden: file.hidden_size,
-            heads: file.num_attention_heads,
-            intermediate: file.intermediate_size,
-            vocabulary: file.vocab_size,
+            architecture: architecture.to_owned(),
+            layers: fields.required_size(&["num_hidden_layers", "n_layers"], 1..=MOST_LAYERS)?,
+            hidden,
+            heads,
+            intermediate: size(&["intermediate_size", "hidden_dim"])?,
+            vocabulary,
             positions,
             first_position,
-            token_types: if family == Family::DistilBert { 0 } else { file.type_vocab_size },
-            layer_norm_eps: file.layer_norm_eps,
+            token_types,
+            layer_norm_eps: fields.number("layer_norm_eps", 0.0..=1.0)?.unwrap_or(1e-12) as f32,
             activation,
             head,
         })
     }
 }
 
-impl ConfigFile {
-    fn check(&self, path: &Path) -> Result<Activation, LoadError> {
-        let unsupported = |field: &str, found: &str, remedy: &str| {
-            LoadError::unsupported(path, field, found, remedy)
-        };
-        if let Some(kind) = self.position_embedding_type.as_deref().filter(|k| *k != "absolute") {
-            return Err(unsupported("position_embedding_type", kind, "only absolute is known"));
-        }
-        if self.is_decoder {
-            return Err(unsupported("is_decoder", "true", "only encoders are known"));
-        }
-        for (field, size) in [
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("hidden_size", self.hidden_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("type_vocab_size", self.type_vocab_size),
-            ("vocab_size", self.vocab_size),
-        ] {
-            if size == 0 {
-                return Err(unsupported(field, "0", "it must be at least 1"));
+/// The width between layers, and the heads that share it.
+fn widths(fields: &Fields) -> Result<(usize, usize), LoadError> {
+    let heads = fields.required_size(&["num_attention_heads", "n_heads"], 1..=MOST)?;
+    let hidden = fields.required_size(&["hidden_size", "dim"], 1..=MOST)?;
+    if hidden.is_multiple_of(heads) {
+        return Ok((hidden, heads));
+    }
+    Err(fields.wrong("hidden_size", hidden, "it must divide by num_attention_heads"))
+}
+
+/// Tokens that a text may have, and rows of the table of positions before that of the first.
+fn positions(
+    fields: &Fields,
+    family: Family,
+    vocabulary: usize,
+) -> Result<(usize, usize), LoadError> {
+    let rows = fields.required_size(&["max_position_embeddings"], 1..=MOST)?;
+    let first = match family {
+        Family::Bert | Family::DistilBert => 0,
+        Family::Roberta => {
+            let padding = fields.size(&["pad_token_id"], 0..=MOST)?.unwrap_or(1);
+            if padding >= vocabulary {
+                let remedy = format!("it must be below vocab_size, which is {vocabulary}");
+                return Err(fields.wrong("pad_token_id", padding, &remedy));
             }
+            padding + 1
         }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let found = self.hidden_size.to_string();
-            let remedy = "it must divide by num_attention_heads";
-            return Err(unsupported("hidden_size", &found, remedy));
+    };
+    match rows.saturating_sub(first) {
+        0 => {
+            let remedy = "it must be more than pad_token_id + 1";
+            Err(fields.wrong("max_position_embeddings", rows, remedy))
         }
-        match self.hidden_act.as_str() {
-            "gelu" | "gelu_python" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-            "relu" => Ok(Activation::Relu),
-            other => Err(unsupported("hidden_act", other, "gelu, gelu_new and relu are known")),
-        }
+        positions => Ok((positions, first)),
+    }
+}
+
+/// The activation, of a model that is otherwise of a known make.
+fn activation(fields: &Fields) -> Result<Activation, LoadError> {
+    let kind = fields.text(&["position_embedding_type"])?;
+    if let Some(kind) = kind.filter(|kind| *kind != "absolute") {
+        return Err(fields.wrong("position_embedding_type", kind, "only absolute is known"));
+    }
+    if fields.flag("is_decoder")? {
+        return Err(fields.wrong("is_decoder", "true", "only encoders are known"));
+    }
+    match fields.text(&["hidden_act", "activation"])?.unwrap_or("gelu") {
+        "gelu" | "gelu_python" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        other => Err(fields.wrong("hidden_act", other, "gelu, gelu_new and relu are known")),
     }
 }

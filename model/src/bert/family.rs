@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::Task;
+
 /// Which member a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -18,6 +20,14 @@ pub enum Family {
 pub const MODEL_TYPES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
 
 impl Family {
+    /// The last layer of a head: it has a row for each label.
+    pub(crate) fn output(self, task: Task) -> &'static str {
+        match (self, task) {
+            (Self::Roberta, Task::Classification | Task::Reranking) => "classifier.out_proj",
+            _ => "classifier",
+        }
+    }
+
     /// The member of this `model_type`.
     pub(crate) fn of(model_type: &str) -> Option<Self> {
         match model_type {

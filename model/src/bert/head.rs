@@ -1,5 +1,6 @@
 //! Heads: what turns the vectors of tokens into scores.
 
+use super::Task;
 use super::family::Family;
 use super::weights::Reader;
 use crate::LoadError;
@@ -45,12 +46,13 @@ impl SequenceHead {
         n_labels: usize,
     ) -> Result<Self, LoadError> {
         let tanh: fn(f32) -> f32 = f32::tanh;
-        let (dense, activation, out) = match family {
-            Family::Bert => ("bert.pooler.dense", tanh, "classifier"),
-            Family::Roberta => ("classifier.dense", tanh, "classifier.out_proj"),
-            Family::DistilBert => ("pre_classifier", relu as _, "classifier"),
+        let (dense, activation) = match family {
+            Family::Bert => ("bert.pooler.dense", tanh),
+            Family::Roberta => ("classifier.dense", tanh),
+            Family::DistilBert => ("pre_classifier", relu as _),
         };
         let dense = reader.linear(dense, hidden, hidden)?;
+        let out = family.output(Task::Classification);
         Ok(Self { dense, activation, out: reader.linear(out, hidden, n_labels)? })
     }
 

@@ -130,13 +130,14 @@ mod tests {
 
     use super::super::Settings;
     use super::*;
+    use crate::checkpoint::Checkpoint;
 
     const TEXTS: [Range<usize>; 5] = [0..1, 1..3, 3..10, 10..130, 130..133];
 
     fn tiny() -> (Config, Reader) {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
         let config = Settings::read(&dir).unwrap().config;
-        let reader = Reader::open(&dir, config.family).unwrap();
+        let reader = Reader::new(Checkpoint::open(&dir).unwrap(), config.family).unwrap();
         (config, reader)
     }
 

@@ -57,7 +57,6 @@ pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
 pub use settings::Settings;
-pub(crate) use settings::read_json;
 #[cfg(feature = "cpu")]
 pub use shapes::Shape;
 #[cfg(feature = "cpu")]

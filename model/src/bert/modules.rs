@@ -1,11 +1,11 @@
 //! `modules.json` and what it leads to: how an encoder makes one vector of many.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::read_json;
 use crate::LoadError;
+use crate::json::read_json;
 
 /// How the vectors of the tokens become one vector of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Modules {
             let class = entry.kind.rsplit('.').next().unwrap_or(&entry.kind);
             match (class, place) {
                 ("Transformer", 0) if entry.path.is_empty() => {}
-                ("Pooling", 1) => {
+                ("Pooling", 1) if is_inside(&entry.path) => {
                     let path = dir.join(&entry.path).join("config.json");
                     let file: PoolingFile = read_json(&path)?;
                     modules.include_prompt = file.include_prompt;
@@ -112,14 +112,20 @@ impl Modules {
                 _ => {
                     let field = format!("module {place}");
                     let found = format!("{} in {:?}", entry.kind, entry.path);
-                    let remedy =
-                        "known are Transformer in \"\", Pooling, and Normalize, in this order";
+                    let remedy = "known are Transformer in \"\", Pooling in a folder of this \
+                                  directory, and Normalize, in this order";
                     return Err(LoadError::unsupported(&path, &field, found, remedy));
                 }
             }
         }
         Ok(modules)
     }
+}
+
+/// Whether a module's path is that of the model, or of a folder in it: the files that a worker watches.
+fn is_inside(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    parts.next().is_none_or(|part| matches!(part, Component::Normal(_))) && parts.next().is_none()
 }
 
 impl PoolingFile {

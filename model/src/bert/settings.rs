@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::config::Config;
 use super::modules::{Modules, Pooling};
 use super::task::{Problem, Task};
 use crate::LoadError;
+use crate::checkpoint::Checkpoint;
+use crate::json::{Fields, read_json};
+use crate::safetensors::Entry;
 
 /// A model's shape and its way with texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,19 +41,6 @@ pub(crate) struct Prompts {
 }
 
 #[derive(Deserialize, Default)]
-struct TransformerFile {
-    max_seq_length: Option<usize>,
-    #[serde(default)]
-    do_lower_case: bool,
-}
-
-#[derive(Deserialize, Default)]
-struct TokenizerFile {
-    // Written as 1e30 where there is no limit.
-    model_max_length: Option<f64>,
-}
-
-#[derive(Deserialize, Default)]
 struct PromptsFile {
     #[serde(default)]
     prompts: BTreeMap<String, String>,
@@ -66,21 +55,20 @@ impl Settings {
             Task::Embedding => Modules::read(dir)?,
             Task::Classification | Task::Reranking | Task::Tagging => Modules::none(dir),
         };
-        let transformer: TransformerFile =
-            read_json_if_there(&modules.transformer.join("sentence_bert_config.json"))?;
-        let tokenizer: TokenizerFile =
-            read_json_if_there(&modules.transformer.join("tokenizer_config.json"))?;
+        let beside = |name| Fields::read_if_there(&modules.transformer.join(name));
+        let transformer = beside("sentence_bert_config.json")?;
+        let tokenizer = beside("tokenizer_config.json")?;
         let prompts = Prompts::read(dir, modules.include_prompt)?;
-        let declared = transformer.max_seq_length.unwrap_or_else(|| {
-            // A float to integer cast saturates, which is what 1e30 asks for.
-            tokenizer.model_max_length.map_or(config.positions, |length| length as usize)
-        });
+        let declared = match transformer.limit("max_seq_length")? {
+            Some(length) => length,
+            None => tokenizer.limit("model_max_length")?.unwrap_or(config.positions),
+        };
         Ok(Self {
             max_tokens: declared.min(config.positions),
             pooling: modules.pooling,
             normalize: modules.normalize,
             config,
-            lower_case: transformer.do_lower_case,
+            lower_case: transformer.flag("do_lower_case")?,
             prompts,
         })
     }
@@ -103,6 +91,28 @@ impl Settings {
     /// A classifier's labels, in the order of its outputs.
     pub fn labels(&self) -> &[String] {
         &self.config.head.labels
+    }
+
+    /// Holds the labels against the outputs of the head.
+    pub(crate) fn check_labels(&self, weights: &Checkpoint) -> Result<(), LoadError> {
+        if self.task() == Task::Embedding {
+            return Ok(());
+        }
+        let name = format!("{}.weight", self.config.family.output(self.task()));
+        let Some(Entry { shape, .. }) = weights.entry(&name) else {
+            let message =
+                "is missing; the weights have no head, as architectures in config.json says";
+            return Err(weights.wrong(&name, message));
+        };
+        let n_labels = self.labels().len();
+        if shape.first() == Some(&n_labels) {
+            return Ok(());
+        }
+        let message = format!(
+            "is {shape:?}, and config.json tells of {n_labels} labels; id2label, or num_labels \
+             without it, must have one for each row"
+        );
+        Err(weights.wrong(&name, message))
     }
 
     /// What a classifier's outputs mean.
@@ -129,7 +139,8 @@ impl Settings {
 impl Prompts {
     fn read(dir: &Path, are_pooled: bool) -> Result<Self, LoadError> {
         let path = dir.join("config_sentence_transformers.json");
-        let file: PromptsFile = read_json_if_there(&path)?;
+        let file: PromptsFile =
+            if path.exists() { read_json(&path)? } else { PromptsFile::default() };
         let mut prompts = Self { named: file.prompts, are_pooled, ..Self::default() };
         let Some(name) = file.default_prompt_name else { return Ok(prompts) };
         let Some(prompt) = prompts.named.get(&name) else {
@@ -144,13 +155,4 @@ impl Prompts {
         prompts.default_name = Some(name);
         Ok(prompts)
     }
-}
-
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, error))?;
-    serde_json::from_str(&text).map_err(|error| LoadError::malformed(path, error))
-}
-
-fn read_json_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T, LoadError> {
-    if path.exists() { read_json(path) } else { Ok(T::default()) }
 }

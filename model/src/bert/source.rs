@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Settings;
 use super::weights::Reader;
 use crate::LoadError;
+use crate::checkpoint::Checkpoint;
 
 /// A model on its way to a device, which may start meanwhile.
 pub struct Source {
@@ -25,7 +26,9 @@ impl Source {
     /// When a file is missing or is not what it should be: which, and what to do.
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
-        let reader = Reader::open(dir, settings.config.family)?;
+        let weights = Checkpoint::open(dir)?;
+        settings.check_labels(&weights)?;
+        let reader = Reader::new(weights, settings.config.family)?;
         Ok(Self { settings, reader })
     }
 }

@@ -6,7 +6,7 @@ use super::body::Body;
 use super::head::Linear;
 use super::pool::Pick;
 use super::task::softmax;
-use super::{Piece, Pieces, Settings, Source, Tokens};
+use super::{Piece, Pieces, Settings, Source, Task, Tokens};
 use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// A token of a text with its label.
@@ -54,7 +54,8 @@ impl Tagger {
     pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
         let Source { settings, reader } = source;
         let config = settings.config.clone();
-        let head = reader.linear("classifier", config.hidden, settings.labels().len())?;
+        let output = config.family.output(Task::Tagging);
+        let head = reader.linear(output, config.hidden, settings.labels().len())?;
         let body = Body::load(config, &reader, device)?;
         Ok(Self { settings, body, head })
     }

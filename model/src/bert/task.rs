@@ -1,12 +1,12 @@
 //! What a model's head is for, and what its outputs are called.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use serde::Serialize;
 
-use serde::{Deserialize, Serialize};
-
-use super::settings::read_json;
 use crate::LoadError;
+use crate::json::Fields;
+
+/// Labels that a model may have without naming them.
+const MOST_UNNAMED: usize = 100_000;
 
 /// What a model makes of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -24,8 +24,8 @@ pub enum Task {
 
 impl Task {
     /// The task that `config.json` tells of.
-    pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
-        Ok(read_json::<HeadFile>(path)?.check(path)?.task)
+    pub(crate) fn read(fields: &Fields) -> Result<Self, LoadError> {
+        Ok(HeadConfig::read(fields)?.task)
     }
 }
 
@@ -39,25 +39,6 @@ pub enum Problem {
     MultiLabel,
     /// The numbers themselves.
     Regression,
-}
-
-/// The fields of `config.json` that tell of the head.
-#[derive(Deserialize)]
-pub(crate) struct HeadFile {
-    #[serde(default)]
-    architectures: Vec<String>,
-    id2label: Option<BTreeMap<String, String>>,
-    num_labels: Option<usize>,
-    problem_type: Option<String>,
-    sentence_transformers: Option<OfTrainer>,
-    /// Where older versions of sentence-transformers wrote it.
-    sbert_ce_default_activation_function: Option<String>,
-}
-
-/// What sentence-transformers adds to `config.json`.
-#[derive(Deserialize)]
-struct OfTrainer {
-    activation_fn: Option<String>,
 }
 
 /// A head, as `config.json` describes it.
@@ -74,74 +55,77 @@ const HEADS: &str = "known are BertModel, BertForMaskedLM, BertForPreTraining, \
                      BertForSequenceClassification and BertForTokenClassification, and their like \
                      of each family";
 
-impl HeadFile {
-    pub(crate) fn check(self, path: &Path) -> Result<HeadConfig, LoadError> {
-        let architecture = self.architectures.first().map_or("", String::as_str);
+impl HeadConfig {
+    /// Reads and checks what `config.json` says of the head.
+    pub(crate) fn read(fields: &Fields) -> Result<Self, LoadError> {
+        // Where nothing is named it is a bare transformer.
+        let architecture = fields.texts("architectures")?.first().copied().unwrap_or_default();
         let head = architecture.split_once("For").map_or("", |(_, head)| head);
         let task = match head {
             // A sentence encoder is often stored with the head that it was trained with.
             "" | "MaskedLM" | "PreTraining" => Task::Embedding,
             "SequenceClassification" => Task::Classification,
             "TokenClassification" => Task::Tagging,
-            _ => return Err(LoadError::unsupported(path, "architectures", architecture, HEADS)),
+            _ => return Err(fields.wrong("architectures", architecture, HEADS)),
         };
         if task == Task::Embedding {
-            return Ok(HeadConfig { task, labels: Vec::new(), problem: Problem::Regression });
+            return Ok(Self { task, labels: Vec::new(), problem: Problem::Regression });
         }
-        let labels = self.labels(path)?;
+        let labels = labels(fields)?;
         if task == Task::Tagging {
-            return Ok(HeadConfig { task, labels, problem: Problem::SingleLabel });
+            return Ok(Self { task, labels, problem: Problem::SingleLabel });
         }
-        let is_regression = self.problem_type.as_deref() == Some("regression");
-        if labels.len() == 1 && !is_regression {
+        let problem_type = fields.text(&["problem_type"])?;
+        if labels.len() == 1 && problem_type != Some("regression") {
             // The softmax of one number says nothing: such a head compares pairs.
-            let problem = self.activation(path)?;
-            return Ok(HeadConfig { task: Task::Reranking, labels, problem });
+            let problem = activation(fields)?;
+            return Ok(Self { task: Task::Reranking, labels, problem });
         }
-        let problem = match self.problem_type.as_deref() {
+        let problem = match problem_type {
             None | Some("single_label_classification") => Problem::SingleLabel,
             Some("multi_label_classification") => Problem::MultiLabel,
             Some("regression") => Problem::Regression,
             Some(other) => {
                 let remedy = "known are single_label_classification, multi_label_classification \
                               and regression";
-                return Err(LoadError::unsupported(path, "problem_type", other, remedy));
+                return Err(fields.wrong("problem_type", other, remedy));
             }
         };
-        Ok(HeadConfig { task, labels, problem })
+        Ok(Self { task, labels, problem })
     }
+}
 
-    /// What a cross-encoder makes of its one number: a sigmoid unless its file says otherwise.
-    fn activation(&self, path: &Path) -> Result<Problem, LoadError> {
-        const REMEDY: &str = "known are torch.nn.modules.activation.Sigmoid and \
-                              torch.nn.modules.linear.Identity";
-        let own = self.sentence_transformers.as_ref().and_then(|of| of.activation_fn.as_ref());
-        let (field, name) = match (own, &self.sbert_ce_default_activation_function) {
-            (Some(name), _) => ("sentence_transformers.activation_fn", name),
-            (None, Some(name)) => ("sbert_ce_default_activation_function", name),
-            (None, None) => return Ok(Problem::MultiLabel),
-        };
-        match name.rsplit('.').next().unwrap_or(name) {
+/// What a cross-encoder makes of its one number: a sigmoid unless its file says otherwise.
+fn activation(fields: &Fields) -> Result<Problem, LoadError> {
+    const REMEDY: &str = "known are torch.nn.modules.activation.Sigmoid and \
+                          torch.nn.modules.linear.Identity";
+    // The second is where older versions of sentence-transformers wrote it.
+    for field in ["sentence_transformers.activation_fn", "sbert_ce_default_activation_function"] {
+        let Some(name) = fields.text(&[field])? else { continue };
+        return match name.rsplit('.').next().unwrap_or(name) {
             "Sigmoid" => Ok(Problem::MultiLabel),
             "Identity" => Ok(Problem::Regression),
-            _ => Err(LoadError::unsupported(path, field, name, REMEDY)),
-        }
-    }
-
-    /// The labels in the order of the outputs.
-    fn labels(&self, path: &Path) -> Result<Vec<String>, LoadError> {
-        let Some(names) = &self.id2label else {
-            // What transformers assumes.
-            return Ok((0..self.num_labels.unwrap_or(2)).map(|n| format!("LABEL_{n}")).collect());
+            _ => Err(fields.wrong(field, name, REMEDY)),
         };
-        let named = (0..names.len()).map(|n| names.get(&n.to_string()).cloned());
-        let labels: Option<Vec<String>> = named.collect();
-        labels.filter(|labels| !labels.is_empty()).ok_or_else(|| {
-            let keys = names.keys().cloned().collect::<Vec<_>>().join(", ");
-            let found = format!("a map of [{keys}]");
-            LoadError::unsupported(path, "id2label", found, "its keys must be 0, 1, 2 and so on")
-        })
     }
+    Ok(Problem::MultiLabel)
+}
+
+/// The labels in the order of the outputs.
+fn labels(fields: &Fields) -> Result<Vec<String>, LoadError> {
+    let Some(names) = fields.object("id2label")? else {
+        // What transformers assumes.
+        let n_labels = fields.size(&["num_labels"], 1..=MOST_UNNAMED)?.unwrap_or(2);
+        return Ok((0..n_labels).map(|n| format!("LABEL_{n}")).collect());
+    };
+    let named = (0..names.len()).map(|n| names.get(&n.to_string())?.as_str().map(str::to_owned));
+    let labels: Option<Vec<String>> = named.collect();
+    labels.filter(|labels| !labels.is_empty()).ok_or_else(|| {
+        let keys = names.keys().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let found = format!("a map of [{keys}]");
+        let remedy = "its keys must be 0, 1, 2 and so on, and its values the names of labels";
+        fields.wrong("id2label", found, remedy)
+    })
 }
 
 #[cfg(feature = "cpu")]
@@ -179,8 +163,10 @@ mod tests {
         let text = format!(
             r#"{{"architectures": ["BertForSequenceClassification"], "num_labels": 1{more}}}"#
         );
-        let file: HeadFile = serde_json::from_str(&text).unwrap();
-        file.check(Path::new("config.json")).map_err(|error| error.to_string())
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        HeadConfig::read(&Fields::read(&path).unwrap()).map_err(|error| error.to_string())
     }
 
     #[test]

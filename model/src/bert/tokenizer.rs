@@ -1,13 +1,14 @@
 //! From text to tokens, on the threads that decode: the encoder sees numbers only.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, TruncationParams};
 
-use super::Settings;
 use super::settings::Prompts;
+use super::{Settings, Task};
 use crate::{ItemError, LoadError};
 
 /// A text longer than this is refused: cutting it to tokens would hold a thread for too long.
@@ -83,10 +84,11 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let text = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
-        let mut inner = tokenizers::Tokenizer::from_bytes(&text).map_err(malformed)?;
+        let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
 
         // What the file says of padding and truncation was meant for whoever saved it.
-        inner.with_padding(None);
+        inner.with_padding(None).with_truncation(None).map_err(malformed)?;
+        check_frame(&inner, &settings, &path)?;
         let max_length = settings.max_tokens;
         let truncation = TruncationParams { max_length, ..TruncationParams::default() };
         inner.with_truncation(Some(truncation)).map_err(malformed)?;
@@ -179,6 +181,45 @@ impl Tokenizer {
     /// Tokens a text is cut to.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+}
+
+/// Holds what stands around each text against the model: it must know these tokens, and have room
+/// for more than them.
+fn check_frame(
+    inner: &tokenizers::Tokenizer,
+    settings: &Settings,
+    path: &Path,
+) -> Result<(), LoadError> {
+    let mut frame = guarded(path, || inner.encode_fast("", true))?;
+    if settings.task() == Task::Reranking {
+        frame = guarded(path, || inner.encode_fast(("", ""), true))?;
+    }
+    let (ids, vocabulary) = (frame.get_ids(), settings.config.vocabulary);
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        let message = format!(
+            "token {id} is of every text, and vocab_size in config.json is {vocabulary}; use the \
+             tokenizer of this model"
+        );
+        return Err(LoadError::malformed(path, message));
+    }
+    if ids.len() >= settings.max_tokens {
+        let message = format!(
+            "{} tokens are of every text, and there is room for {}; raise max_seq_length in \
+             sentence_bert_config.json or model_max_length in tokenizer_config.json",
+            ids.len(),
+            settings.max_tokens
+        );
+        return Err(LoadError::malformed(path, message));
+    }
+    Ok(())
+}
+
+/// What the library makes of a file; where it contradicts itself some of it panics.
+fn guarded<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(made) => made.map_err(|error| LoadError::malformed(path, error)),
+        Err(_) => Err(LoadError::malformed(path, "it contradicts itself; fetch it again")),
     }
 }
 

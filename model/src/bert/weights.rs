@@ -1,14 +1,12 @@
 //! A model's weights as they are stored, ready for the device.
 
-use std::path::Path;
-
 use super::Tokens;
 use super::config::Config;
 use super::family::{Family, Part};
 use super::head::Linear;
 use super::kernels::Norm;
 use crate::LoadError;
-use crate::safetensors::Weights;
+use crate::checkpoint::Checkpoint;
 
 /// A dense layer, its matrix as the products want it.
 #[derive(Debug)]
@@ -88,28 +86,27 @@ impl Embeddings {
     }
 }
 
-/// The weights file of a model, for its body and its head.
+/// The weights of a model, for its body and its head.
 pub(crate) struct Reader {
-    weights: Weights,
+    weights: Checkpoint,
     prefix: &'static str,
 }
 
 const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl Reader {
-    /// Opens `dir/model.safetensors`; the disk is read from now on, while a device may start.
-    pub(crate) fn open(dir: &Path, family: Family) -> Result<Self, LoadError> {
-        let path = dir.join("model.safetensors");
-        let weights = Weights::open(&path)?;
+    /// Looks where the transformer is in them; the disk is read from now on, while a device may
+    /// start.
+    pub(crate) fn new(weights: Checkpoint, family: Family) -> Result<Self, LoadError> {
         weights.read_ahead();
         // Saved alone, or as a part of a larger model.
         let own = family.prefix();
-        let holds = |prefix: &&str| weights.entries().contains_key(&format!("{prefix}{WORDS}"));
+        let holds = |prefix: &&str| weights.entry(&format!("{prefix}{WORDS}")).is_some();
         let Some(prefix) = ["", own].into_iter().find(holds) else {
             let message = format!(
-                "is missing, with {own} before it too; the file does not hold such a model"
+                "is missing, with {own} before it too; the weights are not of such a model"
             );
-            return Err(LoadError::tensor(&path, WORDS, message));
+            return Err(weights.wrong(WORDS, message));
         };
         Ok(Self { weights, prefix })
     }
@@ -186,14 +183,17 @@ impl Reader {
         (from, to): (usize, usize),
         prepare: &impl Fn(&[f32], usize, usize) -> M,
     ) -> Result<Dense<M>, LoadError> {
-        let width = names.len() * to;
-        let mut matrix = Vec::with_capacity(from * width);
-        let mut bias = Vec::with_capacity(width);
+        let (mut matrix, mut bias) = (Vec::new(), Vec::new());
         for name in names {
-            matrix.extend(self.read(&format!("{name}.weight"), &[to, from])?);
+            let stored = self.read(&format!("{name}.weight"), &[to, from])?;
+            if matrix.is_empty() {
+                // Only now it is known that the file has as much as config.json says.
+                matrix.reserve_exact(names.len() * stored.len());
+            }
+            matrix.extend(stored);
             bias.extend(self.read(&format!("{name}.bias"), &[to])?);
         }
-        Ok(Dense { matrix: prepare(&matrix, from, width), bias })
+        Ok(Dense { matrix: prepare(&matrix, from, names.len() * to), bias })
     }
 
     /// A dense layer of the head, by its whole name.
@@ -205,7 +205,7 @@ impl Reader {
     fn norm(&self, name: &str, config: &Config) -> Result<Norm, LoadError> {
         let shape = [config.hidden];
         // Checkpoints converted from TensorFlow say gamma and beta.
-        let old = self.weights.entries().contains_key(&format!("{}{name}.gamma", self.prefix));
+        let old = self.weights.entry(&format!("{}{name}.gamma", self.prefix)).is_some();
         let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
         Ok(Norm {
             scale: self.read(&format!("{name}.{scale}"), &shape)?,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Known, Places, Repository};
 use crate::bert::Settings;
-use crate::{ModelKind, catalog};
+use crate::{ModelKind, catalog, checkpoint};
 
 /// The folder of a repository in the hub's layout.
 pub(super) fn folder(places: &Places, name: &str) -> PathBuf {
@@ -29,8 +29,8 @@ pub(super) fn own(places: &Places, known: &Known) -> PathBuf {
 ///
 /// Hashing takes a fraction of a second, so it is done every time rather than remembered.
 pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
-    let weights = dir.join("model.safetensors");
-    let complete = weights.is_file()
+    let complete = checkpoint::files(dir)
+        .is_ok_and(|weights| weights.iter().all(|name| dir.join(name).is_file()))
         && match catalog::recognise(dir) {
             Ok(ModelKind::Sentinel) => true,
             // The settings name the files they need.
@@ -40,5 +40,6 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
     let Some(known) = known else { return complete };
     complete
         && known.files.iter().all(|file| dir.join(file).is_file())
-        && catalog::hash(&weights).is_ok_and(|(_, hash)| hash == known.weights_sha256)
+        && catalog::hash(&dir.join(checkpoint::SINGLE))
+            .is_ok_and(|(_, hash)| hash == known.weights_sha256)
 }

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use super::client::{Client, Promise, check};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
 use crate::bert::Settings;
+use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog};
 
-const WEIGHTS: &str = "model.safetensors";
 const SMALL_FILES: [&str; 9] = [
     "config.json",
     "config_sentence_transformers.json",
@@ -93,7 +93,7 @@ fn publish(staging: &Path, target: &Path) -> Result<(), PullError> {
             files.push(folder);
         }
     }
-    files.sort_by_key(|file| file.file_name() == WEIGHTS);
+    files.sort_by_key(|file| turn(&file.file_name().to_string_lossy()));
     for file in files {
         let path = file.path();
         let to = target.join(path.strip_prefix(staging).expect("listed in it"));
@@ -102,6 +102,15 @@ fn publish(staging: &Path, target: &Path) -> Result<(), PullError> {
         fs::rename(&path, &to).map_err(io(&to))?;
     }
     Ok(())
+}
+
+/// When a file is published: what makes a model of the others comes last.
+fn turn(name: &str) -> u8 {
+    match name {
+        SINGLE | INDEX => 2,
+        _ if name.ends_with(".safetensors") => 1,
+        _ => 0,
+    }
 }
 
 struct Hub<'a> {
@@ -128,8 +137,8 @@ impl Hub<'_> {
         Ok(revision)
     }
 
-    /// Fetches the files and links them below `staging`; the weights last, and only if the
-    /// rest says that the model can be run.
+    /// Fetches the files and links them below `staging`; the weights last, in one file or in the
+    /// shards of an index, and only if the rest says that the model can be run.
     fn stage(
         &self,
         revision: &Revision,
@@ -138,12 +147,17 @@ impl Hub<'_> {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<(), PullError> {
         let has = |name: &str| revision.siblings.iter().any(|it| it.rfilename == name);
-        for file in ["config.json", WEIGHTS] {
-            if !has(file) {
-                let (repository, file) = (self.repository.name.to_owned(), file.to_owned());
-                return Err(PullError::Lacks { repository, file });
+        let check = |file: &str| {
+            if has(file) {
+                return Ok(());
             }
-        }
+            let (repository, file) = (self.repository.name.to_owned(), file.to_owned());
+            Err(PullError::Lacks { repository, file })
+        };
+        // What is pinned by its hash is one file.
+        let is_sharded = !has(SINGLE) && has(INDEX) && self.known.is_none();
+        let weights = if is_sharded { INDEX } else { SINGLE };
+        check("config.json").and_then(|()| check(weights))?;
         fs::create_dir_all(staging).map_err(io(staging))?;
         let names = revision.siblings.iter().map(|it| it.rfilename.as_str());
         for name in names.filter(|name| is_wanted(name)) {
@@ -152,7 +166,11 @@ impl Hub<'_> {
         if catalog::recognise(staging)? != ModelKind::Sentinel {
             Settings::read(staging)?;
         }
-        self.link(revision, folder, staging, WEIGHTS, progress)
+        self.link(revision, folder, staging, weights, progress)?;
+        let files = checkpoint::files(staging)?;
+        let shards = || files.iter().filter(|name| *name != weights);
+        shards().try_for_each(|shard| check(shard))?;
+        shards().try_for_each(|shard| self.link(revision, folder, staging, shard, progress))
     }
 
     fn link(
@@ -181,7 +199,7 @@ impl Hub<'_> {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<String, PullError> {
         let mut promise = self.promise(revision, name)?;
-        if let Some(known) = self.known.filter(|_| name == WEIGHTS) {
+        if let Some(known) = self.known.filter(|_| name == SINGLE) {
             known.weights_sha256.clone_into(&mut promise.etag);
         }
         let blob = blobs.join(&promise.etag);

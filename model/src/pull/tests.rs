@@ -37,14 +37,19 @@ struct TestHub {
 
 impl TestHub {
     fn start(manner: Manner) -> Self {
+        Self::with(manner, files())
+    }
+
+    /// A hub with these files.
+    fn with(manner: Manner, files: Files) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let shared = Arc::clone(&seen);
+        let store = Arc::new(Store { port, manner, files, seen: Arc::clone(&seen) });
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (shared, manner) = (Arc::clone(&shared), manner);
-                std::thread::spawn(move || answer(&stream, port, manner, &shared));
+                let store = Arc::clone(&store);
+                std::thread::spawn(move || store.answer(&stream));
             }
         });
         Self { endpoint: format!("http://127.0.0.1:{port}"), seen }
@@ -56,7 +61,17 @@ impl TestHub {
     }
 }
 
-fn files() -> Vec<(&'static str, Vec<u8>)> {
+/// What a hub has, and how it gives it.
+struct Store {
+    port: u16,
+    manner: Manner,
+    files: Files,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+fn files() -> Files {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
     ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", WEIGHTS]
         .map(|name| (name, fs::read(dir.join(name)).unwrap()))
@@ -64,6 +79,18 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
+/// The same with an index in place of the weights, and the shards that it names.
+fn sharded() -> Files {
+    let mut files = files();
+    files.pop();
+    let index = serde_json::json!({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}});
+    files.push((INDEX, index.to_string().into_bytes()));
+    files.extend(SHARDS.map(|name| (name, name.as_bytes().to_vec())));
+    files
+}
 
 /// A request, as far as the hub looks at it.
 struct Request {
@@ -86,64 +113,70 @@ fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
     Some(Request { is_head: request.starts_with("HEAD"), path, range })
 }
 
-fn answer(stream: &TcpStream, port: u16, manner: Manner, seen: &Mutex<Vec<String>>) {
-    let Some(Request { is_head, path, range }) = receive(stream, seen) else { return };
-    let mut stream = stream;
-    let mut send = |status: &str, headers: String, body: &[u8]| {
-        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
-        // The client may have gone, as it should after some of these.
-        let _gone = stream.write_all(head.as_bytes());
-        let _gone = stream.write_all(body);
-    };
-    let length = |n: usize| format!("content-length: {n}\r\n");
-    if let Manner::Status(status) = manner {
-        return send(&format!("{status} no"), length(0), b"");
+impl Store {
+    fn answer(&self, stream: &TcpStream) {
+        let Self { port, manner, files, seen } = self;
+        let (port, manner) = (*port, *manner);
+        let Some(Request { is_head, path, range }) = receive(stream, seen) else { return };
+        let mut stream = stream;
+        let mut send = |status: &str, headers: String, body: &[u8]| {
+            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
+            // The client may have gone, as it should after some of these.
+            let _gone = stream.write_all(head.as_bytes());
+            let _gone = stream.write_all(body);
+        };
+        let length = |n: usize| format!("content-length: {n}\r\n");
+        if let Manner::Status(status) = manner {
+            return send(&format!("{status} no"), length(0), b"");
+        }
+        if path.starts_with("/api/models/org/tiny/revision/main") {
+            let names = files.iter().map(|(name, _)| serde_json::json!({"rfilename": name}));
+            let more = ["pytorch_model.bin", "../evil", "onnx/model.onnx"];
+            let more = more.map(|name| serde_json::json!({"rfilename": name}));
+            let siblings: Vec<_> = names.chain(more).collect();
+            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+            return send("200 OK", length(body.len()), body.as_bytes());
+        }
+        let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
+        let name =
+            name.or_else(|| path.strip_prefix("/store/").and_then(|it| it.split('?').next()));
+        let Some((name, mut body)) = files.iter().find(|(file, _)| Some(*file) == name).cloned()
+        else {
+            return send("404 Not Found", length(0), b"");
+        };
+        if !name.ends_with(".safetensors") {
+            let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
+            let etag = catalog_hex(&sha1::Sha1::digest(blob));
+            let headers = format!("etag: \"{etag}\"\r\n{}", length(body.len()));
+            return send("200 OK", headers, if is_head { b"" } else { &body });
+        }
+        let etag = catalog_hex(&sha2::Sha256::digest(&body));
+        if manner == Manner::Elsewhere && !path.starts_with("/store/") {
+            let headers = format!(
+                "location: http://localhost:{port}/store/{name}?signature=secret\r\n\
+                 x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\n{}",
+                body.len(),
+                length(0)
+            );
+            return send("302 Found", headers, b"");
+        }
+        let headers = format!("etag: \"{etag}\"\r\n");
+        if is_head {
+            return send("200 OK", headers + &length(body.len()), b"");
+        }
+        if manner == Manner::Altered {
+            body[100_000] ^= 1;
+        }
+        let start = range.and_then(|it| it.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let status = if start.is_some() { "206 Partial Content" } else { "200 OK" };
+        let rest = &body[start.unwrap_or(0)..];
+        let sent = match manner {
+            Manner::Halves => rest.len().div_ceil(2).max(60_000).min(rest.len()),
+            Manner::Nothing => 0,
+            _ => rest.len(),
+        };
+        send(status, headers + &length(rest.len()), &rest[..sent]);
     }
-    if path.starts_with("/api/models/org/tiny/revision/main") {
-        let names = files().into_iter().map(|(name, _)| serde_json::json!({"rfilename": name}));
-        let more = ["pytorch_model.bin", "../evil", "onnx/model.onnx"];
-        let more = more.map(|name| serde_json::json!({"rfilename": name}));
-        let siblings: Vec<_> = names.chain(more).collect();
-        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        return send("200 OK", length(body.len()), body.as_bytes());
-    }
-    let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
-    let name = name.or_else(|| path.strip_prefix("/store/").and_then(|it| it.split('?').next()));
-    let Some((name, mut body)) = files().into_iter().find(|(file, _)| Some(*file) == name) else {
-        return send("404 Not Found", length(0), b"");
-    };
-    if name != WEIGHTS {
-        let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
-        let etag = catalog_hex(&sha1::Sha1::digest(blob));
-        let headers = format!("etag: \"{etag}\"\r\n{}", length(body.len()));
-        return send("200 OK", headers, if is_head { b"" } else { &body });
-    }
-    let etag = catalog_hex(&sha2::Sha256::digest(&body));
-    if manner == Manner::Elsewhere && !path.starts_with("/store/") {
-        let headers = format!(
-            "location: http://localhost:{port}/store/{name}?signature=secret\r\n\
-             x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\n{}",
-            body.len(),
-            length(0)
-        );
-        return send("302 Found", headers, b"");
-    }
-    let headers = format!("etag: \"{etag}\"\r\n");
-    if is_head {
-        return send("200 OK", headers + &length(body.len()), b"");
-    }
-    if manner == Manner::Altered {
-        body[100_000] ^= 1;
-    }
-    let start = range.and_then(|it| it.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-    let status = if start.is_some() { "206 Partial Content" } else { "200 OK" };
-    let rest = &body[start.unwrap_or(0)..];
-    let sent = match manner {
-        Manner::Halves => rest.len().div_ceil(2).max(60_000).min(rest.len()),
-        Manner::Nothing => 0,
-        _ => rest.len(),
-    };
-    send(status, headers + &length(rest.len()), &rest[..sent]);
 }
 
 fn catalog_hex(bytes: &[u8]) -> String {
@@ -281,6 +314,16 @@ fn a_hub_that_does_not_answer_fails_long_before_the_system_gives_up() {
 }
 
 #[test]
+fn weights_of_neither_kind_are_missed_by_the_name_of_the_single_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = files();
+    files.pop();
+    let hub = TestHub::with(Manner::Honest, files);
+    let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+    assert!(error.contains("org/tiny has no model.safetensors; choose"), "{error}");
+}
+
+#[test]
 fn a_name_is_a_name_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let places = places(dir.path(), "http://127.0.0.1:9");
@@ -307,6 +350,54 @@ fn a_snapshot_that_lacks_a_file_is_not_a_model() {
         assert_eq!(places.cached("org/tiny"), None, "{file}");
         assert_eq!(pull_tiny(&places).unwrap(), found);
         assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    }
+}
+
+#[test]
+fn a_model_in_shards_is_pulled_by_its_index_and_is_whole_with_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Elsewhere, sharded());
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    for (name, content) in sharded() {
+        assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
+    }
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    for file in [INDEX, SHARDS[0], SHARDS[1]] {
+        fs::remove_file(found.join(file)).unwrap();
+        assert_eq!(places.cached("org/tiny"), None, "{file}");
+        assert_eq!(pull_tiny(&places).unwrap(), found);
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    }
+}
+
+#[test]
+fn of_a_single_file_and_an_index_the_file_is_pulled() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, [files(), sharded().split_off(4)].concat());
+    let found = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
+    assert!(hub.asked_for("-of-").is_empty() && hub.asked_for(INDEX).is_empty());
+}
+
+#[test]
+fn an_index_that_leads_elsewhere_or_to_nothing_gives_no_model() {
+    let index = |shard: &str| serde_json::json!({"weight_map": {"a": shard}}).to_string();
+    for (index, says) in [
+        (index("../../evil.safetensors"), "a shard is a file beside the index"),
+        (index("evil?.safetensors"), "a shard is a file beside the index"),
+        (index("c.safetensors"), "org/tiny has no c.safetensors; choose a model"),
+        ("<html>".to_owned(), "not an index of shards"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = sharded();
+        files[4].1 = index.into_bytes();
+        let hub = TestHub::with(Manner::Honest, files);
+        let places = places(dir.path(), &hub.endpoint);
+        let error = pull_tiny(&places).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert_eq!(places.cached("org/tiny"), None);
+        assert!(hub.asked_for("evil.").is_empty() && hub.asked_for("-of-").is_empty());
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::LoadError;
-use crate::bert::read_json;
+use crate::json::read_json;
 use crate::sentinel::MODEL_TYPE;
 
 /// What stands beside the weights: the window, the scales and the threshold.
@@ -62,6 +62,13 @@ impl Config {
         }
         let scales = self.normalisation.iter().map(|scale| ("normalisation", scale.deviation));
         let errors = self.usual_error.iter().map(|error| ("usual_error", *error));
+        if let Some(scale) = self.normalisation.iter().find(|scale| !scale.mean.is_finite()) {
+            return unsupported(
+                "normalisation",
+                scale.mean.to_string(),
+                "it must be finite; train again",
+            );
+        }
         for (field, value) in scales.chain(errors).chain([("threshold", self.threshold)]) {
             if !(value.is_finite() && value > 0.0) {
                 return unsupported(field, value.to_string(), "it must be above zero; train again");

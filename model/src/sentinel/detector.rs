@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::net::{self, Layers, Net};
 use super::{Config, Normalisation, SENSORS, Sensor};
+use crate::checkpoint::Checkpoint;
 use crate::device::Opened;
 use crate::probe::Probe;
 use crate::safetensors::Weights;
@@ -67,8 +68,9 @@ impl Sentinel {
     /// The one in a directory, or that which comes with Ebb, on a device that was started.
     pub fn on(dir: Option<&Path>, device: &Opened) -> Result<Self, LoadError> {
         if let Some(dir) = dir {
-            let weights = Weights::open(&dir.join("model.safetensors"))?;
-            return Self::from_weights(Config::read(dir)?, &weights, device);
+            let weights = Checkpoint::open(dir)?;
+            let read = |name: &str, shape: &[usize]| weights.read(name, shape);
+            return Self::from_weights(Config::read(dir)?, read, device);
         }
         let config = include_str!("../../weights/sentinel/config.json");
         let weights = include_bytes!("../../weights/sentinel/model.safetensors");
@@ -78,15 +80,15 @@ impl Sentinel {
             .map_err(|error| LoadError::malformed(&config_path, error))?;
         config.check(&config_path)?;
         let weights = Weights::new(&path.join("model.safetensors"), weights)?;
-        Self::from_weights(config, &weights, device)
+        Self::from_weights(config, |name, shape| weights.read(name, shape), device)
     }
 
-    fn from_weights<B: AsRef<[u8]>>(
+    fn from_weights(
         config: Config,
-        weights: &Weights<B>,
+        read: impl Fn(&str, &[usize]) -> Result<Vec<f32>, LoadError>,
         device: &Opened,
     ) -> Result<Self, LoadError> {
-        let layers = net::read(&config, weights)?;
+        let layers = net::read(&config, read)?;
         Ok(Self::new(config, layers, device))
     }
 

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 
 use super::{Config, LAYERS, SENSORS};
 use crate::LoadError;
-use crate::safetensors::{Weights, to_bytes};
+use crate::safetensors::to_bytes;
 
 /// A dense layer's numbers: the matrix by rows of `[in, out]`, and the bias.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,16 +83,16 @@ pub(super) fn random(config: &Config, rng: &mut StdRng) -> Layers {
     })
 }
 
-/// Reads the numbers of a stored network.
-pub(super) fn read<B: AsRef<[u8]>>(
+/// Reads the numbers of a stored network; `read` gives those of a tensor, which has this shape.
+pub(super) fn read(
     config: &Config,
-    weights: &Weights<B>,
+    read: impl Fn(&str, &[usize]) -> Result<Vec<f32>, LoadError>,
 ) -> Result<Layers, LoadError> {
     let mut layers = Vec::with_capacity(LAYERS);
     for (name, shape) in NAMES.iter().zip(shapes(config)) {
         layers.push(Layer {
-            matrix: weights.read(&format!("{name}.weight"), &shape)?,
-            bias: weights.read(&format!("{name}.bias"), &shape[1..])?,
+            matrix: read(&format!("{name}.weight"), &shape)?,
+            bias: read(&format!("{name}.bias"), &shape[1..])?,
         });
     }
     Ok(layers.try_into().expect("as many as there are names"))
