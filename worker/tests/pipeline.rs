@@ -19,6 +19,7 @@ use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
 };
+use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -457,10 +458,10 @@ async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
     }
 }
 
-#[tokio::test]
-async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() {
-    let (queue, clock) = queue(Duration::from_secs(2));
-    let (go, mut word) = tokio::sync::mpsc::channel::<()>(1);
+/// A device whose model is loaded at once at first, and later only when the sender is dropped; and how
+/// often that has begun.
+fn slow_to_load_again() -> (Device<EchoInput, String>, Sender<()>, Arc<AtomicU32>) {
+    let (go, mut word) = tokio::sync::mpsc::channel(1);
     let n_loads = Arc::new(AtomicU32::new(0));
     let loads = Arc::clone(&n_loads);
     let device = Device::thread(move |_| {
@@ -469,8 +470,15 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
         }
         Ok(Echo::new())
     });
+    (device.unwrap(), go, n_loads)
+}
+
+#[tokio::test]
+async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() {
+    let (queue, clock) = queue(Duration::from_secs(2));
+    let (device, go, n_loads) = slow_to_load_again();
     let settings = Settings { stall: Duration::from_millis(500), ..until_empty() };
-    let parts = parts(&Arc::new(queue.clone()), &clock, device.unwrap(), settings);
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, settings);
     let health = parts.health.clone();
     queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();
     let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
@@ -490,18 +498,10 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
 #[tokio::test]
 async fn a_stop_while_a_model_is_loaded_again_gives_back_what_waits_for_it() {
     let (queue, clock) = queue(LEASE);
-    let (go, mut word) = tokio::sync::mpsc::channel::<()>(1);
-    let n_loads = Arc::new(AtomicU32::new(0));
-    let loads = Arc::clone(&n_loads);
-    let device = Device::thread(move |_| {
-        if loads.fetch_add(1, Relaxed) > 0 {
-            word.blocking_recv();
-        }
-        Ok(Echo::new())
-    });
+    let (device, go, n_loads) = slow_to_load_again();
     let mut one_by_one = settings();
     one_by_one.limits.max_items = std::num::NonZeroUsize::MIN;
-    let worker = pipeline(&Arc::new(queue.clone()), &clock, device.unwrap(), one_by_one);
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, one_by_one);
     queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();
     let stop = CancellationToken::new();
     let worker = tokio::spawn(worker.run(stop.clone()));
