@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use crate::profiles::{Profiles, Refusal, Resolved};
 
-/// Bytes of metadata that are kept: those of thousands of triggers as they are in use.
-const MOST_BYTES: usize = 16 << 20;
+/// Bytes that metadata may take: those of twenty thousand triggers with ten options each.
+const MOST_BYTES: usize = 64 << 20;
 
 /// What an entry takes beside its metadata, roughly.
 const BYTES_OF_AN_ENTRY: usize = 512;
