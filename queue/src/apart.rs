@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 
 use crate::{
     Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
-    Link, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored,
+    Link, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled,
     WorkerStatus,
 };
 
@@ -66,7 +66,7 @@ impl Broker for Apart {
         self.jobs.extend(receipts).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.jobs.settle(settlements).await
     }
 

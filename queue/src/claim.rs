@@ -39,7 +39,7 @@ use tracing::warn;
 use crate::{
     Backlog, Broker, Clock, Delivery, Depth, Error, ErrorKind, Frame, Info, Job, JobId, JobResult,
     Link, Outcome, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored,
-    Verdict, WorkerStatus,
+    Unsettled, Verdict, WorkerStatus, answer_at,
 };
 pub use payloads::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use reference::REFERENCE;
@@ -248,18 +248,18 @@ impl Broker for Claim {
         self.queue.extend(&own).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let own: Vec<_> = settlements
             .iter()
             .map(|one| one.with_receipt(parse_receipt(one.receipt()).0.into_owned()))
             .collect();
-        let answers = self.queue.settle(&own).await?;
-        let done = settlements.iter().zip(&answers).filter(|(one, answer)| {
-            **answer == Settled::Held && matches!(one.verdict(), Verdict::Ack)
-        });
-        let keys = done.filter_map(|(one, _)| parse_receipt(one.receipt()).1.map(str::to_owned));
+        let answers = self.queue.settle(&own).await;
+        let is_held = |nth| answer_at(&answers, nth) == Some(Settled::Held);
+        let done = settlements.iter().enumerate();
+        let done = done.filter(|(nth, one)| *one.verdict() == Verdict::Ack && is_held(*nth));
+        let keys = done.filter_map(|(_, one)| parse_receipt(one.receipt()).1.map(str::to_owned));
         self.delete(keys.collect()).await;
-        Ok(answers)
+        answers
     }
 
     async fn report(&self, status: &WorkerStatus) -> Result<()> {

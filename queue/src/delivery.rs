@@ -1,9 +1,10 @@
 //! A job on loan to a worker, settled once and only once.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Job, JobId};
+use crate::{Error, Job, JobId, Result};
 
 /// A job on loan. Consumed by its settlement; dropped, it comes back when its lease ends.
 #[must_use = "an unsettled delivery comes back only when its lease ends"]
@@ -117,6 +118,16 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// How long the job has to wait before it is ready again, if it ever is.
+    pub(crate) fn delay(&self) -> Duration {
+        match self {
+            Self::Retry { after, .. } => *after,
+            Self::Ack | Self::Release | Self::Reject { .. } => Duration::ZERO,
+        }
+    }
+}
+
 /// Whether a lease was still held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
@@ -124,4 +135,73 @@ pub enum Settled {
     Held,
     /// It was not: the lease ended before, and nothing was changed.
     Lost,
+}
+
+/// Not all settlements were carried out; of those that were, what became of them.
+#[derive(Debug)]
+pub struct Unsettled {
+    /// Why; where jobs fail for several reasons, one that a later try may find gone.
+    pub error: Error,
+    answers: Vec<Option<Settled>>,
+}
+
+impl Unsettled {
+    /// The answers in the order of the settlements, none for those to be sent again; what is
+    /// missing at the end counts as none.
+    #[must_use]
+    pub fn new(error: Error, answers: Vec<Option<Settled>>) -> Self {
+        Self { error, answers }
+    }
+}
+
+/// What became of the settlement at this place of a call; none if it is to be sent again.
+#[must_use]
+pub fn answer_at(answers: &Result<Vec<Settled>, Unsettled>, nth: usize) -> Option<Settled> {
+    match answers {
+        Ok(answers) => answers.get(nth).copied(),
+        Err(unsettled) => unsettled.answers.get(nth).copied().flatten(),
+    }
+}
+
+impl fmt::Display for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Unsettled {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// Of none of them it is known that it was carried out.
+impl From<Error> for Unsettled {
+    fn from(error: Error) -> Self {
+        Self { error, answers: Vec::new() }
+    }
+}
+
+impl From<Unsettled> for Error {
+    fn from(unsettled: Unsettled) -> Self {
+        unsettled.error
+    }
+}
+
+/// All answers, or those that are known and why the others are not.
+pub(crate) fn all_settled(
+    answers: Vec<Option<Settled>>,
+    failed: Option<Error>,
+) -> Result<Vec<Settled>, Unsettled> {
+    match failed {
+        Some(error) => Err(Unsettled { error, answers }),
+        None => Ok(answers.into_iter().flatten().collect()),
+    }
+}
+
+/// Keeps one of the errors of settlements: the first, unless a later one may heal and it does not.
+pub(crate) fn note(failed: &mut Option<Error>, error: Error) {
+    if failed.as_ref().is_none_or(|first| !first.kind().heals() && error.kind().heals()) {
+        *failed = Some(error);
+    }
 }

@@ -33,6 +33,14 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// Whether a later try of the same may succeed.
+    #[must_use]
+    pub fn heals(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Full)
+    }
+}
+
 /// One word, for logs and answers.
 impl std::fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

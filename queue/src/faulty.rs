@@ -18,10 +18,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
+use crate::delivery::{all_settled, note};
 use crate::{
     AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind, Frame,
     Info, Job, JobId, JobResult, Link, Published, Receipt, Result, ResultStore, Settled,
-    Settlement, Stored, WorkerStatus,
+    Settlement, Stored, Unsettled, Verdict, WorkerStatus,
 };
 
 /// What goes wrong, and how often; chances are from 0 to 1.
@@ -35,6 +36,8 @@ pub struct Faults {
     pub drop_delivery: f64,
     /// The chance that a lease ends at a moment before its time.
     pub end_lease: f64,
+    /// The chance that a rejection finds no room among the dead letters, which is told for it alone.
+    pub refuse_rejection: f64,
     /// The longest that a call is held up; each draws from nothing to this.
     pub delay: Duration,
     /// The error of calls that fail.
@@ -48,6 +51,7 @@ impl Faults {
         fail_after: 0.0,
         drop_delivery: 0.0,
         end_lease: 0.0,
+        refuse_rejection: 0.0,
         delay: Duration::ZERO,
         kind: ErrorKind::Unavailable,
     };
@@ -61,6 +65,7 @@ impl Default for Faults {
             fail_after: 0.05,
             drop_delivery: 0.05,
             end_lease: 0.05,
+            refuse_rejection: 0.05,
             delay: Duration::from_millis(20),
             kind: ErrorKind::Unavailable,
         }
@@ -78,6 +83,8 @@ pub struct Injected {
     pub dropped: u64,
     /// Leases that ended before their time.
     pub ended: u64,
+    /// Rejections that found no room.
+    pub refused: u64,
 }
 
 /// Any queue, but things go wrong with it, all drawn from one seed.
@@ -85,6 +92,7 @@ pub struct Injected {
 /// # Behavior
 /// - A call may be held up, may fail without effect, or may fail though it had its effect; a
 ///   followed result may break off with an error.
+/// - A rejection may be refused while the other settlements of its call are carried out.
 /// - A delivery may get lost on the way: its job comes back when its lease ends.
 /// - A lease may end early: the job is ready again with the attempt charged and `lease expired` in
 ///   its history, and the receipt is lost from then on.
@@ -212,6 +220,13 @@ impl Fate {
         left
     }
 
+    fn refuses(&mut self, verdict: &Verdict) -> bool {
+        let chance = self.faults.refuse_rejection;
+        let refuses = matches!(verdict, Verdict::Reject { .. }) && self.dice.random_bool(chance);
+        self.injected.refused += u64::from(refuses);
+        refuses
+    }
+
     fn next_end(&self) -> Option<Instant> {
         self.doomed.iter().map(|doomed| doomed.at).min()
     }
@@ -222,17 +237,20 @@ impl Fate {
 }
 
 impl<B: AnyQueue + ?Sized> Faulty<B> {
-    async fn call<T>(&self, effect: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn call<T, E: From<Error>>(
+        &self,
+        effect: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let (pause, failure) = self.fate().draw();
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
         if failure == Some(Failure::Before) {
-            return Err(self.outage());
+            return Err(self.outage().into());
         }
         self.end_leases().await?;
         let value = effect.await?;
-        if failure == Some(Failure::After) { Err(self.outage()) } else { Ok(value) }
+        if failure == Some(Failure::After) { Err(self.outage().into()) } else { Ok(value) }
     }
 
     /// Takes jobs from their holders behind their backs.
@@ -312,19 +330,31 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
         self.call(effect).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let effect = async {
-            let mut settled = Vec::new();
+            let (mut answers, mut failed) = (Vec::new(), None);
             for settlement in settlements {
                 let receipt = settlement.receipt();
                 if self.fate().is_ended(receipt) {
-                    settled.push(Settled::Lost);
+                    answers.push(Some(Settled::Lost));
+                    continue;
+                }
+                if self.fate().refuses(settlement.verdict()) {
+                    let words = "the dead letters have no room, on purpose";
+                    note(&mut failed, Error::new(ErrorKind::Full, words));
+                    answers.push(None);
                     continue;
                 }
                 self.fate().doomed.retain(|doomed| doomed.receipt != *receipt);
-                settled.extend(self.inner.settle(std::slice::from_ref(settlement)).await?);
+                match self.inner.settle(std::slice::from_ref(settlement)).await {
+                    Ok(settled) => answers.extend(settled.into_iter().map(Some)),
+                    Err(Unsettled { error, .. }) => {
+                        note(&mut failed, error);
+                        answers.push(None);
+                    }
+                }
             }
-            Ok(settled)
+            all_settled(answers, failed)
         };
         self.call(effect).await
     }

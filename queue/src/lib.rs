@@ -44,7 +44,7 @@ use futures::stream::BoxStream;
 pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
-pub use delivery::{Delivery, Receipt, Settled, Settlement, Verdict};
+pub use delivery::{Delivery, Receipt, Settled, Settlement, Unsettled, Verdict, answer_at};
 pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, Limit, Warning};
@@ -136,9 +136,11 @@ pub trait Broker: Backlog {
     ///   its deadline.
     /// - Idempotent: a settlement sent again after an error has the effect of one, and is answered
     ///   as held until the job is handed out, put back, purged or forgotten.
+    /// - One that cannot be carried out leaves the others to their end, as far as the broker tells
+    ///   them apart; the error says which were.
     /// - A retried or released job keeps its place in the order of publication.
     /// - Retry and reject write the reason into the history; release leaves no trace.
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>>;
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled>;
 
     /// Publishes what a worker is doing; forgotten when not repeated within [`STATUS_TTL`].
     async fn report(&self, status: &WorkerStatus) -> Result<()>;

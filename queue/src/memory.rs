@@ -23,7 +23,7 @@ use crate::open::check_reply_to;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job,
     JobId, JobResult, Link, OpenOptions, Outcome, Published, Receipt, Result, ResultStore,
-    STATUS_TTL, Settled, Settlement, Stored, Timestamp, Verdict, WorkerId, WorkerStatus,
+    STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId, WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -185,7 +185,7 @@ impl Broker for MemoryQueue {
         Ok(receipts.iter().map(|receipt| state.jobs.extend(receipt, now)).collect())
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let (mut state, now) = self.state();
         let settled = settlements.iter().map(|settlement| state.jobs.settle(settlement, now));
         let settled = settled.collect();

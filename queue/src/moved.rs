@@ -20,7 +20,7 @@ use crate::open::{check_queue, open_single};
 use crate::{
     Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
     Link, Missing, Moved, OpenOptions, Outcome, Published, Queue, QueueUrl, Receipt, Result,
-    ResultStore, Settled, Settlement, Stored, Timestamp, WorkerStatus,
+    ResultStore, Settled, Settlement, Stored, Timestamp, Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -182,7 +182,7 @@ impl Broker for Trail {
         self.0.queue.extend(receipts).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.0.queue.settle(settlements).await
     }
 

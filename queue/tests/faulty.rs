@@ -10,7 +10,7 @@ use ebb_queue::faulty::{Faults, Faulty, Injected};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, Delivery, ErrorKind, Job, JobId, JobResult,
-    OpenOptions, Outcome, ResultStore, Settled, Stored, TokioClock,
+    OpenOptions, Outcome, ResultStore, Settled, Stored, TokioClock, answer_at,
 };
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -82,6 +82,24 @@ async fn a_lease_that_ends_early_is_lost_and_the_job_goes_to_another() {
     let history: Vec<_> = letter.history.iter().map(|attempt| &*attempt.what).collect();
     assert_eq!(history, ["lease expired", "bad"]);
     assert_eq!(queue.injected(), Injected { ended: 1, ..Injected::default() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_without_room_is_told_apart_from_what_was_carried_out() {
+    let queue = Faulty::new(memory(), Faults { refuse_rejection: 1.0, ..Faults::NONE }, 1);
+    queue.publish(vec![job(1), job(2), job(3)]).await.unwrap();
+    let [first, second, third] = take(&queue).await.unwrap().try_into().unwrap();
+    let settlements = [first.ack(), second.reject("bad"), third.ack()];
+    let answers = queue.settle(&settlements).await;
+    let told = [0, 1, 2].map(|nth| answer_at(&answers, nth));
+    assert_eq!(told, [Some(Settled::Held), None, Some(Settled::Held)]);
+    assert_eq!(answers.unwrap_err().error.kind(), ErrorKind::Full);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.in_flight, depth.dead), (1, 0));
+    assert_eq!(queue.injected(), Injected { refused: 1, ..Injected::default() });
+    queue.set(Faults::NONE);
+    assert_eq!(queue.settle(&settlements[1..2]).await.unwrap(), [Settled::Held]);
+    assert_eq!(queue.depth().await.unwrap().dead, 1);
 }
 
 #[tokio::test(start_paused = true)]

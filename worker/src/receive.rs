@@ -17,7 +17,7 @@ use crate::held::{End, Finished, Held, Item};
 use crate::intake::{Brought, Solitude};
 use crate::served::Served;
 use crate::settle::Exit;
-use crate::shared::{EXPIRED, PATIENCE, Pauses, heals, on_cpu, send};
+use crate::shared::{EXPIRED, PATIENCE, Pauses, on_cpu, send};
 use crate::trace::Way;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
@@ -105,7 +105,7 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
                 intake.brought(Brought { n_came: 0, n_kept: 0, aside });
                 served.trouble("receive", &error);
                 let next = pauses.next(served.shared.chance());
-                if !heals(&error) && pauses.n_failures() >= PATIENCE {
+                if !error.kind().heals() && pauses.n_failures() >= PATIENCE {
                     served.shared.give_up(&error);
                     break;
                 }
@@ -165,7 +165,7 @@ impl Served {
         match self.broker.depth().await {
             Ok(depth) => depth.ready == 0,
             // For who may not look, the call says it.
-            Err(error) => !heals(&error),
+            Err(error) => !error.kind().heals(),
         }
     }
 

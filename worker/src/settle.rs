@@ -13,8 +13,8 @@ mod groups;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Verdict,
-    short_reason,
+    Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Unsettled, Verdict,
+    answer_at, short_reason,
 };
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
@@ -28,7 +28,7 @@ use crate::held::{End, Finished, Held, Output};
 use crate::lease::Loan;
 use crate::outcome::{COMPLETED, LOST, outcome};
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, heals, lock, on_cpu, send_all, sleep_until};
+use crate::shared::{PATIENCE, Pauses, lock, on_cpu, send_all, sleep_until};
 use crate::trace::Way;
 use calls::Unanswered;
 pub(crate) use exit::Exit;
@@ -45,6 +45,14 @@ pub(crate) struct Concluded {
     lane: Option<usize>,
     loan: Loan,
     way: Way,
+}
+
+/// What the broker did not take of a call.
+struct Refused {
+    error: ebb_queue::Error,
+    jobs: Vec<Concluded>,
+    /// Whether it took the others, or did not answer at all.
+    took_others: bool,
 }
 
 /// Encodes and stores answers, many at once.
@@ -79,35 +87,57 @@ pub(crate) async fn store(
     }
 }
 
-/// Settles, many at once. What the broker did not take is kept and sent again.
+/// Settles, many at once. What the broker did not take is kept and sent again; the others go on
+/// meanwhile, if it takes any.
 pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
     let mut pauses = Pauses::default();
-    let mut waiting = Vec::new();
-    loop {
-        if waiting.is_empty() && stored.recv_many(&mut waiting, CHUNK).await == 0 {
-            return;
+    let (mut left, mut again) = (Vec::new(), None);
+    let (mut is_open, mut is_taking) = (true, true);
+    while is_open || !left.is_empty() {
+        let mut sent = Vec::new();
+        tokio::select! { biased;
+            () = sleep_until(again), if again.is_some() => {
+                sent.append(&mut left);
+                again = None;
+            }
+            n_jobs = stored.recv_many(&mut sent, CHUNK), if is_open && is_taking => {
+                is_open = n_jobs > 0;
+            }
         }
-        while waiting.len() < CHUNK
+        while sent.len() < CHUNK
             && let Ok(more) = stored.try_recv()
         {
-            waiting.push(more);
+            sent.push(more);
         }
-        let sent = std::mem::take(&mut waiting);
-        let Err((error, unsettled)) = served.settle_once(sent).await else {
-            pauses.reset();
+        if sent.is_empty() {
             continue;
-        };
-        served.trouble("settle", &error);
-        let pause = pauses.next(served.shared.chance());
-        if !heals(&error) && pauses.n_failures() >= PATIENCE {
-            error!(n_jobs = unsettled.len(), %error, "not settled: they come back by their lease");
-            if error.kind() == ErrorKind::Denied {
-                served.shared.give_up(&error);
+        }
+        let Err(refused) = served.settle_once(sent).await else {
+            is_taking = true;
+            if left.is_empty() {
+                pauses.reset();
             }
             continue;
+        };
+        let Refused { error, jobs, took_others } = refused;
+        match took_others {
+            true => served.complain("settle", &error),
+            false => served.trouble("settle", &error),
         }
-        waiting = unsettled;
-        tokio::time::sleep(pause).await;
+        // Those that wait already say when to try again.
+        if again.is_none() {
+            let pause = pauses.next(served.shared.chance());
+            if !error.kind().heals() && pauses.n_failures() >= PATIENCE {
+                served.forgo(&jobs, &error);
+                pauses.reset();
+                is_taking = true;
+                continue;
+            }
+            again = Some(Instant::now() + pause);
+        }
+        left.extend(jobs);
+        // Where one kind of end has no room, another may.
+        is_taking = left.len() < CHUNK && (took_others || error.kind() == ErrorKind::Full);
     }
 }
 
@@ -307,11 +337,16 @@ impl Served {
         JobResult { id, attempt, outcome, finished_at, queue }
     }
 
-    /// Sends settlements once; those that got no answer come back, unless their time is over.
-    async fn settle_once(
-        &self,
-        concluded: Vec<Concluded>,
-    ) -> Result<(), (ebb_queue::Error, Vec<Concluded>)> {
+    /// Leaves to their leases what this worker cannot settle.
+    fn forgo(&self, jobs: &[Concluded], error: &ebb_queue::Error) {
+        error!(n_jobs = jobs.len(), %error, "not settled: they come back by their lease");
+        if error.kind() == ErrorKind::Denied {
+            self.shared.give_up(error);
+        }
+    }
+
+    /// Sends settlements once; those that were not carried out come back, unless their time is over.
+    async fn settle_once(&self, concluded: Vec<Concluded>) -> Result<(), Refused> {
         let now = Instant::now();
         let (timely, late): (Vec<_>, Vec<_>) =
             concluded.into_iter().partition(|one| one.is_timely(now));
@@ -321,31 +356,42 @@ impl Served {
         loans.iter().for_each(|(_, loan, _)| loan.begin_settling());
         let answers = self.broker.settle(&settlements).await;
         loans.iter().for_each(|(_, loan, _)| loan.end_settling());
-        let jobs = settlements.into_iter().zip(loans);
-        match answers {
-            Ok(answers) => {
-                self.broker_answers();
-                for ((settlement, (lane, loan, way)), answer) in jobs.zip(answers) {
-                    let outcome = outcome(&settlement, answer);
-                    match answer {
-                        Settled::Held => self.count(lane, outcome),
-                        Settled::Lost => self.lose(lane, &loan),
-                    }
-                    self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
-                    if outcome == COMPLETED {
-                        let turnaround = way.since_publication().as_secs_f64();
-                        self.shared.metrics.turnaround.observe(turnaround);
-                    }
-                    way.settled(outcome);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let join =
-                    |(settlement, (lane, loan, way))| Concluded { settlement, lane, loan, way };
-                Err((error, jobs.map(join).collect()))
+        let (n_sent, mut jobs) = (settlements.len(), Vec::new());
+        for (nth, (settlement, (lane, loan, way))) in settlements.into_iter().zip(loans).enumerate()
+        {
+            match answer_at(&answers, nth) {
+                Some(answer) => self.settled(&settlement, answer, (lane, &loan), way),
+                None => jobs.push(Concluded { settlement, lane, loan, way }),
             }
         }
+        match answers {
+            Ok(_) => {
+                self.broker_answers();
+                Ok(())
+            }
+            Err(Unsettled { error, .. }) => {
+                Err(Refused { error, took_others: jobs.len() < n_sent, jobs })
+            }
+        }
+    }
+
+    fn settled(
+        &self,
+        settlement: &Settlement,
+        answer: Settled,
+        (lane, loan): (Option<usize>, &Loan),
+        way: Way,
+    ) {
+        let outcome = outcome(settlement, answer);
+        match answer {
+            Settled::Held => self.count(lane, outcome),
+            Settled::Lost => self.lose(lane, loan),
+        }
+        self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
+        if outcome == COMPLETED {
+            self.shared.metrics.turnaround.observe(way.since_publication().as_secs_f64());
+        }
+        way.settled(outcome);
     }
 
     fn count(&self, lane: Option<usize>, outcome: &'static str) {

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{Clock, ErrorKind, RetryPolicy, WorkerId};
+use ebb_queue::{Clock, RetryPolicy, WorkerId};
 use ebb_telemetry::{GateKind, Health, Traces};
 use futures::future::join_all;
 use rand::rngs::StdRng;
@@ -281,11 +281,6 @@ impl Sparing {
 
 /// Calls in a row that may fail for a reason that time does not heal.
 pub(crate) const PATIENCE: u32 = 5;
-
-/// Whether time may heal it.
-pub(crate) fn heals(error: &ebb_queue::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full)
-}
 
 /// Pauses between tries while the broker does not answer, longer each time.
 #[derive(Debug, Default)]

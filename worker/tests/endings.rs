@@ -13,7 +13,7 @@ use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
-    Phase, Published, Receipt, Result, ResultStore, Settled, Settlement, WorkerStatus,
+    Phase, Published, Receipt, Result, ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -21,6 +21,7 @@ use futures::stream::BoxStream;
 use support::{
     answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served, settings, until,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -75,7 +76,7 @@ impl Broker for Odd {
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.queue.extend(receipts).await
     }
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.queue.settle(settlements).await
     }
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
@@ -230,4 +231,32 @@ async fn a_failure_tells_the_beginning_and_the_end_of_a_reason_that_repeats_a_bo
     let stored = queue.get(&letter.job.id).await.unwrap().unwrap().outcome;
     assert_eq!(stored, Outcome::Failed { reason: reason.clone() });
     assert_eq!(letter.history.last().unwrap().what, reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_broker_refuses_holds_up_no_other_and_is_told_again() {
+    let (queue, clock) = queue(LEASE);
+    let full = Faults { refuse_rejection: 1.0, ..Faults::NONE };
+    let broker = Faulty::new(Arc::new(queue.clone()), full, 1);
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    parts.queues[0].broker = Arc::new(broker.clone());
+    let worker = Pipeline::new(parts);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(worker.run(stop.clone()));
+    let (n_good, n_bad) = (1980, 20);
+    let jobs = (0..2000).map(|n| if n % 100 == 50 { job(n, "not JSON") } else { echo_job(n) });
+    queue.publish(jobs.collect()).await.unwrap();
+    let begin = Instant::now();
+    until(&queue, |depth| (depth.ready, depth.in_flight) == (0, n_bad)).await;
+    assert!(begin.elapsed() < LEASE / 3, "in {:?}", begin.elapsed());
+    tokio::time::sleep(2 * LEASE).await;
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.in_flight, depth.dead), (n_bad, 0), "they are held meanwhile");
+    broker.set(Faults::NONE);
+    until(&queue, |depth| depth.dead == n_bad).await;
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    let counts = (summary.completed, summary.failed, summary.lost, summary.left);
+    assert_eq!(counts, (n_good, n_bad, 0, 0));
+    assert!(broker.injected().refused > n_bad, "they were told again");
 }

@@ -13,7 +13,7 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
-    Published, Receipt, Result, ResultStore, Settled, Settlement, WorkerStatus,
+    Published, Receipt, Result, ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
 };
 use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
 use futures::stream::BoxStream;
@@ -61,7 +61,7 @@ impl Broker for Deaf {
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.queue.extend(receipts).await
     }
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.queue.settle(settlements).await
     }
     async fn report(&self, status: &WorkerStatus) -> Result<()> {

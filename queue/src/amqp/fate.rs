@@ -11,7 +11,8 @@ use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
 use super::session::{Message, Posted, Session};
-use crate::{ErrorKind, Receipt, Result, Settled, Settlement, Verdict};
+use crate::delivery::{all_settled, note};
+use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Unsettled, Verdict};
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -65,29 +66,46 @@ pub(super) struct Fate<'a> {
     pub(super) is_remembered: bool,
 }
 
+/// Which fates came to pass, in their order, and why others did not.
+#[must_use]
+pub(super) struct Carried {
+    is_done: Vec<bool>,
+    failed: Option<Error>,
+}
+
+impl Carried {
+    /// For whom all must have come to pass.
+    pub(super) fn all(self) -> Result<()> {
+        self.failed.map_or(Ok(()), Err)
+    }
+}
+
 /// Publishes what goes on, and then acknowledges: a crash in between doubles a job and loses none.
 /// What cannot go on is held as before, and holds up none of the others.
-pub(super) async fn carry_out(core: &Core, session: &Session, fates: Vec<Fate<'_>>) -> Result<()> {
+pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fate<'_>>) -> Carried {
     // A tag of one session is another job in the next, if it is any.
     if fates.iter().any(|fate| fate.taken.held().epoch != session.epoch) {
-        return Err(errors::down());
+        return Carried { is_done: vec![false; fates.len()], failed: Some(errors::down()) };
     }
-    let (mut going, ending): (Vec<_>, Vec<_>) =
-        fates.into_iter().partition(|fate| fate.next.is_some());
-    let next = going.iter_mut().filter_map(|fate| fate.next.take()).collect();
-    let Posted { is_stored, failed } = session.post(next).await;
-    let gone = going.into_iter().zip(is_stored);
-    let gone = gone.filter_map(|(fate, is_stored)| is_stored.then_some(fate));
-    let done: Vec<_> = ending.into_iter().chain(gone).collect();
+    let next: Vec<_> = fates.iter_mut().map(|fate| fate.next.take()).collect();
+    let mut is_done: Vec<_> = next.iter().map(Option::is_none).collect();
+    let Posted { is_stored, mut failed } = session.post(next.into_iter().flatten().collect()).await;
+    let going = is_done.iter_mut().filter(|is_done| !**is_done);
+    going.zip(is_stored).for_each(|(is_done, is_stored)| *is_done = is_stored);
+    let done = fates.into_iter().zip(&is_done);
+    let done: Vec<_> = done.filter_map(|(fate, is_done)| is_done.then_some(fate)).collect();
     let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
-    let acked = session.ack(&tags).await;
-    if acked.is_ok() {
-        for fate in done {
-            fate.taken.done(fate.is_remembered);
+    match session.ack(&tags).await {
+        Ok(()) => {
+            done.into_iter().for_each(|fate| fate.taken.done(fate.is_remembered));
+            core.ledger_changed();
         }
-        core.ledger_changed();
+        Err(error) => {
+            is_done.fill(false);
+            failed = Some(error);
+        }
     }
-    failed.map_or(acked, Err)
+    Carried { is_done, failed }
 }
 
 /// The number of a lease of this handle.
@@ -101,32 +119,50 @@ pub(super) fn token(core: &Core, lease: u64) -> Arc<str> {
     format!("{}:{lease}", core.handle).into()
 }
 
-pub(super) async fn settle(core: &Core, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+pub(super) async fn settle(
+    core: &Core,
+    settlements: &[Settlement],
+) -> Result<Vec<Settled>, Unsettled> {
     let session = core.session().await?;
     core.ledger().keep_from(session.epoch);
-    let (mut settled, mut fates) = (Vec::with_capacity(settlements.len()), Vec::new());
-    let mut without_delay = None;
+    let mut answers = Vec::with_capacity(settlements.len());
+    let (mut asked, mut fates) = (Vec::new(), Vec::new());
+    let (mut failed, mut vain) = (None, Duration::MAX);
     for settlement in settlements {
         let receipt = settlement.receipt();
         let lease = number(core, receipt);
         let taken = lease.and_then(|lease| Taken::new(core, lease));
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
-        settled.push(match taken {
-            Some(taken) => {
-                match fate(core, &session, taken, settlement.verdict()).await {
-                    Ok(fate) => fates.push(fate),
-                    Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
-                    // Whatever its kind, what delays jobs is wrong and not this one. It is held on,
-                    // and holds up no job that has to wait less, or not at all.
-                    Err(error) => without_delay = without_delay.or(Some(error)),
-                }
-                Settled::Held
+        let Some(taken) = taken else {
+            answers.push(Some(settled_before(core, lease, settlement)));
+            continue;
+        };
+        let after = settlement.verdict().delay();
+        if after >= vain {
+            answers.push(None);
+            continue;
+        }
+        match fate(core, &session, taken, settlement.verdict()).await {
+            Ok(fate) => {
+                asked.push(answers.len());
+                fates.push(fate);
             }
-            None => settled_before(core, lease, settlement),
-        });
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error.into()),
+            // Whatever its kind, what delays jobs is wrong and not this one. It is held on, and
+            // holds up no job that has to wait less, or not at all.
+            Err(error) => {
+                vain = after;
+                note(&mut failed, error);
+            }
+        }
+        answers.push(None);
     }
-    carry_out(core, &session, fates).await?;
-    without_delay.map_or(Ok(settled), Err)
+    let Carried { is_done, failed: refusal } = carry_out(core, &session, fates).await;
+    for (nth, _) in asked.into_iter().zip(is_done).filter(|(_, is_done)| *is_done) {
+        answers[nth] = Some(Settled::Held);
+    }
+    refusal.into_iter().for_each(|error| note(&mut failed, error));
+    all_settled(answers, failed)
 }
 
 fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
@@ -227,7 +263,7 @@ async fn end_leases(core: &Core) -> Result<()> {
         fates.push(Fate { taken, next, is_remembered: false });
     }
     let leases: Vec<u64> = fates.iter().map(|fate| fate.taken.lease).collect();
-    let Err(error) = carry_out(core, &session, fates).await else { return Ok(()) };
+    let Err(error) = carry_out(core, &session, fates).await.all() else { return Ok(()) };
     // A broker that takes no messages still takes its own back.
     let left: Vec<_> = leases.into_iter().filter_map(|lease| Taken::new(core, lease)).collect();
     let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();

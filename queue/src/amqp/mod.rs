@@ -48,7 +48,8 @@ use self::session::Session;
 use crate::{
     AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
     Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority, Published,
-    Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Warning, WorkerStatus,
+    Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Warning,
+    WorkerStatus,
 };
 
 /// How long to look again before a queue that was not empty is said to be.
@@ -217,7 +218,7 @@ impl Broker for AmqpQueue {
         fate::extend(self.core(), receipts).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         fate::settle(self.core(), settlements).await
     }
 

@@ -187,7 +187,7 @@ async fn sort_out(
         }
     }
     if !fates.is_empty() {
-        fate::carry_out(core, session, fates).await?;
+        fate::carry_out(core, session, fates).await.all()?;
     }
     failed.map_or(Ok(()), Err)
 }

@@ -141,6 +141,7 @@ impl Claim {
             Outcome::Completed { .. } => delivery.ack(),
             Outcome::Failed { .. } => delivery.reject(reason),
         };
-        self.queue.settle(&[settlement]).await.map(drop)
+        self.queue.settle(&[settlement]).await?;
+        Ok(())
     }
 }

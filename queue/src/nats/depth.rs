@@ -78,7 +78,7 @@ impl NatsQueue {
         };
         let infos = LANES.into_iter().filter(is_filled).map(async |lane| {
             let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
-            Ok(info.map(|info| (lane, info)))
+            Ok::<_, crate::Error>(info.map(|info| (lane, info)))
         });
         Ok(try_join_all(infos).await?.into_iter().flatten().collect())
     }

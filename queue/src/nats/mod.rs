@@ -36,7 +36,8 @@ use tokio::time::Instant;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase, Published,
-    Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp, WorkerId, WorkerStatus,
+    Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp, Unsettled, WorkerId,
+    WorkerStatus,
 };
 use answers::Answered;
 use api::Api;
@@ -233,7 +234,7 @@ impl Broker for NatsQueue {
         self.extend_all(receipts).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.settle_all(settlements).await
     }
 

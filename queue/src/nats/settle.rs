@@ -9,8 +9,10 @@ use super::api::in_order;
 use super::entry::{Death, Entry, cut};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
+use crate::delivery::{all_settled, note};
 use crate::{
-    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Verdict,
+    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Unsettled,
+    Verdict,
 };
 
 /// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
@@ -21,7 +23,10 @@ pub(super) const STILL_COUNTS: &str =
     "counted, since the message leaves no room to write beside it that it was not tried";
 
 impl NatsQueue {
-    pub(super) async fn settle_all(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    pub(super) async fn settle_all(
+        &self,
+        settlements: &[Settlement],
+    ) -> Result<Vec<Settled>, Unsettled> {
         if settlements.is_empty() {
             return Ok(Vec::new());
         }
@@ -47,7 +52,12 @@ impl NatsQueue {
         let mut settled = in_order(tasks).await?;
         shared.leases.tell(&shared.api, shared.behavior.lease).await;
         settled.sort_by_key(|(nth, _)| *nth);
-        settled.into_iter().map(|(_, settled)| settled).collect()
+        let mut failed = None;
+        let answers = settled
+            .into_iter()
+            .map(|(_, settled)| settled.map_err(|error| note(&mut failed, error)).ok());
+        let answers = answers.collect();
+        all_settled(answers, failed)
     }
 
     async fn settle_one(&self, settlement: &Settlement) -> Result<Settled> {

@@ -8,19 +8,27 @@ use super::value::{garbled, int, list};
 use super::{Calls, failure};
 use crate::header;
 use crate::open::check_queue;
-use crate::{Error, ErrorKind, JobResult, Receipt, Result, Settled, Settlement, Verdict};
+use crate::{
+    Error, ErrorKind, JobResult, Receipt, Result, Settled, Settlement, Unsettled, Verdict,
+};
 
 /// Leases that one script looks at: others wait for the server.
 const STEP: usize = 1000;
 
 impl Calls {
     /// Carries out verdicts.
-    pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    pub(super) async fn settle(
+        &self,
+        settlements: &[Settlement],
+    ) -> Result<Vec<Settled>, Unsettled> {
         let mut told = Vec::with_capacity(settlements.len());
         for step in settlements.chunks(STEP) {
-            told.extend(self.settle_step(step).await?);
+            match self.settle_step(step).await {
+                Ok(settled) => told.extend(settled.into_iter().map(Some)),
+                Err(error) => return Err(Unsettled::new(error, told)),
+            }
         }
-        Ok(told)
+        Ok(told.into_iter().flatten().collect())
     }
 
     async fn settle_step(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {

@@ -50,7 +50,8 @@ use tokio::time::Instant;
 use crate::{
     Backlog, Behavior, Broker, ByPriority, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error,
     ErrorKind, Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
-    RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, WorkerStatus,
+    RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Unsettled,
+    WorkerStatus,
 };
 use connect::Place;
 use dead::Which;
@@ -205,7 +206,7 @@ impl Broker for RedisQueue {
         self.calls().extend(receipts).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.calls().settle(settlements).await
     }
 

@@ -42,7 +42,7 @@ use crate::open::check_reply_to;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt, Result,
-    ResultStore, Settled, Settlement, Stored, Synchronous, Warning, WorkerStatus,
+    ResultStore, Settled, Settlement, Stored, Synchronous, Unsettled, Warning, WorkerStatus,
 };
 use claim::{Claim, Claimed};
 use dead::{Step, Ttls, Which};
@@ -313,10 +313,10 @@ impl Broker for SqliteQueue {
         self.write(move |tx, now| settle::extend(tx, now + lease, &receipts)).await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let settlings: Vec<_> = settlements.iter().map(Settling::from).collect();
         let key_ttl = span(self.shared.behavior.key_ttl);
-        self.write(move |tx, now| settle::settle(tx, now, key_ttl, &settlings)).await
+        Ok(self.write(move |tx, now| settle::settle(tx, now, key_ttl, &settlings)).await?)
     }
 
     async fn report(&self, status: &WorkerStatus) -> Result<()> {

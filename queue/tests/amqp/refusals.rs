@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Delivery, ErrorKind, Queue, QueueUrl, Settled, Settlement};
+use ebb_queue::{Delivery, Error, ErrorKind, Queue, QueueUrl, Settled, Settlement, answer_at};
 use ebb_servers::RabbitMq;
 use lapin::BasicProperties;
 use lapin::options::{
@@ -63,10 +63,20 @@ async fn fill_with_dead(queue: &Queue) {
         queue.publish(vec![job(&format!("filler-{nth}"))]).await.unwrap();
         let rejection = take_one(queue).await.reject("to fill it");
         let Err(error) = queue.settle(std::slice::from_ref(&rejection)).await else { continue };
-        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        assert_eq!(error.error.kind(), ErrorKind::Full, "{error}");
         return;
     }
     panic!("it takes any number");
+}
+
+/// Why this one of the settlements is not carried out, where all others are.
+async fn refusal(queue: &Queue, settlements: &[Settlement], refused: usize) -> Error {
+    let answers = queue.settle(settlements).await;
+    for nth in 0..settlements.len() {
+        let answer = (nth != refused).then_some(Settled::Held);
+        assert_eq!(answer_at(&answers, nth), answer, "{nth}");
+    }
+    answers.unwrap_err().error
 }
 
 async fn figures(queue: &Queue) -> (u64, u64, u64, u64) {
@@ -86,7 +96,7 @@ fn one_job_that_finds_no_room_neither_holds_up_nor_doubles_the_others() {
         let again = a.retry(Duration::from_secs(60), "again");
         let settlements: [Settlement; 4] = [again, b.reject("bad"), c.release(), d.ack()];
         for _ in 0..3 {
-            let error = queue.settle(&settlements).await.unwrap_err();
+            let error = refusal(&queue, &settlements, 1).await;
             assert_eq!(error.kind(), ErrorKind::Full, "{error}");
         }
         // What filled the dead letters is held, too.
@@ -115,7 +125,10 @@ fn what_finds_no_queue_is_held_and_the_others_are_settled() {
         channel.queue_delete("ebb:gone-back:back".into(), options).await.unwrap();
         let settlements = [a.release(), b.reject("bad"), c.release(), d.ack()];
         for _ in 0..3 {
-            let error = queue.settle(&settlements).await.unwrap_err();
+            let answers = queue.settle(&settlements).await;
+            let told = [0, 1, 2, 3].map(|nth| answer_at(&answers, nth));
+            assert_eq!(told, [None, Some(Settled::Held), None, Some(Settled::Held)]);
+            let error = answers.unwrap_err().error;
             assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
             assert!(error.to_string().contains("ebb:gone-back:back"), "{error}");
         }
@@ -217,7 +230,7 @@ fn a_delay_that_cannot_be_kept_says_why_and_holds_up_no_other_job() {
         let long = a.retry(Duration::from_secs(300), "later");
         let settlements = [long, b.retry(Duration::from_secs(60), "soon"), c.ack()];
         for _ in 0..2 {
-            let error = queue.settle(&settlements).await.unwrap_err();
+            let error = refusal(&queue, &settlements, 0).await;
             assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
             assert!(error.to_string().contains(level), "{error}");
         }

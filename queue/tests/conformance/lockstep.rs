@@ -224,8 +224,8 @@ impl Way {
 }
 
 /// An answer, or the kind of the error: the words are each broker's own.
-fn told<T: Debug>(answer: Result<T, Error>) -> String {
-    format!("{:?}", answer.map_err(|error| error.kind()))
+fn told<T: Debug, E: Into<Error>>(answer: Result<T, E>) -> String {
+    format!("{:?}", answer.map_err(|error| error.into().kind()))
 }
 
 fn id(name: usize) -> JobId {

@@ -33,7 +33,7 @@ fn no_job_is_lost_when_the_server_is_killed_while_it_works() {
         // What was held before the outage is held after it.
         let acks: Vec<_> = first.into_iter().map(Delivery::ack).collect();
         let mut done: BTreeSet<_> = acks.iter().map(|ack| ack.receipt().job.to_string()).collect();
-        until_ok(async || queue.settle(&acks).await).await;
+        until_ok(async || Ok(queue.settle(&acks).await?)).await;
         assert!(queue.link().is_up());
         assert_eq!(queue.link().n_losses(), 1);
         while done != names {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    ErrorKind, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp, WorkerStatus,
+    Error, ErrorKind, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp, WorkerStatus,
 };
 use ebb_servers::{Redis, RedisOptions};
 use futures::StreamExt;
@@ -57,7 +57,7 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
     assert_eq!(info.warnings[0].code, "unknown_durability");
     for refused in [
         looker.publish(vec![job("c")]).await.map(drop),
-        looker.settle(&[delivery.ack()]).await.map(drop),
+        looker.settle(&[delivery.ack()]).await.map(drop).map_err(Error::from),
         looker.receive(1.try_into().unwrap(), Duration::ZERO).await.map(drop),
         looker.purge(None).await.map(drop),
     ] {

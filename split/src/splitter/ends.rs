@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored, short_reason};
+use ebb_queue::{
+    Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored, answer_at, short_reason,
+};
 use tokio::time::{Instant, timeout_at};
 use tracing::field::display;
 use tracing::{debug, warn};
@@ -84,17 +86,22 @@ impl Splitter {
         if self.settlements.is_empty() || !self.failures.may_try() {
             return;
         }
-        match self.parts.intake.settle(&self.settlements).await {
-            Ok(answers) => {
-                for (settlement, answer) in self.settlements.drain(..).zip(answers) {
-                    self.leases.let_go(settlement.receipt());
-                    if answer == Settled::Lost {
-                        self.parts.metrics.leases_lost.inc();
-                    }
-                }
+        let answers = self.parts.intake.settle(&self.settlements).await;
+        let mut left = Vec::new();
+        for (nth, settlement) in self.settlements.drain(..).enumerate() {
+            let Some(answer) = answer_at(&answers, nth) else {
+                left.push(settlement);
+                continue;
+            };
+            self.leases.let_go(settlement.receipt());
+            if answer == Settled::Lost {
+                self.parts.metrics.leases_lost.inc();
             }
-            // Sent again, they have the effect of one.
-            Err(error) => self.trouble("settle", &error),
+        }
+        // Sent again, they have the effect of one.
+        self.settlements = left;
+        if let Err(unsettled) = answers {
+            self.trouble("settle", &unsettled.error);
         }
     }
 

@@ -10,7 +10,7 @@ use tracing::warn;
 use crate::alert::alert_job;
 use crate::lease::Loan;
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, heals};
+use crate::shared::{PATIENCE, Pauses};
 
 /// Whose a place is that does not take what it is given.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +138,7 @@ impl Served {
                 Err(error) => error,
             };
             let may_heal = match whose {
-                Whose::Everyones => heals(&error),
+                Whose::Everyones => error.kind().heals(),
                 Whose::ItsOwn => error.kind() == ErrorKind::Unavailable,
             };
             match whose {
