@@ -84,6 +84,8 @@ pub struct TriggerCheck {
     pub trigger: usize,
     /// Keys whose values only the cluster knows: the answer is as if they were missing.
     pub left_out: Vec<String>,
+    /// What among its options has less effect than it says.
+    pub warning: Option<String>,
     /// What KEDA would be told, if anything.
     pub answer: Option<Answer>,
     /// Why there is no answer.
@@ -199,6 +201,7 @@ impl Trial {
             .map_err(Refusal::Invalid)
             .and_then(|()| self.profiles.resolve(namespace, &known))
             .map_err(|refusal| Problem { kind: ProblemKind::Refused, words: refusal.to_string() });
+        let warning = resolved.as_ref().ok().and_then(|resolved| resolved.trigger.warning());
         let answer = match resolved {
             Ok(resolved) => self.answer(&resolved).await,
             Err(problem) => Err(problem),
@@ -213,6 +216,7 @@ impl Trial {
             name: name.clone(),
             trigger,
             left_out,
+            warning,
             answer,
             problem,
         }

@@ -82,11 +82,19 @@ pub(crate) enum Told {
 }
 
 impl Explain {
-    /// Remembers what was told about a trigger of an object.
-    pub(crate) fn told(&self, namespace: &str, name: &str, resolved: &Arc<Resolved>, told: Told) {
+    /// Remembers what was told about a trigger of an object, and says whether it is the first that
+    /// is remembered of it.
+    pub(crate) fn told(
+        &self,
+        namespace: &str,
+        name: &str,
+        resolved: &Arc<Resolved>,
+        told: Told,
+    ) -> bool {
         let now = Instant::now();
         let mut memory = self.lock();
         let trigger = memory.trigger(namespace, name, resolved, now);
+        let is_first = trigger.is_new();
         trigger.asked = now;
         trigger.resolved = Arc::clone(resolved);
         match told {
@@ -98,6 +106,7 @@ impl Explain {
             }
             Told::Pushed(active) => trigger.pushed = Some((active, now)),
         }
+        is_first
     }
 
     /// Remembers why an object was refused.
@@ -237,6 +246,12 @@ impl Remembered {
         Self { resolved, asked, target: None, value: None, active: None, pushed: None, spacing }
     }
 
+    /// Whether nothing was told of it yet.
+    fn is_new(&self) -> bool {
+        let active = self.active.or(self.pushed);
+        self.target.or(self.value).is_none() && active.is_none()
+    }
+
     /// What follows from the value that was told last.
     fn replicas(&self) -> Option<f64> {
         let (value, at) = self.value?;
@@ -281,9 +296,9 @@ mod tests {
     fn what_was_told_last_is_remembered_by_trigger() {
         let explain = Explain::default();
         let (one, two) = (resolved(1), resolved(2));
-        explain.told("ml", "a", &one, Told::Value(3.0));
-        explain.told("ml", "a", &one, Told::Value(4.0));
-        explain.told("ml", "a", &two, Told::Active(true));
+        assert!(explain.told("ml", "a", &one, Told::Value(3.0)));
+        assert!(!explain.told("ml", "a", &one, Told::Value(4.0)), "it was told before");
+        assert!(explain.told("ml", "a", &two, Told::Active(true)));
         explain.told("ml", "b", &one, Told::Pushed(false));
         explain.refused("ml", "c", &Refusal::Denied("no".into()));
         let names: Vec<_> = explain.names().into_iter().map(|(_, name)| name).collect();

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, Timestamp};
+use ebb_telemetry::Condition;
 use prometheus::core::Collector;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -13,6 +14,10 @@ use tonic::Code;
 
 use crate::observe::Cause;
 use crate::push::Reason;
+
+/// How a change of files ended: what they hold is in use, or is broken.
+const OK: &str = "ok";
+const FAILED: &str = "failed";
 
 /// The figures; clones share them.
 #[derive(Debug, Clone)]
@@ -30,22 +35,13 @@ pub(crate) struct Metrics {
     refused: IntCounterVec,
 }
 
-/// How a change of files ended.
+/// Files that are read again while the scaler runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// What they hold now is in use.
-    Ok,
-    /// They are broken, and what they held before stays in use.
-    Failed,
-}
-
-impl Outcome {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-        }
-    }
+pub(crate) enum Files {
+    /// The configuration, and the secrets that it names.
+    Config,
+    /// The certificates of the gRPC port.
+    Tls,
 }
 
 /// Why a connection was not taken.
@@ -64,13 +60,12 @@ impl Metrics {
         let metrics = Self::new()?;
         metrics.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         // A counter that is there only from its first failure on never rose, for `increase`.
-        for reloads in [&metrics.config_reloads, &metrics.tls_reloads] {
-            for outcome in [Outcome::Ok, Outcome::Failed] {
-                reloads.with_label_values(&[outcome.word()]).inc_by(0);
+        for files in [Files::Config, Files::Tls] {
+            for outcome in [OK, FAILED] {
+                metrics.reloads(files).with_label_values(&[outcome]).inc_by(0);
             }
+            metrics.found(files, Condition::Mended);
         }
-        metrics.config_mended();
-        metrics.tls_mended();
         Ok(metrics)
     }
 
@@ -154,28 +149,27 @@ impl Metrics {
         self.looks.with_label_values(&[cause.word()]).inc();
     }
 
-    pub(crate) fn config_reloaded(&self, outcome: Outcome) {
-        self.config_reloads.with_label_values(&[outcome.word()]).inc();
-        self.broken("config").set((outcome == Outcome::Failed).into());
+    /// What has changed is in use.
+    pub(crate) fn reloaded(&self, files: Files) {
+        self.reloads(files).with_label_values(&[OK]).inc();
     }
 
-    /// The configuration on disk is the one in use.
-    pub(crate) fn config_mended(&self) {
-        self.broken("config").set(0);
+    /// What is on disk is broken, or is no longer.
+    pub(crate) fn found(&self, files: Files, condition: Condition<'_>) {
+        let what = match files {
+            Files::Config => "config",
+            Files::Tls => "tls",
+        };
+        let is_broken = matches!(condition, Condition::Broken(_));
+        self.reload_broken.with_label_values(&[what]).set(is_broken.into());
+        self.reloads(files).with_label_values(&[FAILED]).inc_by(is_broken.into());
     }
 
-    pub(crate) fn tls_reloaded(&self, outcome: Outcome) {
-        self.tls_reloads.with_label_values(&[outcome.word()]).inc();
-        self.broken("tls").set((outcome == Outcome::Failed).into());
-    }
-
-    /// The certificates on disk are those in use.
-    pub(crate) fn tls_mended(&self) {
-        self.broken("tls").set(0);
-    }
-
-    fn broken(&self, what: &str) -> IntGauge {
-        self.reload_broken.with_label_values(&[what])
+    fn reloads(&self, files: Files) -> &IntCounterVec {
+        match files {
+            Files::Config => &self.config_reloads,
+            Files::Tls => &self.tls_reloads,
+        }
     }
 
     pub(crate) fn tls_expires(&self, at: Timestamp) {

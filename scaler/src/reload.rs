@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ebb_queue::{Address, QueueUrl, Server};
+use ebb_telemetry::Condition;
 use tokio::sync::watch;
 
 use crate::file::{AddressFrom, Draft, File, FileError, Section};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{Files, Metrics};
 use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
 
 /// A configuration file is read whole.
@@ -68,21 +69,21 @@ impl Source {
         let take = |before: &Arc<Profiles>, after: &Arc<Profiles>| {
             check_secrets(before, after)?;
             profiles.send_replace(Arc::clone(after));
-            metrics.config_reloaded(Outcome::Ok);
+            metrics.reloaded(Files::Config);
             tracing::info!("configuration changed");
             Ok(())
         };
-        let broken = |error: Option<&str>| {
-            if let Some(error) = error {
-                metrics.config_reloaded(Outcome::Failed);
-                tracing::error!(error, "configuration is broken; the one before it stays");
-            } else {
-                metrics.config_mended();
-                tracing::info!("configuration is no longer broken");
+        let tell = |condition: Condition<'_>| {
+            metrics.found(Files::Config, condition);
+            match condition {
+                Condition::Broken(error) => {
+                    tracing::error!(error, "configuration is broken; the one before it stays");
+                }
+                Condition::Mended => tracing::info!("configuration is no longer broken"),
             }
         };
         let load = move || self.load().map(Arc::new);
-        ebb_telemetry::follow(now, every, load, take, broken).await;
+        ebb_telemetry::follow(now, every, load, take, tell).await;
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::profiles::{Profiles, Refusal, Resolved};
 
-/// Bytes that metadata may take: those of twenty thousand triggers with ten options each.
+/// Bytes that metadata may take: those of fifteen thousand triggers with ten options each.
 const MOST_BYTES: usize = 64 << 20;
 
 /// What an entry takes beside its metadata, roughly.
@@ -187,6 +187,29 @@ mod tests {
         let told = resolver.resolve("ml", &wrong).unwrap_err();
         assert_eq!(resolver.resolve("ml", &wrong).unwrap_err(), told);
         assert_eq!(n_kept(&resolver), 0);
+    }
+
+    #[test]
+    fn fifteen_thousand_triggers_with_ten_options_are_kept() {
+        let resolver = Resolver::new(watch::channel(profiles("jobs")).1);
+        let rest = [
+            ("scalerAddress", "ebb-scaler.autoscaling-system.svc.cluster.local:6000"),
+            ("mode", "slo"),
+            ("sloSeconds", "120"),
+            ("slotsPerReplica", "32"),
+            ("serviceSeconds", "250ms"),
+            ("coldStartSeconds", "90"),
+            ("activationJobs", "64"),
+            ("activationWait", "15s"),
+            ("activationPriority", "normal"),
+            ("linger", "5m"),
+        ];
+        for nth in 0..15_000 {
+            let queue = format!("embeddings-multilingual-{nth}");
+            let given = metadata(&[&rest[..], &[("queue", &*queue)]].concat());
+            resolver.resolve("search-and-recommendations", &given).unwrap();
+        }
+        assert_eq!(n_kept(&resolver), 15_000);
     }
 
     #[test]

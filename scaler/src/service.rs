@@ -113,8 +113,13 @@ impl Service {
         Ok(decision)
     }
 
+    /// The first time, also warns of what has less effect than it says.
     fn remember(&self, object: &ScaledObjectRef, resolved: &Arc<Resolved>, told: Told) {
-        self.explain.told(&object.namespace, &object.name, resolved, told);
+        let ScaledObjectRef { name, namespace, .. } = object;
+        let is_first = self.explain.told(namespace, name, resolved, told);
+        if let Some(warning) = is_first.then(|| resolved.trigger.warning()).flatten() {
+            tracing::warn!(namespace, name, queue = resolved.place.queue, "{warning}");
+        }
     }
 
     /// Takes the time of an answer, and notes its code.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use ebb_telemetry::Condition;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_rustls::rustls::crypto::ring;
@@ -14,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{Files, Metrics};
 
 /// Who the scaler is to KEDA, and whether KEDA has to say who it is. All files are PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
@@ -106,25 +107,25 @@ impl Tls {
         let take = |_: &Pems, pems: &Pems| {
             let (renewed, expires) = files.config(pems)?;
             config.send_replace(renewed);
-            metrics.tls_reloaded(Outcome::Ok);
+            metrics.reloaded(Files::Tls);
             tracing::info!(%expires, "certificates changed");
             note(expires, &metrics);
             Ok(())
         };
-        let broken = |error: Option<&str>| {
-            if let Some(error) = error {
-                metrics.tls_reloaded(Outcome::Failed);
-                tracing::error!(error, "certificates are broken; those before them stay");
-            } else {
-                metrics.tls_mended();
-                tracing::info!("certificates are no longer broken");
+        let tell = |condition: Condition<'_>| {
+            metrics.found(Files::Tls, condition);
+            match condition {
+                Condition::Broken(error) => {
+                    tracing::error!(error, "certificates are broken; those before them stay");
+                }
+                Condition::Mended => tracing::info!("certificates are no longer broken"),
             }
         };
         let load = {
             let files = files.clone();
             move || files.read()
         };
-        ebb_telemetry::follow(pems, every, load, take, broken).await;
+        ebb_telemetry::follow(pems, every, load, take, tell).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use ebb_telemetry::Condition;
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -52,17 +53,20 @@ pub(crate) async fn follow(
         weights.send_replace(Arc::clone(changed));
         Ok(())
     };
-    let broken = |error: Option<&str>| {
-        metrics.broken.with_label_values(&[FILE]).set(error.is_some().into());
-        if let Some(error) = error {
+    let broken = metrics.broken.with_label_values(&[FILE]);
+    let tell = |condition: Condition<'_>| match condition {
+        Condition::Broken(error) => {
+            broken.set(1);
             metrics.reloads.with_label_values(&["failed"]).inc();
             error!(error, "weights are broken; those before them stay");
-        } else {
+        }
+        Condition::Mended => {
+            broken.set(0);
             info!("weights are no longer broken");
         }
     };
     let load = move || load(&path, &intake).map(Arc::new);
-    ebb_telemetry::follow(now, every, load, take, broken).await;
+    ebb_telemetry::follow(now, every, load, take, tell).await;
 }
 
 #[cfg(test)]

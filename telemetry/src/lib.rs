@@ -15,7 +15,7 @@ pub use health::{Gate, GateKind, Health};
 pub use host::host;
 pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
-pub use reload::follow;
+pub use reload::{Condition, follow};
 pub use signals::Stop;
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, TraceId,

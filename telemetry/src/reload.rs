@@ -12,9 +12,17 @@ use tokio::time::sleep;
 /// right as far as it goes.
 const WRITING: Duration = Duration::from_millis(250);
 
+/// What is found on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition<'a> {
+    /// It is broken, in words, and what was before it stays.
+    Broken(&'a str),
+    /// It is no longer broken: it was taken, or is what was before.
+    Mended,
+}
+
 /// Loads again and again, and gives what has changed to `take`, which sees what was before it and may
-/// refuse it. An error, of either, goes to `broken` in words, once until it is another or has gone;
-/// that it has gone is told by none, after what is taken, or where all is as it was before.
+/// refuse it. An error, of either, goes to `tell` once, until it is another or has gone.
 ///
 /// Never ends. `load` may block.
 pub async fn follow<T: PartialEq + Send + 'static>(
@@ -22,7 +30,7 @@ pub async fn follow<T: PartialEq + Send + 'static>(
     every: Duration,
     load: impl Fn() -> anyhow::Result<T> + Clone + Send + 'static,
     mut take: impl FnMut(&T, &T) -> anyhow::Result<()>,
-    mut broken: impl FnMut(Option<&str>),
+    mut tell: impl FnMut(Condition<'_>),
 ) {
     let mut last_error: Option<String> = None;
     loop {
@@ -35,7 +43,7 @@ pub async fn follow<T: PartialEq + Send + 'static>(
         };
         let error = taken.err().map(|error| format!("{error:#}"));
         if error != last_error {
-            broken(error.as_deref());
+            tell(error.as_deref().map_or(Condition::Mended, Condition::Broken));
             last_error = error;
         }
     }
@@ -91,17 +99,20 @@ mod tests {
             &self,
             load: impl Fn() -> anyhow::Result<u32> + Clone + Send + 'static,
         ) -> AbortOnDropHandle<()> {
-            let (take, broken) = (Arc::clone(&self.told), Arc::clone(&self.told));
+            let (take, tell) = (Arc::clone(&self.told), Arc::clone(&self.told));
             let take = move |before: &u32, after: &u32| {
                 ensure!(*after < 100, "{after} is too much");
                 take.lock().unwrap().push(format!("{before} to {after}"));
                 Ok(())
             };
-            let broken = move |error: Option<&str>| {
-                let told = error.map_or("mended".to_owned(), |error| format!("broken: {error}"));
-                broken.lock().unwrap().push(told);
+            let tell = move |condition: Condition<'_>| {
+                let told = match condition {
+                    Condition::Broken(error) => format!("broken: {error}"),
+                    Condition::Mended => "mended".to_owned(),
+                };
+                tell.lock().unwrap().push(told);
             };
-            AbortOnDropHandle::new(tokio::spawn(follow(1, EVERY, load, take, broken)))
+            AbortOnDropHandle::new(tokio::spawn(follow(1, EVERY, load, take, tell)))
         }
 
         /// What is told of a file that holds this for a while.

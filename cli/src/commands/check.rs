@@ -207,7 +207,7 @@ fn profile_words(profile: &ProfileCheck) -> String {
 }
 
 fn trigger_words(check: &TriggerCheck) -> String {
-    let TriggerCheck { kind, namespace, name, trigger, left_out, answer, problem } = check;
+    let TriggerCheck { kind, namespace, name, trigger, left_out, warning, answer, problem } = check;
     let mut lines = vec![format!("{kind} {namespace}/{name}, trigger {trigger}")];
     if let Some(answer) = answer {
         let replicas = (answer.value / answer.target).ceil();
@@ -219,6 +219,7 @@ fn trigger_words(check: &TriggerCheck) -> String {
         lines.push(format!("  value    {}", answer.basis));
         lines.push(format!("  {}", answer.why));
     }
+    lines.extend(warning.iter().map(|words| format!("  warning  {words}")));
     if !left_out.is_empty() {
         lines.push(format!("  left out {}: only the cluster knows", left_out.join(", ")));
     }
@@ -327,6 +328,7 @@ spec: {triggers: [{type: external, metadata: {mode: waiting}}]}
             name: "pool".into(),
             trigger: 1,
             left_out: vec!["activationJobsFromEnv".into()],
+            warning: problem.is_none().then(|| "activationJobs has no effect".into()),
             answer: problem.is_none().then(|| answer.clone()),
             problem,
         };

@@ -5,10 +5,12 @@ mod lines;
 mod publish;
 mod wait;
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use ebb_queue::Job;
@@ -29,6 +31,9 @@ use wait::{tell_rest, wait};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
+
+/// How long a pipe has to show that it is at its end, once nobody reads the ids.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// A batch or more is worth a progress bar.
 const LONG: usize = 4 * BATCH;
@@ -87,6 +92,8 @@ const HELP: &str = r#"A JSON line is one of
                                               id and headers are optional; a body that is a string
                                               is sent as it is
 A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
+When nobody reads the ids any more, as behind `| head`, a file is enqueued to its end all the same,
+on standard input too. A pipe may have none: what comes later is not enqueued, and the exit code 1.
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
@@ -128,8 +135,9 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
     let fed = if stdin {
-        let stdin = BufReader::new(tokio::io::stdin());
-        enqueue_lines(target, stdin, args, (&mut enqueued, output), &stop).await
+        let has_end = is_file(std::io::stdin());
+        let input = Input { lines: BufReader::new(tokio::io::stdin()), has_end };
+        enqueue_lines(target, input, args, (&mut enqueued, output), &stop).await
     } else {
         enqueue_all(target, args, &mut enqueued, &stop, output).await
     };
@@ -154,10 +162,22 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     wait(target, &enqueued.jobs, args.timeout, &stop, output).await
 }
 
-/// Standard input as it comes; as it may never end, only while somebody reads the ids.
+/// Standard input, or what stands for it.
+struct Input<R> {
+    lines: R,
+    /// A file has an end; a pipe may have none.
+    has_end: bool,
+}
+
+fn is_file(input: impl AsFd) -> bool {
+    let file = input.as_fd().try_clone_to_owned().map(File::from);
+    file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Standard input as it comes; where it may never end, only while somebody reads the ids.
 async fn enqueue_lines(
     target: Target<'_>,
-    stdin: impl AsyncBufRead + Unpin,
+    input: Input<impl AsyncBufRead + Unpin>,
     args: &EnqueueArgs,
     (enqueued, output): (&mut Enqueued, Output),
     stop: &CancellationToken,
@@ -165,7 +185,7 @@ async fn enqueue_lines(
     // A batch that is larger than the queue would never fit, and these have no size of their own.
     let limit = args.queue.url()?.behavior.max_ready.unwrap_or(u64::MAX);
     let at_once = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, BATCH);
-    let mut lines = std::pin::pin!(read_lines(stdin, args.envelope.clone(), at_once));
+    let mut lines = std::pin::pin!(read_lines(input.lines, args.envelope.clone(), at_once));
     loop {
         let batch = tokio::select! {
             biased;
@@ -179,9 +199,11 @@ async fn enqueue_lines(
             publish(target, jobs, enqueued, stop, (args.wait, output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
-        if enqueued.unread {
-            let n_jobs = enqueued.n_jobs;
-            note(format!("nobody reads the ids: {n_jobs} jobs were enqueued, and no more is read"));
+        if enqueued.unread && !input.has_end {
+            let next = tokio::time::timeout(MOMENT, lines.next()).await;
+            let told =
+                "nobody reads the ids, and what else comes on standard input is not enqueued";
+            ensure!(matches!(next, Ok(None)), told);
             return Ok(());
         }
     }
@@ -238,22 +260,46 @@ mod tests {
         args: EnqueueArgs,
     }
 
-    #[tokio::test]
-    async fn standard_input_without_an_end_is_read_while_somebody_reads_the_ids() {
+    /// How many jobs of what is read are enqueued while nobody reads the ids, and how that ends.
+    async fn unread(lines: impl AsyncBufRead + Unpin, has_end: bool) -> (usize, Result<()>) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("queue.db").display());
         let args = Fake::parse_from(["enqueue", "--queue", &url, "-"]).args;
         let queue = args.queue.open().await.unwrap();
         let target = Target { queue: &queue, spread: None };
         let mut enqueued = Enqueued { unread: true, ..Enqueued::default() };
+        let told = (&mut enqueued, Output { json: false });
+        let stop = CancellationToken::new();
+        let fed = enqueue_lines(target, Input { lines, has_end }, &args, told, &stop);
+        let fed = tokio::time::timeout(Duration::from_secs(30), fed).await.expect("it ends");
+        (enqueued.n_jobs, fed)
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_read_while_somebody_reads_the_ids_and_a_file_to_its_end() {
+        let lines = "\"a\"\n".repeat(BATCH + 1);
+        for (has_end, text, n_jobs) in [
+            (true, &*lines, BATCH + 1),
+            (false, &*lines, BATCH),
+            // Nothing is left of it.
+            (false, "\"a\"\n\"b\"\n", 2),
+        ] {
+            let (n_enqueued, ended) = unread(text.as_bytes(), has_end).await;
+            assert_eq!(n_enqueued, n_jobs, "{has_end} {ended:?}");
+            assert_eq!(ended.is_ok(), n_jobs != BATCH, "{has_end} {ended:?}");
+        }
         // The other end stays open.
         let (mut writer, reader) = tokio::io::duplex(64);
         writer.write_all(b"\"a\"\n").await.unwrap();
-        let told = (&mut enqueued, Output { json: false });
-        let stop = CancellationToken::new();
-        let fed = enqueue_lines(target, BufReader::new(reader), &args, told, &stop);
-        tokio::time::timeout(Duration::from_secs(30), fed).await.expect("it ends").unwrap();
-        assert_eq!(enqueued.n_jobs, 1);
+        let (n_jobs, ended) = unread(BufReader::new(reader), false).await;
+        let told = ended.expect_err("more may come");
+        assert_eq!((n_jobs, Exit::of(&told)), (1, Exit::Failed), "{told}");
+    }
+
+    #[test]
+    fn a_file_on_standard_input_is_told_from_a_pipe() {
+        assert!(is_file(tempfile::tempfile().unwrap()));
+        assert!(!is_file(std::io::pipe().unwrap().0));
     }
 
     #[tokio::test]

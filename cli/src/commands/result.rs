@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use ebb_queue::{Frame, JobId, JobResult, Outcome, Queue};
+use ebb_queue::{ErrorKind, Frame, JobId, JobResult, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -63,11 +63,7 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
     let queue = args.queue.find().await?;
     if !args.follow {
         let result = match queue.get(&args.id).await? {
-            // Who may read results need not be one who may look at dead letters.
-            None => dead_now(&queue, &args.id).await.unwrap_or_else(|error| {
-                tracing::debug!(%error, "the dead letters could not be looked at");
-                None
-            }),
+            None => unless_denied(dead_now(&queue, &args.id).await)?,
             found => found,
         };
         let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
@@ -77,6 +73,17 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
     match tokio::time::timeout(limit, follow(&queue, &args, output)).await {
         Ok(exit) => exit,
         Err(_) => Err(timeout(format!("no result for {} in time", args.id))),
+    }
+}
+
+/// What was found among the dead letters: who may read results need not be one who may look there.
+fn unless_denied<T>(found: ebb_queue::Result<Option<T>>) -> ebb_queue::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Denied => {
+            tracing::debug!(%error, "the dead letters could not be looked at");
+            Ok(None)
+        }
+        found => found,
     }
 }
 
@@ -133,4 +140,22 @@ fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {
 
 fn exit_of(result: &JobResult) -> Exit {
     if result.outcome.is_completed() { Exit::Done } else { Exit::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_look_at_the_dead_letters_that_fails_is_no_answer_unless_it_is_denied() {
+        use ErrorKind::{Denied, Full, Incompatible, Internal, Invalid, Unavailable};
+        assert_eq!(unless_denied(Ok(Some(5))).unwrap(), Some(5));
+        let looked = |kind| unless_denied::<u8>(Err(Error::new(kind, "words")));
+        assert_eq!(looked(Denied).unwrap(), None);
+        for kind in [Full, Incompatible, Internal, Invalid, Unavailable] {
+            assert_eq!(looked(kind).unwrap_err().kind(), kind);
+        }
+    }
 }

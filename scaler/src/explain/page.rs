@@ -47,6 +47,9 @@ struct TriggerPage {
     queue: Option<String>,
     metric: Option<String>,
     options: Vec<Shown>,
+    /// What among them has less effect than it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seen: Option<Seen>,
     /// Why nothing is known, when nothing is.
@@ -166,6 +169,7 @@ impl Facts {
             queue: named.then(|| resolved.place.queue.clone()),
             metric: named.then(|| resolved.trigger.metric_name()),
             options: resolved.options.clone(),
+            warning: resolved.trigger.warning(),
             seen,
             unknown,
             told: ToldPage {
@@ -246,6 +250,9 @@ impl fmt::Display for TriggerPage {
         for Shown { key, value, from } in &self.options {
             let value = value.as_deref().unwrap_or(hidden);
             writeln!(f, "    {key} = {value}, by {}", from.words())?;
+        }
+        if let Some(warning) = &self.warning {
+            writeln!(f, "    warning: {warning}")?;
         }
         match (&self.seen, &self.unknown) {
             (Some(seen), _) => write!(f, "{seen}")?,

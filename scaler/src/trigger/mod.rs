@@ -156,6 +156,27 @@ impl Trigger {
         }
     }
 
+    /// What among its options has less effect than it says, with the cause and the remedy. Shows no
+    /// value.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let Mode::Slo { within, .. } = self.mode else { return None };
+        let (wait, cold_start) = (self.activation.wait, self.priors.least_cold_start);
+        let holding = self.activation.holding().filter(|_| !cold_start.is_zero())?;
+        let (slo, cold, asked) = (options::SLO, options::COLD_START, options::ACTIVATION_WAIT);
+        if wait.is_zero() && cold_start >= within * 9 / 10 {
+            return Some(format!(
+                "{holding} has no effect: {slo} leaves no time to wait beside {cold}; raise {slo}, \
+                 or leave {holding} away"
+            ));
+        }
+        (wait >= within.saturating_sub(cold_start)).then(|| {
+            format!(
+                "{asked} counts for no more than {slo} less {cold}, and a job that {holding} holds \
+                 back as long is late; use less"
+            )
+        })
+    }
+
     /// The value of the metric that one replica is to have.
     #[must_use]
     pub fn target(&self) -> f64 {
@@ -165,6 +186,17 @@ impl Trigger {
             | Mode::Cost { per_replica, .. } => per_replica,
             Mode::Drain { within } => within.as_secs_f64(),
             Mode::Slo { .. } => 1.0,
+        }
+    }
+}
+
+impl Activation {
+    /// The option that holds jobs back, if any does.
+    fn holding(&self) -> Option<&'static str> {
+        match self {
+            Self { jobs: 1.., .. } => Some(options::ACTIVATION_JOBS),
+            Self { priority: Priority::Low, .. } => None,
+            _ => Some(options::ACTIVATION_PRIORITY),
         }
     }
 }
@@ -262,39 +294,21 @@ fn activation(given: &Given<'_>, mode: Mode, priors: &Priors) -> Result<Activati
         linger: given.entry(options::LINGER)?.span(Duration::ZERO)?,
     };
     let Mode::Slo { within, .. } = mode else { return Ok(activation) };
-    let holding = match activation {
-        Activation { jobs: 1.., .. } => options::ACTIVATION_JOBS,
-        Activation { priority: Priority::Low, .. } => return Ok(activation),
-        _ => options::ACTIVATION_PRIORITY,
-    };
-    // Where the objective has no time for a cold start, the first job is late whatever it waits.
-    let cold_start = Some(priors.least_cold_start).filter(|cold_start| *cold_start < within);
-    let cold_start = cold_start.unwrap_or_default();
-    match given.get(options::ACTIVATION_WAIT) {
-        None => {
-            // The mode plans with 0.9 of the objective.
-            let left = (within * 9 / 10).saturating_sub(cold_start);
-            Ok(Activation { wait: activation.wait.min(within / 2).min(left), ..activation })
+    let Some(holding) = activation.holding() else { return Ok(activation) };
+    let beside_cold_start = |time: Duration| time.saturating_sub(priors.least_cold_start);
+    let most = match given.get(options::ACTIVATION_WAIT) {
+        Some(wait) if activation.wait >= within => {
+            let slo = options::SLO;
+            return Err(wait.invalid(&format!(
+                "use less than {slo}, since a job that {holding} holds back as long is late before \
+                 the pool wakes"
+            )));
         }
-        Some(wait) if activation.wait + cold_start >= within => {
-            Err(wait.invalid(&too_long(holding, cold_start)))
-        }
-        Some(_) => Ok(activation),
-    }
-}
-
-/// Why a wait is too long for an objective, and what to write instead.
-fn too_long(holding: &str, cold_start: Duration) -> String {
-    let (slo, cold) = (options::SLO, options::COLD_START);
-    let (less_than, before) = if cold_start.is_zero() {
-        (slo.to_owned(), "the pool wakes")
-    } else {
-        (format!("{slo} less {cold}"), "a worker is ready")
+        Some(_) => beside_cold_start(within),
+        // The mode plans with 0.9 of the objective.
+        None => beside_cold_start(within * 9 / 10).min(within / 2),
     };
-    format!(
-        "use less than {less_than}, since a job that {holding} holds back as long is late before \
-         {before}"
-    )
+    Ok(Activation { wait: activation.wait.min(most), ..activation })
 }
 
 fn slug_of(byte: u8) -> char {
@@ -509,31 +523,46 @@ mod tests {
 
     #[test]
     fn an_objective_is_not_spent_on_waiting_when_a_cold_start_comes_on_top() {
-        let slo = |rest: &[(&'static str, &'static str)]| {
+        let slo = |cold: &'static str, rest: &[(&'static str, &'static str)]| {
             let given = [("mode", "slo"), ("sloSeconds", "100"), ("activationJobs", "8")];
-            parse(&given.iter().chain(rest).copied().collect::<Vec<_>>())
+            let cold = ("coldStartSeconds", cold);
+            parse(&given.iter().chain([&cold]).chain(rest).copied().collect::<Vec<_>>()).unwrap()
         };
-        let wait = |rest: &[_]| slo(rest).unwrap().activation.wait;
-        let cold = |seconds| ("coldStartSeconds", seconds);
+        let late = "activationWait counts for no more than sloSeconds less coldStartSeconds, and a \
+                    job that activationJobs holds back as long is late; use less";
+        let none = "activationJobs has no effect: sloSeconds leaves no time to wait beside \
+                    coldStartSeconds; raise sloSeconds, or leave activationJobs away";
         // Half the objective, and no more than a tenth of it from being late.
-        let defaults = [("0", 50), ("30", 50), ("40", 50), ("60", 30), ("90", 0), ("99", 0)];
-        for (seconds, expected) in defaults {
-            assert_eq!(wait(&[cold(seconds)]), Duration::from_secs(expected), "{seconds}");
+        let defaults = [("0", 50), ("30", 50), ("40", 50), ("60", 30), ("89", 1), ("90", 0)];
+        for (cold, expected) in defaults.into_iter().chain([("99", 0), ("100", 0), ("150", 0)]) {
+            let trigger = slo(cold, &[]);
+            assert_eq!(trigger.activation.wait, Duration::from_secs(expected), "{cold}");
+            let told = (expected == 0).then_some(none);
+            assert_eq!(trigger.warning().as_deref(), told, "{cold}");
         }
-        assert_eq!(wait(&[cold("60"), ("activationWait", "39.9")]), Duration::from_millis(39_900));
-        // The first job is late whenever the pool wakes; those behind it are not.
-        assert_eq!(wait(&[cold("100")]), Duration::from_secs(50));
-        assert_eq!(wait(&[cold("100"), ("activationWait", "99")]), Duration::from_secs(99));
+        // What can be kept counts as it is given, and the rest as far as it can.
+        for (cold, given, expected, told) in [
+            ("0", "99", 99, None),
+            ("60", "39", 39, None),
+            ("60", "40", 40, Some(late)),
+            ("60", "99", 40, Some(late)),
+            ("99", "5", 1, Some(late)),
+            ("100", "5", 0, Some(none)),
+            ("100", "99", 0, Some(none)),
+            ("5", "0", 0, None),
+        ] {
+            let trigger = slo(cold, &[("activationWait", given)]);
+            let case = format!("{given} beside {cold}");
+            assert_eq!(trigger.activation.wait, Duration::from_secs(expected), "{case}");
+            assert_eq!(trigger.warning().as_deref(), told, "{case}");
+        }
         // Nothing is held back, so nothing is late.
-        let none = [cold("60"), ("activationJobs", "0"), ("activationWait", "5m")];
-        let given = [("mode", "slo"), ("sloSeconds", "100")];
-        let none = parse(&[&given[..], &none].concat()).unwrap();
-        assert_eq!(none.activation.wait, Duration::from_secs(300));
-        let told = slo(&[cold("60"), ("activationWait", "40")]);
-        let expected = "scalerMetadata: activationWait: \"40\" is not valid: \
-                        use less than sloSeconds less coldStartSeconds, since a job that \
-                        activationJobs holds back as long is late before a worker is ready";
-        assert_eq!(told, Err(expected.to_owned()));
+        let given = [("mode", "slo"), ("sloSeconds", "100"), ("coldStartSeconds", "60")];
+        let none = parse(&[&given[..], &[("activationWait", "5m")]].concat()).unwrap();
+        assert_eq!((none.activation.wait, none.warning()), (Duration::from_secs(300), None));
+        let high = [("activationPriority", "high"), ("activationWait", "50")];
+        let told = parse(&[&given[..], &high].concat()).unwrap().warning().unwrap();
+        assert_eq!(told, late.replace("Jobs", "Priority"));
     }
 
     #[test]
@@ -669,29 +698,51 @@ mod tests {
             cold_start in proptest::option::of(0..86_400_000u64),
         ) {
             let millis = |millis: u64| format!("{millis}ms");
-            let (text, jobs, wait) = (millis(objective), jobs.to_string(), wait.map(millis));
+            let (text, jobs) = (millis(objective), jobs.to_string());
+            let (is_too_long, wait) = (wait.is_some_and(|wait| wait >= objective), wait.map(millis));
             let cold = cold_start.map(millis);
             let mut given = vec![("mode", "slo"), ("sloSeconds", text.as_str())];
             given.extend([("activationJobs", jobs.as_str()), ("activationPriority", priority)]);
             given.extend(wait.as_deref().map(|wait| ("activationWait", wait)));
             given.extend(cold.as_deref().map(|cold| ("coldStartSeconds", cold)));
             given.push(("serviceSeconds", "1ms"));
-            // A cold start that leaves no time does not count: the first job is late anyhow.
-            let cold_start = cold_start.filter(|cold| *cold < objective).unwrap_or_default();
             match parse(&given) {
                 Ok(trigger) => {
                     // One job, of a priority that does not count where any does not.
                     let mut snapshot = queue(1, 0, &[]);
                     snapshot.depth.ready_by_priority = Some(ByPriority { low: 1, ..Default::default() });
-                    let late = NOW + Duration::from_millis(objective - cold_start);
+                    let left = objective.saturating_sub(cold_start.unwrap_or_default());
+                    let late = NOW + Duration::from_millis(left);
+                    prop_assert!(decide(&snapshot, &trigger, late).active, "{:?}", trigger);
                     let before = late - Duration::from_nanos(1);
-                    prop_assert!(decide(&snapshot, &trigger, before).active, "{:?}", trigger);
+                    let is_told = trigger.warning().is_some();
+                    prop_assert!(is_told || decide(&snapshot, &trigger, before).active, "{:?}", trigger);
                 }
                 Err(told) => {
                     let named = told.contains("activationWait") && told.contains("sloSeconds");
-                    prop_assert!(wait.is_some() && named, "{}", told);
+                    prop_assert!(is_too_long && named, "{}", told);
                 }
             }
+        }
+
+        #[test]
+        fn beside_a_longer_cold_start_no_job_waits_longer(
+            objective in 2..10_000u64,
+            wait in proptest::option::of(0..10_000u64),
+            cold_starts in (0..12_000u64, 0..12_000u64),
+        ) {
+            let millis = |millis: u64| format!("{millis}ms");
+            let (text, wait) = (millis(objective), wait.map(|wait| millis(wait % objective)));
+            let held = |cold_start: u64| {
+                let cold = millis(cold_start);
+                let mut given = vec![("mode", "slo"), ("sloSeconds", text.as_str())];
+                given.extend([("activationJobs", "3"), ("serviceSeconds", "1ms")]);
+                given.extend(wait.as_deref().map(|wait| ("activationWait", wait)));
+                given.push(("coldStartSeconds", &cold));
+                parse(&given).map(|trigger| trigger.activation.wait)
+            };
+            let (shorter, longer) = (cold_starts.0.min(cold_starts.1), cold_starts.0.max(cold_starts.1));
+            prop_assert!(held(longer).unwrap() <= held(shorter).unwrap());
         }
 
         #[test]

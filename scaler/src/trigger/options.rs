@@ -137,10 +137,10 @@ pub const OPTIONS: [TriggerOption; 16] = [
         default: Some("5m"),
         modes: &[],
         meaning: "a pool at zero wakes when the oldest ready job has waited this long, whatever \
-                  its priority: the bound of what the other activation options hold back; in mode \
-                  `slo` they need less than `sloSeconds`, less `coldStartSeconds` where that is \
-                  given and shorter; without it half of `sloSeconds` counts, or 5m or 0.9 of \
-                  `sloSeconds` less `coldStartSeconds` if that is less",
+                  its priority: the bound of what the other activation options hold back; with them \
+                  in mode `slo` `min(activationWait, sloSeconds - coldStartSeconds)` counts, and \
+                  without it `min(5m, sloSeconds / 2, 0.9 * sloSeconds - coldStartSeconds)`, where \
+                  a `coldStartSeconds` that is not given is 0",
     },
     TriggerOption {
         key: ACTIVATION_PRIORITY,

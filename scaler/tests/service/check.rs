@@ -69,6 +69,25 @@ async fn every_profile_is_tried_and_every_trigger_answered_or_refused() {
 }
 
 #[tokio::test]
+async fn what_has_less_effect_than_it_says_is_answered_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("day.db"));
+    drop(open(&url, OpenOptions::default()).await.unwrap());
+    let slo = [("mode", "slo"), ("sloSeconds", "120"), ("coldStartSeconds", "90")];
+    let held = |wait| [&slo[..], &[("activationJobs", "7"), ("activationWait", wait)]].concat();
+    let objects = vec![asking("ml", &[&held("15s"), &held("30s")])];
+    let args = CheckArgs { config: None, queue: Some(url), objects };
+    let found = check(args).await.unwrap();
+    let [early, late] = &found.triggers[..] else { panic!("{found:?}") };
+    assert!(early.answer.is_some() && late.answer.is_some(), "{found:?}");
+    assert_eq!(early.warning, None);
+    assert!(
+        late.warning.as_ref().unwrap().contains("sloSeconds less coldStartSeconds"),
+        "{late:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_file_that_is_wrong_is_told_before_anything_is_tried() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("scaler.toml");

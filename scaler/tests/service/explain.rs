@@ -58,6 +58,25 @@ async fn an_object_is_explained_in_numbers_and_in_words() {
 }
 
 #[tokio::test]
+async fn what_has_less_effect_than_it_says_is_explained() {
+    let kit = Kit::start(args()).await;
+    publish(&kit.queue(), 1).await;
+    let object = object(&[
+        ("mode", "slo"),
+        ("sloSeconds", "120"),
+        ("coldStartSeconds", "110"),
+        ("activationJobs", "7"),
+    ]);
+    assert!(kit.is_active(&object).await.unwrap(), "one job wakes the pool");
+    let told = json(&kit, "/explain/ml/encoder").await;
+    let warning = "activationJobs has no effect: sloSeconds leaves no time to wait";
+    assert!(told["triggers"][0]["warning"].as_str().unwrap().contains(warning), "{told}");
+    let words = page(kit.http, "/explain/ml/encoder?format=text").await;
+    assert!(words.contains(&format!("warning: {warning}")), "{words}");
+    kit.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_that_came_from_an_environment_is_explained() {
     let kit = Kit::start(args()).await;
     let object = object(&[("queueFromEnv", "hunter2"), ("jobsPerReplicaFromEnv", "4242")]);
