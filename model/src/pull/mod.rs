@@ -8,6 +8,8 @@ mod cache;
 mod client;
 mod hub;
 mod mirror;
+mod snapshot;
+mod staging;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,6 +95,9 @@ pub enum PullError {
         /// The file.
         file: String,
     },
+    /// Somebody removed from the cache what was just put there.
+    #[error("{}: files of the model were removed while it was fetched; pull again", .0.display())]
+    Removed(PathBuf),
     /// The model is not here, and may not be fetched.
     #[error("{0} is in no cache and HF_HUB_OFFLINE is set; unset it, or pull the model elsewhere")]
     Offline(String),
