@@ -116,7 +116,7 @@ pub struct FileInfo {
 }
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-const FILES: [&str; 6] = [
+pub(crate) const FILES: [&str; 6] = [
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",

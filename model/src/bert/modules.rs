@@ -135,6 +135,11 @@ impl Modules {
     }
 }
 
+/// The file that the pooling of an encoder will be read from, in its directory.
+pub(crate) fn pooling_file(dir: &Path) -> Result<Option<String>, LoadError> {
+    Ok(Modules::listed(dir)?.pooling_file)
+}
+
 /// The folder of a module: "" for the model's own, or the name of one in it. Those have the files that
 /// a worker watches.
 fn folder_of(path: &str) -> Option<&str> {

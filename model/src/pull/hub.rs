@@ -11,21 +11,13 @@ use super::client::{Client, Promise, check};
 use super::snapshot::{self, Link};
 use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
-use crate::bert::Settings;
+use crate::bert::{Settings, pooling_file};
+use crate::catalog::FILES;
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog};
 
-const SMALL_FILES: [&str; 9] = [
-    "config.json",
-    "config_sentence_transformers.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "README.md",
-];
+/// Files that Python's tools, which share the cache, want beside those that are read here.
+const OTHERS: [&str; 3] = ["special_tokens_map.json", "vocab.txt", "README.md"];
 
 #[derive(Deserialize)]
 struct Revision {
@@ -42,17 +34,6 @@ impl Revision {
     fn has(&self, name: &str) -> bool {
         self.siblings.iter().any(|it| it.rfilename == name)
     }
-}
-
-/// Weights are fetched last, and only if the rest says that the model can be run.
-fn is_wanted(name: &str) -> bool {
-    // A module of its own folder: `1_Pooling/config.json`.
-    let of_module = name.split_once('/').is_some_and(|(folder, file)| {
-        file == "config.json"
-            && folder.starts_with(|c: char| c.is_ascii_digit())
-            && folder.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-    });
-    of_module || SMALL_FILES.contains(&name)
 }
 
 pub(super) fn pull(
@@ -138,14 +119,25 @@ impl Hub<'_> {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Vec<Link>, PullError> {
         let mut links = Vec::new();
-        let names = revision.siblings.iter().map(|it| it.rfilename.as_str());
-        for name in names.filter(|name| is_wanted(name)) {
+        for name in FILES.into_iter().chain(OTHERS).filter(|name| revision.has(name)) {
             links.push(self.link(revision, name, progress)?);
         }
         let staging = snapshot::stage(self.folder, &links)?;
-        if catalog::recognise(staging.path())? != ModelKind::Sentinel {
-            Settings::read(staging.path())?;
+        let kind = catalog::recognise(staging.path())?;
+        if kind == ModelKind::Sentinel {
+            return Ok(links);
         }
+        let pooling = match kind {
+            ModelKind::Encoder => pooling_file(staging.path())?,
+            _ => None,
+        };
+        if let Some(name) = pooling.filter(|name| links.iter().all(|link| link.name != *name)) {
+            self.need(revision, &name)?;
+            let link = self.link(revision, &name, progress)?;
+            link.put(staging.path())?;
+            links.push(link);
+        }
+        Settings::read(staging.path())?;
         Ok(links)
     }
 
@@ -211,7 +203,8 @@ impl Hub<'_> {
     /// Asks for a file's hash and size without the file.
     fn promise(&self, revision: &Revision, name: &str) -> Result<Promise, PullError> {
         let endpoint = self.client.endpoint();
-        let url = format!("{endpoint}/{}/resolve/{}/{name}", self.repository.name, revision.sha);
+        let (repository, path) = (self.repository.name, escaped(name));
+        let url = format!("{endpoint}/{repository}/resolve/{}/{path}", revision.sha);
         let (url, answer) = self.client.head(&url)?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let etag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
@@ -224,4 +217,14 @@ impl Hub<'_> {
         let bytes = bytes.and_then(|bytes| bytes.parse().ok());
         Ok(Promise { etag: etag.to_owned(), bytes, url })
     }
+}
+
+/// A file's name as a part of a URL: the folder of a module may be called anything.
+fn escaped(name: &str) -> String {
+    let letter = |byte: u8| match byte {
+        b'/' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(letter).collect()
 }

