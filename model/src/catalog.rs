@@ -115,13 +115,16 @@ pub struct FileInfo {
     pub sha256: String,
 }
 
+/// What cuts texts into tokens, in a model of texts.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
 /// The files that a model is read from beside its weights and its pooling, where it has them.
 pub(crate) const FILES: [&str; 6] = [
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",
     "sentence_bert_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
 ];
 

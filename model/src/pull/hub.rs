@@ -12,7 +12,7 @@ use super::snapshot::{self, Link};
 use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
 use crate::bert::{Settings, pooling_file};
-use crate::catalog::FILES;
+use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog};
 
@@ -127,6 +127,7 @@ impl Hub<'_> {
         if kind == ModelKind::Sentinel {
             return Ok(links);
         }
+        self.need(revision, TOKENIZER)?;
         let pooling = match kind {
             ModelKind::Encoder => pooling_file(staging.path())?,
             _ => None,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::LoadError;
+use crate::catalog::TOKENIZER;
 
 /// How far a pull is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub enum PullError {
         expected: String,
     },
     /// The repository holds nothing that can run here.
-    #[error("{repository} has no {file}; choose a model that has one")]
+    #[error("{repository} has no {file}; choose a model that has one{}", or_made(file))]
     Lacks {
         /// The repository.
         repository: String,
@@ -124,6 +125,17 @@ pub enum PullError {
 
 fn or_mirror(has_mirror: bool) -> String {
     if has_mirror { format!(", or pull {}", MINILM.mirror) } else { String::new() }
+}
+
+/// What else to do about a file that a repository lacks.
+fn or_made(file: &str) -> &'static str {
+    match file {
+        TOKENIZER => {
+            ", or save this one and its AutoTokenizer to a directory with transformers' \
+             save_pretrained, which writes it"
+        }
+        _ => "",
+    }
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PullError {

@@ -494,6 +494,31 @@ fn a_model_whose_files_are_removed_while_it_is_fetched_is_not_published() {
 }
 
 #[test]
+fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetched() {
+    for name in ["tiny-bert", "tiny-classes-bert", "tiny-rerank-bert", "tiny-tags-bert"] {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let mut files = files();
+        files[0].1 = fs::read(data.join("config.json")).unwrap();
+        files[3] = ("vocab.txt", b"a".to_vec());
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files);
+        let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err();
+        assert!(matches!(error, PullError::Lacks { .. }), "{name}: {error}");
+        let error = error.to_string();
+        assert!(error.contains("org/tiny has no tokenizer.json; choose"), "{error}");
+        assert!(error.contains("save_pretrained"), "{error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty(), "{name}");
+    }
+    // A sentinel reads no texts.
+    let config = br#"{"model_type": "ebb-sentinel"}"#.to_vec();
+    let hub = TestHub::with(Manner::Honest, vec![("config.json", config), files().remove(4)]);
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
 fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
     for (path, name) in [
         ("./1_Pooling", "1_Pooling/config.json"),
