@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sha2::Digest;
 
 use super::*;
@@ -84,13 +84,29 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
-/// The same with an index in place of the weights, and the shards that it names.
+/// The same model with its weights in shards, every second tensor in each, and their index.
 fn sharded() -> Files {
     let mut files = files();
-    files.pop();
-    let index = json!({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}});
-    files.push((INDEX, index.to_string().into_bytes()));
-    files.extend(SHARDS.map(|name| (name, name.as_bytes().to_vec())));
+    let (_, bytes) = files.pop().unwrap();
+    let n_header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + n_header]).unwrap();
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    let mut shards = SHARDS.map(|name| (name, Map::new(), Vec::new()));
+    let mut places = Map::new();
+    for (nth, (name, mut entry)) in tensors.enumerate() {
+        let (shard, header, data) = &mut shards[nth % 2];
+        let at = |n: usize| 8 + n_header + entry["data_offsets"][n].as_u64().unwrap() as usize;
+        let start = data.len();
+        data.extend(&bytes[at(0)..at(1)]);
+        entry["data_offsets"] = json!([start, data.len()]);
+        header.insert(name.clone(), entry);
+        places.insert(name, json!(shard));
+    }
+    files.push((INDEX, json!({"weight_map": places}).to_string().into_bytes()));
+    files.extend(shards.map(|(name, header, data)| {
+        let header = Value::Object(header).to_string();
+        (name, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat())
+    }));
     files
 }
 
@@ -365,6 +381,10 @@ fn a_model_in_shards_is_pulled_by_its_index_and_is_whole_with_all_of_them() {
         assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
     }
     assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    // It is the model that it was in one file.
+    let single = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let [pulled, single] = [&found, &single].map(|dir| ModelInfo::read(dir).unwrap());
+    assert_eq!((pulled.parameters, pulled.kind), (single.parameters, single.kind));
     for file in [INDEX, SHARDS[0], SHARDS[1]] {
         fs::remove_file(found.join(file)).unwrap();
         assert_eq!(places.cached("org/tiny"), None, "{file}");
