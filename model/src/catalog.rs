@@ -115,14 +115,16 @@ pub struct FileInfo {
     pub sha256: String,
 }
 
-/// Files beside the weights.
-const FILES: [&str; 7] = [
+/// What cuts texts into tokens, in a model of texts.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
+/// The files that a model is read from beside its weights and its pooling, where it has them.
+pub(crate) const FILES: [&str; 6] = [
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",
     "sentence_bert_config.json",
-    "1_Pooling/config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
 ];
 
@@ -134,7 +136,8 @@ impl ModelInfo {
         if kind != ModelKind::Sentinel {
             let settings = Settings::read(dir)?;
             settings.check_labels(&weights)?;
-            return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files_of(dir)?));
+            let files = files_of(dir, settings.pooling_file())?;
+            return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));
         }
         let config = sentinel::Config::read(dir)?;
         Ok(Self {
@@ -151,7 +154,7 @@ impl ModelInfo {
             problem: None,
             labels: Vec::new(),
             dimensions: 1,
-            files: files_of(dir)?,
+            files: files_of(dir, None)?,
         })
     }
 
@@ -189,8 +192,11 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 }
 
 /// Hashes the files that a model is read from, the weights last.
-fn files_of(dir: &Path) -> Result<Vec<FileInfo>, LoadError> {
-    let beside = FILES.into_iter().filter(|name| dir.join(name).exists()).map(str::to_owned);
+fn files_of(dir: &Path, pooling: Option<&str>) -> Result<Vec<FileInfo>, LoadError> {
+    // A pooling may lie in the model's own folder, and its file is one of the others then.
+    let pooling = pooling.filter(|name| !FILES.contains(name));
+    let beside = FILES.into_iter().filter(|name| dir.join(name).exists());
+    let beside = beside.chain(pooling).map(str::to_owned);
     let names = beside.chain(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);

@@ -242,7 +242,13 @@ fn a_module_lies_in_a_folder_of_the_model() {
     for (path, is_good) in [
         ("1_Pooling", true),
         ("1_Pooling/", true),
+        ("./1_Pooling", true),
+        ("./1_Pooling/.", true),
+        ("./", true),
         ("../1_Pooling", false),
+        ("./../1_Pooling", false),
+        ("1_Pooling/..", false),
+        ("..", false),
         ("/tmp", false),
         ("a/b", false),
     ] {
@@ -254,6 +260,29 @@ fn a_module_lies_in_a_folder_of_the_model() {
             true => assert_eq!(load(dir.path()).unwrap(), ModelKind::Encoder),
             false => says(dir.path(), "known are Transformer in \"\", Pooling in a folder of this"),
         }
+    }
+}
+
+#[test]
+fn the_info_lists_the_pooling_that_is_read() {
+    for (path, listed) in [
+        ("1_Pooling", "1_Pooling/config.json"),
+        ("./pool", "pool/config.json"),
+        ("", "config.json"),
+    ] {
+        let modules =
+            json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
+        let dir = model("tiny-bert");
+        fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
+        copy(&dir.path().join("1_Pooling"), &dir.path().join("pool"));
+        let info = ModelInfo::read(dir.path()).unwrap();
+        let names = info.files.iter().map(|file| file.name.as_str());
+        let configs: Vec<_> = names.filter(|name| name.ends_with("config.json")).collect();
+        let others = ["tokenizer_config.json", "sentence_bert_config.json"];
+        let mut expected = vec!["config.json", listed];
+        expected.dedup();
+        let configs: Vec<_> = configs.into_iter().filter(|it| !others.contains(it)).collect();
+        assert_eq!(configs, expected, "{path}");
     }
 }
 

@@ -56,6 +56,7 @@ pub use encoder::{Embedding, Encoder};
 pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
+pub(crate) use modules::pooling_file;
 pub use settings::Settings;
 #[cfg(feature = "cpu")]
 pub use shapes::Shape;

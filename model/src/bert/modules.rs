@@ -74,6 +74,8 @@ fn yes() -> bool {
 pub(crate) struct Modules {
     pub(crate) transformer: PathBuf,
     pub(crate) pooling: Pooling,
+    /// The file that says so, in the directory.
+    pub(crate) pooling_file: Option<String>,
     pub(crate) include_prompt: bool,
     pub(crate) normalize: bool,
 }
@@ -84,13 +86,26 @@ impl Modules {
         Self {
             transformer: dir.to_owned(),
             pooling: Pooling::Mean,
+            pooling_file: None,
             include_prompt: true,
             normalize: false,
         }
     }
 
-    /// Reads `modules.json`, where there is one.
+    /// Reads `modules.json`, where there is one, and the pooling that it names.
     pub(crate) fn read(dir: &Path) -> Result<Self, LoadError> {
+        let mut modules = Self::listed(dir)?;
+        if let Some(name) = &modules.pooling_file {
+            let path = dir.join(name);
+            let file: PoolingFile = read_json(&path)?;
+            modules.include_prompt = file.include_prompt;
+            modules.pooling = file.mode(&path)?;
+        }
+        Ok(modules)
+    }
+
+    /// Reads `modules.json` alone.
+    fn listed(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("modules.json");
         let mut modules = Self::none(dir);
         if !path.exists() {
@@ -100,15 +115,13 @@ impl Modules {
         for (place, entry) in entries.iter().enumerate() {
             // The package path differs between versions, the class name does not.
             let class = entry.kind.rsplit('.').next().unwrap_or(&entry.kind);
-            match (class, place) {
-                ("Transformer", 0) if entry.path.is_empty() => {}
-                ("Pooling", 1) if is_inside(&entry.path) => {
-                    let path = dir.join(&entry.path).join("config.json");
-                    let file: PoolingFile = read_json(&path)?;
-                    modules.include_prompt = file.include_prompt;
-                    modules.pooling = file.mode(&path)?;
+            match (class, place, folder_of(&entry.path)) {
+                ("Transformer", 0, Some("")) => {}
+                ("Pooling", 1, Some("")) => modules.pooling_file = Some("config.json".into()),
+                ("Pooling", 1, Some(folder)) => {
+                    modules.pooling_file = Some(format!("{folder}/config.json"));
                 }
-                ("Normalize", 2) => modules.normalize = true,
+                ("Normalize", 2, _) => modules.normalize = true,
                 _ => {
                     let field = format!("module {place}");
                     let found = format!("{} in {:?}", entry.kind, entry.path);
@@ -122,10 +135,20 @@ impl Modules {
     }
 }
 
-/// Whether a module's path is that of the model, or of a folder in it: the files that a worker watches.
-fn is_inside(path: &str) -> bool {
-    let mut parts = Path::new(path).components();
-    parts.next().is_none_or(|part| matches!(part, Component::Normal(_))) && parts.next().is_none()
+/// The file that the pooling of an encoder will be read from, in its directory.
+pub(crate) fn pooling_file(dir: &Path) -> Result<Option<String>, LoadError> {
+    Ok(Modules::listed(dir)?.pooling_file)
+}
+
+/// The folder of a module: "" for the model's own, or the name of one in it. Those have the files that
+/// a worker watches.
+fn folder_of(path: &str) -> Option<&str> {
+    let mut parts = Path::new(path).components().filter(|part| *part != Component::CurDir);
+    match (parts.next(), parts.next()) {
+        (None, _) => Some(""),
+        (Some(Component::Normal(name)), None) => name.to_str(),
+        _ => None,
+    }
 }
 
 impl PoolingFile {

@@ -25,6 +25,7 @@ pub struct Settings {
     pub(crate) config: Config,
     pub(crate) lower_case: bool,
     pub(crate) prompts: Prompts,
+    pooling_file: Option<String>,
 }
 
 /// What may stand before a text.
@@ -70,7 +71,13 @@ impl Settings {
             config,
             lower_case: transformer.flag("do_lower_case")?,
             prompts,
+            pooling_file: modules.pooling_file,
         })
+    }
+
+    /// The file that the pooling was read from, in the directory.
+    pub(crate) fn pooling_file(&self) -> Option<&str> {
+        self.pooling_file.as_deref()
     }
 
     /// The name in `architectures`, or of the model type.

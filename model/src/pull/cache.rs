@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Known, Places, Repository};
 use crate::bert::Settings;
+use crate::catalog::TOKENIZER;
 use crate::{ModelKind, catalog, checkpoint};
 
 /// The folder of a repository in the hub's layout.
@@ -34,7 +35,7 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
         && match catalog::recognise(dir) {
             Ok(ModelKind::Sentinel) => true,
             // The settings name the files they need.
-            Ok(_) => Settings::read(dir).is_ok() && dir.join("tokenizer.json").is_file(),
+            Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,
         };
     let Some(known) = known else { return complete };

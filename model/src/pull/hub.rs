@@ -1,28 +1,23 @@
 //! A Hugging Face hub: which files a revision has, and a snapshot of them in the cache.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::client::{Client, Promise, check};
+use super::snapshot::{self, Link};
+use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
-use crate::bert::Settings;
+use crate::bert::{Settings, pooling_file};
+use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog};
 
-const SMALL_FILES: [&str; 9] = [
-    "config.json",
-    "config_sentence_transformers.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "README.md",
-];
+/// Files that Python's tools, which share the cache, want beside those that are read here.
+const OTHERS: [&str; 3] = ["special_tokens_map.json", "vocab.txt", "README.md"];
 
 #[derive(Deserialize)]
 struct Revision {
@@ -35,15 +30,10 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Weights are fetched last, and only if the rest says that the model can be run.
-fn is_wanted(name: &str) -> bool {
-    // A module of its own folder: `1_Pooling/config.json`.
-    let of_module = name.split_once('/').is_some_and(|(folder, file)| {
-        file == "config.json"
-            && folder.starts_with(|c: char| c.is_ascii_digit())
-            && folder.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-    });
-    of_module || SMALL_FILES.contains(&name)
+impl Revision {
+    fn has(&self, name: &str) -> bool {
+        self.siblings.iter().any(|it| it.rfilename == name)
+    }
 }
 
 pub(super) fn pull(
@@ -53,70 +43,29 @@ pub(super) fn pull(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<PathBuf, PullError> {
     let client = Client::new(places, repository.name, known.is_some());
-    let hub = Hub { repository, known, client };
-    let revision = hub.revision()?;
     let folder = cache::folder(places, repository.name);
+    let hub = Hub { repository, known, client, folder: &folder };
+    let revision = hub.revision()?;
     let target = folder.join("snapshots").join(&revision.sha);
     if !cache::is_whole(&target, known) {
-        for name in ["blobs", "refs", "snapshots"] {
-            let path = folder.join(name);
-            fs::create_dir_all(&path).map_err(io(&path))?;
+        let blobs = folder.join("blobs");
+        for path in [&blobs, &folder.join("snapshots")] {
+            fs::create_dir_all(path).map_err(io(path))?;
         }
-        let name = format!(".{}-{}", revision.sha, std::process::id());
-        let staging = folder.join("snapshots").join(name);
-        let result = hub
-            .stage(&revision, &folder, &staging, progress)
-            .and_then(|()| publish(&staging, &target));
-        if staging.exists() {
-            fs::remove_dir_all(&staging).map_err(io(&staging))?;
-        }
-        result?;
+        let links = hub.files(&revision, progress)?;
+        snapshot::publish(&folder, &revision.sha, &links, known)?;
+        staging::remove_forgotten(&blobs);
     }
-    let reference = folder.join("refs").join(repository.revision);
-    let unfinished = reference.with_extension(std::process::id().to_string());
-    fs::write(&unfinished, &revision.sha).map_err(io(&unfinished))?;
-    fs::rename(&unfinished, &reference).map_err(io(&reference))?;
+    snapshot::refer(&folder, repository.revision, &revision.sha)?;
     Ok(target)
-}
-
-/// Makes the staged snapshot visible: in one step, or, where another tool left a part of it,
-/// link by link with the weights last.
-fn publish(staging: &Path, target: &Path) -> Result<(), PullError> {
-    if !target.exists() {
-        return fs::rename(staging, target).map_err(io(target));
-    }
-    let mut files = Vec::new();
-    for folder in fs::read_dir(staging).map_err(io(staging))?.flatten() {
-        if folder.path().is_dir() {
-            files.extend(fs::read_dir(folder.path()).map_err(io(staging))?.flatten());
-        } else {
-            files.push(folder);
-        }
-    }
-    files.sort_by_key(|file| turn(&file.file_name().to_string_lossy()));
-    for file in files {
-        let path = file.path();
-        let to = target.join(path.strip_prefix(staging).expect("listed in it"));
-        let parent = to.parent().expect("below the target");
-        fs::create_dir_all(parent).map_err(io(parent))?;
-        fs::rename(&path, &to).map_err(io(&to))?;
-    }
-    Ok(())
-}
-
-/// When a file is published: what makes a model of the others comes last.
-fn turn(name: &str) -> u8 {
-    match name {
-        SINGLE | INDEX => 2,
-        _ if name.ends_with(".safetensors") => 1,
-        _ => 0,
-    }
 }
 
 struct Hub<'a> {
     repository: &'a Repository<'a>,
     known: Option<&'static Known>,
     client: Client<'a>,
+    /// The repository in the cache.
+    folder: &'a Path,
 }
 
 impl Hub<'_> {
@@ -137,64 +86,85 @@ impl Hub<'_> {
         Ok(revision)
     }
 
-    /// Fetches the files and links them below `staging`; the weights last, in one file or in the
-    /// shards of an index, and only if the rest says that the model can be run.
-    fn stage(
+    /// Fetches a model's files; the weights last, in one file or in the shards of an index, and only
+    /// if the rest says that the model can be run.
+    fn files(
         &self,
         revision: &Revision,
-        folder: &Path,
-        staging: &Path,
         progress: &mut dyn FnMut(&Progress),
-    ) -> Result<(), PullError> {
-        let has = |name: &str| revision.siblings.iter().any(|it| it.rfilename == name);
-        let check = |file: &str| {
-            if has(file) {
-                return Ok(());
-            }
-            let (repository, file) = (self.repository.name.to_owned(), file.to_owned());
-            Err(PullError::Lacks { repository, file })
-        };
+    ) -> Result<Vec<Link>, PullError> {
         // What is pinned by its hash is one file.
-        let is_sharded = !has(SINGLE) && has(INDEX) && self.known.is_none();
+        let is_sharded = !revision.has(SINGLE) && revision.has(INDEX) && self.known.is_none();
         let weights = if is_sharded { INDEX } else { SINGLE };
-        check("config.json").and_then(|()| check(weights))?;
-        fs::create_dir_all(staging).map_err(io(staging))?;
-        let names = revision.siblings.iter().map(|it| it.rfilename.as_str());
-        for name in names.filter(|name| is_wanted(name)) {
-            self.link(revision, folder, staging, name, progress)?;
+        let pinned = self.known.map_or(&[][..], |known| known.files);
+        let mut needed = ["config.json", weights].into_iter().chain(pinned.iter().copied());
+        needed.try_for_each(|name| self.need(revision, name))?;
+        let mut links = self.small_files(revision, progress)?;
+        links.push(self.link(revision, weights, progress)?);
+        if is_sharded {
+            let files = checkpoint::files(snapshot::stage(self.folder, &links)?.path())?;
+            let shards = || files.iter().filter(|name| *name != INDEX);
+            shards().try_for_each(|shard| self.need(revision, shard))?;
+            for shard in shards() {
+                links.push(self.link(revision, shard, progress)?);
+            }
         }
-        if catalog::recognise(staging)? != ModelKind::Sentinel {
-            Settings::read(staging)?;
+        Ok(links)
+    }
+
+    /// Fetches all but the weights, and holds it against what the code can run.
+    fn small_files(
+        &self,
+        revision: &Revision,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Vec<Link>, PullError> {
+        let mut links = Vec::new();
+        for name in FILES.into_iter().chain(OTHERS).filter(|name| revision.has(name)) {
+            links.push(self.link(revision, name, progress)?);
         }
-        self.link(revision, folder, staging, weights, progress)?;
-        let files = checkpoint::files(staging)?;
-        let shards = || files.iter().filter(|name| *name != weights);
-        shards().try_for_each(|shard| check(shard))?;
-        shards().try_for_each(|shard| self.link(revision, folder, staging, shard, progress))
+        let staging = snapshot::stage(self.folder, &links)?;
+        let kind = catalog::recognise(staging.path())?;
+        if kind == ModelKind::Sentinel {
+            return Ok(links);
+        }
+        self.need(revision, TOKENIZER)?;
+        let pooling = match kind {
+            ModelKind::Encoder => pooling_file(staging.path())?,
+            _ => None,
+        };
+        if let Some(name) = pooling.filter(|name| links.iter().all(|link| link.name != *name)) {
+            self.need(revision, &name)?;
+            let link = self.link(revision, &name, progress)?;
+            link.put(staging.path())?;
+            links.push(link);
+        }
+        Settings::read(staging.path())?;
+        Ok(links)
+    }
+
+    /// Refuses a revision that lacks a file.
+    fn need(&self, revision: &Revision, file: &str) -> Result<(), PullError> {
+        if revision.has(file) {
+            return Ok(());
+        }
+        let (repository, file) = (self.repository.name.to_owned(), file.to_owned());
+        Err(PullError::Lacks { repository, file })
     }
 
     fn link(
         &self,
         revision: &Revision,
-        folder: &Path,
-        staging: &Path,
         name: &str,
         progress: &mut dyn FnMut(&Progress),
-    ) -> Result<(), PullError> {
-        let blob = self.blob(revision, &folder.join("blobs"), name, progress)?;
-        let link = staging.join(name);
-        let parent = link.parent().expect("below the staging folder");
-        fs::create_dir_all(parent).map_err(io(parent))?;
-        // From snapshots/COMMIT/NAME back to the repository's folder.
-        let up = "../".repeat(2 + name.matches('/').count());
-        std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), &link).map_err(io(&link))
+    ) -> Result<Link, PullError> {
+        let blob = self.blob(revision, name, progress)?;
+        Ok(Link { name: name.to_owned(), blob })
     }
 
     /// Makes sure that a file's blob is there, whole; its name.
     fn blob(
         &self,
         revision: &Revision,
-        blobs: &Path,
         name: &str,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<String, PullError> {
@@ -202,9 +172,10 @@ impl Hub<'_> {
         if let Some(known) = self.known.filter(|_| name == SINGLE) {
             known.weights_sha256.clone_into(&mut promise.etag);
         }
+        let blobs = self.folder.join("blobs");
         let blob = blobs.join(&promise.etag);
         // Two pulls of the same file take turns, and the second finds it there.
-        let partial = blobs.join(format!("{}.ebb-incomplete", promise.etag));
+        let partial = blobs.join(format!("{}.{PARTIAL}", promise.etag));
         let mut file = File::options()
             .read(true)
             .append(true)
@@ -221,8 +192,11 @@ impl Hub<'_> {
             }
             file.sync_all().map_err(io(&partial))?;
             fs::rename(&partial, &blob).map_err(io(&blob))?;
-        } else if partial.exists() {
-            fs::remove_file(&partial).map_err(io(&partial))?;
+        } else if let Err(error) = fs::remove_file(&partial)
+            // A third pull may be as far.
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(io(&partial)(error));
         }
         Ok(promise.etag)
     }
@@ -230,7 +204,8 @@ impl Hub<'_> {
     /// Asks for a file's hash and size without the file.
     fn promise(&self, revision: &Revision, name: &str) -> Result<Promise, PullError> {
         let endpoint = self.client.endpoint();
-        let url = format!("{endpoint}/{}/resolve/{}/{name}", self.repository.name, revision.sha);
+        let (repository, path) = (self.repository.name, escaped(name));
+        let url = format!("{endpoint}/{repository}/resolve/{}/{path}", revision.sha);
         let (url, answer) = self.client.head(&url)?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let etag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
@@ -243,4 +218,14 @@ impl Hub<'_> {
         let bytes = bytes.and_then(|bytes| bytes.parse().ok());
         Ok(Promise { etag: etag.to_owned(), bytes, url })
     }
+}
+
+/// A file's name as a part of a URL: the folder of a module may be called anything.
+fn escaped(name: &str) -> String {
+    let letter = |byte: u8| match byte {
+        b'/' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(letter).collect()
 }

