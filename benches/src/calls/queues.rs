@@ -117,7 +117,8 @@ async fn add(queue: &Queue) -> ebb_queue::Result<()> {
 async fn take(queue: &Queue) -> ebb_queue::Result<()> {
     let deliveries = queue.receive(NonZeroUsize::MIN, Duration::from_secs(5)).await?;
     let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
-    queue.settle(&acks).await.map(drop)
+    queue.settle(&acks).await?;
+    Ok(())
 }
 
 fn job() -> Job {

@@ -9,6 +9,7 @@
 //! `message_id`, else by a fresh id at each delivery.
 
 mod bell;
+mod confirms;
 mod connect;
 mod core;
 mod dead;

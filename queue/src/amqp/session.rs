@@ -12,14 +12,15 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
-use tracing::warn;
 
+use super::confirms::{Address, Arrival, Confirms};
 use super::connect::{Pair, Version};
 use super::errors;
 use super::tags::{Acks, Tags};
+use crate::delivery::note;
 use crate::{Error, ErrorKind, Result};
 
 /// How long the broker may take for anything; then the connection is given up.
@@ -38,13 +39,6 @@ pub(super) struct Message {
     pub(super) body: Bytes,
     /// Whether it must meet a queue.
     pub(super) must_arrive: bool,
-}
-
-/// Where a message went.
-#[derive(Debug)]
-struct Address {
-    exchange: String,
-    key: String,
 }
 
 /// What became of messages.
@@ -71,8 +65,7 @@ pub(super) struct Session {
     voice: Channel,
     /// A channel that the broker closes when a queue is missing, so nothing else is done on it.
     probe: Mutex<Option<Channel>>,
-    /// Confirmations are matched by number, so publishing takes turns.
-    turn: Mutex<()>,
+    confirms: Confirms,
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
     turn_to_ack: Mutex<()>,
     tags: std::sync::Mutex<Tags>,
@@ -97,7 +90,7 @@ impl Session {
             press,
             voice,
             probe: Mutex::default(),
-            turn: Mutex::default(),
+            confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
             is_broken: AtomicBool::new(false),
@@ -177,9 +170,18 @@ impl Session {
         }
     }
 
-    /// Publishes messages and returns when all of them are on the disks of the broker.
+    /// Publishes messages and returns when all of them are on the disks of the broker. None is
+    /// published after one that it refused, but for those on their way together.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<()> {
-        self.post(messages).await.failed.map_or(Ok(()), Err)
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let window: Vec<_> = messages.by_ref().take(WINDOW).collect();
+            let mut is_stored = vec![false; window.len()];
+            if let Some(refusal) = self.post_window(window, &mut is_stored).await? {
+                return Err(refusal);
+            }
+        }
+        Ok(())
     }
 
     /// Publishes messages and says which of them are on the disks of the broker. One that it refuses
@@ -187,10 +189,10 @@ impl Session {
     pub(super) async fn post(&self, messages: Vec<Message>) -> Posted {
         let (mut is_stored, mut failed) = (vec![false; messages.len()], None);
         let mut messages = messages.into_iter();
-        for is_stored in is_stored.chunks_mut(WINDOW) {
+        for part in is_stored.chunks_mut(WINDOW) {
             let window = messages.by_ref().take(WINDOW).collect();
-            match self.post_window(window, is_stored).await {
-                Ok(refusal) => failed = failed.or(refusal),
+            match self.post_window(window, part).await {
+                Ok(refusal) => refusal.into_iter().for_each(|error| note(&mut failed, error)),
                 Err(error) => {
                     failed = Some(error);
                     break;
@@ -207,38 +209,38 @@ impl Session {
         is_stored: &mut [bool],
     ) -> Result<Option<Error>> {
         self.check_open()?;
-        let (mut addresses, mut answers) = (Vec::new(), Vec::new());
+        let mut refusal = None;
         let storing = async {
-            let (sent, confirms): (Vec<_>, Vec<_>) = self.send(window).await?.into_iter().unzip();
-            addresses = sent;
-            let confirms = confirms.into_iter().enumerate();
-            let confirms =
-                confirms.map(async |(nth, confirm)| lapin::Result::Ok((nth, confirm.await?)));
-            let mut confirms: FuturesUnordered<_> = confirms.collect();
-            while let Some(answer) = confirms.try_next().await? {
-                answers.push(answer);
+            let arrivals = self.send(window).await?.into_iter().enumerate();
+            let arrivals =
+                arrivals.map(async |(nth, arrival)| lapin::Result::Ok((nth, arrival.await?)));
+            let mut arrivals: FuturesUnordered<_> = arrivals.collect();
+            while let Some((nth, arrival)) = arrivals.try_next().await? {
+                match refused(arrival) {
+                    None => is_stored[nth] = true,
+                    Some(error) => note(&mut refusal, error),
+                }
             }
             Ok(())
         };
-        let done = self.patiently("store jobs", storing).await;
-        let refusal = take_in(answers, &addresses, is_stored);
-        done.map(|()| refusal)
+        self.patiently("store jobs", storing).await?;
+        Ok(refusal)
     }
 
     async fn send(
         &self,
         messages: Vec<Message>,
-    ) -> lapin::Result<Vec<(Address, PublisherConfirm)>> {
-        let _turn = self.turn.lock().await;
+    ) -> lapin::Result<Vec<impl Future<Output = lapin::Result<Arrival>> + use<>>> {
+        let _turn = self.confirms.turn().await;
         let mut sent = Vec::with_capacity(messages.len());
         for message in messages {
             let Message { exchange, key, properties, body, must_arrive } = message;
             let options =
                 BasicPublishOptions { mandatory: must_arrive, ..BasicPublishOptions::default() };
-            let address = Address { exchange, key };
+            let address = Address { exchange, key, must_arrive };
             let (exchange, key) = (address.exchange.as_str().into(), address.key.as_str().into());
             let confirm = self.press.basic_publish(exchange, key, options, &body, properties);
-            sent.push((address, confirm.await?));
+            sent.push(self.confirms.watch(address, confirm.await?));
         }
         Ok(sent)
     }
@@ -320,35 +322,18 @@ impl Session {
     }
 }
 
-/// Notes which messages are stored; why one is not, if one was refused.
-fn take_in(
-    answers: Vec<(usize, Confirmation)>,
-    addresses: &[Address],
-    is_stored: &mut [bool],
-) -> Option<Error> {
-    let (mut returned, mut refusal) = (Vec::new(), None);
-    for (nth, confirmation) in answers {
-        is_stored[nth] = confirmation.is_ack();
-        if !is_stored[nth] {
+/// Why a message is not stored, if it is not.
+fn refused(arrival: Arrival) -> Option<Error> {
+    match arrival {
+        Arrival::Stored => None,
+        Arrival::Refused => {
             let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
-            refusal = Some(Error::new(ErrorKind::Full, words));
+            Some(Error::new(ErrorKind::Full, words))
         }
-        returned.extend(confirmation.take_message());
+        Arrival::Homeless(key) => {
+            let words = format!("RabbitMQ knows no queue for {key:?}");
+            let remedy = "was it deleted? open the queue anew to create it";
+            Some(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")))
+        }
     }
-    for message in returned {
-        // The client hands it out with whatever is confirmed next, which may be another message.
-        let (exchange, key) = (message.exchange.as_str(), message.routing_key.as_str());
-        let is_here = |address: &Address| address.exchange == exchange && address.key == key;
-        if !addresses.iter().any(is_here) {
-            warn!(key, "a message that was published meanwhile found no queue on RabbitMQ");
-            continue;
-        }
-        for (address, is_stored) in addresses.iter().zip(&mut *is_stored) {
-            *is_stored &= !is_here(address);
-        }
-        let words = format!("RabbitMQ knows no queue for {key:?}");
-        let remedy = "was it deleted? open the queue anew to create it";
-        refusal = Some(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")));
-    }
-    refusal
 }
