@@ -83,10 +83,9 @@ impl Codec for RerankerCodec {
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Request), BadJob> {
         let request = request(job)?;
         texts::check_count("documents", "texts", request.documents.len())?;
-        let documents = request.documents.iter();
-        let pairs =
-            documents.map(|document| self.tokenizer.tokenize_pair(&request.query, document.text()));
-        let pairs = pairs.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))?;
+        let documents = request.documents.iter().map(Document::text);
+        let pairs = self.tokenizer.tokenize_pairs(&request.query, documents);
+        let pairs = pairs.map_err(|error| BadJob(error.to_string()))?;
         Ok((pairs, request))
     }
 
