@@ -22,18 +22,30 @@ pub struct Tokens {
     ids: Vec<u32>,
     /// As long as the ids, or empty where all are of the first type.
     types: Vec<u32>,
+    n_whole: usize,
 }
 
 #[expect(clippy::len_without_is_empty, reason = "a text has its special tokens at least")]
 impl Tokens {
     /// Tokens made elsewhere; the encoder refuses what does not fit it.
     pub fn from_ids(ids: Vec<u32>) -> Self {
-        Self { ids, types: Vec::new() }
+        let n_whole = ids.len();
+        Self { ids, types: Vec::new(), n_whole }
     }
 
     /// How many there are: what the text costs.
     pub fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// How many there were before the end of the text was cut off.
+    pub fn n_whole(&self) -> usize {
+        self.n_whole
+    }
+
+    /// Whether the end of the text was cut off.
+    pub fn is_cut(&self) -> bool {
+        self.n_whole > self.len()
     }
 
     /// Their numbers in the vocabulary.
@@ -67,8 +79,6 @@ pub struct Pieces {
     pub tokens: Tokens,
     /// One place per token.
     pub pieces: Vec<Piece>,
-    /// Whether the end of the text was cut off.
-    pub is_cut: bool,
 }
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
@@ -77,6 +87,8 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     prompts: Arc<Prompts>,
     max_tokens: usize,
+    /// Tokens that a text has besides its own.
+    n_around_text: usize,
     /// Tokens that a pair has besides those of its texts.
     n_around_pair: usize,
 }
@@ -110,12 +122,14 @@ impl Tokenizer {
             let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(own);
             inner.with_normalizer(Some(Sequence::new(all.collect())));
         }
-        let n_around_pair =
-            inner.get_post_processor().map_or(0, |around| around.added_tokens(true));
+        let n_around =
+            |is_pair| inner.get_post_processor().map_or(0, |around| around.added_tokens(is_pair));
+        let (n_around_text, n_around_pair) = (n_around(false), n_around(true));
         Ok(Self {
             inner: Arc::new(inner),
             prompts: settings.prompts.into(),
             max_tokens: max_length,
+            n_around_text,
             n_around_pair,
         })
     }
@@ -146,6 +160,7 @@ impl Tokenizer {
 
     fn pair(&self, mut query: Side, mut document: Side) -> Result<Tokens, ItemError> {
         let room = self.max_tokens.saturating_sub(self.n_around_pair);
+        let n_whole = query.n_whole + document.n_whole + self.n_around_pair;
         let shares = share(query.n_whole, document.n_whole, room);
         for (side, n_tokens) in [(&mut query, shares.0), (&mut document, shares.1)] {
             side.encoding.truncate(n_tokens, 0, TruncationDirection::Right);
@@ -160,7 +175,7 @@ impl Tokenizer {
         if types.iter().all(|of| *of == 0) {
             types.clear();
         }
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), types })
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types, n_whole })
     }
 
     /// The prompt of this name; without one that of the model, which is mostly empty.
@@ -201,11 +216,7 @@ impl Tokenizer {
             word: *word,
             is_special: *special != 0,
         });
-        Ok(Pieces {
-            tokens: Tokens::from_ids(encoding.get_ids().to_vec()),
-            pieces: pieces.collect(),
-            is_cut: !encoding.get_overflowing().is_empty(),
-        })
+        Ok(Pieces { tokens: self.tokens(&encoding), pieces: pieces.collect() })
     }
 
     /// Cuts a text with this before it.
@@ -218,7 +229,15 @@ impl Tokenizer {
         };
         let encoding = encoding
             .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
-        Ok(Tokens::from_ids(encoding.get_ids().to_vec()))
+        Ok(self.tokens(&encoding))
+    }
+
+    fn tokens(&self, encoding: &Encoding) -> Tokens {
+        let tokens = Tokens::from_ids(encoding.get_ids().to_vec());
+        // What is cut off comes in pieces with the same around each as around a text.
+        let own = |piece: &Encoding| piece.len().saturating_sub(self.n_around_text);
+        let n_cut: usize = encoding.get_overflowing().iter().map(own).sum();
+        Tokens { n_whole: tokens.len() + n_cut, ..tokens }
     }
 
     /// Tokens a text is cut to.
@@ -303,10 +322,35 @@ mod tests {
         Tokenizer::load(&data.join(name)).unwrap()
     }
 
+    /// The same, without an end to its texts.
+    fn uncut(tokenizer: &Tokenizer) -> tokenizers::Tokenizer {
+        let mut inner = tokenizers::Tokenizer::clone(&tokenizer.inner);
+        inner.with_truncation(None).unwrap();
+        inner
+    }
+
+    #[test]
+    fn how_long_a_text_was_is_known_after_the_cut() {
+        for name in ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta", "tiny-tags-distilbert"] {
+            let tokenizer = tokenizer(name);
+            let (whole, most) = (uncut(&tokenizer), tokenizer.max_tokens());
+            for n_times in (most - 9..=most).chain([0, 1, 2 * most, 1_500]) {
+                let text = format!("{}</s> [SEP]", "a ".repeat(n_times));
+                let n_tokens = whole.encode_fast(&*text, true).unwrap().len();
+                let cut = tokenizer.tokenize(&text).unwrap();
+                let what = format!("{name}: {n_times} words");
+                let expected = (n_tokens.min(most), n_tokens, n_tokens > most);
+                assert_eq!((cut.len(), cut.n_whole(), cut.is_cut()), expected, "{what}");
+                assert_eq!(tokenizer.tokenize_pieces(&text).unwrap().tokens, cut, "{what}");
+            }
+        }
+    }
+
     #[test]
     fn a_pair_is_cut_as_the_library_cuts_it() {
         for name in ["tiny-rerank-bert", "tiny-rerank-xlm-roberta"] {
             let tokenizer = tokenizer(name);
+            let whole = uncut(&tokenizer);
             let lengths = [0, 1, 29, 30, 31, 60, 61, 62, 130];
             for (query, document) in lengths.iter().flat_map(|n| lengths.map(|m| (*n, m))) {
                 let texts = (&*"warm ".repeat(query), &*"the pump ".repeat(document));
@@ -317,6 +361,9 @@ mod tests {
                 let one_type = vec![0; found.len()];
                 let types = if found.types.is_empty() { &one_type } else { &found.types };
                 assert_eq!(types, expected.get_type_ids(), "{what}");
+                let n_whole = whole.encode_fast(texts, true).unwrap().len();
+                assert_eq!(found.n_whole(), n_whole, "{what}");
+                assert_eq!(found.is_cut(), !expected.get_overflowing().is_empty(), "{what}");
             }
         }
     }
@@ -331,6 +378,6 @@ mod tests {
             assert!(side.encoding.get_overflowing().is_empty());
         }
         let pair = tokenizer.pair(query, document).unwrap();
-        assert_eq!(pair.len(), 64);
+        assert_eq!((pair.len(), pair.n_whole()), (64, 10_003));
     }
 }

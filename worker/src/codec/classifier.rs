@@ -40,6 +40,7 @@ struct Item<'a> {
     label: &'a str,
     score: f32,
     scores: Vec<Scored<'a>>,
+    truncated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,20 +72,21 @@ impl Codec for ClassifierCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let n_shown = top_k.map_or(self.labels.len(), NonZeroUsize::get);
         let data = found.iter().enumerate().map(|(index, one)| {
             let mut scores = ranked(&self.labels, &one.scores);
             let Scored { label, score } = scores[0];
             scores.truncate(n_shown);
-            Item { index, label, score, scores }
+            Item { index, label, score, scores, truncated: one.is_cut }
         });
         if super::is_protobuf(job) {
             let classifications = data.map(Into::into).collect();
             let usage = super::usage(n_tokens, spent);
             let response = v1::ClassificationResponse { classifications, usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -102,7 +104,8 @@ impl From<Item<'_>> for v1::Classification {
         let scores = item.scores.into_iter();
         let scores =
             scores.map(|Scored { label, score }| v1::LabelScore { label: label.into(), score });
-        Self { label: item.label.into(), score: item.score, scores: scores.collect() }
+        let (label, scores) = (item.label.into(), scores.collect());
+        Self { label, score: item.score, scores, truncated: item.truncated }
     }
 }
 
@@ -136,7 +139,8 @@ mod tests {
     #[test]
     fn labels_come_from_the_best_to_the_worst() {
         let scores = vec![0.2, 0.7, 0.1];
-        let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
+        let found =
+            vec![Classification { logits: scores.clone(), scores, tokens: 5, is_cut: false }];
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let answer = codec().encode(found.clone(), None, &job(r#"{"input": "a"}"#), &spent);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
@@ -145,6 +149,7 @@ mod tests {
         let labels: Vec<_> =
             item["scores"].as_array().unwrap().iter().map(|scored| &scored["label"]).collect();
         assert_eq!(labels, ["warm", "calm", "hot"]);
+        assert_eq!((&item["truncated"], answer.n_cut), (&false.into(), 0));
         let usage = serde_json::json!({
             "prompt_tokens": 5, "total_tokens": 5, "device_seconds": 0.25, "batch_share": 0.5,
         });
@@ -179,14 +184,17 @@ mod tests {
         assert_eq!((&tokens, asked), (&codec().decode(&written).unwrap().0, NonZeroUsize::new(2)));
 
         let scores = vec![0.2, 0.7, 0.1];
-        let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
+        let found =
+            vec![Classification { logits: scores.clone(), scores, tokens: 5, is_cut: true }];
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let body = codec().encode(found.clone(), asked, &written, &spent).body;
         let told: Value = serde_json::from_slice(&body).unwrap();
         let answer = codec().encode(found, asked, &binary_job, &spent);
+        let n_cut = answer.n_cut;
         let response = v1::ClassificationResponse::decode(answer.body).unwrap();
         let one = &response.classifications[0];
         assert_eq!((one.label.as_str(), one.score), ("warm", 0.7));
+        assert_eq!((&told["data"][0]["truncated"], one.truncated, n_cut), (&true.into(), true, 1));
         for (pair, expected) in one.scores.iter().zip(told["data"][0]["scores"].as_array().unwrap())
         {
             assert_eq!(expected["label"], pair.label);

@@ -82,6 +82,7 @@ struct Item<'a> {
     object: &'static str,
     index: usize,
     embedding: Vector<'a>,
+    truncated: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,23 +117,26 @@ impl Codec for EncoderCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
+        let n_cut = embeddings.iter().filter(|embedding| embedding.is_cut).count();
         if let Some(n) = asked.dimensions {
             embeddings.iter_mut().for_each(|one| one.shorten(n, self.of_length_one));
         }
         if super::is_protobuf(job) {
-            let vectors = embeddings.into_iter().map(|embedding| embedding.vector);
-            let embeddings = vectors.map(|values| v1::Embedding { values }).collect();
+            let told = |one: Embedding| v1::Embedding { values: one.vector, truncated: one.is_cut };
+            let embeddings = embeddings.into_iter().map(told).collect();
             let (tokens, usage) = (n_tokens as u64, super::usage(n_tokens, spent));
-            return super::protobuf(&EmbeddingResponse { embeddings, tokens, usage }, n_tokens);
+            let response = EmbeddingResponse { embeddings, tokens, usage };
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
         let data = embeddings.iter().enumerate().map(|(index, embedding)| {
             let vector = match asked.encoding_format {
                 EncodingFormat::Float => Vector::Float(&embedding.vector),
                 EncodingFormat::Base64 => Vector::Base64(base64(&embedding.vector)),
             };
-            Item { object: "embedding", index, embedding: vector }
+            let truncated = embedding.is_cut;
+            Item { object: "embedding", index, embedding: vector, truncated }
         });
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -210,7 +214,7 @@ mod tests {
             let codec = codec(name);
             let mut vector = vec![1.0; 16];
             vector[..2].copy_from_slice(&[3.0, 4.0]);
-            let (job, found) = (job(body), vec![Embedding { vector, tokens: 3 }]);
+            let (job, found) = (job(body), vec![Embedding { vector, tokens: 3, is_cut: false }]);
             let (_, asked) = codec.decode(&job).unwrap();
             let answer = codec.encode(found, asked, &job, &Spent::default());
             let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -248,7 +252,7 @@ mod tests {
         let found = || {
             let mut vector = vec![1.0; 16];
             vector[..2].copy_from_slice(&[3.0, 4.0]);
-            vec![Embedding { vector, tokens: 3 }]
+            vec![Embedding { vector, tokens: 3, is_cut: true }]
         };
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let answer = codec.encode(found(), asked, &binary(&request), &spent);
@@ -256,10 +260,12 @@ mod tests {
         assert_eq!((&*response.embeddings[0].values, response.tokens), (&[0.6, 0.8][..], 3));
         let usage = v1::Usage { tokens: 3, device_seconds: 0.25, batch_share: 0.5 };
         assert_eq!((response.usage, answer.tokens), (Some(usage), 3));
+        assert_eq!((response.embeddings[0].truncated, answer.n_cut), (true, 1));
         let told: serde_json::Value =
             serde_json::from_slice(&codec.encode(found(), asked, &written, &spent).body).unwrap();
         assert_eq!(told["usage"]["device_seconds"], 0.25);
         assert_eq!(told["usage"]["total_tokens"], 3);
+        assert_eq!(told["data"][0]["truncated"], true);
 
         let too_many = EmbeddingRequest { dimensions: 17, ..request };
         let error = codec.decode(&binary(&too_many)).unwrap_err().to_string();

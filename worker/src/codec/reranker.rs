@@ -68,6 +68,7 @@ struct Found<'a> {
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<Shown<'a>>,
+    truncated: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,6 +102,7 @@ impl Codec for RerankerCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let score =
             |one: &Classification| if request.raw_scores { one.logits[0] } else { one.scores[0] };
         let mut ranked: Vec<_> = found.iter().zip(&request.documents).enumerate().collect();
@@ -111,15 +113,17 @@ impl Codec for RerankerCodec {
             index,
             relevance_score: score(one),
             document: request.return_documents.then(|| Shown { text: document.text() }),
+            truncated: one.is_cut,
         });
         if super::is_protobuf(job) {
             let usage = super::usage(n_tokens, spent);
             let response = v1::RerankResponse { results: results.map(Into::into).collect(), usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
         let (results, model) = (results.collect(), &self.model);
         let usage = Usage::of(n_tokens, spent);
-        texts::answer(&Response { object: "list", results, model, usage }, n_tokens)
+        let response = Response { object: "list", results, model, usage };
+        Answer { n_cut, ..texts::answer(&response, n_tokens) }
     }
 }
 
@@ -141,6 +145,7 @@ impl From<Found<'_>> for v1::RankedDocument {
             index: u32::try_from(found.index).unwrap_or(u32::MAX),
             relevance_score: found.relevance_score,
             document: found.document.map(|shown| shown.text.to_owned()),
+            truncated: found.truncated,
         }
     }
 }
@@ -164,7 +169,7 @@ mod tests {
     }
 
     fn found(logit: f32, score: f32) -> Classification {
-        Classification { logits: vec![logit], scores: vec![score], tokens: 4 }
+        Classification { logits: vec![logit], scores: vec![score], tokens: 4, is_cut: false }
     }
 
     fn answer(more: &Value) -> Value {
@@ -175,7 +180,8 @@ mod tests {
     }
 
     fn encoded(job: &Job) -> Answer {
-        let found = vec![found(20.0, 1.0), found(30.0, 1.0), found(-1.0, 0.25)];
+        let mut found = vec![found(20.0, 1.0), found(30.0, 1.0), found(-1.0, 0.25)];
+        found[0].is_cut = true;
         let (_, asked) = codec().decode(job).unwrap();
         codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
     }
@@ -186,11 +192,17 @@ mod tests {
         let places: Vec<_> =
             body["results"].as_array().unwrap().iter().map(|found| &found["index"]).collect();
         assert_eq!(places, [1, 0, 2]);
-        assert_eq!(body["results"][2], json!({"index": 2, "relevance_score": 0.25}));
+        assert_eq!(body["results"][1]["truncated"], true);
+        assert_eq!(
+            body["results"][2],
+            json!({"index": 2, "relevance_score": 0.25, "truncated": false})
+        );
         assert_eq!(body["usage"]["total_tokens"], 12);
         let body = answer(&json!({"top_n": 1, "return_documents": true, "raw_scores": true}));
-        let best = json!([{"index": 1, "relevance_score": 30.0, "document": {"text": "b"}}]);
-        assert_eq!(body["results"], best);
+        let best = json!({
+            "index": 1, "relevance_score": 30.0, "document": {"text": "b"}, "truncated": false,
+        });
+        assert_eq!(body["results"], json!([best]));
     }
 
     #[test]
@@ -220,7 +232,8 @@ mod tests {
         };
         let told = answer(&json!({"top_n": 2, "return_documents": true, "raw_scores": true}));
         let response = v1::RerankResponse::decode(encoded(&binary(&request)).body).unwrap();
-        assert_eq!(response.results.len(), 2);
+        let cut: Vec<_> = response.results.iter().map(|ranked| ranked.truncated).collect();
+        assert_eq!((cut, encoded(&binary(&request)).n_cut), (vec![false, true], 1));
         for (ranked, expected) in response.results.iter().zip(told["results"].as_array().unwrap()) {
             assert_eq!(expected["index"], ranked.index);
             assert_eq!(

@@ -86,6 +86,7 @@ impl Codec for TaggerCodec {
     fn encode(&self, found: Vec<Tagged>, asked: Asked, job: &Job, spent: &Spent) -> Answer {
         let Asked { texts, aggregation } = asked;
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let group = match aggregation {
             Aggregation::Simple => bert::entities,
             Aggregation::Words => bert::words,
@@ -98,9 +99,9 @@ impl Codec for TaggerCodec {
         if super::is_protobuf(job) {
             let usage = super::usage(n_tokens, spent);
             let response = v1::TaggingResponse { texts: data.map(Into::into).collect(), usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -154,7 +155,7 @@ mod tests {
         let tag = |label, start, end, word| Tag { label, score: 0.5, start, end, word: Some(word) };
         // B-PER I-PER O, and the second half of the second word: places are in characters.
         let tags = vec![tag(1, 0, 3, 0), tag(2, 4, 6, 1), tag(2, 6, 8, 1), tag(0, 9, 10, 2)];
-        let found = vec![Tagged { tags, tokens: 6, is_cut: false }];
+        let found = vec![Tagged { tags, tokens: 6, is_cut: true }];
         let (_, asked) = codec().decode(job).unwrap();
         codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
     }
@@ -199,7 +200,8 @@ mod tests {
             let response = v1::TaggingResponse::decode(encoded(&binary(&request)).body).unwrap();
             let expected = told["data"][0]["entities"].as_array().unwrap();
             let found = &response.texts[0];
-            assert_eq!((found.entities.len(), found.truncated), (expected.len(), false));
+            assert_eq!((found.entities.len(), found.truncated), (expected.len(), true));
+            assert_eq!(encoded(&binary(&request)).n_cut, 1);
             for (entity, expected) in found.entities.iter().zip(expected) {
                 let v1::Entity { label, score, word, start, end } = entity;
                 let shown = json!({
