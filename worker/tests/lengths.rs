@@ -1,4 +1,4 @@
-//! Texts that are longer than their model takes: what their answers tell.
+//! Texts that are longer than their model takes: what their answers tell, and who refuses them.
 #![cfg(feature = "cpu")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -98,4 +98,22 @@ async fn classifiers_and_rerankers_tell_it_too() {
     let best = &answers[0].as_ref().unwrap()["results"][0];
     assert_eq!(best["truncated"], best["index"] == 1, "{best}");
     assert_eq!(n_cut(&metrics), 1, "also of what is not shown");
+}
+
+#[tokio::test]
+async fn a_job_whose_text_may_not_be_cut_fails_alone_and_is_told_how_long_it_is() {
+    let settings = ModelSettings::read(&tiny("tiny-bert")).unwrap();
+    let codec = EncoderCodec::new(tokenizer("tiny-bert"), &settings, "tiny".to_owned());
+    let load = |_: &mut _| Ok(Encoder::load(&tiny("tiny-bert"), DeviceChoice::Cpu)?);
+    let long = "pump ".repeat(3_000);
+    let bodies = [
+        json!({"input": "pump", "truncate": false}),
+        json!({"input": ["pump", long], "truncate": false}),
+        json!({"input": ["pump", long]}),
+    ];
+    let (answers, metrics) = answers_of(codec, Device::thread(load).unwrap(), &bodies).await;
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+    let reason = answers[1].as_ref().unwrap_err();
+    assert!(reason.starts_with("input[1] has 3002 tokens; the model takes 512"), "{reason}");
+    assert_eq!(n_cut(&metrics), 1, "of what was answered");
 }

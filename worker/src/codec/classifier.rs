@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input};
+use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -32,6 +32,8 @@ struct Request {
     input: Input,
     #[serde(default)]
     top_k: Option<NonZeroUsize>,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,8 +58,8 @@ impl Codec for ClassifierCodec {
     type Asked = Option<NonZeroUsize>;
 
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Option<NonZeroUsize>), BadJob> {
-        let Request { input, top_k } = request(job)?;
-        Ok((texts::tokenize(&self.tokenizer, None, &input.texts()?)?, top_k))
+        let Request { input, top_k, too_long } = request(job)?;
+        Ok((texts::tokenize(&self.tokenizer, None, &input.texts()?, too_long)?, top_k))
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
@@ -94,9 +96,9 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let v1::ClassificationRequest { input, top_k } = super::message(job)?;
+    let v1::ClassificationRequest { input, top_k, truncate } = super::message(job)?;
     let top_k = super::given(top_k).and_then(NonZeroUsize::new);
-    Ok(Request { input: Input::Several(input), top_k })
+    Ok(Request { input: Input::Several(input), top_k, too_long: truncate.into() })
 }
 
 impl From<Item<'_>> for v1::Classification {
@@ -176,8 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_too_long_is_refused_where_its_end_may_not_be_cut_off() {
+        let input = vec!["a".to_owned(), "a ".repeat(70)];
+        let written = |truncate| serde_json::json!({"input": input, "truncate": truncate});
+        let message =
+            v1::ClassificationRequest { input: input.clone(), top_k: 0, truncate: Some(false) };
+        for refused in [job(&written(false).to_string()), binary(&message)] {
+            let error = codec().decode(&refused).unwrap_err().to_string();
+            assert!(error.starts_with("input[1] has 72 tokens; the model takes 64"), "{error}");
+        }
+        assert!(codec().decode(&job(&written(true).to_string())).is_ok());
+    }
+
+    #[test]
     fn protobuf_asks_and_is_answered_the_same() {
-        let request = v1::ClassificationRequest { input: vec!["a".into(), "b".into()], top_k: 2 };
+        let input = vec!["a".into(), "b".into()];
+        let request = v1::ClassificationRequest { input, top_k: 2, truncate: None };
         let binary_job = binary(&request);
         let written = job(r#"{"input": ["a", "b"], "top_k": 2}"#);
         let (tokens, asked) = codec().decode(&binary_job).unwrap();

@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input};
+use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -60,6 +60,8 @@ struct Request {
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
     prompt_name: Option<String>,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 /// What an answer depends on.
@@ -98,9 +100,10 @@ impl Codec for EncoderCodec {
     type Asked = Asked;
 
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Asked), BadJob> {
-        let Request { input, encoding_format, dimensions, prompt_name } = request(job)?;
+        let Request { input, encoding_format, dimensions, prompt_name, too_long } = request(job)?;
         self.check_dimensions(dimensions)?;
-        let tokens = texts::tokenize(&self.tokenizer, prompt_name.as_deref(), &input.texts()?)?;
+        let (texts, prompt) = (input.texts()?, prompt_name.as_deref());
+        let tokens = texts::tokenize(&self.tokenizer, prompt, &texts, too_long)?;
         let dimensions = dimensions.and_then(|n| usize::try_from(n).ok()).or(self.shown);
         Ok((tokens, Asked { encoding_format, dimensions }))
     }
@@ -144,11 +147,12 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let EmbeddingRequest { input, dimensions, prompt_name } = super::message(job)?;
+    let EmbeddingRequest { input, dimensions, prompt_name, truncate } = super::message(job)?;
     let input = Input::Several(input);
     let dimensions = super::given(dimensions).map(|n| n as u64);
     let prompt_name = Some(prompt_name).filter(|name| !name.is_empty());
-    Ok(Request { input, encoding_format: EncodingFormat::Float, dimensions, prompt_name })
+    let (encoding_format, too_long) = (EncodingFormat::Float, truncate.into());
+    Ok(Request { input, encoding_format, dimensions, prompt_name, too_long })
 }
 
 /// Little-endian floats, as OpenAI's clients unpack them.
@@ -233,6 +237,24 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_too_long_is_refused_where_its_end_may_not_be_cut_off() {
+        let codec = codec("tiny-distilbert");
+        let input = vec!["a".to_owned(), "a ".repeat(62), "a ".repeat(70)];
+        let says = "input[2] has 72 tokens; the model takes 64: send less, or leave truncate out to \
+                    have the end cut off";
+        for (truncate, expected) in [(Some(false), Err(says)), (Some(true), Ok(3)), (None, Ok(3))] {
+            let written = serde_json::json!({"input": input, "truncate": truncate}).to_string();
+            let message = EmbeddingRequest { input: input.clone(), truncate, ..Default::default() };
+            for job in [job(&written), binary(&message)] {
+                let found = codec.decode(&job).map(|(texts, _)| texts.len());
+                assert_eq!(found, expected.map_err(|says| BadJob(says.to_owned())), "{truncate:?}");
+            }
+        }
+        let error = codec.decode(&job(r#"{"input": "a", "truncate": 1}"#)).unwrap_err().to_string();
+        assert!(error.contains("expected a boolean"), "{error}");
+    }
+
+    #[test]
     fn base64_is_of_little_endian_floats() {
         assert_eq!(base64(&[1.0, -2.0]), "AACAPwAAAMA=");
     }
@@ -244,6 +266,7 @@ mod tests {
             input: vec!["warm".into()],
             dimensions: 2,
             prompt_name: "query".into(),
+            truncate: None,
         };
         let written = job(r#"{"input": ["warm"], "dimensions": 2, "prompt_name": "query"}"#);
         let (tokens, asked) = codec.decode(&binary(&request)).unwrap();

@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Usage};
+use super::texts::{self, TooLong, Usage};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -36,6 +36,8 @@ pub struct Request {
     return_documents: bool,
     #[serde(default)]
     raw_scores: bool,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 /// A text, or an object with one.
@@ -87,6 +89,9 @@ impl Codec for RerankerCodec {
         let documents = request.documents.iter().map(Document::text);
         let pairs = self.tokenizer.tokenize_pairs(&request.query, documents);
         let pairs = pairs.map_err(|error| BadJob(error.to_string()))?;
+        for (index, pair) in pairs.iter().enumerate() {
+            request.too_long.check(pair, format_args!("documents[{index}] with the query"))?;
+        }
         Ok((pairs, request))
     }
 
@@ -131,12 +136,13 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores } =
+    let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores, truncate } =
         super::message(job)?;
     let query = query.ok_or_else(|| BadJob("body: missing field `query`".into()))?;
     let documents = documents.into_iter().map(Document::Text).collect();
     let top_n = super::given(top_n).and_then(NonZeroUsize::new);
-    Ok(Request { query, documents, top_n, return_documents, raw_scores })
+    let too_long = truncate.into();
+    Ok(Request { query, documents, top_n, return_documents, raw_scores, too_long })
 }
 
 impl From<Found<'_>> for v1::RankedDocument {
@@ -222,6 +228,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_that_is_too_long_is_refused_where_it_may_not_be_cut() {
+        // Each has room alone, and the first document beside the query too.
+        let (query, documents) = ("a ".repeat(40), ["a ".repeat(21), "a ".repeat(40)]);
+        let written =
+            |truncate| job(&json!({"query": query, "documents": documents, "truncate": truncate}));
+        let message = v1::RerankRequest {
+            query: Some(query.clone()),
+            documents: documents.to_vec(),
+            truncate: Some(false),
+            ..Default::default()
+        };
+        for refused in [written(false), binary(&message)] {
+            let BadJob(error) = codec().decode(&refused).unwrap_err();
+            let says = "documents[1] with the query has 83 tokens; the model takes 64: send less";
+            assert!(error.starts_with(says), "{error}");
+        }
+        assert!(codec().decode(&written(true)).is_ok());
+    }
+
+    #[test]
     fn protobuf_asks_and_is_answered_the_same() {
         let request = v1::RerankRequest {
             query: Some("q".into()),
@@ -229,6 +255,7 @@ mod tests {
             top_n: 2,
             return_documents: true,
             raw_scores: true,
+            truncate: None,
         };
         let told = answer(&json!({"top_n": 2, "return_documents": true, "raw_scores": true}));
         let response = v1::RerankResponse::decode(encoded(&binary(&request)).body).unwrap();
