@@ -188,11 +188,10 @@ fn rerankers_score_pairs_as_transformers_does() {
         let reference = reference(name);
         let jobs = reference["pairs"].as_array().expect("pairs");
         let pairs = |job: &Value| {
-            let text = |value: &Value| value.as_str().expect("a text").to_owned();
-            let query = text(&job["query"]);
+            let query = job["query"].as_str().expect("a text");
             let documents = job["documents"].as_array().expect("documents").iter();
-            let pair = |document| tokenizer.tokenize_pair(&query, &text(document)).expect("a pair");
-            vec![documents.map(pair).collect::<Vec<_>>()]
+            let documents = documents.map(|document| document.as_str().expect("a text"));
+            vec![tokenizer.tokenize_pairs(query, documents).expect("pairs")]
         };
         let batch: Vec<_> = jobs.iter().map(pairs).collect();
         let results = infer(&mut model, &batch, |alone, among| near_alone(alone, among));
@@ -221,7 +220,7 @@ fn one_number_that_is_asked_for_as_such_is_a_regression() {
 #[test]
 fn a_bad_pair_fails_alone() {
     let (tokenizer, mut model) = classifier(&data("tiny-rerank-bert"));
-    let good = tokenizer.tokenize_pair("warm?", "the pump is warm").expect("a pair");
+    let good = tokenizer.tokenize_pairs("warm?", ["the pump is warm"]).expect("a pair").remove(0);
     let bad = Tokens::from_ids(vec![1_000_000]);
     let long = Tokens::from_ids(vec![1; 65]);
     let batch = [vec![good.clone()], vec![good.clone(), bad], vec![long], vec![good.clone()]];

@@ -9,7 +9,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
-use crate::codec::Spent;
+use crate::codec::{Answer, Spent};
 use crate::shared::lock;
 use crate::stages::{self, Stages};
 
@@ -44,6 +44,8 @@ pub struct Metrics {
     pub failed_seconds: CounterVec,
     /// Tokens of jobs that were answered, by model and tenant.
     pub tokens: IntCounterVec,
+    /// Texts of jobs that were answered whose ends were cut off, by model and tenant.
+    pub texts_truncated: IntCounterVec,
     /// From receipt to settlement.
     pub job: Histogram,
     /// From publication to settlement, of completed jobs.
@@ -132,6 +134,7 @@ impl Metrics {
             Box::new(self.device_seconds.clone()),
             Box::new(self.failed_seconds.clone()),
             Box::new(self.tokens.clone()),
+            Box::new(self.texts_truncated.clone()),
         ]
     }
 
@@ -143,10 +146,11 @@ impl Metrics {
     }
 
     /// Counts what the device did for an answer.
-    pub(crate) fn spend(&self, model: &str, tenant: Option<&str>, tokens: usize, spent: &Spent) {
-        let tenant = lock(&self.tenants).label(tenant);
-        self.device_seconds.with_label_values(&[model, tenant]).inc_by(spent.seconds);
-        self.tokens.with_label_values(&[model, tenant]).inc_by(tokens as u64);
+    pub(crate) fn spend(&self, model: &str, tenant: Option<&str>, answer: &Answer, spent: &Spent) {
+        let labels = [model, lock(&self.tenants).label(tenant)];
+        self.device_seconds.with_label_values(&labels).inc_by(spent.seconds);
+        self.tokens.with_label_values(&labels).inc_by(answer.tokens as u64);
+        self.texts_truncated.with_label_values(&labels).inc_by(answer.n_cut as u64);
     }
 
     /// Counts what the device did for no answer.
@@ -219,6 +223,13 @@ impl Metrics {
                 Opts::new("worker_tokens_total", "Tokens of jobs that were answered."),
                 &["model", "tenant"],
             )?,
+            texts_truncated: IntCounterVec::new(
+                Opts::new(
+                    "worker_texts_truncated_total",
+                    "Texts that were longer than their model takes, and answered without the end.",
+                ),
+                &["model", "tenant"],
+            )?,
             tenants: Arc::new(Mutex::new(Tenants { names: BTreeSet::new(), most: TENANTS })),
             job: Histogram::with_opts(
                 HistogramOpts::new("worker_job_seconds", "From receipt to settlement.")
@@ -272,6 +283,8 @@ fn doubling(start: f64, n: usize) -> prometheus::Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::gpu;
 
@@ -301,12 +314,16 @@ mod tests {
     fn the_first_tenants_are_told_apart_and_the_rest_are_one() {
         let metrics = Metrics::default().with_tenants(2);
         let spent = Spent { seconds: 0.5, share: 1.0 };
+        let (content_type, body) = ("text/plain", Bytes::new());
+        let answer = Answer { content_type, body, alert: None, tokens: 3, n_cut: 2 };
         for tenant in [Some("a"), Some("b"), Some("c"), Some("d"), Some("a"), None] {
-            metrics.spend("mini", tenant, 3, &spent);
+            metrics.spend("mini", tenant, &answer, &spent);
         }
         let told = ["a", "b", "c", "other", "none"]
             .map(|tenant| metrics.tokens.with_label_values(&["mini", tenant]).get());
         assert_eq!(told, [6, 3, 0, 6, 3]);
+        let n_cut = metrics.texts_truncated.with_label_values(&["mini", "a"]).get();
+        assert_eq!(n_cut, 4);
         let seconds = metrics.device_seconds.with_label_values(&["mini", "other"]).get();
         assert!((seconds - 1.0).abs() < 1e-9, "{seconds}");
     }

@@ -163,7 +163,7 @@ impl Served {
         let (answer, metrics) = (catch_unwind(AssertUnwindSafe(encode)).ok(), &self.shared.metrics);
         let tenant = job.headers.tenant.as_deref();
         match &answer {
-            Some(answer) => metrics.spend(&lane.name, tenant, answer.tokens, &spent),
+            Some(answer) => metrics.spend(&lane.name, tenant, answer, &spent),
             None => metrics.waste(&lane.name, spent.seconds),
         }
         answer

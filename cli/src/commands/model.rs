@@ -116,7 +116,7 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
         format!("kind          {} ({})", info.kind, info.architecture),
         format!("layers        {}, width {}", info.layers, info.hidden),
         format!("parameters    {}", grouped(info.parameters)),
-        format!("longest input {}", info.max_tokens),
+        format!("longest input {} tokens", info.max_tokens),
         match info.labels.len() {
             0 => format!("dimensions    {}", info.dimensions),
             n => format!("labels        {n}: {}", info.labels.join(", ")),

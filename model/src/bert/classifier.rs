@@ -17,6 +17,8 @@ pub struct Classification {
     pub scores: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
+    /// Whether the end of the text, or of a text of the pair, was cut off.
+    pub is_cut: bool,
 }
 
 /// A classifier on its device.
@@ -77,7 +79,7 @@ impl Model for Classifier {
             let logits = self.head.apply(first);
             super::finite(&logits)?;
             let scores = self.settings.problem().scores(&logits);
-            Ok(Classification { logits, scores, tokens: text.len() })
+            Ok(Classification { logits, scores, tokens: text.len(), is_cut: text.is_cut() })
         };
         self.body.infer(batch, |text| text, Pick::First, head)
     }

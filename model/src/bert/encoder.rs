@@ -13,6 +13,8 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
+    /// Whether the end of the text was cut off.
+    pub is_cut: bool,
 }
 
 impl Embedding {
@@ -93,7 +95,7 @@ impl Model for Encoder {
                 normalise(&mut vector);
             }
             super::finite(&vector)?;
-            Ok(Embedding { vector, tokens: text.len() })
+            Ok(Embedding { vector, tokens: text.len(), is_cut: text.is_cut() })
         };
         self.body.infer(batch, |text| text, self.settings.pooling.into(), head)
     }

@@ -70,7 +70,7 @@ impl Tagger {
         let piece = Piece { start: 0, end: 0, word: None, is_special: false };
         let cut = |tokens: Tokens| {
             let pieces = vec![piece; tokens.len()];
-            vec![Pieces { tokens, pieces, is_cut: false }]
+            vec![Pieces { tokens, pieces }]
         };
         let texts = self.body.probe_texts(self.settings.max_tokens);
         let jobs: Vec<_> = texts.into_iter().map(cut).collect();
@@ -111,7 +111,7 @@ impl Model for Tagger {
             let rows = rows.chunks_exact(self.settings.hidden()).zip(&text.pieces);
             let own = rows.filter(|(_, piece)| !piece.is_special);
             let tags = own.map(|(row, piece)| self.tag(row, *piece)).collect::<Result<_, _>>()?;
-            Ok(Tagged { tags, tokens: text.tokens.len(), is_cut: text.is_cut })
+            Ok(Tagged { tags, tokens: text.tokens.len(), is_cut: text.tokens.is_cut() })
         };
         self.body.infer(batch, |text| &text.tokens, Pick::Tokens, rows_of)
     }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{NormalizerWrapper, TruncationParams};
+use tokenizers::{
+    Encoding, NormalizerWrapper, PostProcessor, TruncationDirection, TruncationParams,
+};
 
 use super::settings::Prompts;
 use super::{Settings, Task};
@@ -20,18 +22,30 @@ pub struct Tokens {
     ids: Vec<u32>,
     /// As long as the ids, or empty where all are of the first type.
     types: Vec<u32>,
+    n_whole: usize,
 }
 
 #[expect(clippy::len_without_is_empty, reason = "a text has its special tokens at least")]
 impl Tokens {
     /// Tokens made elsewhere; the encoder refuses what does not fit it.
     pub fn from_ids(ids: Vec<u32>) -> Self {
-        Self { ids, types: Vec::new() }
+        let n_whole = ids.len();
+        Self { ids, types: Vec::new(), n_whole }
     }
 
     /// How many there are: what the text costs.
     pub fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// How many there were before the end of the text was cut off.
+    pub fn n_whole(&self) -> usize {
+        self.n_whole
+    }
+
+    /// Whether the end of the text was cut off.
+    pub fn is_cut(&self) -> bool {
+        self.n_whole > self.len()
     }
 
     /// Their numbers in the vocabulary.
@@ -65,8 +79,6 @@ pub struct Pieces {
     pub tokens: Tokens,
     /// One place per token.
     pub pieces: Vec<Piece>,
-    /// Whether the end of the text was cut off.
-    pub is_cut: bool,
 }
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
@@ -75,6 +87,18 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     prompts: Arc<Prompts>,
     max_tokens: usize,
+    /// Tokens that a text has besides its own.
+    n_around_text: usize,
+    /// Tokens that a pair has besides those of its texts.
+    n_around_pair: usize,
+}
+
+/// One of the texts of a pair, not longer than a pair may be.
+#[derive(Clone)]
+struct Side {
+    encoding: Encoding,
+    /// Its tokens before anything was cut off.
+    n_whole: usize,
 }
 
 impl Tokenizer {
@@ -98,26 +122,60 @@ impl Tokenizer {
             let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(own);
             inner.with_normalizer(Some(Sequence::new(all.collect())));
         }
+        let n_around =
+            |is_pair| inner.get_post_processor().map_or(0, |around| around.added_tokens(is_pair));
+        let (n_around_text, n_around_pair) = (n_around(false), n_around(true));
         Ok(Self {
             inner: Arc::new(inner),
             prompts: settings.prompts.into(),
             max_tokens: max_length,
+            n_around_text,
+            n_around_pair,
         })
     }
 
-    /// Cuts a query and a document into the tokens of one pair, the longer of them first where
-    /// there are too many.
-    pub fn tokenize_pair(&self, query: &str, document: &str) -> Result<Tokens, ItemError> {
-        check_length("query", query)?;
-        check_length("document", document)?;
-        let encoding = self.inner.encode_fast((query, document), true);
+    /// Cuts a query and each of the documents into the tokens of one pair, the longer of them first
+    /// where there are too many.
+    pub fn tokenize_pairs<'a>(
+        &self,
+        query: &str,
+        documents: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<Tokens>, ItemError> {
+        let query = self.side("query", query)?;
+        let pair = |document| self.pair(query.clone(), self.side("document", document)?);
+        documents.into_iter().map(pair).collect()
+    }
+
+    fn side(&self, field: &str, text: &str) -> Result<Side, ItemError> {
+        check_length(field, text)?;
+        let mut encoding = self.inner.encode_fast(text, false).map_err(|error| {
+            ItemError::new(format!("the {field} cannot be cut into tokens: {error}"))
+        })?;
+        // Where both texts of a pair have a rest the library pairs each piece with each: of two of
+        // 30 kB and a model of 64 tokens these were 39 thousand, and 1.5 GB.
+        let rest = encoding.take_overflowing();
+        let n_whole = encoding.len() + rest.iter().map(Encoding::len).sum::<usize>();
+        Ok(Side { encoding, n_whole })
+    }
+
+    fn pair(&self, mut query: Side, mut document: Side) -> Result<Tokens, ItemError> {
+        let room = self.max_tokens.saturating_sub(self.n_around_pair);
+        let n_whole = query.n_whole + document.n_whole + self.n_around_pair;
+        let shares = share(query.n_whole, document.n_whole, room);
+        for (side, n_tokens) in [(&mut query, shares.0), (&mut document, shares.1)] {
+            side.encoding.truncate(n_tokens, 0, TruncationDirection::Right);
+            drop(side.encoding.take_overflowing());
+        }
+        // Without a post-processor nobody else says so.
+        document.encoding.set_type_ids(vec![1; document.encoding.len()]);
+        let encoding = self.inner.post_process(query.encoding, Some(document.encoding), true);
         let encoding =
             encoding.map_err(|error| ItemError::new(format!("the pair cannot be cut: {error}")))?;
         let mut types = encoding.get_type_ids().to_vec();
         if types.iter().all(|of| *of == 0) {
             types.clear();
         }
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), types })
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types, n_whole })
     }
 
     /// The prompt of this name; without one that of the model, which is mostly empty.
@@ -158,11 +216,7 @@ impl Tokenizer {
             word: *word,
             is_special: *special != 0,
         });
-        Ok(Pieces {
-            tokens: Tokens::from_ids(encoding.get_ids().to_vec()),
-            pieces: pieces.collect(),
-            is_cut: !encoding.get_overflowing().is_empty(),
-        })
+        Ok(Pieces { tokens: self.tokens(&encoding), pieces: pieces.collect() })
     }
 
     /// Cuts a text with this before it.
@@ -175,7 +229,15 @@ impl Tokenizer {
         };
         let encoding = encoding
             .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
-        Ok(Tokens::from_ids(encoding.get_ids().to_vec()))
+        Ok(self.tokens(&encoding))
+    }
+
+    fn tokens(&self, encoding: &Encoding) -> Tokens {
+        let tokens = Tokens::from_ids(encoding.get_ids().to_vec());
+        // What is cut off comes in pieces with the same around each as around a text.
+        let own = |piece: &Encoding| piece.len().saturating_sub(self.n_around_text);
+        let n_cut: usize = encoding.get_overflowing().iter().map(own).sum();
+        Tokens { n_whole: tokens.len() + n_cut, ..tokens }
     }
 
     /// Tokens a text is cut to.
@@ -215,6 +277,16 @@ fn check_frame(
     Ok(())
 }
 
+/// How many tokens each text of a pair may keep, as the library has it: those of the longer one go
+/// first, and where even the shorter one is too long for its half, each has half.
+fn share(n_query: usize, n_document: usize, room: usize) -> (usize, usize) {
+    if n_query + n_document <= room {
+        return (n_query, n_document);
+    }
+    let less = n_query.min(n_document).min(room / 2);
+    if n_query > n_document { (room - less, less) } else { (less, room - less) }
+}
+
 /// What the library makes of a file; where it contradicts itself some of it panics.
 fn guarded<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
     match catch_unwind(AssertUnwindSafe(run)) {
@@ -238,5 +310,74 @@ fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
         NormalizerWrapper::BertNormalizer(bert) => bert.lowercase,
         NormalizerWrapper::Sequence(all) => all.as_ref().iter().any(lowers_case),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer(name: &str) -> Tokenizer {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        Tokenizer::load(&data.join(name)).unwrap()
+    }
+
+    /// The same, without an end to its texts.
+    fn uncut(tokenizer: &Tokenizer) -> tokenizers::Tokenizer {
+        let mut inner = tokenizers::Tokenizer::clone(&tokenizer.inner);
+        inner.with_truncation(None).unwrap();
+        inner
+    }
+
+    #[test]
+    fn how_long_a_text_was_is_known_after_the_cut() {
+        for name in ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta", "tiny-tags-distilbert"] {
+            let tokenizer = tokenizer(name);
+            let (whole, most) = (uncut(&tokenizer), tokenizer.max_tokens());
+            for n_times in (most - 9..=most).chain([0, 1, 2 * most, 1_500]) {
+                let text = format!("{}</s> [SEP]", "a ".repeat(n_times));
+                let n_tokens = whole.encode_fast(&*text, true).unwrap().len();
+                let cut = tokenizer.tokenize(&text).unwrap();
+                let what = format!("{name}: {n_times} words");
+                let expected = (n_tokens.min(most), n_tokens, n_tokens > most);
+                assert_eq!((cut.len(), cut.n_whole(), cut.is_cut()), expected, "{what}");
+                assert_eq!(tokenizer.tokenize_pieces(&text).unwrap().tokens, cut, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_is_cut_as_the_library_cuts_it() {
+        for name in ["tiny-rerank-bert", "tiny-rerank-xlm-roberta"] {
+            let tokenizer = tokenizer(name);
+            let whole = uncut(&tokenizer);
+            let lengths = [0, 1, 29, 30, 31, 60, 61, 62, 130];
+            for (query, document) in lengths.iter().flat_map(|n| lengths.map(|m| (*n, m))) {
+                let texts = (&*"warm ".repeat(query), &*"the pump ".repeat(document));
+                let expected = tokenizer.inner.encode_fast(texts, true).unwrap();
+                let found = tokenizer.tokenize_pairs(texts.0, [texts.1]).unwrap().remove(0);
+                let what = format!("{name}: {query} and {document}");
+                assert_eq!(found.ids, expected.get_ids(), "{what}");
+                let one_type = vec![0; found.len()];
+                let types = if found.types.is_empty() { &one_type } else { &found.types };
+                assert_eq!(types, expected.get_type_ids(), "{what}");
+                let n_whole = whole.encode_fast(texts, true).unwrap().len();
+                assert_eq!(found.n_whole(), n_whole, "{what}");
+                assert_eq!(found.is_cut(), !expected.get_overflowing().is_empty(), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_of_one_text_is_not_paired_with_what_is_of_the_other() {
+        let tokenizer = tokenizer("tiny-rerank-bert");
+        let side = |word: &str| tokenizer.side("query", &word.repeat(5_000)).unwrap();
+        let (query, document) = (side("warm "), side("pump "));
+        for side in [&query, &document] {
+            assert_eq!((side.encoding.len(), side.n_whole), (64, 5_000));
+            assert!(side.encoding.get_overflowing().is_empty());
+        }
+        let pair = tokenizer.pair(query, document).unwrap();
+        assert_eq!((pair.len(), pair.n_whole()), (64, 10_003));
     }
 }

@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input};
+use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -32,6 +32,8 @@ struct Request {
     input: Input,
     #[serde(default)]
     top_k: Option<NonZeroUsize>,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,6 +42,7 @@ struct Item<'a> {
     label: &'a str,
     score: f32,
     scores: Vec<Scored<'a>>,
+    truncated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -55,8 +58,8 @@ impl Codec for ClassifierCodec {
     type Asked = Option<NonZeroUsize>;
 
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Option<NonZeroUsize>), BadJob> {
-        let Request { input, top_k } = request(job)?;
-        Ok((texts::tokenize(&self.tokenizer, None, &input.texts()?)?, top_k))
+        let Request { input, top_k, too_long } = request(job)?;
+        Ok((texts::tokenize(&self.tokenizer, None, &input.texts()?, too_long)?, top_k))
     }
 
     fn size(&self, texts: &Vec<Tokens>) -> Size {
@@ -71,20 +74,21 @@ impl Codec for ClassifierCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let n_shown = top_k.map_or(self.labels.len(), NonZeroUsize::get);
         let data = found.iter().enumerate().map(|(index, one)| {
             let mut scores = ranked(&self.labels, &one.scores);
             let Scored { label, score } = scores[0];
             scores.truncate(n_shown);
-            Item { index, label, score, scores }
+            Item { index, label, score, scores, truncated: one.is_cut }
         });
         if super::is_protobuf(job) {
             let classifications = data.map(Into::into).collect();
             let usage = super::usage(n_tokens, spent);
             let response = v1::ClassificationResponse { classifications, usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -92,9 +96,9 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let v1::ClassificationRequest { input, top_k } = super::message(job)?;
+    let v1::ClassificationRequest { input, top_k, truncate } = super::message(job)?;
     let top_k = super::given(top_k).and_then(NonZeroUsize::new);
-    Ok(Request { input: Input::Several(input), top_k })
+    Ok(Request { input: Input::Several(input), top_k, too_long: truncate.into() })
 }
 
 impl From<Item<'_>> for v1::Classification {
@@ -102,7 +106,8 @@ impl From<Item<'_>> for v1::Classification {
         let scores = item.scores.into_iter();
         let scores =
             scores.map(|Scored { label, score }| v1::LabelScore { label: label.into(), score });
-        Self { label: item.label.into(), score: item.score, scores: scores.collect() }
+        let (label, scores) = (item.label.into(), scores.collect());
+        Self { label, score: item.score, scores, truncated: item.truncated }
     }
 }
 
@@ -136,7 +141,8 @@ mod tests {
     #[test]
     fn labels_come_from_the_best_to_the_worst() {
         let scores = vec![0.2, 0.7, 0.1];
-        let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
+        let found =
+            vec![Classification { logits: scores.clone(), scores, tokens: 5, is_cut: false }];
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let answer = codec().encode(found.clone(), None, &job(r#"{"input": "a"}"#), &spent);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
@@ -145,6 +151,7 @@ mod tests {
         let labels: Vec<_> =
             item["scores"].as_array().unwrap().iter().map(|scored| &scored["label"]).collect();
         assert_eq!(labels, ["warm", "calm", "hot"]);
+        assert_eq!((&item["truncated"], answer.n_cut), (&false.into(), 0));
         let usage = serde_json::json!({
             "prompt_tokens": 5, "total_tokens": 5, "device_seconds": 0.25, "batch_share": 0.5,
         });
@@ -171,22 +178,39 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_too_long_is_refused_where_its_end_may_not_be_cut_off() {
+        let input = vec!["a".to_owned(), "a ".repeat(70)];
+        let written = |truncate| serde_json::json!({"input": input, "truncate": truncate});
+        let message =
+            v1::ClassificationRequest { input: input.clone(), top_k: 0, truncate: Some(false) };
+        for refused in [job(&written(false).to_string()), binary(&message)] {
+            let error = codec().decode(&refused).unwrap_err().to_string();
+            assert!(error.starts_with("input[1] has 72 tokens; the model takes 64"), "{error}");
+        }
+        assert!(codec().decode(&job(&written(true).to_string())).is_ok());
+    }
+
+    #[test]
     fn protobuf_asks_and_is_answered_the_same() {
-        let request = v1::ClassificationRequest { input: vec!["a".into(), "b".into()], top_k: 2 };
+        let input = vec!["a".into(), "b".into()];
+        let request = v1::ClassificationRequest { input, top_k: 2, truncate: None };
         let binary_job = binary(&request);
         let written = job(r#"{"input": ["a", "b"], "top_k": 2}"#);
         let (tokens, asked) = codec().decode(&binary_job).unwrap();
         assert_eq!((&tokens, asked), (&codec().decode(&written).unwrap().0, NonZeroUsize::new(2)));
 
         let scores = vec![0.2, 0.7, 0.1];
-        let found = vec![Classification { logits: scores.clone(), scores, tokens: 5 }];
+        let found =
+            vec![Classification { logits: scores.clone(), scores, tokens: 5, is_cut: true }];
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let body = codec().encode(found.clone(), asked, &written, &spent).body;
         let told: Value = serde_json::from_slice(&body).unwrap();
         let answer = codec().encode(found, asked, &binary_job, &spent);
+        let n_cut = answer.n_cut;
         let response = v1::ClassificationResponse::decode(answer.body).unwrap();
         let one = &response.classifications[0];
         assert_eq!((one.label.as_str(), one.score), ("warm", 0.7));
+        assert_eq!((&told["data"][0]["truncated"], one.truncated, n_cut), (&true.into(), true, 1));
         for (pair, expected) in one.scores.iter().zip(told["data"][0]["scores"].as_array().unwrap())
         {
             assert_eq!(expected["label"], pair.label);

@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input};
+use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -60,6 +60,8 @@ struct Request {
     encoding_format: EncodingFormat,
     dimensions: Option<u64>,
     prompt_name: Option<String>,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 /// What an answer depends on.
@@ -82,6 +84,7 @@ struct Item<'a> {
     object: &'static str,
     index: usize,
     embedding: Vector<'a>,
+    truncated: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,9 +100,10 @@ impl Codec for EncoderCodec {
     type Asked = Asked;
 
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Asked), BadJob> {
-        let Request { input, encoding_format, dimensions, prompt_name } = request(job)?;
+        let Request { input, encoding_format, dimensions, prompt_name, too_long } = request(job)?;
         self.check_dimensions(dimensions)?;
-        let tokens = texts::tokenize(&self.tokenizer, prompt_name.as_deref(), &input.texts()?)?;
+        let (texts, prompt) = (input.texts()?, prompt_name.as_deref());
+        let tokens = texts::tokenize(&self.tokenizer, prompt, &texts, too_long)?;
         let dimensions = dimensions.and_then(|n| usize::try_from(n).ok()).or(self.shown);
         Ok((tokens, Asked { encoding_format, dimensions }))
     }
@@ -116,23 +120,26 @@ impl Codec for EncoderCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
+        let n_cut = embeddings.iter().filter(|embedding| embedding.is_cut).count();
         if let Some(n) = asked.dimensions {
             embeddings.iter_mut().for_each(|one| one.shorten(n, self.of_length_one));
         }
         if super::is_protobuf(job) {
-            let vectors = embeddings.into_iter().map(|embedding| embedding.vector);
-            let embeddings = vectors.map(|values| v1::Embedding { values }).collect();
+            let told = |one: Embedding| v1::Embedding { values: one.vector, truncated: one.is_cut };
+            let embeddings = embeddings.into_iter().map(told).collect();
             let (tokens, usage) = (n_tokens as u64, super::usage(n_tokens, spent));
-            return super::protobuf(&EmbeddingResponse { embeddings, tokens, usage }, n_tokens);
+            let response = EmbeddingResponse { embeddings, tokens, usage };
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
         let data = embeddings.iter().enumerate().map(|(index, embedding)| {
             let vector = match asked.encoding_format {
                 EncodingFormat::Float => Vector::Float(&embedding.vector),
                 EncodingFormat::Base64 => Vector::Base64(base64(&embedding.vector)),
             };
-            Item { object: "embedding", index, embedding: vector }
+            let truncated = embedding.is_cut;
+            Item { object: "embedding", index, embedding: vector, truncated }
         });
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -140,11 +147,12 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let EmbeddingRequest { input, dimensions, prompt_name } = super::message(job)?;
+    let EmbeddingRequest { input, dimensions, prompt_name, truncate } = super::message(job)?;
     let input = Input::Several(input);
     let dimensions = super::given(dimensions).map(|n| n as u64);
     let prompt_name = Some(prompt_name).filter(|name| !name.is_empty());
-    Ok(Request { input, encoding_format: EncodingFormat::Float, dimensions, prompt_name })
+    let (encoding_format, too_long) = (EncodingFormat::Float, truncate.into());
+    Ok(Request { input, encoding_format, dimensions, prompt_name, too_long })
 }
 
 /// Little-endian floats, as OpenAI's clients unpack them.
@@ -210,7 +218,7 @@ mod tests {
             let codec = codec(name);
             let mut vector = vec![1.0; 16];
             vector[..2].copy_from_slice(&[3.0, 4.0]);
-            let (job, found) = (job(body), vec![Embedding { vector, tokens: 3 }]);
+            let (job, found) = (job(body), vec![Embedding { vector, tokens: 3, is_cut: false }]);
             let (_, asked) = codec.decode(&job).unwrap();
             let answer = codec.encode(found, asked, &job, &Spent::default());
             let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -229,6 +237,24 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_too_long_is_refused_where_its_end_may_not_be_cut_off() {
+        let codec = codec("tiny-distilbert");
+        let input = vec!["a".to_owned(), "a ".repeat(62), "a ".repeat(70)];
+        let says = "input[2] has 72 tokens; the model takes 64: send less, or leave truncate out to \
+                    have the end cut off";
+        for (truncate, expected) in [(Some(false), Err(says)), (Some(true), Ok(3)), (None, Ok(3))] {
+            let written = serde_json::json!({"input": input, "truncate": truncate}).to_string();
+            let message = EmbeddingRequest { input: input.clone(), truncate, ..Default::default() };
+            for job in [job(&written), binary(&message)] {
+                let found = codec.decode(&job).map(|(texts, _)| texts.len());
+                assert_eq!(found, expected.map_err(|says| BadJob(says.to_owned())), "{truncate:?}");
+            }
+        }
+        let error = codec.decode(&job(r#"{"input": "a", "truncate": 1}"#)).unwrap_err().to_string();
+        assert!(error.contains("expected a boolean"), "{error}");
+    }
+
+    #[test]
     fn base64_is_of_little_endian_floats() {
         assert_eq!(base64(&[1.0, -2.0]), "AACAPwAAAMA=");
     }
@@ -240,6 +266,7 @@ mod tests {
             input: vec!["warm".into()],
             dimensions: 2,
             prompt_name: "query".into(),
+            truncate: None,
         };
         let written = job(r#"{"input": ["warm"], "dimensions": 2, "prompt_name": "query"}"#);
         let (tokens, asked) = codec.decode(&binary(&request)).unwrap();
@@ -248,7 +275,7 @@ mod tests {
         let found = || {
             let mut vector = vec![1.0; 16];
             vector[..2].copy_from_slice(&[3.0, 4.0]);
-            vec![Embedding { vector, tokens: 3 }]
+            vec![Embedding { vector, tokens: 3, is_cut: true }]
         };
         let spent = Spent { seconds: 0.25, share: 0.5 };
         let answer = codec.encode(found(), asked, &binary(&request), &spent);
@@ -256,10 +283,12 @@ mod tests {
         assert_eq!((&*response.embeddings[0].values, response.tokens), (&[0.6, 0.8][..], 3));
         let usage = v1::Usage { tokens: 3, device_seconds: 0.25, batch_share: 0.5 };
         assert_eq!((response.usage, answer.tokens), (Some(usage), 3));
+        assert_eq!((response.embeddings[0].truncated, answer.n_cut), (true, 1));
         let told: serde_json::Value =
             serde_json::from_slice(&codec.encode(found(), asked, &written, &spent).body).unwrap();
         assert_eq!(told["usage"]["device_seconds"], 0.25);
         assert_eq!(told["usage"]["total_tokens"], 3);
+        assert_eq!(told["data"][0]["truncated"], true);
 
         let too_many = EmbeddingRequest { dimensions: 17, ..request };
         let error = codec.decode(&binary(&too_many)).unwrap_err().to_string();

@@ -128,6 +128,8 @@ pub struct Answer {
     pub alert: Option<Bytes>,
     /// Tokens of the job's texts, padding not counted; 0 where the model knows none.
     pub tokens: usize,
+    /// Texts whose ends were cut off.
+    pub n_cut: usize,
 }
 
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
@@ -171,7 +173,7 @@ fn message<M: prost::Message + Default>(job: &Job) -> Result<M, BadJob> {
 #[cfg(feature = "cpu")]
 fn protobuf(response: &impl prost::Message, tokens: usize) -> Answer {
     let body = response.encode_to_vec().into();
-    Answer { content_type: PROTOBUF, body, alert: None, tokens }
+    Answer { content_type: PROTOBUF, body, alert: None, tokens, n_cut: 0 }
 }
 
 /// A number of which 0 says that it was not given.

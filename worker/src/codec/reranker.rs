@@ -7,7 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Usage};
+use super::texts::{self, TooLong, Usage};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -36,6 +36,8 @@ pub struct Request {
     return_documents: bool,
     #[serde(default)]
     raw_scores: bool,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 /// A text, or an object with one.
@@ -68,6 +70,7 @@ struct Found<'a> {
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<Shown<'a>>,
+    truncated: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,10 +86,12 @@ impl Codec for RerankerCodec {
     fn decode(&self, job: &Job) -> Result<(Vec<Tokens>, Request), BadJob> {
         let request = request(job)?;
         texts::check_count("documents", "texts", request.documents.len())?;
-        let documents = request.documents.iter();
-        let pairs =
-            documents.map(|document| self.tokenizer.tokenize_pair(&request.query, document.text()));
-        let pairs = pairs.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))?;
+        let documents = request.documents.iter().map(Document::text);
+        let pairs = self.tokenizer.tokenize_pairs(&request.query, documents);
+        let pairs = pairs.map_err(|error| BadJob(error.to_string()))?;
+        for (index, pair) in pairs.iter().enumerate() {
+            request.too_long.check(pair, format_args!("documents[{index}] with the query"))?;
+        }
         Ok((pairs, request))
     }
 
@@ -102,6 +107,7 @@ impl Codec for RerankerCodec {
         spent: &Spent,
     ) -> Answer {
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let score =
             |one: &Classification| if request.raw_scores { one.logits[0] } else { one.scores[0] };
         let mut ranked: Vec<_> = found.iter().zip(&request.documents).enumerate().collect();
@@ -112,15 +118,17 @@ impl Codec for RerankerCodec {
             index,
             relevance_score: score(one),
             document: request.return_documents.then(|| Shown { text: document.text() }),
+            truncated: one.is_cut,
         });
         if super::is_protobuf(job) {
             let usage = super::usage(n_tokens, spent);
             let response = v1::RerankResponse { results: results.map(Into::into).collect(), usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
         let (results, model) = (results.collect(), &self.model);
         let usage = Usage::of(n_tokens, spent);
-        texts::answer(&Response { object: "list", results, model, usage }, n_tokens)
+        let response = Response { object: "list", results, model, usage };
+        Answer { n_cut, ..texts::answer(&response, n_tokens) }
     }
 }
 
@@ -128,12 +136,13 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores } =
+    let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores, truncate } =
         super::message(job)?;
     let query = query.ok_or_else(|| BadJob("body: missing field `query`".into()))?;
     let documents = documents.into_iter().map(Document::Text).collect();
     let top_n = super::given(top_n).and_then(NonZeroUsize::new);
-    Ok(Request { query, documents, top_n, return_documents, raw_scores })
+    let too_long = truncate.into();
+    Ok(Request { query, documents, top_n, return_documents, raw_scores, too_long })
 }
 
 impl From<Found<'_>> for v1::RankedDocument {
@@ -142,6 +151,7 @@ impl From<Found<'_>> for v1::RankedDocument {
             index: u32::try_from(found.index).unwrap_or(u32::MAX),
             relevance_score: found.relevance_score,
             document: found.document.map(|shown| shown.text.to_owned()),
+            truncated: found.truncated,
         }
     }
 }
@@ -165,7 +175,7 @@ mod tests {
     }
 
     fn found(logit: f32, score: f32) -> Classification {
-        Classification { logits: vec![logit], scores: vec![score], tokens: 4 }
+        Classification { logits: vec![logit], scores: vec![score], tokens: 4, is_cut: false }
     }
 
     fn answer(more: &Value) -> Value {
@@ -176,7 +186,8 @@ mod tests {
     }
 
     fn encoded(job: &Job) -> Answer {
-        let found = vec![found(20.0, 1.0), found(30.0, 1.0), found(-1.0, 0.25)];
+        let mut found = vec![found(20.0, 1.0), found(30.0, 1.0), found(-1.0, 0.25)];
+        found[0].is_cut = true;
         let (_, asked) = codec().decode(job).unwrap();
         codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
     }
@@ -187,11 +198,17 @@ mod tests {
         let places: Vec<_> =
             body["results"].as_array().unwrap().iter().map(|found| &found["index"]).collect();
         assert_eq!(places, [1, 0, 2]);
-        assert_eq!(body["results"][2], json!({"index": 2, "relevance_score": 0.25}));
+        assert_eq!(body["results"][1]["truncated"], true);
+        assert_eq!(
+            body["results"][2],
+            json!({"index": 2, "relevance_score": 0.25, "truncated": false})
+        );
         assert_eq!(body["usage"]["total_tokens"], 12);
         let body = answer(&json!({"top_n": 1, "return_documents": true, "raw_scores": true}));
-        let best = json!([{"index": 1, "relevance_score": 30.0, "document": {"text": "b"}}]);
-        assert_eq!(body["results"], best);
+        let best = json!({
+            "index": 1, "relevance_score": 30.0, "document": {"text": "b"}, "truncated": false,
+        });
+        assert_eq!(body["results"], json!([best]));
     }
 
     #[test]
@@ -211,6 +228,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_that_is_too_long_is_refused_where_it_may_not_be_cut() {
+        // Each has room alone, and the first document beside the query too.
+        let (query, documents) = ("a ".repeat(40), ["a ".repeat(21), "a ".repeat(40)]);
+        let written =
+            |truncate| job(&json!({"query": query, "documents": documents, "truncate": truncate}));
+        let message = v1::RerankRequest {
+            query: Some(query.clone()),
+            documents: documents.to_vec(),
+            truncate: Some(false),
+            ..Default::default()
+        };
+        for refused in [written(false), binary(&message)] {
+            let BadJob(error) = codec().decode(&refused).unwrap_err();
+            let says = "documents[1] with the query has 83 tokens; the model takes 64: send less";
+            assert!(error.starts_with(says), "{error}");
+        }
+        assert!(codec().decode(&written(true)).is_ok());
+    }
+
+    #[test]
     fn protobuf_asks_and_is_answered_the_same() {
         let request = v1::RerankRequest {
             query: Some("q".into()),
@@ -218,10 +255,12 @@ mod tests {
             top_n: 2,
             return_documents: true,
             raw_scores: true,
+            truncate: None,
         };
         let told = answer(&json!({"top_n": 2, "return_documents": true, "raw_scores": true}));
         let response = v1::RerankResponse::decode(encoded(&binary(&request)).body).unwrap();
-        assert_eq!(response.results.len(), 2);
+        let cut: Vec<_> = response.results.iter().map(|ranked| ranked.truncated).collect();
+        assert_eq!((cut, encoded(&binary(&request)).n_cut), (vec![false, true], 1));
         for (ranked, expected) in response.results.iter().zip(told["results"].as_array().unwrap()) {
             assert_eq!(expected["index"], ranked.index);
             assert_eq!(

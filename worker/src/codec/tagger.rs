@@ -5,7 +5,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
-use super::texts::{self, Input};
+use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
@@ -30,6 +30,8 @@ struct Request {
     input: Input,
     #[serde(default)]
     aggregation: Aggregation,
+    #[serde(default, rename = "truncate")]
+    too_long: TooLong,
 }
 
 /// What an answer depends on: the texts, and how their words are put together.
@@ -71,11 +73,16 @@ impl Codec for TaggerCodec {
     type Asked = Asked;
 
     fn decode(&self, job: &Job) -> Result<(Vec<Pieces>, Asked), BadJob> {
-        let Request { input, aggregation } = request(job)?;
+        let Request { input, aggregation, too_long } = request(job)?;
         let texts = input.texts()?;
         texts::check_count("input", "texts", texts.len())?;
-        let pieces = texts.iter().map(|text| self.tokenizer.tokenize_pieces(text));
-        let pieces = pieces.collect::<Result<_, _>>().map_err(|error| BadJob(error.to_string()))?;
+        let cut = |(index, text): (usize, &String)| {
+            let pieces = self.tokenizer.tokenize_pieces(text);
+            let pieces = pieces.map_err(|error| BadJob(error.to_string()))?;
+            too_long.check(&pieces.tokens, format_args!("input[{index}]"))?;
+            Ok(pieces)
+        };
+        let pieces = texts.iter().enumerate().map(cut).collect::<Result<_, _>>()?;
         Ok((pieces, Asked { texts, aggregation }))
     }
 
@@ -86,6 +93,7 @@ impl Codec for TaggerCodec {
     fn encode(&self, found: Vec<Tagged>, asked: Asked, job: &Job, spent: &Spent) -> Answer {
         let Asked { texts, aggregation } = asked;
         let n_tokens = found.iter().map(|one| one.tokens).sum();
+        let n_cut = found.iter().filter(|one| one.is_cut).count();
         let group = match aggregation {
             Aggregation::Simple => bert::entities,
             Aggregation::Words => bert::words,
@@ -98,9 +106,9 @@ impl Codec for TaggerCodec {
         if super::is_protobuf(job) {
             let usage = super::usage(n_tokens, spent);
             let response = v1::TaggingResponse { texts: data.map(Into::into).collect(), usage };
-            return super::protobuf(&response, n_tokens);
+            return Answer { n_cut, ..super::protobuf(&response, n_tokens) };
         }
-        texts::list(data, &self.model, n_tokens, spent)
+        Answer { n_cut, ..texts::list(data, &self.model, n_tokens, spent) }
     }
 }
 
@@ -108,13 +116,13 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
         return super::json(job);
     }
-    let v1::TaggingRequest { input, aggregation } = super::message(job)?;
+    let v1::TaggingRequest { input, aggregation, truncate } = super::message(job)?;
     let aggregation = match v1::tagging_request::Aggregation::try_from(aggregation) {
         Ok(v1::tagging_request::Aggregation::Simple) => Aggregation::Simple,
         Ok(v1::tagging_request::Aggregation::Words) => Aggregation::Words,
         Err(_) => return Err(BadJob(format!("aggregation is {aggregation}; use 0 or 1"))),
     };
-    Ok(Request { input: Input::Several(input), aggregation })
+    Ok(Request { input: Input::Several(input), aggregation, too_long: truncate.into() })
 }
 
 impl From<Item> for v1::TaggedText {
@@ -154,7 +162,7 @@ mod tests {
         let tag = |label, start, end, word| Tag { label, score: 0.5, start, end, word: Some(word) };
         // B-PER I-PER O, and the second half of the second word: places are in characters.
         let tags = vec![tag(1, 0, 3, 0), tag(2, 4, 6, 1), tag(2, 6, 8, 1), tag(0, 9, 10, 2)];
-        let found = vec![Tagged { tags, tokens: 6, is_cut: false }];
+        let found = vec![Tagged { tags, tokens: 6, is_cut: true }];
         let (_, asked) = codec().decode(job).unwrap();
         codec().encode(found, asked, job, &Spent { seconds: 0.25, share: 0.5 })
     }
@@ -191,15 +199,32 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_too_long_is_refused_where_its_end_may_not_be_cut_off() {
+        let input = vec!["a".to_owned(), "a ".repeat(70)];
+        let written = |truncate| {
+            let body = json!({"input": input, "truncate": truncate});
+            Job::new(body.to_string(), Timestamp::UNIX_EPOCH)
+        };
+        let (input, aggregation) = (input.clone(), 0);
+        let message = v1::TaggingRequest { input, aggregation, truncate: Some(false) };
+        for refused in [written(false), binary(&message)] {
+            let error = codec().decode(&refused).unwrap_err().to_string();
+            assert!(error.starts_with("input[1] has 72 tokens; the model takes 64"), "{error}");
+        }
+        assert!(codec().decode(&written(true)).is_ok());
+    }
+
+    #[test]
     fn protobuf_asks_and_is_answered_the_same() {
         for (aggregation, name) in [(0, "simple"), (1, "words")] {
             let input = vec!["Zoë Ångs .".to_owned()];
-            let request = v1::TaggingRequest { input, aggregation };
+            let request = v1::TaggingRequest { input, aggregation, truncate: None };
             let told = answer(&json!({"input": ["Zoë Ångs ."], "aggregation": name}));
             let response = v1::TaggingResponse::decode(encoded(&binary(&request)).body).unwrap();
             let expected = told["data"][0]["entities"].as_array().unwrap();
             let found = &response.texts[0];
-            assert_eq!((found.entities.len(), found.truncated), (expected.len(), false));
+            assert_eq!((found.entities.len(), found.truncated), (expected.len(), true));
+            assert_eq!(encoded(&binary(&request)).n_cut, 1);
             for (entity, expected) in found.entities.iter().zip(expected) {
                 let v1::Entity { label, score, word, start, end } = entity;
                 let shown = json!({
@@ -210,7 +235,7 @@ mod tests {
             let usage = v1::Usage { tokens: 6, device_seconds: 0.25, batch_share: 0.5 };
             assert_eq!(response.usage, Some(usage));
         }
-        let odd = v1::TaggingRequest { input: vec!["a".into()], aggregation: 2 };
+        let odd = v1::TaggingRequest { input: vec!["a".into()], aggregation: 2, truncate: None };
         let error = codec().decode(&binary(&odd)).unwrap_err().to_string();
         assert_eq!(error, "aggregation is 2; use 0 or 1");
     }

@@ -1,5 +1,7 @@
 //! What the requests and answers of the models of text have in common.
 
+use std::fmt;
+
 use ebb_model::ItemError;
 use ebb_model::bert::{Tokenizer, Tokens};
 use ebb_queue::JSON;
@@ -32,17 +34,54 @@ impl Input {
     }
 }
 
+/// What becomes of a text that is longer than the model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "Option<bool>")]
+pub(super) enum TooLong {
+    /// Its end is cut off.
+    #[default]
+    Cut,
+    /// Its job fails.
+    Refuse,
+}
+
+/// From `truncate` of a request.
+impl From<Option<bool>> for TooLong {
+    fn from(truncate: Option<bool>) -> Self {
+        if truncate == Some(false) { Self::Refuse } else { Self::Cut }
+    }
+}
+
+impl TooLong {
+    /// Refuses the text at this place if its end was cut off and may not be.
+    pub(super) fn check(self, text: &Tokens, place: fmt::Arguments<'_>) -> Result<(), BadJob> {
+        if self == Self::Cut || !text.is_cut() {
+            return Ok(());
+        }
+        let (n_whole, most) = (text.n_whole(), text.len());
+        Err(BadJob(format!(
+            "{place} has {n_whole} tokens; the model takes {most}: send less, or leave truncate out \
+             to have the end cut off"
+        )))
+    }
+}
+
 /// Cuts the texts of one job, with the prompt of this name before each.
 pub(super) fn tokenize(
     tokenizer: &Tokenizer,
     prompt: Option<&str>,
     texts: &[String],
+    too_long: TooLong,
 ) -> Result<Vec<Tokens>, BadJob> {
     check_count("input", "texts", texts.len())?;
     let bad = |error: ItemError| BadJob(error.to_string());
     let prompt = tokenizer.prompt(prompt).map_err(bad)?;
-    let cut = |text: &String| tokenizer.tokenize_after(prompt, text).map_err(bad);
-    texts.iter().map(cut).collect()
+    let cut = |(index, text): (usize, &String)| {
+        let tokens = tokenizer.tokenize_after(prompt, text).map_err(bad)?;
+        too_long.check(&tokens, format_args!("input[{index}]"))?;
+        Ok(tokens)
+    };
+    texts.iter().enumerate().map(cut).collect()
 }
 
 pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJob> {
@@ -92,5 +131,5 @@ pub(super) fn list<T: Serialize>(
 
 pub(super) fn answer(response: &impl Serialize, tokens: usize) -> Answer {
     let body = serde_json::to_vec(response).expect("no map and no foreign type in it");
-    Answer { content_type: JSON, body: body.into(), alert: None, tokens }
+    Answer { content_type: JSON, body: body.into(), alert: None, tokens, n_cut: 0 }
 }
