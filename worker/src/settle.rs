@@ -9,30 +9,29 @@
 mod calls;
 mod exit;
 mod groups;
+mod rounds;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ebb_queue::{
-    Delivery, ErrorKind, Job, JobResult, Outcome, Settled, Settlement, Stored, Unsettled, Verdict,
-    answer_at, short_reason,
-};
+use ebb_queue::{Delivery, ErrorKind, Job, JobResult, Outcome, Settlement, Stored, short_reason};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
 use tracing::field::display;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use crate::codec::Answer;
 use crate::held::{End, Finished, Held, Output};
 use crate::lease::Loan;
-use crate::outcome::{COMPLETED, LOST, outcome};
+use crate::outcome::LOST;
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, lock, on_cpu, send_all, sleep_until};
+use crate::shared::{lock, on_cpu, send_all, sleep_until};
 use crate::trace::Way;
 use calls::Unanswered;
 pub(crate) use exit::Exit;
 use groups::Groups;
+pub(crate) use rounds::settle;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
@@ -45,14 +44,6 @@ pub(crate) struct Concluded {
     lane: Option<usize>,
     loan: Loan,
     way: Way,
-}
-
-/// What the broker did not take of a call.
-struct Refused {
-    error: ebb_queue::Error,
-    jobs: Vec<Concluded>,
-    /// Whether it took the others, or did not answer at all.
-    took_others: bool,
 }
 
 /// Encodes and stores answers, many at once.
@@ -84,60 +75,6 @@ pub(crate) async fn store(
             () = sleep_until(later), if is_open && !has_room => {}
             else => return,
         }
-    }
-}
-
-/// Settles, many at once. What the broker did not take is kept and sent again; the others go on
-/// meanwhile, if it takes any.
-pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
-    let mut pauses = Pauses::default();
-    let (mut left, mut again) = (Vec::new(), None);
-    let (mut is_open, mut is_taking) = (true, true);
-    while is_open || !left.is_empty() {
-        let mut sent = Vec::new();
-        tokio::select! { biased;
-            () = sleep_until(again), if again.is_some() => {
-                sent.append(&mut left);
-                again = None;
-            }
-            n_jobs = stored.recv_many(&mut sent, CHUNK), if is_open && is_taking => {
-                is_open = n_jobs > 0;
-            }
-        }
-        while sent.len() < CHUNK
-            && let Ok(more) = stored.try_recv()
-        {
-            sent.push(more);
-        }
-        if sent.is_empty() {
-            continue;
-        }
-        let Err(refused) = served.settle_once(sent).await else {
-            is_taking = true;
-            if left.is_empty() {
-                pauses.reset();
-            }
-            continue;
-        };
-        let Refused { error, jobs, took_others } = refused;
-        match took_others {
-            true => served.complain("settle", &error),
-            false => served.trouble("settle", &error),
-        }
-        // Those that wait already say when to try again.
-        if again.is_none() {
-            let pause = pauses.next(served.shared.chance());
-            if !error.kind().heals() && pauses.n_failures() >= PATIENCE {
-                served.forgo(&jobs, &error);
-                pauses.reset();
-                is_taking = true;
-                continue;
-            }
-            again = Some(Instant::now() + pause);
-        }
-        left.extend(jobs);
-        // Where one kind of end has no room, another may.
-        is_taking = left.len() < CHUNK && (took_others || error.kind() == ErrorKind::Full);
     }
 }
 
@@ -336,70 +273,6 @@ impl Served {
         let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
         JobResult { id, attempt, outcome, finished_at, queue }
     }
-
-    /// Leaves to their leases what this worker cannot settle.
-    fn forgo(&self, jobs: &[Concluded], error: &ebb_queue::Error) {
-        error!(n_jobs = jobs.len(), %error, "not settled: they come back by their lease");
-        if error.kind() == ErrorKind::Denied {
-            self.shared.give_up(error);
-        }
-    }
-
-    /// Sends settlements once; those that were not carried out come back, unless their time is over.
-    async fn settle_once(&self, concluded: Vec<Concluded>) -> Result<(), Refused> {
-        let now = Instant::now();
-        let (timely, late): (Vec<_>, Vec<_>) =
-            concluded.into_iter().partition(|one| one.is_timely(now));
-        late.into_iter().for_each(|one| self.lose(one.lane, &one.loan));
-        let split = timely.into_iter().map(|one| (one.settlement, (one.lane, one.loan, one.way)));
-        let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
-        loans.iter().for_each(|(_, loan, _)| loan.begin_settling());
-        let answers = self.broker.settle(&settlements).await;
-        loans.iter().for_each(|(_, loan, _)| loan.end_settling());
-        let (n_sent, mut jobs) = (settlements.len(), Vec::new());
-        for (nth, (settlement, (lane, loan, way))) in settlements.into_iter().zip(loans).enumerate()
-        {
-            match answer_at(&answers, nth) {
-                Some(answer) => self.settled(&settlement, answer, (lane, &loan), way),
-                None => jobs.push(Concluded { settlement, lane, loan, way }),
-            }
-        }
-        match answers {
-            Ok(_) => {
-                self.broker_answers();
-                Ok(())
-            }
-            Err(Unsettled { error, .. }) => {
-                Err(Refused { error, took_others: jobs.len() < n_sent, jobs })
-            }
-        }
-    }
-
-    fn settled(
-        &self,
-        settlement: &Settlement,
-        answer: Settled,
-        (lane, loan): (Option<usize>, &Loan),
-        way: Way,
-    ) {
-        let outcome = outcome(settlement, answer);
-        match answer {
-            Settled::Held => self.count(lane, outcome),
-            Settled::Lost => self.lose(lane, loan),
-        }
-        self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());
-        if outcome == COMPLETED {
-            self.shared.metrics.turnaround.observe(way.since_publication().as_secs_f64());
-        }
-        way.settled(outcome);
-    }
-
-    fn count(&self, lane: Option<usize>, outcome: &'static str) {
-        self.shared.metrics.jobs.with_label_values(&[outcome, self.shared.model_name(lane)]).inc();
-        // Of the worker, and of the queue.
-        self.shared.counts.count(outcome);
-        self.counts.count(outcome);
-    }
 }
 
 impl Concluded {
@@ -409,12 +282,5 @@ impl Concluded {
         drop(room);
         way.stored();
         Self { settlement: delivery.release(), lane, loan, way }
-    }
-
-    /// An ack is right at any time, since the result is stored: the broker may say what it is worth.
-    /// All else would meddle with somebody else's attempt where the broker does not fence.
-    fn is_timely(&self, now: Instant) -> bool {
-        !self.loan.is_lost()
-            && (*self.settlement.verdict() == Verdict::Ack || self.loan.may_live(now))
     }
 }
