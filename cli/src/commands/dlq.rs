@@ -1,21 +1,25 @@
 //! `ebb dlq`: the jobs that failed for good. Read them, put them back, or delete them.
 
-use std::collections::BTreeSet;
+mod which;
+
 use std::io::IsTerminal;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use ebb_queue::{DeadLetter, JobId, Queue};
 
 use crate::exit::{Exit, missing, usage};
 use crate::options::QueueArgs;
 use crate::output::{Output, grouped, note, table};
+use which::{Done, Filter, Which};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List dead letters, the newest first
-    #[command(after_help = "Examples:\n  ebb dlq list\n  ebb dlq list --max 10 --json")]
+    #[command(
+        after_help = "Examples:\n  ebb dlq list\n  ebb dlq list --max 10 --json\n  ebb dlq list --reason expired --newer-than 36h"
+    )]
     List {
         /// Where the queue is.
         #[command(flatten)]
@@ -24,6 +28,9 @@ pub(crate) enum Command {
         #[arg(long, env = "EBB_DLQ_MAX", hide_env_values = true, value_name = "N")]
         #[arg(default_value = "100")]
         max: usize,
+        /// Which ones, if not all.
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show one dead letter: the job, its body, and what became of each attempt
     #[command(after_help = "Examples:\n  ebb dlq show 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a")]
@@ -59,28 +66,18 @@ pub(crate) enum Command {
     },
 }
 
-/// One or more dead letters, or all.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct Which {
-    /// The ids of the jobs
-    #[arg(value_name = "ID")]
-    ids: Vec<JobId>,
-    /// All dead letters of the queue
-    #[arg(long)]
-    all: bool,
-}
-
 const REDRIVE_HELP: &str = "\
 A deadline that has passed is cleared, else the job would die again at once.
 
 Examples:
   ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
+  ebb dlq redrive --reason 'attempts are spent' --newer-than 2h
   ebb dlq redrive --all";
 
 const PURGE_HELP: &str = "\
 Examples:
   ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
+  ebb dlq purge --reason expired --older-than 168h --yes
   ebb dlq purge --all --yes";
 
 /// Runs the command.
@@ -89,15 +86,15 @@ Examples:
 /// When the queue does not answer, or an id is not a dead letter.
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
-        Command::List { queue, max } => {
+        Command::List { queue, max, filter } => {
             let queue = queue.find().await?;
-            let letters = queue.list(max).await?;
+            let letters = filter.newest(&queue, max).await?;
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
                 letters => output.line(list_table(letters, Widths::of_stdout()))?,
             }
-            if letters.len() == max {
+            if letters.len() == max && !filter.is_any() {
                 let (listed, all) = (max as u64, queue.depth().await?.dead);
                 if all > listed {
                     let (listed, of) = (grouped(listed), grouped(all));
@@ -114,7 +111,7 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Redrive { queue, which } => {
             let queue = queue.find().await?;
-            let done = which.each(async |ids| queue.redrive(ids).await, shown(&queue)).await?;
+            let done = which.each(&queue, async |ids| queue.redrive(ids).await).await?;
             told(output, &queue, ["redriven", "put back"], done).await?;
         }
         Command::Purge { queue, which, yes } => {
@@ -122,60 +119,11 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
             let queue = queue.find().await?;
-            let done = which.each(async |ids| queue.purge(ids).await, shown(&queue)).await?;
+            let done = which.each(&queue, async |ids| queue.purge(ids).await).await?;
             told(output, &queue, ["purged", "deleted"], done).await?;
         }
     }
     Ok(Exit::Done)
-}
-
-/// So many ids are taken one by one, which tells them apart; on RabbitMQ each one costs a walk
-/// through all letters.
-const A_FEW: usize = 4;
-
-/// What became of the letters that were meant.
-#[derive(Debug, PartialEq)]
-struct Done {
-    n: u64,
-    /// What is to be said of the others, if there are any.
-    unknown: Option<String>,
-}
-
-impl Which {
-    /// Does it to each. What was no dead letter is known from how many there were: nobody looks at
-    /// the letters beforehand.
-    /// `stays` says whether one that was not taken is a dead letter all the same, such as one that
-    /// was cut: a log line says why.
-    async fn each(
-        &self,
-        act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
-        stays: impl AsyncFn(&JobId) -> Answer<bool>,
-    ) -> Result<Done> {
-        if self.all {
-            return Ok(Done { n: act(None).await?, unknown: None });
-        }
-        let mut seen = BTreeSet::new();
-        let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
-        if ids.len() > A_FEW {
-            let n = act(Some(&ids)).await?;
-            return Ok(Done { n, unknown: no_letters_of(&ids, n) });
-        }
-        let (mut n, mut unknown) = (0, Vec::new());
-        for id in &ids {
-            match act(Some(std::slice::from_ref(id))).await? {
-                0 if stays(id).await? => {}
-                0 => unknown.push(id.clone()),
-                more => n += more,
-            }
-        }
-        Ok(Done { n, unknown: no_letters_of(&unknown, 0) })
-    }
-}
-
-type Answer<T> = ebb_queue::Result<T>;
-
-fn shown(queue: &Queue) -> impl AsyncFn(&JobId) -> Answer<bool> {
-    async move |id: &JobId| Ok(queue.show(id).await?.is_some())
 }
 
 async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
@@ -187,20 +135,6 @@ async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done)
         output.line(format!("{n} {verb}, {left} dead letters left"))?;
     }
     done.unknown.map_or(Ok(()), |words| Err(missing(words)))
-}
-
-/// Of these ids so many were dead letters.
-fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
-    let others = (ids.len() as u64).saturating_sub(n);
-    match ids {
-        _ if others == 0 => None,
-        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters, or stayed", ids.len())),
-        [id] => Some(format!("{id} is no dead letter")),
-        ids => {
-            let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-            Some(format!("{} are no dead letters", names.join(", ")))
-        }
-    }
 }
 
 /// The most characters of a reason and of a body that a list shows.
@@ -336,37 +270,6 @@ mod tests {
         let words = letter_words(&letter);
         assert!(words.contains(r"bad\u{1b}]0;title"), "{words}");
         assert!(words.ends_with("  a\\u{1b}[2Jb\\r\n\tc\\u{9b}\\u{7} é"), "{words}");
-    }
-
-    #[tokio::test]
-    async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
-        use std::cell::Cell;
-
-        let letters = ["a", "b", "c", "d", "e"];
-        for (given, calls, n, unknown) in [
-            (&["a"][..], 1, 1, None),
-            (&["a", "a"], 1, 1, None),
-            (&["x"], 1, 0, Some("x is no dead letter")),
-            (&["a", "cut"], 2, 1, None),
-            (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
-            (&["a", "b", "c", "d", "e"], 1, 5, None),
-            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters, or stayed")),
-            (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
-        ] {
-            let ids = given.iter().map(|id| id.parse().unwrap()).collect();
-            let n_calls = Cell::new(0);
-            let act = async |ids: Option<&[JobId]>| {
-                n_calls.set(n_calls.get() + 1);
-                let ids = ids.expect("these ids").iter();
-                Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
-            };
-            let done = Which { ids, all: false }
-                .each(act, async |id: &JobId| Ok(id.as_str() == "cut"))
-                .await
-                .unwrap();
-            assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
-            assert_eq!(n_calls.get(), calls, "{given:?}");
-        }
     }
 
     #[test]

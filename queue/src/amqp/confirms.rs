@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +15,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lapin::{Confirmation, PublisherConfirm};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::{Mutex, MutexGuard, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
+
+/// Messages that are on their way without a confirmation, of one caller.
+pub(super) const WINDOW: usize = 256;
 
 /// Who publishes for longer than this is held up by the broker, and what it publishes is not there
 /// to be confirmed.
@@ -69,14 +73,14 @@ struct Sent {
 /// The confirmations of one channel.
 #[derive(Debug)]
 pub(super) struct Confirms {
-    sent: UnboundedSender<Sent>,
+    sent: Sender<Sent>,
     /// Of who publishes: confirmations are matched by number.
     turn: Arc<Mutex<()>>,
 }
 
 impl Confirms {
     pub(super) fn new() -> Self {
-        let (sent, inbox) = unbounded_channel();
+        let (sent, inbox) = mpsc::channel(WINDOW);
         let turn = Arc::<Mutex<()>>::default();
         // Ends with this.
         tokio::spawn(tell(inbox, Arc::clone(&turn)));
@@ -89,22 +93,22 @@ impl Confirms {
     }
 
     /// What becomes of a message that was just published.
-    pub(super) fn watch(
+    pub(super) async fn watch(
         &self,
         address: Address,
         confirm: PublisherConfirm,
     ) -> impl Future<Output = lapin::Result<Arrival>> + use<> {
-        self.watch_word(address, confirm.map(|said| said.map(Word::from)).boxed())
+        self.watch_word(address, confirm.map(|said| said.map(Word::from)).boxed()).await
     }
 
-    fn watch_word(
+    async fn watch_word(
         &self,
         address: Address,
         word: BoxFuture<'static, lapin::Result<Word>>,
     ) -> impl Future<Output = lapin::Result<Arrival>> + use<> {
         let (told, arrival) = oneshot::channel();
         let gone = || std::io::Error::other("nobody watches the confirmations any more").into();
-        let is_watched = self.sent.send(Sent { address, word, told }).is_ok();
+        let is_watched = self.sent.send(Sent { address, word, told }).await.is_ok();
         async move {
             match arrival.await {
                 Ok(arrival) if is_watched => arrival,
@@ -115,7 +119,7 @@ impl Confirms {
 }
 
 /// Tells what became of messages until there is nobody to tell.
-async fn tell(mut inbox: UnboundedReceiver<Sent>, turn: Arc<Mutex<()>>) {
+async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
     let (mut open, mut words) = (Open::default(), FuturesUnordered::new());
     let mut n_sent = 0;
     let mut watch = |sent, open: &mut Open, words: &FuturesUnordered<_>| {
@@ -136,8 +140,14 @@ async fn tell(mut inbox: UnboundedReceiver<Sent>, turn: Arc<Mutex<()>>) {
             },
             Some(word) = words.next() => word,
         };
-        // From here on nobody has published what is not watched yet.
-        let _turn = timeout(HELD_UP, turn.lock()).await;
+        // With the turn, nobody else has published what is not watched yet.
+        let mut ours = pin!(timeout(HELD_UP, turn.lock()));
+        let _turn = loop {
+            tokio::select! { biased;
+                Some(sent) = inbox.recv() => watch(sent, &mut open, &words),
+                turn = &mut ours => break turn,
+            }
+        };
         while let Ok(sent) = inbox.try_recv() {
             watch(sent, &mut open, &words);
         }
@@ -198,13 +208,13 @@ mod tests {
     }
 
     /// A message whose confirmation comes when this says so.
-    fn sent(
+    async fn sent(
         confirms: &Confirms,
         key: &str,
     ) -> (oneshot::Sender<Word>, BoxFuture<'static, lapin::Result<Arrival>>) {
         let (say, word) = oneshot::channel();
         let word = word.map(|word| Ok(word.expect("it is confirmed"))).boxed();
-        (say, confirms.watch_word(to(key), word).boxed())
+        (say, confirms.watch_word(to(key), word).await.boxed())
     }
 
     fn ack(returned: Option<&str>) -> Word {
@@ -215,8 +225,8 @@ mod tests {
     async fn what_comes_back_with_the_confirmation_of_another_message_is_not_taken_for_stored() {
         for is_first in [true, false] {
             let confirms = Confirms::new();
-            let (say_lost, lost) = sent(&confirms, "gone");
-            let (say_other, other) = sent(&confirms, "there");
+            let (say_lost, lost) = sent(&confirms, "gone").await;
+            let (say_other, other) = sent(&confirms, "there").await;
             tokio::task::yield_now().await;
             // As the client does it: the other one is confirmed first, and carries what came back.
             assert!(say_other.send(ack(Some("gone"))).is_ok());
@@ -233,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_is_published_is_watched_before_anybody_is_told() {
         let confirms = Confirms::new();
-        let (say_lost, lost) = sent(&confirms, "gone");
+        let (say_lost, lost) = sent(&confirms, "gone").await;
         tokio::task::yield_now().await;
         let turn = confirms.turn().await;
         // Another one is published, and confirmed before it is watched.
@@ -241,7 +251,7 @@ mod tests {
         for _ in 0..5 {
             tokio::task::yield_now().await;
         }
-        let (say_other, other) = sent(&confirms, "there");
+        let (say_other, other) = sent(&confirms, "there").await;
         assert!(say_other.send(ack(Some("gone"))).is_ok());
         drop(turn);
         assert_eq!(lost.await.unwrap(), Arrival::Homeless("gone".to_owned()));
@@ -251,11 +261,11 @@ mod tests {
     #[tokio::test]
     async fn what_need_not_arrive_and_what_is_refused_are_told_apart() {
         let confirms = Confirms::new();
-        let (say_refused, refused) = sent(&confirms, "full");
-        let (say_lost, lost) = sent(&confirms, "gone");
+        let (say_refused, refused) = sent(&confirms, "full").await;
+        let (say_lost, lost) = sent(&confirms, "gone").await;
         let (say, word) = oneshot::channel();
         let word = word.map(|word| Ok(word.expect("it is confirmed"))).boxed();
-        let note = confirms.watch_word(Address { must_arrive: false, ..to("gone") }, word);
+        let note = confirms.watch_word(Address { must_arrive: false, ..to("gone") }, word).await;
         assert!(say_refused.send(Word { is_ack: false, returned: None }).is_ok());
         assert!(say_lost.send(ack(Some("gone"))).is_ok());
         assert!(say.send(ack(None)).is_ok());

@@ -16,7 +16,7 @@ use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
-use super::confirms::{Address, Arrival, Confirms};
+use super::confirms::{Address, Arrival, Confirms, WINDOW};
 use super::connect::{Pair, Version};
 use super::errors;
 use super::tags::{Acks, Tags};
@@ -27,8 +27,6 @@ use crate::{Error, ErrorKind, Result};
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether the broker still takes messages; it tells nobody but the client.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
-/// Messages that are on their way without a confirmation.
-const WINDOW: usize = 256;
 
 /// A message to be published.
 #[derive(Debug)]
@@ -240,7 +238,7 @@ impl Session {
             let address = Address { exchange, key, must_arrive };
             let (exchange, key) = (address.exchange.as_str().into(), address.key.as_str().into());
             let confirm = self.press.basic_publish(exchange, key, options, &body, properties);
-            sent.push(self.confirms.watch(address, confirm.await?));
+            sent.push(self.confirms.watch(address, confirm.await?).await);
         }
         Ok(sent)
     }

@@ -1,0 +1,263 @@
+//! Which dead letters are meant: some by their ids, some by what they say, or all.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use ebb_queue::{DeadLetter, JobId, Queue, Timestamp};
+
+use crate::output::{grouped, note};
+
+/// One or more dead letters, those that are alike, or all.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true, args = [
+    "ids", "all", "reason", "tenant", "older_than", "newer_than",
+])]
+pub(crate) struct Which {
+    /// The ids of the jobs
+    #[arg(value_name = "ID", conflicts_with_all = ["all", "filter"])]
+    ids: Vec<JobId>,
+    /// All dead letters of the queue
+    #[arg(long, conflicts_with = "filter")]
+    all: bool,
+    /// Those that are alike.
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Dead letters by what they say. Where more than one of these is given, all of them hold.
+#[derive(Debug, Args)]
+#[group(id = "filter", multiple = true, args = ["reason", "tenant", "older_than", "newer_than"])]
+pub(crate) struct Filter {
+    /// Those whose reason contains this, letter by letter
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Those of this tenant
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// Those that died so long ago or longer, such as 90m or 36h
+    #[arg(long, value_name = "SPAN", value_parser = parse_age)]
+    older_than: Option<Duration>,
+    /// Those that died within this time, such as 90m or 36h
+    #[arg(long, value_name = "SPAN", value_parser = parse_age)]
+    newer_than: Option<Duration>,
+    /// How many of the newest dead letters are looked at for that; their bodies are in memory
+    /// meanwhile
+    #[arg(long, env = "EBB_DLQ_LOOK", hide_env_values = true, value_name = "N")]
+    #[arg(default_value = "10000")]
+    look: usize,
+}
+
+/// As many hours as one may want to look back.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let age = text.parse::<jiff::SignedDuration>().ok().and_then(|age| age.try_into().ok());
+    age.ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
+}
+
+impl Filter {
+    /// Whether it leaves any out.
+    pub(crate) fn is_any(&self) -> bool {
+        let Self { reason, tenant, older_than, newer_than, look: _ } = self;
+        reason.is_some() || tenant.is_some() || older_than.is_some() || newer_than.is_some()
+    }
+
+    /// Whether a letter is meant.
+    fn fits(&self, letter: &DeadLetter, now: Timestamp) -> bool {
+        let age = Duration::try_from(now.duration_since(letter.died_at)).unwrap_or_default();
+        let fits = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
+            wanted.as_deref().is_none_or(holds)
+        };
+        fits(&self.reason, &|text| letter.reason.contains(text))
+            && fits(&self.tenant, &|name| letter.job.headers.tenant.as_deref() == Some(name))
+            && self.older_than.is_none_or(|least| age >= least)
+            && self.newer_than.is_none_or(|most| age <= most)
+    }
+
+    /// The newest letters that are meant, at most so many.
+    pub(crate) async fn newest(&self, queue: &Queue, max: usize) -> Answer<Vec<DeadLetter>> {
+        if !self.is_any() {
+            return queue.list(max).await;
+        }
+        let mut letters = queue.list(self.look).await?;
+        let (looked_at, all) = (letters.len() as u64, queue.depth().await?.dead);
+        if letters.len() == self.look && all > looked_at {
+            let (looked_at, of) = (grouped(looked_at), grouped(all));
+            note(format!("the newest {looked_at} of {of} were looked at; see more with --look N"));
+        }
+        let now = Timestamp::now();
+        letters.retain(|letter| self.fits(letter, now));
+        letters.truncate(max);
+        Ok(letters)
+    }
+
+    /// The ids of all that are meant, in the order in which they died.
+    async fn ids(&self, queue: &Queue) -> Answer<Vec<JobId>> {
+        let letters = self.newest(queue, usize::MAX).await?;
+        Ok(letters.into_iter().rev().map(|letter| letter.job.id).collect())
+    }
+}
+
+/// So many ids are taken one by one, which tells them apart; on RabbitMQ each one costs a walk
+/// through all letters.
+const A_FEW: usize = 4;
+
+/// What became of the letters that were meant.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Done {
+    pub(crate) n: u64,
+    /// What is to be said of the others, if there are any.
+    pub(crate) unknown: Option<String>,
+}
+
+impl Which {
+    /// Does it to each that is meant.
+    ///
+    /// # Errors
+    /// When the queue does not answer.
+    pub(crate) async fn each(
+        &self,
+        queue: &Queue,
+        act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
+    ) -> Result<Done> {
+        if self.filter.is_any() {
+            let ids = self.filter.ids(queue).await?;
+            // None are all of them, to some.
+            let n = if ids.is_empty() { 0 } else { act(Some(&ids)).await? };
+            return Ok(Done { n, unknown: None });
+        }
+        self.each_named(act, async |id: &JobId| Ok(queue.show(id).await?.is_some())).await
+    }
+
+    /// What was no dead letter is known from how many there were: nobody looks at the letters
+    /// beforehand. `stays` says whether one that was not taken is a dead letter all the same, such
+    /// as one that was cut: a log line says why.
+    async fn each_named(
+        &self,
+        act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
+        stays: impl AsyncFn(&JobId) -> Answer<bool>,
+    ) -> Result<Done> {
+        if self.all {
+            return Ok(Done { n: act(None).await?, unknown: None });
+        }
+        let mut seen = BTreeSet::new();
+        let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+        if ids.len() > A_FEW {
+            let n = act(Some(&ids)).await?;
+            return Ok(Done { n, unknown: no_letters_of(&ids, n) });
+        }
+        let (mut n, mut unknown) = (0, Vec::new());
+        for id in &ids {
+            match act(Some(std::slice::from_ref(id))).await? {
+                0 if stays(id).await? => {}
+                0 => unknown.push(id.clone()),
+                more => n += more,
+            }
+        }
+        Ok(Done { n, unknown: no_letters_of(&unknown, 0) })
+    }
+}
+
+type Answer<T> = ebb_queue::Result<T>;
+
+/// Of these ids so many were dead letters.
+fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
+    let others = (ids.len() as u64).saturating_sub(n);
+    match ids {
+        _ if others == 0 => None,
+        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters, or stayed", ids.len())),
+        [id] => Some(format!("{id} is no dead letter")),
+        ids => {
+            let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
+            Some(format!("{} are no dead letters", names.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::Job;
+
+    use super::*;
+
+    fn none() -> Filter {
+        Filter { reason: None, tenant: None, older_than: None, newer_than: None, look: 10 }
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        which: Which,
+    }
+
+    #[test]
+    fn some_are_meant_and_in_one_way() {
+        use clap::Parser;
+
+        for good in ["a b", "--all", "--reason x", "--reason x --older-than 36h", "--tenant acme"] {
+            Cli::try_parse_from(["dlq"].into_iter().chain(good.split(' '))).expect(good);
+        }
+        for bad in ["--look 5", "a --all", "a --reason x", "--all --tenant acme", "--newer-than 5"]
+        {
+            Cli::try_parse_from(["dlq"].into_iter().chain(bad.split(' '))).expect_err(bad);
+        }
+        Cli::try_parse_from(["dlq"]).expect_err("none are meant");
+    }
+
+    #[test]
+    fn letters_are_told_apart_by_what_they_say() {
+        let hour = Duration::from_secs(3600);
+        let now = Timestamp::UNIX_EPOCH + 100 * hour;
+        let mut job = Job::new("body", now);
+        job.set("ebb-tenant", "acme").unwrap();
+        let reason = "all 3 attempts are spent".to_owned();
+        let letter =
+            DeadLetter { job, attempts: 3, reason, died_at: now - 2 * hour, history: vec![] };
+        let some = |text: &str| Some(text.to_owned());
+        for (filter, fits) in [
+            (none(), true),
+            (Filter { reason: some("attempts are"), ..none() }, true),
+            (Filter { reason: some("expired"), ..none() }, false),
+            (Filter { tenant: some("acme"), ..none() }, true),
+            (Filter { tenant: some("acm"), ..none() }, false),
+            (Filter { older_than: Some(2 * hour), ..none() }, true),
+            (Filter { older_than: Some(3 * hour), ..none() }, false),
+            (Filter { newer_than: Some(2 * hour), ..none() }, true),
+            (Filter { newer_than: Some(hour), ..none() }, false),
+            (Filter { reason: some("spent"), older_than: Some(3 * hour), ..none() }, false),
+        ] {
+            assert_eq!(filter.fits(&letter, now), fits, "{filter:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
+        use std::cell::Cell;
+
+        let letters = ["a", "b", "c", "d", "e"];
+        for (given, calls, n, unknown) in [
+            (&["a"][..], 1, 1, None),
+            (&["a", "a"], 1, 1, None),
+            (&["x"], 1, 0, Some("x is no dead letter")),
+            (&["a", "cut"], 2, 1, None),
+            (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
+            (&["a", "b", "c", "d", "e"], 1, 5, None),
+            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters, or stayed")),
+            (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
+        ] {
+            let ids = given.iter().map(|id| id.parse().unwrap()).collect();
+            let n_calls = Cell::new(0);
+            let act = async |ids: Option<&[JobId]>| {
+                n_calls.set(n_calls.get() + 1);
+                let ids = ids.expect("these ids").iter();
+                Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
+            };
+            let done = Which { ids, all: false, filter: none() }
+                .each_named(act, async |id: &JobId| Ok(id.as_str() == "cut"))
+                .await
+                .unwrap();
+            assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
+            assert_eq!(n_calls.get(), calls, "{given:?}");
+        }
+    }
+}
