@@ -9,6 +9,7 @@
 mod address;
 mod amqp;
 mod apart;
+mod aside;
 pub mod claim;
 mod clock;
 mod delivery;

@@ -11,7 +11,7 @@ use super::entry::{Entry, Origin};
 use super::leases::Claims;
 use super::names::tick_now;
 use super::settle::token_of;
-use crate::{DeadLetter, JobId, Result};
+use crate::{DeadLetter, JobId, Priority, Result};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
@@ -63,7 +63,8 @@ impl NatsQueue {
     }
 
     fn letter(&self, kept: Kept) -> DeadLetter {
-        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at };
+        let (created, priority) = (self.shared.created, Priority::default());
+        let origin = Origin { created, seq: kept.seq, at: kept.at, priority };
         Entry::dead_letter(&kept.headers, kept.body, origin)
     }
 

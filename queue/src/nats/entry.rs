@@ -4,7 +4,9 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
 use super::names::Lane;
-use crate::{Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Result, Timestamp, header};
+use crate::{
+    Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
+};
 
 /// How many attempts were charged before the message was stored.
 const ATTEMPTS: &str = "ebb-attempts";
@@ -56,6 +58,8 @@ pub(super) struct Origin {
     pub(super) seq: u64,
     /// When it was stored.
     pub(super) at: Timestamp,
+    /// That of its lane: what it has where its producer did not say.
+    pub(super) priority: Priority,
 }
 
 impl Entry {
@@ -85,7 +89,11 @@ impl Entry {
         }
         // A TTL counts from the publication, so that is read first.
         fields.sort_by_key(|(name, _)| !name.eq_ignore_ascii_case(header::ENQUEUED_AT));
-        let (job, mut wrong) = Job::from_stranger(id, fields.iter().copied(), body, origin.at);
+        let (mut job, mut wrong) = Job::from_stranger(id, fields.iter().copied(), body, origin.at);
+        let says = |name: &str| fields.iter().any(|(said, _)| said.eq_ignore_ascii_case(name));
+        if !says(header::PRIORITY) {
+            job.headers.priority = origin.priority;
+        }
         let mut entry = Self { place: origin.seq, ..Self::new(job) };
         for (name, value) in &fields {
             if let Err(error) = entry.set(name, value) {
@@ -253,7 +261,7 @@ mod tests {
 
     fn origin() -> Origin {
         let at = "2030-01-31T12:00:00Z".parse().unwrap();
-        Origin { created: at, seq: 7, at }
+        Origin { created: at, seq: 7, at, priority: Priority::Normal }
     }
 
     proptest! {

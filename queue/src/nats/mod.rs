@@ -14,6 +14,7 @@ mod entry;
 mod later;
 mod leases;
 mod names;
+mod plain;
 mod publish;
 mod receive;
 mod settle;
@@ -24,7 +25,7 @@ mod topology;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +34,7 @@ use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::aside::Aside;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase, Published,
@@ -111,9 +113,16 @@ struct Shared {
     later: Later,
     answered: Answered,
     sight: Sight,
+    aside: Mutex<Aside>,
     /// The last phase that each worker reported through this handle.
     phases: Mutex<HashMap<WorkerId, Phase>>,
     is_closed: AtomicBool,
+}
+
+impl Shared {
+    fn aside(&self) -> MutexGuard<'_, Aside> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl NatsQueue {
@@ -148,6 +157,7 @@ impl NatsQueue {
             later: Later::default(),
             answered: Answered::default(),
             sight: Sight::default(),
+            aside: Mutex::default(),
             phases: Mutex::default(),
             is_closed: AtomicBool::new(false),
         };

@@ -1,0 +1,53 @@
+//! What any client of the broker publishes is a job like those that we publish.
+
+use ebb_queue::Queue;
+
+use crate::fixture::{Fixture, counts, settle, words};
+use crate::plain::Plain;
+
+/// A new queue and a plain client of it; none where nobody but us can publish.
+async fn fresh(fixture: &dyn Fixture) -> Option<(Queue, Plain)> {
+    let queue = fixture.fresh().await;
+    Some((queue, fixture.plain().await?))
+}
+
+pub async fn plain_jobs_go_by_their_priority(fixture: &dyn Fixture) {
+    let Some((queue, mut plain)) = fresh(fixture).await else { return };
+    for low in ["l1", "l2", "l3", "l4", "l5", "l6"] {
+        plain.send(low, &[("ebb-priority", "low")]).await;
+    }
+    plain.send("h1", &[("ebb-priority", "high")]).await;
+    plain.send("n1", &[]).await;
+    let mut seen = Vec::new();
+    for _ in 0..8 {
+        let delivery = fixture.take_one_of(&queue).await;
+        assert_eq!(delivery.attempt, 1, "what was let wait is charged nothing");
+        seen.push(delivery.job.id.to_string());
+        settle(&queue, delivery.ack()).await;
+    }
+    assert_eq!(seen, ["h1", "n1", "l1", "l2", "l3", "l4", "l5", "l6"]);
+    fixture.assert_counts(&queue, [0, 0, 0, 0]).await;
+}
+
+pub async fn plain_jobs_that_come_together_go_by_their_priority(fixture: &dyn Fixture) {
+    let Some((queue, mut plain)) = fresh(fixture).await else { return };
+    for (id, priority) in [("l1", "low"), ("n1", "normal"), ("h1", "high"), ("l2", "low")] {
+        plain.send(id, &[("ebb-priority", priority)]).await;
+    }
+    fixture.assert_takes(&queue, 9, &["h1", "n1", "l1", "l2"]).await;
+}
+
+pub async fn a_plain_job_waits_for_its_delay_and_dies_of_its_deadline(fixture: &dyn Fixture) {
+    let Some((queue, mut plain)) = fresh(fixture).await else { return };
+    let soon = words(fixture.short());
+    plain.send("delayed", &[("ebb-delay", &soon)]).await;
+    plain.send("late", &[("ebb-ttl", "0")]).await;
+    let look = async || {
+        fixture.assert_nothing_ready(&queue).await;
+        counts(&queue).await
+    };
+    assert_eq!(fixture.when(look, |seen| *seen == [0, 0, 1, 1]).await, [0, 0, 1, 1]);
+    fixture.pass_by(fixture.short()).await;
+    let delivery = fixture.take_one(&queue).await;
+    assert_eq!((delivery.job.id.as_str(), delivery.attempt), ("delayed", 1));
+}
