@@ -9,7 +9,7 @@ use super::NatsQueue;
 use super::api::{Kept, in_order};
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
-use super::names::tick_now;
+use super::names::{tick_now, token};
 use super::settle::token_of;
 use crate::{DeadLetter, JobId, Priority, Result};
 
@@ -210,8 +210,10 @@ impl NatsQueue {
             shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
         }
         if let Some(key) = &job.headers.key {
-            self.forget_key(key, &job.id).await?;
+            let subject = shared.names.subject(&format!("keys.{}", token(key)));
+            self.forget_key(&subject, &job.id).await?;
         }
+        self.forget_key(&self.id_subject(&job.id), &job.id).await?;
         let which = json!({ "filter": shared.names.subject(&format!("chunks.{name}.>")) });
         shared.api.purge(&shared.names.results, &which).await?;
         shared.api.delete(&shared.names.dead, seq).await

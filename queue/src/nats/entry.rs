@@ -41,6 +41,8 @@ pub(super) struct Entry {
     pub(super) history: Vec<Attempt>,
     /// Its place in the order of publication; 0 for the one that its message will get.
     pub(super) place: u64,
+    /// Whether it came from a client that knows nothing of us, and was not stored anew since.
+    pub(super) is_plain: bool,
 }
 
 /// Why and when a job died.
@@ -64,7 +66,7 @@ pub(super) struct Origin {
 
 impl Entry {
     pub(super) fn new(job: Job) -> Self {
-        Self { job, attempts: 0, history: Vec::new(), place: 0 }
+        Self { job, attempts: 0, history: Vec::new(), place: 0, is_plain: false }
     }
 
     pub(super) fn lane(&self, is_back: bool) -> Lane {
@@ -94,7 +96,9 @@ impl Entry {
         if !says(header::PRIORITY) {
             job.headers.priority = origin.priority;
         }
-        let mut entry = Self { place: origin.seq, ..Self::new(job) };
+        // What we store says since when it has been there.
+        let is_plain = !says(header::ENQUEUED_AT);
+        let mut entry = Self { place: origin.seq, is_plain, ..Self::new(job) };
         for (name, value) in &fields {
             if let Err(error) = entry.set(name, value) {
                 wrong.get_or_insert(error);
@@ -205,7 +209,7 @@ impl Entry {
 }
 
 impl Origin {
-    fn id(self) -> JobId {
+    pub(super) fn id(self) -> JobId {
         let id = format!("nats-{}-{}", self.created.as_millisecond(), self.seq);
         id.parse().expect("digits and dashes are printable")
     }

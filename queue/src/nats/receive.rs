@@ -240,6 +240,8 @@ impl NatsQueue {
         let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
         if let Some(wrong) = wrong {
             self.bury(&attempted, token.seq, &wrong.to_string()).await?;
+        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+            tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if attempted.job.expired(now) {
             self.expire(attempted, token.seq).await?;
         } else if is_early {

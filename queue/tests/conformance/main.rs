@@ -175,6 +175,7 @@ promises! {
     strangers:
         plain_jobs_go_by_their_priority
         plain_jobs_that_come_together_go_by_their_priority
+        a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job
         a_plain_job_waits_for_its_delay_and_dies_of_its_deadline;
     replies:
         an_answer_is_sent_to_where_its_job_asked_for_it

@@ -37,6 +37,28 @@ pub async fn plain_jobs_that_come_together_go_by_their_priority(fixture: &dyn Fi
     fixture.assert_takes(&queue, 9, &["h1", "n1", "l1", "l2"]).await;
 }
 
+pub async fn a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job(fixture: &dyn Fixture) {
+    let Some((queue, mut plain)) = fresh(fixture).await else { return };
+    plain.send("a", &[("ebb-key", "k")]).await;
+    plain.send("b", &[("ebb-key", "k")]).await;
+    plain.send("a", &[]).await;
+    plain.send("c", &[]).await;
+    let mut taken = fixture.take(&queue, 2).await;
+    assert_eq!(taken.iter().map(|one| one.job.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+    fixture.assert_nothing_ready(&queue).await;
+    // While the one runs, and the other is dead.
+    settle(&queue, taken.remove(1).reject("no")).await;
+    for (id, headers) in [("a", [].as_slice()), ("d", &[("ebb-key", "k")]), ("c", &[])] {
+        plain.send(id, headers).await;
+    }
+    fixture.assert_nothing_ready(&queue).await;
+    fixture.assert_counts(&queue, [0, 1, 0, 1]).await;
+    // A purge forgets at once.
+    queue.purge(None).await.unwrap();
+    plain.send("c", &[]).await;
+    assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "c");
+}
+
 pub async fn a_plain_job_waits_for_its_delay_and_dies_of_its_deadline(fixture: &dyn Fixture) {
     let Some((queue, mut plain)) = fresh(fixture).await else { return };
     let soon = words(fixture.short());

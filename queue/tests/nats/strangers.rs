@@ -232,3 +232,41 @@ fn many_plain_jobs_of_one_priority_run_as_they_come() {
         assert!((1..400).contains(&n_moved), "{n_moved} were moved");
     });
 }
+
+#[test]
+fn a_plain_job_whose_worker_is_lost_is_no_repetition_of_itself() {
+    on_each(async |server| {
+        let queue = try_open(&format!("{}?lease=1s", server.url())).await.unwrap();
+        let publisher = stranger(&server).await;
+        for id in ["a", "b"] {
+            send(&publisher, "ebb.jobs.jobs", &[("ebb-id", id), ("ebb-key", "k")]).await;
+        }
+        drop(one(&queue).await);
+        let again = one(&queue).await;
+        assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
+        queue.settle(&[again.ack()]).await.unwrap();
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 0));
+    });
+}
+
+#[test]
+fn plain_jobs_and_published_ones_share_their_keys() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        let with_key = |id: &str, key: &str| {
+            let mut job = job(id);
+            job.headers.key = Some(key.to_owned());
+            job
+        };
+        queue.publish(vec![with_key("ours", "k")]).await.unwrap();
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-key", "k")]).await;
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "theirs"), ("ebb-key", "l")]).await;
+        let deliveries = receive(&queue, 9).await.unwrap();
+        let seen: Vec<_> = deliveries.iter().map(|one| one.job.id.as_str()).collect();
+        assert_eq!(seen, ["ours", "theirs"]);
+        let published = queue.publish(vec![with_key("again", "l")]).await.unwrap();
+        assert_eq!((published[0].id.as_str(), published[0].duplicate), ("theirs", true));
+    });
+}
