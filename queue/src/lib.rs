@@ -33,6 +33,7 @@ mod retry;
 mod server;
 pub mod sqlite;
 mod status;
+mod unread;
 mod wire;
 
 use std::num::NonZeroUsize;

@@ -90,6 +90,21 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "cost",
         instead: "the cost of what waits is not known: nobody reads the jobs",
     },
+    Limit {
+        promise: "plain clients",
+        instead: "a job that any client publishes on ebb.NAME.jobs has the priority of its \
+                  header from when a worker meets it: one of low priority lets pass what \
+                  lies behind it (after 256 of them in a row those that follow run as they \
+                  come, for ten seconds), one of high priority waits for normal ones before \
+                  it; on ebb.NAME.jobs.high and ebb.NAME.jobs.low they lie right from the \
+                  start. Its id and its key are looked up then, too: what repeats those of \
+                  another such job is dropped, and a key that Ebb published as well; an id \
+                  that Ebb published is known only where its job is dead or its result is \
+                  there, unless the client says the id in Nats-Msg-Id. Delay, priority and \
+                  deadline of the first 32 that no worker met are in the depth; the rest \
+                  counts as ready and normal. max_ready holds nobody back who publishes past \
+                  Ebb",
+    },
 ];
 
 /// A queue on NATS JetStream; clones share its connection.
@@ -114,6 +129,8 @@ struct Shared {
     answered: Answered,
     sight: Sight,
     aside: Mutex<Aside>,
+    /// Plain messages that a look at the depth read, without their bodies, by their numbers.
+    unread: Mutex<Vec<(u64, Job)>>,
     /// The last phase that each worker reported through this handle.
     phases: Mutex<HashMap<WorkerId, Phase>>,
     is_closed: AtomicBool,
@@ -122,6 +139,10 @@ struct Shared {
 impl Shared {
     fn aside(&self) -> MutexGuard<'_, Aside> {
         self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Vec<(u64, Job)>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,6 +179,7 @@ impl NatsQueue {
             answered: Answered::default(),
             sight: Sight::default(),
             aside: Mutex::default(),
+            unread: Mutex::default(),
             phases: Mutex::default(),
             is_closed: AtomicBool::new(false),
         };

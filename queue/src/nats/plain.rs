@@ -1,17 +1,23 @@
 //! What plain clients published: which of it is known already, and which lies above its priority.
 
+use std::mem;
+
 use async_nats::HeaderMap;
+use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::NatsQueue;
+use super::api::ConsumerInfo;
 use super::entry::{Entry, Origin};
+use super::later::Survey;
 use super::names::{Lane, token};
 use super::publish::{Mark, read_mark};
 use super::receive::{Found, Look};
 use super::settle::token_of;
 use crate::aside::FAR;
-use crate::{ErrorKind, JobId, Priority, Result};
+use crate::unread::READ;
+use crate::{ErrorKind, Job, JobId, Priority, Result};
 
 /// The lane of plain messages.
 const PLAIN: Lane = Lane { priority: Priority::Normal, is_back: false };
@@ -107,6 +113,35 @@ impl NatsQueue {
     /// Where the id of a plain message is noted; no key is called so.
     pub(super) fn id_subject(&self, id: &JobId) -> String {
         self.shared.names.subject(&format!("keys.=id={}", token_of(id)))
+    }
+
+    /// The first of those that nobody was given yet, and how many more there may be.
+    pub(super) async fn read_plain(
+        &self,
+        survey: &Survey,
+        consumers: &[(Lane, ConsumerInfo)],
+    ) -> Result<(Vec<Job>, u64)> {
+        let (shared, subject) = (&*self.shared, self.shared.names.plain());
+        let there = survey.places.iter().find(|(_, at, _)| *at == subject);
+        let n_there = there.map_or(0, |(_, _, n_jobs)| *n_jobs);
+        let info = consumers.iter().find(|(lane, _)| *lane == PLAIN).map(|(_, info)| info);
+        let begin = info.map_or(1, |info| info.delivered.stream_seq + 1);
+        // The server has no shorter answer than the message, so each is read once.
+        let mut read = mem::take(&mut *shared.unread());
+        read.retain(|(seq, _)| n_there > 0 && *seq >= begin);
+        while read.len() < READ && (read.len() as u64) < n_there {
+            let from = read.last().map_or(begin, |(seq, _)| seq + 1);
+            let Some(kept) = shared.api.next(&shared.names.jobs, from, &subject).await? else {
+                break;
+            };
+            let job = self.entry_of(&kept).0.job;
+            read.push((kept.seq, Job { body: Bytes::new(), ..job }));
+        }
+        let jobs = read.iter().map(|(_, job)| job.clone()).collect();
+        let pending = info.map_or(n_there, |info| info.num_pending.min(n_there));
+        let n_more = pending.saturating_sub(read.len() as u64);
+        *shared.unread() = read;
+        Ok((jobs, n_more))
     }
 
     /// Whether a job lies above its priority and waits for what may lie behind it.

@@ -1,6 +1,6 @@
 //! What any client of the broker publishes is a job like those that we publish.
 
-use ebb_queue::Queue;
+use ebb_queue::{ByPriority, Queue};
 
 use crate::fixture::{Fixture, counts, settle, words};
 use crate::plain::Plain;
@@ -72,4 +72,21 @@ pub async fn a_plain_job_waits_for_its_delay_and_dies_of_its_deadline(fixture: &
     fixture.pass_by(fixture.short()).await;
     let delivery = fixture.take_one(&queue).await;
     assert_eq!((delivery.job.id.as_str(), delivery.attempt), ("delayed", 1));
+}
+
+pub async fn the_headers_of_plain_jobs_are_counted_before_a_worker_is_there(fixture: &dyn Fixture) {
+    let Some((queue, mut plain)) = fresh(fixture).await else { return };
+    plain.send("delayed", &[("ebb-delay", &words(fixture.far()))]).await;
+    fixture.assert_counts(&queue, [0, 0, 1, 0]).await;
+    plain.send("late", &[("ebb-ttl", "0")]).await;
+    plain.send("low", &[("ebb-priority", "low"), ("ebb-ttl", &words(fixture.far()))]).await;
+    plain.send("high", &[("ebb-priority", "high")]).await;
+    fixture.assert_counts(&queue, [2, 0, 1, 1]).await;
+    let depth = queue.depth().await.unwrap();
+    let by = ByPriority { high: 1, normal: 0, low: 1 };
+    assert_eq!(depth.ready_by_priority, Some(by));
+    let (now, far) = (fixture.now(), fixture.far());
+    for moment in [depth.next_due.unwrap(), depth.first_deadline.unwrap()] {
+        assert!(moment > now + far / 2 && moment <= now + far * 2, "{moment}");
+    }
 }
