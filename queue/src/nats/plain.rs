@@ -5,6 +5,7 @@ use std::mem;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::future::join_all;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::NatsQueue;
@@ -177,7 +178,8 @@ impl NatsQueue {
             }
             self.shared.api.ack(&one.held.token.reply, "+ACK").await
         });
-        for moved in join_all(moves).await {
+        // A pause of the runtime in the middle would change their order.
+        for moved in unconstrained(join_all(moves)).await {
             look.failed = moved.err().or(look.failed.take());
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::Message;
 use futures::future::join_all;
 use tokio::sync::OnceCell;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::NatsQueue;
@@ -172,8 +173,9 @@ impl NatsQueue {
             let is_empty = is_short && shared.sight.empty(nth, seqs);
             let until = begin + shared.behavior.lease;
             let admitted = messages.into_iter().map(|one| self.admit(one, lane, until, claims));
-            // All at once: one that waits for an answer in vain holds up no other.
-            for admitted in join_all(admitted).await {
+            // All at once: one that waits for an answer in vain holds up no other. And in order: of
+            // two with the same key the first is to have it.
+            for admitted in unconstrained(join_all(admitted)).await {
                 match admitted {
                     Ok(Some(found)) if self.waits_aside(&found, lane, look) => {
                         look.aside.push(found);
