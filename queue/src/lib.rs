@@ -9,6 +9,7 @@
 mod address;
 mod amqp;
 mod apart;
+mod aside;
 pub mod claim;
 mod clock;
 mod delivery;
@@ -32,6 +33,7 @@ mod retry;
 mod server;
 pub mod sqlite;
 mod status;
+mod unread;
 mod wire;
 
 use std::num::NonZeroUsize;

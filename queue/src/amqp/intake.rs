@@ -20,11 +20,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::core::Core;
-use super::names::{LANES, Lane};
-use super::parcel::Parcel;
+use super::fetched::{Catch, Fetched};
+use super::names::Lane;
 use super::session::{Posted, Session};
 use super::{errors, line};
-use crate::{Error, Result};
+use crate::Result;
+use crate::aside::Aside;
 
 /// As much as one fetch brings.
 const MAX_FETCH: usize = 1_000;
@@ -41,16 +42,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const FRESH: Duration = Duration::from_millis(20);
 /// Batches that have to wait before it pays to fetch ahead.
 const DEEP: u64 = 8;
-
-/// A job as it came.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) parcel: Parcel,
-    /// What does not parse.
-    pub(super) wrong: Option<Error>,
-    pub(super) epoch: u64,
-    pub(super) tag: u64,
-}
 
 #[derive(Debug)]
 enum Ask {
@@ -95,6 +86,7 @@ pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
         asked_at: None,
         counted_at: None,
         most: 0,
+        aside: Aside::default(),
         is_closed: false,
     };
     (Intake(sender), line::Owned(tokio::spawn(fetcher.run(asks))))
@@ -118,6 +110,8 @@ struct Fetcher {
     counted_at: Option<Instant>,
     /// The most that anybody asked for.
     most: usize,
+    /// What plain clients put into the lane of normal jobs.
+    aside: Aside,
     is_closed: bool,
 }
 
@@ -170,11 +164,11 @@ impl Fetcher {
     fn came(&mut self, first: Option<Delivery>) {
         let mut came = Some(first);
         while let Some(one) = came {
-            let Some(delivery) = one else {
+            let (Some(delivery), Some(standing)) = (one, &self.standing) else {
                 self.standing = None;
                 break;
             };
-            let fetched = self.read(delivery);
+            let fetched = self.read(delivery, standing.lane);
             self.ahead.push_back(fetched);
             came = next(self.standing.as_mut()).now_or_never();
         }
@@ -183,10 +177,8 @@ impl Fetcher {
         self.core.bell.ring();
     }
 
-    fn read(&self, delivery: Delivery) -> Fetched {
-        let Delivery { delivery_tag, properties, data, .. } = delivery;
-        let (parcel, wrong) = Parcel::read(&properties, data, self.core.clock.now());
-        Fetched { parcel, wrong, epoch: self.epoch, tag: delivery_tag }
+    fn read(&self, delivery: Delivery, lane: Lane) -> Fetched {
+        Fetched::read(delivery, lane, self.epoch, self.core.clock.now())
     }
 
     async fn fetch(&mut self, max: usize) -> Result<Vec<Fetched>> {
@@ -203,39 +195,42 @@ impl Fetcher {
         let in_hurry = self.asked_at.is_some_and(|at| now - at < HURRY);
         let is_fresh = self.counted_at.is_some_and(|at| now - at < FRESH);
         let standing = self.standing.as_ref().map(|one| one.lane);
-        let lanes = LANES;
+        let mut catch = Catch::new(max, now, &self.aside);
+        let (lanes, mut counts) = (catch.lanes(), Vec::new());
         let n_above = lanes.iter().position(|lane| Some(*lane) == standing);
         let (above, rest) = lanes.split_at(n_above.unwrap_or(lanes.len()));
-        let (mut fetched, mut counts) = (Vec::new(), Vec::new());
         if standing.is_none() || !is_fresh {
-            counts = self.pull(&session, above, max, &mut fetched).await?;
+            (catch, counts) = self.pull(&session, above, catch).await?;
             self.counted_at = Some(now);
         }
-        self.pull_standing(max, &mut fetched).await;
+        self.pull_standing(&mut catch).await;
         // The lane itself is not counted: it is busy, and its answer would be waited for.
-        if !is_fresh && fetched.len() < max {
+        if !is_fresh && catch.room() > 0 {
             let below = rest.get(1..).unwrap_or_default();
-            self.pull(&session, below, max, &mut fetched).await?;
+            (catch, _) = self.pull(&session, below, catch).await?;
         }
-        if in_hurry && fetched.len() == max {
+        if in_hurry && catch.room() == 0 {
             self.stand(&session, &counts, max).await?;
         }
-        fetched.sort_by_key(|fetched| fetched.parcel.rank());
-        Ok(fetched)
+        Ok(catch.end())
     }
 
     /// What was fetched ahead, and what comes while more of it comes.
-    async fn pull_standing(&mut self, max: usize, fetched: &mut Vec<Fetched>) {
-        while fetched.len() < max {
+    async fn pull_standing(&mut self, catch: &mut Catch) {
+        while catch.room() > 0 {
             if let Some(one) = self.ahead.pop_front() {
-                fetched.push(one);
+                catch.put(one, &mut self.aside);
                 continue;
             }
-            if self.standing.is_none() {
+            let Some(lane) = self.standing.as_ref().map(|standing| standing.lane) else { return };
+            if catch.is_far(lane, &self.aside) {
                 return;
             }
             match timeout(LINGER, next(self.standing.as_mut())).await {
-                Ok(Some(delivery)) => fetched.push(self.read(delivery)),
+                Ok(Some(delivery)) => {
+                    let one = self.read(delivery, lane);
+                    catch.put(one, &mut self.aside);
+                }
                 Ok(None) => self.standing = None,
                 Err(_) => return,
             }
@@ -247,32 +242,34 @@ impl Fetcher {
         &mut self,
         session: &Session,
         lanes: &[Lane],
-        max: usize,
-        fetched: &mut Vec<Fetched>,
-    ) -> Result<Vec<(Lane, u64)>> {
-        let pulled = self.pull_lanes(session, lanes, max, fetched).await;
-        if pulled.is_err() {
-            // What came from other lanes is not lost.
-            self.ahead.extend(fetched.drain(..));
+        mut catch: Catch,
+    ) -> Result<(Catch, Vec<(Lane, u64)>)> {
+        match self.pull_lanes(session, lanes, &mut catch).await {
+            Ok(counts) => Ok((catch, counts)),
+            Err(error) => {
+                // What came from other lanes is not lost.
+                self.ahead.extend(catch.give_up());
+                Err(error)
+            }
         }
-        pulled
     }
 
     async fn pull_lanes(
-        &self,
+        &mut self,
         session: &Session,
         lanes: &[Lane],
-        max: usize,
-        fetched: &mut Vec<Fetched>,
+        catch: &mut Catch,
     ) -> Result<Vec<(Lane, u64)>> {
         let queues: Vec<String> = lanes.iter().map(|lane| self.core.names.lane(*lane)).collect();
         let counts = session.counts(&queues).await?;
         let counts: Vec<_> = lanes.iter().copied().zip(counts).collect();
         for (lane, count) in &counts {
-            let room = max.saturating_sub(fetched.len());
-            let n_wanted = usize::try_from(*count).unwrap_or(room).min(room);
-            if n_wanted > 0 {
-                fetched.extend(self.pull_lane(session, *lane, n_wanted).await?);
+            let mut n_left = usize::try_from(*count).unwrap_or(usize::MAX);
+            while n_left > 0 && catch.room() > 0 && !catch.is_far(*lane, &self.aside) {
+                let n_wanted = n_left.min(catch.room());
+                let came = self.pull_lane(session, *lane, n_wanted).await?;
+                n_left = if came.len() < n_wanted { 0 } else { n_left - n_wanted };
+                came.into_iter().for_each(|one| catch.put(one, &mut self.aside));
             }
         }
         Ok(counts)
@@ -285,7 +282,7 @@ impl Fetcher {
         let mut fetched = Vec::with_capacity(n);
         while fetched.len() < n {
             match timeout(SOON, consumer.next()).await {
-                Ok(Some(Ok(delivery))) => fetched.push(self.read(delivery)),
+                Ok(Some(Ok(delivery))) => fetched.push(self.read(delivery, lane)),
                 // A channel that ends takes its deliveries with it.
                 Ok(Some(Err(_)) | None) => return Err(errors::down()),
                 Err(_) => break,
@@ -297,7 +294,7 @@ impl Fetcher {
         let cancelled = session.work.basic_cancel(consumer.tag(), options);
         session.patiently("cancel a consumer", cancelled).await?;
         while !nowait && let Some(Ok(delivery)) = consumer.next().await {
-            fetched.push(self.read(delivery));
+            fetched.push(self.read(delivery, lane));
         }
         Ok(fetched)
     }
@@ -326,17 +323,17 @@ impl Fetcher {
     /// Ends fetching ahead; what is on its way comes still.
     async fn sit(&mut self, session: &Session) -> Result<()> {
         let Some(standing) = self.standing.take() else { return Ok(()) };
-        let Standing { channel, mut consumer, .. } = standing;
+        let Standing { lane, channel, mut consumer, .. } = standing;
         // What a quorum queue has on its way when a consumer goes comes back to it, and is counted
         // as a delivery that failed: all of it is awaited first.
         while let Ok(Some(Ok(delivery))) = timeout(QUIET, consumer.next()).await {
-            let fetched = self.read(delivery);
+            let fetched = self.read(delivery, lane);
             self.ahead.push_back(fetched);
         }
         let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         session.patiently("cancel a consumer", cancelled).await?;
         while let Some(Ok(delivery)) = consumer.next().await {
-            let fetched = self.read(delivery);
+            let fetched = self.read(delivery, lane);
             self.ahead.push_back(fetched);
         }
         Ok(())

@@ -85,4 +85,17 @@ pub(crate) const LIMITS: &[Limit] = &[
                   for that while, another who looks at the same moment sees the rest, and no more \
                   than the oldest 50000 are looked through at once",
     },
+    Limit {
+        promise: "plain clients",
+        instead: "RabbitMQ does not look into jobs: one that any client publishes with the \
+                  routing key NAME counts as ready and normal, whatever its headers say, \
+                  until a worker meets it, so that one with a delay wakes a pool at zero. \
+                  Then its delay and its TTL begin, unless the property timestamp says since \
+                  when it waits, and one of low priority lets pass what lies behind it \
+                  (after 256 of them in a row those that follow run as they come, for ten \
+                  seconds); one of high priority waits for normal ones before it. With the \
+                  routing keys ebb:NAME:high and ebb:NAME:low they lie right from the start. \
+                  max_ready holds nobody back who publishes past Ebb; a policy of the broker \
+                  with max-length and overflow reject-publish on the queue NAME does",
+    },
 ];

@@ -15,6 +15,7 @@ mod core;
 mod dead;
 mod errors;
 mod fate;
+mod fetched;
 mod heard;
 mod intake;
 mod ledger;

@@ -11,7 +11,8 @@ use tracing::warn;
 use super::bell::Listener;
 use super::core::Core;
 use super::fate::{self, Fate, Taken};
-use super::intake::{Fetched, Intake};
+use super::fetched::Fetched;
+use super::intake::Intake;
 use super::names::Lane;
 use super::session::Session;
 use crate::{Delivery, Error, JobResult, Outcome, Receipt, Result, Timestamp};
@@ -73,26 +74,34 @@ impl Drop for Unhanded<'_> {
     }
 }
 
+/// What is known of a lease before it is handed out.
+struct Leased {
+    lease: u64,
+    is_finished: bool,
+    wrong: Option<Error>,
+    goes_on: bool,
+}
+
 async fn hand_out(core: &Core, fetched: Vec<Fetched>) -> Result<Vec<Delivery>> {
     if fetched.is_empty() {
         return Ok(Vec::new());
     }
     let until = Instant::now() + core.behavior.lease;
     let mut unhanded = Unhanded { core, leases: Vec::with_capacity(fetched.len()) };
-    let mut wrongs = Vec::new();
+    let mut leased = Vec::new();
     {
         let mut ledger = core.ledger();
-        for Fetched { parcel, wrong, epoch, tag } in fetched {
+        for Fetched { parcel, wrong, epoch, tag, goes_on, .. } in fetched {
             let is_finished = ledger.is_finished(&parcel.job.id, Instant::now());
             let lease = ledger.lease(parcel, (epoch, tag), until);
             unhanded.leases.push(lease);
-            wrongs.push((lease, is_finished, wrong));
+            leased.push(Leased { lease, is_finished, wrong, goes_on });
         }
     }
     let session = core.session().await?;
     // It may be another than the one that they came by.
     core.ledger().keep_from(session.epoch);
-    let failed = sort_out(core, &session, wrongs).await.err();
+    let failed = sort_out(core, &session, leased).await.err();
     let deliveries = deliver(core, &mut unhanded);
     core.ledger_changed();
     match failed {
@@ -128,21 +137,18 @@ fn deliver(core: &Core, unhanded: &mut Unhanded<'_>) -> Vec<Delivery> {
 }
 
 /// Ends or puts off what must not run now.
-async fn sort_out(
-    core: &Core,
-    session: &Session,
-    jobs: Vec<(u64, bool, Option<Error>)>,
-) -> Result<()> {
+async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result<()> {
     let now = core.clock.now();
     let mut fates = Vec::new();
     let mut failed = None;
-    for (lease, is_finished, wrong) in jobs {
+    for Leased { lease, is_finished, wrong, goes_on } in leased {
         let is_early = |due: Timestamp| due > now + TOLERANCE;
         let parcel = {
             let mut ledger = core.ledger();
             let Some(held) = ledger.held_mut(lease) else { continue };
             let job = &held.parcel.job;
             let may_run = !is_finished
+                && !goes_on
                 && wrong.is_none()
                 && !job.expired(now)
                 && !job.headers.not_before.is_some_and(is_early);
@@ -168,7 +174,7 @@ async fn sort_out(
                 parcel.die(now, "expired");
                 return Ok(Some(core.to_dead(&parcel)));
             }
-            // Published straight to a lane with a delay; an old hand keeps its priority.
+            // Published straight to a lane with a delay, or above its priority, which an old hand keeps.
             let due = parcel.job.headers.not_before.unwrap_or(now);
             let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
             let lane = if parcel.attempts > 0 {
@@ -247,7 +253,14 @@ mod tests {
             // One that is done came by the session before, as its first; it only had to be acked.
             let done = Parcel::new(Job::new("done", Timestamp::now()), 1);
             core.ledger().finish(done.job.id.clone(), Instant::now());
-            let done = Fetched { parcel: done, wrong: None, epoch: old.epoch, tag: 1 };
+            let done = Fetched {
+                parcel: done,
+                wrong: None,
+                epoch: old.epoch,
+                tag: 1,
+                lane: Lane::Back,
+                goes_on: false,
+            };
             assert!(hand_out(&core, vec![done]).await.unwrap().is_empty());
             drop((core, old, queue));
             let back = handle(&url).await.receive(ONE, LONG).await.unwrap();

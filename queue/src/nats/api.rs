@@ -41,6 +41,7 @@ pub(super) struct Api {
 /// A message as a stream keeps it.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
+    pub(super) subject: String,
     pub(super) seq: u64,
     pub(super) at: Timestamp,
     pub(super) headers: HeaderMap,
@@ -380,5 +381,6 @@ fn kept(message: Message) -> Result<Kept> {
     let (seq, at) = read().ok_or_else(|| {
         Error::new(ErrorKind::Incompatible, "a stored message came without its number")
     })?;
-    Ok(Kept { seq, at, headers, body: message.payload })
+    let subject = text("Nats-Subject").unwrap_or_default();
+    Ok(Kept { subject, seq, at, headers, body: message.payload })
 }

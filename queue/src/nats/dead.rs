@@ -9,9 +9,9 @@ use super::NatsQueue;
 use super::api::{Kept, in_order};
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
-use super::names::tick_now;
+use super::names::{tick_now, token};
 use super::settle::token_of;
-use crate::{DeadLetter, JobId, Result};
+use crate::{DeadLetter, JobId, Priority, Result};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
@@ -63,7 +63,8 @@ impl NatsQueue {
     }
 
     fn letter(&self, kept: Kept) -> DeadLetter {
-        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at };
+        let (created, priority) = (self.shared.created, Priority::default());
+        let origin = Origin { created, seq: kept.seq, at: kept.at, priority };
         Entry::dead_letter(&kept.headers, kept.body, origin)
     }
 
@@ -209,8 +210,10 @@ impl NatsQueue {
             shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
         }
         if let Some(key) = &job.headers.key {
-            self.forget_key(key, &job.id).await?;
+            let subject = shared.names.subject(&format!("keys.{}", token(key)));
+            self.forget_key(&subject, &job.id).await?;
         }
+        self.forget_key(&self.id_subject(&job.id), &job.id).await?;
         let which = json!({ "filter": shared.names.subject(&format!("chunks.{name}.>")) });
         shared.api.purge(&shared.names.results, &which).await?;
         shared.api.delete(&shared.names.dead, seq).await

@@ -9,7 +9,7 @@ use super::api::ConsumerInfo;
 use super::later::Survey;
 use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
-use crate::{ByPriority, Depth, Result, Timestamp, header};
+use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
@@ -56,16 +56,18 @@ impl NatsQueue {
                 depth.next_due = Some(depth.next_due.map_or(until, |known| known.min(until)));
             }
         }
-        // Nobody reads the jobs to add up what they cost.
-        depth.cost = (depth.ready + depth.in_flight == 0).then_some(0.0);
         if depth.ready > 0 {
             let consumers = self.consumers(&survey).await?;
             depth.oldest_ready = self.oldest(&survey, &consumers, &claims, now).await?;
             depth.ready_by_priority = Some(by_priority(&consumers, depth.ready));
             depth.first_deadline = first_deadline(&survey, &claims, now);
+            let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
+            unread::count(&mut depth, &unread, n_more, now);
         } else {
             depth.ready_by_priority = Some(ByPriority::default());
         }
+        // Nobody reads the jobs to add up what they cost.
+        depth.cost = (depth.ready + depth.in_flight == 0).then_some(0.0);
         Ok(depth)
     }
 
@@ -148,7 +150,9 @@ impl NatsQueue {
         now: Timestamp,
     ) -> Result<Option<Timestamp>> {
         let from = info.delivered.stream_seq + 1;
-        let filters = self.shared.names.filters(lane);
+        // What plain clients published is read apart.
+        let mut filters = self.shared.names.filters(lane);
+        filters.retain(|filter| *filter != self.shared.names.plain());
         let firsts = filters.iter().map(|filter| self.first_on(from, filter, now));
         Ok(try_join_all(firsts).await?.into_iter().flatten().min())
     }

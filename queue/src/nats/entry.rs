@@ -4,7 +4,9 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
 use super::names::Lane;
-use crate::{Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Result, Timestamp, header};
+use crate::{
+    Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
+};
 
 /// How many attempts were charged before the message was stored.
 const ATTEMPTS: &str = "ebb-attempts";
@@ -39,6 +41,8 @@ pub(super) struct Entry {
     pub(super) history: Vec<Attempt>,
     /// Its place in the order of publication; 0 for the one that its message will get.
     pub(super) place: u64,
+    /// Whether it came from a client that knows nothing of us, and was not stored anew since.
+    pub(super) is_plain: bool,
 }
 
 /// Why and when a job died.
@@ -56,11 +60,13 @@ pub(super) struct Origin {
     pub(super) seq: u64,
     /// When it was stored.
     pub(super) at: Timestamp,
+    /// That of its lane: what it has where its producer did not say.
+    pub(super) priority: Priority,
 }
 
 impl Entry {
     pub(super) fn new(job: Job) -> Self {
-        Self { job, attempts: 0, history: Vec::new(), place: 0 }
+        Self { job, attempts: 0, history: Vec::new(), place: 0, is_plain: false }
     }
 
     pub(super) fn lane(&self, is_back: bool) -> Lane {
@@ -85,8 +91,14 @@ impl Entry {
         }
         // A TTL counts from the publication, so that is read first.
         fields.sort_by_key(|(name, _)| !name.eq_ignore_ascii_case(header::ENQUEUED_AT));
-        let (job, mut wrong) = Job::from_stranger(id, fields.iter().copied(), body, origin.at);
-        let mut entry = Self { place: origin.seq, ..Self::new(job) };
+        let (mut job, mut wrong) = Job::from_stranger(id, fields.iter().copied(), body, origin.at);
+        let says = |name: &str| fields.iter().any(|(said, _)| said.eq_ignore_ascii_case(name));
+        if !says(header::PRIORITY) {
+            job.headers.priority = origin.priority;
+        }
+        // What we store says since when it has been there.
+        let is_plain = !says(header::ENQUEUED_AT);
+        let mut entry = Self { place: origin.seq, is_plain, ..Self::new(job) };
         for (name, value) in &fields {
             if let Err(error) = entry.set(name, value) {
                 wrong.get_or_insert(error);
@@ -197,7 +209,7 @@ impl Entry {
 }
 
 impl Origin {
-    fn id(self) -> JobId {
+    pub(super) fn id(self) -> JobId {
         let id = format!("nats-{}-{}", self.created.as_millisecond(), self.seq);
         id.parse().expect("digits and dashes are printable")
     }
@@ -253,7 +265,7 @@ mod tests {
 
     fn origin() -> Origin {
         let at = "2030-01-31T12:00:00Z".parse().unwrap();
-        Origin { created: at, seq: 7, at }
+        Origin { created: at, seq: 7, at, priority: Priority::Normal }
     }
 
     proptest! {

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::{Kept, in_order};
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, tick_now};
-use crate::{Error, ErrorKind, Result, Timestamp};
+use crate::{Error, ErrorKind, Priority, Result, Timestamp};
 
 /// Looks are this far apart at the least, where nothing is known to have changed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -185,7 +186,11 @@ impl NatsQueue {
     }
 
     pub(super) fn entry_of(&self, kept: &Kept) -> (Entry, Option<Error>) {
-        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at };
+        let priority = match self.shared.names.place(&kept.subject) {
+            Some(Place::Lane(lane, _)) => lane.priority,
+            _ => Priority::default(),
+        };
+        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at, priority };
         Entry::read(&kept.headers, kept.body.clone(), origin)
     }
 
@@ -204,15 +209,23 @@ impl NatsQueue {
             Some(due) => shared.names.later(due, deadline),
             None => shared.names.lane(entry.lane(true), deadline),
         };
-        let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
-        if !fits(&headers, &entry.job.body, shared.api.client.max_payload()) {
-            return Ok(None);
-        }
+        let Some(headers) = self.headers_beside(entry, seq)? else { return Ok(None) };
         let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
         match due {
             Some(_) => shared.later.disturb(),
             None => shared.sight.fill(entry.lane(true), ack.seq),
         }
         Ok(Some(ack.seq))
+    }
+
+    /// Whether a job can be stored anew, with what we write beside it.
+    pub(super) fn has_room_beside(&self, entry: &Entry, seq: u64) -> bool {
+        self.headers_beside(entry, seq).is_ok_and(|headers| headers.is_some())
+    }
+
+    fn headers_beside(&self, entry: &Entry, seq: u64) -> Result<Option<HeaderMap>> {
+        let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
+        let max = self.shared.api.client.max_payload();
+        Ok(Some(headers).filter(|headers| fits(headers, &entry.job.body, max)))
     }
 }

@@ -14,6 +14,7 @@ mod entry;
 mod later;
 mod leases;
 mod names;
+mod plain;
 mod publish;
 mod receive;
 mod settle;
@@ -24,7 +25,7 @@ mod topology;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +34,7 @@ use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::aside::Aside;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase, Published,
@@ -89,6 +91,21 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "cost",
         instead: "the cost of what waits is not known: nobody reads the jobs",
     },
+    Limit {
+        promise: "plain clients",
+        instead: "a job that any client publishes on ebb.NAME.jobs has the priority of its \
+                  header from when a worker meets it: one of low priority lets pass what \
+                  lies behind it (after 256 of them in a row those that follow run as they \
+                  come, for ten seconds), one of high priority waits for normal ones before \
+                  it; on ebb.NAME.jobs.high and ebb.NAME.jobs.low they lie right from the \
+                  start. Its id and its key are looked up then, too: what repeats those of \
+                  another such job is dropped, and a key that Ebb published as well; an id \
+                  that Ebb published is known only where its job is dead or its result is \
+                  there, unless the client says the id in Nats-Msg-Id. Delay, priority and \
+                  deadline of the first 32 that no worker met are in the depth; the rest \
+                  counts as ready and normal. max_ready holds nobody back who publishes past \
+                  Ebb",
+    },
 ];
 
 /// A queue on NATS JetStream; clones share its connection.
@@ -112,9 +129,22 @@ struct Shared {
     later: Later,
     answered: Answered,
     sight: Sight,
+    aside: Mutex<Aside>,
+    /// Plain messages that a look at the depth read, without their bodies, by their numbers.
+    unread: Mutex<Vec<(u64, Job)>>,
     /// The last phase that each worker reported through this handle.
     phases: Mutex<HashMap<WorkerId, Phase>>,
     is_closed: AtomicBool,
+}
+
+impl Shared {
+    fn aside(&self) -> MutexGuard<'_, Aside> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Vec<(u64, Job)>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl NatsQueue {
@@ -149,6 +179,8 @@ impl NatsQueue {
             later: Later::default(),
             answered: Answered::default(),
             sight: Sight::default(),
+            aside: Mutex::default(),
+            unread: Mutex::default(),
             phases: Mutex::default(),
             is_closed: AtomicBool::new(false),
         };

@@ -88,6 +88,11 @@ impl Names {
         format!("ebb.{}.{rest}", self.queue)
     }
 
+    /// Where plain clients publish.
+    pub(super) fn plain(&self) -> String {
+        self.subject("jobs")
+    }
+
     /// The subjects that a lane takes its jobs from.
     pub(super) fn filters(&self, lane: Lane) -> Vec<String> {
         let name = lane.priority.as_str();
@@ -97,8 +102,7 @@ impl Names {
         let mut filters =
             vec![self.subject(&format!("jobs.{name}")), self.subject(&format!("jobs.{name}.*"))];
         if lane.priority == Priority::Normal {
-            // Where plain producers publish.
-            filters.push(self.subject("jobs"));
+            filters.push(self.plain());
         }
         filters
     }

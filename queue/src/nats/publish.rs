@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 use super::NatsQueue;
-use super::api::in_order;
+use super::api::{Kept, in_order};
 use super::entry::{Entry, LONGEST_HEADERS, MSG_ID, ROOM, size};
 use super::names::token;
 use super::settle::token_of;
@@ -15,12 +15,29 @@ use crate::{Error, ErrorKind, Job, JobId, Published, Result};
 /// How often a key is tried that others take and leave at the same time.
 const TRIES: usize = 100;
 
-/// What lies under a key.
+/// What lies under a key, or under the id of a plain message.
 #[derive(Debug, Serialize, Deserialize)]
-struct Mark {
-    id: JobId,
+pub(super) struct Mark {
+    pub(super) id: JobId,
     /// Whether the job itself is stored.
-    is_stored: bool,
+    pub(super) is_stored: bool,
+    /// The number of the plain message that it came by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) message: Option<u64>,
+}
+
+impl Mark {
+    pub(super) fn write(&self) -> bytes::Bytes {
+        // Plain data cannot fail to be written.
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+pub(super) fn read_mark(subject: &str, kept: &Kept) -> Result<Mark> {
+    serde_json::from_slice(&kept.body).map_err(|error| {
+        let words = format!("stored key {subject} cannot be read");
+        Error::new(ErrorKind::Incompatible, words).caused_by(error)
+    })
 }
 
 /// Who has a key; the numbers are those of the marks.
@@ -222,10 +239,7 @@ impl NatsQueue {
             let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
                 continue;
             };
-            let known: Mark = serde_json::from_slice(&kept.body).map_err(|error| {
-                let words = format!("stored key {subject} cannot be read");
-                Error::new(ErrorKind::Incompatible, words).caused_by(error)
-            })?;
+            let known = read_mark(subject, &kept)?;
             return Ok(match known.is_stored {
                 true => Key::Known(known.id),
                 false => Key::Begun(known.id, kept.seq),
@@ -254,11 +268,10 @@ impl NatsQueue {
         Ok(())
     }
 
-    /// Forgets the key of a job that was purged.
-    pub(super) async fn forget_key(&self, key: &str, id: &JobId) -> Result<()> {
+    /// Forgets what lies under the key of a job that was purged.
+    pub(super) async fn forget_key(&self, subject: &str, id: &JobId) -> Result<()> {
         let shared = &*self.shared;
-        let subject = shared.names.subject(&format!("keys.{}", token(key)));
-        let Some(kept) = shared.api.last(&shared.names.keys, &subject).await? else {
+        let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
             return Ok(());
         };
         if serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| mark.id == *id) {
@@ -269,5 +282,5 @@ impl NatsQueue {
 }
 
 fn mark(id: &JobId, is_stored: bool) -> bytes::Bytes {
-    serde_json::to_vec(&Mark { id: id.clone(), is_stored }).unwrap_or_default().into()
+    Mark { id: id.clone(), is_stored, message: None }.write()
 }

@@ -1,10 +1,13 @@
 //! Looks into the lanes in order, and hands out what is there under a lease.
 
+use std::array;
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use async_nats::Message;
 use futures::future::join_all;
 use tokio::sync::OnceCell;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::NatsQueue;
@@ -13,7 +16,7 @@ use super::entry::{Entry, Origin};
 use super::leases::{Claims, Held, Token};
 use super::names::{LANES, Lane, tick};
 use super::settle::STILL_COUNTS;
-use crate::{Attempt, Delivery, Error, ErrorKind, Receipt, Result};
+use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -30,26 +33,41 @@ const CLEARING: Duration = Duration::from_millis(100);
 /// Jobs that a lane is asked for at a time, for the same reason.
 const STEP: usize = 512;
 
+/// Where jobs of low priority that lie in the lane of normal ones are taken as they come: that lane
+/// after those of them that went on from there before.
+const RESTING: [usize; LANES.len()] = [0, 1, 2, 4, 3, 5];
+
 /// A delivery before it is handed out.
-struct Found {
-    nth_priority: usize,
-    held: Held,
-    entry: Entry,
+pub(super) struct Found {
+    pub(super) held: Held,
+    pub(super) entry: Entry,
+}
+
+impl Found {
+    /// Who goes first.
+    pub(super) fn rank(&self) -> (Reverse<Priority>, u64) {
+        (Reverse(self.entry.job.headers.priority), self.entry.place)
+    }
 }
 
 /// What a look brings.
-struct Look {
+pub(super) struct Look {
     begin: Instant,
-    found: Vec<Found>,
+    pub(super) found: Vec<Found>,
+    /// Lies above its priority, and waits for what else there is.
+    pub(super) aside: Vec<Found>,
+    /// Whether nothing is to wait like that.
+    pub(super) rests: bool,
     /// A lane has more than it had time for.
     is_cut: bool,
     /// Why some of it is missing.
-    failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 impl Look {
-    fn begin() -> Self {
-        Self { begin: Instant::now(), found: Vec::new(), is_cut: false, failed: None }
+    fn begin(rests: bool) -> Self {
+        let (found, aside) = (Vec::new(), Vec::new());
+        Self { begin: Instant::now(), found, aside, rests, is_cut: false, failed: None }
     }
 
     /// Whether what was found has waited long enough for what else there may be.
@@ -107,21 +125,23 @@ impl NatsQueue {
     async fn look(&self, max: usize) -> Result<Look> {
         // What is due may lie elsewhere than what is ready: it holds up none of that.
         let not_moved = self.move_due().await.err();
-        let mut look = Look::begin();
+        let mut look = Look::begin(self.shared.aside().rests(Instant::now()));
+        let order = if look.rests { RESTING } else { array::from_fn(|nth| nth) };
         let claims = OnceCell::new();
         let mut skipped = false;
-        for (nth, lane) in LANES.into_iter().enumerate() {
+        for nth in order {
             if self.shared.sight.was_empty(nth) {
                 skipped = true;
                 continue;
             }
-            self.drain(nth, lane, max, &mut look, &claims).await;
+            self.drain(nth, max, &mut look, &claims).await;
         }
         if look.found.is_empty() && skipped {
-            for (nth, lane) in LANES.into_iter().enumerate() {
-                self.drain(nth, lane, max, &mut look, &claims).await;
+            for nth in order {
+                self.drain(nth, max, &mut look, &claims).await;
             }
         }
+        self.end_aside(&mut look, max).await;
         match look.failed.take().or(not_moved) {
             Some(error) if look.found.is_empty() => return Err(error),
             Some(error) => tracing::warn!(%error, "some of what waits cannot be handed out"),
@@ -132,16 +152,12 @@ impl NatsQueue {
 
     /// Takes from one lane until it is empty, there are enough or it has taken long. What fails costs
     /// only itself.
-    async fn drain(
-        &self,
-        nth: usize,
-        lane: Lane,
-        max: usize,
-        look: &mut Look,
-        claims: &OnceCell<Claims>,
-    ) {
-        let shared = &*self.shared;
+    async fn drain(&self, nth: usize, max: usize, look: &mut Look, claims: &OnceCell<Claims>) {
+        let (shared, lane) = (&*self.shared, LANES[nth]);
         while look.found.len() < max && !look.is_over() && !look.is_enough() {
+            if self.is_far(lane, look) {
+                return;
+            }
             let n_before = look.found.len();
             let (begin, asked) = (Instant::now(), (max - n_before).min(STEP));
             let messages = match shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await {
@@ -157,12 +173,14 @@ impl NatsQueue {
             let is_empty = is_short && shared.sight.empty(nth, seqs);
             let until = begin + shared.behavior.lease;
             let admitted = messages.into_iter().map(|one| self.admit(one, lane, until, claims));
-            // All at once: one that waits for an answer in vain holds up no other.
-            for admitted in join_all(admitted).await {
+            // All at once: one that waits for an answer in vain holds up no other. And in order: of
+            // two with the same key the first is to have it.
+            for admitted in unconstrained(join_all(admitted)).await {
                 match admitted {
-                    Ok(Some((held, entry))) => {
-                        look.found.push(Found { nth_priority: nth / 2, held, entry });
+                    Ok(Some(found)) if self.waits_aside(&found, lane, look) => {
+                        look.aside.push(found);
                     }
+                    Ok(Some(found)) => look.found.push(found),
                     Ok(None) => {}
                     Err(error) => look.failed = Some(error),
                 }
@@ -174,12 +192,20 @@ impl NatsQueue {
                 tokio::time::sleep(BLINK).await;
             }
             let has_cleared = look.found.len() < n_before + asked;
-            if has_cleared && look.begin.elapsed() >= CLEARING {
+            if has_cleared && look.begin.elapsed() >= self.clearing(look) {
                 // The lanes behind this one get their turn all the same.
                 look.is_cut = true;
                 return;
             }
         }
+    }
+
+    /// How long a look may go on: longer past what lies aside, which is looked through once in a while.
+    fn clearing(&self, look: &Look) -> Duration {
+        if look.aside.is_empty() {
+            return CLEARING;
+        }
+        (self.shared.behavior.lease / 8).clamp(CLEARING, 10 * CLEARING)
     }
 
     /// A message as a job to run, unless it is none, or its time is over or has not come.
@@ -189,7 +215,7 @@ impl NatsQueue {
         lane: Lane,
         until: Instant,
         claims: &OnceCell<Claims>,
-    ) -> Result<Option<(Held, Entry)>> {
+    ) -> Result<Option<Found>> {
         let shared = &*self.shared;
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
@@ -199,7 +225,8 @@ impl NatsQueue {
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
-        let origin = Origin { created: shared.created, seq: token.seq, at: token.stored_at };
+        let (created, priority) = (shared.created, lane.priority);
+        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
         let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
         let crashes = if token.delivered > 1 {
@@ -215,6 +242,8 @@ impl NatsQueue {
         let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
         if let Some(wrong) = wrong {
             self.bury(&attempted, token.seq, &wrong.to_string()).await?;
+        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+            tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if attempted.job.expired(now) {
             self.expire(attempted, token.seq).await?;
         } else if is_early {
@@ -226,7 +255,7 @@ impl NatsQueue {
         } else {
             let deadline = entry.job.headers.deadline.map(tick);
             let held = Held { token, until, entry: Some(entry), deadline, crashes };
-            return Ok(Some((held, attempted)));
+            return Ok(Some(Found { held, entry: attempted }));
         }
         shared.api.ack(&token.reply, "+ACK").await?;
         Ok(None)
@@ -277,7 +306,7 @@ impl NatsQueue {
             return Ok(Vec::new());
         }
         let shared = &*self.shared;
-        found.sort_by_key(|one| (one.nth_priority, one.entry.place));
+        found.sort_by_key(Found::rank);
         let is_taken_over = found.iter().any(|one| one.held.token.delivered > 1);
         shared.leases.take(found.iter().map(|one| one.held.clone()).collect());
         if is_taken_over {
@@ -286,7 +315,7 @@ impl NatsQueue {
         } else {
             shared.leases.tell(&shared.api, shared.behavior.lease).await;
         }
-        let deliveries = found.into_iter().map(|Found { held, entry, .. }| {
+        let deliveries = found.into_iter().map(|Found { held, entry }| {
             let receipt = Receipt { job: entry.job.id.clone(), token: held.token.reply };
             Delivery::new(entry.job, entry.attempts + 1, receipt)
         });

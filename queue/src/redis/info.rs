@@ -24,6 +24,14 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "replicas follow a moment later: what was accepted just before a failover may be \
                   lost, and what was settled may run again",
     },
+    Limit {
+        promise: "plain clients",
+        instead: "what any client writes to the stream has its priority, id and key from \
+                  when a worker reads it, 16 to 256 entries at a time. Delay, priority and \
+                  deadline of the first 32 that none has read are in the depth; the rest \
+                  counts as ready and normal. max_ready holds nobody back who publishes past \
+                  Ebb; maxmemory with noeviction does",
+    },
 ];
 
 /// What was found out about a server.

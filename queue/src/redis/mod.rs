@@ -25,6 +25,7 @@
 mod calls;
 mod connect;
 mod dead;
+mod depth;
 mod failure;
 mod info;
 mod keeper;
@@ -48,8 +49,8 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::{
-    Backlog, Behavior, Broker, ByPriority, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error,
-    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
+    Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
     RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Unsettled,
     WorkerStatus,
 };
@@ -61,7 +62,7 @@ use keeper::{Again, Keeper};
 use news::{Answers, Arrivals};
 use puts::Putter;
 use script::{Call, Script};
-use value::{bytes, int, list};
+use value::{bytes, list};
 
 /// The layout of the keys that this version reads and writes.
 const LAYOUT: u32 = 3;
@@ -345,34 +346,5 @@ impl Calls {
                 Err(Error::new(ErrorKind::Incompatible, words))
             }
         }
-    }
-
-    async fn depth(&self) -> Result<Depth> {
-        let counts = list(self.look(self.call(&script::DEPTH)).await?)?;
-        let counts: Vec<i64> = counts.iter().map(int).collect::<Result<_>>()?;
-        let &[ready, in_flight, delayed, dead, ref rest @ ..] = &counts[..] else {
-            return Err(value::garbled("depth"));
-        };
-        let &[oldest, next_due, cost, high, normal, low, deadline, now] = rest else {
-            return Err(value::garbled("depth"));
-        };
-        let count = |n: i64| u64::try_from(n).unwrap_or(0);
-        let moment = |at: i64| (at >= 0).then(|| value::moment(at));
-        Ok(Depth {
-            ready: count(ready),
-            in_flight: count(in_flight),
-            delayed: count(delayed),
-            dead: count(dead),
-            oldest_ready: moment(oldest),
-            next_due: moment(next_due),
-            cost: (cost >= 0).then_some(cost as f64 / 1e3),
-            ready_by_priority: Some(ByPriority {
-                high: count(high),
-                normal: count(normal),
-                low: count(low),
-            }),
-            first_deadline: moment(deadline),
-            as_of: value::moment(now),
-        })
     }
 }

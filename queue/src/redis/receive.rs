@@ -26,9 +26,9 @@ pub(super) struct Claimed {
 
 /// A job from a message of a plain producer, and what is wrong with it.
 #[derive(Debug)]
-struct Stranger {
+pub(super) struct Stranger {
     entry: String,
-    job: Job,
+    pub(super) job: Job,
     wrong: Option<Error>,
 }
 
@@ -78,7 +78,7 @@ impl Calls {
 
 impl Stranger {
     /// Reads an entry of the inbox; the clock of the queue is so far ahead of the server's.
-    fn read(value: Value, ahead: i64) -> Result<Self> {
+    pub(super) fn read(value: Value, ahead: i64) -> Result<Self> {
         let mut parts = list(value)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| garbled("an entry"));
         let (entry, fields, written) = (text(next()?)?, list(next()?)?, int(&next()?)?);

@@ -120,6 +120,24 @@ fn one_job_that_finds_no_room_neither_holds_up_nor_doubles_the_others() {
 }
 
 #[test]
+fn a_limit_of_the_broker_holds_every_client_back() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "limited")).await;
+        bound(server, "limited", 3);
+        let n_stored = fill(server, "limited").await;
+        // A quorum queue notices a moment later.
+        assert!((3..20).contains(&n_stored), "{n_stored}");
+        let error = queue.publish(vec![job("more")]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        let taken = take_all(&queue, usize::try_from(n_stored).unwrap()).await;
+        let acks: Vec<_> = taken.into_iter().map(Delivery::ack).collect();
+        queue.settle(&acks).await.unwrap();
+        until("there is room", async || queue.publish(vec![job("more")]).await.is_ok()).await;
+        assert_eq!(take_one(&queue).await.job.id.as_str(), "more");
+    });
+}
+
+#[test]
 fn what_finds_no_queue_is_held_and_the_others_are_settled() {
     on_shared(async |server| {
         let queue = handle(&patient(server, "gone-back")).await;

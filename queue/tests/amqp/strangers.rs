@@ -167,3 +167,37 @@ fn an_answer_has_the_mark_of(name: &'static str, marked: BasicProperties) {
         assert_eq!(gone.kind(), ErrorKind::Invalid);
     });
 }
+
+#[test]
+fn many_plain_jobs_of_one_priority_run_as_they_come() {
+    const MANY: usize = 700;
+    on_shared(async |server| {
+        let queue = handle(&url(server, "all-low")).await;
+        let (_connection, channel) = plain(server).await;
+        let mut headers = FieldTable::default();
+        headers.insert("ebb-priority".into(), AMQPValue::LongString("low".into()));
+        for nth in 0..MANY {
+            let properties = BasicProperties::default().with_headers(headers.clone());
+            let properties = properties.with_message_id(format!("low-{nth}").into());
+            send(&channel, ("ebb", "all-low"), properties, "body").await;
+        }
+        let n_left = async |queue: &str| {
+            let options = QueueDeclareOptions::default().passive();
+            let there = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+            usize::try_from(there.unwrap().message_count()).unwrap()
+        };
+        until("all are counted", async || n_left("all-low").await == MANY).await;
+        let (mut seen, mut n_moved) = (Vec::new(), 0);
+        while seen.len() < MANY {
+            let deliveries = crate::take(&queue, 20).await;
+            assert!(deliveries.iter().all(|one| one.attempt == 1));
+            seen.extend(deliveries.iter().map(|one| one.job.id.to_string()));
+            let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+            n_moved = n_moved.max(n_left("ebb:all-low:low").await);
+        }
+        let in_order: Vec<_> = (0..MANY).map(|nth| format!("low-{nth}")).collect();
+        assert_eq!(seen, in_order);
+        assert!((1..400).contains(&n_moved), "{n_moved} were moved");
+    });
+}

@@ -13,6 +13,7 @@ use ebb_queue::{
 
 use crate::fixture::Fixture;
 use crate::mail::{Mailbox, mailbox};
+use crate::plain::Plain;
 
 pub struct Memory {
     clock: TokioClock,
@@ -56,6 +57,10 @@ impl Fixture for Memory {
     }
 
     async fn mailbox(&self) -> Option<Mailbox> {
+        None
+    }
+
+    async fn plain(&self) -> Option<Plain> {
         None
     }
 
@@ -178,6 +183,11 @@ impl Fixture for Served {
     async fn mailbox(&self) -> Option<Mailbox> {
         let url = self.url.lock().unwrap().clone();
         Some(mailbox(&url).await)
+    }
+
+    async fn plain(&self) -> Option<Plain> {
+        let url = self.url.lock().unwrap().clone();
+        Plain::connect(&url).await
     }
 
     async fn beside(&self) -> Queue {

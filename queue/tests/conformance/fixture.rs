@@ -14,6 +14,7 @@ use futures::stream::BoxStream;
 use tokio::time::Instant;
 
 use crate::mail::Mailbox;
+use crate::plain::Plain;
 
 /// A promise, to be kept by any broker.
 pub type Promise = for<'a> fn(&'a dyn Fixture) -> LocalBoxFuture<'a, ()>;
@@ -44,6 +45,10 @@ pub trait Fixture: Send + Sync {
 
     /// Where a client of this broker waits for replies; none where there are no other clients.
     async fn mailbox(&self) -> Option<Mailbox>;
+
+    /// A client of this broker that publishes to the last fresh queue and knows nothing of us; none
+    /// where there are no other clients.
+    async fn plain(&self) -> Option<Plain>;
 
     /// Opens another queue beside the last fresh one, on the same broker.
     async fn beside(&self) -> Queue;
@@ -142,6 +147,11 @@ impl dyn Fixture + '_ {
         let mut taken = self.take_some(queue, 2, 1).await;
         assert_eq!(names(&taken).len(), 1, "one job is ready");
         taken.remove(0)
+    }
+
+    /// Receives one of those that are ready.
+    pub async fn take_one_of(&self, queue: &Queue) -> Delivery {
+        self.take(queue, 1).await.pop().expect("a job is ready")
     }
 
     /// Receives at most so many; what is ready are these.

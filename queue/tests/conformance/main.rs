@@ -9,6 +9,7 @@ mod fixture;
 mod limits;
 mod mail;
 mod on;
+mod plain;
 mod pool;
 
 mod arrivals;
@@ -32,6 +33,7 @@ mod retry;
 mod settle;
 mod states;
 mod status;
+mod strangers;
 
 use fixture::Promise;
 
@@ -170,6 +172,12 @@ promises! {
         a_result_that_was_forgotten_ends_the_stream
         a_job_that_is_done_without_a_result_ends_the_stream
         a_purge_ends_the_stream_of_a_dead_letter;
+    strangers:
+        plain_jobs_go_by_their_priority
+        plain_jobs_that_come_together_go_by_their_priority
+        a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job
+        a_plain_job_waits_for_its_delay_and_dies_of_its_deadline
+        the_headers_of_plain_jobs_are_counted_before_a_worker_is_there;
     replies:
         an_answer_is_sent_to_where_its_job_asked_for_it
         a_failure_is_sent_with_its_reason;

@@ -1,5 +1,7 @@
 //! Producers that know nothing of us: a subject, a body, and headers if they like.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
 use ebb_queue::{ErrorKind, JobResult, Outcome, Priority, Queue, Timestamp};
@@ -30,7 +32,7 @@ fn a_bare_message_is_a_job_with_an_id_of_its_own() {
         assert!(delivery.job.id.as_str().starts_with("nats-"), "{}", delivery.job.id);
         let id = delivery.job.id.clone();
         // The same message has the same id wherever it goes.
-        queue.settle(&[delivery.retry(std::time::Duration::ZERO, "again")]).await.unwrap();
+        queue.settle(&[delivery.retry(Duration::ZERO, "again")]).await.unwrap();
         let again = one(&queue).await;
         assert_eq!((&again.job.id, again.attempt), (&id, 2));
         queue.settle(&[again.ack()]).await.unwrap();
@@ -168,5 +170,103 @@ fn the_age_of_a_bare_message_is_seen() {
         publisher.publish("ebb.jobs.jobs", "{}".into()).await.unwrap().await.unwrap();
         let depth = queue.depth().await.unwrap();
         assert_eq!((depth.ready, depth.oldest_ready.is_some()), (1, true));
+    });
+}
+
+async fn send(publisher: &Context, subject: &str, headers: &[(&str, &str)]) {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.insert(*name, *value);
+    }
+    let sent = publisher.publish_with_headers(subject.to_owned(), map, "{}".into()).await;
+    sent.unwrap().await.unwrap();
+}
+
+#[test]
+fn the_subject_of_a_priority_gives_it_to_a_message_that_names_none() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        for lane in ["low", "high"] {
+            send(&publisher, &format!("ebb.jobs.jobs.{lane}"), &[("ebb-id", lane)]).await;
+        }
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "normal")]).await;
+        let by = queue.depth().await.unwrap().ready_by_priority.unwrap();
+        assert_eq!((by.high, by.normal, by.low), (1, 1, 1));
+        let deliveries = receive(&queue, 9).await.unwrap();
+        let seen: Vec<_> = deliveries.iter().map(|one| one.job.id.to_string()).collect();
+        assert_eq!(seen, ["high", "normal", "low"]);
+        // It keeps it when it is tried again.
+        let again = deliveries.into_iter().map(|one| one.retry(Duration::ZERO, "again"));
+        queue.settle(&again.collect::<Vec<_>>()).await.unwrap();
+        let again = receive(&queue, 9).await.unwrap();
+        let priorities: Vec<_> = again.iter().map(|one| one.job.headers.priority).collect();
+        assert_eq!(priorities, [Priority::High, Priority::Normal, Priority::Low]);
+    });
+}
+
+#[test]
+fn many_plain_jobs_of_one_priority_run_as_they_come() {
+    const MANY: usize = 700;
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        for nth in 0..MANY {
+            let id = format!("low-{nth}");
+            send(&publisher, "ebb.jobs.jobs", &[("ebb-id", &id), ("ebb-priority", "low")]).await;
+        }
+        let mut seen = Vec::new();
+        while seen.len() < MANY {
+            let deliveries = receive(&queue, 20).await.unwrap();
+            assert!(deliveries.iter().all(|one| one.attempt == 1));
+            seen.extend(deliveries.iter().map(|one| one.job.id.to_string()));
+            let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+        }
+        let in_order: Vec<_> = (0..MANY).map(|nth| format!("low-{nth}")).collect();
+        assert_eq!(seen, in_order);
+        let stream = publisher.get_stream("EBB_JOBS_jobs").await.unwrap();
+        // Each that is moved is stored anew.
+        let n_stored = stream.get_info().await.unwrap().state.last_sequence;
+        let n_moved = n_stored - MANY as u64;
+        assert!((1..400).contains(&n_moved), "{n_moved} were moved");
+    });
+}
+
+#[test]
+fn a_plain_job_whose_worker_is_lost_is_no_repetition_of_itself() {
+    on_each(async |server| {
+        let queue = try_open(&format!("{}?lease=1s", server.url())).await.unwrap();
+        let publisher = stranger(&server).await;
+        for id in ["a", "b"] {
+            send(&publisher, "ebb.jobs.jobs", &[("ebb-id", id), ("ebb-key", "k")]).await;
+        }
+        drop(one(&queue).await);
+        let again = one(&queue).await;
+        assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
+        queue.settle(&[again.ack()]).await.unwrap();
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 0));
+    });
+}
+
+#[test]
+fn plain_jobs_and_published_ones_share_their_keys() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        let with_key = |id: &str, key: &str| {
+            let mut job = job(id);
+            job.headers.key = Some(key.to_owned());
+            job
+        };
+        queue.publish(vec![with_key("ours", "k")]).await.unwrap();
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-key", "k")]).await;
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "theirs"), ("ebb-key", "l")]).await;
+        let deliveries = receive(&queue, 9).await.unwrap();
+        let seen: Vec<_> = deliveries.iter().map(|one| one.job.id.as_str()).collect();
+        assert_eq!(seen, ["ours", "theirs"]);
+        let published = queue.publish(vec![with_key("again", "l")]).await.unwrap();
+        assert_eq!((published[0].id.as_str(), published[0].duplicate), ("theirs", true));
     });
 }

@@ -41,18 +41,6 @@ local function take_in()
   tell_answers(told)
 end
 
--- Entries of the inbox without their bodies, each with the moment at which it was written.
-local function strangers()
-  local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', math.min(math.max(max, 16), 256))
-  for _, entry in ipairs(entries) do
-    for field = 1, #entry[2], 2 do
-      if entry[2][field] == 'body' then entry[2][field + 1] = '' end
-    end
-    entry[3] = written(entry[1])
-  end
-  return entries
-end
-
 if not is_marked() then
   -- The first change needs no room: a server whose memory is full shall not keep its jobs from workers.
   redis.call('ZREM', key('line'), '')
@@ -61,7 +49,7 @@ end
 take_in()
 local is_cut = tidy(result_ttl, key_ttl, 1000)
 if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
-  return { {}, strangers(), -1, server_now - now, 1 }
+  return { {}, strangers(math.min(math.max(max, 16), 256)), -1, server_now - now, 1 }
 end
 local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
 local lives, texts_of = fetch('life', ids), fetch('jobs', ids)

@@ -396,6 +396,18 @@ local function written(entry)
   return math.min(math.max(tonumber(string.match(entry, '^%d+')), EPOCH), server_now)
 end
 
+-- The first entries of the inbox without their bodies, each with the moment at which it was written.
+local function strangers(most)
+  local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', most)
+  for _, entry in ipairs(entries) do
+    for field = 1, #entry[2], 2 do
+      if entry[2][field] == 'body' then entry[2][field + 1] = '' end
+    end
+    entry[3] = written(entry[1])
+  end
+  return entries
+end
+
 -- 0 high, 1 normal, 2 low. Older versions gave entries with such ids places beyond all three.
 local function lane_of(job) return math.min(math.floor(job.s / LANE), 2) end
 

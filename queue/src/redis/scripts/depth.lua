@@ -1,6 +1,7 @@
--- ARGV: time. Reads only. Answers {ready, held, delayed, dead, oldest ready or -1, next due or -1,
--- cost in thousandths or -1 when it would take too long to tell, ready jobs of each priority, soonest
--- deadline of a ready job or -1, time}.
+-- ARGV: time, how many strangers are read. Reads only. Answers {ready, held, delayed, dead, oldest ready
+-- or -1, next due or -1, cost in thousandths or -1 when it would take too long to tell, ready jobs of each
+-- priority, soonest deadline of a ready job or -1, time, how far the clock is ahead of the server's,
+-- strangers, the first of them}. All strangers count as ready and normal, and as nothing else.
 local LIMIT = 2000            -- jobs that are late, or due, and are read
 local MOST, PAGE = 1000, 100  -- jobs of a priority, or with a deadline to come, that are read
 local depth = tally()
@@ -28,10 +29,6 @@ for _, job in ipairs(ripe_jobs) do
   if not expired(job) then older(job.e) end
 end
 for _, job in ipairs(depth.alive) do older(job.e) end
-if depth.strangers > 0 then
-  local first = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
-  if first then older(written(first[1]) + now - server_now) end
-end
 
 -- Jobs in line or due whose deadline has passed.
 local is_too_late = depth.late > LIMIT
@@ -64,7 +61,6 @@ else
   end
 end
 
--- What plain clients wrote is of normal priority as long as nobody has read it.
 local by_priority, first_deadline = { 0, depth.strangers, 0 }, nil
 local function count_in(job, n)
   local lane = lane_of(job) + 1
@@ -128,5 +124,6 @@ sooner_in_line('answered')
 high, normal, low = unpack(by_priority)
 return {
   depth.ready + depth.strangers, depth.held, depth.delayed, depth.dead, oldest or -1, next_due() or -1, cost,
-  high, normal, low, first_deadline or -1, now,
+  high, normal, low, first_deadline or -1, now, server_now - now, depth.strangers,
+  strangers(tonumber(ARGV[2])),
 }

@@ -32,6 +32,11 @@ pub const LIMITS: Limits = Limits {
         ("settle::an_acked_job_never_comes_back", "fencing"),
         ("settle::a_late_ack_counts_while_nobody_took_the_job", "fencing"),
         ("release::a_late_release_counts_while_nobody_took_the_job", "fencing"),
+        ("strangers::a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job", "duplicates"),
+        (
+            "strangers::the_headers_of_plain_jobs_are_counted_before_a_worker_is_there",
+            "plain clients",
+        ),
         ("depth::the_oldest_ready_job_gives_the_age", "oldest_ready"),
         ("depth::the_next_due_moment_is_known", "next_due"),
     ],

@@ -2,4 +2,5 @@
 
 use super::Limits;
 
-pub const LIMITS: Limits = Limits { not_run: &[], not_testable: &["power loss", "failover"] };
+pub const LIMITS: Limits =
+    Limits { not_run: &[], not_testable: &["power loss", "failover", "plain clients"] };
