@@ -8,6 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::connect::Refusal;
@@ -343,7 +344,9 @@ const AT_ONCE: usize = 256;
 
 /// Sends requests one after the other without waiting between them, and waits for all answers.
 pub(super) async fn in_order<T>(requests: Vec<impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
-    stream::iter(requests).buffered(AT_ONCE).try_collect().await
+    // The runtime has a task pause after some operations; the request in which that falls would be
+    // sent after those behind it.
+    unconstrained(stream::iter(requests).buffered(AT_ONCE).try_collect()).await
 }
 
 /// A pull answers at once; this long only where the server is gone.

@@ -210,7 +210,7 @@ impl NatsQueue {
             shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
         }
         if let Some(key) = &job.headers.key {
-            let subject = shared.names.subject(&format!("keys.{}", token(key)));
+            let subject = self.subject_of(key);
             self.forget_key(&subject, &job.id).await?;
         }
         self.forget_key(&self.id_subject(&job.id), &job.id).await?;

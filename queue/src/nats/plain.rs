@@ -52,7 +52,7 @@ impl NatsQueue {
         };
         let key = async {
             let Some(key) = &job.headers.key else { return Ok(Claim::Nobodys) };
-            let subject = self.shared.names.subject(&format!("keys.{}", token(key)));
+            let subject = self.subject_of(key);
             self.claim(&subject, &job.id, seq).await
         };
         let has_ended =

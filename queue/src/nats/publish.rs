@@ -63,9 +63,17 @@ impl NatsQueue {
         let lines = self.lines(jobs)?;
         let n_new = lines.iter().filter(|line| matches!(line, Line::Store(_))).count();
         self.make_sure_of_room(n_new).await?;
-        let tasks = lines.iter().map(|line| async move {
+        // First all keys: a job that has one would be stored behind those that have none.
+        let claims = lines.iter().map(|line| async move {
             match line {
-                Line::Store(one) => self.publish_one(&one.0, &one.1).await.map(Some),
+                Line::Store(one) => self.claim_key_of(&one.0).await,
+                Line::Repeats(_) => Ok(None),
+            }
+        });
+        let keys = in_order(claims.collect()).await?;
+        let tasks = lines.iter().zip(keys).map(|(line, key)| async move {
+            match line {
+                Line::Store(one) => self.publish_one(&one.0, &one.1, key).await.map(Some),
                 Line::Repeats(_) => Ok(None),
             }
         });
@@ -134,12 +142,30 @@ impl NatsQueue {
         Err(Error::new(ErrorKind::Full, words))
     }
 
-    async fn publish_one(&self, job: &Job, headers: &HeaderMap) -> Result<Published> {
+    /// Who has the key of a job, if it has one.
+    async fn claim_key_of(&self, job: &Job) -> Result<Option<Key>> {
+        let Some(key) = &job.headers.key else { return Ok(None) };
+        self.claim_key(&self.subject_of(key), &job.id).await.map(Some)
+    }
+
+    pub(super) fn subject_of(&self, key: &str) -> String {
+        self.shared.names.subject(&format!("keys.{}", token(key)))
+    }
+
+    async fn publish_one(
+        &self,
+        job: &Job,
+        headers: &HeaderMap,
+        mut claimed: Option<Key>,
+    ) -> Result<Published> {
         let Some(key) = &job.headers.key else { return Ok(self.store(job, headers).await?.0) };
-        let shared = &*self.shared;
-        let subject = shared.names.subject(&format!("keys.{}", token(key)));
+        let (shared, subject) = (&*self.shared, self.subject_of(key));
         for _ in 0..TRIES {
-            match self.claim_key(&subject, &job.id).await? {
+            let claim = match claimed.take() {
+                Some(claim) => claim,
+                None => self.claim_key(&subject, &job.id).await?,
+            };
+            match claim {
                 Key::Known(id) => return Ok(Published { id, duplicate: true }),
                 Key::New(seq) => {
                     let (published, at) = self.store_new(job, headers, seq).await?;

@@ -6,6 +6,7 @@ mod expired;
 mod keys;
 mod large;
 mod marks;
+mod order;
 mod outage;
 mod strangers;
 mod topology;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -223,94 +223,128 @@ fn script(objects: &[Object]) -> String {
     text(container.value, "/args/0").to_owned()
 }
 
+/// A volume of models, and what the container that fills it runs.
+struct Volume {
+    folder: tempfile::TempDir,
+    script: String,
+}
+
+impl Volume {
+    fn new(objects: &[Object]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script = script(objects);
+        let models = folder.path().join("models");
+        let script = script.replace("/models/", &format!("{}/", models.display()));
+        let volume = Self { folder, script };
+        volume.fill();
+        volume
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A cache with a model, and what stands for `ebb`.
+    fn fill(&self) {
+        for name in ["models", "hub", "bin"] {
+            fs::create_dir(self.path(name)).unwrap();
+        }
+        fs::write(self.path("hub/config.json"), "{}").unwrap();
+        fs::write(self.path("hub/blob"), "weights").unwrap();
+        std::os::unix::fs::symlink("blob", self.path("hub/model.safetensors")).unwrap();
+        // Stands for the real `ebb model pull`, which another test runs against a hub.
+        let count = self.path("count");
+        let program = format!(
+            "#!/bin/sh\n[ \"$1 $2 $3\" = 'model pull org/name' ] || exit 9\necho x >> {}\necho {}\n",
+            count.display(),
+            self.path("hub").display()
+        );
+        fs::write(self.path("bin/ebb"), program).unwrap();
+        fs::set_permissions(self.path("bin/ebb"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The container.
+    fn start(&self) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        let search = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        shell.args(["-euc", &self.script]).env("PATH", search);
+        shell.env("MODEL", "name").env("MODEL_SOURCE", "org/name");
+        shell
+    }
+
+    /// Two of it at once, as when a pool goes from none to many.
+    fn start_two(&self) {
+        let mut both = [Process::start(&mut self.start()), Process::start(&mut self.start())];
+        for one in &mut both {
+            assert!(one.ends().success(), "{}", one.output());
+        }
+    }
+
+    /// How often something was pulled.
+    fn n_pulls(&self) -> usize {
+        fs::read_to_string(self.path("count")).unwrap().lines().count()
+    }
+}
+
 #[test]
 fn a_model_is_pulled_once_and_is_whole_or_not_there() {
     let Some(all) = overlays("a_model_is_pulled_once_and_is_whole_or_not_there") else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    for name in ["models", "hub", "bin"] {
-        fs::create_dir(path(name)).unwrap();
-    }
-    fs::write(path("hub/config.json"), "{}").unwrap();
-    fs::write(path("hub/blob"), "weights").unwrap();
-    std::os::unix::fs::symlink("blob", path("hub/model.safetensors")).unwrap();
-    // Stands for the real `ebb model pull`, which another test runs against a hub.
-    let count = path("count");
-    let program = format!(
-        "#!/bin/sh\n[ \"$1 $2 $3\" = 'model pull org/name' ] || exit 9\necho x >> {}\necho {}\n",
-        count.display(),
-        path("hub").display()
-    );
-    fs::write(path("bin/ebb"), program).unwrap();
-    fs::set_permissions(path("bin/ebb"), fs::Permissions::from_mode(0o755)).unwrap();
-
-    let script = script(&all["overlays/nats-gpu"]);
-    let script = script.replace("/models/", &format!("{}/", path("models").display()));
-    let start = || {
-        let mut shell = Command::new("/bin/sh");
-        let search = format!("{}:{}", path("bin").display(), std::env::var("PATH").unwrap());
-        shell.args(["-euc", &script]).env("PATH", search);
-        shell.env("MODEL", "name").env("MODEL_SOURCE", "org/name");
-        shell
-    };
-    // Two at once, as when a pool goes from none to many.
-    let mut both = [Process::start(&mut start()), Process::start(&mut start())];
-    for one in &mut both {
-        assert!(one.ends().success(), "{}", one.output());
-    }
-    let pulled = fs::read_to_string(&count).unwrap().lines().count();
+    let volume = Volume::new(&all["overlays/nats-gpu"]);
+    volume.start_two();
+    let pulled = volume.n_pulls();
     assert!((1..=2).contains(&pulled), "{pulled}");
-    run(&mut start(), "").ok();
-    assert_eq!(fs::read_to_string(&count).unwrap().lines().count(), pulled, "it is there already");
-    let weights = path("models/name/model.safetensors");
+    run(&mut volume.start(), "").ok();
+    assert_eq!(volume.n_pulls(), pulled, "it is there already");
+    let weights = volume.path("models/name/model.safetensors");
     assert!(!weights.is_symlink(), "a link into the cache would lead nowhere");
     assert_eq!(fs::read_to_string(weights).unwrap(), "weights");
-    assert_eq!(entries(&path("models")), ["name"], "no half of a copy is left");
+    assert_eq!(entries(&volume.path("models")), ["name"], "no half of a copy is left");
 
     // A version lies in a folder of its own.
-    run(start().env("MODEL", "v2/name"), "").ok();
-    assert!(path("models/v2/name/config.json").is_file());
-    assert_eq!(entries(&path("models/v2")), ["name"]);
+    run(volume.start().env("MODEL", "v2/name"), "").ok();
+    assert!(volume.path("models/v2/name/config.json").is_file());
+    assert_eq!(entries(&volume.path("models/v2")), ["name"]);
     // Which is no model itself, and no part of one.
-    run(start().env("MODEL", "v2"), "").failed();
-    assert!(path("models/v2/name/config.json").is_file());
-    fs::remove_dir_all(path("models/v2")).unwrap();
+    run(volume.start().env("MODEL", "v2"), "").failed();
+    assert!(volume.path("models/v2/name/config.json").is_file());
+    fs::remove_dir_all(volume.path("models/v2")).unwrap();
 
     // A part of a model, whoever left it, is replaced.
-    fs::remove_file(path("models/name/config.json")).unwrap();
-    let mut both = [Process::start(&mut start()), Process::start(&mut start())];
-    for one in &mut both {
-        assert!(one.ends().success(), "{}", one.output());
-    }
-    assert!(path("models/name/config.json").is_file());
-    fs::remove_file(path("models/.lock")).unwrap();
-    assert_eq!(entries(&path("models")), ["name"], "neither the part nor a copy is left");
+    fs::remove_file(volume.path("models/name/config.json")).unwrap();
+    volume.start_two();
+    assert!(volume.path("models/name/config.json").is_file());
+    fs::remove_file(volume.path("models/.lock")).unwrap();
+    assert_eq!(entries(&volume.path("models")), ["name"], "neither the part nor a copy is left");
+}
 
+#[test]
+fn what_is_no_whole_model_is_not_left_on_the_volume() {
+    let Some(all) = overlays("what_is_no_whole_model_is_not_left_on_the_volume") else { return };
+    let volume = Volume::new(&all["overlays/nats-gpu"]);
     // What a killed container left goes when it is old.
     for (name, age) in [(".copy.killed", 2), (".copy.live", 0)] {
-        fs::create_dir(path("models").join(name)).unwrap();
+        fs::create_dir(volume.path("models").join(name)).unwrap();
         let modified = SystemTime::now() - Duration::from_secs(age * 24 * 3600);
-        fs::File::open(path("models").join(name)).unwrap().set_modified(modified).unwrap();
+        fs::File::open(volume.path("models").join(name)).unwrap().set_modified(modified).unwrap();
     }
-    fs::remove_dir_all(path("models/name")).unwrap();
-    run(&mut start(), "").ok();
-    let mut left = entries(&path("models"));
+    run(&mut volume.start(), "").ok();
+    let mut left = entries(&volume.path("models"));
     left.sort();
     assert_eq!(left, [".copy.live", "name"]);
-    fs::remove_dir(path("models/.copy.live")).unwrap();
+    fs::remove_dir(volume.path("models/.copy.live")).unwrap();
 
     // Weights alone are no model, and take no model's place.
-    fs::remove_dir_all(path("models/name")).unwrap();
-    fs::rename(path("hub/config.json"), path("config.json")).unwrap();
-    let failed = run(&mut start(), "").failed();
+    fs::remove_dir_all(volume.path("models/name")).unwrap();
+    fs::rename(volume.path("hub/config.json"), volume.path("config.json")).unwrap();
+    let failed = run(&mut volume.start(), "").failed();
     assert!(failed.stderr.contains("has no config.json"), "{failed}");
-    assert_eq!(entries(&path("models")), Vec::<String>::new());
-    fs::rename(path("config.json"), path("hub/config.json")).unwrap();
+    assert_eq!(entries(&volume.path("models")), Vec::<String>::new());
+    fs::rename(volume.path("config.json"), volume.path("hub/config.json")).unwrap();
 
     // A pull that fails leaves nothing, and says so by its end.
-    fs::write(path("bin/ebb"), "#!/bin/sh\nexit 69\n").unwrap();
-    run(&mut start(), "").failed();
-    assert_eq!(entries(&path("models")), Vec::<String>::new());
+    fs::write(volume.path("bin/ebb"), "#!/bin/sh\nexit 69\n").unwrap();
+    run(&mut volume.start(), "").failed();
+    assert_eq!(entries(&volume.path("models")), Vec::<String>::new());
 }
 
 fn entries(folder: &Path) -> Vec<String> {
