@@ -38,7 +38,7 @@ pub(crate) struct Finished<T = Output> {
     pub(crate) lane: Option<usize>,
     pub(crate) loan: Loan,
     pub(crate) way: Way,
-    /// That of a job that has not run, until it is passed on; then that of one to be stored.
+    /// That of a job that is to be stored, or where enough are, still that of one that has not run.
     pub(crate) room: OwnedSemaphorePermit,
     pub(crate) end: End<T>,
 }

@@ -9,7 +9,7 @@ use super::NatsQueue;
 use super::api::{Kept, in_order};
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
-use super::names::{tick_now, token};
+use super::names::tick_now;
 use super::settle::token_of;
 use crate::{DeadLetter, JobId, Priority, Result};
 

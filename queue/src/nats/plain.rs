@@ -12,7 +12,7 @@ use super::NatsQueue;
 use super::api::ConsumerInfo;
 use super::entry::{Entry, Origin};
 use super::later::Survey;
-use super::names::{Lane, token};
+use super::names::Lane;
 use super::publish::{Mark, read_mark};
 use super::receive::{Found, Look};
 use super::settle::token_of;

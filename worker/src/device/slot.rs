@@ -37,7 +37,7 @@ pub(super) enum Next {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     waiting: Mutex<VecDeque<Command>>,
-    // Both change only while the lock is held: a batch has begun, or it was taken back.
+    // Changes only while the lock is held: a batch has begun, or it was taken back.
     door: Board<Door>,
     load: Board<Load>,
 }
