@@ -12,7 +12,7 @@ use ebb_proto::keda::{GetMetricsRequest, ScaledObjectRef};
 use ebb_servers::{
     Nats, NatsOptions, Persistence, RabbitMq, RabbitMqOptions, Redis, RedisOptions, Sync,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::{Handle, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -102,6 +102,15 @@ impl Scene {
         run(command.arg(self.broker.url()).arg("jobs").args(args), "").ok()
     }
 
+    /// The result of a job as the broker's ordinary Python client reads it, if there is one.
+    fn read(&self, id: &str) -> Option<Value> {
+        let python = std::env::var("EBB_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let mut command = Command::new(python);
+        command.arg(workspace_root().join("tests/python/results.py"));
+        let read = run(command.args([self.broker.url(), "jobs", id]), "").ok();
+        (!read.stdout.is_empty()).then(|| read.json())
+    }
+
     /// One figure of the worker's metrics page.
     fn metric(&self, name: &str) -> Option<f64> {
         let page = get(&self.probes, "/metrics")?.body;
@@ -147,6 +156,25 @@ fn plain_messages_are_jobs(scene: &Scene) {
     let result = ["result", "job-6", "--follow", "--timeout", "60s", "--json"];
     let result = scene.workplace.ebb(&result).ok().json();
     assert_eq!(result["body"]["output"], "six");
+}
+
+fn a_plain_client_reads_results_by_their_ids(scene: &Scene) {
+    scene.produce(&["seven", "--header", "ebb-id=job.7"]);
+    let result = ["result", "job.7", "--follow", "--timeout", "60s", "--json"];
+    scene.workplace.ebb(&result).ok();
+    let result = scene.read("job.7").expect("a result");
+    let body: Value = serde_json::from_str(result["body"].as_str().unwrap()).unwrap();
+    assert_eq!(body["output"], "seven", "{result}");
+    assert_eq!(result["outcome"], "completed", "{result}");
+    assert_eq!(
+        (&result["attempt"], &result["content_type"]),
+        (&json!(1), &json!("application/json"))
+    );
+
+    scene.produce(&["late", "--header", "ebb-id=job-8", "--header", "ebb-ttl=1ms"]);
+    let failed = wait_for("a failed result", || scene.read("job-8"));
+    assert_eq!((&failed["outcome"], &failed["reason"]), (&json!("failed"), &json!("expired")));
+    assert_eq!(scene.read("job-9"), None);
 }
 
 fn garbage_harms_nobody_else(scene: &Scene) {
@@ -278,6 +306,10 @@ fn the_whole_story(start: impl AsyncFnOnce() -> Broker) {
     let mut scene = Scene::new(start);
     plain_messages_are_jobs(&scene);
     garbage_harms_nobody_else(&scene);
+    // RabbitMQ keeps no answers.
+    if !matches!(scene.broker, Broker::Amqp(_)) {
+        a_plain_client_reads_results_by_their_ids(&scene);
+    }
     a_broker_that_is_killed_comes_back_to_a_worker_that_waits(&mut scene);
     the_scaler_never_takes_an_outage_for_an_empty_queue(&mut scene);
 }
