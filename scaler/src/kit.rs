@@ -8,7 +8,7 @@ use proptest::prelude::{any, prop_oneof};
 use proptest::strategy::{Just, Strategy};
 
 use crate::decision::Snapshot;
-use crate::learn::{Arrivals, Evidence, Learned, Recent};
+use crate::learn::{Arrivals, Evidence, Inflow, Learned, Recent};
 use crate::trigger::{Activation, Mode, Priors, Trigger};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -104,10 +104,16 @@ fn recent() -> impl Strategy<Value = Recent> {
 pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     let pace = (evidence(), evidence(), option::of(0.0..1e6), option::of(1.0..1e6));
     let rates = (0.0..1e9, 0.0..1e9, recent());
-    let rest = (option::of(0.0..1e6), rates, moments(), moments());
+    let without_low = (0.0..1e9, recent(), moments());
+    let without_low = without_low.prop_map(|(rate, recent, waiting_since)| Inflow {
+        arrivals: Arrivals { fast: rate, slow: rate },
+        recent,
+        waiting_since,
+    });
+    let rest = (option::of(0.0..1e6), rates, moments(), moments(), without_low);
     (pace, rest).prop_map(|(pace, rest)| {
         let (throughput, service, fitted, slots) = pace;
-        let (cold_start, (fast, slow, recent), waiting_since, last_work) = rest;
+        let (cold_start, (fast, slow, recent), waiting_since, last_work, without_low) = rest;
         Learned {
             throughput,
             service,
@@ -118,6 +124,7 @@ pub(crate) fn learned() -> impl Strategy<Value = Learned> {
             recent,
             waiting_since,
             last_work,
+            without_low,
         }
     })
 }
