@@ -9,7 +9,7 @@ use proptest::strategy::{Just, Strategy};
 
 use crate::decision::Snapshot;
 use crate::learn::{Arrivals, Evidence, Inflow, Learned, Recent};
-use crate::trigger::{Activation, Mode, Priors, Trigger};
+use crate::trigger::{Activation, Low, Mode, Priors, Trigger};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -34,6 +34,7 @@ pub(crate) fn trigger(mode: Mode) -> Trigger {
             priority: Priority::Low,
             linger: Duration::ZERO,
         },
+        low: Low::Counts,
     }
 }
 
@@ -168,6 +169,12 @@ pub(crate) fn snapshots() -> impl Strategy<Value = Snapshot> {
     })
 }
 
+/// The ready jobs that a trigger does not leave out.
+pub(crate) fn asking(snapshot: &Snapshot, trigger: &Trigger) -> u64 {
+    let low = snapshot.depth.ready_by_priority.map_or(0, |by| by.low);
+    snapshot.depth.ready - if trigger.low == Low::Counts { 0 } else { low }
+}
+
 /// Counts that add up to what is ready.
 fn fitting(by: ByPriority, ready: u64) -> ByPriority {
     let high = by.high.min(ready);
@@ -189,7 +196,9 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
     let priorities =
         || prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
     let activation = (counts(), millis(), priorities(), any::<bool>());
-    (mode, priors, activation).prop_map(|(mode, priors, activation)| {
+    let low =
+        prop_oneof![Just(Low::Counts), option::of(millis()).prop_map(|wait| Low::LeftOut { wait })];
+    (mode, priors, activation, low).prop_map(|(mode, priors, activation, low)| {
         let (slots, service, cold_start, is_given) = priors;
         let least_cold_start = if is_given { cold_start } else { Duration::ZERO };
         let (jobs, wait, priority, lingers) = activation;
@@ -197,6 +206,7 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
         Trigger {
             priors: Priors { slots, service, cold_start, least_cold_start },
             activation: Activation { jobs, wait, priority, linger },
+            low,
             ..trigger(mode)
         }
     })

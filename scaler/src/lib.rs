@@ -48,5 +48,5 @@ pub use learn::{Arrivals, Evidence, Inflow, Learned, Learner, Pace, Recent};
 pub use observe::Connect;
 pub use server::{Scaler, run};
 pub use tls::TlsArgs;
-pub use trigger::{Activation, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
-pub use value::Basis;
+pub use trigger::{Activation, Low, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
+pub use value::{Basis, LeftOut};

@@ -263,7 +263,7 @@ impl Before {
 }
 
 /// The ready jobs that are known to be of low priority.
-fn low(depth: &Depth) -> u64 {
+pub(crate) fn low(depth: &Depth) -> u64 {
     depth.ready_by_priority.map_or(0, |by| by.low.min(depth.ready))
 }
 
