@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use ebb_queue::{Phase, Priority, Timestamp};
 
-use crate::decision::{Jobs, Snapshot, ahead, span};
+use crate::decision::{Jobs, Known, Snapshot, ahead, span};
 use crate::learn::Pace;
-use crate::trigger::{Activation, Trigger};
+use crate::trigger::{Activation, Low, Trigger};
 
 /// Why a pool is active or not; the first that holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,14 @@ pub enum Why {
     Lingering,
     /// Inactive: jobs are ready, but too few, or not important enough, to wake the pool.
     BelowActivation(u64),
+    /// Inactive: all that are ready are of low priority, and wake the pool only when one of them
+    /// has been ready for as long as is given, if that.
+    LeftOut {
+        /// How many there are.
+        ready: u64,
+        /// How long one may be; none for ever.
+        wait: Option<Duration>,
+    },
     /// Inactive: there is nothing to do.
     Empty,
 }
@@ -38,7 +46,7 @@ impl Why {
     /// Whether the pool is active.
     #[must_use]
     pub fn is_active(self) -> bool {
-        !matches!(self, Self::BelowActivation(_) | Self::Empty)
+        !matches!(self, Self::BelowActivation(_) | Self::LeftOut { .. } | Self::Empty)
     }
 }
 
@@ -56,6 +64,13 @@ impl fmt::Display for Why {
             Self::AwakeAlready(n) => write!(f, "active: {n} ready and workers are up"),
             Self::Lingering => f.write_str("active: the last work is not long ago"),
             Self::BelowActivation(n) => write!(f, "inactive: only {n} ready"),
+            Self::LeftOut { ready, wait: Some(wait) } => {
+                let wait = wait.as_secs_f64();
+                write!(f, "inactive: {ready} ready, all of low priority; one may wait {wait} s")
+            }
+            Self::LeftOut { ready, wait: None } => {
+                write!(f, "inactive: {ready} ready, all of low priority, which wake no pool")
+            }
             Self::Empty => f.write_str("inactive: nothing is ready or in flight"),
         }
     }
@@ -68,27 +83,28 @@ const STARTS: f64 = 3.0;
 
 /// Why the pool is active or not, and when time alone makes it active.
 pub(crate) fn wake(
-    snapshot: &Snapshot,
-    jobs: &Jobs,
+    known: &Known<'_>,
     trigger: &Trigger,
     pace: &Pace,
     now: Timestamp,
 ) -> (Why, Option<Timestamp>) {
+    let &Known { all: snapshot, jobs, n_left_out, .. } = known;
     let activation = &trigger.activation;
     let starting = snapshot.workers.iter().filter(|w| w.phase == Phase::Starting).count() as u64;
-    let is_wanted = || {
+    let is_asking = jobs.ready > n_left_out;
+    let worked_lately = || {
         let span = START.max(span(STARTS * pace.cold_start));
         let is_recent = |last: Timestamp| last.checked_add(span).is_ok_and(|end| now < end);
-        let to_do = jobs.ready > 0 || snapshot.depth.delayed > 0;
-        to_do || snapshot.learned.last_work.is_some_and(is_recent)
+        snapshot.learned.last_work.is_some_and(is_recent)
     };
+    let is_wanted = || is_asking || snapshot.depth.delayed > 0 || worked_lately();
     let up = || snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
     let lingers = || {
         let last = snapshot.learned.last_work;
         !activation.linger.is_zero() && last.is_some_and(|last| now < last + activation.linger)
     };
     let (counting, high) = counting(snapshot, jobs, activation);
-    let clocks = Clocks::read(snapshot, jobs, trigger, pace);
+    let clocks = Clocks::read(known, trigger, pace);
     let why = match jobs.ready {
         _ if jobs.in_flight > 0 => Why::InFlight(jobs.in_flight),
         _ if starting > 0 && is_wanted() => Why::Starting(starting),
@@ -96,17 +112,21 @@ pub(crate) fn wake(
         _ if high > 0 => Why::HighPriority(high),
         0 if lingers() => Why::Lingering,
         0 => Why::Empty,
-        ready => match clocks.rung(now) {
-            Some(why) => why,
-            None if up() => Why::AwakeAlready(ready),
-            None if lingers() => Why::Lingering,
-            None => Why::BelowActivation(ready),
+        ready => match (clocks.rung(now), trigger.low) {
+            (Some(why), _) => why,
+            // Nobody takes what is left out: workers that are up are none for it.
+            _ if up() && (is_asking || worked_lately()) => Why::AwakeAlready(ready),
+            _ if lingers() => Why::Lingering,
+            (None, Low::LeftOut { wait }) if !is_asking => Why::LeftOut { ready, wait },
+            _ => Why::BelowActivation(ready),
         },
     };
-    let due = || snapshot.depth.next_due.filter(|_| snapshot.depth.delayed > 0);
+    let due = snapshot.depth.next_due.filter(|_| snapshot.depth.delayed > 0);
+    let due = due.map(|due| due - ahead(trigger, pace)).filter(|at| *at > now);
     let wakes_at = match why {
         Why::BelowActivation(_) => clocks.next(),
-        Why::Empty => due().map(|due| due - ahead(trigger, pace)).filter(|at| *at > now),
+        Why::LeftOut { .. } => clocks.next().into_iter().chain(due).min(),
+        Why::Empty => due,
         _ => None,
     };
     (why, wakes_at)
@@ -128,30 +148,29 @@ fn counting(snapshot: &Snapshot, jobs: &Jobs, activation: &Activation) -> (u64, 
 
 /// The moments at which ready jobs wake a pool that they were too few for.
 struct Clocks {
-    /// Since when one has been ready, and until when it may be.
-    wait: (Timestamp, Timestamp),
+    /// Since when one has been ready, and until when it may be: of those that count, and of those
+    /// that are left out.
+    waits: [Option<(Timestamp, Timestamp)>; 2],
     /// The first deadline, and when a worker has to start for it.
     deadline: Option<(Timestamp, Timestamp)>,
 }
 
 impl Clocks {
-    fn read(snapshot: &Snapshot, jobs: &Jobs, trigger: &Trigger, pace: &Pace) -> Self {
-        let depth = &snapshot.depth;
-        let seen = snapshot.learned.waiting_since;
-        // A job that was delayed is older than its wait; a scaler that has just started has seen
-        // less of it.
-        let since = match (depth.oldest_ready, seen) {
-            (Some(published), Some(seen)) => published.max(seen),
-            (Some(since), None) | (None, Some(since)) => since,
-            (None, None) if jobs.came_due > 0 && depth.ready == 0 => depth.as_of,
-            // Nobody can tell: it may be for ever already.
-            (None, None) => Timestamp::MIN,
+    fn read(known: &Known<'_>, trigger: &Trigger, pace: &Pace) -> Self {
+        let &Known { all, counted, jobs, n_left_out } = known;
+        let until = |(snapshot, wait): (&Snapshot, Duration)| {
+            let since = ready_since(snapshot, jobs);
+            (since, since.checked_add(wait).unwrap_or(Timestamp::MAX))
         };
-        let until = since.checked_add(trigger.activation.wait).unwrap_or(Timestamp::MAX);
+        let asking = (jobs.ready > n_left_out).then_some((counted, trigger.activation.wait));
+        let left_out = match trigger.low {
+            Low::LeftOut { wait: Some(wait) } if n_left_out > 0 => Some((all, wait)),
+            _ => None,
+        };
         let lead = span(pace.cold_start + pace.service);
         let start = |deadline: Timestamp| deadline.checked_sub(lead).unwrap_or(Timestamp::MIN);
-        let deadline = depth.first_deadline.map(|deadline| (deadline, start(deadline)));
-        Self { wait: (since, until), deadline }
+        let deadline = all.depth.first_deadline.map(|deadline| (deadline, start(deadline)));
+        Self { waits: [asking, left_out].map(|one| one.map(until)), deadline }
     }
 
     fn rung(&self, now: Timestamp) -> Option<Why> {
@@ -160,14 +179,28 @@ impl Clocks {
         {
             return Some(Why::Deadline(deadline));
         }
-        let (since, until) = self.wait;
-        let waited = || Duration::try_from(now.duration_since(since)).unwrap_or_default();
-        (until <= now).then(|| Why::Waited(waited()))
+        let rung = self.waits.iter().flatten().find(|(_, until)| *until <= now);
+        let waited = |since| Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        rung.map(|(since, _)| Why::Waited(waited(*since)))
     }
 
     fn next(&self) -> Option<Timestamp> {
         let start = self.deadline.map(|(_, start)| start);
-        start.into_iter().chain([self.wait.1]).min()
+        start.into_iter().chain(self.waits.iter().flatten().map(|(_, until)| *until)).min()
+    }
+}
+
+/// Since when one of the ready jobs of a snapshot has been ready.
+fn ready_since(snapshot: &Snapshot, jobs: &Jobs) -> Timestamp {
+    let depth = &snapshot.depth;
+    // A job that was delayed is older than its wait; a scaler that has just started has seen less
+    // of it.
+    match (depth.oldest_ready, snapshot.learned.waiting_since) {
+        (Some(published), Some(seen)) => published.max(seen),
+        (Some(since), None) | (None, Some(since)) => since,
+        (None, None) if jobs.came_due > 0 && depth.ready == 0 => depth.as_of,
+        // Nobody can tell: it may be for ever already.
+        (None, None) => Timestamp::MIN,
     }
 }
 
@@ -180,8 +213,8 @@ mod tests {
 
     use super::Why;
     use crate::decision::{Snapshot, decide};
-    use crate::kit::{NOW, at, modes, queue, snapshots, trigger, triggers};
-    use crate::trigger::{Activation, Trigger};
+    use crate::kit::{NOW, asking, at, modes, queue, snapshots, trigger, triggers};
+    use crate::trigger::{Activation, Low, Trigger};
 
     fn patient(jobs: u64) -> Trigger {
         let activation = Activation { jobs, ..trigger(modes()[0]).activation };
@@ -276,6 +309,82 @@ mod tests {
         assert_eq!(decide(&snapshot, &patient(9), NOW).why, Why::HighPriority(1));
     }
 
+    /// Leaves jobs of low priority out.
+    fn without_low(wait: Option<u64>) -> Trigger {
+        let activation = Activation { priority: Priority::Normal, ..patient(0).activation };
+        let low = Low::LeftOut { wait: wait.map(Duration::from_secs) };
+        Trigger { activation, low, ..trigger(modes()[3]) }
+    }
+
+    /// So many jobs of normal and of low priority, the oldest published at 0.
+    fn mixed(normal: u64, low: u64) -> Snapshot {
+        let mut snapshot = queue(normal + low, 0, &[]);
+        snapshot.depth.ready_by_priority = Some(ByPriority { high: 0, normal, low });
+        snapshot
+    }
+
+    #[test]
+    fn jobs_that_are_left_out_wake_a_pool_by_no_wait_but_their_own() {
+        let (never, later) = (without_low(None), without_low(Some(7200)));
+        let decision = decide(&mixed(0, 2003), &never, at(86_400));
+        assert_eq!(decision.why, Why::LeftOut { ready: 2003, wait: None });
+        assert_eq!((decision.active, decision.value, decision.wakes_at), (false, 0.0, None));
+        let wait = Some(Duration::from_secs(7200));
+        let decision = decide(&mixed(0, 2003), &later, at(7199));
+        assert_eq!(decision.why, Why::LeftOut { ready: 2003, wait });
+        assert_eq!(decision.wakes_at, Some(at(7200)));
+        let decision = decide(&mixed(0, 2003), &later, at(7200));
+        assert_eq!(decision.why, Why::Waited(Duration::from_secs(7200)));
+        // One replica, and for a ScaledJob one job.
+        assert_eq!((decision.value / decision.target).ceil(), 1.0);
+        // What comes due may be of any priority.
+        let mut delayed = mixed(0, 2003);
+        (delayed.depth.delayed, delayed.depth.next_due) = (1, Some(at(500)));
+        assert_eq!(decide(&delayed, &never, at(7)).wakes_at, Some(at(490)));
+        assert!(decide(&delayed, &never, at(490)).active);
+        assert!(decide(&mixed(1, 2003), &never, NOW).active);
+        assert!(decide(&mixed(1, 2003), &never, NOW).value < 1.0);
+        // In whatever mode.
+        let jobs = Trigger { mode: modes()[0], ..never.clone() };
+        assert!(!decide(&mixed(0, 2003), &jobs, at(86_400)).active);
+        // Of a broker that tells no priorities all jobs count.
+        let mut untold = mixed(0, 2003);
+        untold.depth.ready_by_priority = None;
+        let decision = decide(&untold, &never, NOW);
+        assert_eq!(decision.why, Why::Ready(2003));
+        assert!(decision.value > 1.0 && decision.basis.to_string().contains("tells no priorities"));
+    }
+
+    #[test]
+    fn a_job_that_counts_is_as_old_as_the_oldest_until_it_is_known_to_be_younger() {
+        let activation = Activation { jobs: 9, ..without_low(None).activation };
+        let trigger = Trigger { activation, ..without_low(None) };
+        let mut snapshot = mixed(1, 2003);
+        assert_eq!(decide(&snapshot, &trigger, at(299)).why, Why::BelowActivation(2004));
+        assert!(decide(&snapshot, &trigger, at(300)).active);
+        snapshot.learned.without_low.waiting_since = Some(at(1000));
+        assert_eq!(decide(&snapshot, &trigger, at(1299)).why, Why::BelowActivation(2004));
+        assert_eq!(decide(&snapshot, &trigger, at(1299)).wakes_at, Some(at(1300)));
+        assert!(decide(&snapshot, &trigger, at(1300)).active);
+    }
+
+    #[test]
+    fn jobs_that_are_left_out_keep_a_pool_up_only_while_it_works() {
+        let trigger = without_low(None);
+        let mut snapshot = mixed(0, 2003);
+        snapshot.workers.push(crate::kit::worker(Phase::Idle, 0));
+        snapshot.learned.last_work = Some(NOW);
+        let why = |snapshot: &Snapshot, seconds| decide(snapshot, &trigger, at(seconds)).why;
+        assert_eq!(why(&snapshot, 299), Why::AwakeAlready(2003));
+        assert_eq!(why(&snapshot, 300), Why::LeftOut { ready: 2003, wait: None });
+        snapshot.workers[0].phase = Phase::Starting;
+        assert_eq!(why(&snapshot, 299), Why::Starting(1));
+        assert_eq!(why(&snapshot, 300), Why::LeftOut { ready: 2003, wait: None });
+        // What runs is never given up, whatever it is.
+        snapshot.workers[0] = crate::kit::worker(Phase::Busy, 3);
+        assert_eq!(why(&snapshot, 86_400), Why::InFlight(3));
+    }
+
     #[test]
     fn a_pool_lingers_after_the_last_work_and_no_longer() {
         let mut snapshot = queue(0, 0, &[(Phase::Idle, 0)]);
@@ -308,10 +417,16 @@ mod tests {
 
         #[test]
         fn no_ready_job_waits_longer_than_it_may(s in snapshots(), t in triggers()) {
-            let since = s.depth.oldest_ready.into_iter().chain(s.learned.waiting_since).max();
+            let seen = [s.learned.waiting_since, s.learned.without_low.waiting_since];
+            let since = s.depth.oldest_ready.into_iter().chain(seen.into_iter().flatten()).max();
             let late = since.map_or(NOW, |since| since + t.activation.wait);
             let decision = decide(&s, &t, late);
-            assert!(decision.active || s.depth.ready == 0, "{decision:?}");
+            assert!(decision.active || asking(&s, &t) == 0, "{decision:?}");
+            let n_left_out = s.depth.ready - asking(&s, &t);
+            if let (1.., Low::LeftOut { wait: Some(wait) }) = (n_left_out, t.low) {
+                let late = since.map_or(NOW, |since| since + wait);
+                assert!(decide(&s, &t, late).active, "{decision:?}");
+            }
         }
 
         #[test]
@@ -323,7 +438,7 @@ mod tests {
                 && (s.depth.delayed > 0 || s.learned.last_work.is_some());
             let runs = s.depth.in_flight > 0 || s.workers.iter().any(|w| w.in_flight > 0);
             let active = decide(&s, &t, NOW).active;
-            assert!(active || !(runs || starts || up && s.depth.ready > 0));
+            assert!(active || !(runs || starts || up && asking(&s, &t) > 0));
         }
 
         #[test]
@@ -331,7 +446,7 @@ mod tests {
             mut s in snapshots(), mut t in triggers(),
         ) {
             s.depth.delayed = 0;
-            t.activation = trigger(t.mode).activation;
+            (t.activation, t.low) = (trigger(t.mode).activation, Low::Counts);
             // No moment of the strategy is longer ago than a start may be.
             let starts = s.workers.iter().any(|w| w.phase == Phase::Starting)
                 && s.learned.last_work.is_some();

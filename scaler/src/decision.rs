@@ -1,11 +1,13 @@
 //! From a [`Snapshot`] and a [`Trigger`] to what KEDA is told. No clock, no task and no log in
 //! here: time comes in as an argument.
 
+use std::borrow::Cow;
+
 use ebb_queue::{Depth, Phase, Timestamp, WorkerStatus};
 
 use crate::activation::{Why, wake};
-use crate::learn::{Learned, Pace};
-use crate::trigger::{Mode, Trigger};
+use crate::learn::{Inflow, Learned, Pace, low};
+use crate::trigger::{Low, Mode, Trigger};
 use crate::value::{Basis, value};
 
 /// All that is known of a queue at one moment.
@@ -46,6 +48,8 @@ pub struct Decision {
 /// - What draining workers hold asks for no replacement.
 /// - The options of activation hold back only a pool at zero, and no job longer than
 ///   `activationWait` from the moment at which it was seen to be ready.
+/// - Ready jobs that the trigger leaves out ask for no replica, and wake no pool before their own
+///   wait is over. A job in flight counts, whatever its priority: nobody tells it.
 /// - A delayed job counts as ready from the moment it is due; in mode `slo` the one that is due
 ///   next counts a cold start earlier, and only that one, since brokers tell of no other.
 ///
@@ -63,12 +67,48 @@ pub struct Decision {
 ///   what draining workers hold is taken off in proportion. Target: cost per replica.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> Decision {
-    let pace = Pace::of(&snapshot.learned, &trigger.priors);
-    let jobs = Jobs::count(snapshot, now + ahead(trigger, &pace));
-    let (value, basis) = value(snapshot, &jobs, trigger, &pace, now);
-    let value = if value == 0.0 { 0.0 } else { value.max(LEAST) };
-    let (why, wakes_at) = wake(snapshot, &jobs, trigger, &pace, now);
+    let counted = counted(snapshot, trigger.low);
+    let n_left_out = snapshot.depth.ready - counted.depth.ready;
+    // Only an objective can do without a part of the jobs: other modes are about all of them.
+    let sized = if matches!(trigger.mode, Mode::Slo { .. }) { &*counted } else { snapshot };
+    let pace = Pace::of(&sized.learned, &trigger.priors);
+    let at = now + ahead(trigger, &pace);
+    let jobs = Jobs::count(snapshot, at);
+    let known = Known { all: snapshot, counted: &counted, jobs: &jobs, n_left_out };
+    let (why, wakes_at) = wake(&known, trigger, &pace, now);
+    let (value, basis) = value(sized, &Jobs::count(sized, at), trigger, &pace, now);
+    // What is left out asks for the one replica that a pool has which is up.
+    let is_for_left_out = n_left_out > 0 && why.is_active();
+    let is_zero = value == 0.0 && !is_for_left_out;
+    let value = if is_zero { 0.0 } else { value.max(LEAST) };
+    let basis = basis.leaving_out(snapshot, trigger.low);
     Decision { active: why.is_active(), value, target: trigger.target(), why, basis, wakes_at }
+}
+
+/// A snapshot, and what of it counts for the objective and the wait of a trigger.
+pub(crate) struct Known<'a> {
+    pub(crate) all: &'a Snapshot,
+    /// The same without the ready jobs that are left out.
+    pub(crate) counted: &'a Snapshot,
+    /// All jobs.
+    pub(crate) jobs: &'a Jobs,
+    /// The ready jobs that are left out.
+    pub(crate) n_left_out: u64,
+}
+
+/// The same queue without the ready jobs that are left out.
+fn counted(snapshot: &Snapshot, jobs_of_low: Low) -> Cow<'_, Snapshot> {
+    if jobs_of_low == Low::Counts {
+        return Cow::Borrowed(snapshot);
+    }
+    let mut counted = snapshot.clone();
+    counted.depth.ready -= low(&snapshot.depth);
+    // Of two that wait nobody tells which is the oldest; where only others wait it is none of
+    // these.
+    counted.depth.oldest_ready = snapshot.depth.oldest_ready.filter(|_| counted.depth.ready > 0);
+    let Inflow { arrivals, recent, waiting_since } = snapshot.learned.without_low;
+    counted.learned = Learned { arrivals, recent, waiting_since, ..snapshot.learned };
+    Cow::Owned(counted)
 }
 
 /// KEDA hands metrics on in thousandths: less would be nothing, and a ScaledJob start nothing.
@@ -130,13 +170,14 @@ impl Jobs {
 mod tests {
     use std::time::Duration;
 
-    use ebb_queue::{Depth, Phase, Timestamp};
+    use ebb_queue::{ByPriority, Depth, Phase, Timestamp};
+    use proptest::option;
     use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
-    use super::{Snapshot, decide, whole};
-    use crate::kit::{NOW, modes, queue, snapshots, trigger, triggers};
-    use crate::learn::Learned;
-    use crate::trigger::Mode;
+    use super::{LEAST, Snapshot, decide, whole};
+    use crate::kit::{NOW, asking, at, modes, queue, snapshots, trigger, triggers};
+    use crate::learn::{Inflow, Learned};
+    use crate::trigger::{Low, Mode, Trigger};
 
     const JOBS: Mode = Mode::Jobs { per_replica: 4.0 };
     const WAITING: Mode = Mode::Waiting { per_replica: 4.0 };
@@ -210,8 +251,47 @@ mod tests {
         fn work_that_waits_never_counts_for_nothing(s in snapshots(), t in triggers()) {
             let decision = decide(&s, &t, NOW);
             let held = s.depth.in_flight > 0 || s.workers.iter().any(|w| w.in_flight > 0);
-            prop_assert!(s.depth.ready == 0 || decision.value > 0.0, "{:?}", decision);
+            let waits = if decision.active { s.depth.ready } else { asking(&s, &t) };
+            prop_assert!(waits == 0 || decision.value > 0.0, "{:?}", decision);
             prop_assert!(!held || decision.active);
+        }
+
+        #[test]
+        fn jobs_of_low_priority_never_raise_an_objective_that_is_not_for_them(
+            s in snapshots(), t in triggers(), n in 1..1_000_000u64, wait in option::of(1..9u64),
+        ) {
+            let low = Low::LeftOut { wait: wait.map(Duration::from_secs) };
+            let mode = Mode::Slo { within: Duration::from_secs(60), utilization: 0.5 };
+            let t = Trigger { mode, low, ..t };
+            let mut with = s.clone();
+            with.depth.ready = with.depth.ready.saturating_add(n);
+            let by = s.depth.ready_by_priority.unwrap_or(ByPriority { normal: s.depth.ready, ..Default::default() });
+            let more = with.depth.ready - s.depth.ready;
+            with.depth.ready_by_priority = Some(ByPriority { low: by.low + more, ..by });
+            let (before, after) = (decide(&s, &t, at(10)), decide(&with, &t, at(10)));
+            prop_assert!(after.value <= before.value.max(LEAST), "{:?} {:?}", before, after);
+            prop_assert!(after.value >= before.value && (after.active || !before.active));
+            // One of them that counts after all never asks for less.
+            with.depth.ready_by_priority = Some(ByPriority { normal: by.normal + more, ..by });
+            let counts = decide(&with, &t, at(10));
+            prop_assert!(counts.value >= after.value && (counts.active || !after.active));
+        }
+
+        #[test]
+        fn by_default_priorities_say_nothing_about_a_value(s in snapshots(), mut t in triggers()) {
+            t.low = Low::Counts;
+            let mut untold = s.clone();
+            untold.depth.ready_by_priority = None;
+            untold.learned.without_low = Inflow::default();
+            prop_assert_eq!(decide(&s, &t, NOW).value, decide(&untold, &t, NOW).value);
+            // And where all are of another, nothing is left out.
+            let mut all = s.clone();
+            all.depth.ready_by_priority = None;
+            let Learned { arrivals, recent, waiting_since, .. } = s.learned;
+            all.learned.without_low = Inflow { arrivals, recent, waiting_since };
+            let left_out = Trigger { low: Low::LeftOut { wait: None }, ..t.clone() };
+            let (same, other) = (decide(&all, &t, NOW), decide(&all, &left_out, NOW));
+            prop_assert_eq!((same.active, same.value), (other.active, other.value));
         }
 
         #[test]
@@ -244,7 +324,7 @@ mod tests {
         #[test]
         fn a_pool_wakes_at_the_moment_that_was_told(s in snapshots(), t in triggers()) {
             let before = decide(&s, &t, NOW);
-            prop_assert!(before.wakes_at.is_some() || before.active || s.depth.ready == 0);
+            prop_assert!(before.wakes_at.is_some() || before.active || asking(&s, &t) == 0);
             if let Some(at) = before.wakes_at {
                 prop_assert!(!before.active && at > NOW);
                 let after = decide(&s, &t, at);

@@ -8,8 +8,8 @@ use proptest::prelude::{any, prop_oneof};
 use proptest::strategy::{Just, Strategy};
 
 use crate::decision::Snapshot;
-use crate::learn::{Arrivals, Evidence, Learned, Recent};
-use crate::trigger::{Activation, Mode, Priors, Trigger};
+use crate::learn::{Arrivals, Evidence, Inflow, Learned, Recent};
+use crate::trigger::{Activation, Low, Mode, Priors, Trigger};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -34,6 +34,7 @@ pub(crate) fn trigger(mode: Mode) -> Trigger {
             priority: Priority::Low,
             linger: Duration::ZERO,
         },
+        low: Low::Counts,
     }
 }
 
@@ -104,10 +105,16 @@ fn recent() -> impl Strategy<Value = Recent> {
 pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     let pace = (evidence(), evidence(), option::of(0.0..1e6), option::of(1.0..1e6));
     let rates = (0.0..1e9, 0.0..1e9, recent());
-    let rest = (option::of(0.0..1e6), rates, moments(), moments());
+    let without_low = (0.0..1e9, recent(), moments());
+    let without_low = without_low.prop_map(|(rate, recent, waiting_since)| Inflow {
+        arrivals: Arrivals { fast: rate, slow: rate },
+        recent,
+        waiting_since,
+    });
+    let rest = (option::of(0.0..1e6), rates, moments(), moments(), without_low);
     (pace, rest).prop_map(|(pace, rest)| {
         let (throughput, service, fitted, slots) = pace;
-        let (cold_start, (fast, slow, recent), waiting_since, last_work) = rest;
+        let (cold_start, (fast, slow, recent), waiting_since, last_work, without_low) = rest;
         Learned {
             throughput,
             service,
@@ -118,6 +125,7 @@ pub(crate) fn learned() -> impl Strategy<Value = Learned> {
             recent,
             waiting_since,
             last_work,
+            without_low,
         }
     })
 }
@@ -161,6 +169,12 @@ pub(crate) fn snapshots() -> impl Strategy<Value = Snapshot> {
     })
 }
 
+/// The ready jobs that a trigger does not leave out.
+pub(crate) fn asking(snapshot: &Snapshot, trigger: &Trigger) -> u64 {
+    let low = snapshot.depth.ready_by_priority.map_or(0, |by| by.low);
+    snapshot.depth.ready - if trigger.low == Low::Counts { 0 } else { low }
+}
+
 /// Counts that add up to what is ready.
 fn fitting(by: ByPriority, ready: u64) -> ByPriority {
     let high = by.high.min(ready);
@@ -182,7 +196,9 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
     let priorities =
         || prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)];
     let activation = (counts(), millis(), priorities(), any::<bool>());
-    (mode, priors, activation).prop_map(|(mode, priors, activation)| {
+    let low =
+        prop_oneof![Just(Low::Counts), option::of(millis()).prop_map(|wait| Low::LeftOut { wait })];
+    (mode, priors, activation, low).prop_map(|(mode, priors, activation, low)| {
         let (slots, service, cold_start, is_given) = priors;
         let least_cold_start = if is_given { cold_start } else { Duration::ZERO };
         let (jobs, wait, priority, lingers) = activation;
@@ -190,6 +206,7 @@ pub(crate) fn triggers() -> impl Strategy<Value = Trigger> {
         Trigger {
             priors: Priors { slots, service, cold_start, least_cold_start },
             activation: Activation { jobs, wait, priority, linger },
+            low,
             ..trigger(mode)
         }
     })

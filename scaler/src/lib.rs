@@ -44,9 +44,9 @@ pub use check::{
 };
 pub use config::ScalerArgs;
 pub use decision::{Decision, Snapshot, decide, whole};
-pub use learn::{Arrivals, Evidence, Learned, Learner, Pace, Recent};
+pub use learn::{Arrivals, Evidence, Inflow, Learned, Learner, Pace, Recent};
 pub use observe::Connect;
 pub use server::{Scaler, run};
 pub use tls::TlsArgs;
-pub use trigger::{Activation, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
-pub use value::Basis;
+pub use trigger::{Activation, Low, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
+pub use value::{Basis, LeftOut};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ebb_queue::{Phase, Timestamp, WorkerStatus};
 
 use crate::decision::{Jobs, Snapshot};
-use crate::learn::Pace;
-use crate::trigger::{Mode, Trigger};
+use crate::learn::{Pace, low};
+use crate::trigger::{Low, Mode, Trigger};
 
 /// What a value is made of, so that a person can follow it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +47,8 @@ pub enum Basis {
         arriving: f64,
         /// How fast all goes.
         pace: Pace,
+        /// What the objective is not for, where there is such.
+        left_out: Option<LeftOut>,
     },
     /// Cost.
     Cost {
@@ -55,6 +57,15 @@ pub enum Basis {
         /// What the broker says that all cost, if it does.
         told: Option<f64>,
     },
+}
+
+/// Ready jobs that an objective is not for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftOut {
+    /// So many, of low priority.
+    Ready(u64),
+    /// Some may be, but the broker tells no priorities: all count.
+    Untold,
 }
 
 /// The HPA looks this often, in seconds.
@@ -93,7 +104,7 @@ pub(crate) fn value(
             let most = backlog.max(busy).max(arriving);
             // KEDA writes three decimals; a rate that fades never comes to an end by itself.
             let replicas = if all == 0 && most < 0.001 { 0.0 } else { most };
-            (replicas, Basis::Slo { backlog, busy, arriving, pace: *pace })
+            (replicas, Basis::Slo { backlog, busy, arriving, pace: *pace, left_out: None })
         }
         Mode::Cost { per_job, .. } => {
             let told = snapshot.depth.cost.filter(|cost| cost.is_finite() && *cost >= 0.0);
@@ -203,6 +214,33 @@ fn oldest_age(snapshot: &Snapshot, now: Timestamp) -> f64 {
     since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0))
 }
 
+impl Basis {
+    /// The same with what is left out of it.
+    pub(crate) fn leaving_out(mut self, all: &Snapshot, jobs_of_low: Low) -> Self {
+        if let (Self::Slo { left_out, .. }, Low::LeftOut { .. }) = (&mut self, jobs_of_low) {
+            let is_told = all.depth.ready == 0 || all.depth.ready_by_priority.is_some();
+            *left_out = Some(match low(&all.depth) {
+                n if is_told => LeftOut::Ready(n),
+                _ => LeftOut::Untold,
+            });
+        }
+        self
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(n) => {
+                write!(f, "{n} ready of low priority left out, since sloPriority is normal")
+            }
+            Self::Untold => f.write_str(
+                "none left out though sloPriority is normal, since the broker tells no priorities",
+            ),
+        }
+    }
+}
+
 impl fmt::Display for Basis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -211,12 +249,16 @@ impl fmt::Display for Basis {
             Self::Drain { jobs, pace } => {
                 write!(f, "{jobs} jobs at {:.3} jobs/s of a replica", pace.throughput)
             }
-            Self::Slo { backlog, busy, arriving, pace } => write!(
-                f,
-                "the largest of {backlog:.2} for the backlog, {busy:.2} busy and {arriving:.2} for \
-                 {:.3} arrivals/s, at {:.3} jobs/s of a replica, {:.1} s a job and {:.0} s to start",
-                pace.arrivals, pace.throughput, pace.service, pace.cold_start
-            ),
+            Self::Slo { backlog, busy, arriving, pace, left_out } => {
+                write!(
+                    f,
+                    "the largest of {backlog:.2} for the backlog, {busy:.2} busy and \
+                     {arriving:.2} for {:.3} arrivals/s, at {:.3} jobs/s of a replica, {:.1} s a \
+                     job and {:.0} s to start",
+                    pace.arrivals, pace.throughput, pace.service, pace.cold_start
+                )?;
+                left_out.map_or(Ok(()), |left_out| write!(f, "; {left_out}"))
+            }
             Self::Cost { jobs, told: Some(cost) } => write!(f, "a cost of {cost} for {jobs} jobs"),
             Self::Cost { jobs, told: None } => {
                 write!(f, "{jobs} jobs, whose costs the broker does not sum")

@@ -12,7 +12,7 @@ mod history;
 
 use std::time::Duration;
 
-use ebb_queue::Timestamp;
+use ebb_queue::{Depth, Timestamp};
 
 pub use arrivals::Arrivals;
 pub use evidence::Evidence;
@@ -47,6 +47,19 @@ pub struct Learned {
     pub waiting_since: Option<Timestamp>,
     /// When there last was work.
     pub last_work: Option<Timestamp>,
+    /// The same of arrivals and waiting for jobs that are not of low priority.
+    pub without_low: Inflow,
+}
+
+/// What comes in and waits.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Inflow {
+    /// How much arrives.
+    pub arrivals: Arrivals,
+    /// How much arrived lately, at the last look.
+    pub recent: Recent,
+    /// Since when there were ready jobs at every look.
+    pub waiting_since: Option<Timestamp>,
 }
 
 /// How fast a queue goes, by what was learned and else by the priors. All figures are finite and
@@ -112,11 +125,18 @@ const BACK: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default)]
 pub struct Learner {
     fleet: Fleet,
-    flow: Flow,
+    all: Stream,
+    without_low: Stream,
     deaths: Deaths,
-    history: History,
     learned: Learned,
     before: Option<Before>,
+}
+
+/// Learns of the jobs that come in one after the other.
+#[derive(Debug, Clone, Default)]
+struct Stream {
+    flow: Flow,
+    history: History,
 }
 
 /// The look before.
@@ -124,8 +144,9 @@ pub struct Learner {
 struct Before {
     at: Timestamp,
     ready: u64,
-    /// Jobs ready and in flight.
-    outstanding: f64,
+    /// Those of low priority among them.
+    low: u64,
+    in_flight: u64,
 }
 
 impl Learner {
@@ -159,21 +180,33 @@ impl Learner {
         let room: u64 = snapshot.workers.iter().fold(1, |sum, w| sum.saturating_add(w.slots));
         let deep = depth.ready >= room && self.before.is_some_and(|before| before.ready >= room);
         let news = self.fleet.observe(&snapshot.workers, deep, now, &mut self.learned);
-        let outstanding = depth.ready as f64 + depth.in_flight as f64;
-        let net =
-            self.before.map_or(0.0, |before| outstanding - before.outstanding) + news.completed;
-        let died = self.deaths.add(depth.dead, self.flow.lacking(net), now);
+        let low = low(depth);
+        let taken = |before: &Before| depth.in_flight as f64 - before.in_flight as f64;
+        let taken = self.before.as_ref().map_or(0.0, taken) + news.completed;
+        let risen = |before: &Before| depth.ready as f64 - before.ready as f64;
+        let net = self.before.as_ref().map_or(0.0, risen) + taken;
+        let died = self.deaths.add(depth.dead, self.all.flow.lacking(net), now);
         if let (Some(before), Some(elapsed)) = (self.before, elapsed) {
-            let (arrivals, arrived) = self.flow.add(net + died, elapsed);
-            self.learned.arrivals = arrivals;
-            self.learned.recent = self.history.add(before.at, now, arrived);
+            let time = Time { since: before.at, until: now, elapsed };
+            let (arrivals, recent) = self.all.add(net + died, time);
+            (self.learned.arrivals, self.learned.recent) = (arrivals, recent);
+            let net = before.net_without_low(depth.ready - low, taken);
+            let died = died.min(self.without_low.flow.lacking(net));
+            let (arrivals, recent) = self.without_low.add(net + died, time);
+            let rest = self.learned.without_low;
+            self.learned.without_low = Inflow { arrivals, recent, ..rest };
         }
-        self.learned.waiting_since = match self.learned.waiting_since {
-            _ if depth.ready == 0 => None,
-            None if self.before.is_none() => Some(depth.oldest_ready.map_or(now, |at| at.min(now))),
+        let is_first = self.before.is_none();
+        let waits_since = |since: Option<Timestamp>, ready| match since {
+            _ if ready == 0 => None,
+            // Of the oldest nobody knows the priority.
+            None if is_first => Some(depth.oldest_ready.map_or(now, |at| at.min(now))),
             None => Some(now),
             since => since,
         };
+        let Learned { waiting_since, without_low, .. } = &mut self.learned;
+        *waiting_since = waits_since(*waiting_since, depth.ready);
+        without_low.waiting_since = waits_since(without_low.waiting_since, depth.ready - low);
         // Workers that are found running may just have had work; a job that waits while there are
         // none is none yet: the options of activation may hold it back.
         let found = self.before.is_none() || depth.ready > 0;
@@ -181,19 +214,57 @@ impl Learner {
         if held || (found && news.up) {
             self.learned.last_work = Some(now);
         }
-        self.before = Some(Before { at: now, ready: depth.ready, outstanding });
+        self.before = Some(Before { at: now, ready: depth.ready, low, in_flight: depth.in_flight });
     }
 
     /// Learns on from where the clock was set back to: nothing that was noted lies ahead of it.
     fn set_back(&mut self, now: Timestamp) {
-        (self.before, self.history) = (None, History::default());
+        self.before = None;
+        (self.all.history, self.without_low.history) = Default::default();
         self.deaths = Deaths::default();
         self.fleet.set_back(now);
-        let Learned { waiting_since, last_work, .. } = &mut self.learned;
-        for noted in [waiting_since, last_work] {
+        let Learned { waiting_since, last_work, without_low, .. } = &mut self.learned;
+        for noted in [waiting_since, last_work, &mut without_low.waiting_since] {
             *noted = noted.map(|at| at.min(now));
         }
     }
+}
+
+/// From one look to the next.
+#[derive(Clone, Copy)]
+struct Time {
+    since: Timestamp,
+    until: Timestamp,
+    /// In seconds, above zero.
+    elapsed: f64,
+}
+
+impl Stream {
+    /// Adds the net change of a time; says what arrives, and what arrived lately.
+    fn add(&mut self, net: f64, time: Time) -> (Arrivals, Recent) {
+        let (arrivals, arrived) = self.flow.add(net, time.elapsed);
+        (arrivals, self.history.add(time.since, time.until, arrived))
+    }
+}
+
+impl Before {
+    /// The net change of the jobs that are not of low priority, where so many are ready now and so
+    /// many of any were taken.
+    ///
+    /// Nobody tells the priority of what was taken. Jobs of low priority are taken when no other
+    /// is ready, so where these wait, what was taken counts if there was another. In a pool that
+    /// is kept busy by them, one that arrives waits for the next slot, and there is one as large a
+    /// part of the time as such jobs are of all that are taken: the mean is right.
+    fn net_without_low(&self, ready: u64, taken: f64) -> f64 {
+        let before = self.ready - self.low;
+        let risen = ready as f64 - before as f64;
+        if self.low > 0 && before == 0 { risen } else { risen + taken }
+    }
+}
+
+/// The ready jobs that are known to be of low priority.
+pub(crate) fn low(depth: &Depth) -> u64 {
+    depth.ready_by_priority.map_or(0, |by| by.low.min(depth.ready))
 }
 
 #[cfg(test)]
@@ -201,7 +272,7 @@ mod tests {
     use std::sync::LazyLock;
     use std::time::Duration;
 
-    use ebb_queue::{BatchTime, Depth, Phase, Timestamp};
+    use ebb_queue::{BatchTime, ByPriority, Depth, Phase, Timestamp};
     use jiff::SignedDuration;
     use proptest::prelude::{ProptestConfig, prop_assert, prop_oneof, proptest};
     use proptest::strategy::Strategy;
@@ -278,6 +349,44 @@ mod tests {
         assert_near(long.service, 20.0);
         // Three at once every 20 s.
         assert!((long.arrivals / 0.15 - 1.0).abs() < 0.25, "{long:?}");
+    }
+
+    /// Ready jobs of normal and of low priority, and what a worker of eight slots holds and has
+    /// completed.
+    fn mixed(second: i64, (normal, low): (u64, u64), (held, completed): (u64, u64)) -> Snapshot {
+        let mut look = queue(normal + low, held, &[(Phase::Busy, held)]);
+        look.depth.as_of = at(second);
+        look.depth.ready_by_priority = Some(ByPriority { high: 0, normal, low });
+        (look.workers[0].completed, look.workers[0].at) = (completed, at(second));
+        look
+    }
+
+    #[test]
+    fn jobs_of_low_priority_arrive_and_wait_apart_from_the_others() {
+        let learned = |looks: &dyn Fn(i64) -> Snapshot| {
+            let mut learner = Learner::new();
+            (0..=300).for_each(|second| learner.observe(&looks(second), at(second)));
+            learner.learned()
+        };
+        // They come, wait and are taken, eight a second, and no other is there.
+        let n = |second: i64| second.unsigned_abs();
+        let only = learned(&|s| mixed(s, (0, 100 + n(s)), (8, 8 * n(s))));
+        assert_near(only.arrivals.slow, 9.0);
+        assert_eq!(only.without_low, super::Inflow::default());
+        assert_eq!(only.waiting_since, Some(NOW));
+        // Where others wait all the time, these are the ones that are taken.
+        let behind = learned(&|s| mixed(s, (5, 100 + n(s)), (8, 8 * n(s))));
+        assert_near(behind.without_low.arrivals.slow, 8.0);
+        // Where others are found waiting at each fourth look, a fourth of what is taken is theirs.
+        let normal = |s: i64| u64::from(s % 4 == 0);
+        let beside = learned(&|s| mixed(s, (normal(s), 100_000), (8, 8 * n(s))));
+        let mean = beside.without_low.arrivals.slow;
+        assert!((1.6..2.6).contains(&mean), "{mean}");
+        let one = learned(&|s| mixed(s, (u64::from(s >= 200), 100), (8, 8 * n(s))));
+        assert_eq!(one.without_low.waiting_since, Some(at(200)));
+        // Where none of low priority waits, all that is taken may be of another.
+        let none = learned(&|s| mixed(s, (0, 0), (8, 8 * n(s))));
+        assert_eq!(none.without_low.arrivals, none.arrivals);
     }
 
     #[test]

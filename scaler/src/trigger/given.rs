@@ -9,6 +9,7 @@ use super::TriggerError;
 use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, TriggerOption, option};
 
 pub(crate) const FROM_ENV: &str = "FromEnv";
+const NEVER: &str = "never";
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The values for our own keys, by the plain name of the key.
@@ -93,6 +94,11 @@ impl Entry<'_> {
     /// A whole number of jobs.
     pub(super) fn whole(self) -> Result<u64, TriggerError> {
         self.value.parse().map_err(|_| self.invalid("use a whole number of jobs, 0 or more"))
+    }
+
+    /// A span of up to a day; none for never.
+    pub(super) fn wait(self) -> Result<Option<Duration>, TriggerError> {
+        if self.value == NEVER { Ok(None) } else { self.span(Duration::ZERO).map(Some) }
     }
 
     /// A span, from this one to a day.

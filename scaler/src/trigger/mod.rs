@@ -30,6 +30,8 @@ pub struct Trigger {
     pub priors: Priors,
     /// When a pool at zero wakes, and how long it stays up.
     pub activation: Activation,
+    /// What ready jobs of low priority count for.
+    pub low: Low,
 }
 
 /// What the metric is, and what one replica is to have of it. The formulas are in
@@ -94,6 +96,19 @@ pub struct Activation {
     pub linger: Duration,
 }
 
+/// What ready jobs of low priority count for. Of other priorities none is ever left out: where a
+/// broker cannot tell the priority of a job, it says normal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Low {
+    /// For the same as all others.
+    Counts,
+    /// For no objective, and not for [`Activation::wait`].
+    LeftOut {
+        /// One wakes a pool when it has been ready this long; none for never.
+        wait: Option<Duration>,
+    },
+}
+
 /// What is wrong with the metadata, and what to write instead. Never shows a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("scalerMetadata: {0}")]
@@ -108,6 +123,8 @@ impl TriggerError {
 
 /// No model is faster, and nothing is divided by less.
 const SHORTEST: Duration = Duration::from_micros(1);
+/// Without an `activationWait`, or where that is for jobs of low priority alone.
+const LONGEST_HELD: Duration = Duration::from_secs(300);
 /// Nothing that runs on Kubernetes reacts faster.
 const SHORTEST_OBJECTIVE: Duration = Duration::from_millis(1);
 
@@ -123,13 +140,9 @@ impl Trigger {
     ) -> Result<Self, TriggerError> {
         let given = Given::collect(metadata)?;
         let (mode, priors) = (mode(&given)?, priors(&given)?);
-        let trigger = Self {
-            queue: queue(&given, broker)?,
-            profile: profile(&given)?,
-            mode,
-            activation: activation(&given, mode, &priors)?,
-            priors,
-        };
+        let (activation, low) = activation(&given, mode)?;
+        let (queue, profile) = (queue(&given, broker)?, profile(&given)?);
+        let trigger = Self { queue, profile, mode, priors, activation, low }.timely(&given)?;
         if let Mode::Slo { within, .. } = trigger.mode
             && let Some(service) = given.get(options::SERVICE)
             && trigger.priors.service > within
@@ -138,6 +151,29 @@ impl Trigger {
             return Err(service.invalid(&format!("a job that takes longer than {slo} is late")));
         }
         Ok(trigger)
+    }
+
+    /// The same with a wait that leaves time for the objective, if that is for what is held back.
+    fn timely(mut self, given: &Given<'_>) -> Result<Self, TriggerError> {
+        let Mode::Slo { within, .. } = self.mode else { return Ok(self) };
+        let Some(holding) = self.activation.holding(self.low) else { return Ok(self) };
+        let beside_cold_start = |time: Duration| time.saturating_sub(self.priors.least_cold_start);
+        let (wait, given) = (self.activation.wait, given.get(options::ACTIVATION_WAIT));
+        let is_given = given.is_some_and(|given| given.wait().is_ok_and(|wait| wait.is_some()));
+        let most = match given {
+            Some(given) if wait >= within && self.low == Low::Counts => {
+                let (slo, of) = (options::SLO, options::SLO_PRIORITY);
+                return Err(given.invalid(&format!(
+                    "use less than {slo}, since a job that {holding} holds back as long is late \
+                     before the pool wakes; {of} normal lets those of low priority wait longer"
+                )));
+            }
+            Some(_) if is_given && wait < within => beside_cold_start(within),
+            // The mode plans with 0.9 of the objective.
+            _ => beside_cold_start(within * 9 / 10).min(within / 2),
+        };
+        self.activation.wait = wait.min(most);
+        Ok(self)
     }
 
     /// The one metric of this trigger: of `a-z 0-9 -`, and another for each mode, queue and
@@ -161,7 +197,7 @@ impl Trigger {
     pub(crate) fn warning(&self) -> Option<String> {
         let Mode::Slo { within, .. } = self.mode else { return None };
         let (wait, cold_start) = (self.activation.wait, self.priors.least_cold_start);
-        let holding = self.activation.holding().filter(|_| !cold_start.is_zero())?;
+        let holding = self.activation.holding(self.low).filter(|_| !cold_start.is_zero())?;
         let (slo, cold, asked) = (options::SLO, options::COLD_START, options::ACTIVATION_WAIT);
         if wait.is_zero() && cold_start >= within * 9 / 10 {
             return Some(format!(
@@ -191,11 +227,12 @@ impl Trigger {
 }
 
 impl Activation {
-    /// The option that holds jobs back, if any does.
-    fn holding(&self) -> Option<&'static str> {
+    /// The option that holds jobs back which are not left out, if any does.
+    fn holding(&self, low: Low) -> Option<&'static str> {
         match self {
             Self { jobs: 1.., .. } => Some(options::ACTIVATION_JOBS),
             Self { priority: Priority::Low, .. } => None,
+            Self { priority: Priority::Normal, .. } if low != Low::Counts => None,
             _ => Some(options::ACTIVATION_PRIORITY),
         }
     }
@@ -286,29 +323,48 @@ fn priors(given: &Given<'_>) -> Result<Priors, TriggerError> {
     })
 }
 
-fn activation(given: &Given<'_>, mode: Mode, priors: &Priors) -> Result<Activation, TriggerError> {
+fn activation(given: &Given<'_>, mode: Mode) -> Result<(Activation, Low), TriggerError> {
+    let (asked, leaves_out) = (given.entry(options::ACTIVATION_WAIT)?, leaves_out(given)?);
+    let priority = match given.get(options::ACTIVATION_PRIORITY) {
+        None if leaves_out => Priority::Normal,
+        _ => given.entry(options::ACTIVATION_PRIORITY)?.priority()?,
+    };
     let activation = Activation {
         jobs: given.entry(options::ACTIVATION_JOBS)?.whole()?,
-        wait: given.entry(options::ACTIVATION_WAIT)?.span(Duration::ZERO)?,
-        priority: given.entry(options::ACTIVATION_PRIORITY)?.priority()?,
+        wait: asked.wait()?.unwrap_or(LONGEST_HELD),
+        priority,
         linger: given.entry(options::LINGER)?.span(Duration::ZERO)?,
     };
-    let Mode::Slo { within, .. } = mode else { return Ok(activation) };
-    let Some(holding) = activation.holding() else { return Ok(activation) };
-    let beside_cold_start = |time: Duration| time.saturating_sub(priors.least_cold_start);
-    let most = match given.get(options::ACTIVATION_WAIT) {
-        Some(wait) if activation.wait >= within => {
-            let slo = options::SLO;
-            return Err(wait.invalid(&format!(
-                "use less than {slo}, since a job that {holding} holds back as long is late before \
-                 the pool wakes"
+    let is_given = given.get(options::ACTIVATION_WAIT).is_some();
+    let low = match (mode, asked.wait()?) {
+        (Mode::Slo { .. }, wait) if leaves_out => Low::LeftOut { wait: wait.filter(|_| is_given) },
+        (_, Some(_)) => Low::Counts,
+        (Mode::Slo { .. }, None) => {
+            let (slo, of) = (options::SLO, options::SLO_PRIORITY);
+            return Err(asked.invalid(&format!(
+                "use less than {slo}, which holds for jobs of all priorities; {of} normal leaves \
+                 those of low priority out"
             )));
         }
-        Some(_) => beside_cold_start(within),
-        // The mode plans with 0.9 of the objective.
-        None => beside_cold_start(within * 9 / 10).min(within / 2),
+        (_, None) if priority == Priority::Low => {
+            let of = options::ACTIVATION_PRIORITY;
+            let remedy = format!("it is for jobs of low priority; use {of} normal, or a span");
+            return Err(asked.invalid(&remedy));
+        }
+        (_, None) => Low::LeftOut { wait: None },
     };
-    Ok(Activation { wait: activation.wait.min(most), ..activation })
+    Ok((activation, low))
+}
+
+/// Whether an objective is not for jobs of low priority.
+fn leaves_out(given: &Given<'_>) -> Result<bool, TriggerError> {
+    let entry = given.entry(options::SLO_PRIORITY)?;
+    match entry.priority() {
+        Ok(Priority::Low) => Ok(false),
+        Ok(Priority::Normal) => Ok(true),
+        // What a broker cannot tell is normal, and would be left out.
+        _ => Err(entry.invalid("use low or normal")),
+    }
 }
 
 fn slug_of(byte: u8) -> char {
@@ -334,7 +390,7 @@ mod tests {
     };
     use proptest::strategy::{Just, Strategy};
 
-    use super::{Activation, Mode, OPTIONS, Priors, Trigger};
+    use super::{Activation, Low, Mode, OPTIONS, Priors, Trigger};
     use crate::decision::decide;
     use crate::kit::{NOW, queue};
 
@@ -360,6 +416,7 @@ mod tests {
                 priority: Priority::Low,
                 linger: Duration::ZERO,
             },
+            low: Low::Counts,
         }
     }
 
@@ -394,7 +451,7 @@ mod tests {
             "activationJobs" => "7",
             "activationWait" if mode == "slo" => "20s",
             "activationWait" => "10m",
-            "activationPriority" => "normal",
+            "sloPriority" | "activationPriority" => "normal",
             "linger" => "90s",
             _ => panic!("{key} has no value here"),
         }
@@ -430,6 +487,10 @@ mod tests {
                     priority: Priority::Normal,
                     linger: seconds(90),
                 },
+                low: match mode {
+                    Mode::Slo { .. } => Low::LeftOut { wait: Some(seconds(20)) },
+                    _ => Low::Counts,
+                },
             };
             let plain: Vec<_> = keys.iter().map(|key| (*key, value(key, name))).collect();
             assert_eq!(parse(&plain).as_ref(), Ok(&expected));
@@ -460,9 +521,9 @@ mod tests {
             (
                 &[("bootstrapServers", "a")],
                 "key \"bootstrapServers\" is not known; the keys are queue, profile, mode, \
-                 jobsPerReplica, drainSeconds, sloSeconds, utilization, costPerReplica, \
-                 costPerJob, slotsPerReplica, serviceSeconds, coldStartSeconds, activationJobs, \
-                 activationWait, activationPriority, linger",
+                 jobsPerReplica, drainSeconds, sloSeconds, sloPriority, utilization, \
+                 costPerReplica, costPerJob, slotsPerReplica, serviceSeconds, coldStartSeconds, \
+                 activationJobs, activationWait, activationPriority, linger",
             ),
             (
                 &[("queue", "a"), ("queueFromEnv", "b")],
@@ -509,7 +570,8 @@ mod tests {
         let told = |key, shown: &str| {
             Err(format!(
                 "scalerMetadata: {shown} is not valid: use less than sloSeconds, since a job that \
-                 {key} holds back as long is late before the pool wakes"
+                 {key} holds back as long is late before the pool wakes; sloPriority normal lets \
+                 those of low priority wait longer"
             ))
         };
         let minute = ("activationWait", "1m");
@@ -563,6 +625,57 @@ mod tests {
         let high = [("activationPriority", "high"), ("activationWait", "50")];
         let told = parse(&[&given[..], &high].concat()).unwrap().warning().unwrap();
         assert_eq!(told, late.replace("Jobs", "Priority"));
+    }
+
+    #[test]
+    fn an_objective_that_is_not_for_jobs_of_low_priority_lets_them_wait() {
+        let parsed = |rest: &[(&'static str, &'static str)]| {
+            let given = [("mode", "slo"), ("sloSeconds", "2m"), ("sloPriority", "normal")];
+            let trigger = parse(&[&given[..], rest].concat()).unwrap();
+            let Activation { wait, priority, .. } = trigger.activation;
+            assert_eq!(trigger.warning(), None, "{rest:?}");
+            (wait.as_secs(), priority, trigger.low)
+        };
+        let left_out = |wait: Option<u64>| Low::LeftOut { wait: wait.map(Duration::from_secs) };
+        let (normal, jobs) = (Priority::Normal, ("activationJobs", "8"));
+        let wait = |text| ("activationWait", text);
+        assert_eq!(parsed(&[]), (300, normal, left_out(None)));
+        assert_eq!(parsed(&[wait("never")]), (300, normal, left_out(None)));
+        assert_eq!(parsed(&[wait("12h")]).2, left_out(Some(43_200)));
+        // The others are held back no longer than without it.
+        assert_eq!(parsed(&[jobs]), (60, normal, left_out(None)));
+        for (given, held) in [("never", None), ("12h", Some(43_200)), ("2m", Some(120))] {
+            assert_eq!(parsed(&[jobs, wait(given)]), (60, normal, left_out(held)));
+        }
+        assert_eq!(parsed(&[jobs, wait("90s")]), (90, normal, left_out(Some(90))));
+        let low = ("activationPriority", "low");
+        assert_eq!(parsed(&[low]), (300, Priority::Low, left_out(None)));
+        let high = ("activationPriority", "high");
+        assert_eq!(parsed(&[high, wait("24h")]), (60, Priority::High, left_out(Some(86_400))));
+        // In other modes, only where the priority holds any back.
+        let never = [("activationPriority", "normal"), wait("never")];
+        let trigger = parse(&never).unwrap();
+        assert_eq!((trigger.activation.wait.as_secs(), trigger.low), (300, left_out(None)));
+        assert_mistakes(&[
+            (
+                &[wait("never")],
+                "activationWait: \"never\" is not valid: it is for jobs of low priority; use \
+                 activationPriority normal, or a span",
+            ),
+            (
+                &[("mode", "slo"), ("sloSeconds", "60"), never[0], never[1]],
+                "activationWait: \"never\" is not valid: use less than sloSeconds, which holds \
+                 for jobs of all priorities; sloPriority normal leaves those of low priority out",
+            ),
+            (
+                &[("mode", "slo"), ("sloSeconds", "60"), ("sloPriority", "high")],
+                "sloPriority: \"high\" is not valid: use low or normal",
+            ),
+            (
+                &[("sloPriority", "normal")],
+                "sloPriority says nothing in mode jobs; use jobsPerReplica, or mode slo",
+            ),
+        ]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) const MODE: &str = "mode";
 pub(super) const JOBS_PER_REPLICA: &str = "jobsPerReplica";
 pub(super) const DRAIN: &str = "drainSeconds";
 pub(super) const SLO: &str = "sloSeconds";
+pub(super) const SLO_PRIORITY: &str = "sloPriority";
 pub(super) const UTILIZATION: &str = "utilization";
 pub(super) const COST_PER_REPLICA: &str = "costPerReplica";
 pub(super) const COST_PER_JOB: &str = "costPerJob";
@@ -36,7 +37,7 @@ pub(super) const LINGER: &str = "linger";
 const SPAN: &str = "seconds, or a span such as 90s or 5m";
 
 /// All options, in the order in which they are documented.
-pub const OPTIONS: [TriggerOption; 16] = [
+pub const OPTIONS: [TriggerOption; 17] = [
     TriggerOption {
         key: QUEUE,
         value: "the name of a queue",
@@ -78,6 +79,15 @@ pub const OPTIONS: [TriggerOption; 16] = [
         default: None,
         modes: &["slo"],
         meaning: "the objective, without a default: from publication to the end of a job",
+    },
+    TriggerOption {
+        key: SLO_PRIORITY,
+        value: "`low` or `normal`",
+        default: Some("low"),
+        modes: &["slo"],
+        meaning: "the objective holds for jobs of this priority and above; with `normal`, ready \
+                  jobs of low priority ask for no replica, and wake a pool only by an \
+                  `activationWait` or `activationPriority` that is given",
     },
     TriggerOption {
         key: UTILIZATION,
@@ -133,14 +143,17 @@ pub const OPTIONS: [TriggerOption; 16] = [
     },
     TriggerOption {
         key: ACTIVATION_WAIT,
-        value: SPAN,
+        value: "seconds, or a span such as 90s or 5m, or `never`",
         default: Some("5m"),
         modes: &[],
         meaning: "a pool at zero wakes when the oldest ready job has waited this long, whatever \
                   its priority: the bound of what the other activation options hold back; with them \
                   in mode `slo` `min(activationWait, sloSeconds - coldStartSeconds)` counts, and \
                   without it `min(5m, sloSeconds / 2, 0.9 * sloSeconds - coldStartSeconds)`, where \
-                  a `coldStartSeconds` that is not given is 0",
+                  a `coldStartSeconds` that is not given is 0; with `sloPriority` `normal` it counts \
+                  as given for jobs of low priority, and without it they never wake a pool; `never` \
+                  takes from them alone, beside `sloPriority` `normal` or, in other modes, an \
+                  `activationPriority` above `low`",
     },
     TriggerOption {
         key: ACTIVATION_PRIORITY,
@@ -149,7 +162,7 @@ pub const OPTIONS: [TriggerOption; 16] = [
         modes: &[],
         meaning: "jobs below this priority do not count for `activationJobs`; a job of high \
                   priority wakes always, and a job whose priority the broker does not tell is \
-                  normal",
+                  normal; with `sloPriority` `normal` the default is `normal`",
     },
     TriggerOption {
         key: LINGER,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp, open};
+use ebb_queue::{Job, OpenOptions, Priority, QueueUrl, Timestamp, open};
 use ebb_scaler::{Answer, Asking, CheckArgs, ProblemKind, check};
 
 fn asking(namespace: &str, triggers: &[&[(&str, &str)]]) -> Asking {
@@ -95,4 +95,32 @@ async fn a_file_that_is_wrong_is_told_before_anything_is_tried() {
     let args = CheckArgs { config: Some(config), ..CheckArgs::default() };
     let told = format!("{:#}", check(args).await.unwrap_err());
     assert!(told.contains("line 2") && told.contains("use url"), "{told}");
+}
+
+#[tokio::test]
+async fn jobs_of_low_priority_that_waited_wake_no_pool_whose_objective_is_not_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("day.db"));
+    let queue = open(&url, OpenOptions::default()).await.unwrap();
+    let published = Timestamp::now() - std::time::Duration::from_secs(81);
+    let low = |_| {
+        let mut job = Job::new("{}", published);
+        job.headers.priority = Priority::Low;
+        job
+    };
+    queue.publish((0..2003).map(low).collect()).await.unwrap();
+    let all = [("mode", "slo"), ("sloSeconds", "120"), ("activationPriority", "normal")];
+    let not_low = [all[0], all[1], ("sloPriority", "normal"), ("activationWait", "12h")];
+    let args = CheckArgs {
+        queue: Some(url),
+        objects: vec![asking("ml", &[&all, &not_low])],
+        ..CheckArgs::default()
+    };
+    let found = check(args).await.unwrap();
+    let answers = found.triggers.iter().map(|trigger| trigger.answer.as_ref().unwrap());
+    let [all, not_low] = &answers.collect::<Vec<_>>()[..] else { panic!("{found:?}") };
+    assert!(all.active && all.value > 20.0, "{all:?}");
+    let why = "inactive: 2003 ready, all of low priority; one may wait 43200 s";
+    assert_eq!((not_low.active, not_low.value, not_low.why.as_str()), (false, 0.0, why));
+    assert!(not_low.basis.contains("2003 ready of low priority left out"), "{not_low:?}");
 }
