@@ -107,7 +107,7 @@ impl Scene {
         let python = std::env::var("EBB_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
         let mut command = Command::new(python);
         command.arg(workspace_root().join("tests/python/results.py"));
-        let read = run(command.args([self.broker.url(), "jobs", id]), "").ok();
+        let read = run(command.arg(self.broker.url()).args(["jobs", id]), "").ok();
         (!read.stdout.is_empty()).then(|| read.json())
     }
 
