@@ -88,19 +88,19 @@ pub(crate) fn wake(
     pace: &Pace,
     now: Timestamp,
 ) -> (Why, Option<Timestamp>) {
-    let &Known { all: snapshot, jobs, n_left_out, .. } = known;
+    let &Known { all: snapshot, counted, jobs, n_left_out } = known;
     let activation = &trigger.activation;
     let starting = snapshot.workers.iter().filter(|w| w.phase == Phase::Starting).count() as u64;
     let is_asking = jobs.ready > n_left_out;
     let worked_lately = || {
         let span = START.max(span(STARTS * pace.cold_start));
         let is_recent = |last: Timestamp| last.checked_add(span).is_ok_and(|end| now < end);
-        snapshot.learned.last_work.is_some_and(is_recent)
+        counted.learned.last_work.is_some_and(is_recent)
     };
     let is_wanted = || is_asking || snapshot.depth.delayed > 0 || worked_lately();
     let up = || snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
     let lingers = || {
-        let last = snapshot.learned.last_work;
+        let last = counted.learned.last_work;
         !activation.linger.is_zero() && last.is_some_and(|last| now < last + activation.linger)
     };
     let (counting, high) = counting(snapshot, jobs, activation);
@@ -373,7 +373,8 @@ mod tests {
         let trigger = without_low(None);
         let mut snapshot = mixed(0, 2003);
         snapshot.workers.push(crate::kit::worker(Phase::Idle, 0));
-        snapshot.learned.last_work = Some(NOW);
+        snapshot.learned.last_work = Some(at(86_400));
+        snapshot.learned.without_low.last_work = Some(NOW);
         let why = |snapshot: &Snapshot, seconds| decide(snapshot, &trigger, at(seconds)).why;
         assert_eq!(why(&snapshot, 299), Why::AwakeAlready(2003));
         assert_eq!(why(&snapshot, 300), Why::LeftOut { ready: 2003, wait: None });

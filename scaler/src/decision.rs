@@ -106,8 +106,8 @@ fn counted(snapshot: &Snapshot, jobs_of_low: Low) -> Cow<'_, Snapshot> {
     // Of two that wait nobody tells which is the oldest; where only others wait it is none of
     // these.
     counted.depth.oldest_ready = snapshot.depth.oldest_ready.filter(|_| counted.depth.ready > 0);
-    let Inflow { arrivals, recent, waiting_since } = snapshot.learned.without_low;
-    counted.learned = Learned { arrivals, recent, waiting_since, ..snapshot.learned };
+    let Inflow { arrivals, recent, waiting_since, last_work } = snapshot.learned.without_low;
+    counted.learned = Learned { arrivals, recent, waiting_since, last_work, ..snapshot.learned };
     Cow::Owned(counted)
 }
 
@@ -287,8 +287,8 @@ mod tests {
             // And where all are of another, nothing is left out.
             let mut all = s.clone();
             all.depth.ready_by_priority = None;
-            let Learned { arrivals, recent, waiting_since, .. } = s.learned;
-            all.learned.without_low = Inflow { arrivals, recent, waiting_since };
+            let Learned { arrivals, recent, waiting_since, last_work, .. } = s.learned;
+            all.learned.without_low = Inflow { arrivals, recent, waiting_since, last_work };
             let left_out = Trigger { low: Low::LeftOut { wait: None }, ..t.clone() };
             let (same, other) = (decide(&all, &t, NOW), decide(&all, &left_out, NOW));
             prop_assert_eq!((same.active, same.value), (other.active, other.value));

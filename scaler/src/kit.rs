@@ -105,11 +105,12 @@ fn recent() -> impl Strategy<Value = Recent> {
 pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     let pace = (evidence(), evidence(), option::of(0.0..1e6), option::of(1.0..1e6));
     let rates = (0.0..1e9, 0.0..1e9, recent());
-    let without_low = (0.0..1e9, recent(), moments());
-    let without_low = without_low.prop_map(|(rate, recent, waiting_since)| Inflow {
+    let without_low = (0.0..1e9, recent(), moments(), moments());
+    let without_low = without_low.prop_map(|(rate, recent, waiting_since, last_work)| Inflow {
         arrivals: Arrivals { fast: rate, slow: rate },
         recent,
         waiting_since,
+        last_work,
     });
     let rest = (option::of(0.0..1e6), rates, moments(), moments(), without_low);
     (pace, rest).prop_map(|(pace, rest)| {

@@ -260,3 +260,27 @@ async fn an_end_that_the_broker_refuses_holds_up_no_other_and_is_told_again() {
     assert_eq!(counts, (n_good, n_bad, 0, 0));
     assert!(broker.injected().refused > n_bad, "they were told again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_comes_too_late_during_an_outage_does_not_end_the_worker() {
+    let (queue, clock) = queue(LEASE);
+    let full = Faults { refuse_rejection: 1.0, ..Faults::NONE };
+    let broker = Faulty::new(Arc::new(queue.clone()), full, 1);
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    parts.queues[0].broker = Arc::new(broker.clone());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    queue.publish(vec![job(0, "not JSON")]).await.unwrap();
+    while broker.injected().refused == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Away for longer than its lease lasts, and whoever looks, it answers no call.
+    broker.set(Faults { fail_before: 1.0, ..Faults::NONE });
+    tokio::time::sleep(3 * LEASE).await;
+    broker.set(Faults::NONE);
+    queue.publish(vec![echo_job(1)]).await.unwrap();
+    until(&queue, |depth| (depth.ready, depth.in_flight, depth.dead) == (0, 0, 1)).await;
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.lost), (1, 1));
+}

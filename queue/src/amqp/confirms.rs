@@ -1,9 +1,10 @@
 //! What became of messages, by the confirmations of the channel that they were published on.
 //!
 //! A message that finds no queue comes back, and is confirmed after that. The client hands it out
-//! with whatever is confirmed next on the channel, which may be a message of somebody else; but that
-//! is no later than its own confirmation. So nobody is told anything before all confirmations that
-//! are there have been looked at for what came back.
+//! with whatever is confirmed next on the channel, which may be a message of somebody else. That is
+//! no later than its own confirmation, or where several came back that confirmation has another of
+//! them. So nobody is told anything before all confirmations that are there have been looked at for
+//! what came back, and where one has what is not its own, before the others have come.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,7 +18,7 @@ use futures::{FutureExt, StreamExt};
 use lapin::{Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::{Mutex, MutexGuard, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 /// Messages that are on their way without a confirmation, of one caller.
@@ -26,6 +27,9 @@ pub(super) const WINDOW: usize = 256;
 /// Who publishes for longer than this is held up by the broker, and what it publishes is not there
 /// to be confirmed.
 const HELD_UP: Duration = Duration::from_secs(1);
+
+/// Those that the server confirmed together come within this.
+const TOGETHER: Duration = Duration::from_millis(20);
 
 /// Where a message went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +159,12 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
         while let Some(Some(word)) = words.next().now_or_never() {
             heard.push(word);
         }
+        if open.is_crossed(&heard) {
+            let end = Instant::now() + TOGETHER;
+            while let Ok(Some(word)) = timeout_at(end, words.next()).await {
+                heard.push(word);
+            }
+        }
         open.hear(heard);
     }
 }
@@ -170,6 +180,17 @@ struct Unconfirmed {
 }
 
 impl Open {
+    /// Whether one of these words has what another message came back as.
+    fn is_crossed(&self, heard: &[(u64, lapin::Result<Word>)]) -> bool {
+        heard.iter().any(|(nth, word)| {
+            let returned = word.as_ref().ok().and_then(|word| word.returned.as_ref());
+            returned.is_some_and(|(exchange, key)| {
+                let own = self.0.get(nth).map(|one| (&one.address.exchange, &one.address.key));
+                own != Some((exchange, key))
+            })
+        })
+    }
+
     /// Takes what came back with any of these words, and tells what became of their messages.
     fn hear(&mut self, heard: Vec<(u64, lapin::Result<Word>)>) {
         let returned = heard.iter().filter_map(|(_, word)| word.as_ref().ok()?.returned.as_ref());
@@ -238,6 +259,20 @@ mod tests {
             assert_eq!(lost.await.unwrap(), Arrival::Homeless("gone".to_owned()));
             assert_eq!(other.await.unwrap(), Arrival::Stored);
         }
+    }
+
+    #[tokio::test]
+    async fn of_two_that_come_back_each_may_have_the_other() {
+        let confirms = Confirms::new();
+        let (say_one, one) = sent(&confirms, "one").await;
+        let (say_two, two) = sent(&confirms, "two").await;
+        assert!(say_two.send(ack(Some("one"))).is_ok());
+        for _ in 0..5 {
+            tokio::task::yield_now().await;
+        }
+        assert!(say_one.send(ack(Some("two"))).is_ok());
+        assert_eq!(two.await.unwrap(), Arrival::Homeless("two".to_owned()));
+        assert_eq!(one.await.unwrap(), Arrival::Homeless("one".to_owned()));
     }
 
     #[tokio::test]

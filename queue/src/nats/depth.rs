@@ -15,7 +15,19 @@ use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 const EXAMINED: u64 = 32;
 
 impl NatsQueue {
+    /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
+        let (mut depth, survey, consumers) = self.survey_depth().await?;
+        if depth.ready > 0 {
+            let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
+            let now = depth.as_of;
+            unread::count(&mut depth, &unread, n_more, now);
+        }
+        Ok(depth)
+    }
+
+    /// The same as if what plain clients published had no headers.
+    pub(super) async fn survey_depth(&self) -> Result<(Depth, Survey, Vec<(Lane, ConsumerInfo)>)> {
         let shared = &*self.shared;
         let (survey, claims, dead) = tokio::try_join!(
             self.survey(),
@@ -56,19 +68,16 @@ impl NatsQueue {
                 depth.next_due = Some(depth.next_due.map_or(until, |known| known.min(until)));
             }
         }
+        let mut consumers = Vec::new();
         if depth.ready > 0 {
-            let consumers = self.consumers(&survey).await?;
+            consumers = self.consumers(&survey).await?;
             depth.oldest_ready = self.oldest(&survey, &consumers, &claims, now).await?;
-            depth.ready_by_priority = Some(by_priority(&consumers, depth.ready));
             depth.first_deadline = first_deadline(&survey, &claims, now);
-            let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
-            unread::count(&mut depth, &unread, n_more, now);
-        } else {
-            depth.ready_by_priority = Some(ByPriority::default());
         }
+        depth.ready_by_priority = Some(by_priority(&consumers, &survey, tick, depth.ready));
         // Nobody reads the jobs to add up what they cost.
         depth.cost = (depth.ready + depth.in_flight == 0).then_some(0.0);
-        Ok(depth)
+        Ok((depth, survey, consumers))
     }
 
     /// The lanes with jobs in them, and how far their consumers have come.
@@ -179,10 +188,23 @@ impl NatsQueue {
 }
 
 /// What nobody was given yet waits in the lane of its priority; the rest is normal.
-fn by_priority(consumers: &[(Lane, ConsumerInfo)], ready: u64) -> ByPriority {
+fn by_priority(
+    consumers: &[(Lane, ConsumerInfo)],
+    survey: &Survey,
+    tick: u64,
+    ready: u64,
+) -> ByPriority {
+    // What expired lies there until a worker comes, and is not ready.
+    let expired = |lane| {
+        let expired = survey.places.iter().filter(|(place, ..)| match *place {
+            Place::Lane(at, Some(deadline)) => at == lane && deadline <= tick,
+            Place::Lane(..) | Place::Later(..) => false,
+        });
+        expired.map(|(_, _, n_jobs)| *n_jobs).sum::<u64>()
+    };
     let (mut by, mut rest) = (ByPriority::default(), ready);
     for (lane, info) in consumers {
-        let n_jobs = info.num_pending.min(rest);
+        let n_jobs = info.num_pending.saturating_sub(expired(*lane)).min(rest);
         *by.of_mut(lane.priority) += n_jobs;
         rest -= n_jobs;
     }

@@ -22,6 +22,8 @@ use crate::{ErrorKind, Job, JobId, Priority, Result};
 
 /// The lane of plain messages.
 const PLAIN: Lane = Lane { priority: Priority::Normal, is_back: false };
+/// How often a message asks for its id and its key while another gives them up.
+const TRIES: usize = 10;
 
 /// Whose an id or a key is, where a message asks for it.
 enum Claim {
@@ -42,47 +44,76 @@ impl NatsQueue {
     /// dropped as well: it is the same job as this one, and so as the one that is known.
     pub(super) async fn is_repetition(&self, entry: &Entry, origin: Origin) -> Result<bool> {
         let (job, seq) = (&entry.job, origin.seq);
-        let is_named = job.id != origin.id();
-        if !entry.is_plain || !(is_named || job.headers.key.is_some()) {
+        let id = (job.id != origin.id()).then(|| self.id_subject(&job.id));
+        let key = job.headers.key.as_deref().map(|key| self.subject_of(key));
+        if !entry.is_plain || (id.is_none() && key.is_none()) {
             return Ok(false);
         }
-        let id = async {
-            let subject = self.id_subject(&job.id);
-            if is_named { self.claim(&subject, &job.id, seq).await } else { Ok(Claim::Nobodys) }
-        };
-        let key = async {
-            let Some(key) = &job.headers.key else { return Ok(Claim::Nobodys) };
-            let subject = self.subject_of(key);
-            self.claim(&subject, &job.id, seq).await
-        };
-        let has_ended =
-            async { if is_named { self.is_remembered(&job.id).await } else { Ok(false) } };
-        // Asked for at once, so that those of a batch are asked for in the order of its messages.
-        let (id, key, has_ended) = match tokio::try_join!(id, key, has_ended) {
-            Ok(known) => known,
-            Err(error) if error.kind() == ErrorKind::Denied => {
-                tracing::debug!(%error, %job.id, "taken for new, since it cannot be looked up");
+        for _ in 0..TRIES {
+            let has_ended =
+                async { if id.is_some() { self.is_remembered(&job.id).await } else { Ok(false) } };
+            let (of_id, of_key) =
+                (self.claim(id.as_deref(), &job.id, seq), self.claim(key.as_deref(), &job.id, seq));
+            // Asked for at once, so that those of a batch are asked for in the order of its messages.
+            let (of_id, of_key, has_ended) = match tokio::try_join!(of_id, of_key, has_ended) {
+                Ok(known) => known,
+                Err(error) if error.kind() == ErrorKind::Denied => {
+                    tracing::debug!(%error, %job.id, "taken for new, since it cannot be looked up");
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            };
+            let claims = [(&id, of_id), (&key, of_key)];
+            if !has_ended && !claims.iter().any(|(_, claim)| matches!(claim, Claim::Others)) {
                 return Ok(false);
             }
-            Err(error) => return Err(error),
-        };
-        let is_known = has_ended || [&id, &key].iter().any(|one| matches!(one, Claim::Others));
-        if is_known {
-            let mark_of = |claim| match claim {
+            if self.give_up(&claims, has_ended).await? {
+                return Ok(true);
+            }
+        }
+        // Rather twice than never.
+        Ok(false)
+    }
+
+    /// Gives up what a repetition has claimed, and says whether it is one all the same.
+    ///
+    /// Of two messages with one id and one key, each may have got one of the two. Both give theirs up
+    /// and look again; who looks later finds that what it lost to is gone.
+    async fn give_up(
+        &self,
+        claims: &[(&Option<String>, Claim); 2],
+        has_ended: bool,
+    ) -> Result<bool> {
+        let (api, keys) = (&self.shared.api, &self.shared.names.keys);
+        let mut was_new = false;
+        for (_, claim) in claims {
+            let mark = match *claim {
                 Claim::New(mark) => Some(mark),
                 // What has ended may be this very message, and stays known.
                 Claim::Own(mark) => Some(mark).filter(|_| !has_ended),
                 Claim::Nobodys | Claim::Others => None,
             };
-            for mark in [id, key].into_iter().filter_map(mark_of) {
-                self.shared.api.delete(&self.shared.names.keys, mark).await?;
+            was_new |= mark.is_some();
+            if let Some(mark) = mark {
+                api.delete(keys, mark).await?;
             }
         }
-        Ok(is_known)
+        if has_ended || !was_new {
+            return Ok(true);
+        }
+        for (subject, claim) in claims {
+            if let (Some(subject), Claim::Others) = (subject, claim)
+                && api.last(keys, subject).await?.is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    async fn claim(&self, subject: &str, id: &JobId, seq: u64) -> Result<Claim> {
+    async fn claim(&self, subject: Option<&str>, id: &JobId, seq: u64) -> Result<Claim> {
         let shared = &*self.shared;
+        let Some(subject) = subject else { return Ok(Claim::Nobodys) };
         let mark = Mark { id: id.clone(), is_stored: true, message: Some(seq) };
         loop {
             let taken = shared.api.swap(subject, HeaderMap::new(), mark.write(), 0).await?;

@@ -134,7 +134,7 @@ impl NatsQueue {
         let Some(limit) = self.shared.behavior.max_ready.filter(|_| n_new > 0) else {
             return Ok(());
         };
-        let depth = self.count().await?;
+        let (depth, ..) = self.survey_depth().await?;
         if depth.ready + depth.delayed + n_new as u64 <= limit {
             return Ok(());
         }

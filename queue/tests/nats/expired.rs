@@ -81,3 +81,25 @@ fn a_receive_that_meets_only_expired_jobs_ends_with_its_wait_and_gets_on() {
         assert_eq!(n_buried(&server).await, MANY);
     });
 }
+
+#[test]
+fn what_expired_in_a_lane_is_not_taken_for_what_came_due() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let jobs = (0..5).map(|nth| {
+            let mut late = job(&format!("late-{nth}"));
+            late.set("ebb-priority", "low").unwrap();
+            late.headers.deadline = Some(Timestamp::now() - Duration::from_secs(60));
+            late
+        });
+        queue.publish(jobs.collect()).await.unwrap();
+        let mut due = job("due");
+        due.set("ebb-delay", "50ms").unwrap();
+        queue.publish(vec![due]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.dead), (1, 5));
+        let by = depth.ready_by_priority.unwrap();
+        assert_eq!((by.high, by.normal, by.low), (0, 1, 0), "nobody may leave it out as low");
+    });
+}

@@ -60,6 +60,8 @@ pub struct Inflow {
     pub recent: Recent,
     /// Since when there were ready jobs at every look.
     pub waiting_since: Option<Timestamp>,
+    /// When there was work last.
+    pub last_work: Option<Timestamp>,
 }
 
 /// How fast a queue goes, by what was learned and else by the priors. All figures are finite and
@@ -209,10 +211,13 @@ impl Learner {
         without_low.waiting_since = waits_since(without_low.waiting_since, depth.ready - low);
         // Workers that are found running may just have had work; a job that waits while there are
         // none is none yet: the options of activation may hold it back.
-        let found = self.before.is_none() || depth.ready > 0;
         let held = depth.in_flight > 0 || snapshot.workers.iter().any(|w| w.in_flight > 0);
-        if held || (found && news.up) {
+        let has_work = |ready| held || ((is_first || ready > 0) && news.up);
+        if has_work(depth.ready) {
             self.learned.last_work = Some(now);
+        }
+        if has_work(depth.ready - low) {
+            self.learned.without_low.last_work = Some(now);
         }
         self.before = Some(Before { at: now, ready: depth.ready, low, in_flight: depth.in_flight });
     }
@@ -224,7 +229,8 @@ impl Learner {
         self.deaths = Deaths::default();
         self.fleet.set_back(now);
         let Learned { waiting_since, last_work, without_low, .. } = &mut self.learned;
-        for noted in [waiting_since, last_work, &mut without_low.waiting_since] {
+        let Inflow { waiting_since: others, last_work: of_others, .. } = without_low;
+        for noted in [waiting_since, last_work, others, of_others] {
             *noted = noted.map(|at| at.min(now));
         }
     }
@@ -372,7 +378,8 @@ mod tests {
         let n = |second: i64| second.unsigned_abs();
         let only = learned(&|s| mixed(s, (0, 100 + n(s)), (8, 8 * n(s))));
         assert_near(only.arrivals.slow, 9.0);
-        assert_eq!(only.without_low, super::Inflow::default());
+        let of_others = super::Inflow { last_work: None, ..only.without_low };
+        assert_eq!(of_others, super::Inflow::default());
         assert_eq!(only.waiting_since, Some(NOW));
         // Where others wait all the time, these are the ones that are taken.
         let behind = learned(&|s| mixed(s, (5, 100 + n(s)), (8, 8 * n(s))));
@@ -470,6 +477,24 @@ mod tests {
         look.workers.iter_mut().for_each(|worker| worker.at = at(second));
         learner.observe(&look, at(second));
         (learner.learned().waiting_since, learner.learned().last_work)
+    }
+
+    #[test]
+    fn what_waits_beside_workers_is_work_for_those_whose_objective_it_has() {
+        let mut learner = Learner::new();
+        let mut look = |second, ready, low| {
+            let mut look = queue(ready, 0, &[(Phase::Idle, 0)]);
+            look.depth.ready_by_priority = Some(ByPriority { high: 0, normal: ready - low, low });
+            look.depth.as_of = at(second);
+            look.workers[0].at = at(second);
+            learner.observe(&look, at(second));
+            let learned = learner.learned();
+            (learned.last_work, learned.without_low.last_work)
+        };
+        assert_eq!(look(1, 0, 0), (Some(at(1)), Some(at(1))));
+        assert_eq!(look(2, 5, 4), (Some(at(2)), Some(at(2))));
+        assert_eq!(look(3, 4, 4), (Some(at(3)), Some(at(2))), "only what is left out waits");
+        assert_eq!(look(900, 4, 4), (Some(at(900)), Some(at(2))));
     }
 
     #[test]

@@ -69,8 +69,9 @@ pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
             again = Some(Instant::now() + pause);
         }
         left.extend(jobs);
-        // Where one kind of end has no room, another may.
-        is_taking = left.len() < CHUNK && (took_others || error.kind() == ErrorKind::Full);
+        // Where one kind of end has no room, another may. Who has none to send again waits for more.
+        let may_take = took_others || error.kind() == ErrorKind::Full;
+        is_taking = left.is_empty() || (may_take && left.len() < CHUNK);
     }
 }
 
@@ -89,6 +90,9 @@ impl Served {
         let (timely, late): (Vec<_>, Vec<_>) =
             concluded.into_iter().partition(|one| one.is_timely(now));
         late.into_iter().for_each(|one| self.lose(one.lane, &one.loan));
+        if timely.is_empty() {
+            return Ok(());
+        }
         let split = timely.into_iter().map(|one| (one.settlement, (one.lane, one.loan, one.way)));
         let (settlements, loans): (Vec<_>, Vec<_>) = split.unzip();
         loans.iter().for_each(|(_, loan, _)| loan.begin_settling());
