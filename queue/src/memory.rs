@@ -214,7 +214,10 @@ impl Broker for MemoryQueue {
         check_reply_to(to)?;
         let (mut state, _) = self.state();
         let replies = &mut state.replies;
-        if replies.iter().any(|(there, reply)| there == to && reply.id == result.id) {
+        let is_it = |(there, reply): &(String, JobResult)| {
+            there == to && reply.id == result.id && reply.outcome == result.outcome
+        };
+        if replies.iter().any(is_it) {
             return Ok(());
         }
         if replies.len() == MAX_REPLIES {
