@@ -160,9 +160,14 @@ pub(crate) fn data_directory() -> Result<PathBuf> {
 /// When it is not one, or longer than a day.
 pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
     const DAY: Duration = Duration::from_secs(86_400);
-    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| span.try_into().ok());
-    span.filter(|span| *span <= DAY)
+    read_span(text)
+        .filter(|span| *span <= DAY)
         .ok_or_else(|| "use a number with a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
+}
+
+/// A time with its unit, if it is one.
+pub(crate) fn read_span(text: &str) -> Option<Duration> {
+    text.parse::<jiff::SignedDuration>().ok()?.try_into().ok()
 }
 
 /// The same, but not zero: for intervals.

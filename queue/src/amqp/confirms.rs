@@ -112,13 +112,9 @@ impl Confirms {
     ) -> impl Future<Output = lapin::Result<Arrival>> + use<> {
         let (told, arrival) = oneshot::channel();
         let gone = || std::io::Error::other("nobody watches the confirmations any more").into();
-        let is_watched = self.sent.send(Sent { address, word, told }).await.is_ok();
-        async move {
-            match arrival.await {
-                Ok(arrival) if is_watched => arrival,
-                _ => Err(gone()),
-            }
-        }
+        // What cannot be sent is dropped, and `told` with it.
+        self.sent.send(Sent { address, word, told }).await.ok();
+        async move { arrival.await.unwrap_or_else(|_| Err(gone())) }
     }
 }
 

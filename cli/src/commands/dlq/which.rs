@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use ebb_queue::{DeadLetter, JobId, Queue, Timestamp};
 
+use crate::options::read_span;
 use crate::output::{grouped, note};
 
 /// One or more dead letters, those that are alike, or all.
@@ -51,8 +52,7 @@ pub(crate) struct Filter {
 
 /// As many hours as one may want to look back.
 fn parse_age(text: &str) -> Result<Duration, String> {
-    let age = text.parse::<jiff::SignedDuration>().ok().and_then(|age| age.try_into().ok());
-    age.ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
+    read_span(text).ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
 }
 
 impl Filter {
@@ -65,11 +65,9 @@ impl Filter {
     /// Whether a letter is meant.
     fn fits(&self, letter: &DeadLetter, now: Timestamp) -> bool {
         let age = Duration::try_from(now.duration_since(letter.died_at)).unwrap_or_default();
-        let fits = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
-            wanted.as_deref().is_none_or(holds)
-        };
-        fits(&self.reason, &|text| letter.reason.contains(text))
-            && fits(&self.tenant, &|name| letter.job.headers.tenant.as_deref() == Some(name))
+        let tenant = &letter.job.headers.tenant;
+        self.reason.as_ref().is_none_or(|text| letter.reason.contains(text))
+            && (self.tenant.is_none() || self.tenant == *tenant)
             && self.older_than.is_none_or(|least| age >= least)
             && self.newer_than.is_none_or(|most| age <= most)
     }
