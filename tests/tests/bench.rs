@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 use e2e::{Workplace, run, skipped};
 use serde_json::Value;
 
-/// One bench at a time: they keep the machine busy, and one of them looks at the clock.
-static TURN: Mutex<()> = Mutex::new(());
+/// Held alone by what is told by the clock, and by all others together: most of their time they wait.
+static TURN: RwLock<()> = RwLock::new(());
 
 /// Runs `ebb-bench QUESTION --broker BROKER` and returns its report; `None` where the broker is not
 /// wanted here.
@@ -20,7 +20,11 @@ fn bench(question: &str, broker: &str, args: &[&str]) -> Option<Value> {
         skipped(&format!("ebb-bench {question} --broker {broker}"), "EBB_SKIP_BROKERS names it");
         return None;
     }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turns = if question == "notify" {
+        (Some(TURN.write().unwrap_or_else(PoisonError::into_inner)), None)
+    } else {
+        (None, Some(TURN.read().unwrap_or_else(PoisonError::into_inner)))
+    };
     let workplace = Workplace::new();
     let mut command = workplace.command("ebb-bench", &[question, "--broker", broker, "--json"]);
     command.args(args);
@@ -232,7 +236,7 @@ fn a_broker_that_a_url_names_is_not_killed() {
 
 #[test]
 fn the_batcher_is_held_against_a_window_in_every_case_and_the_worst_is_told() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
     let workplace = Workplace::new();
     let args = ["batching", "--jobs", "100", "--rounds", "1", "--json"];
     let report = run(&mut workplace.command("ebb-bench", &args), "").ok().json();
