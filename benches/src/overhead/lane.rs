@@ -1,10 +1,15 @@
 //! A queue as the bench sees it while somebody works it off: filled, counted, checked.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use ebb_queue::{Job, JobId, Queue, Timestamp};
 use futures::{StreamExt, TryStreamExt, stream};
+
+/// Leases that no round outlives: what a lost lease costs is a question for `chaos`.
+pub(super) const LEASE: Duration = Duration::from_secs(30);
 
 /// A queue that is filled, counted and checked, each with the client that belongs to it.
 #[async_trait]

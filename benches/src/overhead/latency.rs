@@ -10,7 +10,8 @@ use futures::StreamExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::round::{Bench, LEASE, Side};
+use super::lane::LEASE;
+use super::round::{Bench, Side};
 use crate::process::{ready, start, stop};
 use crate::report::{percentile, progress};
 

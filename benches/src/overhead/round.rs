@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 use super::bare;
-use super::lane::{Lane, Ours};
+use super::lane::{LEASE, Lane, Ours};
 use crate::broker::{Bed, Place};
 use crate::process::{cpu_time, start, stop, tail, worker_command};
 
@@ -49,8 +49,6 @@ struct Look {
     broker_cpu: Option<Duration>,
 }
 
-/// Leases that no round outlives: what a lost lease costs is a question for `chaos`.
-pub(super) const LEASE: Duration = Duration::from_secs(30);
 /// Between two looks at the queue. The time is taken at each look, so that it need not be shorter,
 /// and some brokers answer with the work of a few jobs.
 const LOOK: Duration = Duration::from_millis(20);

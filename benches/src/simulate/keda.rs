@@ -11,8 +11,7 @@ use ebb::autoscaler::object::{Look, ObjectPolicy, Replicas, ScaledObject};
 
 use super::outage::Outage;
 use super::pods::hash;
-use super::policies::Bed;
-use super::world::{Policy, Settings, View};
+use super::world::{Bed, Policy, Settings, View};
 
 /// What a ScaledObject says of the loop; the trigger is the same in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

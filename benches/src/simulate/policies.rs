@@ -10,7 +10,7 @@ use super::outage::Outage;
 use super::outcome::Outcome;
 use super::scaledjob::ScaledJob;
 use super::trace::Trace;
-use super::world::{self, Policy, Settings};
+use super::world::{self, Bed, Policy, Settings};
 
 /// A policy, or a family of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -163,13 +163,6 @@ fn count(mode: &str, slots: usize) -> Options {
 fn priors(settings: &Settings) -> [(&'static str, String); 2] {
     let batch = settings.overhead + settings.slots as f64;
     [("slotsPerReplica", settings.slots.to_string()), ("serviceSeconds", batch.to_string())]
-}
-
-/// What all policies of a run on a trace have in common.
-#[derive(Clone, Copy)]
-pub(crate) struct Bed<'a> {
-    pub(crate) settings: &'a Settings,
-    pub(crate) outage: Option<Outage>,
 }
 
 impl Bed<'_> {

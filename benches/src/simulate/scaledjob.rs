@@ -12,8 +12,7 @@ use ebb::autoscaler::scaledjob::{JobPolicy, Jobs, Strategy, to_start};
 use super::keda::{Object, Scaler};
 use super::outage::Outage;
 use super::pods::hash;
-use super::policies::Bed;
-use super::world::{Policy, View};
+use super::world::{Bed, Policy, View};
 
 /// Seconds between two polls as our deployment has it; KEDA's default is [`POLLING_INTERVAL`].
 const BRISK: u64 = 5;

@@ -45,6 +45,13 @@ impl Settings {
     }
 }
 
+/// What all policies of a run on a trace have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Bed<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) outage: Option<Outage>,
+}
+
 /// Who says how many pods there should be.
 pub(crate) trait Policy {
     /// Something arrived: how many there should be now.

@@ -8,8 +8,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::hpa::ceil;
-
 /// How replicas are added and taken away; the defaults are those of Kubernetes for an HPA that
 /// sets any part of `behavior`.
 #[derive(Debug, Clone, PartialEq)]
@@ -169,6 +167,12 @@ impl Step {
 
 fn whole(n: i64) -> u32 {
     u32::try_from(n.max(0)).unwrap_or(u32::MAX)
+}
+
+/// Rounds up; what is not a number, or below zero, is 0.
+pub(super) fn ceil(value: f64) -> u32 {
+    // The cast saturates, and takes what is not a number for 0.
+    value.ceil() as u32
 }
 
 /// What was changed, and when.

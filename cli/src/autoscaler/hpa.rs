@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::behavior::{Behavior, Changes};
+use super::behavior::{Behavior, Changes, ceil};
 
 /// Time between two syncs, a flag of the cluster (`--horizontal-pod-autoscaler-sync-period`).
 pub const SYNC_PERIOD: Duration = Duration::from_secs(15);
@@ -174,12 +174,6 @@ impl Hpa {
 #[must_use]
 pub fn replicas_for(value: f64, target: f64) -> u32 {
     ceil(value / target)
-}
-
-/// Rounds up; what is not a number, or below zero, is 0.
-pub(super) fn ceil(value: f64) -> u32 {
-    // The cast saturates, and takes what is not a number for 0.
-    value.ceil() as u32
 }
 
 #[cfg(test)]

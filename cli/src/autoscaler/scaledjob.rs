@@ -3,7 +3,7 @@
 //! The source of each rule is KEDA: `pkg/scaling/scaledjob/metrics.go` for the numbers,
 //! `pkg/scaling/executor/scale_jobs.go` for the strategies. "Job" here is a Kubernetes Job.
 
-use super::hpa::ceil;
+use super::behavior::ceil;
 
 /// How many jobs there may be; the defaults are KEDA's.
 #[derive(Debug, Clone, Copy, PartialEq)]

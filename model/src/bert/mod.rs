@@ -26,6 +26,8 @@ mod head;
 mod kernels;
 #[cfg(feature = "cpu")]
 mod layers;
+#[cfg(feature = "cpu")]
+mod linear;
 mod modules;
 #[cfg(feature = "cpu")]
 mod packed;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::body::Body;
-use super::head::Linear;
+use super::linear::Linear;
 use super::pool::Pick;
 use super::task::softmax;
 use super::{Piece, Pieces, Settings, Source, Task, Tokens};

@@ -3,8 +3,8 @@
 use super::Tokens;
 use super::config::Config;
 use super::family::{Family, Part};
-use super::head::Linear;
 use super::kernels::Norm;
+use super::linear::Linear;
 use crate::LoadError;
 use crate::checkpoint::Checkpoint;
 

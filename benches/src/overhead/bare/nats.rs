@@ -17,7 +17,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::broker::Place;
 use crate::overhead::lane;
-use crate::overhead::round::LEASE;
+use crate::overhead::lane::LEASE;
 
 const CONSUMER: &str = "bare";
 const ID: &str = "ebb-id";
