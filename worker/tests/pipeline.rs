@@ -533,6 +533,25 @@ async fn a_job_that_costs_a_worker_its_device_is_charged_for_it() {
     assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 2, 0));
 }
 
+#[tokio::test]
+async fn a_device_that_is_lost_to_one_job_charges_none_that_is_known_to_be_another() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..4).map(echo_job).collect();
+    jobs[3] = job(3, r#"{"input": "", "panic": true}"#);
+    queue.publish(jobs).await.unwrap();
+    // The last of them is found by the third batch, after which there is no model for the others.
+    let mut models = vec![Echo::new(); 3];
+    let device = Device::thread(move |_| models.pop().ok_or_else(|| "no memory left".into()));
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device.unwrap(), settings());
+    let error = worker.run(CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "device is lost: no memory left");
+    let dead = queue.list(9).await.unwrap();
+    assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0003"));
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.delayed, depth.in_flight), (3, 0, 0));
+    assert_uncharged(&queue, 3).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_job_keeps_its_lease() {
     let (queue, clock) = queue(LEASE);
