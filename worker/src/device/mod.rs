@@ -154,7 +154,7 @@ pub(crate) type Results = Result<Vec<Result<Cargo, ItemError>>, InferError>;
 pub(crate) enum Begun {
     /// They have not: a device that drains or is wedged hands them back.
     No,
-    /// They have, in a batch that failed, and are charged for it: the device finishes what it began.
+    /// They have, in a batch that failed: the device finishes what it began, if it has the model.
     Yes,
 }
 
@@ -336,7 +336,8 @@ impl DeviceWay {
         answer
     }
 
-    /// From now on only batches that have begun are run; the others end without an answer at once.
+    /// From now on only batches that have begun are run, and of these none whose model would have to be
+    /// loaded again; the others end without an answer at once.
     pub(crate) fn drain(&self) {
         self.shared.slot.close(Door::Draining);
     }
