@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::profiles::{Place, Refusal, Resolved};
-use crate::trigger::Mode;
+use crate::trigger::{Low, Mode};
 
 pub(crate) mod page;
 
@@ -63,6 +63,8 @@ pub(crate) struct Remembered {
 pub(crate) struct Demand {
     /// The shortest objective of a trigger, in seconds.
     pub(crate) objective: Option<f64>,
+    /// What such triggers say of jobs of low priority: these count where they do for one.
+    pub(crate) low: Option<Low>,
     /// Replicas that follow from what KEDA was told last: 0 where that was "not active", and
     /// unknown where it has not asked since when it should.
     pub(crate) replicas: Option<f64>,
@@ -228,6 +230,8 @@ impl Demand {
             if let Mode::Slo { within, .. } = trigger.resolved.trigger.mode {
                 let within = within.as_secs_f64();
                 self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
+                let low = trigger.resolved.trigger.low;
+                self.low = self.low.filter(|other| *other == Low::Counts).or(Some(low));
             }
         }
         // KEDA keeps an object at zero whatever its metrics say, while it is told inactive of all.
@@ -283,6 +287,7 @@ mod tests {
 
     use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, POLL, Told};
     use crate::profiles::{Profiles, Refusal, Resolved};
+    use crate::trigger::Low;
 
     const LONG: Duration = Duration::from_secs(600);
 
@@ -331,8 +336,34 @@ mod tests {
         let demands = explain.demands(LONG);
         let demand = demands[&resolved(4).place];
         assert_eq!((demand.objective, demand.replicas), (Some(30.0), Some(2.0 + 3.0)));
+        assert_eq!(demand.low, Some(Low::Counts));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[test]
+    fn low_priority_is_left_out_of_what_is_asked_for_where_no_objective_is_for_it() {
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        let objective = |low: &str| {
+            let options = [("mode", "slo"), ("sloSeconds", "60"), ("sloPriority", low)];
+            let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            Arc::new(profiles.resolve("ml", &HashMap::from(options)).unwrap())
+        };
+        for (priorities, counts) in [
+            (&["normal"][..], false),
+            (&["normal", "normal"], false),
+            (&["normal", "low"], true),
+            (&["low", "normal"], true),
+        ] {
+            let explain = Explain::default();
+            for (nth, priority) in priorities.iter().enumerate() {
+                let (name, of) = (nth.to_string(), objective(priority));
+                explain.told("ml", &name, &of, Told::Active(true));
+            }
+            explain.told("ml", "jobs", &resolved(4), Told::Active(true));
+            let low = explain.demands(LONG)[&resolved(4).place].low;
+            assert_eq!(low.map(|low| low == Low::Counts), Some(counts), "{priorities:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
