@@ -259,9 +259,8 @@ impl Remembered {
     /// What follows from the value that was told last.
     fn replicas(&self) -> Option<f64> {
         let (value, at) = self.value?;
-        let replicas = (value / self.resolved.trigger.target()).ceil();
-        // That nothing is asked for is not known of what came since.
-        (replicas > 0.0 || self.is_of_now(at)).then_some(replicas)
+        // Of what came since nothing is known here: another replica of the scaler may be asked by now.
+        self.is_of_now(at).then(|| (value / self.resolved.trigger.target()).ceil())
     }
 
     /// Whether KEDA was told last, by an answer or on a stream, that the pool may be at zero.
@@ -339,6 +338,19 @@ mod tests {
         assert_eq!(demand.low, Some(Low::Counts));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_is_asked_no_more_shows_nothing_that_it_told_before() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let asked = || explain.demands(LONG).get(&one.place).and_then(|demand| demand.replicas);
+        explain.told("ml", "a", &one, Told::Value(9.0));
+        explain.told("ml", "a", &one, Told::Active(true));
+        tokio::time::advance(POLL).await;
+        assert_eq!(asked(), Some(3.0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(asked(), None);
     }
 
     #[test]
@@ -434,8 +446,7 @@ mod tests {
             pass(POLL.as_secs()).await;
             assert_eq!(asked(), Some(0.0));
             pass(1).await;
-            let left = (value > 0.0).then_some(3.0);
-            assert_eq!(asked(), left, "nobody asks, so that nobody is told inactive");
+            assert_eq!(asked(), None, "nobody asks, so that nobody is told anything");
         }
         // Where KEDA asks every five minutes, by `external-push`, it is told so for as long.
         poll(0.0);
