@@ -575,6 +575,7 @@ fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
         ("./1_Pooling", "1_Pooling/config.json"),
         ("pooling", "pooling/config.json"),
         ("my pooling/", "my pooling/config.json"),
+        ("modules/./pooling", "modules/pooling/config.json"),
     ] {
         let modules =
             json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
