@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::{
     INLINE_LIMIT, Missing, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl, Results, TypedUrl,
+    read_span,
 };
 
 use crate::exit::usage;
@@ -163,11 +164,6 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
     read_span(text)
         .filter(|span| *span <= DAY)
         .ok_or_else(|| "use a number with a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
-}
-
-/// A time with its unit, if it is one.
-pub(crate) fn read_span(text: &str) -> Option<Duration> {
-    text.parse::<jiff::SignedDuration>().ok()?.try_into().ok()
 }
 
 /// The same, but not zero: for intervals.

@@ -245,17 +245,21 @@ fn a_module_lies_in_a_folder_of_the_model() {
         ("./1_Pooling", true),
         ("./1_Pooling/.", true),
         ("./", true),
+        ("a/b", true),
+        ("a//./b/", true),
         ("../1_Pooling", false),
         ("./../1_Pooling", false),
         ("1_Pooling/..", false),
         ("..", false),
         ("/tmp", false),
-        ("a/b", false),
+        ("a/../1_Pooling", false),
+        ("a/..", false),
     ] {
         let modules =
             json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
         let dir = model("tiny-bert");
         fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
+        copy(&dir.path().join("1_Pooling"), &dir.path().join("a/b"));
         match is_good {
             true => assert_eq!(load(dir.path()).unwrap(), ModelKind::Encoder),
             false => says(dir.path(), "known are Transformer in \"\", Pooling in a folder of this"),
@@ -269,12 +273,15 @@ fn the_info_lists_the_pooling_that_is_read() {
         ("1_Pooling", "1_Pooling/config.json"),
         ("./pool", "pool/config.json"),
         ("", "config.json"),
+        ("./pool/./inner", "pool/inner/config.json"),
     ] {
         let modules =
             json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);
         let dir = model("tiny-bert");
         fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
-        copy(&dir.path().join("1_Pooling"), &dir.path().join("pool"));
+        for folder in ["pool", "pool/inner"] {
+            copy(&dir.path().join("1_Pooling"), &dir.path().join(folder));
+        }
         let info = ModelInfo::read(dir.path()).unwrap();
         let names = info.files.iter().map(|file| file.name.as_str());
         let configs: Vec<_> = names.filter(|name| name.ends_with("config.json")).collect();

@@ -1,9 +1,24 @@
 //! Where the time comes from, so that tests can hold it still.
 
 use std::fmt::Debug;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 /// A point in time, to the millisecond where it is stored.
 pub type Timestamp = jiff::Timestamp;
+
+/// Reads a span of time with its units, such as `250ms`, `1h30m` or `1d`, if it is one: as flags and
+/// options have them.
+#[must_use]
+pub fn read_span(text: &str) -> Option<Duration> {
+    let span: Result<SignedDuration, jiff::Error> = text.parse().or_else(|_| {
+        // To a calendar not all days are of one length.
+        let span: Span = text.parse()?;
+        span.to_duration(SpanRelativeTo::days_are_24_hours())
+    });
+    span.ok()?.try_into().ok()
+}
 
 /// Says what time it is.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -39,5 +54,29 @@ impl TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
         self.epoch + self.start.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_has_units_up_to_days() {
+        for (text, seconds) in [
+            ("250ms", 0.25),
+            ("90s", 90.0),
+            ("1.5h", 5400.0),
+            ("1h30m", 5400.0),
+            ("1d", 86_400.0),
+            ("2d 12h", 216_000.0),
+            ("0s", 0.0),
+            ("9223372036854775807s", 9_223_372_036_854_775_807.0),
+        ] {
+            assert_eq!(read_span(text).map(|span| span.as_secs_f64()), Some(seconds), "{text}");
+        }
+        for text in ["", "90", "-5s", "-1d", "1 month", "1y", "soon", "9223372036854775808s"] {
+            assert_eq!(read_span(text), None, "{text}");
+        }
     }
 }

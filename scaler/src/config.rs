@@ -258,10 +258,9 @@ impl TypedValueParser for QueueUrlParser {
 
 fn span(text: &str) -> Result<Duration, String> {
     let remedy = "use a number with a unit, such as 250ms, 15s or 5m, from 10ms to 1d";
-    let span: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
-    let span = Duration::try_from(span).map_err(|_| remedy.to_owned())?;
     let limits = Duration::from_millis(10)..=Duration::from_secs(86_400);
-    if limits.contains(&span) { Ok(span) } else { Err(remedy.to_owned()) }
+    let span = ebb_queue::read_span(text).filter(|span| limits.contains(span));
+    span.ok_or_else(|| remedy.to_owned())
 }
 
 #[cfg(test)]
@@ -284,11 +283,20 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_span_is_taken_as_it_is_told() {
+        for (text, hours) in [("1d", 24), ("24h", 24), ("23h60m", 24), ("0.5h", 0)] {
+            let told = Cli::try_parse_from(["ebb-scaler", "--keep", text]).unwrap();
+            assert_eq!(told.args.keep.as_secs() / 3600, hours, "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_flag_is_told_with_its_remedy_and_no_password() {
         let cases = [
             (["--max-age", "15"], "a number with a unit"),
             (["--max-age", "1ms"], "from 10ms to 1d"),
             (["--max-age", "-5s"], "from 10ms to 1d"),
+            (["--max-age", "1d1ms"], "from 10ms to 1d"),
             (["--queue", "nats://me:hunter2@broker:0"], "port is 1 to 65535"),
         ];
         for ([flag, value], remedy) in cases {

@@ -2,6 +2,7 @@
 //! here: time comes in as an argument.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use ebb_queue::{Depth, Phase, Timestamp, WorkerStatus};
 
@@ -111,6 +112,34 @@ fn counted(snapshot: &Snapshot, jobs_of_low: Low) -> Cow<'_, Snapshot> {
     Cow::Owned(counted)
 }
 
+/// How long the oldest ready job has waited by now: zero when none is ready, nothing where the broker
+/// does not tell. Without jobs of low priority where these are left out; of those beside them nobody
+/// tells the oldest, and it is as old as it can be.
+pub(crate) fn oldest(snapshot: &Snapshot, jobs_of_low: Low, now: Timestamp) -> Option<Duration> {
+    let depth = &snapshot.depth;
+    let waited = |since| Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let oldest = match depth.oldest_ready {
+        Some(published) => waited(published),
+        None => return (depth.ready == 0).then_some(Duration::ZERO),
+    };
+    let n_low = low(depth);
+    if jobs_of_low == Low::Counts || n_low == 0 {
+        return Some(oldest);
+    }
+    let counting = depth.ready - n_low;
+    if counting == 0 {
+        return Some(Duration::ZERO);
+    }
+    let inflow = &snapshot.learned.without_low;
+    let has_high = depth.ready_by_priority.is_some_and(|by| by.high > 0);
+    // In order of arrival, those that wait are those that came last. High priority is out of order.
+    let mut recent = inflow.recent.spans().filter(|_| !has_high);
+    let arrived = recent.find(|(_, arrived)| *arrived >= counting as f64);
+    let arrived = arrived.map(|(seconds, _)| waited(depth.as_of) + span(seconds));
+    let seen = inflow.waiting_since.map(waited);
+    Some([seen, arrived].into_iter().flatten().fold(oldest, Duration::min))
+}
+
 /// KEDA hands metrics on in thousandths: less would be nothing, and a ScaledJob start nothing.
 const LEAST: f64 = 0.001;
 
@@ -121,16 +150,16 @@ pub fn whole(figure: f64) -> i64 {
 }
 
 /// How long before it is due a delayed job counts.
-pub(crate) fn ahead(trigger: &Trigger, pace: &Pace) -> std::time::Duration {
+pub(crate) fn ahead(trigger: &Trigger, pace: &Pace) -> Duration {
     match trigger.mode {
         Mode::Slo { .. } => span(pace.cold_start),
-        _ => std::time::Duration::ZERO,
+        _ => Duration::ZERO,
     }
 }
 
 /// Seconds of ours: finite, not negative, and far below what a span can hold.
-pub(crate) fn span(seconds: f64) -> std::time::Duration {
-    std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()
+pub(crate) fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// The jobs of a snapshot as they are at a moment.
@@ -174,9 +203,9 @@ mod tests {
     use proptest::option;
     use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
-    use super::{LEAST, Snapshot, decide, whole};
+    use super::{LEAST, Snapshot, decide, oldest, whole};
     use crate::kit::{NOW, asking, at, modes, queue, snapshots, trigger, triggers};
-    use crate::learn::{Inflow, Learned};
+    use crate::learn::{Inflow, Learned, Recent};
     use crate::trigger::{Low, Mode, Trigger};
 
     const JOBS: Mode = Mode::Jobs { per_replica: 4.0 };
@@ -214,6 +243,40 @@ mod tests {
             assert_eq!(before.wakes_at, Some(counts));
             assert!(at(counts).active && at(counts).value > 0.0);
         }
+    }
+
+    #[test]
+    fn the_oldest_job_of_an_objective_is_none_of_low_priority_that_it_leaves_out() {
+        let left_out = Low::LeftOut { wait: None };
+        let seconds =
+            |snapshot: &Snapshot, low| oldest(snapshot, low, at(7201)).map(|age| age.as_secs());
+        let mut look = queue(2003, 0, &[]);
+        look.depth.as_of = at(7200);
+        let by = |high, normal| Some(ByPriority { high, normal, low: 2003 - high - normal });
+        // Of a broker that tells no priorities all count.
+        assert_eq!(seconds(&look, left_out), Some(7201));
+        look.depth.ready_by_priority = by(0, 0);
+        assert_eq!(seconds(&look, Low::Counts), Some(7201));
+        assert_eq!(seconds(&look, left_out), Some(0));
+        // Nobody saw when this one came.
+        look.depth.ready_by_priority = by(0, 1);
+        assert_eq!(seconds(&look, left_out), Some(7201));
+        look.learned.without_low.waiting_since = Some(at(7170));
+        assert_eq!(seconds(&look, left_out), Some(31));
+        // One waited all the time, and never the same.
+        look.learned.without_low.waiting_since = Some(NOW);
+        look.learned.without_low.recent = Recent::of(&[0.0, 0.0, 4.0]);
+        assert_eq!(seconds(&look, left_out), Some(1 + 2));
+        look.depth.ready_by_priority = by(0, 5);
+        assert_eq!(seconds(&look, left_out), Some(7201), "no more than four came lately");
+        // Those that came may be of high priority, and gone.
+        look.depth.ready_by_priority = by(1, 1);
+        assert_eq!(seconds(&look, left_out), Some(7201));
+        look.depth.ready_by_priority = by(0, 2003);
+        assert_eq!(seconds(&look, left_out), Some(7201), "none is left out");
+        (look.depth.oldest_ready, look.depth.ready_by_priority) = (None, by(0, 0));
+        assert_eq!(seconds(&look, left_out), None, "what the broker does not tell");
+        assert_eq!(seconds(&queue(0, 0, &[]), left_out), Some(0));
     }
 
     proptest! {

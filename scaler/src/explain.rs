@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::profiles::{Place, Refusal, Resolved};
-use crate::trigger::Mode;
+use crate::trigger::{Low, Mode};
 
 pub(crate) mod page;
 
@@ -63,6 +63,8 @@ pub(crate) struct Remembered {
 pub(crate) struct Demand {
     /// The shortest objective of a trigger, in seconds.
     pub(crate) objective: Option<f64>,
+    /// What such triggers say of jobs of low priority: these count where they do for one.
+    pub(crate) low: Option<Low>,
     /// Replicas that follow from what KEDA was told last: 0 where that was "not active", and
     /// unknown where it has not asked since when it should.
     pub(crate) replicas: Option<f64>,
@@ -228,6 +230,8 @@ impl Demand {
             if let Mode::Slo { within, .. } = trigger.resolved.trigger.mode {
                 let within = within.as_secs_f64();
                 self.objective = Some(self.objective.map_or(within, |other| other.min(within)));
+                let low = trigger.resolved.trigger.low;
+                self.low = self.low.filter(|other| *other == Low::Counts).or(Some(low));
             }
         }
         // KEDA keeps an object at zero whatever its metrics say, while it is told inactive of all.
@@ -255,9 +259,8 @@ impl Remembered {
     /// What follows from the value that was told last.
     fn replicas(&self) -> Option<f64> {
         let (value, at) = self.value?;
-        let replicas = (value / self.resolved.trigger.target()).ceil();
-        // That nothing is asked for is not known of what came since.
-        (replicas > 0.0 || self.is_of_now(at)).then_some(replicas)
+        // Of what came since nothing is known here: another replica of the scaler may be asked by now.
+        self.is_of_now(at).then(|| (value / self.resolved.trigger.target()).ceil())
     }
 
     /// Whether KEDA was told last, by an answer or on a stream, that the pool may be at zero.
@@ -283,6 +286,7 @@ mod tests {
 
     use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, POLL, Told};
     use crate::profiles::{Profiles, Refusal, Resolved};
+    use crate::trigger::Low;
 
     const LONG: Duration = Duration::from_secs(600);
 
@@ -331,8 +335,47 @@ mod tests {
         let demands = explain.demands(LONG);
         let demand = demands[&resolved(4).place];
         assert_eq!((demand.objective, demand.replicas), (Some(30.0), Some(2.0 + 3.0)));
+        assert_eq!(demand.low, Some(Low::Counts));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_is_asked_no_more_shows_nothing_that_it_told_before() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let asked = || explain.demands(LONG).get(&one.place).and_then(|demand| demand.replicas);
+        explain.told("ml", "a", &one, Told::Value(9.0));
+        explain.told("ml", "a", &one, Told::Active(true));
+        tokio::time::advance(POLL).await;
+        assert_eq!(asked(), Some(3.0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(asked(), None);
+    }
+
+    #[test]
+    fn low_priority_is_left_out_of_what_is_asked_for_where_no_objective_is_for_it() {
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        let objective = |low: &str| {
+            let options = [("mode", "slo"), ("sloSeconds", "60"), ("sloPriority", low)];
+            let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            Arc::new(profiles.resolve("ml", &HashMap::from(options)).unwrap())
+        };
+        for (priorities, counts) in [
+            (&["normal"][..], false),
+            (&["normal", "normal"], false),
+            (&["normal", "low"], true),
+            (&["low", "normal"], true),
+        ] {
+            let explain = Explain::default();
+            for (nth, priority) in priorities.iter().enumerate() {
+                let (name, of) = (nth.to_string(), objective(priority));
+                explain.told("ml", &name, &of, Told::Active(true));
+            }
+            explain.told("ml", "jobs", &resolved(4), Told::Active(true));
+            let low = explain.demands(LONG)[&resolved(4).place].low;
+            assert_eq!(low.map(|low| low == Low::Counts), Some(counts), "{priorities:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -403,8 +446,7 @@ mod tests {
             pass(POLL.as_secs()).await;
             assert_eq!(asked(), Some(0.0));
             pass(1).await;
-            let left = (value > 0.0).then_some(3.0);
-            assert_eq!(asked(), left, "nobody asks, so that nobody is told inactive");
+            assert_eq!(asked(), None, "nobody asks, so that nobody is told anything");
         }
         // Where KEDA asks every five minutes, by `external-push`, it is told so for as long.
         poll(0.0);

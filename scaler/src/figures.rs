@@ -10,11 +10,13 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::decision::oldest;
 use crate::explain::{Demand, Explain};
 use crate::learn::{Arrivals, Learned};
 use crate::metrics::int_gauge;
 use crate::profiles::{Place, Profiles};
 use crate::readiness::{Standing, standings};
+use crate::trigger::Low;
 use crate::watch::{Look, Observers, View};
 
 /// Reads the views of the observers when it is scraped, so that a retired queue leaves no trace.
@@ -106,8 +108,8 @@ impl Gauges {
         let Some(look) = &view.look else { return };
         let age = now.saturating_duration_since(look.at);
         self.age.with_label_values(&[profile, queue]).set(age.as_secs_f64());
-        if let Some(oldest) = oldest(look, age) {
-            self.oldest.with_label_values(&[profile, queue]).set(oldest.as_secs_f64());
+        if let Some(oldest) = oldest_by_now(look, Low::Counts, now) {
+            self.oldest.with_label_values(&[profile, queue]).set(oldest);
         }
         self.lessons.set(place, &look.snapshot.learned);
         let depth = &look.snapshot.depth;
@@ -131,22 +133,17 @@ impl Gauges {
     }
 }
 
-/// How long the oldest ready job has waited by now: zero when none is ready, nothing where the
-/// broker does not tell.
-fn oldest(look: &Look, age: Duration) -> Option<Duration> {
-    let depth = &look.snapshot.depth;
-    match depth.oldest_ready {
-        Some(published) => {
-            let waited = depth.as_of.duration_since(published);
-            Some(Duration::try_from(waited).unwrap_or_default() + age)
-        }
-        None => (depth.ready == 0).then_some(Duration::ZERO),
-    }
+/// For how many seconds the oldest ready job has waited by now, see [`oldest`].
+fn oldest_by_now(look: &Look, low: Low, now: Instant) -> Option<f64> {
+    let age = now.saturating_duration_since(look.at);
+    let waited = oldest(&look.snapshot, low, look.snapshot.depth.as_of + age)?;
+    Some(waited.as_secs_f64())
 }
 
 /// What triggers ask for.
 struct Demands {
     objective: GaugeVec,
+    oldest: GaugeVec,
     replicas: GaugeVec,
 }
 
@@ -157,27 +154,38 @@ impl Demands {
             "scaler_queue_objective_seconds",
             "The shortest sloSeconds of the triggers on a queue.",
         );
+        let oldest = Opts::new(
+            "scaler_queue_objective_oldest_seconds",
+            "How long the oldest ready job that a sloSeconds is for has waited.",
+        );
         let replicas = Opts::new(
             "scaler_queue_wanted_replicas",
             "Replicas that follow from what KEDA was told last, before its limits.",
         );
         Ok(Self {
             objective: GaugeVec::new(objective, place)?,
+            oldest: GaugeVec::new(oldest, place)?,
             replicas: GaugeVec::new(replicas, place)?,
         })
     }
 
-    fn each(&self) -> [&dyn Collector; 2] {
-        [&self.objective, &self.replicas]
+    fn each(&self) -> [&dyn Collector; 3] {
+        [&self.objective, &self.oldest, &self.replicas]
     }
 
     fn reset(&self) {
         self.objective.reset();
+        self.oldest.reset();
         self.replicas.reset();
     }
 
-    fn set(&self, place: &Place, demand: &Demand) {
-        let figures = [(&self.objective, demand.objective), (&self.replicas, demand.replicas)];
+    fn set(&self, place: &Place, demand: &Demand, look: Option<&Look>, now: Instant) {
+        let oldest = demand.low.zip(look).and_then(|(low, look)| oldest_by_now(look, low, now));
+        let figures = [
+            (&self.objective, demand.objective),
+            (&self.oldest, oldest),
+            (&self.replicas, demand.replicas),
+        ];
         for (gauge, figure) in figures {
             if let Some(figure) = figure {
                 gauge.with_label_values(&[&*place.profile, &*place.queue]).set(figure);
@@ -305,7 +313,7 @@ impl Collector for QueueFigures {
         for (place, _, view) in &views {
             gauges.show(place, view, now);
             if let Some(demand) = demands.get(place) {
-                gauges.demands.set(place, demand);
+                gauges.demands.set(place, demand, view.look.as_ref(), now);
             }
         }
         gauges.each().flat_map(Collector::collect).collect()

@@ -149,11 +149,10 @@ impl SplitArgs {
     }
 }
 
-/// Parses `250ms`, `30s`, `5m`, `1h30m`.
+/// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
 fn time(text: &str) -> Result<Duration, String> {
     let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
-    let time: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
-    time.try_into().map_err(|_| remedy.to_owned())
+    ebb_queue::read_span(text).ok_or_else(|| remedy.to_owned())
 }
 
 #[cfg(test)]

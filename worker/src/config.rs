@@ -327,11 +327,10 @@ const LONGEST: Duration = Duration::from_secs(3600 * 87_600);
 /// The most jobs of a batch, and of what is fetched ahead.
 const MOST_JOBS: usize = 1_000_000;
 
-/// Parses `250ms`, `30s`, `5m`, `1h30m`.
+/// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
 fn time(text: &str) -> Result<Duration, String> {
     let remedy = "use a number with a unit, such as 5ms, 30s or 5m";
-    let time: jiff::SignedDuration = text.parse().map_err(|_| remedy.to_owned())?;
-    let time: Duration = time.try_into().map_err(|_| remedy.to_owned())?;
+    let time = ebb_queue::read_span(text).ok_or(remedy)?;
     if time > LONGEST {
         return Err("use at most ten years, 87600h".to_owned());
     }

@@ -35,10 +35,22 @@ use waiter::Waiter;
 pub(crate) struct Submitted {
     jobs: Vec<Sent>,
     size: Size,
-    /// How many batches with these jobs have failed.
-    failures: u32,
+    /// What became of these jobs before, if they failed.
+    failed: Option<Failed>,
     answer: MaybeDone<oneshot::Receiver<Answer>>,
 }
+
+/// What became of jobs that run again.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    /// How many batches with these jobs have failed.
+    times: u32,
+    /// The number of the last of them on the device.
+    batch: u64,
+}
+
+/// Jobs that are to run again, and the number of the batch in which they failed.
+type Again = (Run<Item>, u64);
 
 /// A job whose input is with the device.
 #[derive(Debug)]
@@ -115,9 +127,9 @@ pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Boun
             Some(first) => waiter.conclude(first).await,
             None => Vec::new(),
         };
-        while let Some(run) = runs.pop() {
+        while let Some((run, batch)) = runs.pop() {
             debug!(items = run.items.len(), failures = run.failures, "running again");
-            runs.extend(waiter.run_again(run).await);
+            runs.extend(waiter.run_again((run, batch)).await);
         }
     }
 }
@@ -179,7 +191,7 @@ impl Shared {
             for item in &items {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());
             }
-            Some(self.send_to_device(lane, items, 0, Begun::No))
+            Some(self.send_to_device(lane, items, None))
         };
         send(out, Bound { submitted, late }).await;
     }
@@ -216,20 +228,15 @@ impl Shared {
         is_fresh.then_some(left)
     }
 
-    fn send_to_device(
-        &self,
-        lane: usize,
-        items: Vec<Item>,
-        failures: u32,
-        begun: Begun,
-    ) -> Submitted {
+    fn send_to_device(&self, lane: usize, items: Vec<Item>, failed: Option<Failed>) -> Submitted {
+        let begun = if failed.is_some() { Begun::Yes } else { Begun::No };
         let size = together(&items);
         let split = items.into_iter();
         let split =
             split.map(|Item { held, input, asked, size, .. }| (Sent { held, asked, size }, input));
         let (jobs, inputs) = split.unzip();
         let answer = self.lanes[lane].device.submit(lane, inputs, size, begun);
-        Submitted { jobs, size, failures, answer: maybe_done(answer) }
+        Submitted { jobs, size, failed, answer: maybe_done(answer) }
     }
 
     /// Ends the jobs of a batch as its answer says, and returns what has to run again.
@@ -239,17 +246,10 @@ impl Shared {
         submitted: Submitted,
         answer: Option<Answer>,
         exit: &Exit,
-    ) -> Vec<Run<Item>> {
-        let Submitted { mut jobs, size, failures, .. } = submitted;
-        let Some(Answer { inputs, results, took }) = answer else {
-            let jobs = jobs.into_iter().map(|job| job.held);
-            if failures == 0 {
-                exit.give_back(jobs).await;
-            } else {
-                // Uncharged, a job that costs a worker its device would do so to one after the other.
-                let lost = || End::Retry("the device was lost after their batch failed".to_owned());
-                exit.finish(jobs.map(|held| held.finish(lost())).collect()).await;
-            }
+    ) -> Vec<Again> {
+        let Submitted { mut jobs, size, failed: before, .. } = submitted;
+        let Some(Answer { batch, inputs, results, took }) = answer else {
+            self.leave_unrun(jobs, before, exit).await;
             return Vec::new();
         };
         let own = &self.lanes[lane];
@@ -285,10 +285,25 @@ impl Shared {
                     let Sent { held, asked, size } = job;
                     Item { held, lane, input, asked, size }
                 });
+                let failures = before.map_or(0, |failed| failed.times);
                 let run = Run { items: items.collect(), failures };
-                self.blame(lane, run, size, &error, exit).await
+                let runs = self.blame(lane, run, size, &error, exit).await;
+                runs.into_iter().map(|run| (run, batch)).collect()
             }
         }
+    }
+
+    /// Ends jobs that the device runs no more: it drains, is wedged or is lost.
+    async fn leave_unrun(&self, jobs: Vec<Sent>, failed: Option<Failed>, exit: &Exit) {
+        let jobs = jobs.into_iter().map(|job| job.held);
+        let spoiler = self.device.lost_to();
+        if failed.is_none_or(|failed| spoiler != Some(failed.batch)) {
+            return exit.give_back(jobs).await;
+        }
+        // One of these, nobody can tell which. Uncharged, it would cost one worker after the other its
+        // device; charged, each runs alone the next time.
+        let lost = || End::Retry("the device was lost after their batch failed".to_owned());
+        exit.finish(jobs.map(|held| held.finish(lost())).collect()).await;
     }
 
     /// Says what a batch may cost from now on, if that changed.

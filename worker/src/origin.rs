@@ -53,22 +53,21 @@ impl Origin {
 /// `1_Pooling`. Whatever else lies there, such as the locks of who pulled it, does not count.
 fn files_of(dir: &Path) -> io::Result<Vec<File>> {
     let dir = dir.canonicalize()?;
-    let mut files = Vec::new();
-    for path in entries(&dir)? {
-        if path.is_dir() {
-            for path in entries(&path)? {
+    let (mut files, mut folders) = (Vec::new(), vec![dir.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let path = entry.path();
+            // Links are followed from the model's own folder alone: they may lead in circles.
+            if entry.file_type()?.is_dir() || (folder == dir && path.is_dir()) {
+                folders.push(path);
+            } else {
                 add(&mut files, path)?;
             }
-        } else {
-            add(&mut files, path)?;
         }
     }
     files.sort();
     Ok(files)
-}
-
-fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 fn add(files: &mut Vec<File>, path: PathBuf) -> io::Result<()> {
@@ -139,6 +138,12 @@ mod tests {
         let origin = Origin::of(&place("v1")).unwrap();
         fs::write(place("v1").join("vocab.txt"), "a").unwrap();
         assert!(origin.check().is_err());
+        let below = place("v1").join("modules/pooling");
+        fs::create_dir_all(&below).unwrap();
+        symlink(place("v1"), below.join("circle")).unwrap();
+        let origin = Origin::of(&place("v1")).unwrap();
+        fs::write(below.join("config.json"), "{}").unwrap();
+        assert!(origin.check().is_err(), "a pooling may lie deeper");
         assert!(Origin::of(&place("none")).is_err());
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use ebb_queue::{Broker, Job, ResultStore};
+use ebb_queue::{Broker, Job, JobResult, ResultStore};
 use ebb_telemetry::Gate;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -96,6 +96,8 @@ pub(crate) struct QueueState {
     pub(crate) n_losses_told: AtomicU64,
     /// The lanes of its models.
     pub(crate) lanes: Range<usize>,
+    /// The last answer that was given up because the store did not take it.
+    pub(crate) unstored: Mutex<Option<JobResult>>,
     /// The times of its batches, whatever ran them: what its scaler is told.
     fit: Mutex<Fit>,
 }
@@ -122,6 +124,7 @@ impl QueueState {
             counts: Counts::default(),
             n_losses_told: AtomicU64::new(0),
             lanes,
+            unstored: Mutex::default(),
             fit: Mutex::default(),
         }
     }
@@ -225,8 +228,9 @@ impl Served {
 
     /// The same of the store of results. It may be another server than the broker, so that what the
     /// broker answers says nothing about it.
-    pub(crate) fn store_trouble(&self, call: &'static str, error: &ebb_queue::Error) {
-        self.shared.brokers.close((self.at, Place::Store), format!("{call}: {error}"));
+    pub(crate) fn store_trouble(&self, of: StoreCall, error: &ebb_queue::Error) {
+        let call = of.word();
+        self.shared.brokers.close((self.at, Place::Store(of)), format!("{call}: {error}"));
         self.look_at_link();
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
         warn!(
@@ -235,10 +239,14 @@ impl Served {
         );
     }
 
-    /// The store of results answered.
-    pub(crate) fn store_answers(&self) {
-        if self.shared.brokers.is_closed((self.at, Place::Store)) {
-            self.shared.brokers.open((self.at, Place::Store));
+    /// The store of results answered such a call.
+    pub(crate) fn store_answers(&self, call: StoreCall) {
+        let place = (self.at, Place::Store(call));
+        if self.shared.brokers.is_closed(place) {
+            if call == StoreCall::Put {
+                *lock(&self.unstored) = None;
+            }
+            self.shared.brokers.open(place);
             self.look_at_link();
         }
     }
@@ -255,8 +263,27 @@ impl Served {
 pub(crate) enum Place {
     /// Where its jobs come from.
     Broker,
-    /// Where their results go.
-    Store,
+    /// Where their results go, as far as it answers such calls: one that can be read may be full.
+    Store(StoreCall),
+}
+
+/// What is asked of a store of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum StoreCall {
+    /// To take a result.
+    Put,
+    /// To give one.
+    Get,
+}
+
+impl StoreCall {
+    /// For logs and metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+        }
+    }
 }
 
 /// Readiness as far as the brokers and stores of all queues matter to it: each has to have answered
@@ -288,7 +315,7 @@ impl BrokersGate {
 
     /// Whether the stores of all queues answered last.
     pub(crate) fn all_stores_answer(&self) -> bool {
-        lock(&self.closed).keys().all(|(_, place)| *place != Place::Store)
+        lock(&self.closed).keys().all(|(_, place)| *place == Place::Broker)
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<(usize, Place), String>) -> Option<String>) {
@@ -326,11 +353,14 @@ mod tests {
         let health = Health::new();
         let brokers = BrokersGate::new(health.gate("broker", GateKind::Ready), 1);
         brokers.open((0, Place::Broker));
-        brokers.close((0, Place::Store), "put: gone".to_owned());
-        brokers.open((0, Place::Broker));
-        assert_eq!(health.ready(), Err("broker: put: gone".to_owned()));
-        assert!(!brokers.all_stores_answer());
-        brokers.open((0, Place::Store));
+        let [put, get] = [StoreCall::Put, StoreCall::Get].map(|call| (0, Place::Store(call)));
+        brokers.close(put, "put: gone".to_owned());
+        for other in [(0, Place::Broker), get] {
+            brokers.open(other);
+            assert_eq!(health.ready(), Err("broker: put: gone".to_owned()));
+            assert!(!brokers.all_stores_answer());
+        }
+        brokers.open(put);
         assert!(health.ready().is_ok() && brokers.all_stores_answer());
     }
 

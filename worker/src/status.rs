@@ -7,7 +7,7 @@ use ebb_queue::{JobId, Phase, WorkerStatus};
 use tracing::debug;
 
 use crate::device::State;
-use crate::served::{Place, Served};
+use crate::served::{Place, Served, StoreCall};
 use crate::shared::lock;
 
 /// From one report to the next; a worker is taken for gone after several.
@@ -29,17 +29,25 @@ pub(crate) async fn report(served: Served) {
     }
 }
 
-/// Asks a store of results that failed whether it is back, where no job will: they may all have
-/// been lost to others or given up. Until it is dropped.
+/// Asks a store of results that failed whether it is back, since no job may do so soon: those that did
+/// may have been lost to others or given up. Until it is dropped.
+///
+/// Only what failed shows that: a store that is full, or a replica, can be read all the same. So it
+/// is given the last answer that it did not take; where there is none, the next result shows it.
 pub(crate) async fn look_at_store(served: Served) {
     loop {
         tokio::time::sleep(PERIOD).await;
-        let failed = served.shared.brokers.is_closed((served.at, Place::Store));
-        if failed && served.leases.n_held().get() == 0 {
-            match served.results.get(&JobId::fresh()).await {
-                Ok(_) => served.store_answers(),
-                Err(error) => debug!(queue = %served.name, %error, "the store is not back"),
-            }
+        let failed = |call| served.shared.brokers.is_closed((served.at, Place::Store(call)));
+        if failed(StoreCall::Get) {
+            let got = served.results.get(&JobId::fresh()).await;
+            served.learn_of_store(StoreCall::Get, got.map(drop));
+        }
+        let unstored = || lock(&served.unstored).clone();
+        if failed(StoreCall::Put)
+            && let Some(result) = unstored()
+        {
+            let put = served.results.put(&result).await;
+            served.learn_of_store(StoreCall::Put, put.map(drop));
         }
     }
 }
@@ -52,6 +60,15 @@ pub(crate) async fn say_goodbye(served: &Served) {
 }
 
 impl Served {
+    fn learn_of_store(&self, call: StoreCall, answer: ebb_queue::Result<()>) {
+        match answer {
+            Ok(()) => self.store_answers(call),
+            Err(error) => {
+                debug!(queue = %self.name, call = call.word(), %error, "the store is not back");
+            }
+        }
+    }
+
     fn phase(&self) -> Phase {
         if self.shared.halt.is_cancelled() {
             return Phase::Draining;

@@ -6,7 +6,7 @@ mod support;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Behavior, Broker, Clock, DeadLetters, Error, ErrorKind, Frame, Job, JobId, JobResult,
-    OpenOptions, Result, ResultStore, Stored,
+    OpenOptions, Result, ResultStore, RetryPolicy, Stored,
 };
 use ebb_telemetry::Health;
 use ebb_worker::batcher::Limits;
@@ -79,16 +79,19 @@ async fn alerts_that_nobody_reads_cost_their_own_jobs_alone() {
     }
 }
 
-/// A store that takes no answers.
+/// A store that can be read and does not take all results.
 struct Shut {
     queue: MemoryQueue,
     kind: ErrorKind,
+    refuses: fn(&JobResult) -> bool,
+    /// Whether it takes all of them by now.
+    is_open: AtomicBool,
 }
 
 #[async_trait]
 impl ResultStore for Shut {
     async fn put(&self, result: &JobResult) -> Result<Stored> {
-        if result.outcome.is_completed() {
+        if (self.refuses)(result) && !self.is_open.load(Relaxed) {
             return Err(Error::new(self.kind, "no answer is taken"));
         }
         self.queue.put(result).await
@@ -112,7 +115,9 @@ impl ResultStore for Shut {
 fn worker_before(queue: &MemoryQueue, kind: ErrorKind, clock: &Arc<dyn Clock>) -> Pipeline {
     let models = vec![ModelParts::new("echo", EchoCodec, inline(Duration::from_secs(1)))];
     let mut served = served("default", &Arc::new(queue.clone()), models);
-    served.results = Arc::new(Shut { queue: queue.clone(), kind });
+    let refuses = |result: &JobResult| result.outcome.is_completed();
+    let is_open = AtomicBool::new(false);
+    served.results = Arc::new(Shut { queue: queue.clone(), kind, refuses, is_open });
     Pipeline::new(parts_of(vec![served], clock, one_by_one()))
 }
 
@@ -253,6 +258,51 @@ async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_
     store.set(Faults::NONE);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    assert!(answer(store.inner(), 0).await.is_some(), "the answer that was paid for is there");
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_can_be_read_is_back_when_it_takes_an_answer_whatever_is_held() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (jobs, clock) = queue(LEASE);
+    let store = Arc::new(Shut {
+        queue: queue(LEASE).0,
+        kind: ErrorKind::Internal,
+        refuses: |_| true,
+        is_open: AtomicBool::new(false),
+    });
+    let device =
+        Device::inline(
+            Echo::new(),
+            |batch: &[EchoInput]| {
+                if batch[0].input == "text 1" { HOUR } else { Duration::ZERO }
+            },
+        );
+    let models = vec![ModelParts::new("echo", EchoCodec, device)];
+    let mut served = served("default", &Arc::new(jobs.clone()), models);
+    served.results = Arc::clone(&store) as Arc<dyn ResultStore>;
+    let retry = RetryPolicy { max_attempts: 1, ..settings().retry };
+    let parts = parts_of(vec![served], &clock, Settings { retry, ..settings() });
+    let (health, metrics) = (parts.health.clone(), parts.metrics.clone());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    jobs.publish(vec![echo_job(0)]).await.unwrap();
+    until(&jobs, |depth| depth.dead == 1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let why = health.ready().expect_err("nothing was seen of it but that it takes no answers");
+    assert!(why.starts_with("broker: put: ") && metrics.broker_up.get() == 0, "{why}");
+
+    // The job that is held by now is long in asking.
+    jobs.publish(vec![echo_job(1)]).await.unwrap();
+    until(&jobs, |depth| depth.in_flight == 1).await;
+    store.is_open.store(true, Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    assert_eq!(jobs.depth().await.unwrap().in_flight, 1);
+    assert_eq!(answer(&store.queue, 0).await, Some(echo_answer(0)));
+    assert_eq!(answer(&store.queue, 1).await, None);
     stop.cancel();
     worker.await.unwrap().unwrap();
 }

@@ -115,7 +115,7 @@ impl Modules {
         for (place, entry) in entries.iter().enumerate() {
             // The package path differs between versions, the class name does not.
             let class = entry.kind.rsplit('.').next().unwrap_or(&entry.kind);
-            match (class, place, folder_of(&entry.path)) {
+            match (class, place, folder_of(&entry.path).as_deref()) {
                 ("Transformer", 0, Some("")) => {}
                 ("Pooling", 1, Some("")) => modules.pooling_file = Some("config.json".into()),
                 ("Pooling", 1, Some(folder)) => {
@@ -140,15 +140,14 @@ pub(crate) fn pooling_file(dir: &Path) -> Result<Option<String>, LoadError> {
     Ok(Modules::listed(dir)?.pooling_file)
 }
 
-/// The folder of a module: "" for the model's own, or the name of one in it. Those have the files that
-/// a worker watches.
-fn folder_of(path: &str) -> Option<&str> {
-    let mut parts = Path::new(path).components().filter(|part| *part != Component::CurDir);
-    match (parts.next(), parts.next()) {
-        (None, _) => Some(""),
-        (Some(Component::Normal(name)), None) => name.to_str(),
+/// The folder of a module, without what says nothing: "" for the model's own, or one below it.
+fn folder_of(path: &str) -> Option<String> {
+    let parts = Path::new(path).components().filter(|part| *part != Component::CurDir);
+    let names = parts.map(|part| match part {
+        Component::Normal(name) => name.to_str(),
         _ => None,
-    }
+    });
+    Some(names.collect::<Option<Vec<_>>>()?.join("/"))
 }
 
 impl PoolingFile {

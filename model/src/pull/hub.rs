@@ -1,6 +1,6 @@
 //! A Hugging Face hub: which files a revision has, and a snapshot of them in the cache.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -176,13 +176,7 @@ impl Hub<'_> {
         let blob = blobs.join(&promise.etag);
         // Two pulls of the same file take turns, and the second finds it there.
         let partial = blobs.join(format!("{}.{PARTIAL}", promise.etag));
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&partial)
-            .map_err(io(&partial))?;
-        file.lock().map_err(io(&partial))?;
+        let mut file = staging::turn(&partial)?;
         let is_there = blob.exists() && check(&blob, name, &promise).is_ok();
         if !is_there {
             self.client.download(&promise, &mut file, name, progress)?;

@@ -20,9 +20,9 @@ impl Link {
     pub(super) fn put(&self, dir: &Path) -> Result<(), PullError> {
         let Self { name, blob } = self;
         let link = dir.join(name);
-        if let Some((folder, _)) = name.split_once('/') {
+        if let Some((folder, _)) = name.rsplit_once('/') {
             let folder = dir.join(folder);
-            fs::create_dir(&folder).map_err(io(&folder))?;
+            fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
         // From snapshots/COMMIT/NAME back to the repository's folder.
         let up = "../".repeat(2 + name.matches('/').count());

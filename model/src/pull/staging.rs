@@ -2,7 +2,7 @@
 //! The number of its process would not tell them apart, for those of containers are often the same.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +34,22 @@ pub(super) fn file(parent: &Path) -> Result<NamedTempFile, PullError> {
     remove_dead(parent);
     let mode = Permissions::from_mode(0o666);
     Builder::new().prefix(PREFIX).permissions(mode).tempfile_in(parent).map_err(io(parent))
+}
+
+/// A download to go on with, once it is nobody else's.
+pub(super) fn turn(partial: &Path) -> Result<File, PullError> {
+    loop {
+        let mut options = File::options();
+        let file = options.read(true).append(true).create(true).open(partial);
+        let file = file.map_err(io(partial))?;
+        file.lock().map_err(io(partial))?;
+        // Whoever had it may have named or removed it: what is waited for then is not what lies here.
+        let own = file.metadata().map_err(io(partial))?;
+        let is_same = |there: fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
+        if fs::metadata(partial).is_ok_and(is_same) {
+            return Ok(file);
+        }
+    }
 }
 
 /// Removes what pulls left that were killed.

@@ -465,6 +465,37 @@ fn two_pulls_at_once_both_find_the_whole_model() {
     assert_eq!(entries(&places.hub_cache.join("models--org--tiny/refs")), ["main"]);
 }
 
+/// How often this process has a file open.
+fn n_open(path: &Path) -> usize {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter(|it| fs::read_link(it.path()).is_ok_and(|to| to == path)).count()
+}
+
+#[test]
+fn who_waits_for_a_download_that_turns_out_altered_makes_one_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let [altered, honest] = [Manner::Altered, Manner::Honest].map(TestHub::start);
+    let [bad, good] = [altered, honest].map(|hub| places(dir.path(), &hub.endpoint));
+    let weights = catalog_hex(&sha2::Sha256::digest(&files()[4].1));
+    let partial = format!("hub/models--org--tiny/blobs/{weights}.ebb-incomplete");
+    let partial = dir.path().canonicalize().unwrap().join(partial);
+    let [first, second] = std::thread::scope(|scope| {
+        let mut second = None;
+        let first = bad.pull("org/tiny", &mut |at| {
+            if at.file != WEIGHTS || second.is_some() {
+                return;
+            }
+            let other = second.insert(scope.spawn(|| pull_tiny(&good)));
+            while !other.is_finished() && n_open(&partial) < 2 {
+                std::thread::yield_now();
+            }
+        });
+        [first, second.unwrap().join().unwrap()]
+    });
+    assert!(matches!(first, Err(PullError::Altered { .. })), "{first:?}");
+    assert!(fs::read(second.unwrap().join(WEIGHTS)).unwrap() == files()[4].1);
+}
+
 #[test]
 fn what_a_killed_pull_left_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
@@ -544,6 +575,7 @@ fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
         ("./1_Pooling", "1_Pooling/config.json"),
         ("pooling", "pooling/config.json"),
         ("my pooling/", "my pooling/config.json"),
+        ("modules/./pooling", "modules/pooling/config.json"),
     ] {
         let modules =
             json!([{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]);

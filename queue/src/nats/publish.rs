@@ -101,23 +101,7 @@ impl NatsQueue {
             ids.insert(job.id.clone(), nth);
             keys.extend(job.headers.key.clone().map(|key| (key, nth)));
             let headers = Entry::new(job.clone()).headers(job.id.as_str())?;
-            if size(&headers) + job.body.len() > longest + ROOM / 2 || job.body.len() > longest {
-                let words = format!(
-                    "the body of job {} has {} bytes where {longest} is the limit of this NATS \
-                     server (max_payload, less {ROOM} for headers); send less, or raise max_payload",
-                    job.id,
-                    job.body.len()
-                );
-                return Err(Error::new(ErrorKind::Invalid, words));
-            }
-            if size(&headers) > LONGEST_HEADERS - ROOM {
-                let words = format!(
-                    "the headers of job {} have {} bytes where {} is the limit of NATS (64 KiB, less \
-                     {ROOM} for what is written beside a job); send less",
-                    job.id,
-                    size(&headers),
-                    LONGEST_HEADERS - ROOM,
-                );
+            if let Some(words) = excess(&job, size(&headers), longest) {
                 return Err(Error::new(ErrorKind::Invalid, words));
             }
             lines.push(Line::Store(Box::new((job, headers))));
@@ -305,6 +289,32 @@ impl NatsQueue {
         }
         Ok(())
     }
+}
+
+/// What of a job is too long, where bodies of so many bytes fit, and what to do about it.
+fn excess(job: &Job, n_headers: usize, longest: usize) -> Option<String> {
+    let (id, n_body, most) = (&job.id, job.body.len(), LONGEST_HEADERS - ROOM);
+    if n_body > longest {
+        return Some(format!(
+            "the body of job {id} has {n_body} bytes where {longest} is the limit of this NATS \
+             server (max_payload, less {ROOM} for headers); send less, or raise max_payload"
+        ));
+    }
+    if n_headers > most {
+        return Some(format!(
+            "the headers of job {id} have {n_headers} bytes where {most} is the limit of NATS (64 \
+             KiB, less {ROOM} for what is written beside a job); send less"
+        ));
+    }
+    let left = longest + ROOM / 2 - n_body;
+    (n_headers > left).then(|| {
+        format!(
+            "the headers of job {id} have {n_headers} bytes where {left} is the limit of this NATS \
+             server beside a body of {n_body} (max_payload, less {} for what is written beside a \
+             job); send less, or raise max_payload",
+            ROOM / 2
+        )
+    })
 }
 
 fn mark(id: &JobId, is_stored: bool) -> bytes::Bytes {

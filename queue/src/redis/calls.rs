@@ -91,7 +91,7 @@ impl Calls {
     }
 
     fn not_replied(&self, to: &str, error: RedisError) -> Error {
-        if !failure::is_elsewhere(&error) {
+        if !failure::is_elsewhere(&error) || failure::is_moving(&error) {
             return self.place.told(error);
         }
         let queue = &self.place.queue;

@@ -78,10 +78,14 @@ pub(super) fn is_for_later(error: &RedisError) -> bool {
 
 /// Whether another node of the cluster has the key, or none has all the keys of a command.
 pub(super) fn is_elsewhere(error: &RedisError) -> bool {
-    matches!(
-        error.kind(),
-        Kind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot)
-    )
+    is_moving(error)
+        || matches!(error.kind(), Kind::Server(ServerErrorKind::Moved | ServerErrorKind::CrossSlot))
+}
+
+/// Whether the key is on its way from this node of the cluster to another: soon it has arrived, or all of
+/// its slot has, or none.
+pub(super) fn is_moving(error: &RedisError) -> bool {
+    error.kind() == Kind::Server(ServerErrorKind::Ask)
 }
 
 /// Whether the connection is of no use any more, or leads to the wrong server.

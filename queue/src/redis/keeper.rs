@@ -169,8 +169,11 @@ impl Keeper {
                 && failure::is_elsewhere(&error)
                 && self.has_queue(&mut connection).await
             {
-                // It is the right server, and no other has both.
-                return Ok(Err(error));
+                // It is the right server, and no other has both, unless one is moving.
+                if !failure::is_moving(&error) || is_late {
+                    return Ok(Err(error));
+                }
+                tokio::time::sleep(FIRST_PAUSE).await;
             } else if failure::is_broken(&error) {
                 self.link.lost(&error);
                 // A full channel holds the same news already.

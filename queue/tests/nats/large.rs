@@ -172,15 +172,23 @@ fn headers_as_long_as_the_server_takes_leave_a_job_that_can_be_retried_and_die()
 #[test]
 fn a_new_job_with_headers_that_leave_no_room_is_refused_with_their_length() {
     on_each_small(async |queue, _| {
-        let job = |n_bytes: usize| {
+        let with_body = |n_bytes: usize, body: String| {
             let correlation = "a".repeat(n_bytes);
-            Job::from_message([("ebb-correlation", &*correlation)], "body", Timestamp::now())
-                .unwrap()
+            Job::from_message([("ebb-correlation", &*correlation)], body, Timestamp::now()).unwrap()
         };
-        let error = queue.publish(vec![job(9), job(60_000)]).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-        let words = error.to_string();
-        assert!(words.contains("the headers of job") && words.contains("bytes"), "{words}");
+        let job = |n_bytes| with_body(n_bytes, "body".to_owned());
+        let long = "b".repeat(MAX_PAYLOAD - 32_768);
+        for (job_too_long, says) in [
+            (job(60_000), ["the headers of job", "49151 is the limit of NATS"]),
+            // Each would fit with less beside it.
+            (with_body(40_000, long), ["the headers of job", "beside a body of 98304"]),
+            (with_body(9, "b".repeat(MAX_PAYLOAD)), ["the body of job", "has 131072 bytes"]),
+        ] {
+            let error = queue.publish(vec![job(9), job_too_long]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+            let words = error.to_string();
+            assert!(says.iter().all(|part| words.contains(part)), "{words}");
+        }
         assert_eq!(counts(&queue).await, [0, 0, 0], "none of the batch is stored");
         queue.publish(vec![job(48_000)]).await.unwrap();
         let delivery = one(&queue).await;

@@ -79,6 +79,49 @@ async fn the_node_that_has_the_queue_is_found() {
     }
 }
 
+/// What the two nodes are told while a slot moves, until it does after all, or does not.
+async fn set_slot(nodes: [&mut MultiplexedConnection; 2], slot: u16, words: [&[&str]; 2]) {
+    for (node, words) in nodes.into_iter().zip(words) {
+        let slot = slot.to_string();
+        let all = [&["CLUSTER", "SETSLOT", &slot][..], words].concat();
+        tell::<()>(node, &all).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reply_waits_while_the_slot_of_its_stream_moves() {
+    let mut nodes = cluster().await;
+    let slot_of_jobs = slot(&mut nodes[0].1, "ebb:{jobs}").await;
+    let [(old, mut here), (_new, mut there)] = in_order(nodes, slot_of_jobs);
+    let queue = handle(&url(&old)).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let result = answer(&take(&queue, 1, Duration::from_secs(30)).await.remove(0));
+    let [near, _] = near_and_far(&mut here).await;
+    let mut ids = Vec::new();
+    for node in [&mut here, &mut there] {
+        ids.push(tell::<String>(node, &["CLUSTER", "MYID"]).await.unwrap());
+    }
+    // One in the slot of the queue, which stays in the end, and one that moves without it.
+    for to in ["{jobs}:replies".to_owned(), near] {
+        let slot = slot(&mut here, &to).await;
+        let begun = [&["MIGRATING", &ids[1]][..], &["IMPORTING", &ids[0]]];
+        set_slot([&mut here, &mut there], slot, begun).await;
+        let mut reply = std::pin::pin!(queue.reply(&to, &result, None));
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut reply).await;
+        assert!(early.is_err(), "{to}: {early:?}");
+        if slot == slot_of_jobs {
+            set_slot([&mut here, &mut there], slot, [&["STABLE"], &["STABLE"]]).await;
+            reply.await.unwrap();
+            assert_eq!(tell::<u64>(&mut here, &["XLEN", &to]).await.unwrap(), 1);
+        } else {
+            let moved: &[&str] = &["NODE", &ids[1]];
+            set_slot([&mut there, &mut here], slot, [moved; 2]).await;
+            let error = reply.await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_reply_to_a_stream_on_another_node_is_refused_with_the_remedy() {
     let mut nodes = cluster().await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ebb_queue::Priority;
+use ebb_queue::{Priority, read_span};
 
 use super::TriggerError;
 use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, TriggerOption, option};
@@ -104,11 +104,7 @@ impl Entry<'_> {
     /// A span, from this one to a day.
     pub(super) fn span(self, least: Duration) -> Result<Duration, TriggerError> {
         let plain = self.value.parse().ok().map(Duration::try_from_secs_f64);
-        let worded = || {
-            let span: Option<jiff::SignedDuration> = self.value.parse().ok();
-            span.and_then(|span| Duration::try_from(span).ok())
-        };
-        let span = plain.map_or_else(worded, Result::ok);
+        let span = plain.map_or_else(|| read_span(self.value), Result::ok);
         span.filter(|span| (least..=LONGEST).contains(span)).ok_or_else(|| {
             let least = if least.is_zero() { "0s".to_owned() } else { format!("{least:?}") };
             self.invalid(&format!("use seconds, or a span such as 90s or 5m, from {least} to 1d"))

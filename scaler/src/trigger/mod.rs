@@ -721,6 +721,14 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_span_is_a_day_however_it_is_written() {
+        for text in ["1d", "24h", "23h 60m", "86400"] {
+            let linger = parse(&[("linger", text)]).map(|trigger| trigger.activation.linger);
+            assert_eq!(linger, Ok(Duration::from_secs(86_400)), "{text}");
+        }
+    }
+
+    #[test]
     fn what_came_from_an_environment_is_never_shown() {
         for option in OPTIONS {
             let suffixed = format!("{}FromEnv", option.key);

@@ -9,7 +9,7 @@ mod tests;
 
 use std::any::Any;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ebb_model::{InferError, ItemError, Layout, Model};
@@ -136,6 +136,8 @@ pub(crate) struct Running {
 /// What became of a batch that ran; the inputs come back.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    /// Its number: how many batches the device had begun with it.
+    pub batch: u64,
     /// The batch.
     pub inputs: Vec<Cargo>,
     /// One result per input, or the failure of the whole batch.
@@ -152,7 +154,7 @@ pub(crate) type Results = Result<Vec<Result<Cargo, ItemError>>, InferError>;
 pub(crate) enum Begun {
     /// They have not: a device that drains or is wedged hands them back.
     No,
-    /// They have, in a batch that failed, and are charged for it: the device finishes what it began.
+    /// They have, in a batch that failed: the device finishes what it began, if it has the model.
     Yes,
 }
 
@@ -170,6 +172,8 @@ struct Command {
 struct Shared {
     slot: Slot,
     state: Board<State>,
+    /// The batch after which a model could not be loaded again.
+    lost_to: OnceLock<u64>,
 }
 
 /// The models that one device is to own.
@@ -189,8 +193,9 @@ impl std::fmt::Debug for DeviceBuilder {
 
 impl Default for DeviceBuilder {
     fn default() -> Self {
-        let shared = Shared { slot: Slot::default(), state: Board::new(State::Loading) };
-        Self { seats: Vec::new(), calls: mpsc::channel(1), shared: Arc::new(shared) }
+        let (slot, state) = (Slot::default(), Board::new(State::Loading));
+        let shared = Arc::new(Shared { slot, state, lost_to: OnceLock::new() });
+        Self { seats: Vec::new(), calls: mpsc::channel(1), shared }
     }
 }
 
@@ -331,7 +336,8 @@ impl DeviceWay {
         answer
     }
 
-    /// From now on only batches that have begun are run; the others end without an answer at once.
+    /// From now on only batches that have begun are run, and of these none whose model would have to be
+    /// loaded again; the others end without an answer at once.
     pub(crate) fn drain(&self) {
         self.shared.slot.close(Door::Draining);
     }
@@ -361,6 +367,11 @@ impl DeviceWay {
         &self.shared.state
     }
 
+    /// The batch that cost the device a model which could not be loaded again, if it was lost by that.
+    pub(crate) fn lost_to(&self) -> Option<u64> {
+        self.shared.lost_to.get().copied()
+    }
+
     /// Whether both lead to the same device.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
@@ -368,9 +379,9 @@ impl DeviceWay {
 }
 
 impl Command {
-    fn answer(self, results: Results, took: Duration) {
+    fn answer(self, batch: u64, results: Results, took: Duration) {
         let Self { inputs, reply, .. } = self;
-        if reply.send(Answer { inputs, results, took }).is_err() {
+        if reply.send(Answer { batch, inputs, results, took }).is_err() {
             tracing::debug!("nobody waits for this batch any more");
         }
     }

@@ -16,6 +16,10 @@ const PATIENCE: u32 = 3;
 /// The models, and what became of them.
 pub(super) struct Owner<S: ?Sized> {
     seats: Vec<Box<S>>,
+    /// For each seat without a model, the batch that cost it the one that was there.
+    spoilers: Vec<Option<u64>>,
+    /// Batches begun.
+    n_begun: u64,
     // Device errors since the last success.
     n_errors: u32,
     shared: Arc<Shared>,
@@ -102,7 +106,7 @@ where
 
 impl<S: Seat + ?Sized> Owner<S> {
     pub(super) fn new(seats: Vec<Box<S>>, shared: Arc<Shared>) -> Self {
-        Self { seats, n_errors: 0, shared }
+        Self { spoilers: vec![None; seats.len()], seats, n_begun: 0, n_errors: 0, shared }
     }
 
     /// Whether there is any sense in another batch.
@@ -146,14 +150,25 @@ impl<S: Seat + ?Sized> Owner<S> {
     pub(super) fn load_again(&mut self, seat: usize) {
         let mut phases = Phases::default();
         match self.load_one(seat, &mut phases) {
-            Ok(()) => info!(%phases, "a model was loaded again"),
-            Err(why) => self.lose(why),
+            Ok(()) => {
+                self.spoilers[seat] = None;
+                info!(%phases, "a model was loaded again");
+            }
+            Err(why) => {
+                if let Some(batch) = self.spoilers[seat] {
+                    // Nothing is loaded after this.
+                    self.shared.lost_to.set(batch).ok();
+                }
+                self.lose(why);
+            }
         }
         self.shared.slot.loaded();
     }
 
     pub(super) fn run(&mut self, mut command: Command) {
         let inputs = std::mem::take(&mut command.inputs);
+        self.n_begun += 1;
+        let batch = self.n_begun;
         let (inputs, results) = self.seats[command.seat].infer(inputs);
         command.inputs = inputs;
         let took = self.shared.end();
@@ -163,7 +178,12 @@ impl<S: Seat + ?Sized> Owner<S> {
             Err(error) if error.kind() == InferErrorKind::Device => self.fail(error),
             Err(_) => {}
         }
-        command.answer(results, took);
+        for (seat, spoiler) in self.seats.iter().zip(&mut self.spoilers) {
+            if !seat.is_taken() {
+                spoiler.get_or_insert(batch);
+            }
+        }
+        command.answer(batch, results, took);
     }
 
     /// The device failed: another try with new models, but not for ever.

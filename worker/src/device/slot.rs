@@ -17,7 +17,7 @@ pub(crate) enum Door {
     Open,
     /// Those that have begun, while the device is wedged; leads to all others.
     Wedged,
-    /// Those that have begun; leads to `Gone`.
+    /// Those that have begun and wait for no model; leads to `Gone`.
     Draining,
     /// None: nobody is there to run them.
     Gone,
@@ -46,7 +46,7 @@ impl Slot {
     /// Puts a batch in, or drops it where the door is closed to it.
     pub(super) fn put(&self, command: Command) {
         let mut waiting = lock(&self.waiting);
-        if self.door.get().lets_in(&command) {
+        if self.door.get().lets_in(&command, self.load.get()) {
             waiting.push_back(command);
             self.load.update(|load| load.queued = waiting.len());
         }
@@ -55,6 +55,11 @@ impl Slot {
     /// What is to be done for the first batch, if there is one.
     pub(super) fn next(&self, has_model: impl Fn(usize) -> bool) -> Option<Next> {
         let mut waiting = lock(&self.waiting);
+        if self.door.get() == Door::Draining {
+            // Other workers have their model by the time that it would be here.
+            waiting.retain(|command| has_model(command.seat));
+            self.load.update(|load| load.queued = waiting.len());
+        }
         let seat = waiting.front()?.seat;
         let now = Instant::now();
         if !has_model(seat) {
@@ -81,7 +86,8 @@ impl Slot {
         if door <= self.door.get() {
             return;
         }
-        waiting.retain(|command| door.lets_in(command));
+        let load = self.load.get();
+        waiting.retain(|command| door.lets_in(command, load));
         self.load.update(|load| load.queued = waiting.len());
         self.door.set(door);
     }
@@ -104,10 +110,12 @@ impl Slot {
 }
 
 impl Door {
-    fn lets_in(self, command: &Command) -> bool {
+    fn lets_in(self, command: &Command, load: Load) -> bool {
+        let has_begun = command.begun == Begun::Yes;
         match self {
             Self::Open => true,
-            Self::Wedged | Self::Draining => command.begun == Begun::Yes,
+            Self::Wedged => has_begun,
+            Self::Draining => has_begun && load.loading.is_none(),
             Self::Gone => false,
         }
     }

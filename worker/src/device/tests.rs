@@ -195,10 +195,18 @@ async fn a_batch_that_waits_for_its_model_to_be_loaded_again_comes_back_at_once(
     let load = device.way.load().until(|load| load.loading.is_some()).await;
     assert_eq!((load.running, load.queued), (None, 2));
     device.way.drain();
-    assert!(answer.await.is_err(), "its model is being loaded");
+    assert!(answer.await.is_err() && again.await.is_err(), "their model is being loaded");
+    let later = device.way.submit(0, batch(&["c"]), Size::ONE, Begun::Yes);
+    assert!(later.await.is_err(), "it still is");
     go.send(()).await.unwrap();
-    assert_eq!(texts(again.await.ok()), ["b"], "what had begun is finished");
-    assert_eq!(device.way.load().get(), Load::default());
+    device.way.load().until(|load| load.loading.is_none()).await;
+    let begun = |json: &str| {
+        device.way.submit(0, vec![Box::new(input(json)) as Cargo], Size::ONE, Begun::Yes)
+    };
+    let [last, next] = [r#"{"input": "", "panic": true}"#, r#"{"input": "a"}"#].map(begun);
+    assert!(last.await.unwrap().results.is_err(), "there is a model for what had begun");
+    assert!(next.await.is_err(), "none is loaded any more");
+    device.way.load().until(|load| *load == Load::default()).await;
 }
 
 #[tokio::test]

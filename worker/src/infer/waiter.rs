@@ -7,10 +7,8 @@ use futures::future::MaybeDone;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::{Bound, Submitted};
-use crate::bisect::Run;
-use crate::device::{Answer, Begun, Door};
-use crate::held::Item;
+use super::{Again, Bound, Failed, Submitted};
+use crate::device::{Answer, Door};
 use crate::settle::Exit;
 use crate::shared::Shared;
 
@@ -52,18 +50,19 @@ impl Waiter {
     }
 
     /// Runs jobs of a batch that failed, and says what has to run again.
-    pub(super) async fn run_again(&mut self, run: Run<Item>) -> Vec<Run<Item>> {
-        let again = self.shared.send_to_device(self.lane, run.items, run.failures, Begun::Yes);
+    pub(super) async fn run_again(&mut self, (run, batch): Again) -> Vec<Again> {
+        let failed = Failed { times: run.failures, batch };
+        let again = self.shared.send_to_device(self.lane, run.items, Some(failed));
         self.conclude(again).await
     }
 
     /// Ends the jobs of a batch once it has run, and says what has to run again.
-    pub(super) async fn conclude(&mut self, mut submitted: Submitted) -> Vec<Run<Item>> {
+    pub(super) async fn conclude(&mut self, mut submitted: Submitted) -> Vec<Again> {
         let answer = self.answer(&mut submitted.answer).await;
         self.shared.conclude(self.lane, submitted, answer, &self.exit).await
     }
 
-    /// Waits for a batch; without an answer it was never begun.
+    /// Waits for a batch; without an answer it was not run.
     ///
     /// Batches behind it that the device takes no more are given back meanwhile: this one may run
     /// until the grace period ends, and on a wedged device for ever.

@@ -9,16 +9,16 @@ use tracing::warn;
 
 use crate::alert::alert_job;
 use crate::lease::Loan;
-use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses};
+use crate::served::{Served, StoreCall};
+use crate::shared::{PATIENCE, Pauses, lock};
 
-/// Whose a place is that does not take what it is given.
+/// What is called, and whose a place is that does not take what it is given.
 #[derive(Debug, Clone, Copy)]
 enum Whose {
     /// The store of results. All jobs depend on it, so all wait until it takes more.
-    Everyones,
+    Everyones(StoreCall),
     /// A few jobs depend on it, and the others shall not wait until somebody makes room there.
-    ItsOwn,
+    ItsOwn(&'static str),
 }
 
 /// Whether another try may end otherwise.
@@ -40,11 +40,19 @@ pub(super) enum Unanswered {
 impl Served {
     pub(super) async fn put(&self, loan: &Loan, result: &JobResult) -> Result<Stored, Unanswered> {
         let results = &self.results;
-        let stored = self.insist("put", Whose::Everyones, loan, || results.put(result)).await?;
-        if stored == Stored::Stored && result.outcome.is_completed() {
-            self.shared.answered();
+        let put = Whose::Everyones(StoreCall::Put);
+        let stored = self.insist(put, loan, || results.put(result)).await;
+        if !result.outcome.is_completed() {
+            return stored;
         }
-        Ok(stored)
+        match &stored {
+            Ok(Stored::Stored) => self.shared.answered(),
+            Ok(Stored::Duplicate | Stored::Stale) => {}
+            Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {}
+            // A failure is not kept: the job may be on its way to an answer elsewhere.
+            Err(_) => *lock(&self.unstored) = Some(result.clone()),
+        }
+        stored
     }
 
     /// The result that stays; none when its time is over.
@@ -54,7 +62,7 @@ impl Served {
         id: &JobId,
     ) -> Result<Option<JobResult>, Unanswered> {
         let results = &self.results;
-        self.insist("get", Whose::Everyones, loan, || results.get(id)).await
+        self.insist(Whose::Everyones(StoreCall::Get), loan, || results.get(id)).await
     }
 
     /// Sends a result to where its job asked for it. The result is in the store by then, so an
@@ -73,7 +81,7 @@ impl Served {
                 answer => Ok(answer),
             }
         };
-        let sent = match self.insist("reply", Whose::ItsOwn, loan, send).await {
+        let sent = match self.insist(Whose::ItsOwn("reply"), loan, send).await {
             Ok(sent) => sent,
             Err(Unanswered::Lost) => return Err(Unanswered::Lost),
             Err(Unanswered::Refused(error) | Unanswered::Denied(error)) => Err(error),
@@ -103,7 +111,7 @@ impl Served {
         let published = match alert_job(job, body, self.shared.clock.now()) {
             Ok(alert) => {
                 let publish = || alerts.publish(vec![alert.clone()]);
-                self.insist("publish", Whose::ItsOwn, loan, publish).await
+                self.insist(Whose::ItsOwn("publish"), loan, publish).await
             }
             Err(error) => Err(Unanswered::Refused(error)),
         };
@@ -121,7 +129,6 @@ impl Served {
     /// Calls until there is an answer, as long as the job is ours.
     async fn insist<T, F: Future<Output = ebb_queue::Result<T>>>(
         &self,
-        name: &'static str,
         whose: Whose,
         loan: &Loan,
         call: impl Fn() -> F,
@@ -130,25 +137,25 @@ impl Served {
         loop {
             let error = match call().await {
                 Ok(value) => {
-                    if let Whose::Everyones = whose {
-                        self.store_answers();
+                    if let Whose::Everyones(call) = whose {
+                        self.store_answers(call);
                     }
                     return Ok(value);
                 }
                 Err(error) => error,
             };
             let may_heal = match whose {
-                Whose::Everyones => error.kind().heals(),
-                Whose::ItsOwn => error.kind() == ErrorKind::Unavailable,
+                Whose::Everyones(_) => error.kind().heals(),
+                Whose::ItsOwn(_) => error.kind() == ErrorKind::Unavailable,
             };
             match whose {
                 // The job's own fault: others may be stored all the same.
-                Whose::Everyones if error.kind() == ErrorKind::Invalid => {
-                    self.complain(name, &error);
+                Whose::Everyones(call) if error.kind() == ErrorKind::Invalid => {
+                    self.complain(call.word(), &error);
                 }
-                Whose::Everyones => self.store_trouble(name, &error),
-                Whose::ItsOwn if may_heal => self.trouble(name, &error),
-                Whose::ItsOwn => self.complain(name, &error),
+                Whose::Everyones(call) => self.store_trouble(call, &error),
+                Whose::ItsOwn(name) if may_heal => self.trouble(name, &error),
+                Whose::ItsOwn(name) => self.complain(name, &error),
             }
             let pause = pauses.next(self.shared.chance());
             if loan.is_lost() {

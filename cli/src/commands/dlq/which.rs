@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use ebb_queue::{DeadLetter, JobId, Queue, Timestamp};
+use ebb_queue::{DeadLetter, JobId, Queue, Timestamp, read_span};
 
-use crate::options::read_span;
 use crate::output::{grouped, note};
 
 /// One or more dead letters, those that are alike, or all.

@@ -41,11 +41,8 @@ local function take_in()
   tell_answers(told)
 end
 
-if not is_marked() then
-  -- The first change needs no room: a server whose memory is full shall not keep its jobs from workers.
-  redis.call('ZREM', key('line'), '')
-  mark_layout()
-end
+-- The first change needs no room: a server whose memory is full shall not keep its jobs from workers.
+mark_layout(function() redis.call('ZREM', key('line'), '') end)
 take_in()
 local is_cut = tidy(result_ttl, key_ttl, 1000)
 if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then

@@ -76,12 +76,12 @@ end
 
 local function note(name) return tonumber(redis.call('HGET', key('meta'), name) or 0) end
 
-local function is_marked() return redis.call('HGET', key('meta'), 'layout') end
-
 -- Says again that the keys are a queue, and of which layout, where a server has lost that with all else: who
--- opens the queue would be told that there is none. That needs room.
-local function mark_layout()
-  if not is_marked() then redis.call('HSET', key('meta'), 'layout', LAYOUT) end
+-- opens the queue would be told that there is none. That needs room, and may need something done before it.
+local function mark_layout(first)
+  if redis.call('HGET', key('meta'), 'layout') then return end
+  if first then first() end
+  redis.call('HSET', key('meta'), 'layout', LAYOUT)
 end
 
 -- What is remembered for a while goes with the last of it, also where nobody comes to sweep.
