@@ -135,7 +135,8 @@ fn who_asked_for_an_answer_is_told_that_there_is_none_with_the_mark_of_the_reque
             send(&channel, ("ebb", "no-answer"), asks, "body").await;
             let took = queue.receive(std::num::NonZeroUsize::MIN, SOON).await.unwrap();
             assert!(took.is_empty(), "it runs: {took:?}");
-            let answer = consumer.next().await.unwrap().unwrap();
+            let answer = tokio::time::timeout(crate::LONG, consumer.next()).await;
+            let answer = answer.expect("somebody answers").unwrap().unwrap();
             answer.ack(BasicAckOptions::default()).await.unwrap();
             let text = String::from_utf8_lossy(&answer.data);
             assert!(text.starts_with(r#"{"error":""#) && text.contains(part), "{text}");
