@@ -1,6 +1,6 @@
 //! Replies to jobs that their queue ends by itself: no worker is there to send one.
 
-use crate::{Headers, JobId, JobResult, Result};
+use crate::{Error, ErrorKind, Headers, JobId, JobResult, Result, header};
 
 /// The result of a job as it is stored, and where the job asked to be told of it.
 #[derive(Debug, Clone)]
@@ -20,6 +20,14 @@ impl Owed {
         let to = headers.reply_to.clone()?;
         Some(Self { to, result: stored, traceparent: headers.traceparent.clone() })
     }
+}
+
+/// Whether a reply may go to this address, where a broker finds this against it. A reply has the rights
+/// of the worker, and who names the address may have fewer: of what is Ebb's or the server's it goes
+/// only to where any client may publish jobs.
+pub(crate) fn check_address(to: &str, why_not: Option<&str>) -> Result<()> {
+    let Some(why) = why_not else { return Ok(()) };
+    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
 }
 
 /// Says so if the reply to a job was not sent. The job has ended all the same, and whoever waits for it

@@ -121,18 +121,13 @@ impl Calls {
     }
 }
 
-/// Whether a reply may go there: to any stream, but of Ebb's keys only to one that plain producers
-/// write to. Any other would be a stream before the queue has made it what it is to be.
+/// Whether a reply may go there: to any stream, but see [`owed::check_address`]. Any other key of Ebb's
+/// would be a stream before the queue has made it what it is to be.
 fn check_reply_to(to: &str) -> Result<()> {
     let queue = to.strip_prefix("ebb:{").and_then(|rest| rest.strip_suffix('}'));
-    if !to.starts_with("ebb:") || queue.is_some_and(|queue| check_queue(queue).is_ok()) {
-        return Ok(());
-    }
-    let words = format!(
-        "{}: {to:?} belongs to Ebb; of its keys only ebb:{{NAME}} takes replies",
-        header::REPLY_TO
-    );
-    Err(Error::new(ErrorKind::Invalid, words))
+    let is_for_jobs = queue.is_some_and(|queue| check_queue(queue).is_ok());
+    let why = "belongs to Ebb; of its keys only ebb:{NAME} takes replies";
+    owed::check_address(to, (to.starts_with("ebb:") && !is_for_jobs).then_some(why))
 }
 
 /// Reads id, stored result, and headers.
