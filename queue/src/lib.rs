@@ -26,6 +26,7 @@ pub mod memory;
 mod moved;
 mod nats;
 mod open;
+mod owed;
 mod reason;
 mod redis;
 mod result;
@@ -114,12 +115,15 @@ pub trait Broker: Backlog {
     /// - High priority first, then in order of publication.
     /// - Charges an attempt to each job and records a crash of its last holder in its history, as
     ///   `lease expired` and whose it was.
-    /// - An expired job is never delivered: it becomes a dead letter with the reason `expired`, and
-    ///   a failed result says so to whoever waits for it. A job under a live lease is left alone.
+    /// - An expired job is never delivered: it becomes a dead letter with the reason `expired`. A job
+    ///   under a live lease is left alone.
     /// - An expired job whose completed result is stored is done as if acked, and no dead letter: its
     ///   worker was lost between the two.
     /// - A message of a plain producer whose headers do not parse becomes a dead letter with the
     ///   reason, its body kept.
+    /// - Of all these a result tells whoever waits, and then a reply where one was asked for: the
+    ///   failure, or what a lost worker has stored. It is sent once unless a process is lost, and that
+    ///   it cannot be sent keeps no job alive.
     /// - Dropping the future loses nothing: what was fetched comes back with its lease.
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 
@@ -156,6 +160,7 @@ pub trait Broker: Backlog {
     ///   on the embedded queue another queue, where it is a job of the same id.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
     /// - May be sent twice when a worker is lost between this and its acknowledgement.
+    /// - The queue does the same for a job that it ends by itself, see [`Broker::receive`].
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()>;
 
     /// How long a delivery is held before it goes to somebody else.

@@ -20,10 +20,11 @@ use tokio::time::Instant;
 
 use crate::follow::Hope;
 use crate::open::check_reply_to;
+use crate::owed::{self, Owed};
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job,
-    JobId, JobResult, Link, OpenOptions, Outcome, Published, Receipt, Result, ResultStore,
-    STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId, WorkerStatus,
+    JobId, JobResult, Link, OpenOptions, Published, Receipt, Result, ResultStore, STATUS_TTL,
+    Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId, WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -57,6 +58,24 @@ struct State {
     answers: Answers,
     replies: VecDeque<(String, JobResult)>,
     workers: BTreeMap<WorkerId, (WorkerStatus, Timestamp)>,
+}
+
+impl State {
+    fn reply(&mut self, to: &str, result: &JobResult) -> Result<()> {
+        check_reply_to(to)?;
+        let replies = &mut self.replies;
+        let is_it = |(there, reply): &(String, JobResult)| {
+            there == to && reply.id == result.id && reply.outcome == result.outcome
+        };
+        if replies.iter().any(is_it) {
+            return Ok(());
+        }
+        if replies.len() == MAX_REPLIES {
+            replies.pop_front();
+        }
+        replies.push_back((to.to_owned(), result.clone()));
+        Ok(())
+    }
 }
 
 impl MemoryQueue {
@@ -104,11 +123,14 @@ impl MemoryQueue {
         let (mut guard, now) = self.state();
         let state = &mut *guard;
         state.answers.tidy(now);
-        for (id, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
-            let outcome = Outcome::Failed { reason: "expired".to_owned() };
-            state
-                .answers
-                .put(&JobResult { id, attempt, outcome, finished_at: now, queue: None }, now);
+        for (job, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
+            let failure = JobResult::buried(job.id, attempt, "expired", now);
+            state.answers.put(&failure, now);
+            // A worker that was lost may have stored another result, and not have told it.
+            let stored = state.answers.get(&failure.id, now).unwrap_or(failure);
+            if let Some(owed) = Owed::new(&job.headers, stored) {
+                owed::note(&owed.result.id, state.reply(&owed.to, &owed.result));
+            }
             self.shared.answer.ring();
         }
         (guard, now)
@@ -211,20 +233,7 @@ impl Broker for MemoryQueue {
     }
 
     async fn reply(&self, to: &str, result: &JobResult, _traceparent: Option<&str>) -> Result<()> {
-        check_reply_to(to)?;
-        let (mut state, _) = self.state();
-        let replies = &mut state.replies;
-        let is_it = |(there, reply): &(String, JobResult)| {
-            there == to && reply.id == result.id && reply.outcome == result.outcome
-        };
-        if replies.iter().any(is_it) {
-            return Ok(());
-        }
-        if replies.len() == MAX_REPLIES {
-            replies.pop_front();
-        }
-        replies.push_back((to.to_owned(), result.clone()));
-        Ok(())
+        self.state().0.reply(to, result)
     }
 
     fn lease(&self) -> Duration {
@@ -318,5 +327,39 @@ impl ResultStore for MemoryQueue {
 
     fn result_ttl(&self) -> Duration {
         self.shared.behavior.result_ttl
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Outcome, TokioClock};
+
+    fn job(name: &str) -> Job {
+        let headers = [("ebb-id", name), ("ebb-ttl", "60"), ("ebb-reply-to", "inbox")];
+        Job::from_message(headers, name.to_owned(), Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_ends_without_a_worker_is_told_of_once_with_what_is_stored() {
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+        let options = OpenOptions { clock, ..OpenOptions::default() };
+        let queue = MemoryQueue::new(&Behavior::default(), options);
+        queue.publish(["waits", "lost", "done", "moved"].map(job).to_vec()).await.unwrap();
+        let at = Timestamp::UNIX_EPOCH;
+        let lost = JobResult::buried("lost".parse().unwrap(), 1, "no such text", at);
+        queue.put(&lost).await.unwrap();
+        let outcome =
+            Outcome::Completed { content_type: String::new(), body: Bytes::from_static(b"42") };
+        let done = JobResult { id: "done".parse().unwrap(), outcome, ..lost.clone() };
+        queue.put(&done).await.unwrap();
+        queue.put(&JobResult::moved("moved".parse().unwrap(), "elsewhere", at)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for _ in 0..2 {
+            assert_eq!(queue.list(9).await.unwrap().len(), 3);
+        }
+        let now = queue.shared.clock.now();
+        let waits = JobResult::buried("waits".parse().unwrap(), 0, "expired", now);
+        assert_eq!(queue.replies(), [waits, lost, done].map(|result| ("inbox".to_owned(), result)));
     }
 }

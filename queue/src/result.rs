@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{JSON, JobId, Timestamp};
+use crate::{JSON, JobId, Timestamp, short_reason};
 
 /// The answer to a job, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,13 @@ pub enum Outcome {
 }
 
 impl JobResult {
+    /// The failure of a job that its queue buries by itself.
+    pub(crate) fn buried(id: JobId, attempt: u32, reason: &str, at: Timestamp) -> Self {
+        // It may repeat what the job says.
+        let outcome = Outcome::Failed { reason: short_reason(reason).into_owned() };
+        Self { id, attempt, outcome, finished_at: at, queue: None }
+    }
+
     /// The result as the body of a message, and what that is.
     pub(crate) fn reply_body(&self) -> (String, Bytes) {
         match &self.outcome {

@@ -288,7 +288,7 @@ async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Resu
     })
 }
 
-/// Whether every job whose end a worker saw has a reply, and every answer is the one that is stored.
+/// Whether every job has a reply, and every answer is the one that is stored.
 fn judge_replies(
     world: &World,
     answers: &BTreeMap<String, Bytes>,
@@ -302,16 +302,13 @@ fn judge_replies(
         let is_dead = reasons.keys().any(|dead| dead.as_str() == id);
         match reply(id) {
             Some(Outcome::Completed { body, .. }) if body == answer => {}
-            // Its worker was lost between the two, and then it expired.
-            None if is_dead => {}
+            // It was dead before it was answered, and then its worker was lost.
+            Some(Outcome::Failed { .. }) if is_dead => {}
             other => return Err(format!("{id} is {answer:?}, and its reply {other:?}")),
         }
     }
     for (id, reason) in reasons.iter().filter(|(id, _)| !answers.contains_key(id.as_str())) {
-        if !matches!(
-            (reply(id.as_str()), *reason),
-            (Some(Outcome::Failed { .. }), _) | (None, "expired")
-        ) {
+        if !matches!(reply(id.as_str()), Some(Outcome::Failed { .. })) {
             return Err(format!(
                 "{id} died of {reason}, and its reply is {:?}",
                 reply(id.as_str())

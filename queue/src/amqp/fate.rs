@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -10,8 +11,10 @@ use super::core::Core;
 use super::errors;
 use super::ledger::Held;
 use super::names::{self, Lane};
+use super::publish;
 use super::session::{Message, Posted, Session};
 use crate::delivery::{all_settled, note};
+use crate::owed::{self, Owed};
 use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Unsettled, Verdict};
 
 /// How long to wait when leases cannot be ended.
@@ -62,6 +65,8 @@ pub(super) struct Fate<'a> {
     pub(super) taken: Taken<'a>,
     /// Where its job goes on, if it does.
     pub(super) next: Option<Message>,
+    /// What is to be told once its job has gone on.
+    pub(super) owed: Option<Owed>,
     /// Whether the same may be asked for again.
     pub(super) is_remembered: bool,
 }
@@ -94,6 +99,8 @@ pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fat
     going.zip(is_stored).for_each(|(is_done, is_stored)| *is_done = is_stored);
     let done = fates.into_iter().zip(&is_done);
     let done: Vec<_> = done.filter_map(|(fate, is_done)| is_done.then_some(fate)).collect();
+    // A crash before this tells it, too: the job comes back.
+    join_all(done.iter().filter_map(|fate| Some(tell(core, fate, fate.owed.as_ref()?)))).await;
     let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
     match session.ack(&tags).await {
         Ok(()) => {
@@ -106,6 +113,13 @@ pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fat
         }
     }
     Carried { is_done, failed }
+}
+
+async fn tell(core: &Core, fate: &Fate<'_>, owed: &Owed) {
+    let Owed { to, result, traceparent } = owed;
+    let correlation = fate.taken.held().parcel.correlation.clone();
+    let told = publish::reply(core, to, result, (traceparent.as_deref(), correlation));
+    owed::note(&result.id, told.await);
 }
 
 /// The number of a lease of this handle.
@@ -205,7 +219,7 @@ async fn fate<'a>(
             Some(core.to_dead(&parcel))
         }
     };
-    Ok(Fate { taken, next, is_remembered: true })
+    Ok(Fate { taken, next, owed: None, is_remembered: true })
 }
 
 pub(super) async fn extend(core: &Core, receipts: &[Receipt]) -> Result<Vec<Settled>> {
@@ -260,7 +274,7 @@ async fn end_leases(core: &Core) -> Result<()> {
             parcel.charge(now, &format!("lease expired, held by {}", core.worker));
         }
         let next = Some(core.to_lane(&parcel, Lane::Back));
-        fates.push(Fate { taken, next, is_remembered: false });
+        fates.push(Fate { taken, next, owed: None, is_remembered: false });
     }
     let leases: Vec<u64> = fates.iter().map(|fate| fate.taken.lease).collect();
     let Err(error) = carry_out(core, &session, fates).await.all() else { return Ok(()) };

@@ -229,7 +229,8 @@ impl Broker for AmqpQueue {
     }
 
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
-        publish::reply(self.core(), to, result, traceparent).await
+        let correlation = self.core().ledger().correlation(&result.id);
+        publish::reply(self.core(), to, result, (traceparent, correlation)).await
     }
 
     fn lease(&self) -> Duration {

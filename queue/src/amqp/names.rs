@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::{Error, ErrorKind, Priority, Result, header};
+use crate::owed::check_address;
+use crate::{Priority, Result};
 
 /// The exchange that producers publish to, with the name of their queue as the routing key.
 pub(super) const EXCHANGE: &str = "ebb";
@@ -92,18 +93,18 @@ impl Names {
     }
 }
 
-/// Whether a reply may go there: to any queue with a name, but for the parts of Ebb's. There it would
-/// pass for a job that came back or for a dead letter, of whatever attempt it says.
+/// Whether a reply may go there: to any queue with a name, but see [`check_address`]. In a part of
+/// Ebb's it would pass for a job that came back or for a dead letter, of whatever attempt it says.
 pub(super) fn check_reply_to(to: &str) -> Result<()> {
-    let why = match to {
-        "" => "is no queue",
-        _ if to.len() > usize::from(u8::MAX) => "is longer than any queue's name",
+    let why_not = match to {
+        "" => Some("is no queue"),
+        _ if to.len() > usize::from(u8::MAX) => Some("is longer than any queue's name"),
         _ if to.starts_with("ebb:") => {
-            "belongs to Ebb; a queue of jobs takes replies by its own name"
+            Some("belongs to Ebb; a queue of jobs takes replies by its own name")
         }
-        _ => return Ok(()),
+        _ => None,
     };
-    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
+    check_address(to, why_not)
 }
 
 /// How long a level holds a job, in milliseconds.

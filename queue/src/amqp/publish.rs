@@ -92,11 +92,12 @@ async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> 
     Ok(())
 }
 
+/// Sends a result to where its job asked for it, with the mark that the producer gave its request.
 pub(super) async fn reply(
     core: &Core,
     to: &str,
     result: &JobResult,
-    traceparent: Option<&str>,
+    (traceparent, correlation): (Option<&str>, Option<ShortString>),
 ) -> Result<()> {
     check_reply_to(to)?;
     let session = core.session().await?;
@@ -119,7 +120,6 @@ pub(super) async fn reply(
     if let Ok(content_type) = ShortString::try_new(content_type) {
         properties = properties.with_content_type(content_type);
     }
-    let correlation = core.ledger().correlation(&result.id);
     let correlation = correlation.or_else(|| ShortString::try_new(result.id.as_str()).ok());
     if let Some(correlation) = correlation {
         properties = properties.with_correlation_id(correlation);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::bell::Listener;
 use super::core::Core;
@@ -14,13 +14,17 @@ use super::fate::{self, Fate, Taken};
 use super::fetched::Fetched;
 use super::intake::Intake;
 use super::names::Lane;
-use super::session::Session;
-use crate::{Delivery, Error, JobResult, Outcome, Receipt, Result, Timestamp};
+use super::parcel::Parcel;
+use super::session::{Message, Session};
+use crate::owed::Owed;
+use crate::{Delivery, Error, JobResult, Receipt, Result, Results, Stored, Timestamp};
 
 /// Who waits looks this often, though nothing was heard: not all that is published is.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait for what comes by itself, before asking the broker to tell of it.
 const SOON: Duration = Duration::from_millis(50);
+/// Why a job died whose deadline has passed.
+const EXPIRED: &str = "expired";
 /// Delays are kept to a tick; a clock that is ahead by less than this is none too early.
 const TOLERANCE: Duration = Duration::from_millis(20);
 
@@ -160,19 +164,13 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
         };
         let next = async {
             if is_finished {
-                return Ok(None);
+                return Ok((None, None));
             }
-            let mut parcel = parcel;
             if let Some(wrong) = wrong {
-                parcel.die(now, &wrong.to_string());
-                return Ok(Some(core.to_dead(&parcel)));
+                return bury(core, parcel, &wrong.to_string(), now).await;
             }
             if parcel.job.expired(now) {
-                if !bury(core, &parcel.job.id, parcel.attempts, now).await? {
-                    return Ok(None);
-                }
-                parcel.die(now, "expired");
-                return Ok(Some(core.to_dead(&parcel)));
+                return bury(core, parcel, EXPIRED, now).await;
             }
             // Published straight to a lane with a delay, or above its priority, which an old hand keeps.
             let due = parcel.job.headers.not_before.unwrap_or(now);
@@ -183,11 +181,14 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
                 Lane::New(parcel.job.headers.priority)
             };
             let delay = delay.min(super::names::longest());
-            core.to_lane_after(session, &parcel, (lane, delay)).await.map(Some)
+            let next = core.to_lane_after(session, &parcel, (lane, delay)).await?;
+            Ok((Some(next), None))
         };
         let (next, taken): (Result<_>, _) = (next.await, Taken::new(core, lease));
         match (next, taken) {
-            (Ok(next), Some(taken)) => fates.push(Fate { taken, next, is_remembered: is_finished }),
+            (Ok((next, owed)), Some(taken)) => {
+                fates.push(Fate { taken, next, owed, is_remembered: is_finished });
+            }
             (Err(error), _) => failed = Some(error),
             (Ok(_), None) => {}
         }
@@ -198,18 +199,46 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
     failed.map_or(Ok(()), Err)
 }
 
-/// Tells whoever waits for the answer that there will be none; false when there is one already.
-async fn bury(core: &Core, id: &crate::JobId, attempt: u32, now: Timestamp) -> Result<bool> {
-    let Some(results) = &core.results else { return Ok(true) };
-    if results.0.get(id).await?.is_some_and(|result| result.outcome.is_completed()) {
-        return Ok(false);
+/// The dead letter of a job for which no worker has a word to say, none where it expired and has been
+/// answered; and the reply that it is owed.
+async fn bury(
+    core: &Core,
+    mut parcel: Parcel,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(Option<Message>, Option<Owed>)> {
+    let failure = JobResult::buried(parcel.job.id.clone(), parcel.attempts, reason, now);
+    let stored = store(core, failure).await?;
+    let is_answered = stored.as_ref().is_some_and(|stored| stored.outcome.is_completed());
+    let owed = stored.and_then(|stored| Owed::new(&parcel.job.headers, stored));
+    if is_answered && reason == EXPIRED {
+        return Ok((None, owed));
     }
-    let outcome = Outcome::Failed { reason: "expired".to_owned() };
-    results
-        .0
-        .put(&JobResult { id: id.clone(), attempt, outcome, finished_at: now, queue: None })
-        .await?;
-    Ok(true)
+    parcel.die(now, reason);
+    // An answer is that of another job of its name.
+    Ok((Some(core.to_dead(&parcel)), owed.filter(|_| !is_answered)))
+}
+
+/// Stores a failure, and returns what is stored then, as far as that is known.
+async fn store(core: &Core, failure: JobResult) -> Result<Option<JobResult>> {
+    let Some(Results(results)) = &core.results else { return Ok(Some(failure)) };
+    match results.put(&failure).await {
+        Ok(Stored::Stored) => Ok(Some(failure)),
+        // A worker has answered, or whoever had the job before was lost on the way.
+        Ok(Stored::Duplicate) => match results.get(&failure.id).await {
+            Err(error) if !error.kind().heals() => {
+                debug!(%error, job.id = %failure.id, "the result that is stored is not known");
+                Ok(None)
+            }
+            stored => stored,
+        },
+        Ok(Stored::Stale) => Ok(None),
+        Err(error) if error.kind().heals() => Err(error),
+        Err(error) => {
+            warn!(%error, job.id = %failure.id, "the failed result is not stored");
+            Ok(Some(failure))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -218,7 +247,6 @@ mod tests {
     use tokio::time::sleep;
 
     use super::super::AmqpQueue;
-    use super::super::parcel::Parcel;
     use super::*;
     use crate::{Address, Broker, Job, OpenOptions, QueueUrl};
 

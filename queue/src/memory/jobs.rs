@@ -184,13 +184,13 @@ impl Jobs {
         }
     }
 
-    /// Forgets what is long done, makes dead letters of expired jobs, and returns those. Expired
-    /// jobs that have been answered are done instead.
+    /// Forgets what is long done, makes dead letters of expired jobs, or ends those that have been
+    /// answered, and returns both.
     pub(super) fn tidy(
         &mut self,
         now: Timestamp,
         is_answered: impl Fn(&JobId) -> bool,
-    ) -> Vec<(JobId, u32)> {
+    ) -> Vec<(Job, u32)> {
         self.remove_if(
             |_, entry| matches!(entry.state, State::Done { forget_at } if forget_at <= now),
         );
@@ -202,6 +202,7 @@ impl Jobs {
             if is_answered(&entry.job.id) {
                 // Whoever gave the answer died before the ack.
                 entry.state = State::Done { forget_at: now + self.behavior.key_ttl };
+                expired.push((entry.job.clone(), entry.attempts));
                 continue;
             }
             entry.record_crash();
@@ -209,7 +210,7 @@ impl Jobs {
             let reason = "expired".to_owned();
             entry.state = State::Dead { reason, died_at: now, rank: self.counter };
             entry.token = None;
-            expired.push((entry.job.id.clone(), entry.attempts));
+            expired.push((entry.job.clone(), entry.attempts));
         }
         expired
     }

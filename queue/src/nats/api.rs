@@ -21,7 +21,7 @@ const NO_CONSUMER: u32 = 10014;
 /// Somebody else wrote to the subject since we looked.
 const MOVED_ON: u32 = 10071;
 /// No message of that number.
-const NO_MESSAGE: [u32; 2] = [10037, 10057];
+const NO_MESSAGE: [u32; 3] = [10037, 10043, 10057];
 /// The stream has as much as it may.
 const FULL: [u32; 3] = [10047, 10077, 10023];
 /// JetStream is switched off, here or for our account.

@@ -43,13 +43,15 @@ impl NatsQueue {
                 if held.contains(&kept.seq) || !entry.job.expired(now) {
                     continue;
                 }
+                let mut delivered = 1;
                 if let Some(claim) = claims.get(kept.seq) {
+                    delivered += claim.delivered;
                     entry.history.extend(claim.crashes.iter().cloned());
                     entry.attempts += claim.delivered;
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }
-                self.expire(entry, kept.seq).await?;
+                self.expire(&entry, kept.seq, delivered).await?;
                 shared.api.delete(&shared.names.jobs, kept.seq).await?;
             }
         }

@@ -176,11 +176,11 @@ impl NatsQueue {
         let shared = &*self.shared;
         let (entry, wrong) = self.entry_of(&kept);
         if let Some(wrong) = wrong {
-            self.bury(&entry, kept.seq, &wrong.to_string()).await?;
+            self.bury(&entry, kept.seq, &wrong.to_string(), 1).await?;
         } else if entry.job.expired(self.now()) {
-            self.expire(entry, kept.seq).await?;
+            self.expire(&entry, kept.seq, 1).await?;
         } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
-            self.bury(&entry, kept.seq, "it cannot be put where workers look").await?;
+            self.bury(&entry, kept.seq, "it cannot be put where workers look", 1).await?;
         }
         shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
     }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::{Error, ErrorKind, Priority, Result, Timestamp, header};
+use crate::owed::check_address;
+use crate::{Priority, Result, Timestamp};
 
 /// Where ready jobs wait, in the order in which a worker looks: what came back goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,22 +182,21 @@ pub(super) fn token(text: &str) -> String {
     token
 }
 
-/// Whether a reply may go there. It has the rights of the worker, and who names the address may have
-/// fewer: what is Ebb's own or the server's is out of bounds, but for where any client may publish.
+/// Whether a reply may go there: to any subject, but see [`check_address`].
 pub(super) fn check_reply_to(to: &str) -> Result<()> {
     let tokens: Vec<_> = to.split('.').collect();
     let is_token = |token: &&str| {
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"*>".contains(&byte);
         !token.is_empty() && token.bytes().all(fits)
     };
-    let why = match tokens[..] {
-        _ if !tokens.iter().all(is_token) => "is no subject",
-        [first, ..] if first.starts_with('$') => "belongs to the NATS server",
-        ["ebb", _, "jobs"] => return Ok(()),
-        ["ebb", _, ..] => "belongs to Ebb; of its subjects only ebb.NAME.jobs takes replies",
-        _ => return Ok(()),
+    let why_not = match tokens[..] {
+        _ if !tokens.iter().all(is_token) => Some("is no subject"),
+        [first, ..] if first.starts_with('$') => Some("belongs to the NATS server"),
+        ["ebb", _, "jobs"] => None,
+        ["ebb", _, ..] => Some("belongs to Ebb; of its subjects only ebb.NAME.jobs takes replies"),
+        _ => None,
     };
-    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
+    check_address(to, why_not)
 }
 
 #[cfg(test)]
@@ -204,6 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ErrorKind;
 
     proptest! {
         #[test]

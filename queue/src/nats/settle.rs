@@ -10,8 +10,9 @@ use super::entry::{Death, Entry, cut};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
 use crate::delivery::{all_settled, note};
+use crate::owed::{self, Owed};
 use crate::{
-    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Unsettled,
+    Attempt, ErrorKind, JobId, JobResult, Receipt, Result, Settled, Settlement, Stored, Unsettled,
     Verdict,
 };
 
@@ -135,7 +136,7 @@ impl NatsQueue {
             }
             Verdict::Reject { reason } => {
                 entry.record(attempt, now, reason);
-                Ok(Done::Dead(self.bury_at(&entry, token.seq, reason, now).await?))
+                Ok(Done::Dead(self.make_dead(&entry, token.seq, reason, now).await?))
             }
             Verdict::Release | Verdict::Ack => {
                 entry.attempts = attempt.saturating_sub(1);
@@ -268,11 +269,7 @@ impl NatsQueue {
     }
 
     /// Makes a dead letter of a job whose message may be removed then.
-    pub(super) async fn bury(&self, entry: &Entry, seq: u64, reason: &str) -> Result<u64> {
-        self.bury_at(entry, seq, reason, self.now()).await
-    }
-
-    async fn bury_at(
+    async fn make_dead(
         &self,
         entry: &Entry,
         seq: u64,
@@ -288,34 +285,63 @@ impl NatsQueue {
         Ok(shared.api.publish(&subject, headers, body).await?.seq)
     }
 
-    /// A job whose deadline has passed is dead, or done where its answer is there.
-    pub(super) async fn expire(&self, entry: Entry, seq: u64) -> Result<()> {
-        let id = entry.job.id.clone();
-        let answer = self.answer(&id).await?;
-        let shared = &*self.shared;
-        if answer.is_some_and(|result| result.outcome.is_completed()) {
-            // Whoever gave the answer through this handle may still say so.
-            if let Some(held) = shared.leases.get(seq) {
-                shared.leases.settle(&held.token, Done::Ack(Instant::now()));
-            }
-            return Ok(());
-        }
-        self.bury(&entry, seq, "expired").await?;
-        let outcome = Outcome::Failed { reason: "expired".to_owned() };
-        let result = JobResult {
-            id,
-            attempt: entry.attempts,
-            outcome,
-            finished_at: self.now(),
-            queue: None,
+    /// A job whose deadline has passed is dead, or done where its answer is there. Its message, which may
+    /// be removed then, was handed out so often, this time included.
+    pub(super) async fn expire(&self, entry: &Entry, seq: u64, delivered: u32) -> Result<()> {
+        let answer = self.answer(&entry.job.id).await?;
+        let Some(answer) = answer.filter(|result| result.outcome.is_completed()) else {
+            return self.bury(entry, seq, "expired", delivered).await;
         };
-        match self.put_result(&result).await {
-            Err(error) if error.kind() != ErrorKind::Unavailable => {
-                tracing::warn!(%error, id = %result.id, "the failed result is not stored");
-                Ok(())
-            }
-            stored => stored.map(drop),
+        let shared = &*self.shared;
+        // Whoever gave the answer through this handle may still say so.
+        if let Some(held) = shared.leases.get(seq) {
+            shared.leases.settle(&held.token, Done::Ack(Instant::now()));
         }
+        // Whoever had it before was lost, perhaps before it told the answer.
+        if delivered > 1 {
+            self.tell(entry, answer).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a dead letter of a job for which no worker has a word to say, and tells whoever waits for
+    /// it; the rest as above.
+    pub(super) async fn bury(
+        &self,
+        entry: &Entry,
+        seq: u64,
+        reason: &str,
+        delivered: u32,
+    ) -> Result<()> {
+        let now = self.now();
+        self.make_dead(entry, seq, reason, now).await?;
+        let id = &entry.job.id;
+        let failure = JobResult::buried(id.clone(), entry.attempts, reason, now);
+        let stored = match self.put_result(&failure).await {
+            Ok(Stored::Stored) => Some(failure),
+            // The same as above; of those who have the job at the same moment the one tells that stored
+            // its failure. An answer is that of another job, or is told by who gave it just now.
+            Ok(Stored::Duplicate) if delivered > 1 => {
+                self.answer(id).await?.filter(|stored| !stored.outcome.is_completed())
+            }
+            Ok(Stored::Duplicate | Stored::Stale) => None,
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, %id, "the failed result is not stored");
+                Some(failure)
+            }
+        };
+        if let Some(stored) = stored {
+            self.tell(entry, stored).await;
+        }
+        Ok(())
+    }
+
+    /// Tells the stored result of a job to where it asked for a reply.
+    async fn tell(&self, entry: &Entry, stored: JobResult) {
+        let Some(owed) = Owed::new(&entry.job.headers, stored) else { return };
+        let Owed { to, result, traceparent } = owed;
+        owed::note(&result.id, self.send(&to, &result, traceparent.as_deref()).await);
     }
 }
 

@@ -1,19 +1,25 @@
 //! The ends of deliveries, the extension of leases, and replies.
 
+use futures::{StreamExt, stream};
 use redis::{RedisError, Value};
 
 use super::keeper::Again;
+use super::results::read_result;
 use super::script::{self, Call};
-use super::value::{garbled, int, list};
+use super::value::{bytes, garbled, int, list, text};
 use super::{Calls, failure};
 use crate::header;
 use crate::open::check_queue;
+use crate::owed::{self, Owed};
 use crate::{
-    Error, ErrorKind, JobResult, Receipt, Result, Settled, Settlement, Unsettled, Verdict,
+    Error, ErrorKind, Headers, JobResult, Receipt, Result, Settled, Settlement, Unsettled, Verdict,
 };
 
 /// Leases that one script looks at: others wait for the server.
 const STEP: usize = 1000;
+
+/// Replies that are on their way at the same time.
+const ABREAST: usize = 64;
 
 impl Calls {
     /// Carries out verdicts.
@@ -90,6 +96,17 @@ impl Calls {
         answer.map(drop).map_err(|error| self.not_replied(to, error))
     }
 
+    /// Sends the replies of jobs that ended in a script, which can write to no stream but the queue's.
+    pub(super) async fn send_owed(&self, owed: Value) {
+        // What another version wrote there is not worth the jobs that come along with it.
+        let owed = list(owed).unwrap_or_default().into_iter().filter_map(|one| read_owed(one).ok());
+        let replies = stream::iter(owed.flatten()).for_each_concurrent(ABREAST, async |owed| {
+            let Owed { to, result, traceparent } = owed;
+            owed::note(&result.id, self.reply(&to, &result, traceparent.as_deref()).await);
+        });
+        replies.await;
+    }
+
     fn not_replied(&self, to: &str, error: RedisError) -> Error {
         if !failure::is_elsewhere(&error) || failure::is_moving(&error) {
             return self.place.told(error);
@@ -104,18 +121,23 @@ impl Calls {
     }
 }
 
-/// Whether a reply may go there: to any stream, but of Ebb's keys only to one that plain producers
-/// write to. Any other would be a stream before the queue has made it what it is to be.
+/// Whether a reply may go there: to any stream, but see [`owed::check_address`]. Any other key of Ebb's
+/// would be a stream before the queue has made it what it is to be.
 fn check_reply_to(to: &str) -> Result<()> {
     let queue = to.strip_prefix("ebb:{").and_then(|rest| rest.strip_suffix('}'));
-    if !to.starts_with("ebb:") || queue.is_some_and(|queue| check_queue(queue).is_ok()) {
-        return Ok(());
-    }
-    let words = format!(
-        "{}: {to:?} belongs to Ebb; of its keys only ebb:{{NAME}} takes replies",
-        header::REPLY_TO
-    );
-    Err(Error::new(ErrorKind::Invalid, words))
+    let is_for_jobs = queue.is_some_and(|queue| check_queue(queue).is_ok());
+    let why = "belongs to Ebb; of its keys only ebb:{NAME} takes replies";
+    owed::check_address(to, (to.starts_with("ebb:") && !is_for_jobs).then_some(why))
+}
+
+/// Reads id, stored result, and headers.
+fn read_owed(value: Value) -> Result<Option<Owed>> {
+    let mut parts = list(value)?.into_iter();
+    let mut next = || parts.next().ok_or_else(|| garbled("a reply"));
+    let (id, result, headers) = (text(next()?)?.try_into()?, bytes(next()?)?, bytes(next()?)?);
+    let headers: Headers = serde_json::from_slice(&headers)
+        .map_err(|error| garbled("the headers of a job").caused_by(error))?;
+    Ok(Owed::new(&headers, read_result(&id, result)?))
 }
 
 fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {

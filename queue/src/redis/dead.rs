@@ -49,6 +49,7 @@ impl Calls {
             let mut next = || parts.next().ok_or_else(|| garbled("a dead letter"));
             let (at_once, found) = (int(&next()?)?, next()?);
             let (rest, last) = (int(&next()?)?, int(&next()?)?);
+            self.send_owed(next()?).await;
             if at_once == 0 {
                 return Ok(Step { found, rest: Some(rest).filter(|rest| *rest >= 0), last });
             }

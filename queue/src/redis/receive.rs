@@ -64,6 +64,7 @@ impl Calls {
             let mut next = || parts.next().ok_or_else(|| garbled("a delivery"));
             let (deliveries, entries) = (list(next()?)?, list(next()?)?);
             let (until_due, ahead, at_once) = (int(&next()?)?, int(&next()?)?, int(&next()?)?);
+            self.send_owed(next()?).await;
             let deliveries: Vec<_> =
                 deliveries.into_iter().map(|one| delivery(one, &mark)).collect::<Result<_>>()?;
             let read = entries.into_iter().map(|entry| Stranger::read(entry, -ahead));

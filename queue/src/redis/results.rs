@@ -112,7 +112,7 @@ fn written(result: &JobResult) -> Vec<u8> {
     whole
 }
 
-fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
+pub(super) fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
     let whole = Bytes::from(whole);
     let end = whole.iter().position(|byte| *byte == b'\n').ok_or_else(|| garbled("a result"))?;
     let line = std::str::from_utf8(&whole[..end]).map_err(|_| garbled("a result"))?;

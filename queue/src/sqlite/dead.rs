@@ -6,10 +6,12 @@ use rusqlite::OptionalExtension;
 
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
+use super::reply;
 use super::results;
 use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
 use super::tx::{Millis, State, Tx, millis, moment};
+use crate::owed::{self, Owed};
 use crate::{DeadLetter, Headers, JobId, JobResult};
 
 /// Jobs that one command changes at most: others wait for the writer.
@@ -48,37 +50,55 @@ pub(super) fn bury(
 }
 
 /// Makes dead letters of jobs whose deadline has passed while nobody held them; those that have been
-/// answered are done instead.
+/// answered are done instead. Either is told where the job asked for a reply.
 pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize> {
-    let expired: Vec<(i64, State, String)> = tx
+    let expired: Vec<(i64, State, String, String)> = tx
         .sql(
-            "SELECT n, state, id FROM jobs INDEXED BY jobs_deadline
+            "SELECT n, state, id, headers FROM jobs INDEXED BY jobs_deadline JOIN payloads USING (n)
              WHERE queue = ?1 AND deadline <= ?2
              AND (state <> 1 OR due <= ?2) ORDER BY deadline, place LIMIT ?3",
         )?
         .query_map((tx.queue, now, STEP as i64), |row| {
-            Ok((row.get(0)?, stored::state(row, 1)?, row.get(2)?))
+            Ok((row.get(0)?, stored::state(row, 1)?, row.get(2)?, row.get(3)?))
         })?
         .collect::<Result<_, _>>()?;
-    for (n, state, id) in &expired {
-        if results::completion(tx, id, now)? == Some(true) {
+    for (n, state, id, headers) in &expired {
+        let id: JobId = id.parse()?;
+        if results::completion(tx, id.as_str(), now)? == Some(true) {
             // Whoever gave the answer died before the ack.
             settle::finish_answered(tx, now + ttls.key, *n)?;
-            continue;
+        } else {
+            let attempts = expire_one(tx, now, (*n, *state))?;
+            let failure = JobResult::buried(id.clone(), attempts, "expired", moment(now));
+            results::put(tx, now, ttls.result, &failure)?;
         }
-        expire_one(tx, now, (*n, *state))?;
-        let attempt =
-            tx.sql("SELECT attempts FROM jobs WHERE n = ?1")?.query_row([n], |row| row.get(0))?;
-        let reason = "expired".to_owned();
-        let outcome = crate::Outcome::Failed { reason };
-        let id: JobId = id.parse()?;
-        let result = JobResult { id, attempt, outcome, finished_at: moment(now), queue: None };
-        results::put(tx, now, ttls.result, &result)?;
+        // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
+        match tx.step(|tx| tell(tx, now, &id, headers)) {
+            Err(Failure::Refused(error)) => owed::note(&id, Err(error)),
+            told => told?,
+        }
     }
     Ok(expired.len())
 }
 
-fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome<()> {
+/// Tells the stored result of a job to where it asked for a reply. A worker that was lost may have
+/// stored it, and not have told it.
+fn tell(tx: &mut Tx<'_>, now: Millis, id: &JobId, headers: &str) -> Outcome<()> {
+    let headers = read_headers(headers)?;
+    if headers.reply_to.is_none() {
+        return Ok(());
+    }
+    let stored = results::get(tx.db(), tx.queue, now, id)?;
+    let owed = stored.and_then(|stored| Owed::new(&headers, stored));
+    owed.map_or(Ok(()), |owed| reply::reply(tx, now, &owed))
+}
+
+fn read_headers(text: &str) -> Outcome<Headers> {
+    serde_json::from_str(text).map_err(|error| Failure::garbled("headers", error))
+}
+
+/// Returns how many attempts were charged.
+fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome<u32> {
     type Row = (u32, Option<Millis>, Option<i64>, Option<String>, Option<i64>, Option<String>);
     let sql = "SELECT attempts, due, lease, worker, cost, history FROM jobs WHERE n = ?1";
     let row: Row = tx.sql(sql)?.query_row([n], |row| row.try_into())?;
@@ -87,7 +107,8 @@ fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome
     if lease.is_some() {
         history.push_crash(attempts, due.unwrap_or(now), &worker.unwrap_or_default())?;
     }
-    bury(tx, (n, state, cost), &history, &Death { at: now, reason: "expired", settled: None })
+    bury(tx, (n, state, cost), &history, &Death { at: now, reason: "expired", settled: None })?;
+    Ok(attempts)
 }
 
 /// The newest first.
@@ -185,8 +206,7 @@ pub(super) fn redrive(tx: &mut Tx<'_>, now: Millis, which: &Which) -> Outcome<St
 fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
     let sql = "SELECT headers FROM payloads WHERE n = ?1";
     let headers: String = tx.sql(sql)?.query_row([n], |row| row.get(0))?;
-    let mut headers: Headers =
-        serde_json::from_str(&headers).map_err(|error| Failure::garbled("headers", error))?;
+    let mut headers = read_headers(&headers)?;
     if headers.deadline.is_some_and(|deadline| millis(deadline) <= now) {
         // Else the job would die again at once.
         headers.deadline = None;

@@ -38,7 +38,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::follow;
-use crate::open::check_reply_to;
+use crate::owed::Owed;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
     Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt, Result,
@@ -325,10 +325,9 @@ impl Broker for SqliteQueue {
     }
 
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
-        check_reply_to(to)?;
-        let (to, result) = (to.to_owned(), result.clone());
-        let traceparent = traceparent.map(str::to_owned);
-        self.write(move |tx, now| reply::reply(tx, now, &to, &result, traceparent)).await
+        let (to, traceparent) = (to.to_owned(), traceparent.map(str::to_owned));
+        let owed = Owed { to, result: result.clone(), traceparent };
+        self.write(move |tx, now| reply::reply(tx, now, &owed)).await
     }
 
     fn lease(&self) -> Duration {

@@ -3,16 +3,14 @@
 use super::failure::{Failure, Outcome};
 use super::publish;
 use super::tx::{Millis, Tx, moment};
-use crate::{Error, ErrorKind, Headers, Job, JobResult};
+use crate::open::check_reply_to;
+use crate::owed::Owed;
+use crate::{Error, ErrorKind, Headers, Job};
 
-/// Publishes the result in the queue `to`; one that is there already stays as it is.
-pub(super) fn reply(
-    tx: &mut Tx<'_>,
-    now: Millis,
-    to: &str,
-    result: &JobResult,
-    traceparent: Option<String>,
-) -> Outcome<()> {
+/// Publishes the result in the queue that is named; one that is there already stays as it is.
+pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, owed: &Owed) -> Outcome<()> {
+    let Owed { to, result, traceparent } = owed;
+    check_reply_to(to)?;
     tx.sql("INSERT INTO queues (name) VALUES (?1) ON CONFLICT (name) DO NOTHING")?.execute([to])?;
     let sql = "SELECT id FROM queues WHERE name = ?1";
     let queue: i64 = tx.sql(sql)?.query_row([to], |row| row.get(0))?;
@@ -22,7 +20,7 @@ pub(super) fn reply(
         return Err(Failure::Refused(Error::new(ErrorKind::Invalid, words)));
     }
     let (content_type, body) = result.reply_body();
-    let content_type = Some(content_type);
+    let (content_type, traceparent) = (Some(content_type), traceparent.clone());
     let headers = Headers { content_type, traceparent, ..Headers::default() };
     let job = Job { id: result.id.clone(), enqueued_at: moment(now), headers, body };
     tx.on_queue(queue, |tx| publish::publish(tx, now, &[job], None).map(drop))

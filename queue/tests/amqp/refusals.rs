@@ -303,3 +303,44 @@ fn what_finds_no_queue_is_not_taken_for_stored_while_others_publish() {
         until("all are dead", async || figures(&other).await == (0, 0, 0, 32)).await;
     });
 }
+
+#[test]
+fn a_job_that_cannot_die_for_want_of_room_is_told_of_once_it_is_dead() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "no-grave")).await;
+        let (_connection, channel) = plain(server).await;
+        let options = QueueDeclareOptions::exclusive();
+        let inbox = "no-grave-replies";
+        channel.queue_declare(inbox.into(), options, FieldTable::default()).await.unwrap();
+        let n_told = async || {
+            let options = QueueDeclareOptions::default().passive();
+            let inbox = channel.queue_declare(inbox.into(), options, FieldTable::default());
+            inbox.await.unwrap().message_count()
+        };
+        bound(server, "ebb:no-grave:dead", 1);
+        fill_with_dead(&queue).await;
+        let n_dead = queue.depth().await.unwrap().dead;
+        let mut late = job("late");
+        late.set("ebb-ttl", "0").unwrap();
+        late.set("ebb-reply-to", inbox).unwrap();
+        queue.publish(vec![late]).await.unwrap();
+        let one = std::num::NonZeroUsize::MIN;
+        until("it was refused some times", async || {
+            queue.receive(one, Duration::from_millis(100)).await.is_err()
+        })
+        .await;
+        let look = async || drop(queue.receive(one, Duration::from_millis(100)).await);
+        for _ in 0..3 {
+            look().await;
+            assert_eq!(n_told().await, 0);
+        }
+        make_room(server, "ebb:no-grave:dead");
+        until("it is dead", async || {
+            look().await;
+            queue.depth().await.unwrap().dead == n_dead + 1
+        })
+        .await;
+        look().await;
+        assert_eq!(n_told().await, 1);
+    });
+}

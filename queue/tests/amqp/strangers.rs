@@ -9,6 +9,9 @@ use lapin::{BasicProperties, Channel};
 
 use crate::{handle, on_shared, plain, take_one, until, url};
 
+/// How long to look for a job.
+const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+
 async fn send(channel: &Channel, to: (&str, &str), properties: BasicProperties, body: &str) {
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -109,6 +112,39 @@ fn an_answer_goes_where_the_property_says_with_the_mark_of_the_request() {
     let header = BasicProperties::default().with_headers(headers);
     an_answer_has_the_mark_of("by-property", property);
     an_answer_has_the_mark_of("by-header", header);
+}
+
+#[test]
+fn who_asked_for_an_answer_is_told_that_there_is_none_with_the_mark_of_the_request() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "no-answer")).await;
+        let (_connection, channel) = plain(server).await;
+        let options = QueueDeclareOptions::exclusive().auto_delete();
+        let answers =
+            channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let mut consumer =
+            channel.basic_consume(answers.name().clone(), "".into(), options, none).await.unwrap();
+        for (header, value, part) in [("ebb-ttl", "0", "expired"), ("ebb-cost", "much", "ebb-cost")]
+        {
+            let mut headers = FieldTable::default();
+            headers.insert(header.into(), AMQPValue::LongString(value.into()));
+            let asks = BasicProperties::default().with_headers(headers);
+            let asks = asks.with_reply_to(answers.name().clone());
+            let asks = asks.with_correlation_id(header.into());
+            send(&channel, ("ebb", "no-answer"), asks, "body").await;
+            let took = queue.receive(std::num::NonZeroUsize::MIN, SOON).await.unwrap();
+            assert!(took.is_empty(), "it runs: {took:?}");
+            let answer = tokio::time::timeout(crate::LONG, consumer.next()).await;
+            let answer = answer.expect("somebody answers").unwrap().unwrap();
+            answer.ack(BasicAckOptions::default()).await.unwrap();
+            let text = String::from_utf8_lossy(&answer.data);
+            assert!(text.starts_with(r#"{"error":""#) && text.contains(part), "{text}");
+            let mark =
+                answer.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str);
+            assert_eq!(mark, Some(header));
+        }
+    });
 }
 
 #[test]

@@ -180,7 +180,10 @@ promises! {
         the_headers_of_plain_jobs_are_counted_before_a_worker_is_there;
     replies:
         an_answer_is_sent_to_where_its_job_asked_for_it
-        a_failure_is_sent_with_its_reason;
+        a_failure_is_sent_with_its_reason
+        a_job_that_dies_waiting_is_told_of_once
+        a_job_whose_worker_was_lost_is_told_of_as_it_is_stored
+        a_message_that_is_no_job_is_told_to_where_it_asked;
     status:
         a_status_is_read_as_it_was_reported
         the_last_status_counts

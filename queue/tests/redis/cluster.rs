@@ -141,11 +141,23 @@ async fn a_reply_to_a_stream_on_another_node_is_refused_with_the_remedy() {
     }
     // Nothing is wrong with the connection.
     assert_eq!((queue.link().n_losses(), queue.link().is_up()), (0, true));
-    for to in [near, format!("{{jobs}}:{far}")] {
-        queue.reply(&to, &result, None).await.unwrap();
-        assert_eq!(tell::<u64>(&mut here, &["XLEN", &to]).await.unwrap(), 1, "{to}");
+    for to in [&near, &format!("{{jobs}}:{far}")] {
+        queue.reply(to, &result, None).await.unwrap();
+        assert_eq!(tell::<u64>(&mut here, &["XLEN", to]).await.unwrap(), 1, "{to}");
     }
     assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+    // The same for jobs that nobody answers: they die, wherever they asked for a reply.
+    let late = [&near, &far].map(|to| {
+        let mut late = job(to);
+        late.set("ebb-ttl", "0").unwrap();
+        late.set("ebb-reply-to", to).unwrap();
+        late
+    });
+    queue.publish(late.to_vec()).await.unwrap();
+    assert!(take(&queue, 9, Duration::ZERO).await.is_empty());
+    assert_eq!(queue.depth().await.unwrap().dead, 2);
+    assert_eq!(tell::<u64>(&mut here, &["XLEN", &near]).await.unwrap(), 2);
+    assert_eq!((queue.link().n_losses(), queue.link().is_up()), (0, true));
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 -- ARGV: time, how many, lease, worker, mark of the lease, result_ttl, key_ttl, number of strangers,
 -- per stranger its entry and what is wrong with it or an empty text, then their jobs.
 -- Answers {deliveries, entries of the inbox that are jobs now once they are read, milliseconds until time
--- makes one ready or -1, how far the clock is ahead of the server's, whether to ask again at once}.
+-- makes one ready or -1, how far the clock is ahead of the server's, whether to ask again at once, replies
+-- that are owed}.
 local max, lease, worker, mark = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local result_ttl, key_ttl, n_strangers = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
@@ -37,8 +38,8 @@ local function take_in()
     end
   end
   flush()
-  local _, told = answer(failures, result_ttl)
-  tell_answers(told)
+  fail(failures, result_ttl)
+  tell_answers(failures.ids)
 end
 
 -- The first change needs no room: a server whose memory is full shall not keep its jobs from workers.
@@ -46,7 +47,7 @@ mark_layout(function() redis.call('ZREM', key('line'), '') end)
 take_in()
 local is_cut = tidy(result_ttl, key_ttl, 1000)
 if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
-  return { {}, strangers(math.min(math.max(max, 16), 256)), -1, server_now - now, 1 }
+  return { {}, strangers(math.min(math.max(max, 16), 256)), -1, server_now - now, 1, owed }
 end
 local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
 local lives, texts_of = fetch('life', ids), fetch('jobs', ids)
@@ -85,7 +86,7 @@ else
   for _, id in ipairs(lent) do drop('line', id) end
 end
 flush()
-if #deliveries > 0 then return { deliveries, {}, -1, 0, 0 } end
+if #deliveries > 0 then return { deliveries, {}, -1, 0, 0, owed } end
 local is_waiting = is_cut or redis.call('XLEN', inbox) > 0
 local due = next_due()
-return { {}, {}, due and due - now or -1, 0, is_waiting and 1 or 0 }
+return { {}, {}, due and due - now or -1, 0, is_waiting and 1 or 0, owed }

@@ -385,6 +385,26 @@ local function add_failure(results, id, attempt, reason)
   results.texts[nth] = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason
 end
 
+-- Replies that the caller is to send, of jobs that ended here: id, stored result, and headers.
+local owed = {}
+
+-- Notes that a job is owed a reply, if it asked for one and has a result of this outcome. Bodies may be
+-- large, so jobs are read one by one.
+local function owe(id, wanted)
+  local headers = string.match(redis.call('HGET', key('jobs'), id) or '', '^[^\n]*')
+  if not string.find(headers, '"reply_to"', 1, true) then return end
+  local outcome, part = fate_of(id)
+  local result = outcome == wanted and redis.call('HGET', key(part), id)
+  if result then owed[#owed + 1] = { id, result, headers } end
+end
+
+-- Stores failures of jobs that nobody answers for. A worker that was lost may have stored another before,
+-- and not have told it.
+local function fail(failures, ttl)
+  answer(failures, ttl)
+  for _, id in ipairs(failures.ids) do owe(id, 'failed') end
+end
+
 local function tell_arrival() redis.call('PUBLISH', key('arrivals'), '') end
 local function tell_answers(ids)
   if #ids > 0 then redis.call('PUBLISH', key('answers'), table.concat(ids, ' ')) end
@@ -448,8 +468,9 @@ local function end_late(late, result_ttl, key_ttl)
     local id, job = one[1], one[2]
     told[nth] = id
     if completed(id) then
-      -- Whoever gave the answer died before the ack.
+      -- Whoever gave the answer died before the ack, and perhaps before it told it.
       done[#done + 1], done_jobs[#done_jobs + 1] = id, job
+      owe(id, 'completed')
     else
       record_crash(job)
       job.t = nil
@@ -459,7 +480,7 @@ local function end_late(late, result_ttl, key_ttl)
   end
   flush()
   finish(done, done_jobs, key_ttl)
-  answer(failures, result_ttl)
+  fail(failures, result_ttl)
   tell_answers(told)
 end
 

@@ -1,10 +1,11 @@
 -- ARGV: time, result_ttl, key_ttl, what to do (list, show, redrive, purge), then for list: the rank below
 -- which to go on or empty, how many; for redrive and purge of all: `all`, the rank after which to go on,
 -- the last rank or empty; for show, redrive and purge of some: `named`, ids.
--- Answers {whether to ask again at once, letters or number, rank to go on from or -1, last rank}.
+-- Answers {whether to ask again at once, letters or number, rank to go on from or -1, last rank, replies
+-- that are owed}.
 local STEP = 500
 local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1 } end
+if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1, owed } end
 
 local function letters(ids)
   local jobs, texts_of, found = load_jobs(ids), fetch('jobs', ids), {}
@@ -23,9 +24,9 @@ if verb == 'list' then
   local max = math.min(tonumber(ARGV[6]), 64)
   local ids = redis.call('ZRANGE', key('dead'), below, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, max)
   local rest = #ids == max and max > 0 and redis.call('ZSCORE', key('dead'), ids[#ids])
-  return { 0, letters(ids), tonumber(rest or -1), -1 }
+  return { 0, letters(ids), tonumber(rest or -1), -1, owed }
 end
-if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1 } end
+if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1, owed } end
 
 local ids, rest, last = {}, -1, -1
 if ARGV[5] == 'all' then
@@ -69,4 +70,4 @@ flush()
 if #taken > 0 then
   if verb == 'purge' then tell_answers(taken) else tell_arrival() end
 end
-return { 0, #taken, rest, last }
+return { 0, #taken, rest, last, owed }

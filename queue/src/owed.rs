@@ -1,0 +1,56 @@
+//! Replies to jobs that their queue ends by itself: no worker is there to send one.
+
+use crate::{Error, ErrorKind, Headers, JobId, JobResult, Result, header};
+
+/// The result of a job as it is stored, and where the job asked to be told of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Owed {
+    pub(crate) to: String,
+    pub(crate) result: JobResult,
+    pub(crate) traceparent: Option<String>,
+}
+
+impl Owed {
+    /// What is owed to whoever waits for a job with these headers, where this is its stored result.
+    /// Nothing where it asked for no reply, nor where it has gone on to another queue, which tells.
+    pub(crate) fn new(headers: &Headers, stored: JobResult) -> Option<Self> {
+        if stored.moved_to().is_some() {
+            return None;
+        }
+        let to = headers.reply_to.clone()?;
+        Some(Self { to, result: stored, traceparent: headers.traceparent.clone() })
+    }
+}
+
+/// Whether a reply may go to this address, where a broker finds this against it. A reply has the rights
+/// of the worker, and who names the address may have fewer: of what is Ebb's or the server's it goes
+/// only to where any client may publish jobs.
+pub(crate) fn check_address(to: &str, why_not: Option<&str>) -> Result<()> {
+    let Some(why) = why_not else { return Ok(()) };
+    Err(Error::new(ErrorKind::Invalid, format!("{}: {to:?} {why}", header::REPLY_TO)))
+}
+
+/// Says so if the reply to a job was not sent. The job has ended all the same, and whoever waits for it
+/// can ask for its result.
+pub(crate) fn note(id: &JobId, sent: Result<()>) {
+    if let Err(error) = sent {
+        tracing::warn!(job.id = %id, %error, "the reply to a job that ended without a worker was not sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Timestamp;
+
+    #[test]
+    fn a_result_is_owed_to_who_asked_for_a_reply_where_the_job_ended() {
+        let (id, now) = ("a".parse::<crate::JobId>().unwrap(), Timestamp::UNIX_EPOCH);
+        let asked = Headers { reply_to: Some("inbox".to_owned()), ..Headers::default() };
+        let failure = JobResult::buried(id.clone(), 2, "expired", now);
+        let owed = Owed::new(&asked, failure.clone()).unwrap();
+        assert_eq!((&*owed.to, &owed.result), ("inbox", &failure));
+        assert!(Owed::new(&Headers::default(), failure).is_none());
+        assert!(Owed::new(&asked, JobResult::moved(id, "jobs-canary", now)).is_none());
+    }
+}
