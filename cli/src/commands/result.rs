@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{ELSEWHERE, Expiry, Line, body_of, dead_now, death, lies_elsewhere};
+use crate::results::{ELSEWHERE, Expiry, GONE, Line, body_of, dead_now, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -123,7 +123,7 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
             Frame::Final(result) => return show(&result, args, output),
         }
     }
-    Err(missing(format!("the queue forgot {} before it had a result", args.id)))
+    Err(missing(format!("{} {GONE}", args.id)))
 }
 
 fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {

@@ -24,7 +24,7 @@ enum Which {
 
 impl NatsQueue {
     /// Makes dead letters of the jobs whose deadline has passed and that nobody holds.
-    async fn bury_expired(&self) -> Result<()> {
+    pub(super) async fn bury_expired(&self) -> Result<()> {
         let shared = &*self.shared;
         let survey = self.survey().await?;
         let now = self.now();
