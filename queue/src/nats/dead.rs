@@ -205,10 +205,9 @@ impl NatsQueue {
         let seq = kept.seq;
         let job = self.letter(kept).job;
         let name = token_of(&job.id);
-        for note in ["purged", "end"] {
-            let subject = shared.names.subject(&format!("notes.{note}.{name}"));
-            shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
-        }
+        let subject = shared.names.subject(&format!("notes.purged.{name}"));
+        shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
+        shared.api.tell(&self.purged_subject(&job.id), bytes::Bytes::new()).await;
         if let Some(key) = &job.headers.key {
             let subject = self.subject_of(key);
             self.forget_key(&subject, &job.id).await?;

@@ -241,9 +241,6 @@ impl NatsQueue {
                 let mut headers = headers.clone();
                 headers.insert(MSG_ID, format!("{}:{}", job.id, mark.seq));
                 ack = shared.api.publish(&subject, headers, job.body.clone()).await?;
-                let ended = shared.names.subject(&format!("notes.end.{}", token_of(&job.id)));
-                let which = serde_json::json!({ "filter": ended });
-                shared.api.purge(&shared.names.notes, &which).await?;
             }
         }
         match is_due {

@@ -143,7 +143,8 @@ promises! {
         only_dead_letters_are_shown
         the_newest_come_first_and_no_more_than_asked_for
         purge_deletes_the_named_ones_for_good
-        purge_of_all_spares_what_is_not_dead;
+        purge_of_all_spares_what_is_not_dead
+        a_purged_job_that_comes_again_later_can_be_followed;
     purge:
         what_waits_is_deleted_and_all_else_stays
         a_job_that_was_deleted_may_come_again_and_run
