@@ -179,6 +179,24 @@ fn what_waits_is_deleted_only_when_it_is_meant() {
 }
 
 #[test]
+fn a_job_without_a_result_says_where_it_is() {
+    let workplace = Workplace::new();
+    enqueue_file(&workplace, &two_waiting(), &[]).ok();
+    for (id, state, words) in [
+        ("now", "waiting", "no result for now yet: it is waiting for a worker"),
+        ("later", "delayed", "no result for later yet: it is delayed"),
+        ("never", "unknown", "never is unknown"),
+    ] {
+        let ran = workplace.ebb(&["result", id, "--json"]);
+        assert_eq!(ran.status.code(), Some(66), "{ran}");
+        assert_eq!((&ran.json()["id"], &ran.json()["state"]), (&json!(id), &json!(state)));
+        let ran = workplace.ebb(&["result", id]);
+        assert_eq!((ran.status.code(), &*ran.stdout), (Some(66), ""), "{ran}");
+        assert!(ran.stderr.contains(words), "{ran}");
+    }
+}
+
+#[test]
 fn one_poison_job_among_64_hurts_nobody_else() {
     let workplace = Workplace::new();
     let jobs: Vec<Value> = (0..64)
