@@ -56,7 +56,7 @@ enum Command {
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
     Result(result::ResultArgs),
-    /// Make the queue, or look at it
+    /// Make the queue, look at it, or empty it
     #[command(subcommand, after_long_help = queue::URLS)]
     Queue(queue::Command),
     /// Read, put back or delete the jobs that failed for good
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 20] = [
+        let paths: [&[&str]; 21] = [
             &["demo"],
             &["up"],
             &["enqueue"],
@@ -244,6 +244,7 @@ mod tests {
             &["queue", "init"],
             &["queue", "info"],
             &["queue", "workers"],
+            &["queue", "purge"],
             &["dlq"],
             &["dlq", "list"],
             &["dlq", "show"],
@@ -262,8 +263,13 @@ mod tests {
     #[test]
     fn every_flag_can_be_set_from_the_environment() {
         // What a command is asked to do this once is not.
-        const ONCE: [&str; 4] =
-            ["dlq purge --all", "dlq purge --yes", "dlq redrive --all", "enqueue --file"];
+        const ONCE: [&str; 5] = [
+            "dlq purge --all",
+            "dlq purge --yes",
+            "dlq redrive --all",
+            "enqueue --file",
+            "queue purge --yes",
+        ];
         const WHICH: [&str; 4] = ["newer-than", "older-than", "reason", "tenant"];
         let of_dlq = |name| WHICH.map(|flag| format!("dlq {name} --{flag}"));
         let mut once: Vec<_> = ["list", "purge", "redrive"].into_iter().flat_map(of_dlq).collect();

@@ -9,6 +9,9 @@ use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+/// What is said of a job whose result cannot come any more.
+pub(crate) const GONE: &str = "was purged, or forgotten by its queue, before it had a result";
+
 /// How long after its deadline a job is looked for among the dead letters.
 const SOON: Duration = Duration::from_millis(100);
 
@@ -56,7 +59,7 @@ pub(crate) async fn result_of(queue: &Queue, job: &Awaited) -> Result<JobResult>
         result = result_unless_forgotten(queue, id) => result?,
         result = death(queue, id, job.expiry) => Some(result),
     };
-    result.with_context(|| format!("the queue forgot {id} before it had a result"))
+    result.with_context(|| format!("{id} {GONE}"))
 }
 
 /// Returns once the job is a dead letter. An expired job gets its result from whoever receives

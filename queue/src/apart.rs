@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 
 use crate::{
     Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
-    Link, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled,
-    WorkerStatus,
+    JobState, Link, Operator, Published, Purged, Queue, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, Unsettled, WorkerStatus,
 };
 
 /// A queue whose answers lie in another one's store.
@@ -103,6 +103,17 @@ impl DeadLetters for Apart {
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
         self.jobs.purge(ids).await
+    }
+}
+
+#[async_trait]
+impl Operator for Apart {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        self.jobs.state(id).await
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        self.jobs.purge_waiting().await
     }
 }
 

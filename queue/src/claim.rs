@@ -108,22 +108,6 @@ impl Claim {
         Ok((job, Some(key)))
     }
 
-    /// Deletes bodies that nobody needs any more, as far as the store lets us.
-    async fn delete(&self, keys: Vec<String>) {
-        if keys.is_empty() {
-            return;
-        }
-        let delete = |key: String| async move {
-            if let Err(error) = self.store.delete(&key).await {
-                warn!(key, %error, "a body was not deleted; the store's lifecycle rules may");
-            }
-        };
-        let deletions = stream::iter(keys).for_each_concurrent(ABREAST, delete);
-        if tokio::time::timeout(DELETION, deletions).await.is_err() {
-            warn!("bodies were not deleted in time; the store's lifecycle rules may");
-        }
-    }
-
     /// The result as it is stored: its answer in the store and a reference here, if it is large.
     async fn check_in_answer(&self, result: &JobResult) -> Result<Option<JobResult>> {
         let Outcome::Completed { content_type, body } = &result.outcome else { return Ok(None) };
@@ -134,6 +118,22 @@ impl Claim {
         let reference = Reference::new(Reference::result_key(result, &sha256), body, sha256);
         self.store.put(&reference.key, body).await?;
         Ok(Some(reference.replace_answer(result, content_type)))
+    }
+}
+
+/// Deletes bodies that nobody needs any more, as far as the store lets us.
+async fn delete(store: &Store, keys: Vec<String>) {
+    if keys.is_empty() {
+        return;
+    }
+    let delete = |key: String| async move {
+        if let Err(error) = store.delete(&key).await {
+            warn!(key, %error, "a body was not deleted; the store's lifecycle rules may");
+        }
+    };
+    let deletions = stream::iter(keys).for_each_concurrent(ABREAST, delete);
+    if tokio::time::timeout(DELETION, deletions).await.is_err() {
+        warn!("bodies were not deleted in time; the store's lifecycle rules may");
     }
 }
 
@@ -206,7 +206,7 @@ impl Broker for Claim {
         let published = match failure {
             None => self.queue.publish(jobs).await,
             Some(error) => {
-                self.delete(keys.into_iter().flatten().collect()).await;
+                delete(&self.store, keys.into_iter().flatten().collect()).await;
                 return Err(error);
             }
         };
@@ -223,7 +223,7 @@ impl Broker for Claim {
             }
             Err(_) => Vec::new(),
         };
-        self.delete(unused).await;
+        delete(&self.store, unused).await;
         published
     }
 
@@ -258,7 +258,7 @@ impl Broker for Claim {
         let done = settlements.iter().enumerate();
         let done = done.filter(|(nth, one)| *one.verdict() == Verdict::Ack && is_held(*nth));
         let keys = done.filter_map(|(_, one)| parse_receipt(one.receipt()).1.map(str::to_owned));
-        self.delete(keys.collect()).await;
+        delete(&self.store, keys.collect()).await;
         answers
     }
 

@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use crate::delivery::{all_settled, note};
 use crate::{
     AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind, Frame,
-    Info, Job, JobId, JobResult, Link, Published, Receipt, Result, ResultStore, Settled,
-    Settlement, Stored, Unsettled, Verdict, WorkerStatus,
+    Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged, Receipt, Result,
+    ResultStore, Settled, Settlement, Stored, Unsettled, Verdict, WorkerStatus,
 };
 pub use faults::{Faults, Injected};
 
@@ -333,6 +333,17 @@ impl<B: AnyQueue + ?Sized + 'static> DeadLetters for Faulty<B> {
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
         self.call(self.inner.purge(ids)).await
+    }
+}
+
+#[async_trait]
+impl<B: AnyQueue + ?Sized + 'static> Operator for Faulty<B> {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        self.call(self.inner.state(id)).await
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        self.call(self.inner.purge_waiting()).await
     }
 }
 

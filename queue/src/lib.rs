@@ -1,8 +1,8 @@
 //! What a job is, where it waits and where its result goes.
 //!
 //! The seam is this page: [`Backlog`] is all that the scaler may see, [`Broker`] all that a worker
-//! may do, [`DeadLetters`] what an operator may do, [`ResultStore`] where answers go.
-//! [`open`] turns a URL into a [`Queue`] that has all four.
+//! may do, [`DeadLetters`] and [`Operator`] what an operator may do, [`ResultStore`] where answers go.
+//! [`open`] turns a URL into a [`Queue`] that has all of them.
 //!
 //! The `# Behavior` lists are the contract of every broker; the conformance suite holds each to it.
 
@@ -26,6 +26,7 @@ pub mod memory;
 mod moved;
 mod nats;
 mod open;
+mod operator;
 mod owed;
 mod reason;
 mod redis;
@@ -56,6 +57,7 @@ pub use link::Link;
 pub use open::{
     Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
+pub use operator::{JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
@@ -203,6 +205,27 @@ pub trait DeadLetters: Send + Sync {
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64>;
 }
 
+/// What an operator may ask and do about the other jobs.
+#[async_trait]
+pub trait Operator: Send + Sync {
+    /// Where the job under this id is; none where the broker cannot tell.
+    ///
+    /// # Behavior
+    /// - Costs the same at any depth, and touches nothing.
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>>;
+
+    /// Deletes the jobs that wait, ready or delayed, a step at a time as the stream is read.
+    ///
+    /// # Behavior
+    /// - Spares what is held under a live lease, and the dead letters: an expired job that nobody
+    ///   holds is one of them.
+    /// - What is published or put back meanwhile may stay.
+    /// - A job leaves nothing behind: its id and its key are unknown at once, as well as a failed
+    ///   result and its chunks. Who follows its result is told that none can come; no reply is sent.
+    /// - Ends with the first error. To drop the stream leaves the rest where it is.
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>>;
+}
+
 /// Where answers go, keyed by job id.
 #[async_trait]
 pub trait ResultStore: Send + Sync {
@@ -236,7 +259,7 @@ pub trait ResultStore: Send + Sync {
     ///   than before has missed its beginning, and follows anew from 0.
     /// - Waits as long as there is no result, also for a job that nobody has published yet.
     /// - Ends without a result when none can come: the job is done and its result forgotten or never
-    ///   stored, or its dead letter is purged. Told soon in the process that does it, elsewhere
+    ///   stored, or it is purged. Told soon in the process that does it, elsewhere
     ///   within seconds.
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>>;
 
@@ -279,6 +302,6 @@ pub struct Attempt {
     pub what: String,
 }
 
-/// One broker for all four seams; what [`open`] returns.
-pub trait AnyQueue: Broker + DeadLetters + ResultStore {}
-impl<T: Broker + DeadLetters + ResultStore> AnyQueue for T {}
+/// One broker for all seams; what [`open`] returns.
+pub trait AnyQueue: Broker + DeadLetters + Operator + ResultStore {}
+impl<T: Broker + DeadLetters + Operator + ResultStore> AnyQueue for T {}

@@ -23,8 +23,9 @@ use crate::open::check_reply_to;
 use crate::owed::{self, Owed};
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job,
-    JobId, JobResult, Link, OpenOptions, Published, Receipt, Result, ResultStore, STATUS_TTL,
-    Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId, WorkerStatus,
+    JobId, JobResult, JobState, Link, OpenOptions, Operator, Published, Purged, Receipt, Result,
+    ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId,
+    WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -274,6 +275,28 @@ impl DeadLetters for MemoryQueue {
         let n_purged = state.jobs.purge(ids);
         self.shared.answer.ring();
         Ok(n_purged)
+    }
+}
+
+#[async_trait]
+impl Operator for MemoryQueue {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        let (state, now) = self.state();
+        Ok(Some(state.jobs.state(id, now, |id| state.answers.is_completed(id, now))))
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        let queue = self.clone();
+        let all_at_once = stream::once(async move {
+            let (mut state, now) = queue.tidy_state();
+            let mut jobs = state.jobs.purge_waiting(now);
+            jobs.iter().for_each(|job| state.answers.reset(&job.id));
+            queue.shared.answer.ring();
+            let n_jobs = jobs.len() as u64;
+            jobs.retain(|job| job.headers.body_ref.is_some());
+            Ok(Purged { n_jobs, referring: jobs })
+        });
+        Ok(all_at_once.boxed())
     }
 }
 

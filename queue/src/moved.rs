@@ -18,9 +18,10 @@ use tokio::sync::Mutex;
 
 use crate::open::{check_queue, open_single};
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
-    Link, Missing, Moved, OpenOptions, Outcome, Published, Queue, QueueUrl, Receipt, Result,
-    ResultStore, Settled, Settlement, Stored, Timestamp, Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, ErrorKind, Frame, Info, Job, JobId,
+    JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator, Outcome, Published, Purged,
+    Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp,
+    Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -84,10 +85,18 @@ impl Trail {
     }
 
     async fn answer(&self, id: &JobId) -> Result<Option<JobResult>> {
+        Ok(self.end(id).await?.and_then(|(_, found)| found))
+    }
+
+    /// The queue that the job has gone on to in the end, with what there is of an answer; none where
+    /// it goes in a circle.
+    async fn end(&self, id: &JobId) -> Result<Option<(Queue, Option<JobResult>)>> {
         let mut queue = Arc::clone(&self.0.queue);
         for _ in 0..=HOPS {
             let found = queue.get(id).await?;
-            let Some(to) = found.as_ref().and_then(JobResult::moved_to) else { return Ok(found) };
+            let Some(to) = found.as_ref().and_then(JobResult::moved_to) else {
+                return Ok(Some((queue, found)));
+            };
             queue = self.other(to).await?;
         }
         Ok(None)
@@ -222,12 +231,47 @@ impl DeadLetters for Trail {
     }
 }
 
+#[async_trait]
+impl Operator for Trail {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        let here = self.0.queue.state(id).await?;
+        if !matches!(here, None | Some(JobState::Done | JobState::Unknown)) {
+            return Ok(here);
+        }
+        match self.end(id).await {
+            Ok(Some((queue, _))) => queue.state(id).await,
+            Ok(None) => Ok(here),
+            // Who may look need not be one who may read answers.
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(here),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        self.0.queue.purge_waiting().await
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn id() -> JobId {
         "job-1".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_went_on_is_where_it_went() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let queue = open(&intake).await;
+        assert_eq!(queue.state(&id()).await.unwrap(), Some(JobState::Unknown));
+        let mut job = Job { id: id(), ..Job::new("{}", Timestamp::now()) };
+        job.set("ebb-delay", "1h").unwrap();
+        open(&intake.with_queue("canary").unwrap()).await.publish(vec![job]).await.unwrap();
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        assert_eq!(queue.state(&id()).await.unwrap(), Some(JobState::Delayed));
     }
 
     #[test]

@@ -153,6 +153,49 @@ fn dead_letters_are_deleted_only_when_it_is_meant() {
     assert_eq!(workplace.depth()["dead"], 0);
 }
 
+/// One that is ready, and one that is delayed.
+fn two_waiting() -> [Value; 2] {
+    let later = json!({"id": "later", "headers": {"ebb-delay": "1h"}, "body": {"input": "later"}});
+    [json!({"id": "now", "body": {"input": "now"}}), later]
+}
+
+#[test]
+fn what_waits_is_deleted_only_when_it_is_meant() {
+    let workplace = Workplace::new();
+    enqueue_file(&workplace, &two_waiting(), &[]).ok();
+    let timid = workplace.ebb(&["queue", "purge"]);
+    assert_eq!(timid.status.code(), Some(2), "{timid}");
+    assert!(timid.stderr.contains("--yes"), "{timid}");
+    assert_eq!(workplace.depth()["ready"], 1);
+    let purged = workplace.ebb(&["queue", "purge", "--yes", "--json"]).ok().json();
+    let none = json!({"purged": 2, "ready": 0, "in_flight": 0, "delayed": 0, "dead": 0});
+    assert_eq!(purged, none);
+
+    // The same ids are new again.
+    enqueue_file(&workplace, &two_waiting(), &[]).ok();
+    let words = workplace.ebb(&["queue", "purge", "--yes"]).ok();
+    let expected = "2 deleted; now 0 ready, 0 in flight, 0 delayed, 0 dead";
+    assert_eq!(words.stdout.trim_end(), expected);
+}
+
+#[test]
+fn a_job_without_a_result_says_where_it_is() {
+    let workplace = Workplace::new();
+    enqueue_file(&workplace, &two_waiting(), &[]).ok();
+    for (id, state, words) in [
+        ("now", "waiting", "no result for now yet: it is waiting for a worker"),
+        ("later", "delayed", "no result for later yet: it is delayed"),
+        ("never", "unknown", "never is unknown"),
+    ] {
+        let ran = workplace.ebb(&["result", id, "--json"]);
+        assert_eq!(ran.status.code(), Some(66), "{ran}");
+        assert_eq!((&ran.json()["id"], &ran.json()["state"]), (&json!(id), &json!(state)));
+        let ran = workplace.ebb(&["result", id]);
+        assert_eq!((ran.status.code(), &*ran.stdout), (Some(66), ""), "{ran}");
+        assert!(ran.stderr.contains(words), "{ran}");
+    }
+}
+
 #[test]
 fn one_poison_job_among_64_hurts_nobody_else() {
     let workplace = Workplace::new();
@@ -389,6 +432,7 @@ fn who_only_looks_makes_no_queue() {
         &["dlq", "show", "job-1"],
         &["dlq", "redrive", "--all"],
         &["dlq", "purge", "--all", "--yes"],
+        &["queue", "purge", "--yes"],
         &["result", "job-1"],
     ] {
         let ran = workplace.ebb(args);

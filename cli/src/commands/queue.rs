@@ -1,12 +1,14 @@
-//! `ebb queue`: makes a queue, tells how its broker is set, and looks at it, touching nothing.
+//! `ebb queue`: makes a queue, tells how its broker is set, looks at it, and empties it.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
-use ebb_queue::{Depth, Info, QueueUrl, WorkerStatus};
+use ebb_queue::{Depth, Info, Queue, QueueUrl, WorkerStatus};
+use futures::StreamExt;
+use serde_json::json;
 
-use crate::exit::Exit;
+use crate::exit::{Exit, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, note, seconds, span, table};
+use crate::output::{Output, Progress, Unit, grouped, note, seconds, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -35,6 +37,16 @@ pub(crate) enum Command {
     /// List the workers that reported within the last seconds
     #[command(after_help = WORKERS_HELP)]
     Workers {
+        /// Where the queue is.
+        #[command(flatten)]
+        queue: QueueArgs,
+    },
+    /// Delete the jobs that are ready or delayed; what runs and the dead letters stay
+    #[command(after_help = PURGE_HELP)]
+    Purge {
+        /// Really delete them; there is no way back
+        #[arg(long)]
+        yes: bool,
         /// Where the queue is.
         #[command(flatten)]
         queue: QueueArgs,
@@ -95,6 +107,17 @@ Examples:
   ebb queue info --queue redis://broker:6379
   ebb queue info --json | jq -r '.warnings[].code'";
 
+const PURGE_HELP: &str = "\
+A job that is deleted leaves nothing behind: its id and ebb-key are unknown at once, no result is
+stored and no reply is sent. Who waits for its result is told that none will come, but on RabbitMQ.
+What workers hold goes on, and what is enqueued meanwhile may stay. For dead letters there is
+`ebb dlq purge`. With --payloads the large bodies of the jobs are deleted as well, but on RabbitMQ.
+
+Examples:
+  ebb queue depth
+  ebb queue purge --yes
+  ebb queue purge --yes --json --queue nats://broker?queue=embeddings";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -132,8 +155,38 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
                 workers => output.line(workers_table(workers))?,
             }
         }
+        Command::Purge { queue, yes } => {
+            if !yes {
+                return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
+            }
+            purge(&queue.find().await?, output).await?;
+        }
     }
     Ok(Exit::Done)
+}
+
+async fn purge(queue: &Queue, output: Output) -> Result<()> {
+    let before = queue.depth().await?;
+    let mut progress = Progress::new("purge", Some(before.ready + before.delayed), Unit::Items);
+    let (mut steps, mut n_purged) = (queue.purge_waiting().await?, 0);
+    while let Some(step) = steps.next().await {
+        let step =
+            step.with_context(|| format!("{} were deleted, the rest stays", grouped(n_purged)))?;
+        n_purged += step.n_jobs;
+        progress.add(step.n_jobs);
+    }
+    progress.end();
+    let Depth { ready, in_flight, delayed, dead, .. } = queue.depth().await?;
+    if output.json {
+        return output.json(&json!({
+            "purged": n_purged, "ready": ready, "in_flight": in_flight, "delayed": delayed, "dead": dead,
+        }));
+    }
+    let [n_purged, ready, in_flight, delayed, dead] =
+        [n_purged, ready, in_flight, delayed, dead].map(grouped);
+    output.line(format!(
+        "{n_purged} deleted; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead"
+    ))
 }
 
 /// What `init` and `info` print with --json.

@@ -5,14 +5,14 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use ebb_queue::{ErrorKind, Frame, JobId, JobResult, Outcome, Queue};
+use ebb_queue::{ErrorKind, Frame, JobId, JobResult, JobState, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
 
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::results::{ELSEWHERE, Expiry, Line, body_of, dead_now, death, lies_elsewhere};
+use crate::results::{ELSEWHERE, Expiry, GONE, Line, body_of, dead_now, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -46,6 +46,11 @@ The result is one JSON object: id, outcome (completed or failed), attempt, finis
 worker answered), and body or error. A failed job exits with 1, one without a result yet with 66:
 the command does not wait, unless --follow says so.
 
+Where there is no result, what is known of the job is told, with --json as the field `state` of an
+object: waiting, delayed, running, dead, done (and its result forgotten) or unknown. Where the
+broker cannot tell, it is null: on RabbitMQ always, on NATS but for dead letters and what plain
+clients published, and on Redis in place of unknown while something of plain clients is unread.
+
 With --follow, pieces of the body are printed as they come. When an attempt fails midway and the
 next one begins anew, a line on standard error says so; with --json each piece is an object with its
 attempt, and pieces of earlier attempts are void.
@@ -66,13 +71,49 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
             None => unless_denied(dead_now(&queue, &args.id).await)?,
             found => found,
         };
-        let none = || missing(format!("no result for {} yet; wait for it with --follow", args.id));
-        return show(&result.ok_or_else(none)?, &args, output);
+        return match result {
+            Some(result) => show(&result, &args, output),
+            None => no_result(&queue, &args, output).await,
+        };
     }
     let limit = args.timeout.unwrap_or(Duration::MAX);
     match tokio::time::timeout(limit, follow(&queue, &args, output)).await {
         Ok(exit) => exit,
         Err(_) => Err(timeout(format!("no result for {} in time", args.id))),
+    }
+}
+
+/// Says what is known of a job that has no result.
+async fn no_result(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
+    let id = &args.id;
+    let state = unless_denied(queue.state(id).await)?;
+    // It may have been done a moment ago.
+    if state == Some(JobState::Done)
+        && let Some(result) = queue.get(id).await?
+    {
+        return show(&result, args, output);
+    }
+    let words = words_of(id, state);
+    if output.json {
+        output.json(&json!({ "id": id, "state": state, "error": words }))?;
+    }
+    Err(missing(words))
+}
+
+fn words_of(id: &JobId, state: Option<JobState>) -> String {
+    let not_yet = |why: &str| format!("no result for {id} yet{why}; wait for it with --follow");
+    match state {
+        None => not_yet(""),
+        Some(JobState::Waiting) => not_yet(": it is waiting for a worker"),
+        Some(JobState::Delayed) => not_yet(": it is delayed"),
+        Some(JobState::Running) => not_yet(": it is running"),
+        Some(JobState::Dead) => format!("no result for {id}: it is dead; see ebb dlq show {id}"),
+        Some(JobState::Done) => {
+            format!("no result for {id} any more: it is done, and its result forgotten")
+        }
+        Some(JobState::Unknown) => format!(
+            "{id} is unknown: it was never published here, was purged, or was done long ago"
+        ),
     }
 }
 
@@ -123,7 +164,7 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
             Frame::Final(result) => return show(&result, args, output),
         }
     }
-    Err(missing(format!("the queue forgot {} before it had a result", args.id)))
+    Err(missing(format!("{} {GONE}", args.id)))
 }
 
 fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {

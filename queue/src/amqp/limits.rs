@@ -6,8 +6,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "results",
         instead: "RabbitMQ keeps no results: name a store for them with --results URL. Who follows \
-                  a result there waits as long as there is none, and a job that is put back keeps \
-                  its failed result until it has a completed one",
+                  a result there waits as long as there is none, also of a job that was purged, \
+                  and a job that is put back keeps its failed result until it has a completed one",
     },
     Limit {
         promise: "duplicates",
@@ -84,6 +84,17 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "a queue can be read from its head only: who looks at the dead letters takes them \
                   for that while, another who looks at the same moment sees the rest, and no more \
                   than the oldest 50000 are looked through at once",
+    },
+    Limit {
+        promise: "purge",
+        instead: "a purge of what waits has RabbitMQ delete it without a look at it: expired jobs \
+                  go as well, bodies in a store of payloads stay until its lifecycle rules delete \
+                  them, and what a worker fetched ahead stays",
+    },
+    Limit {
+        promise: "state",
+        instead: "where a job is that has no result is not known, since a queue can be read from \
+                  its head only",
     },
     Limit {
         promise: "plain clients",

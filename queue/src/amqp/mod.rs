@@ -29,6 +29,7 @@ mod session;
 mod tags;
 mod topology;
 mod voice;
+mod waiting;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,10 +1,14 @@
 //! What an operator does with jobs whose bodies lie in a store.
 
-use async_trait::async_trait;
+use std::sync::Arc;
 
-use super::Claim;
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
 use super::reference::Reference;
-use crate::{DeadLetter, DeadLetters, JobId, Result};
+use super::{Claim, delete};
+use crate::{DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Result};
 
 /// Dead letters that are looked at in one go when all are deleted.
 const PAGE: usize = 256;
@@ -57,15 +61,38 @@ impl DeadLetters for Claim {
     }
 }
 
+#[async_trait]
+impl Operator for Claim {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        self.queue.state(id).await
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        let steps = self.queue.purge_waiting().await?;
+        let store = Arc::clone(&self.store);
+        let purged = steps.then(move |step| {
+            let store = Arc::clone(&store);
+            async move {
+                let Purged { n_jobs, referring } = step?;
+                delete(&store, referring.iter().filter_map(key_of).collect()).await;
+                Ok(Purged { n_jobs, referring: Vec::new() })
+            }
+        });
+        Ok(purged.boxed())
+    }
+}
+
+/// Where the body of a job lies in the store, if it lies there.
+fn key_of(job: &Job) -> Option<String> {
+    let key = job.headers.body_ref.as_deref()?;
+    Reference::of_job(job, key).ok().map(|reference| reference.key)
+}
+
 impl Claim {
     async fn purge_letters(&self, letters: Vec<DeadLetter>) -> Result<u64> {
-        let keyed = |letter: &DeadLetter| {
-            let key = letter.job.headers.body_ref.as_deref()?;
-            Reference::of_job(&letter.job, key).ok().map(|reference| reference.key)
-        };
         let (mut plain, mut keys, mut n_purged) = (Vec::new(), Vec::new(), 0);
         for letter in &letters {
-            let Some(key) = keyed(letter) else {
+            let Some(key) = key_of(&letter.job) else {
                 plain.push(letter.job.id.clone());
                 continue;
             };
@@ -79,7 +106,7 @@ impl Claim {
         if !plain.is_empty() {
             n_purged += self.queue.purge(Some(&plain)).await?;
         }
-        self.delete(keys).await;
+        delete(&self.store, keys).await;
         Ok(n_purged)
     }
 }

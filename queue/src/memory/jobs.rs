@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::follow::Standing;
 use crate::{
     Attempt, Behavior, ByPriority, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId,
-    Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict, WorkerId,
+    JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
+    WorkerId,
 };
 
 /// Where a job stands in line: by priority, then by publication.
@@ -325,6 +326,35 @@ impl Jobs {
             Some(State::Done { .. }) => Standing::Done,
             Some(_) => Standing::Open,
         }
+    }
+
+    /// Where the job under this id is.
+    pub(super) fn state(
+        &self,
+        id: &JobId,
+        now: Timestamp,
+        is_answered: impl Fn(&JobId) -> bool,
+    ) -> JobState {
+        let Some(entry) = self.places.get(id).and_then(|place| self.line.get(place)) else {
+            return JobState::Unknown;
+        };
+        match entry.state {
+            State::Done { forget_at } if forget_at <= now => JobState::Unknown,
+            State::Done { .. } => JobState::Done,
+            State::Dead { .. } => JobState::Dead,
+            _ if entry.is_held(now) => JobState::Running,
+            _ if entry.is_expired(now) && is_answered(id) => JobState::Done,
+            _ if entry.is_expired(now) => JobState::Dead,
+            _ if entry.is_ready(now) => JobState::Waiting,
+            _ => JobState::Delayed,
+        }
+    }
+
+    /// Deletes what waits, and returns it.
+    pub(super) fn purge_waiting(&mut self, now: Timestamp) -> Vec<Job> {
+        let waiting = self.line.iter().filter(|(_, entry)| entry.waits(now));
+        let places: Vec<_> = waiting.map(|(place, _)| *place).collect();
+        places.into_iter().filter_map(|place| Some(self.remove(place)?.job)).collect()
     }
 
     /// The newest first.

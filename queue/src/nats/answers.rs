@@ -242,8 +242,11 @@ impl NatsQueue {
             names.subject(&format!("chunks.{name}.>")),
             names.subject(&format!("notes.end.{name}")),
         ];
+        let purged = [self.purged_subject(&id)];
         let frames = async_stream::try_stream! {
-            let mut is_echo = false;
+            let (mut is_echo, mut is_purged) = (false, false);
+            // For the whole time: of a purge nothing is kept.
+            let mut knell = Bell::arm(&queue.shared.api.client, &purged).await?;
             loop {
                 let mut bell = Bell::arm(&queue.shared.api.client, &subjects).await?;
                 let frames = queue.frames(&id, &mut cursor).await?;
@@ -255,11 +258,15 @@ impl NatsQueue {
                         return;
                     }
                 }
-                if !found && queue.has_ended(&id).await? && queue.answer(&id).await?.is_none() {
+                let has_ended = is_purged || (!found && queue.has_ended(&id).await?);
+                if has_ended && !found && queue.answer(&id).await?.is_none() {
                     return;
                 }
                 let nap = if is_echo { ECHO } else { FOLLOW_NAP };
-                is_echo = bell.rings_within(nap).await;
+                tokio::select! {
+                    rings = bell.rings_within(nap) => is_echo = rings,
+                    () = knell.rings() => is_purged = true,
+                }
             }
         };
         frames.boxed()

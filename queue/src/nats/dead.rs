@@ -24,7 +24,7 @@ enum Which {
 
 impl NatsQueue {
     /// Makes dead letters of the jobs whose deadline has passed and that nobody holds.
-    async fn bury_expired(&self) -> Result<()> {
+    pub(super) async fn bury_expired(&self) -> Result<()> {
         let shared = &*self.shared;
         let survey = self.survey().await?;
         let now = self.now();
@@ -207,10 +207,9 @@ impl NatsQueue {
         let seq = kept.seq;
         let job = self.letter(kept).job;
         let name = token_of(&job.id);
-        for note in ["purged", "end"] {
-            let subject = shared.names.subject(&format!("notes.{note}.{name}"));
-            shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
-        }
+        let subject = shared.names.subject(&format!("notes.purged.{name}"));
+        shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
+        shared.api.tell(&self.purged_subject(&job.id), bytes::Bytes::new()).await;
         if let Some(key) = &job.headers.key {
             let subject = self.subject_of(key);
             self.forget_key(&subject, &job.id).await?;

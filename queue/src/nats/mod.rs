@@ -21,6 +21,7 @@ mod settle;
 mod sight;
 mod speak;
 mod topology;
+mod waiting;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -86,6 +87,12 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "a message of a foreign client that leaves no room for headers under max_payload \
                   or within 64 KiB of headers stays where it is when it is delayed, retried or given \
                   back: it counts as ready meanwhile, and to give it back costs an attempt",
+    },
+    Limit {
+        promise: "state",
+        instead: "where a job is that has no result is known of dead letters and of what plain \
+                  clients published, unless it was tried before: of others only their messages \
+                  tell the id",
     },
     Limit {
         promise: "cost",

@@ -225,9 +225,6 @@ impl NatsQueue {
                 let mut headers = headers.clone();
                 headers.insert(MSG_ID, format!("{}:{}", job.id, mark.seq));
                 ack = shared.api.publish(&subject, headers, job.body.clone()).await?;
-                let ended = shared.names.subject(&format!("notes.end.{}", token_of(&job.id)));
-                let which = serde_json::json!({ "filter": ended });
-                shared.api.purge(&shared.names.notes, &which).await?;
             }
         }
         match is_due {
@@ -280,11 +277,20 @@ impl NatsQueue {
 
     /// Forgets what lies under the key of a job that was purged.
     pub(super) async fn forget_key(&self, subject: &str, id: &JobId) -> Result<()> {
+        self.forget_mark(subject, |mark| mark.id == *id).await
+    }
+
+    /// The same where the mark is the right one.
+    pub(super) async fn forget_mark(
+        &self,
+        subject: &str,
+        is_it: impl Fn(&Mark) -> bool,
+    ) -> Result<()> {
         let shared = &*self.shared;
         let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
             return Ok(());
         };
-        if serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| mark.id == *id) {
+        if serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| is_it(&mark)) {
             shared.api.delete(&shared.names.keys, kept.seq).await?;
         }
         Ok(())

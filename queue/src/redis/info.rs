@@ -29,7 +29,8 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "what any client writes to the stream has its priority, id and key from \
                   when a worker reads it, 16 to 256 entries at a time. Delay, priority and \
                   deadline of the first 32 that none has read are in the depth; the rest \
-                  counts as ready and normal. max_ready holds nobody back who publishes past \
+                  counts as ready and normal. Whether an id that is not known is one of these \
+                  is not told. max_ready holds nobody back who publishes past \
                   Ebb; maxmemory with noeviction does",
     },
 ];

@@ -36,6 +36,7 @@ mod receive;
 mod results;
 mod script;
 mod value;
+mod waiting;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

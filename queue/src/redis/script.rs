@@ -46,6 +46,8 @@ pub(super) static EXTEND: Script =
     Script::new(|| Source::of(&[include_str!("scripts/extend.lua")]));
 pub(super) static DEPTH: Script = Script::new(|| Source::of(&[include_str!("scripts/depth.lua")]));
 pub(super) static DEAD: Script = Script::new(|| Source::of(&[include_str!("scripts/dead.lua")]));
+pub(super) static STATE: Script = Script::new(|| Source::of(&[include_str!("scripts/state.lua")]));
+pub(super) static PURGE: Script = Script::new(|| Source::of(&[include_str!("scripts/purge.lua")]));
 pub(super) static PUT: Script = Script::new(|| Source::of(&[include_str!("scripts/put.lua")]));
 pub(super) static CHUNK: Script = Script::new(|| Source::of(&[include_str!("scripts/chunk.lua")]));
 pub(super) static FRAMES: Script =

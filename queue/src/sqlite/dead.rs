@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
+use async_trait::async_trait;
 use rusqlite::OptionalExtension;
 
+use super::SqliteQueue;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
 use super::reply;
@@ -12,7 +14,7 @@ use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
 use super::tx::{Millis, State, Tx, millis, moment};
 use crate::owed::{self, Owed};
-use crate::{DeadLetter, Headers, JobId, JobResult};
+use crate::{DeadLetter, DeadLetters, Headers, JobId, JobResult, Result};
 
 /// Jobs that one command changes at most: others wait for the writer.
 pub(super) const STEP: usize = 500;
@@ -237,4 +239,24 @@ pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
         tx.leaves(State::Dead, cost);
     }
     Ok(Step { n_done: rows.len() as u64, rest })
+}
+
+#[async_trait]
+impl DeadLetters for SqliteQueue {
+    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
+        self.letters(move |tx, _| list(tx, max)).await
+    }
+
+    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        let id = id.clone();
+        self.letters(move |tx, _| show(tx, &id)).await
+    }
+
+    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.steps(Which::new(ids), redrive).await
+    }
+
+    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
+        self.steps(Which::new(ids), |tx, _, which| purge(tx, which)).await
+    }
 }

@@ -21,6 +21,7 @@ mod signals;
 mod stored;
 mod sweep;
 mod tx;
+mod waiting;
 mod watcher;
 mod workers;
 mod writer;
@@ -40,9 +41,9 @@ use tokio::time::Instant;
 use crate::follow;
 use crate::owed::Owed;
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt, Result,
-    ResultStore, Settled, Settlement, Stored, Synchronous, Unsettled, Warning, WorkerStatus,
+    Backlog, Behavior, Broker, Clock, Delivery, Depth, Error, ErrorKind, Frame, Info, Job, JobId,
+    JobResult, Link, Missing, OpenOptions, Published, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, Synchronous, Unsettled, Warning, WorkerStatus,
 };
 use claim::{Claim, Claimed};
 use dead::{Step, Ttls, Which};
@@ -336,26 +337,6 @@ impl Broker for SqliteQueue {
 
     async fn close(&self) -> Result<()> {
         Ok(())
-    }
-}
-
-#[async_trait]
-impl DeadLetters for SqliteQueue {
-    async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
-        self.letters(move |tx, _| dead::list(tx, max)).await
-    }
-
-    async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
-        let id = id.clone();
-        self.letters(move |tx, _| dead::show(tx, &id)).await
-    }
-
-    async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.steps(Which::new(ids), dead::redrive).await
-    }
-
-    async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.steps(Which::new(ids), |tx, _, which| dead::purge(tx, which)).await
     }
 }
 

@@ -1,5 +1,7 @@
 //! Dead letters whose bodies lie in the store.
 
+use futures::TryStreamExt;
+
 use crate::{Site, body, id, job, take};
 
 /// Dead letters of these names, each with a large body, and one with a small one.
@@ -54,4 +56,20 @@ async fn a_purge_of_all_takes_more_than_a_page() {
     let site = dead(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     assert_eq!(site.queue.purge(None).await.unwrap(), 601);
     assert!(site.keys("bodies").is_empty() && site.queue.list(9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_purge_of_what_waits_deletes_its_bodies_and_no_others() {
+    let site = dead(&["dead"]).await;
+    let mut later = job("later", 500);
+    later.set("ebb-delay", "1h").unwrap();
+    site.queue.publish(vec![job("running", 500)]).await.unwrap();
+    let running = take(&site.queue, 1).await.remove(0);
+    site.queue.publish(vec![job("waits", 500), later, job("tiny", 10)]).await.unwrap();
+    assert_eq!(site.keys("bodies").len(), 4);
+    let steps: Vec<_> = site.queue.purge_waiting().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 3);
+    assert_eq!(site.keys("bodies").len(), 2, "those of what runs and of the dead letter");
+    site.queue.settle(&[running.ack()]).await.unwrap();
+    assert_eq!(site.keys("bodies").len(), 1);
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use ebb_queue::{JobId, Queue};
+use ebb_queue::{Frame, JobId, Queue};
+use futures::StreamExt;
 
-use crate::fixture::{Fixture, publish, settle};
+use crate::fixture::{Fixture, publish, settle, soon};
 
 pub async fn a_rejected_job_is_kept_with_its_reason(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -61,6 +62,22 @@ pub async fn purge_of_all_spares_what_is_not_dead(fixture: &dyn Fixture) {
     fixture.assert_counts(&queue, [1, 1, 0, 0]).await;
     settle(&queue, running.ack()).await;
     assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "e");
+}
+
+pub async fn a_purged_job_that_comes_again_later_can_be_followed(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    fixture.publish(&queue, &["a"]).await;
+    fixture.kill(&queue, "bad").await;
+    assert_eq!(queue.purge(None).await.unwrap(), 1);
+    // Whatever is remembered for a while is forgotten.
+    fixture.pass_by(fixture.behavior().key_ttl).await;
+    fixture.publish(&queue, &["a"]).await;
+    let result = fixture.completed("a", 1, "42");
+    let mut followed = queue.follow(&result.id, 0).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), followed.next()).await;
+    assert!(early.is_err(), "it waits for its worker");
+    queue.put(&result).await.unwrap();
+    assert_eq!(soon(&mut followed).await.unwrap().unwrap(), Frame::Final(result));
 }
 
 async fn three_dead(fixture: &dyn Fixture) -> Queue {

@@ -13,6 +13,7 @@ use ebb_queue::{
     Address, Behavior, Clock, Delivery, Error, Job, JobId, JobResult, OpenOptions, Outcome, Phase,
     Queue, QueueUrl, Settlement, Synchronous, Timestamp, WorkerStatus, open,
 };
+use futures::TryStreamExt;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -33,6 +34,7 @@ enum Step {
     Pass { millis: i64 },
     Redrive(Option<Vec<usize>>),
     Purge(Option<Vec<usize>>),
+    PurgeWaiting,
     Put { name: usize, attempt: u32, completed: bool },
     Chunk { name: usize, attempt: u32, seq: u64 },
     Report { worker: usize },
@@ -69,6 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..40i64).prop_map(|quarters| Step::Pass { millis: quarters * 250 }),
         1 => ids().prop_map(Step::Redrive),
         1 => ids().prop_map(Step::Purge),
+        1 => Just(Step::PurgeWaiting),
         1 => (0..NAMES.len(), 1..4u32, any::<bool>())
             .prop_map(|(name, attempt, completed)| Step::Put { name, attempt, completed }),
         1 => (0..NAMES.len(), 1..4u32, 0..3u64)
@@ -153,6 +156,10 @@ impl Side {
             Step::Pass { .. } => String::new(),
             Step::Redrive(names) => told(other.redrive(ids(names.as_ref()).as_deref()).await),
             Step::Purge(names) => told(queue.purge(ids(names.as_ref()).as_deref()).await),
+            Step::PurgeWaiting => {
+                let steps = queue.purge_waiting().await.unwrap();
+                told(steps.try_fold(0, async |n, step| Ok(n + step.n_jobs)).await)
+            }
             Step::Put { name, attempt, completed } => {
                 told(queue.put(&result(*name, *attempt, *completed, clock.now())).await)
             }
@@ -170,6 +177,7 @@ impl Side {
         let mut seen = vec![told(queue.depth().await), told(queue.workers().await)];
         for name in 0..NAMES.len() {
             seen.push(told(queue.get(&id(name)).await));
+            seen.push(told(queue.state(&id(name)).await));
         }
         seen
     }

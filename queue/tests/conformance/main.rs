@@ -24,6 +24,7 @@ mod lockstep;
 mod open;
 mod priority;
 mod publish;
+mod purge;
 mod receive;
 mod redrive;
 mod release;
@@ -142,7 +143,18 @@ promises! {
         only_dead_letters_are_shown
         the_newest_come_first_and_no_more_than_asked_for
         purge_deletes_the_named_ones_for_good
-        purge_of_all_spares_what_is_not_dead;
+        purge_of_all_spares_what_is_not_dead
+        a_purged_job_that_comes_again_later_can_be_followed;
+    purge:
+        what_waits_is_deleted_and_all_else_stays
+        a_job_that_was_deleted_may_come_again_and_run
+        an_answer_of_a_later_life_is_taken_and_followed
+        who_follows_what_is_deleted_elsewhere_is_told
+        it_is_told_whose_bodies_lie_elsewhere
+        more_than_a_step_is_deleted
+        what_plain_clients_published_is_deleted_too
+        an_expired_job_is_a_dead_letter_and_not_deleted
+        a_job_says_where_it_is_as_far_as_its_broker_can_tell;
     redrive:
         a_job_put_back_starts_at_its_first_attempt_with_its_history
         jobs_are_put_back_behind_what_was_published_in_the_order_they_died

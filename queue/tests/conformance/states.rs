@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use ebb_queue::{Delivery, Queue, Settled};
+use futures::TryStreamExt;
 
 use crate::fixture::{Fixture, counts, extend, publish, settle, words};
 
 use State::{Dead, Delayed, Done, Leased, Ready, Unknown};
 use Step::{
     Ack, DeadlinePasses, DelayEnds, Extend, LeaseEnds, Memory, Publish, PublishLater, Purge,
-    Receive, Redrive, Reject, Release, Retry, RetryLater,
+    PurgeWaiting, Receive, Redrive, Reject, Release, Retry, RetryLater,
 };
 
 /// Where a job can be.
@@ -56,10 +57,11 @@ enum Step {
     Memory,
     Redrive,
     Purge,
+    PurgeWaiting,
 }
 
 /// What leads from where to where. What is not here changes nothing.
-const TABLE: [(State, Step, State); 23] = [
+const TABLE: [(State, Step, State); 27] = [
     (Unknown, Publish, Ready),
     (Unknown, PublishLater, Delayed),
     (Delayed, DelayEnds, Ready),
@@ -76,6 +78,8 @@ const TABLE: [(State, Step, State); 23] = [
     (Dead, Redrive, Ready),
     (Dead, Purge, Unknown),
     (Done, Memory, Unknown),
+    (Delayed, PurgeWaiting, Unknown),
+    (Ready, PurgeWaiting, Unknown),
     // A job that is known is not published again.
     (Delayed, Publish, Delayed),
     (Ready, Publish, Ready),
@@ -85,6 +89,9 @@ const TABLE: [(State, Step, State); 23] = [
     // Dead letters are the operator's: nothing else is touched.
     (Ready, Purge, Ready),
     (Leased, Redrive, Leased),
+    // And what waits is all that the other purge touches.
+    (Leased, PurgeWaiting, Leased),
+    (Dead, PurgeWaiting, Dead),
 ];
 
 pub async fn a_job_that_is_not_known_goes_where_the_table_says(fixture: &dyn Fixture) {
@@ -174,6 +181,10 @@ impl Walk<'_> {
             }
             Redrive => drop(self.queue.redrive(None).await.unwrap()),
             Purge => drop(self.queue.purge(None).await.unwrap()),
+            PurgeWaiting => {
+                let steps = self.queue.purge_waiting().await.unwrap();
+                steps.try_for_each(async |_| Ok(())).await.unwrap();
+            }
         }
     }
 

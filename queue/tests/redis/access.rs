@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    Error, ErrorKind, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp, WorkerStatus,
+    Error, ErrorKind, JobState, Missing, OpenOptions, Phase, QueueUrl, Settled, Timestamp,
+    WorkerStatus,
 };
 use ebb_servers::{Redis, RedisOptions};
 use futures::StreamExt;
@@ -53,6 +54,10 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
     assert_eq!((depth.ready, depth.in_flight), (2, 1));
     assert!(depth.next_due.is_some() && depth.oldest_ready.is_some());
     assert_eq!(looker.workers().await.unwrap(), [status()]);
+    let state = async |id: &str| looker.state(&id.parse().unwrap()).await.unwrap();
+    assert_eq!(state("a").await, Some(JobState::Running));
+    assert_eq!(state("b").await, Some(JobState::Waiting));
+    assert_eq!(state("nobody").await, None, "it may be in the inbox");
     let info = looker.info().await.unwrap();
     assert_eq!(info.warnings[0].code, "unknown_durability");
     for refused in [
@@ -60,6 +65,7 @@ async fn who_may_only_look_sees_all_and_changes_nothing() {
         looker.settle(&[delivery.ack()]).await.map(drop).map_err(Error::from),
         looker.receive(1.try_into().unwrap(), Duration::ZERO).await.map(drop),
         looker.purge(None).await.map(drop),
+        looker.purge_waiting().await.unwrap().next().await.unwrap().map(drop),
     ] {
         let error = refused.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
@@ -107,6 +113,12 @@ async fn a_worker_needs_no_more_than_the_page_says() {
     assert_eq!(queue.purge(None).await.unwrap(), 0);
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.ready, depth.in_flight, depth.delayed, depth.dead), (2, 0, 1, 0));
+    tell::<String>(&mut admin, &words).await.unwrap();
+    let steps = queue.purge_waiting().await.unwrap();
+    assert_eq!(
+        steps.map(|step| step.unwrap().n_jobs).collect::<Vec<_>>().await.iter().sum::<u64>(),
+        4
+    );
     let fields: Vec<Vec<(String, String)>> = {
         let words = ["XRANGE", "replies", "-", "+"];
         let entries: Vec<(String, Vec<(String, String)>)> = tell(&mut admin, &words).await.unwrap();

@@ -8,6 +8,10 @@ pub const LIMITS: Limits = Limits {
         ("chunks::a_job_that_is_done_without_a_result_ends_the_stream", "results"),
         ("chunks::a_purge_ends_the_stream_of_a_dead_letter", "results"),
         ("redrive::a_job_put_back_may_answer_from_its_first_attempt_on", "results"),
+        ("purge::an_answer_of_a_later_life_is_taken_and_followed", "results"),
+        ("purge::who_follows_what_is_deleted_elsewhere_is_told", "results"),
+        ("purge::it_is_told_whose_bodies_lie_elsewhere", "purge"),
+        ("purge::an_expired_job_is_a_dead_letter_and_not_deleted", "deadline"),
         ("idempotency::an_id_seen_before_stores_nothing", "duplicates"),
         ("idempotency::a_key_seen_before_answers_with_the_first_id", "duplicates"),
         ("idempotency::the_id_is_looked_up_before_the_key", "duplicates"),
@@ -49,5 +53,6 @@ pub const LIMITS: Limits = Limits {
         "in_flight",
         "delayed",
         "dead_letters",
+        "state",
     ],
 };

@@ -11,7 +11,7 @@ const BOTH: Limits = Limits {
         ("lease::an_ended_lease_that_nobody_took_can_be_extended", "fencing"),
         ("chunks::a_result_that_was_forgotten_ends_the_stream", "forgotten"),
     ],
-    not_testable: &["batches", "ordering", "large", "cost", "plain clients"],
+    not_testable: &["batches", "ordering", "large", "state", "cost", "plain clients"],
 };
 
 pub const LIMITS: Limits = BOTH;

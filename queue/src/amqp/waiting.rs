@@ -1,0 +1,51 @@
+//! Jobs that wait: RabbitMQ deletes them without a look at them.
+
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use lapin::options::QueuePurgeOptions;
+
+use super::AmqpQueue;
+use super::core::Core;
+use super::names::LANES;
+use crate::{JobId, JobState, Operator, Purged, Result};
+
+/// Deletes what waits in one queue of the broker; what somebody holds is not there.
+async fn purge(core: &Core, queue: &str) -> Result<Purged> {
+    let session = core.session().await?;
+    let purging = async {
+        let channel = session.intake.create_channel().await?;
+        let n_jobs = channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await?;
+        channel.close(200, "done".into()).await?;
+        Ok(n_jobs)
+    };
+    let n_jobs = session.patiently("delete what waits", purging).await?;
+    Ok(Purged { n_jobs: n_jobs.into(), ..Purged::default() })
+}
+
+#[async_trait]
+impl Operator for AmqpQueue {
+    async fn state(&self, _id: &JobId) -> Result<Option<JobState>> {
+        // A queue can be read from its head only.
+        Ok(None)
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        let core = self.core();
+        let session = core.session().await?;
+        core.find_levels(&session).await?;
+        // In the order in which a job goes: what moves on meanwhile is met where it gets to.
+        let levels = (0..core.n_levels.load(Ordering::SeqCst)).rev();
+        let levels = levels.map(|level| core.names.level(level));
+        let queues: Vec<_> = levels.chain(LANES.map(|lane| core.names.lane(lane))).collect();
+        let begin = (self.clone(), queues.into_iter());
+        let steps = stream::try_unfold(begin, |(queue, mut rest)| async move {
+            let Some(name) = rest.next() else { return Ok(None) };
+            let purged = purge(queue.core(), &name).await?;
+            Ok(Some((purged, (queue, rest))))
+        });
+        Ok(steps.boxed())
+    }
+}

@@ -1,0 +1,251 @@
+//! Jobs that wait: where one is, and the purge of all.
+//!
+//! What is in a lane is taken as a worker takes it, since only JetStream knows what it has handed out:
+//! whatever somebody holds is never touched.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use super::NatsQueue;
+use super::api::{Kept, in_order};
+use super::entry::{Entry, MSG_ID, Origin};
+use super::leases::{Claims, Token};
+use super::names::{LANES, Place};
+use super::publish::{Mark, read_mark};
+use super::settle::token_of;
+use super::topology::window;
+use crate::{JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
+
+/// Jobs that are read at the same time: their bodies may be large.
+const AT_ONCE: usize = 128;
+/// Jobs of one moment that a step takes.
+const OF_A_MOMENT: usize = 16;
+/// A server confirms a job a moment before it hands it out. So often, and after so long, a lane is
+/// looked at again that has more than it shows.
+const LOOKS: usize = 20;
+const BLINK: Duration = Duration::from_millis(1);
+
+/// Jobs that are ready later, all on one subject.
+struct Moment {
+    subject: String,
+    next: u64,
+}
+
+impl NatsQueue {
+    fn purge_all(&self) -> BoxStream<'static, Result<Purged>> {
+        let queue = self.clone();
+        let steps = async_stream::try_stream! {
+            // What has expired is a dead letter.
+            queue.bury_expired().await?;
+            let (mut moments, last) = queue.moments().await?;
+            while !moments.is_empty() {
+                yield queue.purge_moments(&mut moments).await?;
+            }
+            for nth in 0..LANES.len() {
+                let mut looks = LOOKS;
+                while looks > 0 {
+                    let (purged, is_over) = queue.purge_lane(nth, last).await?;
+                    if is_over {
+                        looks = 0;
+                    } else if purged.n_jobs == 0 {
+                        looks -= 1;
+                        tokio::time::sleep(BLINK).await;
+                    }
+                    yield purged;
+                }
+            }
+        };
+        steps.boxed()
+    }
+
+    /// Where jobs lie that are ready later, and the last number that was given to a job.
+    async fn moments(&self) -> Result<(VecDeque<Moment>, u64)> {
+        let (shared, survey) = (&*self.shared, self.survey().await?);
+        let info = shared.api.stream(&shared.names.jobs).await?;
+        let last = info.ok_or_else(|| self.is_gone())?.state.last_seq;
+        let later = survey.places.into_iter();
+        let later = later.filter(|(place, ..)| matches!(place, Place::Later(..)));
+        let moments = later.map(|(_, subject, _)| Moment { subject, next: 1 }).collect();
+        Ok((moments, last))
+    }
+
+    /// Deletes some of the jobs that are ready later; nobody holds one of them.
+    async fn purge_moments(&self, moments: &mut VecDeque<Moment>) -> Result<Purged> {
+        let some = moments.drain(..moments.len().min(AT_ONCE));
+        let purges = some.map(|moment| self.purge_moment(moment)).collect();
+        let mut all = Purged::default();
+        for (purged, rest) in in_order(purges).await? {
+            all.n_jobs += purged.n_jobs;
+            all.referring.extend(purged.referring);
+            moments.extend(rest);
+        }
+        Ok(all)
+    }
+
+    async fn purge_moment(&self, moment: Moment) -> Result<(Purged, Option<Moment>)> {
+        let (shared, mut purged) = (&*self.shared, Purged::default());
+        let Moment { subject, mut next } = moment;
+        for _ in 0..OF_A_MOMENT {
+            let Some(kept) = shared.api.next(&shared.names.jobs, next, &subject).await? else {
+                return Ok((purged, None));
+            };
+            next = kept.seq + 1;
+            let (entry, _) = self.entry_of(&kept);
+            if entry.job.expired(self.now()) {
+                continue;
+            }
+            let Kept { seq, at, headers, .. } = kept;
+            self.forget_waiting(&entry, &headers, (seq, at)).await?;
+            if shared.api.delete(&shared.names.jobs, seq).await? {
+                purged.add(entry);
+            }
+        }
+        Ok((purged, Some(Moment { subject, next })))
+    }
+
+    /// Deletes some of the jobs of a lane that nobody holds, and says whether those are all.
+    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, bool)> {
+        let (shared, lane) = (&*self.shared, LANES[nth]);
+        let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), AT_ONCE).await?;
+        let seqs = messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
+        let seqs: Vec<_> = seqs.collect();
+        let is_short = messages.len() < AT_ONCE;
+        let purges = messages.into_iter().map(|one| self.purge_message(one, lane.priority));
+        let mut purged = Purged::default();
+        in_order(purges.collect()).await?.into_iter().flatten().for_each(|one| purged.add(one));
+        // What was published while this went on is not meant.
+        let mut is_over = seqs.iter().any(|seq| *seq > last);
+        if is_short && shared.sight.empty(nth, seqs.into_iter()) {
+            let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
+            is_over |= info.is_none_or(|info| info.num_pending == 0);
+        }
+        Ok((purged, is_over))
+    }
+
+    /// Deletes a job that was handed to us, unless it is a dead letter by now.
+    async fn purge_message(&self, message: Message, priority: Priority) -> Result<Option<Entry>> {
+        let shared = &*self.shared;
+        let Some(token) = message.reply.as_deref().and_then(Token::read) else {
+            return Ok(None);
+        };
+        let origin =
+            Origin { created: shared.created, seq: token.seq, at: token.stored_at, priority };
+        let headers = message.headers.unwrap_or_default();
+        let (mut entry, _) = Entry::read(&headers, message.payload, origin);
+        entry.attempts += token.delivered - 1;
+        let is_dead = entry.job.expired(self.now());
+        let ack = shared.api.ack(&token.reply, "+ACK");
+        if is_dead {
+            self.expire(&entry, token.seq, token.delivered).await?;
+            return ack.await.map(|()| None);
+        }
+        // Sent in this order, and answered together.
+        let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at));
+        tokio::try_join!(forgotten, ack)?;
+        Ok(Some(entry))
+    }
+
+    /// Forgets the id and the key of a job that waits, and what its attempts left behind.
+    async fn forget_waiting(
+        &self,
+        entry: &Entry,
+        headers: &HeaderMap,
+        (seq, at): (u64, Timestamp),
+    ) -> Result<()> {
+        let (shared, id) = (&*self.shared, &entry.job.id);
+        // The server remembers the id no longer than that, by whosever clock.
+        let is_remembered =
+            headers.get(MSG_ID).is_some() && at + 2 * window(&shared.behavior) > self.now();
+        if is_remembered {
+            let subject = shared.names.subject(&format!("notes.purged.{}", token_of(id)));
+            shared.api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
+        }
+        // A message of a plain client may repeat another: what is noted there is that one's.
+        let is_own = |mark: &Mark| match entry.is_plain {
+            true => mark.message == Some(seq),
+            false => mark.id == *id,
+        };
+        if let Some(key) = &entry.job.headers.key {
+            self.forget_mark(&self.subject_of(key), is_own).await?;
+        }
+        if entry.is_plain || entry.place != seq {
+            self.forget_mark(&self.id_subject(id), is_own).await?;
+        }
+        if entry.attempts > 0 {
+            self.forget_failure(id).await?;
+        }
+        shared.api.tell(&self.purged_subject(id), Bytes::new()).await;
+        Ok(())
+    }
+
+    /// Where who follows a job hears that it was purged. Nothing of it is kept: it is of no use to who
+    /// begins later.
+    pub(super) fn purged_subject(&self, id: &JobId) -> String {
+        self.shared.names.subject(&format!("purged.{}", token_of(id)))
+    }
+
+    /// Where a job is that is among the dead letters, or that a plain client published; of others only
+    /// their messages tell the id.
+    async fn state_of(&self, id: &JobId) -> Result<Option<JobState>> {
+        let shared = &*self.shared;
+        if self.dead_letter(id).await?.is_some() {
+            return Ok(Some(JobState::Dead));
+        }
+        let Some(seq) = self.number_of(id).await? else { return Ok(None) };
+        let Some(kept) = shared.api.at(&shared.names.jobs, seq).await? else { return Ok(None) };
+        let job = self.entry_of(&kept).0.job;
+        if job.id != *id {
+            return Ok(None);
+        }
+        let info = shared.api.stream(&shared.names.jobs).await?;
+        let server_now = info.and_then(|info| info.ts).unwrap_or_else(|| self.now());
+        let claims = Claims::load(&shared.api, &shared.names).await?;
+        let now = self.now();
+        let state = match claims.get(seq) {
+            Some(claim) if claim.until > server_now => JobState::Running,
+            _ if job.expired(now) => JobState::Dead,
+            _ if job.headers.not_before.is_some_and(|due| due > now) => JobState::Delayed,
+            _ => JobState::Waiting,
+        };
+        Ok(Some(state))
+    }
+
+    /// The number of the message that a plain client published a job by: it is part of the id, or
+    /// noted since a worker met it.
+    async fn number_of(&self, id: &JobId) -> Result<Option<u64>> {
+        let shared = &*self.shared;
+        let prefix = format!("nats-{}-", shared.created.as_millisecond());
+        if let Some(seq) = id.as_str().strip_prefix(&prefix).and_then(|seq| seq.parse().ok()) {
+            return Ok(Some(seq));
+        }
+        let subject = self.id_subject(id);
+        let Some(kept) = shared.api.last(&shared.names.keys, &subject).await? else {
+            return Ok(None);
+        };
+        Ok(read_mark(&subject, &kept)?.message)
+    }
+}
+
+impl Purged {
+    fn add(&mut self, entry: Entry) {
+        self.n_jobs += 1;
+        self.referring.extend(Some(entry.job).filter(|job| job.headers.body_ref.is_some()));
+    }
+}
+
+#[async_trait]
+impl Operator for NatsQueue {
+    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
+        self.state_of(id).await
+    }
+
+    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
+        Ok(self.purge_all())
+    }
+}

@@ -1,0 +1,66 @@
+//! Where a job is, and what a purge of the jobs that wait has done so far.
+
+use std::fmt;
+
+use crate::Job;
+
+/// Where the job under an id is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Ready: a worker could run it now.
+    Waiting,
+    /// Ready later: published with a delay, or waiting to be retried.
+    Delayed,
+    /// Held by a worker under a live lease.
+    Running,
+    /// Among the dead letters, or about to be: its deadline has passed and nobody holds it.
+    Dead,
+    /// Acknowledged, and remembered for `key_ttl`.
+    Done,
+    /// Never published, purged, or done so long ago that it is forgotten.
+    Unknown,
+}
+
+impl JobState {
+    /// As JSON and people have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delayed => "delayed",
+            Self::Running => "running",
+            Self::Dead => "dead",
+            Self::Done => "done",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What one step of a purge deleted.
+#[derive(Debug, Clone, Default)]
+pub struct Purged {
+    /// How many jobs.
+    pub n_jobs: u64,
+    /// Those of them whose bodies lie in a store of payloads, with their references.
+    pub referring: Vec<Job>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_one_word_in_json_too() {
+        use JobState::{Dead, Delayed, Done, Running, Unknown, Waiting};
+        for state in [Waiting, Delayed, Running, Dead, Done, Unknown] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+        }
+    }
+}

@@ -1,0 +1,61 @@
+-- ARGV: time, result_ttl, key_ttl, part, last place or empty, last entry of the inbox or empty. Deletes jobs
+-- that wait, a step of one part at a time: the line by priority (0 to 2, and 3 for places beyond all), the
+-- delayed (4), those delayed beyond their deadline (5), the inbox (6). Answers {how many, next part or -1,
+-- last place, last entry, jobs whose bodies lie elsewhere}.
+local STEP, SOME = 500, 50
+local part, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+-- What is published while the steps go on is not meant.
+last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
+if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then return { 0, part, last, entry, {} } end
+
+local function purge_inbox()
+  if redis.call('XLEN', inbox) == 0 then return { 0, -1, last, entry, {} } end
+  if entry == '' then
+    local about = redis.call('XINFO', 'STREAM', inbox)
+    for nth = 1, #about, 2 do
+      if about[nth] == 'last-generated-id' then entry = about[nth + 1] end
+    end
+  end
+  local entries, referring = {}, {}
+  for nth, one in ipairs(redis.call('XRANGE', inbox, '-', entry, 'COUNT', STEP)) do
+    entries[nth] = one[1]
+    local fields = {}
+    for field = 1, #one[2], 2 do fields[string.lower(one[2][field])] = one[2][field + 1] end
+    if fields['ebb-body-ref'] then
+      referring[#referring + 1] = { one[1], fields['ebb-body-ref'], fields.body or '' }
+    end
+  end
+  if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
+  return { #entries, #entries == STEP and 6 or -1, last, entry, referring }
+end
+if part == 6 then return purge_inbox() end
+
+local name, first, final = 'line', part * LANE, part * LANE + math.min(last, LANE - 1)
+if part == 4 then name = 'delayed' elseif part == 5 then name = 'doomed' end
+final = part < 3 and whole(final) or '+inf'
+first = part < 4 and whole(first) or '-inf'
+local ids = redis.call('ZRANGE', key(name), first, final, 'BYSCORE', 'LIMIT', 0, STEP)
+local taken, referring = {}, {}
+for from = 1, #ids, SOME do
+  -- Bodies may be large: only those of some are here at a time.
+  local some = { unpack(ids, from, math.min(from + SOME - 1, #ids)) }
+  local texts_of = fetch('jobs', some)
+  for nth, job in ipairs(load_jobs(some)) do
+    local id, text = some[nth], texts_of[nth]
+    if job then
+      taken[#taken + 1] = id
+      if text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
+        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
+      end
+      forget(id, job)
+      local outcome, results = fate_of(id)
+      if outcome ~= 'completed' then
+        if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
+        if results then drop(results, id); drop('fates', id) end
+      end
+    end
+  end
+end
+flush()
+tell_answers(taken)
+return { #taken, #ids == STEP and part or part + 1, last, entry, referring }
