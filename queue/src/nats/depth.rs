@@ -179,7 +179,7 @@ impl NatsQueue {
 
     async fn published_at(&self, seq: u64) -> Result<Option<Timestamp>> {
         let kept = self.shared.api.at(&self.shared.names.jobs, seq).await?;
-        let said = |kept: super::api::Kept| {
+        let said = |kept: super::read::Kept| {
             let header = kept.headers.get_last(header::ENQUEUED_AT);
             header.and_then(|value| value.as_str().parse().ok()).unwrap_or(kept.at)
         };

@@ -16,6 +16,7 @@ mod leases;
 mod names;
 mod plain;
 mod publish;
+mod read;
 mod receive;
 mod settle;
 mod sight;
@@ -161,9 +162,9 @@ impl NatsQueue {
     ) -> Result<Self> {
         let link = Arc::new(Link::new(format!("nats {}", address.server.shown())));
         let (client, refusal) = connect::connect(address, options.connect_timeout, &link).await?;
-        let api = Api { client, refusal };
         let names = Names::new(queue);
         let (replicas, missing) = (address.replicas, options.missing);
+        let api = Api { client, refusal, replicas };
         Self::check_server(&api).await?;
         let created = Wanted { names: &names, behavior, replicas, missing }.ensure(&api).await?;
         let shared = Shared {

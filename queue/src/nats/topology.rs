@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::api::{Api, ConsumerInfo, StreamInfo};
+use super::api::{Api, ConsumerInfo};
 use super::names::{LANES, Names};
+use super::read::StreamInfo;
 use crate::{Behavior, Error, ErrorKind, Missing, Result, STATUS_TTL, Timestamp};
 
 /// Ids are remembered on the server at most this long: each costs it memory.
