@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ type Received = BTreeMap<String, (u32, Instant)>;
 #[derive(Default)]
 struct Seen {
     is_over: AtomicBool,
+    n_producers: AtomicUsize,
     accepted: Mutex<BTreeMap<String, Instant>>,
     /// How often each was handed out, and when last.
     received: Mutex<Received>,
@@ -59,6 +60,7 @@ impl Seen {
 async fn produce(queue: Queue, seen: Arc<Seen>, name: &str) {
     for nth in 0.. {
         if seen.is_over() {
+            seen.n_producers.fetch_sub(1, Ordering::SeqCst);
             return;
         }
         let id = format!("{name}-{nth}");
@@ -71,7 +73,8 @@ async fn produce(queue: Queue, seen: Arc<Seen>, name: &str) {
 /// Receives, extends and settles until all that was accepted was handed out.
 async fn work(queue: Queue, seen: Arc<Seen>) {
     let (max, wait) = (NonZeroUsize::new(4).unwrap(), Duration::from_millis(300));
-    while !seen.is_over() || seen.received().len() < seen.accepted.lock().unwrap().len() {
+    let is_producing = || seen.n_producers.load(Ordering::SeqCst) > 0;
+    while is_producing() || seen.received().len() < seen.accepted.lock().unwrap().len() {
         let deliveries = until_ok(async || queue.receive(max, wait).await).await;
         for one in &deliveries {
             let mut received = seen.received();
@@ -159,6 +162,7 @@ async fn kill_the_leader(cluster: &mut NatsCluster) {
     let survivor = (place + 1) % 3;
     let ear = listen(&replicated_at(cluster, survivor, LOAD).await, seen.clone()).await;
     let mut tasks = JoinSet::new();
+    seen.n_producers.store(2, Ordering::SeqCst);
     for name in ["a", "b"] {
         tasks.spawn_local(produce(replicated(cluster, LOAD).await, seen.clone(), name));
         tasks.spawn_local(work(replicated(cluster, LOAD).await, seen.clone()));
