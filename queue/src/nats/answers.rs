@@ -10,8 +10,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::NatsQueue;
-use super::api::Kept;
 use super::bell::Bell;
+use super::read::Kept;
 use super::settle::token_of;
 use crate::{Error, ErrorKind, Frame, JobId, JobResult, Result, Stored};
 

@@ -1,4 +1,4 @@
-//! JetStream's own requests: publish, look, delete, pull, and the errors they answer with.
+//! JetStream's own requests: publish, delete, pull, acknowledge, and the errors they answer with.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::connect::Refusal;
-use crate::{Error, ErrorKind, Result, Timestamp};
+use crate::{Error, ErrorKind, Result};
 
 /// No stream of that name.
 const NO_STREAM: u32 = 10059;
@@ -26,9 +26,14 @@ const NO_MESSAGE: [u32; 3] = [10037, 10043, 10057];
 const FULL: [u32; 3] = [10047, 10077, 10023];
 /// JetStream is switched off, here or for our account.
 const SWITCHED_OFF: [u32; 2] = [10076, 10039];
-/// The same id is being stored at this moment, as a cluster says.
-const IN_FLIGHT: u32 = 10158;
-/// How often, and how long after, such an id is sent again.
+/// A cluster stores the same id, or something else on the same subject, at this moment.
+const IN_FLIGHT: [u32; 2] = [10158, 10164];
+/// More replicas than servers: one alone, and a cluster that has too few of them up.
+const ALONE: u32 = 10074;
+const TOO_FEW: u32 = 10005;
+/// Who answered leads no more, or has too much to do.
+const BUSY: [u32; 2] = [10009, 10167];
+/// How often, and how long after, what is in flight is sent again.
 const TRIES_IN_FLIGHT: u32 = 50;
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -37,16 +42,8 @@ const MOMENT: Duration = Duration::from_millis(20);
 pub(super) struct Api {
     pub(super) client: Client,
     pub(super) refusal: Refusal,
-}
-
-/// A message as a stream keeps it.
-#[derive(Debug, Clone)]
-pub(super) struct Kept {
-    pub(super) subject: String,
-    pub(super) seq: u64,
-    pub(super) at: Timestamp,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    /// How many servers keep each stream.
+    pub(super) replicas: u8,
 }
 
 /// What became of a publication.
@@ -55,28 +52,6 @@ pub(super) struct PubAck {
     pub(super) seq: u64,
     #[serde(default)]
     pub(super) duplicate: bool,
-}
-
-/// A stream, as far as we look.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct StreamInfo {
-    pub(super) config: Value,
-    pub(super) created: Timestamp,
-    pub(super) state: StreamState,
-    #[serde(default)]
-    pub(super) ts: Option<Timestamp>,
-    #[serde(default)]
-    pub(super) total: u64,
-}
-
-/// What lies in a stream.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct StreamState {
-    pub(super) messages: u64,
-    pub(super) first_seq: u64,
-    pub(super) last_seq: u64,
-    #[serde(default)]
-    pub(super) subjects: Option<std::collections::BTreeMap<String, u64>>,
 }
 
 /// A consumer, as far as we look.
@@ -113,7 +88,7 @@ enum Answer<T> {
 }
 
 /// Answered from JetStream with `None` where what was asked for is not there.
-type Found<T> = Result<Option<T>>;
+pub(super) type Found<T> = Result<Option<T>>;
 
 impl Api {
     /// Sends one request and waits for its answer.
@@ -136,7 +111,9 @@ impl Api {
             let (kind, words) = match error.kind() {
                 RequestErrorKind::TimedOut => (ErrorKind::Unavailable, "does not answer"),
                 RequestErrorKind::NoResponders => {
-                    (ErrorKind::Unavailable, "has nobody who answers; is JetStream enabled there?")
+                    let words = "has nobody who answers; is JetStream enabled there, and, on a \
+                                 cluster, is the majority of its servers up?";
+                    (ErrorKind::Unavailable, words)
                 }
                 RequestErrorKind::MaxPayloadExceeded => {
                     (ErrorKind::Invalid, "takes no message of that size (max_payload)")
@@ -182,15 +159,8 @@ impl Api {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<PubAck> {
-        for _ in 0..TRIES_IN_FLIGHT {
-            match self.ask_for(subject, Some(headers.clone()), body.clone()).await? {
-                Ok(ack) => return Ok(ack),
-                Err(refused) if refused.err_code == IN_FLIGHT => tokio::time::sleep(MOMENT).await,
-                Err(refused) => return Err(refused.into_error(subject)),
-            }
-        }
-        let words = format!("the NATS server stores the same id at this moment: {subject}");
-        Err(Error::new(ErrorKind::Unavailable, words))
+        let stored = self.store(subject, headers, body).await?;
+        stored.map_err(|refused| refused.into_error(subject))
     }
 
     /// Stores a message unless the last one on its subject is another than this, 0 for none.
@@ -202,45 +172,36 @@ impl Api {
         last: u64,
     ) -> Found<u64> {
         headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
-        match self.ask_for::<PubAck>(subject, Some(headers), body).await? {
+        match self.store(subject, headers, body).await? {
             Ok(ack) => Ok(Some(ack.seq)),
             Err(refused) if refused.err_code == MOVED_ON => Ok(None),
             Err(refused) => Err(refused.into_error(subject)),
         }
     }
 
+    async fn store(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Result<PubAck, Refused>> {
+        for _ in 0..TRIES_IN_FLIGHT {
+            match self.ask_for::<PubAck>(subject, Some(headers.clone()), body.clone()).await? {
+                // Older clusters take an id for known once it is on its way, which may be in vain.
+                Ok(ack) if ack.duplicate && ack.seq == 0 => {}
+                Err(refused) if IN_FLIGHT.contains(&refused.err_code) => {}
+                stored => return Ok(stored),
+            }
+            tokio::time::sleep(MOMENT).await;
+        }
+        let words = format!("the NATS server stores the same at this moment: {subject}");
+        Err(Error::new(ErrorKind::Unavailable, words))
+    }
+
     /// Sends without waiting; for what is told again before long.
     pub(super) async fn tell(&self, subject: &str, body: Bytes) {
         if let Err(error) = self.client.publish(subject.to_owned(), body).await {
             tracing::debug!(%error, subject, "not told");
-        }
-    }
-
-    /// The last message on a subject.
-    pub(super) async fn last(&self, stream: &str, subject: &str) -> Found<Kept> {
-        self.direct(stream, &json!({ "last_by_subj": subject })).await
-    }
-
-    /// The message of this number.
-    pub(super) async fn at(&self, stream: &str, seq: u64) -> Found<Kept> {
-        self.direct(stream, &json!({ "seq": seq })).await
-    }
-
-    /// The first message from this number on whose subject fits.
-    pub(super) async fn next(&self, stream: &str, seq: u64, subject: &str) -> Found<Kept> {
-        self.direct(stream, &json!({ "seq": seq, "next_by_subj": subject })).await
-    }
-
-    async fn direct(&self, stream: &str, request: &Value) -> Found<Kept> {
-        let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let message = self.ask(&subject, None, request.to_string().into()).await?;
-        match message.status {
-            None => Ok(Some(kept(message)?)),
-            Some(StatusCode::NOT_FOUND) => Ok(None),
-            Some(status) => {
-                let words = format!("{subject} was answered with {status}");
-                Err(Error::new(ErrorKind::Internal, words))
-            }
         }
     }
 
@@ -256,32 +217,6 @@ impl Api {
     pub(super) async fn purge(&self, stream: &str, which: &Value) -> Result<()> {
         let _: Option<Value> = self.call(&format!("STREAM.PURGE.{stream}"), which).await?;
         Ok(())
-    }
-
-    pub(super) async fn stream(&self, stream: &str) -> Found<StreamInfo> {
-        self.call(&format!("STREAM.INFO.{stream}"), &json!({})).await
-    }
-
-    /// A stream with the number of messages on each subject that fits.
-    pub(super) async fn subjects(&self, stream: &str, filter: &str) -> Found<StreamInfo> {
-        let what = format!("STREAM.INFO.{stream}");
-        let Some(mut info) =
-            self.call::<StreamInfo>(&what, &json!({ "subjects_filter": filter })).await?
-        else {
-            return Ok(None);
-        };
-        let mut subjects = info.state.subjects.take().unwrap_or_default();
-        while (subjects.len() as u64) < info.total {
-            let request = json!({ "subjects_filter": filter, "offset": subjects.len() });
-            let page = self.call::<StreamInfo>(&what, &request).await?;
-            let more = page.and_then(|page| page.state.subjects).unwrap_or_default();
-            if more.is_empty() {
-                break;
-            }
-            subjects.extend(more);
-        }
-        info.state.subjects = Some(subjects);
-        Ok(Some(info))
     }
 
     pub(super) async fn consumer(&self, stream: &str, name: &str) -> Found<ConsumerInfo> {
@@ -360,7 +295,12 @@ impl Refused {
             _ if SWITCHED_OFF.contains(&err_code) => {
                 (ErrorKind::Denied, "; enable JetStream there, for our account too")
             }
-            _ if code == 503 => (ErrorKind::Unavailable, ""),
+            ALONE => (ErrorKind::Invalid, "; option replicas above 1 needs a cluster"),
+            TOO_FEW => (
+                ErrorKind::Unavailable,
+                "; fewer servers than option replicas asks for are there: start them, or give less",
+            ),
+            _ if code == 503 || BUSY.contains(&err_code) => (ErrorKind::Unavailable, ""),
             _ => (ErrorKind::Internal, ""),
         };
         let words =
@@ -372,18 +312,4 @@ impl Refused {
 fn is_missing(refused: &Refused) -> bool {
     let missing = [NO_STREAM, NO_CONSUMER];
     missing.contains(&refused.err_code) || NO_MESSAGE.contains(&refused.err_code)
-}
-
-fn kept(message: Message) -> Result<Kept> {
-    let headers = message.headers.unwrap_or_default();
-    let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
-    let read = || {
-        let seq = text("Nats-Sequence")?.parse().ok()?;
-        Some((seq, text("Nats-Time-Stamp")?.parse().ok()?))
-    };
-    let (seq, at) = read().ok_or_else(|| {
-        Error::new(ErrorKind::Incompatible, "a stored message came without its number")
-    })?;
-    let subject = text("Nats-Subject").unwrap_or_default();
-    Ok(Kept { subject, seq, at, headers, body: message.payload })
 }

@@ -4,15 +4,22 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{
+    Auth, AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr,
+};
 use nkeys::KeyPair;
 use rand::Rng;
+use rand::seq::SliceRandom;
 use tokio::time::Instant;
 
-use crate::{Error, ErrorKind, Link, NatsAddress, Result, Secret};
+use crate::{Error, ErrorKind, Link, NatsAddress, Result, Secret, dial};
 
 /// A request that is not answered by then has failed.
 const ANSWER: Duration = Duration::from_secs(4);
+
+/// A host that does not say a word by then hangs; where there are others, they are tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_AMONG_SEVERAL: Duration = Duration::from_secs(2);
 
 /// The longest pause between two tries to connect anew.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -33,43 +40,79 @@ impl Refusal {
     }
 }
 
-/// Connects, trying again until the time is over.
+/// Connects to one of the hosts, trying again until the time is over.
 pub(super) async fn connect(
     address: &NatsAddress,
     limit: Duration,
     link: &Arc<Link>,
 ) -> Result<(Client, Refusal)> {
     let refusal = Refusal::default();
-    let servers = servers(address)?;
+    let mut servers = servers(address)?;
+    // Clients are to spread over the servers of a cluster.
+    servers.shuffle(&mut rand::rng());
     let begin = Instant::now();
     loop {
         let left = limit.saturating_sub(begin.elapsed());
-        let options = options(address, left, link, &refusal)?;
-        let connecting = options.connect(&servers[..]);
-        let error = match tokio::time::timeout(left, connecting).await {
-            Ok(Ok(client)) => return Ok((client, refusal)),
-            Ok(Err(error)) => error,
-            Err(_) => ConnectErrorKind::TimedOut.into(),
-        };
-        let hosts = address.server.shown();
-        match error.kind() {
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                return Err(unwelcome(address, &hosts).caused_by(error));
+        let mut calls = Vec::with_capacity(servers.len());
+        for nth in 0..servers.len() {
+            let options = options(address, left, link, &refusal)?;
+            calls.push(call(address, &servers, nth, options, left));
+        }
+        match dial::first(calls, is_final).await {
+            Ok(client) => return Ok((client, refusal)),
+            Err(error) if is_final(&error) || begin.elapsed() + LONGEST_PAUSE >= limit => {
+                return Err(error);
             }
-            ConnectErrorKind::Tls => {
-                let words = format!(
-                    "cannot agree on TLS with the NATS server at {hosts}; check the scheme (tls://), \
-                     tls_ca, tls_cert and tls_key"
-                );
-                return Err(Error::new(ErrorKind::Invalid, words).caused_by(error));
-            }
-            _ if begin.elapsed() + LONGEST_PAUSE >= limit => {
-                let words = format!("cannot reach a NATS server at {hosts}");
-                return Err(Error::new(ErrorKind::Unavailable, words).caused_by(error));
-            }
-            _ => tokio::time::sleep(LONGEST_PAUSE / 2).await,
+            Err(_) => tokio::time::sleep(LONGEST_PAUSE / 2).await,
         }
     }
+}
+
+/// Whether the other hosts would say the same.
+fn is_final(error: &Error) -> bool {
+    error.kind() != ErrorKind::Unavailable
+}
+
+/// Connects to this one of the servers; the others are for when it is gone.
+async fn call(
+    address: &NatsAddress,
+    servers: &[ServerAddr],
+    nth: usize,
+    options: ConnectOptions,
+    limit: Duration,
+) -> Result<Client> {
+    let server = &servers[nth];
+    let connecting = async {
+        let client = options.connect(server.clone()).await?;
+        // Beside those that the server told of.
+        let known = client.server_pool().await.map_err(|_| ConnectErrorKind::Io)?;
+        let mut pool: Vec<_> = known.into_iter().map(|one| one.addr).collect();
+        pool.extend(servers.iter().filter(|one| *one != server).cloned());
+        client.set_server_pool(&pool[..]).await.map_err(|_| ConnectErrorKind::Io)?;
+        Ok::<_, ConnectError>(client)
+    };
+    let error = match tokio::time::timeout(limit, connecting).await {
+        Ok(Ok(client)) => return Ok(client),
+        Ok(Err(error)) => error,
+        Err(_) => ConnectErrorKind::TimedOut.into(),
+    };
+    let host = format!("{}:{}", server.host(), server.port());
+    Err(match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            unwelcome(address, &host).caused_by(error)
+        }
+        ConnectErrorKind::Tls => {
+            let words = format!(
+                "cannot agree on TLS with the NATS server at {host}; check the scheme (tls://), \
+                 tls_ca, tls_cert and tls_key"
+            );
+            Error::new(ErrorKind::Invalid, words).caused_by(error)
+        }
+        _ => {
+            let words = format!("cannot reach a NATS server at {host}");
+            Error::new(ErrorKind::Unavailable, words).caused_by(error)
+        }
+    })
 }
 
 fn unwelcome(address: &NatsAddress, hosts: &str) -> Error {
@@ -118,9 +161,13 @@ fn options(
         }
     }
     let (link, refusal) = (link.clone(), refusal.clone());
+    let patience = match address.server.hosts.len() {
+        1 => PATIENCE,
+        _ => PATIENCE_AMONG_SEVERAL,
+    };
     Ok(options
         .name("ebb")
-        .connection_timeout(limit.min(Duration::from_secs(5)).max(Duration::from_millis(1)))
+        .connection_timeout(limit.min(patience).max(Duration::from_millis(1)))
         .request_timeout(Some(ANSWER))
         .ping_interval(Duration::from_secs(5))
         .reconnect_delay_callback(|attempts| {

@@ -6,10 +6,11 @@ use async_nats::HeaderMap;
 use serde_json::json;
 
 use super::NatsQueue;
-use super::api::{Kept, in_order};
+use super::api::in_order;
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
 use super::names::tick_now;
+use super::read::Kept;
 use super::settle::token_of;
 use crate::{DeadLetter, JobId, Priority, Result};
 

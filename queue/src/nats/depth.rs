@@ -1,6 +1,7 @@
 //! How much waits and runs, from the subjects of the jobs and the notes of their holders.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use futures::future::try_join_all;
 
@@ -11,13 +12,20 @@ use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
 use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
+/// On a cluster nothing is said to wait only after another look: a leader that was held up, and has
+/// not heard yet that another was elected, has by then.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 
 impl NatsQueue {
     /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
-        let (mut depth, survey, consumers) = self.survey_depth().await?;
+        let (mut depth, mut survey, mut consumers) = self.survey_depth().await?;
+        if self.shared.replicas > 1 && depth.ready + depth.in_flight == 0 {
+            tokio::time::sleep(SECOND_LOOK).await;
+            (depth, survey, consumers) = self.survey_depth().await?;
+        }
         if depth.ready > 0 {
             let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
             let now = depth.as_of;
@@ -179,7 +187,7 @@ impl NatsQueue {
 
     async fn published_at(&self, seq: u64) -> Result<Option<Timestamp>> {
         let kept = self.shared.api.at(&self.shared.names.jobs, seq).await?;
-        let said = |kept: super::api::Kept| {
+        let said = |kept: super::read::Kept| {
             let header = kept.headers.get_last(header::ENQUEUED_AT);
             header.and_then(|value| value.as_str().parse().ok()).unwrap_or(kept.at)
         };

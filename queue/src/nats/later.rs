@@ -8,9 +8,10 @@ use async_nats::HeaderMap;
 use tokio::time::Instant;
 
 use super::NatsQueue;
-use super::api::{Kept, in_order};
+use super::api::in_order;
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, tick_now};
+use super::read::Kept;
 use crate::{Error, ErrorKind, Priority, Result, Timestamp};
 
 /// Looks are this far apart at the least, where nothing is known to have changed.

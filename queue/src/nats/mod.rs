@@ -16,6 +16,7 @@ mod leases;
 mod names;
 mod plain;
 mod publish;
+mod read;
 mod receive;
 mod settle;
 mod sight;
@@ -49,6 +50,9 @@ use leases::Leases;
 use names::Names;
 use sight::Sight;
 use topology::Wanted;
+
+/// So long until a queue that could not be opened is tried again.
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 
 /// What JetStream cannot promise however it is set.
 pub(crate) const LIMITS: &[Limit] = &[
@@ -167,12 +171,13 @@ impl NatsQueue {
         options: OpenOptions,
     ) -> Result<Self> {
         let link = Arc::new(Link::new(format!("nats {}", address.server.shown())));
+        let end = Instant::now() + options.connect_timeout;
         let (client, refusal) = connect::connect(address, options.connect_timeout, &link).await?;
-        let api = Api { client, refusal };
         let names = Names::new(queue);
         let (replicas, missing) = (address.replicas, options.missing);
-        Self::check_server(&api).await?;
-        let created = Wanted { names: &names, behavior, replicas, missing }.ensure(&api).await?;
+        let api = Api { client, refusal, replicas };
+        let wanted = Wanted { names: &names, behavior, replicas, missing };
+        let created = Self::prepare(&api, &wanted, end).await?;
         let shared = Shared {
             leases: Leases::new(&names, options.worker.clone()),
             api,
@@ -192,6 +197,23 @@ impl NatsQueue {
             is_closed: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Makes and compares, again until this moment: a cluster may be about to elect a leader.
+    async fn prepare(api: &Api, wanted: &Wanted<'_>, end: Instant) -> Result<Timestamp> {
+        loop {
+            let prepared = match Self::check_server(api).await {
+                Ok(()) => wanted.ensure(api).await,
+                Err(error) => Err(error),
+            };
+            match prepared {
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    tracing::debug!(%error, "not ready");
+                }
+                prepared => return prepared,
+            }
+            tokio::time::sleep(BETWEEN_TRIES).await;
+        }
     }
 
     async fn check_server(api: &Api) -> Result<()> {

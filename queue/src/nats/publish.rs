@@ -6,9 +6,10 @@ use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 use super::NatsQueue;
-use super::api::{Kept, in_order};
+use super::api::in_order;
 use super::entry::{Entry, LONGEST_HEADERS, MSG_ID, ROOM, size};
 use super::names::token;
+use super::read::Kept;
 use super::settle::token_of;
 use crate::{Error, ErrorKind, Job, JobId, Published, Result};
 

@@ -72,10 +72,7 @@ impl NatsQueue {
                 yield ();
                 tokio::time::sleep(HUSH).await;
                 n_losses = queue.shared.link.n_losses();
-                match queue.listen(&subjects).await {
-                    Ok(again) => bell = again,
-                    Err(error) => tracing::debug!(%error, "not heard"),
-                }
+                bell = queue.listen_again(&subjects).await;
                 // What came while nobody listened, and during an outage.
                 yield ();
                 echoes = ECHOES.iter();
@@ -91,6 +88,17 @@ impl NatsQueue {
         // The server answers in turn: it has read the subscription when it answers this.
         shared.api.stream(&shared.names.status).await?;
         Ok(bell)
+    }
+
+    /// The same, once there is somebody who answers: a cluster may be about to elect a leader.
+    async fn listen_again(&self, subjects: &[String]) -> Bell {
+        loop {
+            match self.listen(subjects).await {
+                Ok(bell) => return bell,
+                Err(error) => tracing::debug!(%error, "not heard"),
+            }
+            tokio::time::sleep(HEARTBEAT).await;
+        }
     }
 
     pub(super) async fn send(

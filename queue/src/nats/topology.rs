@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::api::{Api, ConsumerInfo, StreamInfo};
+use super::api::{Api, ConsumerInfo, in_order};
 use super::names::{LANES, Names};
+use super::read::StreamInfo;
 use crate::{Behavior, Error, ErrorKind, Missing, Result, STATUS_TTL, Timestamp};
 
 /// Ids are remembered on the server at most this long: each costs it memory.
@@ -29,19 +30,22 @@ pub(super) fn window(behavior: &Behavior) -> Duration {
 impl Wanted<'_> {
     /// Makes what is missing, compares what is there, and says since when there is this queue.
     pub(super) async fn ensure(&self, api: &Api) -> Result<Timestamp> {
-        let mut created = Timestamp::MAX;
-        for (stream, config) in self.streams() {
-            let info = self.stream(api, stream, &config).await?;
-            compare("stream", stream, &config, &info.config)?;
-            created = created.min(info.created);
-        }
-        for lane in LANES {
-            let config = self.consumer_config(lane.consumer(), &self.names.filters(lane));
+        // All at once: on a cluster each of them elects a leader.
+        let streams = self.streams();
+        let made = streams.iter().map(async |(stream, config)| {
+            let info = self.stream(api, stream, config).await?;
+            compare("stream", stream, config, &info.config)?;
+            Ok(info.created)
+        });
+        let created = in_order(made.collect()).await?.into_iter().min();
+        let made = LANES.iter().map(async |lane| {
+            let config = self.consumer_config(lane.consumer(), &self.names.filters(*lane));
             let info = self.consumer(api, lane.consumer(), &config).await?;
             let name = format!("{}/{}", self.names.jobs, lane.consumer());
-            compare("consumer", &name, &config, &info.config)?;
-        }
-        Ok(created)
+            compare("consumer", &name, &config, &info.config)
+        });
+        in_order(made.collect()).await?;
+        Ok(created.unwrap_or(Timestamp::MAX))
     }
 
     async fn stream(&self, api: &Api, stream: &str, config: &Value) -> Result<StreamInfo> {

@@ -13,11 +13,12 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::NatsQueue;
-use super::api::{Kept, in_order};
+use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place};
 use super::publish::{Mark, read_mark};
+use super::read::Kept;
 use super::settle::token_of;
 use super::topology::window;
 use crate::{JobId, JobState, Operator, Priority, Purged, Result, Timestamp};

@@ -62,7 +62,8 @@ async fn on_sqlite(url: &QueueUrl, to: &str) -> BoxStream<'static, Mail> {
 }
 
 async fn on_nats(server: &str, subject: &str) -> BoxStream<'static, Mail> {
-    let client = async_nats::connect(server).await.unwrap();
+    let hosts: Vec<_> = server.split(',').collect();
+    let client = async_nats::connect(hosts).await.unwrap();
     let mut messages = client.subscribe(subject.to_owned()).await.unwrap();
     // Only what comes back shows that the server has heard of the subscription.
     client.publish(subject.to_owned(), Bytes::new()).await.unwrap();

@@ -227,3 +227,26 @@ promises! {
         a_broker_says_what_it_is
         the_link_of_a_handle_is_up;
 }
+
+// Each new queue costs three servers a second: here are those promises that a replica which is
+// behind could break.
+tests_on! {
+    nats_cluster
+    receive:
+        many_workers_at_once_receive_each_job_once;
+    settle:
+        each_of_a_batch_is_answered_in_order;
+    idempotency:
+        a_key_seen_before_answers_with_the_first_id
+        a_purged_job_is_unknown_at_once
+        the_same_job_published_by_many_at_once_is_stored_once;
+    dead_letters:
+        purge_deletes_the_named_ones_for_good;
+    results:
+        a_failed_result_gives_way_to_a_completed_one_only
+        of_many_results_at_once_one_is_stored;
+    chunks:
+        the_pieces_come_in_order_then_the_result_then_the_end;
+    strangers:
+        a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job;
+}

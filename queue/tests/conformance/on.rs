@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use ebb_queue::{Behavior, QueueUrl, TokioClock};
-use ebb_servers::{Nats, NatsVersion, RabbitMq, Redis};
+use ebb_servers::{Nats, NatsCluster, NatsVersion, RabbitMq, Redis};
 
 use crate::brokers::{Memory, Served, Time};
 use crate::fixture::{Fixture, Promise};
@@ -61,6 +61,15 @@ pub fn nats_oldest(test: &'static str, promise: Promise) {
         on_nats("nats_oldest", NatsVersion::Oldest, &limits::NATS_OLDEST, test, promise);
     });
     POOL.run(test, promise);
+}
+
+/// Three servers of the newest NATS, with three replicas of each stream.
+pub fn nats_cluster(test: &'static str, promise: Promise) {
+    if !is_skipped("nats_cluster", test, &limits::NATS) {
+        let cluster = NatsCluster::shared().unwrap_or_else(|error| missing("nats_cluster", &error));
+        let url = format!("{}?replicas=3", cluster.url());
+        keep(promise, &Served::new("nats", url.parse().unwrap(), real()));
+    }
 }
 
 fn on_nats(name: &str, version: NatsVersion, limits: &Limits, test: &str, promise: Promise) {

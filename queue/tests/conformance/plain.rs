@@ -23,7 +23,8 @@ impl Plain {
         Some(match url.address {
             Address::Sqlite { .. } => return None,
             Address::Nats(_) => {
-                let client = async_nats::connect(server).await.unwrap();
+                let hosts: Vec<_> = server.split(',').collect();
+                let client = async_nats::connect(hosts).await.unwrap();
                 let stream = async_nats::jetstream::new(client);
                 Self::Nats { stream, subject: format!("ebb.{queue}.jobs") }
             }

@@ -2,7 +2,9 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod cluster;
 mod expired;
+mod hosts;
 mod keys;
 mod large;
 mod marks;

@@ -3,6 +3,7 @@
 //! hold to be so.
 
 mod authority;
+mod cluster;
 mod collector;
 mod home;
 mod metrics;
@@ -16,6 +17,7 @@ mod server;
 mod shared;
 
 pub use authority::{Authority, TlsFiles};
+pub use cluster::NatsCluster;
 pub use collector::{Collector, Seen};
 pub use metrics::assert_page_tells;
 pub use nats::{Nats, NatsOptions, NatsVersion, Sync};

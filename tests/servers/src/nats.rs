@@ -76,6 +76,14 @@ impl Nats {
     /// When the program is missing, with where it was looked for and how to get it, or when it does
     /// not come up, with what it said.
     pub async fn start(options: NatsOptions) -> Result<Self> {
+        let [port] = ports::free()?;
+        let mut nats = Self::at(options, port)?;
+        nats.restart().await?;
+        Ok(nats)
+    }
+
+    /// One that is not started yet, on this port.
+    pub(crate) fn at(options: NatsOptions, port: u16) -> Result<Self> {
         let program = match options.version {
             NatsVersion::Newest => {
                 let fetched: Vec<_> = cached("nats", NEWEST.name).into_iter().rev().collect();
@@ -92,10 +100,7 @@ impl Nats {
                 })?
             }
         };
-        let [port] = ports::free()?;
-        let mut nats = Self { server: Server::new()?, program, options, port };
-        nats.restart().await?;
-        Ok(nats)
+        Ok(Self { server: Server::new()?, program, options, port })
     }
 
     /// What `EBB_QUEUE` would be, without a queue.

@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use crate::{
-    Error, Nats, NatsOptions, NatsVersion, RabbitMq, RabbitMqOptions, Redis, RedisOptions, Result,
+    Error, Nats, NatsCluster, NatsOptions, NatsVersion, RabbitMq, RabbitMqOptions, Redis,
+    RedisOptions, Result,
 };
 
 type Shared<T> = OnceLock<Result<T>>;
@@ -18,6 +19,18 @@ impl Nats {
         static OLDEST: Shared<Nats> = OnceLock::new();
         let shared = if version == NatsVersion::Newest { &NEWEST } else { &OLDEST };
         once(shared, Self::start(NatsOptions { version, ..NatsOptions::default() }))
+    }
+}
+
+impl NatsCluster {
+    /// The one of this process, of the newest version, started by whoever asks first. Not to be
+    /// called from async code.
+    ///
+    /// # Errors
+    /// As [`NatsCluster::start`].
+    pub fn shared() -> Result<&'static Self> {
+        static SHARED: Shared<NatsCluster> = OnceLock::new();
+        once(&SHARED, Self::start(NatsVersion::Newest))
     }
 }
 
