@@ -9,7 +9,7 @@ use ebb_proto::keda::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef,
 };
-use ebb_queue::Phase;
+use ebb_queue::{Phase, Source, Timestamp};
 use futures::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::config::ScalerArgs;
 use crate::connection::Peer;
-use crate::decision::{Decision, decide, whole};
+use crate::decision::{Decision, Snapshot, decide, whole};
 use crate::explain::{Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -29,6 +29,9 @@ use crate::resolver::Resolver;
 use crate::trace::{self, Call};
 use crate::trigger::Trigger;
 use crate::watch::{Observers, Unknown, View};
+
+/// Workers that do not report are there for so many seconds after they last held something.
+const HELD_LATELY: i64 = 60;
 
 /// An active stream has spoken, and what it says next can wait this long.
 const UNHURRIED: Duration = Duration::from_millis(100);
@@ -109,7 +112,7 @@ impl Service {
         let decision = decide(snapshot, trigger, now);
         let Decision { value, why, .. } = decision;
         let ScaledObjectRef { name, namespace, .. } = object;
-        tracing::debug!(namespace, name, queue = trigger.queue, value, %why, "decided");
+        tracing::debug!(namespace, name, queue = %trigger.source, value, %why, "decided");
         Ok(decision)
     }
 
@@ -118,7 +121,7 @@ impl Service {
         let ScaledObjectRef { name, namespace, .. } = object;
         let is_first = self.explain.told(namespace, name, resolved, told);
         if let Some(warning) = is_first.then(|| resolved.trigger.warning()).flatten() {
-            tracing::warn!(namespace, name, queue = resolved.place.queue, "{warning}");
+            tracing::warn!(namespace, name, queue = %resolved.place.source, "{warning}");
         }
     }
 
@@ -218,13 +221,14 @@ impl Service {
     fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
         let (snapshot, time) = view.known(now, self.observers.max_age()).ok()?;
         let Decision { active, wakes_at, .. } = decide(snapshot, trigger, time);
-        let attended = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
+        let (attended, reports) = attendance(snapshot, trigger, time);
         // Brokers keep time in milliseconds.
         let until = |at| Duration::try_from(time.duration_until(at)).unwrap_or_default();
         let wakes = wakes_at.map(|at| now + until(at) + Duration::from_millis(1));
-        let reason: Reason = push.next(Seen { active, attended, wakes }, self.cadence, now)?;
+        let reason: Reason =
+            push.next(Seen { active, attended, reports, wakes }, self.cadence, now)?;
         self.metrics.pushed(reason);
-        trace::told(self.observers.traces(), reason, view, &trigger.queue);
+        trace::told(self.observers.traces(), reason, view, &trigger.source);
         Some(active)
     }
 }
@@ -366,6 +370,15 @@ async fn news(push: &Push, views: &mut watch::Receiver<View>, now: Instant) -> N
     }
 }
 
+/// Whether somebody is there who takes jobs, and whether workers report that at all: those of others
+/// are known by what they hold, and held lately.
+fn attendance(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> (bool, bool) {
+    let reported = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
+    let Source::Foreign(_) = trigger.source else { return (reported, true) };
+    let is_recent = |last: Timestamp| now.duration_since(last).as_secs() < HELD_LATELY;
+    (snapshot.learned.last_work.is_some_and(is_recent), false)
+}
+
 fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
     let spec = MetricSpec {
         metric_name: trigger.metric_name(),
@@ -377,7 +390,7 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 
 /// Never OK: what is unknown is never told as zero.
 fn status(place: &Place, why: &Unknown) -> Status {
-    let words = format!("queue {} of profile {}: {why}", place.queue, place.profile);
+    let words = format!("{} of profile {}: {why}", place.words(), place.profile);
     match why {
         Unknown::TooManyQueues(_) | Unknown::TooManyOfNamespace(_) => {
             Status::resource_exhausted(words)

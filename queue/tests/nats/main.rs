@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod expired;
+mod foreign;
 mod keys;
 mod large;
 mod marks;
