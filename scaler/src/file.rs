@@ -358,6 +358,17 @@ mod tests {
                 "[[policy]]\nnamespaces = [\"a/b\"]",
                 "line 2: policy.namespaces: a name is of a-z A-Z 0-9 . _ -, and * for any letters",
             ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(File::parse(text).unwrap_err().to_string(), expected, "{text}");
+        }
+        let told = File::parse("[profiles.a]\nurl = \"x").unwrap_err().to_string();
+        assert!(told.starts_with("line 2: this is not TOML"), "{told}");
+    }
+
+    #[test]
+    fn a_stream_of_others_is_named_by_the_trigger_and_covered_by_the_policy() {
+        let cases = [
             (
                 "[[policy]]\nnamespaces = [\"a\"]\nqueues = [\"a b\"]",
                 "line 3: policy.queues: a name is of ASCII without spaces, and * for any letters",
@@ -371,8 +382,10 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(File::parse(text).unwrap_err().to_string(), expected, "{text}");
         }
-        let told = File::parse("[profiles.a]\nurl = \"x").unwrap_err().to_string();
-        assert!(told.starts_with("line 2: this is not TOML"), "{told}");
+        let rule = "[[policy]]\nnamespaces = [\"a\"]\nprofiles = [\"*\"]\n";
+        let file = File::parse(&format!("{rule}queues = [\"work:{{eu}}*\"]")).unwrap();
+        let policy = file.policy.unwrap();
+        assert!(policy.allows("a", "any", "work:{eu}/1") && !policy.allows("a", "any", "work:us"));
     }
 
     #[test]

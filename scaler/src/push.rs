@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use ebb_queue::{Phase, Source, Timestamp};
 use tokio::time::Instant;
+
+use crate::decision::Snapshot;
+use crate::trigger::Trigger;
 
 /// How often an active stream speaks.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +19,9 @@ pub(crate) struct Cadence {
 
 /// Who waits for workers that do not report repeats itself no longer than this.
 const LONGEST_REPEATED: Duration = Duration::from_secs(60);
+
+/// Workers that do not report are there for so many seconds after they last held something.
+const HELD_LATELY: i64 = 60;
 
 /// What a stream looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +116,15 @@ impl Cadence {
             (Reason::Repeat, self.repeat)
         }
     }
+}
+
+/// Whether somebody is there who takes jobs, and whether workers report that at all: those of others
+/// are known by what they hold, and held lately.
+pub(crate) fn attendance(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> (bool, bool) {
+    let reported = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
+    let Source::Foreign(_) = trigger.source else { return (reported, true) };
+    let is_recent = |last: Timestamp| now.duration_since(last).as_secs() < HELD_LATELY;
+    (snapshot.learned.last_work.is_some_and(is_recent), false)
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use ebb_proto::keda::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef,
 };
-use ebb_queue::{Phase, Source, Timestamp};
 use futures::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -18,20 +17,17 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::config::ScalerArgs;
 use crate::connection::Peer;
-use crate::decision::{Decision, Snapshot, decide, whole};
+use crate::decision::{Decision, decide, whole};
 use crate::explain::{Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::open::OpenStream;
 use crate::profiles::{Place, Profiles, Refusal, Resolved};
-use crate::push::{Cadence, Push, Reason, Seen};
+use crate::push::{Cadence, Push, Reason, Seen, attendance};
 use crate::resolver::Resolver;
 use crate::trace::{self, Call};
 use crate::trigger::Trigger;
 use crate::watch::{Observers, Unknown, View};
-
-/// Workers that do not report are there for so many seconds after they last held something.
-const HELD_LATELY: i64 = 60;
 
 /// An active stream has spoken, and what it says next can wait this long.
 const UNHURRIED: Duration = Duration::from_millis(100);
@@ -368,15 +364,6 @@ async fn news(push: &Push, views: &mut watch::Receiver<View>, now: Instant) -> N
         changed = views.changed() => News::of(changed, News::View),
         () = sleep_until(due) => News::View,
     }
-}
-
-/// Whether somebody is there who takes jobs, and whether workers report that at all: those of others
-/// are known by what they hold, and held lately.
-fn attendance(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> (bool, bool) {
-    let reported = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
-    let Source::Foreign(_) = trigger.source else { return (reported, true) };
-    let is_recent = |last: Timestamp| now.duration_since(last).as_secs() < HELD_LATELY;
-    (snapshot.learned.last_work.is_some_and(is_recent), false)
 }
 
 fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
