@@ -26,6 +26,10 @@ pub struct Depth {
     pub ready_by_priority: Option<ByPriority>,
     /// The soonest deadline of a ready job. `None` where none has one, or the broker cannot tell.
     pub first_deadline: Option<Timestamp>,
+    /// Jobs that were handed out and are in flight no more, counted since whenever, where the broker
+    /// counts them: of a queue of Ebb its workers tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<u64>,
     /// When this was true.
     pub as_of: Timestamp,
 }
@@ -82,6 +86,7 @@ impl Depth {
             cost: None,
             ready_by_priority: None,
             first_deadline: None,
+            done: None,
             as_of,
         }
     }

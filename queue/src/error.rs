@@ -19,6 +19,8 @@ pub struct Error {
 pub enum ErrorKind {
     /// What the caller gave cannot be right: no retry will help.
     Invalid,
+    /// What was named is not there, and not ours to make.
+    Missing,
     /// The broker does not let us in or does not permit the call, whatever we ask: a user, a
     /// password, a permission. It is nobody's job that is wrong, and only somebody who changes our
     /// rights will help.
@@ -46,6 +48,7 @@ impl std::fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Invalid => "invalid",
+            Self::Missing => "missing",
             Self::Denied => "denied",
             Self::Unavailable => "unavailable",
             Self::Full => "full",
@@ -83,7 +86,7 @@ impl Error {
     pub fn exit_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         let error: &Self = cause.downcast_ref()?;
         Some(match error.kind {
-            ErrorKind::Invalid | ErrorKind::Denied => 2,
+            ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::Denied => 2,
             ErrorKind::Unavailable | ErrorKind::Full => 69,
             ErrorKind::Incompatible | ErrorKind::Internal => 1,
         })

@@ -33,6 +33,7 @@ mod redis;
 mod result;
 mod retry;
 mod server;
+mod source;
 pub mod sqlite;
 mod status;
 mod unread;
@@ -62,6 +63,7 @@ pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
 pub use server::{Secret, Server, Tls};
+pub use source::{Foreign, Reader, Source, look_at};
 pub use sqlite::Watchers;
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, Missing, QueueUrl, Result, Warning};
@@ -97,8 +98,10 @@ pub struct TriggerCheck {
 pub struct Answer {
     /// The connection profile.
     pub profile: String,
-    /// The queue on its broker.
+    /// The queue on its broker, or the stream of others and who reads it.
     pub queue: String,
+    /// The same in words.
+    pub looks_at: String,
     /// The name of the metric.
     pub metric: String,
     /// What one replica is to have of it.
@@ -149,12 +152,27 @@ async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
     let profiles = Source { file: config, queue }.load()?;
     let site = Site::new(Missing::Refuse);
     let checks = profiles.by_name.values().map(|profile| try_profile(&site, profile));
-    let checks = join_all(checks).await;
-    let mut trial = Trial { site, profiles, looks: HashMap::new() };
+    let mut checks = join_all(checks).await;
+    let mut trial = Trial { site, profiles, looks: HashMap::new(), servers: BTreeMap::new() };
     let mut triggers = Vec::new();
     for object in &objects {
         for (at, metadata) in &object.triggers {
             triggers.push(trial.trigger(object, *at, metadata).await);
+        }
+    }
+    for check in &mut checks {
+        let server = trial.servers.get(&*check.name);
+        // It answers, be it that it has no queue of Ebb: nobody has asked for one.
+        if let (Some(server), Some(Problem { kind: ProblemKind::Broken, .. })) =
+            (server, &check.problem)
+        {
+            check.server = Some(server.clone());
+            check.warnings.extend(
+                check
+                    .problem
+                    .take()
+                    .map(|problem| Warning { code: "no_queue", text: problem.words }),
+            );
         }
     }
     Ok(Checkup { profiles: checks, triggers })
@@ -162,7 +180,8 @@ async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
 
 async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
     let begun = Instant::now();
-    let info = in_time(async { site.connect(&profile.url).await?.info().await }).await;
+    let queue = ebb_queue::Source::Queue(profile.url.queue.clone());
+    let info = in_time(async { site.connect(&profile.url, &queue).await?.info().await }).await;
     let (name, url) = (profile.name.to_string(), profile.url.to_string());
     let seconds = begun.elapsed().as_secs_f64();
     match info {
@@ -182,6 +201,8 @@ struct Trial {
     site: Site,
     profiles: Profiles,
     looks: HashMap<Place, std::result::Result<Snapshot, Problem>>,
+    /// By profile, those that were looked at for a stream of others.
+    servers: BTreeMap<Arc<str>, String>,
 }
 
 impl Trial {
@@ -227,22 +248,28 @@ impl Trial {
         if !self.looks.contains_key(place) {
             let (_, url) = self.profiles.url(place).expect("what was resolved has a profile");
             let seen = in_time(async {
-                let backlog = self.site.connect(&url).await?;
-                look(&*backlog, &mut Learner::new()).await
+                let backlog = self.site.connect(&url, &place.source).await?;
+                let snapshot = look(&*backlog, &mut Learner::new()).await?;
+                Ok((snapshot, backlog.info().await?.version))
             });
-            self.looks.insert(place.clone(), seen.await);
+            let seen = seen.await;
+            if let (ebb_queue::Source::Foreign(_), Ok((_, server))) = (&place.source, &seen) {
+                self.servers.insert(Arc::clone(&place.profile), server.clone());
+            }
+            self.looks.insert(place.clone(), seen.map(|(snapshot, _)| snapshot));
         }
         let snapshot = self.looks[place].as_ref().map_err(Clone::clone)?;
         let decision = decide(snapshot, trigger, snapshot.depth.as_of);
         Ok(Answer {
             profile: place.profile.to_string(),
-            queue: place.queue.clone(),
+            queue: place.source.to_string(),
+            looks_at: place.words(),
             metric: trigger.metric_name(),
             target: decision.target,
             value: decision.value,
             active: decision.active,
             why: decision.why.to_string(),
-            basis: decision.basis.to_string(),
+            basis: decision.basis.words(trigger),
         })
     }
 }

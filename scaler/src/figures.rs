@@ -100,7 +100,7 @@ impl Gauges {
     }
 
     fn show(&self, place: &Place, view: &View, now: Instant) {
-        let (profile, queue) = (&*place.profile, &*place.queue);
+        let (profile, queue) = (&*place.profile, &*place.source.to_string());
         self.up.with_label_values(&[profile, queue]).set(view.answers().into());
         for warning in view.warnings.iter() {
             self.warnings.with_label_values(&[profile, queue, warning.code]).set(1);
@@ -180,6 +180,7 @@ impl Demands {
     }
 
     fn set(&self, place: &Place, demand: &Demand, look: Option<&Look>, now: Instant) {
+        let (profile, queue) = (&*place.profile, &*place.source.to_string());
         let oldest = demand.low.zip(look).and_then(|(low, look)| oldest_by_now(look, low, now));
         let figures = [
             (&self.objective, demand.objective),
@@ -188,7 +189,7 @@ impl Demands {
         ];
         for (gauge, figure) in figures {
             if let Some(figure) = figure {
-                gauge.with_label_values(&[&*place.profile, &*place.queue]).set(figure);
+                gauge.with_label_values(&[profile, queue]).set(figure);
             }
         }
     }
@@ -256,7 +257,7 @@ impl Lessons {
     }
 
     fn set(&self, place: &Place, learned: &Learned) {
-        let (profile, queue) = (&*place.profile, &*place.queue);
+        let (profile, queue) = (&*place.profile, &*place.source.to_string());
         let Arrivals { fast, slow } = learned.arrivals;
         self.arrivals.with_label_values(&[profile, queue, "seconds"]).set(fast);
         self.arrivals.with_label_values(&[profile, queue, "minutes"]).set(slow);

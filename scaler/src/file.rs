@@ -25,7 +25,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::policy::{Glob, Policy, Rule};
-use crate::trigger::{FROM_ENV, PROFILE, QUEUE, edits, is_name};
+use crate::trigger::{CONSUMER, FROM_ENV, GROUP, PROFILE, QUEUE, STREAM, edits, is_name};
 
 /// Options of a trigger, as they would stand in its metadata.
 pub(crate) type Options = BTreeMap<String, String>;
@@ -167,7 +167,7 @@ impl Reader<'_> {
         let mut options = Options::new();
         for (key, value) in self.table(at, value)? {
             let (name, own) = (key.get_ref(), format!("{at}.{}", key.get_ref()));
-            if [PROFILE, QUEUE].contains(&name.as_ref()) {
+            if [PROFILE, QUEUE, STREAM, CONSUMER, GROUP].contains(&name.as_ref()) {
                 let words = format!("{own}: a trigger names its {name}, and its URL the default");
                 return Err(self.error(&key.span(), words));
             }
@@ -230,8 +230,13 @@ impl Reader<'_> {
             );
         };
         let glob = |name: &Value<'_>| {
-            let glob = Glob::parse(&self.string(at, name)?);
-            let words = || format!("{at}: a name is of a-z A-Z 0-9 . _ -, and * for any letters");
+            let text = self.string(at, name)?;
+            let (glob, letters) = if at == "policy.queues" {
+                (Glob::of_source(&text), "ASCII without spaces")
+            } else {
+                (Glob::parse(&text), "a-z A-Z 0-9 . _ -")
+            };
+            let words = || format!("{at}: a name is of {letters}, and * for any letters");
             glob.ok_or_else(|| self.error(&name.span(), words()))
         };
         names.iter().map(glob).collect()
@@ -359,6 +364,28 @@ mod tests {
         }
         let told = File::parse("[profiles.a]\nurl = \"x").unwrap_err().to_string();
         assert!(told.starts_with("line 2: this is not TOML"), "{told}");
+    }
+
+    #[test]
+    fn a_stream_of_others_is_named_by_the_trigger_and_covered_by_the_policy() {
+        let cases = [
+            (
+                "[[policy]]\nnamespaces = [\"a\"]\nqueues = [\"a b\"]",
+                "line 3: policy.queues: a name is of ASCII without spaces, and * for any letters",
+            ),
+            (
+                "[profiles.a]\nurl = \"x\"\n[profiles.a.defaults]\nconsumerGroup = \"g\"",
+                "line 4: profiles.a.defaults.consumerGroup: a trigger names its consumerGroup, and \
+                 its URL the default",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(File::parse(text).unwrap_err().to_string(), expected, "{text}");
+        }
+        let rule = "[[policy]]\nnamespaces = [\"a\"]\nprofiles = [\"*\"]\n";
+        let file = File::parse(&format!("{rule}queues = [\"work:{{eu}}*\"]")).unwrap();
+        let policy = file.policy.unwrap();
+        assert!(policy.allows("a", "any", "work:{eu}/1") && !policy.allows("a", "any", "work:us"));
     }
 
     #[test]

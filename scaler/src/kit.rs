@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{BatchTime, ByPriority, Depth, Phase, Priority, Timestamp, WorkerStatus};
+use ebb_queue::{BatchTime, ByPriority, Depth, Phase, Priority, Source, Timestamp, WorkerStatus};
 use proptest::option;
 use proptest::prelude::{any, prop_oneof};
 use proptest::strategy::{Just, Strategy};
@@ -19,7 +19,7 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
 
 pub(crate) fn trigger(mode: Mode) -> Trigger {
     Trigger {
-        queue: "jobs".into(),
+        source: Source::Queue("jobs".into()),
         profile: None,
         mode,
         priors: Priors {

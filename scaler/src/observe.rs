@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::{
-    Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Warning,
-    Watchers,
+    Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Source,
+    Warning, Watchers,
 };
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
@@ -19,11 +19,11 @@ use crate::profiles::Place;
 use crate::trace::{self, LookSpan};
 use crate::watch::{Look, Shared, View};
 
-/// Opens queues to be looked at.
+/// Opens what is to be looked at.
 #[async_trait]
 pub trait Connect: Send + Sync + 'static {
-    /// Opens the queue at this address.
-    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>>;
+    /// Opens a source on the broker at this address, which names the same queue where it is one.
+    async fn connect(&self, url: &QueueUrl, source: &Source) -> Result<Arc<dyn Backlog>>;
 }
 
 /// Queues on real brokers.
@@ -42,7 +42,7 @@ impl Site {
 
 #[async_trait]
 impl Connect for Site {
-    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
+    async fn connect(&self, url: &QueueUrl, source: &Source) -> Result<Arc<dyn Backlog>> {
         let worker = format!("scaler-{}", std::process::id());
         let options = OpenOptions {
             worker,
@@ -51,7 +51,10 @@ impl Connect for Site {
             watchers: self.watchers.clone(),
             ..OpenOptions::default()
         };
-        Ok(ebb_queue::open(url, options).await?)
+        match source {
+            Source::Queue(_) => Ok(ebb_queue::open(url, options).await?),
+            Source::Foreign(foreign) => ebb_queue::look_at(url, foreign, options).await,
+        }
     }
 }
 
@@ -148,7 +151,7 @@ impl Observer {
     /// Opens the queue and looks at it until an error; ends well when it is not wanted any more.
     async fn session(&mut self, url: &QueueUrl) -> Result<()> {
         self.asked = (Cause::Open, Instant::now());
-        let backlog = answered(self.shared.connect.connect(url)).await?;
+        let backlog = answered(self.shared.connect.connect(url, &self.place.source)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
         self.weigh(answered(backlog.info()).await?.warnings);
@@ -191,7 +194,7 @@ impl Observer {
                 return false;
             }
             for Warning { code, text } in &warnings {
-                tracing::warn!(profile = %self.place.profile, queue = self.place.queue, code, "{text}");
+                tracing::warn!(profile = %self.place.profile, queue = %self.place.source, code, "{text}");
             }
             view.warnings = warnings.into();
             true
@@ -224,11 +227,12 @@ impl Observer {
     fn show(&self, snapshot: Snapshot, at: Instant, url: &QueueUrl) {
         let span = self.trace(url, Ok(&snapshot));
         let depth = &snapshot.depth;
-        tracing::debug!(profile = %self.place.profile, queue = self.place.queue, depth.ready, depth.in_flight, "looked at the queue");
+        tracing::debug!(profile = %self.place.profile, queue = %self.place.source, depth.ready, depth.in_flight, "looked at the queue");
         self.view.send_if_modified(|view| {
             let first = view.failed.take().is_some() || view.look.is_none();
+            view.missing = None;
             if first {
-                tracing::info!(profile = %self.place.profile, queue = self.place.queue, "broker answers");
+                tracing::info!(profile = %self.place.profile, queue = %self.place.source, "broker answers");
             }
             let news = first || !view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
             view.look = Some(Look { snapshot: Arc::new(snapshot), at, span });
@@ -241,9 +245,12 @@ impl Observer {
         self.shared.metrics.look_failed(error.kind());
         self.view.send_modify(|view| {
             if view.failed.is_none() {
-                tracing::warn!(profile = %self.place.profile, queue = self.place.queue, %error, "broker does not answer");
+                tracing::warn!(profile = %self.place.profile, queue = %self.place.source, %error, "broker does not answer");
             }
             view.failed = Some(error.kind());
+            // Only of this the words are for whoever wrote the trigger: they name what it names.
+            let is_missing = error.kind() == ErrorKind::Missing;
+            view.missing = is_missing.then(|| error.to_string().into());
         });
     }
 
@@ -286,7 +293,7 @@ fn unavailable(context: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Missing;
+    use ebb_queue::{Missing, Source};
     use tokio::net::TcpListener;
 
     use std::time::Duration;
@@ -302,9 +309,11 @@ mod tests {
             // The system takes connections for it; nobody reads them.
             let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let host = broker.local_addr().unwrap().to_string();
-            let url = format!("{scheme}://{host}").parse().unwrap();
+            let url: ebb_queue::QueueUrl = format!("{scheme}://{host}").parse().unwrap();
             // No hurry: a machine that is busy must not be faster than the client's own limit.
-            let connected = timeout(Duration::from_secs(30), site.connect(&url)).await.unwrap();
+            let source = Source::Queue("jobs".into());
+            let connected = site.connect(&url, &source);
+            let connected = timeout(Duration::from_secs(30), connected).await.unwrap();
             let Err(error) = connected else { panic!("{url} answers") };
             assert!(error.to_string().contains(&host), "{error}");
         };

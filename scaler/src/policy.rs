@@ -24,7 +24,7 @@ impl Policy {
         self.rules.iter().any(|rule| rule.covers(namespace, profile))
     }
 
-    /// Whether a namespace may use this queue of a profile.
+    /// Whether a namespace may use this queue of a profile, or this stream of others.
     pub(crate) fn allows(&self, namespace: &str, profile: &str, queue: &str) -> bool {
         let mut rules = self.rules.iter().filter(|rule| rule.covers(namespace, profile));
         rules.any(|rule| rule.queues.iter().any(|glob| glob.matches(queue)))
@@ -43,6 +43,12 @@ impl Glob {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-*".contains(&byte);
         (!text.is_empty() && text.bytes().all(fits)).then(|| Self(text.to_owned()))
+    }
+
+    /// The same for what is looked at: a stream of others has more letters in its name than a queue.
+    pub(crate) fn of_source(text: &str) -> Option<Self> {
+        let is_name = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        is_name.then(|| Self(text.to_owned()))
     }
 
     /// Whether the whole name fits. Linear in the name for each star, whatever the pattern.

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ebb_queue::QueueUrl;
+use ebb_queue::{Foreign, QueueUrl, Source};
 
 use crate::file::Options;
 use crate::policy::Policy;
-use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE};
-use crate::trigger::{Trigger, TriggerError, is_name, option};
+use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE, STREAM};
+use crate::trigger::{Trigger, TriggerError, as_with_keda, is_name, option, serves_foreign};
 
 /// The profile of triggers that name none.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
@@ -51,11 +51,23 @@ pub(crate) struct Profile {
     pub(crate) queues: BTreeMap<String, Options>,
 }
 
-/// A queue on the broker of a profile.
+/// What is looked at on the broker of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) profile: Arc<str>,
-    pub(crate) queue: String,
+    pub(crate) source: Source,
+}
+
+impl Place {
+    /// What it is, for a person.
+    pub(crate) fn words(&self) -> String {
+        match &self.source {
+            Source::Queue(name) => format!("queue {name}"),
+            Source::Foreign(Foreign { stream, reader }) => {
+                format!("stream {stream} as {reader} reads it")
+            }
+        }
+    }
 }
 
 /// A trigger that may be answered.
@@ -129,7 +141,11 @@ impl Profiles {
     /// Where the queue of a place is, as long as its profile exists.
     pub(crate) fn url(&self, place: &Place) -> Option<(&Arc<Profile>, QueueUrl)> {
         let profile = self.by_name.get(&*place.profile)?;
-        Some((profile, profile.url.with_queue(&place.queue).ok()?))
+        let url = match &place.source {
+            Source::Queue(name) => profile.url.with_queue(name).ok()?,
+            Source::Foreign(_) => profile.url.clone(),
+        };
+        Some((profile, url))
     }
 
     /// What a trigger asks for, and on which broker.
@@ -144,14 +160,15 @@ impl Profiles {
         refuse_connections(metadata)?;
         let profile = self.profile(namespace, metadata)?;
         // Before its defaults are read: an error in them would tell of them.
-        if let Some(asked) = asked(metadata, QUEUE) {
+        for asked in [QUEUE, STREAM].into_iter().filter_map(|key| asked(metadata, key)) {
             self.may_look(namespace, profile, asked.value.trim(), Some(asked))?;
         }
         let given: Vec<Given<'_>> = profile.merged(metadata);
         let pairs = given.iter().map(|given| (given.key, given.value));
         let trigger = Trigger::parse(pairs, &profile.url)?;
-        self.may_look(namespace, profile, &trigger.queue, None)?;
-        let place = Place { profile: Arc::clone(&profile.name), queue: trigger.queue.clone() };
+        let (Source::Queue(name) | Source::Foreign(Foreign { stream: name, .. })) = &trigger.source;
+        self.may_look(namespace, profile, name, asked(metadata, STREAM))?;
+        let place = Place { profile: Arc::clone(&profile.name), source: trigger.source.clone() };
         let options = given.iter().filter_map(Given::shown).collect();
         Ok(Resolved { place, trigger, options })
     }
@@ -193,11 +210,11 @@ impl Profiles {
         &self,
         namespace: &str,
         profile: &Profile,
-        queue: &str,
+        name: &str,
         asked: Option<Asked<'_>>,
     ) -> Result<(), Refusal> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        if policy.allows(namespace, &profile.name, queue) {
+        if policy.allows(namespace, &profile.name, name) {
             return Ok(());
         }
         let which = asked.map_or("the default queue".to_owned(), Asked::words);
@@ -227,18 +244,25 @@ impl Profile {
                 Given { key, value, from }
             })
             .collect();
+        let is_foreign = asked(metadata, STREAM).is_some();
         let queue = asked(metadata, QUEUE).map_or(&*self.url.queue, |asked| asked.value);
-        let of_queue = self.queues.get(queue).into_iter().flatten();
+        let of_queue = self.queues.get(queue).filter(|_| !is_foreign).into_iter().flatten();
         let of_queue = of_queue.map(|option| (Origin::Queue, option));
         let of_profile = self.defaults.iter().map(|option| (Origin::Profile, option));
         for (from, (key, value)) in of_queue.chain(of_profile) {
-            if !given.iter().any(|first| first.name() == key) {
+            let is_said = |first: &Given<'_>| {
+                first.name() == key || (is_foreign && as_with_keda(first.name()) == Some(key))
+            };
+            if !given.iter().any(is_said) {
                 given.push(Given { key, value, from });
             }
         }
         let mode = given.iter().find(|given| given.name() == MODE);
         let mode = mode.map_or("jobs", |given| given.value.trim()).to_owned();
-        let of_use = |key: &str| option(key).is_none_or(|option| option.applies_to(&mode));
+        let of_use = |key: &str| {
+            let in_mode = option(key).is_none_or(|option| option.applies_to(&mode));
+            in_mode && (!is_foreign || serves_foreign(key))
+        };
         given.retain(|given| given.is_own() || of_use(given.key));
         given.sort_by(|a, b| a.key.cmp(b.key));
         given
@@ -318,7 +342,8 @@ impl Asked<'_> {
         if self.from_env {
             return format!("the {name} that {} names", self.key);
         }
-        if !is_name(self.value) {
+        // Any text is the name of a stream, but none of a URL.
+        if !is_name(self.value) && (name != STREAM || self.value.contains("://")) {
             return format!("the {name} that is given, which is no name");
         }
         format!("{name} {:?}", self.value)

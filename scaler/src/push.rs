@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use ebb_queue::{Phase, Source, Timestamp};
 use tokio::time::Instant;
+
+use crate::decision::Snapshot;
+use crate::trigger::Trigger;
 
 /// How often an active stream speaks.
 #[derive(Debug, Clone, Copy)]
@@ -13,13 +17,21 @@ pub(crate) struct Cadence {
     pub(crate) heartbeat: Duration,
 }
 
+/// Who waits for workers that do not report repeats itself no longer than this.
+const LONGEST_REPEATED: Duration = Duration::from_secs(60);
+
+/// Workers that do not report are there for so many seconds after they last held something.
+const HELD_LATELY: i64 = 60;
+
 /// What a stream looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// Whether the trigger is active.
     pub(crate) active: bool,
-    /// Whether a worker reports that is here to stay.
+    /// Whether a worker is known to be here to stay.
     pub(crate) attended: bool,
+    /// Whether its workers report at all.
+    pub(crate) reports: bool,
     /// When time alone may make it active.
     pub(crate) wakes: Option<Instant>,
 }
@@ -31,9 +43,9 @@ pub(crate) enum Reason {
     Open,
     /// The trigger became active.
     Edge,
-    /// It is active and no worker reports.
+    /// It is active and no worker is known.
     Repeat,
-    /// It is active and a worker reports.
+    /// It is active, and a worker is known or none can be.
     Heartbeat,
 }
 
@@ -49,6 +61,8 @@ pub(crate) enum Push {
     },
     /// `true` was said last at `told`; leads to `Inactive`.
     Active {
+        /// When it was said first.
+        since: Instant,
         /// When it was said.
         told: Instant,
         /// When it is due again.
@@ -62,17 +76,18 @@ impl Push {
         let reason = match *self {
             Self::Opening => Some(Reason::Open),
             Self::Inactive { .. } => seen.active.then_some(Reason::Edge),
-            Self::Active { told, .. } => {
-                let due = told + cadence.after(seen);
-                *self = Self::Active { told, due };
-                let reason = if seen.attended { Reason::Heartbeat } else { Reason::Repeat };
-                (seen.active && due <= now).then_some(reason)
+            Self::Active { since, told, .. } => {
+                let (reason, after) = cadence.next(seen, now - since);
+                *self = Self::Active { since, told, due: told + after };
+                (seen.active && told + after <= now).then_some(reason)
             }
         };
         if !seen.active {
             *self = Self::Inactive { wakes: seen.wakes };
         } else if reason.is_some() {
-            *self = Self::Active { told: now, due: now + cadence.after(seen) };
+            let since = if let Self::Active { since, .. } = *self { since } else { now };
+            let (_, after) = cadence.next(seen, now - since);
+            *self = Self::Active { since, told: now, due: now + after };
         }
         reason
     }
@@ -93,9 +108,23 @@ impl Push {
 }
 
 impl Cadence {
-    fn after(self, seen: Seen) -> Duration {
-        if seen.attended { self.heartbeat } else { self.repeat }
+    /// How an active stream goes on that was first told of it so long ago.
+    fn next(self, seen: Seen, active_for: Duration) -> (Reason, Duration) {
+        if seen.attended || (!seen.reports && active_for >= LONGEST_REPEATED) {
+            (Reason::Heartbeat, self.heartbeat)
+        } else {
+            (Reason::Repeat, self.repeat)
+        }
     }
+}
+
+/// Whether somebody is there who takes jobs, and whether workers report that at all: those of others
+/// are known by what they hold, and held lately.
+pub(crate) fn attendance(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> (bool, bool) {
+    let reported = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
+    let Source::Foreign(_) = trigger.source else { return (reported, true) };
+    let is_recent = |last: Timestamp| now.duration_since(last).as_secs() < HELD_LATELY;
+    (snapshot.learned.last_work.is_some_and(is_recent), false)
 }
 
 #[cfg(test)]
@@ -108,9 +137,9 @@ mod tests {
 
     const CADENCE: Cadence =
         Cadence { repeat: Duration::from_secs(1), heartbeat: Duration::from_secs(30) };
-    const IDLE: Seen = Seen { active: false, attended: false, wakes: None };
-    const ALONE: Seen = Seen { active: true, attended: false, wakes: None };
-    const ATTENDED: Seen = Seen { active: true, attended: true, wakes: None };
+    const IDLE: Seen = Seen { active: false, attended: false, reports: true, wakes: None };
+    const ALONE: Seen = Seen { active: true, attended: false, reports: true, wakes: None };
+    const ATTENDED: Seen = Seen { active: true, attended: true, reports: true, wakes: None };
 
     /// Seconds since the stream was opened, what is seen then, and what is to be said.
     fn check(steps: &[(u64, Seen, Option<Reason>)]) {
@@ -145,6 +174,24 @@ mod tests {
             (84, IDLE, None),
             (84, ATTENDED, Some(Reason::Edge)),
         ]);
+    }
+
+    #[test]
+    fn where_no_worker_reports_the_repetition_ends_when_one_holds_jobs_and_after_a_while() {
+        let silent = Seen { reports: false, ..ALONE };
+        let held = Seen { attended: true, ..silent };
+        let edge = |at| (at, silent, Some(Reason::Edge));
+        let repeats = |seconds: std::ops::Range<u64>| {
+            seconds.map(|at| (at, silent, Some(Reason::Repeat))).collect::<Vec<_>>()
+        };
+        let opened = (0, IDLE, Some(Reason::Open));
+        let mut never = vec![opened, edge(10)];
+        never.extend(repeats(11..70));
+        never.extend([(70, silent, None), (98, silent, None)]);
+        never.extend([(99, silent, Some(Reason::Heartbeat)), (100, silent, None)]);
+        never.extend([(101, IDLE, None), edge(102), (103, silent, Some(Reason::Repeat))]);
+        check(&never);
+        check(&[opened, edge(10), (11, held, None), (40, held, Some(Reason::Heartbeat))]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use ebb_queue::{Depth, ErrorKind, QueueUrl, Timestamp};
+    use ebb_queue::{Depth, ErrorKind, QueueUrl, Source, Timestamp};
     use tokio::time::Instant;
 
     use super::{Standing, standings};
@@ -118,7 +118,10 @@ mod tests {
         ];
         let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
         for (views, after, expected) in cases {
-            let place = |n: usize| Place { profile: "default".into(), queue: format!("q{n}") };
+            let place = |n: usize| Place {
+                profile: "default".into(),
+                source: Source::Queue(format!("q{n}")),
+            };
             let views: Vec<_> =
                 views.iter().enumerate().map(|(n, view)| (place(n), start, view.clone())).collect();
             let now = start + Duration::from_secs(after);
@@ -132,7 +135,8 @@ mod tests {
         let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
         let start = Instant::now();
         let now = start + MAX_AGE + Duration::from_secs(1);
-        let place = |queue: &str| Place { profile: "default".into(), queue: queue.into() };
+        let place =
+            |queue: &str| Place { profile: "default".into(), source: Source::Queue(queue.into()) };
         let failed = Some(ErrorKind::Unavailable);
         let long_ago = (place("old"), start, View { failed, ..View::default() });
         let just_begun = (place("new"), now, View::default());

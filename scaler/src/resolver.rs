@@ -176,7 +176,8 @@ mod tests {
 
         sender.send(profiles("night")).unwrap();
         let moved = resolver.resolve("ml", &given).unwrap();
-        assert_eq!((&*first.place.queue, &*moved.place.queue), ("jobs", "night"));
+        let names = [&first, &moved].map(|one| one.place.source.to_string());
+        assert_eq!(names, ["jobs", "night"]);
         assert_eq!(n_kept(&resolver), 1);
     }
 

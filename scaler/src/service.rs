@@ -9,7 +9,6 @@ use ebb_proto::keda::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef,
 };
-use ebb_queue::Phase;
 use futures::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -24,7 +23,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::open::OpenStream;
 use crate::profiles::{Place, Profiles, Refusal, Resolved};
-use crate::push::{Cadence, Push, Reason, Seen};
+use crate::push::{Cadence, Push, Reason, Seen, attendance};
 use crate::resolver::Resolver;
 use crate::trace::{self, Call};
 use crate::trigger::Trigger;
@@ -109,7 +108,7 @@ impl Service {
         let decision = decide(snapshot, trigger, now);
         let Decision { value, why, .. } = decision;
         let ScaledObjectRef { name, namespace, .. } = object;
-        tracing::debug!(namespace, name, queue = trigger.queue, value, %why, "decided");
+        tracing::debug!(namespace, name, queue = %trigger.source, value, %why, "decided");
         Ok(decision)
     }
 
@@ -118,7 +117,7 @@ impl Service {
         let ScaledObjectRef { name, namespace, .. } = object;
         let is_first = self.explain.told(namespace, name, resolved, told);
         if let Some(warning) = is_first.then(|| resolved.trigger.warning()).flatten() {
-            tracing::warn!(namespace, name, queue = resolved.place.queue, "{warning}");
+            tracing::warn!(namespace, name, queue = %resolved.place.source, "{warning}");
         }
     }
 
@@ -218,13 +217,14 @@ impl Service {
     fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
         let (snapshot, time) = view.known(now, self.observers.max_age()).ok()?;
         let Decision { active, wakes_at, .. } = decide(snapshot, trigger, time);
-        let attended = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
+        let (attended, reports) = attendance(snapshot, trigger, time);
         // Brokers keep time in milliseconds.
         let until = |at| Duration::try_from(time.duration_until(at)).unwrap_or_default();
         let wakes = wakes_at.map(|at| now + until(at) + Duration::from_millis(1));
-        let reason: Reason = push.next(Seen { active, attended, wakes }, self.cadence, now)?;
+        let reason: Reason =
+            push.next(Seen { active, attended, reports, wakes }, self.cadence, now)?;
         self.metrics.pushed(reason);
-        trace::told(self.observers.traces(), reason, view, &trigger.queue);
+        trace::told(self.observers.traces(), reason, view, &trigger.source);
         Some(active)
     }
 }
@@ -377,7 +377,7 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 
 /// Never OK: what is unknown is never told as zero.
 fn status(place: &Place, why: &Unknown) -> Status {
-    let words = format!("queue {} of profile {}: {why}", place.queue, place.profile);
+    let words = format!("{} of profile {}: {why}", place.words(), place.profile);
     match why {
         Unknown::TooManyQueues(_) | Unknown::TooManyOfNamespace(_) => {
             Status::resource_exhausted(words)

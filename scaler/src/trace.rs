@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use ebb_queue::{Error, QueueUrl};
+use ebb_queue::{Error, QueueUrl, Source};
 use ebb_telemetry::{KeyValue, NewSpan, Span, SpanContext, SpanKind, Traces, read_traceparent};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
@@ -75,7 +75,7 @@ pub(crate) fn looked(
         since: *since.insert(SystemTime::now() - begun.elapsed()),
         fields: vec![
             KeyValue::new("profile", place.profile.to_string()),
-            KeyValue::new("queue", place.queue.clone()),
+            KeyValue::new("queue", place.source.to_string()),
             KeyValue::new("broker", url.address.broker()),
             KeyValue::new("cause", cause.word()),
         ],
@@ -96,13 +96,13 @@ pub(crate) fn looked(
 }
 
 /// Notes that a stream told an edge: from the look that brought it to the telling.
-pub(crate) fn told(traces: &Traces, reason: Reason, view: &View, queue: &str) {
+pub(crate) fn told(traces: &Traces, reason: Reason, view: &View, source: &Source) {
     let look = view.look.as_ref().filter(|_| reason == Reason::Edge);
     let Some(look) = look.and_then(|look| look.span.as_ref()) else { return };
     drop(traces.begin(|| NewSpan {
         parent: Some(look.context.clone()),
         since: look.since,
-        fields: vec![KeyValue::new("queue", queue.to_owned())],
+        fields: vec![KeyValue::new("queue", source.to_string())],
         ..NewSpan::new("edge", SpanKind::Producer)
     }));
 }

@@ -241,6 +241,14 @@ impl fmt::Display for LeftOut {
     }
 }
 
+impl Basis {
+    /// The same for a person who reads it of this trigger.
+    pub(crate) fn words(&self, trigger: &Trigger) -> String {
+        let note = trigger.note().map(|note| format!("; {note}"));
+        format!("{self}{}", note.unwrap_or_default())
+    }
+}
+
 impl fmt::Display for Basis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! One observer per profile and queue, however many triggers name it, and what it last saw.
+//! One observer per profile and source, however many triggers name it, and what it last saw.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -63,6 +63,8 @@ pub(crate) struct View {
     pub(crate) look: Option<Look>,
     /// Why there is no newer one.
     pub(crate) failed: Option<ErrorKind>,
+    /// What is missing on the broker, in words for whoever wrote the trigger.
+    pub(crate) missing: Option<Arc<str>>,
     /// Settings of the broker that are weaker than the promises.
     pub(crate) warnings: Arc<[Warning]>,
 }
@@ -89,6 +91,9 @@ pub(crate) enum Unknown {
     /// The last good look is too old.
     #[error("the broker was last seen {} s ago; see the scaler's log", .0.as_secs())]
     TooOld(Duration),
+    /// What the trigger names is not there.
+    #[error("{0}")]
+    Missing(Arc<str>),
     /// No observer can be started.
     #[error("{0} queues are watched already; raise --max-queues or name fewer in triggers")]
     TooManyQueues(usize),
@@ -115,12 +120,16 @@ impl View {
         now: Instant,
         max_age: Duration,
     ) -> Result<(&Snapshot, Timestamp), Unknown> {
+        let missing = self.missing.clone().map(Unknown::Missing);
         let Some(look) = &self.look else {
+            if let Some(missing) = missing {
+                return Err(missing);
+            }
             return Err(self.failed.map_or(Unknown::NotYet, Unknown::Never));
         };
         let age = now.saturating_duration_since(look.at);
         if age > max_age {
-            return Err(Unknown::TooOld(age));
+            return Err(missing.unwrap_or(Unknown::TooOld(age)));
         }
         Ok((&look.snapshot, look.snapshot.depth.as_of + age))
     }
@@ -268,7 +277,7 @@ async fn attend(
         tokio::select! {
             () = observer.run(&url) => return,
             () = moved(&mut profiles, profile) => {
-                tracing::info!(profile = %place.profile, queue = place.queue, "profile changed");
+                tracing::info!(profile = %place.profile, queue = %place.source, "profile changed");
             }
         }
     }

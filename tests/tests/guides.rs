@@ -62,7 +62,14 @@ fn with_key<'a>(value: &'a Value, key: &str) -> Vec<&'a Value> {
 async fn the_scaler_takes_every_trigger_of_the_guides() {
     let workplace = Workplace::new();
     let local = "127.0.0.1:0";
-    let mut scaler = workplace.start(&["scaler", "--listen", local, "--http-listen", local]);
+    // None of them is there: what a trigger asks for is read without its broker.
+    let config = workplace.path("scaler.toml");
+    let profiles = "[profiles.events]\nurl = \"nats://127.0.0.1:1\"\n\
+                    [profiles.streams]\nurl = \"redis://127.0.0.1:1\"\n";
+    std::fs::write(&config, profiles).unwrap();
+    let config = config.to_str().unwrap();
+    let listen = ["--listen", local, "--http-listen", local];
+    let mut scaler = workplace.start(&[&["scaler", "--config", config], &listen[..]].concat());
     let address = scaler.says("its address", |said| {
         let rest = said.split_once("listen=")?.1;
         rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())

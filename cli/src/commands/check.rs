@@ -211,7 +211,7 @@ fn trigger_words(check: &TriggerCheck) -> String {
     let mut lines = vec![format!("{kind} {namespace}/{name}, trigger {trigger}")];
     if let Some(answer) = answer {
         let replicas = (answer.value / answer.target).ceil();
-        lines.push(format!("  asks     queue {} of profile {}", answer.queue, answer.profile));
+        lines.push(format!("  asks     {} of profile {}", answer.looks_at, answer.profile));
         lines.push(format!(
             "  metric   {}: {} at {} for each replica, {replicas} replicas",
             answer.metric, answer.value, answer.target
@@ -307,6 +307,7 @@ spec: {triggers: [{type: external, metadata: {mode: waiting}}]}
         let answer = ebb_scaler::Answer {
             profile: "night".into(),
             queue: "embeddings".into(),
+            looks_at: "queue embeddings".into(),
             metric: "ebb-jobs-embeddings".into(),
             target: 5.0,
             value: 12.0,

@@ -1,12 +1,28 @@
 //! Tells that something was published, without taking anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use futures::stream::{SelectAll, select_all};
+use futures::stream::{BoxStream, SelectAll, select_all};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Link, Result};
+
+/// What is heard within this time is told as one.
+pub(super) const HUSH: Duration = Duration::from_millis(5);
+
+/// So often a listener looks whether the connection was lost meanwhile.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// A server that waits for the disk tells subscribers before the stream has the job: whoever looks
+/// at once may see nothing, so it is told again after each of these.
+const ECHOES: [Duration; 3] =
+    [Duration::from_millis(15), Duration::from_millis(60), Duration::from_millis(240)];
+
+/// What rings sooner than this after it was armed is one of many.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A subscription that rings once: it costs its server nothing more once it has rung.
 #[derive(Debug)]
@@ -37,6 +53,52 @@ impl Bell {
 
     /// Whether it rings within this time.
     pub(super) async fn rings_within(&mut self, wait: Duration) -> bool {
-        tokio::time::timeout(wait, self.rings()).await.is_ok()
+        timeout(wait, self.rings()).await.is_ok()
     }
+}
+
+/// Tells of arrivals for ever, arming the bell anew by `listen`. What rings again and again is told
+/// ever less often, down to once in `longest`: each ring costs a message of whoever publishes.
+pub(super) fn told<F>(
+    first: Bell,
+    link: Arc<Link>,
+    longest: Duration,
+    listen: impl Fn() -> F + Send + 'static,
+) -> BoxStream<'static, ()>
+where
+    F: Future<Output = Result<Bell>> + Send,
+{
+    let told = async_stream::stream! {
+        let (mut bell, mut n_losses) = (first, link.n_losses());
+        let (mut hush, mut armed) = (HUSH, Instant::now());
+        let mut echoes = [].iter();
+        loop {
+            let echo = echoes.next();
+            let is_heard = bell.rings_within(*echo.unwrap_or(&HEARTBEAT)).await;
+            if !is_heard && echo.is_some() {
+                yield ();
+                continue;
+            }
+            if !is_heard && (link.n_losses() == n_losses || !link.is_up()) {
+                continue;
+            }
+            yield ();
+            hush = if armed.elapsed() < SOON { (hush * 2).min(longest) } else { HUSH };
+            sleep(hush).await;
+            n_losses = link.n_losses();
+            // Until there is somebody who answers: a cluster may be about to elect a leader.
+            bell = loop {
+                match listen().await {
+                    Ok(again) => break again,
+                    Err(error) => tracing::debug!(%error, "not heard"),
+                }
+                sleep(HEARTBEAT).await;
+            };
+            armed = Instant::now();
+            // What came while nobody listened, and during an outage.
+            yield ();
+            echoes = ECHOES.iter();
+        }
+    };
+    told.boxed()
 }

@@ -8,6 +8,7 @@ mod answers;
 mod api;
 mod bell;
 mod connect;
+mod consumer;
 mod dead;
 mod depth;
 mod entry;
@@ -45,6 +46,7 @@ use crate::{
 };
 use answers::Answered;
 use api::Api;
+pub(crate) use consumer::Consumer;
 use later::Later;
 use leases::Leases;
 use names::Names;

@@ -1,26 +1,14 @@
 //! What a handle says and hears: statuses, arrivals, replies, and what the server is.
 
-use std::time::Duration;
-
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::api::in_order;
-use super::bell::Bell;
+use super::bell::{self, Bell, HUSH};
 use super::names::{check_reply_to, token};
 use super::{LIMITS, NatsQueue, version};
 use crate::{Error, ErrorKind, Info, JobResult, Result, Warning, WorkerStatus, header};
-
-/// So often a listener looks whether the connection was lost meanwhile.
-const HEARTBEAT: Duration = Duration::from_millis(500);
-/// What is heard within this time is told as one.
-const HUSH: Duration = Duration::from_millis(5);
-/// A server that waits for the disk tells subscribers before the stream has the job: whoever looks
-/// at once may see nothing, so it is told again after each of these.
-const ECHOES: [Duration; 3] =
-    [Duration::from_millis(15), Duration::from_millis(60), Duration::from_millis(240)];
 
 impl NatsQueue {
     pub(super) async fn alive(&self) -> Result<Vec<WorkerStatus>> {
@@ -54,31 +42,13 @@ impl NatsQueue {
         let queue = self.clone();
         let mut subjects = self.job_subjects().to_vec();
         subjects.push(self.shared.names.subject("phase"));
-        let mut bell = self.listen(&subjects).await?;
-        let mut n_losses = self.shared.link.n_losses();
-        let told = async_stream::stream! {
-            let mut echoes = [].iter();
-            loop {
-                let link = &queue.shared.link;
-                let echo = echoes.next();
-                let is_heard = bell.rings_within(*echo.unwrap_or(&HEARTBEAT)).await;
-                if !is_heard && echo.is_some() {
-                    yield ();
-                    continue;
-                }
-                if !is_heard && (link.n_losses() == n_losses || !link.is_up()) {
-                    continue;
-                }
-                yield ();
-                tokio::time::sleep(HUSH).await;
-                n_losses = queue.shared.link.n_losses();
-                bell = queue.listen_again(&subjects).await;
-                // What came while nobody listened, and during an outage.
-                yield ();
-                echoes = ECHOES.iter();
-            }
+        let first = self.listen(&subjects).await?;
+        let link = self.shared.link.clone();
+        let listen = move || {
+            let (queue, subjects) = (queue.clone(), subjects.clone());
+            async move { queue.listen(&subjects).await }
         };
-        Ok(told.boxed())
+        Ok(bell::told(first, link, HUSH, listen))
     }
 
     /// Listens from now on, also to what others publish on other connections.
@@ -88,17 +58,6 @@ impl NatsQueue {
         // The server answers in turn: it has read the subscription when it answers this.
         shared.api.stream(&shared.names.status).await?;
         Ok(bell)
-    }
-
-    /// The same, once there is somebody who answers: a cluster may be about to elect a leader.
-    async fn listen_again(&self, subjects: &[String]) -> Bell {
-        loop {
-            match self.listen(subjects).await {
-                Ok(bell) => return bell,
-                Err(error) => tracing::debug!(%error, "not heard"),
-            }
-            tokio::time::sleep(HEARTBEAT).await;
-        }
     }
 
     pub(super) async fn send(

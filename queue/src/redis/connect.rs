@@ -23,7 +23,7 @@ const RESPONSE: Duration = Duration::from_secs(10);
 /// Nodes of a cluster that a search for the queue goes through.
 const HOPS: usize = 5;
 
-/// Where a queue is.
+/// Where a queue is, or a stream of others.
 #[derive(Debug)]
 pub(super) struct Place {
     address: RedisAddress,
@@ -31,6 +31,7 @@ pub(super) struct Place {
     pub(super) queue: String,
     /// The stream that plain producers write to; all other keys begin with its name.
     pub(super) inbox: String,
+    is_foreign: bool,
 }
 
 /// A connection to the server that has the queue.
@@ -45,7 +46,13 @@ pub(super) struct Dialed {
 impl Place {
     pub(super) fn new(address: &RedisAddress, queue: &str) -> Self {
         let inbox = format!("ebb:{{{queue}}}");
-        Self { address: address.clone(), queue: queue.to_owned(), inbox }
+        Self { address: address.clone(), queue: queue.to_owned(), inbox, is_foreign: false }
+    }
+
+    /// A stream of others, which has no other keys.
+    pub(super) fn foreign(address: &RedisAddress, stream: &str) -> Self {
+        let (queue, inbox) = (stream.to_owned(), stream.to_owned());
+        Self { address: address.clone(), queue, inbox, is_foreign: true }
     }
 
     pub(super) fn shown(&self) -> String {
@@ -59,6 +66,9 @@ impl Place {
 
     /// A command that tells whether a server has loaded its data, and has the slot of the queue.
     pub(super) fn probe(&self) -> Cmd {
+        if self.is_foreign {
+            return redis::cmd("XLEN").arg(&self.inbox).clone();
+        }
         redis::cmd("HGET").arg(self.key("meta")).arg("layout").clone()
     }
 

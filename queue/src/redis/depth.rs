@@ -34,6 +34,7 @@ impl Calls {
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
             ready_by_priority: Some(by),
             first_deadline: moment(deadline),
+            done: None,
             as_of: now,
         };
         let read: Vec<Value> = list(entries)?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use redis::Value;
 
 use super::Calls;
-use super::keeper::Again;
+use super::keeper::{Again, Keeper};
 use super::value::{list, text};
 use crate::{Info, Limit, Result, Warning};
 
@@ -54,14 +54,9 @@ impl Settings {
             Ok(answer) => Some(pairs(answer)?),
             Err(_) => None,
         };
-        let ask = redis::cmd("INFO").arg("server").clone();
-        let version = match calls.keeper.send(&ask, Again::Yes).await? {
-            Ok(answer) => product(&text(answer)?),
-            Err(_) => None,
-        };
+        let version = version(&calls.keeper).await?;
         let number = |name: &str| config.as_ref()?.get(name)?.parse().ok();
         let max_body = number("proto-max-bulk-len").unwrap_or(DEFAULT_MAX_BODY);
-        let version = version.unwrap_or_else(|| format!("Redis {}", calls.keeper.version()));
         Ok(Self { version, max_body, config })
     }
 
@@ -105,6 +100,16 @@ impl Settings {
         }
         warnings
     }
+}
+
+/// The server and its version.
+pub(super) async fn version(keeper: &Keeper) -> Result<String> {
+    let ask = redis::cmd("INFO").arg("server").clone();
+    let version = match keeper.send(&ask, Again::Yes).await? {
+        Ok(answer) => product(&text(answer)?),
+        Err(_) => None,
+    };
+    Ok(version.unwrap_or_else(|| format!("Redis {}", keeper.version())))
 }
 
 fn pairs(answer: Value) -> Result<HashMap<String, String>> {

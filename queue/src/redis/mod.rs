@@ -27,6 +27,7 @@ mod connect;
 mod dead;
 mod depth;
 mod failure;
+mod group;
 mod info;
 mod keeper;
 mod news;
@@ -57,6 +58,7 @@ use crate::{
 };
 use connect::Place;
 use dead::Which;
+pub(crate) use group::Group;
 pub(crate) use info::LIMITS;
 use info::Settings;
 use keeper::{Again, Keeper};

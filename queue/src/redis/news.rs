@@ -8,6 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::connect::{self, Place};
@@ -25,6 +26,13 @@ const PULSE: Duration = Duration::from_secs(5);
 
 /// What comes faster than this is told as one.
 const REST: Duration = Duration::from_millis(2);
+
+/// A stream of others that gets entries all the time is told of ever less often, down to this: each
+/// telling reads some.
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
+/// An entry that comes sooner than this after the last was told is one of many.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The first connection may take this long.
 const ARMING: Duration = Duration::from_secs(10);
@@ -69,7 +77,7 @@ impl Drop for Ear {
 #[derive(Debug)]
 pub(super) struct Arrivals {
     told: watch::Sender<()>,
-    _ears: [Ear; 2],
+    _ears: Vec<Ear>,
 }
 
 impl Arrivals {
@@ -82,12 +90,18 @@ impl Arrivals {
         };
         let channel = place.key("arrivals");
         let (heard, heard_armed) = start_hearing(place.clone(), channel, lives.clone(), tell);
-        let (armed, seen_armed) = watch::channel(Arming::Begun);
-        let watching = watch_inbox(place.clone(), lives, told.clone(), armed);
-        let seen = Ear(tokio::spawn(watching).abort_handle());
+        let (seen, seen_armed) = start_watching(place.clone(), lives, told.clone(), REST);
         wait_until_armed(heard_armed, &place).await?;
         wait_until_armed(seen_armed, &place).await?;
-        Ok(Self { told, _ears: [heard, seen] })
+        Ok(Self { told, _ears: vec![heard, seen] })
+    }
+
+    /// The same of a stream of others, of which only its entries tell.
+    pub(super) async fn of_stream(place: Arc<Place>, lives: Lives) -> Result<Self> {
+        let told = watch::Sender::new(());
+        let (seen, armed) = start_watching(place.clone(), lives, told.clone(), LONGEST_REST);
+        wait_until_armed(armed, &place).await?;
+        Ok(Self { told, _ears: vec![seen] })
     }
 
     /// Told from now on.
@@ -205,28 +219,32 @@ async fn hear(
 }
 
 /// Waits for entries of plain producers, over and over.
-async fn watch_inbox(
+fn start_watching(
     place: Arc<Place>,
     lives: Lives,
     told: watch::Sender<()>,
-    armed: watch::Sender<Arming>,
-) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match watch_once(&place, lives.clone(), &told, &armed).await {
-            Ok(()) => pause = FIRST_PAUSE,
-            Err(error) => Arming::note(&armed, error),
+    longest: Duration,
+) -> (Ear, watch::Receiver<Arming>) {
+    let (armed, is_armed) = watch::channel(Arming::Begun);
+    let watching = async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match watch_once(&place, lives.clone(), &told, (&armed, longest)).await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => Arming::note(&armed, error),
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        tokio::time::sleep(jittered(pause)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
+    };
+    (Ear(tokio::spawn(watching).abort_handle()), is_armed)
 }
 
 async fn watch_once(
     place: &Place,
     mut lives: Lives,
     told: &watch::Sender<()>,
-    armed: &watch::Sender<Arming>,
+    (armed, longest): (&watch::Sender<Arming>, Duration),
 ) -> Result<()> {
     lives.mark_unchanged();
     let client = place.dial().await?.client;
@@ -237,9 +255,11 @@ async fn watch_once(
     let look = next_entry(&mut connection, &place.inbox, &last, None);
     look.await.map_err(|error| place.told(error))?;
     armed.send_replace(Arming::Armed);
+    let mut rest = REST;
     loop {
         told.send_replace(());
-        tokio::time::sleep(REST).await;
+        let since = Instant::now();
+        tokio::time::sleep(rest).await;
         loop {
             let look = next_entry(&mut connection, &place.inbox, &last, Some(BLOCK));
             let found = tokio::select! {
@@ -251,6 +271,7 @@ async fn watch_once(
                 break;
             }
         }
+        rest = if since.elapsed() < SOON { (rest * 2).min(longest) } else { REST };
         last = last_entry(&mut connection, place).await?;
     }
 }

@@ -28,7 +28,11 @@ impl Script {
 impl Source {
     fn of(parts: &[&str]) -> Self {
         let layout = format!("local LAYOUT = {}", super::LAYOUT);
-        let code = [&[layout.as_str(), COMMON], parts].concat().join("\n");
+        Self::alone([&[layout.as_str(), COMMON], parts].concat().join("\n"))
+    }
+
+    /// One that knows nothing of a queue.
+    fn alone(code: String) -> Self {
         let hash = redis::Script::new(&code).get_hash().to_owned();
         Self { code, hash }
     }
@@ -57,6 +61,9 @@ pub(super) static REPORT: Script =
     Script::new(|| Source::of(&[include_str!("scripts/report.lua")]));
 pub(super) static WORKERS: Script =
     Script::new(|| Source::of(&[include_str!("scripts/workers.lua")]));
+
+pub(super) static GROUP: Script =
+    Script::new(|| Source::alone(include_str!("scripts/group.lua").to_owned()));
 
 /// One call of a script, with its arguments in order.
 #[derive(Debug)]

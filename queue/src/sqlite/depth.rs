@@ -63,6 +63,7 @@ pub(super) fn depth(
             .flatten()
             .min()
             .map(moment),
+        done: None,
         as_of: now,
     })
 }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod expired;
+mod foreign;
 mod hosts;
 mod keys;
 mod large;

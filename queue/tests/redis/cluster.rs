@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Settled};
+use ebb_queue::{ErrorKind, Foreign, OpenOptions, Settled, look_at};
 use ebb_servers::{Redis, RedisOptions};
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
@@ -70,12 +70,19 @@ async fn near_and_far(client: &mut MultiplexedConnection) -> [String; 2] {
 
 #[tokio::test]
 async fn the_node_that_has_the_queue_is_found() {
-    let [(one, _), (two, _)] = cluster().await;
+    let [(one, mut of_one), (two, mut of_two)] = cluster().await;
     for name in ["jobs", "other", "third", "fourth"] {
         let from_one = handle(&url(&one).with_queue(name).unwrap()).await;
         let from_two = handle(&url(&two).with_queue(name).unwrap()).await;
         from_one.publish(vec![job("a")]).await.unwrap();
         assert_eq!(take(&from_two, 9, Duration::from_secs(30)).await.len(), 1, "{name}");
+        // So is the one that has a stream of others.
+        let owner = if slot(&mut of_one, name).await < BORDER { &mut of_one } else { &mut of_two };
+        tell::<()>(owner, &["XGROUP", "CREATE", name, "g", "0", "MKSTREAM"]).await.unwrap();
+        tell::<String>(owner, &["XADD", name, "*", "body", "x"]).await.unwrap();
+        let foreign = Foreign { stream: name.into(), reader: "g".into() };
+        let seen = look_at(&url(&one), &foreign, OpenOptions::default()).await.unwrap();
+        assert_eq!(seen.depth().await.unwrap().ready, 1, "{name}");
     }
 }
 

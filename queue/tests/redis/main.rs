@@ -6,6 +6,7 @@
 mod access;
 mod cluster;
 mod depth;
+mod foreign;
 mod hosts;
 mod keys;
 mod moments;

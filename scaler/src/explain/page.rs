@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use ebb_queue::Depth;
+use ebb_queue::{Depth, Foreign, Source};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ use super::{Explain, Object, Remembered};
 use crate::decision::{Snapshot, decide};
 use crate::figures::phase_name;
 use crate::profiles::Shown;
-use crate::trigger::{FROM_ENV, QUEUE};
+use crate::trigger::{CONSUMER, FROM_ENV, GROUP, QUEUE, STREAM};
 use crate::watch::{Observers, Unknown};
 
 /// Where the pages get their facts.
@@ -45,6 +45,9 @@ struct TriggerPage {
     profile: String,
     /// Missing when it came out of an environment, and so is the metric that is named after it.
     queue: Option<String>,
+    /// The stream of others that is looked at, where it is no queue of Ebb.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    foreign: Option<ForeignPage>,
     metric: Option<String>,
     options: Vec<Shown>,
     /// What among them has less effect than it says.
@@ -58,12 +61,21 @@ struct TriggerPage {
     told: ToldPage,
 }
 
+/// A stream of others, and who reads it.
+#[derive(Debug, Serialize)]
+struct ForeignPage {
+    stream: String,
+    reader: String,
+}
+
 /// What is known, and what follows from it now.
 #[derive(Debug, Serialize)]
 struct Seen {
     age_seconds: f64,
     depth: Depth,
-    workers: BTreeMap<&'static str, u64>,
+    /// Missing where they do not report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workers: Option<BTreeMap<&'static str, u64>>,
     active: bool,
     value: f64,
     target: f64,
@@ -158,15 +170,25 @@ impl Facts {
 
     fn trigger(&self, remembered: &Remembered, now: Instant) -> TriggerPage {
         let Remembered { resolved, .. } = remembered;
-        let from_env = format!("{QUEUE}{FROM_ENV}");
-        let named = !resolved.options.iter().any(|option| option.key == from_env);
+        let is_hidden = |option: &Shown| {
+            let name = option.key.strip_suffix(FROM_ENV);
+            name.is_some_and(|name| [QUEUE, STREAM, CONSUMER, GROUP].contains(&name))
+        };
+        let named = !resolved.options.iter().any(is_hidden);
+        let foreign = match &resolved.place.source {
+            Source::Foreign(Foreign { stream, reader }) if named => {
+                Some(ForeignPage { stream: stream.clone(), reader: reader.clone() })
+            }
+            _ => None,
+        };
         let (seen, unknown) = match self.seen(remembered, now) {
             Ok(seen) => (Some(seen), None),
             Err(unknown) => (None, Some(unknown.to_string())),
         };
         TriggerPage {
             profile: resolved.place.profile.to_string(),
-            queue: named.then(|| resolved.place.queue.clone()),
+            queue: named.then(|| resolved.place.source.to_string()),
+            foreign,
             metric: named.then(|| resolved.trigger.metric_name()),
             options: resolved.options.clone(),
             warning: resolved.trigger.warning(),
@@ -190,13 +212,16 @@ impl Facts {
         Ok(Seen {
             age_seconds: age.unwrap_or_default().as_secs_f64(),
             depth: snapshot.depth.clone(),
-            workers: phases(snapshot),
+            workers: match resolved.place.source {
+                Source::Queue(_) => Some(phases(snapshot)),
+                Source::Foreign(_) => None,
+            },
             active: decision.active,
             value: decision.value,
             target: decision.target,
             replicas: (decision.value / decision.target).ceil(),
             why: decision.why.to_string(),
-            basis: decision.basis.to_string(),
+            basis: decision.basis.words(&resolved.trigger),
         })
     }
 }
@@ -246,7 +271,16 @@ impl fmt::Display for TriggerPage {
         let hidden = "(from the environment)";
         let queue = self.queue.as_deref().unwrap_or(hidden);
         let metric = self.metric.as_deref().unwrap_or(hidden);
-        writeln!(f, "\n  metric {metric}: queue {queue} of profile {}", self.profile)?;
+        write!(f, "\n  metric {metric}: ")?;
+        match &self.foreign {
+            Some(ForeignPage { stream, reader }) => write!(
+                f,
+                "stream {stream}, which Ebb did not lay out, as {reader} reads it, of profile {}",
+                self.profile
+            )?,
+            None => write!(f, "queue {queue} of profile {}", self.profile)?,
+        }
+        writeln!(f)?;
         for Shown { key, value, from } in &self.options {
             let value = value.as_deref().unwrap_or(hidden);
             writeln!(f, "    {key} = {value}, by {}", from.words())?;
@@ -268,9 +302,13 @@ impl fmt::Display for TriggerPage {
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Depth { ready, in_flight, delayed, dead, .. } = &self.depth;
-        let workers = self.workers.iter().map(|(phase, n)| format!("{n} {phase}"));
-        let workers = workers.collect::<Vec<_>>().join(", ");
-        let workers = if workers.is_empty() { "none" } else { &workers };
+        let phases = self.workers.iter().flatten().map(|(phase, n)| format!("{n} {phase}"));
+        let phases = phases.collect::<Vec<_>>().join(", ");
+        let workers = match &self.workers {
+            None => "not Ebb's, so not known",
+            Some(_) if phases.is_empty() => "none",
+            Some(_) => &phases,
+        };
         writeln!(
             f,
             "    seen {:.1} s ago: {ready} ready, {in_flight} in flight, {delayed} delayed, \

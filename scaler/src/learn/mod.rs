@@ -149,6 +149,7 @@ struct Before {
     /// Those of low priority among them.
     low: u64,
     in_flight: u64,
+    done: Option<u64>,
 }
 
 impl Learner {
@@ -184,7 +185,8 @@ impl Learner {
         let news = self.fleet.observe(&snapshot.workers, deep, now, &mut self.learned);
         let low = low(depth);
         let taken = |before: &Before| depth.in_flight as f64 - before.in_flight as f64;
-        let taken = self.before.as_ref().map_or(0.0, taken) + news.completed;
+        let done = self.before.map_or(0, |before| before.done_until(depth)) as f64;
+        let taken = self.before.as_ref().map_or(0.0, taken) + news.completed + done;
         let risen = |before: &Before| depth.ready as f64 - before.ready as f64;
         let net = self.before.as_ref().map_or(0.0, risen) + taken;
         let died = self.deaths.add(depth.dead, self.all.flow.lacking(net), now);
@@ -211,7 +213,8 @@ impl Learner {
         without_low.waiting_since = waits_since(without_low.waiting_since, depth.ready - low);
         // Workers that are found running may just have had work; a job that waits while there are
         // none is none yet: the options of activation may hold it back.
-        let held = depth.in_flight > 0 || snapshot.workers.iter().any(|w| w.in_flight > 0);
+        let held = depth.in_flight > 0 || done > 0.0;
+        let held = held || snapshot.workers.iter().any(|w| w.in_flight > 0);
         let has_work = |ready| held || ((is_first || ready > 0) && news.up);
         if has_work(depth.ready) {
             self.learned.last_work = Some(now);
@@ -219,7 +222,8 @@ impl Learner {
         if has_work(depth.ready - low) {
             self.learned.without_low.last_work = Some(now);
         }
-        self.before = Some(Before { at: now, ready: depth.ready, low, in_flight: depth.in_flight });
+        let Depth { ready, in_flight, done, .. } = *depth;
+        self.before = Some(Before { at: now, ready, low, in_flight, done });
     }
 
     /// Learns on from where the clock was set back to: nothing that was noted lies ahead of it.
@@ -254,6 +258,11 @@ impl Stream {
 }
 
 impl Before {
+    /// Jobs that came to an end since, where the broker counts them and not the workers.
+    fn done_until(&self, depth: &Depth) -> u64 {
+        self.done.zip(depth.done).map_or(0, |(before, now)| now.saturating_sub(before))
+    }
+
     /// The net change of the jobs that are not of low priority, where so many are ready now and so
     /// many of any were taken.
     ///
@@ -611,6 +620,25 @@ mod tests {
     /// From a look to the next: mostly seconds, and what becomes of a clock that is set.
     fn steps() -> impl Strategy<Value = i64> {
         prop_oneof![8 => -5..30i64, 1 => -1_000_000..1_000_000i64]
+    }
+
+    #[test]
+    fn where_the_broker_counts_what_is_done_arrivals_and_work_are_known_without_workers() {
+        let mut learner = Learner::new();
+        // Two jobs a second come and are done at once: no look finds any.
+        for second in 0..300u64 {
+            let mut snapshot = queue(0, 0, &[]);
+            snapshot.depth.done = Some(7 + 2 * second);
+            learner.observe(&snapshot, at(second.cast_signed()));
+        }
+        let learned = learner.learned();
+        assert!((learned.arrivals.rate() - 2.0).abs() < 0.1, "{:?}", learned.arrivals);
+        assert_eq!(learned.last_work, Some(at(299)));
+        // One that was made anew counts from nothing.
+        let mut snapshot = queue(0, 0, &[]);
+        snapshot.depth.done = Some(0);
+        learner.observe(&snapshot, at(300));
+        assert_eq!(learner.learned().last_work, Some(at(299)));
     }
 
     proptest! {

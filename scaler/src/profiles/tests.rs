@@ -99,7 +99,10 @@ fn where_an_option_comes_from_is_kept_and_what_came_from_an_environment_is_not()
         ("queue", Some("embeddings"), Origin::Metadata),
     ];
     assert_eq!(shown, expected);
-    assert_eq!((&*resolved.place.profile, &*resolved.place.queue), ("night", "embeddings"));
+    assert_eq!(
+        (&*resolved.place.profile, resolved.place.source.to_string()),
+        ("night", "embeddings".to_owned())
+    );
 }
 
 #[test]
@@ -107,7 +110,10 @@ fn one_broker_is_the_default_profile_for_everybody() {
     let single = Profiles::single(QueueUrl::sqlite("/data/q.db"));
     for metadata in [&[][..], &[("profile", "default")]] {
         let resolved = ask(&single, "any", metadata).unwrap();
-        assert_eq!((&*resolved.place.profile, &*resolved.place.queue), ("default", "jobs"));
+        assert_eq!(
+            (&*resolved.place.profile, resolved.place.source.to_string()),
+            ("default", "jobs".to_owned())
+        );
     }
     let told = ask(&single, "any", &[("profile", "night")]).unwrap_err();
     assert!(matches!(&told, Refusal::Invalid(words) if words.contains("profile \"night\"")));
@@ -159,6 +165,46 @@ fn with_a_policy_what_no_rule_allows_is_denied() {
         assert!(words.contains(expected), "{words}");
         assert!(words.contains("operator"), "{words}");
     }
+}
+
+/// The profile `night` of [`TWO`] on NATS, with more defaults.
+fn on_nats(policy: &str) -> Profiles {
+    let mut two = profiles(&format!("{TWO}{policy}"));
+    let night = Profile {
+        defaults: [("jobsPerReplica", "4"), ("activationPriority", "normal")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+        ..Profile::new("night", "nats://broker".parse().unwrap())
+    };
+    two.by_name.insert("night".to_owned(), Arc::new(night));
+    two
+}
+
+#[test]
+fn a_stream_of_others_is_of_the_policy_as_a_queue_is() {
+    let policed = on_nats(POLICY);
+    let asked = |stream: &str| {
+        let given = [("profile", "night"), ("stream", stream), ("consumer", "c")];
+        ask(&policed, "team-a", &given).map_err(|refusal| refusal.to_string())
+    };
+    let place = asked("a-1").unwrap().place;
+    assert_eq!((place.source.to_string(), place.words()).0, "a-1/c");
+    let told = asked("b-1").unwrap_err();
+    assert!(told.contains("team-a may not use stream \"b-1\" of profile night"), "{told}");
+    let told = asked("nats://me:hunter2@broker").unwrap_err();
+    assert!(told.contains("the stream that is given") && !told.contains("hunter2"), "{told}");
+}
+
+#[test]
+fn defaults_that_a_stream_of_others_has_no_use_for_are_passed_over() {
+    let two = on_nats("");
+    let stream = [("profile", "night"), ("stream", "work"), ("consumer", "c")];
+    let target = |rest: &[(&str, &str)]| {
+        ask(&two, "any", &[&stream, rest].concat()).map(|resolved| resolved.trigger.target())
+    };
+    assert_eq!(target(&[]), Ok(4.0));
+    assert_eq!(target(&[("lagThreshold", "7")]), Ok(7.0), "which is jobsPerReplica");
+    assert!(target(&[("activationPriority", "high")]).is_err(), "the trigger says so itself");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ebb_queue::{Priority, read_span};
 
 use super::TriggerError;
-use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, TriggerOption, option};
+use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, STREAM, TriggerOption, option};
+use super::source::as_with_keda;
 
 pub(crate) const FROM_ENV: &str = "FromEnv";
 const NEVER: &str = "never";
@@ -30,8 +31,10 @@ impl<'a> Given<'a> {
         // Sorted, so that of several mistakes the same one is always told.
         let sorted: BTreeMap<&str, &str> = metadata.into_iter().collect();
         let mut given: BTreeMap<&'static str, Entry<'a>> = BTreeMap::new();
+        let is_foreign = sorted.keys().any(|key| plain(key) == STREAM);
         for (key, value) in sorted {
-            let name = key.strip_suffix(FROM_ENV).unwrap_or(key);
+            let name = plain(key);
+            let name = as_with_keda(name).filter(|_| is_foreign).unwrap_or(name);
             if KEDA_KEYS.contains(&name) {
                 continue;
             }
@@ -127,9 +130,14 @@ impl Entry<'_> {
     }
 }
 
+/// A key without its suffix.
+fn plain(key: &str) -> &str {
+    key.strip_suffix(FROM_ENV).unwrap_or(key)
+}
+
 fn unknown(key: &str) -> TriggerError {
     let shown: String = key.chars().take(64).collect();
-    let name = shown.strip_suffix(FROM_ENV).unwrap_or(&shown);
+    let name = plain(&shown);
     if let Some((_, ours)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
         return TriggerError(format!("key {shown:?} is not known; use {ours}"));
     }

@@ -6,22 +6,24 @@
 
 mod given;
 mod options;
+mod source;
 
 use std::fmt;
 use std::time::Duration;
 
-use ebb_queue::{Priority, QueueUrl};
+use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 
 use given::Given;
 pub(crate) use given::{FROM_ENV, edits};
-pub(crate) use options::{KEDA_KEYS, MODE, PROFILE, QUEUE, option};
+pub(crate) use options::{CONSUMER, GROUP, KEDA_KEYS, MODE, PROFILE, QUEUE, STREAM, option};
 pub use options::{OPTIONS, TriggerOption};
+pub(crate) use source::{as_with_keda, serves_foreign};
 
 /// What one trigger of one ScaledObject or ScaledJob asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trigger {
-    /// The queue that is looked at.
-    pub queue: String,
+    /// What is looked at.
+    pub source: Source,
     /// The connection profile that says on which broker; none for the scaler's own.
     pub profile: Option<String>,
     /// What the metric is.
@@ -127,6 +129,8 @@ const SHORTEST: Duration = Duration::from_micros(1);
 const LONGEST_HELD: Duration = Duration::from_secs(300);
 /// Nothing that runs on Kubernetes reacts faster.
 const SHORTEST_OBJECTIVE: Duration = Duration::from_millis(1);
+/// As long as the name of a queue may be.
+const LONGEST_SLUG: usize = 64;
 
 impl Trigger {
     /// Reads the metadata of a trigger; `broker` says where queues are, and which is the default.
@@ -139,10 +143,11 @@ impl Trigger {
         broker: &QueueUrl,
     ) -> Result<Self, TriggerError> {
         let given = Given::collect(metadata)?;
+        let source = source::source(&given, broker)?;
         let (mode, priors) = (mode(&given)?, priors(&given)?);
         let (activation, low) = activation(&given, mode)?;
-        let (queue, profile) = (queue(&given, broker)?, profile(&given)?);
-        let trigger = Self { queue, profile, mode, priors, activation, low }.timely(&given)?;
+        let profile = profile(&given)?;
+        let trigger = Self { source, profile, mode, priors, activation, low }.timely(&given)?;
         if let Mode::Slo { within, .. } = trigger.mode
             && let Some(service) = given.get(options::SERVICE)
             && trigger.priors.service > within
@@ -176,20 +181,37 @@ impl Trigger {
         Ok(self)
     }
 
-    /// The one metric of this trigger: of `a-z 0-9 -`, and another for each mode, queue and
+    /// The one metric of this trigger: of `a-z 0-9 -`, and another for each mode, source and
     /// profile.
     #[must_use]
     pub fn metric_name(&self) -> String {
-        let (mode, slug) = (self.mode, self.queue.bytes().map(slug_of).collect::<String>());
-        match &self.profile {
-            None if slug == self.queue => format!("ebb-{mode}-{slug}"),
+        let (mode, name) = (self.mode, self.source.to_string());
+        // KEDA's names have an end; what a long one loses is in the number behind it.
+        let slug: String = name.bytes().take(LONGEST_SLUG).map(slug_of).collect();
+        match (&self.source, &self.profile) {
+            (Source::Queue(_), None) if slug == name => format!("ebb-{mode}-{slug}"),
             // `a.b`, `a_b` and `A-b` would be one name otherwise.
-            None => format!("ebb-{mode}-{slug}-{:08x}", fnv(&self.queue)),
+            (Source::Queue(_), None) => format!("ebb-{mode}-{slug}-{:08x}", fnv(&name)),
             // A queue of the same name elsewhere is another one. No name has a slash.
-            Some(profile) => {
-                format!("ebb-{mode}-{slug}-{:08x}", fnv(&format!("{profile}/{}", self.queue)))
+            (Source::Queue(_), Some(profile)) => {
+                format!("ebb-{mode}-{slug}-{:08x}", fnv(&format!("{profile}/{name}")))
+            }
+            (Source::Foreign(Foreign { stream, reader }), profile) => {
+                let profile = profile.as_deref().unwrap_or_default();
+                let all = format!("{profile}/{stream}\n{reader}");
+                format!("ebb-{mode}-{slug}-{:08x}", fnv(&all))
             }
         }
+    }
+
+    /// What a person is to know who reads what the value is made of.
+    pub(crate) fn note(&self) -> Option<&'static str> {
+        let is_foreign = matches!(self.source, Source::Foreign(_));
+        let is_paced = matches!(self.mode, Mode::Drain { .. } | Mode::Slo { .. });
+        (is_foreign && is_paced).then_some(
+            "serviceSeconds and slotsPerReplica count as they are given, since workers that are not \
+             Ebb's report nothing",
+        )
     }
 
     /// What among its options has less effect than it says, with the cause and the remedy. Shows no
@@ -247,14 +269,6 @@ impl fmt::Display for Mode {
             Self::Slo { .. } => "slo",
             Self::Cost { .. } => "cost",
         })
-    }
-}
-
-fn queue(given: &Given<'_>, broker: &QueueUrl) -> Result<String, TriggerError> {
-    let Some(entry) = given.get(options::QUEUE) else { return Ok(broker.queue.clone()) };
-    match broker.with_queue(entry.value) {
-        Ok(url) => Ok(url.queue),
-        Err(_) => Err(entry.invalid("use the name of a queue, 1 to 64 of a-z A-Z 0-9 . _ -")),
     }
 }
 
@@ -384,13 +398,13 @@ fn fnv(text: &str) -> u32 {
 mod tests {
     use std::time::Duration;
 
-    use ebb_queue::{ByPriority, Priority};
+    use ebb_queue::{ByPriority, Priority, Source};
     use proptest::prelude::{
         ProptestConfig, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
     };
     use proptest::strategy::{Just, Strategy};
 
-    use super::{Activation, Low, Mode, OPTIONS, Priors, Trigger};
+    use super::{Activation, CONSUMER, GROUP, Low, Mode, OPTIONS, Priors, STREAM, Trigger};
     use crate::decision::decide;
     use crate::kit::{NOW, queue};
 
@@ -401,7 +415,7 @@ mod tests {
 
     fn defaults() -> Trigger {
         Trigger {
-            queue: "jobs".into(),
+            source: Source::Queue("jobs".into()),
             profile: None,
             mode: Mode::Jobs { per_replica: 10.0 },
             priors: Priors {
@@ -468,11 +482,13 @@ mod tests {
             ("cost", Mode::Cost { per_replica: 4096.0, per_job: 100.0 }),
         ];
         for (name, mode) in modes {
-            let options = OPTIONS.iter().filter(|option| option.applies_to(name));
+            // Those of a stream of others have tests of their own.
+            let is_own = |key: &str| ![STREAM, CONSUMER, GROUP].contains(&key);
+            let options = OPTIONS.iter().filter(|one| one.applies_to(name) && is_own(one.key));
             let keys: Vec<&str> = options.map(|option| option.key).collect();
             let slots = if keys.contains(&"slotsPerReplica") { 8.0 } else { 1.0 };
             let expected = Trigger {
-                queue: "Night.runs".into(),
+                source: Source::Queue("Night.runs".into()),
                 profile: Some("eu-west".into()),
                 mode,
                 priors: Priors {
@@ -520,9 +536,9 @@ mod tests {
             (&[("queueNameFromEnv", "a")], "key \"queueNameFromEnv\" is not known; use queue"),
             (
                 &[("bootstrapServers", "a")],
-                "key \"bootstrapServers\" is not known; the keys are queue, profile, mode, \
-                 jobsPerReplica, drainSeconds, sloSeconds, sloPriority, utilization, \
-                 costPerReplica, costPerJob, slotsPerReplica, serviceSeconds, coldStartSeconds, \
+                "key \"bootstrapServers\" is not known; the keys are queue, stream, \
+                 consumer, consumerGroup, profile, mode, jobsPerReplica, drainSeconds, \
+                 sloSeconds, sloPriority, utilization, costPerReplica, costPerJob, slotsPerReplica, serviceSeconds, coldStartSeconds, \
                  activationJobs, activationWait, activationPriority, linger",
             ),
             (
@@ -876,7 +892,7 @@ mod tests {
             let span = Duration::from_millis(millis);
             let activation = Activation { jobs, wait: span, linger: span, ..defaults().activation };
             let jobs = Trigger {
-                queue,
+                source: Source::Queue(queue.clone()),
                 mode: Mode::Jobs { per_replica: figure },
                 activation,
                 ..defaults()
@@ -884,7 +900,7 @@ mod tests {
             let (seconds, words) = (span.as_secs_f64().to_string(), format!("{millis}ms"));
             let (figure, n_jobs) = (figure.to_string(), activation.jobs.to_string());
             let written = [
-                ("queue", jobs.queue.as_str()),
+                ("queue", queue.as_str()),
                 ("activationJobs", &n_jobs),
                 ("activationWait", &words),
                 ("linger", &seconds),

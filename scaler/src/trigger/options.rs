@@ -17,6 +17,9 @@ pub struct TriggerOption {
 }
 
 pub(crate) const QUEUE: &str = "queue";
+pub(crate) const STREAM: &str = "stream";
+pub(crate) const CONSUMER: &str = "consumer";
+pub(crate) const GROUP: &str = "consumerGroup";
 pub(crate) const PROFILE: &str = "profile";
 pub(crate) const MODE: &str = "mode";
 pub(super) const JOBS_PER_REPLICA: &str = "jobsPerReplica";
@@ -37,13 +40,35 @@ pub(super) const LINGER: &str = "linger";
 const SPAN: &str = "seconds, or a span such as 90s or 5m";
 
 /// All options, in the order in which they are documented.
-pub const OPTIONS: [TriggerOption; 17] = [
+pub const OPTIONS: [TriggerOption; 20] = [
     TriggerOption {
         key: QUEUE,
         value: "the name of a queue",
         default: None,
         modes: &[],
         meaning: "the queue to look at; without it the one that the profile or the scaler names",
+    },
+    TriggerOption {
+        key: STREAM,
+        value: "the name of a stream",
+        default: None,
+        modes: &[],
+        meaning: "in place of `queue`: a stream of JetStream or Redis that Ebb did not lay out, and \
+                  whose workers are not Ebb's; see below",
+    },
+    TriggerOption {
+        key: CONSUMER,
+        value: "the name of a consumer",
+        default: None,
+        modes: &[],
+        meaning: "on NATS, beside `stream`: the durable consumer that the workers read",
+    },
+    TriggerOption {
+        key: GROUP,
+        value: "the name of a consumer group",
+        default: None,
+        modes: &[],
+        meaning: "on Redis, beside `stream`: the consumer group that the workers read",
     },
     TriggerOption {
         key: PROFILE,
@@ -179,7 +204,7 @@ pub(crate) const KEDA_KEYS: [&str; 6] =
     ["scalerAddress", "enableTLS", "unsafeSsl", "caCert", "tlsClientCert", "tlsClientKey"];
 
 /// Keys of KEDA's built-in scalers, and ours that do the same.
-pub(super) const ELSEWHERE: [(&str, &str); 24] = [
+pub(super) const ELSEWHERE: [(&str, &str); 26] = [
     ("value", JOBS_PER_REPLICA),
     ("queueLength", JOBS_PER_REPLICA),
     ("listLength", JOBS_PER_REPLICA),
@@ -196,14 +221,16 @@ pub(super) const ELSEWHERE: [(&str, &str); 24] = [
     ("activationQueueLength", ACTIVATION_JOBS),
     ("activationThreshold", ACTIVATION_JOBS),
     ("queueName", QUEUE),
-    ("stream", QUEUE),
     ("streamName", QUEUE),
     ("listName", QUEUE),
-    ("consumerGroup", QUEUE),
     ("host", PROFILE),
     ("address", PROFILE),
     ("addresses", PROFILE),
     ("natsServerMonitoringEndpoint", PROFILE),
+    ("useHttps", PROFILE),
+    ("account", PROFILE),
+    ("accountID", PROFILE),
+    ("databaseIndex", PROFILE),
 ];
 
 /// The option with this key.

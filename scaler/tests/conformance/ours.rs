@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Backlog, Behavior, Broker, Job, OpenOptions, QueueUrl, Timestamp};
+use ebb_queue::{Backlog, Behavior, Broker, Job, OpenOptions, QueueUrl, Source, Timestamp};
 use ebb_scaler::conformance::{Hand, RULES, Report, Verdict, examine};
 use ebb_scaler::{Connect, Scaler, ScalerArgs};
 use tokio::task::JoinHandle;
@@ -18,7 +18,11 @@ struct Memory(MemoryQueue);
 
 #[async_trait]
 impl Connect for Memory {
-    async fn connect(&self, _url: &ebb_queue::QueueUrl) -> ebb_queue::Result<Arc<dyn Backlog>> {
+    async fn connect(
+        &self,
+        _url: &QueueUrl,
+        _source: &Source,
+    ) -> ebb_queue::Result<Arc<dyn Backlog>> {
         Ok(Arc::new(self.0.clone()))
     }
 }

@@ -50,6 +50,7 @@ async fn every_profile_is_tried_and_every_trigger_answered_or_refused() {
     let answer = Answer {
         profile: "day".into(),
         queue: "jobs".into(),
+        looks_at: "queue jobs".into(),
         metric: plain_metric,
         target: 5.0,
         value: 12.0,

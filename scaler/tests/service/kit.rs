@@ -11,7 +11,7 @@ use ebb_proto::keda::{GetMetricsRequest, IsActiveResponse, MetricValue, ScaledOb
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Address, Backlog, Behavior, Broker, Depth, Error, ErrorKind, Headers, Info, Job, Link,
-    OpenOptions, Phase, QueueUrl, Result, Timestamp, WorkerStatus,
+    OpenOptions, Phase, QueueUrl, Result, Source, Timestamp, WorkerStatus,
 };
 use ebb_scaler::{Connect, Scaler, ScalerArgs};
 use futures::stream::BoxStream;
@@ -44,6 +44,15 @@ pub(crate) struct Fickle {
 }
 
 impl Fickle {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            queues: Mutex::default(),
+            mood: watch::Sender::new(Mood::Well),
+            open: watch::Sender::new(0),
+            opened: watch::Sender::new(0),
+        })
+    }
+
     pub(crate) fn queue(&self, name: &str) -> MemoryQueue {
         let mut queues = self.queues.lock().unwrap();
         let fresh = || MemoryQueue::new(&Behavior::default(), OpenOptions::default());
@@ -69,7 +78,7 @@ pub(crate) struct Door(pub(crate) Arc<Fickle>);
 
 #[async_trait]
 impl Connect for Door {
-    async fn connect(&self, url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
+    async fn connect(&self, url: &QueueUrl, _source: &Source) -> Result<Arc<dyn Backlog>> {
         answer(&self.0.mood).await?;
         let queue = &name_of(url);
         if queue.starts_with("/broken") {
@@ -142,6 +151,11 @@ pub(crate) struct Kit {
     pub(crate) server: JoinHandle<anyhow::Result<()>>,
 }
 
+async fn plain(address: SocketAddr) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
 /// Free ports, a queue named `jobs`, and a quick pace.
 pub(crate) fn args() -> ScalerArgs {
     ScalerArgs {
@@ -159,11 +173,7 @@ pub(crate) fn args() -> ScalerArgs {
 
 impl Kit {
     pub(crate) async fn start(args: ScalerArgs) -> Self {
-        Self::start_with(args, async |address| {
-            let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
-            endpoint.connect().await.unwrap()
-        })
-        .await
+        Self::start_with(args, plain).await
     }
 
     /// The same, with a way of its own to connect.
@@ -171,14 +181,23 @@ impl Kit {
         args: ScalerArgs,
         connect: impl AsyncFnOnce(SocketAddr) -> Channel,
     ) -> Self {
-        let broker = Arc::new(Fickle {
-            queues: Mutex::default(),
-            mood: watch::Sender::new(Mood::Well),
-            open: watch::Sender::new(0),
-            opened: watch::Sender::new(0),
-        });
+        let broker = Fickle::new();
         let door = Arc::new(Door(Arc::clone(&broker)));
         let scaler = Scaler::bind_with(args, door).await.unwrap();
+        Self::serve(scaler, broker, connect).await
+    }
+
+    /// The same on the brokers that are named, none of which can be broken here.
+    pub(crate) async fn start_on_brokers(args: ScalerArgs) -> Self {
+        let scaler = Scaler::bind(args).await.unwrap();
+        Self::serve(scaler, Fickle::new(), plain).await
+    }
+
+    async fn serve(
+        scaler: Scaler,
+        broker: Arc<Fickle>,
+        connect: impl AsyncFnOnce(SocketAddr) -> Channel,
+    ) -> Self {
         let grpc = scaler.local_addr().unwrap();
         let http = scaler.http_addr().unwrap().unwrap();
         let stop = CancellationToken::new();
