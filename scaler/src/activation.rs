@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ebb_queue::{Phase, Priority, Timestamp};
 
-use crate::decision::{Jobs, Known, Snapshot, ahead, span};
 use crate::learn::Pace;
+use crate::snapshot::{Jobs, Known, Snapshot, ahead, span};
 use crate::trigger::{Activation, Low, Trigger};
 
 /// Why a pool is active or not; the first that holds.
@@ -212,8 +212,9 @@ mod tests {
     use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 
     use super::Why;
-    use crate::decision::{Snapshot, decide};
+    use crate::decision::decide;
     use crate::kit::{NOW, asking, at, modes, queue, snapshots, trigger, triggers};
+    use crate::snapshot::Snapshot;
     use crate::trigger::{Activation, Low, Trigger};
 
     fn patient(jobs: u64) -> Trigger {

@@ -11,12 +11,14 @@ use futures::future::{BoxFuture, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
-use crate::decision::{Snapshot, decide};
+use crate::decision::decide;
 use crate::learn::Learner;
 use crate::limits;
-use crate::observe::{Connect, Site, look};
+use crate::observe::look;
 use crate::profiles::{Place, Profile, Profiles, Refusal, Resolved};
 use crate::reload::Source;
+use crate::site::{Connect, Site};
+use crate::snapshot::Snapshot;
 use crate::trigger::FROM_ENV;
 
 /// A broker that has not answered by then counts as unavailable.

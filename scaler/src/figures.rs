@@ -10,14 +10,15 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::decision::oldest;
 use crate::explain::{Demand, Explain};
 use crate::learn::{Arrivals, Learned};
 use crate::metrics::int_gauge;
 use crate::profiles::{Place, Profiles};
 use crate::readiness::{Standing, standings};
+use crate::snapshot::oldest;
 use crate::trigger::Low;
-use crate::watch::{Look, Observers, View};
+use crate::view::{Look, View};
+use crate::watch::Observers;
 
 /// Reads the views of the observers when it is scraped, so that a retired queue leaves no trace.
 pub(crate) struct QueueFigures {

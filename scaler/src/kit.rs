@@ -7,8 +7,8 @@ use proptest::option;
 use proptest::prelude::{any, prop_oneof};
 use proptest::strategy::{Just, Strategy};
 
-use crate::decision::Snapshot;
 use crate::learn::{Arrivals, Evidence, Inflow, Learned, Recent};
+use crate::snapshot::Snapshot;
 use crate::trigger::{Activation, Low, Mode, Priors, Trigger};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;

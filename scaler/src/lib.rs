@@ -9,6 +9,7 @@
 pub mod conformance;
 
 mod activation;
+mod cause;
 mod check;
 mod client;
 mod config;
@@ -32,10 +33,14 @@ mod reload;
 mod resolver;
 mod server;
 mod service;
+mod shared;
+mod site;
+mod snapshot;
 mod tls;
 mod trace;
 mod trigger;
 mod value;
+mod view;
 mod watch;
 
 pub use activation::Why;
@@ -43,10 +48,11 @@ pub use check::{
     Answer, Asking, CheckArgs, Checkup, Problem, ProblemKind, ProfileCheck, TriggerCheck, check,
 };
 pub use config::ScalerArgs;
-pub use decision::{Decision, Snapshot, decide, whole};
+pub use decision::{Decision, decide, whole};
 pub use learn::{Arrivals, Evidence, Inflow, Learned, Learner, Pace, Recent};
-pub use observe::Connect;
 pub use server::{Scaler, run};
+pub use site::Connect;
+pub use snapshot::Snapshot;
 pub use tls::TlsArgs;
 pub use trigger::{Activation, Low, Mode, OPTIONS, Priors, Trigger, TriggerError, TriggerOption};
 pub use value::{Basis, LeftOut};

@@ -12,7 +12,7 @@ use prometheus::{
 };
 use tonic::Code;
 
-use crate::observe::Cause;
+use crate::cause::Cause;
 use crate::push::Reason;
 
 /// How a change of files ended: what they hold is in use, or is broken.

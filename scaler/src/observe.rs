@@ -4,65 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use ebb_queue::{
-    Backlog, Depth, Error, ErrorKind, Missing, OpenOptions, QueueUrl, Result, RetryPolicy, Source,
-    Warning, Watchers,
-};
+use ebb_queue::{Backlog, Depth, Error, ErrorKind, QueueUrl, Result, RetryPolicy, Warning};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::decision::Snapshot;
-use crate::learn::{Learned, Learner};
+use crate::cause::Cause;
+use crate::learn::Learner;
 use crate::profiles::Place;
+use crate::shared::Shared;
+use crate::site::ANSWER;
+use crate::snapshot::Snapshot;
 use crate::trace::{self, LookSpan};
-use crate::watch::{Look, Shared, View};
-
-/// Opens what is to be looked at.
-#[async_trait]
-pub trait Connect: Send + Sync + 'static {
-    /// Opens a source on the broker at this address, which names the same queue where it is one.
-    async fn connect(&self, url: &QueueUrl, source: &Source) -> Result<Arc<dyn Backlog>>;
-}
-
-/// Queues on real brokers.
-pub(crate) struct Site {
-    /// What to do where a queue is missing there.
-    missing: Missing,
-    /// Of all the queues in a file.
-    watchers: Watchers,
-}
-
-impl Site {
-    pub(crate) fn new(missing: Missing) -> Self {
-        Self { missing, watchers: Watchers::default() }
-    }
-}
-
-#[async_trait]
-impl Connect for Site {
-    async fn connect(&self, url: &QueueUrl, source: &Source) -> Result<Arc<dyn Backlog>> {
-        let worker = format!("scaler-{}", std::process::id());
-        let options = OpenOptions {
-            worker,
-            missing: self.missing,
-            connect_timeout: CONNECT,
-            watchers: self.watchers.clone(),
-            ..OpenOptions::default()
-        };
-        match source {
-            Source::Queue(_) => Ok(ebb_queue::open(url, options).await?),
-            Source::Foreign(foreign) => ebb_queue::look_at(url, foreign, options).await,
-        }
-    }
-}
-
-/// A broker that has not answered by then counts as unavailable.
-const ANSWER: Duration = Duration::from_secs(5);
-
-/// The broker's client gives up before that, since it can tell which hosts do not answer.
-const CONNECT: Duration = Duration::from_secs(4);
+use crate::view::{Look, View};
 
 /// An idle queue is looked at this many times less often than a busy one.
 const IDLE: u32 = 5;
@@ -84,31 +38,6 @@ const BACKOFF: RetryPolicy = RetryPolicy {
     // A broker that is back is to be seen again within 5 s, the time to connect included.
     cap: Duration::from_secs(2),
 };
-
-/// What makes an observer look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
-    /// The queue was opened.
-    Open,
-    /// The broker told of an arrival.
-    Arrival,
-    /// A delay or a lease ended.
-    Due,
-    /// A while has passed.
-    Refresh,
-}
-
-impl Cause {
-    /// As metrics and spans have it.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Arrival => "arrival",
-            Self::Due => "due",
-            Self::Refresh => "refresh",
-        }
-    }
-}
 
 /// Looks at one queue and shows what it sees.
 pub(crate) struct Observer {
@@ -276,10 +205,8 @@ fn alike(before: &Look, now: &Snapshot) -> bool {
 /// Looks at a queue once, and learns from it.
 pub(crate) async fn look(backlog: &dyn Backlog, learner: &mut Learner) -> Result<Snapshot> {
     let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
-    let mut snapshot = Snapshot { depth, workers, learned: Learned::default() };
-    learner.observe(&snapshot, snapshot.depth.as_of);
-    snapshot.learned = learner.learned();
-    Ok(snapshot)
+    learner.observe(&depth, &workers, depth.as_of);
+    Ok(Snapshot { depth, workers, learned: learner.learned() })
 }
 
 async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
@@ -289,34 +216,4 @@ async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn unavailable(context: &str) -> Error {
     Error::new(ErrorKind::Unavailable, context)
-}
-
-#[cfg(test)]
-mod tests {
-    use ebb_queue::{Missing, Source};
-    use tokio::net::TcpListener;
-
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
-    use super::{Connect, Site};
-
-    #[tokio::test]
-    async fn a_broker_that_takes_a_connection_and_never_answers_is_named() {
-        let site = Site::new(Missing::Refuse);
-        let hung = async |scheme: &str| {
-            // The system takes connections for it; nobody reads them.
-            let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let host = broker.local_addr().unwrap().to_string();
-            let url: ebb_queue::QueueUrl = format!("{scheme}://{host}").parse().unwrap();
-            // No hurry: a machine that is busy must not be faster than the client's own limit.
-            let source = Source::Queue("jobs".into());
-            let connected = site.connect(&url, &source);
-            let connected = timeout(Duration::from_secs(30), connected).await.unwrap();
-            let Err(error) = connected else { panic!("{url} answers") };
-            assert!(error.to_string().contains(&host), "{error}");
-        };
-        tokio::join!(hung("nats"), hung("amqp"), hung("redis"));
-    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ebb_queue::{Phase, Source, Timestamp};
 use tokio::time::Instant;
 
-use crate::decision::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::trigger::Trigger;
 
 /// How often an active stream speaks.

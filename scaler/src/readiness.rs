@@ -13,7 +13,7 @@ use ebb_queue::ErrorKind;
 use tokio::time::Instant;
 
 use crate::profiles::{Place, Profiles};
-use crate::watch::View;
+use crate::view::View;
 
 /// How a profile is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,10 +85,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::{Standing, standings};
-    use crate::decision::Snapshot;
     use crate::learn::Learned;
     use crate::profiles::{Place, Profiles};
-    use crate::watch::{Look, View};
+    use crate::snapshot::Snapshot;
+    use crate::view::{Look, View};
 
     const MAX_AGE: Duration = Duration::from_secs(15);
 

@@ -27,10 +27,10 @@ use crate::explain::{Explain, page};
 use crate::figures::QueueFigures;
 use crate::limits::MAX_MESSAGE;
 use crate::metrics::Metrics;
-use crate::observe::{Connect, Site};
 use crate::profiles::Profiles;
 use crate::readiness::standings;
 use crate::service::Service;
+use crate::site::{Connect, Site};
 use crate::tls::Tls;
 use crate::watch::Observers;
 

@@ -27,7 +27,8 @@ use crate::push::{Cadence, Push, Reason, Seen, attendance};
 use crate::resolver::Resolver;
 use crate::trace::{self, Call};
 use crate::trigger::Trigger;
-use crate::watch::{Observers, Unknown, View};
+use crate::view::{Unknown, View};
+use crate::watch::Observers;
 
 /// An active stream has spoken, and what it says next can wait this long.
 const UNHURRIED: Duration = Duration::from_millis(100);
@@ -224,7 +225,8 @@ impl Service {
         let reason: Reason =
             push.next(Seen { active, attended, reports, wakes }, self.cadence, now)?;
         self.metrics.pushed(reason);
-        trace::told(self.observers.traces(), reason, view, &trigger.source);
+        let look = view.look.as_ref().and_then(|look| look.span.as_ref());
+        trace::told(self.observers.traces(), reason, look, &trigger.source);
         Some(active)
     }
 }

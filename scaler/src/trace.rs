@@ -11,11 +11,10 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
-use crate::decision::Snapshot;
-use crate::observe::Cause;
+use crate::cause::Cause;
 use crate::profiles::Place;
 use crate::push::Reason;
-use crate::watch::View;
+use crate::snapshot::Snapshot;
 
 /// One of KEDA's calls, until it is answered.
 #[derive(Debug)]
@@ -96,9 +95,8 @@ pub(crate) fn looked(
 }
 
 /// Notes that a stream told an edge: from the look that brought it to the telling.
-pub(crate) fn told(traces: &Traces, reason: Reason, view: &View, source: &Source) {
-    let look = view.look.as_ref().filter(|_| reason == Reason::Edge);
-    let Some(look) = look.and_then(|look| look.span.as_ref()) else { return };
+pub(crate) fn told(traces: &Traces, reason: Reason, look: Option<&LookSpan>, source: &Source) {
+    let Some(look) = look.filter(|_| reason == Reason::Edge) else { return };
     drop(traces.begin(|| NewSpan {
         parent: Some(look.context.clone()),
         since: look.since,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ebb_queue::{Phase, Timestamp, WorkerStatus};
 
-use crate::decision::{Jobs, Snapshot};
 use crate::learn::{Pace, low};
+use crate::snapshot::{Jobs, Snapshot};
 use crate::trigger::{Low, Mode, Trigger};
 
 /// What a value is made of, so that a person can follow it.
@@ -283,9 +283,10 @@ mod tests {
     use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
     use super::Basis;
-    use crate::decision::{Snapshot, decide};
+    use crate::decision::decide;
     use crate::kit::{NOW, at, queue, trigger};
     use crate::learn::{Arrivals, Recent};
+    use crate::snapshot::Snapshot;
     use crate::trigger::{Mode, Priors, Trigger};
 
     /// A job a second for each replica, 10 s to start.
@@ -338,7 +339,7 @@ mod tests {
         let mut learner = crate::learn::Learner::new();
         for second in 0..=40 {
             snapshot = queue(5 * second, 0, &[(Phase::Busy, 1); 4]);
-            learner.observe(&snapshot, at(second.cast_signed()));
+            learner.observe(&snapshot.depth, &snapshot.workers, at(second.cast_signed()));
         }
         snapshot.learned = crate::learn::Learned { slots: None, ..learner.learned() };
         let stream = decide(&snapshot, &slo(60), at(40)).value;

@@ -1,22 +1,20 @@
 //! One observer per profile and source, however many triggers name it, and what it last saw.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Timestamp, Warning};
 use ebb_telemetry::Traces;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ScalerArgs;
-use crate::decision::Snapshot;
 use crate::metrics::Metrics;
-use crate::observe::{Connect, Observer};
+use crate::observe::Observer;
 use crate::profiles::{Place, Profile, Profiles};
-use crate::trace::LookSpan;
+use crate::shared::{Entry, Limits, Shared};
+use crate::site::Connect;
+use crate::view::{Unknown, View};
 
 /// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit easily.
 const FIRST_WAIT: Duration = Duration::from_millis(750);
@@ -25,115 +23,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(750);
 /// queue until nobody has asked for a while.
 #[derive(Clone)]
 pub(crate) struct Observers(Arc<Shared>);
-
-/// What the observers share.
-pub(crate) struct Shared {
-    pub(crate) connect: Arc<dyn Connect>,
-    pub(crate) limits: Limits,
-    pub(crate) metrics: Metrics,
-    pub(crate) traces: Traces,
-    profiles: watch::Receiver<Arc<Profiles>>,
-    stop: CancellationToken,
-    queues: Mutex<HashMap<Place, Entry>>,
-}
-
-/// How long things last, and how many there are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) max_age: Duration,
-    pub(crate) refresh: Duration,
-    keep: Duration,
-    max_queues: usize,
-    max_queues_per_namespace: usize,
-}
-
-struct Entry {
-    /// The namespace that asked first.
-    namespace: String,
-    view: watch::Sender<View>,
-    since: Instant,
-    asked: Instant,
-    observer: JoinHandle<()>,
-}
-
-/// What is known of a queue.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct View {
-    /// The last good look.
-    pub(crate) look: Option<Look>,
-    /// Why there is no newer one.
-    pub(crate) failed: Option<ErrorKind>,
-    /// What is missing on the broker, in words for whoever wrote the trigger.
-    pub(crate) missing: Option<Arc<str>>,
-    /// Settings of the broker that are weaker than the promises.
-    pub(crate) warnings: Arc<[Warning]>,
-}
-
-/// A snapshot, and when it was taken.
-#[derive(Debug, Clone)]
-pub(crate) struct Look {
-    pub(crate) snapshot: Arc<Snapshot>,
-    /// By our clock, when the broker was asked.
-    pub(crate) at: Instant,
-    /// Its span, when traces are on.
-    pub(crate) span: Option<LookSpan>,
-}
-
-/// Why nothing can be said about a queue. It is never said that there is nothing in it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unknown {
-    /// The first look is still under way.
-    #[error("the broker has not been seen yet; ask again")]
-    NotYet,
-    /// The first look failed. Its kind and nothing else: KEDA's log is not ours to fill.
-    #[error("the broker was never reached ({0}); see the scaler's log")]
-    Never(ErrorKind),
-    /// The last good look is too old.
-    #[error("the broker was last seen {} s ago; see the scaler's log", .0.as_secs())]
-    TooOld(Duration),
-    /// What the trigger names is not there.
-    #[error("{0}")]
-    Missing(Arc<str>),
-    /// No observer can be started.
-    #[error("{0} queues are watched already; raise --max-queues or name fewer in triggers")]
-    TooManyQueues(usize),
-    /// No observer can be started for this namespace.
-    #[error(
-        "{0} queues are watched for this namespace already; raise --max-queues-per-namespace or \
-         name fewer in its triggers"
-    )]
-    TooManyOfNamespace(usize),
-    /// The scaler ends.
-    #[error("the scaler is shutting down")]
-    Stopping,
-}
-
-impl View {
-    /// Whether the last look was answered.
-    pub(crate) fn answers(&self) -> bool {
-        self.look.is_some() && self.failed.is_none()
-    }
-
-    /// The last good look and the broker's time now, if that look still counts.
-    pub(crate) fn known(
-        &self,
-        now: Instant,
-        max_age: Duration,
-    ) -> Result<(&Snapshot, Timestamp), Unknown> {
-        let missing = self.missing.clone().map(Unknown::Missing);
-        let Some(look) = &self.look else {
-            if let Some(missing) = missing {
-                return Err(missing);
-            }
-            return Err(self.failed.map_or(Unknown::NotYet, Unknown::Never));
-        };
-        let age = now.saturating_duration_since(look.at);
-        if age > max_age {
-            return Err(missing.unwrap_or(Unknown::TooOld(age)));
-        }
-        Ok((&look.snapshot, look.snapshot.depth.as_of + age))
-    }
-}
 
 impl Observers {
     pub(crate) fn new(
@@ -240,30 +129,6 @@ impl Observers {
     }
 }
 
-impl Shared {
-    /// Forgets a queue that nobody has asked about for a while; true when it did.
-    pub(crate) fn retire(&self, place: &Place) -> bool {
-        let mut queues = self.lock();
-        let unused = queues.get(place).is_none_or(|entry| {
-            entry.view.receiver_count() == 0 && entry.asked.elapsed() > self.limits.keep
-        });
-        if unused {
-            queues.remove(place);
-        }
-        unused
-    }
-
-    /// Forgets a queue, whoever watches it.
-    pub(crate) fn forget(&self, place: &Place) {
-        self.lock().remove(place);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Entry>> {
-        // Each change of the map is a single step, so it is whole even if its holder panicked.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Observes a queue where its profile says it is, and where it is then, whenever that changes.
 /// What was seen last counts on while it is not too old. Ends with the profile.
 async fn attend(
@@ -292,40 +157,5 @@ async fn moved(profiles: &mut watch::Receiver<Arc<Profiles>>, profile: &Arc<Prof
     if profiles.wait_for(|now| !leads_as_before(now)).await.is_err() {
         // Nobody can change it any more.
         std::future::pending::<()>().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use ebb_queue::{Depth, ErrorKind, Timestamp};
-    use tokio::time::Instant;
-
-    use super::{Look, Unknown, View};
-    use crate::decision::Snapshot;
-    use crate::learn::Learned;
-
-    #[test]
-    fn a_look_counts_until_it_is_too_old_and_nothing_is_ever_guessed() {
-        let max_age = Duration::from_secs(15);
-        let at = Instant::now();
-        let failed = Some(ErrorKind::Unavailable);
-        let nothing = View::default();
-        assert_eq!(nothing.known(at, max_age).unwrap_err(), Unknown::NotYet);
-        let never = View { failed, ..View::default() };
-        let told = never.known(at, max_age).unwrap_err();
-        assert_eq!(told, Unknown::Never(ErrorKind::Unavailable));
-
-        let depth = Depth::empty(Timestamp::UNIX_EPOCH);
-        let snapshot =
-            Arc::new(Snapshot { depth, workers: Vec::new(), learned: Learned::default() });
-        let view =
-            View { look: Some(Look { snapshot, at, span: None }), failed, ..View::default() };
-        let (_, now) = view.known(at + max_age, max_age).unwrap();
-        assert_eq!(now, Timestamp::UNIX_EPOCH + max_age);
-        let later = max_age + Duration::from_millis(1);
-        assert_eq!(view.known(at + later, max_age).unwrap_err(), Unknown::TooOld(later));
     }
 }

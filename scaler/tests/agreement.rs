@@ -121,10 +121,12 @@ fn apart(triggers: &[Trigger; 2], world: &mut World, rate: f64) -> [[f64; SPANS.
         world.pass(tick, rate);
         // They look once a second, at other moments.
         if tick % TICKS == 0 {
-            first.observe(&world.look(tick), moment(tick));
+            let look = world.look(tick);
+            first.observe(&look.depth, &look.workers, moment(tick));
         }
         if tick % TICKS == 4 && tick >= LATER * TICKS {
-            later.observe(&world.look(tick), moment(tick));
+            let look = world.look(tick);
+            later.observe(&look.depth, &look.workers, moment(tick));
         }
         if tick % TICKS != 9 || tick < LATER * TICKS {
             continue;
@@ -187,7 +189,7 @@ fn a_scaler_that_was_just_started_lets_a_pool_linger_once_more_at_most_and_no_le
         let now = second * TICKS + TICKS - 1;
         let look = world.look(now);
         let is_active = |learner: &mut Learner| {
-            learner.observe(&look, moment(now));
+            learner.observe(&look.depth, &look.workers, moment(now));
             let snapshot = Snapshot { learned: learner.learned(), ..look.clone() };
             decide(&snapshot, &linger, moment(now)).active
         };

@@ -176,7 +176,7 @@ fn run(options: &[(&str, &str)], low: u64, rate: impl Fn(u64) -> f64) -> (Vec<us
     let replicas = (0..3000).map(|now| {
         world.second(now, rate(now), 120);
         let mut snapshot = world.look(now);
-        learner.observe(&snapshot, moment(now));
+        learner.observe(&snapshot.depth, &snapshot.workers, moment(now));
         snapshot.learned = learner.learned();
         world.obey(now, &decide(&snapshot, &trigger, moment(now)));
         world.replicas.len()

@@ -133,7 +133,7 @@ fn run(objective: u64, speed: f64, seconds: u64, arrivals: impl Fn(u64) -> f64) 
     for now in 0..seconds {
         world.pass(now, arrivals(now), objective);
         let mut snapshot = world.look(now);
-        learner.observe(&snapshot, moment(now));
+        learner.observe(&snapshot.depth, &snapshot.workers, moment(now));
         snapshot.learned = learner.learned();
         let decision = decide(&snapshot, &trigger, moment(now));
         if world.replicas.is_empty() && decision.active {

@@ -52,7 +52,8 @@ impl Scaler for Ours {
 
     fn learn(&mut self, view: &View<'_>) {
         self.workers = view.pods.iter().map(|pod| status(pod, view)).collect();
-        self.learner.observe(&self.snapshot(view), time(view));
+        let look = self.snapshot(view);
+        self.learner.observe(&look.depth, &look.workers, time(view));
     }
 
     fn pushes(&self) -> bool {

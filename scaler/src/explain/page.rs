@@ -14,11 +14,13 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{Explain, Object, Remembered};
-use crate::decision::{Snapshot, decide};
+use crate::decision::decide;
 use crate::figures::phase_name;
 use crate::profiles::Shown;
+use crate::snapshot::Snapshot;
 use crate::trigger::{CONSUMER, FROM_ENV, GROUP, QUEUE, STREAM};
-use crate::watch::{Observers, Unknown};
+use crate::view::Unknown;
+use crate::watch::Observers;
 
 /// Where the pages get their facts.
 #[derive(Clone)]

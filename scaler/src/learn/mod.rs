@@ -12,7 +12,7 @@ mod history;
 
 use std::time::Duration;
 
-use ebb_queue::{Depth, Timestamp};
+use ebb_queue::{Depth, Timestamp, WorkerStatus};
 
 pub use arrivals::Arrivals;
 pub use evidence::Evidence;
@@ -22,7 +22,6 @@ use arrivals::{Deaths, Flow};
 use fleet::Fleet;
 use history::History;
 
-use crate::decision::Snapshot;
 use crate::trigger::Priors;
 
 /// What was learned of a queue; the default is nothing.
@@ -165,13 +164,12 @@ impl Learner {
         self.learned
     }
 
-    /// Learns from a look; what the snapshot itself says was learned does not count.
+    /// Learns from a look at the jobs and the workers of a queue.
     ///
     /// # Behavior
     /// - A look that is not newer than the last one teaches nothing.
     /// - No single look or worker moves a figure far: what is far from the mean is brought near it.
-    pub fn observe(&mut self, snapshot: &Snapshot, now: Timestamp) {
-        let depth = &snapshot.depth;
+    pub fn observe(&mut self, depth: &Depth, workers: &[WorkerStatus], now: Timestamp) {
         let elapsed = self.before.map(|before| now.duration_since(before.at).as_secs_f64());
         if let Some(back) = elapsed.filter(|elapsed| *elapsed <= 0.0) {
             if -back > BACK.as_secs_f64() {
@@ -180,9 +178,9 @@ impl Learner {
             return;
         }
         // More waits than all workers together could take at once, at both ends of the time.
-        let room: u64 = snapshot.workers.iter().fold(1, |sum, w| sum.saturating_add(w.slots));
+        let room: u64 = workers.iter().fold(1, |sum, w| sum.saturating_add(w.slots));
         let deep = depth.ready >= room && self.before.is_some_and(|before| before.ready >= room);
-        let news = self.fleet.observe(&snapshot.workers, deep, now, &mut self.learned);
+        let news = self.fleet.observe(workers, deep, now, &mut self.learned);
         let low = low(depth);
         let taken = |before: &Before| depth.in_flight as f64 - before.in_flight as f64;
         let done = self.before.map_or(0, |before| before.done_until(depth)) as f64;
@@ -214,7 +212,7 @@ impl Learner {
         // Workers that are found running may just have had work; a job that waits while there are
         // none is none yet: the options of activation may hold it back.
         let held = depth.in_flight > 0 || done > 0.0;
-        let held = held || snapshot.workers.iter().any(|w| w.in_flight > 0);
+        let held = held || workers.iter().any(|w| w.in_flight > 0);
         let has_work = |ready| held || ((is_first || ready > 0) && news.up);
         if has_work(depth.ready) {
             self.learned.last_work = Some(now);
@@ -293,8 +291,9 @@ mod tests {
     use proptest::strategy::Strategy;
 
     use super::{Learned, Learner, Pace};
-    use crate::decision::{Snapshot, decide};
+    use crate::decision::decide;
     use crate::kit::{NOW, at, modes, queue, snapshots, trigger, triggers, worker};
+    use crate::snapshot::Snapshot;
     use crate::trigger::{Activation, Priors, Trigger};
 
     const PRIORS: Priors = Priors {
@@ -337,7 +336,7 @@ mod tests {
             let mut learner = Learner::new();
             for nth in 0..n_looks {
                 let look = self.look(nth);
-                learner.observe(&look, look.depth.as_of);
+                learner.observe(&look.depth, &look.workers, look.depth.as_of);
             }
             learner
         }
@@ -380,7 +379,10 @@ mod tests {
     fn jobs_of_low_priority_arrive_and_wait_apart_from_the_others() {
         let learned = |looks: &dyn Fn(i64) -> Snapshot| {
             let mut learner = Learner::new();
-            (0..=300).for_each(|second| learner.observe(&looks(second), at(second)));
+            (0..=300).for_each(|second| {
+                let look = looks(second);
+                learner.observe(&look.depth, &look.workers, at(second));
+            });
             learner.learned()
         };
         // They come, wait and are taken, eight a second, and no other is there.
@@ -429,7 +431,7 @@ mod tests {
         let mut look = STREAM.look(1);
         look.workers.iter_mut().for_each(|worker| worker.batch_time = Some(time));
         let mut learner = Learner::new();
-        learner.observe(&look, look.depth.as_of);
+        learner.observe(&look.depth, &look.workers, look.depth.as_of);
         let pace = Pace::of(&learner.learned(), &PRIORS);
         assert_eq!((pace.slots, pace.cold_start), (8.0, 12.0));
         assert_near(pace.throughput, 20.0);
@@ -456,7 +458,7 @@ mod tests {
             look.depth.ready = 0;
             look.workers[0].slots = 10;
             look.workers[0].batch_time = Some(time);
-            learner.observe(&look, look.depth.as_of);
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
         }
         let pace = Pace::of(&learner.learned(), &PRIORS);
         assert_near(pace.throughput, 500.0);
@@ -470,7 +472,7 @@ mod tests {
             let mut look = Stream { n_workers: 1, ..STREAM }.look(second);
             look.depth.ready = u64::from(5 + second % 10);
             look.workers[0].completed = u64::from(second.saturating_sub(2) / 10 * 10);
-            learner.observe(&look, look.depth.as_of);
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
         }
         let rate = learner.learned().arrivals.slow;
         assert!((rate - 1.0).abs() < 0.15, "{rate}");
@@ -484,7 +486,7 @@ mod tests {
     ) -> (Option<Timestamp>, Option<Timestamp>) {
         look.depth.as_of = at(second);
         look.workers.iter_mut().for_each(|worker| worker.at = at(second));
-        learner.observe(&look, at(second));
+        learner.observe(&look.depth, &look.workers, at(second));
         (learner.learned().waiting_since, learner.learned().last_work)
     }
 
@@ -496,7 +498,7 @@ mod tests {
             look.depth.ready_by_priority = Some(ByPriority { high: 0, normal: ready - low, low });
             look.depth.as_of = at(second);
             look.workers[0].at = at(second);
-            learner.observe(&look, at(second));
+            learner.observe(&look.depth, &look.workers, at(second));
             let learned = learner.learned();
             (learned.last_work, learned.without_low.last_work)
         };
@@ -560,7 +562,7 @@ mod tests {
         for back in [90, 7_200, 2 * 86_400, 400 * 86_400i64] {
             let mut learner = STREAM.taught(400);
             let mut look = STREAM.look(400);
-            learner.observe(&look, look.depth.as_of);
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
             let before = Pace::of(&learner.learned(), &PRIORS);
             // As the workers are on clocks of their own.
             for second in 0..5 {
@@ -568,7 +570,7 @@ mod tests {
                 let now = now - SignedDuration::from_secs(back);
                 look = STREAM.look(401 + u32::try_from(second).unwrap());
                 look.depth.as_of = now;
-                learner.observe(&look, now);
+                learner.observe(&look.depth, &look.workers, now);
                 let Learned { waiting_since, last_work, .. } = learner.learned();
                 let noted = waiting_since.into_iter().chain(last_work);
                 assert!(noted.max().unwrap() <= now, "{back} s back");
@@ -583,7 +585,7 @@ mod tests {
                 look.depth.as_of = NOW + Duration::from_secs(410 + u64::from(nth));
                 look.depth.as_of -= SignedDuration::from_secs(back);
                 look.workers.iter_mut().for_each(|worker| worker.id += "'");
-                learner.observe(&look, look.depth.as_of);
+                learner.observe(&look.depth, &look.workers, look.depth.as_of);
             }
             let learned = Pace::of(&learner.learned(), &PRIORS).throughput;
             assert!((0.36..0.44).contains(&learned), "{learned} per second, {back} s back");
@@ -598,8 +600,7 @@ mod tests {
             // Whoever looks at them holds them for that while.
             let dead = if nth % 4 < 2 { 3_000 } else { 1_000 * u64::from(nth % 3) };
             let depth = Depth { dead, ..Depth::empty(now) };
-            let learned = super::Learned::default();
-            learner.observe(&Snapshot { depth, workers: Vec::new(), learned }, now);
+            learner.observe(&depth, &[], now);
             assert_eq!(learner.learned().arrivals.slow, 0.0, "after {nth} looks");
         }
     }
@@ -611,7 +612,7 @@ mod tests {
             // Of three each second, one is done and two die.
             let mut look = Stream { n_workers: 1, per_second: 1.0, ..STREAM }.look(second);
             look.depth.dead = 2 * u64::from(second);
-            learner.observe(&look, look.depth.as_of);
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
         }
         let rate = learner.learned().arrivals.slow;
         assert!((rate - 3.0).abs() < 0.1, "{rate}");
@@ -629,7 +630,7 @@ mod tests {
         for second in 0..300u64 {
             let mut snapshot = queue(0, 0, &[]);
             snapshot.depth.done = Some(7 + 2 * second);
-            learner.observe(&snapshot, at(second.cast_signed()));
+            learner.observe(&snapshot.depth, &snapshot.workers, at(second.cast_signed()));
         }
         let learned = learner.learned();
         assert!((learned.arrivals.rate() - 2.0).abs() < 0.1, "{:?}", learned.arrivals);
@@ -637,7 +638,7 @@ mod tests {
         // One that was made anew counts from nothing.
         let mut snapshot = queue(0, 0, &[]);
         snapshot.depth.done = Some(0);
-        learner.observe(&snapshot, at(300));
+        learner.observe(&snapshot.depth, &snapshot.workers, at(300));
         assert_eq!(learner.learned().last_work, Some(at(299)));
     }
 
@@ -653,7 +654,7 @@ mod tests {
             for (mut look, step) in looks {
                 second += step;
                 look.workers.iter_mut().for_each(|worker| worker.at = at(second));
-                learner.observe(&look, at(second));
+                learner.observe(&look.depth, &look.workers, at(second));
                 let pace = Pace::of(&learner.learned(), &t.priors);
                 let all = [pace.throughput, pace.service, pace.slots];
                 prop_assert!(all.iter().all(|x| x.is_finite() && *x > 0.0), "{:?}", pace);
@@ -673,7 +674,7 @@ mod tests {
                 let mut look = STREAM.look(nth);
                 let (id, at) = ("mad".to_owned(), look.depth.as_of);
                 look.workers.push(ebb_queue::WorkerStatus { id, at, ..mad });
-                learner.observe(&look, look.depth.as_of);
+                learner.observe(&look.depth, &look.workers, look.depth.as_of);
             }
             let after = Pace::of(&learner.learned(), &PRIORS);
             let ratios = [

@@ -138,7 +138,8 @@ impl World {
     fn pass(&mut self) {
         self.work();
         let now = self.now();
-        self.learner.observe(&self.snapshot(now), now);
+        let look = self.snapshot(now);
+        self.learner.observe(&look.depth, &look.workers, now);
     }
 
     /// A second of work.
