@@ -3,8 +3,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::failure::Outcome;
-use super::publish::rank;
-use super::tx::{Counters, Millis, State, moment};
+use super::tx::{Counters, Millis, State, moment, rank};
 use crate::{ByPriority, Depth, Priority, Timestamp};
 
 /// Jobs that the counters still have in another state.

@@ -3,8 +3,8 @@
 use super::depth;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
-use super::tx::{Counters, Millis, State, Tx, millis, moment};
-use crate::{Error, ErrorKind, Job, Priority, Published};
+use super::tx::{Counters, Millis, State, Tx, millis, moment, rank};
+use crate::{Error, ErrorKind, Job, Published};
 
 /// A job whose cost hint is absurd shall not spoil the sum of all: a thousand million tokens.
 const DEAREST: f64 = 1e9;
@@ -84,15 +84,6 @@ fn publish_one(tx: &mut Tx<'_>, now: Millis, job: &Job) -> Outcome<Published> {
     }
     tx.enters(state, cost);
     Ok(Published { id: job.id.clone(), duplicate: false })
-}
-
-/// The lower, the earlier.
-pub(super) fn rank(priority: Priority) -> i64 {
-    match priority {
-        Priority::High => 0,
-        Priority::Normal => 1,
-        Priority::Low => 2,
-    }
 }
 
 /// Whole numbers, so that what is added can be taken away again exactly.

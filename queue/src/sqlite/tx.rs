@@ -2,7 +2,7 @@
 
 use rusqlite::{CachedStatement, Connection};
 
-use crate::{JobId, Timestamp};
+use crate::{JobId, Priority, Timestamp};
 
 /// Milliseconds since the epoch, as stored.
 pub(super) type Millis = i64;
@@ -20,6 +20,15 @@ pub(super) fn moment(at: Millis) -> Timestamp {
 /// The span in milliseconds; ten years at most come in here.
 pub(super) fn span(length: std::time::Duration) -> Millis {
     i64::try_from(length.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+/// A job's place among those of other priorities, as stored: the lower, the earlier.
+pub(super) fn rank(priority: Priority) -> i64 {
+    match priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    }
 }
 
 /// Where a job is in its life.
