@@ -108,17 +108,29 @@ impl Calls {
     }
 
     fn not_replied(&self, to: &str, error: RedisError) -> Error {
-        if !failure::is_elsewhere(&error) || failure::is_moving(&error) {
-            return self.place.told(error);
+        match out_of_reach(&self.place.queue, to, &error) {
+            Some(why) => why.caused_by(error),
+            None => self.place.told(error),
         }
-        let queue = &self.place.queue;
-        let words = format!(
-            "{}: the stream {to:?} is on another node of the redis cluster than the queue {queue}; \
-             begin its name with {{{queue}}}, and it is on the same one",
-            header::REPLY_TO
-        );
-        Error::new(ErrorKind::Invalid, words).caused_by(error)
     }
+}
+
+/// Why a reply cannot go there, where this is about the stream and not about the server. A move that
+/// outlasts our patience may be stuck: who waited for its end would hold a job all that time.
+fn out_of_reach(queue: &str, to: &str, error: &RedisError) -> Option<Error> {
+    if !failure::is_elsewhere(error) {
+        return None;
+    }
+    let (kind, why) = match failure::is_moving(error) {
+        true => (ErrorKind::Missing, "is on its way to another node of the redis cluster for long"),
+        false => (ErrorKind::Invalid, "is on another node of the redis cluster than its queue"),
+    };
+    let words = format!(
+        "{}: the stream {to:?} {why}; begin its name with {{{queue}}}, and it is where the queue \
+         {queue} is",
+        header::REPLY_TO
+    );
+    Some(Error::new(kind, words))
 }
 
 /// Whether a reply may go there: to any stream, but see [`owed::check_address`]. Any other key of Ebb's
@@ -147,4 +159,24 @@ fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {
     }
     let held = |held: &Value| Ok(if int(held)? == 1 { Settled::Held } else { Settled::Lost });
     answers.iter().map(held).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_wait_may_mend_is_unavailable_to_a_reply() {
+        for (answer, expected) in [
+            // Stuck, after all the time that a call has.
+            ("-ASK 1 127.0.0.1:1\r\n", Some(ErrorKind::Missing)),
+            ("-MOVED 1 127.0.0.1:1\r\n", Some(ErrorKind::Invalid)),
+            ("-LOADING x\r\n", None),
+        ] {
+            let error = redis::parse_redis_value(answer.as_bytes()).unwrap();
+            let error = error.extract_error().unwrap_err();
+            let told = out_of_reach("jobs", "replies", &error);
+            assert_eq!(told.map(|told| told.kind()), expected, "{answer}");
+        }
+    }
 }
