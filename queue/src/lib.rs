@@ -126,8 +126,9 @@ pub trait Broker: Backlog {
     /// - A message of a plain producer whose headers do not parse becomes a dead letter with the
     ///   reason, its body kept.
     /// - Of all these a result tells whoever waits, and then a reply where one was asked for: the
-    ///   failure, or what a lost worker has stored. It is sent once unless a process is lost, and that
-    ///   it cannot be sent keeps no job alive.
+    ///   failure, or what a lost worker has stored. It is sent once as long as no process and no
+    ///   connection is lost: else it may be repeated, or missing where the queue had ended the job.
+    ///   That it cannot be sent keeps no job alive.
     /// - Dropping the future loses nothing: what was fetched comes back with its lease.
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 

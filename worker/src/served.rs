@@ -239,14 +239,25 @@ impl Served {
         );
     }
 
+    /// Keeps an answer that was given up, to be offered again: only as long as the store takes nothing,
+    /// else that may be the next time that it fails.
+    pub(crate) fn keep_unstored(&self, answer: &JobResult) {
+        let mut unstored = lock(&self.unstored);
+        if self.shared.brokers.is_closed((self.at, Place::Store(StoreCall::Put))) {
+            *unstored = Some(answer.clone());
+        }
+    }
+
     /// The store of results answered such a call.
     pub(crate) fn store_answers(&self, call: StoreCall) {
         let place = (self.at, Place::Store(call));
         if self.shared.brokers.is_closed(place) {
+            let mut unstored = lock(&self.unstored);
             if call == StoreCall::Put {
-                *lock(&self.unstored) = None;
+                *unstored = None;
             }
             self.shared.brokers.open(place);
+            drop(unstored);
             self.look_at_link();
         }
     }

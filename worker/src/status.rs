@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use ebb_queue::{JobId, Phase, WorkerStatus};
+use ebb_queue::{JobId, JobResult, Phase, Timestamp, WorkerStatus};
 use tracing::debug;
 
 use crate::device::State;
@@ -33,7 +33,8 @@ pub(crate) async fn report(served: Served) {
 /// may have been lost to others or given up. Until it is dropped.
 ///
 /// Only what failed shows that: a store that is full, or a replica, can be read all the same. So it
-/// is given the last answer that it did not take; where there is none, the next result shows it.
+/// is given the last answer that it did not take; where there is none, the next result shows it, and
+/// where nothing is held no result may come: then it is enough that it can be read.
 pub(crate) async fn look_at_store(served: Served) {
     loop {
         tokio::time::sleep(PERIOD).await;
@@ -42,12 +43,13 @@ pub(crate) async fn look_at_store(served: Served) {
             let got = served.results.get(&JobId::fresh()).await;
             served.learn_of_store(StoreCall::Get, got.map(drop));
         }
-        let unstored = || lock(&served.unstored).clone();
-        if failed(StoreCall::Put)
-            && let Some(result) = unstored()
-        {
-            let put = served.results.put(&result).await;
-            served.learn_of_store(StoreCall::Put, put.map(drop));
+        if failed(StoreCall::Put) {
+            let answer = match served.unstored() {
+                Some(result) => served.results.put(&result).await.map(drop),
+                None if served.leases.n_held().get() > 0 => continue,
+                None => served.results.get(&JobId::fresh()).await.map(drop),
+            };
+            served.learn_of_store(StoreCall::Put, answer);
         }
     }
 }
@@ -60,6 +62,12 @@ pub(crate) async fn say_goodbye(served: &Served) {
 }
 
 impl Served {
+    /// The answer to offer again, unless the store would have forgotten it by now.
+    fn unstored(&self) -> Option<JobResult> {
+        let (ttl, now) = (self.results.result_ttl(), self.shared.clock.now());
+        lock(&self.unstored).clone().filter(|result| is_kept(result, ttl, now))
+    }
+
     fn learn_of_store(&self, call: StoreCall, answer: ebb_queue::Result<()>) {
         match answer {
             Ok(()) => self.store_answers(call),
@@ -137,5 +145,34 @@ impl Served {
             self.shared.metrics.broker_errors.with_label_values(&["report"]).inc();
             debug!(queue = %self.name, %error, "the status was not reported");
         }
+    }
+}
+
+/// Whether a store that keeps results for so long would still have this one.
+fn is_kept(result: &JobResult, ttl: Duration, now: Timestamp) -> bool {
+    now.duration_since(result.finished_at).as_millis()
+        < i128::try_from(ttl.as_millis()).unwrap_or(i128::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn what_a_store_would_have_forgotten_is_not_offered_again() {
+        let hour = Duration::from_secs(3600);
+        let result = JobResult {
+            id: JobId::fresh(),
+            attempt: 1,
+            outcome: Outcome::Failed { reason: "x".into() },
+            finished_at: Timestamp::UNIX_EPOCH,
+            queue: None,
+        };
+        for (age, expected) in [(Duration::ZERO, true), (hour / 2, true), (hour, false)] {
+            assert_eq!(is_kept(&result, hour, Timestamp::UNIX_EPOCH + age), expected, "{age:?}");
+        }
+        assert!(is_kept(&result, hour, Timestamp::UNIX_EPOCH - hour), "clocks differ");
     }
 }

@@ -264,6 +264,24 @@ async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_did_not_take_a_failure_is_back_when_it_can_be_read() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish(vec![job(0, "[]")]).await.unwrap();
+    let broken = failing_with(ErrorKind::Internal);
+    let (worker, store, health, metrics) = worker_and_store(&jobs, broken, &clock, settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    until(&jobs, |depth| depth.dead == 1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(health.ready().is_err(), "the last that was heard of the store is that it failed");
+    store.set(Faults::NONE);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_can_be_read_is_back_when_it_takes_an_answer_whatever_is_held() {
     const HOUR: Duration = Duration::from_secs(3600);
     let (jobs, clock) = queue(LEASE);

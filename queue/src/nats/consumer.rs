@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep};
 use super::api::Api;
 use super::bell::{self, Bell};
 use super::connect;
+use super::depth::SECOND_LOOK;
+use super::read::Keepers;
 use crate::source::{self, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
@@ -78,6 +80,8 @@ struct Told {
     num_ack_pending: u64,
     #[serde(default)]
     ts: Option<Timestamp>,
+    #[serde(default)]
+    cluster: Keepers,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +92,9 @@ struct Config {
     filter_subject: String,
     #[serde(default)]
     filter_subjects: Vec<String>,
+    /// 0 where it is kept by as many servers as its stream.
+    #[serde(default)]
+    num_replicas: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,6 +107,18 @@ impl Config {
     fn filters(&self) -> Vec<&str> {
         let one = Some(&*self.filter_subject).filter(|filter| !filter.is_empty());
         one.into_iter().chain(self.filter_subjects.iter().map(String::as_str)).collect()
+    }
+}
+
+impl Told {
+    /// How many servers keep it; who may look at the consumer need not be allowed to look at its stream.
+    fn n_servers(&self) -> u64 {
+        self.config.num_replicas.max(self.cluster.n_known())
+    }
+
+    /// Whether there is nothing to do, as the one tells it that answered.
+    fn is_empty(&self) -> bool {
+        self.num_pending + self.num_ack_pending == 0
     }
 }
 
@@ -215,7 +234,11 @@ impl Consumer {
 #[async_trait]
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
-        let told = consumer(&self.0.api, &self.0.foreign).await?;
+        let mut told = consumer(&self.0.api, &self.0.foreign).await?;
+        if told.is_empty() && told.n_servers() > 1 {
+            sleep(SECOND_LOOK).await;
+            told = consumer(&self.0.api, &self.0.foreign).await?;
+        }
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { None };
         // What was handed out again counts again: it is work once more.
@@ -268,9 +291,17 @@ impl Backlog for Consumer {
 async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {
     let Foreign { stream, reader } = foreign;
     let what = format!("CONSUMER.INFO.{stream}.{reader}");
-    let told = heard(api, &what, api.call(&what, &json!({}))).await?;
-    if let Some(told) = told {
-        return Ok(told);
+    let told: Option<Told> = heard(api, &what, api.call(&what, &json!({}))).await?;
+    match told {
+        Some(told) if told.cluster.are_sure(told.n_servers()) => return Ok(told),
+        Some(_) => {
+            let words = format!(
+                "the consumer {reader} of the stream {stream} has no leader that a majority of its \
+                 NATS servers follows"
+            );
+            return Err(Error::new(ErrorKind::Unavailable, words));
+        }
+        None => {}
     }
     let words = match self::stream(api, foreign).await {
         Ok(None) => format!(

@@ -14,7 +14,7 @@ use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
 /// On a cluster nothing is said to wait only after another look: a leader that was held up, and has
 /// not heard yet that another was elected, has by then.
-const SECOND_LOOK: Duration = Duration::from_millis(100);
+pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 

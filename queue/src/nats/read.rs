@@ -60,7 +60,7 @@ pub(super) struct StreamState {
 
 /// The servers that keep a stream, as the one sees them that answered.
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Keepers {
+pub(super) struct Keepers {
     #[serde(default)]
     leader: String,
     #[serde(default)]
@@ -76,14 +76,24 @@ struct Keeper {
 }
 
 impl StreamInfo {
-    /// Whether this is how things stand. While there is no leader any replica answers, and one that
-    /// was held up or cut off takes itself for the leader for some seconds: what was stored since is
-    /// unknown to both.
     fn is_sure(&self) -> bool {
-        let n_servers = self.config["num_replicas"].as_u64().unwrap_or(1);
+        self.cluster.are_sure(self.config["num_replicas"].as_u64().unwrap_or(1))
+    }
+}
+
+impl Keepers {
+    /// Whether what so many servers keep stands as it was told. While there is no leader any replica
+    /// answers, and one that was held up or cut off takes itself for the leader for some seconds: what
+    /// was stored since is unknown to both.
+    pub(super) fn are_sure(&self, n_servers: u64) -> bool {
         let is_near = |one: &&Keeper| (1..FOLLOWED.as_nanos()).contains(&u128::from(one.active));
-        let n_near = 1 + self.cluster.replicas.iter().filter(is_near).count() as u64;
-        n_servers == 1 || (!self.cluster.leader.is_empty() && 2 * n_near > n_servers)
+        let n_near = 1 + self.replicas.iter().filter(is_near).count() as u64;
+        n_servers == 1 || (!self.leader.is_empty() && 2 * n_near > n_servers)
+    }
+
+    /// How many servers they are, as far as whoever answered knows.
+    pub(super) fn n_known(&self) -> u64 {
+        1 + self.replicas.len() as u64
     }
 }
 

@@ -240,10 +240,11 @@ impl NatsQueue {
         attempted.attempts += token.delivered - 1;
         let now = self.now();
         let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
-        if let Some(wrong) = wrong {
-            self.bury(&attempted, token.seq, &wrong.to_string(), token.delivered).await?;
-        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+        // What cannot be read may bear the id of a job that can.
+        if !lane.is_back && self.is_repetition(&attempted, origin).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
+        } else if let Some(wrong) = wrong {
+            self.bury(&attempted, token.seq, &wrong.to_string(), token.delivered).await?;
         } else if attempted.job.expired(now) {
             self.expire(&attempted, token.seq, token.delivered).await?;
         } else if is_early {

@@ -12,8 +12,8 @@ use super::names::token;
 use crate::delivery::{all_settled, note};
 use crate::owed::{self, Owed};
 use crate::{
-    Attempt, ErrorKind, JobId, JobResult, Receipt, Result, Settled, Settlement, Stored, Unsettled,
-    Verdict,
+    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Stored,
+    Unsettled, Verdict,
 };
 
 /// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
@@ -297,8 +297,8 @@ impl NatsQueue {
         if let Some(held) = shared.leases.get(seq) {
             shared.leases.settle(&held.token, Done::Ack(Instant::now()));
         }
-        // Whoever had it before was lost, perhaps before it told the answer.
-        if delivered > 1 {
+        // Whoever gave the answer was lost, perhaps before it told it.
+        if was_tried(entry, delivered) {
             self.tell(entry, answer).await;
         }
         Ok(())
@@ -321,8 +321,14 @@ impl NatsQueue {
             Ok(Stored::Stored) => Some(failure),
             // The same as above; of those who have the job at the same moment the one tells that stored
             // its failure. An answer is that of another job, or is told by who gave it just now.
-            Ok(Stored::Duplicate) if delivered > 1 => {
-                self.answer(id).await?.filter(|stored| !stored.outcome.is_completed())
+            Ok(Stored::Duplicate) if was_tried(entry, delivered) => {
+                let is_untold = |stored: &JobResult| match &stored.outcome {
+                    Outcome::Completed { .. } => false,
+                    Outcome::Failed { reason: known } => {
+                        delivered > 1 || *known != reason || stored.attempt != entry.attempts
+                    }
+                };
+                self.answer(id).await?.filter(is_untold)
             }
             Ok(Stored::Duplicate | Stored::Stale) => None,
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
@@ -343,6 +349,12 @@ impl NatsQueue {
         let Owed { to, result, traceparent } = owed;
         owed::note(&result.id, self.send(&to, &result, traceparent.as_deref()).await);
     }
+}
+
+/// Whether somebody had the job before, whose message was handed out so often: that begins anew where a
+/// job is stored anew.
+fn was_tried(entry: &Entry, delivered: u32) -> bool {
+    delivered > 1 || entry.attempts > 0
 }
 
 /// An id as one token of a subject.

@@ -1,7 +1,11 @@
 //! The ends of deliveries, the extension of leases, and replies.
 
+use std::time::Duration;
+
 use futures::{StreamExt, stream};
 use redis::{RedisError, Value};
+use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use super::keeper::Again;
 use super::results::read_result;
@@ -20,6 +24,9 @@ const STEP: usize = 1000;
 
 /// Replies that are on their way at the same time.
 const ABREAST: usize = 64;
+
+/// How long all those may take that a script tells of.
+const SENDING: Duration = Duration::from_secs(5);
 
 impl Calls {
     /// Carries out verdicts.
@@ -97,28 +104,56 @@ impl Calls {
     }
 
     /// Sends the replies of jobs that ended in a script, which can write to no stream but the queue's.
+    /// What has not gone within half a lease, or [`SENDING`], does not go: the jobs that come along with
+    /// them are leased already.
     pub(super) async fn send_owed(&self, owed: Value) {
         // What another version wrote there is not worth the jobs that come along with it.
-        let owed = list(owed).unwrap_or_default().into_iter().filter_map(|one| read_owed(one).ok());
+        let owed = list(owed).unwrap_or_default().into_iter().filter_map(|one| {
+            read_owed(one).map_err(|error| debug!(%error, "a reply that is owed is not sent")).ok()
+        });
+        let end = Instant::now() + SENDING.min(self.behavior.lease / 2);
         let replies = stream::iter(owed.flatten()).for_each_concurrent(ABREAST, async |owed| {
             let Owed { to, result, traceparent } = owed;
-            owed::note(&result.id, self.reply(&to, &result, traceparent.as_deref()).await);
+            let reply = self.reply(&to, &result, traceparent.as_deref());
+            owed::note(&result.id, in_time(end, reply).await);
         });
         replies.await;
     }
 
     fn not_replied(&self, to: &str, error: RedisError) -> Error {
-        if !failure::is_elsewhere(&error) || failure::is_moving(&error) {
-            return self.place.told(error);
+        match out_of_reach(&self.place.queue, to, &error) {
+            Some(why) => why.caused_by(error),
+            None => self.place.told(error),
         }
-        let queue = &self.place.queue;
-        let words = format!(
-            "{}: the stream {to:?} is on another node of the redis cluster than the queue {queue}; \
-             begin its name with {{{queue}}}, and it is on the same one",
-            header::REPLY_TO
-        );
-        Error::new(ErrorKind::Invalid, words).caused_by(error)
     }
+}
+
+/// What comes of a reply by then; one that would begin later does not.
+async fn in_time(end: Instant, reply: impl Future<Output = Result<()>>) -> Result<()> {
+    let sent = match Instant::now() < end {
+        true => timeout_at(end, reply).await.ok(),
+        false => None,
+    };
+    let words = "the replies before it took too long";
+    sent.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, words)))
+}
+
+/// Why a reply cannot go there, where this is about the stream and not about the server. A move that
+/// outlasts our patience may be stuck: who waited for its end would hold a job all that time.
+fn out_of_reach(queue: &str, to: &str, error: &RedisError) -> Option<Error> {
+    if !failure::is_elsewhere(error) {
+        return None;
+    }
+    let (kind, why) = match failure::is_moving(error) {
+        true => (ErrorKind::Missing, "is on its way to another node of the redis cluster for long"),
+        false => (ErrorKind::Invalid, "is on another node of the redis cluster than its queue"),
+    };
+    let words = format!(
+        "{}: the stream {to:?} {why}; begin its name with {{{queue}}}, and it is where the queue \
+         {queue} is",
+        header::REPLY_TO
+    );
+    Some(Error::new(kind, words))
 }
 
 /// Whether a reply may go there: to any stream, but see [`owed::check_address`]. Any other key of Ebb's
@@ -147,4 +182,36 @@ fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {
     }
     let held = |held: &Value| Ok(if int(held)? == 1 { Settled::Held } else { Settled::Lost });
     answers.iter().map(held).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_that_do_not_go_keep_the_jobs_beside_them_only_so_long() {
+        let begin = Instant::now();
+        let end = begin + SENDING;
+        assert!(in_time(end, ready(Ok(()))).await.is_ok());
+        assert!(in_time(end, pending()).await.is_err());
+        assert_eq!(begin.elapsed(), SENDING);
+        assert!(in_time(end, ready(Ok(()))).await.is_err(), "it is not begun");
+    }
+
+    #[test]
+    fn only_what_a_wait_may_mend_is_unavailable_to_a_reply() {
+        for (answer, expected) in [
+            // Stuck, after all the time that a call has.
+            ("-ASK 1 127.0.0.1:1\r\n", Some(ErrorKind::Missing)),
+            ("-MOVED 1 127.0.0.1:1\r\n", Some(ErrorKind::Invalid)),
+            ("-LOADING x\r\n", None),
+        ] {
+            let error = redis::parse_redis_value(answer.as_bytes()).unwrap();
+            let error = error.extract_error().unwrap_err();
+            let told = out_of_reach("jobs", "replies", &error);
+            assert_eq!(told.map(|told| told.kind()), expected, "{answer}");
+        }
+    }
 }

@@ -39,6 +39,7 @@ impl Calls {
         let (last_place, last_entry) = (text(next()?)?, text(next()?)?);
         let read = if part == INBOX { stranger } else { known };
         let referring = list(next()?)?.into_iter().map(read).collect::<Result<_>>()?;
+        self.send_owed(next()?).await;
         let n_jobs = u64::try_from(n_jobs).unwrap_or_default();
         let rest = Sweep { part: next_part, last_place, last_entry };
         Ok((Purged { n_jobs, referring }, Some(rest).filter(|rest| rest.part >= 0)))

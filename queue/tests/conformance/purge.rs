@@ -155,12 +155,19 @@ pub async fn what_plain_clients_published_is_deleted_too(fixture: &dyn Fixture) 
 
 pub async fn an_expired_job_is_a_dead_letter_and_not_deleted(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
-    publish(&queue, fixture.job("late", &[("ebb-ttl", &words(fixture.short()))])).await;
+    let (ttl, mailbox) = (words(fixture.short()), fixture.mailbox().await);
+    let to = mailbox.iter().map(|mailbox| ("ebb-reply-to", &*mailbox.to));
+    let headers: Vec<_> = to.chain([("ebb-ttl", &*ttl)]).collect();
+    publish(&queue, fixture.job("late", &headers)).await;
     fixture.publish(&queue, &["patient"]).await;
     fixture.pass_by(fixture.short()).await;
     assert_eq!(purge(&queue).await, 1);
     fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
     assert_eq!(queue.list(9).await.unwrap()[0].job.id.as_str(), "late");
+    if let Some(mut mailbox) = mailbox {
+        let mail = soon(&mut mailbox.mails).await.expect("somebody writes");
+        assert_eq!(mail.headers.get("ebb-id").map(String::as_str), Some("late"), "{mail:?}");
+    }
 }
 
 pub async fn a_job_says_where_it_is_as_far_as_its_broker_can_tell(fixture: &dyn Fixture) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ebb_queue::{JobResult, Outcome, Queue};
 
-use crate::fixture::{Fixture, counts, publish, soon, words};
+use crate::fixture::{Fixture, counts, publish, settle, soon, words};
 use crate::mail::{Mail, Mailbox};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -62,21 +62,26 @@ pub async fn a_job_whose_worker_was_lost_is_told_of_as_it_is_stored(fixture: &dy
     let queue = fixture.fresh().await;
     let Some(mailbox) = fixture.mailbox().await else { return };
     let ttl = words(fixture.lease() * 3 / 4);
-    for id in ["a", "b", "c", "d"] {
+    for id in ["a", "b", "c", "d", "e", "f"] {
         let asks = [("ebb-ttl", &*ttl), ("ebb-reply-to", &*mailbox.to)];
         publish(&queue, fixture.job(id, &asks)).await;
     }
-    drop(fixture.take(&queue, 4).await);
+    let mut deliveries = fixture.take(&queue, 6).await;
     // Of these two it told nothing, and nothing at all of `b`; the last one went on to another queue.
     let (failed, completed) =
         (fixture.failed("a", 1, "say \"why\""), fixture.completed("c", 1, "42"));
     let gone_on = JobResult::moved("d".parse().unwrap(), "elsewhere", fixture.now());
-    for result in [&failed, &completed, &gone_on] {
+    // These two wait once more.
+    let (e, f) = (fixture.completed("e", 1, "43"), fixture.failed("f", 1, "untold"));
+    for result in [&failed, &completed, &gone_on, &e, &f] {
         queue.put(result).await.unwrap();
     }
+    for back in deliveries.drain(4..) {
+        settle(&queue, back.retry(Duration::ZERO, "again")).await;
+    }
     fixture.pass_by(fixture.lease()).await;
-    assert_die(fixture, &queue, 3).await;
-    let results = [failed, fixture.failed("b", 1, "expired"), completed];
+    assert_die(fixture, &queue, 4).await;
+    let results = [failed, fixture.failed("b", 1, "expired"), completed, e, f];
     assert_told(fixture, &queue, mailbox, &results).await;
 }
 

@@ -48,11 +48,15 @@ pub async fn a_plain_job_that_repeats_an_id_or_a_key_is_the_first_job(fixture: &
     fixture.assert_nothing_ready(&queue).await;
     // While the one runs, and the other is dead.
     settle(&queue, taken.remove(1).reject("no")).await;
-    for (id, headers) in [("a", [].as_slice()), ("d", &[("ebb-key", "k")]), ("c", &[])] {
+    let unread = [("ebb-priority", "urgent")];
+    for (id, headers) in
+        [("a", [].as_slice()), ("d", &[("ebb-key", "k")]), ("c", &[]), ("a", &unread)]
+    {
         plain.send(id, headers).await;
     }
     fixture.assert_nothing_ready(&queue).await;
     fixture.assert_counts(&queue, [0, 1, 0, 1]).await;
+    assert_eq!(queue.get(&taken[0].job.id).await.unwrap(), None, "of what is no job");
     // A purge forgets at once.
     queue.purge(None).await.unwrap();
     plain.send("c", &[]).await;

@@ -25,25 +25,25 @@ async fn js_version(server: &Nats) -> String {
     async_nats::connect(server.url()).await.unwrap().server_info().version
 }
 
-async fn looked_at(url: &str, reader: &str) -> Result<Arc<dyn Backlog>> {
+pub async fn looked_at(url: &str, reader: &str) -> Result<Arc<dyn Backlog>> {
     let url: QueueUrl = url.parse()?;
     let foreign = Foreign { stream: "WORK".into(), reader: reader.into() };
     look_at(&url, &foreign, OpenOptions::default()).await
 }
 
 /// The stream `WORK` of two kinds of subjects, as this says.
-async fn work(js: &Context, config: stream::Config) -> stream::Stream {
+pub async fn work(js: &Context, config: stream::Config) -> stream::Stream {
     let subjects = vec!["work.>".to_owned(), "more.*".to_owned()];
     let config = stream::Config { name: "WORK".into(), subjects, ..config };
     js.create_stream(config).await.unwrap()
 }
 
-async fn reader(stream: &stream::Stream, name: &str, config: pull::Config) -> PullConsumer {
+pub async fn reader(stream: &stream::Stream, name: &str, config: pull::Config) -> PullConsumer {
     let config = pull::Config { durable_name: Some(name.into()), ..config };
     stream.create_consumer(config).await.unwrap()
 }
 
-async fn publish(js: &Context, subject: &str) {
+pub async fn publish(js: &Context, subject: &str) {
     js.publish(subject.to_owned(), "{}".into()).await.unwrap().await.unwrap();
 }
 
@@ -53,7 +53,7 @@ async fn take(consumer: &PullConsumer, n: usize) -> Vec<jetstream::Message> {
 }
 
 /// What waits and what is in flight.
-async fn seen(backlog: &Arc<dyn Backlog>) -> (u64, u64) {
+pub async fn seen(backlog: &Arc<dyn Backlog>) -> (u64, u64) {
     let depth = backlog.depth().await.unwrap();
     (depth.ready, depth.in_flight)
 }

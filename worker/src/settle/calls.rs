@@ -10,7 +10,7 @@ use tracing::warn;
 use crate::alert::alert_job;
 use crate::lease::Loan;
 use crate::served::{Served, StoreCall};
-use crate::shared::{PATIENCE, Pauses, lock};
+use crate::shared::{PATIENCE, Pauses};
 
 /// What is called, and whose a place is that does not take what it is given.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +50,7 @@ impl Served {
             Ok(Stored::Duplicate | Stored::Stale) => {}
             Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {}
             // A failure is not kept: the job may be on its way to an answer elsewhere.
-            Err(_) => *lock(&self.unstored) = Some(result.clone()),
+            Err(_) => self.keep_unstored(result),
         }
         stored
     }

@@ -1,15 +1,15 @@
 -- ARGV: time, result_ttl, key_ttl, part, last place or empty, last entry of the inbox or empty. Deletes jobs
 -- that wait, a step of one part at a time: the line by priority (0 to 2, and 3 for places beyond all), the
 -- delayed (4), those delayed beyond their deadline (5), the inbox (6). Answers {how many, next part or -1,
--- last place, last entry, jobs whose bodies lie elsewhere}.
+-- last place, last entry, jobs whose bodies lie elsewhere, replies that are owed}.
 local STEP, SOME = 500, 50
 local part, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 -- What is published while the steps go on is not meant.
 last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
-if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then return { 0, part, last, entry, {} } end
+if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then return { 0, part, last, entry, {}, owed } end
 
 local function purge_inbox()
-  if redis.call('XLEN', inbox) == 0 then return { 0, -1, last, entry, {} } end
+  if redis.call('XLEN', inbox) == 0 then return { 0, -1, last, entry, {}, owed } end
   if entry == '' then
     local about = redis.call('XINFO', 'STREAM', inbox)
     for nth = 1, #about, 2 do
@@ -26,7 +26,7 @@ local function purge_inbox()
     end
   end
   if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
-  return { #entries, #entries == STEP and 6 or -1, last, entry, referring }
+  return { #entries, #entries == STEP and 6 or -1, last, entry, referring, owed }
 end
 if part == 6 then return purge_inbox() end
 
@@ -58,4 +58,4 @@ for from = 1, #ids, SOME do
 end
 flush()
 tell_answers(taken)
-return { #taken, #ids == STEP and part or part + 1, last, entry, referring }
+return { #taken, #ids == STEP and part or part + 1, last, entry, referring, owed }

@@ -4,16 +4,22 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Queue};
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream;
+use ebb_queue::{Delivery, ErrorKind, Queue};
 use ebb_servers::{Nats, NatsCluster, NatsVersion};
 use futures::future::join_all;
 use tokio::time::sleep;
 
 use super::{leader, replicated_at, streams};
+use crate::foreign::{looked_at, publish, reader, seen, work};
 use crate::{block_on, job, until, until_ok};
 
 /// So long requests wait for the leader to go on; without a pause they would not lie there yet.
 const WAITING: Duration = Duration::from_millis(300);
+
+/// After so long others may have elected another leader.
+const UNFOLLOWED: Duration = Duration::from_secs(4);
 
 const MANY: NonZeroUsize = NonZeroUsize::new(9).unwrap();
 
@@ -22,6 +28,7 @@ fn a_leader_that_nobody_follows_takes_nothing_for_stored_and_what_waits_not_for_
     block_on(async {
         // Newer servers mostly notice before they answer.
         let cluster = NatsCluster::start(NatsVersion::Oldest).await.unwrap();
+        assert_what_waits_for_others_is_not_taken_for_nothing(&cluster).await;
         let queues = join_all([0, 1, 2].map(|nth| replicated_at(&cluster, nth, "paused"))).await;
         let place = leader(&streams(&cluster).await, "EBB_JOBS_paused").await;
         assert_what_is_not_stored_is_not_known(&cluster, &queues[place], place).await;
@@ -72,6 +79,34 @@ async fn assert_what_is_not_stored_is_not_known(
         (depth.ready, depth.in_flight) == (0, 0)
     })
     .await;
+}
+
+/// The one that leads a stream that others made, and its consumer, is cut off: nobody follows it.
+async fn assert_what_waits_for_others_is_not_taken_for_nothing(cluster: &NatsCluster) {
+    let js = streams(cluster).await;
+    let config = stream::Config { num_replicas: 3, ..stream::Config::default() };
+    let stream = work(&js, config).await;
+    let mut consumer = reader(&stream, "pool", pull::Config::default()).await;
+    let info = consumer.info().await.unwrap();
+    let leads = info.cluster.as_ref().and_then(|it| it.leader.as_ref()).unwrap();
+    let place: usize = leads.trim_start_matches('n').parse().unwrap();
+    let scaler = looked_at(&cluster.nodes()[place].url(), "pool").await.unwrap();
+    assert_eq!(seen(&scaler).await, (0, 0));
+    publish(&js, "work.a").await;
+    assert_eq!(seen(&scaler).await, (1, 0));
+    let others = [(place + 1) % 3, (place + 2) % 3];
+    for other in others {
+        pause(&cluster.nodes()[other]).await;
+    }
+    // Sooner than a server notices by itself.
+    sleep(UNFOLLOWED).await;
+    let look = scaler.depth().await;
+    for other in others {
+        cluster.nodes()[other].resume().unwrap();
+    }
+    let error = look.expect_err("nobody knows how it stands");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(until_ok(async || scaler.depth().await).await.ready, 1);
 }
 
 /// The leader is held up, and another elected.
