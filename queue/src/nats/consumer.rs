@@ -35,6 +35,11 @@ const MOMENT: Duration = Duration::from_millis(10);
 /// The least often that a busy stream is listened to anew.
 const LONGEST_HUSH: Duration = Duration::from_millis(500);
 
+/// The first message is read whole for its time, so not more often than this while it changes; and it
+/// may be deleted without a word, so it counts for no longer than that.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+const FORGOTTEN: Duration = Duration::from_secs(5);
+
 /// Filters of a consumer whose first job is looked for; of more the age is not told.
 const MOST_FILTERS: usize = 16;
 
@@ -61,10 +66,26 @@ struct Shared {
 enum First {
     /// Leads to `Stored` and `Hidden`.
     Unknown,
-    /// When it was stored, as long as the consumer has come as far and has no less to go.
-    Stored { after: u64, n_pending: u64, at: Option<Timestamp> },
+    /// When it was stored, as long as the consumer has come as far and has no less to go; leads to
+    /// `Unknown` after a while, and when nothing waits.
+    Stored { after: u64, n_pending: u64, at: Option<Timestamp>, since: Instant },
     /// We may not read it; leads to `Unknown` after a while.
     Hidden { since: Instant },
+}
+
+impl First {
+    /// What is said without asking again, where the consumer has come as far and has so many to go.
+    fn still(self, after: u64, n_pending: u64, now: Instant) -> Option<Option<Timestamp>> {
+        match self {
+            Self::Stored { at, since, .. } if now < since + READ_AGAIN => Some(at),
+            Self::Stored { after: known, n_pending: least, at: Some(at), since } => {
+                let is_first = known == after && n_pending >= least && now < since + FORGOTTEN;
+                is_first.then_some(Some(at))
+            }
+            Self::Hidden { since } if now < since + BLIND_FOR => Some(None),
+            _ => None,
+        }
+    }
 }
 
 /// A consumer as the server tells of it.
@@ -163,23 +184,26 @@ impl Consumer {
         *self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
+    /// What comes next is another first.
+    fn empty(&self) -> Option<Timestamp> {
+        let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*first, First::Stored { .. }) {
+            *first = First::Unknown;
+        }
+        None
+    }
+
     /// When the first job was stored that was not handed out yet, where we may know.
     async fn oldest(&self, told: &Told) -> Option<Timestamp> {
         let (after, n_pending) = (told.delivered.stream_seq, told.num_pending);
         let known = *self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
-        match known {
-            First::Stored { after: known, n_pending: least, at }
-                if known == after && n_pending >= least =>
-            {
-                return at;
-            }
-            First::Hidden { since } if since.elapsed() < BLIND_FOR => return None,
-            _ => {}
+        if let Some(at) = known.still(after, n_pending, Instant::now()) {
+            return at;
         }
         let what = format!("GET.{}", self.0.foreign.stream);
         let found = heard(&self.0.api, &what, self.first_after(after, &told.config)).await;
         let (first, at) = match found {
-            Ok(at) => (First::Stored { after, n_pending, at }, at),
+            Ok(at) => (First::Stored { after, n_pending, at, since: Instant::now() }, at),
             Err(error) => {
                 tracing::debug!(%error, "the age of the oldest job is not told");
                 (First::Hidden { since: Instant::now() }, None)
@@ -217,7 +241,7 @@ impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
         let told = consumer(&self.0.api, &self.0.foreign).await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
-        let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { None };
+        let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         // What was handed out again counts again: it is work once more.
         let done = told.delivered.consumer_seq.saturating_sub(told.num_ack_pending);
         Ok(Depth {
@@ -353,9 +377,38 @@ fn covers(pattern: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::time::Duration;
 
-    use super::{covers, worth_hearing};
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::{First, covers, worth_hearing};
+    use crate::Timestamp;
+
+    #[test]
+    fn the_first_message_is_read_no_oftener_than_it_must_be_and_not_believed_for_ever() {
+        let (since, at) = (Instant::now(), Some(Timestamp::UNIX_EPOCH));
+        let stored = |at| First::Stored { after: 7, n_pending: 3, at, since };
+        let hidden = First::Hidden { since };
+        for (first, after, n_pending, millis, expected) in [
+            (stored(at), 7, 3, 4_900, Some(at)),
+            (stored(at), 7, 9, 4_900, Some(at)),
+            // It may be gone: deleted, or too old.
+            (stored(at), 7, 3, 5_000, None),
+            (stored(at), 7, 2, 1_000, None),
+            // Of a busy consumer it is another at each look.
+            (stored(at), 99, 3, 999, Some(at)),
+            (stored(at), 99, 3, 1_000, None),
+            (stored(None), 7, 3, 999, Some(None)),
+            (stored(None), 7, 3, 1_000, None),
+            (hidden, 99, 3, 59_000, Some(None)),
+            (hidden, 99, 3, 60_000, None),
+            (First::Unknown, 7, 3, 0, None),
+        ] {
+            let told = first.still(after, n_pending, since + Duration::from_millis(millis));
+            assert_eq!(told, expected, "{first:?} {after} {n_pending} {millis}");
+        }
+    }
 
     #[test]
     fn a_pattern_covers_what_it_holds_in_whole() {
