@@ -59,6 +59,26 @@ struct Shared {
     /// Why arrivals are not told.
     deaf: Mutex<Option<String>>,
     first: Mutex<First>,
+    handed: Mutex<Handed>,
+}
+
+/// How many messages were handed out, each counted once: one that is given back and handed out again
+/// did not arrive again.
+#[derive(Debug, Default)]
+struct Handed {
+    upto: Delivered,
+    n: u64,
+}
+
+impl Handed {
+    /// How many there are by now: of those handed out since no more are new than the consumer has come
+    /// on in its stream.
+    fn count(&mut self, now: &Delivered) -> u64 {
+        let handed = now.consumer_seq.saturating_sub(self.upto.consumer_seq);
+        self.n += handed.min(now.stream_seq.saturating_sub(self.upto.stream_seq));
+        self.upto = *now;
+        self.n
+    }
 }
 
 /// The first job that was not handed out, as far as it was looked for.
@@ -111,7 +131,7 @@ struct Config {
     filter_subjects: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct Delivered {
     consumer_seq: u64,
     stream_seq: u64,
@@ -151,9 +171,17 @@ impl Consumer {
         let stream = stream(&api, foreign).await.ok().flatten();
         let subjects = worth_hearing(stream.as_ref(), &consumer.config.filters());
         let is_direct = stream.is_some_and(|config| config["allow_direct"] == json!(true));
-        let (deaf, first) = (Mutex::default(), Mutex::new(First::Unknown));
-        let (foreign, clock) = (foreign.clone(), options.clock);
-        Ok(Self(Arc::new(Shared { api, foreign, link, clock, subjects, is_direct, deaf, first })))
+        Ok(Self(Arc::new(Shared {
+            api,
+            foreign: foreign.clone(),
+            link,
+            clock: options.clock,
+            subjects,
+            is_direct,
+            deaf: Mutex::default(),
+            first: Mutex::new(First::Unknown),
+            handed: Mutex::default(),
+        })))
     }
 
     /// Listens from now on; none where that is refused, or there is nothing to listen to.
@@ -242,8 +270,8 @@ impl Backlog for Consumer {
         let told = consumer(&self.0.api, &self.0.foreign).await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
-        // What was handed out again counts again: it is work once more.
-        let done = told.delivered.consumer_seq.saturating_sub(told.num_ack_pending);
+        let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = handed.count(&told.delivered).saturating_sub(told.num_ack_pending);
         Ok(Depth {
             ready: told.num_pending,
             in_flight: told.num_ack_pending,
@@ -382,7 +410,7 @@ mod tests {
     use serde_json::json;
     use tokio::time::Instant;
 
-    use super::{First, covers, worth_hearing};
+    use super::{Delivered, First, Handed, covers, worth_hearing};
     use crate::Timestamp;
 
     #[test]
@@ -407,6 +435,27 @@ mod tests {
         ] {
             let told = first.still(after, n_pending, since + Duration::from_millis(millis));
             assert_eq!(told, expected, "{first:?} {after} {n_pending} {millis}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_and_handed_out_again_did_not_arrive_again() {
+        let mut handed = Handed::default();
+        for (consumer_seq, stream_seq, expected) in [
+            // It began at the end of a long stream.
+            (2, 1_000, 2),
+            (5, 1_003, 5),
+            // A message that nobody can do.
+            (5_000, 1_003, 5),
+            (9_000, 1_004, 6),
+            // Of a few in the stream.
+            (9_001, 2_000, 7),
+            // The consumer was set back.
+            (0, 0, 7),
+            (3, 3, 10),
+        ] {
+            let told = handed.count(&Delivered { consumer_seq, stream_seq });
+            assert_eq!(told, expected, "{consumer_seq} {stream_seq}");
         }
     }
 
