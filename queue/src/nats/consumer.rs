@@ -51,6 +51,9 @@ pub(crate) struct Consumer(Arc<Shared>);
 struct Shared {
     api: Api,
     foreign: Foreign,
+    /// As it was when it was opened.
+    config: Config,
+    created: String,
     link: Arc<Link>,
     clock: Arc<dyn Clock>,
     /// What to listen to; empty where nobody can.
@@ -112,6 +115,9 @@ impl First {
 #[derive(Debug, Deserialize)]
 struct Told {
     config: Config,
+    /// When it was made.
+    #[serde(default)]
+    created: String,
     delivered: Delivered,
     #[serde(default)]
     num_pending: u64,
@@ -121,7 +127,7 @@ struct Told {
     ts: Option<Timestamp>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct Config {
     #[serde(default)]
     ack_policy: String,
@@ -159,14 +165,6 @@ impl Consumer {
         let (client, refusal) = connect::connect(address, options.connect_timeout, &link).await?;
         let api = Api { client, refusal, replicas: address.replicas };
         let consumer = consumer(&api, foreign).await?;
-        if consumer.config.ack_policy == "none" {
-            let words = format!(
-                "consumer: {} of stream {} has the ack_policy none: nobody tells what its workers \
-                 hold, so a busy pool would be taken for an idle one; make it with explicit",
-                foreign.reader, foreign.stream
-            );
-            return Err(Error::new(ErrorKind::Invalid, words));
-        }
         // Who may look at the consumer need not be allowed to look at its stream.
         let stream = stream(&api, foreign).await.ok().flatten();
         let subjects = worth_hearing(stream.as_ref(), &consumer.config.filters());
@@ -174,6 +172,8 @@ impl Consumer {
         Ok(Self(Arc::new(Shared {
             api,
             foreign: foreign.clone(),
+            config: consumer.config,
+            created: consumer.created,
             link,
             clock: options.clock,
             subjects,
@@ -184,9 +184,24 @@ impl Consumer {
         })))
     }
 
+    /// What the server tells of it now.
+    ///
+    /// # Errors
+    /// Also when it is another by now, or has other filters: then it is to be opened anew.
+    async fn look(&self) -> Result<Told> {
+        let Shared { api, foreign, config, created, .. } = &*self.0;
+        let told = consumer(api, foreign).await?;
+        if told.config == *config && told.created == *created {
+            return Ok(told);
+        }
+        let Foreign { stream, reader } = foreign;
+        let words = format!("the consumer {reader} of stream {stream} was changed or made anew");
+        Err(Error::new(ErrorKind::Unavailable, words))
+    }
+
     /// Listens from now on; none where that is refused, or there is nothing to listen to.
     async fn listen(&self) -> Result<Option<Bell>> {
-        let Shared { api, foreign, subjects, .. } = &*self.0;
+        let Shared { api, subjects, .. } = &*self.0;
         if subjects.is_empty() {
             self.is_deaf("the subjects of its stream cannot be listened to, or are not known");
             return Ok(None);
@@ -194,7 +209,7 @@ impl Consumer {
         let begin = Instant::now();
         let bell = Bell::arm(&api.client, subjects).await?;
         // The server answers in turn: it has read the subscription when it answers this.
-        consumer(api, foreign).await?;
+        self.look().await?;
         sleep(MOMENT).await;
         let refused = api.refusal.since(begin).filter(|words| words.contains("ubscription"));
         let Some(words) = refused else { return Ok(Some(bell)) };
@@ -267,7 +282,7 @@ impl Consumer {
 #[async_trait]
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
-        let told = consumer(&self.0.api, &self.0.foreign).await?;
+        let told = self.look().await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -320,8 +335,16 @@ impl Backlog for Consumer {
 async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {
     let Foreign { stream, reader } = foreign;
     let what = format!("CONSUMER.INFO.{stream}.{reader}");
-    let told = heard(api, &what, api.call(&what, &json!({}))).await?;
+    let told: Option<Told> = heard(api, &what, api.call(&what, &json!({}))).await?;
     if let Some(told) = told {
+        if told.config.ack_policy == "none" {
+            let words = format!(
+                "consumer: {reader} of stream {stream} has the ack_policy none: nobody tells what \
+                 its workers hold, so a busy pool would be taken for an idle one; make it with \
+                 explicit"
+            );
+            return Err(Error::new(ErrorKind::Invalid, words));
+        }
         return Ok(told);
     }
     let words = match self::stream(api, foreign).await {
