@@ -166,7 +166,10 @@ impl Consumer {
         let api = Api { client, refusal, replicas: address.replicas };
         let consumer = consumer(&api, foreign).await?;
         // Who may look at the consumer need not be allowed to look at its stream.
-        let stream = stream(&api, foreign).await.ok().flatten();
+        let stream = match stream(&api, foreign).await {
+            Err(error) if error.kind() == ErrorKind::Denied => None,
+            told => told?,
+        };
         let subjects = worth_hearing(stream.as_ref(), &consumer.config.filters());
         let is_direct = stream.is_some_and(|config| config["allow_direct"] == json!(true));
         Ok(Self(Arc::new(Shared {
@@ -352,7 +355,8 @@ async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {
             "stream: JetStream has no stream {stream:?} in the account of the scaler; correct the \
              name in the trigger, or the account in the profile, or make the stream"
         ),
-        _ => format!(
+        Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
+        Ok(Some(_)) | Err(_) => format!(
             "consumer: the stream {stream:?} of JetStream has no consumer {reader:?}; correct the \
              name in the trigger, or make a durable consumer of that name (the scaler makes none)"
         ),
