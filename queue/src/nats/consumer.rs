@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::api::Api;
 use super::bell::{self, Bell};
-use super::connect;
+use super::connect::{self, Refusal};
 use crate::source::{self, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
@@ -214,8 +214,7 @@ impl Consumer {
         // The server answers in turn: it has read the subscription when it answers this.
         self.look().await?;
         sleep(MOMENT).await;
-        let refused = api.refusal.since(begin).filter(|words| words.contains("ubscription"));
-        let Some(words) = refused else { return Ok(Some(bell)) };
+        let Some(words) = unheard(&api.refusal, begin) else { return Ok(Some(bell)) };
         self.is_deaf(&words);
         Ok(None)
     }
@@ -309,12 +308,14 @@ impl Backlog for Consumer {
             return Ok(source::polls());
         };
         let (link, consumer) = (self.0.link.clone(), self.clone());
+        let refusal = self.0.api.refusal.clone();
+        let is_refused = move |since| unheard(&refusal, since).is_some();
         let refused = || Error::new(ErrorKind::Denied, "the subscription is refused");
         let listen = move || {
             let consumer = consumer.clone();
             async move { consumer.listen().await?.ok_or_else(refused) }
         };
-        Ok(bell::told(first, link, LONGEST_HUSH, listen))
+        Ok(bell::told(first, link, LONGEST_HUSH, is_refused, listen))
     }
 
     async fn info(&self) -> Result<Info> {
@@ -333,6 +334,11 @@ impl Backlog for Consumer {
     fn link(&self) -> &Link {
         &self.0.link
     }
+}
+
+/// Why nothing is heard since then.
+fn unheard(refusal: &Refusal, since: Instant) -> Option<String> {
+    refusal.since(since).filter(|words| words.contains("ubscription"))
 }
 
 async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {

@@ -201,5 +201,13 @@ async fn who_may_see_less_sees_the_jobs_all_the_same() {
         assert!(told(&mut arrivals).await < Duration::from_secs(2), "{who}");
         assert_eq!(seen(&backlog).await, (before + 1, 0));
         assert!(backlog.depth().await.unwrap().oldest_ready.is_some());
+        if is_told {
+            // Who may listen no more is told without cause.
+            say(&mut client, "ACL SETUSER scaler -xread").await;
+            add(&mut client).await;
+            for _ in 0..6 {
+                told(&mut arrivals).await;
+            }
+        }
     }
 }
