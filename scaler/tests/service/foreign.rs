@@ -96,6 +96,11 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
+    let metrics = page(kit.http, "/metrics").await;
+    assert!(metrics.contains("scaler_queue_depth{profile="), "{metrics}");
+    for unknown in ["scaler_queue_workers{", "state=\"delayed\"", "state=\"dead\""] {
+        assert!(!metrics.contains(unknown), "{unknown}: {metrics}");
+    }
     // Another object on the same group looks through the same observer.
     let clients = client.say("CLIENT LIST\n", "id=").await.matches("id=").count();
     let other = ScaledObjectRef { name: "other".into(), ..pool.clone() };
