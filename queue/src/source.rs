@@ -60,7 +60,9 @@ impl Reader {
             // Any bytes are a key; these are ones that one can read in a log.
             Self::Group => true,
         };
+        // Of a URL with a password in it nothing is to come into a log.
         (1..=255).contains(&name.len())
+            && !name.contains("://")
             && name.chars().all(|letter| !letter.is_control() && fits(letter))
     }
 }
@@ -128,6 +130,7 @@ mod tests {
             ("WORK_2-x", true, true),
             ("work:{eu}/a.b", false, true),
             ("a b", false, true),
+            ("a://b", false, false),
             ("a>", false, true),
             ("", false, false),
             ("a\nb", false, false),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::Phase;
+use ebb_queue::{Phase, Source};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, IntGaugeVec, Opts};
@@ -114,17 +114,18 @@ impl Gauges {
         }
         self.lessons.set(place, &look.snapshot.learned);
         let depth = &look.snapshot.depth;
-        let states = [
-            ("ready", depth.ready),
-            ("in_flight", depth.in_flight),
-            ("delayed", depth.delayed),
-            ("dead", depth.dead),
-        ];
+        let mut states = vec![("ready", depth.ready), ("in_flight", depth.in_flight)];
+        let is_ours = matches!(place.source, Source::Queue(_));
+        if is_ours {
+            states.extend([("delayed", depth.delayed), ("dead", depth.dead)]);
+        }
         for (state, n_jobs) in states {
             let n_jobs = i64::try_from(n_jobs).unwrap_or(i64::MAX);
             self.depth.with_label_values(&[profile, queue, state]).set(n_jobs);
         }
-        for phase in ["starting", "idle", "busy", "draining"] {
+        // Of workers that are not Ebb's nothing is known, and that is not that there are none.
+        let phases: &[_] = if is_ours { &["starting", "idle", "busy", "draining"] } else { &[] };
+        for phase in phases {
             self.workers.with_label_values(&[profile, queue, phase]).set(0);
         }
         for worker in &look.snapshot.workers {

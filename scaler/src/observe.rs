@@ -173,12 +173,13 @@ impl Observer {
         self.trace(url, Err(error));
         self.shared.metrics.look_failed(error.kind());
         self.view.send_modify(|view| {
-            if view.failed.is_none() {
-                tracing::warn!(profile = %self.place.profile, queue = %self.place.source, %error, "broker does not answer");
-            }
-            view.failed = Some(error.kind());
             // Only of this the words are for whoever wrote the trigger: they name what it names.
             let is_missing = error.kind() == ErrorKind::Missing;
+            if view.failed.is_none_or(|kind| is_missing != (kind == ErrorKind::Missing)) {
+                let what = if is_missing { "not there" } else { "broker does not answer" };
+                tracing::warn!(profile = %self.place.profile, queue = %self.place.source, %error, "{what}");
+            }
+            view.failed = Some(error.kind());
             view.missing = is_missing.then(|| error.to_string().into());
         });
     }

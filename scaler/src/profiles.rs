@@ -7,8 +7,9 @@ use ebb_queue::{Foreign, QueueUrl, Source};
 
 use crate::file::Options;
 use crate::policy::Policy;
-use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE, STREAM};
+use crate::trigger::{CONSUMER, FROM_ENV, GROUP, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE, STREAM};
 use crate::trigger::{Trigger, TriggerError, as_with_keda, is_name, option, serves_foreign};
+use crate::view::Unknown;
 
 /// The profile of triggers that name none.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
@@ -77,6 +78,38 @@ pub(crate) struct Resolved {
     pub(crate) trigger: Trigger,
     /// The options that it is made of; what is not here is as by default.
     pub(crate) options: Vec<Shown>,
+}
+
+impl Resolved {
+    /// The option that names what is looked at, where the name came out of an environment: it may be
+    /// a secret that was named by mistake.
+    pub(crate) fn hidden(&self) -> Option<&str> {
+        let names = [QUEUE, STREAM, CONSUMER, GROUP];
+        let mut keys = self.options.iter().map(|option| &*option.key);
+        keys.find(|key| key.strip_suffix(FROM_ENV).is_some_and(|name| names.contains(&name)))
+    }
+
+    /// Why nothing is known, for whoever reads what KEDA logs.
+    pub(crate) fn unknown(&self, why: &Unknown) -> String {
+        let (Source::Foreign(_), Some(key)) = (&self.place.source, self.hidden()) else {
+            return why.to_string();
+        };
+        match why {
+            Unknown::Missing(_) => {
+                format!("it is not there; correct the name that {key} finds in the environment")
+            }
+            _ => why.to_string(),
+        }
+    }
+
+    /// The same with what it is of.
+    pub(crate) fn status(&self, why: &Unknown) -> String {
+        let what = match (&self.place.source, self.hidden()) {
+            (Source::Foreign(_), Some(key)) => format!("the stream that {key} names"),
+            _ => self.place.words(),
+        };
+        format!("{what} of profile {}: {}", self.place.profile, self.unknown(why))
+    }
 }
 
 /// An option, as it may be shown.

@@ -29,7 +29,7 @@ pub(crate) enum Standing {
         /// Queues that triggers ask for.
         n_watched: usize,
     },
-    /// Nothing is known of any of its queues; leads to `Up`.
+    /// Nothing is known of any of its queues, and its broker does not answer; leads to `Up`.
     Down(Option<ErrorKind>),
 }
 
@@ -47,8 +47,12 @@ pub(crate) fn standings(
         let early = |(_, since, _): &&&(Place, Instant, View)| {
             now.saturating_duration_since(*since) <= max_age
         };
+        let is_missing =
+            |(_, _, view): &&(Place, Instant, View)| view.failed == Some(ErrorKind::Missing);
         match (own.len(), known.count()) {
             (0, _) => Standing::Unwatched,
+            // Who says that there is no such thing is there: a typo in a trigger is no outage.
+            (n_watched, 0) if own.iter().any(is_missing) => Standing::Up { n_known: 0, n_watched },
             // One that was just asked for tells nothing of a profile that is down.
             (_, 0) if own.iter().all(|view| early(&view)) => Standing::Waiting,
             (_, 0) => Standing::Down(own.iter().find_map(|(_, _, view)| view.failed)),
@@ -103,7 +107,8 @@ mod tests {
     fn a_profile_is_down_only_when_nothing_that_is_known_counts_any_more() {
         let start = Instant::now();
         let failed = Some(ErrorKind::Unavailable);
-        let cases: [(&[View], u64, Standing); 7] = [
+        let missing = Some(ErrorKind::Missing);
+        let cases: [(&[View], u64, Standing); 9] = [
             (&[], 0, Standing::Unwatched),
             (&[View::default()], 0, Standing::Waiting),
             (&[View { failed, ..View::default() }], 15, Standing::Waiting),
@@ -114,6 +119,17 @@ mod tests {
                 &[seen(start), View { failed, ..View::default() }],
                 15,
                 Standing::Up { n_known: 1, n_watched: 2 },
+            ),
+            // The broker answers, and nothing that is asked for is there.
+            (
+                &[View { failed: missing, ..View::default() }],
+                16,
+                Standing::Up { n_known: 0, n_watched: 1 },
+            ),
+            (
+                &[View { failed: missing, ..seen(start) }],
+                16,
+                Standing::Up { n_known: 0, n_watched: 1 },
             ),
         ];
         let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));

@@ -22,7 +22,7 @@ use crate::explain::{Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::open::OpenStream;
-use crate::profiles::{Place, Profiles, Refusal, Resolved};
+use crate::profiles::{Profiles, Refusal, Resolved};
 use crate::push::{Cadence, Push, Reason, Seen, attendance};
 use crate::resolver::Resolver;
 use crate::trace::{self, Call};
@@ -102,7 +102,7 @@ impl Service {
         resolved: &Resolved,
     ) -> Result<Decision, Status> {
         let Resolved { place, trigger, .. } = resolved;
-        let unknown = |why: Unknown| status(place, &why);
+        let unknown = |why: Unknown| status(resolved, &why);
         let view = self.observers.view(place, &object.namespace).await.map_err(unknown)?;
         let known = view.known(Instant::now(), self.observers.max_age()).map_err(unknown)?;
         let (snapshot, now) = known;
@@ -210,7 +210,7 @@ impl Service {
             return Ok(None);
         }
         let views = self.observers.watch(&now.place, &object.namespace);
-        let views = views.map_err(|why| status(&now.place, &why))?;
+        let views = views.map_err(|why| status(&now, &why))?;
         Ok(Some((now, views)))
     }
 
@@ -258,7 +258,7 @@ impl ExternalScaler for Service {
             let views = match self.observers.watch(&resolved.place, &request.get_ref().namespace) {
                 // An error here would make KEDA come back ever later.
                 Err(Unknown::Stopping) => return Ok(Response::new(ended())),
-                views => views.map_err(|why| status(&resolved.place, &why))?,
+                views => views.map_err(|why| status(&resolved, &why))?,
             };
             let open = self.opened("StreamIsActive", &request)?;
             Ok(Response::new(self.push(request.into_inner(), resolved, views, open)))
@@ -378,8 +378,8 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 }
 
 /// Never OK: what is unknown is never told as zero.
-fn status(place: &Place, why: &Unknown) -> Status {
-    let words = format!("{} of profile {}: {why}", place.words(), place.profile);
+fn status(resolved: &Resolved, why: &Unknown) -> Status {
+    let words = resolved.status(why);
     match why {
         Unknown::TooManyQueues(_) | Unknown::TooManyOfNamespace(_) => {
             Status::resource_exhausted(words)

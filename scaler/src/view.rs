@@ -62,9 +62,9 @@ pub(crate) enum Unknown {
 }
 
 impl View {
-    /// Whether the last look was answered.
+    /// Whether the last look was answered, be it that there is no such thing.
     pub(crate) fn answers(&self) -> bool {
-        self.look.is_some() && self.failed.is_none()
+        self.failed.map_or(self.look.is_some(), |kind| kind == ErrorKind::Missing)
     }
 
     /// The last good look and the broker's time now, if that look still counts.

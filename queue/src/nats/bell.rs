@@ -26,7 +26,10 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// A subscription that rings once: it costs its server nothing more once it has rung.
 #[derive(Debug)]
-pub(super) struct Bell(SelectAll<Subscriber>);
+pub(super) struct Bell {
+    rung: SelectAll<Subscriber>,
+    armed: Instant,
+}
 
 impl Bell {
     /// Listens from now on, as far as this connection's later requests are concerned.
@@ -34,19 +37,19 @@ impl Bell {
         let silent = |error: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Unavailable, format!("cannot subscribe: {error}"))
         };
-        let mut subscribers = Vec::new();
+        let (mut subscribers, armed) = (Vec::new(), Instant::now());
         for subject in subjects {
             let subscriber = client.subscribe(subject.clone()).await;
             let mut subscriber = subscriber.map_err(|error| silent(&error))?;
             subscriber.unsubscribe_after(1).await.map_err(|error| silent(&error))?;
             subscribers.push(subscriber);
         }
-        Ok(Self(select_all(subscribers)))
+        Ok(Self { rung: select_all(subscribers), armed })
     }
 
     /// Waits until it rings; never where the connection is gone for good.
     pub(super) async fn rings(&mut self) {
-        if self.0.next().await.is_none() {
+        if self.rung.next().await.is_none() {
             std::future::pending::<()>().await;
         }
     }
@@ -58,11 +61,14 @@ impl Bell {
 }
 
 /// Tells of arrivals for ever, arming the bell anew by `listen`. What rings again and again is told
-/// ever less often, down to once in `longest`: each ring costs a message of whoever publishes.
+/// ever less often, down to once in `longest`: each ring costs a message of whoever publishes. A bell
+/// that was `refused` since then never rings: then, and while none can be armed, it is told without
+/// cause every now and then.
 pub(super) fn told<F>(
     first: Bell,
     link: Arc<Link>,
     longest: Duration,
+    refused: impl Fn(Instant) -> bool + Send + 'static,
     listen: impl Fn() -> F + Send + 'static,
 ) -> BoxStream<'static, ()>
 where
@@ -70,7 +76,7 @@ where
 {
     let told = async_stream::stream! {
         let (mut bell, mut n_losses) = (first, link.n_losses());
-        let (mut hush, mut armed) = (HUSH, Instant::now());
+        let mut hush = HUSH;
         let mut echoes = [].iter();
         loop {
             let echo = echoes.next();
@@ -79,11 +85,12 @@ where
                 yield ();
                 continue;
             }
-            if !is_heard && (link.n_losses() == n_losses || !link.is_up()) {
+            let is_lost = link.n_losses() != n_losses && link.is_up();
+            if !is_heard && !is_lost && !refused(bell.armed) {
                 continue;
             }
             yield ();
-            hush = if armed.elapsed() < SOON { (hush * 2).min(longest) } else { HUSH };
+            hush = if bell.armed.elapsed() < SOON { (hush * 2).min(longest) } else { HUSH };
             sleep(hush).await;
             n_losses = link.n_losses();
             // Until there is somebody who answers: a cluster may be about to elect a leader.
@@ -93,12 +100,29 @@ where
                     Err(error) => tracing::debug!(%error, "not heard"),
                 }
                 sleep(HEARTBEAT).await;
+                // It may be so for good.
+                yield ();
             };
-            armed = Instant::now();
             // What came while nobody listened, and during an outage.
             yield ();
             echoes = ECHOES.iter();
         }
     };
     told.boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_may_listen_no_more_is_told_now_and_then() {
+        let link = Arc::new(Link::new("nats".to_owned()));
+        let bell = Bell { rung: select_all(Vec::new()), armed: Instant::now() };
+        let listen = || async { Err(Error::new(ErrorKind::Denied, "not any more")) };
+        let mut told = told(bell, link, HUSH, |_| true, listen);
+        for _ in 0..5 {
+            timeout(SOON, told.next()).await.expect("it is told").unwrap();
+        }
+    }
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::api::Api;
 use super::bell::{self, Bell};
-use super::connect;
+use super::connect::{self, Refusal};
 use super::depth::SECOND_LOOK;
 use super::read::Keepers;
 use crate::source::{self, Foreign};
@@ -37,6 +37,11 @@ const MOMENT: Duration = Duration::from_millis(10);
 /// The least often that a busy stream is listened to anew.
 const LONGEST_HUSH: Duration = Duration::from_millis(500);
 
+/// The first message is read whole for its time, so not more often than this while it changes; and it
+/// may be deleted without a word, so it counts for no longer than that.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+const FORGOTTEN: Duration = Duration::from_secs(5);
+
 /// Filters of a consumer whose first job is looked for; of more the age is not told.
 const MOST_FILTERS: usize = 16;
 
@@ -48,6 +53,9 @@ pub(crate) struct Consumer(Arc<Shared>);
 struct Shared {
     api: Api,
     foreign: Foreign,
+    /// As it was when it was opened.
+    config: Config,
+    created: String,
     link: Arc<Link>,
     clock: Arc<dyn Clock>,
     /// What to listen to; empty where nobody can.
@@ -56,6 +64,26 @@ struct Shared {
     /// Why arrivals are not told.
     deaf: Mutex<Option<String>>,
     first: Mutex<First>,
+    handed: Mutex<Handed>,
+}
+
+/// How many messages were handed out, each counted once: one that is given back and handed out again
+/// did not arrive again.
+#[derive(Debug, Default)]
+struct Handed {
+    upto: Delivered,
+    n: u64,
+}
+
+impl Handed {
+    /// How many there are by now: of those handed out since no more are new than the consumer has come
+    /// on in its stream.
+    fn count(&mut self, now: &Delivered) -> u64 {
+        let handed = now.consumer_seq.saturating_sub(self.upto.consumer_seq);
+        self.n += handed.min(now.stream_seq.saturating_sub(self.upto.stream_seq));
+        self.upto = *now;
+        self.n
+    }
 }
 
 /// The first job that was not handed out, as far as it was looked for.
@@ -63,16 +91,35 @@ struct Shared {
 enum First {
     /// Leads to `Stored` and `Hidden`.
     Unknown,
-    /// When it was stored, as long as the consumer has come as far and has no less to go.
-    Stored { after: u64, n_pending: u64, at: Option<Timestamp> },
+    /// When it was stored, as long as the consumer has come as far and has no less to go; leads to
+    /// `Unknown` after a while, and when nothing waits.
+    Stored { after: u64, n_pending: u64, at: Option<Timestamp>, since: Instant },
     /// We may not read it; leads to `Unknown` after a while.
     Hidden { since: Instant },
+}
+
+impl First {
+    /// What is said without asking again, where the consumer has come as far and has so many to go.
+    fn still(self, after: u64, n_pending: u64, now: Instant) -> Option<Option<Timestamp>> {
+        match self {
+            Self::Stored { at, since, .. } if now < since + READ_AGAIN => Some(at),
+            Self::Stored { after: known, n_pending: least, at: Some(at), since } => {
+                let is_first = known == after && n_pending >= least && now < since + FORGOTTEN;
+                is_first.then_some(Some(at))
+            }
+            Self::Hidden { since } if now < since + BLIND_FOR => Some(None),
+            _ => None,
+        }
+    }
 }
 
 /// A consumer as the server tells of it.
 #[derive(Debug, Deserialize)]
 struct Told {
     config: Config,
+    /// When it was made.
+    #[serde(default)]
+    created: String,
     delivered: Delivered,
     #[serde(default)]
     num_pending: u64,
@@ -84,7 +131,7 @@ struct Told {
     cluster: Keepers,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct Config {
     #[serde(default)]
     ack_policy: String,
@@ -97,7 +144,7 @@ struct Config {
     num_replicas: u64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct Delivered {
     consumer_seq: u64,
     stream_seq: u64,
@@ -137,26 +184,46 @@ impl Consumer {
         let (client, refusal) = connect::connect(address, options.connect_timeout, &link).await?;
         let api = Api { client, refusal, replicas: address.replicas };
         let consumer = consumer(&api, foreign).await?;
-        if consumer.config.ack_policy == "none" {
-            let words = format!(
-                "consumer: {} of stream {} has the ack_policy none: nobody tells what its workers \
-                 hold, so a busy pool would be taken for an idle one; make it with explicit",
-                foreign.reader, foreign.stream
-            );
-            return Err(Error::new(ErrorKind::Invalid, words));
-        }
         // Who may look at the consumer need not be allowed to look at its stream.
-        let stream = stream(&api, foreign).await.ok().flatten();
+        let stream = match stream(&api, foreign).await {
+            Err(error) if error.kind() == ErrorKind::Denied => None,
+            told => told?,
+        };
         let subjects = worth_hearing(stream.as_ref(), &consumer.config.filters());
         let is_direct = stream.is_some_and(|config| config["allow_direct"] == json!(true));
-        let (deaf, first) = (Mutex::default(), Mutex::new(First::Unknown));
-        let (foreign, clock) = (foreign.clone(), options.clock);
-        Ok(Self(Arc::new(Shared { api, foreign, link, clock, subjects, is_direct, deaf, first })))
+        Ok(Self(Arc::new(Shared {
+            api,
+            foreign: foreign.clone(),
+            config: consumer.config,
+            created: consumer.created,
+            link,
+            clock: options.clock,
+            subjects,
+            is_direct,
+            deaf: Mutex::default(),
+            first: Mutex::new(First::Unknown),
+            handed: Mutex::default(),
+        })))
+    }
+
+    /// What the server tells of it now.
+    ///
+    /// # Errors
+    /// Also when it is another by now, or has other filters: then it is to be opened anew.
+    async fn look(&self) -> Result<Told> {
+        let Shared { api, foreign, config, created, .. } = &*self.0;
+        let told = consumer(api, foreign).await?;
+        if told.config == *config && told.created == *created {
+            return Ok(told);
+        }
+        let Foreign { stream, reader } = foreign;
+        let words = format!("the consumer {reader} of stream {stream} was changed or made anew");
+        Err(Error::new(ErrorKind::Unavailable, words))
     }
 
     /// Listens from now on; none where that is refused, or there is nothing to listen to.
     async fn listen(&self) -> Result<Option<Bell>> {
-        let Shared { api, foreign, subjects, .. } = &*self.0;
+        let Shared { api, subjects, .. } = &*self.0;
         if subjects.is_empty() {
             self.is_deaf("the subjects of its stream cannot be listened to, or are not known");
             return Ok(None);
@@ -164,10 +231,9 @@ impl Consumer {
         let begin = Instant::now();
         let bell = Bell::arm(&api.client, subjects).await?;
         // The server answers in turn: it has read the subscription when it answers this.
-        consumer(api, foreign).await?;
+        self.look().await?;
         sleep(MOMENT).await;
-        let refused = api.refusal.since(begin).filter(|words| words.contains("ubscription"));
-        let Some(words) = refused else { return Ok(Some(bell)) };
+        let Some(words) = unheard(&api.refusal, begin) else { return Ok(Some(bell)) };
         self.is_deaf(&words);
         Ok(None)
     }
@@ -182,23 +248,26 @@ impl Consumer {
         *self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
+    /// What comes next is another first.
+    fn empty(&self) -> Option<Timestamp> {
+        let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*first, First::Stored { .. }) {
+            *first = First::Unknown;
+        }
+        None
+    }
+
     /// When the first job was stored that was not handed out yet, where we may know.
     async fn oldest(&self, told: &Told) -> Option<Timestamp> {
         let (after, n_pending) = (told.delivered.stream_seq, told.num_pending);
         let known = *self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
-        match known {
-            First::Stored { after: known, n_pending: least, at }
-                if known == after && n_pending >= least =>
-            {
-                return at;
-            }
-            First::Hidden { since } if since.elapsed() < BLIND_FOR => return None,
-            _ => {}
+        if let Some(at) = known.still(after, n_pending, Instant::now()) {
+            return at;
         }
         let what = format!("GET.{}", self.0.foreign.stream);
         let found = heard(&self.0.api, &what, self.first_after(after, &told.config)).await;
         let (first, at) = match found {
-            Ok(at) => (First::Stored { after, n_pending, at }, at),
+            Ok(at) => (First::Stored { after, n_pending, at, since: Instant::now() }, at),
             Err(error) => {
                 tracing::debug!(%error, "the age of the oldest job is not told");
                 (First::Hidden { since: Instant::now() }, None)
@@ -234,15 +303,15 @@ impl Consumer {
 #[async_trait]
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
-        let mut told = consumer(&self.0.api, &self.0.foreign).await?;
+        let mut told = self.look().await?;
         if told.is_empty() && told.n_servers() > 1 {
             sleep(SECOND_LOOK).await;
-            told = consumer(&self.0.api, &self.0.foreign).await?;
+            told = self.look().await?;
         }
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
-        let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { None };
-        // What was handed out again counts again: it is work once more.
-        let done = told.delivered.consumer_seq.saturating_sub(told.num_ack_pending);
+        let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
+        let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = handed.count(&told.delivered).saturating_sub(told.num_ack_pending);
         Ok(Depth {
             ready: told.num_pending,
             in_flight: told.num_ack_pending,
@@ -262,12 +331,14 @@ impl Backlog for Consumer {
             return Ok(source::polls());
         };
         let (link, consumer) = (self.0.link.clone(), self.clone());
+        let refusal = self.0.api.refusal.clone();
+        let is_refused = move |since| unheard(&refusal, since).is_some();
         let refused = || Error::new(ErrorKind::Denied, "the subscription is refused");
         let listen = move || {
             let consumer = consumer.clone();
             async move { consumer.listen().await?.ok_or_else(refused) }
         };
-        Ok(bell::told(first, link, LONGEST_HUSH, listen))
+        Ok(bell::told(first, link, LONGEST_HUSH, is_refused, listen))
     }
 
     async fn info(&self) -> Result<Info> {
@@ -288,27 +359,40 @@ impl Backlog for Consumer {
     }
 }
 
+/// Why nothing is heard since then.
+fn unheard(refusal: &Refusal, since: Instant) -> Option<String> {
+    refusal.since(since).filter(|words| words.contains("ubscription"))
+}
+
 async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {
     let Foreign { stream, reader } = foreign;
     let what = format!("CONSUMER.INFO.{stream}.{reader}");
     let told: Option<Told> = heard(api, &what, api.call(&what, &json!({}))).await?;
-    match told {
-        Some(told) if told.cluster.are_sure(told.n_servers()) => return Ok(told),
-        Some(_) => {
+    if let Some(told) = told {
+        if !told.cluster.are_sure(told.n_servers()) {
             let words = format!(
                 "the consumer {reader} of the stream {stream} has no leader that a majority of its \
                  NATS servers follows"
             );
             return Err(Error::new(ErrorKind::Unavailable, words));
         }
-        None => {}
+        if told.config.ack_policy == "none" {
+            let words = format!(
+                "consumer: {reader} of stream {stream} has the ack_policy none: nobody tells what \
+                 its workers hold, so a busy pool would be taken for an idle one; make it with \
+                 explicit"
+            );
+            return Err(Error::new(ErrorKind::Invalid, words));
+        }
+        return Ok(told);
     }
     let words = match self::stream(api, foreign).await {
         Ok(None) => format!(
             "stream: JetStream has no stream {stream:?} in the account of the scaler; correct the \
              name in the trigger, or the account in the profile, or make the stream"
         ),
-        _ => format!(
+        Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
+        Ok(Some(_)) | Err(_) => format!(
             "consumer: the stream {stream:?} of JetStream has no consumer {reader:?}; correct the \
              name in the trigger, or make a durable consumer of that name (the scaler makes none)"
         ),
@@ -384,9 +468,59 @@ fn covers(pattern: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::time::Duration;
 
-    use super::{covers, worth_hearing};
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::{Delivered, First, Handed, covers, worth_hearing};
+    use crate::Timestamp;
+
+    #[test]
+    fn the_first_message_is_read_no_oftener_than_it_must_be_and_not_believed_for_ever() {
+        let (since, at) = (Instant::now(), Some(Timestamp::UNIX_EPOCH));
+        let stored = |at| First::Stored { after: 7, n_pending: 3, at, since };
+        let hidden = First::Hidden { since };
+        for (first, after, n_pending, millis, expected) in [
+            (stored(at), 7, 3, 4_900, Some(at)),
+            (stored(at), 7, 9, 4_900, Some(at)),
+            // It may be gone: deleted, or too old.
+            (stored(at), 7, 3, 5_000, None),
+            (stored(at), 7, 2, 1_000, None),
+            // Of a busy consumer it is another at each look.
+            (stored(at), 99, 3, 999, Some(at)),
+            (stored(at), 99, 3, 1_000, None),
+            (stored(None), 7, 3, 999, Some(None)),
+            (stored(None), 7, 3, 1_000, None),
+            (hidden, 99, 3, 59_000, Some(None)),
+            (hidden, 99, 3, 60_000, None),
+            (First::Unknown, 7, 3, 0, None),
+        ] {
+            let told = first.still(after, n_pending, since + Duration::from_millis(millis));
+            assert_eq!(told, expected, "{first:?} {after} {n_pending} {millis}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_and_handed_out_again_did_not_arrive_again() {
+        let mut handed = Handed::default();
+        for (consumer_seq, stream_seq, expected) in [
+            // It began at the end of a long stream.
+            (2, 1_000, 2),
+            (5, 1_003, 5),
+            // A message that nobody can do.
+            (5_000, 1_003, 5),
+            (9_000, 1_004, 6),
+            // Of a few in the stream.
+            (9_001, 2_000, 7),
+            // The consumer was set back.
+            (0, 0, 7),
+            (3, 3, 10),
+        ] {
+            let told = handed.count(&Delivered { consumer_seq, stream_seq });
+            assert_eq!(told, expected, "{consumer_seq} {stream_seq}");
+        }
+    }
 
     #[test]
     fn a_pattern_covers_what_it_holds_in_whole() {

@@ -48,7 +48,7 @@ impl NatsQueue {
             let (queue, subjects) = (queue.clone(), subjects.clone());
             async move { queue.listen(&subjects).await }
         };
-        Ok(bell::told(first, link, HUSH, listen))
+        Ok(bell::told(first, link, HUSH, |_| false, listen))
     }
 
     /// Listens from now on, also to what others publish on other connections.

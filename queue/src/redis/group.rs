@@ -24,9 +24,12 @@ use crate::{
     Warning, WorkerStatus,
 };
 
-/// Entries that are counted one by one where the server does not know how many are to come.
-const MOST_COUNTED: u32 = 1024;
-const PAGE: u32 = 64;
+/// Entries that are counted one by one where the server does not know how many are to come: it reads
+/// them whole, and nobody else is answered meanwhile.
+const MOST_COUNTED: u32 = 256;
+const PAGE: u32 = 16;
+/// No more are counted after so many bytes of them.
+const MOST_READ: u32 = 1 << 20;
 
 /// No entry is older: an id below was chosen by whoever wrote it, and is no time.
 const FIRST_TIME: i64 = 1_000_000_000_000;
@@ -108,7 +111,7 @@ impl Group {
 impl Backlog for Group {
     async fn depth(&self) -> Result<Depth> {
         let call = Call::new(&script::GROUP).text(&*self.0.foreign.reader);
-        let call = call.number(MOST_COUNTED).number(PAGE).reading();
+        let call = call.number(MOST_COUNTED).number(PAGE).number(MOST_READ).reading();
         let mut seen = list(self.0.keeper.run(&call, Again::Yes).await?)?.into_iter();
         let what = seen.next().map(text).transpose()?.unwrap_or_default();
         if what != "seen" {

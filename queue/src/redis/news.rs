@@ -231,7 +231,14 @@ fn start_watching(
         loop {
             match watch_once(&place, lives.clone(), &told, (&armed, longest)).await {
                 Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => Arming::note(&armed, error),
+                Err(error) => {
+                    let is_refused = error.kind() != ErrorKind::Unavailable;
+                    Arming::note(&armed, error);
+                    // It may be so for good: whoever waits is to look now and then.
+                    if is_refused {
+                        told.send_replace(());
+                    }
+                }
             }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

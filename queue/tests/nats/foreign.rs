@@ -182,6 +182,18 @@ fn what_is_not_there_or_does_not_tell_is_named_with_the_key_and_the_remedy() {
         assert_eq!(seen(&backlog).await, (1, 0));
         stream.delete_consumer("embedder").await.unwrap();
         assert_eq!(backlog.depth().await.unwrap_err().kind(), missing);
+        // Made anew, it is another, and may tell less.
+        reader(&stream, "embedder", pull::Config { ack_policy, ..Default::default() }).await;
+        assert_eq!(backlog.depth().await.unwrap_err().kind(), ErrorKind::Invalid);
+        stream.delete_consumer("embedder").await.unwrap();
+        reader(&stream, "embedder", pull::Config::default()).await;
+        assert_eq!(backlog.depth().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        // Filters that it was given since are not those that are listened to.
+        let backlog = looked_at(&server.url(), "embedder").await.unwrap();
+        assert_eq!(seen(&backlog).await, (1, 0));
+        let filter_subject = "work.b".to_owned();
+        reader(&stream, "embedder", pull::Config { filter_subject, ..Default::default() }).await;
+        assert_eq!(backlog.depth().await.unwrap_err().kind(), ErrorKind::Unavailable);
     });
 }
 

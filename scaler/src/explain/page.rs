@@ -18,7 +18,6 @@ use crate::decision::decide;
 use crate::figures::phase_name;
 use crate::profiles::Shown;
 use crate::snapshot::Snapshot;
-use crate::trigger::{CONSUMER, FROM_ENV, GROUP, QUEUE, STREAM};
 use crate::view::Unknown;
 use crate::watch::Observers;
 
@@ -172,11 +171,7 @@ impl Facts {
 
     fn trigger(&self, remembered: &Remembered, now: Instant) -> TriggerPage {
         let Remembered { resolved, .. } = remembered;
-        let is_hidden = |option: &Shown| {
-            let name = option.key.strip_suffix(FROM_ENV);
-            name.is_some_and(|name| [QUEUE, STREAM, CONSUMER, GROUP].contains(&name))
-        };
-        let named = !resolved.options.iter().any(is_hidden);
+        let named = resolved.hidden().is_none();
         let foreign = match &resolved.place.source {
             Source::Foreign(Foreign { stream, reader }) if named => {
                 Some(ForeignPage { stream: stream.clone(), reader: reader.clone() })
@@ -185,7 +180,7 @@ impl Facts {
         };
         let (seen, unknown) = match self.seen(remembered, now) {
             Ok(seen) => (Some(seen), None),
-            Err(unknown) => (None, Some(unknown.to_string())),
+            Err(unknown) => (None, Some(resolved.unknown(&unknown))),
         };
         TriggerPage {
             profile: resolved.place.profile.to_string(),

@@ -68,6 +68,11 @@ pub(super) fn source(given: &Given<'_>, broker: &QueueUrl) -> Result<Source, Tri
         ))
     })?;
     let name = |entry: Entry<'_>| match kind {
+        // Whoever puts a URL here is told so without the URL.
+        _ if entry.value.contains("://") => Err(TriggerError(format!(
+            "the value of {} is not valid: use its name, and no URL",
+            entry.key
+        ))),
         _ if kind.takes(entry.value) => Ok(entry.value.to_owned()),
         Reader::Consumer => Err(entry.invalid("use its name, 1 to 255 letters without . * > / \\")),
         Reader::Group => Err(entry.invalid("use its name, 1 to 255 letters")),
@@ -208,6 +213,9 @@ mod tests {
             let told = parse(broker, metadata).unwrap_err();
             assert!(told.contains(expected), "{metadata:?}: {told}");
         }
+        let url = [("stream", "redis://:hunter2@there"), ("consumerGroup", "g")];
+        let told = parse(REDIS, &url).unwrap_err();
+        assert!(told.contains("stream") && !told.contains("hunter"), "{told}");
         let hidden = [("streamFromEnv", "hunter.two"), ("consumer", "c")];
         let told = parse(NATS, &hidden).unwrap_err();
         assert!(told.contains("streamFromEnv") && !told.contains("hunter"), "{told}");

@@ -1,9 +1,10 @@
 -- A stream of others, as one of its consumer groups sees it. KEYS[1] is the stream. ARGV: the group, how
--- many entries are counted at most, and how many of them at once. Reads only. Answers {'none'} where there
+-- many entries are counted at most, how many of them at once, and after how many bytes of them no more
+-- are. Reads only. Answers {'none'} where there
 -- is no stream, {'type', what} where the key is none, {'group'} where the stream has no such group, and else
 -- {'seen', ready, in flight, entries read or -1, id of the first that is ready or '', time}.
 local stream, group = KEYS[1], ARGV[1]
-local most, page = tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, page, heavy = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local kind = redis.call('TYPE', stream).ok
 if kind == 'none' then return {'none'} end
@@ -20,21 +21,25 @@ if not found then return {'group'} end
 local last = found['last-delivered-id']
 local function after(id, n) return redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', n) end
 
--- The server does not know the lag where entries were deleted, and has known it wrongly: what lies there
--- counts.
+-- The server does not know the lag where entries were deleted, has known it wrongly, and before 7.4 counts
+-- those that were trimmed away: what lies there counts.
 local first, ready = after(last, 1)[1], 0
 if first then
-  ready = found.lag or 0
+  local kept = redis.call('XLEN', stream)
+  ready = math.min(found.lag or 0, kept)
   if ready < 1 and redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1] == first[1] then
-    ready = redis.call('XLEN', stream)
+    ready = kept
   end
   if ready < 1 then
-    local from = last
+    local from, size = last, 0
     repeat
       local entries = after(from, page)
       ready = ready + #entries
-      if #entries > 0 then from = entries[#entries][1] end
-    until #entries < page or ready >= most
+      for _, entry in ipairs(entries) do
+        from = entry[1]
+        for _, word in ipairs(entry[2]) do size = size + #word end
+      end
+    until #entries < page or ready >= most or size >= heavy
   end
 end
 
