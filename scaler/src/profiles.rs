@@ -247,7 +247,13 @@ impl Profiles {
         asked: Option<Asked<'_>>,
     ) -> Result<(), Refusal> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        if policy.allows(namespace, &profile.name, name) {
+        let is_stream = asked.is_some_and(|asked| asked.name() == STREAM);
+        let is_allowed = if is_stream {
+            policy.allows_stream(namespace, &profile.name, name)
+        } else {
+            policy.allows(namespace, &profile.name, name)
+        };
+        if is_allowed {
             return Ok(());
         }
         let which = asked.map_or("the default queue".to_owned(), Asked::words);
@@ -367,10 +373,14 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    fn name(&self) -> &str {
+        self.key.strip_suffix(FROM_ENV).unwrap_or(self.key)
+    }
+
     /// For a message: what came out of an environment may be a secret, and what is no name a URL
     /// with one in it.
     fn words(self) -> String {
-        let name = self.key.strip_suffix(FROM_ENV).unwrap_or(self.key);
+        let name = self.name();
         if self.from_env {
             return format!("the {name} that {} names", self.key);
         }
