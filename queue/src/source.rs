@@ -67,12 +67,16 @@ impl Reader {
     }
 }
 
-/// As in logs and labels; no queue has a slash in its name.
+/// As in logs and labels, another for each: no queue has a slash in its name, and what is behind the
+/// last one is the reader, with its own slashes as in a URL.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Queue(name) => f.write_str(name),
-            Self::Foreign(Foreign { stream, reader }) => write!(f, "{stream}/{reader}"),
+            Self::Foreign(Foreign { stream, reader }) => {
+                let reader = reader.replace('%', "%25").replace('/', "%2F");
+                write!(f, "{stream}/{reader}")
+            }
         }
     }
 }
@@ -121,7 +125,18 @@ pub(crate) fn polls() -> BoxStream<'static, ()> {
 
 #[cfg(test)]
 mod tests {
-    use super::Reader;
+    use super::{Foreign, Reader, Source};
+
+    #[test]
+    fn no_two_sources_have_one_label() {
+        let of = |stream: &str, reader: &str| {
+            let (stream, reader) = (stream.to_owned(), reader.to_owned());
+            Source::Foreign(Foreign { stream, reader }).to_string()
+        };
+        assert_eq!(of("work", "embedder"), "work/embedder");
+        let same = [of("a", "b/c"), of("a/b", "c"), of("a", "b%2Fc")];
+        assert_eq!(same, ["a/b%2Fc", "a/b/c", "a/b%252Fc"]);
+    }
 
     #[test]
     fn names_are_those_that_the_broker_takes() {

@@ -14,7 +14,7 @@
 //! [[policy]]                             # with one, what no rule allows is denied
 //! namespaces = ["team-a", "team-a-*"]
 //! profiles = ["night"]
-//! queues = ["embeddings", "a-*"]         # all of them when missing
+//! queues = ["embeddings", "a-*"]         # all of them when missing, and no stream of others
 //! ```
 
 use std::collections::BTreeMap;
@@ -215,11 +215,10 @@ impl Reader<'_> {
             let words = || format!("a rule of the policy names its {name}; [\"*\"] means all");
             globs.ok_or_else(|| self.error(&value.span(), words()))
         };
-        let every = || Glob::parse("*").into_iter().collect();
         Ok(Rule {
             namespaces: needed(namespaces, "namespaces")?,
             profiles: needed(profiles, "profiles")?,
-            queues: queues.unwrap_or_else(every),
+            queues,
         })
     }
 
@@ -304,6 +303,10 @@ mod tests {
         assert_eq!(file.profiles["env"].address, AddressFrom::Env("NIGHT".into()));
         let policy = file.policy.unwrap();
         assert!(policy.allows("team-a", "night", "any") && !policy.allows("a", "night", "any"));
+        assert!(
+            !policy.allows_stream("team-a", "night", "any"),
+            "who names no queue names no stream"
+        );
         assert_eq!(File::parse("").unwrap(), File::default());
         let none = File::parse("policy = []").unwrap().policy.unwrap();
         assert!(!none.allows_profile("team-a", "night"), "an empty policy allows nothing");

@@ -83,7 +83,11 @@ impl Observer {
         let backlog = answered(self.shared.connect.connect(url, &self.place.source)).await?;
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
-        self.weigh(answered(backlog.info()).await?.warnings);
+        let warnings = answered(backlog.info()).await?.warnings;
+        // Where nobody tells of arrivals, time alone does.
+        let is_deaf = warnings.iter().any(|warning| warning.code == "no_push");
+        let on_told = if is_deaf { Cause::Refresh } else { Cause::Arrival };
+        self.weigh(warnings);
         let (mut cause, mut before) = (Cause::Open, Instant::now());
         loop {
             let asked = Instant::now();
@@ -103,7 +107,7 @@ impl Observer {
             before = asked;
             cause = tokio::select! {
                 told = arrivals.next() => match told {
-                    Some(()) => Cause::Arrival,
+                    Some(()) => on_told,
                     None => return Err(unavailable("the broker tells of no more arrivals")),
                 },
                 () = sleep_until(next) => next_cause,

@@ -11,7 +11,8 @@ pub(crate) struct Policy {
 pub(crate) struct Rule {
     pub(crate) namespaces: Vec<Glob>,
     pub(crate) profiles: Vec<Glob>,
-    pub(crate) queues: Vec<Glob>,
+    /// Every queue when missing, and no stream of others.
+    pub(crate) queues: Option<Vec<Glob>>,
 }
 
 /// A name in which `*` stands for any letters, or for none.
@@ -24,14 +25,24 @@ impl Policy {
         self.rules.iter().any(|rule| rule.covers(namespace, profile))
     }
 
-    /// Whether a namespace may use this queue of a profile, or this stream of others.
+    /// Whether a namespace may use this queue of a profile.
     pub(crate) fn allows(&self, namespace: &str, profile: &str, queue: &str) -> bool {
         let mut rules = self.rules.iter().filter(|rule| rule.covers(namespace, profile));
-        rules.any(|rule| rule.queues.iter().any(|glob| glob.matches(queue)))
+        rules.any(|rule| rule.queues.is_none() || rule.names(queue))
+    }
+
+    /// Whether it may look at this stream of others there: only a rule that names it allows that.
+    pub(crate) fn allows_stream(&self, namespace: &str, profile: &str, stream: &str) -> bool {
+        let mut rules = self.rules.iter().filter(|rule| rule.covers(namespace, profile));
+        rules.any(|rule| rule.names(stream))
     }
 }
 
 impl Rule {
+    fn names(&self, queue: &str) -> bool {
+        self.queues.iter().flatten().any(|glob| glob.matches(queue))
+    }
+
     fn covers(&self, namespace: &str, profile: &str) -> bool {
         let any = |globs: &[Glob], name: &str| globs.iter().any(|glob| glob.matches(name));
         any(&self.namespaces, namespace) && any(&self.profiles, profile)
@@ -105,7 +116,7 @@ mod tests {
         let rule = |namespaces: &[&str], profiles: &[&str], queues: &[&str]| Rule {
             namespaces: globs(namespaces),
             profiles: globs(profiles),
-            queues: globs(queues),
+            queues: Some(globs(queues)),
         };
         let policy = Policy {
             rules: vec![

@@ -247,7 +247,13 @@ impl Profiles {
         asked: Option<Asked<'_>>,
     ) -> Result<(), Refusal> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        if policy.allows(namespace, &profile.name, name) {
+        let is_stream = asked.is_some_and(|asked| asked.name() == STREAM);
+        let is_allowed = if is_stream {
+            policy.allows_stream(namespace, &profile.name, name)
+        } else {
+            policy.allows(namespace, &profile.name, name)
+        };
+        if is_allowed {
             return Ok(());
         }
         let which = asked.map_or("the default queue".to_owned(), Asked::words);
@@ -281,7 +287,9 @@ impl Profile {
         let queue = asked(metadata, QUEUE).map_or(&*self.url.queue, |asked| asked.value);
         let of_queue = self.queues.get(queue).filter(|_| !is_foreign).into_iter().flatten();
         let of_queue = of_queue.map(|option| (Origin::Queue, option));
-        let of_profile = self.defaults.iter().map(|option| (Origin::Profile, option));
+        let serves = |key: &str| !is_foreign || serves_foreign(key, &self.defaults);
+        let of_profile = self.defaults.iter().filter(|(key, _)| serves(key));
+        let of_profile = of_profile.map(|option| (Origin::Profile, option));
         for (from, (key, value)) in of_queue.chain(of_profile) {
             let is_said = |first: &Given<'_>| {
                 first.name() == key || (is_foreign && as_with_keda(first.name()) == Some(key))
@@ -292,10 +300,7 @@ impl Profile {
         }
         let mode = given.iter().find(|given| given.name() == MODE);
         let mode = mode.map_or("jobs", |given| given.value.trim()).to_owned();
-        let of_use = |key: &str| {
-            let in_mode = option(key).is_none_or(|option| option.applies_to(&mode));
-            in_mode && (!is_foreign || serves_foreign(key))
-        };
+        let of_use = |key: &str| option(key).is_none_or(|option| option.applies_to(&mode));
         given.retain(|given| given.is_own() || of_use(given.key));
         given.sort_by(|a, b| a.key.cmp(b.key));
         given
@@ -368,10 +373,14 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    fn name(&self) -> &str {
+        self.key.strip_suffix(FROM_ENV).unwrap_or(self.key)
+    }
+
     /// For a message: what came out of an environment may be a secret, and what is no name a URL
     /// with one in it.
     fn words(self) -> String {
-        let name = self.key.strip_suffix(FROM_ENV).unwrap_or(self.key);
+        let name = self.name();
         if self.from_env {
             return format!("the {name} that {} names", self.key);
         }

@@ -52,8 +52,8 @@ impl Group {
     /// Connects, and looks whether there is such a group.
     ///
     /// # Errors
-    /// [`ErrorKind::Missing`] when it or its stream is not there, [`ErrorKind::Incompatible`] when
-    /// the key is no stream, and those of a connection.
+    /// [`ErrorKind::Missing`] when it or its stream is not there, also when the key is none, and
+    /// those of a connection.
     pub(crate) async fn open(
         address: &RedisAddress,
         foreign: &Foreign,

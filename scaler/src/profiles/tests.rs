@@ -205,6 +205,24 @@ fn defaults_that_a_stream_of_others_has_no_use_for_are_passed_over() {
     assert_eq!(target(&[]), Ok(4.0));
     assert_eq!(target(&[("lagThreshold", "7")]), Ok(7.0), "which is jobsPerReplica");
     assert!(target(&[("activationPriority", "high")]).is_err(), "the trigger says so itself");
+    // A wait of jobs of low priority, and a mode that only queues of Ebb have.
+    for defaults in [
+        &[("mode", "cost"), ("costPerReplica", "9"), ("jobsPerReplica", "4")][..],
+        &[("activationPriority", "normal"), ("activationWait", "never"), ("jobsPerReplica", "4")],
+        &[
+            ("mode", "slo"),
+            ("sloSeconds", "60"),
+            ("sloPriority", "normal"),
+            ("activationWait", "2h"),
+        ],
+    ] {
+        let own = defaults.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let url = "nats://broker".parse().unwrap();
+        let night = Profile { defaults: own.collect(), ..Profile::new("night", url) };
+        let by_name = BTreeMap::from([("night".to_owned(), Arc::new(night))]);
+        let resolved = ask(&Profiles { by_name, policy: None }, "any", &stream);
+        assert!(resolved.is_ok(), "{defaults:?}: {resolved:?}");
+    }
 }
 
 #[test]

@@ -5,9 +5,10 @@ use ebb_queue::{Address, Foreign, QueueUrl, Reader, Source};
 use super::TriggerError;
 use super::given::{Entry, Given};
 use super::options::{
-    ACTIVATION_JOBS, ACTIVATION_PRIORITY, CONSUMER, GROUP, JOBS_PER_REPLICA, MODE, QUEUE,
-    SLO_PRIORITY, STREAM, option,
+    ACTIVATION_JOBS, ACTIVATION_PRIORITY, ACTIVATION_WAIT, CONSUMER, GROUP, JOBS_PER_REPLICA, MODE,
+    QUEUE, SLO_PRIORITY, STREAM, option,
 };
+use crate::file::Options;
 
 /// Keys of KEDA's own scalers of streams that mean the same here; for a stream of others only, since
 /// whoever writes them moves from there.
@@ -23,11 +24,15 @@ pub(crate) fn as_with_keda(name: &str) -> Option<&'static str> {
     AS_WITH_KEDA.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours)
 }
 
-/// Whether a trigger on a stream of others has a use for an option: nobody tells the priority or the
-/// cost of a job that is not Ebb's.
-pub(crate) fn serves_foreign(key: &str) -> bool {
-    ![QUEUE, SLO_PRIORITY, ACTIVATION_PRIORITY].contains(&key)
-        && option(key).is_none_or(|option| option.modes != ["cost"])
+/// Whether a trigger on a stream of others has a use for one of these defaults: nobody tells the
+/// priority or the cost of a job that is not Ebb's.
+pub(crate) fn serves_foreign(key: &str, defaults: &Options) -> bool {
+    match (key, &*defaults[key]) {
+        (QUEUE | SLO_PRIORITY | ACTIVATION_PRIORITY, _) | (MODE, "cost") => false,
+        // A wait of jobs of low priority.
+        (ACTIVATION_WAIT, wait) => wait != "never" && !defaults.contains_key(SLO_PRIORITY),
+        _ => option(key).is_none_or(|option| option.modes != ["cost"]),
+    }
 }
 
 /// Reads what a trigger looks at on a broker.

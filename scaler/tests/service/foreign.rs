@@ -97,6 +97,7 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
         assert!(told.contains(part), "{part}: {told}");
     }
     let metrics = page(kit.http, "/metrics").await;
+    assert!(!metrics.contains("no_push"), "arrivals are told: {metrics}");
     assert!(metrics.contains("scaler_queue_depth{profile="), "{metrics}");
     for unknown in ["scaler_queue_workers{", "state=\"delayed\"", "state=\"dead\""] {
         assert!(!metrics.contains(unknown), "{unknown}: {metrics}");
