@@ -7,13 +7,15 @@
 //! `$JS.API.STREAM.MSG.GET.STREAM` where the stream allows no direct gets, the age of the oldest job
 //! is told.
 
+mod hearing;
+mod told;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use futures::stream::BoxStream;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -21,18 +23,16 @@ use super::api::Api;
 use super::bell::{self, Bell};
 use super::connect::{self, Refusal};
 use super::depth::SECOND_LOOK;
-use super::read::Keepers;
 use crate::source::{self, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
     Timestamp, Warning, WorkerStatus,
 };
+use hearing::worth_hearing;
+use told::{Config, Delivered, MOMENT, Told, consumer, heard, stream};
 
 /// Who may not read the jobs is not asked for their age again for so long.
 const BLIND_FOR: Duration = Duration::from_secs(60);
-
-/// The server tells what it refuses apart from the request, at once; the client needs a moment more.
-const MOMENT: Duration = Duration::from_millis(10);
 
 /// The least often that a busy stream is listened to anew.
 const LONGEST_HUSH: Duration = Duration::from_millis(500);
@@ -110,62 +110,6 @@ impl First {
             Self::Hidden { since } if now < since + BLIND_FOR => Some(None),
             _ => None,
         }
-    }
-}
-
-/// A consumer as the server tells of it.
-#[derive(Debug, Deserialize)]
-struct Told {
-    config: Config,
-    /// When it was made.
-    #[serde(default)]
-    created: String,
-    delivered: Delivered,
-    #[serde(default)]
-    num_pending: u64,
-    #[serde(default)]
-    num_ack_pending: u64,
-    #[serde(default)]
-    ts: Option<Timestamp>,
-    #[serde(default)]
-    cluster: Keepers,
-}
-
-#[derive(Debug, PartialEq, Deserialize)]
-struct Config {
-    #[serde(default)]
-    ack_policy: String,
-    #[serde(default)]
-    filter_subject: String,
-    #[serde(default)]
-    filter_subjects: Vec<String>,
-    /// 0 where it is kept by as many servers as its stream.
-    #[serde(default)]
-    num_replicas: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-struct Delivered {
-    consumer_seq: u64,
-    stream_seq: u64,
-}
-
-impl Config {
-    fn filters(&self) -> Vec<&str> {
-        let one = Some(&*self.filter_subject).filter(|filter| !filter.is_empty());
-        one.into_iter().chain(self.filter_subjects.iter().map(String::as_str)).collect()
-    }
-}
-
-impl Told {
-    /// How many servers keep it; who may look at the consumer need not be allowed to look at its stream.
-    fn n_servers(&self) -> u64 {
-        self.config.num_replicas.max(self.cluster.n_known())
-    }
-
-    /// Whether there is nothing to do, as the one tells it that answered.
-    fn is_empty(&self) -> bool {
-        self.num_pending + self.num_ack_pending == 0
     }
 }
 
@@ -364,116 +308,14 @@ fn unheard(refusal: &Refusal, since: Instant) -> Option<String> {
     refusal.since(since).filter(|words| words.contains("ubscription"))
 }
 
-async fn consumer(api: &Api, foreign: &Foreign) -> Result<Told> {
-    let Foreign { stream, reader } = foreign;
-    let what = format!("CONSUMER.INFO.{stream}.{reader}");
-    let told: Option<Told> = heard(api, &what, api.call(&what, &json!({}))).await?;
-    if let Some(told) = told {
-        if !told.cluster.are_sure(told.n_servers()) {
-            let words = format!(
-                "the consumer {reader} of the stream {stream} has no leader that a majority of its \
-                 NATS servers follows"
-            );
-            return Err(Error::new(ErrorKind::Unavailable, words));
-        }
-        if told.config.ack_policy == "none" {
-            let words = format!(
-                "consumer: {reader} of stream {stream} has the ack_policy none: nobody tells what \
-                 its workers hold, so a busy pool would be taken for an idle one; make it with \
-                 explicit"
-            );
-            return Err(Error::new(ErrorKind::Invalid, words));
-        }
-        return Ok(told);
-    }
-    let words = match self::stream(api, foreign).await {
-        Ok(None) => format!(
-            "stream: JetStream has no stream {stream:?} in the account of the scaler; correct the \
-             name in the trigger, or the account in the profile, or make the stream"
-        ),
-        Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
-        Ok(Some(_)) | Err(_) => format!(
-            "consumer: the stream {stream:?} of JetStream has no consumer {reader:?}; correct the \
-             name in the trigger, or make a durable consumer of that name (the scaler makes none)"
-        ),
-    };
-    Err(Error::new(ErrorKind::Missing, words))
-}
-
-/// How the stream is set, where there is one.
-async fn stream(api: &Api, foreign: &Foreign) -> Result<Option<Value>> {
-    let what = format!("STREAM.INFO.{}", foreign.stream);
-    Ok(heard(api, &what, api.stream(&foreign.stream)).await?.map(|info| info.config))
-}
-
-/// What is answered; or at once that it may not be asked, which is told apart from the answer that
-/// would be waited for.
-async fn heard<T>(api: &Api, what: &str, asked: impl Future<Output = Result<T>>) -> Result<T> {
-    let begin = Instant::now();
-    let refused = async {
-        loop {
-            sleep(MOMENT).await;
-            if let Some(words) = api.refusal.since(begin).filter(|words| words.contains(what)) {
-                return words;
-            }
-        }
-    };
-    tokio::select! {
-        answer = asked => answer,
-        words = refused => {
-            let words = format!("the NATS server refused to be asked: {words}");
-            Err(Error::new(ErrorKind::Denied, words))
-        }
-    }
-}
-
-/// What to listen to for what comes to a consumer with these filters, and as little else as can be:
-/// the filters, or the subjects of a stream where it takes less, or other, than they say.
-fn worth_hearing(stream: Option<&Value>, filters: &[&str]) -> Vec<String> {
-    // What it copies from other streams comes on no subject.
-    let copies = |config: &&Value| ["mirror", "sources"].iter().any(|key| !config[key].is_null());
-    if stream.is_some_and(|config| copies(&config)) {
-        return Vec::new();
-    }
-    let taken = stream.map(|config| {
-        let subjects = config["subjects"].as_array().into_iter().flatten();
-        subjects.filter_map(Value::as_str).collect::<Vec<_>>()
-    });
-    // What is stored under another subject than it came with fits no filter when it comes.
-    let is_renamed = stream.is_some_and(|config| !config["subject_transform"].is_null());
-    let taken_in_whole = |filter: &&str| {
-        taken.as_ref().is_none_or(|taken| taken.iter().any(|subject| covers(subject, filter)))
-    };
-    let is_narrow = !is_renamed && !filters.is_empty() && filters.iter().all(taken_in_whole);
-    let subjects = if is_narrow { filters.to_vec() } else { taken.unwrap_or_default() };
-    // All that anybody says, our own questions too, is no news of this stream.
-    if subjects.iter().any(|subject| covers(subject, "a.>")) {
-        return Vec::new();
-    }
-    subjects.into_iter().map(str::to_owned).collect()
-}
-
-/// Whether a pattern of subjects holds all that another does.
-fn covers(pattern: &str, other: &str) -> bool {
-    let (mut pattern, mut other) = (pattern.split('.'), other.split('.'));
-    loop {
-        match (pattern.next(), other.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(token)) if token != ">" => {}
-            (Some(one), Some(token)) if one == token => {}
-            _ => return false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use serde_json::json;
     use tokio::time::Instant;
 
-    use super::{Delivered, First, Handed, covers, worth_hearing};
+    use super::told::Delivered;
+    use super::{First, Handed};
     use crate::Timestamp;
 
     #[test]
@@ -520,49 +362,5 @@ mod tests {
             let told = handed.count(&Delivered { consumer_seq, stream_seq });
             assert_eq!(told, expected, "{consumer_seq} {stream_seq}");
         }
-    }
-
-    #[test]
-    fn a_pattern_covers_what_it_holds_in_whole() {
-        for (pattern, other, expected) in [
-            ("work", "work", true),
-            ("work", "work.a", false),
-            ("work.*", "work.a", true),
-            ("work.*", "work.*", true),
-            ("work.*", "work.>", false),
-            ("work.*", "work", false),
-            ("work.>", "work.*.b", true),
-            ("work.>", "work", false),
-            ("work.a", "work.*", false),
-            (">", "work.>", true),
-            ("*.b", "a.b", true),
-        ] {
-            assert_eq!(covers(pattern, other), expected, "{pattern} {other}");
-        }
-    }
-
-    #[test]
-    fn as_little_is_listened_to_as_tells_of_every_arrival() {
-        let many = json!({ "subjects": ["work.*", "more.>"] });
-        let check = |stream: Option<&serde_json::Value>, filters: &[&str], expected: &[&str]| {
-            assert_eq!(worth_hearing(stream, filters), expected, "{stream:?} {filters:?}");
-        };
-        check(Some(&many), &[], &["work.*", "more.>"]);
-        check(Some(&many), &["work.a"], &["work.a"]);
-        check(Some(&many), &["work.a", "more.b.c"], &["work.a", "more.b.c"]);
-        // A filter that takes in more than the stream does is not listened to.
-        check(Some(&many), &[">"], &["work.*", "more.>"]);
-        check(Some(&many), &["*.a"], &["work.*", "more.>"]);
-        let renamed = json!({ "subjects": ["in.>"], "subject_transform": { "dest": "work.>" } });
-        check(Some(&renamed), &["work.a"], &["in.>"]);
-        // What comes out of other streams is not heard, and one that takes everything says nothing.
-        check(Some(&json!({ "mirror": {} })), &["work.a"], &[]);
-        check(Some(&json!({ "subjects": ["work.*"], "sources": [{}] })), &[], &[]);
-        check(Some(&json!({ "subjects": [">"] })), &[], &[]);
-        check(Some(&json!({ "subjects": [">"] })), &["work.a"], &["work.a"]);
-        // Who may not look at the stream listens to what the consumer says.
-        check(None, &["work.a"], &["work.a"]);
-        check(None, &[], &[]);
-        check(None, &[">"], &[]);
     }
 }
