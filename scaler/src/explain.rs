@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::profiles::{Place, Refusal, Resolved};
+use crate::place::Place;
+use crate::profiles::Refusal;
+use crate::resolved::Resolved;
 use crate::trigger::{Low, Mode};
 
 pub(crate) mod page;
@@ -285,7 +287,8 @@ mod tests {
     use ebb_queue::QueueUrl;
 
     use super::{Explain, MAX_OF_ONE, MAX_TRIGGERS, POLL, Told};
-    use crate::profiles::{Profiles, Refusal, Resolved};
+    use crate::profiles::{Profiles, Refusal};
+    use crate::resolved::Resolved;
     use crate::trigger::Low;
 
     const LONG: Duration = Duration::from_secs(600);

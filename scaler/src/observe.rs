@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::cause::Cause;
 use crate::learn::Learner;
-use crate::profiles::Place;
+use crate::place::Place;
 use crate::shared::Shared;
 use crate::site::ANSWER;
 use crate::snapshot::Snapshot;

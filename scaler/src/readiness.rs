@@ -12,7 +12,8 @@ use std::time::Duration;
 use ebb_queue::ErrorKind;
 use tokio::time::Instant;
 
-use crate::profiles::{Place, Profiles};
+use crate::place::Place;
+use crate::profiles::Profiles;
 use crate::view::View;
 
 /// How a profile is doing.
@@ -90,7 +91,8 @@ mod tests {
 
     use super::{Standing, standings};
     use crate::learn::Learned;
-    use crate::profiles::{Place, Profiles};
+    use crate::place::Place;
+    use crate::profiles::Profiles;
     use crate::snapshot::Snapshot;
     use crate::view::{Look, View};
 

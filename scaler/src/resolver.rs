@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::profiles::{Profiles, Refusal, Resolved};
+use crate::profiles::{Profiles, Refusal};
+use crate::resolved::Resolved;
 
 /// Bytes that metadata may take: those of fifteen thousand triggers with ten options each.
 const MOST_BYTES: usize = 64 << 20;

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::profiles::{Place, Profiles};
+use crate::place::Place;
+use crate::profiles::Profiles;
 use crate::site::Connect;
 use crate::view::View;
 

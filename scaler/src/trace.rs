@@ -12,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
 use crate::cause::Cause;
-use crate::profiles::Place;
+use crate::place::Place;
 use crate::push::Reason;
 use crate::snapshot::Snapshot;
 

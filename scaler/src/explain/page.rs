@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{Explain, Object, Remembered};
 use crate::decision::decide;
 use crate::figures::phase_name;
-use crate::profiles::Shown;
+use crate::resolved::Shown;
 use crate::snapshot::Snapshot;
 use crate::view::Unknown;
 use crate::watch::Observers;
