@@ -16,6 +16,7 @@ mod later;
 mod leases;
 mod names;
 mod plain;
+mod progress;
 mod publish;
 mod read;
 mod receive;
