@@ -52,7 +52,8 @@ impl Gauges {
         Ok(Self {
             profile_up: int_gauge(
                 "scaler_profile_up",
-                "1 while a queue of the profile is known, 0 when none is.",
+                "1 while a queue of the profile is known, or its broker answers that there is none, 0 \
+                 when neither.",
                 &["profile"],
             )?,
             depth: int_gauge(depth, "Jobs, as last seen.", &["profile", "queue", "state"])?,
@@ -65,10 +66,15 @@ impl Gauges {
                 place,
             )?,
             age: GaugeVec::new(Opts::new(age, "Age of the last look at a queue."), place)?,
-            up: int_gauge("scaler_broker_up", "1 when the last look was answered.", place)?,
+            up: int_gauge(
+                "scaler_broker_up",
+                "1 when the last look was answered, also that there is no such queue.",
+                place,
+            )?,
             warnings: int_gauge(
                 "scaler_broker_warnings",
-                "Settings of the broker that are weaker than the promises.",
+                "Settings of the broker that are weaker than the promises, and `no_push` where arrivals \
+                 at a foreign stream are looked for once a second.",
                 &["profile", "queue", "code"],
             )?,
             lessons: Lessons::new()?,

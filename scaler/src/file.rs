@@ -25,10 +25,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::policy::{Glob, Policy, Rule};
-use crate::trigger::{CONSUMER, FROM_ENV, GROUP, PROFILE, QUEUE, STREAM, edits, is_name};
-
-/// Options of a trigger, as they would stand in its metadata.
-pub(crate) type Options = BTreeMap<String, String>;
+use crate::trigger::{CONSUMER, FROM_ENV, GROUP, Options, PROFILE, QUEUE, STREAM, edits, is_name};
 
 /// What the file says.
 #[derive(Debug, PartialEq, Eq, Default)]

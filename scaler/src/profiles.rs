@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use ebb_queue::{Foreign, QueueUrl, Source};
 
-use crate::file::Options;
 use crate::place::Place;
 use crate::policy::Policy;
 use crate::resolved::{Origin, Resolved, Shown};
-use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, PROFILE, QUEUE, STREAM};
+use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, Options, PROFILE, QUEUE, STREAM};
 use crate::trigger::{Trigger, TriggerError, as_with_keda, is_name, option, serves_foreign};
 
 /// The profile of triggers that name none.

@@ -1,7 +1,8 @@
 //! How each connection profile is doing. Pure: time comes in as an argument.
 //!
 //! A profile does not flap: it is down only once nothing is known of any of its queues, and that
-//! is when the last look is too old to count. The pod itself stays ready whatever its brokers do:
+//! is when the last look is too old to count. One whose broker says that there is no such queue is
+//! not down. The pod itself stays ready whatever its brokers do:
 //! taken out of its Service, it could not even tell KEDA its metrics' names and targets, and KEDA
 //! would never come to the fallback of the object.
 

@@ -15,7 +15,9 @@ use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 
 use given::Given;
 pub(crate) use given::{FROM_ENV, edits};
-pub(crate) use options::{CONSUMER, GROUP, KEDA_KEYS, MODE, PROFILE, QUEUE, STREAM, option};
+pub(crate) use options::{
+    CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PROFILE, QUEUE, STREAM, option,
+};
 pub use options::{OPTIONS, TriggerOption};
 pub(crate) use source::{as_with_keda, serves_foreign};
 

@@ -1,6 +1,11 @@
 //! Every option of a trigger: the one table from which parsing, errors and the page
 //! `docs/scaler.md` come.
 
+use std::collections::BTreeMap;
+
+/// Options of a trigger, as they would stand in its metadata.
+pub(crate) type Options = BTreeMap<String, String>;
+
 /// An option of a trigger.
 #[derive(Debug, Clone, Copy)]
 pub struct TriggerOption {

@@ -6,9 +6,8 @@ use super::TriggerError;
 use super::given::{Entry, Given};
 use super::options::{
     ACTIVATION_JOBS, ACTIVATION_PRIORITY, ACTIVATION_WAIT, CONSUMER, GROUP, JOBS_PER_REPLICA, MODE,
-    QUEUE, SLO_PRIORITY, STREAM, option,
+    Options, QUEUE, SLO_PRIORITY, STREAM, option,
 };
-use crate::file::Options;
 
 /// Keys of KEDA's own scalers of streams that mean the same here; for a stream of others only, since
 /// whoever writes them moves from there.

@@ -96,12 +96,7 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
-    let metrics = page(kit.http, "/metrics").await;
-    assert!(!metrics.contains("no_push"), "arrivals are told: {metrics}");
-    assert!(metrics.contains("scaler_queue_depth{profile="), "{metrics}");
-    for unknown in ["scaler_queue_workers{", "state=\"delayed\"", "state=\"dead\""] {
-        assert!(!metrics.contains(unknown), "{unknown}: {metrics}");
-    }
+    shows_what_is_known(&kit).await;
     // Another object on the same group looks through the same observer.
     let clients = client.say("CLIENT LIST\n", "id=").await.matches("id=").count();
     let other = ScaledObjectRef { name: "other".into(), ..pool.clone() };
@@ -115,7 +110,22 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     assert_eq!(told.code(), Code::Unavailable);
     let words = "consumerGroup: the stream \"work\" of redis has no consumer group \"nobody\"";
     assert!(told.message().contains(words), "{told}");
-    // A secret that was named by mistake is in nothing that KEDA or a person is told.
+    shows_no_secret(&kit).await;
+    drop(stream);
+    kit.stop().await;
+}
+
+async fn shows_what_is_known(kit: &Kit) {
+    let metrics = page(kit.http, "/metrics").await;
+    assert!(!metrics.contains("no_push"), "arrivals are told: {metrics}");
+    assert!(metrics.contains("scaler_queue_depth{profile="), "{metrics}");
+    for unknown in ["scaler_queue_workers{", "state=\"delayed\"", "state=\"dead\""] {
+        assert!(!metrics.contains(unknown), "{unknown}: {metrics}");
+    }
+}
+
+/// A secret that was named by mistake is in nothing that KEDA or a person is told.
+async fn shows_no_secret(kit: &Kit) {
     let hidden = object(&[("streamFromEnv", "hunter2"), ("consumerGroup", "embedders")]);
     let told = kit.value(&hidden).await.unwrap_err();
     assert!(told.message().contains("the stream that streamFromEnv names"), "{told}");
@@ -124,8 +134,6 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     for told in [told.message(), &*explained] {
         assert!(!told.contains("hunter2"), "{told}");
     }
-    drop(stream);
-    kit.stop().await;
 }
 
 fn asking(triggers: &[&[(&str, &str)]]) -> Asking {
