@@ -187,14 +187,16 @@ impl NatsQueue {
         Err(contended(id))
     }
 
-    /// Forgets a failed result and the pieces of a job that is put back.
-    pub(super) async fn forget_failure(&self, id: &JobId) -> Result<()> {
+    /// Forgets a failed result and the pieces of a job that is put back, unless it has gone on to
+    /// another queue: whether it has.
+    pub(super) async fn forget_failure(&self, id: &JobId) -> Result<bool> {
         let shared = &*self.shared;
         let record = self.record(id).await?;
-        if record.seq > 0 && !record.is_completed() {
+        let has_gone_on = record.result.as_ref().is_some_and(|one| one.moved_to().is_some());
+        if record.seq > 0 && !record.is_completed() && !has_gone_on {
             shared.api.delete(&shared.names.results, record.seq).await?;
         }
-        Ok(())
+        Ok(has_gone_on)
     }
 
     /// What came since the cursor, which moves on.

@@ -102,9 +102,9 @@ impl NatsQueue {
                 continue;
             }
             let Kept { seq, at, headers, .. } = kept;
-            self.forget_waiting(&entry, &headers, (seq, at)).await?;
+            let has_gone_on = self.forget_waiting(&entry, &headers, (seq, at)).await?;
             if shared.api.delete(&shared.names.jobs, seq).await? {
-                purged.add(entry);
+                purged.add(entry, has_gone_on);
             }
         }
         Ok((purged, Some(Moment { subject, next })))
@@ -119,7 +119,9 @@ impl NatsQueue {
         let is_short = messages.len() < AT_ONCE;
         let purges = messages.into_iter().map(|one| self.purge_message(one, lane.priority));
         let mut purged = Purged::default();
-        in_order(purges.collect()).await?.into_iter().flatten().for_each(|one| purged.add(one));
+        for (entry, has_gone_on) in in_order(purges.collect()).await?.into_iter().flatten() {
+            purged.add(entry, has_gone_on);
+        }
         // What was published while this went on is not meant.
         let mut is_over = seqs.iter().any(|seq| *seq > last);
         if is_short && shared.sight.empty(nth, seqs.into_iter()) {
@@ -129,8 +131,13 @@ impl NatsQueue {
         Ok((purged, is_over))
     }
 
-    /// Deletes a job that was handed to us, unless it is a dead letter by now.
-    async fn purge_message(&self, message: Message, priority: Priority) -> Result<Option<Entry>> {
+    /// Deletes a job that was handed to us, unless it is a dead letter by now; with whether it has
+    /// gone on to another queue.
+    async fn purge_message(
+        &self,
+        message: Message,
+        priority: Priority,
+    ) -> Result<Option<(Entry, bool)>> {
         let shared = &*self.shared;
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
@@ -148,17 +155,18 @@ impl NatsQueue {
         }
         // Sent in this order, and answered together.
         let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at));
-        tokio::try_join!(forgotten, ack)?;
-        Ok(Some(entry))
+        let (has_gone_on, ()) = tokio::try_join!(forgotten, ack)?;
+        Ok(Some((entry, has_gone_on)))
     }
 
-    /// Forgets the id and the key of a job that waits, and what its attempts left behind.
+    /// Forgets the id and the key of a job that waits, and what its attempts left behind; whether it
+    /// has gone on to another queue.
     async fn forget_waiting(
         &self,
         entry: &Entry,
         headers: &HeaderMap,
         (seq, at): (u64, Timestamp),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (shared, id) = (&*self.shared, &entry.job.id);
         // The server remembers the id no longer than that, by whosever clock.
         let is_remembered =
@@ -178,11 +186,10 @@ impl NatsQueue {
         if entry.is_plain || entry.place != seq {
             self.forget_mark(&self.id_subject(id), is_own).await?;
         }
-        if entry.attempts > 0 {
-            self.forget_failure(id).await?;
-        }
+        let is_tried = entry.attempts > 0 || entry.job.headers.body_ref.is_some();
+        let has_gone_on = is_tried && self.forget_failure(id).await?;
         shared.api.tell(&self.purged_subject(id), Bytes::new()).await;
-        Ok(())
+        Ok(has_gone_on)
     }
 
     /// Where who follows a job hears that it was purged. Nothing of it is kept: it is of no use to who
@@ -234,9 +241,10 @@ impl NatsQueue {
 }
 
 impl Purged {
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, entry: Entry, has_gone_on: bool) {
         self.n_jobs += 1;
-        self.referring.extend(Some(entry.job).filter(|job| job.headers.body_ref.is_some()));
+        let is_referring = entry.job.headers.body_ref.is_some() && !has_gone_on;
+        self.referring.extend(is_referring.then_some(entry.job));
     }
 }
 

@@ -1,7 +1,7 @@
 -- ARGV: time, result_ttl, key_ttl, part, last place or empty, last entry of the inbox or empty. Deletes jobs
 -- that wait, a step of one part at a time: the line by priority (0 to 2, and 3 for places beyond all), the
 -- delayed (4), those delayed beyond their deadline (5), the inbox (6). Answers {how many, next part or -1,
--- last place, last entry, jobs whose bodies lie elsewhere}.
+-- last place, last entry, jobs whose bodies lie elsewhere and are of use to no other queue}.
 local STEP, SOME = 500, 50
 local part, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 -- What is published while the steps go on is not meant.
@@ -44,12 +44,13 @@ for from = 1, #ids, SOME do
     local id, text = some[nth], texts_of[nth]
     if job then
       taken[#taken + 1] = id
-      if text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
-        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
-      end
       forget(id, job)
       local outcome, results = fate_of(id)
-      if outcome ~= 'completed' then
+      local is_elsewhere = has_gone_on(id, outcome, results)
+      if not is_elsewhere and text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
+        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
+      end
+      if outcome ~= 'completed' and not is_elsewhere then
         if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
         if results then drop(results, id); drop('fates', id) end
       end
