@@ -32,6 +32,17 @@ const OF_A_MOMENT: usize = 16;
 const LOOKS: usize = 20;
 const BLINK: Duration = Duration::from_millis(1);
 
+/// How a purge goes on with a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// It has no more of what is meant.
+    Over,
+    /// It has shown something, and may have more.
+    More,
+    /// It has shown nothing, and has something.
+    Blink,
+}
+
 /// Jobs that are ready later, all on one subject.
 struct Moment {
     subject: String,
@@ -51,11 +62,13 @@ impl NatsQueue {
             for nth in 0..LANES.len() {
                 let mut looks = LOOKS;
                 while looks > 0 {
-                    let (purged, is_over) = queue.purge_lane(nth, last).await?;
-                    if is_over {
-                        looks = 0;
-                    } else if purged.n_jobs == 0 {
-                        looks -= 1;
+                    let (purged, next) = queue.purge_lane(nth, last).await?;
+                    looks = match next {
+                        Next::Over => 0,
+                        Next::More => LOOKS,
+                        Next::Blink => looks - 1,
+                    };
+                    if next == Next::Blink {
                         tokio::time::sleep(BLINK).await;
                     }
                     yield purged;
@@ -110,13 +123,13 @@ impl NatsQueue {
         Ok((purged, Some(Moment { subject, next })))
     }
 
-    /// Deletes some of the jobs of a lane that nobody holds, and says whether those are all.
-    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, bool)> {
+    /// Deletes some of the jobs of a lane that nobody holds.
+    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, Next)> {
         let (shared, lane) = (&*self.shared, LANES[nth]);
         let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), AT_ONCE).await?;
         let seqs = messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
         let seqs: Vec<_> = seqs.collect();
-        let is_short = messages.len() < AT_ONCE;
+        let (is_short, is_given) = (messages.len() < AT_ONCE, !messages.is_empty());
         let purges = messages.into_iter().map(|one| self.purge_message(one, lane.priority));
         let mut purged = Purged::default();
         for (entry, has_gone_on) in in_order(purges.collect()).await?.into_iter().flatten() {
@@ -128,7 +141,12 @@ impl NatsQueue {
             let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
             is_over |= info.is_none_or(|info| info.num_pending == 0);
         }
-        Ok((purged, is_over))
+        let next = match (is_over, is_given) {
+            (true, _) => Next::Over,
+            (false, true) => Next::More,
+            (false, false) => Next::Blink,
+        };
+        Ok((purged, next))
     }
 
     /// Deletes a job that was handed to us, unless it is a dead letter by now; with whether it has
