@@ -168,8 +168,11 @@ pub async fn what_plain_clients_published_is_deleted_too(fixture: &dyn Fixture) 
     assert_eq!(running.job.id.as_str(), "a");
     plain.send("a", &[("ebb-key", "k")]).await;
     fixture.assert_counts(&queue, [2, 1, 0, 0]).await;
+    let mut followed = follow(&queue, "a", 0).await;
     assert_eq!(purge(&queue).await, 2);
     fixture.assert_counts(&queue, [0, 1, 0, 0]).await;
+    let told = tokio::time::timeout(Duration::from_millis(300), followed.next()).await;
+    assert!(told.is_err(), "it runs");
     assert_eq!(settle(&queue, running.ack()).await, Settled::Held);
     plain.send("b", &[]).await;
     assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "b");
