@@ -225,7 +225,10 @@ pub trait Operator: Send + Sync {
     /// - What is published or put back meanwhile may stay.
     /// - A job leaves nothing behind: its id and its key are unknown at once, as well as a failed
     ///   result and its chunks. Who follows its result is told that none can come; no reply is sent.
-    /// - Ends with the first error. To drop the stream leaves the rest where it is.
+    /// - Ends with the first error. To drop the stream leaves the rest where it is. Of a step that was
+    ///   cut off by either, a broker without transactions may have charged an attempt to jobs that it
+    ///   has not deleted, and may know ids and keys of those that it has for as long as those of jobs
+    ///   that are done.
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>>;
 }
 

@@ -290,10 +290,9 @@ impl Operator for MemoryQueue {
         let all_at_once = stream::once(async move {
             let (mut state, now) = queue.tidy_state();
             let mut jobs = state.jobs.purge_waiting(now);
-            jobs.iter().for_each(|job| state.answers.reset(&job.id));
-            queue.shared.answer.ring();
             let n_jobs = jobs.len() as u64;
-            jobs.retain(|job| job.headers.body_ref.is_some());
+            jobs.retain(|job| !state.answers.reset(&job.id) && job.headers.body_ref.is_some());
+            queue.shared.answer.ring();
             Ok(Purged { n_jobs, referring: jobs })
         });
         Ok(all_at_once.boxed())

@@ -48,7 +48,8 @@ impl fmt::Display for JobState {
 pub struct Purged {
     /// How many jobs.
     pub n_jobs: u64,
-    /// Those of them whose bodies lie in a store of payloads, with their references.
+    /// Those of them whose bodies lie in a store of payloads, with their references, but for those
+    /// that have gone on to another queue, which needs the bodies.
     pub referring: Vec<Job>,
 }
 

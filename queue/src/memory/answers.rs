@@ -101,11 +101,15 @@ impl Answers {
         Stored::Stored
     }
 
-    /// Forgets what a job that is put back left behind.
-    pub(super) fn reset(&mut self, id: &JobId) {
-        if self.by_job.get(id).is_some_and(|answer| !answer.is_completed()) {
+    /// Forgets what a job that is put back left behind, unless it has gone on to another queue: whether
+    /// it has.
+    pub(super) fn reset(&mut self, id: &JobId) -> bool {
+        let Some(answer) = self.by_job.get(id) else { return false };
+        let has_gone_on = answer.result.as_ref().is_some_and(|result| result.moved_to().is_some());
+        if !answer.is_completed() && !has_gone_on {
             self.by_job.remove(id);
         }
+        has_gone_on
     }
 
     /// Forgets what nobody may ask for any more.

@@ -187,14 +187,16 @@ impl NatsQueue {
         Err(contended(id))
     }
 
-    /// Forgets a failed result and the pieces of a job that is put back.
-    pub(super) async fn forget_failure(&self, id: &JobId) -> Result<()> {
+    /// Forgets a failed result and the pieces of a job that is put back, unless it has gone on to
+    /// another queue: whether it has.
+    pub(super) async fn forget_failure(&self, id: &JobId) -> Result<bool> {
         let shared = &*self.shared;
         let record = self.record(id).await?;
-        if record.seq > 0 && !record.is_completed() {
+        let has_gone_on = record.result.as_ref().is_some_and(|one| one.moved_to().is_some());
+        if record.seq > 0 && !record.is_completed() && !has_gone_on {
             shared.api.delete(&shared.names.results, record.seq).await?;
         }
-        Ok(())
+        Ok(has_gone_on)
     }
 
     /// What came since the cursor, which moves on.
@@ -228,11 +230,11 @@ impl NatsQueue {
         Ok(shared.api.last(&shared.names.notes, &subject).await?.is_some())
     }
 
-    pub(super) fn follow_result(
+    pub(super) async fn follow_result(
         &self,
         id: &JobId,
         from_seq: u64,
-    ) -> BoxStream<'static, Result<Frame>> {
+    ) -> Result<BoxStream<'static, Result<Frame>>> {
         let (queue, id) = (self.clone(), id.clone());
         let mut cursor = Cursor { attempt: 0, epoch: 0, seq: from_seq };
         let names = &self.shared.names;
@@ -242,11 +244,10 @@ impl NatsQueue {
             names.subject(&format!("chunks.{name}.>")),
             names.subject(&format!("notes.end.{name}")),
         ];
-        let purged = [self.purged_subject(&id)];
+        // Before anybody reads on, and for the whole time: of a purge nothing is kept.
+        let mut knell = Bell::arm(&self.shared.api.client, &[self.purged_subject(&id)]).await?;
         let frames = async_stream::try_stream! {
             let (mut is_echo, mut is_purged) = (false, false);
-            // For the whole time: of a purge nothing is kept.
-            let mut knell = Bell::arm(&queue.shared.api.client, &purged).await?;
             loop {
                 let mut bell = Bell::arm(&queue.shared.api.client, &subjects).await?;
                 let frames = queue.frames(&id, &mut cursor).await?;
@@ -269,7 +270,7 @@ impl NatsQueue {
                 }
             }
         };
-        frames.boxed()
+        Ok(frames.boxed())
     }
 }
 

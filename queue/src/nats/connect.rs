@@ -17,7 +17,9 @@ use crate::{Error, ErrorKind, Link, NatsAddress, Result, Secret, dial};
 /// A request that is not answered by then has failed.
 const ANSWER: Duration = Duration::from_secs(4);
 
-/// A host that does not say a word by then hangs; where there are others, they are tried.
+/// A host that does not let us in by then hangs. Where there are others, they are tried sooner, unless
+/// none of them let us in as soon as that: a handshake may take longer. The client keeps to it when it
+/// connects anew.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_AMONG_SEVERAL: Duration = Duration::from_secs(2);
 
@@ -51,11 +53,12 @@ pub(super) async fn connect(
     // Clients are to spread over the servers of a cluster.
     servers.shuffle(&mut rand::rng());
     let begin = Instant::now();
+    let mut patience = if servers.len() > 1 { PATIENCE_AMONG_SEVERAL } else { PATIENCE };
     loop {
         let left = limit.saturating_sub(begin.elapsed());
         let mut calls = Vec::with_capacity(servers.len());
         for nth in 0..servers.len() {
-            let options = options(address, left, link, &refusal)?;
+            let options = options(address, left.min(patience), link, &refusal)?;
             calls.push(call(address, &servers, nth, options, left));
         }
         match dial::first(calls, is_final).await {
@@ -64,6 +67,9 @@ pub(super) async fn connect(
                 return Err(error);
             }
             Err(_) => tokio::time::sleep(LONGEST_PAUSE / 2).await,
+        }
+        if begin.elapsed() >= patience {
+            patience = PATIENCE;
         }
     }
 }
@@ -161,13 +167,9 @@ fn options(
         }
     }
     let (link, refusal) = (link.clone(), refusal.clone());
-    let patience = match address.server.hosts.len() {
-        1 => PATIENCE,
-        _ => PATIENCE_AMONG_SEVERAL,
-    };
     Ok(options
         .name("ebb")
-        .connection_timeout(limit.min(patience).max(Duration::from_millis(1)))
+        .connection_timeout(limit.max(Duration::from_millis(1)))
         .request_timeout(Some(ANSWER))
         .ping_interval(Duration::from_secs(5))
         .reconnect_delay_callback(|attempts| {

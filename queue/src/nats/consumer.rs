@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::api::Api;
 use super::bell::{self, Bell};
 use super::connect::{self, Refusal};
-use super::depth::SECOND_LOOK;
+use super::depth::OTHER_LOOKS;
 use crate::source::{self, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
@@ -248,8 +248,11 @@ impl Consumer {
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
         let mut told = self.look().await?;
-        if told.is_empty() && told.n_servers() > 1 {
-            sleep(SECOND_LOOK).await;
+        for pause in OTHER_LOOKS {
+            if !told.is_empty() || told.n_servers() <= 1 {
+                break;
+            }
+            sleep(pause).await;
             told = self.look().await?;
         }
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());

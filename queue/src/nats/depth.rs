@@ -12,9 +12,15 @@ use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
 use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
-/// On a cluster nothing is said to wait only after another look: a leader that was held up, and has
-/// not heard yet that another was elected, has by then.
-pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
+/// On a cluster nothing is said to wait only after other looks, each so long after the one before: a
+/// leader that was held up, and has not heard yet that another was elected, has by then. The first are
+/// soon, as an arrival is heard before the replicas have its job.
+pub(super) const OTHER_LOOKS: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(60),
+];
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 
@@ -22,8 +28,11 @@ impl NatsQueue {
     /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
         let (mut depth, mut survey, mut consumers) = self.survey_depth().await?;
-        if self.shared.replicas > 1 && depth.ready + depth.in_flight == 0 {
-            tokio::time::sleep(SECOND_LOOK).await;
+        for pause in OTHER_LOOKS {
+            if self.shared.replicas == 1 || depth.ready + depth.in_flight > 0 {
+                break;
+            }
+            tokio::time::sleep(pause).await;
             (depth, survey, consumers) = self.survey_depth().await?;
         }
         if depth.ready > 0 {

@@ -159,7 +159,7 @@ impl NatsQueue {
         Ok(())
     }
 
-    async fn move_subject(&self, subject: &str) -> Result<()> {
+    pub(super) async fn move_subject(&self, subject: &str) -> Result<()> {
         let shared = &*self.shared;
         let (mut seq, mut failed) = (1, None);
         while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {

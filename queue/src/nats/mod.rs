@@ -354,7 +354,7 @@ impl ResultStore for NatsQueue {
     }
 
     async fn follow(&self, id: &JobId, from_seq: u64) -> Result<BoxStream<'static, Result<Frame>>> {
-        Ok(self.follow_result(id, from_seq))
+        self.follow_result(id, from_seq).await
     }
 
     fn result_ttl(&self) -> Duration {

@@ -3,7 +3,6 @@
 //! What is in a lane is taken as a worker takes it, since only JetStream knows what it has handed out:
 //! whatever somebody holds is never touched.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
@@ -11,12 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use jiff::SignedDuration;
 
 use super::NatsQueue;
 use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
 use super::leases::{Claims, Token};
-use super::names::{LANES, Place};
+use super::names::{LANES, Place, moment_of};
 use super::publish::{Mark, read_mark};
 use super::read::Kept;
 use super::settle::token_of;
@@ -27,13 +27,28 @@ use crate::{JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
 const AT_ONCE: usize = 128;
 /// Jobs of one moment that a step takes.
 const OF_A_MOMENT: usize = 16;
+/// What is due so soon a worker may be moving into its lane already.
+const SOON: SignedDuration = SignedDuration::from_secs(1);
 /// A server confirms a job a moment before it hands it out. So often, and after so long, a lane is
 /// looked at again that has more than it shows.
 const LOOKS: usize = 20;
 const BLINK: Duration = Duration::from_millis(1);
 
+/// How a purge goes on with a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// It has no more of what is meant.
+    Over,
+    /// It has shown something, and may have more.
+    More,
+    /// It has shown nothing, and has something.
+    Blink,
+}
+
 /// Jobs that are ready later, all on one subject.
 struct Moment {
+    /// When a worker moves or buries them.
+    until: Timestamp,
     subject: String,
     next: u64,
 }
@@ -45,17 +60,23 @@ impl NatsQueue {
             // What has expired is a dead letter.
             queue.bury_expired().await?;
             let (mut moments, last) = queue.moments().await?;
-            while !moments.is_empty() {
-                yield queue.purge_moments(&mut moments).await?;
+            while let Some(last) = moments.last() {
+                if last.until < queue.now() + SOON {
+                    queue.move_moments(std::mem::take(&mut moments)).await?;
+                } else {
+                    yield queue.purge_moments(&mut moments).await?;
+                }
             }
             for nth in 0..LANES.len() {
                 let mut looks = LOOKS;
                 while looks > 0 {
-                    let (purged, is_over) = queue.purge_lane(nth, last).await?;
-                    if is_over {
-                        looks = 0;
-                    } else if purged.n_jobs == 0 {
-                        looks -= 1;
+                    let (purged, next) = queue.purge_lane(nth, last).await?;
+                    looks = match next {
+                        Next::Over => 0,
+                        Next::More => LOOKS,
+                        Next::Blink => looks - 1,
+                    };
+                    if next == Next::Blink {
                         tokio::time::sleep(BLINK).await;
                     }
                     yield purged;
@@ -65,33 +86,50 @@ impl NatsQueue {
         steps.boxed()
     }
 
-    /// Where jobs lie that are ready later, and the last number that was given to a job.
-    async fn moments(&self) -> Result<(VecDeque<Moment>, u64)> {
+    /// Where jobs lie that are ready later, the soonest first, and the last number that was given to a job.
+    async fn moments(&self) -> Result<(Vec<Moment>, u64)> {
         let (shared, survey) = (&*self.shared, self.survey().await?);
         let info = shared.api.stream(&shared.names.jobs).await?;
         let last = info.ok_or_else(|| self.is_gone())?.state.last_seq;
-        let later = survey.places.into_iter();
-        let later = later.filter(|(place, ..)| matches!(place, Place::Later(..)));
-        let moments = later.map(|(_, subject, _)| Moment { subject, next: 1 }).collect();
+        let moments = survey.places.into_iter().filter_map(|(place, subject, _)| {
+            let Place::Later(due, deadline) = place else { return None };
+            let due = Timestamp::from_millisecond(due).unwrap_or(Timestamp::MAX);
+            let until = deadline.map_or(due, |deadline| due.min(moment_of(deadline)));
+            Some(Moment { until, subject, next: 1 })
+        });
+        let mut moments: Vec<_> = moments.collect();
+        moments.sort_by_key(|moment| moment.until);
         Ok((moments, last))
     }
 
-    /// Deletes some of the jobs that are ready later; nobody holds one of them.
-    async fn purge_moments(&self, moments: &mut VecDeque<Moment>) -> Result<Purged> {
-        let some = moments.drain(..moments.len().min(AT_ONCE));
-        let purges = some.map(|moment| self.purge_moment(moment)).collect();
+    /// Moves jobs whose moment has come, once it has, as a worker does: both together move them once.
+    async fn move_moments(&self, moments: Vec<Moment>) -> Result<()> {
+        let last = moments.last().map_or(Timestamp::MIN, |moment| moment.until);
+        let left = last.duration_since(self.now());
+        tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject)).collect();
+        in_order(moves).await.map(drop)
+    }
+
+    /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them.
+    async fn purge_moments(&self, moments: &mut Vec<Moment>) -> Result<Purged> {
+        let soon = self.now() + SOON;
+        let n_soon = moments.partition_point(|moment| moment.until < soon);
+        let some = moments.split_off(n_soon.max(moments.len().saturating_sub(AT_ONCE)));
+        let purges = some.into_iter().map(|moment| self.purge_moment(moment)).collect();
         let mut all = Purged::default();
         for (purged, rest) in in_order(purges).await? {
             all.n_jobs += purged.n_jobs;
             all.referring.extend(purged.referring);
             moments.extend(rest);
         }
+        moments.sort_by_key(|moment| moment.until);
         Ok(all)
     }
 
     async fn purge_moment(&self, moment: Moment) -> Result<(Purged, Option<Moment>)> {
         let (shared, mut purged) = (&*self.shared, Purged::default());
-        let Moment { subject, mut next } = moment;
+        let Moment { until, subject, mut next } = moment;
         for _ in 0..OF_A_MOMENT {
             let Some(kept) = shared.api.next(&shared.names.jobs, next, &subject).await? else {
                 return Ok((purged, None));
@@ -102,35 +140,57 @@ impl NatsQueue {
                 continue;
             }
             let Kept { seq, at, headers, .. } = kept;
-            self.forget_waiting(&entry, &headers, (seq, at)).await?;
+            // What is gone is somebody else's affair, and may have come again.
             if shared.api.delete(&shared.names.jobs, seq).await? {
-                purged.add(entry);
+                let has_gone_on = self.forget_waiting(&entry, &headers, (seq, at)).await?;
+                purged.add(entry, has_gone_on);
             }
         }
-        Ok((purged, Some(Moment { subject, next })))
+        Ok((purged, Some(Moment { until, subject, next })))
     }
 
-    /// Deletes some of the jobs of a lane that nobody holds, and says whether those are all.
-    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, bool)> {
+    /// Deletes some of the jobs of a lane that nobody holds.
+    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, Next)> {
         let (shared, lane) = (&*self.shared, LANES[nth]);
         let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), AT_ONCE).await?;
         let seqs = messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
         let seqs: Vec<_> = seqs.collect();
-        let is_short = messages.len() < AT_ONCE;
+        let (is_short, is_given) = (messages.len() < AT_ONCE, !messages.is_empty());
+        let replies: Vec<_> = messages.iter().filter_map(|one| one.reply.clone()).collect();
         let purges = messages.into_iter().map(|one| self.purge_message(one, lane.priority));
-        let mut purged = Purged::default();
-        in_order(purges.collect()).await?.into_iter().flatten().for_each(|one| purged.add(one));
-        // What was published while this went on is not meant.
-        let mut is_over = seqs.iter().any(|seq| *seq > last);
+        let purged = in_order(purges.collect()).await;
+        if purged.is_err() {
+            // Those that are not deleted need not wait until their lease ends.
+            for reply in &replies {
+                shared.api.tell(reply, Bytes::from_static(b"-NAK")).await;
+            }
+        }
+        let all = purged?;
+        let (mut purged, mut is_over) = (Purged::default(), false);
+        for (entry, has_gone_on) in all.into_iter().flatten() {
+            // What was published while this went on is not meant; what was put back is.
+            is_over |= entry.place > last;
+            purged.add(entry, has_gone_on);
+        }
         if is_short && shared.sight.empty(nth, seqs.into_iter()) {
             let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
             is_over |= info.is_none_or(|info| info.num_pending == 0);
         }
-        Ok((purged, is_over))
+        let next = match (is_over, is_given) {
+            (true, _) => Next::Over,
+            (false, true) => Next::More,
+            (false, false) => Next::Blink,
+        };
+        Ok((purged, next))
     }
 
-    /// Deletes a job that was handed to us, unless it is a dead letter by now.
-    async fn purge_message(&self, message: Message, priority: Priority) -> Result<Option<Entry>> {
+    /// Deletes a job that was handed to us, unless it is a dead letter by now; with whether it has
+    /// gone on to another queue, or is another's.
+    async fn purge_message(
+        &self,
+        message: Message,
+        priority: Priority,
+    ) -> Result<Option<(Entry, bool)>> {
         let shared = &*self.shared;
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
@@ -142,23 +202,28 @@ impl NatsQueue {
         entry.attempts += token.delivered - 1;
         let is_dead = entry.job.expired(self.now());
         let ack = shared.api.ack(&token.reply, "+ACK");
+        if !is_dead && self.is_repetition(&entry, origin).await? {
+            // What is known under its id, and perhaps its body, is another's.
+            return ack.await.map(|()| Some((entry, true)));
+        }
         if is_dead {
             self.expire(&entry, token.seq, token.delivered).await?;
             return ack.await.map(|()| None);
         }
         // Sent in this order, and answered together.
         let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at));
-        tokio::try_join!(forgotten, ack)?;
-        Ok(Some(entry))
+        let (has_gone_on, ()) = tokio::try_join!(forgotten, ack)?;
+        Ok(Some((entry, has_gone_on)))
     }
 
-    /// Forgets the id and the key of a job that waits, and what its attempts left behind.
+    /// Forgets the id and the key of a job that waits, and what its attempts left behind; whether it
+    /// has gone on to another queue.
     async fn forget_waiting(
         &self,
         entry: &Entry,
         headers: &HeaderMap,
         (seq, at): (u64, Timestamp),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (shared, id) = (&*self.shared, &entry.job.id);
         // The server remembers the id no longer than that, by whosever clock.
         let is_remembered =
@@ -167,7 +232,7 @@ impl NatsQueue {
             let subject = shared.names.subject(&format!("notes.purged.{}", token_of(id)));
             shared.api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
         }
-        // A message of a plain client may repeat another: what is noted there is that one's.
+        // The key of a message of a plain client may be another's.
         let is_own = |mark: &Mark| match entry.is_plain {
             true => mark.message == Some(seq),
             false => mark.id == *id,
@@ -178,11 +243,10 @@ impl NatsQueue {
         if entry.is_plain || entry.place != seq {
             self.forget_mark(&self.id_subject(id), is_own).await?;
         }
-        if entry.attempts > 0 {
-            self.forget_failure(id).await?;
-        }
+        let is_tried = entry.attempts > 0 || entry.job.headers.body_ref.is_some();
+        let has_gone_on = is_tried && self.forget_failure(id).await?;
         shared.api.tell(&self.purged_subject(id), Bytes::new()).await;
-        Ok(())
+        Ok(has_gone_on)
     }
 
     /// Where who follows a job hears that it was purged. Nothing of it is kept: it is of no use to who
@@ -234,9 +298,10 @@ impl NatsQueue {
 }
 
 impl Purged {
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, entry: Entry, has_gone_on: bool) {
         self.n_jobs += 1;
-        self.referring.extend(Some(entry.job).filter(|job| job.headers.body_ref.is_some()));
+        let is_referring = entry.job.headers.body_ref.is_some() && !has_gone_on;
+        self.referring.extend(is_referring.then_some(entry.job));
     }
 }
 

@@ -18,6 +18,7 @@ const INBOX: i64 = 6;
 #[derive(Debug, Clone)]
 struct Sweep {
     part: i64,
+    n_spared: i64,
     last_place: String,
     last_entry: String,
 }
@@ -25,23 +26,24 @@ struct Sweep {
 impl Calls {
     /// Deletes the next jobs that wait; where to go on, if there may be more.
     async fn purge_step(&self, sweep: Sweep) -> Result<(Purged, Option<Sweep>)> {
-        let Sweep { part, last_place, last_entry } = sweep;
+        let Sweep { part, n_spared, last_place, last_entry } = sweep;
         let call = self
             .call(&script::PURGE)
             .span(self.behavior.result_ttl)
             .span(self.behavior.key_ttl)
             .number(part)
+            .number(n_spared)
             .text(last_place)
             .text(last_entry);
         let mut parts = list(self.run(call, Again::Yes).await?)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| garbled("a step of a purge"));
-        let (n_jobs, next_part) = (int(&next()?)?, int(&next()?)?);
+        let (n_jobs, next_part, n_spared) = (int(&next()?)?, int(&next()?)?, int(&next()?)?);
         let (last_place, last_entry) = (text(next()?)?, text(next()?)?);
         let read = if part == INBOX { stranger } else { known };
         let referring = list(next()?)?.into_iter().map(read).collect::<Result<_>>()?;
         self.send_owed(next()?).await;
         let n_jobs = u64::try_from(n_jobs).unwrap_or_default();
-        let rest = Sweep { part: next_part, last_place, last_entry };
+        let rest = Sweep { part: next_part, n_spared, last_place, last_entry };
         Ok((Purged { n_jobs, referring }, Some(rest).filter(|rest| rest.part >= 0)))
     }
 }
@@ -76,7 +78,8 @@ impl Operator for RedisQueue {
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
-        let first = Sweep { part: 0, last_place: String::new(), last_entry: String::new() };
+        let first =
+            Sweep { part: 0, n_spared: 0, last_place: String::new(), last_entry: String::new() };
         let steps = stream::try_unfold((self.clone(), Some(first)), |(queue, next)| async move {
             let Some(sweep) = next else { return Ok(None) };
             let (purged, next) = queue.calls().purge_step(sweep).await?;

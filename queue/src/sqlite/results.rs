@@ -94,16 +94,24 @@ pub(super) fn chunk(tx: &mut Tx<'_>, now: Millis, ttl: Millis, piece: &Piece) ->
     Ok(Stored::Stored)
 }
 
-/// Forgets what a job that is put back left behind: its attempts count from 1 again.
+/// Forgets what a job that is put back left behind: its attempts count from 1 again. Returns whether
+/// it has gone on to another queue.
 ///
-/// A completed result stays, with its pieces.
-pub(super) fn reset(tx: &Tx<'_>, now: Millis, id: &str) -> Outcome<()> {
-    if completion(tx, id, now)? == Some(true) {
-        return Ok(());
+/// A completed result stays, with its pieces, and so does the record that it has gone on.
+pub(super) fn reset(tx: &Tx<'_>, now: Millis, id: &str) -> Outcome<bool> {
+    let sql = "SELECT completed, CASE WHEN completed THEN NULL ELSE value END FROM results
+               WHERE queue = ?1 AND id = ?2 AND expires > ?3";
+    let found: Option<(bool, Option<Vec<u8>>)> =
+        tx.sql(sql)?.query_row((tx.queue, id, now), |row| row.try_into()).optional()?;
+    let (is_completed, failed) = found.unwrap_or_default();
+    let failed = failed.as_deref().map(JobResult::decode).transpose()?;
+    let has_gone_on = failed.is_some_and(|failed| failed.moved_to().is_some());
+    if !is_completed && !has_gone_on {
+        let sql = "DELETE FROM results WHERE queue = ?1 AND id = ?2";
+        tx.sql(sql)?.execute((tx.queue, id))?;
+        forget_chunks(tx, id)?;
     }
-    let sql = "DELETE FROM results WHERE queue = ?1 AND id = ?2";
-    tx.sql(sql)?.execute((tx.queue, id))?;
-    forget_chunks(tx, id)
+    Ok(has_gone_on)
 }
 
 /// The result, while its time lasts.

@@ -78,7 +78,8 @@ fn step(tx: &mut Tx<'_>, now: Millis, sweep: Sweep) -> Outcome<(Purged, Option<S
     Ok((purged, part.map(|part| Sweep { part, last: Some(last) })))
 }
 
-/// Deletes a job and all that is known of it; returns it where its body lies elsewhere.
+/// Deletes a job and all that is known of it; returns it where its body lies elsewhere and is of use
+/// to no other queue.
 fn delete(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<Option<Job>> {
     type Row = (i64, String, Option<String>, Option<i64>, Millis);
     let sql = "DELETE FROM jobs WHERE n = ?1 RETURNING state, id, key, cost, enqueued_at";
@@ -90,10 +91,10 @@ fn delete(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<Option<Job>> {
         tx.sql(sql)?.query_row([n], |row| row.try_into()).optional()?;
     tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
     names::forget(tx, id.as_str(), key.as_deref())?;
-    results::reset(tx, now, id.as_str())?;
+    let has_gone_on = results::reset(tx, now, id.as_str())?;
     tx.news.push(id.clone());
     tx.leaves(State::from_stored(state), cost);
-    let Some((headers, body)) = referring else { return Ok(None) };
+    let Some((headers, body)) = referring.filter(|_| !has_gone_on) else { return Ok(None) };
     let headers: Headers =
         serde_json::from_str(&headers).map_err(|error| Failure::garbled("headers", error))?;
     let job = Job { id, enqueued_at: moment(enqueued_at), headers, body: body.into() };

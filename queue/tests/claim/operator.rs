@@ -1,5 +1,6 @@
 //! Dead letters whose bodies lie in the store.
 
+use ebb_queue::{JobResult, Timestamp};
 use futures::TryStreamExt;
 
 use crate::{Site, body, id, job, take};
@@ -65,11 +66,13 @@ async fn a_purge_of_what_waits_deletes_its_bodies_and_no_others() {
     later.set("ebb-delay", "1h").unwrap();
     site.queue.publish(vec![job("running", 500)]).await.unwrap();
     let running = take(&site.queue, 1).await.remove(0);
-    site.queue.publish(vec![job("waits", 500), later, job("tiny", 10)]).await.unwrap();
-    assert_eq!(site.keys("bodies").len(), 4);
+    let gone_on = job("gone-on", 500);
+    site.queue.put(&JobResult::moved(id("gone-on"), "canary", Timestamp::now())).await.unwrap();
+    site.queue.publish(vec![job("waits", 500), later, gone_on, job("tiny", 10)]).await.unwrap();
+    assert_eq!(site.keys("bodies").len(), 5);
     let steps: Vec<_> = site.queue.purge_waiting().await.unwrap().try_collect().await.unwrap();
-    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 3);
-    assert_eq!(site.keys("bodies").len(), 2, "those of what runs and of the dead letter");
+    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 4);
+    assert_eq!(site.keys("bodies").len(), 3, "what runs, the dead letter, what has gone on");
     site.queue.settle(&[running.ack()]).await.unwrap();
-    assert_eq!(site.keys("bodies").len(), 1);
+    assert_eq!(site.keys("bodies").len(), 2);
 }

@@ -151,6 +151,7 @@ promises! {
         an_answer_of_a_later_life_is_taken_and_followed
         who_follows_what_is_deleted_elsewhere_is_told
         it_is_told_whose_bodies_lie_elsewhere
+        what_is_known_of_a_job_that_has_gone_on_stays
         more_than_a_step_is_deleted
         what_plain_clients_published_is_deleted_too
         an_expired_job_is_a_dead_letter_and_not_deleted

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Frame, JobId, JobState, Queue, Result, Settled, Stored};
+use ebb_queue::{Frame, JobId, JobResult, JobState, Queue, Result, Settled, Stored};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
@@ -122,6 +122,28 @@ pub async fn it_is_told_whose_bodies_lie_elsewhere(fixture: &dyn Fixture) {
     assert_eq!(told, expected);
 }
 
+pub async fn what_is_known_of_a_job_that_has_gone_on_stays(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let gone_on = |name: &str| JobResult::moved(name.parse().unwrap(), "other", fixture.now());
+    // Whoever passed them on was lost before it could say so; the other queue has need of the bodies.
+    let names = ["fresh", "tried", "dead"];
+    for name in names {
+        publish(&queue, fixture.job(name, &[("ebb-body-ref", "bodies/it")])).await;
+        assert_eq!(queue.put(&gone_on(name)).await.unwrap(), Stored::Stored);
+    }
+    let mut deliveries = fixture.take(&queue, 3).await.into_iter();
+    let mut next = || deliveries.next().unwrap();
+    let settlements = [next().release(), next().retry(Duration::ZERO, "lost"), next().reject("no")];
+    queue.settle(&settlements).await.unwrap();
+    fixture.assert_counts(&queue, [2, 0, 0, 1]).await;
+    assert_eq!(queue.redrive(None).await.unwrap(), 1);
+    fixture.assert_counts(&queue, [3, 0, 0, 0]).await;
+    assert_eq!(purge(&queue).await, 3);
+    for name in names {
+        assert_eq!(queue.put(&gone_on(name)).await.unwrap(), Stored::Duplicate, "{name}");
+    }
+}
+
 pub async fn more_than_a_step_is_deleted(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let delay = words(fixture.far());
@@ -146,8 +168,11 @@ pub async fn what_plain_clients_published_is_deleted_too(fixture: &dyn Fixture) 
     assert_eq!(running.job.id.as_str(), "a");
     plain.send("a", &[("ebb-key", "k")]).await;
     fixture.assert_counts(&queue, [2, 1, 0, 0]).await;
+    let mut followed = follow(&queue, "a", 0).await;
     assert_eq!(purge(&queue).await, 2);
     fixture.assert_counts(&queue, [0, 1, 0, 0]).await;
+    let told = tokio::time::timeout(Duration::from_millis(300), followed.next()).await;
+    assert!(told.is_err(), "it runs");
     assert_eq!(settle(&queue, running.ack()).await, Settled::Held);
     plain.send("b", &[]).await;
     assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "b");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ebb_queue::{Delivery, ErrorKind, Outcome, Priority};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use crate::{answer, handle, job, plain, server, take, tell, url};
 
@@ -143,4 +143,40 @@ async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
     waits.sort();
     // Who looked once a second would be later than that at the median.
     assert!(waits[2] < Duration::from_millis(100), "{waits:?}");
+}
+
+#[tokio::test]
+async fn what_arrives_while_a_purge_goes_on_stays() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    let delayed = |name: &str, more: &[(&str, &str)]| {
+        let mut job = job(name);
+        more.iter().chain(&[("ebb-delay", "1h")]).for_each(|(name, value)| {
+            job.set(name, value).unwrap();
+        });
+        job
+    };
+    let early = (0..700).map(|nth| delayed(&format!("early-{nth}"), &[]));
+    queue.publish(early.collect()).await.unwrap();
+    tell::<String>(&mut client, &["XADD", "ebb:{jobs}", "*", "body", "early"]).await.unwrap();
+    let mut steps = queue.purge_waiting().await.unwrap();
+    let first = steps.next().await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let late = (0..600).map(|nth| match nth % 2 {
+        // It is due before all of the others, so that it is met before them.
+        0 => {
+            let mut job = job(&format!("late-{nth}"));
+            job.set("ebb-delay", "10m").unwrap();
+            job
+        }
+        _ => delayed(&format!("late-{nth}"), &[("ebb-ttl", "5m")]),
+    });
+    queue.publish(late.collect()).await.unwrap();
+    tell::<String>(&mut client, &["XADD", "ebb:{jobs}", "*", "body", "late"]).await.unwrap();
+    let rest: Vec<_> = steps.try_collect().await.unwrap();
+    let n_purged = first.n_jobs + rest.iter().map(|step| step.n_jobs).sum::<u64>();
+    assert_eq!(n_purged, 701);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.delayed), (1, 600));
 }

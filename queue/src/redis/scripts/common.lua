@@ -185,6 +185,14 @@ end
 
 local function fate_of(id) return fate(redis.call('HGET', key('fates'), id)) end
 
+-- Whether what is stored instead of an answer says that the job has gone on to another queue: a failure of
+-- attempt 0, which is not written out behind the id.
+local function has_gone_on(id, outcome, part)
+  local result = outcome == 'failed' and redis.call('HGET', key(part), id)
+  return result and string.find(result, 'ebb-moved-to: ', 1, true)
+    and not string.find(result, id .. '\16', 1, true)
+end
+
 local function completed(id) return fate_of(id) == 'completed' end
 
 -- Takes a job out of wherever it is.

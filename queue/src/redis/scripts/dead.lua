@@ -57,7 +57,7 @@ for nth, job in ipairs(load_jobs(ids)) do
       -- Else the job would die again at once.
       if expired(job) then job.d = nil end
       local outcome, part = fate_of(id)
-      if outcome ~= 'completed' then
+      if outcome ~= 'completed' and not has_gone_on(id, outcome, part) then
         redis.call('DEL', key('chunks:' .. id))
         if part then drop(part, id); drop('fates', id) end
       end

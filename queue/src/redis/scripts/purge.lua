@@ -1,21 +1,24 @@
--- ARGV: time, result_ttl, key_ttl, part, last place or empty, last entry of the inbox or empty. Deletes jobs
--- that wait, a step of one part at a time: the line by priority (0 to 2, and 3 for places beyond all), the
--- delayed (4), those delayed beyond their deadline (5), the inbox (6). Answers {how many, next part or -1,
--- last place, last entry, jobs whose bodies lie elsewhere, replies that are owed}.
+-- ARGV: time, result_ttl, key_ttl, part, how many of its first are to stay, last place or empty, last entry
+-- of the inbox or empty. Deletes jobs that wait, a step of one part at a time: the line by priority (0 to 2,
+-- and 3 for places beyond all), the delayed (4), those delayed beyond their deadline (5), the inbox (6).
+-- Answers {how many, next part or -1, how many of its first stay, last place, last entry, jobs whose bodies
+-- lie elsewhere and are of use to no other queue, replies that are owed}.
 local STEP, SOME = 500, 50
-local part, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local part, n_spared, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 -- What is published while the steps go on is not meant.
 last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
-if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then return { 0, part, last, entry, {}, owed } end
+if entry == '' then
+  entry = '0-0'
+  local about = redis.call('EXISTS', inbox) == 1 and redis.call('XINFO', 'STREAM', inbox) or {}
+  for nth = 1, #about, 2 do
+    if about[nth] == 'last-generated-id' then entry = about[nth + 1] end
+  end
+end
+if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then
+  return { 0, part, n_spared, last, entry, {}, owed }
+end
 
 local function purge_inbox()
-  if redis.call('XLEN', inbox) == 0 then return { 0, -1, last, entry, {}, owed } end
-  if entry == '' then
-    local about = redis.call('XINFO', 'STREAM', inbox)
-    for nth = 1, #about, 2 do
-      if about[nth] == 'last-generated-id' then entry = about[nth + 1] end
-    end
-  end
   local entries, referring = {}, {}
   for nth, one in ipairs(redis.call('XRANGE', inbox, '-', entry, 'COUNT', STEP)) do
     entries[nth] = one[1]
@@ -26,7 +29,7 @@ local function purge_inbox()
     end
   end
   if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
-  return { #entries, #entries == STEP and 6 or -1, last, entry, referring, owed }
+  return { #entries, #entries == STEP and 6 or -1, 0, last, entry, referring, owed }
 end
 if part == 6 then return purge_inbox() end
 
@@ -34,7 +37,7 @@ local name, first, final = 'line', part * LANE, part * LANE + math.min(last, LAN
 if part == 4 then name = 'delayed' elseif part == 5 then name = 'doomed' end
 final = part < 3 and whole(final) or '+inf'
 first = part < 4 and whole(first) or '-inf'
-local ids = redis.call('ZRANGE', key(name), first, final, 'BYSCORE', 'LIMIT', 0, STEP)
+local ids = redis.call('ZRANGE', key(name), first, final, 'BYSCORE', 'LIMIT', n_spared, STEP)
 local taken, referring = {}, {}
 for from = 1, #ids, SOME do
   -- Bodies may be large: only those of some are here at a time.
@@ -42,14 +45,17 @@ for from = 1, #ids, SOME do
   local texts_of = fetch('jobs', some)
   for nth, job in ipairs(load_jobs(some)) do
     local id, text = some[nth], texts_of[nth]
-    if job then
+    if not job or (part >= 4 and job.s % LANE > last) then
+      n_spared = n_spared + 1
+    else
       taken[#taken + 1] = id
-      if text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
-        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
-      end
       forget(id, job)
       local outcome, results = fate_of(id)
-      if outcome ~= 'completed' then
+      local is_elsewhere = has_gone_on(id, outcome, results)
+      if not is_elsewhere and text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
+        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
+      end
+      if outcome ~= 'completed' and not is_elsewhere then
         if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
         if results then drop(results, id); drop('fates', id) end
       end
@@ -58,4 +64,5 @@ for from = 1, #ids, SOME do
 end
 flush()
 tell_answers(taken)
-return { #taken, #ids == STEP and part or part + 1, last, entry, referring, owed }
+if #ids < STEP then part, n_spared = part + 1, 0 end
+return { #taken, part, n_spared, last, entry, referring, owed }
