@@ -224,7 +224,8 @@ pub trait Operator: Send + Sync {
     ///   holds is one of them.
     /// - What is published or put back meanwhile may stay.
     /// - A job leaves nothing behind: its id and its key are unknown at once, as well as a failed
-    ///   result and its chunks. Who follows its result is told that none can come; no reply is sent.
+    ///   result and its chunks, but for those in a store of answers that is apart, and for the record
+    ///   that it has gone on to another queue. Who follows its result is told that none can come; no reply is sent.
     /// - Ends with the first error. To drop the stream leaves the rest where it is. Of a step that was
     ///   cut off by either, a broker without transactions may have charged an attempt to jobs that it
     ///   has not deleted, and may know ids and keys of those that it has for as long as those of jobs

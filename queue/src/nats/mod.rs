@@ -86,7 +86,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "forgotten",
         instead: "who begins to follow a job that was done long ago, and whose result is forgotten, \
-                  is not told so and waits",
+                  is not told so and waits; so does who follows a job that is purged while \
+                  its connection is lost, or by or with an older version",
     },
     Limit {
         promise: "large",

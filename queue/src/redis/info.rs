@@ -30,7 +30,7 @@ pub(crate) const LIMITS: &[Limit] = &[
                   when a worker reads it, 16 to 256 entries at a time. Delay, priority and \
                   deadline of the first 32 that none has read are in the depth; the rest \
                   counts as ready and normal. Whether an id that is not known is one of these \
-                  is not told. max_ready holds nobody back who publishes past \
+                  is not told, nor is who follows one of these that it was purged. max_ready holds nobody back who publishes past \
                   Ebb; maxmemory with noeviction does",
     },
 ];

@@ -18,10 +18,10 @@ use tokio::time::{Instant, sleep};
 use super::{leader, on_cluster, replicated, replicated_at, streams};
 use crate::{job, receive, until, until_ok};
 
-/// A lease longer than an election takes, so that what is held stays held.
-const LOAD: &str = "load&lease=12s";
-/// After a new leader is there.
-const RECOVERY: Duration = Duration::from_secs(5);
+/// A lease longer than elections take one after the other, so that what is held stays held.
+const LOAD: &str = "load&lease=40s";
+/// After the jobs have a new leader; the consumers of the lanes elect theirs by themselves.
+const RECOVERY: Duration = Duration::from_secs(15);
 
 type Received = BTreeMap<String, (u32, Instant)>;
 
