@@ -128,7 +128,10 @@ async fn who_may_only_read_redis_is_told_that_there_is_no_result_yet() {
     let id = workplace.ebb(&["enqueue", "hello"]).ok().stdout;
     let result = ["result", id.trim(), "--queue", &url("reader:secret@")];
     let ran = workplace.ebb(&result).failed();
-    let told = format!("error: no result for {} yet; wait for it with --follow\n", id.trim());
+    let told = format!(
+        "error: no result for {} yet: it is waiting for a worker; wait for it with --follow\n",
+        id.trim()
+    );
     assert_eq!((ran.status.code(), &*ran.stderr), (Some(66), &*told), "{ran}");
 }
 
