@@ -244,10 +244,10 @@ async fn a_worker_is_not_ready_while_its_store_is_away_though_its_broker_answers
     assert_eq!(worker.await.unwrap().unwrap().completed, 40);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_it() {
+/// A worker whose store does not take what became of its one job, and works again then.
+async fn assert_is_ready_once_its_store_is_back(first: Job) -> Arc<Faulty<MemoryQueue>> {
     let (jobs, clock) = queue(LEASE);
-    jobs.publish(vec![echo_job(0)]).await.unwrap();
+    jobs.publish(vec![first]).await.unwrap();
     let broken = failing_with(ErrorKind::Internal);
     let (worker, store, health, metrics) = worker_and_store(&jobs, broken, &clock, settings());
     let stop = CancellationToken::new();
@@ -258,27 +258,20 @@ async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_
     store.set(Faults::NONE);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
-    assert!(answer(store.inner(), 0).await.is_some(), "the answer that was paid for is there");
     stop.cancel();
     worker.await.unwrap().unwrap();
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_back_makes_a_worker_ready_though_no_job_is_left_to_ask_it() {
+    let store = assert_is_ready_once_its_store_is_back(echo_job(0)).await;
+    assert!(answer(store.inner(), 0).await.is_some(), "the answer that was paid for is there");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_did_not_take_a_failure_is_back_when_it_can_be_read() {
-    let (jobs, clock) = queue(LEASE);
-    jobs.publish(vec![job(0, "[]")]).await.unwrap();
-    let broken = failing_with(ErrorKind::Internal);
-    let (worker, store, health, metrics) = worker_and_store(&jobs, broken, &clock, settings());
-    let stop = CancellationToken::new();
-    let worker = tokio::spawn(worker.run(stop.clone()));
-    until(&jobs, |depth| depth.dead == 1).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(health.ready().is_err(), "the last that was heard of the store is that it failed");
-    store.set(Faults::NONE);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(health.ready().is_ok() && metrics.broker_up.get() == 1, "{:?}", health.ready());
-    stop.cancel();
-    worker.await.unwrap().unwrap();
+    assert_is_ready_once_its_store_is_back(job(0, "[]")).await;
 }
 
 #[tokio::test(start_paused = true)]
