@@ -3,7 +3,7 @@
 //! taken or acknowledged there.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,7 +12,7 @@ use futures::stream::{self, BoxStream};
 
 use crate::nats::Consumer;
 use crate::redis::Group;
-use crate::{Address, Backlog, Error, ErrorKind, OpenOptions, QueueUrl, Result, server};
+use crate::{Address, Backlog, Error, ErrorKind, OpenOptions, QueueUrl, Result, Warning, server};
 
 /// What is looked at on a broker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,6 +121,26 @@ const POLL: Duration = Duration::from_secs(1);
 /// Tells of arrivals without cause, for where nobody tells of them.
 pub(crate) fn polls() -> BoxStream<'static, ()> {
     stream::repeat(()).then(|()| tokio::time::sleep(POLL)).boxed()
+}
+
+/// Why arrivals are not told, where they are not.
+#[derive(Debug, Default)]
+pub(crate) struct Deaf(Mutex<Option<String>>);
+
+impl Deaf {
+    /// From now on they are looked for; with what the scaler's user is to be allowed.
+    pub(crate) fn note(&self, why: impl fmt::Display, remedy: impl fmt::Display) {
+        let words = format!(
+            "arrivals are looked for once a second, since they are not told: {why}; let the \
+             scaler's user {remedy}"
+        );
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        words.into_iter().map(|text| Warning { code: "no_push", text }).collect()
+    }
 }
 
 #[cfg(test)]

@@ -22,11 +22,11 @@ use tokio::time::{Instant, sleep};
 use super::api::Api;
 use super::bell::{self, Bell};
 use super::connect::{self, Refusal};
-use super::depth::OTHER_LOOKS;
-use crate::source::{self, Foreign};
+use super::depth;
+use crate::source::{self, Deaf, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
-    Timestamp, Warning, WorkerStatus,
+    Timestamp, WorkerStatus,
 };
 use hearing::worth_hearing;
 use told::{Config, Delivered, MOMENT, Told, consumer, heard, stream};
@@ -61,8 +61,7 @@ struct Shared {
     /// What to listen to; empty where nobody can.
     subjects: Vec<String>,
     is_direct: bool,
-    /// Why arrivals are not told.
-    deaf: Mutex<Option<String>>,
+    deaf: Deaf,
     first: Mutex<First>,
     handed: Mutex<Handed>,
 }
@@ -144,7 +143,7 @@ impl Consumer {
             clock: options.clock,
             subjects,
             is_direct,
-            deaf: Mutex::default(),
+            deaf: Deaf::default(),
             first: Mutex::new(First::Unknown),
             handed: Mutex::default(),
         })))
@@ -169,7 +168,7 @@ impl Consumer {
     async fn listen(&self) -> Result<Option<Bell>> {
         let Shared { api, subjects, .. } = &*self.0;
         if subjects.is_empty() {
-            self.is_deaf("the subjects of its stream cannot be listened to, or are not known");
+            self.polls("the subjects of its stream cannot be listened to, or are not known");
             return Ok(None);
         }
         let begin = Instant::now();
@@ -178,18 +177,19 @@ impl Consumer {
         self.look().await?;
         sleep(MOMENT).await;
         let Some(words) = unheard(&api.refusal, begin) else { return Ok(Some(bell)) };
-        self.is_deaf(&words);
+        self.polls(&words);
         Ok(None)
     }
 
-    fn is_deaf(&self, why: &str) {
-        let words = format!(
-            "arrivals are looked for once a second, since they are not told: {why}; let the \
-             scaler's user subscribe to the subjects of the stream {} and look at it \
-             ($JS.API.STREAM.INFO)",
-            self.0.foreign.stream
+    fn polls(&self, why: &str) {
+        let Shared { foreign, deaf, .. } = &*self.0;
+        deaf.note(
+            why,
+            format_args!(
+                "subscribe to the subjects of the stream {} and look at it ($JS.API.STREAM.INFO)",
+                foreign.stream
+            ),
         );
-        *self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
     /// What comes next is another first.
@@ -247,14 +247,8 @@ impl Consumer {
 #[async_trait]
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
-        let mut told = self.look().await?;
-        for pause in OTHER_LOOKS {
-            if !told.is_empty() || told.n_servers() <= 1 {
-                break;
-            }
-            sleep(pause).await;
-            told = self.look().await?;
-        }
+        let is_sure = |told: &Told| !told.is_empty() || told.n_servers() <= 1;
+        let told = depth::look(|| self.look(), is_sure).await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -290,13 +284,11 @@ impl Backlog for Consumer {
 
     async fn info(&self) -> Result<Info> {
         let server = self.0.api.client.server_info();
-        let deaf = self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let deaf = deaf.map(|text| Warning { code: "no_push", text });
         Ok(Info {
             broker: "nats",
             version: format!("NATS {}", server.version),
             max_body: None,
-            warnings: deaf.into_iter().collect(),
+            warnings: self.0.deaf.warnings(),
             limits: &[],
         })
     }

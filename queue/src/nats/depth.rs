@@ -15,7 +15,7 @@ use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 /// On a cluster nothing is said to wait only after other looks, each so long after the one before: a
 /// leader that was held up, and has not heard yet that another was elected, has by then. The first are
 /// soon, as an arrival is heard before the replicas have its job.
-pub(super) const OTHER_LOOKS: [Duration; 4] = [
+const OTHER_LOOKS: [Duration; 4] = [
     Duration::from_millis(5),
     Duration::from_millis(10),
     Duration::from_millis(25),
@@ -24,17 +24,29 @@ pub(super) const OTHER_LOOKS: [Duration; 4] = [
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 
+/// Looks, and looks again in steps while what is seen is not sure.
+pub(super) async fn look<T, F: Future<Output = Result<T>>>(
+    once: impl Fn() -> F,
+    is_sure: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let mut seen = once().await?;
+    for pause in OTHER_LOOKS {
+        if is_sure(&seen) {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        seen = once().await?;
+    }
+    Ok(seen)
+}
+
 impl NatsQueue {
     /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
-        let (mut depth, mut survey, mut consumers) = self.survey_depth().await?;
-        for pause in OTHER_LOOKS {
-            if self.shared.replicas == 1 || depth.ready + depth.in_flight > 0 {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-            (depth, survey, consumers) = self.survey_depth().await?;
-        }
+        let is_sure = |(depth, ..): &(Depth, _, _)| {
+            self.shared.replicas == 1 || depth.ready + depth.in_flight > 0
+        };
+        let (mut depth, survey, consumers) = look(|| self.survey_depth(), is_sure).await?;
         if depth.ready > 0 {
             let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
             let now = depth.as_of;

@@ -4,7 +4,7 @@
 //! Rights of a scaler: `%R~STREAM +eval_ro +evalsha_ro +type +time +xinfo|groups +xrange +xlen`; with
 //! `+xinfo|stream +xread` arrivals are told as they come, else looked for once a second.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -18,10 +18,10 @@ use super::keeper::{Again, Keeper};
 use super::news::Arrivals;
 use super::script::{self, Call};
 use super::value::{self, garbled, int, list, text};
-use crate::source::{self, Foreign};
+use crate::source::{self, Deaf, Foreign};
 use crate::{
     Backlog, Depth, Error, ErrorKind, Info, Link, OpenOptions, RedisAddress, Result, Timestamp,
-    Warning, WorkerStatus,
+    WorkerStatus,
 };
 
 /// Entries that are counted one by one where the server does not know how many are to come: it reads
@@ -44,8 +44,7 @@ struct Shared {
     keeper: Keeper,
     foreign: Foreign,
     arrivals: OnceCell<Arrivals>,
-    /// Why arrivals are not told.
-    deaf: Mutex<Option<String>>,
+    deaf: Deaf,
 }
 
 impl Group {
@@ -61,7 +60,7 @@ impl Group {
     ) -> Result<Self> {
         let place = Arc::new(Place::foreign(address, &foreign.stream));
         let keeper = Keeper::open(place.clone(), options.connect_timeout).await?;
-        let (arrivals, deaf, foreign) = (OnceCell::new(), Mutex::default(), foreign.clone());
+        let (arrivals, deaf, foreign) = (OnceCell::new(), Deaf::default(), foreign.clone());
         let group = Self(Arc::new(Shared { place, keeper, foreign, arrivals, deaf }));
         group.depth().await?;
         Ok(group)
@@ -138,12 +137,10 @@ impl Backlog for Group {
         let told = match self.listener().await {
             Ok(arrivals) => arrivals.listen(),
             Err(error) if error.kind() == ErrorKind::Denied => {
-                let text = format!(
-                    "arrivals are looked for once a second, since they are not told: {error}; let \
-                     the scaler's user read the stream {} (+xread +xinfo|stream)",
-                    self.0.foreign.stream
-                );
-                *self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+                let Shared { foreign, deaf, .. } = &*self.0;
+                let remedy =
+                    format_args!("read the stream {} (+xread +xinfo|stream)", foreign.stream);
+                deaf.note(error, remedy);
                 return Ok(source::polls());
             }
             Err(error) => return Err(error),
@@ -157,13 +154,11 @@ impl Backlog for Group {
     }
 
     async fn info(&self) -> Result<Info> {
-        let deaf = self.0.deaf.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let deaf = deaf.map(|text| Warning { code: "no_push", text });
         Ok(Info {
             broker: "redis",
             version: info::version(&self.0.keeper).await?,
             max_body: None,
-            warnings: deaf.into_iter().collect(),
+            warnings: self.0.deaf.warnings(),
             limits: &[],
         })
     }
