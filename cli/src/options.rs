@@ -16,7 +16,7 @@ use crate::exit::usage;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QueueArgs {
     /// The queue: sqlite:PATH, nats://HOST, amqp://HOST/VHOST or redis://HOST/DATABASE, then
-    /// [?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N]; `ebb queue --help` tells all
+    /// [?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&dead_ttl=SPAN&max_ready=N]; `ebb queue --help` tells all
     ///
     /// Default: an embedded queue in your data directory, the same one for all commands.
     #[arg(long, env = "EBB_QUEUE", hide_env_values = true, value_name = "URL")]

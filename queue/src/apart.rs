@@ -9,9 +9,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job, JobId, JobResult,
-    JobState, Link, Operator, Published, Purged, Queue, Receipt, Result, ResultStore, Settled,
-    Settlement, Stored, Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame, Info, Job, JobId,
+    JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt, Result, ResultStore,
+    Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
 
 /// A queue whose answers lie in another one's store.
@@ -78,6 +78,10 @@ impl Broker for Apart {
         self.jobs.reply(to, result, traceparent).await
     }
 
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        self.jobs.purge_old(elsewhere).await
+    }
+
     fn lease(&self) -> Duration {
         self.jobs.lease()
     }
@@ -110,6 +114,10 @@ impl DeadLetters for Apart {
 impl Operator for Apart {
     async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
         self.jobs.state(id).await
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        self.jobs.has_gone_on(id).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -37,10 +37,11 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    Backlog, Broker, Clock, Delivery, Depth, Error, ErrorKind, Frame, Info, Job, JobId, JobResult,
-    Link, Outcome, Published, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored,
-    Unsettled, Verdict, WorkerStatus, answer_at,
+    Backlog, Broker, Clock, Delivery, Depth, Elsewhere, Error, ErrorKind, Frame, Info, Job, JobId,
+    JobResult, Link, Outcome, Published, Purged, Queue, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, Unsettled, Verdict, WorkerStatus, answer_at,
 };
+use operator::delete_bodies;
 pub use payloads::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use reference::REFERENCE;
 use reference::{Reference, parse_receipt};
@@ -269,6 +270,13 @@ impl Broker for Claim {
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let reference = self.check_in_answer(result).await?;
         self.queue.reply(to, reference.as_ref().unwrap_or(result), traceparent).await
+    }
+
+    /// With the bodies, whatever is asked for: here is the store.
+    async fn purge_old(&self, _elsewhere: Elsewhere) -> Result<Purged> {
+        let Purged { n_jobs, referring } = self.queue.purge_old(Elsewhere::Take).await?;
+        delete_bodies(&self.queue, &self.store, referring).await;
+        Ok(Purged { n_jobs, referring: Vec::new() })
     }
 
     fn lease(&self) -> Duration {

@@ -32,6 +32,9 @@ pub struct Depth {
     pub done: Option<u64>,
     /// When this was true.
     pub as_of: Timestamp,
+    /// How long the look only waited to look again, which costs the broker nothing.
+    #[serde(skip)]
+    pub waited: Duration,
 }
 
 /// Jobs by priority.
@@ -88,6 +91,7 @@ impl Depth {
             first_deadline: None,
             done: None,
             as_of,
+            waited: Duration::ZERO,
         }
     }
 

@@ -22,9 +22,9 @@ use tokio::time::Instant;
 
 use crate::delivery::{all_settled, note};
 use crate::{
-    AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind, Frame,
-    Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged, Receipt, Result,
-    ResultStore, Settled, Settlement, Stored, Unsettled, Verdict, WorkerStatus,
+    AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged,
+    Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Verdict, WorkerStatus,
 };
 pub use faults::{Faults, Injected};
 
@@ -308,6 +308,10 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
         self.call(self.inner.reply(to, result, traceparent)).await
     }
 
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        self.call(self.inner.purge_old(elsewhere)).await
+    }
+
     fn lease(&self) -> Duration {
         self.inner.lease()
     }
@@ -340,6 +344,10 @@ impl<B: AnyQueue + ?Sized + 'static> DeadLetters for Faulty<B> {
 impl<B: AnyQueue + ?Sized + 'static> Operator for Faulty<B> {
     async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
         self.call(self.inner.state(id)).await
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        self.call(self.inner.has_gone_on(id)).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -58,7 +58,7 @@ pub use link::Link;
 pub use open::{
     Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
-pub use operator::{JobState, Purged};
+pub use operator::{Elsewhere, JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retry::RetryPolicy;
@@ -168,6 +168,18 @@ pub trait Broker: Backlog {
     /// - The queue does the same for a job that it ends by itself, see [`Broker::receive`].
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()>;
 
+    /// Deletes dead letters that ended longer ago than `dead_ttl`, the oldest first and no more than a
+    /// step of them; to be called about once a minute, and again while it finds some.
+    ///
+    /// # Behavior
+    /// - Where there is no `dead_ttl` it does nothing. It goes by that of this handle: nothing on the
+    ///   broker depends on it, so it may change at any time.
+    /// - One that is younger stays, and so does a job that was put back meanwhile.
+    /// - A letter leaves nothing behind: its id and its key are unknown at once, as well as a failed
+    ///   result and its chunks, but for those in a store of answers that is apart, and for the record
+    ///   that it has gone on to another queue. Who follows its result is told that none can come.
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged>;
+
     /// How long a delivery is held before it goes to somebody else.
     fn lease(&self) -> Duration;
 
@@ -217,6 +229,9 @@ pub trait Operator: Send + Sync {
     /// - Costs the same at any depth, and touches nothing.
     async fn state(&self, id: &JobId) -> Result<Option<JobState>>;
 
+    /// Whether the job has gone on to another queue, as the record says that is kept beside the jobs.
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool>;
+
     /// Deletes the jobs that wait, ready or delayed, a step at a time as the stream is read.
     ///
     /// # Behavior
@@ -228,8 +243,7 @@ pub trait Operator: Send + Sync {
     ///   that it has gone on to another queue. Who follows its result is told that none can come; no reply is sent.
     /// - Ends with the first error. To drop the stream leaves the rest where it is. Of a step that was
     ///   cut off by either, a broker without transactions may have charged an attempt to jobs that it
-    ///   has not deleted, and may know ids and keys of those that it has for as long as those of jobs
-    ///   that are done.
+    ///   has not deleted, and may have forgotten their ids and keys: the next purge deletes them.
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>>;
 }
 

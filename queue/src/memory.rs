@@ -22,10 +22,10 @@ use crate::follow::Hope;
 use crate::open::check_reply_to;
 use crate::owed::{self, Owed};
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Frame, Info, Job,
-    JobId, JobResult, JobState, Link, OpenOptions, Operator, Published, Purged, Receipt, Result,
-    ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId,
-    WorkerStatus,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
+    Info, Job, JobId, JobResult, JobState, Link, OpenOptions, Operator, Published, Purged, Receipt,
+    Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict,
+    WorkerId, WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -237,6 +237,15 @@ impl Broker for MemoryQueue {
         self.state().0.reply(to, result)
     }
 
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        let (mut state, now) = self.tidy_state();
+        let mut jobs = state.jobs.purge_old(now, elsewhere);
+        let n_jobs = jobs.len() as u64;
+        jobs.retain(|job| !state.answers.reset(&job.id) && job.headers.body_ref.is_some());
+        self.shared.answer.ring();
+        Ok(Purged { n_jobs, referring: jobs })
+    }
+
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
     }
@@ -283,6 +292,10 @@ impl Operator for MemoryQueue {
     async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
         let (state, now) = self.state();
         Ok(Some(state.jobs.state(id, now, |id| state.answers.is_completed(id, now))))
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        Ok(self.get(id).await?.is_some_and(|found| found.moved_to().is_some()))
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

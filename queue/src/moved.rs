@@ -18,10 +18,10 @@ use tokio::sync::Mutex;
 
 use crate::open::{check_queue, open_single};
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, ErrorKind, Frame, Info, Job, JobId,
-    JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator, Outcome, Published, Purged,
-    Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp,
-    Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Frame, Info,
+    Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator, Outcome,
+    Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement, Stored,
+    Timestamp, Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -203,6 +203,10 @@ impl Broker for Trail {
         self.0.queue.reply(to, result, traceparent).await
     }
 
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        self.0.queue.purge_old(elsewhere).await
+    }
+
     fn lease(&self) -> Duration {
         self.0.queue.lease()
     }
@@ -245,6 +249,10 @@ impl Operator for Trail {
             Err(error) if error.kind() == ErrorKind::Denied => Ok(here),
             Err(error) => Err(error),
         }
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        self.0.queue.has_gone_on(id).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

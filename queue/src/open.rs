@@ -30,7 +30,8 @@ pub const DEFAULT_QUEUE: &str = "jobs";
 /// A broker's address, a queue on it, and how that queue behaves.
 ///
 /// `sqlite:PATH`, `nats://HOST`, `amqp://HOST/VHOST` or `redis://HOST/DATABASE`, each followed by
-/// `[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&max_ready=N]` and options of its own.
+/// `[?queue=NAME&lease=30s&result_ttl=1d&key_ttl=1d&dead_ttl=SPAN&max_ready=N]` and options of its
+/// own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueUrl {
     /// Which broker, and where.
@@ -95,6 +96,9 @@ pub struct Behavior {
     pub result_ttl: Duration,
     /// How long an id or an idempotency key is remembered after its job ended.
     pub key_ttl: Duration,
+    /// How long a dead letter is kept; none is for ever. That is the default, since a dead letter is
+    /// the only copy of a job that nobody has answered, and how many there are can be seen.
+    pub dead_ttl: Option<Duration>,
     /// Jobs that may wait, ready or delayed, before `publish` answers that the queue is full.
     pub max_ready: Option<u64>,
 }
@@ -102,7 +106,8 @@ pub struct Behavior {
 impl Default for Behavior {
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
-        Self { lease: Duration::from_secs(30), result_ttl: DAY, key_ttl: DAY, max_ready: None }
+        let lease = Duration::from_secs(30);
+        Self { lease, result_ttl: DAY, key_ttl: DAY, dead_ttl: None, max_ready: None }
     }
 }
 
@@ -303,6 +308,9 @@ impl QueueUrl {
         write!(f, "&lease={}ms", behavior.lease.as_millis())?;
         write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
         write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
+        if let Some(span) = behavior.dead_ttl {
+            write!(f, "&dead_ttl={}ms", span.as_millis())?;
+        }
         if let Some(limit) = behavior.max_ready {
             write!(f, "&max_ready={limit}")?;
         }
@@ -324,6 +332,10 @@ impl QueueUrl {
             }
             "result_ttl" => behavior.result_ttl = parse_span("option result_ttl", value)?,
             "key_ttl" => behavior.key_ttl = parse_span("option key_ttl", value)?,
+            "dead_ttl" => {
+                let span = parse_span("option dead_ttl", value)?;
+                behavior.dead_ttl = Some(span).filter(|span| !span.is_zero());
+            }
             "max_ready" => {
                 let limit = value.parse().map_err(|_| {
                     invalid(text, "option max_ready is a number of jobs, such as 100000")
@@ -332,7 +344,8 @@ impl QueueUrl {
             }
             other => {
                 let own = self.address.options();
-                let known = format!("queue, lease, result_ttl, key_ttl, max_ready, {own}");
+                let known =
+                    format!("queue, lease, result_ttl, key_ttl, dead_ttl, max_ready, {own}");
                 // The rest of a password with a question mark in it is no name.
                 let is_name =
                     other.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
@@ -409,8 +422,8 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let url = parse(
-            "sqlite:q.db?queue=alerts.v1&lease=1500ms&result_ttl=2h&key_ttl=7d&max_ready=100\
-             &synchronous=normal",
+            "sqlite:q.db?queue=alerts.v1&lease=1500ms&result_ttl=2h&key_ttl=7d&dead_ttl=30d\
+             &max_ready=100&synchronous=normal",
         );
         let url = url.unwrap();
         assert_eq!(url.queue, "alerts.v1");
@@ -420,9 +433,17 @@ mod tests {
             lease: Duration::from_millis(1500),
             result_ttl: Duration::from_secs(7200),
             key_ttl: Duration::from_secs(7 * 86_400),
+            dead_ttl: Some(Duration::from_secs(30 * 86_400)),
             max_ready: Some(100),
         };
         assert_eq!(url.behavior, expected);
+    }
+
+    #[test]
+    fn dead_letters_are_kept_for_ever_unless_a_span_is_given() {
+        for text in ["sqlite:q.db", "sqlite:q.db?dead_ttl=0", "sqlite:q.db?dead_ttl=0s"] {
+            assert_eq!(parse(text).unwrap().behavior.dead_ttl, None, "{text}");
+        }
     }
 
     #[test]
@@ -436,6 +457,7 @@ mod tests {
             ("sqlite:q.db?lease=10ms", "100ms or more"),
             ("sqlite:q.db?lease=soon", "option lease"),
             ("sqlite:q.db?lease=99999d", "ten years"),
+            ("sqlite:q.db?dead_ttl=never", "option dead_ttl"),
             ("sqlite:q.db?max_ready=-1", "option max_ready"),
             ("sqlite:q.db?synchronous=off", "full or normal"),
             ("sqlite:q.db?colour=red", "option colour is not known"),
@@ -490,6 +512,7 @@ mod tests {
             path in "/{0,3}[a-zA-Z0-9._%+& -][a-zA-Z0-9._%+&/ -]{0,40}",
             queue in "[a-zA-Z0-9._-]{1,64}",
             (lease, result_ttl, key_ttl) in (100..1_000_000u64, 0..10u64.pow(11), 0..10u64.pow(11)),
+            dead_ttl in prop::option::of(1..10u64.pow(11)),
             max_ready: Option<u64>,
             is_full: bool,
         ) {
@@ -501,6 +524,7 @@ mod tests {
                     lease: Duration::from_millis(lease),
                     result_ttl: Duration::from_millis(result_ttl),
                     key_ttl: Duration::from_millis(key_ttl),
+                    dead_ttl: dead_ttl.map(Duration::from_millis),
                     max_ready,
                 },
             };

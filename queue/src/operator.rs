@@ -53,6 +53,22 @@ pub struct Purged {
     pub referring: Vec<Job>,
 }
 
+/// What a purge makes of a dead letter whose body lies in a store of payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// Stops before it: whoever has no such store would leave the body there.
+    Stop,
+    /// Deletes it and says where its body is: whoever asks deletes that.
+    Take,
+}
+
+impl Elsewhere {
+    /// Whether this letter may go.
+    pub(crate) fn lets_go(self, job: &Job) -> bool {
+        self == Self::Take || job.headers.body_ref.is_none()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

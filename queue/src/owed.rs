@@ -1,6 +1,13 @@
 //! Replies to jobs that their queue ends by itself: no worker is there to send one.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
 use crate::{Error, ErrorKind, Headers, JobId, JobResult, Result, header};
+
+/// The longest that jobs wait for the replies of others.
+const SENDING: Duration = Duration::from_secs(5);
 
 /// The result of a job as it is stored, and where the job asked to be told of it.
 #[derive(Debug, Clone)]
@@ -38,10 +45,46 @@ pub(crate) fn note(id: &JobId, sent: Result<()>) {
     }
 }
 
+/// Until when replies may be sent for which the jobs wait that come along with them, and are leased
+/// already: half a lease from now, and [`SENDING`] at most. What has not gone by then does not go.
+pub(crate) fn sending_ends(lease: Duration) -> Instant {
+    Instant::now() + SENDING.min(lease / 2)
+}
+
+/// What comes of a reply by then; one that would begin later does not.
+pub(crate) async fn in_time(end: Instant, reply: impl Future<Output = Result<()>>) -> Result<()> {
+    let sent = match Instant::now() < end {
+        true => timeout_at(end, reply).await.ok(),
+        false => None,
+    };
+    let words = "the replies before it took too long";
+    sent.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, words)))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use super::*;
     use crate::Timestamp;
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_that_do_not_go_keep_the_jobs_beside_them_only_so_long() {
+        let begin = Instant::now();
+        let end = sending_ends(SENDING * 6);
+        assert!(in_time(end, ready(Ok(()))).await.is_ok());
+        assert!(in_time(end, pending()).await.is_err());
+        assert_eq!(begin.elapsed(), SENDING);
+        assert!(in_time(end, ready(Ok(()))).await.is_err(), "it is not begun");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_take_no_more_than_half_a_lease() {
+        let lease = Duration::from_secs(1);
+        let begin = Instant::now();
+        assert!(in_time(sending_ends(lease), pending()).await.is_err());
+        assert_eq!(begin.elapsed(), lease / 2);
+    }
 
     #[test]
     fn a_result_is_owed_to_who_asked_for_a_reply_where_the_job_ended() {

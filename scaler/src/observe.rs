@@ -21,7 +21,7 @@ use crate::view::{Look, View};
 /// An idle queue is looked at this many times less often than a busy one.
 const IDLE: u32 = 5;
 
-/// Looks take at most a tenth of the time, and come at most this close and this far apart.
+/// Looks take at most a tenth of the broker's time, and come at most this close and this far apart.
 const CLOSEST: Duration = Duration::from_millis(20);
 const FARTHEST: Duration = Duration::from_millis(500);
 /// An arrival may be told before its job is on disk: where the first look finds nothing, the second
@@ -97,12 +97,13 @@ impl Observer {
             let (next, next_cause) = self.plan(&snapshot, rand::random());
             // After a while without a look: not for each of many.
             let is_edge = cause == Cause::Arrival && asked - before > FARTHEST;
+            let waited = snapshot.depth.waited;
             let is_early = is_edge && snapshot.depth.ready + snapshot.depth.in_flight == 0;
             self.show(snapshot, asked, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
             }
-            let spacing = (asked.elapsed() * 9).clamp(CLOSEST, FARTHEST);
+            let spacing = (asked.elapsed().saturating_sub(waited) * 9).clamp(CLOSEST, FARTHEST);
             sleep_until(asked + if is_early { EAGER } else { spacing }).await;
             before = asked;
             cause = tokio::select! {
@@ -200,7 +201,8 @@ impl Observer {
 /// Whether a look brought nothing new, so that thousands of streams may sleep on.
 fn alike(before: &Look, now: &Snapshot) -> bool {
     let before = &*before.snapshot;
-    let depth = Depth { as_of: before.depth.as_of, ..now.depth.clone() };
+    let Depth { as_of, waited, .. } = before.depth;
+    let depth = Depth { as_of, waited, ..now.depth.clone() };
     let phases = |snapshot: &Snapshot| -> Vec<_> {
         snapshot.workers.iter().map(|worker| (worker.phase, worker.in_flight)).collect()
     };

@@ -10,6 +10,7 @@ mod leases;
 mod metrics;
 mod place;
 mod reload;
+mod retention;
 mod run;
 mod splitter;
 mod weights;

@@ -6,6 +6,7 @@
 //! | `split_spilled_total` | `to` | of those, the ones whose own queue was full |
 //! | `split_full_total` | `to` | times that a queue was full |
 //! | `split_dead_total` | `reason`: expired, refused | jobs that became dead letters of the intake |
+//! | `split_dead_letters_purged_total` | - | dead letters of the intake deleted because they were older than its `dead_ttl` |
 //! | `split_weight_ratio` | `to` | the share of the jobs that a queue is to get, from 0 to 1 |
 //! | `split_jobs_held` | - | jobs that were received and have not gone on |
 //! | `split_age_seconds` | - | from the publication of a job until it has gone on |
@@ -40,6 +41,8 @@ pub struct Metrics {
     pub full: IntCounterVec,
     /// Jobs that became dead letters of the intake.
     pub dead: IntCounterVec,
+    /// Dead letters of the intake deleted because they were older than its `dead_ttl`.
+    pub dead_purged: IntCounter,
     /// The share of the jobs that a queue is to get.
     pub weights: GaugeVec,
     /// Jobs that were received and have not gone on.
@@ -69,6 +72,7 @@ impl Metrics {
         registry.register(Box::new(metrics.spilled.clone()))?;
         registry.register(Box::new(metrics.full.clone()))?;
         registry.register(Box::new(metrics.dead.clone()))?;
+        registry.register(Box::new(metrics.dead_purged.clone()))?;
         registry.register(Box::new(metrics.weights.clone()))?;
         registry.register(Box::new(metrics.held.clone()))?;
         registry.register(Box::new(metrics.age.clone()))?;
@@ -101,6 +105,10 @@ impl Metrics {
             spilled: counters("split_spilled_total", "Jobs whose own queue was full.", "to")?,
             full: counters("split_full_total", "Times that a queue was full.", "to")?,
             dead: counters("split_dead_total", "Dead letters of the intake.", "reason")?,
+            dead_purged: IntCounter::new(
+                "split_dead_letters_purged_total",
+                "Dead letters of the intake deleted because they were older than dead_ttl.",
+            )?,
             weights: GaugeVec::new(weights, &["to"])?,
             held: IntGauge::new("split_jobs_held", "Jobs that have not gone on.")?,
             age: Histogram::with_opts(age.buckets(buckets))?,

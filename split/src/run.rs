@@ -21,6 +21,7 @@ use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::place::keeps_records;
 use crate::reload;
+use crate::retention;
 use crate::splitter::{Open, Parts, Splitter};
 use crate::weights::Weights;
 
@@ -88,6 +89,7 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let leases = Leases::default();
     let mut company = vec![
         tokio::spawn(leases.clone().keep(Arc::clone(&intake), metrics.clone())),
+        tokio::spawn(retention::keep(Arc::clone(&intake), metrics.clone())),
         tokio::spawn(report(Arc::clone(&intake), worker, leases.clone(), metrics.clone())),
     ];
     company.extend(file.map(|path| {

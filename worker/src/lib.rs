@@ -29,6 +29,7 @@ mod outcome;
 mod pipeline;
 mod placing;
 mod receive;
+mod retention;
 mod run;
 mod serve;
 mod served;

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub(crate) stages: Arc<Stages>,
     /// Leases that went to somebody else.
     pub leases_lost: IntCounter,
+    /// Dead letters deleted because they were older than `dead_ttl`.
+    pub dead_purged: IntCounter,
     /// Calls to the broker or the result store that failed.
     pub broker_errors: IntCounterVec,
     /// Whether the broker answered last.
@@ -123,6 +125,7 @@ impl Metrics {
             Box::new(self.turnaround.clone()),
             self.stages.collector(),
             Box::new(self.leases_lost.clone()),
+            Box::new(self.dead_purged.clone()),
             Box::new(self.broker_errors.clone()),
             Box::new(self.broker_up.clone()),
             Box::new(self.broker_losses.clone()),
@@ -236,6 +239,10 @@ impl Metrics {
                     .buckets(times()?),
             )?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
+            dead_purged: IntCounter::new(
+                "worker_dead_letters_purged_total",
+                "Dead letters deleted because they were older than dead_ttl.",
+            )?,
             broker_errors: IntCounterVec::new(errors, &["call"])?,
             broker_up: IntGauge::new(
                 "worker_broker_up",

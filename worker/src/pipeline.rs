@@ -19,7 +19,7 @@ use crate::lease::Keeper;
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
-use crate::{infer, receive, settle, status};
+use crate::{infer, receive, retention, settle, status};
 
 /// How much longer than its grace period a worker waits for its broker to hear that it ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -83,6 +83,7 @@ impl Pipeline {
         for served in &queues {
             company.spawn(status::report(served.clone()));
             company.spawn(status::look_at_store(served.clone()));
+            company.spawn(retention::keep(served.clone()));
         }
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });

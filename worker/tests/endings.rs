@@ -12,8 +12,9 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
-    Phase, Published, Receipt, Result, ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobResult,
+    Link, Outcome, Phase, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement,
+    Unsettled, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -84,6 +85,9 @@ impl Broker for Odd {
     }
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.queue.reply(to, result, traceparent).await
+    }
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        self.queue.purge_old(elsewhere).await
     }
     fn lease(&self) -> Duration {
         self.queue.lease()

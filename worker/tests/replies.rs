@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, ErrorKind, Info, Job, JobResult, Link, Outcome,
-    Published, Receipt, Result, ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobResult,
+    Link, Outcome, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement, Unsettled,
+    WorkerStatus,
 };
 use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
 use futures::stream::BoxStream;
@@ -75,6 +76,9 @@ impl Broker for Deaf {
             return Err(ebb_queue::Error::new(self.kind, "no reply is taken"));
         }
         self.queue.reply(to, result, traceparent).await
+    }
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        self.queue.purge_old(elsewhere).await
     }
     fn lease(&self) -> Duration {
         self.queue.lease()

@@ -1,5 +1,7 @@
 //! `ebb queue`: makes a queue, tells how its broker is set, looks at it, and empties it.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use ebb_queue::{Depth, Info, Queue, QueueUrl, WorkerStatus};
@@ -67,6 +69,8 @@ Options, after a ? and joined by &:
   lease=30s             how long a job is held without a sign of life [30s]
   result_ttl=1d         how long answers are kept [1d]
   key_ttl=1d            how long the id and ebb-key of a job that is done are known [1d]
+  dead_ttl=SPAN         how long dead letters are kept; workers and `ebb dlq` delete older ones
+                        [for ever]
   max_ready=N           jobs that may wait before the queue is full [no limit]
   synchronous=full|normal        sqlite: what a commit waits for [full]
   replicas=1|3|5                 nats: servers that keep each stream that is created [1]
@@ -206,12 +210,22 @@ fn info_words(url: &QueueUrl, info: &Info) -> String {
         format!("queue     {}", url.queue),
         format!("broker    {}", info.version),
         format!("max body  {}", info.max_body.map_or("no limit".to_owned(), bytes)),
+        format!("dead ttl  {}", url.behavior.dead_ttl.map_or("for ever".to_owned(), kept)),
     ];
     lines.extend(info.warnings.iter().map(|one| format!("warning   {}: {}", one.code, one.text)));
     lines.extend(
         info.limits.iter().map(|one| format!("limit     {}: {}", one.promise, one.instead)),
     );
     lines.join("\n")
+}
+
+/// `30 d`, `12 h`, or as any other span where it is no whole number of these.
+fn kept(ttl: Duration) -> String {
+    match ttl.as_secs() {
+        s if ttl.subsec_nanos() > 0 || s % 3600 > 0 || s == 0 => span(ttl),
+        s if s % 86_400 > 0 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86_400),
+    }
 }
 
 /// `1 MiB`, or `1,000,000 bytes` where no unit fits.
@@ -302,9 +316,12 @@ mod tests {
         queue     jobs
         broker    Redis 7.0.15
         max body  512 MiB
+        dead ttl  for ever
         warning   power_loss: set appendfsync
         limit     failover: copies lag behind
         ");
+        let spans = [30 * 86_400, 5400, 7200].map(|seconds| kept(Duration::from_secs(seconds)));
+        assert_eq!(spans, ["30 d", "90 min 0 s", "2 h"]);
         assert_eq!([1 << 10, 1000, 0].map(bytes), ["1 KiB", "1,000 bytes", "0 bytes"]);
     }
 

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
@@ -14,7 +17,7 @@ use super::core::Core;
 use super::names::Lane;
 use super::parcel::Parcel;
 use super::session::{Posted, Session};
-use crate::{DeadLetter, JobId, Result};
+use crate::{DeadLetter, Elsewhere, JobId, Purged, Result};
 
 /// Dead letters that are looked through at once, the oldest ones.
 const MAX_LETTERS: u64 = 50_000;
@@ -25,6 +28,9 @@ const BACK: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
+
+/// Letters that are deleted in one go since they are old.
+const OLD: u64 = 100;
 
 /// A walk through the dead letters, the oldest first. One that is dropped gives all back as well:
 /// the broker closes the channel.
@@ -97,21 +103,21 @@ impl<'a> Walk<'a> {
             self.channel.close(200, "done".into()).await
         };
         self.session.patiently("put dead letters back", ending).await?;
-        self.see_back().await
+        see_back(self.core, self.session, self.n_held).await
     }
+}
 
-    /// Waits until what was given back is seen to be there, for whoever looks next.
-    async fn see_back(&self) -> Result<()> {
-        let dead = [self.core.names.dead()];
-        let end = Instant::now() + BACK;
-        while Instant::now() < end {
-            if self.session.counts(&dead).await?.first() >= Some(&self.n_held) {
-                break;
-            }
-            sleep(LOOK).await;
+/// Waits until what was given back is seen to be there, for whoever looks next.
+async fn see_back(core: &Core, session: &Session, n_letters: u64) -> Result<()> {
+    let dead = [core.names.dead()];
+    let end = Instant::now() + BACK;
+    while Instant::now() < end {
+        if session.counts(&dead).await?.first() >= Some(&n_letters) {
+            break;
         }
-        Ok(())
+        sleep(LOOK).await;
     }
+    Ok(())
 }
 
 fn none() -> FieldTable {
@@ -198,6 +204,40 @@ async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Resul
         }
     }
     failed.map_or(Ok(n_done), Err)
+}
+
+/// Deletes the oldest of those that died longer ago than this. Only they are taken, and the one behind
+/// them: whoever looks at the same moment misses one letter that stays. One that does not say when it
+/// died is of somebody else, and stays too.
+pub(super) async fn purge_old(core: &Core, ttl: Duration, elsewhere: Elsewhere) -> Result<Purged> {
+    let _alone = core.reading_dead.lock().await;
+    let session = core.session().await?;
+    let last = core.clock.now() - ttl;
+    let (mut purged, mut n_held) = (Purged::default(), 0);
+    let purging = async {
+        let channel = session.intake.create_channel().await?;
+        for _ in 0..OLD {
+            let (dead, options) = (core.names.dead(), BasicGetOptions::default());
+            let Some(got) = channel.basic_get(dead.as_str().into(), options).await? else { break };
+            let Delivery { delivery_tag, properties, data, .. } = got.delivery;
+            let (Parcel { job, death, .. }, _) = Parcel::read(&properties, data, core.clock.now());
+            n_held += 1;
+            let Some((_, died_at)) = death else { continue };
+            if died_at > last || !elsewhere.lets_go(&job) {
+                break;
+            }
+            channel.basic_ack(delivery_tag, BasicAckOptions::default()).await?;
+            n_held -= 1;
+            core.ledger().forget(&job.id);
+            purged.n_jobs += 1;
+            purged.referring.extend(Some(job).filter(|job| job.headers.body_ref.is_some()));
+        }
+        // Whatever is not acknowledged goes back to where it was.
+        channel.close(200, "done".into()).await
+    };
+    session.patiently("delete old dead letters", purging).await?;
+    see_back(core, &session, n_held).await?;
+    Ok(purged)
 }
 
 pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {

@@ -100,7 +100,9 @@ pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fat
     let done = fates.into_iter().zip(&is_done);
     let done: Vec<_> = done.filter_map(|(fate, is_done)| is_done.then_some(fate)).collect();
     // A crash before this tells it, too: the job comes back.
-    join_all(done.iter().filter_map(|fate| Some(tell(core, fate, fate.owed.as_ref()?)))).await;
+    let by = owed::sending_ends(core.behavior.lease);
+    join_all(done.iter().filter_map(|fate| Some(tell(core, fate, (fate.owed.as_ref()?, by)))))
+        .await;
     let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
     match session.ack(&tags).await {
         Ok(()) => {
@@ -115,11 +117,12 @@ pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fat
     Carried { is_done, failed }
 }
 
-async fn tell(core: &Core, fate: &Fate<'_>, owed: &Owed) {
+/// By then or not at all: the jobs that came along are leased already.
+async fn tell(core: &Core, fate: &Fate<'_>, (owed, by): (&Owed, Instant)) {
     let Owed { to, result, traceparent } = owed;
     let correlation = fate.taken.held().parcel.correlation.clone();
     let told = publish::reply(core, to, result, (traceparent.as_deref(), correlation));
-    owed::note(&result.id, told.await);
+    owed::note(&result.id, owed::in_time(by, told).await);
 }
 
 /// The number of a lease of this handle.

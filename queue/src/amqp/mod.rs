@@ -50,9 +50,9 @@ use self::names::{LANES, Lane, Names};
 use self::session::Session;
 use crate::{
     AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
-    Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority, Published,
-    Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Warning,
-    WorkerStatus,
+    Elsewhere, Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority,
+    Published, Purged, Queue, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled,
+    Warning, WorkerStatus,
 };
 
 /// How long to look again before a queue that was not empty is said to be.
@@ -232,6 +232,13 @@ impl Broker for AmqpQueue {
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let correlation = self.core().ledger().correlation(&result.id);
         publish::reply(self.core(), to, result, (traceparent, correlation)).await
+    }
+
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        match self.core().behavior.dead_ttl {
+            Some(ttl) => dead::purge_old(self.core(), ttl, elsewhere).await,
+            None => Ok(Purged::default()),
+        }
     }
 
     fn lease(&self) -> Duration {

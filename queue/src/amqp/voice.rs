@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -32,6 +34,8 @@ const REST_OF_MORE: Duration = Duration::from_millis(20);
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at the broker at most, when it cannot pass them on.
 const MAX_WAITING: i64 = 10_000;
+/// Those of them that are here and not heard yet, at most: the rest waits at the broker.
+const WINDOW: u16 = 256;
 
 /// How much was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +124,7 @@ pub(super) async fn keep(core: Arc<Core>) {
 
 async fn converse(core: &Core, session: &Session) -> Result<()> {
     let listening = listen(core, session);
-    let (_channel, mut consumer) = session.patiently("let us hear what is held", listening).await?;
+    let (channel, mut consumer) = session.patiently("let us hear what is held", listening).await?;
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
@@ -131,6 +135,12 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
                 hear(core, session, &heard).await?;
+                // Not one by one: each answer costs the broker as much as a message.
+                if heard.delivery_tag % u64::from(WINDOW / 4) == 0 {
+                    let options = BasicAckOptions { multiple: true };
+                    let acked = channel.basic_ack(heard.delivery_tag, options);
+                    session.patiently("let us hear what is held", acked).await?;
+                }
             }
             () = core.counts_changed.notified() => is_stale = true,
             () = sleep_until(rested_at), if is_stale => {
@@ -178,8 +188,9 @@ async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consu
     let exchange = core.names.status().as_str().into();
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     channel.queue_bind(queue.name().clone(), exchange, "".into(), options, none).await?;
-    let options =
-        BasicConsumeOptions { exclusive: true, no_ack: true, ..BasicConsumeOptions::default() };
+    // Without acknowledgements the broker would hand over all there is, however slowly it is heard.
+    channel.basic_qos(WINDOW, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
     let consumer = channel
         .basic_consume(queue.name().clone(), "".into(), options, FieldTable::default())
         .await?;
@@ -262,5 +273,38 @@ async fn say(session: &Session, note: Message) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(_) if session.check_open().is_err() => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_servers::RabbitMq;
+
+    use super::super::AmqpQueue;
+    use super::*;
+    use crate::{Address, OpenOptions, QueueUrl};
+
+    #[test]
+    fn notes_that_are_not_heard_wait_at_the_broker() {
+        let server = RabbitMq::shared().unwrap();
+        let url: QueueUrl = format!("{}?queue=slow-ear", server.url()).parse().unwrap();
+        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = OpenOptions::default();
+            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+            let core = queue.core();
+            let session = core.session().await.unwrap();
+            let (_channel, consumer) = listen(core, &session).await.unwrap();
+            let n_notes = 4 * u64::from(WINDOW);
+            let notes = (0..n_notes).map(|_| core.note("note", "x")).collect();
+            session.publish(notes).await.unwrap();
+            let ear = [consumer.queue().as_str().to_owned()];
+            // Confirmed before they are handed over; what is here is not in the count.
+            sleep(Duration::from_secs(1)).await;
+            let n_waiting = session.counts(&ear).await.unwrap()[0];
+            assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
+        });
     }
 }

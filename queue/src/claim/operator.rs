@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use tracing::warn;
 
 use super::reference::Reference;
-use super::{Claim, delete};
-use crate::{DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Result};
+use super::store::Store;
+use super::{ABREAST, Claim, delete};
+use crate::{DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Queue, Result};
 
 /// Dead letters that are looked at in one go when all are deleted.
 const PAGE: usize = 256;
@@ -67,14 +69,18 @@ impl Operator for Claim {
         self.queue.state(id).await
     }
 
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        self.queue.has_gone_on(id).await
+    }
+
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
         let steps = self.queue.purge_waiting().await?;
-        let store = Arc::clone(&self.store);
+        let (queue, store) = (Arc::clone(&self.queue), Arc::clone(&self.store));
         let purged = steps.then(move |step| {
-            let store = Arc::clone(&store);
+            let (queue, store) = (Arc::clone(&queue), Arc::clone(&store));
             async move {
                 let Purged { n_jobs, referring } = step?;
-                delete(&store, referring.iter().filter_map(key_of).collect()).await;
+                delete_bodies(&queue, &store, referring).await;
                 Ok(Purged { n_jobs, referring: Vec::new() })
             }
         });
@@ -88,25 +94,42 @@ fn key_of(job: &Job) -> Option<String> {
     Reference::of_job(job, key).ok().map(|reference| reference.key)
 }
 
+/// Deletes the bodies of jobs that are gone, but for those that have gone on to another queue: there
+/// they are needed.
+pub(super) async fn delete_bodies(queue: &Queue, store: &Store, jobs: Vec<Job>) {
+    let keys = stream::iter(jobs).map(|job| async move {
+        let key = key_of(&job)?;
+        match queue.has_gone_on(&job.id).await {
+            Ok(has_gone_on) => Some(key).filter(|_| !has_gone_on),
+            Err(error) => {
+                warn!(key, %error, "a body was not deleted; the store's lifecycle rules may");
+                None
+            }
+        }
+    });
+    let keys: Vec<_> = keys.buffered(ABREAST).collect().await;
+    delete(store, keys.into_iter().flatten().collect()).await;
+}
+
 impl Claim {
     async fn purge_letters(&self, letters: Vec<DeadLetter>) -> Result<u64> {
-        let (mut plain, mut keys, mut n_purged) = (Vec::new(), Vec::new(), 0);
-        for letter in &letters {
-            let Some(key) = key_of(&letter.job) else {
-                plain.push(letter.job.id.clone());
+        let (mut plain, mut referring, mut n_purged) = (Vec::new(), Vec::new(), 0);
+        for DeadLetter { job, .. } in letters {
+            if key_of(&job).is_none() {
+                plain.push(job.id);
                 continue;
-            };
+            }
             // One by one: a letter that was put back meanwhile still needs its body.
-            let n_gone = self.queue.purge(Some(std::slice::from_ref(&letter.job.id))).await?;
+            let n_gone = self.queue.purge(Some(std::slice::from_ref(&job.id))).await?;
             if n_gone == 1 {
-                keys.push(key);
+                referring.push(job);
             }
             n_purged += n_gone;
         }
         if !plain.is_empty() {
             n_purged += self.queue.purge(Some(&plain)).await?;
         }
-        delete(&self.store, keys).await;
+        delete_bodies(&self.queue, &self.store, referring).await;
         Ok(n_purged)
     }
 }

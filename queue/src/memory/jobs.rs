@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::follow::Standing;
 use crate::{
-    Attempt, Behavior, ByPriority, DeadLetter, Delivery, Depth, Error, ErrorKind, Job, JobId,
-    JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
+    Attempt, Behavior, ByPriority, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind, Job,
+    JobId, JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
     WorkerId,
 };
 
@@ -310,11 +310,8 @@ impl Jobs {
 
     /// The next moment at which time alone makes a job ready.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
-        let due = self
-            .line
-            .values()
-            .filter_map(|entry| entry.free_at().filter(|at| *at > now && !entry.job.expired(*at)));
-        due.min()
+        let due = |entry: &Entry| entry.free_at().filter(|at| *at > now && !entry.job.expired(*at));
+        self.line.values().filter_map(due).min()
     }
 
     /// What is known of the job under this id.
@@ -355,6 +352,15 @@ impl Jobs {
         let waiting = self.line.iter().filter(|(_, entry)| entry.waits(now));
         let places: Vec<_> = waiting.map(|(place, _)| *place).collect();
         places.into_iter().filter_map(|place| Some(self.remove(place)?.job)).collect()
+    }
+
+    /// Deletes dead letters that are too old, and returns their jobs.
+    pub(super) fn purge_old(&mut self, now: Timestamp, elsewhere: Elsewhere) -> Vec<Job> {
+        let Some(ttl) = self.behavior.dead_ttl else { return Vec::new() };
+        let letters = self.dead().into_iter().rev();
+        let old = letters.take_while(|one| one.died_at + ttl <= now && elsewhere.lets_go(&one.job));
+        let old: Vec<_> = old.map(|letter| letter.job.id).collect();
+        self.remove_dead(Some(&old)).into_iter().map(|entry| entry.job).collect()
     }
 
     /// The newest first.

@@ -248,7 +248,7 @@ impl Consumer {
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
         let is_sure = |told: &Told| !told.is_empty() || told.n_servers() <= 1;
-        let told = depth::look(|| self.look(), is_sure).await?;
+        let (told, waited) = depth::look(|| self.look(), is_sure).await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,6 +259,7 @@ impl Backlog for Consumer {
             // Stored by the server's clock, as `ts` is.
             oldest_ready: oldest.map(|at| at.min(now)),
             done: Some(done),
+            waited,
             ..Depth::empty(now)
         })
     }

@@ -1,6 +1,7 @@
 //! The dead letters: one message each, on a subject made of its id.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use serde_json::json;
@@ -11,11 +12,15 @@ use super::entry::{Entry, Origin};
 use super::leases::Claims;
 use super::names::tick_now;
 use super::read::Kept;
-use super::settle::token_of;
-use crate::{DeadLetter, JobId, Priority, Result};
+use super::settle::{Ending, token_of};
+use crate::owed;
+use crate::{DeadLetter, Elsewhere, Job, JobId, Priority, Purged, Result};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
+
+/// Letters that are deleted in one go since they are old: one after the other, each with what it left.
+const OLD: u64 = 100;
 
 /// Letters that an operator means.
 enum Which {
@@ -52,7 +57,9 @@ impl NatsQueue {
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }
-                self.expire(&entry, kept.seq, delivered).await?;
+                let told_by = owed::sending_ends(shared.behavior.lease);
+                let ending = Ending { seq: kept.seq, delivered, told_by };
+                self.expire(&entry, ending).await?;
                 shared.api.delete(&shared.names.jobs, kept.seq).await?;
             }
         }
@@ -197,16 +204,48 @@ impl NatsQueue {
             if page.is_empty() {
                 return Ok(n_purged);
             }
-            let purged: Vec<_> = page.into_iter().map(|kept| self.forget(kept)).collect();
+            let purged: Vec<_> = page.into_iter().map(|kept| self.purge_one(kept)).collect();
             n_purged += in_order(purged).await?.into_iter().filter(|done| *done).count() as u64;
         }
     }
 
-    /// Forgets a dead job, its id and its key at once.
-    async fn forget(&self, kept: Kept) -> Result<bool> {
+    /// Deletes the oldest of those that died longer ago than this.
+    pub(super) async fn purge_old_dead(
+        &self,
+        ttl: Duration,
+        elsewhere: Elsewhere,
+    ) -> Result<Purged> {
         let shared = &*self.shared;
+        let (all, last) = (shared.names.subject("dead.*"), self.now() - ttl);
+        let (mut next, mut purged) = (1, Purged::default());
+        while purged.n_jobs < OLD {
+            let Some(kept) = shared.api.next(&shared.names.dead, next, &all).await? else { break };
+            let DeadLetter { job, died_at, .. } = self.letter(kept.clone());
+            if died_at > last || !elsewhere.lets_go(&job) {
+                break;
+            }
+            next = kept.seq + 1;
+            // First of all: one that was put back meanwhile is known for good reason.
+            if shared.api.delete(&shared.names.dead, kept.seq).await? {
+                let has_gone_on = self.forget_failure(&job.id).await?;
+                self.forget(&job).await?;
+                purged.add(job, has_gone_on);
+            }
+        }
+        Ok(purged)
+    }
+
+    /// Deletes a dead letter. What is known of it is forgotten before: where this is cut short, the next
+    /// purge meets it again.
+    async fn purge_one(&self, kept: Kept) -> Result<bool> {
         let seq = kept.seq;
-        let job = self.letter(kept).job;
+        self.forget(&self.letter(kept).job).await?;
+        self.shared.api.delete(&self.shared.names.dead, seq).await
+    }
+
+    /// Forgets a dead job, its id and its key at once.
+    async fn forget(&self, job: &Job) -> Result<()> {
+        let shared = &*self.shared;
         let name = token_of(&job.id);
         let subject = shared.names.subject(&format!("notes.purged.{name}"));
         shared.api.publish(&subject, HeaderMap::new(), bytes::Bytes::new()).await?;
@@ -217,7 +256,6 @@ impl NatsQueue {
         }
         self.forget_key(&self.id_subject(&job.id), &job.id).await?;
         let which = json!({ "filter": shared.names.subject(&format!("chunks.{name}.>")) });
-        shared.api.purge(&shared.names.results, &which).await?;
-        shared.api.delete(&shared.names.dead, seq).await
+        shared.api.purge(&shared.names.results, &which).await.map(drop)
     }
 }

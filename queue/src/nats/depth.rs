@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::ConsumerInfo;
@@ -24,20 +25,22 @@ const OTHER_LOOKS: [Duration; 4] = [
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 
-/// Looks, and looks again in steps while what is seen is not sure.
+/// Looks, and looks again in steps while what is seen is not sure; with how long it waited in between.
 pub(super) async fn look<T, F: Future<Output = Result<T>>>(
     once: impl Fn() -> F,
     is_sure: impl Fn(&T) -> bool,
-) -> Result<T> {
-    let mut seen = once().await?;
+) -> Result<(T, Duration)> {
+    let (mut seen, mut waited) = (once().await?, Duration::ZERO);
     for pause in OTHER_LOOKS {
         if is_sure(&seen) {
             break;
         }
+        let begin = Instant::now();
         tokio::time::sleep(pause).await;
+        waited += begin.elapsed();
         seen = once().await?;
     }
-    Ok(seen)
+    Ok((seen, waited))
 }
 
 impl NatsQueue {
@@ -46,7 +49,9 @@ impl NatsQueue {
         let is_sure = |(depth, ..): &(Depth, _, _)| {
             self.shared.replicas == 1 || depth.ready + depth.in_flight > 0
         };
-        let (mut depth, survey, consumers) = look(|| self.survey_depth(), is_sure).await?;
+        let (seen, waited) = look(|| self.survey_depth(), is_sure).await?;
+        let (mut depth, survey, consumers) = seen;
+        depth.waited = waited;
         if depth.ready > 0 {
             let (unread, n_more) = self.read_plain(&survey, &consumers).await?;
             let now = depth.as_of;

@@ -12,6 +12,8 @@ use super::api::in_order;
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, tick_now};
 use super::read::Kept;
+use super::settle::Ending;
+use crate::owed;
 use crate::{Error, ErrorKind, Priority, Result, Timestamp};
 
 /// Looks are this far apart at the least, where nothing is known to have changed.
@@ -133,7 +135,8 @@ impl NatsQueue {
         if ripe.is_empty() {
             return Ok(());
         }
-        let moves = ripe.iter().map(|subject| self.move_subject(subject)).collect();
+        let told_by = owed::sending_ends(self.shared.behavior.lease);
+        let moves = ripe.iter().map(|subject| self.move_subject(subject, told_by)).collect();
         let moved = in_order(moves).await.map(drop);
         if moved.is_err() {
             later.disturb();
@@ -159,12 +162,13 @@ impl NatsQueue {
         Ok(())
     }
 
-    pub(super) async fn move_subject(&self, subject: &str) -> Result<()> {
+    /// The same for the jobs of one subject; the replies of those that died are told by then.
+    pub(super) async fn move_subject(&self, subject: &str, told_by: Instant) -> Result<()> {
         let shared = &*self.shared;
         let (mut seq, mut failed) = (1, None);
         while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
             seq = kept.seq + 1;
-            match self.move_one(kept).await {
+            match self.move_one(kept, told_by).await {
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 Err(error) => failed = Some(error),
                 Ok(()) => {}
@@ -173,15 +177,16 @@ impl NatsQueue {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn move_one(&self, kept: Kept) -> Result<()> {
+    async fn move_one(&self, kept: Kept, told_by: Instant) -> Result<()> {
         let shared = &*self.shared;
+        let ending = Ending { seq: kept.seq, delivered: 1, told_by };
         let (entry, wrong) = self.entry_of(&kept);
         if let Some(wrong) = wrong {
-            self.bury(&entry, kept.seq, &wrong.to_string(), 1).await?;
+            self.bury(&entry, ending, &wrong.to_string()).await?;
         } else if entry.job.expired(self.now()) {
-            self.expire(&entry, kept.seq, 1).await?;
+            self.expire(&entry, ending).await?;
         } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
-            self.bury(&entry, kept.seq, "it cannot be put where workers look", 1).await?;
+            self.bury(&entry, ending, "it cannot be put where workers look").await?;
         }
         shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
     }

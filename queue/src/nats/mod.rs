@@ -39,10 +39,10 @@ use tokio::time::Instant;
 
 use crate::aside::Aside;
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase, Published,
-    Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp, Unsettled, WorkerId,
-    WorkerStatus,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase,
+    Published, Purged, Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp,
+    Unsettled, WorkerId, WorkerStatus,
 };
 use answers::Answered;
 use api::Api;
@@ -308,6 +308,13 @@ impl Broker for NatsQueue {
 
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.send(to, result, traceparent).await
+    }
+
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        match self.shared.behavior.dead_ttl {
+            Some(ttl) => self.purge_old_dead(ttl, elsewhere).await,
+            None => Ok(Purged::default()),
+        }
     }
 
     fn lease(&self) -> Duration {

@@ -15,7 +15,8 @@ use super::bell::Bell;
 use super::entry::{Entry, Origin};
 use super::leases::{Claims, Held, Token};
 use super::names::{LANES, Lane, tick};
-use super::settle::STILL_COUNTS;
+use super::settle::{Ending, STILL_COUNTS};
+use crate::owed;
 use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
@@ -53,6 +54,8 @@ impl Found {
 /// What a look brings.
 pub(super) struct Look {
     begin: Instant,
+    /// Until when replies may be sent: what was found waits for them.
+    told_by: Instant,
     pub(super) found: Vec<Found>,
     /// Lies above its priority, and waits for what else there is.
     pub(super) aside: Vec<Found>,
@@ -65,9 +68,10 @@ pub(super) struct Look {
 }
 
 impl Look {
-    fn begin(rests: bool) -> Self {
+    fn begin(rests: bool, lease: Duration) -> Self {
+        let (begin, told_by) = (Instant::now(), owed::sending_ends(lease));
         let (found, aside) = (Vec::new(), Vec::new());
-        Self { begin: Instant::now(), found, aside, rests, is_cut: false, failed: None }
+        Self { begin, told_by, found, aside, rests, is_cut: false, failed: None }
     }
 
     /// Whether what was found has waited long enough for what else there may be.
@@ -125,7 +129,8 @@ impl NatsQueue {
     async fn look(&self, max: usize) -> Result<Look> {
         // What is due may lie elsewhere than what is ready: it holds up none of that.
         let not_moved = self.move_due().await.err();
-        let mut look = Look::begin(self.shared.aside().rests(Instant::now()));
+        let rests = self.shared.aside().rests(Instant::now());
+        let mut look = Look::begin(rests, self.shared.behavior.lease);
         let order = if look.rests { RESTING } else { array::from_fn(|nth| nth) };
         let claims = OnceCell::new();
         let mut skipped = false;
@@ -171,8 +176,8 @@ impl NatsQueue {
             let seqs =
                 messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
             let is_empty = is_short && shared.sight.empty(nth, seqs);
-            let until = begin + shared.behavior.lease;
-            let admitted = messages.into_iter().map(|one| self.admit(one, lane, until, claims));
+            let times = (begin + shared.behavior.lease, look.told_by);
+            let admitted = messages.into_iter().map(|one| self.admit(one, lane, times, claims));
             // All at once: one that waits for an answer in vain holds up no other. And in order: of
             // two with the same key the first is to have it.
             for admitted in unconstrained(join_all(admitted)).await {
@@ -208,12 +213,13 @@ impl NatsQueue {
         (self.shared.behavior.lease / 8).clamp(CLEARING, 10 * CLEARING)
     }
 
-    /// A message as a job to run, unless it is none, or its time is over or has not come.
+    /// A message as a job to run, unless it is none, or its time is over or has not come: then a reply
+    /// may be sent until the second of these times. The first is the end of the lease.
     async fn admit(
         &self,
         message: Message,
         lane: Lane,
-        until: Instant,
+        (until, told_by): (Instant, Instant),
         claims: &OnceCell<Claims>,
     ) -> Result<Option<Found>> {
         let shared = &*self.shared;
@@ -240,13 +246,14 @@ impl NatsQueue {
         attempted.attempts += token.delivered - 1;
         let now = self.now();
         let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
+        let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         // What cannot be read may bear the id of a job that can.
         if !lane.is_back && self.is_repetition(&attempted, origin).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if let Some(wrong) = wrong {
-            self.bury(&attempted, token.seq, &wrong.to_string(), token.delivered).await?;
+            self.bury(&attempted, ending, &wrong.to_string()).await?;
         } else if attempted.job.expired(now) {
-            self.expire(&attempted, token.seq, token.delivered).await?;
+            self.expire(&attempted, ending).await?;
         } else if is_early {
             let due = attempted.job.headers.not_before;
             if self.put_back(&attempted, token.seq, due).await?.is_none() {

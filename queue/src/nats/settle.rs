@@ -23,6 +23,16 @@ const LONGEST_NOTE: usize = 256;
 pub(super) const STILL_COUNTS: &str =
     "counted, since the message leaves no room to write beside it that it was not tried";
 
+/// The message of a job that ends without a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) seq: u64,
+    /// How often it was handed out, this time included.
+    pub(super) delivered: u32,
+    /// Until when a reply may be sent: other jobs wait for that.
+    pub(super) told_by: Instant,
+}
+
 impl NatsQueue {
     pub(super) async fn settle_all(
         &self,
@@ -285,34 +295,29 @@ impl NatsQueue {
         Ok(shared.api.publish(&subject, headers, body).await?.seq)
     }
 
-    /// A job whose deadline has passed is dead, or done where its answer is there. Its message, which may
-    /// be removed then, was handed out so often, this time included.
-    pub(super) async fn expire(&self, entry: &Entry, seq: u64, delivered: u32) -> Result<()> {
+    /// A job whose deadline has passed is dead, or done where its answer is there. Its message may be
+    /// removed then.
+    pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<()> {
         let answer = self.answer(&entry.job.id).await?;
         let Some(answer) = answer.filter(|result| result.outcome.is_completed()) else {
-            return self.bury(entry, seq, "expired", delivered).await;
+            return self.bury(entry, ending, "expired").await;
         };
         let shared = &*self.shared;
         // Whoever gave the answer through this handle may still say so.
-        if let Some(held) = shared.leases.get(seq) {
+        if let Some(held) = shared.leases.get(ending.seq) {
             shared.leases.settle(&held.token, Done::Ack(Instant::now()));
         }
         // Whoever gave the answer was lost, perhaps before it told it.
-        if was_tried(entry, delivered) {
-            self.tell(entry, answer).await;
+        if was_tried(entry, ending.delivered) {
+            self.tell(entry, answer, ending.told_by).await;
         }
         Ok(())
     }
 
     /// Makes a dead letter of a job for which no worker has a word to say, and tells whoever waits for
     /// it; the rest as above.
-    pub(super) async fn bury(
-        &self,
-        entry: &Entry,
-        seq: u64,
-        reason: &str,
-        delivered: u32,
-    ) -> Result<()> {
+    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, reason: &str) -> Result<()> {
+        let Ending { seq, delivered, told_by } = ending;
         let now = self.now();
         self.make_dead(entry, seq, reason, now).await?;
         let id = &entry.job.id;
@@ -338,16 +343,17 @@ impl NatsQueue {
             }
         };
         if let Some(stored) = stored {
-            self.tell(entry, stored).await;
+            self.tell(entry, stored, told_by).await;
         }
         Ok(())
     }
 
-    /// Tells the stored result of a job to where it asked for a reply.
-    async fn tell(&self, entry: &Entry, stored: JobResult) {
+    /// Tells the stored result of a job to where it asked for a reply, by then or not at all.
+    async fn tell(&self, entry: &Entry, stored: JobResult, by: Instant) {
         let Some(owed) = Owed::new(&entry.job.headers, stored) else { return };
         let Owed { to, result, traceparent } = owed;
-        owed::note(&result.id, self.send(&to, &result, traceparent.as_deref()).await);
+        let sent = self.send(&to, &result, traceparent.as_deref());
+        owed::note(&result.id, owed::in_time(by, sent).await);
     }
 }
 

@@ -19,9 +19,10 @@ use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Mark, read_mark};
 use super::read::Kept;
-use super::settle::token_of;
+use super::settle::{Ending, token_of};
 use super::topology::window;
-use crate::{JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
+use crate::owed;
+use crate::{Job, JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
 
 /// Jobs that are read at the same time: their bodies may be large.
 const AT_ONCE: usize = 128;
@@ -107,7 +108,9 @@ impl NatsQueue {
         let last = moments.last().map_or(Timestamp::MIN, |moment| moment.until);
         let left = last.duration_since(self.now());
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
-        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject)).collect();
+        let told_by = owed::sending_ends(self.shared.behavior.lease);
+        let moves =
+            moments.iter().map(|moment| self.move_subject(&moment.subject, told_by)).collect();
         in_order(moves).await.map(drop)
     }
 
@@ -140,10 +143,11 @@ impl NatsQueue {
                 continue;
             }
             let Kept { seq, at, headers, .. } = kept;
-            // What is gone is somebody else's affair, and may have come again.
+            // In this order, see `forget_waiting`.
+            let has_gone_on = self.forget_waiting(&entry, &headers, (seq, at)).await?;
             if shared.api.delete(&shared.names.jobs, seq).await? {
-                let has_gone_on = self.forget_waiting(&entry, &headers, (seq, at)).await?;
-                purged.add(entry, has_gone_on);
+                shared.api.tell(&self.purged_subject(&entry.job.id), Bytes::new()).await;
+                purged.add(entry.job, has_gone_on);
             }
         }
         Ok((purged, Some(Moment { until, subject, next })))
@@ -170,7 +174,7 @@ impl NatsQueue {
         for (entry, has_gone_on) in all.into_iter().flatten() {
             // What was published while this went on is not meant; what was put back is.
             is_over |= entry.place > last;
-            purged.add(entry, has_gone_on);
+            purged.add(entry.job, has_gone_on);
         }
         if is_short && shared.sight.empty(nth, seqs.into_iter()) {
             let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
@@ -207,17 +211,24 @@ impl NatsQueue {
             return ack.await.map(|()| Some((entry, true)));
         }
         if is_dead {
-            self.expire(&entry, token.seq, token.delivered).await?;
+            let told_by = owed::sending_ends(shared.behavior.lease);
+            let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
+            self.expire(&entry, ending).await?;
             return ack.await.map(|()| None);
         }
-        // Sent in this order, and answered together.
-        let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at));
-        let (has_gone_on, ()) = tokio::try_join!(forgotten, ack)?;
+        // In this order, see `forget_waiting`.
+        let has_gone_on =
+            self.forget_waiting(&entry, &headers, (token.seq, token.stored_at)).await?;
+        ack.await?;
+        shared.api.tell(&self.purged_subject(&entry.job.id), Bytes::new()).await;
         Ok(Some((entry, has_gone_on)))
     }
 
-    /// Forgets the id and the key of a job that waits, and what its attempts left behind; whether it
-    /// has gone on to another queue.
+    /// Forgets the id and the key of a job that waits and is to be deleted then, and what its attempts
+    /// left behind; whether it has gone on to another queue.
+    ///
+    /// Where this is cut short, the next purge meets the job again. The other way round nobody would
+    /// ever forget what is known of it.
     async fn forget_waiting(
         &self,
         entry: &Entry,
@@ -244,9 +255,7 @@ impl NatsQueue {
             self.forget_mark(&self.id_subject(id), is_own).await?;
         }
         let is_tried = entry.attempts > 0 || entry.job.headers.body_ref.is_some();
-        let has_gone_on = is_tried && self.forget_failure(id).await?;
-        shared.api.tell(&self.purged_subject(id), Bytes::new()).await;
-        Ok(has_gone_on)
+        Ok(is_tried && self.forget_failure(id).await?)
     }
 
     /// Where who follows a job hears that it was purged. Nothing of it is kept: it is of no use to who
@@ -298,10 +307,10 @@ impl NatsQueue {
 }
 
 impl Purged {
-    fn add(&mut self, entry: Entry, has_gone_on: bool) {
+    pub(super) fn add(&mut self, job: Job, has_gone_on: bool) {
         self.n_jobs += 1;
-        let is_referring = entry.job.headers.body_ref.is_some() && !has_gone_on;
-        self.referring.extend(is_referring.then_some(entry.job));
+        let is_referring = job.headers.body_ref.is_some() && !has_gone_on;
+        self.referring.extend(is_referring.then_some(job));
     }
 }
 
@@ -309,6 +318,10 @@ impl Purged {
 impl Operator for NatsQueue {
     async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
         self.state_of(id).await
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        Ok(self.answer(id).await?.is_some_and(|found| found.moved_to().is_some()))
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

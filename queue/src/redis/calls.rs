@@ -1,10 +1,7 @@
 //! The ends of deliveries, the extension of leases, and replies.
 
-use std::time::Duration;
-
 use futures::{StreamExt, stream};
 use redis::{RedisError, Value};
-use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::keeper::Again;
@@ -24,9 +21,6 @@ const STEP: usize = 1000;
 
 /// Replies that are on their way at the same time.
 const ABREAST: usize = 64;
-
-/// How long all those may take that a script tells of.
-const SENDING: Duration = Duration::from_secs(5);
 
 impl Calls {
     /// Carries out verdicts.
@@ -104,18 +98,17 @@ impl Calls {
     }
 
     /// Sends the replies of jobs that ended in a script, which can write to no stream but the queue's.
-    /// What has not gone within half a lease, or [`SENDING`], does not go: the jobs that come along with
-    /// them are leased already.
+    /// What has not gone in time does not go.
     pub(super) async fn send_owed(&self, owed: Value) {
         // What another version wrote there is not worth the jobs that come along with it.
         let owed = list(owed).unwrap_or_default().into_iter().filter_map(|one| {
             read_owed(one).map_err(|error| debug!(%error, "a reply that is owed is not sent")).ok()
         });
-        let end = Instant::now() + SENDING.min(self.behavior.lease / 2);
+        let end = owed::sending_ends(self.behavior.lease);
         let replies = stream::iter(owed.flatten()).for_each_concurrent(ABREAST, async |owed| {
             let Owed { to, result, traceparent } = owed;
             let reply = self.reply(&to, &result, traceparent.as_deref());
-            owed::note(&result.id, in_time(end, reply).await);
+            owed::note(&result.id, owed::in_time(end, reply).await);
         });
         replies.await;
     }
@@ -126,16 +119,6 @@ impl Calls {
             None => self.place.told(error),
         }
     }
-}
-
-/// What comes of a reply by then; one that would begin later does not.
-async fn in_time(end: Instant, reply: impl Future<Output = Result<()>>) -> Result<()> {
-    let sent = match Instant::now() < end {
-        true => timeout_at(end, reply).await.ok(),
-        false => None,
-    };
-    let words = "the replies before it took too long";
-    sent.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, words)))
 }
 
 /// Why a reply cannot go there, where this is about the stream and not about the server. A move that
@@ -186,19 +169,7 @@ fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
-
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn replies_that_do_not_go_keep_the_jobs_beside_them_only_so_long() {
-        let begin = Instant::now();
-        let end = begin + SENDING;
-        assert!(in_time(end, ready(Ok(()))).await.is_ok());
-        assert!(in_time(end, pending()).await.is_err());
-        assert_eq!(begin.elapsed(), SENDING);
-        assert!(in_time(end, ready(Ok(()))).await.is_err(), "it is not begun");
-    }
 
     #[test]
     fn only_what_a_wait_may_mend_is_unavailable_to_a_reply() {

@@ -1,5 +1,7 @@
 //! Jobs that failed for good.
 
+use std::time::Duration;
+
 use redis::Value;
 
 use super::Calls;
@@ -7,7 +9,8 @@ use super::keeper::Again;
 use super::receive::{Stored, stored};
 use super::script;
 use super::value::{garbled, int, list, moment, small, text};
-use crate::{Attempt, DeadLetter, JobId, Result};
+use super::waiting::known;
+use crate::{Attempt, DeadLetter, Elsewhere, JobId, Purged, Result};
 
 /// Names that one script takes at most: others wait for the server.
 const STEP: usize = 500;
@@ -78,6 +81,22 @@ impl Calls {
         let args = ["named".to_owned(), id.to_string()];
         let step = self.letters("show", &args, Again::Yes).await?;
         list(step.found)?.into_iter().next().map(letter).transpose()
+    }
+
+    /// Deletes the oldest of those that died longer ago than this.
+    pub(super) async fn purge_old(&self, ttl: Duration, elsewhere: Elsewhere) -> Result<Purged> {
+        let elsewhere = match elsewhere {
+            Elsewhere::Stop => "stop",
+            Elsewhere::Take => "take",
+        };
+        let args = [ttl.as_millis().to_string(), elsewhere.to_owned()];
+        // Sent twice, the bodies of what the first one deleted would stay.
+        let step = self.letters("old", &args, Again::No).await?;
+        let mut parts = list(step.found)?.into_iter();
+        let mut next = || parts.next().ok_or_else(|| garbled("a step of a purge"));
+        let n_jobs = u64::try_from(int(&next()?)?).unwrap_or_default();
+        let referring = list(next()?)?.into_iter().map(known).collect::<Result<_>>()?;
+        Ok(Purged { n_jobs, referring })
     }
 
     /// Puts back or deletes, in small steps between which the server does other things.

@@ -34,8 +34,7 @@ impl Calls {
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
             ready_by_priority: Some(by),
             first_deadline: moment(deadline),
-            done: None,
-            as_of: now,
+            ..Depth::empty(now)
         };
         let read: Vec<Value> = list(entries)?;
         let read = read.into_iter().map(|entry| Ok(Stranger::read(entry, -ahead)?.job));

@@ -51,9 +51,9 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Receipt,
-    RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Unsettled,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Purged,
+    Receipt, RedisAddress, Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Unsettled,
     WorkerStatus,
 };
 use connect::Place;
@@ -224,6 +224,13 @@ impl Broker for RedisQueue {
 
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         self.calls().reply(to, result, traceparent).await
+    }
+
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        match self.calls().behavior.dead_ttl {
+            Some(ttl) => self.calls().purge_old(ttl, elsewhere).await,
+            None => Ok(Purged::default()),
+        }
     }
 
     fn lease(&self) -> Duration {

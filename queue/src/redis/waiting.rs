@@ -48,7 +48,8 @@ impl Calls {
     }
 }
 
-fn known(value: Value) -> Result<Job> {
+/// Reads a job as scripts hand it out.
+pub(super) fn known(value: Value) -> Result<Job> {
     Ok(stored(&mut list(value)?.into_iter())?.job)
 }
 
@@ -75,6 +76,10 @@ impl Operator for RedisQueue {
         let known = [Waiting, Delayed, Running, Dead, Done, Unknown];
         let state = known.into_iter().find(|state| state.word() == told);
         state.map(Some).ok_or_else(|| garbled("the state of a job"))
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        Ok(self.calls().result(id).await?.is_some_and(|found| found.moved_to().is_some()))
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -62,8 +62,7 @@ pub(super) fn depth(
             .flatten()
             .min()
             .map(moment),
-        done: None,
-        as_of: now,
+        ..Depth::empty(now)
     })
 }
 

@@ -41,9 +41,9 @@ use tokio::time::Instant;
 use crate::follow;
 use crate::owed::Owed;
 use crate::{
-    Backlog, Behavior, Broker, Clock, Delivery, Depth, Error, ErrorKind, Frame, Info, Job, JobId,
-    JobResult, Link, Missing, OpenOptions, Published, Receipt, Result, ResultStore, Settled,
-    Settlement, Stored, Synchronous, Unsettled, Warning, WorkerStatus,
+    Backlog, Behavior, Broker, Clock, Delivery, Depth, Elsewhere, Error, ErrorKind, Frame, Info,
+    Job, JobId, JobResult, Link, Missing, OpenOptions, Published, Purged, Receipt, Result,
+    ResultStore, Settled, Settlement, Stored, Synchronous, Unsettled, Warning, WorkerStatus,
 };
 use claim::{Claim, Claimed};
 use dead::{Step, Ttls, Which};
@@ -329,6 +329,13 @@ impl Broker for SqliteQueue {
         let (to, traceparent) = (to.to_owned(), traceparent.map(str::to_owned));
         let owed = Owed { to, result: result.clone(), traceparent };
         self.write(move |tx, now| reply::reply(tx, now, &owed)).await
+    }
+
+    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+        match self.shared.behavior.dead_ttl {
+            Some(ttl) => self.letters(move |tx, now| waiting::old(tx, now, (ttl, elsewhere))).await,
+            None => Ok(Purged::default()),
+        }
     }
 
     fn lease(&self) -> Duration {

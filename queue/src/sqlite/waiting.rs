@@ -1,5 +1,7 @@
 //! Jobs that wait: where one is, and the purge of all.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -8,9 +10,9 @@ use rusqlite::{Connection, OptionalExtension};
 use super::dead::STEP;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
-use super::tx::{Millis, State, Tx, moment};
+use super::tx::{Millis, State, Tx, moment, span};
 use super::{SqliteQueue, results};
-use crate::{Headers, Job, JobId, JobState, Operator, Purged, Result};
+use crate::{Elsewhere, Headers, Job, JobId, JobState, Operator, Purged, Result, ResultStore};
 
 /// Jobs that wait are found by what they wait for; the places of those that were published before
 /// the purge began are no higher than `last`.
@@ -101,6 +103,32 @@ fn delete(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<Option<Job>> {
     Ok(Some(job).filter(|job| job.headers.body_ref.is_some()))
 }
 
+/// Deletes the next dead letters that died longer ago than this.
+pub(super) fn old(
+    tx: &mut Tx<'_>,
+    now: Millis,
+    (ttl, elsewhere): (Duration, Elsewhere),
+) -> Outcome<Purged> {
+    let sql = "SELECT n, died_at, headers LIKE '%body_ref%'
+               FROM jobs INDEXED BY jobs_dead JOIN payloads USING (n)
+               WHERE queue = ?1 AND state = 3 ORDER BY place LIMIT ?2";
+    let found: Vec<(i64, Millis, bool)> = tx
+        .sql(sql)?
+        .query_map((tx.queue, STEP as i64), |row| row.try_into())?
+        .collect::<Result<_, _>>()?;
+    let last = now - span(ttl);
+    // In the order in which they died, so that no more than a step is looked at.
+    let may_go = |(_, died_at, is_referring): &&(i64, Millis, bool)| {
+        *died_at <= last && (elsewhere == Elsewhere::Take || !is_referring)
+    };
+    let mut purged = Purged::default();
+    for (n, ..) in found.iter().take_while(may_go) {
+        purged.n_jobs += 1;
+        purged.referring.extend(delete(tx, now, *n)?);
+    }
+    Ok(purged)
+}
+
 /// Where the job under this id is.
 fn state(db: &Connection, queue: i64, now: Millis, id: &JobId) -> Outcome<JobState> {
     type Row = (Option<State>, Option<Millis>, Option<Millis>);
@@ -138,6 +166,10 @@ impl Operator for SqliteQueue {
         let (now, id) = (self.now(), id.clone());
         let look = move |db: &_, queue| state(db, queue, now, &id);
         self.shared.reader.run(look).await.map(Some)
+    }
+
+    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
+        Ok(self.get(id).await?.is_some_and(|found| found.moved_to().is_some()))
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

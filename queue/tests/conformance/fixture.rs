@@ -69,7 +69,7 @@ pub trait Fixture: Send + Sync {
 /// Where time does not have to pass for real.
 pub fn behavior() -> Behavior {
     let lease = Duration::from_secs(30);
-    Behavior { lease, result_ttl: lease * 4, key_ttl: lease * 4, max_ready: None }
+    Behavior { lease, result_ttl: lease * 4, key_ttl: lease * 4, dead_ttl: None, max_ready: None }
 }
 
 impl dyn Fixture + '_ {

@@ -308,7 +308,8 @@ async fn walk(url: QueueUrl, steps: &[Step]) -> Result<(), TestCaseError> {
 /// Leases end and names are forgotten within a walk; results and their pieces stay to be compared.
 fn behavior(max_ready: Option<u64>) -> Behavior {
     let seconds = Duration::from_secs;
-    Behavior { lease: seconds(4), result_ttl: seconds(3600), key_ttl: seconds(15), max_ready }
+    let (lease, result_ttl, key_ttl) = (seconds(4), seconds(3600), seconds(15));
+    Behavior { lease, result_ttl, key_ttl, dead_ttl: None, max_ready }
 }
 
 #[test]

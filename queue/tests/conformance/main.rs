@@ -30,6 +30,7 @@ mod redrive;
 mod release;
 mod replies;
 mod results;
+mod retention;
 mod retry;
 mod settle;
 mod states;
@@ -156,6 +157,14 @@ promises! {
         what_plain_clients_published_is_deleted_too
         an_expired_job_is_a_dead_letter_and_not_deleted
         a_job_says_where_it_is_as_far_as_its_broker_can_tell;
+    retention:
+        old_dead_letters_go_and_young_ones_stay
+        dead_letters_are_kept_for_ever_unless_it_is_asked_for
+        a_job_that_was_put_back_is_not_old
+        an_old_dead_letter_leaves_nothing_behind
+        who_follows_an_old_dead_letter_is_told
+        bodies_that_lie_elsewhere_are_told_or_left_with_their_letters
+        the_record_that_a_job_has_gone_on_outlives_its_letter;
     redrive:
         a_job_put_back_starts_at_its_first_attempt_with_its_history
         jobs_are_put_back_behind_what_was_published_in_the_order_they_died

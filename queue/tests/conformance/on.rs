@@ -98,7 +98,8 @@ pub fn amqp(test: &'static str, promise: Promise) {
 /// the lease of a queue that is told none.
 fn real() -> Time {
     let lease = Duration::from_secs(4);
-    let behavior = Behavior { lease, result_ttl: lease * 2, key_ttl: lease * 2, max_ready: None };
+    let (result_ttl, key_ttl) = (lease * 2, lease * 2);
+    let behavior = Behavior { lease, result_ttl, key_ttl, ..Behavior::default() };
     Time::Real { behavior, lag: Duration::from_secs(20) }
 }
 

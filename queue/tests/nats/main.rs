@@ -11,6 +11,7 @@ mod large;
 mod marks;
 mod order;
 mod outage;
+mod purge;
 mod strangers;
 mod topology;
 mod welcome;

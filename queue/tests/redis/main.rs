@@ -11,6 +11,7 @@ mod hosts;
 mod keys;
 mod moments;
 mod outages;
+mod owed;
 mod silence;
 mod strangers;
 mod tls;

@@ -28,6 +28,8 @@ use tonic::{Code, Status, Streaming};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
     Well,
+    /// Says only after another look that nothing is there, as a cluster does.
+    Unsure,
     Broken,
     /// Takes calls and never answers.
     Hung,
@@ -67,7 +69,7 @@ impl Fickle {
 async fn answer(mood: &watch::Sender<Mood>) -> Result<()> {
     let now = *mood.borrow();
     match now {
-        Mood::Well => Ok(()),
+        Mood::Well | Mood::Unsure => Ok(()),
         Mood::Broken => Err(Error::new(ErrorKind::Unavailable, "broken by the test")),
         Mood::Hung => std::future::pending().await,
     }
@@ -114,8 +116,14 @@ impl Drop for Seen {
 #[async_trait]
 impl Backlog for Seen {
     async fn depth(&self) -> Result<Depth> {
+        const WAIT: Duration = Duration::from_millis(100);
         answer(&self.broker.mood).await?;
-        self.queue.depth().await
+        let depth = self.queue.depth().await?;
+        if depth.ready > 0 || *self.broker.mood.borrow() != Mood::Unsure {
+            return Ok(depth);
+        }
+        tokio::time::sleep(WAIT).await;
+        Ok(Depth { waited: WAIT, ..self.queue.depth().await? })
     }
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {

@@ -10,7 +10,7 @@ use ebb_scaler::ScalerArgs;
 use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 
-use crate::kit::{Kit, args, ends_with_ok, object, publish, publish_delayed, report, said};
+use crate::kit::{Kit, Mood, args, ends_with_ok, object, publish, publish_delayed, report, said};
 
 /// Looks only when told to, or when something falls due: the first look by itself is after a tenth
 /// of this at the earliest, and no test waits that long for a word.
@@ -35,6 +35,26 @@ async fn an_arrival_is_told_within_50_ms_at_the_median() {
     }
     times.sort();
     assert!(times[4] < Duration::from_millis(50), "{times:?}");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn an_arrival_just_after_a_look_that_waited_is_told_soon() {
+    let kit = Kit::start(ScalerArgs { repeat: Duration::from_secs(60), ..unhurried() }).await;
+    kit.broker.feel(Mood::Unsure);
+    let mut times = Vec::new();
+    for n in 0..5 {
+        let name = format!("q{n}");
+        let queue = kit.broker.queue(&name);
+        let mut stream = kit.stream(&object(&[("queue", &name)])).await;
+        assert_eq!(said(&mut stream).await, Some(false));
+        let published = Instant::now();
+        publish(&queue, 1).await;
+        assert_eq!(said(&mut stream).await, Some(true));
+        times.push(published.elapsed());
+    }
+    times.sort();
+    assert!(times[2] < Duration::from_millis(150), "{times:?}");
     kit.stop().await;
 }
 

@@ -1,6 +1,7 @@
 -- New jobs, one per eight arguments: id, headers with a line feed and the body, lane, when it was
 -- published, deadline, due, key, cost; what is missing is empty.
 local FIELDS = 8
+local LONG = 65536 -- to read less than this for its headers takes no time
 
 local function sketch(nth)
   local whole_job, lane, published, deadline, due, name, cost = unpack(ARGV, nth + 1, nth + 7)
@@ -37,6 +38,7 @@ end
 
 local function admit(one, at)
   local id, job = one.id, one.job
+  if #one.text > LONG then job.q = string.match(one.text, '^[^\n]*') end
   place(job, at)
   set('jobs', id, one.text)
   if job.k then set('keys', job.k, id) end

@@ -23,7 +23,7 @@ local function take_in()
   end
   if #all == 0 then return end
   redis.call('XDEL', inbox, unpack(entries))
-  local failures, last = results_of({}, {}, {}, {}), -1
+  local failures, failed, last = results_of({}, {}, {}, {}), {}, -1
   for nth, found in ipairs(known_as(all)) do
     if not found then
       local one = all[nth]
@@ -34,11 +34,12 @@ local function take_in()
         flush()
         bury(one.id, one.job, one.wrong)
         add_failure(failures, one.id, 0, one.wrong)
+        failed[#failed + 1] = one.job
       end
     end
   end
   flush()
-  fail(failures, result_ttl)
+  fail(failures, failed, result_ttl)
   tell_answers(failures.ids)
 end
 

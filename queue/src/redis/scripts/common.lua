@@ -32,11 +32,13 @@ end
 -- The life of a job: w where it is (L line, D delayed, X delayed beyond its deadline, H held, Z dead),
 -- s its place with its priority, e when it was published, d its deadline, a attempts, t the last lease,
 -- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z when it died,
--- y true where it is older than what stands before it in its priority.
+-- y true where it is older than what stands before it in its priority, q its headers where its body is
+-- long: nobody has to read that for their sake.
 local function unpacked(text)
-  local w, s, e, d, a, t, o, u, k, c, h, r, z, y = cmsgpack.unpack(text)
+  local w, s, e, d, a, t, o, u, k, c, h, r, z, y, q = cmsgpack.unpack(text)
   return {
     w = w, s = s, e = e, d = d, a = a, t = t, o = o, u = u, k = k, c = c, h = h, r = r, z = z, y = y,
+    q = q,
   }
 end
 
@@ -109,13 +111,13 @@ end
 
 local function packed(job)
   -- Most jobs have no more than this, and each value costs time.
-  if not (job.k or job.c or job.h or job.r or job.y) then
+  if not (job.k or job.c or job.h or job.r or job.y or job.q) then
     if not (job.d or job.a or job.t or job.o or job.u) then return cmsgpack.pack(job.w, job.s, job.e) end
     return cmsgpack.pack(job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u)
   end
   return cmsgpack.pack(
     job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u, job.k, job.c, job.h, job.r, job.z,
-    job.y
+    job.y, job.q
   )
 end
 
@@ -396,10 +398,32 @@ end
 -- Replies that the caller is to send, of jobs that ended here: id, stored result, and headers.
 local owed = {}
 
--- Notes that a job is owed a reply, if it asked for one and has a result of this outcome. Bodies may be
--- large, so jobs are read one by one.
-local function owe(id, wanted)
-  local headers = string.match(redis.call('HGET', key('jobs'), id) or '', '^[^\n]*')
+-- The headers of a job. Where they are not beside its life, its body is short, or was published by an
+-- older version; jobs are read one by one all the same.
+local function headers_of(id, job)
+  return job.q or string.match(redis.call('HGET', key('jobs'), id) or '', '^[^\n]*')
+end
+
+-- Forgets what the attempts of a job left behind, but for an answer and for the record that it has gone on;
+-- says whether it has.
+local function leave_nothing(id)
+  local outcome, part = fate_of(id)
+  local is_elsewhere = has_gone_on(id, outcome, part)
+  if outcome ~= 'completed' and not is_elsewhere then
+    if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
+    if part then drop(part, id); drop('fates', id) end
+  end
+  return is_elsewhere
+end
+
+-- A job whose body lies elsewhere, for whoever deletes that.
+local function referring_job(id, job)
+  return { id, job.a or 0, job.e, job.d and 1 or 0, redis.call('HGET', key('jobs'), id) }
+end
+
+-- Notes that a job is owed a reply, if it asked for one and has a result of this outcome.
+local function owe(id, job, wanted)
+  local headers = headers_of(id, job)
   if not string.find(headers, '"reply_to"', 1, true) then return end
   local outcome, part = fate_of(id)
   local result = outcome == wanted and redis.call('HGET', key(part), id)
@@ -408,9 +432,9 @@ end
 
 -- Stores failures of jobs that nobody answers for. A worker that was lost may have stored another before,
 -- and not have told it.
-local function fail(failures, ttl)
+local function fail(failures, jobs, ttl)
   answer(failures, ttl)
-  for _, id in ipairs(failures.ids) do owe(id, 'failed') end
+  for nth, id in ipairs(failures.ids) do owe(id, jobs[nth], 'failed') end
 end
 
 local function tell_arrival() redis.call('PUBLISH', key('arrivals'), '') end
@@ -471,24 +495,25 @@ local function end_late(late, result_ttl, key_ttl)
     if one[2].d ~= other[2].d then return one[2].d < other[2].d end
     return one[2].s % LANE < other[2].s % LANE
   end)
-  local told, done, done_jobs, failures = {}, {}, {}, results_of({}, {}, {}, {})
+  local told, done, done_jobs, failed, failures = {}, {}, {}, {}, results_of({}, {}, {}, {})
   for nth, one in ipairs(late) do
     local id, job = one[1], one[2]
     told[nth] = id
     if completed(id) then
       -- Whoever gave the answer died before the ack, and perhaps before it told it.
       done[#done + 1], done_jobs[#done_jobs + 1] = id, job
-      owe(id, 'completed')
+      owe(id, job, 'completed')
     else
       record_crash(job)
       job.t = nil
       bury(id, job, 'expired')
       add_failure(failures, id, job.a or 0, 'expired')
+      failed[#failed + 1] = job
     end
   end
   flush()
   finish(done, done_jobs, key_ttl)
-  fail(failures, result_ttl)
+  fail(failures, failed, result_ttl)
   tell_answers(told)
 end
 

@@ -1,7 +1,9 @@
--- ARGV: time, result_ttl, key_ttl, what to do (list, show, redrive, purge), then for list: the rank below
+-- ARGV: time, result_ttl, key_ttl, what to do (list, show, redrive, purge, old), then for list: the rank below
 -- which to go on or empty, how many; for redrive and purge of all: `all`, the rank after which to go on,
--- the last rank or empty; for show, redrive and purge of some: `named`, ids.
--- Answers {whether to ask again at once, letters or number, rank to go on from or -1, last rank, replies
+-- the last rank or empty; for show, redrive and purge of some: `named`, ids; for old, which deletes the
+-- oldest: of what age, and whether to `stop` before one whose body lies elsewhere, or to `take` it.
+-- Answers {whether to ask again at once, letters or number, of old {number, jobs whose bodies lie elsewhere
+-- and are of use to no other queue}, rank to go on from or -1, last rank, replies
 -- that are owed}.
 local STEP = 500
 local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -27,6 +29,27 @@ if verb == 'list' then
   return { 0, letters(ids), tonumber(rest or -1), -1, owed }
 end
 if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1, owed } end
+
+local function purge_old(age, elsewhere)
+  local taken, referring = {}, {}
+  -- In the order in which they died, so that no more than a step is looked at.
+  local oldest = redis.call('ZRANGE', key('dead'), 0, STEP - 1)
+  for nth, job in ipairs(load_jobs(oldest)) do
+    local id = oldest[nth]
+    if not job or job.z > now - age then break end
+    local is_referring = string.find(headers_of(id, job), '"body_ref"', 1, true)
+    if is_referring and elsewhere == 'stop' then break end
+    taken[nth] = id
+    if not leave_nothing(id) and is_referring then
+      referring[#referring + 1] = referring_job(id, job)
+    end
+    forget(id, job)
+  end
+  flush()
+  tell_answers(taken)
+  return { 0, { #taken, referring }, -1, -1, owed }
+end
+if verb == 'old' then return purge_old(tonumber(ARGV[5]), ARGV[6]) end
 
 local ids, rest, last = {}, -1, -1
 if ARGV[5] == 'all' then
@@ -56,11 +79,7 @@ for nth, job in ipairs(load_jobs(ids)) do
       job.a, job.t, job.r, job.z = nil, nil, nil, nil
       -- Else the job would die again at once.
       if expired(job) then job.d = nil end
-      local outcome, part = fate_of(id)
-      if outcome ~= 'completed' and not has_gone_on(id, outcome, part) then
-        redis.call('DEL', key('chunks:' .. id))
-        if part then drop(part, id); drop('fates', id) end
-      end
+      leave_nothing(id)
       wait(id, job)
       save(id, job)
     end

@@ -3,7 +3,7 @@
 -- and 3 for places beyond all), the delayed (4), those delayed beyond their deadline (5), the inbox (6).
 -- Answers {how many, next part or -1, how many of its first stay, last place, last entry, jobs whose bodies
 -- lie elsewhere and are of use to no other queue, replies that are owed}.
-local STEP, SOME = 500, 50
+local STEP = 500
 local part, n_spared, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 -- What is published while the steps go on is not meant.
 last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
@@ -39,27 +39,17 @@ final = part < 3 and whole(final) or '+inf'
 first = part < 4 and whole(first) or '-inf'
 local ids = redis.call('ZRANGE', key(name), first, final, 'BYSCORE', 'LIMIT', n_spared, STEP)
 local taken, referring = {}, {}
-for from = 1, #ids, SOME do
-  -- Bodies may be large: only those of some are here at a time.
-  local some = { unpack(ids, from, math.min(from + SOME - 1, #ids)) }
-  local texts_of = fetch('jobs', some)
-  for nth, job in ipairs(load_jobs(some)) do
-    local id, text = some[nth], texts_of[nth]
-    if not job or (part >= 4 and job.s % LANE > last) then
-      n_spared = n_spared + 1
-    else
-      taken[#taken + 1] = id
-      forget(id, job)
-      local outcome, results = fate_of(id)
-      local is_elsewhere = has_gone_on(id, outcome, results)
-      if not is_elsewhere and text and string.find(string.match(text, '^[^\n]*'), '"body_ref"', 1, true) then
-        referring[#referring + 1] = { id, job.a or 0, job.e, job.d and 1 or 0, text }
-      end
-      if outcome ~= 'completed' and not is_elsewhere then
-        if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
-        if results then drop(results, id); drop('fates', id) end
-      end
+for nth, job in ipairs(load_jobs(ids)) do
+  local id = ids[nth]
+  if not job or (part >= 4 and job.s % LANE > last) then
+    n_spared = n_spared + 1
+  else
+    taken[#taken + 1] = id
+    local is_elsewhere = leave_nothing(id)
+    if not is_elsewhere and string.find(headers_of(id, job), '"body_ref"', 1, true) then
+      referring[#referring + 1] = referring_job(id, job)
     end
+    forget(id, job)
   end
 end
 flush()

@@ -1,0 +1,28 @@
+//! The seam between what a generator does with logits and how they are computed.
+
+use crate::InferError;
+
+/// The layers of a decoder on one kind of device.
+pub(crate) trait Forward {
+    /// The keys and values of one sequence in all layers. Dropping it gives its memory back.
+    type Cache;
+
+    /// A cache of a sequence of which nothing was read.
+    fn cache(&mut self) -> Self::Cache;
+
+    /// Reads tokens behind those that each cache has read.
+    ///
+    /// Returns the logits behind the last token of each feed that wants them, one row of the
+    /// vocabulary's size after the other, in the order of the feeds.
+    fn forward(&mut self, feeds: &mut [Feed<'_, Self::Cache>]) -> Result<Vec<f32>, InferError>;
+}
+
+/// What one sequence reads in one pass.
+pub(crate) struct Feed<'a, C> {
+    /// What it has read before.
+    pub(crate) cache: &'a mut C,
+    /// What it reads now, at least one token.
+    pub(crate) tokens: &'a [u32],
+    /// Whether the logits behind the last of them are wanted.
+    pub(crate) wants: bool,
+}

@@ -1,0 +1,148 @@
+//! Dead letters may be kept for a while only; then they go with all that they left.
+
+use std::time::Duration;
+
+use ebb_queue::{Behavior, Elsewhere, JobId, JobResult, JobState, Queue, Settled};
+
+use crate::fixture::{Fixture, publish, settle, soon};
+
+pub async fn old_dead_letters_go_and_young_ones_stay(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    die(fixture, &queue, &["a", "b"]).await;
+    fixture.assert_counts(&queue, [0, 0, 0, 2]).await;
+    assert_eq!(purge_old(&queue).await, 0, "they are young");
+    fixture.pass_by(ttl(fixture)).await;
+    die(fixture, &queue, &["young"]).await;
+    fixture.publish(&queue, &["runs"]).await;
+    let running = fixture.take_one(&queue).await;
+    fixture.publish(&queue, &["waits"]).await;
+    let other = fixture.again("two").await;
+    assert_eq!(purge_old(&other).await, 2);
+    assert_eq!(purge_old(&queue).await, 0);
+    fixture.assert_counts(&queue, [1, 1, 0, 1]).await;
+    let letters = queue.list(9).await.unwrap();
+    assert_eq!(letters[0].job.id.as_str(), "young");
+    assert_eq!(settle(&queue, running.ack()).await, Settled::Held);
+    assert_eq!(fixture.take_one(&queue).await.job.id.as_str(), "waits");
+}
+
+pub async fn dead_letters_are_kept_for_ever_unless_it_is_asked_for(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    die(fixture, &queue, &["a"]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    assert_eq!(purge_old(&queue).await, 0);
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+}
+
+pub async fn a_job_that_was_put_back_is_not_old(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    die(fixture, &queue, &["a", "b"]).await;
+    fixture.assert_counts(&queue, [0, 0, 0, 2]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    let a: JobId = "a".parse().unwrap();
+    assert_eq!(queue.redrive(Some(std::slice::from_ref(&a))).await.unwrap(), 1);
+    assert_eq!(purge_old(&queue).await, 1, "the other one");
+    let again = fixture.take_one(&queue).await;
+    assert_eq!((again.job.id.as_str(), again.attempt), ("a", 1));
+    // It died a moment ago, whenever it died first.
+    settle(&queue, again.reject("bad again")).await;
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+    assert_eq!(purge_old(&queue).await, 0);
+    assert!(queue.show(&a).await.unwrap().is_some());
+}
+
+pub async fn an_old_dead_letter_leaves_nothing_behind(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    let job = fixture.job("a", &[("ebb-key", "k")]);
+    publish(&queue, job.clone()).await;
+    let delivery = fixture.take_one(&queue).await;
+    queue.chunk(&job.id, 1, 0, "old".into()).await.unwrap();
+    queue.put(&fixture.failed("a", 1, "bad")).await.unwrap();
+    settle(&queue, delivery.reject("bad")).await;
+    fixture.pass_by(ttl(fixture)).await;
+    assert_eq!(purge_old(&queue).await, 1);
+    assert_eq!(queue.get(&job.id).await.unwrap(), None);
+    // A broker that cannot tell says so.
+    let state = queue.state(&job.id).await.unwrap();
+    assert_eq!(state.unwrap_or(JobState::Unknown), JobState::Unknown);
+    for again in [job.clone(), fixture.job("b", &[("ebb-key", "k")])] {
+        assert!(!publish(&queue, again.clone()).await.duplicate, "{} is new", again.id);
+        let delivery = fixture.take_one(&queue).await;
+        assert_eq!((delivery.attempt, &delivery.job), (1, &again));
+        settle(&queue, delivery.reject("bad")).await;
+        assert_eq!(queue.purge(None).await.unwrap(), 1);
+    }
+}
+
+pub async fn who_follows_an_old_dead_letter_is_told(fixture: &dyn Fixture) {
+    let (queue, other) = (keeping(fixture).await, fixture.again("client").await);
+    die(fixture, &queue, &["a"]).await;
+    let mut followed = other.follow(&"a".parse().unwrap(), 0).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), soon(&mut followed)).await;
+    assert!(early.is_err(), "nothing is known yet");
+    fixture.pass_by(ttl(fixture)).await;
+    assert_eq!(purge_old(&queue).await, 1);
+    assert!(soon(&mut followed).await.is_none(), "nothing can come");
+}
+
+pub async fn bodies_that_lie_elsewhere_are_told_or_left_with_their_letters(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    die(fixture, &queue, &["whole"]).await;
+    publish(&queue, fixture.job("referring", &[("ebb-body-ref", "bodies/it")])).await;
+    fixture.kill(&queue, "bad").await;
+    die(fixture, &queue, &["behind"]).await;
+    fixture.assert_counts(&queue, [0, 0, 0, 3]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    let purged = queue.purge_old(Elsewhere::Stop).await.unwrap();
+    assert_eq!((purged.n_jobs, purged.referring.len()), (1, 0), "what has a body of its own");
+    fixture.assert_counts(&queue, [0, 0, 0, 2]).await;
+    let purged = queue.purge_old(Elsewhere::Take).await.unwrap();
+    let told: Vec<_> = purged.referring.iter().map(|job| job.headers.body_ref.as_deref()).collect();
+    assert_eq!((purged.n_jobs, told), (2, vec![Some("bodies/it")]));
+    assert_eq!(purged.referring[0].id.as_str(), "referring");
+}
+
+pub async fn the_record_that_a_job_has_gone_on_outlives_its_letter(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    let id: JobId = "a".parse().unwrap();
+    publish(&queue, fixture.job("a", &[("ebb-body-ref", "bodies/it")])).await;
+    assert!(!queue.has_gone_on(&id).await.unwrap());
+    queue.put(&JobResult::moved(id.clone(), "other", fixture.now())).await.unwrap();
+    fixture.kill(&queue, "lost").await;
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    let purged = queue.purge_old(Elsewhere::Take).await.unwrap();
+    assert_eq!((purged.n_jobs, purged.referring.len()), (1, 0), "the other queue needs the body");
+    assert!(queue.has_gone_on(&id).await.unwrap());
+}
+
+/// A queue that keeps its dead letters for a while only.
+async fn keeping(fixture: &dyn Fixture) -> Queue {
+    let dead_ttl = Some(ttl(fixture));
+    fixture.fresh_with(Behavior { dead_ttl, ..fixture.behavior() }).await
+}
+
+/// Jobs of these names that die one after the other.
+async fn die(fixture: &dyn Fixture, queue: &Queue, names: &[&str]) {
+    for name in names {
+        fixture.publish(queue, &[name]).await;
+        fixture.kill(queue, "bad").await;
+    }
+}
+
+fn ttl(fixture: &dyn Fixture) -> Duration {
+    fixture.lease()
+}
+
+/// Deletes what is old, as a worker does that has no store of payloads.
+async fn purge_old(queue: &Queue) -> u64 {
+    let mut n_purged = 0;
+    loop {
+        let purged = queue.purge_old(Elsewhere::Stop).await.unwrap();
+        assert!(purged.referring.is_empty());
+        if purged.n_jobs == 0 {
+            return n_purged;
+        }
+        n_purged += purged.n_jobs;
+    }
+}
