@@ -40,7 +40,7 @@ mod trace;
 #[cfg(feature = "cpu")]
 mod warm;
 
-pub use codec::{Answer, BadJob, Codec, EchoCodec, Spent};
+pub use codec::{Answer, BadJob, Codec, EchoCodec, Next, Spent, Step};
 #[cfg(feature = "cpu")]
 pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
 pub use config::{WorkerArgs, store_apart};
