@@ -60,7 +60,7 @@ pub trait Codec: Send + Sync + 'static {
     /// When the job can never be answered: which field, and the remedy.
     fn decode(&self, job: &Job) -> Result<(Self::Input, Self::Asked), BadJob>;
 
-    /// How much of the device a job takes.
+    /// How much of the device a job takes, in its next turn where it takes several.
     fn size(&self, input: &Self::Input) -> Size;
 
     /// What follows a turn of the model. Runs after each, and once only; `asked` may keep what was
