@@ -1,8 +1,9 @@
 //! The models Ebb runs and the device they run on; the only crate that knows burn.
 //!
 //! This file is the seam: [`Model`], what can go wrong, and the name of a device.
-//! With the feature `cpu` (on by default) come the sentence [`encoder`](bert) and the anomaly
-//! [`sentinel`]; without it only [`echo`], [`pull`] and the [`catalog`] are built, in seconds.
+//! With the feature `cpu` (on by default) come the sentence [`encoder`](bert), the
+//! [`generator`](causal) and the anomaly [`sentinel`]; without it only [`echo`], [`pull`] and the
+//! [`catalog`] are built, in seconds.
 
 pub mod bert;
 pub mod catalog;

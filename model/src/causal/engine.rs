@@ -41,7 +41,10 @@ struct Kept<C> {
 
 /// What becomes of a sequence of the batch.
 enum Place<C> {
+    /// Without a pass.
     Told(Result<Turn, ItemError>),
+    /// For room.
+    Waits,
     Grows(Growing<C>),
 }
 
@@ -90,54 +93,43 @@ impl<F: Forward> Engine<F> {
             self.kept.clear();
             return Err(error);
         }
-        Ok(places.into_iter().map(|place| self.leave(place)).collect())
+        let places = places.into_iter().zip(batch);
+        Ok(places.map(|(place, sequence)| self.leave(place, sequence)).collect())
     }
 
     /// Takes what is kept of the sequences that are to grow, and makes room for them.
     fn enter(&mut self, batch: &[Sequence]) -> Vec<Place<F::Cache>> {
-        let refused = |sequence: &Sequence| self.refused(sequence);
-        let mut told: Vec<Option<Result<Turn, ItemError>>> = batch.iter().map(refused).collect();
-        let open = |told: &[Option<_>]| -> Vec<usize> {
-            (0..told.len()).filter(|place| told[*place].is_none()).collect()
-        };
-        let candidates = open(&told);
-        let needs: Vec<u64> = candidates.iter().map(|place| self.need(&batch[*place])).collect();
+        let mut places: Vec<_> = batch.iter().map(|sequence| self.refused(sequence)).collect();
+        let is_open = |place: &usize| places[*place].is_none();
+        let open: Vec<usize> = (0..batch.len()).filter(is_open).collect();
+        let needs: Vec<u64> = open.iter().map(|place| self.need(&batch[*place])).collect();
         let rooms = plan::rooms(&needs, self.limits.cache_bytes);
         let mut taken = 0u64;
-        for ((place, need), has_room) in candidates.iter().zip(&needs).zip(rooms) {
+        for ((place, need), has_room) in open.iter().zip(&needs).zip(rooms) {
             if has_room {
                 taken = taken.saturating_add(*need);
             } else {
-                let n_read = self.kept.get(&batch[*place].key).map_or(0, |it| it.read.len());
-                told[*place] = Some(Ok(Turn { n_read, ..Turn::default() }));
+                places[*place] = Some(Place::Waits);
             }
         }
-        // Those that were told of their end are not kept, and others only beside those that grow.
-        let grows = |told: &Option<_>| told.is_none();
-        let mut entering = HashMap::new();
-        for (sequence, told) in batch.iter().zip(&told) {
-            let waits = matches!(told, Some(Ok(Turn { ended: None, .. })));
-            if !waits && let Some(kept) = self.kept.remove(&sequence.key) {
-                entering.insert(sequence.key, kept);
-            }
-        }
+        // What is kept of those that wait stays where it is, as far as there is room.
+        let take = |(sequence, place): (&Sequence, &Option<Place<_>>)| match place {
+            Some(Place::Waits) => None,
+            _ => self.kept.remove(&sequence.key),
+        };
+        let kept: Vec<Option<Kept<_>>> = batch.iter().zip(&places).map(take).collect();
         self.make_room(self.limits.cache_bytes.saturating_sub(taken));
-        let mut places = Vec::with_capacity(batch.len());
-        for (sequence, told) in batch.iter().zip(told) {
-            let kept = entering.remove(&sequence.key).filter(|_| grows(&told));
-            places.push(match told {
-                Some(told) => Place::Told(told),
-                None => Place::Grows(self.growing(sequence, kept)),
-            });
-        }
-        places
+        let grows = |((place, sequence), kept): ((Option<Place<_>>, _), _)| {
+            place.unwrap_or_else(|| Place::Grows(self.growing(sequence, kept)))
+        };
+        places.into_iter().zip(batch).zip(kept).map(grows).collect()
     }
 
     /// What a sequence is told that does not grow at all.
-    fn refused(&self, sequence: &Sequence) -> Option<Result<Turn, ItemError>> {
+    fn refused(&self, sequence: &Sequence) -> Option<Place<F::Cache>> {
         let Limits { vocabulary, positions, .. } = self.limits;
         let Sequence { tokens, n_prompt, max_new, .. } = sequence;
-        let error = |message: String| Some(Err(ItemError::new(message)));
+        let error = |message: String| Some(Place::Told(Err(ItemError::new(message))));
         if *n_prompt == 0 || tokens.len() < *n_prompt {
             return error("prompt is empty; it must have at least one token".to_owned());
         }
@@ -153,7 +145,7 @@ impl<F: Forward> Engine<F> {
         }
         let ended = Some(Ended::Length);
         let is_long = tokens.len() - n_prompt >= *max_new || tokens.len() >= positions;
-        is_long.then_some(Ok(Turn { ended, ..Turn::default() }))
+        is_long.then_some(Place::Told(Ok(Turn { ended, ..Turn::default() })))
     }
 
     /// Bytes that a sequence may have by the end of this turn.
@@ -177,10 +169,7 @@ impl<F: Forward> Engine<F> {
 
     fn growing(&mut self, sequence: &Sequence, kept: Option<Kept<F::Cache>>) -> Growing<F::Cache> {
         let tokens = &sequence.tokens;
-        // There must be a token left to read: behind it come the logits.
-        let goes_on =
-            |kept: &Kept<_>| kept.read.len() < tokens.len() && tokens.starts_with(&kept.read);
-        let (cache, n_read) = match kept.filter(goes_on) {
+        let (cache, n_read) = match kept.filter(|kept| kept.goes_on(tokens)) {
             Some(kept) => (kept.cache, kept.read.len()),
             None => (self.forward.cache(), 0),
         };
@@ -195,7 +184,7 @@ impl<F: Forward> Engine<F> {
         loop {
             let growing = places.iter_mut().filter_map(|place| match place {
                 Place::Grows(growing) if growing.end.is_none() => Some(growing),
-                Place::Grows(_) | Place::Told(_) => None,
+                Place::Grows(_) | Place::Waits | Place::Told(_) => None,
             });
             let mut growing: Vec<&mut Growing<F::Cache>> = growing.collect();
             if growing.is_empty() {
@@ -232,9 +221,14 @@ impl<F: Forward> Engine<F> {
     }
 
     /// What a sequence gained; what it has read is kept where it goes on.
-    fn leave(&mut self, place: Place<F::Cache>) -> Result<Turn, ItemError> {
+    fn leave(&mut self, place: Place<F::Cache>, of: &Sequence) -> Result<Turn, ItemError> {
         let Growing { mut sequence, cache, n_read, n_before, end } = match place {
             Place::Told(told) => return told,
+            Place::Waits => {
+                let kept = self.kept.get(&of.key).filter(|kept| kept.goes_on(&of.tokens));
+                let n_read = kept.map_or(0, |kept| kept.read.len());
+                return Ok(Turn { n_read, ..Turn::default() });
+            }
             Place::Grows(growing) => growing,
         };
         let ended = end.transpose()?;
@@ -245,6 +239,14 @@ impl<F: Forward> Engine<F> {
             self.kept.insert(sequence.key, kept);
         }
         Ok(Turn { tokens, ended, n_read })
+    }
+}
+
+impl<C> Kept<C> {
+    /// Whether these tokens go on where it ends. There must be one left to read: behind it come the
+    /// logits.
+    fn goes_on(&self, tokens: &[u32]) -> bool {
+        self.read.len() < tokens.len() && tokens.starts_with(&self.read)
     }
 }
 

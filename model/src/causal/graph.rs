@@ -110,6 +110,15 @@ impl Graph {
         self.pool.bound(bytes);
     }
 
+    /// Makes numbers of a token's vector that are not finite.
+    #[cfg(test)]
+    pub(crate) fn spoil(&mut self, token: usize) {
+        let row = self.words.clone().narrow(0, token, 1) * f32::NAN;
+        let at = self.indices(&[token as i32]);
+        let words = self.words.clone();
+        self.words = words.select_assign(0, at, row, burn::tensor::IndexingUpdateOp::Assign);
+    }
+
     fn run(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
         for feed in feeds.iter_mut() {
             let n_tokens = feed.cache.n_read + feed.tokens.len();

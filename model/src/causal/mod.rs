@@ -7,6 +7,8 @@ mod engine;
 mod forward;
 #[cfg(feature = "cpu")]
 mod generator;
+#[cfg(all(feature = "cpu", test))]
+mod golden_tests;
 #[cfg(feature = "cpu")]
 mod graph;
 #[cfg(feature = "cpu")]

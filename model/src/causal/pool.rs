@@ -119,6 +119,8 @@ impl Drop for Cache {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
 
     fn pool() -> Pool {
@@ -150,11 +152,10 @@ mod tests {
     fn growing_keeps_what_was_written() {
         let mut pool = pool();
         let mut cache = pool.cache();
-        let at =
-            |rows: Vec<i32>| Tensor::<1, Int>::from_data(&rows[..], (&pool.device, DType::I32));
         pool.reserve(&mut cache, 1);
         let row = Tensor::<2>::from_data([[3.0, 4.0]], &pool.device);
-        let place = at(vec![cache.row(0)]);
+        let place = TensorData::new(vec![cache.row(0)], [1]);
+        let place = Tensor::<1, Int>::from_data(place, (&pool.device, DType::I32));
         pool.write(1, place.clone(), row);
         pool.reserve(&mut cache, 5 * BLOCK);
         let found = pool.read(1, place).into_data().try_into_vec::<f32>().unwrap();
