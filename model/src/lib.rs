@@ -6,6 +6,7 @@
 
 pub mod bert;
 pub mod catalog;
+pub mod causal;
 mod checkpoint;
 mod device;
 pub mod echo;
