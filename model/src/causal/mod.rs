@@ -3,6 +3,8 @@
 mod config;
 #[cfg(feature = "cpu")]
 mod forward;
+#[cfg(feature = "cpu")]
+mod packed;
 mod turn;
 #[cfg(feature = "cpu")]
 mod weights;

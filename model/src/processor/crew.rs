@@ -32,7 +32,7 @@ pub(crate) trait Phased: Send + Sync + 'static {
 /// If a piece does; others may still be at theirs then.
 pub(crate) fn run<W: Phased>(work: &Arc<W>, n_phases: usize) {
     let n_pieces = (0..n_phases).map(|phase| work.pieces(phase)).max().unwrap_or(0);
-    let n_members = n_pieces.min(rayon::current_num_threads());
+    let n_members = n_pieces.clamp(1, rayon::current_num_threads());
     let crew = Arc::new(Crew {
         work: Arc::clone(work),
         n_phases,
