@@ -16,6 +16,8 @@ mod json;
 mod mapped;
 #[cfg(feature = "cpu")]
 mod probe;
+#[cfg(feature = "cpu")]
+mod processor;
 pub mod pull;
 mod safetensors;
 pub mod sentinel;

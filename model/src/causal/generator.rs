@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, Limits};
 use super::forward::{Feed, Forward};
 use super::graph::Graph;
+use super::packed::Packed;
 use super::{Sequence, Source, Turn};
 use crate::probe::Probe;
 use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
@@ -39,13 +40,15 @@ pub struct Generator {
 impl std::fmt::Debug for Generator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Generator");
-        debug.field("device", &self.probe.device).field("limits", &self.limits());
+        debug.field("device", &self.probe.device).field("limits", &self.way.limits());
         debug.finish_non_exhaustive()
     }
 }
 
 /// How it runs.
 enum Way {
+    /// On a processor, with weights that were packed.
+    Packed(Engine<Packed>),
     /// By burn's operations.
     Graph(Engine<Graph>),
 }
@@ -67,8 +70,11 @@ impl Generator {
             pass_tokens: PASS_TOKENS,
             cache_bytes: CACHE_BYTES,
         };
-        let graph = Graph::load(&config, &reader, device)?;
-        let way = Way::Graph(Engine::new(graph, limits));
+        let way = if device.launches || !Packed::suits() {
+            Way::Graph(Engine::new(Graph::load(&config, &reader, device)?, limits))
+        } else {
+            Way::Packed(Engine::new(Packed::load(&config, &reader)?, limits))
+        };
         Ok(Self { way, turn: TURN, positions, probe }.with_cache_bytes(CACHE_BYTES))
     }
 
@@ -76,13 +82,11 @@ impl Generator {
     /// once. What a device needs while it computes comes on top.
     #[must_use]
     pub fn with_cache_bytes(mut self, bytes: u64) -> Self {
-        let limits = Limits { cache_bytes: bytes, positions: self.positions, ..self.limits() };
-        match &mut self.way {
-            Way::Graph(engine) => {
-                engine.forward.bound(bytes);
-                engine.bound(limits);
-            }
+        let limits = Limits { cache_bytes: bytes, positions: self.positions, ..self.way.limits() };
+        if let Way::Graph(engine) = &mut self.way {
+            engine.forward.bound(bytes);
         }
+        self.way.bound(limits);
         self
     }
 
@@ -96,17 +100,15 @@ impl Generator {
     /// Reads at most so many tokens in a pass, as long as no more sequences than that grow.
     #[must_use]
     pub fn with_pass_tokens(mut self, n_tokens: NonZeroUsize) -> Self {
-        let limits = Limits { pass_tokens: n_tokens.get(), ..self.limits() };
-        match &mut self.way {
-            Way::Graph(engine) => engine.bound(limits),
-        }
+        let limits = Limits { pass_tokens: n_tokens.get(), ..self.way.limits() };
+        self.way.bound(limits);
         self
     }
 
     /// Tokens that a sequence may have here, its prompt counted: what the model was made for, or fewer
     /// where more of one sequence do not fit in the bytes of keys and values.
     pub fn positions(&self) -> usize {
-        self.limits().positions
+        self.way.limits().positions
     }
 
     /// The device and its type of numbers, for people.
@@ -121,15 +123,27 @@ impl Generator {
     /// When the device does not read them, when their numbers are not finite, or when those of a text
     /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        let Limits { vocabulary, positions, .. } = self.limits();
+        let Limits { vocabulary, positions, .. } = self.way.limits();
+        let probe = &self.probe;
         match &mut self.way {
-            Way::Graph(engine) => warm_up(&mut engine.forward, vocabulary, positions, &self.probe),
+            Way::Packed(engine) => warm_up(&mut engine.forward, vocabulary, positions, probe),
+            Way::Graph(engine) => warm_up(&mut engine.forward, vocabulary, positions, probe),
+        }
+    }
+}
+
+impl Way {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Packed(engine) => engine.limits(),
+            Self::Graph(engine) => engine.limits(),
         }
     }
 
-    fn limits(&self) -> Limits {
-        match &self.way {
-            Way::Graph(engine) => engine.limits(),
+    fn bound(&mut self, limits: Limits) {
+        match self {
+            Self::Packed(engine) => engine.bound(limits),
+            Self::Graph(engine) => engine.bound(limits),
         }
     }
 }
@@ -186,6 +200,7 @@ impl Model for Generator {
         let start = Instant::now();
         let mut is_over = || start.elapsed() >= self.turn;
         match &mut self.way {
+            Way::Packed(engine) => engine.turn(batch, &mut is_over),
             Way::Graph(engine) => engine.turn(batch, &mut is_over),
         }
     }

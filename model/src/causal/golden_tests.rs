@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::forward::{Feed, Forward};
 use super::graph::Graph;
+use super::packed::Packed;
 use super::source::Source;
 use crate::{DeviceChoice, Dtype};
 
@@ -79,8 +80,11 @@ fn check<F: Forward>(forward: &mut F, name: &str, piece: usize, tolerance: f32) 
 fn logits_are_those_of_transformers_in_pieces_of_any_size() {
     for name in MODELS {
         let mut graph = graph(name, None);
+        let Source { config, reader } = Source::open(&data(name)).unwrap();
+        let mut packed = Packed::load(&config, &reader).unwrap();
         for piece in [1, 7, 50, 1000] {
             check(&mut graph, name, piece, TOLERANCE);
+            check(&mut packed, name, piece, TOLERANCE);
         }
     }
 }

@@ -14,6 +14,8 @@ mod graph;
 #[cfg(feature = "cpu")]
 mod groups;
 #[cfg(feature = "cpu")]
+mod packed;
+#[cfg(feature = "cpu")]
 mod plan;
 #[cfg(feature = "cpu")]
 mod pool;
