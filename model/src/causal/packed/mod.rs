@@ -31,36 +31,36 @@ pub(crate) struct Packed {
 
 /// What a pass reads.
 #[derive(Debug)]
-pub(super) struct Decoder {
-    pub(super) config: Config,
+struct Decoder {
+    config: Config,
     /// Of [`Config::frequencies`].
-    pub(super) frequencies: Vec<f32>,
+    frequencies: Vec<f32>,
     /// The table of embeddings, where the logits are not made with it.
     words: Option<Panels>,
-    pub(super) layers: Vec<Layer>,
-    pub(super) norm: Vec<f32>,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
     /// What makes logits.
-    pub(super) head: Panels,
+    head: Panels,
 }
 
 /// One transformer layer.
 #[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) attention_norm: Vec<f32>,
+struct Layer {
+    attention_norm: Vec<f32>,
     /// The queries' heads, then the keys', then the values'.
-    pub(super) heads: Vec<Panels>,
+    heads: Vec<Panels>,
     /// Of all heads, or empty.
-    pub(super) bias: Vec<f32>,
-    pub(super) query_norm: Vec<f32>,
-    pub(super) key_norm: Vec<f32>,
-    pub(super) out: Panels,
-    pub(super) out_bias: Vec<f32>,
-    pub(super) feed_norm: Vec<f32>,
+    bias: Vec<f32>,
+    query_norm: Vec<f32>,
+    key_norm: Vec<f32>,
+    out: Panels,
+    out_bias: Vec<f32>,
+    feed_norm: Vec<f32>,
     /// What is gated by SiLU.
-    pub(super) gate: Panels,
+    gate: Panels,
     /// What it is multiplied with.
-    pub(super) up: Panels,
-    pub(super) down: Panels,
+    up: Panels,
+    down: Panels,
 }
 
 impl Packed {
@@ -110,7 +110,7 @@ fn layer(n: usize, config: &Config, reader: &Reader) -> Result<Layer, LoadError>
 
 impl Decoder {
     /// The vector of a token.
-    pub(super) fn embedding(&self, token: u32) -> impl Iterator<Item = f32> {
+    fn embedding(&self, token: u32) -> impl Iterator<Item = f32> {
         self.words.as_ref().unwrap_or(&self.head).column(token as usize)
     }
 }
