@@ -48,9 +48,9 @@ impl std::fmt::Debug for Generator {
 /// How it runs.
 enum Way {
     /// On a processor, with weights that were packed.
-    Packed(Engine<Packed>),
+    Packed(Box<Engine<Packed>>),
     /// By burn's operations.
-    Graph(Engine<Graph>),
+    Graph(Box<Engine<Graph>>),
 }
 
 impl Generator {
@@ -71,9 +71,11 @@ impl Generator {
             cache_bytes: CACHE_BYTES,
         };
         let way = if device.launches || !Packed::suits() {
-            Way::Graph(Engine::new(Graph::load(&config, &reader, device)?, limits))
+            let graph = Graph::load(&config, &reader, device)?;
+            Way::Graph(Box::new(Engine::new(graph, limits)))
         } else {
-            Way::Packed(Engine::new(Packed::load(&config, &reader)?, limits))
+            let packed = Packed::load(&config, &reader)?;
+            Way::Packed(Box::new(Engine::new(packed, limits)))
         };
         Ok(Self { way, turn: TURN, positions, probe }.with_cache_bytes(CACHE_BYTES))
     }
@@ -205,3 +207,7 @@ impl Model for Generator {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "golden_tests.rs"]
+mod golden_tests;

@@ -1,14 +1,11 @@
 //! Logits against those that transformers made of the same tiny models (`tests/data/make_decoders.py`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::forward::{Feed, Forward};
-use super::graph::Graph;
-use super::packed::Packed;
-use super::source::Source;
-use crate::{DeviceChoice, Dtype};
+use super::*;
+use crate::Dtype;
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
 

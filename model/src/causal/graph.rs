@@ -127,7 +127,7 @@ impl Graph {
         let sizes: Vec<_> = feeds.iter().map(|it| (it.cache.n_read, it.tokens.len())).collect();
         let groups = groups(&sizes);
         let pass = self.pass(feeds, &groups);
-        let tokens = groups.iter().flat_map(|group| group.places());
+        let tokens = groups.iter().flat_map(Group::places);
         let tokens: Vec<i32> = tokens.map(|(feed, n)| feeds[feed].tokens[n] as i32).collect();
         let mut x = self.words.clone().select(0, self.indices(&tokens)).cast(DType::F32);
         for n in 0..self.layers.len() {
@@ -207,7 +207,7 @@ impl Graph {
         groups: &[Group],
     ) -> Result<Vec<f32>, InferError> {
         let mut last = vec![0; feeds.len()];
-        let places = groups.iter().flat_map(|group| group.places());
+        let places = groups.iter().flat_map(Group::places);
         places.enumerate().for_each(|(row, (feed, _))| last[feed] = row as i32);
         let wanted = feeds.iter().zip(last).filter(|(feed, _)| feed.wants);
         let wanted: Vec<i32> = wanted.map(|(_, row)| row).collect();
@@ -224,7 +224,7 @@ impl Graph {
 
     fn pass(&self, feeds: &[Feed<'_, Cache>], groups: &[Group]) -> Pass {
         let (mut rows, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new());
-        for (feed, n) in groups.iter().flat_map(|group| group.places()) {
+        for (feed, n) in groups.iter().flat_map(Group::places) {
             let cache = &*feeds[feed].cache;
             let place = cache.n_read + n;
             rows.push(cache.row(place));

@@ -7,8 +7,6 @@ mod engine;
 mod forward;
 #[cfg(feature = "cpu")]
 mod generator;
-#[cfg(all(feature = "cpu", test))]
-mod golden_tests;
 #[cfg(feature = "cpu")]
 mod graph;
 #[cfg(feature = "cpu")]

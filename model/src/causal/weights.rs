@@ -239,6 +239,9 @@ mod tests {
     use super::*;
     use crate::safetensors::to_bytes;
 
+    /// The name, shape and numbers of each.
+    type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
     fn config() -> Config {
         Config {
             architecture: "Qwen3ForCausalLM".to_owned(),
@@ -260,7 +263,7 @@ mod tests {
     }
 
     /// Every tensor of such a model, with numbers that tell them apart.
-    fn tensors(prefix: &str) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    fn tensors(prefix: &str) -> Tensors {
         let mut shapes = vec![
             (format!("{prefix}embed_tokens.weight"), vec![7, 6]),
             (format!("{prefix}norm.weight"), vec![6]),
@@ -356,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_tensor_that_is_missing_or_of_another_shape_is_named_before_any_is_read() {
-        let check = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>), says: &str| {
+        let check = |change: &dyn Fn(&mut Tensors), says: &str| {
             let mut tensors = tensors("model.");
             change(&mut tensors);
             let Err(error) = open(&tensors, &config()) else { panic!("{says}") };
@@ -364,7 +367,7 @@ mod tests {
             assert!(error.contains(says) && error.contains("model.safetensors"), "{error}");
         };
         let without = |name: &'static str| {
-            move |tensors: &mut Vec<(String, Vec<usize>, Vec<f32>)>| {
+            move |tensors: &mut Tensors| {
                 tensors.retain(|(full, ..)| !full.ends_with(name));
             }
         };
@@ -378,7 +381,7 @@ mod tests {
         {
             check(&without(name), &format!("{name} is missing; fetch"));
         }
-        let turned = |tensors: &mut Vec<(String, Vec<usize>, Vec<f32>)>| {
+        let turned = |tensors: &mut Tensors| {
             let is_out = |name: &str| name.ends_with("layers.1.self_attn.o_proj.weight");
             let out = tensors.iter_mut().find(|(name, ..)| is_out(name)).unwrap();
             out.1.reverse();
