@@ -108,7 +108,7 @@ impl Naive {
     }
 
     /// The heads of a row, normed if they are to be, and turned.
-    fn turned(&self, row: Vec<f64>, place: usize, norm: &str) -> Vec<f64> {
+    fn turned(&self, row: &[f64], place: usize, norm: &str) -> Vec<f64> {
         let half = self.config.head_width / 2;
         let frequencies = self.config.frequencies();
         let turn = |head: &[f64]| -> Vec<f64> {
@@ -174,7 +174,7 @@ impl Naive {
                 normed.iter().map(|row| self.dense(row, &name(part), qkv_bias)).collect()
             };
             let turned = |rows: Vec<Vec<f64>>, norm: &str| -> Vec<Vec<f64>> {
-                let turn = |(place, row)| self.turned(row, place, &name(norm));
+                let turn = |(place, row): (usize, Vec<f64>)| self.turned(&row, place, &name(norm));
                 rows.into_iter().enumerate().map(turn).collect()
             };
             let queries = turned(dense("self_attn.q_proj"), "self_attn.q_norm.weight");

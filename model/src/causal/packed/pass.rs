@@ -27,7 +27,7 @@ pub(super) fn run(decoder: &Arc<Decoder>, feeds: &[Feed<'_, Cache>]) -> Vec<f32>
     for feed in feeds {
         feed.cache.grow(feed.cache.n_tokens + feed.tokens.len());
     }
-    let pass = Arc::new(Pass::new(Arc::clone(decoder), cut, feeds));
+    let pass = Arc::new(Pass::new(decoder, cut, feeds));
     let n_layers = pass.decoder.layers.len();
     crew::run(&pass, PHASES * n_layers + 1);
     let width = pass.decoder.config.vocabulary;
@@ -110,7 +110,7 @@ impl Phased for Pass {
 }
 
 impl Pass {
-    fn new(decoder: Arc<Decoder>, cut: Rows, feeds: &[Feed<'_, Cache>]) -> Self {
+    fn new(decoder: &Arc<Decoder>, cut: Rows, feeds: &[Feed<'_, Cache>]) -> Self {
         let config = &decoder.config;
         let n_threads = rayon::current_num_threads();
         let n_blocks = cut.blocks.len();
@@ -134,7 +134,7 @@ impl Pass {
             hidden,
             inner,
             vocabulary,
-            decoder: Arc::clone(&decoder),
+            decoder: Arc::clone(decoder),
             cut,
         };
         let tokens: Vec<u32> = feeds.iter().flat_map(|feed| feed.tokens).copied().collect();
