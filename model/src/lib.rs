@@ -1,11 +1,13 @@
 //! The models Ebb runs and the device they run on; the only crate that knows burn.
 //!
 //! This file is the seam: [`Model`], what can go wrong, and the name of a device.
-//! With the feature `cpu` (on by default) come the sentence [`encoder`](bert) and the anomaly
-//! [`sentinel`]; without it only [`echo`], [`pull`] and the [`catalog`] are built, in seconds.
+//! With the feature `cpu` (on by default) come the sentence [`encoder`](bert), the
+//! [`generator`](causal) and the anomaly [`sentinel`]; without it only [`echo`], [`pull`] and the
+//! [`catalog`] are built, in seconds.
 
 pub mod bert;
 pub mod catalog;
+pub mod causal;
 mod checkpoint;
 mod device;
 pub mod echo;
@@ -14,6 +16,8 @@ mod json;
 mod mapped;
 #[cfg(feature = "cpu")]
 mod probe;
+#[cfg(feature = "cpu")]
+mod processor;
 pub mod pull;
 mod safetensors;
 pub mod sentinel;

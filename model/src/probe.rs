@@ -29,14 +29,30 @@ impl Probe {
             alone.extend(self.numbers(model, std::slice::from_ref(job), &numbers)?);
         }
         let together = self.numbers(model, batch, &numbers)?;
-        for (alone, beside) in alone.iter().zip(&together) {
+        self.compare(&alone, &together)
+    }
+
+    /// Holds the numbers of the first two items, which each ran alone, against those of all of them
+    /// together.
+    ///
+    /// # Errors
+    /// As those of [`Self::run`].
+    pub(crate) fn compare(
+        &self,
+        alone: &[Vec<f32>],
+        together: &[Vec<f32>],
+    ) -> Result<(), InferError> {
+        if together.len() < alone.len() {
+            return Err(self.failed("a text did not come back"));
+        }
+        for (alone, beside) in alone.iter().zip(together) {
             if !self.agree(alone, beside) {
                 return Err(self.failed("a text has other numbers alone than beside others"));
             }
         }
         // Such as zeros, or what an earlier forward left in memory. A share of 1 is that of a model
         // with one label, or without a doubt.
-        if let [first, second] = &alone[..]
+        if let [first, second] = alone
             && first.iter().zip(second).all(|(one, other)| one == other && *one != 1.0)
         {
             return Err(self.failed("two different texts have the same numbers"));

@@ -58,6 +58,10 @@ const BROKER_CLIENTS: &[&str] = &[
 
 /// Files that decide, and get time and chance as arguments.
 const PURE: &[&str] = &[
+    "model/src/causal/engine.rs",
+    "model/src/causal/groups.rs",
+    "model/src/causal/plan.rs",
+    "model/src/causal/sampler.rs",
     "worker/src/batcher.rs",
     "worker/src/bisect.rs",
     "worker/src/deletion/cost.rs",

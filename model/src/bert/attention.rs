@@ -9,7 +9,8 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::kernels::{LANES, WORTH_SPLITTING, exp};
+use super::kernels::WORTH_SPLITTING;
+use crate::processor::lanes::{LANES, exp};
 
 /// Rows of a tile: of keys, and of queries.
 const ROWS: usize = 6;

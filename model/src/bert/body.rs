@@ -2,9 +2,6 @@
 //! On the processor, and on a card that our own kernels suit, texts lie end to end and nothing is
 //! padded; any other device that launches kernels gets them side by side, in few shapes.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
 #[cfg(feature = "cuda")]
 use tracing::info;
 
@@ -17,9 +14,9 @@ use super::layers::Layers;
 use super::pool::Pick;
 use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
-use crate::device::Opened;
+use crate::device::{Opened, guarded};
 use crate::probe::Probe;
-use crate::{InferError, InferErrorKind, ItemError, Layout, LoadError};
+use crate::{InferError, ItemError, Layout, LoadError};
 
 /// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
@@ -186,17 +183,7 @@ impl Body {
             Way::Cuda(cuda) => cuda.encode(texts, pick, take),
             Way::SideBySide(graph) => {
                 let run = || side_by_side(graph, texts, self.config.positions, pick);
-                // Some of burn's backends panic where others answer with an error.
-                let ran = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-                    let failure = words(&*panic).map(graph::failure);
-                    match failure.filter(|it| it.kind() == InferErrorKind::OutOfMemory) {
-                        Some(out_of_memory) => Err(out_of_memory),
-                        None => resume_unwind(panic),
-                    }
-                });
-                if ran.as_ref().is_err_and(|it| it.kind() == InferErrorKind::OutOfMemory) {
-                    graph.free();
-                }
+                let ran = guarded(run, || graph.free());
                 ran?.iter().enumerate().for_each(|(place, picked)| take(place, picked));
                 Ok(())
             }
@@ -272,11 +259,6 @@ fn side_by_side(
         }
     }
     Ok(picked)
-}
-
-fn words(panic: &(dyn Any + Send)) -> Option<&str> {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }
 
 /// Cuts a list of texts into runs of at most so many tokens, or of one text.

@@ -14,7 +14,7 @@ use super::kernels::Norm;
 use super::pool::Pick;
 use super::shapes::{Part, Shape};
 use super::weights::{Dense, Embeddings, Layer, Reader};
-use crate::device::Opened;
+use crate::device::{Opened, failure};
 use crate::{InferError, LoadError};
 
 /// Added to the score of a place that pads: its share of a softmax becomes zero.
@@ -236,18 +236,6 @@ impl Output {
     }
 }
 
-/// What became of a forward, by the words of whoever failed: burn has no kinds of its own.
-pub(crate) fn failure(words: &str) -> InferError {
-    // The first line; below it come the callers.
-    let first = |from: &str| words.lines().find(|line| line.contains(from)).map(str::to_owned);
-    let no_memory = ["out of device memory", "can't allocate buffer", "Can't allocate"];
-    if let Some(line) = no_memory.iter().find_map(|mark| first(mark)) {
-        return InferError::OutOfMemory(line.trim().to_owned());
-    }
-    let lines: Vec<&str> = words.lines().map(str::trim).take(4).collect();
-    InferError::Device(lines.join(" "))
-}
-
 /// The tokens of a part as tables of a shape.
 struct Inputs {
     words: Vec<i32>,
@@ -329,38 +317,6 @@ impl Upload<'_> {
             up: self.linear(layer.up),
             down: self.linear(layer.down),
             output_norm: self.norm(&layer.output_norm),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::InferErrorKind;
-
-    #[test]
-    fn running_out_of_memory_is_told_from_other_failures() {
-        for (words, kind, says) in [
-            (
-                "An error happened during execution\nCaused by:\n  out of device memory allocating \
-                 4096 bytes\n  at a::b",
-                InferErrorKind::OutOfMemory,
-                "out of device memory: out of device memory allocating 4096 bytes",
-            ),
-            (
-                "can't allocate buffer of size: 99\nbacktrace",
-                InferErrorKind::OutOfMemory,
-                "buffer of size: 99",
-            ),
-            (
-                "The device is poisoned\nCaused by:\n  an illegal memory access",
-                InferErrorKind::Device,
-                "device failed: The device is poisoned Caused by: an illegal memory access",
-            ),
-        ] {
-            let error = failure(words);
-            assert_eq!(error.kind(), kind, "{words}");
-            assert!(error.to_string().ends_with(says), "{error}");
         }
     }
 }

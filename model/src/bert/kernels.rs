@@ -3,15 +3,13 @@
 //! Plain loops over fixed-width blocks, which the compiler turns into vector instructions;
 //! `pulp` picks the widest set the machine has. Texts lie end to end without padding.
 
-use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::config::Activation;
+use crate::processor::lanes::{exp, sum, widest};
 
-/// Numbers handled at once: a whole number of registers on every machine.
-pub(super) const LANES: usize = 16;
 /// Below so many numbers another thread costs more than it helps.
 pub(super) const WORTH_SPLITTING: usize = 1 << 14;
 
@@ -97,25 +95,6 @@ pub(crate) fn norm_here(rows: &mut [f32], norm: &Norm) {
     );
 }
 
-/// The exponential of a number that is not above zero, to 2e-7 of its value.
-#[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let scaled = x * LOG2_E;
-    // Not `f32::max`, which would make a number of a NaN.
-    let scaled = if scaled < -126.0 { -126.0 } else { scaled };
-    let shifted = scaled + ROUND;
-    let rest = scaled - (shifted - ROUND);
-    let mut power = 0.000_153_533_62;
-    for c in [0.001_339_887_5, 0.009_618_437, 0.055_503_324, 0.240_226_48, LN_2, 1.0] {
-        power = rest.mul_add(power, c);
-    }
-    // The whole part goes into the exponent bits; its low byte stands in `shifted`.
-    let exponent = shifted.to_bits().wrapping_add(127) << 23;
-    power * f32::from_bits(exponent)
-}
-
 /// `x` times the normal distribution at `x`, to 1e-6 of the larger of 1 and the result.
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
@@ -168,18 +147,6 @@ fn normalise(row: &mut [f32], norm: &Norm) {
     }
 }
 
-#[inline(always)]
-fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (blocks, rest) = row.as_chunks::<LANES>();
-    for block in blocks {
-        for (sum, x) in sums.iter_mut().zip(block) {
-            *sum += f(*x);
-        }
-    }
-    sums.into_iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
-}
-
 /// Runs `f(rows, index of the first)` on slices of whole rows, on all threads where it pays.
 fn for_rows(values: &mut [f32], width: usize, f: impl Fn(&mut [f32], usize) + Sync) {
     if values.len() < WORTH_SPLITTING {
@@ -195,24 +162,11 @@ fn for_rows(values: &mut [f32], width: usize, f: impl Fn(&mut [f32], usize) + Sy
 
 /// Runs `f(rows, first)` with the widest registers, on this thread.
 fn here(rows: &mut [f32], first: usize, f: impl Fn(&mut [f32], usize)) {
-    Arch::new().dispatch(Rows { f: &f, rows, first });
-}
-
-/// What is done to some rows. By reference: a closure that `pulp` is given by value is called through
-/// a function that is compiled for any machine.
-struct Rows<'a, F> {
-    f: &'a F,
-    rows: &'a mut [f32],
-    first: usize,
-}
-
-impl<F: Fn(&mut [f32], usize)> WithSimd for Rows<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        (self.f)(self.rows, self.first);
-    }
+    widest(
+        rows,
+        #[inline(always)]
+        |rows| f(rows, first),
+    );
 }
 
 #[cfg(test)]

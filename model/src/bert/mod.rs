@@ -9,8 +9,6 @@ mod body;
 #[cfg(feature = "cpu")]
 mod classifier;
 mod config;
-#[cfg(feature = "cpu")]
-mod crew;
 #[cfg(any(feature = "cuda", all(feature = "cpu", test)))]
 mod cuda;
 #[cfg(feature = "cpu")]

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::attention::{self, Heads, attend_rows};
 use super::config::{Activation, Config};
-use super::crew::{self, Phased};
 use super::kernels::{self, Norm};
 use super::panels::{Finish, Panels};
 use super::weights::Layer;
+use crate::processor::crew::{self, Phased};
 
 /// Rows of a block: their numbers stay in the second cache but for those between the two wide products,
 /// and all weights of a layer are read once for them.
@@ -40,7 +40,7 @@ pub(super) fn run(
         rows: blocks().map(|rows| Mutex::new(rows.to_vec())).collect(),
         qkv: [room(), room()],
     });
-    crew::run(&forward, layers.len() + 1, forward.rows.len());
+    crew::run(&forward, layers.len() + 1);
     for (out, rows) in rows.chunks_mut(block * width).zip(&forward.rows) {
         out.copy_from_slice(&rows.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -81,6 +81,10 @@ struct Scratch {
 
 impl Phased for Forward {
     type Scratch = Scratch;
+
+    fn pieces(&self, _: usize) -> usize {
+        self.rows.len()
+    }
 
     fn piece(&self, phase: usize, piece: usize, scratch: &mut Scratch) {
         let mut rows = self.rows[piece].lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,20 +1,12 @@
 //! Products of rows with weights that are packed once, where a general product packs them anew at
 //! each call.
-//!
-//! A panel holds two vector registers' worth of columns, row after row, so that the innermost loop
-//! reads it from end to end. It keeps a tile of sums in registers: as many rows as leave room for the
-//! two vectors of weights and one of the input, which is read where it lies.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::config::Activation;
 use super::kernels::activate_row;
-
-/// Lanes of the narrowest registers for which tiles pay.
-const LEAST_LANES: usize = 8;
-/// Lanes from which there are twice as many registers, too.
-const MANY_LANES: usize = 16;
+use crate::processor::tile::{self, Single, height, multiply_tile};
 
 /// A matrix `[from, to]` in panels, the last one filled up with zeros.
 #[derive(Debug)]
@@ -36,12 +28,12 @@ pub(crate) struct Finish<'a> {
 impl Panels {
     /// Whether this processor has registers for which tiles pay.
     pub(crate) fn suit() -> bool {
-        lanes() >= LEAST_LANES
+        tile::suit()
     }
 
     /// Packs a matrix as it is stored, `[to, from]`.
     pub(crate) fn pack(stored: &[f32], from: usize, to: usize) -> Self {
-        let width = 2 * lanes();
+        let width = tile::width();
         let mut values = vec![0.0; to.div_ceil(width) * width * from];
         let panels = values.par_chunks_exact_mut(from * width);
         panels.zip(stored.par_chunks(from * width)).for_each(|(panel, columns)| {
@@ -63,26 +55,6 @@ impl Panels {
     pub(crate) fn multiply(&self, rows: &[f32], finish: Option<Finish<'_>>, out: &mut [f32]) {
         Arch::new().dispatch(Product { panels: self, rows, finish, out });
     }
-}
-
-struct Lanes;
-
-impl WithSimd for Lanes {
-    type Output = usize;
-
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
-    }
-}
-
-fn lanes() -> usize {
-    Arch::new().dispatch(Lanes)
-}
-
-/// Rows of the next tile: all are as tall as they can be alike.
-fn height(n_left: usize, lanes: usize) -> usize {
-    let tallest = if lanes >= MANY_LANES { 12 } else { 6 };
-    n_left.div_ceil(n_left.div_ceil(tallest))
 }
 
 struct Product<'a> {
@@ -109,7 +81,7 @@ impl WithSimd for Product<'_> {
                 let height = height(n_rows - at, S::F32_LANES);
                 let (rows, out) = (&rows[at * from..], &mut out[at * to..][..height * to]);
                 let tile = out.chunks_exact_mut(to).map(|row| &mut row[columns.clone()]);
-                multiply_tile(simd, height, rows, panel, tile);
+                multiply_tile::<S, Single>(simd, height, (rows, from), panel, tile);
                 if let Some(Finish { bias, activation }) = finish {
                     for row in out.chunks_exact_mut(to) {
                         activate_row(&mut row[columns.clone()], &bias[columns.clone()], activation);
@@ -117,61 +89,6 @@ impl WithSimd for Product<'_> {
                 }
                 at += height;
             }
-        }
-    }
-}
-
-#[inline(always)]
-fn multiply_tile<'a, S: Simd>(
-    simd: S,
-    height: usize,
-    rows: &[f32],
-    panel: &[[S::f32s; 2]],
-    out: impl Iterator<Item = &'a mut [f32]>,
-) {
-    match height {
-        12 => multiply_rows::<S, 12>(simd, rows, panel, out),
-        11 => multiply_rows::<S, 11>(simd, rows, panel, out),
-        10 => multiply_rows::<S, 10>(simd, rows, panel, out),
-        9 => multiply_rows::<S, 9>(simd, rows, panel, out),
-        8 => multiply_rows::<S, 8>(simd, rows, panel, out),
-        7 => multiply_rows::<S, 7>(simd, rows, panel, out),
-        6 => multiply_rows::<S, 6>(simd, rows, panel, out),
-        5 => multiply_rows::<S, 5>(simd, rows, panel, out),
-        4 => multiply_rows::<S, 4>(simd, rows, panel, out),
-        3 => multiply_rows::<S, 3>(simd, rows, panel, out),
-        2 => multiply_rows::<S, 2>(simd, rows, panel, out),
-        _ => multiply_rows::<S, 1>(simd, rows, panel, out),
-    }
-}
-
-#[inline(always)]
-fn multiply_rows<'a, S: Simd, const HEIGHT: usize>(
-    simd: S,
-    rows: &[f32],
-    panel: &[[S::f32s; 2]],
-    out: impl Iterator<Item = &'a mut [f32]>,
-) {
-    let from = panel.len();
-    // Made in one go, so that the compiler knows how long they are.
-    let inputs: [&[f32]; HEIGHT] = std::array::from_fn(
-        #[inline(always)]
-        |row| &rows[row * from..][..from],
-    );
-    let mut sums = [[simd.splat_f32s(0.0); 2]; HEIGHT];
-    for (k, weights) in panel.iter().enumerate() {
-        for (input, sums) in inputs.iter().zip(&mut sums) {
-            let x = simd.splat_f32s(input[k]);
-            sums[0] = simd.mul_add_e_f32s(x, weights[0], sums[0]);
-            sums[1] = simd.mul_add_e_f32s(x, weights[1], sums[1]);
-        }
-    }
-    for (row, sums) in out.zip(&sums) {
-        let (whole, rest) = S::as_mut_simd_f32s(row);
-        let n_whole = whole.len();
-        whole.copy_from_slice(&sums[..n_whole]);
-        if !rest.is_empty() {
-            simd.partial_store_f32s(rest, sums[n_whole]);
         }
     }
 }

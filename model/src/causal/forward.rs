@@ -10,7 +10,12 @@ pub(crate) trait Forward {
     /// A cache of a sequence of which nothing was read.
     fn cache(&mut self) -> Self::Cache;
 
-    /// Reads tokens behind those that each cache has read.
+    /// Bytes that a cache of so many tokens takes, never fewer for more tokens.
+    fn cache_bytes(&self, n_tokens: usize) -> u64;
+
+    /// Reads tokens behind those that each cache has read. What one sequence holds, numbers that are
+    /// not finite included, does not reach another's logits. After an error the caches are in any
+    /// state and of no more use.
     ///
     /// Returns the logits behind the last token of each feed that wants them, one row of the
     /// vocabulary's size after the other, in the order of the feeds.
@@ -21,7 +26,7 @@ pub(crate) trait Forward {
 pub(crate) struct Feed<'a, C> {
     /// What it has read before.
     pub(crate) cache: &'a mut C,
-    /// What it reads now, at least one token.
+    /// What it reads now, at least one token, all of them in the vocabulary.
     pub(crate) tokens: &'a [u32],
     /// Whether the logits behind the last of them are wanted.
     pub(crate) wants: bool,

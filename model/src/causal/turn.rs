@@ -14,7 +14,7 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt's; at least one.
     pub n_prompt: usize,
-    /// Tokens that may be generated in all, at least one.
+    /// Tokens that may be generated in all; with none it ends at once.
     pub max_new: usize,
     /// Tokens that end it and are no part of its text.
     pub ends: Arc<[u32]>,
@@ -25,11 +25,13 @@ pub struct Sequence {
 /// How a token is chosen among all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by this; 0 takes the likeliest token, whatever the rest says.
+    /// Logits are divided by this, once the penalties are taken; 0 takes the likeliest token, and of
+    /// equals that of the lowest number.
     pub temperature: f32,
     /// Only so many of the likeliest tokens are candidates, where it is given.
     pub top_k: Option<usize>,
-    /// The likeliest tokens that together have this probability are candidates; 1 for all.
+    /// The likeliest tokens that together have this probability are candidates, of those that `top_k`
+    /// leaves; 1 for all.
     pub top_p: f32,
     /// Taken from the logit of a token once for each time that it was generated.
     pub frequency_penalty: f32,
@@ -37,7 +39,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Divides the logit of a token of the prompt or the answer if it is positive, else multiplies it.
     pub repetition_penalty: f32,
-    /// Where chance comes from: with the place of the token it decides, whatever ran beside it.
+    /// Where chance comes from: with the number of the generated token it decides, whatever ran beside
+    /// it.
     pub seed: u64,
 }
 
@@ -59,7 +62,8 @@ impl Default for Sampling {
 /// What a sequence gained in one turn.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Turn {
-    /// The tokens, in order. None while a long prompt is read, or others had all of the memory.
+    /// The tokens, in order, without one that ended the sequence. None while a long prompt is read, or
+    /// others had all of the memory.
     pub tokens: Vec<u32>,
     /// Whether it has ended with these, and why.
     pub ended: Option<Ended>,
@@ -71,7 +75,7 @@ pub struct Turn {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// By one of its end tokens.
+    /// By one of its end tokens, which is not among those it gained.
     Stop,
     /// It has as many tokens as it may have, or as the model can read.
     Length,

@@ -3,6 +3,8 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dtype;
+#[cfg(feature = "cpu")]
+mod failure;
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +14,8 @@ pub use cuda::keep_kernels;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Card, kept_kernels};
 pub use dtype::Dtype;
+#[cfg(feature = "cpu")]
+pub(crate) use failure::{failure, guarded};
 
 /// The device a model runs on; always named, never guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -12,10 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Looks at what others have done before a thread that waits lets another have its processor.
 const LOOKS: usize = 2000;
 
-/// Work cut into phases, each of the same pieces.
-pub(super) trait Phased: Send + Sync + 'static {
+/// Work cut into phases, each of some pieces.
+pub(crate) trait Phased: Send + Sync + 'static {
     /// What one thread needs for it.
     type Scratch: Default;
+
+    /// How many pieces a phase has.
+    fn pieces(&self, phase: usize) -> usize;
 
     /// Does a piece of a phase. All pieces of the phases before are done; the others of this one may
     /// be done at the same time. It must not wait for the pool: its thread could take another part in
@@ -27,16 +30,19 @@ pub(super) trait Phased: Send + Sync + 'static {
 ///
 /// # Panics
 /// If a piece does; others may still be at theirs then.
-pub(super) fn run<W: Phased>(work: &Arc<W>, n_phases: usize, n_pieces: usize) {
+pub(crate) fn run<W: Phased>(work: &Arc<W>, n_phases: usize) {
+    let n_pieces = (0..n_phases).map(|phase| work.pieces(phase)).max().unwrap_or(0);
+    let n_members = n_pieces.clamp(1, rayon::current_num_threads());
     let crew = Arc::new(Crew {
         work: Arc::clone(work),
         n_phases,
+        n_members,
         taken: (0..n_pieces).map(|_| AtomicUsize::new(0)).collect(),
         n_done: AtomicUsize::new(0),
         failed: AtomicBool::new(false),
         panic: Mutex::default(),
     });
-    for member in 1..n_pieces.min(rayon::current_num_threads()) {
+    for member in 1..n_members {
         let crew = Arc::clone(&crew);
         rayon::spawn(move || crew.join(member));
     }
@@ -50,7 +56,8 @@ pub(super) fn run<W: Phased>(work: &Arc<W>, n_phases: usize, n_pieces: usize) {
 struct Crew<W> {
     work: Arc<W>,
     n_phases: usize,
-    /// In how many phases each piece has been taken.
+    n_members: usize,
+    /// The last phase in which each piece has been taken, from one on.
     taken: Vec<AtomicUsize>,
     /// Pieces done so far, of all phases together.
     n_done: AtomicUsize,
@@ -71,11 +78,14 @@ impl<W: Phased> Crew<W> {
     }
 
     fn work_as(&self, member: usize) {
-        let n_pieces = self.taken.len();
         let mut scratch = W::Scratch::default();
+        let mut n_until = 0;
         for phase in 0..self.n_phases {
-            // First the piece whose rows are in this thread's cache.
-            for piece in (member..n_pieces).chain(0..member) {
+            let n_pieces = self.work.pieces(phase);
+            n_until += n_pieces;
+            // First its own share, of which it had the rows or the weights in its cache before.
+            let first = member * n_pieces / self.n_members;
+            for piece in (first..n_pieces).chain(0..first) {
                 if self.take(phase, piece) {
                     self.work.piece(phase, piece, &mut scratch);
                     self.n_done.fetch_add(1, Ordering::Release);
@@ -83,7 +93,7 @@ impl<W: Phased> Crew<W> {
             }
             // Only the caller wants what comes out of the last.
             let is_over = member > 0 && phase + 1 == self.n_phases;
-            if is_over || !self.wait(n_pieces * (phase + 1)) {
+            if is_over || !self.wait(n_until) {
                 return;
             }
         }
@@ -93,8 +103,7 @@ impl<W: Phased> Crew<W> {
         if self.failed.load(Ordering::Relaxed) {
             return false;
         }
-        let taken = &self.taken[piece];
-        taken.compare_exchange(phase, phase + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.taken[piece].fetch_max(phase + 1, Ordering::Relaxed) <= phase
     }
 
     /// Waits until so many pieces are done; whether they are, and nothing failed.
@@ -127,14 +136,16 @@ mod tests {
 
     /// Notes what is done, and panics at one piece.
     struct Noted {
-        n_pieces: usize,
-        done: Vec<AtomicUsize>,
+        /// Of each phase.
+        n_pieces: Vec<usize>,
+        done: Vec<Vec<AtomicUsize>>,
         bad: Option<(usize, usize)>,
     }
 
     impl Noted {
-        fn new(n_phases: usize, n_pieces: usize, bad: Option<(usize, usize)>) -> Arc<Self> {
-            let done = (0..n_phases * n_pieces).map(|_| AtomicUsize::new(0)).collect();
+        fn new(n_pieces: Vec<usize>, bad: Option<(usize, usize)>) -> Arc<Self> {
+            let phase = |n: &usize| (0..*n).map(|_| AtomicUsize::new(0)).collect();
+            let done = n_pieces.iter().map(phase).collect();
             Arc::new(Self { n_pieces, done, bad })
         }
     }
@@ -142,16 +153,20 @@ mod tests {
     impl Phased for Noted {
         type Scratch = ();
 
+        fn pieces(&self, phase: usize) -> usize {
+            self.n_pieces[phase]
+        }
+
         fn piece(&self, phase: usize, piece: usize, (): &mut ()) {
             assert!(self.bad != Some((phase, piece)), "bad piece");
-            let before = &self.done[..phase * self.n_pieces];
-            assert!(before.iter().all(|done| done.load(Ordering::Relaxed) == 1), "out of turn");
-            self.done[phase * self.n_pieces + piece].fetch_add(1, Ordering::Relaxed);
+            let mut before = self.done[..phase].iter().flatten();
+            assert!(before.all(|done| done.load(Ordering::Relaxed) == 1), "out of turn");
+            self.done[phase][piece].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn all_done(work: &Noted) -> bool {
-        work.done.iter().all(|done| done.load(Ordering::Relaxed) == 1)
+        work.done.iter().flatten().all(|done| done.load(Ordering::Relaxed) == 1)
     }
 
     proptest! {
@@ -160,30 +175,29 @@ mod tests {
 
         #[test]
         fn each_piece_is_done_once_and_after_all_of_the_phase_before(
-            n_phases in 0usize..20,
-            n_pieces in 0usize..9,
+            n_pieces in prop::collection::vec(0usize..9, 0..20),
         ) {
-            let work = Noted::new(n_phases, n_pieces, None);
-            run(&work, n_phases, n_pieces);
+            let work = Noted::new(n_pieces.clone(), None);
+            run(&work, n_pieces.len());
             prop_assert!(all_done(&work));
         }
 
         #[test]
         fn a_panic_of_any_piece_comes_to_the_caller(phase in 0usize..4, piece in 0usize..4) {
-            let work = Noted::new(4, 4, Some((phase, piece)));
-            let ran = catch_unwind(AssertUnwindSafe(|| run(&work, 4, 4)));
+            let work = Noted::new(vec![4; 4], Some((phase, piece)));
+            let ran = catch_unwind(AssertUnwindSafe(|| run(&work, 4)));
             let panic = ran.expect_err("a piece panicked");
             prop_assert_eq!(panic.downcast_ref::<&str>(), Some(&"bad piece"));
-            let later = &work.done[(phase + 1) * 4..];
-            prop_assert!(later.iter().all(|done| done.load(Ordering::Relaxed) == 0));
+            let mut later = work.done[phase + 1..].iter().flatten();
+            prop_assert!(later.all(|done| done.load(Ordering::Relaxed) == 0));
         }
     }
 
     #[test]
     fn callers_on_a_busy_pool_end() {
         let call = || {
-            let work = Noted::new(50, 4, None);
-            run(&work, 50, 4);
+            let work = Noted::new(vec![4; 50], None);
+            run(&work, 50);
             assert!(all_done(&work));
         };
         // More callers than threads, from inside of the pool and outside of it.
@@ -200,8 +214,8 @@ mod tests {
 
     #[test]
     fn a_pool_of_one_thread_is_enough() {
-        let work = Noted::new(50, 4, None);
-        pool(1).install(|| run(&work, 50, 4));
+        let work = Noted::new(vec![4; 50], None);
+        pool(1).install(|| run(&work, 50));
         assert!(all_done(&work));
     }
 
@@ -215,8 +229,8 @@ mod tests {
             ended.recv().unwrap();
         });
         begun.recv().unwrap();
-        let work = Noted::new(50, 4, None);
-        pool.install(|| run(&work, 50, 4));
+        let work = Noted::new(vec![4; 50], None);
+        pool.install(|| run(&work, 50));
         assert!(all_done(&work));
         end.send(()).unwrap();
         pool.broadcast(|_| ());

@@ -1,0 +1,33 @@
+//! A generator's directory, opened: what it says is read, and the disk is at its weights.
+
+use std::path::Path;
+
+use super::config::Config;
+use super::weights::Reader;
+use crate::LoadError;
+use crate::checkpoint::Checkpoint;
+
+/// A generator on its way to a device, which may start meanwhile.
+pub struct Source {
+    pub(crate) config: Config,
+    pub(crate) reader: Reader,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// Reads and checks the configuration, maps the weights, which the system reads from now on, and
+    /// holds their shapes against it.
+    ///
+    /// # Errors
+    /// When a file is missing or is not what it should be: which, and what to do.
+    pub fn open(dir: &Path) -> Result<Self, LoadError> {
+        let config = Config::read(&dir.join("config.json"))?;
+        let reader = Reader::new(Checkpoint::open(dir)?, &config)?;
+        Ok(Self { config, reader })
+    }
+}

@@ -1,0 +1,161 @@
+//! Generators against what transformers made of the same tiny models (`data/make_decoders.py`).
+
+#![cfg(feature = "cpu")]
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebb_model::causal::{Ended, Generator, Sampling, Sequence};
+use ebb_model::{DeviceChoice, Model};
+use serde_json::Value;
+
+const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
+const DEVICES: [DeviceChoice; 2] = [DeviceChoice::CpuTensors(None), DeviceChoice::Cpu];
+
+/// A prompt, and what is likeliest behind it.
+struct Prompt {
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn prompts(name: &str) -> Vec<Prompt> {
+    let text = std::fs::read_to_string(data(&format!("{name}.json"))).expect("it is committed");
+    let reference: Value = serde_json::from_str(&text).expect("the reference is JSON");
+    let ids = |value: &Value| serde_json::from_value(value.clone()).expect("a list of tokens");
+    let prompts = reference["prompts"].as_array().expect("prompts").iter();
+    prompts.map(|it| Prompt { ids: ids(&it["ids"]), greedy: ids(&it["greedy"]) }).collect()
+}
+
+fn sequence(key: u64, prompt: &Prompt) -> Sequence {
+    Sequence {
+        key,
+        tokens: prompt.ids.clone(),
+        n_prompt: prompt.ids.len(),
+        max_new: prompt.greedy.len(),
+        ends: Arc::from([]),
+        sampling: Sampling::default(),
+    }
+}
+
+/// Runs turns until all have ended, each as soon as there is a place among so many.
+fn generate(generator: &mut Generator, jobs: &[Sequence], at_once: usize) -> Vec<Vec<u32>> {
+    let mut waiting = jobs.iter().cloned().enumerate();
+    let mut running: Vec<(usize, Sequence)> = waiting.by_ref().take(at_once).collect();
+    let mut made = vec![Vec::new(); jobs.len()];
+    while !running.is_empty() {
+        let batch: Vec<Sequence> = running.iter().map(|(_, sequence)| sequence.clone()).collect();
+        let turns = generator.infer(&batch).expect("the batch runs");
+        let mut next = Vec::new();
+        for ((job, mut sequence), turn) in running.into_iter().zip(turns) {
+            let turn = turn.expect("a sound sequence");
+            sequence.tokens.extend(&turn.tokens);
+            if turn.ended.is_none() {
+                assert!(turn.n_read < sequence.tokens.len());
+                next.push((job, sequence));
+            } else {
+                made[job] = sequence.tokens.split_off(sequence.n_prompt);
+                next.extend(waiting.next());
+            }
+        }
+        running = next;
+    }
+    made
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_transformers() {
+    for name in MODELS {
+        let prompts = prompts(name);
+        let jobs: Vec<Sequence> =
+            prompts.iter().enumerate().map(|(key, it)| sequence(key as u64, it)).collect();
+        for device in DEVICES {
+            let mut generator = Generator::load(&data(name), device).expect("it loads");
+            generator.warm_up().expect("the device computes");
+            let made = generate(&mut generator, &jobs, jobs.len());
+            for (prompt, made) in prompts.iter().zip(made) {
+                // A window bounds what a sequence may have.
+                let room = generator.positions() - prompt.ids.len();
+                let n_new = prompt.greedy.len().min(room);
+                assert_eq!(made, prompt.greedy[..n_new], "{name} on {device}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_mistrals_end_with_their_window() {
+    let generator = Generator::load(&data("tiny-mistral"), DeviceChoice::Cpu).expect("it loads");
+    assert_eq!(generator.positions(), 192);
+}
+
+#[test]
+fn tokens_are_the_same_however_they_are_batched_cut_and_read_again() {
+    let name = "tiny-qwen3";
+    for device in DEVICES {
+        let by_chance = Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() };
+        let job = |(key, prompt): (usize, &Prompt)| {
+            let sampling = Sampling { seed: key as u64, ..by_chance };
+            Sequence { sampling, ..sequence(key as u64, prompt) }
+        };
+        let prompts = prompts(name);
+        let jobs: Vec<Sequence> = prompts.iter().chain(&prompts).enumerate().map(job).collect();
+        let load = || Generator::load(&data(name), device).expect("it loads");
+        let alone = generate(&mut load(), &jobs, 1);
+        assert_ne!(alone[0], alone[4], "the seeds differ");
+        let together = generate(&mut load(), &jobs, 8);
+        assert_eq!(together, alone, "on {device}");
+        let one = NonZeroUsize::new(1).expect("one");
+        let in_pieces = load().with_turn(Duration::ZERO).with_pass_tokens(one);
+        assert_eq!(generate(&mut { in_pieces }, &jobs, 3), alone, "on {device}");
+        // Room for the longest and little more: others wait, and are read again.
+        let longest = jobs.iter().map(|job| job.n_prompt + job.max_new).max().expect("jobs");
+        let narrow = (1..).map(|n| load().with_cache_bytes(20_000 * n));
+        let narrow = narrow.map(|it| it.with_turn(Duration::from_millis(5)));
+        let narrow = { narrow }.find(|it| it.positions() >= longest).expect("there is one");
+        assert_eq!(generate(&mut { narrow }, &jobs, 5), alone, "on {device}");
+    }
+}
+
+#[test]
+fn a_bad_sequence_fails_alone() {
+    let prompts = prompts("tiny-qwen2");
+    for device in DEVICES {
+        let mut generator = Generator::load(&data("tiny-qwen2"), device).expect("it loads");
+        let good = sequence(1, &prompts[0]);
+        let empty = Sequence { key: 2, tokens: Vec::new(), n_prompt: 0, ..good.clone() };
+        let unknown = Sequence { key: 3, tokens: vec![384], n_prompt: 1, ..good.clone() };
+        let long = Sequence { key: 4, tokens: vec![9; 257], n_prompt: 257, ..good.clone() };
+        let batch = [empty, good.clone(), unknown, long];
+        let turns = generator.infer(&batch).expect("the batch runs");
+        for (place, says) in
+            [(0, "prompt is empty"), (2, "token 384; the model knows 384"), (3, "257 tokens")]
+        {
+            let error = turns[place].as_ref().expect_err(says).to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let turn = turns[1].as_ref().expect("a sound sequence");
+        assert_eq!(turn.tokens, prompts[0].greedy[..turn.tokens.len()]);
+    }
+}
+
+#[test]
+fn an_end_token_ends_a_sequence_and_is_none_of_its_tokens() {
+    let prompts = prompts("tiny-llama");
+    let end = prompts[0].greedy[20];
+    let n_before = prompts[0].greedy.iter().position(|token| *token == end).expect("it is there");
+    for device in DEVICES {
+        let mut generator = Generator::load(&data("tiny-llama"), device).expect("it loads");
+        generator = generator.with_turn(Duration::from_secs(60));
+        let ends = Arc::from([end]);
+        let turns = generator.infer(&[Sequence { ends, ..sequence(1, &prompts[0]) }]);
+        let turn = turns.expect("the batch runs").swap_remove(0).expect("a sound sequence");
+        assert_eq!(turn.ended, Some(Ended::Stop));
+        assert_eq!(turn.tokens, prompts[0].greedy[..n_before]);
+    }
+}
