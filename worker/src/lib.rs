@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the whole of it, as the command line asks; [`Pipeline`] is the same without command
 //! line and probes, for tests and benches. The way of a job stands in three files: `receive` (and
-//! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`lanes`],
+//! decode), `infer` (and batch), `settle` (and store), and `stream` beside it. The pure parts are [`batcher`], [`lanes`],
 //! [`bisect`] and [`fit`].
 
 mod alert;
@@ -36,6 +36,7 @@ mod settle;
 mod shared;
 mod stages;
 mod status;
+mod stream;
 mod trace;
 #[cfg(feature = "cpu")]
 mod warm;

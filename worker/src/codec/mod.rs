@@ -50,7 +50,8 @@ pub trait Codec: Send + Sync + 'static {
     /// What the answer depends on besides: a job is read once.
     type Asked: Send + 'static;
 
-    /// Whether a job may take several turns of the model, as one of a generator does.
+    /// Whether its jobs take several turns of the model as a rule, as those of a generator do. What a
+    /// turn takes says nothing of what a job takes then, and a worker holds no more of them than run.
     const TAKES_TURNS: bool = false;
 
     /// Reads a job.
