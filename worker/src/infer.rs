@@ -10,7 +10,7 @@ mod waiter;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ebb_queue::{Job, Timestamp};
@@ -75,6 +75,7 @@ pub(crate) struct Bound {
 struct Outing {
     shared: Arc<Shared>,
     lane: usize,
+    begun: Begun,
 }
 
 /// The ways on from the batcher.
@@ -160,15 +161,19 @@ pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Boun
 }
 
 impl Outing {
-    fn begin(shared: &Arc<Shared>, lane: usize) -> Self {
-        shared.lanes[lane].n_out.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), lane }
+    fn begin(shared: &Arc<Shared>, lane: usize, begun: Begun) -> Self {
+        let own = &shared.lanes[lane];
+        own.n_out.fetch_add(1, Ordering::SeqCst);
+        own.n_between.fetch_add(usize::from(begun == Begun::Between), Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), lane, begun }
     }
 }
 
 impl Drop for Outing {
     fn drop(&mut self) {
-        self.shared.lanes[self.lane].n_out.fetch_sub(1, Ordering::SeqCst);
+        let own = &self.shared.lanes[self.lane];
+        own.n_between.fetch_sub(usize::from(self.begun == Begun::Between), Ordering::SeqCst);
+        own.n_out.fetch_sub(1, Ordering::SeqCst);
         self.shared.n_taken.update(|n| *n += 1);
     }
 }
@@ -214,9 +219,11 @@ impl Shared {
         };
         let max_cost = self.settings.limits.max_cost.get();
         let view = |(place, lane): (usize, &Lane)| {
-            let (fit, turns) = (lane.fit(), lane.codec.takes_turns() || lanes.has_begun(place));
+            let n = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+            let are_under_way = lanes.has_begun(place) || n(&lane.n_between) > 0;
+            let (fit, turns) = (lane.fit(), lane.codec.takes_turns() || are_under_way);
             // Who is out and comes back belongs into the next batch as well.
-            let is_together = !turns || lane.n_out.load(Ordering::SeqCst) == 0;
+            let is_together = !turns || n(&lane.n_out) == 0;
             // Who waits for the batches of a lane may be waiting for its store.
             let has_room = exits.lanes[place].capacity() > 0;
             View {
@@ -240,6 +247,7 @@ impl Shared {
 
     async fn submit(self: &Arc<Self>, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
         let (items, late) = self.shed(lane, batch.items);
+        let outing = Outing::begin(self, lane, begun(&items));
         let submitted = if items.is_empty() {
             None
         } else {
@@ -257,7 +265,6 @@ impl Shared {
             }
             Some(self.send_to_device(lane, items, None))
         };
-        let outing = Outing::begin(self, lane);
         send(out, Bound { submitted, late, outing }).await;
     }
 
@@ -301,8 +308,7 @@ impl Shared {
     fn send_to_device(&self, lane: usize, items: Vec<Item>, failed: Option<Failed>) -> Submitted {
         let begun = match failed {
             Some(_) => Begun::Yes,
-            None if items.iter().any(|item| item.held.turns.has_begun()) => Begun::Between,
-            None => Begun::No,
+            None => begun(&items),
         };
         let size = together(&items);
         let split = items.into_iter();
@@ -312,6 +318,12 @@ impl Shared {
         let answer = self.lanes[lane].device.submit(lane, inputs, size, begun);
         Submitted { jobs, size, failed, answer: maybe_done(answer) }
     }
+}
+
+/// Of jobs that have not failed.
+fn begun(items: &[Item]) -> Begun {
+    let has_begun = items.iter().any(|item| item.held.turns.has_begun());
+    if has_begun { Begun::Between } else { Begun::No }
 }
 
 fn together(items: &[Item]) -> Size {

@@ -15,8 +15,8 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, ErrorKind, Frame, Job, JobId, JobResult, Outcome, Priority,
-    Result, ResultStore, Stored,
+    Backlog, Broker, Clock, DeadLetters, ErrorKind, Frame, Job, JobId, JobResult, Outcome,
+    Priority, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{
@@ -131,7 +131,7 @@ async fn who_arrives_joins_those_under_way_and_no_more_run_at_once_than_fit() {
     settings.exit_when_empty = false;
     queue.publish((0..3).map(|n| stream_job(n, 20, "")).collect()).await.unwrap();
     let stop = CancellationToken::new();
-    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let worker = turner((&queue, &clock), device, settings);
     let worker = tokio::spawn(worker.run(stop.clone()));
     tokio::time::sleep(5 * TURN).await;
     queue.publish((3..9).map(|n| stream_job(n, 5, "")).collect()).await.unwrap();
@@ -222,7 +222,7 @@ async fn stopped(n_words: usize, grace: Duration) -> (MemoryQueue, Summarised) {
     let settings = Settings { grace, exit_when_empty: false, ..at_once(4) };
     let (device, _) = watched(Echo::new());
     let stop = CancellationToken::new();
-    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings);
+    let worker = turner((&queue, &clock), device, settings);
     let worker = tokio::spawn(worker.run(stop.clone()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.cancel();
@@ -241,7 +241,7 @@ struct Summarised {
 #[tokio::test(start_paused = true)]
 async fn a_drain_finishes_who_has_begun_and_gives_back_who_has_not() {
     let (queue, Summarised { counts, took }) = stopped(40, Duration::from_secs(25)).await;
-    assert_eq!(counts, [4, 4, 0, 0]);
+    assert_eq!(counts, [4, 0, 0, 0], "no more were received than run");
     assert!(took < Duration::from_secs(2), "{took:?}");
     for number in 0..4 {
         assert_eq!(assert_streamed(&queue, number, 40).await, 1);
@@ -253,13 +253,13 @@ async fn a_drain_finishes_who_has_begun_and_gives_back_who_has_not() {
 #[tokio::test(start_paused = true)]
 async fn who_is_not_done_before_the_grace_period_ends_is_given_back_and_begins_anew_uncharged() {
     let (queue, Summarised { counts, took }) = stopped(400, Duration::from_secs(9)).await;
-    assert_eq!(counts, [0, 8, 0, 0]);
+    assert_eq!(counts, [0, 4, 0, 0]);
     assert!(took >= Duration::from_secs(7) && took < Duration::from_secs(8), "{took:?}");
     let (counts, took) = {
         let (_, short) = stopped(400, Duration::from_secs(3)).await;
         (short.counts, short.took)
     };
-    assert_eq!(counts, [0, 8, 0, 0]);
+    assert_eq!(counts, [0, 4, 0, 0]);
     assert!(took < Duration::from_secs(3), "{took:?}");
 
     // Somebody follows it on.
@@ -269,8 +269,8 @@ async fn who_is_not_done_before_the_grace_period_ends_is_given_back_and_begins_a
     };
     let (device, _) = watched(Echo::new());
     let clock = ebb_queue::TokioClock::starting_at(support::EPOCH);
-    let clock: Arc<dyn ebb_queue::Clock> = Arc::new(clock);
-    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, at_once(8));
+    let clock: Arc<dyn Clock> = Arc::new(clock);
+    let worker = turner((&queue, &clock), device, at_once(8));
     let summary = worker.run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 8);
     for number in 0..4 {
@@ -305,6 +305,7 @@ async fn a_wedge_gives_back_what_is_between_two_turns() {
     let mut wedge = job(1, r#"{"input": "stuck"}"#);
     wedge.headers.model = Some("second".to_owned());
     queue.publish(vec![wedge]).await.unwrap();
+    support::until(&queue, |depth| depth.in_flight == 2).await;
     support::until(&queue, |depth| depth.ready == 1).await;
     let one = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
     assert_eq!((one[0].job.id.as_str(), one[0].attempt), ("job-0000", 1));
@@ -414,7 +415,22 @@ async fn pieces_that_cannot_be_stored_keep_no_answer() {
 }
 
 /// An echo whose jobs take turns as a rule, that cannot go on where it is told so.
-struct Turner;
+enum Turner {
+    /// Answers as an echo does.
+    Echoes,
+    /// Answers what the job took of the device.
+    Counts,
+}
+
+fn turner(
+    (queue, clock): (&MemoryQueue, &Arc<dyn Clock>),
+    device: Device<EchoInput, String>,
+    settings: Settings,
+) -> Pipeline {
+    let models = vec![ModelParts::new("turner", Turner::Echoes, device)];
+    let queues = vec![served("default", &Arc::new(queue.clone()), models)];
+    Pipeline::new(parts_of(queues, clock, settings))
+}
 
 impl Codec for Turner {
     type Input = EchoInput;
@@ -447,8 +463,13 @@ impl Codec for Turner {
 
     fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
         let answer = EchoCodec.encode(output, (), job, spent);
-        let body = format!("{:.2} {:.2}", spent.seconds, spent.share).into();
-        Answer { body, ..answer }
+        match self {
+            Self::Echoes => answer,
+            Self::Counts => {
+                let body = format!("{:.2} {:.2}", spent.seconds, spent.share).into();
+                Answer { body, ..answer }
+            }
+        }
     }
 }
 
@@ -457,7 +478,7 @@ async fn a_queue_of_a_generator_holds_as_many_jobs_as_run_and_publishes_no_time_
     let (queue, clock) = queue(LEASE);
     let (device, _) = watched(Echo::new());
     queue.publish((0..20).map(|n| stream_job(n, 10, "")).collect()).await.unwrap();
-    let models = vec![ModelParts::new("turner", Turner, device)];
+    let models = vec![ModelParts::new("turner", Turner::Counts, device)];
     let settings = Settings { exit_when_empty: false, ..at_once(4) };
     let queues = vec![served("default", &Arc::new(queue.clone()), models)];
     let worker = Pipeline::new(parts_of(queues, &clock, settings));
@@ -489,7 +510,7 @@ async fn a_codec_that_cannot_go_on_rejects_its_job_alone() {
     let jobs = bodies.iter().enumerate();
     let jobs = jobs.map(|(n, text)| job(n, &format!(r#"{{"input": "{text}", "stream": true}}"#)));
     queue.publish(jobs.collect()).await.unwrap();
-    let models = vec![ModelParts::new("turner", Turner, device)];
+    let models = vec![ModelParts::new("turner", Turner::Counts, device)];
     let queues = vec![served("default", &Arc::new(queue.clone()), models)];
     let worker = Pipeline::new(parts_of(queues, &clock, until_empty()));
     let summary = worker.run(CancellationToken::new()).await.unwrap();
@@ -502,8 +523,7 @@ async fn a_codec_that_cannot_go_on_rejects_its_job_alone() {
 
 /// One worker after the other: each crashes, or is stopped with a short grace period.
 async fn supervise(queue: MemoryQueue, faulty: Faulty<MemoryQueue>, seed: u64) {
-    let clock: Arc<dyn ebb_queue::Clock> =
-        Arc::new(ebb_queue::TokioClock::starting_at(support::EPOCH));
+    let clock: Arc<dyn Clock> = Arc::new(ebb_queue::TokioClock::starting_at(support::EPOCH));
     let mut dice = StdRng::seed_from_u64(seed);
     for life in 0.. {
         let name = format!("worker-{seed}-{life}");
