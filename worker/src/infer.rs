@@ -240,7 +240,9 @@ impl Shared {
     async fn give_back(&self, items: Vec<Item>, exits: &Exits) {
         for item in items {
             let lane = &self.lanes[item.lane];
-            self.metrics.waste(&lane.name, item.held.turns.seconds());
+            if item.held.turns.has_begun() {
+                self.metrics.waste(&lane.name, item.held.turns.seconds());
+            }
             exits.queues[lane.queue].give_back([item.held]).await;
         }
     }

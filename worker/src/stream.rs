@@ -20,7 +20,7 @@ use tracing::debug;
 
 use crate::board::Board;
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, lock};
+use crate::shared::{PATIENCE, Pauses, lock, sleep_until};
 
 /// The most that is joined into one piece, in bytes: brokers limit their messages.
 const JOINED: usize = 64 << 10;
@@ -195,7 +195,13 @@ impl Served {
         let unwanted = |told: &Told| told.phase == Phase::Unwanted;
         let too_long = async {
             telling.pieces.told.until(Pieces::is_over).await;
-            tokio::time::sleep(LAST).await;
+            // A worker that ends has but little time for the result.
+            let ends =
+                async { sleep_until(self.shared.turns_end.until(Option::is_some).await).await };
+            tokio::select! { biased;
+                () = tokio::time::sleep(LAST) => {}
+                () = ends => {}
+            }
         };
         // A call that is cut off may have its effect: nobody waits for it any more.
         let how = tokio::select! { biased;

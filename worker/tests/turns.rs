@@ -291,6 +291,54 @@ async fn who_is_not_done_before_the_grace_period_ends_is_given_back_and_begins_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_ends_after_so_many_jobs_takes_all_their_turns() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..5).map(|n| stream_job(n, 20, "")).collect()).await.unwrap();
+    let (device, _) = watched(Echo::new());
+    let settings = Settings { exit_when_empty: false, max_jobs: Some(2), ..at_once(4) };
+    let worker = turner((&queue, &clock), device, settings);
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.released, summary.left), (2, 0, 0));
+    assert_streamed(&queue, 1, 20).await;
+}
+
+/// A job that kills its process in a later turn charges who is beside it; they prove themselves alone.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_kills_its_worker_in_its_fourth_turn_takes_nobody_with_it() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<Job> = (0..12).map(|n| stream_job(n, 6, "")).collect();
+    jobs[5] = job(5, r#"{"input": "k i l l s", "stream": true}"#);
+    queue.publish(jobs).await.unwrap();
+    for n_lives in 0.. {
+        let killed = CancellationToken::new();
+        let kill = killed.clone();
+        let device = Device::inline(Echo::new(), move |batch: &[EchoInput]| {
+            if batch.iter().any(|item| item.input == "k i l l s" && item.turn == 3) {
+                kill.cancel();
+            }
+            TURN
+        });
+        let work = turner((&queue, &clock), device, at_once(8));
+        let is_killed = tokio::select! { biased;
+            () = killed.cancelled() => true,
+            ended = work.run(CancellationToken::new()) => ended.is_err(),
+        };
+        let depth = queue.depth().await.unwrap();
+        if !is_killed && depth.in_flight + depth.ready + depth.delayed == 0 {
+            break;
+        }
+        assert!(n_lives < 30, "{depth:?}");
+        tokio::time::sleep(LEASE).await;
+    }
+    let dead = queue.list(20).await.unwrap();
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!(dead[0].job.id.as_str(), "job-0005");
+    for number in (0..12).filter(|number| *number != 5) {
+        assert_streamed(&queue, number, 6).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wedge_gives_back_what_is_between_two_turns() {
     let (queue, clock) = queue(LEASE);
     let stuck = Device::inline(Echo::new(), |batch: &[EchoInput]| {

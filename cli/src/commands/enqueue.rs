@@ -113,8 +113,8 @@ outcome (completed or failed), attempt, finished_at, queue (whose worker answere
 error. A failed job exits with 1, and so does one that expired. After --timeout, Ctrl-C or an outage
 each of the other jobs is printed as it stands, those that are open with the outcome waiting.
 
-With --follow the body of a text is {"input": "a text", "stream": true}; one that is given is sent as
-it is. Pieces are printed as `ebb result --follow` prints them. The model that answers must be one that
+With --follow the body of a text is {"input": "a text", "stream": true}; one that is given is sent
+as it is. Pieces are printed as `ebb result --follow` does. The model that answers must be one that
 streams, such as a generator or echo; of another the whole answer is printed.
 
 Examples:

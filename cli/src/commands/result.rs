@@ -62,9 +62,8 @@ broker cannot tell, it is null: on RabbitMQ always, on NATS but for dead letters
 clients published, and on Redis in place of unknown while something of plain clients is unread.
 
 With --follow, pieces of the body are printed as they come, of a chat or a completion their text.
-When an attempt fails midway and the
-next one begins anew, a line on standard error says so; with --json each piece is an object with its
-attempt, and pieces of earlier attempts are void.
+When an attempt fails midway and the next one begins anew, a line on standard error says so; with
+--json each piece is an object with its attempt, and pieces of earlier attempts are void.
 
 Examples:
   ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
