@@ -12,6 +12,7 @@ mod local;
 mod meter;
 mod options;
 mod output;
+mod pieces;
 mod pool;
 mod results;
 mod spread;

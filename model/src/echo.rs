@@ -1,6 +1,7 @@
 //! A model that returns its input: for tests and benches of everything around a model.
 //!
-//! Each way in which a real model can fail can be asked for, by an item or of the model.
+//! Each way in which a real model can fail can be asked for, by an item or of the model. An item that
+//! is streamed is returned word by word, a turn for each, as a generator would.
 
 use std::time::Duration;
 
@@ -28,6 +29,21 @@ pub struct EchoInput {
     /// Panics in every batch it is in.
     #[serde(default)]
     pub panic: bool,
+    /// Returns a word at a time, each with the space behind it.
+    #[serde(default)]
+    pub stream: bool,
+    /// How long a turn lasts at least, in milliseconds.
+    #[serde(default)]
+    pub turn_ms: u64,
+    /// Fails every batch it is in with [`InferError::Batch`], at this turn, from 0.
+    #[serde(default)]
+    pub poison_at: Option<usize>,
+    /// Panics in every batch it is in, at this turn, from 0.
+    #[serde(default)]
+    pub panic_at: Option<usize>,
+    /// Turns behind it.
+    #[serde(skip)]
+    pub turn: usize,
 }
 
 impl EchoInput {
@@ -35,6 +51,19 @@ impl EchoInput {
     pub fn new(input: impl Into<String>) -> Self {
         Self { input: input.into(), ..Self::default() }
     }
+
+    /// The same item, a turn later; none when all of it was returned.
+    #[must_use]
+    pub fn after_a_turn(&self) -> Option<Self> {
+        let turn = self.turn + 1;
+        let goes_on = self.stream && words(&self.input).nth(turn).is_some();
+        goes_on.then(|| Self { turn, ..self.clone() })
+    }
+}
+
+/// The words of a text, each with the space behind it.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive(char::is_whitespace)
 }
 
 /// Returns its input, after the time it was told to take.
@@ -72,8 +101,9 @@ impl Echo {
     /// The time this batch takes.
     pub fn time_of(&self, batch: &[EchoInput]) -> Duration {
         let asked: u64 = batch.iter().map(|item| item.sleep_ms).sum();
+        let turn = batch.iter().map(|item| item.turn_ms).max().unwrap_or_default();
         let n_items = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        self.batch_time + self.item_time * n_items + Duration::from_millis(asked)
+        self.batch_time + self.item_time * n_items + Duration::from_millis(asked + turn)
     }
 }
 
@@ -94,17 +124,21 @@ impl Model for Echo {
             std::thread::sleep(time);
         }
         for item in batch {
-            assert!(!item.panic, "an item asked for a panic");
+            let panics = item.panic || item.panic_at == Some(item.turn);
+            assert!(!panics, "an item asked for a panic");
             if item.lose_device {
                 return Err(InferError::Device("an item asked for it".into()));
             }
-            if item.poison {
+            if item.poison || item.poison_at == Some(item.turn) {
                 return Err(InferError::Batch("an item is poison".into()));
             }
         }
         let answer = |item: &EchoInput| {
             if item.fail {
                 return Err(ItemError::new("the item asked to fail; set fail to false"));
+            }
+            if item.stream {
+                return Ok(words(&item.input).nth(item.turn).unwrap_or_default().to_owned());
             }
             Ok(item.input.clone())
         };
@@ -162,6 +196,22 @@ mod tests {
     #[should_panic(expected = "asked for a panic")]
     fn an_item_can_panic() {
         let _unreached = Echo::new().infer(&[item(r#"{"input": "", "panic": true}"#)]);
+    }
+
+    #[test]
+    fn a_streamed_item_is_returned_word_by_word() {
+        let mut next = Some(item(r#"{"input": "a  b\nc", "stream": true, "poison_at": 4}"#));
+        let mut said = Vec::new();
+        while let Some(item) = next {
+            said.push(Echo::new().infer(std::slice::from_ref(&item)).unwrap()[0].clone().unwrap());
+            next = item.after_a_turn();
+        }
+        assert_eq!(said, ["a ", " ", "b\n", "c"]);
+        let whole = item(r#"{"input": "a b", "turn_ms": 20}"#);
+        assert_eq!(Echo::new().time_of(&[whole.clone(), whole.clone()]).as_millis(), 20);
+        assert_eq!(whole.after_a_turn(), None);
+        let late = EchoInput { turn: 1, poison_at: Some(1), ..whole };
+        assert_eq!(Echo::new().infer(&[late]).unwrap_err().kind(), InferErrorKind::Batch);
     }
 
     #[test]

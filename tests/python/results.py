@@ -1,8 +1,9 @@
 """Reads the result of a job by its id, with the ordinary client of a broker.
 
-usage: results.py URL QUEUE ID
+usage: results.py URL QUEUE ID [--pieces]
 
-Prints one JSON object, or nothing where there is no result. What it does is what docs/clients.md
+Prints one JSON object, or nothing where there is no result; with --pieces, what there is of an answer
+that comes in pieces, and the attempt that they are of. What it does is what docs/clients.md
 says.
 """
 
@@ -24,9 +25,13 @@ def main():
     parser.add_argument("url")
     parser.add_argument("queue")
     parser.add_argument("id")
+    parser.add_argument("--pieces", action="store_true")
     args = parser.parse_args()
     scheme = urllib.parse.urlsplit(args.url).scheme
-    found = {"nats": over_nats, "redis": over_redis}[scheme](args.url, args.queue, args.id)
+    readers = {"nats": over_nats, "redis": over_redis}
+    if args.pieces:
+        readers = {"nats": pieces_over_nats, "redis": pieces_over_redis}
+    found = readers[scheme](args.url, args.queue, args.id)
     if found is not None:
         print(json.dumps(found))
 
@@ -60,6 +65,42 @@ def over_nats(url, queue, id):
     if told["outcome"] == "completed":
         return {**told, "content_type": result.completed.content_type, "body": result.completed.body.decode()}
     return {**told, "reason": result.failed.reason}
+
+
+def pieces_over_nats(url, queue, id):
+    import nats
+    from nats.js.errors import NotFoundError
+
+    async def talk():
+        client = await nats.connect(url)
+        stream, pieces = client.jetstream(), []
+        try:
+            last = lambda place: stream.get_last_msg(f"EBB_RESULTS_{queue}", f"ebb.{queue}.{place}")
+            record = await last(f"results.{token(id)}")
+            attempt, epoch = map(int, (record.headers or {}).get("ebb-pieces", "0:0").split(":"))
+            # The first record of an attempt gives its pieces their number.
+            place = f"chunks.{token(id)}.{epoch or record.seq}"
+            while True:
+                pieces.append((await last(f"{place}.{len(pieces)}")).data.decode())
+        except NotFoundError:
+            return {"attempt": attempt, "pieces": pieces} if pieces else None
+        finally:
+            await client.drain()
+
+    return asyncio.run(talk())
+
+
+def pieces_over_redis(url, queue, id):
+    import redis
+
+    client, name, pieces = redis.Redis.from_url(url), f"ebb:{{{queue}}}:chunks:{id}", []
+    attempt = client.hget(name, "attempt")
+    while (piece := client.hget(name, f"piece:{len(pieces)}")) is not None:
+        pieces.append(piece.decode())
+    # Where another attempt began meanwhile, these may be of both.
+    if client.hget(name, "attempt") != attempt:
+        return pieces_over_redis(url, queue, id)
+    return {"attempt": int(attempt), "pieces": pieces} if pieces else None
 
 
 def schema():

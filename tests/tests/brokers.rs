@@ -103,11 +103,11 @@ impl Scene {
     }
 
     /// The result of a job as the broker's ordinary Python client reads it, if there is one.
-    fn read(&self, id: &str) -> Option<Value> {
+    fn read(&self, id: &str, more: &[&str]) -> Option<Value> {
         let python = std::env::var("EBB_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
         let mut command = Command::new(python);
         command.arg(workspace_root().join("tests/python/results.py"));
-        let read = run(command.arg(self.broker.url()).args(["jobs", id]), "").ok();
+        let read = run(command.arg(self.broker.url()).args(["jobs", id]).args(more), "").ok();
         (!read.stdout.is_empty()).then(|| read.json())
     }
 
@@ -162,7 +162,7 @@ fn a_plain_client_reads_results_by_their_ids(scene: &Scene) {
     scene.produce(&["seven", "--header", "ebb-id=job.7"]);
     let result = ["result", "job.7", "--follow", "--timeout", "60s", "--json"];
     scene.workplace.ebb(&result).ok();
-    let result = scene.read("job.7").expect("a result");
+    let result = scene.read("job.7", &[]).expect("a result");
     let body: Value = serde_json::from_str(result["body"].as_str().unwrap()).unwrap();
     assert_eq!(body["output"], "seven", "{result}");
     assert_eq!(result["outcome"], "completed", "{result}");
@@ -172,9 +172,23 @@ fn a_plain_client_reads_results_by_their_ids(scene: &Scene) {
     );
 
     scene.produce(&["late", "--header", "ebb-id=job-8", "--header", "ebb-ttl=1ms"]);
-    let failed = wait_for("a failed result", || scene.read("job-8"));
+    let failed = wait_for("a failed result", || scene.read("job-8", &[]));
     assert_eq!((&failed["outcome"], &failed["reason"]), (&json!("failed"), &json!("expired")));
-    assert_eq!(scene.read("job-9"), None);
+    assert_eq!(scene.read("job-9", &[]), None);
+}
+
+fn a_plain_client_reads_the_pieces_of_an_answer(scene: &Scene) {
+    let line = r#"{"id": "job.10", "body": {"input": "a b c", "stream": true, "turn_ms": 50}}"#;
+    let file = scene.workplace.path("stream.jsonl");
+    std::fs::write(&file, line).unwrap();
+    assert_eq!(scene.read("job.10", &["--pieces"]), None);
+    scene.workplace.ebb(&["enqueue", "--file", file.to_str().unwrap()]).ok();
+    let followed = ["result", "job.10", "--follow", "--timeout", "60s"];
+    assert_eq!(scene.workplace.ebb(&followed).ok().stdout, "a b c\n");
+    let told = scene.read("job.10", &["--pieces"]).expect("pieces");
+    let pieces: Vec<&str> =
+        told["pieces"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap()).collect();
+    assert_eq!((pieces.concat().as_str(), &told["attempt"]), ("a b c", &json!(1)), "{told}");
 }
 
 fn garbage_harms_nobody_else(scene: &Scene) {
@@ -309,6 +323,7 @@ fn the_whole_story(start: impl AsyncFnOnce() -> Broker) {
     // RabbitMQ keeps no answers.
     if !matches!(scene.broker, Broker::Amqp(_)) {
         a_plain_client_reads_results_by_their_ids(&scene);
+        a_plain_client_reads_the_pieces_of_an_answer(&scene);
     }
     a_broker_that_is_killed_comes_back_to_a_worker_that_waits(&mut scene);
     the_scaler_never_takes_an_outage_for_an_empty_queue(&mut scene);

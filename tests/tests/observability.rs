@@ -25,7 +25,7 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 
 /// Metrics of ours that a worker, a split and a scaler without trouble, GPU and TLS do not show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 19] = [
+const NOT_SHOWN: [(&str, &str); 20] = [
     ("worker_jobs_shed_total", "needs a job that comes too late"),
     ("worker_batches_failed_total", "needs a batch that fails"),
     ("worker_device_failed_seconds_total", "needs a batch that fails"),
@@ -34,6 +34,7 @@ const NOT_SHOWN: [(&str, &str); 19] = [
     ("worker_gpu_utilization_ratio", "needs a GPU"),
     ("worker_broker_errors_total", "needs a broker that fails"),
     ("worker_replies_total", "needs a job with ebb-reply-to"),
+    ("worker_chunks_total", "needs a job that asks for pieces"),
     ("scaler_look_errors_total", "needs a broker that fails"),
     ("scaler_connections_refused_total", "needs clients that are not let in"),
     ("scaler_config_reloads_total", "needs a configuration that changes"),

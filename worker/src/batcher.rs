@@ -139,6 +139,9 @@ pub struct Entry<T> {
     pub priority: Priority,
     /// Whether it must run in a batch of its own.
     pub alone: bool,
+    /// When it first came here, of a job that is back for another turn: those go before who has not
+    /// begun, so that no more are under way than fit into a batch.
+    pub begun: Option<Instant>,
 }
 
 /// Why a batch was closed.
@@ -187,7 +190,15 @@ pub struct Batcher<T> {
 struct Waiting<T> {
     entry: Entry<T>,
     arrived: Instant,
+    /// Since when it waits for this turn.
+    since: Instant,
     passed: u32,
+}
+
+impl<T> Waiting<T> {
+    fn is_passed_over(&self) -> bool {
+        self.passed >= PATIENCE
+    }
 }
 
 impl<T> Batcher<T> {
@@ -197,9 +208,11 @@ impl<T> Batcher<T> {
         Self { limits, waiting: Vec::new() }
     }
 
-    /// Adds a job.
+    /// Adds a job; one that is back for another turn has its old place.
     pub fn push(&mut self, entry: Entry<T>, now: Instant) {
-        self.waiting.push(Waiting { entry, arrived: now, passed: 0 });
+        let arrived = entry.begun.unwrap_or(now);
+        let place = self.waiting.partition_point(|waiting| waiting.arrived <= arrived);
+        self.waiting.insert(place, Waiting { entry, arrived, since: now, passed: 0 });
     }
 
     /// Changes the largest cost of a batch, as the memory of the device allows.
@@ -234,11 +247,17 @@ impl<T> Batcher<T> {
         self.ripe(now, view).is_some()
     }
 
-    /// The priority and the age of the job that leads the next batch.
+    /// Whether one waits that is back for another turn.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.waiting.iter().any(|waiting| waiting.entry.begun.is_some())
+    }
+
+    /// The priority of the job that leads the next batch, and since when it waits for this turn.
     #[must_use]
     pub fn urgency(&self) -> Option<(Priority, Instant)> {
         let leader = &self.waiting[self.leader()?];
-        Some((leader.entry.priority, leader.arrived))
+        Some((leader.entry.priority, leader.since))
     }
 
     /// Who would be in the next batch and why it would be closed, if now is the time for it.
@@ -260,6 +279,12 @@ impl<T> Batcher<T> {
         self.waiting.drain(..).map(|waiting| waiting.entry.item).collect()
     }
 
+    /// All that have not begun, in the order of arrival.
+    pub fn drain_unbegun(&mut self) -> Vec<T> {
+        let unbegun = self.waiting.extract_if(.., |waiting| waiting.entry.begun.is_none());
+        unbegun.map(|waiting| waiting.entry.item).collect()
+    }
+
     /// Who would be in the next batch, and whether nobody else fits.
     fn choose(&self, view: &View) -> Option<(Vec<usize>, bool)> {
         let leader = self.leader()?;
@@ -271,14 +296,22 @@ impl<T> Batcher<T> {
         let mut size = lead.size;
         let mut real = size.span();
         let mut full = self.is_over(size);
+        // Where one that was passed over too often has to wait for who goes on, no other begins.
+        let (are_under_way, mut may_begin) = (self.has_begun(), true);
         for place in self.by_likeness(leader) {
             if size.cost() >= view.enough {
                 break;
             }
-            let candidate = self.waiting[place].entry.size;
+            let waiting = &self.waiting[place];
+            let goes_on = waiting.entry.begun.is_some();
+            if !goes_on && !may_begin {
+                continue;
+            }
+            let candidate = waiting.entry.size;
             let grown = size.and(candidate);
             if self.is_over(grown) {
                 full = true;
+                may_begin &= goes_on || !are_under_way || !waiting.is_passed_over();
                 continue;
             }
             let grown_real = real.saturating_add(candidate.span());
@@ -294,24 +327,34 @@ impl<T> Batcher<T> {
         Some((chosen, full))
     }
 
-    /// The oldest of those passed over too often, else the oldest of the highest priority.
+    /// The oldest of those passed over too often, else the oldest of the highest priority, first of
+    /// those that have begun. Where any has, no other may push one of them out for being passed over.
     fn leader(&self) -> Option<usize> {
-        let passed_over = self.waiting.iter().position(|waiting| waiting.passed >= PATIENCE);
+        let goes_on = self.has_begun();
+        let passed_over =
+            |one: &Waiting<T>| one.is_passed_over() && (!goes_on || one.entry.begun.is_some());
+        let passed_over = self.waiting.iter().position(passed_over);
         let by_priority = || {
             let priorities = self.waiting.iter().enumerate();
-            priorities.min_by_key(|(_, waiting)| Reverse(waiting.entry.priority))
+            priorities.min_by_key(|(_, Waiting { entry, .. })| {
+                (Reverse(entry.priority), entry.begun.is_none())
+            })
         };
         passed_over.or_else(|| Some(by_priority()?.0))
     }
 
-    /// Everybody who may join the leader: by priority, then by likeness of length, then by age.
+    /// Everybody who may join the leader: by priority, who has begun first, and then who was passed
+    /// over too often by others that began; then by likeness of length, then by age.
     fn by_likeness(&self, leader: usize) -> Vec<usize> {
         let bucket = self.waiting[leader].entry.size.bucket();
         let may_join = |place: &usize| *place != leader && !self.waiting[*place].entry.alone;
         let mut places: Vec<usize> = (0..self.waiting.len()).filter(may_join).collect();
+        let goes_on = self.has_begun();
         places.sort_by_key(|place| {
             let entry = &self.waiting[*place].entry;
-            (Reverse(entry.priority), entry.size.bucket().abs_diff(bucket), *place)
+            let unlike = entry.size.bucket().abs_diff(bucket);
+            let is_patient = !self.waiting[*place].is_passed_over();
+            (Reverse(entry.priority), entry.begun.is_none(), is_patient && goes_on, unlike, *place)
         });
         places
     }
@@ -322,6 +365,11 @@ impl<T> Batcher<T> {
 
     /// Takes out the chosen, whose places are sorted; all others have been passed over once more.
     fn take(&mut self, chosen: &[usize], closed: Closed) -> Batch<T> {
+        // Who goes on passes nobody that has yet to begin, and who begins beside those passes the older.
+        let has_begun = |place: &&usize| self.waiting[**place].entry.begun.is_some();
+        let goes_on = chosen.iter().any(|place| has_begun(&place));
+        let youngest = chosen.iter().rfind(|place| !has_begun(place)).copied();
+        let passes = if goes_on { youngest.unwrap_or_default() } else { usize::MAX };
         let mut chosen = chosen.iter().copied().peekable();
         let mut items = Vec::new();
         let mut size: Option<Size> = None;
@@ -331,7 +379,7 @@ impl<T> Batcher<T> {
                 size = Some(size.map_or(waiting.entry.size, |size| size.and(waiting.entry.size)));
                 items.push(waiting.entry.item);
             } else {
-                waiting.passed += 1;
+                waiting.passed += u32::from(place < passes || waiting.entry.begun.is_some());
                 self.waiting.push(waiting);
             }
         }
@@ -358,7 +406,8 @@ mod tests {
     }
 
     fn entry<T>(item: T, length: usize) -> Entry<T> {
-        Entry { item, size: Size::of([length]), priority: Priority::Normal, alone: false }
+        let (size, priority) = (Size::of([length]), Priority::Normal);
+        Entry { item, size, priority, alone: false, begun: None }
     }
 
     fn free(now: Instant) -> View {
@@ -513,6 +562,51 @@ mod tests {
         assert_eq!(batcher.close(now, &free(now)).unwrap().items, [2, 3, 4, 5]);
     }
 
+    #[test]
+    fn who_has_begun_goes_before_who_has_not_unless_that_is_more_urgent() {
+        let start = Instant::now();
+        let (mut batcher, now) = (Batcher::new(limits(2, 10_000)), start + 9 * MS);
+        batcher.push(entry("new", 10), start + MS);
+        let back = |item, after| Entry { begun: Some(start + after), ..entry(item, 500) };
+        batcher.push(back("second", 3 * MS), now);
+        batcher.push(back("first", 2 * MS), now);
+        let view = View { overhead: usize::MAX, ..free(now) };
+        assert_eq!(batcher.urgency(), Some((Priority::Normal, now)));
+        assert_eq!(batcher.close(now, &view).unwrap().items, ["first", "second"]);
+        assert!(!batcher.has_begun());
+
+        batcher.push(back("second", 3 * MS), now);
+        batcher.push(back("first", 2 * MS), now);
+        batcher.push(Entry { priority: Priority::High, ..entry("urgent", 10) }, now);
+        assert_eq!(batcher.close(now, &view).unwrap().items, ["first", "urgent"]);
+        assert!(batcher.has_begun());
+        assert_eq!((batcher.drain_unbegun(), batcher.drain()), (vec!["new"], vec!["second"]));
+    }
+
+    #[test]
+    fn a_long_job_that_others_begin_before_is_next_as_soon_as_there_is_room() {
+        let start = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 100));
+        let size = |length| Size::of([length]).laid(Layout::Packed);
+        let new = |item, length| Entry { size: size(length), ..entry(item, length) };
+        let back = |item, n| Entry { begun: Some(start + n * MS), ..new(item, 30) };
+        let view = View { overhead: usize::MAX, ..free(start + 50 * MS) };
+        batcher.push(new("long", 60), start + 5 * MS);
+        let mut joined = Vec::new();
+        for turn in 10..20 {
+            batcher.push(back("one", 1), start + turn * MS);
+            batcher.push(back("two", 2), start + turn * MS);
+            batcher.push(new("short", 1), start + turn * MS);
+            let batch = batcher.close(start + 50 * MS, &view).unwrap();
+            assert_eq!(batch.items[..2], ["one", "two"]);
+            joined.push(batch.items.contains(&"short"));
+        }
+        assert_eq!(joined.iter().filter(|one| **one).count(), PATIENCE as usize, "{joined:?}");
+        batcher.push(back("one", 1), start + 30 * MS);
+        let batch = batcher.close(start + 50 * MS, &view).unwrap();
+        assert_eq!(batch.items[..2], ["one", "long"]);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Push { lengths: Vec<usize>, priority: Priority, alone: bool },
@@ -554,7 +648,7 @@ mod tests {
                 match step {
                     Step::Push { lengths, priority, alone } => {
                         let size = Size::of(lengths).laid(layout);
-                        let entry = Entry { item: number, size, priority, alone };
+                        let entry = Entry { item: number, size, priority, alone, begun: None };
                         batcher.push(entry, now);
                         let due = n_closed + PATIENCE as usize + 1 + waiting.len();
                         waiting.insert(number, (entry, due));
@@ -589,6 +683,45 @@ mod tests {
                 }
             }
             prop_assert!(waiting.is_empty(), "left behind: {:?}", waiting);
+        }
+
+        #[test]
+        fn jobs_of_several_turns_are_done_in_as_many_batches_and_no_more_at_once_than_fit(
+            jobs in prop::collection::vec((1..8usize, 0..4u32), 1..60),
+            max_items in 1..9usize,
+        ) {
+            let start = Instant::now();
+            let mut batcher = Batcher::new(limits(max_items, 10_000));
+            let (mut left, mut came) = (BTreeMap::new(), jobs.iter().enumerate().peekable());
+            let mut under_way: BTreeMap<usize, Instant> = BTreeMap::new();
+            let mut tick = 0u32;
+            while came.peek().is_some() || !batcher.is_empty() {
+                tick += 1;
+                let now = start + tick * MS;
+                while let Some((number, (n_turns, _))) =
+                    came.next_if(|(_, (_, wait))| tick.is_multiple_of(1 + *wait))
+                {
+                    left.insert(number, (*n_turns, now));
+                    batcher.push(entry(number, 10), now);
+                }
+                let Some(batch) = batcher.close(now, &free(now)) else { continue };
+                prop_assert!(batch.items.len() <= max_items);
+                let goes_on = under_way.keys().all(|item| batch.items.contains(item));
+                prop_assert!(goes_on, "{:?} of {:?}", batch.items, under_way);
+                for item in batch.items {
+                    let (n_turns, arrived) = left.get_mut(&item).expect("it is not done");
+                    *n_turns -= 1;
+                    if *n_turns == 0 {
+                        left.remove(&item);
+                        under_way.remove(&item);
+                    } else {
+                        under_way.insert(item, *arrived);
+                        batcher.push(Entry { begun: Some(*arrived), ..entry(item, 10) }, now);
+                    }
+                }
+                prop_assert!(under_way.len() <= max_items);
+            }
+            prop_assert!(left.is_empty());
         }
 
         #[test]

@@ -1,12 +1,18 @@
 //! What travels between the stages.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use ebb_queue::{Delivery, Priority};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::batcher::Size;
 use crate::codec::{Asked, Spent};
 use crate::device::Cargo;
 use crate::lease::Loan;
+use crate::settle::Exit;
+use crate::stream::Stream;
 use crate::trace::Way;
 
 /// A job that is held: its delivery, its lease and its room.
@@ -19,6 +25,55 @@ pub(crate) struct Held {
     pub(crate) way: Way,
     /// Given back when the job has run and there is room for it among those to be stored.
     pub(crate) room: OwnedSemaphorePermit,
+    pub(crate) turns: Turns,
+}
+
+/// What a job has behind it of the turns that its model takes with it.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    n: u32,
+    /// When it first came to the batcher.
+    first: Option<Instant>,
+    /// What it took of the device, in seconds.
+    seconds: f64,
+    /// What the batches took that it was in.
+    of_batches: f64,
+    /// Where its pieces go, once it has said one.
+    stream: Option<Stream>,
+}
+
+impl Turns {
+    /// Whether the job was with the device, and has its output.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.n > 0
+    }
+
+    /// When the job first came to the batcher, which is now unless it was there before.
+    pub(crate) fn first(&mut self, now: Instant) -> Instant {
+        *self.first.get_or_insert(now)
+    }
+
+    /// Adds a turn in a batch that took so long, of jobs that cost so much together; what the job took
+    /// of the device in all.
+    pub(crate) fn ran(&mut self, cost: usize, all: usize, took: Duration) -> Spent {
+        let last = Spent::of(cost, all, took);
+        self.n += 1;
+        self.seconds += last.seconds;
+        self.of_batches += took.as_secs_f64();
+        let is_known = self.n > 1 && self.of_batches > 0.0;
+        let share = if is_known { self.seconds / self.of_batches } else { last.share };
+        Spent { seconds: self.seconds, share }
+    }
+
+    /// What the job took of the device so far, in seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Whether another attempt has the job, or has answered it.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        self.stream.as_ref().is_some_and(Stream::is_overtaken)
+    }
 }
 
 /// A job that is ready to run.
@@ -40,6 +95,8 @@ pub(crate) struct Finished<T = Output> {
     pub(crate) way: Way,
     /// That of a job that is to be stored, or where enough are, still that of one that has not run.
     pub(crate) room: OwnedSemaphorePermit,
+    /// Where its pieces went, if it said any.
+    pub(crate) stream: Option<Stream>,
     pub(crate) end: End<T>,
 }
 
@@ -61,14 +118,27 @@ pub(crate) enum End<T> {
     Retry(String),
     /// With a failure that every attempt will have.
     Reject(String),
+    /// Not here: another attempt has it, or has answered it.
+    Overtaken,
 }
 
 impl Held {
     /// Keeps its room until the next stage has some.
     pub(crate) fn finish(self, end: End<Output>) -> Finished {
-        let Self { delivery, lane, loan, mut way, room } = self;
-        way.finished();
-        Finished { delivery, lane, loan, way, room, end }
+        let Self { delivery, lane, loan, mut way, room, turns } = self;
+        way.finished(turns.n);
+        Finished { delivery, lane, loan, way, room, stream: turns.stream, end }
+    }
+
+    /// Passes a piece on to who stores it.
+    pub(crate) async fn say(&mut self, piece: Bytes, exit: &Exit) {
+        if let Some(stream) = &self.turns.stream {
+            return stream.say(piece);
+        }
+        let (stream, telling) = Stream::begin(&self.delivery);
+        stream.say(piece);
+        self.turns.stream = Some(stream);
+        exit.tell(telling).await;
     }
 
     pub(crate) fn priority(&self) -> Priority {
@@ -76,8 +146,27 @@ impl Held {
     }
 
     /// A job that was begun before may be what crashed its worker. It runs in a batch of its own,
-    /// so that a second crash can be nobody else's fault.
+    /// so that a second crash can be nobody else's fault. That goes for its first turn: alone in all
+    /// of them it would have the device half of the time. Who crashes a later one charges those beside
+    /// it too, and they prove themselves alone, in all their turns, at their third attempt.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.delivery.attempt > 1
+        self.delivery.attempt > 1 && !self.turns.has_begun()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_spends_what_all_its_turns_took() {
+        let mut turns = Turns::default();
+        let first = turns.ran(1, 4, Duration::from_secs(4));
+        assert_eq!(first, Spent { seconds: 1.0, share: 0.25 });
+        let both = turns.ran(1, 2, Duration::from_secs(4));
+        assert_eq!(both, Spent { seconds: 3.0, share: 0.375 });
+        let mut idle = Turns::default();
+        idle.ran(1, 4, Duration::ZERO);
+        assert_eq!(idle.ran(1, 2, Duration::ZERO), Spent { seconds: 0.0, share: 0.5 });
     }
 }

@@ -1,33 +1,36 @@
 //! The middle stages: group jobs into batches, run them, and find out who spoiled a batch.
+//!
+//! A job that its model has not done with comes back for another turn. Those that are under way are
+//! in the next batch of their lane, together with who came meanwhile: such a lane has one batch out at
+//! a time, else there would be two halves of one for ever.
 
+mod conclude;
 mod waiter;
 
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebb_model::{InferError, InferErrorKind};
 use ebb_queue::{Job, Timestamp};
 use futures::FutureExt;
 use futures::future::{MaybeDone, maybe_done};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::batcher::{Batch, Entry, Size, View};
-use crate::bisect::{Next, Run};
-use crate::codec::{Asked, Spent};
+use crate::bisect::Run;
+use crate::codec::Asked;
 use crate::device::{Answer, Begun, Load};
 use crate::fit;
-use crate::held::{End, Finished, Held, Item, Output};
+use crate::held::{End, Finished, Held, Item};
 use crate::lanes::Lanes;
 use crate::served::Lane;
 use crate::settle::Exit;
 use crate::shared::{EXPIRED, Shared, TOO_LATE, send, sleep_until};
-use crate::trace::BatchRun;
 use waiter::Waiter;
 
 /// A batch on its way to the device and back.
@@ -65,6 +68,14 @@ struct Sent {
 pub(crate) struct Bound {
     submitted: Option<Submitted>,
     late: Vec<Finished>,
+    outing: Outing,
+}
+
+/// A batch that is out. When it is dropped, all that is left of the batch is where it belongs.
+struct Outing {
+    shared: Arc<Shared>,
+    lane: usize,
+    begun: Begun,
 }
 
 /// The ways on from the batcher.
@@ -75,53 +86,66 @@ pub(crate) struct Exits {
     pub(crate) queues: Vec<Exit>,
 }
 
+/// The ways on for jobs that have run.
+pub(crate) struct Out {
+    pub(crate) exit: Exit,
+    /// Back to the batcher, for another turn.
+    pub(crate) again: Sender<Vec<Item>>,
+}
+
 /// Binds batches as late as the device allows, and sends them to it.
-pub(crate) async fn batch(shared: Arc<Shared>, mut decoded: Receiver<Vec<Item>>, exits: Exits) {
+pub(crate) async fn batch(
+    shared: Arc<Shared>,
+    mut decoded: Receiver<Vec<Item>>,
+    mut turned: Receiver<Vec<Item>>,
+    exits: Exits,
+) {
     let mut lanes = Lanes::new(shared.lanes.len(), shared.settings.limits);
     let load = shared.device.load();
     let mut is_open = true;
     loop {
-        let was_wedged = shared.wedged.get();
-        if shared.gives_back() {
+        let (was_wedged, was_halted) = (shared.wedged.get(), shared.halt.is_cancelled());
+        let (turns_end, n_taken) = (shared.turns_end.get(), shared.n_taken.get());
+        if shared.gives_all_back(Instant::now()) {
             shared.give_back(lanes.drain(), &exits).await;
+        } else if shared.gives_back() {
+            shared.give_back(lanes.drain_unbegun(), &exits).await;
         }
-        // Asked here and not above: with the last jobs given back nothing may happen any more.
-        if !is_open && lanes.is_empty() {
+        // Asked here and not above: with the last jobs given back nothing may happen any more. What
+        // is out may come back for another turn, and has when it is out no more.
+        if !is_open && lanes.is_empty() && !shared.has_batches_out() && turned.is_empty() {
             return;
         }
-        for (place, lane) in shared.lanes.iter().enumerate() {
-            if let Some(max_cost) = NonZeroUsize::new(lane.memory().limit()) {
-                lanes.bound(place, max_cost);
-            }
-        }
-        let now = Instant::now();
-        let (seen, n_taken) = (load.get(), shared.n_taken.get());
-        let views = shared.views(seen, &exits, now);
+        shared.bound(&mut lanes);
+        let (now, seen) = (Instant::now(), load.get());
+        let views = shared.views(seen, &lanes, &exits, now);
         if let Some((lane, batch)) = lanes.close(now, &views) {
             shared.submit(lane, batch, &exits.lanes[lane]).await;
             continue;
         }
         let deadline = lanes.deadline(&views);
+        let waits = !lanes.is_empty();
         tokio::select! { biased;
+            Some(items) = turned.recv() => push(&mut lanes, items),
             items = decoded.recv(), if is_open => match items {
-                Some(items) => items.into_iter().for_each(|item| {
-                    lanes.push(item.lane, entry(item), now);
-                }),
+                Some(items) => push(&mut lanes, items),
                 None => is_open = false,
             },
             _ = load.until(|load| *load != seen) => {}
             _ = shared.n_taken.until(|n| *n != n_taken) => {}
             _ = shared.wedged.until(|wedged| *wedged != was_wedged) => {}
-            () = shared.halt.cancelled(), if !lanes.is_empty() => {}
+            _ = shared.turns_end.until(|end| *end != turns_end), if waits => {}
+            () = shared.halt.cancelled(), if waits && !was_halted => {}
+            () = sleep_until(turns_end), if waits => {}
             () = sleep_until(deadline) => {}
         }
     }
 }
 
 /// Takes what comes back from the device for one lane; a batch that failed is taken apart.
-pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Bound>, exit: Exit) {
-    let mut waiter = Waiter::new(shared, lane, bound, exit);
-    while let Some(Bound { submitted, late }) = waiter.next().await {
+pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Bound>, out: Out) {
+    let mut waiter = Waiter::new(shared, lane, bound, out);
+    while let Some(Bound { submitted, late, outing }) = waiter.next().await {
         waiter.exit().finish(late).await;
         let mut runs = match submitted {
             Some(first) => waiter.conclude(first).await,
@@ -131,6 +155,32 @@ pub(crate) async fn infer(shared: Arc<Shared>, lane: usize, bound: Receiver<Boun
             debug!(items = run.items.len(), failures = run.failures, "running again");
             runs.extend(waiter.run_again((run, batch)).await);
         }
+        waiter.turn().await;
+        drop(outing);
+    }
+}
+
+impl Outing {
+    fn begin(shared: &Arc<Shared>, lane: usize, begun: Begun) -> Self {
+        let own = &shared.lanes[lane];
+        own.n_out.fetch_add(1, Ordering::SeqCst);
+        own.n_between.fetch_add(usize::from(begun == Begun::Between), Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), lane, begun }
+    }
+}
+
+impl Drop for Outing {
+    fn drop(&mut self) {
+        let own = &self.shared.lanes[self.lane];
+        own.n_between.fetch_sub(usize::from(self.begun == Begun::Between), Ordering::SeqCst);
+        own.n_out.fetch_sub(1, Ordering::SeqCst);
+        self.shared.n_taken.update(|n| *n += 1);
+    }
+}
+
+impl std::fmt::Debug for Outing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outing").field("lane", &self.lane).finish_non_exhaustive()
     }
 }
 
@@ -143,8 +193,22 @@ impl Submitted {
 }
 
 impl Shared {
+    /// Whether a batch may bring jobs back for another turn.
+    fn has_batches_out(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.n_out.load(Ordering::SeqCst) > 0)
+    }
+
+    /// Tells the batchers what the memory of the device allows.
+    fn bound(&self, lanes: &mut Lanes<Item>) {
+        for (place, lane) in self.lanes.iter().enumerate() {
+            if let Some(max_cost) = NonZeroUsize::new(lane.memory().limit()) {
+                lanes.bound(place, max_cost);
+            }
+        }
+    }
+
     /// What the batchers need to know of the world, one by one.
-    fn views(&self, load: Load, exits: &Exits, now: Instant) -> Vec<View> {
+    fn views(&self, load: Load, lanes: &Lanes<Item>, exits: &Exits, now: Instant) -> Vec<View> {
         let free_at = match load {
             Load { queued: 1.., .. } | Load { loading: Some(_), .. } => None,
             Load { running: None, .. } => Some(now),
@@ -155,27 +219,37 @@ impl Shared {
         };
         let max_cost = self.settings.limits.max_cost.get();
         let view = |(place, lane): (usize, &Lane)| {
-            let fit = lane.fit();
+            let n = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+            let are_under_way = lanes.has_begun(place) || n(&lane.n_between) > 0;
+            let (fit, turns) = (lane.fit(), lane.codec.takes_turns() || are_under_way);
+            // Who is out and comes back belongs into the next batch as well.
+            let is_together = !turns || n(&lane.n_out) == 0;
+            // Who waits for the batches of a lane may be waiting for its store.
+            let has_room = exits.lanes[place].capacity() > 0;
             View {
-                // Who waits for the batches of a lane may be waiting for its store.
-                free_at: free_at.filter(|_| exits.lanes[place].capacity() > 0),
+                free_at: free_at.filter(|_| has_room && is_together),
                 more: self.queues[lane.queue].n_decoding.load(Ordering::Relaxed) > 0,
-                overhead: fit.worth(max_cost),
-                enough: fit.enough(),
+                overhead: if turns { usize::MAX } else { fit.worth(max_cost) },
+                enough: if turns { usize::MAX } else { fit.enough() },
             }
         };
         self.lanes.iter().enumerate().map(view).collect()
     }
 
-    /// Gives jobs back that were not begun.
+    /// Gives jobs back that were not begun, or that are between two turns.
     async fn give_back(&self, items: Vec<Item>, exits: &Exits) {
         for item in items {
-            exits.queues[self.lanes[item.lane].queue].give_back([item.held]).await;
+            let lane = &self.lanes[item.lane];
+            if item.held.turns.has_begun() {
+                self.metrics.waste(&lane.name, item.held.turns.seconds());
+            }
+            exits.queues[lane.queue].give_back([item.held]).await;
         }
     }
 
-    async fn submit(&self, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
+    async fn submit(self: &Arc<Self>, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
         let (items, late) = self.shed(lane, batch.items);
+        let outing = Outing::begin(self, lane, begun(&items));
         let submitted = if items.is_empty() {
             None
         } else {
@@ -188,12 +262,12 @@ impl Shared {
             metrics.batch_fill.with_label_values(&model).observe(filled);
             metrics.batch_padding.with_label_values(&model).observe(size.padding());
             let waits = metrics.batch_wait.with_label_values(&model);
-            for item in &items {
+            for item in items.iter().filter(|item| !item.held.turns.has_begun()) {
                 waits.observe(item.held.way.since.elapsed().as_secs_f64());
             }
             Some(self.send_to_device(lane, items, None))
         };
-        send(out, Bound { submitted, late }).await;
+        send(out, Bound { submitted, late, outing }).await;
     }
 
     /// Parts the jobs that may still meet their deadlines from those that cannot.
@@ -202,6 +276,11 @@ impl Shared {
         let own = &self.lanes[lane];
         let (mut timely, mut late) = (Vec::with_capacity(items.len()), Vec::new());
         for item in items {
+            // A deadline is one for beginning.
+            if item.held.turns.has_begun() {
+                timely.push(item);
+                continue;
+            }
             // Its own cost alone, though it shares a batch: who might have made it is not shed.
             let takes =
                 begins.and_then(|begins| Some(begins + own.fit().at_least(item.size.cost())?));
@@ -229,7 +308,10 @@ impl Shared {
     }
 
     fn send_to_device(&self, lane: usize, items: Vec<Item>, failed: Option<Failed>) -> Submitted {
-        let begun = if failed.is_some() { Begun::Yes } else { Begun::No };
+        let begun = match failed {
+            Some(_) => Begun::Yes,
+            None => begun(&items),
+        };
         let size = together(&items);
         let split = items.into_iter();
         let split =
@@ -238,114 +320,12 @@ impl Shared {
         let answer = self.lanes[lane].device.submit(lane, inputs, size, begun);
         Submitted { jobs, size, failed, answer: maybe_done(answer) }
     }
+}
 
-    /// Ends the jobs of a batch as its answer says, and returns what has to run again.
-    async fn conclude(
-        &self,
-        lane: usize,
-        submitted: Submitted,
-        answer: Option<Answer>,
-        exit: &Exit,
-    ) -> Vec<Again> {
-        let Submitted { mut jobs, size, failed: before, .. } = submitted;
-        let Some(Answer { batch, inputs, results, took }) = answer else {
-            self.leave_unrun(jobs, before, exit).await;
-            return Vec::new();
-        };
-        let own = &self.lanes[lane];
-        self.metrics.infer.with_label_values(&[&own.name]).observe(took.as_secs_f64());
-        let (n_items, cost, failed) = (jobs.len(), size.cost(), results.is_err());
-        let run = BatchRun { n_items, cost, took, failed };
-        run.note(jobs.iter_mut().map(|job| &mut job.held.way));
-        match results {
-            Ok(results) => {
-                own.learn(jobs.len(), cost, took);
-                let limit = own.memory().sufficed(cost);
-                self.tell_limit(own, limit, "larger batches are tried again");
-                self.queues[own.queue].fit().learn(jobs.len(), cost, took);
-                let all = jobs.iter().map(|job| job.size.cost()).sum();
-                let ended = jobs.into_iter().zip(results).map(|(job, result)| {
-                    let Sent { held, asked, size } = job;
-                    let spent = Spent::of(size.cost(), all, took);
-                    held.finish(match result {
-                        Ok(output) => End::Done(Output { lane, output, asked, spent }),
-                        Err(fault) => {
-                            self.metrics.waste(&own.name, spent.seconds);
-                            End::Reject(fault.to_string())
-                        }
-                    })
-                });
-                exit.finish(ended.collect()).await;
-                Vec::new()
-            }
-            Err(error) => {
-                self.metrics.waste(&own.name, took.as_secs_f64());
-                let items = jobs.into_iter().zip(inputs);
-                let items = items.map(|(job, input)| {
-                    let Sent { held, asked, size } = job;
-                    Item { held, lane, input, asked, size }
-                });
-                let failures = before.map_or(0, |failed| failed.times);
-                let run = Run { items: items.collect(), failures };
-                let runs = self.blame(lane, run, size, &error, exit).await;
-                runs.into_iter().map(|run| (run, batch)).collect()
-            }
-        }
-    }
-
-    /// Ends jobs that the device runs no more: it drains, is wedged or is lost.
-    async fn leave_unrun(&self, jobs: Vec<Sent>, failed: Option<Failed>, exit: &Exit) {
-        let jobs = jobs.into_iter().map(|job| job.held);
-        let spoiler = self.device.lost_to();
-        if failed.is_none_or(|failed| spoiler != Some(failed.batch)) {
-            return exit.give_back(jobs).await;
-        }
-        // One of these, nobody can tell which. Uncharged, it would cost one worker after the other its
-        // device; charged, each runs alone the next time.
-        let lost = || End::Retry("the device was lost after their batch failed".to_owned());
-        exit.finish(jobs.map(|held| held.finish(lost())).collect()).await;
-    }
-
-    /// Says what a batch may cost from now on, if that changed.
-    fn tell_limit(&self, own: &Lane, changed: Option<usize>, why: &str) {
-        let Some(max_cost) = changed else { return };
-        info!(model = %own.name, max_cost, "{why}");
-        // Two queues may have one model, and each its own limit: the smaller one tells of trouble.
-        let limits = self.lanes.iter().filter(|lane| lane.name == own.name);
-        let least = limits.map(|lane| lane.memory().limit()).min().unwrap_or(max_cost);
-        self.metrics.max_cost.with_label_values(&[&own.name]).set(least as i64);
-    }
-
-    /// A batch failed as a whole: halves it, or ends its jobs.
-    async fn blame(
-        &self,
-        lane: usize,
-        run: Run<Item>,
-        size: Size,
-        error: &InferError,
-        exit: &Exit,
-    ) -> Vec<Run<Item>> {
-        let own = &self.lanes[lane];
-        warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
-        self.metrics.batches_failed.with_label_values(&[&own.name]).inc();
-        if error.kind() == InferErrorKind::OutOfMemory {
-            let limit = own.memory().lacked(size.cost());
-            self.tell_limit(own, limit, "batches are made smaller, for lack of memory");
-        }
-        match run.failed(error.kind()) {
-            Next::Rerun(runs) => runs,
-            Next::Reject(item) => {
-                exit.finish(vec![item.held.finish(End::Reject(error.to_string()))]).await;
-                Vec::new()
-            }
-            Next::Retry(items) => {
-                let items = items.into_iter();
-                let items = items.map(|item| item.held.finish(End::Retry(error.to_string())));
-                exit.finish(items.collect()).await;
-                Vec::new()
-            }
-        }
-    }
+/// Of jobs that have not failed.
+fn begun(items: &[Item]) -> Begun {
+    let has_begun = items.iter().any(|item| item.held.turns.has_begun());
+    if has_begun { Begun::Between } else { Begun::No }
 }
 
 fn together(items: &[Item]) -> Size {
@@ -368,7 +348,13 @@ fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'stat
     (left < takes).then(|| (TOO_LATE, reason()))
 }
 
-fn entry(item: Item) -> Entry<Item> {
-    let (size, priority, alone) = (item.size, item.held.priority(), item.held.is_suspect());
-    Entry { item, size, priority, alone }
+fn push(lanes: &mut Lanes<Item>, items: Vec<Item>) {
+    let now = Instant::now();
+    for mut item in items {
+        let (size, priority, alone) = (item.size, item.held.priority(), item.held.is_suspect());
+        let (turns, lane) = (&mut item.held.turns, item.lane);
+        let first = turns.first(now);
+        let begun = turns.has_begun().then_some(first);
+        lanes.push(lane, Entry { item, size, priority, alone, begun }, now);
+    }
 }

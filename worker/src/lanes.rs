@@ -1,8 +1,8 @@
 //! Whose turn it is on a device that several models share. Pure, like the batcher.
 //!
 //! Each lane groups its own jobs, so no batch ever holds two models. When the device is about to be
-//! free, the lane with the most urgent job gets it: the highest priority, and among equals the
-//! oldest. A lane that younger jobs have passed often enough goes first, whatever waits elsewhere.
+//! free, the lane with the most urgent job gets it: the highest priority, and among equals the one
+//! that waits longest. A lane that younger jobs have passed often enough goes first, whatever waits elsewhere.
 
 use std::cmp::Reverse;
 use std::num::NonZeroUsize;
@@ -53,6 +53,17 @@ impl<T> Lanes<T> {
         self.0.iter_mut().flat_map(|lane| lane.batcher.drain()).collect()
     }
 
+    /// All that wait and have not begun, in the same order.
+    pub fn drain_unbegun(&mut self) -> Vec<T> {
+        self.0.iter_mut().flat_map(|lane| lane.batcher.drain_unbegun()).collect()
+    }
+
+    /// Whether a job waits in a lane that is back for another turn.
+    #[must_use]
+    pub fn has_begun(&self, lane: usize) -> bool {
+        self.0[lane].batcher.has_begun()
+    }
+
     /// When [`Self::close`] will answer though nothing is pushed. There is a view for each lane.
     #[must_use]
     pub fn deadline(&self, views: &[View]) -> Option<Instant> {
@@ -66,26 +77,26 @@ impl<T> Lanes<T> {
         let ready = lanes.filter(|(_, (lane, view))| lane.batcher.is_ready(now, view));
         let ready: Vec<usize> = ready.map(|(place, _)| place).collect();
         let next = ready.iter().copied().min_by_key(|place| self.turn(*place))?;
-        let led = self.arrived(next);
+        let led = self.since(next);
         let batch = self.0[next].batcher.close(now, &views[next])?;
         for place in ready.into_iter().filter(|place| *place != next) {
-            self.0[place].passed += u32::from(self.arrived(place) < led);
+            self.0[place].passed += u32::from(self.since(place) < led);
         }
         self.0[next].passed = 0;
         Some((next, batch))
     }
 
-    fn arrived(&self, place: usize) -> Option<Instant> {
-        self.0[place].batcher.urgency().map(|(_, arrived)| arrived)
+    fn since(&self, place: usize) -> Option<Instant> {
+        self.0[place].batcher.urgency().map(|(_, since)| since)
     }
 
     /// Less is earlier.
     fn turn(&self, place: usize) -> impl Ord + use<T> {
         let lane = &self.0[place];
-        let (priority, arrived) = lane.batcher.urgency().unzip();
+        let (priority, since) = lane.batcher.urgency().unzip();
         // Among those that were passed too often the oldest is first, and nothing else counts.
         let priority = priority.filter(|_| lane.passed < PATIENCE);
-        (priority.is_some(), Reverse(priority), arrived)
+        (priority.is_some(), Reverse(priority), since)
     }
 }
 
@@ -111,7 +122,7 @@ mod tests {
     }
 
     fn entry(item: usize, priority: Priority) -> Entry<usize> {
-        Entry { item, size: Size::ONE, priority, alone: false }
+        Entry { item, size: Size::ONE, priority, alone: false, begun: None }
     }
 
     fn free(now: Instant) -> View {
@@ -133,6 +144,24 @@ mod tests {
         let (lane, batch) = lanes.close(now, &views).unwrap();
         assert_eq!((lane, batch.items), (0, vec![1, 3]));
         assert_eq!(lanes.close(now, &views), None);
+    }
+
+    #[test]
+    fn models_that_take_turns_take_them_in_turn() {
+        let start = Instant::now();
+        let at = |n: usize| start + Duration::from_millis(n as u64);
+        let mut lanes = Lanes::new(N_LANES, limits(8));
+        let back = |lane| Entry { begun: Some(at(lane)), ..entry(lane, Priority::Normal) };
+        (0..N_LANES).for_each(|lane| lanes.push(lane, back(lane), at(10)));
+        let mut order = Vec::new();
+        for turn in 0..6 {
+            let now = at(11 + turn);
+            let (lane, batch) = lanes.close(now, &[free(now); N_LANES]).unwrap();
+            assert_eq!(batch.items, [lane]);
+            lanes.push(lane, back(lane), now);
+            order.push(lane);
+        }
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]

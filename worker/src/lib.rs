@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the whole of it, as the command line asks; [`Pipeline`] is the same without command
 //! line and probes, for tests and benches. The way of a job stands in three files: `receive` (and
-//! decode), `infer` (and batch), `settle` (and store). The pure parts are [`batcher`], [`lanes`],
+//! decode), `infer` (and batch), `settle` (and store), and `stream` beside it. The pure parts are [`batcher`], [`lanes`],
 //! [`bisect`] and [`fit`].
 
 mod alert;
@@ -36,11 +36,12 @@ mod settle;
 mod shared;
 mod stages;
 mod status;
+mod stream;
 mod trace;
 #[cfg(feature = "cpu")]
 mod warm;
 
-pub use codec::{Answer, BadJob, Codec, EchoCodec, Spent};
+pub use codec::{Answer, BadJob, Codec, EchoCodec, Next, Spent, Step};
 #[cfg(feature = "cpu")]
 pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
 pub use config::{WorkerArgs, store_apart};

@@ -64,6 +64,8 @@ pub struct Metrics {
     pub broker_warnings: IntGaugeVec,
     /// Results sent to where their jobs asked for them.
     pub replies: IntCounterVec,
+    /// Pieces of answers for who follows them, by what became of them.
+    pub chunks: IntCounterVec,
     /// Jobs held.
     pub in_flight: IntGauge,
     /// Seconds from the start to readiness, by phase.
@@ -128,6 +130,7 @@ impl Metrics {
             Box::new(self.broker_losses.clone()),
             Box::new(self.broker_warnings.clone()),
             Box::new(self.replies.clone()),
+            Box::new(self.chunks.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.cold_start.clone()),
             Box::new(self.first_result.clone()),
@@ -169,6 +172,7 @@ impl Metrics {
         );
         let errors = Opts::new("worker_broker_errors_total", "Calls to the broker that failed.");
         let replies = Opts::new("worker_replies_total", "Replies, by what became of them.");
+        let chunks = Opts::new("worker_chunks_total", "Pieces of answers, by what became of them.");
         let cold = Opts::new("worker_cold_start_seconds", "From start to readiness, by phase.");
         let first = Opts::new(
             "worker_first_result_seconds",
@@ -253,6 +257,7 @@ impl Metrics {
                 &["code"],
             )?,
             replies: IntCounterVec::new(replies, &["outcome"])?,
+            chunks: IntCounterVec::new(chunks, &["outcome"])?,
             in_flight: IntGauge::new("worker_jobs_in_flight", "Jobs held.")?,
         })
     }

@@ -1,7 +1,7 @@
 //! A worker without command line and probes: the stages of a job's way, joined.
 //!
 //! receive → decode → batch → infer → store → settle, a task each, with bounded channels between
-//! them. Every stage ends when the one before it has ended and its channel has run dry.
+//! them; from infer a job may go back to batch, for another turn of its model. Every stage ends when the one before it has ended and its channel has run dry.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::lease::Keeper;
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
-use crate::{infer, receive, settle, status};
+use crate::{infer, receive, settle, status, stream};
 
 /// How much longer than its grace period a worker waits for its broker to hear that it ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -172,7 +172,7 @@ async fn work(
                 intake.close("draining");
                 draining = true;
                 grace_ends = Instant::now() + shared.settings.grace;
-                shared.device.drain();
+                shared.drain(grace_ends);
             }
             _ = state.until(|state| matches!(state, State::Lost(_))), if !draining => {
                 shared.halt.cancel();
@@ -195,7 +195,7 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
     let mut submitted = Vec::new();
     for served in queues {
         let (to_decode, received) = mpsc::channel(1);
-        let (exit, finished, concluded) = Exit::new(served.room.available_permits());
+        let (exit, finished, concluded, begun) = Exit::new(served.room.available_permits());
         stages.spawn(receive::receive(served.clone(), to_decode, exit.clone()));
         let to_batch = to_batch.clone();
         stages.spawn(receive::decode(served.clone(), received, to_batch, exit.clone()));
@@ -208,10 +208,14 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
         exits.queues.push(exit);
         stages.spawn(settle::store(served.clone(), finished, to_settle));
         stages.spawn(settle::settle(served.clone(), concluded));
+        stages.spawn(stream::stream(served.clone(), begun));
     }
-    stages.spawn(infer::batch(Arc::clone(shared), decoded, exits));
+    // What has another turn before it. The batcher waits for none of those who send here.
+    let (again, turned) = mpsc::channel(1);
+    stages.spawn(infer::batch(Arc::clone(shared), decoded, turned, exits));
     for (lane, bound, exit) in submitted {
-        stages.spawn(infer::infer(Arc::clone(shared), lane, bound, exit));
+        let out = infer::Out { exit, again: again.clone() };
+        stages.spawn(infer::infer(Arc::clone(shared), lane, bound, out));
     }
     stages
 }

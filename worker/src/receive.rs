@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::batcher::Size;
 use crate::codec::Asked;
 use crate::device::Cargo;
-use crate::held::{End, Finished, Held, Item};
+use crate::held::{End, Finished, Held, Item, Turns};
 use crate::intake::{Brought, Solitude};
 use crate::served::Served;
 use crate::settle::Exit;
@@ -187,7 +187,7 @@ impl Served {
             let room = Arc::clone(&self.room).try_acquire_owned();
             let room = room.expect("no more was received than there was room for");
             let lane = self.lane_for(&delivery.job);
-            Held { delivery, lane, loan, way, room }
+            Held { delivery, lane, loan, way, room, turns: Turns::default() }
         };
         deliveries.into_iter().map(hold).collect()
     }

@@ -142,6 +142,10 @@ pub(crate) struct Lane {
     pub(crate) name: String,
     pub(crate) codec: Arc<dyn AnyCodec>,
     pub(crate) device: DeviceWay,
+    /// Batches that are out: their jobs may come back for another turn.
+    pub(crate) n_out: AtomicUsize,
+    /// Of these, batches with jobs that came back before.
+    pub(crate) n_between: AtomicUsize,
     memory: Mutex<Memory>,
     fit: Mutex<Fit>,
     /// When the fit learnt last.
@@ -158,7 +162,8 @@ impl Lane {
     ) -> Self {
         let memory = Mutex::new(Memory::new(max_cost));
         let (fit, learnt_at) = (Mutex::default(), Mutex::default());
-        Self { queue, name, codec, device, memory, fit, learnt_at }
+        let (n_out, n_between) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { queue, name, codec, device, n_out, n_between, memory, fit, learnt_at }
     }
 
     pub(crate) fn fit(&self) -> MutexGuard<'_, Fit> {

@@ -46,6 +46,14 @@ pub(crate) struct Concluded {
     way: Way,
 }
 
+/// By what a job is ours: its lease and its way here, and the attempt that its result is to name.
+#[derive(Debug, Clone, Copy)]
+struct Ours<'a> {
+    loan: &'a Loan,
+    way: &'a Way,
+    attempt: u32,
+}
+
 /// Encodes and stores answers, many at once.
 pub(crate) async fn store(
     served: Served,
@@ -80,7 +88,7 @@ pub(crate) async fn store(
 
 impl Served {
     fn encode_one(&self, finished: Finished) -> Finished<Answer> {
-        let Finished { delivery, lane, loan, way, room, end } = finished;
+        let Finished { delivery, lane, loan, way, room, stream, end } = finished;
         let end = match end {
             End::Done(output) => match self.encode(output, &delivery.job) {
                 Some(answer) => End::Done(answer),
@@ -88,8 +96,9 @@ impl Served {
             },
             End::Retry(reason) => End::Retry(reason),
             End::Reject(reason) => End::Reject(reason),
+            End::Overtaken => End::Overtaken,
         };
-        Finished { delivery, lane, loan, way, room, end }
+        Finished { delivery, lane, loan, way, room, stream, end }
     }
 
     /// The answer, counted for whoever it is for; none if that made the encoder panic.
@@ -127,14 +136,22 @@ impl Served {
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
     async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
         // Its room is another's once it is stored.
-        let Finished { delivery, lane, loan, mut way, room: _room, end } = finished;
+        let Finished { delivery, lane, loan, mut way, room: _room, stream, end } = finished;
+        let told = match stream {
+            Some(stream) if matches!(end, End::Done(_)) => stream.finish().await,
+            Some(stream) => stream.abandon().await,
+            None => None,
+        };
+        let attempt = told.unwrap_or(delivery.attempt);
+        let ours = Ours { loan: &loan, way: &way, attempt };
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => None,
             // but an answer is an answer.
-            End::Done(answer) => self.complete(delivery, (&loan, &way), answer).await,
-            End::Retry(reason) => self.retry(delivery, (&loan, &way), reason).await,
-            End::Reject(reason) => self.fail(delivery, (&loan, &way), reason).await,
+            End::Done(answer) => self.complete(delivery, ours, answer).await,
+            End::Retry(reason) => self.retry(delivery, ours, reason).await,
+            End::Reject(reason) => self.fail(delivery, ours, reason).await,
+            End::Overtaken => self.leave_to_answer(delivery, ours).await,
         };
         let Some(settlement) = settlement.filter(|_| !loan.is_lost()) else {
             self.lose(lane, &loan);
@@ -153,13 +170,13 @@ impl Served {
     async fn complete(
         &self,
         delivery: Delivery,
-        (loan, way): (&Loan, &Way),
+        ours: Ours<'_>,
         answer: Answer,
     ) -> Option<Settlement> {
         let Answer { content_type, body, alert, .. } = answer;
         let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
-        let result = self.result(&delivery, outcome);
-        match self.publish(&delivery, (loan, way), result, alert).await {
+        let result = self.result(&delivery, ours, outcome);
+        match self.publish(&delivery, ours, result, alert).await {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
             Err(Unanswered::Denied(error)) => Some(self.leave_to_others(delivery, &error)),
@@ -168,11 +185,11 @@ impl Served {
                     "the result cannot be stored: {error}; ask for less in one job, or give the \
                      workers a store for large answers with --payloads"
                 );
-                self.fail(delivery, (loan, way), reason).await
+                self.fail(delivery, ours, reason).await
             }
             Err(Unanswered::Refused(error)) => {
                 let reason = format!("the result or its alert could not be stored: {error}");
-                self.retry(delivery, (loan, way), reason).await
+                self.retry(delivery, ours, reason).await
             }
         }
     }
@@ -181,7 +198,7 @@ impl Served {
     async fn publish(
         &self,
         delivery: &Delivery,
-        (loan, way): (&Loan, &Way),
+        Ours { loan, way, .. }: Ours<'_>,
         result: JobResult,
         alert: Option<bytes::Bytes>,
     ) -> Result<(), Unanswered> {
@@ -206,7 +223,7 @@ impl Served {
     async fn retry(
         &self,
         delivery: Delivery,
-        held: (&Loan, &Way),
+        ours: Ours<'_>,
         reason: String,
     ) -> Option<Settlement> {
         let policy = &self.shared.settings.retry;
@@ -216,18 +233,14 @@ impl Served {
             None => {
                 let max = policy.max_attempts;
                 let reason = format!("attempt {attempt} of {max} failed: {reason}");
-                self.fail(delivery, held, reason).await
+                self.fail(delivery, ours, reason).await
             }
         }
     }
 
     /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
-    async fn fail(
-        &self,
-        delivery: Delivery,
-        (loan, way): (&Loan, &Way),
-        reason: String,
-    ) -> Option<Settlement> {
+    async fn fail(&self, delivery: Delivery, ours: Ours<'_>, reason: String) -> Option<Settlement> {
+        let Ours { loan, way, .. } = ours;
         // It may repeat what the job says.
         let reason = short_reason(&reason).into_owned();
         let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
@@ -239,7 +252,7 @@ impl Served {
             None => debug!(job.id = %id, trace_id, attempt, %reason, "job failed"),
         }
         // The failure is stored too, so that whoever follows the job is told.
-        let mut result = self.result(&delivery, Outcome::Failed { reason: reason.clone() });
+        let mut result = self.result(&delivery, ours, Outcome::Failed { reason: reason.clone() });
         let there = match self.put(loan, &result).await {
             Ok(Stored::Stale) => return None,
             Ok(Stored::Duplicate) => self.stored(loan, &result.id).await,
@@ -262,23 +275,36 @@ impl Served {
         Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
     }
 
+    /// Ends a job that another attempt has answered; one that is another's now is left to it.
+    async fn leave_to_answer(&self, delivery: Delivery, ours: Ours<'_>) -> Option<Settlement> {
+        let there = self.stored(ours.loan, &delivery.job.id).await.ok()??;
+        if !there.outcome.is_completed() {
+            return None;
+        }
+        if let Some(to) = &delivery.job.headers.reply_to {
+            let trace = ours.way.traceparent(&delivery.job);
+            self.reply(ours.loan, to, &there, trace.as_deref()).await.ok()?;
+        }
+        Some(delivery.ack())
+    }
+
     /// Gives a job back uncharged: a worker with other rights may end it, and this one ends.
     fn leave_to_others(&self, delivery: Delivery, error: &ebb_queue::Error) -> Settlement {
         self.shared.give_up(error);
         delivery.release()
     }
 
-    fn result(&self, delivery: &Delivery, outcome: Outcome) -> JobResult {
-        let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
+    fn result(&self, delivery: &Delivery, ours: Ours<'_>, outcome: Outcome) -> JobResult {
+        let (id, attempt) = (delivery.job.id.clone(), ours.attempt);
         let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
         JobResult { id, attempt, outcome, finished_at, queue }
     }
 }
 
 impl Concluded {
-    /// A job that was not begun: nothing has to be stored.
+    /// A job that did not come to an end: nothing has to be stored, and what it said is void.
     fn released(held: Held) -> Self {
-        let Held { delivery, lane, loan, mut way, room } = held;
+        let Held { delivery, lane, loan, mut way, room, turns: _ } = held;
         drop(room);
         way.stored();
         Self { settlement: delivery.release(), lane, loan, way }

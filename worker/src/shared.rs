@@ -32,6 +32,10 @@ pub(crate) const EXPIRED: &str = "expired";
 /// Why a job is not run whose deadline will have passed before its answer is there.
 pub(crate) const TOO_LATE: &str = "too_late";
 
+/// What a worker that drains keeps of its grace period, to settle what was between two turns: so
+/// long, or a third of a short one.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// What a pipeline is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -60,7 +64,8 @@ pub struct Settings {
     pub pod: String,
     /// What a batch may be at most.
     pub limits: Limits,
-    /// Jobs received ahead of the batch that runs; queues share it equally.
+    /// Jobs received ahead of the batch that runs; queues share it equally. None where all models of a
+    /// queue take turns: who waits for one of their jobs to end may be answered elsewhere.
     pub prefetch: usize,
     /// When a failed job is tried again.
     pub retry: RetryPolicy,
@@ -91,7 +96,7 @@ pub struct Summary {
     pub failed: u64,
     /// Jobs given back to be tried again.
     pub retried: u64,
-    /// Jobs given back unbegun.
+    /// Jobs given back uncharged.
     pub released: u64,
     /// Jobs whose lease went to somebody else.
     pub lost: u64,
@@ -118,8 +123,10 @@ pub(crate) struct Shared {
     pub(crate) n_held: Arc<Board<usize>>,
     /// Whether the device is wedged.
     pub(crate) wedged: Board<bool>,
-    /// How often a batch was taken over by who waits for it: there is room for another.
+    /// How often a batch was taken over by who waits for it, or was done: there is room for another.
     pub(crate) n_taken: Board<u64>,
+    /// When a worker that drains gives back what is between two turns.
+    pub(crate) turns_end: Board<Option<Instant>>,
     pub(crate) intake: Intake,
     pub(crate) counts: Counts,
     pub(crate) brokers: BrokersGate,
@@ -150,11 +157,14 @@ impl Shared {
         let device = device.expect("a pipeline serves a queue with a model").device.clone();
         let n_held = Arc::<Board<usize>>::default();
         // A whole batch for each queue, so that none waits for the jobs of another to be done.
-        let room = settings.limits.max_items.get() + settings.prefetch.div_ceil(queues.len());
+        let (batch, ahead) =
+            (settings.limits.max_items.get(), settings.prefetch.div_ceil(queues.len()));
         let (mut states, mut lanes) = (Vec::new(), Vec::new());
         for QueueParts { name, model, broker, results, alerts, models } in queues {
             assert!(!models.is_empty(), "queue {name} has no model");
             let first = lanes.len();
+            let take_turns = models.iter().all(|model| model.codec.takes_turns());
+            let room = if take_turns { batch } else { batch + ahead };
             for ModelParts { name, codec, device: way } in models {
                 assert!(way.is_beside(&device), "model {name} is on another device");
                 let max_cost = settings.limits.max_cost.get();
@@ -170,6 +180,7 @@ impl Shared {
             n_held,
             wedged: Board::default(),
             n_taken: Board::default(),
+            turns_end: Board::default(),
             intake: Intake::new(states.len(), settings.max_jobs),
             counts: Counts::default(),
             brokers: BrokersGate::new(health.gate("broker", GateKind::Ready), states.len()),
@@ -192,6 +203,18 @@ impl Shared {
     /// Whether jobs that have not begun go back to the broker.
     pub(crate) fn gives_back(&self) -> bool {
         self.halt.is_cancelled() || self.wedged.get()
+    }
+
+    /// The same of jobs that have: those that are between two turns.
+    pub(crate) fn gives_all_back(&self, now: Instant) -> bool {
+        self.wedged.get() || self.turns_end.get().is_some_and(|end| end <= now)
+    }
+
+    /// The worker drains, in a grace period that ends then.
+    pub(crate) fn drain(&self, grace_ends: Instant) {
+        let farewell = FAREWELL.min(self.settings.grace / 3);
+        self.turns_end.set(Some(grace_ends.checked_sub(farewell).unwrap_or(grace_ends)));
+        self.device.drain();
     }
 
     /// The model of a lane, as a label.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use ebb_queue::{JobId, JobResult, Phase, Timestamp, WorkerStatus};
+use ebb_queue::{BatchTime, JobId, JobResult, Phase, Timestamp, WorkerStatus};
 use tracing::debug;
 
 use crate::device::State;
@@ -122,6 +122,14 @@ impl Served {
         }
     }
 
+    /// What batches take, where that is what jobs take: of a turn it would be far too little, and the
+    /// scaler goes by what gets done.
+    fn batch_time(&self) -> Option<BatchTime> {
+        let mut lanes = self.shared.lanes[self.lanes.clone()].iter();
+        let is_of_jobs = lanes.all(|lane| !lane.codec.takes_turns());
+        self.fit().batch_time().filter(|_| is_of_jobs)
+    }
+
     async fn report(&self, phase: Phase) {
         let settings = &self.shared.settings;
         let in_all = self.shared.n_held.get();
@@ -134,7 +142,7 @@ impl Served {
             slots: settings.limits.max_items.get() as u64,
             completed: self.counts.completed.load(Relaxed),
             failed: self.counts.failed.load(Relaxed),
-            batch_time: self.fit().batch_time(),
+            batch_time: self.batch_time(),
             cold_start: lock(&self.shared.cold_start).clone(),
             first_result: self.shared.first_result.get().copied(),
             model: self.model.clone(),

@@ -25,6 +25,8 @@ pub(crate) struct Way {
     queued: Duration,
     stage: Stage,
     stage_since: Instant,
+    /// When the last batch that it was in ended: until then it ran, however many turns it took.
+    ran_until: Option<Instant>,
     stages: Arc<Stages>,
     /// Missing when nobody sees it.
     trace: Option<Box<Trace>>,
@@ -38,6 +40,8 @@ struct Trace {
     clock: Arc<dyn Clock>,
     stage: Stage,
     stage_since: SystemTime,
+    /// When the last batch that it was in ended, and its span.
+    ran_until: Option<(SystemTime, Option<SpanContext>)>,
     outcome: &'static str,
 }
 
@@ -69,7 +73,7 @@ impl Way {
         stages.observe(Stage::Queue, queued);
         let trace = Trace::begin(traces, clock, delivery, (enqueued.into(), now.into()));
         let (stage, stages) = (Stage::Decode, Arc::clone(stages));
-        Self { since, queued, stage, stage_since: since, stages, trace }
+        Self { since, queued, stage, stage_since: since, ran_until: None, stages, trace }
     }
 
     /// From publication until now.
@@ -82,9 +86,12 @@ impl Way {
         self.enter(Stage::Wait);
     }
 
-    /// The job has run, or will not.
-    pub(crate) fn finished(&mut self) {
+    /// The job has run in so many turns, or will not.
+    pub(crate) fn finished(&mut self, n_turns: u32) {
         self.enter(Stage::Store);
+        if let Some(trace) = self.trace.as_mut().filter(|_| n_turns > 1) {
+            trace.job.set(KeyValue::new("turns", i64::from(n_turns)));
+        }
     }
 
     /// How the job ended is stored.
@@ -114,7 +121,8 @@ impl Way {
 
     fn enter(&mut self, stage: Stage) {
         if self.stage != stage {
-            self.leave(Instant::now());
+            let end = self.ran_until.take().unwrap_or_else(Instant::now);
+            self.leave(end);
             self.stage = stage;
         }
         if let Some(trace) = &mut self.trace {
@@ -128,22 +136,27 @@ impl Way {
         self.stages.observe(self.stage, now.saturating_duration_since(since));
     }
 
-    /// It was in a batch that took so long, until now.
-    fn ran(&mut self, took: Duration, now: Instant, next: Stage) {
-        self.leave(now.checked_sub(took).unwrap_or(now));
-        self.stages.observe(Stage::Infer, took);
-        (self.stage, self.stage_since) = (next, now);
+    /// It was in a batch that took so long, until now. It may take another turn, or waits again when
+    /// the batch failed.
+    fn ran(&mut self, BatchRun { took, failed, .. }: BatchRun, now: Instant) {
+        if self.stage != Stage::Infer {
+            self.leave(now.checked_sub(took).unwrap_or(now));
+            self.stage = Stage::Infer;
+        }
+        self.ran_until = Some(now);
+        if failed {
+            self.leave(now);
+            (self.stage, self.ran_until) = (Stage::Wait, None);
+        }
     }
 }
 
 impl BatchRun {
     /// Notes the batch, linked to its jobs, and in each of them that it ran in this batch.
     pub(crate) fn note<'a>(self, ways: impl Iterator<Item = &'a mut Way>) {
-        // A batch that failed is taken apart, and its jobs wait again.
-        let next = if self.failed { Stage::Wait } else { Stage::Store };
         let now = Instant::now();
         let ran = |way: &'a mut Way| {
-            way.ran(self.took, now, next);
+            way.ran(self, now);
             way.trace.as_deref_mut()
         };
         let mut jobs: Vec<&mut Trace> = ways.filter_map(ran).collect();
@@ -166,8 +179,12 @@ impl BatchRun {
         batch.end(ended);
         for job in &mut jobs {
             job.enter(Stage::Infer, begun);
-            job.leave(ended, context.clone().into_iter().collect(), self.failed);
-            job.stage = next;
+            if self.failed {
+                job.leave(ended, context.clone().into_iter().collect(), true);
+                (job.stage, job.ran_until) = (Stage::Wait, None);
+            } else {
+                job.ran_until = Some((ended, context.clone()));
+            }
         }
     }
 }
@@ -198,8 +215,9 @@ impl Trace {
         span.is_recorded().then(|| {
             let (traces, clock) = (traces.clone(), Arc::clone(clock));
             let (stage, outcome) = (Stage::Queue, "lost");
+            let (stage_since, ran_until) = (enqueued, None);
             let mut trace =
-                Self { job: span, traces, clock, stage, stage_since: enqueued, outcome };
+                Self { job: span, traces, clock, stage, stage_since, ran_until, outcome };
             trace.enter(Stage::Decode, now);
             Box::new(trace)
         })
@@ -208,7 +226,8 @@ impl Trace {
     /// Ends the stage that the job is in, and begins another.
     fn enter(&mut self, stage: Stage, now: SystemTime) {
         if self.stage != stage {
-            self.leave(now, Vec::new(), false);
+            let (end, batch) = self.ran_until.take().unwrap_or((now, None));
+            self.leave(end, batch.into_iter().collect(), false);
             self.stage = stage;
         }
     }

@@ -129,6 +129,28 @@ async fn a_batch_that_is_taken_apart_shows_each_of_its_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_several_turns_has_one_span_and_says_how_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start().unwrap();
+    let (queue, args) = site(&dir, &collector.url()).await;
+    publish(&queue, 0, r#"{"input": "a b c", "stream": true, "turn_ms": 20}"#, None).await;
+    let summary = run(args, CancellationToken::new()).await.unwrap();
+    assert_eq!(summary.completed, 1);
+
+    let spans = collector.spans();
+    let job = job_span(&spans, 0);
+    assert_eq!((&*job.fields["turns"], &*job.fields["outcome"]), ("3", "completed"));
+    let parts = stages(&spans, job);
+    assert_eq!(parts.iter().map(|stage| stage.name.as_str()).collect::<Vec<_>>(), STAGES);
+    assert!(parts.windows(2).all(|pair| pair[0].time.1 == pair[1].time.0), "{parts:#?}");
+    let batches: Vec<_> = spans.iter().filter(|span| span.name == "batch").collect();
+    assert_eq!(batches.len(), 3);
+    let (begin, end) = parts[3].time;
+    assert!(batches.iter().all(|batch| begin <= batch.time.0 && batch.time.1 <= end));
+    assert_eq!(batches.iter().map(|batch| batch.time.1).max(), Some(end));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_down_harms_no_job_and_holds_the_end_for_two_seconds() {
     let dir = tempfile::tempdir().unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -111,7 +111,7 @@ impl Worker<'_> {
             && let Some(job) = self.queue.pop_front()
         {
             let size = self.device.size([self.arrivals[job].length]);
-            let entry = Entry { item: job, size, priority: Priority::Normal, alone: false };
+            let entry = Entry { item: job, size, priority: Priority::Normal, alone: false, begun: None };
             self.batcher.push(entry, self.epoch + now);
             self.n_held += 1;
         }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use clap::Args;
 use clap::builder::BoolishValueParser;
+use clap::{ArgGroup, Args};
 use ebb_queue::Job;
 use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Stop, TraceArgs, Traces};
@@ -20,6 +20,7 @@ use futures::StreamExt;
 use tokio::io::{AsyncBufRead, BufReader};
 use tokio_util::sync::CancellationToken;
 
+use super::result::{Shown, follow};
 use crate::exit::{Exit, interrupted, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
@@ -40,7 +41,7 @@ const LONG: usize = 4 * BATCH;
 
 /// What to enqueue, and how.
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, group = ArgGroup::new("waits").args(["wait", "follow"]).multiple(true))]
 pub(crate) struct EnqueueArgs {
     /// One job each: a text, or a JSON object that is the body itself; `-` reads JSON lines
     #[arg(value_name = "TEXT", required_unless_present = "file")]
@@ -71,9 +72,14 @@ pub(crate) struct EnqueueArgs {
     #[arg(value_parser = BoolishValueParser::new())]
     wait: bool,
 
-    /// With --wait: give up after this long (exit code 75)
+    /// Of one text: ask for pieces of the answer, and print them as they come
+    #[arg(long, env = "EBB_ENQUEUE_FOLLOW", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
+    follow: bool,
+
+    /// With --wait or --follow: give up after this long (exit code 75)
     #[arg(long, env = "EBB_ENQUEUE_TIMEOUT", hide_env_values = true, value_name = "SPAN")]
-    #[arg(value_parser = parse_span, requires = "wait")]
+    #[arg(value_parser = parse_span, requires = "waits")]
     timeout: Option<Duration>,
 
     /// Where the queue is.
@@ -83,6 +89,13 @@ pub(crate) struct EnqueueArgs {
     /// Where spans go: with it each job is the end of a span, and carries it on.
     #[command(flatten)]
     trace: TraceArgs,
+}
+
+impl EnqueueArgs {
+    /// Whether somebody waits for the answers.
+    fn waits(&self) -> bool {
+        self.wait || self.follow
+    }
 }
 
 const HELP: &str = r#"A JSON line is one of
@@ -100,9 +113,14 @@ outcome (completed or failed), attempt, finished_at, queue (whose worker answere
 error. A failed job exits with 1, and so does one that expired. After --timeout, Ctrl-C or an outage
 each of the other jobs is printed as it stands, those that are open with the outcome waiting.
 
+With --follow the body of a text is {"input": "a text", "stream": true}; one that is given is sent
+as it is. Pieces are printed as `ebb result --follow` does. The model that answers must be one that
+streams, such as a generator or echo; of another the whole answer is printed.
+
 Examples:
   ebb enqueue "The tide turns." --wait
   ebb enqueue '{"input":"The tide turns.","dimensions":128}' --priority high
+  ebb enqueue "Why does the tide turn?" --follow
   ebb enqueue --file jobs.jsonl --wait --timeout 5m > results.jsonl
   journalctl -f -o cat | jq -cR --unbuffered . | ebb enqueue - --ttl 1h"#;
 
@@ -110,13 +128,17 @@ Examples:
 ///
 /// # Errors
 /// When a job is not one, the queue does not answer, or time runs out.
-pub(crate) async fn run(args: EnqueueArgs, output: Output) -> Result<Exit> {
+pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
     let stdin = args.texts == ["-"] || args.file.as_deref() == Some(Path::new("-"));
+    if args.follow && (stdin || args.texts.len() != 1) {
+        return Err(usage("--follow is for one text; for more use --wait"));
+    }
+    args.envelope.streams = args.follow;
     if args.envelope.key.is_some() && (stdin || args.file.is_some() || args.texts.len() > 1) {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
     args.envelope.check()?;
-    if args.wait {
+    if args.waits() {
         // Before anything is published: who hears of it afterwards runs the jobs twice.
         args.queue.check_answers()?;
     }
@@ -155,6 +177,16 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
             "{n_known} of {n_jobs} were known before by id or key: the jobs stay as they were, and \
              what was sent now is dropped"
         ));
+    }
+    if let Some(job) = enqueued.jobs.first().filter(|_| args.follow) {
+        let followed = follow(&queue, &job.id, args.timeout, (Shown::All, output));
+        return tokio::select! {
+            exit = followed => exit,
+            () = stop.cancelled() => {
+                let id = &job.id;
+                Err(interrupted(format!("interrupted; the job stays, `ebb result {id}` asks")))
+            }
+        };
     }
     if !args.wait {
         return Ok(Exit::Done);
@@ -196,7 +228,7 @@ async fn enqueue_lines(
         let (jobs, bad) = until_bad(batch);
         if !jobs.is_empty() {
             target.check(&jobs)?;
-            publish(target, jobs, enqueued, stop, (args.wait, output)).await?;
+            publish(target, jobs, enqueued, stop, (args.waits(), output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
         if enqueued.unread && !input.has_end {
@@ -234,7 +266,7 @@ async fn enqueue_all(
         }
         let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
         let n_jobs = batch.len() as u64;
-        let published = publish(target, batch, enqueued, stop, (args.wait, output)).await;
+        let published = publish(target, batch, enqueued, stop, (args.waits(), output)).await;
         published.map_err(|error| match limit.filter(|_| target.spread.is_none()) {
             Some(limit) => unless_too_many(error, n_all as u64, limit),
             None => error,

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
+use crate::pieces::{objects, spoken};
 use crate::results::{ELSEWHERE, Expiry, GONE, Line, body_of, dead_now, death, lies_elsewhere};
 
 /// Which result, and in which form.
@@ -41,6 +42,15 @@ pub(crate) struct ResultArgs {
     queue: QueueArgs,
 }
 
+/// What is shown of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// All that is known of it, as JSON.
+    All,
+    /// The answer alone.
+    Body,
+}
+
 const HELP: &str = "\
 The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, queue (whose
 worker answered), and body or error. A failed job exits with 1, one without a result yet with 66:
@@ -51,9 +61,9 @@ object: waiting, delayed, running, dead, done (and its result forgotten) or unkn
 broker cannot tell, it is null: on RabbitMQ always, on NATS but for dead letters and what plain
 clients published, and on Redis in place of unknown while something of plain clients is unread.
 
-With --follow, pieces of the body are printed as they come. When an attempt fails midway and the
-next one begins anew, a line on standard error says so; with --json each piece is an object with its
-attempt, and pieces of earlier attempts are void.
+With --follow, pieces of the body are printed as they come, of a chat or a completion their text.
+When an attempt fails midway and the next one begins anew, a line on standard error says so; with
+--json each piece is an object with its attempt, and pieces of earlier attempts are void.
 
 Examples:
   ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -66,32 +76,45 @@ Examples:
 /// When there is no result, or the queue does not answer.
 pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
     let queue = args.queue.find().await?;
+    let shown = if args.body { Shown::Body } else { Shown::All };
     if !args.follow {
         let result = match queue.get(&args.id).await? {
             None => unless_denied(dead_now(&queue, &args.id).await)?,
             found => found,
         };
         return match result {
-            Some(result) => show(&result, &args, output),
-            None => no_result(&queue, &args, output).await,
+            Some(result) => show(&result, shown, output),
+            None => no_result(&queue, &args.id, shown, output).await,
         };
     }
-    let limit = args.timeout.unwrap_or(Duration::MAX);
-    match tokio::time::timeout(limit, follow(&queue, &args, output)).await {
+    follow(&queue, &args.id, args.timeout, (shown, output)).await
+}
+
+/// Prints pieces of a result as they come, and its end.
+///
+/// # Errors
+/// When none can come, or not in time, or the queue does not answer.
+pub(super) async fn follow(
+    queue: &Queue,
+    id: &JobId,
+    limit: Option<Duration>,
+    how: (Shown, Output),
+) -> Result<Exit> {
+    let limit = limit.unwrap_or(Duration::MAX);
+    match tokio::time::timeout(limit, follow_on(queue, id, how)).await {
         Ok(exit) => exit,
-        Err(_) => Err(timeout(format!("no result for {} in time", args.id))),
+        Err(_) => Err(timeout(format!("no result for {id} in time"))),
     }
 }
 
 /// Says what is known of a job that has no result.
-async fn no_result(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
-    let id = &args.id;
+async fn no_result(queue: &Queue, id: &JobId, shown: Shown, output: Output) -> Result<Exit> {
     let state = unless_denied(queue.state(id).await)?;
     // It may have been done a moment ago.
     if state == Some(JobState::Done)
         && let Some(result) = queue.get(id).await?
     {
-        return show(&result, args, output);
+        return show(&result, shown, output);
     }
     let words = words_of(id, state);
     if output.json {
@@ -128,9 +151,9 @@ fn unless_denied<T>(found: ebb_queue::Result<Option<T>>) -> ebb_queue::Result<Op
     }
 }
 
-async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit> {
-    let mut frames = queue.follow(&args.id, 0).await?;
-    let mut dead = std::pin::pin!(death(queue, &args.id, Expiry::Unknown));
+async fn follow_on(queue: &Queue, id: &JobId, (shown, output): (Shown, Output)) -> Result<Exit> {
+    let mut frames = queue.follow(id, 0).await?;
+    let mut dead = std::pin::pin!(death(queue, id, Expiry::Unknown));
     let mut pieces = 0;
     let mut current = None;
     loop {
@@ -144,15 +167,16 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
             Frame::Chunk { attempt, seq, body } => {
                 pieces += 1;
                 if output.json {
-                    let body = body_of(&body);
-                    output.json(&json!({ "attempt": attempt, "seq": seq, "body": body }))?;
+                    for body in objects(&body).unwrap_or_else(|| vec![body_of(&body)]) {
+                        output.json(&json!({ "attempt": attempt, "seq": seq, "body": body }))?;
+                    }
                     continue;
                 }
                 if current.is_some_and(|known| known < attempt) {
                     note(format!("\nattempt {attempt} begins anew; what came before is void"));
                 }
                 current = Some(attempt);
-                output.bytes(&body)?;
+                output.bytes(&spoken(&body))?;
             }
             Frame::Final(result) if pieces > 0 && !output.json => {
                 output.line("")?;
@@ -161,19 +185,19 @@ async fn follow(queue: &Queue, args: &ResultArgs, output: Output) -> Result<Exit
                 }
                 return Ok(exit_of(&result));
             }
-            Frame::Final(result) => return show(&result, args, output),
+            Frame::Final(result) => return show(&result, shown, output),
         }
     }
-    Err(missing(format!("{} {GONE}", args.id)))
+    Err(missing(format!("{id} {GONE}")))
 }
 
-fn show(result: &JobResult, args: &ResultArgs, output: Output) -> Result<Exit> {
+fn show(result: &JobResult, shown: Shown, output: Output) -> Result<Exit> {
     if lies_elsewhere(result) {
         return Err(usage(format!("{}: {ELSEWHERE}", result.id)));
     }
     match &result.outcome {
-        Outcome::Completed { body, .. } if args.body => output.bytes(body)?,
-        Outcome::Failed { reason } if args.body => note(format!("error: {reason}")),
+        Outcome::Completed { body, .. } if shown == Shown::Body => output.bytes(body)?,
+        Outcome::Failed { reason } if shown == Shown::Body => note(format!("error: {reason}")),
         _ => output.json(&Line::of(result))?,
     }
     Ok(exit_of(result))

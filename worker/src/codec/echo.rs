@@ -1,9 +1,9 @@
-//! Echo: `{"input": "text"}` in, `{"output": "text"}` out.
+//! Echo: `{"input": "text"}` in, `{"output": "text"}` out; with `"stream": true` a word at a time.
 
 use ebb_model::echo::EchoInput;
 use ebb_queue::{JSON, Job};
 
-use super::{Answer, BadJob, Codec, Spent};
+use super::{Answer, BadJob, Codec, Next, Spent, Step};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::echo::Echo`].
@@ -23,6 +23,21 @@ impl Codec for EchoCodec {
         Size::ONE
     }
 
+    fn advance(
+        &self,
+        input: EchoInput,
+        output: String,
+        (): &mut (),
+        _: &Job,
+    ) -> Result<Step<EchoInput, String>, BadJob> {
+        if !input.stream {
+            return Ok(Step { next: Next::Answer(output), piece: None });
+        }
+        let next = input.after_a_turn().map_or_else(|| Next::Answer(input.input), Next::Turn);
+        let piece = Some(output).filter(|word| !word.is_empty()).map(Into::into);
+        Ok(Step { next, piece })
+    }
+
     fn encode(&self, output: String, (): (), _: &Job, _: &Spent) -> Answer {
         let body = serde_json::json!({ "output": output }).to_string();
         Answer { content_type: JSON, body: body.into(), alert: None, tokens: 0, n_cut: 0 }
@@ -34,6 +49,20 @@ mod tests {
     use ebb_queue::Timestamp;
 
     use super::*;
+
+    #[test]
+    fn what_is_streamed_ends_with_the_whole() {
+        let job = Job::new(r#"{"input": "a b", "stream": true}"#, Timestamp::UNIX_EPOCH);
+        let (first, ()) = EchoCodec.decode(&job).unwrap();
+        let step = EchoCodec.advance(first.clone(), "a ".into(), &mut (), &job).unwrap();
+        assert_eq!(step.piece.as_deref(), Some(&b"a "[..]));
+        let Next::Turn(second) = step.next else { panic!("there is another word") };
+        let step = EchoCodec.advance(second, "b".into(), &mut (), &job).unwrap();
+        assert_eq!(step, Step { next: Next::Answer("a b".into()), piece: Some("b".into()) });
+        let whole = EchoInput { stream: false, ..first };
+        let step = EchoCodec.advance(whole, "a b".into(), &mut (), &job).unwrap();
+        assert_eq!(step, Step { next: Next::Answer("a b".into()), piece: None });
+    }
 
     #[test]
     fn a_body_that_is_not_json_is_told_in_plain_words() {

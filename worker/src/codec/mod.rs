@@ -50,6 +50,10 @@ pub trait Codec: Send + Sync + 'static {
     /// What the answer depends on besides: a job is read once.
     type Asked: Send + 'static;
 
+    /// Whether its jobs take several turns of the model as a rule, as those of a generator do. What a
+    /// turn takes says nothing of what a job takes then, and a worker holds no more of them than run.
+    const TAKES_TURNS: bool = false;
+
     /// Reads a job.
     ///
     /// # Errors
@@ -59,8 +63,42 @@ pub trait Codec: Send + Sync + 'static {
     /// How much of the device a job takes.
     fn size(&self, input: &Self::Input) -> Size;
 
+    /// What follows a turn of the model. Runs after each, and once only; `asked` may keep what was
+    /// said so far. Where a job takes one turn, its output is the answer.
+    ///
+    /// # Errors
+    /// When the job cannot be answered after all.
+    fn advance(
+        &self,
+        _input: Self::Input,
+        output: Self::Output,
+        _asked: &mut Self::Asked,
+        _job: &Job,
+    ) -> Result<Step<Self::Input, Self::Output>, BadJob> {
+        Ok(Step { next: Next::Answer(output), piece: None })
+    }
+
     /// Writes the answer in the form that the job asked in.
     fn encode(&self, output: Self::Output, asked: Self::Asked, job: &Job, spent: &Spent) -> Answer;
+}
+
+/// What follows a turn of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step<I, O> {
+    /// Whether there is another one.
+    pub next: Next<I, O>,
+    /// What this turn adds, for who follows the job, where it asked for a stream. Pieces may be
+    /// joined: who reads them sees where one ends by what they hold.
+    pub piece: Option<Bytes>,
+}
+
+/// Where a job goes from a turn of its model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next<I, O> {
+    /// It is done.
+    Answer(O),
+    /// To the model once more.
+    Turn(I),
 }
 
 /// What a job took of the device.
@@ -94,19 +132,53 @@ impl std::fmt::Debug for Asked {
 
 /// A codec whose types nobody else needs to know.
 pub(crate) trait AnyCodec: Send + Sync {
+    fn takes_turns(&self) -> bool;
     fn decode(&self, job: &Job) -> Result<(Cargo, Asked, Size), BadJob>;
+    fn advance(
+        &self,
+        input: Cargo,
+        output: Cargo,
+        asked: &mut Asked,
+        job: &Job,
+    ) -> Result<Step<(Cargo, Size), Cargo>, BadJob>;
     fn encode(&self, output: Cargo, asked: Asked, job: &Job, spent: &Spent) -> Answer;
 }
 
+/// Why a cast cannot fail.
+const OWN: &str = "what this codec decoded, and its model made";
+
 impl<C: Codec> AnyCodec for C {
+    fn takes_turns(&self) -> bool {
+        C::TAKES_TURNS
+    }
+
     fn decode(&self, job: &Job) -> Result<(Cargo, Asked, Size), BadJob> {
         let (input, asked) = Codec::decode(self, job)?;
         let size = self.size(&input);
         Ok((Box::new(input), Asked(Box::new(asked)), size))
     }
 
+    fn advance(
+        &self,
+        input: Cargo,
+        output: Cargo,
+        asked: &mut Asked,
+        job: &Job,
+    ) -> Result<Step<(Cargo, Size), Cargo>, BadJob> {
+        let (input, output) = (*input.downcast().expect(OWN), *output.downcast().expect(OWN));
+        let asked = asked.0.downcast_mut().expect(OWN);
+        let Step { next, piece } = Codec::advance(self, input, output, asked, job)?;
+        let next = match next {
+            Next::Answer(output) => Next::Answer(Box::new(output) as _),
+            Next::Turn(input) => {
+                let size = self.size(&input);
+                Next::Turn((Box::new(input) as _, size))
+            }
+        };
+        Ok(Step { next, piece })
+    }
+
     fn encode(&self, output: Cargo, asked: Asked, job: &Job, spent: &Spent) -> Answer {
-        const OWN: &str = "what this codec decoded, and its model made";
         let output = *output.downcast().expect(OWN);
         Codec::encode(self, output, *asked.0.downcast().expect(OWN), job, spent)
     }

@@ -154,6 +154,9 @@ pub(crate) type Results = Result<Vec<Result<Cargo, ItemError>>, InferError>;
 pub(crate) enum Begun {
     /// They have not: a device that drains or is wedged hands them back.
     No,
+    /// Some have, and are between two turns: a device that drains goes on with them, one that is
+    /// wedged hands them back.
+    Between,
     /// They have, in a batch that failed: the device finishes what it began, if it has the model.
     Yes,
 }

@@ -111,11 +111,10 @@ impl Slot {
 
 impl Door {
     fn lets_in(self, command: &Command, load: Load) -> bool {
-        let has_begun = command.begun == Begun::Yes;
         match self {
             Self::Open => true,
-            Self::Wedged => has_begun,
-            Self::Draining => has_begun && load.loading.is_none(),
+            Self::Wedged => command.begun == Begun::Yes,
+            Self::Draining => command.begun != Begun::No && load.loading.is_none(),
             Self::Gone => false,
         }
     }

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures::future::MaybeDone;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 
-use super::{Again, Bound, Failed, Submitted};
+use super::{Again, Bound, Failed, Out, Submitted};
 use crate::device::{Answer, Door};
+use crate::held::Item;
 use crate::settle::Exit;
-use crate::shared::Shared;
+use crate::shared::{Shared, send};
 
 /// It takes one after the other.
 pub(super) struct Waiter {
@@ -22,6 +23,9 @@ pub(super) struct Waiter {
     /// Those that were looked at early, and had begun.
     behind: VecDeque<Bound>,
     exit: Exit,
+    again: Sender<Vec<Item>>,
+    /// Jobs of the batch that have another turn before them.
+    turned: Vec<Item>,
 }
 
 impl Waiter {
@@ -29,9 +33,10 @@ impl Waiter {
         shared: Arc<Shared>,
         lane: usize,
         bound: Receiver<Bound>,
-        exit: Exit,
+        Out { exit, again }: Out,
     ) -> Self {
-        Self { shared, lane, bound, is_open: true, behind: VecDeque::new(), exit }
+        let (behind, turned) = (VecDeque::new(), Vec::new());
+        Self { shared, lane, bound, is_open: true, behind, exit, again, turned }
     }
 
     /// Of the jobs of this lane.
@@ -59,7 +64,15 @@ impl Waiter {
     /// Ends the jobs of a batch once it has run, and says what has to run again.
     pub(super) async fn conclude(&mut self, mut submitted: Submitted) -> Vec<Again> {
         let answer = self.answer(&mut submitted.answer).await;
-        self.shared.conclude(self.lane, submitted, answer, &self.exit).await
+        let out = (&self.exit, &mut self.turned);
+        self.shared.conclude(self.lane, submitted, answer, out).await
+    }
+
+    /// Sends jobs back to the batcher that have another turn before them.
+    pub(super) async fn turn(&mut self) {
+        if !self.turned.is_empty() {
+            send(&self.again, std::mem::take(&mut self.turned)).await;
+        }
     }
 
     /// Waits for a batch; without an answer it was not run.

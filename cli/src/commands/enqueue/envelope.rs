@@ -56,6 +56,9 @@ pub(super) struct Envelope {
     /// The W3C trace context that the jobs are part of, as 00-TRACE-SPAN-01
     #[arg(long, env = "EBB_ENQUEUE_TRACEPARENT", hide_env_values = true, value_name = "HEADER")]
     traceparent: Option<String>,
+    /// Whether bodies that are made of texts ask for pieces of the answer.
+    #[arg(skip)]
+    pub(super) streams: bool,
 }
 
 impl Envelope {
@@ -93,7 +96,7 @@ impl Envelope {
     /// A job from an argument: a JSON object is the body, anything else a text.
     pub(super) fn job_of_text(&self, text: &str) -> Result<Job> {
         if !text.trim_start().starts_with('{') {
-            return self.job(input(text));
+            return self.job(self.input(text));
         }
         if let Err(error) = serde_json::from_str::<Value>(text) {
             return Err(usage(format!(
@@ -104,11 +107,21 @@ impl Envelope {
         self.job(text.to_owned())
     }
 
+    /// The body of a text.
+    fn input(&self, text: &str) -> String {
+        let body = if self.streams {
+            json!({ "input": text, "stream": true })
+        } else {
+            json!({ "input": text })
+        };
+        body.to_string()
+    }
+
     /// A job from a JSON line.
     pub(super) fn job_of_line(&self, line: &str) -> Result<Job> {
         let value: Value = serde_json::from_str(line).map_err(|error| not_json(line, &error))?;
         match value {
-            Value::String(text) => self.job(input(&text)),
+            Value::String(text) => self.job(self.input(&text)),
             Value::Object(mut fields) if fields.contains_key("body") => {
                 let body = match fields.remove("body") {
                     Some(Value::String(text)) => text,
@@ -168,10 +181,6 @@ fn check_name(name: &str) -> Result<()> {
     Err(usage(format!("header {name:?} is not known; the nearest one is {nearest}")))
 }
 
-fn input(text: &str) -> String {
-    json!({ "input": text }).to_string()
-}
-
 fn words_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
@@ -196,6 +205,13 @@ mod tests {
             (r#"{"input": "as it is"}"#, r#"{"input": "as it is"}"#),
         ] {
             assert_eq!(Envelope::default().job_of_text(text).unwrap().body, body, "{text}");
+        }
+        let streamed = Envelope { streams: true, ..Envelope::default() };
+        for (text, body) in [
+            ("a text", r#"{"input":"a text","stream":true}"#),
+            (r#"{"input": "as it is"}"#, r#"{"input": "as it is"}"#),
+        ] {
+            assert_eq!(streamed.job_of_text(text).unwrap().body, body, "{text}");
         }
         let broken = Envelope::default().job_of_text(r#"{"input":"x""#).unwrap_err();
         assert!(broken.to_string().contains(r#"as a text in {"input": "..."}"#), "{broken}");
