@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     Encoder,
     /// Sentences, or the words in them, get labels.
     Classifier,
+    /// Texts are answered.
+    Generator,
     /// Documents are put in order.
     Reranker,
     /// Windows of readings become verdicts; of the shipped model, or of one in a directory.
@@ -84,6 +86,7 @@ fn in_directory(dir: &Path, name: &str) -> Result<Chosen> {
         ModelKind::Encoder => Kind::Encoder,
         ModelKind::Classifier | ModelKind::Tagger => Kind::Classifier,
         ModelKind::Reranker => Kind::Reranker,
+        ModelKind::Generator => Kind::Generator,
         ModelKind::Sentinel => Kind::Sentinel(Some(dir.to_owned())),
         other => return Err(usage(format!("{name} is a {other}, which is not run here"))),
     };

@@ -9,6 +9,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
+use crate::causal::{self, Defaults};
 use crate::checkpoint::{self, Checkpoint};
 use crate::json::Fields;
 use crate::safetensors::Entry;
@@ -27,6 +28,8 @@ pub enum ModelKind {
     Reranker,
     /// A classifier of the tokens of a text.
     Tagger,
+    /// A language model that goes on with a text: [`crate::causal`].
+    Generator,
     /// An anomaly detector: [`crate::sentinel`].
     Sentinel,
 }
@@ -38,6 +41,7 @@ impl std::fmt::Display for ModelKind {
             Self::Classifier => "classifier",
             Self::Reranker => "reranker",
             Self::Tagger => "tagger",
+            Self::Generator => "generator",
             Self::Sentinel => "sentinel",
         })
     }
@@ -55,6 +59,11 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             Task::Reranking => ModelKind::Reranker,
             Task::Tagging => ModelKind::Tagger,
         }),
+        Some(name) if causal::MODEL_TYPES.contains(&name) => {
+            // What it checks besides is asked for when it is loaded; with another head it is no generator.
+            causal::check_head(&fields)?;
+            Ok(ModelKind::Generator)
+        }
         other => {
             let architectures = fields.texts("architectures")?.join(", ");
             let found = match other {
@@ -62,8 +71,8 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
                 Some(name) => format!("{name} ({architectures})"),
                 None => format!("missing ({architectures})"),
             };
-            let remedy =
-                format!("known are {} and {}", MODEL_TYPES.join(", "), sentinel::MODEL_TYPE);
+            let known = [&MODEL_TYPES[..], &causal::MODEL_TYPES].concat().join(", ");
+            let remedy = format!("known are {known} and {}", sentinel::MODEL_TYPE);
             Err(fields.wrong("model_type", found, &remedy))
         }
     }
@@ -82,7 +91,7 @@ pub struct ModelInfo {
     pub hidden: usize,
     /// Numbers in the weights.
     pub parameters: u64,
-    /// Tokens a text is cut to, or readings in a window.
+    /// Tokens a text is cut to, or has with its answer, or readings in a window.
     pub max_tokens: usize,
     /// How tokens become a text's vector, in an encoder.
     pub pooling: Option<String>,
@@ -98,10 +107,35 @@ pub struct ModelInfo {
     /// A classifier's labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
-    /// Length of the result's vector: a number per label, in a classifier.
-    pub dimensions: usize,
+    /// Length of the result's vector: a number per label, in a classifier; none in a generator.
+    pub dimensions: Option<usize>,
+    /// What a generator says of its texts.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<GenerationInfo>,
     /// The files read to run it.
     pub files: Vec<FileInfo>,
+}
+
+/// What a generator says of its texts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GenerationInfo {
+    /// How many tokens it knows.
+    pub vocabulary: usize,
+    /// Whether it says how a conversation is written.
+    pub chat_template: bool,
+    /// How tokens are chosen where a job does not say.
+    pub sampling: Defaults,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<EndToken>,
+}
+
+/// A token that ends an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndToken {
+    /// Its number.
+    pub id: u32,
+    /// What it is called, where the tokenizer says.
+    pub token: Option<String>,
 }
 
 /// A file of a model.
@@ -119,9 +153,12 @@ pub struct FileInfo {
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 6] = [
+pub(crate) const FILES: [&str; 9] = [
+    "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "config_sentence_transformers.json",
+    "generation_config.json",
     "modules.json",
     "sentence_bert_config.json",
     TOKENIZER,
@@ -133,6 +170,10 @@ impl ModelInfo {
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         let kind = recognise(dir)?;
         let weights = Checkpoint::open(dir)?;
+        if kind == ModelKind::Generator {
+            let settings = causal::Settings::read(dir)?;
+            return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
+        }
         if kind != ModelKind::Sentinel {
             let settings = Settings::read(dir)?;
             settings.check_labels(&weights)?;
@@ -153,9 +194,36 @@ impl ModelInfo {
             default_prompt: None,
             problem: None,
             labels: Vec::new(),
-            dimensions: 1,
+            dimensions: Some(1),
+            generation: None,
             files: files_of(dir, None)?,
         })
+    }
+
+    fn of_generator(settings: &causal::Settings, parameters: u64, files: Vec<FileInfo>) -> Self {
+        let end = |id: &u32| EndToken { id: *id, token: settings.name_of(*id).map(str::to_owned) };
+        Self {
+            kind: ModelKind::Generator,
+            architecture: settings.architecture().to_owned(),
+            layers: settings.layers(),
+            hidden: settings.hidden(),
+            parameters,
+            max_tokens: settings.context(),
+            pooling: None,
+            normalize: None,
+            prompts: BTreeMap::new(),
+            default_prompt: None,
+            problem: None,
+            labels: Vec::new(),
+            dimensions: None,
+            generation: Some(GenerationInfo {
+                vocabulary: settings.vocabulary(),
+                chat_template: settings.has_template(),
+                sampling: settings.defaults,
+                end_tokens: settings.ends().iter().map(end).collect(),
+            }),
+            files,
+        }
     }
 
     fn of_text(
@@ -179,7 +247,8 @@ impl ModelInfo {
             default_prompt: settings.default_prompt().map(str::to_owned),
             problem: (!is_encoder).then(|| settings.problem()),
             labels: settings.labels().to_vec(),
-            dimensions: if is_encoder { settings.hidden() } else { n_labels },
+            dimensions: Some(if is_encoder { settings.hidden() } else { n_labels }),
+            generation: None,
             files,
         }
     }
@@ -247,12 +316,27 @@ mod tests {
             assert_eq!(check(&config), Ok(ModelKind::Encoder));
         }
         assert_eq!(check(r#"{"model_type": "ebb-sentinel"}"#), Ok(ModelKind::Sentinel));
+        for (name, architecture) in [
+            ("llama", "LlamaForCausalLM"),
+            ("mistral", "MistralForCausalLM"),
+            ("qwen2", "Qwen2ForCausalLM"),
+            ("qwen3", "Qwen3ForCausalLM"),
+        ] {
+            let config =
+                format!(r#"{{"model_type": "{name}", "architectures": ["{architecture}"]}}"#);
+            assert_eq!(check(&config), Ok(ModelKind::Generator));
+        }
         for (config, says) in [
             (
-                r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}"#,
-                "model_type is llama (LlamaForCausalLM); known are bert, distilbert, roberta, \
-                 xlm-roberta and ebb-sentinel",
+                r#"{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}"#,
+                "model_type is gpt2 (GPT2LMHeadModel); known are bert, distilbert, roberta, \
+                 xlm-roberta, llama, mistral, qwen2, qwen3 and ebb-sentinel",
             ),
+            (
+                r#"{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}"#,
+                "architectures is LlamaForSequenceClassification; LlamaForCausalLM is known",
+            ),
+            (r#"{"model_type": "qwen2"}"#, "architectures is missing"),
             (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
             (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),
             ("[", "config.json: EOF"),
@@ -311,8 +395,26 @@ mod tests {
     fn a_classifier_tells_its_labels_instead_of_a_pooling() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-classes-roberta");
         let info = ModelInfo::read(&dir).unwrap();
-        assert_eq!((info.kind, info.dimensions), (ModelKind::Classifier, 4));
+        assert_eq!((info.kind, info.dimensions), (ModelKind::Classifier, Some(4)));
         assert_eq!(info.labels, ["noise", "heat", "wear", "leak"]);
         assert_eq!((info.pooling, info.max_tokens), (None, 64));
+    }
+
+    #[test]
+    fn a_generator_tells_its_way_with_texts() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-qwen3");
+        let info = ModelInfo::read(&dir).unwrap();
+        assert_eq!(
+            (info.kind, info.max_tokens, info.dimensions),
+            (ModelKind::Generator, 256, None)
+        );
+        let told = serde_json::to_value(&info).unwrap();
+        assert_eq!((&told["vocabulary"], &told["chat_template"]), (&384.into(), &true.into()));
+        assert_eq!(told["sampling"]["do_sample"], false);
+        let ends = serde_json::json!([
+            {"id": 0, "token": "<|endoftext|>"}, {"id": 2, "token": "<|im_end|>"},
+        ]);
+        assert_eq!(told["end_tokens"], ends);
+        assert!(info.files.iter().any(|file| file.name == "generation_config.json"));
     }
 }

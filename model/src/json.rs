@@ -52,6 +52,16 @@ impl Fields {
         Ok(texts.unwrap_or_default())
     }
 
+    /// One number of a token, or several.
+    pub(crate) fn ids(&self, name: &str) -> Result<Option<Vec<u32>>, LoadError> {
+        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        let ids = |value: &Value| match value {
+            Value::Array(several) => several.iter().map(id).collect(),
+            one => Some(vec![id(one)?]),
+        };
+        self.take(&[name], "it must be the number of a token, or a list of them", ids)
+    }
+
     pub(crate) fn flag(&self, name: &str) -> Result<bool, LoadError> {
         let flag = self.take(&[name], "it must be true or false", Value::as_bool)?;
         Ok(flag.unwrap_or_default())
@@ -98,6 +108,16 @@ impl Fields {
         // A float to integer cast saturates, which is what 1e30 asks for.
         let limit = |value: &Value| value.as_f64().filter(|it| *it >= 1.0).map(|it| it as usize);
         self.take(&[name], "it must be a number from 1 on", limit)
+    }
+
+    /// Whatever stands in a field.
+    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        self.get(name).filter(|value| !value.is_null())
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A field of this file that holds what it must not.

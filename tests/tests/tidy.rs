@@ -60,8 +60,11 @@ const BROKER_CLIENTS: &[&str] = &[
 const PURE: &[&str] = &[
     "model/src/causal/engine.rs",
     "model/src/causal/groups.rs",
+    "model/src/causal/letters.rs",
     "model/src/causal/plan.rs",
     "model/src/causal/sampler.rs",
+    "model/src/causal/stops.rs",
+    "model/src/causal/transcript.rs",
     "worker/src/batcher.rs",
     "worker/src/bisect.rs",
     "worker/src/deletion/cost.rs",

@@ -12,6 +12,7 @@ use ebb_telemetry::TraceArgs;
 use crate::batcher::Limits;
 use crate::deletion::Pod;
 use crate::metrics::TENANTS;
+use crate::models::ModelOptions;
 use crate::placing::DeviceArgs;
 use crate::serve::{QueuePlan, ServeEntry};
 use crate::shared::Settings;
@@ -72,6 +73,16 @@ pub struct WorkerArgs {
     /// Numbers of an embedding for jobs that do not say how many [default: all the model has]
     #[arg(long, value_name = "N", env = "EBB_DIMENSIONS")]
     pub dimensions: Option<NonZeroUsize>,
+
+    /// Tokens that an answer of a generator may have at most; a job that asks for more becomes a dead
+    /// letter
+    #[arg(long, value_name = "TOKENS", env = "EBB_MAX_NEW_TOKENS", default_value = "4096")]
+    pub max_new_tokens: NonZeroUsize,
+
+    /// Memory for the keys and values of a generator: how many texts grow side by side, and how long
+    /// one may be. They are on its device; its weights come on top
+    #[arg(long, value_name = "BYTES", env = "EBB_KV_MEMORY", default_value_t = 1 << 30)]
+    pub kv_memory: u64,
 
     /// What it runs on.
     #[command(flatten)]
@@ -215,7 +226,7 @@ pub(crate) struct Plan {
     pub(crate) alerts: QueueUrl,
     pub(crate) missing: Missing,
     pub(crate) connect_timeout: Duration,
-    pub(crate) dimensions: Option<NonZeroUsize>,
+    pub(crate) options: ModelOptions,
     pub(crate) tenant_labels: usize,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) settings: Settings,
@@ -256,6 +267,7 @@ impl WorkerArgs {
         {
             ensure!(n_jobs <= MOST_JOBS, "{flag} is {n_jobs}; use at most {MOST_JOBS} jobs");
         }
+        ensure!(self.kv_memory > 0, "--kv-memory is 0; use a number of bytes");
         ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
         ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
         Ok(())
@@ -280,6 +292,8 @@ impl WorkerArgs {
         let alerts = queue.with_queue(&self.alerts);
         let queues = self.queue_plans(&queue, entries)?;
         self.check_limits()?;
+        let Self { dimensions, max_new_tokens, kv_memory, .. } = self;
+        let options = ModelOptions { dimensions, max_new_tokens, kv_memory };
         let pod = host();
         let worker = worker_id(self.id.as_deref(), &pod)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -313,7 +327,7 @@ impl WorkerArgs {
             missing: if self.no_create { Missing::Refuse } else { Missing::Create },
             connect_timeout: self.connect_timeout,
             payloads: payloads.transpose()?,
-            dimensions: self.dimensions,
+            options,
             tenant_labels: self.tenant_labels,
             listen: self.listen,
             settings,
@@ -388,6 +402,8 @@ pub(crate) mod tests {
             (&["--serve", "a=echo"], "--model and --serve"),
             (&["--serve", "echo"], "use QUEUE=MODEL"),
             (&["--dimensions", "0"], "--dimensions"),
+            (&["--max-new-tokens", "0"], "--max-new-tokens"),
+            (&["--kv-memory", "0"], "--kv-memory is 0; use a number of bytes"),
             (&["--stall", "0s"], "--stall is 0"),
             (&["--max-items", "0"], "--max-items"),
             (&["--max-items", "18446744073709551615"], "--max-items is 18446744073709551615; use"),

@@ -44,7 +44,9 @@ mod warm;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec, Next, Spent, Step};
 #[cfg(feature = "cpu")]
-pub use codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
+pub use codec::{
+    ClassifierCodec, EncoderCodec, GeneratorCodec, RerankerCodec, SentinelCodec, TaggerCodec,
+};
 pub use config::{WorkerArgs, store_apart};
 pub use deletion::Pod;
 pub use device::{BuildError, Device, DeviceBuilder, Phases};

@@ -19,14 +19,17 @@ use ebb_model::echo::Echo;
 #[cfg(feature = "cpu")]
 use ebb_model::{
     DeviceChoice, DeviceError, InferError, LoadError, Opened,
-    bert::{self, Classifier, Encoder, Source, Tagger, Tokenizer},
+    bert::{self, Classifier, Encoder, Tagger, Tokenizer},
+    causal::{self, ChatTemplate, Generator},
     sentinel::Sentinel,
 };
 #[cfg(feature = "cpu")]
 use tracing::info;
 
 #[cfg(feature = "cpu")]
-use crate::codec::{ClassifierCodec, EncoderCodec, RerankerCodec, SentinelCodec, TaggerCodec};
+use crate::codec::{
+    ClassifierCodec, EncoderCodec, GeneratorCodec, RerankerCodec, SentinelCodec, TaggerCodec,
+};
 use crate::codec::{Codec, EchoCodec};
 use crate::device::{BuildError, DeviceBuilder, Phases};
 #[cfg(feature = "cpu")]
@@ -36,12 +39,24 @@ use crate::serve::name_of;
 use crate::serve::{ModelChoice, QueuePlan};
 use crate::served::ModelParts;
 
+/// What the command line says of models of one kind or another.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "there is only echo"))]
+pub(crate) struct ModelOptions {
+    /// Numbers of an embedding where a job does not say.
+    pub(crate) dimensions: Option<NonZeroUsize>,
+    /// Tokens that an answer of a generator may have.
+    pub(crate) max_new_tokens: NonZeroUsize,
+    /// Bytes of a generator's keys and values.
+    pub(crate) kv_memory: u64,
+}
+
 /// Puts the models of all queues on one device, each once; those of each queue, in its order.
 ///
 /// The device starts, and its models are loaded, while this reads the tokenizers.
 pub(crate) fn seat(
     plans: &[QueuePlan],
-    dimensions: Option<NonZeroUsize>,
+    options: ModelOptions,
 ) -> anyhow::Result<Vec<Vec<ModelParts>>> {
     let is_one = plans.iter().map(|plan| plan.models.len()).sum::<usize>() == 1;
     let mut seats = Seats {
@@ -49,7 +64,7 @@ pub(crate) fn seat(
         codecs: Vec::new(),
         seated: Vec::new(),
         is_one,
-        dimensions,
+        options,
         n_encoders: 0,
     };
     let mut queues: Vec<Vec<usize>> = Vec::new();
@@ -58,7 +73,7 @@ pub(crate) fn seat(
         queues.push(models.collect::<anyhow::Result<_>>()?);
     }
     ensure!(
-        dimensions.is_none() || seats.n_encoders > 0,
+        options.dimensions.is_none() || seats.n_encoders > 0,
         "--dimensions is for an encoder, and no model here is one"
     );
     seats.builder.start()?;
@@ -90,8 +105,8 @@ struct Seats {
     seated: Vec<ModelChoice>,
     /// Whether there is but one model, so that its phases need no name.
     is_one: bool,
-    #[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "there is no encoder"))]
-    dimensions: Option<NonZeroUsize>,
+    #[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "there is only echo"))]
+    options: ModelOptions,
     n_encoders: usize,
 }
 
@@ -124,14 +139,14 @@ impl Seats {
             ModelChoice::Encoder(dir, device) => {
                 let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
-                let dimensions = self.dimensions.map(NonZeroUsize::get);
+                let dimensions = self.options.dimensions.map(NonZeroUsize::get);
                 let flag = format!("--dimensions, of model {name}");
                 let codec = move |tokenizer| {
                     let codec = EncoderCodec::new(tokenizer, &settings, called);
                     codec.with_dimensions(dimensions).context(flag)
                 };
                 self.n_encoders += 1;
-                let load = Load { on: Encoder::on, warm_up: Encoder::warm_up };
+                let load = load(Encoder::on, Encoder::warm_up);
                 self.add_texts(name, (origin, *device), codec, load);
             }
             #[cfg(feature = "cpu")]
@@ -139,43 +154,91 @@ impl Seats {
                 let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(ClassifierCodec::new(tokenizer, &settings, called));
-                self.add_texts(name, (origin, *device), codec, CLASSIFIER);
+                let load = load(Classifier::on, Classifier::warm_up);
+                self.add_texts(name, (origin, *device), codec, load);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Reranker(dir, device) => {
                 let (origin, called) = (origin(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(RerankerCodec::new(tokenizer, called));
-                self.add_texts(name, (origin, *device), codec, CLASSIFIER);
+                let load = load(Classifier::on, Classifier::warm_up);
+                self.add_texts(name, (origin, *device), codec, load);
             }
             #[cfg(feature = "cpu")]
             ModelChoice::Tagger(dir, device) => {
                 let origin = origin(dir)?;
                 let (settings, called) = (read_settings(dir)?, name_of(dir));
                 let codec = move |tokenizer| Ok(TaggerCodec::new(tokenizer, &settings, called));
-                let load = Load { on: Tagger::on, warm_up: Tagger::warm_up };
+                let load = load(Tagger::on, Tagger::warm_up);
                 self.add_texts(name, (origin, *device), codec, load);
             }
+            #[cfg(feature = "cpu")]
+            ModelChoice::Generator(dir, device) => self.seat_generator(name, dir, *device)?,
         }
         Ok(())
     }
 
-    /// A model of texts, whose tokenizer is read while the device starts and takes the weights.
+    #[cfg(feature = "cpu")]
+    fn seat_generator(
+        &mut self,
+        name: &str,
+        dir: &Path,
+        device: DeviceChoice,
+    ) -> anyhow::Result<()> {
+        let (origin, called) = (origin(dir)?, name_of(dir));
+        let settings = causal::Settings::read(dir).context("--model")?;
+        let template = ChatTemplate::of(&settings).context("--model")?;
+        let ModelOptions { max_new_tokens, kv_memory, .. } = self.options;
+        let codec = move |dir: &Path| {
+            let tokenizer = timed(dir, causal::Tokenizer::load)?;
+            let most = max_new_tokens.get();
+            Ok(GeneratorCodec::new(tokenizer, template, &settings, called, most))
+        };
+        let load = Load {
+            open: causal::Source::open,
+            on: move |source, opened: &Opened| {
+                Ok(Generator::on(source, opened)?.with_cache_bytes(kv_memory))
+            },
+            warm_up: Generator::warm_up,
+        };
+        self.add_beside(name, (origin, device), codec, load);
+        Ok(())
+    }
+
+    /// A model of texts of the BERT family.
     #[cfg(feature = "cpu")]
     fn add_texts<C, M>(
         &mut self,
         name: &str,
-        (origin, device): (Origin, DeviceChoice),
+        place: (Origin, DeviceChoice),
         codec: impl FnOnce(Tokenizer) -> anyhow::Result<C> + Send + 'static,
-        load: Load<M>,
+        load: Load<bert::Source, M, On<bert::Source, M>>,
     ) where
         C: Codec,
         M: Model<Input = C::Input, Output = C::Output>,
+    {
+        self.add_beside(name, place, |dir| codec(timed(dir, Tokenizer::load)?), load);
+    }
+
+    /// A model whose tokenizer is read while the device starts and takes the weights.
+    #[cfg(feature = "cpu")]
+    fn add_beside<C, M, S, F>(
+        &mut self,
+        name: &str,
+        (origin, device): (Origin, DeviceChoice),
+        codec: impl FnOnce(&Path) -> anyhow::Result<C> + Send + 'static,
+        mut load: Load<S, M, F>,
+    ) where
+        C: Codec,
+        M: Model<Input = C::Input, Output = C::Output>,
+        S: Send + 'static,
+        F: FnMut(S, &Opened) -> Result<M, LoadError> + Send + 'static,
     {
         // Nothing is sent on it: the other end is dropped.
         let (tokenizer_is_read, reading) = sync_channel::<()>(0);
         let for_codec = origin.clone();
         let make = move || {
-            let codec = codec(tokenizer(for_codec.dir())?);
+            let codec = codec(for_codec.dir());
             for_codec.check().context("--model")?;
             drop(tokenizer_is_read);
             codec
@@ -228,30 +291,52 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
     bert::Settings::read(dir).context("--model")
 }
 
+/// Reads a tokenizer, and logs how long that takes.
 #[cfg(feature = "cpu")]
-fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
+fn timed<T>(dir: &Path, load: fn(&Path) -> Result<T, LoadError>) -> anyhow::Result<T> {
     let start = Instant::now();
-    let tokenizer = Tokenizer::load(dir).context("--model")?;
+    let tokenizer = load(dir).context("--model")?;
     info!(dir = %dir.display(), took_seconds = start.elapsed().as_secs_f64(), "the tokenizer is read");
     Ok(tokenizer)
 }
 
 /// How a model of texts comes onto a device.
 #[cfg(feature = "cpu")]
-struct Load<M> {
-    on: fn(Source, &Opened) -> Result<M, LoadError>,
+struct Load<S, M, F> {
+    open: fn(&Path) -> Result<S, LoadError>,
+    on: F,
     warm_up: fn(&mut M) -> Result<(), InferError>,
 }
 
+/// From an opened directory to a model.
 #[cfg(feature = "cpu")]
-const CLASSIFIER: Load<Classifier> = Load { on: Classifier::on, warm_up: Classifier::warm_up };
+type On<S, M> = fn(S, &Opened) -> Result<M, LoadError>;
+
+/// How one of the BERT family does.
+#[cfg(feature = "cpu")]
+fn load<M>(
+    on: On<bert::Source, M>,
+    warm_up: fn(&mut M) -> Result<(), InferError>,
+) -> Load<bert::Source, M, On<bert::Source, M>> {
+    Load { open: bert::Source::open, on, warm_up }
+}
 
 #[cfg(feature = "cpu")]
-impl<M> Load<M> {
-    fn run(&self, dir: &Path, device: DeviceChoice, phases: &mut Phases) -> Result<M, BuildError> {
+impl<S, M, F> Load<S, M, F>
+where
+    S: Send,
+    F: FnMut(S, &Opened) -> Result<M, LoadError>,
+{
+    fn run(
+        &mut self,
+        dir: &Path,
+        device: DeviceChoice,
+        phases: &mut Phases,
+    ) -> Result<M, BuildError> {
         thread::scope(|scope| {
             // The disk is at the weights while the device starts, which is this thread's own.
-            let source = scope.spawn(|| Source::open(dir));
+            let open = self.open;
+            let source = scope.spawn(move || open(dir));
             let opened = start(device, phases)?;
             let mut model = phases.time("weights", || (self.on)(join(source)?, &opened))?;
             phases.time("warm-up", || (self.warm_up)(&mut model))?;

@@ -52,7 +52,7 @@ async fn start(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summ
 
 async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Result<Summary> {
     // The models load while their tokenizers are read and the brokers are called.
-    let models = models::seat(&plan.queues, plan.dimensions)?;
+    let models = models::seat(&plan.queues, plan.options)?;
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?.with_tenants(plan.tenant_labels);
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;

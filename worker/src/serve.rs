@@ -67,6 +67,8 @@ pub(crate) enum ModelChoice {
     Reranker(PathBuf, DeviceChoice),
     #[cfg(feature = "cpu")]
     Tagger(PathBuf, DeviceChoice),
+    #[cfg(feature = "cpu")]
+    Generator(PathBuf, DeviceChoice),
 }
 
 impl ModelChoice {
@@ -75,9 +77,11 @@ impl ModelChoice {
         match self {
             Self::Echo { .. } => false,
             #[cfg(feature = "cpu")]
-            Self::Encoder(..) | Self::Classifier(..) | Self::Reranker(..) | Self::Tagger(..) => {
-                false
-            }
+            Self::Encoder(..)
+            | Self::Classifier(..)
+            | Self::Reranker(..)
+            | Self::Tagger(..)
+            | Self::Generator(..) => false,
             #[cfg(feature = "cpu")]
             Self::Sentinel(..) => true,
         }
@@ -160,6 +164,7 @@ impl WorkerArgs {
             ModelKind::Classifier => Ok(ModelChoice::Classifier(dir.to_owned(), device)),
             ModelKind::Reranker => Ok(ModelChoice::Reranker(dir.to_owned(), device)),
             ModelKind::Tagger => Ok(ModelChoice::Tagger(dir.to_owned(), device)),
+            ModelKind::Generator => Ok(ModelChoice::Generator(dir.to_owned(), device)),
             ModelKind::Sentinel => Ok(ModelChoice::Sentinel(Some(dir.to_owned()), device)),
             other => anyhow::bail!("{flag} {shown}: this worker cannot run a {other}"),
         }

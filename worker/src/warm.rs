@@ -97,6 +97,10 @@ fn check(dir: &Path) -> anyhow::Result<()> {
         kind != ModelKind::Sentinel,
         "--model {shown}: a sentinel has one shape, nothing to warm"
     );
+    ensure!(
+        kind != ModelKind::Generator,
+        "--model {shown}: what a generator runs is not kept, nothing to warm"
+    );
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use ebb_model::bert::Problem;
+use ebb_model::catalog::{EndToken, GenerationInfo};
+use ebb_model::causal::Defaults;
 use ebb_model::{ModelInfo, pull};
 use serde_json::json;
 
@@ -117,11 +119,12 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
         format!("layers        {}, width {}", info.layers, info.hidden),
         format!("parameters    {}", grouped(info.parameters)),
         format!("longest input {} tokens", info.max_tokens),
-        match info.labels.len() {
-            0 => format!("dimensions    {}", info.dimensions),
-            n => format!("labels        {n}: {}", info.labels.join(", ")),
-        },
     ];
+    lines.extend(match (info.labels.len(), info.dimensions) {
+        (0, dimensions) => dimensions.map(|n| format!("dimensions    {n}")),
+        (n, _) => Some(format!("labels        {n}: {}", info.labels.join(", "))),
+    });
+    lines.extend(info.generation.iter().flat_map(generation));
     lines.extend(info.pooling.iter().map(|pooling| format!("pooling       {pooling}")));
     lines.extend(info.normalize.map(|is_so| {
         format!("vectors       {}", if is_so { "of length one" } else { "of any length" })
@@ -138,6 +141,32 @@ fn words(dir: &Path, info: &ModelInfo) -> String {
     };
     let rows: Vec<_> = info.files.iter().map(row).collect();
     format!("{}\n\n{}", lines.join("\n"), table(["file", "size", "sha256"], &rows))
+}
+
+/// How a generator goes about its texts.
+fn generation(info: &GenerationInfo) -> [String; 4] {
+    let Defaults { do_sample, temperature, top_k, top_p, repetition_penalty } = info.sampling;
+    let mut sampling = if do_sample {
+        let top_k = top_k.map_or_else(String::new, |k| format!(", top_k {k}"));
+        format!("temperature {temperature}, top_p {top_p}{top_k}")
+    } else {
+        "the likeliest token".to_owned()
+    };
+    if repetition_penalty != 1.0 {
+        sampling += &format!(", repetition_penalty {repetition_penalty}");
+    }
+    let end = |end: &EndToken| match &end.token {
+        Some(token) => format!("{} {token}", end.id),
+        None => end.id.to_string(),
+    };
+    let ends: Vec<String> = info.end_tokens.iter().map(end).collect();
+    let ends = if ends.is_empty() { "none".to_owned() } else { ends.join(", ") };
+    [
+        format!("vocabulary    {} tokens", info.vocabulary),
+        format!("conversations {}", if info.chat_template { "yes" } else { "no chat template" }),
+        format!("sampling      {sampling}"),
+        format!("ends with     {ends}"),
+    ]
 }
 
 /// What a head's numbers become.
@@ -175,6 +204,21 @@ mod tests {
         let prompts = "prompts       document: \"passage: \"".to_owned();
         assert!(self::told("tiny-xlm-roberta").contains(&prompts));
         assert!(self::told("tiny-distilbert").contains(&"vectors       of any length".to_owned()));
+    }
+
+    #[test]
+    fn a_generator_tells_how_it_goes_about_its_texts() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data/tiny-qwen2");
+        let told = words(&data, &ModelInfo::read(&data).expect("a model"));
+        let lines: Vec<_> = told.lines().skip(4).take_while(|line| !line.is_empty()).collect();
+        let expected = [
+            "longest input 256 tokens",
+            "vocabulary    384 tokens",
+            "conversations yes",
+            "sampling      the likeliest token",
+            "ends with     0 <|endoftext|>, 2 <|im_end|>",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]

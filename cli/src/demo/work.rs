@@ -54,7 +54,7 @@ impl Work {
     pub(crate) fn make(kind: &Kind, n: usize, seed: u64) -> Result<Self> {
         match kind {
             Kind::Encoder => Ok(Self::sentences(n, QUESTIONS.len().min(n / 2))),
-            Kind::Echo | Kind::Classifier => Ok(Self::sentences(n, 0)),
+            Kind::Echo | Kind::Classifier | Kind::Generator => Ok(Self::sentences(n, 0)),
             Kind::Reranker => Err(usage("the demo has no queries for a reranker; use ebb up")),
             Kind::Sentinel(None) => Ok(Self::windows(n, WINDOW, seed)),
             Kind::Sentinel(Some(dir)) => Ok(Self::windows(n, window_of(dir)?, seed)),

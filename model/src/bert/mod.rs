@@ -68,6 +68,8 @@ pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
 pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
 #[cfg(feature = "cpu")]
+pub(crate) use tokenizer::{check_length, guarded};
+#[cfg(feature = "cpu")]
 pub use warmer::Warmer;
 
 /// Refuses an output that is no number.

@@ -288,14 +288,17 @@ fn share(n_query: usize, n_document: usize, room: usize) -> (usize, usize) {
 }
 
 /// What the library makes of a file; where it contradicts itself some of it panics.
-fn guarded<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
+pub(crate) fn guarded<T>(
+    path: &Path,
+    run: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T, LoadError> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(made) => made.map_err(|error| LoadError::malformed(path, error)),
         Err(_) => Err(LoadError::malformed(path, "it contradicts itself; fetch it again")),
     }
 }
 
-fn check_length(field: &str, text: &str) -> Result<(), ItemError> {
+pub(crate) fn check_length(field: &str, text: &str) -> Result<(), ItemError> {
     if text.len() <= MAX_TEXT_BYTES {
         return Ok(());
     }

@@ -223,6 +223,11 @@ impl Rope {
     }
 }
 
+/// Refuses a model of the family that has another head than one that makes tokens.
+pub(crate) fn check_head(fields: &Fields) -> Result<(), LoadError> {
+    member(fields).map(drop)
+}
+
 /// The member that this is, with a head that makes tokens.
 fn member(fields: &Fields) -> Result<Member, LoadError> {
     let model_type = fields.text(&["model_type"])?.unwrap_or("missing");

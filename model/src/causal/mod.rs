@@ -1,5 +1,7 @@
 //! Causal language models of the Llama family: a sequence grows by some tokens in each turn.
 
+#[cfg(feature = "cpu")]
+mod chat;
 mod config;
 #[cfg(feature = "cpu")]
 mod engine;
@@ -12,6 +14,8 @@ mod graph;
 #[cfg(feature = "cpu")]
 mod groups;
 #[cfg(feature = "cpu")]
+mod letters;
+#[cfg(feature = "cpu")]
 mod packed;
 #[cfg(feature = "cpu")]
 mod plan;
@@ -19,15 +23,30 @@ mod plan;
 mod pool;
 #[cfg(feature = "cpu")]
 mod sampler;
+mod settings;
 #[cfg(feature = "cpu")]
 mod source;
+#[cfg(feature = "cpu")]
+mod stops;
+#[cfg(feature = "cpu")]
+mod tokenizer;
+#[cfg(feature = "cpu")]
+mod transcript;
 mod turn;
 #[cfg(feature = "cpu")]
 mod weights;
 
+#[cfg(feature = "cpu")]
+pub use chat::{ChatTemplate, MAX_MESSAGES, Message};
 pub use config::MODEL_TYPES;
+pub(crate) use config::check_head;
 #[cfg(feature = "cpu")]
 pub use generator::Generator;
+pub use settings::{Defaults, Settings};
 #[cfg(feature = "cpu")]
 pub use source::Source;
+#[cfg(feature = "cpu")]
+pub use tokenizer::Tokenizer;
+#[cfg(feature = "cpu")]
+pub use transcript::Transcript;
 pub use turn::{Ended, Sampling, Sequence, Turn};

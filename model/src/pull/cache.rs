@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Known, Places, Repository};
 use crate::bert::Settings;
 use crate::catalog::TOKENIZER;
-use crate::{ModelKind, catalog, checkpoint};
+use crate::{ModelKind, catalog, causal, checkpoint};
 
 /// The folder of a repository in the hub's layout.
 pub(super) fn folder(places: &Places, name: &str) -> PathBuf {
@@ -34,6 +34,9 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
         .is_ok_and(|weights| weights.iter().all(|name| dir.join(name).is_file()))
         && match catalog::recognise(dir) {
             Ok(ModelKind::Sentinel) => true,
+            Ok(ModelKind::Generator) => {
+                causal::Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file()
+            }
             // The settings name the files they need.
             Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,

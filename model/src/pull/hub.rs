@@ -14,7 +14,7 @@ use super::{Known, Places, Progress, PullError, Repository, cache, io};
 use crate::bert::{Settings, pooling_file};
 use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
-use crate::{ModelKind, catalog};
+use crate::{ModelKind, catalog, causal};
 
 /// Files that Python's tools, which share the cache, want beside those that are read here.
 const OTHERS: [&str; 3] = ["special_tokens_map.json", "vocab.txt", "README.md"];
@@ -128,6 +128,10 @@ impl Hub<'_> {
             return Ok(links);
         }
         self.need(revision, TOKENIZER)?;
+        if kind == ModelKind::Generator {
+            causal::Settings::read(staging.path())?;
+            return Ok(links);
+        }
         let pooling = match kind {
             ModelKind::Encoder => pooling_file(staging.path())?,
             _ => None,

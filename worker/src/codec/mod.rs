@@ -8,6 +8,8 @@ mod echo;
 #[cfg(feature = "cpu")]
 mod encoder;
 #[cfg(feature = "cpu")]
+mod generator;
+#[cfg(feature = "cpu")]
 mod reranker;
 #[cfg(feature = "cpu")]
 mod sentinel;
@@ -34,6 +36,8 @@ pub use classifier::ClassifierCodec;
 pub use echo::EchoCodec;
 #[cfg(feature = "cpu")]
 pub use encoder::EncoderCodec;
+#[cfg(feature = "cpu")]
+pub use generator::GeneratorCodec;
 #[cfg(feature = "cpu")]
 pub use reranker::RerankerCodec;
 #[cfg(feature = "cpu")]

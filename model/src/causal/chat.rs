@@ -1,0 +1,393 @@
+//! How a conversation is written: the chat template of a model, which is Jinja as Python knows it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::Map;
+
+use super::Settings;
+use super::settings::Template;
+use crate::bert::check_length;
+use crate::{ItemError, LoadError};
+
+/// Work that a template may do for one prompt: about a step each, or 64 bytes written.
+const FUEL: u64 = 5_000_000;
+
+/// Messages of one conversation.
+pub const MAX_MESSAGES: usize = 2048;
+
+/// The one template of an environment.
+const NAME: &str = "chat_template";
+
+/// One message of a conversation, as templates see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Message {
+    /// Who speaks, such as `user`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+    /// What else some templates ask for.
+    #[serde(flatten)]
+    pub rest: Map<String, serde_json::Value>,
+}
+
+/// A model's way to write a conversation.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("special", &self.special).finish_non_exhaustive()
+    }
+}
+
+/// What a template itself says of the messages, by `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+impl ChatTemplate {
+    /// The template of a model that has one.
+    ///
+    /// # Errors
+    /// When it is no template: where in which file.
+    pub fn of(settings: &Settings) -> Result<Option<Self>, LoadError> {
+        let compiled = |template| Self::compile(template, settings.special.clone());
+        settings.template.as_ref().map(compiled).transpose()
+    }
+
+    fn compile(template: &Template, special: BTreeMap<String, String>) -> Result<Self, LoadError> {
+        let malformed = |error: minijinja::Error| LoadError::malformed(&template.path, error);
+        let mut environment = environment();
+        let source = without_marks(&unix_lines(&template.source)).into_owned();
+        environment.add_template_owned(NAME, source).map_err(malformed)?;
+        Ok(Self { environment, special })
+    }
+
+    /// Writes a conversation up to where the answer begins.
+    ///
+    /// A template may also read the special tokens, the variables of `more`, and the date, which it
+    /// is told as UTC.
+    ///
+    /// # Errors
+    /// When the template refuses the messages, in its own words, or does not get done with them.
+    pub fn write(
+        &self,
+        messages: &[Message],
+        more: &Map<String, serde_json::Value>,
+        now: Timestamp,
+    ) -> Result<String, ItemError> {
+        if messages.is_empty() || messages.len() > MAX_MESSAGES {
+            let n = messages.len();
+            return Err(ItemError::new(format!("messages has {n}; send 1 to {MAX_MESSAGES}")));
+        }
+        for (index, message) in messages.iter().enumerate() {
+            check_length(&format!("messages[{index}].content"), &message.content)?;
+        }
+        let strftime_now = move |format: &str| date(now, format);
+        let own = context! {
+            messages => Serde(messages),
+            add_generation_prompt => true,
+            tools => (),
+            documents => (),
+            strftime_now => Value::from_function(strftime_now),
+        };
+        // Of two of the same name the one that stands further to the left counts.
+        let all = context! { ..own, ..Serde(more), ..Serde(&self.special) };
+        let template = self.environment.get_template(NAME);
+        template.and_then(|template| template.render(all)).map_err(|error| refused(&error))
+    }
+}
+
+/// What transformers gives a template, but for what depends on the job.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(unknown_method_callback);
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true);
+    environment.set_syntax(syntax.build().expect("the delimiters are the usual ones"));
+    environment.add_function("raise_exception", |message: String| -> Result<Value, _> {
+        let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raised");
+        Err(error.with_source(Raised(message)))
+    });
+    environment.add_filter("tojson", tojson);
+    environment
+}
+
+fn date(now: Timestamp, format: &str) -> Result<String, minijinja::Error> {
+    let now = now.to_zoned(TimeZone::UTC);
+    let wrong = |error| {
+        let message = format!("strftime_now: {format:?}: {error}");
+        minijinja::Error::new(ErrorKind::InvalidOperation, message)
+    };
+    jiff::fmt::strtime::format(format, &now).map_err(wrong)
+}
+
+/// As Python's `json.dumps` writes it, letters beyond ASCII as they are.
+#[expect(clippy::needless_pass_by_value, reason = "filters take their options so")]
+fn tojson(
+    state: &State<'_, '_>,
+    value: &Value,
+    options: Kwargs,
+) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // It is never so here, since transformers' own filter has it off.
+    options.get::<Option<bool>>("ensure_ascii")?;
+    options.assert_all_used()?;
+    let mut json = Vec::new();
+    let wrong = |error: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}"))
+    };
+    match indent {
+        None => {
+            let mut writer = serde_json::Serializer::with_formatter(&mut json, Python);
+            value.serialize(&mut writer).map_err(wrong)?;
+        }
+        Some(n) => {
+            let spaces = " ".repeat(n.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            let mut writer = serde_json::Serializer::with_formatter(&mut json, formatter);
+            value.serialize(&mut writer).map_err(wrong)?;
+        }
+    }
+    state.consume_fuel(json.len() as u64)?;
+    Ok(String::from_utf8(json).expect("JSON is text"))
+}
+
+/// A space behind each comma and colon.
+struct Python;
+
+impl serde_json::ser::Formatter for Python {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// An error of a template, for whoever sent the messages.
+fn refused(error: &minijinja::Error) -> ItemError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(one) = cause {
+        if let Some(Raised(words)) = one.downcast_ref() {
+            return ItemError::new(format!("messages: the chat template says: {words}"));
+        }
+        cause = one.source();
+    }
+    if error.kind() == ErrorKind::OutOfFuel {
+        let message = "messages: the chat template does not get done with them; send fewer";
+        return ItemError::new(message);
+    }
+    let (kind, line) = (error.kind(), error.line().unwrap_or(0));
+    let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
+    ItemError::new(format!("messages: the chat template fails in line {line}: {kind}{detail}"))
+}
+
+/// Lines end as Jinja has them, wherever the file was written.
+fn unix_lines(source: &str) -> Cow<'_, str> {
+    if source.contains('\r') {
+        Cow::Owned(source.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        Cow::Borrowed(source)
+    }
+}
+
+/// The template without the marks around answers that only training asks for.
+fn without_marks(source: &str) -> Cow<'_, str> {
+    const OPEN: &str = "{%";
+    let mut rest = source;
+    let mut out = String::new();
+    while let Some(start) = rest.find(OPEN) {
+        let Some(end) = rest[start..].find("%}").map(|n| start + n) else { break };
+        let inner = &rest[start + OPEN.len()..end];
+        let tag = inner.trim_matches(['-', '+', ' ', '\t', '\r', '\n']);
+        let instead = match tag {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        // Behind the opening only, since a text in a tag may hold another one.
+        let next = if instead.is_some() { end } else { start + OPEN.len() };
+        match instead {
+            Some(instead) => {
+                out.push_str(&rest[..start + OPEN.len()]);
+                out.push_str(&inner.replacen(tag, &format!(" {instead} "), 1));
+            }
+            None => out.push_str(&rest[..next]),
+        }
+        rest = &rest[next..];
+    }
+    if out.is_empty() { Cow::Borrowed(source) } else { Cow::Owned(out + rest) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        let template = Template { path: "chat_template.jinja".into(), source: source.to_owned() };
+        let special = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let special = special.map(|(purpose, token)| (purpose.to_owned(), token.to_owned()));
+        ChatTemplate::compile(&template, special.into()).unwrap()
+    }
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.to_owned(), content: content.to_owned(), rest: Map::new() }
+    }
+
+    fn written_with(source: &str, more: &serde_json::Value) -> Result<String, String> {
+        let messages = [message("user", "Where is  Ångström?\n"), message("assistant", "There.")];
+        let now: Timestamp = "2026-02-03T23:59:00Z".parse().unwrap();
+        let more = more.as_object().unwrap();
+        template(source).write(&messages, more, now).map_err(|error| error.to_string())
+    }
+
+    fn written(source: &str) -> Result<String, String> {
+        written_with(source, &json!({}))
+    }
+
+    #[test]
+    fn a_template_reads_what_transformers_gives_it() {
+        for (source, expected) in [
+            ("{{ bos_token }}{{ messages[0].role }}{{ eos_token }}", "<s>user</s>"),
+            ("{{ messages[0]['content'] | trim }}|", "Where is  Ångström?|"),
+            ("{{ messages[0].content.strip().split('  ')[-1] }}", "Ångström?"),
+            ("{{ messages[-1].content.startswith('There') }}", "True"),
+            ("{% if tools is none and not documents %}none{% endif %}", "none"),
+            ("{% if pad_token is not defined %}unknown{% endif %}", "unknown"),
+            ("{{ strftime_now('%d %b %Y') }}", "03 Feb 2026"),
+            ("{% if add_generation_prompt %}on{% endif %}", "on"),
+            ("{% for m in messages[::-1] %}{{ loop.index0 }}{{ m.role[0] }}{% endfor %}", "0a1u"),
+            ("{% for k, v in messages[1].items() %}{{ k }},{% endfor %}", "role,content,"),
+            ("{{ messages | map(attribute='role') | join('+') }}", "user+assistant"),
+            (
+                "{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}\
+              {% endfor %}{{ ns.n }}",
+                "3",
+            ),
+            (
+                "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+                "user",
+            ),
+            (
+                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+                "assistant",
+            ),
+            ("{% macro say(m) %}[{{ m.role }}]{% endmacro %}{{ say(messages[0]) }}", "[user]"),
+            ("{{ nothing }}{{ messages[0].nothing }}.", "."),
+            ("{{ '<b> & \"' }}", "<b> & \""),
+        ] {
+            assert_eq!(written(source), Ok(expected.to_owned()), "{source}");
+        }
+    }
+
+    #[test]
+    fn lines_of_blocks_alone_leave_nothing() {
+        let source = "  {% for m in messages %}\n{{ m.role }}\n  {% endfor %}\nend\n";
+        assert_eq!(written(source), Ok("user\nassistant\nend".to_owned()));
+        let source = source.replace('\n', "\r\n");
+        assert_eq!(written(&source), Ok("user\nassistant\nend".to_owned()));
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        let more = json!({"x": {"b": [1, 2.5, null, true], "a": "Å\n<"}});
+        let source = "{{ x | tojson }}";
+        let expected = r#"{"a": "Å\n<", "b": [1, 2.5, null, true]}"#;
+        assert_eq!(written_with(source, &more), Ok(expected.to_owned()));
+        let expected = "{\n    \"b\": [\n        1\n    ]\n}";
+        let more = json!({"x": {"b": [1]}});
+        assert_eq!(written_with("{{ x | tojson(indent=4) }}", &more), Ok(expected.to_owned()));
+    }
+
+    #[test]
+    fn what_a_job_adds_is_read_but_takes_nothing_away() {
+        let more = json!({"enable_thinking": false, "messages": [], "bos_token": "<x>"});
+        let source = "{{ enable_thinking }} {{ messages | length }} {{ bos_token }}";
+        assert_eq!(written_with(source, &more), Ok("False 2 <x>".to_owned()));
+    }
+
+    #[test]
+    fn marks_for_training_change_nothing() {
+        let source = "{%- for m in messages %}{% generation %}{{ m.role }} {%- endgeneration -%} \n {{ '{%' }}\
+                      {% endfor %}";
+        assert_eq!(written(source), Ok("user{%assistant{%".to_owned()));
+        assert!(matches!(without_marks("{{ a }}{% if b %}{% endif %}"), Cow::Owned(text)
+            if text == "{{ a }}{% if b %}{% endif %}"));
+    }
+
+    #[test]
+    fn what_goes_wrong_is_the_jobs_fault_and_is_named() {
+        for (source, says) in [
+            (
+                "{{ raise_exception('Roles must alternate!') }}",
+                "template says: Roles must alternate!",
+            ),
+            (
+                "{% macro m() %}{{ raise_exception('inside') }}{% endmacro %}{{ m() }}",
+                "template says: inside",
+            ),
+            ("a\n{{ messages[0].a.b }}", "fails in line 2: undefined value"),
+            ("{{ messages[0].content.no_method() }}", "fails in line 1: unknown method"),
+            ("{{ nothing() }}", "fails in line 1: unknown function"),
+            (
+                "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
+                "does not get done",
+            ),
+            ("{{ 'x' * 999999999 }}", "does not get done"),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion limit"),
+            ("{{ strftime_now('%Q%') }}", "strftime_now"),
+        ] {
+            let error = written(source).expect_err(source);
+            assert!(error.starts_with("messages: the chat template "), "{source}: {error}");
+            assert!(error.contains(says), "{source}: {error}");
+        }
+        for n in [0, MAX_MESSAGES + 1] {
+            let messages = vec![message("user", "a"); n];
+            let error = template("").write(&messages, &Map::new(), Timestamp::UNIX_EPOCH);
+            let expected = format!("messages has {n}; send 1 to 2048");
+            assert_eq!(error.unwrap_err().to_string(), expected);
+        }
+        let long = [message("user", "a"), message("user", &"a".repeat(2 << 20))];
+        let error = template("").write(&long, &Map::new(), Timestamp::UNIX_EPOCH).unwrap_err();
+        assert!(error.to_string().starts_with("messages[1].content is a text of 2097152"));
+    }
+
+    #[test]
+    fn what_is_no_template_is_named_with_its_file() {
+        let wrong = Template { path: "chat_template.jinja".into(), source: "{% if %}".into() };
+        let error = ChatTemplate::compile(&wrong, BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.starts_with("chat_template.jinja: syntax error"), "{error}");
+    }
+}

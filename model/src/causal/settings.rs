@@ -1,0 +1,373 @@
+//! What the small files of a generator say: its shape, where its answers end, how tokens are chosen,
+//! and how a conversation is written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Sampling;
+use super::config::Config;
+use crate::LoadError;
+use crate::catalog::TOKENIZER;
+use crate::json::{Fields, read_json};
+
+/// A generator's shape and its way with texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub(crate) config: Config,
+    /// How tokens are chosen where a job does not say.
+    pub defaults: Defaults,
+    ends: Arc<[u32]>,
+    /// What the tokens are called that a tokenizer has beside those of its texts.
+    named: BTreeMap<u32, String>,
+    /// Tokens by what they are for, such as `bos_token`.
+    pub(crate) special: BTreeMap<String, String>,
+    pub(crate) template: Option<Template>,
+}
+
+/// How the next token is chosen, as `generation_config.json` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Defaults {
+    /// Whether by chance; else it is the likeliest.
+    pub do_sample: bool,
+    /// What logits are divided by, where it is by chance.
+    pub temperature: f32,
+    /// How many of the likeliest are candidates; all of them without it.
+    pub top_k: Option<usize>,
+    /// What the candidates have together of the probability.
+    pub top_p: f32,
+    /// See [`Sampling::repetition_penalty`].
+    pub repetition_penalty: f32,
+}
+
+/// A chat template as it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Template {
+    pub(crate) path: PathBuf,
+    pub(crate) source: String,
+}
+
+/// The part of a `tokenizer.json` that names the tokens that were added to its vocabulary.
+#[derive(Deserialize)]
+struct TokenizerFile {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+/// What a token may be for.
+const PURPOSES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+impl Settings {
+    /// Reads and checks a directory; the weights and the vocabulary are not opened.
+    ///
+    /// # Errors
+    /// When a file is missing or is not what it should be: which, and what to do.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("config.json");
+        let config = Config::read(&path)?;
+        let beside = |name| Fields::read_if_there(&dir.join(name));
+        let (generation, tokenizer) =
+            (beside("generation_config.json")?, beside("tokenizer_config.json")?);
+        let special = special(&tokenizer, &beside("special_tokens_map.json")?)?;
+        let named = named(dir, &tokenizer)?;
+        let ends = match generation.ids("eos_token_id")? {
+            Some(ends) => ends,
+            None => Fields::read(&path)?.ids("eos_token_id")?.unwrap_or_default(),
+        };
+        // A model that was taught to converse may only say in its tokenizer what ends an answer.
+        let own = special.get("eos_token");
+        let own = named.iter().find(|(_, name)| Some(*name) == own).map(|(id, _)| *id);
+        let mut ends: Vec<u32> = ends.into_iter().chain(own).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(Self {
+            config,
+            defaults: Defaults::read(&generation)?,
+            ends: ends.into(),
+            named,
+            special,
+            template: Template::find(dir, &tokenizer)?,
+        })
+    }
+
+    /// The architecture's own name.
+    pub fn architecture(&self) -> &str {
+        &self.config.architecture
+    }
+
+    /// Transformer layers.
+    pub fn layers(&self) -> usize {
+        self.config.layers
+    }
+
+    /// Width between layers.
+    pub fn hidden(&self) -> usize {
+        self.config.hidden
+    }
+
+    /// How many tokens the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// Tokens that a prompt and its answer may have together.
+    pub fn context(&self) -> usize {
+        self.config.positions
+    }
+
+    /// Tokens that end an answer.
+    pub fn ends(&self) -> &Arc<[u32]> {
+        &self.ends
+    }
+
+    /// What such a token is called, where the tokenizer says.
+    pub fn name_of(&self, token: u32) -> Option<&str> {
+        self.named.get(&token).map(String::as_str)
+    }
+
+    /// Whether the model says how a conversation is written.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+}
+
+impl Defaults {
+    fn read(generation: &Fields) -> Result<Self, LoadError> {
+        let number = |name, within| -> Result<Option<f32>, LoadError> {
+            Ok(generation.number(name, within)?.map(|it| it as f32))
+        };
+        Ok(Self {
+            do_sample: generation.flag("do_sample")?,
+            temperature: number("temperature", 0.0..=100.0)?.unwrap_or(1.0),
+            // 0 is how transformers turns it off.
+            top_k: generation.size(&["top_k"], 0..=usize::MAX)?.filter(|k| *k > 0),
+            top_p: number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
+            repetition_penalty: number("repetition_penalty", 0.01..=100.0)?.unwrap_or(1.0),
+        })
+    }
+
+    /// The same, for a job that says nothing.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: if self.do_sample { self.temperature } else { 0.0 },
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            ..Sampling::default()
+        }
+    }
+}
+
+impl Template {
+    /// In a file of its own, or as a field of another; of several by name it is the default.
+    fn find(dir: &Path, tokenizer: &Fields) -> Result<Option<Self>, LoadError> {
+        let path = dir.join("chat_template.jinja");
+        if path.exists() {
+            let source = std::fs::read_to_string(&path);
+            let source = source.map_err(|error| LoadError::io(&path, error))?;
+            return Ok(Some(Self { path, source }));
+        }
+        let alone = Fields::read_if_there(&dir.join("chat_template.json"))?;
+        let found = Self::field(&alone)?;
+        if found.is_some() { Ok(found) } else { Self::field(tokenizer) }
+    }
+
+    fn field(fields: &Fields) -> Result<Option<Self>, LoadError> {
+        const NAME: &str = "chat_template";
+        let of =
+            |source: &str| Some(Self { path: fields.path().to_owned(), source: source.to_owned() });
+        match fields.value(NAME) {
+            None => Ok(None),
+            Some(Value::String(source)) => Ok(of(source)),
+            Some(Value::Array(list)) => {
+                let text = |one: &Value, name: &str| one.get(name)?.as_str().map(str::to_owned);
+                let all = list.iter().map(|one| Some((text(one, "name")?, text(one, "template")?)));
+                let Some(all) = all.collect::<Option<BTreeMap<_, _>>>() else {
+                    let remedy = "each of the list must have a name and a template";
+                    return Err(fields.wrong(NAME, "a list", remedy));
+                };
+                let names = || all.keys().cloned().collect::<Vec<_>>().join(", ");
+                let missing = || fields.wrong(NAME, names(), "one of them must be called default");
+                all.get("default").map(|source| of(source)).ok_or_else(missing)
+            }
+            Some(_) => Err(fields.wrong(NAME, "of another type", "it must be a text or a list")),
+        }
+    }
+}
+
+/// The tokens that templates may write by what they are for.
+fn special(config: &Fields, map: &Fields) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut special = BTreeMap::new();
+    for purpose in PURPOSES {
+        let content = format!("{purpose}.content");
+        for fields in [config, map] {
+            let token = match fields.text(&[&content])? {
+                None => fields.text(&[purpose])?,
+                token => token,
+            };
+            if let Some(token) = token {
+                special.insert(purpose.to_owned(), token.to_owned());
+                break;
+            }
+        }
+    }
+    Ok(special)
+}
+
+/// The names of the added tokens: from the small file where it has them, since the other is large.
+fn named(dir: &Path, config: &Fields) -> Result<BTreeMap<u32, String>, LoadError> {
+    const NAME: &str = "added_tokens_decoder";
+    let path = dir.join(TOKENIZER);
+    let Some(tokens) = config.object(NAME)? else {
+        // A directory that was only begun has none yet.
+        let file = if path.exists() { read_json(&path)? } else { TokenizerFile::none() };
+        return Ok(file.added_tokens.into_iter().map(|it| (it.id, it.content)).collect());
+    };
+    let token = |(id, token): (&String, &Value)| {
+        Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned()))
+    };
+    let wrong = || config.wrong(NAME, "another", "it must be of numbers and tokens with content");
+    tokens.iter().map(token).collect::<Option<_>>().ok_or_else(wrong)
+}
+
+impl TokenizerFile {
+    fn none() -> Self {
+        Self { added_tokens: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    }
+
+    /// The settings of a tiny model with other files beside its configuration.
+    fn with(files: &[(&str, Value)]) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = std::fs::read(fixture("tiny-llama/config.json")).unwrap();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        for (name, content) in files {
+            let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        Settings::read(dir.path()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_directory_says_where_answers_end_and_what_ends_are_called() {
+        let settings = Settings::read(&fixture("tiny-llama")).unwrap();
+        assert_eq!(settings.ends()[..], [0, 2]);
+        assert_eq!(settings.name_of(2), Some("<|im_end|>"));
+        assert_eq!((settings.context(), settings.vocabulary()), (256, 384));
+        assert!(settings.has_template());
+    }
+
+    #[test]
+    fn ends_are_those_of_all_who_say_something() {
+        let generation = |ends: Value| ("generation_config.json", json!({"eos_token_id": ends}));
+        let tokenizer = json!({
+            "eos_token": {"content": "<end>"},
+            "added_tokens_decoder": {"7": {"content": "<end>"}, "8": {"content": "<other>"}},
+        });
+        let tokenizer = ("tokenizer_config.json", tokenizer);
+        for (files, expected) in [
+            (vec![], vec![2]),
+            (vec![generation(json!(5))], vec![5]),
+            (vec![generation(json!([5, 4, 5]))], vec![4, 5]),
+            (vec![generation(json!(null)), tokenizer.clone()], vec![2, 7]),
+            (vec![tokenizer], vec![2, 7]),
+        ] {
+            assert_eq!(with(&files).unwrap().ends()[..], expected, "{files:?}");
+        }
+        let error = with(&[generation(json!("</s>"))]).unwrap_err();
+        assert!(error.contains("eos_token_id is \"</s>\"; it must be the number"), "{error}");
+    }
+
+    #[test]
+    fn tokens_are_chosen_by_chance_only_where_the_model_says_so() {
+        let of = |generation: Value| {
+            with(&[("generation_config.json", generation)]).unwrap().defaults.sampling()
+        };
+        let plain = Sampling::default();
+        assert_eq!(of(json!({})), plain);
+        assert_eq!(of(json!({"temperature": 0.6})), plain);
+        let chance = json!({"do_sample": true, "temperature": 0.5, "top_k": 20, "top_p": 0.75,
+                            "repetition_penalty": 1.25});
+        let expected = Sampling {
+            temperature: 0.5,
+            top_k: Some(20),
+            top_p: 0.75,
+            repetition_penalty: 1.25,
+            ..plain
+        };
+        assert_eq!(of(chance), expected);
+        assert_eq!(
+            of(json!({"do_sample": true, "top_k": 0})),
+            Sampling { temperature: 1.0, ..plain }
+        );
+        for wrong in [json!({"top_p": 1.5}), json!({"do_sample": 1}), json!({"top_k": -1})] {
+            let error = with(&[("generation_config.json", wrong)]).unwrap_err();
+            assert!(error.contains("generation_config.json: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_template_is_found_wherever_models_keep_it() {
+        let jinja = ("chat_template.jinja", json!("in a file"));
+        let alone = ("chat_template.json", json!({"chat_template": "in json"}));
+        let config =
+            |template: Value| ("tokenizer_config.json", json!({"chat_template": template}));
+        let named = json!([
+            {"name": "tool_use", "template": "for tools"},
+            {"name": "default", "template": "the default"},
+        ]);
+        for (files, expected) in [
+            (vec![], None),
+            (vec![config(json!(null))], None),
+            (vec![config(json!("a field"))], Some("a field")),
+            (vec![config(named.clone())], Some("the default")),
+            (vec![alone.clone(), config(json!("a field"))], Some("in json")),
+            (vec![jinja, alone, config(named)], Some("in a file")),
+        ] {
+            let settings = with(&files).unwrap();
+            let found = settings.template.as_ref().map(|template| template.source.as_str());
+            assert_eq!((found, settings.has_template()), (expected, expected.is_some()));
+        }
+        for (wrong, says) in [
+            (json!([{"name": "a", "template": "x"}]), "chat_template is a; one of them must be"),
+            (json!([{"name": "a"}]), "each of the list must have a name and a template"),
+            (json!({"default": "x"}), "it must be a text or a list"),
+        ] {
+            let error = with(&[config(wrong)]).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_texts_or_objects_with_one() {
+        let tokenizer =
+            json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null});
+        let map = json!({"pad_token": "<pad>", "bos_token": "<other>"});
+        let files = [("tokenizer_config.json", tokenizer), ("special_tokens_map.json", map)];
+        let special = with(&files).unwrap().special;
+        let expected = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>")];
+        let found: Vec<_> = special.iter().map(|(one, other)| (&**one, &**other)).collect();
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,170 @@
+//! What a generator answers, in the shapes of OpenAI's API or in protobuf.
+
+use bytes::Bytes;
+use ebb_proto::ebb::v1::{self, GenerationPiece, GenerationResponse};
+use ebb_queue::Job;
+use prost::Message as _;
+use serde::Serialize;
+use serde_json::json;
+
+use super::super::{Answer, Spent, is_protobuf, protobuf, texts, usage};
+
+/// Why an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Finish {
+    /// The model ended it, or one of the job's own texts did.
+    Stop,
+    /// It has as many tokens as it may have.
+    Length,
+}
+
+/// What an answer tells beside its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) job: &'a Job,
+    pub(super) model: &'a str,
+    /// Whether it answers a conversation, and does not go on with a text.
+    pub(super) is_chat: bool,
+    /// Whether the beginning of the prompt was cut off.
+    pub(super) is_cut: bool,
+    pub(super) n_prompt: usize,
+    pub(super) n_new: usize,
+}
+
+/// What a job took: what OpenAI tells of it.
+#[derive(Debug, Serialize)]
+struct Counts {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+/// And what Ebb does.
+#[derive(Debug, Serialize)]
+struct Usage {
+    #[serde(flatten)]
+    counts: Counts,
+    #[serde(flatten)]
+    spent: Spent,
+}
+
+#[derive(Debug, Serialize)]
+struct Response<'a, C, U> {
+    id: &'a str,
+    object: &'static str,
+    /// In seconds since the epoch.
+    created: i64,
+    model: &'a str,
+    choices: [C; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<U>,
+}
+
+#[derive(Debug, Serialize)]
+struct Choice<'a> {
+    index: usize,
+    #[serde(flatten)]
+    said: Said<'a>,
+    finish_reason: Option<Finish>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<bool>,
+}
+
+/// A text by the name that it has in its object.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Said<'a> {
+    Message(Words<'a>),
+    Delta(Words<'a>),
+    Text(&'a str),
+}
+
+#[derive(Debug, Serialize)]
+struct Words<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    content: &'a str,
+}
+
+/// Who answers.
+const ROLE: Option<&str> = Some("assistant");
+
+impl About<'_> {
+    /// The answer as it is stored.
+    pub(super) fn answer(&self, text: &str, finish: Finish, spent: &Spent) -> Answer {
+        let tokens = self.n_prompt + self.n_new;
+        let n_cut = usize::from(self.is_cut);
+        if is_protobuf(self.job) {
+            let response = GenerationResponse {
+                text: text.to_owned(),
+                finish_reason: finish.into(),
+                prompt_tokens: self.n_prompt as u64,
+                completion_tokens: self.n_new as u64,
+                usage: usage(tokens, spent),
+                truncated: self.is_cut,
+            };
+            return Answer { n_cut, ..protobuf(&response, tokens) };
+        }
+        let (object, said) = if self.is_chat {
+            ("chat.completion", Said::Message(Words { role: ROLE, content: text }))
+        } else {
+            ("text_completion", Said::Text(text))
+        };
+        let truncated = Some(self.is_cut);
+        let choice = Choice { index: 0, said, finish_reason: Some(finish), truncated };
+        let usage = Some(Usage { counts: self.counts(), spent: *spent });
+        Answer { n_cut, ..texts::answer(&self.response(object, choice, usage), tokens) }
+    }
+
+    /// A piece of it for who follows the job: an object on a line of its own, or a message behind its
+    /// length.
+    pub(super) fn piece(
+        &self,
+        text: &str,
+        is_first: bool,
+        finish: Option<Finish>,
+        with_usage: bool,
+    ) -> Bytes {
+        if is_protobuf(self.job) {
+            let finish_reason = finish.map_or(0, i32::from);
+            let piece = GenerationPiece { text: text.to_owned(), finish_reason };
+            return piece.encode_length_delimited_to_vec().into();
+        }
+        let (object, said) = if self.is_chat {
+            let role = ROLE.filter(|_| is_first);
+            ("chat.completion.chunk", Said::Delta(Words { role, content: text }))
+        } else {
+            ("text_completion", Said::Text(text))
+        };
+        let choice = Choice { index: 0, said, finish_reason: finish, truncated: None };
+        let usage = (with_usage && finish.is_some()).then(|| self.counts());
+        let mut line = json!(self.response(object, choice, usage)).to_string();
+        line.push('\n');
+        line.into()
+    }
+
+    fn response<C, U>(
+        &self,
+        object: &'static str,
+        choice: C,
+        usage: Option<U>,
+    ) -> Response<'_, C, U> {
+        let (id, created) = (self.job.id.as_str(), self.job.enqueued_at.as_second());
+        Response { id, object, created, model: self.model, choices: [choice], usage }
+    }
+
+    fn counts(&self) -> Counts {
+        let (prompt_tokens, completion_tokens) = (self.n_prompt, self.n_new);
+        Counts { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+impl From<Finish> for i32 {
+    fn from(finish: Finish) -> Self {
+        match finish {
+            Finish::Stop => v1::FinishReason::Stop.into(),
+            Finish::Length => v1::FinishReason::Length.into(),
+        }
+    }
+}
