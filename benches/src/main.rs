@@ -8,6 +8,8 @@ mod chaos;
 #[cfg(feature = "cpu")]
 mod encoder;
 #[cfg(feature = "cpu")]
+mod generate;
+#[cfg(feature = "cpu")]
 mod gpu;
 mod notify;
 mod outage;
@@ -56,6 +58,8 @@ enum Command {
     Batching(batching::Args),
     #[cfg(feature = "cpu")]
     Encoder(encoder::EncoderArgs),
+    #[cfg(feature = "cpu")]
+    Generate(generate::Args),
     #[cfg(feature = "cpu")]
     Gpu(Box<gpu::Args>),
     #[command(hide = true)]
@@ -113,6 +117,9 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "cpu")]
         // Not async: it keeps all cores busy by itself.
         Command::Encoder(args) => encoder::run(args, cli.json),
+        #[cfg(feature = "cpu")]
+        // Nor is this.
+        Command::Generate(args) => generate::run(&args, cli.json),
         #[cfg(feature = "cpu")]
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,

@@ -1,6 +1,6 @@
 //! Peers in a Python process of their own, which answers each line of JSON with another.
 //!
-//! The scripts, `benches/encoder_peers.py` and `benches/gpu_peers.py`, say what is asked for and told.
+//! The scripts, `benches/*_peers.py`, say what is asked for and told.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -72,7 +72,7 @@ impl Peers {
         serde_json::from_value(answer).with_context(|| format!("{peer} tells something else"))
     }
 
-    fn call(&mut self, ask: &Value) -> Result<Value> {
+    pub(crate) fn call(&mut self, ask: &Value) -> Result<Value> {
         writeln!(self.ask, "{ask}")?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;

@@ -1,0 +1,80 @@
+"""The other side of `ebb-bench generate`: transformers on torch, one JSON line per call.
+
+    {"model": DIR, "threads": N}                                   -> {"peers": {NAME: {...}}}
+    {"peer": NAME, "prompts": [[...], ...], "new": [N, ...]}       -> {"seconds": S, "tokens": [[...], ...]}
+
+All prompts are as long as each other and are answered in one batch, as `generate` does it: until the
+longest answer is whole, each of the likeliest tokens. `new` says how many tokens of each count.
+The first line a peer cannot be had for says so, with the remedy.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+
+# Only answers may stand on stdout; whatever a library prints goes to stderr.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def load(directory, threads):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+
+    def peer(dtype):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+        def generate(prompts, longest):
+            with torch.inference_mode():
+                ids = torch.tensor(prompts)
+                made = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    min_new_tokens=longest,
+                    max_new_tokens=longest,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+                return made[:, ids.shape[1] :].tolist()
+
+        return generate
+
+    said = {
+        "version": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+    }
+    peers = {"f32": peer(torch.float32), "bf16": peer(torch.bfloat16)}
+    return peers, dict.fromkeys(peers, said)
+
+
+def start(ask):
+    try:
+        return load(ask["model"], ask["threads"])
+    except ImportError as error:
+        missing = {"missing": f"{error}; pip install torch transformers"}
+        return {}, {"f32": missing, "bf16": missing}
+
+
+def answer(value):
+    ANSWERS.write(json.dumps(value) + "\n")
+    ANSWERS.flush()
+
+
+def main():
+    peers, said = start(json.loads(sys.stdin.readline()))
+    answer({"peers": said})
+    for line in sys.stdin:
+        ask = json.loads(line)
+        generate, new = peers[ask["peer"]], ask["new"]
+        begin = time.perf_counter()
+        made = generate(ask["prompts"], max(new))
+        seconds = time.perf_counter() - begin
+        answer({"seconds": seconds, "tokens": [row[:n] for row, n in zip(made, new)]})
+
+
+if __name__ == "__main__":
+    main()

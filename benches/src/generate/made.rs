@@ -1,0 +1,120 @@
+//! A decoder of a known shape with weights of chance, as a directory: what is measured depends on the
+//! shape alone, and no download is needed.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Map, Value, json};
+
+/// The numbers of a decoder that decide how much it computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Shape {
+    /// 30 layers of 576, as SmolLM2-135M
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
+    /// 2 layers of 64, to try the bench itself
+    Tiny,
+}
+
+/// The same, in numbers.
+struct Sizes {
+    layers: usize,
+    hidden: usize,
+    inner: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocabulary: usize,
+    positions: usize,
+}
+
+impl Shape {
+    fn sizes(self) -> Sizes {
+        let (layers, hidden, inner) = match self {
+            Self::SmolLm2 => (30, 576, 1536),
+            Self::Tiny => (2, 64, 128),
+        };
+        let (heads, kv_heads, vocabulary, positions) = match self {
+            Self::SmolLm2 => (9, 3, 49152, 8192),
+            Self::Tiny => (4, 2, 512, 512),
+        };
+        Sizes { layers, hidden, inner, heads, kv_heads, vocabulary, positions }
+    }
+}
+
+/// Writes a model of this shape, in bf16 as such models are published.
+pub(super) fn make(shape: Shape, dir: &Path, seed: u64) -> Result<PathBuf> {
+    let sizes = shape.sizes();
+    let config = json!({
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": sizes.layers,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": sizes.positions,
+        "rope_theta": 100_000.0,
+        "vocab_size": sizes.vocabulary,
+        "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16",
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).context("config.json")?;
+    weights(&sizes, &dir.join("model.safetensors"), seed)?;
+    Ok(dir.to_owned())
+}
+
+/// The tensors by their names, with their shapes; norms have one dimension.
+fn tensors(sizes: &Sizes) -> Vec<(String, Vec<usize>)> {
+    let Sizes { layers, hidden, inner, heads, kv_heads, vocabulary, .. } = *sizes;
+    let kv = hidden / heads * kv_heads;
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden])];
+    for layer in 0..layers {
+        let of_layer = [
+            ("input_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
+        ];
+        let named = |(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape);
+        tensors.extend(of_layer.into_iter().map(named));
+    }
+    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+    tensors
+}
+
+/// The weights: even chance around zero, norms that change nothing.
+fn weights(sizes: &Sizes, path: &Path, seed: u64) -> Result<()> {
+    let tensors = tensors(sizes);
+    let mut header = Map::new();
+    let mut end = 0;
+    for (name, shape) in &tensors {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut out = BufWriter::new(std::fs::File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    let mut dice = SmallRng::seed_from_u64(seed);
+    for (_, shape) in &tensors {
+        for _ in 0..shape.iter().product() {
+            let number: f32 = if shape.len() == 1 { 1.0 } else { dice.random_range(-0.06..0.06) };
+            // The upper half of an f32 is the bf16 below it.
+            out.write_all(&((number.to_bits() >> 16) as u16).to_le_bytes())?;
+        }
+    }
+    Ok(out.flush()?)
+}

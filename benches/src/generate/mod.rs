@@ -1,0 +1,330 @@
+//! How fast do answers grow on the processor, beside transformers on torch?
+//!
+//! One run, one machine, the same weights, prompts and number of threads; the sides take turns, and each
+//! takes the likeliest token. Cutting texts into tokens is left out on both sides. First so many
+//! sequences at once, all as long as each other; then answers of unlike lengths, in which a sequence
+//! that has ended gives its place to the next here, while `generate` answers batch after batch, each
+//! until its longest answer is whole.
+
+mod made;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use ebb_model::causal::{Generator, Sampling, Sequence};
+use ebb_model::{DeviceChoice, Model};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::peers::{Peers, Script};
+use crate::report::{self, Table};
+pub(crate) use made::Shape;
+
+const PEERS: [&str; 2] = ["f32", "bf16"];
+const SCRIPT: Script =
+    Script { name: "generate_peers.py", text: include_str!("../../generate_peers.py"), peers: PEERS };
+
+/// How fast answers grow on the processor, beside transformers on torch
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Python with torch and transformers; what it lacks is a dash
+    #[arg(
+        long,
+        env = "EBB_BENCH_PYTHON",
+        hide_env_values = true,
+        value_name = "PATH",
+        default_value = "python3"
+    )]
+    python: PathBuf,
+    /// Shape of a model that is made of chance
+    #[arg(long, env = "EBB_BENCH_SHAPE", hide_env_values = true, value_name = "SHAPE")]
+    #[arg(default_value = "smollm2-135m", conflicts_with = "model")]
+    shape: Shape,
+    /// Directory of a decoder, in place of one that is made
+    #[arg(long, env = "EBB_BENCH_MODEL", hide_env_values = true, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Threads for each side [default: all processors]
+    #[arg(long, env = "EBB_BENCH_THREADS", hide_env_values = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Sequences at once, one row each
+    #[arg(long, env = "EBB_BENCH_SEQUENCES", hide_env_values = true, value_name = "N,...")]
+    #[arg(value_delimiter = ',', default_values = ["1", "4", "16"])]
+    sequences: Vec<NonZeroUsize>,
+    /// Tokens of each prompt
+    #[arg(long, env = "EBB_BENCH_PROMPT", hide_env_values = true, value_name = "TOKENS")]
+    #[arg(default_value_t = NonZeroUsize::new(64).expect("more than none"))]
+    prompt: NonZeroUsize,
+    /// Tokens of each answer; of unlike ones the mean
+    #[arg(long, env = "EBB_BENCH_NEW", hide_env_values = true, value_name = "TOKENS")]
+    #[arg(default_value_t = NonZeroUsize::new(64).expect("more than none"))]
+    new: NonZeroUsize,
+    /// Rounds of which the median is taken
+    #[arg(long, env = "EBB_BENCH_ROUNDS", hide_env_values = true, value_name = "N")]
+    #[arg(default_value_t = NonZeroUsize::new(3).expect("three"))]
+    rounds: NonZeroUsize,
+    /// Where weights, prompts and lengths come from
+    #[arg(long, env = "EBB_BENCH_SEED", hide_env_values = true, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+/// What is answered in one go.
+struct Load {
+    name: String,
+    prompts: Vec<Vec<u32>>,
+    /// Tokens of each answer.
+    new: Vec<usize>,
+    /// Sequences at once.
+    at_once: usize,
+}
+
+/// Tokens of answers per second: ours, then each peer's.
+struct Row {
+    load: Load,
+    rates: [Option<f64>; 3],
+    /// Share of our tokens that the peer in f32 chose as well, up to the first that differs.
+    agreed: Option<f64>,
+}
+
+/// What one side made of a load.
+#[derive(Deserialize)]
+struct Made {
+    seconds: f64,
+    tokens: Vec<Vec<u32>>,
+}
+
+/// Runs the comparison and prints it.
+pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().context("how many processors")?,
+    };
+    ebb_model::use_threads(threads)?;
+    let place = tempfile::tempdir().context("no room for a model")?;
+    let dir = match &args.model {
+        Some(dir) => dir.clone(),
+        None => made::make(args.shape, place.path(), args.seed)?,
+    };
+    let mut generator = Generator::load(&dir, DeviceChoice::Cpu)?;
+    generator.warm_up()?;
+    let mut peers = Peers::load(&args.python, &SCRIPT, &json!({"model": dir, "threads": threads}))?;
+    let mut rows = Vec::new();
+    for load in loads(args, vocabulary(&dir)?) {
+        report::progress(format_args!("{} …", load.name));
+        rows.push(compare(&mut generator, &mut peers, load, args.rounds.get())?);
+    }
+    let said = peers.said.clone();
+    peers.end()?;
+    report::print(json, &table(&rows), &object(&rows, threads, &said))?;
+    tell(threads, &said);
+    check(&rows)
+}
+
+fn vocabulary(dir: &std::path::Path) -> Result<u32> {
+    let config = std::fs::read_to_string(dir.join("config.json")).context("config.json")?;
+    let config: Value = serde_json::from_str(&config)?;
+    let size = config["vocab_size"].as_u64().context("config.json has no vocab_size")?;
+    u32::try_from(size).context("vocab_size is too large")
+}
+
+/// Loads of like answers, then one of unlike ones at as many sequences at once.
+fn loads(args: &Args, vocabulary: u32) -> Vec<Load> {
+    let mut dice = SmallRng::seed_from_u64(args.seed);
+    let mut prompts = |n: usize| -> Vec<Vec<u32>> {
+        let tokens = args.prompt.get();
+        // The first ids are special ones in most vocabularies.
+        let mut prompt = || (0..tokens).map(|_| dice.random_range(64..vocabulary)).collect();
+        (0..n).map(|_| prompt()).collect()
+    };
+    let mean = args.new.get();
+    let mut loads: Vec<Load> = Vec::new();
+    let mut most = 1;
+    for n in args.sequences.iter().map(|n| n.get()) {
+        most = most.max(n);
+        let name = format!("{n} at once");
+        loads.push(Load { name, prompts: prompts(n), new: vec![mean; n], at_once: n });
+    }
+    let n_jobs = 4 * most;
+    let prompts = prompts(n_jobs);
+    // As answers are: most are short, some are very long.
+    let length = |dice: &mut SmallRng| {
+        let exponential = -(1.0 - dice.random_range(0.0..1.0_f64)).ln() * mean as f64;
+        (exponential.round() as usize).clamp(1, 4 * mean)
+    };
+    let new = (0..n_jobs).map(|_| length(&mut dice)).collect();
+    let name = format!("{n_jobs} of unlike lengths, {most} at once");
+    loads.push(Load { name, prompts, new, at_once: most });
+    loads
+}
+
+/// The median rate of each side over rounds in which all take their turn, after one that is not
+/// counted.
+fn compare(
+    generator: &mut Generator,
+    peers: &mut Peers,
+    load: Load,
+    rounds: usize,
+) -> Result<Row> {
+    let n_tokens = load.new.iter().sum::<usize>() as f64;
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut agreed = None;
+    for round in 0..=rounds {
+        let ours = generate(generator, &load, round as u64)?;
+        let mut times = [Some(ours.seconds), None, None];
+        for peer in (0..PEERS.len()).filter(|peer| peers.is_here(*peer)) {
+            let theirs = ask(peers, peer, &load)?;
+            times[peer + 1] = Some(theirs.seconds);
+            if peer == 0 {
+                agreed = Some(agreement(&ours.tokens, &theirs.tokens));
+            }
+        }
+        if round == 0 {
+            continue;
+        }
+        for (rates, time) in rates.iter_mut().zip(times) {
+            rates.extend(time.map(|seconds| n_tokens / seconds));
+        }
+    }
+    let rates = rates.map(|rates| (!rates.is_empty()).then(|| report::median(&rates)));
+    Ok(Row { load, rates, agreed })
+}
+
+/// Answers a load here: whoever has ended gives its place to the next.
+fn generate(generator: &mut Generator, load: &Load, round: u64) -> Result<Made> {
+    let n_jobs = load.prompts.len();
+    let sequence = |job: usize| Sequence {
+        key: round * n_jobs as u64 + job as u64,
+        tokens: load.prompts[job].clone(),
+        n_prompt: load.prompts[job].len(),
+        max_new: load.new[job],
+        ends: Arc::from([]),
+        sampling: Sampling::default(),
+    };
+    let mut tokens = vec![Vec::new(); n_jobs];
+    let start = Instant::now();
+    let mut next = load.at_once.min(n_jobs);
+    let mut running: Vec<usize> = (0..next).collect();
+    let mut batch: Vec<Sequence> = running.iter().map(|job| sequence(*job)).collect();
+    while !batch.is_empty() {
+        let turns = generator.infer(&batch)?;
+        let mut left = (Vec::new(), Vec::new());
+        for ((job, mut grown), turn) in running.into_iter().zip(batch).zip(turns) {
+            let turn = turn?;
+            grown.tokens.extend(&turn.tokens);
+            if turn.ended.is_none() {
+                left.0.push(job);
+                left.1.push(grown);
+                continue;
+            }
+            tokens[job] = grown.tokens.split_off(grown.n_prompt);
+            if next < n_jobs {
+                left.0.push(next);
+                left.1.push(sequence(next));
+                next += 1;
+            }
+        }
+        (running, batch) = left;
+    }
+    Ok(Made { seconds: start.elapsed().as_secs_f64(), tokens })
+}
+
+/// Has a peer answer a load, batch after batch.
+fn ask(peers: &mut Peers, peer: usize, load: &Load) -> Result<Made> {
+    let mut made = Made { seconds: 0.0, tokens: Vec::new() };
+    for (prompts, new) in load.prompts.chunks(load.at_once).zip(load.new.chunks(load.at_once)) {
+        let answer = peers.call(&json!({"peer": PEERS[peer], "prompts": prompts, "new": new}))?;
+        let answer: Made = serde_json::from_value(answer)
+            .with_context(|| format!("{} tells something else", PEERS[peer]))?;
+        made.seconds += answer.seconds;
+        made.tokens.extend(answer.tokens);
+    }
+    Ok(made)
+}
+
+/// Tokens up to the first that differs, of all: behind it the two answer something else.
+fn agreement(ours: &[Vec<u32>], theirs: &[Vec<u32>]) -> f64 {
+    let same = |(ours, theirs): (&Vec<u32>, &Vec<u32>)| {
+        ours.iter().zip(theirs).take_while(|(our, their)| our == their).count()
+    };
+    let agreed: usize = ours.iter().zip(theirs).map(same).sum();
+    agreed as f64 / ours.iter().map(Vec::len).sum::<usize>().max(1) as f64
+}
+
+fn object(rows: &[Row], threads: NonZeroUsize, said: &[Value; 2]) -> Value {
+    let rate = |rate: Option<f64>| rate.map(|it| report::rounded(it, 2));
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "load": row.load.name,
+                "jobs": row.load.prompts.len(),
+                "at_once": row.load.at_once,
+                "tokens": row.load.new.iter().sum::<usize>(),
+                "ebb": rate(row.rates[0]),
+                "torch_f32": rate(row.rates[1]),
+                "torch_bf16": rate(row.rates[2]),
+                "ratio": row.ratio().map(|it| report::rounded(it, 3)),
+                "agreed": row.agreed.map(|it| report::rounded(it, 4)),
+            })
+        })
+        .collect();
+    json!({
+        "bench": "generate",
+        "unit": "tokens/s",
+        "threads": threads,
+        "rows": rows,
+        "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": said[0] },
+    })
+}
+
+impl Row {
+    /// Ours over the faster of the peers.
+    fn ratio(&self) -> Option<f64> {
+        let best = self.rates[1..].iter().flatten().copied().reduce(f64::max)?;
+        Some(self.rates[0]? / best)
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(["load", "ebb", "torch f32", "torch bf16", "ebb/faster", "agreed"]);
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    for row in rows {
+        let [ours, f32, bf16] = row.rates.map(|rate| number(rate, 1));
+        let (ratio, agreed) = (number(row.ratio(), 2), number(row.agreed, 3));
+        table.row([row.load.name.clone(), ours, f32, bf16, ratio, agreed]);
+    }
+    table
+}
+
+fn tell(threads: NonZeroUsize, said: &[Value; 2]) {
+    report::progress(format_args!(
+        "tokens of answers per second on {threads} threads; ids in, ids out; agreed: up to the first \
+         token that differs from torch in f32"
+    ));
+    match (said[0]["version"].as_str(), said[0]["transformers"].as_str()) {
+        (Some(torch), Some(transformers)) => {
+            report::progress(format_args!("torch {torch}, transformers {transformers}"));
+        }
+        _ => report::progress(format_args!(
+            "torch is not here: {}",
+            said[0]["missing"].as_str().unwrap_or("no reason given")
+        )),
+    }
+}
+
+/// Fails where the answers are others than torch's from the beginning.
+fn check(rows: &[Row]) -> Result<()> {
+    for row in rows {
+        if let Some(agreed) = row.agreed.filter(|agreed| *agreed < 0.5) {
+            bail!("{}: only {agreed:.3} of the tokens are those of torch", row.load.name);
+        }
+        ensure!(row.rates[0].is_some_and(f64::is_normal), "{}: nothing was made", row.load.name);
+    }
+    Ok(())
+}
