@@ -26,8 +26,11 @@ use crate::report::{self, Table};
 pub(crate) use made::Shape;
 
 const PEERS: [&str; 2] = ["f32", "bf16"];
-const SCRIPT: Script =
-    Script { name: "generate_peers.py", text: include_str!("../../generate_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script {
+    name: "generate_peers.py",
+    text: include_str!("../../generate_peers.py"),
+    peers: PEERS,
+};
 
 /// How fast answers grow on the processor, beside transformers on torch
 #[derive(Debug, clap::Args)]
@@ -68,7 +71,13 @@ pub(crate) struct Args {
     #[arg(default_value_t = NonZeroUsize::new(3).expect("three"))]
     rounds: NonZeroUsize,
     /// Where weights, prompts and lengths come from
-    #[arg(long, env = "EBB_BENCH_SEED", hide_env_values = true, value_name = "N", default_value_t = 1)]
+    #[arg(
+        long,
+        env = "EBB_BENCH_SEED",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = 1
+    )]
     seed: u64,
 }
 
@@ -163,19 +172,17 @@ fn loads(args: &Args, vocabulary: u32) -> Vec<Load> {
 
 /// The median rate of each side over rounds in which all take their turn, after one that is not
 /// counted.
-fn compare(
-    generator: &mut Generator,
-    peers: &mut Peers,
-    load: Load,
-    rounds: usize,
-) -> Result<Row> {
+fn compare(generator: &mut Generator, peers: &mut Peers, load: Load, rounds: usize) -> Result<Row> {
     let n_tokens = load.new.iter().sum::<usize>() as f64;
     let mut rates: [Vec<f64>; 3] = Default::default();
     let mut agreed = None;
     for round in 0..=rounds {
         let ours = generate(generator, &load, round as u64)?;
         let mut times = [Some(ours.seconds), None, None];
-        for peer in (0..PEERS.len()).filter(|peer| peers.is_here(*peer)) {
+        for peer in 0..PEERS.len() {
+            if !peers.is_here(peer) {
+                continue;
+            }
             let theirs = ask(peers, peer, &load)?;
             times[peer + 1] = Some(theirs.seconds);
             if peer == 0 {
