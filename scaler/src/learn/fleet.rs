@@ -108,7 +108,8 @@ impl Fleet {
         // A worker that has begun a while ago and tells none has none: a model that takes several turns
         // for a job came in the place of one that takes one.
         let tells_none = |worker: &WorkerStatus| {
-            worker.batch_time.is_none() && worker.completed >= UNTOLD * worker.slots.max(1)
+            worker.batch_time.is_none()
+                && worker.completed >= worker.slots.max(1).saturating_mul(UNTOLD)
         };
         let is_void = workers.iter().filter(reporting).any(tells_none);
         learned.fitted = fitted.or(learned.fitted.filter(|_| !is_void));
