@@ -400,6 +400,8 @@ async fn a_job_that_was_answered_before_a_crash_is_not_made_twice() {
 struct Deaf {
     queue: MemoryQueue,
     takes_pieces: AtomicBool,
+    /// Why it takes none.
+    why: ErrorKind,
 }
 
 #[async_trait]
@@ -412,7 +414,7 @@ impl ResultStore for Deaf {
     }
     async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
         if !self.takes_pieces.load(Relaxed) {
-            return Err(ebb_queue::Error::new(ErrorKind::Unavailable, "no pieces now"));
+            return Err(ebb_queue::Error::new(self.why, "no pieces now"));
         }
         self.queue.chunk(id, attempt, seq, body).await
     }
@@ -424,14 +426,18 @@ impl ResultStore for Deaf {
     }
 }
 
+fn deaf(queue: &MemoryQueue, why: ErrorKind) -> Deaf {
+    Deaf { queue: queue.clone(), takes_pieces: AtomicBool::new(false), why }
+}
+
 /// Streams a job of 100 words to a store that is deaf for so long; how long it took, how many pieces
 /// there are, and how many were stored and given up.
-async fn deaf_for(span: Duration) -> (Duration, usize, [u64; 2]) {
+async fn deaf_for(span: Duration, why: ErrorKind) -> (Duration, usize, [u64; 2]) {
     let (queue, clock) = queue(LEASE);
     let (device, _) = watched(Echo::new());
     queue.publish(vec![stream_job(0, 100, "")]).await.unwrap();
     let mut parts = parts(&Arc::new(queue.clone()), &clock, device, until_empty());
-    let store = Arc::new(Deaf { queue: queue.clone(), takes_pieces: AtomicBool::new(false) });
+    let store = Arc::new(deaf(&queue, why));
     parts.queues[0].results = Arc::clone(&store) as Arc<dyn ResultStore>;
     let (metrics, start) = (parts.metrics.clone(), Instant::now());
     let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
@@ -449,7 +455,8 @@ async fn deaf_for(span: Duration) -> (Duration, usize, [u64; 2]) {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_takes_no_pieces_for_a_while_holds_up_no_turn_and_gets_them_joined() {
-    let (took, n_pieces, [n_stored, n_given_up]) = deaf_for(Duration::from_secs(1)).await;
+    let (took, n_pieces, [n_stored, n_given_up]) =
+        deaf_for(Duration::from_secs(1), ErrorKind::Unavailable).await;
     assert!(took < Duration::from_secs(6), "{took:?}");
     assert!(n_pieces > 10 && n_pieces < 90, "{n_pieces}");
     assert_eq!((n_stored, n_given_up), (n_pieces as u64, 0));
@@ -457,9 +464,12 @@ async fn a_store_that_takes_no_pieces_for_a_while_holds_up_no_turn_and_gets_them
 
 #[tokio::test(start_paused = true)]
 async fn pieces_that_cannot_be_stored_keep_no_answer() {
-    let (took, n_pieces, counts) = deaf_for(Duration::from_secs(60)).await;
-    assert!(took >= Duration::from_secs(60), "that is how long the test waits");
-    assert_eq!((n_pieces, counts), (0, [0, 100]));
+    // One that it may take later, and one that it refuses at once, with all that follow.
+    for why in [ErrorKind::Unavailable, ErrorKind::Invalid] {
+        let (took, n_pieces, counts) = deaf_for(Duration::from_secs(60), why).await;
+        assert!(took >= Duration::from_secs(60), "that is how long the test waits");
+        assert_eq!((n_pieces, counts), (0, [0, 100]), "{why:?}");
+    }
 }
 
 /// An echo whose jobs take turns as a rule, that cannot go on where it is told so.
@@ -717,7 +727,7 @@ async fn a_job_that_was_given_back_and_expires_has_a_failed_result_and_a_reply()
 async fn pieces_of_who_gave_a_job_back_are_not_taken_for_those_of_who_could_store_none() {
     for n_times in [1, 2] {
         let queue = given_back(n_times, &[]).await;
-        let deaf = Deaf { queue: queue.clone(), takes_pieces: AtomicBool::new(false) };
+        let deaf = deaf(&queue, ErrorKind::Unavailable);
         let life = (n_times, TURN, false);
         let worker = living(&Arc::new(queue.clone()), Some(Arc::new(deaf)), life, until_empty());
         assert_eq!(worker.run(CancellationToken::new()).await.unwrap().completed, 1);
