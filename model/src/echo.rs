@@ -44,6 +44,9 @@ pub struct EchoInput {
     /// Turns behind it.
     #[serde(skip)]
     pub turn: usize,
+    /// Bytes of the text that those returned.
+    #[serde(skip)]
+    pub n_returned: usize,
 }
 
 impl EchoInput {
@@ -52,18 +55,23 @@ impl EchoInput {
         Self { input: input.into(), ..Self::default() }
     }
 
-    /// The same item, a turn later; none when all of it was returned.
-    #[must_use]
-    pub fn after_a_turn(&self) -> Option<Self> {
-        let turn = self.turn + 1;
-        let goes_on = self.stream && words(&self.input).nth(turn).is_some();
-        goes_on.then(|| Self { turn, ..self.clone() })
+    /// The same item, a turn later.
+    ///
+    /// # Errors
+    /// When all of it was returned: its whole text.
+    pub fn after_a_turn(mut self) -> Result<Self, String> {
+        self.turn += 1;
+        self.n_returned += self.word().len();
+        let goes_on = self.stream && self.n_returned < self.input.len();
+        if goes_on { Ok(self) } else { Err(self.input) }
     }
-}
 
-/// The words of a text, each with the space behind it.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive(char::is_whitespace)
+    /// The word of this turn, with the space behind it. However long the text is, the words before it
+    /// are not looked at again.
+    fn word(&self) -> &str {
+        let left = self.input.get(self.n_returned..).unwrap_or_default();
+        left.split_inclusive(char::is_whitespace).next().unwrap_or_default()
+    }
 }
 
 /// Returns its input, after the time it was told to take.
@@ -100,10 +108,11 @@ impl Echo {
 
     /// The time this batch takes.
     pub fn time_of(&self, batch: &[EchoInput]) -> Duration {
-        let asked: u64 = batch.iter().map(|item| item.sleep_ms).sum();
+        let asked = batch.iter().map(|item| item.sleep_ms).fold(0, u64::saturating_add);
         let turn = batch.iter().map(|item| item.turn_ms).max().unwrap_or_default();
         let n_items = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        self.batch_time + self.item_time * n_items + Duration::from_millis(asked + turn)
+        let asked = Duration::from_millis(asked.saturating_add(turn));
+        asked.saturating_add(self.batch_time).saturating_add(self.item_time * n_items)
     }
 }
 
@@ -138,7 +147,7 @@ impl Model for Echo {
                 return Err(ItemError::new("the item asked to fail; set fail to false"));
             }
             if item.stream {
-                return Ok(words(&item.input).nth(item.turn).unwrap_or_default().to_owned());
+                return Ok(item.word().to_owned());
             }
             Ok(item.input.clone())
         };
@@ -190,6 +199,8 @@ mod tests {
             .with_item_time(Duration::from_millis(10));
         let batch = [EchoInput::new("a"), item(r#"{"input": "b", "sleep_ms": 5}"#)];
         assert_eq!(echo.time_of(&batch), Duration::from_millis(125));
+        let longest = EchoInput { sleep_ms: u64::MAX, turn_ms: u64::MAX, ..EchoInput::new("c") };
+        assert!(echo.time_of(&[longest.clone(), longest]) > Duration::from_millis(u64::MAX));
     }
 
     #[test]
@@ -204,12 +215,12 @@ mod tests {
         let mut said = Vec::new();
         while let Some(item) = next {
             said.push(Echo::new().infer(std::slice::from_ref(&item)).unwrap()[0].clone().unwrap());
-            next = item.after_a_turn();
+            next = item.after_a_turn().ok();
         }
         assert_eq!(said, ["a ", " ", "b\n", "c"]);
         let whole = item(r#"{"input": "a b", "turn_ms": 20}"#);
         assert_eq!(Echo::new().time_of(&[whole.clone(), whole.clone()]).as_millis(), 20);
-        assert_eq!(whole.after_a_turn(), None);
+        assert_eq!(whole.clone().after_a_turn(), Err("a b".to_owned()));
         let late = EchoInput { turn: 1, poison_at: Some(1), ..whole };
         assert_eq!(Echo::new().infer(&[late]).unwrap_err().kind(), InferErrorKind::Batch);
     }

@@ -126,7 +126,7 @@ impl MemoryQueue {
         state.answers.tidy(now);
         for (job, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
             let failure = JobResult::buried(job.id, attempt, "expired", now);
-            state.answers.put(&failure, now);
+            let failure = state.answers.bury(failure, now);
             // A worker that was lost may have stored another result, and not have told it.
             let stored = state.answers.get(&failure.id, now).unwrap_or(failure);
             if let Some(owed) = Owed::new(&job.headers, stored) {

@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use e2e::{Process, Workplace, wait_for};
+use ebb_queue::{JSON, Job, JobResult, OpenOptions, Outcome, QueueUrl, ResultStore, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -79,6 +80,50 @@ fn who_follows_is_told_that_an_attempt_begins_anew_after_kill_9_and_gets_the_who
     follower.says(anew, |said| said.find(anew));
     assert!(words(&follower).ends_with(&text(60)), "{}", follower.output());
     assert_eq!(workplace.ebb(&["result", &id]).ok().json()["attempt"], 2);
+}
+
+/// Stores pieces of a job, each with its attempt, and its answer as that of attempt 2.
+async fn answer(workplace: &Workplace, id: &str, pieces: &[(u32, &'static str)], output: &str) {
+    let url: QueueUrl = workplace.queue().parse().unwrap();
+    let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
+    let mut job = Job::new("{}", Timestamp::now());
+    job.id = id.parse().unwrap();
+    let job_id = job.id.clone();
+    queue.publish(vec![job]).await.unwrap();
+    for (nth, (attempt, piece)) in pieces.iter().enumerate() {
+        queue.chunk(&job_id, *attempt, nth as u64, (*piece).into()).await.unwrap();
+    }
+    let body = json!({ "output": output }).to_string().into();
+    let outcome = Outcome::Completed { content_type: JSON.to_owned(), body };
+    let finished_at = Timestamp::now();
+    queue
+        .put(&JobResult { id: job_id, attempt: 2, outcome, finished_at, queue: None })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn pieces_that_are_not_all_of_an_answer_are_not_taken_for_it() {
+    let workplace = Workplace::new();
+    let whole = r#"{"output":"The tide turns."}"#;
+    let pieces = [(2, "The tide "), (2, "turns.")];
+    answer(&workplace, "whole", &pieces, "The tide turns.").await;
+    answer(&workplace, "cut", &pieces[..1], "The tide turns.").await;
+    let follow = |id: &str, more: &[&str]| {
+        workplace.ebb(&[&["result", id, "--follow", "--timeout", "60s"], more].concat()).ok()
+    };
+    assert_eq!(follow("whole", &[]).stdout, "The tide turns.\n");
+    let cut = follow("cut", &[]);
+    assert_eq!(cut.stdout, format!("The tide \n{whole}\n"));
+    assert!(cut.stderr.contains("void or not all of the answer"), "{cut}");
+    assert_eq!(follow("cut", &["--body"]).stdout, whole);
+    let numbers = [(2, "7"), (2, " 5")];
+    answer(&workplace, "numbers", &numbers, "7 5").await;
+    let said: Vec<_> =
+        follow("numbers", &["--json"]).lines().iter().map(|line| line["body"].clone()).collect();
+    assert_eq!(said, [json!("7"), json!(" 5"), json!({ "output": "7 5" })]);
+    let both = workplace.ebb(&["enqueue", "a", "--follow", "--wait"]).failed();
+    assert!(both.stderr.contains("cannot be used with"), "{both}");
 }
 
 #[test]

@@ -3,94 +3,19 @@
 //! Batches bind late: as long as the device is busy a batch may still get better, so it is closed
 //! when the device is about to be free, and not before.
 
+mod size;
+
 use std::cmp::Reverse;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_model::Layout;
 use ebb_queue::Priority;
 use tokio::time::Instant;
 
+pub use size::Size;
+
 /// A job passed over this often leads the next batch, whatever its priority and length.
 const PATIENCE: u32 = 4;
-
-/// How much of the device a job takes, or a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Rows of the batch: texts, windows.
-    pub rows: usize,
-    /// The length of the longest row.
-    pub length: usize,
-    /// The lengths of all rows together.
-    pub tokens: usize,
-    /// How the rows lie on the device.
-    pub layout: Layout,
-}
-
-impl Size {
-    /// One row of one token.
-    pub const ONE: Self = Self { rows: 1, length: 1, tokens: 1, layout: Layout::Padded };
-
-    /// Rows of these lengths, side by side.
-    #[must_use]
-    pub fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let none = Self { rows: 0, length: 0, tokens: 0, layout: Layout::Padded };
-        let row = |length| Self { rows: 1, length, tokens: length, layout: Layout::Padded };
-        lengths.into_iter().map(row).fold(none, Self::and)
-    }
-
-    /// The same rows in this layout.
-    #[must_use]
-    pub fn laid(self, layout: Layout) -> Self {
-        Self { layout, ..self }
-    }
-
-    /// What the device works through, in tokens.
-    #[must_use]
-    pub fn cost(self) -> usize {
-        match self.layout {
-            Layout::Padded => self.rectangle(),
-            Layout::Packed | Layout::Alike => self.tokens,
-        }
-    }
-
-    /// By what rows are compared: what unlike lengths add to it counts as padding.
-    fn span(self) -> usize {
-        match self.layout {
-            Layout::Padded | Layout::Alike => self.rectangle(),
-            Layout::Packed => self.tokens,
-        }
-    }
-
-    fn rectangle(self) -> usize {
-        self.rows.saturating_mul(self.length)
-    }
-
-    /// The share of it that is padding.
-    #[must_use]
-    pub fn padding(self) -> f64 {
-        1.0 - self.tokens as f64 / self.cost().max(1) as f64
-    }
-
-    /// Both in one batch, in the layout of the first.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            rows: self.rows.saturating_add(other.rows),
-            length: self.length.max(other.length),
-            tokens: self.tokens.saturating_add(other.tokens),
-            layout: self.layout,
-        }
-    }
-
-    /// Rows of about this length pad each other little: lengths within a factor of about 1.4.
-    fn bucket(self) -> u32 {
-        let length = u32::try_from(self.length.max(1)).unwrap_or(u32::MAX);
-        let octave = length.ilog2();
-        let upper_half = length > (1u32 << octave) + (1u32 << octave) / 2;
-        2 * octave + u32::from(upper_half)
-    }
-}
 
 /// What a batch may be at most. A single job larger than that runs alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +109,8 @@ pub struct Batcher<T> {
     limits: Limits,
     // In the order of arrival.
     waiting: Vec<Waiting<T>>,
+    /// Whether the last batch was of one that runs alone, between the turns of others.
+    came_between: bool,
 }
 
 #[derive(Debug)]
@@ -199,13 +126,18 @@ impl<T> Waiting<T> {
     fn is_passed_over(&self) -> bool {
         self.passed >= PATIENCE
     }
+
+    /// Whether it can join nobody, and so has no place beside those that go on.
+    fn begins_alone(&self) -> bool {
+        self.entry.alone && self.entry.begun.is_none()
+    }
 }
 
 impl<T> Batcher<T> {
     /// Nothing waits.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, waiting: Vec::new() }
+        Self { limits, waiting: Vec::new(), came_between: false }
     }
 
     /// Adds a job; one that is back for another turn has its old place.
@@ -296,8 +228,11 @@ impl<T> Batcher<T> {
         let mut size = lead.size;
         let mut real = size.span();
         let mut full = self.is_over(size);
-        // Where one that was passed over too often has to wait for who goes on, no other begins.
-        let (are_under_way, mut may_begin) = (self.has_begun(), true);
+        // Where one that was passed over too often has to wait for who goes on, or one that goes on has
+        // to wait for room, no other begins.
+        let are_under_way = self.has_begun();
+        let is_due = |waiting: &Waiting<T>| waiting.begins_alone() && waiting.is_passed_over();
+        let mut may_begin = !are_under_way || !self.waiting.iter().any(is_due);
         for place in self.by_likeness(leader) {
             if size.cost() >= view.enough {
                 break;
@@ -311,7 +246,7 @@ impl<T> Batcher<T> {
             let grown = size.and(candidate);
             if self.is_over(grown) {
                 full = true;
-                may_begin &= goes_on || !are_under_way || !waiting.is_passed_over();
+                may_begin &= !goes_on && (!are_under_way || !waiting.is_passed_over());
                 continue;
             }
             let grown_real = real.saturating_add(candidate.span());
@@ -330,6 +265,9 @@ impl<T> Batcher<T> {
     /// The oldest of those passed over too often, else the oldest of the highest priority, first of
     /// those that have begun. Where any has, no other may push one of them out for being passed over.
     fn leader(&self) -> Option<usize> {
+        if let Some(alone) = self.comes_between() {
+            return Some(alone);
+        }
         let goes_on = self.has_begun();
         let passed_over =
             |one: &Waiting<T>| one.is_passed_over() && (!goes_on || one.entry.begun.is_some());
@@ -341,6 +279,26 @@ impl<T> Batcher<T> {
             })
         };
         passed_over.or_else(|| Some(by_priority()?.0))
+    }
+
+    /// One that runs alone has a batch of its own between two turns of the others, once it was passed
+    /// over too often: where there is room for it beside them afterwards, else when it has waited as
+    /// long again. The others have a turn before the next one does.
+    fn comes_between(&self) -> Option<usize> {
+        if self.came_between || !self.has_begun() {
+            return None;
+        }
+        let under_way = self.waiting.iter().filter(|waiting| waiting.entry.begun.is_some());
+        let has_room = |size| {
+            let together = under_way.clone().fold(size, |size: Size, one| size.and(one.entry.size));
+            !self.is_over(together)
+        };
+        let is_due = |waiting: &Waiting<T>| {
+            waiting.begins_alone()
+                && waiting.is_passed_over()
+                && (waiting.passed >= 2 * PATIENCE || has_room(waiting.entry.size))
+        };
+        self.waiting.iter().position(is_due)
     }
 
     /// Everybody who may join the leader: by priority, who has begun first, and then who was passed
@@ -365,11 +323,14 @@ impl<T> Batcher<T> {
 
     /// Takes out the chosen, whose places are sorted; all others have been passed over once more.
     fn take(&mut self, chosen: &[usize], closed: Closed) -> Batch<T> {
-        // Who goes on passes nobody that has yet to begin, and who begins beside those passes the older.
+        // Who goes on passes nobody that has yet to begin, but for those that can never join them; and
+        // who begins beside those passes the older.
         let has_begun = |place: &&usize| self.waiting[**place].entry.begun.is_some();
         let goes_on = chosen.iter().any(|place| has_begun(&place));
         let youngest = chosen.iter().rfind(|place| !has_begun(place)).copied();
         let passes = if goes_on { youngest.unwrap_or_default() } else { usize::MAX };
+        let is_alone = chosen.iter().all(|place| self.waiting[*place].begins_alone());
+        self.came_between = is_alone && self.has_begun();
         let mut chosen = chosen.iter().copied().peekable();
         let mut items = Vec::new();
         let mut size: Option<Size> = None;
@@ -379,7 +340,13 @@ impl<T> Batcher<T> {
                 size = Some(size.map_or(waiting.entry.size, |size| size.and(waiting.entry.size)));
                 items.push(waiting.entry.item);
             } else {
-                waiting.passed += u32::from(place < passes || waiting.entry.begun.is_some());
+                let stands_aside = goes_on && waiting.begins_alone();
+                let is_passed = place < passes || waiting.entry.begun.is_some() || stands_aside;
+                waiting.passed = waiting.passed.saturating_add(u32::from(is_passed));
+                if self.came_between && waiting.begins_alone() {
+                    // One after the other, with turns of the rest in between.
+                    waiting.passed = waiting.passed.min(PATIENCE);
+                }
                 self.waiting.push(waiting);
             }
         }
@@ -391,6 +358,7 @@ impl<T> Batcher<T> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use ebb_model::Layout;
     use proptest::prelude::*;
 
     use super::*;
@@ -607,6 +575,68 @@ mod tests {
         assert_eq!(batch.items[..2], ["one", "long"]);
     }
 
+    /// After how many batches a suspect is begun, among jobs of so many turns of which one arrives
+    /// before each batch.
+    fn begun_after(n_turns: usize, max_items: usize) -> usize {
+        let start = Instant::now();
+        let mut batcher = Batcher::new(limits(max_items, 10_000));
+        let mut left = BTreeMap::new();
+        for turn in 0..1_000 {
+            let now = start + u32::try_from(turn).unwrap() * MS;
+            left.insert(turn, (n_turns, now));
+            batcher.push(entry(turn, 10), now);
+            if turn == 20 {
+                batcher.push(Entry { alone: true, ..entry(9_999, 10) }, now);
+            }
+            let items = batcher.close(now, &free(now)).unwrap().items;
+            if items == [9_999] {
+                return turn - 20;
+            }
+            assert!(!items.contains(&9_999), "{items:?}");
+            for item in items {
+                let (n_left, arrived) = left.get_mut(&item).unwrap();
+                *n_left -= 1;
+                if *n_left > 0 {
+                    batcher.push(Entry { begun: Some(*arrived), ..entry(item, 10) }, now);
+                }
+            }
+        }
+        panic!("it starves");
+    }
+
+    #[test]
+    fn a_suspect_is_begun_soon_though_others_are_always_under_way() {
+        let patience = PATIENCE as usize;
+        for (n_turns, max_items) in [(3, 8), (50, 64), (50, 4), (1_000, 2)] {
+            let after = begun_after(n_turns, max_items);
+            assert!(after <= 2 * patience, "{n_turns} turns of {max_items}: after {after}");
+        }
+        assert!(begun_after(50, 64) <= patience, "there is room");
+    }
+
+    #[test]
+    fn suspects_begin_one_by_one_with_turns_of_the_others_between_them() {
+        let start = Instant::now();
+        let mut batcher = Batcher::new(limits(8, 10_000));
+        let back = |item| Entry { begun: Some(start), ..entry(item, 10) };
+        for item in ["s1", "s2", "s3"] {
+            batcher.push(Entry { alone: true, ..entry(item, 10) }, start + MS);
+        }
+        batcher.push(back("old"), start);
+        let mut led = Vec::new();
+        for turn in 2..20 {
+            let now = start + turn * MS;
+            let items = batcher.close(now, &free(now)).unwrap().items;
+            if items == ["old"] {
+                batcher.push(back("old"), now);
+            }
+            led.extend(items);
+        }
+        let suspects = led.iter().enumerate().filter(|(_, item)| **item != "old");
+        let suspects: Vec<_> = suspects.map(|(nth, item)| (nth, *item)).collect();
+        assert_eq!(suspects, [(4, "s1"), (6, "s2"), (8, "s3")], "{led:?}");
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Push { lengths: Vec<usize>, priority: Priority, alone: bool },
@@ -720,6 +750,51 @@ mod tests {
                     }
                 }
                 prop_assert!(under_way.len() <= max_items);
+            }
+            prop_assert!(left.is_empty());
+        }
+
+        #[test]
+        fn nobody_begins_while_one_that_goes_on_finds_no_room(
+            jobs in prop::collection::vec((1..8usize, 1..90usize), 1..60),
+            bounds in prop::collection::vec(60..400usize, 1..20),
+        ) {
+            let start = Instant::now();
+            let mut batcher = Batcher::new(limits(16, 400));
+            let size = |length| Size::of([length]).laid(Layout::Packed);
+            let (mut left, mut came) = (BTreeMap::new(), jobs.iter().enumerate());
+            let mut under_way: BTreeMap<usize, Instant> = BTreeMap::new();
+            let mut tick = 0u32;
+            loop {
+                tick += 1;
+                let now = start + tick * MS;
+                if let Some((number, (n_turns, length))) = came.next() {
+                    left.insert(number, (*n_turns, *length, now));
+                    batcher.push(Entry { size: size(*length), ..entry(number, 1) }, now);
+                }
+                if batcher.is_empty() {
+                    break;
+                }
+                let bound = bounds[tick as usize % bounds.len()];
+                batcher.bound(NonZeroUsize::new(bound).unwrap());
+                let view = View { overhead: usize::MAX, ..free(now) };
+                let batch = batcher.close(now, &view).unwrap();
+                let is_new = |item: &usize| !under_way.contains_key(item);
+                let all_go_on = under_way.keys().all(|item| batch.items.contains(item));
+                prop_assert!(all_go_on || !batch.items.iter().any(is_new), "{:?}", batch.items);
+                for item in batch.items {
+                    let (n_turns, length, arrived) = left.get_mut(&item).expect("it is not done");
+                    // As a generator's jobs do, it grows.
+                    (*n_turns, *length) = (*n_turns - 1, *length + 1);
+                    let (size, begun) = (size(*length), Some(*arrived));
+                    if *n_turns == 0 {
+                        left.remove(&item);
+                        under_way.remove(&item);
+                    } else {
+                        under_way.insert(item, *arrived);
+                        batcher.push(Entry { begun, size, ..entry(item, 1) }, now);
+                    }
+                }
             }
             prop_assert!(left.is_empty());
         }

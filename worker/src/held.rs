@@ -1,5 +1,6 @@
 //! What travels between the stages.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::lease::Loan;
 use crate::settle::Exit;
 use crate::stream::Stream;
 use crate::trace::Way;
+use crate::under_way::{GoesOn, UnderWay};
 
 /// A job that is held: its delivery, its lease and its room.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub(crate) struct Turns {
     of_batches: f64,
     /// Where its pieces go, once it has said one.
     stream: Option<Stream>,
+    /// As one that is under way, once it has another turn before it.
+    goes_on: Option<GoesOn>,
 }
 
 impl Turns {
@@ -63,6 +67,11 @@ impl Turns {
         let is_known = self.n > 1 && self.of_batches > 0.0;
         let share = if is_known { self.seconds / self.of_batches } else { last.share };
         Spent { seconds: self.seconds, share }
+    }
+
+    /// The job has had a turn, which began then unless it was under way before, and goes on.
+    pub(crate) fn go_on(&mut self, all: &Arc<UnderWay>, since: Instant) {
+        self.goes_on.get_or_insert_with(|| all.begin(since));
     }
 
     /// What the job took of the device so far, in seconds.
@@ -130,15 +139,16 @@ impl Held {
         Finished { delivery, lane, loan, way, room, stream: turns.stream, end }
     }
 
-    /// Passes a piece on to who stores it.
-    pub(crate) async fn say(&mut self, piece: Bytes, exit: &Exit) {
+    /// Passes a piece on to who stores it; whether it is given up, for the store takes no more of them.
+    pub(crate) async fn say(&mut self, piece: Bytes, exit: &Exit) -> bool {
         if let Some(stream) = &self.turns.stream {
             return stream.say(piece);
         }
         let (stream, telling) = Stream::begin(&self.delivery);
-        stream.say(piece);
+        let is_given_up = stream.say(piece);
         self.turns.stream = Some(stream);
         exit.tell(telling).await;
+        is_given_up
     }
 
     pub(crate) fn priority(&self) -> Priority {

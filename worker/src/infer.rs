@@ -239,11 +239,8 @@ impl Shared {
     /// Gives jobs back that were not begun, or that are between two turns.
     async fn give_back(&self, items: Vec<Item>, exits: &Exits) {
         for item in items {
-            let lane = &self.lanes[item.lane];
-            if item.held.turns.has_begun() {
-                self.metrics.waste(&lane.name, item.held.turns.seconds());
-            }
-            exits.queues[lane.queue].give_back([item.held]).await;
+            self.waste(item.lane, &item.held);
+            exits.queues[self.lanes[item.lane].queue].give_back([item.held]).await;
         }
     }
 

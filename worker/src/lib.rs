@@ -35,10 +35,12 @@ mod serve;
 mod served;
 mod settle;
 mod shared;
+mod sparing;
 mod stages;
 mod status;
 mod stream;
 mod trace;
+mod under_way;
 #[cfg(feature = "cpu")]
 mod warm;
 

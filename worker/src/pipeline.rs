@@ -1,7 +1,9 @@
 //! A worker without command line and probes: the stages of a job's way, joined.
 //!
 //! receive → decode → batch → infer → store → settle, a task each, with bounded channels between
-//! them; from infer a job may go back to batch, for another turn of its model. Every stage ends when the one before it has ended and its channel has run dry.
+//! them; from infer a job may go back to batch, for another turn of its model. Every stage ends when
+//! the one before it has ended and its channel has run dry.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -12,12 +12,15 @@ mod groups;
 mod rounds;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
-use ebb_queue::{Delivery, ErrorKind, Job, JobResult, Outcome, Settlement, Stored, short_reason};
+use ebb_queue::{
+    Delivery, ErrorKind, Frame, Job, JobId, JobResult, Outcome, Settlement, Stored, short_reason,
+};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::field::display;
 use tracing::{debug, warn};
 
@@ -27,6 +30,7 @@ use crate::lease::Loan;
 use crate::outcome::LOST;
 use crate::served::Served;
 use crate::shared::{lock, on_cpu, send_all, sleep_until};
+use crate::stream::{self, There};
 use crate::trace::Way;
 use calls::Unanswered;
 pub(crate) use exit::Exit;
@@ -35,6 +39,9 @@ pub(crate) use rounds::settle;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
+
+/// How long pieces of others are looked for, where there may be none.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A job whose end is stored, and what the broker is to be told.
 #[derive(Debug)]
@@ -137,12 +144,14 @@ impl Served {
     async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
         // Its room is another's once it is stored.
         let Finished { delivery, lane, loan, mut way, room: _room, stream, end } = finished;
-        let told = match stream {
-            Some(stream) if matches!(end, End::Done(_)) => stream.finish().await,
+        let attempt = match stream {
+            Some(stream) if matches!(end, End::Done(_)) => {
+                self.attempt_of(stream, &loan, &delivery).await
+            }
             Some(stream) => stream.abandon().await,
             None => None,
         };
-        let attempt = told.unwrap_or(delivery.attempt);
+        let attempt = attempt.unwrap_or(delivery.attempt);
         let ours = Ours { loan: &loan, way: &way, attempt };
         let settlement = match end {
             // Whoever holds the lease now is the one to say how the job ends,
@@ -159,6 +168,36 @@ impl Served {
         };
         way.stored();
         Some(Concluded { settlement, lane, loan, way })
+    }
+
+    /// Under which number the answer of a job goes out that has said pieces. Where not all of them are
+    /// known to be there it is the one after, which voids what is; unless the job is another's by now,
+    /// whose number that may be.
+    async fn attempt_of(
+        &self,
+        stream: stream::Stream,
+        loan: &Loan,
+        delivery: &Delivery,
+    ) -> Option<u32> {
+        let (attempt, there) = stream.finish().await?;
+        let is_whole = there == There::All;
+        if is_whole || !self.is_held(loan, delivery.receipt()).await.is_ok_and(|is_held| is_held) {
+            return Some(attempt);
+        }
+        let others = match there {
+            There::Nothing => self.spoken_for(&delivery.job.id).await,
+            There::Part | There::All => 0,
+        };
+        Some(attempt.max(others).saturating_add(1))
+    }
+
+    /// As which attempt the pieces were sent that are there, 0 for none that are soon known of.
+    async fn spoken_for(&self, id: &JobId) -> u32 {
+        let first = async { self.results.follow(id, 0).await.ok()?.next().await?.ok() };
+        match timeout(LOOK, first).await {
+            Ok(Some(Frame::Chunk { attempt, .. })) => attempt,
+            Ok(Some(Frame::Final(_)) | None) | Err(_) => 0,
+        }
     }
 
     /// Counts a job that somebody else has by now.
@@ -199,7 +238,7 @@ impl Served {
         &self,
         delivery: &Delivery,
         Ours { loan, way, .. }: Ours<'_>,
-        result: JobResult,
+        mut result: JobResult,
         alert: Option<bytes::Bytes>,
     ) -> Result<(), Unanswered> {
         // Before the result: an attempt that finds one may take the job for done, alert included.
@@ -207,7 +246,7 @@ impl Served {
         if let Some(body) = alert {
             self.alert(&delivery.job, loan, body).await?;
         }
-        let stored = self.put(loan, &result).await?;
+        let stored = self.put_ours((loan, delivery.receipt()), &mut result).await?;
         let to = delivery.job.headers.reply_to.as_ref();
         let there = match (stored, to) {
             (Stored::Stale, _) => return Err(Unanswered::Lost),
@@ -253,7 +292,8 @@ impl Served {
         }
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, ours, Outcome::Failed { reason: reason.clone() });
-        let there = match self.put(loan, &result).await {
+        let put = self.put_ours((loan, delivery.receipt()), &mut result).await;
+        let there = match put {
             Ok(Stored::Stale) => return None,
             Ok(Stored::Duplicate) => self.stored(loan, &result.id).await,
             Ok(Stored::Stored) => Ok(None),

@@ -25,6 +25,8 @@ use crate::metrics::Metrics;
 use crate::models::age_of_process;
 use crate::outcome::NO_MODEL;
 use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
+use crate::sparing::Sparing;
+use crate::under_way::UnderWay;
 
 /// Why a job whose deadline has passed is not run; the brokers use the same word.
 pub(crate) const EXPIRED: &str = "expired";
@@ -127,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) n_taken: Board<u64>,
     /// When a worker that drains gives back what is between two turns.
     pub(crate) turns_end: Board<Option<Instant>>,
+    /// The jobs that have had a turn and go on.
+    pub(crate) under_way: Arc<UnderWay>,
     pub(crate) intake: Intake,
     pub(crate) counts: Counts,
     pub(crate) brokers: BrokersGate,
@@ -181,6 +185,7 @@ impl Shared {
             wedged: Board::default(),
             n_taken: Board::default(),
             turns_end: Board::default(),
+            under_way: Arc::default(),
             intake: Intake::new(states.len(), settings.max_jobs),
             counts: Counts::default(),
             brokers: BrokersGate::new(health.gate("broker", GateKind::Ready), states.len()),
@@ -280,25 +285,6 @@ impl Shared {
             left: n_left as u64,
             cold_start: lock(&self.cold_start).clone(),
         }
-    }
-}
-
-/// Lets a line into the log once in a second at most, so that a queue of bad jobs does not fill it.
-#[derive(Debug, Default)]
-pub(crate) struct Sparing {
-    last: Option<Instant>,
-    n_unsaid: u64,
-}
-
-impl Sparing {
-    /// How many lines were left out before this one; none when this one is left out as well.
-    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now < last + Duration::from_secs(1)) {
-            self.n_unsaid += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.n_unsaid))
     }
 }
 
@@ -403,14 +389,6 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-
-    #[test]
-    fn one_line_in_a_second_passes_and_tells_of_the_others() {
-        let (begin, mut sparing) = (Instant::now(), Sparing::default());
-        let passed = [0, 10, 999, 1000, 1500, 2000, 9000]
-            .map(|ms| sparing.pass(begin + Duration::from_millis(ms)));
-        assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1), Some(0)]);
-    }
 
     #[tokio::test]
     async fn what_is_sent_together_arrives_together_and_in_order() {

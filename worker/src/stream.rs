@@ -6,7 +6,9 @@
 //!
 //! Pieces are sent as those of an attempt, and a worker that gives a job back midway leaves its
 //! attempt to the next one. Who finds that its attempt has been spoken for begins anew under the next
-//! number, and its result bears that number as well: so pieces of two workers are never mixed.
+//! number, and its result bears that number as well. Of whom not all is known to be there, the result
+//! goes out under the number after, which voids it: so pieces of two workers are never mixed, and who
+//! follows gets the whole.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -71,6 +73,18 @@ enum Phase {
 struct End {
     how: How,
     attempt: u32,
+    there: There,
+}
+
+/// How much of what was said is known to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum There {
+    /// Nothing: pieces of a later number may be.
+    Nothing,
+    /// A part.
+    Part,
+    /// All of it.
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +127,17 @@ impl Stream {
         (Self(pieces), telling)
     }
 
-    /// Adds a piece.
-    pub(crate) fn say(&self, piece: Bytes) {
-        lock(&self.0.said).push(piece);
+    /// Adds a piece; whether it is not to be stored, for the store takes no more of this stream.
+    pub(crate) fn say(&self, piece: Bytes) -> bool {
+        let mut said = lock(&self.0.said);
+        // Looked at with the pieces held, as who ends the stream does.
+        if let Some(end) = self.0.end.get() {
+            return end.how == How::GivenUp;
+        }
+        said.push(piece);
+        drop(said);
         self.0.told.update(|told| told.n_said += 1);
+        false
     }
 
     /// Whether another attempt has the job, or has answered it.
@@ -124,19 +145,21 @@ impl Stream {
         self.0.end.read(|end| end.is_some_and(|end| end.how == How::Overtaken))
     }
 
-    /// Waits until all pieces are stored or given up; as which attempt they were sent.
-    pub(crate) async fn finish(self) -> Option<u32> {
-        self.end(Phase::Over).await
+    /// Waits until all pieces are stored or given up; as which attempt they were sent, and how much is
+    /// known to be there.
+    pub(crate) async fn finish(self) -> Option<(u32, There)> {
+        self.end(Phase::Over).await.map(|end| (end.attempt, end.there))
     }
 
-    /// Waits until no call to the store is under way any more; as which attempt pieces were sent.
+    /// Lets go of what is not stored yet; as which attempt pieces were sent. A call that is under way is
+    /// dropped, and may have its effect yet: a piece more of what is void.
     pub(crate) async fn abandon(self) -> Option<u32> {
-        self.end(Phase::Unwanted).await
+        self.end(Phase::Unwanted).await.map(|end| end.attempt)
     }
 
-    async fn end(self, phase: Phase) -> Option<u32> {
+    async fn end(self, phase: Phase) -> Option<End> {
         self.0.enter(phase);
-        self.0.end.until(Option::is_some).await.map(|end| end.attempt)
+        self.0.end.until(Option::is_some).await
     }
 }
 
@@ -209,12 +232,21 @@ impl Served {
             how = self.tell_all(&telling, &mut place) => how,
             () = too_long => How::GivenUp,
         };
-        let n_left = lock(&telling.pieces.said).len() - place.n_before;
+        let mut said = lock(&telling.pieces.said);
+        let n_left = said.len() - place.n_before;
+        // Nobody reads them any more, and the job may go on for long.
+        *said = Vec::new();
+        let there = match n_left {
+            0 if how == How::Stored => There::All,
+            _ if place.n_before == 0 => There::Nothing,
+            _ => There::Part,
+        };
+        telling.pieces.end.set(Some(End { how, attempt: place.attempt, there }));
+        drop(said);
         if how == How::GivenUp {
             self.shared.metrics.chunks.with_label_values(&["given_up"]).inc_by(n_left as u64);
             debug!(job.id = %telling.id, n_left, "pieces are not stored; the result will be whole");
         }
-        telling.pieces.end.set(Some(End { how, attempt: place.attempt }));
     }
 
     async fn tell_all(&self, telling: &Telling, place: &mut Place) -> How {
@@ -245,8 +277,7 @@ impl Served {
                 Ok(Stored::Duplicate) if seq > 0 && pauses.n_failures() > 0 => {
                     return Offered::Taken;
                 }
-                Ok(Stored::Duplicate) => return Offered::Anew,
-                Ok(Stored::Stale) => self.is_overtaken(telling).await,
+                Ok(Stored::Duplicate | Stored::Stale) => self.is_overtaken(telling).await,
                 Err(error) => Err(error),
             };
             let error = match answer {

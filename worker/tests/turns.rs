@@ -12,15 +12,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, Clock, DeadLetters, ErrorKind, Frame, Job, JobId, JobResult, Outcome,
-    Priority, Result, ResultStore, Stored,
+    AnyQueue, Backlog, Broker, Clock, DeadLetters, ErrorKind, Frame, Job, JobId, JobResult,
+    Outcome, Priority, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{
-    Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent, Step,
+    Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Next, Pipeline, Settings, Spent, Step,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -399,6 +400,8 @@ async fn a_job_that_was_answered_before_a_crash_is_not_made_twice() {
 struct Deaf {
     queue: MemoryQueue,
     takes_pieces: AtomicBool,
+    /// Why it takes none.
+    why: ErrorKind,
 }
 
 #[async_trait]
@@ -411,7 +414,7 @@ impl ResultStore for Deaf {
     }
     async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
         if !self.takes_pieces.load(Relaxed) {
-            return Err(ebb_queue::Error::new(ErrorKind::Unavailable, "no pieces now"));
+            return Err(ebb_queue::Error::new(self.why, "no pieces now"));
         }
         self.queue.chunk(id, attempt, seq, body).await
     }
@@ -423,14 +426,18 @@ impl ResultStore for Deaf {
     }
 }
 
+fn deaf(queue: &MemoryQueue, why: ErrorKind) -> Deaf {
+    Deaf { queue: queue.clone(), takes_pieces: AtomicBool::new(false), why }
+}
+
 /// Streams a job of 100 words to a store that is deaf for so long; how long it took, how many pieces
 /// there are, and how many were stored and given up.
-async fn deaf_for(span: Duration) -> (Duration, usize, [u64; 2]) {
+async fn deaf_for(span: Duration, why: ErrorKind) -> (Duration, usize, [u64; 2]) {
     let (queue, clock) = queue(LEASE);
     let (device, _) = watched(Echo::new());
     queue.publish(vec![stream_job(0, 100, "")]).await.unwrap();
     let mut parts = parts(&Arc::new(queue.clone()), &clock, device, until_empty());
-    let store = Arc::new(Deaf { queue: queue.clone(), takes_pieces: AtomicBool::new(false) });
+    let store = Arc::new(deaf(&queue, why));
     parts.queues[0].results = Arc::clone(&store) as Arc<dyn ResultStore>;
     let (metrics, start) = (parts.metrics.clone(), Instant::now());
     let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
@@ -448,7 +455,8 @@ async fn deaf_for(span: Duration) -> (Duration, usize, [u64; 2]) {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_takes_no_pieces_for_a_while_holds_up_no_turn_and_gets_them_joined() {
-    let (took, n_pieces, [n_stored, n_given_up]) = deaf_for(Duration::from_secs(1)).await;
+    let (took, n_pieces, [n_stored, n_given_up]) =
+        deaf_for(Duration::from_secs(1), ErrorKind::Unavailable).await;
     assert!(took < Duration::from_secs(6), "{took:?}");
     assert!(n_pieces > 10 && n_pieces < 90, "{n_pieces}");
     assert_eq!((n_stored, n_given_up), (n_pieces as u64, 0));
@@ -456,9 +464,12 @@ async fn a_store_that_takes_no_pieces_for_a_while_holds_up_no_turn_and_gets_them
 
 #[tokio::test(start_paused = true)]
 async fn pieces_that_cannot_be_stored_keep_no_answer() {
-    let (took, n_pieces, counts) = deaf_for(Duration::from_secs(60)).await;
-    assert!(took >= Duration::from_secs(60), "that is how long the test waits");
-    assert_eq!((n_pieces, counts), (0, [0, 100]));
+    // One that it may take later, and one that it refuses at once, with all that follow.
+    for why in [ErrorKind::Unavailable, ErrorKind::Invalid] {
+        let (took, n_pieces, counts) = deaf_for(Duration::from_secs(60), why).await;
+        assert!(took >= Duration::from_secs(60), "that is how long the test waits");
+        assert_eq!((n_pieces, counts), (0, [0, 100]), "{why:?}");
+    }
 }
 
 /// An echo whose jobs take turns as a rule, that cannot go on where it is told so.
@@ -568,20 +579,192 @@ async fn a_codec_that_cannot_go_on_rejects_its_job_alone() {
     assert_eq!(dead[1].reason, "a turn made the codec panic; a bug of ours");
 }
 
+/// An echo that says of each word in which life of which worker it was said: what several workers have
+/// said of one answer is seen.
+#[derive(Clone)]
+struct Lived {
+    echo: Echo,
+    life: usize,
+    /// Whether it fails each item.
+    fails: bool,
+}
+
+impl Model for Lived {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn infer(
+        &mut self,
+        batch: &[EchoInput],
+    ) -> std::result::Result<Vec<std::result::Result<String, ItemError>>, InferError> {
+        let said =
+            |word: String| if word.is_empty() { word } else { format!("{}:{word}", self.life) };
+        let end = |word: std::result::Result<String, ItemError>| match self.fails {
+            true => Err(ItemError::new("it fails in this life")),
+            false => word.map(said),
+        };
+        Ok(self.echo.infer(batch)?.into_iter().map(end).collect())
+    }
+}
+
+/// Answers with what was said turn by turn.
+struct LivedCodec;
+
+impl Codec for LivedCodec {
+    type Input = EchoInput;
+    type Output = String;
+    type Asked = String;
+
+    const TAKES_TURNS: bool = true;
+
+    fn decode(&self, job: &Job) -> std::result::Result<(EchoInput, String), BadJob> {
+        Ok((EchoCodec.decode(job)?.0, String::new()))
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        EchoCodec.size(input)
+    }
+
+    fn advance(
+        &self,
+        input: EchoInput,
+        output: String,
+        said: &mut String,
+        job: &Job,
+    ) -> std::result::Result<Step<EchoInput, String>, BadJob> {
+        said.push_str(&output);
+        let Step { next, piece } = EchoCodec.advance(input, output, &mut (), job)?;
+        let next = match next {
+            Next::Answer(_) => Next::Answer(std::mem::take(said)),
+            turn @ Next::Turn(_) => turn,
+        };
+        Ok(Step { next, piece })
+    }
+
+    fn encode(&self, output: String, _: String, job: &Job, spent: &Spent) -> Answer {
+        EchoCodec.encode(output, (), job, spent)
+    }
+}
+
+/// A worker in this life, whose batches take so long, with another store of results where one is given.
+fn living<Q: AnyQueue + 'static>(
+    queue: &Arc<Q>,
+    store: Option<Arc<dyn ResultStore>>,
+    (life, turn, fails): (usize, Duration, bool),
+    settings: Settings,
+) -> Pipeline {
+    let clock: Arc<dyn Clock> = Arc::new(ebb_queue::TokioClock::starting_at(support::EPOCH));
+    let model = Lived { echo: Echo::new(), life, fails };
+    let device = Device::inline(model, move |_: &[EchoInput]| turn);
+    let mut one = served("default", queue, vec![ModelParts::new("lived", LivedCodec, device)]);
+    one.results = store.unwrap_or(one.results);
+    Pipeline::new(parts_of(vec![one], &clock, settings))
+}
+
+/// Looks at who follows a job that a worker in one life has answered: all pieces are of that life, or
+/// there are none; the attempt, and how many pieces there are.
+async fn assert_of_one_life(queue: &MemoryQueue, number: usize, n_words: usize) -> (u32, usize) {
+    let (pieces, result) = followed(queue, number).await;
+    let Outcome::Completed { body, .. } = result.outcome else { panic!("{result:?}") };
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let answer = body["output"].as_str().unwrap();
+    let words: Vec<(&str, &str)> =
+        answer.split_whitespace().map(|word| word.split_once(':').unwrap()).collect();
+    assert!(words.iter().all(|(life, _)| *life == words[0].0), "{answer}");
+    let told: String = words.iter().map(|(_, word)| format!("{word} ")).collect();
+    assert_eq!(told, text(number, n_words));
+    assert!(pieces.iter().all(|(attempt, _)| *attempt == result.attempt), "{pieces:?}");
+    let said: Vec<u8> = pieces.iter().flat_map(|(_, body)| body.to_vec()).collect();
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.is_empty() || said == answer, "{number}: {said} is not all of {answer}");
+    (result.attempt, pieces.len())
+}
+
+/// A queue with a job of 400 words that as many workers have given back midway, and what they said.
+async fn given_back(n_times: usize, besides: &[(&str, &str)]) -> MemoryQueue {
+    let (queue, _) = queue(LEASE);
+    let mut job = stream_job(0, 400, "");
+    besides.iter().for_each(|(name, value)| job.set(name, value).unwrap());
+    queue.publish(vec![job]).await.unwrap();
+    for life in 0..n_times {
+        let settings =
+            Settings { grace: Duration::from_millis(600), exit_when_empty: false, ..at_once(4) };
+        let worker = living(&Arc::new(queue.clone()), None, (life, TURN, false), settings);
+        let stop = CancellationToken::new();
+        let worker = tokio::spawn(worker.run(stop.clone()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+        assert_eq!(worker.await.unwrap().unwrap().released, 1);
+    }
+    queue
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_given_back_twice_can_be_rejected_in_its_first_turn() {
+    let queue = given_back(2, &[]).await;
+    let worker = living(&Arc::new(queue.clone()), None, (2, TURN, true), until_empty());
+    let worker = worker.run(CancellationToken::new());
+    let summary =
+        tokio::time::timeout(LEASE / 2, worker).await.expect("it is rejected once").unwrap();
+    assert_eq!((summary.failed, summary.lost), (1, 0));
+    let (pieces, result) = followed(&queue, 0).await;
+    assert_eq!(result.outcome, Outcome::Failed { reason: "it fails in this life".to_owned() });
+    assert!(pieces.is_empty() && result.attempt >= 2, "{result:?}");
+    assert_eq!(queue.list(9).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_given_back_and_expires_has_a_failed_result_and_a_reply() {
+    let queue = given_back(2, &[("ebb-ttl", "60"), ("ebb-reply-to", "inbox")]).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().is_empty());
+    let (pieces, result) = followed(&queue, 0).await;
+    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    assert_eq!((pieces.len(), queue.replies()), (0, vec![("inbox".to_owned(), result)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pieces_of_who_gave_a_job_back_are_not_taken_for_those_of_who_could_store_none() {
+    for n_times in [1, 2] {
+        let queue = given_back(n_times, &[]).await;
+        let deaf = deaf(&queue, ErrorKind::Unavailable);
+        let life = (n_times, TURN, false);
+        let worker = living(&Arc::new(queue.clone()), Some(Arc::new(deaf)), life, until_empty());
+        assert_eq!(worker.run(CancellationToken::new()).await.unwrap().completed, 1);
+        let (attempt, n_pieces) = assert_of_one_life(&queue, 0, 400).await;
+        assert!(attempt as usize > n_times, "{attempt}");
+        assert_eq!(n_pieces, 0, "the result is all there is");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_job_without_an_answer_took_in_all_its_turns_is_counted() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![stream_job(0, 9, r#", "poison_at": 4"#)]).await.unwrap();
+    let (device, _) = watched(Echo::new());
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, until_empty());
+    let metrics = parts.metrics.clone();
+    let worker = Pipeline::new(parts).run(CancellationToken::new());
+    assert_eq!(worker.await.unwrap().failed, 1);
+    let wasted = metrics.failed_seconds.with_label_values(&["echo"]).get();
+    // It has a second try at the turn that it spoils.
+    assert!((wasted - 6.0 * TURN.as_secs_f64()).abs() < 1e-6, "{wasted}");
+}
+
 /// One worker after the other: each crashes, or is stopped with a short grace period.
 async fn supervise(queue: MemoryQueue, faulty: Faulty<MemoryQueue>, seed: u64) {
-    let clock: Arc<dyn Clock> = Arc::new(ebb_queue::TokioClock::starting_at(support::EPOCH));
     let mut dice = StdRng::seed_from_u64(seed);
     for life in 0.. {
         let name = format!("worker-{seed}-{life}");
         let shared = Arc::new(faulty.around(Arc::new(queue.as_worker(name.clone()))));
         let speed = Duration::from_millis(dice.random_range(5..100));
-        let device = Device::inline(Echo::new(), move |_: &[EchoInput]| speed);
         let grace = Duration::from_millis(dice.random_range(100..3_000));
         let settings =
             Settings { worker: name, grace, prefetch: 4, exit_when_empty: false, ..at_once(6) };
         let stop = CancellationToken::new();
-        let worker = pipeline(&shared, &clock, device, settings);
+        // No two workers have the same.
+        let life = (1_000 * usize::try_from(seed).unwrap() + life, speed, false);
+        let worker = living(&shared, None, life, settings);
         let mut work = Box::pin(worker.run(stop.clone()));
         let span = Duration::from_millis(dice.random_range(500..20_000));
         if tokio::time::timeout(span, &mut work).await.is_err() && dice.random_bool(0.5) {
@@ -619,20 +802,17 @@ async fn simulate(seed: u64) -> (usize, usize) {
         queue.list(100).await.unwrap().iter().map(|letter| letter.job.id.to_string()).collect();
     let (mut n_done, mut n_whole) = (0, 0);
     for (number, n_words) in lengths.iter().enumerate() {
-        let (pieces, result) = followed(&queue, number).await;
+        let (_, result) = followed(&queue, number).await;
         let is_dead = dead.contains(&result.id.to_string());
-        let Outcome::Completed { body, .. } = &result.outcome else {
+        if !result.outcome.is_completed() {
             assert!(is_dead, "{result:?}");
             continue;
-        };
+        }
+        assert!(!is_dead, "{result:?}");
         n_done += 1;
-        assert!(!is_dead && *body == whole(number, *n_words), "{result:?}");
-        assert!(pieces.iter().all(|(attempt, _)| *attempt == result.attempt), "{pieces:?}");
-        let said: Vec<u8> = pieces.iter().flat_map(|(_, body)| body.to_vec()).collect();
-        let said = String::from_utf8(said).unwrap();
-        // Whole, unless the last pieces were given up.
-        assert!(text(number, *n_words).starts_with(&said), "{number}: {said}");
-        n_whole += usize::from(said.len() == text(number, *n_words).len());
+        // All is there, or was given up.
+        let (_, n_pieces) = assert_of_one_life(&queue, number, *n_words).await;
+        n_whole += usize::from(n_pieces > 0);
     }
     (n_done, n_whole)
 }

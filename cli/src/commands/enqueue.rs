@@ -18,6 +18,7 @@ use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Stop, TraceArgs, Traces};
 use futures::StreamExt;
 use tokio::io::{AsyncBufRead, BufReader};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::result::{Shown, follow};
@@ -28,7 +29,7 @@ use crate::spread::Spread;
 use envelope::Envelope;
 use lines::{read_file, read_lines, until_bad};
 use publish::{Enqueued, Target, publish, unless_too_many};
-use wait::{tell_rest, wait};
+use wait::{hint_at_nobody, tell_rest, wait};
 
 /// Jobs stored in one commit.
 const BATCH: usize = 256;
@@ -73,7 +74,7 @@ pub(crate) struct EnqueueArgs {
     wait: bool,
 
     /// Of one text: ask for pieces of the answer, and print them as they come
-    #[arg(long, env = "EBB_ENQUEUE_FOLLOW", hide_env_values = true)]
+    #[arg(long, env = "EBB_ENQUEUE_FOLLOW", hide_env_values = true, conflicts_with = "wait")]
     #[arg(value_parser = BoolishValueParser::new())]
     follow: bool,
 
@@ -179,14 +180,17 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
         ));
     }
     if let Some(job) = enqueued.jobs.first().filter(|_| args.follow) {
-        let followed = follow(&queue, &job.id, args.timeout, (Shown::All, output));
-        return tokio::select! {
+        let hint = hint_at_nobody(target);
+        let followed = follow(&queue, job, args.timeout, (Shown::All, output));
+        let exit = tokio::select! {
             exit = followed => exit,
             () = stop.cancelled() => {
                 let id = &job.id;
                 Err(interrupted(format!("interrupted; the job stays, `ebb result {id}` asks")))
             }
         };
+        hint.inspect(JoinHandle::abort);
+        return exit;
     }
     if !args.wait {
         return Ok(Exit::Done);

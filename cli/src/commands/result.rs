@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note};
-use crate::pieces::{objects, spoken};
-use crate::results::{ELSEWHERE, Expiry, GONE, Line, body_of, dead_now, death, lies_elsewhere};
+use crate::pieces::{Said, objects, plain};
+use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death, lies_elsewhere};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -51,6 +51,9 @@ pub(super) enum Shown {
     Body,
 }
 
+/// What is said before an answer whose pieces were printed, and are not all of it.
+const VOID: &str = "the pieces before are void or not all of the answer, which is:";
+
 const HELP: &str = "\
 The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, queue (whose
 worker answered), and body or error. A failed job exits with 1, one without a result yet with 66:
@@ -62,8 +65,10 @@ broker cannot tell, it is null: on RabbitMQ always, on NATS but for dead letters
 clients published, and on Redis in place of unknown while something of plain clients is unread.
 
 With --follow, pieces of the body are printed as they come, of a chat or a completion their text.
-When an attempt fails midway and the next one begins anew, a line on standard error says so; with
---json each piece is an object with its attempt, and pieces of earlier attempts are void.
+When an attempt fails midway and the next one begins anew, a line on standard error says so, and
+where the pieces were not all of the answer the body follows; with --json each piece is an object
+with its attempt, and pieces of other attempts than that of the result are void. With --body no
+piece is printed.
 
 Examples:
   ebb result 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -87,7 +92,8 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
             None => no_result(&queue, &args.id, shown, output).await,
         };
     }
-    follow(&queue, &args.id, args.timeout, (shown, output)).await
+    let job = Awaited { id: args.id, expiry: Expiry::Unknown };
+    follow(&queue, &job, args.timeout, (shown, output)).await
 }
 
 /// Prints pieces of a result as they come, and its end.
@@ -96,14 +102,14 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
 /// When none can come, or not in time, or the queue does not answer.
 pub(super) async fn follow(
     queue: &Queue,
-    id: &JobId,
+    job: &Awaited,
     limit: Option<Duration>,
     how: (Shown, Output),
 ) -> Result<Exit> {
     let limit = limit.unwrap_or(Duration::MAX);
-    match tokio::time::timeout(limit, follow_on(queue, id, how)).await {
+    match tokio::time::timeout(limit, follow_on(queue, job, how)).await {
         Ok(exit) => exit,
-        Err(_) => Err(timeout(format!("no result for {id} in time"))),
+        Err(_) => Err(timeout(format!("no result for {} in time", job.id))),
     }
 }
 
@@ -151,11 +157,14 @@ fn unless_denied<T>(found: ebb_queue::Result<Option<T>>) -> ebb_queue::Result<Op
     }
 }
 
-async fn follow_on(queue: &Queue, id: &JobId, (shown, output): (Shown, Output)) -> Result<Exit> {
+async fn follow_on(
+    queue: &Queue,
+    Awaited { id, expiry }: &Awaited,
+    (shown, output): (Shown, Output),
+) -> Result<Exit> {
     let mut frames = queue.follow(id, 0).await?;
-    let mut dead = std::pin::pin!(death(queue, id, Expiry::Unknown));
-    let mut pieces = 0;
-    let mut current = None;
+    let mut dead = std::pin::pin!(death(queue, id, *expiry));
+    let mut said = Said::default();
     loop {
         let frame = tokio::select! {
             biased;
@@ -164,31 +173,48 @@ async fn follow_on(queue: &Queue, id: &JobId, (shown, output): (Shown, Output)) 
         };
         let Some(frame) = frame else { break };
         match frame? {
-            Frame::Chunk { attempt, seq, body } => {
-                pieces += 1;
-                if output.json {
-                    for body in objects(&body).unwrap_or_else(|| vec![body_of(&body)]) {
-                        output.json(&json!({ "attempt": attempt, "seq": seq, "body": body }))?;
-                    }
-                    continue;
+            Frame::Chunk { .. } if shown == Shown::Body => {}
+            Frame::Chunk { attempt, seq, body } if output.json => {
+                for body in objects(&body).unwrap_or_else(|| vec![plain(&body)]) {
+                    output.json(&json!({ "attempt": attempt, "seq": seq, "body": body }))?;
                 }
-                if current.is_some_and(|known| known < attempt) {
+            }
+            Frame::Chunk { attempt, body, .. } => {
+                let (spoken, begins_anew) = said.add(attempt, &body);
+                if begins_anew {
                     note(format!("\nattempt {attempt} begins anew; what came before is void"));
                 }
-                current = Some(attempt);
-                output.bytes(&spoken(&body))?;
+                output.bytes(&spoken)?;
             }
-            Frame::Final(result) if pieces > 0 && !output.json => {
+            Frame::Final(result) if !said.is_nothing() => {
                 output.line("")?;
-                if let Outcome::Failed { reason } = &result.outcome {
-                    note(format!("error: {reason}"));
-                }
-                return Ok(exit_of(&result));
+                return end_of(&said, &result, output);
             }
             Frame::Final(result) => return show(&result, shown, output),
         }
     }
     Err(missing(format!("{id} {GONE}")))
+}
+
+/// Prints what there is to say of a result whose pieces were printed: nothing if they are all of it.
+fn end_of(said: &Said, result: &JobResult, output: Output) -> Result<Exit> {
+    match &result.outcome {
+        Outcome::Failed { reason } => note(format!("error: {reason}")),
+        // Its pieces are here, and their attempt is all that there is to compare.
+        Outcome::Completed { .. } if lies_elsewhere(result) => {
+            if !said.is_of(result.attempt) {
+                note(VOID);
+                return show(result, Shown::Body, output);
+            }
+        }
+        Outcome::Completed { body, .. } if said.is_all_of(result.attempt, body) => {}
+        Outcome::Completed { body, .. } => {
+            note(VOID);
+            output.bytes(body)?;
+            output.line("")?;
+        }
+    }
+    Ok(exit_of(result))
 }
 
 fn show(result: &JobResult, shown: Shown, output: Output) -> Result<Exit> {

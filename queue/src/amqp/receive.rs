@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(50);
 /// Why a job died whose deadline has passed.
 const EXPIRED: &str = "expired";
+/// How often a failure is offered under a higher number than that of the pieces that are there.
+const RAISED: u32 = 16;
 /// Delays are kept to a tick; a clock that is ahead by less than this is none too early.
 const TOLERANCE: Duration = Duration::from_millis(20);
 
@@ -220,9 +222,18 @@ async fn bury(
 }
 
 /// Stores a failure, and returns what is stored then, as far as that is known.
-async fn store(core: &Core, failure: JobResult) -> Result<Option<JobResult>> {
+async fn store(core: &Core, mut failure: JobResult) -> Result<Option<JobResult>> {
     let Some(Results(results)) = &core.results else { return Ok(Some(failure)) };
-    match results.put(&failure).await {
+    let mut stored = results.put(&failure).await;
+    for tries in 0..RAISED {
+        if !matches!(stored, Ok(Stored::Stale)) {
+            break;
+        }
+        // Nobody has the job, so pieces of an attempt that gave it back are void.
+        failure.attempt = failure.attempt.saturating_add(1 << tries);
+        stored = results.put(&failure).await;
+    }
+    match stored {
         Ok(Stored::Stored) => Ok(Some(failure)),
         // A worker has answered, or whoever had the job before was lost on the way.
         Ok(Stored::Duplicate) => match results.get(&failure.id).await {

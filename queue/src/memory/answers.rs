@@ -69,6 +69,14 @@ impl Answers {
         Stored::Stored
     }
 
+    /// Stores the failure of a job that its queue buries by itself: nobody has the job, so pieces of an
+    /// attempt that gave it back are void, whatever number they bear.
+    pub(super) fn bury(&mut self, mut failure: JobResult, now: Timestamp) -> JobResult {
+        failure.attempt = failure.attempt.max(self.answer(&failure.id, now).attempt);
+        self.put(&failure, now);
+        failure
+    }
+
     pub(super) fn get(&self, id: &JobId, now: Timestamp) -> Option<JobResult> {
         self.by_job.get(id).filter(|answer| answer.forget_at > now)?.result.clone()
     }

@@ -159,6 +159,21 @@ impl NatsQueue {
         Err(contended(&result.id))
     }
 
+    /// Stores the failure of a job that its queue buries by itself: nobody has the job, so pieces of an
+    /// attempt that gave it back are void, whatever number they bear.
+    pub(super) async fn put_burial(&self, failure: &mut JobResult) -> Result<Stored> {
+        for _ in 0..TRIES {
+            match self.put_result(failure).await? {
+                Stored::Stale => {
+                    let latest = self.record(&failure.id).await?.attempt;
+                    failure.attempt = failure.attempt.max(latest);
+                }
+                stored => return Ok(stored),
+            }
+        }
+        Err(contended(&failure.id))
+    }
+
     pub(super) async fn put_chunk(
         &self,
         id: &JobId,

@@ -321,8 +321,8 @@ impl NatsQueue {
         let now = self.now();
         self.make_dead(entry, seq, reason, now).await?;
         let id = &entry.job.id;
-        let failure = JobResult::buried(id.clone(), entry.attempts, reason, now);
-        let stored = match self.put_result(&failure).await {
+        let mut failure = JobResult::buried(id.clone(), entry.attempts, reason, now);
+        let stored = match self.put_burial(&mut failure).await {
             Ok(Stored::Stored) => Some(failure),
             // The same as above; of those who have the job at the same moment the one tells that stored
             // its failure. An answer is that of another job, or is told by who gave it just now.

@@ -72,7 +72,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
         } else {
             let attempts = expire_one(tx, now, (*n, *state))?;
             let failure = JobResult::buried(id.clone(), attempts, "expired", moment(now));
-            results::put(tx, now, ttls.result, &failure)?;
+            results::bury(tx, now, ttls.result, failure)?;
         }
         // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
         match tx.step(|tx| tell(tx, now, &id, headers)) {

@@ -44,6 +44,19 @@ pub(super) fn put(
     Ok(Stored::Stored)
 }
 
+/// Stores the failure of a job that its queue buries by itself: nobody has the job, so pieces of an
+/// attempt that gave it back are void, whatever number they bear.
+pub(super) fn bury(
+    tx: &mut Tx<'_>,
+    now: Millis,
+    ttl: Millis,
+    mut failure: JobResult,
+) -> Outcome<Stored> {
+    let latest = latest_attempt(tx, failure.id.as_str(), now)?;
+    failure.attempt = failure.attempt.max(latest.unwrap_or_default());
+    put(tx, now, ttl, &failure)
+}
+
 /// Whether there is a result, and whether it is a completed one.
 pub(super) fn completion(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<bool>> {
     let sql = "SELECT completed FROM results WHERE queue = ?1 AND id = ?2 AND expires > ?3";

@@ -1,10 +1,10 @@
 //! Who follows a result sees its pieces as they come, in order, then the whole, then the end.
 
 use bytes::Bytes;
-use ebb_queue::{Behavior, Frame, JobId, Queue, Result, Stored};
+use ebb_queue::{Behavior, Frame, JobId, Outcome, Queue, Result, Stored};
 use futures::stream::BoxStream;
 
-use crate::fixture::{Fixture, settle, soon};
+use crate::fixture::{Fixture, publish, settle, soon, words};
 
 pub async fn the_pieces_come_in_order_then_the_result_then_the_end(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
@@ -99,6 +99,24 @@ pub async fn a_result_voids_the_pieces_of_earlier_attempts(fixture: &dyn Fixture
     chunk(&queue, 1, 0, "old").await;
     let result = fixture.completed("a", 2, "new");
     queue.put(&result).await.unwrap();
+    assert_eq!(next(&mut follow(&queue, 0).await).await, Frame::Final(result));
+}
+
+pub async fn a_job_given_back_midway_that_expires_has_a_failed_result(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let ttl = words(fixture.short());
+    publish(&queue, fixture.job("a", &[("ebb-ttl", &ttl)])).await;
+    let delivery = fixture.take_one(&queue).await;
+    chunk(&queue, 1, 0, "one").await;
+    chunk(&queue, 2, 0, "and on").await;
+    let mut frames = follow(&fixture.again("two").await, 0).await;
+    assert_eq!(next(&mut frames).await, piece(2, 0, "and on"));
+    settle(&queue, delivery.release()).await;
+    fixture.pass_by(fixture.short()).await;
+    fixture.assert_nothing_ready(&queue).await;
+    let Frame::Final(result) = next(&mut frames).await else { panic!("its pieces are void") };
+    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    assert_eq!(queue.get(&id()).await.unwrap(), Some(result.clone()));
     assert_eq!(next(&mut follow(&queue, 0).await).await, Frame::Final(result));
 }
 

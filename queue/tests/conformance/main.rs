@@ -184,6 +184,7 @@ promises! {
     chunks:
         the_pieces_come_in_order_then_the_result_then_the_end
         who_comes_late_sees_it_all
+        a_job_given_back_midway_that_expires_has_a_failed_result
         who_saw_some_pieces_can_go_on_after_them
         a_result_without_pieces_ends_the_stream
         a_later_attempt_voids_what_earlier_ones_sent

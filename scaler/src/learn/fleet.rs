@@ -52,6 +52,9 @@ const FORGET: Duration = Duration::from_secs(600);
 /// The median of so many cold starts counts.
 const COLD_STARTS: usize = 9;
 
+/// A worker that has completed so many full batches tells what one takes, if it ever does.
+const UNTOLD: u64 = 16;
+
 /// The part that a new sighting has in the mean of the jobs held.
 const NEW: f64 = 0.1;
 
@@ -101,7 +104,15 @@ impl Fleet {
         let slots = workers.iter().filter(reporting).map(|worker| worker.slots.max(1) as f64);
         learned.slots = median(slots.collect()).or(learned.slots);
         let fitted = workers.iter().filter_map(|worker| self.fitted(worker));
-        learned.fitted = median(fitted.collect()).or(learned.fitted);
+        let fitted = median(fitted.collect());
+        // A worker that has begun a while ago and tells none has none: a model that takes several turns
+        // for a job came in the place of one that takes one.
+        let tells_none = |worker: &WorkerStatus| {
+            worker.batch_time.is_none()
+                && worker.completed >= worker.slots.max(1).saturating_mul(UNTOLD)
+        };
+        let is_void = workers.iter().filter(reporting).any(tells_none);
+        learned.fitted = fitted.or(learned.fitted.filter(|_| !is_void));
         self.workers.retain(|_, seen| seen.looked + FORGET > now);
         news
     }

@@ -465,6 +465,24 @@ mod tests {
     }
 
     #[test]
+    fn a_fitted_time_is_forgotten_once_the_workers_that_are_there_tell_none() {
+        let time = BatchTime { base: 0.010, per_cost: 0.001, per_job: 0.011 };
+        let mut learner = Learner::new();
+        let mut fitted = |nth, completed, batch_time| {
+            let mut look = Stream { n_workers: 1, ..STREAM }.look(nth);
+            (look.workers[0].slots, look.workers[0].completed) = (10, completed);
+            look.workers[0].batch_time = batch_time;
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
+            learner.learned().fitted
+        };
+        assert!(fitted(1, 1, Some(time)).is_some());
+        assert!(fitted(2, 0, None).is_some(), "one that has just begun knows none yet");
+        assert!(fitted(3, 159, None).is_some());
+        assert_eq!(fitted(4, 160, None), None);
+        assert!(fitted(5, 170, Some(time)).is_some());
+    }
+
+    #[test]
     fn what_is_told_late_does_not_arrive_twice() {
         let mut learner = Learner::new();
         for second in 0..300u32 {

@@ -33,7 +33,7 @@ impl Codec for EchoCodec {
         if !input.stream {
             return Ok(Step { next: Next::Answer(output), piece: None });
         }
-        let next = input.after_a_turn().map_or_else(|| Next::Answer(input.input), Next::Turn);
+        let next = input.after_a_turn().map_or_else(Next::Answer, Next::Turn);
         let piece = Some(output).filter(|word| !word.is_empty()).map(Into::into);
         Ok(Step { next, piece })
     }

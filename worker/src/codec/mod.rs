@@ -45,7 +45,7 @@ pub use sentinel::SentinelCodec;
 #[cfg(feature = "cpu")]
 pub use tagger::TaggerCodec;
 
-/// Speaks for one model. Runs on CPU threads, many at once.
+/// Speaks for one model. What it reads and writes of whole jobs it does on CPU threads, many at once.
 pub trait Codec: Send + Sync + 'static {
     /// What the model takes for one job.
     type Input: Send + 'static;
@@ -68,7 +68,8 @@ pub trait Codec: Send + Sync + 'static {
     fn size(&self, input: &Self::Input) -> Size;
 
     /// What follows a turn of the model. Runs after each, and once only; `asked` may keep what was
-    /// said so far. Where a job takes one turn, its output is the answer.
+    /// said so far. It runs on no CPU thread of its own, one job of a batch after the other while the
+    /// next turn waits: what takes long belongs into [`Self::encode`]. Where a job takes one turn, its output is the answer.
     ///
     /// # Errors
     /// When the job cannot be answered after all.
@@ -108,10 +109,11 @@ pub enum Next<I, O> {
 /// What a job took of the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Spent {
-    /// Its share of the time of the batch that answered it.
+    /// Its share of the time of the batches that it was in, over all its turns; in seconds.
     #[serde(rename = "device_seconds")]
     pub seconds: f64,
-    /// That share: its own cost beside the costs of all jobs of the batch.
+    /// That share: its own cost beside the costs of all jobs of the batch, of several turns the seconds
+    /// above beside the time of all its batches.
     #[serde(rename = "batch_share")]
     pub share: f64,
 }

@@ -74,13 +74,15 @@ impl Shared {
         }
     }
 
-    /// How long the device has been at what it works on; `None` when no job is held.
+    /// How long the device has been at what it works on, of jobs of several turns at the oldest of them;
+    /// `None` when no job is held.
     fn sunk(&self, now: Instant) -> Option<Duration> {
         if self.n_held.get() == 0 {
             return None;
         }
         let load = self.device.load().get();
         let since = load.running.map(|batch| batch.since).or(load.loading);
+        let since = since.into_iter().chain(self.under_way.oldest()).min();
         Some(since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)))
     }
 }

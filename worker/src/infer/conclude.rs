@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ebb_model::{InferError, InferErrorKind, ItemError};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Again, Failed, Sent, Submitted};
@@ -10,7 +11,7 @@ use crate::batcher::Size;
 use crate::bisect::{self, Run};
 use crate::codec::{Next, Spent, Step};
 use crate::device::{Answer, Cargo};
-use crate::held::{End, Finished, Item, Output};
+use crate::held::{End, Finished, Held, Item, Output};
 use crate::served::Lane;
 use crate::settle::Exit;
 use crate::shared::Shared;
@@ -28,7 +29,7 @@ impl Shared {
         let (exit, turned) = out;
         let Submitted { mut jobs, size, failed: before, .. } = submitted;
         let Some(Answer { batch, inputs, results, took }) = answer else {
-            self.leave_unrun(jobs, before, exit).await;
+            self.leave_unrun(lane, jobs, before, exit).await;
             return Vec::new();
         };
         let own = &self.lanes[lane];
@@ -42,13 +43,18 @@ impl Shared {
                 let limit = own.memory().sufficed(cost);
                 self.tell_limit(own, limit, "larger batches are tried again");
                 let n_turned = turned.len();
+                let now = Instant::now();
+                let began = now.checked_sub(took).unwrap_or(now);
                 let is_first = jobs.iter().all(|job| !job.held.turns.has_begun());
                 let all = jobs.iter().map(|job| job.size.cost()).sum();
                 let mut ended = Vec::with_capacity(jobs.len());
                 for ((mut job, input), result) in jobs.into_iter().zip(inputs).zip(results) {
                     let spent = job.held.turns.ran(job.size.cost(), all, took);
                     match self.advance(lane, job, (input, result), spent, exit).await {
-                        Ok(item) => turned.push(item),
+                        Ok(mut item) => {
+                            item.held.turns.go_on(&self.under_way, began);
+                            turned.push(item);
+                        }
                         Err(finished) => ended.push(finished),
                     }
                 }
@@ -93,8 +99,10 @@ impl Shared {
         });
         let step = match step {
             Ok(Step { next, piece }) => {
-                if let Some(piece) = piece {
-                    held.say(piece, exit).await;
+                if let Some(piece) = piece
+                    && held.say(piece, exit).await
+                {
+                    self.metrics.chunks.with_label_values(&["given_up"]).inc();
                 }
                 Ok(next)
             }
@@ -112,21 +120,39 @@ impl Shared {
             }
             Err(end) => end,
         };
-        self.metrics.waste(&own.name, spent.seconds);
-        Err(held.finish(end))
+        Err(self.end(lane, held, end))
+    }
+
+    /// Ends a job without an answer: what it took of the device was for nothing.
+    pub(super) fn end(&self, lane: usize, held: Held, end: End<Output>) -> Finished {
+        self.waste(lane, &held);
+        held.finish(end)
+    }
+
+    /// Gives jobs back that the device did not take, or not for another turn.
+    pub(super) async fn give_back_unrun(&self, lane: usize, jobs: Vec<Sent>, exit: &Exit) {
+        jobs.iter().for_each(|job| self.waste(lane, &job.held));
+        exit.give_back(jobs.into_iter().map(|job| job.held)).await;
+    }
+
+    /// Counts what the turns of a job took that has no answer here.
+    pub(super) fn waste(&self, lane: usize, held: &Held) {
+        if held.turns.has_begun() {
+            self.metrics.waste(&self.lanes[lane].name, held.turns.seconds());
+        }
     }
 
     /// Ends jobs that the device runs no more: it drains, is wedged or is lost.
-    async fn leave_unrun(&self, jobs: Vec<Sent>, failed: Option<Failed>, exit: &Exit) {
-        let jobs = jobs.into_iter().map(|job| job.held);
+    async fn leave_unrun(&self, lane: usize, jobs: Vec<Sent>, failed: Option<Failed>, exit: &Exit) {
         let spoiler = self.device.lost_to();
         if failed.is_none_or(|failed| spoiler != Some(failed.batch)) {
-            return exit.give_back(jobs).await;
+            return self.give_back_unrun(lane, jobs, exit).await;
         }
         // One of these, nobody can tell which. Uncharged, it would cost one worker after the other its
         // device; charged, each runs alone the next time.
         let lost = || End::Retry("the device was lost after their batch failed".to_owned());
-        exit.finish(jobs.map(|held| held.finish(lost())).collect()).await;
+        let jobs = jobs.into_iter().map(|job| self.end(lane, job.held, lost()));
+        exit.finish(jobs.collect()).await;
     }
 
     /// Says what a batch may cost from now on, if that changed.
@@ -158,13 +184,13 @@ impl Shared {
         match run.failed(error.kind()) {
             bisect::Next::Rerun(runs) => runs,
             bisect::Next::Reject(item) => {
-                exit.finish(vec![item.held.finish(End::Reject(error.to_string()))]).await;
+                let end = End::Reject(error.to_string());
+                exit.finish(vec![self.end(lane, item.held, end)]).await;
                 Vec::new()
             }
             bisect::Next::Retry(items) => {
-                let items = items.into_iter();
-                let items = items.map(|item| item.held.finish(End::Retry(error.to_string())));
-                exit.finish(items.collect()).await;
+                let end = |item: Item| self.end(lane, item.held, End::Retry(error.to_string()));
+                exit.finish(items.into_iter().map(end).collect()).await;
                 Vec::new()
             }
         }

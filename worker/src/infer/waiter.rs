@@ -109,7 +109,7 @@ impl Waiter {
         match bound.submitted.take_if(Submitted::came_back) {
             Some(Submitted { jobs, .. }) => {
                 self.exit.finish(bound.late).await;
-                self.exit.give_back(jobs.into_iter().map(|job| job.held)).await;
+                self.shared.give_back_unrun(self.lane, jobs, &self.exit).await;
             }
             None => self.behind.push_back(bound),
         }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use ebb_queue::{ErrorKind, Job, JobId, JobResult, Stored};
+use ebb_queue::{ErrorKind, Job, JobId, JobResult, Receipt, Settled, Stored};
 use ebb_telemetry::trace_of;
 use tracing::field::display;
 use tracing::warn;
@@ -11,6 +11,9 @@ use crate::alert::alert_job;
 use crate::lease::Loan;
 use crate::served::{Served, StoreCall};
 use crate::shared::{PATIENCE, Pauses};
+
+/// How often a result is offered under a higher number than that of the pieces that are there.
+const RAISED: u32 = 16;
 
 /// What is called, and whose a place is that does not take what it is given.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +56,36 @@ impl Served {
             Err(_) => self.keep_unstored(result),
         }
         stored
+    }
+
+    /// Stores a result under a number that what is there does not keep it from, as long as the job is
+    /// ours: pieces of somebody who gave it back midway may bear a later number than this delivery.
+    pub(super) async fn put_ours(
+        &self,
+        (loan, receipt): (&Loan, &Receipt),
+        result: &mut JobResult,
+    ) -> Result<Stored, Unanswered> {
+        for tries in 0..RAISED {
+            match self.put(loan, result).await? {
+                Stored::Stale => {}
+                stored => return Ok(stored),
+            }
+            let is_held = self.is_held(loan, receipt).await?;
+            let there = if is_held { self.stored(loan, &result.id).await? } else { None };
+            if !is_held || there.is_some_and(|there| there.outcome.is_completed()) {
+                break;
+            }
+            result.attempt = result.attempt.saturating_add(1 << tries);
+        }
+        Ok(Stored::Stale)
+    }
+
+    /// Whether the broker says that the job is still ours.
+    pub(super) async fn is_held(&self, loan: &Loan, receipt: &Receipt) -> Result<bool, Unanswered> {
+        let receipts = std::slice::from_ref(receipt);
+        let extend = || self.broker.extend(receipts);
+        let held = self.insist(Whose::ItsOwn("extend"), loan, extend).await?;
+        Ok(held.first() == Some(&Settled::Held))
     }
 
     /// The result that stays; none when its time is over.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ebb_queue::{JobResult, Phase, Queue};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -28,9 +29,7 @@ pub(super) async fn wait(
     let mut progress = (jobs.len() >= LONG)
         .then(|| Progress::new("results", Some(jobs.len() as u64), Unit::Items));
     let queue = target.queue;
-    // With a split nobody works here.
-    let hint = target.spread.is_none().then(|| say_when_nobody_works(queue.clone()));
-    let hint = hint.map(tokio::spawn);
+    let hint = hint_at_nobody(target);
     let mut exit = Exit::Done;
     for (nth, job) in jobs.iter().enumerate() {
         let result = tokio::select! {
@@ -55,7 +54,7 @@ pub(super) async fn wait(
             progress.add(1);
         }
     }
-    hint.inspect(tokio::task::JoinHandle::abort);
+    hint.inspect(JoinHandle::abort);
     progress.into_iter().for_each(Progress::end);
     Ok(exit)
 }
@@ -96,6 +95,12 @@ async fn result_until(
         Some(end) => timeout_at(end, result_of(queue, job)).await.ok().transpose(),
         None => result_of(queue, job).await.map(Some),
     }
+}
+
+/// Says after a while that nobody works, if so. With a split nobody works here.
+pub(super) fn hint_at_nobody(target: Target<'_>) -> Option<JoinHandle<()>> {
+    let hint = target.spread.is_none().then(|| say_when_nobody_works(target.queue.clone()));
+    hint.map(tokio::spawn)
 }
 
 async fn say_when_nobody_works(queue: Queue) {

@@ -305,14 +305,17 @@ local function any_pieces()
   return has_pieces
 end
 
+-- The latest attempt that sent pieces, 0 for none, and what is noted of it.
+local function latest_pieces(id)
+  if not any_pieces() then return 0, {} end
+  local found = redis.call('HMGET', key('chunks:' .. id), 'attempt', 'expires')
+  return tonumber(found[2] or 0) > now and tonumber(found[1]) or 0, found
+end
+
 -- Why a result may not be stored beside what is there, which may be pieces of a later attempt.
 local function refused(id, attempt, is_completed, before, ttl)
   if before == 'completed' then return 'duplicate' end
-  local name, latest, found = key('chunks:' .. id), 0, {}
-  if any_pieces() then
-    found = redis.call('HMGET', name, 'attempt', 'expires')
-    latest = tonumber(found[2] or 0) > now and tonumber(found[1]) or 0
-  end
+  local name, latest, found = key('chunks:' .. id), latest_pieces(id)
   if attempt < latest then return 'stale' end
   if before and not is_completed then return 'duplicate' end
   if not found[1] then return end
@@ -388,9 +391,11 @@ local function answer(results, ttl)
   return told, stored
 end
 
--- One more result for jobs that failed.
+-- One more result for jobs that failed, and that nobody has: pieces of an attempt that gave its job back
+-- are void, whatever number they bear.
 local function add_failure(results, id, attempt, reason)
   local nth = #results.ids + 1
+  attempt = math.max(attempt, (latest_pieces(id)))
   results.ids[nth], results.attempts[nth], results.outcomes[nth] = id, attempt, 'failed'
   results.texts[nth] = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason
 end
