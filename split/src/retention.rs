@@ -19,7 +19,7 @@ pub(crate) async fn keep(intake: Queue, metrics: Metrics) {
         let mut n_purged = 0;
         for _ in 0..STEPS {
             // A split has no store of payloads: what refers to one stays.
-            match intake.purge_old(Elsewhere::Stop).await {
+            match intake.purge_old(Elsewhere::Leave).await {
                 Ok(purged) if purged.n_jobs == 0 => break,
                 Ok(purged) => n_purged += purged.n_jobs,
                 Err(error) => {

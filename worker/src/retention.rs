@@ -30,7 +30,7 @@ impl Served {
         let mut n_purged = 0;
         for _ in 0..STEPS {
             // Bodies in a store of payloads go along where this worker has it.
-            match self.broker.purge_old(Elsewhere::Stop).await {
+            match self.broker.purge_old(Elsewhere::Leave).await {
                 Ok(Purged { n_jobs: 0, .. }) => break,
                 Ok(Purged { n_jobs, .. }) => n_purged += n_jobs,
                 Err(error) => {
