@@ -12,6 +12,8 @@ use crate::{
 const ATTEMPTS: &str = "ebb-attempts";
 /// The place in the order of publication, where the message was stored anew.
 const PLACE: &str = "ebb-place";
+/// Says of a dead letter that it is being put back, and may be back already.
+const AGAIN: &str = "ebb-again";
 /// What became of earlier attempts, as JSON.
 const HISTORY: &str = "ebb-history";
 /// Why a dead letter is one, as a JSON string.
@@ -139,6 +141,18 @@ impl Entry {
             headers.insert(HISTORY, history_text(&self.history));
         }
         Ok(headers)
+    }
+
+    /// Marks the headers of a dead letter of this number: it is being put back.
+    pub(super) fn mark_again(headers: &mut HeaderMap, seq: u64) {
+        headers.insert(AGAIN, "1");
+        // The server would take it for the one that it replaces.
+        headers.insert(MSG_ID, format!("again/{seq}"));
+    }
+
+    /// Whether a dead letter is being put back, and may be back already.
+    pub(super) fn is_again(headers: &HeaderMap) -> bool {
+        headers.get(AGAIN).is_some()
     }
 
     /// Writes it as a dead letter.
