@@ -31,6 +31,7 @@ mod owed;
 mod reason;
 mod redis;
 mod result;
+mod retention;
 mod retry;
 mod server;
 mod source;
@@ -61,6 +62,7 @@ pub use open::{
 pub use operator::{Elsewhere, JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
+pub use retention::{Look, Retention};
 pub use retry::RetryPolicy;
 pub use server::{Secret, Server, Tls};
 pub use source::{Foreign, Reader, Source, look_at};
