@@ -329,4 +329,24 @@ mod tests {
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
         });
     }
+
+    #[test]
+    fn notes_that_are_heard_make_room_for_others() {
+        let server = RabbitMq::shared().unwrap();
+        let url: QueueUrl = format!("{}?queue=quick-ear", server.url()).parse().unwrap();
+        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = OpenOptions::default();
+            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+            let core = queue.core();
+            let session = core.session().await.unwrap();
+            assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);
+            let notes = (0..4 * u64::from(WINDOW)).map(|_| core.note("note", "x")).collect();
+            session.publish(notes).await.unwrap();
+            // An echo comes behind all of them.
+            assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);
+        });
+    }
 }
