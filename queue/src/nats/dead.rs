@@ -185,15 +185,14 @@ impl NatsQueue {
 
     /// Says of a letter that it is being put back, before it is: until it is gone it lies there for good,
     /// however old. None where somebody else deletes it or puts it back at this moment.
-    async fn mark_again(&self, mut kept: Kept) -> Result<Option<Kept>> {
+    async fn mark_again(&self, kept: Kept) -> Result<Option<Kept>> {
         if Entry::is_again(&kept.headers) {
             return Ok(Some(kept));
         }
         let shared = &*self.shared;
-        Entry::mark_again(&mut kept.headers, kept.seq);
-        let (headers, body) = (kept.headers.clone(), kept.body.clone());
-        let seq = shared.api.swap(&kept.subject, headers, body, kept.seq).await?;
-        Ok(seq.map(|seq| Kept { seq, ..kept }))
+        let headers = Entry::again(&kept.headers, kept.seq);
+        let swap = shared.api.swap(&kept.subject, headers.clone(), kept.body.clone(), kept.seq);
+        Ok(swap.await?.map(|seq| Kept { seq, headers, ..kept }))
     }
 
     /// Gives a dead job another life, whose letter says so.
@@ -209,7 +208,9 @@ impl NatsQueue {
         let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
         let subject = shared.names.lane(lane, entry.job.headers.deadline);
         let ack = shared.api.publish(&subject, headers, entry.job.body).await?;
-        shared.sight.fill(lane, ack.seq);
+        if !ack.duplicate {
+            shared.sight.fill(lane, ack.seq);
+        }
         shared.api.delete(&shared.names.dead, kept.seq).await
     }
 

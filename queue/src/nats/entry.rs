@@ -143,11 +143,19 @@ impl Entry {
         Ok(headers)
     }
 
-    /// Marks the headers of a dead letter of this number: it is being put back.
-    pub(super) fn mark_again(headers: &mut HeaderMap, seq: u64) {
-        headers.insert(AGAIN, "1");
-        // The server would take it for the one that it replaces.
-        headers.insert(MSG_ID, format!("again/{seq}"));
+    /// The headers of a dead letter of this number with the mark that it is being put back.
+    pub(super) fn again(headers: &HeaderMap, seq: u64) -> HeaderMap {
+        let mut again = HeaderMap::new();
+        for (name, values) in headers.iter() {
+            let name_text: &str = name.as_ref();
+            // Those of the server say where the message was that this one replaces.
+            if !name_text.starts_with("Nats-") {
+                values.iter().for_each(|value| again.append(name.clone(), value.clone()));
+            }
+        }
+        again.insert(AGAIN, "1");
+        again.insert(MSG_ID, format!("again/{seq}"));
+        again
     }
 
     /// Whether a dead letter is being put back, and may be back already.
