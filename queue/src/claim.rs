@@ -12,8 +12,12 @@
 //!
 //! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise is
 //! for the lifecycle rules of the store: of a producer that crashed before it published, of a batch
-//! that was refused by a broker that may have stored a part of it, and of all answers. Delete in
-//! `results/` what is older than `result_ttl`, and in `bodies/` what is older than any job gets.
+//! that was refused by a broker that may have stored a part of it, of a job that is purged longer than
+//! `result_ttl` after it was published, and of all answers. Delete in `results/` what is older than
+//! `result_ttl`, and in `bodies/` what is older than any job gets.
+//!
+//! A job that has gone on to another queue needs its body there. The record of that is a result and
+//! forgotten like one, so of an older job nobody knows, and its body stays.
 //!
 //! In the result store of the queue a body lives as long as a result: a job that waits longer, or is
 //! put back from the dead letters later, has lost it. One whose delay says so is refused.
@@ -41,7 +45,6 @@ use crate::{
     JobResult, Link, Outcome, Published, Purged, Queue, Receipt, Result, ResultStore, Settled,
     Settlement, Stored, Unsettled, Verdict, WorkerStatus, answer_at,
 };
-use operator::delete_bodies;
 pub use payloads::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use reference::REFERENCE;
 use reference::{Reference, parse_receipt};
@@ -55,6 +58,8 @@ const DELETION: Duration = Duration::from_secs(5);
 
 /// The queue with its large bodies in this store; what [`crate::open`] does when it is given one.
 ///
+/// `result_ttl` is how long the queue keeps the record that a job has gone on to another one.
+///
 /// # Errors
 /// When the queue does not say how large a body it takes.
 // Boxed for what `crate::open` is boxed for.
@@ -62,9 +67,13 @@ const DELETION: Duration = Duration::from_secs(5);
 pub fn over(
     queue: Queue,
     payloads: Payloads,
+    result_ttl: Duration,
     clock: Arc<dyn Clock>,
 ) -> BoxFuture<'static, Result<Queue>> {
-    Box::pin(async move { Ok(Arc::new(Claim::new(queue, payloads, clock).await?) as Queue) })
+    Box::pin(async move {
+        let claim = Claim::new(queue, payloads, (result_ttl, clock)).await?;
+        Ok(Arc::new(claim) as Queue)
+    })
 }
 
 /// A queue whose large bodies lie in a store.
@@ -72,6 +81,8 @@ struct Claim {
     queue: Queue,
     store: Arc<Store>,
     clock: Arc<dyn Clock>,
+    /// How long it is known that a job has gone on.
+    result_ttl: Duration,
     inline: usize,
     largest: usize,
     /// Of jobs that are published together, the queue stores all or none.
@@ -79,7 +90,11 @@ struct Claim {
 }
 
 impl Claim {
-    async fn new(queue: Queue, payloads: Payloads, clock: Arc<dyn Clock>) -> Result<Self> {
+    async fn new(
+        queue: Queue,
+        payloads: Payloads,
+        (result_ttl, clock): (Duration, Arc<dyn Clock>),
+    ) -> Result<Self> {
         let info = queue.info().await?;
         let has_whole_batches = info.has_whole_batches();
         let max_body =
@@ -87,7 +102,7 @@ impl Claim {
         let Payloads { inline, largest, .. } = payloads;
         let store = Arc::new(Store::new(payloads, Arc::clone(&queue), max_body));
         let inline = inline.min(max_body / 2);
-        Ok(Self { queue, store, clock, inline, largest, has_whole_batches })
+        Ok(Self { queue, store, clock, result_ttl, inline, largest, has_whole_batches })
     }
 
     /// Puts a body into the store if it is large; the job to publish, and the key of the body.
@@ -274,9 +289,9 @@ impl Broker for Claim {
 
     /// With the bodies, whatever is asked for: here is the store.
     async fn purge_old(&self, _elsewhere: Elsewhere) -> Result<Purged> {
-        let Purged { n_jobs, referring } = self.queue.purge_old(Elsewhere::Take).await?;
-        delete_bodies(&self.queue, &self.store, referring).await;
-        Ok(Purged { n_jobs, referring: Vec::new() })
+        let mut purged = self.queue.purge_old(Elsewhere::Take).await?;
+        self.bodies().delete(std::mem::take(&mut purged.referring)).await;
+        Ok(purged)
     }
 
     fn lease(&self) -> Duration {

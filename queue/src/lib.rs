@@ -31,6 +31,7 @@ mod owed;
 mod reason;
 mod redis;
 mod result;
+mod retention;
 mod retry;
 mod server;
 mod source;
@@ -61,6 +62,7 @@ pub use open::{
 pub use operator::{Elsewhere, JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
+pub use retention::{Look, Retention};
 pub use retry::RetryPolicy;
 pub use server::{Secret, Server, Tls};
 pub use source::{Foreign, Reader, Source, look_at};
@@ -169,12 +171,17 @@ pub trait Broker: Backlog {
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()>;
 
     /// Deletes dead letters that ended longer ago than `dead_ttl`, the oldest first and no more than a
-    /// step of them; to be called about once a minute, and again while it finds some.
+    /// step of them; to be called about once a minute, and again while it deletes some.
     ///
     /// # Behavior
     /// - Where there is no `dead_ttl` it does nothing. It goes by that of this handle: nothing on the
     ///   broker depends on it, so it may change at any time.
-    /// - One that is younger stays, and so does a job that was put back meanwhile.
+    /// - One that is younger stays, and so does a job that was put back meanwhile, with its id, its key
+    ///   and its body, and what a redrive that was cut off left in both places.
+    /// - Letters whose bodies lie in a store of payloads are passed over or taken, as is asked for: of
+    ///   those that it passes over it looks at no more than a step, and nobody looks behind them then.
+    /// - An error means that nothing was deleted: of a step that was cut off behind some it says what they
+    ///   were, and the next one meets the error again.
     /// - A letter leaves nothing behind: its id and its key are unknown at once, as well as a failed
     ///   result and its chunks, but for those in a store of answers that is apart, and for the record
     ///   that it has gone on to another queue. Who follows its result is told that none can come.
@@ -241,9 +248,10 @@ pub trait Operator: Send + Sync {
     /// - A job leaves nothing behind: its id and its key are unknown at once, as well as a failed
     ///   result and its chunks, but for those in a store of answers that is apart, and for the record
     ///   that it has gone on to another queue. Who follows its result is told that none can come; no reply is sent.
-    /// - Ends with the first error. To drop the stream leaves the rest where it is. Of a step that was
-    ///   cut off by either, a broker without transactions may have charged an attempt to jobs that it
-    ///   has not deleted, and may have forgotten their ids and keys: the next purge deletes them.
+    /// - Ends with the first error, behind what the step deleted that it cut off. To drop the stream
+    ///   leaves the rest where it is. Of a step that was cut off by either, a broker without transactions
+    ///   may have charged an attempt to jobs that it has not deleted, and may have forgotten their ids and
+    ///   keys: the next purge deletes them, and one that is published again before runs twice.
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>>;
 }
 

@@ -239,11 +239,11 @@ impl Broker for MemoryQueue {
 
     async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
         let (mut state, now) = self.tidy_state();
-        let mut jobs = state.jobs.purge_old(now, elsewhere);
+        let (mut jobs, n_left) = state.jobs.purge_old(now, elsewhere);
         let n_jobs = jobs.len() as u64;
         jobs.retain(|job| !state.answers.reset(&job.id) && job.headers.body_ref.is_some());
         self.shared.answer.ring();
-        Ok(Purged { n_jobs, referring: jobs })
+        Ok(Purged { n_jobs, referring: jobs, n_left: n_left as u64 })
     }
 
     fn lease(&self) -> Duration {
@@ -306,7 +306,7 @@ impl Operator for MemoryQueue {
             let n_jobs = jobs.len() as u64;
             jobs.retain(|job| !state.answers.reset(&job.id) && job.headers.body_ref.is_some());
             queue.shared.answer.ring();
-            Ok(Purged { n_jobs, referring: jobs })
+            Ok(Purged { n_jobs, referring: jobs, n_left: 0 })
         });
         Ok(all_at_once.boxed())
     }

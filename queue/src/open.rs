@@ -191,7 +191,7 @@ pub fn open(url: &QueueUrl, options: OpenOptions) -> BoxFuture<'_, Result<Queue>
         let (payloads, clock) = (options.payloads.clone(), Arc::clone(&options.clock));
         let queue = open_plain(url, options).await.map_err(server::distrusted)?;
         Ok(match payloads {
-            Some(payloads) => claim::over(queue, payloads, clock).await?,
+            Some(payloads) => claim::over(queue, payloads, url.behavior.result_ttl, clock).await?,
             None => queue,
         })
     })

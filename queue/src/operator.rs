@@ -51,21 +51,34 @@ pub struct Purged {
     /// Those of them whose bodies lie in a store of payloads, with their references, but for those
     /// that have gone on to another queue, which needs the bodies.
     pub referring: Vec<Job>,
+    /// How many dead letters were passed over that are too old, since their bodies lie there.
+    pub n_left: u64,
 }
 
 /// What a purge makes of a dead letter whose body lies in a store of payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Elsewhere {
-    /// Stops before it: whoever has no such store would leave the body there.
-    Stop,
+    /// Leaves it, and goes on behind it: whoever has no such store cannot delete the body.
+    Leave,
     /// Deletes it and says where its body is: whoever asks deletes that.
     Take,
 }
+
+/// Letters that go in one step where their bodies are to be deleted before the next.
+const WITH_BODIES: usize = 64;
 
 impl Elsewhere {
     /// Whether this letter may go.
     pub(crate) fn lets_go(self, job: &Job) -> bool {
         self == Self::Take || job.headers.body_ref.is_none()
+    }
+
+    /// How many letters a step takes that may take so many.
+    pub(crate) fn step(self, most: usize) -> usize {
+        match self {
+            Self::Leave => most,
+            Self::Take => most.min(WITH_BODIES),
+        }
     }
 }
 

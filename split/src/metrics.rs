@@ -43,6 +43,8 @@ pub struct Metrics {
     pub dead: IntCounterVec,
     /// Dead letters of the intake deleted because they were older than its `dead_ttl`.
     pub dead_purged: IntCounter,
+    /// Looks for such letters, whether or not there is a `dead_ttl`.
+    pub dead_looks: IntCounter,
     /// The share of the jobs that a queue is to get.
     pub weights: GaugeVec,
     /// Jobs that were received and have not gone on.
@@ -73,6 +75,7 @@ impl Metrics {
         registry.register(Box::new(metrics.full.clone()))?;
         registry.register(Box::new(metrics.dead.clone()))?;
         registry.register(Box::new(metrics.dead_purged.clone()))?;
+        registry.register(Box::new(metrics.dead_looks.clone()))?;
         registry.register(Box::new(metrics.weights.clone()))?;
         registry.register(Box::new(metrics.held.clone()))?;
         registry.register(Box::new(metrics.age.clone()))?;
@@ -105,6 +108,10 @@ impl Metrics {
             spilled: counters("split_spilled_total", "Jobs whose own queue was full.", "to")?,
             full: counters("split_full_total", "Times that a queue was full.", "to")?,
             dead: counters("split_dead_total", "Dead letters of the intake.", "reason")?,
+            dead_looks: IntCounter::new(
+                "split_dead_letter_looks_total",
+                "Looks for dead letters of the intake older than dead_ttl.",
+            )?,
             dead_purged: IntCounter::new(
                 "split_dead_letters_purged_total",
                 "Dead letters of the intake deleted because they were older than dead_ttl.",

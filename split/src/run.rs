@@ -28,6 +28,9 @@ use crate::weights::Weights;
 /// From one report to the next.
 const REPORT: Duration = Duration::from_secs(1);
 
+/// How long a split waits for the end of a step that deletes old dead letters.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Between two tries to reach a broker that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -87,16 +90,22 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
         gate,
     };
     let leases = Leases::default();
+    let (cleaned, ends) = ((queue.queue.clone(), Arc::clone(&intake)), stop.clone());
+    let cleaner = retention::keep(cleaned, rand::random(), metrics.clone(), ends);
+    let cleaner = AbortOnDropHandle::new(tokio::spawn(cleaner));
     let mut company = vec![
         tokio::spawn(leases.clone().keep(Arc::clone(&intake), metrics.clone())),
-        tokio::spawn(retention::keep(Arc::clone(&intake), metrics.clone())),
         tokio::spawn(report(Arc::clone(&intake), worker, leases.clone(), metrics.clone())),
     ];
     company.extend(file.map(|path| {
         tokio::spawn(reload::follow((path, queue.queue), args.reload, weights, metrics.clone()))
     }));
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
-    Splitter::new(parts, leases, queues).run(stop).await;
+    Splitter::new(parts, leases, queues).run(stop.clone()).await;
+    stop.cancel();
+    if tokio::time::timeout(FAREWELL, cleaner).await.is_err() {
+        warn!("a step that deletes old dead letters was cut off");
+    }
     let n_jobs = metrics.age.get_sample_count();
     info!(n_jobs, "split ends");
     Ok(())

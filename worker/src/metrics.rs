@@ -56,6 +56,8 @@ pub struct Metrics {
     pub leases_lost: IntCounter,
     /// Dead letters deleted because they were older than `dead_ttl`.
     pub dead_purged: IntCounter,
+    /// Looks for such letters, whether or not there is a `dead_ttl`.
+    pub dead_looks: IntCounter,
     /// Calls to the broker or the result store that failed.
     pub broker_errors: IntCounterVec,
     /// Whether the broker answered last.
@@ -128,6 +130,7 @@ impl Metrics {
             self.stages.collector(),
             Box::new(self.leases_lost.clone()),
             Box::new(self.dead_purged.clone()),
+            Box::new(self.dead_looks.clone()),
             Box::new(self.broker_errors.clone()),
             Box::new(self.broker_up.clone()),
             Box::new(self.broker_losses.clone()),
@@ -243,6 +246,10 @@ impl Metrics {
                     .buckets(times()?),
             )?,
             leases_lost: IntCounter::new("worker_leases_lost_total", "Leases lost to others.")?,
+            dead_looks: IntCounter::new(
+                "worker_dead_letter_looks_total",
+                "Looks for dead letters older than dead_ttl.",
+            )?,
             dead_purged: IntCounter::new(
                 "worker_dead_letters_purged_total",
                 "Dead letters deleted because they were older than dead_ttl.",

@@ -82,10 +82,11 @@ impl Pipeline {
         let queues: Vec<Served> = queues.collect();
         // Tasks end with their set: when this future is dropped, too.
         let mut company = JoinSet::new();
+        let (mut cleaners, stop_cleaning) = (JoinSet::new(), shared.halt.child_token());
         for served in &queues {
             company.spawn(status::report(served.clone()));
             company.spawn(status::look_at_store(served.clone()));
-            company.spawn(retention::keep(served.clone()));
+            cleaners.spawn(retention::keep(served.clone(), stop_cleaning.clone()));
         }
         let told = Arc::clone(&shared);
         company.spawn(async move { told.keep_deletion_cost().await });
@@ -104,6 +105,8 @@ impl Pipeline {
         drop(company);
         let now = Instant::now();
         let end = worked.as_ref().map_or(now, |(_, grace_ends)| now.max(*grace_ends)) + FAREWELL;
+        stop_cleaning.cancel();
+        end_by(cleaners, end - FAREWELL / 2).await;
         // Also after an error: a worker that is gone must not be taken for one that starts.
         join_all(queues.iter().map(|served| served.leave_queue(end))).await;
         let (n_left, _) = worked?;
@@ -138,6 +141,14 @@ impl Served {
                 warn!(queue = %self.name, "the broker hangs; what is held comes back by its lease");
             }
         }
+    }
+}
+
+/// Lets what deletes old dead letters end the step that it is at.
+async fn end_by(mut cleaners: JoinSet<()>, end: Instant) {
+    let ended = async { while cleaners.join_next().await.is_some() {} };
+    if timeout_at(end, ended).await.is_err() {
+        warn!("a step that deletes old dead letters was cut off; some of their bodies may stay");
     }
 }
 

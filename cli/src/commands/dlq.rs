@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 
 use anyhow::Result;
 use clap::Subcommand;
-use ebb_queue::{DeadLetter, Elsewhere, JobId, Queue};
+use ebb_queue::{DeadLetter, JobId, Queue};
 
 use crate::exit::{Exit, missing, usage};
 use crate::options::QueueArgs;
@@ -87,7 +87,7 @@ Examples:
 pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max, filter } => {
-            let queue = without_old(queue.find().await?).await?;
+            let queue = queue.find().await?;
             let letters = filter.newest(&queue, max).await?;
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
@@ -105,12 +105,12 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             }
         }
         Command::Show { queue, id } => {
-            let letter = without_old(queue.find().await?).await?.show(&id).await?;
+            let letter = queue.find().await?.show(&id).await?;
             let letter = letter.ok_or_else(|| missing(format!("no dead letter {id}")))?;
             if output.json { output.json(&letter)? } else { output.line(letter_words(&letter))? }
         }
         Command::Redrive { queue, which } => {
-            let queue = without_old(queue.find().await?).await?;
+            let queue = queue.find().await?;
             let done = which.each(&queue, async |ids| queue.redrive(ids).await).await?;
             told(output, &queue, ["redriven", "put back"], done).await?;
         }
@@ -118,29 +118,12 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
             if !yes {
                 return Err(usage("purge deletes jobs for good; add --yes if you mean it"));
             }
-            let queue = without_old(queue.find().await?).await?;
+            let queue = queue.find().await?;
             let done = which.each(&queue, async |ids| queue.purge(ids).await).await?;
             told(output, &queue, ["purged", "deleted"], done).await?;
         }
     }
     Ok(Exit::Done)
-}
-
-/// The queue once its dead letters that are older than its `dead_ttl` are deleted: a pool that is at zero
-/// has no worker that does it. Those stay whose bodies lie in a store that was not named.
-async fn without_old(queue: Queue) -> Result<Queue> {
-    let mut n_purged = 0;
-    loop {
-        let n_jobs = queue.purge_old(Elsewhere::Stop).await?.n_jobs;
-        n_purged += n_jobs;
-        if n_jobs == 0 {
-            break;
-        }
-    }
-    if n_purged > 0 {
-        note(format!("{} dead letters older than dead_ttl were deleted", grouped(n_purged)));
-    }
-    Ok(queue)
 }
 
 async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
@@ -231,12 +214,7 @@ fn shortened(text: &str, longest: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroUsize;
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Attempt, Behavior, Broker, DeadLetters, Job, OpenOptions, Timestamp};
+    use ebb_queue::{Attempt, Job, Timestamp};
 
     use super::*;
 
@@ -248,20 +226,6 @@ mod tests {
         let attempt = |attempt, what: &str| Attempt { attempt, at, what: what.to_owned() };
         let history = vec![attempt(1, "lease expired"), attempt(2, "not finite")];
         DeadLetter { job, attempts: 2, reason: "not finite".into(), died_at: at, history }
-    }
-
-    #[tokio::test]
-    async fn who_looks_at_dead_letters_sees_none_that_are_too_old() {
-        let dead_ttl = Some(Duration::from_millis(1));
-        let behavior = Behavior { dead_ttl, ..Behavior::default() };
-        let queue = MemoryQueue::new(&behavior, OpenOptions::default());
-        queue.publish(vec![letter().job]).await.unwrap();
-        let dead = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().remove(0);
-        queue.settle(&[dead.reject("bad")]).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_eq!(queue.list(9).await.unwrap().len(), 1);
-        let queue = without_old(Arc::new(queue)).await.unwrap();
-        assert!(queue.list(9).await.unwrap().is_empty());
     }
 
     #[test]

@@ -69,8 +69,7 @@ Options, after a ? and joined by &:
   lease=30s             how long a job is held without a sign of life [30s]
   result_ttl=1d         how long answers are kept [1d]
   key_ttl=1d            how long the id and ebb-key of a job that is done are known [1d]
-  dead_ttl=SPAN         how long dead letters are kept; workers and `ebb dlq` delete older ones
-                        [for ever]
+  dead_ttl=SPAN         how long dead letters are kept; workers delete older ones [for ever]
   max_ready=N           jobs that may wait before the queue is full [no limit]
   synchronous=full|normal        sqlite: what a commit waits for [full]
   replicas=1|3|5                 nats: servers that keep each stream that is created [1]

@@ -12,12 +12,14 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
 
 use super::core::Core;
+use super::errors;
 use super::names::Lane;
 use super::parcel::Parcel;
 use super::session::{Posted, Session};
-use crate::{DeadLetter, Elsewhere, JobId, Purged, Result};
+use crate::{DeadLetter, JobId, Purged, Result, Timestamp};
 
 /// Dead letters that are looked through at once, the oldest ones.
 const MAX_LETTERS: u64 = 50_000;
@@ -29,8 +31,14 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
 
-/// Letters that are deleted in one go since they are old.
+/// Letters that are deleted in one go since they are old; how long that may take, how many bytes of them
+/// may come along, and how many of others are held meanwhile.
 const OLD: u64 = 100;
+const STEP_TIME: Duration = Duration::from_secs(2);
+const STEP_BYTES: usize = 32 << 20;
+const STRANGE: usize = 8;
+/// How long the broker may take for each of them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A walk through the dead letters, the oldest first. One that is dropped gives all back as well:
 /// the broker closes the channel.
@@ -207,37 +215,99 @@ async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Resul
 }
 
 /// Deletes the oldest of those that died longer ago than this. Only they are taken, and the one behind
-/// them: whoever looks at the same moment misses one letter that stays. One that does not say when it
-/// died is of somebody else, and stays too.
-pub(super) async fn purge_old(core: &Core, ttl: Duration, elsewhere: Elsewhere) -> Result<Purged> {
+/// them: whoever looks at the same moment misses one letter that stays. A few that do not say when they
+/// died are of somebody else, and stay too.
+///
+/// Nobody waits for it, so it ends soon, and what the broker does not answer costs no more than its
+/// channel: to give up the session would end all leases. Of no body it is known that it is needed no more:
+/// a letter may be back among the jobs, where the acknowledgement of a redrive was lost.
+pub(super) async fn purge_old(core: &Core, ttl: Duration) -> Result<Purged> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
     let last = core.clock.now() - ttl;
-    let (mut purged, mut n_held) = (Purged::default(), 0);
-    let purging = async {
-        let channel = session.intake.create_channel().await?;
-        for _ in 0..OLD {
-            let (dead, options) = (core.names.dead(), BasicGetOptions::default());
-            let Some(got) = channel.basic_get(dead.as_str().into(), options).await? else { break };
-            let Delivery { delivery_tag, properties, data, .. } = got.delivery;
-            let (Parcel { job, death, .. }, _) = Parcel::read(&properties, data, core.clock.now());
-            n_held += 1;
-            let Some((_, died_at)) = death else { continue };
-            if died_at > last || !elsewhere.lets_go(&job) {
+    let channel = in_time(session.intake.create_channel()).await?;
+    let mut step = Step { core, channel: &channel, n_jobs: 0, n_held: 0, n_strange: 0, n_bytes: 0 };
+    let end = Instant::now() + STEP_TIME;
+    let mut failed = None;
+    while step.may_go_on() && Instant::now() < end {
+        match step.purge_next(last).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                failed = Some(error);
                 break;
             }
-            channel.basic_ack(delivery_tag, BasicAckOptions::default()).await?;
-            n_held -= 1;
-            core.ledger().forget(&job.id);
-            purged.n_jobs += 1;
-            purged.referring.extend(Some(job).filter(|job| job.headers.body_ref.is_some()));
         }
-        // Whatever is not acknowledged goes back to where it was.
-        channel.close(200, "done".into()).await
-    };
-    session.patiently("delete old dead letters", purging).await?;
-    see_back(core, &session, n_held).await?;
-    Ok(purged)
+    }
+    let Step { n_jobs, n_held, .. } = step;
+    // Whatever is not acknowledged goes back to where it was, also where this is not answered.
+    let closed = in_time(channel.close(200, "done".into())).await;
+    match failed.or(closed.err()) {
+        Some(error) if n_jobs == 0 => return Err(error),
+        Some(error) => debug!(%error, "a step of a purge was cut off"),
+        None => see_old_back(core, &session, n_held).await,
+    }
+    Ok(Purged { n_jobs, ..Purged::default() })
+}
+
+/// What a step over old letters has done.
+struct Step<'a> {
+    core: &'a Core,
+    channel: &'a Channel,
+    n_jobs: u64,
+    n_held: u64,
+    /// Of those that are held, the ones that do not say when they died.
+    n_strange: usize,
+    n_bytes: usize,
+}
+
+impl Step<'_> {
+    fn may_go_on(&self) -> bool {
+        self.n_jobs < OLD && self.n_strange <= STRANGE && self.n_bytes < STEP_BYTES
+    }
+
+    /// Deletes the next letter if it is old; false where there is none, or it is young.
+    async fn purge_next(&mut self, last: Timestamp) -> Result<bool> {
+        let (dead, options) = (self.core.names.dead(), BasicGetOptions::default());
+        let got = in_time(self.channel.basic_get(dead.as_str().into(), options)).await?;
+        let Some(got) = got else { return Ok(false) };
+        let Delivery { delivery_tag, properties, data, .. } = got.delivery;
+        self.n_bytes += data.len();
+        self.n_held += 1;
+        let (Parcel { job, death, .. }, _) = Parcel::read(&properties, data, self.core.clock.now());
+        let Some((_, died_at)) = death else {
+            self.n_strange += 1;
+            return Ok(true);
+        };
+        if died_at > last {
+            return Ok(false);
+        }
+        in_time(self.channel.basic_ack(delivery_tag, BasicAckOptions::default())).await?;
+        self.core.ledger().forget(&job.id);
+        self.n_held -= 1;
+        self.n_jobs += 1;
+        Ok(true)
+    }
+}
+
+/// What the broker answers in the time that it has for it; else the channel is given up, and no more.
+async fn in_time<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    let what = "delete old dead letters";
+    match timeout(PATIENCE, answer).await {
+        Ok(answered) => answered.map_err(|error| errors::op(&error, what)),
+        Err(_) => Err(errors::late(what)),
+    }
+}
+
+/// The same as [`see_back`], but gives nothing up.
+async fn see_old_back(core: &Core, session: &Session, n_letters: u64) {
+    let end = Instant::now() + BACK;
+    while Instant::now() < end {
+        match timeout(BACK, session.count_if_there(core.names.dead())).await {
+            Ok(Ok(Some(n_there))) if n_there < n_letters => sleep(LOOK).await,
+            _ => break,
+        }
+    }
 }
 
 pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {

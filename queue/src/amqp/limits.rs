@@ -83,7 +83,11 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "dead_letters",
         instead: "a queue can be read from its head only: who looks at the dead letters takes them \
                   for that while, another who looks at the same moment sees the rest, and no more \
-                  than the oldest 50000 are looked through at once",
+                  than the oldest 50000 are looked through at once. With dead_ttl their age goes by \
+                  the clocks of the worker that buried them and of the one that deletes them, and \
+                  bodies in a store of payloads stay until its lifecycle rules delete them. Of \
+                  messages in ebb:NAME:dead without ebb-died-at, which are another's, more than 8 at \
+                  its head keep those behind them",
     },
     Limit {
         promise: "purge",

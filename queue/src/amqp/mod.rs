@@ -234,9 +234,9 @@ impl Broker for AmqpQueue {
         publish::reply(self.core(), to, result, (traceparent, correlation)).await
     }
 
-    async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
+    async fn purge_old(&self, _elsewhere: Elsewhere) -> Result<Purged> {
         match self.core().behavior.dead_ttl {
-            Some(ttl) => dead::purge_old(self.core(), ttl, elsewhere).await,
+            Some(ttl) => dead::purge_old(self.core(), ttl).await,
             None => Ok(Purged::default()),
         }
     }

@@ -129,17 +129,17 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
     let (mut is_stale, mut told_at) = (false, Instant::now());
+    let mut acks = Acks { channel: &channel, session, heard: 0, acked: 0 };
     loop {
         let rested_at = told_at + rest(counts(core), told);
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
                 hear(core, session, &heard).await?;
+                acks.heard = heard.delivery_tag;
                 // Not one by one: each answer costs the broker as much as a message.
-                if heard.delivery_tag % u64::from(WINDOW / 4) == 0 {
-                    let options = BasicAckOptions { multiple: true };
-                    let acked = channel.basic_ack(heard.delivery_tag, options);
-                    session.patiently("let us hear what is held", acked).await?;
+                if acks.heard >= acks.acked + u64::from(WINDOW / 4) {
+                    acks.send().await?;
                 }
             }
             () = core.counts_changed.notified() => is_stale = true,
@@ -152,6 +152,8 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
             }
             _ = each_second.tick() => {
                 core.heard.forget_old();
+                // Also where few come: the broker closes a channel that owes it one for half an hour.
+                acks.send().await?;
                 if !is_greeted {
                     is_greeted = greet(core, session, &consumer).await?;
                 }
@@ -176,6 +178,26 @@ async fn greet(core: &Core, session: &Session, consumer: &Consumer) -> Result<bo
         core.heard.ear.send_replace(Some(ear));
     }
     Ok(is_said)
+}
+
+/// What was heard, and what the broker knows of that.
+struct Acks<'a> {
+    channel: &'a Channel,
+    session: &'a Session,
+    /// The last note that was heard, and the last that is acknowledged.
+    heard: u64,
+    acked: u64,
+}
+
+impl Acks<'_> {
+    async fn send(&mut self) -> Result<()> {
+        if self.heard > self.acked {
+            let acked = self.channel.basic_ack(self.heard, BasicAckOptions { multiple: true });
+            self.session.patiently("let us hear what is held", acked).await?;
+            self.acked = self.heard;
+        }
+        Ok(())
+    }
 }
 
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
@@ -305,6 +327,26 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
             let n_waiting = session.counts(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
+        });
+    }
+
+    #[test]
+    fn notes_that_are_heard_make_room_for_others() {
+        let server = RabbitMq::shared().unwrap();
+        let url: QueueUrl = format!("{}?queue=quick-ear", server.url()).parse().unwrap();
+        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = OpenOptions::default();
+            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+            let core = queue.core();
+            let session = core.session().await.unwrap();
+            assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);
+            let notes = (0..4 * u64::from(WINDOW)).map(|_| core.note("note", "x")).collect();
+            session.publish(notes).await.unwrap();
+            // An echo comes behind all of them.
+            assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);
         });
     }
 }

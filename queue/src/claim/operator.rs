@@ -1,19 +1,23 @@
 //! What an operator does with jobs whose bodies lie in a store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::reference::Reference;
 use super::store::Store;
 use super::{ABREAST, Claim, delete};
-use crate::{DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Queue, Result};
+use crate::{Clock, DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Result};
 
 /// Dead letters that are looked at in one go when all are deleted.
 const PAGE: usize = 256;
+
+/// Bodies that surely go in the time that a deletion has.
+const IN_TIME: usize = 64;
 
 /// The list shows references, since it may be long; what is put back keeps its own.
 #[async_trait]
@@ -75,13 +79,13 @@ impl Operator for Claim {
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
         let steps = self.queue.purge_waiting().await?;
-        let (queue, store) = (Arc::clone(&self.queue), Arc::clone(&self.store));
+        let bodies = self.bodies();
         let purged = steps.then(move |step| {
-            let (queue, store) = (Arc::clone(&queue), Arc::clone(&store));
+            let bodies = bodies.clone();
             async move {
-                let Purged { n_jobs, referring } = step?;
-                delete_bodies(&queue, &store, referring).await;
-                Ok(Purged { n_jobs, referring: Vec::new() })
+                let mut purged = step?;
+                bodies.delete(std::mem::take(&mut purged.referring)).await;
+                Ok(purged)
             }
         });
         Ok(purged.boxed())
@@ -94,24 +98,58 @@ fn key_of(job: &Job) -> Option<String> {
     Reference::of_job(job, key).ok().map(|reference| reference.key)
 }
 
-/// Deletes the bodies of jobs that are gone, but for those that have gone on to another queue: there
-/// they are needed.
-pub(super) async fn delete_bodies(queue: &Queue, store: &Store, jobs: Vec<Job>) {
-    let keys = stream::iter(jobs).map(|job| async move {
-        let key = key_of(&job)?;
-        match queue.has_gone_on(&job.id).await {
-            Ok(has_gone_on) => Some(key).filter(|_| !has_gone_on),
-            Err(error) => {
-                warn!(key, %error, "a body was not deleted; the store's lifecycle rules may");
-                None
-            }
+/// The bodies in the store.
+#[derive(Clone)]
+pub(super) struct Bodies {
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    result_ttl: Duration,
+}
+
+impl Bodies {
+    /// Deletes the bodies of jobs that are gone, of which it was known that they have not gone on to
+    /// another queue: there they are needed. Of those that are older than such a record nobody knows.
+    pub(super) async fn delete(&self, jobs: Vec<Job>) {
+        let now = self.clock.now();
+        let is_known = |job: &&Job| job.enqueued_at + self.result_ttl > now;
+        let n_jobs = jobs.len();
+        let keys: Vec<_> = jobs.iter().filter(is_known).filter_map(key_of).collect();
+        if keys.len() < n_jobs {
+            let n_kept = n_jobs - keys.len();
+            debug!(
+                n_kept,
+                "bodies of jobs older than result_ttl stay: another queue may need them"
+            );
         }
-    });
-    let keys: Vec<_> = keys.buffered(ABREAST).collect().await;
-    delete(store, keys.into_iter().flatten().collect()).await;
+        for keys in keys.chunks(IN_TIME) {
+            delete(&self.store, keys.to_vec()).await;
+        }
+    }
 }
 
 impl Claim {
+    pub(super) fn bodies(&self) -> Bodies {
+        let Self { store, clock, result_ttl, .. } = self;
+        let (store, clock) = (Arc::clone(store), Arc::clone(clock));
+        Bodies { store, clock, result_ttl: *result_ttl }
+    }
+
+    /// The jobs of these that have not gone on to another queue, as far as that can be asked.
+    async fn stayed(&self, jobs: Vec<Job>) -> Vec<Job> {
+        let asked = stream::iter(jobs).map(|job| async move {
+            match self.queue.has_gone_on(&job.id).await {
+                Ok(has_gone_on) => Some(job).filter(|_| !has_gone_on),
+                Err(error) => {
+                    let id = &job.id;
+                    warn!(%id, %error, "a body was not deleted; the store's lifecycle rules may");
+                    None
+                }
+            }
+        });
+        let asked: Vec<_> = asked.buffered(ABREAST).collect().await;
+        asked.into_iter().flatten().collect()
+    }
+
     async fn purge_letters(&self, letters: Vec<DeadLetter>) -> Result<u64> {
         let (mut plain, mut referring, mut n_purged) = (Vec::new(), Vec::new(), 0);
         for DeadLetter { job, .. } in letters {
@@ -129,7 +167,7 @@ impl Claim {
         if !plain.is_empty() {
             n_purged += self.queue.purge(Some(&plain)).await?;
         }
-        delete_bodies(&self.queue, &self.store, referring).await;
+        self.bodies().delete(self.stayed(referring).await).await;
         Ok(n_purged)
     }
 }

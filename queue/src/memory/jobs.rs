@@ -354,13 +354,16 @@ impl Jobs {
         places.into_iter().filter_map(|place| Some(self.remove(place)?.job)).collect()
     }
 
-    /// Deletes dead letters that are too old, and returns their jobs.
-    pub(super) fn purge_old(&mut self, now: Timestamp, elsewhere: Elsewhere) -> Vec<Job> {
-        let Some(ttl) = self.behavior.dead_ttl else { return Vec::new() };
+    /// Deletes dead letters that are too old, and returns their jobs; with how many it left.
+    pub(super) fn purge_old(&mut self, now: Timestamp, elsewhere: Elsewhere) -> (Vec<Job>, usize) {
+        let Some(ttl) = self.behavior.dead_ttl else { return (Vec::new(), 0) };
         let letters = self.dead().into_iter().rev();
-        let old = letters.take_while(|one| one.died_at + ttl <= now && elsewhere.lets_go(&one.job));
-        let old: Vec<_> = old.map(|letter| letter.job.id).collect();
-        self.remove_dead(Some(&old)).into_iter().map(|entry| entry.job).collect()
+        let old = letters.take_while(|one| one.died_at + ttl <= now).map(|letter| letter.job);
+        let (old, left): (Vec<_>, Vec<_>) = old.partition(|job| elsewhere.lets_go(job));
+        let old: Vec<_> =
+            old.into_iter().take(elsewhere.step(usize::MAX)).map(|job| job.id).collect();
+        let jobs = self.remove_dead(Some(&old)).into_iter().map(|entry| entry.job);
+        (jobs.collect(), left.len())
     }
 
     /// The newest first.

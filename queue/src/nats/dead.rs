@@ -14,13 +14,14 @@ use super::names::tick_now;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
 use crate::owed;
-use crate::{DeadLetter, Elsewhere, Job, JobId, Priority, Purged, Result};
+use crate::{DeadLetter, Elsewhere, Job, JobId, Operator, Priority, Purged, Result, Timestamp};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
 
-/// Letters that are deleted in one go since they are old: one after the other, each with what it left.
-const OLD: u64 = 100;
+/// Letters that are looked at in one go since they are old, and deleted one after the other, each with
+/// what it left.
+const OLD: usize = 100;
 
 /// Letters that an operator means.
 enum Which {
@@ -41,6 +42,8 @@ impl NatsQueue {
         }
         let claims = Claims::load(&shared.api, &shared.names).await?;
         let held: HashSet<_> = claims.live(survey.server_now).map(|claim| claim.seq).collect();
+        // For all of them together: whoever looks waits for them.
+        let told_by = owed::sending_ends(shared.behavior.lease);
         for subject in subjects {
             let mut seq = 1;
             while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
@@ -57,7 +60,6 @@ impl NatsQueue {
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }
-                let told_by = owed::sending_ends(shared.behavior.lease);
                 let ending = Ending { seq: kept.seq, delivered, told_by };
                 self.expire(&entry, ending).await?;
                 shared.api.delete(&shared.names.jobs, kept.seq).await?;
@@ -163,8 +165,10 @@ impl NatsQueue {
             let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
             let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
             in_order(forgotten).await?;
+            let marked: Vec<_> = page.into_iter().map(|kept| self.mark_again(kept)).collect();
+            let page = in_order(marked).await?.into_iter().flatten();
             // Sent one after the other, answered in any order.
-            let revived: Vec<_> = page.into_iter().map(|kept| self.revive(kept)).collect();
+            let revived: Vec<_> = page.map(|kept| self.revive(kept)).collect();
             n_redriven += in_order(revived).await?.into_iter().filter(|done| *done).count() as u64;
         }
     }
@@ -179,7 +183,19 @@ impl NatsQueue {
         !is_cut
     }
 
-    /// Gives a dead job another life.
+    /// Says of a letter that it is being put back, before it is: until it is gone it lies there for good,
+    /// however old. None where somebody else deletes it or puts it back at this moment.
+    async fn mark_again(&self, kept: Kept) -> Result<Option<Kept>> {
+        if Entry::is_again(&kept.headers) {
+            return Ok(Some(kept));
+        }
+        let shared = &*self.shared;
+        let headers = Entry::again(&kept.headers, kept.seq);
+        let swap = shared.api.swap(&kept.subject, headers.clone(), kept.body.clone(), kept.seq);
+        Ok(swap.await?.map(|seq| Kept { seq, headers, ..kept }))
+    }
+
+    /// Gives a dead job another life, whose letter says so.
     async fn revive(&self, kept: Kept) -> Result<bool> {
         let shared = &*self.shared;
         let letter = self.letter(kept.clone());
@@ -192,7 +208,9 @@ impl NatsQueue {
         let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
         let subject = shared.names.lane(lane, entry.job.headers.deadline);
         let ack = shared.api.publish(&subject, headers, entry.job.body).await?;
-        shared.sight.fill(lane, ack.seq);
+        if !ack.duplicate {
+            shared.sight.fill(lane, ack.seq);
+        }
         shared.api.delete(&shared.names.dead, kept.seq).await
     }
 
@@ -209,30 +227,74 @@ impl NatsQueue {
         }
     }
 
-    /// Deletes the oldest of those that died longer ago than this.
+    /// Deletes the oldest of those that died longer ago than this, by the clock of the server as well.
     pub(super) async fn purge_old_dead(
         &self,
         ttl: Duration,
         elsewhere: Elsewhere,
     ) -> Result<Purged> {
         let shared = &*self.shared;
-        let (all, last) = (shared.names.subject("dead.*"), self.now() - ttl);
-        let (mut next, mut purged) = (1, Purged::default());
-        while purged.n_jobs < OLD {
-            let Some(kept) = shared.api.next(&shared.names.dead, next, &all).await? else { break };
-            let DeadLetter { job, died_at, .. } = self.letter(kept.clone());
-            if died_at > last || !elsewhere.lets_go(&job) {
-                break;
+        let info = shared.api.stream(&shared.names.dead).await?.ok_or_else(|| self.is_gone())?;
+        let last = info.ts.unwrap_or_else(|| self.now()) - ttl;
+        let (all, mut next) = (shared.names.subject("dead.*"), info.state.first_seq.max(1));
+        let (mut purged, mut n_looks) = (Purged::default(), 0);
+        let most = elsewhere.step(OLD) as u64;
+        let failed = loop {
+            if purged.n_jobs == most || n_looks == OLD {
+                break None;
             }
-            next = kept.seq + 1;
-            // First of all: one that was put back meanwhile is known for good reason.
-            if shared.api.delete(&shared.names.dead, kept.seq).await? {
-                let has_gone_on = self.forget_failure(&job.id).await?;
-                self.forget(&job).await?;
-                purged.add(job, has_gone_on);
+            n_looks += 1;
+            match self.purge_next_old((&all, next), (last, elsewhere), &mut purged).await {
+                Ok(Some(seq)) => next = seq + 1,
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        match failed {
+            Some(error) if purged.n_jobs == 0 => Err(error),
+            failed => {
+                if let Some(error) = failed {
+                    tracing::debug!(%error, "a step of a purge was cut off");
+                }
+                Ok(purged)
             }
         }
-        Ok(purged)
+    }
+
+    /// Deletes the next letter of these from this number on; its number, unless it is young, or the last.
+    async fn purge_next_old(
+        &self,
+        (all, next): (&str, u64),
+        (last, elsewhere): (Timestamp, Elsewhere),
+        purged: &mut Purged,
+    ) -> Result<Option<u64>> {
+        let shared = &*self.shared;
+        let Some(kept) = shared.api.next(&shared.names.dead, next, all).await? else {
+            return Ok(None);
+        };
+        let (seq, is_again) = (kept.seq, Entry::is_again(&kept.headers));
+        // The clock of who buried it may be behind.
+        let at = kept.at;
+        let DeadLetter { job, died_at, .. } = self.letter(kept);
+        if died_at.max(at) > last {
+            return Ok(None);
+        }
+        if is_again {
+            // What is known under its id, and its body, may be a job's that waits.
+            return Ok(Some(seq));
+        }
+        if !elsewhere.lets_go(&job) {
+            purged.n_left += 1;
+            return Ok(Some(seq));
+        }
+        let has_gone_on = self.has_gone_on(&job.id).await?;
+        // First of all: one that was put back meanwhile is known for good reason.
+        if shared.api.delete(&shared.names.dead, seq).await? {
+            purged.add(job.clone(), has_gone_on);
+            self.forget_failure(&job.id).await?;
+            self.forget(&job).await?;
+        }
+        Ok(Some(seq))
     }
 
     /// Deletes a dead letter. What is known of it is forgotten before: where this is cut short, the next

@@ -12,6 +12,8 @@ use crate::{
 const ATTEMPTS: &str = "ebb-attempts";
 /// The place in the order of publication, where the message was stored anew.
 const PLACE: &str = "ebb-place";
+/// Says of a dead letter that it is being put back, and may be back already.
+const AGAIN: &str = "ebb-again";
 /// What became of earlier attempts, as JSON.
 const HISTORY: &str = "ebb-history";
 /// Why a dead letter is one, as a JSON string.
@@ -139,6 +141,26 @@ impl Entry {
             headers.insert(HISTORY, history_text(&self.history));
         }
         Ok(headers)
+    }
+
+    /// The headers of a dead letter of this number with the mark that it is being put back.
+    pub(super) fn again(headers: &HeaderMap, seq: u64) -> HeaderMap {
+        let mut again = HeaderMap::new();
+        for (name, values) in headers.iter() {
+            let name_text: &str = name.as_ref();
+            // Those of the server say where the message was that this one replaces.
+            if !name_text.starts_with("Nats-") {
+                values.iter().for_each(|value| again.append(name.clone(), value.clone()));
+            }
+        }
+        again.insert(AGAIN, "1");
+        again.insert(MSG_ID, format!("again/{seq}"));
+        again
+    }
+
+    /// Whether a dead letter is being put back, and may be back already.
+    pub(super) fn is_again(headers: &HeaderMap) -> bool {
+        headers.get(AGAIN).is_some()
     }
 
     /// Writes it as a dead letter.

@@ -34,6 +34,17 @@ impl Mark {
     }
 }
 
+/// What was forgotten of a job that waits.
+#[derive(Debug, Default)]
+pub(super) struct Forgotten {
+    /// Whether it has gone on to another queue.
+    pub(super) has_gone_on: bool,
+    /// The number of the note that its id is as good as new.
+    pub(super) note: Option<u64>,
+    /// The marks under its id and its key.
+    pub(super) marks: Vec<Kept>,
+}
+
 pub(super) fn read_mark(subject: &str, kept: &Kept) -> Result<Mark> {
     serde_json::from_slice(&kept.body).map_err(|error| {
         let words = format!("stored key {subject} cannot be read");
@@ -278,21 +289,34 @@ impl NatsQueue {
 
     /// Forgets what lies under the key of a job that was purged.
     pub(super) async fn forget_key(&self, subject: &str, id: &JobId) -> Result<()> {
-        self.forget_mark(subject, |mark| mark.id == *id).await
+        self.forget_mark(subject, |mark| mark.id == *id).await.map(drop)
     }
 
-    /// The same where the mark is the right one.
+    /// The same where the mark is the right one; what it was.
     pub(super) async fn forget_mark(
         &self,
         subject: &str,
         is_it: impl Fn(&Mark) -> bool,
-    ) -> Result<()> {
+    ) -> Result<Option<Kept>> {
         let shared = &*self.shared;
         let Some(kept) = shared.api.last(&shared.names.keys, subject).await? else {
-            return Ok(());
+            return Ok(None);
         };
-        if serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| is_it(&mark)) {
-            shared.api.delete(&shared.names.keys, kept.seq).await?;
+        if !serde_json::from_slice::<Mark>(&kept.body).is_ok_and(|mark| is_it(&mark)) {
+            return Ok(None);
+        }
+        let is_ours = shared.api.delete(&shared.names.keys, kept.seq).await?;
+        Ok(Some(kept).filter(|_| is_ours))
+    }
+
+    /// Remembers again what was forgotten of a job that lives on, unless somebody has its place by now.
+    pub(super) async fn remember(&self, forgotten: Forgotten) -> Result<()> {
+        let shared = &*self.shared;
+        for Kept { subject, body, .. } in forgotten.marks {
+            shared.api.swap(&subject, HeaderMap::new(), body, 0).await?;
+        }
+        if let Some(seq) = forgotten.note {
+            shared.api.delete(&shared.names.notes, seq).await?;
         }
         Ok(())
     }

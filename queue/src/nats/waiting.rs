@@ -11,16 +11,18 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::SignedDuration;
+use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
-use super::publish::{Mark, read_mark};
+use super::publish::{Forgotten, Mark, read_mark};
 use super::read::Kept;
 use super::settle::{Ending, token_of};
 use super::topology::window;
+use crate::delivery::note;
 use crate::owed;
 use crate::{Job, JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
 
@@ -65,13 +67,17 @@ impl NatsQueue {
                 if last.until < queue.now() + SOON {
                     queue.move_moments(std::mem::take(&mut moments)).await?;
                 } else {
-                    yield queue.purge_moments(&mut moments).await?;
+                    let (purged, done) = queue.purge_moments(&mut moments).await;
+                    yield purged;
+                    done?;
                 }
             }
             for nth in 0..LANES.len() {
                 let mut looks = LOOKS;
                 while looks > 0 {
-                    let (purged, next) = queue.purge_lane(nth, last).await?;
+                    let (purged, next) = queue.purge_lane(nth, last).await;
+                    yield purged;
+                    let next = next?;
                     looks = match next {
                         Next::Over => 0,
                         Next::More => LOOKS,
@@ -80,7 +86,6 @@ impl NatsQueue {
                     if next == Next::Blink {
                         tokio::time::sleep(BLINK).await;
                     }
-                    yield purged;
                 }
             }
         };
@@ -114,28 +119,40 @@ impl NatsQueue {
         in_order(moves).await.map(drop)
     }
 
-    /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them.
-    async fn purge_moments(&self, moments: &mut Vec<Moment>) -> Result<Purged> {
+    /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was
+    /// deleted is told, whatever became of the rest.
+    async fn purge_moments(&self, moments: &mut Vec<Moment>) -> (Purged, Result<()>) {
         let soon = self.now() + SOON;
         let n_soon = moments.partition_point(|moment| moment.until < soon);
         let some = moments.split_off(n_soon.max(moments.len().saturating_sub(AT_ONCE)));
-        let purges = some.into_iter().map(|moment| self.purge_moment(moment)).collect();
-        let mut all = Purged::default();
-        for (purged, rest) in in_order(purges).await? {
+        let purges = some.into_iter().map(|moment| async move {
+            let mut purged = Purged::default();
+            let rest = self.purge_moment(moment, &mut purged).await;
+            Ok((purged, rest))
+        });
+        let (mut all, mut failed) = (Purged::default(), None);
+        let purges = match in_order(purges.collect()).await {
+            Ok(purges) => purges,
+            Err(error) => return (all, Err(error)),
+        };
+        for (purged, rest) in purges {
             all.n_jobs += purged.n_jobs;
             all.referring.extend(purged.referring);
-            moments.extend(rest);
+            match rest {
+                Ok(rest) => moments.extend(rest),
+                Err(error) => note(&mut failed, error),
+            }
         }
         moments.sort_by_key(|moment| moment.until);
-        Ok(all)
+        (all, failed.map_or(Ok(()), Err))
     }
 
-    async fn purge_moment(&self, moment: Moment) -> Result<(Purged, Option<Moment>)> {
-        let (shared, mut purged) = (&*self.shared, Purged::default());
+    async fn purge_moment(&self, moment: Moment, purged: &mut Purged) -> Result<Option<Moment>> {
+        let shared = &*self.shared;
         let Moment { until, subject, mut next } = moment;
         for _ in 0..OF_A_MOMENT {
             let Some(kept) = shared.api.next(&shared.names.jobs, next, &subject).await? else {
-                return Ok((purged, None));
+                return Ok(None);
             };
             next = kept.seq + 1;
             let (entry, _) = self.entry_of(&kept);
@@ -144,48 +161,66 @@ impl NatsQueue {
             }
             let Kept { seq, at, headers, .. } = kept;
             // In this order, see `forget_waiting`.
-            let has_gone_on = self.forget_waiting(&entry, &headers, (seq, at)).await?;
+            let forgotten = self.forget_waiting(&entry, &headers, (seq, at)).await?;
             if shared.api.delete(&shared.names.jobs, seq).await? {
                 shared.api.tell(&self.purged_subject(&entry.job.id), Bytes::new()).await;
-                purged.add(entry.job, has_gone_on);
+                purged.add(entry.job, forgotten.has_gone_on);
+            } else {
+                // Somebody moved it, so that it lives on.
+                self.remember(forgotten).await?;
             }
         }
-        Ok((purged, Some(Moment { until, subject, next })))
+        Ok(Some(Moment { until, subject, next }))
     }
 
-    /// Deletes some of the jobs of a lane that nobody holds.
-    async fn purge_lane(&self, nth: usize, last: u64) -> Result<(Purged, Next)> {
+    /// Deletes some of the jobs of a lane that nobody holds. What was deleted is told, whatever became of
+    /// the rest.
+    async fn purge_lane(&self, nth: usize, last: u64) -> (Purged, Result<Next>) {
+        let mut purged = Purged::default();
+        let next = self.try_purge_lane(nth, last, &mut purged).await;
+        (purged, next)
+    }
+
+    async fn try_purge_lane(&self, nth: usize, last: u64, purged: &mut Purged) -> Result<Next> {
         let (shared, lane) = (&*self.shared, LANES[nth]);
         let messages = shared.api.pull(&shared.names.jobs, lane.consumer(), AT_ONCE).await?;
         let seqs = messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
         let seqs: Vec<_> = seqs.collect();
         let (is_short, is_given) = (messages.len() < AT_ONCE, !messages.is_empty());
         let replies: Vec<_> = messages.iter().filter_map(|one| one.reply.clone()).collect();
-        let purges = messages.into_iter().map(|one| self.purge_message(one, lane.priority));
-        let purged = in_order(purges.collect()).await;
-        if purged.is_err() {
+        let told_by = owed::sending_ends(shared.behavior.lease);
+        let purges = messages.into_iter().map(|one| async move {
+            // One that fails leaves the others to their end: what is deleted is told.
+            Ok(self.purge_message(one, lane.priority, told_by).await)
+        });
+        let (mut is_over, mut failed) = (false, None);
+        for one in in_order(purges.collect()).await? {
+            match one {
+                Ok(Some((entry, has_gone_on))) => {
+                    // What was published while this went on is not meant; what was put back is.
+                    is_over |= entry.place > last;
+                    purged.add(entry.job, has_gone_on);
+                }
+                Ok(None) => {}
+                Err(error) => note(&mut failed, error),
+            }
+        }
+        if let Some(error) = failed {
             // Those that are not deleted need not wait until their lease ends.
             for reply in &replies {
                 shared.api.tell(reply, Bytes::from_static(b"-NAK")).await;
             }
-        }
-        let all = purged?;
-        let (mut purged, mut is_over) = (Purged::default(), false);
-        for (entry, has_gone_on) in all.into_iter().flatten() {
-            // What was published while this went on is not meant; what was put back is.
-            is_over |= entry.place > last;
-            purged.add(entry.job, has_gone_on);
+            return Err(error);
         }
         if is_short && shared.sight.empty(nth, seqs.into_iter()) {
             let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
             is_over |= info.is_none_or(|info| info.num_pending == 0);
         }
-        let next = match (is_over, is_given) {
+        Ok(match (is_over, is_given) {
             (true, _) => Next::Over,
             (false, true) => Next::More,
             (false, false) => Next::Blink,
-        };
-        Ok((purged, next))
+        })
     }
 
     /// Deletes a job that was handed to us, unless it is a dead letter by now; with whether it has
@@ -194,6 +229,7 @@ impl NatsQueue {
         &self,
         message: Message,
         priority: Priority,
+        told_by: Instant,
     ) -> Result<Option<(Entry, bool)>> {
         let shared = &*self.shared;
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
@@ -211,21 +247,19 @@ impl NatsQueue {
             return ack.await.map(|()| Some((entry, true)));
         }
         if is_dead {
-            let told_by = owed::sending_ends(shared.behavior.lease);
             let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
             self.expire(&entry, ending).await?;
             return ack.await.map(|()| None);
         }
         // In this order, see `forget_waiting`.
-        let has_gone_on =
-            self.forget_waiting(&entry, &headers, (token.seq, token.stored_at)).await?;
+        let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at)).await?;
         ack.await?;
         shared.api.tell(&self.purged_subject(&entry.job.id), Bytes::new()).await;
-        Ok(Some((entry, has_gone_on)))
+        Ok(Some((entry, forgotten.has_gone_on)))
     }
 
     /// Forgets the id and the key of a job that waits and is to be deleted then, and what its attempts
-    /// left behind; whether it has gone on to another queue.
+    /// left behind; what it was.
     ///
     /// Where this is cut short, the next purge meets the job again. The other way round nobody would
     /// ever forget what is known of it.
@@ -234,14 +268,16 @@ impl NatsQueue {
         entry: &Entry,
         headers: &HeaderMap,
         (seq, at): (u64, Timestamp),
-    ) -> Result<bool> {
+    ) -> Result<Forgotten> {
         let (shared, id) = (&*self.shared, &entry.job.id);
+        let mut forgotten = Forgotten::default();
         // The server remembers the id no longer than that, by whosever clock.
         let is_remembered =
             headers.get(MSG_ID).is_some() && at + 2 * window(&shared.behavior) > self.now();
         if is_remembered {
             let subject = shared.names.subject(&format!("notes.purged.{}", token_of(id)));
-            shared.api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
+            let ack = shared.api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
+            forgotten.note = Some(ack.seq);
         }
         // The key of a message of a plain client may be another's.
         let is_own = |mark: &Mark| match entry.is_plain {
@@ -249,13 +285,14 @@ impl NatsQueue {
             false => mark.id == *id,
         };
         if let Some(key) = &entry.job.headers.key {
-            self.forget_mark(&self.subject_of(key), is_own).await?;
+            forgotten.marks.extend(self.forget_mark(&self.subject_of(key), is_own).await?);
         }
         if entry.is_plain || entry.place != seq {
-            self.forget_mark(&self.id_subject(id), is_own).await?;
+            forgotten.marks.extend(self.forget_mark(&self.id_subject(id), is_own).await?);
         }
         let is_tried = entry.attempts > 0 || entry.job.headers.body_ref.is_some();
-        Ok(is_tried && self.forget_failure(id).await?)
+        forgotten.has_gone_on = is_tried && self.forget_failure(id).await?;
+        Ok(forgotten)
     }
 
     /// Where who follows a job hears that it was purged. Nothing of it is kept: it is of no use to who

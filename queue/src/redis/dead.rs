@@ -85,18 +85,19 @@ impl Calls {
 
     /// Deletes the oldest of those that died longer ago than this.
     pub(super) async fn purge_old(&self, ttl: Duration, elsewhere: Elsewhere) -> Result<Purged> {
-        let elsewhere = match elsewhere {
-            Elsewhere::Stop => "stop",
+        let way = match elsewhere {
+            Elsewhere::Leave => "leave",
             Elsewhere::Take => "take",
         };
-        let args = [ttl.as_millis().to_string(), elsewhere.to_owned()];
+        let args = [ttl.as_millis().to_string(), way.to_owned(), elsewhere.step(STEP).to_string()];
         // Sent twice, the bodies of what the first one deleted would stay.
         let step = self.letters("old", &args, Again::No).await?;
         let mut parts = list(step.found)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| garbled("a step of a purge"));
         let n_jobs = u64::try_from(int(&next()?)?).unwrap_or_default();
         let referring = list(next()?)?.into_iter().map(known).collect::<Result<_>>()?;
-        Ok(Purged { n_jobs, referring })
+        let n_left = u64::try_from(int(&next()?)?).unwrap_or_default();
+        Ok(Purged { n_jobs, referring, n_left })
     }
 
     /// Puts back or deletes, in small steps between which the server does other things.

@@ -44,7 +44,7 @@ impl Calls {
         self.send_owed(next()?).await;
         let n_jobs = u64::try_from(n_jobs).unwrap_or_default();
         let rest = Sweep { part: next_part, n_spared, last_place, last_entry };
-        Ok((Purged { n_jobs, referring }, Some(rest).filter(|rest| rest.part >= 0)))
+        Ok((Purged { n_jobs, referring, n_left: 0 }, Some(rest).filter(|rest| rest.part >= 0)))
     }
 }
 

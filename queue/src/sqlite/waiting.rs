@@ -88,7 +88,8 @@ fn delete(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<Option<Job>> {
     let row: Row = tx.sql(sql)?.query_row([n], |row| row.try_into())?;
     let (state, id, key, cost, enqueued_at) = row;
     let id: JobId = id.parse()?;
-    let sql = "SELECT headers, body FROM payloads WHERE n = ?1 AND headers LIKE '%body_ref%'";
+    let sql = "SELECT headers, body FROM payloads
+               WHERE n = ?1 AND json_extract(headers, '$.body_ref') IS NOT NULL";
     let referring: Option<(String, Vec<u8>)> =
         tx.sql(sql)?.query_row([n], |row| row.try_into()).optional()?;
     tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
@@ -99,8 +100,7 @@ fn delete(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<Option<Job>> {
     let Some((headers, body)) = referring.filter(|_| !has_gone_on) else { return Ok(None) };
     let headers: Headers =
         serde_json::from_str(&headers).map_err(|error| Failure::garbled("headers", error))?;
-    let job = Job { id, enqueued_at: moment(enqueued_at), headers, body: body.into() };
-    Ok(Some(job).filter(|job| job.headers.body_ref.is_some()))
+    Ok(Some(Job { id, enqueued_at: moment(enqueued_at), headers, body: body.into() }))
 }
 
 /// Deletes the next dead letters that died longer ago than this.
@@ -109,7 +109,7 @@ pub(super) fn old(
     now: Millis,
     (ttl, elsewhere): (Duration, Elsewhere),
 ) -> Outcome<Purged> {
-    let sql = "SELECT n, died_at, headers LIKE '%body_ref%'
+    let sql = "SELECT n, died_at, json_extract(headers, '$.body_ref') IS NOT NULL
                FROM jobs INDEXED BY jobs_dead JOIN payloads USING (n)
                WHERE queue = ?1 AND state = 3 ORDER BY place LIMIT ?2";
     let found: Vec<(i64, Millis, bool)> = tx
@@ -118,13 +118,14 @@ pub(super) fn old(
         .collect::<Result<_, _>>()?;
     let last = now - span(ttl);
     // In the order in which they died, so that no more than a step is looked at.
-    let may_go = |(_, died_at, is_referring): &&(i64, Millis, bool)| {
-        *died_at <= last && (elsewhere == Elsewhere::Take || !is_referring)
-    };
-    let mut purged = Purged::default();
-    for (n, ..) in found.iter().take_while(may_go) {
+    let old = found.into_iter().take_while(|(_, died_at, _)| *died_at <= last);
+    let may_go =
+        |(.., is_referring): &(i64, Millis, bool)| elsewhere == Elsewhere::Take || !is_referring;
+    let (old, left): (Vec<_>, Vec<_>) = old.partition(may_go);
+    let mut purged = Purged { n_left: left.len() as u64, ..Purged::default() };
+    for (n, ..) in old.into_iter().take(elsewhere.step(STEP)) {
         purged.n_jobs += 1;
-        purged.referring.extend(delete(tx, now, *n)?);
+        purged.referring.extend(delete(tx, now, n)?);
     }
     Ok(purged)
 }

@@ -11,6 +11,7 @@ mod leases;
 mod notes;
 mod outages;
 mod refusals;
+mod retention;
 mod strangers;
 
 use std::num::NonZeroUsize;

@@ -38,7 +38,9 @@ async fn jobs_that_were_stored_of_a_batch_that_was_refused_keep_their_bodies() {
     payloads.inline = INLINE;
     let url: QueueUrl = format!("{}?queue=jobs", server.url()).parse().unwrap();
     let plain = open(&url, OpenOptions::default()).await.unwrap();
-    let queue = claim::over(plain, payloads, Arc::new(SystemClock)).await.unwrap();
+    let queue = claim::over(plain, payloads, Duration::from_secs(86_400), Arc::new(SystemClock))
+        .await
+        .unwrap();
     limit_queues(&server, 3);
     let n_bodies = || std::fs::read_dir(folder.path().join("bodies")).unwrap().count();
     let (refused, n_jobs) = publish_until_refused(&queue, 60).await;

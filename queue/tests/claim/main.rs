@@ -40,7 +40,8 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("store");
         let plain = MemoryQueue::new(&behavior, OpenOptions::default());
-        let queue = over(&plain, &PayloadsUrl::File(folder.clone())).await;
+        let url = PayloadsUrl::File(folder.clone());
+        let queue = keeping_records(&plain, &url, behavior.result_ttl).await;
         Self { queue, plain, folder, _dir: dir }
     }
 
@@ -53,10 +54,15 @@ impl Site {
 
 /// The queue with its large bodies in this store.
 pub(crate) async fn over(plain: &MemoryQueue, url: &PayloadsUrl) -> Queue {
+    keeping_records(plain, url, Behavior::default().result_ttl).await
+}
+
+/// The same where the record that a job has gone on is kept for so long.
+async fn keeping_records(plain: &MemoryQueue, url: &PayloadsUrl, ttl: Duration) -> Queue {
     let mut payloads = Payloads::open(url).unwrap();
     payloads.inline = INLINE;
     payloads.largest = 1 << 20;
-    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
+    claim::over(Arc::new(plain.clone()), payloads, ttl, Arc::new(SystemClock)).await.unwrap()
 }
 
 /// A body of so many bytes, like no other.

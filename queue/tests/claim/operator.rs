@@ -102,8 +102,41 @@ async fn old_dead_letters_take_their_bodies_along() {
     site.queue.redrive(Some(&[id("put-back")])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
     // Who has the store deletes the bodies whatever is asked for.
-    let purged = site.queue.purge_old(Elsewhere::Stop).await.unwrap();
+    let purged = site.queue.purge_old(Elsewhere::Leave).await.unwrap();
     assert_eq!((purged.n_jobs, purged.referring.len()), (2, 0));
     assert_eq!(site.keys("bodies").len(), 2, "what has gone on, and what was put back");
     assert_eq!(take(&site.queue, 9).await[0].job.body, body(500));
+}
+
+#[tokio::test]
+async fn the_body_of_a_letter_outlives_it_where_nobody_knows_whether_it_has_gone_on() {
+    let (result_ttl, dead_ttl) = (Duration::from_millis(20), Some(Duration::from_millis(60)));
+    let site = Site::with(Behavior { dead_ttl, result_ttl, ..Behavior::default() }).await;
+    site.queue.publish(["gone-on", "purged"].map(|name| job(name, 500)).to_vec()).await.unwrap();
+    let rejects: Vec<_> =
+        take(&site.queue, 9).await.into_iter().map(|one| one.reject("lost")).collect();
+    site.queue.put(&JobResult::moved(id("gone-on"), "canary", Timestamp::now())).await.unwrap();
+    site.queue.settle(&rejects).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    assert!(!site.queue.has_gone_on(&id("gone-on")).await.unwrap(), "the record is forgotten");
+    assert_eq!(site.queue.purge(Some(&[id("purged")])).await.unwrap(), 1);
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    assert_eq!(site.queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 1);
+    assert_eq!(site.keys("bodies").len(), 2, "the other queue may need them");
+}
+
+#[tokio::test]
+async fn old_dead_letters_with_bodies_go_in_steps_that_end_in_time() {
+    let dead_ttl = Some(Duration::from_millis(1));
+    let site = Site::with(Behavior { dead_ttl, ..Behavior::default() }).await;
+    let jobs = (0..150).map(|number| job(&format!("job-{number}"), 500)).collect();
+    site.queue.publish(jobs).await.unwrap();
+    let rejects: Vec<_> =
+        take(&site.queue, 999).await.into_iter().map(|one| one.reject("bad")).collect();
+    site.queue.settle(&rejects).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    for expected in [64, 64, 22, 0] {
+        assert_eq!(site.queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, expected);
+    }
+    assert!(site.keys("bodies").is_empty());
 }

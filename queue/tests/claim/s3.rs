@@ -125,7 +125,14 @@ async fn queue_at(port: u16, plain: &MemoryQueue) -> Queue {
     let url = "s3://payloads/ebb/prod".parse().unwrap();
     let mut payloads = Payloads::open_with(&url, variables).unwrap();
     payloads.inline = INLINE;
-    claim::over(Arc::new(plain.clone()), payloads, Arc::new(SystemClock)).await.unwrap()
+    claim::over(
+        Arc::new(plain.clone()),
+        payloads,
+        Duration::from_secs(86_400),
+        Arc::new(SystemClock),
+    )
+    .await
+    .unwrap()
 }
 
 /// The port of a store that refuses what does not begin with this word.

@@ -164,7 +164,12 @@ promises! {
         an_old_dead_letter_leaves_nothing_behind
         who_follows_an_old_dead_letter_is_told
         bodies_that_lie_elsewhere_are_told_or_left_with_their_letters
-        the_record_that_a_job_has_gone_on_outlives_its_letter;
+        a_header_that_reads_like_a_reference_is_none
+        the_record_that_a_job_has_gone_on_outlives_its_letter
+        what_is_put_back_while_old_letters_go_keeps_its_body
+        what_is_put_back_while_old_letters_go_is_still_known
+        what_a_redrive_that_was_cut_off_put_back_keeps_its_body
+        what_a_redrive_that_was_cut_off_put_back_is_still_known;
     redrive:
         a_job_put_back_starts_at_its_first_attempt_with_its_history
         jobs_are_put_back_behind_what_was_published_in_the_order_they_died

@@ -1,8 +1,9 @@
 //! Dead letters may be kept for a while only; then they go with all that they left.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{Behavior, Elsewhere, JobId, JobResult, JobState, Queue, Settled};
+use ebb_queue::{Behavior, Elsewhere, Job, JobId, JobResult, JobState, Purged, Queue, Settled};
 
 use crate::fixture::{Fixture, publish, settle, soon};
 
@@ -87,19 +88,32 @@ pub async fn who_follows_an_old_dead_letter_is_told(fixture: &dyn Fixture) {
 
 pub async fn bodies_that_lie_elsewhere_are_told_or_left_with_their_letters(fixture: &dyn Fixture) {
     let queue = keeping(fixture).await;
-    die(fixture, &queue, &["whole"]).await;
-    publish(&queue, fixture.job("referring", &[("ebb-body-ref", "bodies/it")])).await;
-    fixture.kill(&queue, "bad").await;
+    for name in ["first", "second"] {
+        publish(&queue, fixture.job(name, &[("ebb-body-ref", "bodies/it")])).await;
+        fixture.kill(&queue, "bad").await;
+    }
     die(fixture, &queue, &["behind"]).await;
     fixture.assert_counts(&queue, [0, 0, 0, 3]).await;
     fixture.pass_by(ttl(fixture)).await;
-    let purged = queue.purge_old(Elsewhere::Stop).await.unwrap();
+    let purged = queue.purge_old(Elsewhere::Leave).await.unwrap();
     assert_eq!((purged.n_jobs, purged.referring.len()), (1, 0), "what has a body of its own");
+    assert_eq!(purged.n_left, 2);
     fixture.assert_counts(&queue, [0, 0, 0, 2]).await;
     let purged = queue.purge_old(Elsewhere::Take).await.unwrap();
     let told: Vec<_> = purged.referring.iter().map(|job| job.headers.body_ref.as_deref()).collect();
-    assert_eq!((purged.n_jobs, told), (2, vec![Some("bodies/it")]));
-    assert_eq!(purged.referring[0].id.as_str(), "referring");
+    assert_eq!((purged.n_jobs, told), (2, vec![Some("bodies/it"); 2]));
+    assert_eq!(purged.referring[0].id.as_str(), "first");
+}
+
+pub async fn a_header_that_reads_like_a_reference_is_none(fixture: &dyn Fixture) {
+    let queue = keeping(fixture).await;
+    let headers = [("ebb-key", "body_ref"), ("ebb-tenant", "\"body_ref\":")];
+    publish(&queue, fixture.job("a", &headers)).await;
+    fixture.kill(&queue, "bad").await;
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    let purged = queue.purge_old(Elsewhere::Leave).await.unwrap();
+    assert_eq!((purged.n_jobs, purged.n_left, purged.referring.len()), (1, 0, 0));
 }
 
 pub async fn the_record_that_a_job_has_gone_on_outlives_its_letter(fixture: &dyn Fixture) {
@@ -114,6 +128,100 @@ pub async fn the_record_that_a_job_has_gone_on_outlives_its_letter(fixture: &dyn
     let purged = queue.purge_old(Elsewhere::Take).await.unwrap();
     assert_eq!((purged.n_jobs, purged.referring.len()), (1, 0), "the other queue needs the body");
     assert!(queue.has_gone_on(&id).await.unwrap());
+}
+
+pub async fn what_is_put_back_while_old_letters_go_keeps_its_body(fixture: &dyn Fixture) {
+    for nth in 0..4 {
+        race(fixture, Duration::from_millis(nth)).await;
+    }
+}
+
+pub async fn what_is_put_back_while_old_letters_go_is_still_known(fixture: &dyn Fixture) {
+    for nth in 0..4 {
+        let (queue, back) = race(fixture, Duration::from_millis(nth)).await;
+        for job in back {
+            let again = publish(&queue, job.clone()).await;
+            assert!(again.duplicate, "{} is known", job.id);
+            let key = job.headers.key.as_deref().unwrap();
+            let other = publish(&queue, fixture.job("other", &[("ebb-key", key)])).await;
+            assert_eq!((other.duplicate, other.id), (true, job.id));
+        }
+    }
+}
+
+pub async fn what_a_redrive_that_was_cut_off_put_back_keeps_its_body(fixture: &dyn Fixture) {
+    for nth in 0..6 {
+        cut_off(fixture, Duration::from_millis(nth)).await;
+    }
+}
+
+pub async fn what_a_redrive_that_was_cut_off_put_back_is_still_known(fixture: &dyn Fixture) {
+    for nth in 0..6 {
+        let (queue, back) = cut_off(fixture, Duration::from_millis(nth)).await;
+        for job in back {
+            assert!(publish(&queue, job.clone()).await.duplicate, "{} is known", job.id);
+        }
+    }
+}
+
+/// Letters that are put back, from so long after others begin to delete them for their age; the queue, and
+/// the jobs that were put back and are taken.
+async fn race(fixture: &dyn Fixture, after: Duration) -> (Queue, Vec<Job>) {
+    let queue = with_old_letters(fixture).await;
+    let other = fixture.again("two").await;
+    let redriving = async {
+        tokio::time::sleep(after).await;
+        other.redrive(None).await.unwrap()
+    };
+    let (purged, n_redriven) = tokio::join!(queue.purge_old(Elsewhere::Take), redriving);
+    let purged = purged.unwrap();
+    let back = all_that_is_back(&queue, &purged).await;
+    assert_eq!(back.len() as u64, n_redriven);
+    let n_dead = LETTERS as u64 - n_redriven - purged.n_jobs;
+    fixture.assert_counts(&queue, [0, n_redriven, 0, n_dead]).await;
+    (queue, back)
+}
+
+/// The same where the redrive comes first, and is cut off so long after it began.
+async fn cut_off(fixture: &dyn Fixture, after: Duration) -> (Queue, Vec<Job>) {
+    let queue = with_old_letters(fixture).await;
+    let other = fixture.again("two").await;
+    tokio::time::timeout(after, other.redrive(None)).await.ok();
+    let purged = queue.purge_old(Elsewhere::Take).await.unwrap();
+    let back = all_that_is_back(&queue, &purged).await;
+    (queue, back)
+}
+
+const LETTERS: usize = 12;
+
+/// A queue with dead letters that are too old, each with a key, and a body that lies elsewhere.
+async fn with_old_letters(fixture: &dyn Fixture) -> Queue {
+    let queue = keeping(fixture).await;
+    for nth in 0..LETTERS {
+        let (name, key) = (format!("job-{nth}"), format!("key-{nth}"));
+        let headers = [("ebb-key", &*key), ("ebb-body-ref", "bodies/it")];
+        publish(&queue, fixture.job(&name, &headers)).await;
+        fixture.kill(&queue, "bad").await;
+    }
+    fixture.assert_counts(&queue, [0, 0, 0, LETTERS as u64]).await;
+    fixture.pass_by(ttl(fixture)).await;
+    queue
+}
+
+/// The jobs that are ready, none of which was purged.
+async fn all_that_is_back(queue: &Queue, purged: &Purged) -> Vec<Job> {
+    let (all, mut back) = (NonZeroUsize::new(LETTERS).unwrap(), Vec::new());
+    loop {
+        let taken = queue.receive(all, Duration::from_millis(300)).await.unwrap();
+        if taken.is_empty() {
+            break;
+        }
+        back.extend(taken.into_iter().map(|delivery| delivery.job.clone()));
+    }
+    for job in &back {
+        assert!(purged.referring.iter().all(|one| one.id != job.id), "{} has its body", job.id);
+    }
+    back
 }
 
 /// A queue that keeps its dead letters for a while only.
@@ -138,7 +246,7 @@ fn ttl(fixture: &dyn Fixture) -> Duration {
 async fn purge_old(queue: &Queue) -> u64 {
     let mut n_purged = 0;
     loop {
-        let purged = queue.purge_old(Elsewhere::Stop).await.unwrap();
+        let purged = queue.purge_old(Elsewhere::Leave).await.unwrap();
         assert!(purged.referring.is_empty());
         if purged.n_jobs == 0 {
             return n_purged;

@@ -12,6 +12,7 @@ mod marks;
 mod order;
 mod outage;
 mod purge;
+mod retention;
 mod strangers;
 mod topology;
 mod welcome;

@@ -2,6 +2,7 @@
 -- published, deadline, due, key, cost; what is missing is empty.
 local FIELDS = 8
 local LONG = 65536 -- to read less than this for its headers takes no time
+local SHORT = 4096 -- headers up to this are worth being kept twice
 
 local function sketch(nth)
   local whole_job, lane, published, deadline, due, name, cost = unpack(ARGV, nth + 1, nth + 7)
@@ -38,7 +39,10 @@ end
 
 local function admit(one, at)
   local id, job = one.id, one.job
-  if #one.text > LONG then job.q = string.match(one.text, '^[^\n]*') end
+  if #one.text > LONG then
+    local ending = string.find(one.text, '\n', 1, true)
+    if ending and ending <= SHORT then job.q = string.sub(one.text, 1, ending - 1) end
+  end
   place(job, at)
   set('jobs', id, one.text)
   if job.k then set('keys', job.k, id) end

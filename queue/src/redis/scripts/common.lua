@@ -409,6 +409,9 @@ local function headers_of(id, job)
   return job.q or string.match(redis.call('HGET', key('jobs'), id) or '', '^[^\n]*')
 end
 
+-- Whether the body of a job with these headers lies elsewhere: the name of a field, and no value.
+local function refers(headers) return string.find(headers, '"body_ref":', 1, true) end
+
 -- Forgets what the attempts of a job left behind, but for an answer and for the record that it has gone on;
 -- says whether it has.
 local function leave_nothing(id)

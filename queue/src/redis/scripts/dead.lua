@@ -1,10 +1,10 @@
 -- ARGV: time, result_ttl, key_ttl, what to do (list, show, redrive, purge, old), then for list: the rank below
 -- which to go on or empty, how many; for redrive and purge of all: `all`, the rank after which to go on,
 -- the last rank or empty; for show, redrive and purge of some: `named`, ids; for old, which deletes the
--- oldest: of what age, and whether to `stop` before one whose body lies elsewhere, or to `take` it.
+-- oldest: of what age, whether to `leave` one whose body lies elsewhere, or to `take` it, and how many.
 -- Answers {whether to ask again at once, letters or number, of old {number, jobs whose bodies lie elsewhere
--- and are of use to no other queue}, rank to go on from or -1, last rank, replies
--- that are owed}.
+-- and are of use to no other queue, how many were left}, rank to go on from or -1, last rank, replies that
+-- are owed}.
 local STEP = 500
 local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1, owed } end
@@ -30,26 +30,29 @@ if verb == 'list' then
 end
 if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1, owed } end
 
-local function purge_old(age, elsewhere)
-  local taken, referring = {}, {}
+local function purge_old(age, elsewhere, most)
+  local taken, referring, n_left = {}, {}, 0
   -- In the order in which they died, so that no more than a step is looked at.
   local oldest = redis.call('ZRANGE', key('dead'), 0, STEP - 1)
   for nth, job in ipairs(load_jobs(oldest)) do
     local id = oldest[nth]
-    if not job or job.z > now - age then break end
-    local is_referring = string.find(headers_of(id, job), '"body_ref"', 1, true)
-    if is_referring and elsewhere == 'stop' then break end
-    taken[nth] = id
-    if not leave_nothing(id) and is_referring then
-      referring[#referring + 1] = referring_job(id, job)
+    if not job or job.z > now - age or #taken == most then break end
+    local is_referring = refers(headers_of(id, job))
+    if is_referring and elsewhere == 'leave' then
+      n_left = n_left + 1
+    else
+      taken[#taken + 1] = id
+      if not leave_nothing(id) and is_referring then
+        referring[#referring + 1] = referring_job(id, job)
+      end
+      forget(id, job)
     end
-    forget(id, job)
   end
   flush()
   tell_answers(taken)
-  return { 0, { #taken, referring }, -1, -1, owed }
+  return { 0, { #taken, referring, n_left }, -1, -1, owed }
 end
-if verb == 'old' then return purge_old(tonumber(ARGV[5]), ARGV[6]) end
+if verb == 'old' then return purge_old(tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])) end
 
 local ids, rest, last = {}, -1, -1
 if ARGV[5] == 'all' then

@@ -46,7 +46,7 @@ for nth, job in ipairs(load_jobs(ids)) do
   else
     taken[#taken + 1] = id
     local is_elsewhere = leave_nothing(id)
-    if not is_elsewhere and string.find(headers_of(id, job), '"body_ref"', 1, true) then
+    if not is_elsewhere and refers(headers_of(id, job)) then
       referring[#referring + 1] = referring_job(id, job)
     end
     forget(id, job)
