@@ -28,6 +28,8 @@ pub(super) struct Engine<F: Forward> {
     limits: Limits,
     kept: HashMap<u64, Kept<F::Cache>>,
     n_turns: u64,
+    /// Set while a turn is under way: if the next one finds it, a panic came between.
+    is_broken: bool,
 }
 
 /// Keys and values of a sequence between two turns.
@@ -62,7 +64,8 @@ struct Growing<C> {
 impl<F: Forward> Engine<F> {
     /// Sequences may have fewer tokens than `limits` says where more of one do not fit.
     pub(super) fn new(forward: F, limits: Limits) -> Self {
-        let mut engine = Self { forward, limits, kept: HashMap::new(), n_turns: 0 };
+        let mut engine =
+            Self { forward, limits, kept: HashMap::new(), n_turns: 0, is_broken: false };
         engine.bound(limits);
         engine
     }
@@ -88,8 +91,13 @@ impl<F: Forward> Engine<F> {
         is_over: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<Result<Turn, ItemError>>, InferError> {
         self.n_turns += 1;
+        if std::mem::replace(&mut self.is_broken, true) {
+            self.kept.clear();
+        }
         let mut places = self.enter(batch);
-        if let Err(error) = self.grow(&mut places, is_over) {
+        let grown = self.grow(&mut places, is_over);
+        self.is_broken = false;
+        if let Err(error) = grown {
             self.kept.clear();
             return Err(error);
         }

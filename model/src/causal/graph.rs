@@ -290,7 +290,29 @@ impl Forward for Graph {
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
         let device = self.device.clone();
-        guarded(|| self.run(feeds), || device.memory_cleanup())
+        // Also where it panics: what the tables hold is known again only once all went well.
+        let mut attempt = Attempt { graph: self, is_sound: false };
+        let found = guarded(|| attempt.graph.run(feeds), || ());
+        attempt.is_sound = found.is_ok();
+        drop(attempt);
+        if found.is_err() {
+            device.memory_cleanup();
+        }
+        found
+    }
+}
+
+/// A pass that leaves no tables behind where it does not come to its end.
+struct Attempt<'a> {
+    graph: &'a mut Graph,
+    is_sound: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.is_sound {
+            self.graph.pool.reset();
+        }
     }
 }
 
