@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use rayon::prelude::*;
+
 use super::forward::{Feed, Forward};
 use super::turn::{Ended, Sequence, Turn};
 use super::{plan, sampler};
@@ -274,11 +276,17 @@ impl<F: Forward> Engine<F> {
             feeds.push(Feed { cache: &mut one.cache, tokens, wants });
         }
         let mut logits = self.forward.forward(&mut feeds)?;
-        let mut rows = logits.chunks_exact_mut(self.limits.vocabulary);
-        for one in growing.iter_mut().filter(|one| one.n_read == one.sequence.tokens.len()) {
-            let missing =
-                || InferError::Device("the logits of a sequence did not come back".into());
-            one.take(rows.next().ok_or_else(missing)?, self.limits.positions);
+        let mut wanted: Vec<&mut &mut Growing<_>> = growing.iter_mut().collect();
+        wanted.retain(|one| one.n_read == one.sequence.tokens.len());
+        let rows = logits.chunks_exact_mut(self.limits.vocabulary);
+        if rows.len() < wanted.len() {
+            return Err(InferError::Device("the logits of a sequence did not come back".into()));
+        }
+        // What a cache is made of may stay on this thread; the choice is of the rows alone.
+        let rows: Vec<_> = rows.zip(wanted.iter().map(|one| &one.sequence)).collect();
+        let chosen: Vec<Option<u32>> = rows.into_par_iter().map(choose).collect();
+        for (one, token) in wanted.into_iter().zip(chosen) {
+            one.take(token, self.limits.positions);
         }
         Ok(())
     }
@@ -320,16 +328,20 @@ impl<C> Kept<C> {
     }
 }
 
+/// The token behind those of a sequence, unless the logits are spoilt.
+fn choose((logits, sequence): (&mut [f32], &Sequence)) -> Option<u32> {
+    logits.iter().all(|x| x.is_finite()).then(|| sampler::choose(logits, sequence))
+}
+
 impl<C> Growing<C> {
-    /// Gains a token, or ends, by the logits behind its last token.
-    fn take(&mut self, logits: &mut [f32], positions: usize) {
-        if !logits.iter().all(|x| x.is_finite()) {
+    /// Gains a token, or ends; there is none where the logits behind its last token are spoilt.
+    fn take(&mut self, token: Option<u32>, positions: usize) {
+        let Some(token) = token else {
             let message = "output is not finite; the weights do not suit this input";
             self.end = Some(Err(ItemError::new(message)));
             return;
-        }
+        };
         let sequence = &mut self.sequence;
-        let token = sampler::choose(logits, sequence);
         if sequence.ends.contains(&token) {
             self.end = Some(Ok(Ended::Stop));
             return;
