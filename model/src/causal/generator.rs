@@ -28,8 +28,9 @@ const PASS_TOKENS: usize = 256;
 ///   same tokens again. Where they are lost it reads again, and goes on to the same end.
 /// - A turn lasts until its time has passed, one pass at least: each pass reads the last token of every
 ///   sequence that has read all others, and a piece of the prompts that are being read.
-/// - Keys and values have a budget of bytes. A sequence that does not fit beside those before it in the
-///   batch gains nothing and waits; the first of a batch always fits.
+/// - Keys and values have a budget of bytes. A sequence that does not fit beside those that came before
+///   it, in this batch or another, gains nothing and waits; whoever came first of all always fits.
+///   Whoever was in no batch for long keeps nobody from room.
 pub struct Generator {
     way: Way,
     turn: Duration,
