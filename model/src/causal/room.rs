@@ -1,6 +1,5 @@
 //! How many tokens fit in a budget of keys and values, before the weights of a model are read.
 
-use super::config::Config;
 use super::graph::Graph;
 use super::packed::Packed;
 use super::{Settings, plan};
@@ -33,15 +32,11 @@ pub fn positions(
         }
         DeviceChoice::Cuda(_, dtype) => Graph::bytes(config, dtype.unwrap_or(Dtype::F16), n_tokens),
     };
-    match least_bytes(config, &bytes) {
-        least if cache_bytes < least => Err(LoadError::Room { found: cache_bytes, least }),
-        _ => Ok(plan::most_tokens(config.positions, cache_bytes, bytes)),
+    let least = bytes(least_tokens(config.positions));
+    if cache_bytes < least {
+        return Err(LoadError::Room { found: cache_bytes, least });
     }
-}
-
-/// The fewest bytes of keys and values with which a model is of use, given how many some tokens take.
-fn least_bytes(config: &Config, bytes: impl Fn(usize) -> u64) -> u64 {
-    bytes(least_tokens(config.positions))
+    Ok(plan::most_tokens(config.positions, cache_bytes, bytes))
 }
 
 /// How many tokens of a sequence have to fit, of a model with so many positions.
