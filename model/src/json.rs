@@ -41,6 +41,11 @@ impl Fields {
         Ok(Self { path: path.to_owned(), map: Map::new() })
     }
 
+    /// Whether a field stands there, be it `null`: without it the class of a model has a value of its own.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// A text; `names` are those that the field has in one model or another.
     pub(crate) fn text(&self, names: &[&str]) -> Result<Option<&str>, LoadError> {
         self.take(names, "it must be a text", Value::as_str)

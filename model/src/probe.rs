@@ -88,7 +88,8 @@ impl Probe {
     fn failed(&self, why: &str) -> InferError {
         InferError::Device(format!(
             "self-test on {}: {why}; compare the model's files with where they came from (ebb model \
-             info has their hashes), and try it with --dtype f32 or on another device",
+             info has their hashes), and try it with --dtype f32, or bf16 for what f16 is too narrow \
+             for, or on another device",
             self.device
         ))
     }

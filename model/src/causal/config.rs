@@ -74,6 +74,12 @@ const MOST_LAYERS: usize = 1 << 12;
 /// Most of a factor or base of the rotary positions.
 const MOST_ROPE: f64 = 1e12;
 
+/// The window of attention where a file does not speak of it, as transformers' classes have it; `null`
+/// is none.
+const CLASS_WINDOW: usize = 4096;
+/// Layers without a window, the same.
+const CLASS_FULL: usize = 28;
+
 impl Member {
     fn of(model_type: &str) -> Option<Self> {
         match model_type {
@@ -308,7 +314,11 @@ fn head_width(
 /// Tokens that a sequence may have: all positions, or those within the window of attention.
 fn positions(fields: &Fields, member: Member, layers: usize) -> Result<usize, LoadError> {
     let positions = fields.required_size(&["max_position_embeddings"], 1..=MOST)?;
-    let window = fields.size(&["sliding_window"], 1..=MOST)?;
+    let name = "sliding_window";
+    let window = match fields.says(name) {
+        true => fields.size(&[name], 1..=MOST)?,
+        false => Some(CLASS_WINDOW),
+    };
     let kinds = fields.texts("layer_types")?;
     let is_known = |kind: &&&str| ["full_attention", "sliding_attention"].contains(*kind);
     if let Some(other) = kinds.iter().find(|kind| !is_known(kind)) {
@@ -320,7 +330,7 @@ fn positions(fields: &Fields, member: Member, layers: usize) -> Result<usize, Lo
         Member::Mistral => kinds.is_empty() || kinds.contains(&"sliding_attention"),
         Member::Qwen2 | Member::Qwen3 if !kinds.is_empty() => kinds.contains(&"sliding_attention"),
         Member::Qwen2 | Member::Qwen3 => {
-            let full = fields.size(&["max_window_layers"], 0..=MOST)?.unwrap_or(0);
+            let full = fields.size(&["max_window_layers"], 0..=MOST)?.unwrap_or(CLASS_FULL);
             fields.flag("use_sliding_window")? && full < layers
         }
     };
@@ -397,10 +407,24 @@ mod tests {
         assert_eq!(window("mistral", json!({"sliding_window": 4096})), 128);
         assert_eq!(window("mistral", json!({"sliding_window": null})), 128);
         assert_eq!(window("llama", json!({"sliding_window": 32})), 128);
+        // What the file does not speak of is as transformers' class has it.
+        let long = |more: Value| {
+            let mut config = json!({"max_position_embeddings": 32_768});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            config
+        };
+        assert_eq!(window("mistral", long(json!({}))), 4096);
+        assert_eq!(window("mistral", long(json!({"sliding_window": null}))), 32_768);
+        assert_eq!(window("qwen2", long(json!({}))), 32_768);
+        let used = json!({"use_sliding_window": true, "max_window_layers": 1});
+        assert_eq!(window("qwen2", long(used)), 4096);
         for model_type in ["qwen2", "qwen3"] {
             let check = |more: Value, expected| assert_eq!(window(model_type, more), expected);
             check(json!({"sliding_window": 32}), 128);
-            check(json!({"sliding_window": 32, "use_sliding_window": true}), 32);
+            let all = json!({
+                "sliding_window": 32, "use_sliding_window": true, "max_window_layers": 0,
+            });
+            check(all, 32);
             let above = json!({
                 "sliding_window": 32, "use_sliding_window": true, "max_window_layers": 2,
             });

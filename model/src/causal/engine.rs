@@ -1,6 +1,8 @@
 //! What a generator does in a turn, on any device. The clock stands outside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
 
 use super::forward::{Feed, Forward};
 use super::turn::{Ended, Sequence, Turn};
@@ -9,6 +11,10 @@ use crate::{InferError, ItemError};
 
 /// Tokens that a sequence may gain in one turn: it has room for so many from the beginning.
 const MOST_NEW: usize = 64;
+
+/// Turns after which a sequence that was in none of them is taken to be gone: what is kept for it no
+/// longer keeps others from their room. More turns than others have between two of the same batch.
+const MOST_AWAY: u64 = 256;
 
 /// What bounds a generator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +33,13 @@ pub(super) struct Engine<F: Forward> {
     pub(super) forward: F,
     limits: Limits,
     kept: HashMap<u64, Kept<F::Cache>>,
+    /// Sequences of late that have not ended.
+    seen: HashMap<u64, Seen>,
     n_turns: u64,
+    /// How many sequences came.
+    n_seen: u64,
+    /// Set while a turn is under way: if the next one finds it, a panic came between.
+    is_broken: bool,
 }
 
 /// Keys and values of a sequence between two turns.
@@ -35,7 +47,14 @@ struct Kept<C> {
     cache: C,
     /// The tokens that were read: what goes on otherwise begins anew.
     read: Vec<u32>,
-    /// The turn in which it was last used.
+}
+
+/// When a sequence was there.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Its place in the order in which they came.
+    since: u64,
+    /// The last turn.
     turn: u64,
 }
 
@@ -62,7 +81,15 @@ struct Growing<C> {
 impl<F: Forward> Engine<F> {
     /// Sequences may have fewer tokens than `limits` says where more of one do not fit.
     pub(super) fn new(forward: F, limits: Limits) -> Self {
-        let mut engine = Self { forward, limits, kept: HashMap::new(), n_turns: 0 };
+        let mut engine = Self {
+            forward,
+            limits,
+            kept: HashMap::new(),
+            seen: HashMap::new(),
+            n_turns: 0,
+            n_seen: 0,
+            is_broken: false,
+        };
         engine.bound(limits);
         engine
     }
@@ -88,8 +115,13 @@ impl<F: Forward> Engine<F> {
         is_over: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<Result<Turn, ItemError>>, InferError> {
         self.n_turns += 1;
+        if std::mem::replace(&mut self.is_broken, true) {
+            self.kept.clear();
+        }
         let mut places = self.enter(batch);
-        if let Err(error) = self.grow(&mut places, is_over) {
+        let grown = self.grow(&mut places, is_over);
+        self.is_broken = false;
+        if let Err(error) = grown {
             self.kept.clear();
             return Err(error);
         }
@@ -99,17 +131,15 @@ impl<F: Forward> Engine<F> {
 
     /// Takes what is kept of the sequences that are to grow, and makes room for them.
     fn enter(&mut self, batch: &[Sequence]) -> Vec<Place<F::Cache>> {
+        self.note(batch);
         let mut places: Vec<_> = batch.iter().map(|sequence| self.refused(sequence)).collect();
-        let is_open = |place: &usize| places[*place].is_none();
-        let open: Vec<usize> = (0..batch.len()).filter(is_open).collect();
-        let needs: Vec<u64> = open.iter().map(|place| self.need(&batch[*place])).collect();
-        let rooms = plan::rooms(&needs, self.limits.cache_bytes);
-        let mut taken = 0u64;
-        for ((place, need), has_room) in open.iter().zip(&needs).zip(rooms) {
-            if has_room {
-                taken = taken.saturating_add(*need);
-            } else {
-                places[*place] = Some(Place::Waits);
+        let open = batch.iter().zip(&places).filter(|(_, place)| place.is_none());
+        let needs: HashMap<u64, u64> = open.map(|(it, _)| (it.key, self.need(it))).collect();
+        let growing = self.growing_keys(&needs);
+        let taken = growing.iter().fold(0u64, |sum, key| sum.saturating_add(needs[key]));
+        for (place, sequence) in places.iter_mut().zip(batch) {
+            if place.is_none() && !growing.contains(&sequence.key) {
+                *place = Some(Place::Waits);
             }
         }
         // What is kept of those that wait stays where it is, as far as there is room.
@@ -123,6 +153,34 @@ impl<F: Forward> Engine<F> {
             place.unwrap_or_else(|| Place::Grows(self.growing(sequence, kept)))
         };
         places.into_iter().zip(batch).zip(kept).map(grows).collect()
+    }
+
+    /// Who grows in this turn, of those that want to and need so many bytes.
+    fn growing_keys(&mut self, needs: &HashMap<u64, u64>) -> HashSet<u64> {
+        let n_turns = self.n_turns;
+        self.seen.retain(|_, seen| n_turns - seen.turn <= MOST_AWAY);
+        let mut order = Vec::with_capacity(self.seen.len());
+        for (key, seen) in &self.seen {
+            let kept = self.kept.get(key).map(|kept| self.forward.cache_bytes(kept.read.len()));
+            let claim = plan::Claim { need: needs.get(key).copied(), kept: kept.unwrap_or(0) };
+            // Of what is neither kept nor to grow nobody has to make room.
+            if claim.need.is_some() || kept.is_some() {
+                order.push((seen.since, *key, claim));
+            }
+        }
+        order.sort_unstable_by_key(|(since, ..)| *since);
+        let claims: Vec<plan::Claim> = order.iter().map(|(.., claim)| *claim).collect();
+        let rooms = plan::rooms(&claims, self.limits.cache_bytes);
+        order.into_iter().zip(rooms).filter(|(_, has)| *has).map(|((_, key, _), _)| key).collect()
+    }
+
+    /// Notes that these are there in this turn, in their order.
+    fn note(&mut self, batch: &[Sequence]) {
+        for sequence in batch {
+            let seen = Seen { since: self.n_seen, turn: self.n_turns };
+            self.seen.entry(sequence.key).or_insert(seen).turn = self.n_turns;
+            self.n_seen += 1;
+        }
     }
 
     /// What a sequence is told that does not grow at all.
@@ -144,6 +202,11 @@ impl<F: Forward> Engine<F> {
             ));
         }
         let ended = Some(Ended::Length);
+        if *n_prompt == positions && tokens.len() == *n_prompt && *max_new > 0 {
+            return error(format!(
+                "prompt has {n_prompt} tokens, all that this worker takes with the answer; shorten it"
+            ));
+        }
         let is_long = tokens.len() - n_prompt >= *max_new || tokens.len() >= positions;
         is_long.then_some(Place::Told(Ok(Turn { ended, ..Turn::default() })))
     }
@@ -154,12 +217,14 @@ impl<F: Forward> Engine<F> {
         self.forward.cache_bytes((sequence.tokens.len() + MOST_NEW).min(most))
     }
 
-    /// Drops what is kept until it is at most so much, beginning with what was not used for longest.
+    /// Drops what is kept until it is at most so much: first what is of no late turn, then that of
+    /// whoever came last.
     fn make_room(&mut self, budget: u64) {
         let mut kept = Vec::with_capacity(self.kept.len());
         let mut keys = Vec::with_capacity(self.kept.len());
         for (key, one) in &self.kept {
-            kept.push((one.turn, self.forward.cache_bytes(one.read.len())));
+            let rank = self.seen.get(key).map_or(0, |seen| u64::MAX - seen.since);
+            kept.push((rank, self.forward.cache_bytes(one.read.len())));
             keys.push(*key);
         }
         for place in plan::dropped(&kept, budget) {
@@ -211,17 +276,31 @@ impl<F: Forward> Engine<F> {
             feeds.push(Feed { cache: &mut one.cache, tokens, wants });
         }
         let mut logits = self.forward.forward(&mut feeds)?;
-        let mut rows = logits.chunks_exact_mut(self.limits.vocabulary);
-        for one in growing.iter_mut().filter(|one| one.n_read == one.sequence.tokens.len()) {
-            let missing =
-                || InferError::Device("the logits of a sequence did not come back".into());
-            one.take(rows.next().ok_or_else(missing)?, self.limits.positions);
+        let mut wanted: Vec<&mut &mut Growing<_>> = growing.iter_mut().collect();
+        wanted.retain(|one| one.n_read == one.sequence.tokens.len());
+        let rows = logits.chunks_exact_mut(self.limits.vocabulary);
+        if rows.len() < wanted.len() {
+            return Err(InferError::Device("the logits of a sequence did not come back".into()));
+        }
+        // What a cache is made of may stay on this thread; the choice is of the rows alone.
+        let rows: Vec<_> = rows.zip(wanted.iter().map(|one| &one.sequence)).collect();
+        let chosen: Vec<Option<u32>> = rows.into_par_iter().map(choose).collect();
+        for (one, token) in wanted.into_iter().zip(chosen) {
+            one.take(token, self.limits.positions);
         }
         Ok(())
     }
 
     /// What a sequence gained; what it has read is kept where it goes on.
     fn leave(&mut self, place: Place<F::Cache>, of: &Sequence) -> Result<Turn, ItemError> {
+        let has_ended = match &place {
+            Place::Told(_) => true,
+            Place::Waits => false,
+            Place::Grows(growing) => growing.end.is_some(),
+        };
+        if has_ended {
+            self.seen.remove(&of.key);
+        }
         let Growing { mut sequence, cache, n_read, n_before, end } = match place {
             Place::Told(told) => return told,
             Place::Waits => {
@@ -235,8 +314,7 @@ impl<F: Forward> Engine<F> {
         let tokens = sequence.tokens[n_before..].to_vec();
         if ended.is_none() {
             sequence.tokens.truncate(n_read);
-            let kept = Kept { cache, read: sequence.tokens, turn: self.n_turns };
-            self.kept.insert(sequence.key, kept);
+            self.kept.insert(sequence.key, Kept { cache, read: sequence.tokens });
         }
         Ok(Turn { tokens, ended, n_read })
     }
@@ -250,16 +328,20 @@ impl<C> Kept<C> {
     }
 }
 
+/// The token behind those of a sequence, unless the logits are spoilt.
+fn choose((logits, sequence): (&mut [f32], &Sequence)) -> Option<u32> {
+    logits.iter().all(|x| x.is_finite()).then(|| sampler::choose(logits, sequence))
+}
+
 impl<C> Growing<C> {
-    /// Gains a token, or ends, by the logits behind its last token.
-    fn take(&mut self, logits: &mut [f32], positions: usize) {
-        if !logits.iter().all(|x| x.is_finite()) {
+    /// Gains a token, or ends; there is none where the logits behind its last token are spoilt.
+    fn take(&mut self, token: Option<u32>, positions: usize) {
+        let Some(token) = token else {
             let message = "output is not finite; the weights do not suit this input";
             self.end = Some(Err(ItemError::new(message)));
             return;
-        }
+        };
         let sequence = &mut self.sequence;
-        let token = sampler::choose(logits, sequence);
         if sequence.ends.contains(&token) {
             self.end = Some(Ok(Ended::Stop));
             return;

@@ -142,6 +142,7 @@ fn what_is_no_prompt_fails_alone_and_says_why() {
     let bad = [
         (sequence(3, &[], 9), "prompt is empty"),
         (sequence(4, &[1; 51], 9), "prompt has 51 tokens; this worker takes at most 50"),
+        (sequence(7, &[1; 50], 9), "prompt has 50 tokens, all that this worker takes"),
         (sequence(5, &[1, 13], 9), "prompt has token 13; the model knows 13"),
         (sequence(6, &spoilt, 9), "output is not finite"),
     ];
@@ -149,7 +150,7 @@ fn what_is_no_prompt_fails_alone_and_says_why() {
     batch.extend(bad.iter().map(|(sequence, _)| sequence.clone()));
     batch.push(good[1].clone());
     let mut turns = engine.turn(&batch, &mut || false).unwrap();
-    for (found, (_, says)) in turns.drain(1..5).zip(&bad) {
+    for (found, (_, says)) in turns.drain(1..6).zip(&bad) {
         let error = found.unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
@@ -191,7 +192,7 @@ fn a_budget_bounds_the_tokens_of_a_sequence() {
 fn a_sequence_that_has_all_it_may_have_ends_without_a_pass() {
     let mut engine = engine(10, 64, 100);
     engine.forward.fails = true;
-    for sequence in [sequence(1, &[1; 10], 5), sequence(2, &[1], 0)] {
+    for sequence in [sequence(1, &[1; 10], 0), sequence(2, &[1], 0)] {
         let turns = turn(&mut engine, &[sequence], 1);
         assert_eq!(turns, [Turn { ended: Some(Ended::Length), ..Turn::default() }]);
     }
@@ -222,6 +223,44 @@ fn a_turn_that_was_lost_is_made_again_with_the_same_tokens() {
         let found = turn(&mut engine, &[one.clone()], n_passes);
         assert_eq!(lost, found);
         one.tokens.extend(&found[0].tokens);
+    }
+}
+
+#[test]
+fn two_batches_that_take_turns_come_to_their_ends_where_only_one_has_room() {
+    let mut engine = engine(1000, 64, 60);
+    let mut running =
+        [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 20], 40) });
+    let expected = running.clone().map(|sequence| alone(&sequence, 60));
+    let mut ended = [false; 2];
+    for n_turn in 0.. {
+        assert!(n_turn < 400, "they do not end: {running:?}");
+        let set = n_turn % 2;
+        if ended == [true; 2] {
+            break;
+        }
+        if ended[set] {
+            continue;
+        }
+        let found = turn(&mut engine, &running[set..=set], 1).swap_remove(0);
+        running[set].tokens.extend(&found.tokens);
+        ended[set] = found.ended.is_some();
+    }
+    for (sequence, (tokens, _)) in running.into_iter().zip(expected) {
+        assert_eq!(sequence.tokens, tokens);
+    }
+}
+
+#[test]
+fn what_is_kept_for_a_sequence_that_never_comes_back_gives_way() {
+    let mut engine = engine(1000, 64, 60);
+    let [gone, mut next] =
+        [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
+    turn(&mut engine, &[gone], 1);
+    for n_turn in 0..=MOST_AWAY {
+        let found = turn(&mut engine, &[next.clone()], 1).swap_remove(0);
+        next.tokens.extend(&found.tokens);
+        assert_eq!(found.tokens.len(), usize::from(n_turn == MOST_AWAY), "turn {n_turn}");
     }
 }
 

@@ -20,21 +20,35 @@ pub(super) fn shares(unread: &[usize], budget: usize) -> Vec<usize> {
     unread.iter().map(share).collect()
 }
 
-/// Which sequences of a batch have room, given what each will need by the end of the turn: in order,
-/// whoever fits beside those before it. The first always does.
-pub(super) fn rooms(needs: &[u64], budget: u64) -> Vec<bool> {
-    let mut taken = 0u64;
-    let has_room = |(place, need): (usize, &u64)| {
-        let sum = taken.saturating_add(*need);
-        let fits = place == 0 || sum <= budget;
-        taken = if fits { sum } else { taken };
-        fits
-    };
-    needs.iter().enumerate().map(has_room).collect()
+/// What a sequence has of the memory, or wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// Bytes by the end of the turn, of a sequence that is to grow in it.
+    pub(super) need: Option<u64>,
+    /// Bytes that are kept for it.
+    pub(super) kept: u64,
 }
 
-/// Which of what is kept for sequences outside of the batch has to go, so that what is kept is at most
-/// `budget`: of `(when it was last used, bytes)`, the oldest first. Says their places.
+/// Which sequences have room, those of other batches among them, given who came first: in order,
+/// whoever fits beside those before it. The first always does. Whoever waits keeps what it has, as
+/// long as that fits, and nobody who came later gets it.
+///
+/// So two batches that take turns do not throw each other's keys and values away for ever: of any
+/// two, the later waits.
+pub(super) fn rooms(claims: &[Claim], budget: u64) -> Vec<bool> {
+    let mut taken = 0u64;
+    let has_room = |(place, claim): (usize, &Claim)| {
+        let fits = |bytes: &u64| place == 0 || taken.saturating_add(*bytes) <= budget;
+        let need = claim.need.filter(fits);
+        let kept = Some(claim.kept).filter(fits);
+        taken = taken.saturating_add(need.or(kept).unwrap_or(0));
+        need.is_some()
+    };
+    claims.iter().enumerate().map(has_room).collect()
+}
+
+/// Which of what is kept for sequences that do not grow has to go, so that what is kept is at most
+/// `budget`: of `(rank, bytes)`, the lowest rank first. Says their places.
 pub(super) fn dropped(kept: &[(u64, u64)], budget: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..kept.len()).collect();
     order.sort_by_key(|place| kept[*place].0);
@@ -74,15 +88,30 @@ mod tests {
         assert_eq!(shares(&[], 512), [0; 0]);
     }
 
-    #[test]
-    fn whoever_does_not_fit_waits_and_lets_others_pass() {
-        assert_eq!(rooms(&[50, 60, 40, 20, 10], 100), [true, false, true, false, true]);
-        assert_eq!(rooms(&[500, 1], 100), [true, false]);
-        assert_eq!(rooms(&[u64::MAX, u64::MAX], u64::MAX), [true, true]);
+    fn need(bytes: u64) -> Claim {
+        Claim { need: Some(bytes), kept: 0 }
     }
 
     #[test]
-    fn what_was_not_used_for_longest_goes_first() {
+    fn whoever_does_not_fit_waits_and_lets_others_pass() {
+        let found = rooms(&[50, 60, 40, 20, 10].map(need), 100);
+        assert_eq!(found, [true, false, true, false, true]);
+        assert_eq!(rooms(&[500, 1].map(need), 100), [true, false]);
+        assert_eq!(rooms(&[u64::MAX, u64::MAX].map(need), u64::MAX), [true, true]);
+    }
+
+    #[test]
+    fn what_is_kept_for_another_batch_stays_where_it_came_first() {
+        let kept = |bytes| Claim { need: None, kept: bytes };
+        assert_eq!(rooms(&[kept(60), need(50), need(40)], 100), [false, false, true]);
+        assert_eq!(rooms(&[need(50), kept(60), need(50)], 100), [true, false, true]);
+        // Who waits keeps what it has.
+        let waits = Claim { need: Some(60), kept: 40 };
+        assert_eq!(rooms(&[need(50), waits, need(20), need(10)], 100), [true, false, false, true]);
+    }
+
+    #[test]
+    fn what_has_the_lowest_rank_goes_first() {
         assert_eq!(dropped(&[(3, 10), (1, 10), (2, 10)], 15), [1, 2]);
         assert_eq!(dropped(&[(3, 10), (1, 10)], 20), [0; 0]);
         assert_eq!(dropped(&[(3, 10), (1, 10)], 0), [1, 0]);
@@ -120,7 +149,8 @@ mod tests {
         fn rooms_keep_the_budget_and_are_given_to_all_who_fit(
             needs in proptest::collection::vec(0u64..100, 1..20), budget in 0u64..300,
         ) {
-            let found = rooms(&needs, budget);
+            let claims: Vec<Claim> = needs.iter().copied().map(need).collect();
+            let found = rooms(&claims, budget);
             prop_assert!(found[0]);
             let taken: u64 = needs.iter().zip(&found).filter(|(_, has)| **has).map(|(n, _)| n).sum();
             prop_assert!(taken <= budget.max(needs[0]));

@@ -44,8 +44,7 @@ impl Pool {
 
     /// Bytes of so many tokens in all layers.
     pub(super) fn bytes(&self, n_tokens: usize) -> u64 {
-        let numbers = n_tokens.next_multiple_of(BLOCK) as u64 * self.width as u64;
-        numbers * self.dtype.size() as u64 * self.tables.len() as u64
+        bytes(n_tokens, self.width, self.dtype, self.tables.len())
     }
 
     /// How much will be asked for at most, as far as is known.
@@ -75,15 +74,24 @@ impl Pool {
         let n_more = (self.n_blocks / 2).min(self.most_blocks.saturating_sub(self.n_blocks));
         let n_more = n_more.max(n_missing);
         for table in &mut self.tables {
-            let shape = [n_more * BLOCK, self.width];
-            let more = Tensor::zeros(shape, (&self.device, self.dtype));
+            let zeros = |n_blocks: usize| {
+                Tensor::zeros([n_blocks * BLOCK, self.width], (&self.device, self.dtype))
+            };
             *table = Some(match table.take() {
-                Some(table) => Tensor::cat(vec![table, more], 0),
-                None => more,
+                Some(table) => Tensor::cat(vec![table, zeros(n_more)], 0),
+                None => zeros(self.n_blocks + n_more),
             });
         }
         self.free.borrow_mut().extend(self.n_blocks..self.n_blocks + n_more);
         self.n_blocks += n_more;
+    }
+
+    /// Begins anew without any table: after an error some may be lost or of another size. Caches from
+    /// before are of no more use, and give their blocks back to nobody.
+    pub(super) fn reset(&mut self) {
+        self.tables.fill(None);
+        self.n_blocks = 0;
+        self.free = Free::default();
     }
 
     /// Writes rows of a layer.
@@ -102,6 +110,12 @@ impl Pool {
         let table = self.tables[layer].as_ref().expect("it was written in this very pass");
         table.clone().select(0, at)
     }
+}
+
+/// Bytes of so many tokens in all layers, each in a row of this width and type.
+pub(super) fn bytes(n_tokens: usize, width: usize, dtype: DType, n_layers: usize) -> u64 {
+    let numbers = n_tokens.next_multiple_of(BLOCK) as u64 * width as u64;
+    numbers * dtype.size() as u64 * n_layers as u64
 }
 
 impl Cache {
@@ -160,6 +174,29 @@ mod tests {
         pool.reserve(&mut cache, 5 * BLOCK);
         let found = pool.read(1, place).into_data().try_into_vec::<f32>().unwrap();
         assert_eq!(found, [3.0, 4.0]);
+    }
+
+    #[test]
+    fn after_an_error_tables_are_made_anew_and_old_caches_give_nothing_back() {
+        let mut pool = pool();
+        let mut old = pool.cache();
+        pool.reserve(&mut old, 3 * BLOCK);
+        pool.tables[1] = None;
+        // One that is lost is made as large as the others.
+        pool.reserve(&mut old, 6 * BLOCK);
+        let heights = pool.tables.iter().map(|table| table.as_ref().unwrap().dims()[0]);
+        assert_eq!(heights.collect::<Vec<_>>(), [pool.n_blocks * BLOCK; 3]);
+        pool.tables[1] = None;
+        pool.reset();
+        let mut cache = pool.cache();
+        pool.reserve(&mut cache, 2 * BLOCK);
+        drop(old);
+        let mut next = pool.cache();
+        pool.reserve(&mut next, 2 * BLOCK);
+        let rows = |cache: &Cache| cache.blocks.clone();
+        assert_eq!(pool.n_blocks, 4);
+        assert!(rows(&cache).iter().all(|block| !rows(&next).contains(block)));
+        assert!(pool.tables.iter().all(|table| table.as_ref().unwrap().dims()[0] == 4 * BLOCK));
     }
 
     #[test]

@@ -8,6 +8,10 @@ use super::turn::Sequence;
 /// Candidates that are put in order at first; more only where these are not likely enough together.
 const FIRST_SORTED: usize = 64;
 
+/// By how much a logit, divided by the temperature, lies below the largest where it is no candidate:
+/// 2^24 of such together have less of the probability than a chance of 53 bits tells apart.
+const NEVER: f64 = 54.0;
+
 /// A token with its logit, then with its share.
 type Candidate = (u32, f64);
 
@@ -21,8 +25,10 @@ pub(super) fn choose(logits: &mut [f32], sequence: &Sequence) -> u32 {
     }
     let n_generated = sequence.tokens.len().saturating_sub(sequence.n_prompt);
     let chance = uniform(sampling.seed, n_generated as u64);
+    let largest = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+    let least = largest - NEVER * f64::from(sampling.temperature);
     let logits = logits.iter().map(|logit| f64::from(*logit));
-    let mut all: Vec<Candidate> = (0..).zip(logits).collect();
+    let mut all: Vec<Candidate> = (0..).zip(logits).filter(|(_, x)| *x >= least).collect();
     if let Some(most) = sampling.top_k.map(|most| most.max(1)).filter(|most| *most < all.len()) {
         all.select_nth_unstable_by(most - 1, before);
         all.truncate(most);
@@ -218,6 +224,11 @@ mod tests {
         // Of the two alone, the first has more than half.
         let both = Sampling { top_k: Some(2), top_p: 0.5, ..warm(6) };
         assert_distributed(&counts(&logits, both, 100), &[0.0, 0.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn what_is_no_candidate_is_too_unlikely_for_any_chance() {
+        assert!(f64::from(1 << 24) * (-NEVER).exp() < (-53.0f64).exp2());
     }
 
     #[test]

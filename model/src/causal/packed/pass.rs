@@ -24,12 +24,11 @@ use crate::processor::lanes::widest;
 pub(super) fn run(decoder: &Arc<Decoder>, feeds: &[Feed<'_, Cache>]) -> Vec<f32> {
     let shape = |feed: &Feed<'_, Cache>| (feed.tokens.len(), feed.cache.n_tokens, feed.wants);
     let cut = Rows::new(&decoder.config, &feeds.iter().map(shape).collect::<Vec<_>>());
-    for feed in feeds {
-        feed.cache.grow(feed.cache.n_tokens + feed.tokens.len());
-    }
+    feeds.iter().for_each(|feed| feed.cache.grow(feed.cache.n_tokens + feed.tokens.len()));
     let pass = Arc::new(Pass::new(decoder, cut, feeds));
-    let n_layers = pass.decoder.layers.len();
-    crew::run(&pass, PHASES * n_layers + 1);
+    crew::run(&pass, PHASES * pass.decoder.layers.len() + 1);
+    // A thread that comes late may hold the pass for a while, but not the memory of the caches.
+    pass.caches.write().unwrap_or_else(PoisonError::into_inner).clear();
     let width = pass.decoder.config.vocabulary;
     let mut logits = vec![0.0; pass.cut.wanted.len() * width];
     let columns = pass.columns_of(&pass.decoder.head, &pass.vocabulary);
@@ -45,7 +44,7 @@ struct Pass {
     decoder: Arc<Decoder>,
     cut: Rows,
     /// Those of each feed.
-    caches: Vec<Arc<Vec<RwLock<Head>>>>,
+    caches: RwLock<Vec<Arc<Vec<RwLock<Head>>>>>,
     /// By how much each row turns each pair of a head.
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -123,7 +122,7 @@ impl Pass {
         });
         let (cosines, sines) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
         let pass = Self {
-            caches: feeds.iter().map(|feed| Arc::clone(&feed.cache.heads)).collect(),
+            caches: RwLock::new(feeds.iter().map(|it| Arc::clone(&it.cache.heads)).collect()),
             cosines,
             sines,
             stream: Parts::new(n_blocks, hidden.len()),
@@ -242,11 +241,11 @@ impl Pass {
 
     /// Puts keys or values of a head into the caches: first come the heads of the keys.
     fn keep(&self, layer: usize, block: usize, head: usize, rows: &[f32]) {
-        let n_heads = self.decoder.config.kv_heads;
-        let width = self.decoder.config.head_width;
+        let (n_heads, width) = (self.decoder.config.kv_heads, self.decoder.config.head_width);
         let mut rows = rows.chunks_exact(width);
+        let caches = self.caches.read().unwrap_or_else(PoisonError::into_inner);
         for span in &self.cut.spans[self.cut.spans_of(block)] {
-            let cache = &self.caches[span.feed][layer * n_heads + head % n_heads];
+            let cache = &caches[span.feed][layer * n_heads + head % n_heads];
             let mut cache = cache.write().unwrap_or_else(PoisonError::into_inner);
             for (token, row) in (span.first..).zip(rows.by_ref().take(span.rows.len())) {
                 if head < n_heads {
@@ -272,7 +271,8 @@ impl Pass {
             let to = scratch.queries.chunks_exact_mut(width).skip(place).step_by(n_heads);
             to.zip(from).for_each(|(to, from)| to.copy_from_slice(from));
         }
-        let cache = &self.caches[feed][layer * config.kv_heads + head];
+        let caches = self.caches.read().unwrap_or_else(PoisonError::into_inner);
+        let cache = &caches[feed][layer * config.kv_heads + head];
         let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
         let mut out = self.attended.write(nth, head);
         out.resize(n_numbers, 0.0);
