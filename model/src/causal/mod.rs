@@ -50,3 +50,15 @@ pub use tokenizer::Tokenizer;
 #[cfg(feature = "cpu")]
 pub use transcript::Transcript;
 pub use turn::{Ended, Sampling, Sequence, Turn};
+
+/// Reads what a directory says of texts, and holds it against what this build can run, without the
+/// weights: templates that are none, and tokenizers that are not the model's.
+pub(crate) fn check_texts(dir: &std::path::Path) -> Result<Settings, crate::LoadError> {
+    let settings = Settings::read(dir)?;
+    #[cfg(feature = "cpu")]
+    {
+        ChatTemplate::of(&settings)?;
+        Tokenizer::of(&settings, dir)?;
+    }
+    Ok(settings)
+}
