@@ -30,6 +30,8 @@ mod pipeline;
 mod placing;
 mod receive;
 mod retention;
+#[cfg(feature = "cpu")]
+mod room;
 mod run;
 mod serve;
 mod served;

@@ -24,7 +24,7 @@ use ebb_model::{
     sentinel::Sentinel,
 };
 #[cfg(feature = "cpu")]
-use tracing::info;
+use tracing::{info, warn};
 
 #[cfg(feature = "cpu")]
 use crate::codec::{
@@ -47,8 +47,8 @@ pub(crate) struct ModelOptions {
     pub(crate) dimensions: Option<NonZeroUsize>,
     /// Tokens that an answer of a generator may have.
     pub(crate) max_new_tokens: NonZeroUsize,
-    /// Bytes of a generator's keys and values.
-    pub(crate) kv_memory: u64,
+    /// Bytes of a generator's keys and values, where it is said.
+    pub(crate) kv_memory: Option<u64>,
 }
 
 /// Puts the models of all queues on one device, each once; those of each queue, in its order.
@@ -189,8 +189,14 @@ impl Seats {
         let settings = causal::Settings::read(dir).context("--model")?;
         let template = ChatTemplate::of(&settings).context("--model")?;
         let ModelOptions { max_new_tokens, kv_memory, .. } = self.options;
+        let kv_memory = kv_memory.unwrap_or(1 << 30);
         let codec = move |dir: &Path| {
-            let tokenizer = timed(dir, causal::Tokenizer::load)?;
+            let tokenizer = timed(dir, |dir| causal::Tokenizer::of(&settings, dir))?;
+            let unknown = tokenizer.unknown(&settings);
+            if !unknown.is_empty() {
+                warn!(dir = %dir.display(), tokens = unknown.join(" "), "the model does not know \
+                    tokens of its tokenizer.json; jobs whose texts have them are refused");
+            }
             let most = max_new_tokens.get();
             Ok(GeneratorCodec::new(tokenizer, template, &settings, called, most))
         };
@@ -293,7 +299,7 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
 
 /// Reads a tokenizer, and logs how long that takes.
 #[cfg(feature = "cpu")]
-fn timed<T>(dir: &Path, load: fn(&Path) -> Result<T, LoadError>) -> anyhow::Result<T> {
+fn timed<T>(dir: &Path, load: impl FnOnce(&Path) -> Result<T, LoadError>) -> anyhow::Result<T> {
     let start = Instant::now();
     let tokenizer = load(dir).context("--model")?;
     info!(dir = %dir.display(), took_seconds = start.elapsed().as_secs_f64(), "the tokenizer is read");
