@@ -91,6 +91,14 @@ pub enum LoadError {
         /// What is wrong with it.
         message: String,
     },
+    /// Keys and values have too little memory for a sequence that is of use.
+    #[error("--kv-memory is {found}; this model needs more, use at least {least} bytes")]
+    Room {
+        /// How many bytes they may take.
+        found: u64,
+        /// The fewest that will do.
+        least: u64,
+    },
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] crate::DeviceError),

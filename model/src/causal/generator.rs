@@ -8,7 +8,7 @@ use super::engine::{Engine, Limits};
 use super::forward::{Feed, Forward};
 use super::graph::Graph;
 use super::packed::Packed;
-use super::{Sequence, Source, Turn};
+use super::{Sequence, Source, Turn, room};
 use crate::probe::Probe;
 use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
@@ -122,10 +122,16 @@ impl Generator {
     /// for what happens once, and no job gets what a broken device makes.
     ///
     /// # Errors
-    /// When the device does not read them, when their numbers are not finite, or when those of a text
+    /// When there is no room for their keys and values, when the device does not read them, when their numbers are not finite, or when those of a text
     /// are others alone than beside others.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
-        let Limits { vocabulary, positions, .. } = self.way.limits();
+        let Limits { vocabulary, positions, cache_bytes, .. } = self.way.limits();
+        let least = room::least_tokens(self.positions);
+        if positions < least {
+            return Err(InferError::Device(format!(
+                "--kv-memory is {cache_bytes} bytes, which {least} tokens do not fit in; give it more"
+            )));
+        }
         let probe = &self.probe;
         match &mut self.way {
             Way::Packed(engine) => warm_up(&mut engine.forward, vocabulary, positions, probe),
@@ -165,9 +171,6 @@ fn warm_up<F: Forward>(
         tokens.take(length.min(positions)).map(|token| (token % vocabulary) as u32).collect()
     };
     let texts: Vec<Vec<u32>> = PROBE.into_iter().enumerate().map(text).collect();
-    if texts.iter().any(Vec::is_empty) {
-        return Ok(());
-    }
     let mut alone = Vec::new();
     for text in &texts {
         let mut cache = forward.cache();

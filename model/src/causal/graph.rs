@@ -10,10 +10,10 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use super::config::Config;
 use super::forward::{Feed, Forward};
 use super::groups::{Group, groups};
-use super::pool::{Cache, Pool};
+use super::pool::{self, Cache, Pool};
 use super::weights::{Dense, Layer, Reader};
 use crate::device::{Opened, failure, guarded};
-use crate::{InferError, LoadError};
+use crate::{Dtype, InferError, LoadError};
 
 /// Added to the score of a place that is not to be seen: its share of a softmax becomes zero.
 const NOT_THERE: f32 = -1e9;
@@ -103,6 +103,11 @@ impl Graph {
         let frequencies = config.frequencies();
         let config = config.clone();
         Ok(Self { device, dtype, config, frequencies, words, layers, norm, head, pool })
+    }
+
+    /// Bytes of keys and values of so many tokens, in numbers of this type.
+    pub(crate) fn bytes(config: &Config, dtype: Dtype, n_tokens: usize) -> u64 {
+        pool::bytes(n_tokens, 2 * config.kv_width(), dtype.of_burn(), config.layers)
     }
 
     /// How many bytes of keys and values will be asked for at most.

@@ -22,6 +22,8 @@ mod plan;
 #[cfg(feature = "cpu")]
 mod pool;
 #[cfg(feature = "cpu")]
+mod room;
+#[cfg(feature = "cpu")]
 mod sampler;
 mod settings;
 #[cfg(feature = "cpu")]
@@ -42,6 +44,8 @@ pub use config::MODEL_TYPES;
 pub(crate) use config::check_head;
 #[cfg(feature = "cpu")]
 pub use generator::Generator;
+#[cfg(feature = "cpu")]
+pub use room::positions;
 pub use settings::{Defaults, Settings};
 #[cfg(feature = "cpu")]
 pub use source::Source;

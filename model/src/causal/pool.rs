@@ -44,8 +44,7 @@ impl Pool {
 
     /// Bytes of so many tokens in all layers.
     pub(super) fn bytes(&self, n_tokens: usize) -> u64 {
-        let numbers = n_tokens.next_multiple_of(BLOCK) as u64 * self.width as u64;
-        numbers * self.dtype.size() as u64 * self.tables.len() as u64
+        bytes(n_tokens, self.width, self.dtype, self.tables.len())
     }
 
     /// How much will be asked for at most, as far as is known.
@@ -102,6 +101,12 @@ impl Pool {
         let table = self.tables[layer].as_ref().expect("it was written in this very pass");
         table.clone().select(0, at)
     }
+}
+
+/// Bytes of so many tokens in all layers, each in a row of this width and type.
+pub(super) fn bytes(n_tokens: usize, width: usize, dtype: DType, n_layers: usize) -> u64 {
+    let numbers = n_tokens.next_multiple_of(BLOCK) as u64 * width as u64;
+    numbers * dtype.size() as u64 * n_layers as u64
 }
 
 impl Cache {

@@ -69,6 +69,11 @@ impl Packed {
         tile::suit()
     }
 
+    /// Bytes of keys and values of so many tokens.
+    pub(crate) fn bytes(config: &Config, n_tokens: usize) -> u64 {
+        (config.layers * config.kv_heads) as u64 * cache::bytes(n_tokens, config.head_width)
+    }
+
     /// Reads and packs all weights.
     pub(crate) fn load(config: &Config, reader: &Reader) -> Result<Self, LoadError> {
         let layers = (0..config.layers).map(|n| layer(n, config, reader));
@@ -124,8 +129,7 @@ impl Forward for Packed {
     }
 
     fn cache_bytes(&self, n_tokens: usize) -> u64 {
-        let Config { layers, kv_heads, head_width, .. } = self.decoder.config;
-        (layers * kv_heads) as u64 * cache::bytes(n_tokens, head_width)
+        Self::bytes(&self.decoder.config, n_tokens)
     }
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
