@@ -14,6 +14,8 @@ mod config;
 mod deletion;
 mod device;
 pub mod fit;
+#[cfg(feature = "cpu")]
+mod generators;
 mod gpu;
 mod held;
 mod infer;

@@ -24,7 +24,7 @@ use ebb_model::{
     sentinel::Sentinel,
 };
 #[cfg(feature = "cpu")]
-use tracing::{info, warn};
+use tracing::info;
 
 #[cfg(feature = "cpu")]
 use crate::codec::{
@@ -32,6 +32,8 @@ use crate::codec::{
 };
 use crate::codec::{Codec, EchoCodec};
 use crate::device::{BuildError, DeviceBuilder, Phases};
+#[cfg(feature = "cpu")]
+use crate::generators::{room_for, tell_room, tell_unknown};
 #[cfg(feature = "cpu")]
 use crate::origin::Origin;
 #[cfg(feature = "cpu")]
@@ -188,22 +190,20 @@ impl Seats {
         let (origin, called) = (origin(dir)?, name_of(dir));
         let settings = causal::Settings::read(dir).context("--model")?;
         let template = ChatTemplate::of(&settings).context("--model")?;
-        let ModelOptions { max_new_tokens, kv_memory, .. } = self.options;
-        let kv_memory = kv_memory.unwrap_or(1 << 30);
+        let room = room_for(&settings, device, self.options.kv_memory)
+            .with_context(|| format!("--model {}", dir.display()))?;
+        tell_room(&called, &settings, room);
+        let most = self.options.max_new_tokens.get();
         let codec = move |dir: &Path| {
             let tokenizer = timed(dir, |dir| causal::Tokenizer::of(&settings, dir))?;
-            let unknown = tokenizer.unknown(&settings);
-            if !unknown.is_empty() {
-                warn!(dir = %dir.display(), tokens = unknown.join(" "), "the model does not know \
-                    tokens of its tokenizer.json; jobs whose texts have them are refused");
-            }
-            let most = max_new_tokens.get();
-            Ok(GeneratorCodec::new(tokenizer, template, &settings, called, most))
+            tell_unknown(dir, &tokenizer, &settings);
+            let codec = GeneratorCodec::new(tokenizer, template, &settings, called, most);
+            Ok(codec.with_room_for(room.n_tokens))
         };
         let load = Load {
             open: causal::Source::open,
             on: move |source, opened: &Opened| {
-                Ok(Generator::on(source, opened)?.with_cache_bytes(kv_memory))
+                Ok(Generator::on(source, opened)?.with_cache_bytes(room.bytes))
             },
             warm_up: Generator::warm_up,
         };

@@ -45,7 +45,7 @@ pub(crate) use config::check_head;
 #[cfg(feature = "cpu")]
 pub use generator::Generator;
 #[cfg(feature = "cpu")]
-pub use room::positions;
+pub use room::{bytes, positions};
 pub use settings::{Defaults, Settings};
 #[cfg(feature = "cpu")]
 pub use source::Source;

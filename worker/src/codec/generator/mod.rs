@@ -1,6 +1,7 @@
 //! Generators: conversations and completions of OpenAI's API in and out, or protobuf, told piece by
 //! piece where the job asks for it.
 
+mod binary;
 mod reply;
 mod request;
 
