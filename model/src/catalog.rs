@@ -153,7 +153,7 @@ pub struct FileInfo {
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 9] = [
+pub(crate) const FILES: [&str; 10] = [
     "chat_template.jinja",
     "chat_template.json",
     "config.json",
@@ -161,6 +161,7 @@ pub(crate) const FILES: [&str; 9] = [
     "generation_config.json",
     "modules.json",
     "sentence_bert_config.json",
+    "special_tokens_map.json",
     TOKENIZER,
     "tokenizer_config.json",
 ];
@@ -171,7 +172,7 @@ impl ModelInfo {
         let kind = recognise(dir)?;
         let weights = Checkpoint::open(dir)?;
         if kind == ModelKind::Generator {
-            let settings = causal::Settings::read(dir)?;
+            let settings = causal::check_texts(dir)?;
             return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
         }
         if kind != ModelKind::Sentinel {

@@ -80,9 +80,13 @@ pub struct WorkerArgs {
     pub max_new_tokens: NonZeroUsize,
 
     /// Memory for the keys and values of a generator: how many texts grow side by side, and how long
-    /// one may be. They are on its device; its weights come on top
-    #[arg(long, value_name = "BYTES", env = "EBB_KV_MEMORY", default_value_t = 1 << 30)]
-    pub kv_memory: u64,
+    /// one may be. They are on its device; its weights come on top [default: 1 GiB, and on a processor
+    /// as much more as one text of the model's full length needs, but at most a quarter of the memory
+    /// of this machine or cgroup]
+    ///
+    /// Workers of one queue should have the same: what one answers another could refuse as too long.
+    #[arg(long, value_name = "BYTES", env = "EBB_KV_MEMORY")]
+    pub kv_memory: Option<u64>,
 
     /// What it runs on.
     #[command(flatten)]
@@ -267,7 +271,7 @@ impl WorkerArgs {
         {
             ensure!(n_jobs <= MOST_JOBS, "{flag} is {n_jobs}; use at most {MOST_JOBS} jobs");
         }
-        ensure!(self.kv_memory > 0, "--kv-memory is 0; use a number of bytes");
+        ensure!(self.kv_memory != Some(0), "--kv-memory is 0; use a number of bytes");
         ensure!(self.max_body > 0, "--max-body is 0; use the largest body in bytes");
         ensure!(self.retry_base <= self.retry_cap, "--retry-base is longer than --retry-cap");
         Ok(())

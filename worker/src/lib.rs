@@ -14,6 +14,8 @@ mod config;
 mod deletion;
 mod device;
 pub mod fit;
+#[cfg(feature = "cpu")]
+mod generators;
 mod gpu;
 mod held;
 mod infer;
@@ -30,6 +32,8 @@ mod pipeline;
 mod placing;
 mod receive;
 mod retention;
+#[cfg(feature = "cpu")]
+mod room;
 mod run;
 mod serve;
 mod served;

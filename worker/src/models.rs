@@ -33,6 +33,8 @@ use crate::codec::{
 use crate::codec::{Codec, EchoCodec};
 use crate::device::{BuildError, DeviceBuilder, Phases};
 #[cfg(feature = "cpu")]
+use crate::generators::{room_for, tell_room, tell_unknown};
+#[cfg(feature = "cpu")]
 use crate::origin::Origin;
 #[cfg(feature = "cpu")]
 use crate::serve::name_of;
@@ -47,8 +49,8 @@ pub(crate) struct ModelOptions {
     pub(crate) dimensions: Option<NonZeroUsize>,
     /// Tokens that an answer of a generator may have.
     pub(crate) max_new_tokens: NonZeroUsize,
-    /// Bytes of a generator's keys and values.
-    pub(crate) kv_memory: u64,
+    /// Bytes of a generator's keys and values, where it is said.
+    pub(crate) kv_memory: Option<u64>,
 }
 
 /// Puts the models of all queues on one device, each once; those of each queue, in its order.
@@ -188,16 +190,20 @@ impl Seats {
         let (origin, called) = (origin(dir)?, name_of(dir));
         let settings = causal::Settings::read(dir).context("--model")?;
         let template = ChatTemplate::of(&settings).context("--model")?;
-        let ModelOptions { max_new_tokens, kv_memory, .. } = self.options;
+        let room = room_for(&settings, device, self.options.kv_memory)
+            .with_context(|| format!("--model {}", dir.display()))?;
+        tell_room(&called, &settings, room);
+        let most = self.options.max_new_tokens.get();
         let codec = move |dir: &Path| {
-            let tokenizer = timed(dir, causal::Tokenizer::load)?;
-            let most = max_new_tokens.get();
-            Ok(GeneratorCodec::new(tokenizer, template, &settings, called, most))
+            let tokenizer = timed(dir, |dir| causal::Tokenizer::of(&settings, dir))?;
+            tell_unknown(dir, &tokenizer, &settings);
+            let codec = GeneratorCodec::new(tokenizer, template, &settings, called, most);
+            Ok(codec.with_room_for(room.n_tokens))
         };
         let load = Load {
             open: causal::Source::open,
             on: move |source, opened: &Opened| {
-                Ok(Generator::on(source, opened)?.with_cache_bytes(kv_memory))
+                Ok(Generator::on(source, opened)?.with_cache_bytes(room.bytes))
             },
             warm_up: Generator::warm_up,
         };
@@ -293,7 +299,7 @@ fn read_settings(dir: &Path) -> anyhow::Result<bert::Settings> {
 
 /// Reads a tokenizer, and logs how long that takes.
 #[cfg(feature = "cpu")]
-fn timed<T>(dir: &Path, load: fn(&Path) -> Result<T, LoadError>) -> anyhow::Result<T> {
+fn timed<T>(dir: &Path, load: impl FnOnce(&Path) -> Result<T, LoadError>) -> anyhow::Result<T> {
     let start = Instant::now();
     let tokenizer = load(dir).context("--model")?;
     info!(dir = %dir.display(), took_seconds = start.elapsed().as_secs_f64(), "the tokenizer is read");

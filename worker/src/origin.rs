@@ -72,7 +72,7 @@ fn files_of(dir: &Path) -> io::Result<Vec<File>> {
 
 fn add(files: &mut Vec<File>, path: PathBuf) -> io::Result<()> {
     let is_of_model = path.extension().is_some_and(|ending| {
-        ["json", "safetensors", "txt", "model"].iter().any(|one| ending == *one)
+        ["json", "safetensors", "txt", "model", "jinja"].iter().any(|one| ending == *one)
     });
     if !is_of_model {
         return Ok(());
@@ -138,6 +138,9 @@ mod tests {
         let origin = Origin::of(&place("v1")).unwrap();
         fs::write(place("v1").join("vocab.txt"), "a").unwrap();
         assert!(origin.check().is_err());
+        let origin = Origin::of(&place("v1")).unwrap();
+        fs::write(place("v1").join("chat_template.jinja"), "a").unwrap();
+        assert!(origin.check().is_err(), "conversations are written otherwise");
         let below = place("v1").join("modules/pooling");
         fs::create_dir_all(&below).unwrap();
         symlink(place("v1"), below.join("circle")).unwrap();

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Write};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -20,6 +21,8 @@ use crate::{ItemError, LoadError};
 
 /// Work that a template may do for one prompt: about a step each, or 64 bytes written.
 const FUEL: u64 = 5_000_000;
+/// Bytes that a template writes for a step of it.
+const BYTES_A_STEP: u64 = 64;
 
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 2048;
@@ -74,7 +77,7 @@ impl ChatTemplate {
         Ok(Self { environment, special })
     }
 
-    /// Writes a conversation up to where the answer begins.
+    /// Writes a conversation up to where the answer begins; `field` is what the job has it in.
     ///
     /// A template may also read the special tokens, the variables of `more`, and the date, which it
     /// is told as UTC.
@@ -83,16 +86,18 @@ impl ChatTemplate {
     /// When the template refuses the messages, in its own words, or does not get done with them.
     pub fn write(
         &self,
-        messages: &[Message],
+        (field, messages): (&str, &[Message]),
         more: &Map<String, serde_json::Value>,
         now: Timestamp,
     ) -> Result<String, ItemError> {
         if messages.is_empty() || messages.len() > MAX_MESSAGES {
             let n = messages.len();
-            return Err(ItemError::new(format!("messages has {n}; send 1 to {MAX_MESSAGES}")));
+            return Err(ItemError::new(format!("{field} has {n}; send 1 to {MAX_MESSAGES}")));
         }
         for (index, message) in messages.iter().enumerate() {
-            check_length(&format!("messages[{index}].content"), &message.content)?;
+            let place =
+                if field == "messages" { format!("[{index}].content") } else { String::new() };
+            check_length(&format!("{field}{place}"), &message.content)?;
         }
         let strftime_now = move |format: &str| date(now, format);
         let own = context! {
@@ -105,7 +110,7 @@ impl ChatTemplate {
         // Of two of the same name the one that stands further to the left counts.
         let all = context! { ..own, ..Serde(more), ..Serde(&self.special) };
         let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(all)).map_err(|error| refused(&error))
+        template.and_then(|template| template.render(all)).map_err(|error| refused(field, &error))
     }
 }
 
@@ -135,81 +140,180 @@ fn date(now: Timestamp, format: &str) -> Result<String, minijinja::Error> {
     jiff::fmt::strtime::format(format, &now).map_err(wrong)
 }
 
-/// As Python's `json.dumps` writes it, letters beyond ASCII as they are.
+/// As transformers has it: Python's `json.dumps`, with its options in their order.
 #[expect(clippy::needless_pass_by_value, reason = "filters take their options so")]
 fn tojson(
     state: &State<'_, '_>,
     value: &Value,
-    options: Kwargs,
+    by_place: &[Value],
+    named: Kwargs,
 ) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // It is never so here, since transformers' own filter has it off.
-    options.get::<Option<bool>>("ensure_ascii")?;
-    options.assert_all_used()?;
+    let style = Style::of(by_place, &named)?;
     let mut json = Vec::new();
     let wrong = |error: serde_json::Error| {
         minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}"))
     };
-    match indent {
-        None => {
-            let mut writer = serde_json::Serializer::with_formatter(&mut json, Python);
-            value.serialize(&mut writer).map_err(wrong)?;
-        }
-        Some(n) => {
-            let spaces = " ".repeat(n.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            let mut writer = serde_json::Serializer::with_formatter(&mut json, formatter);
-            value.serialize(&mut writer).map_err(wrong)?;
-        }
+    let mut writer = serde_json::Serializer::with_formatter(&mut json, style.formatter());
+    if style.sort_keys {
+        // Its objects have their keys in order.
+        let sorted = serde_json::to_value(value).map_err(wrong)?;
+        sorted.serialize(&mut writer).map_err(wrong)?;
+    } else {
+        value.serialize(&mut writer).map_err(wrong)?;
     }
-    state.consume_fuel(json.len() as u64)?;
-    Ok(String::from_utf8(json).expect("JSON is text"))
+    state.consume_fuel(json.len() as u64 / BYTES_A_STEP)?;
+    let json = String::from_utf8(json).expect("JSON is text");
+    Ok(if style.ensure_ascii { ascii(&json) } else { json })
 }
 
-/// A space behind each comma and colon.
-struct Python;
+/// Options of `tojson`.
+struct Style {
+    ensure_ascii: bool,
+    /// Spaces a level; without it all stands on one line.
+    indent: Option<usize>,
+    /// Between two values, and behind a key.
+    separators: [String; 2],
+    sort_keys: bool,
+}
 
-impl serde_json::ser::Formatter for Python {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+impl Style {
+    /// From options by their place, or by name.
+    fn of(by_place: &[Value], named: &Kwargs) -> Result<Self, minijinja::Error> {
+        const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+        if by_place.len() > NAMES.len() {
+            return Err(ErrorKind::TooManyArguments.into());
+        }
+        let mut options = [const { None }; NAMES.len()];
+        for (place, (option, name)) in options.iter_mut().zip(NAMES).enumerate() {
+            let named: Option<Value> = named.get(name)?;
+            *option = by_place.get(place).cloned().or(named).filter(|value| !value.is_none());
+        }
+        named.assert_all_used()?;
+        let [ensure_ascii, indent, separators, sort_keys] = options;
+        let indent = indent.map(usize::try_from).transpose()?;
+        let separators = match separators {
+            Some(given) => pair(&given)?,
+            // Nothing stands at the end of a line.
+            None if indent.is_some() => [",".into(), ": ".into()],
+            None => [", ".into(), ": ".into()],
+        };
+        let is_on = |option: Option<Value>| option.is_some_and(|value| value.is_true());
+        let (ensure_ascii, sort_keys) = (is_on(ensure_ascii), is_on(sort_keys));
+        Ok(Self { ensure_ascii, indent: indent.map(|n| n.min(16)), separators, sort_keys })
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn formatter(&self) -> Python<'_> {
+        Python { style: self, level: 0, is_empty: true }
+    }
+}
+
+fn pair(given: &Value) -> Result<[String; 2], minijinja::Error> {
+    let texts = given.try_iter()?.map(|one| one.as_str().map(str::to_owned));
+    let texts: Option<Vec<String>> = texts.collect();
+    texts.and_then(|texts| texts.try_into().ok()).ok_or_else(|| {
+        let message = format!("tojson: separators is {given}, not two texts");
+        minijinja::Error::new(ErrorKind::InvalidOperation, message)
+    })
+}
+
+/// JSON whose letters beyond ASCII are escaped, in two halves where one does not do.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut halves = [0; 2];
+    for letter in json.chars() {
+        if letter.is_ascii() && letter != '\u{7f}' {
+            out.push(letter);
+        } else {
+            let halves = letter.encode_utf16(&mut halves);
+            out.extend(halves.iter().map(|half| format!("\\u{half:04x}")));
+        }
+    }
+    out
+}
+
+/// Writes as Python does.
+struct Python<'a> {
+    style: &'a Style,
+    level: usize,
+    /// Whether the list or object that was begun last has nothing in it yet.
+    is_empty: bool,
+}
+
+impl Python<'_> {
+    fn begin<W: ?Sized + Write>(&mut self, writer: &mut W, with: &[u8]) -> io::Result<()> {
+        (self.level, self.is_empty) = (self.level + 1, true);
+        writer.write_all(with)
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
+    fn end<W: ?Sized + Write>(&mut self, writer: &mut W, with: &[u8]) -> io::Result<()> {
+        self.level -= 1;
+        if !std::mem::replace(&mut self.is_empty, false) {
+            self.line(writer)?;
+        }
+        writer.write_all(with)
+    }
+
+    fn next<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.is_empty = false;
+        if !first {
+            writer.write_all(self.style.separators[0].as_bytes())?;
+        }
+        self.line(writer)
+    }
+
+    fn line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
+        let Some(n) = self.style.indent else { return Ok(()) };
+        writer.write_all(b"\n")?;
+        writer.write_all(" ".repeat(n * self.level).as_bytes())
+    }
+}
+
+impl serde_json::ser::Formatter for Python<'_> {
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.begin(writer, b"[")
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.end(writer, b"]")
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.begin(writer, b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.end(writer, b"}")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(out, first)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(self.style.separators[1].as_bytes())
     }
 }
 
 /// An error of a template, for whoever sent the messages.
-fn refused(error: &minijinja::Error) -> ItemError {
+fn refused(field: &str, error: &minijinja::Error) -> ItemError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(one) = cause {
         if let Some(Raised(words)) = one.downcast_ref() {
-            return ItemError::new(format!("messages: the chat template says: {words}"));
+            return ItemError::new(format!("{field}: the chat template says: {words}"));
         }
         cause = one.source();
     }
     if error.kind() == ErrorKind::OutOfFuel {
-        let message = "messages: the chat template does not get done with them; send fewer";
+        let message = format!("{field}: the chat template does not get done with it; send less");
         return ItemError::new(message);
     }
     let (kind, line) = (error.kind(), error.line().unwrap_or(0));
     let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
-    ItemError::new(format!("messages: the chat template fails in line {line}: {kind}{detail}"))
+    ItemError::new(format!("{field}: the chat template fails in line {line}: {kind}{detail}"))
 }
 
 /// Lines end as Jinja has them, wherever the file was written.
@@ -270,7 +374,9 @@ mod tests {
         let messages = [message("user", "Where is  Ångström?\n"), message("assistant", "There.")];
         let now: Timestamp = "2026-02-03T23:59:00Z".parse().unwrap();
         let more = more.as_object().unwrap();
-        template(source).write(&messages, more, now).map_err(|error| error.to_string())
+        template(source)
+            .write(("messages", &messages), more, now)
+            .map_err(|error| error.to_string())
     }
 
     fn written(source: &str) -> Result<String, String> {
@@ -322,13 +428,41 @@ mod tests {
 
     #[test]
     fn json_is_written_as_python_writes_it() {
-        let more = json!({"x": {"b": [1, 2.5, null, true], "a": "Å\n<"}});
-        let source = "{{ x | tojson }}";
-        let expected = r#"{"a": "Å\n<", "b": [1, 2.5, null, true]}"#;
-        assert_eq!(written_with(source, &more), Ok(expected.to_owned()));
-        let expected = "{\n    \"b\": [\n        1\n    ]\n}";
-        let more = json!({"x": {"b": [1]}});
-        assert_eq!(written_with("{{ x | tojson(indent=4) }}", &more), Ok(expected.to_owned()));
+        let more =
+            json!({"x": {"b": [1, 2.5, null, true], "a": "Å\n<"}, "y": {"b": [1, []], "c": {}}});
+        for (source, expected) in [
+            ("{{ x | tojson }}", r#"{"a": "Å\n<", "b": [1, 2.5, null, true]}"#),
+            ("{{ y | tojson(indent=2) }}", "{\n  \"b\": [\n    1,\n    []\n  ],\n  \"c\": {}\n}"),
+            ("{{ [1, 2] | tojson(false, 1) }}", "[\n 1,\n 2\n]"),
+            ("{{ [1, 2] | tojson(indent=none) }}", "[1, 2]"),
+            ("{{ [1, 2] | tojson(indent=0) }}", "[\n1,\n2\n]"),
+            ("{{ y | tojson(separators=(',', ':')) }}", r#"{"b":[1,[]],"c":{}}"#),
+            (
+                "{{ {'b': 1, 'a': {'d': 2, 'c': 3}} | tojson }}",
+                r#"{"b": 1, "a": {"d": 2, "c": 3}}"#,
+            ),
+            (
+                "{{ {'b': 1, 'a': {'d': 2, 'c': 3}} | tojson(sort_keys=true) }}",
+                r#"{"a": {"c": 3, "d": 2}, "b": 1}"#,
+            ),
+            ("{{ 'Å🚀\u{7f}' | tojson(ensure_ascii=true) }}", r#""\u00c5\ud83d\ude80\u007f""#),
+            ("{{ messages[1] | tojson }}", r#"{"role": "assistant", "content": "There."}"#),
+        ] {
+            assert_eq!(written_with(source, &more), Ok(expected.to_owned()), "{source}");
+        }
+        for wrong in ["tojson(separators=[1, 2])", "tojson(separators=['a'])", "tojson(other=1)"] {
+            let error = written_with(&format!("{{{{ x | {wrong} }}}}"), &more).expect_err(wrong);
+            assert!(error.contains("the chat template fails in line 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn long_json_is_paid_for_as_other_text_is() {
+        let long = json!({"x": "a".repeat(1 << 20)});
+        let source = "{% for n in range(100) %}{% set y = x | tojson %}{% endfor %}.";
+        assert_eq!(written_with(source, &long), Ok(".".to_owned()));
+        let source = source.replace("100", "1000");
+        assert!(written_with(&source, &long).unwrap_err().contains("does not get done"));
     }
 
     #[test]
@@ -375,13 +509,17 @@ mod tests {
         }
         for n in [0, MAX_MESSAGES + 1] {
             let messages = vec![message("user", "a"); n];
-            let error = template("").write(&messages, &Map::new(), Timestamp::UNIX_EPOCH);
+            let error =
+                template("").write(("messages", &messages), &Map::new(), Timestamp::UNIX_EPOCH);
             let expected = format!("messages has {n}; send 1 to 2048");
             assert_eq!(error.unwrap_err().to_string(), expected);
         }
         let long = [message("user", "a"), message("user", &"a".repeat(2 << 20))];
-        let error = template("").write(&long, &Map::new(), Timestamp::UNIX_EPOCH).unwrap_err();
-        assert!(error.to_string().starts_with("messages[1].content is a text of 2097152"));
+        for (field, says) in [("messages", "messages[1].content"), ("input", "input")] {
+            let error = template("").write((field, &long), &Map::new(), Timestamp::UNIX_EPOCH);
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{says} is a text of 2097152")), "{error}");
+        }
     }
 
     #[test]

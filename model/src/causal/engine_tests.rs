@@ -1,3 +1,5 @@
+//! Sequences that grow in turns, held against each of them alone.
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;

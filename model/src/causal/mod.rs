@@ -45,7 +45,7 @@ pub(crate) use config::check_head;
 #[cfg(feature = "cpu")]
 pub use generator::Generator;
 #[cfg(feature = "cpu")]
-pub use room::positions;
+pub use room::{bytes, positions};
 pub use settings::{Defaults, Settings};
 #[cfg(feature = "cpu")]
 pub use source::Source;
@@ -54,3 +54,15 @@ pub use tokenizer::Tokenizer;
 #[cfg(feature = "cpu")]
 pub use transcript::Transcript;
 pub use turn::{Ended, Sampling, Sequence, Turn};
+
+/// Reads what a directory says of texts, and holds it against what this build can run, without the
+/// weights: templates that are none, and tokenizers that are not the model's.
+pub(crate) fn check_texts(dir: &std::path::Path) -> Result<Settings, crate::LoadError> {
+    let settings = Settings::read(dir)?;
+    #[cfg(feature = "cpu")]
+    {
+        ChatTemplate::of(&settings)?;
+        Tokenizer::of(&settings, dir)?;
+    }
+    Ok(settings)
+}

@@ -24,19 +24,25 @@ pub fn positions(
     cache_bytes: u64,
 ) -> Result<usize, LoadError> {
     let config = &settings.config;
-    let bytes = |n_tokens| match device {
+    let bytes = |n_tokens| bytes(settings, device, n_tokens);
+    let least = bytes(least_tokens(config.positions));
+    if cache_bytes < least {
+        return Err(LoadError::Room { found: cache_bytes, least });
+    }
+    Ok(plan::most_tokens(config.positions, cache_bytes, bytes))
+}
+
+/// Bytes of the keys and values of a sequence with so many tokens, as [`positions`] reckons.
+pub fn bytes(settings: &Settings, device: DeviceChoice, n_tokens: usize) -> u64 {
+    let config = &settings.config;
+    match device {
         DeviceChoice::Cpu if Packed::suits() => Packed::bytes(config, n_tokens),
         DeviceChoice::Cpu => Graph::bytes(config, Dtype::F32, n_tokens),
         DeviceChoice::CpuTensors(dtype) => {
             Graph::bytes(config, dtype.unwrap_or(Dtype::F32), n_tokens)
         }
         DeviceChoice::Cuda(_, dtype) => Graph::bytes(config, dtype.unwrap_or(Dtype::F16), n_tokens),
-    };
-    let least = bytes(least_tokens(config.positions));
-    if cache_bytes < least {
-        return Err(LoadError::Room { found: cache_bytes, least });
     }
-    Ok(plan::most_tokens(config.positions, cache_bytes, bytes))
 }
 
 /// How many tokens of a sequence have to fit, of a model with so many positions.

@@ -229,7 +229,8 @@ fn special(config: &Fields, map: &Fields) -> Result<BTreeMap<String, String>, Lo
 fn named(dir: &Path, config: &Fields) -> Result<BTreeMap<u32, String>, LoadError> {
     const NAME: &str = "added_tokens_decoder";
     let path = dir.join(TOKENIZER);
-    let Some(tokens) = config.object(NAME)? else {
+    // Some writers leave it empty.
+    let Some(tokens) = config.object(NAME)?.filter(|tokens| !tokens.is_empty()) else {
         // A directory that was only begun has none yet.
         let file = if path.exists() { read_json(&path)? } else { TokenizerFile::none() };
         return Ok(file.added_tokens.into_iter().map(|it| (it.id, it.content)).collect());
@@ -297,6 +298,18 @@ mod tests {
         }
         let error = with(&[generation(json!("</s>"))]).unwrap_err();
         assert!(error.contains("eos_token_id is \"</s>\"; it must be the number"), "{error}");
+    }
+
+    #[test]
+    fn ends_are_named_by_the_tokenizer_where_the_small_file_names_none() {
+        let named = json!({"added_tokens": [{"id": 9, "content": "<end>"}]});
+        let tokenizer = ("tokenizer.json", named);
+        for more in [json!({}), json!({"added_tokens_decoder": {}})] {
+            let mut config = json!({"eos_token": "<end>"});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let settings = with(&[("tokenizer_config.json", config), tokenizer.clone()]).unwrap();
+            assert_eq!((&settings.ends()[..], settings.name_of(9)), (&[2, 9][..], Some("<end>")));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Settings;
 use super::letters::Letters;
 use crate::bert::{check_length, guarded};
 use crate::catalog::TOKENIZER;
@@ -18,6 +19,33 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// Reads `tokenizer.json` of a model.
+    ///
+    /// # Errors
+    /// When it is missing, is not what it should be, or has words that the model does not know: which
+    /// field, and what to do.
+    pub fn of(settings: &Settings, dir: &Path) -> Result<Self, LoadError> {
+        let tokenizer = Self::load(dir)?;
+        let (path, known) = (dir.join(TOKENIZER), settings.vocabulary());
+        let words = tokenizer.inner.get_vocab(false).into_values().max();
+        let n_words = words.map_or(0, |last| last as usize + 1);
+        if n_words > known {
+            let remedy = format!("the model knows {known}; take the tokenizer.json of this model");
+            return Err(LoadError::unsupported(&path, "model.vocab", n_words, &remedy));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Tokens that were added to the vocabulary and that the model does not know: a text that has one of
+    /// them cannot be read.
+    pub fn unknown(&self, settings: &Settings) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let unknown = added.filter(|(id, _)| *id as usize >= settings.vocabulary());
+        let mut unknown: Vec<_> = unknown.map(|(id, token)| (id, token.content)).collect();
+        unknown.sort_unstable();
+        unknown.into_iter().map(|(_, token)| token).collect()
+    }
+
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
@@ -61,6 +89,11 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// What a token is called.
+    pub fn name_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// How many tokens stand before any text.
     pub fn n_before(&self) -> usize {
         self.n_before
@@ -81,5 +114,48 @@ impl Tokenizer {
     #[cfg(test)]
     pub(crate) fn decode(&self, tokens: &[u32]) -> String {
         self.inner.decode(tokens, true).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The tiny model with a tokenizer that has one more token, in its vocabulary or beside it.
+    fn with(more: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+        let mut file =
+            serde_json::from_slice(&std::fs::read(from.join(TOKENIZER)).unwrap()).unwrap();
+        more(&mut file);
+        std::fs::write(dir.path().join(TOKENIZER), file.to_string()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_model_is_refused() {
+        let dir = with(|file| file["model"]["vocab"]["zzzz"] = 384.into());
+        let settings = Settings::read(dir.path()).unwrap();
+        let error = Tokenizer::of(&settings, dir.path()).unwrap_err().to_string();
+        let says =
+            "tokenizer.json: model.vocab is 385; the model knows 384; take the tokenizer.json";
+        assert!(error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn a_token_beside_the_vocabulary_that_the_model_does_not_know_is_told() {
+        let dir = with(|file| {
+            let token = json!({"id": 384, "content": "<pad>", "single_word": false, "lstrip": false,
+                               "rstrip": false, "normalized": false, "special": true});
+            file["added_tokens"].as_array_mut().unwrap().push(token);
+        });
+        let settings = Settings::read(dir.path()).unwrap();
+        let tokenizer = Tokenizer::of(&settings, dir.path()).unwrap();
+        assert_eq!(tokenizer.unknown(&settings), ["<pad>"]);
+        let own = with(|_| {});
+        assert_eq!(Tokenizer::of(&settings, own.path()).unwrap().unknown(&settings), [""; 0]);
     }
 }

@@ -20,6 +20,7 @@ pub struct Transcript {
     lead: Option<(char, usize)>,
     is_beginning: bool,
     is_over: bool,
+    is_stopped: bool,
     n_tokens: usize,
 }
 
@@ -40,6 +41,7 @@ impl Transcript {
             lead,
             is_beginning: !goes_on,
             is_over: false,
+            is_stopped: false,
             n_tokens: 0,
         }
     }
@@ -61,8 +63,9 @@ impl Transcript {
         self.is_over
     }
 
-    /// Ends the text: a character that is not whole becomes a sign that says so.
-    pub fn end(&mut self) {
+    /// Ends the text: a character that is not whole becomes a sign that says so. Whether a stop
+    /// sequence was found, here or before.
+    pub fn end(&mut self) -> bool {
         if !self.is_over {
             let start = self.text.len();
             let n_bytes = std::mem::take(&mut self.part).len();
@@ -72,6 +75,7 @@ impl Transcript {
             self.look_for_stops(start);
             self.is_over = true;
         }
+        self.is_stopped
     }
 
     /// What was written since the last call and can no longer become part of a stop sequence.
@@ -96,7 +100,7 @@ impl Transcript {
     fn look_for_stops(&mut self, start: usize) {
         if let Some((n_read, length)) = self.stops.read(&self.text[start..]) {
             self.text.truncate(start + n_read - length);
-            self.is_over = true;
+            (self.is_over, self.is_stopped) = (true, true);
         }
     }
 
@@ -216,6 +220,31 @@ mod tests {
         (pieces, transcript.text().to_owned())
     }
 
+    /// The bytes that tokens of the tokenizer like Llama's stand for, from its own table.
+    fn bytes_of(tokens: &[u32]) -> Vec<u8> {
+        let words: [&[u8]; 9] = [b"<unk>", b"", b"", b" ", b"a", b"b", b"ab", b" a", b" ab"];
+        let of = |token: &u32| match usize::try_from(*token).unwrap() {
+            word @ 0..9 => words[word].to_vec(),
+            byte => vec![(byte - 9) as u8],
+        };
+        tokens.iter().flat_map(of).collect()
+    }
+
+    /// Whole characters as they are, and a sign for each byte of what is none.
+    fn in_signs(mut bytes: &[u8]) -> String {
+        let mut text = String::new();
+        while !bytes.is_empty() {
+            let whole = (1..=4.min(bytes.len())).find_map(|n| {
+                let character = std::str::from_utf8(&bytes[..n]).ok()?;
+                Some((character.to_owned(), n))
+            });
+            let (character, n) = whole.unwrap_or_else(|| ("\u{fffd}".to_owned(), 1));
+            text.push_str(&character);
+            bytes = &bytes[n..];
+        }
+        text
+    }
+
     fn parts(n_tokens: u32) -> impl Strategy<Value = Vec<Vec<u32>>> {
         prop::collection::vec(prop::collection::vec(0..n_tokens, 0..4), 0..12)
     }
@@ -236,9 +265,11 @@ mod tests {
                 prop_assert_eq!(pieces.concat(), &*text);
                 let library = tokenizer.decode(&parts.concat());
                 if !library.contains('\u{fffd}') {
-                    prop_assert_eq!(text, library);
+                    prop_assert_eq!(&text, &library);
                 }
             }
+            let (_, text) = told(Transcript::new(llama_like(), true, []), &parts);
+            prop_assert_eq!(text, in_signs(&bytes_of(&parts.concat())));
         }
 
         #[test]
@@ -289,6 +320,19 @@ mod tests {
             "é".bytes().map(|it| vec![byte(it)]).chain([vec![byte(0xf0)]]).collect();
         let (pieces, _) = told(Transcript::new(tokenizer, false, []), &parts);
         assert_eq!(pieces, ["", "é", "", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_stop_of_signs_is_found_at_the_end_too() {
+        let read = |stop: &str| {
+            let mut transcript = Transcript::new(llama_like(), false, [stop.to_owned()]);
+            // The first byte of a letter of two.
+            assert!(!transcript.read(&[8, 9 + 0xc3]));
+            let is_stopped = transcript.end();
+            (is_stopped, transcript.text().to_owned(), transcript.end())
+        };
+        assert_eq!(read("\u{fffd}"), (true, "ab".to_owned(), true));
+        assert_eq!(read("x"), (false, "ab\u{fffd}".to_owned(), false));
     }
 
     #[test]

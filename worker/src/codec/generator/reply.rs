@@ -32,8 +32,18 @@ pub(super) struct About<'a> {
     pub(super) n_new: usize,
 }
 
+/// A part of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece<'a> {
+    pub(super) text: &'a str,
+    pub(super) is_first: bool,
+    /// Of the last one.
+    pub(super) finish: Option<Finish>,
+    pub(super) with_usage: bool,
+}
+
 /// What a job took: what OpenAI tells of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize)]
 struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -49,6 +59,8 @@ struct Usage {
     spent: Spent,
 }
 
+/// Of a stream that tells what it took the last object has this and no choice, and all others have it
+/// as `null`.
 #[derive(Debug, Serialize)]
 struct Response<'a, C, U> {
     id: &'a str,
@@ -56,7 +68,7 @@ struct Response<'a, C, U> {
     /// In seconds since the epoch.
     created: i64,
     model: &'a str,
-    choices: [C; 1],
+    choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<U>,
 }
@@ -114,21 +126,23 @@ impl About<'_> {
         let truncated = Some(self.is_cut);
         let choice = Choice { index: 0, said, finish_reason: Some(finish), truncated };
         let usage = Some(Usage { counts: self.counts(), spent: *spent });
-        Answer { n_cut, ..texts::answer(&self.response(object, choice, usage), tokens) }
+        Answer { n_cut, ..texts::answer(&self.response(object, vec![choice], usage), tokens) }
     }
 
     /// A piece of it for who follows the job: an object on a line of its own, or a message behind its
-    /// length.
-    pub(super) fn piece(
-        &self,
-        text: &str,
-        is_first: bool,
-        finish: Option<Finish>,
-        with_usage: bool,
-    ) -> Bytes {
+    /// length; and behind the last one what the job took, where the stream tells it.
+    pub(super) fn piece(&self, piece: Piece<'_>) -> Bytes {
+        let Piece { text, is_first, finish, with_usage } = piece;
+        let tells_usage = with_usage && finish.is_some();
+        let Counts { prompt_tokens, completion_tokens, .. } = self.counts();
         if is_protobuf(self.job) {
-            let finish_reason = finish.map_or(0, i32::from);
-            let piece = GenerationPiece { text: text.to_owned(), finish_reason };
+            let count = |n: usize| if tells_usage { n as u64 } else { 0 };
+            let piece = GenerationPiece {
+                text: text.to_owned(),
+                finish_reason: finish.map_or(0, i32::from),
+                prompt_tokens: count(prompt_tokens),
+                completion_tokens: count(completion_tokens),
+            };
             return piece.encode_length_delimited_to_vec().into();
         }
         let (object, said) = if self.is_chat {
@@ -138,20 +152,24 @@ impl About<'_> {
             ("text_completion", Said::Text(text))
         };
         let choice = Choice { index: 0, said, finish_reason: finish, truncated: None };
-        let usage = (with_usage && finish.is_some()).then(|| self.counts());
-        let mut line = json!(self.response(object, choice, usage)).to_string();
-        line.push('\n');
-        line.into()
+        let none: Option<Option<Counts>> = with_usage.then_some(None);
+        let mut lines = json!(self.response(object, vec![choice], none)).to_string() + "\n";
+        if tells_usage {
+            let no_choices: Vec<Choice<'_>> = Vec::new();
+            let usage = Some(self.counts());
+            lines += &(json!(self.response(object, no_choices, usage)).to_string() + "\n");
+        }
+        lines.into()
     }
 
     fn response<C, U>(
         &self,
         object: &'static str,
-        choice: C,
+        choices: Vec<C>,
         usage: Option<U>,
     ) -> Response<'_, C, U> {
         let (id, created) = (self.job.id.as_str(), self.job.enqueued_at.as_second());
-        Response { id, object, created, model: self.model, choices: [choice], usage }
+        Response { id, object, created, model: self.model, choices, usage }
     }
 
     fn counts(&self) -> Counts {

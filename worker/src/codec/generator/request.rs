@@ -3,11 +3,11 @@
 use std::ops::RangeInclusive;
 
 use ebb_model::causal::{Defaults, Message, Sampling};
-use ebb_proto::ebb::v1::GenerationRequest;
 use ebb_queue::Job;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::super::{BadJob, is_protobuf, message};
+use super::binary::from_message;
 
 /// Texts that may end an answer, as many as OpenAI takes.
 const MAX_STOPS: usize = 4;
@@ -48,12 +48,15 @@ pub(super) struct Stream {
 
 /// Fields of OpenAI's and of other servers that would make another answer, with values that would not
 /// and a remedy. What is empty, zero or false says nothing.
-const UNKNOWN: [(&str, &[&str], &str); 20] = [
+const UNKNOWN: [(&str, &[&str], &str); 29] = [
     ("tools", &[], NO_TOOLS),
     ("tool_choice", &[r#""none""#, r#""auto""#], NO_TOOLS),
     ("functions", &[], NO_TOOLS),
     ("function_call", &[r#""none""#, r#""auto""#], NO_TOOLS),
-    ("response_format", &[r#"{"type":"text"}"#], "only text is written; ask for a form in words"),
+    ("web_search_options", &[], NO_TOOLS),
+    ("documents", &[], "write them into a message"),
+    ("response_format", &[r#"{"type":"text"}"#], ONLY_TEXT),
+    ("structured_outputs", &[], ONLY_TEXT),
     ("logit_bias", &[], NOT_KNOWN),
     ("logprobs", &[], "probabilities are not told"),
     ("top_logprobs", &[], "probabilities are not told"),
@@ -61,19 +64,35 @@ const UNKNOWN: [(&str, &[&str], &str); 20] = [
     ("echo", &[], "the prompt is not repeated"),
     ("modalities", &[r#"["text"]"#], "only text is written"),
     ("audio", &[], "only text is written"),
-    (
-        "reasoning_effort",
-        &[r#""none""#],
-        "chat_template_kwargs has what the model's template reads",
-    ),
-    ("web_search_options", &[], NO_TOOLS),
+    ("reasoning_effort", &[r#""none""#], IN_KWARGS),
+    ("verbosity", &[r#""medium""#], "ask for it in words"),
+    ("chat_template", &[], "the model's own template is used; leave it out"),
+    ("continue_final_message", &[], "send a prompt to have a text gone on with"),
     ("min_p", &[], NOT_KNOWN),
     ("min_tokens", &[], NOT_KNOWN),
     ("ignore_eos", &[], NOT_KNOWN),
     ("stop_token_ids", &[], "stop takes texts"),
-    ("structured_outputs", &[], "only text is written; ask for a form in words"),
+    ("stop_sequences", &[], "stop takes such texts"),
+    ("include_stop_str_in_output", &[], "an answer ends before a text of stop"),
+    ("bad_words", &[], NOT_KNOWN),
+    ("length_penalty", &["1", "1.0"], NOT_KNOWN),
     ("use_beam_search", &[], NOT_KNOWN),
+    ("num_beams", &["1"], NOT_KNOWN),
 ];
+/// Fields that would make another answer where they are not true.
+const ALWAYS: [(&str, &str); 2] = [
+    ("skip_special_tokens", "special tokens are never part of an answer"),
+    ("add_generation_prompt", "a conversation is always written up to where the answer begins"),
+];
+/// What a job cannot give to a chat template by this name, since it has a meaning of its own.
+const OWN_VARIABLES: [(&str, &str); 4] = [
+    ("messages", "send messages beside it"),
+    ("tools", NO_TOOLS),
+    ("documents", "write them into a message"),
+    ("add_generation_prompt", ALWAYS[1].1),
+];
+const IN_KWARGS: &str = "chat_template_kwargs has what the model's template reads";
+const ONLY_TEXT: &str = "only text is written; ask for a form in words";
 const NO_TOOLS: &str = "a worker calls no tools; leave it out";
 const NOT_KNOWN: &str = "it is not known here; leave it out";
 
@@ -81,7 +100,7 @@ impl Request {
     /// Reads a job; `most` is what an answer may have at most, and `defaults` the model's.
     pub(super) fn read(job: &Job, defaults: &Defaults, most: usize) -> Result<Self, BadJob> {
         let map =
-            if is_protobuf(job) { from_message(message(job)?) } else { super::super::json(job)? };
+            if is_protobuf(job) { from_message(message(job)?)? } else { super::super::json(job)? };
         let fields = Fields(map);
         fields.refuse_what_is_not_known()?;
         Ok(Self {
@@ -91,34 +110,9 @@ impl Request {
             stops: fields.stops()?,
             truncate: fields.flag("truncate")?,
             stream: fields.stream()?,
-            variables: fields.object("chat_template_kwargs")?,
+            variables: fields.variables()?,
         })
     }
-}
-
-/// The same request as JSON has it; what protobuf leaves out is not there.
-fn from_message(request: GenerationRequest) -> Map<String, Value> {
-    let given = |text: String| Some(text).filter(|text| !text.is_empty());
-    let messages = request.messages.into_iter();
-    let messages = messages.map(|it| json!({"role": it.role, "content": it.content}));
-    let messages: Vec<Value> = messages.collect();
-    let fields = [
-        ("messages", Some(messages).filter(|all| !all.is_empty()).map(Value::from)),
-        ("prompt", request.prompt.map(Value::from)),
-        ("input", given(request.input).map(Value::from)),
-        ("max_tokens", super::super::given(request.max_tokens).map(Value::from)),
-        ("temperature", request.temperature.map(Value::from)),
-        ("top_p", request.top_p.map(Value::from)),
-        ("top_k", request.top_k.map(Value::from)),
-        ("seed", request.seed.map(Value::from)),
-        ("stop", Some(request.stop.into())),
-        ("frequency_penalty", request.frequency_penalty.map(Value::from)),
-        ("presence_penalty", request.presence_penalty.map(Value::from)),
-        ("repetition_penalty", request.repetition_penalty.map(Value::from)),
-        ("stream", Some(request.stream.into())),
-        ("truncate", Some(request.truncate.into())),
-    ];
-    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// The fields of a body; one that is `null` is not there.
@@ -138,12 +132,37 @@ impl Fields {
                 return Err(wrong(name, value, remedy));
             }
         }
+        for (name, remedy) in ALWAYS {
+            if let Some(value) = self.get(name).filter(|value| **value != Value::Bool(true)) {
+                return Err(wrong(name, value, remedy));
+            }
+        }
+        if let Some(value) = self.get("do_sample") {
+            let remedy = "say it by temperature, where 0 takes the likeliest token";
+            return Err(wrong("do_sample", value, remedy));
+        }
+        let mut guided = self.0.iter().filter(|(name, _)| name.starts_with("guided_"));
+        if let Some((name, value)) = guided.find(|(_, value)| !says_nothing(value)) {
+            return Err(wrong(name, value, ONLY_TEXT));
+        }
         for name in ["n", "best_of"] {
             if let Some(value) = self.get(name).filter(|n| n.as_u64() != Some(1)) {
                 return Err(wrong(name, value, "a job has one answer, send several jobs"));
             }
         }
         Ok(())
+    }
+
+    /// What the chat template reads beside the messages.
+    fn variables(&self) -> Result<Map<String, Value>, BadJob> {
+        const NAME: &str = "chat_template_kwargs";
+        let variables = self.object(NAME)?;
+        for (name, remedy) in OWN_VARIABLES {
+            if let Some(value) = variables.get(name) {
+                return Err(wrong(&format!("{NAME}.{name}"), value, remedy));
+            }
+        }
+        Ok(variables)
     }
 
     fn prompt(&self) -> Result<Prompt, BadJob> {
@@ -200,7 +219,7 @@ impl Fields {
     }
 
     fn max_new(&self, most: usize) -> Result<Option<(&'static str, usize)>, BadJob> {
-        for name in ["max_completion_tokens", "max_tokens"] {
+        for name in ["max_completion_tokens", "max_tokens", "max_new_tokens"] {
             if let Some(n) = self.size(name, 1..=most)? {
                 return Ok(Some((name, n)));
             }
@@ -342,8 +361,9 @@ fn seed_of(id: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ebb_proto::ebb::v1::ChatMessage;
+    use ebb_proto::ebb::v1::{ChatMessage, GenerationRequest};
     use ebb_queue::Timestamp;
+    use serde_json::json;
 
     use super::*;
     use crate::codec::binary;
@@ -490,6 +510,23 @@ mod tests {
             (json!({"logit_bias": {"7": 100}}), "logit_bias is {\"7\":100}; it is not known here"),
             (json!({"logprobs": true}), "logprobs is true; probabilities are not told"),
             (json!({"echo": true}), "echo is true; the prompt is not repeated"),
+            (json!({"verbosity": "low"}), "verbosity is \"low\"; ask for it in words"),
+            (json!({"max_new_tokens": 101}), "max_new_tokens is 101; send a whole number"),
+            (json!({"do_sample": false}), "do_sample is false; say it by temperature"),
+            (json!({"stop_sequences": ["a"]}), "stop_sequences is [\"a\"]; stop takes such texts"),
+            (json!({"guided_regex": "a+"}), "guided_regex is \"a+\"; only text is written"),
+            (json!({"bad_words": ["a"]}), "bad_words is [\"a\"]; it is not known here"),
+            (json!({"length_penalty": 0.5}), "length_penalty is 0.5; it is not known here"),
+            (json!({"include_stop_str_in_output": true}), "output is true; an answer ends before"),
+            (json!({"skip_special_tokens": false}), "skip_special_tokens is false; special"),
+            (json!({"add_generation_prompt": false}), "add_generation_prompt is false; a conv"),
+            (json!({"continue_final_message": true}), "final_message is true; send a prompt"),
+            (json!({"chat_template": "x"}), "chat_template is \"x\"; the model's own"),
+            (
+                json!({"chat_template_kwargs": {"messages": []}}),
+                "chat_template_kwargs.messages is []; send messages beside it",
+            ),
+            (json!({"chat_template_kwargs": {"tools": null}}), "kwargs.tools is null; a worker"),
         ] {
             let error = with(&more).expect_err(says);
             assert!(error.contains(says), "{more}: {error}");
@@ -497,6 +534,8 @@ mod tests {
         let harmless = json!({
             "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": false,
             "logit_bias": {}, "store": true, "metadata": {"a": "b"}, "service_tier": "flex",
+            "verbosity": "medium", "length_penalty": 1.0, "skip_special_tokens": true,
+            "add_generation_prompt": true, "guided_json": null, "continue_final_message": false,
         });
         assert!(with(&harmless).is_ok());
     }
@@ -547,5 +586,49 @@ mod tests {
         assert_eq!(Ok(found), read(&written));
         let none = Request::read(&binary(&GenerationRequest::default()), &DEFAULTS, 100);
         assert!(none.unwrap_err().to_string().contains("messages is missing"));
+    }
+
+    #[test]
+    fn protobuf_has_variables_usage_negative_seeds_and_empty_inputs_too() {
+        let request = GenerationRequest {
+            input: Some(String::new()),
+            seed: Some(-3),
+            include_usage: true,
+            stream: true,
+            chat_template_kwargs: r#"{"enable_thinking": false}"#.into(),
+            ..GenerationRequest::default()
+        };
+        let written = json!({
+            "input": "", "seed": -3, "stream": true, "stream_options": {"include_usage": true},
+            "chat_template_kwargs": {"enable_thinking": false},
+        });
+        let found = Request::read(&binary(&request), &DEFAULTS, 100).unwrap();
+        assert_eq!(Ok(found), read(&written));
+    }
+
+    #[test]
+    fn what_protobuf_alone_can_say_wrongly_is_named() {
+        let prompt = || GenerationRequest { prompt: Some("a".into()), ..Default::default() };
+        for (request, says) in [
+            (
+                GenerationRequest { temperature: Some(f32::NAN), ..prompt() },
+                "temperature is NaN; send a number that is finite",
+            ),
+            (
+                GenerationRequest { presence_penalty: Some(f32::NEG_INFINITY), ..prompt() },
+                "presence_penalty is -inf; send a number that is finite",
+            ),
+            (
+                GenerationRequest { chat_template_kwargs: "{a}".into(), ..prompt() },
+                "chat_template_kwargs is not JSON (",
+            ),
+            (
+                GenerationRequest { chat_template_kwargs: "7".into(), ..prompt() },
+                "chat_template_kwargs is 7; send an object",
+            ),
+        ] {
+            let error = Request::read(&binary(&request), &DEFAULTS, 100).expect_err(says);
+            assert!(error.to_string().starts_with(says), "{error}");
+        }
     }
 }

@@ -165,15 +165,23 @@ fn a_stream_is_lines_whose_texts_add_up_to_the_answer() {
         ] {
             let (pieces, answer) =
                 run(&codec(), &job(&request), writes(&greedy, n_each, Ended::Length)).unwrap();
-            let (lines, told) = (lines(&pieces), body(&answer));
+            let (mut lines, told) = (lines(&pieces), body(&answer));
             let whole = &told["choices"][0];
             let whole = whole["text"].as_str().or(whole["message"]["content"].as_str()).unwrap();
-            assert_eq!(said(&lines), whole, "{n_each} {kind}");
             assert!(lines.iter().all(|line| line["object"] == kind && line["id"] == "tide-1"));
+            if kind == "text_completion" {
+                let usage = lines.pop().unwrap();
+                assert_eq!(usage["choices"], json!([]));
+                let counts = ["prompt_tokens", "completion_tokens", "total_tokens"];
+                assert!(counts.iter().all(|name| usage["usage"][name] == told["usage"][name]));
+                assert!(lines.iter().all(|line| line.get("usage") == Some(&Value::Null)));
+            } else {
+                assert!(lines.iter().all(|line| line.get("usage").is_none()));
+            }
+            assert_eq!(said(&lines), whole, "{n_each} {kind}");
             let (last, before) = lines.split_last().unwrap();
             assert!(before.iter().all(|it| it["choices"][0]["finish_reason"].is_null()));
             assert_eq!(last["choices"][0]["finish_reason"], "length");
-            assert_eq!(last["usage"].is_object(), kind == "text_completion");
             let role = &lines[0]["choices"][0]["delta"]["role"];
             assert_eq!(role == "assistant", kind != "text_completion");
             let roles = lines.iter().filter(|it| it["choices"][0]["delta"]["role"].is_string());
@@ -208,47 +216,115 @@ fn an_answer_ends_before_a_stop_however_turns_cut_it() {
     }
 }
 
+/// A prompt of so many tokens.
+fn words(n: usize) -> String {
+    "a".to_owned() + &" a".repeat(n - 1)
+}
+
+/// How long prompt and answer are then, and whether the prompt was cut.
+fn fitted(codec: &GeneratorCodec, request: &Value) -> Result<(usize, usize, bool), String> {
+    let decoded = codec.decode(&job(request)).map_err(|error| error.to_string());
+    decoded.map(|(it, asked)| (it.n_prompt, it.max_new, asked.is_cut))
+}
+
 #[test]
 fn how_long_an_answer_may_be_follows_from_the_room_there_is() {
     let roomy = codec_in(&fixture("tiny-llama"), 300);
-    let max_new = |codec: &GeneratorCodec, request: Value| {
-        codec.decode(&job(&request)).map(|(it, _)| (it.n_prompt, it.max_new))
-    };
-    let n = |prompt: &str| roomy.tokenizer.tokenize("prompt", prompt).unwrap().len();
-    assert_eq!(n("a a a"), 3, "each of these is a token");
-    assert_eq!(max_new(&codec(), json!({"prompt": "a"})), Ok((1, 100)), "the worker's own limit");
-    assert_eq!(max_new(&roomy, json!({"prompt": "a"})), Ok((1, 255)), "what is left");
-    let long = "a".to_owned() + &" a".repeat(249);
-    assert_eq!(max_new(&roomy, json!({"prompt": long})), Ok((250, 6)));
-    assert_eq!(max_new(&roomy, json!({"prompt": long, "max_tokens": 6})), Ok((250, 6)));
-    let too_long = "a".to_owned() + &" a".repeat(299);
-    for (request, says) in [
-        (
-            json!({"prompt": long, "max_tokens": 7}),
-            "prompt has 250 tokens; the model takes 256 tokens with its answer: max_tokens is 7, and \
-             6 are left: ask for less",
-        ),
-        (
-            json!({"prompt": too_long}),
-            "prompt has 300 tokens; the model takes 256 tokens with its answer: send less, or truncate",
-        ),
-        (json!({"messages": [{"role": "user", "content": too_long}]}), "messages has 3"),
-        (
-            json!({"messages": [{"role": "user", "content": "a"}], "truncate": true}),
-            "truncate is true",
-        ),
-        (json!({"prompt": ""}), "prompt has no tokens; send a text"),
+    let (long, too_long) = (words(250), words(300));
+    for (request, expected) in [
+        (json!({"prompt": "a"}), (1, 255, false)),
+        (json!({"prompt": long}), (250, 6, false)),
+        (json!({"prompt": long, "max_tokens": 6}), (250, 6, false)),
+        (json!({"prompt": long, "max_tokens": 7, "truncate": true}), (249, 7, true)),
+        (json!({"prompt": "a", "truncate": true}), (1, 255, false)),
+        // What fits is not cut, however short its answer becomes.
+        (json!({"prompt": long, "truncate": true}), (250, 6, false)),
+        (json!({"prompt": words(255), "truncate": true}), (255, 1, false)),
+        (json!({"prompt": words(256), "truncate": true}), (128, 128, true)),
+        (json!({"prompt": too_long, "truncate": true}), (128, 128, true)),
     ] {
-        let error = max_new(&roomy, request).unwrap_err().to_string();
-        assert!(error.starts_with(says), "{error}");
+        assert_eq!(fitted(&roomy, &request), Ok(expected), "{request}");
     }
-    let cut = json!({"prompt": too_long.clone() + " fox", "truncate": true, "max_tokens": 200});
+    assert_eq!(
+        fitted(&codec(), &json!({"prompt": "a"})),
+        Ok((1, 100, false)),
+        "the worker's limit"
+    );
+    let cut = json!({"prompt": too_long + " fox", "truncate": true, "max_tokens": 200});
     let (sequence, asked) = roomy.decode(&job(&cut)).unwrap();
     assert_eq!((sequence.n_prompt, sequence.max_new, asked.is_cut), (56, 200, true));
     let end = roomy.tokenizer.tokenize("prompt", " fox").unwrap();
     assert!(sequence.tokens.ends_with(&end), "its beginning is cut off");
-    let short = json!({"prompt": "a", "truncate": true});
-    assert!(!roomy.decode(&job(&short)).unwrap().1.is_cut);
+}
+
+#[test]
+fn what_is_too_long_is_told_with_a_remedy_that_helps() {
+    let roomy = codec_in(&fixture("tiny-llama"), 300);
+    let (long, too_long) = (words(250), words(300));
+    let cut_off = "or truncate: true to have its beginning cut off";
+    for (request, says) in [
+        (
+            json!({"prompt": long, "max_tokens": 7}),
+            format!(
+                "prompt has 250 tokens; the model takes 256 tokens with its answer: max_tokens is \
+                     7, and 6 are left: ask for less, {cut_off}"
+            ),
+        ),
+        (
+            json!({"prompt": too_long}),
+            format!(
+                "prompt has 300 tokens; the model takes 256 tokens with its answer: send less, \
+                     {cut_off}"
+            ),
+        ),
+        (
+            json!({"prompt": too_long, "max_tokens": 256, "truncate": true}),
+            "max_tokens is 256; the model takes 256 tokens with the prompt: ask for less".into(),
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}], "truncate": true}),
+            "truncate is true; it is for a prompt; of a conversation send less".into(),
+        ),
+        (json!({"prompt": ""}), "prompt has no tokens; send a text".into()),
+    ] {
+        assert_eq!(fitted(&roomy, &request), Err(says), "{request}");
+    }
+    for (request, field) in [
+        (json!({"messages": [{"role": "user", "content": too_long}]}), "messages"),
+        (json!({"input": too_long}), "input"),
+    ] {
+        let error = fitted(&roomy, &request).unwrap_err();
+        assert!(error.starts_with(&format!("{field} has 3")), "{error}");
+        assert!(
+            error.ends_with("the model takes 256 tokens with its answer: send less"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_worker_with_little_memory_takes_less_than_its_model_and_says_so() {
+    let small = codec_in(&fixture("tiny-llama"), 300).with_room_for(64);
+    let here = "this worker has memory for 64 tokens (--kv-memory; the model takes 256)";
+    for (request, expected) in [
+        (json!({"prompt": words(60)}), Ok((60, 4, false))),
+        (json!({"prompt": words(70), "truncate": true}), Ok((32, 32, true))),
+        (
+            json!({"prompt": words(64)}),
+            Err(format!(
+                "prompt has 64 tokens; {here} with its answer: send less, or truncate: true \
+                         to have its beginning cut off"
+            )),
+        ),
+        (
+            json!({"prompt": "a", "max_tokens": 64}),
+            Err(format!("max_tokens is 64; {here} with the prompt: ask for less")),
+        ),
+    ] {
+        assert_eq!(fitted(&small, &request), expected, "{request}");
+    }
+    let ample = codec_in(&fixture("tiny-llama"), 300).with_room_for(10_000);
+    assert_eq!(fitted(&ample, &json!({"prompt": words(250)})), Ok((250, 6, false)));
 }
 
 #[test]
@@ -275,7 +351,10 @@ fn what_a_template_refuses_is_the_jobs_fault() {
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     let codec = codec_in(dir.path(), 100);
     let error = codec.decode(&job(&json!({"input": "a"}))).unwrap_err().to_string();
-    assert_eq!(error, "messages: the chat template says: After user nobody speaks");
+    assert_eq!(error, "input: the chat template says: After user nobody speaks");
+    let messages = json!({"messages": [{"role": "system", "content": "a"}]});
+    let error = codec.decode(&job(&messages)).unwrap_err().to_string();
+    assert_eq!(error, "messages: the chat template says: After system nobody speaks");
 }
 
 #[test]
@@ -291,22 +370,43 @@ fn a_turn_costs_what_it_reads() {
 }
 
 #[test]
-fn a_job_that_gets_nowhere_ends() {
+fn a_job_that_waits_for_room_is_not_given_up() {
     let mut n_turns = 0;
-    let idle = |_: &Sequence| {
+    let waits = |sequence: &Sequence| {
         n_turns += 1;
-        Turn { n_read: usize::from(n_turns > 50), ..Turn::default() }
+        let tokens = if n_turns > 200_000 { vec![79] } else { Vec::new() };
+        Turn { n_read: sequence.tokens.len(), tokens, ended: None }
     };
-    let error = run(&codec(), &job(&json!({"prompt": "a"})), idle).unwrap_err().to_string();
-    assert!(error.starts_with("the model wrote nothing in 100000 turns"), "{error}");
-    assert_eq!(n_turns, 50 + 1 + 100_000);
-    // A model that never says that an answer is long enough.
+    let request = json!({"prompt": "a", "max_tokens": 1});
+    let (_, answer) = run(&codec(), &job(&request), waits).unwrap();
+    assert_eq!(body(&answer)["usage"]["completion_tokens"], 1);
+}
+
+#[test]
+fn an_answer_ends_where_it_is_full_though_the_model_does_not_say_so() {
     let endless = |_: &Sequence| Turn { tokens: vec![79], ended: None, n_read: 1 };
     let (_, answer) =
         run(&codec(), &job(&json!({"prompt": "a", "max_tokens": 5})), endless).unwrap();
     let told = body(&answer);
     assert_eq!(told["choices"][0]["finish_reason"], "length");
     assert_eq!(told["usage"]["completion_tokens"], 5);
+}
+
+#[test]
+fn a_stop_in_what_the_end_leaves_of_a_character_is_a_stop() {
+    let codec = codec();
+    let is_part = |id: &u32| {
+        let mut transcript = Transcript::new(codec.tokenizer.clone(), true, []);
+        transcript.read(&[*id]);
+        let is_held = transcript.text().is_empty();
+        transcript.end();
+        is_held && transcript.text() == "\u{fffd}"
+    };
+    let part = (0..384).find(is_part).expect("a byte that begins a character");
+    let request = json!({"prompt": "a", "stop": "\u{fffd}", "max_tokens": 1});
+    let (_, answer) = run(&codec, &job(&request), writes(&[part], 1, Ended::Length)).unwrap();
+    let choice = &body(&answer)["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&"".into(), &"stop".into()));
 }
 
 #[test]
@@ -317,6 +417,7 @@ fn protobuf_asks_and_is_answered_the_same() {
         messages: vec![message],
         max_tokens: 9,
         stream: true,
+        include_usage: true,
         ..GenerationRequest::default()
     };
     let mut asks = binary(&request);
@@ -336,12 +437,15 @@ fn protobuf_asks_and_is_answered_the_same() {
     let mut stream = &stream[..];
     let mut text = String::new();
     let mut last = FinishReason::Unspecified.into();
+    let mut counts = (0, 0);
     while !stream.is_empty() {
-        assert_eq!(last, i32::from(FinishReason::Unspecified));
+        assert_eq!((last, counts), (i32::from(FinishReason::Unspecified), (0, 0)));
         let piece = GenerationPiece::decode_length_delimited(&mut stream).unwrap();
         text.push_str(&piece.text);
         last = piece.finish_reason;
+        counts = (piece.prompt_tokens, piece.completion_tokens);
     }
+    assert_eq!(counts, (n_prompt, 9));
     assert_eq!((text, last), (response.text, FinishReason::Length.into()));
 }
 
