@@ -5,6 +5,7 @@
 
 mod answers;
 mod bell;
+mod entry;
 mod jobs;
 
 use std::collections::{BTreeMap, VecDeque};

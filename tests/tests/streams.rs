@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use e2e::{Process, Workplace, wait_for};
-use ebb_queue::{JSON, Job, JobResult, OpenOptions, Outcome, QueueUrl, ResultStore, Timestamp};
+use ebb_queue::{JSON, Job, JobResult, OpenOptions, Outcome, QueueUrl, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -96,7 +96,12 @@ impl Wanted<'_> {
     }
 
     fn not_made(&self, what: &str, name: &str) -> Error {
-        Error::new(ErrorKind::Internal, format!("the NATS server did not make {what} {name}"))
+        // In a cluster whoever is asked may not have heard yet of what was made a moment ago.
+        let kind = match self.replicas {
+            0 | 1 => ErrorKind::Internal,
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, format!("the NATS server did not make {what} {name}"))
     }
 
     fn streams(&self) -> [(&str, Value); 6] {
