@@ -91,8 +91,8 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     };
     let leases = Leases::default();
     let (cleaned, ends) = ((queue.queue.clone(), Arc::clone(&intake)), stop.clone());
-    let cleaner = retention::keep(cleaned, rand::random(), metrics.clone(), ends);
-    let cleaner = AbortOnDropHandle::new(tokio::spawn(cleaner));
+    let cleaner = tokio::spawn(retention::keep(cleaned, rand::random(), metrics.clone(), ends));
+    let cleaner = AbortOnDropHandle::new(cleaner);
     let mut company = vec![
         tokio::spawn(leases.clone().keep(Arc::clone(&intake), metrics.clone())),
         tokio::spawn(report(Arc::clone(&intake), worker, leases.clone(), metrics.clone())),
@@ -103,12 +103,17 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     Splitter::new(parts, leases, queues).run(stop.clone()).await;
     stop.cancel();
-    if tokio::time::timeout(FAREWELL, cleaner).await.is_err() {
-        warn!("a step that deletes old dead letters was cut off");
-    }
+    see_out(cleaner).await;
     let n_jobs = metrics.age.get_sample_count();
     info!(n_jobs, "split ends");
     Ok(())
+}
+
+/// Lets a step that deletes old dead letters end, for so long.
+async fn see_out(cleaner: AbortOnDropHandle<()>) {
+    if tokio::time::timeout(FAREWELL, cleaner).await.is_err() {
+        warn!("a step that deletes old dead letters was cut off");
+    }
 }
 
 /// Opens the queues that have a weight, by name; `None` when stopped meanwhile.

@@ -125,7 +125,16 @@ async fn every_row_holds(fixture: &dyn Fixture, start: State) {
             walk.take(step).await;
         }
         walk.take(step).await;
-        assert_eq!(walk.state(to).await, to, "{from:?} and {step:?}");
+        let mut found = walk.state(to).await;
+        // A server forgets when it next looks, and that may be late on a busy machine.
+        for _ in 0..20 {
+            if step != Memory || found == to {
+                break;
+            }
+            fixture.pass(Duration::from_millis(500)).await;
+            found = walk.state(to).await;
+        }
+        assert_eq!(found, to, "{from:?} and {step:?}");
     }
 }
 
