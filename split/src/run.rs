@@ -104,8 +104,7 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
     Splitter::new(parts, leases, queues).run(stop.clone()).await;
     stop.cancel();
     see_out(cleaner).await;
-    let n_jobs = metrics.age.get_sample_count();
-    info!(n_jobs, "split ends");
+    info!(n_jobs = metrics.age.get_sample_count(), "split ends");
     Ok(())
 }
 
