@@ -20,6 +20,7 @@ mod rules;
 mod run;
 mod scaling;
 mod schema;
+mod second;
 
 use std::collections::{BTreeMap, BTreeSet};
 

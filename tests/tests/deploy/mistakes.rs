@@ -267,7 +267,7 @@ fn a_mistake_in_a_file_reaches_the_objects_or_the_renderer() {
     };
     let (schemas, programs) = (Schemas::load(), Programs::load());
     tree.edit("base/worker/deployment.yaml", "path: /readyz", "path: /healthz");
-    tree.edit("components/nats/worker.yaml", "  EBB_QUEUE:", "  EBB_QUEEU:");
+    tree.edit("components/nats/worker/config.yaml", "  EBB_QUEUE:", "  EBB_QUEEU:");
     let said = said(&tree.render("overlays/nats-cpu"), &schemas, &programs);
     for words in ["not at /readyz", "there is no variable EBB_QUEEU", "no broker is named"] {
         assert!(said.iter().any(|one| one.contains(words)), "{words}: {said:?}");
