@@ -85,12 +85,13 @@ fn told(queue: &MemoryQueue, number: usize) -> Vec<Outcome> {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_takes_turns_stops_soon_and_makes_room() {
     let (queue, clock) = queue(LEASE);
-    queue.publish(vec![asking(long_job(0, 10_000)), echo_job(1)]).await.unwrap();
+    queue.publish(vec![asking(long_job(0, 10_000))]).await.unwrap();
     let begin = Instant::now();
     let working = Working::start(&Arc::new(queue.clone()), &clock, TURN);
     sleep(Duration::from_secs(2)).await;
     let mut frames = queue.follow(&id(0), 0).await.unwrap();
     assert!(matches!(frames.next().await, Some(Ok(Frame::Chunk { .. }))));
+    queue.publish(vec![echo_job(1)]).await.unwrap();
     assert_eq!(queue.cancel(&id(0)).await.unwrap(), Cancelled::Running);
     let n_cancelled = working.n_cancelled();
     let (metrics, ran) = (working.metrics.clone(), Arc::clone(&working.ran));

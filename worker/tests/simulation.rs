@@ -18,8 +18,8 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, Cancelled, Clock, DeadLetters, Frame, Job, JobId, JobResult, Operator, Outcome,
-    Result, ResultStore, Stored,
+    Backlog, Broker, Cancelled, Clock, DeadLetters, Frame, Job, JobId, JobResult, Operator,
+    Outcome, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{

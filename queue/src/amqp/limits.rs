@@ -14,8 +14,8 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "a job is cancelled where results are, so that takes --results; it counts until a \
                   worker receives it, which drops it uncharged. That it is to be \
                   dropped is known for three quarters of result_ttl, and one that is received within \
-                  a second may begin and be stopped. Of an id that was never published the same is said, and nobody \
-                  knows whether a job is dead that has no result",
+                  a second may begin and be stopped. Of an id that was never published the same is said, and a \
+                  job that was put back and still has its failed result is taken for one that ended",
     },
     Limit {
         promise: "duplicates",
