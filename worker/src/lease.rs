@@ -282,10 +282,8 @@ impl Keeper<'_> {
             if self.wedged.set(is_wedged) != is_wedged {
                 self.tell(wedge);
             }
-            if !is_wedged {
-                if self.leases.extend(self.broker, self.metrics).await {
-                    self.n_cancelled.update(|n| *n += 1);
-                }
+            if !is_wedged && self.leases.extend(self.broker, self.metrics).await {
+                self.n_cancelled.update(|n| *n += 1);
             }
         }
     }
