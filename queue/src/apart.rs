@@ -1,6 +1,7 @@
 //! Jobs on one broker, their answers on another.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,10 +9,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
+use crate::cancel;
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame, Info, Job, JobId,
-    JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt, Result, ResultStore,
-    Settled, Settlement, Stored, Unsettled, WorkerStatus,
+    Backlog, Broker, Cancelled, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
+    Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt,
+    Result, ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
 
 /// A queue whose answers lie in another one's store.
@@ -21,11 +23,12 @@ use crate::{
 pub(crate) struct Apart {
     jobs: Queue,
     answers: Queue,
+    clock: Arc<dyn Clock>,
 }
 
 impl Apart {
-    pub(crate) fn new(jobs: Queue, answers: Queue) -> Self {
-        Self { jobs, answers }
+    pub(crate) fn new(jobs: Queue, answers: Queue, clock: Arc<dyn Clock>) -> Self {
+        Self { jobs, answers, clock }
     }
 }
 
@@ -64,6 +67,10 @@ impl Broker for Apart {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.jobs.extend(receipts).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.jobs.cancellations().await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
@@ -120,6 +127,19 @@ impl Operator for Apart {
         self.jobs.has_gone_on(id).await
     }
 
+    /// First where answers are: whoever comes first there has said how the job ended.
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        match self.jobs.state(id).await? {
+            Some(JobState::Unknown) => return Ok(Cancelled::Unknown),
+            Some(JobState::Dead | JobState::Done) => return Ok(Cancelled::Ended),
+            None | Some(JobState::Waiting | JobState::Delayed | JobState::Running) => {}
+        }
+        match cancel::put(&*self.answers, id, self.clock.now()).await? {
+            true => self.jobs.cancel(id).await,
+            false => Ok(Cancelled::Ended),
+        }
+    }
+
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
         self.jobs.purge_waiting().await
     }
@@ -174,5 +194,36 @@ impl ResultStore for Apart {
 
     fn result_ttl(&self) -> Duration {
         self.answers.result_ttl()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryQueue;
+    use crate::{Behavior, OpenOptions, Outcome, SystemClock, Timestamp};
+
+    fn job(name: &str) -> Job {
+        Job { id: name.parse().unwrap(), ..Job::new("{}", Timestamp::now()) }
+    }
+
+    #[tokio::test]
+    async fn who_says_first_where_answers_are_how_a_job_ended_has_said_it() {
+        let memory = || Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let (jobs, answers) = (memory(), memory());
+        let apart = Apart::new(jobs.clone(), answers.clone(), Arc::new(SystemClock));
+        apart.publish(vec![job("answered"), job("waits")]).await.unwrap();
+        let id: JobId = "answered".parse().unwrap();
+        let outcome = Outcome::Completed { content_type: String::new(), body: Bytes::new() };
+        let answer =
+            JobResult { outcome, ..JobResult::buried(id.clone(), 1, "", Timestamp::now()) };
+        apart.put(&answer).await.unwrap();
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Ended);
+        assert_eq!(apart.get(&id).await.unwrap(), Some(answer));
+
+        let id: JobId = "waits".parse().unwrap();
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(answers.get(&id).await.unwrap().unwrap().outcome, Outcome::Cancelled);
+        assert_eq!(apart.cancel(&"never".parse().unwrap()).await.unwrap(), Cancelled::Unknown);
     }
 }

@@ -18,10 +18,10 @@ use tokio::sync::Mutex;
 
 use crate::open::{check_queue, open_single};
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Frame, Info,
-    Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator, Outcome,
-    Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement, Stored,
-    Timestamp, Unsettled, WorkerStatus,
+    Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind,
+    Frame, Info, Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator,
+    Outcome, Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement,
+    Stored, Timestamp, Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -191,6 +191,10 @@ impl Broker for Trail {
         self.0.queue.extend(receipts).await
     }
 
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.0.queue.cancellations().await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.0.queue.settle(settlements).await
     }
@@ -255,6 +259,14 @@ impl Operator for Trail {
         self.0.queue.has_gone_on(id).await
     }
 
+    /// Where it went.
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        match self.end(id).await? {
+            Some((queue, _)) => queue.cancel(id).await,
+            None => Ok(Cancelled::Unknown),
+        }
+    }
+
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
         self.0.queue.purge_waiting().await
     }
@@ -280,6 +292,22 @@ mod tests {
         open(&intake.with_queue("canary").unwrap()).await.publish(vec![job]).await.unwrap();
         queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
         assert_eq!(queue.state(&id()).await.unwrap(), Some(JobState::Delayed));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_went_on_is_cancelled_where_it_went() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let (queue, canary) =
+            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        // It is on its way, and nowhere yet.
+        assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Unknown);
+        canary.publish(vec![Job { id: id(), ..Job::new("{}", Timestamp::now()) }]).await.unwrap();
+        assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(queue.get(&id()).await.unwrap().unwrap().outcome, Outcome::Cancelled);
+        assert_eq!(canary.depth().await.unwrap().ready, 0);
     }
 
     #[test]
