@@ -1,0 +1,3 @@
+//! An HTTP front door for those who do not want a broker's client.
+
+pub mod openai;
