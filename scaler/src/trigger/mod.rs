@@ -14,7 +14,7 @@ use std::time::Duration;
 use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 
 use given::Given;
-pub(crate) use given::{FROM_ENV, edits};
+pub(crate) use given::FROM_ENV;
 pub(crate) use options::{
     CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PROFILE, QUEUE, STREAM, option,
 };
