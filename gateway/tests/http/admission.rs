@@ -54,7 +54,8 @@ async fn nobody_gets_in_without_a_key_that_is_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_is_of_the_tenant_of_its_key_and_nobody_else_sees_it() {
-    let scene = Scene::new(guarded(&[("a", "tenant = \"team\""), ("b", ""), ("c", "tenant = \"team\"")]));
+    let scene =
+        Scene::new(guarded(&[("a", "tenant = \"team\""), ("b", ""), ("c", "tenant = \"team\"")]));
     let headers = [A, ("ebb-model", "m"), ("ebb-id", "order-7")];
     let reply = scene.ask(request("POST", "/v1/jobs", &headers, "body")).await;
     assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.text());
@@ -96,7 +97,8 @@ async fn a_key_uses_its_own_models_and_hears_of_no_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_has_its_rate_and_its_room() {
-    let scene = Scene::new(guarded(&[("a", "requests_per_minute = 2"), ("b", "max_in_flight = 1")]));
+    let scene =
+        Scene::new(guarded(&[("a", "requests_per_minute = 2"), ("b", "max_in_flight = 1")]));
     let models = || request("GET", "/v1/models", &[A], "");
     assert_eq!(scene.ask(models()).await.status, StatusCode::OK);
     assert_eq!(scene.ask(models()).await.status, StatusCode::OK);

@@ -108,8 +108,9 @@ async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again()
     assert_eq!(reply.error(), (429, "queue_full".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));
     let faults = Faults { fail_before: 1.0, ..Faults::NONE };
-    let scene =
-        Scene::around(Setting::default(), |queue| Arc::new(Faulty::new(Arc::new(queue), faults, 7)));
+    let scene = Scene::around(Setting::default(), |queue| {
+        Arc::new(Faulty::new(Arc::new(queue), faults, 7))
+    });
     let reply = scene.ask(post(EMBEDDINGS, body)).await;
     assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));

@@ -10,8 +10,7 @@ use crate::scene::{Scene, Setting, embed, end, get, plan, post, request};
 #[tokio::test(start_paused = true)]
 async fn a_job_is_its_body_and_its_headers_and_its_answer_comes_back_as_it_is() {
     let scene = Scene::new(Setting::default());
-    let headers =
-        [("ebb-priority", "high"), ("content-type", "text/plain"), ("ebb-tenant", "t")];
+    let headers = [("ebb-priority", "high"), ("content-type", "text/plain"), ("ebb-tenant", "t")];
     let reply = scene.ask(request("POST", "/v1/jobs", &headers, "a body")).await;
     assert_eq!((reply.status, &reply.json()["state"]), (StatusCode::ACCEPTED, &"waiting".into()));
     let place = reply.header("location").unwrap().to_owned();

@@ -156,9 +156,7 @@ async fn receive(queue: &MemoryQueue) -> Vec<Delivery> {
 /// Stores what became of a job, and settles it.
 pub(crate) async fn end(queue: &MemoryQueue, delivery: Delivery, said: Result<String, String>) {
     let outcome = match &said {
-        Ok(body) => {
-            Outcome::Completed { content_type: JSON.to_owned(), body: body.clone().into() }
-        }
+        Ok(body) => Outcome::Completed { content_type: JSON.to_owned(), body: body.clone().into() },
         Err(reason) => Outcome::Failed { reason: reason.clone() },
     };
     let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);

@@ -11,7 +11,8 @@ use crate::scene::{Events, Scene, Setting, end, get, post, request};
 
 /// A piece as a generator tells it.
 fn piece(text: &str) -> Bytes {
-    let choice = json!({"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": null});
+    let choice =
+        json!({"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": null});
     let piece = json!({"id": "j", "object": "chat.completion.chunk", "choices": [choice]});
     format!("{piece}\n").into()
 }
@@ -53,11 +54,12 @@ fn heard(events: &[String]) -> (String, bool) {
 
 /// Begins a stream whose first piece is `Hel`; gives the job as its worker has it.
 async fn begun(scene: &Scene) -> (Events, Delivery) {
-    let (response, delivery) = tokio::join!(scene.send(post("/v1/chat/completions", chat())), async {
-        let delivery = scene.take().await;
-        say(scene, &delivery, 1, &[(0, piece("Hel"))]).await;
-        delivery
-    });
+    let (response, delivery) =
+        tokio::join!(scene.send(post("/v1/chat/completions", chat())), async {
+            let delivery = scene.take().await;
+            say(scene, &delivery, 1, &[(0, piece("Hel"))]).await;
+            delivery
+        });
     assert_eq!(response.status(), StatusCode::OK);
     (Events::of(response), delivery)
 }
@@ -177,6 +179,7 @@ async fn events_end_with_the_result() {
     end(&scene.queue, delivery, Ok("{\"a\": 1.50}".to_owned())).await;
     let last = events.rest().await;
     let [last] = &last[..] else { panic!("{last:?}") };
-    let data: Value = serde_json::from_str(last.strip_prefix("event: end\ndata: ").unwrap()).unwrap();
+    let data: Value =
+        serde_json::from_str(last.strip_prefix("event: end\ndata: ").unwrap()).unwrap();
     assert_eq!((&data["state"], &data["result"]["a"]), (&json!("completed"), &json!(1.5)));
 }
