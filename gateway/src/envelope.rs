@@ -89,6 +89,11 @@ impl Envelope {
         Some(left.try_into().unwrap_or(Duration::ZERO))
     }
 
+    /// Whether somebody else may come for the same jobs, by an id or a key.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.own_id.is_some() || self.headers.key.is_some()
+    }
+
     /// Gives the jobs this deadline, where the client has set none.
     pub(crate) fn limit_to(&mut self, limit: Duration) {
         let deadline = || self.now.checked_add(limit).unwrap_or(Timestamp::MAX);
@@ -176,6 +181,7 @@ mod tests {
         let mut envelope = read(&told, None).unwrap();
         assert_eq!(envelope.model.as_deref(), Some("chat"));
         assert_eq!(envelope.limit(), Some(Duration::from_secs(30)));
+        assert!(envelope.is_shared() && !read(&[], None).unwrap().is_shared());
         envelope.limit_to(Duration::from_secs(5));
         let job = envelope.job(&model(Some("m")), 1, (Some("text/plain"), "body".into())).unwrap();
         let Headers { priority, model: asked, key, content_type, .. } = &job.headers;

@@ -27,6 +27,13 @@ pub(crate) enum Step {
     Failed(Refusal),
 }
 
+impl Step {
+    /// Whether nobody follows any more, for no fault of the job: it has ended, or is to go on.
+    pub(crate) fn leaves_the_job(&self) -> bool {
+        matches!(self, Self::News(News::End(_)) | Self::Closing | Self::Failed(_))
+    }
+}
+
 /// Follows a job for one client.
 pub(crate) struct Following {
     pub(crate) news: BoxStream<'static, Result<News>>,

@@ -24,6 +24,7 @@ mod run;
 mod sse;
 mod trace;
 mod waiting;
+mod wanted;
 
 pub use config::GatewayArgs;
 pub use keys::Keys;

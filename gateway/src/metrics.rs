@@ -8,6 +8,7 @@
 //! | `gateway_requests_in_flight` | - | requests that are being answered |
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
 //! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
+//! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
 //! | `gateway_broker_errors_total` | `call` | calls to a broker that failed |
 //! | `gateway_brokers_up` | - | queues whose brokers answered last |
 //! | `gateway_keys_reloads_total` | `outcome`: ok, failed | changes of the file of keys |
@@ -33,6 +34,8 @@ pub struct Metrics {
     pub(crate) waiting: IntGauge,
     /// Jobs that were put on a queue.
     pub(crate) published: IntCounter,
+    /// Jobs that were cancelled.
+    pub(crate) cancelled: IntCounter,
     /// Calls to a broker that failed.
     pub(crate) broker_errors: IntCounterVec,
     /// Queues whose brokers answered last.
@@ -56,6 +59,7 @@ impl Metrics {
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
+        registry.register(Box::new(metrics.cancelled.clone()))?;
         registry.register(Box::new(metrics.broker_errors.clone()))?;
         registry.register(Box::new(metrics.brokers_up.clone()))?;
         registry.register(Box::new(metrics.reloads.clone()))?;
@@ -87,6 +91,10 @@ impl Metrics {
             published: IntCounter::new(
                 "gateway_jobs_published_total",
                 "Jobs that were put on a queue.",
+            )?,
+            cancelled: IntCounter::new(
+                "gateway_jobs_cancelled_total",
+                "Jobs that were cancelled: by a client, or since the one who waited has gone.",
             )?,
             broker_errors: IntCounterVec::new(
                 Opts::new("gateway_broker_errors_total", "Calls to a broker that failed."),

@@ -1,6 +1,7 @@
 //! Jobs on one broker, their answers on another.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,10 +9,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
+use crate::cancel;
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame, Info, Job, JobId,
-    JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt, Result, ResultStore,
-    Settled, Settlement, Stored, Unsettled, WorkerStatus,
+    Backlog, Broker, Cancelled, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
+    Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt,
+    Result, ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
 
 /// A queue whose answers lie in another one's store.
@@ -21,11 +23,12 @@ use crate::{
 pub(crate) struct Apart {
     jobs: Queue,
     answers: Queue,
+    clock: Arc<dyn Clock>,
 }
 
 impl Apart {
-    pub(crate) fn new(jobs: Queue, answers: Queue) -> Self {
-        Self { jobs, answers }
+    pub(crate) fn new(jobs: Queue, answers: Queue, clock: Arc<dyn Clock>) -> Self {
+        Self { jobs, answers, clock }
     }
 }
 
@@ -64,6 +67,10 @@ impl Broker for Apart {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.jobs.extend(receipts).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.jobs.cancellations().await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
@@ -118,6 +125,19 @@ impl Operator for Apart {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         self.jobs.has_gone_on(id).await
+    }
+
+    /// First where answers are: whoever comes first there has said how the job ended.
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        match self.jobs.state(id).await? {
+            Some(JobState::Unknown) => return Ok(Cancelled::Unknown),
+            Some(JobState::Dead | JobState::Done) => return Ok(Cancelled::Ended),
+            None | Some(JobState::Waiting | JobState::Delayed | JobState::Running) => {}
+        }
+        match cancel::put(&*self.answers, id, self.clock.now()).await? {
+            true => self.jobs.cancel(id).await,
+            false => Ok(Cancelled::Ended),
+        }
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -12,7 +12,8 @@
 //!
 //! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise is
 //! for the lifecycle rules of the store: of a producer that crashed before it published, of a batch
-//! that was refused by a broker that may have stored a part of it, of a job that is purged longer than
+//! that was refused by a broker that may have stored a part of it, of a job that is cancelled while it
+//! waits, of one that is purged longer than
 //! `result_ttl` after it was published, and of all answers. Delete in `results/` what is older than
 //! `result_ttl`, and in `bodies/` what is older than any job gets.
 //!
@@ -264,15 +265,21 @@ impl Broker for Claim {
         self.queue.extend(&own).await
     }
 
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.queue.cancellations().await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let own: Vec<_> = settlements
             .iter()
             .map(|one| one.with_receipt(parse_receipt(one.receipt()).0.into_owned()))
             .collect();
         let answers = self.queue.settle(&own).await;
-        let is_held = |nth| answer_at(&answers, nth) == Some(Settled::Held);
+        // Of one that was cancelled nobody else has the body.
+        let has_ended =
+            |nth| matches!(answer_at(&answers, nth), Some(Settled::Held | Settled::Cancelled));
         let done = settlements.iter().enumerate();
-        let done = done.filter(|(nth, one)| *one.verdict() == Verdict::Ack && is_held(*nth));
+        let done = done.filter(|(nth, one)| *one.verdict() == Verdict::Ack && has_ended(*nth));
         let keys = done.filter_map(|(_, one)| parse_receipt(one.receipt()).1.map(str::to_owned));
         delete(&self.store, keys.collect()).await;
         answers

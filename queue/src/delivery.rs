@@ -135,6 +135,8 @@ pub enum Settled {
     Held,
     /// It was not: the lease ended before, and nothing was changed.
     Lost,
+    /// It was not: the job was cancelled, that is stored and told, and nothing was changed.
+    Cancelled,
 }
 
 /// Not all settlements were carried out; of those that were, what became of them.

@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use crate::delivery::{all_settled, note};
 use crate::{
-    AnyQueue, Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
-    ErrorKind, Frame, Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged,
-    Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Verdict, WorkerStatus,
+    AnyQueue, Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere,
+    Error, ErrorKind, Frame, Info, Job, JobId, JobResult, JobState, Link, Operator, Published,
+    Purged, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Verdict,
+    WorkerStatus,
 };
 pub use faults::{Faults, Injected};
 
@@ -271,6 +272,10 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
         self.call(effect).await
     }
 
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.call(self.inner.cancellations()).await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let effect = async {
             let (mut answers, mut failed) = (Vec::new(), None);
@@ -348,6 +353,10 @@ impl<B: AnyQueue + ?Sized + 'static> Operator for Faulty<B> {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         self.call(self.inner.has_gone_on(id)).await
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        self.call(self.inner.cancel(id)).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -10,6 +10,7 @@ mod address;
 mod amqp;
 mod apart;
 mod aside;
+mod cancel;
 pub mod claim;
 mod clock;
 mod delivery;
@@ -61,7 +62,7 @@ pub use link::Link;
 pub use open::{
     Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
-pub use operator::{Elsewhere, JobState, Purged};
+pub use operator::{Cancelled, Elsewhere, JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
 pub use retention::{Look, Retention};
@@ -140,8 +141,17 @@ pub trait Broker: Backlog {
     ///
     /// # Behavior
     /// - A lease that ended is held all the same until somebody else took the job.
-    /// - A delivery that was settled is not held any more.
+    /// - A delivery that was settled is not held any more, and neither is a job that was cancelled, where
+    ///   the broker knows of that: who finds out else acknowledges the job, and tells of it.
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>>;
+
+    /// Yields the id of a job soon after it was cancelled, for whoever may be running it.
+    ///
+    /// # Behavior
+    /// - Armed when this returns: what is cancelled afterwards is told within a second, from any process.
+    /// - A hint and no more: one may be missing while a connection is made anew, and one may be told
+    ///   without cause. Whether a job was cancelled is what its result says.
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>>;
 
     /// Carries out verdicts, and says for each whether the lease was still held.
     ///
@@ -164,7 +174,7 @@ pub trait Broker: Backlog {
     ///
     /// # Behavior
     /// - The body of the message is the answer itself, or `{"error": REASON}` as JSON; its headers
-    ///   are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed` or `failed`) and `content-type`.
+    ///   are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed`, `failed` or `cancelled`) and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
     ///   on the embedded queue another queue, where it is a job of the same id.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
@@ -241,6 +251,19 @@ pub trait Operator: Send + Sync {
     /// Whether the job has gone on to another queue, as the record says that is kept beside the jobs.
     async fn has_gone_on(&self, id: &JobId) -> Result<bool>;
 
+    /// Cancels a job that waits or runs: nobody wants its answer any more.
+    ///
+    /// # Behavior
+    /// - Its result is stored as [`Outcome::Cancelled`], unless there is one that stays: whoever comes first
+    ///   has said how the job ended. Who follows it is told, and a reply is sent where one was asked for.
+    /// - A job that waits never runs from then on, whoever receives next and however late: it is gone
+    ///   where the broker can find it, and dropped uncharged by whoever receives it where it cannot.
+    /// - One that runs is told of by [`Broker::cancellations`]. Its answer, or its failure, is a duplicate
+    ///   and dropped; so is its retry.
+    /// - It is no dead letter. Its id and its key are known as those of a job that was done.
+    /// - A job that has ended stays as it is, a dead letter among them: cancelling twice is cancelling once.
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled>;
+
     /// Deletes the jobs that wait, ready or delayed, a step at a time as the stream is read.
     ///
     /// # Behavior
@@ -263,10 +286,10 @@ pub trait ResultStore: Send + Sync {
     /// Stores a result unless one is there already.
     ///
     /// # Behavior
-    /// - A completed result is never replaced by anything.
-    /// - A failed one is replaced by a completed one (a dead letter put back), never by a failure.
+    /// - A completed result is never replaced by anything, and neither is that a job was cancelled.
+    /// - A failed one is replaced by either of these (a dead letter put back), never by a failure.
     /// - Refused as stale when a later attempt has begun to send chunks.
-    /// - Voids the chunks of earlier attempts; a failed result voids all of them.
+    /// - Voids the chunks of earlier attempts; a failed or cancelled result voids all of them.
     /// - Kept for `result_ttl` from now on.
     async fn put(&self, result: &JobResult) -> Result<Stored>;
 

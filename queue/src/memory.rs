@@ -7,6 +7,7 @@ mod answers;
 mod bell;
 mod entry;
 mod jobs;
+mod operator;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
@@ -17,6 +18,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use crate::follow::Hope;
@@ -24,9 +27,9 @@ use crate::open::check_reply_to;
 use crate::owed::{self, Owed};
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
-    Info, Job, JobId, JobResult, JobState, Link, OpenOptions, Operator, Published, Purged, Receipt,
-    Result, ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict,
-    WorkerId, WorkerStatus,
+    Info, Job, JobId, JobResult, Link, OpenOptions, Published, Purged, Receipt, Result,
+    ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId,
+    WorkerStatus,
 };
 use answers::{Answers, Cursor};
 use bell::Bell;
@@ -34,6 +37,9 @@ use jobs::Jobs;
 
 /// Replies that are kept: nobody takes them away.
 const MAX_REPLIES: usize = 1000;
+
+/// Hints at jobs that were cancelled, for who is slow to hear them.
+const MAX_HINTS: usize = 1024;
 
 /// A queue in the memory of one process; clones share it. Loses everything with the process.
 #[derive(Debug, Clone)]
@@ -52,6 +58,8 @@ struct Shared {
     arrival: Bell,
     /// Rung when a result or a piece of one is stored, or may never come.
     answer: Bell,
+    /// Told of jobs that were cancelled.
+    cancelled: broadcast::Sender<JobId>,
 }
 
 #[derive(Debug)]
@@ -97,6 +105,7 @@ impl MemoryQueue {
             link: Link::new("memory"),
             arrival: Bell::default(),
             answer: Bell::default(),
+            cancelled: broadcast::Sender::new(MAX_HINTS),
         };
         Self { shared: Arc::new(shared), worker: options.worker }
     }
@@ -206,13 +215,34 @@ impl Broker for MemoryQueue {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         let (mut state, now) = self.state();
-        Ok(receipts.iter().map(|receipt| state.jobs.extend(receipt, now)).collect())
+        let extend = |receipt: &Receipt| {
+            let held = state.jobs.extend(receipt, now);
+            state.answers.unless_cancelled(&receipt.job, held, now)
+        };
+        Ok(receipts.iter().map(extend).collect())
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        let told = stream::unfold(self.shared.cancelled.subscribe(), |mut told| async {
+            loop {
+                match told.recv().await {
+                    Ok(id) => return Some((id, told)),
+                    // They are hints.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        });
+        Ok(told.boxed())
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         let (mut state, now) = self.state();
-        let settled = settlements.iter().map(|settlement| state.jobs.settle(settlement, now));
-        let settled = settled.collect();
+        let settle = |settlement: &Settlement| {
+            let held = state.jobs.settle(settlement, now);
+            state.answers.unless_cancelled(&settlement.receipt().job, held, now)
+        };
+        let settled = settlements.iter().map(settle).collect();
         if settlements
             .iter()
             .any(|one| matches!(one.verdict(), Verdict::Retry { .. } | Verdict::Release))
@@ -285,31 +315,6 @@ impl DeadLetters for MemoryQueue {
         let n_purged = state.jobs.purge(ids);
         self.shared.answer.ring();
         Ok(n_purged)
-    }
-}
-
-#[async_trait]
-impl Operator for MemoryQueue {
-    async fn state(&self, id: &JobId) -> Result<Option<JobState>> {
-        let (state, now) = self.state();
-        Ok(Some(state.jobs.state(id, now, |id| state.answers.is_completed(id, now))))
-    }
-
-    async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
-        Ok(self.get(id).await?.is_some_and(|found| found.moved_to().is_some()))
-    }
-
-    async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
-        let queue = self.clone();
-        let all_at_once = stream::once(async move {
-            let (mut state, now) = queue.tidy_state();
-            let mut jobs = state.jobs.purge_waiting(now);
-            let n_jobs = jobs.len() as u64;
-            jobs.retain(|job| !state.answers.reset(&job.id) && job.headers.body_ref.is_some());
-            queue.shared.answer.ring();
-            Ok(Purged { n_jobs, referring: jobs, n_left: 0 })
-        });
-        Ok(all_at_once.boxed())
     }
 }
 

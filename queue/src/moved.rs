@@ -18,10 +18,10 @@ use tokio::sync::Mutex;
 
 use crate::open::{check_queue, open_single};
 use crate::{
-    Backlog, Broker, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Frame, Info,
-    Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator, Outcome,
-    Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement, Stored,
-    Timestamp, Unsettled, WorkerStatus,
+    Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind,
+    Frame, Info, Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator,
+    Outcome, Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement,
+    Stored, Timestamp, Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -191,6 +191,10 @@ impl Broker for Trail {
         self.0.queue.extend(receipts).await
     }
 
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.0.queue.cancellations().await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.0.queue.settle(settlements).await
     }
@@ -253,6 +257,14 @@ impl Operator for Trail {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         self.0.queue.has_gone_on(id).await
+    }
+
+    /// Where it went.
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        match self.end(id).await? {
+            Some((queue, _)) => queue.cancel(id).await,
+            None => Ok(Cancelled::Unknown),
+        }
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

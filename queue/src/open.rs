@@ -200,7 +200,7 @@ pub fn open(url: &QueueUrl, options: OpenOptions) -> BoxFuture<'_, Result<Queue>
 /// A queue whose bodies all travel with their jobs.
 async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let results = options.results.clone();
-    let (moved, trail) = (options.moved, options.clone());
+    let (moved, trail, clock) = (options.moved, options.clone(), Arc::clone(&options.clock));
     let queue = open_single(url, options).await?;
     if matches!(url.address, Address::Amqp(_)) {
         // Keeps no answers of its own, so it asks the store itself.
@@ -211,7 +211,7 @@ async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
         Moved::Show => queue,
     };
     Ok(match results {
-        Some(Results(answers)) => Arc::new(Apart::new(queue, answers)),
+        Some(Results(answers)) => Arc::new(Apart::new(queue, answers, clock)),
         None => queue,
     })
 }

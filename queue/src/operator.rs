@@ -43,6 +43,48 @@ impl fmt::Display for JobState {
     }
 }
 
+/// What cancelling a job came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cancelled {
+    /// It waited, ready or later, and will not run.
+    Waiting,
+    /// A worker holds it, and is asked to stop; what it makes of it is dropped.
+    Running,
+    /// It waits or runs, the broker cannot tell which: whoever comes to it drops it.
+    Marked,
+    /// It had ended before, as completed, dead or cancelled, and nothing was changed.
+    Ended,
+    /// The queue does not know it, and nothing was changed.
+    Unknown,
+}
+
+impl Cancelled {
+    /// As JSON and people have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Marked => "marked",
+            Self::Ended => "ended",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the job is cancelled by this.
+    #[must_use]
+    pub fn took_effect(self) -> bool {
+        matches!(self, Self::Waiting | Self::Running | Self::Marked)
+    }
+}
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// What one step of a purge deleted.
 #[derive(Debug, Clone, Default)]
 pub struct Purged {
@@ -91,6 +133,15 @@ mod tests {
         use JobState::{Dead, Delayed, Done, Running, Unknown, Waiting};
         for state in [Waiting, Delayed, Running, Dead, Done, Unknown] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+        }
+        for told in [
+            Cancelled::Waiting,
+            Cancelled::Running,
+            Cancelled::Marked,
+            Cancelled::Ended,
+            Cancelled::Unknown,
+        ] {
+            assert_eq!(serde_json::to_value(told).unwrap(), told.word());
         }
     }
 }

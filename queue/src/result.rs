@@ -34,7 +34,12 @@ pub enum Outcome {
         /// Why, in words.
         reason: String,
     },
+    /// None, since somebody cancelled the job; it is no dead letter.
+    Cancelled,
 }
+
+/// The reason of a cancelled job, where one has to be named.
+pub(crate) const CANCELLED: &str = "cancelled";
 
 impl JobResult {
     /// The failure of a job that its queue buries by itself.
@@ -44,14 +49,21 @@ impl JobResult {
         Self { id, attempt, outcome, finished_at: at, queue: None }
     }
 
+    /// What is stored of a job that somebody cancelled.
+    pub(crate) fn cancelled(id: JobId, attempt: u32, at: Timestamp) -> Self {
+        Self { id, attempt, outcome: Outcome::Cancelled, finished_at: at, queue: None }
+    }
+
     /// The result as the body of a message, and what that is.
     pub(crate) fn reply_body(&self) -> (String, Bytes) {
+        let error = |reason: &str| {
+            let body = serde_json::json!({ "error": reason }).to_string();
+            (JSON.to_owned(), body.into())
+        };
         match &self.outcome {
             Outcome::Completed { content_type, body } => (content_type.clone(), body.clone()),
-            Outcome::Failed { reason } => {
-                let body = serde_json::json!({ "error": reason }).to_string();
-                (JSON.to_owned(), body.into())
-            }
+            Outcome::Failed { reason } => error(reason),
+            Outcome::Cancelled => error(CANCELLED),
         }
     }
 }
@@ -63,11 +75,22 @@ impl Outcome {
         matches!(self, Self::Completed { .. })
     }
 
-    /// `completed` or `failed`, as headers and stores have it.
+    /// Whether nothing takes its place any more: an answer, or that the job was cancelled. A failure
+    /// gives way to both, since a dead letter can be put back.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Completed { .. } | Self::Cancelled => true,
+            Self::Failed { .. } => false,
+        }
+    }
+
+    /// `completed`, `failed` or `cancelled`, as headers and stores have it.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Completed { .. } => "completed",
             Self::Failed { .. } => "failed",
+            Self::Cancelled => CANCELLED,
         }
     }
 }

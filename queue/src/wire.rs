@@ -3,6 +3,7 @@
 use ebb_proto::ebb::v1;
 use prost::Message;
 
+use crate::result::CANCELLED;
 use crate::{
     BatchTime, Error, ErrorKind, JobResult, Outcome, Phase, Result, Timestamp, WorkerStatus,
 };
@@ -17,7 +18,12 @@ impl JobResult {
                 v1::job_result::Outcome::Completed(v1::Completed { content_type, body })
             }
             Outcome::Failed { reason } => {
-                v1::job_result::Outcome::Failed(v1::Failed { reason: reason.clone() })
+                let reason = reason.clone();
+                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: false })
+            }
+            Outcome::Cancelled => {
+                let reason = CANCELLED.to_owned();
+                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: true })
             }
         };
         let message = v1::JobResult {
@@ -40,7 +46,10 @@ impl JobResult {
             Some(v1::job_result::Outcome::Completed(v1::Completed { content_type, body })) => {
                 Outcome::Completed { content_type, body: body.into() }
             }
-            Some(v1::job_result::Outcome::Failed(v1::Failed { reason })) => {
+            Some(v1::job_result::Outcome::Failed(v1::Failed { cancelled: true, .. })) => {
+                Outcome::Cancelled
+            }
+            Some(v1::job_result::Outcome::Failed(v1::Failed { reason, .. })) => {
                 Outcome::Failed { reason }
             }
             None => return Err(unreadable("result", "it has no outcome")),
@@ -148,6 +157,7 @@ mod tests {
                 Outcome::Completed { content_type, body: body.into() }
             }),
             any::<String>().prop_map(|reason| Outcome::Failed { reason }),
+            Just(Outcome::Cancelled),
         ]
     }
 

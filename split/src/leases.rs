@@ -67,7 +67,7 @@ impl Leases {
     fn note(&self, receipts: &[Receipt], answers: &[Settled], metrics: &Metrics) {
         for (receipt, answer) in receipts.iter().zip(answers) {
             // What was settled in the meantime was not lost.
-            let lost = (*answer == Settled::Lost).then(|| self.lock().remove(&receipt.token));
+            let lost = (*answer != Settled::Held).then(|| self.lock().remove(&receipt.token));
             if let Some(lease) = lost.flatten() {
                 metrics.leases_lost.inc();
                 warn!(job.id = %receipt.job, trace_id = lease.trace.map(display), "lease lost");

@@ -19,7 +19,7 @@ pub enum Place {
         /// Whether that was written down before, so that the job may be there already.
         before: bool,
     },
-    /// Nowhere: its answer is here.
+    /// Nowhere: its answer is here, or it was cancelled.
     Answered,
 }
 
@@ -45,7 +45,7 @@ pub async fn place(intake: &Queue, job: &Job, chosen: &str, now: Timestamp) -> R
     if let Some(name) = found.moved_to() {
         return Ok(Place::Queue { name: name.to_owned(), before: true });
     }
-    if found.outcome.is_completed() {
+    if found.outcome.is_final() {
         return Ok(Place::Answered);
     }
     let trace_id = trace_id(job).map(display);

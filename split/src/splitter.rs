@@ -351,8 +351,7 @@ impl Splitter {
     /// forgotten their ids since. A failure is no answer, since a dead letter can be put back.
     async fn without_answered(&mut self, queue: &Queue, batch: Vec<Held>) -> Vec<Held> {
         let store = self.parts.results.as_ref().unwrap_or(queue);
-        let is_answer =
-            |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_completed());
+        let is_answer = |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_final());
         let answered = batch.iter().map(|held| async move {
             held.before
                 && held.delivery.attempt > 1

@@ -139,6 +139,7 @@ fn end_of(id: &JobId, end: &End) -> Vec<u8> {
             told.state = "failed";
             told.reason = Some(reason);
         }
+        End::Result(JobResult { outcome: Outcome::Cancelled, .. }) => told.state = "cancelled",
         End::Result(JobResult { outcome: Outcome::Completed { content_type, body }, .. }) => {
             told.state = "completed";
             told.content_type = Some(content_type);

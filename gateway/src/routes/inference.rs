@@ -8,7 +8,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use ebb_queue::{JSON, JobId, Outcome};
+use ebb_queue::{JSON, Job, JobId, Outcome};
 use futures::StreamExt;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
@@ -23,6 +23,7 @@ use crate::prefer::Preference;
 use crate::refusal::{EBB_ID, Refusal, ids_header};
 use crate::sse;
 use crate::waiting::{End, News};
+use crate::wanted::Wanted;
 
 /// Tells that the client has got what it preferred.
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -32,6 +33,7 @@ struct Asked {
     visit: Visit,
     model: Arc<Model>,
     ids: Vec<JobId>,
+    wanted: Wanted,
     answer: Answer,
     about: About,
     /// How long it waits, and until when.
@@ -64,7 +66,17 @@ pub(super) async fn answer(
     }
     let jobs = bodies.into_iter().enumerate();
     let jobs = jobs.map(|(nth, body)| envelope.job(&model, nth, (Some(JSON), body)));
-    let placed = visit.publish(&model, jobs.collect::<Result<_, _>>()?).await?;
+    let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
+    // Before they are there: who goes away meanwhile leaves them behind.
+    let is_own = !preference.respond_async && !envelope.is_shared();
+    let own = jobs.iter().filter(|_| is_own).map(|job| job.id.clone()).collect();
+    let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.metrics);
+    let placed = visit.publish(&model, jobs).await.inspect_err(|refusal| {
+        // A broker that is away may have them all the same.
+        if refusal.refused.status != 503 {
+            wanted.let_be();
+        }
+    })?;
     let ids: Vec<JobId> = placed.into_iter().map(|placed| placed.id).collect();
     let created = u64::try_from(now.as_second()).unwrap_or(0);
     let about = About {
@@ -73,7 +85,7 @@ pub(super) async fn answer(
         model: name,
     };
     let until = visit.begun + limit;
-    let asked = Asked { visit, model, ids, answer, about, limit, until };
+    let asked = Asked { visit, model, ids, wanted, answer, about, limit, until };
     match (preference.respond_async, preference.wait) {
         (true, None) => Ok(asked.accepted()),
         (true, Some(wait)) => asked.within(wait).await,
@@ -123,7 +135,7 @@ impl Asked {
     }
 
     /// The answer, once all jobs have ended.
-    async fn whole(self) -> Result<Response, Refusal> {
+    async fn whole(mut self) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
         let ends = tokio::select! { biased;
             ends = waiting.ends(&self.ids) => ends,
@@ -131,9 +143,11 @@ impl Asked {
                 return Err(Refusal::timed_out(&self.ids, self.limit));
             }
             () = self.visit.site.parts.closing.cancelled() => {
+                self.wanted.let_be();
                 return Err(Refusal::ending(&self.ids));
             }
         };
+        self.wanted.let_be();
         let ends = ends.map_err(|error| self.visit.failed("follow", error).of(&self.ids))?;
         self.answered(ends)
     }
@@ -149,7 +163,7 @@ impl Asked {
 
     /// The answer piece by piece. The status is told once there is something to tell, so that a job
     /// which fails at once is an error as any other, or a proxy would lose patience.
-    async fn stream(self) -> Result<Response, Refusal> {
+    async fn stream(mut self) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
         let Site { parts, .. } = &*self.visit.site;
         let Some(id) = self.ids.first().cloned() else { return self.answered(Vec::new()) };
@@ -160,6 +174,9 @@ impl Asked {
             closing: parts.closing.clone(),
         };
         let first = following.next().await;
+        if first.leaves_the_job() {
+            self.wanted.let_be();
+        }
         match &first {
             Step::News(News::End(End::Result(result))) if result.outcome.is_completed() => {}
             Step::News(News::End(end)) => return self.answered(vec![end.clone()]),
@@ -182,7 +199,7 @@ impl Asked {
     }
 
     fn told(
-        self,
+        mut self,
         first: Step,
         mut following: Following,
     ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
@@ -194,6 +211,9 @@ impl Asked {
             }
             let (mut step, mut is_begun) = (first, false);
             loop {
+                if step.leaves_the_job() {
+                    self.wanted.let_be();
+                }
                 let (events, is_last) = match step {
                     Step::Quiet => {
                         yield sse::COMMENT;
@@ -238,6 +258,7 @@ fn ended(end: End) -> Ended {
     };
     match result.outcome {
         Outcome::Completed { body, .. } => Ended::Completed(body),
+        Outcome::Cancelled => Ended::Cancelled,
         Outcome::Failed { reason } if reason == "expired" => Ended::Expired,
         Outcome::Failed { reason } => Ended::Failed { reason },
     }

@@ -9,7 +9,7 @@ use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ebb_queue::{JSON, JobId, JobResult, JobState, Outcome};
+use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome};
 use serde::Serialize;
 
 use super::inference::location;
@@ -35,6 +35,15 @@ struct Told<'a> {
     state: &'static str,
 }
 
+/// That a job was cancelled.
+#[derive(Debug, Serialize)]
+struct Undone<'a> {
+    id: &'a JobId,
+    state: &'static str,
+    /// Where it was: `waiting`, `running`, or `marked` where the broker cannot tell.
+    was: &'static str,
+}
+
 /// A job that a caller may see.
 pub(super) struct Seen {
     pub(super) model: Arc<Model>,
@@ -56,7 +65,12 @@ pub(super) fn routes() -> axum::Router<Arc<Site>> {
     let result = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
         guarded(site, Endpoint::Job, request, move |visit, _| result(visit, id))
     };
-    axum::Router::new().route("/v1/jobs", post(publish)).route("/v1/jobs/{id}", get(result))
+    let cancel = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
+        guarded(site, Endpoint::Cancel, request, move |visit, _| cancel(visit, id))
+    };
+    axum::Router::new()
+        .route("/v1/jobs", post(publish))
+        .route("/v1/jobs/{id}", get(result).delete(cancel))
 }
 
 async fn publish(mut visit: Visit, body: Body) -> Result<Response, Refusal> {
@@ -119,6 +133,23 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     }
 }
 
+/// Nobody wants the answer of a job any more.
+async fn cancel(visit: Visit, id: String) -> Result<Response, Refusal> {
+    let (id, seen) = visit.see(&id).await?;
+    let cancelled = seen.model.queue()?.cancel(&id).await;
+    match cancelled.map_err(|error| visit.failed("cancel", error))? {
+        Cancelled::Unknown => Err(Refusal::unknown_job()),
+        Cancelled::Ended => {
+            let refused = Refused::new(409, "job_ended", "the job has ended; it stays as it is");
+            Err(Refusal::from(refused).of(&[id]))
+        }
+        was @ (Cancelled::Waiting | Cancelled::Running | Cancelled::Marked) => {
+            visit.site.parts.metrics.cancelled.inc();
+            Ok(json(&Undone { id: &id, state: "cancelled", was: was.word() }))
+        }
+    }
+}
+
 fn read_wait(text: &str) -> Result<Duration, Refusal> {
     let seconds = || Some(Duration::from_secs(text.parse().ok()?));
     let span = ebb_queue::read_span(text).or_else(seconds);
@@ -169,6 +200,10 @@ fn answered(result: JobResult) -> Response {
         Outcome::Failed { reason } => {
             let refused = Refusal::from(Refused::new(422, "job_failed", reason));
             (refused.into_response(), "failed")
+        }
+        Outcome::Cancelled => {
+            let refused = Refused::new(410, "job_cancelled", "the job was cancelled");
+            (Refusal::from(refused).into_response(), "cancelled")
         }
     };
     let headers = response.headers_mut();

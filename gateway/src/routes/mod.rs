@@ -85,6 +85,7 @@ pub(crate) enum Endpoint {
     Models,
     Jobs,
     Job,
+    Cancel,
     Events,
     Other,
 }
@@ -101,6 +102,7 @@ impl Endpoint {
             Self::Models => "models",
             Self::Jobs => "jobs",
             Self::Job => "job",
+            Self::Cancel => "cancel",
             Self::Events => "events",
             Self::Other => "other",
         }
@@ -116,7 +118,7 @@ impl Endpoint {
             Self::Classify => "/v1/classify",
             Self::Models => "/v1/models",
             Self::Jobs => "/v1/jobs",
-            Self::Job => "/v1/jobs/{id}",
+            Self::Job | Self::Cancel => "/v1/jobs/{id}",
             Self::Events => "/v1/jobs/{id}/events",
             Self::Other => "other",
         }

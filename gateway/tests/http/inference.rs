@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use ebb_queue::faulty::{Faults, Faulty};
-use ebb_queue::{Backlog, Behavior, Broker, DeadLetters};
+use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, Outcome, ResultStore};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -162,7 +162,44 @@ async fn models_are_listed_by_all_their_names() {
     let scene = Scene::new(Setting::default());
     let told = scene.ask(get("/v1/models")).await.json();
     let ids: Vec<_> = told["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
-    assert_eq!((&told["object"], ids), (&json!("list"), vec!["alias-of-m", "m"]));
+    assert_eq!(told["object"], "list");
+    assert_eq!(ids, ["alias-of-m", "m"]);
     assert_eq!(scene.ask(get("/v1/models/m")).await.json()["object"], "model");
     assert_eq!(scene.ask(get("/v1/models/org/x")).await.status, StatusCode::NOT_FOUND);
+}
+
+/// What became of the only job, some time after its client has gone.
+async fn left_behind(headers: &[(&str, &str)], stream: bool) -> Option<Outcome> {
+    let scene = Scene::new(Setting::default());
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = json!({"model": "m", "stream": stream, "messages": messages}).to_string();
+    let asked = request("POST", "/v1/chat/completions", headers, body);
+    let client = scene.begin(asked);
+    let delivery = scene.take().await;
+    // A stream has begun by then.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    drop(client);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let result = scene.queue.get(&delivery.job.id).await.unwrap();
+    result.map(|result| result.outcome)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_away_takes_its_jobs_along_unless_somebody_may_come_for_them() {
+    for stream in [false, true] {
+        assert_eq!(left_behind(&[], stream).await, Some(Outcome::Cancelled));
+        assert_eq!(left_behind(&[("idempotency-key", "k")], stream).await, None);
+    }
+    assert_eq!(left_behind(&[("prefer", "respond-async, wait=60")], false).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_runs_when_time_is_over_is_cancelled() {
+    let scene = Scene::new(Setting::default());
+    let waits = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+    let delivery = scene.take().await;
+    assert_eq!(waits.await.unwrap().status, StatusCode::GATEWAY_TIMEOUT);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let result = scene.queue.get(&delivery.job.id).await.unwrap().unwrap();
+    assert_eq!(result.outcome, Outcome::Cancelled);
 }

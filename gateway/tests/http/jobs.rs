@@ -108,3 +108,23 @@ async fn an_id_that_a_client_chooses_is_one_job_however_often_it_is_sent() {
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(scene.ask(send()).await.json()["state"], "dead");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_cancelled_does_not_run_and_says_so() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = reply.header("location").unwrap().to_owned();
+    let waits = scene.begin(get(&format!("{place}?wait=1m")));
+    tokio::task::yield_now().await;
+    let delete = || request("DELETE", &place, &[], "");
+    let told = scene.ask(delete()).await.json();
+    assert_eq!((&told["state"], &told["was"]), (&"cancelled".into(), &"waiting".into()));
+    assert_eq!(waits.await.unwrap().error(), (410, "job_cancelled".to_owned()));
+    assert_eq!(scene.ask(delete()).await.error(), (409, "job_ended".to_owned()));
+    let events = scene.ask(get(&format!("{place}/events"))).await.text();
+    assert!(events.contains("\"state\":\"cancelled\""), "{events}");
+    let max = 10.try_into().unwrap();
+    assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
+    let unknown = request("DELETE", "/v1/jobs/nothing", &[], "");
+    assert_eq!(scene.ask(unknown).await.error(), (404, "job_not_found".to_owned()));
+}

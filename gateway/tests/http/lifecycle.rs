@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ebb_gateway::GatewayArgs;
-use ebb_queue::{
-    Backlog, Broker, JSON, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp,
-};
+use ebb_queue::{Backlog, JSON, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::bell::Bell;
+use super::cancel::Cancels;
 use super::heard::Heard;
 use super::ledger::Ledger;
 use super::line::{self, Sessions};
@@ -47,6 +48,8 @@ pub(super) struct Core {
     pub(super) stands: AtomicBool,
     /// Whether nothing was in the queue at the last look.
     pub(super) was_empty: AtomicBool,
+    /// What is known of cancelled jobs, and who is told of them.
+    pub(super) cancels: Cancels,
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
     pub(super) reading_dead: tokio::sync::Mutex<()>,
 }
@@ -85,6 +88,7 @@ impl Core {
             levels_found_in: AtomicU64::new(0),
             stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(true),
+            cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),
         }
     }

@@ -9,6 +9,7 @@
 //! `message_id`, else by a fresh id at each delivery.
 
 mod bell;
+mod cancel;
 mod confirms;
 mod connect;
 mod core;
@@ -219,6 +220,10 @@ impl Broker for AmqpQueue {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         fate::extend(self.core(), receipts).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        cancel::told(self).await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {

@@ -1,10 +1,12 @@
 //! From what was fetched to what is handed out.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
@@ -17,7 +19,9 @@ use super::names::Lane;
 use super::parcel::Parcel;
 use super::session::{Message, Session};
 use crate::owed::Owed;
-use crate::{Delivery, Error, JobResult, Receipt, Result, Results, Stored, Timestamp};
+use crate::{
+    Delivery, Error, JobId, JobResult, Outcome, Queue, Receipt, Result, Results, Stored, Timestamp,
+};
 
 /// Who waits looks this often, though nothing was heard: not all that is published is.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,6 +31,8 @@ const SOON: Duration = Duration::from_millis(50);
 const EXPIRED: &str = "expired";
 /// How often a failure is offered under a higher number than that of the pieces that are there.
 const RAISED: u32 = 16;
+/// Results that are looked at at the same time.
+const AT_ONCE: usize = 64;
 /// Delays are kept to a tick; a clock that is ahead by less than this is none too early.
 const TOLERANCE: Duration = Duration::from_millis(20);
 
@@ -147,6 +153,7 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
     let now = core.clock.now();
     let mut fates = Vec::new();
     let mut failed = None;
+    let mut cancelled = cancelled(core, &leased).await;
     for Leased { lease, is_finished, wrong, goes_on } in leased {
         let is_early = |due: Timestamp| due > now + TOLERANCE;
         let parcel = {
@@ -154,6 +161,7 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
             let Some(held) = ledger.held_mut(lease) else { continue };
             let job = &held.parcel.job;
             let may_run = !is_finished
+                && !cancelled.contains_key(&lease)
                 && !goes_on
                 && wrong.is_none()
                 && !job.expired(now)
@@ -167,6 +175,9 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
         let next = async {
             if is_finished {
                 return Ok((None, None));
+            }
+            if let Some(result) = cancelled.remove(&lease) {
+                return Ok((None, Owed::new(&parcel.job.headers, result)));
             }
             if let Some(wrong) = wrong {
                 return bury(core, parcel, &wrong.to_string(), now).await;
@@ -201,6 +212,37 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
     failed.map_or(Ok(()), Err)
 }
 
+/// Those of these jobs that were cancelled, by their leases, with what is stored of that. While the store
+/// does not answer none is known: whoever runs one finds out when it stores what came of it.
+async fn cancelled(core: &Core, leased: &[Leased]) -> HashMap<u64, JobResult> {
+    let Some(Results(results)) = &core.results else { return HashMap::new() };
+    let found = match core.cancels.may_be(core, results).await {
+        Ok(true) => {
+            let looks = ids_of(core, leased);
+            let looks = looks.into_iter().map(|(lease, id)| look(results.clone(), lease, id));
+            stream::iter(looks).buffered(AT_ONCE).try_collect::<Vec<_>>().await
+        }
+        Ok(false) => return HashMap::new(),
+        Err(error) => Err(error),
+    };
+    found.map(|found| found.into_iter().flatten().collect()).unwrap_or_else(|error| {
+        warn!(%error, "it is not known whether jobs were cancelled");
+        HashMap::new()
+    })
+}
+
+fn ids_of(core: &Core, leased: &[Leased]) -> Vec<(u64, JobId)> {
+    let ledger = core.ledger();
+    let id = |one: &Leased| Some((one.lease, ledger.held(one.lease)?.parcel.job.id.clone()));
+    leased.iter().filter_map(id).collect()
+}
+
+async fn look(results: Queue, lease: u64, id: JobId) -> Result<Option<(u64, JobResult)>> {
+    let found = results.get(&id).await?;
+    let found = found.filter(|there| there.outcome == Outcome::Cancelled);
+    Ok(found.map(|there| (lease, there)))
+}
+
 /// The dead letter of a job for which no worker has a word to say, none where it expired and has been
 /// answered; and the reply that it is owed.
 async fn bury(
@@ -211,7 +253,7 @@ async fn bury(
 ) -> Result<(Option<Message>, Option<Owed>)> {
     let failure = JobResult::buried(parcel.job.id.clone(), parcel.attempts, reason, now);
     let stored = store(core, failure).await?;
-    let is_answered = stored.as_ref().is_some_and(|stored| stored.outcome.is_completed());
+    let is_answered = stored.as_ref().is_some_and(|stored| stored.outcome.is_final());
     let owed = stored.and_then(|stored| Owed::new(&parcel.job.headers, stored));
     if is_answered && reason == EXPIRED {
         return Ok((None, owed));

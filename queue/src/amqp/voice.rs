@@ -250,6 +250,7 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
             let n_echo = number().unwrap_or(0);
             core.heard.echo.send_modify(|heard| *heard = n_echo.max(*heard));
         }
+        Some("cancelled") => core.cancels.hear(&message.data),
         Some("hello") => answer(core, session).await?,
         _ => {}
     }

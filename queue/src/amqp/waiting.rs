@@ -8,9 +8,10 @@ use futures::stream::{self, BoxStream};
 use lapin::options::QueuePurgeOptions;
 
 use super::AmqpQueue;
+use super::cancel;
 use super::core::Core;
 use super::names::LANES;
-use crate::{JobId, JobState, Operator, Purged, Result};
+use crate::{Cancelled, JobId, JobState, Operator, Purged, Result};
 
 /// Deletes what waits in one queue of the broker; what somebody holds is not there.
 async fn purge(core: &Core, queue: &str) -> Result<Purged> {
@@ -35,6 +36,10 @@ impl Operator for AmqpQueue {
     async fn has_gone_on(&self, _id: &JobId) -> Result<bool> {
         // Nothing is kept beside the jobs, so a split keeps no records.
         Ok(false)
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        cancel::cancel(self.core(), self.results()?, id).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

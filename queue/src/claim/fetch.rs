@@ -138,7 +138,7 @@ impl Claim {
         }
         let settlement = match result.outcome {
             // A body goes when its job is done, and another delivery of it may be on its way.
-            Outcome::Completed { .. } => delivery.ack(),
+            Outcome::Completed { .. } | Outcome::Cancelled => delivery.ack(),
             Outcome::Failed { .. } => delivery.reject(reason),
         };
         self.queue.settle(&[settlement]).await?;

@@ -11,7 +11,9 @@ use tracing::{debug, warn};
 use super::reference::Reference;
 use super::store::Store;
 use super::{ABREAST, Claim, delete};
-use crate::{Clock, DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Result};
+use crate::{
+    Cancelled, Clock, DeadLetter, DeadLetters, Job, JobId, JobState, Operator, Purged, Result,
+};
 
 /// Dead letters that are looked at in one go when all are deleted.
 const PAGE: usize = 256;
@@ -75,6 +77,10 @@ impl Operator for Claim {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         self.queue.has_gone_on(id).await
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        self.queue.cancel(id).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

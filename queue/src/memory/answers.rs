@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{Frame, JobId, JobResult, Stored, Timestamp};
+use crate::{Frame, JobId, JobResult, Outcome, Settled, Stored, Timestamp};
 
 /// The answers to all jobs of a queue.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ struct Answer {
 }
 
 impl Answer {
+    fn is_final(&self) -> bool {
+        self.result.as_ref().is_some_and(|result| result.outcome.is_final())
+    }
+
     fn is_completed(&self) -> bool {
         self.result.as_ref().is_some_and(|result| result.outcome.is_completed())
     }
@@ -51,13 +55,13 @@ impl Answers {
         let forget_at = now + self.ttl;
         let answer = self.answer(&result.id, now);
         let completed = result.outcome.is_completed();
-        if answer.is_completed() {
+        if answer.is_final() {
             return Stored::Duplicate;
         }
         if result.attempt < answer.attempt {
             return Stored::Stale;
         }
-        if answer.result.is_some() && !completed {
+        if answer.result.is_some() && !result.outcome.is_final() {
             return Stored::Duplicate;
         }
         if !completed || result.attempt > answer.attempt {
@@ -86,6 +90,16 @@ impl Answers {
         self.by_job.get(id).is_some_and(|answer| answer.forget_at > now && answer.is_completed())
     }
 
+    /// What is said of a lease that is not held: that the job was cancelled, if it was.
+    pub(super) fn unless_cancelled(&self, id: &JobId, held: Settled, now: Timestamp) -> Settled {
+        let is_cancelled =
+            |result: Option<JobResult>| result.is_some_and(|one| one.outcome == Outcome::Cancelled);
+        match held {
+            Settled::Lost if is_cancelled(self.get(id, now)) => Settled::Cancelled,
+            held => held,
+        }
+    }
+
     pub(super) fn chunk(
         &mut self,
         (id, attempt): (&JobId, u32),
@@ -94,7 +108,7 @@ impl Answers {
     ) -> Stored {
         let forget_at = now + self.ttl;
         let answer = self.answer(id, now);
-        if answer.is_completed() || attempt < answer.attempt {
+        if answer.is_final() || attempt < answer.attempt {
             return Stored::Stale;
         }
         if attempt > answer.attempt {
@@ -114,7 +128,7 @@ impl Answers {
     pub(super) fn reset(&mut self, id: &JobId) -> bool {
         let Some(answer) = self.by_job.get(id) else { return false };
         let has_gone_on = answer.result.as_ref().is_some_and(|result| result.moved_to().is_some());
-        if !answer.is_completed() && !has_gone_on {
+        if !answer.is_final() && !has_gone_on {
             self.by_job.remove(id);
         }
         has_gone_on

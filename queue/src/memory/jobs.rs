@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::entry::{Entry, State};
 use crate::follow::Standing;
 use crate::{
-    Behavior, ByPriority, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind, Job, JobId,
-    JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
+    Behavior, ByPriority, Cancelled, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind, Job,
+    JobId, JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
 };
 
 /// Where a job stands in line: by priority, then by publication.
@@ -269,6 +269,28 @@ impl Jobs {
             _ if entry.is_ready(now) => JobState::Waiting,
             _ => JobState::Delayed,
         }
+    }
+
+    /// Ends a job that nobody wants any more, as if acked; with the job and its attempts, if it has not
+    /// ended before. What is stored of its end is given, and whether that stays.
+    pub(super) fn cancel(
+        &mut self,
+        id: &JobId,
+        now: Timestamp,
+        ended: Option<bool>,
+    ) -> (Cancelled, Option<(Job, u32)>) {
+        let forget_at = now + self.behavior.key_ttl;
+        let Some(entry) = self.entry(id, now) else { return (Cancelled::Unknown, None) };
+        let is_held = entry.is_held(now);
+        // A failure that is stored while somebody holds the job is about to bury it.
+        if entry.free_at().is_none() || ended == Some(true) || (ended.is_some() && is_held) {
+            return (Cancelled::Ended, None);
+        }
+        entry.state = State::Done { forget_at };
+        // Nobody has ended it by a settlement.
+        entry.token = None;
+        let told = if is_held { Cancelled::Running } else { Cancelled::Waiting };
+        (told, Some((entry.job.clone(), entry.attempts)))
     }
 
     /// Deletes what waits, and returns it.

@@ -82,8 +82,8 @@ impl Record {
         })
     }
 
-    fn is_completed(&self) -> bool {
-        self.result.as_ref().is_some_and(|result| result.outcome.is_completed())
+    fn is_final(&self) -> bool {
+        self.result.as_ref().is_some_and(|result| result.outcome.is_final())
     }
 }
 
@@ -137,14 +137,14 @@ impl NatsQueue {
         // Most jobs have no record yet, so that one try is all.
         let mut record = Record::default();
         for _ in 0..TRIES {
-            if record.is_completed() {
+            if record.is_final() {
                 shared.answered.add(&result.id);
                 return Ok(Stored::Duplicate);
             }
             if result.attempt < record.attempt {
                 return Ok(Stored::Stale);
             }
-            if record.result.is_some() && !completed {
+            if record.result.is_some() && !result.outcome.is_final() {
                 return Ok(Stored::Duplicate);
             }
             let is_void = !completed || result.attempt > record.attempt;
@@ -184,7 +184,7 @@ impl NatsQueue {
         let shared = &*self.shared;
         for _ in 0..TRIES {
             let record = self.record(id).await?;
-            if record.is_completed() || attempt < record.attempt {
+            if record.is_final() || attempt < record.attempt {
                 return Ok(Stored::Stale);
             }
             let mut epoch = record.epoch;
@@ -208,7 +208,7 @@ impl NatsQueue {
         let shared = &*self.shared;
         let record = self.record(id).await?;
         let has_gone_on = record.result.as_ref().is_some_and(|one| one.moved_to().is_some());
-        if record.seq > 0 && !record.is_completed() && !has_gone_on {
+        if record.seq > 0 && !record.is_final() && !has_gone_on {
             shared.api.delete(&shared.names.results, record.seq).await?;
         }
         Ok(has_gone_on)
@@ -239,7 +239,7 @@ impl NatsQueue {
     }
 
     /// Whether the job ended without an answer, or was purged.
-    async fn has_ended(&self, id: &JobId) -> Result<bool> {
+    pub(super) async fn has_ended(&self, id: &JobId) -> Result<bool> {
         let shared = &*self.shared;
         let subject = shared.names.subject(&format!("notes.end.{}", token_of(id)));
         Ok(shared.api.last(&shared.names.notes, &subject).await?.is_some())

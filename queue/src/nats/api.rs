@@ -20,6 +20,8 @@ const NO_STREAM: u32 = 10059;
 const NO_CONSUMER: u32 = 10014;
 /// Somebody else wrote to the subject since we looked.
 const MOVED_ON: u32 = 10071;
+/// The last message has another id.
+const OTHER_LAST: u32 = 10070;
 /// No message of that number.
 const NO_MESSAGE: [u32; 3] = [10037, 10043, 10057];
 /// The stream has as much as it may.
@@ -161,6 +163,24 @@ impl Api {
     ) -> Result<PubAck> {
         let stored = self.store(subject, headers, body).await?;
         stored.map_err(|refused| refused.into_error(subject))
+    }
+
+    /// Under which number the server knows a message by this id, if it has not forgotten it; stores
+    /// nothing.
+    pub(super) async fn known(&self, subject: &str, id: &str) -> Found<u64> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", id);
+        // Whether the id is known is looked at first, and then this, which is not so.
+        headers.insert("Nats-Expected-Last-Msg-Id", "ebb: no message");
+        match self.store(subject, headers, Bytes::new()).await? {
+            Ok(ack) if ack.duplicate => Ok(Some(ack.seq)),
+            Ok(_) => {
+                let words = "the NATS server stores what it was told to store in no case";
+                Err(Error::new(ErrorKind::Incompatible, words))
+            }
+            Err(refused) if refused.err_code == OTHER_LAST => Ok(None),
+            Err(refused) => Err(refused.into_error(subject)),
+        }
     }
 
     /// Stores a message unless the last one on its subject is another than this, 0 for none.

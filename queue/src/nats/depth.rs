@@ -156,7 +156,7 @@ impl NatsQueue {
                     continue;
                 }
                 let answer = self.answer(&self.entry_of(&kept).0.job.id).await?;
-                n_answered += u64::from(answer.is_some_and(|result| result.outcome.is_completed()));
+                n_answered += u64::from(answer.is_some_and(|result| result.outcome.is_final()));
                 n_examined += 1;
                 if n_examined >= EXAMINED {
                     return Ok(n_answered);

@@ -7,6 +7,7 @@
 mod answers;
 mod api;
 mod bell;
+mod cancel;
 mod connect;
 mod consumer;
 mod dead;
@@ -46,6 +47,7 @@ use crate::{
 };
 use answers::Answered;
 use api::Api;
+use cancel::Marks;
 pub(crate) use consumer::Consumer;
 use later::Later;
 use leases::Leases;
@@ -143,6 +145,7 @@ struct Shared {
     later: Later,
     answered: Answered,
     sight: Sight,
+    marks: Marks,
     aside: Mutex<Aside>,
     /// Plain messages that a look at the depth read, without their bodies, by their numbers.
     unread: Mutex<Vec<(u64, Job)>>,
@@ -194,6 +197,7 @@ impl NatsQueue {
             later: Later::default(),
             answered: Answered::default(),
             sight: Sight::default(),
+            marks: Marks::default(),
             aside: Mutex::default(),
             unread: Mutex::default(),
             phases: Mutex::default(),
@@ -296,6 +300,10 @@ impl Broker for NatsQueue {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.extend_all(receipts).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.hear_of_cancelled().await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {

@@ -137,7 +137,7 @@ impl NatsQueue {
         let (dead, answer) = tokio::try_join!(self.dead_letter(id), self.answer(id))?;
         let is_done = answer.is_some_and(|result| {
             let forgotten = result.finished_at.checked_add(self.shared.behavior.key_ttl);
-            result.outcome.is_completed() && forgotten.is_ok_and(|at| at > self.now())
+            result.outcome.is_final() && forgotten.is_ok_and(|at| at > self.now())
         });
         Ok(dead.is_some() || is_done)
     }

@@ -51,6 +51,13 @@ impl Found {
     }
 }
 
+/// What a look has read, once it had to.
+#[derive(Default)]
+struct Known {
+    claims: OnceCell<Claims>,
+    marks: OnceCell<()>,
+}
+
 /// What a look brings.
 pub(super) struct Look {
     begin: Instant,
@@ -132,18 +139,18 @@ impl NatsQueue {
         let rests = self.shared.aside().rests(Instant::now());
         let mut look = Look::begin(rests, self.shared.behavior.lease);
         let order = if look.rests { RESTING } else { array::from_fn(|nth| nth) };
-        let claims = OnceCell::new();
+        let known = Known::default();
         let mut skipped = false;
         for nth in order {
             if self.shared.sight.was_empty(nth) {
                 skipped = true;
                 continue;
             }
-            self.drain(nth, max, &mut look, &claims).await;
+            self.drain(nth, max, &mut look, &known).await;
         }
         if look.found.is_empty() && skipped {
             for nth in order {
-                self.drain(nth, max, &mut look, &claims).await;
+                self.drain(nth, max, &mut look, &known).await;
             }
         }
         self.end_aside(&mut look, max).await;
@@ -157,7 +164,7 @@ impl NatsQueue {
 
     /// Takes from one lane until it is empty, there are enough or it has taken long. What fails costs
     /// only itself.
-    async fn drain(&self, nth: usize, max: usize, look: &mut Look, claims: &OnceCell<Claims>) {
+    async fn drain(&self, nth: usize, max: usize, look: &mut Look, known: &Known) {
         let (shared, lane) = (&*self.shared, LANES[nth]);
         while look.found.len() < max && !look.is_over() && !look.is_enough() {
             if self.is_far(lane, look) {
@@ -177,7 +184,7 @@ impl NatsQueue {
                 messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
             let is_empty = is_short && shared.sight.empty(nth, seqs);
             let times = (begin + shared.behavior.lease, look.told_by);
-            let admitted = messages.into_iter().map(|one| self.admit(one, lane, times, claims));
+            let admitted = messages.into_iter().map(|one| self.admit(one, lane, times, known));
             // All at once: one that waits for an answer in vain holds up no other. And in order: of
             // two with the same key the first is to have it.
             for admitted in unconstrained(join_all(admitted)).await {
@@ -220,7 +227,7 @@ impl NatsQueue {
         message: Message,
         lane: Lane,
         (until, told_by): (Instant, Instant),
-        claims: &OnceCell<Claims>,
+        known: &Known,
     ) -> Result<Option<Found>> {
         let shared = &*self.shared;
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
@@ -237,7 +244,7 @@ impl NatsQueue {
         let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
         let crashes = if token.delivered > 1 {
             let load = || Claims::load(&shared.api, &shared.names);
-            self.crashes(&token, &entry, claims.get_or_try_init(load).await?)
+            self.crashes(&token, &entry, known.claims.get_or_try_init(load).await?)
         } else {
             Vec::new()
         };
@@ -247,8 +254,15 @@ impl NatsQueue {
         let now = self.now();
         let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
+        let is_back = lane.is_back || token.delivered > 1;
+        let is_marked = !is_back && {
+            known.marks.get_or_try_init(|| self.read_marks()).await?;
+            self.is_marked(&entry.job.id)
+        };
+        if (is_back || is_marked) && self.ends_cancelled(&attempted, ending, is_marked).await? {
+            tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
         // What cannot be read may bear the id of a job that can.
-        if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if let Some(wrong) = wrong {
             self.bury(&attempted, ending, &wrong.to_string()).await?;

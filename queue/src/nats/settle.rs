@@ -299,7 +299,7 @@ impl NatsQueue {
     /// removed then.
     pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<()> {
         let answer = self.answer(&entry.job.id).await?;
-        let Some(answer) = answer.filter(|result| result.outcome.is_completed()) else {
+        let Some(answer) = answer.filter(|result| result.outcome.is_final()) else {
             return self.bury(entry, ending, "expired").await;
         };
         let shared = &*self.shared;
@@ -328,7 +328,7 @@ impl NatsQueue {
             // its failure. An answer is that of another job, or is told by who gave it just now.
             Ok(Stored::Duplicate) if was_tried(entry, delivered) => {
                 let is_untold = |stored: &JobResult| match &stored.outcome {
-                    Outcome::Completed { .. } => false,
+                    Outcome::Completed { .. } | Outcome::Cancelled => false,
                     Outcome::Failed { reason: known } => {
                         delivered > 1 || *known != reason || stored.attempt != entry.attempts
                     }
@@ -349,7 +349,7 @@ impl NatsQueue {
     }
 
     /// Tells the stored result of a job to where it asked for a reply, by then or not at all.
-    async fn tell(&self, entry: &Entry, stored: JobResult, by: Instant) {
+    pub(super) async fn tell(&self, entry: &Entry, stored: JobResult, by: Instant) {
         let Some(owed) = Owed::new(&entry.job.headers, stored) else { return };
         let Owed { to, result, traceparent } = owed;
         let sent = self.send(&to, &result, traceparent.as_deref());

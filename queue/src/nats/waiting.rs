@@ -24,7 +24,7 @@ use super::settle::{Ending, token_of};
 use super::topology::window;
 use crate::delivery::note;
 use crate::owed;
-use crate::{Job, JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
+use crate::{Cancelled, Job, JobId, JobState, Operator, Priority, Purged, Result, Timestamp};
 
 /// Jobs that are read at the same time: their bodies may be large.
 const AT_ONCE: usize = 128;
@@ -314,22 +314,27 @@ impl NatsQueue {
         if job.id != *id {
             return Ok(None);
         }
+        self.state_at(seq, &job).await.map(Some)
+    }
+
+    /// Where a job is that lies here as the message of this number.
+    pub(super) async fn state_at(&self, seq: u64, job: &Job) -> Result<JobState> {
+        let shared = &*self.shared;
         let info = shared.api.stream(&shared.names.jobs).await?;
         let server_now = info.and_then(|info| info.ts).unwrap_or_else(|| self.now());
         let claims = Claims::load(&shared.api, &shared.names).await?;
         let now = self.now();
-        let state = match claims.get(seq) {
+        Ok(match claims.get(seq) {
             Some(claim) if claim.until > server_now => JobState::Running,
             _ if job.expired(now) => JobState::Dead,
             _ if job.headers.not_before.is_some_and(|due| due > now) => JobState::Delayed,
             _ => JobState::Waiting,
-        };
-        Ok(Some(state))
+        })
     }
 
     /// The number of the message that a plain client published a job by: it is part of the id, or
     /// noted since a worker met it.
-    async fn number_of(&self, id: &JobId) -> Result<Option<u64>> {
+    pub(super) async fn number_of(&self, id: &JobId) -> Result<Option<u64>> {
         let shared = &*self.shared;
         let prefix = format!("nats-{}-", shared.created.as_millisecond());
         if let Some(seq) = id.as_str().strip_prefix(&prefix).and_then(|seq| seq.parse().ok()) {
@@ -359,6 +364,10 @@ impl Operator for NatsQueue {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         Ok(self.answer(id).await?.is_some_and(|found| found.moved_to().is_some()))
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        self.cancel_job(id).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

@@ -163,7 +163,13 @@ fn settled(answer: Value, n_asked: usize) -> Result<Vec<Settled>> {
     if answers.len() != n_asked {
         return Err(garbled("what became of the leases"));
     }
-    let held = |held: &Value| Ok(if int(held)? == 1 { Settled::Held } else { Settled::Lost });
+    let held = |held: &Value| {
+        Ok(match int(held)? {
+            1 => Settled::Held,
+            2 => Settled::Cancelled,
+            _ => Settled::Lost,
+        })
+    };
     answers.iter().map(held).collect()
 }
 

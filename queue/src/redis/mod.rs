@@ -62,7 +62,7 @@ pub(crate) use group::Group;
 pub(crate) use info::LIMITS;
 use info::Settings;
 use keeper::{Again, Keeper};
-use news::{Answers, Arrivals};
+use news::{Answers, Arrivals, Cancellations};
 use puts::Putter;
 use script::{Call, Script};
 use value::{bytes, list};
@@ -208,6 +208,11 @@ impl Broker for RedisQueue {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.calls().extend(receipts).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        let calls = self.calls();
+        Cancellations::listen(calls.place.clone(), calls.keeper.watch()).await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {

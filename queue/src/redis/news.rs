@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::debug;
@@ -39,6 +40,9 @@ const ARMING: Duration = Duration::from_secs(10);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Cancelled jobs that wait to be heard of.
+const HINTS: usize = 1024;
 
 type Lives = watch::Receiver<Option<Live>>;
 
@@ -136,6 +140,35 @@ impl Answers {
     /// Told from now on of one job, until it is dropped.
     pub(super) fn follow(&self, id: &JobId) -> Follower {
         self.followers.follow(id)
+    }
+}
+
+/// Tells of jobs that were cancelled.
+#[derive(Debug)]
+pub(super) struct Cancellations {
+    told: mpsc::Receiver<JobId>,
+    _ear: Ear,
+}
+
+impl Cancellations {
+    /// Armed when this returns; it ends with the stream.
+    pub(super) async fn listen(
+        place: Arc<Place>,
+        lives: Lives,
+    ) -> Result<BoxStream<'static, JobId>> {
+        let (sender, told) = mpsc::channel(HINTS);
+        let tell = move |id: &[u8]| {
+            let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+            // Of more than there is room for, the leases tell.
+            id.map(|id| sender.try_send(id).is_ok());
+        };
+        let (ear, armed) = start_hearing(place.clone(), place.key("cancelled"), lives, tell);
+        wait_until_armed(armed, &place).await?;
+        let heard = stream::unfold(Self { told, _ear: ear }, |mut heard| async move {
+            let id = heard.told.recv().await?;
+            Some((id, heard))
+        });
+        Ok(heard.boxed())
     }
 }
 

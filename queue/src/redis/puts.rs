@@ -90,5 +90,6 @@ fn size(result: &JobResult) -> usize {
     match &result.outcome {
         Outcome::Completed { body, .. } => body.len(),
         Outcome::Failed { reason } => reason.len(),
+        Outcome::Cancelled => 0,
     }
 }

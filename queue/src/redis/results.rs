@@ -9,6 +9,7 @@ use super::script;
 use super::value::{bytes, garbled, int, list, moment, small, text};
 use super::{Calls, RedisQueue};
 use crate::follow::{self, Follower, Found, Standing};
+use crate::result::CANCELLED;
 use crate::{Frame, JobId, JobResult, Outcome, Result, Stored};
 
 /// Pieces that one look takes at most.
@@ -98,13 +99,16 @@ fn became(value: Value) -> Result<Stored> {
 }
 
 /// A result as it lies in the store: a line of its outcome, attempt, when it was finished (and where,
-/// behind an `@`) and its content type, then the answer, or the reason of a failure.
+/// behind an `@`) and its content type, then the answer, or the reason of a failure. A failure has no
+/// content type, so one that says `cancelled` there is none.
 fn written(result: &JobResult) -> Vec<u8> {
-    let (content_type, text) = match &result.outcome {
-        Outcome::Completed { content_type, body } => (content_type.as_str(), &**body),
-        Outcome::Failed { reason } => ("", reason.as_bytes()),
+    let (outcome, content_type, text) = match &result.outcome {
+        Outcome::Completed { content_type, body } => ("completed", content_type.as_str(), &**body),
+        Outcome::Failed { reason } => ("failed", "", reason.as_bytes()),
+        // Older versions read a failure.
+        Outcome::Cancelled => ("failed", CANCELLED, CANCELLED.as_bytes()),
     };
-    let (outcome, finished) = (result.outcome.word(), result.finished_at.as_millisecond());
+    let finished = result.finished_at.as_millisecond();
     let place = result.queue.as_ref().map(|queue| format!("@{queue}")).unwrap_or_default();
     let mut whole =
         format!("{outcome} {} {finished}{place} {content_type}\n", result.attempt).into_bytes();
@@ -122,6 +126,7 @@ pub(super) fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
     let body = whole.slice(end + 1..);
     let outcome = match outcome {
         "completed" => Outcome::Completed { content_type: content_type.to_owned(), body },
+        "failed" if content_type == CANCELLED => Outcome::Cancelled,
         "failed" => Outcome::Failed { reason: String::from_utf8_lossy(&body).into_owned() },
         _ => return Err(garbled("a result")),
     };

@@ -51,6 +51,8 @@ pub(super) static EXTEND: Script =
 pub(super) static DEPTH: Script = Script::new(|| Source::of(&[include_str!("scripts/depth.lua")]));
 pub(super) static DEAD: Script = Script::new(|| Source::of(&[include_str!("scripts/dead.lua")]));
 pub(super) static STATE: Script = Script::new(|| Source::of(&[include_str!("scripts/state.lua")]));
+pub(super) static CANCEL: Script =
+    Script::new(|| Source::of(&[include_str!("scripts/cancel.lua")]));
 pub(super) static PURGE: Script = Script::new(|| Source::of(&[include_str!("scripts/purge.lua")]));
 pub(super) static PUT: Script = Script::new(|| Source::of(&[include_str!("scripts/put.lua")]));
 pub(super) static CHUNK: Script = Script::new(|| Source::of(&[include_str!("scripts/chunk.lua")]));

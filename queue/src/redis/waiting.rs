@@ -9,7 +9,7 @@ use super::keeper::Again;
 use super::receive::stored;
 use super::value::{bytes, garbled, int, list, text};
 use super::{Calls, RedisQueue, script};
-use crate::{Job, JobId, JobState, Operator, Purged, Result, Timestamp};
+use crate::{Cancelled, Job, JobId, JobState, Operator, Purged, Result, Timestamp};
 
 /// The part that holds what plain producers wrote and nobody has read.
 const INBOX: i64 = 6;
@@ -80,6 +80,26 @@ impl Operator for RedisQueue {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         Ok(self.calls().result(id).await?.is_some_and(|found| found.moved_to().is_some()))
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        use Cancelled::{Ended, Marked, Running, Unknown, Waiting};
+        let calls = self.calls();
+        loop {
+            let behavior = &calls.behavior;
+            let call = calls.call(&script::CANCEL).span(behavior.result_ttl);
+            let call = call.span(behavior.key_ttl).text(id.as_str());
+            let mut parts = list(calls.run(call, Again::Yes).await?)?.into_iter();
+            let mut next = || parts.next().ok_or_else(|| garbled("what a job was"));
+            let told = text(next()?)?;
+            calls.send_owed(next()?).await;
+            if told == "again" {
+                continue;
+            }
+            let known = [Waiting, Running, Marked, Ended, Unknown];
+            let cancelled = known.into_iter().find(|one| one.word() == told);
+            return cancelled.ok_or_else(|| garbled("what a job was"));
+        }
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

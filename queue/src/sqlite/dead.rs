@@ -9,7 +9,7 @@ use super::SqliteQueue;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
 use super::reply;
-use super::results;
+use super::results::{self, End};
 use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
 use super::tx::{Millis, State, Tx, millis, moment};
@@ -66,7 +66,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
         .collect::<Result<_, _>>()?;
     for (n, state, id, headers) in &expired {
         let id: JobId = id.parse()?;
-        if results::completion(tx, id.as_str(), now)? == Some(true) {
+        if results::end(tx, id.as_str(), now)?.is_some_and(End::is_final) {
             // Whoever gave the answer died before the ack.
             settle::finish_answered(tx, now + ttls.key, *n)?;
         } else {
@@ -85,7 +85,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
 
 /// Tells the stored result of a job to where it asked for a reply. A worker that was lost may have
 /// stored it, and not have told it.
-fn tell(tx: &mut Tx<'_>, now: Millis, id: &JobId, headers: &str) -> Outcome<()> {
+pub(super) fn tell(tx: &mut Tx<'_>, now: Millis, id: &JobId, headers: &str) -> Outcome<()> {
     let headers = read_headers(headers)?;
     if headers.reply_to.is_none() {
         return Ok(());

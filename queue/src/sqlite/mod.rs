@@ -5,6 +5,7 @@
 //! file opened with the same [`Watchers`] share `ebb-sqlite-watcher`, which notices others' commits.
 
 mod busy;
+mod cancel;
 mod claim;
 mod dead;
 mod depth;
@@ -311,7 +312,12 @@ impl Broker for SqliteQueue {
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         let (receipts, lease) = (receipts.to_vec(), span(self.lease()));
-        self.write(move |tx, now| settle::extend(tx, now + lease, &receipts)).await
+        self.write(move |tx, now| settle::extend(tx, (now, lease), &receipts)).await
+    }
+
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.watch().await?;
+        cancel::told(self.clone()).await
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {

@@ -20,15 +20,16 @@ pub(super) fn put(
 ) -> Outcome<Stored> {
     let id = result.id.as_str();
     let completed = result.outcome.is_completed();
-    let before = completion(tx, id, now)?;
-    if before == Some(true) {
+    let is_final = result.outcome.is_final();
+    let before = end(tx, id, now)?;
+    if before.is_some_and(End::is_final) {
         return Ok(Stored::Duplicate);
     }
     let latest = latest_attempt(tx, id, now)?;
     if latest.is_some_and(|latest| result.attempt < latest) {
         return Ok(Stored::Stale);
     }
-    if before.is_some() && !completed {
+    if before.is_some() && !is_final {
         return Ok(Stored::Duplicate);
     }
     if latest.is_some_and(|latest| !completed || latest < result.attempt) {
@@ -39,7 +40,7 @@ pub(super) fn put(
         "INSERT OR REPLACE INTO results (queue, id, completed, expires, value)
          VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute((tx.queue, id, completed, now + ttl, result.encode()))?;
+    .execute((tx.queue, id, End::of(&result.outcome) as i64, now + ttl, result.encode()))?;
     tx.news.push(result.id.clone());
     Ok(Stored::Stored)
 }
@@ -57,10 +58,39 @@ pub(super) fn bury(
     put(tx, now, ttl, &failure)
 }
 
-/// Whether there is a result, and whether it is a completed one.
-pub(super) fn completion(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<bool>> {
+/// How a job ended, as the column `completed` has it: to older versions a cancelled job is a completed
+/// one, whose result stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Failed = 0,
+    Completed = 1,
+    Cancelled = 2,
+}
+
+impl End {
+    fn of(outcome: &crate::Outcome) -> Self {
+        match outcome {
+            crate::Outcome::Failed { .. } => Self::Failed,
+            crate::Outcome::Completed { .. } => Self::Completed,
+            crate::Outcome::Cancelled => Self::Cancelled,
+        }
+    }
+
+    pub(super) fn is_final(self) -> bool {
+        self != Self::Failed
+    }
+}
+
+/// How the job ended, as far as its result says.
+pub(super) fn end(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<End>> {
     let sql = "SELECT completed FROM results WHERE queue = ?1 AND id = ?2 AND expires > ?3";
-    Ok(tx.sql(sql)?.query_row((tx.queue, id, now), |row| row.get(0)).optional()?)
+    let found: Option<i64> =
+        tx.sql(sql)?.query_row((tx.queue, id, now), |row| row.get(0)).optional()?;
+    Ok(found.map(|end| match end {
+        0 => End::Failed,
+        1 => End::Completed,
+        _ => End::Cancelled,
+    }))
 }
 
 /// The latest attempt that has sent pieces.
@@ -87,7 +117,7 @@ pub(super) struct Piece {
 /// Adds a piece unless it is not wanted any more.
 pub(super) fn chunk(tx: &mut Tx<'_>, now: Millis, ttl: Millis, piece: &Piece) -> Outcome<Stored> {
     let id = piece.id.as_str();
-    if completion(tx, id, now)? == Some(true) {
+    if end(tx, id, now)?.is_some_and(End::is_final) {
         return Ok(Stored::Stale);
     }
     match latest_attempt(tx, id, now)? {

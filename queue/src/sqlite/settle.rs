@@ -5,6 +5,7 @@ use rusqlite::OptionalExtension;
 use super::failure::Outcome;
 use super::mark::Mark;
 use super::names;
+use super::results::{self, End};
 use super::stored::{self, History};
 use super::tx::{Millis, State, Tx, span};
 use super::{dead, tx};
@@ -103,7 +104,13 @@ fn settled_before(tx: &Tx<'_>, now: Millis, id: &JobId, mark: Mark) -> Outcome<S
     let sql = "SELECT 1 FROM jobs WHERE n = ?1 AND settled = ?2 AND queue = ?3 AND id = ?4";
     let lives = tx.sql(sql)?.exists((mark.n, mark.lease, tx.queue, id.as_str()))?;
     let is_known = lives || names::ended_by(tx, id.as_str(), mark.lease, now)?;
-    Ok(if is_known { Settled::Held } else { Settled::Lost })
+    if is_known { Ok(Settled::Held) } else { lost(tx, now, id) }
+}
+
+/// Why a lease is not held.
+fn lost(tx: &Tx<'_>, now: Millis, id: &JobId) -> Outcome<Settled> {
+    let is_cancelled = results::end(tx, id.as_str(), now)? == Some(End::Cancelled);
+    Ok(if is_cancelled { Settled::Cancelled } else { Settled::Lost })
 }
 
 fn finish(tx: &mut Tx<'_>, expires: Millis, id: &JobId, held: &Held) -> Outcome<()> {
@@ -142,15 +149,19 @@ fn put_back(tx: &mut Tx<'_>, held: &Held, attempts: u32, due: Option<Millis>) ->
 /// Starts leases anew.
 pub(super) fn extend(
     tx: &mut Tx<'_>,
-    until: Millis,
+    (now, lease): (Millis, Millis),
     receipts: &[Receipt],
 ) -> Outcome<Vec<Settled>> {
-    receipts.iter().map(|receipt| extend_one(tx, until, receipt)).collect()
+    receipts.iter().map(|receipt| extend_one(tx, (now, now + lease), receipt)).collect()
 }
 
-fn extend_one(tx: &mut tx::Tx<'_>, until: Millis, receipt: &Receipt) -> Outcome<Settled> {
+fn extend_one(
+    tx: &mut tx::Tx<'_>,
+    (now, until): (Millis, Millis),
+    receipt: &Receipt,
+) -> Outcome<Settled> {
     let Some(mark) = Mark::parse(&receipt.token) else { return Ok(Settled::Lost) };
-    let Some(held) = held(tx, &receipt.job, mark)? else { return Ok(Settled::Lost) };
+    let Some(held) = held(tx, &receipt.job, mark)? else { return lost(tx, now, &receipt.job) };
     tx.sql("UPDATE jobs SET state = 1, due = ?2 WHERE n = ?1")?.execute((mark.n, until))?;
     tx.moves(held.state, State::Leased, held.cost);
     Ok(Settled::Held)

@@ -11,8 +11,10 @@ use super::dead::STEP;
 use super::failure::{Failure, Outcome};
 use super::names::{self, Kind};
 use super::tx::{Millis, State, Tx, moment, span};
-use super::{SqliteQueue, results};
-use crate::{Elsewhere, Headers, Job, JobId, JobState, Operator, Purged, Result, ResultStore};
+use super::{SqliteQueue, cancel, results};
+use crate::{
+    Cancelled, Elsewhere, Headers, Job, JobId, JobState, Operator, Purged, Result, ResultStore,
+};
 
 /// Jobs that wait are found by what they wait for; the places of those that were published before
 /// the purge began are no higher than `last`.
@@ -171,6 +173,11 @@ impl Operator for SqliteQueue {
 
     async fn has_gone_on(&self, id: &JobId) -> Result<bool> {
         Ok(self.get(id).await?.is_some_and(|found| found.moved_to().is_some()))
+    }
+
+    async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
+        let (id, ttls) = (id.clone(), self.ttls());
+        self.letters(move |tx, now| cancel::cancel(tx, now, ttls, &id)).await
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {

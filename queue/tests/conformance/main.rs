@@ -13,6 +13,7 @@ mod plain;
 mod pool;
 
 mod arrivals;
+mod cancel;
 mod chunks;
 mod dead_letters;
 mod deadline;
@@ -229,6 +230,22 @@ promises! {
         the_cost_of_what_waits_and_runs_is_summed
         what_is_ready_is_told_by_priority
         the_soonest_deadline_of_what_is_ready_is_known;
+    cancel:
+        a_job_that_waits_never_runs
+        what_waits_falls_at_once
+        a_delayed_or_retried_job_never_runs
+        a_released_job_never_runs
+        who_runs_it_is_told_and_comes_too_late
+        however_it_is_settled_it_stays_cancelled
+        a_worker_that_is_lost_does_not_bring_it_back
+        what_has_ended_stays_as_it_is
+        to_cancel_twice_is_to_cancel_once
+        a_job_that_is_not_known_is_not_cancelled
+        its_id_and_its_key_are_known_as_those_of_a_job_that_is_done
+        who_follows_it_is_told
+        who_asked_for_a_reply_gets_one
+        who_comes_first_says_how_it_ended
+        it_is_handed_out_before_it_is_cancelled_or_not_at_all;
     states:
         a_job_that_is_not_known_goes_where_the_table_says
         a_delayed_job_goes_where_the_table_says

@@ -154,6 +154,7 @@ fn assert_is(fixture: &dyn Fixture, mail: &Mail, result: &JobResult) {
             let body = format!(r#"{{"error":"{}"}}"#, reason.replace('"', "\\\""));
             ("failed", "application/json", body.into())
         }
+        Outcome::Cancelled => panic!("{result:?} is no end of a job that a worker had"),
     };
     assert_eq!(mail.body, body);
     let attempt = result.attempt.to_string();

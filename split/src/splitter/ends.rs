@@ -72,7 +72,7 @@ impl Splitter {
                 return Ok(Told::Failure);
             }
             let Some(found) = store.get(&result.id).await? else { break };
-            if found.outcome.is_completed() {
+            if found.outcome.is_final() {
                 return Ok(Told::Answer);
             }
             let Some(to) = found.moved_to() else { break };

@@ -1,7 +1,7 @@
 -- ARGV: time, result_ttl, id, attempt, place of the piece, body. Answers `stored`, `duplicate` or `stale`.
 local ttl, id, attempt, seq, body = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local name = key('chunks:' .. id)
-if completed(id) then return 'stale' end
+if is_final(fate_of(id)) then return 'stale' end
 local found = redis.call('HMGET', name, 'attempt', 'expires')
 local latest = tonumber(found[2] or 0) > now and tonumber(found[1]) or 0
 if attempt < latest then return 'stale' end

@@ -197,6 +197,9 @@ end
 
 local function completed(id) return fate_of(id) == 'completed' end
 
+-- Nothing takes the place of these: an answer, and that the job was cancelled.
+local function is_final(outcome) return outcome == 'completed' or outcome == 'cancelled' end
+
 -- Takes a job out of wherever it is.
 local function leave(id, job)
   local where = job.w
@@ -313,13 +316,13 @@ local function latest_pieces(id)
 end
 
 -- Why a result may not be stored beside what is there, which may be pieces of a later attempt.
-local function refused(id, attempt, is_completed, before, ttl)
-  if before == 'completed' then return 'duplicate' end
+local function refused(id, attempt, outcome, before, ttl)
+  if is_final(before) then return 'duplicate' end
   local name, latest, found = key('chunks:' .. id), latest_pieces(id)
   if attempt < latest then return 'stale' end
-  if before and not is_completed then return 'duplicate' end
+  if before and not is_final(outcome) then return 'duplicate' end
   if not found[1] then return end
-  if latest == 0 or not is_completed or attempt > latest then
+  if latest == 0 or outcome ~= 'completed' or attempt > latest then
     redis.call('DEL', name)
   else
     redis.call('HSET', name, 'expires', whole(now + ttl))
@@ -356,7 +359,9 @@ local function answer(results, ttl)
   local slice = math.min(math.max(math.ceil(ttl / PARTS), 1000), LONGEST_PART)
   local forgotten = math.ceil((now + ttl) / slice) * slice
   local name, rest = 'results:' .. whole(forgotten), ' ' .. whole(now + ttl) .. ' ' .. whole(forgotten)
-  local fates = { completed = 'completed' .. rest, failed = 'failed' .. rest }
+  local fates = {
+    completed = 'completed' .. rest, failed = 'failed' .. rest, cancelled = 'cancelled' .. rest,
+  }
   local is_simple, n_stored = not any_pieces(), 0
   local new_fates, new_results = {}, {}
   for nth, text in ipairs(fetch('fates', ids)) do
@@ -368,7 +373,7 @@ local function answer(results, ttl)
       earlier, part = fate(text)
       before = before or earlier
     end
-    if before or not is_simple then why = refused(id, attempts[nth], is_completed, before, ttl) end
+    if before or not is_simple then why = refused(id, attempts[nth], outcome, before, ttl) end
     told[nth] = why or 'stored'
     if not why then
       seen[id] = outcome
@@ -417,7 +422,7 @@ local function refers(headers) return string.find(headers, '"body_ref":', 1, tru
 local function leave_nothing(id)
   local outcome, part = fate_of(id)
   local is_elsewhere = has_gone_on(id, outcome, part)
-  if outcome ~= 'completed' and not is_elsewhere then
+  if not is_final(outcome) and not is_elsewhere then
     if any_pieces() then redis.call('DEL', key('chunks:' .. id)) end
     if part then drop(part, id); drop('fates', id) end
   end

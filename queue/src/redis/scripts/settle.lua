@@ -1,5 +1,6 @@
 -- ARGV: time, key_ttl, then groups of settlements that differ in their jobs alone: mark of the lease,
--- verdict (ack, retry, release, reject), delay, reason, number of jobs, ids. Answers 1 for each that was held.
+-- verdict (ack, retry, release, reject), delay, reason, number of jobs, ids. Answers 1 for each that was held, 2
+-- for each that was cancelled, else 0.
 local key_ttl = tonumber(ARGV[2])
 sweep()
 local groups, marks = {}, {}
@@ -58,7 +59,7 @@ for nth, id in ipairs(ids) do
   if not job then
     -- Sent again: it was carried out the first time.
     local last = remembered(redis.call('HGET', key('done'), id))
-    told[at] = last == mark and 1 or 0
+    told[at] = last == mark and 1 or fate_of(id) == 'cancelled' and 2 or 0
   elseif job.t ~= mark then
     told[at] = 0
   else
