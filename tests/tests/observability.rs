@@ -506,6 +506,13 @@ fn the_monitors_find_both_versions_and_the_split_of_a_canary() {
     assert_eq!(scraped(&objects), expected, "alerts and pages ask for the metrics of each");
 }
 
+#[test]
+fn the_monitors_find_a_gateway() {
+    let test = "the_monitors_find_a_gateway";
+    let Some(objects) = rendered(test, "deploy/overlays/nats-gpu-gateway") else { return };
+    assert_eq!(scraped(&objects), BTreeSet::from(["ebb-gateway", "ebb-worker"]));
+}
+
 /// The series of a metrics page: the kind of each family, and its samples' labels.
 fn series(page: &str) -> BTreeMap<String, (String, Vec<BTreeMap<String, String>>)> {
     let sample = Regex::new(r#"^(\w+)(?:\{(.*)\})? \S+$"#).unwrap();

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::body::json;
-use super::embeddings::{Usage, each};
+use super::body::{Body, json};
+use super::embeddings::Usage;
 use super::fields::Fields;
 use super::inputs::{Inputs, check_count, inputs, not_texts, quoted};
 use super::refused::Place;
@@ -56,7 +56,8 @@ pub(super) fn read(
         Some(Texts::List(items)) => (batch(&items, bounds)?, Shape::Bare),
         Some(Texts::Other(kind)) => return Err(not_texts("inputs", kind)),
     };
-    let bodies = each(Route::Classify, fields, &texts);
+    let same = Body::of(Route::Classify, fields);
+    let bodies = same.each(("input", &texts), 1, bounds, |_, _| ())?;
     Ok((bodies, Answer { route: Route::Classify, place, shape }))
 }
 

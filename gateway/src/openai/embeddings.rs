@@ -67,19 +67,9 @@ pub(super) fn read(
     fields.text("prompt_name")?;
     fields.flag("truncate")?;
     let Inputs { texts, place } = inputs(fields, "input", "input", bounds)?;
-    let bodies = each(Route::Embeddings, fields, &texts);
+    let same = Body::of(Route::Embeddings, fields);
+    let bodies = same.each(("input", &texts), 1, bounds, |_, _| ())?;
     Ok((bodies, Answer { route: Route::Embeddings, place, shape: Shape::List }))
-}
-
-/// The bodies of jobs of one text each.
-pub(super) fn each(route: Route, fields: &Fields<'_>, texts: &[Cow<'_, str>]) -> Vec<Bytes> {
-    let same = Body::of(route, fields);
-    let body = |text: &Cow<'_, str>| {
-        let mut body = same.clone();
-        body.put("input", text);
-        body.end()
-    };
-    texts.iter().map(body).collect()
 }
 
 pub(super) fn whole(about: &About, bodies: &[&Bytes]) -> Result<Bytes, Refused> {

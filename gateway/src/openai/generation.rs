@@ -22,10 +22,10 @@ pub(super) fn read(
     check_numbers(fields)?;
     let (in_job, prompts, place) = if route == Route::ChatCompletions {
         let place = Place { field: "messages", in_job: "messages", is_spread: false };
-        ("messages", vec![conversation(fields)?], place)
+        ("messages", vec![Cow::Owned(conversation(fields)?)], place)
     } else {
         let Inputs { texts, place } = inputs(fields, "prompt", "prompt", bounds)?;
-        ("prompt", texts.into_iter().map(Cow::into_owned).collect(), place)
+        ("prompt", texts, place)
     };
     let n = answers(fields, prompts.len(), bounds)?;
     let with_usage = stream(fields, prompts.len(), n)?;
@@ -34,18 +34,12 @@ pub(super) fn read(
         same.put("stream", "true");
     }
     let seed = seed(fields)?;
-    let mut bodies = Vec::with_capacity(prompts.len() * n);
-    for prompt in &prompts {
-        for answer in 0..n as u64 {
-            let mut body = same.clone();
-            // A job without one has a seed of its own.
-            if let Some(seed) = seed {
-                body.put("seed", &seed.wrapping_add(answer).to_string());
-            }
-            body.put(in_job, prompt);
-            bodies.push(body.end());
+    let bodies = same.each((in_job, &prompts), n, bounds, |body, answer| {
+        // A job without one has a seed of its own.
+        if let Some(seed) = seed {
+            body.put("seed", &seed.wrapping_add(answer).to_string());
         }
-    }
+    })?;
     Ok((bodies, Answer { route, place, shape: Shape::Choices { n, with_usage } }))
 }
 

@@ -11,7 +11,8 @@ use crate::render::Object;
 const OF_OTHERS: [&str; 4] = ["cert-manager", "istio-system", "keda", "monitoring"];
 
 /// Secrets that a person makes by the README's words, with their keys.
-const BY_HAND: [(&str, &[&str]); 1] = [("ebb-broker", &["password", "results-password"])];
+const BY_HAND: [(&str, &[&str]); 2] =
+    [("ebb-broker", &["password", "results-password"]), ("ebb-gateway", &["keys.toml"])];
 
 /// Classes that come with what they are classes of.
 const CLASSES: [&str; 1] = ["nvidia"];

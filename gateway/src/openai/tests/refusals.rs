@@ -163,6 +163,25 @@ fn a_body_that_is_no_object_or_too_large_or_says_a_thing_twice_is_refused() {
 }
 
 #[test]
+fn what_is_the_same_of_many_jobs_is_not_multiplied_without_bounds() {
+    let bounds = Bounds { max_inputs: 1000, max_body: 4000 };
+    let long = "a".repeat(1000);
+    let prompt = |n: u64| json!({"prompt": long, "n": n});
+    let named = |n: usize| json!({"input": vec!["a"; n], "prompt_name": long});
+    for (route, fits, does_not) in [
+        (Route::Completions, prompt(7), prompt(8)),
+        (Route::Embeddings, named(7), named(8)),
+        (Route::Classify, json!({"input": ["a"]}), json!({"input": ["a"; 8], "aggregation": long})),
+    ] {
+        let read = |body: &Value| read(route, body.to_string().as_bytes(), &bounds);
+        assert!(read(&fits).is_ok(), "{route:?}");
+        let refused = read(&does_not).unwrap_err();
+        assert_eq!((refused.status, refused.code), (413, "jobs_too_large"), "{refused}");
+        assert!(refused.message.starts_with("the 8 jobs of this request have 8"), "{refused}");
+    }
+}
+
+#[test]
 fn an_error_has_the_shape_of_openais() {
     let refused = asked(Route::Embeddings, &json!({"input": [1]})).unwrap_err();
     let expected = json!({"error": {
