@@ -12,6 +12,7 @@ use ebb_telemetry::TraceArgs;
 
 use crate::keys::Keys;
 use crate::models::ModelPlan;
+use crate::routes::Limits;
 use crate::{file, reload};
 
 /// How a gateway is run.
@@ -176,6 +177,16 @@ impl GatewayArgs {
         let payloads = payloads.transpose().context("--payloads")?;
         let missing = if self.no_create { Missing::Refuse } else { Missing::Create };
         Ok(Plan { models, keys, payloads, missing })
+    }
+
+    /// How much is taken.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max_in_flight: self.max_in_flight.get(),
+            max_body: self.max_body.get(),
+            max_inputs: self.max_inputs.get(),
+            keep_alive: self.keep_alive,
+        }
     }
 
     fn single(&self) -> anyhow::Result<ModelPlan> {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::config::{GatewayArgs, Plan};
 use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
-use crate::routes::{Limits, Parts, router};
+use crate::routes::{Parts, router};
 use crate::{readiness, reload};
 
 /// How long those have to hear it who are told that the gateway ends.
@@ -74,12 +74,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let parts = Parts {
         models,
         keys,
-        limits: Limits {
-            max_in_flight: args.max_in_flight.get(),
-            max_body: args.max_body.get(),
-            max_inputs: args.max_inputs.get(),
-            keep_alive: args.keep_alive,
-        },
+        limits: args.limits(),
         clock: Arc::new(SystemClock),
         metrics,
         traces: traces.clone(),

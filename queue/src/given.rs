@@ -41,7 +41,12 @@ impl UrlFrom {
         match self {
             Self::Here(text) => parse(text, key),
             Self::File(path) => {
-                is_no_url(&format!("{key}_file"), "the path of a file", &path.to_string_lossy(), key)?;
+                is_no_url(
+                    &format!("{key}_file"),
+                    "the path of a file",
+                    &path.to_string_lossy(),
+                    key,
+                )?;
                 let at = format!("{key}_file: {}", path.display());
                 parse(&text_of(path, &at)?, &at)
             }

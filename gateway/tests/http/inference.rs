@@ -196,7 +196,8 @@ async fn a_client_that_goes_away_takes_its_jobs_along_unless_somebody_may_come_f
 #[tokio::test(start_paused = true)]
 async fn a_job_that_runs_when_time_is_over_is_cancelled() {
     let scene = Scene::new(Setting::default());
-    let waits = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+    let body = json!({"input": "a"}).to_string();
+    let waits = scene.begin(request("POST", EMBEDDINGS, &[("ebb-ttl", "10s")], body));
     let delivery = scene.take().await;
     assert_eq!(waits.await.unwrap().status, StatusCode::GATEWAY_TIMEOUT);
     tokio::time::sleep(Duration::from_secs(1)).await;
