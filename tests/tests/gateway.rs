@@ -163,7 +163,7 @@ fn assert_alike(one: &Value, other: &Value) {
 }
 
 fn refuses(scene: &Scene) {
-    let long = "pump ".repeat(400);
+    let long = "pump ".repeat(600);
     let chat = |content: &str| json!([{"role": "user", "content": content}]);
     for (path, body, status, param) in [
         ("/v1/embeddings", json!({"model": "tiny-bert", "input": ["a", [1, 2]]}), 400, "input[1]"),

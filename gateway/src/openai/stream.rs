@@ -102,6 +102,12 @@ impl Streamed {
         events
     }
 
+    /// Whether all was told that will be: nothing follows, whatever comes.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.is_ended
+    }
+
     /// Ends it with an error, whatever becomes of the job.
     pub fn fail(&mut self, refused: &Refused) -> Vec<Bytes> {
         let is_ended = std::mem::replace(&mut self.is_ended, true);

@@ -226,7 +226,8 @@ impl Asked {
                             // Who has begun may go on: a long answer is no late one.
                             following.until = None;
                         }
-                        (said.piece(&body), false)
+                        let told = said.piece(&body);
+                        (told, said.is_ended())
                     }
                     Step::News(News::Void) => {
                         said.void();

@@ -127,6 +127,7 @@ fn a_job_that_fails_midway_ends_its_stream_with_an_error() {
 fn pieces_of_another_model_end_the_stream() {
     let mut stream = streamed(Route::ChatCompletions, false);
     let mut events = stream.piece(b"a word\n");
+    assert!(stream.is_ended(), "nobody waits for more");
     events.extend(stream.end(&result(Route::ChatCompletions, "a word")));
     assert_eq!(heard(&events), (String::new(), Err("model_not_supported".to_owned())));
 }
