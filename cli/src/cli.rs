@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use ebb_gateway::GatewayArgs;
 use ebb_model::pull::cached;
 use ebb_telemetry::{LogArgs, LogFormat, Stop, in_words};
 
@@ -15,7 +16,7 @@ use ebb_worker::WorkerArgs;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::{cancel, dlq, enqueue, model, queue, result, scaler, split, up};
+use crate::commands::{cancel, dlq, enqueue, gateway, model, queue, result, scaler, split, up};
 #[cfg(feature = "cpu")]
 use crate::commands::{train, warm};
 use crate::demo;
@@ -52,6 +53,8 @@ enum Command {
     Scaler(Box<scaler::ScalerCommand>),
     /// Pass jobs on to the queues of several versions by weight, or compare the versions
     Split(Box<split::SplitCommand>),
+    /// Take jobs over HTTP and answer with their results, by OpenAI's API too, until SIGTERM
+    Gateway(Box<GatewayArgs>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
@@ -92,7 +95,8 @@ struct WorkerCommand {
 }
 
 fn after_help() -> String {
-    let logs = "Logs begin at `warn`, for `ebb worker`, `ebb scaler` and `ebb split` at `info`.";
+    let logs = "Logs begin at `warn`, for `ebb worker`, `ebb scaler`, `ebb split` and `ebb gateway` at \
+                `info`.";
     format!("{EXIT_CODES}\n\n{logs}")
 }
 
@@ -135,6 +139,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
         Command::Worker(args) => worker(*args, output).await,
         Command::Scaler(command) => scaler::run(*command, output).await,
         Command::Split(command) => split::run(*command, output).await,
+        Command::Gateway(args) => gateway::run(*args).await,
         Command::Enqueue(args) => enqueue::run(*args, output).await,
         Command::Result(args) => result::run(args, output).await,
         Command::Cancel(args) => cancel::run(args, output).await,
@@ -203,6 +208,7 @@ impl Cli {
             Command::Scaler(command) => command.serves(),
             Command::Split(command) => command.serves(),
             Command::Worker(command) => command.serves(),
+            Command::Gateway(_) => true,
             _ => false,
         };
         let given = matches.value_source("level") != Some(ValueSource::DefaultValue);
@@ -341,6 +347,7 @@ mod tests {
             "ebb scaler --queue sqlite:/data/q.db --json",
             "ebb scaler conformance --address keda:6000 --json",
             "ebb split --queue sqlite:/data/q.db --to a=95,b=5 --by tenant --json",
+            "ebb gateway --queue sqlite:/data/q.db --model chat --json",
             "ebb scaler check --config scaler.toml --scaledobject a.yaml b.yaml --json",
             "ebb --json --log-level debug worker --model echo --listen 127.0.0.1:0 --id me",
         ] {
@@ -366,6 +373,7 @@ mod tests {
             ("ebb split --to a=1 compare", "cannot be used with"),
             ("ebb split compare", "<QUEUE>..."),
             ("ebb enqueue text --split a", "QUEUE=WEIGHT"),
+            ("ebb gateway --keys keys.toml --open", "cannot be used with"),
             ("ebb dlq redrive", "required"),
             ("ebb dlq redrive job-1 --all", "cannot be used with"),
             ("ebb up --polling-interval 1ms", "use 10ms or more"),

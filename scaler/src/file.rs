@@ -18,14 +18,15 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::path::PathBuf;
+use std::ops::Deref;
 
-use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
+use ebb_queue::UrlFrom;
+pub(crate) use ebb_telemetry::TextError as FileError;
+use ebb_telemetry::{Key, Text, Value};
+use toml::de::DeValue;
 
 use crate::policy::{Glob, Policy, Rule};
-use crate::trigger::{CONSUMER, FROM_ENV, GROUP, Options, PROFILE, QUEUE, STREAM, edits, is_name};
+use crate::trigger::{CONSUMER, FROM_ENV, GROUP, Options, PROFILE, QUEUE, STREAM, is_name};
 
 /// What the file says.
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -39,7 +40,7 @@ pub(crate) struct File {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Draft {
     pub(crate) line: usize,
-    pub(crate) address: AddressFrom,
+    pub(crate) address: UrlFrom,
     pub(crate) defaults: Section,
     pub(crate) queues: BTreeMap<String, Section>,
 }
@@ -51,40 +52,7 @@ pub(crate) struct Section {
     pub(crate) options: Options,
 }
 
-/// Where the URL of a profile is.
-#[derive(PartialEq, Eq)]
-pub(crate) enum AddressFrom {
-    /// In the file itself.
-    Here(String),
-    /// In a file of its own, such as a mounted Secret.
-    File(PathBuf),
-    /// In a variable of the scaler's environment.
-    Env(String),
-}
-
-/// The URL may hold a password.
-impl std::fmt::Debug for AddressFrom {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Here(_) => f.write_str("Here(***)"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Env(name) => f.debug_tuple("Env").field(name).finish(),
-        }
-    }
-}
-
-/// What is wrong with the file, where, and what to write instead. Never shows a value that may be
-/// a secret.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {words}")]
-pub(crate) struct FileError {
-    pub(crate) line: usize,
-    pub(crate) words: String,
-}
-
 type Result<T> = std::result::Result<T, FileError>;
-type Key<'t> = Spanned<DeString<'t>>;
-type Value<'t> = Spanned<DeValue<'t>>;
 
 impl File {
     /// Reads the text of a file.
@@ -92,11 +60,8 @@ impl File {
     /// # Errors
     /// Names the line, the key, and the nearest right one.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let reader = Reader { text };
-        let root = DeTable::parse(text).map_err(|error| {
-            let at = error.span().unwrap_or(0..0);
-            reader.error(&at, format!("this is not TOML: {}", error.message()))
-        })?;
+        let reader = Reader(Text(text));
+        let root = reader.root()?;
         let mut file = Self::default();
         for (key, value) in root.get_ref() {
             match key.get_ref().as_ref() {
@@ -114,10 +79,16 @@ impl File {
     }
 }
 
-/// Knows the text, so that it can tell lines.
+/// Knows what stands where in the text.
 #[derive(Clone, Copy)]
-struct Reader<'a> {
-    text: &'a str,
+struct Reader<'a>(Text<'a>);
+
+impl<'a> Deref for Reader<'a> {
+    type Target = Text<'a>;
+
+    fn deref(&self) -> &Text<'a> {
+        &self.0
+    }
 }
 
 impl Reader<'_> {
@@ -132,9 +103,9 @@ impl Reader<'_> {
         for (key, value) in self.table(&at, value)? {
             let own = format!("{at}.{}", key.get_ref());
             match key.get_ref().as_ref() {
-                "url" => addresses.push(AddressFrom::Here(self.string(&own, value)?)),
-                "url_file" => addresses.push(AddressFrom::File(self.string(&own, value)?.into())),
-                "url_env" => addresses.push(AddressFrom::Env(self.string(&own, value)?)),
+                "url" => addresses.push(UrlFrom::Here(self.string(&own, value)?)),
+                "url_file" => addresses.push(UrlFrom::File(self.string(&own, value)?.into())),
+                "url_env" => addresses.push(UrlFrom::Env(self.string(&own, value)?)),
                 "defaults" => defaults = self.section(&own, value)?,
                 "queues" => {
                     for (queue, value) in self.table(&own, value)? {
@@ -237,49 +208,13 @@ impl Reader<'_> {
         };
         names.iter().map(glob).collect()
     }
-
-    fn table<'t>(self, at: &str, value: &'t Value<'t>) -> Result<&'t DeTable<'t>> {
-        match value.get_ref() {
-            DeValue::Table(table) => Ok(table),
-            _ => Err(self.error(&value.span(), format!("{at} is a table; write [{at}]"))),
-        }
-    }
-
-    fn string(self, at: &str, value: &Value<'_>) -> Result<String> {
-        match value.get_ref() {
-            DeValue::String(text) => Ok(text.clone().into_owned()),
-            _ => Err(self.error(&value.span(), format!("{at} is a text, in quotes"))),
-        }
-    }
-
-    fn unknown(self, at: &str, key: &Key<'_>, known: &[&str]) -> FileError {
-        let name = key.get_ref();
-        let own = if at.is_empty() { name.clone().into_owned() } else { format!("{at}.{name}") };
-        let shown: String = own.chars().take(128).collect();
-        let nearest = known.iter().min_by_key(|other| edits(name, other));
-        let nearest = nearest.filter(|other| edits(name, other) <= other.len() / 2);
-        let words = match nearest {
-            Some(nearest) => format!("key {shown:?} is not known; use {nearest}"),
-            None => format!("key {shown:?} is not known; the keys are {}", known.join(", ")),
-        };
-        self.error(&key.span(), words)
-    }
-
-    fn error(self, at: &Range<usize>, words: String) -> FileError {
-        FileError { line: self.line(at), words }
-    }
-
-    fn line(self, at: &Range<usize>) -> usize {
-        let before = self.text.as_bytes().iter().take(at.start);
-        1 + before.filter(|byte| **byte == b'\n').count()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
-    use super::{AddressFrom, File};
+    use super::{File, UrlFrom};
 
     #[test]
     fn a_whole_file_is_read() {
@@ -293,11 +228,11 @@ mod tests {
         );
         let file = file.unwrap();
         let night = &file.profiles["night"];
-        assert_eq!(night.address, AddressFrom::File("/run/night".into()));
+        assert_eq!(night.address, UrlFrom::File("/run/night".into()));
         let options: Vec<_> = night.defaults.options.iter().map(|(k, v)| (&**k, &**v)).collect();
         assert_eq!(options, [("activationJobs", "3"), ("jobsPerReplica", "2.5"), ("mode", "jobs")]);
         assert_eq!(night.queues["a.b"].options["activationJobs"], "8");
-        assert_eq!(file.profiles["env"].address, AddressFrom::Env("NIGHT".into()));
+        assert_eq!(file.profiles["env"].address, UrlFrom::Env("NIGHT".into()));
         let policy = file.policy.unwrap();
         assert!(policy.allows("team-a", "night", "any") && !policy.allows("a", "night", "any"));
         assert!(

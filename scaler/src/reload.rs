@@ -13,7 +13,7 @@ use ebb_queue::{Address, QueueUrl, Server};
 use ebb_telemetry::Condition;
 use tokio::sync::watch;
 
-use crate::file::{AddressFrom, Draft, File, FileError, Section};
+use crate::file::{Draft, File, FileError, Section};
 use crate::metrics::{Files, Metrics};
 use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
 
@@ -112,7 +112,7 @@ fn profiles(text: &str) -> anyhow::Result<Profiles> {
 
 fn profile(name: &str, draft: Draft) -> anyhow::Result<Profile> {
     let Draft { line, address, defaults, queues } = draft;
-    let url = url(&address).with_context(|| format!("line {line}: profile {name}"))?;
+    let url = address.read("url").with_context(|| format!("line {line}: profile {name}"))?;
     let lines: BTreeMap<String, usize> =
         queues.iter().map(|(queue, section)| (queue.clone(), section.line)).collect();
     let files = digest(&url);
@@ -131,41 +131,6 @@ fn profile(name: &str, draft: Draft) -> anyhow::Result<Profile> {
         return Err(FileError { line, words }.into());
     }
     Ok(profile)
-}
-
-fn url(address: &AddressFrom) -> anyhow::Result<QueueUrl> {
-    match address {
-        AddressFrom::Here(text) => parse_url(text).context("url"),
-        AddressFrom::File(path) => {
-            is_no_url("url_file", "the path of a file", &path.to_string_lossy())?;
-            let text = read(path).with_context(|| format!("url_file: {}", path.display()))?;
-            parse_url(&text).with_context(|| format!("url_file: {}", path.display()))
-        }
-        AddressFrom::Env(name) => {
-            is_no_url("url_env", "the name of a variable", name)?;
-            let text = std::env::var(name)
-                .with_context(|| format!("url_env: the variable {name} cannot be read"))?;
-            parse_url(&text).with_context(|| format!("url_env: {name}"))
-        }
-    }
-}
-
-/// A URL in the place of a name may hold a password, which no error shall show.
-fn is_no_url(key: &str, wanted: &str, value: &str) -> anyhow::Result<()> {
-    let is_path = value.starts_with(['/', '.']);
-    if value.contains("://") || (value.contains('@') && !is_path) {
-        bail!("{key} is {wanted}, and this is none; a URL belongs into `url`");
-    }
-    Ok(())
-}
-
-/// Shows only the remedy of a mistake: what is no URL may be a password that was put in its place.
-fn parse_url(text: &str) -> anyhow::Result<QueueUrl> {
-    text.trim().parse().map_err(|error: ebb_queue::Error| {
-        let words = error.to_string();
-        let remedy = words.split_once("is not valid: ").map(|(_, remedy)| remedy);
-        anyhow::anyhow!("{}", remedy.unwrap_or("an option of the URL is not valid"))
-    })
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -8,6 +8,7 @@ mod http;
 mod log;
 mod reload;
 mod signals;
+mod text;
 mod trace;
 
 pub use exit::{exit_code, in_words, trouble};
@@ -17,6 +18,7 @@ pub use http::{serve, serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
 pub use reload::{Condition, follow};
 pub use signals::Stop;
+pub use text::{Key, Text, TextError, Value, edits};
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, TraceId,
     Traces, read_traceparent, trace_of, traceparent,

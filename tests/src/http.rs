@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What a GET was answered.
+use crate::PATIENCE;
+
+/// What a request was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
@@ -21,6 +23,33 @@ pub fn get(address: &str, path: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").ok()?;
+    answer(&mut stream)
+}
+
+/// Sends a request with a body and waits for the whole answer, as long as the tests have patience; none
+/// when nobody listens or the answer is cut short.
+pub fn ask(
+    method: &str,
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Option<Answer> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let headers: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let n_bytes = body.len();
+    // By the older version, so that a stream is not told in chunks but up to its end.
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nhost: {address}\r\n{headers}content-length: {n_bytes}\r\n\r\n{body}"
+    )
+    .ok()?;
+    answer(&mut stream)
+}
+
+fn answer(stream: &mut TcpStream) -> Option<Answer> {
     let mut page = String::new();
     stream.read_to_string(&mut page).ok()?;
     let (head, body) = page.split_once("\r\n\r\n")?;

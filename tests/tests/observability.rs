@@ -23,9 +23,10 @@ const OF_TARGETS: [&str; 7] =
 /// Metrics of Prometheus itself.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
 
-/// Metrics of ours that a worker, a split and a scaler without trouble, GPU and TLS do not show, and why.
+/// Metrics of ours that a worker, a split, a gateway and a scaler without trouble, GPU and TLS do not
+/// show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 20] = [
+const NOT_SHOWN: [(&str, &str); 23] = [
     ("worker_jobs_shed_total", "needs a job that comes too late"),
     ("worker_batches_failed_total", "needs a batch that fails"),
     ("worker_device_failed_seconds_total", "needs a batch that fails"),
@@ -46,6 +47,9 @@ const NOT_SHOWN: [(&str, &str); 20] = [
     ("split_dead_total", "needs a job that expires"),
     ("split_weights_reloads_total", "needs weights that change"),
     ("split_broker_errors_total", "needs a broker that fails"),
+    ("gateway_first_piece_seconds", "needs a generator"),
+    ("gateway_broker_errors_total", "needs a broker that fails"),
+    ("gateway_keys_reloads_total", "needs keys that change"),
 ];
 
 #[track_caller]
@@ -255,7 +259,7 @@ fn rules_and_dashboard_ask_only_for_what_there_is() {
 #[test]
 fn the_pages_name_only_metrics_that_there_are() {
     let known = known();
-    let metric = Regex::new(r"`((?:worker|scaler|split)_[a-z_]+)[`{]").unwrap();
+    let metric = Regex::new(r"`((?:worker|scaler|split|gateway)_[a-z_]+)[`{]").unwrap();
     let mut broken = Vec::new();
     for page in e2e::tracked_files().into_iter().filter(|path| path.ends_with(".md")) {
         for found in metric.captures_iter(&read(&page)) {
@@ -270,16 +274,19 @@ fn the_pages_name_only_metrics_that_there_are() {
 }
 
 #[test]
-fn the_page_tells_of_every_metric_of_a_split() {
-    let metric = Regex::new(r#""(split_[a-z_]+)""#).unwrap();
-    let code = read("split/src/metrics.rs");
-    let code: BTreeSet<&str> =
-        metric.captures_iter(&code).map(|found| found.get(1).unwrap().as_str()).collect();
-    assert!(code.len() > 5, "the metrics were not found: {code:?}");
+fn the_page_tells_of_every_metric_of_a_split_and_of_a_gateway() {
     let page = page();
-    let told: BTreeSet<&str> =
-        page.keys().map(String::as_str).filter(|name| name.starts_with("split_")).collect();
-    assert_eq!(told, code);
+    for of in ["split", "gateway"] {
+        let metric = Regex::new(&format!(r#""({of}_[a-z_]+)""#)).unwrap();
+        let code = read(&format!("{of}/src/metrics.rs"));
+        let code: BTreeSet<&str> =
+            metric.captures_iter(&code).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert!(code.len() > 5, "the metrics were not found: {code:?}");
+        let told = page.keys().map(String::as_str);
+        let told: BTreeSet<&str> =
+            told.filter(|name| name.starts_with(&format!("{of}_"))).collect();
+        assert_eq!(told, code);
+    }
 }
 
 #[test]
@@ -500,6 +507,13 @@ fn the_monitors_find_both_versions_and_the_split_of_a_canary() {
     assert_eq!(scraped(&objects), expected, "alerts and pages ask for the metrics of each");
 }
 
+#[test]
+fn the_monitors_find_a_gateway() {
+    let test = "the_monitors_find_a_gateway";
+    let Some(objects) = rendered(test, "deploy/overlays/nats-gpu-gateway") else { return };
+    assert_eq!(scraped(&objects), BTreeSet::from(["ebb-gateway", "ebb-worker"]));
+}
+
 /// The series of a metrics page: the kind of each family, and its samples' labels.
 fn series(page: &str) -> BTreeMap<String, (String, Vec<BTreeMap<String, String>>)> {
     let sample = Regex::new(r#"^(\w+)(?:\{(.*)\})? \S+$"#).unwrap();
@@ -522,10 +536,11 @@ fn series(page: &str) -> BTreeMap<String, (String, Vec<BTreeMap<String, String>>
     families
 }
 
-/// A scaler and a worker on one queue, with some jobs done and one dead, and a split before it.
+/// A scaler and a worker on one queue, with some jobs done and one dead, a split before it, and a
+/// gateway.
 struct Scene {
-    _processes: [Process; 3],
-    addresses: [String; 3],
+    _processes: [Process; 4],
+    addresses: [String; 4],
 }
 
 impl Scene {
@@ -543,11 +558,17 @@ impl Scene {
         workplace.ebb(&["queue", "init", "--queue", &intake]).ok();
         let to = ["--to", "jobs=1", "--queue", &intake, "--listen", local];
         let mut split = workplace.start(&[&["split"], &to[..]].concat());
+        let mut gateway = workplace.start(&["gateway", "--listen", local, "--admin-listen", local]);
         let addresses = [
             worker.says("its address", after("address=")),
             scaler.says("its address", after("http=")),
             split.says("its address", after("address=")),
+            gateway.says("its address", after("address=")),
         ];
+        let front = gateway.says("where clients reach it", |said| {
+            after("address=")(said.split_once("the gateway listens")?.1)
+        });
+        get(&front, "/v1/models").unwrap();
         let grpc = scaler.says("its address", after("listen="));
         workplace.ebb(&["enqueue", "--wait", "one", "two", "three"]).ok();
         workplace.ebb(&["enqueue", "--wait", r#"{"nothing": "to echo"}"#]).failed();
@@ -566,7 +587,7 @@ impl Scene {
         let request = GetMetricsRequest { scaled_object_ref: Some(object), metric_name };
         client.get_metrics(request).await.unwrap();
         drop(stream);
-        Self { _processes: [worker, scaler, split], addresses }
+        Self { _processes: [worker, scaler, split, gateway], addresses }
     }
 
     fn pages(&self) -> String {
@@ -646,7 +667,7 @@ struct Prometheus {
 
 impl Prometheus {
     fn start(workplace: &Workplace, scene: &Scene) -> Self {
-        let [worker, scaler, split] = &scene.addresses;
+        let [worker, scaler, split, gateway] = &scene.addresses;
         let job = |job: &str, pod: &str, address: &str| {
             format!(
                 "- job_name: {job}\n  static_configs:\n  - targets: [\"{address}\"]\n    labels: \
@@ -654,7 +675,7 @@ impl Prometheus {
             )
         };
         let jobs = job("ebb-worker", "w-0", worker) + &job("ebb-scaler", "s-0", scaler);
-        let jobs = jobs + &job("ebb-split", "p-0", split);
+        let jobs = jobs + &job("ebb-split", "p-0", split) + &job("ebb-gateway", "g-0", gateway);
         let config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [rules.yaml]\n\
              scrape_configs:\n{jobs}"

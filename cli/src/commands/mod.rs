@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod conformance;
 pub(crate) mod dlq;
 pub(crate) mod enqueue;
+pub(crate) mod gateway;
 pub(crate) mod model;
 pub(crate) mod queue;
 pub(crate) mod result;

@@ -19,8 +19,10 @@ use crate::{Error, ErrorKind, Frame, JobId, JobResult, Result, Stored};
 const PIECES: &str = "ebb-pieces";
 /// How many answers a handle remembers to have given.
 const MEMORY: usize = 65_536;
-/// Who follows looks again at least this often.
+/// Who follows looks again after so long at first, and twice as long each time that nothing is heard, up
+/// to the longest: a thousand who wait are no thousand looks a second.
 const FOLLOW_NAP: Duration = Duration::from_secs(1);
+const LONGEST_NAP: Duration = Duration::from_secs(8);
 /// A piece is heard of before it can be read.
 const ECHO: Duration = Duration::from_millis(2);
 /// How often a record is tried that others write as well.
@@ -262,8 +264,10 @@ impl NatsQueue {
         // Before anybody reads on, and for the whole time: of a purge nothing is kept.
         let mut knell = Bell::arm(&self.shared.api.client, &[self.purged_subject(&id)]).await?;
         let frames = async_stream::try_stream! {
-            let (mut is_echo, mut is_purged) = (false, false);
+            let (mut is_echo, mut is_purged, mut nap) = (false, false, FOLLOW_NAP);
+            let link = &queue.shared.link;
             loop {
+                let n_losses = link.n_losses();
                 let mut bell = Bell::arm(&queue.shared.api.client, &subjects).await?;
                 let frames = queue.frames(&id, &mut cursor).await?;
                 let found = !frames.is_empty();
@@ -278,11 +282,23 @@ impl NatsQueue {
                 if has_ended && !found && queue.answer(&id).await?.is_none() {
                     return;
                 }
-                let nap = if is_echo { ECHO } else { FOLLOW_NAP };
-                tokio::select! {
-                    rings = bell.rings_within(nap) => is_echo = rings,
-                    () = knell.rings() => is_purged = true,
-                }
+                let refusal = &queue.shared.api.refusal;
+                let is_in_vain =
+                    |armed| link.n_losses() != n_losses || refusal.since(armed).is_some();
+                let wait = if is_echo { ECHO } else { nap };
+                let rings = tokio::select! {
+                    rings = bell.rings_unless(wait, is_in_vain) => rings,
+                    () = knell.rings() => {
+                        is_purged = true;
+                        true
+                    }
+                };
+                nap = match (rings, is_echo) {
+                    (true, _) => FOLLOW_NAP,
+                    (false, true) => nap,
+                    (false, false) => LONGEST_NAP.min(nap * 2),
+                };
+                is_echo = rings;
             }
         };
         Ok(frames.boxed())

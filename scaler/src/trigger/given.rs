@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebb_queue::{Priority, read_span};
+use ebb_telemetry::edits;
 
 use super::TriggerError;
 use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, STREAM, TriggerOption, option};
@@ -150,20 +151,4 @@ fn unknown(key: &str) -> TriggerError {
         return TriggerError(format!("key {shown:?} is not known; the keys are {keys}"));
     }
     TriggerError(format!("key {shown:?} is not known; use {nearest}"))
-}
-
-/// Letters to insert, delete or replace until `a` is `b`.
-pub(crate) fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, right) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(left != *right);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 
+pub(crate) use given::FROM_ENV;
 use given::Given;
-pub(crate) use given::{FROM_ENV, edits};
 pub(crate) use options::{
     CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PROFILE, QUEUE, STREAM, option,
 };

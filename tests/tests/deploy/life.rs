@@ -52,12 +52,12 @@ pub(crate) fn life(all: &[Object], programs: &Programs) -> Vec<String> {
                 continue;
             }
             let is_scaler = container.image() == "ebb-scaler";
-            // The program of workers splits as well, and then runs no batches.
-            let is_split = text(container.value, "/args/0") == "split";
-            let prefix = match (is_scaler, is_split) {
+            // The program of workers does other things as well, and then runs no batches.
+            let prefix = match (is_scaler, text(container.value, "/args/0")) {
                 (true, _) => "EBB_SCALER",
-                (false, true) => "EBB_SPLIT",
-                (false, false) => "EBB",
+                (false, "split") => "EBB_SPLIT",
+                (false, "gateway") => "EBB_GATEWAY",
+                (false, _) => "EBB",
             };
             let value = |name: &str| {
                 let given = environment.get(name).map(String::as_str);
@@ -66,7 +66,7 @@ pub(crate) fn life(all: &[Object], programs: &Programs) -> Vec<String> {
             let listens = if is_scaler { "EBB_SCALER_HTTP_LISTEN" } else { "EBB_LISTEN" };
             probes(&container, &value(listens)).into_iter().for_each(&mut wrong);
             let grace = value(&format!("{prefix}_GRACE"));
-            let batches = !is_scaler && !is_split;
+            let batches = prefix == "EBB";
             drains(&pods, &grace, batches.then(|| value("EBB_STALL")))
                 .into_iter()
                 .for_each(&mut wrong);

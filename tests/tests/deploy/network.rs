@@ -40,9 +40,9 @@ fn target(host: &str) -> Result<Target, String> {
     Ok(Target { service: service.to_owned(), namespace: namespace.to_owned(), port })
 }
 
-/// The URLs in a scaler's configuration.
+/// The URLs in the configuration of a scaler or a gateway.
 pub(crate) fn urls(config: &str) -> Vec<String> {
-    let url = regex::Regex::new(r#"(?m)^url = "([^"]+)""#).unwrap();
+    let url = regex::Regex::new(r#"(?m)^(?:url|queue|results) = "([^"]+)""#).unwrap();
     url.captures_iter(config).map(|found| found[1].to_owned()).collect()
 }
 
@@ -60,13 +60,14 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
             flows.push((pods, Target { service, namespace, port: 15012 }));
         }
         for container in pods.containers().iter().filter(|one| !one.first) {
-            let urls = match container.image() {
-                "ebb-scaler" => {
-                    let config =
-                        all.iter().find(|one| one.is("ConfigMap", pods.namespace, "ebb-scaler"));
-                    config.map(|config| urls(config.text("/data/scaler.toml"))).unwrap_or_default()
-                }
-                "ebb-worker" | "ebb-worker-cuda" => {
+            let configured = |name: &str, file: &str| {
+                let config = all.iter().find(|one| one.is("ConfigMap", pods.namespace, name));
+                config.map(|config| urls(config.text(file))).unwrap_or_default()
+            };
+            let urls = match (container.image(), text(container.value, "/args/0")) {
+                ("ebb-scaler", _) => configured("ebb-scaler", "/data/scaler.toml"),
+                ("ebb-worker", "gateway") => configured("ebb-gateway", "/data/gateway.toml"),
+                ("ebb-worker" | "ebb-worker-cuda", _) => {
                     let environment = container.environment(pods, all);
                     let named = ["EBB_QUEUE", "EBB_RESULTS"].iter();
                     named.filter_map(|name| environment.get(*name).cloned()).collect()
@@ -159,6 +160,7 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
             }
         }
     }
+    found.extend(every.iter().flat_map(|pods| clients(all, pods)));
     found.extend(doors(all, &every, &flows));
     found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
     found.extend(every.iter().flat_map(|pods| names(all, pods)));
@@ -181,6 +183,29 @@ fn names(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
     }
     if !peers.iter().any(|peer| text(peer, "/ipBlock/cidr") == "169.254.20.10/32") {
         found.push(format!("{}: finds no name by the node's cache", pods.owner));
+    }
+    found
+}
+
+/// A gateway is reached from namespaces that are named its clients, and from no others.
+fn clients(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
+    let Some(port) = pods.containers().iter().find_map(|one| one.port(&"api".into())) else {
+        return Vec::new();
+    };
+    let lets = |labels: &Value| {
+        let rules = policies(all, pods, "/spec/ingress").filter(|rule| {
+            let number = |one: &Value| pods.containers().iter().find_map(|c| c.port(&one["port"]));
+            list(rule, "/ports").iter().any(|one| number(one) == Some(port))
+        });
+        let mut peers = rules.flat_map(|rule| list(rule, "/from"));
+        peers.any(|peer| peer.get("namespaceSelector").is_some_and(|it| selects(it, labels)))
+    };
+    let mut found = Vec::new();
+    if !lets(&serde_json::json!({"ebb/client": "true"})) {
+        found.push(format!("{}: clients do not reach it", pods.owner));
+    }
+    if lets(&serde_json::json!({"kubernetes.io/metadata.name": "default"})) {
+        found.push(format!("{}: everybody reaches it", pods.owner));
     }
     found
 }

@@ -48,6 +48,7 @@ pub(crate) struct Programs {
     model_pull: Program,
     queue_init: Program,
     split: Program,
+    gateway: Program,
 }
 
 impl Programs {
@@ -59,6 +60,7 @@ impl Programs {
             model_pull: Program::of(&workplace, "ebb", &["model", "pull"]),
             queue_init: Program::of(&workplace, "ebb", &["queue", "init"]),
             split: Program::of(&workplace, "ebb", &["split"]),
+            gateway: Program::of(&workplace, "ebb", &["gateway"]),
         }
     }
 
@@ -78,6 +80,7 @@ impl Programs {
                 ["model", "pull", ..] => Ok(&self.model_pull),
                 ["queue", "init", ..] => Ok(&self.queue_init),
                 ["split", ..] => Ok(&self.split),
+                ["gateway", ..] => Ok(&self.gateway),
                 _ => Err(format!("no test knows the command {args:?}")),
             }),
             // A script of the image's shell.

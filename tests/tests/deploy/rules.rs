@@ -10,8 +10,9 @@ use crate::render::Object;
 /// Namespaces of others, with what an overlay may expect in them.
 const OF_OTHERS: [&str; 4] = ["cert-manager", "istio-system", "keda", "monitoring"];
 
-/// Secrets that a person makes by the guide's words, with their keys.
-const BY_HAND: [(&str, &[&str]); 1] = [("ebb-broker", &["password", "results-password"])];
+/// Secrets that a person makes by the guides' words, with their keys.
+const BY_HAND: [(&str, &[&str]); 2] =
+    [("ebb-broker", &["password", "results-password"]), ("ebb-gateway", &["keys.toml"])];
 
 /// Classes that come with what they are classes of.
 const CLASSES: [&str; 1] = ["nvidia"];

@@ -192,6 +192,45 @@ fn a_split_starts_with_the_environment_of_its_pod_and_its_weights() {
 }
 
 #[test]
+fn a_gateway_starts_with_the_environment_of_its_pod_and_lets_only_keys_in() {
+    let test = "a_gateway_starts_with_the_environment_of_its_pod_and_lets_only_keys_in";
+    let Some(all) = overlays(test) else { return };
+    let objects = &all["overlays/nats-gpu-gateway"];
+    let (args, mut environment) =
+        environment(objects, "ebb-worker", Some("gateway")).expect("there is a gateway");
+    let config = objects.iter().find(|one| one.is("ConfigMap", "ebb", "ebb-gateway"));
+    let mut config = config.expect("it has models").text("/data/gateway.toml").to_owned();
+    let workplace = Workplace::new();
+    for url in urls(&config) {
+        config = config.replace(&url, &workplace.queue());
+    }
+    let keys = format!("[keys.team]\nsha256 = \"{}\"\n", "0".repeat(64));
+    for (variable, text) in [("EBB_GATEWAY_CONFIG", config), ("EBB_GATEWAY_KEYS", keys)] {
+        let path = workplace.path(variable);
+        fs::write(&path, text).unwrap();
+        environment.insert(variable.to_owned(), path.to_str().unwrap().to_owned());
+    }
+    for listen in ["EBB_GATEWAY_LISTEN", "EBB_LISTEN"] {
+        environment.insert(listen.to_owned(), "127.0.0.1:0".to_owned());
+    }
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut command = workplace.command("ebb", &words);
+    let mut gateway = Process::start(command.env_remove("EBB_QUEUE").envs(&environment));
+    let mut listens = |what: &str| {
+        gateway.says("its address", |said| {
+            let line = said.lines().find(|line| line.contains(what))?;
+            address(line, "\"address\":\"")
+        })
+    };
+    let (http, api) = (listens("probes"), listens("the gateway listens"));
+    wait_for("readiness", || get(&http, "/readyz").filter(|page| page.status == 200));
+    assert_eq!(get(&http, "/livez").unwrap().status, 200);
+    assert_eq!(get(&api, "/v1/models").unwrap().status, 401);
+    gateway.signal(Signal::SIGTERM);
+    assert!(gateway.ends().success(), "{}", gateway.output());
+}
+
+#[test]
 fn nats_takes_the_configuration_of_its_component() {
     let test = "nats_takes_the_configuration_of_its_component";
     let Some(all) = overlays(test) else { return };

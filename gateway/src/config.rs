@@ -1,0 +1,328 @@
+//! The command line of a gateway, and what it means once it is checked.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::builder::BoolishValueParser;
+use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl};
+use ebb_telemetry::TraceArgs;
+
+use crate::keys::Keys;
+use crate::models::ModelPlan;
+use crate::routes::Limits;
+use crate::{file, reload};
+
+/// How a gateway is run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayArgs {
+    /// The queue of the one model that there is without --config: sqlite:PATH, nats://HOST,
+    /// amqp://HOST/VHOST or redis://HOST/DATABASE, then [?queue=NAME&max_ready=N&...]
+    #[arg(long, value_name = "URL", env = "EBB_QUEUE", hide_env_values = true)]
+    pub queue: Option<TypedUrl>,
+
+    /// Where its results are [default: with the jobs]. RabbitMQ keeps none, so its jobs need this
+    #[arg(long, value_name = "URL", env = "EBB_RESULTS", hide_env_values = true)]
+    pub results: Option<TypedUrl>,
+
+    /// What clients call the model of --queue [default: the name of the queue]
+    #[arg(long, value_name = "NAME", env = "EBB_GATEWAY_MODEL", hide_env_values = true)]
+    pub model: Option<String>,
+
+    /// Models and their queues, in place of --queue: a TOML file with a table [models.NAME] for each
+    ///
+    /// In it: queue (or queue_file, queue_env: where the URL is, which may hold a password), results
+    /// (or results_file, results_env), aliases, serves (the ebb-model of its jobs, where workers of
+    /// the queue have several models), timeout, max_in_flight.
+    #[arg(long, value_name = "FILE", env = "EBB_GATEWAY_CONFIG", hide_env_values = true)]
+    #[arg(conflicts_with_all = ["queue", "results", "model"])]
+    pub config: Option<PathBuf>,
+
+    /// Where large bodies and answers are, which travel by reference, as workers have it
+    #[arg(long, value_name = "URL", env = "EBB_PAYLOADS", hide_env_values = true)]
+    pub payloads: Option<TypedUrl>,
+
+    /// Largest body or answer that travels with its job when there is a store of --payloads
+    #[arg(long, value_name = "BYTES", env = "EBB_INLINE_LIMIT", hide_env_values = true)]
+    #[arg(default_value_t = INLINE_LIMIT)]
+    pub inline_limit: usize,
+
+    /// Who may use the gateway: a TOML file, read again when it changes, with a table [keys.NAME]
+    /// for each key; clients send `authorization: Bearer KEY`
+    ///
+    /// In it: sha256 (of the key), tenant (the ebb-tenant of its jobs; NAME by default), models,
+    /// max_in_flight, requests_per_minute. Who has a key sees the jobs of its tenant alone.
+    #[arg(long, value_name = "FILE", env = "EBB_GATEWAY_KEYS", hide_env_values = true)]
+    pub keys: Option<PathBuf>,
+
+    /// Let anybody in who reaches --listen, without --keys; else only this machine may
+    #[arg(long, env = "EBB_GATEWAY_OPEN", hide_env_values = true, conflicts_with = "keys")]
+    #[arg(value_parser = BoolishValueParser::new())]
+    pub open: bool,
+
+    /// How often the file of keys is looked at for changes
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_RELOAD", hide_env_values = true)]
+    #[arg(default_value = "5s", value_parser = time)]
+    pub reload: Duration,
+
+    /// Where clients reach the gateway; it speaks plain HTTP, so an ingress before it has the TLS
+    #[arg(long, value_name = "ADDRESS", env = "EBB_GATEWAY_LISTEN", hide_env_values = true)]
+    #[arg(default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+
+    /// Address of /livez /readyz /startupz /metrics, such as 0.0.0.0:8080 [default: none]
+    #[arg(long, value_name = "ADDRESS", env = "EBB_LISTEN", hide_env_values = true)]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// How long a request waits for its answer, or for the first piece of it: long enough for a pool
+    /// that starts from zero
+    ///
+    /// A model's own timeout and the headers ebb-ttl and ebb-deadline of a request come before it. It
+    /// is the deadline of the jobs too, so that nobody runs what nobody waits for.
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_TIMEOUT", hide_env_values = true)]
+    #[arg(default_value = "5m", value_parser = time)]
+    pub timeout: Duration,
+
+    /// Requests that are answered at once; further ones are told to come again
+    #[arg(long, value_name = "N", env = "EBB_GATEWAY_MAX_IN_FLIGHT", hide_env_values = true)]
+    #[arg(default_value = "4096")]
+    pub max_in_flight: NonZeroUsize,
+
+    /// Largest body of a request, in bytes
+    #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_MAX_BODY", hide_env_values = true)]
+    #[arg(default_value = "8388608")]
+    pub max_body: NonZeroUsize,
+
+    /// Inputs that one request may have: each is a job
+    #[arg(long, value_name = "N", env = "EBB_GATEWAY_MAX_INPUTS", hide_env_values = true)]
+    #[arg(default_value = "2048")]
+    pub max_inputs: NonZeroUsize,
+
+    /// How often a stream that has nothing to say sends a comment, so that no proxy closes it
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_KEEP_ALIVE", hide_env_values = true)]
+    #[arg(default_value = "5s", value_parser = time)]
+    pub keep_alive: Duration,
+
+    /// Create nothing on the broker: a queue that is missing there is an error, and
+    /// `ebb queue init` makes it
+    #[arg(long, env = "EBB_NO_CREATE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
+    pub no_create: bool,
+
+    /// Longest that one try to connect to a broker takes; the gateway goes on trying
+    #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", hide_env_values = true)]
+    #[arg(default_value = "10s", value_parser = time)]
+    pub connect_timeout: Duration,
+
+    /// Time from SIGTERM to the exit, at most: who waits then is told the ids of the jobs, which stay
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_GRACE", hide_env_values = true)]
+    #[arg(default_value = "25s", value_parser = time)]
+    pub grace: Duration,
+
+    /// Where spans go.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// A command line that was checked.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) models: Vec<ModelPlan>,
+    pub(crate) keys: Option<(PathBuf, Keys)>,
+    pub(crate) payloads: Option<Payloads>,
+    pub(crate) missing: Missing,
+}
+
+impl GatewayArgs {
+    /// Finds everything that can be found wrong without a broker or a port.
+    pub(crate) fn check(&self) -> anyhow::Result<Plan> {
+        let models = match &self.config {
+            Some(path) => self.configured(path)?,
+            None => vec![self.single()?],
+        };
+        for plan in &models {
+            let ModelPlan { name, url, results, .. } = plan;
+            ensure!(
+                results.is_some() || !matches!(url.address, Address::Amqp(_)),
+                "model {name}: results are missing: RabbitMQ keeps none; name the store that the \
+                 workers have, such as redis://HOST"
+            );
+        }
+        let spans = [
+            ("--reload", self.reload),
+            ("--timeout", self.timeout),
+            ("--keep-alive", self.keep_alive),
+            ("--connect-timeout", self.connect_timeout),
+        ];
+        for (name, span) in spans {
+            ensure!(!span.is_zero(), "{name} is 0; use a time such as 5s");
+        }
+        let keys = match &self.keys {
+            Some(path) => Some((path.clone(), reload::load(path)?)),
+            None => None,
+        };
+        ensure!(
+            keys.is_some() || self.open || self.listen.ip().is_loopback(),
+            "--listen: {} can be reached from other machines, and anybody may use the gateway; give \
+             --keys, or --open if that is meant",
+            self.listen
+        );
+        let payloads = self.payloads.as_ref().map(|typed| {
+            let mut payloads = Payloads::open(&typed.read_payloads("--payloads")?)?;
+            payloads.inline = self.inline_limit;
+            anyhow::Ok(payloads)
+        });
+        let payloads = payloads.transpose().context("--payloads")?;
+        let missing = if self.no_create { Missing::Refuse } else { Missing::Create };
+        Ok(Plan { models, keys, payloads, missing })
+    }
+
+    /// How much is taken.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max_in_flight: self.max_in_flight.get(),
+            max_body: self.max_body.get(),
+            max_inputs: self.max_inputs.get(),
+            keep_alive: self.keep_alive,
+        }
+    }
+
+    fn single(&self) -> anyhow::Result<ModelPlan> {
+        let missing = "--queue is missing: where do jobs go? try sqlite:/tmp/queue.db, or --config \
+                       with several models";
+        let url = self.queue.as_ref().context(missing)?.read("--queue")?;
+        let results = self.results.as_ref().map(|typed| typed.read("--results")).transpose()?;
+        Ok(ModelPlan {
+            name: self.model.clone().unwrap_or_else(|| url.queue.clone()),
+            aliases: Vec::new(),
+            results: apart(&url, results),
+            url,
+            serves: None,
+            timeout: self.timeout,
+            max_in_flight: None,
+        })
+    }
+
+    fn configured(&self, path: &std::path::Path) -> anyhow::Result<Vec<ModelPlan>> {
+        let told = || format!("--config: {}", path.display());
+        let drafts = file::parse(&reload::read(path).with_context(told)?).with_context(told)?;
+        ensure!(!drafts.is_empty(), "{}: there is no model; write [models.NAME]", told());
+        let plan = |(name, draft): (String, file::Draft)| {
+            let line = draft.line;
+            let at = || format!("{}: line {line}: models.{name}", told());
+            let url = draft.queue.read("queue").with_context(at)?;
+            let results = draft.results.map(|from| from.read("results"));
+            let results = results.transpose().with_context(at)?;
+            anyhow::Ok(ModelPlan {
+                aliases: draft.aliases,
+                results: apart(&url, results),
+                url,
+                serves: draft.serves,
+                timeout: draft.timeout.unwrap_or(self.timeout),
+                max_in_flight: draft.max_in_flight,
+                name,
+            })
+        };
+        drafts.into_iter().map(plan).collect()
+    }
+}
+
+/// Results that lie with their jobs are not apart.
+fn apart(url: &QueueUrl, results: Option<QueueUrl>) -> Option<QueueUrl> {
+    results.filter(|results| results != url)
+}
+
+/// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
+fn time(text: &str) -> Result<Duration, String> {
+    let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
+    ebb_queue::read_span(text).ok_or_else(|| remedy.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "ebb-gateway", max_term_width = 100)]
+    struct Cli {
+        #[command(flatten)]
+        gateway: GatewayArgs,
+    }
+
+    fn check(flags: &[&str]) -> Result<Plan, String> {
+        let cli = Cli::try_parse_from([&["gateway"], flags].concat());
+        let cli = cli.map_err(|error| error.to_string())?;
+        cli.gateway.check().map_err(|error| format!("{error:#}"))
+    }
+
+    const QUEUE: &[&str] = &["--queue", "sqlite:/tmp/q.db?queue=chat"];
+
+    #[test]
+    fn the_help_suffices_to_operate_the_gateway() {
+        let help = Cli::command().term_width(100).render_long_help().to_string();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(help.join("\n"));
+    }
+
+    #[test]
+    fn one_queue_is_one_model() {
+        let plan = check(QUEUE).unwrap();
+        let [model] = &plan.models[..] else { panic!("{plan:?}") };
+        assert_eq!((model.name.as_str(), model.timeout), ("chat", Duration::from_secs(300)));
+        let named = check(&[QUEUE, &["--model", "org/chat", "--timeout", "9s"]].concat()).unwrap();
+        let model = &named.models[0];
+        assert_eq!((model.name.as_str(), model.timeout), ("org/chat", Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_file_has_several_models_and_its_mistakes_are_told_with_their_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        let flags = ["--config", path.to_str().unwrap()];
+        let file = |text: &str| std::fs::write(&path, text).unwrap();
+        file(
+            "[models.a]\nqueue = \"sqlite:q.db?queue=a\"\ntimeout = \"2s\"\n[models.b]\nqueue = \"sqlite:q.db\"\n",
+        );
+        let models = check(&flags).unwrap().models;
+        let told: Vec<_> = models.iter().map(|model| (&*model.name, model.timeout)).collect();
+        assert_eq!(told, [("a", Duration::from_secs(2)), ("b", Duration::from_secs(300))]);
+        for (text, told) in [
+            ("", "there is no model; write [models.NAME]"),
+            (
+                "[models.a]\nqueue = \"nats://me:hunter2@host?colour=red\"",
+                "line 1: models.a: queue:",
+            ),
+            ("[models.a]\nqueue_file = \"/no/such\"", "queue_file: /no/such: cannot be read"),
+            ("[models.a]\nqueue = \"amqp://host\"", "model a: results are missing"),
+            ("[models.a]\nquue = 1", "line 2: key \"models.a.quue\" is not known; use queue"),
+        ] {
+            file(text);
+            let error = check(&flags).expect_err(told);
+            assert!(error.contains(told) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_flag() {
+        for (flags, told) in [
+            (&[][..], "--queue is missing"),
+            (&["--queue", "nats://me:hunter2@host?colour=red"], "--queue"),
+            (&["--queue", "amqp://host"], "results are missing"),
+            (&[QUEUE, &["--config", "x"]].concat(), "cannot be used with"),
+            (&["--config", "/no/such"], "--config: /no/such: cannot be read"),
+            (&[QUEUE, &["--keys", "/no/such"]].concat(), "--keys: /no/such: cannot be read"),
+            (&[QUEUE, &["--keys", "x", "--open"]].concat(), "cannot be used with"),
+            (&[QUEUE, &["--listen", "0.0.0.0:8000"]].concat(), "give --keys, or --open"),
+            (&[QUEUE, &["--timeout", "0s"]].concat(), "--timeout is 0"),
+            (&[QUEUE, &["--timeout", "soon"]].concat(), "a number with a unit"),
+        ] {
+            let error = check(flags).expect_err(told);
+            assert!(error.contains(told) && !error.contains("hunter2"), "{flags:?}: {error}");
+        }
+        assert!(check(&[QUEUE, &["--listen", "0.0.0.0:8000", "--open"]].concat()).is_ok());
+    }
+}

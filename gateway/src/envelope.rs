@@ -1,0 +1,227 @@
+//! From the headers of a request to the envelope of its jobs. Pure.
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use ebb_queue::{Headers, Job, Timestamp, header};
+
+use crate::ids;
+use crate::keys::Tenant;
+use crate::models::Model;
+use crate::refusal::Refusal;
+
+/// Headers of a job that anybody may set.
+const ALLOWED: [&str; 7] = [
+    header::DEADLINE,
+    header::TTL,
+    header::PRIORITY,
+    header::DELAY,
+    header::COST,
+    header::CORRELATION,
+    header::TRACEPARENT,
+];
+
+/// Where other APIs have `ebb-key`.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// What a request says about its jobs.
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    headers: Headers,
+    now: Timestamp,
+    /// The id that the client has chosen.
+    own_id: Option<String>,
+    /// The model that the client names in `ebb-model`.
+    pub(crate) model: Option<String>,
+    tenant: Option<Tenant>,
+}
+
+impl Envelope {
+    /// Reads the headers of a request on behalf of a tenant, where the caller has one.
+    ///
+    /// # Errors
+    /// Names the header that is wrong, or that a client may not set.
+    pub(crate) fn read(
+        headers: &HeaderMap,
+        tenant: Option<&Tenant>,
+        now: Timestamp,
+    ) -> Result<Self, Refusal> {
+        let mut job = Job::new(Bytes::new(), now);
+        let (mut own_id, mut key) = (None, None);
+        for (name, value) in headers {
+            let name = name.as_str();
+            let is_ours = name.starts_with("ebb-") || name == header::TRACEPARENT;
+            if !is_ours && name != IDEMPOTENCY_KEY {
+                continue;
+            }
+            let wrong = |words: &str| Refusal::wrong(name, format!("{name} {words}"));
+            let value = value.to_str().map_err(|_| wrong("is no ASCII text"))?;
+            match name {
+                header::ID => own_id = Some(value.to_owned()),
+                header::KEY | IDEMPOTENCY_KEY => key = Some(value.to_owned()),
+                header::TENANT if tenant.is_some_and(|own| own.as_str() != value) => {
+                    return Err(wrong("is another tenant's than the key's; leave it out"));
+                }
+                // Of whoever reads the queue, and with the rights of the worker.
+                header::REPLY_TO if tenant.is_some() => {
+                    return Err(wrong("is not for clients with a key; ask for the result"));
+                }
+                header::MODEL | header::TENANT | header::REPLY_TO => set(&mut job, name, value)?,
+                _ if ALLOWED.contains(&name) => set(&mut job, name, value)?,
+                _ => return Err(wrong("is not for clients of the gateway; leave it out")),
+            }
+        }
+        if let Some(key) = &key {
+            // Before it is hashed, where it is.
+            set(&mut job, header::KEY, key)?;
+        }
+        if let Some(own_id) = &own_id {
+            set(&mut job, header::ID, own_id)?;
+        }
+        let model = job.headers.model.take();
+        Ok(Self { headers: job.headers, now, own_id, model, tenant: tenant.cloned() })
+    }
+
+    /// How long until the deadline that the client has set, if it has set one.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        let left = self.headers.deadline?.duration_since(self.now);
+        Some(left.try_into().unwrap_or(Duration::ZERO))
+    }
+
+    /// Whether somebody else may come for the same jobs, by an id or a key.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.own_id.is_some() || self.headers.key.is_some()
+    }
+
+    /// Gives the jobs this deadline, where the client has set none.
+    pub(crate) fn limit_to(&mut self, limit: Duration) {
+        let deadline = || self.now.checked_add(limit).unwrap_or(Timestamp::MAX);
+        self.headers.deadline = self.headers.deadline.or_else(|| Some(deadline()));
+    }
+
+    /// The job of this number, with this body.
+    ///
+    /// # Errors
+    /// When the id that the client has chosen is too long.
+    pub(crate) fn job(
+        &self,
+        model: &Model,
+        nth: usize,
+        (content_type, body): (Option<&str>, Bytes),
+    ) -> Result<Job, Refusal> {
+        let (queue, tenant) = (model.queue_name(), self.tenant.as_ref());
+        let id = match &self.own_id {
+            None => ids::fresh(tenant, queue),
+            Some(own) => {
+                let own = if nth == 0 { own.clone() } else { format!("{own}-{nth}") };
+                ids::named(&own, tenant, queue)
+                    .map_err(|error| Refusal::wrong(header::ID, error.to_string()))?
+            }
+        };
+        let key = self.headers.key.as_ref().map(|chosen| ids::key(chosen, tenant, nth));
+        let own_tenant = tenant.map(|tenant| tenant.as_str().to_owned());
+        let headers = Headers {
+            key,
+            model: model.plan.serves.clone(),
+            tenant: own_tenant.or_else(|| self.headers.tenant.clone()),
+            content_type: content_type.map(str::to_owned),
+            ..self.headers.clone()
+        };
+        Ok(Job { id, enqueued_at: self.now, headers, body })
+    }
+}
+
+fn set(job: &mut Job, name: &str, value: &str) -> Result<(), Refusal> {
+    job.set(name, value).map_err(|error| Refusal::wrong(name, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+    use ebb_queue::{Priority, QueueUrl};
+
+    use super::*;
+    use crate::models::ModelPlan;
+
+    fn now() -> Timestamp {
+        "2030-01-31T12:00:00Z".parse().unwrap()
+    }
+
+    fn model(serves: Option<&str>) -> Model {
+        Model::new(ModelPlan {
+            name: "chat".to_owned(),
+            aliases: Vec::new(),
+            url: QueueUrl::sqlite("q.db"),
+            results: None,
+            serves: serves.map(str::to_owned),
+            timeout: Duration::from_secs(60),
+            max_in_flight: None,
+        })
+    }
+
+    fn read(pairs: &[(&'static str, &str)], tenant: Option<&str>) -> Result<Envelope, Refusal> {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        let headers: HeaderMap = pairs.iter().map(pair).collect();
+        let tenant = tenant.map(|name| name.parse().unwrap());
+        Envelope::read(&headers, tenant.as_ref(), now())
+    }
+
+    #[test]
+    fn what_a_request_says_stands_in_its_jobs() {
+        let told = [
+            ("ebb-priority", "high"),
+            ("ebb-model", "chat"),
+            ("ebb-ttl", "30s"),
+            ("idempotency-key", "k"),
+            ("accept", "x"),
+        ];
+        let mut envelope = read(&told, None).unwrap();
+        assert_eq!(envelope.model.as_deref(), Some("chat"));
+        assert_eq!(envelope.limit(), Some(Duration::from_secs(30)));
+        assert!(envelope.is_shared() && !read(&[], None).unwrap().is_shared());
+        envelope.limit_to(Duration::from_secs(5));
+        let job = envelope.job(&model(Some("m")), 1, (Some("text/plain"), "body".into())).unwrap();
+        let Headers { priority, model: asked, key, content_type, .. } = &job.headers;
+        assert_eq!((*priority, asked.as_deref()), (Priority::High, Some("m")));
+        assert_eq!((key.as_deref(), content_type.as_deref()), (Some("k#1"), Some("text/plain")));
+        assert_eq!(job.headers.deadline, Some(now() + Duration::from_secs(30)));
+        let mut plain = read(&[], None).unwrap();
+        plain.limit_to(Duration::from_secs(5));
+        let job = plain.job(&model(None), 0, (None, Bytes::new())).unwrap();
+        assert_eq!(job.headers.deadline, Some(now() + Duration::from_secs(5)));
+        assert_eq!((job.headers.model, job.headers.tenant), (None, None));
+    }
+
+    #[test]
+    fn nobody_speaks_for_another_tenant() {
+        let job = |told: &[(&'static str, &str)], tenant| {
+            read(told, tenant).unwrap().job(&model(None), 0, (None, Bytes::new())).unwrap()
+        };
+        let own = job(&[("ebb-tenant", "a"), ("ebb-id", "x"), ("ebb-key", "k")], Some("a"));
+        let other = job(&[("ebb-id", "x"), ("ebb-key", "k")], Some("b"));
+        assert_eq!(own.headers.tenant.as_deref(), Some("a"));
+        assert!(own.id != other.id && own.headers.key != other.headers.key);
+        assert_eq!(job(&[("ebb-tenant", "a")], None).headers.tenant.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_header() {
+        for (name, value, tenant, told) in [
+            ("ebb-ttl", "soon", None, "ebb-ttl: \"soon\" is not valid"),
+            ("ebb-tenant", "b", Some("a"), "ebb-tenant is another tenant's"),
+            ("ebb-reply-to", "q", Some("a"), "ebb-reply-to is not for clients with a key"),
+            ("ebb-body-ref", "q", None, "ebb-body-ref is not for clients"),
+            ("ebb-enqueued-at", "2030-01-01T00:00:00Z", None, "ebb-enqueued-at is not for"),
+            ("ebb-colour", "red", None, "ebb-colour is not for clients"),
+            ("idempotency-key", "a b", None, "ebb-key: \"a b\" is not valid"),
+        ] {
+            let refused = read(&[(name, value)], tenant).expect_err(told).refused;
+            assert!(refused.message.starts_with(told), "{}", refused.message);
+            assert_eq!(refused.status, 400);
+        }
+        assert!(read(&[("ebb-reply-to", "q")], None).is_ok());
+    }
+}

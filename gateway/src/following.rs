@@ -1,0 +1,72 @@
+//! A stream to a client, step by step: news of its job, silence, or the end of patience.
+
+use std::time::Duration;
+
+use ebb_queue::Result;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::refusal::Refusal;
+use crate::waiting::{End, News};
+
+/// What to tell a client next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// This has become of the job.
+    News(News),
+    /// Nothing, for a while.
+    Quiet,
+    /// Nothing came in time.
+    Late,
+    /// The gateway ends.
+    Closing,
+    /// The broker fails, and no later try would mend it.
+    Failed(Refusal),
+}
+
+impl Step {
+    /// Whether nobody follows any more, for no fault of the job: it has ended, or is to go on.
+    pub(crate) fn leaves_the_job(&self) -> bool {
+        matches!(self, Self::News(News::End(_)) | Self::Closing | Self::Failed(_))
+    }
+}
+
+/// Follows a job for one client.
+pub(crate) struct Following {
+    pub(crate) news: BoxStream<'static, Result<News>>,
+    /// How long a silence is.
+    pub(crate) keep_alive: Duration,
+    /// Until when something has to come, if that is limited.
+    pub(crate) until: Option<Instant>,
+    /// The gateway ends when this is cancelled.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Following {
+    /// Waits for what comes next.
+    pub(crate) async fn next(&mut self) -> Step {
+        let until = self.until;
+        let late = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { biased;
+            news = self.news.next() => match news {
+                Some(Ok(news)) => Step::News(news),
+                Some(Err(error)) => {
+                    warn!(call = "follow", %error, kind = %error.kind(), "the broker failed");
+                    Step::Failed(error.into())
+                }
+                None => Step::News(News::End(End::Gone)),
+            },
+            () = self.closing.cancelled() => Step::Closing,
+            () = late => Step::Late,
+            () = sleep(self.keep_alive) => Step::Quiet,
+        }
+    }
+}

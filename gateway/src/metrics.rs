@@ -1,0 +1,146 @@
+//! What the gateway counts.
+//!
+//! | metric | labels | meaning |
+//! |---|---|---|
+//! | `gateway_requests_total` | `route`, `status` | requests that were answered |
+//! | `gateway_request_seconds` | `route` | until the answer was there, or for a stream until it began |
+//! | `gateway_first_piece_seconds` | `route` | until the first piece of a stream |
+//! | `gateway_requests_in_flight` | - | requests that are being answered |
+//! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
+//! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
+//! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
+//! | `gateway_broker_errors_total` | `call` | calls to a broker that failed |
+//! | `gateway_brokers_up` | - | queues whose brokers answered last |
+//! | `gateway_keys_reloads_total` | `outcome`: ok, failed | changes of the file of keys |
+//! | `gateway_keys_broken` | - | 1 while the file of keys cannot be used and those before stay |
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+use crate::routes::Endpoint;
+
+/// The figures; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    first_piece: HistogramVec,
+    /// Requests that are being answered.
+    pub(crate) in_flight: IntGauge,
+    /// Jobs whose ends requests wait for.
+    pub(crate) waiting: IntGauge,
+    /// Jobs that were put on a queue.
+    pub(crate) published: IntCounter,
+    /// Jobs that were cancelled.
+    pub(crate) cancelled: IntCounter,
+    /// Calls to a broker that failed.
+    pub(crate) broker_errors: IntCounterVec,
+    /// Queues whose brokers answered last.
+    pub(crate) brokers_up: IntGauge,
+    /// Changes of the file of keys.
+    pub(crate) reloads: IntCounterVec,
+    /// 1 while the newest keys cannot be used.
+    pub(crate) broken: IntGauge,
+}
+
+impl Metrics {
+    /// Figures that the registry shows.
+    ///
+    /// # Errors
+    /// When the registry has them already.
+    pub fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self::new()?;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.first_piece.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.published.clone()))?;
+        registry.register(Box::new(metrics.cancelled.clone()))?;
+        registry.register(Box::new(metrics.broker_errors.clone()))?;
+        registry.register(Box::new(metrics.brokers_up.clone()))?;
+        registry.register(Box::new(metrics.reloads.clone()))?;
+        registry.register(Box::new(metrics.broken.clone()))?;
+        Ok(metrics)
+    }
+
+    fn new() -> prometheus::Result<Self> {
+        // From a request that is refused to a pool that starts on a fresh node.
+        let buckets = prometheus::exponential_buckets(0.001, 2.5, 15)?;
+        let seconds = HistogramOpts::new(
+            "gateway_request_seconds",
+            "Until the answer was there, or for a stream until it began.",
+        );
+        let first_piece =
+            HistogramOpts::new("gateway_first_piece_seconds", "Until the first piece of a stream.");
+        Ok(Self {
+            requests: IntCounterVec::new(
+                Opts::new("gateway_requests_total", "Requests that were answered."),
+                &["route", "status"],
+            )?,
+            seconds: HistogramVec::new(seconds.buckets(buckets.clone()), &["route"])?,
+            first_piece: HistogramVec::new(first_piece.buckets(buckets), &["route"])?,
+            in_flight: IntGauge::new(
+                "gateway_requests_in_flight",
+                "Requests that are being answered.",
+            )?,
+            waiting: IntGauge::new("gateway_jobs_waiting", "Jobs whose ends requests wait for.")?,
+            published: IntCounter::new(
+                "gateway_jobs_published_total",
+                "Jobs that were put on a queue.",
+            )?,
+            cancelled: IntCounter::new(
+                "gateway_jobs_cancelled_total",
+                "Jobs that were cancelled: by a client, or since the one who waited has gone.",
+            )?,
+            broker_errors: IntCounterVec::new(
+                Opts::new("gateway_broker_errors_total", "Calls to a broker that failed."),
+                &["call"],
+            )?,
+            brokers_up: IntGauge::new("gateway_brokers_up", "Queues whose brokers answered last.")?,
+            reloads: IntCounterVec::new(
+                Opts::new("gateway_keys_reloads_total", "Changes of the file of keys."),
+                &["outcome"],
+            )?,
+            broken: IntGauge::new(
+                "gateway_keys_broken",
+                "1 while the file of keys cannot be used and those before stay.",
+            )?,
+        })
+    }
+
+    /// A request was answered.
+    pub(crate) fn answered(&self, endpoint: Endpoint, status: u16, took: Duration) {
+        self.requests.with_label_values(&[endpoint.word(), &status.to_string()]).inc();
+        self.seconds.with_label_values(&[endpoint.word()]).observe(took.as_secs_f64());
+    }
+
+    /// The first piece of a stream for a route, when it comes.
+    pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
+        self.first_piece.with_label_values(&[endpoint.word()])
+    }
+}
+
+/// Figures that nobody sees, for tests.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new().expect("names and labels are constants, and the tests make one")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_counted_by_its_route_and_its_status() {
+        let registry = Registry::new();
+        let metrics = Metrics::registered(&registry).unwrap();
+        metrics.answered(Endpoint::Jobs, 202, Duration::from_millis(5));
+        assert_eq!(metrics.requests.with_label_values(&["jobs", "202"]).get(), 1);
+        assert!(Metrics::registered(&registry).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! The models that requests may name, and the queues that they lead to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ebb_queue::{Queue, QueueUrl};
+
+use crate::keys::Key;
+use crate::refusal::Refusal;
+
+/// A model, as clients name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelPlan {
+    /// What it is called.
+    pub name: String,
+    /// What else it is called.
+    pub aliases: Vec<String>,
+    /// Where its jobs go.
+    pub url: QueueUrl,
+    /// Where their results are, when not there.
+    pub results: Option<QueueUrl>,
+    /// What its jobs have as `ebb-model`.
+    pub serves: Option<String>,
+    /// How long a request waits that says nothing itself.
+    pub timeout: Duration,
+    /// Requests that may wait for it at once.
+    pub max_in_flight: Option<u32>,
+}
+
+/// A model, and its queue once that is open.
+pub struct Model {
+    pub(crate) plan: ModelPlan,
+    queue: OnceLock<Queue>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// A model whose queue is not open yet.
+    #[must_use]
+    pub fn new(plan: ModelPlan) -> Self {
+        Self { plan, queue: OnceLock::new() }
+    }
+
+    /// Its queue has been opened.
+    pub fn open(&self, queue: Queue) {
+        self.queue.get_or_init(|| queue);
+    }
+
+    /// Its queue, where that is open.
+    pub(crate) fn opened(&self) -> Option<&Queue> {
+        self.queue.get()
+    }
+
+    /// Its queue, for a request.
+    pub(crate) fn queue(&self) -> Result<&Queue, Refusal> {
+        self.opened().ok_or_else(|| Refusal::not_yet(&self.plan.name))
+    }
+
+    /// The name of its queue, which stands in the ids of its jobs.
+    pub(crate) fn queue_name(&self) -> &str {
+        &self.plan.url.queue
+    }
+}
+
+/// All models.
+#[derive(Debug, Clone, Default)]
+pub struct Models {
+    all: Vec<Arc<Model>>,
+    /// By each of its names.
+    by_name: BTreeMap<String, usize>,
+}
+
+impl FromIterator<Model> for Models {
+    fn from_iter<I: IntoIterator<Item = Model>>(models: I) -> Self {
+        let all: Vec<_> = models.into_iter().map(Arc::new).collect();
+        let names = all.iter().enumerate().flat_map(|(nth, model)| {
+            let aliases = model.plan.aliases.iter();
+            aliases.chain([&model.plan.name]).map(move |name| (name.clone(), nth))
+        });
+        let by_name = names.collect();
+        Self { all, by_name }
+    }
+}
+
+impl Models {
+    /// The model of this name, if the owner of the key may use it.
+    pub(crate) fn find(&self, asked: &str, key: Option<&Key>) -> Result<&Arc<Model>, Refusal> {
+        let found = self.by_name.get(asked).map(|nth| &self.all[*nth]);
+        let found = found.filter(|model| is_allowed(model, key));
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.names(key).map(|(name, _)| name).collect();
+            Refusal::unknown_model(asked, &names)
+        })
+    }
+
+    /// The model whose queue is called so; where several share it, the first.
+    pub(crate) fn on_queue<'a>(
+        &'a self,
+        queue: &str,
+        key: Option<&'a Key>,
+    ) -> Option<&'a Arc<Model>> {
+        self.allowed(key).find(|model| model.queue_name() == queue)
+    }
+
+    /// The names that the owner of the key may say, with their models.
+    pub(crate) fn names<'a>(
+        &'a self,
+        key: Option<&'a Key>,
+    ) -> impl Iterator<Item = (&'a str, &'a Arc<Model>)> {
+        let named = self.by_name.iter().map(|(name, nth)| (name.as_str(), &self.all[*nth]));
+        named.filter(move |(_, model)| is_allowed(model, key))
+    }
+
+    /// The models that the owner of the key may use.
+    pub(crate) fn allowed<'a>(
+        &'a self,
+        key: Option<&'a Key>,
+    ) -> impl Iterator<Item = &'a Arc<Model>> {
+        self.all.iter().filter(move |model| is_allowed(model, key))
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Arc<Model>] {
+        &self.all
+    }
+}
+
+fn is_allowed(model: &Model, key: Option<&Key>) -> bool {
+    key.is_none_or(|key| key.allows(&model.plan.name))
+}

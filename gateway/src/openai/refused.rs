@@ -1,0 +1,188 @@
+//! Why a request is not answered, in the shape of OpenAI's errors.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Ended;
+
+/// Letters of a value that a message shows.
+const SHOWN: usize = 60;
+
+/// A request that is not answered, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// The status of the response.
+    pub status: u16,
+    /// What went wrong, in one word for programs.
+    pub code: &'static str,
+    /// OpenAI's `error.type`.
+    pub kind: &'static str,
+    /// The field of the request that is to be changed, and where in it.
+    pub param: Option<String>,
+    /// In words, with the remedy.
+    pub message: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    error: Error<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Error<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+impl Refused {
+    /// Of a status and a code; the kind is that which OpenAI has for the status.
+    #[must_use]
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
+        let kind = match status {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        Self { status, code, kind, param: None, message: message.into() }
+    }
+
+    /// Names the field.
+    #[must_use]
+    pub fn at(self, param: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+
+    /// The body of the response, and the data of an event that ends a stream:
+    /// `{"error": {"message", "type", "param", "code"}}`.
+    #[must_use]
+    pub fn body(&self) -> Bytes {
+        let Self { code, kind, param, message, .. } = self;
+        let error = Error { message, r#type: kind, param: param.as_deref(), code };
+        serde_json::to_vec(&Body { error }).expect("texts alone").into()
+    }
+
+    /// Whether the same request may be answered at another time: a job that failed for good fails
+    /// again. OpenAI's clients heed the response header `x-should-retry: false`.
+    #[must_use]
+    pub fn is_worth_another_try(&self) -> bool {
+        matches!(self.status, 408 | 409 | 429 | 500..) && self.code != JOB_FAILED
+    }
+
+    pub(super) fn missing(param: &str, remedy: &str) -> Self {
+        let message = format!("{param} is missing; {remedy}");
+        Self::new(400, "missing_required_parameter", message).at(param)
+    }
+
+    pub(super) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::new(400, "invalid_value", message).at(param)
+    }
+
+    /// Of a field that has this value.
+    pub(super) fn wrong(param: &str, value: &RawValue, remedy: &str) -> Self {
+        Self::invalid(param, format!("{param} is {}; {remedy}", shown(value)))
+    }
+
+    /// Of a field whose value asks for what is not there.
+    pub(super) fn unsupported(param: &str, value: &RawValue, remedy: &str) -> Self {
+        Self { code: "unsupported_parameter", ..Self::wrong(param, value, remedy) }
+    }
+
+    /// Of a model whose jobs are answered otherwise than the route tells.
+    pub(super) fn of_another_kind(model: &str, what: &str) -> Self {
+        let message = format!("the model {model} does not answer with {what}; ask it elsewhere");
+        Self::new(400, "model_not_supported", message).at("model")
+    }
+}
+
+const JOB_FAILED: &str = "job_failed";
+
+/// As much of a value as people read.
+fn shown(value: &RawValue) -> String {
+    let text = value.get();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Where a client has what a worker calls by a name of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The client's field of texts.
+    pub(super) field: &'static str,
+    /// The field of the same texts in a job.
+    pub(super) in_job: &'static str,
+    /// Whether each text is a job of its own, of those that the field has as a list.
+    pub(super) is_spread: bool,
+}
+
+impl Place {
+    /// The text of this number.
+    pub(super) fn of(&self, index: usize) -> String {
+        let field = self.field;
+        if self.is_spread { format!("{field}[{index}]") } else { field.to_owned() }
+    }
+
+    /// A reason with the client's names in it, and what it is about, where it begins with a field of a
+    /// job, as the reasons of all workers do whose jobs can never be answered.
+    fn read(&self, reason: &str, index: usize, fields: &[&str]) -> Option<(String, String)> {
+        let end = reason.find([' ', ':'])?;
+        let (place, rest) = reason.split_at(end);
+        let name = place.split(['[', '.']).next()?;
+        if name == self.in_job {
+            let inner = &place[name.len()..];
+            let inner =
+                if self.in_job == "documents" { inner } else { inner.trim_start_matches("[0]") };
+            let place = self.of(index) + inner;
+            return Some((format!("{place}{rest}"), place));
+        }
+        let is_known = name == "body" || fields.contains(&name);
+        is_known.then(|| (reason.to_owned(), place.to_owned()))
+    }
+}
+
+impl Ended {
+    /// The answer of a job; or why the request has none, since its job of this number ended otherwise.
+    pub(super) fn answer(
+        &self,
+        place: &Place,
+        index: usize,
+        fields: &[&str],
+    ) -> Result<&Bytes, Refused> {
+        let about = || place.is_spread.then(|| place.of(index));
+        let named = |refused: Refused| match about() {
+            Some(place) => {
+                let message = format!("{place}: {}", refused.message);
+                Refused { message, ..refused }.at(place)
+            }
+            None => refused,
+        };
+        match self {
+            Self::Completed(body) => Ok(body),
+            Self::Cancelled => {
+                Err(named(Refused::new(410, "job_cancelled", "the job was cancelled")))
+            }
+            Self::Expired => Err(named(expired("nobody ran the job before its deadline"))),
+            Self::Failed { reason } if reason == "expired" => {
+                Err(named(expired("nobody ran the job before its deadline")))
+            }
+            Self::Failed { reason } if reason.starts_with("too late") => {
+                Err(named(expired(reason)))
+            }
+            Self::Failed { reason } => Err(match place.read(reason, index, fields) {
+                Some((message, param)) => Refused::invalid(&param, message),
+                None => named(Refused::new(500, JOB_FAILED, reason)),
+            }),
+        }
+    }
+}
+
+fn expired(message: &str) -> Refused {
+    Refused { kind: "timeout_error", ..Refused::new(504, "deadline_passed", message) }
+}

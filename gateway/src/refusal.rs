@@ -1,0 +1,248 @@
+//! What the gateway answers when it does not answer: status, headers, and OpenAI's shape of an error.
+
+use std::time::Duration;
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use ebb_queue::{Error, ErrorKind, JSON, JobId};
+
+use crate::admission::Busy;
+use crate::openai::Refused;
+
+/// The id of a job, or those of several with commas between them.
+pub(crate) const EBB_ID: HeaderName = HeaderName::from_static("ebb-id");
+
+/// OpenAI's clients heed it.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// When to come again to a broker that is away or full, and to a gateway that is.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Why a request is not answered, and when to come again.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{refused}")]
+pub(crate) struct Refusal {
+    /// In a box: each way in may end with one, and most do not.
+    pub(crate) refused: Box<Refused>,
+    retry_after: Option<Duration>,
+    /// The jobs that the request has made.
+    ids: Vec<JobId>,
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Self { refused: Box::new(refused), retry_after: None, ids: Vec::new() }
+    }
+}
+
+impl From<Busy> for Refusal {
+    fn from(busy: Busy) -> Self {
+        let (code, words, wait) = match busy {
+            Busy::All => {
+                ("gateway_busy", "the gateway has as many requests as it takes".to_owned(), SOON)
+            }
+            Busy::Key => {
+                ("key_busy", "this key has as many requests in flight as it may".to_owned(), SOON)
+            }
+            Busy::Model(name) => {
+                ("model_busy", format!("as many requests wait for {name} as may"), SOON)
+            }
+            Busy::Rate(wait) => {
+                let words = "this key has as many requests a minute as it may".to_owned();
+                ("rate_limit_exceeded", words, wait)
+            }
+        };
+        Self::again(429, code, &format!("{words}; come again after retry-after"), wait)
+    }
+}
+
+/// What the broker said to a call.
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Full => Self::again(
+                429,
+                "queue_full",
+                "as many jobs wait as the queue takes; come again after retry-after",
+                SOON,
+            ),
+            ErrorKind::Unavailable => Self::again(
+                503,
+                "broker_unavailable",
+                "the broker does not answer; come again after retry-after",
+                SOON,
+            ),
+            ErrorKind::Invalid => Refused::new(400, "invalid_job", error.to_string()).into(),
+            // What is wrong is the gateway's own: its rights, its URL, its version.
+            _ => {
+                let words = "the gateway may not use its queue; its log says why";
+                Refused::new(500, "broker_refuses", words).into()
+            }
+        }
+    }
+}
+
+impl Refusal {
+    fn again(status: u16, code: &'static str, words: &str, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Refused::new(status, code, words).into() }
+    }
+
+    /// Who shows no key, or one that is not known.
+    pub(crate) fn unknown_key(is_shown: IsShown) -> Self {
+        let words = match is_shown {
+            IsShown::No => "a key is missing; send the header authorization: Bearer KEY",
+            IsShown::Yes => "this key is not known; ask the operator for another",
+        };
+        Refused::new(401, "invalid_api_key", words).into()
+    }
+
+    /// There is no such model for this caller; these there are.
+    pub(crate) fn unknown_model(asked: &str, names: &[&str]) -> Self {
+        let shown: String = asked.chars().take(64).collect();
+        let there_are = match names {
+            [] => "there is none for this key".to_owned(),
+            names => format!("there are {}", names.join(", ")),
+        };
+        let words = format!("there is no model {shown:?}; {there_are}");
+        Refused::new(404, "model_not_found", words).at("model").into()
+    }
+
+    /// The request does not say which model of several.
+    pub(crate) fn no_model() -> Self {
+        let words =
+            "model is missing; name one of those at /v1/models, a job by the header ebb-model";
+        Refused::new(400, "missing_required_parameter", words).at("model").into()
+    }
+
+    /// There is no such job for this caller.
+    pub(crate) fn unknown_job() -> Self {
+        let words = "there is no job of this id, or none of yours; it may have been forgotten";
+        Refused::new(404, "job_not_found", words).into()
+    }
+
+    /// A field of the request, or a header, is wrong.
+    pub(crate) fn wrong(param: &str, words: impl Into<String>) -> Self {
+        Refused::new(400, "invalid_value", words).at(param).into()
+    }
+
+    /// The body is larger than it may be.
+    pub(crate) fn too_large(most: usize) -> Self {
+        let words = format!("the body has more than {most} bytes; send less");
+        Refused::new(413, "body_too_large", words).into()
+    }
+
+    /// The broker of a model was not reached since the gateway started.
+    pub(crate) fn not_yet(model: &str) -> Self {
+        let words = format!("the broker of {model} was not reached yet; come again");
+        Self::again(503, "broker_unavailable", &words, SOON)
+    }
+
+    /// The answer did not come in time.
+    pub(crate) fn timed_out(ids: &[JobId], limit: Duration) -> Self {
+        let words = format!(
+            "{} had no answer within {} s and is given up; allow more by the header ebb-ttl, or \
+             send prefer: respond-async",
+            jobs(ids),
+            limit.as_secs_f64()
+        );
+        let refused = Refused { kind: "timeout_error", ..Refused::new(504, "timeout", words) };
+        Self { ids: ids.to_vec(), ..refused.into() }
+    }
+
+    /// The gateway ends; the jobs do not.
+    pub(crate) fn ending(ids: &[JobId]) -> Self {
+        let words =
+            format!("the gateway ends, and {} goes on: ask for it at /v1/jobs/ID", jobs(ids));
+        let again = Self::again(503, "gateway_ends", &words, SOON);
+        Self { ids: ids.to_vec(), ..again }
+    }
+
+    /// The same with the jobs that the request has made.
+    pub(crate) fn of(self, ids: &[JobId]) -> Self {
+        Self { ids: ids.to_vec(), ..self }
+    }
+}
+
+/// Whether a caller has shown a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IsShown {
+    Yes,
+    No,
+}
+
+fn jobs(ids: &[JobId]) -> String {
+    match ids {
+        [] => "the request".to_owned(),
+        [id] => format!("job {id}"),
+        [first, rest @ ..] => format!("job {first} and {} more", rest.len()),
+    }
+}
+
+/// The header `ebb-id` of a response about these jobs. Of many only as many as a header holds.
+pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
+    const MOST: usize = 32;
+    let ids: Vec<&str> = ids.iter().take(MOST).map(JobId::as_str).collect();
+    (!ids.is_empty()).then(|| HeaderValue::from_str(&ids.join(",")).ok())?
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self { refused, retry_after, ids } = self;
+        let status =
+            StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = retry_after {
+            // Whole seconds, and not before the time.
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
+        }
+        if !refused.is_worth_another_try() {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        headers.extend(ids_header(&ids).map(|ids| (EBB_ID, ids)));
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(response: &Response, name: &str) -> Option<String> {
+        Some(response.headers().get(name)?.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn who_may_come_again_is_told_when() {
+        for (refusal, status, after, retry) in [
+            (Busy::Rate(Duration::from_millis(1200)).into(), 429, Some("2"), None),
+            (Busy::All.into(), 429, Some("1"), None),
+            (Error::new(ErrorKind::Full, "x").into(), 429, Some("1"), None),
+            (Error::new(ErrorKind::Unavailable, "x").into(), 503, Some("1"), None),
+            (Error::new(ErrorKind::Denied, "secret").into(), 500, None, None),
+            (Error::new(ErrorKind::Invalid, "x").into(), 400, None, Some("false")),
+            (Refusal::unknown_key(IsShown::No), 401, None, Some("false")),
+        ] {
+            let refusal: Refusal = refusal;
+            assert!(!refusal.to_string().contains("secret"), "{refusal}");
+            let response = refusal.into_response();
+            assert_eq!(response.status(), status);
+            assert_eq!(header(&response, "retry-after").as_deref(), after);
+            assert_eq!(header(&response, "x-should-retry").as_deref(), retry);
+        }
+    }
+
+    #[test]
+    fn what_was_begun_is_named() {
+        let ids = [JobId::fresh(), JobId::fresh()];
+        let response = Refusal::timed_out(&ids, Duration::from_secs(5)).into_response();
+        assert_eq!(response.status(), 504);
+        let expected = format!("{},{}", ids[0], ids[1]);
+        assert_eq!(header(&response, "ebb-id"), Some(expected));
+        assert!(Refusal::ending(&ids[..1]).to_string().contains(ids[0].as_str()));
+    }
+}

@@ -1,0 +1,254 @@
+//! `/v1/jobs`: a job as it is, over HTTP, and its result.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome};
+use serde::Serialize;
+
+use super::inference::location;
+use super::listing::json;
+use super::{Endpoint, Site, Visit, guarded};
+use crate::envelope::Envelope;
+use crate::ids;
+use crate::models::Model;
+use crate::openai::Refused;
+use crate::refusal::{EBB_ID, Refusal};
+use crate::waiting::End;
+
+/// The longest that a question waits; whoever wants to wait longer asks again.
+const LONGEST: Duration = Duration::from_secs(600);
+
+const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
+const EBB_ATTEMPT: HeaderName = HeaderName::from_static("ebb-attempt");
+
+/// Where a job is.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    id: &'a JobId,
+    state: &'static str,
+}
+
+/// That a job was cancelled.
+#[derive(Debug, Serialize)]
+struct Undone<'a> {
+    id: &'a JobId,
+    state: &'static str,
+    /// Where it was: `waiting`, `running`, or `marked` where the broker cannot tell.
+    was: &'static str,
+}
+
+/// A job that a caller may see.
+pub(super) struct Seen {
+    pub(super) model: Arc<Model>,
+    pub(super) found: Found,
+}
+
+/// What there is of it.
+pub(super) enum Found {
+    /// Its result.
+    Result(JobResult),
+    /// None yet, and where the job is, as far as its broker can tell.
+    State(Option<JobState>),
+}
+
+pub(super) fn routes() -> axum::Router<Arc<Site>> {
+    let publish = |State(site): State<Arc<Site>>, request: Request| {
+        guarded(site, Endpoint::Jobs, request, publish)
+    };
+    let result = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
+        guarded(site, Endpoint::Job, request, move |visit, _| result(visit, id))
+    };
+    let cancel = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
+        guarded(site, Endpoint::Cancel, request, move |visit, _| cancel(visit, id))
+    };
+    axum::Router::new()
+        .route("/v1/jobs", post(publish))
+        .route("/v1/jobs/{id}", get(result).delete(cancel))
+}
+
+async fn publish(mut visit: Visit, body: Body) -> Result<Response, Refusal> {
+    let body = visit.read(body).await?;
+    let now = visit.site.parts.clock.now();
+    let envelope = Envelope::read(&visit.headers, visit.tenant(), now)?;
+    let model = choose(&mut visit, &envelope)?;
+    let content_type = visit.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let job = envelope.job(&model, 0, (content_type, body))?;
+    let placed = visit.publish(&model, vec![job]).await?;
+    let Some(placed) = placed.into_iter().next() else { return Err(Refusal::unknown_job()) };
+    let state = if placed.is_new {
+        JobState::Waiting
+    } else {
+        let state = model.queue()?.state(&placed.id).await;
+        state.map_err(|error| visit.failed("state", error))?.unwrap_or(JobState::Unknown)
+    };
+    Ok(waiting(&placed.id, state.word()))
+}
+
+/// By `?queue=`, else by `ebb-model`; where there is only one, that.
+fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal> {
+    let models = &visit.site.parts.models;
+    let key = visit.key.as_deref();
+    let name = match (visit.asked("queue"), &envelope.model) {
+        (Some(queue), _) => {
+            let found = models.on_queue(&queue, key).map(|model| model.plan.name.clone());
+            found.ok_or_else(|| {
+                Refusal::wrong("queue", "queue is not that of a model that you may use")
+            })?
+        }
+        (None, name) => visit.name_or_only(name.clone())?,
+    };
+    visit.enter(&name)
+}
+
+async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
+    let (id, seen) = visit.see(&id).await?;
+    let state = match seen.found {
+        Found::Result(result) => return Ok(answered(result)),
+        Found::State(state) => state,
+    };
+    let wait = match visit.asked("wait") {
+        None => Duration::ZERO,
+        Some(text) => read_wait(&text)?,
+    };
+    if wait.is_zero() {
+        return at(&id, state);
+    }
+    let waiting = visit.waiting(&seen.model)?;
+    let closing = &visit.site.parts.closing;
+    tokio::select! { biased;
+        end = waiting.end(id.clone()) => match end {
+            Ok(End::Result(result)) => Ok(answered(result)),
+            Ok(End::Gone) => Err(gone(&id)),
+            Err(error) => Err(visit.failed("follow", error).of(&[id])),
+        },
+        () = tokio::time::sleep(wait) => at(&id, state),
+        () = closing.cancelled() => Err(Refusal::ending(&[id])),
+    }
+}
+
+/// Nobody wants the answer of a job any more.
+async fn cancel(visit: Visit, id: String) -> Result<Response, Refusal> {
+    let (id, seen) = visit.see(&id).await?;
+    let cancelled = seen.model.queue()?.cancel(&id).await;
+    match cancelled.map_err(|error| visit.failed("cancel", error))? {
+        Cancelled::Unknown => Err(Refusal::unknown_job()),
+        Cancelled::Ended => {
+            let refused = Refused::new(409, "job_ended", "the job has ended; it stays as it is");
+            Err(Refusal::from(refused).of(&[id]))
+        }
+        was @ (Cancelled::Waiting | Cancelled::Running | Cancelled::Marked) => {
+            visit.site.parts.metrics.cancelled.inc();
+            Ok(json(&Undone { id: &id, state: "cancelled", was: was.word() }))
+        }
+    }
+}
+
+fn read_wait(text: &str) -> Result<Duration, Refusal> {
+    let seconds = || Some(Duration::from_secs(text.parse().ok()?));
+    let span = ebb_queue::read_span(text).or_else(seconds);
+    let words = "wait is a time such as 30s";
+    Ok(span.ok_or_else(|| Refusal::wrong("wait", words))?.min(LONGEST))
+}
+
+impl Visit {
+    /// Finds a job that the caller may see, by the text of an id.
+    ///
+    /// # Errors
+    /// When there is none, or it is of another tenant: both are the same to who asks.
+    pub(super) async fn see(&self, id: &str) -> Result<(JobId, Seen), Refusal> {
+        let id: JobId = id.parse().map_err(|_| Refusal::unknown_job())?;
+        let (models, key) = (&self.site.parts.models, self.key.as_deref());
+        let is_own = |model: &&Arc<Model>| ids::is_of(&id, self.tenant(), model.queue_name());
+        let own: Vec<_> = models.allowed(key).filter(is_own).cloned().collect();
+        let is_own = !own.is_empty();
+        // Without keys anybody may see what other producers have published, too.
+        let others = || models.allowed(key).filter(|_| key.is_none()).cloned().collect();
+        let candidates: Vec<_> = if is_own { own } else { others() };
+        for model in candidates {
+            let queue = model.queue()?;
+            let result = queue.get(&id).await.map_err(|error| self.failed("get", error))?;
+            if let Some(result) = result {
+                return Ok((id, Seen { model, found: Found::Result(result) }));
+            }
+            let state = queue.state(&id).await.map_err(|error| self.failed("state", error))?;
+            // Where the broker cannot tell, an id that was made for the queue is believed.
+            if state.map_or(is_own, |state| state != JobState::Unknown) {
+                return Ok((id, Seen { model, found: Found::State(state) }));
+            }
+        }
+        Err(Refusal::unknown_job())
+    }
+}
+
+/// The job has a result.
+fn answered(result: JobResult) -> Response {
+    let JobResult { id, attempt, outcome, .. } = result;
+    let (mut response, word) = match outcome {
+        Outcome::Completed { content_type, body } => {
+            let kind = HeaderValue::from_str(&content_type);
+            let kind = kind.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+            (([(CONTENT_TYPE, kind)], body).into_response(), "completed")
+        }
+        // Of the job, and not of this request: to ask again would change nothing.
+        Outcome::Failed { reason } => {
+            let refused = Refusal::from(Refused::new(422, "job_failed", reason));
+            (refused.into_response(), "failed")
+        }
+        Outcome::Cancelled => {
+            let refused = Refused::new(410, "job_cancelled", "the job was cancelled");
+            (Refusal::from(refused).into_response(), "cancelled")
+        }
+    };
+    let headers = response.headers_mut();
+    headers.extend(HeaderValue::from_str(id.as_str()).ok().map(|id| (EBB_ID, id)));
+    headers.insert(EBB_OUTCOME, HeaderValue::from_static(word));
+    headers.insert(EBB_ATTEMPT, attempt.into());
+    response
+}
+
+/// The job has none, and this is where it is.
+fn at(id: &JobId, state: Option<JobState>) -> Result<Response, Refusal> {
+    match state {
+        Some(JobState::Done) => Err(gone(id)),
+        Some(JobState::Dead) => {
+            let words = "the job is among the dead letters, and nobody runs it";
+            Err(Refusal::from(Refused::new(422, "job_failed", words)).of(std::slice::from_ref(id)))
+        }
+        state => Ok(waiting(id, state.unwrap_or(JobState::Unknown).word())),
+    }
+}
+
+fn gone(id: &JobId) -> Refusal {
+    let words = "the job is done or purged, and there is no result of it any more";
+    Refusal::from(Refused::new(410, "result_gone", words)).of(std::slice::from_ref(id))
+}
+
+fn waiting(id: &JobId, state: &'static str) -> Response {
+    let mut response = (StatusCode::ACCEPTED, json(&Told { id, state })).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.extend(HeaderValue::from_str(id.as_str()).ok().map(|id| (EBB_ID, id)));
+    headers.extend(location(id).map(|at| (LOCATION, at)));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_a_time_or_seconds_and_no_longer_than_the_longest() {
+        for (text, seconds) in [("30s", 30), ("1m", 60), ("5", 5), ("1d", 600)] {
+            assert_eq!(read_wait(text).unwrap(), Duration::from_secs(seconds), "{text}");
+        }
+        assert_eq!(read_wait("soon").unwrap_err().refused.param.as_deref(), Some("wait"));
+    }
+}

@@ -1,0 +1,349 @@
+//! The routes, and what all of them have in common: who asks, whether there is room, how it is told.
+
+mod events;
+mod inference;
+mod jobs;
+mod listing;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::{Bytes, BytesMut};
+use ebb_queue::{Clock, Job, JobId};
+use ebb_telemetry::{SpanContext, Traces};
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::admission::{Admission, Permit};
+use crate::keys::{Key, Keys, Tenant};
+use crate::metrics::Metrics;
+use crate::models::{Model, Models};
+use crate::openai::{Refused, Route};
+use crate::refusal::{IsShown, Refusal};
+use crate::trace::{Call, hand_on};
+use crate::waiting::Waiting;
+
+/// What a gateway is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// What requests may name, with queues that are open or will be.
+    pub models: Models,
+    /// Who may ask; everybody when missing.
+    pub keys: Option<watch::Receiver<Arc<Keys>>>,
+    /// How much is taken.
+    pub limits: Limits,
+    /// What the time is taken from.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Where spans go.
+    pub traces: Traces,
+    /// Whoever still waits when this is cancelled is told that the gateway ends.
+    pub closing: CancellationToken,
+}
+
+/// How much is taken.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Requests that are answered at once.
+    pub max_in_flight: usize,
+    /// Bytes of a body.
+    pub max_body: usize,
+    /// Inputs of a request.
+    pub max_inputs: usize,
+    /// How often a stream that has nothing to say sends a comment.
+    pub keep_alive: Duration,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) parts: Parts,
+    admission: Admission,
+    /// When the gateway was started, in Unix seconds.
+    pub(crate) since: i64,
+}
+
+/// What a request asks for: closed, for labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Embeddings,
+    ChatCompletions,
+    Completions,
+    Rerank,
+    Classify,
+    Models,
+    Jobs,
+    Job,
+    Cancel,
+    Events,
+    Other,
+}
+
+impl Endpoint {
+    /// As metrics have it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Embeddings => "embeddings",
+            Self::ChatCompletions => "chat_completions",
+            Self::Completions => "completions",
+            Self::Rerank => "rerank",
+            Self::Classify => "classify",
+            Self::Models => "models",
+            Self::Jobs => "jobs",
+            Self::Job => "job",
+            Self::Cancel => "cancel",
+            Self::Events => "events",
+            Self::Other => "other",
+        }
+    }
+
+    /// As spans have it.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Embeddings => "/v1/embeddings",
+            Self::ChatCompletions => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Rerank => "/v1/rerank",
+            Self::Classify => "/v1/classify",
+            Self::Models => "/v1/models",
+            Self::Jobs => "/v1/jobs",
+            Self::Job | Self::Cancel => "/v1/jobs/{id}",
+            Self::Events => "/v1/jobs/{id}/events",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A request that was let in.
+pub(crate) struct Visit {
+    pub(crate) site: Arc<Site>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) key: Option<Arc<Key>>,
+    pub(crate) permit: Permit,
+    pub(crate) begun: Instant,
+    pub(crate) headers: HeaderMap,
+    /// What stands behind the question mark.
+    query: Option<String>,
+    span: Option<SpanContext>,
+}
+
+/// The routes of a gateway.
+pub fn router(parts: Parts) -> Router {
+    let admission = Admission::new(parts.limits.max_in_flight, parts.metrics.in_flight.clone());
+    let since = parts.clock.now().as_second();
+    let site = Arc::new(Site { parts, admission, since });
+    let infer = |endpoint: Endpoint, route: Route| {
+        post(move |State(site): State<Arc<Site>>, request: Request| {
+            guarded(site, endpoint, request, move |visit, body| {
+                inference::answer(visit, body, route)
+            })
+        })
+    };
+    Router::new()
+        .route("/v1/embeddings", infer(Endpoint::Embeddings, Route::Embeddings))
+        .route("/v1/chat/completions", infer(Endpoint::ChatCompletions, Route::ChatCompletions))
+        .route("/v1/completions", infer(Endpoint::Completions, Route::Completions))
+        .route("/v1/rerank", infer(Endpoint::Rerank, Route::Rerank))
+        .route("/v1/classify", infer(Endpoint::Classify, Route::Classify))
+        .merge(listing::routes())
+        .merge(jobs::routes())
+        .merge(events::routes())
+        .fallback(nowhere)
+        .method_not_allowed_fallback(not_so)
+        .with_state(site)
+}
+
+async fn nowhere(State(site): State<Arc<Site>>, request: Request) -> Response {
+    let words = "there is nothing here; see docs/gateway.md for the routes";
+    refuse(&site, &request, Refused::new(404, "not_found", words))
+}
+
+async fn not_so(State(site): State<Arc<Site>>, request: Request) -> Response {
+    let words = format!("{} is not for {}", request.method(), request.uri().path());
+    refuse(&site, &request, Refused::new(405, "method_not_allowed", words))
+}
+
+fn refuse(site: &Site, request: &Request, refused: Refused) -> Response {
+    let call = Call::begin(&site.parts.traces, Endpoint::Other, request.headers());
+    told(site, call, Err(refused.into()))
+}
+
+/// Lets a request in or not, and notes how it was answered.
+pub(crate) async fn guarded<F, A>(
+    site: Arc<Site>,
+    endpoint: Endpoint,
+    request: Request,
+    answer: F,
+) -> Response
+where
+    F: FnOnce(Visit, Body) -> A + Send,
+    A: Future<Output = Result<Response, Refusal>> + Send,
+{
+    let call = Call::begin(&site.parts.traces, endpoint, request.headers());
+    let answered = match let_in(&site, &call, request) {
+        Ok((visit, body)) => answer(visit, body).await,
+        Err(refusal) => Err(refusal),
+    };
+    told(&site, call, answered)
+}
+
+fn told(site: &Site, call: Call, answered: Result<Response, Refusal>) -> Response {
+    let response = answered.unwrap_or_else(IntoResponse::into_response);
+    let status = response.status().as_u16();
+    site.parts.metrics.answered(call.endpoint, status, call.took());
+    call.end(status);
+    response
+}
+
+fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Body), Refusal> {
+    let (head, body) = request.into_parts();
+    let key = match &site.parts.keys {
+        None => None,
+        Some(keys) => {
+            let shown = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let shown = shown.and_then(bearer).ok_or(Refusal::unknown_key(IsShown::No))?;
+            let found = keys.borrow().find(shown).cloned();
+            Some(found.ok_or(Refusal::unknown_key(IsShown::Yes))?)
+        }
+    };
+    let begun = Instant::now();
+    let permit = site.admission.admit(key.as_deref(), begun)?;
+    let visit = Visit {
+        site: Arc::clone(site),
+        endpoint: call.endpoint,
+        key,
+        permit,
+        begun,
+        headers: head.headers,
+        query: head.uri.query().map(str::to_owned),
+        span: call.context(),
+    };
+    Ok((visit, body))
+}
+
+/// The key in `Bearer KEY`; the word is in any case.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+impl Visit {
+    pub(crate) fn tenant(&self) -> Option<&Tenant> {
+        self.key.as_deref().map(|key| &key.tenant)
+    }
+
+    /// The value of a key in the query.
+    pub(crate) fn asked(&self, key: &str) -> Option<String> {
+        let query = self.query.as_deref()?.as_bytes();
+        let mut pairs = url::form_urlencoded::parse(query);
+        pairs.find_map(|(name, value)| (name == key).then(|| value.into_owned()))
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// When it is too large, or the client has gone.
+    pub(crate) async fn read(&self, body: Body) -> Result<Bytes, Refusal> {
+        let most = self.site.parts.limits.max_body;
+        let mut stream = body.into_data_stream();
+        let mut body = BytesMut::new();
+        while let Some(part) = stream.next().await {
+            let part = part.map_err(|error| {
+                Refused::new(400, "invalid_body", format!("the body broke off: {error}"))
+            })?;
+            if body.len() + part.len() > most {
+                return Err(Refusal::too_large(most));
+            }
+            // One part is the whole of most bodies.
+            body.extend_from_slice(&part);
+        }
+        Ok(body.freeze())
+    }
+
+    /// The name of a model that the client says, or that of the only one there is for it.
+    ///
+    /// # Errors
+    /// When there are several.
+    pub(crate) fn name_or_only(&self, name: Option<String>) -> Result<String, Refusal> {
+        let mut allowed = self.site.parts.models.allowed(self.key.as_deref());
+        match (name, allowed.next(), allowed.next()) {
+            (Some(name), ..) => Ok(name),
+            (None, Some(only), None) => Ok(only.plan.name.clone()),
+            (None, ..) => Err(Refusal::no_model()),
+        }
+    }
+
+    /// The model of this name, in whose room the request is from now on.
+    pub(crate) fn enter(&mut self, asked: &str) -> Result<Arc<Model>, Refusal> {
+        let model = self.site.parts.models.find(asked, self.key.as_deref())?;
+        self.permit.enter(&model.plan.name, model.plan.max_in_flight)?;
+        Ok(Arc::clone(model))
+    }
+
+    /// Puts jobs on the queue of a model, all or none as far as its broker has that.
+    pub(crate) async fn publish(
+        &self,
+        model: &Model,
+        mut jobs: Vec<Job>,
+    ) -> Result<Vec<Placed>, Refusal> {
+        let queue = model.queue()?;
+        jobs.iter_mut().for_each(|job| hand_on(job, self.span.as_ref()));
+        let placed = queue.publish(jobs).await.map_err(|error| self.failed("publish", error))?;
+        let placed: Vec<Placed> = placed
+            .into_iter()
+            .map(|placed| Placed { id: placed.id, is_new: !placed.duplicate })
+            .collect();
+        let n_new = placed.iter().filter(|placed| placed.is_new).count();
+        self.site.parts.metrics.published.inc_by(n_new as u64);
+        Ok(placed)
+    }
+
+    /// Who waits for jobs of a model.
+    pub(crate) fn waiting(&self, model: &Model) -> Result<Waiting, Refusal> {
+        Ok(Waiting::new(Arc::clone(model.queue()?), self.site.parts.metrics.waiting.clone()))
+    }
+
+    /// Notes that a broker failed.
+    pub(crate) fn failed(&self, call: &'static str, error: ebb_queue::Error) -> Refusal {
+        self.site.parts.metrics.broker_errors.with_label_values(&[call]).inc();
+        warn!(call, %error, kind = %error.kind(), "the broker failed");
+        error.into()
+    }
+}
+
+/// A job on its queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) id: JobId,
+    /// It was not there before.
+    pub(crate) is_new: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stands_behind_the_word_bearer() {
+        for (value, key) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Basic abc", None),
+            ("abc", None),
+            ("", None),
+        ] {
+            assert_eq!(bearer(value), key, "{value:?}");
+        }
+    }
+}

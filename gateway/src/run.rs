@@ -1,0 +1,170 @@
+//! A gateway as the command line asks for it: brokers, keys, ports and probes around the routes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ebb_queue::{ErrorKind, OpenOptions, Payloads, Queue, Results, SystemClock};
+use ebb_telemetry::{GateKind, Health, Service};
+use futures::future::BoxFuture;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use crate::config::{GatewayArgs, Plan};
+use crate::metrics::Metrics;
+use crate::models::{Model, ModelPlan, Models};
+use crate::routes::{Parts, router};
+use crate::{readiness, reload};
+
+/// How long those have to hear it who are told that the gateway ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Between two tries to reach a broker that does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Serves until `stop` is cancelled, and then answers who waits, as long as the grace period lasts.
+///
+/// # Errors
+/// When the arguments are wrong, before a port is bound; when a port cannot be had, or a broker
+/// refuses.
+// Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
+#[inline(never)]
+pub fn run(args: GatewayArgs, stop: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(gateway(args, stop))
+}
+
+async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let Plan { models, keys, payloads, missing } = args.check()?;
+    let registry = Registry::new();
+    let metrics = Metrics::registered(&registry)?;
+    ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let service = Service { name: "ebb-gateway", version, instance: None };
+    let traces = args.trace.start(&service)?;
+    let health = Health::new();
+    let (brokers, serving) =
+        (health.gate("brokers", GateKind::Ready), health.gate("serving", GateKind::Ready));
+    let listener = TcpListener::bind(args.listen).await;
+    let listener = listener
+        .with_context(|| format!("--listen: {} cannot be had; use another port", args.listen))?;
+    // Ends when this function does: the probes answer until the last request is.
+    let _probes =
+        ebb_telemetry::serve_at("--admin-listen", args.admin_listen, health, registry).await?;
+    let options = OpenOptions {
+        worker: "gateway".to_owned(),
+        missing,
+        connect_timeout: args.connect_timeout,
+        ..OpenOptions::default()
+    };
+    let models: Models = models.into_iter().map(Model::new).collect();
+    let mut company = open(&models, &options, payloads.as_ref()).await?;
+    company.push(tokio::spawn(readiness::keep(models.clone(), brokers, metrics.clone())));
+    let keys = keys.map(|(path, keys)| {
+        let sender = watch::Sender::new(Arc::new(keys));
+        let keys = sender.subscribe();
+        company.push(tokio::spawn(reload::follow(path, args.reload, sender, metrics.clone())));
+        keys
+    });
+    let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
+    let closing = CancellationToken::new();
+    let parts = Parts {
+        models,
+        keys,
+        limits: args.limits(),
+        clock: Arc::new(SystemClock),
+        metrics,
+        traces: traces.clone(),
+        closing: closing.clone(),
+    };
+    info!(address = %listener.local_addr()?, "the gateway listens");
+    serving.open();
+    let drained = stop.clone();
+    let pages = axum::serve(listener, router(parts));
+    let served = tokio::spawn(
+        pages.with_graceful_shutdown(async move { drained.cancelled().await }).into_future(),
+    );
+    stop.cancelled().await;
+    serving.close("the gateway ends");
+    info!("no more requests are taken; who waits is answered");
+    see_out(served, args.grace, &closing).await;
+    traces.flush().await;
+    info!("the gateway ends");
+    Ok(())
+}
+
+/// Lets those be answered who wait, for so long, and tells the others that the gateway ends.
+async fn see_out(
+    served: tokio::task::JoinHandle<std::io::Result<()>>,
+    grace: Duration,
+    closing: &CancellationToken,
+) {
+    let mut served = AbortOnDropHandle::new(served);
+    if tokio::time::timeout(grace, &mut served).await.is_ok() {
+        return;
+    }
+    closing.cancel();
+    if tokio::time::timeout(FAREWELL, served).await.is_err() {
+        warn!("some requests were cut off");
+    }
+}
+
+/// Opens the queues. What is only away is waited for in the background, so that the other models are
+/// served meanwhile.
+async fn open(
+    models: &Models,
+    options: &OpenOptions,
+    payloads: Option<&Payloads>,
+) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+    let opened = models.all().iter().map(async |model| {
+        let opened = opened(&model.plan, options, payloads).await;
+        (model, opened)
+    });
+    let mut absent = Vec::new();
+    for (model, opened) in futures::future::join_all(opened).await {
+        match opened {
+            Ok(queue) => model.open(queue),
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
+                let (options, payloads) = (options.clone(), payloads.cloned());
+                absent.push(tokio::spawn(await_broker(Arc::clone(model), options, payloads)));
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("model {}", model.plan.name));
+            }
+        }
+    }
+    Ok(absent)
+}
+
+async fn opened(
+    plan: &ModelPlan,
+    options: &OpenOptions,
+    payloads: Option<&Payloads>,
+) -> ebb_queue::Result<Queue> {
+    let results = match &plan.results {
+        None => None,
+        Some(url) => Some(Results(ebb_queue::open(url, options.clone()).await?)),
+    };
+    let payloads = payloads.cloned();
+    ebb_queue::open(&plan.url, OpenOptions { results, payloads, ..options.clone() }).await
+}
+
+/// Opens the queue of a model whose broker was not there at the start, once it is.
+async fn await_broker(model: Arc<Model>, options: OpenOptions, payloads: Option<Payloads>) {
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        match opened(&model.plan, &options, payloads.as_ref()).await {
+            Ok(queue) => {
+                info!(model = %model.plan.name, "the broker answers");
+                return model.open(queue);
+            }
+            Err(error) => {
+                warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Waits for results: one follower for each job that somebody waits for now.
+//!
+//! Who follows is told by the broker, and looks by himself every few seconds at most, see
+//! [`ebb_queue::ResultStore::follow`]: so a thousand requests that wait are no thousand polls. Of the
+//! jobs of one request only the first few that have no answer are followed at a time: they run in
+//! their order, near enough, and those behind cost one look each when it is their turn.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ebb_queue::{Error, Frame, JobId, JobResult, Queue, Result};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use prometheus::IntGauge;
+use tokio::time::sleep;
+
+/// Jobs of one request that are followed at a time.
+const FOLLOWED: usize = 16;
+
+/// From one try to reach a broker that is away to the next.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Behind all pieces: who wants the whole does not need them.
+const BEHIND: u64 = 1 << 40;
+
+/// What becomes of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum News {
+    /// A piece of its answer.
+    Piece {
+        /// Which one.
+        place: Place,
+        /// What it says.
+        body: Bytes,
+    },
+    /// What was told before is void: another attempt begins.
+    Void,
+    /// It has ended; nothing follows.
+    End(End),
+}
+
+/// Which piece: the attempt that made it, and its number from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) attempt: u32,
+    pub(crate) seq: u64,
+}
+
+/// How a job has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum End {
+    /// With this result.
+    Result(JobResult),
+    /// With none that could still come: it was purged, or its result is forgotten.
+    Gone,
+}
+
+/// Waits for jobs of one queue.
+#[derive(Clone)]
+pub(crate) struct Waiting {
+    queue: Queue,
+    waiting: IntGauge,
+}
+
+impl Waiting {
+    /// The gauge shows for how many jobs somebody waits.
+    pub(crate) fn new(queue: Queue, waiting: IntGauge) -> Self {
+        Self { queue, waiting }
+    }
+
+    /// What becomes of a job from now on, with its pieces behind this one.
+    ///
+    /// Goes on where a broker that was away is back; ends with an error that no later try would mend.
+    pub(crate) fn news(
+        &self,
+        id: JobId,
+        behind: Option<Place>,
+    ) -> BoxStream<'static, Result<News>> {
+        self.follow(id, behind, |heard| heard.map_or(0, |place| place.seq + 1))
+    }
+
+    /// How a job ends.
+    pub(crate) async fn end(&self, id: JobId) -> Result<End> {
+        let mut news = self.follow(id, None, |_| BEHIND);
+        while let Some(news) = news.try_next().await? {
+            if let News::End(end) = news {
+                return Ok(end);
+            }
+        }
+        Ok(End::Gone)
+    }
+
+    /// How jobs end, in their order.
+    pub(crate) async fn ends(&self, ids: &[JobId]) -> Result<Vec<End>> {
+        let ends = stream::iter(ids.to_vec()).map(|id| self.end(id));
+        ends.buffered(FOLLOWED).try_collect().await
+    }
+
+    fn follow(
+        &self,
+        id: JobId,
+        behind: Option<Place>,
+        from: fn(Option<Place>) -> u64,
+    ) -> BoxStream<'static, Result<News>> {
+        let (queue, waits) = (self.queue.clone(), Waits::new(&self.waiting));
+        let news = async_stream::try_stream! {
+            let _waits = waits;
+            let mut heard = behind;
+            loop {
+                let mut frames = match queue.follow(&id, from(heard)).await {
+                    Ok(frames) => frames,
+                    Err(error) => {
+                        pause(error).await?;
+                        continue;
+                    }
+                };
+                let is_lost = loop {
+                    match frames.next().await {
+                        Some(Ok(Frame::Chunk { attempt, seq, body })) => {
+                            let place = Place { attempt, seq };
+                            if heard.is_some_and(|heard| heard.attempt != attempt) {
+                                heard = None;
+                                yield News::Void;
+                                if seq > 0 {
+                                    // Its beginning was missed.
+                                    break true;
+                                }
+                            }
+                            heard = Some(place);
+                            yield News::Piece { place, body };
+                        }
+                        Some(Ok(Frame::Final(result))) => {
+                            if heard.is_some_and(|heard| heard.attempt != result.attempt) {
+                                yield News::Void;
+                            }
+                            yield News::End(End::Result(result));
+                            return;
+                        }
+                        Some(Err(error)) => {
+                            pause(error).await?;
+                            break true;
+                        }
+                        None => break false,
+                    }
+                };
+                if !is_lost {
+                    yield News::End(End::Gone);
+                    return;
+                }
+            }
+        };
+        news.boxed()
+    }
+}
+
+/// Waits for a broker that may come back.
+async fn pause(error: Error) -> Result<()> {
+    if !error.kind().heals() {
+        return Err(error);
+    }
+    sleep(PAUSE).await;
+    Ok(())
+}
+
+/// Somebody waits for a job, until this is dropped.
+struct Waits(IntGauge);
+
+impl Waits {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

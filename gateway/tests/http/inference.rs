@@ -1,0 +1,206 @@
+//! Requests of OpenAI's API that are answered whole.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use ebb_queue::faulty::{Faults, Faulty};
+use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, Outcome, ResultStore};
+use serde_json::json;
+use std::sync::Arc;
+
+use crate::scene::{Scene, Setting, embed, get, post, request};
+
+const EMBEDDINGS: &str = "/v1/embeddings";
+
+#[tokio::test(start_paused = true)]
+async fn inputs_are_jobs_and_their_vectors_come_back_in_their_order() {
+    let scene = Scene::new(Setting::default());
+    let _worker = scene.answers(embed);
+    let body = json!({"model": "alias-of-m", "input": ["a", "bbb", "cc"]}).to_string();
+    let reply = scene.ask(post(EMBEDDINGS, body)).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    let told = reply.json();
+    let vectors = told["data"].as_array().unwrap().iter().map(|item| &item["embedding"][0]);
+    assert_eq!(vectors.collect::<Vec<_>>(), [1, 3, 2]);
+    assert_eq!(told["usage"]["prompt_tokens"], 6);
+    assert_eq!(told["model"], "alias-of-m");
+    assert_eq!(reply.header("ebb-id").unwrap().split(',').count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_input_that_fails_is_named() {
+    let scene = Scene::new(Setting::default());
+    let _worker = scene.answers(embed);
+    let body = json!({"model": "m", "input": ["a", "bad", "c"]}).to_string();
+    let reply = scene.ask(post(EMBEDDINGS, body)).await;
+    let error = &reply.json()["error"];
+    assert!(error["message"].as_str().unwrap().contains("input[1]"), "{error}");
+    assert_eq!(error["param"], "input[1]");
+    assert!(reply.status.as_u16() >= 400, "{}", reply.status);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_answered_in_time_is_not_run_any_more() {
+    let scene = Scene::new(Setting::default());
+    let body = json!({"model": "m", "input": "a"}).to_string();
+    let request = request("POST", EMBEDDINGS, &[("ebb-ttl", "2s")], body);
+    let reply = scene.ask(request).await;
+    assert_eq!(reply.error(), (504, "timeout".to_owned()));
+    let id = reply.header("ebb-id").unwrap();
+    assert!(reply.json()["error"]["message"].as_str().unwrap().contains(id));
+    let max = 10.try_into().unwrap();
+    assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
+    assert_eq!(scene.queue.list(10).await.unwrap()[0].reason, "expired");
+    let told = scene.ask(get(&format!("/v1/jobs/{id}"))).await;
+    assert_eq!(told.error(), (422, "job_failed".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_timeout_of_a_model_counts_where_the_request_says_nothing() {
+    let scene = Scene::new(Setting::default());
+    let start = tokio::time::Instant::now();
+    let reply = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
+    assert_eq!(reply.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(start.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_prefers_it_is_told_where_the_answer_will_be() {
+    let scene = Scene::new(Setting::default());
+    let body = json!({"model": "m", "input": "abc"}).to_string();
+    let asked = request("POST", EMBEDDINGS, &[("prefer", "respond-async")], body.clone());
+    let reply = scene.ask(asked).await;
+    assert_eq!(reply.status, StatusCode::ACCEPTED);
+    assert_eq!(reply.header("preference-applied"), Some("respond-async"));
+    let place = reply.header("location").unwrap().to_owned();
+    assert_eq!(scene.ask(get(&place)).await.json()["state"], "waiting");
+    // Nobody waits, so nothing limits it.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    let _worker = scene.answers(embed);
+    let told = scene.ask(get(&format!("{place}?wait=5s"))).await;
+    assert_eq!((told.status, told.header("ebb-outcome")), (StatusCode::OK, Some("completed")));
+    assert_eq!(told.json()["data"][0]["embedding"][0], 3);
+    let quick = request("POST", EMBEDDINGS, &[("prefer", "respond-async, wait=5")], body);
+    let reply = scene.ask(quick).await;
+    assert_eq!(reply.status, StatusCode::OK, "it was there in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_key_twice_is_one_job() {
+    let scene = Scene::new(Setting::default());
+    let body = json!({"model": "m", "input": ["a", "b"]}).to_string();
+    let ask = || request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body.clone());
+    let (first, second) = (scene.begin(ask()), scene.begin(ask()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 2);
+    let _worker = scene.answers(embed);
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert_eq!(first.json()["data"], second.json()["data"]);
+    assert_eq!(first.header("ebb-id"), second.header("ebb-id"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again() {
+    let behavior = Behavior { max_ready: Some(1), ..Behavior::default() };
+    let scene = Scene::new(Setting { behavior, ..Setting::default() });
+    let body = json!({"model": "m", "input": ["a", "b"]}).to_string();
+    let reply = scene.ask(post(EMBEDDINGS, body.clone())).await;
+    assert_eq!(reply.error(), (429, "queue_full".to_owned()));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    let faults = Faults { fail_before: 1.0, ..Faults::NONE };
+    let scene = Scene::around(Setting::default(), |queue| {
+        Arc::new(Faulty::new(Arc::new(queue), faults, 7))
+    });
+    let reply = scene.ask(post(EMBEDDINGS, body)).await;
+    assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_goes_away_while_somebody_waits_is_waited_for() {
+    let scene = Scene::around(Setting::default(), |queue| {
+        let faults = Faults { fail_before: 0.4, fail_after: 0.0, ..Faults::NONE };
+        Arc::new(Faulty::new(Arc::new(queue), faults, 7))
+    });
+    let _worker = scene.answers(embed);
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        let body = json!({"input": "a"}).to_string();
+        statuses.push(scene.ask(post(EMBEDDINGS, body)).await.status.as_u16());
+    }
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.iter().filter(|status| **status == 200).count() > 5, "{statuses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_is_told_in_the_shape_of_openai() {
+    let scene = Scene::new(Setting::default());
+    for (path, body, status, param) in [
+        (EMBEDDINGS, r#"{"model": "other", "input": "a"}"#.to_owned(), 404, Some("model")),
+        (EMBEDDINGS, r#"{"model": "m"}"#.to_owned(), 400, Some("input")),
+        (EMBEDDINGS, "{".to_owned(), 400, None),
+        (EMBEDDINGS, "x".repeat(70_000), 413, None),
+        ("/v1/nothing", String::new(), 404, None),
+    ] {
+        let reply = scene.ask(post(path, body)).await;
+        let error = &reply.json()["error"];
+        assert_eq!(reply.status.as_u16(), status, "{error}");
+        assert!(error["message"].is_string() && error["type"].is_string(), "{error}");
+        if let Some(param) = param {
+            assert_eq!(error["param"], param);
+        }
+        assert_eq!(reply.header("x-should-retry"), Some("false"));
+    }
+    let unknown = scene.ask(post(EMBEDDINGS, r#"{"model": "x", "input": "a"}"#)).await;
+    let message = unknown.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.ends_with("there are alias-of-m, m"), "{message}");
+    assert_eq!(scene.ask(get(EMBEDDINGS)).await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn models_are_listed_by_all_their_names() {
+    let scene = Scene::new(Setting::default());
+    let told = scene.ask(get("/v1/models")).await.json();
+    let ids: Vec<_> = told["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(told["object"], "list");
+    assert_eq!(ids, ["alias-of-m", "m"]);
+    assert_eq!(scene.ask(get("/v1/models/m")).await.json()["object"], "model");
+    assert_eq!(scene.ask(get("/v1/models/org/x")).await.status, StatusCode::NOT_FOUND);
+}
+
+/// What became of the only job, some time after its client has gone.
+async fn left_behind(headers: &[(&str, &str)], stream: bool) -> Option<Outcome> {
+    let scene = Scene::new(Setting::default());
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = json!({"model": "m", "stream": stream, "messages": messages}).to_string();
+    let asked = request("POST", "/v1/chat/completions", headers, body);
+    let client = scene.begin(asked);
+    let delivery = scene.take().await;
+    // A stream has begun by then.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    drop(client);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let result = scene.queue.get(&delivery.job.id).await.unwrap();
+    result.map(|result| result.outcome)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_away_takes_its_jobs_along_unless_somebody_may_come_for_them() {
+    for stream in [false, true] {
+        assert_eq!(left_behind(&[], stream).await, Some(Outcome::Cancelled));
+        assert_eq!(left_behind(&[("idempotency-key", "k")], stream).await, None);
+    }
+    assert_eq!(left_behind(&[("prefer", "respond-async, wait=60")], false).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_runs_when_time_is_over_is_cancelled() {
+    let scene = Scene::new(Setting::default());
+    let body = json!({"input": "a"}).to_string();
+    let waits = scene.begin(request("POST", EMBEDDINGS, &[("ebb-ttl", "10s")], body));
+    let delivery = scene.take().await;
+    assert_eq!(waits.await.unwrap().status, StatusCode::GATEWAY_TIMEOUT);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let result = scene.queue.get(&delivery.job.id).await.unwrap().unwrap();
+    assert_eq!(result.outcome, Outcome::Cancelled);
+}

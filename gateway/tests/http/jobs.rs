@@ -1,0 +1,130 @@
+//! Jobs as they are, over HTTP.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use ebb_queue::{Broker, DeadLetters, Job, JobResult, Outcome, Priority, ResultStore, Timestamp};
+
+use crate::scene::{Scene, Setting, embed, end, get, plan, post, request};
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_its_body_and_its_headers_and_its_answer_comes_back_as_it_is() {
+    let scene = Scene::new(Setting::default());
+    let headers = [("ebb-priority", "high"), ("content-type", "text/plain"), ("ebb-tenant", "t")];
+    let reply = scene.ask(request("POST", "/v1/jobs", &headers, "a body")).await;
+    assert_eq!((reply.status, &reply.json()["state"]), (StatusCode::ACCEPTED, &"waiting".into()));
+    let place = reply.header("location").unwrap().to_owned();
+    let delivery = scene.take().await;
+    let Job { headers, body, id, .. } = delivery.job.clone();
+    assert_eq!((headers.priority, &body[..]), (Priority::High, &b"a body"[..]));
+    assert_eq!(headers.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(headers.tenant.as_deref(), Some("t"));
+    assert_eq!(scene.ask(get(&place)).await.json()["state"], "running");
+    let outcome =
+        Outcome::Completed { content_type: "image/png".to_owned(), body: vec![0, 255].into() };
+    let finished_at = Timestamp::UNIX_EPOCH;
+    let result = JobResult { id: id.clone(), attempt: 1, outcome, finished_at, queue: None };
+    scene.queue.put(&result).await.unwrap();
+    scene.queue.settle(&[delivery.ack()]).await.unwrap();
+    let told = scene.ask(get(&place)).await;
+    assert_eq!((told.status, &told.body[..]), (StatusCode::OK, &[0, 255][..]));
+    assert_eq!(told.header("content-type"), Some("image/png"));
+    assert_eq!((told.header("ebb-id"), told.header("ebb-attempt")), (Some(id.as_str()), Some("1")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_told_as_soon_as_there_is_an_end() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = reply.header("location").unwrap().to_owned();
+    let start = tokio::time::Instant::now();
+    let told = scene.ask(get(&format!("{place}?wait=30s"))).await;
+    assert_eq!((told.status, start.elapsed().as_secs()), (StatusCode::ACCEPTED, 30));
+    assert_eq!(told.header("retry-after"), Some("1"));
+    let waits = scene.begin(get(&format!("{place}?wait=5m")));
+    let delivery = scene.take().await;
+    end(&scene.queue, delivery, Err("no".to_owned())).await;
+    let told = waits.await.unwrap();
+    assert_eq!(told.error(), (422, "job_failed".to_owned()));
+    assert_eq!(told.json()["error"]["message"], "no");
+    assert_eq!(start.elapsed().as_secs(), 30, "and not in five minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_nobody_knows_is_not_found_and_a_result_that_is_gone_is_gone() {
+    let scene = Scene::new(Setting::default());
+    for id in ["nothing", "a%20b", "nothing.00000000000000000000000000000000"] {
+        let told = scene.ask(get(&format!("/v1/jobs/{id}"))).await;
+        assert_eq!(told.error(), (404, "job_not_found".to_owned()), "{id}");
+        let told = scene.ask(get(&format!("/v1/jobs/{id}/events"))).await;
+        assert_eq!(told.status, StatusCode::NOT_FOUND);
+    }
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = reply.header("location").unwrap().to_owned();
+    let waits = scene.begin(get(&format!("{place}?wait=1m")));
+    let delivery = scene.take().await;
+    scene.queue.settle(&[delivery.ack()]).await.unwrap();
+    assert_eq!(waits.await.unwrap().error(), (410, "result_gone".to_owned()));
+    assert_eq!(scene.ask(get(&place)).await.error(), (410, "result_gone".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_is_named_where_there_are_several() {
+    let models = vec![plan("m"), plan("n")];
+    let scene = Scene::new(Setting { models, ..Setting::default() });
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    assert_eq!(reply.error(), (400, "missing_required_parameter".to_owned()));
+    let by_queue = scene.ask(post("/v1/jobs?queue=n", "x")).await;
+    let by_model = scene.ask(request("POST", "/v1/jobs", &[("ebb-model", "n")], "x")).await;
+    for reply in [by_queue, by_model] {
+        assert_eq!(reply.status, StatusCode::ACCEPTED);
+    }
+    let unknown = scene.ask(request("POST", "/v1/jobs", &[("ebb-model", "o")], "x")).await;
+    assert_eq!(unknown.error(), (404, "model_not_found".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_another_producer_is_seen_where_there_are_no_keys() {
+    let scene = Scene::new(Setting::default());
+    let mut job = Job::new(r#"{"input": "abcd"}"#, Timestamp::UNIX_EPOCH);
+    job.id = "theirs".parse().unwrap();
+    scene.queue.publish(vec![job]).await.unwrap();
+    let _worker = scene.answers(embed);
+    let told = scene.ask(get("/v1/jobs/theirs?wait=5")).await;
+    assert_eq!(told.json()["data"][0]["embedding"][0], 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_a_client_chooses_is_one_job_however_often_it_is_sent() {
+    let scene = Scene::new(Setting::default());
+    let send = || request("POST", "/v1/jobs", &[("ebb-id", "order-7")], "x");
+    let first = scene.ask(send()).await;
+    let delivery = scene.take().await;
+    let second = scene.ask(send()).await;
+    assert_eq!(second.json()["state"], "running");
+    assert_eq!(first.header("ebb-id"), second.header("ebb-id"));
+    end(&scene.queue, delivery, Err("no".to_owned())).await;
+    assert_eq!(scene.queue.list(10).await.unwrap().len(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(scene.ask(send()).await.json()["state"], "dead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_cancelled_does_not_run_and_says_so() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = reply.header("location").unwrap().to_owned();
+    let waits = scene.begin(get(&format!("{place}?wait=1m")));
+    tokio::task::yield_now().await;
+    let delete = || request("DELETE", &place, &[], "");
+    let told = scene.ask(delete()).await.json();
+    assert_eq!((&told["state"], &told["was"]), (&"cancelled".into(), &"waiting".into()));
+    assert_eq!(waits.await.unwrap().error(), (410, "job_cancelled".to_owned()));
+    assert_eq!(scene.ask(delete()).await.error(), (409, "job_ended".to_owned()));
+    let events = scene.ask(get(&format!("{place}/events"))).await.text();
+    assert!(events.contains("\"state\":\"cancelled\""), "{events}");
+    let max = 10.try_into().unwrap();
+    assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
+    let unknown = request("DELETE", "/v1/jobs/nothing", &[], "");
+    assert_eq!(scene.ask(unknown).await.error(), (404, "job_not_found".to_owned()));
+}

@@ -1,0 +1,185 @@
+//! Answers that come piece by piece.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use bytes::Bytes;
+use ebb_queue::{Broker, Delivery, ResultStore, Stored};
+use serde_json::{Value, json};
+
+use crate::scene::{Events, Scene, Setting, end, get, post, request};
+
+/// A piece as a generator tells it.
+fn piece(text: &str) -> Bytes {
+    let choice =
+        json!({"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": null});
+    let piece = json!({"id": "j", "object": "chat.completion.chunk", "choices": [choice]});
+    format!("{piece}\n").into()
+}
+
+/// A whole answer as a generator tells it.
+fn whole(text: &str) -> String {
+    let message = json!({"role": "assistant", "content": text});
+    let choice = json!({"index": 0, "message": message, "finish_reason": "stop"});
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5});
+    json!({"choices": [choice], "usage": usage}).to_string()
+}
+
+fn chat() -> String {
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    json!({"model": "m", "stream": true, "messages": messages}).to_string()
+}
+
+async fn say(scene: &Scene, delivery: &Delivery, attempt: u32, pieces: &[(u64, Bytes)]) {
+    for (seq, body) in pieces {
+        let stored = scene.queue.chunk(&delivery.job.id, attempt, *seq, body.clone()).await;
+        assert_eq!(stored.unwrap(), Stored::Stored);
+    }
+}
+
+/// The text that events tell, and whether they say that it is all.
+fn heard(events: &[String]) -> (String, bool) {
+    let data = events.iter().filter_map(|event| event.strip_prefix("data: "));
+    let (mut text, mut is_done) = (String::new(), false);
+    for data in data {
+        if data == "[DONE]" {
+            is_done = true;
+            continue;
+        }
+        let event: Value = serde_json::from_str(data).unwrap();
+        text.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or(""));
+    }
+    (text, is_done)
+}
+
+/// Begins a stream whose first piece is `Hel`; gives the job as its worker has it.
+async fn begun(scene: &Scene) -> (Events, Delivery) {
+    let (response, delivery) =
+        tokio::join!(scene.send(post("/v1/chat/completions", chat())), async {
+            let delivery = scene.take().await;
+            say(scene, &delivery, 1, &[(0, piece("Hel"))]).await;
+            delivery
+        });
+    assert_eq!(response.status(), StatusCode::OK);
+    (Events::of(response), delivery)
+}
+
+#[tokio::test(start_paused = true)]
+async fn pieces_are_told_as_they_come() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, delivery) = begun(&scene).await;
+    let mut told = Vec::new();
+    while heard(&told).0 != "Hel" {
+        told.push(events.next().await.unwrap());
+    }
+    say(&scene, &delivery, 1, &[(1, piece("lo"))]).await;
+    while heard(&told).0 != "Hello" {
+        told.push(events.next().await.unwrap());
+    }
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    told.extend(events.rest().await);
+    assert_eq!(heard(&told), ("Hello".to_owned(), true), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_goes_on_where_the_first_was_lost() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, lost) = begun(&scene).await;
+    drop(lost);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    let delivery = scene.take().await;
+    assert_eq!(delivery.attempt, 2);
+    say(&scene, &delivery, 2, &[(0, piece("He")), (1, piece("llo"))]).await;
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    assert_eq!(heard(&events.rest().await), ("Hello".to_owned(), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_that_says_something_else_ends_the_stream_with_an_error() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, lost) = begun(&scene).await;
+    drop(lost);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    let delivery = scene.take().await;
+    say(&scene, &delivery, 2, &[(0, piece("Goodbye"))]).await;
+    end(&scene.queue, delivery, Ok(whole("Goodbye"))).await;
+    let told = events.rest().await;
+    assert!(told.last().unwrap().starts_with("data: {\"error\":"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_fails_at_once_is_an_error_as_any_other() {
+    let scene = Scene::new(Setting::default());
+    let _worker = scene.answers(|_| Err("the conversation is bad".to_owned()));
+    let reply = scene.ask(post("/v1/chat/completions", chat())).await;
+    assert!(reply.status.as_u16() >= 400, "{}", reply.text());
+    assert!(reply.text().contains("the conversation is bad"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_nothing_to_say_is_kept_open_until_its_time_is_over() {
+    let scene = Scene::new(Setting::default());
+    let response = scene.send(post("/v1/chat/completions", chat())).await;
+    let told = Events::of(response).rest().await;
+    let comments = told.iter().filter(|event| *event == ": waiting").count();
+    assert!((10..=12).contains(&comments), "every five seconds of a minute: {told:?}");
+    let last = told.last().unwrap();
+    assert!(last.contains("\"code\":\"timeout\""), "{last}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_begun_may_take_longer() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, delivery) = begun(&scene).await;
+    let mut lease = delivery.receipt().clone();
+    for _ in 0..10 {
+        tokio::time::advance(Duration::from_secs(10)).await;
+        scene.queue.extend(std::slice::from_mut(&mut lease)).await.unwrap();
+    }
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    assert_eq!(heard(&events.rest().await), ("Hello".to_owned(), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_goes_on_behind_the_last_piece() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    let delivery = scene.take().await;
+    let mut first = Events::of(scene.send(get(&place)).await);
+    say(&scene, &delivery, 3, &[(0, "a".into()), (1, "b".into())]).await;
+    assert_eq!(first.next().await.unwrap(), "id: 3.0\nevent: piece\ndata: a");
+    drop(first);
+    let again = request("GET", &place, &[("last-event-id", "3.0")], "");
+    let mut again = Events::of(scene.send(again).await);
+    assert_eq!(again.next().await.unwrap(), "id: 3.1\nevent: piece\ndata: b");
+    say(&scene, &delivery, 4, &[(0, "c".into()), (1, "d".into())]).await;
+    assert_eq!(again.next().await.unwrap(), "event: void\ndata: {}");
+    assert_eq!(again.next().await.unwrap(), "id: 4.0\nevent: piece\ndata: c");
+    // Whoever was away when another attempt began has missed its beginning.
+    let late = request("GET", &place, &[("last-event-id", "3.0")], "");
+    let mut late = Events::of(scene.send(late).await);
+    assert_eq!(late.next().await.unwrap(), "event: void\ndata: {}");
+    assert_eq!(late.next().await.unwrap(), "id: 4.0\nevent: piece\ndata: c");
+    let wrong = request("GET", &place, &[("last-event-id", "x")], "");
+    assert_eq!(scene.ask(wrong).await.json()["error"]["param"], "last-event-id");
+    // A result of an earlier attempt than that of the pieces is not taken.
+    drop(delivery);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_end_with_the_result() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    let delivery = scene.take().await;
+    let mut events = Events::of(scene.send(get(&place)).await);
+    say(&scene, &delivery, 1, &[(0, "two\nlines".into())]).await;
+    assert_eq!(events.next().await.unwrap(), "id: 1.0\nevent: piece\ndata: two\ndata: lines");
+    end(&scene.queue, delivery, Ok("{\"a\": 1.50}".to_owned())).await;
+    let last = events.rest().await;
+    let [last] = &last[..] else { panic!("{last:?}") };
+    let data: Value =
+        serde_json::from_str(last.strip_prefix("event: end\ndata: ").unwrap()).unwrap();
+    assert_eq!((&data["state"], &data["result"]["a"]), (&json!("completed"), &json!(1.5)));
+}
