@@ -4,9 +4,11 @@
 //! takes the likeliest token. Cutting texts into tokens is left out on both sides. First so many
 //! sequences at once, all as long as each other; then answers of unlike lengths, in which a sequence
 //! that has ended gives its place to the next here, while `generate` answers batch after batch, each
-//! until its longest answer is whole.
+//! until its longest answer is whole. In both each prompt is read whole. Last, with `--shared`, prompts
+//! that begin alike, with and without what they have in common kept, here alone.
 
 mod made;
+mod shared;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -66,6 +68,10 @@ pub(crate) struct Args {
     #[arg(long, env = "EBB_BENCH_NEW", hide_env_values = true, value_name = "TOKENS")]
     #[arg(default_value_t = NonZeroUsize::new(64).expect("more than none"))]
     new: NonZeroUsize,
+    /// Tokens that prompts have in common, each with those of --prompt behind them; 0 for no such row
+    #[arg(long, env = "EBB_BENCH_SHARED", hide_env_values = true, value_name = "TOKENS")]
+    #[arg(default_value_t = 0)]
+    shared: usize,
     /// Rounds of which the median is taken
     #[arg(long, env = "EBB_BENCH_ROUNDS", hide_env_values = true, value_name = "N")]
     #[arg(default_value_t = NonZeroUsize::new(3).expect("three"))]
@@ -118,7 +124,8 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
         Some(dir) => dir.clone(),
         None => made::make(args.shape, place.path(), args.seed)?,
     };
-    let mut generator = Generator::load(&dir, DeviceChoice::Cpu)?;
+    // What the rounds repeat would be read once alone.
+    let mut generator = Generator::load(&dir, DeviceChoice::Cpu)?.with_prefixes(false);
     generator.warm_up()?;
     let mut peers = Peers::load(&args.python, &SCRIPT, &json!({"model": dir, "threads": threads}))?;
     let mut rows = Vec::new();
@@ -128,8 +135,17 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     }
     let said = peers.said.clone();
     peers.end()?;
-    report::print(json, &table(&rows), &object(&rows, threads, &said))?;
+    let mut told = object(&rows, threads, &said);
+    let shared = match args.shared {
+        0 => None,
+        _ => Some(shared::compare(generator, args, vocabulary(&dir)?)?),
+    };
+    told["shared"] = json!(shared);
+    report::print(json, &table(&rows), &told)?;
     tell(threads, &said);
+    if let Some(shared) = &shared {
+        report::progress(shared);
+    }
     check(&rows)
 }
 

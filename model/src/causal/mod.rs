@@ -14,13 +14,21 @@ mod graph;
 #[cfg(feature = "cpu")]
 mod groups;
 #[cfg(feature = "cpu")]
+mod growing;
+#[cfg(feature = "cpu")]
 mod letters;
+#[cfg(feature = "cpu")]
+mod pace;
 #[cfg(feature = "cpu")]
 mod packed;
 #[cfg(feature = "cpu")]
 mod plan;
 #[cfg(feature = "cpu")]
 mod pool;
+#[cfg(feature = "cpu")]
+mod prefixes;
+#[cfg(feature = "cpu")]
+mod reuse;
 #[cfg(feature = "cpu")]
 mod room;
 #[cfg(feature = "cpu")]
