@@ -123,6 +123,27 @@ fn tokens_are_the_same_however_they_are_batched_cut_and_read_again() {
 }
 
 #[test]
+fn texts_that_begin_alike_get_the_same_tokens_whether_or_not_they_have_that_in_common() {
+    for name in MODELS {
+        let prompts = prompts(name);
+        let first: Vec<u32> = prompts.iter().flat_map(|it| it.ids.clone()).take(100).collect();
+        let job = |(key, prompt): (usize, &Prompt)| {
+            let tokens = [&first[..], &prompt.ids[..5.min(prompt.ids.len())]].concat();
+            let by_chance = Sampling { temperature: 0.8, seed: key as u64, ..Sampling::default() };
+            let n_prompt = tokens.len();
+            let job = sequence(key as u64, prompt);
+            Sequence { tokens, n_prompt, max_new: 40, sampling: by_chance, ..job }
+        };
+        let jobs: Vec<Sequence> = prompts.iter().enumerate().map(job).collect();
+        let load = || Generator::load(&data(name), DeviceChoice::Cpu).expect("it loads");
+        let alone = generate(&mut load().with_prefixes(false), &jobs, 1);
+        for at_once in [1, jobs.len()] {
+            assert_eq!(generate(&mut load(), &jobs, at_once), alone, "{name}, {at_once} at once");
+        }
+    }
+}
+
+#[test]
 fn a_bad_sequence_fails_alone() {
     let prompts = prompts("tiny-qwen2");
     for device in DEVICES {

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, INLINE_LIMIT, JobId, Missing, Payloads, QueueUrl, RetryPolicy, TypedUrl};
 use ebb_telemetry::TraceArgs;
@@ -87,6 +88,13 @@ pub struct WorkerArgs {
     /// Workers of one queue should have the same: what one answers another could refuse as too long.
     #[arg(long, value_name = "BYTES", env = "EBB_KV_MEMORY")]
     pub kv_memory: Option<u64>,
+
+    /// Keep what a generator on a processor has computed of a text for others that begin alike, in what
+    /// those that grow leave of --kv-memory. Answers are the same; that one comes sooner may tell that
+    /// somebody sent a text which begins alike
+    #[arg(long, value_name = "BOOL", env = "EBB_PREFIX_CACHE", default_value_t = true)]
+    #[arg(action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub prefix_cache: bool,
 
     /// What it runs on.
     #[command(flatten)]
@@ -296,8 +304,8 @@ impl WorkerArgs {
         let alerts = queue.with_queue(&self.alerts);
         let queues = self.queue_plans(&queue, entries)?;
         self.check_limits()?;
-        let Self { dimensions, max_new_tokens, kv_memory, .. } = self;
-        let options = ModelOptions { dimensions, max_new_tokens, kv_memory };
+        let Self { dimensions, max_new_tokens, kv_memory, prefix_cache, .. } = self;
+        let options = ModelOptions { dimensions, max_new_tokens, kv_memory, prefix_cache };
         let pod = host();
         let worker = worker_id(self.id.as_deref(), &pod)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);

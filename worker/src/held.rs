@@ -44,6 +44,8 @@ pub(crate) struct Turns {
     stream: Option<Stream>,
     /// As one that is under way, once it has another turn before it.
     goes_on: Option<GoesOn>,
+    /// Whether there was no room for it in the last one.
+    waits: bool,
 }
 
 impl Turns {
@@ -72,6 +74,16 @@ impl Turns {
     /// The job has had a turn, which began then unless it was under way before, and goes on.
     pub(crate) fn go_on(&mut self, all: &Arc<UnderWay>, since: Instant) {
         self.goes_on.get_or_insert_with(|| all.begin(since));
+    }
+
+    /// Whether there was no room for it in its last turn.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// Notes that.
+    pub(crate) fn set_waits(&mut self, waits: bool) {
+        self.waits = waits;
     }
 
     /// What the job took of the device so far, in seconds.

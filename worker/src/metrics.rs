@@ -44,6 +44,8 @@ pub struct Metrics {
     pub failed_seconds: CounterVec,
     /// Tokens of jobs that were answered, by model and tenant.
     pub tokens: IntCounterVec,
+    /// Those of them that were not computed, for another job had the same ones, by model and tenant.
+    pub tokens_reused: IntCounterVec,
     /// Texts of jobs that were answered whose ends were cut off, by model and tenant.
     pub texts_truncated: IntCounterVec,
     /// From receipt to settlement.
@@ -143,6 +145,7 @@ impl Metrics {
             Box::new(self.device_seconds.clone()),
             Box::new(self.failed_seconds.clone()),
             Box::new(self.tokens.clone()),
+            Box::new(self.tokens_reused.clone()),
             Box::new(self.texts_truncated.clone()),
         ]
     }
@@ -159,6 +162,7 @@ impl Metrics {
         let labels = [model, lock(&self.tenants).label(tenant)];
         self.device_seconds.with_label_values(&labels).inc_by(spent.seconds);
         self.tokens.with_label_values(&labels).inc_by(answer.tokens as u64);
+        self.tokens_reused.with_label_values(&labels).inc_by(answer.n_reused as u64);
         self.texts_truncated.with_label_values(&labels).inc_by(answer.n_cut as u64);
     }
 
@@ -231,6 +235,13 @@ impl Metrics {
             )?,
             tokens: IntCounterVec::new(
                 Opts::new("worker_tokens_total", "Tokens of jobs that were answered."),
+                &["model", "tenant"],
+            )?,
+            tokens_reused: IntCounterVec::new(
+                Opts::new(
+                    "worker_tokens_reused_total",
+                    "Tokens of jobs that were answered which another job had computed.",
+                ),
                 &["model", "tenant"],
             )?,
             texts_truncated: IntCounterVec::new(
@@ -334,7 +345,7 @@ mod tests {
         let metrics = Metrics::default().with_tenants(2);
         let spent = Spent { seconds: 0.5, share: 1.0 };
         let (content_type, body) = ("text/plain", Bytes::new());
-        let answer = Answer { content_type, body, alert: None, tokens: 3, n_cut: 2 };
+        let answer = Answer { content_type, body, alert: None, tokens: 3, n_cut: 2, n_reused: 1 };
         for tenant in [Some("a"), Some("b"), Some("c"), Some("d"), Some("a"), None] {
             metrics.spend("mini", tenant, &answer, &spent);
         }
@@ -343,6 +354,7 @@ mod tests {
         assert_eq!(told, [6, 3, 0, 6, 3]);
         let n_cut = metrics.texts_truncated.with_label_values(&["mini", "a"]).get();
         assert_eq!(n_cut, 4);
+        assert_eq!(metrics.tokens_reused.with_label_values(&["mini", "a"]).get(), 2);
         let seconds = metrics.device_seconds.with_label_values(&["mini", "other"]).get();
         assert!((seconds - 1.0).abs() < 1e-9, "{seconds}");
     }

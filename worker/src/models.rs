@@ -51,6 +51,8 @@ pub(crate) struct ModelOptions {
     pub(crate) max_new_tokens: NonZeroUsize,
     /// Bytes of a generator's keys and values, where it is said.
     pub(crate) kv_memory: Option<u64>,
+    /// Whether a generator keeps what texts have in common.
+    pub(crate) prefix_cache: bool,
 }
 
 /// Puts the models of all queues on one device, each once; those of each queue, in its order.
@@ -193,7 +195,7 @@ impl Seats {
         let room = room_for(&settings, device, self.options.kv_memory)
             .with_context(|| format!("--model {}", dir.display()))?;
         tell_room(&called, &settings, room);
-        let most = self.options.max_new_tokens.get();
+        let (most, prefixes) = (self.options.max_new_tokens.get(), self.options.prefix_cache);
         let codec = move |dir: &Path| {
             let tokenizer = timed(dir, |dir| causal::Tokenizer::of(&settings, dir))?;
             tell_unknown(dir, &tokenizer, &settings);
@@ -203,7 +205,8 @@ impl Seats {
         let load = Load {
             open: causal::Source::open,
             on: move |source, opened: &Opened| {
-                Ok(Generator::on(source, opened)?.with_cache_bytes(room.bytes))
+                let generator = Generator::on(source, opened)?.with_cache_bytes(room.bytes);
+                Ok(generator.with_prefixes(prefixes))
             },
             warm_up: Generator::warm_up,
         };

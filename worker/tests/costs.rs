@@ -52,7 +52,7 @@ impl Codec for TextsCodec {
 
     fn encode(&self, (): (), (): (), _: &Job, spent: &Spent) -> Answer {
         let body = format!("{:.3}", spent.share).into();
-        Answer { content_type: "text/plain", body, alert: None, tokens: 0, n_cut: 0 }
+        Answer { content_type: "text/plain", body, alert: None, tokens: 0, n_cut: 0, n_reused: 0 }
     }
 }
 

@@ -50,6 +50,7 @@ async fn answers_of<C: Codec>(
         answers.push(match queue.get(&id).await.unwrap().unwrap().outcome {
             Outcome::Completed { body, .. } => Ok(serde_json::from_slice(&body).unwrap()),
             Outcome::Failed { reason } => Err(reason),
+            Outcome::Cancelled => panic!("nobody cancels here"),
         });
     }
     (answers, metrics)

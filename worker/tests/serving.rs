@@ -54,7 +54,14 @@ impl Codec for LengthsCodec {
 
     fn encode(&self, output: usize, words: usize, _: &Job, spent: &Spent) -> Answer {
         let body = format!("{output} letters, {words} words, share {:.2}", spent.share).into();
-        Answer { content_type: "text/plain", body, alert: None, tokens: output, n_cut: 0 }
+        Answer {
+            content_type: "text/plain",
+            body,
+            alert: None,
+            tokens: output,
+            n_cut: 0,
+            n_reused: 0,
+        }
     }
 }
 

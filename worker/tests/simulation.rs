@@ -82,7 +82,7 @@ impl Codec for Numbered {
     fn encode(&self, output: String, (): (), _: &Job, _: &Spent) -> Answer {
         let number = self.0.fetch_add(1, Relaxed);
         let body = format!("{output} #{number}").into();
-        Answer { content_type: "text/plain", body, alert: None, tokens: 0, n_cut: 0 }
+        Answer { content_type: "text/plain", body, alert: None, tokens: 0, n_cut: 0, n_reused: 0 }
     }
 }
 

@@ -516,7 +516,12 @@ impl Codec for Turner {
         if output == "bad " {
             return Err(BadJob("input: a word is bad".to_owned()));
         }
-        EchoCodec.advance(input, output, asked, job)
+        let waits = output == "wait ";
+        let step = EchoCodec.advance(input, output, asked, job)?;
+        Ok(match step.next {
+            Next::Turn(input) if waits => Step { next: Next::Wait(input), ..step },
+            _ => step,
+        })
     }
 
     fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
@@ -579,6 +584,26 @@ async fn a_codec_that_cannot_go_on_rejects_its_job_alone() {
     assert_eq!(dead[1].reason, "a turn made the codec panic; a bug of ours");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_batch_in_which_nobody_has_room_pauses_and_one_in_which_somebody_has_does_not() {
+    for (others, n_pauses) in [("wait ".repeat(40), 40), ("wait say ".repeat(20), 20)] {
+        for (first, n_pauses) in [(others.clone(), n_pauses), ("say ".repeat(40), 0)] {
+            let (queue, clock) = queue(LEASE);
+            let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
+            let texts = [first, others.clone(), others.clone()].into_iter().enumerate();
+            let jobs = texts
+                .map(|(n, text)| job(n, &format!(r#"{{"input": "{text}end", "stream": true}}"#)));
+            queue.publish(jobs.collect()).await.unwrap();
+            let start = Instant::now();
+            let worker = turner((&queue, &clock), device, until_empty());
+            assert_eq!(worker.run(CancellationToken::new()).await.unwrap().completed, 3);
+            let (took, pauses) = (start.elapsed(), n_pauses * Duration::from_millis(5));
+            let most = pauses + Duration::from_millis(50);
+            assert!((pauses..most).contains(&took), "{n_pauses} pauses in {took:?}");
+        }
+    }
+}
+
 /// An echo that says of each word in which life of which worker it was said: what several workers have
 /// said of one answer is seen.
 #[derive(Clone)]
@@ -636,7 +661,7 @@ impl Codec for LivedCodec {
         let Step { next, piece } = EchoCodec.advance(input, output, &mut (), job)?;
         let next = match next {
             Next::Answer(_) => Next::Answer(std::mem::take(said)),
-            turn @ Next::Turn(_) => turn,
+            turn @ (Next::Turn(_) | Next::Wait(_)) => turn,
         };
         Ok(Step { next, piece })
     }

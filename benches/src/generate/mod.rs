@@ -1,12 +1,15 @@
 //! How fast do answers grow, and prompts are read, beside transformers on torch?
 //!
-//! On the processor, or on another device that both sides have. One run, one machine, the same weights, prompts and number of threads; the sides take turns, and each
-//! takes the likeliest token. Cutting texts into tokens is left out on both sides. First so many
-//! sequences at once, all as long as each other; then answers of unlike lengths, in which a sequence
-//! that has ended gives its place to the next here, while `generate` answers batch after batch, each
-//! until its longest answer is whole. Last, as many prompts as at once at most, with one token each.
+//! On the processor, or on another device that both sides have. One run, one machine, the same weights,
+//! prompts and number of threads; the sides take turns, and each takes the likeliest token. Cutting
+//! texts into tokens is left out on both sides. First so many sequences at once, all as long as each
+//! other; then answers of unlike lengths, in which a sequence that has ended gives its place to the next
+//! here, while `generate` answers batch after batch, each until its longest answer is whole. In both
+//! each prompt is read whole. Then as many prompts as at once at most, with one token each. Last, with
+//! `--shared`, prompts that begin alike, with and without what they have in common kept, here alone.
 
 mod made;
+mod shared;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -78,6 +81,10 @@ pub(crate) struct Args {
     #[arg(long, env = "EBB_BENCH_KV_MEMORY", hide_env_values = true, value_name = "BYTES")]
     #[arg(default_value_t = NonZeroU64::new(1 << 30).expect("more than none"))]
     kv_memory: NonZeroU64,
+    /// Tokens that prompts have in common, each with those of --prompt behind them; 0 for no such row
+    #[arg(long, env = "EBB_BENCH_SHARED", hide_env_values = true, value_name = "TOKENS")]
+    #[arg(default_value_t = 0)]
+    shared: usize,
     /// Rounds of which the median is taken
     #[arg(long, env = "EBB_BENCH_ROUNDS", hide_env_values = true, value_name = "N")]
     #[arg(default_value_t = NonZeroUsize::new(3).expect("three"))]
@@ -133,7 +140,9 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
         None => made::make(args.shape, place.path(), args.seed)?,
     };
     let choice = args.device.parse::<DeviceChoice>()?.with_dtype(args.dtype)?;
-    let mut generator = Generator::load(&dir, choice)?.with_cache_bytes(args.kv_memory.get());
+    // What the rounds repeat would be read once alone.
+    let mut generator =
+        Generator::load(&dir, choice)?.with_cache_bytes(args.kv_memory.get()).with_prefixes(false);
     generator.warm_up()?;
     let torch = if choice.keeps_kernels() { choice.to_string() } else { "cpu".to_owned() };
     let ask = json!({"model": dir, "threads": threads, "device": torch});
@@ -145,10 +154,23 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     }
     let said = peers.said.clone();
     peers.end()?;
-    report::print(json, &table(&rows), &object(&rows, threads, (generator.device(), &said)))?;
-    tell(threads, generator.device(), &said);
+    let device = generator.device().to_owned();
+    let mut told = object(&rows, threads, (&device, &said));
+    let shared = match args.shared {
+        0 => None,
+        _ => {
+            let most = sequences(args, choice).into_iter().max().unwrap_or(1);
+            Some(shared::compare(generator, args, most, vocabulary(&dir)?)?)
+        }
+    };
+    told["shared"] = json!(shared);
+    report::print(json, &table(&rows), &told)?;
+    tell(threads, &device, &said);
+    if let Some(shared) = &shared {
+        report::progress(shared);
+    }
     // Rounded to halves, random weights answer something else early on.
-    check(&rows, generator.device().ends_with(" in f32"))
+    check(&rows, device.ends_with(" in f32"))
 }
 
 /// How many at once: as told, or as suits the device.

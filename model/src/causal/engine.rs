@@ -1,10 +1,14 @@
 //! What a generator does in a turn, on any device. The clock stands outside.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use rayon::prelude::*;
 
 use super::forward::{Feed, Forward};
+use super::growing::{Growing, Kept};
+use super::pace::{Pace, Read};
+use super::reuse::Reuse;
 use super::turn::{Ended, Sequence, Turn};
 use super::{plan, sampler};
 use crate::{InferError, ItemError};
@@ -16,16 +20,24 @@ const MOST_NEW: usize = 64;
 /// longer keeps others from their room. More turns than others have between two of the same batch.
 const MOST_AWAY: u64 = 256;
 
+/// Turns in a row in which nobody found room, after which those that are in none of them are taken to
+/// be gone. Whoever runs them lets some time pass between two of such turns.
+const MOST_EMPTY: u64 = 8;
+
 /// What bounds a generator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) vocabulary: usize,
     /// Tokens that a sequence may have.
     pub(super) positions: usize,
-    /// Tokens that are read in a pass, as long as no more sequences than that grow.
+    /// Tokens of prompts that are read in a pass at most.
     pub(super) pass_tokens: usize,
+    /// How long a turn takes, from which on it ends with its pass.
+    pub(super) turn: Duration,
     /// Bytes of keys and values.
     pub(super) cache_bytes: u64,
+    /// Whether what a sequence has read is kept for those that begin alike.
+    pub(super) keeps_prefixes: bool,
 }
 
 /// The layers of a decoder, with what is kept of sequences between turns.
@@ -33,20 +45,17 @@ pub(super) struct Engine<F: Forward> {
     pub(super) forward: F,
     limits: Limits,
     kept: HashMap<u64, Kept<F::Cache>>,
+    reuse: Reuse<F>,
+    pace: Pace,
     /// Sequences of late that have not ended.
     seen: HashMap<u64, Seen>,
     n_turns: u64,
+    /// Turns of late in which nobody found room.
+    n_empty: u64,
     /// How many sequences came.
     n_seen: u64,
     /// Set while a turn is under way: if the next one finds it, a panic came between.
     is_broken: bool,
-}
-
-/// Keys and values of a sequence between two turns.
-struct Kept<C> {
-    cache: C,
-    /// The tokens that were read: what goes on otherwise begins anew.
-    read: Vec<u32>,
 }
 
 /// When a sequence was there.
@@ -59,34 +68,26 @@ struct Seen {
 }
 
 /// What becomes of a sequence of the batch.
-enum Place<C> {
+enum Place<'a, C> {
     /// Without a pass.
     Told(Result<Turn, ItemError>),
     /// For room.
     Waits,
-    Grows(Growing<C>),
-}
-
-/// A sequence while it grows.
-struct Growing<C> {
-    sequence: Sequence,
-    cache: C,
-    n_read: usize,
-    /// How many tokens it had before this turn.
-    n_before: usize,
-    /// Set once it does not go on.
-    end: Option<Result<Ended, ItemError>>,
+    Grows(Growing<'a, C>),
 }
 
 impl<F: Forward> Engine<F> {
     /// Sequences may have fewer tokens than `limits` says where more of one do not fit.
     pub(super) fn new(forward: F, limits: Limits) -> Self {
         let mut engine = Self {
+            reuse: Reuse::new(&forward, limits.keeps_prefixes),
             forward,
             limits,
             kept: HashMap::new(),
+            pace: Pace::default(),
             seen: HashMap::new(),
             n_turns: 0,
+            n_empty: 0,
             n_seen: 0,
             is_broken: false,
         };
@@ -99,6 +100,9 @@ impl<F: Forward> Engine<F> {
         let Limits { positions, cache_bytes, .. } = limits;
         let bytes = |n_tokens| self.forward.cache_bytes(n_tokens);
         let positions = plan::most_tokens(positions, cache_bytes, bytes);
+        if limits.keeps_prefixes != self.limits.keeps_prefixes {
+            self.reuse = Reuse::new(&self.forward, limits.keeps_prefixes);
+        }
         self.limits = Limits { positions, ..limits };
     }
 
@@ -106,36 +110,44 @@ impl<F: Forward> Engine<F> {
         self.limits
     }
 
-    /// Lets sequences grow until `is_over`, after at least one pass.
+    /// Lets sequences grow until the turn is over, after at least one pass. `clock` says how long it has
+    /// taken so far.
     ///
     /// After an error nothing is kept of any sequence.
     pub(super) fn turn(
         &mut self,
         batch: &[Sequence],
-        is_over: &mut dyn FnMut() -> bool,
+        clock: &mut dyn FnMut() -> Duration,
     ) -> Result<Vec<Result<Turn, ItemError>>, InferError> {
         self.n_turns += 1;
         if std::mem::replace(&mut self.is_broken, true) {
-            self.kept.clear();
+            self.forget();
         }
         let mut places = self.enter(batch);
-        let grown = self.grow(&mut places, is_over);
+        let grown = self.grow(&mut places, clock);
         self.is_broken = false;
         if let Err(error) = grown {
-            self.kept.clear();
+            self.forget();
             return Err(error);
         }
         let places = places.into_iter().zip(batch);
         Ok(places.map(|(place, sequence)| self.leave(place, sequence)).collect())
     }
 
+    fn forget(&mut self) {
+        self.kept.clear();
+        self.reuse.forget();
+    }
+
     /// Takes what is kept of the sequences that are to grow, and makes room for them.
-    fn enter(&mut self, batch: &[Sequence]) -> Vec<Place<F::Cache>> {
+    fn enter<'a>(&mut self, batch: &'a [Sequence]) -> Vec<Place<'a, F::Cache>> {
         self.note(batch);
         let mut places: Vec<_> = batch.iter().map(|sequence| self.refused(sequence)).collect();
         let open = batch.iter().zip(&places).filter(|(_, place)| place.is_none());
         let needs: HashMap<u64, u64> = open.map(|(it, _)| (it.key, self.need(it))).collect();
         let growing = self.growing_keys(&needs);
+        let is_empty = growing.is_empty() && !needs.is_empty();
+        self.n_empty = if is_empty { self.n_empty + 1 } else { 0 };
         let taken = growing.iter().fold(0u64, |sum, key| sum.saturating_add(needs[key]));
         for (place, sequence) in places.iter_mut().zip(batch) {
             if place.is_none() && !growing.contains(&sequence.key) {
@@ -143,22 +155,26 @@ impl<F: Forward> Engine<F> {
             }
         }
         // What is kept of those that wait stays where it is, as far as there is room.
-        let take = |(sequence, place): (&Sequence, &Option<Place<_>>)| match place {
+        let take = |(sequence, place): (&Sequence, &Option<Place<'_, _>>)| match place {
             Some(Place::Waits) => None,
             _ => self.kept.remove(&sequence.key),
         };
         let kept: Vec<Option<Kept<_>>> = batch.iter().zip(&places).map(take).collect();
-        self.make_room(self.limits.cache_bytes.saturating_sub(taken));
-        let grows = |((place, sequence), kept): ((Option<Place<_>>, _), _)| {
+        let left = self.make_room(self.limits.cache_bytes.saturating_sub(taken));
+        let grows = |((place, sequence), kept): ((Option<Place<'a, _>>, &'a Sequence), _)| {
             place.unwrap_or_else(|| Place::Grows(self.growing(sequence, kept)))
         };
-        places.into_iter().zip(batch).zip(kept).map(grows).collect()
+        let places = places.into_iter().zip(batch).zip(kept).map(grows).collect();
+        // Last, for what those that grow have in common with others is theirs by now.
+        self.reuse.shrink(&self.forward, left);
+        places
     }
 
     /// Who grows in this turn, of those that want to and need so many bytes.
     fn growing_keys(&mut self, needs: &HashMap<u64, u64>) -> HashSet<u64> {
+        let most = if self.n_empty < MOST_EMPTY { MOST_AWAY } else { 0 };
         let n_turns = self.n_turns;
-        self.seen.retain(|_, seen| n_turns - seen.turn <= MOST_AWAY);
+        self.seen.retain(|_, seen| n_turns - seen.turn <= most);
         let mut order = Vec::with_capacity(self.seen.len());
         for (key, seen) in &self.seen {
             let kept = self.kept.get(key).map(|kept| self.forward.cache_bytes(kept.read.len()));
@@ -184,7 +200,7 @@ impl<F: Forward> Engine<F> {
     }
 
     /// What a sequence is told that does not grow at all.
-    fn refused(&self, sequence: &Sequence) -> Option<Place<F::Cache>> {
+    fn refused<'a>(&self, sequence: &Sequence) -> Option<Place<'a, F::Cache>> {
         let Limits { vocabulary, positions, .. } = self.limits;
         let Sequence { tokens, n_prompt, max_new, .. } = sequence;
         let error = |message: String| Some(Place::Told(Err(ItemError::new(message))));
@@ -196,7 +212,10 @@ impl<F: Forward> Engine<F> {
                 "prompt has {n_prompt} tokens; this worker takes at most {positions}, shorten it"
             ));
         }
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+        // Those that were read have been looked at.
+        let kept = self.kept.get(&sequence.key).filter(|kept| kept.goes_on(tokens));
+        let new = &tokens[kept.map_or(0, |kept| kept.read.len())..];
+        if let Some(token) = new.iter().find(|token| **token as usize >= vocabulary) {
             return error(format!(
                 "prompt has token {token}; the model knows {vocabulary}, use the tokenizer beside it"
             ));
@@ -217,9 +236,9 @@ impl<F: Forward> Engine<F> {
         self.forward.cache_bytes((sequence.tokens.len() + MOST_NEW).min(most))
     }
 
-    /// Drops what is kept until it is at most so much: first what is of no late turn, then that of
-    /// whoever came last.
-    fn make_room(&mut self, budget: u64) {
+    /// Drops what is kept until it is at most so much, and says what is left: first what is of no late
+    /// turn, then that of whoever came last.
+    fn make_room(&mut self, budget: u64) -> u64 {
         let mut kept = Vec::with_capacity(self.kept.len());
         let mut keys = Vec::with_capacity(self.kept.len());
         for (key, one) in &self.kept {
@@ -227,81 +246,114 @@ impl<F: Forward> Engine<F> {
             kept.push((rank, self.forward.cache_bytes(one.read.len())));
             keys.push(*key);
         }
+        let mut taken = kept.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         for place in plan::dropped(&kept, budget) {
             self.kept.remove(&keys[place]);
+            taken -= kept[place].1.min(taken);
         }
+        budget.saturating_sub(taken)
     }
 
-    fn growing(&mut self, sequence: &Sequence, kept: Option<Kept<F::Cache>>) -> Growing<F::Cache> {
-        let tokens = &sequence.tokens;
-        let (cache, n_read) = match kept.filter(|kept| kept.goes_on(tokens)) {
-            Some(kept) => (kept.cache, kept.read.len()),
-            None => (self.forward.cache(), 0),
-        };
-        Growing { sequence: sequence.clone(), cache, n_read, n_before: tokens.len(), end: None }
+    fn growing<'a>(
+        &mut self,
+        sequence: &'a Sequence,
+        kept: Option<Kept<F::Cache>>,
+    ) -> Growing<'a, F::Cache> {
+        let kept = kept.filter(|kept| kept.goes_on(&sequence.tokens));
+        let kept = kept.unwrap_or_else(|| Kept::new(self.forward.cache()));
+        let mut growing = Growing::new(sequence, kept);
+        self.reuse.give(&mut self.forward, &mut growing);
+        growing
     }
 
     fn grow(
         &mut self,
-        places: &mut [Place<F::Cache>],
-        is_over: &mut dyn FnMut() -> bool,
+        places: &mut [Place<'_, F::Cache>],
+        clock: &mut dyn FnMut() -> Duration,
     ) -> Result<(), InferError> {
+        let mut since = clock();
         loop {
             let growing = places.iter_mut().filter_map(|place| match place {
                 Place::Grows(growing) if growing.end.is_none() => Some(growing),
                 Place::Grows(_) | Place::Waits | Place::Told(_) => None,
             });
-            let mut growing: Vec<&mut Growing<F::Cache>> = growing.collect();
+            let mut growing: Vec<&mut Growing<'_, F::Cache>> = growing.collect();
             if growing.is_empty() {
                 return Ok(());
             }
-            self.pass(&mut growing)?;
-            let is_full =
-                |one: &&mut Growing<_>| one.sequence.tokens.len() - one.n_before >= MOST_NEW;
-            if growing.iter().any(is_full) || is_over() {
+            let read = self.pass(&mut growing)?;
+            let now = clock();
+            self.pace.learn(read, now.saturating_sub(since));
+            since = now;
+            let is_full = growing.iter().any(|one| one.gained.len() >= MOST_NEW);
+            if is_full || now >= self.limits.turn {
                 return Ok(());
             }
         }
     }
 
     /// Reads once, and gives a token to each that has read all it has.
-    fn pass(&mut self, growing: &mut [&mut Growing<F::Cache>]) -> Result<(), InferError> {
-        let unread = growing.iter().map(|one| one.sequence.tokens.len() - one.n_read);
-        let shares = plan::shares(&unread.collect::<Vec<_>>(), self.limits.pass_tokens);
+    fn pass(&mut self, growing: &mut [&mut Growing<'_, F::Cache>]) -> Result<Read, InferError> {
+        for one in growing.iter_mut() {
+            self.reuse.give(&mut self.forward, one);
+        }
+        let unread = self.reuse.unread(growing);
+        let n_rows = unread.iter().filter(|n| **n == 1).count();
+        let n_prompt = self.pace.prompt_tokens(n_rows, self.limits.pass_tokens);
+        let shares = plan::shares(&unread, n_prompt);
+        let n_prompt = shares.iter().sum::<usize>() - n_rows;
         let mut feeds = Vec::with_capacity(growing.len());
         let mut all_plain = true;
-        for (one, share) in growing.iter_mut().zip(shares).filter(|(_, share)| *share > 0) {
-            let unread = &one.sequence.tokens[one.n_read..];
-            let (tokens, wants) = (&unread[..share], share == unread.len());
-            one.n_read += share;
-            all_plain &= !wants || sampler::is_plain(&one.sequence.sampling);
-            feeds.push(Feed { cache: &mut one.cache, tokens, wants });
+        for (one, share) in growing.iter_mut().zip(&shares).filter(|(_, share)| **share > 0) {
+            let wants = *share == one.n_unread();
+            all_plain &= !wants || sampler::is_plain(&one.of.sampling);
+            let (cache, tokens) = one.read(*share);
+            feeds.push(Feed { cache, tokens, wants });
         }
-        let is_done = |one: &Growing<_>| one.n_read == one.sequence.tokens.len();
         if all_plain {
             let chosen = self.forward.likeliest(&mut feeds)?;
-            let wanted = growing.iter_mut().filter(|one| is_done(one));
-            wanted.zip(chosen).for_each(|(one, token)| one.take(token, self.limits.positions));
-            return Ok(());
+            self.take_all(growing, chosen);
+            return Ok(Read { n_rows, n_prompt });
         }
         let mut logits = self.forward.forward(&mut feeds)?;
-        let mut wanted: Vec<&mut &mut Growing<_>> = growing.iter_mut().collect();
-        wanted.retain(|one| is_done(one));
+        let mut wanted = Vec::from_iter(growing.iter_mut().filter(|one| one.n_unread() == 0));
+        wanted.iter_mut().for_each(|one| one.count());
         let rows = logits.chunks_exact_mut(self.limits.vocabulary);
         if rows.len() < wanted.len() {
             return Err(InferError::Device("the logits of a sequence did not come back".into()));
         }
         // What a cache is made of may stay on this thread; the choice is of the rows alone.
-        let rows: Vec<_> = rows.zip(wanted.iter().map(|one| &one.sequence)).collect();
+        let asked = wanted.iter().map(|one| {
+            let n_generated = one.n_tokens().saturating_sub(one.of.n_prompt);
+            (&one.of.sampling, &one.kept.counts, n_generated)
+        });
+        let rows: Vec<_> = rows.zip(asked).collect();
+        let choose = |(logits, (sampling, counts, n_generated)): (&mut [f32], (_, _, usize))| {
+            let is_sound = logits.iter().all(|x| x.is_finite());
+            is_sound.then(|| sampler::choose(logits, sampling, counts, n_generated))
+        };
         let chosen: Vec<Option<u32>> = rows.into_par_iter().map(choose).collect();
-        for (one, token) in wanted.into_iter().zip(chosen) {
+        self.take_all(growing, chosen);
+        Ok(Read { n_rows, n_prompt })
+    }
+
+    /// Keeps what was read for others, and gives who has read all it has the token chosen for it.
+    fn take_all(
+        &mut self,
+        growing: &mut [&mut Growing<'_, F::Cache>],
+        chosen: impl IntoIterator<Item = Option<u32>>,
+    ) {
+        for one in growing.iter_mut() {
+            self.reuse.keep(&mut self.forward, one);
+        }
+        let wanted = growing.iter_mut().filter(|one| one.n_unread() == 0);
+        for (one, token) in wanted.zip(chosen) {
             one.take(token, self.limits.positions);
         }
-        Ok(())
     }
 
     /// What a sequence gained; what it has read is kept where it goes on.
-    fn leave(&mut self, place: Place<F::Cache>, of: &Sequence) -> Result<Turn, ItemError> {
+    fn leave(&mut self, place: Place<'_, F::Cache>, of: &Sequence) -> Result<Turn, ItemError> {
         let has_ended = match &place {
             Place::Told(_) => true,
             Place::Waits => false,
@@ -310,56 +362,21 @@ impl<F: Forward> Engine<F> {
         if has_ended {
             self.seen.remove(&of.key);
         }
-        let Growing { mut sequence, cache, n_read, n_before, end } = match place {
+        let Growing { kept, gained, end, .. } = match place {
             Place::Told(told) => return told,
             Place::Waits => {
                 let kept = self.kept.get(&of.key).filter(|kept| kept.goes_on(&of.tokens));
-                let n_read = kept.map_or(0, |kept| kept.read.len());
-                return Ok(Turn { n_read, ..Turn::default() });
+                let (n_read, n_reused) = kept.map_or((0, 0), |it| (it.read.len(), it.n_reused));
+                return Ok(Turn { n_read, n_reused, ..Turn::default() });
             }
             Place::Grows(growing) => growing,
         };
         let ended = end.transpose()?;
-        let tokens = sequence.tokens[n_before..].to_vec();
+        let (n_read, n_reused) = (kept.read.len(), kept.n_reused);
         if ended.is_none() {
-            sequence.tokens.truncate(n_read);
-            self.kept.insert(sequence.key, Kept { cache, read: sequence.tokens });
+            self.kept.insert(of.key, kept);
         }
-        Ok(Turn { tokens, ended, n_read })
-    }
-}
-
-impl<C> Kept<C> {
-    /// Whether these tokens go on where it ends. There must be one left to read: behind it come the
-    /// logits.
-    fn goes_on(&self, tokens: &[u32]) -> bool {
-        self.read.len() < tokens.len() && tokens.starts_with(&self.read)
-    }
-}
-
-/// The token behind those of a sequence, unless the logits are spoilt.
-fn choose((logits, sequence): (&mut [f32], &Sequence)) -> Option<u32> {
-    logits.iter().all(|x| x.is_finite()).then(|| sampler::choose(logits, sequence))
-}
-
-impl<C> Growing<C> {
-    /// Gains a token, or ends; there is none where the logits behind its last token are spoilt.
-    fn take(&mut self, token: Option<u32>, positions: usize) {
-        let Some(token) = token else {
-            let message = "output is not finite; the weights do not suit this input";
-            self.end = Some(Err(ItemError::new(message)));
-            return;
-        };
-        let sequence = &mut self.sequence;
-        if sequence.ends.contains(&token) {
-            self.end = Some(Ok(Ended::Stop));
-            return;
-        }
-        sequence.tokens.push(token);
-        let n_new = sequence.tokens.len() - sequence.n_prompt;
-        if n_new >= sequence.max_new || sequence.tokens.len() >= positions {
-            self.end = Some(Ok(Ended::Length));
-        }
+        Ok(Turn { tokens: gained, ended, n_read, n_reused })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sequences that grow in turns, held against each of them alone.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::InferErrorKind;
 use crate::causal::Sampling;
+use crate::causal::sampler::Counts;
 
 const VOCABULARY: usize = 13;
 /// A token that spoils the logits behind it.
@@ -16,24 +18,60 @@ const POISON: u32 = 12;
 /// Bytes of a token, so that a slip in units shows.
 const TOKEN_BYTES: u64 = 3;
 
+/// Tokens of a block that sequences have in common.
+const BLOCK: usize = 4;
+/// How long a turn is.
+const TURN: Duration = Duration::from_secs(1);
+
 /// Layers of which the logits behind some tokens are any function of them.
 #[derive(Default)]
 struct Fake {
     /// Tokens in all caches that live.
     n_held: Rc<Cell<usize>>,
     most_held: usize,
-    most_read: usize,
+    /// Tokens that each pass read.
+    reads: Rc<RefCell<Vec<usize>>>,
     fails: bool,
 }
 
 struct FakeCache {
     tokens: Vec<u32>,
+    blocks: Vec<Rc<FakeBlock>>,
     n_held: Rc<Cell<usize>>,
 }
 
-impl Drop for FakeCache {
+/// Memory of up to so many tokens.
+struct FakeBlock {
+    /// All tokens of the text up to its end.
+    tokens: RefCell<Vec<u32>>,
+    n: Cell<usize>,
+    n_held: Rc<Cell<usize>>,
+}
+
+impl Fake {
+    fn n_read(&self) -> usize {
+        self.reads.borrow().iter().sum()
+    }
+}
+
+impl FakeCache {
+    fn read(&mut self, token: u32) {
+        if self.tokens.len().is_multiple_of(BLOCK) {
+            let (tokens, n_held) = (RefCell::new(self.tokens.clone()), Rc::clone(&self.n_held));
+            self.blocks.push(Rc::new(FakeBlock { tokens, n: Cell::new(0), n_held }));
+        }
+        self.tokens.push(token);
+        let block = self.blocks.last().unwrap();
+        assert_eq!(Rc::strong_count(block), 1, "nobody has a block that is not full");
+        block.tokens.borrow_mut().push(token);
+        block.n.set(block.n.get() + 1);
+        self.n_held.set(self.n_held.get() + 1);
+    }
+}
+
+impl Drop for FakeBlock {
     fn drop(&mut self) {
-        self.n_held.set(self.n_held.get() - self.tokens.len());
+        self.n_held.set(self.n_held.get() - self.n.get());
     }
 }
 
@@ -50,13 +88,40 @@ fn logits(tokens: &[u32]) -> Vec<f32> {
 
 impl Forward for Fake {
     type Cache = FakeCache;
+    type Block = Rc<FakeBlock>;
 
     fn cache(&mut self) -> FakeCache {
-        FakeCache { tokens: Vec::new(), n_held: Rc::clone(&self.n_held) }
+        FakeCache { tokens: Vec::new(), blocks: Vec::new(), n_held: Rc::clone(&self.n_held) }
     }
 
     fn cache_bytes(&self, n_tokens: usize) -> u64 {
         n_tokens as u64 * TOKEN_BYTES
+    }
+
+    fn block_tokens(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(BLOCK)
+    }
+
+    fn block(&self, cache: &FakeCache, nth: usize) -> Option<Rc<FakeBlock>> {
+        assert!(cache.tokens.len() >= (nth + 1) * BLOCK);
+        Some(Rc::clone(&cache.blocks[nth]))
+    }
+
+    fn put(&mut self, cache: &mut FakeCache, nth: usize, block: &Rc<FakeBlock>) {
+        let (tokens, end) = (block.tokens.borrow(), (nth + 1) * BLOCK);
+        assert_eq!(tokens.len(), end);
+        assert!(tokens.starts_with(&cache.tokens[..end.min(cache.tokens.len())]));
+        if nth < cache.blocks.len() {
+            cache.blocks[nth] = Rc::clone(block);
+        } else {
+            assert_eq!(cache.tokens.len(), nth * BLOCK);
+            cache.tokens.clone_from(&tokens);
+            cache.blocks.push(Rc::clone(block));
+        }
+    }
+
+    fn is_in_cache(&self, block: &Rc<FakeBlock>) -> bool {
+        Rc::strong_count(block) > 1
     }
 
     fn forward(&mut self, feeds: &mut [Feed<'_, FakeCache>]) -> Result<Vec<f32>, InferError> {
@@ -64,11 +129,10 @@ impl Forward for Fake {
             return Err(InferError::OutOfMemory("no room".into()));
         }
         let mut rows = Vec::new();
-        self.most_read = self.most_read.max(feeds.iter().map(|feed| feed.tokens.len()).sum());
+        self.reads.borrow_mut().push(feeds.iter().map(|feed| feed.tokens.len()).sum());
         for feed in feeds {
             assert!(!feed.tokens.is_empty());
-            feed.cache.tokens.extend(feed.tokens);
-            self.n_held.set(self.n_held.get() + feed.tokens.len());
+            feed.tokens.iter().for_each(|token| feed.cache.read(*token));
             if feed.wants {
                 rows.extend(logits(&feed.cache.tokens));
             }
@@ -79,9 +143,27 @@ impl Forward for Fake {
 }
 
 fn engine(positions: usize, pass_tokens: usize, n_kept: usize) -> Engine<Fake> {
-    let cache_bytes = n_kept as u64 * TOKEN_BYTES + 1;
-    let limits = Limits { vocabulary: VOCABULARY, positions, pass_tokens, cache_bytes };
-    Engine::new(Fake::default(), limits)
+    let limits = Limits {
+        vocabulary: VOCABULARY,
+        positions,
+        pass_tokens,
+        turn: TURN,
+        cache_bytes: n_kept as u64 * TOKEN_BYTES + 1,
+        keeps_prefixes: true,
+    };
+    let mut engine = Engine::new(Fake::default(), limits);
+    // One that takes no time.
+    engine.pace.learn(Read { n_rows: 0, n_prompt: 1 }, Duration::ZERO);
+    engine
+}
+
+/// A turn ends after so many passes.
+fn after(n_passes: usize) -> impl FnMut() -> Duration {
+    let mut n = 0;
+    move || {
+        n += 1;
+        if n > n_passes { TURN } else { Duration::ZERO }
+    }
 }
 
 fn sequence(key: u64, tokens: &[u32], max_new: usize) -> Sequence {
@@ -98,7 +180,10 @@ fn alone(sequence: &Sequence, positions: usize) -> (Vec<u32>, Ended) {
         if n_new >= sequence.max_new || sequence.tokens.len() >= positions {
             return (sequence.tokens, Ended::Length);
         }
-        match sampler::choose(&mut logits(&sequence.tokens), &sequence) {
+        let mut counts = Counts::default();
+        counts.read(&sequence.tokens, sequence.n_prompt);
+        let mut logits = logits(&sequence.tokens);
+        match sampler::choose(&mut logits, &sequence.sampling, &counts, n_new) {
             token if sequence.ends.contains(&token) => return (sequence.tokens, Ended::Stop),
             token => sequence.tokens.push(token),
         }
@@ -107,12 +192,7 @@ fn alone(sequence: &Sequence, positions: usize) -> (Vec<u32>, Ended) {
 
 /// One turn of so many passes, in which every sequence is sound.
 fn turn(engine: &mut Engine<Fake>, batch: &[Sequence], n_passes: usize) -> Vec<Turn> {
-    let mut n = 0;
-    let mut is_over = || {
-        n += 1;
-        n >= n_passes
-    };
-    let turns = engine.turn(batch, &mut is_over).unwrap();
+    let turns = engine.turn(batch, &mut after(n_passes)).unwrap();
     turns.into_iter().map(Result::unwrap).collect()
 }
 
@@ -121,7 +201,7 @@ fn a_turn_ends_with_its_time_and_the_cache_of_who_has_ended_is_gone() {
     let mut engine = engine(1000, 64, 1000);
     let mut long = Sequence { ends: Arc::from([]), ..sequence(1, &[1; 100], 500) };
     let turns = turn(&mut engine, &[long.clone()], 1);
-    assert_eq!(turns, [Turn { tokens: vec![], ended: None, n_read: 64 }]);
+    assert_eq!(turns, [Turn { n_read: 64, ..Turn::default() }]);
     let turns = turn(&mut engine, &[long.clone()], 3);
     assert_eq!((turns[0].tokens.len(), turns[0].n_read), (3, 102));
     long.tokens.extend(&turns[0].tokens);
@@ -133,6 +213,7 @@ fn a_turn_ends_with_its_time_and_the_cache_of_who_has_ended_is_gone() {
     long.max_new = long.tokens.len() - long.n_prompt + 1;
     let turns = turn(&mut engine, &[long], 9);
     assert_eq!((turns[0].tokens.len(), turns[0].ended), (1, Some(Ended::Length)));
+    engine.forget();
     assert_eq!(engine.forward.n_held.get(), 0);
 }
 
@@ -151,7 +232,7 @@ fn what_is_no_prompt_fails_alone_and_says_why() {
     let mut batch = vec![good[0].clone()];
     batch.extend(bad.iter().map(|(sequence, _)| sequence.clone()));
     batch.push(good[1].clone());
-    let mut turns = engine.turn(&batch, &mut || false).unwrap();
+    let mut turns = engine.turn(&batch, &mut after(usize::MAX)).unwrap();
     for (found, (_, says)) in turns.drain(1..6).zip(&bad) {
         let error = found.unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
@@ -161,6 +242,7 @@ fn what_is_no_prompt_fails_alone_and_says_why() {
         let found = found.unwrap();
         assert_eq!((&found.tokens[..], found.ended), (&tokens[sequence.n_prompt..], Some(ended)));
     }
+    engine.forget();
     assert_eq!(engine.forward.n_held.get(), 0);
 }
 
@@ -185,7 +267,7 @@ fn a_budget_bounds_the_tokens_of_a_sequence() {
     let long = Sequence { ends: Arc::from([]), ..sequence(1, &[1; 20], 500) };
     let turns = turn(&mut engine, &[long], usize::MAX);
     assert_eq!((turns[0].tokens.len(), turns[0].ended), (10, Some(Ended::Length)));
-    let error = engine.turn(&[sequence(2, &[1; 31], 5)], &mut || true).unwrap();
+    let error = engine.turn(&[sequence(2, &[1; 31], 5)], &mut after(1)).unwrap();
     let error = error[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("takes at most 30"), "{error}");
 }
@@ -208,7 +290,7 @@ fn after_an_error_all_is_read_again() {
     let found = turn(&mut engine, &[one.clone()], 4);
     one.tokens.extend(&found[0].tokens);
     engine.forward.fails = true;
-    let error = engine.turn(&[one.clone()], &mut || true).unwrap_err();
+    let error = engine.turn(&[one.clone()], &mut after(1)).unwrap_err();
     assert_eq!((error.kind(), engine.forward.n_held.get()), (InferErrorKind::OutOfMemory, 0));
     engine.forward.fails = false;
     let found = turn(&mut engine, &[one.clone()], 100);
@@ -221,10 +303,11 @@ fn a_turn_that_was_lost_is_made_again_with_the_same_tokens() {
     let mut engine = engine(1000, 64, 1000);
     let mut one = Sequence { ends: Arc::from([]), ..sequence(1, &[1, 2, 3], 40) };
     for n_passes in [1, 1, 7] {
-        let lost = turn(&mut engine, &[one.clone()], n_passes);
-        let found = turn(&mut engine, &[one.clone()], n_passes);
-        assert_eq!(lost, found);
-        one.tokens.extend(&found[0].tokens);
+        let lost = turn(&mut engine, &[one.clone()], n_passes).remove(0);
+        let found = turn(&mut engine, &[one.clone()], n_passes).remove(0);
+        // What it has read itself may be there.
+        assert_eq!(Turn { n_reused: lost.n_reused, ..found.clone() }, lost);
+        one.tokens.extend(&found.tokens);
     }
 }
 
@@ -259,11 +342,124 @@ fn what_is_kept_for_a_sequence_that_never_comes_back_gives_way() {
     let [gone, mut next] =
         [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
     turn(&mut engine, &[gone], 1);
-    for n_turn in 0..=MOST_AWAY {
+    for n_turn in 0..=MOST_EMPTY {
         let found = turn(&mut engine, &[next.clone()], 1).swap_remove(0);
         next.tokens.extend(&found.tokens);
-        assert_eq!(found.tokens.len(), usize::from(n_turn == MOST_AWAY), "turn {n_turn}");
+        assert_eq!(found.tokens.len(), usize::from(n_turn == MOST_EMPTY), "turn {n_turn}");
     }
+}
+
+#[test]
+fn what_is_kept_for_a_sequence_that_others_do_not_miss_gives_way_later() {
+    let mut engine = engine(1000, 64, 62);
+    let [gone, mut next] =
+        [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
+    turn(&mut engine, &[gone], 1);
+    let mut small = Sequence { ends: Arc::from([]), ..sequence(3, &[2], 1) };
+    for n_turn in 0..=MOST_AWAY {
+        small.key += 1;
+        let mut found = turn(&mut engine, &[small.clone(), next.clone()], 1);
+        next.tokens.extend(&found[1].tokens);
+        assert_eq!(found.remove(0).tokens.len(), 1);
+        assert_eq!(found[0].tokens.len(), usize::from(n_turn == MOST_AWAY), "turn {n_turn}");
+    }
+}
+
+/// Answers that begin alike, all of them whole.
+fn answered(engine: &mut Engine<Fake>, batch: &[Sequence]) -> Vec<Turn> {
+    let turns = turn(engine, batch, usize::MAX);
+    for (turn, sequence) in turns.iter().zip(batch) {
+        let (tokens, ended) = alone(sequence, engine.limits.positions);
+        assert_eq!((&turn.tokens[..], turn.ended), (&tokens[sequence.n_prompt..], Some(ended)));
+    }
+    turns
+}
+
+#[test]
+fn what_was_read_once_is_read_no_more_where_another_begins_alike() {
+    let mut engine = engine(1000, 64, 1000);
+    let long = [sequence(1, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2], 1)];
+    assert_eq!(answered(&mut engine, &long)[0].n_reused, 0);
+    assert_eq!(engine.forward.n_read(), 11);
+    // One token is left to read, and what stands in no whole block is its own.
+    for (tokens, n_reused) in [
+        (&[1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2][..], 8),
+        (&[1, 2, 3, 4, 5, 6, 7, 8], 4),
+        (&[1, 2, 3, 4, 5, 6, 7], 4),
+        (&[1, 2, 3], 0),
+        (&[2, 2, 3, 4, 5, 6, 7, 8, 9], 0),
+        (&[1, 2, 3, 4, 1, 6, 7, 8, 9], 4),
+    ] {
+        let n_before = engine.forward.n_read();
+        let found = answered(&mut engine, &[sequence(2, tokens, 1)]);
+        assert_eq!(found[0].n_reused, n_reused, "{tokens:?}");
+        assert_eq!(engine.forward.n_read() - n_before, tokens.len() - n_reused);
+    }
+    let limits = Limits { keeps_prefixes: false, ..engine.limits };
+    engine.bound(limits);
+    assert_eq!(engine.forward.n_held.get(), 0);
+    assert_eq!(answered(&mut engine, &long)[0].n_reused, 0);
+}
+
+#[test]
+fn an_answer_is_known_to_the_next_turn_of_its_conversation() {
+    let mut engine = engine(1000, 64, 1000);
+    let first = Sequence { ends: Arc::from([]), ..sequence(1, &[1, 2, 3], 10) };
+    let mut tokens = first.tokens.clone();
+    tokens.extend(&answered(&mut engine, &[first])[0].tokens);
+    tokens.extend([5, 6]);
+    assert_eq!(answered(&mut engine, &[sequence(2, &tokens, 1)])[0].n_reused, 12);
+}
+
+#[test]
+fn of_sequences_that_come_together_the_first_reads_what_all_begin_with() {
+    let mut engine = engine(1000, 10, 1000);
+    let mut prompt = vec![7; 40];
+    let jobs = (0..5).map(|key| {
+        prompt.push(key as u32);
+        sequence(key, &prompt, 5)
+    });
+    let jobs: Vec<Sequence> = jobs.collect();
+    let n_new: usize = answered(&mut engine, &jobs).iter().map(|it| it.tokens.len()).sum();
+    // Forty and one, and of each of the others what is behind the forty.
+    assert!(engine.forward.n_read() <= 41 + 2 + 3 + 4 + 5 + n_new, "{}", engine.forward.n_read());
+}
+
+#[test]
+fn what_nobody_has_gives_way_to_sequences_that_grow() {
+    let mut engine = engine(1000, 64, 60);
+    answered(&mut engine, &[sequence(1, &[1; 41], 1)]);
+    answered(&mut engine, &[sequence(2, &[2; 41], 1)]);
+    // The first has gone, and of the second as much as there is no room for.
+    assert!(engine.forward.most_held <= 60);
+    assert_eq!(answered(&mut engine, &[sequence(3, &[1; 41], 1)])[0].n_reused, 16);
+    assert_eq!(answered(&mut engine, &[sequence(4, &[1; 41], 1)])[0].n_reused, 40);
+    assert!(engine.forward.most_held <= 60);
+}
+
+#[test]
+fn after_an_error_nothing_is_had_in_common() {
+    let mut engine = engine(1000, 64, 1000);
+    answered(&mut engine, &[sequence(1, &[1; 41], 1)]);
+    engine.forward.fails = true;
+    engine.turn(&[sequence(2, &[1; 41], 1)], &mut after(1)).unwrap_err();
+    assert_eq!(engine.forward.n_held.get(), 0);
+    engine.forward.fails = false;
+    assert_eq!(answered(&mut engine, &[sequence(3, &[1; 41], 1)])[0].n_reused, 0);
+}
+
+#[test]
+fn a_slow_device_reads_a_prompt_in_small_pieces() {
+    let mut engine = engine(1000, 256, 1000);
+    engine.pace = Pace::default();
+    engine.bound(Limits { turn: Duration::MAX, ..engine.limits });
+    let long = Sequence { ends: Arc::from([]), ..sequence(1, &[1; 300], 9) };
+    // A tenth of a second for a token.
+    let reads = Rc::clone(&engine.forward.reads);
+    let mut clock = || Duration::from_millis(100) * reads.borrow().iter().sum::<usize>() as u32;
+    engine.turn(&[long], &mut clock).unwrap();
+    let expected = [&[16][..], &[8; 35], &[4], &[1; 8]].concat();
+    assert_eq!(*reads.borrow(), expected);
 }
 
 /// A load, and what a worker does with it.
@@ -274,18 +470,27 @@ struct Load {
     pass_tokens: usize,
     n_kept: usize,
     n_passes: Vec<usize>,
+    keeps_prefixes: bool,
 }
 
 fn load() -> impl Strategy<Value = Load> {
-    let job = (proptest::collection::vec(0..POISON, 1..60), 1usize..90);
+    // Many begin alike, or are alike.
+    let prompt = prop_oneof![
+        proptest::collection::vec(0..POISON, 1..60),
+        proptest::collection::vec(0u32..2, 1..12),
+        (0usize..50, proptest::collection::vec(0..POISON, 1..9))
+            .prop_map(|(n, rest)| { vec![5; n].into_iter().chain(rest).collect() }),
+    ];
     let passes = proptest::collection::vec(1usize..12, 1..8);
-    (proptest::collection::vec(job, 1..9), 1usize..6, 1usize..80, 90usize..400, passes).prop_map(
-        |(jobs, at_once, pass_tokens, n_kept, n_passes)| Load {
+    let jobs = proptest::collection::vec((prompt, 1usize..90), 1..9);
+    (jobs, 1usize..6, 1usize..80, 90usize..400, passes, any::<bool>()).prop_map(
+        |(jobs, at_once, pass_tokens, n_kept, n_passes, keeps_prefixes)| Load {
             jobs,
             at_once,
             pass_tokens,
             n_kept,
             n_passes,
+            keeps_prefixes,
         },
     )
 }
@@ -296,6 +501,7 @@ proptest! {
         load in load(), losses in proptest::collection::vec(0u64..40, 0..4),
     ) {
         let mut engine = engine(100, load.pass_tokens, load.n_kept);
+        engine.bound(Limits { keeps_prefixes: load.keeps_prefixes, ..engine.limits });
         let positions = engine.limits().positions;
         let make = |(key, (prompt, max_new)): (usize, &(Vec<u32>, usize))| {
             sequence(key as u64, prompt, *max_new)
@@ -313,6 +519,7 @@ proptest! {
             }
             if losses.contains(&n_turn) {
                 engine.kept.clear();
+                prop_assert!(load.keeps_prefixes || engine.forward.n_held.get() == 0);
             }
             let turns = turn(&mut engine, &running, *passes.next().unwrap());
             let mut grew = false;
@@ -335,7 +542,11 @@ proptest! {
             running.retain(|_| ended.next().is_some_and(Option::is_none));
         }
         prop_assert!(engine.forward.most_held <= load.n_kept);
-        prop_assert!(engine.forward.most_read <= load.pass_tokens.max(load.at_once + 32));
+        prop_assert!(*engine.forward.reads.borrow().iter().max().unwrap() <= load.pass_tokens + load.at_once);
+        if !load.keeps_prefixes {
+            prop_assert_eq!(engine.forward.n_held.get(), 0);
+        }
+        engine.forget();
         prop_assert_eq!(engine.forward.n_held.get(), 0);
     }
 }

@@ -1,5 +1,7 @@
 //! The seam between what a generator does with logits and how they are computed.
 
+use std::num::NonZeroUsize;
+
 use rayon::prelude::*;
 
 use super::sampler;
@@ -10,11 +12,30 @@ pub(crate) trait Forward {
     /// The keys and values of one sequence in all layers. Dropping it gives its memory back.
     type Cache;
 
+    /// What several caches can have in common. Dropping it gives its memory back once it is in none.
+    type Block;
+
     /// A cache of a sequence of which nothing was read.
     fn cache(&mut self) -> Self::Cache;
 
     /// Bytes that a cache of so many tokens takes, never fewer for more tokens.
     fn cache_bytes(&self, n_tokens: usize) -> u64;
+
+    /// Tokens of a block that several caches can have in common. `None` where each cache is its own:
+    /// there are no blocks then, and [`Self::Block`] is a type without values.
+    fn block_tokens(&self) -> Option<NonZeroUsize>;
+
+    /// The block in which a cache has the tokens from `nth` times as many on, all of which it has
+    /// read. `None` where there are no blocks.
+    fn block(&self, cache: &Self::Cache, nth: usize) -> Option<Self::Block>;
+
+    /// Gives a cache a block of another, of the same tokens behind the same ones: in place of its own,
+    /// or behind all that it has read, if these are whole blocks. Every number is as if it had read
+    /// them itself.
+    fn put(&mut self, cache: &mut Self::Cache, nth: usize, block: &Self::Block);
+
+    /// Whether a block is in a cache: it takes no memory beside that cache's.
+    fn is_in_cache(&self, block: &Self::Block) -> bool;
 
     /// Reads tokens behind those that each cache has read. What one sequence holds, numbers that are
     /// not finite included, does not reach another's logits. After an error the caches are in any

@@ -17,8 +17,8 @@ use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opene
 const TURN: Duration = Duration::from_millis(50);
 /// Bytes of keys and values where nothing else is said.
 const CACHE_BYTES: u64 = 1 << 30;
-/// Tokens of a pass where nothing else is said: a prompt is read in so many at once, which those that
-/// grow wait for.
+/// Tokens of prompts that a pass reads at most where nothing else is said; fewer where these take
+/// long.
 pub(super) const PASS_TOKENS: usize = 256;
 
 /// A generator on its device.
@@ -27,13 +27,16 @@ pub(super) const PASS_TOKENS: usize = 256;
 /// - It keeps nothing that a [`Sequence`] does not say, but keys and values, which spare it to read the
 ///   same tokens again. Where they are lost it reads again, and goes on to the same end.
 /// - A turn lasts until its time has passed, one pass at least: each pass reads the last token of every
-///   sequence that has read all others, and a piece of the prompts that are being read.
+///   sequence that has read all others, and a piece of the prompts that are being read: as much as
+///   takes about 150 ms beside sequences that grow, or a second alone, by how long passes took before.
+/// - On a processor, what a sequence has read is kept for others that begin alike, block by block, in
+///   what sequences leave of the bytes below; what was used last is kept longest. Numbers are the same,
+///   to the last bit, as if each had read all by itself.
 /// - Keys and values have a budget of bytes. A sequence that does not fit beside those that came before
 ///   it, in this batch or another, gains nothing and waits; whoever came first of all always fits.
 ///   Whoever was in no batch for long keeps nobody from room.
 pub struct Generator {
     way: Way,
-    turn: Duration,
     positions: usize,
     probe: Probe,
 }
@@ -70,7 +73,9 @@ impl Generator {
             vocabulary: config.vocabulary,
             positions,
             pass_tokens: PASS_TOKENS,
+            turn: TURN,
             cache_bytes: CACHE_BYTES,
+            keeps_prefixes: true,
         };
         let way = if device.launches || !Packed::suits() {
             let graph = Graph::load(&config, &reader, device)?;
@@ -79,7 +84,7 @@ impl Generator {
             let packed = Packed::load(&config, &reader)?;
             Way::Packed(Box::new(Engine::new(packed, limits)))
         };
-        Ok(Self { way, turn: TURN, positions, probe }.with_cache_bytes(CACHE_BYTES))
+        Ok(Self { way, positions, probe }.with_cache_bytes(CACHE_BYTES))
     }
 
     /// Keeps at most so many bytes of keys and values: what a sequence may have, and how many grow at
@@ -97,11 +102,21 @@ impl Generator {
     /// Ends a turn after the pass in which so much time is over.
     #[must_use]
     pub fn with_turn(mut self, turn: Duration) -> Self {
-        self.turn = turn;
+        let limits = Limits { turn, ..self.way.limits() };
+        self.way.bound(limits);
         self
     }
 
-    /// Reads at most so many tokens in a pass, as long as no more sequences than that grow.
+    /// Whether what a sequence has read is kept for others that begin alike; it is where nothing else
+    /// is said.
+    #[must_use]
+    pub fn with_prefixes(mut self, keeps_prefixes: bool) -> Self {
+        let limits = Limits { keeps_prefixes, ..self.way.limits() };
+        self.way.bound(limits);
+        self
+    }
+
+    /// Reads at most so many tokens of prompts in a pass.
     #[must_use]
     pub fn with_pass_tokens(mut self, n_tokens: NonZeroUsize) -> Self {
         let limits = Limits { pass_tokens: n_tokens.get(), ..self.way.limits() };
@@ -205,10 +220,10 @@ impl Model for Generator {
 
     fn infer(&mut self, batch: &[Sequence]) -> Result<Vec<Result<Turn, ItemError>>, InferError> {
         let start = Instant::now();
-        let mut is_over = || start.elapsed() >= self.turn;
+        let mut clock = || start.elapsed();
         match &mut self.way {
-            Way::Packed(engine) => engine.turn(batch, &mut is_over),
-            Way::Graph(engine) => engine.turn(batch, &mut is_over),
+            Way::Packed(engine) => engine.turn(batch, &mut clock),
+            Way::Graph(engine) => engine.turn(batch, &mut clock),
         }
     }
 }

@@ -4,6 +4,9 @@
 //! Products are of the chosen type of numbers; what stands between them, norms, softmax, gates and
 //! turns, is in f32.
 
+use std::convert::Infallible;
+use std::num::NonZeroUsize;
+
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
@@ -231,6 +234,7 @@ impl Graph {
 
 impl Forward for Graph {
     type Cache = Cache;
+    type Block = Infallible;
 
     fn cache(&mut self) -> Cache {
         self.pool.cache()
@@ -238,6 +242,24 @@ impl Forward for Graph {
 
     fn cache_bytes(&self, n_tokens: usize) -> u64 {
         self.pool.bytes(n_tokens)
+    }
+
+    // A sequence has the rows of the tables to itself, and what is computed of a token depends on the
+    // tokens beside it in the last bits.
+    fn block_tokens(&self) -> Option<NonZeroUsize> {
+        None
+    }
+
+    fn block(&self, _: &Cache, _: usize) -> Option<Infallible> {
+        None
+    }
+
+    fn put(&mut self, _: &mut Cache, _: usize, block: &Infallible) {
+        match *block {}
+    }
+
+    fn is_in_cache(&self, block: &Infallible) -> bool {
+        match *block {}
     }
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {

@@ -14,15 +14,22 @@ mod graph;
 #[cfg(feature = "cpu")]
 mod groups;
 #[cfg(feature = "cpu")]
+mod growing;
 mod inputs;
 #[cfg(feature = "cpu")]
 mod letters;
+#[cfg(feature = "cpu")]
+mod pace;
 #[cfg(feature = "cpu")]
 mod packed;
 #[cfg(feature = "cpu")]
 mod plan;
 #[cfg(feature = "cpu")]
 mod pool;
+#[cfg(feature = "cpu")]
+mod prefixes;
+#[cfg(feature = "cpu")]
+mod reuse;
 #[cfg(feature = "cpu")]
 mod room;
 #[cfg(feature = "cpu")]

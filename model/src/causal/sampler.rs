@@ -1,9 +1,9 @@
 //! Which token follows: from logits, the tokens so far and what chance says, and from nothing else.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use super::turn::{Sampling, Sequence};
+use super::turn::Sampling;
 
 /// Candidates that are put in order at first; more only where these are not likely enough together.
 const FIRST_SORTED: usize = 64;
@@ -15,15 +15,45 @@ const NEVER: f64 = 54.0;
 /// A token with its logit, then with its share.
 type Candidate = (u32, f64);
 
-/// Chooses the token behind those of a sequence. `logits`, one for each token of the vocabulary and
-/// all of them finite, are changed on the way.
-pub(super) fn choose(logits: &mut [f32], sequence: &Sequence) -> u32 {
-    let sampling = &sequence.sampling;
-    punish(logits, sequence);
+/// How often tokens are in a sequence. It grows with it: of thousands of tokens none is counted twice.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    /// By token, how often it was generated; those of the prompt are there as well.
+    times: HashMap<u32, u32>,
+    n_read: usize,
+}
+
+impl Counts {
+    /// Counts those of these tokens that were not there the last time, behind the same ones.
+    pub(super) fn read(&mut self, tokens: &[u32], n_prompt: usize) {
+        for (place, token) in tokens.iter().enumerate().skip(self.n_read) {
+            *self.times.entry(*token).or_default() += u32::from(place >= n_prompt);
+        }
+        self.n_read = self.n_read.max(tokens.len());
+    }
+}
+
+impl Sampling {
+    /// Whether the next token depends on how often others were there.
+    pub(super) fn counts_tokens(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
+    }
+}
+
+/// Chooses the token behind those of a sequence, of which so many were generated. `logits`, one for
+/// each token of the vocabulary and all of them finite, are changed on the way.
+pub(super) fn choose(
+    logits: &mut [f32],
+    sampling: &Sampling,
+    counts: &Counts,
+    n_generated: usize,
+) -> u32 {
+    punish(logits, sampling, counts);
     if sampling.temperature <= 0.0 {
         return likeliest(logits);
     }
-    let n_generated = sequence.tokens.len().saturating_sub(sequence.n_prompt);
     let chance = uniform(sampling.seed, n_generated as u64);
     let largest = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
     let least = largest - NEVER * f64::from(sampling.temperature);
@@ -69,25 +99,20 @@ fn likeliest(logits: &[f32]) -> u32 {
 
 /// Takes from the logits of tokens that were there what the penalties say: the repetition penalty as
 /// in CTRL (Keskar et al. 2019) first, then the two that count what was generated.
-fn punish(logits: &mut [f32], sequence: &Sequence) {
-    let sampling = &sequence.sampling;
-    let counts_all = sampling.repetition_penalty != 1.0;
-    let counts_new = sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0;
-    if !counts_all && !counts_new {
+fn punish(logits: &mut [f32], sampling: &Sampling, counts: &Counts) {
+    if !sampling.counts_tokens() {
         return;
     }
-    let mut times: BTreeMap<u32, u32> = BTreeMap::new();
-    for (place, token) in sequence.tokens.iter().enumerate() {
-        *times.entry(*token).or_default() += u32::from(place >= sequence.n_prompt);
-    }
-    for (token, n_times) in times {
-        let Some(logit) = logits.get_mut(token as usize) else { continue };
+    let counts_all = sampling.repetition_penalty != 1.0;
+    // In any order: each has a logit of its own.
+    for (token, n_times) in &counts.times {
+        let Some(logit) = logits.get_mut(*token as usize) else { continue };
         if counts_all {
             let by = sampling.repetition_penalty;
             *logit = if *logit > 0.0 { *logit / by } else { *logit * by };
         }
-        if n_times > 0 {
-            *logit -= sampling.frequency_penalty * n_times as f32 + sampling.presence_penalty;
+        if *n_times > 0 {
+            *logit -= sampling.frequency_penalty * *n_times as f32 + sampling.presence_penalty;
         }
         // Penalties beyond all measure.
         *logit = if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) };
@@ -166,15 +191,22 @@ fn uniform(seed: u64, place: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    fn sequence(tokens: &[u32], n_prompt: usize, sampling: Sampling) -> Sequence {
-        let tokens = tokens.to_vec();
-        Sequence { key: 1, tokens, n_prompt, max_new: 99, ends: Arc::new([]), sampling }
+    fn counts_of(tokens: &[u32], n_prompt: usize) -> Counts {
+        let mut counts = Counts::default();
+        counts.read(tokens, n_prompt);
+        counts
+    }
+
+    /// What follows these tokens.
+    fn next(logits: &[f32], tokens: &[u32], n_prompt: usize, sampling: Sampling) -> u32 {
+        let counts = counts_of(tokens, n_prompt);
+        choose(&mut logits.to_vec(), &sampling, &counts, tokens.len() - n_prompt)
     }
 
     fn warm(seed: u64) -> Sampling {
@@ -185,8 +217,7 @@ mod tests {
     fn counts(logits: &[f32], sampling: Sampling, n_draws: usize) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];
         for place in 0..n_draws {
-            let tokens = vec![0; place + 1];
-            let token = choose(&mut logits.to_vec(), &sequence(&tokens, 1, sampling));
+            let token = next(logits, &vec![0; place + 1], 1, sampling);
             counts[token as usize] += 1;
         }
         counts
@@ -249,8 +280,7 @@ mod tests {
         for (logits, expected) in
             [(&[1.0, 3.0, 3.0, 2.0][..], 1), (&[-5.0, -2.0], 1), (&[0.0], 0), (&[f32::MIN; 3], 0)]
         {
-            let found = choose(&mut logits.to_vec(), &sequence(&[0], 1, greedy));
-            assert_eq!(found, expected, "{logits:?}");
+            assert_eq!(next(logits, &[0], 1, greedy), expected, "{logits:?}");
         }
     }
 
@@ -258,7 +288,7 @@ mod tests {
     fn penalties_count_what_their_names_say() {
         let check = |sampling: Sampling, expected: [f32; 4]| {
             let mut logits = [2.0, -2.0, 1.0, 1.0];
-            punish(&mut logits, &sequence(&[0, 1, 2, 2], 2, sampling));
+            punish(&mut logits, &sampling, &counts_of(&[0, 1, 2, 2], 2));
             assert_eq!(logits, expected, "{sampling:?}");
         };
         let none = Sampling::default();
@@ -268,8 +298,8 @@ mod tests {
         check(Sampling { presence_penalty: 0.25, ..none }, [2.0, -2.0, 0.75, 1.0]);
         check(Sampling { frequency_penalty: f32::INFINITY, ..none }, [2.0, -2.0, f32::MIN, 1.0]);
         // They count without a temperature, too.
-        let greedy = sequence(&[0, 1, 2, 2], 2, Sampling { repetition_penalty: 4.0, ..none });
-        assert_eq!(choose(&mut [2.0, -2.0, 1.0, 1.0], &greedy), 3);
+        let greedy = Sampling { repetition_penalty: 4.0, ..none };
+        assert_eq!(next(&[2.0, -2.0, 1.0, 1.0], &[0, 1, 2, 2], 2, greedy), 3);
     }
 
     #[test]
@@ -331,10 +361,27 @@ mod tests {
             tokens in proptest::collection::vec(0u32..400, 1..20),
             sampling in sampling(),
         ) {
-            let sequence = sequence(&tokens, 1, sampling);
-            let first = choose(&mut logits.clone(), &sequence);
+            let first = next(&logits, &tokens, 1, sampling);
             prop_assert!((first as usize) < logits.len());
-            prop_assert_eq!(choose(&mut logits.clone(), &sequence), first);
+            prop_assert_eq!(next(&logits, &tokens, 1, sampling), first);
+        }
+
+        #[test]
+        fn counts_that_grow_are_those_of_all_tokens(
+            parts in proptest::collection::vec(proptest::collection::vec(0u32..9, 0..5), 0..9),
+            n_prompt in 0usize..20,
+        ) {
+            let (mut counts, mut tokens) = (Counts::default(), Vec::new());
+            for part in parts {
+                tokens.extend(part);
+                counts.read(&tokens, n_prompt);
+                let mut times: BTreeMap<u32, u32> = BTreeMap::new();
+                for (place, token) in tokens.iter().enumerate() {
+                    *times.entry(*token).or_default() += u32::from(place >= n_prompt);
+                }
+                prop_assert_eq!(&counts.times, &times.into_iter().collect());
+                prop_assert_eq!(&counts, &counts_of(&tokens, n_prompt));
+            }
         }
 
         #[test]
@@ -359,8 +406,7 @@ mod tests {
         ) {
             let logits: Vec<f32> = logits.into_iter().map(|x| x as f32).collect();
             let cold = Sampling { temperature: 1e-30, ..warm(seed) };
-            let found = choose(&mut logits.clone(), &sequence(&[0], 1, cold));
-            prop_assert_eq!(found, likeliest(&logits));
+            prop_assert_eq!(next(&logits, &[0], 1, cold), likeliest(&logits));
         }
     }
 }

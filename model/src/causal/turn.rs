@@ -70,6 +70,8 @@ pub struct Turn {
     /// How many of the sequence's tokens the model has read by now: the rest of a long prompt is
     /// read in the turns to come.
     pub n_read: usize,
+    /// How many of these were not computed for it: another sequence that begins alike had read them.
+    pub n_reused: usize,
 }
 
 /// Why a sequence ended.

@@ -40,7 +40,14 @@ impl Codec for EchoCodec {
 
     fn encode(&self, output: String, (): (), _: &Job, _: &Spent) -> Answer {
         let body = serde_json::json!({ "output": output }).to_string();
-        Answer { content_type: JSON, body: body.into(), alert: None, tokens: 0, n_cut: 0 }
+        Answer {
+            content_type: JSON,
+            body: body.into(),
+            alert: None,
+            tokens: 0,
+            n_cut: 0,
+            n_reused: 0,
+        }
     }
 }
 

@@ -104,6 +104,9 @@ pub enum Next<I, O> {
     Answer(O),
     /// To the model once more.
     Turn(I),
+    /// The same, of one that had no room in this turn: where no other of its batch had, there is some
+    /// time before the next.
+    Wait(I),
 }
 
 /// What a job took of the device.
@@ -174,12 +177,14 @@ impl<C: Codec> AnyCodec for C {
         let (input, output) = (*input.downcast().expect(OWN), *output.downcast().expect(OWN));
         let asked = asked.0.downcast_mut().expect(OWN);
         let Step { next, piece } = Codec::advance(self, input, output, asked, job)?;
+        let sized = |input| {
+            let size = self.size(&input);
+            (Box::new(input) as _, size)
+        };
         let next = match next {
             Next::Answer(output) => Next::Answer(Box::new(output) as _),
-            Next::Turn(input) => {
-                let size = self.size(&input);
-                Next::Turn((Box::new(input) as _, size))
-            }
+            Next::Turn(input) => Next::Turn(sized(input)),
+            Next::Wait(input) => Next::Wait(sized(input)),
         };
         Ok(Step { next, piece })
     }
@@ -208,6 +213,8 @@ pub struct Answer {
     pub tokens: usize,
     /// Texts whose ends were cut off.
     pub n_cut: usize,
+    /// Tokens of a prompt that were not computed for it, for another had the same ones.
+    pub n_reused: usize,
 }
 
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
@@ -251,7 +258,7 @@ fn message<M: prost::Message + Default>(job: &Job) -> Result<M, BadJob> {
 #[cfg(feature = "cpu")]
 fn protobuf(response: &impl prost::Message, tokens: usize) -> Answer {
     let body = response.encode_to_vec().into();
-    Answer { content_type: PROTOBUF, body, alert: None, tokens, n_cut: 0 }
+    Answer { content_type: PROTOBUF, body, alert: None, tokens, n_cut: 0, n_reused: 0 }
 }
 
 /// A number of which 0 says that it was not given.

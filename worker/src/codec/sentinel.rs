@@ -104,7 +104,7 @@ impl Codec for SentinelCodec {
             return Answer { alert, ..super::protobuf(&assessment, 0) };
         }
         let body = json(&Answered { response: &response, usage: spent }).into();
-        Answer { content_type: JSON, body, alert, tokens: 0, n_cut: 0 }
+        Answer { content_type: JSON, body, alert, tokens: 0, n_cut: 0, n_reused: 0 }
     }
 }
 

@@ -131,5 +131,5 @@ pub(super) fn list<T: Serialize>(
 
 pub(super) fn answer(response: &impl Serialize, tokens: usize) -> Answer {
     let body = serde_json::to_vec(response).expect("no map and no foreign type in it");
-    Answer { content_type: JSON, body: body.into(), alert: None, tokens, n_cut: 0 }
+    Answer { content_type: JSON, body: body.into(), alert: None, tokens, n_cut: 0, n_reused: 0 }
 }

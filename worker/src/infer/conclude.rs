@@ -99,6 +99,7 @@ impl Shared {
         });
         let step = match step {
             Ok(Step { next, piece }) => {
+                held.turns.set_waits(matches!(next, Next::Wait(_)));
                 if let Some(piece) = piece
                     && held.say(piece, exit).await
                 {
@@ -112,10 +113,10 @@ impl Shared {
             Ok(Next::Answer(output)) => {
                 return Err(held.finish(End::Done(Output { lane, output, asked, spent })));
             }
-            Ok(Next::Turn(_)) if held.loan.is_cancelled() => End::Cancelled,
-            Ok(Next::Turn(_)) if held.turns.is_overtaken() => End::Overtaken,
-            Ok(Next::Turn(_)) if held.loan.is_lost() => End::Retry("its lease was lost".to_owned()),
-            Ok(Next::Turn((input, size))) => {
+            Ok(_) if held.loan.is_cancelled() => End::Cancelled,
+            Ok(_) if held.turns.is_overtaken() => End::Overtaken,
+            Ok(_) if held.loan.is_lost() => End::Retry("its lease was lost".to_owned()),
+            Ok(Next::Turn((input, size)) | Next::Wait((input, size))) => {
                 let size = size.laid(own.device.layout());
                 return Ok(Item { held, lane, input, asked, size });
             }

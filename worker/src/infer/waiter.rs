@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::MaybeDone;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -12,6 +13,10 @@ use crate::device::{Answer, Door};
 use crate::held::Item;
 use crate::settle::Exit;
 use crate::shared::{Shared, send};
+
+/// Time before the next turn of jobs that had no room in the last, not one of them: others have what
+/// they need, and are to come to their turns meanwhile.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// It takes one after the other.
 pub(super) struct Waiter {
@@ -71,6 +76,9 @@ impl Waiter {
     /// Sends jobs back to the batcher that have another turn before them.
     pub(super) async fn turn(&mut self) {
         if !self.turned.is_empty() {
+            if self.turned.iter().all(|item| item.held.turns.waits()) {
+                tokio::time::sleep(PAUSE).await;
+            }
             send(&self.again, std::mem::take(&mut self.turned)).await;
         }
     }

@@ -7,7 +7,8 @@ use crate::processor::tile;
 /// Tokens of a block: whole panels on every machine.
 pub(super) const BLOCK: usize = 64;
 
-/// What a sequence has read. Its memory grows by a block in each layer and head.
+/// What a sequence has read. Its memory grows by a block in each layer and head. Blocks that are full
+/// may be those of other sequences, too.
 #[derive(Debug)]
 pub(crate) struct Cache {
     pub(super) n_tokens: usize,
@@ -21,7 +22,18 @@ pub(super) struct Head {
     width: usize,
     /// First the keys of a block, turned, as a matrix of a column per token; then the values, as one of
     /// a row per token. Both lie in panels.
-    blocks: Vec<Box<[f32]>>,
+    blocks: Vec<Arc<[f32]>>,
+}
+
+/// A full block of tokens in all layers and heads.
+#[derive(Debug)]
+pub(crate) struct Block(Vec<Arc<[f32]>>);
+
+impl Block {
+    /// Whether a cache has it.
+    pub(super) fn is_in_cache(&self) -> bool {
+        self.0.first().is_some_and(|block| Arc::strong_count(block) > 1)
+    }
 }
 
 impl Cache {
@@ -47,9 +59,30 @@ impl Cache {
             let mut head = head.write().unwrap_or_else(PoisonError::into_inner);
             let n_numbers = n_numbers(head.width);
             while head.blocks.len() * BLOCK < n_tokens {
-                head.blocks.push(vec![0.0; n_numbers].into_boxed_slice());
+                head.blocks.push(std::iter::repeat_n(0.0, n_numbers).collect());
             }
         }
+    }
+
+    /// A full block.
+    pub(super) fn block(&self, nth: usize) -> Block {
+        let of_head = |head: &RwLock<Head>| {
+            let head = head.read().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(&head.blocks[nth])
+        };
+        Block(self.heads.iter().map(of_head).collect())
+    }
+
+    /// Has a full block of the same tokens as its own, or behind full ones as its next.
+    pub(super) fn put(&mut self, nth: usize, block: &Block) {
+        for (head, block) in self.heads.iter().zip(&block.0) {
+            let mut head = head.write().unwrap_or_else(PoisonError::into_inner);
+            match head.blocks.get_mut(nth) {
+                Some(own) => *own = Arc::clone(block),
+                None => head.blocks.push(Arc::clone(block)),
+            }
+        }
+        self.n_tokens = self.n_tokens.max((nth + 1) * BLOCK);
     }
 }
 
@@ -69,7 +102,7 @@ impl Head {
         let panel = tile::width();
         let place = token % BLOCK;
         let first = place / panel * panel * self.width + place % panel;
-        let block = &mut self.blocks[token / BLOCK][first..];
+        let block = &mut self.own_block(token)[first..];
         for (to, x) in block.iter_mut().step_by(panel).zip(key) {
             *to = *x;
         }
@@ -79,10 +112,16 @@ impl Head {
     pub(super) fn put_value(&mut self, token: usize, value: &[f32]) {
         let panel = tile::width();
         let first = BLOCK * self.width + token % BLOCK * panel;
-        let block = &mut self.blocks[token / BLOCK][first..];
+        let block = &mut self.own_block(token)[first..];
         for (to, value) in block.chunks_mut(BLOCK * panel).zip(value.chunks(panel)) {
             to[..value.len()].copy_from_slice(value);
         }
+    }
+
+    /// The block of a token that is written.
+    fn own_block(&mut self, token: usize) -> &mut [f32] {
+        let block = &mut self.blocks[token / BLOCK];
+        Arc::get_mut(block).expect("only full blocks are had by others")
     }
 
     /// The keys and the values of each block.

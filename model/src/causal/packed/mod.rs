@@ -12,9 +12,10 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-pub(crate) use cache::Cache;
+pub(crate) use cache::{Block, Cache};
 use panels::Panels;
 
 use crate::causal::config::Config;
@@ -122,6 +123,7 @@ impl Decoder {
 
 impl Forward for Packed {
     type Cache = Cache;
+    type Block = Block;
 
     fn cache(&mut self) -> Cache {
         let Config { layers, kv_heads, head_width, .. } = self.decoder.config;
@@ -130,6 +132,22 @@ impl Forward for Packed {
 
     fn cache_bytes(&self, n_tokens: usize) -> u64 {
         Self::bytes(&self.decoder.config, n_tokens)
+    }
+
+    fn block_tokens(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(cache::BLOCK)
+    }
+
+    fn block(&self, cache: &Cache, nth: usize) -> Option<Block> {
+        Some(cache.block(nth))
+    }
+
+    fn put(&mut self, cache: &mut Cache, nth: usize, block: &Block) {
+        cache.put(nth, block);
+    }
+
+    fn is_in_cache(&self, block: &Block) -> bool {
+        block.is_in_cache()
     }
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {

@@ -163,3 +163,54 @@ fn naive_config() -> Config {
         tied: true,
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn numbers_behind_blocks_of_another_are_those_of_who_read_all_itself(
+        config in configs(),
+        is_brain in any::<bool>(),
+        n_common in 0usize..4,
+        n_own in 1usize..90,
+        n_at_once in prop::sample::select(vec![1, 7, 64, 100]),
+        seed in any::<u64>(),
+    ) {
+        let (vocabulary, n_common) = (config.vocabulary, n_common * cache::BLOCK);
+        let mut packed = packed(&Naive::new(config, is_brain, seed));
+        let mut first = text(n_common + 1, vocabulary, seed);
+        let own = text(n_own, vocabulary, seed ^ 99);
+        let mut whole = packed.cache();
+        let mut feeds = [Feed { cache: &mut whole, tokens: &first, wants: false }];
+        packed.forward(&mut feeds).unwrap();
+        let blocks = (0..n_common / cache::BLOCK).map(|nth| packed.block(&whole, nth).unwrap());
+        let blocks: Vec<_> = blocks.collect();
+        prop_assert!(blocks.iter().all(|block| packed.is_in_cache(block)));
+        // It may be gone by then.
+        drop(whole);
+        prop_assert!(!blocks.iter().any(|block| packed.is_in_cache(block)));
+        let mut cache = packed.cache();
+        for (nth, block) in blocks.iter().enumerate() {
+            packed.put(&mut cache, nth, block);
+        }
+        // A second one beside it, which writes behind the same blocks.
+        let mut other = packed.cache();
+        for (nth, block) in blocks.iter().enumerate() {
+            packed.put(&mut other, nth, block);
+        }
+        let strange = text(n_own, vocabulary, seed ^ 5);
+        first.truncate(n_common);
+        first.extend(&own);
+        let expected = alone(&mut packed, &first, 1);
+        for (nth, tokens) in own.chunks(n_at_once).enumerate() {
+            let start = nth * n_at_once;
+            let mut feeds = [
+                Feed { cache: &mut other, tokens: &strange[start..][..tokens.len()], wants: false },
+                Feed { cache: &mut cache, tokens, wants: true },
+            ];
+            let logits = packed.forward(&mut feeds).unwrap();
+            let expected = &expected[n_common + start + tokens.len() - 1];
+            prop_assert_eq!(Some(&logits), expected.as_ref());
+        }
+    }
+}

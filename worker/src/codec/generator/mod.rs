@@ -194,6 +194,10 @@ pub struct Asked {
     is_chat: bool,
     is_cut: bool,
     n_prompt: usize,
+    /// Tokens that were read of it and its answer, and tokens of the prompt that were not computed
+    /// for it.
+    n_read: usize,
+    n_reused: usize,
     stream: Option<Stream>,
     /// Whether a piece was told.
     is_begun: bool,
@@ -202,8 +206,9 @@ pub struct Asked {
 
 impl Asked {
     fn about<'a>(&self, job: &'a Job, model: &'a str) -> About<'a> {
-        let Self { is_chat, is_cut, n_prompt, .. } = *self;
-        About { job, model, is_chat, is_cut, n_prompt, n_new: self.transcript.n_tokens() }
+        let Self { is_chat, is_cut, n_prompt, n_reused, .. } = *self;
+        let n_new = self.transcript.n_tokens();
+        About { job, model, is_chat, is_cut, n_prompt, n_reused, n_new }
     }
 
     /// What this turn adds, for who follows the job.
@@ -236,8 +241,17 @@ impl Codec for GeneratorCodec {
         let Request { sampling, stops, stream, .. } = request;
         // An answer begins, and what a prompt is gone on with keeps the space before it.
         let transcript = Transcript::new(self.tokenizer.clone(), !is_chat, stops);
-        let asked =
-            Asked { transcript, is_chat, is_cut, n_prompt, stream, is_begun: false, finish: None };
+        let asked = Asked {
+            transcript,
+            is_chat,
+            is_cut,
+            n_prompt,
+            n_read: 0,
+            n_reused: 0,
+            stream,
+            is_begun: false,
+            finish: None,
+        };
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         let ends = Arc::clone(&self.ends);
         Ok((Sequence { key, tokens, n_prompt, max_new, ends, sampling }, asked))
@@ -261,6 +275,11 @@ impl Codec for GeneratorCodec {
     ) -> Result<Step<Sequence, Turn>, BadJob> {
         // One that brings nothing waits for memory or a device that others have. The first of a batch
         // always gains something, and who has begun goes before who has not: it is its turn some day.
+        let waits = turn.tokens.is_empty() && turn.n_read == asked.n_read;
+        asked.n_read = turn.n_read;
+        if turn.n_read > 0 {
+            asked.n_reused = turn.n_reused.min(asked.n_prompt);
+        }
         let is_stopped = asked.transcript.read(&turn.tokens);
         sequence.tokens.extend(&turn.tokens);
         let is_full = sequence.tokens.len() - sequence.n_prompt >= sequence.max_new;
@@ -275,7 +294,11 @@ impl Codec for GeneratorCodec {
             asked.finish = Some(Finish::Stop);
         }
         let piece = asked.piece(job, &self.model);
-        let next = if asked.finish.is_some() { Next::Answer(turn) } else { Next::Turn(sequence) };
+        let next = match asked.finish {
+            Some(_) => Next::Answer(turn),
+            None if waits => Next::Wait(sequence),
+            None => Next::Turn(sequence),
+        };
         Ok(Step { next, piece })
     }
 

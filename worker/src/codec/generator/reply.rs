@@ -29,6 +29,8 @@ pub(super) struct About<'a> {
     /// Whether the beginning of the prompt was cut off.
     pub(super) is_cut: bool,
     pub(super) n_prompt: usize,
+    /// Tokens of the prompt that were not computed for it.
+    pub(super) n_reused: usize,
     pub(super) n_new: usize,
 }
 
@@ -48,6 +50,13 @@ struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+/// Of the tokens of a prompt.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
 }
 
 /// And what Ebb does.
@@ -106,7 +115,7 @@ impl About<'_> {
     /// The answer as it is stored.
     pub(super) fn answer(&self, text: &str, finish: Finish, spent: &Spent) -> Answer {
         let tokens = self.n_prompt + self.n_new;
-        let n_cut = usize::from(self.is_cut);
+        let (n_cut, n_reused) = (usize::from(self.is_cut), self.n_reused);
         if is_protobuf(self.job) {
             let response = GenerationResponse {
                 text: text.to_owned(),
@@ -115,8 +124,9 @@ impl About<'_> {
                 completion_tokens: self.n_new as u64,
                 usage: usage(tokens, spent),
                 truncated: self.is_cut,
+                cached_tokens: n_reused as u64,
             };
-            return Answer { n_cut, ..protobuf(&response, tokens) };
+            return Answer { n_cut, n_reused, ..protobuf(&response, tokens) };
         }
         let (object, said) = if self.is_chat {
             ("chat.completion", Said::Message(Words { role: ROLE, content: text }))
@@ -126,7 +136,11 @@ impl About<'_> {
         let truncated = Some(self.is_cut);
         let choice = Choice { index: 0, said, finish_reason: Some(finish), truncated };
         let usage = Some(Usage { counts: self.counts(), spent: *spent });
-        Answer { n_cut, ..texts::answer(&self.response(object, vec![choice], usage), tokens) }
+        Answer {
+            n_cut,
+            n_reused,
+            ..texts::answer(&self.response(object, vec![choice], usage), tokens)
+        }
     }
 
     /// A piece of it for who follows the job: an object on a line of its own, or a message behind its
@@ -142,6 +156,7 @@ impl About<'_> {
                 finish_reason: finish.map_or(0, i32::from),
                 prompt_tokens: count(prompt_tokens),
                 completion_tokens: count(completion_tokens),
+                cached_tokens: count(self.n_reused),
             };
             return piece.encode_length_delimited_to_vec().into();
         }
@@ -174,7 +189,12 @@ impl About<'_> {
 
     fn counts(&self) -> Counts {
         let (prompt_tokens, completion_tokens) = (self.n_prompt, self.n_new);
-        Counts { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        Counts {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: self.n_reused },
+        }
     }
 }
 

@@ -52,7 +52,7 @@ fn run(
         let step = codec.advance(sequence, turn, &mut asked, job)?;
         pieces.extend(step.piece);
         match step.next {
-            Next::Turn(next) => sequence = next,
+            Next::Turn(next) | Next::Wait(next) => sequence = next,
             Next::Answer(turn) => {
                 let spent = Spent { seconds: 0.25, share: 0.5 };
                 return Ok((pieces, codec.encode(turn, asked, job, &spent)));
@@ -74,7 +74,7 @@ fn writes(tokens: &[u32], n_each: usize, ended: Ended) -> impl FnMut(&Sequence) 
         let left = &tokens[n_written..];
         let new = left[..n_each.min(left.len())].to_vec();
         let ended = (new.len() == left.len()).then_some(ended);
-        Turn { tokens: new, ended, n_read: sequence.tokens.len() }
+        Turn { tokens: new, ended, n_read: sequence.tokens.len(), ..Turn::default() }
     }
 }
 
@@ -137,6 +137,7 @@ fn an_answer_has_the_shape_of_openais() {
         }],
         "usage": {
             "prompt_tokens": n_prompt, "completion_tokens": 3, "total_tokens": n_prompt + 3,
+            "prompt_tokens_details": {"cached_tokens": 0},
             "device_seconds": 0.25, "batch_share": 0.5,
         },
     });
@@ -375,7 +376,7 @@ fn a_job_that_waits_for_room_is_not_given_up() {
     let waits = |sequence: &Sequence| {
         n_turns += 1;
         let tokens = if n_turns > 200_000 { vec![79] } else { Vec::new() };
-        Turn { n_read: sequence.tokens.len(), tokens, ended: None }
+        Turn { n_read: sequence.tokens.len(), tokens, ..Turn::default() }
     };
     let request = json!({"prompt": "a", "max_tokens": 1});
     let (_, answer) = run(&codec(), &job(&request), waits).unwrap();
@@ -383,8 +384,75 @@ fn a_job_that_waits_for_room_is_not_given_up() {
 }
 
 #[test]
+fn a_job_waits_where_a_turn_brought_it_nothing() {
+    let codec = codec();
+    let request = job(&json!({"prompt": "a pump is a pump", "max_tokens": 3}));
+    let (mut sequence, mut asked) = codec.decode(&request).unwrap();
+    let turn = |n_read, tokens: &[u32]| Turn { n_read, tokens: tokens.into(), ..Turn::default() };
+    for (n, (turn, waits)) in [
+        (turn(0, &[]), true),
+        (turn(2, &[]), false),
+        (turn(2, &[]), true),
+        (turn(5, &[79]), false),
+        (turn(5, &[79]), false),
+        // What was read was lost for want of room.
+        (turn(0, &[]), false),
+        (turn(0, &[]), true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let step = codec.advance(sequence, turn, &mut asked, &request).unwrap();
+        sequence = match step.next {
+            Next::Turn(next) if !waits => next,
+            Next::Wait(next) if waits => next,
+            next => panic!("turn {n}: {next:?}"),
+        };
+    }
+}
+
+#[test]
+fn usage_tells_what_of_a_prompt_was_not_computed_for_it() {
+    let reuses = |n_reused| {
+        move |sequence: &Sequence| {
+            let tokens = vec![79];
+            Turn { n_read: sequence.tokens.len(), tokens, n_reused, ..Turn::default() }
+        }
+    };
+    let request = json!({
+        "prompt": "a pump is a pump", "max_tokens": 2, "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let n_prompt = codec().decode(&job(&request)).unwrap().0.n_prompt;
+    // Of its own answer nothing counts.
+    for (n, cached) in [(0, 0), (2, 2), (n_prompt + 1, n_prompt)] {
+        let (pieces, answer) = run(&codec(), &job(&request), reuses(n)).unwrap();
+        let told = &body(&answer)["usage"];
+        assert_eq!(told["prompt_tokens_details"], json!({"cached_tokens": cached}));
+        assert_eq!((told["prompt_tokens"].clone(), answer.n_reused), (n_prompt.into(), cached));
+        let lines = lines(&pieces);
+        let streamed = &lines.last().unwrap()["usage"];
+        assert_eq!(streamed["prompt_tokens_details"], told["prompt_tokens_details"]);
+    }
+    let mut asks = GenerationRequest {
+        prompt: Some("a pump is a pump".into()),
+        max_tokens: 2,
+        stream: true,
+        ..GenerationRequest::default()
+    };
+    for include_usage in [false, true] {
+        asks.include_usage = include_usage;
+        let (pieces, answer) = run(&codec(), &binary(&asks), reuses(3)).unwrap();
+        assert_eq!(GenerationResponse::decode(answer.body).unwrap().cached_tokens, 3);
+        let last = pieces.last().unwrap().clone();
+        let last = GenerationPiece::decode_length_delimited(last).unwrap();
+        assert_eq!(last.cached_tokens, if include_usage { 3 } else { 0 });
+    }
+}
+
+#[test]
 fn an_answer_ends_where_it_is_full_though_the_model_does_not_say_so() {
-    let endless = |_: &Sequence| Turn { tokens: vec![79], ended: None, n_read: 1 };
+    let endless = |_: &Sequence| Turn { tokens: vec![79], n_read: 1, ..Turn::default() };
     let (_, answer) =
         run(&codec(), &job(&json!({"prompt": "a", "max_tokens": 5})), endless).unwrap();
     let told = body(&answer);
