@@ -103,7 +103,8 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_takes_the_farewell_of_no_other() {
-    let kit = Kit::start(ScalerArgs { grace: Duration::from_secs(4), ..args() }).await;
+    let grace = Duration::from_secs(10);
+    let kit = Kit::start(ScalerArgs { grace, ..args() }).await;
     // Nothing may be sent on its streams, so they never end.
     let mut stalled = Wire::connect(kit.grpc, 0).await;
     stalled.call("StreamIsActive", 1, &[0, 0, 0, 0, 0], true).await;
@@ -113,6 +114,7 @@ async fn a_client_that_reads_nothing_takes_the_farewell_of_no_other() {
     let Kit { client, channel, stop, server, .. } = kit;
     drop((client, channel));
     stop.cancel();
+    let begun = tokio::time::Instant::now();
     let told = async {
         while let Some(frame) = idle.read().await {
             if frame.kind == GOAWAY {
@@ -123,6 +125,7 @@ async fn a_client_that_reads_nothing_takes_the_farewell_of_no_other() {
     };
     let told = tokio::time::timeout(Duration::from_secs(30), told).await;
     assert!(told.expect("the connection ends"), "it is cut without a word");
+    assert!(begun.elapsed() < grace, "it is told when all are cut");
     drop((stalled, idle));
     server.await.unwrap().unwrap();
 }
