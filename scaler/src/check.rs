@@ -21,7 +21,7 @@ use crate::reload::Source;
 use crate::resolved::Resolved;
 use crate::site::{Connect, Site};
 use crate::snapshot::Snapshot;
-use crate::trigger::FROM_ENV;
+use crate::trigger::{FROM_ENV, MODE, option};
 
 /// A broker that has not answered by then counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -87,7 +87,8 @@ pub struct TriggerCheck {
     pub name: String,
     /// Its place in the list, from 0.
     pub trigger: usize,
-    /// Keys whose values only the cluster knows: the answer is as if they were missing.
+    /// Keys whose values only the cluster knows: the answer is as if they were missing. There is
+    /// neither an answer nor a problem where one of them says what is looked at, or must be there.
     pub left_out: Vec<String>,
     /// What among its options has less effect than it says.
     pub warning: Option<String>,
@@ -220,19 +221,21 @@ impl Trial {
         let is_known = |(key, _): &(&String, &String)| !key.ends_with(FROM_ENV);
         let own = |(key, value): (&String, &String)| (key.clone(), value.clone());
         let known: HashMap<_, _> = metadata.iter().filter(is_known).map(own).collect();
-        let left_out = metadata.keys().filter(|key| key.ends_with(FROM_ENV)).cloned().collect();
+        let left_out: Vec<String> =
+            metadata.keys().filter(|key| key.ends_with(FROM_ENV)).cloned().collect();
         let Asking { kind, namespace, name, .. } = object;
         let resolved = limits::check(namespace, name, &known)
             .map_err(Refusal::Invalid)
             .and_then(|()| self.profiles.resolve(namespace, &known))
             .map_err(|refusal| Problem { kind: ProblemKind::Refused, words: refusal.to_string() });
         let warning = resolved.as_ref().ok().and_then(|resolved| resolved.trigger.warning());
-        let answer = match resolved {
-            Ok(resolved) => self.answer(&resolved).await,
-            Err(problem) => Err(problem),
-        };
-        let (answer, problem) = match answer {
-            Ok(answer) => (Some(answer), None),
+        let (answer, problem) = match resolved {
+            _ if left_out.iter().any(|key| decides(key)) => (None, None),
+            Err(_) if left_out.iter().any(|key| plain(key) == MODE) => (None, None),
+            Ok(resolved) => match self.answer(&resolved).await {
+                Ok(answer) => (Some(answer), None),
+                Err(problem) => (None, Some(problem)),
+            },
             Err(problem) => (None, Some(problem)),
         };
         TriggerCheck {
@@ -276,6 +279,16 @@ impl Trial {
             basis: decision.basis.words(trigger),
         })
     }
+}
+
+/// Whether nothing can be said without the value of a key: it names what is looked at and where, or
+/// has no default.
+fn decides(key: &str) -> bool {
+    option(plain(key)).is_some_and(|option| option.default.is_none())
+}
+
+fn plain(key: &str) -> &str {
+    key.strip_suffix(FROM_ENV).unwrap_or(key)
 }
 
 async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> std::result::Result<T, Problem> {

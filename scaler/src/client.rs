@@ -1,6 +1,7 @@
-//! Who is at the other end of connections, and room for the streams of all of these together.
+//! Who is at the other end of connections, and room for all that one of these has together.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -8,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 /// Whom connections count for.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Client {
     /// Whoever showed this certificate.
     Certificate(CertificateDer<'static>),
@@ -26,29 +27,67 @@ impl Client {
     }
 }
 
-/// Room for streams by client, kept while a client has a connection or a stream.
+/// Calls of one client that have come in and were not read to their end yet. KEDA's are read as they
+/// come; one that is sent by halves holds as much as a message may be large.
+const MAX_UNREAD: usize = 1024;
+
+/// What each client may have.
 pub(crate) struct Clients {
-    max_streams: usize,
-    rooms: Mutex<HashMap<Client, Weak<Semaphore>>>,
+    /// Long-lived streams on all its connections.
+    streams: Rooms<Client>,
+    /// Calls that are not read yet.
+    unread: Rooms<Client>,
+    /// Connections of an address, which is all that is known before a handshake.
+    connections: Rooms<IpAddr>,
 }
 
 impl Clients {
-    /// Room for so many streams of each client.
-    pub(crate) fn new(max_streams: usize) -> Self {
-        Self { max_streams, rooms: Mutex::default() }
+    /// Room for so many streams of each client, and so many connections of each address.
+    pub(crate) fn new(max_streams: usize, max_connections: usize) -> Self {
+        Self {
+            streams: Rooms::new(max_streams),
+            unread: Rooms::new(MAX_UNREAD),
+            connections: Rooms::new(max_connections),
+        }
     }
 
-    /// The room that all connections of a client share.
-    pub(crate) fn room(&self, client: Client) -> Arc<Semaphore> {
+    /// The room for streams that all connections of a client share.
+    pub(crate) fn streams(&self, client: Client) -> Arc<Semaphore> {
+        self.streams.of(client)
+    }
+
+    /// The same for calls that are not read yet.
+    pub(crate) fn unread(&self, client: Client) -> Arc<Semaphore> {
+        self.unread.of(client)
+    }
+
+    /// The room for connections from an address.
+    pub(crate) fn connections(&self, address: SocketAddr) -> Arc<Semaphore> {
+        self.connections.of(address.ip().to_canonical())
+    }
+}
+
+/// Room for as much of each, kept while it has any.
+struct Rooms<Of> {
+    each: usize,
+    rooms: Mutex<HashMap<Of, Weak<Semaphore>>>,
+}
+
+impl<Of: Hash + Eq> Rooms<Of> {
+    fn new(each: usize) -> Self {
+        Self { each, rooms: Mutex::default() }
+    }
+
+    fn of(&self, whom: Of) -> Arc<Semaphore> {
         // Each change is a single step, so the map is whole even if its holder panicked.
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(room) = rooms.get(&client).and_then(Weak::upgrade) {
+        if let Some(room) = rooms.get(&whom).and_then(Weak::upgrade) {
             return room;
         }
-        // Who is gone takes no room; there are no more clients than connections.
+        // Who is gone takes no room; there are no more of them than connections.
         rooms.retain(|_, room| room.strong_count() > 0);
-        let room = Arc::new(Semaphore::new(self.max_streams));
-        rooms.insert(client, Arc::downgrade(&room));
+        let room = Arc::new(Semaphore::new(self.each));
+        rooms.insert(whom, Arc::downgrade(&room));
         room
     }
 }
@@ -63,10 +102,10 @@ mod tests {
 
     #[test]
     fn a_client_is_its_certificate_and_else_its_address() {
-        let clients = Clients::new(3);
+        let clients = Clients::new(3, 1);
         let room = |certificate: Option<&'static [u8]>, address: &str| {
             let certificate = certificate.map(CertificateDer::from);
-            clients.room(Client::of(certificate.as_ref(), address.parse().unwrap()))
+            clients.streams(Client::of(certificate.as_ref(), address.parse().unwrap()))
         };
         let one = room(None, "10.0.0.1:1000");
         assert_eq!(one.available_permits(), 3);
@@ -81,11 +120,11 @@ mod tests {
 
     #[test]
     fn clients_that_are_gone_are_forgotten() {
-        let clients = Clients::new(3);
+        let clients = Clients::new(3, 1);
         for nth in 0..1000u32 {
             let address = std::net::Ipv4Addr::from(nth);
-            drop(clients.room(Client::Address(address.into())));
+            drop(clients.streams(Client::Address(address.into())));
         }
-        assert_eq!(clients.rooms.lock().unwrap().len(), 1);
+        assert_eq!(clients.streams.rooms.lock().unwrap().len(), 1);
     }
 }

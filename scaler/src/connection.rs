@@ -1,5 +1,6 @@
-//! Connections from the port to the service: as many as are allowed, encrypted where that is
-//! wanted, and each with room for so many streams, of which its client has as many as one may.
+//! Connections from the port to the service: as many as are allowed, of each address and of all,
+//! encrypted where that is wanted, and each with room for so many streams, of which its client has
+//! as many as one may.
 
 use std::future::Future;
 use std::io;
@@ -43,7 +44,7 @@ pub(crate) struct Welcome {
     pub(crate) max_connections: usize,
     /// Long-lived streams on one connection.
     pub(crate) max_streams: usize,
-    /// Those of all connections of one client.
+    /// What one client may have on all its connections, and how many of these.
     pub(crate) clients: Clients,
     pub(crate) metrics: Metrics,
 }
@@ -54,7 +55,8 @@ pub(crate) struct Connection {
     /// Until when the client must have begun, and how many bytes of that are missing.
     greeting: Option<(Pin<Box<Sleep>>, usize)>,
     peer: Peer,
-    _room: OwnedSemaphorePermit,
+    /// Among all connections, and among those of its address.
+    _room: [OwnedSemaphorePermit; 2],
     _counted: Counted,
 }
 
@@ -69,6 +71,8 @@ pub(crate) struct Peer {
     streams: Arc<Semaphore>,
     /// Shared by all connections of the client.
     of_client: Arc<Semaphore>,
+    /// The same for calls that are not read yet.
+    unread: Arc<Semaphore>,
 }
 
 /// Room for one long-lived stream: on its connection, and among those of its client.
@@ -96,6 +100,38 @@ impl Peer {
         let of_client = room(&self.of_client).map_err(|_| Full::Client)?;
         Ok([on_connection, of_client])
     }
+
+    /// Room for a call until it is read, as soon as there is any; none where there never is.
+    pub(crate) async fn room_for_a_call(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.unread).acquire_owned().await.ok()
+    }
+}
+
+/// The part of all connections that handshakes may be beside them, and that one address may have: so
+/// that it takes several to keep the others out.
+const PART_OF_HANDSHAKES: usize = 2;
+const PART_OF_ADDRESS: usize = 4;
+
+/// How many of so many connections one address may have.
+pub(crate) fn of_one_address(max_connections: usize) -> usize {
+    (max_connections / PART_OF_ADDRESS).max(1)
+}
+
+/// Room for what comes in.
+struct Doors {
+    connections: Arc<Semaphore>,
+    /// Apart from those: who has not shown who it is takes the room of nobody who has.
+    handshakes: Arc<Semaphore>,
+}
+
+impl Doors {
+    fn new(max_connections: usize) -> Self {
+        let room = |n: usize| Arc::new(Semaphore::new(n.max(1)));
+        Self {
+            connections: room(max_connections),
+            handshakes: room(max_connections / PART_OF_HANDSHAKES),
+        }
+    }
 }
 
 /// Takes connections from the port for as long as it is read.
@@ -105,20 +141,20 @@ pub(crate) fn incoming(
     listener: TcpListener,
     welcome: Welcome,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let room = Arc::new(Semaphore::new(welcome.max_connections));
+    let doors = Doors::new(welcome.max_connections);
     async_stream::stream! {
         let mut handshakes = JoinSet::new();
         loop {
             let ready = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, address)) => welcome.take(tcp, address, &room, &mut handshakes),
+                    Ok((tcp, address)) => welcome.take(tcp, address, &doors, &mut handshakes),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be taken");
                         sleep(PAUSE).await;
                         None
                     }
                 },
-                Some(Ok(shaken)) = handshakes.join_next() => welcome.shaken(shaken),
+                Some(Ok(shaken)) = handshakes.join_next() => welcome.shaken(shaken, &doors),
             };
             if let Some(connection) = ready {
                 yield Ok(connection);
@@ -127,7 +163,7 @@ pub(crate) fn incoming(
     }
 }
 
-/// How a handshake ended, with whom, and the room that it holds.
+/// How a handshake ended, with whom, and the room that it holds among the connections of its address.
 type Shaken = (Result<io::Result<TlsStream<TcpStream>>, Elapsed>, SocketAddr, OwnedSemaphorePermit);
 
 impl Welcome {
@@ -136,28 +172,31 @@ impl Welcome {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        room: &Arc<Semaphore>,
+        doors: &Doors,
         handshakes: &mut JoinSet<Shaken>,
     ) -> Option<Connection> {
-        let Ok(room) = Arc::clone(room).try_acquire_owned() else {
-            self.refuse(Refused::Full, address, "too many connections");
-            return None;
-        };
+        let of_address = self.clients.connections(address);
+        let of_address = self.room(&of_address, address, "too many connections of this address")?;
         // Answers are small and must not wait for one another.
         drop(tcp.set_nodelay(true));
         let Some(tls) = &self.tls else {
-            return Some(self.connection(Io::Plain(tcp), address, room));
+            return self.connection(Io::Plain(tcp), address, of_address, doors);
         };
+        let begun = self.room(&doors.handshakes, address, "too many handshakes")?;
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let time = self.handshake;
-        handshakes.spawn(async move { (timeout(time, acceptor.accept(tcp)).await, address, room) });
+        handshakes.spawn(async move {
+            let shaken = timeout(time, acceptor.accept(tcp)).await;
+            drop(begun);
+            (shaken, address, of_address)
+        });
         None
     }
 
-    fn shaken(&self, (shaken, address, room): Shaken) -> Option<Connection> {
+    fn shaken(&self, (shaken, address, of_address): Shaken, doors: &Doors) -> Option<Connection> {
         match shaken {
             Ok(Ok(tls)) => {
-                return Some(self.connection(Io::Tls(Box::new(tls)), address, room));
+                return self.connection(Io::Tls(Box::new(tls)), address, of_address, doors);
             }
             Ok(Err(error)) => self.refuse(Refused::Handshake, address, error),
             Err(late) => self.refuse(Refused::Timeout, address, late),
@@ -165,17 +204,38 @@ impl Welcome {
         None
     }
 
-    fn connection(&self, io: Io, address: SocketAddr, room: OwnedSemaphorePermit) -> Connection {
+    fn connection(
+        &self,
+        io: Io,
+        address: SocketAddr,
+        of_address: OwnedSemaphorePermit,
+        doors: &Doors,
+    ) -> Option<Connection> {
+        let room = [self.room(&doors.connections, address, "too many connections")?, of_address];
         let certificate = match &io {
             Io::Plain(_) => None,
             Io::Tls(tls) => tls.get_ref().1.peer_certificates().and_then(<[_]>::first),
         };
-        let of_client = self.clients.room(Client::of(certificate, address));
-        let peer = Peer { streams: Arc::new(Semaphore::new(self.max_streams)), of_client };
+        let client = Client::of(certificate, address);
+        let peer = Peer {
+            streams: Arc::new(Semaphore::new(self.max_streams)),
+            of_client: self.clients.streams(client.clone()),
+            unread: self.clients.unread(client),
+        };
         let gauge = self.metrics.connections();
         gauge.inc();
         let greeting = Some((Box::pin(sleep(self.handshake)), PREFACE));
-        Connection { io, greeting, peer, _room: room, _counted: Counted(gauge) }
+        Some(Connection { io, greeting, peer, _room: room, _counted: Counted(gauge) })
+    }
+
+    fn room(
+        &self,
+        room: &Arc<Semaphore>,
+        address: SocketAddr,
+        full: &str,
+    ) -> Option<OwnedSemaphorePermit> {
+        let room = Arc::clone(room).try_acquire_owned();
+        room.inspect_err(|_| self.refuse(Refused::Full, address, full)).ok()
     }
 
     fn refuse(&self, refused: Refused, address: SocketAddr, why: impl std::fmt::Display) {
@@ -278,9 +338,9 @@ mod tests {
     use prometheus::Registry;
     use rcgen::{CertificateParams, KeyPair};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-    use super::{Welcome, incoming};
+    use super::{Welcome, incoming, of_one_address};
     use crate::client::Clients;
     use crate::metrics::Metrics;
     use crate::tls::{Tls, TlsArgs};
@@ -302,7 +362,7 @@ mod tests {
             handshake: Duration::from_millis(50),
             max_connections: 1,
             max_streams: 1,
-            clients: Clients::new(1),
+            clients: Clients::new(1, 1),
             metrics: Metrics::register(&registry).unwrap(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -331,6 +391,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_address_has_a_quarter_of_the_connections_and_the_others_have_room() {
+        let welcome = Welcome {
+            tls: None,
+            handshake: Duration::from_secs(60),
+            max_connections: 8,
+            max_streams: 1,
+            clients: Clients::new(1, of_one_address(8)),
+            metrics: Metrics::register(&Registry::new()).unwrap(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut incoming = std::pin::pin!(incoming(listener, welcome));
+        let connect = async |from: &str| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(from.parse().unwrap()).unwrap();
+            socket.connect(address).await.unwrap()
+        };
+        let mut silent = Vec::new();
+        for _ in 0..8 {
+            silent.push(connect("127.0.0.1:0").await);
+        }
+        let other = connect("127.0.0.2:0").await;
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            taken.push(incoming.next().await.unwrap().unwrap());
+        }
+        // Two of the first, and the other, though eight came before it.
+        let from = |connection: &super::Connection| match &connection.io {
+            super::Io::Plain(tcp) => tcp.peer_addr().unwrap(),
+            super::Io::Tls(_) => unreachable!("none is encrypted"),
+        };
+        assert_eq!(from(&taken[2]), other.local_addr().unwrap());
+        // Who is let go leaves room.
+        drop((taken, silent));
+        let next = connect("127.0.0.1:0").await;
+        let taken = incoming.next().await.unwrap().unwrap();
+        assert_eq!(from(&taken), next.local_addr().unwrap());
+    }
+
+    #[tokio::test]
     async fn a_client_that_does_not_begin_is_let_go_without_tls_too() {
         let registry = Registry::new();
         let welcome = Welcome {
@@ -338,7 +438,7 @@ mod tests {
             handshake: Duration::from_millis(50),
             max_connections: 1,
             max_streams: 1,
-            clients: Clients::new(1),
+            clients: Clients::new(1, 1),
             metrics: Metrics::register(&registry).unwrap(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -14,8 +14,8 @@ use crate::value::{Basis, value};
 pub struct Decision {
     /// Whether the pool may not be at zero.
     pub active: bool,
-    /// The value of the metric: never negative, always finite, and 0 or what Kubernetes does not
-    /// round to 0.
+    /// The value of the metric: never negative, always finite, no more than a million replicas are
+    /// to have, and 0 or what Kubernetes does not round to 0.
     pub value: f64,
     /// What one replica is to have of it.
     pub target: f64,
@@ -25,6 +25,8 @@ pub struct Decision {
     pub basis: Basis,
     /// The next moment at which time alone may make an inactive pool active.
     pub wakes_at: Option<Timestamp>,
+    /// When time alone makes a pool inactive that only lingers.
+    pub rests_at: Option<Timestamp>,
 }
 
 /// Decides what KEDA is told.
@@ -68,13 +70,20 @@ pub fn decide(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> Decisio
     // What is left out asks for the one replica that a pool has which is up.
     let is_for_left_out = n_left_out > 0 && why.is_active();
     let is_zero = value == 0.0 && !is_for_left_out;
-    let value = if is_zero { 0.0 } else { value.max(LEAST) };
+    let target = trigger.target();
+    let value = if is_zero { 0.0 } else { value.min(target * MOST_REPLICAS).max(LEAST) };
     let basis = basis.leaving_out(snapshot, trigger.low);
-    Decision { active: why.is_active(), value, target: trigger.target(), why, basis, wakes_at }
+    let last = counted.learned.last_work.filter(|_| why == Why::Lingering);
+    let rests_at = last.and_then(|last| last.checked_add(trigger.activation.linger).ok());
+    Decision { active: why.is_active(), value, target, why, basis, wakes_at, rests_at }
 }
 
 /// KEDA hands metrics on in thousandths: less would be nothing, and a ScaledJob start nothing.
 const LEAST: f64 = 0.001;
+
+/// More than any pool may have. The HPA counts replicas in 32 bits, and beyond them takes the fewest
+/// that it may have; KEDA counts thousandths of the value in 64.
+const MOST_REPLICAS: f64 = 1e6;
 
 /// The same figure for clients that read only whole numbers; 0 only where the figure is 0.
 #[must_use]
@@ -133,6 +142,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_cost_asks_for_more_replicas_than_an_autoscaler_can_count() {
+        let mut dear = queue(3, 0, &[]);
+        dear.depth.cost = Some(3e9);
+        let trigger = trigger(Mode::Cost { per_replica: 1.0, per_job: 1.0 });
+        assert_eq!(decide(&dear, &trigger, NOW).value, 1e6);
+        dear.depth.cost = Some(3e18);
+        assert_eq!(decide(&dear, &trigger, NOW).value, 1e6);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -149,6 +168,10 @@ mod tests {
                 prop_assert!(int >= 0 && (int == i64::MAX || int as f64 >= figure));
                 prop_assert!(int as f64 - figure <= 1.0 || figure > 1e15);
             }
+            let replicas = (decision.value / decision.target).ceil();
+            prop_assert!(replicas <= f64::from(i32::MAX), "{:?}", decision);
+            let thousandths = decision.value * 1000.0;
+            prop_assert!(thousandths < i64::MAX as f64, "{:?}", decision);
         }
 
         #[test]
@@ -236,6 +259,19 @@ mod tests {
             let after = decide(&s, &t, Timestamp::new(later, 0).unwrap());
             prop_assert!(after.active || !before.active);
             prop_assert!(after.value >= before.value, "{:?} {:?}", before, after);
+        }
+
+        #[test]
+        fn a_pool_that_lingers_rests_at_the_moment_that_was_told(
+            s in snapshots(), t in triggers(),
+        ) {
+            let before = decide(&s, &t, NOW);
+            prop_assert_eq!(before.rests_at.is_some(), before.why == crate::activation::Why::Lingering);
+            if let Some(at) = before.rests_at {
+                prop_assert!(at > NOW);
+                let after = decide(&s, &t, at);
+                prop_assert!(after.rests_at.is_none(), "{:?}", after);
+            }
         }
 
         #[test]

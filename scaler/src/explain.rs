@@ -22,6 +22,9 @@ const MAX_TRIGGERS: usize = 20_000;
 /// Triggers of one object.
 const MAX_OF_ONE: usize = 16;
 
+/// Letters of a refusal: what is wrong comes first, and what was written may be of any length.
+const LONGEST_REFUSAL: usize = 512;
+
 /// KEDA asks for all triggers of an object together: every 30 s by default, and oftener while its
 /// pool is up. One that it left out for longer was changed or taken away.
 const POLL: Duration = Duration::from_secs(45);
@@ -119,7 +122,8 @@ impl Explain {
         let mut memory = self.lock();
         memory.make_room(now);
         let object = memory.object(namespace, name);
-        object.refused = Some((refusal.to_string(), now));
+        let words = refusal.to_string().chars().take(LONGEST_REFUSAL).collect();
+        object.refused = Some((words, now));
     }
 
     /// The objects that were asked for lately, sorted.
@@ -341,6 +345,14 @@ mod tests {
         assert_eq!(demand.low, Some(Low::Counts));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[test]
+    fn of_a_long_refusal_its_beginning_is_kept() {
+        let explain = Explain::default();
+        explain.refused("ml", "c", &Refusal::Invalid(format!("no{}", "x".repeat(16_000))));
+        let kept = explain.object(&("ml".into(), "c".into()), LONG).unwrap().refused.unwrap().0;
+        assert!(kept.starts_with("noxx") && kept.len() == 512, "{kept}");
     }
 
     #[tokio::test(start_paused = true)]

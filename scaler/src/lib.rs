@@ -41,6 +41,7 @@ mod snapshot;
 mod tls;
 mod trace;
 mod trigger;
+mod unread;
 mod value;
 mod view;
 mod watch;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-/// Bytes of one message; KEDA's are a few hundred.
-pub(crate) const MAX_MESSAGE: usize = 64 << 10;
+/// Bytes of one message; KEDA's are a few hundred, and metadata may have half as many.
+pub(crate) const MAX_MESSAGE: usize = 32 << 10;
 
 /// Options that a trigger may have, ours and KEDA's.
 const MAX_KEYS: usize = 64;

@@ -72,6 +72,11 @@ impl Observer {
         }
     }
 
+    /// The queue is on another broker from now on.
+    pub(crate) fn move_on(&mut self) {
+        self.learner.move_on();
+    }
+
     /// The queue is nowhere any more, and whoever watches it is to know.
     pub(crate) fn dismiss(&self) {
         self.shared.forget(&self.place);

@@ -14,6 +14,9 @@ use crate::trigger::{Trigger, TriggerError, as_with_keda, is_name, option, serve
 /// The profile of triggers that name none.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
 
+/// Of a value a person is shown so many letters: it may be written as long as one likes.
+const SHOWN: usize = 64;
+
 /// A day, or as much cost: right for each option that a trigger must have.
 const ANYTHING: &str = "86400";
 
@@ -71,6 +74,7 @@ impl From<TriggerError> for Refusal {
 
 impl Profiles {
     /// One broker that every namespace may use.
+    #[cfg(test)]
     pub(crate) fn single(url: QueueUrl) -> Self {
         let profile = Profile::new(DEFAULT_PROFILE, url);
         let by_name = BTreeMap::from([(DEFAULT_PROFILE.to_owned(), Arc::new(profile))]);
@@ -263,9 +267,8 @@ impl Given<'_> {
         if KEDA_KEYS.contains(&self.name()) {
             return None;
         }
-        // A number may be written as long as one likes.
         let value =
-            (self.from != Origin::Environment).then(|| self.value.chars().take(64).collect());
+            (self.from != Origin::Environment).then(|| self.value.chars().take(SHOWN).collect());
         Some(Shown { key: self.key.to_owned(), value, from: self.from })
     }
 }
@@ -294,7 +297,9 @@ impl Asked<'_> {
         if !is_name(self.value) && (name != STREAM || self.value.contains("://")) {
             return format!("the {name} that is given, which is no name");
         }
-        format!("{name} {:?}", self.value)
+        let shown: String = self.value.chars().take(SHOWN).collect();
+        let rest = if shown.len() < self.value.len() { " and so on" } else { "" };
+        format!("{name} {shown:?}{rest}")
     }
 }
 

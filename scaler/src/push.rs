@@ -20,9 +20,6 @@ pub(crate) struct Cadence {
 /// Who waits for workers that do not report repeats itself no longer than this.
 const LONGEST_REPEATED: Duration = Duration::from_secs(60);
 
-/// Workers that do not report are there for so many seconds after they last held something.
-const HELD_LATELY: i64 = 60;
-
 /// What a stream looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -34,6 +31,8 @@ pub(crate) struct Seen {
     pub(crate) reports: bool,
     /// When time alone may make it active.
     pub(crate) wakes: Option<Instant>,
+    /// When time alone makes it inactive.
+    pub(crate) rests: Option<Instant>,
 }
 
 /// Why a stream spoke.
@@ -65,7 +64,7 @@ pub(crate) enum Push {
         since: Instant,
         /// When it was said.
         told: Instant,
-        /// When it is due again.
+        /// When it is due again, or time alone makes it inactive.
         due: Instant,
     },
 }
@@ -78,7 +77,7 @@ impl Push {
             Self::Inactive { .. } => seen.active.then_some(Reason::Edge),
             Self::Active { since, told, .. } => {
                 let (reason, after) = cadence.next(seen, now - since);
-                *self = Self::Active { since, told, due: told + after };
+                *self = Self::Active { since, told, due: seen.until(told + after, now) };
                 (seen.active && told + after <= now).then_some(reason)
             }
         };
@@ -87,9 +86,14 @@ impl Push {
         } else if reason.is_some() {
             let since = if let Self::Active { since, .. } = *self { since } else { now };
             let (_, after) = cadence.next(seen, now - since);
-            *self = Self::Active { since, told: now, due: now + after };
+            *self = Self::Active { since, told: now, due: seen.until(now + after, now) };
         }
         reason
+    }
+
+    /// Since when it is active.
+    pub(crate) fn active_since(&self) -> Option<Instant> {
+        if let Self::Active { since, .. } = self { Some(*since) } else { None }
     }
 
     /// When to look again even if nothing changes.
@@ -107,6 +111,13 @@ impl Push {
     }
 }
 
+impl Seen {
+    /// When to look again that would speak at a moment.
+    fn until(&self, due: Instant, now: Instant) -> Instant {
+        self.rests.filter(|rests| *rests > now).map_or(due, |rests| rests.min(due))
+    }
+}
+
 impl Cadence {
     /// How an active stream goes on that was first told of it so long ago.
     fn next(self, seen: Seen, active_for: Duration) -> (Reason, Duration) {
@@ -119,12 +130,18 @@ impl Cadence {
 }
 
 /// Whether somebody is there who takes jobs, and whether workers report that at all: those of others
-/// are known by what they hold, and held lately.
-pub(crate) fn attendance(snapshot: &Snapshot, trigger: &Trigger, now: Timestamp) -> (bool, bool) {
+/// are known by what they hold, and held since the trigger became active. What they held before that
+/// says nothing: the pool may be at zero since.
+pub(crate) fn attendance(
+    snapshot: &Snapshot,
+    trigger: &Trigger,
+    since: Option<Timestamp>,
+) -> (bool, bool) {
     let reported = snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
     let Source::Foreign(_) = trigger.source else { return (reported, true) };
-    let is_recent = |last: Timestamp| now.duration_since(last).as_secs() < HELD_LATELY;
-    (snapshot.learned.last_work.is_some_and(is_recent), false)
+    let last = snapshot.learned.last_work;
+    let held_since = since.zip(last).is_some_and(|(since, last)| last > since);
+    (snapshot.depth.in_flight > 0 || held_since, false)
 }
 
 #[cfg(test)]
@@ -133,13 +150,18 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Cadence, Push, Reason, Seen};
+    use ebb_queue::{Foreign, Source};
+
+    use super::{Cadence, Push, Reason, Seen, attendance};
+    use crate::kit::{NOW, at, modes, queue, trigger};
+    use crate::trigger::Trigger;
 
     const CADENCE: Cadence =
         Cadence { repeat: Duration::from_secs(1), heartbeat: Duration::from_secs(30) };
-    const IDLE: Seen = Seen { active: false, attended: false, reports: true, wakes: None };
-    const ALONE: Seen = Seen { active: true, attended: false, reports: true, wakes: None };
-    const ATTENDED: Seen = Seen { active: true, attended: true, reports: true, wakes: None };
+    const IDLE: Seen =
+        Seen { active: false, attended: false, reports: true, wakes: None, rests: None };
+    const ALONE: Seen = Seen { active: true, ..IDLE };
+    const ATTENDED: Seen = Seen { attended: true, ..ALONE };
 
     /// Seconds since the stream was opened, what is seen then, and what is to be said.
     fn check(steps: &[(u64, Seen, Option<Reason>)]) {
@@ -192,6 +214,35 @@ mod tests {
         never.extend([(101, IDLE, None), edge(102), (103, silent, Some(Reason::Repeat))]);
         check(&never);
         check(&[opened, edge(10), (11, held, None), (40, held, Some(Reason::Heartbeat))]);
+    }
+
+    #[test]
+    fn workers_of_others_are_there_only_if_they_held_something_since_the_trigger_became_active() {
+        let foreign = Foreign { stream: "work".into(), reader: "embedders".into() };
+        let trigger = Trigger { source: Source::Foreign(foreign), ..trigger(modes()[0]) };
+        let mut snapshot = queue(1, 0, &[]);
+        snapshot.learned.last_work = Some(NOW);
+        assert_eq!(attendance(&snapshot, &trigger, None), (false, false));
+        // The pool may have gone to zero a second ago.
+        assert_eq!(attendance(&snapshot, &trigger, Some(at(1))), (false, false));
+        snapshot.learned.last_work = Some(at(2));
+        assert_eq!(attendance(&snapshot, &trigger, Some(at(1))), (true, false));
+        snapshot = queue(1, 1, &[]);
+        assert_eq!(attendance(&snapshot, &trigger, Some(at(1))), (true, false));
+    }
+
+    #[test]
+    fn one_that_only_lingers_is_looked_at_again_when_that_ends() {
+        let start = Instant::now();
+        let mut push = Push::Opening;
+        let rests = Some(start + Duration::from_secs(5));
+        let lingers = Seen { rests, ..ATTENDED };
+        assert_eq!(push.next(lingers, CADENCE, start), Some(Reason::Open));
+        assert_eq!(push.due(), rests);
+        let end = start + Duration::from_secs(5);
+        assert_eq!(push.next(IDLE, CADENCE, end), None);
+        // So that a job which comes then is told at once.
+        assert_eq!(push.next(ALONE, CADENCE, end), Some(Reason::Edge));
     }
 
     #[test]

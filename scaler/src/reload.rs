@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::file::{Draft, File, FileError, Section};
 use crate::metrics::{Files, Metrics};
 use crate::profiles::{DEFAULT_PROFILE, Profile, Profiles};
+use crate::trigger::{MODE, Options};
 
 /// A configuration file is read whole.
 const MAX_FILE: u64 = 1 << 20;
@@ -37,7 +38,7 @@ impl Source {
     pub(crate) fn load(&self) -> anyhow::Result<Profiles> {
         let Some(path) = &self.file else {
             let queue = self.queue.clone();
-            return Ok(queue.map(Profiles::single).unwrap_or_default());
+            return Ok(queue.map(single).unwrap_or_default());
         };
         let shown = path.display();
         let text = read(path).with_context(|| format!("--config: {shown}"))?;
@@ -49,7 +50,7 @@ impl Source {
                      of them"
                 );
             }
-            profiles.by_name.extend(Profiles::single(queue.clone()).by_name);
+            profiles.by_name.extend(single(queue.clone()).by_name);
         }
         if profiles.by_name.is_empty() {
             bail!("--config: {shown} has no profile; write [profiles.default] with its url");
@@ -66,38 +67,92 @@ impl Source {
         metrics: Metrics,
     ) {
         let now = Arc::clone(&profiles.borrow());
-        let take = |before: &Arc<Profiles>, after: &Arc<Profiles>| {
-            check_secrets(before, after)?;
-            profiles.send_replace(Arc::clone(after));
-            metrics.reloaded(Files::Config);
-            tracing::info!("configuration changed");
-            Ok(())
-        };
-        let tell = |condition: Condition<'_>| {
+        let found = |condition: Condition<'_>| {
             metrics.found(Files::Config, condition);
             match condition {
                 Condition::Broken(error) => {
-                    tracing::error!(error, "configuration is broken; the one before it stays");
+                    tracing::error!(error, "configuration is broken; what was before it stays");
                 }
                 Condition::Mended => tracing::info!("configuration is no longer broken"),
             }
+        };
+        // Why a part of it was not taken.
+        let withheld: Mutex<Option<String>> = Mutex::default();
+        let withheld = || withheld.lock().unwrap_or_else(PoisonError::into_inner);
+        let take = |_: &Arc<Profiles>, after: &Arc<Profiles>| {
+            let before = Arc::clone(&profiles.borrow());
+            let (taken, error) = with_secrets(&before, after);
+            let error = error.map(|error| error.to_string());
+            let told = std::mem::replace(&mut *withheld(), error.clone());
+            if taken != before {
+                for profile in with_another_mode(&before, &taken) {
+                    tracing::warn!(
+                        profile,
+                        "mode changed in the defaults, and with it the names of metrics: before \
+                         2.21 KEDA has the HPA ask for the old ones until its ScaledObjects are \
+                         read again; change something in their spec, or restart KEDA's operator"
+                    );
+                }
+                profiles.send_replace(taken);
+                metrics.reloaded(Files::Config);
+                tracing::info!("configuration changed");
+            }
+            if error != told {
+                found(error.as_deref().map_or(Condition::Mended, Condition::Broken));
+            }
+            Ok(())
+        };
+        let tell = |condition: Condition<'_>| match &*withheld() {
+            Some(error) if condition == Condition::Mended => found(Condition::Broken(error)),
+            _ => found(condition),
         };
         let load = move || self.load().map(Arc::new);
         ebb_telemetry::follow(now, every, load, take, tell).await;
     }
 }
 
-/// A secret that has changed must be there: somebody may be replacing it.
-fn check_secrets(before: &Profiles, after: &Profiles) -> anyhow::Result<()> {
-    let changed = after.by_name.iter().filter(|(name, profile)| {
-        before.by_name.get(*name).is_some_and(|before| before.files != profile.files)
-    });
-    for (name, profile) in changed {
-        if let Some(path) = secrets(&profile.url).into_iter().find(|path| is_unreadable(path)) {
-            bail!("profile {name}: {} cannot be read, or is empty", path.display());
+/// The profiles whose defaults, or those of a queue, name another mode than before.
+fn with_another_mode<'a>(before: &Profiles, after: &'a Profiles) -> Vec<&'a str> {
+    let modes = |profile: &Profile| -> BTreeMap<Option<String>, String> {
+        let of_queues = profile.queues.iter().map(|(queue, options)| (Some(queue), options));
+        let all = of_queues.chain([(None, &profile.defaults)]);
+        let mode = |options: &Options| options.get(MODE).map_or("", |mode| mode.trim()).to_owned();
+        all.map(|(queue, options)| (queue.cloned(), mode(options)))
+            .filter(|(_, mode)| !mode.is_empty())
+            .collect()
+    };
+    let is_another = |(name, profile): &(&'a String, &'a Arc<Profile>)| {
+        before.by_name.get(*name).is_some_and(|before| modes(before) != modes(profile))
+    };
+    after.by_name.iter().filter(is_another).map(|(name, _)| name.as_str()).collect()
+}
+
+/// A secret that has changed must be there: somebody may be replacing it. A profile whose secret is
+/// not stays as it was, says why, and keeps nothing else of the change from being taken.
+fn with_secrets(
+    before: &Arc<Profiles>,
+    after: &Arc<Profiles>,
+) -> (Arc<Profiles>, Option<anyhow::Error>) {
+    let mut taken = Arc::clone(after);
+    let mut error = None;
+    for (name, profile) in &after.by_name {
+        let Some(before) = before.by_name.get(name) else { continue };
+        let secrets = if before.files == profile.files { vec![] } else { secrets(&profile.url) };
+        if let Some(path) = secrets.into_iter().find(|path| is_unreadable(path)) {
+            let words = format!("profile {name}: {} cannot be read, or is empty", path.display());
+            error.get_or_insert_with(|| anyhow::anyhow!(words));
+            Arc::make_mut(&mut taken).by_name.insert(name.clone(), Arc::clone(before));
         }
     }
-    Ok(())
+    (taken, error)
+}
+
+/// The profile of the command line, whose secrets are followed as those of a file's profiles are.
+fn single(url: QueueUrl) -> Profiles {
+    let files = digest(&url);
+    let profile = Profile { files, ..Profile::new(DEFAULT_PROFILE, url) };
+    let by_name = BTreeMap::from([(DEFAULT_PROFILE.to_owned(), Arc::new(profile))]);
+    Profiles { by_name, policy: None }
 }
 
 fn profiles(text: &str) -> anyhow::Result<Profiles> {
@@ -174,10 +229,11 @@ fn secrets(url: &QueueUrl) -> Vec<&PathBuf> {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     use ebb_queue::QueueUrl;
 
-    use super::{Source, check_secrets};
+    use super::{Source, with_another_mode, with_secrets};
     use crate::profiles::Profiles;
 
     struct Folder(tempfile::TempDir);
@@ -244,21 +300,63 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_the_command_lines_queue_changes_its_profile_too() {
+        let folder = Folder::new();
+        let password = folder.write("password", "one");
+        let queue: QueueUrl =
+            format!("redis://host?password_file={}", password.display()).parse().unwrap();
+        let file = folder.write("scaler.toml", "[profiles.night]\nurl = \"sqlite:/data/n.db\"\n");
+        for file in [None, Some(file)] {
+            folder.write("password", "one");
+            let source = Source { file, queue: Some(queue.clone()) };
+            let before = source.load().unwrap();
+            assert_eq!(source.load().unwrap(), before);
+            folder.write("password", "two");
+            assert_ne!(source.load().unwrap(), before);
+        }
+    }
+
+    #[test]
     fn a_change_is_taken_once_its_secrets_can_be_read() {
         let folder = Folder::new();
         let password = folder.write("password", "one");
         let text =
             format!("[profiles.a]\nurl = \"redis://host?password_file={}\"\n", password.display());
-        let now = folder.load(&text).unwrap();
-        let checked = || check_secrets(&now, &folder.load(&text).unwrap());
-        assert!(checked().is_ok());
+        let now = Arc::new(folder.load(&text).unwrap());
+        let policy = "[[policy]]\nnamespaces = [\"ml\"]\nprofiles = [\"a\"]\n";
+        let load = || Arc::new(folder.load(&format!("{text}{policy}")).unwrap());
+        let taken = || with_secrets(&now, &load());
+        assert!(taken().1.is_none());
         folder.write("password", "");
-        let told = checked().unwrap_err().to_string();
+        let (profiles, told) = taken();
+        let told = told.unwrap().to_string();
         assert!(told.contains("profile a") && told.contains("password cannot be read"), "{told}");
+        // That one profile stays, and the policy is the new one.
+        assert_eq!(profiles.by_name, now.by_name);
+        assert!(now.policy.is_none() && profiles.policy.is_some());
         std::fs::remove_file(&password).unwrap();
-        assert!(checked().is_err());
+        assert!(taken().1.is_some());
         folder.write("password", "two");
-        assert!(checked().is_ok());
+        let (profiles, told) = taken();
+        assert!(told.is_none() && profiles == load() && profiles.by_name != now.by_name);
+    }
+
+    #[test]
+    fn a_change_of_the_mode_is_told_with_its_profile() {
+        let folder = Folder::new();
+        let load = |of_profile: &str, of_queue: &str| {
+            let url = "url = \"sqlite:/data/q.db\"";
+            let rest =
+                format!("[profiles.b.defaults]\n{of_profile}[profiles.b.queues.q]\n{of_queue}");
+            folder.load(&format!("[profiles.a]\n{url}\n[profiles.b]\n{url}\n{rest}")).unwrap()
+        };
+        let before = load("", "");
+        let jobs = load("jobsPerReplica = 4\n", "");
+        let (drain, of_queue) = (load("mode = \"drain\"\n", ""), load("", "mode = \"drain\"\n"));
+        assert!(with_another_mode(&before, &jobs).is_empty());
+        assert_eq!(with_another_mode(&before, &drain), ["b"]);
+        assert_eq!(with_another_mode(&drain, &before), ["b"]);
+        assert_eq!(with_another_mode(&before, &of_queue), ["b"]);
     }
 
     #[test]

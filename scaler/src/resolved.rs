@@ -26,9 +26,7 @@ impl Resolved {
 
     /// Why nothing is known, for whoever reads what KEDA logs.
     pub(crate) fn unknown(&self, why: &Unknown) -> String {
-        let (Source::Foreign(_), Some(key)) = (&self.place.source, self.hidden()) else {
-            return why.to_string();
-        };
+        let Some(key) = self.hidden() else { return why.to_string() };
         match why {
             Unknown::Missing(_) => {
                 format!("it is not there; correct the name that {key} finds in the environment")
@@ -41,6 +39,7 @@ impl Resolved {
     pub(crate) fn status(&self, why: &Unknown) -> String {
         let what = match (&self.place.source, self.hidden()) {
             (Source::Foreign(_), Some(key)) => format!("the stream that {key} names"),
+            (Source::Queue(_), Some(key)) => format!("the queue that {key} names"),
             _ => self.place.words(),
         };
         format!("{what} of profile {}: {}", self.place.profile, self.unknown(why))

@@ -22,7 +22,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::client::Clients;
 use crate::config::ScalerArgs;
-use crate::connection::{HANDSHAKE, Welcome, incoming};
+use crate::connection::{HANDSHAKE, Welcome, incoming, of_one_address};
 use crate::explain::{Explain, page};
 use crate::figures::QueueFigures;
 use crate::limits::MAX_MESSAGE;
@@ -32,12 +32,17 @@ use crate::readiness::standings;
 use crate::service::Service;
 use crate::site::{Connect, Site};
 use crate::tls::Tls;
+use crate::unread::Bounded;
 use crate::watch::Observers;
 
 /// All objects with one address share one connection, and each push trigger parks two streams
 /// on it; hyper's own limit of 200 would stall calls that have no deadline. So many are left for
 /// calls beside the streams that `--max-streams` allows.
 const MAX_CALLS: u32 = 45_536;
+
+/// Until a call is answered, or a stream begins: what was not even sent by then never will be. Streams
+/// that have begun live on, and so does what KEDA asks for in less time.
+const ANSWERED: Duration = Duration::from_secs(5);
 
 /// Lets a crowd of small calls arrive at once: a connection whose unread small frames add up to
 /// half of its window is taken for an attack and closed.
@@ -189,8 +194,11 @@ impl Scaler {
             reporter.set_service_status("", ServingStatus::NotServing).await;
             reporter.set_not_serving::<Served>().await;
             // Streams end before connections: one that is cut off makes KEDA come back ever later.
-            let end = Instant::now() + args.grace;
-            drop(timeout_at(end, service.drain()).await);
+            // A client that reads nothing never lets go of its own; the others are still to be told
+            // that their connections end.
+            let begun = Instant::now();
+            let end = begun + args.grace;
+            drop(timeout_at(begun + args.grace / 2, service.drain()).await);
             goaway.cancel();
             sleep_until(end).await;
             tracing::warn!("connections are cut: their other ends did not let go in time");
@@ -242,7 +250,7 @@ fn welcome(args: &ScalerArgs, tls: Option<&Tls>, metrics: Metrics) -> Welcome {
         handshake: HANDSHAKE,
         max_connections: args.max_connections,
         max_streams: args.max_streams,
-        clients: Clients::new(args.max_streams_per_client),
+        clients: Clients::new(args.max_streams_per_client, of_one_address(args.max_connections)),
         metrics,
     }
 }
@@ -272,10 +280,13 @@ async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthRe
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))
         .max_connection_age(args.connection_max_age)
-        .add_service(ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .timeout(ANSWERED)
+        .add_service(Bounded(
+            ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE),
+        ))
+        .add_service(Bounded(health.max_decoding_message_size(MAX_MESSAGE)))
+        .add_service(Bounded(reflection().build_v1()?.max_decoding_message_size(MAX_MESSAGE)))
+        .add_service(Bounded(reflection().build_v1alpha()?.max_decoding_message_size(MAX_MESSAGE)));
     Ok((reporter, router))
 }
 

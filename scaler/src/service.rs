@@ -218,13 +218,15 @@ impl Service {
     /// What a stream says now, if anything. Nothing is said while nothing is known.
     fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
         let (snapshot, time) = view.known(now, self.observers.max_age()).ok()?;
-        let Decision { active, wakes_at, .. } = decide(snapshot, trigger, time);
-        let (attended, reports) = attendance(snapshot, trigger, time);
+        let Decision { active, wakes_at, rests_at, .. } = decide(snapshot, trigger, time);
+        let since = push.active_since().map(|since| time - now.saturating_duration_since(since));
+        let (attended, reports) = attendance(snapshot, trigger, since);
         // Brokers keep time in milliseconds.
         let until = |at| Duration::try_from(time.duration_until(at)).unwrap_or_default();
-        let wakes = wakes_at.map(|at| now + until(at) + Duration::from_millis(1));
-        let reason: Reason =
-            push.next(Seen { active, attended, reports, wakes }, self.cadence, now)?;
+        let [wakes, rests] =
+            [wakes_at, rests_at].map(|at| at.map(|at| now + until(at) + Duration::from_millis(1)));
+        let seen = Seen { active, attended, reports, wakes, rests };
+        let reason: Reason = push.next(seen, self.cadence, now)?;
         self.metrics.pushed(reason);
         let look = view.look.as_ref().and_then(|look| look.span.as_ref());
         trace::told(self.observers.traces(), reason, look, &trigger.source);

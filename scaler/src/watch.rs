@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ebb_queue::QueueUrl;
 use ebb_telemetry::Traces;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -131,15 +132,20 @@ impl Observers {
 }
 
 /// Observes a queue where its profile says it is, and where it is then, whenever that changes.
-/// What was seen last counts on while it is not too old. Ends with the profile.
+/// What was seen last counts on while it is not too old; what was learned of arrivals and waiting
+/// does not where the address is another, and does where only a secret is. Ends with the profile.
 async fn attend(
     mut observer: Observer,
     place: Place,
     mut profiles: watch::Receiver<Arc<Profiles>>,
 ) {
+    let mut before: Option<QueueUrl> = None;
     loop {
         let now = Arc::clone(&profiles.borrow_and_update());
         let Some((profile, url)) = now.url(&place) else { return observer.dismiss() };
+        if before.replace(url.clone()).is_some_and(|before| before != url) {
+            observer.move_on();
+        }
         tokio::select! {
             () = observer.run(&url) => return,
             () = moved(&mut profiles, profile) => {

@@ -41,9 +41,10 @@ pub(crate) struct CheckFlags {
 
 pub(crate) const HELP: &str = "\
 Creates nothing. A trigger is read by the scaler's own parser and judged by its policy; what it
-takes from an environment (a key that ends in FromEnv) is known to the cluster alone, and left out.
+takes from an environment (a key that ends in FromEnv) is known to the cluster alone, and left out;
+where it says what is looked at, or must be there, there is no answer, and that is no failure.
 
-Exit codes: 0 when every profile answers and every trigger has an answer; 2 when a file or a trigger
+Exit codes: 0 when every profile answers and every other trigger has an answer; 2 when a file or a trigger
 is wrong or denied, or no trigger is for such a scaler; 69 when a broker does not answer; 1 when a
 queue is missing or does not fit.
 
@@ -222,6 +223,9 @@ fn trigger_words(check: &TriggerCheck) -> String {
     lines.extend(warning.iter().map(|words| format!("  warning  {words}")));
     if !left_out.is_empty() {
         lines.push(format!("  left out {}: only the cluster knows", left_out.join(", ")));
+    }
+    if answer.is_none() && problem.is_none() {
+        lines.push("  unknown  what it asks for depends on what was left out".to_owned());
     }
     if let Some(Problem { kind, words }) = problem {
         let kind = if *kind == ProblemKind::Refused { "refused " } else { "problem " };

@@ -75,10 +75,7 @@ pub(super) fn choose(
 
 /// Whether the likeliest token is chosen by the logits alone, as [`likeliest_sound`] does.
 pub(super) fn is_plain(sampling: &Sampling) -> bool {
-    let has_penalties = sampling.repetition_penalty != 1.0
-        || sampling.frequency_penalty != 0.0
-        || sampling.presence_penalty != 0.0;
-    sampling.temperature <= 0.0 && !has_penalties
+    sampling.temperature <= 0.0 && !sampling.counts_tokens()
 }
 
 /// The first of the largest, unless one is not finite.
@@ -350,7 +347,7 @@ mod tests {
                 sampling = Sampling { temperature, seed, ..Sampling::default() };
             }
             let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
-            let chosen = choose(&mut logits.clone(), &sequence(&tokens, 1, sampling));
+            let chosen = next(&logits, &tokens, 1, sampling);
             prop_assert!(!is_plain(&sampling) || likeliest_sound(&logits) == Some(chosen));
             prop_assert!(is_plain(&sampling) || sampling.temperature > 0.0 || has_penalties);
         }

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use ebb_queue::{Depth, Foreign, Source};
+use ebb_queue::{ByPriority, Depth, Foreign, Source, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -69,11 +69,31 @@ struct ForeignPage {
     reader: String,
 }
 
+/// How much there is, as [`Depth`] has it.
+#[derive(Debug, Serialize)]
+struct DepthPage {
+    ready: u64,
+    in_flight: u64,
+    /// Missing of a stream of others, of which nobody knows; so are dead letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delayed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead: Option<u64>,
+    oldest_ready: Option<Timestamp>,
+    next_due: Option<Timestamp>,
+    cost: Option<f64>,
+    ready_by_priority: Option<ByPriority>,
+    first_deadline: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done: Option<u64>,
+    as_of: Timestamp,
+}
+
 /// What is known, and what follows from it now.
 #[derive(Debug, Serialize)]
 struct Seen {
     age_seconds: f64,
-    depth: Depth,
+    depth: DepthPage,
     /// Missing where they do not report.
     #[serde(skip_serializing_if = "Option::is_none")]
     workers: Option<BTreeMap<&'static str, u64>>,
@@ -208,7 +228,7 @@ impl Facts {
         let age = view.look.as_ref().map(|look| now.saturating_duration_since(look.at));
         Ok(Seen {
             age_seconds: age.unwrap_or_default().as_secs_f64(),
-            depth: snapshot.depth.clone(),
+            depth: DepthPage::of(&snapshot.depth, &resolved.place.source),
             workers: match resolved.place.source {
                 Source::Queue(_) => Some(phases(snapshot)),
                 Source::Foreign(_) => None,
@@ -220,6 +240,38 @@ impl Facts {
             why: decision.why.to_string(),
             basis: decision.basis.words(&resolved.trigger),
         })
+    }
+}
+
+impl DepthPage {
+    fn of(depth: &Depth, source: &Source) -> Self {
+        let is_ours = matches!(source, Source::Queue(_));
+        Self {
+            ready: depth.ready,
+            in_flight: depth.in_flight,
+            delayed: is_ours.then_some(depth.delayed),
+            dead: is_ours.then_some(depth.dead),
+            oldest_ready: depth.oldest_ready,
+            next_due: depth.next_due,
+            cost: depth.cost,
+            ready_by_priority: depth.ready_by_priority,
+            first_deadline: depth.first_deadline,
+            done: depth.done,
+            as_of: depth.as_of,
+        }
+    }
+}
+
+impl fmt::Display for DepthPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ready, in_flight, delayed, dead, .. } = self;
+        write!(f, "{ready} ready, {in_flight} in flight")?;
+        for (state, n_jobs) in [("delayed", delayed), ("dead", dead)] {
+            if let Some(n_jobs) = n_jobs {
+                write!(f, ", {n_jobs} {state}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -298,7 +350,6 @@ impl fmt::Display for TriggerPage {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Depth { ready, in_flight, delayed, dead, .. } = &self.depth;
         let phases = self.workers.iter().flatten().map(|(phase, n)| format!("{n} {phase}"));
         let phases = phases.collect::<Vec<_>>().join(", ");
         let workers = match &self.workers {
@@ -306,13 +357,8 @@ impl fmt::Display for Seen {
             Some(_) if phases.is_empty() => "none",
             Some(_) => &phases,
         };
-        writeln!(
-            f,
-            "    seen {:.1} s ago: {ready} ready, {in_flight} in flight, {delayed} delayed, \
-             {dead} dead; workers: {workers}",
-            self.age_seconds
-        )?;
-        let Self { why, basis, value, target, replicas, .. } = self;
+        let Self { age_seconds, depth, why, basis, value, target, replicas, .. } = self;
+        writeln!(f, "    seen {age_seconds:.1} s ago: {depth}; workers: {workers}")?;
         writeln!(f, "    {why}")?;
         writeln!(f, "    the value: {basis}")?;
         writeln!(f, "    {value} at {target} for each replica asks for {replicas} replicas")

@@ -36,10 +36,15 @@ impl Arrivals {
     }
 }
 
+/// What comes in less than this many seconds, right after the first look, is no rate yet: it counts
+/// as what came in all of them.
+const LEAST_KNOWN: f64 = 10.0;
+
 /// Turns differences of counts into rates.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Flow {
-    arrivals: Arrivals,
+    fast: Mean,
+    slow: Mean,
     /// Jobs that are gone and not told as completed yet; never above zero.
     missing: f64,
     missing_for: f64,
@@ -61,13 +66,29 @@ impl Flow {
             (self.missing, self.missing_for) = (0.0, 0.0);
         }
         let mean = arrived / elapsed;
-        let follow = |rate: &mut f64, time: f64| {
-            let new = -(-elapsed / time).exp_m1();
-            *rate += (mean - *rate) * new;
-        };
-        follow(&mut self.arrivals.fast, FAST);
-        follow(&mut self.arrivals.slow, SLOW);
-        (self.arrivals, arrived)
+        let fast = self.fast.follow(mean, elapsed, FAST);
+        let slow = self.slow.follow(mean, elapsed, SLOW);
+        (Arrivals { fast, slow }, arrived)
+    }
+}
+
+/// A mean over the past that weighs it less and less. It begins at nothing, and would say for
+/// minutes that little arrives; so it is divided by the weight of what was seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
+    /// From 0 to 1.
+    weight: f64,
+}
+
+impl Mean {
+    /// Adds what a time in seconds brought, and tells the mean.
+    fn follow(&mut self, value: f64, elapsed: f64, time: f64) -> f64 {
+        let share = |seconds: f64| -(-seconds / time).exp_m1();
+        let new = share(elapsed);
+        self.sum += (value - self.sum) * new;
+        self.weight += (1.0 - self.weight) * new;
+        self.sum / self.weight.max(share(LEAST_KNOWN))
     }
 }
 
@@ -125,6 +146,30 @@ mod tests {
             sum += if nth >= from { arrived } else { 0.0 };
         }
         sum
+    }
+
+    /// The rates after so many seconds of which each brought as many jobs as is told.
+    fn after(seconds: u32, jobs: impl Fn(u32) -> f64) -> super::Arrivals {
+        let mut flow = Flow::default();
+        (0..seconds).map(|nth| flow.add(jobs(nth), 1.0).0).last().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_steady_rate_is_known_ten_seconds_after_the_first_look() {
+        for seconds in [10, 11, 30, 60, 600] {
+            let told = after(seconds, |_| 20.0);
+            assert!((told.fast - 20.0).abs() < 1e-6, "{told:?} after {seconds} s");
+            assert!((told.slow - 20.0).abs() < 1e-6, "{told:?} after {seconds} s");
+            assert!((told.rate() - 20.0).abs() < 1e-6, "{told:?} after {seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_burst_right_after_the_first_look_counts_as_what_came_in_ten_seconds() {
+        for seconds in [1, 2, 10] {
+            let told = after(seconds, |nth| if nth == 0 { 100.0 } else { 0.0 });
+            assert!(told.slow < 11.0, "{told:?} after {seconds} s");
+        }
     }
 
     proptest! {

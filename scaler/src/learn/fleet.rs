@@ -117,6 +117,12 @@ impl Fleet {
         news
     }
 
+    /// Forgets the workers, and keeps what they taught.
+    pub(super) fn move_on(&mut self) {
+        self.workers.clear();
+        self.looked = None;
+    }
+
     /// Goes on from where the clock was set back to.
     pub(super) fn set_back(&mut self, now: Timestamp) {
         self.looked = None;

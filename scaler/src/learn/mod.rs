@@ -224,6 +224,18 @@ impl Learner {
         self.before = Some(Before { at: now, ready, low, in_flight, done });
     }
 
+    /// Learns on where the queue is on another broker: what is there now did not come since the last
+    /// look at the one before. How fast its workers are and how they start stays known.
+    pub fn move_on(&mut self) {
+        self.before = None;
+        (self.all, self.without_low) = Default::default();
+        self.deaths = Deaths::default();
+        self.fleet.move_on();
+        let Learned { throughput, service, fitted, slots, cold_start, .. } = self.learned;
+        self.learned =
+            Learned { throughput, service, fitted, slots, cold_start, ..Learned::default() };
+    }
+
     /// Learns on from where the clock was set back to: nothing that was noted lies ahead of it.
     fn set_back(&mut self, now: Timestamp) {
         self.before = None;
@@ -405,6 +417,26 @@ mod tests {
         // Where none of low priority waits, all that is taken may be of another.
         let none = learned(&|s| mixed(s, (0, 0), (8, 8 * n(s))));
         assert_eq!(none.without_low.arrivals, none.arrivals);
+    }
+
+    #[test]
+    fn what_waits_on_another_broker_has_not_arrived_and_the_pace_stays_known() {
+        let mut learner = STREAM.taught(400);
+        let before = Pace::of(&learner.learned(), &PRIORS);
+        learner.move_on();
+        let fresh = learner.learned();
+        assert_eq!((fresh.waiting_since, fresh.last_work), (None, None));
+        for second in 400..460u32 {
+            let mut look = queue(5_000, 0, &[]);
+            look.depth.as_of = NOW + Duration::from_secs(second.into());
+            (look.depth.done, look.depth.dead) = (Some(7_000), 700);
+            learner.observe(&look.depth, &look.workers, look.depth.as_of);
+            assert_eq!(learner.learned().arrivals.rate(), 0.0, "at {second} s");
+            assert_eq!(learner.learned().last_work, None);
+        }
+        let after = Pace::of(&learner.learned(), &PRIORS);
+        let kept = |pace: Pace| (pace.throughput, pace.service, pace.slots, pace.cold_start);
+        assert_eq!(kept(after), kept(before));
     }
 
     #[test]

@@ -226,6 +226,15 @@ fn defaults_that_a_stream_of_others_has_no_use_for_are_passed_over() {
 }
 
 #[test]
+fn of_a_long_name_that_is_denied_the_first_letters_are_told() {
+    let policed = on_nats(POLICY);
+    let name = format!("{}{}", "é".repeat(64), "x".repeat(16_000));
+    let asked = [("profile", "night"), ("stream", name.as_str()), ("consumer", "c")];
+    let told = ask(&policed, "team-a", &asked).unwrap_err().to_string();
+    assert!(told.contains(&"é".repeat(64)) && told.len() < 512, "{told}");
+}
+
+#[test]
 fn who_may_not_use_a_profile_cannot_tell_whether_it_exists() {
     let two = profiles(&format!("{TWO}{POLICY}"));
     let told = |profile: &str| {

@@ -70,6 +70,38 @@ async fn every_profile_is_tried_and_every_trigger_answered_or_refused() {
 }
 
 #[tokio::test]
+async fn what_only_the_cluster_knows_is_neither_answered_nor_a_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("day.db"));
+    drop(open(&url, OpenOptions::default()).await.unwrap());
+    let objects = vec![asking(
+        "ml",
+        &[
+            // Their values say what is looked at, or are needed.
+            &[("queueFromEnv", "QUEUE")],
+            &[("profileFromEnv", "PROFILE")],
+            &[("mode", "slo"), ("sloSecondsFromEnv", "SLO")],
+            // Of use in the mode that is not known.
+            &[("modeFromEnv", "MODE"), ("sloSeconds", "60")],
+            // What counts without them is told, and what is wrong without them too.
+            &[("jobsPerReplicaFromEnv", "JOBS")],
+            &[("jobsPerReplicaFromEnv", "JOBS"), ("colour", "red")],
+        ],
+    )];
+    let args = CheckArgs { queue: Some(url), objects, ..CheckArgs::default() };
+    let found = check(args).await.unwrap();
+    let said: Vec<_> = found
+        .triggers
+        .iter()
+        .map(|trigger| (trigger.answer.is_some(), trigger.problem.is_some()))
+        .collect();
+    let nothing = (false, false);
+    assert_eq!(said, [nothing, nothing, nothing, nothing, (true, false), (false, true)]);
+    let triggers = &found.triggers;
+    assert!(triggers.iter().all(|trigger| !trigger.left_out.is_empty()), "{triggers:?}");
+}
+
+#[tokio::test]
 async fn what_has_less_effect_than_it_says_is_answered_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("day.db"));

@@ -180,13 +180,29 @@ async fn a_changed_address_moves_the_observers_of_its_profile_under_open_streams
     let (mut of_day, mut of_night) = (kit.stream(&day).await, kit.stream(&night).await);
     assert_eq!(said(&mut of_day).await, Some(false));
     assert_eq!(said(&mut of_night).await, Some(false));
-    publish(&kit.broker.queue("/two#jobs"), 4).await;
+    let slo = object(&[("profile", "night"), ("mode", "slo"), ("sloSeconds", "600")]);
+    let spec = kit.client.clone().get_metric_spec(slo.clone()).await.unwrap().into_inner();
+    let metric_name = spec.metric_specs[0].metric_name.clone();
+    let request = GetMetricsRequest { scaled_object_ref: Some(slo), metric_name };
+    let replicas = async || {
+        let values = kit.client.clone().get_metrics(request.clone()).await.unwrap().into_inner();
+        values.metric_values[0].metric_value_float
+    };
+    assert_eq!(replicas().await, 0.0);
+    publish(&kit.broker.queue("/two#jobs"), 400).await;
     assert_eq!(*kit.broker.opened.borrow(), 2);
 
     let mut swap = |url: &str| mounted.swap(&[("scaler.toml", &text), ("secret", url)]);
     swap("sqlite:/two\n");
     assert_eq!(said(&mut of_night).await, Some(true));
-    assert_eq!(kit.value(&night).await.unwrap().metric_value, 4);
+    assert_eq!(kit.value(&night).await.unwrap().metric_value, 400);
+    // What waited there before is a backlog, and nothing that arrives.
+    let asked = replicas().await;
+    assert!(asked > 0.5 && asked < 1.0, "{asked} replicas for 400 jobs of a second in 540 s");
+    let metrics = page(kit.http, "/metrics").await;
+    let rate =
+        "scaler_queue_arrivals_per_second{over=\"minutes\",profile=\"night\",queue=\"jobs\"} ";
+    assert!(metrics.contains(&format!("{rate}0\n")), "{metrics}");
     assert_eq!(*kit.broker.opened.borrow(), 3, "the other profile is left alone");
     kit.stop().await;
 }

@@ -89,6 +89,12 @@ async fn nothing_that_came_from_an_environment_is_explained() {
     let options = told["triggers"][0]["options"].as_array().unwrap();
     assert_eq!(options.len(), 2);
     assert!(options.iter().all(|option| option["value"].is_null()), "{told}");
+    // Nor told to KEDA, whose log others read.
+    kit.broker.feel(Mood::Broken);
+    let other = crate::kit::object(&[("queueFromEnv", "hunter3")]);
+    let told = kit.is_active(&other).await.unwrap_err();
+    assert!(told.message().contains("the queue that queueFromEnv names"), "{told}");
+    assert!(!told.message().contains("hunter3"), "{told}");
     kit.stop().await;
 }
 

@@ -91,10 +91,16 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     let told = page(kit.http, "/explain/ml/encoder?format=text").await;
     for part in [
         "stream work, which Ebb did not lay out, as embedders reads it",
-        "0 ready, 1 in flight",
+        "0 ready, 1 in flight; ",
         "workers: not Ebb's, so not known",
     ] {
         assert!(told.contains(part), "{part}: {told}");
+    }
+    let json = page(kit.http, "/explain/ml/encoder").await;
+    assert!(json.contains("\"in_flight\":1"), "{json}");
+    // Nobody knows these, which is not that there are none.
+    for unknown in ["delayed", "dead"] {
+        assert!(!told.contains(unknown) && !json.contains(&format!("\"{unknown}\"")), "{json}");
     }
     shows_what_is_known(&kit).await;
     // Another object on the same group looks through the same observer.

@@ -7,6 +7,7 @@ use ebb_scaler::ScalerArgs;
 use tonic::Code;
 
 use crate::kit::{Kit, args, ends_with_ok, object, page_says, publish, said};
+use crate::wire::Wire;
 
 #[tokio::test]
 async fn a_connection_has_room_for_so_many_streams_and_for_calls_beside_them() {
@@ -85,10 +86,51 @@ async fn metadata_that_are_too_much_are_refused() {
     assert!(told.message().contains("use 64 at most"), "{told}");
     let told = client.is_active(object(&[("queue", &"x".repeat(20_000))])).await.unwrap_err();
     assert!(told.message().contains("use 16384 at most"), "{told}");
-    let told = client.is_active(object(&[("queue", &"x".repeat(100_000))])).await.unwrap_err();
+    let told = client.is_active(object(&[("queue", &"x".repeat(33_000))])).await.unwrap_err();
     assert_eq!(told.code(), Code::OutOfRange, "{told}");
     assert!(!kit.is_active(&object(&[])).await.unwrap());
     drop(client);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_sent_by_halves_is_given_up_and_streams_that_have_begun_live_on() {
+    let kit = Kit::start(args()).await;
+    let mut stream = kit.stream(&object(&[])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    let mut wire = Wire::connect(kit.grpc, 65_535).await;
+    // It says that ten bytes follow.
+    wire.call("IsActive", 1, &[0, 0, 0, 0, 10, 1], false).await;
+    let ended = async {
+        while let Some(frame) = wire.read().await {
+            if frame.stream == 1 && frame.is_end() {
+                return true;
+            }
+        }
+        false
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert!(ended.expect("it is given up"), "the connection stays");
+    publish(&kit.queue(), 1).await;
+    assert_eq!(said(&mut stream).await, Some(true));
+    drop((stream, wire));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_with_too_many_halves_keeps_nobody_at_another_address_waiting() {
+    let kit = Kit::start(args()).await;
+    let mut wire = Wire::connect(kit.grpc, 65_535).await;
+    for nth in 0..1100 {
+        wire.call("IsActive", 2 * nth + 1, &[0, 0, 0, 0, 10, 1], false).await;
+    }
+    let begun = tokio::time::Instant::now();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", kit.grpc)).unwrap();
+    let endpoint = endpoint.local_address(Some([127, 0, 0, 2].into()));
+    let mut other = ExternalScalerClient::new(endpoint.connect().await.unwrap());
+    assert!(!other.is_active(object(&[])).await.unwrap().into_inner().result);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    drop((other, wire));
     kit.stop().await;
 }
 

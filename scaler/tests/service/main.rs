@@ -15,3 +15,4 @@ mod replicas;
 mod server;
 mod tls;
 mod traces;
+mod wire;

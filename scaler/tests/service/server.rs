@@ -1,12 +1,15 @@
 //! What stands around the service: health, reflection, probes, metrics, and the real broker.
 
+use std::time::Duration;
+
 use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp};
 use ebb_scaler::{Scaler, ScalerArgs};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::kit::{Kit, args, ends_with_ok, object, page, publish, said};
+use crate::kit::{Kit, args, ends_with_ok, object, page, page_says, publish, said};
+use crate::wire::{GOAWAY, Wire};
 
 #[tokio::test]
 async fn both_reflections_list_the_service() {
@@ -96,6 +99,35 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
     // A look that is older counts no more.
     assert!(age.parse::<f64>().unwrap() <= 15.0, "{page}");
     kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_takes_the_farewell_of_no_other() {
+    let grace = Duration::from_secs(10);
+    let kit = Kit::start(ScalerArgs { grace, ..args() }).await;
+    // Nothing may be sent on its streams, so they never end.
+    let mut stalled = Wire::connect(kit.grpc, 0).await;
+    stalled.call("StreamIsActive", 1, &[0, 0, 0, 0, 0], true).await;
+    page_says(kit.http, "/metrics", "scaler_streams{method=\"StreamIsActive\"} 1").await;
+    let mut idle = Wire::connect(kit.grpc, 65_535).await;
+    page_says(kit.http, "/metrics", "scaler_connections 3").await;
+    let Kit { client, channel, stop, server, .. } = kit;
+    drop((client, channel));
+    stop.cancel();
+    let begun = tokio::time::Instant::now();
+    let told = async {
+        while let Some(frame) = idle.read().await {
+            if frame.kind == GOAWAY {
+                return true;
+            }
+        }
+        false
+    };
+    let told = tokio::time::timeout(Duration::from_secs(30), told).await;
+    assert!(told.expect("the connection ends"), "it is cut without a word");
+    assert!(begun.elapsed() < grace, "it is told when all are cut");
+    drop((stalled, idle));
+    server.await.unwrap().unwrap();
 }
 
 #[tokio::test]
