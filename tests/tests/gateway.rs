@@ -119,7 +119,10 @@ fn answers_openais_api(scene: &Scene) {
     job.as_object_mut().unwrap().remove("user");
     let own = scene.enqueued("chat", &job);
     assert_eq!(said["choices"][0]["message"]["content"], own["choices"][0]["message"]["content"]);
-    assert_eq!((&said["model"], &said["object"]), (&json!("tiny-llama"), &json!("chat.completion")));
+    assert_eq!(
+        (&said["model"], &said["object"]),
+        (&json!("tiny-llama"), &json!("chat.completion"))
+    );
     assert_eq!(said["usage"]["completion_tokens"], own["usage"]["completion_tokens"]);
 
     let mut streamed = body.clone();
@@ -144,9 +147,13 @@ fn answers_openais_api(scene: &Scene) {
     let ranked = json!({"model": "our-ranks", "query": "a pump", "documents": texts, "top_n": 2});
     let own = scene.enqueued("ranks", &json!({"query": "a pump", "documents": texts, "top_n": 2}));
     assert_eq!(scene.answers("/v1/rerank", &ranked)["results"], own["results"]);
-    let labelled = scene.answers("/v1/classify", &json!({"model": "our-labels", "inputs": "a pump"}));
+    let labelled =
+        scene.answers("/v1/classify", &json!({"model": "our-labels", "inputs": "a pump"}));
     let own = scene.enqueued("labels", &json!({"input": "a pump"}));
-    assert_eq!(labelled.as_array().unwrap().len(), own["data"][0]["scores"].as_array().unwrap().len());
+    assert_eq!(
+        labelled.as_array().unwrap().len(),
+        own["data"][0]["scores"].as_array().unwrap().len()
+    );
     assert_eq!(labelled[0]["label"], own["data"][0]["label"]);
     refuses(scene);
     drop(worker);
@@ -174,10 +181,20 @@ fn refuses(scene: &Scene) {
             400,
             "input[1]",
         ),
-        ("/v1/embeddings", json!({"model": "tiny-bert", "input": "a", "dimensions": 9999}), 400, "dimensions"),
+        (
+            "/v1/embeddings",
+            json!({"model": "tiny-bert", "input": "a", "dimensions": 9999}),
+            400,
+            "dimensions",
+        ),
         ("/v1/embeddings", json!({"model": "tiny-llama", "input": "a"}), 400, "model"),
         ("/v1/embeddings", json!({"model": "no-such", "input": "a"}), 404, "model"),
-        ("/v1/chat/completions", json!({"model": "tiny-llama", "messages": chat("a"), "tools": [1]}), 400, "tools"),
+        (
+            "/v1/chat/completions",
+            json!({"model": "tiny-llama", "messages": chat("a"), "tools": [1]}),
+            400,
+            "tools",
+        ),
         (
             "/v1/chat/completions",
             json!({"model": "tiny-llama", "messages": chat("a"), "max_tokens": 100_000}),

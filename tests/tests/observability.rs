@@ -283,7 +283,8 @@ fn the_page_tells_of_every_metric_of_a_split_and_of_a_gateway() {
             metric.captures_iter(&code).map(|found| found.get(1).unwrap().as_str()).collect();
         assert!(code.len() > 5, "the metrics were not found: {code:?}");
         let told = page.keys().map(String::as_str);
-        let told: BTreeSet<&str> = told.filter(|name| name.starts_with(&format!("{of}_"))).collect();
+        let told: BTreeSet<&str> =
+            told.filter(|name| name.starts_with(&format!("{of}_"))).collect();
         assert_eq!(told, code);
     }
 }

@@ -171,7 +171,11 @@ fn what_is_the_same_of_many_jobs_is_not_multiplied_without_bounds() {
     for (route, fits, does_not) in [
         (Route::Completions, prompt(7), prompt(8)),
         (Route::Embeddings, named(7), named(8)),
-        (Route::Classify, json!({"input": ["a"]}), json!({"input": ["a"; 8], "aggregation": long})),
+        (
+            Route::Classify,
+            json!({"input": ["a"]}),
+            json!({"input": vec!["a"; 8], "aggregation": long}),
+        ),
     ] {
         let read = |body: &Value| read(route, body.to_string().as_bytes(), &bounds);
         assert!(read(&fits).is_ok(), "{route:?}");
