@@ -1,3 +1,5 @@
+//! Shapes, refusals and streams, as a client sees them.
+
 mod bodies;
 mod refusals;
 mod streams;
