@@ -1,6 +1,6 @@
 """The other side of `ebb-bench generate`: transformers on torch, one JSON line per call.
 
-    {"model": DIR, "threads": N}                                   -> {"peers": {NAME: {...}}}
+    {"model": DIR, "threads": N, "device": NAME}                   -> {"peers": {NAME: {...}}}
     {"peer": NAME, "prompts": [[...], ...], "new": [N, ...]}       -> {"seconds": S, "tokens": [[...], ...]}
 
 All prompts are as long as each other and are answered in one batch, as `generate` does it: until the
@@ -19,18 +19,18 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
 
-def load(directory, threads):
+def load(directory, threads, device):
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
 
     def peer(dtype):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
         def generate(prompts, longest):
             with torch.inference_mode():
-                ids = torch.tensor(prompts)
+                ids = torch.tensor(prompts, device=device)
                 made = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
@@ -53,10 +53,13 @@ def load(directory, threads):
 
 def start(ask):
     try:
-        return load(ask["model"], ask["threads"])
+        return load(ask["model"], ask["threads"], ask["device"])
     except ImportError as error:
         missing = {"missing": f"{error}; pip install torch transformers"}
-        return {}, {"f32": missing, "bf16": missing}
+    except (AssertionError, RuntimeError) as error:
+        # A torch that has no such device.
+        missing = {"missing": str(error)}
+    return {}, {"f32": missing, "bf16": missing}
 
 
 def answer(value):

@@ -21,6 +21,8 @@ mod report;
 mod scaler;
 mod simulate;
 mod streams;
+#[cfg(feature = "cpu")]
+mod weights;
 
 use std::process::ExitCode;
 

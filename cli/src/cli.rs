@@ -16,7 +16,7 @@ use ebb_worker::WorkerArgs;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::{dlq, enqueue, gateway, model, queue, result, scaler, split, up};
+use crate::commands::{cancel, dlq, enqueue, gateway, model, queue, result, scaler, split, up};
 #[cfg(feature = "cpu")]
 use crate::commands::{train, warm};
 use crate::demo;
@@ -59,6 +59,8 @@ enum Command {
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Print the result of a job, now or as it comes
     Result(result::ResultArgs),
+    /// Cancel jobs whose answers nobody wants any more
+    Cancel(cancel::CancelArgs),
     /// Make the queue, look at it, or empty it
     #[command(subcommand, after_long_help = queue::URLS)]
     Queue(queue::Command),
@@ -140,6 +142,7 @@ async fn execute(command: Command, output: Output) -> Result<Exit> {
         Command::Gateway(args) => gateway::run(*args).await,
         Command::Enqueue(args) => enqueue::run(*args, output).await,
         Command::Result(args) => result::run(args, output).await,
+        Command::Cancel(args) => cancel::run(args, output).await,
         Command::Queue(command) => queue::run(command, output).await,
         Command::Dlq(command) => dlq::run(command, output).await,
         Command::Model(command) => model::run(command, output).await,
@@ -237,11 +240,12 @@ mod tests {
 
     #[test]
     fn the_help_of_each_command_suffices_to_operate_it() {
-        let paths: [&[&str]; 21] = [
+        let paths: [&[&str]; 22] = [
             &["demo"],
             &["up"],
             &["enqueue"],
             &["result"],
+            &["cancel"],
             &["scaler", "conformance"],
             &["scaler", "check"],
             &["split", "compare"],
@@ -361,6 +365,7 @@ mod tests {
             ("ebb enqueue text --timeout 5s", "--wait"),
             ("ebb result job-1 --timeout 5s", "--follow"),
             ("ebb result", "<ID>"),
+            ("ebb cancel", "<ID>..."),
             ("ebb scaler conformance", "--address"),
             ("ebb scaler conformance --address a:1 --metadata queue", "key=value"),
             ("ebb scaler --max-age 15s conformance", "cannot be used with"),

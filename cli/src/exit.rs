@@ -10,7 +10,7 @@ use ebb_telemetry::in_words;
 pub(crate) enum Exit {
     /// All is well.
     Done = 0,
-    /// A job failed, a promise was broken, or something went wrong that has no number of its own.
+    /// A job failed or was cancelled, a promise was broken, or something went wrong that has no number of its own.
     Failed = 1,
     /// A flag or an input is wrong; trying again will not help.
     Usage = 2,
@@ -28,7 +28,7 @@ pub(crate) enum Exit {
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
    0  all is well
-   1  a job failed, a promise was broken, or something else went wrong
+   1  a job failed or was cancelled, a promise was broken, or something else went wrong
    2  a flag or an input is wrong
   66  what was asked for is not there
   69  the queue does not answer or is full, or no hub of models can be reached

@@ -215,6 +215,7 @@ impl<'a> Line<'a> {
                 ..line
             },
             Outcome::Failed { reason } => Self { outcome: "failed", error: Some(reason), ..line },
+            Outcome::Cancelled => Self { outcome: "cancelled", error: Some("cancelled"), ..line },
         }
     }
 
@@ -342,6 +343,10 @@ mod tests {
         check(
             Outcome::Failed { reason: "expired".into() },
             r#"{"id":"job-1","outcome":"failed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"expired"}"#,
+        );
+        check(
+            Outcome::Cancelled,
+            r#"{"id":"job-1","outcome":"cancelled","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"cancelled"}"#,
         );
         check(
             Outcome::Completed { content_type: REFERENCE.into(), body: r#"{"key":"a"}"#.into() },

@@ -23,7 +23,8 @@ const SOON: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{refused}")]
 pub(crate) struct Refusal {
-    pub(crate) refused: Refused,
+    /// In a box: each way in may end with one, and most do not.
+    pub(crate) refused: Box<Refused>,
     retry_after: Option<Duration>,
     /// The jobs that the request has made.
     ids: Vec<JobId>,
@@ -31,7 +32,7 @@ pub(crate) struct Refusal {
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
-        Self { refused, retry_after: None, ids: Vec::new() }
+        Self { refused: Box::new(refused), retry_after: None, ids: Vec::new() }
     }
 }
 

@@ -196,3 +196,34 @@ impl ResultStore for Apart {
         self.answers.result_ttl()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryQueue;
+    use crate::{Behavior, OpenOptions, Outcome, SystemClock, Timestamp};
+
+    fn job(name: &str) -> Job {
+        Job { id: name.parse().unwrap(), ..Job::new("{}", Timestamp::now()) }
+    }
+
+    #[tokio::test]
+    async fn who_says_first_where_answers_are_how_a_job_ended_has_said_it() {
+        let memory = || Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let (jobs, answers) = (memory(), memory());
+        let apart = Apart::new(jobs.clone(), answers.clone(), Arc::new(SystemClock));
+        apart.publish(vec![job("answered"), job("waits")]).await.unwrap();
+        let id: JobId = "answered".parse().unwrap();
+        let outcome = Outcome::Completed { content_type: String::new(), body: Bytes::new() };
+        let answer =
+            JobResult { outcome, ..JobResult::buried(id.clone(), 1, "", Timestamp::now()) };
+        apart.put(&answer).await.unwrap();
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Ended);
+        assert_eq!(apart.get(&id).await.unwrap(), Some(answer));
+
+        let id: JobId = "waits".parse().unwrap();
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(answers.get(&id).await.unwrap().unwrap().outcome, Outcome::Cancelled);
+        assert_eq!(apart.cancel(&"never".parse().unwrap()).await.unwrap(), Cancelled::Unknown);
+    }
+}

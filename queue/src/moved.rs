@@ -294,6 +294,22 @@ mod tests {
         assert_eq!(queue.state(&id()).await.unwrap(), Some(JobState::Delayed));
     }
 
+    #[tokio::test]
+    async fn a_job_that_went_on_is_cancelled_where_it_went() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let (queue, canary) =
+            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        // It is on its way, and nowhere yet.
+        assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Unknown);
+        canary.publish(vec![Job { id: id(), ..Job::new("{}", Timestamp::now()) }]).await.unwrap();
+        assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(queue.get(&id()).await.unwrap().unwrap().outcome, Outcome::Cancelled);
+        assert_eq!(canary.depth().await.unwrap().ready, 0);
+    }
+
     #[test]
     fn a_record_is_told_from_a_failure_that_reads_alike() {
         let record = JobResult::moved(id(), "jobs-canary", Timestamp::UNIX_EPOCH);

@@ -68,7 +68,7 @@ impl Leases {
         for (receipt, answer) in receipts.iter().zip(answers) {
             // What was settled in the meantime was not lost.
             let lost = (*answer != Settled::Held).then(|| self.lock().remove(&receipt.token));
-            if let Some(lease) = lost.flatten() {
+            if let Some(lease) = lost.flatten().filter(|_| *answer == Settled::Lost) {
                 metrics.leases_lost.inc();
                 warn!(job.id = %receipt.job, trace_id = lease.trace.map(display), "lease lost");
             }

@@ -142,7 +142,8 @@ async fn the_configuration_of_the_installation_is_tried_with_the_commands_that_i
     let (rendering, commands) = text.split_once('\n').expect("the first line renders");
     assert!(rendering.starts_with("kubectl kustomize"), "{place}: {rendering}");
     let workplace = Workplace::new();
-    let parts = ["deploy/components/nats/scaler.yaml", "deploy/base/worker/scaledobject.yaml"];
+    let parts =
+        ["deploy/components/nats/scaler/config.yaml", "deploy/base/worker/scaledobject.yaml"];
     let parts = parts.map(|part| std::fs::read_to_string(workspace_root().join(part)).unwrap());
     std::fs::write(workplace.path("all.yaml"), parts.join("---\n")).unwrap();
     std::fs::write(workplace.path("password"), "hunter2").unwrap();

@@ -211,6 +211,12 @@ impl<T> Batcher<T> {
         self.waiting.drain(..).map(|waiting| waiting.entry.item).collect()
     }
 
+    /// All of whom this is so, in the order of arrival: they will not be batched any more.
+    pub fn drain_if(&mut self, is_so: impl Fn(&T) -> bool) -> Vec<T> {
+        let out = self.waiting.extract_if(.., |waiting| is_so(&waiting.entry.item));
+        out.map(|waiting| waiting.entry.item).collect()
+    }
+
     /// All that have not begun, in the order of arrival.
     pub fn drain_unbegun(&mut self) -> Vec<T> {
         let unbegun = self.waiting.extract_if(.., |waiting| waiting.entry.begun.is_none());

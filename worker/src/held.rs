@@ -129,6 +129,8 @@ pub(crate) enum End<T> {
     Reject(String),
     /// Not here: another attempt has it, or has answered it.
     Overtaken,
+    /// Nobody wants it any more, and that is stored.
+    Cancelled,
 }
 
 impl Held {

@@ -102,7 +102,7 @@ pub(crate) async fn batch(
 ) {
     let mut lanes = Lanes::new(shared.lanes.len(), shared.settings.limits);
     let load = shared.device.load();
-    let mut is_open = true;
+    let (mut is_open, mut n_heeded) = (true, 0);
     loop {
         let (was_wedged, was_halted) = (shared.wedged.get(), shared.halt.is_cancelled());
         let (turns_end, n_taken) = (shared.turns_end.get(), shared.n_taken.get());
@@ -110,6 +110,10 @@ pub(crate) async fn batch(
             shared.give_back(lanes.drain(), &exits).await;
         } else if shared.gives_back() {
             shared.give_back(lanes.drain_unbegun(), &exits).await;
+        }
+        let n_cancelled = shared.n_cancelled.get();
+        if std::mem::replace(&mut n_heeded, n_cancelled) != n_cancelled {
+            shared.end_cancelled(&mut lanes, &exits).await;
         }
         // Asked here and not above: with the last jobs given back nothing may happen any more. What
         // is out may come back for another turn, and has when it is out no more.
@@ -133,6 +137,7 @@ pub(crate) async fn batch(
             },
             _ = load.until(|load| *load != seen) => {}
             _ = shared.n_taken.until(|n| *n != n_taken) => {}
+            _ = shared.n_cancelled.until(|n| *n != n_cancelled) => {}
             _ = shared.wedged.until(|wedged| *wedged != was_wedged) => {}
             _ = shared.turns_end.until(|end| *end != turns_end), if waits => {}
             () = shared.halt.cancelled(), if waits && !was_halted => {}
@@ -244,6 +249,14 @@ impl Shared {
         }
     }
 
+    /// Ends jobs that wait for their turn and that somebody cancelled.
+    async fn end_cancelled(&self, lanes: &mut Lanes<Item>, exits: &Exits) {
+        for item in lanes.drain_if(|item| item.held.loan.is_cancelled()) {
+            let finished = self.end(item.lane, item.held, End::Cancelled);
+            exits.queues[self.lanes[item.lane].queue].finish(vec![finished]).await;
+        }
+    }
+
     async fn submit(self: &Arc<Self>, lane: usize, batch: Batch<Item>, out: &Sender<Bound>) {
         let (items, late) = self.shed(lane, batch.items);
         let outing = Outing::begin(self, lane, begun(&items));
@@ -267,12 +280,17 @@ impl Shared {
         send(out, Bound { submitted, late, outing }).await;
     }
 
-    /// Parts the jobs that may still meet their deadlines from those that cannot.
+    /// Parts the jobs that may still meet their deadlines, and are wanted, from those that cannot.
     fn shed(&self, lane: usize, items: Vec<Item>) -> (Vec<Item>, Vec<Finished>) {
         let (now, begins) = (self.clock.now(), self.begins(lane));
         let own = &self.lanes[lane];
         let (mut timely, mut late) = (Vec::with_capacity(items.len()), Vec::new());
+        let may_be_cancelled = self.n_cancelled.get() > 0;
         for item in items {
+            if may_be_cancelled && item.held.loan.is_cancelled() {
+                late.push(self.end(lane, item.held, End::Cancelled));
+                continue;
+            }
             // A deadline is one for beginning.
             if item.held.turns.has_begun() {
                 timely.push(item);

@@ -53,6 +53,11 @@ impl<T> Lanes<T> {
         self.0.iter_mut().flat_map(|lane| lane.batcher.drain()).collect()
     }
 
+    /// All of whom this is so, in the same order.
+    pub fn drain_if(&mut self, is_so: impl Fn(&T) -> bool) -> Vec<T> {
+        self.0.iter_mut().flat_map(|lane| lane.batcher.drain_if(&is_so)).collect()
+    }
+
     /// All that wait and have not begun, in the same order.
     pub fn drain_unbegun(&mut self) -> Vec<T> {
         self.0.iter_mut().flat_map(|lane| lane.batcher.drain_unbegun()).collect()

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebb_queue::{Broker, Receipt, Settled};
+use ebb_queue::{Broker, JobId, Receipt, Settled};
 use ebb_telemetry::{Gate, TraceId};
 use tokio::time::Instant;
 use tracing::field::display;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::board::Board;
 use crate::device::Load;
@@ -47,15 +47,33 @@ struct Lease {
 /// The life of a lease here; it ends with its [`Loan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LeaseState {
-    /// Extended in time; leads to `Settling` and `Lost`.
+    /// Extended in time; leads to all others.
     Held,
     /// With the broker at this moment: an extension would come too late; leads back to `Held`.
     Settling,
+    /// Somebody cancelled the job; extended as long as the broker takes it for held.
+    Cancelled,
     /// The broker gave the job to somebody else.
     Lost,
 }
 
 impl Lease {
+    fn is_of(&self, id: &JobId) -> bool {
+        self.state == LeaseState::Held && self.receipt.job == *id
+    }
+
+    /// Whether the keeper takes care of it.
+    fn is_kept(&self) -> bool {
+        matches!(self.state, LeaseState::Held | LeaseState::Cancelled)
+    }
+
+    fn cancel(&mut self) {
+        if self.state == LeaseState::Held {
+            self.state = LeaseState::Cancelled;
+            debug!(job.id = %self.receipt.job, "job cancelled");
+        }
+    }
+
     /// Told once, however many answers say so.
     fn lose(&mut self, metrics: &Metrics) {
         if self.state != LeaseState::Lost {
@@ -117,8 +135,19 @@ impl Leases {
         }
     }
 
-    /// Extends all leases once.
-    async fn extend(&self, broker: &dyn Broker, metrics: &Metrics) {
+    /// Whether a job of this id is held here, and nobody is known to have cancelled it.
+    pub(crate) fn holds(&self, id: &JobId) -> bool {
+        self.lock().values().any(|lease| lease.is_of(id))
+    }
+
+    /// Somebody cancelled the job, as its result says.
+    pub(crate) fn cancel(&self, id: &JobId) {
+        self.lock().values_mut().filter(|lease| lease.is_of(id)).for_each(Lease::cancel);
+    }
+
+    /// Extends all leases once; whether jobs were cancelled.
+    async fn extend(&self, broker: &dyn Broker, metrics: &Metrics) -> bool {
+        let mut are_cancelled = false;
         for (keys, receipts) in self.chunks() {
             let asked = Instant::now();
             let answers = match broker.extend(&receipts).await {
@@ -132,19 +161,25 @@ impl Leases {
             let mut held = self.lock();
             for (key, answer) in keys.iter().zip(answers) {
                 // What was settled in the meantime was not lost.
-                let lease = held.get_mut(key).filter(|lease| lease.state == LeaseState::Held);
-                let Some(lease) = lease else { continue };
+                let Some(lease) = held.get_mut(key).filter(|lease| lease.is_kept()) else {
+                    continue;
+                };
                 match answer {
                     Settled::Held => lease.until = asked + self.length,
+                    Settled::Cancelled => {
+                        are_cancelled |= lease.state == LeaseState::Held;
+                        lease.cancel();
+                    }
                     Settled::Lost => lease.lose(metrics),
                 }
             }
         }
+        are_cancelled
     }
 
     fn chunks(&self) -> Vec<(Vec<u64>, Vec<Receipt>)> {
         let held = self.lock();
-        let held = held.iter().filter(|(_, lease)| lease.state == LeaseState::Held);
+        let held = held.iter().filter(|(_, lease)| lease.is_kept());
         let due: Vec<_> = held.map(|(key, lease)| (*key, lease.receipt.clone())).collect();
         due.chunks(CHUNK).map(|chunk| chunk.iter().cloned().unzip()).collect()
     }
@@ -159,6 +194,19 @@ impl Loan {
     /// Whether the broker gave the job to somebody else.
     pub(crate) fn is_lost(&self) -> bool {
         self.leases.lock().get(&self.key).is_none_or(|lease| lease.state == LeaseState::Lost)
+    }
+
+    /// Whether somebody cancelled the job, as far as that is known.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        let held = self.leases.lock();
+        held.get(&self.key).is_some_and(|lease| lease.state == LeaseState::Cancelled)
+    }
+
+    /// Somebody cancelled the job, as its result says.
+    pub(crate) fn cancel(&self) {
+        if let Some(lease) = self.leases.lock().get_mut(&self.key) {
+            lease.cancel();
+        }
     }
 
     /// Somebody else has the job, as another answer of the broker's says.
@@ -218,6 +266,8 @@ pub(crate) struct Keeper<'a> {
     pub(crate) gate: Gate,
     /// Whether the device is wedged, for the other stages.
     pub(crate) wedged: &'a Board<bool>,
+    /// How often jobs that are held turned out to be cancelled.
+    pub(crate) n_cancelled: &'a Board<u64>,
 }
 
 impl Keeper<'_> {
@@ -232,8 +282,8 @@ impl Keeper<'_> {
             if self.wedged.set(is_wedged) != is_wedged {
                 self.tell(wedge);
             }
-            if !is_wedged {
-                self.leases.extend(self.broker, self.metrics).await;
+            if !is_wedged && self.leases.extend(self.broker, self.metrics).await {
+                self.n_cancelled.update(|n| *n += 1);
             }
         }
     }
@@ -265,7 +315,9 @@ impl Keeper<'_> {
 #[cfg(test)]
 mod tests {
     use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Behavior, Delivery, Job, OpenOptions, Timestamp, TokioClock};
+    use ebb_queue::{
+        Behavior, Cancelled, Delivery, Job, OpenOptions, Operator, Timestamp, TokioClock,
+    };
     use ebb_telemetry::{GateKind, Health};
 
     use super::*;
@@ -301,6 +353,7 @@ mod tests {
             stall: Duration::from_secs(60),
             gate: health.gate("device", GateKind::Live),
             wedged: &Board::default(),
+            n_cancelled: &Board::default(),
         };
         tokio::time::timeout(for_how_long, keeper.run()).await.unwrap_err();
     }
@@ -368,6 +421,19 @@ mod tests {
         second.lose(&metrics);
         assert!(second.is_lost());
         assert_eq!(metrics.leases_lost.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_was_cancelled_is_neither_held_nor_lost() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        let id = delivery.job.id.clone();
+        assert!(leases.holds(&id) && !loan.is_cancelled());
+        assert_eq!(queue.cancel(&id).await.unwrap(), Cancelled::Running);
+        keep(&queue, &leases, &Board::default(), &Health::new(), LEASE).await;
+        assert!(loan.is_cancelled() && !loan.is_lost() && !leases.holds(&id));
+        assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Cancelled]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod alert;
 pub mod batcher;
 pub mod bisect;
 mod board;
+mod cancel;
 mod codec;
 mod config;
 mod deletion;

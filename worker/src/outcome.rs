@@ -14,6 +14,7 @@ impl Counts {
             REJECTED => &self.failed,
             RETRIED => &self.retried,
             RELEASED => &self.released,
+            CANCELLED => &self.cancelled,
             _ => &self.lost,
         };
         counter.fetch_add(1, Relaxed);
@@ -27,12 +28,14 @@ pub(crate) const COMPLETED: &str = "completed";
 const REJECTED: &str = "rejected";
 const RETRIED: &str = "retried";
 const RELEASED: &str = "released";
+pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const LOST: &str = "lost";
 
 /// What became of a job, by what was asked and what the broker said.
 pub(crate) fn outcome(settlement: &Settlement, answer: Settled) -> &'static str {
     match (answer, settlement.verdict()) {
         (Settled::Lost, _) => LOST,
+        (Settled::Cancelled, _) => CANCELLED,
         (Settled::Held, Verdict::Ack) => COMPLETED,
         (Settled::Held, Verdict::Reject { .. }) => REJECTED,
         (Settled::Held, Verdict::Retry { .. }) => RETRIED,

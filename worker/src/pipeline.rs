@@ -21,7 +21,7 @@ use crate::lease::Keeper;
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
-use crate::{infer, receive, retention, settle, status, stream};
+use crate::{cancel, infer, receive, retention, settle, status, stream};
 
 /// How much longer than its grace period a worker waits for its broker to hear that it ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -162,6 +162,7 @@ async fn work(
     let live = shared.health.gate("device", GateKind::Live);
     for served in queues {
         company.spawn(keep_leases(served.clone(), live.clone()));
+        company.spawn(cancel::heed(served.clone()));
     }
     company.spawn(heed_wedges(Arc::clone(shared)));
     let mut stages = stages(shared, queues);
@@ -253,6 +254,7 @@ async fn keep_leases(served: Served, gate: Gate) {
         stall: served.shared.settings.stall,
         gate,
         wedged: &served.shared.wedged,
+        n_cancelled: &served.shared.n_cancelled,
     };
     keeper.run().await;
     error!(queue = %served.name, "the keeper of the leases ended");

@@ -257,6 +257,9 @@ impl Served {
         if self.shared.gives_back() {
             return Decoded::Unbegun(held);
         }
+        if held.loan.is_cancelled() {
+            return Decoded::Over(held.finish(End::Cancelled));
+        }
         match self.read(&held) {
             Ok((lane, (input, asked, size))) => {
                 held.way.decoded();

@@ -104,6 +104,7 @@ impl Served {
             End::Retry(reason) => End::Retry(reason),
             End::Reject(reason) => End::Reject(reason),
             End::Overtaken => End::Overtaken,
+            End::Cancelled => End::Cancelled,
         };
         Finished { delivery, lane, loan, way, room, stream, end }
     }
@@ -158,6 +159,10 @@ impl Served {
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => None,
             // but an answer is an answer.
             End::Done(answer) => self.complete(delivery, ours, answer).await,
+            End::Cancelled => self.leave_cancelled(delivery, ours).await,
+            End::Retry(_) | End::Reject(_) | End::Overtaken if loan.is_cancelled() => {
+                self.leave_cancelled(delivery, ours).await
+            }
             End::Retry(reason) => self.retry(delivery, ours, reason).await,
             End::Reject(reason) => self.fail(delivery, ours, reason).await,
             End::Overtaken => self.leave_to_answer(delivery, ours).await,
@@ -218,6 +223,7 @@ impl Served {
         match self.publish(&delivery, ours, result, alert).await {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
+            Err(Unanswered::Cancelled) => self.leave_cancelled(delivery, ours).await,
             Err(Unanswered::Denied(error)) => Some(self.leave_to_others(delivery, &error)),
             Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
                 let reason = format!(
@@ -247,14 +253,15 @@ impl Served {
             self.alert(&delivery.job, loan, body).await?;
         }
         let stored = self.put_ours((loan, delivery.receipt()), &mut result).await?;
-        let to = delivery.job.headers.reply_to.as_ref();
-        let there = match (stored, to) {
-            (Stored::Stale, _) => return Err(Unanswered::Lost),
-            (_, None) => return Ok(()),
-            (Stored::Duplicate, Some(_)) => self.stored(loan, &result.id).await?,
-            (Stored::Stored, Some(_)) => None,
+        let there = match stored {
+            Stored::Stale => return Err(Unanswered::Lost),
+            Stored::Duplicate => self.stored(loan, &result.id).await?,
+            Stored::Stored => None,
         };
-        let Some(to) = to else { return Ok(()) };
+        if is_cancelled(there.as_ref()) {
+            return Err(Unanswered::Cancelled);
+        }
+        let Some(to) = &delivery.job.headers.reply_to else { return Ok(()) };
         let trace = way.traceparent(&delivery.job);
         self.reply(loan, to, &there.unwrap_or(result), trace.as_deref()).await
     }
@@ -300,8 +307,11 @@ impl Served {
             Err(unanswered) => Err(unanswered),
         };
         match there {
+            Ok(there) if is_cancelled(there.as_ref()) => {
+                return self.leave_cancelled(delivery, ours).await;
+            }
             Ok(there) => result = there.unwrap_or(result),
-            Err(Unanswered::Lost) => return None,
+            Err(Unanswered::Lost | Unanswered::Cancelled) => return None,
             Err(Unanswered::Denied(error)) => return Some(self.leave_to_others(delivery, &error)),
             // If the store refuses, the dead letter tells.
             Err(Unanswered::Refused(_)) => {}
@@ -318,10 +328,27 @@ impl Served {
     /// Ends a job that another attempt has answered; one that is another's now is left to it.
     async fn leave_to_answer(&self, delivery: Delivery, ours: Ours<'_>) -> Option<Settlement> {
         let there = self.stored(ours.loan, &delivery.job.id).await.ok()??;
+        if is_cancelled(Some(&there)) {
+            return self.leave_cancelled(delivery, ours).await;
+        }
         if !there.outcome.is_completed() {
             return None;
         }
         if let Some(to) = &delivery.job.headers.reply_to {
+            let trace = ours.way.traceparent(&delivery.job);
+            self.reply(ours.loan, to, &there, trace.as_deref()).await.ok()?;
+        }
+        Some(delivery.ack())
+    }
+
+    /// Ends a job that somebody cancelled. Where the broker takes it for ours still, nobody has told of
+    /// it; where it does not, it has.
+    async fn leave_cancelled(&self, delivery: Delivery, ours: Ours<'_>) -> Option<Settlement> {
+        ours.loan.cancel();
+        if let Some(to) = &delivery.job.headers.reply_to
+            && self.is_held(ours.loan, delivery.receipt()).await.ok()?
+        {
+            let there = self.stored(ours.loan, &delivery.job.id).await.ok()??;
             let trace = ours.way.traceparent(&delivery.job);
             self.reply(ours.loan, to, &there, trace.as_deref()).await.ok()?;
         }
@@ -339,6 +366,10 @@ impl Served {
         let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
         JobResult { id, attempt, outcome, finished_at, queue }
     }
+}
+
+fn is_cancelled(there: Option<&JobResult>) -> bool {
+    there.is_some_and(|there| there.outcome == Outcome::Cancelled)
 }
 
 impl Concluded {

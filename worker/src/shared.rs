@@ -100,6 +100,8 @@ pub struct Summary {
     pub retried: u64,
     /// Jobs given back uncharged.
     pub released: u64,
+    /// Jobs that somebody cancelled while they were held.
+    pub cancelled: u64,
     /// Jobs whose lease went to somebody else.
     pub lost: u64,
     /// Jobs still held when the grace period ended; they come back with their leases.
@@ -127,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) wedged: Board<bool>,
     /// How often a batch was taken over by who waits for it, or was done: there is room for another.
     pub(crate) n_taken: Board<u64>,
+    /// How often jobs that are held turned out to be cancelled.
+    pub(crate) n_cancelled: Board<u64>,
     /// When a worker that drains gives back what is between two turns.
     pub(crate) turns_end: Board<Option<Instant>>,
     /// The jobs that have had a turn and go on.
@@ -149,6 +153,7 @@ pub(crate) struct Counts {
     pub(crate) failed: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) released: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
     pub(crate) lost: AtomicU64,
 }
 
@@ -184,6 +189,7 @@ impl Shared {
             n_held,
             wedged: Board::default(),
             n_taken: Board::default(),
+            n_cancelled: Board::default(),
             turns_end: Board::default(),
             under_way: Arc::default(),
             intake: Intake::new(states.len(), settings.max_jobs),
@@ -281,6 +287,7 @@ impl Shared {
             failed: self.counts.failed.load(Relaxed),
             retried: self.counts.retried.load(Relaxed),
             released: self.counts.released.load(Relaxed),
+            cancelled: self.counts.cancelled.load(Relaxed),
             lost: self.counts.lost.load(Relaxed),
             left: n_left as u64,
             cold_start: lock(&self.cold_start).clone(),

@@ -302,7 +302,7 @@ impl Served {
         }
     }
 
-    /// Whether the job is another's by now, or answered; else the pieces that are there are of somebody
+    /// Whether the job is another's by now, answered or cancelled; else the pieces that are there are of somebody
     /// who gave it back.
     async fn is_overtaken(&self, telling: &Telling) -> ebb_queue::Result<bool> {
         let held = self.broker.extend(std::slice::from_ref(&telling.receipt)).await?;
@@ -310,6 +310,6 @@ impl Served {
             return Ok(true);
         }
         let result = self.results.get(&telling.id).await?;
-        Ok(result.is_some_and(|result| result.outcome.is_completed()))
+        Ok(result.is_some_and(|result| result.outcome.is_final()))
     }
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use ebb_model::bert::{Shape, Warmer};
-use ebb_model::{ModelKind, recognise};
+use ebb_model::{DeviceChoice, InferError, LoadError, ModelKind, bert, causal, recognise};
 use serde::Serialize;
 
 use crate::placing::DeviceArgs;
@@ -22,11 +21,12 @@ pub struct WarmArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
 
-    /// Largest batch of the workers to come, in texts
+    /// Largest batch of the workers to come, in texts; of a generator how many grow at once
     #[arg(long, value_name = "N", env = "EBB_MAX_ITEMS", default_value = "32")]
     pub max_items: NonZeroUsize,
 
-    /// Largest batch of the workers to come, in tokens that it works through: padding counts
+    /// Largest batch of the workers to come, in tokens that it works through: padding counts; of a
+    /// generator the longest text with its answer
     #[arg(long, value_name = "TOKENS", env = "EBB_MAX_COST", default_value = "8192")]
     pub max_cost: NonZeroUsize,
 }
@@ -49,10 +49,12 @@ pub struct Warmed {
 /// A shape, and how long it took.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct WarmedShape {
-    /// Texts.
+    /// Texts, or pieces of them.
     pub rows: usize,
     /// Tokens of each.
     pub tokens: usize,
+    /// Tokens that each of them may see, of a generator more than are read.
+    pub seen: usize,
     /// The first time, compiling and tuning counted, in seconds.
     pub first_s: f64,
     /// The second time, in seconds.
@@ -68,19 +70,17 @@ pub fn warm(args: &WarmArgs, tell: &mut dyn FnMut(&WarmedShape)) -> anyhow::Resu
     let missing = "--model is missing; use the directory of the model that the workers will run";
     let dir = args.model.as_deref().context(missing)?;
     let choice = args.device.choice()?;
-    check(dir)?;
+    let kind = kind(dir)?;
     let kernel_cache = args.device.keep_kernels()?;
-    let warmer = Warmer::load(dir, choice).with_context(|| format!("--model {}", dir.display()))?;
+    let warmer = Warmer::load(kind, dir, choice);
+    let mut warmer = warmer.with_context(|| format!("--model {}", dir.display()))?;
     let load_s = start.elapsed().as_secs_f64();
     let mut shapes = Vec::new();
     for shape in warmer.shapes(args.max_items.get(), args.max_cost.get()) {
-        let [first, again] = [time(&warmer, shape)?, time(&warmer, shape)?];
-        let warmed = WarmedShape {
-            rows: shape.rows,
-            tokens: shape.length,
-            first_s: first.as_secs_f64(),
-            again_s: again.as_secs_f64(),
-        };
+        let [first, again] = [time(&mut warmer, shape)?, time(&mut warmer, shape)?];
+        let Shape { rows, tokens, seen } = shape;
+        let (first_s, again_s) = (first.as_secs_f64(), again.as_secs_f64());
+        let warmed = WarmedShape { rows, tokens, seen, first_s, again_s };
         tell(&warmed);
         shapes.push(warmed);
     }
@@ -88,8 +88,8 @@ pub fn warm(args: &WarmArgs, tell: &mut dyn FnMut(&WarmedShape)) -> anyhow::Resu
     Ok(Warmed { device: warmer.device().to_owned(), kernel_cache, load_s, shapes, total_s })
 }
 
-/// Whether the model is one with shapes.
-fn check(dir: &Path) -> anyhow::Result<()> {
+/// The kind of the model, one with shapes.
+fn kind(dir: &Path) -> anyhow::Result<ModelKind> {
     let shown = dir.display();
     ensure!(dir.is_dir(), "--model {shown}: no such directory; fetch it with ebb model pull");
     let kind = recognise(dir).with_context(|| format!("--model {shown}"))?;
@@ -97,17 +97,66 @@ fn check(dir: &Path) -> anyhow::Result<()> {
         kind != ModelKind::Sentinel,
         "--model {shown}: a sentinel has one shape, nothing to warm"
     );
-    ensure!(
-        kind != ModelKind::Generator,
-        "--model {shown}: what a generator runs is not kept, nothing to warm"
-    );
-    Ok(())
+    Ok(kind)
 }
 
-fn time(warmer: &Warmer, shape: Shape) -> anyhow::Result<Duration> {
+/// What is run.
+enum Warmer {
+    Texts(Box<bert::Warmer>),
+    Generator(Box<causal::Warmer>),
+}
+
+/// How it is run.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    tokens: usize,
+    seen: usize,
+}
+
+impl Warmer {
+    fn load(kind: ModelKind, dir: &Path, device: DeviceChoice) -> Result<Self, LoadError> {
+        Ok(match kind {
+            ModelKind::Generator => Self::Generator(Box::new(causal::Warmer::load(dir, device)?)),
+            _ => Self::Texts(Box::new(bert::Warmer::load(dir, device)?)),
+        })
+    }
+
+    fn device(&self) -> &str {
+        match self {
+            Self::Texts(warmer) => warmer.device(),
+            Self::Generator(warmer) => warmer.device(),
+        }
+    }
+
+    fn shapes(&self, max_items: usize, max_cost: usize) -> Vec<Shape> {
+        let of_texts = |bert::Shape { rows, length }| Shape { rows, tokens: length, seen: length };
+        let of_pieces =
+            |causal::GroupShape { rows, tokens, length }| Shape { rows, tokens, seen: length };
+        match self {
+            Self::Texts(warmer) => {
+                warmer.shapes(max_items, max_cost).into_iter().map(of_texts).collect()
+            }
+            Self::Generator(warmer) => {
+                warmer.shapes(max_items, max_cost).into_iter().map(of_pieces).collect()
+            }
+        }
+    }
+
+    fn run(&mut self, Shape { rows, tokens, seen }: Shape) -> Result<(), InferError> {
+        match self {
+            Self::Texts(warmer) => warmer.run(bert::Shape { rows, length: tokens }),
+            Self::Generator(warmer) => {
+                warmer.run(causal::GroupShape { rows, tokens, length: seen })
+            }
+        }
+    }
+}
+
+fn time(warmer: &mut Warmer, shape: Shape) -> anyhow::Result<Duration> {
     let start = Instant::now();
     let ran = warmer.run(shape);
-    ran.with_context(|| format!("{} texts of {} tokens", shape.rows, shape.length))?;
+    ran.with_context(|| format!("{} texts of {} tokens", shape.rows, shape.tokens))?;
     Ok(start.elapsed())
 }
 
@@ -145,6 +194,22 @@ mod tests {
             assert!(all.iter().all(|one| shapes.contains(one)), "{shapes:?}");
             assert_eq!(shapes.len() == 1, device == "cpu", "{shapes:?}");
         }
+    }
+
+    #[test]
+    fn a_generator_runs_what_grows_and_what_is_read() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data/tiny-qwen3");
+        let flags = ["--model", dir.to_str().unwrap(), "--max-items=1", "--max-cost=32"];
+        let (warmed, told) = run(&[&flags[..], &["--device", "cpu-tensors"]].concat()).unwrap();
+        assert_eq!((warmed.kernel_cache, told), (None, warmed.shapes.len()));
+        let is_there = |rows, tokens, seen| {
+            warmed.shapes.iter().any(|it| (it.rows, it.tokens, it.seen) == (rows, tokens, seen))
+        };
+        assert!(is_there(1, 1, 32) && is_there(4, 32, 32), "{:?}", warmed.shapes);
+        assert!(warmed.shapes.iter().all(|shape| shape.seen == 32));
+        // On the processor all have the same code.
+        let (warmed, _) = run(&flags).unwrap();
+        assert_eq!((warmed.device.as_str(), warmed.shapes.len()), ("cpu in f32", 0));
     }
 
     #[test]

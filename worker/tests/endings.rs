@@ -12,9 +12,9 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobResult,
-    Link, Outcome, Phase, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement,
-    Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobId,
+    JobResult, Link, Outcome, Phase, Published, Purged, Receipt, Result, ResultStore, Settled,
+    Settlement, Unsettled, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -77,6 +77,10 @@ impl Broker for Odd {
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.queue.extend(receipts).await
     }
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.queue.cancellations().await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.queue.settle(settlements).await
     }

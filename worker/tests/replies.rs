@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobResult,
-    Link, Outcome, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement, Unsettled,
-    WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobId,
+    JobResult, Link, Outcome, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement,
+    Unsettled, WorkerStatus,
 };
 use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
 use futures::stream::BoxStream;
@@ -62,6 +62,10 @@ impl Broker for Deaf {
     async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         self.queue.extend(receipts).await
     }
+    async fn cancellations(&self) -> Result<BoxStream<'static, JobId>> {
+        self.queue.cancellations().await
+    }
+
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
         self.queue.settle(settlements).await
     }

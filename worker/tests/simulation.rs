@@ -1,13 +1,13 @@
 //! The whole pipeline on a broker that fails on purpose, under paused time, seed by seed.
 //!
-//! Workers crash and come back, calls fail before and after they had their effect, leases end early.
-//! In the end every job is done or dead, no answer that was stored has changed, and every job that
-//! asked for a reply has one.
+//! Workers crash and come back, calls fail before and after they had their effect, leases end early, and
+//! somebody cancels jobs. In the end every job is done, dead or cancelled, no answer that was stored has
+//! changed, and every job that asked for a reply has one.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, Clock, DeadLetters, Frame, Job, JobId, JobResult, Outcome, Result,
-    ResultStore, Stored,
+    Backlog, Broker, Cancelled, Clock, DeadLetters, Frame, Job, JobId, JobResult, Operator,
+    Outcome, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{
@@ -37,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 const N_SEEDS: u64 = 200;
 const N_JOBS: usize = 60;
 const N_WORKERS: usize = 3;
+/// Jobs that somebody tries to cancel.
+const N_CANCELS: usize = 12;
 const LEASE: Duration = Duration::from_secs(10);
 const REPLIES: &str = "replies";
 
@@ -55,6 +57,7 @@ struct End {
     took: Duration,
     n_done: usize,
     n_dead: usize,
+    n_cancelled: usize,
     n_crashes: u64,
     faults: ebb_queue::faulty::Injected,
     answers: BTreeMap<String, Bytes>,
@@ -138,6 +141,8 @@ struct World {
     seen: Arc<std::sync::Mutex<BTreeMap<String, Bytes>>>,
     n_answers: Arc<AtomicU64>,
     n_crashes: Arc<AtomicU64>,
+    /// Jobs of which somebody was told that they are cancelled.
+    cancelled: Arc<std::sync::Mutex<BTreeSet<JobId>>>,
     workers: Workers,
 }
 
@@ -188,6 +193,24 @@ impl World {
     }
 }
 
+impl World {
+    /// Cancels some jobs, one after the other, most of them twice.
+    async fn cancel(self, seed: u64) {
+        let mut dice = StdRng::seed_from_u64(seed ^ 0x0ca0_ce1d);
+        for _ in 0..N_CANCELS {
+            tokio::time::sleep(Duration::from_millis(dice.random_range(0..1_500))).await;
+            let number = dice.random_range(0..N_JOBS);
+            let id: JobId = format!("job-{number:04}").parse().unwrap();
+            let told = self.queue.cancel(&id).await.unwrap();
+            if told.took_effect() {
+                assert!(self.cancelled.lock().unwrap().insert(id), "it was cancelled before");
+            } else {
+                assert_eq!(told, Cancelled::Ended, "{id}");
+            }
+        }
+    }
+}
+
 /// Mostly good jobs, and each kind of bad one.
 fn jobs(dice: &mut StdRng) -> Vec<Job> {
     let mut one = |number| match dice.random_range(0..100) {
@@ -221,6 +244,7 @@ async fn simulate(seed: u64, workers: Workers) -> std::result::Result<End, Strin
         seen: Arc::default(),
         n_answers: Arc::default(),
         n_crashes: Arc::default(),
+        cancelled: Arc::default(),
         workers,
     };
     let jobs = jobs(&mut dice);
@@ -230,9 +254,10 @@ async fn simulate(seed: u64, workers: Workers) -> std::result::Result<End, Strin
     for number in 0..N_WORKERS {
         supervisors.spawn(world.clone().supervise(number, seed));
     }
+    let cancelling = tokio::spawn(world.clone().cancel(seed));
     loop {
         let depth = queue.depth().await.map_err(|error| error.to_string())?;
-        if depth.ready + depth.in_flight + depth.delayed == 0 {
+        if depth.ready + depth.in_flight + depth.delayed == 0 && cancelling.is_finished() {
             break;
         }
         if start.elapsed() > Duration::from_secs(3600) {
@@ -244,19 +269,26 @@ async fn simulate(seed: u64, workers: Workers) -> std::result::Result<End, Strin
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     supervisors.shutdown().await;
+    cancelling.await.map_err(|error| error.to_string())?;
     judge(&world, &jobs, start.elapsed()).await
 }
 
-/// Whether every job is done or dead, each for a good reason.
+/// Whether every job is done, dead or cancelled, each for a good reason.
 async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Result<End, String> {
     let dead = world.queue.list(N_JOBS).await.map_err(|error| error.to_string())?;
     let reasons: BTreeMap<_, _> =
         dead.iter().map(|letter| (letter.job.id.clone(), letter.reason.as_str())).collect();
     let mut answers = BTreeMap::new();
+    let cancelled = world.cancelled.lock().map_err(|error| error.to_string())?.clone();
     for job in jobs {
         let result = world.queue.get(&job.id).await.map_err(|error| error.to_string())?;
         let outcome = result.map(|result| result.outcome);
+        let is_cancelled = cancelled.contains(&job.id);
         match (outcome, reasons.get(&job.id)) {
+            (Some(Outcome::Cancelled), None) if is_cancelled => {}
+            (outcome, reason) if is_cancelled => {
+                return Err(format!("{} is cancelled, {outcome:?}, dead {reason:?}", job.id));
+            }
             (Some(Outcome::Completed { body, .. }), None) => {
                 answers.insert(job.id.to_string(), body);
             }
@@ -282,6 +314,7 @@ async fn judge(world: &World, jobs: &[Job], took: Duration) -> std::result::Resu
         took,
         n_done: answers.len(),
         n_dead: dead.len(),
+        n_cancelled: cancelled.len(),
         n_crashes: world.n_crashes.load(Relaxed),
         faults: world.faulty.injected(),
         answers,
@@ -305,6 +338,11 @@ fn judge_replies(
             // It was dead before it was answered, and then its worker was lost.
             Some(Outcome::Failed { .. }) if is_dead => {}
             other => return Err(format!("{id} is {answer:?}, and its reply {other:?}")),
+        }
+    }
+    for id in &*world.cancelled.lock().map_err(|error| error.to_string())? {
+        if reply(id.as_str()) != Some(&Outcome::Cancelled) {
+            return Err(format!("{id} is cancelled, and its reply {:?}", reply(id.as_str())));
         }
     }
     for (id, reason) in reasons.iter().filter(|(id, _)| !answers.contains_key(id.as_str())) {
@@ -342,11 +380,13 @@ fn run(seed: u64, workers: Workers) -> std::result::Result<End, String> {
 fn no_job_is_lost_and_no_answer_changes_whatever_the_broker_does() {
     let mut wrong = Vec::new();
     let (mut n_done, mut n_dead, mut n_crashes, mut n_faults) = (0, 0, 0, 0);
+    let mut n_cancelled = 0;
     for seed in 0..N_SEEDS {
         match run(seed, Workers::Sound) {
             Ok(end) => {
                 n_done += end.n_done;
                 n_dead += end.n_dead;
+                n_cancelled += end.n_cancelled;
                 n_crashes += end.n_crashes;
                 n_faults += end.faults.failed_before + end.faults.failed_after;
                 n_faults += end.faults.dropped + end.faults.ended;
@@ -355,7 +395,10 @@ fn no_job_is_lost_and_no_answer_changes_whatever_the_broker_does() {
         }
     }
     assert!(wrong.is_empty(), "{} seeds failed:\n{}", wrong.len(), wrong.join("\n"));
-    eprintln!("{n_done} done, {n_dead} dead, {n_crashes} crashes, {n_faults} faults");
+    eprintln!(
+        "{n_done} done, {n_dead} dead, {n_cancelled} cancelled, {n_crashes} crashes, {n_faults} faults"
+    );
+    assert!(n_cancelled as u64 > N_SEEDS, "{n_cancelled}");
     // Else it was no trial.
     assert!(n_crashes > N_SEEDS && n_faults > 20 * N_SEEDS && n_done > n_dead);
 }

@@ -1,13 +1,12 @@
 //! A decoder of a known shape with weights of chance, as a directory: what is measured depends on the
 //! shape alone, and no download is needed.
 
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
-use serde_json::{Map, Value, json};
+use serde_json::json;
+
+use crate::weights::{self, Fill, Kind};
 
 /// The numbers of a decoder that decide how much it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -64,12 +63,12 @@ pub(super) fn make(shape: Shape, dir: &Path, seed: u64) -> Result<PathBuf> {
         "torch_dtype": "bfloat16",
     });
     std::fs::write(dir.join("config.json"), config.to_string()).context("config.json")?;
-    weights(&sizes, &dir.join("model.safetensors"), seed)?;
+    weights::write(&dir.join("model.safetensors"), Kind::Bf16, &tensors(&sizes), seed)?;
     Ok(dir.to_owned())
 }
 
-/// The tensors by their names, with their shapes; norms have one dimension.
-fn tensors(sizes: &Sizes) -> Vec<(String, Vec<usize>)> {
+/// The tensors by their names, with their shapes; norms have one dimension and change nothing.
+fn tensors(sizes: &Sizes) -> Vec<(String, Vec<usize>, Fill)> {
     let Sizes { layers, hidden, inner, heads, kv_heads, vocabulary, .. } = *sizes;
     let kv = hidden / heads * kv_heads;
     let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden])];
@@ -89,32 +88,9 @@ fn tensors(sizes: &Sizes) -> Vec<(String, Vec<usize>)> {
         tensors.extend(of_layer.into_iter().map(named));
     }
     tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    tensors
-}
-
-/// The weights: even chance around zero, norms that change nothing.
-fn weights(sizes: &Sizes, path: &Path, seed: u64) -> Result<()> {
-    let tensors = tensors(sizes);
-    let mut header = Map::new();
-    let mut end = 0;
-    for (name, shape) in &tensors {
-        let start = end;
-        end += 2 * shape.iter().product::<usize>();
-        let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
-        header.insert(name.clone(), entry);
-    }
-    let mut header = Value::Object(header).to_string();
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    let mut out = BufWriter::new(std::fs::File::create(path)?);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
-    let mut dice = SmallRng::seed_from_u64(seed);
-    for (_, shape) in &tensors {
-        for _ in 0..shape.iter().product() {
-            let number: f32 = if shape.len() == 1 { 1.0 } else { dice.random_range(-0.06..0.06) };
-            // The upper half of an f32 is the bf16 below it.
-            out.write_all(&((number.to_bits() >> 16) as u16).to_le_bytes())?;
-        }
-    }
-    Ok(out.flush()?)
+    let filled = |(name, shape): (String, Vec<usize>)| {
+        let fill = if shape.len() == 1 { Fill::One } else { Fill::Chance };
+        (name, shape, fill)
+    };
+    tensors.into_iter().map(filled).collect()
 }

@@ -1,15 +1,13 @@
 //! Models of a known shape with weights of chance, as directories: what is measured depends on the
 //! shape alone, and no download is needed.
 
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 
 use super::ways::WORDS;
+use crate::weights::{self, Fill, Kind};
 
 /// The numbers of a transformer that decide how much it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -113,7 +111,7 @@ pub(super) fn make(known: Known, parent: &Path, seed: u64) -> Result<PathBuf> {
     let pooling =
         json!({"word_embedding_dimension": sizes.hidden, "pooling_mode_mean_tokens": true});
     write("1_Pooling/config.json", &pooling)?;
-    weights(sizes, &dir.join("model.safetensors"), seed)?;
+    weights::write(&dir.join("model.safetensors"), Kind::F32, &tensors(sizes), seed)?;
     Ok(dir)
 }
 
@@ -169,8 +167,8 @@ fn tokenizer(sizes: Sizes) -> Value {
     })
 }
 
-/// The weights: even chance around zero, norms that change nothing.
-fn weights(sizes: Sizes, path: &Path, seed: u64) -> Result<()> {
+/// The tensors by their names, with their shapes; norms change nothing.
+fn tensors(sizes: Sizes) -> Vec<(String, Vec<usize>, Fill)> {
     let Sizes { layers, hidden, inner, vocabulary, .. } = sizes;
     let mut tensors: Vec<(String, Vec<usize>, Fill)> = Vec::new();
     let mut dense = |name: String, to: usize, from: usize| {
@@ -198,37 +196,7 @@ fn weights(sizes: Sizes, path: &Path, seed: u64) -> Result<()> {
         tensors.push((format!("{name}.weight"), vec![hidden], Fill::One));
         tensors.push((format!("{name}.bias"), vec![hidden], Fill::Zero));
     }
-    let mut header = Map::new();
-    let mut end = 0;
-    for (name, shape, _) in &tensors {
-        let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
-        header.insert(name.clone(), entry);
-    }
-    let mut header = Value::Object(header).to_string();
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    let mut out = BufWriter::new(std::fs::File::create(path)?);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
-    let mut dice = SmallRng::seed_from_u64(seed);
-    for (_, shape, fill) in &tensors {
-        for _ in 0..shape.iter().product() {
-            let number: f32 = match fill {
-                Fill::Chance => dice.random_range(-0.06..0.06),
-                Fill::One => 1.0,
-                Fill::Zero => 0.0,
-            };
-            out.write_all(&number.to_le_bytes())?;
-        }
-    }
-    Ok(out.flush()?)
-}
-
-enum Fill {
-    Chance,
-    One,
-    Zero,
+    tensors
 }
 
 #[cfg(test)]

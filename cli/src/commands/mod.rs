@@ -1,5 +1,6 @@
 //! One file per command that asks the queue or a model something and ends.
 
+pub(crate) mod cancel;
 pub(crate) mod check;
 pub(crate) mod conformance;
 pub(crate) mod dlq;

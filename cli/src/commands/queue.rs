@@ -99,8 +99,8 @@ Does nothing where all is as it should be, and says what differs where it is not
 scalers make their queues themselves unless they run with --no-create.
 
 Examples:
-  ebb queue init --queue nats://broker:4222?queue=embeddings&replicas=3
-  ebb queue init --queue amqp://ebb@rabbit/jobs?password_file=/run/secrets/rabbit";
+  ebb queue init --queue 'nats://broker:4222?queue=embeddings&replicas=3'
+  ebb queue init --queue 'amqp://ebb@rabbit/jobs?password_file=/run/secrets/rabbit'";
 
 const INFO_HELP: &str = "\
 Creates nothing. A warning is a setting that is weaker than what Ebb promises; a limit is what this

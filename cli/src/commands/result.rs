@@ -54,10 +54,13 @@ pub(super) enum Shown {
 /// What is said before an answer whose pieces were printed, and are not all of it.
 const VOID: &str = "the pieces before are void or not all of the answer, which is:";
 
+/// What is said of a job that was cancelled.
+const CANCELLED: &str = "cancelled: nobody wants its answer any more";
+
 const HELP: &str = "\
-The result is one JSON object: id, outcome (completed or failed), attempt, finished_at, queue (whose
-worker answered), and body or error. A failed job exits with 1, one without a result yet with 66:
-the command does not wait, unless --follow says so.
+The result is one JSON object: id, outcome (completed, failed or cancelled), attempt, finished_at,
+queue (whose worker answered), and body or error. A failed or cancelled job exits with 1, one without
+a result yet with 66: the command does not wait, unless --follow says so.
 
 Where there is no result, what is known of the job is told, with --json as the field `state` of an
 object: waiting, delayed, running, dead, done (and its result forgotten) or unknown. Where the
@@ -200,6 +203,7 @@ async fn follow_on(
 fn end_of(said: &Said, result: &JobResult, output: Output) -> Result<Exit> {
     match &result.outcome {
         Outcome::Failed { reason } => note(format!("error: {reason}")),
+        Outcome::Cancelled => note(CANCELLED),
         // Its pieces are here, and their attempt is all that there is to compare.
         Outcome::Completed { .. } if lies_elsewhere(result) => {
             if !said.is_of(result.attempt) {
@@ -224,6 +228,7 @@ fn show(result: &JobResult, shown: Shown, output: Output) -> Result<Exit> {
     match &result.outcome {
         Outcome::Completed { body, .. } if shown == Shown::Body => output.bytes(body)?,
         Outcome::Failed { reason } if shown == Shown::Body => note(format!("error: {reason}")),
+        Outcome::Cancelled if shown == Shown::Body => note(CANCELLED),
         _ => output.json(&Line::of(result))?,
     }
     Ok(exit_of(result))

@@ -36,22 +36,23 @@ pub(crate) async fn run(mut args: WarmArgs, output: Output) -> Result<Exit> {
 }
 
 fn line(shape: &WarmedShape) -> String {
-    let WarmedShape { rows, tokens, first_s, again_s } = shape;
+    let WarmedShape { rows, tokens, seen, first_s, again_s } = shape;
     let (first, again) = (seconds(*first_s), seconds(*again_s));
-    format!("{rows} x {tokens} tokens: {first}, then {again}")
+    let of = if seen > tokens { format!(" of {seen}") } else { String::new() };
+    format!("{rows} x {tokens} tokens{of}: {first}, then {again}")
 }
 
 fn words(warmed: &Warmed) -> String {
     let Warmed { device, kernel_cache, load_s, shapes, total_s } = warmed;
-    let rows: Vec<[String; 4]> = shapes
+    let rows: Vec<[String; 5]> = shapes
         .iter()
         .map(|shape| {
-            let size = [shape.rows.to_string(), shape.tokens.to_string()];
-            let [texts, tokens] = size;
-            [texts, tokens, seconds(shape.first_s), seconds(shape.again_s)]
+            let [texts, tokens, seen] =
+                [shape.rows, shape.tokens, shape.seen].map(|n| n.to_string());
+            [texts, tokens, seen, seconds(shape.first_s), seconds(shape.again_s)]
         })
         .collect();
-    let table = table(["texts", "tokens", "first", "then"], &rows);
+    let table = table(["texts", "tokens", "seen", "first", "then"], &rows);
     let kept = match kernel_cache {
         Some(dir) => format!("kernels are kept in {}", dir.display()),
         None => "there is nothing to keep: this device compiles no kernels".to_owned(),

@@ -64,7 +64,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(setting: Setting) -> Self {
-        Self::around(setting, |queue| Arc::new(queue))
+        Self::around(setting, Arc::new)
     }
 
     /// The same, with something between the gateway and the queue.

@@ -14,7 +14,7 @@ use super::kernels::Norm;
 use super::pool::Pick;
 use super::shapes::{Part, Shape};
 use super::weights::{Dense, Embeddings, Layer, Reader};
-use crate::device::{Opened, failure};
+use crate::device::{Opened, Upload, failure};
 use crate::{InferError, LoadError};
 
 /// Added to the score of a place that pads: its share of a softmax becomes zero.
@@ -77,13 +77,13 @@ impl Graph {
         opened: &Opened,
     ) -> Result<Self, LoadError> {
         let (device, dtype) = (opened.device.clone(), opened.dtype.of_burn());
-        let upload = Upload { device: &device, dtype };
+        let blocks = Blocks { upload: Upload { device: &device }, dtype };
         let mut embeddings = reader.embeddings(config)?;
         let [words, positions, types] = embeddings.take_tables();
         let width = config.hidden;
         let table = |values: Vec<f32>| {
             let shape = [values.len() / width, width];
-            upload.tensor(values, shape, dtype)
+            blocks.upload.tensor(values, shape, dtype)
         };
         // Scores are divided by the root of a head's width: the queries are, once and for all.
         let scale = ((width / config.heads) as f32).sqrt().recip();
@@ -95,9 +95,9 @@ impl Graph {
             for row in values.chunks_exact_mut(3 * width).chain([&mut bias[..]]) {
                 row[..width].iter_mut().for_each(|x| *x *= scale);
             }
-            layers.push(upload.block(layer));
+            layers.push(blocks.block(layer));
         }
-        let norm = upload.norm(&embeddings.norm);
+        let norm = blocks.norm(&embeddings.norm);
         Ok(Self {
             heads: config.heads,
             activation: config.activation,
@@ -278,35 +278,29 @@ impl Inputs {
 }
 
 /// Where weights go, and as what.
-struct Upload<'a> {
-    device: &'a Device,
+struct Blocks<'a> {
+    upload: Upload<'a>,
     dtype: DType,
 }
 
 /// A matrix row by row, `[from, to]`.
 type Host = (Vec<f32>, [usize; 2]);
 
-impl Upload<'_> {
-    fn tensor<const D: usize>(
-        &self,
-        values: Vec<f32>,
-        shape: [usize; D],
-        dtype: DType,
-    ) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(values, shape).convert_dtype(dtype), (self.device, dtype))
-    }
-
-    fn row(&self, values: &[f32]) -> Tensor<2> {
-        self.tensor(values.to_vec(), [1, values.len()], DType::F32)
-    }
-
+impl Blocks<'_> {
     fn norm(&self, norm: &Norm) -> Normed {
-        Normed { scale: self.row(&norm.scale), shift: self.row(&norm.shift), eps: norm.eps }
+        Normed {
+            scale: self.upload.row(&norm.scale),
+            shift: self.upload.row(&norm.shift),
+            eps: norm.eps,
+        }
     }
 
     fn linear(&self, dense: Dense<Host>) -> Linear {
         let (values, shape) = dense.matrix;
-        Linear { bias: self.row(&dense.bias), matrix: self.tensor(values, shape, self.dtype) }
+        Linear {
+            bias: self.upload.row(&dense.bias),
+            matrix: self.upload.tensor(values, shape, self.dtype),
+        }
     }
 
     fn block(&self, layer: Layer<Host>) -> Block {

@@ -1,8 +1,10 @@
 //! Shapes that batches are padded to where kernels are launched: few, so that each kernel is compiled
 //! and tuned once, and large, so that it pays.
 //!
-//! Lengths and numbers of texts are powers of two and the numbers halfway between: at most a third
-//! of a shape is padding in each direction, and up to 512 tokens there are eleven lengths.
+//! Lengths and numbers of texts are among [`sizes`](crate::device::sizes): at most a third of a shape is
+//! padding in each direction, and up to 512 tokens there are eleven lengths.
+
+use crate::device::sizes::{round_up, steps};
 
 /// Texts of fewer tokens are padded to this, as the tiles of kernels are no narrower.
 const SHORTEST: usize = 16;
@@ -33,12 +35,6 @@ impl Shape {
     pub fn tokens(self) -> usize {
         self.rows * self.length
     }
-}
-
-/// The next of 1, 2, 3, 4, 6, 8, 12, 16, 24 ...
-fn round_up(n: usize) -> usize {
-    let power = n.next_power_of_two();
-    if power >= 4 && n <= power / 4 * 3 { power / 4 * 3 } else { power }
 }
 
 /// Texts that run in one forward.
@@ -104,24 +100,11 @@ pub(crate) fn all(longest: usize, max_rows: usize, max_tokens: usize) -> Vec<Sha
     shapes
 }
 
-/// The sizes that [`round_up`] gives, from this one on.
-fn steps(first: usize) -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(round_up(first)), |size| Some(round_up(size + 1)))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn sizes_are_powers_of_two_and_halfway_between() {
-        let sizes: Vec<usize> = steps(1).take(12).collect();
-        assert_eq!(sizes, [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]);
-        let lengths: Vec<usize> = steps(16).take_while(|length| *length <= 512).collect();
-        assert_eq!(lengths, [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]);
-    }
 
     #[test]
     fn texts_of_like_length_run_together_and_a_long_one_alone() {

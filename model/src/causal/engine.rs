@@ -269,15 +269,24 @@ impl<F: Forward> Engine<F> {
         let unread = growing.iter().map(|one| one.sequence.tokens.len() - one.n_read);
         let shares = plan::shares(&unread.collect::<Vec<_>>(), self.limits.pass_tokens);
         let mut feeds = Vec::with_capacity(growing.len());
+        let mut all_plain = true;
         for (one, share) in growing.iter_mut().zip(shares).filter(|(_, share)| *share > 0) {
             let unread = &one.sequence.tokens[one.n_read..];
             let (tokens, wants) = (&unread[..share], share == unread.len());
             one.n_read += share;
+            all_plain &= !wants || sampler::is_plain(&one.sequence.sampling);
             feeds.push(Feed { cache: &mut one.cache, tokens, wants });
+        }
+        let is_done = |one: &Growing<_>| one.n_read == one.sequence.tokens.len();
+        if all_plain {
+            let chosen = self.forward.likeliest(&mut feeds)?;
+            let wanted = growing.iter_mut().filter(|one| is_done(one));
+            wanted.zip(chosen).for_each(|(one, token)| one.take(token, self.limits.positions));
+            return Ok(());
         }
         let mut logits = self.forward.forward(&mut feeds)?;
         let mut wanted: Vec<&mut &mut Growing<_>> = growing.iter_mut().collect();
-        wanted.retain(|one| one.n_read == one.sequence.tokens.len());
+        wanted.retain(|one| is_done(one));
         let rows = logits.chunks_exact_mut(self.limits.vocabulary);
         if rows.len() < wanted.len() {
             return Err(InferError::Device("the logits of a sequence did not come back".into()));

@@ -1,5 +1,8 @@
 //! The seam between what a generator does with logits and how they are computed.
 
+use rayon::prelude::*;
+
+use super::sampler;
 use crate::InferError;
 
 /// The layers of a decoder on one kind of device.
@@ -20,6 +23,19 @@ pub(crate) trait Forward {
     /// Returns the logits behind the last token of each feed that wants them, one row of the
     /// vocabulary's size after the other, in the order of the feeds.
     fn forward(&mut self, feeds: &mut [Feed<'_, Self::Cache>]) -> Result<Vec<f32>, InferError>;
+
+    /// The same where nothing but the likeliest token behind each feed is wanted, of equals that of the
+    /// lowest number: `None` where a logit is not finite. A device from which logits take long to come
+    /// finds it there; any other need not say how.
+    fn likeliest(
+        &mut self,
+        feeds: &mut [Feed<'_, Self::Cache>],
+    ) -> Result<Vec<Option<u32>>, InferError> {
+        let n_wanted = feeds.iter().filter(|feed| feed.wants).count();
+        let logits = self.forward(feeds)?;
+        let vocabulary = logits.len().checked_div(n_wanted).unwrap_or(1).max(1);
+        Ok(logits.par_chunks(vocabulary).map(sampler::likeliest_sound).collect())
+    }
 }
 
 /// What one sequence reads in one pass.

@@ -19,7 +19,7 @@ const TURN: Duration = Duration::from_millis(50);
 const CACHE_BYTES: u64 = 1 << 30;
 /// Tokens of a pass where nothing else is said: a prompt is read in so many at once, which those that
 /// grow wait for.
-const PASS_TOKENS: usize = 256;
+pub(super) const PASS_TOKENS: usize = 256;
 
 /// A generator on its device.
 ///
@@ -63,6 +63,7 @@ impl Generator {
     /// The same, once both are opened.
     pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
         let Source { config, reader } = source;
+        let device = &device.clone().for_weights(reader.stored())?;
         let probe = Probe { device: device.full_name(), tolerance: device.tolerance() };
         let positions = config.positions;
         let limits = Limits {

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
 use crate::Dtype;
+use crate::causal::sampler;
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
 
@@ -83,6 +85,10 @@ fn logits_are_those_of_transformers_in_pieces_of_any_size() {
             check(&mut graph, name, piece, TOLERANCE);
             check(&mut packed, name, piece, TOLERANCE);
         }
+        // The tables as a GPU has them.
+        let mut graph = graph.with_whole_tables();
+        graph.bound(1 << 20);
+        check(&mut graph, name, 50, TOLERANCE);
     }
 }
 
@@ -116,5 +122,83 @@ fn a_spoilt_sequence_spoils_no_other_and_none_that_gets_its_place() {
             assert!(first.iter().all(|x| x.is_nan()));
             assert_near(second, prompt, TOLERANCE, "beside what is spoilt");
         }
+    }
+}
+
+/// What sequences of these many tokens, cut there, make: the logits of each behind its first part where
+/// it has one, and then behind all of it.
+fn in_two<F: Forward>(
+    forward: &mut F,
+    texts: &[(Vec<u32>, usize)],
+    vocabulary: usize,
+) -> Vec<Vec<f32>> {
+    let mut caches: Vec<F::Cache> = texts.iter().map(|_| forward.cache()).collect();
+    let mut found = Vec::new();
+    for is_first in [true, false] {
+        let parts = texts.iter().map(|(text, cut)| text.split_at(*cut));
+        let parts = parts.map(|(first, rest)| if is_first { first } else { rest });
+        let feeds = caches.iter_mut().zip(parts).filter(|(_, tokens)| !tokens.is_empty());
+        let mut feeds: Vec<_> =
+            feeds.map(|(cache, tokens)| Feed { cache, tokens, wants: true }).collect();
+        let logits = forward.forward(&mut feeds).unwrap();
+        found.extend(logits.chunks(vocabulary).map(<[f32]>::to_vec));
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// However texts are padded and put side by side, beside the form that pads nothing.
+    #[test]
+    fn what_is_padded_has_the_numbers_of_what_is_not(
+        lengths in proptest::collection::vec((1usize..150, 0usize..=100, any::<bool>()), 1..9),
+        seed in 0u32..1000,
+    ) {
+        let Source { config, reader } = Source::open(&data("tiny-qwen3")).unwrap();
+        let mut packed = Packed::load(&config, &reader).unwrap();
+        let mut graph = graph("tiny-qwen3", None);
+        let text = |(n, (length, share, grows)): (usize, &(usize, usize, bool))| {
+            let tokens = (0..*length).map(|place| (seed + 31 * (n + 7 * place) as u32) % 384);
+            // Those that grow read one token at last.
+            (tokens.collect(), if *grows { length - 1 } else { length * share / 100 })
+        };
+        let texts: Vec<(Vec<u32>, usize)> = lengths.iter().enumerate().map(text).collect();
+        let expected = in_two(&mut packed, &texts, config.vocabulary);
+        let found = in_two(&mut graph, &texts, config.vocabulary);
+        prop_assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            let largest = expected.iter().fold(1.0, |largest: f32, x| largest.max(x.abs()));
+            for (x, y) in found.iter().zip(expected) {
+                prop_assert!((x - y).abs() <= TOLERANCE * largest, "{} {} {:?}", x, y, lengths);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_likeliest_is_found_where_the_logits_are_as_it_is_found_here() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let mut graph = graph("tiny-llama", Some(dtype));
+        graph.spoil(5);
+        let texts = [&[9, 8, 7][..], &[5], &[3; 40], &[1, 2], &[6]];
+        let wants = |n: usize| n != 3;
+        let mut run = |is_whole: bool| {
+            let mut caches: Vec<_> = texts.iter().map(|_| graph.cache()).collect();
+            let feeds = caches.iter_mut().zip(texts).enumerate();
+            let feed = |(n, (cache, tokens))| Feed { cache, tokens, wants: wants(n) };
+            let mut feeds: Vec<_> = feeds.map(feed).collect();
+            if !is_whole {
+                return graph.likeliest(&mut feeds).unwrap();
+            }
+            let logits = graph.forward(&mut feeds).unwrap();
+            logits.chunks(logits.len() / 4).map(sampler::likeliest_sound).collect()
+        };
+        let expected: Vec<Option<u32>> = run(true);
+        assert_eq!(run(false), expected, "{dtype}");
+        assert_eq!(
+            expected.iter().map(Option::is_some).collect::<Vec<_>>(),
+            [true, false, true, true]
+        );
     }
 }

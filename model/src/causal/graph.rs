@@ -5,18 +5,16 @@
 //! turns, is in f32.
 
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use super::config::Config;
 use super::forward::{Feed, Forward};
-use super::groups::{Group, groups};
-use super::pool::{self, Cache, Pool};
+use super::groups::{GroupShape, groups};
+use super::inputs::{Angles, Pass, Seen};
+use super::pool::{self, Cache, Pool, Tables};
 use super::weights::{Dense, Layer, Reader};
-use crate::device::{Opened, failure, guarded};
+use crate::device::{Opened, Upload, failure, guarded};
 use crate::{Dtype, InferError, LoadError};
-
-/// Added to the score of a place that is not to be seen: its share of a softmax becomes zero.
-const NOT_THERE: f32 = -1e9;
 
 /// A model's weights on the device, with the keys and values of its sequences.
 #[derive(Debug)]
@@ -24,7 +22,7 @@ pub(crate) struct Graph {
     device: Device,
     dtype: DType,
     config: Config,
-    frequencies: Vec<f32>,
+    angles: Angles,
     words: Tensor<2>,
     layers: Vec<Block>,
     norm: Tensor<2>,
@@ -53,28 +51,6 @@ struct Block {
     down: Linear,
 }
 
-/// What is the same for all layers of a pass.
-struct Pass {
-    /// Where the keys and values of the tokens go.
-    rows: Tensor<1, Int>,
-    /// Of the angles by which they are turned, `[tokens, 1, head_width]`.
-    cos: Tensor<3>,
-    /// The same, with the sign of the first half turned.
-    sin: Tensor<3>,
-    seen: Vec<Seen>,
-}
-
-/// Tokens that attend side by side, and what they see.
-struct Seen {
-    n_sequences: usize,
-    n_tokens: usize,
-    length: usize,
-    /// The rows of all keys and values, `length` for each sequence.
-    rows: Tensor<1, Int>,
-    /// `[sequences, 1, 1, tokens, length]`.
-    mask: Tensor<5>,
-}
-
 impl Graph {
     pub(crate) fn load(
         config: &Config,
@@ -86,23 +62,26 @@ impl Graph {
             card.start_burn(&opened.device)?;
         }
         let (device, dtype) = (opened.device.clone(), opened.dtype.of_burn());
-        let upload = Upload { device: &device, dtype, config };
+        let upload = Upload { device: &device };
+        let blocks = Blocks { upload: &upload, dtype, config };
         let shape = [config.vocabulary, config.hidden];
         let words = upload.tensor(reader.embeddings(config)?, shape, dtype);
         let head = match config.tied {
             true => words.clone().transpose(),
-            false => reader.head(config, &|stored, from, to| upload.matrix(stored, from, to))?,
+            false => reader.head(config, &|stored, from, to| blocks.matrix(stored, from, to))?,
         };
         let layer = |n| {
-            let matrix = |stored: &[f32], from, to| upload.matrix(stored, from, to);
-            Ok(upload.block(reader.layer(n, config, &matrix)?))
+            let matrix = |stored: &[f32], from, to| blocks.matrix(stored, from, to);
+            Ok(blocks.block(reader.layer(n, config, &matrix)?))
         };
         let layers = (0..config.layers).map(layer).collect::<Result<_, LoadError>>()?;
         let norm = upload.row(&reader.norm(config)?);
-        let pool = Pool::new(device.clone(), dtype, 2 * config.kv_width(), config.layers);
-        let frequencies = config.frequencies();
+        let tables = if opened.is_gpu() { Tables::Whole } else { Tables::Growing };
+        let width = 2 * config.kv_width();
+        let pool = Pool::new(device.clone(), dtype, width, config.layers, tables);
+        let angles = Angles::new(config.frequencies(), &device);
         let config = config.clone();
-        Ok(Self { device, dtype, config, frequencies, words, layers, norm, head, pool })
+        Ok(Self { device, dtype, config, angles, words, layers, norm, head, pool })
     }
 
     /// Bytes of keys and values of so many tokens, in numbers of this type.
@@ -115,31 +94,70 @@ impl Graph {
         self.pool.bound(bytes);
     }
 
+    /// The same with tables as a GPU has them.
+    #[cfg(test)]
+    pub(crate) fn with_whole_tables(mut self) -> Self {
+        let (device, width) = (self.device.clone(), 2 * self.config.kv_width());
+        self.pool = Pool::new(device, self.dtype, width, self.config.layers, Tables::Whole);
+        self
+    }
+
     /// Makes numbers of a token's vector that are not finite.
     #[cfg(test)]
     pub(crate) fn spoil(&mut self, token: usize) {
         let row = self.words.clone().narrow(0, token, 1) * f32::NAN;
-        let at = self.indices(&[token as i32]);
+        let at = super::inputs::indices(vec![token as i32], &self.device);
         let words = self.words.clone();
         self.words = words.select_assign(0, at, row, burn::tensor::IndexingUpdateOp::Assign);
     }
 
-    fn run(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
+    /// Runs a pass of this shape alone, whose keys and values are nobody's.
+    pub(crate) fn warm_shape(&mut self, shape: GroupShape) -> Result<(), InferError> {
+        let GroupShape { rows, tokens, length } = shape;
+        let hollow = |_| self.pool.hollow(length - tokens, tokens);
+        let mut caches: Vec<Cache> = (0..rows).map(hollow).collect();
+        let tokens = vec![0; tokens];
+        let feed = |cache| Feed { cache, tokens: &tokens, wants: true };
+        let mut feeds: Vec<Feed<'_, Cache>> = caches.iter_mut().map(feed).collect();
+        self.likeliest(&mut feeds).map(drop)
+    }
+
+    /// Reads the tokens: how many logits are wanted, and those, filled up to a size.
+    fn run(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Option<(usize, Tensor<2>)> {
+        let mut n_positions = 0;
         for feed in feeds.iter_mut() {
             let n_tokens = feed.cache.n_read + feed.tokens.len();
             self.pool.reserve(feed.cache, n_tokens);
+            n_positions = n_positions.max(n_tokens);
         }
+        self.angles.reserve(n_positions, &self.device);
         let sizes: Vec<_> = feeds.iter().map(|it| (it.cache.n_read, it.tokens.len())).collect();
-        let groups = groups(&sizes);
-        let pass = self.pass(feeds, &groups);
-        let tokens = groups.iter().flat_map(Group::places);
-        let tokens: Vec<i32> = tokens.map(|(feed, n)| feeds[feed].tokens[n] as i32).collect();
-        let mut x = self.words.clone().select(0, self.indices(&tokens)).cast(DType::F32);
+        let pass = Pass::new(feeds, &groups(&sizes), &self.angles, &self.device);
+        let mut x = self.words.clone().select(0, pass.tokens.clone()).cast(DType::F32);
         for n in 0..self.layers.len() {
             x = self.layer(n, x, &pass);
         }
         feeds.iter_mut().for_each(|feed| feed.cache.n_read += feed.tokens.len());
-        self.logits(x, feeds, &groups)
+        let x = x.select(0, pass.last?);
+        let x = (rms(x, self.config.norm_eps) * self.norm.clone()).cast(self.dtype);
+        Some((pass.n_last, x.matmul(self.head.clone())))
+    }
+
+    /// Does what leaves no tables behind where it does not come to its end.
+    fn attempt<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, InferError>,
+    ) -> Result<T, InferError> {
+        let device = self.device.clone();
+        // Also where it panics: what the tables hold is known again only once all went well.
+        let mut attempt = Attempt { graph: self, is_sound: false };
+        let found = guarded(|| run(attempt.graph), || ());
+        attempt.is_sound = found.is_ok();
+        drop(attempt);
+        if found.is_err() {
+            device.memory_cleanup();
+        }
+        found
     }
 
     /// One layer: what it adds to the vectors of all tokens.
@@ -166,7 +184,7 @@ impl Graph {
         let scale = (head_width as f32).sqrt().recip();
         let queries = (turned.narrow(1, 0, heads) * scale).cast(self.dtype);
         let layer = &self.layers[n];
-        let x = layer.out.apply(self.attend(n, &queries, &pass.seen)) + x;
+        let x = layer.out.apply(self.attend(n, &queries, pass)) + x;
         let inner = (rms(x.clone(), eps) * layer.feed_norm.clone()).cast(self.dtype);
         let inner = layer.gate_up.apply(inner);
         let width = inner.dims()[1] / 2;
@@ -175,105 +193,39 @@ impl Graph {
     }
 
     /// What the tokens, with these queries, `[tokens, heads, head_width]`, get of what they see.
-    fn attend(&self, layer: usize, queries: &Tensor<3>, seen: &[Seen]) -> Tensor<2> {
+    fn attend(&self, layer: usize, queries: &Tensor<3>, pass: &Pass) -> Tensor<2> {
+        let made = pass.seen.iter().map(|seen| self.attend_group(layer, queries, seen));
+        let mut made: Vec<Tensor<2>> = made.collect();
+        let made = if made.len() == 1 { made.swap_remove(0) } else { Tensor::cat(made, 0) };
+        match &pass.order {
+            Some(order) => made.select(0, order.clone()),
+            None => made,
+        }
+    }
+
+    fn attend_group(&self, layer: usize, queries: &Tensor<3>, seen: &Seen) -> Tensor<2> {
         let Config { heads, kv_heads, head_width, .. } = self.config;
         let shared = heads / kv_heads;
-        let mut start = 0;
-        let mut contexts = Vec::with_capacity(seen.len());
-        for Seen { n_sequences, n_tokens, length, rows, mask } in seen {
-            let (n_sequences, n_tokens, length) = (*n_sequences, *n_tokens, *length);
-            let n_rows = n_sequences * n_tokens;
-            let queries = queries.clone().narrow(0, start, n_rows);
-            start += n_rows;
-            let queries = queries.reshape([n_sequences, n_tokens, kv_heads, shared, head_width]);
-            let queries = queries.permute([0, 2, 3, 1, 4]);
-            let queries = queries.reshape([n_sequences, kv_heads, shared * n_tokens, head_width]);
-            let kv = self.pool.read(layer, rows.clone());
-            let kv = kv.reshape([n_sequences, length, 2 * kv_heads, head_width]).swap_dims(1, 2);
-            let keys = kv.clone().narrow(1, 0, kv_heads);
-            let values = kv.narrow(1, kv_heads, kv_heads);
-            let scores = queries.matmul(keys.swap_dims(2, 3)).cast(DType::F32);
-            let scores = scores.reshape([n_sequences, kv_heads, shared, n_tokens, length]);
-            let parts = softmax(scores + mask.clone(), 4).cast(self.dtype);
-            let parts = parts.reshape([n_sequences, kv_heads, shared * n_tokens, length]);
-            let context = parts.matmul(values);
-            let context = context.reshape([n_sequences, kv_heads, shared, n_tokens, head_width]);
-            let context = context.permute([0, 3, 1, 2, 4]);
-            contexts.push(context.reshape([n_rows, heads * head_width]));
-        }
-        if contexts.len() == 1 { contexts.swap_remove(0) } else { Tensor::cat(contexts, 0) }
-    }
-
-    /// The logits behind the feeds that want them.
-    fn logits(
-        &self,
-        x: Tensor<2>,
-        feeds: &[Feed<'_, Cache>],
-        groups: &[Group],
-    ) -> Result<Vec<f32>, InferError> {
-        let mut last = vec![0; feeds.len()];
-        let places = groups.iter().flat_map(Group::places);
-        places.enumerate().for_each(|(row, (feed, _))| last[feed] = row as i32);
-        let wanted = feeds.iter().zip(last).filter(|(feed, _)| feed.wants);
-        let wanted: Vec<i32> = wanted.map(|(_, row)| row).collect();
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let x = x.select(0, self.indices(&wanted));
-        let x = (rms(x, self.config.norm_eps) * self.norm.clone()).cast(self.dtype);
-        let logits = x.matmul(self.head.clone()).cast(DType::F32);
-        let data = logits.try_into_data().map_err(|error| failure(&error.to_string()))?;
-        let logits = data.try_into_vec::<f32>();
-        logits.map_err(|error| InferError::Device(format!("read back: {error}")))
-    }
-
-    fn pass(&self, feeds: &[Feed<'_, Cache>], groups: &[Group]) -> Pass {
-        let (mut rows, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new());
-        for (feed, n) in groups.iter().flat_map(Group::places) {
-            let cache = &*feeds[feed].cache;
-            let place = cache.n_read + n;
-            rows.push(cache.row(place));
-            let angles = || self.frequencies.iter().map(|frequency| place as f32 * frequency);
-            cos.extend(angles().chain(angles()).map(f32::cos));
-            sin.extend(angles().map(|angle| -angle.sin()).chain(angles().map(f32::sin)));
-        }
-        let shape = [rows.len(), 1, self.config.head_width];
-        let seen = groups.iter().map(|group| self.seen(feeds, group)).collect();
-        Pass {
-            rows: self.indices(&rows),
-            cos: self.f32s(cos, shape),
-            sin: self.f32s(sin, shape),
-            seen,
-        }
-    }
-
-    fn seen(&self, feeds: &[Feed<'_, Cache>], group: &Group) -> Seen {
-        let Group { n_tokens, length, .. } = *group;
-        let n_sequences = group.feeds.len();
-        let mut rows = Vec::with_capacity(n_sequences * length);
-        let mut mask = Vec::with_capacity(n_sequences * n_tokens * length);
-        for feed in &group.feeds {
-            let cache = &*feeds[*feed].cache;
-            let n_before = cache.n_read + group.first;
-            let n_seen = n_before + n_tokens;
-            // Beyond what is seen stands the sequence's first token, as sound as the sequence is.
-            rows.extend((0..length).map(|n| cache.row(if n < n_seen { n } else { 0 })));
-            let sees = |token: usize| {
-                (0..length).map(move |n| if n <= n_before + token { 0.0 } else { NOT_THERE })
-            };
-            mask.extend((0..n_tokens).flat_map(sees));
-        }
-        let mask = self.f32s(mask, [n_sequences, 1, 1, n_tokens, length]);
-        Seen { n_sequences, n_tokens, length, rows: self.indices(&rows), mask }
-    }
-
-    fn indices(&self, at: &[i32]) -> Tensor<1, Int> {
-        let at = TensorData::new(at.to_vec(), [at.len()]);
-        Tensor::from_data(at, (&self.device, DType::I32))
-    }
-
-    fn f32s<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32))
+        let GroupShape { rows: n_rows, tokens, length } = seen.shape;
+        let queries = match &seen.queries {
+            Some(at) => queries.clone().select(0, at.clone()),
+            None => queries.clone(),
+        };
+        let queries = queries.reshape([n_rows, tokens, kv_heads, shared, head_width]);
+        let queries = queries.permute([0, 2, 3, 1, 4]);
+        let queries = queries.reshape([n_rows, kv_heads, shared * tokens, head_width]);
+        let kv = self.pool.read(layer, seen.rows.clone());
+        let kv = kv.reshape([n_rows, length, 2 * kv_heads, head_width]).swap_dims(1, 2);
+        let keys = kv.clone().narrow(1, 0, kv_heads);
+        let values = kv.narrow(1, kv_heads, kv_heads);
+        let scores = queries.matmul(keys.swap_dims(2, 3)).cast(DType::F32);
+        let scores = scores.reshape([n_rows, kv_heads, shared, tokens, length]);
+        let parts = softmax(scores + seen.mask.clone(), 4).cast(self.dtype);
+        let parts = parts.reshape([n_rows, kv_heads, shared * tokens, length]);
+        let context = parts.matmul(values);
+        let context = context.reshape([n_rows, kv_heads, shared, tokens, head_width]);
+        let context = context.permute([0, 3, 1, 2, 4]);
+        context.reshape([n_rows * tokens, heads * head_width])
     }
 }
 
@@ -289,17 +241,44 @@ impl Forward for Graph {
     }
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
-        let device = self.device.clone();
-        // Also where it panics: what the tables hold is known again only once all went well.
-        let mut attempt = Attempt { graph: self, is_sound: false };
-        let found = guarded(|| attempt.graph.run(feeds), || ());
-        attempt.is_sound = found.is_ok();
-        drop(attempt);
-        if found.is_err() {
-            device.memory_cleanup();
-        }
-        found
+        self.attempt(|graph| {
+            let Some((n, logits)) = graph.run(feeds) else { return Ok(Vec::new()) };
+            // They cross over as they were computed, mostly in half the bytes of f32.
+            let mut logits = read(logits.try_into_data())?;
+            logits.truncate(n * graph.config.vocabulary);
+            Ok(logits)
+        })
     }
+
+    fn likeliest(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<Option<u32>>, InferError> {
+        self.attempt(|graph| {
+            let Some((n, logits)) = graph.run(feeds) else { return Ok(Vec::new()) };
+            let tokens: Vec<i32> = read(likeliest(logits, &graph.device).try_into_data())?;
+            let none = graph.config.vocabulary as i32;
+            let tokens = tokens.into_iter().take(n);
+            Ok(tokens.map(|token| (token != none).then_some(token.cast_unsigned())).collect())
+        })
+    }
+}
+
+/// The first of the largest of each row of logits; of a row that is spoilt, their number.
+fn likeliest(logits: Tensor<2>, device: &Device) -> Tensor<2, Int> {
+    let [rows, n] = logits.dims();
+    let logits = logits.cast(DType::F32);
+    let is_spoilt = logits.clone().is_finite().bool_not().any_dim(1);
+    let is_less = logits.clone().max_dim(1).greater(logits);
+    let tokens = Tensor::<1, Int>::arange(0..n as i64, (device, DType::I32));
+    let tokens = tokens.reshape([1, n]).expand([rows, n]);
+    tokens.mask_fill(is_less, n as i32).min_dim(1).mask_fill(is_spoilt, n as i32)
+}
+
+/// What has come from the device.
+fn read<E: Element>(
+    data: Result<TensorData, impl std::fmt::Display>,
+) -> Result<Vec<E>, InferError> {
+    let data = data.map_err(|error| failure(&error.to_string()))?;
+    let values = data.convert::<E>().try_into_vec::<E>();
+    values.map_err(|error| InferError::Device(format!("read back: {error}")))
 }
 
 /// A pass that leaves no tables behind where it does not come to its end.
@@ -334,33 +313,20 @@ fn rms<const D: usize>(x: Tensor<D>, eps: f32) -> Tensor<D> {
 }
 
 /// Where weights go, and as what.
-struct Upload<'a> {
-    device: &'a Device,
+struct Blocks<'a> {
+    upload: &'a Upload<'a>,
     dtype: DType,
     config: &'a Config,
 }
 
-impl Upload<'_> {
-    fn tensor<const D: usize>(
-        &self,
-        values: Vec<f32>,
-        shape: [usize; D],
-        dtype: DType,
-    ) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(values, shape).convert_dtype(dtype), (self.device, dtype))
-    }
-
-    fn row(&self, values: &[f32]) -> Tensor<2> {
-        self.tensor(values.to_vec(), [1, values.len()], DType::F32)
-    }
-
+impl Blocks<'_> {
     /// Turned by the device, which multiplies by what is stored in either order.
     fn matrix(&self, stored: &[f32], from: usize, to: usize) -> Tensor<2> {
-        self.tensor(stored.to_vec(), [to, from], self.dtype).transpose()
+        self.upload.tensor(stored.to_vec(), [to, from], self.dtype).transpose()
     }
 
     fn linear(&self, dense: Dense<Tensor<2>>) -> Linear {
-        let bias = (!dense.bias.is_empty()).then(|| self.row(&dense.bias));
+        let bias = (!dense.bias.is_empty()).then(|| self.upload.row(&dense.bias));
         Linear { matrix: dense.matrix, bias }
     }
 
@@ -368,16 +334,38 @@ impl Upload<'_> {
         let Config { heads, kv_heads, head_width, .. } = *self.config;
         let head_norm = self.config.qk_norm.then(|| {
             let scales = [layer.query_norm.repeat(heads), layer.key_norm.repeat(kv_heads)];
-            self.tensor(scales.concat(), [1, heads + kv_heads, head_width], DType::F32)
+            self.upload.tensor(scales.concat(), [1, heads + kv_heads, head_width], DType::F32)
         });
         Block {
-            attention_norm: self.row(&layer.attention_norm),
+            attention_norm: self.upload.row(&layer.attention_norm),
             qkv: self.linear(layer.qkv),
             head_norm,
             out: self.linear(layer.out),
-            feed_norm: self.row(&layer.feed_norm),
+            feed_norm: self.upload.row(&layer.feed_norm),
             gate_up: self.linear(layer.gate_up),
             down: self.linear(layer.down),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equals_the_first_is_the_likeliest_and_a_spoilt_row_has_none() {
+        let (device, x) = (Device::flex(), f32::NAN);
+        let rows = [
+            [1.0, 3.0, 3.0, 2.0],
+            [-5.0, -2.0, -9.0, -2.0],
+            [f32::MIN; 4],
+            [-0.0, 0.0, 0.0, -1.0],
+            [1.0, x, 3.0, 2.0],
+            [f32::INFINITY, 0.0, 0.0, 0.0],
+            [0.0, f32::NEG_INFINITY, 0.0, 0.0],
+        ];
+        let found = likeliest(Tensor::from_data(rows, &device), &device);
+        let found: Vec<i32> = read(found.try_into_data()).unwrap();
+        assert_eq!(found, [1, 1, 0, 0, 4, 4, 4]);
     }
 }

@@ -14,6 +14,8 @@ mod graph;
 #[cfg(feature = "cpu")]
 mod groups;
 #[cfg(feature = "cpu")]
+mod inputs;
+#[cfg(feature = "cpu")]
 mod letters;
 #[cfg(feature = "cpu")]
 mod packed;
@@ -36,6 +38,8 @@ mod tokenizer;
 mod transcript;
 mod turn;
 #[cfg(feature = "cpu")]
+mod warmer;
+#[cfg(feature = "cpu")]
 mod weights;
 
 #[cfg(feature = "cpu")]
@@ -44,6 +48,8 @@ pub use config::MODEL_TYPES;
 pub(crate) use config::check_head;
 #[cfg(feature = "cpu")]
 pub use generator::Generator;
+#[cfg(feature = "cpu")]
+pub use groups::GroupShape;
 #[cfg(feature = "cpu")]
 pub use room::{bytes, positions};
 pub use settings::{Defaults, Settings};
@@ -54,6 +60,8 @@ pub use tokenizer::Tokenizer;
 #[cfg(feature = "cpu")]
 pub use transcript::Transcript;
 pub use turn::{Ended, Sampling, Sequence, Turn};
+#[cfg(feature = "cpu")]
+pub use warmer::Warmer;
 
 /// Reads what a directory says of texts, and holds it against what this build can run, without the
 /// weights: templates that are none, and tokenizers that are not the model's.

@@ -12,8 +12,10 @@ const LEAST_TOKENS: usize = 128;
 /// values: what the model was made for, or fewer where more of one sequence do not fit. A
 /// [`Generator`](super::Generator) with this budget has the same.
 ///
-/// Of a GPU for which no type of numbers was chosen, keys and values are taken to have 16 bits, as they
-/// have on all that compute with 16 bits fast.
+/// Where kernels are launched, `n` tokens take `n` rounded up to blocks of 32, times the width of keys
+/// and values, the bytes of a number and the layers. Of a GPU for which no type of numbers was chosen
+/// they have 16 bits: one that does not compute with those that suit the weights is refused. What a
+/// pass needs comes on top; of keys and values that is one layer's, of the sequences in a group.
 ///
 /// # Errors
 /// Where the bytes are too few for 128 tokens, or for the model's positions if those are fewer: how
@@ -41,7 +43,9 @@ pub fn bytes(settings: &Settings, device: DeviceChoice, n_tokens: usize) -> u64 
         DeviceChoice::CpuTensors(dtype) => {
             Graph::bytes(config, dtype.unwrap_or(Dtype::F32), n_tokens)
         }
-        DeviceChoice::Cuda(_, dtype) => Graph::bytes(config, dtype.unwrap_or(Dtype::F16), n_tokens),
+        DeviceChoice::Cuda(_, dtype) => {
+            Graph::bytes(config, dtype.unwrap_or(Dtype::Bf16), n_tokens)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::turn::Sequence;
+use super::turn::{Sampling, Sequence};
 
 /// Candidates that are put in order at first; more only where these are not likely enough together.
 const FIRST_SORTED: usize = 64;
@@ -41,6 +41,19 @@ pub(super) fn choose(logits: &mut [f32], sequence: &Sequence) -> u32 {
     // In one order, however they were put apart.
     all.sort_unstable_by_key(|(token, _)| *token);
     draw(&all, chance)
+}
+
+/// Whether the likeliest token is chosen by the logits alone, as [`likeliest_sound`] does.
+pub(super) fn is_plain(sampling: &Sampling) -> bool {
+    let has_penalties = sampling.repetition_penalty != 1.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.presence_penalty != 0.0;
+    sampling.temperature <= 0.0 && !has_penalties
+}
+
+/// The first of the largest, unless one is not finite.
+pub(super) fn likeliest_sound(logits: &[f32]) -> Option<u32> {
+    logits.iter().all(|x| x.is_finite()).then(|| likeliest(logits))
 }
 
 /// The first of the largest.
@@ -158,7 +171,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::causal::Sampling;
 
     fn sequence(tokens: &[u32], n_prompt: usize, sampling: Sampling) -> Sequence {
         let tokens = tokens.to_vec();
@@ -293,6 +305,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_plain_takes_the_likeliest(
+            logits in proptest::collection::vec(-8i8..8, 1..50),
+            tokens in proptest::collection::vec(0u32..60, 1..20),
+            sampling in sampling(), is_cold: bool, has_penalties: bool,
+        ) {
+            let mut sampling = sampling;
+            if is_cold {
+                sampling.temperature = 0.0;
+            }
+            if !has_penalties {
+                let Sampling { temperature, seed, .. } = sampling;
+                sampling = Sampling { temperature, seed, ..Sampling::default() };
+            }
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let chosen = choose(&mut logits.clone(), &sequence(&tokens, 1, sampling));
+            prop_assert!(!is_plain(&sampling) || likeliest_sound(&logits) == Some(chosen));
+            prop_assert!(is_plain(&sampling) || sampling.temperature > 0.0 || has_penalties);
+        }
+
         #[test]
         fn the_same_is_chosen_again_and_it_is_a_token(
             logits in proptest::collection::vec(-80.0f32..80.0, 1..300),

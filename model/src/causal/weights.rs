@@ -1,8 +1,8 @@
 //! A decoder's weights as they are stored, ready for the device.
 
 use super::config::Config;
-use crate::LoadError;
 use crate::checkpoint::Checkpoint;
+use crate::{Dtype, LoadError};
 
 /// A dense layer, its matrix as the products want it.
 #[derive(Debug)]
@@ -59,6 +59,16 @@ impl Reader {
         let reader = Self { weights, prefix };
         reader.check(config)?;
         Ok(reader)
+    }
+
+    /// What the weights are stored as, as far as the table of embeddings tells.
+    pub(crate) fn stored(&self) -> Dtype {
+        let entry = self.weights.entry(&format!("{}{WORDS}", self.prefix));
+        match entry.map(|entry| entry.dtype.as_str()) {
+            Some("F16") => Dtype::F16,
+            Some("BF16") => Dtype::Bf16,
+            _ => Dtype::F32,
+        }
     }
 
     /// The table of embeddings, a row per token.

@@ -46,13 +46,15 @@ pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceE
     }
     let card = Card::ask(ordinal, &choice)
         .map_err(|why| DeviceError::Missing { device: choice.clone(), missing: vec![why] })?;
-    let dtype = card.dtype(dtype, &choice)?;
+    let is_asked = dtype.is_some();
+    let dtype = suited(card.capability, dtype, &choice)?;
     let Card { name, capability, memory, processors, .. } = &card;
     let capability = format!("{}.{}", capability.0, capability.1);
     info!(device = %choice, name, %capability, memory, processors, %dtype, "the GPU is there");
     Ok(Opened {
         device: Device::cuda(usize::from(ordinal)),
         dtype,
+        is_asked,
         launches: true,
         name: name.clone(),
         card: Some(Arc::new(card)),
@@ -132,9 +134,9 @@ impl Card {
         started.map_err(|error| failed(format!("burn does not start on it: {error}")))
     }
 
-    /// The type of numbers that was asked for, or the one that suits.
-    fn dtype(&self, asked: Option<Dtype>, device: &str) -> Result<Dtype, DeviceError> {
-        suited(self.capability, asked, device)
+    /// Whether it computes with this type.
+    pub(super) fn check(&self, dtype: Dtype) -> Result<(), DeviceError> {
+        suited(self.capability, Some(dtype), &self.name).map(drop)
     }
 }
 

@@ -44,6 +44,15 @@ impl fmt::Display for Dtype {
 
 #[cfg(feature = "cpu")]
 impl Dtype {
+    /// The type with 16 bits that suits weights that are stored as this one: a model that was trained
+    /// with the range of f32 makes numbers that are too large for f16.
+    pub(crate) fn halved(self) -> Self {
+        match self {
+            Self::F16 => Self::F16,
+            Self::Bf16 | Self::F32 => Self::Bf16,
+        }
+    }
+
     /// The same, as burn calls it.
     pub(crate) fn of_burn(self) -> burn::tensor::DType {
         use burn::tensor::DType;

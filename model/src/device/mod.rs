@@ -5,6 +5,10 @@ mod cuda;
 mod dtype;
 #[cfg(feature = "cpu")]
 mod failure;
+#[cfg(feature = "cpu")]
+pub(crate) mod sizes;
+#[cfg(feature = "cpu")]
+mod upload;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +20,8 @@ pub(crate) use cuda::{Card, kept_kernels};
 pub use dtype::Dtype;
 #[cfg(feature = "cpu")]
 pub(crate) use failure::{failure, guarded};
+#[cfg(feature = "cpu")]
+pub(crate) use upload::Upload;
 
 /// The device a model runs on; always named, never guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -27,7 +33,8 @@ pub enum DeviceChoice {
     /// The processor by the operations that a GPU runs, slowly: `cpu-tensors`, for tests of them.
     CpuTensors(Option<Dtype>),
     /// An NVIDIA GPU by its place among those that the process sees: `cuda` or `cuda:N`. Without a
-    /// type of numbers it is f16 where the GPU computes with them fast.
+    /// type of numbers it is f16 where the GPU computes with them fast; of a decoder f16 or bf16, as
+    /// suits its weights.
     Cuda(u16, Option<Dtype>),
 }
 
@@ -144,6 +151,8 @@ pub fn keep_kernels(dir: &std::path::Path) -> Result<(), DeviceError> {
 pub struct Opened {
     pub(crate) device: burn::tensor::Device,
     pub(crate) dtype: Dtype,
+    /// Whether somebody chose the type.
+    pub(crate) is_asked: bool,
     /// Whether kernels are launched on it, for which shapes are to be few and large.
     pub(crate) launches: bool,
     /// What it is called, for people.
@@ -158,11 +167,29 @@ impl Opened {
         Self {
             device: burn::tensor::Device::flex(),
             dtype,
+            is_asked: true,
             launches,
             name,
             #[cfg(feature = "cuda")]
             card: None,
         }
+    }
+
+    /// The same for a decoder whose weights are stored as this type: where nobody chose one, a GPU
+    /// computes with 16 bits that have the range of the weights.
+    ///
+    /// # Errors
+    /// When the GPU does not compute with them: those that it does.
+    pub(crate) fn for_weights(self, stored: Dtype) -> Result<Self, DeviceError> {
+        if self.is_asked {
+            return Ok(self);
+        }
+        let dtype = stored.halved();
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            card.check(dtype)?;
+        }
+        Ok(Self { dtype, ..self })
     }
 
     /// Largest difference of two numbers that should be the same, in parts of the largest beside
@@ -177,13 +204,15 @@ impl Opened {
         }
     }
 
+    /// Whether it is more than a processor that runs what a GPU does.
     #[cfg(feature = "cuda")]
-    fn is_gpu(&self) -> bool {
+    pub(crate) fn is_gpu(&self) -> bool {
         self.card.is_some()
     }
 
+    /// Whether it is more than a processor that runs what a GPU does.
     #[cfg(not(feature = "cuda"))]
-    fn is_gpu(&self) -> bool {
+    pub(crate) fn is_gpu(&self) -> bool {
         false
     }
 
@@ -258,6 +287,19 @@ mod tests {
             assert!(error.contains("on cpu") && error.ends_with("use f32"), "{error}");
             let gpu = DeviceChoice::Cuda(1, None).with_dtype(Some(dtype));
             assert_eq!(gpu, Ok(DeviceChoice::Cuda(1, Some(dtype))));
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn a_decoder_has_the_range_of_its_weights_unless_somebody_chose_a_type() {
+        for (stored, halved) in
+            [(Dtype::F16, Dtype::F16), (Dtype::Bf16, Dtype::Bf16), (Dtype::F32, Dtype::Bf16)]
+        {
+            let asked = DeviceChoice::CpuTensors(Some(Dtype::F16)).start().expect("it is there");
+            let open = Opened { is_asked: false, ..asked.clone() };
+            let of = |opened: Opened| opened.for_weights(stored).map(|it| it.dtype);
+            assert_eq!((of(asked), of(open)), (Ok(Dtype::F16), Ok(halved)));
         }
     }
 }

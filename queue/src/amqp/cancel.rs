@@ -2,8 +2,9 @@
 //! receives one looks there first.
 //!
 //! That costs a look for each job, so there is one only while a note in the store of results says that
-//! some job of the queue was cancelled lately. The note is a result itself, and as old as its name says:
-//! a store keeps it as long as the results that it is about, and does not put a newer one in its place.
+//! some job was cancelled lately, of whichever queue: a split may have passed it on. The note is a result
+//! itself, and as old as its name says: a store keeps it as long as the results that it is about, and does
+//! not put a newer one in its place.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Cancels {
         id.map(|id| self.told.send(id).ok());
     }
 
-    /// Whether a job of this queue may have been cancelled.
+    /// Whether a job may have been cancelled.
     pub(super) async fn may_be(&self, core: &Core, results: &Queue) -> Result<bool> {
         let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(looked) = looked.filter(|looked| looked.at.elapsed() < PERIOD) {
@@ -66,7 +67,7 @@ impl Cancels {
         }
         let now = core.clock.now();
         for ago in 0..=QUARTERS {
-            let Some(note) = note_of(core, results.result_ttl(), now, ago) else { continue };
+            let Some(note) = note_of(results.result_ttl(), now, ago) else { continue };
             if results.get(&note).await?.is_some() {
                 self.note(true);
                 return Ok(true);
@@ -83,10 +84,10 @@ impl Cancels {
 }
 
 /// What the note is called of the quarter so many quarters ago.
-fn note_of(core: &Core, ttl: Duration, now: Timestamp, ago: i64) -> Option<JobId> {
+fn note_of(ttl: Duration, now: Timestamp, ago: i64) -> Option<JobId> {
     let quarter = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX) / QUARTERS;
     let nth = now.as_millisecond() / quarter.max(1) - ago;
-    format!("ebb-cancelled-of-{}-{nth}", core.names.queue()).parse().ok()
+    format!("ebb-cancelled-{nth}").parse().ok()
 }
 
 pub(super) async fn cancel(core: &Core, results: &Queue, id: &JobId) -> Result<Cancelled> {
@@ -96,7 +97,7 @@ pub(super) async fn cancel(core: &Core, results: &Queue, id: &JobId) -> Result<C
     }
     let now = core.clock.now();
     // Before its result: with that alone nobody would look for it.
-    if let Some(note) = note_of(core, results.result_ttl(), now, 0) {
+    if let Some(note) = note_of(results.result_ttl(), now, 0) {
         cancel::put(&**results, &note, now).await?;
     }
     if !cancel::put(&**results, id, now).await? {

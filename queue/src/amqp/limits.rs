@@ -10,6 +10,14 @@ pub(crate) const LIMITS: &[Limit] = &[
                   and a job that is put back keeps its failed result until it has a completed one",
     },
     Limit {
+        promise: "cancel",
+        instead: "a job is cancelled where results are, so that takes --results; it counts until a \
+                  worker receives it, which drops it uncharged. That it is to be \
+                  dropped is known for three quarters of result_ttl, and one that is received within \
+                  a second may begin and be stopped. Of an id that was never published the same is said, and a \
+                  job that was put back and still has its failed result is taken for one that ended",
+    },
+    Limit {
         promise: "duplicates",
         instead: "RabbitMQ does not know what it has seen: a job that is published twice runs \
                   twice, and the second answer is not stored; repetitions within one publish are \

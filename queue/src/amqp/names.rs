@@ -68,11 +68,6 @@ impl Names {
         }
     }
 
-    /// What the queue is called.
-    pub(super) fn queue(&self) -> &str {
-        &self.queue
-    }
-
     /// The queue of dead letters.
     pub(super) fn dead(&self) -> String {
         self.part("dead")

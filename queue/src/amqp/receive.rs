@@ -185,17 +185,7 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
             if parcel.job.expired(now) {
                 return bury(core, parcel, EXPIRED, now).await;
             }
-            // Published straight to a lane with a delay, or above its priority, which an old hand keeps.
-            let due = parcel.job.headers.not_before.unwrap_or(now);
-            let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
-            let lane = if parcel.attempts > 0 {
-                Lane::Back
-            } else {
-                Lane::New(parcel.job.headers.priority)
-            };
-            let delay = delay.min(super::names::longest());
-            let next = core.to_lane_after(session, &parcel, (lane, delay)).await?;
-            Ok((Some(next), None))
+            Ok((Some(put_off(core, session, &parcel, now).await?), None))
         };
         let (next, taken): (Result<_>, _) = (next.await, Taken::new(core, lease));
         match (next, taken) {
@@ -210,6 +200,21 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
         fate::carry_out(core, session, fates).await.all()?;
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// Where a job goes that was published straight to a lane with a delay, or above its priority, which an old
+/// hand keeps.
+async fn put_off(
+    core: &Core,
+    session: &Session,
+    parcel: &Parcel,
+    now: Timestamp,
+) -> Result<Message> {
+    let due = parcel.job.headers.not_before.unwrap_or(now);
+    let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+    let priority = parcel.job.headers.priority;
+    let lane = if parcel.attempts > 0 { Lane::Back } else { Lane::New(priority) };
+    core.to_lane_after(session, parcel, (lane, delay.min(super::names::longest()))).await
 }
 
 /// Those of these jobs that were cancelled, by their leases, with what is stored of that. While the store

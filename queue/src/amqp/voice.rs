@@ -307,16 +307,23 @@ mod tests {
     use super::*;
     use crate::{Address, OpenOptions, QueueUrl};
 
+    fn block_on(test: impl Future<Output = ()>) {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(2).enable_all().build().unwrap().block_on(test);
+    }
+
+    async fn opened(queue: &str, server: &RabbitMq) -> AmqpQueue {
+        let url: QueueUrl = format!("{}?queue={queue}", server.url()).parse().unwrap();
+        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+        let options = OpenOptions::default();
+        AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap()
+    }
+
     #[test]
     fn notes_that_are_not_heard_wait_at_the_broker() {
         let server = RabbitMq::shared().unwrap();
-        let url: QueueUrl = format!("{}?queue=slow-ear", server.url()).parse().unwrap();
-        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let options = OpenOptions::default();
-            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+        block_on(async {
+            let queue = opened("slow-ear", &server).await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             let (_channel, consumer) = listen(core, &session).await.unwrap();
@@ -334,13 +341,8 @@ mod tests {
     #[test]
     fn notes_that_are_heard_make_room_for_others() {
         let server = RabbitMq::shared().unwrap();
-        let url: QueueUrl = format!("{}?queue=quick-ear", server.url()).parse().unwrap();
-        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let options = OpenOptions::default();
-            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+        block_on(async {
+            let queue = opened("quick-ear", &server).await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);

@@ -79,9 +79,8 @@ impl NatsQueue {
         for _ in 0..TRIES {
             let Some((kept, entry)) = found else { break };
             match self.meet(&kept, &entry).await? {
-                Met::Gone => return Ok(Cancelled::Waiting),
                 Met::Out(JobState::Running) => return Ok(Cancelled::Running),
-                Met::Out(_) => return Ok(Cancelled::Waiting),
+                Met::Gone | Met::Out(_) => return Ok(Cancelled::Waiting),
                 Met::Moved => found = self.message_of(id).await?,
             }
         }

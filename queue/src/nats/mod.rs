@@ -104,6 +104,14 @@ pub(crate) const LIMITS: &[Limit] = &[
                   tell the id",
     },
     Limit {
+        promise: "cancel",
+        instead: "a job whose message cannot be found, since it was published more than two minutes \
+                  ago (key_ttl, where that is shorter) and not tried since, is marked: it counts \
+                  until a worker meets it, which drops it uncharged. Of an id that was never \
+                  published the same is said, and its job would be dropped for result_ttl. One that \
+                  is handed out in the millisecond in which it is cancelled may be replied to twice",
+    },
+    Limit {
         promise: "cost",
         instead: "the cost of what waits is not known: nobody reads the jobs",
     },

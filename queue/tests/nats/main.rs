@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod cancel;
 mod cluster;
 mod expired;
 mod foreign;

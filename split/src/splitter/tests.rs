@@ -7,8 +7,8 @@ use std::time::Duration;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, DeadLetters, Error, JobId, OpenOptions, Outcome, ResultStore,
-    Timestamp, TokioClock,
+    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, JobId, OpenOptions, Operator,
+    Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
@@ -369,6 +369,36 @@ async fn a_job_that_was_put_back_after_a_failure_is_passed_on() {
     let _split = scene.start(&CancellationToken::new());
     scene.until_empty().await;
     assert_eq!(scene.take("stable").await.len(), 1, "it is not answered by a failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_cancelled_where_it_went_is_not_passed_on_again() {
+    let scene = Scene::new(None);
+    taken_before(&scene, &scene.versions["stable"], Outcome::Cancelled).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until_empty().await;
+    assert_eq!(scene.take("stable").await.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_on_its_way_is_cancelled_once_it_is_there() {
+    let mut scene = Scene::new(None);
+    let (gone, allowed, _) = scene.with_one_more_queue();
+    let id: JobId = "job-0".parse().unwrap();
+    // It waits for its queue to be opened.
+    let record = JobResult::moved(id.clone(), "gone", scene.clock.now());
+    scene.intake.put(&record).await.unwrap();
+    scene.publish(1, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene
+        .until("the split to hold it", async || scene.intake.depth().await.unwrap().in_flight == 1)
+        .await;
+    // Whoever asks through a handle that follows its jobs is told that it is on its way.
+    assert_eq!(gone.cancel(&id).await.unwrap(), Cancelled::Unknown);
+    allowed.store(true, Relaxed);
+    scene.until_empty().await;
+    assert_eq!(gone.cancel(&id).await.unwrap(), Cancelled::Waiting);
+    assert_eq!(gone.depth().await.unwrap().ready, 0);
 }
 
 #[tokio::test(start_paused = true)]

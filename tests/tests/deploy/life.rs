@@ -132,6 +132,31 @@ pub(crate) fn ports(all: &[Object]) -> Vec<String> {
     found
 }
 
+/// A worker computes with the processors that it asks for, by a limit or by its number of threads:
+/// with neither it takes all of its node.
+pub(crate) fn threads(all: &[Object]) -> Vec<String> {
+    let mut found = Vec::new();
+    for pods in pods(all) {
+        for container in pods.containers() {
+            let works = text(container.value, "/args/0") == "worker";
+            if container.first || !works || !container.image().starts_with("ebb-worker") {
+                continue;
+            }
+            let environment = container.environment(&pods, all);
+            let named = environment.get("EBB_THREADS").map_or("0", String::as_str);
+            let asked = text(container.value, "/resources/requests/cpu");
+            let limited = container.value.pointer("/resources/limits/cpu").is_some();
+            if named != asked && !(limited && named == "0") {
+                let (owner, name) = (pods.owner, container.name());
+                found.push(format!(
+                    "{owner}: {name}: computes with {named} threads and asks for {asked:?} processors"
+                ));
+            }
+        }
+    }
+    found
+}
+
 /// A container that fetches a model is of the image that runs it.
 pub(crate) fn images(all: &[Object], version: &str) -> Vec<String> {
     let mut found = Vec::new();

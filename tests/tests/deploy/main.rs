@@ -20,6 +20,7 @@ mod rules;
 mod run;
 mod scaling;
 mod schema;
+mod second;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,6 +91,7 @@ fn our_programs_know_what_they_are_told_and_answer_what_they_are_asked() {
     assert!(programs.scaler.flags.contains("--max-age"), "{:?}", programs.scaler);
     assert_none("variables, flags and probes are ours", each(all, |o| life::life(o, &programs)));
     assert_none("probes look at ports", each(all, life::ports));
+    assert_none("threads are as many as processors", each(all, life::threads));
     let version = env!("CARGO_PKG_VERSION");
     assert_none("images are of this version", each(all, |o| life::images(o, version)));
 }

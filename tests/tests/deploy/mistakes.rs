@@ -17,6 +17,7 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
         hardening::hardening,
         hardening::roles,
         life::ports,
+        life::threads,
         network::network,
         models::models,
         models::versions,
@@ -87,6 +88,7 @@ fn mistakes() -> Vec<Mistake> {
         (SETTINGS, "/data/EBB_LISTEN", json!("0.0.0.0:9090"), "is listened on"),
         (SETTINGS, "/data/EBB_GRACE", json!("120s"), "cuts a grace of 120s off"),
         (SETTINGS, "/data/EBB_STALL", json!("5m"), "cuts a batch off"),
+        (SETTINGS, "/data/EBB_THREADS", Value::Null, "computes with 0 threads"),
         (WORKER, "/spec/template/spec/terminationGracePeriodSeconds", Value::Null, "cuts a grace"),
         (WORKER, at("/image"), json!("ebb-worker:latest"), "is not pinned"),
         (WORKER, at("/image"), json!("ebb-worker:0.0.9"), "is not of version"),
@@ -114,6 +116,12 @@ fn mistakes() -> Vec<Mistake> {
             "/spec/egress/0/ports/0/port",
             json!(4223),
             "nobody connects to port 4223",
+        ),
+        (
+            "NetworkPolicy ebb-workers/dns",
+            "/spec/egress/0/to/1",
+            json!({"podSelector": {}}),
+            "finds no name by the node's cache",
         ),
         (
             "NetworkPolicy nats/nats-from-clients",
@@ -296,7 +304,7 @@ fn a_mistake_in_a_file_reaches_the_objects_or_the_renderer() {
     };
     let (schemas, programs) = (Schemas::load(), Programs::load());
     tree.edit("base/worker/deployment.yaml", "path: /readyz", "path: /healthz");
-    tree.edit("components/nats/worker.yaml", "  EBB_QUEUE:", "  EBB_QUEEU:");
+    tree.edit("components/nats/worker/config.yaml", "  EBB_QUEUE:", "  EBB_QUEEU:");
     let said = said(&tree.render("overlays/nats-cpu"), &schemas, &programs);
     for words in ["not at /readyz", "there is no variable EBB_QUEEU", "no broker is named"] {
         assert!(said.iter().any(|one| one.contains(words)), "{words}: {said:?}");

@@ -163,7 +163,27 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
     found.extend(every.iter().flat_map(|pods| clients(all, pods)));
     found.extend(doors(all, &every, &flows));
     found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
+    found.extend(every.iter().flat_map(|pods| names(all, pods)));
     found.extend(all.iter().flat_map(streams));
+    found
+}
+
+/// Pods of ours find names, of the servers in kube-system or of NodeLocal DNSCache, which listens on
+/// the node itself.
+fn names(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    if !pods.containers().iter().any(|one| one.image().starts_with("ebb-")) {
+        return found;
+    }
+    let rules = policies(all, pods, "/spec/egress");
+    let rules = rules.filter(|rule| list(rule, "/ports").iter().any(|one| one["port"] == 53));
+    let peers: Vec<&Value> = rules.flat_map(|rule| list(rule, "/to")).collect();
+    if !peers.iter().any(|peer| in_namespace(peer, "kube-system")) {
+        found.push(format!("{}: finds no name by kube-system", pods.owner));
+    }
+    if !peers.iter().any(|peer| text(peer, "/ipBlock/cidr") == "169.254.20.10/32") {
+        found.push(format!("{}: finds no name by the node's cache", pods.owner));
+    }
     found
 }
 
@@ -314,8 +334,8 @@ fn doors(all: &[Object], every: &[Pods<'_>], flows: &[(&Pods<'_>, Target)]) -> V
     found
 }
 
-/// The words of our README that make a Secret by hand.
+/// The words of the guide that make a Secret by hand.
 pub(crate) fn by_hand() -> bool {
-    let page = std::fs::read_to_string(workspace_root().join("deploy/README.md")).unwrap();
+    let page = std::fs::read_to_string(workspace_root().join("docs/install.md")).unwrap();
     page.contains("create secret generic ebb-broker")
 }

@@ -10,7 +10,7 @@ use crate::render::Object;
 /// Namespaces of others, with what an overlay may expect in them.
 const OF_OTHERS: [&str; 4] = ["cert-manager", "istio-system", "keda", "monitoring"];
 
-/// Secrets that a person makes by the README's words, with their keys.
+/// Secrets that a person makes by the guides' words, with their keys.
 const BY_HAND: [(&str, &[&str]); 2] =
     [("ebb-broker", &["password", "results-password"]), ("ebb-gateway", &["keys.toml"])];
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use e2e::{Process, Workplace, get, run, skipped, wait_for};
+use e2e::{Process, Run, Workplace, get, run, skipped, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -42,22 +42,27 @@ fn configuration(workplace: &Workplace, objects: &[Object]) -> std::path::PathBu
     path
 }
 
+/// What the real scaler says of the triggers among the objects.
+pub(crate) fn checked(objects: &[Object]) -> Run {
+    let workplace = Workplace::new();
+    let config = configuration(&workplace, objects);
+    let scaled = objects.iter().filter(|one| one.kind().starts_with("Scaled"));
+    let pages: Vec<String> = scaled.map(|one| one.0.to_string()).collect();
+    let path = workplace.path("objects.yaml");
+    fs::write(&path, pages.join("\n---\n")).unwrap();
+    let config = config.to_str().unwrap();
+    let args = ["scaler", "check", "--json", "--config", config, "--scaledobject"];
+    let mut command = workplace.command("ebb", &args);
+    run(command.arg(&path).env_remove("EBB_QUEUE"), "")
+}
+
 #[test]
 fn the_scaler_takes_every_trigger_that_we_ship() {
     let Some(all) = overlays("the_scaler_takes_every_trigger_that_we_ship") else { return };
     let mut broken = Vec::new();
     let mut n_triggers = 0;
     for (overlay, objects) in all {
-        let workplace = Workplace::new();
-        let config = configuration(&workplace, objects);
-        let scaled = objects.iter().filter(|one| one.kind().starts_with("Scaled"));
-        let pages: Vec<String> = scaled.map(|one| one.0.to_string()).collect();
-        let path = workplace.path("objects.yaml");
-        fs::write(&path, pages.join("\n---\n")).unwrap();
-        let config = config.to_str().unwrap();
-        let args = ["scaler", "check", "--json", "--config", config, "--scaledobject"];
-        let mut command = workplace.command("ebb", &args);
-        let checked = run(command.arg(&path).env_remove("EBB_QUEUE"), "");
+        let checked = checked(objects);
         if !checked.status.success() {
             broken.push(format!("{overlay}: {checked}"));
             continue;

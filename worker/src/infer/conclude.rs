@@ -112,6 +112,7 @@ impl Shared {
             Ok(Next::Answer(output)) => {
                 return Err(held.finish(End::Done(Output { lane, output, asked, spent })));
             }
+            Ok(Next::Turn(_)) if held.loan.is_cancelled() => End::Cancelled,
             Ok(Next::Turn(_)) if held.turns.is_overtaken() => End::Overtaken,
             Ok(Next::Turn(_)) if held.loan.is_lost() => End::Retry("its lease was lost".to_owned()),
             Ok(Next::Turn((input, size))) => {

@@ -34,6 +34,8 @@ fn can_be_mended(error: &ebb_queue::Error) -> bool {
 pub(super) enum Unanswered {
     /// The job belongs to somebody else by now.
     Lost,
+    /// Somebody cancelled the job, and that is stored.
+    Cancelled,
     /// The broker refuses, and will refuse again.
     Refused(ebb_queue::Error),
     /// The broker does not permit it to this worker: nothing is wrong with the job.
@@ -72,7 +74,7 @@ impl Served {
             }
             let is_held = self.is_held(loan, receipt).await?;
             let there = if is_held { self.stored(loan, &result.id).await? } else { None };
-            if !is_held || there.is_some_and(|there| there.outcome.is_completed()) {
+            if !is_held || there.is_some_and(|there| there.outcome.is_final()) {
                 break;
             }
             result.attempt = result.attempt.saturating_add(1 << tries);
@@ -116,7 +118,7 @@ impl Served {
         };
         let sent = match self.insist(Whose::ItsOwn("reply"), loan, send).await {
             Ok(sent) => sent,
-            Err(Unanswered::Lost) => return Err(Unanswered::Lost),
+            Err(given_up @ (Unanswered::Lost | Unanswered::Cancelled)) => return Err(given_up),
             Err(Unanswered::Refused(error) | Unanswered::Denied(error)) => Err(error),
         };
         let replies = &self.shared.metrics.replies;

@@ -7,7 +7,7 @@ use tracing::error;
 
 use super::{CHUNK, Concluded};
 use crate::lease::Loan;
-use crate::outcome::{COMPLETED, outcome};
+use crate::outcome::{CANCELLED, COMPLETED, outcome};
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses, sleep_until};
 use crate::trace::Way;
@@ -124,9 +124,12 @@ impl Served {
         (lane, loan): (Option<usize>, &Loan),
         way: Way,
     ) {
-        let outcome = outcome(settlement, answer);
+        let outcome = match answer {
+            Settled::Held if loan.is_cancelled() => CANCELLED,
+            answer => outcome(settlement, answer),
+        };
         match answer {
-            Settled::Held => self.count(lane, outcome),
+            Settled::Held | Settled::Cancelled => self.count(lane, outcome),
             Settled::Lost => self.lose(lane, loan),
         }
         self.shared.metrics.job.observe(way.since.elapsed().as_secs_f64());

@@ -165,6 +165,6 @@ pub(crate) async fn answer(queue: &MemoryQueue, number: usize) -> Option<String>
     let id = format!("job-{number:04}").parse().unwrap();
     match queue.get(&id).await.unwrap()?.outcome {
         Outcome::Completed { body, .. } => Some(String::from_utf8(body.to_vec()).unwrap()),
-        Outcome::Failed { .. } => None,
+        Outcome::Failed { .. } | Outcome::Cancelled => None,
     }
 }

@@ -9,6 +9,7 @@ const BOTH: Limits = Limits {
         ("idempotency::the_id_is_looked_up_before_the_key", "duplicates"),
         ("publish::what_runs_or_is_known_takes_no_room_in_a_full_queue", "duplicates"),
         ("lease::an_ended_lease_that_nobody_took_can_be_extended", "fencing"),
+        ("cancel::a_job_that_is_not_known_is_not_cancelled", "cancel"),
         ("chunks::a_result_that_was_forgotten_ends_the_stream", "forgotten"),
     ],
     not_testable: &["batches", "ordering", "large", "state", "cost", "plain clients"],
