@@ -168,6 +168,10 @@ impl Ended {
             Self::Cancelled => {
                 Err(named(Refused::new(410, "job_cancelled", "the job was cancelled")))
             }
+            Self::Gone => {
+                let words = "the job was purged, or its result is not kept any more";
+                Err(named(Refused::new(410, "result_gone", words)))
+            }
             Self::Expired => Err(named(expired("nobody ran the job before its deadline"))),
             Self::Failed { reason } if reason == "expired" => {
                 Err(named(expired("nobody ran the job before its deadline")))
