@@ -108,6 +108,8 @@ pub enum Ended {
     Cancelled,
     /// Nobody ran it before its deadline.
     Expired,
+    /// With a result that is not there any more, or with none: it was purged.
+    Gone,
 }
 
 /// Reads the body of a request.

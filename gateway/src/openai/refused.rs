@@ -175,6 +175,10 @@ impl Ended {
             Self::Cancelled => {
                 Err(named(Refused::new(410, "job_cancelled", "the job was cancelled")))
             }
+            Self::Gone => {
+                let words = "the job was purged, or its result is not kept any more";
+                Err(named(Refused::new(410, "result_gone", words)))
+            }
             Self::Expired => Err(named(expired("nobody ran the job before its deadline"))),
             Self::Failed { reason } if reason.starts_with(TOO_LATE) => Err(named(expired(reason))),
             Self::Failed { reason } => Err(match place.read(reason, index, fields) {
