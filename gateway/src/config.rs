@@ -5,15 +5,19 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl};
 use ebb_telemetry::TraceArgs;
 
+use crate::ids::Ids;
 use crate::keys::Keys;
 use crate::models::ModelPlan;
 use crate::routes::Limits;
 use crate::{file, reload};
+
+/// Characters that a secret has at least.
+const SECRET: usize = 32;
 
 /// How a gateway is run.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,11 +57,19 @@ pub struct GatewayArgs {
     /// for each key; clients send `authorization: Bearer KEY`
     ///
     /// In it: sha256 (of the key), tenant (the ebb-tenant of its jobs; NAME by default), models,
-    /// max_in_flight, requests_per_minute. Who has a key sees the jobs of its tenant alone.
+    /// max_in_flight, requests_per_minute, and whether its jobs may set ebb-priority to high (priority)
+    /// and ebb-cost (cost), which they may not by default. Who has a key sees the jobs of its tenant alone.
     #[arg(long, value_name = "FILE", env = "EBB_GATEWAY_KEYS", hide_env_values = true)]
     pub keys: Option<PathBuf>,
 
-    /// Let anybody in who reaches --listen, without --keys; else only this machine may
+    /// A secret that only the gateway has, the same for all its replicas, and needed with --keys: by it
+    /// ids of jobs are known as those that the gateway gave out. A file of 32 characters or more, such
+    /// as: head -c 32 /dev/urandom | base64. With another secret the ids from before are unknown
+    #[arg(long, value_name = "FILE", env = "EBB_GATEWAY_ID_SECRET_FILE", hide_env_values = true)]
+    pub id_secret_file: Option<PathBuf>,
+
+    /// Let anybody in who reaches --listen, without --keys; else only programs of this machine
+    /// may, and no pages of other sites
     #[arg(long, env = "EBB_GATEWAY_OPEN", hide_env_values = true, conflicts_with = "keys")]
     #[arg(value_parser = BoolishValueParser::new())]
     pub open: bool,
@@ -79,8 +91,8 @@ pub struct GatewayArgs {
     /// How long a request waits for its answer, or for the first piece of it: long enough for a pool
     /// that starts from zero
     ///
-    /// A model's own timeout and the headers ebb-ttl and ebb-deadline of a request come before it. It
-    /// is the deadline of the jobs too, so that nobody runs what nobody waits for.
+    /// A model's own timeout and the headers ebb-ttl and ebb-deadline of a request come before it. When
+    /// it is over the jobs are cancelled, so that nobody runs what nobody waits for.
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_TIMEOUT", hide_env_values = true)]
     #[arg(default_value = "5m", value_parser = time)]
     pub timeout: Duration,
@@ -94,6 +106,13 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_MAX_BODY", hide_env_values = true)]
     #[arg(default_value = "8388608")]
     pub max_body: NonZeroUsize,
+
+    /// Bytes of bodies and of answers that all requests hold at once; further ones are told to come
+    /// again. A body is held until its jobs are published, which takes up to three times its size, and
+    /// the answers of a request until all of them are there
+    #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_BODY_MEMORY", hide_env_values = true)]
+    #[arg(default_value = "268435456")]
+    pub body_memory: NonZeroUsize,
 
     /// Inputs that one request may have: each is a job
     #[arg(long, value_name = "N", env = "EBB_GATEWAY_MAX_INPUTS", hide_env_values = true)]
@@ -116,10 +135,17 @@ pub struct GatewayArgs {
     #[arg(default_value = "10s", value_parser = time)]
     pub connect_timeout: Duration,
 
-    /// Time from SIGTERM to the exit, at most: who waits then is told the ids of the jobs, which stay
+    /// Time from SIGTERM until who still waits is told the ids of the jobs, which stay; the gateway has
+    /// ended a few seconds later at most
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_GRACE", hide_env_values = true)]
     #[arg(default_value = "25s", value_parser = time)]
     pub grace: Duration,
+
+    /// Time from SIGTERM until no more requests are taken, a part of --grace: for a Service or a balancer
+    /// that still sends some while it learns that this replica ends
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_LINGER", hide_env_values = true)]
+    #[arg(default_value = "0s", value_parser = time)]
+    pub linger: Duration,
 
     /// Where spans go.
     #[command(flatten)]
@@ -131,6 +157,7 @@ pub struct GatewayArgs {
 pub(crate) struct Plan {
     pub(crate) models: Vec<ModelPlan>,
     pub(crate) keys: Option<(PathBuf, Keys)>,
+    pub(crate) ids: Ids,
     pub(crate) payloads: Option<Payloads>,
     pub(crate) missing: Missing,
 }
@@ -176,7 +203,7 @@ impl GatewayArgs {
         });
         let payloads = payloads.transpose().context("--payloads")?;
         let missing = if self.no_create { Missing::Refuse } else { Missing::Create };
-        Ok(Plan { models, keys, payloads, missing })
+        Ok(Plan { models, keys, ids: self.ids()?, payloads, missing })
     }
 
     /// How much is taken.
@@ -184,9 +211,37 @@ impl GatewayArgs {
         Limits {
             max_in_flight: self.max_in_flight.get(),
             max_body: self.max_body.get(),
+            memory: self.body_memory.get(),
             max_inputs: self.max_inputs.get(),
             keep_alive: self.keep_alive,
         }
+    }
+
+    /// Whether only programs of this machine may ask.
+    pub(crate) fn is_local(&self) -> bool {
+        self.keys.is_none() && !self.open
+    }
+
+    fn ids(&self) -> anyhow::Result<Ids> {
+        let Some(path) = &self.id_secret_file else {
+            if self.keys.is_some() {
+                bail!(
+                    "--id-secret-file is missing: with --keys nobody may make ids of jobs up; give a \
+                     file with 32 characters of chance or more, the same to all replicas"
+                );
+            }
+            return Ok(Ids::default());
+        };
+        let told = || format!("--id-secret-file: {}", path.display());
+        let secret = reload::read(path).with_context(told)?;
+        let secret = secret.trim();
+        ensure!(
+            secret.len() >= SECRET,
+            "{} has {} characters; use {SECRET} or more, such as: head -c 32 /dev/urandom | base64",
+            told(),
+            secret.len()
+        );
+        Ok(Ids::new(secret.as_bytes()))
     }
 
     fn single(&self) -> anyhow::Result<ModelPlan> {
@@ -324,5 +379,22 @@ mod tests {
             assert!(error.contains(told) && !error.contains("hunter2"), "{flags:?}: {error}");
         }
         assert!(check(&[QUEUE, &["--listen", "0.0.0.0:8000", "--open"]].concat()).is_ok());
+    }
+
+    #[test]
+    fn keys_need_a_secret_that_is_long_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (keys, secret) = (path("keys.toml"), path("secret"));
+        std::fs::write(&keys, "").unwrap();
+        std::fs::write(&secret, "short\n").unwrap();
+        let with_keys = [QUEUE, &["--keys", &keys]].concat();
+        let error = check(&with_keys).unwrap_err();
+        assert!(error.contains("--id-secret-file is missing"), "{error}");
+        let with_both = [&with_keys[..], &["--id-secret-file", &secret]].concat();
+        let error = check(&with_both).unwrap_err();
+        assert!(error.contains("has 5 characters; use 32") && !error.contains("short"), "{error}");
+        std::fs::write(&secret, "x".repeat(32)).unwrap();
+        assert!(check(&with_both).is_ok());
     }
 }

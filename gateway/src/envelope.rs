@@ -6,8 +6,8 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use ebb_queue::{Headers, Job, Timestamp, header};
 
-use crate::ids;
-use crate::keys::Tenant;
+use crate::ids::{self, Ids};
+use crate::keys::{Key, Tenant};
 use crate::models::Model;
 use crate::refusal::Refusal;
 
@@ -21,6 +21,10 @@ const ALLOWED: [&str; 7] = [
     header::CORRELATION,
     header::TRACEPARENT,
 ];
+
+/// How long behind the end of a request its jobs' deadlines are: it cancels them itself when it gives
+/// up, which leaves no dead letter, and the deadline is for a gateway that is lost.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Where other APIs have `ebb-key`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -38,15 +42,16 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    /// Reads the headers of a request on behalf of a tenant, where the caller has one.
+    /// Reads the headers of a request on behalf of the owner of a key, where the caller shows one.
     ///
     /// # Errors
     /// Names the header that is wrong, or that a client may not set.
     pub(crate) fn read(
         headers: &HeaderMap,
-        tenant: Option<&Tenant>,
+        caller: Option<&Key>,
         now: Timestamp,
     ) -> Result<Self, Refusal> {
+        let tenant = caller.map(|key| &key.tenant);
         let mut job = Job::new(Bytes::new(), now);
         let (mut own_id, mut key) = (None, None);
         for (name, value) in headers {
@@ -66,6 +71,12 @@ impl Envelope {
                 // Of whoever reads the queue, and with the rights of the worker.
                 header::REPLY_TO if tenant.is_some() => {
                     return Err(wrong("is not for clients with a key; ask for the result"));
+                }
+                header::PRIORITY if value == "high" && caller.is_some_and(|key| !key.priority) => {
+                    return Err(wrong("is not for this key to be high; leave it out"));
+                }
+                header::COST if caller.is_some_and(|key| !key.cost) => {
+                    return Err(wrong("is not for this key; leave it out"));
                 }
                 header::MODEL | header::TENANT | header::REPLY_TO => set(&mut job, name, value)?,
                 _ if ALLOWED.contains(&name) => set(&mut job, name, value)?,
@@ -94,10 +105,10 @@ impl Envelope {
         self.own_id.is_some() || self.headers.key.is_some()
     }
 
-    /// Gives the jobs this deadline, where the client has set none.
+    /// Gives the jobs a deadline behind the end of a request that waits so long, and cancels them then.
     pub(crate) fn limit_to(&mut self, limit: Duration) {
-        let deadline = || self.now.checked_add(limit).unwrap_or(Timestamp::MAX);
-        self.headers.deadline = self.headers.deadline.or_else(|| Some(deadline()));
+        let deadline = self.now.checked_add(limit.saturating_add(SLACK));
+        self.headers.deadline = Some(deadline.unwrap_or(Timestamp::MAX));
     }
 
     /// The job of this number, with this body.
@@ -106,19 +117,18 @@ impl Envelope {
     /// When the id that the client has chosen is too long.
     pub(crate) fn job(
         &self,
-        model: &Model,
+        (ids, model): (&Ids, &Model),
         nth: usize,
         (content_type, body): (Option<&str>, Bytes),
     ) -> Result<Job, Refusal> {
-        let (queue, tenant) = (model.queue_name(), self.tenant.as_ref());
-        let id = match &self.own_id {
-            None => ids::fresh(tenant, queue),
-            Some(own) => {
-                let own = if nth == 0 { own.clone() } else { format!("{own}-{nth}") };
-                ids::named(&own, tenant, queue)
-                    .map_err(|error| Refusal::wrong(header::ID, error.to_string()))?
-            }
+        let (name, tenant) = (&model.plan.name, self.tenant.as_ref());
+        let id = match (&self.own_id, &self.headers.key) {
+            (None, None) => Ok(ids.fresh(tenant, name)),
+            (None, Some(chosen)) => ids.of_key(chosen, tenant, name, nth),
+            (Some(own), _) if nth == 0 => ids.named(own, tenant, name),
+            (Some(own), _) => ids.named(&format!("{own}-{nth}"), tenant, name),
         };
+        let id = id.map_err(|error| Refusal::wrong(header::ID, error.to_string()))?;
         let key = self.headers.key.as_ref().map(|chosen| ids::key(chosen, tenant, nth));
         let own_tenant = tenant.map(|tenant| tenant.as_str().to_owned());
         let headers = Headers {
@@ -138,10 +148,13 @@ fn set(job: &mut Job, name: &str, value: &str) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::http::{HeaderName, HeaderValue};
     use ebb_queue::{Priority, QueueUrl};
 
     use super::*;
+    use crate::keys::Keys;
     use crate::models::ModelPlan;
 
     fn now() -> Timestamp {
@@ -160,13 +173,25 @@ mod tests {
         })
     }
 
+    /// A key of this name, whose owner may this.
+    fn key(name: &str, more: &str) -> Arc<Key> {
+        // Of the text `one`.
+        let digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+        let text = format!("[keys.{name}]\nsha256 = \"{digest}\"\n{more}");
+        Arc::clone(Keys::parse(&text).unwrap().find("one").unwrap())
+    }
+
+    fn job(envelope: &Envelope, model: &Model, nth: usize, body: (Option<&str>, Bytes)) -> Job {
+        envelope.job((&Ids::default(), model), nth, body).unwrap()
+    }
+
     fn read(pairs: &[(&'static str, &str)], tenant: Option<&str>) -> Result<Envelope, Refusal> {
         let pair = |(name, value): &(&'static str, &str)| {
             (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
         };
         let headers: HeaderMap = pairs.iter().map(pair).collect();
-        let tenant = tenant.map(|name| name.parse().unwrap());
-        Envelope::read(&headers, tenant.as_ref(), now())
+        let key = tenant.map(|name| key(name, ""));
+        Envelope::read(&headers, key.as_deref(), now())
     }
 
     #[test]
@@ -178,33 +203,63 @@ mod tests {
             ("idempotency-key", "k"),
             ("accept", "x"),
         ];
-        let mut envelope = read(&told, None).unwrap();
+        let envelope = read(&told, None).unwrap();
         assert_eq!(envelope.model.as_deref(), Some("chat"));
         assert_eq!(envelope.limit(), Some(Duration::from_secs(30)));
         assert!(envelope.is_shared() && !read(&[], None).unwrap().is_shared());
-        envelope.limit_to(Duration::from_secs(5));
-        let job = envelope.job(&model(Some("m")), 1, (Some("text/plain"), "body".into())).unwrap();
+        let job = job(&envelope, &model(Some("m")), 1, (Some("text/plain"), "body".into()));
         let Headers { priority, model: asked, key, content_type, .. } = &job.headers;
         assert_eq!((*priority, asked.as_deref()), (Priority::High, Some("m")));
         assert_eq!((key.as_deref(), content_type.as_deref()), (Some("k#1"), Some("text/plain")));
         assert_eq!(job.headers.deadline, Some(now() + Duration::from_secs(30)));
         let mut plain = read(&[], None).unwrap();
         plain.limit_to(Duration::from_secs(5));
-        let job = plain.job(&model(None), 0, (None, Bytes::new())).unwrap();
-        assert_eq!(job.headers.deadline, Some(now() + Duration::from_secs(5)));
+        let job = self::job(&plain, &model(None), 0, (None, Bytes::new()));
+        let deadline = now() + Duration::from_secs(5) + SLACK;
+        assert_eq!(job.headers.deadline, Some(deadline), "it is cancelled before");
         assert_eq!((job.headers.model, job.headers.tenant), (None, None));
+        plain.limit_to(Duration::MAX);
+        let job = self::job(&plain, &model(None), 0, (None, Bytes::new()));
+        assert_eq!(job.headers.deadline, Some(Timestamp::MAX));
     }
 
     #[test]
     fn nobody_speaks_for_another_tenant() {
         let job = |told: &[(&'static str, &str)], tenant| {
-            read(told, tenant).unwrap().job(&model(None), 0, (None, Bytes::new())).unwrap()
+            self::job(&read(told, tenant).unwrap(), &model(None), 0, (None, Bytes::new()))
         };
         let own = job(&[("ebb-tenant", "a"), ("ebb-id", "x"), ("ebb-key", "k")], Some("a"));
         let other = job(&[("ebb-id", "x"), ("ebb-key", "k")], Some("b"));
         assert_eq!(own.headers.tenant.as_deref(), Some("a"));
         assert!(own.id != other.id && own.headers.key != other.headers.key);
         assert_eq!(job(&[("ebb-tenant", "a")], None).headers.tenant.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn the_jobs_of_one_idempotency_key_have_the_same_id_each_time() {
+        let id = |nth| {
+            let envelope = read(&[("idempotency-key", "k")], Some("a")).unwrap();
+            job(&envelope, &model(None), nth, (None, Bytes::new())).id
+        };
+        assert_eq!((id(0), id(1)), (id(0), id(1)));
+        assert_ne!(id(0), id(1));
+    }
+
+    #[test]
+    fn a_key_comes_before_others_only_where_it_may() {
+        for (name, value, may) in [("ebb-priority", "high", "priority"), ("ebb-cost", "3", "cost")]
+        {
+            let headers: HeaderMap =
+                [(HeaderName::from_static(name), HeaderValue::from_static(value))]
+                    .into_iter()
+                    .collect();
+            let with = |more: &str| Envelope::read(&headers, Some(&key("a", more)), now());
+            let refused = with("").expect_err(name).refused;
+            assert_eq!(refused.param.as_deref(), Some(name));
+            assert!(with(&format!("{may} = true")).is_ok(), "{name}");
+            assert!(Envelope::read(&headers, None, now()).is_ok(), "{name}");
+        }
+        assert!(read(&[("ebb-priority", "low")], Some("a")).is_ok());
     }
 
     #[test]

@@ -39,8 +39,10 @@ pub(crate) struct Following {
     pub(crate) news: BoxStream<'static, Result<News>>,
     /// How long a silence is.
     pub(crate) keep_alive: Duration,
-    /// Until when something has to come, if that is limited.
-    pub(crate) until: Option<Instant>,
+    /// Until when something has to come.
+    pub(crate) until: Instant,
+    /// After something came, so long from then on: a long answer is no late one.
+    pub(crate) limit: Duration,
     /// The gateway ends when this is cancelled.
     pub(crate) closing: CancellationToken,
 }
@@ -48,16 +50,12 @@ pub(crate) struct Following {
 impl Following {
     /// Waits for what comes next.
     pub(crate) async fn next(&mut self) -> Step {
-        let until = self.until;
-        let late = async {
-            match until {
-                Some(until) => sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! { biased;
             news = self.news.next() => match news {
-                Some(Ok(news)) => Step::News(news),
+                Some(Ok(news)) => {
+                    self.until = Instant::now() + self.limit;
+                    Step::News(news)
+                }
                 Some(Err(error)) => {
                     warn!(call = "follow", %error, kind = %error.kind(), "the broker failed");
                     Step::Failed(error.into())
@@ -65,7 +63,7 @@ impl Following {
                 None => Step::News(News::End(End::Gone)),
             },
             () = self.closing.cancelled() => Step::Closing,
-            () = late => Step::Late,
+            () = sleep_until(self.until) => Step::Late,
             () = sleep(self.keep_alive) => Step::Quiet,
         }
     }

@@ -7,6 +7,8 @@
 //! models = ["minilm"]            # all when missing
 //! max_in_flight = 64             # requests that wait at once, in each replica
 //! requests_per_minute = 600      # in each replica
+//! priority = true                # its jobs may come before all others; false by default
+//! cost = true                    # its jobs may say what they cost; false by default
 //! ```
 
 use std::collections::BTreeMap;
@@ -18,7 +20,8 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 /// What a key may have.
-const KNOWN: [&str; 5] = ["sha256", "tenant", "models", "max_in_flight", "requests_per_minute"];
+const KNOWN: [&str; 7] =
+    ["sha256", "tenant", "models", "max_in_flight", "requests_per_minute", "priority", "cost"];
 
 /// On whose behalf jobs are: 1 to 64 of `a-z A-Z 0-9 . _ -`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +52,10 @@ pub(crate) struct Key {
     pub(crate) models: Option<Vec<String>>,
     pub(crate) max_in_flight: Option<u32>,
     pub(crate) requests_per_minute: Option<u32>,
+    /// Whether its jobs may be urgent.
+    pub(crate) priority: bool,
+    /// Whether its jobs may say what they cost.
+    pub(crate) cost: bool,
     digest: [u8; 32],
 }
 
@@ -106,6 +113,17 @@ impl Keys {
         if bool::from(found) { self.0.get(usize::try_from(at).ok()?) } else { None }
     }
 
+    /// What keys name and there is not, of the names of models: which key, and the name.
+    pub(crate) fn unknown<'a>(
+        &'a self,
+        is_known: impl Fn(&str) -> bool + 'a,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let named = self.0.iter().flat_map(|key| {
+            key.models.iter().flatten().map(|model| (key.name.as_str(), model.as_str()))
+        });
+        named.filter(move |(_, model)| !is_known(model))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -117,6 +135,7 @@ impl Key {
         let at = format!("keys.{own}");
         let (mut digest, mut tenant) = (None, Err("1 to 64 of a-z A-Z 0-9 . _ -"));
         let (mut models, mut max_in_flight, mut requests_per_minute) = (None, None, None);
+        let (mut priority, mut cost) = (false, false);
         for (key, value) in reader.table(&at, value)? {
             let own = format!("{at}.{}", key.get_ref());
             let wrong = |words: String| reader.error(&value.span(), format!("{own} is {words}"));
@@ -133,6 +152,8 @@ impl Key {
                 "models" => models = Some(reader.strings(&own, value)?),
                 "max_in_flight" => max_in_flight = Some(reader.count(&own, value)?),
                 "requests_per_minute" => requests_per_minute = Some(reader.count(&own, value)?),
+                "priority" => priority = reader.flag(&own, value)?,
+                "cost" => cost = reader.flag(&own, value)?,
                 _ => return Err(reader.unknown(&at, key, &KNOWN)),
             }
         }
@@ -142,7 +163,16 @@ impl Key {
         })?;
         let tenant = tenant.or_else(|_: &str| own.parse());
         let tenant = tenant.map_err(|what| here(&format!("is no tenant's name; use {what}")))?;
-        Ok(Self { name: own, tenant, models, max_in_flight, requests_per_minute, digest })
+        Ok(Self {
+            name: own,
+            tenant,
+            models,
+            max_in_flight,
+            requests_per_minute,
+            priority,
+            cost,
+            digest,
+        })
     }
 }
 
@@ -178,6 +208,9 @@ mod tests {
         assert_eq!((a.tenant.as_str(), a.allows("any"), a.max_in_flight), ("a", true, None));
         assert_eq!((b.tenant.as_str(), b.allows("any"), b.allows("m")), ("team", false, true));
         assert_eq!((b.max_in_flight, b.requests_per_minute, keys.len()), (Some(2), Some(60), 2));
+        assert!(!a.priority && !a.cost);
+        assert_eq!(keys.unknown(|_| false).collect::<Vec<_>>(), [("b", "m")]);
+        assert_eq!(keys.unknown(|name| name == "m").count(), 0);
         for wrong in ["", "One", "one ", &sha256("one"), "a"] {
             assert_eq!(keys.find(wrong), None, "{wrong:?}");
         }
@@ -201,6 +234,7 @@ mod tests {
                 format!("[keys.a]\n{good}\nrequests_per_minute = 0"),
                 "line 3: keys.a.requests_per_minute is a number from 1 to",
             ),
+            (format!("[keys.a]\n{good}\ncost = 1"), "line 3: keys.a.cost is true or false"),
             (format!("[keys.a]\n{good}\n[keys.b]\n{good}"), "line 3: keys.b is the key a again"),
         ] {
             let error = Keys::parse(&text).expect_err(told).to_string();

@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | `gateway_requests_total` | `route`, `status` | requests that were answered |
 //! | `gateway_request_seconds` | `route` | until the answer was there, or for a stream until it began |
+//! | `gateway_streams_total` | `route`, `outcome` | streams that have ended |
 //! | `gateway_first_piece_seconds` | `route` | until the first piece of a stream |
 //! | `gateway_requests_in_flight` | - | requests that are being answered |
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
 //! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
 //! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
-//! | `gateway_broker_errors_total` | `call` | calls to a broker that failed |
+//! | `gateway_broker_errors_total` | `call` | calls to a broker that failed, but for jobs that it refused |
 //! | `gateway_brokers_up` | - | queues whose brokers answered last |
 //! | `gateway_keys_reloads_total` | `outcome`: ok, failed | changes of the file of keys |
 //! | `gateway_keys_broken` | - | 1 while the file of keys cannot be used and those before stay |
@@ -20,6 +21,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use ebb_queue::ErrorKind;
+
 use crate::routes::Endpoint;
 
 /// The figures; clones share them.
@@ -28,6 +31,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
     first_piece: HistogramVec,
+    streams: IntCounterVec,
     /// Requests that are being answered.
     pub(crate) in_flight: IntGauge,
     /// Jobs whose ends requests wait for.
@@ -36,8 +40,7 @@ pub struct Metrics {
     pub(crate) published: IntCounter,
     /// Jobs that were cancelled.
     pub(crate) cancelled: IntCounter,
-    /// Calls to a broker that failed.
-    pub(crate) broker_errors: IntCounterVec,
+    broker_errors: IntCounterVec,
     /// Queues whose brokers answered last.
     pub(crate) brokers_up: IntGauge,
     /// Changes of the file of keys.
@@ -56,6 +59,7 @@ impl Metrics {
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.first_piece.clone()))?;
+        registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
@@ -83,6 +87,10 @@ impl Metrics {
             )?,
             seconds: HistogramVec::new(seconds.buckets(buckets.clone()), &["route"])?,
             first_piece: HistogramVec::new(first_piece.buckets(buckets), &["route"])?,
+            streams: IntCounterVec::new(
+                Opts::new("gateway_streams_total", "Streams that have ended."),
+                &["route", "outcome"],
+            )?,
             in_flight: IntGauge::new(
                 "gateway_requests_in_flight",
                 "Requests that are being answered.",
@@ -113,14 +121,90 @@ impl Metrics {
     }
 
     /// A request was answered.
-    pub(crate) fn answered(&self, endpoint: Endpoint, status: u16, took: Duration) {
-        self.requests.with_label_values(&[endpoint.word(), &status.to_string()]).inc();
+    pub(crate) fn answered(&self, endpoint: Endpoint, status: &str, took: Duration) {
+        self.requests.with_label_values(&[endpoint.word(), status]).inc();
         self.seconds.with_label_values(&[endpoint.word()]).observe(took.as_secs_f64());
+    }
+
+    /// A client hung up before its request was answered.
+    pub(crate) fn left(&self, endpoint: Endpoint) {
+        self.requests.with_label_values(&[endpoint.word(), "499"]).inc();
+    }
+
+    /// A call to a broker failed. That a queue is full, or a job wrong, is an answer.
+    pub(crate) fn failed(&self, call: &'static str, kind: ErrorKind) {
+        if !matches!(kind, ErrorKind::Full | ErrorKind::Invalid) {
+            self.broker_errors.with_label_values(&[call]).inc();
+        }
+    }
+
+    /// A stream begins; how it ends is counted when this is dropped.
+    pub(crate) fn stream(&self, endpoint: Endpoint) -> Streaming {
+        Streaming { streams: self.streams.clone(), endpoint, ending: Ending::Left }
     }
 
     /// The first piece of a stream for a route, when it comes.
     pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
         self.first_piece.with_label_values(&[endpoint.word()])
+    }
+}
+
+/// How a stream has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With the answer.
+    Completed,
+    /// With an error of the request: it is wrong, or its job was cancelled.
+    Refused,
+    /// With an error of ours.
+    Failed,
+    /// Nothing came in time.
+    Late,
+    /// Nothing came in the time that the client has set.
+    LateOwn,
+    /// The gateway ended.
+    Closing,
+    /// The client hung up.
+    Left,
+}
+
+impl Ending {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Late => "late",
+            Self::LateOwn => "late_own",
+            Self::Closing => "closing",
+            Self::Left => "left",
+        }
+    }
+
+    /// Of an error with this status.
+    pub(crate) fn of(status: u16) -> Self {
+        if status < 500 { Self::Refused } else { Self::Failed }
+    }
+}
+
+/// A stream, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Streaming {
+    streams: IntCounterVec,
+    endpoint: Endpoint,
+    ending: Ending,
+}
+
+impl Streaming {
+    /// How it ends; its client has hung up where nobody says otherwise.
+    pub(crate) fn ends(&mut self, ending: Ending) {
+        self.ending = ending;
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.streams.with_label_values(&[self.endpoint.word(), self.ending.word()]).inc();
     }
 }
 
@@ -139,8 +223,25 @@ mod tests {
     fn a_request_is_counted_by_its_route_and_its_status() {
         let registry = Registry::new();
         let metrics = Metrics::registered(&registry).unwrap();
-        metrics.answered(Endpoint::Jobs, 202, Duration::from_millis(5));
+        metrics.answered(Endpoint::Jobs, "202", Duration::from_millis(5));
         assert_eq!(metrics.requests.with_label_values(&["jobs", "202"]).get(), 1);
+        metrics.left(Endpoint::Jobs);
+        assert_eq!(metrics.requests.with_label_values(&["jobs", "499"]).get(), 1);
         assert!(Metrics::registered(&registry).is_err());
+    }
+
+    #[test]
+    fn a_stream_is_counted_by_its_end_and_a_full_queue_is_no_failure() {
+        let metrics = Metrics::default();
+        let mut first = metrics.stream(Endpoint::Events);
+        first.ends(Ending::Late);
+        drop(first);
+        drop(metrics.stream(Endpoint::Events));
+        for outcome in ["late", "left"] {
+            assert_eq!(metrics.streams.with_label_values(&["events", outcome]).get(), 1);
+        }
+        metrics.failed("publish", ErrorKind::Full);
+        metrics.failed("publish", ErrorKind::Unavailable);
+        assert_eq!(metrics.broker_errors.with_label_values(&["publish"]).get(), 1);
     }
 }

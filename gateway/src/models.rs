@@ -62,7 +62,7 @@ impl Model {
         self.opened().ok_or_else(|| Refusal::not_yet(&self.plan.name))
     }
 
-    /// The name of its queue, which stands in the ids of its jobs.
+    /// The name of its queue.
     pub(crate) fn queue_name(&self) -> &str {
         &self.plan.url.queue
     }
@@ -99,13 +99,18 @@ impl Models {
         })
     }
 
-    /// The model whose queue is called so; where several share it, the first.
+    /// The models whose queue is called so: several where they share it, or are on several brokers.
     pub(crate) fn on_queue<'a>(
         &'a self,
-        queue: &str,
+        queue: &'a str,
         key: Option<&'a Key>,
-    ) -> Option<&'a Arc<Model>> {
-        self.allowed(key).find(|model| model.queue_name() == queue)
+    ) -> impl Iterator<Item = &'a Arc<Model>> {
+        self.allowed(key).filter(move |model| model.queue_name() == queue)
+    }
+
+    /// Whether there is a model of this name, aliases left out.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.all.iter().any(|model| model.plan.name == name)
     }
 
     /// The names that the owner of the key may say, with their models.

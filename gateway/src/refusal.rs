@@ -28,11 +28,18 @@ pub(crate) struct Refusal {
     retry_after: Option<Duration>,
     /// The jobs that the request has made.
     ids: Vec<JobId>,
+    /// Whether the time was over that the client has set itself.
+    is_own_limit: bool,
 }
+
+/// Marks a response to a request whose own time was over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnLimit;
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
-        Self { refused: Box::new(refused), retry_after: None, ids: Vec::new() }
+        let refused = Box::new(refused);
+        Self { refused, retry_after: None, ids: Vec::new(), is_own_limit: false }
     }
 }
 
@@ -132,6 +139,42 @@ impl Refusal {
         Refused::new(413, "body_too_large", words).into()
     }
 
+    /// All requests together hold as many bytes as they may.
+    pub(crate) fn no_room() -> Self {
+        let words =
+            "bodies and answers take as much memory as they may; come again after retry-after";
+        Self::again(429, "gateway_busy", words, SOON)
+    }
+
+    /// The answers are there, and no room to hold them.
+    pub(crate) fn no_room_for_answers(ids: &[JobId]) -> Self {
+        let words = "the answers take more memory than there is; send fewer inputs at once, or ask for \
+                     each at /v1/jobs/ID";
+        Self::again(503, "answers_too_large", words, SOON).of(ids)
+    }
+
+    /// A page of another site asks a gateway that is for this machine.
+    pub(crate) fn foreign() -> Self {
+        let words = "without keys this gateway is for programs of its own machine; the operator gives \
+                     --keys or --open";
+        Refused::new(403, "foreign_origin", words).into()
+    }
+
+    /// The job is done or purged, and its result not there.
+    pub(crate) fn gone(id: &JobId) -> Self {
+        let words = "the job is done or purged, and there is no result of it any more";
+        Self::from(Refused::new(410, "result_gone", words)).of(std::slice::from_ref(id))
+    }
+
+    /// Nothing was heard of a job for so long.
+    pub(crate) fn silent(id: &JobId, limit: Duration) -> Self {
+        let words = format!(
+            "nothing was heard of job {id} for {} s; come again with last-event-id",
+            limit.as_secs_f64()
+        );
+        Refused::new(504, "silence", words).into()
+    }
+
     /// The broker of a model was not reached since the gateway started.
     pub(crate) fn not_yet(model: &str) -> Self {
         let words = format!("the broker of {model} was not reached yet; come again");
@@ -152,10 +195,20 @@ impl Refusal {
 
     /// The gateway ends; the jobs do not.
     pub(crate) fn ending(ids: &[JobId]) -> Self {
-        let words =
-            format!("the gateway ends, and {} goes on: ask for it at /v1/jobs/ID", jobs(ids));
+        let words = match ids {
+            [] => "the gateway ends; come again".to_owned(),
+            ids => {
+                format!("the gateway ends, and {} goes on: ask for it at /v1/jobs/ID", jobs(ids))
+            }
+        };
         let again = Self::again(503, "gateway_ends", &words, SOON);
         Self { ids: ids.to_vec(), ..again }
+    }
+
+    /// The same, where it says that time is over, of a time that the client has set itself or not.
+    pub(crate) fn own(self, is_own: bool) -> Self {
+        let is_own_limit = is_own && self.refused.status == 504;
+        Self { is_own_limit, ..self }
     }
 
     /// The same with the jobs that the request has made.
@@ -188,7 +241,7 @@ pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { refused, retry_after, ids } = self;
+        let Self { refused, retry_after, ids, is_own_limit } = self;
         let status =
             StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
@@ -197,13 +250,18 @@ impl IntoResponse for Refusal {
             // Whole seconds, and not before the time.
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
         }
-        if !refused.is_worth_another_try() {
+        // The same request would wait as long again, for a job of its own.
+        let is_late = matches!(refused.code, "timeout" | "deadline_passed");
+        if is_late || !refused.is_worth_another_try() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         headers.extend(ids_header(&ids).map(|ids| (EBB_ID, ids)));
+        if is_own_limit {
+            response.extensions_mut().insert(OwnLimit);
+        }
         response
     }
 }
@@ -241,6 +299,7 @@ mod tests {
         let ids = [JobId::fresh(), JobId::fresh()];
         let response = Refusal::timed_out(&ids, Duration::from_secs(5)).into_response();
         assert_eq!(response.status(), 504);
+        assert_eq!(header(&response, "x-should-retry").as_deref(), Some("false"));
         let expected = format!("{},{}", ids[0], ids[1]);
         assert_eq!(header(&response, "ebb-id"), Some(expected));
         assert!(Refusal::ending(&ids[..1]).to_string().contains(ids[0].as_str()));

@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use ebb_telemetry::Condition;
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::models::Models;
 
 /// A file is read whole.
 const MAX_FILE: u64 = 16 << 20;
@@ -31,16 +32,25 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).context("cannot be read")
 }
 
+/// Tells of models that keys name and there are not: who has such a key may use fewer than was meant.
+pub(crate) fn tell_unknown(keys: &Keys, models: &Models) {
+    for (key, model) in keys.unknown(|name| models.has(name)) {
+        warn!(key, model, "a key may use a model that there is not");
+    }
+}
+
 /// Looks again and again, and takes what has changed: a key that is gone lets nobody in any more.
 pub(crate) async fn follow(
     path: PathBuf,
     every: Duration,
     keys: watch::Sender<Arc<Keys>>,
+    models: Models,
     metrics: Metrics,
 ) {
     let now = Arc::clone(&keys.borrow());
     let take = |_: &Arc<Keys>, changed: &Arc<Keys>| {
         info!(n_keys = changed.len(), "keys changed");
+        tell_unknown(changed, &models);
         metrics.reloads.with_label_values(&["ok"]).inc();
         keys.send_replace(Arc::clone(changed));
         Ok(())
@@ -76,7 +86,8 @@ mod tests {
         let sender = watch::Sender::new(Arc::new(load(&path).unwrap()));
         let (mut told, metrics) = (sender.subscribe(), Metrics::default());
         let every = Duration::from_secs(5);
-        let task = tokio::spawn(follow(path.clone(), every, sender, metrics.clone()));
+        let task =
+            tokio::spawn(follow(path.clone(), every, sender, Models::default(), metrics.clone()));
         std::fs::write(&path, "[keys.a]\n").unwrap();
         sleep(3 * every).await;
         assert_eq!((metrics.broken.get(), told.has_changed().unwrap()), (1, false));

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ebb_queue::{ErrorKind, OpenOptions, Payloads, Queue, Results, SystemClock};
-use ebb_telemetry::{GateKind, Health, Service};
+use axum::Router;
+use axum::serve::ListenerExt;
+use ebb_queue::{ErrorKind, Missing, OpenOptions, Payloads, Queue, Results, SystemClock};
+use ebb_telemetry::{Gate, GateKind, Health, Service};
 use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{GatewayArgs, Plan};
 use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
 use crate::routes::{Parts, router};
+use crate::wanted::Canceller;
 use crate::{readiness, reload};
 
 /// How long those have to hear it who are told that the gateway ends.
@@ -38,7 +41,7 @@ pub fn run(args: GatewayArgs, stop: CancellationToken) -> BoxFuture<'static, any
 }
 
 async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let Plan { models, keys, payloads, missing } = args.check()?;
+    let Plan { models, keys, ids, payloads, missing } = args.check()?;
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?;
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -54,26 +57,31 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     // Ends when this function does: the probes answer until the last request is.
     let _probes =
         ebb_telemetry::serve_at("--admin-listen", args.admin_listen, health, registry).await?;
-    let options = OpenOptions {
-        worker: "gateway".to_owned(),
-        missing,
-        connect_timeout: args.connect_timeout,
-        ..OpenOptions::default()
-    };
+    let options = options(&args, missing);
     let models: Models = models.into_iter().map(Model::new).collect();
-    let mut company = open(&models, &options, payloads.as_ref()).await?;
+    let opened = tokio::select! { biased;
+        opened = open(&models, &options, payloads.as_ref()) => opened?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let mut company = opened;
     company.push(tokio::spawn(readiness::keep(models.clone(), brokers, metrics.clone())));
     let keys = keys.map(|(path, keys)| {
+        reload::tell_unknown(&keys, &models);
         let sender = watch::Sender::new(Arc::new(keys));
         let keys = sender.subscribe();
-        company.push(tokio::spawn(reload::follow(path, args.reload, sender, metrics.clone())));
+        let (models, metrics) = (models.clone(), metrics.clone());
+        company.push(tokio::spawn(reload::follow(path, args.reload, sender, models, metrics)));
         keys
     });
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     let closing = CancellationToken::new();
+    let (canceller, cancels) = Canceller::start(&metrics);
     let parts = Parts {
         models,
         keys,
+        is_local: args.is_local(),
+        ids,
+        canceller,
         limits: args.limits(),
         clock: Arc::new(SystemClock),
         metrics,
@@ -81,19 +89,59 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    serving.open();
-    let drained = stop.clone();
-    let pages = axum::serve(listener, router(parts));
-    let served = tokio::spawn(
-        pages.with_graceful_shutdown(async move { drained.cancelled().await }).into_future(),
-    );
-    stop.cancelled().await;
-    serving.close("the gateway ends");
-    info!("no more requests are taken; who waits is answered");
-    see_out(served, args.grace, &closing).await;
+    serve(listener, router(parts), (&args, &serving), &stop, &closing).await;
+    // Of those that were cut off, too.
+    if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
+        warn!("some jobs that nobody waits for are not cancelled; their deadlines have to do");
+    }
     traces.flush().await;
     info!("the gateway ends");
     Ok(())
+}
+
+fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
+    let (worker, connect_timeout) = ("gateway".to_owned(), args.connect_timeout);
+    OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() }
+}
+
+/// Answers requests until `stop` is cancelled, and sees those out that are there then.
+async fn serve(
+    listener: TcpListener,
+    pages: Router,
+    (args, serving): (&GatewayArgs, &Gate),
+    stop: &CancellationToken,
+    closing: &CancellationToken,
+) {
+    serving.open();
+    let drained = CancellationToken::new();
+    let served = answer(listener, pages, drained.clone());
+    stop.cancelled().await;
+    serving.close("the gateway ends");
+    let linger = args.linger.min(args.grace);
+    if !linger.is_zero() {
+        info!("the gateway is not ready any more; requests that come all the same are answered");
+        tokio::time::sleep(linger).await;
+    }
+    drained.cancel();
+    info!("no more requests are taken; who waits is answered");
+    see_out(served, args.grace.saturating_sub(linger), closing).await;
+}
+
+/// Answers requests until `drained` is cancelled, and then those that are there.
+fn answer(
+    listener: TcpListener,
+    pages: Router,
+    drained: CancellationToken,
+) -> tokio::task::JoinHandle<std::io::Result<()>> {
+    // A piece of an answer is small, and is not to wait for the next.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            debug!(%error, "a connection collects what it sends");
+        }
+    });
+    let served = axum::serve(listener, pages);
+    let served = served.with_graceful_shutdown(async move { drained.cancelled().await });
+    tokio::spawn(served.into_future())
 }
 
 /// Lets those be answered who wait, for so long, and tells the others that the gateway ends.

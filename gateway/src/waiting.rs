@@ -8,11 +8,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use ebb_queue::{Error, Frame, JobId, JobResult, Queue, Result};
+use ebb_queue::{Error, Frame, JobId, JobResult, Outcome, Queue, Result};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use prometheus::IntGauge;
 use tokio::time::sleep;
+
+use crate::memory::Held;
+use crate::metrics::Metrics;
 
 /// Jobs of one request that are followed at a time.
 const FOLLOWED: usize = 16;
@@ -55,17 +58,27 @@ pub(crate) enum End {
     Gone,
 }
 
+impl End {
+    /// How large an answer is.
+    fn n_bytes(&self) -> usize {
+        match self {
+            Self::Result(JobResult { outcome: Outcome::Completed { body, .. }, .. }) => body.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Waits for jobs of one queue.
 #[derive(Clone)]
 pub(crate) struct Waiting {
     queue: Queue,
-    waiting: IntGauge,
+    metrics: Metrics,
 }
 
 impl Waiting {
-    /// The gauge shows for how many jobs somebody waits.
-    pub(crate) fn new(queue: Queue, waiting: IntGauge) -> Self {
-        Self { queue, waiting }
+    /// Metrics show for how many jobs somebody waits.
+    pub(crate) fn new(queue: Queue, metrics: Metrics) -> Self {
+        Self { queue, metrics }
     }
 
     /// What becomes of a job from now on, with its pieces behind this one.
@@ -76,7 +89,7 @@ impl Waiting {
         id: JobId,
         behind: Option<Place>,
     ) -> BoxStream<'static, Result<News>> {
-        self.follow(id, behind, |heard| heard.map_or(0, |place| place.seq + 1))
+        self.follow(id, behind, |heard| heard.map_or(0, |place| place.seq.saturating_add(1)))
     }
 
     /// How a job ends.
@@ -90,10 +103,19 @@ impl Waiting {
         Ok(End::Gone)
     }
 
-    /// How jobs end, in their order.
-    pub(crate) async fn ends(&self, ids: &[JobId]) -> Result<Vec<End>> {
+    /// How jobs end, in their order; nothing where there is no room to hold all answers.
+    pub(crate) async fn ends(&self, ids: &[JobId], held: &mut Held) -> Result<Option<Vec<End>>> {
         let ends = stream::iter(ids.to_vec()).map(|id| self.end(id));
-        ends.buffered(FOLLOWED).try_collect().await
+        let mut ends = std::pin::pin!(ends.buffered(FOLLOWED));
+        let (mut all, mut n_bytes) = (Vec::new(), 0_usize);
+        while let Some(end) = ends.try_next().await? {
+            n_bytes = n_bytes.saturating_add(end.n_bytes());
+            if !held.grow_to(n_bytes) {
+                return Ok(None);
+            }
+            all.push(end);
+        }
+        Ok(Some(all))
     }
 
     fn follow(
@@ -102,7 +124,8 @@ impl Waiting {
         behind: Option<Place>,
         from: fn(Option<Place>) -> u64,
     ) -> BoxStream<'static, Result<News>> {
-        let (queue, waits) = (self.queue.clone(), Waits::new(&self.waiting));
+        let (queue, waits) = (self.queue.clone(), Waits::new(&self.metrics.waiting));
+        let metrics = self.metrics.clone();
         let news = async_stream::try_stream! {
             let _waits = waits;
             let mut heard = behind;
@@ -110,7 +133,7 @@ impl Waiting {
                 let mut frames = match queue.follow(&id, from(heard)).await {
                     Ok(frames) => frames,
                     Err(error) => {
-                        pause(error).await?;
+                        pause(&metrics, error).await?;
                         continue;
                     }
                 };
@@ -137,7 +160,7 @@ impl Waiting {
                             return;
                         }
                         Some(Err(error)) => {
-                            pause(error).await?;
+                            pause(&metrics, error).await?;
                             break true;
                         }
                         None => break false,
@@ -154,7 +177,8 @@ impl Waiting {
 }
 
 /// Waits for a broker that may come back.
-async fn pause(error: Error) -> Result<()> {
+async fn pause(metrics: &Metrics, error: Error) -> Result<()> {
+    metrics.failed("follow", error.kind());
     if !error.kind().heals() {
         return Err(error);
     }

@@ -84,6 +84,17 @@ impl<'a> Text<'a> {
         number.filter(|number| *number > 0).ok_or_else(|| self.error(&value.span(), words()))
     }
 
+    /// What a key has is true or false.
+    ///
+    /// # Errors
+    /// Where it is something else.
+    pub fn flag(self, at: &str, value: &Value<'_>) -> Result<bool, TextError> {
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Ok(*flag),
+            _ => Err(self.error(&value.span(), format!("{at} is true or false"))),
+        }
+    }
+
     /// That nobody knows the key, and which was meant.
     #[must_use]
     pub fn unknown(self, at: &str, key: &Key<'_>, known: &[&str]) -> TextError {

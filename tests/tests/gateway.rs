@@ -241,7 +241,10 @@ fn openais_own_client_gets_what_it_asks_for_and_raises_what_it_should() {
         key("limited", THE_LIMITED_KEY, "requests_per_minute = 1"),
     ];
     std::fs::write(&keys, text.concat()).unwrap();
-    let scene = Scene::embedded(&["--keys", keys.to_str().unwrap()]);
+    let secret = folder.path().join("id-secret");
+    std::fs::write(&secret, "a secret of the test that is long enough").unwrap();
+    let flags = ["--keys", keys.to_str().unwrap(), "--id-secret-file", secret.to_str().unwrap()];
+    let scene = Scene::embedded(&flags);
     assert_eq!(get(&scene.address, "/v1/models").unwrap().status, 401);
     let _worker = scene.worker();
     let script = workspace_root().join("tests/python/openai_client.py");

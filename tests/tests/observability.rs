@@ -26,7 +26,7 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 /// Metrics of ours that a worker, a split, a gateway and a scaler without trouble, GPU and TLS do not
 /// show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 23] = [
+const NOT_SHOWN: [(&str, &str); 24] = [
     ("worker_jobs_shed_total", "needs a job that comes too late"),
     ("worker_batches_failed_total", "needs a batch that fails"),
     ("worker_device_failed_seconds_total", "needs a batch that fails"),
@@ -48,6 +48,7 @@ const NOT_SHOWN: [(&str, &str); 23] = [
     ("split_weights_reloads_total", "needs weights that change"),
     ("split_broker_errors_total", "needs a broker that fails"),
     ("gateway_first_piece_seconds", "needs a generator"),
+    ("gateway_streams_total", "needs a stream"),
     ("gateway_broker_errors_total", "needs a broker that fails"),
     ("gateway_keys_reloads_total", "needs keys that change"),
 ];

@@ -95,6 +95,7 @@ const PURE: &[&str] = &[
     "gateway/src/file.rs",
     "gateway/src/ids.rs",
     "gateway/src/keys.rs",
+    "gateway/src/local.rs",
     "gateway/src/openai.rs",
     "gateway/src/prefer.rs",
     "gateway/src/rate.rs",

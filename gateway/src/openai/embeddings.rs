@@ -69,7 +69,7 @@ pub(super) fn read(
     let Inputs { texts, place } = inputs(fields, "input", "input", bounds)?;
     let same = Body::of(Route::Embeddings, fields);
     let bodies = same.each(("input", &texts), 1, bounds, |_, _| ())?;
-    Ok((bodies, Answer { route: Route::Embeddings, place, shape: Shape::List }))
+    Ok((bodies, Answer { route: Route::Embeddings, place, shape: Shape::List, kind: None }))
 }
 
 pub(super) fn whole(about: &About, bodies: &[&Bytes]) -> Result<Bytes, Refused> {

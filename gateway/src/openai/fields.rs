@@ -5,31 +5,38 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::refused::Refused;
-use super::values::{Messages, Text, Texts};
+use super::refused::{Refused, cut, shown};
+use super::values::{AtMost, OneOrMany, Text};
 
 /// The fields of a request. One that is `null` is not there.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     small: BTreeMap<Cow<'a, str>, &'a RawValue>,
-    texts: BTreeMap<&'static str, Texts<'a>>,
-    messages: Option<Messages<'a>>,
+    large: BTreeMap<&'static str, OneOrMany<'a>>,
 }
 
-/// Fields of texts, of all routes; their values may be long.
-const TEXTS: [&str; 5] = ["input", "inputs", "prompt", "documents", "texts"];
-/// The field of a conversation.
-pub(super) const MESSAGES: &str = "messages";
+/// Fields of texts and messages, of all routes; they may be long, and many.
+const LARGE: [&str; 6] = ["input", "inputs", "prompt", "documents", "texts", MESSAGES];
+const MESSAGES: &str = "messages";
+/// Messages of a conversation, as many as workers take.
+pub(super) const MAX_MESSAGES: usize = 2048;
+/// Fields of a request at most: twice as many as any route knows.
+const MAX_FIELDS: usize = 128;
+/// Letters that are told of what a reader of JSON says.
+const SAID: usize = 160;
 
 impl<'a> Fields<'a> {
-    /// Reads a body.
-    pub(super) fn read(body: &'a [u8]) -> Result<Self, Refused> {
-        serde_json::from_slice(body).map_err(|error| {
-            let message = format!("body: {error}; send an object of JSON in UTF-8");
+    /// Reads a body; of texts no more than so many are kept.
+    pub(super) fn read(body: &'a [u8], max_texts: usize) -> Result<Self, Refused> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let fields = Read { max_texts }.deserialize(&mut json);
+        let fields = fields.and_then(|fields| json.end().map(|()| fields));
+        fields.map_err(|error| {
+            let said = error.to_string();
+            let message = format!("body: {}; send an object of JSON in UTF-8", cut(&said, SAID));
             Refused::new(400, "invalid_json", message)
         })
     }
@@ -37,8 +44,7 @@ impl<'a> Fields<'a> {
     /// The names of all that are there.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let small = self.small.keys().map(AsRef::as_ref);
-        let messages = self.messages.iter().map(|_| MESSAGES);
-        small.chain(self.texts.keys().copied()).chain(messages)
+        small.chain(self.large.keys().copied())
     }
 
     /// The value of a field that is neither of texts nor of messages.
@@ -46,14 +52,9 @@ impl<'a> Fields<'a> {
         self.small.get(name).copied()
     }
 
-    /// The texts of a field.
-    pub(super) fn texts(&mut self, name: &str) -> Option<Texts<'a>> {
-        self.texts.remove(name)
-    }
-
-    /// The conversation.
-    pub(super) fn messages(&mut self) -> Option<Messages<'a>> {
-        self.messages.take()
+    /// The value of a field of texts or messages, once.
+    pub(super) fn take(&mut self, name: &str) -> Option<OneOrMany<'a>> {
+        self.large.remove(name)
     }
 
     pub(super) fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, Refused> {
@@ -92,58 +93,70 @@ impl<'a> Fields<'a> {
 
 /// Whether a field might as well not be there: what is empty, zero or false.
 pub(super) fn says_nothing(value: &RawValue) -> bool {
-    match serde_json::from_str(value.get()) {
-        Ok(Value::Null | Value::Bool(false)) => true,
-        Ok(Value::Number(number)) => number.as_f64() == Some(0.0),
-        Ok(Value::String(text)) => text.is_empty(),
-        Ok(Value::Array(list)) => list.is_empty(),
-        Ok(Value::Object(map)) => map.is_empty(),
-        Ok(Value::Bool(true)) | Err(_) => false,
-    }
+    let text = value.get();
+    let is_empty = |begin: char, end: char| {
+        let inside = text.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
+        inside.is_some_and(|inside| inside.trim_ascii().is_empty())
+    };
+    let digits = text.split(['e', 'E']).next().unwrap_or_default();
+    let is_zero = || digits.bytes().all(|byte| b"-.0".contains(&byte));
+    matches!(text, "null" | "false" | "\"\"")
+        || is_empty('[', ']')
+        || is_empty('{', '}')
+        || is_zero()
 }
 
 /// Whether a value is the same as one of these, however it is spaced.
 pub(super) fn is_one_of(value: &RawValue, all: &[&str]) -> bool {
-    let value: Option<Value> = serde_json::from_str(value.get()).ok();
+    /// Bytes of a value that can be one of them: no more are taken apart.
+    const MOST: usize = 64;
+    let small = (value.get().len() <= MOST).then(|| serde_json::from_str(value.get()).ok());
+    let value: Option<serde_json::Value> = small.flatten();
     value.is_some_and(|value| all.contains(&value.to_string().as_str()))
 }
 
-fn is_null(value: &RawValue) -> bool {
-    value.get() == "null"
+/// Reads a request.
+#[derive(Debug, Clone, Copy)]
+struct Read {
+    max_texts: usize,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Read;
-        impl<'de> Visitor<'de> for Read {
-            type Value = Fields<'de>;
+impl<'de> DeserializeSeed<'de> for Read {
+    type Value = Fields<'de>;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Read {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Fields { small: BTreeMap::new(), large: BTreeMap::new() };
+        while let Some(Text(name)) = map.next_key()? {
+            let is_twice = if let Some(name) = LARGE.into_iter().find(|it| *it == name) {
+                let most = if name == MESSAGES { MAX_MESSAGES } else { self.max_texts };
+                let value = map.next_value_seed(AtMost(most))?;
+                value.and_then(|value| fields.large.insert(name, value)).is_some()
+            } else {
+                let value: &RawValue = map.next_value()?;
+                let is_given = value.get() != "null";
+                is_given && fields.small.insert(name.clone(), value).is_some()
+            };
+            if is_twice {
+                let words = format_args!("{} is there twice", shown(&name));
+                return Err(A::Error::custom(words));
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let (small, texts, messages) = (BTreeMap::new(), BTreeMap::new(), None);
-                let mut fields = Fields { small, texts, messages };
-                while let Some(Text(name)) = map.next_key()? {
-                    let is_twice = if let Some(name) = TEXTS.into_iter().find(|it| *it == name) {
-                        let texts: Option<Texts<'_>> = map.next_value()?;
-                        texts.and_then(|texts| fields.texts.insert(name, texts)).is_some()
-                    } else if name == MESSAGES {
-                        let messages: Option<Messages<'_>> = map.next_value()?;
-                        messages.and_then(|it| fields.messages.replace(it)).is_some()
-                    } else {
-                        let value: &RawValue = map.next_value()?;
-                        let is_given = !is_null(value);
-                        is_given && fields.small.insert(name.clone(), value).is_some()
-                    };
-                    if is_twice {
-                        return Err(A::Error::custom(format_args!("{name} is there twice")));
-                    }
-                }
-                Ok(fields)
+            if fields.small.len() > MAX_FIELDS {
+                let words = format_args!("more than {MAX_FIELDS} fields are there");
+                return Err(A::Error::custom(words));
             }
         }
-        deserializer.deserialize_map(Read)
+        Ok(fields)
     }
 }

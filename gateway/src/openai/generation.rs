@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::body::Body;
-use super::fields::{Fields, says_nothing};
-use super::inputs::{Inputs, inputs, is_text};
+use super::fields::{Fields, MAX_MESSAGES, says_nothing};
+use super::inputs::{Inputs, check_count, inputs, is_object, is_text, quoted};
 use super::refused::Place;
-use super::values::{Messages, Object, Text};
+use super::values::{AtMost, List, Object, OneOrMany, Text};
 use super::{Answer, Bounds, Refused, Route, Shape};
 
 /// Reads what is the same of both.
@@ -40,7 +40,8 @@ pub(super) fn read(
             body.put("seed", &seed.wrapping_add(answer).to_string());
         }
     })?;
-    Ok((bodies, Answer { route, place, shape: Shape::Choices { n, with_usage } }))
+    let shape = Shape::Choices { n, with_usage };
+    Ok((bodies, Answer { route, place, shape, kind: None }))
 }
 
 /// Refuses at once what each worker would.
@@ -60,18 +61,24 @@ fn check_numbers(fields: &Fields<'_>) -> Result<(), Refused> {
     fields.parsed("top_k", "send a whole number", |_: &i64| true)?;
     let object = |value: &&RawValue| value.get().starts_with('{');
     fields.parsed("chat_template_kwargs", "send an object", object)?;
-    let stops = |stops: &Stops<'_>| match stops {
-        Stops::One(text) => !text.is_empty(),
-        Stops::Several(texts) => texts.len() <= 4 && texts.iter().all(|text| !text.is_empty()),
-    };
-    fields.parsed("stop", "send a text or a list of at most 4", stops).map(|_| ())
+    match fields.get("stop") {
+        Some(stop) if !is_stop(stop) => {
+            Err(Refused::wrong("stop", stop, "send a text or a list of at most 4"))
+        }
+        _ => Ok(()),
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Stops<'a> {
-    One(Cow<'a, str>),
-    Several(Vec<Cow<'a, str>>),
+/// Whether a value is a text that ends an answer, or a few.
+fn is_stop(value: &RawValue) -> bool {
+    const MOST: usize = 4;
+    match AtMost(MOST).of(value) {
+        Some(OneOrMany::One(text)) => !text.is_empty(),
+        Some(OneOrMany::Many(List { items, n })) => {
+            n <= MOST && items.iter().all(|item| is_text(item) && item.get() != "\"\"")
+        }
+        Some(OneOrMany::Other(_)) | None => false,
+    }
 }
 
 /// How many answers there are to each prompt.
@@ -117,35 +124,48 @@ fn stream(fields: &Fields<'_>, n_prompts: usize, n: usize) -> Result<bool, Refus
     Ok(options.and_then(|options| options.include_usage).unwrap_or(false))
 }
 
+/// Parts of all messages of a conversation at most.
+const MAX_PARTS: usize = 4 * MAX_MESSAGES;
+
 /// The messages as a job has them.
 fn conversation(fields: &mut Fields<'_>) -> Result<String, Refused> {
     const REMEDY: &str = "send a list of objects with role and content";
-    let messages = match fields.messages() {
+    let wrong = |kind| Err(Refused::invalid("messages", format!("messages is {kind}; {REMEDY}")));
+    let List { items, n } = match fields.take("messages") {
         None => return Err(Refused::missing("messages", REMEDY)),
-        Some(Messages::List(messages)) => messages,
-        Some(Messages::Other(kind)) => {
-            return Err(Refused::invalid("messages", format!("messages is {kind}; {REMEDY}")));
-        }
+        Some(OneOrMany::Many(messages)) => messages,
+        Some(OneOrMany::One(_)) => return wrong("a text"),
+        Some(OneOrMany::Other(kind)) => return wrong(kind),
     };
-    if messages.is_empty() {
-        return Err(Refused::invalid("messages", format!("messages has none; {REMEDY}")));
-    }
-    let mut written = String::from("[");
-    for (index, message) in messages.into_iter().enumerate() {
+    check_count("messages", n, MAX_MESSAGES)?;
+    let (mut written, mut n_parts) = (String::from("["), 0);
+    for (index, message) in items.into_iter().enumerate() {
         let place = format!("messages[{index}]");
-        let message = message
-            .map_err(|kind| Refused::invalid(&place, format!("{place} is {kind}; {REMEDY}")))?;
+        if !is_object(message) {
+            return Err(Refused::wrong(&place, message, REMEDY));
+        }
+        let message = serde_json::from_str(message.get()).map_err(|error| {
+            // Where in the message it is would be taken for a place in the body.
+            let said = error.to_string();
+            let said = said.rsplit_once(" at line ").map_or(&*said, |(said, _)| said);
+            Refused::invalid(&place, format!("{place}: {said}; {REMEDY}, each field once"))
+        })?;
         if index > 0 {
             written.push(',');
         }
-        write_message(&mut written, &message, &place)?;
+        write_message(&mut written, &message, &place, &mut n_parts)?;
     }
     written.push(']');
     Ok(written)
 }
 
-/// Writes a message as a worker reads it.
-fn write_message(to: &mut String, message: &Object<'_>, place: &str) -> Result<(), Refused> {
+/// Writes a message as a worker reads it, and counts its parts.
+fn write_message(
+    to: &mut String,
+    message: &Object<'_>,
+    place: &str,
+    n_parts: &mut usize,
+) -> Result<(), Refused> {
     let Object(fields) = message;
     for name in ["tool_calls", "function_call"] {
         if let Some(value) = fields.get(name).filter(|value| !says_nothing(value)) {
@@ -159,16 +179,16 @@ fn write_message(to: &mut String, message: &Object<'_>, place: &str) -> Result<(
         Some(value) => serde_json::from_str(value.get())
             .map_err(|_| Refused::wrong(&role, value, "send a text such as user"))?,
     };
-    check_content(fields.get("content").copied(), &format!("{place}.content"))?;
+    check_content(fields.get("content").copied(), &format!("{place}.content"), n_parts)?;
     // What OpenAI's newer models call a developer is the system of all templates; some leave out
     // silently what a role says that they do not know.
     let role = if role.0 == "developer" { "system" } else { &*role.0 };
     to.push_str("{\"role\":");
-    to.push_str(&super::inputs::quoted(role));
+    to.push_str(&quoted(role));
     for (name, value) in fields {
         if name != "role" && value.get() != "null" {
             to.push(',');
-            to.push_str(&super::inputs::quoted(name));
+            to.push_str(&quoted(name));
             to.push(':');
             to.push_str(value.get());
         }
@@ -178,30 +198,54 @@ fn write_message(to: &mut String, message: &Object<'_>, place: &str) -> Result<(
 }
 
 /// Refuses what is neither a text nor made of texts.
-fn check_content(content: Option<&RawValue>, place: &str) -> Result<(), Refused> {
+fn check_content(
+    content: Option<&RawValue>,
+    place: &str,
+    n_parts: &mut usize,
+) -> Result<(), Refused> {
     let Some(content) = content.filter(|content| content.get() != "null") else {
         return Err(Refused::missing(place, "send a text"));
     };
     if is_text(content) {
         return Ok(());
     }
-    let parts: Option<Vec<Object<'_>>> = serde_json::from_str(content.get()).ok();
-    let wrong = || Refused::wrong(place, content, "send a text, or a list of parts of type text");
-    for (index, Object(part)) in parts.ok_or_else(wrong)?.iter().enumerate() {
-        let place = format!("{place}[{index}]");
-        let kind = part.get("type");
-        if kind.map(|kind| kind.get()) != Some("\"text\"") {
-            let place = format!("{place}.type");
-            return Err(match kind {
-                None => Refused::missing(&place, "send parts of type text"),
-                Some(kind) => {
-                    Refused::unsupported(&place, kind, "only parts of type text are read")
-                }
-            });
+    let Some(OneOrMany::Many(List { items, n })) = AtMost(MAX_PARTS - *n_parts).of(content) else {
+        return Err(Refused::wrong(place, content, "send a text, or a list of parts of type text"));
+    };
+    if items.len() < n {
+        let message = format!("{place} has {n} parts; send {MAX_PARTS} at most in all messages");
+        return Err(Refused { code: "too_many_inputs", ..Refused::invalid(place, message) });
+    }
+    *n_parts += n;
+    let mut parts = items.into_iter().enumerate();
+    parts.try_for_each(|(index, part)| check_part(part, &format!("{place}[{index}]")))
+}
+
+/// Refuses a part of a message that is no text.
+fn check_part(part: &RawValue, place: &str) -> Result<(), Refused> {
+    #[derive(Deserialize)]
+    struct Part<'a> {
+        #[serde(borrow)]
+        r#type: Option<&'a RawValue>,
+        #[serde(borrow)]
+        text: Option<&'a RawValue>,
+    }
+    const REMEDY: &str = "send parts of type text";
+    let read = is_object(part).then(|| serde_json::from_str(part.get()).ok()).flatten();
+    let Some(Part { r#type: kind, text }) = read else {
+        return Err(Refused::wrong(place, part, REMEDY));
+    };
+    let place_of_type = format!("{place}.type");
+    match kind {
+        None => return Err(Refused::missing(&place_of_type, REMEDY)),
+        Some(kind) if kind.get() != "\"text\"" => {
+            let remedy = "only parts of type text are read";
+            return Err(Refused::unsupported(&place_of_type, kind, remedy));
         }
-        if !part.get("text").is_some_and(|text| is_text(text)) {
-            return Err(Refused::missing(&format!("{place}.text"), "send a text"));
-        }
+        Some(_) => {}
+    }
+    if !text.is_some_and(is_text) {
+        return Err(Refused::missing(&format!("{place}.text"), "send a text"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::Bounds;
 use super::fields::Fields;
 use super::refused::{Place, Refused};
-use super::values::Texts;
+use super::values::{List, OneOrMany};
 
 /// Texts as JSON has them, and where they were.
 #[derive(Debug)]
@@ -23,20 +23,20 @@ pub(super) fn inputs<'a>(
     in_job: &'static str,
     bounds: &Bounds,
 ) -> Result<Inputs<'a>, Refused> {
-    match fields.texts(field) {
+    match fields.take(field) {
         None => Err(Refused::missing(field, "send a text or a list of texts")),
-        Some(Texts::One(text)) => {
+        Some(OneOrMany::One(text)) => {
             let place = Place { field, in_job, is_spread: false };
             Ok(Inputs { texts: vec![quoted(&text).into()], place })
         }
-        Some(Texts::List(items)) => {
-            check_count(field, items.len(), bounds)?;
+        Some(OneOrMany::Many(List { items, n })) => {
+            check_count(field, n, bounds.max_inputs)?;
             let items = items.into_iter().enumerate();
             let texts = items.map(|(index, item)| text(item, field, index));
             let texts = texts.collect::<Result<_, _>>()?;
             Ok(Inputs { texts, place: Place { field, in_job, is_spread: true } })
         }
-        Some(Texts::Other(kind)) => Err(not_texts(field, kind)),
+        Some(OneOrMany::Other(kind)) => Err(not_texts(field, kind)),
     }
 }
 
@@ -45,11 +45,19 @@ fn text<'a>(item: &'a RawValue, field: &str, index: usize) -> Result<Cow<'a, str
     if is_text(item) {
         return Ok(item.get().into());
     }
-    Err(Refused::wrong(&format!("{field}[{index}]"), item, "send texts, not tokens"))
+    let remedy = match field {
+        "input" => "send texts, not tokens (LangChain: check_embedding_ctx_length=False)",
+        _ => "send texts, not tokens",
+    };
+    Err(Refused::wrong(&format!("{field}[{index}]"), item, remedy))
 }
 
 pub(super) fn is_text(value: &RawValue) -> bool {
     value.get().starts_with('"')
+}
+
+pub(super) fn is_object(value: &RawValue) -> bool {
+    value.get().starts_with('{')
 }
 
 pub(super) fn quoted(text: &str) -> String {
@@ -61,8 +69,7 @@ pub(super) fn not_texts(field: &str, kind: &str) -> Refused {
 }
 
 /// Refuses a list that is too long, or of nothing.
-pub(super) fn check_count(field: &str, n: usize, bounds: &Bounds) -> Result<(), Refused> {
-    let most = bounds.max_inputs;
+pub(super) fn check_count(field: &str, n: usize, most: usize) -> Result<(), Refused> {
     if (1..=most).contains(&n) {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 
 use super::Route;
 use super::fields::{Fields, is_one_of, says_nothing};
-use super::refused::Refused;
+use super::refused::{Refused, shown};
 
 /// What becomes of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ type Known = (&'static str, Use);
 /// Of all routes.
 const ALL: [Known; 8] = [
     ("model", Read),
-    ("user", Read),
+    ("user", Harmless),
     ("metadata", Harmless),
     ("store", Harmless),
     ("service_tier", Harmless),
@@ -176,6 +176,7 @@ impl Route {
     pub(super) fn check(self, fields: &Fields<'_>) -> Result<(), Refused> {
         for name in fields.names() {
             let Some((_, becomes)) = self.known().find(|(known, _)| *known == name) else {
+                let name = shown(name);
                 let message = format!("{name} is not known here; leave it out");
                 return Err(Refused::new(400, "unknown_parameter", message).at(name));
             };

@@ -56,8 +56,6 @@ pub struct Asked {
     pub bodies: Vec<Bytes>,
     /// Whether the answer is told while it is written. Then there is one body.
     pub stream: bool,
-    /// Whom the client asks for, in the client's own words.
-    pub user: Option<String>,
     /// How the results become the response.
     pub answer: Answer,
 }
@@ -68,6 +66,8 @@ pub struct Answer {
     route: Route,
     place: Place,
     shape: Shape,
+    /// What the model must find for the request to be answered as it is.
+    kind: Option<classify::Kind>,
 }
 
 /// What a client wants to be answered in.
@@ -108,6 +108,8 @@ pub enum Ended {
     Cancelled,
     /// Nobody ran it before its deadline.
     Expired,
+    /// With a result that is not there any more, or with none: it was purged.
+    Gone,
 }
 
 /// Reads the body of a request.
@@ -120,10 +122,9 @@ pub fn read(route: Route, body: &[u8], bounds: &Bounds) -> Result<Asked, Refused
         let message = format!("body has {n} bytes; send at most {most}");
         return Err(Refused::new(413, "body_too_large", message));
     }
-    let mut fields = Fields::read(body)?;
+    let mut fields = Fields::read(body, bounds.max_inputs)?;
     route.check(&fields)?;
     let model = fields.text("model")?.map(Into::into);
-    let user = fields.text("user")?.map(Into::into);
     let (bodies, answer) = match route {
         Route::Embeddings => embeddings::read(&mut fields, bounds),
         Route::ChatCompletions | Route::Completions => generation::read(route, &mut fields, bounds),
@@ -132,7 +133,7 @@ pub fn read(route: Route, body: &[u8], bounds: &Bounds) -> Result<Asked, Refused
     }?;
     let is_written = matches!(route, Route::ChatCompletions | Route::Completions);
     let stream = is_written && fields.flag("stream")?;
-    Ok(Asked { model, bodies, stream, user, answer })
+    Ok(Asked { model, bodies, stream, answer })
 }
 
 impl Answer {
@@ -145,7 +146,9 @@ impl Answer {
         match self.shape {
             Shape::Choices { n, .. } => written::whole(self.route, about, &bodies, n),
             shape if self.route == Route::Rerank => rerank::whole(shape, about, &bodies),
-            shape if self.route == Route::Classify => classify::whole(shape, about, &bodies),
+            shape if self.route == Route::Classify => {
+                classify::whole((shape, self.kind), about, &bodies)
+            }
             _ => embeddings::whole(about, &bodies),
         }
     }

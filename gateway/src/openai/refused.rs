@@ -1,5 +1,7 @@
 //! Why a request is not answered, in the shape of OpenAI's errors.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -43,9 +45,7 @@ impl Refused {
     #[must_use]
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
         let kind = match status {
-            401 => "authentication_error",
-            403 => "permission_error",
-            429 => "rate_limit_error",
+            429 => "requests",
             500.. => "server_error",
             _ => "invalid_request_error",
         };
@@ -85,7 +85,7 @@ impl Refused {
 
     /// Of a field that has this value.
     pub(super) fn wrong(param: &str, value: &RawValue, remedy: &str) -> Self {
-        Self::invalid(param, format!("{param} is {}; {remedy}", shown(value)))
+        Self::invalid(param, format!("{param} is {}; {remedy}", shown(value.get())))
     }
 
     /// Of a field whose value asks for what is not there.
@@ -101,13 +101,19 @@ impl Refused {
 }
 
 const JOB_FAILED: &str = "job_failed";
+/// Begins the reason of a worker that had no time left for a job: a result has no kind of it.
+const TOO_LATE: &str = "too late: ";
 
-/// As much of a value as people read.
-fn shown(value: &RawValue) -> String {
-    let text = value.get();
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+/// As much of a value or a name as people read.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    cut(text, SHOWN)
+}
+
+/// A text with so many letters at most.
+pub(super) fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }
 
@@ -137,8 +143,9 @@ impl Place {
         let name = place.split(['[', '.']).next()?;
         if name == self.in_job {
             let inner = &place[name.len()..];
-            let inner =
-                if self.in_job == "documents" { inner } else { inner.trim_start_matches("[0]") };
+            // Workers take the one text of such a job for a list of one, which no client has sent.
+            let own = if self.in_job == "input" { inner.strip_prefix("[0]") } else { None };
+            let inner = own.unwrap_or(inner);
             let place = self.of(index) + inner;
             return Some((format!("{place}{rest}"), place));
         }
@@ -168,13 +175,12 @@ impl Ended {
             Self::Cancelled => {
                 Err(named(Refused::new(410, "job_cancelled", "the job was cancelled")))
             }
+            Self::Gone => {
+                let words = "the job was purged, or its result is not kept any more";
+                Err(named(Refused::new(410, "result_gone", words)))
+            }
             Self::Expired => Err(named(expired("nobody ran the job before its deadline"))),
-            Self::Failed { reason } if reason == "expired" => {
-                Err(named(expired("nobody ran the job before its deadline")))
-            }
-            Self::Failed { reason } if reason.starts_with("too late") => {
-                Err(named(expired(reason)))
-            }
+            Self::Failed { reason } if reason.starts_with(TOO_LATE) => Err(named(expired(reason))),
             Self::Failed { reason } => Err(match place.read(reason, index, fields) {
                 Some((message, param)) => Refused::invalid(&param, message),
                 None => named(Refused::new(500, JOB_FAILED, reason)),

@@ -7,9 +7,9 @@ use serde_json::value::RawValue;
 use super::body::{Body, json};
 use super::embeddings::Usage;
 use super::fields::Fields;
-use super::inputs::{check_count, is_text, not_texts};
+use super::inputs::{check_count, is_object, is_text, not_texts};
 use super::refused::Place;
-use super::values::{Object, Texts};
+use super::values::{List, OneOrMany};
 use super::{About, Answer, Bounds, Refused, Route, Shape};
 
 /// What a reranker answers.
@@ -66,7 +66,7 @@ pub(super) fn read(
     for name in ["return_documents", "raw_scores", "truncate"] {
         fields.flag(name)?;
     }
-    let (field, shape, texts) = match (fields.texts("documents"), fields.texts("texts")) {
+    let (field, shape, texts) = match (fields.take("documents"), fields.take("texts")) {
         (Some(texts), None) => ("documents", Shape::List, texts),
         (None, Some(texts)) => ("texts", Shape::Bare, texts),
         (None, None) => return Err(Refused::missing("documents", "send a list of texts")),
@@ -75,12 +75,12 @@ pub(super) fn read(
             return Err(Refused::invalid("texts", message));
         }
     };
-    let documents = match texts {
-        Texts::List(documents) => documents,
-        Texts::One(_) => return Err(not_texts(field, "a text")),
-        Texts::Other(kind) => return Err(not_texts(field, kind)),
+    let List { items: documents, n } = match texts {
+        OneOrMany::Many(documents) => documents,
+        OneOrMany::One(_) => return Err(not_texts(field, "a text")),
+        OneOrMany::Other(kind) => return Err(not_texts(field, kind)),
     };
-    check_count(field, documents.len(), bounds)?;
+    check_count(field, n, bounds.max_inputs)?;
     let texts = documents.iter().enumerate();
     let texts: Vec<&str> =
         texts.map(|(index, document)| text(document, field, index)).collect::<Result<_, _>>()?;
@@ -94,7 +94,7 @@ pub(super) fn read(
         body.put("return_documents", "true");
     }
     let place = Place { field, in_job: "documents", is_spread: false };
-    Ok((vec![body.end()], Answer { route: Route::Rerank, place, shape }))
+    Ok((vec![body.end()], Answer { route: Route::Rerank, place, shape, kind: None }))
 }
 
 /// The text of a document, as it was written.
@@ -102,8 +102,8 @@ fn text<'a>(document: &'a RawValue, field: &str, index: usize) -> Result<&'a str
     if is_text(document) {
         return Ok(document.get());
     }
-    let object: Option<Object<'a>> = serde_json::from_str(document.get()).ok();
-    let text = object.and_then(|object| object.0.get("text").copied());
+    let object = is_object(document).then(|| serde_json::from_str(document.get()).ok());
+    let text = object.flatten().map(|Document { text }| text);
     text.filter(|text| is_text(text)).map(RawValue::get).ok_or_else(|| {
         Refused::wrong(
             &format!("{field}[{index}]"),

@@ -1,4 +1,8 @@
+//! Shapes, refusals and streams, as a client sees them.
+
 mod bodies;
+mod bounded;
+mod properties;
 mod refusals;
 mod streams;
 mod whole;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -19,9 +20,12 @@ use ebb_queue::{JSON, JobId, JobResult, Outcome};
 use futures::StreamExt;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
+use super::jobs::{LONGEST, named};
 use super::{Endpoint, Site, Visit, guarded};
 use crate::following::{Following, Step};
+use crate::metrics::Ending;
 use crate::refusal::Refusal;
 use crate::sse;
 use crate::waiting::{End, News, Place};
@@ -50,8 +54,10 @@ struct Ended<'a> {
 }
 
 pub(super) fn routes() -> axum::Router<Arc<Site>> {
-    let follow = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
-        guarded(site, Endpoint::Events, request, move |visit, _| follow(visit, id))
+    let follow = |State(site): State<Arc<Site>>,
+                  id: Result<Path<String>, PathRejection>,
+                  request: Request| {
+        guarded(site, Endpoint::Events, request, move |visit, _| follow(visit, named(id)))
     };
     axum::Router::new().route("/v1/jobs/{id}/events", get(follow))
 }
@@ -67,8 +73,9 @@ async fn follow(visit: Visit, id: String) -> Result<Response, Refusal> {
     let following = Following {
         news: visit.waiting(&seen.model)?.news(id.clone(), behind),
         keep_alive: visit.site.parts.limits.keep_alive,
-        // Whoever follows says himself when he has had enough.
-        until: None,
+        // A job of which nothing is heard for so long may never have been: who wants comes again.
+        until: Instant::now() + LONGEST,
+        limit: LONGEST,
         closing: visit.site.parts.closing.clone(),
     };
     let headers = [
@@ -86,20 +93,29 @@ fn told(
 ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
     let events = async_stream::stream! {
         // In flight as long as somebody listens.
-        let _visit = visit;
+        let visit = visit;
+        let mut streaming = visit.site.parts.metrics.stream(visit.endpoint);
         loop {
-            let (event, is_last) = match following.next().await {
-                Step::Quiet | Step::Late => (sse::COMMENT, false),
-                Step::News(News::Piece { place, body }) => (piece(place, &body), false),
-                Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), false),
-                Step::News(News::End(end)) => (sse::event(None, Some("end"), &end_of(&id, &end)), true),
-                Step::Closing => (error(&Refusal::ending(std::slice::from_ref(&id))), true),
-                Step::Failed(refusal) => (error(&refusal), true),
+            let (event, ending) = match following.next().await {
+                Step::Quiet => (sse::COMMENT, None),
+                Step::News(News::Piece { place, body }) => (piece(place, &body), None),
+                Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), None),
+                Step::News(News::End(end)) => {
+                    (sse::event(None, Some("end"), &end_of(&id, &end)), Some(Ending::Completed))
+                }
+                // The job may well wait; this is no failure.
+                Step::Late => (error(&Refusal::silent(&id, LONGEST)), Some(Ending::LateOwn)),
+                Step::Closing => {
+                    (error(&Refusal::ending(std::slice::from_ref(&id))), Some(Ending::Closing))
+                }
+                Step::Failed(refusal) => (error(&refusal), Some(Ending::Failed)),
             };
-            yield event;
-            if is_last {
+            if let Some(ending) = ending {
+                streaming.ends(ending);
+                yield event;
                 return;
             }
+            yield event;
         }
     };
     events.map(Ok)

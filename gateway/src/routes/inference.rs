@@ -8,17 +8,19 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use ebb_queue::{JSON, Job, JobId, Outcome};
+use ebb_queue::{JSON, Job, JobId, Outcome, header};
 use futures::StreamExt;
 use serde::Serialize;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::jobs::LONGEST;
 use super::listing::json;
 use super::{Site, Visit};
 use crate::envelope::Envelope;
 use crate::following::{Following, Step};
+use crate::metrics::Ending;
 use crate::models::Model;
-use crate::openai::{self, About, Answer, Bounds, Ended, Route};
+use crate::openai::{self, About, Answer, Bounds, Ended, Route, Streamed};
 use crate::prefer::Preference;
 use crate::refusal::{EBB_ID, Refusal, ids_header};
 use crate::sse;
@@ -27,6 +29,12 @@ use crate::wanted::Wanted;
 
 /// Tells that the client has got what it preferred.
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// What a stream ends with that has told all.
+const DONE: &[u8] = b"[DONE]";
+
+/// The longest limit of a request: whoever says more waits so long.
+const LONGEST_LIMIT: Duration = Duration::from_secs(30 * 86_400);
 
 /// A request whose jobs are on their queue.
 struct Asked {
@@ -39,6 +47,8 @@ struct Asked {
     /// How long it waits, and until when.
     limit: Duration,
     until: Instant,
+    /// Whether the client has set that.
+    is_own_limit: bool,
 }
 
 pub(super) async fn answer(
@@ -58,25 +68,39 @@ pub(super) async fn answer(
     }
     let model = visit.enter(&name)?;
     let now = visit.site.parts.clock.now();
-    let mut envelope = Envelope::read(&visit.headers, visit.tenant(), now)?;
+    let mut envelope = Envelope::read(&visit.headers, visit.key.as_deref(), now)?;
+    if envelope.model.as_ref().is_some_and(|other| *other != name) {
+        let words = "ebb-model is not the model of the body; leave it out";
+        return Err(Refusal::wrong(header::MODEL, words));
+    }
     let preference = preference(&visit);
-    let limit = envelope.limit().unwrap_or(model.plan.timeout);
-    if !preference.respond_async {
+    let own_limit = envelope.limit();
+    let limit = own_limit.unwrap_or(model.plan.timeout).min(LONGEST_LIMIT);
+    // Who comes with an id or a key of his own comes again, and his job is no late one then.
+    let is_own = !envelope.is_shared();
+    if is_own && !preference.respond_async {
         envelope.limit_to(limit);
     }
     let jobs = bodies.into_iter().enumerate();
-    let jobs = jobs.map(|(nth, body)| envelope.job(&model, nth, (Some(JSON), body)));
+    let jobs = jobs
+        .map(|(nth, body)| envelope.job((&visit.site.parts.ids, &model), nth, (Some(JSON), body)));
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
     // Before they are there: who goes away meanwhile leaves them behind.
-    let is_own = !preference.respond_async && !envelope.is_shared();
-    let own = jobs.iter().filter(|_| is_own).map(|job| job.id.clone()).collect();
-    let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.metrics);
-    let placed = visit.publish(&model, jobs).await.inspect_err(|refusal| {
-        // A broker that is away may have them all the same.
-        if refusal.refused.status != 503 {
+    let own: Vec<JobId> = jobs.iter().filter(|_| is_own).map(|job| job.id.clone()).collect();
+    let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.canceller);
+    let (until, n_jobs) = (visit.begun + limit, jobs.len());
+    let placed = timeout_at(until, visit.publish(&model, jobs)).await;
+    let placed = placed.map_err(|_| Refusal::timed_out(&[], limit).own(own_limit.is_some()))?;
+    let placed = placed.inspect_err(|refusal| {
+        if leaves_nothing(n_jobs, refusal.refused.status) {
             wanted.let_be();
         }
     })?;
+    // The jobs have them now, and the broker has the jobs.
+    visit.held.release();
+    if preference.respond_async {
+        wanted.let_be();
+    }
     let ids: Vec<JobId> = placed.into_iter().map(|placed| placed.id).collect();
     let created = u64::try_from(now.as_second()).unwrap_or(0);
     let about = About {
@@ -84,14 +108,21 @@ pub(super) async fn answer(
         created,
         model: name,
     };
-    let until = visit.begun + limit;
-    let asked = Asked { visit, model, ids, wanted, answer, about, limit, until };
+    let is_own_limit = own_limit.is_some();
+    let asked = Asked { visit, model, ids, wanted, answer, about, limit, until, is_own_limit };
     match (preference.respond_async, preference.wait) {
         (true, None) => Ok(asked.accepted()),
         (true, Some(wait)) => asked.within(wait).await,
         (false, _) if stream => asked.stream().await,
         (false, _) => asked.whole().await,
     }
+}
+
+/// Whether jobs whose publication failed with this status are not on the queue. A broker that is away
+/// may have them all the same; and some store job by job, so that of several the first may be there
+/// where the queue is full for the last.
+fn leaves_nothing(n_jobs: usize, status: u16) -> bool {
+    n_jobs == 1 && status != 503
 }
 
 fn preference(visit: &Visit) -> Preference {
@@ -123,39 +154,49 @@ impl Asked {
     }
 
     /// The answer if it comes within this time, and else where it will be.
-    async fn within(self, wait: Duration) -> Result<Response, Refusal> {
+    async fn within(mut self, wait: Duration) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
-        match tokio::time::timeout(wait, waiting.ends(&self.ids)).await {
-            Err(_) => Ok(self.accepted()),
-            Ok(ends) => {
-                let ends = ends.map_err(|error| self.visit.failed("follow", error))?;
-                self.answered(ends)
-            }
-        }
+        let closing = self.visit.site.parts.closing.clone();
+        let ends = tokio::select! { biased;
+            ends = waiting.ends(&self.ids, &mut self.visit.held) => ends,
+            () = sleep(wait.min(LONGEST)) => return Ok(self.accepted()),
+            () = closing.cancelled() => return Ok(self.accepted()),
+        };
+        self.answered(self.heard(ends)?)
+    }
+
+    /// How all jobs have ended, where that could be heard and held.
+    fn heard(&self, ends: ebb_queue::Result<Option<Vec<End>>>) -> Result<Vec<End>, Refusal> {
+        let ends = ends.map_err(|error| self.visit.lost(error).of(&self.ids))?;
+        ends.ok_or_else(|| Refusal::no_room_for_answers(&self.ids))
+    }
+
+    /// Time is over.
+    fn late(&self) -> Refusal {
+        Refusal::timed_out(&self.ids, self.limit).own(self.is_own_limit)
     }
 
     /// The answer, once all jobs have ended.
     async fn whole(mut self) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
+        let closing = self.visit.site.parts.closing.clone();
         let ends = tokio::select! { biased;
-            ends = waiting.ends(&self.ids) => ends,
-            () = sleep_until(self.until) => {
-                return Err(Refusal::timed_out(&self.ids, self.limit));
-            }
-            () = self.visit.site.parts.closing.cancelled() => {
+            ends = waiting.ends(&self.ids, &mut self.visit.held) => ends,
+            () = sleep_until(self.until) => return Err(self.late()),
+            () = closing.cancelled() => {
                 self.wanted.let_be();
                 return Err(Refusal::ending(&self.ids));
             }
         };
         self.wanted.let_be();
-        let ends = ends.map_err(|error| self.visit.failed("follow", error).of(&self.ids))?;
-        self.answered(ends)
+        self.answered(self.heard(ends)?)
     }
 
     fn answered(&self, ends: Vec<End>) -> Result<Response, Refusal> {
         let ended: Vec<Ended> = ends.into_iter().map(ended).collect();
         let whole = self.answer.whole(&self.about, &ended);
-        let body = whole.map_err(|refused| Refusal::from(refused).of(&self.ids))?;
+        let refusal = |refused| Refusal::from(refused).of(&self.ids).own(self.is_own_limit);
+        let body = whole.map_err(refusal)?;
         let mut response = ([(CONTENT_TYPE, JSON)], body).into_response();
         response.headers_mut().extend(ids_header(&self.ids).map(|ids| (EBB_ID, ids)));
         Ok(response)
@@ -170,7 +211,8 @@ impl Asked {
         let mut following = Following {
             news: waiting.news(id, None),
             keep_alive: parts.limits.keep_alive,
-            until: Some(self.until),
+            until: self.until,
+            limit: self.limit,
             closing: parts.closing.clone(),
         };
         let first = following.next().await;
@@ -181,7 +223,7 @@ impl Asked {
             Step::News(News::End(End::Result(result))) if result.outcome.is_completed() => {}
             Step::News(News::End(end)) => return self.answered(vec![end.clone()]),
             Step::News(_) | Step::Quiet => {}
-            Step::Late => return Err(Refusal::timed_out(&self.ids, self.limit)),
+            Step::Late => return Err(self.late()),
             Step::Closing => return Err(Refusal::ending(&self.ids)),
             Step::Failed(error) => return Err(error.clone().of(&self.ids)),
         }
@@ -203,7 +245,9 @@ impl Asked {
         first: Step,
         mut following: Following,
     ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
-        let first_piece = self.visit.site.parts.metrics.first_piece(self.visit.endpoint);
+        let parts = &self.visit.site.parts;
+        let first_piece = parts.metrics.first_piece(self.visit.endpoint);
+        let mut streaming = parts.metrics.stream(self.visit.endpoint);
         let events = async_stream::stream! {
             let mut said = self.answer.stream(&self.about);
             for data in said.begin() {
@@ -211,37 +255,26 @@ impl Asked {
             }
             let (mut step, mut is_begun) = (first, false);
             loop {
-                if step.leaves_the_job() {
+                if matches!(step, Step::News(News::Piece { .. })) && !is_begun {
+                    is_begun = true;
+                    first_piece.observe(self.visit.begun.elapsed().as_secs_f64());
+                }
+                if matches!(step, Step::Quiet) {
+                    yield sse::COMMENT;
+                }
+                let leaves_the_job = step.leaves_the_job();
+                let (events, ending) = self.say(&mut said, step);
+                // What was said anew is another answer, and the result of the job is whole all the same.
+                if leaves_the_job || ending == Some(Ending::Failed) {
                     self.wanted.let_be();
                 }
-                let (events, is_last) = match step {
-                    Step::Quiet => {
-                        yield sse::COMMENT;
-                        (Vec::new(), false)
-                    }
-                    Step::News(News::Piece { body, .. }) => {
-                        if !is_begun {
-                            is_begun = true;
-                            first_piece.observe(self.visit.begun.elapsed().as_secs_f64());
-                            // Who has begun may go on: a long answer is no late one.
-                            following.until = None;
-                        }
-                        let told = said.piece(&body);
-                        (told, said.is_ended())
-                    }
-                    Step::News(News::Void) => {
-                        said.void();
-                        (Vec::new(), false)
-                    }
-                    Step::News(News::End(end)) => (said.end(&ended(end)), true),
-                    Step::Late => (said.fail(&Refusal::timed_out(&self.ids, self.limit).refused), true),
-                    Step::Closing => (said.fail(&Refusal::ending(&self.ids).refused), true),
-                    Step::Failed(error) => (said.fail(&error.refused), true),
-                };
+                if let Some(ending) = ending {
+                    streaming.ends(ending);
+                }
                 for data in events {
                     yield sse::data(&data);
                 }
-                if is_last {
+                if ending.is_some() {
                     return;
                 }
                 step = following.next().await;
@@ -249,14 +282,45 @@ impl Asked {
         };
         events.map(Ok)
     }
+
+    /// What a step tells the client, and how the stream ends where that is the last of it.
+    fn say(&self, said: &mut Streamed, step: Step) -> (Vec<Bytes>, Option<Ending>) {
+        match step {
+            Step::Quiet => (Vec::new(), None),
+            Step::News(News::Piece { body, .. }) => {
+                let told = said.piece(&body);
+                (told, said.is_ended().then_some(Ending::Failed))
+            }
+            Step::News(News::Void) => {
+                said.void();
+                (Vec::new(), None)
+            }
+            Step::News(News::End(end)) => {
+                let end = ended(end);
+                let told = said.end(&end);
+                let ending = if told.last().is_some_and(|last| last == DONE) {
+                    Ending::Completed
+                } else {
+                    let refused = self.answer.whole(&self.about, std::slice::from_ref(&end)).err();
+                    refused.map_or(Ending::Failed, |refused| Ending::of(refused.status))
+                };
+                (told, Some(ending))
+            }
+            Step::Late => {
+                let ending = if self.is_own_limit { Ending::LateOwn } else { Ending::Late };
+                (said.fail(&self.late().refused), Some(ending))
+            }
+            Step::Closing => {
+                (said.fail(&Refusal::ending(&self.ids).refused), Some(Ending::Closing))
+            }
+            Step::Failed(error) => (said.fail(&error.refused), Some(Ending::Failed)),
+        }
+    }
 }
 
 /// How a job has ended, as answers are made of it.
 fn ended(end: End) -> Ended {
-    let End::Result(result) = end else {
-        let reason = "its job is gone: it was purged, or its result is forgotten".to_owned();
-        return Ended::Failed { reason };
-    };
+    let End::Result(result) = end else { return Ended::Gone };
     match result.outcome {
         Outcome::Completed { body, .. } => Ended::Completed(body),
         Outcome::Cancelled => Ended::Cancelled,
@@ -269,4 +333,16 @@ fn ended(end: End) -> Ended {
 pub(super) fn location(id: &JobId) -> Option<HeaderValue> {
     let id: String = url::form_urlencoded::byte_serialize(id.as_str().as_bytes()).collect();
     HeaderValue::from_str(&format!("/v1/jobs/{id}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_may_be_on_the_queue_in_part_are_cancelled() {
+        assert!(leaves_nothing(1, 429) && leaves_nothing(1, 400));
+        assert!(!leaves_nothing(1, 503), "the broker may have it");
+        assert!(!leaves_nothing(2, 429), "the first may be stored");
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -16,14 +17,13 @@ use super::inference::location;
 use super::listing::json;
 use super::{Endpoint, Site, Visit, guarded};
 use crate::envelope::Envelope;
-use crate::ids;
 use crate::models::Model;
 use crate::openai::Refused;
 use crate::refusal::{EBB_ID, Refusal};
 use crate::waiting::End;
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
 const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
 const EBB_ATTEMPT: HeaderName = HeaderName::from_static("ebb-attempt");
@@ -62,45 +62,66 @@ pub(super) fn routes() -> axum::Router<Arc<Site>> {
     let publish = |State(site): State<Arc<Site>>, request: Request| {
         guarded(site, Endpoint::Jobs, request, publish)
     };
-    let result = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
-        guarded(site, Endpoint::Job, request, move |visit, _| result(visit, id))
+    let result = |State(site): State<Arc<Site>>,
+                  id: Result<Path<String>, PathRejection>,
+                  request: Request| {
+        guarded(site, Endpoint::Job, request, move |visit, _| result(visit, named(id)))
     };
-    let cancel = |State(site): State<Arc<Site>>, Path(id): Path<String>, request: Request| {
-        guarded(site, Endpoint::Cancel, request, move |visit, _| cancel(visit, id))
+    let cancel = |State(site): State<Arc<Site>>,
+                  id: Result<Path<String>, PathRejection>,
+                  request: Request| {
+        guarded(site, Endpoint::Cancel, request, move |visit, _| cancel(visit, named(id)))
     };
     axum::Router::new()
         .route("/v1/jobs", post(publish))
         .route("/v1/jobs/{id}", get(result).delete(cancel))
 }
 
+/// The id in a path; what is no text is none that anybody has.
+pub(super) fn named(id: Result<Path<String>, PathRejection>) -> String {
+    id.map(|Path(id)| id).unwrap_or_default()
+}
+
 async fn publish(mut visit: Visit, body: Body) -> Result<Response, Refusal> {
     let body = visit.read(body).await?;
     let now = visit.site.parts.clock.now();
-    let envelope = Envelope::read(&visit.headers, visit.tenant(), now)?;
+    let envelope = Envelope::read(&visit.headers, visit.key.as_deref(), now)?;
     let model = choose(&mut visit, &envelope)?;
     let content_type = visit.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let job = envelope.job(&model, 0, (content_type, body))?;
+    let job = envelope.job((&visit.site.parts.ids, &model), 0, (content_type, body))?;
     let placed = visit.publish(&model, vec![job]).await?;
     let Some(placed) = placed.into_iter().next() else { return Err(Refusal::unknown_job()) };
     let state = if placed.is_new {
         JobState::Waiting
     } else {
-        let state = model.queue()?.state(&placed.id).await;
-        state.map_err(|error| visit.failed("state", error))?.unwrap_or(JobState::Unknown)
+        let state = visit.called("state", model.queue()?.state(&placed.id)).await?;
+        state.unwrap_or(JobState::Unknown)
     };
     Ok(waiting(&placed.id, state.word()))
 }
 
-/// By `?queue=`, else by `ebb-model`; where there is only one, that.
+/// By `?queue=` and by `ebb-model`, both where both are given; where there is only one, that.
 fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal> {
     let models = &visit.site.parts.models;
     let key = visit.key.as_deref();
     let name = match (visit.asked("queue"), &envelope.model) {
-        (Some(queue), _) => {
-            let found = models.on_queue(&queue, key).map(|model| model.plan.name.clone());
-            found.ok_or_else(|| {
-                Refusal::wrong("queue", "queue is not that of a model that you may use")
-            })?
+        (Some(queue), Some(name)) => {
+            let model = models.find(name, key)?;
+            if model.queue_name() != queue {
+                return Err(Refusal::wrong("queue", "queue is not that of the model in ebb-model"));
+            }
+            name.clone()
+        }
+        (Some(queue), None) => {
+            let mut found = models.on_queue(&queue, key).map(|model| model.plan.name.clone());
+            match (found.next(), found.next()) {
+                (Some(only), None) => only,
+                (Some(_), Some(_)) => return Err(Refusal::no_model()),
+                (None, _) => {
+                    let words = "queue is not that of a model that you may use";
+                    return Err(Refusal::wrong("queue", words));
+                }
+            }
         }
         (None, name) => visit.name_or_only(name.clone())?,
     };
@@ -125,8 +146,8 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
             Ok(End::Result(result)) => Ok(answered(result)),
-            Ok(End::Gone) => Err(gone(&id)),
-            Err(error) => Err(visit.failed("follow", error).of(&[id])),
+            Ok(End::Gone) => Err(Refusal::gone(&id)),
+            Err(error) => Err(visit.lost(error).of(&[id])),
         },
         () = tokio::time::sleep(wait) => at(&id, state),
         () = closing.cancelled() => Err(Refusal::ending(&[id])),
@@ -136,8 +157,7 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
 /// Nobody wants the answer of a job any more.
 async fn cancel(visit: Visit, id: String) -> Result<Response, Refusal> {
     let (id, seen) = visit.see(&id).await?;
-    let cancelled = seen.model.queue()?.cancel(&id).await;
-    match cancelled.map_err(|error| visit.failed("cancel", error))? {
+    match visit.called("cancel", seen.model.queue()?.cancel(&id)).await? {
         Cancelled::Unknown => Err(Refusal::unknown_job()),
         Cancelled::Ended => {
             let refused = Refused::new(409, "job_ended", "the job has ended; it stays as it is");
@@ -165,25 +185,40 @@ impl Visit {
     pub(super) async fn see(&self, id: &str) -> Result<(JobId, Seen), Refusal> {
         let id: JobId = id.parse().map_err(|_| Refusal::unknown_job())?;
         let (models, key) = (&self.site.parts.models, self.key.as_deref());
-        let is_own = |model: &&Arc<Model>| ids::is_of(&id, self.tenant(), model.queue_name());
+        let ids = &self.site.parts.ids;
+        let is_own = |model: &&Arc<Model>| ids.is_of(&id, self.tenant(), &model.plan.name);
         let own: Vec<_> = models.allowed(key).filter(is_own).cloned().collect();
         let is_own = !own.is_empty();
         // Without keys anybody may see what other producers have published, too.
         let others = || models.allowed(key).filter(|_| key.is_none()).cloned().collect();
         let candidates: Vec<_> = if is_own { own } else { others() };
+        let mut refusal = Refusal::unknown_job();
         for model in candidates {
-            let queue = model.queue()?;
-            let result = queue.get(&id).await.map_err(|error| self.failed("get", error))?;
-            if let Some(result) = result {
-                return Ok((id, Seen { model, found: Found::Result(result) }));
-            }
-            let state = queue.state(&id).await.map_err(|error| self.failed("state", error))?;
-            // Where the broker cannot tell, an id that was made for the queue is believed.
-            if state.map_or(is_own, |state| state != JobState::Unknown) {
-                return Ok((id, Seen { model, found: Found::State(state) }));
+            match self.look(&model, &id, is_own).await {
+                Ok(Some(found)) => return Ok((id, Seen { model, found })),
+                Ok(None) => {}
+                // It may be on another queue.
+                Err(error) => refusal = error,
             }
         }
-        Err(Refusal::unknown_job())
+        Err(refusal)
+    }
+
+    /// What there is of a job on the queue of a model.
+    async fn look(
+        &self,
+        model: &Model,
+        id: &JobId,
+        is_own: bool,
+    ) -> Result<Option<Found>, Refusal> {
+        let queue = model.queue()?;
+        if let Some(result) = self.called("get", queue.get(id)).await? {
+            return Ok(Some(Found::Result(result)));
+        }
+        let state = self.called("state", queue.state(id)).await?;
+        // Where the broker cannot tell, an id that was given out for the model is believed.
+        let is_there = state.map_or(is_own, |state| state != JobState::Unknown);
+        Ok(is_there.then_some(Found::State(state)))
     }
 }
 
@@ -216,18 +251,13 @@ fn answered(result: JobResult) -> Response {
 /// The job has none, and this is where it is.
 fn at(id: &JobId, state: Option<JobState>) -> Result<Response, Refusal> {
     match state {
-        Some(JobState::Done) => Err(gone(id)),
+        Some(JobState::Done) => Err(Refusal::gone(id)),
         Some(JobState::Dead) => {
             let words = "the job is among the dead letters, and nobody runs it";
             Err(Refusal::from(Refused::new(422, "job_failed", words)).of(std::slice::from_ref(id)))
         }
         state => Ok(waiting(id, state.unwrap_or(JobState::Unknown).word())),
     }
-}
-
-fn gone(id: &JobId) -> Refusal {
-    let words = "the job is done or purged, and there is no result of it any more";
-    Refusal::from(Refused::new(410, "result_gone", words)).of(std::slice::from_ref(id))
 }
 
 fn waiting(id: &JobId, state: &'static str) -> Response {

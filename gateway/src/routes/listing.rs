@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -9,6 +10,7 @@ use axum::routing::get;
 use ebb_queue::JSON;
 use serde::Serialize;
 
+use super::jobs::named;
 use super::{Endpoint, Site, Visit, guarded};
 use crate::refusal::Refusal;
 
@@ -31,7 +33,10 @@ pub(super) fn routes() -> axum::Router<Arc<Site>> {
         guarded(site, Endpoint::Models, request, async |visit, _| Ok(list(&visit)))
     };
     // A name may have slashes in it, as those of a hub have.
-    let one = |State(site): State<Arc<Site>>, Path(name): Path<String>, request: Request| {
+    let one = |State(site): State<Arc<Site>>,
+               name: Result<Path<String>, PathRejection>,
+               request: Request| {
+        let name = named(name);
         guarded(site, Endpoint::Models, request, async move |visit, _| one(&visit, &name))
     };
     axum::Router::new().route("/v1/models", get(list)).route("/v1/models/{*name}", get(one))

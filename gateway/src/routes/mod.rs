@@ -1,5 +1,6 @@
 //! The routes, and what all of them have in common: who asks, whether there is room, how it is told.
 
+mod body;
 mod events;
 mod inference;
 mod jobs;
@@ -15,23 +16,28 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use bytes::{Bytes, BytesMut};
-use ebb_queue::{Clock, Job, JobId};
+use ebb_queue::{Clock, Error, ErrorKind, Job, JobId};
 use ebb_telemetry::{SpanContext, Traces};
-use futures::StreamExt;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::admission::{Admission, Permit};
+use crate::ids::Ids;
 use crate::keys::{Key, Keys, Tenant};
+use crate::local::is_local;
+use crate::memory::{Held, Memory};
 use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::openai::{Refused, Route};
-use crate::refusal::{IsShown, Refusal};
+use crate::refusal::{IsShown, OwnLimit, Refusal};
 use crate::trace::{Call, hand_on};
 use crate::waiting::Waiting;
+use crate::wanted::Canceller;
+
+/// How long a broker has to answer one call.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a gateway is made of.
 #[derive(Debug)]
@@ -40,6 +46,12 @@ pub struct Parts {
     pub models: Models,
     /// Who may ask; everybody when missing.
     pub keys: Option<watch::Receiver<Arc<Keys>>>,
+    /// Without keys: whether only programs of this machine may ask, and no page of another site.
+    pub is_local: bool,
+    /// Makes the ids of jobs.
+    pub ids: Ids,
+    /// Cancels what is not wanted any more.
+    pub canceller: Canceller,
     /// How much is taken.
     pub limits: Limits,
     /// What the time is taken from.
@@ -59,6 +71,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Bytes of a body.
     pub max_body: usize,
+    /// Bytes of bodies, and of answers that wait for others, over all requests.
+    pub memory: usize,
     /// Inputs of a request.
     pub max_inputs: usize,
     /// How often a stream that has nothing to say sends a comment.
@@ -70,6 +84,7 @@ pub struct Limits {
 pub(crate) struct Site {
     pub(crate) parts: Parts,
     admission: Admission,
+    memory: Memory,
     /// When the gateway was started, in Unix seconds.
     pub(crate) since: i64,
 }
@@ -132,6 +147,8 @@ pub(crate) struct Visit {
     pub(crate) key: Option<Arc<Key>>,
     pub(crate) permit: Permit,
     pub(crate) begun: Instant,
+    /// Memory for its body, and later for its answers.
+    pub(crate) held: Held,
     pub(crate) headers: HeaderMap,
     /// What stands behind the question mark.
     query: Option<String>,
@@ -142,7 +159,8 @@ pub(crate) struct Visit {
 pub fn router(parts: Parts) -> Router {
     let admission = Admission::new(parts.limits.max_in_flight, parts.metrics.in_flight.clone());
     let since = parts.clock.now().as_second();
-    let site = Arc::new(Site { parts, admission, since });
+    let memory = Memory::new(parts.limits.memory);
+    let site = Arc::new(Site { parts, admission, memory, since });
     let infer = |endpoint: Endpoint, route: Route| {
         post(move |State(site): State<Arc<Site>>, request: Request| {
             guarded(site, endpoint, request, move |visit, body| {
@@ -175,8 +193,12 @@ async fn not_so(State(site): State<Arc<Site>>, request: Request) -> Response {
 }
 
 fn refuse(site: &Site, request: &Request, refused: Refused) -> Response {
-    let call = Call::begin(&site.parts.traces, Endpoint::Other, request.headers());
-    told(site, call, Err(refused.into()))
+    let call = call(site, Endpoint::Other, request);
+    told(call, Err(refused.into()))
+}
+
+fn call(site: &Site, endpoint: Endpoint, request: &Request) -> Call {
+    Call::begin((&site.parts.traces, &site.parts.metrics), endpoint, request.headers())
 }
 
 /// Lets a request in or not, and notes how it was answered.
@@ -190,25 +212,25 @@ where
     F: FnOnce(Visit, Body) -> A + Send,
     A: Future<Output = Result<Response, Refusal>> + Send,
 {
-    let call = Call::begin(&site.parts.traces, endpoint, request.headers());
+    let call = call(&site, endpoint, &request);
     let answered = match let_in(&site, &call, request) {
         Ok((visit, body)) => answer(visit, body).await,
         Err(refusal) => Err(refusal),
     };
-    told(&site, call, answered)
+    told(call, answered)
 }
 
-fn told(site: &Site, call: Call, answered: Result<Response, Refusal>) -> Response {
+fn told(call: Call, answered: Result<Response, Refusal>) -> Response {
     let response = answered.unwrap_or_else(IntoResponse::into_response);
     let status = response.status().as_u16();
-    site.parts.metrics.answered(call.endpoint, status, call.took());
-    call.end(status);
+    call.end(status, response.extensions().get::<OwnLimit>().is_some());
     response
 }
 
 fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Body), Refusal> {
     let (head, body) = request.into_parts();
     let key = match &site.parts.keys {
+        None if site.parts.is_local && !is_local(&head.headers) => return Err(Refusal::foreign()),
         None => None,
         Some(keys) => {
             let shown = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -225,6 +247,7 @@ fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Bod
         key,
         permit,
         begun,
+        held: site.memory.nothing(),
         headers: head.headers,
         query: head.uri.query().map(str::to_owned),
         span: call.context(),
@@ -248,27 +271,6 @@ impl Visit {
         let query = self.query.as_deref()?.as_bytes();
         let mut pairs = url::form_urlencoded::parse(query);
         pairs.find_map(|(name, value)| (name == key).then(|| value.into_owned()))
-    }
-
-    /// The whole body.
-    ///
-    /// # Errors
-    /// When it is too large, or the client has gone.
-    pub(crate) async fn read(&self, body: Body) -> Result<Bytes, Refusal> {
-        let most = self.site.parts.limits.max_body;
-        let mut stream = body.into_data_stream();
-        let mut body = BytesMut::new();
-        while let Some(part) = stream.next().await {
-            let part = part.map_err(|error| {
-                Refused::new(400, "invalid_body", format!("the body broke off: {error}"))
-            })?;
-            if body.len() + part.len() > most {
-                return Err(Refusal::too_large(most));
-            }
-            // One part is the whole of most bodies.
-            body.extend_from_slice(&part);
-        }
-        Ok(body.freeze())
     }
 
     /// The name of a model that the client says, or that of the only one there is for it.
@@ -299,7 +301,7 @@ impl Visit {
     ) -> Result<Vec<Placed>, Refusal> {
         let queue = model.queue()?;
         jobs.iter_mut().for_each(|job| hand_on(job, self.span.as_ref()));
-        let placed = queue.publish(jobs).await.map_err(|error| self.failed("publish", error))?;
+        let placed = self.called("publish", queue.publish(jobs)).await?;
         let placed: Vec<Placed> = placed
             .into_iter()
             .map(|placed| Placed { id: placed.id, is_new: !placed.duplicate })
@@ -311,13 +313,40 @@ impl Visit {
 
     /// Who waits for jobs of a model.
     pub(crate) fn waiting(&self, model: &Model) -> Result<Waiting, Refusal> {
-        Ok(Waiting::new(Arc::clone(model.queue()?), self.site.parts.metrics.waiting.clone()))
+        Ok(Waiting::new(Arc::clone(model.queue()?), self.site.parts.metrics.clone()))
     }
 
-    /// Notes that a broker failed.
-    pub(crate) fn failed(&self, call: &'static str, error: ebb_queue::Error) -> Refusal {
-        self.site.parts.metrics.broker_errors.with_label_values(&[call]).inc();
-        warn!(call, %error, kind = %error.kind(), "the broker failed");
+    /// What a broker says to a call, which it does in time, or while there still is a gateway.
+    pub(crate) async fn called<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = ebb_queue::Result<T>>,
+    ) -> Result<T, Refusal> {
+        let answer = tokio::select! { biased;
+            answer = answer => answer,
+            () = self.site.parts.closing.cancelled() => return Err(Refusal::ending(&[])),
+            () = sleep(PATIENCE) => {
+                let words = format!("no answer within {} s", PATIENCE.as_secs());
+                Err(Error::new(ErrorKind::Unavailable, words))
+            }
+        };
+        answer.map_err(|error| self.failed(call, error))
+    }
+
+    /// Why nothing more is heard of a job: its follower has counted it.
+    pub(crate) fn lost(&self, error: Error) -> Refusal {
+        warn!(call = "follow", %error, kind = %error.kind(), "the broker failed");
+        error.into()
+    }
+
+    /// Notes that a broker failed, or refused what a client asked of it.
+    fn failed(&self, call: &'static str, error: Error) -> Refusal {
+        let kind = error.kind();
+        self.site.parts.metrics.failed(call, kind);
+        match kind {
+            ErrorKind::Full | ErrorKind::Invalid => debug!(call, %error, %kind, "a job is refused"),
+            _ => warn!(call, %error, %kind, "the broker failed"),
+        }
         error.into()
     }
 }

@@ -136,3 +136,21 @@ async fn there_is_room_for_so_many_and_for_so_many_of_one_model() {
     assert_eq!(reply.header("retry-after"), Some("1"));
     drop((first, second, held, also));
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_keys_a_page_of_another_site_is_not_answered() {
+    let scene = Scene::new(Setting::default());
+    let _worker = scene.answers(embed);
+    for (headers, status) in [
+        (&[("origin", "https://evil.example")][..], 403),
+        (&[("host", "rebound.example:8000")], 403),
+        (&[("host", "localhost:8000"), ("origin", "http://127.0.0.1:3000")], 200),
+    ] {
+        let reply = scene.ask(request("POST", EMBEDDINGS, headers, input())).await;
+        assert_eq!(reply.status.as_u16(), status, "{headers:?}");
+    }
+    let scene = Scene::new(guarded(&[("a", "")]));
+    let headers = [A, ("origin", "https://app.example"), ("host", "gateway.example")];
+    let reply = scene.ask(request("GET", "/v1/models", &headers, "")).await;
+    assert_eq!(reply.status, StatusCode::OK, "who has a key has shown it");
+}

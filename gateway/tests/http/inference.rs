@@ -49,10 +49,15 @@ async fn what_is_not_answered_in_time_is_not_run_any_more() {
     let id = reply.header("ebb-id").unwrap();
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains(id));
     let max = 10.try_into().unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
-    assert_eq!(scene.queue.list(10).await.unwrap()[0].reason, "expired");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
+    assert!(scene.queue.list(10).await.unwrap().is_empty(), "what nobody waits for is no trouble");
     let told = scene.ask(get(&format!("/v1/jobs/{id}"))).await;
-    assert_eq!(told.error(), (422, "job_failed".to_owned()));
+    assert_eq!(told.error(), (410, "job_cancelled".to_owned()));
+    let of = |status| scene.figure("gateway_requests_total", &[("route", "embeddings"), status]);
+    assert_eq!((of(("status", "504_own")), of(("status", "504"))), (1.0, 0.0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,6 +67,7 @@ async fn the_timeout_of_a_model_counts_where_the_request_says_nothing() {
     let reply = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
     assert_eq!(reply.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(start.elapsed().as_secs(), 60);
+    assert_eq!(scene.figure("gateway_requests_total", &[("status", "504")]), 1.0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,4 +209,101 @@ async fn a_job_that_runs_when_time_is_over_is_cancelled() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let result = scene.queue.get(&delivery.job.id).await.unwrap().unwrap();
     assert_eq!(result.outcome, Outcome::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_request_came_too_early_is_answered_when_it_comes_again() {
+    let scene = Scene::new(Setting::default());
+    let ask = || {
+        let body = json!({"input": "abc"}).to_string();
+        request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
+    };
+    let late = scene.ask(ask()).await;
+    assert_eq!(late.status, StatusCode::GATEWAY_TIMEOUT);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let _worker = scene.answers(embed);
+    let reply = scene.ask(ask()).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    assert_eq!(reply.header("ebb-id"), late.header("ebb-id"));
+    assert!(scene.queue.list(10).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hangs_up_is_counted() {
+    let scene = Scene::new(Setting::default());
+    let client = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+    let _delivery = scene.take().await;
+    drop(client);
+    tokio::task::yield_now().await;
+    assert_eq!(scene.figure("gateway_requests_total", &[("status", "499")]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_purged_is_gone() {
+    let scene = Scene::new(Setting::default());
+    let waits = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+    let delivery = scene.take().await;
+    scene.queue.settle(&[delivery.ack()]).await.unwrap();
+    assert_eq!(waits.await.unwrap().error(), (410, "result_gone".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_and_answers_have_only_so_much_memory() {
+    let mut setting = Setting::default();
+    setting.limits.memory = 8 << 10;
+    let scene = Scene::new(setting);
+    let large = json!({"input": "a".repeat(10_000)}).to_string();
+    let reply = scene.ask(post(EMBEDDINGS, large)).await;
+    assert_eq!(reply.error(), (429, "gateway_busy".to_owned()));
+    let said = request("POST", EMBEDDINGS, &[("content-length", "70000")], "");
+    assert_eq!(scene.ask(said).await.status, StatusCode::PAYLOAD_TOO_LARGE, "before it is read");
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 0);
+    let _worker = scene.answers(|job| Ok(format!("{}{}", embed(job)?, " ".repeat(5_000))));
+    let one = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
+    assert_eq!(one.status, StatusCode::OK);
+    let two = scene.ask(post(EMBEDDINGS, json!({"input": ["a", "b"]}).to_string())).await;
+    assert_eq!(two.error(), (503, "answers_too_large".to_owned()));
+    let one = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
+    assert_eq!(one.status, StatusCode::OK, "what was held is released");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let scene = Scene::new(Setting::default());
+    let never =
+        || axum::body::Body::from_stream(futures::stream::pending::<Result<Vec<u8>, String>>());
+    let reply = scene.ask(post(EMBEDDINGS, never())).await;
+    assert_eq!(reply.error(), (408, "body_too_slow".to_owned()));
+    let waits = scene.begin(post(EMBEDDINGS, never()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    scene.closing.cancel();
+    assert_eq!(waits.await.unwrap().error(), (503, "gateway_ends".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_any_length_is_taken_and_another_model_in_a_header_is_not() {
+    let scene = Scene::new(Setting::default());
+    let _worker = scene.answers(embed);
+    let body = || json!({"model": "m", "input": "a"}).to_string();
+    let ask = |name, value| request("POST", EMBEDDINGS, &[(name, value)], body());
+    for limit in ["9000-01-01T00:00:00Z", "2000-01-01T00:00:00Z"] {
+        let reply = scene.ask(ask("ebb-deadline", limit)).await;
+        assert!([200, 504].contains(&reply.status.as_u16()), "{}", reply.text());
+    }
+    assert_eq!(scene.ask(ask("ebb-model", "m")).await.status, StatusCode::OK);
+    assert_eq!(scene.ask(ask("ebb-model", "n")).await.json()["error"]["param"], "ebb-model");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_prefers_to_wait_is_told_where_the_answer_will_be_when_the_gateway_ends() {
+    let scene = Scene::new(Setting::default());
+    let prefer = [("prefer", "respond-async, wait=1000000")];
+    let ask = || request("POST", EMBEDDINGS, &prefer, json!({"input": "a"}).to_string());
+    let start = tokio::time::Instant::now();
+    assert_eq!(scene.ask(ask()).await.status, StatusCode::ACCEPTED);
+    assert_eq!(start.elapsed().as_secs(), 600);
+    let waits = scene.begin(ask());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    scene.closing.cancel();
+    assert_eq!(waits.await.unwrap().status, StatusCode::ACCEPTED);
 }

@@ -53,7 +53,7 @@ async fn who_waits_is_told_as_soon_as_there_is_an_end() {
 #[tokio::test(start_paused = true)]
 async fn an_id_that_nobody_knows_is_not_found_and_a_result_that_is_gone_is_gone() {
     let scene = Scene::new(Setting::default());
-    for id in ["nothing", "a%20b", "nothing.00000000000000000000000000000000"] {
+    for id in ["nothing", "a%20b", "%ff", "nothing.00000000000000000000000000000000"] {
         let told = scene.ask(get(&format!("/v1/jobs/{id}"))).await;
         assert_eq!(told.error(), (404, "job_not_found".to_owned()), "{id}");
         let told = scene.ask(get(&format!("/v1/jobs/{id}/events"))).await;
@@ -127,4 +127,23 @@ async fn a_job_that_is_cancelled_does_not_run_and_says_so() {
     assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
     let unknown = request("DELETE", "/v1/jobs/nothing", &[], "");
     assert_eq!(scene.ask(unknown).await.error(), (404, "job_not_found".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn models_that_share_a_queue_are_told_apart() {
+    let mut models = vec![plan("m"), plan("n")];
+    models[1].url = models[0].url.clone();
+    models[1].serves = Some("served".to_owned());
+    let scene = Scene::new(Setting { models, ..Setting::default() });
+    let both = request("POST", "/v1/jobs?queue=m", &[("ebb-model", "n")], "x");
+    let reply = scene.ask(both).await;
+    assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.text());
+    let delivery = scene.take().await;
+    assert_eq!(delivery.job.headers.model.as_deref(), Some("served"));
+    let place = reply.header("location").unwrap();
+    assert_eq!(scene.ask(get(place)).await.json()["state"], "running");
+    let either = scene.ask(post("/v1/jobs?queue=m", "x")).await;
+    assert_eq!(either.error(), (400, "missing_required_parameter".to_owned()));
+    let neither = request("POST", "/v1/jobs?queue=n", &[("ebb-model", "n")], "x");
+    assert_eq!(scene.ask(neither).await.json()["error"]["param"], "queue");
 }

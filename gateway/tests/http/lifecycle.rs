@@ -38,6 +38,21 @@ struct Cli {
     gateway: GatewayArgs,
 }
 
+/// A gateway of this queue until it is stopped, and its two addresses.
+async fn started(
+    url: &QueueUrl,
+    more: &[&str],
+) -> (SocketAddr, SocketAddr, CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>) {
+    let (listen, admin) = (free().await, free().await);
+    let own = ["gateway", "--queue", &url.to_string(), "--listen", &listen.to_string()];
+    let flags = own.into_iter().chain(more.iter().copied()).chain(["--admin-listen"]);
+    let flags = flags.map(str::to_owned).chain([admin.to_string()]);
+    let stop = CancellationToken::new();
+    let gateway = tokio::spawn(ebb_gateway::run(Cli::parse_from(flags).gateway, stop.clone()));
+    until_ready(admin).await;
+    (listen, admin, stop, gateway)
+}
+
 /// An address that was free a moment ago.
 async fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
@@ -53,7 +68,7 @@ async fn ask(address: SocketAddr, request: String) -> std::io::Result<String> {
 }
 
 fn page(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 }
 
 async fn until_ready(address: SocketAddr) {
@@ -86,16 +101,10 @@ async fn at_sigterm_who_waits_is_answered_first() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("queue.db"));
     let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
-    let (listen, admin) = (free().await, free().await);
-    let flags = ["gateway", "--queue", &url.to_string(), "--listen", &listen.to_string()];
-    let flags = flags.into_iter().chain(["--admin-listen"]).map(str::to_owned);
-    let args = Cli::parse_from(flags.chain([admin.to_string()])).gateway;
-    let stop = CancellationToken::new();
-    let gateway = tokio::spawn(ebb_gateway::run(args, stop.clone()));
-    until_ready(admin).await;
+    let (listen, admin, stop, gateway) = started(&url, &[]).await;
     let body = r#"{"model": "jobs", "input": "a"}"#;
     let request = format!(
-        "POST /v1/embeddings HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -112,4 +121,34 @@ async fn at_sigterm_who_waits_is_answered_first() {
     let reply = waits.await.unwrap().unwrap();
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("[7]"), "{reply}");
     gateway.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_know_yet_that_the_gateway_ends_is_still_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("queue.db"));
+    let (listen, admin, stop, gateway) = started(&url, &["--linger", "2s"]).await;
+    stop.cancel();
+    while ask(admin, page("/readyz")).await.unwrap().starts_with("HTTP/1.1 200") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told = ask(listen, page("/v1/models")).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+    while ask(listen, page("/v1/models")).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    gateway.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_stopped_while_it_opens_its_queues_ends() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let queue = format!("nats://{}?queue=q", silent.local_addr().unwrap());
+    let listen = free().await.to_string();
+    let args = Cli::parse_from(["gateway", "--queue", &queue, "--listen", &listen]).gateway;
+    let stop = CancellationToken::new();
+    let gateway = tokio::spawn(ebb_gateway::run(args, stop.clone()));
+    drop(silent.accept().await.unwrap());
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), gateway).await.unwrap().unwrap().unwrap();
 }

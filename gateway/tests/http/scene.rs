@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use ebb_gateway::{Keys, Limits, Metrics, Model, ModelPlan, Models, Parts, router};
+use ebb_gateway::{Canceller, Ids, Keys, Limits, Metrics, Model, ModelPlan, Models, Parts, router};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     AnyQueue, Behavior, Broker, Clock, Delivery, JSON, Job, JobResult, OpenOptions, Outcome, Queue,
@@ -16,6 +16,8 @@ use ebb_queue::{
 };
 use ebb_telemetry::Traces;
 use futures::StreamExt;
+use prometheus::Registry;
+use prometheus::proto::{Metric, MetricFamily};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +37,7 @@ impl Default for Setting {
         let limits = Limits {
             max_in_flight: 100,
             max_body: 1 << 16,
+            memory: 1 << 20,
             max_inputs: 100,
             keep_alive: Duration::from_secs(5),
         };
@@ -59,7 +62,9 @@ pub(crate) fn plan(name: &str) -> ModelPlan {
 pub(crate) struct Scene {
     pub(crate) queue: MemoryQueue,
     pub(crate) closing: CancellationToken,
+    registry: Registry,
     router: Router,
+    _cancels: AbortOnDropHandle<()>,
 }
 
 impl Scene {
@@ -86,16 +91,34 @@ impl Scene {
             watch::Sender::new(keys).subscribe()
         });
         let closing = CancellationToken::new();
+        let registry = Registry::new();
+        let metrics = Metrics::registered(&registry).unwrap();
+        let (canceller, cancels) = Canceller::start(&metrics);
         let parts = Parts {
             models: models.collect::<Models>(),
+            is_local: keys.is_none(),
             keys,
+            ids: Ids::new(b"a secret of the test"),
+            canceller,
             limits: setting.limits,
             clock,
-            metrics: Metrics::default(),
+            metrics,
             traces: Traces::default(),
             closing: closing.clone(),
         };
-        Self { queue, closing, router: router(parts) }
+        Self { queue, closing, registry, router: router(parts), _cancels: cancels }
+    }
+
+    /// The figure of a metric with these labels; 0 where there is none.
+    pub(crate) fn figure(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let families = self.registry.gather();
+        let metrics = families.iter().filter(|family| family.name() == name);
+        let mut metrics = metrics.flat_map(MetricFamily::get_metric);
+        let has = |metric: &Metric, (name, value): &(&str, &str)| {
+            metric.get_label().iter().any(|label| label.name() == *name && label.value() == *value)
+        };
+        let metric = metrics.find(|metric| labels.iter().all(|label| has(metric, label)));
+        metric.map_or(0.0, |metric| metric.get_counter().get_value())
     }
 
     /// Sends a request, and gives the response with its body unread.

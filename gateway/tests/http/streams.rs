@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use ebb_queue::{Broker, Delivery, ResultStore, Stored};
+use ebb_queue::{Broker, Delivery, Outcome, ResultStore, Stored};
 use serde_json::{Value, json};
 
 use crate::scene::{Events, Scene, Setting, end, get, post, request};
@@ -102,9 +102,14 @@ async fn another_attempt_that_says_something_else_ends_the_stream_with_an_error(
     tokio::time::advance(Duration::from_secs(31)).await;
     let delivery = scene.take().await;
     say(&scene, &delivery, 2, &[(0, piece("Goodbye"))]).await;
-    end(&scene.queue, delivery, Ok(whole("Goodbye"))).await;
     let told = events.rest().await;
-    assert!(told.last().unwrap().starts_with("data: {\"error\":"), "{told:?}");
+    assert!(told.last().unwrap().contains("answer_changed"), "{told:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let id = delivery.job.id.clone();
+    end(&scene.queue, delivery, Ok(whole("Goodbye"))).await;
+    let result = scene.queue.get(&id).await.unwrap().unwrap();
+    assert!(result.outcome.is_completed(), "its result is whole: {result:?}");
+    assert_eq!(scene.figure("gateway_streams_total", &[("outcome", "failed")]), 1.0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,16 +133,50 @@ async fn a_stream_that_has_nothing_to_say_is_kept_open_until_its_time_is_over() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_has_begun_may_take_longer() {
+async fn a_stream_that_has_begun_may_take_longer_as_long_as_something_comes() {
     let scene = Scene::new(Setting::default());
     let (mut events, delivery) = begun(&scene).await;
     let mut lease = delivery.receipt().clone();
-    for _ in 0..10 {
-        tokio::time::advance(Duration::from_secs(10)).await;
-        scene.queue.extend(std::slice::from_mut(&mut lease)).await.unwrap();
+    for (nth, text) in (1..).zip(["l", "o", "", "", "", "", "", "", "", ""]) {
+        let wait = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                scene.queue.extend(std::slice::from_mut(&mut lease)).await.unwrap();
+            }
+            say(&scene, &delivery, 1, &[(nth, piece(text))]).await;
+        };
+        let heard = async { while events.next().await.as_deref() == Some(": waiting") {} };
+        if text.is_empty() { wait.await } else { tokio::join!(wait, heard).0 }
     }
     end(&scene.queue, delivery, Ok(whole("Hello"))).await;
-    assert_eq!(heard(&events.rest().await), ("Hello".to_owned(), true));
+    let told = events.rest().await;
+    assert!(heard(&told).1, "{told:?}");
+    assert_eq!(scene.figure("gateway_streams_total", &[("outcome", "completed")]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_falls_silent_ends() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, delivery) = begun(&scene).await;
+    let start = tokio::time::Instant::now();
+    let told = events.rest().await;
+    assert!(told.last().unwrap().contains("\"code\":\"timeout\""), "{told:?}");
+    assert!((55..=65).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert_eq!(scene.figure("gateway_streams_total", &[("outcome", "late")]), 1.0);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let result = scene.queue.get(&delivery.job.id).await.unwrap().unwrap();
+    assert_eq!(result.outcome, Outcome::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_a_job_that_is_never_heard_of_end() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    let start = tokio::time::Instant::now();
+    let told = Events::of(scene.send(get(&place)).await).rest().await;
+    assert_eq!(start.elapsed().as_secs(), 600);
+    assert!(told.last().unwrap().contains("\"code\":\"silence\""), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -159,7 +159,6 @@ fn mistakes() -> Vec<Mistake> {
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
     const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
-    const GATEWAY: &str = "Deployment ebb/ebb-gateway";
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
     const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
     match overlay {
@@ -199,40 +198,7 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
                 "no policy lets it to the hub",
             ),
         ],
-        "overlays/nats-gpu-gateway" => vec![
-            (
-                "NetworkPolicy ebb/scaler-to-nats",
-                "/spec/podSelector",
-                json!({"matchLabels": {"app.kubernetes.io/name": "ebb-scaler"}}),
-                "Deployment ebb/ebb-gateway: no policy lets it to nats:4222",
-            ),
-            ("ConfigMap ebb/ebb-gateway", "/data/gateway.toml", json!(""), "no broker is named"),
-            (
-                GATEWAY,
-                "/spec/template/spec/terminationGracePeriodSeconds",
-                json!(29),
-                "cuts a grace",
-            ),
-            (
-                GATEWAY,
-                "/spec/template/spec/containers/0/env/0/name",
-                json!("EBB_GATEWAY_CONFIGURATION"),
-                "there is no variable EBB_GATEWAY_CONFIGURATION",
-            ),
-            (
-                "NetworkPolicy ebb/gateway-from-clients",
-                "/spec/ingress/0/from",
-                json!([{"namespaceSelector": {}}]),
-                "everybody reaches it",
-            ),
-            ("NetworkPolicy ebb/gateway-from-clients", "", Value::Null, "clients do not reach it"),
-            (
-                "Service ebb/ebb-gateway",
-                "/spec/ports/0/targetPort",
-                json!(8001),
-                "has no port 8001",
-            ),
-        ],
+        "overlays/nats-gpu-gateway" => mistakes_of_a_gateway(),
         "overlays/with-components-istio" => vec![
             (
                 "NetworkPolicy ebb/scaler-to-istiod",
@@ -258,6 +224,34 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
         ],
         _ => Vec::new(),
     }
+}
+
+fn mistakes_of_a_gateway() -> Vec<Mistake> {
+    const GATEWAY: &str = "Deployment ebb/ebb-gateway";
+    vec![
+        (
+            "NetworkPolicy ebb/scaler-to-nats",
+            "/spec/podSelector",
+            json!({"matchLabels": {"app.kubernetes.io/name": "ebb-scaler"}}),
+            "Deployment ebb/ebb-gateway: no policy lets it to nats:4222",
+        ),
+        ("ConfigMap ebb/ebb-gateway", "/data/gateway.toml", json!(""), "no broker is named"),
+        (GATEWAY, "/spec/template/spec/terminationGracePeriodSeconds", json!(29), "cuts a grace"),
+        (
+            GATEWAY,
+            "/spec/template/spec/containers/0/env/0/name",
+            json!("EBB_GATEWAY_CONFIGURATION"),
+            "there is no variable EBB_GATEWAY_CONFIGURATION",
+        ),
+        (
+            "NetworkPolicy ebb/gateway-from-clients",
+            "/spec/ingress/0/from",
+            json!([{"namespaceSelector": {}}]),
+            "everybody reaches it",
+        ),
+        ("NetworkPolicy ebb/gateway-from-clients", "", Value::Null, "clients do not reach it"),
+        ("Service ebb/ebb-gateway", "/spec/ports/0/targetPort", json!(8001), "has no port 8001"),
+    ]
 }
 
 pub(crate) fn made(objects: &[Object], mistake: &Mistake) -> Vec<Object> {

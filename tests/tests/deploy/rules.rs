@@ -11,8 +11,10 @@ use crate::render::Object;
 const OF_OTHERS: [&str; 4] = ["cert-manager", "istio-system", "keda", "monitoring"];
 
 /// Secrets that a person makes by the guides' words, with their keys.
-const BY_HAND: [(&str, &[&str]); 2] =
-    [("ebb-broker", &["password", "results-password"]), ("ebb-gateway", &["keys.toml"])];
+const BY_HAND: [(&str, &[&str]); 2] = [
+    ("ebb-broker", &["password", "results-password"]),
+    ("ebb-gateway", &["keys.toml", "id-secret"]),
+];
 
 /// Classes that come with what they are classes of.
 const CLASSES: [&str; 1] = ["nvidia"];
