@@ -13,7 +13,7 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "cancel",
         instead: "a job is cancelled where results are, so that takes --results; it counts until a \
                   worker receives it, which drops it uncharged. That it is to be \
-                  dropped is known for three quarters of result_ttl, and one that is received within \
+                  dropped is known for result_ttl less an hour (less a minute, where it is below four hours), and one that is received within \
                   a second may begin and be stopped. Of an id that was never published the same is said, and a \
                   job that was put back and still has its failed result is taken for one that ended",
     },
