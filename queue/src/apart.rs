@@ -138,7 +138,8 @@ impl Operator for Apart {
         }
         let before = self.answers.get(id).await?.map(|before| before.outcome);
         let is_cancelled = before == Some(Outcome::Cancelled);
-        if !is_cancelled && !cancel::put(&*self.answers, id, self.clock.now()).await? {
+        let waits = matches!(state, Some(JobState::Waiting | JobState::Delayed));
+        if !is_cancelled && !cancel::put(&*self.answers, id, self.clock.now(), waits).await? {
             return Ok(Cancelled::Ended);
         }
         Ok(match self.jobs.cancel(id).await? {
@@ -243,7 +244,7 @@ mod tests {
         inner.publish(vec![job("a")]).await.unwrap();
         let id: JobId = "a".parse().unwrap();
         // As if by who died right after.
-        assert!(cancel::put(&*answers, &id, Timestamp::now()).await.unwrap());
+        assert!(cancel::put(&*answers, &id, Timestamp::now(), false).await.unwrap());
         let faults = Faults { fail_before: 1.0, ..Faults::default() };
         let jobs = Arc::new(Faulty::new(inner.clone(), faults, 7));
         let apart = Apart::new(jobs.clone(), answers.clone(), Arc::new(SystemClock));

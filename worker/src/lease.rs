@@ -474,6 +474,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_job_that_comes_after_its_hint_is_looked_at() {
+        let (_, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        leases.hint(&delivery.job.id);
+        let none = tokio::time::timeout(LEASE, leases.suspect()).await;
+        assert!(none.is_err(), "it is not here yet");
+        let _loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        assert_eq!(leases.suspect().await, delivery.job.id);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_being_settled_is_left_alone() {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());

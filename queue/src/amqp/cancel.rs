@@ -149,9 +149,9 @@ pub(super) async fn cancel(core: &Core, results: &Queue, id: &JobId) -> Result<C
     let now = core.clock.now();
     // Before its result: with that alone nobody would look for it.
     if let Some(note) = note_now(now, results.result_ttl()) {
-        cancel::put(&**results, &note, now).await?;
+        cancel::put(&**results, &note, now, false).await?;
     }
-    if !cancel::put(&**results, id, now).await? {
+    if !cancel::put(&**results, id, now, false).await? {
         return Ok(Cancelled::Ended);
     }
     let session = core.session().await?;
@@ -202,7 +202,7 @@ mod tests {
                 assert!(!cancels.may_be(now, &results).await.unwrap());
                 tokio::time::advance(PERIOD).await;
                 let note = note_now(now, ttl).unwrap();
-                assert!(cancel::put(&*results, &note, now).await.unwrap());
+                assert!(cancel::put(&*results, &note, now, false).await.unwrap());
                 let then = Timestamp::from_second(now.as_second() + behind).unwrap();
                 assert!(cancels.may_be(then, &results).await.unwrap(), "{ttl:?} {other:?}");
             }

@@ -24,7 +24,6 @@ use super::leases::Claims;
 use super::names::Place;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
-use crate::cancel;
 use crate::owed;
 use crate::{Cancelled, Error, ErrorKind, JobId, JobResult, JobState, Outcome, Result};
 
@@ -108,7 +107,7 @@ impl NatsQueue {
         }
         // Before its result: with that alone nobody would look for it.
         let mark = self.mark(id).await?;
-        if !cancel::put(self, id, self.now()).await? {
+        if !self.put_cancelled(id, before.as_ref()).await? {
             self.shared.api.delete(&self.shared.names.results, mark).await?;
             return Ok(Cancelled::Ended);
         }

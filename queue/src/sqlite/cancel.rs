@@ -40,8 +40,11 @@ pub(super) fn cancel(tx: &mut Tx<'_>, now: Millis, ttls: Ttls, id: &JobId) -> Ou
     let (Some(n), Some(state)) = (found.n, found.state) else { return Ok(Cancelled::Ended) };
     let is_held = state == State::Leased && found.due.is_some_and(|due| due > now);
     let end = results::end(tx, id.as_str(), now)?;
-    // A failure that is stored while somebody holds the job is about to bury it.
-    if state == State::Dead || end.is_some_and(|end| end.is_final() || is_held) {
+    // A failure that is stored while somebody holds the job is about to bury it, unless it is of an attempt
+    // before.
+    let failed = results::failed_attempt(tx, id.as_str(), now)?;
+    let is_buried = is_held && failed.is_some_and(|failed| Some(failed) >= found.attempts);
+    if state == State::Dead || end.is_some_and(|end| end.is_final() || is_buried) {
         return Ok(Cancelled::Ended);
     }
     let sql = "DELETE FROM payloads WHERE n = ?1 RETURNING headers";

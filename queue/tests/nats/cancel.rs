@@ -18,6 +18,15 @@ authorization {
           "$JS.API.DIRECT.GET.EBB_RESULTS_jobs", "$JS.API.STREAM.MSG.GET.EBB_RESULTS_jobs"
         ] }
     } }
+    { user: canceller, password: c, permissions: {
+        publish: { allow: [
+          "ebb.jobs.jobs", "ebb.jobs.results.*", "ebb.jobs.chunks.=cancelled.>", "ebb.jobs.cancelled",
+          "ebb.jobs.phase", "$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.INFO.EBB_JOBS_jobs.*",
+          "$JS.API.DIRECT.GET.*", "$JS.API.STREAM.MSG.DELETE.EBB_JOBS_jobs",
+          "$JS.API.STREAM.MSG.DELETE.EBB_RESULTS_jobs"
+        ] }
+        subscribe: { allow: ["_INBOX.>"] }
+    } }
     { user: half, password: h, permissions: {
         publish: { deny: ["$JS.API.STREAM.MSG.DELETE.EBB_JOBS_jobs"] }
     } }
@@ -60,6 +69,20 @@ fn who_cannot_know_of_cancelled_jobs_gets_jobs_all_the_same() {
         blind.settle(&back).await.unwrap();
         let again = receive(&blind, 2).await.unwrap();
         assert!(again.iter().all(|delivery| delivery.attempt == 1) && !again.is_empty());
+    });
+}
+
+#[test]
+fn who_may_only_cancel_cancels() {
+    with_users(["all:a", "canceller:c"], async |[all, canceller]| {
+        all.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Waiting);
+        let taken = receive(&all, 1).await.unwrap();
+        assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Running);
+        assert_eq!(taken[0].job.id, id("b"));
+        let error =
+            canceller.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+        assert_eq!(error.kind(), ebb_queue::ErrorKind::Denied, "{error}");
     });
 }
 
