@@ -14,9 +14,9 @@ use ebb_queue::{
     AnyQueue, Backlog, Broker, Cancelled, ErrorKind, Frame, Job, JobId, Operator, Outcome,
     ResultStore,
 };
-use ebb_worker::{Device, Metrics, Pipeline, Settings, Summary};
+use ebb_worker::{Device, Metrics, ModelParts, Pipeline, Settings, Summary};
 use futures::StreamExt;
-use support::{echo_job, job, parts, queue, settings};
+use support::{Alarmed, echo_job, job, parts, parts_of, queue, served, settings};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;

@@ -216,7 +216,7 @@ mod tests {
         let cancels = Cancels::default();
         for hours in [0, 20] {
             let note = note_now(now(hours), DAY).unwrap();
-            assert!(cancel::put(&*results, &note, now(hours)).await.unwrap());
+            assert!(cancel::put(&*results, &note, now(hours), false).await.unwrap());
             assert!(cancels.may_be(now(hours), &results).await.unwrap());
             tokio::time::advance(DAY * 20 / 24).await;
         }
