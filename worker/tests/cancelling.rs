@@ -148,6 +148,24 @@ async fn one_that_is_in_a_batch_runs_to_its_end_and_what_came_of_it_is_dropped()
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_known_to_be_cancelled_alerts_nobody() {
+    let ((queue, clock), (alerts, _)) = (queue(LEASE), queue(LEASE));
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| LEASE / 2);
+    let models = vec![ModelParts::new("alarmed", Alarmed { about: |_| true }, device)];
+    let mut served = served("default", &Arc::new(queue.clone()), models);
+    served.alerts = Arc::new(alerts.clone());
+    let settings = Settings { exit_when_empty: true, ..settings() };
+    let parts = parts_of(vec![served], &clock, settings);
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(queue.cancel(&id(0)).await.unwrap(), Cancelled::Running);
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.cancelled), (0, 1));
+    assert_eq!(alerts.depth().await.unwrap().ready, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_hears_nothing_finds_out_with_the_next_extension_of_its_lease() {
     let (queue, clock) = queue(LEASE);
     // A worker that cannot hear, and cannot look either until later.
