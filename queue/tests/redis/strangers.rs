@@ -189,16 +189,16 @@ async fn an_entry_that_is_cancelled_before_it_is_found_is_dropped_and_replied_to
     for nth in 0..40 {
         let id = format!("a-{nth}");
         let words =
-            ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "ebb-reply-to", "ebb:box", "body", "x"];
+            ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "ebb-reply-to", "replies", "body", "x"];
         tell::<String>(&mut client, &words).await.unwrap();
     }
     let cancel = async |name: &str| queue.cancel(&name.parse().unwrap()).await.unwrap();
     assert_eq!(cancel("a-0").await, Cancelled::Waiting);
     assert_eq!(cancel("a-39").await, Cancelled::Marked);
-    assert_eq!(tell::<u64>(&mut client, &["XLEN", "ebb:box"]).await.unwrap(), 1);
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 1);
     // One of its name that comes later is a repetition.
     let words =
-        ["XADD", "ebb:{jobs}", "*", "ebb-id", "a-39", "ebb-reply-to", "ebb:box", "body", "x"];
+        ["XADD", "ebb:{jobs}", "*", "ebb-id", "a-39", "ebb-reply-to", "replies", "body", "x"];
     tell::<String>(&mut client, &words).await.unwrap();
     let mut n_taken = 0;
     while n_taken < 38 {
@@ -207,5 +207,5 @@ async fn an_entry_that_is_cancelled_before_it_is_found_is_dropped_and_replied_to
         n_taken += taken.len();
     }
     assert_eq!(queue.depth().await.unwrap().ready, 0);
-    assert_eq!(tell::<u64>(&mut client, &["XLEN", "ebb:box"]).await.unwrap(), 2);
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 2);
 }

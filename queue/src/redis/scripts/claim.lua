@@ -7,7 +7,10 @@ local max, lease, worker, mark = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], 
 local result_ttl, key_ttl, n_strangers = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
 -- One that was cancelled before anybody had found its entry is owed its reply, once.
+local replied = {}
 local function reply_if_marked(one)
+  if replied[one.id] then return end
+  replied[one.id] = true
   local what, name = remembered(redis.call('HGET', key('done'), one.id))
   if what ~= MARKED then return end
   one.job.q = string.match(one.text, '^[^\n]*')
