@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use crate::cancel;
 use crate::{
     Backlog, Broker, Cancelled, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
-    Info, Job, JobId, JobResult, JobState, Link, Operator, Published, Purged, Queue, Receipt,
-    Result, ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
+    Info, Job, JobId, JobResult, JobState, Link, Operator, Outcome, Published, Purged, Queue,
+    Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
 
 /// A queue whose answers lie in another one's store.
@@ -127,17 +127,26 @@ impl Operator for Apart {
         self.jobs.has_gone_on(id).await
     }
 
-    /// First where answers are: whoever comes first there has said how the job ended.
+    /// First where answers are: whoever comes first there has said how the job ended. Who cancelled it
+    /// before may not have come to what follows.
     async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
-        match self.jobs.state(id).await? {
+        let state = self.jobs.state(id).await?;
+        match state {
             Some(JobState::Unknown) => return Ok(Cancelled::Unknown),
             Some(JobState::Dead | JobState::Done) => return Ok(Cancelled::Ended),
             None | Some(JobState::Waiting | JobState::Delayed | JobState::Running) => {}
         }
-        match cancel::put(&*self.answers, id, self.clock.now()).await? {
-            true => self.jobs.cancel(id).await,
-            false => Ok(Cancelled::Ended),
+        let before = self.answers.get(id).await?.map(|before| before.outcome);
+        let is_cancelled = before == Some(Outcome::Cancelled);
+        let waits = matches!(state, Some(JobState::Waiting | JobState::Delayed));
+        if !is_cancelled && !cancel::put(&*self.answers, id, self.clock.now(), waits).await? {
+            return Ok(Cancelled::Ended);
         }
+        Ok(match self.jobs.cancel(id).await? {
+            // It was there a moment ago, and nothing that comes of it is stored.
+            Cancelled::Unknown => Cancelled::Marked,
+            cancelled => cancelled,
+        })
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
@@ -200,8 +209,9 @@ impl ResultStore for Apart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faulty::{Faults, Faulty};
     use crate::memory::MemoryQueue;
-    use crate::{Behavior, OpenOptions, Outcome, SystemClock, Timestamp};
+    use crate::{Behavior, ErrorKind, OpenOptions, SystemClock, Timestamp};
 
     fn job(name: &str) -> Job {
         Job { id: name.parse().unwrap(), ..Job::new("{}", Timestamp::now()) }
@@ -225,5 +235,24 @@ mod tests {
         assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Waiting);
         assert_eq!(answers.get(&id).await.unwrap().unwrap().outcome, Outcome::Cancelled);
         assert_eq!(apart.cancel(&"never".parse().unwrap()).await.unwrap(), Cancelled::Unknown);
+    }
+
+    #[tokio::test]
+    async fn who_died_while_cancelling_a_job_can_be_followed_by_another() {
+        let memory = || Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let (inner, answers) = (memory(), memory());
+        inner.publish(vec![job("a")]).await.unwrap();
+        let id: JobId = "a".parse().unwrap();
+        // As if by who died right after.
+        assert!(cancel::put(&*answers, &id, Timestamp::now(), false).await.unwrap());
+        let faults = Faults { fail_before: 1.0, ..Faults::default() };
+        let jobs = Arc::new(Faulty::new(inner.clone(), faults, 7));
+        let apart = Apart::new(jobs.clone(), answers.clone(), Arc::new(SystemClock));
+        let error = apart.cancel(&id).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        jobs.set(Faults::default());
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(inner.depth().await.unwrap().ready, 0);
+        assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Ended);
     }
 }

@@ -259,11 +259,18 @@ impl Operator for Trail {
         self.0.queue.has_gone_on(id).await
     }
 
-    /// Where it went.
+    /// Where it went; here where it is not known there, since who passes it on has only begun to.
     async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
-        match self.end(id).await? {
-            Some((queue, _)) => queue.cancel(id).await,
-            None => Ok(Cancelled::Unknown),
+        let Some((queue, _)) = self.end(id).await? else { return Ok(Cancelled::Unknown) };
+        let there = queue.cancel(id).await?;
+        if there != Cancelled::Unknown || Arc::ptr_eq(&queue, &self.0.queue) {
+            return Ok(there);
+        }
+        match self.0.queue.state(id).await? {
+            None | Some(JobState::Unknown | JobState::Done | JobState::Dead) => Ok(there),
+            Some(JobState::Waiting | JobState::Delayed | JobState::Running) => {
+                self.0.queue.cancel(id).await
+            }
         }
     }
 
@@ -308,6 +315,20 @@ mod tests {
         assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
         assert_eq!(queue.get(&id()).await.unwrap().unwrap().outcome, Outcome::Cancelled);
         assert_eq!(canary.depth().await.unwrap().ready, 0);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_has_not_arrived_where_it_goes_is_cancelled_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let queue = open(&intake).await;
+        open(&intake.with_queue("canary").unwrap()).await;
+        queue.publish(vec![Job { id: id(), ..Job::new("{}", Timestamp::now()) }]).await.unwrap();
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(queue.get(&id()).await.unwrap().unwrap().outcome, Outcome::Cancelled);
+        assert_eq!(queue.depth().await.unwrap().ready, 0);
     }
 
     #[test]

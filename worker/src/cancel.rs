@@ -1,7 +1,10 @@
 //! Hears of jobs that somebody cancelled, so that those which are here are not gone on with.
 //!
-//! The broker hints at them, and their results say whether it is so. A hint that is missed costs what the
-//! job takes of the device and nothing else: what came of it is not stored.
+//! The broker hints at them, and their results say whether it is so. A hint may come before the job does,
+//! so the last ones are remembered. One that is missed costs what the job takes of the device and nothing
+//! else: what came of it is not stored.
+
+use std::collections::VecDeque;
 
 use ebb_queue::{JobId, Outcome};
 use futures::StreamExt;
@@ -10,6 +13,40 @@ use tracing::debug;
 use crate::served::Served;
 use crate::shared::{PATIENCE, Pauses};
 
+/// Hints that are remembered.
+const REMEMBERED: usize = 1024;
+
+/// The jobs that were hinted at last, and those that came after their hint.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    told: VecDeque<JobId>,
+    suspects: VecDeque<JobId>,
+}
+
+impl Hints {
+    pub(crate) fn tell(&mut self, id: &JobId) {
+        if !self.told.contains(id) {
+            self.told.push_back(id.clone());
+        }
+        if self.told.len() > REMEMBERED {
+            self.told.pop_front();
+        }
+    }
+
+    /// A job is held from now on: whether it is to be looked at.
+    pub(crate) fn suspect(&mut self, id: &JobId) -> bool {
+        let is_told = self.told.contains(id) && self.suspects.len() < REMEMBERED;
+        if is_told {
+            self.suspects.push_back(id.clone());
+        }
+        is_told
+    }
+
+    pub(crate) fn next_suspect(&mut self) -> Option<JobId> {
+        self.suspects.pop_front()
+    }
+}
+
 /// Heeds what is told, for ever.
 pub(crate) async fn heed(served: Served) {
     let mut pauses = Pauses::default();
@@ -17,7 +54,17 @@ pub(crate) async fn heed(served: Served) {
         match served.broker.cancellations().await {
             Ok(mut told) => {
                 pauses.reset();
-                while let Some(id) = told.next().await {
+                // Nobody listened until now.
+                for id in served.leases.ids() {
+                    served.heed(&id).await;
+                }
+                loop {
+                    let id = tokio::select! { biased;
+                        id = told.next() => id,
+                        id = served.leases.suspect() => Some(id),
+                    };
+                    let Some(id) = id else { break };
+                    served.leases.hint(&id);
                     served.heed(&id).await;
                 }
             }
@@ -47,5 +94,22 @@ impl Served {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_hints_are_remembered() {
+        let mut hints = Hints::default();
+        let id = |nth: usize| -> JobId { format!("job-{nth}").parse().unwrap() };
+        for nth in 0..=REMEMBERED {
+            hints.tell(&id(nth));
+        }
+        assert!(!hints.suspect(&id(0)) && hints.suspect(&id(1)));
+        assert!(!hints.suspect(&id(REMEMBERED + 1)));
+        assert_eq!((hints.next_suspect(), hints.next_suspect()), (Some(id(1)), None));
     }
 }

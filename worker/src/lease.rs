@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use ebb_queue::{Broker, JobId, Receipt, Settled};
 use ebb_telemetry::{Gate, TraceId};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
 use crate::board::Board;
+use crate::cancel::Hints;
 use crate::device::Load;
 use crate::metrics::Metrics;
 
@@ -32,6 +34,9 @@ pub(crate) struct Leases {
     /// How many the worker holds in all its queues.
     n_in_all: Arc<Board<usize>>,
     length: Duration,
+    hints: Mutex<Hints>,
+    /// There may be one among those that were hinted at before they came.
+    suspected: Notify,
 }
 
 #[derive(Debug)]
@@ -97,7 +102,8 @@ impl Leases {
     pub(crate) fn new(length: Duration, n_in_all: Arc<Board<usize>>) -> Arc<Self> {
         let (held, n_held, is_idle) = (Mutex::default(), Board::default(), Board::new(true));
         let n_begun = AtomicU64::default();
-        Arc::new(Self { held, n_begun, n_held, is_idle, n_in_all, length })
+        let (hints, suspected) = (Mutex::default(), Notify::new());
+        Arc::new(Self { held, n_begun, n_held, is_idle, n_in_all, length, hints, suspected })
     }
 
     /// A lease that began at `since`, or later, of a job in that trace.
@@ -108,6 +114,7 @@ impl Leases {
         trace: Option<TraceId>,
     ) -> Loan {
         let (state, until) = (LeaseState::Held, since + self.length);
+        let id = receipt.job.clone();
         let lease = Lease { receipt, trace, state, until };
         // No key comes twice: an answer about a lease that is gone must not be taken for another's.
         let key = self.n_begun.fetch_add(1, Ordering::Relaxed);
@@ -115,6 +122,11 @@ impl Leases {
         held.insert(key, lease);
         self.n_in_all.update(|n| *n += 1);
         self.count(&held);
+        drop(held);
+        // Once it is held: of a hint that comes at this moment one of the two knows.
+        if self.hints().suspect(&id) {
+            self.suspected.notify_one();
+        }
         Loan { key, leases: Arc::clone(self) }
     }
 
@@ -138,6 +150,31 @@ impl Leases {
     /// Whether a job of this id is held here, and nobody is known to have cancelled it.
     pub(crate) fn holds(&self, id: &JobId) -> bool {
         self.lock().values().any(|lease| lease.is_of(id))
+    }
+
+    /// The jobs that are held.
+    pub(crate) fn ids(&self) -> Vec<JobId> {
+        self.lock().values().map(|lease| lease.receipt.job.clone()).collect()
+    }
+
+    /// Somebody says that a job was cancelled, which may come later.
+    pub(crate) fn hint(&self, id: &JobId) {
+        self.hints().tell(id);
+    }
+
+    /// Waits for a job that came after its hint.
+    pub(crate) async fn suspect(&self) -> JobId {
+        loop {
+            let next = self.hints().next_suspect();
+            if let Some(id) = next {
+                return id;
+            }
+            self.suspected.notified().await;
+        }
+    }
+
+    fn hints(&self) -> MutexGuard<'_, Hints> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Somebody cancelled the job, as its result says.
@@ -434,6 +471,17 @@ mod tests {
         keep(&queue, &leases, &Board::default(), &Health::new(), LEASE).await;
         assert!(loan.is_cancelled() && !loan.is_lost() && !leases.holds(&id));
         assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Cancelled]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_comes_after_its_hint_is_looked_at() {
+        let (_, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        leases.hint(&delivery.job.id);
+        let none = tokio::time::timeout(LEASE, leases.suspect()).await;
+        assert!(none.is_err(), "it is not here yet");
+        let _loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        assert_eq!(leases.suspect().await, delivery.job.id);
     }
 
     #[tokio::test(start_paused = true)]

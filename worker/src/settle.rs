@@ -217,6 +217,10 @@ impl Served {
         ours: Ours<'_>,
         answer: Answer,
     ) -> Option<Settlement> {
+        if ours.loan.is_cancelled() {
+            // Also what it would alert of.
+            return self.leave_cancelled(delivery, ours).await;
+        }
         let Answer { content_type, body, alert, .. } = answer;
         let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
         let result = self.result(&delivery, ours, outcome);
@@ -300,6 +304,7 @@ impl Served {
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, ours, Outcome::Failed { reason: reason.clone() });
         let put = self.put_ours((loan, delivery.receipt()), &mut result).await;
+        let is_others = matches!(put, Ok(Stored::Duplicate));
         let there = match put {
             Ok(Stored::Stale) => return None,
             Ok(Stored::Duplicate) => self.stored(loan, &result.id).await,
@@ -321,6 +326,11 @@ impl Served {
             if self.reply(loan, to, &result, trace.as_deref()).await.is_err() {
                 return None;
             }
+        }
+        // A failure of an attempt before gives way to who cancels.
+        if is_others && is_cancelled(self.stored(loan, &result.id).await.ok().flatten().as_ref()) {
+            loan.cancel();
+            return Some(delivery.ack());
         }
         Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
     }

@@ -14,9 +14,9 @@ use ebb_queue::{
     AnyQueue, Backlog, Broker, Cancelled, ErrorKind, Frame, Job, JobId, Operator, Outcome,
     ResultStore,
 };
-use ebb_worker::{Device, Metrics, Pipeline, Settings, Summary};
+use ebb_worker::{Device, Metrics, ModelParts, Pipeline, Settings, Summary};
 use futures::StreamExt;
-use support::{echo_job, job, parts, queue, settings};
+use support::{Alarmed, echo_job, job, parts, parts_of, queue, served, settings};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -145,6 +145,24 @@ async fn one_that_is_in_a_batch_runs_to_its_end_and_what_came_of_it_is_dropped()
     }
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_known_to_be_cancelled_alerts_nobody() {
+    let ((queue, clock), (alerts, _)) = (queue(LEASE), queue(LEASE));
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| LEASE / 2);
+    let models = vec![ModelParts::new("alarmed", Alarmed { about: |_| true }, device)];
+    let mut served = served("default", &Arc::new(queue.clone()), models);
+    served.alerts = Arc::new(alerts.clone());
+    let settings = Settings { exit_when_empty: true, ..settings() };
+    let parts = parts_of(vec![served], &clock, settings);
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(queue.cancel(&id(0)).await.unwrap(), Cancelled::Running);
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.cancelled), (0, 1));
+    assert_eq!(alerts.depth().await.unwrap().ready, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::exit::{Exit, missing};
 use crate::options::QueueArgs;
-use crate::output::Output;
+use crate::output::{Output, note};
 
 /// Which jobs.
 #[derive(Debug, Args)]
@@ -45,9 +45,17 @@ Examples:
 pub(crate) async fn run(args: CancelArgs, output: Output) -> Result<Exit> {
     args.queue.check_answers()?;
     let queue = args.queue.find().await?;
-    let mut unknown = Vec::new();
+    let (mut unknown, mut failed) = (Vec::new(), None);
     for id in &args.ids {
-        let cancelled = queue.cancel(id).await?;
+        let cancelled = match queue.cancel(id).await {
+            Ok(cancelled) => cancelled,
+            Err(error) => {
+                // The others are no worse for it.
+                note(format!("{id} could not be cancelled: {error}"));
+                failed.get_or_insert(error);
+                continue;
+            }
+        };
         if output.json {
             output.json(&json!({ "id": id, "cancelled": cancelled }))?;
         } else {
@@ -56,6 +64,9 @@ pub(crate) async fn run(args: CancelArgs, output: Output) -> Result<Exit> {
         if cancelled == Cancelled::Unknown {
             unknown.push(id.as_str());
         }
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
     }
     match &unknown[..] {
         [] => Ok(Exit::Done),

@@ -11,11 +11,14 @@ pub(crate) const LIMITS: &[Limit] = &[
     },
     Limit {
         promise: "cancel",
-        instead: "a job is cancelled where results are, so that takes --results; it counts until a \
-                  worker receives it, which drops it uncharged. That it is to be \
-                  dropped is known for three quarters of result_ttl, and one that is received within \
-                  a second may begin and be stopped. Of an id that was never published the same is said, and a \
-                  job that was put back and still has its failed result is taken for one that ended",
+        instead: "a job is cancelled where results are, so that takes --results; it counts until \
+                  a worker receives it, which drops it uncharged. That it is to be dropped is \
+                  known for result_ttl less an hour (less a minute, where that is below four \
+                  hours), so that one with a longer delay runs all the same, and each job that \
+                  is received costs a look at the results until then; one that is received \
+                  within a second may begin and be stopped. Of an id that was never published \
+                  the same is said, and a job that was put back and still has its failed result \
+                  is taken for one that ended",
     },
     Limit {
         promise: "duplicates",

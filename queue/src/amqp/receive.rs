@@ -221,7 +221,7 @@ async fn put_off(
 /// does not answer none is known: whoever runs one finds out when it stores what came of it.
 async fn cancelled(core: &Core, leased: &[Leased]) -> HashMap<u64, JobResult> {
     let Some(Results(results)) = &core.results else { return HashMap::new() };
-    let found = match core.cancels.may_be(core, results).await {
+    let found = match core.cancels.may_be(core.clock.now(), results).await {
         Ok(true) => {
             let looks = ids_of(core, leased);
             let looks = looks.into_iter().map(|(lease, id)| look(results.clone(), lease, id));

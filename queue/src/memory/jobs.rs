@@ -8,7 +8,8 @@ use super::entry::{Entry, State};
 use crate::follow::Standing;
 use crate::{
     Behavior, ByPriority, Cancelled, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind, Job,
-    JobId, JobState, Priority, Published, Receipt, Result, Settled, Settlement, Timestamp, Verdict,
+    JobId, JobResult, JobState, Priority, Published, Receipt, Result, Settled, Settlement,
+    Timestamp, Verdict,
 };
 
 /// Where a job stands in line: by priority, then by publication.
@@ -272,18 +273,21 @@ impl Jobs {
     }
 
     /// Ends a job that nobody wants any more, as if acked; with the job and its attempts, if it has not
-    /// ended before. What is stored of its end is given, and whether that stays.
+    /// ended before. What is stored of its end is given.
     pub(super) fn cancel(
         &mut self,
         id: &JobId,
         now: Timestamp,
-        ended: Option<bool>,
+        end: Option<&JobResult>,
     ) -> (Cancelled, Option<(Job, u32)>) {
         let forget_at = now + self.behavior.key_ttl;
         let Some(entry) = self.entry(id, now) else { return (Cancelled::Unknown, None) };
         let is_held = entry.is_held(now);
-        // A failure that is stored while somebody holds the job is about to bury it.
-        if entry.free_at().is_none() || ended == Some(true) || (ended.is_some() && is_held) {
+        // A failure that is stored while somebody holds the job is about to bury it, unless it is of an
+        // attempt before.
+        let is_ending =
+            |end: &JobResult| end.outcome.is_final() || (is_held && end.attempt >= entry.attempts);
+        if entry.free_at().is_none() || end.is_some_and(is_ending) {
             return (Cancelled::Ended, None);
         }
         entry.state = State::Done { forget_at };

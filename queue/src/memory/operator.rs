@@ -22,8 +22,8 @@ impl Operator for MemoryQueue {
     async fn cancel(&self, id: &JobId) -> Result<Cancelled> {
         let (mut guard, now) = self.tidy_state();
         let state = &mut *guard;
-        let ended = state.answers.get(id, now).map(|there| there.outcome.is_final());
-        let (cancelled, gone) = state.jobs.cancel(id, now, ended);
+        let end = state.answers.get(id, now);
+        let (cancelled, gone) = state.jobs.cancel(id, now, end.as_ref());
         let Some((job, attempt)) = gone else { return Ok(cancelled) };
         let result = state.answers.bury(JobResult::cancelled(id.clone(), attempt, now), now);
         if let Some(owed) = Owed::new(&job.headers, result) {

@@ -161,6 +161,30 @@ impl NatsQueue {
         Err(contended(&result.id))
     }
 
+    /// Stores that a job was cancelled, unless another result is there by now than this failure; whether it
+    /// did. Nobody's pieces are of use any more.
+    pub(super) async fn put_cancelled(
+        &self,
+        id: &JobId,
+        failure: Option<&JobResult>,
+    ) -> Result<bool> {
+        let shared = &*self.shared;
+        for _ in 0..TRIES {
+            let record = self.record(id).await?;
+            if record.result.as_ref() != failure {
+                return Ok(false);
+            }
+            let result = JobResult::cancelled(id.clone(), record.attempt, self.now());
+            let body = result.encode().into();
+            let subject = self.result_subject(id);
+            if shared.api.swap(&subject, pieces(0, 0), body, record.seq).await?.is_some() {
+                shared.answered.add(id);
+                return Ok(true);
+            }
+        }
+        Err(contended(id))
+    }
+
     /// Stores the failure of a job that its queue buries by itself: nobody has the job, so pieces of an
     /// attempt that gave it back are void, whatever number they bear.
     pub(super) async fn put_burial(&self, failure: &mut JobResult) -> Result<Stored> {

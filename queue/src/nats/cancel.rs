@@ -4,31 +4,49 @@
 //! A message that was handed to nobody is deleted at once, where its number is known: from its id, as long
 //! as the server remembers that. One that somebody has is left to whoever has it, and what comes back has
 //! its result looked at before it is handed out again. Of what is found by neither a mark tells until it is
-//! met; a worker looks whether there is a new one with each look that finds something, and reads all of
-//! them only then.
+//! met; a worker that finds something looks once a second, or when it hears of a cancelled job, whether
+//! there is a new mark, and reads those that are new. A mark stands while a job is being cancelled, too, so
+//! that one whose canceller dies halfway is not run.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::time::{Instant, timeout};
 
 use super::NatsQueue;
 use super::entry::Entry;
+use super::leases::Claims;
 use super::names::Place;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
-use crate::cancel;
 use crate::owed;
-use crate::{Cancelled, Error, ErrorKind, JobId, JobState, Outcome, Result};
+use crate::{Cancelled, Error, ErrorKind, JobId, JobResult, JobState, Outcome, Result};
+
+/// Stands for the id of a job in the mark that says which was the last.
+const LAST: &str = "=last";
 
 /// How often a job may have been stored anew since the server came to know its id.
 const HOPS: usize = 64;
 
 /// How often a job is looked for that others move meanwhile.
 const TRIES: usize = 16;
+
+/// From one look whether there are new marks to the next.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The same after one that failed: of what was handed out meanwhile the leases run.
+const LONG_PERIOD: Duration = Duration::from_secs(10);
+
+/// So long jobs wait for what is known of them as cancelled.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// New marks that are read one by one; where there are more, all are listed.
+const STEP: usize = 64;
 
 /// Jobs that were cancelled and whose messages nobody has met yet, as far as this handle knows.
 #[derive(Debug, Default)]
@@ -39,6 +57,18 @@ struct Known {
     /// The number of the last mark that was read, 0 where there is none.
     last: u64,
     subjects: HashSet<String>,
+    /// How many there were when all were listed.
+    n_listed: usize,
+    /// Until when nobody looks for more.
+    fresh_until: Option<Instant>,
+    /// Whether it was said that nobody can look.
+    is_blind: bool,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.fresh_until.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// What became of the message of a job.
@@ -53,33 +83,82 @@ enum Met {
 
 impl NatsQueue {
     pub(super) async fn cancel_job(&self, id: &JobId) -> Result<Cancelled> {
-        if self.dead_letter(id).await?.is_some() || self.has_ended(id).await? {
+        let before = self.answer(id).await?;
+        let is_cancelled = is_cancelled(before.as_ref());
+        let has_ended = !is_cancelled
+            && (before.as_ref().is_some_and(|before| before.outcome.is_final())
+                || self.dead_letter(id).await?.is_some()
+                || self.has_ended(id).await?);
+        if has_ended {
             return Ok(Cancelled::Ended);
         }
-        // A failure without a dead letter is one that is about to be buried.
-        if self.answer(id).await?.is_some() {
-            return Ok(Cancelled::Ended);
+        let found = self.message_of(id).await?;
+        if is_cancelled {
+            // Whoever cancelled it may have died before its message was gone.
+            let Some(found) = found else { return Ok(Cancelled::Ended) };
+            let cancelled = self.drop_message(id, Some(found)).await?;
+            if cancelled != Cancelled::Marked {
+                self.unmark(id).await?;
+            }
+            return Ok(cancelled);
         }
-        let mut found = self.message_of(id).await?;
-        if let Some((kept, entry)) = &found
-            && self.state_at(kept.seq, &entry.job).await? == JobState::Dead
-        {
+        if self.is_ending(before.as_ref(), found.as_ref()).await? {
             return Ok(Cancelled::Ended);
         }
         // Before its result: with that alone nobody would look for it.
-        let mark = if found.is_none() { Some(self.mark(id).await?) } else { None };
-        if !cancel::put(self, id, self.now()).await? {
-            if let Some(mark) = mark {
-                self.shared.api.delete(&self.shared.names.results, mark).await?;
-            }
+        let mark = self.mark(id).await?;
+        if !self.put_cancelled(id, before.as_ref()).await? {
+            self.shared.api.delete(&self.shared.names.results, mark).await?;
             return Ok(Cancelled::Ended);
         }
+        self.hint(id).await;
+        let cancelled = self.drop_message(id, found).await?;
+        if cancelled != Cancelled::Marked {
+            self.shared.api.delete(&self.shared.names.results, mark).await?;
+        }
+        Ok(cancelled)
+    }
+
+    /// Whether a job without a final result comes to its end all the same: it is too late for it, or a
+    /// failure is stored and whoever stored it is about to bury it.
+    async fn is_ending(
+        &self,
+        failure: Option<&JobResult>,
+        found: Option<&(Kept, Entry)>,
+    ) -> Result<bool> {
+        let Some((kept, entry)) = found else { return Ok(failure.is_some()) };
+        let state = self.state_at(kept.seq, &entry.job).await?;
+        let Some(failure) = failure.filter(|_| state != JobState::Dead) else {
+            return Ok(state == JobState::Dead);
+        };
+        if state != JobState::Running {
+            return Ok(false);
+        }
+        let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
+        let attempt = claims.get(kept.seq).map_or(0, |claim| entry.attempts + claim.delivered);
+        Ok(failure.attempt >= attempt)
+    }
+
+    /// Tells who may be running a job that it was cancelled.
+    async fn hint(&self, id: &JobId) {
         let told = self.shared.names.subject("cancelled");
         self.shared.api.tell(&told, Bytes::from(id.to_string())).await;
+    }
+
+    /// Does away with the message of a cancelled job, unless somebody else has to.
+    async fn drop_message(
+        &self,
+        id: &JobId,
+        mut found: Option<(Kept, Entry)>,
+    ) -> Result<Cancelled> {
         for _ in 0..TRIES {
             let Some((kept, entry)) = found else { break };
             match self.meet(&kept, &entry).await? {
-                Met::Out(JobState::Running) => return Ok(Cancelled::Running),
+                Met::Out(JobState::Running) => {
+                    // Whoever was just handed it may not have known the first time that it is theirs.
+                    self.hint(id).await;
+                    return Ok(Cancelled::Running);
+                }
                 Met::Gone | Met::Out(_) => return Ok(Cancelled::Waiting),
                 Met::Moved => found = self.message_of(id).await?,
             }
@@ -143,42 +222,90 @@ impl NatsQueue {
         let subject = self.mark_subject(&token_of(id));
         let mark = api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
         // In this order: who finds this one reads the other.
-        api.publish(&self.mark_subject("=last"), HeaderMap::new(), Bytes::new()).await?;
+        api.publish(&self.mark_subject(LAST), HeaderMap::new(), Bytes::new()).await?;
+        self.marks().fresh_until = None;
         Ok(mark.seq)
     }
 
     /// Whether a job was cancelled that somebody received, and if so tells of it: its message may be
-    /// removed then.
-    pub(super) async fn ends_cancelled(
-        &self,
-        entry: &Entry,
-        ending: Ending,
-        is_marked: bool,
-    ) -> Result<bool> {
+    /// removed then. Where that cannot be known it was not: whoever runs it finds out when the answer
+    /// is stored.
+    pub(super) async fn ends_cancelled(&self, entry: &Entry, ending: Ending) -> bool {
         let id = &entry.job.id;
-        let there = self.answer(id).await?;
-        let Some(there) = there.filter(|there| there.outcome == Outcome::Cancelled) else {
-            return Ok(false);
-        };
+        let there = self.seen(self.answer(id)).await.flatten();
+        let Some(there) = there.filter(|there| is_cancelled(Some(there))) else { return false };
         self.tell(entry, there, ending.told_by).await;
-        if is_marked {
-            self.unmark(id).await?;
+        if let Err(error) = self.unmark(id).await {
+            tracing::debug!(%error, job.id = %id, "the mark of a cancelled job stays");
         }
-        Ok(true)
+        true
     }
 
-    /// Reads the marks, if there is a new one.
-    pub(super) async fn read_marks(&self) -> Result<()> {
-        let shared = &*self.shared;
-        let last = shared.api.last(&shared.names.results, &self.mark_subject("=last")).await?;
-        let last = last.map_or(0, |kept| kept.seq);
-        if last != self.marks().last {
-            let all = self.mark_subject("*");
-            let info = shared.api.subjects(&shared.names.results, &all).await?;
-            let subjects = info.and_then(|info| info.state.subjects).unwrap_or_default();
-            *self.marks() = Known { last, subjects: subjects.into_keys().collect() };
+    /// What was looked for of cancelled jobs, unless that takes long or fails: that is said once, until
+    /// it is seen again.
+    async fn seen<T>(&self, look: impl Future<Output = Result<T>>) -> Option<T> {
+        let error = match timeout(PATIENCE, look).await {
+            Ok(Ok(seen)) => {
+                self.marks().is_blind = false;
+                return Some(seen);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the results do not answer in time".to_owned(),
+        };
+        let was_blind = std::mem::replace(&mut self.marks().is_blind, true);
+        if !was_blind {
+            tracing::warn!(error, "it is not known whether jobs were cancelled; they run");
         }
+        None
+    }
+
+    /// Reads the marks that are new, if it is time to.
+    pub(super) async fn read_marks(&self) {
+        if self.marks().is_fresh() {
+            return;
+        }
+        // First: what is cancelled from now on asks for another look.
+        self.marks().fresh_until = Some(Instant::now() + PERIOD);
+        if self.seen(self.read_new_marks()).await.is_none() {
+            self.marks().fresh_until = Some(Instant::now() + LONG_PERIOD);
+        }
+    }
+
+    async fn read_new_marks(&self) -> Result<()> {
+        let shared = &*self.shared;
+        let last = shared.api.last(&shared.names.results, &self.mark_subject(LAST)).await?;
+        let last = last.map_or(0, |kept| kept.seq);
+        let (before, n_known, n_listed) = {
+            let marks = self.marks();
+            (marks.last, marks.subjects.len(), marks.n_listed)
+        };
+        if last == before {
+            return Ok(());
+        }
+        // Others met some of those that are known.
+        let is_stale = last < before || n_known > 2 * n_listed + STEP;
+        if before == 0 || is_stale || !self.read_marks_between(before, last).await? {
+            let info = shared.api.subjects(&shared.names.results, &self.mark_subject("*")).await?;
+            let subjects = info.and_then(|info| info.state.subjects).unwrap_or_default();
+            let mut marks = self.marks();
+            marks.subjects = subjects.into_keys().collect();
+            marks.n_listed = marks.subjects.len();
+        }
+        self.marks().last = last;
         Ok(())
+    }
+
+    /// Reads the marks after one number and before another, unless they are many; whether it did.
+    async fn read_marks_between(&self, after: u64, before: u64) -> Result<bool> {
+        let (shared, all) = (&*self.shared, self.mark_subject("*"));
+        let mut from = after + 1;
+        for _ in 0..STEP {
+            let next = shared.api.next(&shared.names.results, from, &all).await?;
+            let Some(mark) = next.filter(|mark| mark.seq < before) else { return Ok(true) };
+            from = mark.seq + 1;
+            self.marks().subjects.insert(mark.subject);
+        }
+        Ok(false)
     }
 
     /// Whether a job is to be dropped, as far as the marks say that were read last.
@@ -208,10 +335,16 @@ impl NatsQueue {
         })?;
         // The server answers in turn: it has read the subscription when it answers this.
         api.stream(&self.shared.names.status).await?;
-        let ids =
-            told.filter_map(
-                |told| async move { std::str::from_utf8(&told.payload).ok()?.parse().ok() },
-            );
+        let queue = self.clone();
+        let ids = told.filter_map(move |told| {
+            queue.marks().fresh_until = None;
+            let id = std::str::from_utf8(&told.payload).ok().and_then(|id| id.parse().ok());
+            std::future::ready(id)
+        });
         Ok(ids.boxed())
     }
+}
+
+fn is_cancelled(there: Option<&JobResult>) -> bool {
+    there.is_some_and(|there| there.outcome == Outcome::Cancelled)
 }

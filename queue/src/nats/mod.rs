@@ -105,11 +105,14 @@ pub(crate) const LIMITS: &[Limit] = &[
     },
     Limit {
         promise: "cancel",
-        instead: "a job whose message cannot be found, since it was published more than two minutes \
-                  ago (key_ttl, where that is shorter) and not tried since, is marked: it counts \
-                  until a worker meets it, which drops it uncharged. Of an id that was never \
-                  published the same is said, and its job would be dropped for result_ttl. One that \
-                  is handed out in the millisecond in which it is cancelled may be replied to twice",
+        instead: "a job whose message cannot be found, since it was published more than two \
+                  minutes ago (key_ttl, where that is shorter) and not tried since, is marked: \
+                  it counts until a worker meets it, which drops it uncharged, and which may \
+                  begin it and be stopped where it was marked within the last second. A mark is \
+                  forgotten with the result, after result_ttl, so that a job with a longer delay \
+                  runs all the same. Of an id that was never published the same is said, and its \
+                  job would be dropped for result_ttl. One that is handed out in the millisecond \
+                  in which it is cancelled may be replied to twice",
     },
     Limit {
         promise: "cost",

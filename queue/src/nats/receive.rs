@@ -256,10 +256,10 @@ impl NatsQueue {
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_back = lane.is_back || token.delivered > 1;
         let is_marked = !is_back && {
-            known.marks.get_or_try_init(|| self.read_marks()).await?;
+            known.marks.get_or_init(|| self.read_marks()).await;
             self.is_marked(&entry.job.id)
         };
-        if (is_back || is_marked) && self.ends_cancelled(&attempted, ending, is_marked).await? {
+        if (is_back || is_marked) && self.ends_cancelled(&attempted, ending).await {
             tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
         // What cannot be read may bear the id of a job that can.
         } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {

@@ -40,8 +40,11 @@ pub(super) fn cancel(tx: &mut Tx<'_>, now: Millis, ttls: Ttls, id: &JobId) -> Ou
     let (Some(n), Some(state)) = (found.n, found.state) else { return Ok(Cancelled::Ended) };
     let is_held = state == State::Leased && found.due.is_some_and(|due| due > now);
     let end = results::end(tx, id.as_str(), now)?;
-    // A failure that is stored while somebody holds the job is about to bury it.
-    if state == State::Dead || end.is_some_and(|end| end.is_final() || is_held) {
+    // A failure that is stored while somebody holds the job is about to bury it, unless it is of an attempt
+    // before.
+    let failed = results::failed_attempt(tx, id.as_str(), now)?;
+    let is_buried = is_held && failed.is_some_and(|failed| Some(failed) >= found.attempts);
+    if state == State::Dead || end.is_some_and(|end| end.is_final() || is_buried) {
         return Ok(Cancelled::Ended);
     }
     let sql = "DELETE FROM payloads WHERE n = ?1 RETURNING headers";
@@ -83,21 +86,30 @@ fn find(tx: &Tx<'_>, now: Millis, id: &JobId) -> Outcome<Option<Found>> {
 pub(super) async fn told(queue: SqliteQueue) -> Result<BoxStream<'static, JobId>> {
     let arrivals = queue.shared.signals.arrivals();
     let last = queue.shared.reader.run(|db, _| last(db)).await?;
-    let begin = (queue, arrivals, last, VecDeque::new());
-    let told = stream::unfold(begin, |(queue, mut arrivals, mut last, mut ids)| async move {
-        loop {
-            if let Some(id) = ids.pop_front() {
-                return Some((id, (queue, arrivals, last, ids)));
+    let begin = (queue, arrivals, last, VecDeque::new(), false);
+    let told =
+        stream::unfold(begin, |(queue, mut arrivals, mut last, mut ids, mut is_cut)| async move {
+            loop {
+                if let Some(id) = ids.pop_front() {
+                    return Some((id, (queue, arrivals, last, ids, is_cut)));
+                }
+                if !is_cut {
+                    tokio::time::timeout(NAP, arrivals.changed()).await.ok();
+                    tokio::time::sleep(REST).await;
+                }
+                arrivals.mark_unchanged();
+                match queue.shared.reader.run(move |db, n| cancelled(db, n, last)).await {
+                    Ok(found) => {
+                        (last, ids) = found;
+                        is_cut = ids.len() == STEP;
+                    }
+                    Err(error) => {
+                        is_cut = false;
+                        tracing::warn!(%error, "cancelled jobs cannot be looked for");
+                    }
+                }
             }
-            tokio::time::timeout(NAP, arrivals.changed()).await.ok();
-            tokio::time::sleep(REST).await;
-            arrivals.mark_unchanged();
-            match queue.shared.reader.run(move |db, n| cancelled(db, n, last)).await {
-                Ok(found) => (last, ids) = found,
-                Err(error) => tracing::warn!(%error, "cancelled jobs cannot be looked for"),
-            }
-        }
-    });
+        });
     Ok(told.boxed())
 }
 
@@ -111,11 +123,13 @@ fn last(db: &Connection) -> Outcome<i64> {
 /// result that was looked at.
 fn cancelled(db: &Connection, queue: i64, since: i64) -> Outcome<(i64, VecDeque<JobId>)> {
     let until = last(db)?;
-    let sql = "SELECT id FROM results WHERE n > ?1 AND n <= ?2 AND queue = ?3 AND completed = ?4
+    let sql = "SELECT n, id FROM results WHERE n > ?1 AND n <= ?2 AND queue = ?3 AND completed = ?4
                ORDER BY n LIMIT ?5";
     let row = (since, until, queue, End::Cancelled as i64, STEP as i64);
     let mut statement = db.prepare_cached(sql)?;
-    let found = statement.query_map(row, |row| row.get::<_, String>(0))?;
-    let found: Vec<String> = found.collect::<std::result::Result<_, _>>()?;
-    Ok((until, found.iter().filter_map(|id| id.parse().ok()).collect()))
+    let found = statement.query_map(row, |row| row.try_into())?;
+    let found: Vec<(i64, String)> = found.collect::<std::result::Result<_, _>>()?;
+    // Where they are as many as one look takes, there may be more.
+    let last = found.last().filter(|_| found.len() == STEP).map_or(until, |(n, _)| *n);
+    Ok((last, found.iter().filter_map(|(_, id)| id.parse().ok()).collect()))
 }

@@ -93,6 +93,16 @@ pub(super) fn end(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<End>> {
     }))
 }
 
+/// The attempt that failed, as far as its result says.
+pub(super) fn failed_attempt(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<u32>> {
+    let sql = "SELECT value FROM results
+               WHERE queue = ?1 AND id = ?2 AND completed = 0 AND expires > ?3";
+    let value: Option<Vec<u8>> =
+        tx.sql(sql)?.query_row((tx.queue, id, now), |row| row.get(0)).optional()?;
+    let failure = value.as_deref().map(JobResult::decode).transpose()?;
+    Ok(failure.map(|failure| failure.attempt))
+}
+
 /// The latest attempt that has sent pieces.
 fn latest_attempt(tx: &Tx<'_>, id: &str, now: Millis) -> Outcome<Option<u32>> {
     let sql = "SELECT attempt FROM chunks WHERE queue = ?1 AND id = ?2 AND expires > ?3

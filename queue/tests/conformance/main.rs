@@ -239,6 +239,7 @@ promises! {
         however_it_is_settled_it_stays_cancelled
         a_worker_that_is_lost_does_not_bring_it_back
         what_has_ended_stays_as_it_is
+        a_failure_of_an_attempt_before_does_not_keep_it
         to_cancel_twice_is_to_cancel_once
         a_job_that_is_not_known_is_not_cancelled
         its_id_and_its_key_are_known_as_those_of_a_job_that_is_done

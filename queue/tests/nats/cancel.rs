@@ -2,10 +2,113 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Outcome};
+use ebb_queue::{Cancelled, JobId, Outcome, Queue};
+use ebb_servers::{Nats, NatsOptions};
 use tokio::time::sleep;
 
-use crate::{job, on_each, receive, try_open, until};
+use crate::{VERSIONS, block_on, job, on_each, receive, try_open, until};
+
+/// One may do all, one may not look at results, one may not delete messages of jobs.
+const USERS: &str = r#"
+authorization {
+  users: [
+    { user: all, password: a }
+    { user: blind, password: b, permissions: {
+        publish: { deny: [
+          "$JS.API.DIRECT.GET.EBB_RESULTS_jobs", "$JS.API.STREAM.MSG.GET.EBB_RESULTS_jobs"
+        ] }
+    } }
+    { user: canceller, password: c, permissions: {
+        publish: { allow: [
+          "ebb.jobs.jobs", "ebb.jobs.results.*", "ebb.jobs.chunks.=cancelled.>", "ebb.jobs.cancelled",
+          "ebb.jobs.phase", "$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.INFO.EBB_JOBS_jobs.*",
+          "$JS.API.DIRECT.GET.*", "$JS.API.STREAM.MSG.DELETE.EBB_JOBS_jobs",
+          "$JS.API.STREAM.MSG.DELETE.EBB_RESULTS_jobs"
+        ] }
+        subscribe: { allow: ["_INBOX.>"] }
+    } }
+    { user: half, password: h, permissions: {
+        publish: { deny: ["$JS.API.STREAM.MSG.DELETE.EBB_JOBS_jobs"] }
+    } }
+  ]
+}
+"#;
+
+/// Runs a test on each server that is supported, with the handles of these users.
+fn with_users<const N: usize>(users: [&str; N], test: impl AsyncFn([Queue; N])) {
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = USERS.to_owned();
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let server = Nats::start(options).await.unwrap();
+            let mut queues = Vec::new();
+            for user in users {
+                let url = format!("nats://{user}@127.0.0.1:{}", server.port());
+                queues.push(try_open(&url).await.unwrap());
+            }
+            test(queues.try_into().ok().unwrap()).await;
+        });
+    }
+}
+
+fn id(name: &str) -> JobId {
+    name.parse().unwrap()
+}
+
+#[test]
+fn who_cannot_know_of_cancelled_jobs_gets_jobs_all_the_same() {
+    with_users(["all:a", "blind:b"], async |[all, blind]| {
+        all.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let mut taken = receive(&blind, 2).await.unwrap();
+        while taken.len() < 2 {
+            taken.extend(receive(&blind, 2).await.unwrap());
+        }
+        assert!(taken.iter().all(|delivery| delivery.attempt == 1));
+        // Also what comes back.
+        let back: Vec<_> = taken.into_iter().map(|delivery| delivery.release()).collect();
+        blind.settle(&back).await.unwrap();
+        let again = receive(&blind, 2).await.unwrap();
+        assert!(again.iter().all(|delivery| delivery.attempt == 1) && !again.is_empty());
+    });
+}
+
+#[test]
+fn who_may_only_cancel_cancels() {
+    with_users(["all:a", "canceller:c"], async |[all, canceller]| {
+        all.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Waiting);
+        let taken = receive(&all, 1).await.unwrap();
+        assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Running);
+        assert_eq!(taken[0].job.id, id("b"));
+        let error =
+            canceller.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+        assert_eq!(error.kind(), ebb_queue::ErrorKind::Denied, "{error}");
+    });
+}
+
+#[test]
+fn a_job_whose_canceller_came_halfway_never_runs_and_can_be_cancelled_to_its_end() {
+    with_users(["all:a", "half:h"], async |[all, half]| {
+        all.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();
+        for name in ["a", "b"] {
+            half.cancel(&id(name)).await.unwrap_err();
+            let result = all.get(&id(name)).await.unwrap().unwrap();
+            assert_eq!(result.outcome, Outcome::Cancelled);
+        }
+        assert_eq!(all.depth().await.unwrap().ready, 3);
+        assert_eq!(all.cancel(&id("a")).await.unwrap(), Cancelled::Waiting);
+        assert_eq!(all.depth().await.unwrap().ready, 2);
+        assert_eq!(all.cancel(&id("a")).await.unwrap(), Cancelled::Ended);
+        let taken = receive(&all, 9).await.unwrap();
+        let ids: Vec<_> = taken.iter().map(|delivery| delivery.job.id.as_str()).collect();
+        assert_eq!(ids, ["c"]);
+        until("only what is held counts", async || {
+            let depth = all.depth().await.unwrap();
+            (depth.ready, depth.in_flight) == (0, 1)
+        })
+        .await;
+    });
+}
 
 #[test]
 fn a_job_whose_id_the_server_has_forgotten_is_dropped_by_whoever_meets_it() {

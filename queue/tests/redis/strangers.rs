@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Delivery, ErrorKind, Outcome, Priority};
+use ebb_queue::{Cancelled, Delivery, ErrorKind, Outcome, Priority};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::{answer, handle, job, plain, server, take, tell, url};
@@ -179,4 +179,33 @@ async fn what_arrives_while_a_purge_goes_on_stays() {
     assert_eq!(n_purged, 701);
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.ready, depth.delayed), (1, 600));
+}
+
+#[tokio::test]
+async fn an_entry_that_is_cancelled_before_it_is_found_is_dropped_and_replied_to_once() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    for nth in 0..40 {
+        let id = format!("a-{nth}");
+        let words =
+            ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "ebb-reply-to", "replies", "body", "x"];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let cancel = async |name: &str| queue.cancel(&name.parse().unwrap()).await.unwrap();
+    assert_eq!(cancel("a-0").await, Cancelled::Waiting);
+    assert_eq!(cancel("a-39").await, Cancelled::Marked);
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 1);
+    // One of its name that comes later is a repetition.
+    let words =
+        ["XADD", "ebb:{jobs}", "*", "ebb-id", "a-39", "ebb-reply-to", "replies", "body", "x"];
+    tell::<String>(&mut client, &words).await.unwrap();
+    let mut n_taken = 0;
+    while n_taken < 38 {
+        let taken = take(&queue, 99, SOON).await;
+        assert!(taken.iter().all(|one| !["a-0", "a-39"].contains(&one.job.id.as_str())));
+        n_taken += taken.len();
+    }
+    assert_eq!(queue.depth().await.unwrap().ready, 0);
+    assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 2);
 }

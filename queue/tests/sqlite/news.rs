@@ -196,3 +196,19 @@ mod linux {
         threads().iter().map(ticks).sum()
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_are_cancelled_at_once_all_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(&folder.path().join("queue.db"));
+    let (here, there) = (handle(&url).await, handle(&url).await);
+    let names: Vec<_> = (0..1005).map(|nth| format!("job-{nth}")).collect();
+    here.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
+    let told = there.cancellations().await.unwrap();
+    for name in &names {
+        here.cancel(&name.parse().unwrap()).await.unwrap();
+    }
+    let ids = told.take(names.len()).collect::<Vec<_>>();
+    let ids = tokio::time::timeout(LONG, ids).await.expect("all are told");
+    assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), names);
+}

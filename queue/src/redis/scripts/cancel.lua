@@ -1,14 +1,16 @@
 -- ARGV: time, result_ttl, key_ttl, id. Cancels a job that waits or runs. Answers {`waiting`, `running`, `marked`,
 -- `ended` or `unknown`, or `again` where it is to be asked again at once, replies that are owed}.
 local STEP = 1000
+local READ = 32 -- entries that nobody has read and that are looked through: they may be long
 local result_ttl, key_ttl, id = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 if tidy(result_ttl, key_ttl, STEP) then return { 'again', owed } end
 
--- Ends a job as if acked, stores that it was cancelled, and tells all who want to know.
-local function cancel(job, headers)
+-- Ends a job as if acked, stores that it was cancelled, and tells all who want to know. `mark` stands for the
+-- last lease, where there was none.
+local function cancel(job, headers, mark)
   local attempt = math.max(job.a or 0, (latest_pieces(id)))
   -- No settlement has ended it.
-  job.t = nil
+  job.t = mark
   finish({ id }, { job }, key_ttl)
   local text = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' cancelled\ncancelled'
   answer(results_of({ id }, { attempt }, { 'cancelled' }, { text }), result_ttl)
@@ -22,7 +24,7 @@ end
 local function entry_of()
   local named = string.match(id, '^redis%-(%d+%-%d+)$')
   local entries = named and redis.call('XRANGE', inbox, named, named) or {}
-  if #entries == 0 then entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', STEP) end
+  if #entries == 0 then entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', READ) end
   for _, entry in ipairs(entries) do
     local fields = {}
     for nth = 1, #entry[2], 2 do fields[string.lower(entry[2][nth])] = entry[2][nth + 1] end
@@ -38,9 +40,9 @@ local function cancel_unread()
     cancel({}, to and cjson.encode({ reply_to = to, traceparent = trace }))
     return 'waiting'
   end
-  if redis.call('XLEN', inbox) <= STEP then return 'unknown' end
-  -- Whoever makes a job of its entry takes it for one that is done.
-  cancel({})
+  if redis.call('XLEN', inbox) <= READ then return 'unknown' end
+  -- Whoever makes a job of its entry takes it for one that is done, and owes the reply.
+  cancel({}, nil, MARKED)
   return 'marked'
 end
 
@@ -60,8 +62,9 @@ if not life then return { cancel_unread(), owed } end
 local job = unpacked(life)
 local loan = loan_of(job)
 local is_held = loan or (job.w == 'H' and job.u > now)
--- A failure that is stored while somebody holds the job is about to bury it.
-if job.w == 'Z' or (before and is_held) then return { 'ended', owed } end
+-- A failure that is stored while somebody holds the job is about to bury it, unless it is of an attempt before.
+local attempt = loan and 1 or job.a or 0
+if job.w == 'Z' or (before and is_held and attempt_of(id) >= attempt) then return { 'ended', owed } end
 local headers = headers_of(id, job)
 if loan then
   single(loan, id, job)

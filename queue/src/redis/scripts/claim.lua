@@ -6,6 +6,18 @@
 local max, lease, worker, mark = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local result_ttl, key_ttl, n_strangers = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
+-- One that was cancelled before anybody had found its entry is owed its reply, once.
+local replied = {}
+local function reply_if_marked(one)
+  if replied[one.id] then return end
+  replied[one.id] = true
+  local what, name = remembered(redis.call('HGET', key('done'), one.id))
+  if what ~= MARKED then return end
+  one.job.q = string.match(one.text, '^[^\n]*')
+  owe(one.id, one.job, 'cancelled')
+  set('done', one.id, ' ' .. whole(now + key_ttl) .. (name and name ~= '' and ' ' .. name or ''))
+end
+
 -- Makes jobs of what plain producers wrote.
 local function take_in()
   local all, entries = {}, {}
@@ -25,7 +37,9 @@ local function take_in()
   redis.call('XDEL', inbox, unpack(entries))
   local failures, failed, last = results_of({}, {}, {}, {}), {}, -1
   for nth, found in ipairs(known_as(all)) do
-    if not found then
+    if found == all[nth].id then
+      reply_if_marked(all[nth])
+    elseif not found then
       local one = all[nth]
       local seq = tonumber(string.match(one.entry, '%d+$'))
       last = math.max((written(one.entry) - EPOCH) * 1024 + math.min(seq, 1023), last + 1)

@@ -195,10 +195,17 @@ local function has_gone_on(id, outcome, part)
     and not string.find(result, id .. '\16', 1, true)
 end
 
-local function completed(id) return fate_of(id) == 'completed' end
+-- The attempt that a result is of, 0 for none.
+local function attempt_of(id)
+  local outcome, part = fate_of(id)
+  local result = outcome and redis.call('HGET', key(part), id)
+  return tonumber(string.match(result or '', '^%l+ (%d+) ') or 0)
+end
 
 -- Nothing takes the place of these: an answer, and that the job was cancelled.
 local function is_final(outcome) return outcome == 'completed' or outcome == 'cancelled' end
+
+local function has_ended(id) return is_final((fate_of(id))) end
 
 -- Takes a job out of wherever it is.
 local function leave(id, job)
@@ -223,7 +230,7 @@ local function enter(id, job, where)
   elseif where == 'X' then add('doomed', whole(job.d), id)
   elseif where == 'H' then add('leased', whole(job.u), id) end
   if job.c and (where == 'L' or where == 'H') then cost_change = cost_change + job.c end
-  if job.d and where ~= 'H' then add(completed(id) and 'answered' or 'deadlines', whole(job.d), id) end
+  if job.d and where ~= 'H' then add(has_ended(id) and 'answered' or 'deadlines', whole(job.d), id) end
 end
 
 -- In line at once, or when it is due.
@@ -244,6 +251,9 @@ local function bury(id, job, reason)
   add('dead', whole(n_deaths), id)
   save(id, job)
 end
+
+-- Instead of the last lease, of a job that was cancelled before its entry was found.
+local MARKED = 'marked'
 
 -- What is remembered of a job that is done: its last lease, how long, and its key.
 local function remembered(text)
@@ -355,7 +365,7 @@ end
 -- are of one part, which the server forgets as a whole.
 local function answer(results, ttl)
   local ids, attempts, outcomes, texts = results.ids, results.attempts, results.outcomes, results.texts
-  local told, stored, completed_now, seen = {}, {}, {}, {}
+  local told, stored, ended_now, seen = {}, {}, {}, {}
   local slice = math.min(math.max(math.ceil(ttl / PARTS), 1000), LONGEST_PART)
   local forgotten = math.ceil((now + ttl) / slice) * slice
   local name, rest = 'results:' .. whole(forgotten), ' ' .. whole(now + ttl) .. ' ' .. whole(forgotten)
@@ -366,7 +376,6 @@ local function answer(results, ttl)
   local new_fates, new_results = {}, {}
   for nth, text in ipairs(fetch('fates', ids)) do
     local id, outcome = ids[nth], outcomes[nth]
-    local is_completed = outcome == 'completed'
     local before, part, why = seen[id], nil, nil
     if text then
       local earlier
@@ -379,7 +388,7 @@ local function answer(results, ttl)
       seen[id] = outcome
       n_stored = n_stored + 1
       stored[n_stored] = id
-      if is_completed then completed_now[#completed_now + 1] = id end
+      if is_final(outcome) then ended_now[#ended_now + 1] = id end
       if part and part ~= name then drop(part, id) end
       new_fates[2 * n_stored - 1], new_fates[2 * n_stored] = id, fates[outcome]
       new_results[2 * n_stored - 1], new_results[2 * n_stored] = id, texts[nth]
@@ -391,7 +400,7 @@ local function answer(results, ttl)
     flush()
     keep(name, forgotten)
     keep_all('fates', { 'fates', 'result_ends' }, now + ttl)
-    spare(completed_now)
+    spare(ended_now)
   end
   return told, stored
 end
@@ -512,10 +521,11 @@ local function end_late(late, result_ttl, key_ttl)
   for nth, one in ipairs(late) do
     local id, job = one[1], one[2]
     told[nth] = id
-    if completed(id) then
+    local outcome = fate_of(id)
+    if is_final(outcome) then
       -- Whoever gave the answer died before the ack, and perhaps before it told it.
       done[#done + 1], done_jobs[#done_jobs + 1] = id, job
-      owe(id, job, 'completed')
+      owe(id, job, outcome)
     else
       record_crash(job)
       job.t = nil
@@ -608,7 +618,7 @@ local function tally()
   local answered = redis.call('ZRANGE', key('answered'), '-inf', now, 'BYSCORE')
   local n_done = 0
   for _, id in ipairs(answered) do
-    if completed(id) then n_done = n_done + 1 end
+    if has_ended(id) then n_done = n_done + 1 end
   end
   local late = count('deadlines', '-inf', now) + #answered
   local lapsed = redis.call('ZRANGE', key('leased'), '-inf', now, 'BYSCORE')
@@ -617,7 +627,7 @@ local function tally()
   for nth, job in ipairs(jobs) do
     if not expired(job) then
       alive[#alive + 1] = job
-    elseif not completed(lapsed[nth]) then
+    elseif not has_ended(lapsed[nth]) then
       dead = dead + 1
     end
   end

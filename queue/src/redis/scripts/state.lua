@@ -20,6 +20,6 @@ if job.w == 'L' and not redis.call('ZSCORE', key('line'), id) then
   end
   return 'running'
 end
-if expired(job) then return completed(id) and 'done' or 'dead' end
+if expired(job) then return has_ended(id) and 'done' or 'dead' end
 if (job.w == 'D' or job.w == 'X') and job.u > now then return 'delayed' end
 return 'waiting'
