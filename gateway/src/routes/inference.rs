@@ -63,9 +63,6 @@ pub(super) async fn answer(
         openai::read(route, &body, &bounds)?;
     drop(body);
     let name = visit.name_or_only(name)?;
-    if stream && bodies.len() > 1 {
-        return Err(Refusal::wrong("stream", "stream is for one input at a time; send each alone"));
-    }
     let model = visit.enter(&name)?;
     let now = visit.site.parts.clock.now();
     let mut envelope = Envelope::read(&visit.headers, visit.key.as_deref(), now)?;
