@@ -323,7 +323,7 @@ mod tests {
     fn notes_that_are_not_heard_wait_at_the_broker() {
         let server = RabbitMq::shared().unwrap();
         block_on(async {
-            let queue = opened("slow-ear", &server).await;
+            let queue = opened("slow-ear", server).await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             let (_channel, consumer) = listen(core, &session).await.unwrap();
@@ -342,7 +342,7 @@ mod tests {
     fn notes_that_are_heard_make_room_for_others() {
         let server = RabbitMq::shared().unwrap();
         block_on(async {
-            let queue = opened("quick-ear", &server).await;
+            let queue = opened("quick-ear", server).await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);
