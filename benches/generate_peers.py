@@ -47,8 +47,15 @@ def load(directory, threads, device):
         "version": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
     }
-    peers = {"f32": peer(torch.float32), "bf16": peer(torch.bfloat16)}
-    return peers, dict.fromkeys(peers, said)
+    peers, saids = {}, {}
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        try:
+            peers[name], saids[name] = peer(dtype), said
+        except torch.cuda.OutOfMemoryError as error:
+            # The other one, or ours, may have room all the same.
+            saids[name] = {"missing": f"no room for its weights in {name}: {error}"}
+            torch.cuda.empty_cache()
+    return peers, saids
 
 
 def start(ask):

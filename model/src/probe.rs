@@ -60,6 +60,29 @@ impl Probe {
         Ok(())
     }
 
+    /// Holds the tokens that a device chose against logits of the same texts: each is the likeliest, or
+    /// as likely as rounding can tell.
+    ///
+    /// # Errors
+    /// When one is not, or there is none.
+    pub(crate) fn check_chosen(
+        &self,
+        logits: &[Vec<f32>],
+        chosen: &[Option<u32>],
+    ) -> Result<(), InferError> {
+        let is_likeliest = |(logits, token): (&Vec<f32>, &Option<u32>)| {
+            let largest = logits.iter().fold(1.0, |largest: f32, x| largest.max(x.abs()));
+            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let found = token.and_then(|token| logits.get(token as usize));
+            found.is_some_and(|logit| most - logit <= self.tolerance * largest)
+        };
+        let are_likeliest = logits.iter().zip(chosen).all(is_likeliest);
+        if logits.len() != chosen.len() || !are_likeliest {
+            return Err(self.failed("the token that it chooses is not the likeliest"));
+        }
+        Ok(())
+    }
+
     /// The numbers of each job of a batch.
     fn numbers<M: Model>(
         &self,
@@ -99,6 +122,17 @@ impl Probe {
 mod tests {
     use super::*;
     use crate::{InferErrorKind, ItemError};
+
+    #[test]
+    fn a_token_that_is_not_the_likeliest_fails() {
+        let probe = Probe { device: "gpu in f16".into(), tolerance: 1e-3 };
+        let logits = [vec![1.0, 9.0, 8.995, -20.0], vec![0.0, -1.0, 0.0, 0.0]];
+        let check = |chosen: &[Option<u32>]| probe.check_chosen(&logits, chosen).is_ok();
+        assert!(check(&[Some(1), Some(0)]) && check(&[Some(2), Some(3)]));
+        for chosen in [&[Some(0), Some(0)][..], &[Some(1), None], &[Some(4), Some(0)], &[Some(1)]] {
+            assert!(!check(chosen), "{chosen:?}");
+        }
+    }
 
     /// A device with a way of its own to be wrong.
     struct Faulty(fn(f32, usize) -> f32);

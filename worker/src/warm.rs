@@ -77,7 +77,9 @@ pub fn warm(args: &WarmArgs, tell: &mut dyn FnMut(&WarmedShape)) -> anyhow::Resu
     let load_s = start.elapsed().as_secs_f64();
     let mut shapes = Vec::new();
     for shape in warmer.shapes(args.max_items.get(), args.max_cost.get()) {
-        let [first, again] = [time(&mut warmer, shape)?, time(&mut warmer, shape)?];
+        let max_items = args.max_items.get();
+        let [first, again] =
+            [time(&mut warmer, shape, max_items)?, time(&mut warmer, shape, max_items)?];
         let Shape { rows, tokens, seen } = shape;
         let (first_s, again_s) = (first.as_secs_f64(), again.as_secs_f64());
         let warmed = WarmedShape { rows, tokens, seen, first_s, again_s };
@@ -143,19 +145,20 @@ impl Warmer {
         }
     }
 
-    fn run(&mut self, Shape { rows, tokens, seen }: Shape) -> Result<(), InferError> {
+    fn run(&mut self, shape: Shape, max_items: usize) -> Result<(), InferError> {
+        let Shape { rows, tokens, seen } = shape;
         match self {
             Self::Texts(warmer) => warmer.run(bert::Shape { rows, length: tokens }),
             Self::Generator(warmer) => {
-                warmer.run(causal::GroupShape { rows, tokens, length: seen })
+                warmer.run(causal::GroupShape { rows, tokens, length: seen }, max_items)
             }
         }
     }
 }
 
-fn time(warmer: &mut Warmer, shape: Shape) -> anyhow::Result<Duration> {
+fn time(warmer: &mut Warmer, shape: Shape, max_items: usize) -> anyhow::Result<Duration> {
     let start = Instant::now();
-    let ran = warmer.run(shape);
+    let ran = warmer.run(shape, max_items);
     ran.with_context(|| format!("{} texts of {} tokens", shape.rows, shape.tokens))?;
     Ok(start.elapsed())
 }

@@ -144,6 +144,15 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let mut generator =
         Generator::load(&dir, choice)?.with_cache_bytes(args.kv_memory.get()).with_prefixes(false);
     generator.warm_up()?;
+    if args.shared > 0 {
+        generator = generator.with_prefixes(true);
+        ensure!(
+            generator.keeps_prefixes(),
+            "--shared: {} keeps nothing that prompts have in common; use --device cpu",
+            generator.device()
+        );
+        generator = generator.with_prefixes(false);
+    }
     let torch = if choice.keeps_kernels() { choice.to_string() } else { "cpu".to_owned() };
     let ask = json!({"model": dir, "threads": threads, "device": torch});
     let mut peers = Peers::load(&args.python, &SCRIPT, &ask)?;
@@ -157,16 +166,17 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let device = generator.device().to_owned();
     let mut told = object(&rows, threads, (&device, &said));
     let shared = match args.shared {
-        0 => None,
+        0 => Ok(None),
         _ => {
             let most = sequences(args, choice).into_iter().max().unwrap_or(1);
-            Some(shared::compare(generator, args, most, vocabulary(&dir)?)?)
+            shared::compare(generator, args, most, vocabulary(&dir)?).map(Some)
         }
     };
-    told["shared"] = json!(shared);
+    // The rows are told whatever became of it.
+    told["shared"] = json!(shared.as_ref().ok());
     report::print(json, &table(&rows), &told)?;
     tell(threads, &device, &said);
-    if let Some(shared) = &shared {
+    if let Some(shared) = shared? {
         report::progress(shared);
     }
     // Rounded to halves, random weights answer something else early on.

@@ -56,6 +56,7 @@ impl Body {
         reader: &Reader,
         opened: &Opened,
     ) -> Result<Self, LoadError> {
+        opened.tell();
         let probe = Probe { device: opened.full_name(), tolerance: opened.tolerance() };
         #[cfg(feature = "cuda")]
         if let Some(card) = &opened.card {

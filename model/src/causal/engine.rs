@@ -3,10 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use rayon::prelude::*;
-
 use super::forward::{Feed, Forward};
-use super::growing::{Growing, Kept};
+use super::growing::{self, Growing, Kept, Past};
 use super::pace::{Pace, Read};
 use super::reuse::Reuse;
 use super::turn::{Ended, Sequence, Turn};
@@ -65,6 +63,7 @@ struct Seen {
     since: u64,
     /// The last turn.
     turn: u64,
+    past: Past,
 }
 
 /// What becomes of a sequence of the batch.
@@ -101,13 +100,17 @@ impl<F: Forward> Engine<F> {
         let bytes = |n_tokens| self.forward.cache_bytes(n_tokens);
         let positions = plan::most_tokens(positions, cache_bytes, bytes);
         if limits.keeps_prefixes != self.limits.keeps_prefixes {
-            self.reuse = Reuse::new(&self.forward, limits.keeps_prefixes);
+            self.reuse.want(&self.forward, limits.keeps_prefixes);
         }
         self.limits = Limits { positions, ..limits };
     }
 
     pub(super) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    pub(super) fn keeps_prefixes(&self) -> bool {
+        self.reuse.is_on()
     }
 
     /// Lets sequences grow until the turn is over, after at least one pass. `clock` says how long it has
@@ -193,7 +196,8 @@ impl<F: Forward> Engine<F> {
     /// Notes that these are there in this turn, in their order.
     fn note(&mut self, batch: &[Sequence]) {
         for sequence in batch {
-            let seen = Seen { since: self.n_seen, turn: self.n_turns };
+            let past = Past::default();
+            let seen = Seen { since: self.n_seen, turn: self.n_turns, past };
             self.seen.entry(sequence.key).or_insert(seen).turn = self.n_turns;
             self.n_seen += 1;
         }
@@ -260,7 +264,8 @@ impl<F: Forward> Engine<F> {
         kept: Option<Kept<F::Cache>>,
     ) -> Growing<'a, F::Cache> {
         let kept = kept.filter(|kept| kept.goes_on(&sequence.tokens));
-        let kept = kept.unwrap_or_else(|| Kept::new(self.forward.cache()));
+        let past = self.seen.get(&sequence.key).map(|seen| seen.past).unwrap_or_default();
+        let kept = kept.unwrap_or_else(|| Kept::new(self.forward.cache(), past));
         let mut growing = Growing::new(sequence, kept);
         self.reuse.give(&mut self.forward, &mut growing);
         growing
@@ -310,44 +315,38 @@ impl<F: Forward> Engine<F> {
             let (cache, tokens) = one.read(*share);
             feeds.push(Feed { cache, tokens, wants });
         }
-        if all_plain {
-            let chosen = self.forward.likeliest(&mut feeds)?;
-            self.take_all(growing, chosen);
-            return Ok(Read { n_rows, n_prompt });
-        }
-        let mut logits = self.forward.forward(&mut feeds)?;
-        let mut wanted = Vec::from_iter(growing.iter_mut().filter(|one| one.n_unread() == 0));
-        wanted.iter_mut().for_each(|one| one.count());
-        let rows = logits.chunks_exact_mut(self.limits.vocabulary);
-        if rows.len() < wanted.len() {
+        let n_wanted = feeds.iter().filter(|feed| feed.wants).count();
+        let chosen = if all_plain {
+            self.forward.likeliest(&mut feeds, self.limits.vocabulary)?
+        } else {
+            let logits = self.forward.forward(&mut feeds)?;
+            growing::choose(growing, logits, self.limits.vocabulary)
+        };
+        if chosen.len() != n_wanted {
             return Err(InferError::Device("the logits of a sequence did not come back".into()));
         }
-        // What a cache is made of may stay on this thread; the choice is of the rows alone.
-        let asked = wanted.iter().map(|one| {
-            let n_generated = one.n_tokens().saturating_sub(one.of.n_prompt);
-            (&one.of.sampling, &one.kept.counts, n_generated)
-        });
-        let rows: Vec<_> = rows.zip(asked).collect();
-        let choose = |(logits, (sampling, counts, n_generated)): (&mut [f32], (_, _, usize))| {
-            let is_sound = logits.iter().all(|x| x.is_finite());
-            is_sound.then(|| sampler::choose(logits, sampling, counts, n_generated))
-        };
-        let chosen: Vec<Option<u32>> = rows.into_par_iter().map(choose).collect();
         self.take_all(growing, chosen);
         Ok(Read { n_rows, n_prompt })
     }
 
-    /// Keeps what was read for others, and gives who has read all it has the token chosen for it.
+    /// Gives who has read all it has the token chosen for it, and keeps what was read for others,
+    /// unless the logits behind it are spoilt: so may be what they were made of.
     fn take_all(
         &mut self,
         growing: &mut [&mut Growing<'_, F::Cache>],
         chosen: impl IntoIterator<Item = Option<u32>>,
     ) {
+        let mut chosen = chosen.into_iter();
         for one in growing.iter_mut() {
-            self.reuse.keep(&mut self.forward, one);
-        }
-        let wanted = growing.iter_mut().filter(|one| one.n_unread() == 0);
-        for (one, token) in wanted.zip(chosen) {
+            if one.n_unread() > 0 {
+                self.reuse.keep(&mut self.forward, one);
+                continue;
+            }
+            let token = chosen.next().flatten();
+            match token {
+                Some(_) => self.reuse.keep(&mut self.forward, one),
+                None => self.reuse.take_back(one),
+            }
             one.take(token, self.limits.positions);
         }
     }
@@ -373,6 +372,9 @@ impl<F: Forward> Engine<F> {
         };
         let ended = end.transpose()?;
         let (n_read, n_reused) = (kept.read.len(), kept.n_reused);
+        if let Some(seen) = self.seen.get_mut(&of.key) {
+            seen.past = kept.past();
+        }
         if ended.is_none() {
             self.kept.insert(of.key, kept);
         }

@@ -32,6 +32,10 @@ struct Fake {
     /// Tokens that each pass read.
     reads: Rc<RefCell<Vec<usize>>>,
     fails: bool,
+    /// The next pass spoils what it writes.
+    spoils: bool,
+    /// No pass says anything of its last feed.
+    loses: bool,
 }
 
 struct FakeCache {
@@ -45,6 +49,7 @@ struct FakeBlock {
     /// All tokens of the text up to its end.
     tokens: RefCell<Vec<u32>>,
     n: Cell<usize>,
+    is_spoilt: Cell<bool>,
     n_held: Rc<Cell<usize>>,
 }
 
@@ -58,7 +63,8 @@ impl FakeCache {
     fn read(&mut self, token: u32) {
         if self.tokens.len().is_multiple_of(BLOCK) {
             let (tokens, n_held) = (RefCell::new(self.tokens.clone()), Rc::clone(&self.n_held));
-            self.blocks.push(Rc::new(FakeBlock { tokens, n: Cell::new(0), n_held }));
+            let (n, is_spoilt) = (Cell::new(0), Cell::new(false));
+            self.blocks.push(Rc::new(FakeBlock { tokens, n, is_spoilt, n_held }));
         }
         self.tokens.push(token);
         let block = self.blocks.last().unwrap();
@@ -129,13 +135,22 @@ impl Forward for Fake {
             return Err(InferError::OutOfMemory("no room".into()));
         }
         let mut rows = Vec::new();
+        let spoils = std::mem::take(&mut self.spoils);
         self.reads.borrow_mut().push(feeds.iter().map(|feed| feed.tokens.len()).sum());
         for feed in feeds {
             assert!(!feed.tokens.is_empty());
             feed.tokens.iter().for_each(|token| feed.cache.read(*token));
+            let blocks = &feed.cache.blocks;
+            let last = &blocks.last().unwrap().is_spoilt;
+            last.set(last.get() || spoils);
             if feed.wants {
-                rows.extend(logits(&feed.cache.tokens));
+                let is_spoilt = blocks.iter().any(|block| block.is_spoilt.get());
+                let text = if is_spoilt { &[POISON][..] } else { &feed.cache.tokens };
+                rows.extend(logits(text));
             }
+        }
+        if self.loses {
+            rows.truncate(rows.len().saturating_sub(VOCABULARY));
         }
         self.most_held = self.most_held.max(self.n_held.get());
         Ok(rows)
@@ -152,8 +167,13 @@ fn engine(positions: usize, pass_tokens: usize, n_kept: usize) -> Engine<Fake> {
         keeps_prefixes: true,
     };
     let mut engine = Engine::new(Fake::default(), limits);
-    // One that takes no time.
-    engine.pace.learn(Read { n_rows: 0, n_prompt: 1 }, Duration::ZERO);
+    // One that takes no time, which it knows.
+    for n_rows in 0..16 {
+        while engine.pace.prompt_tokens(n_rows, pass_tokens) < pass_tokens {
+            let n_prompt = engine.pace.prompt_tokens(n_rows, pass_tokens);
+            engine.pace.learn(Read { n_rows, n_prompt }, Duration::ZERO);
+        }
+    }
     engine
 }
 
@@ -305,8 +325,8 @@ fn a_turn_that_was_lost_is_made_again_with_the_same_tokens() {
     for n_passes in [1, 1, 7] {
         let lost = turn(&mut engine, &[one.clone()], n_passes).remove(0);
         let found = turn(&mut engine, &[one.clone()], n_passes).remove(0);
-        // What it has read itself may be there.
-        assert_eq!(Turn { n_reused: lost.n_reused, ..found.clone() }, lost);
+        // What it finds again of what it has read itself is not another's.
+        assert_eq!(found, lost);
         one.tokens.extend(&found.tokens);
     }
 }
@@ -402,6 +422,63 @@ fn what_was_read_once_is_read_no_more_where_another_begins_alike() {
 }
 
 #[test]
+fn what_a_sequence_finds_again_of_its_own_is_not_another_s() {
+    let mut engine = engine(1000, 8, 1000);
+    answered(&mut engine, &[sequence(1, &[1; 9], 1)]);
+    let text = [[1; 8], [2; 8], [3; 8]].concat();
+    let one = Sequence { ends: Arc::from([]), ..sequence(2, &text, 5) };
+    let found = turn(&mut engine, &[one.clone()], 1);
+    assert_eq!((found[0].n_read, found[0].n_reused), (16, 8));
+    engine.kept.clear();
+    // Another reads further meanwhile: that is another's again.
+    answered(&mut engine, &[sequence(3, &[&text[..20], &[5]].concat(), 1)]);
+    let found = turn(&mut engine, &[one], 1);
+    assert_eq!((found[0].n_read, found[0].n_reused), (24, 12));
+}
+
+#[test]
+fn what_was_spoilt_once_is_not_kept_for_others() {
+    for pass_tokens in [64, 8, 4] {
+        let mut engine = engine(1000, pass_tokens, 1000);
+        let text = [[1; 8], [2; 8]].concat();
+        let one = |key| Sequence { ends: Arc::from([]), ..sequence(key, &text, 9) };
+        engine.forward.spoils = true;
+        let found = engine.turn(&[one(1)], &mut after(usize::MAX)).unwrap();
+        let error = found[0].as_ref().unwrap_err().to_string();
+        assert!(error.contains("not finite"), "{error}");
+        assert_eq!(answered(&mut engine, &[one(2)])[0].n_reused, 0);
+        // What is sound is had in common as before.
+        assert_eq!(answered(&mut engine, &[one(3)])[0].n_reused, 12);
+    }
+}
+
+#[test]
+fn what_is_turned_off_and_on_again_while_sequences_grow_gives_nobody_anothers_text() {
+    let mut engine = engine(1000, 64, 1000);
+    let mut first = Sequence { ends: Arc::from([]), ..sequence(1, &[1, 2, 3, 4, 5], 40) };
+    first.tokens.extend(&turn(&mut engine, &[first.clone()], 1)[0].tokens);
+    for keeps_prefixes in [false, true] {
+        engine.bound(Limits { keeps_prefixes, ..engine.limits });
+    }
+    answered(&mut engine, &[sequence(2, &[5, 6, 7, 8, 9], 1)]);
+    first.tokens.extend(&turn(&mut engine, &[first.clone()], 7)[0].tokens);
+    let other = [&[5, 6, 7, 8], &first.tokens[4..9]].concat();
+    assert_eq!(answered(&mut engine, &[sequence(3, &other, 1)])[0].n_reused, 4);
+}
+
+#[test]
+fn logits_that_do_not_come_back_are_an_error_of_the_device() {
+    for temperature in [0.0, 1.0] {
+        let mut engine = engine(1000, 64, 1000);
+        let sampling = Sampling { temperature, ..Sampling::default() };
+        let batch = [1, 2].map(|key| Sequence { sampling, ..sequence(key, &[key as u32; 3], 9) });
+        engine.forward.loses = true;
+        let error = engine.turn(&batch, &mut after(1)).unwrap_err();
+        assert!(error.to_string().contains("did not come back"), "{error}");
+    }
+}
+
+#[test]
 fn an_answer_is_known_to_the_next_turn_of_its_conversation() {
     let mut engine = engine(1000, 64, 1000);
     let first = Sequence { ends: Arc::from([]), ..sequence(1, &[1, 2, 3], 10) };
@@ -453,12 +530,12 @@ fn a_slow_device_reads_a_prompt_in_small_pieces() {
     let mut engine = engine(1000, 256, 1000);
     engine.pace = Pace::default();
     engine.bound(Limits { turn: Duration::MAX, ..engine.limits });
-    let long = Sequence { ends: Arc::from([]), ..sequence(1, &[1; 300], 9) };
+    let long = Sequence { ends: Arc::from([]), ..sequence(1, &[1; 200], 9) };
     // A tenth of a second for a token.
     let reads = Rc::clone(&engine.forward.reads);
     let mut clock = || Duration::from_millis(100) * reads.borrow().iter().sum::<usize>() as u32;
     engine.turn(&[long], &mut clock).unwrap();
-    let expected = [&[16][..], &[8; 35], &[4], &[1; 8]].concat();
+    let expected = [&[8, 16][..], &[8; 22], &[1; 8]].concat();
     assert_eq!(*reads.borrow(), expected);
 }
 

@@ -51,11 +51,10 @@ pub(crate) trait Forward {
     fn likeliest(
         &mut self,
         feeds: &mut [Feed<'_, Self::Cache>],
+        vocabulary: usize,
     ) -> Result<Vec<Option<u32>>, InferError> {
-        let n_wanted = feeds.iter().filter(|feed| feed.wants).count();
         let logits = self.forward(feeds)?;
-        let vocabulary = logits.len().checked_div(n_wanted).unwrap_or(1).max(1);
-        Ok(logits.par_chunks(vocabulary).map(sampler::likeliest_sound).collect())
+        Ok(logits.par_chunks_exact(vocabulary).map(sampler::likeliest_sound).collect())
     }
 }
 

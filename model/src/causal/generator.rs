@@ -116,6 +116,15 @@ impl Generator {
         self
     }
 
+    /// Whether what a sequence has read is kept for others that begin alike: where that is wanted and
+    /// the device can.
+    pub fn keeps_prefixes(&self) -> bool {
+        match &self.way {
+            Way::Packed(engine) => engine.keeps_prefixes(),
+            Way::Graph(engine) => engine.keeps_prefixes(),
+        }
+    }
+
     /// Reads at most so many tokens of prompts in a pass.
     #[must_use]
     pub fn with_pass_tokens(mut self, n_tokens: NonZeroUsize) -> Self {
@@ -139,8 +148,9 @@ impl Generator {
     /// for what happens once, and no job gets what a broken device makes.
     ///
     /// # Errors
-    /// When there is no room for their keys and values, when the device does not read them, when their numbers are not finite, or when those of a text
-    /// are others alone than beside others.
+    /// When there is no room for their keys and values, when the device does not read them, when their
+    /// numbers are not finite, when those of a text are others alone than beside others, or when the
+    /// token that the device chooses is not the likeliest.
     pub fn warm_up(&mut self) -> Result<(), InferError> {
         let Limits { vocabulary, positions, cache_bytes, .. } = self.way.limits();
         let least = room::least_tokens(self.positions);
@@ -194,20 +204,28 @@ fn warm_up<F: Forward>(
         let feed = Feed { cache: &mut cache, tokens: text, wants: true };
         alone.push(forward.forward(&mut [feed])?);
     }
-    let mut caches = [forward.cache(), forward.cache()];
-    let mut together = Vec::new();
-    // All but the last token, and then the last of both side by side.
-    for wants in [false, true] {
-        let cut = |text: &Vec<u32>| text.len() - 1;
-        let tokens =
-            texts.iter().map(|text| if wants { &text[cut(text)..] } else { &text[..cut(text)] });
-        let feeds = caches.iter_mut().zip(tokens).filter(|(_, tokens)| !tokens.is_empty());
-        let mut feeds: Vec<_> =
-            feeds.map(|(cache, tokens)| Feed { cache, tokens, wants }).collect();
-        together = forward.forward(&mut feeds)?;
+    let (mut together, mut chosen) = (Vec::new(), Vec::new());
+    // The same twice, for most answers get their tokens without their logits.
+    for chooses in [false, true] {
+        let mut caches = [forward.cache(), forward.cache()];
+        // All but the last token, and then the last of both side by side.
+        for wants in [false, true] {
+            let cut = |text: &Vec<u32>| text.len() - 1;
+            let tokens = texts
+                .iter()
+                .map(|text| if wants { &text[cut(text)..] } else { &text[..cut(text)] });
+            let feeds = caches.iter_mut().zip(tokens).filter(|(_, tokens)| !tokens.is_empty());
+            let mut feeds: Vec<_> =
+                feeds.map(|(cache, tokens)| Feed { cache, tokens, wants }).collect();
+            match chooses {
+                false => together = forward.forward(&mut feeds)?,
+                true => chosen = forward.likeliest(&mut feeds, vocabulary)?,
+            }
+        }
     }
     let together: Vec<Vec<f32>> = together.chunks(vocabulary).map(<[f32]>::to_vec).collect();
-    probe.compare(&alone, &together)
+    probe.compare(&alone, &together)?;
+    probe.check_chosen(&together, &chosen)
 }
 
 impl Model for Generator {

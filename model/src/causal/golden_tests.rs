@@ -181,6 +181,7 @@ fn the_likeliest_is_found_where_the_logits_are_as_it_is_found_here() {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let mut graph = graph("tiny-llama", Some(dtype));
         graph.spoil(5);
+        let vocabulary = Source::open(&data("tiny-llama")).unwrap().config.vocabulary;
         let texts = [&[9, 8, 7][..], &[5], &[3; 40], &[1, 2], &[6]];
         let wants = |n: usize| n != 3;
         let mut run = |is_whole: bool| {
@@ -189,7 +190,7 @@ fn the_likeliest_is_found_where_the_logits_are_as_it_is_found_here() {
             let feed = |(n, (cache, tokens))| Feed { cache, tokens, wants: wants(n) };
             let mut feeds: Vec<_> = feeds.map(feed).collect();
             if !is_whole {
-                return graph.likeliest(&mut feeds).unwrap();
+                return graph.likeliest(&mut feeds, vocabulary).unwrap();
             }
             let logits = graph.forward(&mut feeds).unwrap();
             logits.chunks(logits.len() / 4).map(sampler::likeliest_sound).collect()

@@ -8,15 +8,16 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::config::Config;
 use super::forward::{Feed, Forward};
-use super::groups::{GroupShape, groups};
+use super::groups::{Group, GroupShape, Piece, groups};
 use super::inputs::{Angles, Pass, Seen};
+use super::likeliest::{likeliest, read};
 use super::pool::{self, Cache, Pool, Tables};
 use super::weights::{Dense, Layer, Reader};
-use crate::device::{Opened, Upload, failure, guarded};
+use crate::device::{Opened, Upload, guarded};
 use crate::{Dtype, InferError, LoadError};
 
 /// A model's weights on the device, with the keys and values of its sequences.
@@ -114,19 +115,51 @@ impl Graph {
         self.words = words.select_assign(0, at, row, burn::tensor::IndexingUpdateOp::Assign);
     }
 
-    /// Runs a pass of this shape alone, whose keys and values are nobody's.
-    pub(crate) fn warm_shape(&mut self, shape: GroupShape) -> Result<(), InferError> {
-        let GroupShape { rows, tokens, length } = shape;
-        let hollow = |_| self.pool.hollow(length - tokens, tokens);
-        let mut caches: Vec<Cache> = (0..rows).map(hollow).collect();
-        let tokens = vec![0; tokens];
-        let feed = |cache| Feed { cache, tokens: &tokens, wants: true };
-        let mut feeds: Vec<Feed<'_, Cache>> = caches.iter_mut().map(feed).collect();
-        self.likeliest(&mut feeds).map(drop)
+    /// Runs a pass of this shape alone, of so many tokens at most and so many that are chosen, whose
+    /// keys and values are nobody's.
+    pub(crate) fn warm_shape(
+        &mut self,
+        shape: GroupShape,
+        n_tokens: usize,
+        n_chosen: usize,
+    ) -> Result<(), InferError> {
+        let group = Group::full(shape, n_tokens);
+        let tokens = vec![0; shape.tokens];
+        let caches = group
+            .pieces
+            .iter()
+            .map(|piece| self.pool.hollow(piece.n_seen - piece.n_tokens, piece.n_tokens));
+        let mut caches: Vec<Cache> = caches.collect();
+        let feeds = caches.iter_mut().zip(&group.pieces);
+        let feed = |(cache, piece): (_, &Piece)| {
+            let wants = piece.feed < n_chosen;
+            Feed { cache, tokens: &tokens[..piece.n_tokens], wants }
+        };
+        let mut feeds: Vec<Feed<'_, Cache>> = feeds.map(feed).collect();
+        self.choose(&mut feeds, &[group]).map(drop)
+    }
+
+    /// Reads the tokens in these groups: the likeliest behind each feed that wants it.
+    fn choose(
+        &mut self,
+        feeds: &mut [Feed<'_, Cache>],
+        groups: &[Group],
+    ) -> Result<Vec<Option<u32>>, InferError> {
+        self.attempt(|graph| {
+            let Some((n, logits)) = graph.run(feeds, groups) else { return Ok(Vec::new()) };
+            let tokens: Vec<i32> = read(likeliest(logits, &graph.device).try_into_data())?;
+            let none = graph.config.vocabulary as i32;
+            let tokens = tokens.into_iter().take(n);
+            Ok(tokens.map(|token| (token != none).then_some(token.cast_unsigned())).collect())
+        })
     }
 
     /// Reads the tokens: how many logits are wanted, and those, filled up to a size.
-    fn run(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Option<(usize, Tensor<2>)> {
+    fn run(
+        &mut self,
+        feeds: &mut [Feed<'_, Cache>],
+        groups: &[Group],
+    ) -> Option<(usize, Tensor<2>)> {
         let mut n_positions = 0;
         for feed in feeds.iter_mut() {
             let n_tokens = feed.cache.n_read + feed.tokens.len();
@@ -134,8 +167,7 @@ impl Graph {
             n_positions = n_positions.max(n_tokens);
         }
         self.angles.reserve(n_positions, &self.device);
-        let sizes: Vec<_> = feeds.iter().map(|it| (it.cache.n_read, it.tokens.len())).collect();
-        let pass = Pass::new(feeds, &groups(&sizes), &self.angles, &self.device);
+        let pass = Pass::new(feeds, groups, &self.angles, &self.device);
         let mut x = self.words.clone().select(0, pass.tokens.clone()).cast(DType::F32);
         for n in 0..self.layers.len() {
             x = self.layer(n, x, &pass);
@@ -264,7 +296,9 @@ impl Forward for Graph {
 
     fn forward(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<f32>, InferError> {
         self.attempt(|graph| {
-            let Some((n, logits)) = graph.run(feeds) else { return Ok(Vec::new()) };
+            let Some((n, logits)) = graph.run(feeds, &grouped(feeds)) else {
+                return Ok(Vec::new());
+            };
             // They cross over as they were computed, mostly in half the bytes of f32.
             let mut logits = read(logits.try_into_data())?;
             logits.truncate(n * graph.config.vocabulary);
@@ -272,35 +306,18 @@ impl Forward for Graph {
         })
     }
 
-    fn likeliest(&mut self, feeds: &mut [Feed<'_, Cache>]) -> Result<Vec<Option<u32>>, InferError> {
-        self.attempt(|graph| {
-            let Some((n, logits)) = graph.run(feeds) else { return Ok(Vec::new()) };
-            let tokens: Vec<i32> = read(likeliest(logits, &graph.device).try_into_data())?;
-            let none = graph.config.vocabulary as i32;
-            let tokens = tokens.into_iter().take(n);
-            Ok(tokens.map(|token| (token != none).then_some(token.cast_unsigned())).collect())
-        })
+    fn likeliest(
+        &mut self,
+        feeds: &mut [Feed<'_, Cache>],
+        _: usize,
+    ) -> Result<Vec<Option<u32>>, InferError> {
+        self.choose(feeds, &grouped(feeds))
     }
 }
 
-/// The first of the largest of each row of logits; of a row that is spoilt, their number.
-fn likeliest(logits: Tensor<2>, device: &Device) -> Tensor<2, Int> {
-    let [rows, n] = logits.dims();
-    let logits = logits.cast(DType::F32);
-    let is_spoilt = logits.clone().is_finite().bool_not().any_dim(1);
-    let is_less = logits.clone().max_dim(1).greater(logits);
-    let tokens = Tensor::<1, Int>::arange(0..n as i64, (device, DType::I32));
-    let tokens = tokens.reshape([1, n]).expand([rows, n]);
-    tokens.mask_fill(is_less, n as i32).min_dim(1).mask_fill(is_spoilt, n as i32)
-}
-
-/// What has come from the device.
-fn read<E: Element>(
-    data: Result<TensorData, impl std::fmt::Display>,
-) -> Result<Vec<E>, InferError> {
-    let data = data.map_err(|error| failure(&error.to_string()))?;
-    let values = data.convert::<E>().try_into_vec::<E>();
-    values.map_err(|error| InferError::Device(format!("read back: {error}")))
+/// The tokens of feeds, as they attend side by side.
+fn grouped(feeds: &[Feed<'_, Cache>]) -> Vec<Group> {
+    groups(&Vec::from_iter(feeds.iter().map(|it| (it.cache.n_read, it.tokens.len()))))
 }
 
 /// A pass that leaves no tables behind where it does not come to its end.
@@ -367,27 +384,5 @@ impl Blocks<'_> {
             gate_up: self.linear(layer.gate_up),
             down: self.linear(layer.down),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_equals_the_first_is_the_likeliest_and_a_spoilt_row_has_none() {
-        let (device, x) = (Device::flex(), f32::NAN);
-        let rows = [
-            [1.0, 3.0, 3.0, 2.0],
-            [-5.0, -2.0, -9.0, -2.0],
-            [f32::MIN; 4],
-            [-0.0, 0.0, 0.0, -1.0],
-            [1.0, x, 3.0, 2.0],
-            [f32::INFINITY, 0.0, 0.0, 0.0],
-            [0.0, f32::NEG_INFINITY, 0.0, 0.0],
-        ];
-        let found = likeliest(Tensor::from_data(rows, &device), &device);
-        let found: Vec<i32> = read(found.try_into_data()).unwrap();
-        assert_eq!(found, [1, 1, 0, 0, 4, 4, 4]);
     }
 }

@@ -158,12 +158,17 @@ pub(super) fn all_shapes(n_growing: usize, n_tokens: usize, positions: usize) ->
         steps(1).map(|n| n * BLOCK).take_while(|length| *length <= longest).collect();
     let mut shapes = Vec::new();
     let of_prompts = steps(SHORTEST).take_while(|tokens| *tokens <= PIECE);
+    let of_prompts = of_prompts.filter(|tokens| least_tokens(*tokens) <= n_tokens);
     for tokens in std::iter::once(1).chain(of_prompts) {
-        // Two tokens are a piece already, and a group is padded to the longest of its pieces; a single
-        // one is what is left of more than the shortest.
-        let of_prompts = if tokens == 1 { n_tokens / (SHORTEST + 1) } else { n_tokens / 2 };
+        // Two tokens are a piece already, beside one of as many as it takes; a single one is what is
+        // left of more than the shortest, or of what a pass reads.
+        let of_prompts = match tokens {
+            1 => n_tokens / (SHORTEST + 1) + n_tokens.min(1),
+            _ => 1 + (n_tokens - least_tokens(tokens)).div_ceil(2),
+        };
         let most = n_growing + of_prompts;
-        for length in lengths.iter().copied().filter(|length| *length >= tokens) {
+        let runs = |length: &usize| tokens <= SHORTEST || tokens * length <= SCORES;
+        for length in lengths.iter().copied().filter(|length| *length >= tokens).filter(runs) {
             let is_bound = |rows: &usize| *rows <= round_up(most_rows(tokens, length).min(most));
             let rows = steps(1).take_while(is_bound);
             shapes.extend(rows.map(|rows| GroupShape { rows, tokens, length }));
@@ -171,6 +176,32 @@ pub(super) fn all_shapes(n_growing: usize, n_tokens: usize, positions: usize) ->
     }
     shapes.sort_by_key(|shape| (shape.rows * shape.tokens * shape.length, *shape));
     shapes
+}
+
+/// The fewest tokens of a piece that is padded to so many.
+fn least_tokens(tokens: usize) -> usize {
+    match tokens {
+        1 => 1,
+        SHORTEST => 2,
+        _ => round_down(tokens - 1) + 1,
+    }
+}
+
+impl Group {
+    /// One of this shape, of feeds of a piece each that see all of its length: as full as so many
+    /// tokens make it, at least one of each.
+    pub(super) fn full(shape: GroupShape, most: usize) -> Self {
+        let GroupShape { rows, tokens, length } = shape;
+        let first = tokens.min(most.max(1));
+        let n_pieces = rows.min(most.saturating_sub(first) + 1);
+        let mut left = most.saturating_sub(first + n_pieces - 1);
+        let piece = |feed| {
+            let more = if feed == 0 { first - 1 } else { left.min(tokens - 1) };
+            left -= if feed == 0 { 0 } else { more };
+            Piece { feed, first: 0, n_tokens: 1 + more, n_seen: length }
+        };
+        Self { pieces: (0..n_pieces).map(piece).collect(), shape }
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +234,35 @@ mod tests {
         assert_eq!(shapes(&[(8000, 92)]), [(1, 96, 8192)]);
         assert_eq!(shapes(&[(60_000, 128)]), [(1, 16, 65_536); 8]);
         assert_eq!(shapes(&[(8100, 1); 64]), [(32, 1, 8192); 2]);
+    }
+
+    #[test]
+    fn what_is_warmed_up_is_no_more_than_passes_can_have() {
+        let (n_growing, n_tokens) = (64, 256);
+        let all = all_shapes(n_growing, n_tokens, 131_072);
+        let mut sizes = std::collections::BTreeSet::new();
+        for shape in &all {
+            let GroupShape { rows, tokens, length } = *shape;
+            assert!(tokens <= SHORTEST || tokens * length <= SCORES, "{shape:?}");
+            let group = Group::full(*shape, n_growing + n_tokens);
+            let n_real: usize = group.pieces.iter().map(|piece| piece.n_tokens).sum();
+            assert!(n_real <= n_growing + n_tokens, "{shape:?}: {n_real}");
+            sizes.insert(round_up(n_real));
+            assert_eq!(round_up(group.pieces.len()), rows);
+            assert_eq!(
+                group.pieces.iter().map(|piece| tokens_of(piece.n_tokens)).max(),
+                Some(tokens)
+            );
+            for piece in &group.pieces {
+                assert!(piece.n_tokens <= tokens && length_of(piece.n_seen) == length);
+            }
+        }
+        // Whatever a pass has in all, its dense layers have run with as much.
+        let steps: Vec<usize> = steps(1).take_while(|n| *n <= 384).collect();
+        assert_eq!(Vec::from_iter(sizes), steps);
+        // Of a prompt of few tokens no piece is long.
+        assert!(all_shapes(4, 0, 64).iter().all(|shape| shape.tokens == 1 && shape.rows <= 4));
+        assert!(all_shapes(4, 20, 64).iter().all(|shape| shape.tokens <= 24));
     }
 
     proptest! {

@@ -1,7 +1,9 @@
 //! A sequence while it grows, and what is kept of it between two turns.
 
+use rayon::prelude::*;
+
 use super::prefixes::Place;
-use super::sampler::Counts;
+use super::sampler::{self, Counts};
 use super::turn::{Ended, Sequence};
 use crate::ItemError;
 
@@ -20,8 +22,11 @@ pub(super) struct Kept<C> {
     pub(super) cache: C,
     /// The tokens themselves: what goes on otherwise begins anew.
     pub(super) read: Vec<u32>,
-    /// How many of them another sequence had read.
+    /// How many of its tokens another sequence had read before it did.
     pub(super) n_reused: usize,
+    /// How many it had read by itself or from another before what was kept of it was lost: what it gets
+    /// back of these is its own.
+    pub(super) n_before: usize,
     /// Whole blocks of them that are among the prefixes, and where the last of them is; without one it
     /// keeps nothing for others any more.
     pub(super) n_blocks: usize,
@@ -30,11 +35,30 @@ pub(super) struct Kept<C> {
     pub(super) counts: Counts,
 }
 
+/// What stays known of a sequence when what was kept of it is lost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Past {
+    n_read: usize,
+    n_reused: usize,
+}
+
 impl<C> Kept<C> {
-    /// Of a sequence of which nothing was read.
-    pub(super) fn new(cache: C) -> Self {
+    /// Of a sequence of which nothing was read, or all was lost.
+    pub(super) fn new(cache: C, past: Past) -> Self {
         let (place, counts) = (Some(Place::START), Counts::default());
-        Self { cache, read: Vec::new(), n_reused: 0, n_blocks: 0, place, counts }
+        let Past { n_read: n_before, n_reused } = past;
+        Self { cache, read: Vec::new(), n_reused, n_before, n_blocks: 0, place, counts }
+    }
+
+    pub(super) fn past(&self) -> Past {
+        Past { n_read: self.n_before.max(self.read.len()), n_reused: self.n_reused }
+    }
+
+    /// Reads what another has read.
+    pub(super) fn reuse(&mut self, tokens: &[u32]) {
+        let n_had = self.n_before.max(self.read.len());
+        self.read.extend_from_slice(tokens);
+        self.n_reused += self.read.len().saturating_sub(n_had);
     }
 
     /// Whether these tokens go on where it ends. There must be one left to read: behind it come the
@@ -110,4 +134,26 @@ impl<'a, C> Growing<'a, C> {
             self.end = Some(Ok(Ended::Length));
         }
     }
+}
+
+/// The next token of each that has read all it has, by the logits behind it; `None` where they are
+/// spoilt. Of those whose logits are not there nothing is said.
+pub(super) fn choose<C>(
+    growing: &mut [&mut Growing<'_, C>],
+    mut logits: Vec<f32>,
+    vocabulary: usize,
+) -> Vec<Option<u32>> {
+    let mut wanted = Vec::from_iter(growing.iter_mut().filter(|one| one.n_unread() == 0));
+    wanted.iter_mut().for_each(|one| one.count());
+    // What a cache is made of may stay on this thread; the choice is of the rows alone.
+    let asked = wanted.iter().map(|one| {
+        let n_generated = one.n_tokens().saturating_sub(one.of.n_prompt);
+        (&one.of.sampling, &one.kept.counts, n_generated)
+    });
+    let rows: Vec<_> = logits.chunks_exact_mut(vocabulary).zip(asked).collect();
+    let choose = |(logits, (sampling, counts, n_generated)): (&mut [f32], (_, _, usize))| {
+        let is_sound = logits.iter().all(|x| x.is_finite());
+        is_sound.then(|| sampler::choose(logits, sampling, counts, n_generated))
+    };
+    rows.into_par_iter().map(choose).collect()
 }

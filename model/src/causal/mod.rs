@@ -19,6 +19,8 @@ mod inputs;
 #[cfg(feature = "cpu")]
 mod letters;
 #[cfg(feature = "cpu")]
+mod likeliest;
+#[cfg(feature = "cpu")]
 mod pace;
 #[cfg(feature = "cpu")]
 mod packed;

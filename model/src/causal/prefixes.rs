@@ -90,6 +90,14 @@ impl<B> Prefixes<B> {
         }
     }
 
+    /// Forgets a text up to this place, its first block too: so nothing that is behind any of them is
+    /// found from the beginning.
+    pub(super) fn forget_text(&mut self, mut place: Place) {
+        while let Some(before) = self.remove(place) {
+            place = before;
+        }
+    }
+
     /// Takes one out, and says which was before it.
     fn remove(&mut self, place: Place) -> Option<Place> {
         let Node { before, tokens, .. } = self.nodes.remove(&place)?;
@@ -176,6 +184,27 @@ mod tests {
         assert_ne!(again, place);
         prefixes.clear();
         assert_eq!(prefixes.put(again, &[2], Rc::new(())), None);
+    }
+
+    #[test]
+    fn a_text_that_is_forgotten_is_found_no_more_nor_is_what_began_alike() {
+        let mut prefixes = Prefixes::default();
+        let other = read(&mut prefixes, &[1, 2, 3]);
+        drop(read(&mut prefixes, &[5, 6]));
+        let mut place = Place::START;
+        for token in [1, 2] {
+            place = prefixes.next(place, &[token]).unwrap().0;
+        }
+        prefixes.forget_text(place);
+        assert!(prefixes.next(Place::START, &[1]).is_none());
+        assert_eq!(prefixes.put(place, &[4], Rc::default()), None);
+        // What stood behind it takes no memory once nobody has it.
+        drop(other);
+        prefixes.shrink(2, has_another);
+        assert_eq!(prefixes.nodes.len(), 2);
+        assert!(prefixes.next(Place::START, &[5]).is_some());
+        let again = read(&mut prefixes, &[1, 2, 3]);
+        assert_eq!(*again[2], [1, 2, 3]);
     }
 
     proptest! {

@@ -20,6 +20,17 @@ impl<F: Forward> Reuse<F> {
         Self { prefixes: Prefixes::default(), block_tokens }
     }
 
+    pub(super) fn is_on(&self) -> bool {
+        self.block_tokens.is_some()
+    }
+
+    /// Sets whether it is wanted, and forgets all of it: what sequences have read meanwhile stands behind
+    /// nothing that is kept.
+    pub(super) fn want(&mut self, forward: &F, is_wanted: bool) {
+        self.block_tokens = forward.block_tokens().filter(|_| is_wanted);
+        self.prefixes.clear();
+    }
+
     /// Forgets all of it: of layers that lost theirs.
     pub(super) fn forget(&mut self) {
         self.prefixes.clear();
@@ -31,11 +42,10 @@ impl<F: Forward> Reuse<F> {
         while let Some((before, tokens)) = one.next_block(n_tokens)
             && let Some((next, block)) = self.prefixes.next(before, tokens)
         {
-            let Kept { cache, read, n_reused, place, n_blocks, .. } = &mut one.kept;
-            forward.put(cache, *n_blocks, block);
-            read.extend_from_slice(tokens);
-            *n_reused += n_tokens;
-            (*place, *n_blocks) = (Some(next), *n_blocks + 1);
+            let kept = &mut one.kept;
+            forward.put(&mut kept.cache, kept.n_blocks, block);
+            kept.reuse(tokens);
+            (kept.place, kept.n_blocks) = (Some(next), kept.n_blocks + 1);
         }
     }
 
@@ -69,6 +79,13 @@ impl<F: Forward> Reuse<F> {
                 *place = block.and_then(|block| self.prefixes.put(before, tokens, block));
             }
             *n_blocks += 1;
+        }
+    }
+
+    /// Takes what a sequence has read from those that begin alike, and keeps nothing more of it.
+    pub(super) fn take_back(&mut self, one: &mut Growing<'_, F::Cache>) {
+        if let Some(place) = one.kept.place.take() {
+            self.prefixes.forget_text(place);
         }
     }
 

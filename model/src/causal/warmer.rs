@@ -45,12 +45,15 @@ impl Warmer {
         groups::all_shapes(max_sequences, PASS_TOKENS, max_tokens.min(self.config.positions))
     }
 
-    /// Runs one pass of this shape, whose tokens are read and chosen on the device.
+    /// Runs one pass of this shape, whose tokens are read and chosen on the device: no more than a pass
+    /// has where at most so many sequences grow at once.
     ///
     /// # Errors
     /// When the device does not run it, such as for want of memory.
-    pub fn run(&mut self, shape: GroupShape) -> Result<(), InferError> {
-        self.graph.as_mut().map_or(Ok(()), |graph| graph.warm_shape(shape))
+    pub fn run(&mut self, shape: GroupShape, max_sequences: usize) -> Result<(), InferError> {
+        let n_tokens = max_sequences.saturating_add(PASS_TOKENS);
+        let warm = |graph: &mut Graph| graph.warm_shape(shape, n_tokens, max_sequences);
+        self.graph.as_mut().map_or(Ok(()), warm)
     }
 }
 
@@ -65,7 +68,7 @@ mod tests {
         let shapes = warmer.shapes(2, 64);
         assert!(shapes.iter().any(|shape| shape.tokens == 1 && shape.length == 64));
         for shape in shapes.into_iter().filter(|shape| shape.rows * shape.tokens <= 64) {
-            warmer.run(shape).unwrap();
+            warmer.run(shape, 2).unwrap();
         }
         let warmer = Warmer::load(&dir, DeviceChoice::Cpu).unwrap();
         assert_eq!((warmer.shapes(2, 64), warmer.device()), (Vec::new(), "cpu in f32"));

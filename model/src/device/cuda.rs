@@ -50,7 +50,7 @@ pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceE
     let dtype = suited(card.capability, dtype, &choice)?;
     let Card { name, capability, memory, processors, .. } = &card;
     let capability = format!("{}.{}", capability.0, capability.1);
-    info!(device = %choice, name, %capability, memory, processors, %dtype, "the GPU is there");
+    info!(device = %choice, name, %capability, memory, processors, "the GPU is there");
     Ok(Opened {
         device: Device::cuda(usize::from(ordinal)),
         dtype,
@@ -154,7 +154,11 @@ fn suited(
             Err(refused(Dtype::F16, "it needs compute capability 7.0; use f32"))
         }
         Some(Dtype::Bf16) if capability < FAST_BF16 => {
-            Err(refused(Dtype::Bf16, "it needs compute capability 8.0; use f16 or f32"))
+            let remedy = match fast_f16 {
+                true => "it needs compute capability 8.0; use f16 or f32",
+                false => "it needs compute capability 8.0; use f32",
+            };
+            Err(refused(Dtype::Bf16, remedy))
         }
         Some(dtype) => Ok(dtype),
     }
@@ -266,5 +270,10 @@ mod tests {
         assert_eq!(of((7, 5), Some(Dtype::Bf16)), None);
         assert_eq!(of((6, 1), Some(Dtype::F16)), None);
         assert_eq!(of((6, 1), Some(Dtype::F32)), Some(Dtype::F32));
+        // A remedy is something that works there.
+        for (capability, works) in [((6, 1), "use f32"), ((7, 5), "use f16 or f32")] {
+            let error = suited(capability, Some(Dtype::Bf16), "cuda:0").expect_err("too old");
+            assert!(error.to_string().ends_with(&format!("; {works}")), "{error}");
+        }
     }
 }

@@ -181,15 +181,21 @@ impl Opened {
     /// # Errors
     /// When the GPU does not compute with them: those that it does.
     pub(crate) fn for_weights(self, stored: Dtype) -> Result<Self, DeviceError> {
-        if self.is_asked {
-            return Ok(self);
-        }
-        let dtype = stored.halved();
+        let dtype = if self.is_asked { self.dtype } else { stored.halved() };
         #[cfg(feature = "cuda")]
         if let Some(card) = &self.card {
             card.check(dtype)?;
         }
-        Ok(Self { dtype, ..self })
+        let opened = Self { dtype, ..self };
+        opened.tell();
+        Ok(opened)
+    }
+
+    /// Tells the log with which numbers a model computes on a GPU.
+    pub(crate) fn tell(&self) {
+        if self.is_gpu() {
+            tracing::info!(device = %self.name, dtype = %self.dtype, "a model computes on the GPU");
+        }
     }
 
     /// Largest difference of two numbers that should be the same, in parts of the largest beside

@@ -93,6 +93,7 @@ impl Sentinel {
     }
 
     pub(super) fn new(config: Config, layers: Layers, opened: &Opened) -> Self {
+        opened.tell();
         let net = Net::new(&config, &layers, &opened.device);
         let probe = Probe { device: opened.full_name(), tolerance: opened.tolerance() };
         Self { config, layers, net, device: opened.device.clone(), probe }
