@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::weights::{self, Fill, Kind};
 
@@ -65,6 +65,14 @@ pub(super) fn make(shape: Shape, dir: &Path, seed: u64) -> Result<PathBuf> {
     std::fs::write(dir.join("config.json"), config.to_string()).context("config.json")?;
     weights::write(&dir.join("model.safetensors"), Kind::Bf16, &tensors(&sizes), seed)?;
     Ok(dir.to_owned())
+}
+
+/// How many tokens a model knows.
+pub(super) fn vocabulary(dir: &Path) -> Result<u32> {
+    let config = std::fs::read_to_string(dir.join("config.json")).context("config.json")?;
+    let config: Value = serde_json::from_str(&config)?;
+    let size = config["vocab_size"].as_u64().context("config.json has no vocab_size")?;
+    u32::try_from(size).context("vocab_size is too large")
 }
 
 /// The tensors by their names, with their shapes; norms have one dimension and change nothing.

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use crate::peers::{Peers, Script};
 use crate::report::{self, Table};
 pub(crate) use made::Shape;
+use made::vocabulary;
 
 const PEERS: [&str; 2] = ["f32", "bf16"];
 const SCRIPT: Script = Script {
@@ -144,15 +145,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let mut generator =
         Generator::load(&dir, choice)?.with_cache_bytes(args.kv_memory.get()).with_prefixes(false);
     generator.warm_up()?;
-    if args.shared > 0 {
-        generator = generator.with_prefixes(true);
-        ensure!(
-            generator.keeps_prefixes(),
-            "--shared: {} keeps nothing that prompts have in common; use --device cpu",
-            generator.device()
-        );
-        generator = generator.with_prefixes(false);
-    }
+    generator = shared::check(generator, args)?;
     let torch = if choice.keeps_kernels() { choice.to_string() } else { "cpu".to_owned() };
     let ask = json!({"model": dir, "threads": threads, "device": torch});
     let mut peers = Peers::load(&args.python, &SCRIPT, &ask)?;
@@ -189,13 +182,6 @@ fn sequences(args: &Args, device: DeviceChoice) -> Vec<usize> {
         return args.sequences.iter().map(|n| n.get()).collect();
     }
     if device.keeps_kernels() { vec![1, 8, 32, 64] } else { vec![1, 4, 16] }
-}
-
-fn vocabulary(dir: &std::path::Path) -> Result<u32> {
-    let config = std::fs::read_to_string(dir.join("config.json")).context("config.json")?;
-    let config: Value = serde_json::from_str(&config)?;
-    let size = config["vocab_size"].as_u64().context("config.json has no vocab_size")?;
-    u32::try_from(size).context("vocab_size is too large")
 }
 
 /// Loads of like answers, then one of unlike ones at as many sequences at once, and one that reads.

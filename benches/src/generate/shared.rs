@@ -23,6 +23,17 @@ pub(super) struct Shared {
     ratio: f64,
 }
 
+/// Refuses to compare what a device does not do; the generator keeps nothing behind it.
+pub(super) fn check(generator: Generator, args: &Args) -> Result<Generator> {
+    let generator = generator.with_prefixes(true);
+    ensure!(
+        args.shared == 0 || generator.keeps_prefixes(),
+        "--shared: {} keeps nothing that prompts have in common; use --device cpu",
+        generator.device()
+    );
+    Ok(generator.with_prefixes(false))
+}
+
 /// With so many sequences at once at most. The median rates over rounds in which both ways take their
 /// turn, each first in every other round, after one that is not counted. Each round has prompts of its
 /// own, so that nothing is known of them before.

@@ -427,7 +427,7 @@ fn what_a_sequence_finds_again_of_its_own_is_not_another_s() {
     answered(&mut engine, &[sequence(1, &[1; 9], 1)]);
     let text = [[1; 8], [2; 8], [3; 8]].concat();
     let one = Sequence { ends: Arc::from([]), ..sequence(2, &text, 5) };
-    let found = turn(&mut engine, &[one.clone()], 1);
+    let found = turn(&mut engine, std::slice::from_ref(&one), 1);
     assert_eq!((found[0].n_read, found[0].n_reused), (16, 8));
     engine.kept.clear();
     // Another reads further meanwhile: that is another's again.
