@@ -44,9 +44,9 @@ Creates nothing. A trigger is read by the scaler's own parser and judged by its 
 takes from an environment (a key that ends in FromEnv) is known to the cluster alone, and left out;
 where it says what is looked at, or must be there, there is no answer, and that is no failure.
 
-Exit codes: 0 when every profile answers and every other trigger has an answer; 2 when a file or a trigger
-is wrong or denied, or no trigger is for such a scaler; 69 when a broker does not answer; 1 when a
-queue is missing or does not fit.
+Exit codes: 0 when every profile answers and every other trigger has an answer; 2 when a file or a
+trigger is wrong or denied, or no trigger is for such a scaler; 69 when a broker does not answer; 1
+when a queue is missing or does not fit.
 
 Examples:
   ebb scaler check --config scaler.toml

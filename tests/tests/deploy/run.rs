@@ -205,7 +205,12 @@ fn a_gateway_starts_with_the_environment_of_its_pod_and_lets_only_keys_in() {
         config = config.replace(&url, &workplace.queue());
     }
     let keys = format!("[keys.team]\nsha256 = \"{}\"\n", "0".repeat(64));
-    for (variable, text) in [("EBB_GATEWAY_CONFIG", config), ("EBB_GATEWAY_KEYS", keys)] {
+    let secret = "0123456789abcdef".repeat(4);
+    for (variable, text) in [
+        ("EBB_GATEWAY_CONFIG", config),
+        ("EBB_GATEWAY_KEYS", keys),
+        ("EBB_GATEWAY_ID_SECRET_FILE", secret),
+    ] {
         let path = workplace.path(variable);
         fs::write(&path, text).unwrap();
         environment.insert(variable.to_owned(), path.to_str().unwrap().to_owned());
