@@ -65,7 +65,7 @@ fn who_cannot_know_of_cancelled_jobs_gets_jobs_all_the_same() {
         }
         assert!(taken.iter().all(|delivery| delivery.attempt == 1));
         // Also what comes back.
-        let back: Vec<_> = taken.into_iter().map(|delivery| delivery.release()).collect();
+        let back: Vec<_> = taken.into_iter().map(ebb_queue::Delivery::release).collect();
         blind.settle(&back).await.unwrap();
         let again = receive(&blind, 2).await.unwrap();
         assert!(again.iter().all(|delivery| delivery.attempt == 1) && !again.is_empty());
