@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::builder::BoolishValueParser;
-use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl};
+use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl, parse_span};
 use ebb_telemetry::TraceArgs;
 
 use crate::ids::Ids;
@@ -76,7 +76,7 @@ pub struct GatewayArgs {
 
     /// How often the file of keys is looked at for changes
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_RELOAD", hide_env_values = true)]
-    #[arg(default_value = "5s", value_parser = time)]
+    #[arg(default_value = "5s", value_parser = parse_span)]
     pub reload: Duration,
 
     /// Where clients reach the gateway; it speaks plain HTTP, so an ingress before it has the TLS
@@ -94,7 +94,7 @@ pub struct GatewayArgs {
     /// A model's own timeout and the headers ebb-ttl and ebb-deadline of a request come before it. When
     /// it is over the jobs are cancelled, so that nobody runs what nobody waits for.
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_TIMEOUT", hide_env_values = true)]
-    #[arg(default_value = "5m", value_parser = time)]
+    #[arg(default_value = "5m", value_parser = parse_span)]
     pub timeout: Duration,
 
     /// Requests that are answered at once; further ones are told to come again
@@ -121,7 +121,7 @@ pub struct GatewayArgs {
 
     /// How often a stream that has nothing to say sends a comment, so that no proxy closes it
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_KEEP_ALIVE", hide_env_values = true)]
-    #[arg(default_value = "5s", value_parser = time)]
+    #[arg(default_value = "5s", value_parser = parse_span)]
     pub keep_alive: Duration,
 
     /// Create nothing on the broker: a queue that is missing there is an error, and
@@ -132,19 +132,19 @@ pub struct GatewayArgs {
 
     /// Longest that one try to connect to a broker takes; the gateway goes on trying
     #[arg(long, value_name = "TIME", env = "EBB_CONNECT_TIMEOUT", hide_env_values = true)]
-    #[arg(default_value = "10s", value_parser = time)]
+    #[arg(default_value = "10s", value_parser = parse_span)]
     pub connect_timeout: Duration,
 
     /// Time from SIGTERM until who still waits is told the ids of the jobs, which stay; the gateway has
     /// ended a few seconds later at most
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_GRACE", hide_env_values = true)]
-    #[arg(default_value = "25s", value_parser = time)]
+    #[arg(default_value = "25s", value_parser = parse_span)]
     pub grace: Duration,
 
     /// Time from SIGTERM until no more requests are taken, a part of --grace: for a Service or a balancer
     /// that still sends some while it learns that this replica ends
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_LINGER", hide_env_values = true)]
-    #[arg(default_value = "0s", value_parser = time)]
+    #[arg(default_value = "0s", value_parser = parse_span)]
     pub linger: Duration,
 
     /// Where spans go.
@@ -287,12 +287,6 @@ impl GatewayArgs {
 /// Results that lie with their jobs are not apart.
 fn apart(url: &QueueUrl, results: Option<QueueUrl>) -> Option<QueueUrl> {
     results.filter(|results| results != url)
-}
-
-/// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
-fn time(text: &str) -> Result<Duration, String> {
-    let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
-    ebb_queue::read_span(text).ok_or_else(|| remedy.to_owned())
 }
 
 #[cfg(test)]

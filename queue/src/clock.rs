@@ -20,6 +20,16 @@ pub fn read_span(text: &str) -> Option<Duration> {
     span.ok()?.try_into().ok()
 }
 
+/// Reads the span of time of a flag, as [`read_span`] does.
+///
+/// # Errors
+///
+/// What is no such span is told with what would be one.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
+    read_span(text).ok_or_else(|| remedy.to_owned())
+}
+
 /// Says what time it is.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// The time now.

@@ -51,7 +51,7 @@ use futures::stream::BoxStream;
 
 pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
-pub use clock::{Clock, SystemClock, Timestamp, TokioClock, read_span};
+pub use clock::{Clock, SystemClock, Timestamp, TokioClock, parse_span, read_span};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Unsettled, Verdict, answer_at};
 pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::builder::BoolishValueParser;
-use ebb_queue::{Address, Missing, QueueUrl, TypedUrl};
+use ebb_queue::{Address, Missing, QueueUrl, TypedUrl, parse_span};
 
 use crate::reload;
 use crate::splitter::WhenFull;
@@ -53,7 +53,7 @@ pub struct SplitArgs {
         hide_env_values = true,
         default_value = "5s"
     )]
-    #[arg(value_parser = time)]
+    #[arg(value_parser = parse_span)]
     pub reload: Duration,
 
     /// What jobs are told apart by: jobs of the same id, tenant or key go the same way
@@ -88,7 +88,7 @@ pub struct SplitArgs {
         hide_env_values = true,
         default_value = "10s"
     )]
-    #[arg(value_parser = time)]
+    #[arg(value_parser = parse_span)]
     pub connect_timeout: Duration,
 
     /// Time from SIGTERM to the exit, at most: what has not gone on is given back
@@ -99,7 +99,7 @@ pub struct SplitArgs {
         hide_env_values = true,
         default_value = "10s"
     )]
-    #[arg(value_parser = time)]
+    #[arg(value_parser = parse_span)]
     pub grace: Duration,
 
     /// Address of /livez /readyz /startupz /metrics, such as 0.0.0.0:8080 [default: none]
@@ -147,12 +147,6 @@ impl SplitArgs {
         let missing = if self.no_create { Missing::Refuse } else { Missing::Create };
         Ok(Plan { queue, results, weights, file: self.weights.clone(), missing })
     }
-}
-
-/// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
-fn time(text: &str) -> Result<Duration, String> {
-    let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
-    ebb_queue::read_span(text).ok_or_else(|| remedy.to_owned())
 }
 
 #[cfg(test)]
