@@ -68,8 +68,9 @@ fn without_a_majority_nothing_is_known_and_with_it_all_goes_on() {
         let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
         until_ok(async || Ok(scaler.settle(&acks).await?)).await;
         assert_catches_up(cluster, stale).await;
-        let rest = scaler.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
-        assert!(rest.is_empty());
+        // One that comes back may lead a lane anew, and the lane answers nobody until it does.
+        let rest = until_ok(async || Ok(scaler.receive(NonZeroUsize::MIN, Duration::ZERO).await?));
+        assert!(rest.await.is_empty());
     });
 }
 
