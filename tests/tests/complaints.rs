@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use e2e::{Process, Workplace, run};
-use ebb_servers::{Nats, NatsOptions, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
+use ebb_servers::{Nats, NatsOptions, Port, RabbitMq, RabbitMqOptions, Redis, RedisOptions};
 use serde_json::Value;
 
 /// Runs `ebb` against a URL, which fails with this code; what it says, with the port left out.
@@ -29,11 +29,6 @@ fn depth(url: &str, code: i32) -> String {
     complaint(url, &["queue", "depth"], "", code)
 }
 
-/// A port on which nobody listens.
-fn closed_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn a_broker_that_is_down_is_named() {
     let refused = "Connection refused (os error 111)";
@@ -46,7 +41,8 @@ fn a_broker_that_is_down_is_named() {
              redis at 127.0.0.1:PORT: the connection failed",
         ),
     ] {
-        let told = depth(&format!("{scheme}://127.0.0.1:{}", closed_port()), 69);
+        let closed = Port::draw().unwrap();
+        let told = depth(&format!("{scheme}://127.0.0.1:{}", closed.number()), 69);
         assert_eq!(told, format!("error: cannot open the queue: {words}: {refused}"));
     }
 }

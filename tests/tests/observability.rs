@@ -13,6 +13,7 @@ use std::process::Command;
 use e2e::{Asked, Process, Workplace, get, run, skipped, wait_for, workspace_root};
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_proto::keda::{GetMetricsRequest, ScaledObjectRef};
+use ebb_servers::Port;
 use regex::Regex;
 use serde_json::Value;
 
@@ -663,6 +664,7 @@ async fn the_page_tells_of_what_the_real_processes_show() {
 /// A Prometheus that scrapes a scene each second, under the labels that its operator would add.
 struct Prometheus {
     _process: Process,
+    _port: Port,
     address: String,
 }
 
@@ -682,16 +684,15 @@ impl Prometheus {
              scrape_configs:\n{jobs}"
         );
         std::fs::write(workplace.path("prometheus.yaml"), config).unwrap();
-        // Free a moment ago; whoever takes it meanwhile makes Prometheus end, and the test fail.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("127.0.0.1:{port}");
+        let port = Port::draw().unwrap();
+        let address = format!("127.0.0.1:{}", port.number());
         let mut command = Command::new("prometheus");
         command
             .current_dir(workplace.folder())
             .arg("--config.file=prometheus.yaml")
             .arg("--storage.tsdb.path=tsdb")
             .arg(format!("--web.listen-address={address}"));
-        Self { _process: Process::start(&mut command), address }
+        Self { _process: Process::start(&mut command), _port: port, address }
     }
 
     /// How many series an expression has now.

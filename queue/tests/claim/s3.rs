@@ -10,6 +10,7 @@ use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Behavior, Broker, ErrorKind, OpenOptions, Payloads, Queue, Settled, SystemClock, claim,
 };
+use ebb_servers::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -54,7 +55,7 @@ fn run(command: &mut Command) {
 /// A server of its own; it ends with the test, and all its buckets with it.
 struct Server {
     process: Child,
-    port: u16,
+    port: Arc<Port>,
 }
 
 impl Drop for Server {
@@ -66,12 +67,10 @@ impl Drop for Server {
 }
 
 impl Server {
-    async fn start(port: Option<u16>) -> Self {
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let port = port.unwrap_or_else(|| free().port());
+    async fn start(port: Arc<Port>) -> Self {
         let python = tokio::task::spawn_blocking(python).await.unwrap();
         let mut command = Command::new(python);
-        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.number().to_string()]);
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let server = Self { process, port };
         let patience = Instant::now() + Duration::from_secs(60);
@@ -84,12 +83,12 @@ impl Server {
 
     /// One request, and the answer to it; moto looks at no signature, but wants a name.
     async fn ask(&self, method: &str, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).await.ok()?;
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\ncontent-length: 0\r\n\
              connection: close\r\nauthorization: AWS4-HMAC-SHA256 Credential=\
              user/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n",
-            self.port
+            self.port.number()
         );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
@@ -109,7 +108,7 @@ impl Server {
     }
 
     async fn queue(&self, plain: &MemoryQueue) -> Queue {
-        queue_at(self.port, plain).await
+        queue_at(self.port.number(), plain).await
     }
 }
 
@@ -175,8 +174,8 @@ async fn a_body_that_is_refused_may_be_one_that_is_gone_and_ends_no_worker() {
 #[tokio::test]
 async fn bodies_and_answers_go_through_s3_and_an_outage_loses_none() {
     let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
-    let server = Server::start(None).await;
-    let port = server.port;
+    let port = Arc::new(Port::draw().unwrap());
+    let server = Server::start(port.clone()).await;
     let queue = server.queue(&plain).await;
     let error = queue.publish(vec![job("a", 500)]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "there is no bucket yet");
@@ -206,7 +205,7 @@ async fn bodies_and_answers_go_through_s3_and_an_outage_loses_none() {
     assert!(!words.contains("a-secret"), "{words}");
 
     // Without its bucket it is a store that is not there, with an empty one the body is gone.
-    let server = Server::start(Some(port)).await;
+    let server = Server::start(port).await;
     let outage = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
     assert_eq!(outage.kind(), ErrorKind::Unavailable);
     server.make_bucket().await;
@@ -247,10 +246,10 @@ async fn a_slow_store_costs_no_lease() {
     let lease = Duration::from_millis(600);
     let behavior = Behavior { lease, ..Behavior::default() };
     let plain = MemoryQueue::new(&behavior, OpenOptions::default());
-    let server = Server::start(None).await;
+    let server = Server::start(Arc::new(Port::draw().unwrap())).await;
     server.make_bucket().await;
     let (delay, delays) = watch::channel(Duration::ZERO);
-    let queue = queue_at(slow_way(server.port, delays).await, &plain).await;
+    let queue = queue_at(slow_way(server.port.number(), delays).await, &plain).await;
     queue.publish(vec![job("a", 500)]).await.unwrap();
     delay.send_replace(3 * lease);
     let one = std::num::NonZeroUsize::MIN;

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Error, Nats, NatsOptions, NatsVersion, Result, ports};
+use crate::{Error, Nats, NatsOptions, NatsVersion, Port, Result, ports};
 
 /// Far longer than they take to find each other, since tests share few cores.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,6 +19,8 @@ const READY: &str = r#"{"name":"ready","subjects":["ready"],"storage":"memory","
 #[derive(Debug)]
 pub struct NatsCluster {
     nodes: [Nats; 3],
+    /// On which they meet.
+    _routes: [Port; 3],
 }
 
 impl NatsCluster {
@@ -27,21 +29,21 @@ impl NatsCluster {
     /// # Errors
     /// As [`Nats::start`], and when they do not find each other.
     pub async fn start(version: NatsVersion) -> Result<Self> {
-        let ports: [u16; 6] = ports::free()?;
-        let (clients, routes) = ports.split_at(3);
-        let urls: Vec<_> =
-            routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
-        let node = |nth: usize| {
+        let routes: [Port; 3] = ports::draw()?;
+        let [first, second, third] = ports::draw()?;
+        let urls = routes.each_ref().map(|port| format!("\"nats://127.0.0.1:{}\"", port.number()));
+        let node = |nth: usize, port| {
             let extra_config = format!(
                 "server_name: n{nth}\ncluster {{\n  name: ebb\n  listen: \"127.0.0.1:{}\"\n  \
                  routes: [{}]\n}}\n",
-                routes[nth],
+                routes[nth].number(),
                 urls.join(", ")
             );
             let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
-            Nats::at(options, clients[nth])
+            Nats::at(options, port)
         };
-        let mut cluster = Self { nodes: [node(0)?, node(1)?, node(2)?] };
+        let nodes = [node(0, first)?, node(1, second)?, node(2, third)?];
+        let mut cluster = Self { nodes, _routes: routes };
         cluster.mend().await?;
         Ok(cluster)
     }

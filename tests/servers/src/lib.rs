@@ -21,6 +21,7 @@ pub use cluster::NatsCluster;
 pub use collector::{Collector, Seen};
 pub use metrics::assert_page_tells;
 pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
+pub use ports::Port;
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use redis::{Persistence, Redis, RedisOptions};
 

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::program::{Program, cached};
 use crate::server::Server;
-use crate::{Result, TlsFiles, ports, probe};
+use crate::{Port, Result, TlsFiles, probe};
 
 const NEWEST: Program = Program {
     name: "nats-server",
@@ -66,7 +66,7 @@ pub struct Nats {
     server: Server,
     program: PathBuf,
     options: NatsOptions,
-    port: u16,
+    port: Port,
 }
 
 impl Nats {
@@ -76,14 +76,13 @@ impl Nats {
     /// When the program is missing, with where it was looked for and how to get it, or when it does
     /// not come up, with what it said.
     pub async fn start(options: NatsOptions) -> Result<Self> {
-        let [port] = ports::free()?;
-        let mut nats = Self::at(options, port)?;
+        let mut nats = Self::at(options, Port::draw()?)?;
         nats.restart().await?;
         Ok(nats)
     }
 
     /// One that is not started yet, on this port.
-    pub(crate) fn at(options: NatsOptions, port: u16) -> Result<Self> {
+    pub(crate) fn at(options: NatsOptions, port: Port) -> Result<Self> {
         let program = match options.version {
             NatsVersion::Newest => {
                 let fetched: Vec<_> = cached("nats", NEWEST.name).into_iter().rev().collect();
@@ -112,13 +111,13 @@ impl Nats {
             (None, Some(token)) => format!("{token}@"),
             (None, None) => String::new(),
         };
-        format!("{scheme}://{identity}127.0.0.1:{}", self.port)
+        format!("{scheme}://{identity}127.0.0.1:{}", self.port())
     }
 
     /// The port of its clients.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Its process, while it runs.
@@ -142,7 +141,7 @@ impl Nats {
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(config);
         self.server.launch(&command)?;
-        let port = self.port;
+        let port = self.port();
         let answers = async || {
             let info = probe::ask(port, b"").await.unwrap_or_default();
             String::from_utf8_lossy(&info).contains("\"jetstream\":true")
@@ -167,7 +166,7 @@ impl Nats {
     }
 
     fn config(&self) -> String {
-        let Self { options, port, .. } = self;
+        let (options, port) = (&self.options, self.port());
         let data = options.data.clone().unwrap_or_else(|| self.server.home().path().join("data"));
         let sync = match options.sync {
             Sync::Default => "",

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::program::Program;
 use crate::server::Server;
-use crate::{Error, Result, TlsFiles, ports, probe};
+use crate::{Error, Port, Result, TlsFiles, ports, probe};
 
 const PROGRAM: Program = Program {
     name: "rabbitmq-server",
@@ -43,10 +43,10 @@ pub struct RabbitMq {
     server: Server,
     program: PathBuf,
     options: RabbitMqOptions,
-    port: u16,
-    tls_port: u16,
+    port: Port,
+    tls_port: Port,
     /// Of the name service, and of the other nodes that there are not.
-    inner_ports: [u16; 2],
+    inner_ports: [Port; 2],
 }
 
 impl RabbitMq {
@@ -63,7 +63,7 @@ impl RabbitMq {
             }
         }
         let program = PROGRAM.find(&others)?;
-        let [port, tls_port, epmd, dist] = ports::free()?;
+        let [port, tls_port, epmd, dist] = ports::draw()?;
         let server = Server::new()?;
         let inner_ports = [epmd, dist];
         let mut rabbitmq = Self { server, program, options, port, tls_port, inner_ports };
@@ -83,13 +83,13 @@ impl RabbitMq {
     /// The port of its clients.
     #[must_use]
     pub fn port(&self) -> u16 {
-        if self.options.tls.is_some() { self.tls_port } else { self.port }
+        if self.options.tls.is_some() { &self.tls_port } else { &self.port }.number()
     }
 
     /// The port that is not encrypted.
     #[must_use]
     pub fn plain_port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Its process, while it runs: the one that does the work, not the scripts around it.
@@ -113,7 +113,8 @@ impl RabbitMq {
         self.server.kill();
         let command = self.command()?;
         self.server.launch(&command)?;
-        let (port, tls_port) = (self.port, self.options.tls.as_ref().map(|_| self.tls_port));
+        let tls_port = self.options.tls.as_ref().map(|_| self.tls_port.number());
+        let port = self.plain_port();
         let answers = async || {
             let answer = probe::ask(port, b"AMQP\x00\x00\x09\x01").await.unwrap_or_default();
             // A method frame: `connection.start`. The encrypted port opens some time after the
@@ -172,7 +173,7 @@ impl RabbitMq {
 
     fn command(&self) -> Result<Command> {
         let home = self.server.home();
-        let [epmd, dist] = self.inner_ports;
+        let [epmd, dist] = self.inner_ports.each_ref().map(Port::number);
         let data = self.options.data.clone().unwrap_or_else(|| home.path().join("data"));
         std::fs::create_dir_all(&data)
             .map_err(|error| Error::because(&format!("cannot make {}", data.display()), error))?;
@@ -198,7 +199,7 @@ impl RabbitMq {
         command.env("RABBITMQ_CONF_ENV_FILE", environment);
         command.env("RABBITMQ_GENERATED_CONFIG_DIR", home.path().join("generated"));
         command.env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
-        command.env("RABBITMQ_NODE_PORT", self.port.to_string());
+        command.env("RABBITMQ_NODE_PORT", self.plain_port().to_string());
         command.env("RABBITMQ_DIST_PORT", dist.to_string());
         command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", erlang);
         command.env("ERL_EPMD_PORT", epmd.to_string());
@@ -215,7 +216,7 @@ impl RabbitMq {
         if let Some(TlsFiles { cert, key, client_ca }) = &self.options.tls {
             let is_asked = client_ca.is_some();
             let ca = client_ca.as_ref().unwrap_or(cert);
-            config += &format!("listeners.ssl.1 = 127.0.0.1:{}\n", self.tls_port);
+            config += &format!("listeners.ssl.1 = 127.0.0.1:{}\n", self.tls_port.number());
             config += &format!("ssl_options.cacertfile = {}\n", ca.display());
             config += &format!("ssl_options.certfile = {}\n", cert.display());
             config += &format!("ssl_options.keyfile = {}\n", key.display());

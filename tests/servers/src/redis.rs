@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::program::Program;
 use crate::server::Server;
-use crate::{Result, TlsFiles, ports, probe};
+use crate::{Port, Result, TlsFiles, ports, probe};
 
 const PROGRAM: Program = Program {
     name: "redis-server",
@@ -51,9 +51,9 @@ pub struct Redis {
     server: Server,
     program: PathBuf,
     options: RedisOptions,
-    port: u16,
-    tls_port: u16,
-    bus_port: u16,
+    port: Port,
+    tls_port: Port,
+    bus_port: Port,
 }
 
 impl Redis {
@@ -64,7 +64,7 @@ impl Redis {
     /// not come up, with what it said.
     pub async fn start(options: RedisOptions) -> Result<Self> {
         let program = PROGRAM.find(&[])?;
-        let [port, tls_port, bus_port] = ports::free()?;
+        let [port, tls_port, bus_port] = ports::draw()?;
         let server = Server::new()?;
         let mut redis = Self { server, program, options, port, tls_port, bus_port };
         redis.restart().await?;
@@ -83,13 +83,13 @@ impl Redis {
     /// The port of its clients.
     #[must_use]
     pub fn port(&self) -> u16 {
-        if self.options.tls.is_some() { self.tls_port } else { self.port }
+        if self.options.tls.is_some() { &self.tls_port } else { &self.port }.number()
     }
 
     /// The port of the other nodes.
     #[must_use]
     pub fn bus_port(&self) -> u16 {
-        self.bus_port
+        self.bus_port.number()
     }
 
     /// Its process, while it runs.
@@ -114,7 +114,7 @@ impl Redis {
         // Newer ones want a locale that is there.
         command.arg(config).env("LC_ALL", "C");
         self.server.launch(&command)?;
-        let port = self.port;
+        let port = self.port.number();
         let answers = async || {
             let answer = probe::ask(port, b"PING\r\n").await.unwrap_or_default();
             // One that asks for a password is there as well; one that still loads is not.
@@ -140,7 +140,8 @@ impl Redis {
     }
 
     fn config(&self) -> String {
-        let Self { options, port, tls_port, .. } = self;
+        let options = &self.options;
+        let (port, tls_port) = (self.port.number(), self.tls_port.number());
         let data = options.data.clone();
         let data = data.unwrap_or_else(|| self.server.home().path().to_owned());
         let persistence = match options.persistence {
@@ -153,7 +154,7 @@ impl Redis {
         );
         if options.cluster {
             // By default 10000 above the other one, where the system hands out ports to clients.
-            config += &format!("cluster-enabled yes\ncluster-port {}\n", self.bus_port);
+            config += &format!("cluster-enabled yes\ncluster-port {}\n", self.bus_port());
         }
         if let Some(password) = &options.password {
             config += &format!("requirepass {password:?}\n");
