@@ -83,7 +83,8 @@ const ALL: &str = "all, one setting";
 
 /// A saving in three cells: against what, and the percent that `slo` and the oracle save.
 fn cells(saving: Option<&Saving>) -> [String; 3] {
-    let percent = |share: f64| format!("{:.0}", share * 100.0);
+    // Adding zero takes the sign from a zero.
+    let percent = |share: f64| format!("{:.0}", (share * 100.0).round() + 0.0);
     match saving {
         Some(it) => [it.setting.clone(), percent(it.slo), percent(it.oracle)],
         None => ["-".to_owned(), "-".to_owned(), "-".to_owned()],
