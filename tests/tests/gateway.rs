@@ -245,7 +245,9 @@ fn stopped_midway(scene: &Scene, worker: &Process, seed: u64) -> Option<(Reading
         let (_, rest) = heard.split_once("ebb-id: ")?;
         rest.split_once("\r\n").map(|(id, _)| id.to_owned())
     });
-    reading.until("a text", |heard| (heard.ends_with('\n') && deltas(heard) != "").then_some(()));
+    reading.until("a text", |heard| {
+        (heard.ends_with('\n') && !deltas(heard).is_empty()).then_some(())
+    });
     worker.pause();
     if stored(scene, &id).is_none() {
         return Some((reading, id));
