@@ -35,6 +35,17 @@ pub fn ask(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Option<Answer> {
+    answer(&mut send(method, address, path, headers, body)?)
+}
+
+/// Sends a request with a body.
+fn send(
+    method: &str,
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let headers: String =
@@ -46,7 +57,46 @@ pub fn ask(
         "{method} {path} HTTP/1.0\r\nhost: {address}\r\n{headers}content-length: {n_bytes}\r\n\r\n{body}"
     )
     .ok()?;
-    answer(&mut stream)
+    Some(stream)
+}
+
+/// A response that is read while it is written.
+#[derive(Debug)]
+pub struct Reading {
+    stream: BufReader<TcpStream>,
+    heard: String,
+}
+
+impl Reading {
+    /// Sends a request with a body, in JSON; none when nobody listens.
+    pub fn begin(method: &str, address: &str, path: &str, body: &str) -> Option<Self> {
+        let json = [("content-type", "application/json")];
+        let stream = BufReader::new(send(method, address, path, &json, body)?);
+        Some(Self { stream, heard: String::new() })
+    }
+
+    /// Reads on until all that was heard, head included, has an answer for `look`; panics when the
+    /// response ends or is silent before.
+    #[track_caller]
+    pub fn until<T>(&mut self, what: &str, mut look: impl FnMut(&str) -> Option<T>) -> T {
+        loop {
+            if let Some(answer) = look(&self.heard) {
+                return answer;
+            }
+            let n = self.stream.read_line(&mut self.heard);
+            assert!(n.is_ok_and(|n| n > 0), "{what} is never told:\n{}", self.heard);
+        }
+    }
+
+    /// Reads to the end; all that was heard, head included. Panics when nothing comes for as long as the
+    /// tests have patience.
+    #[track_caller]
+    pub fn rest(mut self) -> String {
+        if let Err(error) = self.stream.read_to_string(&mut self.heard) {
+            panic!("{error} behind:\n{}", self.heard);
+        }
+        self.heard
+    }
 }
 
 fn answer(stream: &mut TcpStream) -> Option<Answer> {

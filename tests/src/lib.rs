@@ -13,7 +13,7 @@ mod wait;
 mod workplace;
 
 pub use binary::{binary, offline};
-pub use http::{Answer, FileServer, ask, get};
+pub use http::{Answer, FileServer, Reading, ask, get};
 pub use process::{Process, Run, processes_that_mention, run};
 pub use promql::{Asked, Matcher};
 pub use skip::skipped;

@@ -152,6 +152,21 @@ impl Process {
         kill(Pid::from_raw(pid), signal).expect("the child has not been reaped yet");
     }
 
+    /// Stops it where it is, and waits until it does nothing more; [`Signal::SIGCONT`] lets it go on.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_for("all threads to be stopped", || {
+            let tasks = std::fs::read_dir(&tasks).expect("these tests run where there is /proc");
+            let is_stopped = |task: std::fs::DirEntry| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // The name before it may hold anything.
+                stat.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" T "))
+            };
+            tasks.flatten().all(is_stopped).then_some(())
+        });
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("a child can be asked").is_none()

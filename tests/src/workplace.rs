@@ -31,7 +31,7 @@ impl Workplace {
     /// The same folder with leases that a test can wait for the end of.
     #[must_use]
     pub fn with_short_leases(self) -> Self {
-        Self { lease: "4s", ..self }
+        Self { lease: "8s", ..self }
     }
 
     /// The same folder with a queue on a broker, and a store of answers when that keeps none.

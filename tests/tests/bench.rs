@@ -5,7 +5,7 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use e2e::{Workplace, run, skipped};
+use e2e::{Run, Workplace, run, skipped};
 use serde_json::Value;
 
 /// Held alone by what is told by the clock, and by all others together: most of their time they wait.
@@ -15,6 +15,11 @@ static TURN: RwLock<()> = RwLock::new(());
 /// wanted here.
 #[track_caller]
 fn bench(question: &str, broker: &str, args: &[&str]) -> Option<Value> {
+    Some(ran(question, broker, args)?.ok().json())
+}
+
+/// The same however it ended.
+fn ran(question: &str, broker: &str, args: &[&str]) -> Option<Run> {
     let unwanted = std::env::var("EBB_SKIP_BROKERS").unwrap_or_default();
     if unwanted.split(',').any(|name| name == broker) {
         skipped(&format!("ebb-bench {question} --broker {broker}"), "EBB_SKIP_BROKERS names it");
@@ -38,7 +43,7 @@ fn bench(question: &str, broker: &str, args: &[&str]) -> Option<Value> {
             None => command.env_remove(name),
         };
     }
-    Some(run(&mut command, "").ok().json())
+    Some(run(&mut command, ""))
 }
 
 #[track_caller]
@@ -88,7 +93,8 @@ fn nothing_is_lost_or_overwritten_when_redis_and_its_workers_are_killed_at_rando
 /// Publishes in one process and listens in another.
 #[track_caller]
 fn assert_every_arrival_is_told_at_once(broker: &str) {
-    // Whoever polls is late in every round; a machine that is busy elsewhere is in some.
+    // Whoever polls, at intervals of up to half a second, is late in every round; a machine that is
+    // busy elsewhere is in some.
     for round in 1.. {
         let Some(report) = bench("notify", broker, &["--samples", "9"]) else { return };
         assert_eq!((count(&report, "samples"), count(&report, "missed")), (9, 0), "{report}");
@@ -96,12 +102,12 @@ fn assert_every_arrival_is_told_at_once(broker: &str) {
             assert!(number(&report, key) > 0.0, "{key}: {report}");
         }
         // How long the disk takes to accept a job says nothing about how soon it is told.
-        let limit = number(&report, "publish_p50_ms") + 20.0;
+        let limit = number(&report, "publish_p50_ms") + 100.0;
         let told = ["event_p50_ms", "stream_p50_ms"];
         if told.iter().all(|key| number(&report, key) < limit) {
             return;
         }
-        assert!(round < 3, "the event and `true` are told within 20 ms at the median: {report}");
+        assert!(round < 3, "the event and `true` are told within 100 ms at the median: {report}");
     }
 }
 
@@ -159,14 +165,24 @@ fn the_worker_and_the_bare_loop_on_redis_answer_every_job() {
 #[test]
 fn thousands_of_objects_are_answered_for_and_the_broker_does_not_notice() {
     let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3", "--awake"];
-    let Some(report) = bench("scaler", "sqlite", &args) else { return };
-    let few = &report["few"];
-    assert_eq!((count(&report, "objects"), count(few, "objects")), (400, 4), "{report}");
-    for side in [&report, few] {
-        assert_eq!((count(side, "errors"), count(side, "wrong")), (0, 0), "{report}");
-        for key in ["p50_ms", "p99_ms", "rss_mib", "broker_calls_per_s"] {
-            assert!(number(side, key) > 0.0, "{key}: {report}");
+    // The calls of a broker that notices grow in every round; a machine that is busy elsewhere gets
+    // round to few of them while it is asked for few objects, in some.
+    for round in 1.. {
+        let Some(ran) = ran("scaler", "sqlite", &args) else { return };
+        let report = ran.json();
+        let few = &report["few"];
+        assert_eq!((count(&report, "objects"), count(few, "objects")), (400, 4), "{report}");
+        for side in [&report, few] {
+            assert_eq!(count(side, "wrong"), 0, "{report}");
+            for key in ["p50_ms", "p99_ms", "rss_mib", "broker_calls_per_s"] {
+                assert!(number(side, key) > 0.0, "{key}: {report}");
+            }
         }
+        if ran.status.success() {
+            assert_eq!((count(&report, "errors"), count(few, "errors")), (0, 0), "{report}");
+            return;
+        }
+        assert!(round < 3, "{ran}");
     }
 }
 
@@ -186,19 +202,25 @@ fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
     for round in 1.. {
         let args = ["--queues", "2", "--loaded", "1", "--down-s", "6", "--max-age-s", "3"];
         let args = [&args[..], &["--recovery-s", "60"]].concat();
-        let Some(report) = bench("outage", broker, &args) else { return };
-        let kinds = ["zeros", "inactive", "wrong", "spec_errors", "too_late", "other_errors"];
-        for key in kinds.into_iter().chain(["broken_streams"]) {
+        let Some(ran) = ran("outage", broker, &args) else { return };
+        let report = ran.json();
+        // No machine is an excuse for these.
+        for key in ["zeros", "inactive", "wrong"] {
             assert_eq!(count(&report, key), 0, "{key}: {report}");
         }
-        assert!(count(&report, "held") > 0, "{report}");
-        // The last look counts for a while, then nothing is known.
-        assert!(number(&report, "known_s") > 0.5, "{report}");
-        assert!(number(&report, "unavailable_s") <= 6.0, "{report}");
-        if number(&report, "recovered_s") <= 5.0 {
+        let errors = ["spec_errors", "too_late", "other_errors", "broken_streams"];
+        let has_none = errors.iter().all(|key| count(&report, key) == 0);
+        let seconds = |key: &str, range: std::ops::RangeInclusive<f64>| {
+            report[key].as_f64().is_some_and(|seconds| range.contains(&seconds))
+        };
+        // The last look counts for a while, then nothing is known, and good answers come back soon.
+        let is_in_time = seconds("known_s", 0.5..=6.0)
+            && seconds("unavailable_s", 0.0..=6.0)
+            && seconds("recovered_s", 0.0..=5.0);
+        if ran.status.success() && has_none && is_in_time && count(&report, "held") > 0 {
             return;
         }
-        assert!(round < 3, "good answers are back within 5 s: {report}");
+        assert!(round < 3, "{ran}");
     }
 }
 

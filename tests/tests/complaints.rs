@@ -14,7 +14,7 @@ fn complaint(url: &str, args: &[&str], input: &str, code: i32) -> String {
     let workplace = Workplace::new();
     let results = workplace.queue();
     workplace.ebb(&["queue", "init"]).ok();
-    let more = ["--queue", url, "--results", &results, "--connect-timeout", "5s"];
+    let more = ["--queue", url, "--results", &results, "--connect-timeout", "15s"];
     let ran = run(&mut workplace.command("ebb", &[args, &more].concat()), input).failed();
     assert_eq!(ran.status.code(), Some(code), "{ran}");
     let port = url.rsplit_once(':').unwrap().1;

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use e2e::{Answer, Process, Workplace, ask, get, run, skipped, wait_for, workspace_root};
+use e2e::{Answer, Process, Reading, Workplace, ask, get, run, skipped, wait_for, workspace_root};
 use ebb_servers::{Nats, NatsOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -220,6 +220,120 @@ fn openais_api_is_answered_from_the_embedded_queue_and_waits_for_the_first_worke
 #[test]
 fn openais_api_is_answered_from_nats_and_waits_for_the_first_worker() {
     answers_openais_api(&Scene::on_nats());
+}
+
+/// What the deltas of a chat tell so far.
+fn deltas(heard: &str) -> String {
+    let (objects, _) = events(heard);
+    objects.iter().filter_map(|it| it["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+/// The result of a job as its client finds it, which is none while the job goes on.
+fn stored(scene: &Scene, id: &str) -> Option<Value> {
+    let found = get(&scene.address, &format!("/v1/jobs/{id}")).unwrap();
+    (found.status == 200).then(|| serde_json::from_str(&found.body).unwrap())
+}
+
+/// The stream of a chat whose worker was stopped when it had said something and not all, and the id
+/// of its job; none where the worker was done before it was stopped.
+fn stopped_midway(scene: &Scene, worker: &Process, seed: u64) -> Option<(Reading, String)> {
+    let body = json!({"model": "tiny-llama", "messages": [{"role": "user", "content": "the pump"}],
+        "temperature": 1, "seed": seed, "max_tokens": 200, "stream": true});
+    let (path, body) = ("/v1/chat/completions", body.to_string());
+    let mut reading = Reading::begin("POST", &scene.address, path, &body).unwrap();
+    let id = reading.until("its job", |heard| {
+        let (_, rest) = heard.split_once("ebb-id: ")?;
+        rest.split_once("\r\n").map(|(id, _)| id.to_owned())
+    });
+    reading.until("a text", |heard| {
+        (heard.ends_with('\n') && !deltas(heard).is_empty()).then_some(())
+    });
+    worker.pause();
+    if stored(scene, &id).is_none() {
+        return Some((reading, id));
+    }
+    worker.signal(Signal::SIGCONT);
+    reading.rest();
+    None
+}
+
+/// Hears out a chat whose worker was killed, which must be whole; whether another attempt went on with
+/// what was said before.
+fn goes_on(scene: &Scene, mut reading: Reading, id: &str) -> bool {
+    let before = reading.until("what was said", |heard| Some(deltas(heard)));
+    let heard = reading.rest();
+    let (objects, is_done) = events(&heard);
+    let whole = stored(scene, id).unwrap();
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(is_done, "{heard}");
+    assert_eq!(deltas(&heard), text, "nothing is missing or doubled: {heard}");
+    let n_roles = objects.iter().filter(|it| it["choices"][0]["delta"]["role"].is_string()).count();
+    assert_eq!(n_roles, 1, "{heard}");
+    let url = format!("{}&queue=chat", scene.workplace.queue());
+    let result = scene.workplace.ebb(&["result", id, "--queue", &url]).ok().json();
+    result["attempt"] == 2 && text.len() > before.len()
+}
+
+#[test]
+fn a_chat_whose_worker_is_killed_midway_goes_on_behind_what_was_said() {
+    let scene = Scene::new(Workplace::new().with_short_leases(), None, &[]);
+    let mut worker = scene.worker();
+    for seed in 0..50 {
+        let Some((reading, id)) = stopped_midway(&scene, &worker, seed) else { continue };
+        worker.signal(Signal::SIGKILL);
+        assert!(!worker.ends().success());
+        worker = scene.worker();
+        // Else its answer was on its way into the store.
+        if goes_on(&scene, reading, &id) {
+            return;
+        }
+    }
+    panic!("no worker is killed midway");
+}
+
+/// What named server-sent events tell: their names and their data.
+fn told(heard: &str) -> Vec<(String, String)> {
+    let (_, body) = heard.split_once("\r\n\r\n").unwrap();
+    let field = |event: &str, name: &str| {
+        let lines = event.lines().filter_map(|line| line.strip_prefix(name));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let events = body.split("\n\n").filter(|event| event.contains("event: "));
+    events.map(|event| (field(event, "event: "), field(event, "data: "))).collect()
+}
+
+#[test]
+fn who_reads_events_is_told_that_an_attempt_begins_anew_after_kill_9_and_gets_the_whole() {
+    let scene = Scene::new(Workplace::new().with_short_leases(), None, &[]);
+    let url = format!("{}&queue=vectors", scene.workplace.queue());
+    let worker = || scene.workplace.start(&["worker", "--model", "echo", "--queue", &url]);
+    let text: String = (0..60).map(|word| format!("word-{word}.\n")).collect();
+    let body = json!({ "input": text, "stream": true, "turn_ms": 100 });
+    let mut first = worker();
+    let job = scene.post("/v1/jobs?queue=vectors", &body);
+    assert_eq!(job.status, 202, "{}", job.body);
+    let job: Value = serde_json::from_str(&job.body).unwrap();
+    let id = job["id"].as_str().unwrap();
+    let path = format!("/v1/jobs/{id}/events");
+    let mut reading = Reading::begin("GET", &scene.address, &path, "").unwrap();
+    reading.until("word 5", |heard| heard.contains("word-5.").then_some(()));
+    first.signal(Signal::SIGKILL);
+    assert!(!first.ends().success());
+    let _second = worker();
+
+    let heard = reading.rest();
+    let events = told(&heard);
+    let pieces = |events: &[(String, String)]| {
+        assert!(events.iter().all(|(name, _)| name == "piece"), "{heard}");
+        events.iter().map(|(_, data)| data.as_str()).collect::<String>()
+    };
+    let void = events.iter().position(|(name, _)| name == "void");
+    let void = void.unwrap_or_else(|| panic!("no attempt begins anew: {heard}"));
+    let (end, answer) = events.split_last().unwrap();
+    assert!(text.starts_with(&pieces(&answer[..void])), "{heard}");
+    assert_eq!(pieces(&answer[void + 1..]), text, "the whole, and nothing twice: {heard}");
+    let result: Value = serde_json::from_str(&end.1).unwrap();
+    assert_eq!((end.0.as_str(), &result["result"]["output"]), ("end", &json!(text)), "{heard}");
 }
 
 #[test]

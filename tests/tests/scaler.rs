@@ -244,14 +244,22 @@ async fn a_rule_that_is_broken_is_told_with_its_remedy_and_an_exit_code() {
     let mut scene = Scene::new().await;
     scene.answers((0.0, false)).await;
     let args = ["scaler", "conformance", "--address", &scene.address, "--streams", "10"];
-    // Nothing is in the queue, so that no scaler could call it active.
-    let broken = scene.workplace.ebb(&[&args[..], &["--expect-active"]].concat()).failed();
-    assert_eq!(broken.status.code(), Some(1), "{broken}");
-    for words in ["expected-activity", "FAILED", "  mend  count work in flight", "1 failed"] {
-        assert!(broken.stdout.contains(words), "{words}: {broken}");
+    // In some rounds a busy machine breaks rules about time as well, as above.
+    for round in 1.. {
+        // Nothing is in the queue, so that no scaler could call it active.
+        let broken = scene.workplace.ebb(&[&args[..], &["--expect-active"]].concat()).failed();
+        assert_eq!(broken.status.code(), Some(1), "{broken}");
+        for words in ["expected-activity", "FAILED", "  mend  count work in flight"] {
+            assert!(broken.stdout.contains(words), "{words}: {broken}");
+        }
+        // Without the expectation the same scaler is as it should be.
+        let kept = scene.workplace.ebb(&args);
+        if broken.stdout.contains(" 1 failed") && kept.stdout.contains(" 0 failed") {
+            assert!(kept.status.success(), "{kept}");
+            break;
+        }
+        assert!(round < 3, "{broken}\n{kept}");
     }
-    // Without the expectation the same scaler is as it should be.
-    assert!(scene.workplace.ebb(&args).ok().stdout.contains(" 0 failed"));
 
     let nobody = ["scaler", "conformance", "--address", "127.0.0.1:9"];
     let nobody = scene.workplace.ebb(&nobody).failed();

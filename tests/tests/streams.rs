@@ -45,12 +45,12 @@ fn words_are_printed_as_they_come() {
     let workplace = Workplace::new();
     let _worker = worker(&workplace, &[]);
     let mut follower =
-        workplace.start(&["enqueue", &body(10, 300), "--follow", "--timeout", "60s"]);
+        workplace.start(&["enqueue", &body(30, 300), "--follow", "--timeout", "60s"]);
     says(&mut follower, 0);
-    assert!(!follower.output().contains("word-9."), "{}", follower.output());
+    assert!(!follower.output().contains("word-29."), "{}", follower.output());
     assert!(follower.ends().success());
-    says(&mut follower, 9);
-    assert_eq!(follower.output().trim(), text(10).trim());
+    says(&mut follower, 29);
+    assert_eq!(follower.output().trim(), text(30).trim());
 
     let run = workplace.ebb(&["enqueue", "The tide turns.", "--follow", "--timeout", "60s"]).ok();
     assert_eq!(run.stdout, "The tide turns.\n");

@@ -58,13 +58,15 @@ impl Papers {
 }
 
 fn check(workplace: &Workplace, papers: &Papers, url: &str) {
-    let ebb = |url: &str, args: &[&str]| {
-        let args = [args, &["--queue", url, "--connect-timeout", "5s"]].concat();
+    let within = |limit: &str, url: &str, args: &[&str]| {
+        let args = [args, &["--queue", url, "--connect-timeout", limit]].concat();
         workplace.ebb(&args)
     };
+    // Who is refused tries again until the time is over.
+    let ebb = |url: &str, args: &[&str]| within("10s", url, args);
     let trusted = papers.with(url, &["tls_ca", "tls_cert", "tls_key"]);
-    ebb(&trusted, &["enqueue", "hello"]).ok();
-    let depth = ebb(&trusted, &["queue", "depth", "--json"]).ok().json();
+    within("30s", &trusted, &["enqueue", "hello"]).ok();
+    let depth = within("30s", &trusted, &["queue", "depth", "--json"]).ok().json();
     assert_eq!(depth["ready"], 1, "{depth}");
 
     let stranger = ebb(&papers.with(url, &["tls_ca"]), &["queue", "depth"]).failed();

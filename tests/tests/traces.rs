@@ -28,18 +28,34 @@ fn of<'a>(spans: &'a [Seen], service: &str, name: &str) -> Vec<&'a Seen> {
     spans.iter().filter(is_it).collect()
 }
 
-#[test]
-fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
-    let workplace = Workplace::new();
-    let collector = Collector::start().unwrap();
-    let url = collector.url();
-    let traceparent = format!("00-{TRACE}-{CALLER}-01");
-    let enqueue = ["enqueue", "hunter2", "--traceparent", &traceparent];
-    run(&mut ebb(&workplace, &url, &enqueue), "").ok();
-    let worker = ["worker", "--model", "echo", "--exit-when-empty", "--log-format", "json"];
-    run(&mut ebb(&workplace, &url, &worker), "").ok();
+/// What was seen in the first round in which no process gave up its last spans, which it does after
+/// two seconds. On a machine that is busy elsewhere some do; a span that is never exported is missing
+/// in each round.
+async fn exported<T>(mut round: impl AsyncFnMut() -> (String, T)) -> T {
+    for n in 1.. {
+        let (said, seen) = round().await;
+        if !said.contains("the last spans were not exported in time") {
+            return seen;
+        }
+        assert!(n < 3, "{said}");
+    }
+    unreachable!("the last round returns or fails")
+}
 
-    let spans = collector.spans();
+#[tokio::test]
+async fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
+    let spans = exported(async || {
+        let workplace = Workplace::new();
+        let collector = Collector::start().unwrap();
+        let url = collector.url();
+        let traceparent = format!("00-{TRACE}-{CALLER}-01");
+        let enqueue = ["enqueue", "hunter2", "--traceparent", &traceparent];
+        let enqueued = run(&mut ebb(&workplace, &url, &enqueue), "").ok();
+        let worker = ["worker", "--model", "echo", "--exit-when-empty", "--log-format", "json"];
+        let worked = run(&mut ebb(&workplace, &url, &worker), "").ok();
+        (format!("{enqueued}\n{worked}"), collector.spans())
+    })
+    .await;
     let [enqueue] = of(&spans, "ebb", "enqueue")[..] else { panic!("{spans:#?}") };
     let [job] = of(&spans, "ebb-worker", "job")[..] else { panic!("{spans:#?}") };
     assert_eq!((enqueue.trace.as_str(), enqueue.parent.as_str()), (TRACE, CALLER));
@@ -54,10 +70,11 @@ fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
     assert!(!format!("{spans:?}").contains("hunter2"));
 }
 
-#[test]
-fn a_log_line_about_a_job_names_its_trace_with_and_without_a_collector() {
-    let collector = Collector::start().unwrap();
-    for with_collector in [true, false] {
+/// The traces that the log lines of two jobs name, of which the first was led here; and the trace
+/// that began with the second's span, where spans are exported.
+async fn traces_in_the_log(with_collector: bool) -> ([Option<String>; 2], Option<String>) {
+    exported(async || {
+        let collector = Collector::start().unwrap();
         let workplace = Workplace::new();
         let traceparent = format!("00-{TRACE}-{CALLER}-01");
         let ask = ["enqueue", "--model", "nobody's", "--json"];
@@ -83,7 +100,15 @@ fn a_log_line_about_a_job_names_its_trace_with_and_without_a_collector() {
         let spans = collector.spans();
         let jobs = of(&spans, "ebb-worker", "job");
         let begun = jobs.iter().find(|span| span.trace != TRACE).map(|span| span.trace.clone());
-        let begun = begun.filter(|_| with_collector);
+        (ran.stderr, (logged, begun))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_log_line_about_a_job_names_its_trace_with_and_without_a_collector() {
+    for with_collector in [true, false] {
+        let (logged, begun) = traces_in_the_log(with_collector).await;
         assert_eq!(begun.is_some(), with_collector);
         assert_eq!(logged, [Some(TRACE.to_owned()), begun]);
     }
@@ -91,11 +116,22 @@ fn a_log_line_about_a_job_names_its_trace_with_and_without_a_collector() {
 
 #[tokio::test]
 async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
+    let spans = exported(async || {
+        let collector = Collector::start().unwrap();
+        let said = look_and_end(&collector.url()).await;
+        (said, collector.spans())
+    })
+    .await;
+    assert!(!of(&spans, "ebb-scaler", "IsActive").is_empty(), "{spans:#?}");
+    let looks = of(&spans, "ebb-scaler", "look");
+    assert!(looks.iter().any(|look| look.fields["broker"] == "sqlite"), "{looks:#?}");
+}
+
+/// Starts a scaler, asks it until it has seen its queue, and stops it; what it said.
+async fn look_and_end(collector: &str) -> String {
     let workplace = Workplace::new();
-    let collector = Collector::start().unwrap();
-    let url = collector.url();
     let args = ["scaler", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
-    let args = [&args[..], &["--otlp-endpoint", &url]].concat();
+    let args = [&args[..], &["--otlp-endpoint", collector]].concat();
     let mut scaler = workplace.start(&args);
     let address = scaler.says("its address", |said| {
         let rest = said.split_once("listen=")?.1;
@@ -112,14 +148,11 @@ async fn a_scaler_exports_what_it_saw_when_it_is_stopped() {
     drop(keda);
     scaler.signal(Signal::SIGTERM);
     assert!(scaler.ends().success());
-    let spans = collector.spans();
-    assert!(!of(&spans, "ebb-scaler", "IsActive").is_empty(), "{spans:#?}");
-    let looks = of(&spans, "ebb-scaler", "look");
-    assert!(looks.iter().any(|look| look.fields["broker"] == "sqlite"), "{looks:#?}");
+    scaler.output()
 }
 
 #[test]
-fn a_collector_that_is_down_is_said_once_and_the_end_takes_less_than_three_seconds() {
+fn a_collector_that_is_down_is_said_once_and_does_not_hold_up_the_end() {
     let workplace = Workplace::new();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0"];
@@ -133,7 +166,8 @@ fn a_collector_that_is_down_is_said_once_and_the_end_takes_less_than_three_secon
     let signalled = Instant::now();
     worker.signal(Signal::SIGTERM);
     assert!(worker.ends().success());
-    assert!(signalled.elapsed() < Duration::from_secs(3), "{:?}", signalled.elapsed());
+    // Two seconds for the last spans; an export by itself would be tried for ten.
+    assert!(signalled.elapsed() < Duration::from_secs(8), "{:?}", signalled.elapsed());
     let said = worker.output();
     assert_eq!(said.matches("the collector does not take them").count(), 1, "{said}");
 }

@@ -117,7 +117,7 @@ fn probes_tell_a_start_a_run_and_a_drain_apart() {
     wait_for("readiness", || (status("/readyz") == Some(200)).then_some(()));
     assert_eq!((status("/livez"), status("/startupz")), (Some(200), Some(200)));
 
-    enqueue(&workplace, 1, 8000);
+    enqueue(&workplace, 1, 20_000);
     holding(&workplace);
     let page = wait_for("the job in the metrics", || {
         let page = get(&address, "/metrics")?.body;

@@ -131,7 +131,8 @@ fn has_files(folder: &std::path::Path) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = ebb_servers::Port::draw().unwrap();
+    let free = std::net::SocketAddr::from(([127, 0, 0, 1], port.number()));
     let (queue, args) = site(&dir, &["--listen", &free.to_string(), "--id", "w-1"]).await;
     let stop = CancellationToken::new();
     let worker = tokio::spawn(run(args, stop.clone()));

@@ -104,6 +104,18 @@ impl Scene {
         ];
         parts_of(queues, &self.clock, settings)
     }
+
+    /// A worker with an echo for each queue that runs in simulated time: a device with a thread of
+    /// its own would let a paused clock run ahead.
+    fn parts_inline(&self, settings: Settings) -> Parts {
+        let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
+        let model = ModelParts::new("echo", EchoCodec, device);
+        let queues = vec![
+            served("echoes", &Arc::new(self.echoes.clone()), vec![model.clone()]),
+            served("lengths", &Arc::new(self.lengths.clone()), vec![model]),
+        ];
+        parts_of(queues, &self.clock, settings)
+    }
 }
 
 fn until_empty() -> Settings {
@@ -277,14 +289,7 @@ async fn jobs_that_must_be_alone_do_not_wait_long_for_a_queue_that_is_empty() {
         drop(scene.echoes.receive(NonZeroUsize::new(30).unwrap(), LEASE).await.unwrap());
         tokio::time::sleep(2 * LEASE).await;
     }
-    // In simulated time: a thread of its own would let the clock run ahead.
-    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
-    let model = ModelParts::new("echo", EchoCodec, device);
-    let queues = vec![
-        served("echoes", &Arc::new(scene.echoes.clone()), vec![model.clone()]),
-        served("lengths", &Arc::new(scene.lengths.clone()), vec![model]),
-    ];
-    let parts = parts_of(queues, &scene.clock, settings());
+    let parts = scene.parts_inline(settings());
     let (stop, start) = (CancellationToken::new(), Instant::now());
     let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
     until(&scene.echoes, |depth| depth.ready + depth.in_flight == 0).await;
@@ -304,8 +309,8 @@ async fn a_job_that_may_crash_its_worker_is_held_while_no_other_queue_holds_any(
         tokio::time::sleep(2 * LEASE).await;
     }
     scene.lengths.publish((0..20).map(echo_job).collect()).await.unwrap();
-    let summary =
-        Pipeline::new(scene.parts(until_empty())).run(CancellationToken::new()).await.unwrap();
+    let worker = Pipeline::new(scene.parts_inline(until_empty()));
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
     assert_eq!((summary.completed, summary.failed), (21, 0));
     assert_eq!(answer(&scene.echoes, 0).await, Some(echo_answer(0)));
 }

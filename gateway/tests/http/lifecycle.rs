@@ -6,9 +6,12 @@ use std::time::Duration;
 use clap::Parser;
 use ebb_gateway::GatewayArgs;
 use ebb_queue::{Backlog, JSON, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp};
+use ebb_servers::Port;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Events, Scene, Setting, get, post};
@@ -38,24 +41,65 @@ struct Cli {
     gateway: GatewayArgs,
 }
 
-/// A gateway of this queue until it is stopped, and its two addresses.
-async fn started(
-    url: &QueueUrl,
-    more: &[&str],
-) -> (SocketAddr, SocketAddr, CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>) {
-    let (listen, admin) = (free().await, free().await);
-    let own = ["gateway", "--queue", &url.to_string(), "--listen", &listen.to_string()];
-    let flags = own.into_iter().chain(more.iter().copied()).chain(["--admin-listen"]);
-    let flags = flags.map(str::to_owned).chain([admin.to_string()]);
-    let stop = CancellationToken::new();
-    let gateway = tokio::spawn(ebb_gateway::run(Cli::parse_from(flags).gateway, stop.clone()));
-    until_ready(admin).await;
-    (listen, admin, stop, gateway)
+/// How long anything may take: far longer than it does, since tests share few processors.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A gateway that runs until it is stopped.
+struct Running {
+    listen: SocketAddr,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    gateway: JoinHandle<anyhow::Result<()>>,
+    _ports: [Port; 2],
 }
 
-/// An address that was free a moment ago.
-async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+impl Running {
+    /// A gateway of this queue that is ready.
+    async fn start(url: &QueueUrl, more: &[&str]) -> Self {
+        let ports = [Port::draw().unwrap(), Port::draw().unwrap()];
+        let [listen, admin] = ports.each_ref().map(at);
+        let own = ["gateway", "--queue", &url.to_string(), "--listen", &listen.to_string()];
+        let flags = own.into_iter().chain(more.iter().copied()).chain(["--admin-listen"]);
+        let flags = flags.map(str::to_owned).chain([admin.to_string()]);
+        let stop = CancellationToken::new();
+        let gateway = tokio::spawn(ebb_gateway::run(Cli::parse_from(flags).gateway, stop.clone()));
+        let begun = Instant::now();
+        while !is_ready(admin).await {
+            assert!(!gateway.is_finished(), "it ends: {:?}", gateway.await);
+            assert!(begun.elapsed() < PATIENCE, "it is never ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Self { listen, admin, stop, gateway, _ports: ports }
+    }
+
+    /// Stops it, and waits until it says that it is not ready any more.
+    async fn close(&self) {
+        self.stop.cancel();
+        let begun = Instant::now();
+        while is_ready(self.admin).await {
+            assert!(begun.elapsed() < PATIENCE, "it stays ready");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until it lets nobody new in.
+    async fn refuses(&self) {
+        let begun = Instant::now();
+        while ask(self.listen, page("/v1/models")).await.is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "who is new is let in");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits for its end.
+    async fn ends(self) {
+        let ended = tokio::time::timeout(PATIENCE, self.gateway).await;
+        ended.expect("it ends").unwrap().unwrap();
+    }
+}
+
+fn at(port: &Port) -> SocketAddr {
+    ([127, 0, 0, 1], port.number()).into()
 }
 
 /// Sends a request on a connection of its own, and reads the response to its end.
@@ -71,14 +115,9 @@ fn page(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 }
 
-async fn until_ready(address: SocketAddr) {
-    loop {
-        let told = ask(address, page("/readyz")).await;
-        if told.is_ok_and(|page| page.starts_with("HTTP/1.1 200")) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+/// Whether it says so; where nobody listens, it does not.
+async fn is_ready(admin: SocketAddr) -> bool {
+    ask(admin, page("/readyz")).await.is_ok_and(|page| page.starts_with("HTTP/1.1 200"))
 }
 
 async fn answer_one(queue: &Queue) {
@@ -101,50 +140,50 @@ async fn at_sigterm_who_waits_is_answered_first() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("queue.db"));
     let queue = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
-    let (listen, admin, stop, gateway) = started(&url, &[]).await;
+    let running = Running::start(&url, &[]).await;
     let body = r#"{"model": "jobs", "input": "a"}"#;
     let request = format!(
         "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let waits = tokio::spawn(ask(listen, request));
+    let waits = tokio::spawn(ask(running.listen, request));
     while queue.depth().await.unwrap().ready == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    stop.cancel();
-    while ask(admin, page("/readyz")).await.unwrap().starts_with("HTTP/1.1 200") {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(ask(listen, page("/v1/models")).await.is_err(), "nobody new is let in");
+    running.close().await;
+    running.refuses().await;
+    assert!(!waits.is_finished(), "who waits is not let down");
     answer_one(&queue).await;
     let reply = waits.await.unwrap().unwrap();
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("[7]"), "{reply}");
-    gateway.await.unwrap().unwrap();
+    running.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_know_yet_that_the_gateway_ends_is_still_answered() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("queue.db"));
-    let (listen, admin, stop, gateway) = started(&url, &["--linger", "2s"]).await;
-    stop.cancel();
-    while ask(admin, page("/readyz")).await.unwrap().starts_with("HTTP/1.1 200") {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // A slow machine may come too late: then with more time.
+    for linger in ["2s", "10s", "30s"] {
+        let running = Running::start(&url, &["--linger", linger]).await;
+        running.close().await;
+        let told = ask(running.listen, page("/v1/models")).await;
+        running.refuses().await;
+        running.ends().await;
+        if told.is_ok_and(|page| page.starts_with("HTTP/1.1 200")) {
+            return;
+        }
     }
-    let told = ask(listen, page("/v1/models")).await.unwrap();
-    assert!(told.starts_with("HTTP/1.1 200"), "{told}");
-    while ask(listen, page("/v1/models")).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    gateway.await.unwrap().unwrap();
+    panic!("nobody is answered once the gateway is not ready any more");
 }
 
 #[tokio::test]
 async fn a_gateway_that_is_stopped_while_it_opens_its_queues_ends() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let queue = format!("nats://{}?queue=q", silent.local_addr().unwrap());
-    let listen = free().await.to_string();
+    let port = Port::draw().unwrap();
+    let listen = at(&port).to_string();
     let args = Cli::parse_from(["gateway", "--queue", &queue, "--listen", &listen]).gateway;
     let stop = CancellationToken::new();
     let gateway = tokio::spawn(ebb_gateway::run(args, stop.clone()));

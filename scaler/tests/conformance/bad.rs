@@ -144,7 +144,7 @@ impl Hand for Bad {
                 runtime.block_on(async {
                     drop(open.wait_for(|n_open| *n_open == 0).await);
                     // The runtime's one thread sends their ends before it sees that this is over.
-                    sleep(Duration::from_millis(200)).await;
+                    sleep(Duration::from_secs(1)).await;
                 });
                 runtime.shutdown_background();
                 ended.store(true, Ordering::SeqCst);

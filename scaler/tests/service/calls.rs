@@ -8,7 +8,7 @@ use ebb_queue::{Broker, Phase};
 use ebb_scaler::ScalerArgs;
 use tonic::Code;
 
-use crate::kit::{Kit, args, object, publish, report};
+use crate::kit::{Kit, args, object, publish, report, said};
 
 #[tokio::test]
 async fn keda_is_told_what_waits_and_what_runs() {
@@ -107,11 +107,14 @@ async fn specs_never_touch_the_broker_and_a_queue_has_one_observer() {
 async fn a_queue_too_many_is_refused_and_room_is_made_when_one_is_not_asked_for() {
     let keep = Duration::from_millis(20);
     let kit = Kit::start(ScalerArgs { max_queues: 1, keep, ..args() }).await;
-    assert!(!kit.is_active(&object(&[("queue", "a")])).await.unwrap());
+    // Held, however long the next call takes.
+    let mut stream = kit.stream(&object(&[("queue", "a")])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
     let told = kit.is_active(&object(&[("queue", "b")])).await.unwrap_err();
     assert_eq!(told.code(), Code::ResourceExhausted);
     assert!(told.message().contains("--max-queues"), "{told}");
 
+    drop(stream);
     kit.broker.open.subscribe().wait_for(|n_open| *n_open == 0).await.unwrap();
     assert!(!kit.is_active(&object(&[("queue", "b")])).await.unwrap());
     kit.stop().await;

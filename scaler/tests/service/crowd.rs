@@ -3,18 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebb_proto::keda::IsActiveResponse;
 use ebb_scaler::ScalerArgs;
 use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tonic::Streaming;
 
-use crate::kit::{Kit, args, object, publish, said};
+use crate::kit::{Kit, args, object, publish};
 
 const STREAMS: usize = 2500;
 
+/// What a stream says next, which may take longer among so many.
+async fn says(stream: &mut Streaming<IsActiveResponse>) -> Option<bool> {
+    let next = timeout(Duration::from_secs(60), stream.message()).await;
+    next.expect("the stream speaks").unwrap().map(|response| response.result)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_of_streams_on_one_connection_is_told_and_calls_are_still_answered() {
-    let kit = Kit::start(ScalerArgs { repeat: Duration::from_secs(1), ..args() }).await;
+    // No word but those that are awaited, before the streams are open at once.
+    let (repeat, heartbeat) = (Duration::from_secs(1), Duration::from_secs(600));
+    let kit = Kit::start(ScalerArgs { repeat, heartbeat, ..args() }).await;
     let open = Arc::new(Barrier::new(STREAMS + 1));
     let (told, mut n_told) = watch::channel(0);
     let mut streams = JoinSet::new();
@@ -23,9 +33,9 @@ async fn a_crowd_of_streams_on_one_connection_is_told_and_calls_are_still_answer
         let object = object(&[("jobsPerReplica", &(n + 1).to_string())]);
         streams.spawn(async move {
             let mut stream = client.stream_is_active(object).await.unwrap().into_inner();
-            assert_eq!(said(&mut stream).await, Some(false));
+            assert_eq!(says(&mut stream).await, Some(false));
             open.wait().await;
-            assert_eq!(said(&mut stream).await, Some(true));
+            assert_eq!(says(&mut stream).await, Some(true));
             told.send_modify(|n_told| *n_told += 1);
             // Read on: a client that leaves thousands of messages unread ends its own connection.
             while stream.message().await.unwrap().is_some() {}

@@ -61,7 +61,7 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     let redis = Redis::start(RedisOptions::default()).await.unwrap();
     let mut client = Wire::to(redis.port()).await;
     client.say("XGROUP CREATE work embedders $ MKSTREAM\n", "OK").await;
-    // An idle stream is looked at by itself every five seconds.
+    // An idle stream is looked at by itself every five seconds; whoever waits for that is too late.
     let refresh = Duration::from_secs(1);
     let queue = Some(redis.url().parse().unwrap());
     let kit = Kit::start_on_brokers(ScalerArgs { queue, refresh, ..args() }).await;
@@ -74,7 +74,7 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     let since = Instant::now();
     client.say("XADD work * body x\n", "-").await;
     assert_eq!(said(&mut stream).await, Some(true));
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
     for _ in 0..3 {
         assert_eq!(said(&mut stream).await, Some(true), "nobody took it yet");
     }

@@ -119,6 +119,18 @@ async fn a_call_that_is_sent_by_halves_is_given_up_and_streams_that_have_begun_l
 
 #[tokio::test]
 async fn a_client_with_too_many_halves_keeps_nobody_at_another_address_waiting() {
+    // Whoever waits for the halves is late in every round; a machine that is busy elsewhere is in some.
+    for round in 1..=3 {
+        let took = beside_too_many_halves().await;
+        if took < Duration::from_secs(4) {
+            return;
+        }
+        assert!(round < 3, "{took:?}");
+    }
+}
+
+/// How long a client at another address takes to be answered meanwhile.
+async fn beside_too_many_halves() -> Duration {
     let kit = Kit::start(args()).await;
     let mut wire = Wire::connect(kit.grpc, 65_535).await;
     for nth in 0..1100 {
@@ -129,9 +141,10 @@ async fn a_client_with_too_many_halves_keeps_nobody_at_another_address_waiting()
     let endpoint = endpoint.local_address(Some([127, 0, 0, 2].into()));
     let mut other = ExternalScalerClient::new(endpoint.connect().await.unwrap());
     assert!(!other.is_active(object(&[])).await.unwrap().into_inner().result);
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let took = begun.elapsed();
     drop((other, wire));
     kit.stop().await;
+    took
 }
 
 #[tokio::test]

@@ -19,11 +19,23 @@ fn unhurried() -> ScalerArgs {
     ScalerArgs { refresh, max_age: 3 * refresh, heartbeat: refresh, ..args() }
 }
 
+/// Asserts that half of the streams say `true` within this time of their queue's first job.
+async fn assert_told_within(kit: &Kit, limit: Duration, n_queues: usize) {
+    // Whoever waits for a look is late in every round; a machine that is busy elsewhere is in some.
+    for round in 1..=3 {
+        let times = times_to_true(kit, round, n_queues).await;
+        if times[n_queues / 2] < limit {
+            return;
+        }
+        assert!(round < 3, "{times:?}");
+    }
+}
+
 /// From the first job of each of so many queues to `true` on its stream, the shortest first.
-async fn times_to_true(kit: &Kit, n_queues: usize) -> Vec<Duration> {
+async fn times_to_true(kit: &Kit, round: usize, n_queues: usize) -> Vec<Duration> {
     let mut times = Vec::new();
     for n in 0..n_queues {
-        let name = format!("q{n}");
+        let name = format!("q{round}-{n}");
         let queue = kit.broker.queue(&name);
         let mut stream = kit.stream(&object(&[("queue", &name)])).await;
         assert_eq!(said(&mut stream).await, Some(false));
@@ -39,8 +51,7 @@ async fn times_to_true(kit: &Kit, n_queues: usize) -> Vec<Duration> {
 #[tokio::test]
 async fn an_arrival_is_told_within_50_ms_at_the_median() {
     let kit = Kit::start(ScalerArgs { repeat: Duration::from_secs(60), ..unhurried() }).await;
-    let times = times_to_true(&kit, 9).await;
-    assert!(times[4] < Duration::from_millis(50), "{times:?}");
+    assert_told_within(&kit, Duration::from_millis(50), 9).await;
     kit.stop().await;
 }
 
@@ -48,8 +59,7 @@ async fn an_arrival_is_told_within_50_ms_at_the_median() {
 async fn an_arrival_just_after_a_look_that_waited_is_told_soon() {
     let kit = Kit::start(ScalerArgs { repeat: Duration::from_secs(60), ..unhurried() }).await;
     kit.broker.feel(Mood::Unsure);
-    let times = times_to_true(&kit, 5).await;
-    assert!(times[2] < Duration::from_millis(150), "{times:?}");
+    assert_told_within(&kit, Duration::from_millis(150), 5).await;
     kit.stop().await;
 }
 
@@ -162,10 +172,17 @@ async fn shutdown_ends_every_stream_with_ok() {
 
 #[tokio::test]
 async fn an_old_stream_ends_with_ok() {
-    let stream_max_age = Duration::from_millis(100);
-    let kit = Kit::start(ScalerArgs { stream_max_age, ..args() }).await;
-    let mut stream = kit.stream(&object(&[])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
-    assert_eq!(said(&mut stream).await, None);
-    kit.stop().await;
+    // A slow machine may have nothing to say before it is old: then with more time.
+    for millis in [100, 1_000, 10_000] {
+        let stream_max_age = Duration::from_millis(millis);
+        let kit = Kit::start(ScalerArgs { stream_max_age, ..args() }).await;
+        let mut stream = kit.stream(&object(&[])).await;
+        let first = said(&mut stream).await;
+        if first.is_some() {
+            assert_eq!((first, said(&mut stream).await), (Some(false), None));
+            return kit.stop().await;
+        }
+        kit.stop().await;
+    }
+    panic!("a stream ends before it says anything");
 }
