@@ -376,7 +376,7 @@ mod tests {
         for _ in 0..1_000 {
             parcel.charge(now(), &"\u{0}".repeat(9_000));
         }
-        parcel.die(now(), &"\u{1f600}".repeat(9_000));
+        parcel.die(now(), "\u{1f600}".repeat(9_000).into());
         let parcel = again(&parcel);
         assert_eq!(parcel.attempts, 1_000);
         assert_eq!(parcel.history.last().unwrap().attempt, 1_000);
@@ -448,7 +448,7 @@ mod tests {
                 parcel.charge(now(), &what);
             }
             if dead {
-                parcel.die(now(), &what);
+                parcel.die(now(), what.into());
             }
             let read = again(&parcel);
             prop_assert_eq!(&read.job, &parcel.job);
