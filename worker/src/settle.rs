@@ -41,6 +41,9 @@ pub(crate) use rounds::settle;
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
 
+/// Why a job fails whose answer cannot be written.
+const PANICKED: &str = "the answer made the encoder panic; a bug of ours";
+
 /// How long pieces of others are looked for, where there may be none.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -100,10 +103,7 @@ impl Served {
         let end = match end {
             End::Done(output) => match self.encode(output, &delivery.job) {
                 Some(answer) => End::Done(answer),
-                None => {
-                    let reason = "the answer made the encoder panic; a bug of ours";
-                    End::Reject(Failure::new(FailureKind::Model, reason))
-                }
+                None => End::Reject(Failure::new(FailureKind::Model, PANICKED)),
             },
             End::Retry(reason) => End::Retry(reason),
             End::Reject(failure) => End::Reject(failure),
@@ -293,24 +293,17 @@ impl Served {
     }
 
     /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
-    async fn fail(
-        &self,
-        delivery: Delivery,
-        ours: Ours<'_>,
-        failure: Failure,
-    ) -> Option<Settlement> {
+    async fn fail(&self, delivery: Delivery, ours: Ours<'_>, why: Failure) -> Option<Settlement> {
         let Ours { loan, way, .. } = ours;
-        let failure = failure.shortened();
-        let Failure { kind, reason } = &failure;
+        let failure = why.shortened();
+        let reason = &failure.reason;
         let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
         let attempt = delivery.attempt;
         match lock(&self.shared.failures_said).pass(Instant::now()) {
             Some(n_unsaid) => {
-                warn!(job.id = %id, trace_id, attempt, kind = kind.word(), %reason, n_unsaid, "job failed");
+                warn!(job.id = %id, trace_id, attempt, %reason, n_unsaid, "job failed");
             }
-            None => {
-                debug!(job.id = %id, trace_id, attempt, kind = kind.word(), %reason, "job failed");
-            }
+            None => debug!(job.id = %id, trace_id, attempt, %reason, "job failed"),
         }
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, ours, Outcome::Failed(failure.clone()));
