@@ -173,7 +173,7 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Job;
+    use ebb_queue::{FailureKind, Job};
 
     use super::*;
 
