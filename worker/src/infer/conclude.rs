@@ -92,7 +92,7 @@ impl Shared {
     ) -> Result<Item, Finished> {
         let own = &self.lanes[lane];
         let job = &held.delivery.job;
-        let step = result.map_err(fault).and_then(|output| {
+        let step = result.map_err(|error| fault(&error)).and_then(|output| {
             let advance = || own.codec.advance(input, output, &mut asked, job);
             let step = catch_unwind(AssertUnwindSafe(advance)).map_err(|_| {
                 Failure::new(FailureKind::Model, "a turn made the codec panic; a bug of ours")
@@ -202,7 +202,7 @@ impl Shared {
 }
 
 /// Whether the job is to be mended, or the model.
-fn fault(error: ItemError) -> Failure {
+fn fault(error: &ItemError) -> Failure {
     let kind = if error.is_models() { FailureKind::Model } else { FailureKind::Invalid };
     Failure::new(kind, error.to_string())
 }
