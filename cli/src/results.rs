@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebb_queue::claim::REFERENCE;
-use ebb_queue::{DeadLetter, Frame, Job, JobId, JobResult, Outcome, Queue, STATUS_TTL, Timestamp};
+use ebb_queue::{
+    DeadLetter, Failure, FailureKind, Frame, Job, JobId, JobResult, Outcome, Queue, STATUS_TTL,
+    Timestamp,
+};
 use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -84,7 +87,7 @@ pub(crate) async fn death(queue: &Queue, id: &JobId, expiry: Expiry) -> JobResul
             && Timestamp::now() - STATUS_TTL > deadline
             && is_lost(queue, id).await
         {
-            let outcome = Outcome::Failed { reason: LOST.to_owned() };
+            let outcome = Outcome::Failed(Failure::new(FailureKind::Expired, LOST));
             let id = id.clone();
             return JobResult { id, attempt: 0, outcome, finished_at: deadline, queue: None };
         }
@@ -120,7 +123,7 @@ fn failed(letter: DeadLetter) -> JobResult {
     JobResult {
         id: letter.job.id,
         attempt: letter.attempts,
-        outcome: Outcome::Failed { reason: letter.reason },
+        outcome: Outcome::Failed(Failure::new(letter.kind, letter.reason)),
         finished_at: letter.died_at,
         queue: None,
     }
@@ -175,7 +178,7 @@ pub(crate) fn lies_elsewhere(result: &JobResult) -> bool {
     matches!(&result.outcome, Outcome::Completed { content_type, .. } if content_type == REFERENCE)
 }
 
-/// A result as one JSON object, `body` or `error` in it by its outcome.
+/// A result as one JSON object, `body` or `error` in it by its outcome, and of a failed one its `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Line<'a> {
     id: &'a JobId,
@@ -190,6 +193,8 @@ pub(crate) struct Line<'a> {
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<FailureKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
 }
@@ -214,7 +219,9 @@ impl<'a> Line<'a> {
                 error: None,
                 ..line
             },
-            Outcome::Failed { reason } => Self { outcome: "failed", error: Some(reason), ..line },
+            Outcome::Failed(Failure { kind, reason }) => {
+                Self { outcome: "failed", kind: Some(*kind), error: Some(reason), ..line }
+            }
             Outcome::Cancelled => Self { outcome: "cancelled", error: Some("cancelled"), ..line },
         }
     }
@@ -229,6 +236,7 @@ impl<'a> Line<'a> {
             queue: None,
             content_type: None,
             body: None,
+            kind: None,
             error: Some("no result yet"),
         }
     }
@@ -271,7 +279,7 @@ mod tests {
     }
 
     fn expired() -> Outcome {
-        Outcome::Failed { reason: "expired".to_owned() }
+        Outcome::Failed(Failure::expired())
     }
 
     #[tokio::test]
@@ -341,8 +349,8 @@ mod tests {
             r#"{"id":"job-1","outcome":"completed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","content_type":"application/json","body":{"score":0.5}}"#,
         );
         check(
-            Outcome::Failed { reason: "expired".into() },
-            r#"{"id":"job-1","outcome":"failed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"expired"}"#,
+            Outcome::Failed(Failure::expired()),
+            r#"{"id":"job-1","outcome":"failed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","kind":"expired","error":"expired"}"#,
         );
         check(
             Outcome::Cancelled,

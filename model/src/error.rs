@@ -4,13 +4,27 @@ use std::path::{Path, PathBuf};
 
 /// The fault of one item, in words for whoever sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ItemError(String);
+#[error("{message}")]
+pub struct ItemError {
+    message: String,
+    is_models: bool,
+}
 
 impl ItemError {
     /// An error with this message: name the field and the remedy.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into(), is_models: false }
+    }
+
+    /// Of an item that is as it should be, and that the model makes nothing of.
+    pub fn of_model(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_models: true }
+    }
+
+    /// Whether it is the model's fault: whoever sent the item can change nothing about it.
+    #[must_use]
+    pub fn is_models(&self) -> bool {
+        self.is_models
     }
 }
 

@@ -226,7 +226,7 @@ mod tests {
         let id: JobId = "answered".parse().unwrap();
         let outcome = Outcome::Completed { content_type: String::new(), body: Bytes::new() };
         let answer =
-            JobResult { outcome, ..JobResult::buried(id.clone(), 1, "", Timestamp::now()) };
+            JobResult { outcome, ..JobResult::buried(id.clone(), 1, "".into(), Timestamp::now()) };
         apart.put(&answer).await.unwrap();
         assert_eq!(apart.cancel(&id).await.unwrap(), Cancelled::Ended);
         assert_eq!(apart.get(&id).await.unwrap(), Some(answer));

@@ -53,7 +53,7 @@ mod tests {
     async fn a_failure_stays_unless_its_job_waits() {
         let queue = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
         let (id, now): (JobId, _) = ("a".parse().unwrap(), Timestamp::now());
-        let failure = JobResult::buried(id.clone(), 1, "no", now);
+        let failure = JobResult::buried(id.clone(), 1, "no".into(), now);
         queue.put(&failure).await.unwrap();
         assert!(!put(&queue, &id, now, false).await.unwrap());
         assert_eq!(queue.get(&id).await.unwrap(), Some(failure));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Error, Job, JobId, Result};
+use crate::{Error, Failure, Job, JobId, Result};
 
 /// A job on loan. Consumed by its settlement; dropped, it comes back when its lease ends.
 #[must_use = "an unsettled delivery comes back only when its lease ends"]
@@ -45,8 +45,8 @@ impl Delivery {
     }
 
     /// The job can never succeed: it becomes a dead letter.
-    pub fn reject(self, reason: impl Into<String>) -> Settlement {
-        self.settle(Verdict::Reject { reason: reason.into() })
+    pub fn reject(self, failure: impl Into<Failure>) -> Settlement {
+        self.settle(Verdict::Reject(failure.into()))
     }
 
     fn settle(self, verdict: Verdict) -> Settlement {
@@ -111,11 +111,8 @@ pub enum Verdict {
     },
     /// Not begun; ready at once, the attempt given back.
     Release,
-    /// Failed for good.
-    Reject {
-        /// Why, for whoever reads the dead letters.
-        reason: String,
-    },
+    /// Failed for good; why, for whoever reads the dead letters.
+    Reject(Failure),
 }
 
 impl Verdict {
@@ -123,7 +120,7 @@ impl Verdict {
     pub(crate) fn delay(&self) -> Duration {
         match self {
             Self::Retry { after, .. } => *after,
-            Self::Ack | Self::Release | Self::Reject { .. } => Duration::ZERO,
+            Self::Ack | Self::Release | Self::Reject(_) => Duration::ZERO,
         }
     }
 }

@@ -32,8 +32,11 @@ pub const ENQUEUED_AT: &str = "ebb-enqueued-at";
 pub const NOT_BEFORE: &str = "ebb-not-before";
 /// In a reply: the attempt that made it.
 pub const ATTEMPT: &str = "ebb-attempt";
-/// In a reply: `completed` or `failed`.
+/// In a reply: `completed`, `failed` or `cancelled`.
 pub const OUTCOME: &str = "ebb-outcome";
+/// In the reply of a failed job: what there is to do about it, a word of [`crate::FailureKind`]. Brokers
+/// whose dead letters are messages note it there under the same name.
+pub const KIND: &str = "ebb-kind";
 /// In a reply: the queue whose worker made it.
 pub const QUEUE: &str = "ebb-queue";
 /// A producer's own mark of its request, given back with the reply; `correlation_id` of AMQP.

@@ -17,6 +17,7 @@ mod delivery;
 mod depth;
 mod dial;
 mod error;
+mod failure;
 pub mod faulty;
 mod follow;
 mod given;
@@ -55,6 +56,7 @@ pub use clock::{Clock, SystemClock, Timestamp, TokioClock, parse_span, read_span
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Unsettled, Verdict, answer_at};
 pub use depth::{ByPriority, Depth};
 pub use error::{Error, ErrorKind, Result};
+pub use failure::{Failure, FailureKind};
 pub use given::UrlFrom;
 pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
@@ -173,8 +175,9 @@ pub trait Broker: Backlog {
     /// Sends the result as a message to where its job asked for it.
     ///
     /// # Behavior
-    /// - The body of the message is the answer itself, or `{"error": REASON}` as JSON; its headers
-    ///   are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed`, `failed` or `cancelled`) and `content-type`.
+    /// - The body of the message is the answer itself, or `{"error": REASON, "kind": KIND}` as JSON;
+    ///   its headers are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed`, `failed` or `cancelled`), of a
+    ///   failed one `ebb-kind`, and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
     ///   on the embedded queue another queue, where it is a job of the same id.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
@@ -337,6 +340,8 @@ pub struct DeadLetter {
     pub job: Job,
     /// How many attempts were charged.
     pub attempts: u32,
+    /// What there is to do about it.
+    pub kind: FailureKind,
     /// Why it ended here, in words.
     pub reason: String,
     /// When it ended here.

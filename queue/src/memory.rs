@@ -26,8 +26,8 @@ use crate::follow::Hope;
 use crate::open::check_reply_to;
 use crate::owed::{self, Owed};
 use crate::{
-    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Frame,
-    Info, Job, JobId, JobResult, Link, OpenOptions, Published, Purged, Receipt, Result,
+    Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Failure,
+    Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Published, Purged, Receipt, Result,
     ResultStore, STATUS_TTL, Settled, Settlement, Stored, Timestamp, Unsettled, Verdict, WorkerId,
     WorkerStatus,
 };
@@ -135,7 +135,7 @@ impl MemoryQueue {
         let state = &mut *guard;
         state.answers.tidy(now);
         for (job, attempt) in state.jobs.tidy(now, |id| state.answers.is_completed(id, now)) {
-            let failure = JobResult::buried(job.id, attempt, "expired", now);
+            let failure = JobResult::buried(job.id, attempt, Failure::expired(), now);
             let failure = state.answers.bury(failure, now);
             // A worker that was lost may have stored another result, and not have told it.
             let stored = state.answers.get(&failure.id, now).unwrap_or(failure);
@@ -388,7 +388,7 @@ mod tests {
         let queue = MemoryQueue::new(&Behavior::default(), options);
         queue.publish(["waits", "lost", "done", "moved"].map(job).to_vec()).await.unwrap();
         let at = Timestamp::UNIX_EPOCH;
-        let lost = JobResult::buried("lost".parse().unwrap(), 1, "no such text", at);
+        let lost = JobResult::buried("lost".parse().unwrap(), 1, "no such text".into(), at);
         queue.put(&lost).await.unwrap();
         let outcome =
             Outcome::Completed { content_type: String::new(), body: Bytes::from_static(b"42") };
@@ -400,7 +400,7 @@ mod tests {
             assert_eq!(queue.list(9).await.unwrap().len(), 3);
         }
         let now = queue.shared.clock.now();
-        let waits = JobResult::buried("waits".parse().unwrap(), 0, "expired", now);
+        let waits = JobResult::buried("waits".parse().unwrap(), 0, Failure::expired(), now);
         assert_eq!(queue.replies(), [waits, lost, done].map(|result| ("inbox".to_owned(), result)));
     }
 }

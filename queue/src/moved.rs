@@ -35,15 +35,15 @@ impl JobResult {
     /// of the queue where it was. A record that is there already stays, and says where the job is.
     #[must_use]
     pub fn moved(id: JobId, to: &str, at: Timestamp) -> Self {
-        let outcome = Outcome::Failed { reason: format!("{MARK}{to}") };
+        let outcome = Outcome::Failed(format!("{MARK}{to}").into());
         Self { id, attempt: 0, outcome, finished_at: at, queue: None }
     }
 
     /// The queue that the job has gone on to, if that is what this says.
     #[must_use]
     pub fn moved_to(&self) -> Option<&str> {
-        let Outcome::Failed { reason } = &self.outcome else { return None };
-        let to = reason.strip_prefix(MARK).filter(|_| self.attempt == 0)?;
+        let Outcome::Failed(failure) = &self.outcome else { return None };
+        let to = failure.reason.strip_prefix(MARK).filter(|_| self.attempt == 0)?;
         check_queue(to).is_ok().then_some(to)
     }
 }
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(record.moved_to(), Some("jobs-canary"));
         assert_eq!(JobResult { attempt: 1, ..record.clone() }.moved_to(), None);
         for reason in ["expired", "ebb-moved-to: ", "ebb-moved-to: a b", "it ebb-moved-to: a"] {
-            let outcome = Outcome::Failed { reason: reason.to_owned() };
+            let outcome = Outcome::Failed(reason.into());
             assert_eq!(JobResult { outcome, ..record.clone() }.moved_to(), None, "{reason}");
         }
     }

@@ -90,7 +90,7 @@ mod tests {
     fn a_result_is_owed_to_who_asked_for_a_reply_where_the_job_ended() {
         let (id, now) = ("a".parse::<crate::JobId>().unwrap(), Timestamp::UNIX_EPOCH);
         let asked = Headers { reply_to: Some("inbox".to_owned()), ..Headers::default() };
-        let failure = JobResult::buried(id.clone(), 2, "expired", now);
+        let failure = JobResult::buried(id.clone(), 2, crate::Failure::expired(), now);
         let owed = Owed::new(&asked, failure.clone()).unwrap();
         assert_eq!((&*owed.to, &owed.result), ("inbox", &failure));
         assert!(Owed::new(&Headers::default(), failure).is_none());

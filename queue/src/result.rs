@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{JSON, JobId, Timestamp, short_reason};
+use crate::{Failure, FailureKind, JSON, JobId, Timestamp};
 
 /// The answer to a job, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,10 +30,7 @@ pub enum Outcome {
         body: Bytes,
     },
     /// None, and why; the job lies in the dead letters.
-    Failed {
-        /// Why, in words.
-        reason: String,
-    },
+    Failed(Failure),
     /// None, since somebody cancelled the job; it is no dead letter.
     Cancelled,
 }
@@ -43,9 +40,8 @@ pub(crate) const CANCELLED: &str = "cancelled";
 
 impl JobResult {
     /// The failure of a job that its queue buries by itself.
-    pub(crate) fn buried(id: JobId, attempt: u32, reason: &str, at: Timestamp) -> Self {
-        // It may repeat what the job says.
-        let outcome = Outcome::Failed { reason: short_reason(reason).into_owned() };
+    pub(crate) fn buried(id: JobId, attempt: u32, failure: Failure, at: Timestamp) -> Self {
+        let outcome = Outcome::Failed(failure.shortened());
         Self { id, attempt, outcome, finished_at: at, queue: None }
     }
 
@@ -56,14 +52,13 @@ impl JobResult {
 
     /// The result as the body of a message, and what that is.
     pub(crate) fn reply_body(&self) -> (String, Bytes) {
-        let error = |reason: &str| {
-            let body = serde_json::json!({ "error": reason }).to_string();
-            (JSON.to_owned(), body.into())
-        };
+        let error = |error: serde_json::Value| (JSON.to_owned(), error.to_string().into());
         match &self.outcome {
             Outcome::Completed { content_type, body } => (content_type.clone(), body.clone()),
-            Outcome::Failed { reason } => error(reason),
-            Outcome::Cancelled => error(CANCELLED),
+            Outcome::Failed(Failure { kind, reason }) => {
+                error(serde_json::json!({ "error": reason, "kind": kind }))
+            }
+            Outcome::Cancelled => error(serde_json::json!({ "error": CANCELLED })),
         }
     }
 }
@@ -82,6 +77,15 @@ impl Outcome {
         match self {
             Self::Completed { .. } | Self::Cancelled => true,
             Self::Failed { .. } => false,
+        }
+    }
+
+    /// What there is to do about a failure; none of anything else.
+    #[must_use]
+    pub fn failure_kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Failed(failure) => Some(failure.kind),
+            Self::Completed { .. } | Self::Cancelled => None,
         }
     }
 

@@ -5,7 +5,8 @@ use prost::Message;
 
 use crate::result::CANCELLED;
 use crate::{
-    BatchTime, Error, ErrorKind, JobResult, Outcome, Phase, Result, Timestamp, WorkerStatus,
+    BatchTime, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Phase, Result,
+    Timestamp, WorkerStatus,
 };
 
 impl JobResult {
@@ -17,13 +18,13 @@ impl JobResult {
                 let (content_type, body) = (content_type.clone(), body.to_vec());
                 v1::job_result::Outcome::Completed(v1::Completed { content_type, body })
             }
-            Outcome::Failed { reason } => {
-                let reason = reason.clone();
-                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: false })
+            Outcome::Failed(Failure { kind, reason }) => {
+                let (reason, kind) = (reason.clone(), kind.word().to_owned());
+                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: false, kind })
             }
             Outcome::Cancelled => {
-                let reason = CANCELLED.to_owned();
-                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: true })
+                let (reason, kind) = (CANCELLED.to_owned(), String::new());
+                v1::job_result::Outcome::Failed(v1::Failed { reason, cancelled: true, kind })
             }
         };
         let message = v1::JobResult {
@@ -49,8 +50,8 @@ impl JobResult {
             Some(v1::job_result::Outcome::Failed(v1::Failed { cancelled: true, .. })) => {
                 Outcome::Cancelled
             }
-            Some(v1::job_result::Outcome::Failed(v1::Failed { reason, .. })) => {
-                Outcome::Failed { reason }
+            Some(v1::job_result::Outcome::Failed(v1::Failed { reason, kind, .. })) => {
+                Outcome::Failed(Failure { kind: FailureKind::of_word(&kind), reason })
             }
             None => return Err(unreadable("result", "it has no outcome")),
         };
@@ -156,7 +157,10 @@ mod tests {
             (any::<String>(), any::<Vec<u8>>()).prop_map(|(content_type, body)| {
                 Outcome::Completed { content_type, body: body.into() }
             }),
-            any::<String>().prop_map(|reason| Outcome::Failed { reason }),
+            (any::<String>(), 0..6usize).prop_map(|(reason, kind)| {
+                let words = ["invalid", "expired", "attempts", "model", "lost", "other"];
+                Outcome::Failed(Failure { kind: FailureKind::of_word(words[kind]), reason })
+            }),
             Just(Outcome::Cancelled),
         ]
     }
@@ -200,6 +204,16 @@ mod tests {
                 first_result, model, at,
             };
             prop_assert_eq!(WorkerStatus::decode(&status.encode()).unwrap(), status);
+        }
+
+        #[test]
+        fn a_failure_of_another_version_is_read(reason: String, kind in "[a-z]{0,9}") {
+            let kind_read = FailureKind::of_word(&kind);
+            let failed = v1::Failed { reason: reason.clone(), cancelled: false, kind };
+            let outcome = Some(v1::job_result::Outcome::Failed(failed));
+            let message = v1::JobResult { id: "job".into(), outcome, ..v1::JobResult::default() };
+            let read = JobResult::decode(&message.encode_to_vec()).unwrap();
+            prop_assert_eq!(read.outcome, Outcome::Failed(Failure { kind: kind_read, reason }));
         }
 
         #[test]

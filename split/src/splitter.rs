@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, ErrorKind, Job, JobResult, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, ErrorKind, Failure, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
@@ -228,7 +228,7 @@ impl Splitter {
         let (late, timely): (Vec<_>, Vec<_>) =
             deliveries.into_iter().partition(|delivery| delivery.job.expired(now));
         for delivery in late {
-            self.bury(delivery, EXPIRED).await;
+            self.bury(delivery, Failure::expired()).await;
         }
         let choices: Vec<(String, bool)> =
             timely.iter().map(|delivery| self.choose(&delivery.job)).collect();
@@ -301,7 +301,7 @@ impl Splitter {
         let mine = batch.into_iter().filter(|held| self.leases.holds(held.delivery.receipt()));
         let (late, batch): (Vec<_>, Vec<_>) = mine.partition(|held| held.delivery.job.expired(now));
         for held in late {
-            self.bury(held.delivery, EXPIRED).await;
+            self.bury(held.delivery, Failure::expired()).await;
         }
         Some(batch)
     }
@@ -327,7 +327,7 @@ impl Splitter {
         } else if error.kind() == ErrorKind::Invalid {
             let reason = format!("queue {name} refuses the job: {error}");
             let Some(held) = batch.into_iter().next() else { return };
-            return self.bury(held.delivery, &reason).await;
+            return self.bury(held.delivery, Failure::invalid(reason)).await;
         } else {
             lane.failed();
         }

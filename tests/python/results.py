@@ -64,7 +64,7 @@ def over_nats(url, queue, id):
     told = {"attempt": result.attempt, "outcome": result.WhichOneof("outcome")}
     if told["outcome"] == "completed":
         return {**told, "content_type": result.completed.content_type, "body": result.completed.body.decode()}
-    return {**told, "reason": result.failed.reason}
+    return {**told, "kind": result.failed.kind, "reason": result.failed.reason}
 
 
 def pieces_over_nats(url, queue, id):
@@ -133,7 +133,8 @@ def over_redis(url, queue, id):
     told = {"attempt": int(attempt), "outcome": outcome}
     if outcome == "completed":
         return {**told, "content_type": content_type, "body": body.decode()}
-    return {**told, "reason": body.decode()}
+    # What a completed one is, a failed one has no need of: its kind stands there.
+    return {**told, "kind": content_type, "reason": body.decode()}
 
 
 if __name__ == "__main__":

@@ -174,6 +174,7 @@ fn a_plain_client_reads_results_by_their_ids(scene: &Scene) {
     scene.produce(&["late", "--header", "ebb-id=job-8", "--header", "ebb-ttl=1ms"]);
     let failed = wait_for("a failed result", || scene.read("job-8", &[]));
     assert_eq!((&failed["outcome"], &failed["reason"]), (&json!("failed"), &json!("expired")));
+    assert_eq!(failed["kind"], "expired", "{failed}");
     assert_eq!(scene.read("job-9", &[]), None);
 }
 

@@ -107,6 +107,7 @@ fn a_dead_letter_can_be_read_put_back_and_answered() {
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(list[0]["job"]["id"], "late", "{list}");
     assert!(list[0]["reason"].as_str().unwrap().contains("expired"), "{list}");
+    assert_eq!(list[0]["kind"], "expired", "{list}");
     let shown = workplace.ebb(&["dlq", "show", "late"]).ok();
     assert!(shown.stdout.contains("still wanted"), "{shown}");
     assert_eq!(workplace.ebb(&["dlq", "show", "late", "--json"]).ok().json(), list[0]);
@@ -222,6 +223,7 @@ fn one_poison_job_among_64_hurts_nobody_else() {
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(list[0]["job"]["id"], "n-41");
     assert!(list[0]["reason"].as_str().unwrap().contains("poison"), "{list}");
+    assert_eq!(list[0]["kind"], "model", "{list}");
     wait_for("an empty queue", || {
         let depth = workplace.depth();
         let counts = ["ready", "in_flight", "delayed", "dead"].map(|state| depth[state].as_u64());
@@ -355,6 +357,7 @@ fn a_wait_for_a_job_that_expires_ends_where_nobody_works() {
     assert_eq!(late.status.code(), Some(1), "{late}");
     let result = late.json();
     assert_eq!((&result["outcome"], &result["error"]), (&json!("failed"), &json!("expired")));
+    assert_eq!(result["kind"], "expired", "{late}");
     let id = workplace.ebb(&["enqueue", "anyone?", "--ttl", "1ms"]).ok().stdout;
     let followed = workplace.ebb(&["result", id.trim(), "--follow"]);
     assert_eq!(followed.status.code(), Some(1), "{followed}");

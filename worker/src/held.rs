@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ebb_queue::{Delivery, Priority};
+use ebb_queue::{Delivery, Failure, Priority};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -138,7 +138,7 @@ pub(crate) enum End<T> {
     /// With a failure that another attempt may not have.
     Retry(String),
     /// With a failure that every attempt will have.
-    Reject(String),
+    Reject(Failure),
     /// Not here: another attempt has it, or has answered it.
     Overtaken,
     /// Nobody wants it any more, and that is stored.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebb_queue::{Job, Timestamp};
+use ebb_queue::{Failure, FailureKind, Job, Timestamp};
 use futures::FutureExt;
 use futures::future::{MaybeDone, maybe_done};
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -301,9 +301,9 @@ impl Shared {
                 begins.and_then(|begins| Some(begins + own.fit().at_least(item.size.cost())?));
             match refusal(&item.held.delivery.job, now, takes) {
                 None => timely.push(item),
-                Some((word, reason)) => {
+                Some((word, failure)) => {
                     self.metrics.shed.with_label_values(&[own.name.as_str(), word]).inc();
-                    late.push(item.held.finish(End::Reject(reason)));
+                    late.push(item.held.finish(End::Reject(failure)));
                 }
             }
         }
@@ -348,9 +348,9 @@ fn together(items: &[Item]) -> Size {
 }
 
 /// Why a job is not run whose answer takes so long at least, if so: the word, and the words.
-fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'static str, String)> {
+fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'static str, Failure)> {
     if job.expired(now) {
-        return Some((EXPIRED, EXPIRED.to_owned()));
+        return Some((EXPIRED, Failure::expired()));
     }
     let (deadline, takes) = job.headers.deadline.zip(takes)?;
     let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
@@ -360,7 +360,7 @@ fn refusal(job: &Job, now: Timestamp, takes: Option<Duration>) -> Option<(&'stat
             "too late: the deadline is in {left:.3} s, an answer is not to be had within {takes:.3} s"
         )
     };
-    (left < takes).then(|| (TOO_LATE, reason()))
+    (left < takes).then(|| (TOO_LATE, Failure::new(FailureKind::Expired, reason())))
 }
 
 fn push(lanes: &mut Lanes<Item>, items: Vec<Item>) {

@@ -37,7 +37,7 @@ pub(crate) fn outcome(settlement: &Settlement, answer: Settled) -> &'static str 
         (Settled::Lost, _) => LOST,
         (Settled::Cancelled, _) => CANCELLED,
         (Settled::Held, Verdict::Ack) => COMPLETED,
-        (Settled::Held, Verdict::Reject { .. }) => REJECTED,
+        (Settled::Held, Verdict::Reject(_)) => REJECTED,
         (Settled::Held, Verdict::Retry { .. }) => RETRIED,
         (Settled::Held, Verdict::Release) => RELEASED,
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ebb_queue::Delivery;
+use ebb_queue::{Delivery, Failure, FailureKind};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tracing::debug;
 
@@ -265,35 +265,38 @@ impl Served {
                 held.way.decoded();
                 Decoded::Ready(Item { held, lane, input, asked, size })
             }
-            Err(refusal) => Decoded::Over(held.finish(End::Reject(refusal))),
+            Err(failure) => Decoded::Over(held.finish(End::Reject(failure))),
         }
     }
 
     /// What a job asks, and of which model; or why it can never be answered.
-    fn read(&self, held: &Held) -> Result<(usize, (Cargo, Asked, Size)), String> {
+    fn read(&self, held: &Held) -> Result<(usize, (Cargo, Asked, Size)), Failure> {
         let settings = &self.shared.settings;
         let job = &held.delivery.job;
         if settings.retry.exhausted(held.delivery.attempt) {
             let n = settings.retry.max_attempts;
-            return Err(format!(
+            let reason = format!(
                 "all {n} attempts are spent; the last one ended with its worker or its lease"
-            ));
+            );
+            return Err(Failure::new(FailureKind::Attempts, reason));
         }
         if let Some(key) = &job.headers.body_ref {
-            return Err(format!(
+            let reason = format!(
                 "body lies in a payload store, as {key}; give this worker the store with --payloads"
-            ));
+            );
+            return Err(Failure::new(FailureKind::Lost, reason));
         }
         if job.body.len() > settings.max_body {
             let (n, max) = (job.body.len(), settings.max_body);
-            return Err(format!("body is {n} bytes; send at most {max}, or raise --max-body"));
+            let reason = format!("body is {n} bytes; send at most {max}, or raise --max-body");
+            return Err(Failure::invalid(reason));
         }
         if job.expired(self.shared.clock.now()) {
             let model = self.shared.model_name(held.lane);
             self.shared.metrics.shed.with_label_values(&[model, EXPIRED]).inc();
-            return Err(EXPIRED.to_owned());
+            return Err(Failure::expired());
         }
-        let lane = held.lane.ok_or_else(|| self.no_such_model(job))?;
+        let lane = held.lane.ok_or_else(|| Failure::invalid(self.no_such_model(job)))?;
         let own = &self.shared.lanes[lane];
         let decoded = catch_unwind(AssertUnwindSafe(|| own.codec.decode(job)));
         let layout = own.device.layout();
@@ -303,14 +306,17 @@ impl Served {
             Ok(Ok((_, _, size))) if size.cost() > settings.max_job_cost => {
                 let (n, max) = (size.cost(), settings.max_job_cost);
                 let padding = if n == size.tokens { "" } else { ", padding counted" };
-                Err(format!(
+                Err(Failure::invalid(format!(
                     "input costs {n} tokens{padding}; send at most {max} in one job, \
                      or raise --max-job-cost"
-                ))
+                )))
             }
             Ok(Ok(read)) => Ok((lane, read)),
-            Ok(Err(bad)) => Err(bad.to_string()),
-            Err(_) => Err("body made the decoder panic; this is a bug of ours".to_owned()),
+            Ok(Err(bad)) => Err(Failure::invalid(bad.to_string())),
+            Err(_) => {
+                let reason = "body made the decoder panic; this is a bug of ours";
+                Err(Failure::new(FailureKind::Model, reason))
+            }
         }
     }
 }

@@ -15,7 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Frame, Job, JobId, JobResult, Outcome, Settlement, Stored, short_reason,
+    Delivery, ErrorKind, Failure, FailureKind, Frame, Job, JobId, JobResult, Outcome, Settlement,
+    Stored, short_reason,
 };
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
@@ -39,6 +40,9 @@ pub(crate) use rounds::settle;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
+
+/// Why a job fails whose answer cannot be written.
+const PANICKED: &str = "the answer made the encoder panic; a bug of ours";
 
 /// How long pieces of others are looked for, where there may be none.
 const LOOK: Duration = Duration::from_millis(500);
@@ -99,10 +103,10 @@ impl Served {
         let end = match end {
             End::Done(output) => match self.encode(output, &delivery.job) {
                 Some(answer) => End::Done(answer),
-                None => End::Reject("the answer made the encoder panic; a bug of ours".into()),
+                None => End::Reject(Failure::new(FailureKind::Model, PANICKED)),
             },
             End::Retry(reason) => End::Retry(reason),
-            End::Reject(reason) => End::Reject(reason),
+            End::Reject(failure) => End::Reject(failure),
             End::Overtaken => End::Overtaken,
             End::Cancelled => End::Cancelled,
         };
@@ -164,7 +168,7 @@ impl Served {
                 self.leave_cancelled(delivery, ours).await
             }
             End::Retry(reason) => self.retry(delivery, ours, reason).await,
-            End::Reject(reason) => self.fail(delivery, ours, reason).await,
+            End::Reject(failure) => self.fail(delivery, ours, failure).await,
             End::Overtaken => self.leave_to_answer(delivery, ours).await,
         };
         let Some(settlement) = settlement.filter(|_| !loan.is_lost()) else {
@@ -234,7 +238,7 @@ impl Served {
                     "the result cannot be stored: {error}; ask for less in one job, or give the \
                      workers a store for large answers with --payloads"
                 );
-                self.fail(delivery, ours, reason).await
+                self.fail(delivery, ours, Failure::invalid(reason)).await
             }
             Err(Unanswered::Refused(error)) => {
                 let reason = format!("the result or its alert could not be stored: {error}");
@@ -283,16 +287,16 @@ impl Served {
             None => {
                 let max = policy.max_attempts;
                 let reason = format!("attempt {attempt} of {max} failed: {reason}");
-                self.fail(delivery, ours, reason).await
+                self.fail(delivery, ours, Failure::new(FailureKind::Attempts, reason)).await
             }
         }
     }
 
     /// Rejects a job, unless an earlier attempt has stored its answer and then crashed.
-    async fn fail(&self, delivery: Delivery, ours: Ours<'_>, reason: String) -> Option<Settlement> {
+    async fn fail(&self, delivery: Delivery, ours: Ours<'_>, why: Failure) -> Option<Settlement> {
         let Ours { loan, way, .. } = ours;
-        // It may repeat what the job says.
-        let reason = short_reason(&reason).into_owned();
+        let failure = why.shortened();
+        let reason = &failure.reason;
         let (id, trace_id) = (&delivery.job.id, way.trace_id(&delivery.job).map(display));
         let attempt = delivery.attempt;
         match lock(&self.shared.failures_said).pass(Instant::now()) {
@@ -302,7 +306,7 @@ impl Served {
             None => debug!(job.id = %id, trace_id, attempt, %reason, "job failed"),
         }
         // The failure is stored too, so that whoever follows the job is told.
-        let mut result = self.result(&delivery, ours, Outcome::Failed { reason: reason.clone() });
+        let mut result = self.result(&delivery, ours, Outcome::Failed(failure.clone()));
         let put = self.put_ours((loan, delivery.receipt()), &mut result).await;
         let is_others = matches!(put, Ok(Stored::Duplicate));
         let there = match put {
@@ -332,7 +336,7 @@ impl Served {
             loan.cancel();
             return Some(delivery.ack());
         }
-        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(reason) })
+        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(failure) })
     }
 
     /// Ends a job that another attempt has answered; one that is another's now is left to it.

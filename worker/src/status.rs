@@ -174,7 +174,7 @@ mod tests {
         let result = JobResult {
             id: JobId::fresh(),
             attempt: 1,
-            outcome: Outcome::Failed { reason: "x".into() },
+            outcome: Outcome::Failed("x".into()),
             finished_at: Timestamp::UNIX_EPOCH,
             queue: None,
         };

@@ -12,9 +12,9 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobId,
-    JobResult, Link, Outcome, Phase, Published, Purged, Receipt, Result, ResultStore, Settled,
-    Settlement, Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Failure, FailureKind,
+    Info, Job, JobId, JobResult, Link, Outcome, Phase, Published, Purged, Receipt, Result,
+    ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -192,7 +192,8 @@ async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts
     let reasons: Vec<_> = dead.iter().map(|letter| letter.reason.as_str()).collect();
     assert!(reasons[0].contains("at most 100 in one job, or raise --max-job-cost"), "{reasons:?}");
     assert!(reasons[1].contains("a bug of ours"), "{reasons:?}");
-    assert_eq!(reasons.len(), 2);
+    let kinds: Vec<_> = dead.iter().map(|letter| letter.kind).collect();
+    assert_eq!(kinds, [FailureKind::Invalid, FailureKind::Model]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,7 +238,7 @@ async fn a_failure_tells_the_beginning_and_the_end_of_a_reason_that_repeats_a_bo
     assert!(reason.starts_with("body: invalid type: string \"\u{e4}\u{e4}"), "{reason}");
     assert!(reason.contains("\u{e4}\", expected a boolean at line 1 column "), "{reason}");
     let stored = queue.get(&letter.job.id).await.unwrap().unwrap().outcome;
-    assert_eq!(stored, Outcome::Failed { reason: reason.clone() });
+    assert_eq!(stored, Outcome::Failed(Failure::invalid(reason.clone())));
     assert_eq!(letter.history.last().unwrap().what, reason);
 }
 

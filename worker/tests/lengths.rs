@@ -49,7 +49,7 @@ async fn answers_of<C: Codec>(
         let id = format!("job-{number:04}").parse().unwrap();
         answers.push(match queue.get(&id).await.unwrap().unwrap().outcome {
             Outcome::Completed { body, .. } => Ok(serde_json::from_slice(&body).unwrap()),
-            Outcome::Failed { reason } => Err(reason),
+            Outcome::Failed(failure) => Err(failure.reason),
             Outcome::Cancelled => panic!("nobody cancels here"),
         });
     }

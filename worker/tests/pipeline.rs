@@ -11,7 +11,8 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, Clock, DeadLetters, Delivery, Outcome, Phase, Priority, ResultStore,
+    Backlog, Broker, Clock, DeadLetters, Delivery, Failure, FailureKind, Outcome, Phase, Priority,
+    ResultStore,
 };
 use ebb_telemetry::Health;
 use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings, Summary};
@@ -69,7 +70,7 @@ async fn one_poison_among_64_ends_alone_in_the_dead_letters() {
     assert_eq!(dead[0].reason, "batch failed: an item is poison");
     assert_eq!(dead[0].attempts, 1);
     let told = queue.get(&dead[0].job.id).await.unwrap().unwrap().outcome;
-    assert_eq!(told, Outcome::Failed { reason: dead[0].reason.clone() });
+    assert_eq!(told, Outcome::Failed(Failure::new(FailureKind::Model, dead[0].reason.clone())));
 }
 
 #[tokio::test]
@@ -95,6 +96,7 @@ async fn a_job_that_can_never_be_answered_is_rejected_alone() {
     assert!(reasons[0].starts_with("body: not JSON"), "{reasons:?}");
     assert_eq!(reasons[1], "the item asked to fail; set fail to false");
     assert!(reasons[2].contains("send at most 1000, or raise --max-body"), "{reasons:?}");
+    assert!(dead.iter().all(|letter| letter.kind == FailureKind::Invalid), "{dead:?}");
     assert_eq!(answer(&queue, 0).await, Some(echo_answer(0)));
 }
 
@@ -110,7 +112,8 @@ async fn a_job_that_expires_in_the_worker_is_not_run() {
     let worker = pipeline(&Arc::new(queue.clone()), &clock, device, one_by_one);
     let summary = worker.run(CancellationToken::new()).await.unwrap();
     assert_eq!((summary.completed, summary.failed), (1, 1));
-    assert_eq!(queue.list(10).await.unwrap()[0].reason, "expired");
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead[0].kind, &*dead[0].reason), (FailureKind::Expired, "expired"));
 }
 
 /// Jobs that come so long after the last one and have so long to go, behind some that took a second
@@ -154,7 +157,7 @@ async fn a_job_that_cannot_meet_its_deadline_is_not_run_once_it_is_known_what_a_
     let dead = queue.list(10).await.unwrap();
     assert_eq!(dead.len(), 1);
     let told = "too late: the deadline is in 0.500 s, an answer is not to be had within 0.800 s";
-    assert_eq!(dead[0].reason, told);
+    assert_eq!((dead[0].kind, &*dead[0].reason), (FailureKind::Expired, told));
     assert_eq!(metrics.shed.with_label_values(&["echo", "too_late"]).get(), 1);
 
     // While nothing is known, nobody is refused: whoever runs a job may finish it.
@@ -276,7 +279,7 @@ async fn a_failing_device_costs_retries_and_no_job() {
     let dead = queue.list(10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].reason, "attempt 5 of 5 failed: device failed: an item asked for it");
-    assert_eq!(dead[0].attempts, 5);
+    assert_eq!((dead[0].kind, dead[0].attempts), (FailureKind::Attempts, 5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -451,6 +454,7 @@ async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
     let dead = queue.list(10).await.unwrap();
     assert_eq!((dead.len(), dead[0].job.id.as_str()), (1, "job-0041"));
     assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
+    assert_eq!(dead[0].kind, FailureKind::Attempts);
     for number in (0..64).filter(|number| *number != 41) {
         assert_eq!(answer(&queue, number).await, Some(echo_answer(number)));
         let result = queue.get(&echo_job(number).id).await.unwrap().unwrap();
@@ -602,6 +606,7 @@ async fn spent_attempts_end_in_the_dead_letters_on_receipt() {
     worker.run(CancellationToken::new()).await.unwrap();
     let dead = queue.list(10).await.unwrap();
     assert!(dead[0].reason.starts_with("all 5 attempts are spent"), "{}", dead[0].reason);
+    assert_eq!(dead[0].kind, FailureKind::Attempts);
     assert!(dead[0].history.len() >= 5, "{:?}", dead[0].history);
     assert_eq!(answer(&queue, 0).await, None);
 }

@@ -136,7 +136,9 @@ async fn an_answer_and_a_failure_are_sent_to_who_asked() {
         assert_eq!((to.as_str(), reply.id.as_str()), ("inbox", "job-0001"));
         match (reply.outcome, expected) {
             (Outcome::Completed { body, .. }, Ok(answer)) => assert_eq!(body, answer),
-            (Outcome::Failed { reason }, Err(why)) => assert!(reason.starts_with(why), "{reason}"),
+            (Outcome::Failed(failure), Err(why)) => {
+                assert!(failure.reason.starts_with(why), "{failure:?}");
+            }
             (outcome, _) => panic!("{outcome:?}"),
         }
     }
@@ -154,7 +156,7 @@ async fn who_did_not_ask_gets_none() {
 async fn a_result_that_was_stored_before_a_crash_is_sent_by_the_next_attempt() {
     for outcome in [
         Outcome::Completed { content_type: "text/plain".to_owned(), body: "the first".into() },
-        Outcome::Failed { reason: "the first".to_owned() },
+        Outcome::Failed("the first".into()),
     ] {
         let (queue, clock) = queue(LEASE);
         // The body is bad, so that a failure is not overwritten.

@@ -90,6 +90,7 @@ async fn a_text_without_finite_numbers_fails_alone_among_64() {
     let dead = queue.list(10).await.unwrap();
     assert_eq!((dead.len(), dead[0].job.id.as_str(), dead[0].attempts), (1, "job-0041", 1));
     assert!(dead[0].reason.contains("not finite"), "{}", dead[0].reason);
+    assert_eq!(dead[0].kind, ebb_queue::FailureKind::Model);
     let n_failed = metrics.batches_failed.with_label_values(&["tiny"]).get();
     assert_eq!(n_failed, 0, "its batch was good");
 }

@@ -16,8 +16,8 @@ use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    AnyQueue, Backlog, Broker, Clock, DeadLetters, ErrorKind, Frame, Job, JobId, JobResult,
-    Outcome, Priority, Result, ResultStore, Stored,
+    AnyQueue, Backlog, Broker, Clock, DeadLetters, ErrorKind, Failure, FailureKind, Frame, Job,
+    JobId, JobResult, Outcome, Priority, Result, ResultStore, Stored,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{
@@ -580,8 +580,9 @@ async fn a_codec_that_cannot_go_on_rejects_its_job_alone() {
     assert_eq!((summary.completed, summary.failed), (1, 2));
     let mut dead = queue.list(10).await.unwrap();
     dead.sort_by(|a, b| a.job.id.cmp(&b.job.id));
-    assert_eq!(dead[0].reason, "input: a word is bad");
-    assert_eq!(dead[1].reason, "a turn made the codec panic; a bug of ours");
+    let told = |nth: usize| (dead[nth].kind, &*dead[nth].reason);
+    assert_eq!(told(0), (FailureKind::Invalid, "input: a word is bad"));
+    assert_eq!(told(1), (FailureKind::Model, "a turn made the codec panic; a bug of ours"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -733,7 +734,7 @@ async fn a_job_that_was_given_back_twice_can_be_rejected_in_its_first_turn() {
         tokio::time::timeout(LEASE / 2, worker).await.expect("it is rejected once").unwrap();
     assert_eq!((summary.failed, summary.lost), (1, 0));
     let (pieces, result) = followed(&queue, 0).await;
-    assert_eq!(result.outcome, Outcome::Failed { reason: "it fails in this life".to_owned() });
+    assert_eq!(result.outcome, Outcome::Failed(Failure::invalid("it fails in this life")));
     assert!(pieces.is_empty() && result.attempt >= 2, "{result:?}");
     assert_eq!(queue.list(9).await.unwrap().len(), 1);
 }
@@ -744,7 +745,7 @@ async fn a_job_that_was_given_back_and_expires_has_a_failed_result_and_a_reply()
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().is_empty());
     let (pieces, result) = followed(&queue, 0).await;
-    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    assert_eq!(result.outcome, Outcome::Failed(Failure::expired()));
     assert_eq!((pieces.len(), queue.replies()), (0, vec![("inbox".to_owned(), result)]));
 }
 

@@ -172,6 +172,7 @@ fn letter_words(letter: &DeadLetter) -> String {
     let mut lines = vec![
         format!("id        {}", letter.job.id),
         format!("reason    {}", letter.reason),
+        format!("kind      {}", letter.kind.word()),
         format!("died      {:.0}", letter.died_at),
         format!("enqueued  {:.0}", letter.job.enqueued_at),
         format!("attempts  {}", letter.attempts),
@@ -214,7 +215,7 @@ fn shortened(text: &str, longest: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::{Attempt, Job, Timestamp};
+    use ebb_queue::{Attempt, FailureKind, Job, Timestamp};
 
     use super::*;
 
@@ -225,7 +226,8 @@ mod tests {
         job.set("ebb-tenant", "acme").unwrap();
         let attempt = |attempt, what: &str| Attempt { attempt, at, what: what.to_owned() };
         let history = vec![attempt(1, "lease expired"), attempt(2, "not finite")];
-        DeadLetter { job, attempts: 2, reason: "not finite".into(), died_at: at, history }
+        let (kind, reason) = (FailureKind::Model, "not finite".into());
+        DeadLetter { job, attempts: 2, kind, reason, died_at: at, history }
     }
 
     #[test]
@@ -249,6 +251,7 @@ mod tests {
         insta::assert_snapshot!(letter_words(&letter()), @r#"
         id        job-1
         reason    not finite
+        kind      model
         died      1970-01-02T00:00:00Z
         enqueued  1970-01-02T00:00:00Z
         attempts  2

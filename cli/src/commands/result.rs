@@ -202,7 +202,7 @@ async fn follow_on(
 /// Prints what there is to say of a result whose pieces were printed: nothing if they are all of it.
 fn end_of(said: &Said, result: &JobResult, output: Output) -> Result<Exit> {
     match &result.outcome {
-        Outcome::Failed { reason } => note(format!("error: {reason}")),
+        Outcome::Failed(failure) => note(format!("error: {}", failure.reason)),
         Outcome::Cancelled => note(CANCELLED),
         // Its pieces are here, and their attempt is all that there is to compare.
         Outcome::Completed { .. } if lies_elsewhere(result) => {
@@ -227,7 +227,9 @@ fn show(result: &JobResult, shown: Shown, output: Output) -> Result<Exit> {
     }
     match &result.outcome {
         Outcome::Completed { body, .. } if shown == Shown::Body => output.bytes(body)?,
-        Outcome::Failed { reason } if shown == Shown::Body => note(format!("error: {reason}")),
+        Outcome::Failed(failure) if shown == Shown::Body => {
+            note(format!("error: {}", failure.reason));
+        }
         Outcome::Cancelled if shown == Shown::Body => note(CANCELLED),
         _ => output.json(&Line::of(result))?,
     }

@@ -224,7 +224,7 @@ mod tests {
         assert_eq!((audit.completed(), audit.failed(), audit.lost()), (0, 0, 2));
         audit.saw(&done("a", "1"));
         assert_eq!((audit.completed(), audit.failed(), audit.lost()), (1, 0, 1));
-        let outcome = Outcome::Failed { reason: "expired".into() };
+        let outcome = Outcome::Failed("expired".into());
         audit.saw(&JobResult { outcome, ..done("b", "") });
         assert_eq!((audit.completed(), audit.failed(), audit.lost()), (1, 1, 0));
     }

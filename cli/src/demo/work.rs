@@ -146,7 +146,7 @@ fn window_of(dir: &Path) -> Result<usize> {
 fn answer(result: Option<&JobResult>) -> Option<Value> {
     match &result?.outcome {
         Outcome::Completed { body, .. } => serde_json::from_slice(body).ok(),
-        Outcome::Failed { .. } | Outcome::Cancelled => None,
+        Outcome::Failed(_) | Outcome::Cancelled => None,
     }
 }
 

@@ -16,6 +16,7 @@ mod values;
 mod written;
 
 use bytes::Bytes;
+use ebb_queue::Failure;
 
 use self::fields::Fields;
 use self::refused::Place;
@@ -99,15 +100,10 @@ pub struct About {
 pub enum Ended {
     /// With this answer.
     Completed(Bytes),
-    /// For good, for this reason.
-    Failed {
-        /// In words.
-        reason: String,
-    },
+    /// For good.
+    Failed(Failure),
     /// Somebody took it back.
     Cancelled,
-    /// Nobody ran it before its deadline.
-    Expired,
     /// With a result that is not there any more, or with none: it was purged.
     Gone,
 }

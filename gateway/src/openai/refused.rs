@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use ebb_queue::{Failure, FailureKind};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -67,11 +68,31 @@ impl Refused {
         serde_json::to_vec(&Body { error }).expect("texts alone").into()
     }
 
-    /// Whether the same request may be answered at another time: a job that failed for good fails
-    /// again. OpenAI's clients heed the response header `x-should-retry: false`.
+    /// Of a job that failed: the status and the code say what there is to do about it.
+    #[must_use]
+    pub fn failed(Failure { kind, reason }: &Failure) -> Self {
+        let (status, code) = match kind {
+            FailureKind::Invalid => (400, "invalid_value"),
+            FailureKind::Expired => {
+                let message = format!("the job had no answer before its deadline: {reason}");
+                let refused = Self::new(504, "deadline_passed", message);
+                return Self { kind: "timeout_error", ..refused };
+            }
+            FailureKind::Attempts => (500, "attempts_spent"),
+            FailureKind::Model => (500, "model_failed"),
+            FailureKind::Lost => (500, "body_lost"),
+            _ => (500, "job_failed"),
+        };
+        Self::new(status, code, reason)
+    }
+
+    /// Whether the same request may be answered at another time. One whose job has failed would make
+    /// another job that fails again, or costs workers their lives; only a body that was lost comes anew.
+    /// OpenAI's clients heed the response header `x-should-retry: false`.
     #[must_use]
     pub fn is_worth_another_try(&self) -> bool {
-        matches!(self.status, 408 | 409 | 429 | 500..) && self.code != JOB_FAILED
+        let has_failed = matches!(self.code, "attempts_spent" | "model_failed" | "job_failed");
+        matches!(self.status, 408 | 409 | 429 | 500..) && !has_failed
     }
 
     pub(super) fn missing(param: &str, remedy: &str) -> Self {
@@ -99,10 +120,6 @@ impl Refused {
         Self::new(400, "model_not_supported", message).at("model")
     }
 }
-
-const JOB_FAILED: &str = "job_failed";
-/// Begins the reason of a worker that had no time left for a job: a result has no kind of it.
-const TOO_LATE: &str = "too late: ";
 
 /// As much of a value or a name as people read.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
@@ -136,7 +153,7 @@ impl Place {
     }
 
     /// A reason with the client's names in it, and what it is about, where it begins with a field of a
-    /// job, as the reasons of all workers do whose jobs can never be answered.
+    /// job, as the reasons of most jobs do that are wrong.
     fn read(&self, reason: &str, index: usize, fields: &[&str]) -> Option<(String, String)> {
         let end = reason.find([' ', ':'])?;
         let (place, rest) = reason.split_at(end);
@@ -179,16 +196,15 @@ impl Ended {
                 let words = "the job was purged, or its result is not kept any more";
                 Err(named(Refused::new(410, "result_gone", words)))
             }
-            Self::Expired => Err(named(expired("nobody ran the job before its deadline"))),
-            Self::Failed { reason } if reason.starts_with(TOO_LATE) => Err(named(expired(reason))),
-            Self::Failed { reason } => Err(match place.read(reason, index, fields) {
-                Some((message, param)) => Refused::invalid(&param, message),
-                None => named(Refused::new(500, JOB_FAILED, reason)),
-            }),
+            Self::Failed(failure) => {
+                let refused = Refused::failed(failure);
+                let is_clients = failure.kind == FailureKind::Invalid;
+                let read = is_clients.then(|| place.read(&failure.reason, index, fields)).flatten();
+                Err(match read {
+                    Some((message, param)) => Refused { message, ..refused }.at(param),
+                    None => named(refused),
+                })
+            }
         }
     }
-}
-
-fn expired(message: &str) -> Refused {
-    Refused { kind: "timeout_error", ..Refused::new(504, "deadline_passed", message) }
 }

@@ -7,6 +7,7 @@ mod refusals;
 mod streams;
 mod whole;
 
+use ebb_queue::FailureKind;
 use serde_json::{Value, json};
 
 use super::*;
@@ -31,8 +32,8 @@ fn completed(body: &Value) -> Ended {
     Ended::Completed(body.to_string().into())
 }
 
-fn failed(reason: &str) -> Ended {
-    Ended::Failed { reason: reason.into() }
+fn failed(kind: FailureKind, reason: &str) -> Ended {
+    Ended::Failed(Failure::new(kind, reason))
 }
 
 /// What a request becomes, in the order in which people read it.

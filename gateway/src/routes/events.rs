@@ -16,7 +16,7 @@ use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use ebb_queue::{JSON, JobId, JobResult, Outcome};
+use ebb_queue::{FailureKind, JSON, JobId, JobResult, Outcome};
 use futures::StreamExt;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -48,6 +48,9 @@ struct Ended<'a> {
     /// The answer, where it is neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
+    /// What there is to do about it that there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<FailureKind>,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
@@ -147,13 +150,15 @@ fn end_of(id: &JobId, end: &End) -> Vec<u8> {
         result: None,
         text: None,
         base64: None,
+        kind: None,
         reason: None,
     };
     match end {
         End::Gone => {}
-        End::Result(JobResult { outcome: Outcome::Failed { reason }, .. }) => {
+        End::Result(JobResult { outcome: Outcome::Failed(failure), .. }) => {
             told.state = "failed";
-            told.reason = Some(reason);
+            told.kind = Some(failure.kind);
+            told.reason = Some(&failure.reason);
         }
         End::Result(JobResult { outcome: Outcome::Cancelled, .. }) => told.state = "cancelled",
         End::Result(JobResult { outcome: Outcome::Completed { content_type, body }, .. }) => {
@@ -172,7 +177,7 @@ fn end_of(id: &JobId, end: &End) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Timestamp;
+    use ebb_queue::{Failure, Timestamp};
 
     use super::*;
 
@@ -200,8 +205,8 @@ mod tests {
         assert!(completed("text/plain", b"a\nb").ends_with(r#""text":"a\nb"}"#));
         assert!(completed(JSON, b"{").ends_with(r#""text":"{"}"#), "what is no JSON is a text");
         assert!(completed("x/y", b"\xff\x00").ends_with(r#""base64":"/wA="}"#));
-        let failed = end(Outcome::Failed { reason: "no".to_owned() });
-        assert_eq!(failed, r#"{"id":"j","state":"failed","reason":"no"}"#);
+        let failed = end(Outcome::Failed(Failure::new(FailureKind::Model, "no")));
+        assert_eq!(failed, r#"{"id":"j","state":"failed","kind":"model","reason":"no"}"#);
     }
 
     #[test]

@@ -321,8 +321,7 @@ fn ended(end: End) -> Ended {
     match result.outcome {
         Outcome::Completed { body, .. } => Ended::Completed(body),
         Outcome::Cancelled => Ended::Cancelled,
-        Outcome::Failed { reason } if reason == "expired" => Ended::Expired,
-        Outcome::Failed { reason } => Ended::Failed { reason },
+        Outcome::Failed(failure) => Ended::Failed(failure),
     }
 }
 

@@ -10,7 +10,7 @@ use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome};
+use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome, header};
 use serde::Serialize;
 
 use super::inference::location;
@@ -26,6 +26,7 @@ use crate::waiting::End;
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
 const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
+const EBB_KIND: HeaderName = HeaderName::from_static(header::KIND);
 const EBB_ATTEMPT: HeaderName = HeaderName::from_static("ebb-attempt");
 
 /// Where a job is.
@@ -225,16 +226,17 @@ impl Visit {
 /// The job has a result.
 fn answered(result: JobResult) -> Response {
     let JobResult { id, attempt, outcome, .. } = result;
+    let kind = outcome.failure_kind();
     let (mut response, word) = match outcome {
         Outcome::Completed { content_type, body } => {
-            let kind = HeaderValue::from_str(&content_type);
-            let kind = kind.unwrap_or(HeaderValue::from_static("application/octet-stream"));
-            (([(CONTENT_TYPE, kind)], body).into_response(), "completed")
+            let of = HeaderValue::from_str(&content_type);
+            let of = of.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+            (([(CONTENT_TYPE, of)], body).into_response(), "completed")
         }
         // Of the job, and not of this request: to ask again would change nothing.
-        Outcome::Failed { reason } => {
-            let refused = Refusal::from(Refused::new(422, "job_failed", reason));
-            (refused.into_response(), "failed")
+        Outcome::Failed(failure) => {
+            let refused = Refused { status: 422, ..Refused::failed(&failure) };
+            (Refusal::from(refused).into_response(), "failed")
         }
         Outcome::Cancelled => {
             let refused = Refused::new(410, "job_cancelled", "the job was cancelled");
@@ -244,6 +246,7 @@ fn answered(result: JobResult) -> Response {
     let headers = response.headers_mut();
     headers.extend(HeaderValue::from_str(id.as_str()).ok().map(|id| (EBB_ID, id)));
     headers.insert(EBB_OUTCOME, HeaderValue::from_static(word));
+    headers.extend(kind.map(|kind| (EBB_KIND, HeaderValue::from_static(kind.word()))));
     headers.insert(EBB_ATTEMPT, attempt.into());
     response
 }

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use ebb_queue::{Broker, DeadLetters, Job, JobResult, Outcome, Priority, ResultStore, Timestamp};
+use ebb_queue::{
+    Broker, DeadLetters, Failure, FailureKind, Job, JobResult, Outcome, Priority, ResultStore,
+    Timestamp,
+};
 
-use crate::scene::{Scene, Setting, embed, end, get, plan, post, request};
+use crate::scene::{Scene, Setting, embed, end, end_as, get, plan, post, request};
 
 #[tokio::test(start_paused = true)]
 async fn a_job_is_its_body_and_its_headers_and_its_answer_comes_back_as_it_is() {
@@ -43,9 +46,12 @@ async fn who_waits_is_told_as_soon_as_there_is_an_end() {
     assert_eq!(told.header("retry-after"), Some("1"));
     let waits = scene.begin(get(&format!("{place}?wait=5m")));
     let delivery = scene.take().await;
-    end(&scene.queue, delivery, Err("no".to_owned())).await;
+    let failure = Failure::new(FailureKind::Model, "no");
+    end_as(&scene.queue, delivery, Err(failure)).await;
     let told = waits.await.unwrap();
-    assert_eq!(told.error(), (422, "job_failed".to_owned()));
+    assert_eq!(told.error(), (422, "model_failed".to_owned()));
+    let headers = ["ebb-outcome", "ebb-kind", "x-should-retry"].map(|name| told.header(name));
+    assert_eq!(headers, [Some("failed"), Some("model"), Some("false")]);
     assert_eq!(told.json()["error"]["message"], "no");
     assert_eq!(start.elapsed().as_secs(), 30, "and not in five minutes");
 }

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use ebb_gateway::{Canceller, Ids, Keys, Limits, Metrics, Model, ModelPlan, Models, Parts, router};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    AnyQueue, Behavior, Broker, Clock, Delivery, JSON, Job, JobResult, OpenOptions, Outcome, Queue,
-    QueueUrl, ResultStore, Timestamp, TokioClock,
+    AnyQueue, Behavior, Broker, Clock, Delivery, Failure, JSON, Job, JobResult, OpenOptions,
+    Outcome, Queue, QueueUrl, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::Traces;
 use futures::StreamExt;
@@ -176,18 +176,23 @@ async fn receive(queue: &MemoryQueue) -> Vec<Delivery> {
     }
 }
 
-/// Stores what became of a job, and settles it.
+/// Stores what became of a job, and settles it; a failure in words alone is the job's own fault.
 pub(crate) async fn end(queue: &MemoryQueue, delivery: Delivery, said: Result<String, String>) {
+    end_as(queue, delivery, said.map_err(Failure::invalid)).await;
+}
+
+/// The same, of any kind of failure.
+pub(crate) async fn end_as(queue: &MemoryQueue, delivery: Delivery, said: Result<String, Failure>) {
     let outcome = match &said {
         Ok(body) => Outcome::Completed { content_type: JSON.to_owned(), body: body.clone().into() },
-        Err(reason) => Outcome::Failed { reason: reason.clone() },
+        Err(failure) => Outcome::Failed(failure.clone()),
     };
     let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
     let finished_at = Timestamp::UNIX_EPOCH;
     queue.put(&JobResult { id, attempt, outcome, finished_at, queue: None }).await.unwrap();
     let settlement = match said {
         Ok(_) => delivery.ack(),
-        Err(reason) => delivery.reject(reason),
+        Err(failure) => delivery.reject(failure),
     };
     queue.settle(&[settlement]).await.unwrap();
 }

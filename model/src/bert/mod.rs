@@ -78,5 +78,5 @@ fn finite(output: &[f32]) -> Result<(), crate::ItemError> {
     if output.iter().all(|x| x.is_finite()) {
         return Ok(());
     }
-    Err(crate::ItemError::new("output is not finite; the weights do not suit this input"))
+    Err(crate::ItemError::of_model("output is not finite; the weights do not suit this input"))
 }

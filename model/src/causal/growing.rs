@@ -121,7 +121,7 @@ impl<'a, C> Growing<'a, C> {
     pub(super) fn take(&mut self, token: Option<u32>, positions: usize) {
         let Some(token) = token else {
             let message = "output is not finite; the weights do not suit this input";
-            self.end = Some(Err(ItemError::new(message)));
+            self.end = Some(Err(ItemError::of_model(message)));
             return;
         };
         if self.of.ends.contains(&token) {

@@ -216,9 +216,9 @@ async fn fate<'a>(
             Some(core.to_lane_after(session, &parcel, (Lane::Back, after)).await?)
         }
         Verdict::Release => Some(core.to_lane(parcel, Lane::Back)),
-        Verdict::Reject { reason } => {
-            let mut parcel = charged(reason);
-            parcel.die(now, reason);
+        Verdict::Reject(failure) => {
+            let mut parcel = charged(&failure.reason);
+            parcel.die(now, failure.clone());
             Some(core.to_dead(&parcel))
         }
     };

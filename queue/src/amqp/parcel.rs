@@ -5,8 +5,8 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use crate::{
-    Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
-    short_reason,
+    Attempt, DeadLetter, Error, ErrorKind, Failure, FailureKind, Job, JobId, Priority, Result,
+    Timestamp, header, short_reason,
 };
 
 /// Where the job stands in line: a number that grows with publication.
@@ -36,7 +36,7 @@ pub(super) struct Parcel {
     /// Attempts that were charged before this delivery.
     pub(super) attempts: u32,
     pub(super) history: Vec<Attempt>,
-    pub(super) death: Option<(String, Timestamp)>,
+    pub(super) death: Option<(Failure, Timestamp)>,
     /// A producer's own mark of its request, given back with the reply.
     pub(super) correlation: Option<ShortString>,
     /// Headers that mean nothing to Ebb; they stay with the job.
@@ -94,8 +94,10 @@ impl Parcel {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
             attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
             history: history.unwrap_or_default(),
-            death: died_at
-                .map(|at| (short_reason(note(REASON).unwrap_or_default()).into_owned(), at)),
+            death: died_at.map(|at| {
+                let kind = FailureKind::of_word(note(header::KIND).unwrap_or_default());
+                (Failure::new(kind, note(REASON).unwrap_or_default()).shortened(), at)
+            }),
             correlation: correlation.and_then(std::result::Result::ok),
             strange: strange(table.iter()),
             job,
@@ -130,8 +132,8 @@ impl Parcel {
     }
 
     /// Makes a dead letter of it.
-    pub(super) fn die(&mut self, at: Timestamp, reason: &str) {
-        self.death = Some((short_reason(reason).into_owned(), at));
+    pub(super) fn die(&mut self, at: Timestamp, failure: Failure) {
+        self.death = Some((failure.shortened(), at));
     }
 
     /// Gives it another life, behind what was published before.
@@ -146,9 +148,10 @@ impl Parcel {
     }
 
     pub(super) fn into_dead_letter(self, now: Timestamp) -> DeadLetter {
-        let (reason, died_at) = self.death.unwrap_or_else(|| ("unknown".to_owned(), now));
+        let (failure, died_at) = self.death.unwrap_or_else(|| ("unknown".into(), now));
+        let Failure { kind, reason } = failure;
         let Self { job, attempts, history, .. } = self;
-        DeadLetter { job, attempts, reason, died_at, history }
+        DeadLetter { job, attempts, kind, reason, died_at, history }
     }
 
     /// Who goes first among parcels that are here together.
@@ -182,8 +185,9 @@ impl Parcel {
         if !self.history.is_empty() {
             put(HISTORY, long(self.history_as_json()));
         }
-        if let Some((reason, at)) = &self.death {
-            put(REASON, long(reason.clone()));
+        if let Some((failure, at)) = &self.death {
+            put(REASON, long(failure.reason.clone()));
+            put(header::KIND, long(failure.kind.word()));
             put(DIED_AT, long(at.to_string()));
         }
         let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(table);
@@ -372,7 +376,7 @@ mod tests {
         for _ in 0..1_000 {
             parcel.charge(now(), &"\u{0}".repeat(9_000));
         }
-        parcel.die(now(), &"\u{1f600}".repeat(9_000));
+        parcel.die(now(), "\u{1f600}".repeat(9_000).into());
         let parcel = again(&parcel);
         assert_eq!(parcel.attempts, 1_000);
         assert_eq!(parcel.history.last().unwrap().attempt, 1_000);
@@ -405,13 +409,13 @@ mod tests {
             for _ in 0..100 {
                 parcel.charge(now(), &"why ".repeat(100));
             }
-            parcel.die(now(), "the reason");
+            parcel.die(now(), Failure::invalid("the reason"));
             let size = headers_size(&parcel);
             assert!(size < 100_000, "{name}: {size}");
             let read = again(&parcel);
             assert_eq!((read.job.id.as_str(), read.attempts), ("m", 100), "{name}");
             assert_eq!(read.job.headers.model.as_deref(), Some("kept"), "{name}");
-            assert_eq!(read.death.unwrap().0, "the reason", "{name}");
+            assert_eq!(read.death.unwrap().0, Failure::invalid("the reason"), "{name}");
         }
     }
 
@@ -444,7 +448,7 @@ mod tests {
                 parcel.charge(now(), &what);
             }
             if dead {
-                parcel.die(now(), &what);
+                parcel.die(now(), what.into());
             }
             let read = again(&parcel);
             prop_assert_eq!(&read.job, &parcel.job);

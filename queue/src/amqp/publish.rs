@@ -109,6 +109,9 @@ pub(super) async fn reply(
     put(header::ID, long(result.id.as_str()));
     put(header::ATTEMPT, long(result.attempt.to_string()));
     put(header::OUTCOME, long(result.outcome.word()));
+    if let Some(kind) = result.outcome.failure_kind() {
+        put(header::KIND, long(kind.word()));
+    }
     put(header::CONTENT_TYPE, long(content_type.clone()));
     if let Some(queue) = &result.queue {
         put(header::QUEUE, long(queue.as_str()));

@@ -20,7 +20,8 @@ use super::parcel::Parcel;
 use super::session::{Message, Session};
 use crate::owed::Owed;
 use crate::{
-    Delivery, Error, JobId, JobResult, Outcome, Queue, Receipt, Result, Results, Stored, Timestamp,
+    Delivery, Error, Failure, FailureKind, JobId, JobResult, Outcome, Queue, Receipt, Result,
+    Results, Stored, Timestamp,
 };
 
 /// Who waits looks this often, though nothing was heard: not all that is published is.
@@ -28,7 +29,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait for what comes by itself, before asking the broker to tell of it.
 const SOON: Duration = Duration::from_millis(50);
 /// Why a job died whose deadline has passed.
-const EXPIRED: &str = "expired";
 /// How often a failure is offered under a higher number than that of the pieces that are there.
 const RAISED: u32 = 16;
 /// Results that are looked at at the same time.
@@ -180,10 +180,10 @@ async fn sort_out(core: &Core, session: &Session, leased: Vec<Leased>) -> Result
                 return Ok((None, Owed::new(&parcel.job.headers, result)));
             }
             if let Some(wrong) = wrong {
-                return bury(core, parcel, &wrong.to_string(), now).await;
+                return bury(core, parcel, Failure::invalid(wrong.to_string()), now).await;
             }
             if parcel.job.expired(now) {
-                return bury(core, parcel, EXPIRED, now).await;
+                return bury(core, parcel, Failure::expired(), now).await;
             }
             Ok((Some(put_off(core, session, &parcel, now).await?), None))
         };
@@ -253,17 +253,17 @@ async fn look(results: Queue, lease: u64, id: JobId) -> Result<Option<(u64, JobR
 async fn bury(
     core: &Core,
     mut parcel: Parcel,
-    reason: &str,
+    why: Failure,
     now: Timestamp,
 ) -> Result<(Option<Message>, Option<Owed>)> {
-    let failure = JobResult::buried(parcel.job.id.clone(), parcel.attempts, reason, now);
+    let failure = JobResult::buried(parcel.job.id.clone(), parcel.attempts, why.clone(), now);
     let stored = store(core, failure).await?;
     let is_answered = stored.as_ref().is_some_and(|stored| stored.outcome.is_final());
     let owed = stored.and_then(|stored| Owed::new(&parcel.job.headers, stored));
-    if is_answered && reason == EXPIRED {
+    if is_answered && why.kind == FailureKind::Expired {
         return Ok((None, owed));
     }
-    parcel.die(now, reason);
+    parcel.die(now, why);
     // An answer is that of another job of its name.
     Ok((Some(core.to_dead(&parcel)), owed.filter(|_| !is_answered)))
 }

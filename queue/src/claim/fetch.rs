@@ -10,7 +10,9 @@ use tracing::warn;
 use super::reference::{self, Reference};
 use super::store::Trouble;
 use super::{ABREAST, Claim};
-use crate::{Delivery, Error, ErrorKind, JobResult, Outcome, Receipt, Result, Stored};
+use crate::{
+    Delivery, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Receipt, Result, Stored,
+};
 
 /// Pauses before a body that is gone is looked for again: a store may be slow to show it.
 const TRIES: [Duration; 3] =
@@ -19,7 +21,7 @@ const TRIES: [Duration; 3] =
 /// What became of a delivery whose body was looked for.
 enum Fetched {
     Whole(Delivery),
-    Gone(Delivery, String),
+    Gone(Delivery, Failure),
     Away(Delivery, Error),
 }
 
@@ -56,12 +58,12 @@ impl Claim {
         };
         let reference = match Reference::of_job(&delivery.job, key) {
             Ok(reference) => reference,
-            Err(reason) => return Fetched::Gone(delivery, reason),
+            Err(reason) => return Fetched::Gone(delivery, Failure::invalid(reason)),
         };
         if reference.size > self.largest as u64 {
             let (n, max) = (reference.size, self.largest);
             let reason = format!("body is {n} bytes; send at most {max}, or raise --max-body");
-            return Fetched::Gone(delivery, reason);
+            return Fetched::Gone(delivery, Failure::invalid(reason));
         }
         let mut why = String::new();
         for pause in TRIES {
@@ -76,7 +78,7 @@ impl Claim {
                 Err(Trouble::Away(error)) => return Fetched::Away(delivery, error),
             }
         }
-        Fetched::Gone(delivery, why)
+        Fetched::Gone(delivery, Failure::new(FailureKind::Lost, why))
     }
 
     /// Buries what can never be whole, and gives back what may be later.
@@ -88,7 +90,7 @@ impl Claim {
         for one in fetched {
             match one {
                 Fetched::Whole(delivery) => whole.push(delivery),
-                Fetched::Gone(delivery, reason) => self.bury(delivery, reason).await,
+                Fetched::Gone(delivery, failure) => self.bury(delivery, failure).await,
                 Fetched::Away(delivery, error) => {
                     releases.push(delivery.release());
                     away = Some(error);
@@ -109,16 +111,16 @@ impl Claim {
     /// Makes a dead letter of a job whose body is gone, unless it was answered before that.
     ///
     /// What fails here is left to the lease: the job comes back, and is buried then.
-    async fn bury(&self, delivery: Delivery, reason: String) {
+    async fn bury(&self, delivery: Delivery, failure: Failure) {
         let id = delivery.job.id.clone();
-        if let Err(error) = self.try_bury(delivery, reason).await {
+        if let Err(error) = self.try_bury(delivery, failure).await {
             warn!(job.id = %id, %error, "a job without a body is no dead letter yet");
         }
     }
 
-    async fn try_bury(&self, delivery: Delivery, reason: String) -> Result<()> {
+    async fn try_bury(&self, delivery: Delivery, failure: Failure) -> Result<()> {
         let id = delivery.job.id.clone();
-        let outcome = Outcome::Failed { reason: reason.clone() };
+        let outcome = Outcome::Failed(failure.clone());
         let finished_at = self.clock.now();
         let mut result =
             JobResult { id, attempt: delivery.attempt, outcome, finished_at, queue: None };
@@ -127,7 +129,7 @@ impl Claim {
             Stored::Stale => return Ok(()),
             Stored::Duplicate => result = self.queue.get(&result.id).await?.unwrap_or(result),
         }
-        warn!(job.id = %result.id, %reason, "a job is rejected: its body is not to be had");
+        warn!(job.id = %result.id, reason = %failure.reason, "a job is rejected: its body is not to be had");
         if let Some(to) = &delivery.job.headers.reply_to {
             match self.queue.reply(to, &result, delivery.job.headers.traceparent.as_deref()).await {
                 Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
@@ -139,7 +141,7 @@ impl Claim {
         let settlement = match result.outcome {
             // A body goes when its job is done, and another delivery of it may be on its way.
             Outcome::Completed { .. } | Outcome::Cancelled => delivery.ack(),
-            Outcome::Failed { .. } => delivery.reject(reason),
+            Outcome::Failed(_) => delivery.reject(failure),
         };
         self.queue.settle(&[settlement]).await?;
         Ok(())

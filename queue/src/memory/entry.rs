@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Attempt, DeadLetter, Job, Timestamp, WorkerId};
+use crate::{Attempt, DeadLetter, Failure, Job, Timestamp, WorkerId};
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -23,7 +23,7 @@ pub(super) enum State {
     /// Acked; forgotten at last.
     Done { forget_at: Timestamp },
     /// Rejected or expired; leads to `Waiting` when it is put back.
-    Dead { reason: String, died_at: Timestamp, rank: u64 },
+    Dead { failure: Failure, died_at: Timestamp, rank: u64 },
 }
 
 impl Entry {
@@ -66,13 +66,14 @@ impl Entry {
     }
 
     pub(super) fn dead_letter(&self) -> Option<(u64, DeadLetter)> {
-        let State::Dead { reason, died_at, rank } = &self.state else {
+        let State::Dead { failure, died_at, rank } = &self.state else {
             return None;
         };
         let letter = DeadLetter {
             job: self.job.clone(),
             attempts: self.attempts,
-            reason: reason.clone(),
+            kind: failure.kind,
+            reason: failure.reason.clone(),
             died_at: *died_at,
             history: self.history.clone(),
         };

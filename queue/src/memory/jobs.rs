@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::entry::{Entry, State};
 use crate::follow::Standing;
 use crate::{
-    Behavior, ByPriority, Cancelled, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind, Job,
-    JobId, JobResult, JobState, Priority, Published, Receipt, Result, Settled, Settlement,
-    Timestamp, Verdict,
+    Behavior, ByPriority, Cancelled, DeadLetter, Delivery, Depth, Elsewhere, Error, ErrorKind,
+    Failure, Job, JobId, JobResult, JobState, Priority, Published, Receipt, Result, Settled,
+    Settlement, Timestamp, Verdict,
 };
 
 /// Where a job stands in line: by priority, then by publication.
@@ -133,8 +133,8 @@ impl Jobs {
             }
             entry.record_crash();
             self.counter += 1;
-            let reason = "expired".to_owned();
-            entry.state = State::Dead { reason, died_at: now, rank: self.counter };
+            let failure = Failure::expired();
+            entry.state = State::Dead { failure, died_at: now, rank: self.counter };
             entry.token = None;
             expired.push((entry.job.clone(), entry.attempts));
         }
@@ -192,9 +192,9 @@ impl Jobs {
                 entry.attempts -= 1;
                 entry.state = State::Waiting { due: now };
             }
-            Verdict::Reject { reason } => {
-                entry.record(now, reason);
-                entry.state = State::Dead { reason: reason.clone(), died_at: now, rank };
+            Verdict::Reject(failure) => {
+                entry.record(now, &failure.reason);
+                entry.state = State::Dead { failure: failure.clone(), died_at: now, rank };
             }
         }
         self.counter = rank;

@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::names::Lane;
 use crate::{
-    Attempt, DeadLetter, Error, ErrorKind, Job, JobId, Priority, Result, Timestamp, header,
+    Attempt, DeadLetter, Error, ErrorKind, Failure, FailureKind, Job, JobId, Priority, Result,
+    Timestamp, header,
 };
 
 /// How many attempts were charged before the message was stored.
@@ -50,7 +51,7 @@ pub(super) struct Entry {
 /// Why and when a job died.
 #[derive(Debug, Clone)]
 pub(super) struct Death {
-    pub(super) reason: String,
+    pub(super) failure: Failure,
     pub(super) at: Timestamp,
 }
 
@@ -167,8 +168,9 @@ impl Entry {
     pub(super) fn death(&self, message_id: &str, death: &Death) -> Result<HeaderMap> {
         let mut headers = self.headers(message_id)?;
         // JSON, since a reason may have line breaks.
-        let reason = cut(&death.reason, LONGEST_REASON);
+        let reason = cut(&death.failure.reason, LONGEST_REASON);
         headers.insert(REASON, serde_json::Value::from(reason).to_string());
+        headers.insert(header::KIND, death.failure.kind.word());
         headers.insert(DIED_AT, death.at.to_string());
         Ok(headers)
     }
@@ -191,8 +193,9 @@ impl Entry {
             "; cut to what fits into a message of this NATS server (max_payload, 64 KiB of \
              headers), the body had {n_bytes} bytes: publish the job anew, it cannot be put back"
         );
-        let reason = format!("{}{note}", cut(&death.reason, LONGEST_REASON - note.len()));
-        let death = Death { reason, at: death.at };
+        let Failure { kind, reason } = &death.failure;
+        let reason = format!("{}{note}", cut(reason, LONGEST_REASON - note.len()));
+        let death = Death { failure: Failure { kind: *kind, reason }, at: death.at };
         let write = |entry: &Self| -> Result<_> {
             let mut headers = entry.death(message_id, &death)?;
             headers.insert(CUT_FROM, n_bytes.to_string());
@@ -223,6 +226,7 @@ impl Entry {
         DeadLetter {
             job: entry.job,
             attempts: entry.attempts,
+            kind: FailureKind::of_word(text(header::KIND).unwrap_or_default()),
             reason: reason.unwrap_or_default(),
             died_at: died_at.unwrap_or(origin.at),
             history: entry.history,
@@ -303,13 +307,15 @@ mod tests {
             for (attempt, what) in (1..).zip(&whats) {
                 entry.record(attempt, at, what);
             }
-            let headers = entry.death("id", &Death { reason: reason.clone(), at }).unwrap();
+            let failure = Failure::invalid(reason.clone());
+            let headers = entry.death("id", &Death { failure, at }).unwrap();
             let (read, wrong) = Entry::read(&headers, "body".into(), origin());
             prop_assert!(wrong.is_none(), "{:?}", wrong);
             prop_assert_eq!((&read.job, read.place), (&entry.job, place));
             let letter = Entry::dead_letter(&headers, "body".into(), origin());
             prop_assert_eq!((letter.attempts, letter.died_at), (attempts, at));
             prop_assert_eq!((letter.history, letter.reason), (entry.history, reason));
+            prop_assert_eq!(letter.kind, FailureKind::Invalid);
         }
 
         #[test]
@@ -329,7 +335,7 @@ mod tests {
         let mut entry = Entry::new(Job::new(vec![b'7'; 9000], at));
         entry.attempts = 2;
         entry.job.headers.tenant = Some("t".repeat(3000));
-        let death = Death { reason: "why ".repeat(900), at };
+        let death = Death { failure: "why ".repeat(900).into(), at };
         for max in [20_000, 12_000, 6000, 3000] {
             let (headers, body) = entry.letter("id", &death, max).unwrap();
             let is_whole = body.len() == 9000;

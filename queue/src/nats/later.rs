@@ -14,7 +14,7 @@ use super::names::{Place, tick_now};
 use super::read::Kept;
 use super::settle::Ending;
 use crate::owed;
-use crate::{Error, ErrorKind, Priority, Result, Timestamp};
+use crate::{Error, ErrorKind, Failure, Priority, Result, Timestamp};
 
 /// Looks are this far apart at the least, where nothing is known to have changed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -182,11 +182,12 @@ impl NatsQueue {
         let ending = Ending { seq: kept.seq, delivered: 1, told_by };
         let (entry, wrong) = self.entry_of(&kept);
         if let Some(wrong) = wrong {
-            self.bury(&entry, ending, &wrong.to_string()).await?;
+            self.bury(&entry, ending, Failure::invalid(wrong.to_string())).await?;
         } else if entry.job.expired(self.now()) {
             self.expire(&entry, ending).await?;
         } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
-            self.bury(&entry, ending, "it cannot be put where workers look").await?;
+            let why = Failure::invalid("it cannot be put where workers look");
+            self.bury(&entry, ending, why).await?;
         }
         shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
     }

@@ -17,7 +17,7 @@ use super::leases::{Claims, Held, Token};
 use super::names::{LANES, Lane, tick};
 use super::settle::{Ending, STILL_COUNTS};
 use crate::owed;
-use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
+use crate::{Attempt, Delivery, Error, ErrorKind, Failure, Priority, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -265,7 +265,7 @@ impl NatsQueue {
         } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if let Some(wrong) = wrong {
-            self.bury(&attempted, ending, &wrong.to_string()).await?;
+            self.bury(&attempted, ending, Failure::invalid(wrong.to_string())).await?;
         } else if attempted.job.expired(now) {
             self.expire(&attempted, ending).await?;
         } else if is_early {

@@ -12,8 +12,8 @@ use super::names::token;
 use crate::delivery::{all_settled, note};
 use crate::owed::{self, Owed};
 use crate::{
-    Attempt, ErrorKind, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement, Stored,
-    Unsettled, Verdict,
+    Attempt, ErrorKind, Failure, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement,
+    Stored, Unsettled, Verdict,
 };
 
 /// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
@@ -144,9 +144,9 @@ impl NatsQueue {
                 let what = cut(reason, LONGEST_NOTE).to_owned();
                 self.leave(token, Attempt { attempt, at: now, what }, *after).await
             }
-            Verdict::Reject { reason } => {
-                entry.record(attempt, now, reason);
-                Ok(Done::Dead(self.make_dead(&entry, token.seq, reason, now).await?))
+            Verdict::Reject(failure) => {
+                entry.record(attempt, now, &failure.reason);
+                Ok(Done::Dead(self.make_dead(&entry, token.seq, failure, now).await?))
             }
             Verdict::Release | Verdict::Ack => {
                 entry.attempts = attempt.saturating_sub(1);
@@ -283,12 +283,12 @@ impl NatsQueue {
         &self,
         entry: &Entry,
         seq: u64,
-        reason: &str,
+        failure: &Failure,
         at: crate::Timestamp,
     ) -> Result<u64> {
         let shared = &*self.shared;
         let id = &entry.job.id;
-        let death = Death { reason: reason.to_owned(), at };
+        let death = Death { failure: failure.clone(), at };
         let max = shared.api.client.max_payload();
         let (headers, body) = entry.letter(&format!("{id}/{seq}"), &death, max)?;
         let subject = shared.names.subject(&format!("dead.{}", token_of(id)));
@@ -300,7 +300,7 @@ impl NatsQueue {
     pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<()> {
         let answer = self.answer(&entry.job.id).await?;
         let Some(answer) = answer.filter(|result| result.outcome.is_final()) else {
-            return self.bury(entry, ending, "expired").await;
+            return self.bury(entry, ending, Failure::expired()).await;
         };
         let shared = &*self.shared;
         // Whoever gave the answer through this handle may still say so.
@@ -316,12 +316,12 @@ impl NatsQueue {
 
     /// Makes a dead letter of a job for which no worker has a word to say, and tells whoever waits for
     /// it; the rest as above.
-    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, reason: &str) -> Result<()> {
+    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, why: Failure) -> Result<()> {
         let Ending { seq, delivered, told_by } = ending;
         let now = self.now();
-        self.make_dead(entry, seq, reason, now).await?;
+        self.make_dead(entry, seq, &why, now).await?;
         let id = &entry.job.id;
-        let mut failure = JobResult::buried(id.clone(), entry.attempts, reason, now);
+        let mut failure = JobResult::buried(id.clone(), entry.attempts, why.clone(), now);
         let stored = match self.put_burial(&mut failure).await {
             Ok(Stored::Stored) => Some(failure),
             // The same as above; of those who have the job at the same moment the one tells that stored
@@ -329,8 +329,9 @@ impl NatsQueue {
             Ok(Stored::Duplicate) if was_tried(entry, delivered) => {
                 let is_untold = |stored: &JobResult| match &stored.outcome {
                     Outcome::Completed { .. } | Outcome::Cancelled => false,
-                    Outcome::Failed { reason: known } => {
-                        delivered > 1 || *known != reason || stored.attempt != entry.attempts
+                    Outcome::Failed(known) => {
+                        let is_same = known.reason == why.reason;
+                        delivered > 1 || !is_same || stored.attempt != entry.attempts
                     }
                 };
                 self.answer(id).await?.filter(is_untold)

@@ -72,6 +72,9 @@ impl NatsQueue {
         headers.insert(header::ID, result.id.as_str());
         headers.insert(header::ATTEMPT, result.attempt.to_string());
         headers.insert(header::OUTCOME, result.outcome.word());
+        if let Some(kind) = result.outcome.failure_kind() {
+            headers.insert(header::KIND, kind.word());
+        }
         if let Some(queue) = &result.queue {
             headers.insert(header::QUEUE, queue.as_str());
         }

@@ -13,7 +13,8 @@ use crate::header;
 use crate::open::check_queue;
 use crate::owed::{self, Owed};
 use crate::{
-    Error, ErrorKind, Headers, JobResult, Receipt, Result, Settled, Settlement, Unsettled, Verdict,
+    Error, ErrorKind, Failure, Headers, JobResult, Receipt, Result, Settled, Settlement, Unsettled,
+    Verdict,
 };
 
 /// Leases that one script looks at: others wait for the server.
@@ -47,12 +48,14 @@ impl Calls {
         let call = settlements.chunk_by(alike).fold(call, |call, group| {
             let call = call.text(&*group[0].receipt().token);
             let call = match group[0].verdict() {
-                Verdict::Ack => call.text("ack").number(0).text(""),
+                Verdict::Ack => call.text("ack").number(0).text("").text(""),
                 Verdict::Retry { after, reason } => {
-                    call.text("retry").span(*after).text(reason.as_str())
+                    call.text("retry").span(*after).text(reason.as_str()).text("")
                 }
-                Verdict::Release => call.text("release").number(0).text(""),
-                Verdict::Reject { reason } => call.text("reject").number(0).text(reason.as_str()),
+                Verdict::Release => call.text("release").number(0).text("").text(""),
+                Verdict::Reject(Failure { kind, reason }) => {
+                    call.text("reject").number(0).text(reason.as_str()).text(kind.word())
+                }
             };
             let ids = group.iter().map(|one| one.receipt().job.as_str());
             ids.fold(call.number(group.len()), Call::text)
@@ -86,6 +89,9 @@ impl Calls {
         call = call.text(header::ID).text(result.id.as_str());
         call = call.text(header::ATTEMPT).number(result.attempt);
         call = call.text(header::OUTCOME).text(result.outcome.word());
+        if let Some(kind) = result.outcome.failure_kind() {
+            call = call.text(header::KIND).text(kind.word());
+        }
         call = call.text(header::CONTENT_TYPE).text(content_type);
         if let Some(queue) = &result.queue {
             call = call.text(header::QUEUE).text(queue.as_str());

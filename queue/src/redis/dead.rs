@@ -10,7 +10,7 @@ use super::receive::{Stored, stored};
 use super::script;
 use super::value::{garbled, int, list, moment, small, text};
 use super::waiting::known;
-use crate::{Attempt, DeadLetter, Elsewhere, JobId, Purged, Result};
+use crate::{Attempt, DeadLetter, Elsewhere, FailureKind, JobId, Purged, Result};
 
 /// Names that one script takes at most: others wait for the server.
 const STEP: usize = 500;
@@ -135,8 +135,9 @@ fn letter(value: Value) -> Result<DeadLetter> {
     let Stored { job, attempts } = stored(&mut parts)?;
     let mut next = || parts.next().ok_or_else(|| garbled("a dead letter"));
     let (reason, died_at) = (text(next()?)?, moment(int(&next()?)?));
+    let kind = FailureKind::of_word(&text(next()?)?);
     let history = list(next()?)?.into_iter().map(attempt).collect::<Result<_>>()?;
-    Ok(DeadLetter { job, attempts, reason, died_at, history })
+    Ok(DeadLetter { job, attempts, kind, reason, died_at, history })
 }
 
 fn attempt(value: Value) -> Result<Attempt> {

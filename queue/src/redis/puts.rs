@@ -89,7 +89,7 @@ async fn gather(first: Put, waiting: &mut mpsc::Receiver<Put>) -> Vec<Put> {
 fn size(result: &JobResult) -> usize {
     match &result.outcome {
         Outcome::Completed { body, .. } => body.len(),
-        Outcome::Failed { reason } => reason.len(),
+        Outcome::Failed(failure) => failure.reason.len(),
         Outcome::Cancelled => 0,
     }
 }

@@ -10,7 +10,7 @@ use super::value::{bytes, garbled, int, list, moment, small, text};
 use super::{Calls, RedisQueue};
 use crate::follow::{self, Follower, Found, Standing};
 use crate::result::CANCELLED;
-use crate::{Frame, JobId, JobResult, Outcome, Result, Stored};
+use crate::{Failure, FailureKind, Frame, JobId, JobResult, Outcome, Result, Stored};
 
 /// Pieces that one look takes at most.
 const STEP: usize = 256;
@@ -100,11 +100,11 @@ fn became(value: Value) -> Result<Stored> {
 
 /// A result as it lies in the store: a line of its outcome, attempt, when it was finished (and where,
 /// behind an `@`) and its content type, then the answer, or the reason of a failure. A failure has no
-/// content type, so one that says `cancelled` there is none.
+/// content type: its kind stands there, and `cancelled`, which is no kind, of a job that was cancelled.
 fn written(result: &JobResult) -> Vec<u8> {
     let (outcome, content_type, text) = match &result.outcome {
         Outcome::Completed { content_type, body } => ("completed", content_type.as_str(), &**body),
-        Outcome::Failed { reason } => ("failed", "", reason.as_bytes()),
+        Outcome::Failed(Failure { kind, reason }) => ("failed", kind.word(), reason.as_bytes()),
         // Older versions read a failure.
         Outcome::Cancelled => ("failed", CANCELLED, CANCELLED.as_bytes()),
     };
@@ -127,7 +127,10 @@ pub(super) fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {
     let outcome = match outcome {
         "completed" => Outcome::Completed { content_type: content_type.to_owned(), body },
         "failed" if content_type == CANCELLED => Outcome::Cancelled,
-        "failed" => Outcome::Failed { reason: String::from_utf8_lossy(&body).into_owned() },
+        "failed" => Outcome::Failed(Failure::new(
+            FailureKind::of_word(content_type),
+            String::from_utf8_lossy(&body),
+        )),
         _ => return Err(garbled("a result")),
     };
     let attempt = attempt.parse().map_err(|_| garbled("a result"))?;

@@ -31,7 +31,7 @@ pub(super) struct Ttls {
 #[derive(Debug)]
 pub(super) struct Death<'a> {
     pub(super) at: Millis,
-    pub(super) reason: &'a str,
+    pub(super) why: &'a crate::Failure,
     /// The settlement that asked for it, if one did.
     pub(super) settled: Option<i64>,
 }
@@ -45,8 +45,10 @@ pub(super) fn bury(
 ) -> Outcome<()> {
     let place = tx.place();
     let sql = "UPDATE jobs SET state = 3, place = ?2, due = NULL, deadline = NULL, lease = NULL, worker = NULL,
-               settled = ?3, history = ?4, reason = ?5, died_at = ?6 WHERE n = ?1";
-    tx.sql(sql)?.execute((n, place, death.settled, &history.0, death.reason, death.at))?;
+               settled = ?3, history = ?4, failure = ?5, reason = ?6, died_at = ?7 WHERE n = ?1";
+    let crate::Failure { kind, reason } = death.why;
+    let row = (n, place, death.settled, &history.0, kind.word(), reason, death.at);
+    tx.sql(sql)?.execute(row)?;
     tx.moves(state, State::Dead, cost);
     Ok(())
 }
@@ -71,7 +73,8 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
             settle::finish_answered(tx, now + ttls.key, *n)?;
         } else {
             let attempts = expire_one(tx, now, (*n, *state))?;
-            let failure = JobResult::buried(id.clone(), attempts, "expired", moment(now));
+            let failure =
+                JobResult::buried(id.clone(), attempts, crate::Failure::expired(), moment(now));
             results::bury(tx, now, ttls.result, failure)?;
         }
         // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
@@ -109,7 +112,8 @@ fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome
     if lease.is_some() {
         history.push_crash(attempts, due.unwrap_or(now), &worker.unwrap_or_default())?;
     }
-    bury(tx, (n, state, cost), &history, &Death { at: now, reason: "expired", settled: None })?;
+    let death = Death { at: now, why: &crate::Failure::expired(), settled: None };
+    bury(tx, (n, state, cost), &history, &death)?;
     Ok(attempts)
 }
 
@@ -217,7 +221,7 @@ fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
         tx.sql("UPDATE payloads SET headers = ?2 WHERE n = ?1")?.execute((n, text))?;
     }
     let place = tx.place();
-    let sql = "UPDATE jobs SET state = 0, place = ?2, attempts = 0, reason = NULL, died_at = NULL,
+    let sql = "UPDATE jobs SET state = 0, place = ?2, attempts = 0, failure = NULL, reason = NULL, died_at = NULL,
                settled = NULL, deadline = ?3 WHERE n = ?1 RETURNING cost, id";
     let row = (n, place, headers.deadline.map(millis));
     let (cost, id): (Option<i64>, String) = tx.sql(sql)?.query_row(row, |row| row.try_into())?;

@@ -40,6 +40,7 @@ CREATE TABLE queues (
 -- due: when a delay or a lease ends; of a ready job, when its last lease ended.
 -- deadline: of a dead job none, whatever its headers say.
 -- lease: the mark of the last lease, until it is settled. settled: the mark of the last settlement.
+-- failure: the kind of it; none of a dead job from before there were kinds.
 CREATE TABLE jobs (
     n INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
@@ -58,7 +59,8 @@ CREATE TABLE jobs (
     key TEXT,
     history TEXT,
     reason TEXT,
-    died_at INTEGER
+    died_at INTEGER,
+    failure TEXT
 ) STRICT;
 CREATE INDEX jobs_line ON jobs (queue, rank, place) WHERE state = 0;
 CREATE INDEX jobs_age ON jobs (queue, enqueued_at) WHERE state = 0;
@@ -140,9 +142,18 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, 
         tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", VERSION)?;
+    } else if !has_failures(&tx)? {
+        // The same layout: older versions pass over a column that they do not name.
+        tx.execute_batch("ALTER TABLE jobs ADD COLUMN failure TEXT")?;
     }
     tx.commit()?;
     Ok(db)
+}
+
+/// Whether dead jobs have a kind of failure.
+fn has_failures(db: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM pragma_table_info('jobs') WHERE name = 'failure'";
+    db.prepare(sql)?.exists([])
 }
 
 /// Another connection to a file that `open` has seen.
@@ -294,6 +305,25 @@ mod tests {
         let first = queue(&mut db, "jobs").unwrap();
         assert_ne!(queue(&mut db, "alerts").unwrap(), first);
         assert_eq!(queue(&mut db, "jobs").unwrap(), first);
+    }
+
+    #[test]
+    fn a_file_from_before_there_were_kinds_gets_a_column_for_them_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.db");
+        let db = open(&path, Synchronous::Normal).unwrap();
+        db.execute_batch(
+            "ALTER TABLE jobs DROP COLUMN failure;
+             INSERT INTO jobs (queue, id, state, rank, place, enqueued_at) VALUES (1, 'a', 3, 0, 0, 0)",
+        )
+        .unwrap();
+        drop(db);
+        for _ in 0..2 {
+            let db = open(&path, Synchronous::Normal).unwrap();
+            let sql = "SELECT failure FROM jobs WHERE id = 'a'";
+            let kind: Option<String> = db.query_row(sql, [], |row| row.get(0)).unwrap();
+            assert_eq!((kind, version(&db).unwrap()), (None, VERSION));
+        }
     }
 
     #[test]

@@ -71,10 +71,10 @@ fn settle_one(
             put_back(tx, &Held { history, ..held }, held.attempts, due)?;
         }
         Verdict::Release => put_back(tx, &held, held.attempts.saturating_sub(1), None)?,
-        Verdict::Reject { reason } => {
+        Verdict::Reject(why) => {
             let mut history = held.history;
-            history.push(held.attempts, now, reason)?;
-            let death = dead::Death { at: now, reason, settled: Some(mark.lease) };
+            history.push(held.attempts, now, &why.reason)?;
+            let death = dead::Death { at: now, why, settled: Some(mark.lease) };
             dead::bury(tx, (mark.n, held.state, held.cost), &history, &death)?;
         }
     }

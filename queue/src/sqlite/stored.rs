@@ -4,7 +4,7 @@ use rusqlite::{Row, types::Type};
 
 use super::failure::Failure;
 use super::tx::{Millis, State, moment};
-use crate::{Attempt, DeadLetter, Job};
+use crate::{Attempt, DeadLetter, FailureKind, Job};
 
 /// A job's row with its payload, read by [`COLUMNS`].
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct StoredJob {
     pub(super) worker: Option<String>,
     pub(super) cost: Option<i64>,
     pub(super) history: History,
+    pub(super) kind: Option<String>,
     pub(super) reason: Option<String>,
     pub(super) died_at: Option<Millis>,
     pub(super) job: Job,
@@ -23,7 +24,7 @@ pub(super) struct StoredJob {
 
 /// What [`StoredJob::read`] reads, `FROM jobs JOIN payloads USING (n)`.
 pub(super) const COLUMNS: &str = "n, jobs.id, attempts, due, lease, worker, cost, history, \
-                                  reason, died_at, enqueued_at, headers, body";
+                                  reason, died_at, enqueued_at, headers, body, failure";
 
 impl StoredJob {
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -43,6 +44,7 @@ impl StoredJob {
             worker: row.get(5)?,
             cost: row.get(6)?,
             history: History(row.get(7)?),
+            kind: row.get(13)?,
             reason: row.get(8)?,
             died_at: row.get(9)?,
             job,
@@ -52,6 +54,7 @@ impl StoredJob {
     pub(super) fn into_dead_letter(self) -> Result<DeadLetter, Failure> {
         Ok(DeadLetter {
             attempts: self.attempts,
+            kind: FailureKind::of_word(&self.kind.unwrap_or_default()),
             reason: self.reason.unwrap_or_default(),
             died_at: moment(self.died_at.unwrap_or_default()),
             history: self.history.attempts()?,

@@ -279,7 +279,7 @@ fn what_finds_no_queue_is_not_taken_for_stored_while_others_publish() {
         let rejections: Vec<_> = held.into_iter().map(|one| one.reject("bad")).collect();
         let dead = "ebb:gone-dead:dead".into();
         channel.queue_delete(dead, QueueDeleteOptions::default()).await.unwrap();
-        let outcome = Outcome::Failed { reason: "bad".to_owned() };
+        let outcome = Outcome::Failed("bad".into());
         let id = "job-0".parse().unwrap();
         let finished_at = Timestamp::UNIX_EPOCH;
         let answer = JobResult { id, attempt: 1, outcome, finished_at, queue: None };

@@ -167,7 +167,7 @@ fn a_reply_does_no_harm_to_what_is_ours() {
 }
 
 fn failure() -> JobResult {
-    let outcome = Outcome::Failed { reason: "none".to_owned() };
+    let outcome = Outcome::Failed("none".into());
     let id = "a".parse().unwrap();
     JobResult { id, attempt: 7, outcome, finished_at: Timestamp::now(), queue: None }
 }

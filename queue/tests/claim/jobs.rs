@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Job, Outcome, PayloadsUrl, QueueUrl,
-    Settled, Timestamp, open,
+    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, Outcome,
+    PayloadsUrl, QueueUrl, Settled, Timestamp, open,
 };
 use proptest::prelude::*;
 
@@ -157,7 +157,7 @@ async fn a_body_that_is_gone_or_another_makes_a_dead_letter_with_the_reason() {
         assert!(letter.reason.contains(why), "{}", letter.reason);
         assert!(letter.reason.contains(&format!("file://{}", site.folder.display())));
         let told = queue.get(&id(name)).await.unwrap().unwrap();
-        assert_eq!(told.outcome, Outcome::Failed { reason: letter.reason });
+        assert_eq!(told.outcome, Outcome::Failed(Failure::new(FailureKind::Lost, letter.reason)));
         assert_eq!(site.plain.replies().last(), Some(&("inbox".to_owned(), told)));
         queue.purge(None).await.unwrap();
         assert!(site.keys("bodies").is_empty());
@@ -247,5 +247,6 @@ async fn a_reference_that_cannot_be_right_makes_a_dead_letter() {
         assert!(take(&site.queue, 1).await.is_empty());
         let letter = site.queue.list(1).await.unwrap().remove(0);
         assert!(letter.reason.contains(why), "{}", letter.reason);
+        assert_eq!(letter.kind, FailureKind::Invalid);
     }
 }

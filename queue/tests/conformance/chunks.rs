@@ -115,7 +115,7 @@ pub async fn a_job_given_back_midway_that_expires_has_a_failed_result(fixture: &
     fixture.pass_by(fixture.short()).await;
     fixture.assert_nothing_ready(&queue).await;
     let Frame::Final(result) = next(&mut frames).await else { panic!("its pieces are void") };
-    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    assert_eq!(result.outcome, Outcome::Failed(ebb_queue::Failure::expired()));
     assert_eq!(queue.get(&id()).await.unwrap(), Some(result.clone()));
     assert_eq!(next(&mut follow(&queue, 0).await).await, Frame::Final(result));
 }

@@ -131,6 +131,6 @@ async fn assert_died_of_its_deadline(queue: &Queue, attempts: u32) -> Vec<String
     assert_eq!((letter.job.id.as_str(), &*letter.reason), ("a", "expired"));
     assert_eq!(letter.attempts, attempts);
     let result = queue.get(&letter.job.id).await.unwrap().expect("a result says why");
-    assert_eq!(result.outcome, Outcome::Failed { reason: "expired".to_owned() });
+    assert_eq!(result.outcome, Outcome::Failed(ebb_queue::Failure::expired()));
     letter.history.iter().map(|attempt| attempt.what.clone()).collect()
 }

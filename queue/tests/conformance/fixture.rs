@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::{
-    Behavior, Delivery, Depth, Job, JobResult, Missing, Outcome, Published, Queue, Settled,
-    Settlement, Timestamp,
+    Behavior, Delivery, Depth, Failure, Job, JobResult, Missing, Outcome, Published, Queue,
+    Settled, Settlement, Timestamp,
 };
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
@@ -194,7 +194,9 @@ impl dyn Fixture + '_ {
     }
 
     pub fn failed(&self, name: &str, attempt: u32, reason: &str) -> JobResult {
-        self.result(name, attempt, Outcome::Failed { reason: reason.to_owned() })
+        let is_expired = reason == "expired";
+        let failure = if is_expired { Failure::expired() } else { reason.into() };
+        self.result(name, attempt, Outcome::Failed(failure))
     }
 
     fn result(&self, name: &str, attempt: u32, outcome: Outcome) -> JobResult {

@@ -248,7 +248,7 @@ fn result(name: usize, attempt: u32, completed: bool, finished_at: Timestamp) ->
     let outcome = if completed {
         Outcome::Completed { content_type: "text/plain".to_owned(), body: "whole".into() }
     } else {
-        Outcome::Failed { reason: "no".to_owned() }
+        Outcome::Failed("no".into())
     };
     JobResult { id: id(name), attempt, outcome, finished_at, queue: None }
 }

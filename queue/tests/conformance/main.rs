@@ -20,6 +20,7 @@ mod deadline;
 mod depth;
 mod idempotency;
 mod info;
+mod kinds;
 mod lease;
 mod lockstep;
 mod open;
@@ -213,6 +214,11 @@ promises! {
         a_job_that_dies_waiting_is_told_of_once
         a_job_whose_worker_was_lost_is_told_of_as_it_is_stored
         a_message_that_is_no_job_is_told_to_where_it_asked;
+    kinds:
+        the_kind_of_a_failure_is_stored_and_kept_with_its_dead_letter
+        a_reply_tells_the_kind_of_a_failure
+        a_dead_letter_that_dies_again_is_of_the_later_kind
+        what_a_queue_buries_by_itself_is_expired_or_invalid;
     status:
         a_status_is_read_as_it_was_reported
         the_last_status_counts

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{JobResult, Outcome, Queue};
+use ebb_queue::{Failure, JobResult, Outcome, Queue};
 
 use crate::fixture::{Fixture, counts, publish, settle, soon, words};
 use crate::mail::{Mail, Mailbox};
@@ -101,8 +101,8 @@ pub async fn a_message_that_is_no_job_is_told_to_where_it_asked(fixture: &dyn Fi
 /// The failure that is stored; its reason begins so.
 async fn stored_failure(queue: &Queue, id: &str, begin: &str) -> JobResult {
     let result = queue.get(&id.parse().unwrap()).await.unwrap().expect("a result says why");
-    let Outcome::Failed { reason } = &result.outcome else { panic!("{result:?}") };
-    assert!(reason.starts_with(begin), "{reason}");
+    let Outcome::Failed(failure) = &result.outcome else { panic!("{result:?}") };
+    assert!(failure.reason.starts_with(begin), "{failure:?}");
     result
 }
 
@@ -150,9 +150,9 @@ async fn assert_comes(fixture: &dyn Fixture, mailbox: &mut Mailbox, result: &Job
 fn assert_is(fixture: &dyn Fixture, mail: &Mail, result: &JobResult) {
     let (outcome, content_type, body) = match &result.outcome {
         Outcome::Completed { content_type, body } => ("completed", &**content_type, body.clone()),
-        Outcome::Failed { reason } => {
-            let body = format!(r#"{{"error":"{}"}}"#, reason.replace('"', "\\\""));
-            ("failed", "application/json", body.into())
+        Outcome::Failed(Failure { kind, reason }) => {
+            let body = serde_json::json!({ "error": reason, "kind": kind.word() });
+            ("failed", "application/json", body.to_string().into())
         }
         Outcome::Cancelled => panic!("{result:?} is no end of a job that a worker had"),
     };

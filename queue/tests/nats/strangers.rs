@@ -95,17 +95,20 @@ fn a_reply_goes_to_whoever_listens() {
         let mut replies = client.subscribe("answers.here").await.unwrap();
         // The server has read the subscription when it answers this.
         client.request("$JS.API.INFO", "".into()).await.unwrap();
-        let outcome = Outcome::Failed { reason: "no \"such\" model".to_owned() };
+        let outcome = Outcome::Failed("no \"such\" model".into());
         let finished_at = Timestamp::now();
         let id = "a".parse().unwrap();
         let result = JobResult { id, attempt: 2, outcome, finished_at, queue: None };
         queue.reply("answers.here", &result, None).await.unwrap();
         let reply = futures::StreamExt::next(&mut replies).await.unwrap();
-        assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model"}"#);
+        assert_eq!(&*reply.payload, br#"{"error":"no \"such\" model","kind":"other"}"#);
         let headers = reply.headers.unwrap();
         let header = |name: &str| headers.get(name).unwrap().as_str().to_owned();
         assert_eq!((header("ebb-id"), header("ebb-attempt")), ("a".to_owned(), "2".to_owned()));
-        assert_eq!(header("ebb-outcome"), "failed");
+        assert_eq!(
+            (header("ebb-outcome"), header("ebb-kind")),
+            ("failed".to_owned(), "other".to_owned())
+        );
         assert!(queue.reply("not a subject", &result, None).await.is_err());
     });
 }

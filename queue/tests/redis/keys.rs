@@ -40,7 +40,7 @@ async fn a_queue_that_the_server_lost_is_there_again_once_anybody_uses_it() {
     let mut client = plain(&server).await;
     let options = || OpenOptions { missing: Missing::Refuse, ..OpenOptions::default() };
     let queue = handle(&url(&server)).await;
-    let outcome = Outcome::Failed { reason: "no".to_owned() };
+    let outcome = Outcome::Failed("no".into());
     let (id, finished_at) = ("a".parse().unwrap(), Timestamp::now());
     let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
     for use_it in 0..3 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Delivery, ErrorKind, Outcome, Priority};
+use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, Outcome, Priority};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::{answer, handle, job, plain, server, take, tell, url};
@@ -96,7 +96,7 @@ async fn an_entry_that_cannot_be_read_is_a_dead_letter_with_its_body() {
     assert!(letters[1].reason.contains("ebb-ttl"), "{}", letters[1].reason);
     assert!(letters[0].reason.contains("body"), "{}", letters[0].reason);
     let result = queue.get(&letters[1].job.id).await.unwrap().unwrap();
-    assert_eq!(result.outcome, Outcome::Failed { reason: letters[1].reason.clone() });
+    assert_eq!(result.outcome, Outcome::Failed(Failure::invalid(letters[1].reason.clone())));
 }
 
 #[tokio::test]

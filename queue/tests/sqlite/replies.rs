@@ -38,14 +38,14 @@ async fn a_reply_is_a_job_of_the_same_id_in_the_other_queue() {
     let folder = tempfile::tempdir().unwrap();
     let (_, queue, replies) = queues(&folder).await;
     queue.reply("replies", &completed("a", "the answer"), None).await.unwrap();
-    let failed = Outcome::Failed { reason: "say \"why\"".to_owned() };
+    let failed = Outcome::Failed("say \"why\"".into());
     queue.reply("replies", &result("b", failed), None).await.unwrap();
     assert_eq!(replies.depth().await.unwrap().ready, 2);
     let jobs = received(&replies).await;
     assert_eq!((jobs[0].id.as_str(), jobs[0].content_type()), ("a", "text/plain"));
     assert_eq!(&*jobs[0].body, b"the answer");
     assert_eq!((jobs[1].id.as_str(), jobs[1].content_type()), ("b", JSON));
-    assert_eq!(&*jobs[1].body, br#"{"error":"say \"why\""}"#);
+    assert_eq!(&*jobs[1].body, br#"{"error":"say \"why\"","kind":"other"}"#);
     assert_eq!(queue.depth().await.unwrap().ready, 0, "its own queue has nothing of it");
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, Error, ErrorKind, JobResult, Outcome, Settled, Stored, answer_at, short_reason,
+    Delivery, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Settled, Stored,
+    answer_at,
 };
 use tokio::time::{Instant, timeout_at};
 use tracing::field::display;
@@ -26,10 +27,10 @@ enum Told {
 
 impl Splitter {
     /// Makes a dead letter of a job, unless it was answered before.
-    pub(super) async fn bury(&mut self, delivery: Delivery, reason: &str) {
+    pub(super) async fn bury(&mut self, delivery: Delivery, failure: Failure) {
         let job = &delivery.job;
-        let reason = &*short_reason(reason);
-        let outcome = Outcome::Failed { reason: reason.to_owned() };
+        let failure = failure.shortened();
+        let outcome = Outcome::Failed(failure.clone());
         let (id, attempt) = (job.id.clone(), delivery.attempt);
         let result =
             JobResult { id, attempt, outcome, finished_at: self.parts.clock.now(), queue: None };
@@ -48,10 +49,11 @@ impl Splitter {
                 "the reply was not sent; the result is in the store"
             );
         }
-        let why = if reason == EXPIRED { EXPIRED } else { "refused" };
+        let why = if failure.kind == FailureKind::Expired { EXPIRED } else { "refused" };
+        let reason = &failure.reason;
         self.parts.metrics.dead.with_label_values(&[why]).inc();
         debug!(job.id = %job.id, trace_id = trace_id(job).map(display), reason, "the job goes nowhere");
-        self.settlements.push(delivery.reject(reason));
+        self.settlements.push(delivery.reject(failure));
     }
 
     /// Gives a job back of which nothing could be written down, and takes longer each time before

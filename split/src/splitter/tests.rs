@@ -7,8 +7,8 @@ use std::time::Duration;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, JobId, OpenOptions, Operator,
-    Outcome, ResultStore, Timestamp, TokioClock,
+    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, Failure, JobId, OpenOptions,
+    Operator, Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
@@ -364,7 +364,7 @@ async fn taken_before(scene: &Scene, store: &MemoryQueue, outcome: Outcome) {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_was_put_back_after_a_failure_is_passed_on() {
     let scene = Scene::new(None);
-    let expired = Outcome::Failed { reason: EXPIRED.to_owned() };
+    let expired = Outcome::Failed(Failure::expired());
     taken_before(&scene, &scene.versions["stable"], expired).await;
     let _split = scene.start(&CancellationToken::new());
     scene.until_empty().await;
@@ -473,7 +473,7 @@ async fn a_job_that_expires_while_it_waits_is_buried_and_whoever_waits_for_it_is
     assert!(letters.iter().all(|letter| letter.reason == "expired"), "{letters:?}");
     for letter in letters {
         let told = scene.versions["stable"].get(&letter.job.id).await.unwrap().unwrap();
-        assert!(matches!(told.outcome, Outcome::Failed { reason } if reason == "expired"));
+        assert!(told.outcome == Outcome::Failed(Failure::expired()));
     }
     assert_eq!(scene.metrics.dead.with_label_values(&["expired"]).get(), 3);
 }

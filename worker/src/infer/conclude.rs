@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ebb_model::{InferError, InferErrorKind, ItemError};
+use ebb_queue::{Failure, FailureKind};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -91,11 +92,12 @@ impl Shared {
     ) -> Result<Item, Finished> {
         let own = &self.lanes[lane];
         let job = &held.delivery.job;
-        let step = result.map_err(|fault| fault.to_string()).and_then(|output| {
+        let step = result.map_err(|error| fault(&error)).and_then(|output| {
             let advance = || own.codec.advance(input, output, &mut asked, job);
-            let step = catch_unwind(AssertUnwindSafe(advance));
-            let step = step.map_err(|_| "a turn made the codec panic; a bug of ours".to_owned())?;
-            step.map_err(|bad| bad.to_string())
+            let step = catch_unwind(AssertUnwindSafe(advance)).map_err(|_| {
+                Failure::new(FailureKind::Model, "a turn made the codec panic; a bug of ours")
+            })?;
+            step.map_err(|bad| Failure::invalid(bad.to_string()))
         });
         let step = match step {
             Ok(Step { next, piece }) => {
@@ -107,7 +109,7 @@ impl Shared {
                 }
                 Ok(next)
             }
-            Err(reason) => Err(End::Reject(reason)),
+            Err(failure) => Err(End::Reject(failure)),
         };
         let end = match step {
             Ok(Next::Answer(output)) => {
@@ -186,7 +188,7 @@ impl Shared {
         match run.failed(error.kind()) {
             bisect::Next::Rerun(runs) => runs,
             bisect::Next::Reject(item) => {
-                let end = End::Reject(error.to_string());
+                let end = End::Reject(Failure::new(FailureKind::Model, error.to_string()));
                 exit.finish(vec![self.end(lane, item.held, end)]).await;
                 Vec::new()
             }
@@ -197,4 +199,10 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether the job is to be mended, or the model.
+fn fault(error: &ItemError) -> Failure {
+    let kind = if error.is_models() { FailureKind::Model } else { FailureKind::Invalid };
+    Failure::new(kind, error.to_string())
 }

@@ -173,7 +173,7 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Job;
+    use ebb_queue::{FailureKind, Job};
 
     use super::*;
 
@@ -208,8 +208,9 @@ mod tests {
         let mut job = Job::new("body", now);
         job.set("ebb-tenant", "acme").unwrap();
         let reason = "all 3 attempts are spent".to_owned();
+        let kind = FailureKind::Attempts;
         let letter =
-            DeadLetter { job, attempts: 3, reason, died_at: now - 2 * hour, history: vec![] };
+            DeadLetter { job, attempts: 3, kind, reason, died_at: now - 2 * hour, history: vec![] };
         let some = |text: &str| Some(text.to_owned());
         for (filter, fits) in [
             (none(), true),

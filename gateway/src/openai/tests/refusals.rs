@@ -256,33 +256,39 @@ fn a_job_that_ended_otherwise_is_told_with_the_place_of_its_text() {
     );
     for (ended, status, param, message) in [
         (
-            failed("input[0] has 72 tokens; send less"),
+            failed(FailureKind::Invalid, "input[0] has 72 tokens; send less"),
             400,
             Some("input[1]"),
             "input[1] has 72 tokens; send less",
         ),
         (
-            failed("dimensions is 9; ask for 1 to 8"),
+            failed(FailureKind::Invalid, "dimensions is 9; ask for 1 to 8"),
             400,
             Some("dimensions"),
             "dimensions is 9; ask for 1 to 8",
         ),
         (
-            failed("attempt 5 of 5 failed: no"),
+            failed(FailureKind::Invalid, "the pair cannot be cut"),
+            400,
+            Some("input[1]"),
+            "input[1]: the pair cannot be cut",
+        ),
+        // Words alone make it nobody's fault.
+        (
+            failed(FailureKind::Model, "input[0] is poison"),
             500,
             Some("input[1]"),
-            "input[1]: attempt 5 of 5 failed: no",
+            "input[1]: input[0] is poison",
         ),
         (
-            failed("too late: the deadline"),
+            failed(FailureKind::Expired, "too late"),
             504,
             Some("input[1]"),
-            "input[1]: too late: the deadline",
+            "input[1]: the job had no answer before its deadline: too late",
         ),
-        (Ended::Expired, 504, Some("input[1]"), "input[1]: nobody ran the job before its deadline"),
         (Ended::Cancelled, 410, Some("input[1]"), "input[1]: the job was cancelled"),
     ] {
-        let results = [fine.clone(), ended.clone(), failed("later")];
+        let results = [fine.clone(), ended.clone(), failed(FailureKind::Model, "later")];
         let refused = answer.whole(&about(), &results).unwrap_err();
         let Refused { status: found, param: place, message: words, .. } = &refused;
         assert_eq!(
@@ -291,6 +297,27 @@ fn a_job_that_ended_otherwise_is_told_with_the_place_of_its_text() {
             "{ended:?}"
         );
         assert_eq!(refused.is_worth_another_try(), status == 504, "{ended:?}");
+    }
+}
+
+#[test]
+fn the_kind_of_a_failure_says_what_a_client_is_to_do() {
+    let answer = asked(Route::Embeddings, &json!({"input": "a"})).unwrap().answer;
+    for (kind, status, code, r#type, again) in [
+        (FailureKind::Invalid, 400, "invalid_value", "invalid_request_error", false),
+        (FailureKind::Expired, 504, "deadline_passed", "timeout_error", true),
+        (FailureKind::Attempts, 500, "attempts_spent", "server_error", false),
+        (FailureKind::Model, 500, "model_failed", "server_error", false),
+        (FailureKind::Lost, 500, "body_lost", "server_error", true),
+        (FailureKind::Other, 500, "job_failed", "server_error", false),
+    ] {
+        // Whatever the words are.
+        for reason in ["expired", "too late: no", "input: no", "attempt 5 of 5 failed: no"] {
+            let refused = answer.whole(&about(), &[failed(kind, reason)]).unwrap_err();
+            let found = (refused.status, refused.code, refused.kind);
+            assert_eq!(found, (status, code, r#type), "{kind:?}: {reason}");
+            assert_eq!(refused.is_worth_another_try(), again, "{kind:?}");
+        }
     }
 }
 
@@ -343,7 +370,7 @@ fn a_reason_speaks_of_the_fields_that_the_client_has() {
         ),
     ] {
         let asked = asked(route, &body).unwrap();
-        let results = vec![failed(reason); asked.bodies.len()];
+        let results = vec![failed(FailureKind::Invalid, reason); asked.bodies.len()];
         let refused = asked.answer.whole(&about(), &results).unwrap_err();
         assert_eq!((refused.status, refused.message.as_str()), (400, message), "{body}");
         assert_eq!(refused.param.as_deref(), Some(param), "{body}");

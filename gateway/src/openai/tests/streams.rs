@@ -110,9 +110,9 @@ fn an_answer_that_is_not_written_piece_by_piece_is_one_event() {
 fn a_job_that_fails_midway_ends_its_stream_with_an_error() {
     let route = Route::ChatCompletions;
     for (ended, code) in [
-        (failed("attempt 5 of 5 failed: no device"), "job_failed"),
+        (failed(FailureKind::Attempts, "attempt 5 of 5 failed: no device"), "attempts_spent"),
         (Ended::Cancelled, "job_cancelled"),
-        (Ended::Expired, "deadline_passed"),
+        (failed(FailureKind::Expired, "expired"), "deadline_passed"),
         (completed(&json!({"output": "a"})), "model_not_supported"),
     ] {
         let mut stream = streamed(route, true);

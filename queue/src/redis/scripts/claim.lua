@@ -46,8 +46,8 @@ local function take_in()
       admit(one, last)
       if one.wrong ~= '' then
         flush()
-        bury(one.id, one.job, one.wrong)
-        add_failure(failures, one.id, 0, one.wrong)
+        bury(one.id, one.job, one.wrong, 'invalid')
+        add_failure(failures, one.id, 0, one.wrong, 'invalid')
         failed[#failed + 1] = one.job
       end
     end

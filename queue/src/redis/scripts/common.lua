@@ -31,14 +31,15 @@ end
 
 -- The life of a job: w where it is (L line, D delayed, X delayed beyond its deadline, H held, Z dead),
 -- s its place with its priority, e when it was published, d its deadline, a attempts, t the last lease,
--- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why and z when it died,
+-- o who holds it, u when its lease or delay ends, k key, c cost, h history, r why, z when and f of what
+-- kind of failure it died,
 -- y true where it is older than what stands before it in its priority, q its headers where its body is
 -- long: nobody has to read that for their sake.
 local function unpacked(text)
-  local w, s, e, d, a, t, o, u, k, c, h, r, z, y, q = cmsgpack.unpack(text)
+  local w, s, e, d, a, t, o, u, k, c, h, r, z, y, q, f = cmsgpack.unpack(text)
   return {
     w = w, s = s, e = e, d = d, a = a, t = t, o = o, u = u, k = k, c = c, h = h, r = r, z = z, y = y,
-    q = q,
+    q = q, f = f,
   }
 end
 
@@ -117,7 +118,7 @@ local function packed(job)
   end
   return cmsgpack.pack(
     job.w, job.s, job.e, job.d, job.a, job.t, job.o, job.u, job.k, job.c, job.h, job.r, job.z,
-    job.y, job.q
+    job.y, job.q, job.f
   )
 end
 
@@ -244,9 +245,9 @@ local function wait(id, job, due)
   end
 end
 
-local function bury(id, job, reason)
+local function bury(id, job, reason, kind)
   leave(id, job)
-  job.w, job.r, job.z, job.o, job.u = 'Z', reason, now, nil, nil
+  job.w, job.r, job.z, job.f, job.o, job.u = 'Z', reason, now, kind, nil, nil
   n_deaths = (n_deaths or note('deaths')) + 1
   add('dead', whole(n_deaths), id)
   save(id, job)
@@ -407,11 +408,11 @@ end
 
 -- One more result for jobs that failed, and that nobody has: pieces of an attempt that gave its job back
 -- are void, whatever number they bear.
-local function add_failure(results, id, attempt, reason)
+local function add_failure(results, id, attempt, reason, kind)
   local nth = #results.ids + 1
   attempt = math.max(attempt, (latest_pieces(id)))
   results.ids[nth], results.attempts[nth], results.outcomes[nth] = id, attempt, 'failed'
-  results.texts[nth] = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' \n' .. reason
+  results.texts[nth] = 'failed ' .. whole(attempt) .. ' ' .. whole(now) .. ' ' .. kind .. '\n' .. reason
 end
 
 -- Replies that the caller is to send, of jobs that ended here: id, stored result, and headers.
@@ -529,8 +530,8 @@ local function end_late(late, result_ttl, key_ttl)
     else
       record_crash(job)
       job.t = nil
-      bury(id, job, 'expired')
-      add_failure(failures, id, job.a or 0, 'expired')
+      bury(id, job, 'expired', 'expired')
+      add_failure(failures, id, job.a or 0, 'expired', 'expired')
       failed[#failed + 1] = job
     end
   end

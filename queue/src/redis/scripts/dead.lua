@@ -14,7 +14,7 @@ local function letters(ids)
   for nth, job in ipairs(jobs) do
     if job and job.w == 'Z' then
       found[#found + 1] = {
-        ids[nth], job.a or 0, job.e, job.d and 1 or 0, texts_of[nth], job.r, job.z, job.h or {},
+        ids[nth], job.a or 0, job.e, job.d and 1 or 0, texts_of[nth], job.r, job.z, job.f or '', job.h or {},
       }
     end
   end
@@ -79,7 +79,7 @@ for nth, job in ipairs(load_jobs(ids)) do
       leave(id, job)
       first = first or places(#ids)
       place(job, first + #taken - 1)
-      job.a, job.t, job.r, job.z = nil, nil, nil, nil
+      job.a, job.t, job.r, job.z, job.f = nil, nil, nil, nil, nil
       -- Else the job would die again at once.
       if expired(job) then job.d = nil end
       leave_nothing(id)
