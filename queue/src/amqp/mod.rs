@@ -251,6 +251,8 @@ impl Broker for AmqpQueue {
     }
 
     async fn close(&self) -> Result<()> {
+        // First: what is on its way to us has arrived when the rest has ended.
+        self.core().bell.close().await;
         self.0.intake.close().await
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod alarms;
+mod bells;
 mod crowd;
 mod hosts;
 mod leases;
