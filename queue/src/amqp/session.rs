@@ -326,7 +326,8 @@ fn refused(arrival: Arrival) -> Option<Error> {
         Arrival::Stored => None,
         Arrival::Refused => {
             let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
-            Some(Error::new(ErrorKind::Full, words))
+            // It says the same where another queue that was to get a copy has gone in that moment.
+            Some(Error::new(ErrorKind::Full, words).in_doubt())
         }
         Arrival::Homeless(key) => {
             let words = format!("RabbitMQ knows no queue for {key:?}");
