@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use ebb_queue::Queue;
+use ebb_queue::{Queue, QueueUrl};
 use ebb_servers::RabbitMq;
 use futures::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -16,6 +16,16 @@ async fn come_and_go(queue: &Queue, is_over: &AtomicBool) {
     while !is_over.load(Relaxed) {
         drop(queue.arrivals().await.unwrap());
         tokio::task::yield_now().await;
+    }
+}
+
+/// Begins to work and shuts down in order, again and again.
+async fn open_and_close(url: &QueueUrl, is_over: &AtomicBool) {
+    while !is_over.load(Relaxed) {
+        let queue = handle(url).await;
+        let arrivals = queue.arrivals().await.unwrap();
+        queue.close().await.unwrap();
+        drop((arrivals, queue));
     }
 }
 
@@ -38,27 +48,45 @@ async fn publish_on_fresh_channels(server: &RabbitMq, queue: &str, n_jobs: usize
     n_refused
 }
 
+/// How many jobs are refused that are stored, while so many producers publish and others do this.
+async fn n_refused(server: &RabbitMq, url: &QueueUrl, others: impl AsyncFn(&AtomicBool)) -> usize {
+    const EACH: usize = 150;
+    const PRODUCERS: usize = 4;
+    let is_over = AtomicBool::new(false);
+    let publishing = async {
+        let each = (0..PRODUCERS).map(|_| publish_on_fresh_channels(server, &url.queue, EACH));
+        let n_refused: usize = join_all(each).await.into_iter().sum();
+        is_over.store(true, Relaxed);
+        n_refused
+    };
+    let (n_refused, ()) = tokio::join!(publishing, others(&is_over));
+    let queue = handle(url).await;
+    until("all are stored", async || {
+        queue.depth().await.is_ok_and(|depth| depth.ready == (PRODUCERS * EACH) as u64)
+    })
+    .await;
+    n_refused
+}
+
 #[test]
 fn a_job_that_is_stored_is_not_said_to_be_refused_for_a_listener_that_has_gone() {
-    const PRODUCERS: usize = 4;
-    const EACH: usize = 150;
     on_shared(async |server| {
         let url = url(server, "bells");
         let listeners: Vec<_> = join_all((0..4).map(|_| handle(&url))).await;
-        let is_over = AtomicBool::new(false);
-        let listening = listeners.iter().map(|queue| come_and_go(queue, &is_over));
-        let publishing = async {
-            let each = (0..PRODUCERS).map(|_| publish_on_fresh_channels(server, "bells", EACH));
-            let n_refused: usize = join_all(each).await.into_iter().sum();
-            is_over.store(true, Relaxed);
-            n_refused
+        let listening = async |is_over: &AtomicBool| {
+            join_all(listeners.iter().map(|queue| come_and_go(queue, is_over))).await;
         };
-        let (n_refused, _) = tokio::join!(publishing, join_all(listening));
-        let n_jobs = (PRODUCERS * EACH) as u64;
-        until("all are stored", async || {
-            listeners[0].depth().await.is_ok_and(|depth| depth.ready == n_jobs)
-        })
-        .await;
-        assert_eq!(n_refused, 0, "of {n_jobs} jobs that are stored");
+        assert_eq!(n_refused(server, &url, listening).await, 0);
+    });
+}
+
+#[test]
+fn a_job_that_is_stored_is_not_said_to_be_refused_for_a_worker_that_shuts_down() {
+    on_shared(async |server| {
+        let url = url(server, "closing-bells");
+        let working = async |is_over: &AtomicBool| {
+            join_all((0..8).map(|_| open_and_close(&url, is_over))).await;
+        };
+        assert_eq!(n_refused(server, &url, working).await, 0);
     });
 }
