@@ -52,6 +52,8 @@ async fn publish_on_fresh_channels(server: &RabbitMq, queue: &str, n_jobs: usize
 async fn n_refused(server: &RabbitMq, url: &QueueUrl, others: impl AsyncFn(&AtomicBool)) -> usize {
     const EACH: usize = 150;
     const PRODUCERS: usize = 4;
+    // It makes what is published to.
+    let queue = handle(url).await;
     let is_over = AtomicBool::new(false);
     let publishing = async {
         let each = (0..PRODUCERS).map(|_| publish_on_fresh_channels(server, &url.queue, EACH));
@@ -60,7 +62,6 @@ async fn n_refused(server: &RabbitMq, url: &QueueUrl, others: impl AsyncFn(&Atom
         n_refused
     };
     let (n_refused, ()) = tokio::join!(publishing, others(&is_over));
-    let queue = handle(url).await;
     until("all are stored", async || {
         queue.depth().await.is_ok_and(|depth| depth.ready == (PRODUCERS * EACH) as u64)
     })
