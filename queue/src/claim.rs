@@ -11,8 +11,8 @@
 //! reply carries the same reference.
 //!
 //! The body of a job is deleted when the job is acknowledged or purged. What is left otherwise is
-//! for the lifecycle rules of the store: of a producer that crashed before it published, of a batch
-//! that was refused by a broker that may have stored a part of it, of a job that is cancelled while it
+//! for the lifecycle rules of the store: of a producer that crashed before it published, of jobs
+//! that were refused by a broker that may have stored some of them all the same, of a job that is cancelled while it
 //! waits, of one that is purged longer than
 //! `result_ttl` after it was published, and of all answers. Delete in `results/` what is older than
 //! `result_ttl`, and in `bodies/` what is older than any job gets.
@@ -232,10 +232,8 @@ impl Broker for Claim {
                 let duplicates = published.iter().zip(keys).filter(|(one, _)| one.duplicate);
                 duplicates.filter_map(|(_, key)| key).collect()
             }
-            // Surely not published; of other errors, and of a part of a batch, nobody knows.
-            Err(error)
-                if is_whole && matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) =>
-            {
+            // Of a part of a batch nobody knows.
+            Err(error) if is_whole && !error.may_be_stored() => {
                 keys.into_iter().flatten().collect()
             }
             Err(_) => Vec::new(),

@@ -9,6 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error {
     kind: ErrorKind,
     context: String,
+    is_in_doubt: bool,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -27,7 +28,8 @@ pub enum ErrorKind {
     Denied,
     /// The broker cannot be reached or is busy: a later try may succeed.
     Unavailable,
-    /// The queue is full: the producer should slow down.
+    /// The queue is full: the producer should slow down. Mostly nothing is stored, and
+    /// [`Error::may_be_stored`] says of which refusal that is certain.
     Full,
     /// What the broker stores does not fit this version.
     Incompatible,
@@ -61,7 +63,7 @@ impl std::fmt::Display for ErrorKind {
 impl Error {
     /// An error with the words to tell it.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), is_in_doubt: false, source: None }
     }
 
     /// The same, with what caused it.
@@ -72,6 +74,23 @@ impl Error {
     ) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same of a broker that also says so of what it has stored.
+    #[must_use]
+    pub(crate) fn in_doubt(mut self) -> Self {
+        self.is_in_doubt = true;
+        self
+    }
+
+    /// Whether the one job that was published, or all of them where the broker stores all or none, may be
+    /// stored all the same.
+    ///
+    /// Where it is not, all that belongs to them can be deleted. Where it may be, that must stay, and who
+    /// publishes again does so under the same id: the job may run twice, and has one result.
+    #[must_use]
+    pub fn may_be_stored(&self) -> bool {
+        self.is_in_doubt || !matches!(self.kind, ErrorKind::Full | ErrorKind::Invalid)
     }
 
     /// What to branch on.
@@ -90,5 +109,21 @@ impl Error {
             ErrorKind::Unavailable | ErrorKind::Full => 69,
             ErrorKind::Incompatible | ErrorKind::Internal => 1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_without_a_doubt_means_that_nothing_is_stored() {
+        let full = || Error::new(ErrorKind::Full, "full");
+        assert!(!full().may_be_stored());
+        assert!(!Error::new(ErrorKind::Invalid, "too large").may_be_stored());
+        assert!(full().in_doubt().caused_by("a word of the broker").may_be_stored());
+        for kind in [ErrorKind::Unavailable, ErrorKind::Denied, ErrorKind::Internal] {
+            assert!(Error::new(kind, "who knows").may_be_stored(), "{kind}");
+        }
     }
 }

@@ -114,7 +114,8 @@ pub trait Broker: Backlog {
     ///   first job waits, runs or lies in the dead letters, and for `key_ttl` after it was done. A
     ///   purge forgets both at once. The id is looked up first, then the key.
     /// - With `max_ready`, more waiting jobs (ready or delayed) than that are refused with
-    ///   [`ErrorKind::Full`] and nothing is stored; duplicates do not count.
+    ///   [`ErrorKind::Full`] and nothing is stored; duplicates do not count. A broker that is full for
+    ///   a reason of its own says the same, and [`Error::may_be_stored`] whether that is certain.
     /// - [`ErrorKind::Invalid`] is said of the jobs alone, such as of a body that is too large; that
     ///   we may not publish here is [`ErrorKind::Denied`].
     /// - A job is visible to `depth` and `receive` when this returns.

@@ -66,13 +66,16 @@ impl Default for Cancels {
 }
 
 impl Cancels {
+    /// Some job was cancelled.
+    fn note_one(&self) {
+        let mut looked = self.looked();
+        looked.fresh_until = Some(Instant::now() + PERIOD);
+        looked.has_found = true;
+    }
+
     /// Somebody says that a job was cancelled.
     pub(super) fn hear(&self, body: &[u8]) {
-        {
-            let mut looked = self.looked();
-            looked.fresh_until = Some(Instant::now() + PERIOD);
-            looked.has_found = true;
-        }
+        self.note_one();
         let id = std::str::from_utf8(body).ok().and_then(|id| id.parse().ok());
         // Where no worker runs nobody listens.
         id.map(|id| self.told.send(id).ok());
@@ -154,6 +157,8 @@ pub(super) async fn cancel(core: &Core, results: &Queue, id: &JobId) -> Result<C
     if !cancel::put(&**results, id, now, false).await? {
         return Ok(Cancelled::Ended);
     }
+    // Our own word comes back to us a moment later than it is said.
+    core.cancels.note_one();
     let session = core.session().await?;
     session.publish(vec![core.note("cancelled", id.to_string())]).await?;
     Ok(Cancelled::Marked)

@@ -1,10 +1,15 @@
 //! What became of messages, by the confirmations of the channel that they were published on.
 //!
 //! A message that finds no queue comes back, and is confirmed after that. The client hands it out
-//! with whatever is confirmed next on the channel, which may be a message of somebody else. That is
-//! no later than its own confirmation, or where several came back that confirmation has another of
-//! them. So nobody is told anything before all confirmations that are there have been looked at for
-//! what came back, and where one has what is not its own, before the others have come.
+//! with whatever is confirmed next on the channel, which may be a message of somebody else, the first
+//! that came back first. That is no later than its own confirmation, or where several came back that
+//! confirmation has another of them. So nobody is told anything before all confirmations that are there
+//! have been looked at for what came back.
+//!
+//! Where one has what is not its own, its own message may have come back too, behind that. Each
+//! confirmation takes one, and each that came back has one: so as long as one of them is to be handed
+//! out, another that was handed out is not confirmed yet. When all that were handed out are confirmed,
+//! nothing is left, and nobody is told anything before.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -18,7 +23,7 @@ use futures::{FutureExt, StreamExt};
 use lapin::{Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::{Mutex, MutexGuard, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 /// Messages that are on their way without a confirmation, of one caller.
@@ -28,8 +33,9 @@ pub(super) const WINDOW: usize = 256;
 /// to be confirmed.
 const HELD_UP: Duration = Duration::from_secs(1);
 
-/// Those that the server confirmed together come within this.
-const TOGETHER: Duration = Duration::from_millis(20);
+/// How long to wait for the confirmations of what came back, of a broker that confirms that as soon as it
+/// sends it back.
+const STRAGGLE: Duration = Duration::from_secs(8);
 
 /// Where a message went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,11 +57,25 @@ pub(super) enum Arrival {
     Homeless(String),
 }
 
+impl Address {
+    /// Whether a message that came back may be one that was sent here.
+    fn is_of(&self, (exchange, key): &Returned) -> bool {
+        self.must_arrive && self.exchange == *exchange && self.key == *key
+    }
+}
+
+/// The exchange and the key of a message that came back.
+type Returned = (String, String);
+
 /// What a confirmation says: of its own message whether it was taken, and of some message that it
 /// came back.
 struct Word {
     is_ack: bool,
-    returned: Option<(String, String)>,
+    returned: Option<Returned>,
+}
+
+fn returned(word: &lapin::Result<Word>) -> Option<&Returned> {
+    word.as_ref().ok()?.returned.as_ref()
 }
 
 impl From<Confirmation> for Word {
@@ -67,11 +87,14 @@ impl From<Confirmation> for Word {
     }
 }
 
+/// Whom to tell what became of a message.
+type Teller = oneshot::Sender<lapin::Result<Arrival>>;
+
 /// A message that was published and is not confirmed yet, as far as is known.
 struct Sent {
     address: Address,
     word: BoxFuture<'static, lapin::Result<Word>>,
-    told: oneshot::Sender<lapin::Result<Arrival>>,
+    told: Teller,
 }
 
 /// The confirmations of one channel.
@@ -126,7 +149,7 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
         let Sent { address, word, told } = sent;
         n_sent += 1;
         let nth: u64 = n_sent;
-        open.0.insert(nth, Unconfirmed { address, is_back: false, told });
+        open.add(nth, address, told);
         words.push(word.map(move |word| (nth, word)));
     };
     loop {
@@ -151,67 +174,96 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
         while let Ok(sent) = inbox.try_recv() {
             watch(sent, &mut open, &words);
         }
-        let mut heard = vec![first];
-        while let Some(Some(word)) = words.next().now_or_never() {
-            heard.push(word);
-        }
-        if open.is_crossed(&heard) {
-            let end = Instant::now() + TOGETHER;
-            while let Ok(Some(word)) = timeout_at(end, words.next()).await {
-                heard.push(word);
+        open.hear(first);
+        let end = Instant::now() + STRAGGLE;
+        loop {
+            while let Some(Some(word)) = words.next().now_or_never() {
+                open.hear(word);
+            }
+            if !open.is_in_doubt() {
+                break;
+            }
+            tokio::select! { biased;
+                Some(sent) = inbox.recv() => watch(sent, &mut open, &words),
+                Some(word) = words.next() => open.hear(word),
+                () = sleep_until(end) => break,
             }
         }
-        open.hear(heard);
+        open.tell();
     }
 }
 
-/// What is not confirmed yet, by the order of publication.
+/// What nobody was told yet.
 #[derive(Default)]
-struct Open(HashMap<u64, Unconfirmed>);
+struct Open {
+    /// By the order of publication.
+    messages: HashMap<u64, (Untold, Teller)>,
+    /// Those that are confirmed.
+    confirmed: Vec<u64>,
+}
 
-struct Unconfirmed {
+struct Untold {
     address: Address,
     is_back: bool,
-    told: oneshot::Sender<lapin::Result<Arrival>>,
+    word: Option<lapin::Result<Word>>,
+}
+
+impl Untold {
+    /// Whether it may have come back though its word has another message.
+    fn is_crossed(&self) -> bool {
+        let returned = self.word.as_ref().and_then(returned);
+        self.address.must_arrive && returned.is_some_and(|returned| !self.address.is_of(returned))
+    }
+
+    fn arrival(self, is_in_doubt: bool) -> lapin::Result<Arrival> {
+        let is_crossed = self.is_crossed();
+        let late = || std::io::Error::other("what came back was not confirmed in time");
+        match self.word.unwrap_or_else(|| Err(late().into()))?.is_ack {
+            _ if self.is_back => Ok(Arrival::Homeless(self.address.key)),
+            _ if is_in_doubt && is_crossed => Err(late().into()),
+            // Where it need not arrive, only somebody who would have heard of it is gone.
+            is_ack if is_ack || !self.address.must_arrive => Ok(Arrival::Stored),
+            _ => Ok(Arrival::Refused),
+        }
+    }
 }
 
 impl Open {
-    /// Whether one of these words has what another message came back as.
-    fn is_crossed(&self, heard: &[(u64, lapin::Result<Word>)]) -> bool {
-        heard.iter().any(|(nth, word)| {
-            let returned = word.as_ref().ok().and_then(|word| word.returned.as_ref());
-            returned.is_some_and(|(exchange, key)| {
-                let own = self.0.get(nth).map(|one| (&one.address.exchange, &one.address.key));
-                own != Some((exchange, key))
-            })
-        })
+    fn add(&mut self, nth: u64, address: Address, told: Teller) {
+        self.messages.insert(nth, (Untold { address, is_back: false, word: None }, told));
     }
 
-    /// Takes what came back with any of these words, and tells what became of their messages.
-    fn hear(&mut self, heard: Vec<(u64, lapin::Result<Word>)>) {
-        let returned = heard.iter().filter_map(|(_, word)| word.as_ref().ok()?.returned.as_ref());
-        for (exchange, key) in returned {
-            let is_it = |one: &&mut Unconfirmed| {
-                let Address { exchange: to, key: by, must_arrive } = &one.address;
-                *must_arrive && to == exchange && by == key
-            };
+    /// Takes the confirmation of a message, and what came back with it.
+    fn hear(&mut self, (nth, word): (u64, lapin::Result<Word>)) {
+        if let Some(returned) = returned(&word) {
             // Which of those with this address it is, nobody knows: one too many is sent again.
-            let back = self.0.values_mut().filter(is_it).map(|one| one.is_back = true).count();
-            if back == 0 {
+            let all = self.messages.values_mut().map(|(one, _)| one);
+            let those = all.filter(|one| one.address.is_of(returned));
+            if those.map(|one| one.is_back = true).count() == 0 {
+                let key = &returned.1;
                 warn!(key, "a message that nobody waits for found no queue on RabbitMQ");
             }
         }
-        for (nth, word) in heard {
-            let Some(Unconfirmed { address, is_back, told }) = self.0.remove(&nth) else {
-                continue;
-            };
-            let arrival = word.map(|word| match word.is_ack {
-                _ if is_back => Arrival::Homeless(address.key),
-                true => Arrival::Stored,
-                false => Arrival::Refused,
-            });
+        if let Some((one, _)) = self.messages.get_mut(&nth) {
+            one.word = Some(word);
+            self.confirmed.push(nth);
+        }
+    }
+
+    /// Whether one that is confirmed may have come back, and nobody knows yet.
+    fn is_in_doubt(&self) -> bool {
+        let mut confirmed = self.confirmed.iter().filter_map(|nth| self.messages.get(nth));
+        confirmed.any(|(one, _)| one.is_crossed())
+            && self.messages.values().any(|(one, _)| one.is_back && one.word.is_none())
+    }
+
+    /// Tells what became of those that are confirmed.
+    fn tell(&mut self) {
+        let is_in_doubt = self.is_in_doubt();
+        for nth in std::mem::take(&mut self.confirmed) {
+            let Some((message, told)) = self.messages.remove(&nth) else { continue };
             // Who gave up does not want to know.
-            told.send(arrival).ok();
+            told.send(message.arrival(is_in_doubt)).ok();
         }
     }
 }
@@ -271,6 +323,39 @@ mod tests {
         assert_eq!(one.await.unwrap(), Arrival::Homeless("one".to_owned()));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_several_that_come_back_none_is_taken_for_stored_however_late_the_others_are() {
+        let confirms = Confirms::new();
+        let (say_one, one) = sent(&confirms, "one").await;
+        let (say_two, two) = sent(&confirms, "two").await;
+        let (say_three, three) = sent(&confirms, "three").await;
+        let (say_other, other) = sent(&confirms, "there").await;
+        // Each has another, and the last has none: there are as many of those as come back.
+        for (say, returned) in [(say_one, "two"), (say_two, "three"), (say_other, "one")] {
+            assert!(say.send(ack(Some(returned))).is_ok());
+            tokio::time::sleep(STRAGGLE / 4).await;
+        }
+        assert!(say_three.send(ack(None)).is_ok());
+        for (lost, key) in [(one, "one"), (two, "two"), (three, "three")] {
+            assert_eq!(lost.await.unwrap(), Arrival::Homeless(key.to_owned()));
+        }
+        assert_eq!(other.await.unwrap(), Arrival::Stored);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_come_back_is_never_taken_for_stored() {
+        let confirms = Confirms::new();
+        let (say_one, one) = sent(&confirms, "one").await;
+        let (_say_two, two) = sent(&confirms, "two").await;
+        let (say_three, three) = sent(&confirms, "three").await;
+        assert!(say_one.send(ack(Some("two"))).is_ok());
+        assert!(say_three.send(ack(None)).is_ok());
+        // Two is confirmed by nobody.
+        assert!(one.await.is_err());
+        assert_eq!(three.await.unwrap(), Arrival::Stored);
+        assert!(two.now_or_never().is_none());
+    }
+
     #[tokio::test]
     async fn a_message_that_is_published_is_watched_before_anybody_is_told() {
         let confirms = Confirms::new();
@@ -297,11 +382,16 @@ mod tests {
         let (say, word) = oneshot::channel();
         let word = word.map(|word| Ok(word.expect("it is confirmed"))).boxed();
         let note = confirms.watch_word(Address { must_arrive: false, ..to("gone") }, word).await;
+        let (say_unheard, word) = oneshot::channel();
+        let word = word.map(|word| Ok(word.expect("it is confirmed"))).boxed();
+        let unheard = confirms.watch_word(Address { must_arrive: false, ..to("ears") }, word).await;
+        assert!(say_unheard.send(Word { is_ack: false, returned: None }).is_ok());
         assert!(say_refused.send(Word { is_ack: false, returned: None }).is_ok());
         assert!(say_lost.send(ack(Some("gone"))).is_ok());
         assert!(say.send(ack(None)).is_ok());
         assert_eq!(refused.await.unwrap(), Arrival::Refused);
         assert_eq!(lost.await.unwrap(), Arrival::Homeless("gone".to_owned()));
         assert_eq!(note.await.unwrap(), Arrival::Stored);
+        assert_eq!(unheard.await.unwrap(), Arrival::Stored);
     }
 }

@@ -25,6 +25,8 @@ use crate::{DeadLetter, JobId, Purged, Result, Timestamp};
 const MAX_LETTERS: u64 = 50_000;
 /// How long to wait for letters that were there a moment ago.
 const SOON: Duration = Duration::from_millis(500);
+/// The same while the broker says that they are there still.
+const STALL: Duration = Duration::from_secs(8);
 /// How long the broker may take to show what was given back, and how often to look.
 const BACK: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
@@ -60,8 +62,7 @@ struct Letter {
 impl<'a> Walk<'a> {
     async fn begin(core: &'a Core, session: &'a Session) -> Result<Self> {
         let dead = core.names.dead();
-        let counts = session.counts(std::slice::from_ref(&dead)).await?;
-        let n_left = counts.first().copied().unwrap_or(0).min(MAX_LETTERS);
+        let n_left = count(core, session).await?.min(MAX_LETTERS);
         let opening = async {
             let channel = session.intake.create_channel().await?;
             let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
@@ -79,15 +80,28 @@ impl<'a> Walk<'a> {
         Ok(Self { core, session, channel, consumer, n_left, n_held: 0 })
     }
 
-    async fn next(&mut self) -> Option<Letter> {
-        let consumer = self.consumer.as_mut().filter(|_| self.n_left > 0)?;
-        // Somebody else may look at the rest at this moment.
-        let delivery = timeout(SOON, consumer.next()).await.ok()??.ok()?;
+    async fn next(&mut self) -> Result<Option<Letter>> {
+        let Some(consumer) = self.consumer.as_mut().filter(|_| self.n_left > 0) else {
+            return Ok(None);
+        };
+        let (end, mut is_all) = (Instant::now() + STALL, false);
+        let delivery = loop {
+            match timeout(SOON, consumer.next()).await {
+                Ok(Some(Ok(delivery))) => break delivery,
+                Ok(_) => return Err(errors::down()),
+                // Somebody else looks at the rest at this moment.
+                Err(_) if is_all => return Ok(None),
+                Err(_) if Instant::now() < end => {
+                    is_all = has_handed_over(self.core, self.session, &self.channel).await?;
+                }
+                Err(_) => return Err(errors::late("hand over its dead letters")),
+            }
+        };
         self.n_left -= 1;
         self.n_held += 1;
         let now = self.core.clock.now();
         let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
-        Some(Letter { parcel, tag: delivery.delivery_tag })
+        Ok(Some(Letter { parcel, tag: delivery.delivery_tag }))
     }
 
     async fn remove(&mut self, tag: u64) -> Result<()> {
@@ -115,12 +129,26 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// How many dead letters there are that nobody looks at.
+async fn count(core: &Core, session: &Session) -> Result<u64> {
+    let counts = session.counts(&[core.names.dead()]).await?;
+    Ok(counts.first().copied().unwrap_or(0))
+}
+
+/// Whether all that is ours has come by this channel: none waits, and what is on its way comes before the
+/// answer to anything that is asked after that.
+async fn has_handed_over(core: &Core, session: &Session, channel: &Channel) -> Result<bool> {
+    let n_waiting = count(core, session).await?;
+    let asked = channel.basic_qos(u16::MAX, BasicQosOptions::default());
+    session.patiently("read dead letters", asked).await?;
+    Ok(n_waiting == 0)
+}
+
 /// Waits until what was given back is seen to be there, for whoever looks next.
 async fn see_back(core: &Core, session: &Session, n_letters: u64) -> Result<()> {
-    let dead = [core.names.dead()];
     let end = Instant::now() + BACK;
     while Instant::now() < end {
-        if session.counts(&dead).await?.first() >= Some(&n_letters) {
+        if count(core, session).await? >= n_letters {
             break;
         }
         sleep(LOOK).await;
@@ -142,7 +170,7 @@ pub(super) async fn list(core: &Core, max: usize) -> Result<Vec<DeadLetter>> {
         newest.sort_by_key(|(tag, parcel)| std::cmp::Reverse((died_at(parcel), *tag)));
         newest.truncate(max);
     };
-    while let Some(Letter { parcel, tag }) = walk.next().await {
+    while let Some(Letter { parcel, tag }) = walk.next().await? {
         newest.push((tag, parcel));
         // Bodies may be large, so no more of them are kept than are wanted, or thereabouts.
         if newest.len() > max.saturating_mul(2).max(64) {
@@ -161,7 +189,7 @@ pub(super) async fn show(core: &Core, id: &JobId) -> Result<Option<DeadLetter>> 
     let mut walk = Walk::begin(core, &session).await?;
     let mut found = None;
     while found.is_none()
-        && let Some(letter) = walk.next().await
+        && let Some(letter) = walk.next().await?
     {
         found = Some(letter.parcel).filter(|parcel| parcel.job.id == *id);
     }
@@ -175,7 +203,7 @@ pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let mut walk = Walk::begin(core, &session).await?;
     let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
     let (mut step, mut n_done) = (Vec::new(), 0);
-    while let Some(letter) = walk.next().await {
+    while let Some(letter) = walk.next().await? {
         if wanted.as_ref().is_none_or(|wanted| wanted.contains(&letter.parcel.job.id)) {
             step.push(letter);
         }
@@ -316,7 +344,7 @@ pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let mut walk = Walk::begin(core, &session).await?;
     let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
     let mut n_done = 0;
-    while let Some(Letter { parcel, tag }) = walk.next().await {
+    while let Some(Letter { parcel, tag }) = walk.next().await? {
         let id = &parcel.job.id;
         if wanted.as_ref().is_none_or(|wanted| wanted.contains(id)) {
             walk.remove(tag).await?;

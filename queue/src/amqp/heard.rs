@@ -33,6 +33,8 @@ pub(super) struct Ear {
     pub(super) epoch: u64,
     pub(super) queue: String,
     pub(super) complete_at: Instant,
+    /// From then on whoever holds anything has said so without being asked.
+    pub(super) beat_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,14 @@ impl Heard {
         let mut said = self.said();
         said.forget_old(Instant::now());
         said.workers.values().map(|(status, _)| status.clone()).collect()
+    }
+
+    /// Whether anything was heard of others lately.
+    pub(super) fn has_company(&self) -> bool {
+        let mut said = self.said();
+        said.forget_old(Instant::now());
+        let own = said.own.as_ref().map(|(status, _)| &status.id);
+        !said.holdings.is_empty() || said.workers.keys().any(|id| Some(id) != own)
     }
 
     /// Forgets who has not spoken for a while.

@@ -31,12 +31,14 @@ use crate::aside::Aside;
 const MAX_FETCH: usize = 1_000;
 /// How long to wait for jobs that were there a moment ago; others may have taken them.
 const SOON: Duration = Duration::from_millis(100);
+/// The same where the broker says that they are there still: the next lane has no turn before them.
+const LATE: Duration = Duration::from_millis(500);
 /// How long to wait for more of what keeps coming.
 const LINGER: Duration = Duration::from_millis(3);
 /// Who asks again within this time is in a hurry.
 const HURRY: Duration = Duration::from_millis(50);
-/// After how long what was fetched ahead goes back. Who stores results waits for a disk that may be
-/// slow for a while, and to give back and fetch again costs more than all else.
+/// After how long what was fetched ahead goes back. Who stores results waits for a disk that may be slow
+/// for a while, and to give back and fetch again costs more than all else.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long the counts of the lanes are good enough for who is in a hurry.
 const FRESH: Duration = Duration::from_millis(20);
@@ -71,9 +73,8 @@ impl Intake {
 
 /// When nothing has come for so long, nothing is on its way.
 const QUIET: Duration = Duration::from_millis(50);
-
 /// How long a quorum queue is given to take the last acknowledgements.
-const AFTERMATH: Duration = Duration::from_millis(300);
+const AFTERMATH: Duration = Duration::from_millis(800);
 
 /// The task, and how it is asked.
 pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
@@ -280,18 +281,22 @@ impl Fetcher {
         let consuming = consume(&session.work, &queue, n);
         let mut consumer = session.patiently("consume jobs", consuming).await?;
         let mut fetched = Vec::with_capacity(n);
+        let mut end = Instant::now() + LATE;
         while fetched.len() < n {
             match timeout(SOON, consumer.next()).await {
-                Ok(Some(Ok(delivery))) => fetched.push(self.read(delivery, lane)),
+                Ok(Some(Ok(delivery))) => {
+                    fetched.push(self.read(delivery, lane));
+                    end = Instant::now() + LATE;
+                }
                 // A channel that ends takes its deliveries with it.
                 Ok(Some(Err(_)) | None) => return Err(errors::down()),
+                Err(_) if Instant::now() < end && session.has_any(&queue).await => {}
                 Err(_) => break,
             }
         }
         // With as many as it may have unacknowledged nothing more comes, so nobody need wait.
         let nowait = fetched.len() == n;
-        let options = BasicCancelOptions { nowait };
-        let cancelled = session.work.basic_cancel(consumer.tag(), options);
+        let cancelled = session.work.basic_cancel(consumer.tag(), BasicCancelOptions { nowait });
         session.patiently("cancel a consumer", cancelled).await?;
         while !nowait && let Some(Ok(delivery)) = consumer.next().await {
             fetched.push(self.read(delivery, lane));
@@ -306,8 +311,7 @@ impl Fetcher {
         if let Some(standing) = &self.standing {
             return if standing.prefetch < 2 * max { self.sit(session).await } else { Ok(()) };
         }
-        let enough = DEEP * max as u64;
-        let Some((lane, _)) = counts.iter().find(|(_, count)| *count >= enough) else {
+        let Some((lane, _)) = counts.iter().find(|(_, count)| *count >= DEEP * max as u64) else {
             return Ok(());
         };
         let n_held = usize::try_from(self.core.ledger().n_held()).unwrap_or(usize::MAX);

@@ -29,7 +29,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "batches",
         instead: "RabbitMQ confirms jobs one by one: when publish fails, some of the jobs may be \
-                  stored all the same",
+                  stored all the same, even one that RabbitMQ says it did not take, where somebody \
+                  who listened for new jobs was lost in that moment",
     },
     Limit {
         promise: "max_ready",

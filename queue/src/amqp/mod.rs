@@ -133,7 +133,11 @@ impl AmqpQueue {
         depth.dead = rest.first().copied().unwrap_or(0);
         depth.delayed = rest.iter().skip(1).sum();
         // What is taken in between is counted twice rather than not at all.
-        voice::catch_up(core, session).await?;
+        if by.total() > 0 {
+            voice::catch_up(core, session).await?;
+        } else {
+            voice::catch_up_with_all(core, session).await?;
+        }
         let (held, ahead) = core.heard.holdings();
         let ledger = core.ledger();
         by.normal += ahead + ledger.n_ahead;
@@ -170,7 +174,7 @@ impl Backlog for AmqpQueue {
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
         let session = self.core().session().await?;
-        voice::catch_up(self.core(), &session).await?;
+        voice::catch_up_with_all(self.core(), &session).await?;
         Ok(self.core().heard.workers())
     }
 
@@ -251,6 +255,8 @@ impl Broker for AmqpQueue {
     }
 
     async fn close(&self) -> Result<()> {
+        // First: what is on its way to us has arrived when the rest has ended.
+        self.core().bell.close().await;
         self.0.intake.close().await
     }
 }

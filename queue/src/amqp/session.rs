@@ -263,7 +263,13 @@ impl Session {
         self.patiently("count what waits", self.ask_counts(queues)).await
     }
 
-    /// The same, or none where the one queue is missing.
+    /// Whether messages wait in a queue, as far as the broker says.
+    pub(super) async fn has_any(&self, queue: &str) -> bool {
+        let counts = self.counts(&[queue.to_owned()]).await;
+        counts.is_ok_and(|counts| counts.iter().any(|n_messages| *n_messages > 0))
+    }
+
+    /// How many messages wait in a queue, or none where it is missing.
     pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
         let counted = timeout(PATIENCE, self.ask_counts(std::slice::from_ref(&queue))).await;
         match counted.map_err(|_| errors::late("count what waits"))? {
@@ -326,7 +332,8 @@ fn refused(arrival: Arrival) -> Option<Error> {
         Arrival::Stored => None,
         Arrival::Refused => {
             let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
-            Some(Error::new(ErrorKind::Full, words))
+            // It says the same where another queue that was to get a copy has gone in that moment.
+            Some(Error::new(ErrorKind::Full, words).in_doubt())
         }
         Arrival::Homeless(key) => {
             let words = format!("RabbitMQ knows no queue for {key:?}");

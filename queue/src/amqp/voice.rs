@@ -24,6 +24,8 @@ use crate::{Result, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
+/// Who holds anything, and each worker, says so within this, asked or not.
+const BEAT: Duration = Duration::from_millis(1200);
 const PAUSE: Duration = Duration::from_millis(200);
 /// From one word on what we hold to the next, where it is less than was said: under load it changes
 /// with every batch, and each word goes to all handles.
@@ -60,6 +62,21 @@ pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<Hearing> 
             core.heard.note_silence();
             Ok(Hearing::Nothing)
         }
+    }
+}
+
+/// The same, but who just began to listen and has heard nobody does not take that for nobody before all
+/// must have spoken: who is asked may be held up for longer than an answer takes.
+pub(super) async fn catch_up_with_all(core: &Core, session: &Session) -> Result<Hearing> {
+    let hearing = catch_up(core, session).await?;
+    let ear = core.heard.ear.borrow().clone();
+    let beat_at = ear.map(|ear| ear.beat_at).filter(|at| *at > Instant::now());
+    match beat_at {
+        Some(beat_at) if hearing == Hearing::All && !core.heard.has_company() => {
+            sleep_until(beat_at).await;
+            catch_up(core, session).await
+        }
+        _ => Ok(hearing),
     }
 }
 
@@ -174,7 +191,9 @@ async fn greet(core: &Core, session: &Session, consumer: &Consumer) -> Result<bo
     let is_said = say(session, core.note("hello", core.handle.clone())).await?;
     if is_said {
         let queue = consumer.queue().as_str().to_owned();
-        let ear = Ear { epoch: session.epoch, queue, complete_at: Instant::now() + ANSWER };
+        let now = Instant::now();
+        let (complete_at, beat_at) = (now + ANSWER, now + BEAT);
+        let ear = Ear { epoch: session.epoch, queue, complete_at, beat_at };
         core.heard.ear.send_replace(Some(ear));
     }
     Ok(is_said)

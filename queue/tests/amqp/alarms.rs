@@ -6,7 +6,7 @@ use ebb_queue::{Depth, ErrorKind, Queue, QueueUrl};
 use ebb_servers::{RabbitMq, RabbitMqOptions};
 use tokio::time::{sleep, timeout};
 
-use crate::{handle, job, take_one, until, url};
+use crate::{depth, handle, job, take_one, until, url};
 
 /// A share of the memory that is always in use, and the one of the default.
 const NONE: &str = "0.00001";
@@ -49,14 +49,15 @@ async fn looks(queue: &Queue, expected: (u64, u64)) {
     }
 }
 
-#[tokio::test]
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_an_alarm_what_waits_is_known_and_what_is_held_is_not_forgotten() {
     let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
     let url = patient(&server);
     let (scaler, worker, producer) = (handle(&url).await, handle(&url).await, handle(&url).await);
     producer.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();
     let held = take_one(&worker).await;
-    until("it is heard", async || figures(&scaler.depth().await.unwrap()) == (2, 1)).await;
+    until("it is heard", async || figures(&depth(&scaler).await) == (2, 1)).await;
 
     alarm(&server).await;
     looks(&scaler, (2, 1)).await;
@@ -65,24 +66,25 @@ async fn under_an_alarm_what_waits_is_known_and_what_is_held_is_not_forgotten() 
     let more = take_one(&late).await;
     looks(&scaler, (1, 2)).await;
     let last = take_one(&late).await;
-    assert_eq!(figures(&scaler.depth().await.unwrap()), (0, 3));
+    assert_eq!(figures(&depth(&scaler).await), (0, 3));
     // Who has heard nothing knows of what waits, and does not take silence for nothing.
     let deaf = handle(&url).await;
     assert_eq!(deaf.depth().await.unwrap_err().kind(), ErrorKind::Unavailable);
     worker.settle(&[held.ack()]).await.unwrap();
-    assert!(scaler.depth().await.unwrap().in_flight >= 2);
+    assert!(depth(&scaler).await.in_flight >= 2);
 
     set_watermark(&server, DEFAULT);
     for _ in 0..40 {
-        assert!(scaler.depth().await.unwrap().in_flight >= 2, "what is held is forgotten");
+        assert!(depth(&scaler).await.in_flight >= 2, "what is held is forgotten");
         sleep(Duration::from_millis(250)).await;
     }
-    until("all is heard again", async || figures(&scaler.depth().await.unwrap()) == (0, 2)).await;
+    until("all is heard again", async || figures(&depth(&scaler).await) == (0, 2)).await;
     late.settle(&[more.ack(), last.ack()]).await.unwrap();
-    until("nothing is left", async || figures(&scaler.depth().await.unwrap()) == (0, 0)).await;
+    until("nothing is left", async || figures(&depth(&scaler).await) == (0, 0)).await;
 }
 
-#[tokio::test]
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handle_that_is_opened_under_an_alarm_sees_what_waits_and_hears_once_it_is_over() {
     let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
     let url = patient(&server);

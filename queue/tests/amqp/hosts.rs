@@ -8,7 +8,7 @@ use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::{job, until};
+use crate::{depth, job, until};
 
 /// A host that takes connections, and never says a word.
 async fn hung() -> (TcpListener, u16) {
@@ -36,7 +36,7 @@ async fn hosts_that_never_answer_are_passed_over_in_the_time_that_a_scaler_has()
     until("the loss is noticed", async || !queue.link().is_up()).await;
     server.restart().await.unwrap();
     until("the link is back", async || queue.link().is_up()).await;
-    queue.depth().await.unwrap();
+    depth(&queue).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 
 mod access;
 mod alarms;
+mod bells;
 mod crowd;
+mod dead;
 mod hosts;
 mod leases;
 mod notes;
@@ -17,7 +19,9 @@ mod strangers;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Error, Job, OpenOptions, Queue, QueueUrl, Timestamp, open};
+use ebb_queue::{
+    Delivery, Depth, Error, ErrorKind, Job, OpenOptions, Queue, QueueUrl, Result, Timestamp, open,
+};
 use ebb_servers::RabbitMq;
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::time::{Instant, sleep};
@@ -39,7 +43,24 @@ pub fn url(server: &RabbitMq, queue: &str) -> QueueUrl {
 
 /// A handle with connections of its own.
 pub async fn handle(url: &QueueUrl) -> Queue {
-    open(url, OpenOptions::default()).await.unwrap()
+    open(url, OpenOptions { connect_timeout: LONG, ..OpenOptions::default() }).await.unwrap()
+}
+
+/// What the broker answers, once it does: it may be too busy for a while, most of all when it comes back.
+pub async fn answered<T>(call: impl AsyncFn() -> Result<T>) -> T {
+    let end = Instant::now() + LONG;
+    loop {
+        match call().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {}
+            answer => return answer.unwrap(),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How much there is, once the broker says so.
+pub async fn depth(queue: &Queue) -> Depth {
+    answered(async || queue.depth().await).await
 }
 
 /// Why it is not opened.
@@ -66,7 +87,8 @@ pub fn job(name: &str) -> Job {
 
 /// At most so many, as soon as there is one.
 pub async fn take(queue: &Queue, max: usize) -> Vec<Delivery> {
-    queue.receive(NonZeroUsize::new(max).unwrap(), LONG).await.unwrap()
+    let max = NonZeroUsize::new(max).unwrap();
+    answered(async || queue.receive(max, LONG).await).await
 }
 
 /// The next job.

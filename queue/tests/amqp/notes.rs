@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::BasicProperties;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{FieldTable, ShortString};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{handle, job, on_shared, plain, take, url};
+use crate::{depth, handle, job, on_shared, plain, take, url};
 
 #[test]
 fn a_busy_handle_speaks_a_few_times_a_second() {
@@ -48,5 +51,23 @@ fn a_busy_handle_speaks_a_few_times_a_second() {
         }
         assert!(n_notes > 0);
         assert!(f64::from(n_notes) < 25.0 * seconds, "{n_notes} notes in {seconds} s");
+    });
+}
+
+#[test]
+fn who_just_came_waits_for_the_word_of_one_that_is_slow_to_answer() {
+    on_shared(async |server| {
+        drop(handle(&url(server, "slow-answer")).await);
+        let (_connection, channel) = plain(server).await;
+        let scaler = handle(&url(server, "slow-answer")).await;
+        let slow = async {
+            sleep(Duration::from_millis(500)).await;
+            let holding = br#"{"handle":"slow","held":3,"ahead":0}"#;
+            let properties = BasicProperties::default().with_type("held".into());
+            let (to, options) = ("ebb:slow-answer:status".into(), BasicPublishOptions::default());
+            channel.basic_publish(to, "".into(), options, holding, properties).await.unwrap();
+        };
+        let (depth, ()) = tokio::join!(depth(&scaler), slow);
+        assert_eq!(depth.in_flight, 3);
     });
 }

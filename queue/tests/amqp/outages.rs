@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ebb_queue::{ErrorKind, OpenOptions, Settled, open};
 use ebb_servers::{RabbitMq, RabbitMqOptions};
 
-use crate::{LONG, handle, job, take, until, url};
+use crate::{LONG, answered, depth, handle, job, take, until, url};
 
 #[tokio::test]
 async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_killed() {
@@ -27,7 +27,8 @@ async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_kill
 
     // Their results are stored, but the broker has not heard of it.
     let acks: Vec<_> = running.into_iter().map(ebb_queue::Delivery::ack).collect();
-    let settled = queue.settle(&acks).await.unwrap();
+    let settle = async || queue.settle(&acks).await.map_err(|unsettled| unsettled.error);
+    let settled = answered(settle).await;
     assert!(settled.iter().all(|one| *one == Settled::Lost), "{settled:?}");
     while seen.len() < all.len() {
         let deliveries = take(&queue, 8).await;
@@ -37,13 +38,14 @@ async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_kill
         }
         seen.extend(deliveries.iter().map(|one| one.job.id.to_string()));
         let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
-        queue.settle(&acks).await.unwrap();
+        answered(async || queue.settle(&acks).await.map_err(|unsettled| unsettled.error)).await;
     }
     assert_eq!(seen, all);
     until("nothing is left", async || {
         // Those that were done are met by a receive, and acknowledged then.
-        let none = queue.receive(8.try_into().unwrap(), std::time::Duration::ZERO).await.unwrap();
-        let depth = queue.depth().await.unwrap();
+        let eight = 8.try_into().unwrap();
+        let none = answered(async || queue.receive(eight, std::time::Duration::ZERO).await).await;
+        let depth = depth(&queue).await;
         none.is_empty() && (depth.ready, depth.in_flight) == (0, 0)
     })
     .await;

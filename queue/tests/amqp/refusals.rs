@@ -16,7 +16,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 
-use crate::{handle, job, on_shared, plain, take, take_one, until, url};
+use crate::{depth, handle, job, on_shared, plain, take, take_one, until, url};
 
 /// A queue of this name, where no lease ends while a test runs.
 fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
@@ -85,7 +85,7 @@ async fn refusal(queue: &Queue, settlements: &[Settlement], refused: usize) -> E
 }
 
 async fn figures(queue: &Queue) -> (u64, u64, u64, u64) {
-    let depth = queue.depth().await.unwrap();
+    let depth = depth(queue).await;
     (depth.ready, depth.in_flight, depth.delayed, depth.dead)
 }
 
@@ -95,7 +95,7 @@ fn one_job_that_finds_no_room_neither_holds_up_nor_doubles_the_others() {
         let queue = handle(&patient(server, "no-room")).await;
         bound(server, "ebb:no-room:dead", 1);
         fill_with_dead(&queue).await;
-        let n_dead = queue.depth().await.unwrap().dead;
+        let n_dead = depth(&queue).await.dead;
         queue.publish(["a", "b", "c", "d"].map(job).to_vec()).await.unwrap();
         let [a, b, c, d] = take_all(&queue, 4).await.try_into().unwrap();
         let again = a.retry(Duration::from_secs(60), "again");
@@ -319,7 +319,7 @@ fn a_job_that_cannot_die_for_want_of_room_is_told_of_once_it_is_dead() {
         };
         bound(server, "ebb:no-grave:dead", 1);
         fill_with_dead(&queue).await;
-        let n_dead = queue.depth().await.unwrap().dead;
+        let n_dead = depth(&queue).await.dead;
         let mut late = job("late");
         late.set("ebb-ttl", "0").unwrap();
         late.set("ebb-reply-to", inbox).unwrap();
@@ -337,7 +337,7 @@ fn a_job_that_cannot_die_for_want_of_room_is_told_of_once_it_is_dead() {
         make_room(server, "ebb:no-grave:dead");
         until("it is dead", async || {
             look().await;
-            queue.depth().await.unwrap().dead == n_dead + 1
+            depth(&queue).await.dead == n_dead + 1
         })
         .await;
         look().await;

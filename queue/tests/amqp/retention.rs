@@ -5,9 +5,9 @@ use std::time::Duration;
 use ebb_queue::{Elsewhere, ErrorKind, Queue, QueueUrl, Settled};
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::{handle, job, on_shared, plain, take_one, until, url};
+use crate::{LONG, answered, depth, handle, job, on_shared, plain, take_one, until, url};
 
 /// The same queue where dead letters are kept no time at all.
 fn keeping_none(url: &QueueUrl) -> QueueUrl {
@@ -21,8 +21,20 @@ async fn die(queue: &Queue, name: &str) {
     queue.settle(&[take_one(queue).await.reject("bad")]).await.unwrap();
 }
 
+/// Deletes what is old until there was something; how many letters that were. A step of a busy broker ends
+/// before it has met any.
+async fn purge_one(queue: &Queue) -> u64 {
+    let end = Instant::now() + LONG;
+    loop {
+        let n_jobs = answered(async || queue.purge_old(Elsewhere::Leave).await).await.n_jobs;
+        if n_jobs > 0 || Instant::now() > end {
+            return n_jobs;
+        }
+    }
+}
+
 async fn n_dead(queue: &Queue) -> u64 {
-    queue.depth().await.unwrap().dead
+    depth(queue).await.dead
 }
 
 #[test]
@@ -39,7 +51,7 @@ fn a_few_messages_of_others_stay_and_stop_nothing() {
         die(&queue, "ours").await;
         until("it is dead", async || n_dead(&queue).await == 4).await;
         sleep(Duration::from_millis(5)).await;
-        assert_eq!(queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 1);
+        assert_eq!(purge_one(&queue).await, 1);
         assert_eq!(queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 0);
         until("theirs stay", async || n_dead(&queue).await == 3).await;
     });
@@ -65,6 +77,6 @@ fn who_may_not_read_dead_letters_is_told_and_keeps_its_leases() {
             assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         }
         assert_eq!(worker.settle(&[held.ack()]).await.unwrap(), [Settled::Held]);
-        assert_eq!(queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 1);
+        assert_eq!(purge_one(&queue).await, 1);
     });
 }
