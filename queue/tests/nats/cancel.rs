@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use ebb_queue::{Cancelled, JobId, Outcome, Queue};
 use ebb_servers::{Nats, NatsOptions};
-use tokio::time::sleep;
+use futures::StreamExt;
+use tokio::time::{sleep, timeout};
 
-use crate::{VERSIONS, block_on, job, on_each, receive, try_open, until};
+use crate::way::Way;
+use crate::{LONG, VERSIONS, block_on, job, on_each, receive, try_open, until};
 
 /// One may do all, one may not look at results, one may not delete messages of jobs.
 const USERS: &str = r#"
@@ -143,5 +145,28 @@ fn a_job_whose_id_the_server_has_forgotten_is_dropped_by_whoever_meets_it() {
         .await;
         let gone = queue.get(&names[left.len()].parse().unwrap()).await.unwrap().unwrap();
         assert_eq!(gone.outcome, Outcome::Cancelled);
+    });
+}
+
+#[test]
+fn who_was_away_is_told_of_what_it_holds_when_it_is_back() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let worker = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let canceller = try_open(&server.url()).await.unwrap();
+        canceller.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let held = receive(&worker, 1).await.unwrap();
+        assert_eq!(held[0].job.id, id("a"));
+        let mut told_of = worker.cancellations().await.unwrap();
+        way.cut();
+        until("the loss is noticed", async || !worker.link().is_up()).await;
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Running);
+        way.mend();
+        let told = timeout(LONG, told_of.next()).await.expect("it is told");
+        assert_eq!(told, Some(id("a")));
+        // It goes on to hear of others, and is told of nothing twice.
+        assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Waiting);
+        let told = timeout(LONG, told_of.next()).await.expect("it is told");
+        assert_eq!(told, Some(id("b")));
     });
 }

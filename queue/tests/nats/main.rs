@@ -16,6 +16,7 @@ mod purge;
 mod retention;
 mod strangers;
 mod topology;
+mod way;
 mod welcome;
 
 use std::num::NonZeroUsize;
