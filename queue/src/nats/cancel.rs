@@ -43,7 +43,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The same after one that failed: of what was handed out meanwhile the leases run.
 const LONG_PERIOD: Duration = Duration::from_secs(10);
 
-/// So long jobs wait for what is known of them as cancelled.
+/// So long jobs wait for what is known of them as cancelled, and a quarter of their lease where that is
+/// longer and the last ones did not wait in vain.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// So often a listener looks whether the connection was lost meanwhile.
@@ -248,7 +249,7 @@ impl NatsQueue {
     /// What was looked for of cancelled jobs, unless that takes long or fails: that is said once, until
     /// it is seen again.
     async fn seen<T>(&self, look: impl Future<Output = Result<T>>) -> Option<T> {
-        let error = match timeout(PATIENCE, look).await {
+        let error = match timeout(self.patience(), look).await {
             Ok(Ok(seen)) => {
                 self.marks().is_blind = false;
                 return Some(seen);
@@ -261,6 +262,13 @@ impl NatsQueue {
             tracing::warn!(error, "it is not known whether jobs were cancelled; they run");
         }
         None
+    }
+
+    fn patience(&self) -> Duration {
+        match self.marks().is_blind {
+            true => PATIENCE,
+            false => PATIENCE.max(self.shared.behavior.lease / 4),
+        }
     }
 
     /// Reads the marks that are new, if it is time to.
