@@ -1,5 +1,6 @@
 //! Jobs that are cancelled though their messages cannot be found any more.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_queue::{Cancelled, JobId, Outcome, Queue};
@@ -82,8 +83,7 @@ fn who_may_only_cancel_cancels() {
         let taken = receive(&all, 1).await.unwrap();
         assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Running);
         assert_eq!(taken[0].job.id, id("b"));
-        let error =
-            canceller.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+        let error = canceller.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
         assert_eq!(error.kind(), ebb_queue::ErrorKind::Denied, "{error}");
     });
 }
@@ -169,4 +169,32 @@ fn who_was_away_is_told_of_what_it_holds_when_it_is_back() {
         let told = timeout(LONG, told_of.next()).await.expect("it is told");
         assert_eq!(told, Some(id("b")));
     });
+}
+
+#[test]
+fn a_cancelled_job_is_not_handed_out_because_the_word_of_it_comes_late() {
+    const LATE: Duration = Duration::from_millis(1500);
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = USERS.to_owned();
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let server = Nats::start(options).await.unwrap();
+            let way = Way::to(server.port()).await;
+            let at = |user: &str, port: u16| format!("nats://{user}@127.0.0.1:{port}");
+            let all = try_open(&at("all:a", server.port())).await.unwrap();
+            let half = try_open(&at("half:h", server.port())).await.unwrap();
+            let worker = try_open(&at("all:a", way.port)).await.unwrap();
+            all.publish(vec![job("a")]).await.unwrap();
+            // What came back is looked up, and this canceller leaves it there.
+            let again = receive(&all, 1).await.unwrap().remove(0).retry(Duration::ZERO, "again");
+            all.settle(&[again]).await.unwrap();
+            half.cancel(&id("a")).await.unwrap_err();
+            way.hold("GET.EBB_RESULTS_jobs", LATE);
+            let (max, wait) = (NonZeroUsize::MIN, 2 * LATE);
+            assert!(worker.receive(max, wait).await.unwrap().is_empty());
+            assert!(!way.holds(), "it was looked up");
+            let depth = all.depth().await.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (0, 0));
+        });
+    }
 }
