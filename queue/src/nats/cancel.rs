@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_stream::stream;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -42,8 +43,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The same after one that failed: of what was handed out meanwhile the leases run.
 const LONG_PERIOD: Duration = Duration::from_secs(10);
 
-/// So long jobs wait for what is known of them as cancelled.
+/// So long jobs wait for what is known of them as cancelled, and a quarter of their lease where that is
+/// longer and the last ones did not wait in vain.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// So often a listener looks whether the connection was lost meanwhile.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// New marks that are read one by one; where there are more, all are listed.
 const STEP: usize = 64;
@@ -244,7 +249,7 @@ impl NatsQueue {
     /// What was looked for of cancelled jobs, unless that takes long or fails: that is said once, until
     /// it is seen again.
     async fn seen<T>(&self, look: impl Future<Output = Result<T>>) -> Option<T> {
-        let error = match timeout(PATIENCE, look).await {
+        let error = match timeout(self.patience(), look).await {
             Ok(Ok(seen)) => {
                 self.marks().is_blind = false;
                 return Some(seen);
@@ -257,6 +262,13 @@ impl NatsQueue {
             tracing::warn!(error, "it is not known whether jobs were cancelled; they run");
         }
         None
+    }
+
+    fn patience(&self) -> Duration {
+        match self.marks().is_blind {
+            true => PATIENCE,
+            false => PATIENCE.max(self.shared.behavior.lease / 4),
+        }
     }
 
     /// Reads the marks that are new, if it is time to.
@@ -328,19 +340,34 @@ impl NatsQueue {
     }
 
     pub(super) async fn hear_of_cancelled(&self) -> Result<BoxStream<'static, JobId>> {
-        let api = &self.shared.api;
+        let (api, mut n_losses) = (&self.shared.api, self.shared.link.n_losses());
         let subscribed = api.client.subscribe(self.shared.names.subject("cancelled")).await;
-        let told = subscribed.map_err(|error| {
+        let mut told = subscribed.map_err(|error| {
             Error::new(ErrorKind::Unavailable, format!("cannot subscribe: {error}"))
         })?;
         // The server answers in turn: it has read the subscription when it answers this.
         api.stream(&self.shared.names.status).await?;
         let queue = self.clone();
-        let ids = told.filter_map(move |told| {
-            queue.marks().fresh_until = None;
-            let id = std::str::from_utf8(&told.payload).ok().and_then(|id| id.parse().ok());
-            std::future::ready(id)
-        });
+        let ids = stream! {
+            loop {
+                let heard = timeout(HEARTBEAT, told.next()).await;
+                let link = &queue.shared.link;
+                if link.n_losses() != n_losses && link.is_up() {
+                    n_losses = link.n_losses();
+                    queue.marks().fresh_until = None;
+                    // Any of them may have been cancelled meanwhile.
+                    for id in queue.shared.leases.jobs() {
+                        yield id;
+                    }
+                }
+                let Ok(heard) = heard else { continue };
+                let Some(told) = heard else { break };
+                queue.marks().fresh_until = None;
+                if let Some(id) = std::str::from_utf8(&told.payload).ok().and_then(|id| id.parse().ok()) {
+                    yield id;
+                }
+            }
+        };
         Ok(ids.boxed())
     }
 }

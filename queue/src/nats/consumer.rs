@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::api::Api;
+use super::awake::Awake;
 use super::bell::{self, Bell};
 use super::connect::{self, Refusal};
-use super::depth;
 use crate::source::{self, Deaf, Foreign};
 use crate::{
     Backlog, Clock, Depth, Error, ErrorKind, Info, Link, NatsAddress, OpenOptions, Result,
@@ -62,6 +62,7 @@ struct Shared {
     subjects: Vec<String>,
     is_direct: bool,
     deaf: Deaf,
+    awake: Awake,
     first: Mutex<First>,
     handed: Mutex<Handed>,
 }
@@ -144,6 +145,7 @@ impl Consumer {
             subjects,
             is_direct,
             deaf: Deaf::default(),
+            awake: Awake::default(),
             first: Mutex::new(First::Unknown),
             handed: Mutex::default(),
         })))
@@ -248,7 +250,8 @@ impl Consumer {
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
         let is_sure = |told: &Told| !told.is_empty() || told.n_servers() <= 1;
-        let (told, waited) = depth::look(|| self.look(), is_sure).await?;
+        let once = || self.look();
+        let (told, waited) = self.0.awake.look(once, |told| &told.cluster.leader, is_sure).await?;
         let now = told.ts.unwrap_or_else(|| self.0.clock.now());
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);

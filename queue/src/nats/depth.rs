@@ -1,10 +1,8 @@
 //! How much waits and runs, from the subjects of the jobs and the notes of their holders.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
 
 use futures::future::try_join_all;
-use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::ConsumerInfo;
@@ -13,43 +11,19 @@ use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
 use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
-/// On a cluster nothing is said to wait only after other looks, each so long after the one before: a
-/// leader that was held up, and has not heard yet that another was elected, has by then. The first are
-/// soon, as an arrival is heard before the replicas have its job.
-const OTHER_LOOKS: [Duration; 4] = [
-    Duration::from_millis(5),
-    Duration::from_millis(10),
-    Duration::from_millis(25),
-    Duration::from_millis(60),
-];
 /// Expired jobs that a look examines one by one for an answer that is there.
 const EXAMINED: u64 = 32;
 
-/// Looks, and looks again in steps while what is seen is not sure; with how long it waited in between.
-pub(super) async fn look<T, F: Future<Output = Result<T>>>(
-    once: impl Fn() -> F,
-    is_sure: impl Fn(&T) -> bool,
-) -> Result<(T, Duration)> {
-    let (mut seen, mut waited) = (once().await?, Duration::ZERO);
-    for pause in OTHER_LOOKS {
-        if is_sure(&seen) {
-            break;
-        }
-        let begin = Instant::now();
-        tokio::time::sleep(pause).await;
-        waited += begin.elapsed();
-        seen = once().await?;
-    }
-    Ok((seen, waited))
-}
+/// What one look sees: how much it is, where it lies, and how far the lanes with jobs have come.
+type Seen = (Depth, Survey, Vec<(Lane, ConsumerInfo)>);
 
 impl NatsQueue {
     /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
-        let is_sure = |(depth, ..): &(Depth, _, _)| {
-            self.shared.replicas == 1 || depth.ready + depth.in_flight > 0
-        };
-        let (seen, waited) = look(|| self.survey_depth(), is_sure).await?;
+        let is_sure =
+            |(depth, ..): &Seen| self.shared.replicas == 1 || depth.ready + depth.in_flight > 0;
+        let once = || self.survey_depth();
+        let (seen, waited) = self.shared.awake.look(once, |seen| &seen.1.leader, is_sure).await?;
         let (mut depth, survey, consumers) = seen;
         depth.waited = waited;
         if depth.ready > 0 {
@@ -61,7 +35,7 @@ impl NatsQueue {
     }
 
     /// The same as if what plain clients published had no headers.
-    pub(super) async fn survey_depth(&self) -> Result<(Depth, Survey, Vec<(Lane, ConsumerInfo)>)> {
+    pub(super) async fn survey_depth(&self) -> Result<Seen> {
         let shared = &*self.shared;
         let (survey, claims, dead) = tokio::try_join!(
             self.survey(),

@@ -28,6 +28,8 @@ const IN_ONE_GO: usize = 512;
 pub(super) struct Survey {
     /// When it was true, by the server's clock.
     pub(super) server_now: Timestamp,
+    /// Who says so; empty where one server is alone.
+    pub(super) leader: String,
     /// All of these.
     pub(super) total: u64,
     pub(super) places: Vec<(Place, String, u64)>,
@@ -96,7 +98,7 @@ impl NatsQueue {
         }
         // What has no place is seen by no worker.
         let total = places.iter().map(|(_, _, n_jobs)| n_jobs).sum();
-        Ok(Survey { server_now, total, places })
+        Ok(Survey { server_now, leader: info.cluster.leader, total, places })
     }
 
     /// The stream was deleted under us.

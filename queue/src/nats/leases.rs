@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::api::{Api, in_order};
 use super::entry::Entry;
 use super::names::Names;
-use crate::{Attempt, Result, Timestamp, WorkerId};
+use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
 const MEMORY: usize = 8192;
@@ -149,6 +149,13 @@ impl Leases {
 
     pub(super) fn n_held(&self) -> usize {
         self.mine().held.len()
+    }
+
+    /// The jobs whose leases are fresh.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let mine = self.mine();
+        let fresh = mine.held.values().filter_map(|held| held.entry.as_ref());
+        fresh.map(|entry| entry.job.id.clone()).collect()
     }
 
     /// The lease of this very delivery starts anew.

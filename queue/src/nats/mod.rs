@@ -6,6 +6,7 @@
 
 mod answers;
 mod api;
+mod awake;
 mod bell;
 mod cancel;
 mod connect;
@@ -47,6 +48,7 @@ use crate::{
 };
 use answers::Answered;
 use api::Api;
+use awake::Awake;
 use cancel::Marks;
 pub(crate) use consumer::Consumer;
 use later::Later;
@@ -156,6 +158,7 @@ struct Shared {
     later: Later,
     answered: Answered,
     sight: Sight,
+    awake: Awake,
     marks: Marks,
     aside: Mutex<Aside>,
     /// Plain messages that a look at the depth read, without their bodies, by their numbers.
@@ -208,6 +211,7 @@ impl NatsQueue {
             later: Later::default(),
             answered: Answered::default(),
             sight: Sight::default(),
+            awake: Awake::default(),
             marks: Marks::default(),
             aside: Mutex::default(),
             unread: Mutex::default(),

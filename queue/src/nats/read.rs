@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result, Timestamp};
 
 /// Replicas that heard nothing for four seconds may elect another leader; one that was followed more
 /// lately than this is still the only one.
-const FOLLOWED: Duration = Duration::from_secs(3);
+pub(super) const FOLLOWED: Duration = Duration::from_secs(3);
 
 /// A message as a stream keeps it.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub(super) struct StreamInfo {
     #[serde(default)]
     pub(super) total: u64,
     #[serde(default)]
-    cluster: Keepers,
+    pub(super) cluster: Keepers,
 }
 
 /// What lies in a stream.
@@ -62,7 +62,7 @@ pub(super) struct StreamState {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Keepers {
     #[serde(default)]
-    leader: String,
+    pub(super) leader: String,
     #[serde(default)]
     replicas: Vec<Keeper>,
 }

@@ -1,12 +1,15 @@
 //! Jobs that are cancelled though their messages cannot be found any more.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_queue::{Cancelled, JobId, Outcome, Queue};
 use ebb_servers::{Nats, NatsOptions};
-use tokio::time::sleep;
+use futures::StreamExt;
+use tokio::time::{sleep, timeout};
 
-use crate::{VERSIONS, block_on, job, on_each, receive, try_open, until};
+use crate::way::Way;
+use crate::{LONG, VERSIONS, block_on, job, on_each, receive, try_open, until};
 
 /// One may do all, one may not look at results, one may not delete messages of jobs.
 const USERS: &str = r#"
@@ -80,8 +83,7 @@ fn who_may_only_cancel_cancels() {
         let taken = receive(&all, 1).await.unwrap();
         assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Running);
         assert_eq!(taken[0].job.id, id("b"));
-        let error =
-            canceller.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+        let error = canceller.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
         assert_eq!(error.kind(), ebb_queue::ErrorKind::Denied, "{error}");
     });
 }
@@ -144,4 +146,55 @@ fn a_job_whose_id_the_server_has_forgotten_is_dropped_by_whoever_meets_it() {
         let gone = queue.get(&names[left.len()].parse().unwrap()).await.unwrap().unwrap();
         assert_eq!(gone.outcome, Outcome::Cancelled);
     });
+}
+
+#[test]
+fn who_was_away_is_told_of_what_it_holds_when_it_is_back() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let worker = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let canceller = try_open(&server.url()).await.unwrap();
+        canceller.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let held = receive(&worker, 1).await.unwrap();
+        assert_eq!(held[0].job.id, id("a"));
+        let mut told_of = worker.cancellations().await.unwrap();
+        way.cut();
+        until("the loss is noticed", async || !worker.link().is_up()).await;
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Running);
+        way.mend();
+        let told = timeout(LONG, told_of.next()).await.expect("it is told");
+        assert_eq!(told, Some(id("a")));
+        // It goes on to hear of others, and is told of nothing twice.
+        assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Waiting);
+        let told = timeout(LONG, told_of.next()).await.expect("it is told");
+        assert_eq!(told, Some(id("b")));
+    });
+}
+
+#[test]
+fn a_cancelled_job_is_not_handed_out_because_the_word_of_it_comes_late() {
+    const LATE: Duration = Duration::from_millis(1500);
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = USERS.to_owned();
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let server = Nats::start(options).await.unwrap();
+            let way = Way::to(server.port()).await;
+            let at = |user: &str, port: u16| format!("nats://{user}@127.0.0.1:{port}");
+            let all = try_open(&at("all:a", server.port())).await.unwrap();
+            let half = try_open(&at("half:h", server.port())).await.unwrap();
+            let worker = try_open(&at("all:a", way.port)).await.unwrap();
+            all.publish(vec![job("a")]).await.unwrap();
+            // What came back is looked up, and this canceller leaves it there.
+            let again = receive(&all, 1).await.unwrap().remove(0).retry(Duration::ZERO, "again");
+            all.settle(&[again]).await.unwrap();
+            half.cancel(&id("a")).await.unwrap_err();
+            way.hold("GET.EBB_RESULTS_jobs", LATE);
+            let (max, wait) = (NonZeroUsize::MIN, 2 * LATE);
+            assert!(worker.receive(max, wait).await.unwrap().is_empty());
+            assert!(!way.holds(), "it was looked up");
+            let depth = all.depth().await.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (0, 0));
+        });
+    }
 }

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::{block_on, on_each, until};
 
-/// Within this an arrival is told, also where it has to be looked for.
-const SOON: Duration = Duration::from_secs(5);
+/// Within this an arrival is told, also where it has to be looked for and the machine is busy.
+const SOON: Duration = Duration::from_secs(15);
 
 async fn stranger(server: &Nats) -> Context {
     jetstream::new(async_nats::connect(server.url()).await.unwrap())
@@ -53,7 +53,7 @@ async fn take(consumer: &PullConsumer, n: usize) -> Vec<jetstream::Message> {
 }
 
 /// What waits and what is in flight.
-pub async fn seen(backlog: &Arc<dyn Backlog>) -> (u64, u64) {
+async fn seen(backlog: &Arc<dyn Backlog>) -> (u64, u64) {
     let depth = backlog.depth().await.unwrap();
     (depth.ready, depth.in_flight)
 }
@@ -68,6 +68,18 @@ async fn told(arrivals: &mut BoxStream<'static, ()>) -> Duration {
 /// Takes what is told until nothing is for a while.
 async fn hush(arrivals: &mut BoxStream<'static, ()>) {
     while timeout(Duration::from_millis(700), arrivals.next()).await.is_ok() {}
+}
+
+/// Of a few times one takes less than this: in the others somebody else may have had the processor.
+async fn assert_one_takes_less(limit: Duration, mut once: impl AsyncFnMut() -> Duration) {
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        fastest = fastest.min(once().await);
+        if fastest < limit {
+            return;
+        }
+    }
+    panic!("the fastest took {fastest:?}");
 }
 
 #[test]
@@ -86,7 +98,7 @@ fn what_waits_and_what_is_held_is_counted_and_nothing_is_changed() {
         assert_eq!((depth.ready, depth.in_flight, depth.done), (0, 0, Some(0)));
         assert_eq!(backlog.info().await.unwrap().warnings, [], "arrivals are told");
         publish(&js, "work.a").await;
-        assert!(told(&mut arrivals).await < Duration::from_millis(500));
+        told(&mut arrivals).await;
         publish(&js, "work.b.c").await;
         publish(&js, "more.x").await;
         until("all three are seen", async || seen(&backlog).await == (3, 0)).await;
@@ -112,6 +124,13 @@ fn what_waits_and_what_is_held_is_counted_and_nothing_is_changed() {
         let streams: Vec<_> = js.stream_names().map(|name| name.unwrap()).collect().await;
         let readers: Vec<_> = stream.consumer_names().map(|name| name.unwrap()).collect().await;
         assert_eq!((streams, readers), (vec!["WORK".to_owned()], vec!["embedder".to_owned()]));
+        // Where they are looked for once a second, the next look is still to come when it is quiet.
+        assert_one_takes_less(Duration::from_millis(250), async || {
+            hush(&mut arrivals).await;
+            publish(&js, "work.a").await;
+            told(&mut arrivals).await
+        })
+        .await;
     });
 }
 
@@ -144,13 +163,18 @@ fn of_a_consumer_with_filters_only_its_own_messages_count_and_are_told() {
         let oldest = backlog.depth().await.unwrap().oldest_ready.unwrap();
         assert!(oldest >= since, "{oldest} {since}");
         // Told again after the first time, and of the other filter too.
-        hush(&mut arrivals).await;
-        publish(&js, "work.a").await;
+        let mut n_jobs = 1;
         // What rings again and again is told less often.
-        assert!(told(&mut arrivals).await < Duration::from_secs(1));
+        assert_one_takes_less(Duration::from_secs(1), async || {
+            hush(&mut arrivals).await;
+            publish(&js, "work.a").await;
+            n_jobs += 1;
+            told(&mut arrivals).await
+        })
+        .await;
         assert_eq!(backlog.info().await.unwrap().warnings, [], "arrivals are told");
-        take(&consumer, 2).await;
-        until("both are held", async || seen(&backlog).await == (0, 2)).await;
+        take(&consumer, n_jobs).await;
+        until("all are held", async || seen(&backlog).await == (0, n_jobs as u64)).await;
     });
 }
 
@@ -229,19 +253,25 @@ fn who_may_see_less_sees_the_jobs_all_the_same() {
         let stream = work(&js, stream::Config::default()).await;
         let consumer = reader(&stream, "embedder", pull::Config::default()).await;
         for (who, is_told) in [("scaler:s", true), ("least:l", false)] {
-            let since = Instant::now();
             let backlog = looked_at(&url(who), "embedder").await.unwrap();
             let mut arrivals = backlog.arrivals().await.unwrap();
             let codes = backlog.info().await.unwrap().warnings;
             let codes: Vec<_> = codes.into_iter().map(|warning| warning.code).collect();
             assert_eq!(codes, if is_told { vec![] } else { vec!["no_push"] }, "{who}");
             publish(&js, "work.a").await;
-            assert!(told(&mut arrivals).await < Duration::from_secs(2), "{who}");
+            told(&mut arrivals).await;
             until("it is seen", async || seen(&backlog).await == (1, 0)).await;
             let depth = backlog.depth().await.unwrap();
             assert_eq!(depth.oldest_ready.is_some(), is_told, "{who}");
             // A refusal is not waited out as a server that does not answer is.
-            assert!(since.elapsed() < Duration::from_secs(4), "{who} {:?}", since.elapsed());
+            assert_one_takes_less(Duration::from_secs(4), async || {
+                let since = Instant::now();
+                let backlog = looked_at(&url(who), "embedder").await.unwrap();
+                drop(backlog.arrivals().await.unwrap());
+                assert_eq!(seen(&backlog).await, (1, 0));
+                since.elapsed()
+            })
+            .await;
             take(&consumer, 1).await[0].ack_with(AckKind::Ack).await.unwrap();
             until("it is done", async || seen(&backlog).await == (0, 0)).await;
         }

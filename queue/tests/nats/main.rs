@@ -16,6 +16,7 @@ mod purge;
 mod retention;
 mod strangers;
 mod topology;
+mod way;
 mod welcome;
 
 use std::num::NonZeroUsize;
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use ebb_queue::{Delivery, Job, OpenOptions, Queue, QueueUrl, Timestamp, open};
 use ebb_servers::{Nats, NatsOptions, NatsVersion};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Both ends of what is supported.
 const VERSIONS: [NatsVersion; 2] = [NatsVersion::Oldest, NatsVersion::Newest];
@@ -41,10 +44,15 @@ fn on_each(test: impl AsyncFn(Nats)) {
 }
 
 fn block_on(test: impl Future<Output = ()>) {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(2).enable_all().build().unwrap().block_on(async {
-        tokio::time::timeout(Duration::from_secs(90), test).await.expect("the test ends");
-    });
+    runtime().block_on(in_time(Duration::from_secs(90), test));
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+async fn in_time(limit: Duration, test: impl Future<Output = ()>) {
+    timeout(limit, test).await.expect("the test ends");
 }
 
 async fn try_open(url: &str) -> ebb_queue::Result<Queue> {
@@ -68,16 +76,27 @@ async fn receive(queue: &Queue, max: usize) -> ebb_queue::Result<Vec<Delivery>> 
     queue.receive(NonZeroUsize::new(max).unwrap(), LONG).await
 }
 
+/// So many jobs: one receive may bring fewer, where they came by another connection a moment ago.
+async fn take(queue: &Queue, n: usize) -> Vec<Delivery> {
+    let (mut taken, end) = (Vec::new(), Instant::now() + LONG);
+    while taken.len() < n {
+        assert!(Instant::now() < end, "{n} are there: {taken:?}");
+        taken.extend(receive(queue, n + 1).await.unwrap());
+    }
+    assert_eq!(taken.len(), n, "{taken:?}");
+    taken
+}
+
 fn job(name: &str) -> Job {
     Job { id: name.parse().unwrap(), ..Job::new(name.to_owned(), Timestamp::now()) }
 }
 
 /// Waits for something to hold.
 async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-    let end = tokio::time::Instant::now() + LONG;
+    let end = Instant::now() + LONG;
     while !holds().await {
-        assert!(tokio::time::Instant::now() < end, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(Instant::now() < end, "{what}");
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -88,6 +107,6 @@ async fn until_ok<T>(what: impl AsyncFn() -> ebb_queue::Result<T>) -> T {
             Ok(done) => return done,
             Err(error) => assert_eq!(error.kind(), ebb_queue::ErrorKind::Unavailable, "{error}"),
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
 }

@@ -7,7 +7,7 @@ use async_nats::jetstream::{self, Context};
 use ebb_queue::{ErrorKind, JobResult, Outcome, Priority, Queue, Timestamp};
 use ebb_servers::Nats;
 
-use crate::{job, on_each, receive, try_open};
+use crate::{job, on_each, receive, take, try_open, until};
 
 async fn stranger(server: &Nats) -> Context {
     jetstream::new(async_nats::connect(server.url()).await.unwrap())
@@ -194,15 +194,18 @@ fn the_subject_of_a_priority_gives_it_to_a_message_that_names_none() {
             send(&publisher, &format!("ebb.jobs.jobs.{lane}"), &[("ebb-id", lane)]).await;
         }
         send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "normal")]).await;
-        let by = queue.depth().await.unwrap().ready_by_priority.unwrap();
-        assert_eq!((by.high, by.normal, by.low), (1, 1, 1));
-        let deliveries = receive(&queue, 9).await.unwrap();
+        until("each is in its lane", async || {
+            let by = queue.depth().await.unwrap().ready_by_priority.unwrap();
+            (by.high, by.normal, by.low) == (1, 1, 1)
+        })
+        .await;
+        let deliveries = take(&queue, 3).await;
         let seen: Vec<_> = deliveries.iter().map(|one| one.job.id.to_string()).collect();
         assert_eq!(seen, ["high", "normal", "low"]);
         // It keeps it when it is tried again.
         let again = deliveries.into_iter().map(|one| one.retry(Duration::ZERO, "again"));
         queue.settle(&again.collect::<Vec<_>>()).await.unwrap();
-        let again = receive(&queue, 9).await.unwrap();
+        let again = take(&queue, 3).await;
         let priorities: Vec<_> = again.iter().map(|one| one.job.headers.priority).collect();
         assert_eq!(priorities, [Priority::High, Priority::Normal, Priority::Low]);
     });
@@ -218,7 +221,7 @@ fn many_plain_jobs_of_one_priority_run_as_they_come() {
             let id = format!("low-{nth}");
             send(&publisher, "ebb.jobs.jobs", &[("ebb-id", &id), ("ebb-priority", "low")]).await;
         }
-        let mut seen = Vec::new();
+        let (mut seen, begin) = (Vec::new(), tokio::time::Instant::now());
         while seen.len() < MANY {
             let deliveries = receive(&queue, 20).await.unwrap();
             assert!(deliveries.iter().all(|one| one.attempt == 1));
@@ -232,7 +235,9 @@ fn many_plain_jobs_of_one_priority_run_as_they_come() {
         // Each that is moved is stored anew.
         let n_stored = stream.get_info().await.unwrap().state.last_sequence;
         let n_moved = n_stored - MANY as u64;
-        assert!((1..400).contains(&n_moved), "{n_moved} were moved");
+        // They run as they come for ten seconds, and then some are moved again.
+        let most = 400 + 256 * (begin.elapsed().as_secs() / 10);
+        assert!((1..most).contains(&n_moved), "{n_moved} were moved");
     });
 }
 
@@ -266,7 +271,7 @@ fn plain_jobs_and_published_ones_share_their_keys() {
         queue.publish(vec![with_key("ours", "k")]).await.unwrap();
         send(&publisher, "ebb.jobs.jobs", &[("ebb-key", "k")]).await;
         send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "theirs"), ("ebb-key", "l")]).await;
-        let deliveries = receive(&queue, 9).await.unwrap();
+        let deliveries = take(&queue, 2).await;
         let seen: Vec<_> = deliveries.iter().map(|one| one.job.id.as_str()).collect();
         assert_eq!(seen, ["ours", "theirs"]);
         let published = queue.publish(vec![with_key("again", "l")]).await.unwrap();

@@ -13,21 +13,34 @@ use ebb_servers::{NatsCluster, NatsVersion};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::{block_on, refusal, try_open, try_open_within};
+use crate::{in_time, refusal, runtime, try_open, try_open_within};
 
 /// The one of this program: each start costs seconds.
 static CLUSTER: Mutex<Option<NatsCluster>> = Mutex::const_new(None);
 
+/// Servers that elect leaders while others take the processor need patience. The time of a test begins
+/// when its servers are up and no other test has them.
+const LIMIT: Duration = Duration::from_secs(180);
+
 /// Runs a test on a cluster all of which is up; one at a time, since they kill servers.
 fn on_cluster(test: impl AsyncFnOnce(&mut NatsCluster)) {
-    block_on(async {
+    runtime().block_on(async {
         let mut shared = CLUSTER.lock().await;
         if shared.is_none() {
             *shared = Some(NatsCluster::start(NatsVersion::Newest).await.unwrap());
         }
         let cluster = shared.as_mut().unwrap();
         cluster.mend().await.unwrap();
-        test(cluster).await;
+        in_time(LIMIT, test(cluster)).await;
+    });
+}
+
+/// Runs a test on a cluster of its own, of this version, while the other rests.
+fn on_its_own(version: NatsVersion, test: impl AsyncFnOnce(&NatsCluster)) {
+    runtime().block_on(async {
+        let _other = CLUSTER.lock().await;
+        let cluster = NatsCluster::start(version).await.unwrap();
+        in_time(LIMIT, test(&cluster)).await;
     });
 }
 

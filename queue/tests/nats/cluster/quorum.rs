@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::Queue;
+use ebb_queue::{Delivery, Queue};
 use ebb_servers::NatsCluster;
 use tokio::time::{Instant, sleep};
 
 use super::{leader, on_cluster, replicated, streams};
-use crate::{job, receive, until, until_ok};
+use crate::{LONG, job, until, until_ok};
 
 /// So long it is alone.
 const ALONE: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ fn without_a_majority_nothing_is_known_and_with_it_all_goes_on() {
     on_cluster(async |cluster| {
         let producer = replicated(cluster, "quorum").await;
         let scaler = replicated(cluster, "quorum").await;
-        assert_eq!(scaler.depth().await.unwrap().ready, 0);
+        assert_eq!(until_ok(async || scaler.depth().await).await.ready, 0);
         let stale = follower(cluster).await;
         let others = [(stale + 1) % 3, (stale + 2) % 3];
         cluster.nodes_mut()[stale].kill();
@@ -63,10 +63,7 @@ fn without_a_majority_nothing_is_known_and_with_it_all_goes_on() {
         cluster.mend().await.unwrap();
         until_ok(async || producer.publish(vec![job("later")]).await).await;
         assert_eq!(until_ok(async || scaler.depth().await).await.ready, 3);
-        let deliveries = until_ok(async || receive(&scaler, 9).await).await;
-        assert_eq!(deliveries.len(), 3);
-        let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
-        until_ok(async || Ok(scaler.settle(&acks).await?)).await;
+        assert_all_are_done(&scaler, &["a", "b", "later"]).await;
         assert_catches_up(cluster, stale).await;
         // One that comes back may lead a lane anew, and the lane answers nobody until it does.
         let rest = until_ok(async || Ok(scaler.receive(NonZeroUsize::MIN, Duration::ZERO).await?));
@@ -74,12 +71,29 @@ fn without_a_majority_nothing_is_known_and_with_it_all_goes_on() {
     });
 }
 
+/// A lane may hand out one now and another when it has caught up, and what was handed out to nobody comes
+/// back with its lease: each comes, and no other.
+async fn assert_all_are_done(queue: &Queue, names: &[&str]) {
+    let (max, mut done) = (NonZeroUsize::new(9).unwrap(), Vec::new());
+    let end = Instant::now() + 2 * LONG;
+    while done.len() < names.len() {
+        assert!(Instant::now() < end, "all are handed out: {done:?}");
+        let wait = Duration::from_secs(1);
+        let deliveries = until_ok(async || queue.receive(max, wait).await).await;
+        done.extend(deliveries.iter().map(|one| one.job.id.to_string()));
+        let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
+        until_ok(async || Ok(queue.settle(&acks).await?)).await;
+    }
+    done.sort_unstable();
+    assert_eq!(done, names);
+}
+
 /// The one that was away has all that the others have.
 async fn assert_catches_up(cluster: &NatsCluster, stale: usize) {
     let streams = streams(cluster).await;
     until("it has caught up", async || {
-        let jobs = streams.get_stream("EBB_JOBS_quorum").await.unwrap();
-        let keepers = jobs.cached_info().cluster.clone().unwrap();
+        let Ok(jobs) = streams.get_stream("EBB_JOBS_quorum").await else { return false };
+        let Some(keepers) = jobs.cached_info().cluster.clone() else { return false };
         let name = format!("n{stale}");
         keepers.leader.as_deref() == Some(&*name)
             || keepers.replicas.iter().any(|one| one.name == name && one.current)
