@@ -7,9 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Behavior, Clock, Missing, OpenOptions, Queue, QueueUrl, Results, SystemClock, Timestamp,
-    TokioClock, open,
+    Behavior, Clock, ErrorKind, Missing, OpenOptions, Queue, QueueUrl, Results, SystemClock,
+    Timestamp, TokioClock, open,
 };
+use tokio::time::Instant;
 
 use crate::fixture::Fixture;
 use crate::mail::{Mailbox, mailbox};
@@ -137,12 +138,28 @@ impl Served {
         };
         let mut options =
             OpenOptions { worker: worker.to_owned(), clock, missing, ..OpenOptions::default() };
+        // A new queue is a dozen things to make, on three servers that each wait for their disk.
+        options.connect_timeout = Duration::from_secs(60);
         if let Some(results) = &self.results {
             let behavior = url.behavior.clone();
             let results = QueueUrl { behavior, ..results.with_queue(&url.queue)? };
             options.results = Some(Results(open(&results, options.clone()).await?));
         }
         open(url, options).await
+    }
+
+    /// The same, asked again while a broker with a lag says that it cannot: one that makes many
+    /// queues at once may refuse one of them for the moment.
+    async fn opened(&self, url: &QueueUrl, worker: &str) -> Queue {
+        let end = Instant::now() + self.lag();
+        loop {
+            let opened = self.open(url, worker, Missing::Create).await;
+            let cannot = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+            if !cannot || Instant::now() >= end {
+                return opened.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 }
 
@@ -166,12 +183,12 @@ impl Fixture for Served {
             *url = QueueUrl { behavior, ..url.with_queue(&name).unwrap() };
             url.clone()
         };
-        self.open(&url, "one", Missing::Create).await.unwrap()
+        self.opened(&url, "one").await
     }
 
     async fn again(&self, worker: &str) -> Queue {
         let url = self.url.lock().unwrap().clone();
-        self.open(&url, worker, Missing::Create).await.unwrap()
+        self.opened(&url, worker).await
     }
 
     async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>> {
@@ -192,7 +209,7 @@ impl Fixture for Served {
 
     async fn beside(&self) -> Queue {
         let url = self.url.lock().unwrap().with_queue(&unused_name()).unwrap();
-        self.open(&url, "one", Missing::Create).await.unwrap()
+        self.opened(&url, "one").await
     }
 
     fn now(&self) -> Timestamp {

@@ -51,7 +51,8 @@ pub async fn a_job_that_expires_before_its_delay_ends_is_dead_from_then_on(fixtu
 }
 
 pub async fn a_job_that_runs_past_its_deadline_may_still_be_done(fixture: &dyn Fixture) {
-    let queue = with_ttl(fixture, &[]).await;
+    let queue = fixture.fresh_patient().await;
+    publish_with_ttl(fixture, &queue, &[]).await;
     let delivery = fixture.take_one(&queue).await;
     fixture.pass_by(fixture.short()).await;
     fixture.assert_counts(&queue, [0, 1, 0, 0]).await;
@@ -103,7 +104,7 @@ pub async fn an_answered_job_left_by_a_crash_past_its_deadline_is_done(fixture: 
     for _ in 0..2 {
         fixture.assert_counts(&queue, [0, 0, 0, 0]).await;
         fixture.assert_next_due(&queue, None).await;
-        assert_eq!(queue.depth().await.unwrap().cost.unwrap_or_default(), 0.0);
+        assert_eq!(fixture.depth(&queue).await.cost.unwrap_or_default(), 0.0);
         fixture.assert_nothing_ready(&queue).await;
         assert!(queue.list(9).await.unwrap().is_empty());
     }
@@ -118,10 +119,14 @@ pub async fn an_answered_job_left_by_a_crash_past_its_deadline_is_done(fixture: 
 /// A queue with the job `a`, whose answer is worthless after a short while.
 async fn with_ttl(fixture: &dyn Fixture, headers: &[(&str, &str)]) -> Queue {
     let queue = fixture.fresh().await;
+    publish_with_ttl(fixture, &queue, headers).await;
+    queue
+}
+
+async fn publish_with_ttl(fixture: &dyn Fixture, queue: &Queue, headers: &[(&str, &str)]) {
     let ttl = words(fixture.short());
     let headers = [headers, &[("ebb-ttl", &*ttl)]].concat();
-    publish(&queue, fixture.job("a", &headers)).await;
-    queue
+    publish(queue, fixture.job("a", &headers)).await;
 }
 
 /// Returns what happened to it before.

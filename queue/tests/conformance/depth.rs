@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ByPriority, Depth, Timestamp};
+use ebb_queue::{Behavior, ByPriority, Depth, Timestamp};
 
 use crate::fixture::{Fixture, publish, settle, words};
 
 pub async fn an_empty_queue_is_empty(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let before = fixture.now();
-    let depth = queue.depth().await.unwrap();
+    let depth = fixture.depth(&queue).await;
     assert!(before <= later(depth.as_of, 1) && depth.as_of <= fixture.now());
     let Depth { cost, ready_by_priority, .. } = depth;
     assert_eq!(depth, Depth { cost, ready_by_priority, ..Depth::empty(depth.as_of) });
@@ -18,7 +18,9 @@ pub async fn an_empty_queue_is_empty(fixture: &dyn Fixture) {
 }
 
 pub async fn each_job_is_counted_once_whatever_its_state(fixture: &dyn Fixture) {
-    let (queue, other) = (fixture.fresh().await, fixture.again("scaler").await);
+    let lease = fixture.lease() * 2;
+    let queue = fixture.fresh_with(Behavior { lease, ..fixture.behavior() }).await;
+    let other = fixture.again("scaler").await;
     fixture.publish(&queue, &["done", "dead", "retried", "running", "abandoned", "ready"]).await;
     publish(&queue, fixture.job("delayed", &[("ebb-delay", &words(fixture.far()))])).await;
     let mut deliveries = fixture.take(&queue, 5).await.into_iter();
@@ -29,9 +31,9 @@ pub async fn each_job_is_counted_once_whatever_its_state(fixture: &dyn Fixture) 
     fixture.assert_counts(&other, [1, 2, 2, 1]).await;
     let running = next();
     // What is done about a lease has half of it to spare.
-    fixture.pass(fixture.short()).await;
+    fixture.pass(lease / 2).await;
     queue.extend(&[running.receipt().clone()]).await.unwrap();
-    fixture.pass_by(fixture.short()).await;
+    fixture.pass_by(lease / 2).await;
     fixture.assert_counts(&queue, [2, 1, 2, 1]).await;
 }
 
@@ -93,7 +95,7 @@ pub async fn the_cost_of_what_waits_and_runs_is_summed(fixture: &dyn Fixture) {
     let mut next = || deliveries.next().unwrap();
     queue.settle(&[next().ack(), next().reject("bad")]).await.unwrap();
     // A broker that cannot tell says so.
-    if let Some(cost) = queue.depth().await.unwrap().cost {
+    if let Some(cost) = fixture.depth(&queue).await.cost {
         assert_eq!(cost, 12.0);
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_queue::{
-    Behavior, Delivery, Depth, Failure, Job, JobResult, Missing, Outcome, Published, Queue,
-    Settled, Settlement, Timestamp,
+    Behavior, Delivery, Depth, ErrorKind, Failure, Job, JobResult, Missing, Outcome, Published,
+    Queue, Settled, Settlement, Timestamp,
 };
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
@@ -77,6 +77,11 @@ impl dyn Fixture + '_ {
         self.fresh_with(self.behavior()).await
     }
 
+    /// A new and empty queue for a promise that wants no lease to end, however slow the machine.
+    pub async fn fresh_patient(&self) -> Queue {
+        self.fresh_with(Behavior { lease: self.lease() * 10, ..self.behavior() }).await
+    }
+
     pub fn lease(&self) -> Duration {
         self.behavior().lease
     }
@@ -108,13 +113,43 @@ impl dyn Fixture + '_ {
         }
     }
 
+    /// What is answered, asked again while a broker with a lag cannot tell: servers that have not
+    /// heard of each other for a moment say so instead of guessing.
+    async fn answer<T>(&self, ask: impl AsyncFn() -> ebb_queue::Result<T>) -> T {
+        let end = Instant::now() + self.lag();
+        loop {
+            let answer = ask().await;
+            let cannot_tell =
+                answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+            if !cannot_tell || Instant::now() >= end {
+                return answer.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn depth(&self, queue: &Queue) -> Depth {
+        self.answer(async || queue.depth().await).await
+    }
+
     pub async fn depth_when(&self, queue: &Queue, fits: impl Fn(&Depth) -> bool) -> Depth {
-        self.when(async || queue.depth().await.unwrap(), fits).await
+        self.when(async || self.depth(queue).await, fits).await
+    }
+
+    /// Ready, in flight, delayed, dead.
+    pub async fn counts(&self, queue: &Queue) -> [u64; 4] {
+        let Depth { ready, in_flight, delayed, dead, .. } = self.depth(queue).await;
+        [ready, in_flight, delayed, dead]
+    }
+
+    /// Receives at most so many; waits so long for the first.
+    pub async fn receive(&self, queue: &Queue, max: NonZeroUsize, wait: Duration) -> Vec<Delivery> {
+        self.answer(async || queue.receive(max, wait).await).await
     }
 
     /// Ready, in flight, delayed, dead.
     pub async fn assert_counts(&self, queue: &Queue, expected: [u64; 4]) {
-        let seen = self.when(async || counts(queue).await, |seen| *seen == expected).await;
+        let seen = self.when(async || self.counts(queue).await, |seen| *seen == expected).await;
         assert_eq!(seen, expected, "ready, in flight, delayed, dead");
     }
 
@@ -134,7 +169,7 @@ impl dyn Fixture + '_ {
         let mut taken = Vec::new();
         while let Some(room) = NonZeroUsize::new(max - taken.len()) {
             let wait = if taken.len() < n_expected { end - Instant::now() } else { Duration::ZERO };
-            taken.extend(queue.receive(room, wait).await.unwrap());
+            taken.extend(self.receive(queue, room, wait).await);
             if taken.len() >= n_expected || Instant::now() >= end {
                 break;
             }
@@ -162,7 +197,7 @@ impl dyn Fixture + '_ {
 
     pub async fn assert_nothing_ready(&self, queue: &Queue) {
         let nine = NonZeroUsize::new(9).unwrap();
-        let taken = queue.receive(nine, Duration::ZERO).await.unwrap();
+        let taken = self.receive(queue, nine, Duration::ZERO).await;
         assert!(taken.is_empty(), "ready: {:?}", names(&taken));
     }
 
@@ -224,12 +259,6 @@ pub fn words(span: Duration) -> String {
 
 pub fn names(deliveries: &[Delivery]) -> Vec<&str> {
     deliveries.iter().map(|delivery| delivery.job.id.as_str()).collect()
-}
-
-/// Ready, in flight, delayed, dead.
-pub async fn counts(queue: &Queue) -> [u64; 4] {
-    let Depth { ready, in_flight, delayed, dead, .. } = queue.depth().await.unwrap();
-    [ready, in_flight, delayed, dead]
 }
 
 /// The next of a stream, which must come soon.

@@ -94,9 +94,13 @@ pub async fn a_purged_job_is_unknown_at_once(fixture: &dyn Fixture) {
 
 pub async fn the_same_job_published_by_many_at_once_is_stored_once(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
+    // Opened before the first of them publishes: its key must not be forgotten by the last.
+    let mut handles = Vec::new();
+    for _ in 0..8 {
+        handles.push(fixture.again("producer").await);
+    }
     let mut producers = tokio::task::JoinSet::new();
-    for n in 0..8 {
-        let queue = fixture.again("producer").await;
+    for (n, queue) in handles.into_iter().enumerate() {
         let job = fixture.job(&format!("job-{n}"), &[("ebb-key", "k")]);
         producers.spawn(async move { publish(&queue, job).await });
     }

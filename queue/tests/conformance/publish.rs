@@ -103,20 +103,21 @@ pub async fn what_runs_or_is_known_takes_no_room_in_a_full_queue(fixture: &dyn F
 }
 
 pub async fn what_a_crash_left_takes_room_and_what_expired_takes_none(fixture: &dyn Fixture) {
-    // Much longer than a short while: the first two are still held when the short one expires.
-    let lease = fixture.lease() * 2;
+    // Much longer than the time to live: the first two are still held when the short one expires.
+    let (lease, ttl) = (fixture.lease() * 3, fixture.lease() * 3 / 4);
     let behavior = Behavior { lease, max_ready: Some(3), ..fixture.behavior() };
     let queue = fixture.fresh_with(behavior).await;
     fixture.publish(&queue, &["a", "b"]).await;
     drop(fixture.take(&queue, 2).await);
-    publish(&queue, fixture.job("short", &[("ebb-ttl", &words(fixture.short()))])).await;
+    fixture.assert_counts(&queue, [0, 2, 0, 0]).await;
+    publish(&queue, fixture.job("short", &[("ebb-ttl", &words(ttl))])).await;
     fixture.publish(&queue, &["c", "d"]).await;
     fixture.assert_counts(&queue, [3, 2, 0, 0]).await;
-    fixture.pass_by(fixture.short()).await;
+    fixture.pass_by(ttl).await;
     fixture.publish(&queue, &["e"]).await;
     fixture.assert_counts(&queue, [3, 2, 0, 1]).await;
     drop(fixture.take(&queue, 3).await);
-    fixture.pass(lease * 3 / 2).await;
+    fixture.pass(lease * 5 / 4).await;
     let refused = queue.publish(vec![fixture.job("f", &[])]).await.map_err(|e: Error| e.kind());
     assert_eq!(refused, Err(ErrorKind::Full));
     fixture.assert_counts(&queue, [5, 0, 0, 1]).await;

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use crate::fixture::{Fixture, publish, settle, soon, words};
 
 pub async fn what_waits_is_deleted_and_all_else_stays(fixture: &dyn Fixture) {
-    let queue = fixture.fresh().await;
+    let (queue, operator) = (fixture.fresh_patient().await, fixture.again("operator").await);
     fixture.publish(&queue, &["running", "dead", "retried", "released"]).await;
     let mut deliveries = fixture.take(&queue, 4).await.into_iter();
     let mut next = || deliveries.next().unwrap();
@@ -26,7 +26,7 @@ pub async fn what_waits_is_deleted_and_all_else_stays(fixture: &dyn Fixture) {
         [("ebb-delay", &*words(fixture.far())), ("ebb-ttl", &words(fixture.far() / 2))];
     publish(&queue, fixture.job("doomed", &short_lived)).await;
     fixture.assert_counts(&queue, [4, 1, 3, 1]).await;
-    assert_eq!(purge(&fixture.again("operator").await).await, 7);
+    assert_eq!(purge(&operator).await, 7);
     fixture.assert_counts(&queue, [0, 1, 0, 1]).await;
     fixture.assert_nothing_ready(&queue).await;
     assert_eq!(settle(&queue, running.ack()).await, Settled::Held);
@@ -159,7 +159,7 @@ pub async fn more_than_a_step_is_deleted(fixture: &dyn Fixture) {
 }
 
 pub async fn what_plain_clients_published_is_deleted_too(fixture: &dyn Fixture) {
-    let queue = fixture.fresh().await;
+    let queue = fixture.fresh_patient().await;
     let Some(mut plain) = fixture.plain().await else { return };
     plain.send("a", &[("ebb-key", "k")]).await;
     plain.send("b", &[("ebb-priority", "low")]).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ebb_queue::{Failure, JobResult, Outcome, Queue};
 
-use crate::fixture::{Fixture, counts, publish, settle, soon, words};
+use crate::fixture::{Fixture, publish, settle, soon, words};
 use crate::mail::{Mail, Mailbox};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -62,10 +62,10 @@ pub async fn a_job_whose_worker_was_lost_is_told_of_as_it_is_stored(fixture: &dy
     let queue = fixture.fresh().await;
     let Some(mailbox) = fixture.mailbox().await else { return };
     let ttl = words(fixture.lease() * 3 / 4);
-    for id in ["a", "b", "c", "d", "e", "f"] {
-        let asks = [("ebb-ttl", &*ttl), ("ebb-reply-to", &*mailbox.to)];
-        publish(&queue, fixture.job(id, &asks)).await;
-    }
+    let asks = [("ebb-ttl", &*ttl), ("ebb-reply-to", &*mailbox.to)];
+    // At once, so that all are taken before the first of them expires.
+    let jobs = ["a", "b", "c", "d", "e", "f"].map(|id| fixture.job(id, &asks));
+    queue.publish(jobs.into()).await.unwrap();
     let mut deliveries = fixture.take(&queue, 6).await;
     // Of these two it told nothing, and nothing at all of `b`; the last one went on to another queue.
     let (failed, completed) =
@@ -110,10 +110,10 @@ async fn stored_failure(queue: &Queue, id: &str, begin: &str) -> JobResult {
 async fn assert_die(fixture: &dyn Fixture, queue: &Queue, n_jobs: u64) {
     let (other, nine) = (fixture.again("two").await, NonZeroUsize::new(9).unwrap());
     let look = async || {
-        let (one, two) =
-            tokio::join!(queue.receive(nine, Duration::ZERO), other.receive(nine, Duration::ZERO));
-        assert_eq!((one.unwrap().len(), two.unwrap().len()), (0, 0), "nothing is ready");
-        counts(queue).await
+        let look = async |queue: &Queue| fixture.receive(queue, nine, Duration::ZERO).await;
+        let (one, two) = tokio::join!(look(queue), look(&other));
+        assert_eq!((one.len(), two.len()), (0, 0), "nothing is ready");
+        fixture.counts(queue).await
     };
     let expected = [0, 0, 0, n_jobs];
     assert_eq!(fixture.when(look, |seen| *seen == expected).await, expected);

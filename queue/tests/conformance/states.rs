@@ -5,7 +5,7 @@ use std::time::Duration;
 use ebb_queue::{Delivery, Queue, Settled};
 use futures::TryStreamExt;
 
-use crate::fixture::{Fixture, counts, extend, publish, settle, words};
+use crate::fixture::{Fixture, extend, publish, settle, words};
 
 use State::{Dead, Delayed, Done, Leased, Ready, Unknown};
 use Step::{
@@ -199,7 +199,7 @@ impl Walk<'_> {
 
     async fn state(&self, expected: State) -> State {
         let fits = |counts: &[u64; 4]| *counts == expected.counts();
-        match self.fixture.when(async || counts(&self.queue).await, fits).await {
+        match self.fixture.when(async || self.fixture.counts(&self.queue).await, fits).await {
             [1, 0, 0, 0] => Ready,
             [0, 1, 0, 0] => Leased,
             [0, 0, 1, 0] => Delayed,

@@ -13,9 +13,13 @@ pub async fn a_status_is_read_as_it_was_reported(fixture: &dyn Fixture) {
     queue.report(&one).await.unwrap();
     let two = status(fixture, "two", Phase::Starting);
     fixture.again("two").await.report(&two).await.unwrap();
-    let mut workers = queue.workers().await.unwrap();
-    workers.sort_by(|a, b| a.id.cmp(&b.id));
-    assert_eq!(workers, [one, two]);
+    let look = async || {
+        let mut workers = queue.workers().await.unwrap();
+        workers.sort_by(|a, b| a.id.cmp(&b.id));
+        workers
+    };
+    let expected = [one, two];
+    assert_eq!(fixture.when(look, |workers| *workers == expected).await, expected);
 }
 
 pub async fn the_last_status_counts(fixture: &dyn Fixture) {
@@ -23,7 +27,10 @@ pub async fn the_last_status_counts(fixture: &dyn Fixture) {
     for phase in [Phase::Starting, Phase::Idle, Phase::Busy, Phase::Draining] {
         let status = status(fixture, "one", phase);
         queue.report(&status).await.unwrap();
-        assert_eq!(fixture.again("two").await.workers().await.unwrap(), [status]);
+        let other = fixture.again("two").await;
+        let look = async || other.workers().await.unwrap();
+        let expected = [status];
+        assert_eq!(fixture.when(look, |workers| *workers == expected).await, expected);
     }
 }
 

@@ -139,13 +139,18 @@ async fn a_reply_to_a_stream_on_another_node_is_refused_with_the_remedy() {
     let delivery = take(&queue, 1, Duration::from_secs(30)).await.remove(0);
     let result = answer(&delivery);
     let [near, far] = near_and_far(&mut here).await;
-    let start = Instant::now();
-    let error = queue.reply(&far, &result, None).await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
-    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-    for part in ["ebb-reply-to", &far, "{jobs}"] {
-        assert!(error.to_string().contains(part), "{error}");
+    let mut soonest = Duration::MAX;
+    for _ in 0..3 {
+        let start = Instant::now();
+        let error = queue.reply(&far, &result, None).await.unwrap_err();
+        soonest = soonest.min(start.elapsed());
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        for part in ["ebb-reply-to", &far, "{jobs}"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
+    // Who tried again would do so for five seconds each time.
+    assert!(soonest < Duration::from_secs(4), "{soonest:?}");
     // Nothing is wrong with the connection.
     assert_eq!((queue.link().n_losses(), queue.link().is_up()), (0, true));
     for to in [&near, &format!("{{jobs}}:{far}")] {

@@ -57,16 +57,39 @@ async fn told(arrivals: &mut BoxStream<'static, ()>) -> Duration {
     since.elapsed()
 }
 
+/// How soon an entry is told, at best of so many: a machine that does much else is late with one.
+async fn soonest(
+    client: &mut MultiplexedConnection,
+    arrivals: &mut BoxStream<'static, ()>,
+    n_entries: u32,
+) -> Duration {
+    let mut best = Duration::MAX;
+    for _ in 0..n_entries {
+        add(client).await;
+        best = best.min(told(arrivals).await);
+    }
+    best
+}
+
+#[tokio::test]
+async fn an_arrival_is_told_as_it_comes_and_not_when_somebody_looks() {
+    let (server, mut client) = made().await;
+    let backlog = looked_at(&url(&server)).await.unwrap();
+    let mut arrivals = backlog.arrivals().await.unwrap();
+    // From here on who looks once a second has just looked, and is late each time.
+    soonest(&mut client, &mut arrivals, 1).await;
+    let soonest = soonest(&mut client, &mut arrivals, 5).await;
+    assert!(soonest < Duration::from_millis(500), "{soonest:?}");
+}
+
 #[tokio::test]
 async fn what_waits_and_what_is_held_is_counted_and_nothing_is_changed() {
     let (server, mut client) = made().await;
     let backlog = looked_at(&url(&server)).await.unwrap();
     let mut arrivals = backlog.arrivals().await.unwrap();
     assert_eq!(seen(&backlog).await, (0, 0));
-    while timeout(Duration::from_millis(100), arrivals.next()).await.is_ok() {}
     let first = add(&mut client).await;
-    // Not by looking now and then.
-    assert!(told(&mut arrivals).await < Duration::from_millis(500));
+    told(&mut arrivals).await;
     assert_eq!(backlog.info().await.unwrap().warnings, []);
     let rest = [add(&mut client).await, add(&mut client).await];
     let depth = backlog.depth().await.unwrap();
@@ -199,9 +222,9 @@ async fn who_may_see_less_sees_the_jobs_all_the_same() {
         let codes: Vec<_> = codes.into_iter().map(|warning| warning.code).collect();
         assert_eq!(codes, if is_told { vec![] } else { vec!["no_push"] }, "{who}");
         let before = seen(&backlog).await.0;
-        add(&mut client).await;
-        assert!(told(&mut arrivals).await < Duration::from_secs(2), "{who}");
-        assert_eq!(seen(&backlog).await, (before + 1, 0));
+        let soonest = soonest(&mut client, &mut arrivals, 3).await;
+        assert!(soonest < Duration::from_secs(2), "{who}: {soonest:?}");
+        assert_eq!(seen(&backlog).await, (before + 3, 0));
         assert!(backlog.depth().await.unwrap().oldest_ready.is_some());
         if is_told {
             // Who may listen no more is told without cause.

@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, Outcome, Priority};
+use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, Outcome, Priority, Queue};
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use redis::aio::MultiplexedConnection;
 
 use crate::{answer, handle, job, plain, server, take, tell, url};
 
 const SOON: Duration = Duration::from_secs(30);
+
+/// Who looked once a second would be later than that at the median.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 #[tokio::test]
 async fn an_entry_without_headers_is_a_job() {
@@ -122,6 +127,20 @@ async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
     let queue = handle(&url(&server)).await;
     let mut client = plain(&server).await;
     let mut told = handle(&url(&server)).await.arrivals().await.unwrap();
+    let mut rounds = Vec::new();
+    // A machine that does much else spoils one of them.
+    while rounds.len() < 3 && rounds.iter().all(|median| *median >= AT_ONCE) {
+        rounds.push(median_wait(&queue, &mut client, &mut told).await);
+    }
+    assert!(rounds.iter().any(|median| *median < AT_ONCE), "{rounds:?}");
+}
+
+/// How long it takes until a listener is told of an entry that somebody waits for: the median of five.
+async fn median_wait(
+    queue: &Queue,
+    client: &mut MultiplexedConnection,
+    told: &mut BoxStream<'static, ()>,
+) -> Duration {
     let mut waits = Vec::new();
     for _ in 0..5 {
         let waiting = queue.receive(1.try_into().unwrap(), SOON);
@@ -130,7 +149,7 @@ async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
             while tokio::time::timeout(Duration::from_millis(50), told.next()).await.is_ok() {}
             let start = tokio::time::Instant::now();
             let words = ["XADD", "ebb:{jobs}", "*", "body", "x"];
-            tell::<String>(&mut client, &words).await.unwrap();
+            tell::<String>(client, &words).await.unwrap();
             tokio::time::timeout(SOON, told.next()).await.unwrap().unwrap();
             start.elapsed()
         };
@@ -141,8 +160,7 @@ async fn an_entry_is_told_to_who_listens_and_wakes_who_waits() {
         waits.push(took);
     }
     waits.sort();
-    // Who looked once a second would be later than that at the median.
-    assert!(waits[2] < Duration::from_millis(100), "{waits:?}");
+    waits[2]
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ebb_queue::{Delivery, Frame, JobId};
+use ebb_queue::{Delivery, Frame, JobId, Queue};
 use futures::StreamExt;
 
 use crate::{answer, handle, job, take, url};
@@ -13,11 +13,14 @@ const LONG: Duration = Duration::from_secs(30);
 /// Within what time news is told, at the median.
 const SOON: Duration = Duration::from_millis(20);
 
-/// The median of the first round that keeps the bound, or the best of three: a machine that does
-/// much else spoils one.
+/// The median of the first round that keeps the bound, or the best of five: a machine that does
+/// much else for a while spoils some.
 async fn best_median(round: impl AsyncFn(usize) -> Vec<Duration>) -> Duration {
     let mut best = Duration::MAX;
-    for nth in 0..3 {
+    for nth in 0..5 {
+        if nth > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let mut waits = round(nth).await;
         waits.sort();
         best = best.min(waits[waits.len() / 2]);
@@ -83,11 +86,23 @@ async fn no_hand_over_waits_for_the_look_once_a_second() {
     let folder = tempfile::tempdir().unwrap();
     let url = url(&folder.path().join("queue.db"));
     let (here, there) = (handle(&url).await, handle(&url).await);
+    // A thread may stand still for as long now and then, and a busy machine for a while. A wake-up
+    // that was lost between two commits once cost five in a thousand.
+    let first = slow_hand_overs(&here, &there, 0).await;
+    if first.len() > 3 {
+        let second = slow_hand_overs(&here, &there, 1).await;
+        assert!(second.len() <= 3, "slow hand-overs: {first:?}, and once more {second:?}");
+    }
+}
+
+/// Which of 1500 hand-overs took so long that news of them was lost.
+async fn slow_hand_overs(here: &Queue, there: &Queue, round: usize) -> Vec<(usize, Duration)> {
     let mut slow = Vec::new();
     for n in 0..1500 {
         let publish = async {
             // The second commit is under way while the first one is told.
-            let (first, second) = (job(&format!("first-{n}")), job(&format!("second-{n}")));
+            let names = [format!("first-{round}-{n}"), format!("second-{round}-{n}")];
+            let [first, second] = names.map(|name| job(&name));
             here.publish(vec![first]).await.unwrap();
             here.publish(vec![second]).await.unwrap();
             Instant::now()
@@ -95,7 +110,7 @@ async fn no_hand_over_waits_for_the_look_once_a_second() {
         let receive = async {
             let mut n_received = 0;
             while n_received < 2 {
-                let deliveries = take(&there, 2, Duration::from_secs(5)).await;
+                let deliveries = take(there, 2, Duration::from_secs(5)).await;
                 n_received += deliveries.len();
                 let acks: Vec<_> = deliveries.into_iter().map(Delivery::ack).collect();
                 there.settle(&acks).await.unwrap();
@@ -108,9 +123,7 @@ async fn no_hand_over_waits_for_the_look_once_a_second() {
             slow.push((n, wait));
         }
     }
-    // A thread may stand still for as long now and then. A wake-up that was lost between two
-    // commits once cost five in a thousand.
-    assert!(slow.len() <= 3, "slow hand-overs: {slow:?}");
+    slow
 }
 
 #[tokio::test]
