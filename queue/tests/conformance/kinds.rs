@@ -2,7 +2,7 @@
 
 use ebb_queue::{Failure, FailureKind, JobResult, Outcome, Queue};
 
-use crate::fixture::{Fixture, counts, publish, settle, soon, words};
+use crate::fixture::{Fixture, publish, settle, soon, words};
 
 const KINDS: [FailureKind; 6] = [
     FailureKind::Invalid,
@@ -75,15 +75,16 @@ pub async fn what_a_queue_buries_by_itself_is_expired_or_invalid(fixture: &dyn F
     let queue = fixture.fresh().await;
     publish(&queue, fixture.job("late", &[("ebb-ttl", &words(fixture.short()))])).await;
     fixture.pass_by(fixture.short()).await;
-    fixture.assert_nothing_ready(&queue).await;
+    let look = async || {
+        fixture.assert_nothing_ready(&queue).await;
+        fixture.counts(&queue).await
+    };
+    let expected = [0, 0, 0, 1];
+    assert_eq!(fixture.when(look, |seen| *seen == expected).await, expected);
     assert_eq!(queue.list(9).await.unwrap()[0].kind, FailureKind::Expired);
     assert_eq!(stored_kind(&queue, "late").await, Some(FailureKind::Expired));
     let Some(mut plain) = fixture.plain().await else { return };
     plain.send("bad", &[("ebb-priority", "urgent")]).await;
-    let look = async || {
-        fixture.assert_nothing_ready(&queue).await;
-        counts(&queue).await
-    };
     let expected = [0, 0, 0, 2];
     assert_eq!(fixture.when(look, |seen| *seen == expected).await, expected);
     assert_eq!(queue.list(9).await.unwrap()[0].kind, FailureKind::Invalid);
