@@ -202,7 +202,16 @@ mod tests {
         ) {
             let low = Low::LeftOut { wait: wait.map(Duration::from_secs) };
             let mode = Mode::Slo { within: Duration::from_secs(60), utilization: 0.5 };
-            let t = Trigger { mode, low, ..t };
+            let mut t = Trigger { mode, low, ..t };
+            // Both are `activationWait` where that is given, so none that counts waits longer.
+            t.activation.wait = wait.map_or(t.activation.wait, Duration::from_secs);
+            // Who looked at jobs that wait has seen since when they do.
+            let mut s = s;
+            if s.depth.ready > 0 {
+                let that = *s.learned.without_low.waiting_since.get_or_insert(s.depth.as_of);
+                let all = &mut s.learned.waiting_since;
+                *all = Some(all.map_or(that, |all| all.min(that)));
+            }
             let mut with = s.clone();
             with.depth.ready = with.depth.ready.saturating_add(n);
             let by = s.depth.ready_by_priority.unwrap_or(ByPriority { normal: s.depth.ready, ..Default::default() });
@@ -213,8 +222,9 @@ mod tests {
             prop_assert!(after.value >= before.value && (after.active || !before.active));
             // One of them that counts after all never asks for less.
             with.depth.ready_by_priority = Some(ByPriority { normal: by.normal + more, ..by });
+            with.learned.without_low.waiting_since = with.learned.waiting_since;
             let counts = decide(&with, &t, at(10));
-            prop_assert!(counts.value >= after.value && (counts.active || !after.active));
+            prop_assert!(counts.value >= after.value && (counts.active || !after.active), "{:?} {:?}", counts, after);
         }
 
         #[test]

@@ -116,6 +116,10 @@ pub(crate) fn learned() -> impl Strategy<Value = Learned> {
     (pace, rest).prop_map(|(pace, rest)| {
         let (throughput, service, fitted, slots) = pace;
         let (cold_start, (fast, slow, recent), waiting_since, last_work, without_low) = rest;
+        // Where one of those waits, one of all does, as long at least.
+        let of_those = without_low.waiting_since;
+        let waiting_since =
+            of_those.map_or(waiting_since, |that| waiting_since.min(Some(that)).or(Some(that)));
         Learned {
             throughput,
             service,
