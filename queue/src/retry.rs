@@ -103,7 +103,7 @@ mod tests {
         #[test]
         fn a_greater_chance_never_waits_less(policy in policy(), chances in any::<[f64; 2]>()) {
             let [a, b] = chances.map(|chance| chance.clamp(0.0, 1.0));
-            prop_assume!(a <= b);
+            let (a, b) = (a.min(b), a.max(b));
             prop_assert!(policy.after(1, a) <= policy.after(1, b));
         }
 

@@ -140,6 +140,10 @@ fn in_two<F: Forward>(
         let feeds = caches.iter_mut().zip(parts).filter(|(_, tokens)| !tokens.is_empty());
         let mut feeds: Vec<_> =
             feeds.map(|(cache, tokens)| Feed { cache, tokens, wants: true }).collect();
+        // Nobody makes a pass of nothing.
+        if feeds.is_empty() {
+            continue;
+        }
         let logits = forward.forward(&mut feeds).unwrap();
         found.extend(logits.chunks(vocabulary).map(<[f32]>::to_vec));
     }

