@@ -284,7 +284,7 @@ impl Served {
             let reason = format!(
                 "body lies in a payload store, as {key}; give this worker the store with --payloads"
             );
-            return Err(Failure::new(FailureKind::Lost, reason));
+            return Err(Failure::new(FailureKind::Model, reason));
         }
         if job.body.len() > settings.max_body {
             let (n, max) = (job.body.len(), settings.max_body);

@@ -28,7 +28,6 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait for what comes by itself, before asking the broker to tell of it.
 const SOON: Duration = Duration::from_millis(50);
-/// Why a job died whose deadline has passed.
 /// How often a failure is offered under a higher number than that of the pieces that are there.
 const RAISED: u32 = 16;
 /// Results that are looked at at the same time.
