@@ -1,8 +1,9 @@
 //! The files of this repository as text, and Rust sources with all but their code blanked out.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
+
+use ignore::WalkBuilder;
 
 /// The root of this repository.
 pub fn workspace_root() -> PathBuf {
@@ -10,20 +11,25 @@ pub fn workspace_root() -> PathBuf {
     package.parent().expect("this package lies in the workspace").to_owned()
 }
 
-/// The files that are tracked, or would be if they were added; relative to the root, sorted.
+/// The files that git would track; relative to the root, sorted. It reads `.gitignore` by itself, so
+/// that the tests pass where git is not installed, and in an unpacked archive.
 ///
 /// # Panics
-/// Outside a git checkout.
+/// When a folder cannot be read.
 pub fn tracked_files() -> Vec<String> {
-    let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    let output = git.current_dir(workspace_root()).output().expect("git is installed");
-    assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
-    let names = String::from_utf8(output.stdout).expect("file names are UTF-8");
-    let present = |name: &&str| !name.is_empty() && workspace_root().join(name).is_file();
-    let mut names: Vec<String> = names.split('\0').filter(present).map(str::to_owned).collect();
+    let root = workspace_root();
+    // What a machine or a checkout ignores for itself says nothing of the project.
+    let mut walk = WalkBuilder::new(&root);
+    walk.standard_filters(false).git_ignore(true).require_git(false);
+    let mut names = Vec::new();
+    for entry in walk.filter_entry(|entry| entry.file_name() != ".git").build() {
+        let entry = entry.expect("the folders of the checkout can be read");
+        if entry.path().is_file() {
+            let name = entry.path().strip_prefix(&root).expect("the walk starts at the root");
+            names.push(name.to_str().expect("file names are UTF-8").to_owned());
+        }
+    }
     names.sort();
-    names.dedup();
     names
 }
 
@@ -225,6 +231,15 @@ mod tests {
         let source = Source::new("a.rs", text);
         assert_eq!(source.test_lines, 6);
         assert_eq!(code(text), "fn a() {} fn c() {} fn d() {}");
+    }
+
+    #[test]
+    fn hidden_files_are_listed_and_what_is_built_or_git_has_is_not() {
+        let files = tracked_files();
+        for file in [".gitignore", "Cargo.toml", "tests/src/source.rs"] {
+            assert!(files.iter().any(|name| name == file), "{file}");
+        }
+        assert!(!files.iter().any(|name| name.starts_with(".git/") || name.starts_with("target/")));
     }
 
     #[test]
