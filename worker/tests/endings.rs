@@ -383,3 +383,19 @@ async fn all_brokers_are_left_in_order_also_where_the_grace_period_is_over() {
     let late = stopped.elapsed() - grace;
     assert!(late < Duration::from_millis(2100), "{late:?} after the grace period");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_until_an_empty_queue_is_counted() {
+    let (queue, clock) = queue(LEASE);
+    let until_empty = Settings { exit_when_empty: true, ..settings() };
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+    let takes = [Duration::from_secs(3600), Duration::ZERO, Duration::ZERO];
+    parts.queues[0].broker = Arc::new(Odd { takes, ..Odd::new(&queue) });
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let stopped = Instant::now();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+}
