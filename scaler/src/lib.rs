@@ -23,6 +23,7 @@ mod kit;
 mod learn;
 mod limits;
 mod metrics;
+mod news;
 mod observe;
 mod open;
 mod place;

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Backlog, Depth, Error, ErrorKind, QueueUrl, Result, RetryPolicy, Warning};
+use ebb_queue::{
+    Backlog, Depth, Error, ErrorKind, QueueUrl, Result, RetryPolicy, Warning, WorkerStatus,
+};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -97,14 +99,17 @@ impl Observer {
         loop {
             let asked = Instant::now();
             self.asked = (cause, asked);
-            let snapshot = answered(look(&*backlog, &mut self.learner)).await?;
+            let seen = answered(see(&*backlog, |depth| self.glimpse(depth, asked))).await?;
+            let snapshot = learn(&mut self.learner, seen);
             self.shared.metrics.looked(cause);
-            let (next, next_cause) = self.plan(&snapshot, rand::random());
+            // What it only waited for it does not know either.
+            let at = asked + snapshot.depth.waited;
+            let (next, next_cause) = self.plan(&snapshot, at, rand::random());
             // After a while without a look: not for each of many.
             let is_edge = cause == Cause::Arrival && asked - before > FARTHEST;
             let waited = snapshot.depth.waited;
             let is_early = is_edge && snapshot.depth.ready + snapshot.depth.in_flight == 0;
-            self.show(snapshot, asked, url);
+            self.show(snapshot, at, url);
             if self.shared.retire(&self.place) {
                 return Ok(());
             }
@@ -140,8 +145,8 @@ impl Observer {
         });
     }
 
-    /// When to look again though nothing arrives; chance is from 0 to 1.
-    fn plan(&self, snapshot: &Snapshot, chance: f64) -> (Instant, Cause) {
+    /// When to look again though nothing arrives, where this was true then; chance is from 0 to 1.
+    fn plan(&self, snapshot: &Snapshot, at: Instant, chance: f64) -> (Instant, Cause) {
         let (cause, asked) = self.asked;
         let depth = &snapshot.depth;
         let limits = &self.shared.limits;
@@ -158,9 +163,27 @@ impl Observer {
             wait + Duration::from_millis(1)
         });
         match due {
-            Some(due) if due < rest => (asked + due, Cause::Due),
+            Some(due) if due < rest => (at + due, Cause::Due),
             _ => (asked + rest, Cause::Refresh),
         }
+    }
+
+    /// Shows the jobs that a look has counted before it has heard the workers, where nothing else
+    /// counts: whoever only wants to know whether there is work need not wait for these.
+    fn glimpse(&self, depth: &Depth, asked: Instant) {
+        if depth.ready == 0 {
+            return;
+        }
+        self.view.send_if_modified(|view| {
+            if view.known(Instant::now(), self.shared.limits.max_age).is_ok() {
+                return false;
+            }
+            let (depth, learned) = (depth.clone(), self.learner.learned());
+            let at = asked + depth.waited;
+            let snapshot = Arc::new(Snapshot { depth, workers: Vec::new(), learned });
+            view.glimpse = Some(Look { snapshot, at, span: None });
+            true
+        });
     }
 
     fn show(&self, snapshot: Snapshot, at: Instant, url: &QueueUrl) {
@@ -168,12 +191,15 @@ impl Observer {
         let depth = &snapshot.depth;
         tracing::debug!(profile = %self.place.profile, queue = %self.place.source, depth.ready, depth.in_flight, "looked at the queue");
         self.view.send_if_modified(|view| {
+            // Who has heard nothing for so long that nothing was known is told also of the same.
+            let was_known = view.known(Instant::now(), self.shared.limits.max_age).is_ok();
             let first = view.failed.take().is_some() || view.look.is_none();
-            view.missing = None;
+            (view.missing, view.glimpse) = (None, None);
             if first {
                 tracing::info!(profile = %self.place.profile, queue = %self.place.source, "broker answers");
             }
-            let news = first || !view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
+            let is_same = view.look.as_ref().is_some_and(|look| alike(look, &snapshot));
+            let news = first || !was_known || !is_same;
             view.look = Some(Look { snapshot: Arc::new(snapshot), at, span });
             news
         });
@@ -189,7 +215,7 @@ impl Observer {
                 let what = if is_missing { "not there" } else { "broker does not answer" };
                 tracing::warn!(profile = %self.place.profile, queue = %self.place.source, %error, "{what}");
             }
-            view.failed = Some(error.kind());
+            (view.failed, view.glimpse) = (Some(error.kind()), None);
             view.missing = is_missing.then(|| error.to_string().into());
         });
     }
@@ -216,9 +242,21 @@ fn alike(before: &Look, now: &Snapshot) -> bool {
 
 /// Looks at a queue once, and learns from it.
 pub(crate) async fn look(backlog: &dyn Backlog, learner: &mut Learner) -> Result<Snapshot> {
-    let (depth, workers) = tokio::try_join!(backlog.depth(), backlog.workers())?;
+    Ok(learn(learner, see(backlog, |_| {}).await?))
+}
+
+/// Counts the jobs of a queue and hears its workers; tells at once what is counted.
+async fn see(
+    backlog: &dyn Backlog,
+    counted: impl FnOnce(&Depth),
+) -> Result<(Depth, Vec<WorkerStatus>)> {
+    let count = async { backlog.depth().await.inspect(counted) };
+    tokio::try_join!(count, backlog.workers())
+}
+
+fn learn(learner: &mut Learner, (depth, workers): (Depth, Vec<WorkerStatus>)) -> Snapshot {
     learner.observe(&depth, &workers, depth.as_of);
-    Ok(Snapshot { depth, workers, learned: learner.learned() })
+    Snapshot { depth, workers, learned: learner.learned() }
 }
 
 async fn answered<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {

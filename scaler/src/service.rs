@@ -11,7 +11,7 @@ use ebb_proto::keda::{
 };
 use futures::Stream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
@@ -21,6 +21,7 @@ use crate::decision::{Decision, decide, whole};
 use crate::explain::{Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::news::{News, news};
 use crate::open::OpenStream;
 use crate::profiles::{Profiles, Refusal};
 use crate::push::{Cadence, Push, Reason, Seen, attendance};
@@ -30,9 +31,6 @@ use crate::trace::{self, Call};
 use crate::trigger::Trigger;
 use crate::view::{Unknown, View};
 use crate::watch::Observers;
-
-/// An active stream has spoken, and what it says next can wait this long.
-const UNHURRIED: Duration = Duration::from_millis(100);
 
 /// Answers KEDA; clones share everything.
 #[derive(Clone)]
@@ -97,17 +95,25 @@ impl Service {
         })
     }
 
+    /// What is known, or what a look that is under way has found so far where that is sure by itself.
     async fn decision(
         &self,
         object: &ScaledObjectRef,
         resolved: &Resolved,
+        is_sure: fn(&Decision) -> bool,
     ) -> Result<Decision, Status> {
         let Resolved { place, trigger, .. } = resolved;
         let unknown = |why: Unknown| status(resolved, &why);
-        let view = self.observers.view(place, &object.namespace).await.map_err(unknown)?;
-        let known = view.known(Instant::now(), self.observers.max_age()).map_err(unknown)?;
-        let (snapshot, now) = known;
-        let decision = decide(snapshot, trigger, now);
+        let max_age = self.observers.max_age();
+        let glimpse = |view: &View| {
+            let (snapshot, now) = view.glimpsed(Instant::now(), max_age)?;
+            Some(decide(snapshot, trigger, now)).filter(is_sure)
+        };
+        let seen = self.observers.view(place, &object.namespace, |view| glimpse(view).is_some());
+        let view = seen.await.map_err(unknown)?;
+        let known = view.known(Instant::now(), max_age);
+        let decision = known.map(|(snapshot, now)| decide(snapshot, trigger, now));
+        let decision = decision.or_else(|why| glimpse(&view).ok_or(why)).map_err(unknown)?;
         let Decision { value, why, .. } = decision;
         let ScaledObjectRef { name, namespace, .. } = object;
         tracing::debug!(namespace, name, queue = %trigger.source, value, %why, "decided");
@@ -217,8 +223,13 @@ impl Service {
 
     /// What a stream says now, if anything. Nothing is said while nothing is known.
     fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
-        let (snapshot, time) = view.known(now, self.observers.max_age()).ok()?;
+        let max_age = self.observers.max_age();
+        let known = view.known(now, max_age).ok();
+        let (snapshot, time) = known.or_else(|| view.glimpsed(now, max_age))?;
         let Decision { active, wakes_at, rests_at, .. } = decide(snapshot, trigger, time);
+        if known.is_none() && !active {
+            return None;
+        }
         let since = push.active_since().map(|since| time - now.saturating_duration_since(since));
         let (attended, reports) = attendance(snapshot, trigger, since);
         // Brokers keep time in milliseconds.
@@ -244,7 +255,9 @@ impl ExternalScaler for Service {
         let answer = async {
             let object = request.into_inner();
             let resolved = self.resolve(&object)?;
-            let result = self.decision(&object, &resolved).await?.active;
+            // Whatever workers say, it is not less active for that.
+            let decision = self.decision(&object, &resolved, |decision| decision.active);
+            let result = decision.await?.active;
             self.remember(&object, &resolved, Told::Active(result));
             Ok(Response::new(IsActiveResponse { result }))
         };
@@ -294,7 +307,8 @@ impl ExternalScaler for Service {
             if name != metric_name {
                 return Err(Status::not_found(format!("the metric of this trigger is {name}")));
             }
-            let value = self.decision(&object, &resolved).await?.value;
+            let decision = self.decision(&object, &resolved, Decision::is_of_ready_jobs);
+            let value = decision.await?.value;
             self.remember(&object, &resolved, Told::Value(value));
             let value =
                 MetricValue { metric_name, metric_value: whole(value), metric_value_float: value };
@@ -340,37 +354,6 @@ impl ExternalScaler for Service {
     }
 }
 
-/// What makes a push stream look up.
-enum News {
-    /// There may be something to say.
-    View,
-    /// The configuration changed.
-    Profiles,
-    /// There will be no more news.
-    End,
-}
-
-impl News {
-    fn of(changed: Result<(), watch::error::RecvError>, news: Self) -> Self {
-        changed.map_or(Self::End, |()| news)
-    }
-}
-
-/// Waits until the stream may have something to say about its queue.
-async fn news(push: &Push, views: &mut watch::Receiver<View>, now: Instant) -> News {
-    // A due push about an unknown queue waits until there is news.
-    let Some(due) = push.due().filter(|due| *due > now) else {
-        return News::of(views.changed().await, News::View);
-    };
-    if push.is_unhurried() {
-        sleep(UNHURRIED).await;
-    }
-    tokio::select! {
-        changed = views.changed() => News::of(changed, News::View),
-        () = sleep_until(due) => News::View,
-    }
-}
-
 fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
     let spec = MetricSpec {
         metric_name: trigger.metric_name(),
@@ -394,3 +377,6 @@ fn status(resolved: &Resolved, why: &Unknown) -> Status {
 fn ended<T: Send + 'static>() -> Answers<T> {
     Box::pin(futures::stream::empty())
 }
+
+#[cfg(test)]
+mod tests;

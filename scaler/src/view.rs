@@ -14,6 +14,9 @@ use crate::trace::LookSpan;
 pub(crate) struct View {
     /// The last good look.
     pub(crate) look: Option<Look>,
+    /// What a look that is under way has counted already, where no look counts and work was found. Its
+    /// workers were not heard yet: they are missing.
+    pub(crate) glimpse: Option<Look>,
     /// Why there is no newer one.
     pub(crate) failed: Option<ErrorKind>,
     /// What is missing on the broker, in words for whoever wrote the trigger.
@@ -26,7 +29,7 @@ pub(crate) struct View {
 #[derive(Debug, Clone)]
 pub(crate) struct Look {
     pub(crate) snapshot: Arc<Snapshot>,
-    /// By our clock, when the broker was asked.
+    /// By our clock, when it was true: when the broker was asked for what it answered at last.
     pub(crate) at: Instant,
     /// Its span, when traces are on.
     pub(crate) span: Option<LookSpan>,
@@ -80,11 +83,25 @@ impl View {
             }
             return Err(self.failed.map_or(Unknown::NotYet, Unknown::Never));
         };
-        let age = now.saturating_duration_since(look.at);
-        if age > max_age {
-            return Err(missing.unwrap_or(Unknown::TooOld(age)));
-        }
-        Ok((&look.snapshot, look.snapshot.depth.as_of + age))
+        look.known(now, max_age).map_err(|age| missing.unwrap_or(Unknown::TooOld(age)))
+    }
+
+    /// The same of what a look that is under way has counted. It may be told that there is work, and
+    /// never that there is none.
+    pub(crate) fn glimpsed(
+        &self,
+        now: Instant,
+        max_age: Duration,
+    ) -> Option<(&Snapshot, Timestamp)> {
+        self.glimpse.as_ref()?.known(now, max_age).ok()
+    }
+}
+
+impl Look {
+    /// The snapshot and the broker's time now, or how old it is that is too old to count.
+    fn known(&self, now: Instant, max_age: Duration) -> Result<(&Snapshot, Timestamp), Duration> {
+        let age = now.saturating_duration_since(self.at);
+        if age > max_age { Err(age) } else { Ok((&self.snapshot, self.snapshot.depth.as_of + age)) }
     }
 }
 

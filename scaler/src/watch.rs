@@ -6,7 +6,7 @@ use std::time::Duration;
 use ebb_queue::QueueUrl;
 use ebb_telemetry::Traces;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ScalerArgs;
@@ -18,8 +18,11 @@ use crate::shared::{Entry, Limits, Shared};
 use crate::site::Connect;
 use crate::view::{Unknown, View};
 
-/// KEDA gives GetMetricSpec, GetMetrics and IsActive 3 s together: two waits must fit easily.
-const FIRST_WAIT: Duration = Duration::from_millis(750);
+/// From the first question about a queue on, its first look is waited for so long. KEDA gives
+/// GetMetricSpec, GetMetrics and IsActive 3 s together where the HPA asks, and who asks again after an
+/// error is answered at once. What is new on RabbitMQ has heard who holds its jobs after 1.2 s, and a
+/// NATS cluster is believed after 1 s that it has none; the rest is for the connection.
+const FIRST_LOOK: Duration = Duration::from_millis(2250);
 
 /// The observers of all queues; clones share them. Each runs from the first question about its
 /// queue until nobody has asked for a while.
@@ -52,6 +55,15 @@ impl Observers {
         place: &Place,
         namespace: &str,
     ) -> Result<watch::Receiver<View>, Unknown> {
+        Ok(self.ask(place, namespace)?.0)
+    }
+
+    /// The same, with since when it is watched.
+    fn ask(
+        &self,
+        place: &Place,
+        namespace: &str,
+    ) -> Result<(watch::Receiver<View>, Instant), Unknown> {
         let shared = &self.0;
         let mut queues = shared.lock();
         if shared.stop.is_cancelled() {
@@ -60,7 +72,7 @@ impl Observers {
         let running = queues.get_mut(place).filter(|entry| !entry.observer.is_finished());
         if let Some(entry) = running {
             entry.asked = Instant::now();
-            return Ok(entry.view.subscribe());
+            return Ok((entry.view.subscribe(), entry.since));
         }
         // One that has ended, by a bug of ours, is replaced below, and takes nobody's room.
         queues.retain(|_, entry| !entry.observer.is_finished());
@@ -83,15 +95,22 @@ impl Observers {
         });
         let (now, namespace) = (Instant::now(), namespace.to_owned());
         queues.insert(place.clone(), Entry { namespace, view, since: now, asked: now, observer });
-        Ok(receiver)
+        Ok((receiver, now))
     }
 
-    /// What is known of a queue now; waits a little for the first look, and for no other.
-    pub(crate) async fn view(&self, place: &Place, namespace: &str) -> Result<View, Unknown> {
-        let mut receiver = self.watch(place, namespace)?;
-        let looked = receiver.wait_for(|view| view.look.is_some() || view.failed.is_some());
+    /// What is known of a queue now; waits a little for the first look, and for no other. A part of it
+    /// will do that suffices.
+    pub(crate) async fn view(
+        &self,
+        place: &Place,
+        namespace: &str,
+        suffices: impl Fn(&View) -> bool,
+    ) -> Result<View, Unknown> {
+        let (mut receiver, since) = self.ask(place, namespace)?;
+        let is_enough =
+            |view: &View| view.look.is_some() || view.failed.is_some() || suffices(view);
         // Should time run out or the observer end, the view itself says that nothing is known.
-        drop(tokio::time::timeout(FIRST_WAIT, looked).await);
+        drop(timeout_at(since + FIRST_LOOK, receiver.wait_for(is_enough)).await);
         let view = receiver.borrow().clone();
         Ok(view)
     }

@@ -91,7 +91,8 @@ pub struct SplitArgs {
     #[arg(value_parser = parse_span)]
     pub connect_timeout: Duration,
 
-    /// Time from SIGTERM to the exit, at most: what has not gone on is given back
+    /// Time from SIGTERM on, at most, to give back what has not gone on. The last words to the broker
+    /// may take up to 3s more
     #[arg(
         long,
         value_name = "TIME",

@@ -147,7 +147,11 @@ async fn connect(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Queue>> {
     loop {
-        match ebb_queue::open(url, options.clone()).await {
+        let opened = tokio::select! { biased;
+            () = stop.cancelled() => return Ok(None),
+            opened = ebb_queue::open(url, options.clone()) => opened,
+        };
+        match opened {
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(%error, "the broker does not answer; trying again");
@@ -190,4 +194,30 @@ async fn report(intake: Queue, id: String, leases: Leases, metrics: Metrics) {
 fn name() -> String {
     let chance = uuid::Uuid::now_v7().simple().to_string();
     format!("split-{}-{}", ebb_telemetry::host(), &chance[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::OpenOptions;
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_a_broker_that_takes_a_connection_and_never_answers() {
+        let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", broker.local_addr().unwrap()).parse().unwrap();
+        let options =
+            OpenOptions { connect_timeout: Duration::from_secs(60), ..OpenOptions::default() };
+        let (stop, begun) = (CancellationToken::new(), Instant::now());
+        let stopped = async {
+            // It reads nothing of what comes.
+            let _connected = broker.accept().await.unwrap();
+            stop.cancel();
+        };
+        let (opened, ()) = tokio::join!(connect(&url, &options, &stop), stopped);
+        assert!(opened.unwrap().is_none());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
 }

@@ -23,7 +23,9 @@ use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
 use crate::{cancel, infer, receive, retention, settle, status, stream};
 
-/// How much longer than its grace period a worker waits for its broker to hear that it ends.
+/// How much longer than its grace period a worker waits for its brokers to hear that it ends, all of them
+/// at the same time. One that answers is left in about a second: RabbitMQ is given that to take the last
+/// acknowledgements. The last report is made meanwhile.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a worker ended though nobody asked it to.
@@ -96,7 +98,6 @@ impl Pipeline {
                 Ok(phases) => {
                     shared.begin(phases);
                     gate.open();
-                    join_all(queues.iter().map(Served::try_broker)).await;
                     work(&shared, &queues, &mut company).await
                 }
                 Err(why) => Err(Error::Device(why)),
@@ -119,8 +120,8 @@ impl Pipeline {
 }
 
 impl Served {
-    /// The first receive may wait for a job; readiness need not.
-    async fn try_broker(&self) {
+    /// The first receive may wait for a job; readiness need not. Nothing else waits for this.
+    async fn try_broker(self) {
         if self.broker.depth().await.is_ok() {
             self.broker_answers();
         }
@@ -128,13 +129,10 @@ impl Served {
 
     async fn leave_queue(&self, end: Instant) {
         // A broker that hangs must not keep the process.
-        let left = timeout_at(end, async {
-            status::say_goodbye(self).await;
-            self.broker.close().await
-        });
-        match left.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+        let left = async { tokio::join!(status::say_goodbye(self), self.broker.close()) };
+        match timeout_at(end, left).await {
+            Ok(((), Ok(()))) => {}
+            Ok(((), Err(error))) => {
                 warn!(queue = %self.name, %error, "what was fetched ahead comes back by itself");
             }
             Err(_) => {
@@ -161,6 +159,7 @@ async fn work(
 ) -> Result<(usize, Instant), Error> {
     let live = shared.health.gate("device", GateKind::Live);
     for served in queues {
+        company.spawn(served.clone().try_broker());
         company.spawn(keep_leases(served.clone(), live.clone()));
         company.spawn(cancel::heed(served.clone()));
     }

@@ -162,7 +162,11 @@ impl Served {
     /// Whether nothing is left, after a call that brought nothing: it may have ended with its wait
     /// while jobs that died waiting still lay before others.
     async fn nothing_is_ready(&self) -> bool {
-        match self.broker.depth().await {
+        let depth = tokio::select! { biased;
+            () = self.shared.halt.cancelled() => return false,
+            depth = self.broker.depth() => depth,
+        };
+        match depth {
             Ok(depth) => depth.ready == 0,
             // For who may not look, the call says it.
             Err(error) => !error.kind().heals(),

@@ -175,11 +175,17 @@ async fn connect(
 ) -> anyhow::Result<Option<Queue>> {
     let mut pauses = Pauses::default();
     loop {
-        let pause = match ebb_queue::open(url, options.clone()).await {
-            Ok(queue) => {
-                tell_warnings(url, &queue, metrics).await;
-                return Ok(Some(queue));
-            }
+        let opened = async {
+            let queue = ebb_queue::open(url, options.clone()).await?;
+            tell_warnings(url, &queue, metrics).await;
+            Ok::<_, ebb_queue::Error>(queue)
+        };
+        let opened = tokio::select! { biased;
+            () = stop.cancelled() => return Ok(None),
+            opened = opened => opened,
+        };
+        let pause = match opened {
+            Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(%error, "the broker does not answer; trying again");
                 pauses.next(rand::random())

@@ -32,17 +32,35 @@ fn echo() -> Device<EchoInput, String> {
 }
 
 /// A broker that brings nothing at first, as one that clears away what expired, or never anything, as
-/// one whose file is broken.
+/// one whose file is broken; or that takes its time.
 struct Odd {
     queue: MemoryQueue,
     /// Calls that it still answers with nothing.
     n_vain: AtomicU32,
     is_broken: bool,
+    /// How long it takes to count, to hear a report, and to be left.
+    takes: [Duration; 3],
+    /// How often it was left in order.
+    n_left: AtomicU32,
+}
+
+impl Odd {
+    fn new(queue: &MemoryQueue) -> Self {
+        let (queue, takes) = (queue.clone(), [Duration::ZERO; 3]);
+        Self {
+            queue,
+            n_vain: AtomicU32::new(0),
+            is_broken: false,
+            takes,
+            n_left: AtomicU32::new(0),
+        }
+    }
 }
 
 #[async_trait]
 impl Backlog for Odd {
     async fn depth(&self) -> Result<Depth> {
+        tokio::time::sleep(self.takes[0]).await;
         self.queue.depth().await
     }
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
@@ -85,6 +103,7 @@ impl Broker for Odd {
         self.queue.settle(settlements).await
     }
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
+        tokio::time::sleep(self.takes[1]).await;
         self.queue.report(status).await
     }
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
@@ -97,6 +116,8 @@ impl Broker for Odd {
         self.queue.lease()
     }
     async fn close(&self) -> Result<()> {
+        tokio::time::sleep(self.takes[2]).await;
+        self.n_left.fetch_add(1, Relaxed);
         self.queue.close().await
     }
 }
@@ -105,7 +126,7 @@ impl Broker for Odd {
 async fn a_broker_that_refuses_for_good_ends_the_worker() {
     let (queue, clock) = queue(LEASE);
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
-    parts.queues[0].broker = Arc::new(Odd { queue, n_vain: AtomicU32::new(0), is_broken: true });
+    parts.queues[0].broker = Arc::new(Odd { is_broken: true, ..Odd::new(&queue) });
     let worker = Pipeline::new(parts);
     let error = worker.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), "broker is lost: the file is broken");
@@ -117,8 +138,7 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
     queue.publish((0..3).map(echo_job).collect()).await.unwrap();
     let until_empty = Settings { exit_when_empty: true, ..settings() };
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
-    let queue = queue.clone();
-    parts.queues[0].broker = Arc::new(Odd { queue, n_vain: AtomicU32::new(5), is_broken: false });
+    parts.queues[0].broker = Arc::new(Odd { n_vain: AtomicU32::new(5), ..Odd::new(&queue) });
     let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 3);
 }
@@ -292,4 +312,90 @@ async fn an_end_that_comes_too_late_during_an_outage_does_not_end_the_worker() {
     stop.cancel();
     let summary = running.await.unwrap().unwrap();
     assert_eq!((summary.completed, summary.lost), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_takes_long_to_count_holds_up_neither_jobs_nor_a_stop() {
+    let (queue, clock) = queue(LEASE);
+    let hour = Duration::from_secs(3600);
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    let health = parts.health.clone();
+    let takes = [hour, Duration::ZERO, Duration::ZERO];
+    parts.queues[0].broker = Arc::new(Odd { takes, ..Odd::new(&queue) });
+    let stop = CancellationToken::new();
+    let began = Instant::now();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    queue.publish(vec![echo_job(1)]).await.unwrap();
+    let done = until(&queue, |depth| (depth.ready, depth.in_flight) == (0, 0));
+    tokio::time::timeout(Duration::from_secs(5), done).await.expect("it is done at once");
+    assert_eq!(answer(&queue, 1).await, Some(echo_answer(1)));
+    assert_eq!(health.ready(), Ok(()), "what was received shows that the broker answers");
+    stop.cancel();
+    assert_eq!(running.await.unwrap().unwrap().completed, 1);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_ready_before_the_first_call_for_jobs_returns() {
+    let (queue, clock) = queue(LEASE);
+    let parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    let health = parts.health.clone();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    // A call for jobs waits for a second.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(health.ready(), Ok(()));
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_brokers_are_left_in_order_also_where_the_grace_period_is_over() {
+    let (clock, queues) = {
+        let (one, clock) = queue(LEASE);
+        (clock, [one, queue(LEASE).0])
+    };
+    let (hour, close) = (Duration::from_secs(3600), Duration::from_millis(1500));
+    // It does not hear the last report.
+    let takes = [Duration::ZERO, hour, close];
+    let brokers = queues.each_ref().map(|queue| Arc::new(Odd { takes, ..Odd::new(queue) }));
+    let settings = settings();
+    // Models of one device.
+    let device = Device::inline(Echo::new(), move |_: &[EchoInput]| hour);
+    let of = |name: &str| vec![ModelParts::new(name, EchoCodec, device.clone())];
+    let mut served = vec![
+        served("one", &Arc::new(queues[0].clone()), of("one")),
+        served("other", &Arc::new(queues[1].clone()), of("other")),
+    ];
+    for (served, broker) in served.iter_mut().zip(&brokers) {
+        served.broker = Arc::clone(broker) as Arc<dyn Broker>;
+    }
+    queues[0].publish(vec![echo_job(0)]).await.unwrap();
+    let stop = CancellationToken::new();
+    let grace = settings.grace;
+    let running = tokio::spawn(Pipeline::new(parts_of(served, &clock, settings)).run(stop.clone()));
+    until(&queues[0], |depth| depth.in_flight == 1).await;
+    let stopped = Instant::now();
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!(summary.left, 1, "a batch that takes an hour");
+    assert_eq!(brokers.map(|broker| broker.n_left.load(Relaxed)), [1, 1]);
+    let late = stopped.elapsed() - grace;
+    assert!(late < Duration::from_millis(2100), "{late:?} after the grace period");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_until_an_empty_queue_is_counted() {
+    let (queue, clock) = queue(LEASE);
+    let until_empty = Settings { exit_when_empty: true, ..settings() };
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+    let takes = [Duration::from_secs(3600), Duration::ZERO, Duration::ZERO];
+    parts.queues[0].broker = Arc::new(Odd { takes, ..Odd::new(&queue) });
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let stopped = Instant::now();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
 }

@@ -205,3 +205,17 @@ async fn dimensions_without_an_encoder_are_refused_at_the_start() {
     let error = run(args, CancellationToken::new()).await.unwrap_err().to_string();
     assert_eq!(error, "--dimensions is for an encoder, and no model here is one");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_broker_that_takes_a_connection_and_never_answers() {
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", broker.local_addr().unwrap());
+    let flags = ["worker", "--queue", &url, "--model", "echo", "--connect-timeout", "60s"];
+    let (stop, begun) = (CancellationToken::new(), Instant::now());
+    let worker = tokio::spawn(run(Cli::parse_from(flags).worker, stop.clone()));
+    // It reads nothing of what comes.
+    let _connected = broker.accept().await.unwrap();
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 0);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}

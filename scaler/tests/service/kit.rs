@@ -285,15 +285,13 @@ impl Kit {
 pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
     let begun = Instant::now();
     loop {
-        let asked = Instant::now();
         let answer = ask().await;
         let Err(status) = &answer else { return answer };
-        // A call that does not wait for the look is told as it is.
-        let has_waited = asked.elapsed() > Duration::from_millis(700);
-        let may_wait = has_waited && begun.elapsed() < Duration::from_secs(20);
+        let may_wait = begun.elapsed() < Duration::from_secs(20);
         if !(may_wait && status.message().contains("has not been seen yet")) {
             return answer;
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

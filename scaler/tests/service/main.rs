@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod crowd;
 mod explain;
+mod first;
 mod foreign;
 mod kit;
 mod limits;

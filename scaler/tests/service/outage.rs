@@ -65,7 +65,7 @@ async fn a_broker_that_was_never_there_is_told_in_time_for_keda() {
     let limit = Duration::from_secs(3);
     for mood in [Mood::Broken, Mood::Hung] {
         let mut fastest = Duration::MAX;
-        // The calls wait for half of it, so a slow machine gets more tries.
+        // The calls wait for most of it, so a slow machine gets more tries.
         for _ in 0..3 {
             if fastest >= limit {
                 fastest = fastest.min(refused(mood).await);

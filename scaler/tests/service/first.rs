@@ -1,0 +1,66 @@
+//! The first poll of a scaler that has just started, where looks take longest.
+
+use std::time::Duration;
+
+use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp, open};
+use ebb_scaler::ScalerArgs;
+use ebb_servers::{NatsCluster, NatsVersion, RabbitMq, RabbitMqOptions};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::kit::{Kit, args, object};
+
+/// What a single poll of a new scaler is told, and how long it took.
+async fn polled(url: &QueueUrl) -> (Result<(i64, bool), Status>, Duration) {
+    let kit = Kit::start_on_brokers(ScalerArgs { queue: Some(url.clone()), ..args() }).await;
+    let (object, asked) = (object(&[]), Instant::now());
+    let poll = async {
+        let value = kit.value_at_once(&object).await?.metric_value;
+        Ok((value, kit.is_active_at_once(&object).await?))
+    };
+    let told = poll.await;
+    let took = asked.elapsed();
+    kit.stop().await;
+    (told, took)
+}
+
+/// The same; a machine that is too slow for it gets more tries. How long the fastest took.
+async fn is_told(url: &QueueUrl, expected: (i64, bool)) -> Duration {
+    let (mut fastest, mut told) = (Duration::MAX, Vec::new());
+    for _ in 0..3 {
+        let (answer, took) = polled(url).await;
+        match answer {
+            Ok(seen) => {
+                assert_eq!(seen, expected, "of {url}");
+                fastest = fastest.min(took);
+            }
+            Err(status) => told.push(status),
+        }
+    }
+    assert!(fastest < Duration::MAX, "{url}: {told:?}");
+    fastest
+}
+
+/// Makes a queue, on which it is seen that there is nothing, and then that there is.
+async fn is_seen(url: &str) -> Duration {
+    let url: QueueUrl = url.parse().unwrap();
+    let queue = open(&url, OpenOptions::default()).await.unwrap();
+    is_told(&url, (0, false)).await;
+    let jobs = (0..3).map(|_| Job::new("{}", Timestamp::now())).collect();
+    queue.publish(jobs).await.unwrap();
+    is_told(&url, (3, true)).await
+}
+
+#[tokio::test]
+async fn the_first_poll_is_answered_on_rabbitmq_and_before_all_have_spoken_where_jobs_wait() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let took = is_seen(&server.url()).await;
+    // All who hold jobs say so within 1.2 s.
+    assert!(took < Duration::from_millis(1200), "{took:?}");
+}
+
+#[tokio::test]
+async fn the_first_poll_is_answered_on_a_cluster() {
+    let cluster = NatsCluster::start(NatsVersion::Newest).await.unwrap();
+    is_seen(&format!("{}?replicas=3", cluster.url())).await;
+}
