@@ -336,7 +336,11 @@ impl Served {
             loan.cancel();
             return Some(delivery.ack());
         }
-        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(failure) })
+        if result.outcome.is_completed() {
+            return Some(delivery.ack());
+        }
+        let why = result.why_dead(attempt, failure);
+        Some(delivery.reject(why))
     }
 
     /// Ends a job that another attempt has answered; one that is another's now is left to it.
