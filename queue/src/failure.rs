@@ -21,7 +21,8 @@ pub enum FailureKind {
     Expired,
     /// It was given up after its attempts, each of which failed or was lost: another time may do.
     Attempts,
-    /// The model, or code around it, failed on it and will again: an operator has to look.
+    /// The model is not there, or it or what is around it failed on it and will again: an operator has to
+    /// look.
     Model,
     /// Its body is not to be had: send it again, with its body.
     Lost,
