@@ -314,7 +314,7 @@ impl Served {
                 )))
             }
             Ok(Ok(read)) => Ok((lane, read)),
-            Ok(Err(bad)) => Err(Failure::invalid(bad.to_string())),
+            Ok(Err(bad)) => Err(bad.failure()),
             Err(_) => {
                 let reason = "body made the decoder panic; this is a bug of ours";
                 Err(Failure::new(FailureKind::Model, reason))
