@@ -273,6 +273,20 @@ fn a_body_that_cannot_be_read_is_refused_alone() {
 }
 
 #[test]
+fn a_job_that_is_sent_again_under_its_id_is_stored_once() {
+    let workplace = Workplace::new();
+    let enqueue = || workplace.ebb(&["enqueue", "one", "--id", "order-7", "--json"]).ok().json();
+    assert_eq!(enqueue(), json!({"id": "order-7", "duplicate": false}));
+    assert_eq!(enqueue(), json!({"id": "order-7", "duplicate": true}));
+    assert_eq!(workplace.depth()["ready"], 1);
+    let two = workplace.ebb(&["enqueue", "one", "two", "--id", "order-8"]);
+    assert_eq!(two.status.code(), Some(2), "{two}");
+    assert!(two.stderr.contains("give each line its own `id`"), "{two}");
+    let slip = workplace.ebb(&["enqueue", "one", "--id", "order 8"]);
+    assert_eq!(slip.status.code(), Some(2), "{slip}");
+}
+
+#[test]
 fn a_job_with_a_key_that_is_known_is_the_first_job() {
     let workplace = Workplace::new();
     let enqueue =
