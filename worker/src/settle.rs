@@ -337,11 +337,9 @@ impl Served {
             loan.cancel();
             return Some(delivery.ack());
         }
-        if result.outcome.is_completed() {
-            return Some(delivery.ack());
-        }
+        let is_answered = result.outcome.is_completed();
         let why = result.why_dead(attempt, failure);
-        Some(delivery.reject(why))
+        Some(if is_answered { delivery.ack() } else { delivery.reject(why) })
     }
 
     /// Ends a job that another attempt has answered; one that is another's now is left to it.
