@@ -280,7 +280,7 @@ mod tests {
             "enqueue --file",
             "queue purge --yes",
         ];
-        const WHICH: [&str; 4] = ["newer-than", "older-than", "reason", "tenant"];
+        const WHICH: [&str; 5] = ["kind", "newer-than", "older-than", "reason", "tenant"];
         let of_dlq = |name| WHICH.map(|flag| format!("dlq {name} --{flag}"));
         let mut once: Vec<_> = ["list", "purge", "redrive"].into_iter().flat_map(of_dlq).collect();
         once.extend(ONCE.map(str::to_owned));

@@ -29,7 +29,7 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
    0  all is well
    1  a job failed or was cancelled, a promise was broken, or something else went wrong
-   2  a flag or an input is wrong
+   2  a flag or an input is wrong, the queue is not there, or the broker does not permit it
   66  what was asked for is not there
   69  the queue does not answer or is full, or no hub of models can be reached
   75  time ran out

@@ -21,7 +21,8 @@ pub enum FailureKind {
     Expired,
     /// It was given up after its attempts, each of which failed or was lost: another time may do.
     Attempts,
-    /// The model, or code around it, failed on it and will again: an operator has to look.
+    /// The model is not there, or it or what is around it failed on it and will again: an operator has to
+    /// look.
     Model,
     /// Its body is not to be had: send it again, with its body.
     Lost,
@@ -30,9 +31,9 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// All kinds, so that a text can be looked up.
-    const ALL: [Self; 6] =
-        [Self::Invalid, Self::Expired, Self::Attempts, Self::Model, Self::Lost, Self::Other];
+    /// All kinds.
+    pub const ALL: &[Self] =
+        &[Self::Invalid, Self::Expired, Self::Attempts, Self::Model, Self::Lost, Self::Other];
 
     /// One word, as results, replies and dead letters have it; it never changes.
     #[must_use]
@@ -50,7 +51,7 @@ impl FailureKind {
     /// The kind of this word; a word that is not known, or none, is [`FailureKind::Other`].
     #[must_use]
     pub fn of_word(word: &str) -> Self {
-        Self::ALL.into_iter().find(|kind| kind.word() == word).unwrap_or(Self::Other)
+        Self::ALL.iter().copied().find(|kind| kind.word() == word).unwrap_or(Self::Other)
     }
 }
 
@@ -104,11 +105,11 @@ mod tests {
 
     #[test]
     fn each_kind_is_known_by_its_word() {
-        for kind in FailureKind::ALL {
+        for kind in FailureKind::ALL.iter().copied() {
             assert_eq!(FailureKind::of_word(kind.word()), kind);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.word());
         }
-        let words = FailureKind::ALL.map(FailureKind::word);
+        let words: Vec<_> = FailureKind::ALL.iter().map(|kind| kind.word()).collect();
         assert_eq!(words, ["invalid", "expired", "attempts", "model", "lost", "other"]);
     }
 

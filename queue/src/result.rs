@@ -45,6 +45,19 @@ impl JobResult {
         Self { id, attempt, outcome, finished_at: at, queue: None }
     }
 
+    /// Why its job is a dead letter, where this is the result that is stored and `failure` is what this
+    /// attempt found: what an earlier attempt stored before it was lost counts, so that whoever asks for
+    /// the result and whoever looks at the dead letters read the same.
+    #[must_use]
+    pub fn why_dead(&self, attempt: u32, failure: Failure) -> Failure {
+        match &self.outcome {
+            Outcome::Failed(stored) if self.attempt < attempt && self.moved_to().is_none() => {
+                stored.clone()
+            }
+            _ => failure,
+        }
+    }
+
     /// What is stored of a job that somebody cancelled.
     pub(crate) fn cancelled(id: JobId, attempt: u32, at: Timestamp) -> Self {
         Self { id, attempt, outcome: Outcome::Cancelled, finished_at: at, queue: None }

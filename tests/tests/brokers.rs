@@ -198,12 +198,15 @@ fn garbage_harms_nobody_else(scene: &Scene) {
     let result = ["result", "good-1", "--follow", "--timeout", "60s", "--json"];
     scene.workplace.ebb(&result).ok();
     let letter = wait_for("a dead letter", || {
-        let letters = scene.workplace.ebb(&["dlq", "list", "--json"]).ok().json();
+        let list = ["dlq", "list", "--kind", "lost,invalid", "--json"];
+        let letters = scene.workplace.ebb(&list).ok().json();
         letters.as_array()?.first().cloned()
     });
     let reason = letter["reason"].as_str().unwrap();
     assert_eq!(reason, "ebb-priority: \"urgent\" is not valid; use high, normal or low");
     assert_eq!(letter["job"]["id"], "bad-1");
+    let others = ["dlq", "list", "--kind", "expired,attempts,model,lost,other", "--json"];
+    assert_eq!(scene.workplace.ebb(&others).ok().json(), json!([]));
     let letter = scene.workplace.ebb(&["dlq", "show", "bad-1", "--json"]).ok().json();
     assert_eq!(letter["job"]["body"], "{\"input\": \"bad\"}", "{letter}");
 }

@@ -154,6 +154,30 @@ fn dead_letters_are_deleted_only_when_it_is_meant() {
     assert_eq!(workplace.depth()["dead"], 0);
 }
 
+#[test]
+fn dead_letters_are_chosen_by_their_kind() {
+    let workplace = Workplace::new();
+    let _worker = echo_worker(&workplace, &[]);
+    let (poison, bad) = (json!({"input": "", "poison": true}), json!("no input"));
+    let jobs = [json!({"id": "poison", "body": poison}), json!({"id": "bad", "body": bad})];
+    enqueue_file(&workplace, &jobs, &["--wait"]).failed();
+    let ids = |kinds: &str| -> Vec<Value> {
+        let letters = workplace.ebb(&["dlq", "list", "--kind", kinds, "--json"]).ok().json();
+        let letters = letters.as_array().unwrap().iter();
+        letters.map(|letter| letter["job"]["id"].clone()).collect()
+    };
+    assert_eq!((ids("model"), ids("invalid")), (vec![json!("poison")], vec![json!("bad")]));
+    assert_eq!((ids("model,invalid").len(), ids("lost,expired").len()), (2, 0));
+    let slip = workplace.ebb(&["dlq", "purge", "--kind", "modell", "--yes"]);
+    assert_eq!(slip.status.code(), Some(2), "{slip}");
+    assert!(slip.stderr.contains("invalid, expired, attempts, model, lost, other"), "{slip}");
+    let none = workplace.ebb(&["dlq", "redrive", "--kind", "lost", "--json"]).ok().json();
+    assert_eq!((&none["redriven"], &none["dead"]), (&json!(0), &json!(2)));
+    let one = workplace.ebb(&["dlq", "purge", "--kind", "invalid", "--yes", "--json"]).ok().json();
+    assert_eq!((&one["purged"], &one["dead"]), (&json!(1), &json!(1)));
+    assert_eq!(ids("model"), [json!("poison")]);
+}
+
 /// One that is ready, and one that is delayed.
 fn two_waiting() -> [Value; 2] {
     let later = json!({"id": "later", "headers": {"ebb-delay": "1h"}, "body": {"input": "later"}});
@@ -246,6 +270,20 @@ fn a_body_that_cannot_be_read_is_refused_alone() {
     assert_eq!(outcomes, ["completed", "failed", "failed", "completed"], "{ran}");
     assert!(ran.lines()[2]["error"].as_str().unwrap().contains("input"), "{ran}");
     workplace.comes_to("dead", 2);
+}
+
+#[test]
+fn a_job_that_is_sent_again_under_its_id_is_stored_once() {
+    let workplace = Workplace::new();
+    let enqueue = || workplace.ebb(&["enqueue", "one", "--id", "order-7", "--json"]).ok().json();
+    assert_eq!(enqueue(), json!({"id": "order-7", "duplicate": false}));
+    assert_eq!(enqueue(), json!({"id": "order-7", "duplicate": true}));
+    assert_eq!(workplace.depth()["ready"], 1);
+    let two = workplace.ebb(&["enqueue", "one", "two", "--id", "order-8"]);
+    assert_eq!(two.status.code(), Some(2), "{two}");
+    assert!(two.stderr.contains("give each line its own `id`"), "{two}");
+    let slip = workplace.ebb(&["enqueue", "one", "--id", "order 8"]);
+    assert_eq!(slip.status.code(), Some(2), "{slip}");
 }
 
 #[test]

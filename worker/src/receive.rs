@@ -300,7 +300,9 @@ impl Served {
             self.shared.metrics.shed.with_label_values(&[model, EXPIRED]).inc();
             return Err(Failure::expired());
         }
-        let lane = held.lane.ok_or_else(|| Failure::invalid(self.no_such_model(job)))?;
+        // Perhaps a slip of who sent it, perhaps of who serves models here: an operator tells.
+        let no_model = || Failure::new(FailureKind::Model, self.no_such_model(job));
+        let lane = held.lane.ok_or_else(no_model)?;
         let own = &self.shared.lanes[lane];
         let decoded = catch_unwind(AssertUnwindSafe(|| own.codec.decode(job)));
         let layout = own.device.layout();
@@ -316,7 +318,7 @@ impl Served {
                 )))
             }
             Ok(Ok(read)) => Ok((lane, read)),
-            Ok(Err(bad)) => Err(Failure::invalid(bad.to_string())),
+            Ok(Err(bad)) => Err(bad.failure()),
             Err(_) => {
                 let reason = "body made the decoder panic; this is a bug of ours";
                 Err(Failure::new(FailureKind::Model, reason))

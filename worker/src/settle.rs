@@ -238,7 +238,8 @@ impl Served {
                     "the result cannot be stored: {error}; ask for less in one job, or give the \
                      workers a store for large answers with --payloads"
                 );
-                self.fail(delivery, ours, Failure::invalid(reason)).await
+                // Nothing is wrong with what was asked for: the answer is more than this pool can keep.
+                self.fail(delivery, ours, Failure::new(FailureKind::Model, reason)).await
             }
             Err(Unanswered::Refused(error)) => {
                 let reason = format!("the result or its alert could not be stored: {error}");
@@ -336,7 +337,9 @@ impl Served {
             loan.cancel();
             return Some(delivery.ack());
         }
-        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(failure) })
+        let is_answered = result.outcome.is_completed();
+        let why = result.why_dead(attempt, failure);
+        Some(if is_answered { delivery.ack() } else { delivery.reject(why) })
     }
 
     /// Ends a job that another attempt has answered; one that is another's now is left to it.

@@ -43,7 +43,7 @@ impl Codec for TextsCodec {
 
     fn decode(&self, job: &Job) -> Result<(Vec<usize>, ()), BadJob> {
         let lengths = serde_json::from_slice(&job.body);
-        Ok((lengths.map_err(|error| BadJob(error.to_string()))?, ()))
+        Ok((lengths.map_err(|error| BadJob::new(error.to_string()))?, ()))
     }
 
     fn size(&self, lengths: &Vec<usize>) -> Size {

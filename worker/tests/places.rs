@@ -196,7 +196,7 @@ async fn an_answer_that_no_store_can_take_fails_once_with_its_remedy() {
     assert_eq!((summary.failed, summary.retried), (1, 0));
     let letter = jobs.list(1).await.unwrap().remove(0);
     assert!(letter.reason.contains("--payloads"), "{}", letter.reason);
-    assert_eq!(letter.kind, ebb_queue::FailureKind::Invalid);
+    assert_eq!(letter.kind, ebb_queue::FailureKind::Model, "its job was as it should be");
     assert_eq!(letter.job.id.as_str(), "job-0000");
 }
 

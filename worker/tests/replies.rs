@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Info, Job, JobId,
-    JobResult, Link, Outcome, Published, Purged, Receipt, Result, ResultStore, Settled, Settlement,
-    Unsettled, WorkerStatus,
+    Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Failure, FailureKind,
+    Info, Job, JobId, JobResult, Link, Outcome, Published, Purged, Receipt, Result, ResultStore,
+    Settled, Settlement, Unsettled, WorkerStatus,
 };
 use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
 use futures::stream::BoxStream;
@@ -169,6 +169,25 @@ async fn a_result_that_was_stored_before_a_crash_is_sent_by_the_next_attempt() {
         assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
         assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_says_why_the_job_failed_before_a_crash() {
+    let (queue, clock) = queue(LEASE);
+    let job = asking(job(1, "not JSON"), "inbox");
+    let id = job.id.clone();
+    queue.publish(vec![job]).await.unwrap();
+    let held = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    let outcome = Outcome::Failed(Failure::new(FailureKind::Model, "not finite"));
+    let first = JobResult { id, attempt: 1, outcome, finished_at: EPOCH, queue: None };
+    queue.put(&first).await.unwrap();
+    drop(held);
+    tokio::time::sleep(LEASE).await;
+    assert_eq!(work(&queue, &clock, HEARS).await, [1, 0]);
+    assert_eq!(queue.replies(), [("inbox".to_owned(), first)]);
+    let letter = queue.list(1).await.unwrap().remove(0);
+    assert_eq!((letter.kind, &*letter.reason), (FailureKind::Model, "not finite"));
+    assert_eq!(letter.attempts, 2);
 }
 
 #[tokio::test(start_paused = true)]

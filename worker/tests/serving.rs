@@ -209,7 +209,7 @@ async fn a_job_chooses_among_the_models_of_its_queue() {
         "ebb-model is minilm; the models of queue mixed here are echo, lengths: name one of them, \
          or none for the first"
     );
-    assert_eq!(dead[0].kind, ebb_queue::FailureKind::Invalid);
+    assert_eq!(dead[0].kind, ebb_queue::FailureKind::Model, "who serves models has to know");
     assert_eq!(metrics.jobs.with_label_values(&["rejected", "none"]).get(), 1);
 }
 

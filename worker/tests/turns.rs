@@ -514,7 +514,7 @@ impl Codec for Turner {
     ) -> std::result::Result<Step<EchoInput, String>, BadJob> {
         assert_ne!(output, "panic ", "a bug");
         if output == "bad " {
-            return Err(BadJob("input: a word is bad".to_owned()));
+            return Err(BadJob::new("input: a word is bad".to_owned()));
         }
         let waits = output == "wait ";
         let step = EchoCodec.advance(input, output, asked, job)?;

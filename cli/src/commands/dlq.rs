@@ -18,7 +18,7 @@ use which::{Done, Filter, Which};
 pub(crate) enum Command {
     /// List dead letters, the newest first
     #[command(
-        after_help = "Examples:\n  ebb dlq list\n  ebb dlq list --max 10 --json\n  ebb dlq list --reason expired --newer-than 36h"
+        after_help = "Examples:\n  ebb dlq list\n  ebb dlq list --max 10 --json\n  ebb dlq list --kind model,attempts --newer-than 36h"
     )]
     List {
         /// Where the queue is.
@@ -33,7 +33,9 @@ pub(crate) enum Command {
         filter: Filter,
     },
     /// Show one dead letter: the job, its body, and what became of each attempt
-    #[command(after_help = "Examples:\n  ebb dlq show 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a")]
+    #[command(
+        after_help = "An id that is no dead letter exits with 66.\n\nExamples:\n  ebb dlq show 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a"
+    )]
     Show {
         /// The job's id
         id: JobId,
@@ -67,17 +69,21 @@ pub(crate) enum Command {
 }
 
 const REDRIVE_HELP: &str = "\
-A deadline that has passed is cleared, else the job would die again at once.
+A deadline that has passed is cleared, else the job would die again at once. An id that is no dead
+letter exits with 66; the others are put back all the same.
 
 Examples:
   ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
-  ebb dlq redrive --reason 'attempts are spent' --newer-than 2h
+  ebb dlq redrive --kind attempts --newer-than 2h
+  ebb dlq redrive --kind model --reason 'not finite'
   ebb dlq redrive --all";
 
 const PURGE_HELP: &str = "\
+An id that is no dead letter exits with 66; the others are deleted all the same.
+
 Examples:
   ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
-  ebb dlq purge --reason expired --older-than 168h --yes
+  ebb dlq purge --kind expired --older-than 168h --yes
   ebb dlq purge --all --yes";
 
 /// Runs the command.
@@ -106,7 +112,9 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         }
         Command::Show { queue, id } => {
             let letter = queue.find().await?.show(&id).await?;
-            let letter = letter.ok_or_else(|| missing(format!("no dead letter {id}")))?;
+            let letter = letter.ok_or_else(|| {
+                missing(format!("{id} is no dead letter; `ebb dlq list` tells which there are"))
+            })?;
             if output.json { output.json(&letter)? } else { output.line(letter_words(&letter))? }
         }
         Command::Redrive { queue, which } => {
@@ -160,12 +168,13 @@ fn list_table(letters: &[DeadLetter], widths: Widths) -> String {
             letter.job.id.to_string(),
             format!("{:.0}", letter.died_at),
             letter.attempts.to_string(),
+            letter.kind.word().to_owned(),
             shortened(&letter.reason, widths.reason),
             shortened(&String::from_utf8_lossy(&letter.job.body), widths.body),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    table(["id", "died", "attempts", "reason", "body"], &rows)
+    table(["id", "died", "attempts", "kind", "reason", "body"], &rows)
 }
 
 fn letter_words(letter: &DeadLetter) -> String {
@@ -233,8 +242,8 @@ mod tests {
     #[test]
     fn dead_letters_are_listed_one_a_line() {
         insta::assert_snapshot!(list_table(&[letter()], Widths::TERMINAL), @r#"
-        id     died                  attempts  reason      body
-        job-1  1970-01-02T00:00:00Z         2  not finite  {"input":"a text that is rather longer …
+        id     died                  attempts  kind   reason      body
+        job-1  1970-01-02T00:00:00Z         2  model  not finite  {"input":"a text that is rather longer …
         "#);
     }
 

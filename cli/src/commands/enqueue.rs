@@ -110,9 +110,13 @@ When nobody reads the ids any more, as behind `| head`, a file is enqueued to it
 on standard input too. A pipe may have none: what comes later is not enqueued, and the exit code 1.
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
-outcome (completed or failed), attempt, finished_at, queue (whose worker answered), and body or
-error. A failed job exits with 1, and so does one that expired. After --timeout, Ctrl-C or an outage
-each of the other jobs is printed as it stands, those that are open with the outcome waiting.
+outcome (completed, failed or cancelled), attempt, finished_at, queue (whose worker answered), and
+body, or error and its kind. A failed job exits with 1, and so does one that expired or was
+cancelled. After --timeout, Ctrl-C or an outage each of the other jobs is printed as it stands,
+those that are open with the outcome waiting.
+
+Where the queue does not say whether jobs are stored, as in an outage, their ids are told: send them
+again under the same ids (--id, or `id` in a JSON line), and those that are there are not doubled.
 
 With --follow the body of a text is {"input": "a text", "stream": true}; one that is given is sent
 as it is. Pieces are printed as `ebb result --follow` does. The model that answers must be one that
@@ -135,8 +139,12 @@ pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--follow is for one text; for more use --wait"));
     }
     args.envelope.streams = args.follow;
-    if args.envelope.key.is_some() && (stdin || args.file.is_some() || args.texts.len() > 1) {
+    let is_one = !stdin && args.texts.len() == 1;
+    if args.envelope.key.is_some() && !is_one {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
+    }
+    if args.envelope.id.is_some() && !is_one {
+        return Err(usage("--id makes all jobs of a call one job; give each line its own `id`"));
     }
     args.envelope.check()?;
     if args.waits() {

@@ -59,8 +59,8 @@ const CANCELLED: &str = "cancelled: nobody wants its answer any more";
 
 const HELP: &str = "\
 The result is one JSON object: id, outcome (completed, failed or cancelled), attempt, finished_at,
-queue (whose worker answered), and body or error. A failed or cancelled job exits with 1, one without
-a result yet with 66: the command does not wait, unless --follow says so.
+queue (whose worker answered), and body, or error and its kind. A failed or cancelled job exits with
+1, one without a result yet with 66: the command does not wait, unless --follow says so.
 
 Where there is no result, what is known of the job is told, with --json as the field `state` of an
 object: waiting, delayed, running, dead, done (and its result forgotten) or unknown. Where the
@@ -112,7 +112,12 @@ pub(super) async fn follow(
     let limit = limit.unwrap_or(Duration::MAX);
     match tokio::time::timeout(limit, follow_on(queue, job, how)).await {
         Ok(exit) => exit,
-        Err(_) => Err(timeout(format!("no result for {} in time", job.id))),
+        Err(_) => {
+            let id = &job.id;
+            let words =
+                format!("no result for {id} in time; it may still come: `ebb result {id}` asks");
+            Err(timeout(words))
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use self::watch::Show;
 use self::work::Work;
 use crate::choose::{Chosen, Kind, choose};
 use crate::commands::up::{default_max, own_program, threads_each, worker_arguments};
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, interrupted, usage};
 use crate::local::{Local, Settings};
 use crate::options::{open, parse_span};
 use crate::output::{Live, Output, note};
@@ -113,7 +113,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     let seen = tokio::select! {
         seen = show.run(&work, &mut live) => seen.map(|()| Exit::Done),
         () = tokio::time::sleep(args.limit) => Ok(Exit::Timeout),
-        () = stop.wait() => Err(anyhow::anyhow!("interrupted")),
+        () = stop.wait() => Err(interrupted("interrupted before the end; there is no verdict")),
     };
     live.end();
     // Also after an error: no worker outlives the demo.

@@ -215,7 +215,8 @@ impl Body {
         Ok(())
     }
 
-    /// Whether a text is one that [`Self::encode`] can take.
+    /// Whether a text is one that [`Self::encode`] can take. Who sends a text does not choose its tokens:
+    /// those that are unknown here come of a tokenizer that does not belong to the weights.
     fn check(&self, tokens: &Tokens) -> Result<(), ItemError> {
         let Config { positions, vocabulary, token_types, .. } = self.config;
         if tokens.len() == 0 || tokens.len() > positions {
@@ -225,14 +226,15 @@ impl Body {
             )));
         }
         if let Some(id) = tokens.ids().iter().find(|id| **id as usize >= vocabulary) {
-            return Err(ItemError::new(format!(
+            return Err(ItemError::of_model(format!(
                 "input has token {id}; the model knows {vocabulary}, use the tokenizer beside it"
             )));
         }
         // A model without token types does not look at them.
         match tokens.types().iter().find(|of| token_types > 0 && **of as usize >= token_types) {
-            Some(of) => Err(ItemError::new(format!(
-                "input has token type {of}; the model knows {token_types}"
+            Some(of) => Err(ItemError::of_model(format!(
+                "input has token type {of}; the model knows {token_types}, use the tokenizer \
+                 beside it"
             ))),
             None => Ok(()),
         }

@@ -68,7 +68,7 @@ pub use task::{Problem, Task};
 #[cfg(feature = "cpu")]
 pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
 #[cfg(feature = "cpu")]
-pub(crate) use tokenizer::{check_length, guarded};
+pub(crate) use tokenizer::{check_length, guarded, uncut};
 #[cfg(feature = "cpu")]
 pub use warmer::Warmer;
 

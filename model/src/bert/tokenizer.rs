@@ -148,9 +148,10 @@ impl Tokenizer {
 
     fn side(&self, field: &str, text: &str) -> Result<Side, ItemError> {
         check_length(field, text)?;
-        let mut encoding = self.inner.encode_fast(text, false).map_err(|error| {
-            ItemError::new(format!("the {field} cannot be cut into tokens: {error}"))
-        })?;
+        let mut encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| uncut(&format!("the {field}"), &error))?;
         // Where both texts of a pair have a rest the library pairs each piece with each: of two of
         // 30 kB and a model of 64 tokens these were 39 thousand, and 1.5 GB.
         let rest = encoding.take_overflowing();
@@ -169,8 +170,7 @@ impl Tokenizer {
         // Without a post-processor nobody else says so.
         document.encoding.set_type_ids(vec![1; document.encoding.len()]);
         let encoding = self.inner.post_process(query.encoding, Some(document.encoding), true);
-        let encoding =
-            encoding.map_err(|error| ItemError::new(format!("the pair cannot be cut: {error}")))?;
+        let encoding = encoding.map_err(|error| uncut("the pair", &error))?;
         let mut types = encoding.get_type_ids().to_vec();
         if types.iter().all(|of| *of == 0) {
             types.clear();
@@ -205,8 +205,7 @@ impl Tokenizer {
     pub fn tokenize_pieces(&self, text: &str) -> Result<Pieces, ItemError> {
         check_length("input", text)?;
         let encoding = self.inner.encode_char_offsets(text, true);
-        let encoding = encoding
-            .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
+        let encoding = encoding.map_err(|error| uncut("input", &error))?;
         let words = encoding.get_word_ids().iter();
         let places =
             encoding.get_offsets().iter().zip(words).zip(encoding.get_special_tokens_mask());
@@ -227,8 +226,7 @@ impl Tokenizer {
         } else {
             self.inner.encode_fast(format!("{prompt}{text}"), true)
         };
-        let encoding = encoding
-            .map_err(|error| ItemError::new(format!("input cannot be cut into tokens: {error}")))?;
+        let encoding = encoding.map_err(|error| uncut("input", &error))?;
         Ok(self.tokens(&encoding))
     }
 
@@ -307,6 +305,11 @@ pub(crate) fn check_length(field: &str, text: &str) -> Result<(), ItemError> {
     Err(ItemError::new(message))
 }
 
+/// A text that the library cannot cut: any text can be, by a tokenizer that has all that it names.
+pub(crate) fn uncut(field: &str, error: &tokenizers::Error) -> ItemError {
+    ItemError::of_model(format!("{field} cannot be cut into tokens: {error}"))
+}
+
 fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
     match normalizer {
         NormalizerWrapper::Lowercase(_) => true,
@@ -369,6 +372,33 @@ mod tests {
                 assert_eq!(found.is_cut(), !expected.get_overflowing().is_empty(), "{what}");
             }
         }
+    }
+
+    #[test]
+    fn a_text_that_a_tokenizer_has_no_token_for_is_the_models_fault() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-rerank-bert");
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(data.join(name), dir.path().join(name)).unwrap();
+        }
+        let path = dir.path().join("tokenizer.json");
+        let mut file: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        file["model"]["unk_token"] = "[NONE]".into();
+        std::fs::write(&path, file.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        let odd = "\u{1f30a}";
+        let errors = [
+            tokenizer.tokenize(odd).unwrap_err(),
+            tokenizer.tokenize_pieces(odd).unwrap_err(),
+            tokenizer.tokenize_pairs(odd, ["the pump"]).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("cannot be cut into tokens"), "{error}");
+            assert!(error.is_models(), "{error}");
+        }
+        let long = "a".repeat(MAX_TEXT_BYTES + 1);
+        assert!(!tokenizer.tokenize(&long).unwrap_err().is_models());
     }
 
     #[test]

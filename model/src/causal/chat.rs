@@ -42,6 +42,13 @@ pub struct Message {
     pub rest: Map<String, serde_json::Value>,
 }
 
+impl Message {
+    /// Whether it is of those that each template is there to write.
+    fn is_plain(&self) -> bool {
+        self.rest.is_empty() && matches!(&*self.role, "system" | "user" | "assistant")
+    }
+}
+
 /// A model's way to write a conversation.
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -110,7 +117,10 @@ impl ChatTemplate {
         // Of two of the same name the one that stands further to the left counts.
         let all = context! { ..own, ..Serde(more), ..Serde(&self.special) };
         let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(all)).map_err(|error| refused(field, &error))
+        template.and_then(|template| template.render(all)).map_err(|error| {
+            let is_plain = more.is_empty() && messages.iter().all(Message::is_plain);
+            refused(field, &error, is_plain)
+        })
     }
 }
 
@@ -299,7 +309,10 @@ impl serde_json::ser::Formatter for Python<'_> {
 }
 
 /// An error of a template, for whoever sent the messages.
-fn refused(field: &str, error: &minijinja::Error) -> ItemError {
+///
+/// Where a plain conversation cannot be written the template is wrong. Of any other the job may have
+/// brought what does not suit it, unless what is missing is nothing that a job can bring.
+fn refused(field: &str, error: &minijinja::Error, is_plain: bool) -> ItemError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(one) = cause {
         if let Some(Raised(words)) = one.downcast_ref() {
@@ -313,7 +326,12 @@ fn refused(field: &str, error: &minijinja::Error) -> ItemError {
     }
     let (kind, line) = (error.kind(), error.line().unwrap_or(0));
     let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
-    ItemError::new(format!("{field}: the chat template fails in line {line}: {kind}{detail}"))
+    let message = format!("{field}: the chat template fails in line {line}: {kind}{detail}");
+    let lacks = matches!(
+        kind,
+        ErrorKind::UnknownFilter | ErrorKind::UnknownFunction | ErrorKind::UnknownTest
+    );
+    if is_plain || lacks { ItemError::of_model(message) } else { ItemError::new(message) }
 }
 
 /// Lines end as Jinja has them, wherever the file was written.
@@ -370,13 +388,14 @@ mod tests {
         Message { role: role.to_owned(), content: content.to_owned(), rest: Map::new() }
     }
 
-    fn written_with(source: &str, more: &serde_json::Value) -> Result<String, String> {
+    fn tried(source: &str, more: &serde_json::Value) -> Result<String, ItemError> {
         let messages = [message("user", "Where is  Ångström?\n"), message("assistant", "There.")];
         let now: Timestamp = "2026-02-03T23:59:00Z".parse().unwrap();
-        let more = more.as_object().unwrap();
-        template(source)
-            .write(("messages", &messages), more, now)
-            .map_err(|error| error.to_string())
+        template(source).write(("messages", &messages), more.as_object().unwrap(), now)
+    }
+
+    fn written_with(source: &str, more: &serde_json::Value) -> Result<String, String> {
+        tried(source, more).map_err(|error| error.to_string())
     }
 
     fn written(source: &str) -> Result<String, String> {
@@ -482,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_the_jobs_fault_and_is_named() {
+    fn what_goes_wrong_is_named() {
         for (source, says) in [
             (
                 "{{ raise_exception('Roles must alternate!') }}",
@@ -519,6 +538,32 @@ mod tests {
             let error = template("").write((field, &long), &Map::new(), Timestamp::UNIX_EPOCH);
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(&format!("{says} is a text of 2097152")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_fails_is_the_models_fault_unless_the_job_may_have_brought_it_about() {
+        let (plain, more) = (json!({}), json!({"n": 1}));
+        for (source, of_plain, of_more) in [
+            ("{{ raise_exception('Roles must alternate!') }}", false, false),
+            ("{{ 'x' * 999999999 }}", false, false),
+            ("{{ messages[0].content | shout }}", true, true),
+            ("{{ nothing() }}", true, true),
+            ("{{ messages[0].content is loud }}", true, true),
+            ("{{ messages[0].content.shout() }}", true, false),
+            ("{{ messages[0].name.upper() }}", true, false),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", true, false),
+        ] {
+            for (more, expected) in [(&plain, of_plain), (&more, of_more)] {
+                let error = tried(source, more).expect_err(source);
+                assert_eq!(error.is_models(), expected, "{source} with {more}: {error}");
+            }
+        }
+        let broken = template("{{ messages[0].content.shout() }}");
+        let named = Map::from_iter([("name".to_owned(), "a".into())]);
+        for odd in [message("tool", "a"), Message { rest: named, ..message("user", "a") }] {
+            let error = broken.write(("messages", &[odd]), &Map::new(), Timestamp::UNIX_EPOCH);
+            assert!(!error.unwrap_err().is_models());
         }
     }
 

@@ -220,9 +220,10 @@ impl<F: Forward> Engine<F> {
         let kept = self.kept.get(&sequence.key).filter(|kept| kept.goes_on(tokens));
         let new = &tokens[kept.map_or(0, |kept| kept.read.len())..];
         if let Some(token) = new.iter().find(|token| **token as usize >= vocabulary) {
-            return error(format!(
+            let words = format!(
                 "prompt has token {token}; the model knows {vocabulary}, use the tokenizer beside it"
-            ));
+            );
+            return Some(Place::Told(Err(ItemError::of_model(words))));
         }
         let ended = Some(Ended::Length);
         if *n_prompt == positions && tokens.len() == *n_prompt && *max_new > 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::letters::Letters;
-use crate::bert::{check_length, guarded};
+use crate::bert::{check_length, guarded, uncut};
 use crate::catalog::TOKENIZER;
 use crate::{ItemError, LoadError};
 
@@ -83,9 +83,8 @@ impl Tokenizer {
 
     fn cut(&self, field: &str, text: &str, framed: bool) -> Result<Vec<u32>, ItemError> {
         check_length(field, text)?;
-        let encoding = self.inner.encode_fast(text, framed).map_err(|error| {
-            ItemError::new(format!("{field} cannot be cut into tokens: {error}"))
-        })?;
+        let encoding = self.inner.encode_fast(text, framed);
+        let encoding = encoding.map_err(|error| uncut(field, &error))?;
         Ok(encoding.get_ids().to_vec())
     }
 

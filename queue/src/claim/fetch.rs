@@ -108,13 +108,13 @@ impl Claim {
         Ok(whole)
     }
 
-    /// Makes a dead letter of a job whose body is gone, unless it was answered before that.
+    /// Makes a dead letter of a job that has no body to be handed out, unless it was answered before that.
     ///
     /// What fails here is left to the lease: the job comes back, and is buried then.
     async fn bury(&self, delivery: Delivery, failure: Failure) {
         let id = delivery.job.id.clone();
         if let Err(error) = self.try_bury(delivery, failure).await {
-            warn!(job.id = %id, %error, "a job without a body is no dead letter yet");
+            warn!(job.id = %id, %error, "a job whose body is not handed out is no dead letter yet");
         }
     }
 
@@ -129,7 +129,7 @@ impl Claim {
             Stored::Stale => return Ok(()),
             Stored::Duplicate => result = self.queue.get(&result.id).await?.unwrap_or(result),
         }
-        warn!(job.id = %result.id, reason = %failure.reason, "a job is rejected: its body is not to be had");
+        warn!(job.id = %result.id, reason = %failure.reason, "a job is rejected: its body is not handed out");
         if let Some(to) = &delivery.job.headers.reply_to {
             match self.queue.reply(to, &result, delivery.job.headers.traceparent.as_deref()).await {
                 Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
@@ -141,7 +141,10 @@ impl Claim {
         let settlement = match result.outcome {
             // A body goes when its job is done, and another delivery of it may be on its way.
             Outcome::Completed { .. } | Outcome::Cancelled => delivery.ack(),
-            Outcome::Failed(_) => delivery.reject(failure),
+            Outcome::Failed(_) => {
+                let why = result.why_dead(delivery.attempt, failure);
+                delivery.reject(why)
+            }
         };
         self.queue.settle(&[settlement]).await?;
         Ok(())

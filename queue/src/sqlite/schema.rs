@@ -124,6 +124,15 @@ CREATE TABLE workers (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// A version without kinds puts a dead job back and leaves its kind, which is none of the next death.
+const REVIVAL: &str = "
+CREATE TRIGGER IF NOT EXISTS jobs_revived AFTER UPDATE OF died_at ON jobs
+WHEN NEW.died_at IS NULL AND NEW.failure IS NOT NULL
+BEGIN
+    UPDATE jobs SET failure = NULL WHERE n = NEW.n;
+END;
+";
+
 /// Opens the file for the writer, and makes it ours where it is new.
 pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, Failure> {
     let mut db = connect(path)?;
@@ -146,6 +155,7 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, 
         // The same layout: older versions pass over a column that they do not name.
         tx.execute_batch("ALTER TABLE jobs ADD COLUMN failure TEXT")?;
     }
+    tx.execute_batch(REVIVAL)?;
     tx.commit()?;
     Ok(db)
 }
@@ -313,7 +323,8 @@ mod tests {
         let path = folder.path().join("queue.db");
         let db = open(&path, Synchronous::Normal).unwrap();
         db.execute_batch(
-            "ALTER TABLE jobs DROP COLUMN failure;
+            "DROP TRIGGER jobs_revived;
+             ALTER TABLE jobs DROP COLUMN failure;
              INSERT INTO jobs (queue, id, state, rank, place, enqueued_at) VALUES (1, 'a', 3, 0, 0, 0)",
         )
         .unwrap();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, Outcome,
-    PayloadsUrl, QueueUrl, Settled, Timestamp, open,
+    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, JobResult,
+    Outcome, PayloadsUrl, QueueUrl, Settled, Timestamp, open,
 };
 use proptest::prelude::*;
 
@@ -162,6 +162,23 @@ async fn a_body_that_is_gone_or_another_makes_a_dead_letter_with_the_reason() {
         queue.purge(None).await.unwrap();
         assert!(site.keys("bodies").is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_dead_letter_whose_body_is_gone_says_why_its_job_failed_before_a_crash() {
+    let site = Site::new().await;
+    let (queue, kind) = (&site.queue, FailureKind::Model);
+    queue.publish(vec![job("a", 500)]).await.unwrap();
+    let first = take(queue, 1).await.remove(0);
+    let outcome = Outcome::Failed(Failure::new(kind, "not finite"));
+    queue.put(&JobResult { outcome, ..answer("a", 1, 0) }).await.unwrap();
+    queue.settle(&[first.retry(Duration::ZERO, "its worker was lost")]).await.unwrap();
+    std::fs::remove_file(&site.keys("bodies")[0]).unwrap();
+    assert!(take(queue, 1).await.is_empty());
+    let letter = site.plain.show(&id("a")).await.unwrap().unwrap();
+    assert_eq!((letter.kind, &*letter.reason), (kind, "not finite"));
+    let told = queue.get(&id("a")).await.unwrap().unwrap();
+    assert_eq!(told.outcome, Outcome::Failed(Failure::new(kind, "not finite")));
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebb_queue::{Clock, Error, ErrorKind, OpenOptions, Timestamp, open};
+use ebb_queue::{
+    Clock, DeadLetter, Error, ErrorKind, Failure, FailureKind, OpenOptions, Queue, Timestamp, open,
+};
 use rusqlite::Connection;
 
 use crate::{answer, handle, job, take, url};
@@ -78,6 +80,42 @@ async fn a_newer_layout_is_refused_with_both_versions_and_the_remedy() {
     for part in ["version 7", "up to 1", "newer ebb", "queue.db"] {
         assert!(error.to_string().contains(part), "{error}");
     }
+}
+
+/// What a version without kinds runs when it puts a job back.
+const REDRIVEN_BEFORE: &str = "UPDATE jobs SET state = 0, attempts = 0, \
+    reason = NULL, died_at = NULL, settled = NULL, deadline = NULL WHERE id = 'a'";
+/// And when it makes a dead letter of one.
+const BURIED_BEFORE: &str = "UPDATE jobs SET state = 3, due = NULL, \
+    deadline = NULL, lease = NULL, worker = NULL, settled = NULL, history = NULL, \
+    reason = 'as it was', died_at = 1 WHERE id = 'a'";
+
+async fn reject(queue: &Queue, kind: FailureKind) {
+    let delivery = take(queue, 1, Duration::ZERO).await.remove(0);
+    queue.settle(&[delivery.reject(Failure::new(kind, "as it is"))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_an_older_version_puts_back_or_buries_has_no_kind_of_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let queue = handle(&url(&file)).await;
+    let older = Connection::open(&file).unwrap();
+    let letter = async || -> DeadLetter { queue.show(&job("a").id).await.unwrap().unwrap() };
+    queue.publish(vec![job("a")]).await.unwrap();
+    reject(&queue, FailureKind::Invalid).await;
+    assert_eq!(letter().await.kind, FailureKind::Invalid);
+    for sql in [REDRIVEN_BEFORE, BURIED_BEFORE] {
+        assert_eq!(older.execute(sql, []).unwrap(), 1);
+    }
+    let found = letter().await;
+    assert_eq!((found.kind, &*found.reason), (FailureKind::Other, "as it was"));
+    queue.redrive(None).await.unwrap();
+    reject(&queue, FailureKind::Model).await;
+    assert_eq!(letter().await.kind, FailureKind::Model);
+    queue.redrive(None).await.unwrap();
+    assert_eq!(older.execute(BURIED_BEFORE, []).unwrap(), 1);
+    assert_eq!(letter().await.kind, FailureKind::Other);
 }
 
 #[tokio::test]

@@ -20,8 +20,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What whoever waits for a job finds.
 enum Told {
-    /// That it failed, as it was told now or before.
+    /// That it failed, as it is told now.
     Failure,
+    /// That it failed, as it was told before.
+    Before(JobResult),
     /// An answer that was there before.
     Answer,
 }
@@ -33,10 +35,11 @@ impl Splitter {
         let failure = failure.shortened();
         let outcome = Outcome::Failed(failure.clone());
         let (id, attempt) = (job.id.clone(), delivery.attempt);
-        let result =
+        let mut result =
             JobResult { id, attempt, outcome, finished_at: self.parts.clock.now(), queue: None };
         match self.tell(&result).await {
             Ok(Told::Failure) => {}
+            Ok(Told::Before(stored)) => result = stored,
             Ok(Told::Answer) => return self.settlements.push(delivery.ack()),
             Err(error) => return self.give_back(delivery, &error),
         }
@@ -50,6 +53,7 @@ impl Splitter {
                 "the reply was not sent; the result is in the store"
             );
         }
+        let failure = result.why_dead(attempt, failure);
         let why = if failure.kind == FailureKind::Expired { EXPIRED } else { "refused" };
         let reason = &failure.reason;
         self.parts.metrics.dead.with_label_values(&[why]).inc();
@@ -78,7 +82,7 @@ impl Splitter {
             if found.outcome.is_final() {
                 return Ok(Told::Answer);
             }
-            let Some(to) = found.moved_to() else { break };
+            let Some(to) = found.moved_to() else { return Ok(Told::Before(found)) };
             let closed = || Error::new(ErrorKind::Unavailable, format!("{to} cannot be opened"));
             store = self.opened(to).await.ok_or_else(closed)?;
         }

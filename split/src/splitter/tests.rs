@@ -7,8 +7,8 @@ use std::time::Duration;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, Failure, JobId, OpenOptions,
-    Operator, Outcome, ResultStore, Timestamp, TokioClock,
+    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, Failure, FailureKind, JobId,
+    OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
@@ -476,6 +476,29 @@ async fn a_job_that_expires_while_it_waits_is_buried_and_whoever_waits_for_it_is
         assert!(told.outcome == Outcome::Failed(Failure::expired()));
     }
     assert_eq!(scene.metrics.dead.with_label_values(&["expired"]).get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_says_why_the_job_failed_before_a_crash() {
+    let scene = Scene::new(Some(0));
+    scene.weights.send_replace(weights("stable=1,canary=0"));
+    scene
+        .publish(1, |_, job| {
+            job.set("ebb-ttl", "60s").unwrap();
+            job.headers.reply_to = Some("inbox".to_owned());
+        })
+        .await;
+    let first = scene.intake.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().remove(0);
+    let outcome = Outcome::Failed(Failure::invalid("it is too large"));
+    let (id, finished_at) = (first.job.id.clone(), scene.clock.now());
+    let told = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+    scene.intake.put(&told).await.unwrap();
+    scene.intake.settle(&[first.retry(Duration::ZERO, "the split was killed")]).await.unwrap();
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("a dead letter", async || scene.intake.depth().await.unwrap().dead == 1).await;
+    let letter = scene.intake.list(1).await.unwrap().remove(0);
+    assert_eq!((letter.kind, &*letter.reason), (FailureKind::Invalid, "it is too large"));
+    assert_eq!(scene.intake.replies(), [("inbox".to_owned(), told)]);
 }
 
 #[tokio::test(start_paused = true)]

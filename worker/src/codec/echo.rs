@@ -81,7 +81,7 @@ mod tests {
             (r#"{"input": 7}"#, "body: invalid type: integer `7`, expected a string at line 1"),
         ] {
             let job = Job::new(body.to_owned(), Timestamp::UNIX_EPOCH);
-            let BadJob(words) = EchoCodec.decode(&job).expect_err(body);
+            let words = EchoCodec.decode(&job).expect_err(body).to_string();
             assert!(words.contains(told), "{body}: {words}");
         }
     }

@@ -45,7 +45,9 @@ impl EncoderCodec {
         match asked {
             Some(n) if n == 0 || n > self.dimensions as u64 => {
                 let own = self.dimensions;
-                Err(BadJob(format!("dimensions is {n}; the model has {own}, ask for 1 to {own}")))
+                Err(BadJob::new(format!(
+                    "dimensions is {n}; the model has {own}, ask for 1 to {own}"
+                )))
             }
             _ => Ok(()),
         }
@@ -247,7 +249,7 @@ mod tests {
             let message = EmbeddingRequest { input: input.clone(), truncate, ..Default::default() };
             for job in [job(&written), binary(&message)] {
                 let found = codec.decode(&job).map(|(texts, _)| texts.len());
-                assert_eq!(found, expected.map_err(|says| BadJob(says.to_owned())), "{truncate:?}");
+                assert_eq!(found, expected.map_err(BadJob::new), "{truncate:?}");
             }
         }
         let error = codec.decode(&job(r#"{"input": "a", "truncate": 1}"#)).unwrap_err().to_string();

@@ -22,9 +22,10 @@ use std::any::Any;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ebb_queue::Job;
+use ebb_model::ItemError;
 #[cfg(feature = "cpu")]
 use ebb_queue::PROTOBUF;
+use ebb_queue::{Failure, FailureKind, Job};
 use serde::Serialize;
 use serde_json::error::Category;
 
@@ -197,8 +198,36 @@ impl<C: Codec> AnyCodec for C {
 
 /// A job that can never be answered, in words for whoever sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadJob(pub String);
+#[error("{words}")]
+pub struct BadJob {
+    words: String,
+    is_models: bool,
+}
+
+impl BadJob {
+    /// One that is wrong itself: name the field and the remedy.
+    pub fn new(words: impl Into<String>) -> Self {
+        Self { words: words.into(), is_models: false }
+    }
+
+    /// One that is as it should be, and that the files of the model make nothing of.
+    pub fn of_model(words: impl Into<String>) -> Self {
+        Self { words: words.into(), is_models: true }
+    }
+
+    /// The failure that it ends in.
+    pub(crate) fn failure(self) -> Failure {
+        let Self { words, is_models } = self;
+        Failure::new(if is_models { FailureKind::Model } else { FailureKind::Invalid }, words)
+    }
+}
+
+/// What is wrong with an item is wrong with its job.
+impl From<ItemError> for BadJob {
+    fn from(error: ItemError) -> Self {
+        Self { words: error.to_string(), is_models: error.is_models() }
+    }
+}
 
 /// The answer to a job, ready to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,7 +249,7 @@ pub struct Answer {
 /// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
 fn json<T: serde::de::DeserializeOwned>(job: &Job) -> Result<T, BadJob> {
     serde_json::from_slice(&job.body).map_err(|error| {
-        BadJob(match error.classify() {
+        BadJob::new(match error.classify() {
             Category::Syntax | Category::Eof => not_json(&error),
             _ => format!("body: {error}"),
         })
@@ -251,7 +280,7 @@ fn is_protobuf(job: &Job) -> bool {
 /// Reads a body as one of our messages.
 #[cfg(feature = "cpu")]
 fn message<M: prost::Message + Default>(job: &Job) -> Result<M, BadJob> {
-    M::decode(job.body.clone()).map_err(|error| BadJob(format!("body: {error}")))
+    M::decode(job.body.clone()).map_err(|error| BadJob::new(format!("body: {error}")))
 }
 
 /// The answer of one of our messages.

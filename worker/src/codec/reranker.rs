@@ -87,8 +87,7 @@ impl Codec for RerankerCodec {
         let request = request(job)?;
         texts::check_count("documents", "texts", request.documents.len())?;
         let documents = request.documents.iter().map(Document::text);
-        let pairs = self.tokenizer.tokenize_pairs(&request.query, documents);
-        let pairs = pairs.map_err(|error| BadJob(error.to_string()))?;
+        let pairs = self.tokenizer.tokenize_pairs(&request.query, documents)?;
         for (index, pair) in pairs.iter().enumerate() {
             request.too_long.check(pair, format_args!("documents[{index}] with the query"))?;
         }
@@ -138,7 +137,7 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     }
     let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores, truncate } =
         super::message(job)?;
-    let query = query.ok_or_else(|| BadJob("body: missing field `query`".into()))?;
+    let query = query.ok_or_else(|| BadJob::new("body: missing field `query`"))?;
     let documents = documents.into_iter().map(Document::Text).collect();
     let top_n = super::given(top_n).and_then(NonZeroUsize::new);
     let too_long = truncate.into();
@@ -240,7 +239,7 @@ mod tests {
             ..Default::default()
         };
         for refused in [written(false), binary(&message)] {
-            let BadJob(error) = codec().decode(&refused).unwrap_err();
+            let error = codec().decode(&refused).unwrap_err().to_string();
             let says = "documents[1] with the query has 83 tokens; the model takes 64: send less";
             assert!(error.starts_with(says), "{error}");
         }

@@ -67,10 +67,10 @@ impl Codec for SentinelCodec {
             let rows = readings.map(|reading| row(reading).map(|value| value as f32));
             (window.machine, rows.collect::<Vec<_>>())
         } else {
-            let request: Request = super::json(job).map_err(|BadJob(why)| {
+            let request: Request = super::json(job).map_err(|why| {
                 let shape =
                     r#"{"machine": "pump-7", "readings": [[vibration, temperature, pressure]]}"#;
-                BadJob(format!("{why}; send {shape}"))
+                BadJob::new(format!("{why}; send {shape}"))
             })?;
             (request.machine, request.readings.into_iter().map(row).collect())
         };

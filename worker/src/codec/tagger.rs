@@ -76,9 +76,8 @@ impl Codec for TaggerCodec {
         let Request { input, aggregation, too_long } = request(job)?;
         let texts = input.texts()?;
         texts::check_count("input", "texts", texts.len())?;
-        let cut = |(index, text): (usize, &String)| {
-            let pieces = self.tokenizer.tokenize_pieces(text);
-            let pieces = pieces.map_err(|error| BadJob(error.to_string()))?;
+        let cut = |(index, text): (usize, &String)| -> Result<Pieces, BadJob> {
+            let pieces = self.tokenizer.tokenize_pieces(text)?;
             too_long.check(&pieces.tokens, format_args!("input[{index}]"))?;
             Ok(pieces)
         };
@@ -120,7 +119,7 @@ fn request(job: &Job) -> Result<Request, BadJob> {
     let aggregation = match v1::tagging_request::Aggregation::try_from(aggregation) {
         Ok(v1::tagging_request::Aggregation::Simple) => Aggregation::Simple,
         Ok(v1::tagging_request::Aggregation::Words) => Aggregation::Words,
-        Err(_) => return Err(BadJob(format!("aggregation is {aggregation}; use 0 or 1"))),
+        Err(_) => return Err(BadJob::new(format!("aggregation is {aggregation}; use 0 or 1"))),
     };
     Ok(Request { input: Input::Several(input), aggregation, too_long: truncate.into() })
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use ebb_model::ItemError;
 use ebb_model::bert::{Tokenizer, Tokens};
 use ebb_queue::JSON;
 use serde::{Deserialize, Serialize};
@@ -27,8 +26,8 @@ impl Input {
         match self {
             Self::One(text) => Ok(vec![text]),
             Self::Several(texts) => Ok(texts),
-            Self::Other(_) => Err(BadJob(
-                "input is neither a text nor a list of texts; send text, not tokens".into(),
+            Self::Other(_) => Err(BadJob::new(
+                "input is neither a text nor a list of texts; send text, not tokens",
             )),
         }
     }
@@ -59,7 +58,7 @@ impl TooLong {
             return Ok(());
         }
         let (n_whole, most) = (text.n_whole(), text.len());
-        Err(BadJob(format!(
+        Err(BadJob::new(format!(
             "{place} has {n_whole} tokens; the model takes {most}: send less, or leave truncate out \
              to have the end cut off"
         )))
@@ -74,10 +73,9 @@ pub(super) fn tokenize(
     too_long: TooLong,
 ) -> Result<Vec<Tokens>, BadJob> {
     check_count("input", "texts", texts.len())?;
-    let bad = |error: ItemError| BadJob(error.to_string());
-    let prompt = tokenizer.prompt(prompt).map_err(bad)?;
+    let prompt = tokenizer.prompt(prompt)?;
     let cut = |(index, text): (usize, &String)| {
-        let tokens = tokenizer.tokenize_after(prompt, text).map_err(bad)?;
+        let tokens = tokenizer.tokenize_after(prompt, text)?;
         too_long.check(&tokens, format_args!("input[{index}]"))?;
         Ok(tokens)
     };
@@ -88,7 +86,7 @@ pub(super) fn check_count(field: &str, what: &str, n: usize) -> Result<(), BadJo
     if (1..=MAX_TEXTS).contains(&n) {
         return Ok(());
     }
-    Err(BadJob(format!("{field} has {n} {what}; send 1 to {MAX_TEXTS}")))
+    Err(BadJob::new(format!("{field} has {n} {what}; send 1 to {MAX_TEXTS}")))
 }
 
 pub(super) fn size<'a>(texts: impl Iterator<Item = &'a Tokens>) -> Size {

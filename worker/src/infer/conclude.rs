@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Again, Failed, Sent, Submitted};
 use crate::batcher::Size;
 use crate::bisect::{self, Run};
-use crate::codec::{Next, Spent, Step};
+use crate::codec::{BadJob, Next, Spent, Step};
 use crate::device::{Answer, Cargo};
 use crate::held::{End, Finished, Held, Item, Output};
 use crate::served::Lane;
@@ -92,12 +92,12 @@ impl Shared {
     ) -> Result<Item, Finished> {
         let own = &self.lanes[lane];
         let job = &held.delivery.job;
-        let step = result.map_err(|error| fault(&error)).and_then(|output| {
+        let step = result.map_err(|error| BadJob::from(error).failure()).and_then(|output| {
             let advance = || own.codec.advance(input, output, &mut asked, job);
             let step = catch_unwind(AssertUnwindSafe(advance)).map_err(|_| {
                 Failure::new(FailureKind::Model, "a turn made the codec panic; a bug of ours")
             })?;
-            step.map_err(|bad| Failure::invalid(bad.to_string()))
+            step.map_err(BadJob::failure)
         });
         let step = match step {
             Ok(Step { next, piece }) => {
@@ -199,10 +199,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// Whether the job is to be mended, or the model.
-fn fault(error: &ItemError) -> Failure {
-    let kind = if error.is_models() { FailureKind::Model } else { FailureKind::Invalid };
-    Failure::new(kind, error.to_string())
 }

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use ebb_queue::{DeadLetter, JobId, Queue, Timestamp, read_span};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ebb_queue::{DeadLetter, FailureKind, JobId, Queue, Timestamp, read_span};
 
 use crate::output::{grouped, note};
 
 /// One or more dead letters, those that are alike, or all.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true, args = [
-    "ids", "all", "reason", "tenant", "older_than", "newer_than",
+    "ids", "all", "kind", "reason", "tenant", "older_than", "newer_than",
 ])]
 pub(crate) struct Which {
     /// The ids of the jobs
@@ -28,8 +29,13 @@ pub(crate) struct Which {
 
 /// Dead letters by what they say. Where more than one of these is given, all of them hold.
 #[derive(Debug, Args)]
-#[group(id = "filter", multiple = true, args = ["reason", "tenant", "older_than", "newer_than"])]
+#[group(id = "filter", multiple = true, args = [
+    "kind", "reason", "tenant", "older_than", "newer_than",
+])]
 pub(crate) struct Filter {
+    /// Those that failed for this kind of cause, or for one of these
+    #[arg(long, value_name = "KIND[,KIND]", value_delimiter = ',', value_parser = parse_kinds())]
+    kind: Vec<FailureKind>,
     /// Those whose reason contains this, letter by letter
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -49,6 +55,12 @@ pub(crate) struct Filter {
     look: usize,
 }
 
+/// The words of all kinds, and nothing else: a slip would read as `other`.
+fn parse_kinds() -> impl TypedValueParser<Value = FailureKind> {
+    let words = FailureKind::ALL.iter().map(|kind| kind.word());
+    PossibleValuesParser::new(words).map(|word| FailureKind::of_word(&word))
+}
+
 /// As many hours as one may want to look back.
 fn parse_age(text: &str) -> Result<Duration, String> {
     read_span(text).ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
@@ -57,15 +69,17 @@ fn parse_age(text: &str) -> Result<Duration, String> {
 impl Filter {
     /// Whether it leaves any out.
     pub(crate) fn is_any(&self) -> bool {
-        let Self { reason, tenant, older_than, newer_than, look: _ } = self;
-        reason.is_some() || tenant.is_some() || older_than.is_some() || newer_than.is_some()
+        let Self { kind, reason, tenant, older_than, newer_than, look: _ } = self;
+        let is_aged = older_than.is_some() || newer_than.is_some();
+        !kind.is_empty() || reason.is_some() || tenant.is_some() || is_aged
     }
 
     /// Whether a letter is meant.
     fn fits(&self, letter: &DeadLetter, now: Timestamp) -> bool {
         let age = Duration::try_from(now.duration_since(letter.died_at)).unwrap_or_default();
         let tenant = &letter.job.headers.tenant;
-        self.reason.as_ref().is_none_or(|text| letter.reason.contains(text))
+        (self.kind.is_empty() || self.kind.contains(&letter.kind))
+            && self.reason.as_ref().is_none_or(|text| letter.reason.contains(text))
             && (self.tenant.is_none() || self.tenant == *tenant)
             && self.older_than.is_none_or(|least| age >= least)
             && self.newer_than.is_none_or(|most| age <= most)
@@ -173,12 +187,13 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::{FailureKind, Job};
+    use ebb_queue::Job;
 
     use super::*;
 
     fn none() -> Filter {
-        Filter { reason: None, tenant: None, older_than: None, newer_than: None, look: 10 }
+        let (kind, reason, tenant) = (Vec::new(), None, None);
+        Filter { kind, reason, tenant, older_than: None, newer_than: None, look: 10 }
     }
 
     #[derive(Debug, clap::Parser)]
@@ -194,8 +209,21 @@ mod tests {
         for good in ["a b", "--all", "--reason x", "--reason x --older-than 36h", "--tenant acme"] {
             Cli::try_parse_from(["dlq"].into_iter().chain(good.split(' '))).expect(good);
         }
-        for bad in ["--look 5", "a --all", "a --reason x", "--all --tenant acme", "--newer-than 5"]
-        {
+        for both in ["--kind model,lost", "--kind model --kind lost"] {
+            let cli = Cli::try_parse_from(["dlq"].into_iter().chain(both.split(' ')));
+            assert_eq!(cli.expect(both).which.filter.kind, [FailureKind::Model, FailureKind::Lost]);
+        }
+        for bad in [
+            "--look 5",
+            "a --all",
+            "a --reason x",
+            "--all --tenant acme",
+            "--newer-than 5",
+            "a --kind model",
+            "--all --kind model",
+            "--kind modell",
+            "--kind",
+        ] {
             Cli::try_parse_from(["dlq"].into_iter().chain(bad.split(' '))).expect_err(bad);
         }
         Cli::try_parse_from(["dlq"]).expect_err("none are meant");
@@ -214,6 +242,13 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         for (filter, fits) in [
             (none(), true),
+            (Filter { kind: vec![FailureKind::Attempts], ..none() }, true),
+            (Filter { kind: vec![FailureKind::Lost, FailureKind::Attempts], ..none() }, true),
+            (Filter { kind: vec![FailureKind::Lost], ..none() }, false),
+            (
+                Filter { kind: vec![FailureKind::Attempts], reason: some("expired"), ..none() },
+                false,
+            ),
             (Filter { reason: some("attempts are"), ..none() }, true),
             (Filter { reason: some("expired"), ..none() }, false),
             (Filter { tenant: some("acme"), ..none() }, true),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use ebb_queue::{Job, Timestamp, header};
+use ebb_queue::{Job, JobId, Timestamp, header};
 use ebb_telemetry::read_traceparent;
 use serde_json::{Value, json};
 
@@ -44,6 +44,9 @@ pub(super) struct Envelope {
     /// Not to be run before this long has passed
     #[arg(long, env = "EBB_ENQUEUE_DELAY", hide_env_values = true, value_name = "SPAN")]
     delay: Option<String>,
+    /// The id of one job, which is stored once however often it is sent [default: a new one]
+    #[arg(long, env = "EBB_ENQUEUE_ID", hide_env_values = true, value_name = "ID")]
+    pub(super) id: Option<JobId>,
     /// Idempotency key: a second job with the same key is the first one
     #[arg(long, env = "EBB_ENQUEUE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(super) key: Option<String>,
@@ -74,6 +77,9 @@ impl Envelope {
 
     fn job(&self, body: impl Into<bytes::Bytes>) -> Result<Job> {
         let mut job = Job::new(body, Timestamp::now());
+        if let Some(id) = &self.id {
+            job.id = id.clone();
+        }
         let headers = [
             (header::MODEL, &self.model),
             (header::PRIORITY, &self.priority),

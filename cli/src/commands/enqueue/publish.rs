@@ -79,7 +79,8 @@ pub(super) async fn publish(
         sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
     };
-    let published = published?;
+    let published =
+        published.map_err(|error| unless_refused(error, &sent, target.spread.is_some()))?;
     // Until here, since they end when they are dropped.
     drop(spans);
     enqueued.n_jobs += published.len();
@@ -109,10 +110,25 @@ async fn confirmed<T>(asked: impl Future<Output = T>, stop: &CancellationToken) 
     tokio::time::timeout(MOMENT, asked).await.ok()
 }
 
+/// Says of jobs that may be stored all the same which they are. Of those that are spread over several
+/// queues some may be, whatever one queue says.
+fn unless_refused(error: anyhow::Error, sent: &[Awaited], is_spread: bool) -> anyhow::Error {
+    let refusal = error.downcast_ref().filter(|error: &&ebb_queue::Error| !error.may_be_stored());
+    if refusal.is_some() && !is_spread {
+        return error;
+    }
+    sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
+    error.context(
+        "jobs that are not confirmed may be stored; send them again under the same ids (--id, or \
+         `id` in a JSON line)",
+    )
+}
+
 /// Jobs that are more than may wait do not fit at once, however empty the queue is.
 pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> anyhow::Error {
-    let kind = error.downcast_ref().map(ebb_queue::Error::kind);
-    if kind != Some(ErrorKind::Full) || n_jobs <= limit {
+    let is_refusal =
+        |error: &ebb_queue::Error| error.kind() == ErrorKind::Full && !error.may_be_stored();
+    if n_jobs <= limit || !error.downcast_ref().is_some_and(is_refusal) {
         return error;
     }
     let (n_jobs, limit) = (grouped(n_jobs), grouped(limit));
@@ -138,6 +154,25 @@ mod tests {
             let error = unless_too_many(error.into(), n_jobs, 500);
             assert_eq!(Exit::of(&error), exit, "{n_jobs}: {error}");
             assert!(error.to_string().contains(told), "{n_jobs}: {error}");
+        }
+    }
+
+    #[test]
+    fn jobs_that_may_be_stored_all_the_same_are_not_told_as_refused() {
+        let sent = [Awaited { id: "a".parse().unwrap(), expiry: Expiry::Unknown }];
+        for (kind, is_spread, is_in_doubt, exit) in [
+            (ErrorKind::Full, false, false, Exit::Unavailable),
+            (ErrorKind::Full, true, true, Exit::Unavailable),
+            (ErrorKind::Invalid, false, false, Exit::Usage),
+            (ErrorKind::Unavailable, false, true, Exit::Unavailable),
+            (ErrorKind::Internal, false, true, Exit::Failed),
+        ] {
+            let error = ebb_queue::Error::new(kind, "words").into();
+            let error = unless_refused(error, &sent, is_spread);
+            let words = format!("{error:#}");
+            assert_eq!(words.contains("again under the same ids"), is_in_doubt, "{words}");
+            assert!(words.ends_with("words"), "{words}");
+            assert_eq!(Exit::of(&error), exit, "{words}");
         }
     }
 

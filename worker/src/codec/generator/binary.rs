@@ -36,7 +36,7 @@ pub(super) fn from_message(request: GenerationRequest) -> Result<Map<String, Val
     ] {
         // JSON has no such numbers, and would take them for fields that are not there.
         if let Some(number) = number.filter(|number| !number.is_finite()) {
-            return Err(BadJob(format!("{name} is {number}; send a number that is finite")));
+            return Err(BadJob::new(format!("{name} is {number}; send a number that is finite")));
         }
         put(name, number.map(Value::from));
     }
@@ -49,6 +49,6 @@ fn object_in(text: &str) -> Result<Option<Value>, BadJob> {
         return Ok(None);
     }
     let wrong =
-        |error| BadJob(format!("chat_template_kwargs is not JSON ({error}); send an object"));
+        |error| BadJob::new(format!("chat_template_kwargs is not JSON ({error}); send an object"));
     serde_json::from_str(text).map(Some).map_err(wrong)
 }

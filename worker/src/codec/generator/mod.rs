@@ -8,7 +8,6 @@ mod request;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ebb_model::ItemError;
 use ebb_model::causal::{
     ChatTemplate, Defaults, Ended, Message, Sequence, Settings, Tokenizer, Transcript, Turn,
 };
@@ -92,32 +91,41 @@ impl GeneratorCodec {
         };
         if request.truncate {
             let remedy = "it is for a prompt; of a conversation send less";
-            return Err(BadJob(format!("truncate is true; {remedy}")));
+            return Err(BadJob::new(format!("truncate is true; {remedy}")));
         }
-        let missing = || BadJob("messages: the model has no chat template; send a prompt".into());
+        let missing = || BadJob::new("messages: the model has no chat template; send a prompt");
         let template = self.template.as_ref().ok_or_else(missing)?;
-        let text = template
-            .write((field, &messages), &request.variables, job.enqueued_at)
-            .map_err(|error| bad(&error))?;
-        let tokens = self.tokenizer.tokenize_rendered(field, &text).map_err(|error| bad(&error))?;
+        let text = template.write((field, &messages), &request.variables, job.enqueued_at)?;
+        let tokens = self.tokenizer.tokenize_rendered(field, &text)?;
+        if let Some(name) = self.unknown(&tokens)
+            && !messages.iter().any(|message| message.content.contains(&name))
+        {
+            return Err(BadJob::of_model(format!(
+                "{field}: the chat template writes {name}, a token that the model does not know; use \
+                 the tokenizer and the template beside it"
+            )));
+        }
         Ok(Asking { tokens, field, is_chat: true })
     }
 
-    /// Refuses the tokens that a tokenizer has and its model does not.
+    /// The first of the tokens that a tokenizer has and its model does not.
+    fn unknown(&self, tokens: &[u32]) -> Option<String> {
+        let token = tokens.iter().find(|token| **token as usize >= self.vocabulary)?;
+        Some(self.tokenizer.name_of(*token).unwrap_or_default())
+    }
+
     fn check_known(&self, Asking { tokens, field, .. }: &Asking) -> Result<(), BadJob> {
-        let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) else {
-            return Ok(());
-        };
-        let name = self.tokenizer.name_of(*token).unwrap_or_default();
-        Err(BadJob(format!(
-            "{field} has {name}, a token that the model does not know; leave it out"
-        )))
+        self.unknown(tokens).map_or(Ok(()), |name| {
+            Err(BadJob::new(format!(
+                "{field} has {name}, a token that the model does not know; leave it out"
+            )))
+        })
     }
 
     fn text(&self, field: &'static str, text: &str) -> Result<Asking, BadJob> {
-        let tokens = self.tokenizer.tokenize(field, text).map_err(|error| bad(&error))?;
+        let tokens = self.tokenizer.tokenize(field, text)?;
         if tokens.is_empty() {
-            return Err(BadJob(format!("{field} has no tokens; send a text")));
+            return Err(BadJob::new(format!("{field} has no tokens; send a text")));
         }
         Ok(Asking { tokens, field, is_chat: false })
     }
@@ -128,7 +136,7 @@ impl GeneratorCodec {
         let (context, n_prompt) = (self.context, asking.tokens.len());
         if let Some((name, n)) = request.max_new.filter(|(_, n)| *n >= context) {
             let remedy = format!("{} with the prompt: ask for less", self.limit());
-            return Err(BadJob(format!("{name} is {n}; {remedy}")));
+            return Err(BadJob::new(format!("{name} is {n}; {remedy}")));
         }
         let usual = USUAL_NEW.min(self.most_new);
         let (least, most) = request.max_new.map_or((1, usual), |(_, n)| (n, n));
@@ -143,7 +151,9 @@ impl GeneratorCodec {
             return Ok((kept_free, true));
         }
         let (field, limit, remedy) = (asking.field, self.limit(), asking.remedy(request, context));
-        Err(BadJob(format!("{field} has {n_prompt} tokens; {limit} with its answer: {remedy}")))
+        Err(BadJob::new(format!(
+            "{field} has {n_prompt} tokens; {limit} with its answer: {remedy}"
+        )))
     }
 
     /// What a prompt and its answer may have, in words.
@@ -307,10 +317,6 @@ impl Codec for GeneratorCodec {
         let finish = asked.finish.unwrap_or(Finish::Length);
         asked.about(job, &self.model).answer(asked.transcript.text(), finish, spent)
     }
-}
-
-fn bad(error: &ItemError) -> BadJob {
-    BadJob(error.to_string())
 }
 
 #[cfg(test)]

@@ -176,9 +176,9 @@ impl Fields {
                 let text = value.as_str().ok_or_else(|| wrong(name, value, remedy))?.to_owned();
                 Ok(if name == "prompt" { Prompt::Text(text) } else { Prompt::Input(text) })
             }
-            [] => Err(BadJob("messages is missing; send messages, a prompt or an input".into())),
+            [] => Err(BadJob::new("messages is missing; send messages, a prompt or an input")),
             [(one, _), (other, _), ..] => {
-                Err(BadJob(format!("{one} and {other} are both given; send one of them")))
+                Err(BadJob::new(format!("{one} and {other} are both given; send one of them")))
             }
         }
     }
@@ -189,7 +189,7 @@ impl Fields {
         // Who narrows what chance may choose from asks for chance.
         let narrows = top_p.is_some_and(|share| share < 1.0) || matches!(top_k, Some(Some(_)));
         let temperature = if narrows { defaults.temperature } else { own.temperature };
-        let penalty = |name| Ok(self.number(name, -2.0..=2.0)?.unwrap_or(0.0));
+        let penalty = |name| self.number(name, -2.0..=2.0).map(|number| number.unwrap_or(0.0));
         Ok(Sampling {
             temperature: self.number("temperature", 0.0..=2.0)?.unwrap_or(temperature),
             top_k: top_k.unwrap_or(own.top_k),
@@ -241,7 +241,7 @@ impl Fields {
                 return Ok(text.to_owned());
             }
             let n = text.len();
-            Err(BadJob(format!("stop has a text of {n} bytes; send 1 to {MAX_STOP_BYTES}")))
+            Err(BadJob::new(format!("stop has a text of {n} bytes; send 1 to {MAX_STOP_BYTES}")))
         };
         texts.iter().map(text).collect()
     }
@@ -316,7 +316,9 @@ fn joined(parts: &[Value], name: &str) -> Result<String, BadJob> {
         let (name, get) = (format!("{name}[{index}]"), |field: &str| part.get(field).cloned());
         let kind = text(get("type"), &format!("{name}.type"), "send parts of type text")?;
         if kind != "text" {
-            return Err(BadJob(format!("{name}.type is {kind}; only parts of type text are read")));
+            return Err(BadJob::new(format!(
+                "{name}.type is {kind}; only parts of type text are read"
+            )));
         }
         text(get("text"), &format!("{name}.text"), "send a text")
     };
@@ -328,7 +330,7 @@ fn text(value: Option<Value>, name: &str, remedy: &str) -> Result<String, BadJob
     match value {
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(wrong(name, &other, remedy)),
-        None => Err(BadJob(format!("{name} is missing; {remedy}"))),
+        None => Err(BadJob::new(format!("{name} is missing; {remedy}"))),
     }
 }
 
@@ -348,7 +350,7 @@ fn wrong(name: &str, value: &Value, remedy: &str) -> BadJob {
     let text = value.to_string();
     let shown = text.char_indices().nth(SHOWN);
     let shown = shown.map_or_else(|| text.clone(), |(end, _)| format!("{}…", &text[..end]));
-    BadJob(format!("{name} is {shown}; {remedy}"))
+    BadJob::new(format!("{name} is {shown}; {remedy}"))
 }
 
 /// The seed of a job that has none: from its id, so that another attempt says the same.

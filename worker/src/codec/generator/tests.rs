@@ -6,7 +6,7 @@ use ebb_model::causal::{Generator, Sampling, Source};
 use ebb_model::{DeviceChoice, Model};
 use ebb_proto::ebb::v1::{ChatMessage, FinishReason, GenerationPiece, GenerationRequest};
 use ebb_proto::ebb::v1::{GenerationResponse, Usage};
-use ebb_queue::{JobId, Timestamp};
+use ebb_queue::{FailureKind, JobId, Timestamp};
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -356,6 +356,35 @@ fn what_a_template_refuses_is_the_jobs_fault() {
     let messages = json!({"messages": [{"role": "system", "content": "a"}]});
     let error = codec.decode(&job(&messages)).unwrap_err().to_string();
     assert_eq!(error, "messages: the chat template says: After system nobody speaks");
+}
+
+#[test]
+fn a_template_that_does_not_suit_its_model_is_the_models_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("tiny-llama").join("config.json"), dir.path().join("config.json"))
+        .unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(
+        &std::fs::read(fixture("tiny-llama").join("tokenizer.json")).unwrap(),
+    )
+    .unwrap();
+    let token = json!({"id": 384, "content": "<more>", "single_word": false, "lstrip": false,
+                       "rstrip": false, "normalized": false, "special": true});
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let refused = |template: &str, content: &str| {
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        let refused = codec_in(dir.path(), 100).decode(&job(&json!({"input": content})));
+        let failure = refused.unwrap_err().failure();
+        (failure.kind, failure.reason)
+    };
+    let (kind, reason) = refused("{{ messages[0].content.shout() }}", "a");
+    assert_eq!(kind, FailureKind::Model, "{reason}");
+    let (kind, reason) = refused("<more>{{ messages[0].content }}", "a");
+    assert_eq!(kind, FailureKind::Model, "{reason}");
+    assert!(reason.starts_with("input: the chat template writes <more>, a token"), "{reason}");
+    let (kind, reason) = refused("{{ messages[0].content }}", "a<more>");
+    assert_eq!(kind, FailureKind::Invalid, "{reason}");
+    assert!(reason.ends_with("leave it out"), "{reason}");
 }
 
 #[test]
