@@ -10,6 +10,7 @@
 
 mod bell;
 mod cancel;
+mod coming;
 mod confirms;
 mod connect;
 mod core;
