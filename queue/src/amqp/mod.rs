@@ -50,6 +50,7 @@ pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
 use self::names::{LANES, Lane, Names};
 use self::session::Session;
+use self::voice::Awaited;
 use crate::{
     AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
     Elsewhere, Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority,
@@ -118,6 +119,35 @@ impl AmqpQueue {
 
     async fn look(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
+        let mut depth = self.count(session).await?;
+        // What is taken in between is counted twice rather than not at all.
+        if depth.ready > 0 {
+            voice::catch_up(core, session).await?;
+        } else if voice::catch_up_with_all(core, session, Awaited::Holder).await? {
+            // What came or went back in that time is neither held nor in the counts from before.
+            depth = self.count(session).await?;
+            voice::catch_up(core, session).await?;
+        }
+        let (held, ahead) = core.heard.holdings();
+        let ledger = core.ledger();
+        let n_ahead = ahead + ledger.n_ahead;
+        depth.ready += n_ahead;
+        if let Some(by) = &mut depth.ready_by_priority {
+            by.normal += n_ahead;
+        }
+        let n_waiting = depth.ready + depth.delayed;
+        let n_held = core.heard.n_held(session.epoch, n_waiting, held + ledger.n_held());
+        let Some(n_held) = n_held else {
+            session.check_open()?;
+            return Err(errors::late("let us hear what is held"));
+        };
+        depth.in_flight = n_held;
+        Ok(depth)
+    }
+
+    /// What waits in the queues of the broker.
+    async fn count(&self, session: &Session) -> Result<Depth> {
+        let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
         let n_levels = core.n_levels.load(Ordering::SeqCst);
         let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
@@ -131,26 +161,10 @@ impl AmqpQueue {
             *by.of_mut(if let Lane::New(priority) = lane { priority } else { Priority::Normal }) +=
                 n_jobs;
         }
-        depth.dead = rest.first().copied().unwrap_or(0);
-        depth.delayed = rest.iter().skip(1).sum();
-        // What is taken in between is counted twice rather than not at all.
-        if by.total() > 0 {
-            voice::catch_up(core, session).await?;
-        } else {
-            voice::catch_up_with_all(core, session).await?;
-        }
-        let (held, ahead) = core.heard.holdings();
-        let ledger = core.ledger();
-        by.normal += ahead + ledger.n_ahead;
         depth.ready = by.total();
         depth.ready_by_priority = Some(by);
-        let n_waiting = depth.ready + depth.delayed;
-        let n_held = core.heard.n_held(session.epoch, n_waiting, held + ledger.n_held());
-        let Some(n_held) = n_held else {
-            session.check_open()?;
-            return Err(errors::late("let us hear what is held"));
-        };
-        depth.in_flight = n_held;
+        depth.dead = rest.first().copied().unwrap_or(0);
+        depth.delayed = rest.iter().skip(1).sum();
         Ok(depth)
     }
 }
@@ -175,7 +189,7 @@ impl Backlog for AmqpQueue {
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
         let session = self.core().session().await?;
-        voice::catch_up_with_all(self.core(), &session).await?;
+        voice::catch_up_with_all(self.core(), &session, Awaited::Worker).await?;
         Ok(self.core().heard.workers())
     }
 
