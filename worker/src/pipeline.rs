@@ -23,7 +23,8 @@ use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
 use crate::{cancel, infer, receive, retention, settle, status, stream};
 
-/// How much longer than its grace period a worker waits for its broker to hear that it ends.
+/// How much longer than its grace period a worker waits for its broker to hear that it ends. It holds the
+/// step that a purge is at, half of it at most, and then what `Backlog::close` takes.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a worker ended though nobody asked it to.

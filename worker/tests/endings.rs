@@ -57,6 +57,9 @@ impl Backlog for Odd {
     fn link(&self) -> &Link {
         self.queue.link()
     }
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
 }
 
 #[async_trait]
@@ -95,9 +98,6 @@ impl Broker for Odd {
     }
     fn lease(&self) -> Duration {
         self.queue.lease()
-    }
-    async fn close(&self) -> Result<()> {
-        self.queue.close().await
     }
 }
 

@@ -65,12 +65,18 @@ const DOUBT: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub(crate) struct AmqpQueue(Arc<Handle>);
 
-/// The tasks end before what they work on.
+/// The tasks end before what they work on, but for that of the bell, which has something to end itself.
 #[derive(Debug)]
 struct Handle {
     _tasks: Vec<Owned>,
     intake: Intake,
     core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.bell.hang_up();
+    }
 }
 
 impl AmqpQueue {
@@ -98,10 +104,10 @@ impl AmqpQueue {
         let tasks = vec![
             Owned(tokio::spawn(fate::watch_leases(core.clone()))),
             Owned(tokio::spawn(voice::keep(core.clone()))),
-            Owned(tokio::spawn(bell::keep(core.clone()))),
             fetching,
             line,
         ];
+        tokio::spawn(bell::keep(core.clone()));
         Ok(Self(Arc::new(Handle { _tasks: tasks, intake, core })))
     }
 
@@ -199,8 +205,8 @@ impl Backlog for AmqpQueue {
         // The stream listens as long as somebody has it, also without this handle.
         let state = (listener, self.clone());
         let arrivals = stream::unfold(state, |(mut listener, queue)| async move {
-            listener.hear().await;
-            Some(((), (listener, queue)))
+            let told = listener.next().await?;
+            Some((told, (listener, queue)))
         });
         Ok(arrivals.boxed())
     }
@@ -224,6 +230,12 @@ impl Backlog for AmqpQueue {
 
     fn link(&self) -> &Link {
         &self.core().link
+    }
+
+    async fn close(&self) -> Result<()> {
+        // At the same time: whoever ends has not long.
+        let (closed, ()) = tokio::join!(self.0.intake.close(), self.core().bell.close());
+        closed
     }
 }
 
@@ -267,12 +279,6 @@ impl Broker for AmqpQueue {
 
     fn lease(&self) -> Duration {
         self.core().behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        // First: what is on its way to us has arrived when the rest has ended.
-        self.core().bell.close().await;
-        self.0.intake.close().await
     }
 }
 
