@@ -53,6 +53,10 @@ impl Backlog for Apart {
     fn link(&self) -> &Link {
         self.jobs.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        self.jobs.close().await
+    }
 }
 
 #[async_trait]
@@ -91,10 +95,6 @@ impl Broker for Apart {
 
     fn lease(&self) -> Duration {
         self.jobs.lease()
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.jobs.close().await
     }
 }
 

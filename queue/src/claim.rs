@@ -202,6 +202,10 @@ impl Backlog for Claim {
     fn link(&self) -> &Link {
         self.queue.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
 }
 
 #[async_trait]
@@ -301,10 +305,6 @@ impl Broker for Claim {
 
     fn lease(&self) -> Duration {
         self.queue.lease()
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.queue.close().await
     }
 }
 

@@ -83,6 +83,13 @@ impl Error {
         self
     }
 
+    /// The same, with what there is to know beside it.
+    #[must_use]
+    pub(crate) fn and(mut self, words: impl std::fmt::Display) -> Self {
+        self.context = format!("{}; {words}", self.context);
+        self
+    }
+
     /// Whether the one job that was published, or all of them where the broker stores all or none, may be
     /// stored all the same.
     ///

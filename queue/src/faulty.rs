@@ -234,6 +234,10 @@ impl<B: AnyQueue + ?Sized + 'static> Backlog for Faulty<B> {
     fn link(&self) -> &Link {
         self.inner.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
 }
 
 #[async_trait]
@@ -319,10 +323,6 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
 
     fn lease(&self) -> Duration {
         self.inner.lease()
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
     }
 }
 

@@ -185,6 +185,10 @@ impl Backlog for MemoryQueue {
     fn link(&self) -> &Link {
         &self.shared.link
     }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -279,10 +283,6 @@ impl Broker for MemoryQueue {
 
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -175,6 +175,10 @@ impl Backlog for Trail {
     fn link(&self) -> &Link {
         self.0.queue.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        self.0.queue.close().await
+    }
 }
 
 #[async_trait]
@@ -213,10 +217,6 @@ impl Broker for Trail {
 
     fn lease(&self) -> Duration {
         self.0.queue.lease()
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.0.queue.close().await
     }
 }
 

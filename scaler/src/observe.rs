@@ -34,6 +34,9 @@ const EAGER: Duration = Duration::from_millis(4);
 const AT_FIRST: f64 = 0.9;
 const LATER: f64 = 0.1;
 
+/// What a broker has to be left in order; one that answers takes about a second.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 const BACKOFF: RetryPolicy = RetryPolicy {
     max_attempts: u32::MAX,
     base: Duration::from_millis(200),
@@ -49,20 +52,25 @@ pub(crate) struct Observer {
     learner: Learner,
     /// Why the broker was asked last, and when.
     asked: (Cause, Instant),
+    /// What is looked at.
+    open: Option<Arc<dyn Backlog>>,
 }
 
 impl Observer {
     pub(crate) fn new(place: &Place, shared: Arc<Shared>, view: watch::Sender<View>) -> Self {
         let asked = (Cause::Open, Instant::now());
-        Self { place: place.clone(), shared, view, learner: Learner::new(), asked }
+        let (place, learner) = (place.clone(), Learner::new());
+        Self { place, shared, view, learner, asked, open: None }
     }
 
     /// Looks at the queue where it is, until nobody asks for it any more.
     pub(crate) async fn run(&mut self, url: &QueueUrl) {
         let mut failures = 0;
+        self.open = None;
         loop {
             let opened = Instant::now();
             let Err(error) = self.session(url).await else { return };
+            self.open = None;
             // A session that lasted is a fresh start.
             failures = if opened.elapsed() > BACKOFF.cap { 1 } else { failures + 1 };
             self.failed(&error, url);
@@ -79,6 +87,16 @@ impl Observer {
         self.learner.move_on();
     }
 
+    /// Leaves the broker in order; to be called when it is not looked at any more.
+    pub(crate) async fn leave(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let closed = timeout(FAREWELL, open.close()).await;
+        let closed = closed.unwrap_or_else(|_| Err(unavailable("the broker does not answer")));
+        if let Err(error) = closed {
+            tracing::debug!(profile = %self.place.profile, queue = %self.place.source, %error, "the queue is left as it is");
+        }
+    }
+
     /// The queue is nowhere any more, and whoever watches it is to know.
     pub(crate) fn dismiss(&self) {
         self.shared.forget(&self.place);
@@ -88,6 +106,7 @@ impl Observer {
     async fn session(&mut self, url: &QueueUrl) -> Result<()> {
         self.asked = (Cause::Open, Instant::now());
         let backlog = answered(self.shared.connect.connect(url, &self.place.source)).await?;
+        self.open = Some(Arc::clone(&backlog));
         // Armed before the first look, so that nothing falls in between.
         let mut arrivals = answered(backlog.arrivals()).await?;
         let warnings = answered(backlog.info()).await?.warnings;

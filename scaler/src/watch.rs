@@ -84,14 +84,15 @@ impl Observers {
             return Err(Unknown::TooManyOfNamespace(of_namespace));
         }
         let (view, receiver) = watch::channel(View::default());
-        let observer = Observer::new(place, Arc::clone(shared), view.clone());
+        let mut observer = Observer::new(place, Arc::clone(shared), view.clone());
         let (stop, profiles) = (shared.stop.clone(), shared.profiles.clone());
         let of = place.clone();
         let observer = tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = attend(observer, of, profiles) => {}
+                () = attend(&mut observer, of, profiles) => {}
             }
+            observer.leave().await;
         });
         let (now, namespace) = (Instant::now(), namespace.to_owned());
         queues.insert(place.clone(), Entry { namespace, view, since: now, asked: now, observer });
@@ -154,7 +155,7 @@ impl Observers {
 /// What was seen last counts on while it is not too old; what was learned of arrivals and waiting
 /// does not where the address is another, and does where only a secret is. Ends with the profile.
 async fn attend(
-    mut observer: Observer,
+    observer: &mut Observer,
     place: Place,
     mut profiles: watch::Receiver<Arc<Profiles>>,
 ) {

@@ -24,8 +24,8 @@ use crate::shared::{Parts, Shared, Summary};
 use crate::{cancel, infer, receive, retention, settle, status, stream};
 
 /// How much longer than its grace period a worker waits for its brokers to hear that it ends, all of them
-/// at the same time. One that answers is left in about a second: RabbitMQ is given that to take the last
-/// acknowledgements. The last report is made meanwhile.
+/// at the same time. It holds the step that a purge is at, half of it at most, and then what
+/// `Backlog::close` takes; the last report is made meanwhile.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a worker ended though nobody asked it to.

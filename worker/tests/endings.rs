@@ -75,6 +75,11 @@ impl Backlog for Odd {
     fn link(&self) -> &Link {
         self.queue.link()
     }
+    async fn close(&self) -> Result<()> {
+        tokio::time::sleep(self.takes[2]).await;
+        self.n_left.fetch_add(1, Relaxed);
+        self.queue.close().await
+    }
 }
 
 #[async_trait]
@@ -114,11 +119,6 @@ impl Broker for Odd {
     }
     fn lease(&self) -> Duration {
         self.queue.lease()
-    }
-    async fn close(&self) -> Result<()> {
-        tokio::time::sleep(self.takes[2]).await;
-        self.n_left.fetch_add(1, Relaxed);
-        self.queue.close().await
     }
 }
 

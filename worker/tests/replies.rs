@@ -49,6 +49,9 @@ impl Backlog for Deaf {
     fn link(&self) -> &Link {
         self.queue.link()
     }
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
 }
 
 #[async_trait]
@@ -86,9 +89,6 @@ impl Broker for Deaf {
     }
     fn lease(&self) -> Duration {
         self.queue.lease()
-    }
-    async fn close(&self) -> Result<()> {
-        self.queue.close().await
     }
 }
 

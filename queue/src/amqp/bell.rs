@@ -2,8 +2,10 @@
 //! keeps one; it does so only while somebody listens, since it costs the producers time.
 //!
 //! A broker that finds this queue gone between the copy and the job tells the producer that it did not
-//! take the job, which it has stored. So what is bound to the queue goes first, and the queue itself goes
-//! with the connection.
+//! take the job, which it has stored. So what is bound to the queue goes first, and the queue itself a
+//! while later, also where the handle is dropped. Only a process that is killed leaves a bound queue, which
+//! the broker deletes with the connection: a producer whose job is refused in that moment is told that the
+//! job may be stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::core::Core;
@@ -37,6 +39,8 @@ const ECHOES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(60), Duration::from_millis(240)];
 /// How long who closes waits for the broker to send no more copies.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// By then a job whose copy was on its way when the last copies were bound is confirmed.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Rung for all who listen.
 #[derive(Debug, Default)]
@@ -45,16 +49,19 @@ pub(super) struct Bell {
     listeners: watch::Sender<Listeners>,
     /// Whether what is published is heard.
     is_armed: watch::Sender<bool>,
-    /// Whether the broker may send copies.
-    is_bound: watch::Sender<bool>,
 }
 
-/// Who wants to hear.
+/// Who wants to hear, and what is done for them: changed in one step, so that nothing begins for a handle
+/// that is closed.
 #[derive(Debug, Default)]
 struct Listeners {
     n: usize,
-    /// The handle is closed: whoever listens hears no more.
+    /// The handle is closed or gone: whoever listens hears no more.
     is_closed: bool,
+    /// Whether the broker may send copies.
+    is_bound: bool,
+    /// When it sent copies last, at the latest.
+    unbound_at: Option<Instant>,
 }
 
 impl Listeners {
@@ -80,27 +87,62 @@ impl Bell {
         self.ring.subscribe()
     }
 
-    /// Listens no more, and waits until the broker knows that as far as it answers: whoever closes may end
-    /// the connection next.
-    pub(super) async fn close(&self) {
+    /// Listens no more: what the broker does for that ends soon, whether or not anybody waits for it.
+    pub(super) fn hang_up(&self) {
         self.listeners.send_modify(|listeners| listeners.is_closed = true);
-        let mut is_bound = self.is_bound.subscribe();
-        timeout(FAREWELL, is_bound.wait_for(|is_bound| !is_bound)).await.ok();
+    }
+
+    /// Listens no more, and waits until the queue of the copies may go, as far as the broker answers:
+    /// whoever closes may end the connection next.
+    pub(super) async fn close(&self) {
+        self.hang_up();
+        let mut listeners = self.listeners.subscribe();
+        timeout(FAREWELL, listeners.wait_for(|listeners| !listeners.is_bound)).await.ok();
+        self.quiet().await;
+    }
+
+    /// Waits until no job is unconfirmed whose copy was sent.
+    async fn quiet(&self) {
+        let unbound_at = self.listeners.borrow().unbound_at;
+        if let Some(unbound_at) = unbound_at {
+            sleep_until(unbound_at + QUIET).await;
+        }
     }
 
     fn is_wanted(&self) -> bool {
         self.listeners.borrow().are_there()
     }
 
-    /// Waits until somebody listens.
-    async fn wanted(&self) {
+    /// Waits until somebody listens; false where the handle is closed.
+    async fn wanted(&self) -> bool {
+        let mut listeners = self.listeners.subscribe();
+        let is_told = |listeners: &Listeners| listeners.is_closed || listeners.are_there();
         // The bell lives as long as this, so it goes on.
-        self.listeners.subscribe().wait_for(Listeners::are_there).await.ok();
+        listeners.wait_for(is_told).await.is_ok_and(|listeners| listeners.are_there())
     }
 
     /// Waits until the handle is closed.
     async fn closed(&self) {
         self.listeners.subscribe().wait_for(|listeners| listeners.is_closed).await.ok();
+    }
+
+    /// The broker may send copies from now on; false where nobody wants to hear any more.
+    fn bind(&self) -> bool {
+        self.listeners.send_if_modified(|listeners| {
+            let is_wanted = listeners.are_there();
+            listeners.is_bound |= is_wanted;
+            is_wanted
+        })
+    }
+
+    /// The broker sends no more copies.
+    fn unbind(&self) {
+        self.listeners.send_if_modified(|listeners| {
+            if listeners.is_bound {
+                listeners.unbound_at = Some(Instant::now());
+            }
+            std::mem::take(&mut listeners.is_bound)
+        });
     }
 }
 
@@ -111,17 +153,33 @@ impl Listener {
         Self { core: core.clone(), ring: core.bell.ring.subscribe() }
     }
 
-    /// Waits until what is published is heard.
+    /// Waits until what is published is heard, or the handle is closed.
     pub(super) async fn armed(&self) -> Result<()> {
-        let mut is_armed = self.core.bell.is_armed.subscribe();
-        let armed = timeout(PATIENCE, is_armed.wait_for(|is_armed| *is_armed)).await;
-        armed.map(drop).map_err(|_| errors::late("let us listen"))
+        let bell = &self.core.bell;
+        let mut is_armed = bell.is_armed.subscribe();
+        let armed = async {
+            tokio::select! {
+                () = bell.closed() => {}
+                // The bell lives as long as this does, so it goes on.
+                armed = is_armed.wait_for(|is_armed| *is_armed) => drop(armed),
+            }
+        };
+        timeout(PATIENCE, armed).await.map_err(|_| errors::late("let us listen"))
     }
 
     /// Waits for the next ring.
     pub(super) async fn hear(&mut self) {
         // The bell lives as long as this does, so it goes on.
         self.ring.changed().await.ok();
+    }
+
+    /// The same, but there is none once the handle is closed.
+    pub(super) async fn next(&mut self) -> Option<()> {
+        let core = Arc::clone(&self.core);
+        tokio::select! { biased;
+            () = core.bell.closed() => None,
+            () = self.hear() => Some(()),
+        }
     }
 }
 
@@ -131,36 +189,56 @@ impl Drop for Listener {
     }
 }
 
-/// Listens on the broker while anybody listens here.
+/// Listens on the broker while anybody listens here, until the handle is closed or gone. It ends by itself
+/// then, with all that belongs to it.
 pub(super) async fn keep(core: Arc<Core>) {
+    let given_up = async {
+        core.bell.closed().await;
+        // The jobs of a handle that is gone come back with its connection, whatever the broker does.
+        sleep(FAREWELL + QUIET).await;
+    };
+    tokio::select! {
+        () = listen_while_wanted(&core) => {}
+        () = given_up => {}
+    }
+}
+
+async fn listen_while_wanted(core: &Core) {
     let bell = &core.bell;
-    loop {
-        bell.wanted().await;
+    while bell.wanted().await {
         if let Ok(session) = line::session(&core.sessions).await
-            && let Err(error) = listen(&core, &session).await
+            && let Err(error) = listen(core, &session).await
         {
             debug!(%error, "cannot listen for new jobs");
             sleep(PAUSE).await;
         }
         bell.is_armed.send_replace(false);
-        bell.is_bound.send_replace(false);
+        bell.unbind();
     }
 }
 
-/// Listens whenever somebody wants to hear, until the session is over.
+/// Listens whenever somebody wants to hear, until the session is over or the handle closed.
 async fn listen(core: &Core, session: &Session) -> Result<()> {
     let (bell, opening) = (&core.bell, Copies::open(session));
     let mut copies = session.patiently("let us listen", opening).await?;
     loop {
-        bell.wanted().await;
-        if session.end().is_some() {
+        let is_wanted = tokio::select! {
+            is_wanted = bell.wanted() => is_wanted,
+            // Nobody may listen for long, and nothing of a session that is over is to stay until then.
+            () = line::over(&core.sessions, session.epoch) => false,
+        };
+        if !is_wanted || session.end().is_some() {
+            // The queue goes with the copies.
+            bell.quiet().await;
             return Ok(());
         }
-        bell.is_bound.send_replace(true);
+        if !bell.bind() {
+            continue;
+        }
         session.patiently("let us listen", copies.bind(&core.names)).await?;
         attend(core, session, &mut copies).await?;
         session.patiently("listen no more", copies.unbind(&core.names)).await?;
-        bell.is_bound.send_replace(false);
+        bell.unbind();
     }
 }
 
@@ -248,4 +326,89 @@ fn sources(names: &Names) -> impl Iterator<Item = (ShortString, ShortString)> {
     // Delayed jobs come by there when their time has come.
     let all = lanes.chain([(names.due(), "#".to_owned())]);
     all.map(|(exchange, key)| (exchange.as_str().into(), key.as_str().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_servers::RabbitMq;
+
+    use super::super::AmqpQueue;
+    use super::*;
+    use crate::{Address, Backlog, OpenOptions, QueueUrl};
+
+    /// A bell that somebody wants to hear.
+    fn wanted() -> Bell {
+        let bell = Bell::default();
+        bell.listeners.send_modify(|listeners| listeners.n = 1);
+        bell
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_closes_waits_until_no_copy_can_be_on_its_way() {
+        let bell = wanted();
+        assert!(bell.bind());
+        let (start, answer) = (Instant::now(), FAREWELL / 2);
+        tokio::join!(bell.close(), async {
+            sleep(answer).await;
+            bell.unbind();
+        });
+        assert_eq!(start.elapsed(), answer + QUIET);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_closes_after_nobody_listened_for_a_while_waits_for_nothing() {
+        let bell = wanted();
+        assert!(bell.bind());
+        bell.unbind();
+        sleep(QUIET).await;
+        bell.unbind();
+        let start = Instant::now();
+        bell.close().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_does_not_answer_holds_up_who_closes_for_no_longer_than_said() {
+        let bell = wanted();
+        assert!(bell.bind());
+        let start = Instant::now();
+        bell.close().await;
+        assert_eq!(start.elapsed(), FAREWELL);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_bound_for_a_handle_that_was_closed_meanwhile() {
+        let bell = wanted();
+        assert!(bell.wanted().await);
+        bell.hang_up();
+        assert!(!bell.bind());
+        assert!(!bell.wanted().await);
+        bell.close().await;
+    }
+
+    #[test]
+    fn a_session_that_is_over_goes_though_nobody_listens() {
+        let server = RabbitMq::shared().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let url: QueueUrl = format!("{}?queue=old-bells", server.url()).parse().unwrap();
+            let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
+            let options = OpenOptions::default();
+            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+            drop(queue.arrivals().await.unwrap());
+            let bell = &queue.core().bell;
+            let unbound = bell.listeners.subscribe().wait_for(|one| !one.is_bound).await.map(drop);
+            unbound.unwrap();
+            let session = queue.core().session().await.unwrap();
+            let old = Arc::downgrade(&session);
+            session.give_up();
+            drop(session);
+            let end = Instant::now() + Duration::from_secs(30);
+            while old.strong_count() > 0 {
+                assert!(Instant::now() < end, "{} hold it", old.strong_count());
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
 }

@@ -9,7 +9,8 @@
 //! Where one has what is not its own, its own message may have come back too, behind that. Each
 //! confirmation takes one, and each that came back has one: so as long as one of them is to be handed
 //! out, another that was handed out is not confirmed yet. When all that were handed out are confirmed,
-//! nothing is left, and nobody is told anything before.
+//! nothing is left, and who has what is not its own is told nothing before. All others are: one that came
+//! back finds its own message with its confirmation, or another's that came back before it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -33,8 +34,8 @@ pub(super) const WINDOW: usize = 256;
 /// to be confirmed.
 const HELD_UP: Duration = Duration::from_secs(1);
 
-/// How long to wait for the confirmations of what came back, of a broker that confirms that as soon as it
-/// sends it back.
+/// How long after it was sent a message may be in doubt: who waits for it has some patience left then. A
+/// broker confirms what comes back as soon as it sends it back.
 const STRAGGLE: Duration = Duration::from_secs(8);
 
 /// Where a message went.
@@ -153,6 +154,7 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
         words.push(word.map(move |word| (nth, word)));
     };
     loop {
+        let end = open.end_of_doubt();
         let first = tokio::select! { biased;
             sent = inbox.recv() => match sent {
                 Some(sent) => {
@@ -161,7 +163,8 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
                 }
                 None => return,
             },
-            Some(word) = words.next() => word,
+            Some(word) = words.next() => Some(word),
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => None,
         };
         // With the turn, nobody else has published what is not watched yet.
         let mut ours = pin!(timeout(HELD_UP, turn.lock()));
@@ -174,22 +177,13 @@ async fn tell(mut inbox: Receiver<Sent>, turn: Arc<Mutex<()>>) {
         while let Ok(sent) = inbox.try_recv() {
             watch(sent, &mut open, &words);
         }
-        open.hear(first);
-        let end = Instant::now() + STRAGGLE;
-        loop {
-            while let Some(Some(word)) = words.next().now_or_never() {
-                open.hear(word);
-            }
-            if !open.is_in_doubt() {
-                break;
-            }
-            tokio::select! { biased;
-                Some(sent) = inbox.recv() => watch(sent, &mut open, &words),
-                Some(word) = words.next() => open.hear(word),
-                () = sleep_until(end) => break,
-            }
+        if let Some(word) = first {
+            open.hear(word);
         }
-        open.tell();
+        while let Some(Some(word)) = words.next().now_or_never() {
+            open.hear(word);
+        }
+        open.tell(Instant::now());
     }
 }
 
@@ -204,15 +198,17 @@ struct Open {
 
 struct Untold {
     address: Address,
+    sent_at: Instant,
     is_back: bool,
     word: Option<lapin::Result<Word>>,
 }
 
 impl Untold {
-    /// Whether it may have come back though its word has another message.
+    /// Whether it may have come back though it is not known to, since its word has another message.
     fn is_crossed(&self) -> bool {
         let returned = self.word.as_ref().and_then(returned);
-        self.address.must_arrive && returned.is_some_and(|returned| !self.address.is_of(returned))
+        let has_other = returned.is_some_and(|returned| !self.address.is_of(returned));
+        has_other && self.address.must_arrive && !self.is_back
     }
 
     fn arrival(self, is_in_doubt: bool) -> lapin::Result<Arrival> {
@@ -230,7 +226,8 @@ impl Untold {
 
 impl Open {
     fn add(&mut self, nth: u64, address: Address, told: Teller) {
-        self.messages.insert(nth, (Untold { address, is_back: false, word: None }, told));
+        let sent_at = Instant::now();
+        self.messages.insert(nth, (Untold { address, sent_at, is_back: false, word: None }, told));
     }
 
     /// Takes the confirmation of a message, and what came back with it.
@@ -250,17 +247,33 @@ impl Open {
         }
     }
 
-    /// Whether one that is confirmed may have come back, and nobody knows yet.
-    fn is_in_doubt(&self) -> bool {
-        let mut confirmed = self.confirmed.iter().filter_map(|nth| self.messages.get(nth));
-        confirmed.any(|(one, _)| one.is_crossed())
-            && self.messages.values().any(|(one, _)| one.is_back && one.word.is_none())
+    /// Those that are confirmed and may have come back, if anything that came back is still to be heard of.
+    fn crossed(&self) -> impl Iterator<Item = &Untold> {
+        let confirmed = self.confirmed.iter().filter_map(|nth| self.messages.get(nth));
+        confirmed.map(|(one, _)| one).filter(|one| one.is_crossed())
     }
 
-    /// Tells what became of those that are confirmed.
-    fn tell(&mut self) {
+    /// Whether one that is confirmed may have come back, and nobody knows yet.
+    fn is_in_doubt(&self) -> bool {
+        let mut messages = self.messages.values();
+        self.crossed().next().is_some()
+            && messages.any(|(one, _)| one.is_back && one.word.is_none())
+    }
+
+    /// When the next of those that are in doubt is told that.
+    fn end_of_doubt(&self) -> Option<Instant> {
+        self.crossed().map(|one| one.sent_at + STRAGGLE).min()
+    }
+
+    /// Tells what became of those that are confirmed, but for those that are in doubt and can wait.
+    fn tell(&mut self, now: Instant) {
         let is_in_doubt = self.is_in_doubt();
         for nth in std::mem::take(&mut self.confirmed) {
+            let can_wait = |one: &Untold| one.is_crossed() && now < one.sent_at + STRAGGLE;
+            if is_in_doubt && self.messages.get(&nth).is_some_and(|(one, _)| can_wait(one)) {
+                self.confirmed.push(nth);
+                continue;
+            }
             let Some((message, told)) = self.messages.remove(&nth) else { continue };
             // Who gave up does not want to know.
             told.send(message.arrival(is_in_doubt)).ok();
@@ -270,6 +283,7 @@ impl Open {
 
 #[cfg(test)]
 mod tests {
+    use super::super::session::PATIENCE;
     use super::*;
 
     fn to(key: &str) -> Address {
@@ -354,6 +368,38 @@ mod tests {
         assert!(one.await.is_err());
         assert_eq!(three.await.unwrap(), Arrival::Stored);
         assert!(two.now_or_never().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_one_is_in_doubt_others_are_published_and_told_of_at_once() {
+        let (confirms, start) = (Confirms::new(), Instant::now());
+        let (say_one, one) = sent(&confirms, "one").await;
+        let (_say_two, _two) = sent(&confirms, "two").await;
+        let (say_three, three) = sent(&confirms, "three").await;
+        assert!(say_one.send(ack(Some("two"))).is_ok());
+        assert!(say_three.send(ack(None)).is_ok());
+        assert_eq!(three.await.unwrap(), Arrival::Stored);
+        let (say_four, four) = {
+            let _turn = confirms.turn().await;
+            sent(&confirms, "four").await
+        };
+        assert!(say_four.send(ack(None)).is_ok());
+        assert_eq!(four.await.unwrap(), Arrival::Stored);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(one.await.is_err());
+        assert_eq!(start.elapsed(), STRAGGLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_message_in_doubt_is_told_while_its_patience_lasts() {
+        let (confirms, start) = (Confirms::new(), Instant::now());
+        let (say_one, one) = sent(&confirms, "one").await;
+        let (_say_two, _two) = sent(&confirms, "two").await;
+        // A slow broker.
+        tokio::time::sleep(STRAGGLE - Duration::from_secs(1)).await;
+        assert!(say_one.send(ack(Some("two"))).is_ok());
+        assert!(one.await.is_err());
+        assert!(start.elapsed() + HELD_UP < PATIENCE, "{:?}", start.elapsed());
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ const STALL: Duration = Duration::from_secs(8);
 /// How long the broker may take to show what was given back, and how often to look.
 const BACK: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
+/// What becomes of letters of which none is removed.
+const LOOKED_AT: &str = "looked at";
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
 
@@ -51,6 +53,7 @@ struct Walk<'a> {
     consumer: Option<Consumer>,
     n_left: u64,
     n_held: u64,
+    n_removed: u64,
 }
 
 /// A dead letter that is held.
@@ -77,7 +80,7 @@ impl<'a> Walk<'a> {
             Ok((channel, consumer))
         };
         let (channel, consumer) = session.patiently("read dead letters", opening).await?;
-        Ok(Self { core, session, channel, consumer, n_left, n_held: 0 })
+        Ok(Self { core, session, channel, consumer, n_left, n_held: 0, n_removed: 0 })
     }
 
     async fn next(&mut self) -> Result<Option<Letter>> {
@@ -108,24 +111,44 @@ impl<'a> Walk<'a> {
         let acked = self.channel.basic_ack(tag, BasicAckOptions::default());
         self.session.patiently("remove dead letters", acked).await?;
         self.n_held -= 1;
+        self.n_removed += 1;
         Ok(())
     }
 
-    /// Gives back what was not removed.
-    async fn end(&self) -> Result<()> {
-        let ending = async {
-            if let Some(consumer) = &self.consumer {
-                self.channel.basic_cancel(consumer.tag(), Default::default()).await?;
+    /// Gives back what was not removed, also where the walk was cut off: what was done by then, in a word,
+    /// is told with the error.
+    async fn end<T>(self, walked: Result<T>, done: &str) -> Result<T> {
+        let ended = if walked.is_ok() {
+            let gave_back = self.session.patiently("put dead letters back", self.give_back()).await;
+            match gave_back {
+                Ok(()) => see_back(self.core, self.session, self.n_held).await,
+                Err(error) => Err(error),
             }
-            if self.n_held > 0 {
-                let options = BasicNackOptions { multiple: true, requeue: true };
-                // Tag 0 means all of them.
-                self.channel.basic_nack(0, options).await?;
+        } else {
+            // What is wrong already says more than what comes of that.
+            if in_time(self.give_back()).await.is_ok() {
+                see_old_back(self.core, self.session, self.n_held).await;
             }
-            self.channel.close(200, "done".into()).await
+            Ok(())
         };
-        self.session.patiently("put dead letters back", ending).await?;
-        see_back(self.core, self.session, self.n_held).await
+        walked.and_then(|done| ended.map(|()| done)).map_err(|error| match self.n_removed {
+            0 => error,
+            n_removed => {
+                error.and(format_args!("dead letters that were {done} before: {n_removed}"))
+            }
+        })
+    }
+
+    async fn give_back(&self) -> lapin::Result<()> {
+        if let Some(consumer) = &self.consumer {
+            self.channel.basic_cancel(consumer.tag(), Default::default()).await?;
+        }
+        if self.n_held > 0 {
+            let options = BasicNackOptions { multiple: true, requeue: true };
+            // Tag 0 means all of them.
+            self.channel.basic_nack(0, options).await?;
+        }
+        self.channel.close(200, "done".into()).await
     }
 }
 
@@ -164,6 +187,12 @@ pub(super) async fn list(core: &Core, max: usize) -> Result<Vec<DeadLetter>> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
     let mut walk = Walk::begin(core, &session).await?;
+    let found = newest(&mut walk, max).await;
+    let (found, now) = (walk.end(found, LOOKED_AT).await?, core.clock.now());
+    Ok(found.into_iter().map(|parcel| parcel.into_dead_letter(now)).collect())
+}
+
+async fn newest(walk: &mut Walk<'_>, max: usize) -> Result<Vec<Parcel>> {
     let mut newest: Vec<(u64, Parcel)> = Vec::new();
     let keep_newest = |newest: &mut Vec<(u64, Parcel)>| {
         let died_at = |parcel: &Parcel| parcel.death.as_ref().map(|(_, at)| *at);
@@ -178,50 +207,57 @@ pub(super) async fn list(core: &Core, max: usize) -> Result<Vec<DeadLetter>> {
         }
     }
     keep_newest(&mut newest);
-    walk.end().await?;
-    let now = core.clock.now();
-    Ok(newest.into_iter().map(|(_, parcel)| parcel.into_dead_letter(now)).collect())
+    Ok(newest.into_iter().map(|(_, parcel)| parcel).collect())
 }
 
 pub(super) async fn show(core: &Core, id: &JobId) -> Result<Option<DeadLetter>> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
     let mut walk = Walk::begin(core, &session).await?;
-    let mut found = None;
-    while found.is_none()
-        && let Some(letter) = walk.next().await?
-    {
-        found = Some(letter.parcel).filter(|parcel| parcel.job.id == *id);
-    }
-    walk.end().await?;
+    let found = find(&mut walk, id).await;
+    let found = walk.end(found, LOOKED_AT).await?;
     Ok(found.map(|parcel| parcel.into_dead_letter(core.clock.now())))
+}
+
+async fn find(walk: &mut Walk<'_>, id: &JobId) -> Result<Option<Parcel>> {
+    while let Some(Letter { parcel, .. }) = walk.next().await? {
+        if parcel.job.id == *id {
+            return Ok(Some(parcel));
+        }
+    }
+    Ok(None)
 }
 
 pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
     let mut walk = Walk::begin(core, &session).await?;
+    let put_back = put_back(&mut walk, ids).await;
+    walk.end(put_back, "put back").await
+}
+
+async fn put_back(walk: &mut Walk<'_>, ids: Option<&[JobId]>) -> Result<u64> {
     let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
-    let (mut step, mut n_done) = (Vec::new(), 0);
+    let mut step = Vec::new();
     while let Some(letter) = walk.next().await? {
         if wanted.as_ref().is_none_or(|wanted| wanted.contains(&letter.parcel.job.id)) {
             step.push(letter);
         }
         // All go in the order in which they lie, so this many at a time will do.
         if wanted.is_none() && step.len() == STEP {
-            n_done += revive(core, &mut walk, std::mem::take(&mut step)).await?;
+            revive(walk, std::mem::take(&mut step)).await?;
         }
     }
     if let Some(ids) = ids {
         let position = |id: &JobId| ids.iter().position(|named| named == id);
         step.sort_by_cached_key(|letter| position(&letter.parcel.job.id));
     }
-    n_done += revive(core, &mut walk, step).await?;
-    walk.end().await?;
-    Ok(n_done)
+    revive(walk, step).await?;
+    Ok(walk.n_removed)
 }
 
-async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Result<u64> {
+async fn revive(walk: &mut Walk<'_>, letters: Vec<Letter>) -> Result<()> {
+    let core = walk.core;
     let now = core.clock.now();
     let mut messages = Vec::with_capacity(letters.len());
     let mut tags = Vec::with_capacity(letters.len());
@@ -232,14 +268,12 @@ async fn revive(core: &Core, walk: &mut Walk<'_>, letters: Vec<Letter>) -> Resul
         tags.push(tag);
     }
     let Posted { is_stored, failed } = walk.session.post(messages).await;
-    let mut n_done = 0;
     for (tag, is_stored) in tags.into_iter().zip(is_stored) {
         if is_stored {
             walk.remove(tag).await?;
-            n_done += 1;
         }
     }
-    failed.map_or(Ok(n_done), Err)
+    failed.map_or(Ok(()), Err)
 }
 
 /// Deletes the oldest of those that died longer ago than this. Only they are taken, and the one behind
@@ -342,16 +376,18 @@ pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
     let mut walk = Walk::begin(core, &session).await?;
+    let deleted = delete(&mut walk, ids).await;
+    walk.end(deleted, "deleted").await
+}
+
+async fn delete(walk: &mut Walk<'_>, ids: Option<&[JobId]>) -> Result<u64> {
     let wanted: Option<HashSet<&JobId>> = ids.map(|ids| ids.iter().collect());
-    let mut n_done = 0;
     while let Some(Letter { parcel, tag }) = walk.next().await? {
         let id = &parcel.job.id;
         if wanted.as_ref().is_none_or(|wanted| wanted.contains(id)) {
             walk.remove(tag).await?;
-            core.ledger().forget(id);
-            n_done += 1;
+            walk.core.ledger().forget(id);
         }
     }
-    walk.end().await?;
-    Ok(n_done)
+    Ok(walk.n_removed)
 }

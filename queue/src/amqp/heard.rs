@@ -24,6 +24,8 @@ pub(super) struct Heard {
     said: Mutex<Said>,
     /// Where we are heard by ourselves, and from when on all others have been.
     pub(super) ear: watch::Sender<Option<Ear>>,
+    /// Told of each word of others.
+    pub(super) words: watch::Sender<()>,
     pub(super) n_echoes: AtomicU64,
     pub(super) echo: watch::Sender<u64>,
 }
@@ -63,6 +65,11 @@ impl Said {
         self.holdings.retain(|_, (_, at)| counts(*at));
         self.workers.retain(|_, (_, at)| counts(*at));
     }
+
+    fn has_other_workers(&self) -> bool {
+        let own = self.own.as_ref().map(|(status, _)| &status.id);
+        self.workers.keys().any(|id| Some(id) != own)
+    }
 }
 
 impl Heard {
@@ -88,8 +95,14 @@ impl Heard {
     pub(super) fn has_company(&self) -> bool {
         let mut said = self.said();
         said.forget_old(Instant::now());
-        let own = said.own.as_ref().map(|(status, _)| &status.id);
-        !said.holdings.is_empty() || said.workers.keys().any(|id| Some(id) != own)
+        !said.holdings.is_empty() || said.has_other_workers()
+    }
+
+    /// Whether a worker was heard lately that is not of this handle.
+    pub(super) fn has_other_workers(&self) -> bool {
+        let mut said = self.said();
+        said.forget_old(Instant::now());
+        said.has_other_workers()
     }
 
     /// Forgets who has not spoken for a while.
@@ -99,6 +112,7 @@ impl Heard {
 
     pub(super) fn note_holding(&self, holding: Holding) {
         self.said().holdings.insert(holding.handle.clone(), (holding, Instant::now()));
+        self.words.send_replace(());
     }
 
     /// Notes what a worker says; true when it is in another phase than before.
@@ -108,6 +122,8 @@ impl Heard {
         let before = said.workers.get(&status.id).filter(|(_, before)| at - *before < STATUS_TTL);
         let is_new = before.is_none_or(|(before, _)| before.phase != phase);
         said.workers.insert(status.id.clone(), (status, at));
+        drop(said);
+        self.words.send_replace(());
         is_new
     }
 

@@ -23,16 +23,12 @@ use super::core::Core;
 use super::fetched::{Catch, Fetched};
 use super::names::Lane;
 use super::session::{Posted, Session};
-use super::{errors, line};
+use super::{coming, errors, line};
 use crate::Result;
 use crate::aside::Aside;
 
 /// As much as one fetch brings.
 const MAX_FETCH: usize = 1_000;
-/// How long to wait for jobs that were there a moment ago; others may have taken them.
-const SOON: Duration = Duration::from_millis(100);
-/// The same where the broker says that they are there still: the next lane has no turn before them.
-const LATE: Duration = Duration::from_millis(500);
 /// How long to wait for more of what keeps coming.
 const LINGER: Duration = Duration::from_millis(3);
 /// Who asks again within this time is in a hurry.
@@ -280,20 +276,9 @@ impl Fetcher {
         let queue = self.core.names.lane(lane);
         let consuming = consume(&session.work, &queue, n);
         let mut consumer = session.patiently("consume jobs", consuming).await?;
-        let mut fetched = Vec::with_capacity(n);
-        let mut end = Instant::now() + LATE;
-        while fetched.len() < n {
-            match timeout(SOON, consumer.next()).await {
-                Ok(Some(Ok(delivery))) => {
-                    fetched.push(self.read(delivery, lane));
-                    end = Instant::now() + LATE;
-                }
-                // A channel that ends takes its deliveries with it.
-                Ok(Some(Err(_)) | None) => return Err(errors::down()),
-                Err(_) if Instant::now() < end && session.has_any(&queue).await => {}
-                Err(_) => break,
-            }
-        }
+        let is_any_left = || session.has_any(&queue);
+        let came = coming::await_as_many(&mut consumer, n, is_any_left).await?;
+        let mut fetched: Vec<_> = came.into_iter().map(|one| self.read(one, lane)).collect();
         // With as many as it may have unacknowledged nothing more comes, so nobody need wait.
         let nowait = fetched.len() == n;
         let cancelled = session.work.basic_cancel(consumer.tag(), BasicCancelOptions { nowait });

@@ -124,3 +124,11 @@ pub(super) async fn session(sessions: &Sessions) -> Result<Arc<Session>> {
     let session = there.ok().and_then(std::result::Result::ok).and_then(|there| there.clone());
     session.ok_or_else(errors::down)
 }
+
+/// Waits until a session is not the present one any more, or nobody keeps one.
+pub(super) async fn over(sessions: &Sessions, epoch: u64) {
+    let mut sessions = sessions.clone();
+    let is_other =
+        |there: &Option<Arc<Session>>| there.as_ref().is_none_or(|one| one.epoch != epoch);
+    sessions.wait_for(is_other).await.ok();
+}

@@ -10,6 +10,7 @@
 
 mod bell;
 mod cancel;
+mod coming;
 mod confirms;
 mod connect;
 mod core;
@@ -49,6 +50,7 @@ pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
 use self::names::{LANES, Lane, Names};
 use self::session::Session;
+use self::voice::Awaited;
 use crate::{
     AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
     Elsewhere, Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority,
@@ -63,12 +65,18 @@ const DOUBT: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub(crate) struct AmqpQueue(Arc<Handle>);
 
-/// The tasks end before what they work on.
+/// The tasks end before what they work on, but for that of the bell, which has something to end itself.
 #[derive(Debug)]
 struct Handle {
     _tasks: Vec<Owned>,
     intake: Intake,
     core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.bell.hang_up();
+    }
 }
 
 impl AmqpQueue {
@@ -96,10 +104,10 @@ impl AmqpQueue {
         let tasks = vec![
             Owned(tokio::spawn(fate::watch_leases(core.clone()))),
             Owned(tokio::spawn(voice::keep(core.clone()))),
-            Owned(tokio::spawn(bell::keep(core.clone()))),
             fetching,
             line,
         ];
+        tokio::spawn(bell::keep(core.clone()));
         Ok(Self(Arc::new(Handle { _tasks: tasks, intake, core })))
     }
 
@@ -117,6 +125,35 @@ impl AmqpQueue {
 
     async fn look(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
+        let mut depth = self.count(session).await?;
+        // What is taken in between is counted twice rather than not at all.
+        if depth.ready > 0 {
+            voice::catch_up(core, session).await?;
+        } else if voice::catch_up_with_all(core, session, Awaited::Holder).await? {
+            // What came or went back in that time is neither held nor in the counts from before.
+            depth = self.count(session).await?;
+            voice::catch_up(core, session).await?;
+        }
+        let (held, ahead) = core.heard.holdings();
+        let ledger = core.ledger();
+        let n_ahead = ahead + ledger.n_ahead;
+        depth.ready += n_ahead;
+        if let Some(by) = &mut depth.ready_by_priority {
+            by.normal += n_ahead;
+        }
+        let n_waiting = depth.ready + depth.delayed;
+        let n_held = core.heard.n_held(session.epoch, n_waiting, held + ledger.n_held());
+        let Some(n_held) = n_held else {
+            session.check_open()?;
+            return Err(errors::late("let us hear what is held"));
+        };
+        depth.in_flight = n_held;
+        Ok(depth)
+    }
+
+    /// What waits in the queues of the broker.
+    async fn count(&self, session: &Session) -> Result<Depth> {
+        let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
         let n_levels = core.n_levels.load(Ordering::SeqCst);
         let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
@@ -130,26 +167,10 @@ impl AmqpQueue {
             *by.of_mut(if let Lane::New(priority) = lane { priority } else { Priority::Normal }) +=
                 n_jobs;
         }
-        depth.dead = rest.first().copied().unwrap_or(0);
-        depth.delayed = rest.iter().skip(1).sum();
-        // What is taken in between is counted twice rather than not at all.
-        if by.total() > 0 {
-            voice::catch_up(core, session).await?;
-        } else {
-            voice::catch_up_with_all(core, session).await?;
-        }
-        let (held, ahead) = core.heard.holdings();
-        let ledger = core.ledger();
-        by.normal += ahead + ledger.n_ahead;
         depth.ready = by.total();
         depth.ready_by_priority = Some(by);
-        let n_waiting = depth.ready + depth.delayed;
-        let n_held = core.heard.n_held(session.epoch, n_waiting, held + ledger.n_held());
-        let Some(n_held) = n_held else {
-            session.check_open()?;
-            return Err(errors::late("let us hear what is held"));
-        };
-        depth.in_flight = n_held;
+        depth.dead = rest.first().copied().unwrap_or(0);
+        depth.delayed = rest.iter().skip(1).sum();
         Ok(depth)
     }
 }
@@ -174,7 +195,7 @@ impl Backlog for AmqpQueue {
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
         let session = self.core().session().await?;
-        voice::catch_up_with_all(self.core(), &session).await?;
+        voice::catch_up_with_all(self.core(), &session, Awaited::Worker).await?;
         Ok(self.core().heard.workers())
     }
 
@@ -184,8 +205,8 @@ impl Backlog for AmqpQueue {
         // The stream listens as long as somebody has it, also without this handle.
         let state = (listener, self.clone());
         let arrivals = stream::unfold(state, |(mut listener, queue)| async move {
-            listener.hear().await;
-            Some(((), (listener, queue)))
+            let told = listener.next().await?;
+            Some((told, (listener, queue)))
         });
         Ok(arrivals.boxed())
     }
@@ -209,6 +230,12 @@ impl Backlog for AmqpQueue {
 
     fn link(&self) -> &Link {
         &self.core().link
+    }
+
+    async fn close(&self) -> Result<()> {
+        // At the same time: whoever ends has not long.
+        let (closed, ()) = tokio::join!(self.0.intake.close(), self.core().bell.close());
+        closed
     }
 }
 
@@ -252,12 +279,6 @@ impl Broker for AmqpQueue {
 
     fn lease(&self) -> Duration {
         self.core().behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        // First: what is on its way to us has arrived when the rest has ended.
-        self.core().bell.close().await;
-        self.0.intake.close().await
     }
 }
 

@@ -51,7 +51,10 @@ pub(super) async fn publish(core: &Core, jobs: Vec<Job>) -> Result<Vec<Published
         parcel.check()?;
         messages.push(core.to_lane_after(&session, &parcel, (lane, delay)).await?);
     }
-    session.publish(messages).await?;
+    session.publish(messages).await.map_err(|error| {
+        let is_refused = error.kind() == ErrorKind::Full && error.may_be_stored();
+        if is_refused { error.and("publish it again under the same id") } else { error }
+    })?;
     if is_delayed {
         voice::tell_of_delay(core, &session).await;
     }

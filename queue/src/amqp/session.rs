@@ -331,8 +331,9 @@ fn refused(arrival: Arrival) -> Option<Error> {
     match arrival {
         Arrival::Stored => None,
         Arrival::Refused => {
-            let words = "RabbitMQ refused a job: its queue is full or has lost its servers";
             // It says the same where another queue that was to get a copy has gone in that moment.
+            let words = "RabbitMQ refused a job, which may be stored all the same: its queue is full \
+                         or has lost its servers, or another that was to get a copy has just gone";
             Some(Error::new(ErrorKind::Full, words).in_doubt())
         }
         Arrival::Homeless(key) => {

@@ -12,11 +12,11 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::core::Core;
-use super::heard::{Ear, Holding};
+use super::heard::{Ear, Heard, Holding};
 use super::parcel::long;
 use super::session::{Message, Session};
 use super::{errors, line};
@@ -65,18 +65,52 @@ pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<Hearing> 
     }
 }
 
+/// Of whom who asks wants to hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Somebody who holds a job, or has fetched one ahead.
+    Holder,
+    /// A worker, whatever it holds.
+    Worker,
+}
+
+impl Awaited {
+    fn is_heard(self, heard: &Heard) -> bool {
+        match self {
+            Self::Holder => heard.holdings() != (0, 0),
+            Self::Worker => heard.has_other_workers(),
+        }
+    }
+}
+
 /// The same, but who just began to listen and has heard nobody does not take that for nobody before all
-/// must have spoken: who is asked may be held up for longer than an answer takes.
-pub(super) async fn catch_up_with_all(core: &Core, session: &Session) -> Result<Hearing> {
+/// must have spoken: who is asked may be held up for longer than an answer takes. Whether that was waited
+/// for.
+pub(super) async fn catch_up_with_all(
+    core: &Core,
+    session: &Session,
+    awaited: Awaited,
+) -> Result<bool> {
     let hearing = catch_up(core, session).await?;
     let ear = core.heard.ear.borrow().clone();
     let beat_at = ear.map(|ear| ear.beat_at).filter(|at| *at > Instant::now());
     match beat_at {
         Some(beat_at) if hearing == Hearing::All && !core.heard.has_company() => {
-            sleep_until(beat_at).await;
-            catch_up(core, session).await
+            wait_for_word(&core.heard, awaited, beat_at).await;
+            catch_up(core, session).await?;
+            Ok(true)
         }
-        _ => Ok(hearing),
+        _ => Ok(false),
+    }
+}
+
+/// Waits for a word of who is awaited, which says that there is somebody, or until all must have spoken:
+/// another's word says nothing of them. Whoever else was held up gets the time that an answer takes.
+async fn wait_for_word(heard: &Heard, awaited: Awaited, beat_at: Instant) {
+    let mut words = heard.words.subscribe();
+    let word = words.wait_for(|()| awaited.is_heard(heard));
+    if timeout_at(beat_at, word).await.is_ok() {
+        sleep_until(beat_at.min(Instant::now() + ANSWER)).await;
     }
 }
 
@@ -324,7 +358,7 @@ mod tests {
 
     use super::super::AmqpQueue;
     use super::*;
-    use crate::{Address, OpenOptions, QueueUrl};
+    use crate::{Address, Backlog, Broker, Job, OpenOptions, QueueUrl, Timestamp};
 
     fn block_on(test: impl Future<Output = ()>) {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -354,6 +388,56 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
             let n_waiting = session.counts(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_all_waits_no_longer_than_for_the_one_that_is_awaited() {
+        let holding = |held| Holding { handle: "other".to_owned(), held, ahead: 0 };
+        for (awaited, held, expected) in [
+            (Awaited::Holder, 1, BEAT / 4 + ANSWER),
+            // Whoever holds anything may still be held up.
+            (Awaited::Holder, 0, BEAT),
+            (Awaited::Worker, 1, BEAT),
+        ] {
+            let (heard, start) = (Heard::default(), Instant::now());
+            let speaking = async {
+                sleep(BEAT / 4).await;
+                heard.note_holding(holding(held));
+            };
+            tokio::join!(wait_for_word(&heard, awaited, start + BEAT), speaking);
+            assert_eq!(start.elapsed(), expected, "{awaited:?} {held}");
+        }
+        let (heard, start) = (Heard::default(), Instant::now());
+        heard.note_holding(holding(1));
+        wait_for_word(&heard, Awaited::Holder, start + ANSWER / 2).await;
+        assert_eq!(start.elapsed(), ANSWER / 2);
+    }
+
+    #[test]
+    fn what_comes_while_a_fresh_handle_waits_to_hear_all_is_counted() {
+        let server = RabbitMq::shared().unwrap();
+        block_on(async {
+            let queue = opened("fresh", server).await;
+            let core = queue.core();
+            let session = core.session().await.unwrap();
+            core.find_levels(&session).await.unwrap();
+            let beat_at = Instant::now() + 10 * BEAT;
+            core.heard.ear.send_modify(|ear| {
+                ear.iter_mut().for_each(|ear| ear.beat_at = beat_at);
+            });
+            let coming = async {
+                // The lanes have been counted by then, in a few round trips.
+                sleep(2 * BEAT).await;
+                let job = Job::new("late", Timestamp::now());
+                queue.publish(vec![job]).await.unwrap();
+                let holding = Holding { handle: "other".to_owned(), held: 1, ahead: 0 };
+                core.heard.note_holding(holding);
+            };
+            let (depth, ()) = tokio::join!(queue.depth(), coming);
+            let depth = depth.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (1, 1));
+            assert!(Instant::now() < beat_at, "the word that was awaited came long before");
         });
     }
 

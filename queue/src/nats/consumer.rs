@@ -300,6 +300,11 @@ impl Backlog for Consumer {
     fn link(&self) -> &Link {
         &self.0.link
     }
+
+    async fn close(&self) -> Result<()> {
+        // Nothing is fetched.
+        Ok(())
+    }
 }
 
 /// Why nothing is heard since then.

@@ -297,6 +297,12 @@ impl Backlog for NatsQueue {
     fn link(&self) -> &Link {
         &self.shared.link
     }
+
+    async fn close(&self) -> Result<()> {
+        // Nothing is fetched ahead.
+        self.shared.is_closed.store(true, Ordering::Release);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -342,12 +348,6 @@ impl Broker for NatsQueue {
 
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        // Nothing is fetched ahead.
-        self.shared.is_closed.store(true, Ordering::Release);
-        Ok(())
     }
 }
 

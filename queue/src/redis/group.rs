@@ -166,6 +166,11 @@ impl Backlog for Group {
     fn link(&self) -> &Link {
         self.0.keeper.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        // Nothing is fetched.
+        Ok(())
+    }
 }
 
 /// When an entry was written, by the id that the server gave it.

@@ -175,6 +175,11 @@ impl Backlog for RedisQueue {
     fn link(&self) -> &Link {
         self.calls().keeper.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        // Nothing is fetched ahead.
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -240,11 +245,6 @@ impl Broker for RedisQueue {
 
     fn lease(&self) -> Duration {
         self.calls().behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        // Nothing is fetched ahead.
-        Ok(())
     }
 }
 

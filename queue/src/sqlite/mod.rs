@@ -278,6 +278,10 @@ impl Backlog for SqliteQueue {
     fn link(&self) -> &Link {
         &self.shared.link
     }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -346,10 +350,6 @@ impl Broker for SqliteQueue {
 
     fn lease(&self) -> Duration {
         self.shared.behavior.lease
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -2,14 +2,17 @@
 //! producer hears of the jobs alone.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use ebb_queue::{Queue, QueueUrl};
 use ebb_servers::RabbitMq;
+use futures::StreamExt;
 use futures::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
+use tokio::time::{Instant, timeout};
 
-use crate::{handle, on_shared, until, url};
+use crate::{LONG, handle, on_shared, until, url};
 
 /// Listens for a moment, again and again.
 async fn come_and_go(queue: &Queue, is_over: &AtomicBool) {
@@ -26,6 +29,15 @@ async fn open_and_close(url: &QueueUrl, is_over: &AtomicBool) {
         let arrivals = queue.arrivals().await.unwrap();
         queue.close().await.unwrap();
         drop((arrivals, queue));
+    }
+}
+
+/// Listens and is gone without a word, again and again.
+async fn open_and_drop(url: &QueueUrl, is_over: &AtomicBool) {
+    while !is_over.load(Relaxed) {
+        let queue = handle(url).await;
+        let arrivals = queue.arrivals().await.unwrap();
+        drop((queue, arrivals));
     }
 }
 
@@ -89,5 +101,48 @@ fn a_job_that_is_stored_is_not_said_to_be_refused_for_a_worker_that_shuts_down()
             join_all((0..8).map(|_| open_and_close(&url, is_over))).await;
         };
         assert_eq!(n_refused(server, &url, working).await, 0);
+    });
+}
+
+#[test]
+fn a_job_that_is_stored_is_not_said_to_be_refused_for_a_handle_that_is_dropped_while_it_listens() {
+    on_shared(async |server| {
+        let url = url(server, "dropped-bells");
+        let leaving = async |is_over: &AtomicBool| {
+            join_all((0..8).map(|_| open_and_drop(&url, is_over))).await;
+        };
+        assert_eq!(n_refused(server, &url, leaving).await, 0);
+    });
+}
+
+#[test]
+fn arrivals_end_when_their_handle_is_closed() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "no-more-bells")).await;
+        let mut arrivals = queue.arrivals().await.unwrap();
+        queue.close().await.unwrap();
+        let ended = timeout(LONG, async { while arrivals.next().await.is_some() {} });
+        assert!(ended.await.is_ok(), "they go on");
+        let late = timeout(LONG, queue.arrivals());
+        let mut late = late.await.unwrap().unwrap();
+        assert_eq!(timeout(LONG, late.next()).await, Ok(None));
+    });
+}
+
+#[test]
+fn a_handle_that_works_and_listens_closes_within_the_time_that_whoever_ends_has_for_it() {
+    // A worker gives it a second at least; a machine that is busy may be slow once or twice.
+    const BOUND: Duration = Duration::from_millis(1_100);
+    on_shared(async |server| {
+        let mut spans = Vec::new();
+        while spans.len() < 5 && spans.iter().all(|span| *span >= BOUND) {
+            let queue = handle(&url(server, "closing-soon")).await;
+            let _arrivals = queue.arrivals().await.unwrap();
+            queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+            let start = Instant::now();
+            queue.close().await.unwrap();
+            spans.push(start.elapsed());
+        }
+        assert!(spans.iter().any(|span| *span < BOUND), "{spans:?}");
     });
 }

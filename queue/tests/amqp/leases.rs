@@ -73,6 +73,36 @@ async fn n_charged_by_closing(url: &QueueUrl) -> usize {
 }
 
 #[test]
+fn what_was_fetched_ahead_and_nobody_asks_for_goes_to_others_uncharged() {
+    on_shared(async |server| {
+        let url = patient(server, "idle");
+        let (queue, other) = (handle(&url).await, handle(&url).await);
+        let mut jobs: Vec<_> = (0..200).map(|n| job(&format!("job-{n}"))).collect();
+        // In two lanes, of which it fetches ahead from one.
+        jobs.iter_mut().take(8).for_each(|job| job.set("ebb-priority", "high").unwrap());
+        let n_jobs = jobs.len();
+        queue.publish(jobs).await.unwrap();
+        let mut n_seen = 0;
+        for _ in 0..8 {
+            let acks: Vec<_> =
+                take(&queue, 4).await.into_iter().map(ebb_queue::Delivery::ack).collect();
+            n_seen += queue.settle(&acks).await.unwrap().len();
+        }
+        // It lives on and asks for no more.
+        while n_seen < n_jobs {
+            let deliveries = take(&other, 50).await;
+            assert!(!deliveries.is_empty(), "{n_seen} of {n_jobs} came");
+            for one in &deliveries {
+                assert_eq!(one.attempt, 1, "{} was charged", one.job.id);
+            }
+            let acks: Vec<_> = deliveries.into_iter().map(ebb_queue::Delivery::ack).collect();
+            n_seen += other.settle(&acks).await.unwrap().len();
+        }
+        assert_eq!(n_seen, n_jobs);
+    });
+}
+
+#[test]
 fn a_handle_that_is_gone_gives_its_jobs_back_at_once_and_is_charged() {
     on_shared(async |server| {
         let url = patient(server, "gone");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ebb_queue::{ErrorKind, OpenOptions, Settled, open};
+use ebb_queue::{ErrorKind, OpenOptions, Settled, Settlement, open};
 use ebb_servers::{RabbitMq, RabbitMqOptions};
 
 use crate::{LONG, answered, depth, handle, job, take, until, url};
@@ -47,6 +47,39 @@ async fn no_job_is_lost_and_none_that_is_done_runs_again_when_the_broker_is_kill
         let none = answered(async || queue.receive(eight, std::time::Duration::ZERO).await).await;
         let depth = depth(&queue).await;
         none.is_empty() && (depth.ready, depth.in_flight) == (0, 0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_whose_holder_loses_the_broker_twice_is_charged_for_each_and_settled_once() {
+    let mut server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&url(&server, "jobs")).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let mut lost = Vec::new();
+    for n_losses in 1..=2 {
+        let held = take(&queue, 1).await.pop().unwrap();
+        assert_eq!(held.attempt, n_losses);
+        lost.push(held.release());
+        server.kill();
+        until("the link is down", async || !queue.link().is_up()).await;
+        server.restart().await.unwrap();
+        until("the link is up again", async || queue.link().is_up()).await;
+        assert_eq!(queue.link().n_losses(), u64::from(n_losses));
+    }
+    let again = take(&queue, 1).await.pop().unwrap();
+    assert_eq!(again.attempt, 3);
+    let settle = async |settlements: &[Settlement]| {
+        answered(async || queue.settle(settlements).await.map_err(|unsettled| unsettled.error))
+            .await
+    };
+    // Neither session's words count in the third.
+    assert_eq!(settle(&lost).await, [Settled::Lost; 2]);
+    assert_eq!(depth(&queue).await.in_flight, 1);
+    assert_eq!(settle(&[again.ack()]).await, [Settled::Held]);
+    until("nothing is left", async || {
+        let depth = depth(&queue).await;
+        (depth.ready, depth.in_flight, depth.dead) == (0, 0, 0)
     })
     .await;
 }

@@ -129,6 +129,9 @@ fn a_limit_of_the_broker_holds_every_client_back() {
         assert!((3..20).contains(&n_stored), "{n_stored}");
         let error = queue.publish(vec![job("more")]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        assert!(error.may_be_stored());
+        let words = error.to_string();
+        assert!(words.contains("may be stored") && words.contains("the same id"), "{words}");
         let taken = take_all(&queue, usize::try_from(n_stored).unwrap()).await;
         let acks: Vec<_> = taken.into_iter().map(Delivery::ack).collect();
         queue.settle(&acks).await.unwrap();
@@ -178,15 +181,19 @@ fn dead_letters_for_which_there_is_no_room_are_put_back_once() {
         while queue.publish(vec![job(&format!("filler-{n_waiting}"))]).await.is_ok() {
             n_waiting += 1;
         }
-        for _ in 0..2 {
+        for n_done in [1, 0] {
             let error = queue.redrive(None).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+            let told = error.to_string().contains("dead letters that were put back before: 1");
+            assert_eq!(told, n_done == 1, "{error}");
+            // It lies where it lay, for whoever looks next.
+            assert_eq!(queue.list(9).await.unwrap().len(), 1);
             until("one is back, once", async || figures(&queue).await == (n_waiting + 1, 0, 0, 1))
                 .await;
         }
         make_room(server, "redriven");
         until("both are back, once", async || {
-            // Who looks right after a failure may find none.
+            // There is room a moment later.
             queue.redrive(None).await.ok();
             figures(&queue).await == (n_waiting + 2, 0, 0, 0)
         })

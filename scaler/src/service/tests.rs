@@ -80,6 +80,10 @@ impl Backlog for Slow {
     fn link(&self) -> &Link {
         self.queue.link()
     }
+
+    async fn close(&self) -> Result<()> {
+        self.queue.close().await
+    }
 }
 
 /// A scaler on such a queue that nobody has asked anything yet, and when it was made.

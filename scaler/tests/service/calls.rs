@@ -121,6 +121,22 @@ async fn a_queue_too_many_is_refused_and_room_is_made_when_one_is_not_asked_for(
 }
 
 #[tokio::test]
+async fn a_queue_that_is_not_looked_at_any_more_is_left_in_order() {
+    let keep = Duration::from_millis(20);
+    let kit = Kit::start(ScalerArgs { keep, ..args() }).await;
+    let retired = kit.stream(&object(&[("queue", "a")])).await;
+    let mut closed = kit.broker.closed.subscribe();
+    kit.broker.open.subscribe().wait_for(|n_open| *n_open == 1).await.unwrap();
+    drop(retired);
+    closed.wait_for(|n_closed| *n_closed == 1).await.unwrap();
+    let mut stream = kit.stream(&object(&[("queue", "b")])).await;
+    assert_eq!(said(&mut stream).await, Some(false));
+    let broker = kit.broker.clone();
+    kit.stop().await;
+    assert_eq!((*broker.closed.borrow(), *broker.open.borrow()), (2, 0));
+}
+
+#[tokio::test]
 async fn one_namespace_with_any_number_of_names_leaves_room_to_the_others() {
     let kit = Kit::start(ScalerArgs { max_queues_per_namespace: 1, ..args() }).await;
     let of = |namespace: &str, queue| {

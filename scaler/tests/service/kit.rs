@@ -43,6 +43,8 @@ pub(crate) struct Fickle {
     pub(crate) open: watch::Sender<usize>,
     /// How many times a queue was opened.
     pub(crate) opened: watch::Sender<usize>,
+    /// How many times one was left in order.
+    pub(crate) closed: watch::Sender<usize>,
 }
 
 impl Fickle {
@@ -52,6 +54,7 @@ impl Fickle {
             mood: watch::Sender::new(Mood::Well),
             open: watch::Sender::new(0),
             opened: watch::Sender::new(0),
+            closed: watch::Sender::new(0),
         })
     }
 
@@ -145,6 +148,11 @@ impl Backlog for Seen {
 
     fn link(&self) -> &Link {
         self.queue.link()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.broker.closed.send_modify(|n| *n += 1);
+        self.queue.close().await
     }
 }
 

@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use super::{EXPIRED, SHORT_WAIT, Splitter};
 use crate::place::trace_id;
 
-/// How much longer than its grace period a split waits for its broker to hear that it ends: RabbitMQ is
-/// given about a second to take the last acknowledgements.
+/// How much longer than its grace period a split waits for its broker to hear that it ends. It holds what
+/// `Backlog::close` takes.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What whoever waits for a job finds.
