@@ -275,7 +275,8 @@ impl NatsQueue {
 
     /// Reads the marks that are new, if it is time to; they are to be known by then.
     pub(super) async fn read_marks(&self, by: Instant) {
-        if self.marks().is_fresh() {
+        // What came too late to look at all says nothing of the results: the next look reads them.
+        if self.marks().is_fresh() || Instant::now() >= by {
             return;
         }
         // First: what is cancelled from now on asks for another look.

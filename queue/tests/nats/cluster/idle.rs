@@ -79,6 +79,7 @@ fn a_look_at_an_idle_queue_counts_its_jobs_once_and_asks_little_beside() {
             }
             until_ok(async || queue.publish(vec![delayed("late")]).await).await;
         }
+        println!("{looks:?}");
         assert!(looks.iter().all(|asked| asked.n_surveys == 1), "{looks:?}");
         let most = looks.iter().map(|asked| asked.n_requests).max();
         assert!(most <= Some(20), "{looks:?}");
