@@ -17,7 +17,7 @@ use async_stream::stream;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::NatsQueue;
 use super::entry::Entry;
@@ -43,9 +43,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The same after one that failed: of what was handed out meanwhile the leases run.
 const LONG_PERIOD: Duration = Duration::from_secs(10);
 
-/// So long jobs wait for what is known of them as cancelled, and a quarter of their lease where that is
-/// longer and the last ones did not wait in vain.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// So long jobs that are leased already wait for what is known of them as cancelled, all together, and a
+/// quarter of their lease where that is less.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same where the last ones waited in vain.
+const BLIND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// So often a listener looks whether the connection was lost meanwhile.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -234,22 +237,22 @@ impl NatsQueue {
 
     /// Whether a job was cancelled that somebody received, and if so tells of it: its message may be
     /// removed then. Where that cannot be known it was not: whoever runs it finds out when the answer
-    /// is stored.
-    pub(super) async fn ends_cancelled(&self, entry: &Entry, ending: Ending) -> bool {
+    /// is stored. Other jobs wait for it, so it is to be known by then.
+    pub(super) async fn ends_cancelled(&self, entry: &Entry, ending: Ending, by: Instant) -> bool {
         let id = &entry.job.id;
-        let there = self.seen(self.answer(id)).await.flatten();
+        let there = self.seen(by, self.answer(id)).await.flatten();
         let Some(there) = there.filter(|there| is_cancelled(Some(there))) else { return false };
         self.tell(entry, there, ending.told_by).await;
-        if let Err(error) = self.unmark(id).await {
-            tracing::debug!(%error, job.id = %id, "the mark of a cancelled job stays");
+        if !matches!(timeout_at(by, self.unmark(id)).await, Ok(Ok(()))) {
+            tracing::debug!(job.id = %id, "the mark of a cancelled job stays");
         }
         true
     }
 
-    /// What was looked for of cancelled jobs, unless that takes long or fails: that is said once, until
+    /// What was looked for of cancelled jobs, unless that takes longer or fails: that is said once, until
     /// it is seen again.
-    async fn seen<T>(&self, look: impl Future<Output = Result<T>>) -> Option<T> {
-        let error = match timeout(self.patience(), look).await {
+    async fn seen<T>(&self, by: Instant, look: impl Future<Output = Result<T>>) -> Option<T> {
+        let error = match timeout_at(by, look).await {
             Ok(Ok(seen)) => {
                 self.marks().is_blind = false;
                 return Some(seen);
@@ -264,21 +267,21 @@ impl NatsQueue {
         None
     }
 
-    fn patience(&self) -> Duration {
-        match self.marks().is_blind {
-            true => PATIENCE,
-            false => PATIENCE.max(self.shared.behavior.lease / 4),
-        }
+    /// How long jobs may wait from now on for what is known of them as cancelled.
+    pub(super) fn patience(&self) -> Duration {
+        let longest = if self.marks().is_blind { BLIND_PATIENCE } else { PATIENCE };
+        longest.min(self.shared.behavior.lease / 4)
     }
 
-    /// Reads the marks that are new, if it is time to.
-    pub(super) async fn read_marks(&self) {
-        if self.marks().is_fresh() {
+    /// Reads the marks that are new, if it is time to; they are to be known by then.
+    pub(super) async fn read_marks(&self, by: Instant) {
+        // What came too late to look at all says nothing of the results: the next look reads them.
+        if self.marks().is_fresh() || Instant::now() >= by {
             return;
         }
         // First: what is cancelled from now on asks for another look.
         self.marks().fresh_until = Some(Instant::now() + PERIOD);
-        if self.seen(self.read_new_marks()).await.is_none() {
+        if self.seen(by, self.read_new_marks()).await.is_none() {
             self.marks().fresh_until = Some(Instant::now() + LONG_PERIOD);
         }
     }
@@ -352,8 +355,10 @@ impl NatsQueue {
             loop {
                 let heard = timeout(HEARTBEAT, told.next()).await;
                 let link = &queue.shared.link;
-                if link.n_losses() != n_losses && link.is_up() {
-                    n_losses = link.n_losses();
+                // Read once: of a loss between two looks nobody would be told.
+                let n_by_now = link.n_losses();
+                if n_by_now != n_losses && link.is_up() {
+                    n_losses = n_by_now;
                     queue.marks().fresh_until = None;
                     // Any of them may have been cancelled meanwhile.
                     for id in queue.shared.leases.jobs() {

@@ -14,13 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::api::Api;
-use super::awake::Awake;
+use super::awake::{Awake, Glance, Looked};
 use super::bell::{self, Bell};
 use super::connect::{self, Refusal};
 use crate::source::{self, Deaf, Foreign};
@@ -166,6 +167,10 @@ impl Consumer {
         Err(Error::new(ErrorKind::Unavailable, words))
     }
 
+    async fn glance(&self) -> Result<Glance> {
+        Ok(self.look().await?.glance())
+    }
+
     /// Listens from now on; none where that is refused, or there is nothing to listen to.
     async fn listen(&self) -> Result<Option<Bell>> {
         let Shared { api, subjects, .. } = &*self.0;
@@ -250,9 +255,10 @@ impl Consumer {
 impl Backlog for Consumer {
     async fn depth(&self) -> Result<Depth> {
         let is_sure = |told: &Told| !told.is_empty() || told.n_servers() <= 1;
-        let once = || self.look();
-        let (told, waited) = self.0.awake.look(once, |told| &told.cluster.leader, is_sure).await?;
-        let now = told.ts.unwrap_or_else(|| self.0.clock.now());
+        let (once, glance) = (|| self.look(), || self.glance());
+        let looked = self.0.awake.look(once, glance, Told::glance, is_sure).await?;
+        let Looked { seen: told, age, waited } = looked;
+        let now = told.ts.map_or_else(|| self.0.clock.now(), |at| at + age);
         let oldest = if told.num_pending > 0 { self.oldest(&told).await } else { self.empty() };
         let mut handed = self.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
         let done = handed.count(&told.delivered).saturating_sub(told.num_ack_pending);
@@ -283,7 +289,10 @@ impl Backlog for Consumer {
             let consumer = consumer.clone();
             async move { consumer.listen().await?.ok_or_else(refused) }
         };
-        Ok(bell::told(first, link, LONGEST_HUSH, is_refused, listen))
+        let told = bell::told(first, link, LONGEST_HUSH, is_refused, listen);
+        let consumer = self.clone();
+        let keep = async move { consumer.0.awake.keep(|| consumer.glance()).await };
+        Ok(told.take_until(keep).boxed())
     }
 
     async fn info(&self) -> Result<Info> {

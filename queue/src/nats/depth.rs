@@ -6,6 +6,7 @@ use futures::future::try_join_all;
 
 use super::NatsQueue;
 use super::api::ConsumerInfo;
+use super::awake::{Glance, Looked};
 use super::later::Survey;
 use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
@@ -20,10 +21,18 @@ type Seen = (Depth, Survey, Vec<(Lane, ConsumerInfo)>);
 impl NatsQueue {
     /// How much waits and runs.
     pub(super) async fn count(&self) -> Result<Depth> {
-        let is_sure =
-            |(depth, ..): &Seen| self.shared.replicas == 1 || depth.ready + depth.in_flight > 0;
-        let once = || self.survey_depth();
-        let (seen, waited) = self.shared.awake.look(once, |seen| &seen.1.leader, is_sure).await?;
+        let is_empty = |(depth, ..): &Seen| depth.ready + depth.in_flight == 0;
+        let is_sure = |seen: &Seen| self.shared.replicas == 1 || !is_empty(seen);
+        let (once, glance) = (|| self.survey_depth(), || self.glance());
+        let at_a_glance = |(_, survey, _): &Seen| survey.glance.clone();
+        let awake = &self.shared.awake;
+        let looked = awake.look(once, glance, at_a_glance, is_sure).await?;
+        let Looked { mut seen, age, waited } = looked;
+        seen.0.as_of += age;
+        if seen.0.next_due.is_some_and(|due| due <= seen.0.as_of) {
+            // When the jobs were counted it was not due yet.
+            seen = self.survey_depth().await?;
+        }
         let (mut depth, survey, consumers) = seen;
         depth.waited = waited;
         if depth.ready > 0 {
@@ -32,6 +41,12 @@ impl NatsQueue {
             unread::count(&mut depth, &unread, n_more, now);
         }
         Ok(depth)
+    }
+
+    /// Who leads the jobs, and what changes with whatever comes or goes.
+    pub(super) async fn glance(&self) -> Result<Glance> {
+        let info = self.shared.api.stream(&self.shared.names.jobs).await?;
+        Ok(info.ok_or_else(|| self.is_gone())?.glance())
     }
 
     /// The same as if what plain clients published had no headers.

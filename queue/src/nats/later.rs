@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::awake::Glance;
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, tick_now};
 use super::read::Kept;
@@ -28,8 +29,8 @@ const IN_ONE_GO: usize = 512;
 pub(super) struct Survey {
     /// When it was true, by the server's clock.
     pub(super) server_now: Timestamp,
-    /// Who says so; empty where one server is alone.
-    pub(super) leader: String,
+    /// Who says so, and how the stream stood.
+    pub(super) glance: Glance,
     /// All of these.
     pub(super) total: u64,
     pub(super) places: Vec<(Place, String, u64)>,
@@ -89,7 +90,7 @@ impl NatsQueue {
         // All subjects: bare messages lie on the one that the others begin with.
         let info = shared.api.subjects(&names.jobs, ">").await?;
         let info = info.ok_or_else(|| self.is_gone())?;
-        let server_now = info.ts.unwrap_or_else(|| self.now());
+        let (server_now, glance) = (info.ts.unwrap_or_else(|| self.now()), info.glance());
         let mut places = Vec::new();
         for (subject, n_jobs) in info.state.subjects.unwrap_or_default() {
             if let Some(place) = names.place(&subject) {
@@ -98,7 +99,7 @@ impl NatsQueue {
         }
         // What has no place is seen by no worker.
         let total = places.iter().map(|(_, _, n_jobs)| n_jobs).sum();
-        Ok(Survey { server_now, leader: info.cluster.leader, total, places })
+        Ok(Survey { server_now, glance, total, places })
     }
 
     /// The stream was deleted under us.

@@ -206,7 +206,7 @@ impl NatsQueue {
     ) -> Result<(Published, u64)> {
         let stored = self.store(job, headers).await;
         if let Err(error) = &stored
-            && [ErrorKind::Full, ErrorKind::Invalid].contains(&error.kind())
+            && !error.may_be_stored()
             && let Err(error) = self.shared.api.delete(&self.shared.names.keys, seq).await
         {
             tracing::debug!(%error, %job.id, "its key is not freed");

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{Api, Found};
+use super::awake::Glance;
 use crate::{Error, ErrorKind, Result, Timestamp};
 
 /// Replicas that heard nothing for four seconds may elect another leader; one that was followed more
@@ -76,6 +77,13 @@ struct Keeper {
 }
 
 impl StreamInfo {
+    /// Who leads it (nobody where one server is alone), and what changes with each message that comes or
+    /// goes.
+    pub(super) fn glance(&self) -> Glance {
+        let StreamState { messages, first_seq, last_seq, .. } = self.state;
+        Glance { leader: self.cluster.leader.clone(), state: [messages, first_seq, last_seq] }
+    }
+
     fn is_sure(&self) -> bool {
         self.cluster.are_sure(self.config["num_replicas"].as_u64().unwrap_or(1))
     }

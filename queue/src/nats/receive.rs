@@ -58,11 +58,23 @@ struct Known {
     marks: OnceCell<()>,
 }
 
+/// Moments that count for the jobs of one pull.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// When their lease ends.
+    until: Instant,
+    /// Until when replies may be sent: what was found waits for them.
+    told_by: Instant,
+    /// Until when it is waited for what is known of cancelled jobs.
+    known_by: Instant,
+}
+
 /// What a look brings.
 pub(super) struct Look {
     begin: Instant,
-    /// Until when replies may be sent: what was found waits for them.
     told_by: Instant,
+    /// Counted from the first pull whose jobs are waiting to be handed out.
+    known_by: Instant,
     pub(super) found: Vec<Found>,
     /// Lies above its priority, and waits for what else there is.
     pub(super) aside: Vec<Found>,
@@ -77,13 +89,19 @@ pub(super) struct Look {
 impl Look {
     fn begin(rests: bool, lease: Duration) -> Self {
         let (begin, told_by) = (Instant::now(), owed::sending_ends(lease));
-        let (found, aside) = (Vec::new(), Vec::new());
-        Self { begin, told_by, found, aside, rests, is_cut: false, failed: None }
+        let (known_by, found, aside) = (begin, Vec::new(), Vec::new());
+        Self { begin, told_by, known_by, found, aside, rests, is_cut: false, failed: None }
+    }
+
+    /// Whether a job has been leased that is to be handed out.
+    fn has_leased(&self) -> bool {
+        !(self.found.is_empty() && self.aside.is_empty())
     }
 
     /// Whether what was found has waited long enough for what else there may be.
     fn is_enough(&self) -> bool {
-        self.is_cut && !self.found.is_empty()
+        let is_late = self.has_leased() && Instant::now() >= self.known_by;
+        is_late || self.is_cut && !self.found.is_empty()
     }
 
     /// Whether the server is gone, so that the next request would wait in vain.
@@ -172,6 +190,9 @@ impl NatsQueue {
             }
             let n_before = look.found.len();
             let (begin, asked) = (Instant::now(), (max - n_before).min(STEP));
+            if !look.has_leased() {
+                look.known_by = begin + self.patience();
+            }
             let messages = match shared.api.pull(&shared.names.jobs, lane.consumer(), asked).await {
                 Ok(messages) => messages,
                 Err(error) => {
@@ -183,7 +204,8 @@ impl NatsQueue {
             let seqs =
                 messages.iter().filter_map(|one| Some(Token::read(one.reply.as_deref()?)?.seq));
             let is_empty = is_short && shared.sight.empty(nth, seqs);
-            let times = (begin + shared.behavior.lease, look.told_by);
+            let (until, told_by) = (begin + shared.behavior.lease, look.told_by);
+            let times = Times { until, told_by, known_by: look.known_by };
             let admitted = messages.into_iter().map(|one| self.admit(one, lane, times, known));
             // All at once: one that waits for an answer in vain holds up no other. And in order: of
             // two with the same key the first is to have it.
@@ -220,13 +242,12 @@ impl NatsQueue {
         (self.shared.behavior.lease / 8).clamp(CLEARING, 10 * CLEARING)
     }
 
-    /// A message as a job to run, unless it is none, or its time is over or has not come: then a reply
-    /// may be sent until the second of these times. The first is the end of the lease.
+    /// A message as a job to run, unless it is none, or its time is over or has not come.
     async fn admit(
         &self,
         message: Message,
         lane: Lane,
-        (until, told_by): (Instant, Instant),
+        Times { until, told_by, known_by }: Times,
         known: &Known,
     ) -> Result<Option<Found>> {
         let shared = &*self.shared;
@@ -256,10 +277,11 @@ impl NatsQueue {
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_back = lane.is_back || token.delivered > 1;
         let is_marked = !is_back && {
-            known.marks.get_or_init(|| self.read_marks()).await;
+            known.marks.get_or_init(|| self.read_marks(known_by)).await;
             self.is_marked(&entry.job.id)
         };
-        if (is_back || is_marked) && self.ends_cancelled(&attempted, ending).await {
+        let may_be_cancelled = is_back || is_marked;
+        if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
             tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
         // What cannot be read may bear the id of a job that can.
         } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {

@@ -2,6 +2,7 @@
 
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::api::in_order;
@@ -48,7 +49,11 @@ impl NatsQueue {
             let (queue, subjects) = (queue.clone(), subjects.clone());
             async move { queue.listen(&subjects).await }
         };
-        Ok(bell::told(first, link, HUSH, |_| false, listen))
+        let told = bell::told(first, link, HUSH, |_| false, listen);
+        let queue = self.clone();
+        // Whoever listens looks now and then.
+        let keep = async move { queue.shared.awake.keep(|| queue.glance()).await };
+        Ok(told.take_until(keep).boxed())
     }
 
     /// Listens from now on, also to what others publish on other connections.

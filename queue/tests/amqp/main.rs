@@ -9,6 +9,7 @@ mod bells;
 mod crowd;
 mod dead;
 mod hosts;
+mod kinds;
 mod leases;
 mod notes;
 mod outages;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use ebb_queue::{Cancelled, JobId, Outcome, Queue};
 use ebb_servers::{Nats, NatsOptions};
 use futures::StreamExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::way::Way;
-use crate::{LONG, VERSIONS, block_on, job, on_each, receive, try_open, until};
+use crate::{LONG, VERSIONS, block_on, job, on_each, receive, take, try_open, until};
 
 /// One may do all, one may not look at results, one may not delete messages of jobs.
 const USERS: &str = r#"
@@ -197,4 +197,45 @@ fn a_cancelled_job_is_not_handed_out_because_the_word_of_it_comes_late() {
             assert_eq!((depth.ready, depth.in_flight), (0, 0));
         });
     }
+}
+
+#[test]
+fn jobs_of_all_lanes_together_wait_a_part_of_their_lease_for_a_word_that_never_comes() {
+    const LEASE: Duration = Duration::from_secs(8);
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let at = |port: u16| format!("nats://127.0.0.1:{port}?lease=8s");
+        let other = try_open(&at(server.port())).await.unwrap();
+        let worker = try_open(&at(way.port)).await.unwrap();
+        let priorities = ["high", "normal", "low"];
+        let named = |name: &'static str, nth: u32| {
+            let mut job = job(&format!("{name}-{nth}"));
+            job.set("ebb-priority", name).unwrap();
+            job
+        };
+        // What came back lies in lanes of its own.
+        other.publish(priorities.map(|name| named(name, 1)).to_vec()).await.unwrap();
+        let back = take(&other, 3).await.into_iter().map(|one| one.retry(Duration::ZERO, "again"));
+        other.settle(&back.collect::<Vec<_>>()).await.unwrap();
+        other.publish(priorities.map(|name| named(name, 2)).to_vec()).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let _nobody = client.subscribe("$JS.API.DIRECT.GET.EBB_SILENCE_jobs").await.unwrap();
+        way.change("EBB_RESULTS_jobs", "EBB_SILENCE_jobs");
+        let (mut names, mut looks) = (Vec::new(), Vec::new());
+        while names.len() < 6 {
+            let begin = Instant::now();
+            let taken = receive(&worker, 9).await.unwrap();
+            looks.push(begin.elapsed());
+            names.extend(taken.iter().map(|one| (one.job.id.to_string(), one.attempt)));
+            let acks: Vec<_> = taken.into_iter().map(ebb_queue::Delivery::ack).collect();
+            worker.settle(&acks).await.unwrap();
+        }
+        names.sort();
+        let expected = ["high", "low", "normal"].map(|name| [(name, 1, 2), (name, 2, 1)]);
+        let expected = expected.as_flattened().iter();
+        let expected: Vec<_> =
+            expected.map(|(name, nth, attempt)| (format!("{name}-{nth}"), *attempt)).collect();
+        assert_eq!(names, expected);
+        assert!(looks.iter().all(|look| *look < LEASE / 2), "{looks:?}");
+    });
 }

@@ -8,6 +8,7 @@ mod expired;
 mod foreign;
 mod hosts;
 mod keys;
+mod kinds;
 mod large;
 mod marks;
 mod order;

@@ -9,13 +9,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// Words of a client that are held back once, and for how long.
-type Held = Arc<Mutex<Option<(&'static str, Duration)>>>;
+/// What is done to the words of a client on their way.
+#[derive(Default)]
+struct Done {
+    /// These are held back once, and for so long.
+    held: Option<(&'static str, Duration)>,
+    /// In place of the first the second are passed on, which are as long.
+    changed: Option<(&'static str, &'static str)>,
+}
+
+type Shared = Arc<Mutex<Done>>;
 
 pub struct Way {
     pub port: u16,
     is_open: watch::Sender<bool>,
-    held: Held,
+    done: Shared,
 }
 
 impl Way {
@@ -24,20 +32,20 @@ impl Way {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (is_open, mut watched) = watch::channel(true);
-        let held = Held::default();
-        let way = Self { port, is_open, held: held.clone() };
+        let done = Shared::default();
+        let way = Self { port, is_open, done: done.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if !*watched.borrow_and_update() {
                     continue;
                 }
-                let (mut watched, held) = (watched.clone(), held.clone());
+                let (mut watched, done) = (watched.clone(), done.clone());
                 tokio::spawn(async move {
                     let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
                     let ((from, mut back), (mut answers, to)) =
                         (client.into_split(), server.into_split());
                     tokio::select! {
-                        () = ask(from, to, held) => {}
+                        () = ask(from, to, done) => {}
                         _ = copy(&mut answers, &mut back) => {}
                         _ = watched.changed() => {}
                     }
@@ -58,29 +66,44 @@ impl Way {
 
     /// Holds up the next client that says these words, once and for so long.
     pub fn hold(&self, words: &'static str, span: Duration) {
-        *self.held.lock().unwrap() = Some((words, span));
+        self.done.lock().unwrap().held = Some((words, span));
+    }
+
+    /// From now on passes on other words, as long, in place of these.
+    pub fn change(&self, words: &'static str, others: &'static str) {
+        assert_eq!(words.len(), others.len());
+        self.done.lock().unwrap().changed = Some((words, others));
     }
 
     /// Whether nobody said them yet.
     pub fn holds(&self) -> bool {
-        self.held.lock().unwrap().is_some()
+        self.done.lock().unwrap().held.is_some()
     }
 }
 
 /// Passes on what a client says, until it ends.
-async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Held) {
+async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, done: Shared) {
     let mut said = vec![0; 64 << 10];
     while let Ok(n_bytes @ 1..) = from.read(&mut said).await {
-        let said = &said[..n_bytes];
-        let is_held = |(words, _): &mut (&str, Duration)| {
-            said.windows(words.len()).any(|part| part == words.as_bytes())
-        };
-        let span = held.lock().unwrap().take_if(is_held).map(|(_, span)| span);
+        let said = &mut said[..n_bytes];
+        let is_held = |(words, _): &mut (&str, Duration)| place(said, words).is_some();
+        let span = done.lock().unwrap().held.take_if(is_held).map(|(_, span)| span);
         if let Some(span) = span {
             sleep(span).await;
+        }
+        let changed = done.lock().unwrap().changed;
+        if let Some((words, others)) = changed {
+            while let Some(at) = place(said, words) {
+                said[at..at + words.len()].copy_from_slice(others.as_bytes());
+            }
         }
         if to.write_all(said).await.is_err() {
             return;
         }
     }
+}
+
+/// Where these words begin.
+fn place(said: &[u8], words: &str) -> Option<usize> {
+    said.windows(words.len()).position(|part| part == words.as_bytes())
 }

@@ -9,6 +9,7 @@ mod depth;
 mod foreign;
 mod hosts;
 mod keys;
+mod kinds;
 mod moments;
 mod outages;
 mod owed;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::super::api::Api;
+use super::super::awake::Glance;
 use super::super::read::Keepers;
 use crate::source::Foreign;
 use crate::{Error, ErrorKind, Result, Timestamp};
@@ -62,6 +63,12 @@ impl Told {
     /// How many servers keep it; who may look at the consumer need not be allowed to look at its stream.
     pub(super) fn n_servers(&self) -> u64 {
         self.config.num_replicas.max(self.cluster.n_known())
+    }
+
+    /// Who leads it, and what changes with whatever is stored for it, handed out or acknowledged.
+    pub(super) fn glance(&self) -> Glance {
+        let state = [self.delivered.stream_seq, self.num_pending, self.num_ack_pending];
+        Glance { leader: self.cluster.leader.clone(), state }
     }
 
     /// Whether there is nothing to do, as the one tells it that answered.

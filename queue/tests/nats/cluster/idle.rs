@@ -1,0 +1,87 @@
+//! A queue in which nothing is ready is looked at for ever: each look costs the servers little.
+
+use std::time::Duration;
+
+use async_nats::{Client, Subscriber};
+use ebb_queue::{Depth, Job, Queue};
+use ebb_servers::NatsCluster;
+use futures::StreamExt;
+use tokio::time::{sleep, timeout};
+
+use super::{on_cluster, replicated_at};
+use crate::{job, until_ok};
+
+/// From one look to the next so long nobody answers that the second knows no more than the first.
+const COLD: Duration = Duration::from_secs(4);
+/// After so long without a request there come no more of a look.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// What a look asks JetStream for: how often the jobs were counted by their subjects, and all requests.
+#[derive(Debug, PartialEq)]
+struct Asked {
+    n_surveys: usize,
+    n_requests: usize,
+}
+
+/// Hears the requests to JetStream that come to the first server.
+async fn ear(cluster: &NatsCluster) -> (Client, Subscriber) {
+    let client = async_nats::connect(cluster.nodes()[0].url()).await.unwrap();
+    let ear = client.subscribe("$JS.API.>").await.unwrap();
+    // The server has read the subscription when it answers this.
+    client.request("$JS.API.INFO", "".into()).await.unwrap();
+    (client, ear)
+}
+
+/// What the servers are asked until it is quiet.
+async fn asked(ear: &mut Subscriber, queue: &str) -> Asked {
+    let mut asked = Asked { n_surveys: 0, n_requests: 0 };
+    while let Ok(Some(request)) = timeout(QUIET, ear.next()).await {
+        let subject = request.subject.as_str();
+        if subject.contains(queue) {
+            asked.n_requests += 1;
+            let filters = String::from_utf8_lossy(&request.payload).contains("subjects_filter");
+            asked.n_surveys += usize::from(filters && subject.contains("JOBS"));
+        }
+    }
+    asked
+}
+
+/// What a look sees and asks for; one that fails, since the servers have no time for each other, does not
+/// count.
+async fn look(queue: &Queue, ear: &mut Subscriber, name: &str) -> (Depth, Asked) {
+    loop {
+        asked(ear, name).await;
+        if let Ok(depth) = queue.depth().await {
+            return (depth, asked(ear, name).await);
+        }
+        sleep(COLD).await;
+    }
+}
+
+fn delayed(name: &str) -> Job {
+    let mut job = job(name);
+    job.set("ebb-delay", "1h").unwrap();
+    job
+}
+
+#[test]
+fn a_look_at_an_idle_queue_counts_its_jobs_once_and_asks_little_beside() {
+    on_cluster(async |cluster| {
+        let queue = replicated_at(cluster, 0, "idle").await;
+        let (_client, mut ear) = ear(cluster).await;
+        let mut looks = Vec::new();
+        for n_delayed in [0, 1] {
+            sleep(COLD).await;
+            for _ in ["cold", "awake"] {
+                let (depth, asked) = look(&queue, &mut ear, "idle").await;
+                assert_eq!((depth.ready, depth.delayed), (0, n_delayed));
+                looks.push(asked);
+            }
+            until_ok(async || queue.publish(vec![delayed("late")]).await).await;
+        }
+        println!("{looks:?}");
+        assert!(looks.iter().all(|asked| asked.n_surveys == 1), "{looks:?}");
+        let most = looks.iter().map(|asked| asked.n_requests).max();
+        assert!(most <= Some(20), "{looks:?}");
+    });
+}
