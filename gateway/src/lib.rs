@@ -6,6 +6,7 @@
 
 mod admission;
 mod config;
+mod connections;
 mod envelope;
 mod file;
 mod following;
@@ -24,6 +25,7 @@ mod reload;
 mod routes;
 mod run;
 mod sse;
+mod stall;
 mod trace;
 mod waiting;
 mod wanted;

@@ -7,6 +7,8 @@
 //! | `gateway_streams_total` | `route`, `outcome` | streams that have ended |
 //! | `gateway_first_piece_seconds` | `route` | until the first piece of a stream |
 //! | `gateway_requests_in_flight` | - | requests that are being answered |
+//! | `gateway_connections` | - | connections of clients that are open |
+//! | `gateway_connections_closed_total` | `reason`: full, late, stalled | connections that the gateway has closed for want of room or of patience |
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
 //! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
 //! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
@@ -34,6 +36,8 @@ pub struct Metrics {
     streams: IntCounterVec,
     /// Requests that are being answered.
     pub(crate) in_flight: IntGauge,
+    connections: IntGauge,
+    closed: IntCounterVec,
     /// Jobs whose ends requests wait for.
     pub(crate) waiting: IntGauge,
     /// Jobs that were put on a queue.
@@ -61,6 +65,8 @@ impl Metrics {
         registry.register(Box::new(metrics.first_piece.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.cancelled.clone()))?;
@@ -80,7 +86,23 @@ impl Metrics {
         );
         let first_piece =
             HistogramOpts::new("gateway_first_piece_seconds", "Until the first piece of a stream.");
+        let closed = IntCounterVec::new(
+            Opts::new(
+                "gateway_connections_closed_total",
+                "Connections that the gateway has closed for want of room or of patience.",
+            ),
+            &["reason"],
+        )?;
+        for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
+            // Shown as 0 before the first, so that its rate is seen.
+            closed.with_label_values(&[reason.word()]);
+        }
         Ok(Self {
+            closed,
+            connections: IntGauge::new(
+                "gateway_connections",
+                "Connections of clients that are open.",
+            )?,
             requests: IntCounterVec::new(
                 Opts::new("gateway_requests_total", "Requests that were answered."),
                 &["route", "status"],
@@ -131,6 +153,17 @@ impl Metrics {
         self.requests.with_label_values(&[endpoint.word(), "499"]).inc();
     }
 
+    /// A connection is open, until this is dropped.
+    pub(crate) fn connection(&self) -> Open {
+        self.connections.inc();
+        Open(self.connections.clone())
+    }
+
+    /// The gateway has closed a connection.
+    pub(crate) fn closed(&self, reason: Closed) {
+        self.closed.with_label_values(&[reason.word()]).inc();
+    }
+
     /// A call to a broker failed. That a queue is full, or a job wrong, is an answer.
     pub(crate) fn failed(&self, call: &'static str, kind: ErrorKind) {
         if !matches!(kind, ErrorKind::Full | ErrorKind::Invalid) {
@@ -146,6 +179,36 @@ impl Metrics {
     /// The first piece of a stream for a route, when it comes.
     pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
         self.first_piece.with_label_values(&[endpoint.word()])
+    }
+}
+
+/// Why the gateway has closed a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// There are as many as there may be.
+    Full,
+    /// The headers of its first request were not there in time.
+    Late,
+    /// Its client did not take what it had asked for.
+    Stalled,
+}
+
+impl Closed {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Late => "late",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
+/// A connection that is open, until this is dropped.
+pub(crate) struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
