@@ -125,8 +125,11 @@ impl Envelope {
         let id = match (&self.own_id, &self.headers.key) {
             (None, None) => Ok(ids.fresh(tenant, name)),
             (None, Some(chosen)) => ids.of_key(chosen, tenant, name, nth),
-            (Some(own), _) if nth == 0 => ids.named(own, tenant, name),
-            (Some(own), _) => ids.named(&format!("{own}-{nth}"), tenant, name),
+            (Some(said), _) => {
+                let own = ids.own(said, tenant, name);
+                let own = if nth == 0 { own.to_owned() } else { format!("{own}-{nth}") };
+                ids.named(&own, tenant, name)
+            }
         };
         let id = id.map_err(|error| Refusal::wrong(header::ID, error.to_string()))?;
         let key = self.headers.key.as_ref().map(|chosen| ids::key(chosen, tenant, nth));

@@ -57,6 +57,12 @@ impl Ids {
         format!("{own}.{}", self.tag(own, tenant, model)).parse()
     }
 
+    /// The name in what a client says for one: it may say an id that it was told, and means the same job.
+    pub(crate) fn own<'a>(&self, said: &'a str, tenant: Option<&Tenant>, model: &str) -> &'a str {
+        let (own, tag) = said.rsplit_once('.').unwrap_or((said, ""));
+        if self.is_tag(tag, own, tenant, model) { own } else { said }
+    }
+
     /// The id of the job of this number with an idempotency key, so that two of one key are one job for
     /// the store of results, whatever the broker knows.
     ///
@@ -78,9 +84,11 @@ impl Ids {
     /// Whether an id is of a job of this tenant for this model.
     pub(crate) fn is_of(&self, id: &JobId, tenant: Option<&Tenant>, model: &str) -> bool {
         let parts = id.as_str().rsplit_once('.');
-        parts.is_some_and(|(own, found)| {
-            self.tag(own, tenant, model).as_bytes().ct_eq(found.as_bytes()).into()
-        })
+        parts.is_some_and(|(own, found)| self.is_tag(found, own, tenant, model))
+    }
+
+    fn is_tag(&self, found: &str, own: &str, tenant: Option<&Tenant>, model: &str) -> bool {
+        self.tag(own, tenant, model).as_bytes().ct_eq(found.as_bytes()).into()
     }
 
     fn tag(&self, own: &str, tenant: Option<&Tenant>, model: &str) -> String {

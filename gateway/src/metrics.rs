@@ -23,7 +23,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use ebb_queue::ErrorKind;
+use ebb_queue::Error;
 
 use crate::routes::Endpoint;
 
@@ -164,9 +164,10 @@ impl Metrics {
         self.closed.with_label_values(&[reason.word()]).inc();
     }
 
-    /// A call to a broker failed. That a queue is full, or a job wrong, is an answer.
-    pub(crate) fn failed(&self, call: &'static str, kind: ErrorKind) {
-        if !matches!(kind, ErrorKind::Full | ErrorKind::Invalid) {
+    /// A call to a broker failed. That a queue is full, or a job wrong, is an answer, unless the broker
+    /// says no more of what it has stored.
+    pub(crate) fn failed(&self, call: &'static str, error: &Error) {
+        if error.may_be_stored() {
             self.broker_errors.with_label_values(&[call]).inc();
         }
     }
@@ -280,6 +281,8 @@ impl Default for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use ebb_queue::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -303,8 +306,8 @@ mod tests {
         for outcome in ["late", "left"] {
             assert_eq!(metrics.streams.with_label_values(&["events", outcome]).get(), 1);
         }
-        metrics.failed("publish", ErrorKind::Full);
-        metrics.failed("publish", ErrorKind::Unavailable);
+        metrics.failed("publish", &Error::new(ErrorKind::Full, "x"));
+        metrics.failed("publish", &Error::new(ErrorKind::Unavailable, "x"));
         assert_eq!(metrics.broker_errors.with_label_values(&["publish"]).get(), 1);
     }
 }

@@ -192,7 +192,10 @@ impl<B: AnyQueue + ?Sized> Faulty<B> {
         }
         self.end_leases().await?;
         let value = effect.await?;
-        if failure == Some(Failure::After) { Err(self.outage().into()) } else { Ok(value) }
+        if failure == Some(Failure::After) {
+            return Err(self.outage().in_doubt().into());
+        }
+        Ok(value)
     }
 
     /// Takes jobs from their holders behind their backs.

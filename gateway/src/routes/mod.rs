@@ -342,10 +342,11 @@ impl Visit {
     /// Notes that a broker failed, or refused what a client asked of it.
     fn failed(&self, call: &'static str, error: Error) -> Refusal {
         let kind = error.kind();
-        self.site.parts.metrics.failed(call, kind);
-        match kind {
-            ErrorKind::Full | ErrorKind::Invalid => debug!(call, %error, %kind, "a job is refused"),
-            _ => warn!(call, %error, %kind, "the broker failed"),
+        self.site.parts.metrics.failed(call, &error);
+        if error.may_be_stored() {
+            warn!(call, %error, %kind, "the broker failed");
+        } else {
+            debug!(call, %error, %kind, "a job is refused");
         }
         error.into()
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use ebb_queue::faulty::{Faults, Faulty};
-use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, Outcome, ResultStore};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, ErrorKind, Outcome, ResultStore};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -120,6 +121,58 @@ async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again()
     let reply = scene.ask(post(EMBEDDINGS, body)).await;
     assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+/// A gateway whose broker stores what it is given, and then says this.
+fn doubtful(kind: ErrorKind) -> (Scene, Faulty<MemoryQueue>) {
+    let mut broker = None;
+    let scene = Scene::around(Setting::default(), |queue| {
+        let faults = Faults { fail_after: 1.0, kind, ..Faults::NONE };
+        let faulty = Faulty::new(Arc::new(queue), faults, 7);
+        broker = Some(faulty.clone());
+        Arc::new(faulty)
+    });
+    (scene, broker.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_jobs_may_be_stored_is_told_so_and_is_one_job_when_it_comes_again() {
+    for (kind, code) in
+        [(ErrorKind::Full, "publish_in_doubt"), (ErrorKind::Unavailable, "broker_unavailable")]
+    {
+        let (scene, broker) = doubtful(kind);
+        let ask = || {
+            let body = json!({"input": ["a", "bb"]}).to_string();
+            request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
+        };
+        let reply = scene.ask(ask()).await;
+        assert_eq!(reply.error(), (503, code.to_owned()));
+        assert_eq!(reply.header("retry-after"), Some("1"));
+        let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("the same idempotency-key"), "{message}");
+        let failed = [("call", "publish")];
+        assert_eq!(scene.figure("gateway_broker_errors_total", &failed), 1.0);
+        broker.set(Faults::NONE);
+        let _worker = scene.answers(embed);
+        let again = scene.ask(ask()).await;
+        assert_eq!(again.status, StatusCode::OK, "{}", again.text());
+        assert_eq!(reply.header("ebb-id"), again.header("ebb-id"));
+        assert_eq!(scene.figure("gateway_jobs_published_total", &[]), 0.0, "they were there");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_may_be_stored_and_that_nobody_comes_for_are_cancelled() {
+    for kind in [ErrorKind::Full, ErrorKind::Unavailable, ErrorKind::Internal] {
+        let (scene, broker) = doubtful(kind);
+        let asked = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+        let reply = asked.await.unwrap();
+        assert!(reply.status.is_server_error() && reply.header("ebb-id").is_none(), "{kind}");
+        broker.set(Faults::NONE);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let depth = scene.queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (0, 0), "{kind}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
