@@ -155,7 +155,8 @@ impl Asked {
             () = sleep(wait.min(LONGEST)) => return Ok(self.accepted()),
             () = closing.cancelled() => return Ok(self.accepted()),
         };
-        self.answered(self.heard(ends)?)
+        let ends = self.heard(ends)?;
+        self.answered(ends)
     }
 
     /// How all jobs have ended, where that could be heard and held.
@@ -182,24 +183,26 @@ impl Asked {
             }
         };
         self.wanted.let_be();
-        self.answered(self.heard(ends)?)
+        let ends = self.heard(ends)?;
+        self.answered(ends)
     }
 
-    fn answered(&self, ends: Vec<End>) -> Result<Response, Refusal> {
+    fn answered(self, ends: Vec<End>) -> Result<Response, Refusal> {
         let ended: Vec<Ended> = ends.into_iter().map(ended).collect();
         let whole = self.answer.whole(&self.about, &ended);
         let refusal = |refused| Refusal::from(refused).of(&self.ids).own(self.is_own_limit);
         let body = whole.map_err(refusal)?;
         let mut response = ([(CONTENT_TYPE, JSON)], body).into_response();
         response.headers_mut().extend(ids_header(&self.ids).map(|ids| (EBB_ID, ids)));
-        Ok(response)
+        Ok(self.visit.keeps(response))
     }
 
     /// The answer piece by piece. The status is told once there is something to tell, so that a job
     /// which fails at once is an error as any other, or a proxy would lose patience.
     async fn stream(mut self) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
-        let Site { parts, .. } = &*self.visit.site;
+        let site = Arc::clone(&self.visit.site);
+        let Site { parts, .. } = &*site;
         let Some(id) = self.ids.first().cloned() else { return self.answered(Vec::new()) };
         let mut following = Following {
             news: waiting.news(id, None),

@@ -134,7 +134,7 @@ fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal>
 async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     let (id, seen) = visit.see(&id).await?;
     let state = match seen.found {
-        Found::Result(result) => return Ok(answered(result)),
+        Found::Result(result) => return visit.answered(result),
         Found::State(state) => state,
     };
     let wait = match visit.asked("wait") {
@@ -145,10 +145,10 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
         return visit.at(&seen.model, id, state).await;
     }
     let waiting = visit.waiting(&seen.model)?;
-    let closing = &visit.site.parts.closing;
+    let closing = visit.site.parts.closing.clone();
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
-            Ok(End::Result(result)) => Ok(answered(result)),
+            Ok(End::Result(result)) => visit.answered(result),
             Ok(End::Gone) => Err(Refusal::gone(&id)),
             Err(error) => Err(visit.lost(error).of(&[id])),
         },
@@ -224,6 +224,18 @@ impl Visit {
         Ok(is_there.then_some(Found::State(state)))
     }
 
+    /// The result of a job, which counts among what all requests hold until the client has taken it.
+    fn answered(mut self, result: JobResult) -> Result<Response, Refusal> {
+        let n_bytes = match &result.outcome {
+            Outcome::Completed { body, .. } => body.len(),
+            Outcome::Failed(_) | Outcome::Cancelled => 0,
+        };
+        if !self.held.grow_to(n_bytes) {
+            return Err(Refusal::no_room().of(&[result.id]));
+        }
+        Ok(self.keeps(answered(result)))
+    }
+
     /// A job that has no result, and where it is.
     async fn at(
         &self,
@@ -236,7 +248,10 @@ impl Visit {
             Some(JobState::Dead) => {
                 // Its result is forgotten by now, or was never stored: its letter says the same.
                 let letter = self.called("show", model.queue()?.show(&id)).await?;
-                let Some(letter) = letter else { return Err(Refusal::gone(&id)) };
+                let Some(letter) = letter else {
+                    // Put back meanwhile, or purged.
+                    return Ok(waiting(&id, JobState::Unknown.word()));
+                };
                 let outcome = Outcome::Failed(Failure::new(letter.kind, letter.reason));
                 let (attempt, finished_at) = (letter.attempts, letter.died_at);
                 Ok(answered(JobResult { id, attempt, outcome, finished_at, queue: None }))

@@ -321,6 +321,30 @@ async fn bodies_and_answers_have_only_so_much_memory() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_counts_until_its_client_has_taken_it() {
+    let mut setting = Setting::default();
+    (setting.limits.memory, setting.limits.max_in_flight) = (16 << 10, 2);
+    let scene = Scene::new(setting);
+    let _worker = scene.answers(|job| Ok(format!("{}{}", embed(job)?, " ".repeat(9_000))));
+    let ask = || post(EMBEDDINGS, json!({"input": "a"}).to_string());
+    let unread = scene.send(ask()).await;
+    assert_eq!(unread.status(), StatusCode::OK);
+    let length = unread.headers()["content-length"].to_str().unwrap().to_owned();
+    let id = unread.headers()["ebb-id"].to_str().unwrap().to_owned();
+    assert_eq!(scene.ask(ask()).await.error(), (503, "answers_too_large".to_owned()));
+    let again = || get(&format!("/v1/jobs/{id}"));
+    assert_eq!(scene.ask(again()).await.error(), (429, "gateway_busy".to_owned()));
+    let body = axum::body::to_bytes(unread.into_body(), usize::MAX).await.unwrap();
+    assert_eq!(body.len().to_string(), length);
+    let (first, second) = (scene.send(get("/v1/models")).await, scene.send(again()).await);
+    assert_eq!((first.status(), second.status()), (StatusCode::OK, StatusCode::OK));
+    let third = scene.send(ask()).await;
+    assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE, "the second is not read");
+    drop(second);
+    assert_eq!(scene.ask(ask()).await.status, StatusCode::OK, "who hangs up holds nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let scene = Scene::new(Setting::default());
     let never =
