@@ -133,7 +133,7 @@ pub struct GatewayArgs {
 
     /// Bytes of bodies and of answers that all requests hold at once; further ones are told to come
     /// again. A body is held until its jobs are published, which takes up to three times its size, and
-    /// the answers of a request until all of them are there
+    /// the answers of a request until its client has taken them
     #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_BODY_MEMORY", hide_env_values = true)]
     #[arg(default_value = "268435456")]
     pub body_memory: NonZeroUsize,

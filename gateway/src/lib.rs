@@ -9,6 +9,7 @@ mod config;
 mod connections;
 mod envelope;
 mod file;
+mod files;
 mod following;
 mod ids;
 mod keys;

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
 use crate::routes::{Parts, router};
 use crate::wanted::Canceller;
-use crate::{connections, readiness, reload};
+use crate::{connections, files, readiness, reload};
 
 /// How long those have to hear it who are told that the gateway ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -50,6 +50,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let health = Health::new();
     let (brokers, serving) =
         (health.gate("brokers", GateKind::Ready), health.gate("serving", GateKind::Ready));
+    files::make_room(args.max_connections.get());
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener
         .with_context(|| format!("--listen: {} cannot be had; use another port", args.listen))?;

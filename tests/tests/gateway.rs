@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::net::TcpStream;
 use std::process::Command;
 
 use e2e::{Answer, Process, Reading, Workplace, ask, get, run, skipped, wait_for, workspace_root};
@@ -98,12 +99,15 @@ fn gateway(workplace: &Workplace, more: &[&str]) -> (Process, String) {
     let args = ["gateway", "--config", path.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let mut command = workplace.command("ebb", &[&args, more].concat());
     let mut gateway = Process::start(command.env_remove("EBB_QUEUE"));
-    let address = gateway.says("its address", |said| {
-        let (_, rest) = said.split_once("the gateway listens")?;
-        let (_, rest) = rest.split_once("address=")?;
-        rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
-    });
+    let address = gateway.says("its address", listening);
     (gateway, address)
+}
+
+/// Where a gateway says that it listens.
+fn listening(said: &str) -> Option<String> {
+    let (_, rest) = said.split_once("the gateway listens")?;
+    let (_, rest) = rest.split_once("address=")?;
+    rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
 }
 
 /// What the `data:` lines of a stream hold; of those that are JSON the object.
@@ -352,6 +356,20 @@ fn who_comes_again_with_its_key_after_its_gateway_was_killed_gets_the_one_answer
 #[test]
 fn who_comes_again_on_nats_with_its_key_after_its_gateway_was_killed_gets_the_one_answer() {
     is_answered_once_by_another_replica(Scene::on_nats("60s"));
+}
+
+#[test]
+fn a_gateway_has_room_for_its_connections_where_a_process_begins_with_few_files() {
+    let workplace = Workplace::new();
+    let ebb = workplace.command("ebb", &[]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 64 && exec \"$0\" \"$@\""]).arg(ebb.get_program());
+    command.args(["gateway", "--listen", "127.0.0.1:0", "--queue", &workplace.queue()]);
+    let mut gateway = Process::start(&mut command);
+    let address = gateway.says("its address", listening);
+    let kept: Vec<_> = (0..200).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    assert_eq!(get(&address, "/v1/models").map(|answer| answer.status), Some(200));
+    drop(kept);
 }
 
 /// What named server-sent events tell: their names and their data.

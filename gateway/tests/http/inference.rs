@@ -351,6 +351,15 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
         || axum::body::Body::from_stream(futures::stream::pending::<Result<Vec<u8>, String>>());
     let reply = scene.ask(post(EMBEDDINGS, never())).await;
     assert_eq!(reply.error(), (408, "body_too_slow".to_owned()));
+    // Nor does it take the room of others, however long it is said to be.
+    let promised = [("content-length", "65536")];
+    let promises: Vec<_> =
+        (0..50).map(|_| scene.begin(request("POST", EMBEDDINGS, &promised, never()))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _worker = scene.answers(embed);
+    let other = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
+    assert_eq!(other.status, StatusCode::OK, "{}", other.text());
+    drop(promises);
     let waits = scene.begin(post(EMBEDDINGS, never()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     scene.closing.cancel();

@@ -188,6 +188,10 @@ async fn models_that_share_a_queue_are_told_apart() {
     assert_eq!(delivery.job.headers.model.as_deref(), Some("served"));
     let place = reply.header("location").unwrap();
     assert_eq!(scene.ask(get(place)).await.json()["state"], "running");
+    let keyed = |name| request("POST", "/v1/jobs", &[("ebb-model", name), ("ebb-key", "k")], "x");
+    let (m, n) = (scene.ask(keyed("m")).await, scene.ask(keyed("n")).await);
+    assert_ne!(m.header("ebb-id"), n.header("ebb-id"), "nobody gets the other model's answer");
+    assert_eq!(scene.ask(keyed("n")).await.header("ebb-id"), n.header("ebb-id"));
     let either = scene.ask(post("/v1/jobs?queue=m", "x")).await;
     assert_eq!(either.error(), (400, "missing_required_parameter".to_owned()));
     let neither = request("POST", "/v1/jobs?queue=n", &[("ebb-model", "n")], "x");
