@@ -10,6 +10,7 @@ use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl, parse_span};
 use ebb_telemetry::TraceArgs;
 
+use crate::connections::Patience;
 use crate::ids::Ids;
 use crate::keys::Keys;
 use crate::models::ModelPlan;
@@ -102,6 +103,29 @@ pub struct GatewayArgs {
     #[arg(default_value = "4096")]
     pub max_in_flight: NonZeroUsize,
 
+    /// Connections of clients at once, idle ones among them; further ones are told to come again. Each
+    /// is an open file of the process
+    #[arg(long, value_name = "N", env = "EBB_GATEWAY_MAX_CONNECTIONS", hide_env_values = true)]
+    #[arg(default_value = "8192")]
+    pub max_connections: NonZeroUsize,
+
+    /// How long a client may take from its connection to the end of its first request's headers
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_HEADER_TIMEOUT", hide_env_values = true)]
+    #[arg(default_value = "30s", value_parser = parse_span)]
+    pub header_timeout: Duration,
+
+    /// How long a connection is kept from an answer to the end of the next request's headers: longer
+    /// than a proxy before the gateway keeps it, or a request meets one that was just closed
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_IDLE_TIMEOUT", hide_env_values = true)]
+    #[arg(default_value = "75s", value_parser = parse_span)]
+    pub idle_timeout: Duration,
+
+    /// How long a client may take nothing of an answer that waits for it, or next to nothing: then its
+    /// connection is closed, and its jobs are cancelled as those of one that hangs up
+    #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_STALL_TIMEOUT", hide_env_values = true)]
+    #[arg(default_value = "1m", value_parser = parse_span)]
+    pub stall_timeout: Duration,
+
     /// Largest body of a request, in bytes
     #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_MAX_BODY", hide_env_values = true)]
     #[arg(default_value = "8388608")]
@@ -109,7 +133,7 @@ pub struct GatewayArgs {
 
     /// Bytes of bodies and of answers that all requests hold at once; further ones are told to come
     /// again. A body is held until its jobs are published, which takes up to three times its size, and
-    /// the answers of a request until all of them are there
+    /// the answers of a request until its client has taken them
     #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_BODY_MEMORY", hide_env_values = true)]
     #[arg(default_value = "268435456")]
     pub body_memory: NonZeroUsize,
@@ -180,6 +204,9 @@ impl GatewayArgs {
         let spans = [
             ("--reload", self.reload),
             ("--timeout", self.timeout),
+            ("--header-timeout", self.header_timeout),
+            ("--idle-timeout", self.idle_timeout),
+            ("--stall-timeout", self.stall_timeout),
             ("--keep-alive", self.keep_alive),
             ("--connect-timeout", self.connect_timeout),
         ];
@@ -214,6 +241,16 @@ impl GatewayArgs {
             memory: self.body_memory.get(),
             max_inputs: self.max_inputs.get(),
             keep_alive: self.keep_alive,
+        }
+    }
+
+    /// How long clients may be waited for.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            max_connections: self.max_connections.get(),
+            headers: self.header_timeout,
+            idle: self.idle_timeout,
+            stall: self.stall_timeout,
         }
     }
 
@@ -367,6 +404,8 @@ mod tests {
             (&[QUEUE, &["--keys", "x", "--open"]].concat(), "cannot be used with"),
             (&[QUEUE, &["--listen", "0.0.0.0:8000"]].concat(), "give --keys, or --open"),
             (&[QUEUE, &["--timeout", "0s"]].concat(), "--timeout is 0"),
+            (&[QUEUE, &["--stall-timeout", "0s"]].concat(), "--stall-timeout is 0"),
+            (&[QUEUE, &["--max-connections", "0"]].concat(), "--max-connections"),
             (&[QUEUE, &["--timeout", "soon"]].concat(), "a number with a unit"),
         ] {
             let error = check(flags).expect_err(told);

@@ -125,11 +125,15 @@ impl Envelope {
         let id = match (&self.own_id, &self.headers.key) {
             (None, None) => Ok(ids.fresh(tenant, name)),
             (None, Some(chosen)) => ids.of_key(chosen, tenant, name, nth),
-            (Some(own), _) if nth == 0 => ids.named(own, tenant, name),
-            (Some(own), _) => ids.named(&format!("{own}-{nth}"), tenant, name),
+            (Some(said), _) => {
+                let own = ids.own(said, tenant, name);
+                let own = if nth == 0 { own.to_owned() } else { format!("{own}-{nth}") };
+                ids.named(&own, tenant, name)
+            }
         };
         let id = id.map_err(|error| Refusal::wrong(header::ID, error.to_string()))?;
-        let key = self.headers.key.as_ref().map(|chosen| ids::key(chosen, tenant, nth));
+        let (key, serves) = (self.headers.key.as_ref(), model.plan.serves.as_deref());
+        let key = key.map(|chosen| ids::key(chosen, tenant, serves, nth));
         let own_tenant = tenant.map(|tenant| tenant.as_str().to_owned());
         let headers = Headers {
             key,
@@ -210,7 +214,10 @@ mod tests {
         let job = job(&envelope, &model(Some("m")), 1, (Some("text/plain"), "body".into()));
         let Headers { priority, model: asked, key, content_type, .. } = &job.headers;
         assert_eq!((*priority, asked.as_deref()), (Priority::High, Some("m")));
-        assert_eq!((key.as_deref(), content_type.as_deref()), (Some("k#1"), Some("text/plain")));
+        assert_eq!(content_type.as_deref(), Some("text/plain"));
+        assert!(key.as_deref().is_some_and(|key| key.len() == 64), "its model shares a queue");
+        let alone = self::job(&envelope, &model(None), 1, (None, Bytes::new()));
+        assert_eq!(alone.headers.key.as_deref(), Some("k#1"));
         assert_eq!(job.headers.deadline, Some(now() + Duration::from_secs(30)));
         let mut plain = read(&[], None).unwrap();
         plain.limit_to(Duration::from_secs(5));

@@ -57,6 +57,12 @@ impl Ids {
         format!("{own}.{}", self.tag(own, tenant, model)).parse()
     }
 
+    /// The name in what a client says for one: it may say an id that it was told, and means the same job.
+    pub(crate) fn own<'a>(&self, said: &'a str, tenant: Option<&Tenant>, model: &str) -> &'a str {
+        let (own, tag) = said.rsplit_once('.').unwrap_or((said, ""));
+        if self.is_tag(tag, own, tenant, model) { own } else { said }
+    }
+
     /// The id of the job of this number with an idempotency key, so that two of one key are one job for
     /// the store of results, whatever the broker knows.
     ///
@@ -78,9 +84,11 @@ impl Ids {
     /// Whether an id is of a job of this tenant for this model.
     pub(crate) fn is_of(&self, id: &JobId, tenant: Option<&Tenant>, model: &str) -> bool {
         let parts = id.as_str().rsplit_once('.');
-        parts.is_some_and(|(own, found)| {
-            self.tag(own, tenant, model).as_bytes().ct_eq(found.as_bytes()).into()
-        })
+        parts.is_some_and(|(own, found)| self.is_tag(found, own, tenant, model))
+    }
+
+    fn is_tag(&self, found: &str, own: &str, tenant: Option<&Tenant>, model: &str) -> bool {
+        self.tag(own, tenant, model).as_bytes().ct_eq(found.as_bytes()).into()
     }
 
     fn tag(&self, own: &str, tenant: Option<&Tenant>, model: &str) -> String {
@@ -95,12 +103,19 @@ impl Ids {
     }
 }
 
-/// The idempotency key of the job of this number: two tenants may choose the same one.
-pub(crate) fn key(chosen: &str, tenant: Option<&Tenant>, nth: usize) -> String {
+/// The idempotency key of the job of this number: two tenants may choose the same one, and one tenant for
+/// two models that share a queue.
+pub(crate) fn key(
+    chosen: &str,
+    tenant: Option<&Tenant>,
+    serves: Option<&str>,
+    nth: usize,
+) -> String {
     let own = if nth == 0 { chosen.to_owned() } else { format!("{chosen}#{nth}") };
-    match tenant {
-        None => own,
-        Some(tenant) => hash(OF_KEYS, &[tenant.as_str(), &own]),
+    match (tenant, serves) {
+        (None, None) => own,
+        (Some(tenant), None) => hash(OF_KEYS, &[tenant.as_str(), &own]),
+        (tenant, Some(model)) => hash(OF_KEYS, &[tenant.map_or("", Tenant::as_str), model, &own]),
     }
 }
 
@@ -162,6 +177,12 @@ mod tests {
         let named = |own: &str, tenant| ids().named(own, tenant, "jobs");
         let id = named("order-7", Some(&a)).unwrap();
         assert_eq!(id.as_str(), "order-7.f24eaae794a673af610af1d2861cec99");
+        let own = |said: &'static str, tenant| ids().own(said, Some(tenant), "jobs").to_owned();
+        assert_eq!(own("order-7.f24eaae794a673af610af1d2861cec99", &a), "order-7");
+        for other in ["order-7", "order-8.f24eaae794a673af610af1d2861cec99", "order-7.", "."] {
+            assert_eq!(own(other, &a), other, "is no id of ours");
+        }
+        assert_ne!(own("order-7.f24eaae794a673af610af1d2861cec99", &b), "order-7");
         assert_ne!(id, named("order-7", Some(&b)).unwrap());
         assert!(named(&"x".repeat(250), None).is_err() && named("a b", None).is_err());
     }
@@ -180,11 +201,17 @@ mod tests {
 
     #[test]
     fn a_key_is_as_it_was_chosen_where_there_are_no_tenants() {
-        assert_eq!((key("k", None, 0), key("k", None, 2)), ("k".to_owned(), "k#2".to_owned()));
-        let of = |name: &str, nth| key("k", Some(&tenant(name)), nth);
-        let keys = [of("a", 0), of("a", 1), of("b", 0), of("b", 1)];
+        let alone = |nth| key("k", None, None, nth);
+        assert_eq!((alone(0), alone(2)), ("k".to_owned(), "k#2".to_owned()));
+        let of = |name: &str, nth| key("k", Some(&tenant(name)), None, nth);
+        let on = |name: &str, model| key("k", Some(&tenant(name)), Some(model), 0);
+        let keys = [
+            [of("a", 0), of("a", 1), of("b", 0), of("b", 1)],
+            [on("a", "m"), on("a", "n"), on("b", "m"), key("k", None, Some("m"), 0)],
+        ];
+        let keys = keys.as_flattened();
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
-        assert!(distinct.len() == 4 && keys.iter().all(|key| key.len() == 64));
+        assert!(distinct.len() == 8 && keys.iter().all(|key| key.len() == 64));
     }
 
     proptest! {

@@ -6,8 +6,10 @@
 
 mod admission;
 mod config;
+mod connections;
 mod envelope;
 mod file;
+mod files;
 mod following;
 mod ids;
 mod keys;
@@ -24,6 +26,7 @@ mod reload;
 mod routes;
 mod run;
 mod sse;
+mod stall;
 mod trace;
 mod waiting;
 mod wanted;

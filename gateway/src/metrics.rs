@@ -7,6 +7,8 @@
 //! | `gateway_streams_total` | `route`, `outcome` | streams that have ended |
 //! | `gateway_first_piece_seconds` | `route` | until the first piece of a stream |
 //! | `gateway_requests_in_flight` | - | requests that are being answered |
+//! | `gateway_connections` | - | connections of clients that are open |
+//! | `gateway_connections_closed_total` | `reason`: full, late, stalled | connections that the gateway has closed for want of room or of patience |
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
 //! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
 //! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
@@ -21,7 +23,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use ebb_queue::ErrorKind;
+use ebb_queue::Error;
 
 use crate::routes::Endpoint;
 
@@ -34,6 +36,8 @@ pub struct Metrics {
     streams: IntCounterVec,
     /// Requests that are being answered.
     pub(crate) in_flight: IntGauge,
+    connections: IntGauge,
+    closed: IntCounterVec,
     /// Jobs whose ends requests wait for.
     pub(crate) waiting: IntGauge,
     /// Jobs that were put on a queue.
@@ -61,6 +65,8 @@ impl Metrics {
         registry.register(Box::new(metrics.first_piece.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.cancelled.clone()))?;
@@ -80,7 +86,23 @@ impl Metrics {
         );
         let first_piece =
             HistogramOpts::new("gateway_first_piece_seconds", "Until the first piece of a stream.");
+        let closed = IntCounterVec::new(
+            Opts::new(
+                "gateway_connections_closed_total",
+                "Connections that the gateway has closed for want of room or of patience.",
+            ),
+            &["reason"],
+        )?;
+        for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
+            // Shown as 0 before the first, so that its rate is seen.
+            closed.with_label_values(&[reason.word()]);
+        }
         Ok(Self {
+            closed,
+            connections: IntGauge::new(
+                "gateway_connections",
+                "Connections of clients that are open.",
+            )?,
             requests: IntCounterVec::new(
                 Opts::new("gateway_requests_total", "Requests that were answered."),
                 &["route", "status"],
@@ -131,9 +153,21 @@ impl Metrics {
         self.requests.with_label_values(&[endpoint.word(), "499"]).inc();
     }
 
-    /// A call to a broker failed. That a queue is full, or a job wrong, is an answer.
-    pub(crate) fn failed(&self, call: &'static str, kind: ErrorKind) {
-        if !matches!(kind, ErrorKind::Full | ErrorKind::Invalid) {
+    /// A connection is open, until this is dropped.
+    pub(crate) fn connection(&self) -> Open {
+        self.connections.inc();
+        Open(self.connections.clone())
+    }
+
+    /// The gateway has closed a connection.
+    pub(crate) fn closed(&self, reason: Closed) {
+        self.closed.with_label_values(&[reason.word()]).inc();
+    }
+
+    /// A call to a broker failed. That a queue is full, or a job wrong, is an answer, unless the broker
+    /// says no more of what it has stored.
+    pub(crate) fn failed(&self, call: &'static str, error: &Error) {
+        if error.may_be_stored() {
             self.broker_errors.with_label_values(&[call]).inc();
         }
     }
@@ -146,6 +180,36 @@ impl Metrics {
     /// The first piece of a stream for a route, when it comes.
     pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
         self.first_piece.with_label_values(&[endpoint.word()])
+    }
+}
+
+/// Why the gateway has closed a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// There are as many as there may be.
+    Full,
+    /// The headers of its first request were not there in time.
+    Late,
+    /// Its client did not take what it had asked for.
+    Stalled,
+}
+
+impl Closed {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Late => "late",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
+/// A connection that is open, until this is dropped.
+pub(crate) struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -217,6 +281,8 @@ impl Default for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use ebb_queue::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -240,8 +306,8 @@ mod tests {
         for outcome in ["late", "left"] {
             assert_eq!(metrics.streams.with_label_values(&["events", outcome]).get(), 1);
         }
-        metrics.failed("publish", ErrorKind::Full);
-        metrics.failed("publish", ErrorKind::Unavailable);
+        metrics.failed("publish", &Error::new(ErrorKind::Full, "x"));
+        metrics.failed("publish", &Error::new(ErrorKind::Unavailable, "x"));
         assert_eq!(metrics.broker_errors.with_label_values(&["publish"]).get(), 1);
     }
 }

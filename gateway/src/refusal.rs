@@ -30,6 +30,8 @@ pub(crate) struct Refusal {
     ids: Vec<JobId>,
     /// Whether the time was over that the client has set itself.
     is_own_limit: bool,
+    /// Where jobs were to be published: whether they may be on their queue all the same.
+    pub(crate) may_be_stored: bool,
 }
 
 /// Marks a response to a request whose own time was over.
@@ -39,7 +41,8 @@ pub(crate) struct OwnLimit;
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         let refused = Box::new(refused);
-        Self { refused, retry_after: None, ids: Vec::new(), is_own_limit: false }
+        let ids = Vec::new();
+        Self { refused, retry_after: None, ids, is_own_limit: false, may_be_stored: false }
     }
 }
 
@@ -67,7 +70,15 @@ impl From<Busy> for Refusal {
 /// What the broker said to a call.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        match error.kind() {
+        let may_be_stored = error.may_be_stored();
+        let refusal = match error.kind() {
+            ErrorKind::Full if may_be_stored => Self::again(
+                503,
+                "publish_in_doubt",
+                "the broker has no room, and does not say what it has stored; come again after \
+                 retry-after",
+                SOON,
+            ),
             ErrorKind::Full => Self::again(
                 429,
                 "queue_full",
@@ -86,7 +97,8 @@ impl From<Error> for Refusal {
                 let words = "the gateway may not use its queue; its log says why";
                 Refused::new(500, "broker_refuses", words).into()
             }
-        }
+        };
+        Self { may_be_stored, ..refusal }
     }
 }
 
@@ -202,7 +214,23 @@ impl Refusal {
             }
         };
         let again = Self::again(503, "gateway_ends", &words, SOON);
-        Self { ids: ids.to_vec(), ..again }
+        Self { ids: ids.to_vec(), may_be_stored: true, ..again }
+    }
+
+    /// The same of jobs that were to be published, of which the client may come for these: where they
+    /// may be on their queue it says so, and what to do.
+    pub(crate) fn of_doubtful(self, ids: &[JobId]) -> Self {
+        if !self.may_be_stored || self.refused.status != 503 || ids.is_empty() {
+            return self;
+        }
+        let message = format!(
+            "{}. {} may be on its queue all the same: send the request again with the same \
+             idempotency-key or with this ebb-id, and it is one job, or ask for it at /v1/jobs/ID",
+            self.refused.message,
+            jobs(ids)
+        );
+        let refused = Box::new(Refused { message, ..*self.refused });
+        Self { refused, ..self }.of(ids)
     }
 
     /// The same, where it says that time is over, of a time that the client has set itself or not.
@@ -241,7 +269,7 @@ pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { refused, retry_after, ids, is_own_limit } = self;
+        let Self { refused, retry_after, ids, is_own_limit, .. } = self;
         let status =
             StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
@@ -250,9 +278,7 @@ impl IntoResponse for Refusal {
             // Whole seconds, and not before the time.
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
         }
-        // The same request would wait as long again, for a job of its own.
-        let is_late = matches!(refused.code, "timeout" | "deadline_passed");
-        if is_late || !refused.is_worth_another_try() {
+        if !refused.is_worth_another_try() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -283,6 +309,7 @@ mod tests {
             (Error::new(ErrorKind::Unavailable, "x").into(), 503, Some("1"), None),
             (Error::new(ErrorKind::Denied, "secret").into(), 500, None, None),
             (Error::new(ErrorKind::Invalid, "x").into(), 400, None, Some("false")),
+            (Refused::new(409, "job_ended", "x").into(), 409, None, Some("false")),
             (Refusal::unknown_key(IsShown::No), 401, None, Some("false")),
         ] {
             let refusal: Refusal = refusal;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::serve::ListenerExt;
 use ebb_queue::{ErrorKind, Missing, OpenOptions, Payloads, Queue, Results, SystemClock};
 use ebb_telemetry::{Gate, GateKind, Health, Service};
 use futures::future::BoxFuture;
@@ -14,14 +13,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{GatewayArgs, Plan};
 use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
 use crate::routes::{Parts, router};
 use crate::wanted::Canceller;
-use crate::{readiness, reload};
+use crate::{connections, files, readiness, reload};
 
 /// How long those have to hear it who are told that the gateway ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -51,6 +50,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let health = Health::new();
     let (brokers, serving) =
         (health.gate("brokers", GateKind::Ready), health.gate("serving", GateKind::Ready));
+    files::make_room(args.max_connections.get());
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener
         .with_context(|| format!("--listen: {} cannot be had; use another port", args.listen))?;
@@ -84,12 +84,13 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         canceller,
         limits: args.limits(),
         clock: Arc::new(SystemClock),
-        metrics,
+        metrics: metrics.clone(),
         traces: traces.clone(),
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    serve(listener, router(parts), (&args, &serving), &stop, &closing).await;
+    let pages = (router(parts), metrics);
+    serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
     if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
         warn!("some jobs that nobody waits for are not cancelled; their deadlines have to do");
@@ -107,14 +108,15 @@ fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
 /// Answers requests until `stop` is cancelled, and sees those out that are there then.
 async fn serve(
     listener: TcpListener,
-    pages: Router,
+    (pages, metrics): (Router, Metrics),
     (args, serving): (&GatewayArgs, &Gate),
     stop: &CancellationToken,
     closing: &CancellationToken,
 ) {
     serving.open();
     let drained = CancellationToken::new();
-    let served = answer(listener, pages, drained.clone());
+    let patience = (args.patience(), metrics);
+    let served = tokio::spawn(connections::serve(listener, pages, patience, drained.clone()));
     stop.cancelled().await;
     serving.close("the gateway ends");
     let linger = args.linger.min(args.grace);
@@ -127,26 +129,9 @@ async fn serve(
     see_out(served, args.grace.saturating_sub(linger), closing).await;
 }
 
-/// Answers requests until `drained` is cancelled, and then those that are there.
-fn answer(
-    listener: TcpListener,
-    pages: Router,
-    drained: CancellationToken,
-) -> tokio::task::JoinHandle<std::io::Result<()>> {
-    // A piece of an answer is small, and is not to wait for the next.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            debug!(%error, "a connection collects what it sends");
-        }
-    });
-    let served = axum::serve(listener, pages);
-    let served = served.with_graceful_shutdown(async move { drained.cancelled().await });
-    tokio::spawn(served.into_future())
-}
-
 /// Lets those be answered who wait, for so long, and tells the others that the gateway ends.
 async fn see_out(
-    served: tokio::task::JoinHandle<std::io::Result<()>>,
+    served: tokio::task::JoinHandle<()>,
     grace: Duration,
     closing: &CancellationToken,
 ) {

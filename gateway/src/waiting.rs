@@ -178,7 +178,7 @@ impl Waiting {
 
 /// Waits for a broker that may come back.
 async fn pause(metrics: &Metrics, error: Error) -> Result<()> {
-    metrics.failed("follow", error.kind());
+    metrics.failed("follow", &error);
     if !error.kind().heals() {
         return Err(error);
     }

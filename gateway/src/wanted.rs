@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, JobId, Queue};
+use ebb_queue::{Error, ErrorKind, JobId, Queue};
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -57,19 +57,20 @@ impl Left {
         let cancel = async |id: JobId| timeout(PATIENCE, queue.cancel(&id)).await;
         let mut cancels = std::pin::pin!(stream::iter(ids).map(cancel).buffer_unordered(AT_ONCE));
         while let Some(cancelled) = cancels.next().await {
-            let kind = match cancelled {
+            let error = match cancelled {
                 Ok(Ok(cancelled)) => {
                     metrics.cancelled.inc_by(u64::from(cancelled.took_effect()));
                     continue;
                 }
-                Ok(Err(error)) => {
-                    debug!(%error, "a job that nobody waits for goes on");
-                    error.kind()
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let words = format!("no answer within {} s", PATIENCE.as_secs());
+                    Error::new(ErrorKind::Unavailable, words)
                 }
-                Err(_) => ErrorKind::Unavailable,
             };
-            metrics.failed("cancel", kind);
-            if kind == ErrorKind::Unavailable {
+            debug!(%error, "a job that nobody waits for goes on");
+            metrics.failed("cancel", &error);
+            if error.kind() == ErrorKind::Unavailable {
                 // The others would wait as long for nothing.
                 return;
             }

@@ -192,7 +192,8 @@ impl<B: AnyQueue + ?Sized> Faulty<B> {
         }
         self.end_leases().await?;
         let value = effect.await?;
-        if failure == Some(Failure::After) { Err(self.outage().into()) } else { Ok(value) }
+        let fails = failure == Some(Failure::After);
+        if fails { Err(self.outage().in_doubt().into()) } else { Ok(value) }
     }
 
     /// Takes jobs from their holders behind their backs.

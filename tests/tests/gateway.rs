@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::net::TcpStream;
 use std::process::Command;
 
 use e2e::{Answer, Process, Reading, Workplace, ask, get, run, skipped, wait_for, workspace_root};
@@ -31,10 +32,10 @@ impl Scene {
         Self::new(Workplace::new(), None, more)
     }
 
-    fn on_nats() -> Self {
+    fn on_nats(lease: &str) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let nats = runtime.block_on(Nats::start(NatsOptions::default())).unwrap();
-        let queue = format!("{}?lease=60s", nats.url());
+        let queue = format!("{}?lease={lease}", nats.url());
         Self::new(Workplace::new().on(queue, None), Some((nats, runtime)), &[])
     }
 
@@ -49,16 +50,15 @@ impl Scene {
         };
         let config: String = MODELS.iter().map(table).collect();
         std::fs::write(workplace.path("gateway.toml"), config).unwrap();
-        let path = workplace.path("gateway.toml");
-        let args = ["gateway", "--config", path.to_str().unwrap(), "--listen", "127.0.0.1:0"];
-        let mut command = workplace.command("ebb", &[&args, more].concat());
-        let mut gateway = Process::start(command.env_remove("EBB_QUEUE"));
-        let address = gateway.says("its address", |said| {
-            let (_, rest) = said.split_once("the gateway listens")?;
-            let (_, rest) = rest.split_once("address=")?;
-            rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
-        });
+        let (gateway, address) = gateway(&workplace, more);
         Self { gateway, address, workplace, _broker: broker }
+    }
+
+    /// Kills the gateway; the next request meets another replica.
+    fn lose_the_gateway(&mut self) {
+        self.gateway.signal(Signal::SIGKILL);
+        assert!(!self.gateway.ends().success());
+        (self.gateway, self.address) = gateway(&self.workplace, &[]);
     }
 
     /// One worker for all models.
@@ -91,6 +91,23 @@ impl Scene {
         assert_eq!(result["outcome"], "completed", "{result}");
         result["body"].clone()
     }
+}
+
+/// Starts a gateway of what the workplace has, and says where it listens.
+fn gateway(workplace: &Workplace, more: &[&str]) -> (Process, String) {
+    let path = workplace.path("gateway.toml");
+    let args = ["gateway", "--config", path.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let mut command = workplace.command("ebb", &[&args, more].concat());
+    let mut gateway = Process::start(command.env_remove("EBB_QUEUE"));
+    let address = gateway.says("its address", listening);
+    (gateway, address)
+}
+
+/// Where a gateway says that it listens.
+fn listening(said: &str) -> Option<String> {
+    let (_, rest) = said.split_once("the gateway listens")?;
+    let (_, rest) = rest.split_once("address=")?;
+    rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
 }
 
 /// What the `data:` lines of a stream hold; of those that are JSON the object.
@@ -219,7 +236,7 @@ fn openais_api_is_answered_from_the_embedded_queue_and_waits_for_the_first_worke
 
 #[test]
 fn openais_api_is_answered_from_nats_and_waits_for_the_first_worker() {
-    answers_openais_api(&Scene::on_nats());
+    answers_openais_api(&Scene::on_nats("60s"));
 }
 
 /// What the deltas of a chat tell so far.
@@ -276,19 +293,83 @@ fn goes_on(scene: &Scene, mut reading: Reading, id: &str) -> bool {
 
 #[test]
 fn a_chat_whose_worker_is_killed_midway_goes_on_behind_what_was_said() {
-    let scene = Scene::new(Workplace::new().with_short_leases(), None, &[]);
+    goes_on_after_a_kill(&Scene::new(Workplace::new().with_short_leases(), None, &[]));
+}
+
+#[test]
+fn a_chat_on_nats_whose_worker_is_killed_midway_goes_on_behind_what_was_said() {
+    goes_on_after_a_kill(&Scene::on_nats("8s"));
+}
+
+fn goes_on_after_a_kill(scene: &Scene) {
     let mut worker = scene.worker();
     for seed in 0..50 {
-        let Some((reading, id)) = stopped_midway(&scene, &worker, seed) else { continue };
+        let Some((reading, id)) = stopped_midway(scene, &worker, seed) else { continue };
         worker.signal(Signal::SIGKILL);
         assert!(!worker.ends().success());
         worker = scene.worker();
         // Else its answer was on its way into the store.
-        if goes_on(&scene, reading, &id) {
+        if goes_on(scene, reading, &id) {
             return;
         }
     }
     panic!("no worker is killed midway");
+}
+
+/// A client whose gateway is killed while it waits comes again to another replica with the same key.
+fn is_answered_once_by_another_replica(mut scene: Scene) {
+    let body = json!({"model": "tiny-bert", "input": ["the pump", "a valve"]}).to_string();
+    let headers = [("content-type", "application/json"), ("idempotency-key", "the-same")];
+    let address = scene.address.clone();
+    let url = format!("{}&queue=vectors", scene.workplace.queue());
+    let depth = |scene: &Scene| {
+        let depth = scene.workplace.ebb(&["queue", "depth", "--json", "--queue", &url]);
+        depth.status.success().then(|| depth.json())
+    };
+    let first = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask("POST", &address, "/v1/embeddings", &headers, &body));
+        wait_for("jobs that wait", || (depth(&scene)?["ready"] == 2).then_some(()));
+        scene.lose_the_gateway();
+        asked.join().unwrap()
+    });
+    assert_eq!(first, None, "its gateway is gone before there is an answer");
+    let (second, _worker) = std::thread::scope(|scope| {
+        let scene = &scene;
+        let again =
+            scope.spawn(|| ask("POST", &scene.address, "/v1/embeddings", &headers, &body).unwrap());
+        let worker = scene.worker();
+        (again.join().unwrap(), worker)
+    });
+    assert_eq!(second.status, 200, "{}", second.body);
+    let third = ask("POST", &scene.address, "/v1/embeddings", &headers, &body).unwrap();
+    let vectors = |answer: &str| serde_json::from_str::<Value>(answer).unwrap()["data"].clone();
+    assert_eq!(vectors(&second.body), vectors(&third.body), "it is the one answer");
+    let left = depth(&scene).unwrap();
+    assert_eq!((&left["ready"], &left["dead"]), (&json!(0), &json!(0)), "no other job was made");
+}
+
+#[test]
+fn who_comes_again_with_its_key_after_its_gateway_was_killed_gets_the_one_answer() {
+    is_answered_once_by_another_replica(Scene::embedded(&[]));
+}
+
+#[test]
+fn who_comes_again_on_nats_with_its_key_after_its_gateway_was_killed_gets_the_one_answer() {
+    is_answered_once_by_another_replica(Scene::on_nats("60s"));
+}
+
+#[test]
+fn a_gateway_has_room_for_its_connections_where_a_process_begins_with_few_files() {
+    let workplace = Workplace::new();
+    let ebb = workplace.command("ebb", &[]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 64 && exec \"$0\" \"$@\""]).arg(ebb.get_program());
+    command.args(["gateway", "--listen", "127.0.0.1:0", "--queue", &workplace.queue()]);
+    let mut gateway = Process::start(&mut command);
+    let address = gateway.says("its address", listening);
+    let kept: Vec<_> = (0..200).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    assert_eq!(get(&address, "/v1/models").map(|answer| answer.status), Some(200));
+    drop(kept);
 }
 
 /// What named server-sent events tell: their names and their data.

@@ -88,11 +88,13 @@ impl Refused {
 
     /// Whether the same request may be answered at another time. One whose job has failed would make
     /// another job that fails again, or costs workers their lives; only a body that was lost comes anew.
+    /// One that came too late would wait as long again, for a job of its own.
     /// OpenAI's clients heed the response header `x-should-retry: false`.
     #[must_use]
     pub fn is_worth_another_try(&self) -> bool {
         let has_failed = matches!(self.code, "attempts_spent" | "model_failed" | "job_failed");
-        matches!(self.status, 408 | 409 | 429 | 500..) && !has_failed
+        let is_late = matches!(self.code, "timeout" | "deadline_passed");
+        matches!(self.status, 408 | 429 | 500..) && !has_failed && !is_late
     }
 
     pub(super) fn missing(param: &str, remedy: &str) -> Self {

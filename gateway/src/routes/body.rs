@@ -15,6 +15,9 @@ use crate::refusal::Refusal;
 /// How long a client may take to send its body.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Bytes that a body has room for before they are there.
+const AHEAD: usize = 64 * 1024;
+
 impl Visit {
     /// The whole body, for which the request holds memory until that is released.
     ///
@@ -27,9 +30,6 @@ impl Visit {
         let said: usize = said.and_then(|value| value.parse().ok()).unwrap_or(0);
         if said > most {
             return Err(Refusal::too_large(most));
-        }
-        if !self.held.grow_to(said) {
-            return Err(Refusal::no_room());
         }
         let closing = self.site.parts.closing.clone();
         let slow = sleep_until(self.begun + LONGEST);
@@ -46,7 +46,8 @@ impl Visit {
     async fn collect(&mut self, body: Body, said: usize) -> Result<Bytes, Refusal> {
         let most = self.site.parts.limits.max_body;
         let mut stream = body.into_data_stream();
-        let mut body = BytesMut::with_capacity(said);
+        // Of what a client says that it will send it holds nothing: it may never send it.
+        let mut body = BytesMut::with_capacity(said.min(AHEAD));
         while let Some(part) = stream.next().await {
             let part = part.map_err(|error| {
                 Refused::new(400, "invalid_body", format!("the body broke off: {error}"))

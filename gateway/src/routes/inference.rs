@@ -82,16 +82,19 @@ pub(super) async fn answer(
     let jobs = jobs
         .map(|(nth, body)| envelope.job((&visit.site.parts.ids, &model), nth, (Some(JSON), body)));
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
-    // Before they are there: who goes away meanwhile leaves them behind.
-    let own: Vec<JobId> = jobs.iter().filter(|_| is_own).map(|job| job.id.clone()).collect();
+    // Before they are there: who goes away meanwhile leaves them behind, unless he may come again.
+    let ids: Vec<JobId> = jobs.iter().map(|job| job.id.clone()).collect();
+    let (own, shared) = if is_own { (ids, Vec::new()) } else { (Vec::new(), ids) };
     let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.canceller);
     let (until, n_jobs) = (visit.begun + limit, jobs.len());
     let placed = timeout_at(until, visit.publish(&model, jobs)).await;
-    let placed = placed.map_err(|_| Refusal::timed_out(&[], limit).own(own_limit.is_some()))?;
-    let placed = placed.inspect_err(|refusal| {
-        if leaves_nothing(n_jobs, refusal.refused.status) {
+    let placed = placed.map_err(|_| Refusal::timed_out(&shared, limit).own(own_limit.is_some()))?;
+    let placed = placed.map_err(|refusal| {
+        // Some brokers store job by job: of several the first may be there, and no room for the last.
+        if n_jobs == 1 && !refusal.may_be_stored {
             wanted.let_be();
         }
+        refusal.of_doubtful(&shared)
     })?;
     // The jobs have them now, and the broker has the jobs.
     visit.held.release();
@@ -113,13 +116,6 @@ pub(super) async fn answer(
         (false, _) if stream => asked.stream().await,
         (false, _) => asked.whole().await,
     }
-}
-
-/// Whether jobs whose publication failed with this status are not on the queue. A broker that is away
-/// may have them all the same; and some store job by job, so that of several the first may be there
-/// where the queue is full for the last.
-fn leaves_nothing(n_jobs: usize, status: u16) -> bool {
-    n_jobs == 1 && status != 503
 }
 
 fn preference(visit: &Visit) -> Preference {
@@ -159,7 +155,8 @@ impl Asked {
             () = sleep(wait.min(LONGEST)) => return Ok(self.accepted()),
             () = closing.cancelled() => return Ok(self.accepted()),
         };
-        self.answered(self.heard(ends)?)
+        let ends = self.heard(ends)?;
+        self.answered(ends)
     }
 
     /// How all jobs have ended, where that could be heard and held.
@@ -186,24 +183,26 @@ impl Asked {
             }
         };
         self.wanted.let_be();
-        self.answered(self.heard(ends)?)
+        let ends = self.heard(ends)?;
+        self.answered(ends)
     }
 
-    fn answered(&self, ends: Vec<End>) -> Result<Response, Refusal> {
+    fn answered(self, ends: Vec<End>) -> Result<Response, Refusal> {
         let ended: Vec<Ended> = ends.into_iter().map(ended).collect();
         let whole = self.answer.whole(&self.about, &ended);
         let refusal = |refused| Refusal::from(refused).of(&self.ids).own(self.is_own_limit);
         let body = whole.map_err(refusal)?;
         let mut response = ([(CONTENT_TYPE, JSON)], body).into_response();
         response.headers_mut().extend(ids_header(&self.ids).map(|ids| (EBB_ID, ids)));
-        Ok(response)
+        Ok(self.visit.keeps(response))
     }
 
     /// The answer piece by piece. The status is told once there is something to tell, so that a job
     /// which fails at once is an error as any other, or a proxy would lose patience.
     async fn stream(mut self) -> Result<Response, Refusal> {
         let waiting = self.visit.waiting(&self.model)?;
-        let Site { parts, .. } = &*self.visit.site;
+        let site = Arc::clone(&self.visit.site);
+        let Site { parts, .. } = &*site;
         let Some(id) = self.ids.first().cloned() else { return self.answered(Vec::new()) };
         let mut following = Following {
             news: waiting.news(id, None),
@@ -329,16 +328,4 @@ fn ended(end: End) -> Ended {
 pub(super) fn location(id: &JobId) -> Option<HeaderValue> {
     let id: String = url::form_urlencoded::byte_serialize(id.as_str().as_bytes()).collect();
     HeaderValue::from_str(&format!("/v1/jobs/{id}")).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jobs_that_may_be_on_the_queue_in_part_are_cancelled() {
-        assert!(leaves_nothing(1, 429) && leaves_nothing(1, 400));
-        assert!(!leaves_nothing(1, 503), "the broker may have it");
-        assert!(!leaves_nothing(2, 429), "the first may be stored");
-    }
 }

@@ -10,7 +10,7 @@ use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome, header};
+use ebb_queue::{Cancelled, Failure, JSON, JobId, JobResult, JobState, Outcome, header};
 use serde::Serialize;
 
 use super::inference::location;
@@ -90,7 +90,9 @@ async fn publish(mut visit: Visit, body: Body) -> Result<Response, Refusal> {
     let model = choose(&mut visit, &envelope)?;
     let content_type = visit.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let job = envelope.job((&visit.site.parts.ids, &model), 0, (content_type, body))?;
-    let placed = visit.publish(&model, vec![job]).await?;
+    let id = job.id.clone();
+    let placed = visit.publish(&model, vec![job]).await;
+    let placed = placed.map_err(|refusal| refusal.of_doubtful(&[id]))?;
     let Some(placed) = placed.into_iter().next() else { return Err(Refusal::unknown_job()) };
     let state = if placed.is_new {
         JobState::Waiting
@@ -132,7 +134,7 @@ fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal>
 async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     let (id, seen) = visit.see(&id).await?;
     let state = match seen.found {
-        Found::Result(result) => return Ok(answered(result)),
+        Found::Result(result) => return visit.answered(result),
         Found::State(state) => state,
     };
     let wait = match visit.asked("wait") {
@@ -140,17 +142,17 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
         Some(text) => read_wait(&text)?,
     };
     if wait.is_zero() {
-        return at(&id, state);
+        return visit.at(&seen.model, id, state).await;
     }
     let waiting = visit.waiting(&seen.model)?;
-    let closing = &visit.site.parts.closing;
+    let closing = visit.site.parts.closing.clone();
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
-            Ok(End::Result(result)) => Ok(answered(result)),
+            Ok(End::Result(result)) => visit.answered(result),
             Ok(End::Gone) => Err(Refusal::gone(&id)),
             Err(error) => Err(visit.lost(error).of(&[id])),
         },
-        () = tokio::time::sleep(wait) => at(&id, state),
+        () = tokio::time::sleep(wait) => visit.at(&seen.model, id, state).await,
         () = closing.cancelled() => Err(Refusal::ending(&[id])),
     }
 }
@@ -221,6 +223,42 @@ impl Visit {
         let is_there = state.map_or(is_own, |state| state != JobState::Unknown);
         Ok(is_there.then_some(Found::State(state)))
     }
+
+    /// The result of a job, which counts among what all requests hold until the client has taken it.
+    fn answered(mut self, result: JobResult) -> Result<Response, Refusal> {
+        let n_bytes = match &result.outcome {
+            Outcome::Completed { body, .. } => body.len(),
+            Outcome::Failed(_) | Outcome::Cancelled => 0,
+        };
+        if !self.held.grow_to(n_bytes) {
+            return Err(Refusal::no_room().of(&[result.id]));
+        }
+        Ok(self.keeps(answered(result)))
+    }
+
+    /// A job that has no result, and where it is.
+    async fn at(
+        &self,
+        model: &Model,
+        id: JobId,
+        state: Option<JobState>,
+    ) -> Result<Response, Refusal> {
+        match state {
+            Some(JobState::Done) => Err(Refusal::gone(&id)),
+            Some(JobState::Dead) => {
+                // Its result is forgotten by now, or was never stored: its letter says the same.
+                let letter = self.called("show", model.queue()?.show(&id)).await?;
+                let Some(letter) = letter else {
+                    // Put back meanwhile, or purged.
+                    return Ok(waiting(&id, JobState::Unknown.word()));
+                };
+                let outcome = Outcome::Failed(Failure::new(letter.kind, letter.reason));
+                let (attempt, finished_at) = (letter.attempts, letter.died_at);
+                Ok(answered(JobResult { id, attempt, outcome, finished_at, queue: None }))
+            }
+            state => Ok(waiting(&id, state.unwrap_or(JobState::Unknown).word())),
+        }
+    }
 }
 
 /// The job has a result.
@@ -249,18 +287,6 @@ fn answered(result: JobResult) -> Response {
     headers.extend(kind.map(|kind| (EBB_KIND, HeaderValue::from_static(kind.word()))));
     headers.insert(EBB_ATTEMPT, attempt.into());
     response
-}
-
-/// The job has none, and this is where it is.
-fn at(id: &JobId, state: Option<JobState>) -> Result<Response, Refusal> {
-    match state {
-        Some(JobState::Done) => Err(Refusal::gone(id)),
-        Some(JobState::Dead) => {
-            let words = "the job is among the dead letters, and nobody runs it";
-            Err(Refusal::from(Refused::new(422, "job_failed", words)).of(std::slice::from_ref(id)))
-        }
-        state => Ok(waiting(id, state.unwrap_or(JobState::Unknown).word())),
-    }
 }
 
 fn waiting(id: &JobId, state: &'static str) -> Response {

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use ebb_queue::{Clock, Error, ErrorKind, Job, JobId};
 use ebb_telemetry::{SpanContext, Traces};
+use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -293,6 +294,20 @@ impl Visit {
         Ok(Arc::clone(model))
     }
 
+    /// A response for which the request keeps its place and its memory until the client has taken it, or
+    /// has gone: an answer takes as much room while a client is slow to read it.
+    pub(crate) fn keeps(self, response: Response) -> Response {
+        let (mut head, body) = response.into_parts();
+        // A stream does not tell its length.
+        let length = body.size_hint().exact();
+        head.headers.extend(length.map(|n_bytes| (CONTENT_LENGTH, n_bytes.into())));
+        let parts = body.into_data_stream().map(move |part| {
+            let _kept = &self;
+            part
+        });
+        Response::from_parts(head, Body::from_stream(parts))
+    }
+
     /// Puts jobs on the queue of a model, all or none as far as its broker has that.
     pub(crate) async fn publish(
         &self,
@@ -342,10 +357,11 @@ impl Visit {
     /// Notes that a broker failed, or refused what a client asked of it.
     fn failed(&self, call: &'static str, error: Error) -> Refusal {
         let kind = error.kind();
-        self.site.parts.metrics.failed(call, kind);
-        match kind {
-            ErrorKind::Full | ErrorKind::Invalid => debug!(call, %error, %kind, "a job is refused"),
-            _ => warn!(call, %error, %kind, "the broker failed"),
+        self.site.parts.metrics.failed(call, &error);
+        if error.may_be_stored() {
+            warn!(call, %error, %kind, "the broker failed");
+        } else {
+            debug!(call, %error, %kind, "a job is refused");
         }
         error.into()
     }

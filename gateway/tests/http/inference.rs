@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use ebb_queue::faulty::{Faults, Faulty};
-use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, Outcome, ResultStore};
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, ErrorKind, Outcome, ResultStore};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -120,6 +121,58 @@ async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again()
     let reply = scene.ask(post(EMBEDDINGS, body)).await;
     assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+/// A gateway whose broker stores what it is given, and then says this.
+fn doubtful(kind: ErrorKind) -> (Scene, Faulty<MemoryQueue>) {
+    let mut broker = None;
+    let scene = Scene::around(Setting::default(), |queue| {
+        let faults = Faults { fail_after: 1.0, kind, ..Faults::NONE };
+        let faulty = Faulty::new(Arc::new(queue), faults, 7);
+        broker = Some(faulty.clone());
+        Arc::new(faulty)
+    });
+    (scene, broker.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_jobs_may_be_stored_is_told_so_and_is_one_job_when_it_comes_again() {
+    for (kind, code) in
+        [(ErrorKind::Full, "publish_in_doubt"), (ErrorKind::Unavailable, "broker_unavailable")]
+    {
+        let (scene, broker) = doubtful(kind);
+        let ask = || {
+            let body = json!({"input": ["a", "bb"]}).to_string();
+            request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
+        };
+        let reply = scene.ask(ask()).await;
+        assert_eq!(reply.error(), (503, code.to_owned()));
+        assert_eq!(reply.header("retry-after"), Some("1"));
+        let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("the same idempotency-key"), "{message}");
+        let failed = [("call", "publish")];
+        assert_eq!(scene.figure("gateway_broker_errors_total", &failed), 1.0);
+        broker.set(Faults::NONE);
+        let _worker = scene.answers(embed);
+        let again = scene.ask(ask()).await;
+        assert_eq!(again.status, StatusCode::OK, "{}", again.text());
+        assert_eq!(reply.header("ebb-id"), again.header("ebb-id"));
+        assert_eq!(scene.figure("gateway_jobs_published_total", &[]), 0.0, "they were there");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_may_be_stored_and_that_nobody_comes_for_are_cancelled() {
+    for kind in [ErrorKind::Full, ErrorKind::Unavailable, ErrorKind::Internal] {
+        let (scene, broker) = doubtful(kind);
+        let asked = scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+        let reply = asked.await.unwrap();
+        assert!(reply.status.is_server_error() && reply.header("ebb-id").is_none(), "{kind}");
+        broker.set(Faults::NONE);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let depth = scene.queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (0, 0), "{kind}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,12 +321,45 @@ async fn bodies_and_answers_have_only_so_much_memory() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_counts_until_its_client_has_taken_it() {
+    let mut setting = Setting::default();
+    (setting.limits.memory, setting.limits.max_in_flight) = (16 << 10, 2);
+    let scene = Scene::new(setting);
+    let _worker = scene.answers(|job| Ok(format!("{}{}", embed(job)?, " ".repeat(9_000))));
+    let ask = || post(EMBEDDINGS, json!({"input": "a"}).to_string());
+    let unread = scene.send(ask()).await;
+    assert_eq!(unread.status(), StatusCode::OK);
+    let length = unread.headers()["content-length"].to_str().unwrap().to_owned();
+    let id = unread.headers()["ebb-id"].to_str().unwrap().to_owned();
+    assert_eq!(scene.ask(ask()).await.error(), (503, "answers_too_large".to_owned()));
+    let again = || get(&format!("/v1/jobs/{id}"));
+    assert_eq!(scene.ask(again()).await.error(), (429, "gateway_busy".to_owned()));
+    let body = axum::body::to_bytes(unread.into_body(), usize::MAX).await.unwrap();
+    assert_eq!(body.len().to_string(), length);
+    let (first, second) = (scene.send(get("/v1/models")).await, scene.send(again()).await);
+    assert_eq!((first.status(), second.status()), (StatusCode::OK, StatusCode::OK));
+    let third = scene.send(ask()).await;
+    assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE, "the second is not read");
+    drop(second);
+    assert_eq!(scene.ask(ask()).await.status, StatusCode::OK, "who hangs up holds nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let scene = Scene::new(Setting::default());
     let never =
         || axum::body::Body::from_stream(futures::stream::pending::<Result<Vec<u8>, String>>());
     let reply = scene.ask(post(EMBEDDINGS, never())).await;
     assert_eq!(reply.error(), (408, "body_too_slow".to_owned()));
+    // Nor does it take the room of others, however long it is said to be.
+    let promised = [("content-length", "65536")];
+    let promises: Vec<_> =
+        (0..50).map(|_| scene.begin(request("POST", EMBEDDINGS, &promised, never()))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _worker = scene.answers(embed);
+    let other = scene.ask(post(EMBEDDINGS, json!({"input": "a"}).to_string())).await;
+    assert_eq!(other.status, StatusCode::OK, "{}", other.text());
+    drop(promises);
     let waits = scene.begin(post(EMBEDDINGS, never()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     scene.closing.cancel();

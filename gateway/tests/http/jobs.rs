@@ -1,11 +1,13 @@
 //! Jobs as they are, over HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::{
-    Broker, DeadLetters, Failure, FailureKind, Job, JobResult, Outcome, Priority, ResultStore,
-    Timestamp,
+    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, JobResult,
+    Outcome, Priority, ResultStore, Timestamp,
 };
 
 use crate::scene::{Scene, Setting, embed, end, end_as, get, plan, post, request};
@@ -116,6 +118,44 @@ async fn an_id_that_a_client_chooses_is_one_job_however_often_it_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_may_be_stored_is_told_and_sent_again_by_its_id() {
+    let mut broker = None;
+    let scene = Scene::around(Setting::default(), |queue| {
+        let faults = Faults { fail_after: 1.0, kind: ErrorKind::Full, ..Faults::NONE };
+        let faulty = Faulty::new(Arc::new(queue), faults, 7);
+        broker = Some(faulty.clone());
+        Arc::new(faulty)
+    });
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    assert_eq!(reply.error(), (503, "publish_in_doubt".to_owned()));
+    let id = reply.header("ebb-id").unwrap();
+    assert!(reply.json()["error"]["message"].as_str().unwrap().contains(id));
+    broker.unwrap().set(Faults::NONE);
+    assert_eq!(scene.ask(get(&format!("/v1/jobs/{id}"))).await.json()["state"], "waiting");
+    let again = scene.ask(request("POST", "/v1/jobs", &[("ebb-id", id)], "x")).await;
+    assert_eq!(again.header("ebb-id"), Some(id));
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 1, "it is one job");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_whose_result_is_forgotten_says_its_kind_all_the_same() {
+    let behavior = Behavior { result_ttl: Duration::from_secs(60), ..Behavior::default() };
+    let scene = Scene::new(Setting { behavior, ..Setting::default() });
+    let place = scene.ask(post("/v1/jobs", "x")).await.header("location").unwrap().to_owned();
+    let failure = Failure::new(FailureKind::Model, "no such model");
+    end_as(&scene.queue, scene.take().await, Err(failure)).await;
+    let mut told = vec![scene.ask(get(&place)).await];
+    tokio::time::advance(Duration::from_secs(61)).await;
+    told.push(scene.ask(get(&place)).await);
+    for told in told {
+        assert_eq!(told.error(), (422, "model_failed".to_owned()));
+        let headers = ["ebb-outcome", "ebb-kind", "ebb-attempt"].map(|name| told.header(name));
+        assert_eq!(headers, [Some("failed"), Some("model"), Some("1")]);
+        assert_eq!(told.json()["error"]["message"], "no such model");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_cancelled_does_not_run_and_says_so() {
     let scene = Scene::new(Setting::default());
     let reply = scene.ask(post("/v1/jobs", "x")).await;
@@ -148,6 +188,10 @@ async fn models_that_share_a_queue_are_told_apart() {
     assert_eq!(delivery.job.headers.model.as_deref(), Some("served"));
     let place = reply.header("location").unwrap();
     assert_eq!(scene.ask(get(place)).await.json()["state"], "running");
+    let keyed = |name| request("POST", "/v1/jobs", &[("ebb-model", name), ("ebb-key", "k")], "x");
+    let (m, n) = (scene.ask(keyed("m")).await, scene.ask(keyed("n")).await);
+    assert_ne!(m.header("ebb-id"), n.header("ebb-id"), "nobody gets the other model's answer");
+    assert_eq!(scene.ask(keyed("n")).await.header("ebb-id"), n.header("ebb-id"));
     let either = scene.ask(post("/v1/jobs?queue=m", "x")).await;
     assert_eq!(either.error(), (400, "missing_required_parameter".to_owned()));
     let neither = request("POST", "/v1/jobs?queue=n", &[("ebb-model", "n")], "x");

@@ -1,19 +1,15 @@
 //! How a gateway ends.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use ebb_gateway::GatewayArgs;
 use ebb_queue::{Backlog, JSON, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp};
 use ebb_servers::Port;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::running::{Cli, Running, ask, at, page};
 use crate::scene::{Events, Scene, Setting, get, post};
 
 #[tokio::test(start_paused = true)]
@@ -33,91 +29,6 @@ async fn who_waits_when_the_time_is_over_is_told_the_job_which_stays() {
     assert_eq!(scene.queue.depth().await.unwrap().ready, 2);
     let id = reply.header("ebb-id").unwrap();
     assert_eq!(scene.ask(get(&format!("/v1/jobs/{id}"))).await.json()["state"], "waiting");
-}
-
-#[derive(Debug, Parser)]
-struct Cli {
-    #[command(flatten)]
-    gateway: GatewayArgs,
-}
-
-/// How long anything may take: far longer than it does, since tests share few processors.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A gateway that runs until it is stopped.
-struct Running {
-    listen: SocketAddr,
-    admin: SocketAddr,
-    stop: CancellationToken,
-    gateway: JoinHandle<anyhow::Result<()>>,
-    _ports: [Port; 2],
-}
-
-impl Running {
-    /// A gateway of this queue that is ready.
-    async fn start(url: &QueueUrl, more: &[&str]) -> Self {
-        let ports = [Port::draw().unwrap(), Port::draw().unwrap()];
-        let [listen, admin] = ports.each_ref().map(at);
-        let own = ["gateway", "--queue", &url.to_string(), "--listen", &listen.to_string()];
-        let flags = own.into_iter().chain(more.iter().copied()).chain(["--admin-listen"]);
-        let flags = flags.map(str::to_owned).chain([admin.to_string()]);
-        let stop = CancellationToken::new();
-        let gateway = tokio::spawn(ebb_gateway::run(Cli::parse_from(flags).gateway, stop.clone()));
-        let begun = Instant::now();
-        while !is_ready(admin).await {
-            assert!(!gateway.is_finished(), "it ends: {:?}", gateway.await);
-            assert!(begun.elapsed() < PATIENCE, "it is never ready");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Self { listen, admin, stop, gateway, _ports: ports }
-    }
-
-    /// Stops it, and waits until it says that it is not ready any more.
-    async fn close(&self) {
-        self.stop.cancel();
-        let begun = Instant::now();
-        while is_ready(self.admin).await {
-            assert!(begun.elapsed() < PATIENCE, "it stays ready");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Waits until it lets nobody new in.
-    async fn refuses(&self) {
-        let begun = Instant::now();
-        while ask(self.listen, page("/v1/models")).await.is_ok() {
-            assert!(begun.elapsed() < PATIENCE, "who is new is let in");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Waits for its end.
-    async fn ends(self) {
-        let ended = tokio::time::timeout(PATIENCE, self.gateway).await;
-        ended.expect("it ends").unwrap().unwrap();
-    }
-}
-
-fn at(port: &Port) -> SocketAddr {
-    ([127, 0, 0, 1], port.number()).into()
-}
-
-/// Sends a request on a connection of its own, and reads the response to its end.
-async fn ask(address: SocketAddr, request: String) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await?;
-    Ok(page)
-}
-
-fn page(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-}
-
-/// Whether it says so; where nobody listens, it does not.
-async fn is_ready(admin: SocketAddr) -> bool {
-    ask(admin, page("/readyz")).await.is_ok_and(|page| page.starts_with("HTTP/1.1 200"))
 }
 
 async fn answer_one(queue: &Queue) {

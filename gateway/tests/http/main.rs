@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod admission;
+mod connections;
 mod inference;
 mod jobs;
 mod lifecycle;
+mod running;
 mod scene;
 mod streams;
