@@ -42,6 +42,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use tokio::time::{Instant, sleep};
 
 use self::bell::Listener;
 use self::core::{Core, Parts};
@@ -58,8 +59,11 @@ use crate::{
     Warning, WorkerStatus,
 };
 
-/// How long to look again before a queue that was not empty is said to be.
+/// How long to wait before a queue that was not empty is looked at again and said to be: at least and at
+/// most, and in times of what a look takes.
 const DOUBT: Duration = Duration::from_millis(50);
+const MAX_DOUBT: Duration = Duration::from_secs(1);
+const DOUBT_BY_LOOK: u32 = 4;
 
 /// A queue on RabbitMQ.
 #[derive(Debug, Clone)]
@@ -126,12 +130,15 @@ impl AmqpQueue {
     async fn look(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
         let mut depth = self.count(session).await?;
+        let counted = Instant::now();
         // What is taken in between is counted twice rather than not at all.
         if depth.ready > 0 {
             voice::catch_up(core, session).await?;
         } else if voice::catch_up_with_all(core, session, Awaited::Holder).await? {
             // What came or went back in that time is neither held nor in the counts from before.
+            let waited = counted.elapsed();
             depth = self.count(session).await?;
+            depth.waited = waited;
             voice::catch_up(core, session).await?;
         }
         let (held, ahead) = core.heard.holdings();
@@ -175,6 +182,15 @@ impl AmqpQueue {
     }
 }
 
+fn is_empty(depth: &Depth) -> bool {
+    depth.ready + depth.in_flight + depth.delayed == 0
+}
+
+/// How long to doubt that a queue is empty after a look that took so long.
+fn doubt(took: Duration) -> Duration {
+    (took * DOUBT_BY_LOOK).clamp(DOUBT, MAX_DOUBT)
+}
+
 #[async_trait]
 impl Backlog for AmqpQueue {
     async fn depth(&self) -> Result<Depth> {
@@ -182,14 +198,18 @@ impl Backlog for AmqpQueue {
         let session = core.session().await?;
         core.ledger().keep_from(session.epoch);
         core.find_levels(&session).await?;
-        let depth = self.look(&session).await?;
-        let is_empty = depth.ready + depth.in_flight + depth.delayed == 0;
-        let was_empty = core.was_empty.swap(is_empty, Ordering::SeqCst);
-        if is_empty && !was_empty {
-            // A job on its way from one place to another is in neither for a moment.
-            tokio::time::sleep(DOUBT).await;
-            return self.look(&session).await;
+        let asked = Instant::now();
+        let mut depth = self.look(&session).await?;
+        if is_empty(&depth) && !core.was_empty.load(Ordering::SeqCst) {
+            // A job on its way from one place to another is in neither for a moment, which is longer where
+            // everything takes long.
+            let doubt = doubt(asked.elapsed().saturating_sub(depth.waited));
+            sleep(doubt).await;
+            let waited = depth.waited + doubt;
+            depth = self.look(&session).await?;
+            depth.waited += waited;
         }
+        core.was_empty.store(is_empty(&depth), Ordering::SeqCst);
         Ok(depth)
     }
 
@@ -322,5 +342,18 @@ impl ResultStore for AmqpQueue {
     fn result_ttl(&self) -> Duration {
         // Without a store nothing is put there.
         self.results().map_or(Duration::MAX, |results| results.result_ttl())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_doubted_to_be_empty_for_longer_where_looks_take_long() {
+        for (took, expected) in [(1, 50), (20, 80), (200, 800), (3_000, 1_000)] {
+            let took = Duration::from_millis(took);
+            assert_eq!(doubt(took), Duration::from_millis(expected), "{took:?}");
+        }
     }
 }
