@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ebb_queue::{Queue, QueueUrl};
+use tokio::sync::Semaphore;
 
 use crate::keys::Key;
 use crate::refusal::Refusal;
@@ -31,6 +32,8 @@ pub struct ModelPlan {
 /// A model, and its queue once that is open.
 pub struct Model {
     pub(crate) plan: ModelPlan,
+    /// Held by the one request that reads a dead letter.
+    pub(crate) reading_dead: Semaphore,
     queue: OnceLock<Queue>,
 }
 
@@ -44,7 +47,7 @@ impl Model {
     /// A model whose queue is not open yet.
     #[must_use]
     pub fn new(plan: ModelPlan) -> Self {
-        Self { plan, queue: OnceLock::new() }
+        Self { plan, reading_dead: Semaphore::new(1), queue: OnceLock::new() }
     }
 
     /// Its queue has been opened.

@@ -309,7 +309,8 @@ impl Served {
         // The failure is stored too, so that whoever follows the job is told.
         let mut result = self.result(&delivery, ours, Outcome::Failed(failure.clone()));
         let put = self.put_ours((loan, delivery.receipt()), &mut result).await;
-        let is_others = matches!(put, Ok(Stored::Duplicate));
+        // One that spoke before is a number ahead of its delivery.
+        let (is_others, number) = (matches!(put, Ok(Stored::Duplicate)), result.attempt);
         let there = match put {
             Ok(Stored::Stale) => return None,
             Ok(Stored::Duplicate) => self.stored(loan, &result.id).await,
@@ -337,9 +338,8 @@ impl Served {
             loan.cancel();
             return Some(delivery.ack());
         }
-        let is_answered = result.outcome.is_completed();
-        let why = result.why_dead(attempt, failure);
-        Some(if is_answered { delivery.ack() } else { delivery.reject(why) })
+        let why = result.why_dead(number, failure);
+        Some(if result.outcome.is_completed() { delivery.ack() } else { delivery.reject(why) })
     }
 
     /// Ends a job that another attempt has answered; one that is another's now is left to it.

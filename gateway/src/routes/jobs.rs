@@ -10,8 +10,12 @@ use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ebb_queue::{Cancelled, Failure, JSON, JobId, JobResult, JobState, Outcome, header};
+use ebb_queue::{
+    Cancelled, DeadLetter, Failure, JSON, JobId, JobResult, JobState, Outcome, header,
+};
 use serde::Serialize;
+use tokio::time::timeout;
+use tracing::debug;
 
 use super::inference::location;
 use super::listing::json;
@@ -24,6 +28,9 @@ use crate::waiting::End;
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long the letter of a dead job may take.
+const LETTER: Duration = Duration::from_secs(2);
 
 const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
 const EBB_KIND: HeaderName = HeaderName::from_static(header::KIND);
@@ -247,10 +254,9 @@ impl Visit {
             Some(JobState::Done) => Err(Refusal::gone(&id)),
             Some(JobState::Dead) => {
                 // Its result is forgotten by now, or was never stored: its letter says the same.
-                let letter = self.called("show", model.queue()?.show(&id)).await?;
-                let Some(letter) = letter else {
-                    // Put back meanwhile, or purged.
-                    return Ok(waiting(&id, JobState::Unknown.word()));
+                let Some(letter) = self.letter(model, &id).await else {
+                    let words = "the job is among the dead letters, and nobody runs it";
+                    return Err(Refusal::from(Refused::new(422, "job_failed", words)).of(&[id]));
                 };
                 let outcome = Outcome::Failed(Failure::new(letter.kind, letter.reason));
                 let (attempt, finished_at) = (letter.attempts, letter.died_at);
@@ -258,6 +264,14 @@ impl Visit {
             }
             state => Ok(waiting(&id, state.unwrap_or(JobState::Unknown).word())),
         }
+    }
+
+    /// The letter of a dead job, unless another request reads one or it takes long: a broker may have to
+    /// bury all that has expired first, and hands over the body as well.
+    async fn letter(&self, model: &Model, id: &JobId) -> Option<DeadLetter> {
+        let _alone = model.reading_dead.try_acquire().ok()?;
+        let letter = timeout(LETTER, model.opened()?.show(id)).await.ok()?;
+        letter.map_err(|error| debug!(%error, "a dead letter cannot be read")).ok()?
     }
 }
 
