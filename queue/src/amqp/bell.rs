@@ -3,9 +3,9 @@
 //!
 //! A broker that finds this queue gone between the copy and the job tells the producer that it did not
 //! take the job, which it has stored. So what is bound to the queue goes first, and the queue itself a
-//! while later, also where the handle is dropped. Only a process that is killed leaves a bound queue, which
-//! the broker deletes with the connection: a producer whose job is refused in that moment is told that the
-//! job may be stored.
+//! while later, also where the handle is dropped. A process that ends within that while, or is killed, and a broker that
+//! does not answer within a second leave a bound queue, which goes with the connection: a producer whose job
+//! is refused in that moment is told that the job may be stored.
 
 use std::sync::Arc;
 use std::time::Duration;

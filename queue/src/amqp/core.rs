@@ -87,7 +87,7 @@ impl Core {
             n_levels: AtomicU32::new(FIRST_LEVELS),
             levels_found_in: AtomicU64::new(0),
             stands: AtomicBool::new(false),
-            was_empty: AtomicBool::new(true),
+            was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),
         }

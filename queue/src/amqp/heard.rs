@@ -91,13 +91,6 @@ impl Heard {
         said.workers.values().map(|(status, _)| status.clone()).collect()
     }
 
-    /// Whether anything was heard of others lately.
-    pub(super) fn has_company(&self) -> bool {
-        let mut said = self.said();
-        said.forget_old(Instant::now());
-        !said.holdings.is_empty() || said.has_other_workers()
-    }
-
     /// Whether a worker was heard lately that is not of this handle.
     pub(super) fn has_other_workers(&self) -> bool {
         let mut said = self.said();

@@ -59,11 +59,11 @@ use crate::{
     Warning, WorkerStatus,
 };
 
-/// How long to wait before a queue that was not empty is looked at again and said to be: at least and at
-/// most, and in times of what a look takes.
+/// How long to wait before a queue that was not known to be empty is looked at again and said to be: at
+/// least and at most, and in times of what it takes to count what waits.
 const DOUBT: Duration = Duration::from_millis(50);
-const MAX_DOUBT: Duration = Duration::from_secs(1);
-const DOUBT_BY_LOOK: u32 = 4;
+const MAX_DOUBT: Duration = Duration::from_millis(500);
+const DOUBT_BY_COUNT: u32 = 8;
 
 /// A queue on RabbitMQ.
 #[derive(Debug, Clone)]
@@ -127,10 +127,11 @@ impl AmqpQueue {
         Ok(&results.0)
     }
 
-    async fn look(&self, session: &Session) -> Result<Depth> {
-        let core = self.core();
+    /// What waits and what is held, and how long it took to count the former.
+    async fn look(&self, session: &Session) -> Result<(Depth, Duration)> {
+        let (core, asked) = (self.core(), Instant::now());
         let mut depth = self.count(session).await?;
-        let counted = Instant::now();
+        let (counted, took) = (Instant::now(), asked.elapsed());
         // What is taken in between is counted twice rather than not at all.
         if depth.ready > 0 {
             voice::catch_up(core, session).await?;
@@ -155,7 +156,7 @@ impl AmqpQueue {
             return Err(errors::late("let us hear what is held"));
         };
         depth.in_flight = n_held;
-        Ok(depth)
+        Ok((depth, took))
     }
 
     /// What waits in the queues of the broker.
@@ -186,9 +187,9 @@ fn is_empty(depth: &Depth) -> bool {
     depth.ready + depth.in_flight + depth.delayed == 0
 }
 
-/// How long to doubt that a queue is empty after a look that took so long.
+/// How long to doubt that a queue is empty where it took so long to count what waits in it.
 fn doubt(took: Duration) -> Duration {
-    (took * DOUBT_BY_LOOK).clamp(DOUBT, MAX_DOUBT)
+    (took * DOUBT_BY_COUNT).clamp(DOUBT, MAX_DOUBT)
 }
 
 #[async_trait]
@@ -198,15 +199,14 @@ impl Backlog for AmqpQueue {
         let session = core.session().await?;
         core.ledger().keep_from(session.epoch);
         core.find_levels(&session).await?;
-        let asked = Instant::now();
-        let mut depth = self.look(&session).await?;
+        let (mut depth, took) = self.look(&session).await?;
         if is_empty(&depth) && !core.was_empty.load(Ordering::SeqCst) {
             // A job on its way from one place to another is in neither for a moment, which is longer where
             // everything takes long.
-            let doubt = doubt(asked.elapsed().saturating_sub(depth.waited));
+            let doubt = doubt(took);
             sleep(doubt).await;
             let waited = depth.waited + doubt;
-            depth = self.look(&session).await?;
+            (depth, _) = self.look(&session).await?;
             depth.waited += waited;
         }
         core.was_empty.store(is_empty(&depth), Ordering::SeqCst);
@@ -350,8 +350,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_is_doubted_to_be_empty_for_longer_where_looks_take_long() {
-        for (took, expected) in [(1, 50), (20, 80), (200, 800), (3_000, 1_000)] {
+    fn a_queue_is_doubted_to_be_empty_for_longer_where_its_broker_is_slow() {
+        for (took, expected) in [(1, 50), (20, 160), (200, 500)] {
             let took = Duration::from_millis(took);
             assert_eq!(doubt(took), Duration::from_millis(expected), "{took:?}");
         }

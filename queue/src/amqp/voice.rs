@@ -83,9 +83,9 @@ impl Awaited {
     }
 }
 
-/// The same, but who just began to listen and has heard nobody does not take that for nobody before all
-/// must have spoken: who is asked may be held up for longer than an answer takes. Whether that was waited
-/// for.
+/// The same, but who just began to listen and has not heard who is awaited does not take that for nobody
+/// before all must have spoken: who is asked may be held up for longer than an answer takes, and another's
+/// answer says nothing of them. Whether that was waited for.
 pub(super) async fn catch_up_with_all(
     core: &Core,
     session: &Session,
@@ -95,7 +95,7 @@ pub(super) async fn catch_up_with_all(
     let ear = core.heard.ear.borrow().clone();
     let beat_at = ear.map(|ear| ear.beat_at).filter(|at| *at > Instant::now());
     match beat_at {
-        Some(beat_at) if hearing == Hearing::All && !core.heard.has_company() => {
+        Some(beat_at) if hearing == Hearing::All && !awaited.is_heard(&core.heard) => {
             wait_for_word(&core.heard, awaited, beat_at).await;
             catch_up(core, session).await?;
             Ok(true)

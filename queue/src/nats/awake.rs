@@ -96,8 +96,7 @@ impl Awake {
             if is_sure {
                 return Ok(Looked { seen, age: Duration::ZERO, waited });
             }
-            // Of a look that took long the first part counts as well.
-            let mut is_known = awake >= AWAKE + (at - asked);
+            let mut is_known = awake >= AWAKE;
             loop {
                 let pause = match pauses.next() {
                     Some(pause) => pause,
@@ -133,7 +132,7 @@ impl Awake {
         }
     }
 
-    /// A glance, and how long whoever answered has been awake.
+    /// A glance, and how long whoever answered had been awake when it was asked.
     async fn glance(
         &self,
         glance: impl Future<Output = Result<Glance>>,
@@ -161,13 +160,14 @@ impl Awake {
         }
     }
 
-    /// An answer came now to what was asked then; tells how long whoever gave it has been awake.
+    /// An answer came now to what was asked then; tells how long whoever gave it had been awake when it
+    /// was asked: when it was given nobody knows, and it may have been at once.
     fn note(&self, leader: &str, asked: Instant, now: Instant) -> Duration {
         let answers = &mut self.known().answers;
         match answers {
             Some(known) if known.leader == leader && now < known.asked + FOLLOWED => {
                 known.asked = known.asked.max(asked);
-                now - known.since
+                asked.saturating_duration_since(known.since)
             }
             _ => {
                 *answers = Some(Answers { leader: leader.to_owned(), since: now, asked });

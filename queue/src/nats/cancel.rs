@@ -50,6 +50,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where the last ones waited in vain.
 const BLIND_PATIENCE: Duration = Duration::from_secs(1);
 
+/// With less than this left nothing is asked.
+const LEAST_PATIENCE: Duration = Duration::from_millis(10);
+
 /// So often a listener looks whether the connection was lost meanwhile.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -250,8 +253,11 @@ impl NatsQueue {
     }
 
     /// What was looked for of cancelled jobs, unless that takes longer or fails: that is said once, until
-    /// it is seen again.
+    /// it is seen again. What came too late to look at all says nothing of the results.
     async fn seen<T>(&self, by: Instant, look: impl Future<Output = Result<T>>) -> Option<T> {
+        if is_too_late(by) {
+            return None;
+        }
         let error = match timeout_at(by, look).await {
             Ok(Ok(seen)) => {
                 self.marks().is_blind = false;
@@ -275,8 +281,8 @@ impl NatsQueue {
 
     /// Reads the marks that are new, if it is time to; they are to be known by then.
     pub(super) async fn read_marks(&self, by: Instant) {
-        // What came too late to look at all says nothing of the results: the next look reads them.
-        if self.marks().is_fresh() || Instant::now() >= by {
+        // The next look reads them where it is too late for this one.
+        if self.marks().is_fresh() || is_too_late(by) {
             return;
         }
         // First: what is cancelled from now on asks for another look.
@@ -375,6 +381,11 @@ impl NatsQueue {
         };
         Ok(ids.boxed())
     }
+}
+
+/// Whether what is to be known by then is not worth asking for any more.
+fn is_too_late(by: Instant) -> bool {
+    Instant::now() + LEAST_PATIENCE > by
 }
 
 fn is_cancelled(there: Option<&JobResult>) -> bool {
