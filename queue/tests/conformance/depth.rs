@@ -11,8 +11,8 @@ pub async fn an_empty_queue_is_empty(fixture: &dyn Fixture) {
     let before = fixture.now();
     let depth = fixture.depth(&queue).await;
     assert!(before <= later(depth.as_of, 1) && depth.as_of <= fixture.now());
-    let Depth { cost, ready_by_priority, .. } = depth;
-    assert_eq!(depth, Depth { cost, ready_by_priority, ..Depth::empty(depth.as_of) });
+    let Depth { cost, ready_by_priority, waited, .. } = depth;
+    assert_eq!(depth, Depth { cost, ready_by_priority, waited, ..Depth::empty(depth.as_of) });
     assert_eq!(cost.unwrap_or_default(), 0.0);
     assert_eq!(ready_by_priority.unwrap_or_default(), ByPriority::default());
 }
