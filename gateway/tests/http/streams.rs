@@ -235,7 +235,8 @@ async fn a_stream_for_whose_answer_there_is_no_room_ends_with_an_error() {
     let scene = narrow();
     let (mut events, delivery) = begun(&scene).await;
     let id = delivery.job.id.clone();
-    end(&scene.queue, delivery, Ok(whole(&"x".repeat(9_000)))).await;
+    let long = whole(&format!("Hel{}", "x".repeat(9_000)));
+    end(&scene.queue, delivery, Ok(long.clone())).await;
     let told = events.rest().await;
     assert!(told.last().unwrap().contains("answers_too_large"), "{told:?}");
     let result = scene.queue.get(&id).await.unwrap().unwrap();
@@ -244,7 +245,7 @@ async fn a_stream_for_whose_answer_there_is_no_room_ends_with_an_error() {
     let last = told.last().unwrap();
     assert!(last.starts_with("event: error") && last.contains("answers_too_large"), "{last}");
     // Where nothing has been told yet it is an error as any other.
-    let _worker = scene.answers(|_| Ok(whole(&"x".repeat(9_000))));
+    let _worker = scene.answers(move |_| Ok(long.clone()));
     let reply = scene.ask(post("/v1/chat/completions", chat())).await;
     assert_eq!(reply.error(), (503, "answers_too_large".to_owned()));
 }
