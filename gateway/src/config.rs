@@ -109,7 +109,8 @@ pub struct GatewayArgs {
     #[arg(default_value = "8192")]
     pub max_connections: NonZeroUsize,
 
-    /// How long a client may take from its connection to the end of its first request's headers
+    /// How long a client may take from its connection to the end of its first request's headers, which
+    /// have 16 KiB at most; no longer than --idle-timeout
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_HEADER_TIMEOUT", hide_env_values = true)]
     #[arg(default_value = "30s", value_parser = parse_span)]
     pub header_timeout: Duration,
@@ -120,8 +121,9 @@ pub struct GatewayArgs {
     #[arg(default_value = "75s", value_parser = parse_span)]
     pub idle_timeout: Duration,
 
-    /// How long a client may take nothing of an answer that waits for it, or next to nothing: then its
-    /// connection is closed, and its jobs are cancelled as those of one that hangs up
+    /// How long a client may take nothing of an answer that waits for it, or next to nothing, or less
+    /// than a tenth of a large one: then its connection is closed, and its jobs are cancelled as those of
+    /// one that hangs up
     #[arg(long, value_name = "TIME", env = "EBB_GATEWAY_STALL_TIMEOUT", hide_env_values = true)]
     #[arg(default_value = "1m", value_parser = parse_span)]
     pub stall_timeout: Duration,
@@ -213,6 +215,11 @@ impl GatewayArgs {
         for (name, span) in spans {
             ensure!(!span.is_zero(), "{name} is 0; use a time such as 5s");
         }
+        ensure!(
+            self.header_timeout <= self.idle_timeout,
+            "--header-timeout is longer than --idle-timeout, which ends a first request's headers as \
+             well; give a longer --idle-timeout, or a shorter --header-timeout"
+        );
         let keys = match &self.keys {
             Some(path) => Some((path.clone(), reload::load(path)?)),
             None => None,
@@ -405,6 +412,8 @@ mod tests {
             (&[QUEUE, &["--listen", "0.0.0.0:8000"]].concat(), "give --keys, or --open"),
             (&[QUEUE, &["--timeout", "0s"]].concat(), "--timeout is 0"),
             (&[QUEUE, &["--stall-timeout", "0s"]].concat(), "--stall-timeout is 0"),
+            (&[QUEUE, &["--idle-timeout", "29s"]].concat(), "longer than --idle-timeout"),
+            (&[QUEUE, &["--header-timeout", "76s"]].concat(), "--header-timeout is longer than"),
             (&[QUEUE, &["--max-connections", "0"]].concat(), "--max-connections"),
             (&[QUEUE, &["--timeout", "soon"]].concat(), "a number with a unit"),
         ] {
@@ -412,6 +421,7 @@ mod tests {
             assert!(error.contains(told) && !error.contains("hunter2"), "{flags:?}: {error}");
         }
         assert!(check(&[QUEUE, &["--listen", "0.0.0.0:8000", "--open"]].concat()).is_ok());
+        assert!(check(&[QUEUE, &["--idle-timeout", "30s"]].concat()).is_ok());
     }
 
     #[test]

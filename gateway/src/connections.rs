@@ -1,6 +1,6 @@
 //! Connections of clients: how many there are at once, and how long each may keep the gateway waiting.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +11,11 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -22,8 +23,9 @@ use crate::metrics::{Closed, Metrics};
 use crate::openai::Refused;
 use crate::stall::Heeded;
 
-/// Bytes of the headers of a request, and of a response that wait for their client here.
-const BUFFER: usize = 64 * 1024;
+/// Bytes of the headers of a request, and of a response that wait for their client here: whoever
+/// connects can make the gateway hold them, without a key.
+const BUFFER: usize = 16 * 1024;
 
 /// Bytes that wait for their client in the kernel, beyond those on their way: who reads nothing is
 /// noticed soon, and holds no megabytes.
@@ -32,6 +34,15 @@ const UNSENT: u32 = 64 * 1024;
 
 /// From one try to take a connection to the next, where the machine has no room for another.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a client that is refused is heard.
+const HEARD: Duration = Duration::from_secs(1);
+
+/// Clients that are refused and heard at once. Each is an open file.
+pub(crate) const REFUSED: usize = 256;
+
+/// How long a client has for the rest of its first headers, once no more requests are taken.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What clients may ask of the gateway's patience.
 #[derive(Debug, Clone)]
@@ -55,7 +66,7 @@ pub(crate) async fn serve(
     drained: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(patience.max_connections.min(Semaphore::MAX_PERMITS)));
-    let refusal = refusal();
+    let (refusal, heard) = (refusal(), Arc::new(Semaphore::new(REFUSED)));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! { biased;
@@ -70,8 +81,16 @@ pub(crate) async fn serve(
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             metrics.closed(Closed::Full);
-            if let Err(error) = refuse(accepted, &refusal) {
-                debug!(%error, "who is refused does not hear why");
+            match (refuse(accepted, &refusal), Arc::clone(&heard).try_acquire_owned()) {
+                (Ok(refused), Ok(permit)) => {
+                    connections.spawn(async move {
+                        let _permit = permit;
+                        hear(refused).await;
+                    });
+                }
+                // So many are refused at once that this one may not hear it.
+                (Ok(_), Err(_)) => {}
+                (Err(error), _) => debug!(%error, "who is refused does not hear why"),
             }
             continue;
         };
@@ -123,12 +142,22 @@ fn refusal() -> Vec<u8> {
 }
 
 /// Tells a client that there is no room, without waiting for anything.
-fn refuse(connection: TcpStream, refusal: &[u8]) -> io::Result<()> {
+fn refuse(connection: TcpStream, refusal: &[u8]) -> io::Result<TcpStream> {
     let mut connection = connection.into_std()?;
     connection.write_all(refusal)?;
     connection.shutdown(Shutdown::Write)?;
-    // What was asked already: unread, it would make the kernel take the answer back.
-    connection.read(&mut [0; 4096]).map(|_| ())
+    TcpStream::from_std(connection)
+}
+
+/// Reads what a refused client asks, until it has done or for a while: unread, or sent to a connection
+/// that is closed, it would make the kernels take the answer back.
+async fn hear(mut connection: TcpStream) {
+    let mut part = [0; 4096];
+    let reads = async { while matches!(connection.read(&mut part).await, Ok(1..)) {} };
+    tokio::select! {
+        () = reads => {}
+        () = sleep(HEARD) => {}
+    }
 }
 
 /// Answers the requests of one connection.
@@ -156,22 +185,28 @@ async fn talk(
     let (mut is_first, mut is_drained) = (true, false);
     loop {
         tokio::select! { biased;
+            // Before the talk, whose own timer may end at the same time and is not counted.
+            () = &mut late, if is_first => {
+                is_first = false;
+                if !has_asked.load(Ordering::Relaxed) {
+                    if !is_drained {
+                        metrics.closed(Closed::Late);
+                    }
+                    return;
+                }
+            }
             ended = talk.as_mut() => {
                 if let Err(error) = ended {
                     debug!(%error, "a connection ended otherwise than it should");
                 }
                 return;
             }
-            () = &mut late, if is_first => {
-                is_first = false;
-                if !has_asked.load(Ordering::Relaxed) {
-                    metrics.closed(Closed::Late);
-                    return;
-                }
-            }
             () = drained.cancelled(), if !is_drained => {
                 is_drained = true;
                 talk.as_mut().graceful_shutdown();
+                // Where a part of the first headers is there, the talk waits for all of them.
+                let last = late.deadline().min(Instant::now() + LAST);
+                late.as_mut().reset(last);
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use ebb_queue::Result;
+use ebb_queue::{JobId, Result};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::memory::Held;
 use crate::refusal::Refusal;
 use crate::waiting::{End, News};
 
@@ -23,7 +24,7 @@ pub(crate) enum Step {
     Late,
     /// The gateway ends.
     Closing,
-    /// The broker fails, and no later try would mend it.
+    /// The broker fails and no later try would mend it, or there is no room for the answer.
     Failed(Refusal),
 }
 
@@ -31,6 +32,16 @@ impl Step {
     /// Whether nobody follows any more, for no fault of the job: it has ended, or is to go on.
     pub(crate) fn leaves_the_job(&self) -> bool {
         matches!(self, Self::News(News::End(_)) | Self::Closing | Self::Failed(_))
+    }
+
+    /// The step, once there is room to hold the answer that it has; and else that there is none.
+    pub(crate) fn held_by(self, held: &mut Held, ids: &[JobId]) -> Self {
+        match self {
+            Self::News(News::End(end)) if !held.grow_to(end.n_bytes()) => {
+                Self::Failed(Refusal::no_room_for_answers(ids))
+            }
+            step => step,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{GatewayArgs, Plan};
+use crate::connections::Patience;
 use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
 use crate::routes::{Parts, router};
@@ -50,7 +51,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let health = Health::new();
     let (brokers, serving) =
         (health.gate("brokers", GateKind::Ready), health.gate("serving", GateKind::Ready));
-    files::make_room(args.max_connections.get());
+    let patience = patience(&args);
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener
         .with_context(|| format!("--listen: {} cannot be had; use another port", args.listen))?;
@@ -89,7 +90,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    let pages = (router(parts), metrics);
+    let pages = (router(parts), (patience, metrics));
     serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
     if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
@@ -100,6 +101,12 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     Ok(())
 }
 
+/// What clients may ask of it, where there may be as many files as that needs.
+fn patience(args: &GatewayArgs) -> Patience {
+    let patience = args.patience();
+    Patience { max_connections: files::make_room(patience.max_connections), ..patience }
+}
+
 fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
     let (worker, connect_timeout) = ("gateway".to_owned(), args.connect_timeout);
     OpenOptions { worker, missing, connect_timeout, ..OpenOptions::default() }
@@ -108,14 +115,13 @@ fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
 /// Answers requests until `stop` is cancelled, and sees those out that are there then.
 async fn serve(
     listener: TcpListener,
-    (pages, metrics): (Router, Metrics),
+    (pages, patience): (Router, (Patience, Metrics)),
     (args, serving): (&GatewayArgs, &Gate),
     stop: &CancellationToken,
     closing: &CancellationToken,
 ) {
     serving.open();
     let drained = CancellationToken::new();
-    let patience = (args.patience(), metrics);
     let served = tokio::spawn(connections::serve(listener, pages, patience, drained.clone()));
     stop.cancelled().await;
     serving.close("the gateway ends");

@@ -13,6 +13,10 @@ use crate::metrics::{Closed, Metrics};
 /// Bytes that a client has to take within the limit, or all there are: a byte now and then is none.
 const LEAST: usize = 16 * 1024;
 
+/// Of a large answer, which takes the memory of others until it is told, a client has to take this part
+/// within the limit, and so all of it within as many limits.
+const PART: usize = 10;
+
 /// A connection that fails once its client has taken too little of what waits for it, for too long.
 ///
 /// Whoever is told by it, a stream say, is dropped then, as where a client hangs up.
@@ -20,6 +24,8 @@ pub(crate) struct Heeded<C> {
     connection: C,
     limit: Duration,
     metrics: Metrics,
+    /// Bytes that the client has to take within the limit, of what waits for it now.
+    least: usize,
     /// From the first byte that had to wait until all are written, or enough of them.
     waits: Option<Waits>,
 }
@@ -32,25 +38,27 @@ struct Waits {
 impl<C> Heeded<C> {
     /// With so long a time in which the client has to take something.
     pub(crate) fn new(connection: C, limit: Duration, metrics: Metrics) -> Self {
-        Self { connection, limit, metrics, waits: None }
+        Self { connection, limit, metrics, least: LEAST, waits: None }
     }
 
-    /// What came of a try to write.
+    /// What came of a try to write so many bytes.
     fn written(
         &mut self,
         context: &mut Context<'_>,
+        n_bytes: usize,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(n)) => {
                 let enough = |waits: &mut Waits| {
                     waits.n_taken += n;
-                    waits.n_taken >= LEAST
+                    waits.n_taken >= self.least
                 };
                 self.waits.take_if(enough);
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
+                self.least = self.least.max(n_bytes.div_ceil(PART));
                 let begin = || Waits { until: Box::pin(sleep(self.limit)), n_taken: 0 };
                 let waits = self.waits.get_or_insert_with(begin);
                 if waits.until.as_mut().poll(context).is_ready() {
@@ -81,7 +89,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Heeded<C> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.connection).poll_write(context, bytes);
-        self.written(context, written)
+        self.written(context, bytes.len(), written)
     }
 
     fn poll_write_vectored(
@@ -90,7 +98,8 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Heeded<C> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.connection).poll_write_vectored(context, parts);
-        self.written(context, written)
+        let n_bytes = parts.iter().map(|part| part.len()).sum();
+        self.written(context, n_bytes, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -99,7 +108,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Heeded<C> {
 
     /// Called once all is written that there is.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.waits = None;
+        (self.waits, self.least) = (None, LEAST);
         Pin::new(&mut self.connection).poll_flush(context)
     }
 
@@ -143,6 +152,26 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!((60..=61).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
         reads.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_answer_has_to_be_taken_in_ten_limits_at_most() {
+        for (pause, is_slow) in [(Duration::from_secs(5), false), (Duration::from_secs(7), true)] {
+            let (mut ours, mut client) = connection(16 * 1024);
+            let reads = tokio::spawn(async move {
+                let mut part = [0; 16 * 1024];
+                // Either way far more than is enough of a small answer.
+                while client.read_exact(&mut part).await.is_ok() {
+                    sleep(pause).await;
+                }
+            });
+            let begun = tokio::time::Instant::now();
+            let written = ours.write_all(&vec![0; 100 * 16 * 1024]).await;
+            let told = written.as_ref().err().map(io::Error::kind);
+            assert_eq!(told, is_slow.then_some(io::ErrorKind::TimedOut), "{pause:?}");
+            assert!(begun.elapsed() <= 10 * LIMIT, "{:?}", begun.elapsed());
+            reads.abort();
+        }
     }
 
     #[tokio::test(start_paused = true)]

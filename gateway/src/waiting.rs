@@ -60,7 +60,7 @@ pub(crate) enum End {
 
 impl End {
     /// How large an answer is.
-    fn n_bytes(&self) -> usize {
+    pub(crate) fn n_bytes(&self) -> usize {
         match self {
             Self::Result(JobResult { outcome: Outcome::Completed { body, .. }, .. }) => body.len(),
             _ => 0,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::CONTENT_LENGTH;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::sleep_until;
 
@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 /// How long a client may take to send its body.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Bytes that a body has room for before they are there.
+/// Bytes that a body has room for once the first of them is there, where it is said to have so many.
 const AHEAD: usize = 64 * 1024;
 
 impl Visit {
@@ -46,8 +46,7 @@ impl Visit {
     async fn collect(&mut self, body: Body, said: usize) -> Result<Bytes, Refusal> {
         let most = self.site.parts.limits.max_body;
         let mut stream = body.into_data_stream();
-        // Of what a client says that it will send it holds nothing: it may never send it.
-        let mut body = BytesMut::with_capacity(said.min(AHEAD));
+        let mut body = Vec::new();
         while let Some(part) = stream.next().await {
             let part = part.map_err(|error| {
                 Refused::new(400, "invalid_body", format!("the body broke off: {error}"))
@@ -56,11 +55,44 @@ impl Visit {
             if n_bytes > most {
                 return Err(Refusal::too_large(most));
             }
-            if !self.held.grow_to(n_bytes) {
-                return Err(Refusal::no_room());
+            if body.capacity() < n_bytes {
+                let room = room(n_bytes, said).min(most);
+                // Room ahead is counted as what is there, and done without where there is none.
+                let fits = [room, n_bytes].into_iter().find(|room| self.held.grow_to(*room));
+                body.reserve_exact(fits.ok_or_else(Refusal::no_room)? - body.len());
             }
             body.extend_from_slice(&part);
         }
-        Ok(body.freeze())
+        Ok(body.into())
+    }
+}
+
+/// Bytes to have room for where so many have come, of those that a client has said it will send.
+fn room(n_bytes: usize, said: usize) -> usize {
+    // It may never send them: a large body is believed once a quarter of it is there.
+    if n_bytes <= said && (said <= AHEAD || n_bytes >= said / 4) {
+        return said;
+    }
+    n_bytes.saturating_add(n_bytes / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_room_for_what_was_said_once_a_part_is_there() {
+        for (n_bytes, said, expected) in [
+            (1, 100, 100),
+            (100, 100, 100),
+            (1, AHEAD, AHEAD),
+            (AHEAD, 8 * AHEAD, AHEAD + AHEAD / 4),
+            (2 * AHEAD, 8 * AHEAD, 8 * AHEAD),
+            // Without a length, or with a wrong one.
+            (400, 0, 500),
+            (400, 399, 500),
+        ] {
+            assert_eq!(room(n_bytes, said), expected, "{n_bytes} of {said}");
+        }
     }
 }

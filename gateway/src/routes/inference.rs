@@ -211,7 +211,7 @@ impl Asked {
             limit: self.limit,
             closing: parts.closing.clone(),
         };
-        let first = following.next().await;
+        let first = following.next().await.held_by(&mut self.visit.held, &self.ids);
         if first.leaves_the_job() {
             self.wanted.let_be();
         }
@@ -273,7 +273,7 @@ impl Asked {
                 if ending.is_some() {
                     return;
                 }
-                step = following.next().await;
+                step = following.next().await.held_by(&mut self.visit.held, &self.ids);
             }
         };
         events.map(Ok)

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ebb_queue::{OpenOptions, Outcome, Queue, QueueUrl};
+use ebb_queue::{Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +44,7 @@ async fn who_sends_the_headers_of_a_request_slowly_is_not_waited_for() {
     let read = timeout(PATIENCE, silent.read(&mut [0; 8])).await.expect("it is closed");
     assert!(!matches!(read, Ok(1..)), "{read:?}");
     assert!(ask(running.listen, page("/v1/models")).await.unwrap().starts_with("HTTP/1.1 200"));
-    assert_eq!(running.figure("gateway_connections").await, 0.0);
+    running.becomes("gateway_connections", 0.0).await;
 }
 
 /// Asks for the models, and keeps the connection.
@@ -93,6 +93,75 @@ async fn further_connections_than_there_may_be_are_told_to_come_again() {
         assert!(begun.elapsed() < PATIENCE, "who leaves makes no room");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_hears_it_however_much_he_sends_and_however_late() {
+    let (running, _queue, _folder) = running(&["--max-connections", "1"]).await;
+    let _kept = keep(running.listen).await;
+    let mut stream = TcpStream::connect(running.listen).await.unwrap();
+    let n_bytes = 64 * 1024;
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost";
+    let head = format!("{head}\r\ncontent-length: {n_bytes}\r\n\r\n");
+    for part in [head.as_bytes(), &vec![b' '; n_bytes / 2], &vec![b' '; n_bytes / 2]] {
+        sleep(Duration::from_millis(100)).await;
+        stream.write_all(part).await.unwrap();
+    }
+    sleep(Duration::from_millis(100)).await;
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await.unwrap();
+    assert!(told.contains("too_many_connections"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_sent_a_part_of_a_request_holds_nobody_up_who_ends_the_gateway() {
+    let (running, _queue, _folder) = running(&["--grace", "40s"]).await;
+    let mut stream = TcpStream::connect(running.listen).await.unwrap();
+    stream.write_all(b"GET /v1/models HTTP/1.1\r\nhost: local").await.unwrap();
+    running.becomes("gateway_connections", 1.0).await;
+    let begun = Instant::now();
+    running.stop.cancel();
+    running.ends().await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(stream);
+}
+
+/// An answer of a megabyte, whose client reads its head and no more.
+async fn unread_answer(running: &Running, queue: &Queue) -> TcpStream {
+    let id = queue.publish(vec![Job::new("x", Timestamp::now())]).await.unwrap().pop().unwrap().id;
+    let delivery = queue.receive(1.try_into().unwrap(), PATIENCE).await.unwrap().pop().unwrap();
+    let body = vec![b' '; 1 << 20].into();
+    let outcome = Outcome::Completed { content_type: "text/plain".to_owned(), body };
+    let finished_at = Timestamp::now();
+    let result = JobResult { id: id.clone(), attempt: 1, outcome, finished_at, queue: None };
+    queue.put(&result).await.unwrap();
+    queue.settle(&[delivery.ack()]).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(running.listen).await.unwrap();
+    let request = format!("GET /v1/jobs/{id} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    while !said.ends_with("\r\n\r\n") {
+        said.push(stream.read_u8().await.unwrap().into());
+    }
+    assert!(said.starts_with("HTTP/1.1 200") && said.contains("content-length: 1048576"), "{said}");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_keeps_its_place_until_it_is_read_or_its_client_cut_off() {
+    let (running, queue, _folder) = running(&["--stall-timeout", "3s"]).await;
+    let mut read = unread_answer(&running, &queue).await;
+    assert_eq!(running.figure("gateway_requests_in_flight").await, 1.0);
+    read.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
+    running.becomes("gateway_requests_in_flight", 0.0).await;
+    assert_eq!(running.figure("gateway_connections_closed_total{reason=\"stalled\"}").await, 0.0);
+    let stalled = unread_answer(&running, &queue).await;
+    assert_eq!(running.figure("gateway_requests_in_flight").await, 1.0);
+    running.becomes("gateway_requests_in_flight", 0.0).await;
+    assert_eq!(running.figure("gateway_connections_closed_total{reason=\"stalled\"}").await, 1.0);
+    drop(stalled);
 }
 
 /// A stream of a chat, whose client reads its head and no more.

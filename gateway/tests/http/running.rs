@@ -68,6 +68,19 @@ impl Running {
         figure.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
     }
 
+    /// Waits until a metric has this figure.
+    pub(crate) async fn becomes(&self, series: &str, expected: f64) {
+        let begun = Instant::now();
+        loop {
+            let figure = self.figure(series).await;
+            if figure == expected {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{series} stays {figure}, and not {expected}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until it lets nobody new in.
     pub(crate) async fn refuses(&self) {
         let begun = Instant::now();

@@ -222,3 +222,45 @@ async fn events_end_with_the_result() {
         serde_json::from_str(last.strip_prefix("event: end\ndata: ").unwrap()).unwrap();
     assert_eq!((&data["state"], &data["result"]["a"]), (&json!("completed"), &json!(1.5)));
 }
+
+/// A gateway whose requests hold 8 KiB at once.
+fn narrow() -> Scene {
+    let mut setting = Setting::default();
+    setting.limits.memory = 8 << 10;
+    Scene::new(setting)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_for_whose_answer_there_is_no_room_ends_with_an_error() {
+    let scene = narrow();
+    let (mut events, delivery) = begun(&scene).await;
+    let id = delivery.job.id.clone();
+    let long = whole(&format!("Hel{}", "x".repeat(9_000)));
+    end(&scene.queue, delivery, Ok(long.clone())).await;
+    let told = events.rest().await;
+    assert!(told.last().unwrap().contains("answers_too_large"), "{told:?}");
+    let result = scene.queue.get(&id).await.unwrap().unwrap();
+    assert!(result.outcome.is_completed(), "its result stays: {result:?}");
+    let told = Events::of(scene.send(get(&format!("/v1/jobs/{id}/events"))).await).rest().await;
+    let last = told.last().unwrap();
+    assert!(last.starts_with("event: error") && last.contains("answers_too_large"), "{last}");
+    // Where nothing has been told yet it is an error as any other.
+    let _worker = scene.answers(move |_| Ok(long.clone()));
+    let reply = scene.ask(post("/v1/chat/completions", chat())).await;
+    assert_eq!(reply.error(), (503, "answers_too_large".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_a_stream_counts_until_its_client_has_taken_it() {
+    let scene = narrow();
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = reply.header("location").unwrap().to_owned();
+    end(&scene.queue, scene.take().await, Ok(whole(&"x".repeat(5_000)))).await;
+    let mut events = Events::of(scene.send(get(&format!("{place}/events"))).await);
+    let last = events.next().await.unwrap();
+    assert!(last.starts_with("event: end"), "{last}");
+    let again = || scene.ask(get(&place));
+    assert_eq!(again().await.error(), (429, "gateway_busy".to_owned()));
+    assert_eq!(events.next().await, None);
+    assert_eq!(again().await.status, StatusCode::OK);
+}
