@@ -136,8 +136,8 @@ impl Envelope {
             }
         };
         let id = id.map_err(|error| Refusal::wrong(header::ID, error.to_string()))?;
-        let (key, serves) = (self.headers.key.as_ref(), model.plan.serves.as_deref());
-        let key = key.map(|chosen| ids::key(chosen, tenant, serves, nth));
+        let key = self.headers.key.as_ref();
+        let key = key.map(|chosen| ids::key(chosen, tenant, (name, model.is_alone), nth));
         let own_tenant = tenant.map(|tenant| tenant.as_str().to_owned());
         let headers = Headers {
             key,
