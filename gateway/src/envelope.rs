@@ -63,6 +63,10 @@ impl Envelope {
             let wrong = |words: &str| Refusal::wrong(name, format!("{name} {words}"));
             let value = value.to_str().map_err(|_| wrong("is no ASCII text"))?;
             match name {
+                // Further jobs are named after the first one, not by the ids that follow in a list.
+                header::ID if value.contains(',') => {
+                    return Err(wrong("is of one job; send one id, or the idempotency-key of all"));
+                }
                 header::ID => own_id = Some(value.to_owned()),
                 header::KEY | IDEMPOTENCY_KEY => key = Some(value.to_owned()),
                 header::TENANT if tenant.is_some_and(|own| own.as_str() != value) => {
@@ -132,8 +136,8 @@ impl Envelope {
             }
         };
         let id = id.map_err(|error| Refusal::wrong(header::ID, error.to_string()))?;
-        let (key, serves) = (self.headers.key.as_ref(), model.plan.serves.as_deref());
-        let key = key.map(|chosen| ids::key(chosen, tenant, serves, nth));
+        let key = self.headers.key.as_ref();
+        let key = key.map(|chosen| ids::key(chosen, tenant, (name, model.is_alone), nth));
         let own_tenant = tenant.map(|tenant| tenant.as_str().to_owned());
         let headers = Headers {
             key,
@@ -277,6 +281,7 @@ mod tests {
             ("ebb-reply-to", "q", Some("a"), "ebb-reply-to is not for clients with a key"),
             ("ebb-body-ref", "q", None, "ebb-body-ref is not for clients"),
             ("ebb-enqueued-at", "2030-01-01T00:00:00Z", None, "ebb-enqueued-at is not for"),
+            ("ebb-id", "a,b", None, "ebb-id is of one job"),
             ("ebb-colour", "red", None, "ebb-colour is not for clients"),
             ("idempotency-key", "a b", None, "ebb-key: \"a b\" is not valid"),
         ] {

@@ -21,7 +21,7 @@ const TAG: usize = 32;
 
 /// What the hashes begin with: a change of what they are of changes these.
 const OF_IDS: &str = "ebb-gateway id 2";
-const OF_KEYS: &str = "ebb-gateway key 1";
+const OF_KEYS: &str = "ebb-gateway key 2";
 const OF_NAMES: &str = "ebb-gateway name 1";
 
 /// Makes ids, and knows those that it has made.
@@ -104,18 +104,18 @@ impl Ids {
 }
 
 /// The idempotency key of the job of this number: two tenants may choose the same one, and one tenant for
-/// two models that share a queue.
+/// two models that share a queue. Without a tenant, and for a model that is alone on its queue, it is as
+/// it was chosen.
 pub(crate) fn key(
     chosen: &str,
     tenant: Option<&Tenant>,
-    serves: Option<&str>,
+    (model, is_alone): (&str, bool),
     nth: usize,
 ) -> String {
     let own = if nth == 0 { chosen.to_owned() } else { format!("{chosen}#{nth}") };
-    match (tenant, serves) {
-        (None, None) => own,
-        (Some(tenant), None) => hash(OF_KEYS, &[tenant.as_str(), &own]),
-        (tenant, Some(model)) => hash(OF_KEYS, &[tenant.map_or("", Tenant::as_str), model, &own]),
+    match tenant {
+        None if is_alone => own,
+        tenant => hash(OF_KEYS, &[tenant.map_or("", Tenant::as_str), model, &own]),
     }
 }
 
@@ -201,17 +201,18 @@ mod tests {
 
     #[test]
     fn a_key_is_as_it_was_chosen_where_there_are_no_tenants() {
-        let alone = |nth| key("k", None, None, nth);
+        let alone = |nth| key("k", None, ("m", true), nth);
         assert_eq!((alone(0), alone(2)), ("k".to_owned(), "k#2".to_owned()));
-        let of = |name: &str, nth| key("k", Some(&tenant(name)), None, nth);
-        let on = |name: &str, model| key("k", Some(&tenant(name)), Some(model), 0);
+        let of = |name: &str, model, nth| key("k", Some(&tenant(name)), (model, true), nth);
+        let beside = |model| key("k", None, (model, false), 0);
         let keys = [
-            [of("a", 0), of("a", 1), of("b", 0), of("b", 1)],
-            [on("a", "m"), on("a", "n"), on("b", "m"), key("k", None, Some("m"), 0)],
+            [of("a", "m", 0), of("a", "m", 1), of("b", "m", 0), of("b", "m", 1)],
+            [of("a", "n", 0), of("b", "n", 0), beside("m"), beside("n")],
         ];
         let keys = keys.as_flattened();
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert!(distinct.len() == 8 && keys.iter().all(|key| key.len() == 64));
+        assert_eq!(of("a", "m", 0), key("k", Some(&tenant("a")), ("m", false), 0));
     }
 
     proptest! {

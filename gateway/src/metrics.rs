@@ -167,7 +167,7 @@ impl Metrics {
     /// A call to a broker failed. That a queue is full, or a job wrong, is an answer, unless the broker
     /// says no more of what it has stored.
     pub(crate) fn failed(&self, call: &'static str, error: &Error) {
-        if error.may_be_stored() {
+        if !error.is_answer() {
             self.broker_errors.with_label_values(&[call]).inc();
         }
     }

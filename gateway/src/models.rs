@@ -34,6 +34,8 @@ pub struct Model {
     pub(crate) plan: ModelPlan,
     /// Held by the one request that reads a dead letter.
     pub(crate) reading_dead: Semaphore,
+    /// Whether no other model of this gateway has its queue, and its jobs no model of their own.
+    pub(crate) is_alone: bool,
     queue: OnceLock<Queue>,
 }
 
@@ -44,10 +46,11 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// A model whose queue is not open yet.
+    /// A model whose queue is not open yet, and which shares that with no other.
     #[must_use]
     pub fn new(plan: ModelPlan) -> Self {
-        Self { plan, reading_dead: Semaphore::new(1), queue: OnceLock::new() }
+        let is_alone = plan.serves.is_none();
+        Self { plan, is_alone, reading_dead: Semaphore::new(1), queue: OnceLock::new() }
     }
 
     /// Its queue has been opened.
@@ -81,7 +84,16 @@ pub struct Models {
 
 impl FromIterator<Model> for Models {
     fn from_iter<I: IntoIterator<Item = Model>>(models: I) -> Self {
-        let all: Vec<_> = models.into_iter().map(Arc::new).collect();
+        let mut all: Vec<Model> = models.into_iter().collect();
+        let mut n_models: BTreeMap<String, usize> = BTreeMap::new();
+        for model in &all {
+            *n_models.entry(model.queue_name().to_owned()).or_default() += 1;
+        }
+        for model in &mut all {
+            // Where it is another broker's queue, its keys are no more than longer.
+            model.is_alone &= n_models.get(model.queue_name()) == Some(&1);
+        }
+        let all: Vec<_> = all.into_iter().map(Arc::new).collect();
         let names = all.iter().enumerate().flat_map(|(nth, model)| {
             let aliases = model.plan.aliases.iter();
             aliases.chain([&model.plan.name]).map(move |name| (name.clone(), nth))

@@ -219,16 +219,27 @@ impl Refusal {
 
     /// The same of jobs that were to be published, of which the client may come for these: where they
     /// may be on their queue it says so, and what to do.
-    pub(crate) fn of_doubtful(self, ids: &[JobId]) -> Self {
-        if !self.may_be_stored || self.refused.status != 503 || ids.is_empty() {
+    pub(crate) fn of_doubtful(self, ids: &[JobId], names: Names) -> Self {
+        let to_do = match (ids, names) {
+            ([], _) => return self,
+            ([_], _) => {
+                "send the request again with the same idempotency-key or with this ebb-id, and it may \
+                 run twice and has one result, or ask for it at /v1/jobs/ID"
+            }
+            // Of several ids none names them all.
+            (_, Names::Client) => {
+                "send the request again with the idempotency-key or the ebb-id that it had, and each \
+                 may run twice and has one result, or ask for each at /v1/jobs/ID"
+            }
+            (_, Names::Gateway) => {
+                "ask for each at /v1/jobs/ID, since the request makes new jobs when it is sent again"
+            }
+        };
+        if !self.may_be_stored {
             return self;
         }
-        let message = format!(
-            "{}. {} may be on its queue all the same: send the request again with the same \
-             idempotency-key or with this ebb-id, and it is one job, or ask for it at /v1/jobs/ID",
-            self.refused.message,
-            jobs(ids)
-        );
+        let message =
+            format!("{}; {} may be stored all the same: {to_do}", self.refused.message, jobs(ids));
         let refused = Box::new(Refused { message, ..*self.refused });
         Self { refused, ..self }.of(ids)
     }
@@ -243,6 +254,15 @@ impl Refusal {
     pub(crate) fn of(self, ids: &[JobId]) -> Self {
         Self { ids: ids.to_vec(), ..self }
     }
+}
+
+/// By whose name or key the jobs of a request are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// The client has chosen it: the same request means the same jobs.
+    Client,
+    /// The gateway has, and the same request means others.
+    Gateway,
 }
 
 /// Whether a caller has shown a key.
@@ -330,5 +350,25 @@ mod tests {
         let expected = format!("{},{}", ids[0], ids[1]);
         assert_eq!(header(&response, "ebb-id"), Some(expected));
         assert!(Refusal::ending(&ids[..1]).to_string().contains(ids[0].as_str()));
+    }
+
+    #[test]
+    fn who_may_come_for_jobs_in_doubt_is_told_what_means_them_all() {
+        let ids = [JobId::fresh(), JobId::fresh()];
+        for (kind, n_ids, names, told) in [
+            (ErrorKind::Unavailable, 1, Names::Gateway, Some("with this ebb-id")),
+            (ErrorKind::Denied, 1, Names::Client, Some("with this ebb-id")),
+            (ErrorKind::Internal, 2, Names::Client, Some("the ebb-id that it had")),
+            (ErrorKind::Unavailable, 2, Names::Gateway, Some("ask for each at /v1/jobs/ID")),
+            (ErrorKind::Unavailable, 0, Names::Gateway, None),
+            (ErrorKind::Full, 1, Names::Client, None),
+        ] {
+            let refusal = Refusal::from(Error::new(kind, "x")).of_doubtful(&ids[..n_ids], names);
+            let words = refusal.to_string();
+            assert_eq!(words.contains("this ebb-id"), told.is_some() && n_ids == 1, "{words}");
+            assert!(told.is_none_or(|told| words.contains(told)), "{words}");
+            let named = header(&refusal.into_response(), "ebb-id");
+            assert_eq!(named.is_some(), told.is_some(), "{words}");
+        }
     }
 }

@@ -100,6 +100,13 @@ impl Error {
         self.is_in_doubt || !matches!(self.kind, ErrorKind::Full | ErrorKind::Invalid)
     }
 
+    /// Whether the broker has answered, if with a no: that the queue is full, or that what was given is
+    /// wrong. Then it has not failed, whatever was asked of it; one that does not say what it has stored has.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        !self.is_in_doubt && matches!(self.kind, ErrorKind::Full | ErrorKind::Invalid)
+    }
+
     /// What to branch on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -122,6 +129,16 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_that_refuses_has_answered_unless_it_is_in_doubt() {
+        assert!(Error::new(ErrorKind::Invalid, "no such id").is_answer());
+        assert!(Error::new(ErrorKind::Full, "full").is_answer());
+        assert!(!Error::new(ErrorKind::Full, "full").in_doubt().is_answer());
+        for kind in [ErrorKind::Unavailable, ErrorKind::Missing, ErrorKind::Internal] {
+            assert!(!Error::new(kind, "who knows").is_answer(), "{kind}");
+        }
+    }
 
     #[test]
     fn only_a_refusal_without_a_doubt_means_that_nothing_is_stored() {

@@ -40,7 +40,8 @@ const BATCHES: &str = "batches";
 
 impl Info {
     /// Whether of jobs that are published together all are stored or none.
-    pub(crate) fn has_whole_batches(&self) -> bool {
+    #[must_use]
+    pub fn has_whole_batches(&self) -> bool {
         !self.limits.iter().any(|limit| limit.promise == BATCHES)
     }
 }

@@ -116,7 +116,8 @@ cancelled. After --timeout, Ctrl-C or an outage each of the other jobs is printe
 those that are open with the outcome waiting.
 
 Where the queue does not say whether jobs are stored, as in an outage, their ids are told: send them
-again under the same ids (--id, or `id` in a JSON line), and those that are there are not doubled.
+again under the same ids (--id, or `id` in a JSON line). Those that are there already may run twice,
+where the broker knows ids for two minutes (NATS) or not at all (RabbitMQ); each has one result.
 
 With --follow the body of a text is {"input": "a text", "stream": true}; one that is given is sent
 as it is. Pieces are printed as `ebb result --follow` does. The model that answers must be one that

@@ -22,7 +22,7 @@ use crate::metrics::Ending;
 use crate::models::Model;
 use crate::openai::{self, About, Answer, Bounds, Ended, Route, Streamed};
 use crate::prefer::Preference;
-use crate::refusal::{EBB_ID, Refusal, ids_header};
+use crate::refusal::{EBB_ID, Names, Refusal, ids_header};
 use crate::sse;
 use crate::waiting::{End, News};
 use crate::wanted::Wanted;
@@ -84,17 +84,20 @@ pub(super) async fn answer(
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
     // Before they are there: who goes away meanwhile leaves them behind, unless he may come again.
     let ids: Vec<JobId> = jobs.iter().map(|job| job.id.clone()).collect();
-    let (own, shared) = if is_own { (ids, Vec::new()) } else { (Vec::new(), ids) };
+    let own = if is_own { ids.clone() } else { Vec::new() };
     let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.canceller);
+    // Who does not wait comes for them by the ids that he is told.
+    let told = if is_own && !preference.respond_async { Vec::new() } else { ids };
     let (until, n_jobs) = (visit.begun + limit, jobs.len());
     let placed = timeout_at(until, visit.publish(&model, jobs)).await;
-    let placed = placed.map_err(|_| Refusal::timed_out(&shared, limit).own(own_limit.is_some()))?;
+    let placed = placed.map_err(|_| Refusal::timed_out(&told, limit).own(own_limit.is_some()))?;
     let placed = placed.map_err(|refusal| {
         // Some brokers store job by job: of several the first may be there, and no room for the last.
-        if n_jobs == 1 && !refusal.may_be_stored {
+        let is_none_there = n_jobs == 1 && !refusal.may_be_stored;
+        if is_none_there || preference.respond_async && refusal.may_be_stored {
             wanted.let_be();
         }
-        refusal.of_doubtful(&shared)
+        refusal.of_doubtful(&told, if is_own { Names::Gateway } else { Names::Client })
     })?;
     // The jobs have them now, and the broker has the jobs.
     visit.held.release();

@@ -23,7 +23,7 @@ use super::{Endpoint, Site, Visit, guarded};
 use crate::envelope::Envelope;
 use crate::models::Model;
 use crate::openai::Refused;
-use crate::refusal::{EBB_ID, Refusal};
+use crate::refusal::{EBB_ID, Names, Refusal};
 use crate::waiting::End;
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
@@ -99,7 +99,7 @@ async fn publish(mut visit: Visit, body: Body) -> Result<Response, Refusal> {
     let job = envelope.job((&visit.site.parts.ids, &model), 0, (content_type, body))?;
     let id = job.id.clone();
     let placed = visit.publish(&model, vec![job]).await;
-    let placed = placed.map_err(|refusal| refusal.of_doubtful(&[id]))?;
+    let placed = placed.map_err(|refusal| refusal.of_doubtful(&[id], Names::Gateway))?;
     let Some(placed) = placed.into_iter().next() else { return Err(Refusal::unknown_job()) };
     let state = if placed.is_new {
         JobState::Waiting

@@ -358,10 +358,10 @@ impl Visit {
     fn failed(&self, call: &'static str, error: Error) -> Refusal {
         let kind = error.kind();
         self.site.parts.metrics.failed(call, &error);
-        if error.may_be_stored() {
-            warn!(call, %error, %kind, "the broker failed");
+        if error.is_answer() {
+            debug!(call, %error, %kind, "the broker refused a call");
         } else {
-            debug!(call, %error, %kind, "a job is refused");
+            warn!(call, %error, %kind, "the broker failed");
         }
         error.into()
     }

@@ -137,19 +137,22 @@ fn doubtful(kind: ErrorKind) -> (Scene, Faulty<MemoryQueue>) {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_jobs_may_be_stored_is_told_so_and_is_one_job_when_it_comes_again() {
-    for (kind, code) in
-        [(ErrorKind::Full, "publish_in_doubt"), (ErrorKind::Unavailable, "broker_unavailable")]
-    {
+    for (kind, status, code) in [
+        (ErrorKind::Full, 503, "publish_in_doubt"),
+        (ErrorKind::Unavailable, 503, "broker_unavailable"),
+        (ErrorKind::Internal, 500, "broker_refuses"),
+    ] {
         let (scene, broker) = doubtful(kind);
         let ask = || {
             let body = json!({"input": ["a", "bb"]}).to_string();
             request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
         };
         let reply = scene.ask(ask()).await;
-        assert_eq!(reply.error(), (503, code.to_owned()));
-        assert_eq!(reply.header("retry-after"), Some("1"));
+        assert_eq!(reply.error(), (status, code.to_owned()));
+        assert_eq!(reply.header("retry-after"), (status == 503).then_some("1"));
         let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
-        assert!(message.contains("the same idempotency-key"), "{message}");
+        assert!(message.contains("the idempotency-key or the ebb-id that it had"), "{message}");
+        assert!(!message.contains("this ebb-id"), "two ids are no name of two jobs: {message}");
         let failed = [("call", "publish")];
         assert_eq!(scene.figure("gateway_broker_errors_total", &failed), 1.0);
         broker.set(Faults::NONE);
@@ -158,6 +161,45 @@ async fn a_request_whose_jobs_may_be_stored_is_told_so_and_is_one_job_when_it_co
         assert_eq!(again.status, StatusCode::OK, "{}", again.text());
         assert_eq!(reply.header("ebb-id"), again.header("ebb-id"));
         assert_eq!(scene.figure("gateway_jobs_published_total", &[]), 0.0, "they were there");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ids_of_several_jobs_are_no_id_of_ones_own() {
+    let scene = Scene::new(Setting::default());
+    let body = json!({"input": ["a", "bb"]}).to_string();
+    let ask = |name, value: &str| request("POST", EMBEDDINGS, &[(name, value)], body.clone());
+    let first = scene.ask(ask("prefer", "respond-async")).await;
+    let ids = first.header("ebb-id").unwrap();
+    let again = scene.ask(ask("ebb-id", ids)).await;
+    assert_eq!(again.error(), (400, "invalid_value".to_owned()));
+    assert_eq!(again.json()["error"]["param"], "ebb-id");
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 2, "they are not doubled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_in_doubt_that_nobody_waits_for_stay_and_are_told() {
+    for (inputs, to_do) in [(json!("a"), "with this ebb-id"), (json!(["a", "b"]), "ask for each")] {
+        let (scene, broker) = doubtful(ErrorKind::Unavailable);
+        let body = json!({"input": inputs}).to_string();
+        let asks = [("prefer", "respond-async")];
+        let reply = scene.ask(request("POST", EMBEDDINGS, &asks, body.clone())).await;
+        assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
+        let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(to_do), "{message}");
+        broker.set(Faults::NONE);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let ids: Vec<&str> = reply.header("ebb-id").unwrap().split(',').collect();
+        for id in &ids {
+            let told = scene.ask(get(&format!("/v1/jobs/{id}"))).await;
+            assert_eq!(told.json()["state"], "waiting", "{id}");
+        }
+        if let [id] = ids[..] {
+            let asks = [("prefer", "respond-async"), ("ebb-id", id)];
+            let again = scene.ask(request("POST", EMBEDDINGS, &asks, body)).await;
+            assert_eq!(again.header("ebb-id"), Some(id));
+        }
+        assert_eq!(scene.queue.depth().await.unwrap().ready, ids.len() as u64);
     }
 }
 

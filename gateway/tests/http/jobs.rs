@@ -176,6 +176,22 @@ async fn a_job_that_is_cancelled_does_not_run_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_idempotency_key_is_a_job_of_each_model_of_a_queue() {
+    let mut models = vec![plan("m"), plan("n")];
+    models[1].url = models[0].url.clone();
+    let scene = Scene::new(Setting { models, ..Setting::default() });
+    let ask = |model| {
+        let headers = [("ebb-model", model), ("idempotency-key", "k")];
+        request("POST", "/v1/jobs", &headers, "x")
+    };
+    let (of_m, of_n) = (scene.ask(ask("m")).await, scene.ask(ask("n")).await);
+    assert_ne!(of_m.header("ebb-id"), of_n.header("ebb-id"));
+    let again = scene.ask(ask("n")).await;
+    assert_eq!(again.header("ebb-id"), of_n.header("ebb-id"));
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn models_that_share_a_queue_are_told_apart() {
     let mut models = vec![plan("m"), plan("n")];
     models[1].url = models[0].url.clone();

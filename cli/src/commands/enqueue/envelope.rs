@@ -44,7 +44,7 @@ pub(super) struct Envelope {
     /// Not to be run before this long has passed
     #[arg(long, env = "EBB_ENQUEUE_DELAY", hide_env_values = true, value_name = "SPAN")]
     delay: Option<String>,
-    /// The id of one job, which is stored once however often it is sent [default: a new one]
+    /// The id of one job; sent again it may run twice, and has one result [default: a new one]
     #[arg(long, env = "EBB_ENQUEUE_ID", hide_env_values = true, value_name = "ID")]
     pub(super) id: Option<JobId>,
     /// Idempotency key: a second job with the same key is the first one

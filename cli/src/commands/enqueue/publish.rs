@@ -36,6 +36,17 @@ impl Target<'_> {
             None => Ok(self.queue.publish(jobs).await?),
         }
     }
+
+    /// Whether a refusal of so many jobs is one of each of them. A broker that stores job by job may have
+    /// stored the first of them, and so may one of the queues that they are spread over.
+    async fn refuses_all(self, n_jobs: usize) -> bool {
+        // Its broker has just refused something, so that it answers now.
+        self.spread.is_none() && (n_jobs == 1 || self.has_whole_batches().await)
+    }
+
+    async fn has_whole_batches(self) -> bool {
+        self.queue.info().await.is_ok_and(|info| info.has_whole_batches())
+    }
 }
 
 /// What was enqueued so far.
@@ -79,8 +90,13 @@ pub(super) async fn publish(
         sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
     };
-    let published =
-        published.map_err(|error| unless_refused(error, &sent, target.spread.is_some()))?;
+    let published = match published {
+        Ok(published) => published,
+        Err(error) => {
+            let is_of_all = target.refuses_all(sent.len()).await;
+            return Err(unless_refused(error, &sent, is_of_all));
+        }
+    };
     // Until here, since they end when they are dropped.
     drop(spans);
     enqueued.n_jobs += published.len();
@@ -110,18 +126,22 @@ async fn confirmed<T>(asked: impl Future<Output = T>, stop: &CancellationToken) 
     tokio::time::timeout(MOMENT, asked).await.ok()
 }
 
-/// Says of jobs that may be stored all the same which they are. Of those that are spread over several
-/// queues some may be, whatever one queue says.
-fn unless_refused(error: anyhow::Error, sent: &[Awaited], is_spread: bool) -> anyhow::Error {
+/// That it is not known of jobs whether they are stored, and what to do.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error(
+    "jobs that are not confirmed may be stored; send them again under the same ids (--id, or `id` \
+     in a JSON line)"
+)]
+struct InDoubt;
+
+/// Says of jobs that may be stored all the same which they are: unless a refusal is one of all.
+fn unless_refused(error: anyhow::Error, sent: &[Awaited], is_of_all: bool) -> anyhow::Error {
     let refusal = error.downcast_ref().filter(|error: &&ebb_queue::Error| !error.may_be_stored());
-    if refusal.is_some() && !is_spread {
+    if refusal.is_some() && is_of_all {
         return error;
     }
     sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
-    error.context(
-        "jobs that are not confirmed may be stored; send them again under the same ids (--id, or \
-         `id` in a JSON line)",
-    )
+    error.context(InDoubt)
 }
 
 /// Jobs that are more than may wait do not fit at once, however empty the queue is.
@@ -132,14 +152,22 @@ pub(super) fn unless_too_many(error: anyhow::Error, n_jobs: u64, limit: u64) -> 
         return error;
     }
     let (n_jobs, limit) = (grouped(n_jobs), grouped(limit));
-    usage(format!(
+    let too_many = usage(format!(
         "the queue is full: {n_jobs} jobs are more than may wait in it (max_ready is {limit}), so \
          they do not fit at once; raise max_ready, or enqueue fewer at a time"
-    ))
+    ));
+    // Those that did fit may be there.
+    if error.is::<InDoubt>() { too_many.context(InDoubt) } else { too_many }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ebb_queue::faulty::{Faults, Faulty};
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, OpenOptions};
+
     use super::*;
     use crate::exit::Exit;
 
@@ -160,19 +188,46 @@ mod tests {
     #[test]
     fn jobs_that_may_be_stored_all_the_same_are_not_told_as_refused() {
         let sent = [Awaited { id: "a".parse().unwrap(), expiry: Expiry::Unknown }];
-        for (kind, is_spread, is_in_doubt, exit) in [
-            (ErrorKind::Full, false, false, Exit::Unavailable),
-            (ErrorKind::Full, true, true, Exit::Unavailable),
-            (ErrorKind::Invalid, false, false, Exit::Usage),
-            (ErrorKind::Unavailable, false, true, Exit::Unavailable),
-            (ErrorKind::Internal, false, true, Exit::Failed),
+        for (kind, is_of_all, is_in_doubt, exit) in [
+            (ErrorKind::Full, true, false, Exit::Unavailable),
+            (ErrorKind::Full, false, true, Exit::Unavailable),
+            (ErrorKind::Invalid, true, false, Exit::Usage),
+            (ErrorKind::Invalid, false, true, Exit::Usage),
+            (ErrorKind::Unavailable, true, true, Exit::Unavailable),
+            (ErrorKind::Internal, true, true, Exit::Failed),
         ] {
             let error = ebb_queue::Error::new(kind, "words").into();
-            let error = unless_refused(error, &sent, is_spread);
+            let error = unless_refused(error, &sent, is_of_all);
             let words = format!("{error:#}");
             assert_eq!(words.contains("again under the same ids"), is_in_doubt, "{words}");
             assert!(words.ends_with("words"), "{words}");
             assert_eq!(Exit::of(&error), exit, "{words}");
+        }
+    }
+
+    #[test]
+    fn of_more_jobs_than_ever_fit_those_that_may_be_stored_are_told() {
+        let full = || ebb_queue::Error::new(ErrorKind::Full, "publish later").into();
+        for (is_of_all, begins) in [(true, "the queue is full"), (false, "jobs that are not")] {
+            let error = unless_too_many(unless_refused(full(), &[], is_of_all), 2, 1);
+            let words = format!("{error:#}");
+            assert!(words.starts_with(begins), "{words}");
+            assert!(words.contains("2 jobs are more than may wait"), "{words}");
+            assert_eq!(Exit::of(&error), Exit::Usage, "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_one_of_all_jobs_where_the_broker_says_that_it_stores_all_or_none() {
+        let memory = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let faults = Faults { fail_before: 1.0, ..Faults::NONE };
+        let silent: Queue = Arc::new(Faulty::new(Arc::new(memory.clone()), faults, 7));
+        let whole: Queue = Arc::new(memory);
+        for (queue, n_jobs, is_of_all) in
+            [(&whole, 2, true), (&whole, 1, true), (&silent, 2, false), (&silent, 1, true)]
+        {
+            let target = Target { queue, spread: None };
+            assert_eq!(target.refuses_all(n_jobs).await, is_of_all, "{n_jobs}");
         }
     }
 
