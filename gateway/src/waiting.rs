@@ -62,9 +62,17 @@ impl End {
     /// How large an answer is.
     pub(crate) fn n_bytes(&self) -> usize {
         match self {
-            Self::Result(JobResult { outcome: Outcome::Completed { body, .. }, .. }) => body.len(),
+            Self::Result(result) => n_bytes(result),
             _ => 0,
         }
+    }
+}
+
+/// How large the answer of a result is.
+pub(crate) fn n_bytes(result: &JobResult) -> usize {
+    match &result.outcome {
+        Outcome::Completed { body, .. } => body.len(),
+        Outcome::Failed(_) | Outcome::Cancelled => 0,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::envelope::Envelope;
 use crate::models::Model;
 use crate::openai::Refused;
 use crate::refusal::{EBB_ID, Names, Refusal};
-use crate::waiting::End;
+use crate::waiting::{End, n_bytes};
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
@@ -233,11 +233,7 @@ impl Visit {
 
     /// The result of a job, which counts among what all requests hold until the client has taken it.
     fn answered(mut self, result: JobResult) -> Result<Response, Refusal> {
-        let n_bytes = match &result.outcome {
-            Outcome::Completed { body, .. } => body.len(),
-            Outcome::Failed(_) | Outcome::Cancelled => 0,
-        };
-        if !self.held.grow_to(n_bytes) {
+        if !self.held.grow_to(n_bytes(&result)) {
             return Err(Refusal::no_room().of(&[result.id]));
         }
         Ok(self.keeps(answered(result)))
