@@ -65,11 +65,6 @@ impl Said {
         self.holdings.retain(|_, (_, at)| counts(*at));
         self.workers.retain(|_, (_, at)| counts(*at));
     }
-
-    fn has_other_workers(&self) -> bool {
-        let own = self.own.as_ref().map(|(status, _)| &status.id);
-        self.workers.keys().any(|id| Some(id) != own)
-    }
 }
 
 impl Heard {
@@ -95,7 +90,8 @@ impl Heard {
     pub(super) fn has_other_workers(&self) -> bool {
         let mut said = self.said();
         said.forget_old(Instant::now());
-        said.has_other_workers()
+        let own = said.own.as_ref().map(|(status, _)| &status.id);
+        said.workers.keys().any(|id| Some(id) != own)
     }
 
     /// Forgets who has not spoken for a while.
