@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ebb_queue::claim::REFERENCE;
+use ebb_queue::claim::lies_elsewhere;
 use ebb_queue::{
     DeadLetter, Failure, FailureKind, Frame, Job, JobId, JobResult, Outcome, Queue, STATUS_TTL,
     Timestamp,
@@ -172,11 +172,6 @@ pub(crate) async fn result_unless_forgotten(
 /// What is said in the place of an answer that [`lies_elsewhere`].
 pub(crate) const ELSEWHERE: &str =
     "the answer lies in a store of payloads; name it with --payloads, as the worker does";
-
-/// Whether the answer is not here: a reference to it is.
-pub(crate) fn lies_elsewhere(result: &JobResult) -> bool {
-    matches!(&result.outcome, Outcome::Completed { content_type, .. } if content_type == REFERENCE)
-}
 
 /// A result as one JSON object, `body` or `error` in it by its outcome, and of a failed one its `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -357,7 +352,10 @@ mod tests {
             r#"{"id":"job-1","outcome":"cancelled","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"cancelled"}"#,
         );
         check(
-            Outcome::Completed { content_type: REFERENCE.into(), body: r#"{"key":"a"}"#.into() },
+            Outcome::Completed {
+                content_type: ebb_queue::claim::REFERENCE.into(),
+                body: r#"{"key":"a"}"#.into(),
+            },
             r#"{"id":"job-1","outcome":"completed","attempt":2,"finished_at":"1970-01-01T00:00:00Z","error":"the answer lies in a store of payloads; name it with --payloads, as the worker does"}"#,
         );
         let id = "job-1".parse().unwrap();

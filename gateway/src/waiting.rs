@@ -8,11 +8,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use ebb_queue::claim::lies_elsewhere;
 use ebb_queue::{Error, Frame, JobId, JobResult, Outcome, Queue, Result};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use prometheus::IntGauge;
 use tokio::time::sleep;
+use tracing::warn;
 
 use crate::memory::Held;
 use crate::metrics::Metrics;
@@ -54,8 +56,23 @@ pub(crate) struct Place {
 pub(crate) enum End {
     /// With this result.
     Result(JobResult),
+    /// With an answer that lies in a store of payloads which the gateway does not have.
+    Elsewhere,
     /// With none that could still come: it was purged, or its result is forgotten.
     Gone,
+}
+
+impl From<JobResult> for End {
+    fn from(result: JobResult) -> Self {
+        if lies_elsewhere(&result) {
+            warn!(
+                id = %result.id,
+                "the answer lies in a store of payloads; give the gateway --payloads, as its workers have it"
+            );
+            return Self::Elsewhere;
+        }
+        Self::Result(result)
+    }
 }
 
 impl End {
@@ -164,7 +181,7 @@ impl Waiting {
                             if heard.is_some_and(|heard| heard.attempt != result.attempt) {
                                 yield News::Void;
                             }
-                            yield News::End(End::Result(result));
+                            yield News::End(End::from(result));
                             return;
                         }
                         Some(Err(error)) => {

@@ -47,7 +47,7 @@ use crate::{
     Settlement, Stored, Unsettled, Verdict, WorkerStatus, answer_at,
 };
 pub use payloads::{INLINE_LIMIT, Payloads, PayloadsUrl};
-pub use reference::REFERENCE;
+pub use reference::{REFERENCE, lies_elsewhere};
 use reference::{Reference, parse_receipt};
 use store::{Store, Trouble};
 

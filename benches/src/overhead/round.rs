@@ -111,20 +111,22 @@ impl Bench {
     }
 
     /// The rate between the first look that finds a tenth done and the first that finds a tenth
-    /// left.
+    /// left. Where that is the same look, since the brokers were slow to answer it, between the look
+    /// before and that: then the process may have been faster, as its start counts too.
     async fn time(&self, lane: &dyn Lane, child: &mut Child, log: &Path) -> anyhow::Result<Round> {
         let (upper, lower) = (self.jobs as u64 * 9 / 10, self.jobs as u64 / 10);
         let began = Instant::now();
-        let mut first = None;
+        let mut first: Option<Look> = None;
         loop {
             let n_left = lane.n_left().await?;
-            if first.is_none() && n_left <= upper {
-                first = Some(self.look(n_left, child));
+            let look = self.look(n_left, child);
+            if n_left <= lower {
+                let first =
+                    first.context("the jobs were gone at the first look; give more --jobs")?;
+                return Ok(Round::between(&first, &look));
             }
-            if let Some(first) = &first
-                && n_left <= lower
-            {
-                return Ok(Round::between(first, &self.look(n_left, child)));
+            if first.as_ref().is_none_or(|first| first.n_left > upper) {
+                first = Some(look);
             }
             if let Some(status) = child.try_wait()? {
                 anyhow::bail!("it ended with {status}: {}", tail(log));

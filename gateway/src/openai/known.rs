@@ -46,6 +46,18 @@ const EMBEDDINGS: [Known; 6] = [
     ("input_type", Use::Refused(&[], "prompt_name chooses a prompt of the model")),
 ];
 
+const EMBED: [Known; 6] = [
+    ("inputs", Read),
+    ("dimensions", Passed),
+    ("prompt_name", Passed),
+    ("truncate", Passed),
+    (
+        "normalize",
+        Use::Only(&["true"], "vectors have length 1 here; ask /v1/embeddings for others"),
+    ),
+    ("truncation_direction", Use::Refused(&[r#""right""#, r#""Right""#], CUT_AT_THE_END)),
+];
+
 const RERANK: [Known; 14] = [
     ("query", Passed),
     ("documents", Read),
@@ -159,6 +171,7 @@ impl Route {
     fn known(self) -> impl Iterator<Item = &'static Known> {
         let own: [&[Known]; 2] = match self {
             Self::Embeddings => [&EMBEDDINGS, &[]],
+            Self::Embed => [&EMBED, &[]],
             Self::ChatCompletions => [&CHAT, &GENERATION],
             Self::Completions => [&COMPLETIONS, &GENERATION],
             Self::Rerank => [&RERANK, &[]],

@@ -29,6 +29,8 @@ pub use self::stream::Streamed;
 pub enum Route {
     /// Vectors of texts.
     Embeddings,
+    /// Vectors of length 1, as clients of text-embeddings-inference ask for them.
+    Embed,
     /// An answer to a conversation.
     ChatCompletions,
     /// A text that goes on with another.
@@ -104,6 +106,8 @@ pub enum Ended {
     Failed(Failure),
     /// Somebody took it back.
     Cancelled,
+    /// With an answer that lies in a store of payloads which the gateway does not have.
+    Elsewhere,
     /// With a result that is not there any more, or with none: it was purged.
     Gone,
 }
@@ -123,6 +127,7 @@ pub fn read(route: Route, body: &[u8], bounds: &Bounds) -> Result<Asked, Refused
     let model = fields.text("model")?.map(Into::into);
     let (bodies, answer) = match route {
         Route::Embeddings => embeddings::read(&mut fields, bounds),
+        Route::Embed => embeddings::read_bare(&mut fields, bounds),
         Route::ChatCompletions | Route::Completions => generation::read(route, &mut fields, bounds),
         Route::Rerank => rerank::read(&mut fields, bounds),
         Route::Classify => classify::read(&mut fields, bounds),
@@ -145,7 +150,8 @@ impl Answer {
             shape if self.route == Route::Classify => {
                 classify::whole((shape, self.kind), about, &bodies)
             }
-            _ => embeddings::whole(about, &bodies),
+            Shape::List => embeddings::whole(about, &bodies),
+            Shape::Bare | Shape::BareOne => embeddings::bare(about, &bodies),
         }
     }
 

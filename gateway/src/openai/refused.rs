@@ -86,6 +86,14 @@ impl Refused {
         Self::new(status, code, reason)
     }
 
+    /// Of a job whose answer lies in a store of payloads which the gateway does not have.
+    #[must_use]
+    pub fn elsewhere() -> Self {
+        let words = "the answer lies in a store of payloads that the gateway was not given; its operator \
+                     gives it --payloads, as the workers have it";
+        Self::new(500, "answer_elsewhere", words)
+    }
+
     /// Whether the same request may be answered at another time. One whose job has failed would make
     /// another job that fails again, or costs workers their lives; only a body that was lost comes anew.
     /// One that came too late would wait as long again, for a job of its own.
@@ -94,7 +102,8 @@ impl Refused {
     pub fn is_worth_another_try(&self) -> bool {
         let has_failed = matches!(self.code, "attempts_spent" | "model_failed" | "job_failed");
         let is_late = matches!(self.code, "timeout" | "deadline_passed");
-        matches!(self.status, 408 | 429 | 500..) && !has_failed && !is_late
+        let is_elsewhere = self.code == "answer_elsewhere";
+        matches!(self.status, 408 | 429 | 500..) && !has_failed && !is_late && !is_elsewhere
     }
 
     pub(super) fn missing(param: &str, remedy: &str) -> Self {
@@ -194,6 +203,7 @@ impl Ended {
             Self::Cancelled => {
                 Err(named(Refused::new(410, "job_cancelled", "the job was cancelled")))
             }
+            Self::Elsewhere => Err(named(Refused::elsewhere())),
             Self::Gone => {
                 let words = "the job was purged, or its result is not kept any more";
                 Err(named(Refused::new(410, "result_gone", words)))

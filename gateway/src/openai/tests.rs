@@ -13,8 +13,14 @@ use serde_json::{Value, json};
 use super::*;
 
 const BOUNDS: Bounds = Bounds { max_inputs: 16, max_body: 1 << 20 };
-const ROUTES: [Route; 5] =
-    [Route::Embeddings, Route::ChatCompletions, Route::Completions, Route::Rerank, Route::Classify];
+const ROUTES: [Route; 6] = [
+    Route::Embeddings,
+    Route::Embed,
+    Route::ChatCompletions,
+    Route::Completions,
+    Route::Rerank,
+    Route::Classify,
+];
 
 fn asked(route: Route, body: &Value) -> Result<Asked, Refused> {
     read(route, body.to_string().as_bytes(), &BOUNDS)

@@ -26,6 +26,7 @@ use super::jobs::{LONGEST, named};
 use super::{Endpoint, Site, Visit, guarded};
 use crate::following::{Following, Step};
 use crate::metrics::Ending;
+use crate::openai::Refused;
 use crate::refusal::Refusal;
 use crate::sse;
 use crate::waiting::{End, News, Place};
@@ -104,6 +105,9 @@ fn told(
                 Step::Quiet => (sse::COMMENT, None),
                 Step::News(News::Piece { place, body }) => (piece(place, &body), None),
                 Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), None),
+                Step::News(News::End(End::Elsewhere)) => {
+                    (error(&Refused::elsewhere().into()), Some(Ending::Failed))
+                }
                 Step::News(News::End(end)) => {
                     (sse::event(None, Some("end"), &end_of(&id, &end)), Some(Ending::Completed))
                 }
@@ -155,7 +159,7 @@ fn end_of(id: &JobId, end: &End) -> Vec<u8> {
         reason: None,
     };
     match end {
-        End::Gone => {}
+        End::Gone | End::Elsewhere => {}
         End::Result(JobResult { outcome: Outcome::Failed(failure), .. }) => {
             told.state = "failed";
             told.kind = Some(failure.kind);

@@ -319,7 +319,11 @@ impl Asked {
 
 /// How a job has ended, as answers are made of it.
 fn ended(end: End) -> Ended {
-    let End::Result(result) = end else { return Ended::Gone };
+    let result = match end {
+        End::Result(result) => result,
+        End::Elsewhere => return Ended::Elsewhere,
+        End::Gone => return Ended::Gone,
+    };
     match result.outcome {
         Outcome::Completed { body, .. } => Ended::Completed(body),
         Outcome::Cancelled => Ended::Cancelled,

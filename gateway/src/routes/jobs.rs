@@ -60,8 +60,8 @@ pub(super) struct Seen {
 
 /// What there is of it.
 pub(super) enum Found {
-    /// Its result.
-    Result(JobResult),
+    /// It has ended.
+    Ended(End),
     /// None yet, and where the job is, as far as its broker can tell.
     State(Option<JobState>),
 }
@@ -141,7 +141,7 @@ fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal>
 async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     let (id, seen) = visit.see(&id).await?;
     let state = match seen.found {
-        Found::Result(result) => return visit.answered(result),
+        Found::Ended(end) => return visit.ended(id, end),
         Found::State(state) => state,
     };
     let wait = match visit.asked("wait") {
@@ -155,8 +155,7 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     let closing = visit.site.parts.closing.clone();
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
-            Ok(End::Result(result)) => visit.answered(result),
-            Ok(End::Gone) => Err(Refusal::gone(&id)),
+            Ok(end) => visit.ended(id, end),
             Err(error) => Err(visit.lost(error).of(&[id])),
         },
         () = tokio::time::sleep(wait) => visit.at(&seen.model, id, state).await,
@@ -223,7 +222,7 @@ impl Visit {
     ) -> Result<Option<Found>, Refusal> {
         let queue = model.queue()?;
         if let Some(result) = self.called("get", queue.get(id)).await? {
-            return Ok(Some(Found::Result(result)));
+            return Ok(Some(Found::Ended(result.into())));
         }
         let state = self.called("state", queue.state(id)).await?;
         // Where the broker cannot tell, an id that was given out for the model is believed.
@@ -231,8 +230,13 @@ impl Visit {
         Ok(is_there.then_some(Found::State(state)))
     }
 
-    /// The result of a job, which counts among what all requests hold until the client has taken it.
-    fn answered(mut self, result: JobResult) -> Result<Response, Refusal> {
+    /// How a job has ended; its answer counts among what all requests hold until the client has taken it.
+    fn ended(mut self, id: JobId, end: End) -> Result<Response, Refusal> {
+        let result = match end {
+            End::Result(result) => result,
+            End::Elsewhere => return Err(Refusal::from(Refused::elsewhere()).of(&[id])),
+            End::Gone => return Err(Refusal::gone(&id)),
+        };
         if !self.held.grow_to(n_bytes(&result)) {
             return Err(Refusal::no_room().of(&[result.id]));
         }

@@ -94,10 +94,13 @@ pub(crate) struct Site {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Embeddings,
+    Embed,
     ChatCompletions,
     Completions,
     Rerank,
+    BareRerank,
     Classify,
+    Predict,
     Models,
     Jobs,
     Job,
@@ -111,10 +114,11 @@ impl Endpoint {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Embeddings => "embeddings",
+            Self::Embed => "embed",
             Self::ChatCompletions => "chat_completions",
             Self::Completions => "completions",
-            Self::Rerank => "rerank",
-            Self::Classify => "classify",
+            Self::Rerank | Self::BareRerank => "rerank",
+            Self::Classify | Self::Predict => "classify",
             Self::Models => "models",
             Self::Jobs => "jobs",
             Self::Job => "job",
@@ -128,10 +132,13 @@ impl Endpoint {
     pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Embeddings => "/v1/embeddings",
+            Self::Embed => "/embed",
             Self::ChatCompletions => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Rerank => "/v1/rerank",
+            Self::BareRerank => "/rerank",
             Self::Classify => "/v1/classify",
+            Self::Predict => "/predict",
             Self::Models => "/v1/models",
             Self::Jobs => "/v1/jobs",
             Self::Job | Self::Cancel => "/v1/jobs/{id}",
@@ -175,6 +182,10 @@ pub fn router(parts: Parts) -> Router {
         .route("/v1/completions", infer(Endpoint::Completions, Route::Completions))
         .route("/v1/rerank", infer(Endpoint::Rerank, Route::Rerank))
         .route("/v1/classify", infer(Endpoint::Classify, Route::Classify))
+        // Where clients of text-embeddings-inference look.
+        .route("/embed", infer(Endpoint::Embed, Route::Embed))
+        .route("/rerank", infer(Endpoint::BareRerank, Route::Rerank))
+        .route("/predict", infer(Endpoint::Predict, Route::Classify))
         .merge(listing::routes())
         .merge(jobs::routes())
         .merge(events::routes())
@@ -184,7 +195,8 @@ pub fn router(parts: Parts) -> Router {
 }
 
 async fn nowhere(State(site): State<Arc<Site>>, request: Request) -> Response {
-    let words = "there is nothing here; see docs/gateway.md for the routes";
+    let words = "there is nothing here; the routes are /v1/embeddings, /v1/chat/completions, /v1/completions, \
+                 /v1/rerank, /v1/classify, /v1/models, /v1/jobs, /embed, /rerank and /predict";
     refuse(&site, &request, Refused::new(404, "not_found", words))
 }
 

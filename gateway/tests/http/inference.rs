@@ -29,6 +29,44 @@ async fn inputs_are_jobs_and_their_vectors_come_back_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn clients_of_text_embeddings_inference_find_their_routes_and_shapes() {
+    let scene = Scene::new(Setting::default());
+    let worker = scene.answers(|job| {
+        let body: serde_json::Value = serde_json::from_slice(&job.body).unwrap();
+        assert_eq!((&body["truncate"], &body["normalize"]), (&json!(true), &json!(null)));
+        let vector = if body["input"] == "long" { "[3,4]" } else { "[0.0,1.0]" };
+        Ok(format!(
+            r#"{{"data":[{{"embedding":{vector}}}],"usage":{{"prompt_tokens":1,"total_tokens":1}}}}"#
+        ))
+    });
+    let embed = |body: serde_json::Value| scene.ask(post("/embed", body.to_string()));
+    let told =
+        embed(json!({"inputs": ["short", "long"], "truncate": true, "normalize": true})).await;
+    assert_eq!((told.status, told.text()), (StatusCode::OK, "[[0.0,1.0],[0.6,0.8]]".to_owned()));
+    let told = embed(json!({"inputs": "long", "truncate": true})).await;
+    assert_eq!(told.text(), "[[0.6,0.8]]", "of one text there is a list, too");
+    let told = embed(json!({"inputs": "long", "normalize": false})).await;
+    assert_eq!(told.json()["error"]["param"], "normalize");
+    drop(worker);
+    let _worker = scene.answers(|job| {
+        Ok(if job.body.windows(5).any(|part| part == b"query") {
+            r#"{"results":[{"index":0,"relevance_score":0.5}],"usage":{"prompt_tokens":1,"total_tokens":1}}"#
+        } else {
+            r#"{"data":[{"label":"good","score":0.5}],"usage":{"prompt_tokens":1,"total_tokens":1}}"#
+        }
+        .to_owned())
+    });
+    let ranked = post("/rerank", json!({"query": "q", "texts": ["a"]}).to_string());
+    assert_eq!(scene.ask(ranked).await.text(), r#"[{"index":0,"score":0.5}]"#);
+    let predicted = post("/predict", json!({"inputs": "a"}).to_string());
+    let predicted = scene.ask(predicted).await;
+    assert_eq!(predicted.status, StatusCode::OK, "{}", predicted.text());
+    assert_eq!(predicted.json()[0]["label"], "good");
+    let embedded = [("route", "embed"), ("status", "200")];
+    assert_eq!(scene.figure("gateway_requests_total", &embedded), 2.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_input_that_fails_is_named() {
     let scene = Scene::new(Setting::default());
     let _worker = scene.answers(embed);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use ebb_queue::claim::REFERENCE;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, JobResult,
@@ -35,6 +36,31 @@ async fn a_job_is_its_body_and_its_headers_and_its_answer_comes_back_as_it_is() 
     assert_eq!((told.status, &told.body[..]), (StatusCode::OK, &[0, 255][..]));
     assert_eq!(told.header("content-type"), Some("image/png"));
     assert_eq!((told.header("ebb-id"), told.header("ebb-attempt")), (Some(id.as_str()), Some("1")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_a_store_that_the_gateway_does_not_have_is_no_answer() {
+    let scene = Scene::new(Setting::default());
+    let of_embeddings = scene.begin(post("/v1/embeddings", r#"{"input": "a"}"#));
+    let delivery = scene.take().await;
+    let place = format!("/v1/jobs/{}", delivery.job.id);
+    let waits = scene.begin(get(&format!("{place}?wait=1m")));
+    let follows = scene.begin(get(&format!("{place}/events")));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let body = r#"{"key": "results/7", "size": 4915, "sha256": "0"}"#.into();
+    let outcome = Outcome::Completed { content_type: REFERENCE.to_owned(), body };
+    let (id, finished_at) = (delivery.job.id.clone(), Timestamp::UNIX_EPOCH);
+    let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+    scene.queue.put(&result).await.unwrap();
+    scene.queue.settle(&[delivery.ack()]).await.unwrap();
+    let later = scene.ask(get(&place)).await;
+    for told in [of_embeddings.await.unwrap(), waits.await.unwrap(), later] {
+        assert_eq!(told.error(), (500, "answer_elsewhere".to_owned()));
+        assert_eq!(told.header("x-should-retry"), Some("false"));
+        assert!(told.text().contains("--payloads") && !told.text().contains("results/7"));
+    }
+    let events = follows.await.unwrap().text();
+    assert!(events.starts_with("event: error") && events.contains("answer_elsewhere"), "{events}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,13 @@ use crate::{Delivery, Job, JobId, JobResult, Outcome, Receipt};
 /// The content type of a result whose body is a reference to the answer.
 pub const REFERENCE: &str = "application/vnd.ebb.reference+json";
 
+/// Whether the answer is not here: a reference to it is. A queue that has the store of payloads never
+/// gives such a result.
+#[must_use]
+pub fn lies_elsewhere(result: &JobResult) -> bool {
+    matches!(&result.outcome, Outcome::Completed { content_type, .. } if content_type == REFERENCE)
+}
+
 /// Where a body lies, and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Reference {

@@ -60,6 +60,10 @@ fn valid(route: Route) -> (Value, Value) {
             json!({"model": "m", "input": ["a", "b"], "encoding_format": "float", "dimensions": 8}),
             json!({"data": [{"embedding": [0.5], "index": 0, "truncated": false}]}),
         ),
+        Route::Embed => (
+            json!({"inputs": ["a", "b"], "normalize": true, "dimensions": 8}),
+            json!({"data": [{"embedding": [0.5], "index": 0, "truncated": false}]}),
+        ),
         Route::ChatCompletions => (
             json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
                 "temperature": 1, "stop": ["b"], "n": 2, "seed": 7, "stream_options": {}}),
