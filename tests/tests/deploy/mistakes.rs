@@ -153,6 +153,8 @@ fn mistakes() -> Vec<Mistake> {
         ),
         (WORKER, "/spec/replicas", json!(1), "sets replicas"),
         ("PriorityClass ebb-worker", "/value", json!(2_000_000), "goes before"),
+        ("PriorityClass ebb-worker", "/value", json!(1000), "may put out what has no class"),
+        ("PriorityClass ebb-worker", "/value", json!(-11), "no node is made for it"),
     ]
 }
 
@@ -177,7 +179,16 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
             (POOL, "/spec/cooldownPeriod", json!(600), "warns of its cooldownPeriod"),
             (POOL, "/spec/pollingInterval", json!(15), "warns of its pollingInterval"),
         ],
+        "overlays/warm-pool-placeholder" => {
+            vec![("PriorityClass ebb-placeholder", "/value", json!(-5), "goes before")]
+        }
         "overlays/nats-gpu-canary" => vec![
+            (
+                "Deployment ebb-workers/ebb-split",
+                "/spec/template/spec/priorityClassName",
+                Value::Null,
+                "may be put out by anything",
+            ),
             (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
             (
                 CANARY,
@@ -236,6 +247,7 @@ fn mistakes_of_a_gateway() -> Vec<Mistake> {
             "Deployment ebb/ebb-gateway: no policy lets it to nats:4222",
         ),
         ("ConfigMap ebb/ebb-gateway", "/data/gateway.toml", json!(""), "no broker is named"),
+        (GATEWAY, "/spec/template/spec/priorityClassName", Value::Null, "be put out by anything"),
         (GATEWAY, "/spec/template/spec/terminationGracePeriodSeconds", json!(29), "cuts a grace"),
         (
             GATEWAY,
