@@ -18,6 +18,7 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
         hardening::roles,
         life::ports,
         life::threads,
+        life::bodies,
         network::network,
         models::models,
         models::versions,
@@ -188,6 +189,12 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
                 "/spec/template/spec/priorityClassName",
                 Value::Null,
                 "may be put out by anything",
+            ),
+            (
+                "Deployment ebb-workers/ebb-split",
+                "/spec/template/spec/containers/0/resources/limits/memory",
+                json!("128Mi"),
+                "leaves no room beside",
             ),
             (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
             (

@@ -105,7 +105,7 @@ fn of_jobs(all: &[Object], object: &Object) -> Vec<String> {
 }
 
 /// An amount as Kubernetes writes it.
-fn amount(value: &Value) -> Option<f64> {
+pub(crate) fn amount(value: &Value) -> Option<f64> {
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
