@@ -66,6 +66,7 @@ fn objects_find_each_other() {
     assert_none("an object stands once, where it belongs", each(all, rules::places));
     assert_none("what an object names is there", each(all, rules::references));
     assert_none("selectors mean pods, ports are theirs", each(all, rules::selectors));
+    assert_none("KEDA's certificate is let in", each(all, rules::certificates));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
         rules::places,
         rules::references,
         rules::selectors,
+        rules::certificates,
         hardening::hardening,
         hardening::roles,
         life::ports,
@@ -161,9 +162,7 @@ fn mistakes() -> Vec<Mistake> {
 
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
-    const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
-    const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
     match overlay {
         "overlays/nats-cpu" => mistakes(),
         "overlays/nats-gpu-scaledjob" => vec![
@@ -183,65 +182,80 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
         "overlays/warm-pool-placeholder" => {
             vec![("PriorityClass ebb-placeholder", "/value", json!(-5), "goes before")]
         }
-        "overlays/nats-gpu-canary" => vec![
-            (
-                "Deployment ebb-workers/ebb-split",
-                "/spec/template/spec/priorityClassName",
-                Value::Null,
-                "may be put out by anything",
-            ),
-            (
-                "Deployment ebb-workers/ebb-split",
-                "/spec/template/spec/containers/0/resources/limits/memory",
-                json!("128Mi"),
-                "leaves no room beside",
-            ),
-            (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
-            (
-                CANARY,
-                "/spec/template/spec/initContainers/0/env/0/value",
-                json!("v1/minilm"),
-                "nothing brings",
-            ),
-            (
-                "ConfigMap ebb-workers/ebb-worker-canary",
-                "/data/EBB_MODEL",
-                json!("/models/v2/all-MiniLM-L12-v2"),
-                "its versions have several names",
-            ),
-            (
-                "NetworkPolicy ebb-workers/worker-to-hub",
-                "/spec/podSelector",
-                json!({"matchLabels": {"app.kubernetes.io/name": "ebb-worker"}}),
-                "no policy lets it to the hub",
-            ),
-        ],
+        "overlays/nats-gpu-canary" => mistakes_of_a_canary(),
+        "overlays/nats-gpu-mtls" => mistakes_of_certificates(),
         "overlays/nats-gpu-gateway" => mistakes_of_a_gateway(),
-        "overlays/with-components-istio" => vec![
-            (
-                "NetworkPolicy ebb/scaler-to-istiod",
-                "",
-                Value::Null,
-                "lets it to istio-system:15012",
-            ),
-            (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
-            (MESH, "/spec/mtls/mode", json!("PERMISSIVE"), "calls need no certificate"),
-            (MESH, "", Value::Null, "the mesh takes whoever comes"),
-            (
-                "AuthorizationPolicy ebb/ebb-scaler",
-                "/spec/rules/2/to/0/operation/paths/0",
-                json!("/*"),
-                "opens other pages than /metrics",
-            ),
-            (
-                "VirtualService ebb/ebb-scaler",
-                "/spec/http/0/timeout",
-                json!("0s"),
-                "cuts streams off",
-            ),
-        ],
+        "overlays/with-components-istio" => mistakes_of_a_mesh(),
         _ => Vec::new(),
     }
+}
+
+fn mistakes_of_a_canary() -> Vec<Mistake> {
+    const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
+    vec![
+        (
+            "Deployment ebb-workers/ebb-split",
+            "/spec/template/spec/priorityClassName",
+            Value::Null,
+            "may be put out by anything",
+        ),
+        (
+            "Deployment ebb-workers/ebb-split",
+            "/spec/template/spec/containers/0/resources/limits/memory",
+            json!("128Mi"),
+            "leaves no room beside",
+        ),
+        (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
+        (
+            CANARY,
+            "/spec/template/spec/initContainers/0/env/0/value",
+            json!("v1/minilm"),
+            "nothing brings",
+        ),
+        (
+            "ConfigMap ebb-workers/ebb-worker-canary",
+            "/data/EBB_MODEL",
+            json!("/models/v2/all-MiniLM-L12-v2"),
+            "its versions have several names",
+        ),
+        (
+            "NetworkPolicy ebb-workers/worker-to-hub",
+            "/spec/podSelector",
+            json!({"matchLabels": {"app.kubernetes.io/name": "ebb-worker"}}),
+            "no policy lets it to the hub",
+        ),
+    ]
+}
+
+fn mistakes_of_a_mesh() -> Vec<Mistake> {
+    const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
+    vec![
+        ("NetworkPolicy ebb/scaler-to-istiod", "", Value::Null, "lets it to istio-system:15012"),
+        (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
+        (MESH, "/spec/mtls/mode", json!("PERMISSIVE"), "calls need no certificate"),
+        (MESH, "", Value::Null, "the mesh takes whoever comes"),
+        (
+            "AuthorizationPolicy ebb/ebb-scaler",
+            "/spec/rules/2/to/0/operation/paths/0",
+            json!("/*"),
+            "opens other pages than /metrics",
+        ),
+        ("VirtualService ebb/ebb-scaler", "/spec/http/0/timeout", json!("0s"), "cuts streams off"),
+    ]
+}
+
+fn mistakes_of_certificates() -> Vec<Mistake> {
+    const CLIENT: &str = "Certificate keda/ebb-scaler-client";
+    vec![
+        (CLIENT, "/spec/dnsNames", Value::Null, "is the name that is let in"),
+        (CLIENT, "/spec/secretName", json!("other"), "is the name that is let in"),
+        (
+            SCALER,
+            "/spec/template/spec/containers/0/env/3/name",
+            json!("EBB_SCALER_TLS_CLIENTS"),
+            "lets in whoever has a certificate",
+        ),
+    ]
 }
 
 fn mistakes_of_a_gateway() -> Vec<Mistake> {
