@@ -229,6 +229,8 @@ fn mistakes_of_a_canary() -> Vec<Mistake> {
 
 fn mistakes_of_a_mesh() -> Vec<Mistake> {
     const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
+    const ROUTES: &str = "VirtualService ebb/ebb-scaler";
+    const OUTLIERS: &str = "DestinationRule ebb/ebb-scaler";
     vec![
         ("NetworkPolicy ebb/scaler-to-istiod", "", Value::Null, "lets it to istio-system:15012"),
         (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
@@ -240,7 +242,20 @@ fn mistakes_of_a_mesh() -> Vec<Mistake> {
             json!("/*"),
             "opens other pages than /metrics",
         ),
-        ("VirtualService ebb/ebb-scaler", "/spec/http/0/timeout", json!("0s"), "cuts streams off"),
+        (ROUTES, "/spec/http/0/timeout", json!("0s"), "cuts streams off"),
+        (ROUTES, "/spec/http/1/retries/perTryTimeout", json!("1s"), "a first answer only 1s"),
+        (
+            OUTLIERS,
+            "/spec/trafficPolicy/outlierDetection/consecutiveGatewayErrors",
+            json!(5),
+            "out for",
+        ),
+        (
+            OUTLIERS,
+            "/spec/trafficPolicy/outlierDetection/splitExternalLocalOriginErrors",
+            Value::Null,
+            "takes answers for failures",
+        ),
     ]
 }
 
