@@ -185,6 +185,20 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
         "overlays/nats-gpu-canary" => mistakes_of_a_canary(),
         "overlays/nats-gpu-mtls" => mistakes_of_certificates(),
         "overlays/nats-gpu-gateway" => mistakes_of_a_gateway(),
+        "overlays/rabbitmq-gpu-gateway" => vec![
+            (
+                "NetworkPolicy ebb/gateway-to-redis",
+                "",
+                Value::Null,
+                "no policy lets it to redis:6379",
+            ),
+            (
+                "ExternalSecret ebb/ebb-broker",
+                "/spec/data/1/secretKey",
+                json!("result-password"),
+                "has no `results-password`",
+            ),
+        ],
         "overlays/with-components-istio" => mistakes_of_a_mesh(),
         _ => Vec::new(),
     }
