@@ -158,6 +158,27 @@ pub(crate) fn threads(all: &[Object]) -> Vec<String> {
     found
 }
 
+/// What needs its time gets it: a scaler to learn before the next is replaced, a broker to read its disk.
+pub(crate) fn patience(all: &[Object]) -> Vec<String> {
+    let mut found = Vec::new();
+    for pods in pods(all) {
+        let is_scaler = pods.containers().iter().any(|one| one.image() == "ebb-scaler");
+        let seconds = pods.owner.0["spec"]["minReadySeconds"].as_u64().unwrap_or(0);
+        if is_scaler && seconds < 60 {
+            found.push(format!("{}: its replicas are replaced at once", pods.owner));
+        }
+        for container in pods.containers() {
+            let probe = &container.value["startupProbe"];
+            let number = |field: &str| probe[field].as_u64().unwrap_or(10);
+            let keeps = list(&pods.owner.0, "/spec/volumeClaimTemplates");
+            if !keeps.is_empty() && number("periodSeconds") * number("failureThreshold") < 600 {
+                found.push(format!("{}: has no time to read its disk", pods.owner));
+            }
+        }
+    }
+    found
+}
+
 /// Bodies that are held have room beside all else, however often they are held at once.
 pub(crate) fn bodies(all: &[Object]) -> Vec<String> {
     const TIMES: f64 = 4.0;

@@ -94,6 +94,7 @@ fn our_programs_know_what_they_are_told_and_answer_what_they_are_asked() {
     assert_none("probes look at ports", each(all, life::ports));
     assert_none("threads are as many as processors", each(all, life::threads));
     assert_none("bodies have room", each(all, life::bodies));
+    assert_none("what needs time has it", each(all, life::patience));
     let version = env!("CARGO_PKG_VERSION");
     assert_none("images are of this version", each(all, |o| life::images(o, version)));
 }
