@@ -132,14 +132,12 @@ impl Service {
     /// Takes the time of an answer, and notes its code.
     async fn timed<T>(&self, call: Call, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
         let answer = answer.await;
-        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
-        self.metrics.answered(call.method, code, call.begun.elapsed());
-        call.end(code);
+        call.end(answer.as_ref().err().map_or(Code::Ok, Status::code));
         answer
     }
 
     fn called<T>(&self, method: &'static str, request: &Request<T>) -> Call {
-        Call::begin(self.observers.traces(), method, request)
+        Call::begin((self.observers.traces(), &self.metrics), method, request)
     }
 
     /// When a stream that opens now is to end: spread, so that not all end at once.
