@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::config::ScalerArgs;
 use crate::connection::Peer;
 use crate::decision::{Decision, decide, whole};
-use crate::explain::{Explain, Told};
+use crate::explain::{self, Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::news::{News, news};
@@ -123,9 +123,16 @@ impl Service {
     /// The first time, also warns of what has less effect than it says.
     fn remember(&self, object: &ScaledObjectRef, resolved: &Arc<Resolved>, told: Told) {
         let ScaledObjectRef { name, namespace, .. } = object;
-        let is_first = self.explain.told(namespace, name, resolved, told);
-        if let Some(warning) = is_first.then(|| resolved.trigger.warning()).flatten() {
-            tracing::warn!(namespace, name, queue = %resolved.place.source, "{warning}");
+        if !self.explain.told(namespace, name, resolved, told) {
+            return;
+        }
+        let queue = &resolved.place.source;
+        if let Some(warning) = resolved.trigger.warning() {
+            tracing::warn!(namespace, name, %queue, "{warning}");
+        }
+        if let Some((of, other)) = self.explain.rival(namespace, name, &resolved.place) {
+            let warning = explain::one_pool(&[(of, other)]);
+            tracing::warn!(namespace, name, %queue, "{warning}");
         }
     }
 
