@@ -39,9 +39,9 @@ impl ClientCertVerifier for Named {
         if shown.iter().any(|name| self.names.iter().any(|known| name.is(known))) {
             return Ok(verified);
         }
-        let shown: Vec<&str> = shown.iter().map(Name::text).collect();
+        let shown = shown.iter().map(Name::text).collect::<Vec<_>>().join(", ");
         tracing::warn!(
-            ?shown,
+            shown,
             "a client was refused: its certificate has none of the names in --tls-client-name"
         );
         Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))

@@ -34,7 +34,7 @@ pub(super) struct Lane {
     pub(super) refuses: bool,
     pub(super) failures: Failures,
     /// When a job or weights last named it.
-    used: Instant,
+    pub(super) used: Instant,
 }
 
 /// A job that has a place to go.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, Failure, FailureKind, JobId,
-    OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
+    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, ErrorKind, Failure, FailureKind,
+    JobId, OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::metrics::QUEUES;
 use crate::weights::Share;
 
 const LEASE: Duration = Duration::from_secs(10);
