@@ -19,6 +19,8 @@ pub struct Depth {
     pub oldest_ready: Option<Timestamp>,
     /// The next moment at which time alone makes a job ready: a delay or a lease that ends.
     pub next_due: Option<Timestamp>,
+    /// The same of delays alone: when the next delayed job is due.
+    pub next_delayed: Option<Timestamp>,
     /// The sum of the cost hints of ready and in-flight jobs (0 without a hint), where the broker
     /// can tell.
     pub cost: Option<f64>,
@@ -86,6 +88,7 @@ impl Depth {
             dead: 0,
             oldest_ready: None,
             next_due: None,
+            next_delayed: None,
             cost: None,
             ready_by_priority: None,
             first_deadline: None,

@@ -24,6 +24,7 @@ pub(crate) fn count(depth: &mut Depth, jobs: &[Job], n_more: u64, now: Timestamp
         } else {
             depth.delayed += 1;
             depth.next_due = earlier(depth.next_due, due);
+            depth.next_delayed = earlier(depth.next_delayed, due);
         }
     }
     if n_more > 0 {
@@ -71,7 +72,7 @@ mod tests {
         let by = ByPriority { high: 1, normal: 3, low: 1 };
         assert_eq!(depth.ready_by_priority, Some(by));
         assert_eq!(depth.oldest_ready, Some(at + second));
-        assert_eq!(depth.next_due, Some(at + 60 * second));
+        assert_eq!([depth.next_due, depth.next_delayed], [Some(at + 60 * second); 2]);
         assert_eq!((depth.first_deadline, depth.cost), (Some(at + 3601 * second), Some(4.0)));
     }
 

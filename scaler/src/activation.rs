@@ -121,11 +121,10 @@ pub(crate) fn wake(
             _ => Why::BelowActivation(ready),
         },
     };
-    let due = snapshot.depth.next_due.filter(|_| snapshot.depth.delayed > 0);
+    let due = snapshot.depth.next_delayed.filter(|_| snapshot.depth.delayed > 0);
     let due = due.map(|due| due - ahead(trigger, pace)).filter(|at| *at > now);
     let wakes_at = match why {
-        Why::BelowActivation(_) => clocks.next(),
-        Why::LeftOut { .. } => clocks.next().into_iter().chain(due).min(),
+        Why::BelowActivation(_) | Why::LeftOut { .. } => clocks.next().into_iter().chain(due).min(),
         Why::Empty => due,
         _ => None,
     };
@@ -268,6 +267,16 @@ mod tests {
     }
 
     #[test]
+    fn a_delayed_job_that_makes_them_enough_wakes_the_pool_when_it_is_due() {
+        let mut snapshot = queue(2, 0, &[]);
+        (snapshot.depth.delayed, snapshot.depth.next_delayed) = (1, Some(at(60)));
+        let decision = |seconds| decide(&snapshot, &patient(2), at(seconds));
+        assert_eq!(decision(0).why, Why::BelowActivation(2));
+        assert_eq!(decision(0).wakes_at, Some(at(60)), "long before the two have waited");
+        assert_eq!(decision(60).why, Why::Ready(3));
+    }
+
+    #[test]
     fn a_deadline_wakes_the_pool_a_cold_start_and_a_job_before_it() {
         let mut snapshot = queue(1, 0, &[]);
         snapshot.depth.first_deadline = Some(at(60));
@@ -340,7 +349,7 @@ mod tests {
         assert_eq!((decision.value / decision.target).ceil(), 1.0);
         // What comes due may be of any priority.
         let mut delayed = mixed(0, 2003);
-        (delayed.depth.delayed, delayed.depth.next_due) = (1, Some(at(500)));
+        (delayed.depth.delayed, delayed.depth.next_delayed) = (1, Some(at(500)));
         assert_eq!(decide(&delayed, &never, at(7)).wakes_at, Some(at(490)));
         assert!(decide(&delayed, &never, at(490)).active);
         assert!(decide(&mixed(1, 2003), &never, NOW).active);

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_delayed_job_counts_from_the_moment_it_is_due_and_for_an_objective_a_cold_start_sooner() {
         let due = NOW + Duration::from_secs(15);
-        let depth = Depth { delayed: 2, next_due: Some(due), ..Depth::empty(NOW) };
+        let depth = Depth { delayed: 2, next_delayed: Some(due), ..Depth::empty(NOW) };
         let snapshot = Snapshot { depth, workers: Vec::new(), learned: Learned::default() };
         for mode in modes() {
             let at = |now| decide(&snapshot, &trigger(mode), now);
@@ -147,6 +147,24 @@ mod tests {
             assert_eq!((before.active, before.value), (false, 0.0));
             assert_eq!(before.wakes_at, Some(counts));
             assert!(at(counts).active && at(counts).value > 0.0);
+        }
+    }
+
+    #[test]
+    fn a_lease_that_ends_is_no_job_that_comes_due() {
+        // Within a cold start of the look, and renewed again and again; the delayed job is far away.
+        let lease_ends = NOW + Duration::from_secs(5);
+        let far = NOW + Duration::from_secs(36_000);
+        for mode in modes() {
+            let trigger = trigger(mode);
+            let alone = queue(0, 1, &[(Phase::Busy, 1)]);
+            let mut beside = alone.clone();
+            beside.depth.delayed = 1;
+            (beside.depth.next_due, beside.depth.next_delayed) = (Some(lease_ends), Some(far));
+            for seconds in [0, 5, 6] {
+                let of = |snapshot: &Snapshot| decide(snapshot, &trigger, at(seconds)).value;
+                assert_eq!(of(&beside), of(&alone), "{mode} after {seconds} s");
+            }
         }
     }
 
@@ -302,6 +320,15 @@ mod tests {
                 // A job that has come due may be one of too few, and waits from then on.
                 prop_assert!(after.active || after.wakes_at.is_some_and(|next| next > at));
             }
+        }
+
+        #[test]
+        fn no_pool_wakes_before_the_moment_that_was_told(
+            s in snapshots(), t in triggers(), later in 0..100_000i64,
+        ) {
+            let (before, then) = (decide(&s, &t, NOW), Timestamp::from_millisecond(later).unwrap());
+            let is_told = before.wakes_at.is_some_and(|at| at <= then);
+            prop_assert!(before.active || is_told || !decide(&s, &t, then).active, "{:?}", before);
         }
     }
 }

@@ -22,6 +22,9 @@ const MAX_TRIGGERS: usize = 20_000;
 /// Triggers of one object.
 const MAX_OF_ONE: usize = 16;
 
+/// Others on the same queue that are named.
+const MAX_SHOWN: usize = 3;
+
 /// Letters of a refusal: what is wrong comes first, and what was written may be of any length.
 const LONGEST_REFUSAL: usize = 512;
 
@@ -37,6 +40,8 @@ pub(crate) struct Explain(Arc<Mutex<Memory>>);
 struct Memory {
     objects: HashMap<Name, Object>,
     n_triggers: usize,
+    /// Who was the first to ask for each queue, and whether it was told that others do as well.
+    first: HashMap<Place, (Name, bool)>,
 }
 
 /// The namespace and the name of an object.
@@ -116,6 +121,34 @@ impl Explain {
         is_first
     }
 
+    /// The object that scales on the same queue as this one, which is seen for the first time; told
+    /// once of each queue.
+    pub(crate) fn rival(&self, namespace: &str, name: &str, place: &Place) -> Option<Name> {
+        let own = || (namespace.to_owned(), name.to_owned());
+        let mut memory = self.lock();
+        let Memory { objects, first, .. } = &mut *memory;
+        let (other, is_told) = first.entry(place.clone()).or_insert_with(|| (own(), false));
+        if *is_told || (other.0 == namespace && other.1 == name) {
+            return None;
+        }
+        if objects.get(&*other).is_some_and(|object| object.scales_on(place)) {
+            *is_told = true;
+            return Some(other.clone());
+        }
+        *other = own();
+        None
+    }
+
+    /// The objects beside this one that scale on the same queue, sorted.
+    pub(crate) fn rivals(&self, name: &Name, place: &Place) -> Vec<Name> {
+        let memory = self.lock();
+        let others = memory.objects.iter().filter(|(other, _)| *other != name);
+        let others = others.filter(|(_, object)| object.scales_on(place));
+        let mut names: Vec<Name> = others.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Remembers why an object was refused.
     pub(crate) fn refused(&self, namespace: &str, name: &str, refusal: &Refusal) {
         let now = Instant::now();
@@ -157,6 +190,18 @@ impl Explain {
     }
 }
 
+/// What is wrong where other objects scale on the same queue.
+pub(crate) fn one_pool(others: &[Name]) -> String {
+    let shown = others.iter().take(MAX_SHOWN).map(|(of, name)| format!("{of}/{name}"));
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let more = others.len().saturating_sub(MAX_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(
+        "the same queue scales {shown}{more}: each pool is asked to do all of its jobs, and each is \
+         kept up by the others; give each pool a queue of its own"
+    )
+}
+
 impl Memory {
     fn trigger(
         &mut self,
@@ -195,6 +240,7 @@ impl Memory {
         let oldest = ages.get(ages.len() / 2).copied().unwrap_or_default();
         self.objects.retain(|_, object| object.age(now) < oldest);
         self.n_triggers = self.objects.values().map(|object| object.triggers.len()).sum();
+        self.first.retain(|_, (name, _)| self.objects.contains_key(name));
     }
 }
 
@@ -219,6 +265,12 @@ impl Object {
             triggers.retain(|trigger| last.is_none_or(|last| last - trigger.asked <= POLL));
         }
         current
+    }
+
+    /// Whether KEDA asks for this queue on its behalf.
+    fn scales_on(&self, place: &Place) -> bool {
+        let mut triggers = self.triggers.iter();
+        triggers.any(|one| one.resolved.place == *place && one.asked.elapsed() <= POLL)
     }
 
     /// How long nobody has asked for it.
@@ -345,6 +397,27 @@ mod tests {
         assert_eq!(demand.low, Some(Low::Counts));
         tokio::time::advance(2 * LONG).await;
         assert!(explain.demands(LONG).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_objects_on_one_queue_are_told_of_once() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let told = |name: &str| {
+            explain.told("ml", name, &one, Told::Value(1.0));
+            explain.rival("ml", name, &one.place).map(|(_, name)| name)
+        };
+        let rivals = |name: &str| explain.rivals(&("ml".into(), name.into()), &one.place);
+        assert_eq!(told("a"), None);
+        assert_eq!(told("a"), None, "two triggers of one object are no two pools");
+        assert!(rivals("a").is_empty());
+        // Nobody asks for the first any more: it was renamed.
+        tokio::time::advance(POLL + Duration::from_secs(1)).await;
+        assert_eq!(told("b"), None);
+        assert!(rivals("b").is_empty());
+        assert_eq!(told("c"), Some("b".to_owned()));
+        assert_eq!(told("d"), None, "once");
+        assert_eq!(rivals("c"), [("ml".into(), "b".into()), ("ml".into(), "d".into())]);
     }
 
     #[test]

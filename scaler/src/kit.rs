@@ -156,15 +156,18 @@ pub(crate) fn workers() -> impl Strategy<Value = Vec<WorkerStatus>> {
 pub(crate) fn snapshots() -> impl Strategy<Value = Snapshot> {
     let by = option::of((counts(), counts(), counts()));
     let by = by.prop_map(|by| by.map(|(high, normal, low)| ByPriority { high, normal, low }));
-    let depth = (counts(), counts(), counts(), moments(), moments(), moments(), by, figures());
+    let due = (moments(), moments());
+    let depth = (counts(), counts(), counts(), moments(), due, moments(), by, figures());
     (depth, workers(), learned()).prop_map(|(depth, workers, learned)| {
-        let (ready, in_flight, delayed, oldest, next_due, deadline, by, cost) = depth;
+        let (ready, in_flight, delayed, oldest, due, deadline, by, cost) = depth;
+        let (next_delayed, lease_ends) = due;
         let depth = Depth {
             ready,
             in_flight,
             delayed,
             oldest_ready: oldest.filter(|_| ready > 0),
-            next_due,
+            next_due: next_delayed.into_iter().chain(lease_ends).min(),
+            next_delayed,
             cost: (cost > 0.0).then_some(cost),
             ready_by_priority: by.map(|by| fitting(by, ready)),
             first_deadline: deadline.filter(|_| ready > 0),

@@ -23,6 +23,7 @@ mod kit;
 mod learn;
 mod limits;
 mod metrics;
+mod names;
 mod news;
 mod observe;
 mod open;

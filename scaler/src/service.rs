@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::config::ScalerArgs;
 use crate::connection::Peer;
 use crate::decision::{Decision, decide, whole};
-use crate::explain::{Explain, Told};
+use crate::explain::{self, Explain, Told};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::news::{News, news};
@@ -123,23 +123,28 @@ impl Service {
     /// The first time, also warns of what has less effect than it says.
     fn remember(&self, object: &ScaledObjectRef, resolved: &Arc<Resolved>, told: Told) {
         let ScaledObjectRef { name, namespace, .. } = object;
-        let is_first = self.explain.told(namespace, name, resolved, told);
-        if let Some(warning) = is_first.then(|| resolved.trigger.warning()).flatten() {
-            tracing::warn!(namespace, name, queue = %resolved.place.source, "{warning}");
+        if !self.explain.told(namespace, name, resolved, told) {
+            return;
+        }
+        let queue = &resolved.place.source;
+        if let Some(warning) = resolved.trigger.warning() {
+            tracing::warn!(namespace, name, %queue, "{warning}");
+        }
+        if let Some((of, other)) = self.explain.rival(namespace, name, &resolved.place) {
+            let warning = explain::one_pool(&[(of, other)]);
+            tracing::warn!(namespace, name, %queue, "{warning}");
         }
     }
 
     /// Takes the time of an answer, and notes its code.
     async fn timed<T>(&self, call: Call, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
         let answer = answer.await;
-        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
-        self.metrics.answered(call.method, code, call.begun.elapsed());
-        call.end(code);
+        call.end(answer.as_ref().err().map_or(Code::Ok, Status::code));
         answer
     }
 
     fn called<T>(&self, method: &'static str, request: &Request<T>) -> Call {
-        Call::begin(self.observers.traces(), method, request)
+        Call::begin((self.observers.traces(), &self.metrics), method, request)
     }
 
     /// When a stream that opens now is to end: spread, so that not all end at once.

@@ -107,9 +107,10 @@ impl Jobs {
             those.fold(0u64, |sum, worker| sum.saturating_add(worker.in_flight))
         };
         let (staying, draining) = (held(false), held(true));
-        // One may have come due since the look. If it was a lease, one job counts twice until the
-        // next look: better than not at all.
-        let came_due = u64::from(depth.delayed > 0 && depth.next_due.is_some_and(|due| due <= at));
+        // One may have come due since the look. A lease that ends makes no job of one more: what is
+        // in flight counts already.
+        let is_due = depth.next_delayed.is_some_and(|due| due <= at);
+        let came_due = u64::from(depth.delayed > 0 && is_due);
         Self {
             ready: depth.ready.saturating_add(came_due),
             // Not every broker tells what is in flight: the workers then do.

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::metrics::{Files, Metrics};
+use crate::names::Named;
 
 /// Who the scaler is to KEDA, and whether KEDA has to say who it is. All files are PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
@@ -37,6 +38,15 @@ pub struct TlsArgs {
     #[arg(long, env = "EBB_SCALER_TLS_CLIENT_CA", hide_env_values = true, value_name = "FILE")]
     #[arg(requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
+
+    /// Names of the clients that are let in, of which a certificate must have one as a DNS name or a
+    /// URI [default: any]
+    ///
+    /// Who is let in speaks for every namespace: name KEDA's alone where the authorities have signed
+    /// certificates of others.
+    #[arg(long, env = "EBB_SCALER_TLS_CLIENT_NAME", hide_env_values = true, value_name = "NAME")]
+    #[arg(value_delimiter = ',', requires = "tls_client_ca")]
+    pub tls_client_name: Vec<String>,
 }
 
 /// Where certificates are.
@@ -45,6 +55,8 @@ pub(crate) struct TlsFiles {
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
+    /// Of clients that are let in; empty for all of the authority.
+    client_names: Vec<String>,
 }
 
 /// What the files hold.
@@ -69,11 +81,18 @@ impl TlsArgs {
     /// # Errors
     /// Names the flag that is missing.
     pub(crate) fn files(&self) -> anyhow::Result<Option<TlsFiles>> {
+        if self.tls_client_name.iter().any(String::is_empty) {
+            bail!("--tls-client-name is empty; name a client, as keda-operator.keda.svc");
+        }
+        if self.tls_client_ca.is_none() && !self.tls_client_name.is_empty() {
+            bail!("--tls-client-ca is missing; without it no client shows a certificate");
+        }
         match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => Ok(Some(TlsFiles {
                 cert: cert.clone(),
                 key: key.clone(),
                 client_ca: self.tls_client_ca.clone(),
+                client_names: self.tls_client_name.clone(),
             })),
             (None, None) if self.tls_client_ca.is_none() => Ok(None),
             (None, _) => bail!("--tls-cert is missing; it goes with --tls-key"),
@@ -169,7 +188,11 @@ impl TlsFiles {
                     roots.add(authority).with_context(flag)?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-                builder.with_client_cert_verifier(verifier.build().with_context(flag)?)
+                let mut verifier = verifier.build().with_context(flag)?;
+                if !self.client_names.is_empty() {
+                    verifier = Arc::new(Named::new(verifier, self.client_names.clone()));
+                }
+                builder.with_client_cert_verifier(verifier)
             }
         };
         let mut config = builder

@@ -12,21 +12,29 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
 use crate::cause::Cause;
+use crate::metrics::Metrics;
 use crate::place::Place;
 use crate::push::Reason;
 use crate::snapshot::Snapshot;
 
-/// One of KEDA's calls, until it is answered.
+/// One of KEDA's calls, until it is answered; dropped before, it was cut by its deadline or by ours, or
+/// its client has gone. Its time is measured however it ends.
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(crate) method: &'static str,
-    pub(crate) begun: Instant,
+    method: &'static str,
+    begun: Instant,
     span: Span,
+    metrics: Metrics,
+    is_over: bool,
 }
 
 impl Call {
     /// A part of the caller's trace, where the caller says so.
-    pub(crate) fn begin<T>(traces: &Traces, method: &'static str, request: &Request<T>) -> Self {
+    pub(crate) fn begin<T>(
+        (traces, metrics): (&Traces, &Metrics),
+        method: &'static str,
+        request: &Request<T>,
+    ) -> Self {
         let span = traces.begin(|| NewSpan {
             parent: caller(request.metadata()),
             fields: vec![
@@ -36,14 +44,28 @@ impl Call {
             ],
             ..NewSpan::new(method, SpanKind::Server)
         });
-        Self { method, begun: Instant::now(), span }
+        Self { method, begun: Instant::now(), span, metrics: metrics.clone(), is_over: false }
     }
 
     /// It was answered; a stream was opened, or was not.
     pub(crate) fn end(mut self, code: Code) {
+        self.note(code);
+    }
+
+    fn note(&mut self, code: Code) {
+        self.is_over = true;
+        self.metrics.answered(self.method, code, self.begun.elapsed());
         self.span.set(KeyValue::new("rpc.grpc.status_code", i64::from(code as i32)));
         if code != Code::Ok {
             self.span.fail();
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.note(Code::Cancelled);
         }
     }
 }

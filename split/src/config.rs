@@ -74,6 +74,17 @@ pub struct SplitArgs {
     )]
     pub window: NonZeroUsize,
 
+    /// Bytes of the bodies of the jobs that are held at most. How large a job is shows once it is
+    /// here: one call brings up to 128, fewer after large ones, and RabbitMQ sends as many ahead
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "EBB_SPLIT_BODY_MEMORY",
+        hide_env_values = true,
+        default_value = "67108864"
+    )]
+    pub body_memory: NonZeroUsize,
+
     /// Create nothing on the broker: a queue that is missing there is an error, and
     /// `ebb queue init` makes it
     #[arg(long, env = "EBB_NO_CREATE", hide_env_values = true)]

@@ -23,12 +23,15 @@ struct Lease {
     receipt: Receipt,
     /// What log lines about it name.
     trace: Option<TraceId>,
+    /// Of its body.
+    n_bytes: usize,
 }
 
 impl Leases {
     pub(crate) fn hold(&self, delivery: &Delivery) {
         let (receipt, trace) = (delivery.receipt().clone(), trace_id(&delivery.job));
-        self.lock().insert(Arc::clone(&receipt.token), Lease { receipt, trace });
+        let n_bytes = delivery.job.body.len();
+        self.lock().insert(Arc::clone(&receipt.token), Lease { receipt, trace, n_bytes });
     }
 
     /// Whether the broker has given the job to nobody else, as far as is known.
@@ -42,6 +45,11 @@ impl Leases {
 
     pub(crate) fn n_held(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Bytes of the bodies of all of them.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.lock().values().map(|lease| lease.n_bytes).sum()
     }
 
     /// Extends until it is dropped.

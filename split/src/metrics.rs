@@ -5,6 +5,8 @@
 //! | `split_jobs_total` | `to` | jobs that went to a queue |
 //! | `split_spilled_total` | `to` | of those, the ones whose own queue was full |
 //! | `split_full_total` | `to` | times that a queue was full |
+//! | `split_queue_refuses` | `to` | 1 while jobs are held for a queue that takes none, for a reason other than that it is full |
+//! | `split_given_back_total` | `to` | jobs that were given back to be received later, because too many wait for queues that refuse them |
 //! | `split_dead_total` | `reason`: expired, refused | jobs that became dead letters of the intake |
 //! | `split_dead_letters_purged_total` | - | dead letters of the intake deleted because they were older than its `dead_ttl` |
 //! | `split_weight_ratio` | `to` | the share of the jobs that a queue is to get, from 0 to 1 |
@@ -39,6 +41,10 @@ pub struct Metrics {
     pub spilled: IntCounterVec,
     /// Times that a queue was full.
     pub full: IntCounterVec,
+    /// 1 while jobs are held for a queue that takes none.
+    pub refuses: IntGaugeVec,
+    /// Jobs that were given back, to be received later.
+    pub given_back: IntCounterVec,
     /// Jobs that became dead letters of the intake.
     pub dead: IntCounterVec,
     /// Dead letters of the intake deleted because they were older than its `dead_ttl`.
@@ -73,6 +79,8 @@ impl Metrics {
         registry.register(Box::new(metrics.jobs.clone()))?;
         registry.register(Box::new(metrics.spilled.clone()))?;
         registry.register(Box::new(metrics.full.clone()))?;
+        registry.register(Box::new(metrics.refuses.clone()))?;
+        registry.register(Box::new(metrics.given_back.clone()))?;
         registry.register(Box::new(metrics.dead.clone()))?;
         registry.register(Box::new(metrics.dead_purged.clone()))?;
         registry.register(Box::new(metrics.dead_looks.clone()))?;
@@ -102,11 +110,21 @@ impl Metrics {
             "split_weights_broken",
             "1 while the newest weights cannot be used and those before them are.",
         );
+        let refuses = Opts::new(
+            "split_queue_refuses",
+            "1 while jobs are held for a queue that takes none, though it is not full.",
+        );
         let buckets = prometheus::exponential_buckets(0.001, 4.0, 12)?;
         Ok(Self {
             jobs: counters("split_jobs_total", "Jobs that went to a queue.", "to")?,
             spilled: counters("split_spilled_total", "Jobs whose own queue was full.", "to")?,
             full: counters("split_full_total", "Times that a queue was full.", "to")?,
+            refuses: IntGaugeVec::new(refuses, &["to"])?,
+            given_back: counters(
+                "split_given_back_total",
+                "Jobs given back to be received later: too many wait for queues that refuse.",
+                "to",
+            )?,
             dead: counters("split_dead_total", "Dead letters of the intake.", "reason")?,
             dead_looks: IntCounter::new(
                 "split_dead_letter_looks_total",
@@ -138,6 +156,7 @@ impl Metrics {
             gauge.set(now.share(queue));
             // Shown from the start, so that a rate begins at 0.
             self.jobs.with_label_values(&[queue]).inc_by(0);
+            self.given_back.with_label_values(&[queue]).inc_by(0);
         }
     }
 }

@@ -84,6 +84,7 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
         by: args.by,
         when_full: args.when_full,
         window: args.window,
+        body_memory: args.body_memory,
         grace: args.grace,
         clock: Arc::new(SystemClock),
         metrics: metrics.clone(),

@@ -6,26 +6,28 @@
 
 mod ends;
 mod lane;
+mod queues;
+mod window;
 
 use std::collections::BTreeMap;
-use std::mem::take;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, ErrorKind, Failure, Job, JobResult, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, Failure, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use crate::leases::Leases;
-use crate::metrics::{Metrics, QUEUES};
+use crate::metrics::Metrics;
 use crate::place::{Place, place};
 use crate::weights::{By, Weights};
 use lane::{CHUNK, Failures, Held, Lane};
+use window::Window;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
 /// their way would cost them an attempt; so it is no longer than a quarter of the grace period.
@@ -69,6 +71,8 @@ pub(crate) struct Parts {
     pub(crate) when_full: WhenFull,
     /// Jobs that are held at most.
     pub(crate) window: NonZeroUsize,
+    /// Bytes of their bodies at most.
+    pub(crate) body_memory: NonZeroUsize,
     /// From the stop to the end at most.
     pub(crate) grace: Duration,
     /// What it takes the time from.
@@ -96,6 +100,7 @@ pub(crate) struct Splitter {
     /// Those that came last, while a queue of theirs cannot be opened.
     refused: Option<Arc<Weights>>,
     lanes: BTreeMap<String, Lane>,
+    window: Window,
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
     failures: Failures,
@@ -113,6 +118,7 @@ impl Splitter {
             refused: None,
             leases,
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
+            window: Window::new(parts.window, parts.body_memory),
             settlements: Vec::new(),
             failures: Failures::default(),
             records: Failures::default(),
@@ -147,56 +153,15 @@ impl Splitter {
         let received = self.receive(stop).await;
         self.route(received).await;
         self.publish().await;
+        self.give_back_surplus();
         self.settle().await;
+        self.close_idle().await;
         self.parts.metrics.held.set(i64::try_from(self.leases.n_held()).unwrap_or(i64::MAX));
-    }
-
-    /// Takes weights once all their queues are open; those before them stay until then.
-    async fn take_new_weights(&mut self) {
-        let weights = Arc::clone(&self.parts.weights.borrow());
-        let broken = self.parts.metrics.broken.with_label_values(&[QUEUES]);
-        if weights == self.weights {
-            self.refused = None;
-            broken.set(0);
-            return;
-        }
-        let mut all_open = true;
-        for name in weights.queues() {
-            all_open &= self.opened(name).await.is_some();
-        }
-        let reloads = &self.parts.metrics.reloads;
-        if all_open {
-            reloads.with_label_values(&["ok"]).inc();
-            self.parts.metrics.show(Some(&self.weights), &weights);
-            broken.set(0);
-            (self.weights, self.refused) = (weights, None);
-        } else if self.refused.as_ref() != Some(&weights) {
-            reloads.with_label_values(&["failed"]).inc();
-            error!(%weights, "a queue of new weights cannot be opened; those before them stay");
-            broken.set(1);
-            self.refused = Some(weights);
-        }
-    }
-
-    /// The queue of this name; none while it cannot be opened.
-    async fn opened(&mut self, name: &str) -> Option<Queue> {
-        let lane = self.lanes.entry(name.to_owned()).or_default();
-        if lane.queue.is_none() && lane.failures.may_try() {
-            match (self.parts.open)(name.to_owned()).await {
-                Ok(queue) => *lane = Lane { waiting: take(&mut lane.waiting), ..Lane::new(queue) },
-                Err(error) => {
-                    lane.failed();
-                    self.parts.metrics.broker_errors.with_label_values(&["open"]).inc();
-                    warn!(queue = name, %error, "the queue cannot be opened; trying again");
-                }
-            }
-        }
-        lane.queue.clone()
     }
 
     async fn receive(&mut self, stop: &CancellationToken) -> Vec<Delivery> {
         let n_held = self.leases.n_held();
-        let room = NonZeroUsize::new(self.parts.window.get().saturating_sub(n_held));
+        let room = self.window.room(n_held, self.leases.n_bytes());
         let wait = WAIT.min(self.parts.grace / 4).max(SHORT_WAIT);
         let wait = if n_held > 0 { SHORT_WAIT } else { wait };
         let may_try = self.failures.may_try() && self.records.may_try();
@@ -213,6 +178,7 @@ impl Splitter {
                 self.parts.metrics.broker_up.set(1);
                 self.parts.gate.open();
                 deliveries.iter().for_each(|delivery| self.leases.hold(delivery));
+                self.window.saw(deliveries.iter().map(|delivery| delivery.job.body.len()));
                 deliveries
             }
             Err(error) => {
@@ -251,7 +217,9 @@ impl Splitter {
                         *n_astray.entry(name.clone()).or_default() += 1;
                     }
                     let held = Held { spilled: spilled && name == chosen, before, delivery };
-                    self.lanes.entry(name).or_default().waiting.push_back(held);
+                    let lane = self.lanes.entry(name).or_default();
+                    lane.touch();
+                    lane.waiting.push_back(held);
                 }
                 Ok(Place::Answered) => self.settlements.push(delivery.ack()),
                 Err(error) => self.give_back(delivery, &error),
@@ -315,36 +283,11 @@ impl Splitter {
         let jobs = batch.iter().map(|held| as_published(&held.delivery.job)).collect();
         let Err(error) = queue.publish(jobs).await else {
             lane.failures.reset();
-            lane.is_full = false;
+            (lane.is_full, lane.refuses) = (false, false);
             lane.chunk = (lane.chunk * 2).min(CHUNK);
             return self.gone(name, batch);
         };
-        let n_jobs = batch.len();
-        let may_halve = matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) && n_jobs > 1;
-        if may_halve {
-            // Fewer may fit, or the one that cannot go is found.
-            lane.chunk = n_jobs / 2;
-        } else if error.kind() == ErrorKind::Invalid {
-            let reason = format!("queue {name} refuses the job: {error}");
-            let Some(held) = batch.into_iter().next() else { return };
-            return self.bury(held.delivery, Failure::invalid(reason)).await;
-        } else {
-            lane.failed();
-        }
-        lane.put_back(batch);
-        if error.kind() == ErrorKind::Full {
-            if !may_halve && !lane.is_full {
-                lane.is_full = true;
-                self.parts.metrics.full.with_label_values(&[name]).inc();
-                info!(queue = name, "the queue is full; its jobs wait");
-            }
-        } else if error.kind() == ErrorKind::Unavailable {
-            self.trouble("publish", &error);
-        } else if error.kind() != ErrorKind::Invalid {
-            // Of this queue alone: its jobs wait, and nothing is wrong with them.
-            self.parts.metrics.broker_errors.with_label_values(&["publish"]).inc();
-            warn!(queue = name, %error, kind = %error.kind(), "not published; trying again");
-        }
+        self.not_published(name, batch, &error).await;
     }
 
     /// Acknowledges those that may have gone there before and were answered: the queue may have

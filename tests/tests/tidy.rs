@@ -101,6 +101,7 @@ const PURE: &[&str] = &[
     "gateway/src/rate.rs",
     "gateway/src/sse.rs",
     "split/src/file.rs",
+    "split/src/splitter/window.rs",
     "split/src/weights.rs",
     "cli/src/autoscaler/behavior.rs",
     "cli/src/autoscaler/fallback.rs",

@@ -228,6 +228,7 @@ impl Jobs {
             }
         }
         depth.next_due = self.next_due(now);
+        depth.next_delayed = self.next_of(now, |entry| !entry.is_held(now));
         depth.cost = Some(cost);
         depth.ready_by_priority = Some(ready);
         depth
@@ -235,8 +236,12 @@ impl Jobs {
 
     /// The next moment at which time alone makes a job ready.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        self.next_of(now, |_| true)
+    }
+
+    fn next_of(&self, now: Timestamp, counts: impl Fn(&Entry) -> bool) -> Option<Timestamp> {
         let due = |entry: &Entry| entry.free_at().filter(|at| *at > now && !entry.job.expired(*at));
-        self.line.values().filter_map(due).min()
+        self.line.values().filter(|entry| counts(entry)).filter_map(due).min()
     }
 
     /// What is known of the job under this id.

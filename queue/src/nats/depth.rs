@@ -75,7 +75,7 @@ impl NatsQueue {
                 Place::Later(due, _) if due > now.as_millisecond() => {
                     depth.delayed += n_jobs;
                     let due = Timestamp::from_millisecond(due).unwrap_or(Timestamp::MAX);
-                    depth.next_due = Some(depth.next_due.map_or(due, |known| known.min(due)));
+                    depth.next_delayed = depth.next_delayed.into_iter().chain([due]).min();
                 }
                 Place::Lane(..) | Place::Later(..) => {}
             }
@@ -85,6 +85,7 @@ impl NatsQueue {
         depth.ready = rest.saturating_sub(depth.delayed);
         let answered = if expired > 0 { self.n_answered(&survey, &claims, now).await? } else { 0 };
         depth.dead = dead.map_or(0, |dead| dead.state.messages) + expired.saturating_sub(answered);
+        depth.next_due = depth.next_delayed;
         for claim in live() {
             if claim.deadline.is_none_or(|at| i128::from(at) * 100 > ends_at(claim.until)) {
                 let until = now + claim.until.duration_since(server_now);

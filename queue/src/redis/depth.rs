@@ -16,10 +16,10 @@ impl Calls {
         let &[ready, in_flight, delayed, dead, ref rest @ ..] = &numbers[..] else {
             return Err(garbled("depth"));
         };
-        let &[oldest, next_due, cost, high, normal, low, deadline, now, ahead, n_strangers] = rest
-        else {
+        let &[oldest, next_due, next_delayed, cost, high, normal, low, ref rest @ ..] = rest else {
             return Err(garbled("depth"));
         };
+        let &[deadline, now, ahead, n_strangers] = rest else { return Err(garbled("depth")) };
         let count = |n: i64| u64::try_from(n).unwrap_or(0);
         let moment = |at: i64| (at >= 0).then(|| value::moment(at));
         let by = ByPriority { high: count(high), normal: count(normal), low: count(low) };
@@ -31,6 +31,7 @@ impl Calls {
             dead: count(dead),
             oldest_ready: moment(oldest),
             next_due: moment(next_due),
+            next_delayed: moment(next_delayed),
             cost: (cost >= 0).then_some(cost as f64 / 1e3),
             ready_by_priority: Some(by),
             first_deadline: moment(deadline),

@@ -43,6 +43,8 @@ pub(super) fn depth(
     let cost = counters.cost + due.cost - late_ready.cost - (lapsed.cost - lapsed_alive.cost);
     let ready = count(counters.ready - late_ready.n + due.n + lapsed_alive.n);
     let deadline = soonest_deadline(db, queue, at)?;
+    let next_delayed = next_of(db, (queue, at), State::Delayed)?;
+    let next_lapse = next_of(db, (queue, at), State::Leased)?;
     Ok(Depth {
         ready,
         in_flight: count(counters.leased - lapsed.n),
@@ -54,7 +56,8 @@ pub(super) fn depth(
             .chain(lapsed_alive.oldest)
             .min()
             .map(moment),
-        next_due: next_due(db, queue, at)?.map(moment),
+        next_due: next_delayed.into_iter().chain(next_lapse).min().map(moment),
+        next_delayed: next_delayed.map(moment),
         cost: Some(cost as f64 / 1e3),
         ready_by_priority: Some(by_priority(db, (queue, at), ready, [&due, &lapsed_alive])?),
         first_deadline: [deadline, due.deadline, lapsed_alive.deadline]
@@ -158,16 +161,18 @@ fn oldest_in_line(db: &Connection, queue: i64, now: Millis) -> Outcome<Option<Mi
 
 /// The next moment at which time alone makes a job ready.
 pub(super) fn next_due(db: &Connection, queue: i64, now: Millis) -> Outcome<Option<Millis>> {
-    let mut soonest: Option<Millis> = None;
-    for (state, index) in [(State::Delayed, "jobs_delayed"), (State::Leased, "jobs_leased")] {
-        let sql = format!(
-            "SELECT due FROM jobs INDEXED BY {index}
-             WHERE queue = ?1 AND state = {} AND due > ?2
-             AND (deadline IS NULL OR deadline > due) ORDER BY due LIMIT 1",
-            state as i64
-        );
-        let next = db.prepare_cached(&sql)?.query_row((queue, now), |row| row.get(0)).optional()?;
-        soonest = soonest.into_iter().chain(next).min();
-    }
-    Ok(soonest)
+    let delayed = next_of(db, (queue, now), State::Delayed)?;
+    Ok(delayed.into_iter().chain(next_of(db, (queue, now), State::Leased)?).min())
+}
+
+/// The same of the jobs that are delayed, or of those that are leased.
+fn next_of(db: &Connection, (queue, now): (i64, Millis), state: State) -> Outcome<Option<Millis>> {
+    let index = if matches!(state, State::Delayed) { "jobs_delayed" } else { "jobs_leased" };
+    let sql = format!(
+        "SELECT due FROM jobs INDEXED BY {index}
+         WHERE queue = ?1 AND state = {} AND due > ?2
+         AND (deadline IS NULL OR deadline > due) ORDER BY due LIMIT 1",
+        state as i64
+    );
+    Ok(db.prepare_cached(&sql)?.query_row((queue, now), |row| row.get(0)).optional()?)
 }

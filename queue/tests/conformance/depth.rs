@@ -72,6 +72,7 @@ pub async fn the_next_due_moment_is_known(fixture: &dyn Fixture) {
     let is_lease = |due: Timestamp| due >= lease_ends && due <= fixture.now() + fixture.lease();
     let depth = fixture.depth_when(&queue, |depth| depth.next_due.is_some_and(is_lease)).await;
     assert!(depth.next_due.is_some_and(is_lease), "{depth:?}");
+    assert_eq!(depth.next_delayed, job.headers.not_before, "a lease is no delay");
     settle(&queue, held.retry(fixture.short(), "again")).await;
     let is_retry = |due: Timestamp| due <= fixture.now() + fixture.short();
     let depth = fixture.depth_when(&queue, |depth| depth.next_due.is_some_and(is_retry)).await;

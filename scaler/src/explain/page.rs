@@ -13,10 +13,10 @@ use ebb_queue::{ByPriority, Depth, Foreign, Source, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Explain, Object, Remembered};
+use super::{Explain, Name, Object, Remembered, one_pool};
 use crate::decision::decide;
 use crate::figures::phase_name;
-use crate::resolved::Shown;
+use crate::resolved::{Resolved, Shown};
 use crate::snapshot::Snapshot;
 use crate::view::Unknown;
 use crate::watch::Observers;
@@ -51,7 +51,7 @@ struct TriggerPage {
     foreign: Option<ForeignPage>,
     metric: Option<String>,
     options: Vec<Shown>,
-    /// What among them has less effect than it says.
+    /// What among them has less effect than it says, and who else scales on the same queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +81,7 @@ struct DepthPage {
     dead: Option<u64>,
     oldest_ready: Option<Timestamp>,
     next_due: Option<Timestamp>,
+    next_delayed: Option<Timestamp>,
     cost: Option<f64>,
     ready_by_priority: Option<ByPriority>,
     first_deadline: Option<Timestamp>,
@@ -184,12 +185,15 @@ fn wants_text(uri: &Uri, headers: &HeaderMap) -> bool {
 impl Facts {
     fn page(&self, (namespace, name): (String, String), object: &Object) -> ObjectPage {
         let now = Instant::now();
-        let triggers = object.triggers.iter().map(|trigger| self.trigger(trigger, now)).collect();
+        let own = (namespace, name);
+        let triggers = object.triggers.iter();
+        let triggers = triggers.map(|trigger| self.trigger(&own, trigger, now)).collect();
         let refused = object.refused.clone().map(|refused| Ago::of(refused, now));
+        let (namespace, name) = own;
         ObjectPage { namespace, name, triggers, refused }
     }
 
-    fn trigger(&self, remembered: &Remembered, now: Instant) -> TriggerPage {
+    fn trigger(&self, own: &Name, remembered: &Remembered, now: Instant) -> TriggerPage {
         let Remembered { resolved, .. } = remembered;
         let named = resolved.hidden().is_none();
         let foreign = match &resolved.place.source {
@@ -208,7 +212,7 @@ impl Facts {
             foreign,
             metric: named.then(|| resolved.trigger.metric_name()),
             options: resolved.options.clone(),
-            warning: resolved.trigger.warning(),
+            warning: self.warning(own, resolved),
             seen,
             unknown,
             told: ToldPage {
@@ -218,6 +222,13 @@ impl Facts {
                 pushed: remembered.pushed.map(|said| Ago::of(said, now)),
             },
         }
+    }
+
+    fn warning(&self, own: &Name, resolved: &Resolved) -> Option<String> {
+        let rivals = self.explain.rivals(own, &resolved.place);
+        let shared = (!rivals.is_empty()).then(|| one_pool(&rivals));
+        let all: Vec<String> = resolved.trigger.warning().into_iter().chain(shared).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     fn seen(&self, remembered: &Remembered, now: Instant) -> Result<Seen, Unknown> {
@@ -253,6 +264,7 @@ impl DepthPage {
             dead: is_ours.then_some(depth.dead),
             oldest_ready: depth.oldest_ready,
             next_due: depth.next_due,
+            next_delayed: depth.next_delayed,
             cost: depth.cost,
             ready_by_priority: depth.ready_by_priority,
             first_deadline: depth.first_deadline,

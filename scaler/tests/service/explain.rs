@@ -77,6 +77,24 @@ async fn what_has_less_effect_than_it_says_is_explained() {
 }
 
 #[tokio::test]
+async fn two_objects_that_scale_on_one_queue_are_explained() {
+    let kit = Kit::start(args()).await;
+    publish(&kit.queue(), 1).await;
+    let (one, mut other) = (object(&[]), object(&[]));
+    other.name = "reranker".to_owned();
+    assert!(kit.is_active(&one).await.unwrap());
+    let alone = json(&kit, "/explain/ml/encoder").await;
+    assert!(alone["triggers"][0].get("warning").is_none(), "{alone}");
+    assert!(kit.is_active(&other).await.unwrap());
+    for (name, of) in [("encoder", "ml/reranker"), ("reranker", "ml/encoder")] {
+        let told = json(&kit, &format!("/explain/ml/{name}")).await;
+        let warning = told["triggers"][0]["warning"].as_str().unwrap();
+        assert!(warning.contains(&format!("the same queue scales {of}:")), "{told}");
+    }
+    kit.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_that_came_from_an_environment_is_explained() {
     let kit = Kit::start(args()).await;
     let object = object(&[("queueFromEnv", "hunter2"), ("jobsPerReplicaFromEnv", "4242")]);

@@ -7,7 +7,7 @@ use ebb_scaler::ScalerArgs;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::kit::{Kit, Mood, args, object, publish, said};
+use crate::kit::{Kit, Mood, args, object, page_says, publish, said};
 
 /// Waits until the observer has let go of the broken queue.
 async fn noticed(kit: &Kit) {
@@ -33,6 +33,19 @@ async fn the_last_known_good_counts_for_a_while_then_the_truth_is_unavailable() 
         }
     }
     assert!(answers > 0, "the last known good was not used");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_before_it_is_answered_is_measured() {
+    let kit = Kit::start(args()).await;
+    kit.broker.feel(Mood::Hung);
+    let mut request = tonic::Request::new(object(&[]));
+    request.set_timeout(Duration::from_millis(300));
+    let given_up = kit.client.clone().is_active(request).await.unwrap_err();
+    assert_ne!(given_up.code(), Code::Unavailable, "it was not answered: {given_up}");
+    let line = "scaler_request_seconds_count{code=\"Cancelled\",method=\"IsActive\"} 1";
+    page_says(kit.http, "/metrics", line).await;
     kit.stop().await;
 }
 

@@ -10,7 +10,8 @@ use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_scaler::{ScalerArgs, TlsArgs};
 use hyper_util::rt::TokioIo;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, SanType,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -105,6 +106,7 @@ impl Files {
             tls_cert: Some(self.path("tls.crt")),
             tls_key: Some(self.path("tls.key")),
             tls_client_ca: ca.exists().then_some(ca),
+            tls_client_name: Vec::new(),
         };
         ScalerArgs { tls, ..args() }
     }
@@ -202,6 +204,58 @@ async fn each_client_is_let_in_or_refused_as_it_should_be() {
             assert_eq!(told, expected[at], "server {at}, client that {name}");
         }
         kit.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn of_the_clients_of_one_authority_those_are_let_in_that_are_named() {
+    const SPIFFE: &str = "spiffe://cluster.local/ns/keda/sa/keda-operator";
+    let ours = Authority::new();
+    let files = Files::new(&ours.server(Valid::Now), Some(&ours));
+    let mut args = files.args();
+    args.tls.tls_client_name = vec!["keda.example.com".to_owned(), SPIFFE.to_owned()];
+    let kit = start(args, &PLAIN).await;
+    let with = |names: &[SanType]| {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.subject_alt_names = names.to_vec();
+        // A subject is no name: whoever signs rarely looks at it.
+        params.distinguished_name.push(DnType::CommonName, "keda.example.com");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &ours.0).unwrap();
+        Identity { cert: cert.pem(), key: key.serialize_pem() }
+    };
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    let uri = |name: &str| SanType::URI(name.try_into().unwrap());
+    for (names, expected) in [
+        (vec![dns("keda.example.com")], true),
+        (vec![dns("other.example.com"), dns("KEDA.example.com")], true),
+        (vec![uri(SPIFFE)], true),
+        (vec![uri("spiffe://cluster.local/ns/team-a/sa/keda-operator")], false),
+        (vec![dns("a.keda.example.com")], false),
+        (vec![dns("*.example.com")], false),
+        (Vec::new(), false),
+    ] {
+        let client = Client { trusts: Some(&ours), shows: Some(with(&names)) };
+        assert_eq!(client.is_let_in(kit.grpc).await, expected, "{names:?}");
+    }
+    let nobody = Client { trusts: Some(&ours), shows: None };
+    assert!(!nobody.is_let_in(kit.grpc).await);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn names_of_clients_that_cannot_count_are_refused_at_the_start() {
+    let ours = Authority::new();
+    let good = ours.server(Valid::Now);
+    for (ca, name, told) in [
+        (None, "keda", "--tls-client-ca is missing"),
+        (Some(&ours), "", "--tls-client-name is empty"),
+    ] {
+        let mut args = Files::new(&good, ca).args();
+        args.tls.tls_client_name = vec![name.to_owned()];
+        let error = format!("{:#}", ebb_scaler::Scaler::bind(args).await.unwrap_err());
+        assert!(error.contains(told), "{error}");
     }
 }
 

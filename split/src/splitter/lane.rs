@@ -16,6 +16,9 @@ const PAUSES: RetryPolicy = RetryPolicy {
     cap: Duration::from_secs(2),
 };
 
+/// So many failures in a row, which take longer than a broker needs to come back, are those of one queue.
+const MANY: u32 = 10;
+
 /// Pauses before a queue that cannot be opened is tried again: each try is a connection.
 const OPENINGS: RetryPolicy = RetryPolicy { cap: Duration::from_secs(30), ..PAUSES };
 
@@ -27,7 +30,11 @@ pub(super) struct Lane {
     /// Jobs that are published together: fewer where there is little room.
     pub(super) chunk: usize,
     pub(super) is_full: bool,
+    /// It takes no jobs, for a reason other than that it is full.
+    pub(super) refuses: bool,
     pub(super) failures: Failures,
+    /// When a job or weights last named it.
+    pub(super) used: Instant,
 }
 
 /// A job that has a place to go.
@@ -49,6 +56,16 @@ impl Lane {
         batch.into_iter().rev().for_each(|held| self.waiting.push_front(held));
     }
 
+    /// A job or weights name it.
+    pub(super) fn touch(&mut self) {
+        self.used = Instant::now();
+    }
+
+    /// Whether nothing has named it for so long.
+    pub(super) fn is_idle_for(&self, span: Duration) -> bool {
+        self.used.elapsed() >= span
+    }
+
     /// It could not be opened, or not be published to.
     pub(super) fn failed(&mut self) {
         let pauses = if self.queue.is_some() { &PAUSES } else { &OPENINGS };
@@ -59,8 +76,15 @@ impl Lane {
 /// One that is still to be opened.
 impl Default for Lane {
     fn default() -> Self {
-        let (waiting, failures) = (VecDeque::new(), Failures::default());
-        Self { queue: None, waiting, chunk: CHUNK, is_full: false, failures }
+        Self {
+            queue: None,
+            waiting: VecDeque::new(),
+            chunk: CHUNK,
+            is_full: false,
+            refuses: false,
+            failures: Failures::default(),
+            used: Instant::now(),
+        }
     }
 }
 
@@ -84,6 +108,11 @@ impl Failures {
 
     pub(super) fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether a broker that was away would be back by now.
+    pub(super) fn are_many(&self) -> bool {
+        self.n >= MANY
     }
 
     pub(super) fn may_try(&self) -> bool {

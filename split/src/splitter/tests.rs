@@ -7,13 +7,14 @@ use std::time::Duration;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, Failure, FailureKind, JobId,
-    OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
+    Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, ErrorKind, Failure, FailureKind,
+    JobId, OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::metrics::QUEUES;
 use crate::weights::Share;
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -38,6 +39,7 @@ struct Scene {
     /// A queue, or the intake, that denies what it is told to deny.
     denied: Option<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
+    body_memory: usize,
     grace: Duration,
     /// How queues are opened that the first weights do not name.
     opening: Open,
@@ -62,6 +64,7 @@ impl Scene {
             faults: None,
             denied: None,
             when_full: WhenFull::Wait,
+            body_memory: 1 << 20,
             grace: Duration::from_secs(5),
             opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
@@ -130,6 +133,7 @@ impl Scene {
             by: By::Key,
             when_full: self.when_full,
             window: NonZeroUsize::new(64).unwrap(),
+            body_memory: NonZeroUsize::new(self.body_memory).unwrap(),
             grace: self.grace,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
@@ -521,6 +525,95 @@ async fn a_queue_that_denies_us_makes_no_dead_letters_and_holds_up_no_other() {
     canary.set(Faults::NONE);
     scene.until_empty().await;
     assert_eq!(scene.waiting("canary").await, 40 - n_stable);
+}
+
+/// One queue fails like this, and far more jobs than the window are for it.
+async fn fail_one_queue(kind: ErrorKind) {
+    const N: usize = 400;
+    let mut scene = Scene::new(None);
+    let failures = Faults { fail_before: 1.0, kind, ..Faults::NONE };
+    let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), failures, 1);
+    scene.denied = Some(("canary", canary.clone()));
+    scene.publish(N, |_, _| {}).await;
+    let is_stable = |nth: &usize| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable";
+    let n_stable = (0..N).filter(is_stable).count();
+    assert!(N - n_stable > 64, "more than the window are for the other");
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the others", async || scene.count("stable") == n_stable as u64).await;
+    let of_canary = |metrics: &Metrics| {
+        let refuses = metrics.refuses.with_label_values(&["canary"]).get();
+        (refuses, metrics.given_back.with_label_values(&["canary"]).get() > 0)
+    };
+    assert_eq!(of_canary(&scene.metrics), (1, true));
+    scene
+        .until("half of the window", async || scene.intake.depth().await.unwrap().in_flight <= 32)
+        .await;
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!(depth.dead, 0, "nothing is wrong with them");
+    assert_eq!(depth.ready + depth.delayed + depth.in_flight, (N - n_stable) as u64);
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(scene.waiting("canary").await, (N - n_stable) as u64);
+    scene.until("its word", async || of_canary(&scene.metrics).0 == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_refuses_more_jobs_than_may_be_held_holds_up_no_other() {
+    fail_one_queue(ErrorKind::Denied).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_does_not_answer_while_its_broker_does_holds_up_no_other() {
+    fail_one_queue(ErrorKind::Unavailable).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_jobs_than_may_be_held_for_a_queue_that_cannot_be_opened_hold_up_no_other() {
+    let mut scene = Scene::new(None);
+    let (gone, allowed, n_tries) = scene.with_one_more_queue();
+    for nth in 0..100 {
+        let id = format!("job-{nth}").parse().unwrap();
+        scene.intake.put(&JobResult::moved(id, "gone", scene.clock.now())).await.unwrap();
+    }
+    scene.publish(200, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the others", async || scene.count("stable") + scene.count("canary") == 100).await;
+    assert_eq!(scene.metrics.refuses.with_label_values(&["gone"]).get(), 1);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(n_tries.load(Relaxed) < 60, "each try is a connection");
+    allowed.store(true, Relaxed);
+    scene.until_empty().await;
+    assert_eq!(gone.depth().await.unwrap().ready, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_with_large_bodies_are_held_in_smaller_numbers() {
+    let mut scene = Scene::new(Some(0));
+    scene.body_memory = 32 << 10;
+    scene.publish(60, |_, job| job.body = vec![b'x'; 1 << 10].into()).await;
+    let _split = scene.start(&CancellationToken::new());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!((depth.in_flight, depth.ready), (32, 28), "64 by their number");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_without_a_weight_is_closed_once_nothing_is_for_it_and_opened_again_when_it_has_one()
+ {
+    let mut scene = Scene::new(None);
+    let (_, allowed, n_opened) = scene.with_one_more_queue();
+    allowed.store(true, Relaxed);
+    let (mut splitter, _) = scene.splitter();
+    let stop = CancellationToken::new();
+    scene.weights.send_replace(weights("canary=1"));
+    splitter.round(&stop).await;
+    assert_eq!(splitter.lanes.len(), 2, "a job may be on its way there");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    splitter.round(&stop).await;
+    assert_eq!(splitter.lanes.keys().collect::<Vec<_>>(), ["canary"]);
+    scene.weights.send_replace(weights("stable=1,canary=1"));
+    splitter.round(&stop).await;
+    assert_eq!((splitter.lanes.len(), n_opened.load(Relaxed)), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]

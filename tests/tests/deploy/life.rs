@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::pods::{Container, Pods, list, pods, text};
 use crate::program::{Programs, unknown};
 use crate::render::Object;
+use crate::scaling::amount;
 
 /// Time that a process needs after its grace: its last spans, and its exit.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -151,6 +152,51 @@ pub(crate) fn threads(all: &[Object]) -> Vec<String> {
                 found.push(format!(
                     "{owner}: {name}: computes with {named} threads and asks for {asked:?} processors"
                 ));
+            }
+        }
+    }
+    found
+}
+
+/// What needs its time gets it: a scaler to learn before the next is replaced, a broker to read its disk.
+pub(crate) fn patience(all: &[Object]) -> Vec<String> {
+    let mut found = Vec::new();
+    for pods in pods(all) {
+        let is_scaler = pods.containers().iter().any(|one| one.image() == "ebb-scaler");
+        let seconds = pods.owner.0["spec"]["minReadySeconds"].as_u64().unwrap_or(0);
+        if is_scaler && seconds < 60 {
+            found.push(format!("{}: its replicas are replaced at once", pods.owner));
+        }
+        for container in pods.containers() {
+            let probe = &container.value["startupProbe"];
+            let number = |field: &str| probe[field].as_u64().unwrap_or(10);
+            let keeps = list(&pods.owner.0, "/spec/volumeClaimTemplates");
+            if !keeps.is_empty() && number("periodSeconds") * number("failureThreshold") < 600 {
+                found.push(format!("{}: has no time to read its disk", pods.owner));
+            }
+        }
+    }
+    found
+}
+
+/// Bodies that are held have room beside all else, however often they are held at once.
+pub(crate) fn bodies(all: &[Object]) -> Vec<String> {
+    const TIMES: f64 = 4.0;
+    let mut found = Vec::new();
+    for pods in pods(all) {
+        for container in pods.containers() {
+            let prefix = match text(container.value, "/args/0") {
+                "split" => "EBB_SPLIT",
+                "gateway" => "EBB_GATEWAY",
+                _ => continue,
+            };
+            let (owner, name) = (pods.owner, format!("{prefix}_BODY_MEMORY"));
+            let environment = container.environment(&pods, all);
+            let held = environment.get(&name).and_then(|bytes| bytes.parse::<f64>().ok());
+            let limit = amount(&container.value["resources"]["limits"]["memory"]);
+            match held.zip(limit) {
+                Some((held, limit)) if held * TIMES <= limit => {}
+                _ => found.push(format!("{owner}: {name} leaves no room beside {held:?} bytes")),
             }
         }
     }

@@ -66,6 +66,7 @@ fn objects_find_each_other() {
     assert_none("an object stands once, where it belongs", each(all, rules::places));
     assert_none("what an object names is there", each(all, rules::references));
     assert_none("selectors mean pods, ports are theirs", each(all, rules::selectors));
+    assert_none("KEDA's certificate is let in", each(all, rules::certificates));
 }
 
 #[test]
@@ -92,6 +93,8 @@ fn our_programs_know_what_they_are_told_and_answer_what_they_are_asked() {
     assert_none("variables, flags and probes are ours", each(all, |o| life::life(o, &programs)));
     assert_none("probes look at ports", each(all, life::ports));
     assert_none("threads are as many as processors", each(all, life::threads));
+    assert_none("bodies have room", each(all, life::bodies));
+    assert_none("what needs time has it", each(all, life::patience));
     let version = env!("CARGO_PKG_VERSION");
     assert_none("images are of this version", each(all, |o| life::images(o, version)));
 }

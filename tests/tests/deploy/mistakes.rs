@@ -14,10 +14,13 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
         rules::places,
         rules::references,
         rules::selectors,
+        rules::certificates,
         hardening::hardening,
         hardening::roles,
         life::ports,
         life::threads,
+        life::bodies,
+        life::patience,
         network::network,
         models::models,
         models::versions,
@@ -105,6 +108,13 @@ fn mistakes() -> Vec<Mistake> {
             json!("privileged"),
             "its namespace enforces",
         ),
+        (SCALER, "/spec/minReadySeconds", Value::Null, "its replicas are replaced at once"),
+        (
+            "StatefulSet nats/nats",
+            at("/startupProbe/failureThreshold"),
+            json!(120),
+            "has no time to read its disk",
+        ),
         ("Role ebb-workers/ebb-worker", "/rules/0/verbs", json!(["patch", "*"]), "allows"),
         (WORKER, at("/resources/limits/memory"), Value::Null, "resources.limits.memory is missing"),
         // The network.
@@ -153,14 +163,14 @@ fn mistakes() -> Vec<Mistake> {
         ),
         (WORKER, "/spec/replicas", json!(1), "sets replicas"),
         ("PriorityClass ebb-worker", "/value", json!(2_000_000), "goes before"),
+        ("PriorityClass ebb-worker", "/value", json!(1000), "may put out what has no class"),
+        ("PriorityClass ebb-worker", "/value", json!(-11), "no node is made for it"),
     ]
 }
 
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
-    const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
-    const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
     match overlay {
         "overlays/nats-cpu" => mistakes(),
         "overlays/nats-gpu-scaledjob" => vec![
@@ -177,53 +187,112 @@ fn mistakes_in(overlay: &str) -> Vec<Mistake> {
             (POOL, "/spec/cooldownPeriod", json!(600), "warns of its cooldownPeriod"),
             (POOL, "/spec/pollingInterval", json!(15), "warns of its pollingInterval"),
         ],
-        "overlays/nats-gpu-canary" => vec![
-            (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
-            (
-                CANARY,
-                "/spec/template/spec/initContainers/0/env/0/value",
-                json!("v1/minilm"),
-                "nothing brings",
-            ),
-            (
-                "ConfigMap ebb-workers/ebb-worker-canary",
-                "/data/EBB_MODEL",
-                json!("/models/v2/all-MiniLM-L12-v2"),
-                "its versions have several names",
-            ),
-            (
-                "NetworkPolicy ebb-workers/worker-to-hub",
-                "/spec/podSelector",
-                json!({"matchLabels": {"app.kubernetes.io/name": "ebb-worker"}}),
-                "no policy lets it to the hub",
-            ),
-        ],
+        "overlays/warm-pool-placeholder" => {
+            vec![("PriorityClass ebb-placeholder", "/value", json!(-5), "goes before")]
+        }
+        "overlays/nats-gpu-canary" => mistakes_of_a_canary(),
+        "overlays/nats-gpu-mtls" => mistakes_of_certificates(),
         "overlays/nats-gpu-gateway" => mistakes_of_a_gateway(),
-        "overlays/with-components-istio" => vec![
+        "overlays/rabbitmq-gpu-gateway" => vec![
             (
-                "NetworkPolicy ebb/scaler-to-istiod",
+                "NetworkPolicy ebb/gateway-to-redis",
                 "",
                 Value::Null,
-                "lets it to istio-system:15012",
-            ),
-            (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
-            (MESH, "/spec/mtls/mode", json!("PERMISSIVE"), "calls need no certificate"),
-            (MESH, "", Value::Null, "the mesh takes whoever comes"),
-            (
-                "AuthorizationPolicy ebb/ebb-scaler",
-                "/spec/rules/2/to/0/operation/paths/0",
-                json!("/*"),
-                "opens other pages than /metrics",
+                "no policy lets it to redis:6379",
             ),
             (
-                "VirtualService ebb/ebb-scaler",
-                "/spec/http/0/timeout",
-                json!("0s"),
-                "cuts streams off",
+                "ExternalSecret ebb/ebb-broker",
+                "/spec/data/1/secretKey",
+                json!("result-password"),
+                "has no `results-password`",
             ),
         ],
+        "overlays/with-components-istio" => mistakes_of_a_mesh(),
         _ => Vec::new(),
     }
+}
+
+fn mistakes_of_a_canary() -> Vec<Mistake> {
+    const CANARY: &str = "Deployment ebb-workers/ebb-worker-canary";
+    vec![
+        (
+            "Deployment ebb-workers/ebb-split",
+            "/spec/template/spec/priorityClassName",
+            Value::Null,
+            "may be put out by anything",
+        ),
+        (
+            "Deployment ebb-workers/ebb-split",
+            "/spec/template/spec/containers/0/resources/limits/memory",
+            json!("128Mi"),
+            "leaves no room beside",
+        ),
+        (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
+        (
+            CANARY,
+            "/spec/template/spec/initContainers/0/env/0/value",
+            json!("v1/minilm"),
+            "nothing brings",
+        ),
+        (
+            "ConfigMap ebb-workers/ebb-worker-canary",
+            "/data/EBB_MODEL",
+            json!("/models/v2/all-MiniLM-L12-v2"),
+            "its versions have several names",
+        ),
+        (
+            "NetworkPolicy ebb-workers/worker-to-hub",
+            "/spec/podSelector",
+            json!({"matchLabels": {"app.kubernetes.io/name": "ebb-worker"}}),
+            "no policy lets it to the hub",
+        ),
+    ]
+}
+
+fn mistakes_of_a_mesh() -> Vec<Mistake> {
+    const MESH: &str = "PeerAuthentication ebb/ebb-scaler";
+    const ROUTES: &str = "VirtualService ebb/ebb-scaler";
+    const OUTLIERS: &str = "DestinationRule ebb/ebb-scaler";
+    vec![
+        ("NetworkPolicy ebb/scaler-to-istiod", "", Value::Null, "lets it to istio-system:15012"),
+        (MESH, "/spec/portLevelMtls", Value::Null, "the mesh keeps Prometheus out"),
+        (MESH, "/spec/mtls/mode", json!("PERMISSIVE"), "calls need no certificate"),
+        (MESH, "", Value::Null, "the mesh takes whoever comes"),
+        (
+            "AuthorizationPolicy ebb/ebb-scaler",
+            "/spec/rules/2/to/0/operation/paths/0",
+            json!("/*"),
+            "opens other pages than /metrics",
+        ),
+        (ROUTES, "/spec/http/0/timeout", json!("0s"), "cuts streams off"),
+        (ROUTES, "/spec/http/1/retries/perTryTimeout", json!("1s"), "a first answer only 1s"),
+        (
+            OUTLIERS,
+            "/spec/trafficPolicy/outlierDetection/consecutiveGatewayErrors",
+            json!(5),
+            "out for",
+        ),
+        (
+            OUTLIERS,
+            "/spec/trafficPolicy/outlierDetection/splitExternalLocalOriginErrors",
+            Value::Null,
+            "takes answers for failures",
+        ),
+    ]
+}
+
+fn mistakes_of_certificates() -> Vec<Mistake> {
+    const CLIENT: &str = "Certificate keda/ebb-scaler-client";
+    vec![
+        (CLIENT, "/spec/dnsNames", Value::Null, "is the name that is let in"),
+        (CLIENT, "/spec/secretName", json!("other"), "is the name that is let in"),
+        (
+            SCALER,
+            "/spec/template/spec/containers/0/env/3/name",
+            json!("EBB_SCALER_TLS_CLIENTS"),
+            "lets in whoever has a certificate",
+        ),
+    ]
 }
 
 fn mistakes_of_a_gateway() -> Vec<Mistake> {
@@ -236,6 +305,7 @@ fn mistakes_of_a_gateway() -> Vec<Mistake> {
             "Deployment ebb/ebb-gateway: no policy lets it to nats:4222",
         ),
         ("ConfigMap ebb/ebb-gateway", "/data/gateway.toml", json!(""), "no broker is named"),
+        (GATEWAY, "/spec/template/spec/priorityClassName", Value::Null, "be put out by anything"),
         (GATEWAY, "/spec/template/spec/terminationGracePeriodSeconds", json!(29), "cuts a grace"),
         (
             GATEWAY,

@@ -165,6 +165,7 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
     found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
     found.extend(every.iter().flat_map(|pods| names(all, pods)));
     found.extend(all.iter().flat_map(streams));
+    found.extend(all.iter().flat_map(patience));
     found
 }
 
@@ -257,6 +258,31 @@ fn streams(object: &Object) -> Vec<String> {
     limited
         .map(|route| format!("{object}: cuts streams off: timeout {}", route["timeout"]))
         .collect()
+}
+
+/// A scaler that tells of its broker's outage is well, and is given the time that its first look at a
+/// queue takes.
+fn patience(object: &Object) -> Vec<String> {
+    const FIRST_ANSWER_SECONDS: f64 = 3.0;
+    let mut found = Vec::new();
+    if let Some(outliers) = object.0.pointer("/spec/trafficPolicy/outlierDetection") {
+        let counts = |field: &str| outliers.get(field).is_none_or(|errors| *errors != 0);
+        if counts("consecutiveGatewayErrors") || counts("consecutive5xxErrors") {
+            found.push(format!("{object}: puts a scaler out for what it says of its broker"));
+        }
+        if outliers["splitExternalLocalOriginErrors"] != true {
+            found.push(format!("{object}: takes answers for failures of the connection"));
+        }
+    }
+    for route in list(&object.0, "/spec/http") {
+        for limit in ["/timeout", "/retries/perTryTimeout"].map(|at| text(route, at)) {
+            let seconds = limit.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
+            if seconds.is_some_and(|seconds| seconds < FIRST_ANSWER_SECONDS) {
+                found.push(format!("{object}: gives a first answer only {limit}"));
+            }
+        }
+    }
+    found
 }
 
 /// The port of the pods behind a port of a Service.

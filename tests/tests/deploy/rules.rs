@@ -277,6 +277,36 @@ fn secrets(all: &[Object], object: &Object) -> Vec<String> {
     missing.map(words).collect()
 }
 
+/// A scaler that asks for certificates lets in by its name the one that KEDA shows, and no other.
+pub(crate) fn certificates(all: &[Object]) -> Vec<String> {
+    let mut found = Vec::new();
+    for pods in pods(all) {
+        for container in pods.containers() {
+            let environment = container.environment(&pods, all);
+            if !environment.contains_key("EBB_SCALER_TLS_CLIENT_CA") {
+                continue;
+            }
+            let let_in = environment.get("EBB_SCALER_TLS_CLIENT_NAME");
+            let Some(let_in) = let_in else {
+                found.push(format!("{}: lets in whoever has a certificate", pods.owner));
+                continue;
+            };
+            let shown = all.iter().filter(|one| one.kind() == "ClusterTriggerAuthentication");
+            let shown = shown.flat_map(|one| list(&one.0, "/spec/secretTargetRef"));
+            let shown = shown.filter(|one| text(one, "/parameter") == "tlsClientCert");
+            let shown: BTreeSet<&str> = shown.map(|one| text(one, "/name")).collect();
+            for certificate in all.iter().filter(|one| one.kind() == "Certificate") {
+                let names = list(&certificate.0, "/spec/dnsNames");
+                let has_name = names.iter().any(|name| *name == **let_in);
+                if has_name != shown.contains(certificate.text("/spec/secretName")) {
+                    found.push(format!("{certificate}: `{let_in}` is the name that is let in"));
+                }
+            }
+        }
+    }
+    found
+}
+
 /// Selectors mean pods that are there, and ports are ports of theirs.
 pub(crate) fn selectors(all: &[Object]) -> Vec<String> {
     let pods = pods(all);

@@ -63,6 +63,7 @@ pub(crate) fn scaling(all: &[Object]) -> Vec<String> {
         }
     }
     found.extend(room(all));
+    found.extend(precedence(all));
     found.extend(reserve(all));
     found
 }
@@ -104,7 +105,7 @@ fn of_jobs(all: &[Object], object: &Object) -> Vec<String> {
 }
 
 /// An amount as Kubernetes writes it.
-fn amount(value: &Value) -> Option<f64> {
+pub(crate) fn amount(value: &Value) -> Option<f64> {
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -164,28 +165,52 @@ fn room(all: &[Object]) -> Vec<String> {
     found
 }
 
-/// A placeholder goes before any worker, and leaves one the room.
+/// The value of the class of pods; those without one are at 0.
+fn priority(all: &[Object], pods: &Pods<'_>) -> i64 {
+    let class = text(pods.spec, "/priorityClassName");
+    let class = all.iter().find(|one| one.is("PriorityClass", "", class));
+    class.map_or(0, |class| class.0["value"].as_i64().unwrap_or(0))
+}
+
+/// Workers go after all that has no class, since it is anybody's; what stands between people and
+/// workers goes before it, and the scaler before that.
+fn precedence(all: &[Object]) -> Vec<String> {
+    const ORDER: [&[&str]; 4] =
+        [&["ebb-placeholder"], &["ebb-worker"], &["ebb-gateway", "ebb-split"], &["ebb-scaler"]];
+    let every = pods(all);
+    let ranked = |pods: &Pods<'_>| {
+        let of = |names: &&[&str]| names.iter().any(|name| pods.owner.name().starts_with(name));
+        ORDER.iter().position(of)
+    };
+    let mut found = Vec::new();
+    for (pods, rank) in every.iter().filter_map(|pods| Some((pods, ranked(pods)?))) {
+        let value = priority(all, pods);
+        let is_worker = rank < 2;
+        if is_worker && value >= 0 {
+            found.push(format!("{}: may put out what has no class", pods.owner));
+        }
+        if !is_worker && value <= 0 {
+            found.push(format!("{}: may be put out by anything", pods.owner));
+        }
+        // What is lower is expendable to a cluster autoscaler.
+        if value < -10 {
+            found.push(format!("{}: no node is made for it", pods.owner));
+        }
+        let higher = every.iter().filter(|other| ranked(other).is_some_and(|its| its > rank));
+        for other in higher.filter(|other| priority(all, other) <= value) {
+            found.push(format!("{}: goes before {}", pods.owner, other.owner));
+        }
+    }
+    found
+}
+
+/// A placeholder leaves a worker the room.
 fn reserve(all: &[Object]) -> Vec<String> {
     let every = pods(all);
-    let value = |pods: &Pods<'_>| {
-        let class = text(pods.spec, "/priorityClassName");
-        let class = all.iter().find(|one| one.is("PriorityClass", "", class));
-        class.map_or(0, |class| class.0["value"].as_i64().unwrap_or(0))
-    };
     let named =
         |name: &'static str| every.iter().filter(move |pods| pods.owner.name().starts_with(name));
     let mut found = Vec::new();
-    for (low, high) in [("ebb-placeholder", "ebb-worker"), ("ebb-worker", "ebb-scaler")] {
-        for (low, high) in named(low).flat_map(|low| named(high).map(move |high| (low, high))) {
-            if value(low) >= value(high) {
-                found.push(format!("{}: goes before {}", low.owner, high.owner));
-            }
-        }
-    }
     for placeholder in named("ebb-placeholder") {
-        if value(placeholder) < -10 {
-            found.push(format!("{}: no node is made for it", placeholder.owner));
-        }
         for worker in named("ebb-worker") {
             let holds = takes(placeholder);
             for (name, each) in takes(worker) {

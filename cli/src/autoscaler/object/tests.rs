@@ -79,6 +79,7 @@ impl World {
             in_flight: self.in_flight(),
             delayed: self.delayed.len() as u64,
             next_due,
+            next_delayed: next_due,
             ..Depth::empty(now)
         };
         let workers = self.pods.iter().enumerate().map(|(n, pod)| WorkerStatus {

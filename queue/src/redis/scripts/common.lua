@@ -647,11 +647,12 @@ local function tally()
   }
 end
 
--- The next moment at which time alone makes a job ready.
+-- The next moment at which time alone makes a job ready, and the same of delays alone.
 local function next_due()
   local after = '(' .. whole(now)
   local soonest = redis.call('ZRANGE', key('delayed'), after, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   soonest = tonumber(soonest[2])
+  local next_delayed = soonest
   local loan = redis.call('ZRANGE', key('loan_ends'), after, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   loan = tonumber(loan[2])
   if loan and not (soonest and soonest < loan) then soonest = loan end
@@ -660,11 +661,11 @@ local function next_due()
   while true do
     local ids = redis.call('ZRANGE', key('leased'), after, '+inf', 'BYSCORE', 'LIMIT', from, n)
     for _, job in ipairs(load_jobs(ids)) do
-      if soonest and soonest <= job.u then return soonest end
+      if soonest and soonest <= job.u then return soonest, next_delayed end
       -- One that dies before its lease ends comes back to nobody.
-      if not job.d or job.d > job.u then return job.u end
+      if not job.d or job.d > job.u then return job.u, next_delayed end
     end
-    if #ids < n then return soonest end
+    if #ids < n then return soonest, next_delayed end
     from, n = from + n, 100
   end
 end

@@ -122,8 +122,9 @@ sooner_in_line('deadlines')
 sooner_in_line('answered')
 
 high, normal, low = unpack(by_priority)
+local due, next_delayed = next_due()
 return {
-  depth.ready + depth.strangers, depth.held, depth.delayed, depth.dead, oldest or -1, next_due() or -1, cost,
+  depth.ready + depth.strangers, depth.held, depth.delayed, depth.dead, oldest or -1, due or -1, next_delayed or -1, cost,
   high, normal, low, first_deadline or -1, now, server_now - now, depth.strangers,
   strangers(tonumber(ARGV[2])),
 }
