@@ -97,7 +97,9 @@ struct WorkerCommand {
 fn after_help() -> String {
     let logs = "Logs begin at `warn`, for `ebb worker`, `ebb scaler`, `ebb split` and `ebb gateway` at \
                 `info`.";
-    format!("{EXIT_CODES}\n\n{logs}")
+    let spans =
+        "A SPAN or TIME is such as 250ms, 30s, 5m, 1h30m or 1d; a number alone is of seconds.";
+    format!("{EXIT_CODES}\n\n{logs}\n\n{spans}")
 }
 
 /// Runs a command to its end.

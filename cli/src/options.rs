@@ -155,7 +155,7 @@ pub(crate) fn data_directory() -> Result<PathBuf> {
     Ok(found.data_dir().to_owned())
 }
 
-/// Reads a span of time such as `250ms`, `15s` or `5m`.
+/// Reads a span of time such as `250ms`, `15s`, `5m`, or plain seconds.
 ///
 /// # Errors
 /// When it is not one, or longer than a day.
@@ -163,7 +163,7 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
     const DAY: Duration = Duration::from_secs(86_400);
     read_span(text)
         .filter(|span| *span <= DAY)
-        .ok_or_else(|| "use a number with a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
+        .ok_or_else(|| "use seconds, or a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
 }
 
 /// The same, but not zero: for intervals.
@@ -199,10 +199,12 @@ mod tests {
 
     #[test]
     fn spans_are_read_with_their_unit() {
-        for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("0s", 0)] {
+        for (text, millis) in
+            [("250ms", 250), ("15s", 15_000), ("15", 15_000), ("5m", 300_000), ("0s", 0)]
+        {
             assert_eq!(parse_span(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["15", "", "-1s", "2d2d", "25h", "soon"] {
+        for text in ["", "-1s", "2d2d", "25h", "soon"] {
             let told = parse_span(text).expect_err(text);
             assert!(told.contains("such as 250ms"), "{told}");
         }

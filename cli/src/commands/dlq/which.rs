@@ -63,7 +63,7 @@ fn parse_kinds() -> impl TypedValueParser<Value = FailureKind> {
 
 /// As many hours as one may want to look back.
 fn parse_age(text: &str) -> Result<Duration, String> {
-    read_span(text).ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
+    read_span(text).ok_or_else(|| "use seconds, or a unit, such as 15s, 90m or 36h".to_owned())
 }
 
 impl Filter {
