@@ -215,11 +215,13 @@ mod tests {
     #[tokio::test]
     async fn who_only_looks_makes_no_queue() {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}?queue=alerts", folder.path().join("queue.db").display());
+        let file = folder.path().join("queue.db").display().to_string();
+        let url = format!("sqlite:{file}?queue=alerts");
         let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &url]);
         let Err(error) = args.find().await else { panic!("nobody has made it") };
         let told = format!("{error:#}");
-        assert!(told.contains("no queue alerts") && told.contains("`ebb queue init`"), "{told}");
+        let remedy = format!("alerts in {file}; make it by `ebb queue init --queue '{url}'`");
+        assert!(told.contains(&remedy), "{told}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         args.open().await.unwrap();
         assert!(args.find().await.is_ok());
@@ -254,3 +256,9 @@ mod tests {
         }
     }
 }
+
+        let slip = url.replace("alerts", "alrets");
+        let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &slip]);
+        let Err(error) = args.find().await else { panic!("nobody has made it") };
+        let told = format!("{error:#}");
+        assert!(told.contains("queue.db, which has alerts; make it by"), "{told}");

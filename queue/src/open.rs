@@ -219,13 +219,21 @@ async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
 /// A queue as its broker has it.
 pub(crate) async fn open_single(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let QueueUrl { address, queue: name, behavior } = url;
+    let located = |error: Error| error.at(url);
     Ok(match address {
         Address::Sqlite { path, synchronous } => {
-            Arc::new(SqliteQueue::open(path, name, *synchronous, behavior, options).await?)
+            let opened = SqliteQueue::open(path, name, *synchronous, behavior, options).await;
+            Arc::new(opened.map_err(located)?)
         }
-        Address::Nats(nats) => Arc::new(NatsQueue::open(nats, name, behavior, options).await?),
-        Address::Redis(redis) => Arc::new(RedisQueue::open(redis, name, behavior, options).await?),
-        Address::Amqp(amqp) => Arc::new(AmqpQueue::open(amqp, name, behavior, options).await?),
+        Address::Nats(nats) => {
+            Arc::new(NatsQueue::open(nats, name, behavior, options).await.map_err(located)?)
+        }
+        Address::Redis(redis) => {
+            Arc::new(RedisQueue::open(redis, name, behavior, options).await.map_err(located)?)
+        }
+        Address::Amqp(amqp) => {
+            Arc::new(AmqpQueue::open(amqp, name, behavior, options).await.map_err(located)?)
+        }
     })
 }
 
@@ -302,14 +310,20 @@ impl QueueUrl {
     }
 
     fn write(&self, f: &mut impl fmt::Write, with_secret: WithSecret) -> fmt::Result {
-        let behavior = &self.behavior;
+        let (behavior, usual) = (&self.behavior, Behavior::default());
         self.address.write(f, with_secret)?;
         write!(f, "?queue={}", self.queue)?;
-        write!(f, "&lease={}ms", behavior.lease.as_millis())?;
-        write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
-        write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
-        if let Some(span) = behavior.dead_ttl {
-            write!(f, "&dead_ttl={}ms", span.as_millis())?;
+        let spans = [
+            ("lease", Some(behavior.lease), Some(usual.lease)),
+            ("result_ttl", Some(behavior.result_ttl), Some(usual.result_ttl)),
+            ("key_ttl", Some(behavior.key_ttl), Some(usual.key_ttl)),
+            ("dead_ttl", behavior.dead_ttl, None),
+        ];
+        // What nobody chose would only hide what somebody did.
+        for (name, span, usual) in spans {
+            if let Some(span) = span.filter(|span| Some(*span) != usual) {
+                write!(f, "&{name}={}ms", span.as_millis())?;
+            }
         }
         if let Some(limit) = behavior.max_ready {
             write!(f, "&max_ready={limit}")?;
@@ -437,6 +451,16 @@ mod tests {
             max_ready: Some(100),
         };
         assert_eq!(url.behavior, expected);
+    }
+
+    #[test]
+    fn a_url_is_shown_with_what_somebody_chose() {
+        for (text, shown) in [
+            ("sqlite:q.db?lease=30s&result_ttl=24h", "sqlite:q.db?queue=jobs"),
+            ("sqlite:q.db?lease=5s&max_ready=9", "sqlite:q.db?queue=jobs&lease=5000ms&max_ready=9"),
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), shown);
+        }
     }
 
     #[test]

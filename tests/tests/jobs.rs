@@ -479,7 +479,7 @@ fn who_only_looks_makes_no_queue() {
         let ran = workplace.ebb(args);
         assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
         assert!(ran.stderr.contains("no queue jobs in"), "{args:?}: {ran}");
-        assert!(ran.stderr.contains("`ebb queue init`"), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("by `ebb queue init --queue 'sqlite:"), "{args:?}: {ran}");
         assert!(!workplace.path("queue.db").exists(), "{args:?}");
     }
 }
