@@ -362,7 +362,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         for (line, told) in [
             ("ebb", "Usage"),
-            ("ebb enqueue", "required"),
+            ("ebb enqueue", "--file <FILE>"),
             ("ebb enqueue text --file jobs.jsonl", "cannot be used with"),
             ("ebb enqueue text --timeout 5s", "--wait"),
             ("ebb result job-1 --timeout 5s", "--follow"),

@@ -11,6 +11,7 @@ use ebb_queue::{
 };
 
 use crate::exit::usage;
+use crate::output::note;
 
 /// Where the queue is.
 #[derive(Debug, Clone, Args)]
@@ -105,16 +106,50 @@ impl QueueArgs {
     /// # Errors
     /// When nothing answers there, or it is missing and that is not allowed.
     pub(crate) async fn open_at(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
-        let payloads = self.payloads_url()?;
-        let connect_timeout = self.connect_timeout;
-        let options = || OpenOptions { connect_timeout, missing, ..OpenOptions::default() };
-        let results = match self.results_url()?.filter(|results| results != url) {
-            None => None,
-            Some(results) => {
-                let store = ebb_queue::open(&results, options()).await;
-                Some(Results(store.context("cannot open --results")?))
+        let results = self.results(url, missing).await?;
+        self.open_over(url, missing, results).await
+    }
+
+    /// The same, and says so where it had to be made: its name may have a slip in it, and then nobody
+    /// comes for what is put there.
+    ///
+    /// # Errors
+    /// When nothing answers there, or it is missing and that is not allowed.
+    pub(crate) async fn open_or_make(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
+        let results = self.results(url, missing).await?;
+        let lacks_queue =
+            |error: &anyhow::Error| error.downcast_ref().is_some_and(ebb_queue::Error::lacks_queue);
+        match self.open_over(url, Missing::Refuse, results.clone()).await {
+            Err(error) if missing == Missing::Create && lacks_queue(&error) => {
+                let made = self.open_over(url, missing, results).await?;
+                note(format!("made queue {}, which was not there", url.queue));
+                Ok(made)
             }
+            found => found,
+        }
+    }
+
+    /// The store of answers, where it is another than this queue.
+    async fn results(&self, url: &QueueUrl, missing: Missing) -> Result<Option<Results>> {
+        let Some(results) = self.results_url()?.filter(|results| results != url) else {
+            return Ok(None);
         };
+        let store = ebb_queue::open(&results, self.options(missing)).await;
+        Ok(Some(Results(store.context("cannot open --results")?)))
+    }
+
+    fn options(&self, missing: Missing) -> OpenOptions {
+        let connect_timeout = self.connect_timeout;
+        OpenOptions { connect_timeout, missing, ..OpenOptions::default() }
+    }
+
+    async fn open_over(
+        &self,
+        url: &QueueUrl,
+        missing: Missing,
+        results: Option<Results>,
+    ) -> Result<Queue> {
+        let payloads = self.payloads_url()?;
         let payloads = match payloads {
             None => None,
             Some(url) => {
@@ -123,7 +158,7 @@ impl QueueArgs {
                 Some(payloads)
             }
         };
-        let options = OpenOptions { results, payloads, ..options() };
+        let options = OpenOptions { results, payloads, ..self.options(missing) };
         ebb_queue::open(url, options).await.context("cannot open the queue")
     }
 }
@@ -225,6 +260,12 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         args.open().await.unwrap();
         assert!(args.find().await.is_ok());
+
+        let slip = url.replace("alerts", "alrets");
+        let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &slip]);
+        let Err(error) = args.find().await else { panic!("nobody has made it") };
+        let told = format!("{error:#}");
+        assert!(told.contains("queue.db, which has alerts; make it by"), "{told}");
     }
 
     #[test]
@@ -256,9 +297,3 @@ mod tests {
         }
     }
 }
-
-        let slip = url.replace("alerts", "alrets");
-        let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &slip]);
-        let Err(error) = args.find().await else { panic!("nobody has made it") };
-        let told = format!("{error:#}");
-        assert!(told.contains("queue.db, which has alerts; make it by"), "{told}");
