@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use crate::address::WithSecret;
 use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
-use crate::claim::{self, Payloads, PayloadsUrl};
+use crate::claim::{self, Payloads};
 use crate::job::parse_span;
 use crate::moved::Trail;
 use crate::nats::NatsQueue;
@@ -40,51 +40,6 @@ pub struct QueueUrl {
     pub queue: String,
     /// How the queue behaves, the same on every broker.
     pub behavior: Behavior,
-}
-
-/// A URL as somebody typed it: it may hold a password, so nobody shows it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct TypedUrl(String);
-
-impl TypedUrl {
-    /// The URL.
-    ///
-    /// # Errors
-    /// Names the flag and the remedy, and no password.
-    pub fn read(&self, flag: &str) -> Result<QueueUrl> {
-        self.parse(flag)
-    }
-
-    /// The URL of a store of payloads.
-    ///
-    /// # Errors
-    /// Names the flag and the remedy, and no key.
-    pub fn read_payloads(&self, flag: &str) -> Result<PayloadsUrl> {
-        self.parse(flag)
-    }
-
-    fn parse<T: FromStr<Err = Error>>(&self, flag: &str) -> Result<T> {
-        let named = |error: Error| Error::new(error.kind(), format!("{flag}: {error}"));
-        self.0.parse().map_err(named)
-    }
-}
-
-impl fmt::Debug for TypedUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl From<String> for TypedUrl {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&QueueUrl> for TypedUrl {
-    fn from(url: &QueueUrl) -> Self {
-        Self(url.with_secrets())
-    }
 }
 
 /// How a queue behaves, the same on every broker.
@@ -218,22 +173,18 @@ async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
 
 /// A queue as its broker has it.
 pub(crate) async fn open_single(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
+    open_there(url, options).await.map_err(|error| error.at(url))
+}
+
+async fn open_there(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let QueueUrl { address, queue: name, behavior } = url;
-    let located = |error: Error| error.at(url);
     Ok(match address {
         Address::Sqlite { path, synchronous } => {
-            let opened = SqliteQueue::open(path, name, *synchronous, behavior, options).await;
-            Arc::new(opened.map_err(located)?)
+            Arc::new(SqliteQueue::open(path, name, *synchronous, behavior, options).await?)
         }
-        Address::Nats(nats) => {
-            Arc::new(NatsQueue::open(nats, name, behavior, options).await.map_err(located)?)
-        }
-        Address::Redis(redis) => {
-            Arc::new(RedisQueue::open(redis, name, behavior, options).await.map_err(located)?)
-        }
-        Address::Amqp(amqp) => {
-            Arc::new(AmqpQueue::open(amqp, name, behavior, options).await.map_err(located)?)
-        }
+        Address::Nats(nats) => Arc::new(NatsQueue::open(nats, name, behavior, options).await?),
+        Address::Redis(redis) => Arc::new(RedisQueue::open(redis, name, behavior, options).await?),
+        Address::Amqp(amqp) => Arc::new(AmqpQueue::open(amqp, name, behavior, options).await?),
     })
 }
 
