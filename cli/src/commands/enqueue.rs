@@ -44,6 +44,7 @@ const LONG: usize = 4 * BATCH;
 #[derive(Debug, Args)]
 #[command(after_help = HELP, group = ArgGroup::new("waits").args(["wait", "follow"]).multiple(true))]
 #[command(group = ArgGroup::new("jobs").args(["texts", "file"]).required(true))]
+#[command(override_usage = USAGE)]
 pub(crate) struct EnqueueArgs {
     /// One job each: a text, or a JSON object that is the body itself; `-` reads JSON lines
     #[arg(value_name = "TEXT")]
@@ -118,6 +119,8 @@ impl EnqueueArgs {
         })
     }
 }
+
+const USAGE: &str = "ebb enqueue [OPTIONS] <TEXT>...\n       ebb enqueue [OPTIONS] --file <FILE>";
 
 const HELP: &str = r#"A JSON line is one of
   "a text"                                    the body is {"input": "a text"}
