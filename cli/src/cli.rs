@@ -31,7 +31,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Print JSON instead of words; the worker and the scaler write their logs as JSON
+    /// Print JSON instead of words; what runs until it is stopped writes its log as JSON
     // Behind the command's own flags, however many commands there are.
     #[arg(long, global = true, env = "EBB_JSON", hide_env_values = true, display_order = 900)]
     #[arg(value_parser = BoolishValueParser::new())]
@@ -54,6 +54,7 @@ enum Command {
     /// Pass jobs on to the queues of several versions by weight, or compare the versions
     Split(Box<split::SplitCommand>),
     /// Take jobs over HTTP and answer with their results, by OpenAI's API too, until SIGTERM
+    #[command(after_help = gateway::HELP)]
     Gateway(Box<GatewayArgs>),
     /// Put jobs on the queue, and wait for their results if asked to
     Enqueue(Box<enqueue::EnqueueArgs>),
@@ -78,7 +79,7 @@ enum Command {
 
 /// A worker, and who may stop it.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = WORKER_HELP)]
 struct WorkerCommand {
     #[cfg(feature = "cpu")]
     #[command(subcommand)]
@@ -94,10 +95,20 @@ struct WorkerCommand {
     stop_with_stdin: bool,
 }
 
+const WORKER_HELP: &str = "\
+Examples:
+  ebb worker --model sentinel
+  ebb worker --model sentence-transformers/all-MiniLM-L6-v2 --queue 'nats://broker?queue=embeddings'
+  ebb worker --serve embeddings=models/minilm,chat=models/smol --queue redis://broker
+  ebb worker --model models/minilm --queue 'amqp://ebb@rabbit?password_file=/run/secrets/rabbit' \\
+    --results redis://redis --no-create --listen 0.0.0.0:8080";
+
 fn after_help() -> String {
     let logs = "Logs begin at `warn`, for `ebb worker`, `ebb scaler`, `ebb split` and `ebb gateway` at \
                 `info`.";
-    format!("{EXIT_CODES}\n\n{logs}")
+    let spans =
+        "A SPAN or TIME is such as 250ms, 30s, 5m, 1h30m or 1d; a number alone is of seconds.";
+    format!("{EXIT_CODES}\n\n{logs}\n\n{spans}")
 }
 
 /// Runs a command to its end.
@@ -271,6 +282,33 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_behind_the_flags_is_shown_as_it_is_written() {
+        let mut open = vec![Cli::command()];
+        let mut n_texts = 0;
+        while let Some(command) = open.pop() {
+            let texts = [command.get_after_help(), command.get_after_long_help()];
+            for text in texts.into_iter().flatten().map(ToString::to_string) {
+                n_texts += 1;
+                let name = command.get_name();
+                // The first indent is lost, and a line that is longer is broken anywhere.
+                assert!(!text.starts_with(char::is_whitespace), "{name}: {text}");
+                for line in text.lines() {
+                    assert!(line.chars().count() <= 100, "{name}: {line}");
+                }
+            }
+            open.extend(command.get_subcommands().cloned());
+        }
+        assert!(n_texts > 20, "the walk went nowhere");
+    }
+
+    #[test]
+    fn what_runs_until_it_is_stopped_shows_examples_too() {
+        for name in ["worker", "scaler", "split", "gateway"] {
+            assert!(help(&[name]).contains("\nExamples:\n  ebb "), "{name}");
+        }
+    }
+
+    #[test]
     fn every_flag_can_be_set_from_the_environment() {
         // What a command is asked to do this once is not.
         const ONCE: [&str; 5] = [
@@ -360,7 +398,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         for (line, told) in [
             ("ebb", "Usage"),
-            ("ebb enqueue", "required"),
+            ("ebb enqueue", "--file <FILE>"),
             ("ebb enqueue text --file jobs.jsonl", "cannot be used with"),
             ("ebb enqueue text --timeout 5s", "--wait"),
             ("ebb result job-1 --timeout 5s", "--follow"),

@@ -11,6 +11,7 @@ use ebb_queue::{
 };
 
 use crate::exit::usage;
+use crate::output::note;
 
 /// Where the queue is.
 #[derive(Debug, Clone, Args)]
@@ -105,16 +106,50 @@ impl QueueArgs {
     /// # Errors
     /// When nothing answers there, or it is missing and that is not allowed.
     pub(crate) async fn open_at(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
-        let payloads = self.payloads_url()?;
-        let connect_timeout = self.connect_timeout;
-        let options = || OpenOptions { connect_timeout, missing, ..OpenOptions::default() };
-        let results = match self.results_url()?.filter(|results| results != url) {
-            None => None,
-            Some(results) => {
-                let store = ebb_queue::open(&results, options()).await;
-                Some(Results(store.context("cannot open --results")?))
+        let results = self.results(url, missing).await?;
+        self.open_over(url, missing, results).await
+    }
+
+    /// The same, and says so where it had to be made: its name may have a slip in it, and then nobody
+    /// comes for what is put there.
+    ///
+    /// # Errors
+    /// When nothing answers there, or it is missing and that is not allowed.
+    pub(crate) async fn open_or_make(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
+        let results = self.results(url, missing).await?;
+        let lacks_queue =
+            |error: &anyhow::Error| error.downcast_ref().is_some_and(ebb_queue::Error::lacks_queue);
+        match self.open_over(url, Missing::Refuse, results.clone()).await {
+            Err(error) if missing == Missing::Create && lacks_queue(&error) => {
+                let made = self.open_over(url, missing, results).await?;
+                note(format!("made queue {}, which was not there", url.queue));
+                Ok(made)
             }
+            found => found,
+        }
+    }
+
+    /// The store of answers, where it is another than this queue.
+    async fn results(&self, url: &QueueUrl, missing: Missing) -> Result<Option<Results>> {
+        let Some(results) = self.results_url()?.filter(|results| results != url) else {
+            return Ok(None);
         };
+        let store = ebb_queue::open(&results, self.options(missing)).await;
+        Ok(Some(Results(store.context("cannot open --results")?)))
+    }
+
+    fn options(&self, missing: Missing) -> OpenOptions {
+        let connect_timeout = self.connect_timeout;
+        OpenOptions { connect_timeout, missing, ..OpenOptions::default() }
+    }
+
+    async fn open_over(
+        &self,
+        url: &QueueUrl,
+        missing: Missing,
+        results: Option<Results>,
+    ) -> Result<Queue> {
+        let payloads = self.payloads_url()?;
         let payloads = match payloads {
             None => None,
             Some(url) => {
@@ -123,7 +158,7 @@ impl QueueArgs {
                 Some(payloads)
             }
         };
-        let options = OpenOptions { results, payloads, ..options() };
+        let options = OpenOptions { results, payloads, ..self.options(missing) };
         ebb_queue::open(url, options).await.context("cannot open the queue")
     }
 }
@@ -155,7 +190,7 @@ pub(crate) fn data_directory() -> Result<PathBuf> {
     Ok(found.data_dir().to_owned())
 }
 
-/// Reads a span of time such as `250ms`, `15s` or `5m`.
+/// Reads a span of time such as `250ms`, `15s`, `5m`, or plain seconds.
 ///
 /// # Errors
 /// When it is not one, or longer than a day.
@@ -163,7 +198,7 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
     const DAY: Duration = Duration::from_secs(86_400);
     read_span(text)
         .filter(|span| *span <= DAY)
-        .ok_or_else(|| "use a number with a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
+        .ok_or_else(|| "use seconds, or a unit, such as 250ms, 15s or 5m, up to 24h".to_owned())
 }
 
 /// The same, but not zero: for intervals.
@@ -199,10 +234,12 @@ mod tests {
 
     #[test]
     fn spans_are_read_with_their_unit() {
-        for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("0s", 0)] {
+        for (text, millis) in
+            [("250ms", 250), ("15s", 15_000), ("15", 15_000), ("5m", 300_000), ("0s", 0)]
+        {
             assert_eq!(parse_span(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["15", "", "-1s", "2d2d", "25h", "soon"] {
+        for text in ["", "-1s", "2d2d", "25h", "soon"] {
             let told = parse_span(text).expect_err(text);
             assert!(told.contains("such as 250ms"), "{told}");
         }
@@ -213,14 +250,22 @@ mod tests {
     #[tokio::test]
     async fn who_only_looks_makes_no_queue() {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}?queue=alerts", folder.path().join("queue.db").display());
+        let file = folder.path().join("queue.db").display().to_string();
+        let url = format!("sqlite:{file}?queue=alerts");
         let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &url]);
         let Err(error) = args.find().await else { panic!("nobody has made it") };
         let told = format!("{error:#}");
-        assert!(told.contains("no queue alerts") && told.contains("`ebb queue init`"), "{told}");
+        let remedy = format!("alerts in {file}; make it by `ebb queue init --queue '{url}'`");
+        assert!(told.contains(&remedy), "{told}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         args.open().await.unwrap();
         assert!(args.find().await.is_ok());
+
+        let slip = url.replace("alerts", "alrets");
+        let QueueCli { args } = clap::Parser::parse_from(["x", "--queue", &slip]);
+        let Err(error) = args.find().await else { panic!("nobody has made it") };
+        let told = format!("{error:#}");
+        assert!(told.contains("queue.db, which has alerts; make it by"), "{told}");
     }
 
     #[test]

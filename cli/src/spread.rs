@@ -19,6 +19,7 @@ pub(crate) struct Spread {
     records: Option<Queue>,
     queues: BTreeMap<String, Queue>,
     args: QueueArgs,
+    missing: Missing,
 }
 
 impl Spread {
@@ -26,7 +27,11 @@ impl Spread {
     ///
     /// # Errors
     /// When the shares make no sense, or nothing answers.
-    pub(crate) async fn new(args: &QueueArgs, shares: &[Share], by: By) -> Result<Option<Self>> {
+    pub(crate) async fn new(
+        (args, missing): (&QueueArgs, Missing),
+        shares: &[Share],
+        by: By,
+    ) -> Result<Option<Self>> {
         if shares.is_empty() {
             return Ok(None);
         }
@@ -40,12 +45,13 @@ impl Spread {
         let records = if keeps_records(&url) {
             let connect_timeout = args.connect_timeout;
             let moved = Moved::Show;
-            let options = OpenOptions { connect_timeout, moved, ..OpenOptions::default() };
+            let options = OpenOptions { connect_timeout, missing, moved, ..OpenOptions::default() };
             Some(ebb_queue::open(&url, options).await.context("cannot open the queue")?)
         } else {
             None
         };
-        let mut spread = Self { weights, by, records, queues: BTreeMap::new(), args: args.clone() };
+        let (queues, args) = (BTreeMap::new(), args.clone());
+        let mut spread = Self { weights, by, records, queues, args, missing };
         let names: Vec<String> = spread.weights.queues().map(str::to_owned).collect();
         for name in names {
             let queue = spread.open(&name).await?;
@@ -64,7 +70,7 @@ impl Spread {
 
     async fn open(&self, name: &str) -> Result<Queue> {
         let url = self.args.url()?.with_queue(name)?;
-        let opened = self.args.open_at(&url, Missing::Create).await;
+        let opened = self.args.open_or_make(&url, self.missing).await;
         opened.with_context(|| format!("queue {name}"))
     }
 

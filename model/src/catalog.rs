@@ -50,6 +50,11 @@ impl std::fmt::Display for ModelKind {
 /// Says from `config.json` which code runs the model in this directory.
 pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
     let path = dir.join("config.json");
+    if !path.exists() {
+        let what = "has no config.json; name a directory in the layout of Hugging Face, such as \
+                    `ebb model pull` prints";
+        return Err(LoadError::malformed(dir, what));
+    }
     let fields = Fields::read(&path)?;
     match fields.text(&["model_type"])? {
         Some(sentinel::MODEL_TYPE) => Ok(ModelKind::Sentinel),
@@ -308,6 +313,8 @@ mod tests {
     #[test]
     fn a_model_is_recognised_or_named_with_what_is_known() {
         let dir = tempfile::tempdir().unwrap();
+        let told = recognise(dir.path()).unwrap_err().to_string();
+        assert!(told.contains("has no config.json; name a directory"), "{told}");
         let check = |config: &str| {
             std::fs::write(dir.path().join("config.json"), config).unwrap();
             recognise(dir.path()).map_err(|error| error.to_string())

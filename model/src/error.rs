@@ -151,11 +151,12 @@ impl LoadError {
 }
 
 fn hint(path: &Path) -> &'static str {
-    let is_missing_weights =
-        path.file_name().is_some_and(|name| name == "model.safetensors") && !path.exists();
-    if is_missing_weights {
-        "; weights are read from safetensors only, convert other formats first"
-    } else {
-        ""
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name.filter(|_| !path.exists()) {
+        Some("model.safetensors") => {
+            "; weights are read from safetensors only, convert other formats first"
+        }
+        Some("tokenizer.json") => "; a model of texts needs it, save it beside the weights",
+        _ => "",
     }
 }

@@ -109,10 +109,10 @@ fn a_bad_item_fails_alone_and_says_what_to_send() {
         assert!((score - alone.score).abs() < 1e-4, "{score} {}", alone.score);
     }
     for (place, says) in [
-        (0, "vibration has 31 readings; send 32 to 4096"),
+        (0, "readings has 31 of vibration; send 32 to 4096"),
         (2, "pressure has 33 readings, vibration has 32; send as many of each"),
-        (3, "temperature[3] is not a finite number"),
-        (4, "vibration has 0 readings"),
+        (3, "readings[3]: temperature is not a finite number"),
+        (4, "readings has 0 of vibration"),
         (5, "output is not finite"),
     ] {
         let error = results[place].as_ref().expect_err(says).to_string();

@@ -8,10 +8,12 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 /// A point in time, to the millisecond where it is stored.
 pub type Timestamp = jiff::Timestamp;
 
-/// Reads a span of time with its units, such as `250ms`, `1h30m` or `1d`, if it is one: as flags and
-/// options have them.
+/// Reads a span of time, if it is one: plain seconds, or with its units, such as `250ms`, `1h30m` or
+/// `1d`. Flags, headers and options all have it so.
 #[must_use]
 pub fn read_span(text: &str) -> Option<Duration> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let text = &if is_plain { format!("{text}s") } else { text.to_owned() };
     let span: Result<SignedDuration, jiff::Error> = text.parse().or_else(|_| {
         // To a calendar not all days are of one length.
         let span: Span = text.parse()?;
@@ -26,7 +28,7 @@ pub fn read_span(text: &str) -> Option<Duration> {
 ///
 /// What is no such span is told with what would be one.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
-    let remedy = "use a number with a unit, such as 250ms, 5s or 5m";
+    let remedy = "use seconds, or a number with a unit, such as 250ms, 5s or 5m";
     read_span(text).ok_or_else(|| remedy.to_owned())
 }
 
@@ -81,11 +83,15 @@ mod tests {
             ("1d", 86_400.0),
             ("2d 12h", 216_000.0),
             ("0s", 0.0),
+            ("90", 90.0),
+            ("1.5", 1.5),
             ("9223372036854775807s", 9_223_372_036_854_775_807.0),
         ] {
             assert_eq!(read_span(text).map(|span| span.as_secs_f64()), Some(seconds), "{text}");
         }
-        for text in ["", "90", "-5s", "-1d", "1 month", "1y", "soon", "9223372036854775808s"] {
+        for text in
+            ["", ".", "1.2.3", "-5", "-5s", "-1d", "1 month", "1y", "soon", "9223372036854775808s"]
+        {
             assert_eq!(read_span(text), None, "{text}");
         }
     }

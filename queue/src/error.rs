@@ -10,6 +10,7 @@ pub struct Error {
     kind: ErrorKind,
     context: String,
     is_in_doubt: bool,
+    lacks_queue: bool,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -63,7 +64,8 @@ impl std::fmt::Display for ErrorKind {
 impl Error {
     /// An error with the words to tell it.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), is_in_doubt: false, source: None }
+        let context = context.into();
+        Self { kind, context, is_in_doubt: false, lacks_queue: false, source: None }
     }
 
     /// The same, with what caused it.
@@ -88,6 +90,29 @@ impl Error {
     pub(crate) fn and(mut self, words: impl std::fmt::Display) -> Self {
         self.context = format!("{}; {words}", self.context);
         self
+    }
+
+    /// The same, where it is a queue that is missing; the words end with how it is made.
+    #[must_use]
+    pub(crate) fn of_no_queue(mut self) -> Self {
+        self.lacks_queue = true;
+        self
+    }
+
+    /// The same to whoever opened the queue at this address: what makes it there, ready to be typed.
+    #[must_use]
+    pub(crate) fn at(mut self, url: &crate::QueueUrl) -> Self {
+        if self.lacks_queue {
+            let remedy = format!("`ebb queue init --queue '{url}'`");
+            self.context = self.context.replace("`ebb queue init`", &remedy);
+        }
+        self
+    }
+
+    /// Whether the broker has answered that it has no such queue, and we may not make it.
+    #[must_use]
+    pub fn lacks_queue(&self) -> bool {
+        self.lacks_queue
     }
 
     /// Whether the one job that was published, or all of them where the broker stores all or none, may be

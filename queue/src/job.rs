@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result, Timestamp, header};
+use crate::{Error, ErrorKind, Result, Timestamp, header, read_span};
 
 /// What the body is when nobody says.
 pub const JSON: &str = "application/json";
@@ -311,26 +311,16 @@ fn parse_moment(name: &str, value: &str) -> Result<Timestamp> {
         .map_err(|_| invalid(name, value, "use RFC 3339 with a zone, such as 2030-01-31T12:00:00Z"))
 }
 
-/// Parses `250ms`, `30s`, `5m`, `2h`, `1d` or plain seconds.
+/// Parses a span of time as [`read_span`] reads it, of at most ten years.
 pub(crate) fn parse_span(name: &str, value: &str) -> Result<Duration> {
-    let remedy = "use a number with a unit of ms, s, m, h or d, such as 30s";
-    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(value.len());
-    let (number, unit) = value.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| invalid(name, value, remedy))?;
-    let seconds = match unit.trim() {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        _ => return Err(invalid(name, value, remedy)),
-    };
-    const TEN_YEARS: f64 = 10.0 * 366.0 * 86_400.0;
-    if seconds > TEN_YEARS {
+    const TEN_YEARS: Duration = Duration::from_secs(10 * 366 * 86_400);
+    let remedy = "use seconds, or a number with a unit, such as 250ms, 30s, 5m or 1d";
+    let span = read_span(value).ok_or_else(|| invalid(name, value, remedy))?;
+    if span > TEN_YEARS {
         return Err(invalid(name, value, "use at most ten years"));
     }
-    // To the microsecond, so that what is written as 1500ms is read as that.
-    Ok(Duration::from_micros((seconds * 1e6).round() as u64))
+    // To the microsecond, as it is stored.
+    Ok(Duration::from_micros(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
 }
 
 fn parse_cost(value: &str) -> Result<f64> {
@@ -461,6 +451,7 @@ mod tests {
             ("5m", 300_000),
             ("2h", 7_200_000),
             ("1d", 86_400_000),
+            ("1h30m", 5_400_000),
             ("0", 0),
             ("3660d", 316_224_000_000),
         ] {
@@ -481,13 +472,13 @@ mod tests {
             ("ebb-key", "\u{7f}", "1 to 256"),
             ("ebb-deadline", "tomorrow", "RFC 3339"),
             ("ebb-deadline", "2030-01-31T12:00:00", "RFC 3339"),
-            ("ebb-ttl", "-1s", "such as 30s"),
-            ("ebb-ttl", "5 weeks", "such as 30s"),
-            ("ebb-ttl", "1.2.3s", "such as 30s"),
-            ("ebb-ttl", "nan", "such as 30s"),
-            ("ebb-ttl", ".", "such as 30s"),
+            ("ebb-ttl", "-1s", "250ms, 30s"),
+            ("ebb-ttl", "5 months", "250ms, 30s"),
+            ("ebb-ttl", "1.2.3s", "250ms, 30s"),
+            ("ebb-ttl", "nan", "250ms, 30s"),
+            ("ebb-ttl", ".", "250ms, 30s"),
             ("ebb-ttl", "3661d", "ten years"),
-            ("ebb-delay", "99999999999999999999999999999999999999d", "ten years"),
+            ("ebb-delay", "99999999999999999999999999999999999999d", "250ms, 30s"),
             ("ebb-priority", "urgent", "high, normal or low"),
             ("ebb-cost", "-1", "0 or more"),
             ("ebb-cost", "inf", "0 or more"),

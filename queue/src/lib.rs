@@ -40,6 +40,7 @@ mod server;
 mod source;
 pub mod sqlite;
 mod status;
+mod typed;
 mod unread;
 mod wire;
 
@@ -62,7 +63,7 @@ pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
 pub use link::Link;
 pub use open::{
-    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
+    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, open,
 };
 pub use operator::{Cancelled, Elsewhere, JobState, Purged};
 pub use reason::short_reason;
@@ -73,6 +74,7 @@ pub use server::{Secret, Server, Tls};
 pub use source::{Foreign, Reader, Source, look_at};
 pub use sqlite::Watchers;
 pub use status::{BatchTime, Phase, WorkerId, WorkerStatus};
+pub use typed::TypedUrl;
 
 /// What the scaler may see: it can look, not touch.
 #[async_trait]

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use crate::address::WithSecret;
 use crate::amqp::AmqpQueue;
 use crate::apart::Apart;
-use crate::claim::{self, Payloads, PayloadsUrl};
+use crate::claim::{self, Payloads};
 use crate::job::parse_span;
 use crate::moved::Trail;
 use crate::nats::NatsQueue;
@@ -40,51 +40,6 @@ pub struct QueueUrl {
     pub queue: String,
     /// How the queue behaves, the same on every broker.
     pub behavior: Behavior,
-}
-
-/// A URL as somebody typed it: it may hold a password, so nobody shows it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct TypedUrl(String);
-
-impl TypedUrl {
-    /// The URL.
-    ///
-    /// # Errors
-    /// Names the flag and the remedy, and no password.
-    pub fn read(&self, flag: &str) -> Result<QueueUrl> {
-        self.parse(flag)
-    }
-
-    /// The URL of a store of payloads.
-    ///
-    /// # Errors
-    /// Names the flag and the remedy, and no key.
-    pub fn read_payloads(&self, flag: &str) -> Result<PayloadsUrl> {
-        self.parse(flag)
-    }
-
-    fn parse<T: FromStr<Err = Error>>(&self, flag: &str) -> Result<T> {
-        let named = |error: Error| Error::new(error.kind(), format!("{flag}: {error}"));
-        self.0.parse().map_err(named)
-    }
-}
-
-impl fmt::Debug for TypedUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl From<String> for TypedUrl {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&QueueUrl> for TypedUrl {
-    fn from(url: &QueueUrl) -> Self {
-        Self(url.with_secrets())
-    }
 }
 
 /// How a queue behaves, the same on every broker.
@@ -218,6 +173,10 @@ async fn open_plain(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
 
 /// A queue as its broker has it.
 pub(crate) async fn open_single(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
+    open_there(url, options).await.map_err(|error| error.at(url))
+}
+
+async fn open_there(url: &QueueUrl, options: OpenOptions) -> Result<Queue> {
     let QueueUrl { address, queue: name, behavior } = url;
     Ok(match address {
         Address::Sqlite { path, synchronous } => {
@@ -302,14 +261,20 @@ impl QueueUrl {
     }
 
     fn write(&self, f: &mut impl fmt::Write, with_secret: WithSecret) -> fmt::Result {
-        let behavior = &self.behavior;
+        let (behavior, usual) = (&self.behavior, Behavior::default());
         self.address.write(f, with_secret)?;
         write!(f, "?queue={}", self.queue)?;
-        write!(f, "&lease={}ms", behavior.lease.as_millis())?;
-        write!(f, "&result_ttl={}ms", behavior.result_ttl.as_millis())?;
-        write!(f, "&key_ttl={}ms", behavior.key_ttl.as_millis())?;
-        if let Some(span) = behavior.dead_ttl {
-            write!(f, "&dead_ttl={}ms", span.as_millis())?;
+        let spans = [
+            ("lease", Some(behavior.lease), Some(usual.lease)),
+            ("result_ttl", Some(behavior.result_ttl), Some(usual.result_ttl)),
+            ("key_ttl", Some(behavior.key_ttl), Some(usual.key_ttl)),
+            ("dead_ttl", behavior.dead_ttl, None),
+        ];
+        // What nobody chose would only hide what somebody did.
+        for (name, span, usual) in spans {
+            if let Some(span) = span.filter(|span| Some(*span) != usual) {
+                write!(f, "&{name}={}ms", span.as_millis())?;
+            }
         }
         if let Some(limit) = behavior.max_ready {
             write!(f, "&max_ready={limit}")?;
@@ -437,6 +402,16 @@ mod tests {
             max_ready: Some(100),
         };
         assert_eq!(url.behavior, expected);
+    }
+
+    #[test]
+    fn a_url_is_shown_with_what_somebody_chose() {
+        for (text, shown) in [
+            ("sqlite:q.db?lease=30s&result_ttl=24h", "sqlite:q.db?queue=jobs"),
+            ("sqlite:q.db?lease=5s&max_ready=9", "sqlite:q.db?queue=jobs&lease=5000ms&max_ready=9"),
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), shown);
+        }
     }
 
     #[test]

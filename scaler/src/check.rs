@@ -1,12 +1,12 @@
 //! Tries a configuration before anybody depends on it: every profile, and what each trigger of an
 //! object would be answered. By the parser and the policy that serve KEDA; creates nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Missing, QueueUrl, Result, Warning};
+use ebb_queue::{Address, DEFAULT_QUEUE, ErrorKind, Missing, QueueUrl, Result, Warning};
 use futures::future::{BoxFuture, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -152,13 +152,17 @@ pub fn check(args: CheckArgs) -> BoxFuture<'static, anyhow::Result<Checkup>> {
     Box::pin(try_all(args))
 }
 
+/// What a profile is told of a queue that is not there, though its broker answers.
+const NO_QUEUE: &str = "no_queue";
+
 async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
     let CheckArgs { config, queue, objects } = args;
     let profiles = Source { file: config, queue }.load()?;
     let site = Site::new(Missing::Refuse);
     let checks = profiles.by_name.values().map(|profile| try_profile(&site, profile));
     let mut checks = join_all(checks).await;
-    let mut trial = Trial { site, profiles, looks: HashMap::new(), servers: BTreeMap::new() };
+    let (looks, servers, foreign) = Default::default();
+    let mut trial = Trial { site, profiles, looks, servers, foreign };
     let mut triggers = Vec::new();
     for object in &objects {
         for (at, metadata) in &object.triggers {
@@ -166,18 +170,16 @@ async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
         }
     }
     for check in &mut checks {
-        let server = trial.servers.get(&*check.name);
         // It answers, be it that it has no queue of Ebb: nobody has asked for one.
-        if let (Some(server), Some(Problem { kind: ProblemKind::Broken, .. })) =
-            (server, &check.problem)
+        if trial.foreign.contains(&*check.name)
+            && let Some(Problem { kind: ProblemKind::Broken, .. }) = &check.problem
         {
-            check.server = Some(server.clone());
-            check.warnings.extend(
-                check
-                    .problem
-                    .take()
-                    .map(|problem| Warning { code: "no_queue", text: problem.words }),
-            );
+            let no_queue = |problem: Problem| Warning { code: NO_QUEUE, text: problem.words };
+            check.warnings.extend(check.problem.take().map(no_queue));
+        }
+        if check.problem.is_none() {
+            let server = trial.servers.get(&*check.name);
+            check.server = check.server.take().or_else(|| server.cloned());
         }
     }
     Ok(Checkup { profiles: checks, triggers })
@@ -186,19 +188,34 @@ async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
 async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
     let begun = Instant::now();
     let queue = ebb_queue::Source::Queue(profile.url.queue.clone());
-    let info = in_time(async { site.connect(&profile.url, &queue).await?.info().await }).await;
+    let info = in_time(async {
+        match site.connect(&profile.url, &queue).await {
+            Ok(backlog) => backlog.info().await.map(Ok),
+            Err(error) if error.lacks_queue() && names_no_queue(&profile.url) => {
+                Ok(Err(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    });
+    let info = info.await;
     let (name, url) = (profile.name.to_string(), profile.url.to_string());
     let seconds = begun.elapsed().as_secs_f64();
-    match info {
-        Ok(info) => {
-            let (server, warnings) = (Some(info.version), info.warnings);
-            ProfileCheck { name, url, seconds, server, warnings, problem: None }
-        }
-        Err(problem) => {
-            let (server, warnings) = (None, Vec::new());
-            ProfileCheck { name, url, seconds, server, warnings, problem: Some(problem) }
-        }
-    }
+    let (server, warnings, problem) = match info {
+        Ok(Ok(info)) => (Some(info.version), info.warnings, None),
+        Ok(Err(text)) => (None, vec![Warning { code: NO_QUEUE, text }], None),
+        Err(problem) => (None, Vec::new(), Some(problem)),
+    };
+    ProfileCheck { name, url, seconds, server, warnings, problem }
+}
+
+/// Whether a queue that is missing at this address is nobody's as far as a profile tells: the triggers
+/// name theirs. A file that is missing is no broker that answers.
+fn names_no_queue(url: &QueueUrl) -> bool {
+    let is_there = match &url.address {
+        Address::Sqlite { path, .. } => path.exists(),
+        _ => true,
+    };
+    is_there && url.queue == DEFAULT_QUEUE
 }
 
 /// Answers triggers; each queue is looked at once.
@@ -206,8 +223,10 @@ struct Trial {
     site: Site,
     profiles: Profiles,
     looks: HashMap<Place, std::result::Result<Snapshot, Problem>>,
-    /// By profile, those that were looked at for a stream of others.
+    /// By profile, those that a trigger was answered from.
     servers: BTreeMap<Arc<str>, String>,
+    /// Profiles that were looked at for a stream of others.
+    foreign: BTreeSet<Arc<str>>,
 }
 
 impl Trial {
@@ -260,7 +279,10 @@ impl Trial {
                 Ok((snapshot, backlog.info().await?.version))
             });
             let seen = seen.await;
-            if let (ebb_queue::Source::Foreign(_), Ok((_, server))) = (&place.source, &seen) {
+            if let Ok((_, server)) = &seen {
+                if matches!(place.source, ebb_queue::Source::Foreign(_)) {
+                    self.foreign.insert(Arc::clone(&place.profile));
+                }
                 self.servers.insert(Arc::clone(&place.profile), server.clone());
             }
             self.looks.insert(place.clone(), seen.map(|(snapshot, _)| snapshot));

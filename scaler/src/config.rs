@@ -257,7 +257,7 @@ impl TypedValueParser for QueueUrlParser {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    let remedy = "use a number with a unit, such as 250ms, 15s or 5m, from 10ms to 1d";
+    let remedy = "use seconds, or a unit, such as 250ms, 15s or 5m, from 10ms to 1d";
     let limits = Duration::from_millis(10)..=Duration::from_secs(86_400);
     let span = ebb_queue::read_span(text).filter(|span| limits.contains(span));
     span.ok_or_else(|| remedy.to_owned())
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_longest_span_is_taken_as_it_is_told() {
-        for (text, hours) in [("1d", 24), ("24h", 24), ("23h60m", 24), ("0.5h", 0)] {
+        for (text, hours) in [("1d", 24), ("24h", 24), ("23h60m", 24), ("0.5h", 0), ("7200", 2)] {
             let told = Cli::try_parse_from(["ebb-scaler", "--keep", text]).unwrap();
             assert_eq!(told.args.keep.as_secs() / 3600, hours, "{text}");
         }
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn a_wrong_flag_is_told_with_its_remedy_and_no_password() {
         let cases = [
-            (["--max-age", "15"], "a number with a unit"),
+            (["--max-age", "soon"], "use seconds, or a unit"),
             (["--max-age", "1ms"], "from 10ms to 1d"),
             (["--max-age", "-5s"], "from 10ms to 1d"),
             (["--max-age", "1d1ms"], "from 10ms to 1d"),

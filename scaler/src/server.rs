@@ -256,9 +256,11 @@ fn welcome(args: &ScalerArgs, tls: Option<&Tls>, metrics: Metrics) -> Welcome {
 }
 
 fn announce(profiles: &Profiles, listen: SocketAddr, http: Option<SocketAddr>, encrypted: bool) {
+    let brokers = profiles.by_name.values().map(|profile| profile.url.to_string());
+    let brokers = brokers.collect::<Vec<_>>().join(",");
     let profiles = profiles.by_name.keys().cloned().collect::<Vec<_>>().join(",");
     let http = http.map(tracing::field::display);
-    tracing::info!(profiles, %listen, encrypted, http, "scaler started");
+    tracing::info!(profiles, brokers, %listen, encrypted, http, "scaler started");
 }
 
 type Served = ExternalScalerServer<Service>;

@@ -20,7 +20,7 @@ fn a_job_that_waits_is_cancelled_before_any_worker_is_there() {
     let workplace = Workplace::new();
     enqueue(&workplace, "unwanted", &json!({ "input": "unwanted" }));
     let told = workplace.ebb(&["cancel", "unwanted", "--json"]).ok().json();
-    assert_eq!(told, json!({ "id": "unwanted", "cancelled": "waiting" }));
+    assert_eq!(told, json!({ "id": "unwanted", "state": "waiting" }));
     assert_eq!(workplace.depth()["ready"], 0);
     let again = workplace.ebb(&["cancel", "unwanted"]).ok();
     assert!(again.stdout.contains("had ended before"), "{again}");
@@ -44,7 +44,7 @@ fn a_job_that_is_being_told_word_by_word_stops() {
     enqueue(&workplace, "long", &body);
     wait_for("the job to run", || (workplace.depth()["in_flight"] == 1).then_some(()));
     let told = workplace.ebb(&["cancel", "long", "--json"]).ok().json();
-    assert_eq!(told["cancelled"], "running", "{told}");
+    assert_eq!(told["state"], "running", "{told}");
     // It makes room: on this device one follows the other.
     enqueue(&workplace, "next", &json!({ "input": "next" }));
     workplace.ebb(&["result", "next", "--follow", "--timeout", "30s"]).ok();

@@ -56,7 +56,10 @@ async fn a_queue_that_is_missing_is_named_with_the_remedy_and_not_made() {
         // The second look would find what the first one had made.
         for _ in 0..2 {
             let told = depth(&format!("{url}?queue=alerts"), 2);
-            assert!(told.contains("alerts") && told.contains("ebb queue init"), "{told}");
+            assert!(
+                told.contains("?queue=alerts'`") && told.contains("`ebb queue init --queue '"),
+                "{told}"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use e2e::{run, skipped, workspace_root};
-use ebb_queue::QueueUrl;
+use ebb_queue::{Address, QueueUrl};
 use regex::Regex;
 use serde_json::Value;
 
@@ -33,7 +33,8 @@ fn the_page_names_the_versions_and_the_ports_of_the_file() {
         return;
     };
     let page = std::fs::read_to_string(workspace_root().join("deploy/README.md")).unwrap();
-    let row = Regex::new(r"(?m)^\| (\w+)[^|]* \| ([\d.]+) \| `([^`]+)` \|$").unwrap();
+    let row = r"(?m)^\| (\w+)[^|]* \| ([\d.]+) \| `([^`]+)` \| `([^`]+)` \| (?:`([^`]+)` )?\|$";
+    let row = Regex::new(row).unwrap();
     let rows: Vec<_> = row.captures_iter(&page).collect();
     let services = compose["services"].as_object().unwrap();
     assert_eq!(rows.len(), services.len(), "a row for each broker");
@@ -41,14 +42,24 @@ fn the_page_names_the_versions_and_the_ports_of_the_file() {
         let service = &services[&row[1].to_lowercase()];
         let image = service["image"].as_str().unwrap();
         assert!(image.contains(&format!(":{}-", &row[2])), "{image}: {}", &row[0]);
-        let url: QueueUrl = row[3].parse().unwrap();
+        for started in row[3].split(' ') {
+            assert!(services.contains_key(started), "{started}");
+        }
+        let url: QueueUrl = row[4].parse().unwrap();
         let port = url.to_string().rsplit_once(':').unwrap().1.to_owned();
         let port = port.split('?').next().unwrap();
         assert!(texts(&service["ports"]).contains(&format!("127.0.0.1:{port}:{port}")), "{port}");
         let environment = &service["environment"];
         if let Some(user) = environment["RABBITMQ_DEFAULT_USER"].as_str() {
             let password = environment["RABBITMQ_DEFAULT_PASS"].as_str().unwrap();
-            assert!(row[3].contains(&format!("//{user}:{password}@")), "{}", &row[3]);
+            assert!(row[4].contains(&format!("//{user}:{password}@")), "{}", &row[4]);
+        }
+        let keeps_no_results = matches!(url.address, Address::Amqp(_));
+        assert_eq!(row.get(5).is_some(), keeps_no_results, "{}", &row[0]);
+        if let Some(results) = row.get(5) {
+            let results: QueueUrl = results.as_str().parse().unwrap();
+            let started = row[3].split(' ').any(|name| results.to_string().starts_with(name));
+            assert!(started, "the store of results is started too: {}", &row[0]);
         }
     }
 }

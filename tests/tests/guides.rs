@@ -117,6 +117,7 @@ fn the_first_job_of_the_installation_is_one_that_the_workers_take() {
     let mut command = Command::new("sh");
     let result = run(command.args(["-euc", &job]).env("EBB_QUEUE", workplace.queue()), "").ok();
     assert_eq!(result.json()["outcome"], "completed", "{place}");
+    assert_eq!(result.json()["body"]["anomaly"], false, "{place}: nobody reads its alert");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -339,12 +339,41 @@ fn a_wait_ends_in_time_where_nobody_works() {
 }
 
 #[test]
+fn a_queue_that_its_first_job_makes_is_told_and_may_be_forbidden() {
+    let workplace = Workplace::new();
+    let mut by_variable = workplace.command("ebb", &["enqueue", "a"]);
+    let refused = [
+        workplace.ebb(&["enqueue", "a", "--no-create"]),
+        run(by_variable.env("EBB_NO_CREATE", "true"), ""),
+    ];
+    for ran in refused {
+        assert_eq!(ran.status.code(), Some(2), "{ran}");
+        assert!(ran.stderr.contains("no queue jobs in"), "{ran}");
+    }
+    let made = workplace.ebb(&["enqueue", "a"]).ok();
+    assert!(made.stderr.contains("made queue jobs"), "{made}");
+    let again = workplace.ebb(&["enqueue", "a", "--no-create"]).ok();
+    assert_eq!(again.stderr, "");
+}
+
+#[test]
+fn an_id_of_the_call_is_for_one_job_of_a_file_too() {
+    let workplace = Workplace::new();
+    let one = enqueue_file(&workplace, &[json!({"input": "a"})], &["--id", "mine"]).ok();
+    assert_eq!(one.stdout.trim(), "mine");
+    let two = enqueue_file(&workplace, &[json!("a"), json!("b")], &["--id", "mine"]);
+    assert_eq!(two.status.code(), Some(2), "{two}");
+    assert!(two.stderr.contains("give each line its own `id`"), "{two}");
+}
+
+#[test]
 fn who_interrupts_the_wait_is_left_with_the_ids_of_the_jobs() {
     let workplace = Workplace::new();
     let mut waiting = workplace.start(&["enqueue", "--wait", "one", "two"]);
     workplace.comes_to("ready", 2);
     // Said after five seconds, and so after the signals are listened to.
-    waiting.says("that nobody works", |said| said.contains("no worker reports").then_some(()));
+    let told = "no worker reports on queue jobs yet";
+    waiting.says("that nobody works", |said| said.contains(told).then_some(()));
     waiting.signal(Signal::SIGINT);
     assert_eq!(waiting.ends().code(), Some(130), "{}", waiting.output());
     let said = waiting.output();
@@ -479,7 +508,7 @@ fn who_only_looks_makes_no_queue() {
         let ran = workplace.ebb(args);
         assert_eq!(ran.status.code(), Some(2), "{args:?}: {ran}");
         assert!(ran.stderr.contains("no queue jobs in"), "{args:?}: {ran}");
-        assert!(ran.stderr.contains("`ebb queue init`"), "{args:?}: {ran}");
+        assert!(ran.stderr.contains("by `ebb queue init --queue 'sqlite:"), "{args:?}: {ran}");
         assert!(!workplace.path("queue.db").exists(), "{args:?}");
     }
 }

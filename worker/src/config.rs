@@ -355,7 +355,7 @@ const MOST_JOBS: usize = 1_000_000;
 
 /// Parses `250ms`, `30s`, `5m`, `1h30m`, `1d`.
 fn time(text: &str) -> Result<Duration, String> {
-    let remedy = "use a number with a unit, such as 5ms, 30s or 5m";
+    let remedy = "use seconds, or a number with a unit, such as 5ms, 30s or 5m";
     let time = ebb_queue::read_span(text).ok_or(remedy)?;
     if time > LONGEST {
         return Err("use at most ten years, 87600h".to_owned());

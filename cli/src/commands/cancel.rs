@@ -23,16 +23,16 @@ pub(crate) struct CancelArgs {
 }
 
 const HELP: &str = "\
-A job that waits is not run any more, whoever receives next; one that runs is stopped within about a
-second where its model takes turns, as a generator does, and else runs to its end for nothing. Its
-result is that it was cancelled: `ebb result` says so and exits with 1, who follows it is told, and a
-reply is sent where the job asked for one. It is no dead letter. Id and key stay known as those of a
-job that was done. A job that has ended stays as it is.
+A job that waits is not run any more, whoever receives next; one that runs is stopped within about
+a second where its model takes turns, as a generator does, and else runs to its end for nothing. Its
+result is that it was cancelled: `ebb result` says so and exits with 1, who follows it is told, and
+a reply is sent where the job asked for one. It is no dead letter. Id and key stay known as those of
+a job that was done. A job that has ended stays as it is.
 
-Each line tells what became of a job: waiting or running (where it was), marked (it waits or runs, and
-the broker cannot tell which), ended (before: nothing was changed), or unknown (exit code 66). On NATS a
-job is marked that was published more than two minutes ago and not tried since, also where there is none
-of that id; on RabbitMQ all are, and it takes --results.
+Each line tells what became of a job, with --json as its `state`: waiting or running (where it was),
+marked (it waits or runs, and the broker cannot tell which), ended (before: nothing was changed), or
+unknown (exit code 66). On NATS a job is marked that was published more than two minutes ago and not
+tried since, also where there is none of that id; on RabbitMQ all are, and it takes --results.
 
 Examples:
   ebb cancel 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -57,7 +57,7 @@ pub(crate) async fn run(args: CancelArgs, output: Output) -> Result<Exit> {
             }
         };
         if output.json {
-            output.json(&json!({ "id": id, "cancelled": cancelled }))?;
+            output.json(&json!({ "id": id, "state": cancelled }))?;
         } else {
             output.line(words_of(id, cancelled))?;
         }

@@ -201,7 +201,11 @@ fn profile_words(profile: &ProfileCheck) -> String {
     let ProfileCheck { name, url, seconds, server, warnings, problem } = profile;
     let took = output::seconds(*seconds);
     let mut lines = vec![format!("profile {name}: {url}")];
-    lines.extend(server.iter().map(|server| format!("  answers  {server}, in {took}")));
+    lines.extend(match (server, problem) {
+        (Some(server), _) => Some(format!("  answers  {server}, in {took}")),
+        (None, None) => Some(format!("  answers  in {took}")),
+        (None, Some(_)) => None,
+    });
     lines.extend(warnings.iter().map(|one| format!("  warning  {}: {}", one.code, one.text)));
     lines.extend(problem.iter().map(|Problem { words, .. }| format!("  problem  {words}")));
     lines.join("\n")

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::builder::BoolishValueParser;
 use clap::{ArgGroup, Args};
-use ebb_queue::Job;
+use ebb_queue::{Job, Missing};
 use ebb_split::{By, Share};
 use ebb_telemetry::{Service, Stop, TraceArgs, Traces};
 use futures::StreamExt;
@@ -43,13 +43,15 @@ const LONG: usize = 4 * BATCH;
 /// What to enqueue, and how.
 #[derive(Debug, Args)]
 #[command(after_help = HELP, group = ArgGroup::new("waits").args(["wait", "follow"]).multiple(true))]
+#[command(group = ArgGroup::new("jobs").args(["texts", "file"]).required(true))]
+#[command(override_usage = USAGE)]
 pub(crate) struct EnqueueArgs {
     /// One job each: a text, or a JSON object that is the body itself; `-` reads JSON lines
-    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    #[arg(value_name = "TEXT")]
     texts: Vec<String>,
 
     /// A file of JSON lines, one job each; `-` is standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
+    #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
     #[command(flatten)]
@@ -83,6 +85,12 @@ pub(crate) struct EnqueueArgs {
     #[arg(value_parser = parse_span, requires = "waits")]
     timeout: Option<Duration>,
 
+    /// Create nothing on the broker: a queue that is missing there is an error, and `ebb queue init`
+    /// makes it
+    #[arg(long, env = "EBB_NO_CREATE", hide_env_values = true)]
+    #[arg(value_parser = BoolishValueParser::new())]
+    no_create: bool,
+
     /// Where the queue is.
     #[command(flatten)]
     queue: QueueArgs,
@@ -97,7 +105,22 @@ impl EnqueueArgs {
     fn waits(&self) -> bool {
         self.wait || self.follow
     }
+
+    fn missing(&self) -> Missing {
+        if self.no_create { Missing::Refuse } else { Missing::Create }
+    }
+
+    /// Whether all that is enqueued is one job; of a pipe nobody knows.
+    fn is_one(&self, is_stdin: bool) -> Result<bool> {
+        Ok(match &self.file {
+            _ if is_stdin => false,
+            Some(file) => read_file(file, &self.envelope)?.len() == 1,
+            None => self.texts.len() == 1,
+        })
+    }
 }
+
+const USAGE: &str = "ebb enqueue [OPTIONS] <TEXT>...\n       ebb enqueue [OPTIONS] --file <FILE>";
 
 const HELP: &str = r#"A JSON line is one of
   "a text"                                    the body is {"input": "a text"}
@@ -106,6 +129,7 @@ const HELP: &str = r#"A JSON line is one of
                                               id and headers are optional; a body that is a string
                                               is sent as it is
 A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
+A queue that is missing is made, and standard error says so; --no-create forbids it.
 When nobody reads the ids any more, as behind `| head`, a file is enqueued to its end all the same,
 on standard input too. A pipe may have none: what comes later is not enqueued, and the exit code 1.
 
@@ -140,11 +164,10 @@ pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--follow is for one text; for more use --wait"));
     }
     args.envelope.streams = args.follow;
-    let is_one = !stdin && args.texts.len() == 1;
-    if args.envelope.key.is_some() && !is_one {
+    if args.envelope.key.is_some() && !args.is_one(stdin)? {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
-    if args.envelope.id.is_some() && !is_one {
+    if args.envelope.id.is_some() && !args.is_one(stdin)? {
         return Err(usage("--id makes all jobs of a call one job; give each line its own `id`"));
     }
     args.envelope.check()?;
@@ -160,9 +183,15 @@ pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
 }
 
 async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output) -> Result<Exit> {
-    let spread = Spread::new(&args.queue, &args.split, args.split_by).await?;
-    let queue = args.queue.open().await?;
-    let target = Target { queue: &queue, spread: spread.as_ref() };
+    let place = (&args.queue, args.missing());
+    let spread = Spread::new(place, &args.split, args.split_by).await?;
+    let url = args.queue.url()?;
+    let queue = match &spread {
+        // Only looked at for results: what is made is where the jobs go.
+        Some(_) => args.queue.open_at(&url, args.missing()).await?,
+        None => args.queue.open_or_make(&url, args.missing()).await?,
+    };
+    let target = Target { name: &url.queue, queue: &queue, spread: spread.as_ref() };
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
@@ -311,7 +340,7 @@ mod tests {
         let url = format!("sqlite:{}", folder.path().join("queue.db").display());
         let args = Fake::parse_from(["enqueue", "--queue", &url, "-"]).args;
         let queue = args.queue.open().await.unwrap();
-        let target = Target { queue: &queue, spread: None };
+        let target = Target { name: "jobs", queue: &queue, spread: None };
         let mut enqueued = Enqueued { unread: true, ..Enqueued::default() };
         let told = (&mut enqueued, Output { json: false });
         let stop = CancellationToken::new();

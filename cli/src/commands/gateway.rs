@@ -8,6 +8,13 @@ use tokio_util::sync::CancellationToken;
 use crate::exit::{Exit, of_service};
 use crate::options::default_queue;
 
+pub(crate) const HELP: &str = "\
+Examples:
+  ebb gateway --model minilm
+  ebb gateway --queue 'nats://broker?queue=chat' --model smol --timeout 10m
+  ebb gateway --config gateway.toml --keys keys.toml --id-secret-file id-secret \\
+    --listen 0.0.0.0:8000 --admin-listen 0.0.0.0:8080";
+
 /// Runs the command.
 ///
 /// # Errors

@@ -7,11 +7,11 @@ use clap::Subcommand;
 use ebb_model::bert::Problem;
 use ebb_model::catalog::{EndToken, GenerationInfo};
 use ebb_model::causal::Defaults;
-use ebb_model::{ModelInfo, pull};
+use ebb_model::{ModelInfo, ModelKind, pull};
 use serde_json::json;
 
 use crate::exit::{Exit, missing, usage};
-use crate::output::{Output, Progress, Unit, grouped, size, table};
+use crate::output::{Output, Progress, Unit, grouped, note, size, table};
 
 /// What to do with a model.
 #[derive(Debug, Subcommand)]
@@ -67,6 +67,9 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
         Command::Info { model } => {
             let dir = directory_of(&model)?;
             let info = ModelInfo::read(&dir).with_context(|| format!("cannot read {model}"))?;
+            if let Some(words) = lacking(&info) {
+                note(words);
+            }
             if output.json { output.json(&info)? } else { output.line(words(&dir, &info))? }
         }
     }
@@ -110,6 +113,15 @@ fn directory_of(model: &str) -> Result<PathBuf> {
     pull::cached(model).ok_or_else(|| {
         missing(format!("{model} is no directory and in no cache; fetch it with `ebb model pull`"))
     })
+}
+
+/// What a worker would miss.
+fn lacking(info: &ModelInfo) -> Option<&'static str> {
+    let has_tokenizer = info.files.iter().any(|file| file.name == "tokenizer.json");
+    let is_of_texts = info.kind != ModelKind::Sentinel;
+    (is_of_texts && !has_tokenizer).then_some(
+        "warning: there is no tokenizer.json, which a model of texts needs: no worker runs it so",
+    )
 }
 
 fn words(dir: &Path, info: &ModelInfo) -> String {
@@ -219,6 +231,17 @@ mod tests {
             "ends with     0 <|endoftext|>, 2 <|im_end|>",
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_model_of_texts_without_a_tokenizer_is_told() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data/tiny-bert");
+        let mut info = ModelInfo::read(&data).expect("a model");
+        assert_eq!(lacking(&info), None);
+        info.files.retain(|file| file.name != "tokenizer.json");
+        assert!(lacking(&info).is_some_and(|words| words.contains("tokenizer.json")));
+        info.kind = ModelKind::Sentinel;
+        assert_eq!(lacking(&info), None);
     }
 
     #[test]

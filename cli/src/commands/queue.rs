@@ -80,6 +80,7 @@ Options, after a ? and joined by &:
   tls_cert=FILE, tls_key=FILE    our certificate and its key, PEM, where the server asks for them";
 
 const DEPTH_HELP: &str = "\
+What is counted:
   ready       could be run now
   in flight   held by a worker under a live lease
   delayed     will be ready later: published with a delay, or waiting to be retried

@@ -14,7 +14,7 @@ use crate::output::Output;
 
 /// The scaler, or a question about one.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = HELP)]
 pub(crate) struct ScalerCommand {
     #[command(subcommand)]
     command: Option<Command>,
@@ -34,6 +34,13 @@ enum Command {
     #[command(after_long_help = conformance::HELP)]
     Conformance(Box<conformance::ConformanceArgs>),
 }
+
+const HELP: &str = "\
+Examples:
+  ebb scaler --queue nats://broker
+  ebb scaler --config scaler.toml --no-create
+  ebb scaler --config scaler.toml --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt
+  ebb scaler check --config scaler.toml --scaledobject pool.yaml";
 
 impl ScalerCommand {
     /// Whether it runs until it is told to stop.

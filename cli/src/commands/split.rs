@@ -14,7 +14,7 @@ use crate::output::{Output, grouped, seconds, table};
 
 /// The split, or a question about its versions.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = SPLIT_HELP)]
 pub(crate) struct SplitCommand {
     #[command(subcommand)]
     command: Option<Command>,
@@ -49,6 +49,12 @@ were last purged. Seconds per job are those of the device, batches considered, a
 fitted them; for latencies and for what was, see the metrics of the workers by version.
 
 Example:
+  ebb split compare jobs-stable jobs-canary --queue nats://broker";
+
+const SPLIT_HELP: &str = "\
+Examples:
+  ebb split --to jobs-stable=95,jobs-canary=5
+  ebb split --queue nats://broker --weights weights.toml --by tenant
   ebb split compare jobs-stable jobs-canary --queue nats://broker";
 
 impl SplitCommand {

@@ -158,11 +158,13 @@ impl Sentinel {
                 return Err(ItemError::new(message));
             }
             if !(window..=MAX_READINGS).contains(&n) {
-                let message = format!("{sensor} has {n} readings; send {window} to {MAX_READINGS}");
+                let message =
+                    format!("readings has {n} of {sensor}; send {window} to {MAX_READINGS}");
                 return Err(ItemError::new(message));
             }
             if let Some(place) = values.iter().position(|value| !value.is_finite()) {
-                let message = format!("{sensor}[{place}] is not a finite number; leave it out");
+                let message =
+                    format!("readings[{place}]: {sensor} is not a finite number; leave it out");
                 return Err(ItemError::new(message));
             }
         }

@@ -44,11 +44,9 @@ pub(super) fn topology(error: &lapin::Error, queue: &str) -> Error {
     let said = said(error);
     let (kind, words) = match amqp_kind(error) {
         Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)) => {
-            let remedy = "make it with `ebb queue init`";
-            (
-                ErrorKind::Invalid,
-                format!("the queue {queue:?} is missing on RabbitMQ; {remedy} ({said})"),
-            )
+            let remedy = "make it by `ebb queue init`";
+            let words = format!("the queue {queue:?} is missing on RabbitMQ ({said}); {remedy}");
+            return Error::new(ErrorKind::Invalid, words).of_no_queue();
         }
         Some(AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)) => {
             let remedy = "delete that part once it is empty, or choose another queue name";

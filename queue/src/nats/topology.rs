@@ -90,7 +90,7 @@ impl Wanted<'_> {
                      by `ebb queue init`",
                     self.names.queue
                 );
-                Err(Error::new(ErrorKind::Invalid, words))
+                Err(Error::new(ErrorKind::Invalid, words).of_no_queue())
             }
         }
     }

@@ -342,10 +342,10 @@ impl Calls {
             }
             [_, _, layout] if layout.is_empty() => {
                 let words = format!(
-                    "there is no queue {name} on redis at {}; create it: ebb queue init",
+                    "there is no queue {name} on redis at {}; make it by `ebb queue init`",
                     self.place.shown()
                 );
-                Err(Error::new(ErrorKind::Invalid, words))
+                Err(Error::new(ErrorKind::Invalid, words).of_no_queue())
             }
             [_, _, layout] if layout.parse().is_ok_and(|layout: u32| layout == LAYOUT) => Ok(()),
             _ => {

@@ -183,10 +183,11 @@ pub(super) fn find(
     name: &str,
     synchronous: Synchronous,
 ) -> Result<(Connection, i64), Failure> {
-    let missing = || {
+    let missing = |others: &str| {
         let file = path.display();
-        let words = format!("there is no queue {name} in {file}; make it by `ebb queue init`");
-        Error::new(ErrorKind::Invalid, words)
+        let words =
+            format!("there is no queue {name} in {file}{others}; make it by `ebb queue init`");
+        Error::new(ErrorKind::Invalid, words).of_no_queue()
     };
     // SQLite would make the file, and `open` the tables in one that is empty.
     let is_missing = match std::fs::metadata(path) {
@@ -194,11 +195,26 @@ pub(super) fn find(
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
     if is_missing {
-        return Err(missing().into());
+        return Err(missing("").into());
     }
     let db = open(path, synchronous)?;
-    let number = known(&db, name)?.ok_or_else(missing)?;
-    Ok((db, number))
+    match known(&db, name)? {
+        Some(number) => Ok((db, number)),
+        None => Err(missing(&others(&db)?).into()),
+    }
+}
+
+/// The queues of a file in words, the first of many: the name that was meant may be among them.
+fn others(db: &Connection) -> rusqlite::Result<String> {
+    const SHOWN: u32 = 10;
+    let mut names = db.prepare("SELECT name FROM queues ORDER BY name LIMIT ?1")?;
+    let mut names: Vec<String> =
+        names.query_map([SHOWN + 1], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    if let Some(last) = names.get_mut(SHOWN as usize) {
+        *last = "more".to_owned();
+    }
+    let shown = names.join(", ");
+    Ok(if shown.is_empty() { shown } else { format!(", which has {shown}") })
 }
 
 fn known(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {

@@ -162,7 +162,11 @@ async fn object(
     headers: HeaderMap,
 ) -> Response {
     let Some(object) = facts.explain.object(&name, facts.keep) else {
-        let words = format!("KEDA has not asked for {}/{} lately\n", name.0, name.1);
+        let words = format!(
+            "KEDA has not asked this replica for {}/{} lately; /explain lists what it has asked for, \
+             and another replica may be the one that it asks\n",
+            name.0, name.1
+        );
         return (StatusCode::NOT_FOUND, words).into_response();
     };
     let page = facts.page(name, &object);

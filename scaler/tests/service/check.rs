@@ -70,6 +70,29 @@ async fn every_profile_is_tried_and_every_trigger_answered_or_refused() {
 }
 
 #[tokio::test]
+async fn a_profile_that_names_no_queue_needs_none_but_those_of_its_triggers() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(folder.path().join("day.db"));
+    let named = url.with_queue("embeddings").unwrap();
+    drop(open(&named, OpenOptions::default()).await.unwrap());
+    let objects = vec![asking("ml", &[&[("queue", "embeddings")]])];
+    let args = CheckArgs { queue: Some(url.clone()), objects, ..CheckArgs::default() };
+    let found = check(args).await.unwrap();
+    let [profile] = &found.profiles[..] else { panic!("{found:?}") };
+    assert!(profile.problem.is_none() && profile.server.is_some(), "{profile:?}");
+    assert_eq!(profile.warnings[0].code, "no_queue");
+    assert!(found.triggers[0].answer.is_some(), "{found:?}");
+
+    // One that is named is missed, and so is the one that a trigger asks for.
+    let queue = Some(url.with_queue("embedings").unwrap());
+    let found = check(CheckArgs { queue, ..CheckArgs::default() }).await.unwrap();
+    assert!(found.profiles[0].problem.is_some(), "{found:?}");
+    let objects = vec![asking("ml", &[&[]])];
+    let args = CheckArgs { queue: Some(url), objects, ..CheckArgs::default() };
+    assert!(check(args).await.unwrap().triggers[0].problem.is_some());
+}
+
+#[tokio::test]
 async fn what_only_the_cluster_knows_is_neither_answered_nor_a_problem() {
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("day.db"));

@@ -52,7 +52,9 @@ async fn an_object_is_explained_in_numbers_and_in_words() {
     for part in ["ml/encoder", "jobsPerReplica = 5", "12 ready", "1 idle", "asks for 3 replicas"] {
         assert!(words.contains(part), "{words}");
     }
-    assert!(page(kit.http, "/explain/ml/nobody").await.starts_with("HTTP/1.1 404"));
+    let nobody = page(kit.http, "/explain/ml/nobody").await;
+    assert!(nobody.starts_with("HTTP/1.1 404"), "{nobody}");
+    assert!(nobody.contains("/explain lists") && nobody.contains("another replica"), "{nobody}");
     assert!(body(&page(kit.http, "/explain?format=text").await).contains("ml/encoder"));
     kit.stop().await;
 }

@@ -220,6 +220,34 @@ fn the_page_lists_what_there_is() {
 }
 
 #[test]
+fn the_guide_makes_an_overlay_that_needs_no_store_of_secrets() {
+    let test = "the_guide_makes_an_overlay_that_needs_no_store_of_secrets";
+    let Some(tree) = Tree::new(test) else { return };
+    let page = std::fs::read_to_string(workspace_root().join("docs/install.md")).unwrap();
+    let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+    let patches = blocks.find(|block| block.contains("$patch: delete")).expect("the guide has it");
+    let mut n_stores = 0;
+    for overlay in tree.folders("Kustomization").iter().filter(|one| one.starts_with("overlays/")) {
+        let is_store = |object: &Object| object.kind() == "ExternalSecret";
+        if !tree.render(overlay).iter().any(is_store) {
+            continue;
+        }
+        n_stores += 1;
+        let mine = tree.path("overlays/mine");
+        std::fs::create_dir_all(&mine).unwrap();
+        let page = format!("resources: [../../{overlay}]\n{patches}");
+        std::fs::write(mine.join("kustomization.yaml"), page).unwrap();
+        let objects = tree.render("overlays/mine");
+        assert!(!objects.iter().any(is_store), "{overlay}");
+        assert_none("its pods find what they name", rules::references(&objects));
+    }
+    assert!(n_stores > 3, "overlays have a store of secrets");
+    for name in ["`platform`", "`ebb/broker`", "`ebb/results`"] {
+        assert!(page.contains(name), "the guide names {name}");
+    }
+}
+
+#[test]
 fn the_example_of_a_secret_holds_placeholders_and_the_keys_that_are_read() {
     let page =
         std::fs::read_to_string(workspace_root().join("deploy/secret.example.yaml")).unwrap();

@@ -103,7 +103,7 @@ impl Tree {
     }
 
     /// Folders whose kustomization is of this kind, below `deploy/`.
-    fn folders(&self, kind: &str) -> BTreeSet<String> {
+    pub(crate) fn folders(&self, kind: &str) -> BTreeSet<String> {
         let mark = format!("kind: {kind}\n");
         let files = tracked_files().into_iter();
         let files = files.filter_map(|file| Some(file.strip_prefix("deploy/")?.to_owned()));

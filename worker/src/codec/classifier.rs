@@ -7,6 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
+use super::body::Shape;
 use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
@@ -26,6 +27,9 @@ impl ClassifierCodec {
         Self { tokenizer, labels: settings.labels().to_vec(), model }
     }
 }
+
+const SHAPE: Shape =
+    Shape { example: r#"{"input": "text"}"#, fields: &["input", "top_k", "truncate"] };
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -94,7 +98,7 @@ impl Codec for ClassifierCodec {
 
 fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
-        return super::json(job);
+        return SHAPE.read(job);
     }
     let v1::ClassificationRequest { input, top_k, truncate } = super::message(job)?;
     let top_k = super::given(top_k).and_then(NonZeroUsize::new);

@@ -3,8 +3,25 @@
 use ebb_model::echo::EchoInput;
 use ebb_queue::{JSON, Job};
 
+use super::body::Shape;
 use super::{Answer, BadJob, Codec, Next, Spent, Step};
 use crate::batcher::Size;
+
+const SHAPE: Shape = Shape {
+    example: r#"{"input": "text"}"#,
+    fields: &[
+        "input",
+        "sleep_ms",
+        "fail",
+        "poison",
+        "lose_device",
+        "panic",
+        "stream",
+        "turn_ms",
+        "poison_at",
+        "panic_at",
+    ],
+};
 
 /// Speaks for [`ebb_model::echo::Echo`].
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,7 +33,7 @@ impl Codec for EchoCodec {
     type Asked = ();
 
     fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
-        Ok((super::json(job)?, ()))
+        Ok((SHAPE.read(job)?, ()))
     }
 
     fn size(&self, _: &EchoInput) -> Size {
@@ -74,10 +91,11 @@ mod tests {
     #[test]
     fn a_body_that_is_not_json_is_told_in_plain_words() {
         for (body, told) in [
-            ("not JSON", "body: not JSON, at line 1, column 2; a text is sent as"),
-            ("The tide turns.", "body: not JSON, at line 1, column 1; a text is sent as"),
-            ("", "body: not JSON, at line 1, column 0 (EOF while parsing a value); a text"),
-            ("{\n  \"input\": \"a\",\n}", "line 3, column 1 (trailing comma); a text"),
+            ("not JSON", "body: not JSON, at line 1, column 2; send {\"input\""),
+            ("The tide turns.", "body: not JSON, at line 1, column 1; send {\"input\""),
+            ("", "body: not JSON, at line 1, column 0 (EOF while parsing a value); send {"),
+            ("{\n  \"input\": \"a\",\n}", "line 3, column 1 (trailing comma); send {"),
+            ("{}", "missing field `input` at line 1 column 2; send {\"input\": \"text\"}"),
             (r#"{"input": 7}"#, "body: invalid type: integer `7`, expected a string at line 1"),
         ] {
             let job = Job::new(body.to_owned(), Timestamp::UNIX_EPOCH);

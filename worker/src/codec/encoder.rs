@@ -7,6 +7,7 @@ use ebb_proto::ebb::v1::{self, EmbeddingRequest, EmbeddingResponse};
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
+use super::body::Shape;
 use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
@@ -53,6 +54,11 @@ impl EncoderCodec {
         }
     }
 }
+
+const SHAPE: Shape = Shape {
+    example: r#"{"input": "text"}"#,
+    fields: &["input", "encoding_format", "dimensions", "prompt_name", "truncate"],
+};
 
 /// What is read of a request; what else OpenAI's has, such as `model` and `user`, is no matter here.
 #[derive(Debug, Deserialize)]
@@ -147,7 +153,7 @@ impl Codec for EncoderCodec {
 
 fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
-        return super::json(job);
+        return SHAPE.read(job);
     }
     let EmbeddingRequest { input, dimensions, prompt_name, truncate } = super::message(job)?;
     let input = Input::Several(input);
@@ -199,7 +205,9 @@ mod tests {
         let codec = codec("tiny-xlm-roberta");
         for (body, says) in [
             ("not JSON", "body: "),
-            ("{}", "missing field `input`"),
+            ("{}", "missing field `input` at line 1 column 2; send {\"input\": \"text\"}"),
+            (r#"{"imput": "a"}"#, "imput is not known; use input"),
+            (r#"{"input": "a", "dimension": 4}"#, "dimension is not known; use dimensions"),
             (r#"{"input": [1, 2]}"#, "send text, not tokens"),
             (r#"{"input": []}"#, "input has 0 texts"),
             (r#"{"input": "a", "dimensions": 17}"#, "dimensions is 17; the model has 16"),

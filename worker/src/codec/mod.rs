@@ -2,6 +2,7 @@
 //!
 //! One file or folder per model; the only ones in this crate that know the generated protobuf types.
 
+mod body;
 #[cfg(feature = "cpu")]
 mod classifier;
 mod echo;
@@ -27,7 +28,6 @@ use ebb_model::ItemError;
 use ebb_queue::PROTOBUF;
 use ebb_queue::{Failure, FailureKind, Job};
 use serde::Serialize;
-use serde_json::error::Category;
 
 use crate::batcher::Size;
 use crate::device::Cargo;
@@ -244,31 +244,6 @@ pub struct Answer {
     pub n_cut: usize,
     /// Tokens of a prompt that were not computed for it, for another had the same ones.
     pub n_reused: usize,
-}
-
-/// Reads a body as JSON, whatever the content type says: plain clients rarely set one.
-fn json<T: serde::de::DeserializeOwned>(job: &Job) -> Result<T, BadJob> {
-    serde_json::from_slice(&job.body).map_err(|error| {
-        BadJob::new(match error.classify() {
-            Category::Syntax | Category::Eof => not_json(&error),
-            _ => format!("body: {error}"),
-        })
-    })
-}
-
-/// For whoever sent a text, or wrote JSON with a slip in it.
-fn not_json(error: &serde_json::Error) -> String {
-    let reason = error.to_string();
-    let reason = match reason.rsplit_once(" at line ").map_or(&*reason, |(reason, _)| reason) {
-        // What a parser says of a text.
-        "expected ident" | "expected value" => String::new(),
-        slip => format!(" ({slip})"),
-    };
-    let (line, column) = (error.line(), error.column());
-    format!(
-        "body: not JSON, at line {line}, column {column}{reason}; a text is sent as {{\"input\": \
-         \"a text\"}}"
-    )
 }
 
 /// Whether a job speaks protobuf, and so wants to be answered.

@@ -7,6 +7,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
+use super::body::Shape;
 use super::texts::{self, TooLong, Usage};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
@@ -25,6 +26,11 @@ impl RerankerCodec {
         Self { tokenizer, model }
     }
 }
+
+const SHAPE: Shape = Shape {
+    example: r#"{"query": "text", "documents": ["text", "text"]}"#,
+    fields: &["query", "documents", "top_n", "return_documents", "raw_scores", "truncate"],
+};
 
 /// What a job asks.
 #[derive(Debug, Deserialize)]
@@ -133,7 +139,7 @@ impl Codec for RerankerCodec {
 
 fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
-        return super::json(job);
+        return SHAPE.read(job);
     }
     let v1::RerankRequest { query, documents, top_n, return_documents, raw_scores, truncate } =
         super::message(job)?;
@@ -216,6 +222,8 @@ mod tests {
         assert_eq!(codec().decode(&job(&good)).unwrap().0.len(), 2);
         for (body, says) in [
             (json!({"documents": ["a"]}), "missing field `query`"),
+            (json!({"documents": ["a"]}), "; send {\"query\": \"text\", \"documents\""),
+            (json!({"query": "q", "documents": ["a"], "topN": 1}), "topN is not known; use top_n"),
             (json!({"query": "q"}), "missing field `documents`"),
             (json!({"query": "q", "documents": []}), "documents has 0 texts; send 1 to"),
             (json!({"query": "q", "documents": [7]}), "body: "),

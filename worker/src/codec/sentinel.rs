@@ -5,12 +5,18 @@ use ebb_proto::ebb::v1::{Assessment, SensorWindow};
 use ebb_queue::{JSON, Job};
 use serde::{Deserialize, Serialize};
 
+use super::body::Shape;
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
 
 /// Speaks for [`ebb_model::sentinel::Sentinel`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SentinelCodec;
+
+const SHAPE: Shape = Shape {
+    example: r#"{"machine": "pump-7", "readings": [[vibration, temperature, pressure]]}"#,
+    fields: &["machine", "readings"],
+};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -67,11 +73,7 @@ impl Codec for SentinelCodec {
             let rows = readings.map(|reading| row(reading).map(|value| value as f32));
             (window.machine, rows.collect::<Vec<_>>())
         } else {
-            let request: Request = super::json(job).map_err(|why| {
-                let shape =
-                    r#"{"machine": "pump-7", "readings": [[vibration, temperature, pressure]]}"#;
-                BadJob::new(format!("{why}; send {shape}"))
-            })?;
+            let request: Request = SHAPE.read(job)?;
             (request.machine, request.readings.into_iter().map(row).collect())
         };
         let sensor = |place: usize| readings.iter().map(|row| row[place]).collect();

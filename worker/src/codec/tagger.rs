@@ -5,6 +5,7 @@ use ebb_proto::ebb::v1;
 use ebb_queue::Job;
 use serde::{Deserialize, Serialize};
 
+use super::body::Shape;
 use super::texts::{self, Input, TooLong};
 use super::{Answer, BadJob, Codec, Spent};
 use crate::batcher::Size;
@@ -24,6 +25,9 @@ impl TaggerCodec {
         Self { tokenizer, labels: settings.labels().to_vec(), model }
     }
 }
+
+const SHAPE: Shape =
+    Shape { example: r#"{"input": "text"}"#, fields: &["input", "aggregation", "truncate"] };
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -113,7 +117,7 @@ impl Codec for TaggerCodec {
 
 fn request(job: &Job) -> Result<Request, BadJob> {
     if !super::is_protobuf(job) {
-        return super::json(job);
+        return SHAPE.read(job);
     }
     let v1::TaggingRequest { input, aggregation, truncate } = super::message(job)?;
     let aggregation = match v1::tagging_request::Aggregation::try_from(aggregation) {

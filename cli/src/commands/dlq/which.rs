@@ -63,7 +63,7 @@ fn parse_kinds() -> impl TypedValueParser<Value = FailureKind> {
 
 /// As many hours as one may want to look back.
 fn parse_age(text: &str) -> Result<Duration, String> {
-    read_span(text).ok_or_else(|| "use a number with a unit, such as 15s, 90m or 36h".to_owned())
+    read_span(text).ok_or_else(|| "use seconds, or a unit, such as 15s, 90m or 36h".to_owned())
 }
 
 impl Filter {
@@ -206,7 +206,9 @@ mod tests {
     fn some_are_meant_and_in_one_way() {
         use clap::Parser;
 
-        for good in ["a b", "--all", "--reason x", "--reason x --older-than 36h", "--tenant acme"] {
+        for good in
+            ["a b", "--all", "--reason x", "--older-than 36h", "--newer-than 5", "--tenant acme"]
+        {
             Cli::try_parse_from(["dlq"].into_iter().chain(good.split(' '))).expect(good);
         }
         for both in ["--kind model,lost", "--kind model --kind lost"] {
@@ -218,7 +220,7 @@ mod tests {
             "a --all",
             "a --reason x",
             "--all --tenant acme",
-            "--newer-than 5",
+            "--newer-than soon",
             "a --kind model",
             "--all --kind model",
             "--kind modell",

@@ -253,7 +253,7 @@ mod tests {
             (r#"{"body": "", "prio": 1}"#, "only id, headers and body"),
             (r#"{"body": "", "headers": []}"#, "no object"),
             (r#"{"body": "", "id": "a b"}"#, "without spaces"),
-            (r#"{"body": "", "headers": {"ebb-ttl": "soon"}}"#, "such as 30s"),
+            (r#"{"body": "", "headers": {"ebb-ttl": "soon"}}"#, "such as 250ms, 30s"),
             (r#"{"body": "", "headers": {"ebb-prioritty": "high"}}"#, "one is ebb-priority"),
             (r#"{"body": "", "headers": {"Ebb-Replyto": "a"}}"#, "one is ebb-reply-to"),
         ] {

@@ -21,6 +21,8 @@ const MOMENT: Duration = Duration::from_secs(2);
 /// Where jobs go, and where their results are asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
+    /// What the queue is called.
+    pub(super) name: &'a str,
     pub(super) queue: &'a Queue,
     pub(super) spread: Option<&'a Spread>,
 }
@@ -226,7 +228,7 @@ mod tests {
         for (queue, n_jobs, is_of_all) in
             [(&whole, 2, true), (&whole, 1, true), (&silent, 2, false), (&silent, 1, true)]
         {
-            let target = Target { queue, spread: None };
+            let target = Target { name: "jobs", queue, spread: None };
             assert_eq!(target.refuses_all(n_jobs).await, is_of_all, "{n_jobs}");
         }
     }

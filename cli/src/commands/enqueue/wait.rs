@@ -99,14 +99,17 @@ async fn result_until(
 
 /// Says after a while that nobody works, if so. With a split nobody works here.
 pub(super) fn hint_at_nobody(target: Target<'_>) -> Option<JoinHandle<()>> {
-    let hint = target.spread.is_none().then(|| say_when_nobody_works(target.queue.clone()));
+    let (queue, name) = (target.queue.clone(), target.name.to_owned());
+    let hint = target.spread.is_none().then(|| say_when_nobody_works(queue, name));
     hint.map(tokio::spawn)
 }
 
-async fn say_when_nobody_works(queue: Queue) {
+async fn say_when_nobody_works(queue: Queue, name: String) {
     tokio::time::sleep(NOBODY).await;
     let at_work = |status: &ebb_queue::WorkerStatus| status.phase != Phase::Draining;
     if queue.workers().await.is_ok_and(|workers| !workers.iter().any(at_work)) {
-        note("no worker reports on this queue; `ebb up` starts them, `ebb worker` is a single one");
+        note(format!(
+            "no worker reports on queue {name} yet; `ebb up` starts them, `ebb worker` is a single one"
+        ));
     }
 }

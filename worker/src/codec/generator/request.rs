@@ -6,6 +6,7 @@ use ebb_model::causal::{Defaults, Message, Sampling};
 use ebb_queue::Job;
 use serde_json::{Map, Value};
 
+use super::super::body::{Shape, refuse_slips};
 use super::super::{BadJob, is_protobuf, message};
 use super::binary::from_message;
 
@@ -46,6 +47,34 @@ pub(super) struct Stream {
     pub(super) with_usage: bool,
 }
 
+const SHAPE: Shape = Shape {
+    example: r#"{"messages": [{"role": "user", "content": "text"}]}"#,
+    // Slips are looked for where all the fields are known that are refused.
+    fields: &[],
+};
+
+/// Fields that are taken.
+const TAKEN: [&str; 19] = [
+    "messages",
+    "prompt",
+    "input",
+    "temperature",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_new_tokens",
+    "stop",
+    "stream",
+    "stream_options",
+    "truncate",
+    "chat_template_kwargs",
+    "n",
+];
 /// Fields of OpenAI's and of other servers that would make another answer, with values that would not
 /// and a remedy. What is empty, zero or false says nothing.
 const UNKNOWN: [(&str, &[&str], &str); 29] = [
@@ -99,8 +128,7 @@ const NOT_KNOWN: &str = "it is not known here; leave it out";
 impl Request {
     /// Reads a job; `most` is what an answer may have at most, and `defaults` the model's.
     pub(super) fn read(job: &Job, defaults: &Defaults, most: usize) -> Result<Self, BadJob> {
-        let map =
-            if is_protobuf(job) { from_message(message(job)?)? } else { super::super::json(job)? };
+        let map = if is_protobuf(job) { from_message(message(job)?)? } else { SHAPE.read(job)? };
         let fields = Fields(map);
         fields.refuse_what_is_not_known()?;
         Ok(Self {
@@ -150,7 +178,10 @@ impl Fields {
                 return Err(wrong(name, value, "a job has one answer, send several jobs"));
             }
         }
-        Ok(())
+        let names = self.0.keys().map(String::as_str);
+        let refused = UNKNOWN.map(|(name, ..)| name);
+        // Those that say nothing are no slips.
+        refuse_slips(names.filter(|name| !refused.contains(name)), &TAKEN)
     }
 
     /// What the chat template reads beside the messages.
@@ -500,6 +531,8 @@ mod tests {
             (json!({"max_completion_tokens": 101}), "max_completion_tokens is 101; send a whole"),
             (json!({"n": 2}), "n is 2; a job has one answer, send several jobs"),
             (json!({"n": 0}), "n is 0; a job has one answer"),
+            (json!({"max_token": 3}), "max_token is not known; use max_tokens"),
+            (json!({"temprature": 0}), "temprature is not known; use temperature"),
             (json!({"stop": 7}), "stop is 7; send a text or a list of at most 4"),
             (json!({"stop": ["a", "b", "c", "d", "e"]}), "send a text or a list of at most 4"),
             (json!({"stop": ""}), "stop has a text of 0 bytes; send 1 to 256"),
@@ -537,6 +570,7 @@ mod tests {
             "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": false,
             "logit_bias": {}, "store": true, "metadata": {"a": "b"}, "service_tier": "flex",
             "verbosity": "medium", "length_penalty": 1.0, "skip_special_tokens": true,
+            "user": "u", "prompt_cache_key": "k", "min_p": 0, "top_logprobs": null, "model": "m",
             "add_generation_prompt": true, "guided_json": null, "continue_final_message": false,
         });
         assert!(with(&harmless).is_ok());
