@@ -246,6 +246,12 @@ pub trait DeadLetters: Send + Sync {
     async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64>;
 
     /// Deletes dead letters for good; `None` means all. Returns how many.
+    ///
+    /// # Behavior
+    /// - A letter leaves nothing behind: its id and its key are unknown at once, as well as a failed
+    ///   result and its chunks, but for those in a store of answers that is apart, and for the record
+    ///   that it has gone on to another queue. Who follows its result is told that none can come.
+    /// - What dies meanwhile stays where all are meant.
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64>;
 }
 

@@ -230,8 +230,8 @@ fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
     Ok(())
 }
 
-/// Deletes a step of dead letters, and forgets their names.
-pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
+/// Deletes a step of dead letters, and forgets their names and what they left behind.
+pub(super) fn purge(tx: &mut Tx<'_>, now: Millis, which: &Which) -> Outcome<Step> {
     let (rows, rest) = which.rows(tx)?;
     for n in &rows {
         let sql = "DELETE FROM jobs WHERE n = ?1 RETURNING id, key, cost";
@@ -239,6 +239,7 @@ pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
             tx.sql(sql)?.query_row([n], |row| row.try_into())?;
         tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
         names::forget(tx, &id, key.as_deref())?;
+        results::reset(tx, now, &id)?;
         tx.news.push(id.parse()?);
         tx.leaves(State::Dead, cost);
     }
@@ -261,6 +262,6 @@ impl DeadLetters for SqliteQueue {
     }
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.steps(Which::new(ids), |tx, _, which| purge(tx, which)).await
+        self.steps(Which::new(ids), purge).await
     }
 }

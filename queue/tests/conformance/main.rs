@@ -147,7 +147,9 @@ promises! {
         the_newest_come_first_and_no_more_than_asked_for
         purge_deletes_the_named_ones_for_good
         purge_of_all_spares_what_is_not_dead
-        a_purged_job_that_comes_again_later_can_be_followed;
+        a_purged_job_that_comes_again_later_can_be_followed
+        a_purged_job_that_was_mended_is_not_answered_with_its_old_failure
+        a_purge_leaves_the_record_that_a_dead_job_has_gone_on;
     purge:
         what_waits_is_deleted_and_all_else_stays
         a_job_that_was_deleted_may_come_again_and_run
