@@ -117,7 +117,9 @@ impl Bodies {
     /// another queue: there they are needed. Of those that are older than such a record nobody knows.
     pub(super) async fn delete(&self, jobs: Vec<Job>) {
         let now = self.clock.now();
-        let is_known = |job: &&Job| job.enqueued_at + self.result_ttl > now;
+        // A producer may say that a job is of any moment.
+        let age = |job: &Job| Duration::try_from(now.duration_since(job.enqueued_at));
+        let is_known = |job: &&Job| age(job).unwrap_or_default() < self.result_ttl;
         let n_jobs = jobs.len();
         let keys: Vec<_> = jobs.iter().filter(is_known).filter_map(key_of).collect();
         if keys.len() < n_jobs {

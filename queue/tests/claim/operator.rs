@@ -90,6 +90,25 @@ async fn the_body_of_a_dead_letter_that_has_gone_on_is_kept() {
 }
 
 #[tokio::test]
+async fn a_job_that_says_it_is_of_the_end_of_time_is_purged_with_its_body() {
+    let dead_ttl = Some(Duration::from_millis(1));
+    let site = Site::with(Behavior { dead_ttl, ..Behavior::default() }).await;
+    let at = |name: &str, enqueued_at| ebb_queue::Job { enqueued_at, ..job(name, 500) };
+    let jobs = vec![at("late", Timestamp::MAX), at("early", Timestamp::MIN)];
+    site.queue.publish(jobs.clone()).await.unwrap();
+    let rejects: Vec<_> =
+        take(&site.queue, 9).await.into_iter().map(|one| one.reject("bad")).collect();
+    site.queue.settle(&rejects).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(site.queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 2);
+    assert_eq!(site.keys("bodies").len(), 1, "of the old one nobody knows");
+    site.queue.publish(jobs).await.unwrap();
+    let steps: Vec<_> = site.queue.purge_waiting().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 2);
+    assert_eq!(site.keys("bodies").len(), 2);
+}
+
+#[tokio::test]
 async fn old_dead_letters_take_their_bodies_along() {
     let dead_ttl = Some(Duration::from_millis(1));
     let site = Site::with(Behavior { dead_ttl, ..Behavior::default() }).await;
