@@ -62,6 +62,26 @@ async fn a_purge_of_all_takes_more_than_a_page() {
 }
 
 #[tokio::test]
+async fn a_purge_of_all_spares_what_dies_meanwhile() {
+    let names: Vec<_> = (0..600).map(|number| format!("job-{number}")).collect();
+    let site = dead(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let die_meanwhile = async {
+        for name in ["late-1", "late-2"] {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            site.queue.publish(vec![job(name, 500)]).await.unwrap();
+            let reject = take(&site.queue, 1).await.remove(0).reject("bad");
+            site.queue.settle(&[reject]).await.unwrap();
+        }
+    };
+    // The purge is polled first, and waits for the first bodies to be deleted.
+    let (n_purged, ()) = tokio::join!(site.queue.purge(None), die_meanwhile);
+    assert_eq!(n_purged.unwrap(), 601);
+    let left = site.queue.list(9).await.unwrap();
+    let left: Vec<_> = left.iter().map(|letter| letter.job.id.as_str()).collect();
+    assert_eq!((left, site.keys("bodies").len()), (vec!["late-2", "late-1"], 2));
+}
+
+#[tokio::test]
 async fn a_purge_of_what_waits_deletes_its_bodies_and_no_others() {
     let site = dead(&["dead"]).await;
     let mut later = job("later", 500);
