@@ -151,7 +151,7 @@ impl SqliteQueue {
         let counters = Counters::load(&reading, file.queue)?;
         let signals = Arc::new(Signals::new(counters.arrivals));
         let shared = Shared {
-            writer: Writer::start(db, file.clone(), signals.clone())?,
+            writer: Writer::start(db, file.clone(), signals.clone(), options.clock.clone())?,
             reader: Reader::start(reading, file.clone())?,
             link: Link::new(format!("sqlite:{}", file.path.display())),
             file,
@@ -187,8 +187,7 @@ impl SqliteQueue {
         &self,
         work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let now = self.now();
-        self.shared.writer.run(now, move |tx| work(tx, now)).await
+        self.shared.writer.run(work).await
     }
 
     async fn claim(&self, max: NonZeroUsize) -> Result<Claimed> {
