@@ -10,6 +10,7 @@ mod address;
 mod amqp;
 mod apart;
 mod aside;
+mod behavior;
 mod cancel;
 pub mod claim;
 mod clock;
@@ -51,6 +52,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
+pub use behavior::Behavior;
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock, parse_span, read_span};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Unsettled, Verdict, answer_at};
@@ -62,7 +64,7 @@ pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
 pub use link::Link;
 pub use open::{
-    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
+    DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, TypedUrl, open,
 };
 pub use operator::{Cancelled, Elsewhere, JobState, Purged};
 pub use reason::short_reason;

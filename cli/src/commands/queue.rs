@@ -67,8 +67,9 @@ Where a queue is (--queue, --results, EBB_QUEUE, EBB_RESULTS):
 Options, after a ? and joined by &:
   queue=NAME            which queue [default: jobs]
   lease=30s             how long a job is held without a sign of life [30s]
-  result_ttl=1d         how long answers are kept [1d]
-  key_ttl=1d            how long the id and ebb-key of a job that is done are known [1d]
+  result_ttl=1d         how long answers are kept; no less than lease [1d]
+  key_ttl=1d            how long the id and ebb-key of a job that is done are known; no less
+                        than result_ttl [1d, or result_ttl where that is longer]
   dead_ttl=SPAN         how long dead letters are kept; workers delete older ones [for ever]
   max_ready=N           jobs that may wait before the queue is full [no limit]
   synchronous=full|normal        sqlite: what a commit waits for [full]

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, Settled, Stored, Timestamp,
+    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, QueueUrl, Settled, Stored,
+    Timestamp,
 };
+use ebb_servers::Redis;
 
 use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
 
@@ -165,11 +167,18 @@ async fn a_setting_that_is_weaker_than_the_promise_is_told() {
     assert_eq!(info.warnings, []);
 }
 
+/// The queue `jobs`, where all is forgotten sooner than a URL may ask for.
+fn brief(server: &Redis) -> QueueUrl {
+    let mut url = url(server);
+    (url.behavior.result_ttl, url.behavior.key_ttl) =
+        (Duration::from_millis(50), Duration::from_millis(50));
+    url
+}
+
 #[tokio::test]
 async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
     let server = server("").await;
-    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
-    let queue = handle(&brief.parse().unwrap()).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let jobs = (0..50).map(|nth| {
         let mut job = Job::new(vec![1; 100], Timestamp::now());
@@ -197,8 +206,7 @@ async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
 #[tokio::test]
 async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
     let server = server("").await;
-    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
-    let queue = handle(&brief.parse().unwrap()).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let jobs = (0..50).map(|nth| {
         let mut job = job(&format!("old-{nth}"));
@@ -230,8 +238,7 @@ async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
 #[tokio::test]
 async fn who_only_stores_results_here_forgets_them_too() {
     let server = server("").await;
-    let brief = format!("{}?result_ttl=50ms", server.url());
-    let store = handle(&brief.parse().unwrap()).await;
+    let store = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let result = |name: &str| JobResult {
         id: name.parse().unwrap(),
