@@ -259,3 +259,26 @@ async fn who_only_stores_results_here_forgets_them_too() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_is_refused_and_harms_none_beside_it() {
+    const MOST: usize = 1 << 20;
+    let server = server("proto-max-bulk-len 1mb").await;
+    let queue = handle(&url(&server)).await;
+    let result = |name: &str, n: usize| JobResult {
+        id: name.parse().unwrap(),
+        attempt: 1,
+        outcome: Outcome::Completed { content_type: "text/plain".into(), body: vec![1; n].into() },
+        finished_at: Timestamp::from_millisecond(1_900_000_000_000).unwrap(),
+        queue: None,
+    };
+    let (first, fits, large) = (result("a", 10), result("b", MOST - 100), result("large", MOST));
+    let puts = tokio::join!(queue.put(&first), queue.put(&large), queue.put(&fits));
+    assert_eq!((puts.0.unwrap(), puts.2.unwrap()), (Stored::Stored, Stored::Stored));
+    assert_eq!(queue.get(&fits.id).await.unwrap(), Some(fits));
+    let piece = queue.chunk(&large.id, 1, 0, vec![1; MOST + 1].into()).await;
+    for error in [puts.1.unwrap_err(), piece.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("proto-max-bulk-len"), "{error}");
+    }
+}
