@@ -12,9 +12,9 @@ use super::reply;
 use super::results::{self, End};
 use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
-use super::tx::{Millis, State, Tx, millis, moment};
+use super::tx::{Millis, State, Tx, millis, moment, span};
 use crate::owed::{self, Owed};
-use crate::{DeadLetter, DeadLetters, Headers, JobId, JobResult, Result};
+use crate::{Behavior, DeadLetter, DeadLetters, Headers, JobId, JobResult, Result};
 
 /// Jobs that one command changes at most: others wait for the writer.
 pub(super) const STEP: usize = 500;
@@ -25,6 +25,12 @@ pub(super) struct Ttls {
     pub(super) result: Millis,
     /// Of the names of a job that is done.
     pub(super) key: Millis,
+}
+
+impl Ttls {
+    pub(super) fn of(behavior: &Behavior) -> Self {
+        Self { result: span(behavior.result_ttl), key: span(behavior.key_ttl) }
+    }
 }
 
 /// Why and when a job ended.

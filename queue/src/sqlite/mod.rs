@@ -150,8 +150,9 @@ impl SqliteQueue {
         let reading = schema::connect(path)?;
         let counters = Counters::load(&reading, file.queue)?;
         let signals = Arc::new(Signals::new(counters.arrivals));
+        let time = (options.clock.clone(), Ttls::of(&behavior));
         let shared = Shared {
-            writer: Writer::start(db, file.clone(), signals.clone(), options.clock.clone())?,
+            writer: Writer::start(db, file.clone(), signals.clone(), time)?,
             reader: Reader::start(reading, file.clone())?,
             link: Link::new(format!("sqlite:{}", file.path.display())),
             file,
@@ -171,8 +172,7 @@ impl SqliteQueue {
     }
 
     fn ttls(&self) -> Ttls {
-        let behavior = &self.shared.behavior;
-        Ttls { result: span(behavior.result_ttl), key: span(behavior.key_ttl) }
+        Ttls::of(&self.shared.behavior)
     }
 
     /// Makes sure that what other processes do is noticed from now on.

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::dead::Ttls;
 use super::failure::Outcome;
 use super::signals::Signals;
 use super::tx::{Millis, Tx, millis};
@@ -33,10 +34,10 @@ impl Writer {
         db: Connection,
         file: Arc<File>,
         signals: Arc<Signals>,
-        clock: Arc<dyn Clock>,
+        (clock, ttls): (Arc<dyn Clock>, Ttls),
     ) -> Result<Self> {
         let (commands, waiting) = mpsc::channel(WAITING);
-        let thread = Thread { db, file, signals, clock, sweep_at: 0 };
+        let thread = Thread { db, file, signals, clock, ttls, sweep_at: 0 };
         super::spawn("ebb-sqlite-writer", move || thread.serve(waiting))?;
         Ok(Self { commands })
     }
@@ -105,6 +106,7 @@ struct Thread {
     file: Arc<File>,
     signals: Arc<Signals>,
     clock: Arc<dyn Clock>,
+    ttls: Ttls,
     sweep_at: Millis,
 }
 
@@ -167,7 +169,7 @@ impl Thread {
             }
         }
         if now >= self.sweep_at {
-            self.sweep_at = now + tx.step(|tx| sweep::step(tx, now))?;
+            self.sweep_at = now + tx.step(|tx| sweep::step(tx, now, self.ttls))?;
         }
         let (arrivals, news) = tx.commit()?;
         self.signals.tell_arrivals(arrivals);
@@ -195,8 +197,8 @@ mod tests {
         let queue = schema::queue(&mut db, "jobs").unwrap();
         db.pragma_update(None, "max_page_count", 60).unwrap();
         let file = Arc::new(File { path: path.clone(), queue });
-        let (signals, clock) = (Arc::new(Signals::new(0)), Arc::new(SystemClock));
-        let writer = Writer::start(db, file, signals, clock).unwrap();
+        let (signals, ttls) = (Arc::new(Signals::new(0)), Ttls { result: 1000, key: 1000 });
+        let writer = Writer::start(db, file, signals, (Arc::new(SystemClock), ttls)).unwrap();
         let (small, large) = (vec![1; 10], vec![1; 1 << 20]);
         let (first, refused, second) = tokio::join!(
             publish(&writer, small.clone()),
