@@ -182,7 +182,8 @@ promises! {
         a_deadline_that_passed_is_cleared_and_another_is_kept
         a_settlement_of_a_former_life_changes_nothing
         a_job_put_back_may_answer_from_its_first_attempt_on
-        an_answer_that_was_complete_stays_when_its_job_is_put_back;
+        an_answer_that_was_complete_stays_when_its_job_is_put_back
+        a_failure_that_speaks_of_another_queue_is_forgotten_like_any_other;
     results:
         a_result_is_read_as_it_was_stored
         a_completed_result_is_never_replaced

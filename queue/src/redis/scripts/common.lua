@@ -189,11 +189,10 @@ end
 local function fate_of(id) return fate(redis.call('HGET', key('fates'), id)) end
 
 -- Whether what is stored instead of an answer says that the job has gone on to another queue: a failure of
--- attempt 0, which is not written out behind the id.
+-- attempt 0 whose whole reason it is. A reason that only speaks of that may have come from anywhere.
 local function has_gone_on(id, outcome, part)
   local result = outcome == 'failed' and redis.call('HGET', key(part), id)
-  return result and string.find(result, 'ebb-moved-to: ', 1, true)
-    and not string.find(result, id .. '\16', 1, true)
+  return result and string.find(result, '^failed 0 %S+ %S*\nebb%-moved%-to: [%w._-]+$') ~= nil
 end
 
 -- The attempt that a result is of, 0 for none.

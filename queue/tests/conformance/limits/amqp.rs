@@ -18,6 +18,7 @@ pub const LIMITS: Limits = Limits {
             "results",
         ),
         ("redrive::a_job_put_back_may_answer_from_its_first_attempt_on", "results"),
+        ("redrive::a_failure_that_speaks_of_another_queue_is_forgotten_like_any_other", "results"),
         ("purge::an_answer_of_a_later_life_is_taken_and_followed", "results"),
         ("purge::who_follows_what_is_deleted_elsewhere_is_told", "results"),
         ("purge::it_is_told_whose_bodies_lie_elsewhere", "purge"),
