@@ -282,3 +282,37 @@ async fn an_answer_that_is_too_large_is_refused_and_harms_none_beside_it() {
         assert!(error.to_string().contains("proto-max-bulk-len"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_job_that_cannot_be_read_is_buried_and_keeps_no_other_from_its_worker() {
+    let server = server("").await;
+    let mut patient = url(&server);
+    patient.behavior.lease = Duration::from_secs(60);
+    let queue = handle(&patient).await;
+    let mut client = plain(&server).await;
+    queue.publish(["a", "odd", "gone", "b"].map(job).to_vec()).await.unwrap();
+    let rewrite = ["HSET", "ebb:{jobs}:jobs", "odd", "{\"priority\":\"urgent\"}\nbody"];
+    tell::<u64>(&mut client, &rewrite).await.unwrap();
+    tell::<u64>(&mut client, &["HDEL", "ebb:{jobs}:jobs", "gone"]).await.unwrap();
+    let taken = take(&queue, 9, Duration::ZERO).await;
+    let names: Vec<_> = taken.iter().map(|one| one.job.id.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let letters = queue.list(9).await.unwrap();
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    for letter in &letters {
+        let reason = &letter.reason;
+        assert!(
+            reason.contains("cannot be read") && reason.contains("ebb dlq redrive"),
+            "{reason}"
+        );
+        let told = queue.get(&letter.job.id).await.unwrap().unwrap();
+        assert_eq!(told.outcome.failure_kind(), Some(letter.kind));
+    }
+    let odd = queue.show(&"odd".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(&*odd.job.body, b"{\"priority\":\"urgent\"}\nbody");
+    assert_eq!(queue.redrive(Some(&[odd.job.id])).await.unwrap(), 1);
+    tell::<u64>(&mut client, &["HSET", "ebb:{jobs}:jobs", "odd", "{}\nbody"]).await.unwrap();
+    let again = take(&queue, 9, Duration::ZERO).await.remove(0);
+    assert_eq!((again.job.id.as_str(), &*again.job.body, again.attempt), ("odd", &b"body"[..], 1));
+    assert_eq!(queue.purge(None).await.unwrap(), 1);
+}
