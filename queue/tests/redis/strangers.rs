@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, Outcome, Priority, Queue};
+use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, JobState, Outcome, Priority, Queue};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
@@ -267,4 +267,21 @@ async fn long_entries_are_all_handed_out() {
     }
     let found: Vec<_> = taken.iter().map(|one| one.job.body.len()).collect();
     assert_eq!(found, (0..12).map(|nth| nth * 61_440).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_id_that_reads_like_that_of_an_entry_and_is_none_is_not_known() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    for id in [
+        "redis-99999999999999999999-1",
+        "redis-1-18446744073709551616",
+        "redis-18446744073709551615-18446744073709551615",
+        "redis-1-000000000000000000000",
+        "redis-1",
+    ] {
+        let id = id.parse().unwrap();
+        assert_eq!(queue.state(&id).await.unwrap(), Some(JobState::Unknown), "{id}");
+        assert_eq!(queue.cancel(&id).await.unwrap(), Cancelled::Unknown, "{id}");
+    }
 }

@@ -23,7 +23,7 @@ end
 -- One that a plain producer wrote and nobody has read: its entry, if it is among the first; else how many
 -- were looked through.
 local function entry_of()
-  local named = string.match(id, '^redis%-(%d+%-%d+)$')
+  local named = named_after(id)
   local entries = named and redis.call('XRANGE', inbox, named, named) or {}
   if #entries == 0 then entries = first_entries(READ, '+') end
   for _, entry in ipairs(entries) do

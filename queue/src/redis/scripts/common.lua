@@ -492,6 +492,15 @@ local function first_entries(most, final)
   return entries
 end
 
+-- The entry of the inbox that this job is named after, if a stream can have such a one: of two numbers of 64
+-- bits. Anybody may ask for any id, and the server raises an error over others.
+local LARGEST = '18446744073709551615'
+local function named_after(id)
+  local function fits(digits) return #digits < #LARGEST or (#digits == #LARGEST and digits <= LARGEST) end
+  local first, second = string.match(id, '^redis%-(%d+)%-(%d+)$')
+  if first and fits(first) and fits(second) then return first .. '-' .. second end
+end
+
 -- The first entries of the inbox without their bodies, each with the moment at which it was written.
 local function strangers(most)
   local entries = first_entries(most, '+')
