@@ -134,15 +134,26 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
-    let left = queue.depth().await?.dead;
-    if output.json {
-        output.json(&serde_json::json!({ key: done.n, "dead": left }))?;
-    } else {
-        let (n, left) = (grouped(done.n), grouped(left));
-        output.line(format!("{n} {verb}, {left} dead letters left"))?;
-    }
+async fn told(output: Output, queue: &Queue, words: [&str; 2], done: Done) -> Result<()> {
+    // What was done stays done, whatever becomes of this look.
+    let left = match queue.depth().await {
+        Ok(depth) => Some(depth.dead),
+        Err(error) => {
+            note(format!("how many dead letters are left is not known: {error}"));
+            None
+        }
+    };
+    output.line(done_words(output.json, words, done.n, left))?;
     done.unknown.map_or(Ok(()), |words| Err(missing(words)))
+}
+
+/// What was done, and how many dead letters are left, where that is known.
+fn done_words(json: bool, [key, verb]: [&str; 2], n: u64, left: Option<u64>) -> String {
+    if json {
+        return serde_json::json!({ key: n, "dead": left }).to_string();
+    }
+    let left = left.map(|left| format!(", {} dead letters left", grouped(left)));
+    format!("{} {verb}{}", grouped(n), left.unwrap_or_default())
 }
 
 /// The most characters of a reason and of a body that a list shows.
@@ -245,6 +256,18 @@ mod tests {
         id     died                  attempts  kind   reason      body
         job-1  1970-01-02T00:00:00Z         2  model  not finite  {"input":"a text that is rather longer …
         "#);
+    }
+
+    #[test]
+    fn what_was_done_is_told_though_nobody_knows_what_is_left() {
+        for (json, left, told) in [
+            (false, Some(1000), "2 deleted, 1,000 dead letters left"),
+            (false, None, "2 deleted"),
+            (true, Some(1000), r#"{"dead":1000,"purged":2}"#),
+            (true, None, r#"{"dead":null,"purged":2}"#),
+        ] {
+            assert_eq!(done_words(json, ["purged", "deleted"], 2, left), told);
+        }
     }
 
     #[test]

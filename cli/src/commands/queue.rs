@@ -180,17 +180,34 @@ async fn purge(queue: &Queue, output: Output) -> Result<()> {
         progress.add(step.n_jobs);
     }
     progress.end();
-    let Depth { ready, in_flight, delayed, dead, .. } = queue.depth().await?;
-    if output.json {
-        return output.json(&json!({
-            "purged": n_purged, "ready": ready, "in_flight": in_flight, "delayed": delayed, "dead": dead,
-        }));
+    // What was deleted is gone, whatever becomes of this look.
+    let left = match queue.depth().await {
+        Ok(depth) => Some(depth),
+        Err(error) => {
+            note(format!("what is left is not known: {error}"));
+            None
+        }
+    };
+    output.line(purged_words(output.json, n_purged, left.as_ref()))
+}
+
+/// How many jobs were deleted, and what is left, where that is known.
+fn purged_words(json: bool, n_purged: u64, left: Option<&Depth>) -> String {
+    if json {
+        let of = |count: fn(&Depth) -> u64| left.map(count);
+        let told = json!({
+            "purged": n_purged, "ready": of(|depth| depth.ready),
+            "in_flight": of(|depth| depth.in_flight), "delayed": of(|depth| depth.delayed),
+            "dead": of(|depth| depth.dead),
+        });
+        return told.to_string();
     }
-    let [n_purged, ready, in_flight, delayed, dead] =
-        [n_purged, ready, in_flight, delayed, dead].map(grouped);
-    output.line(format!(
-        "{n_purged} deleted; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead"
-    ))
+    let deleted = format!("{} deleted", grouped(n_purged));
+    let Some(Depth { ready, in_flight, delayed, dead, .. }) = left else { return deleted };
+    let [ready, in_flight, delayed, dead] = [*ready, *in_flight, *delayed, *dead].map(grouped);
+    format!(
+        "{deleted}; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead"
+    )
 }
 
 /// What `init` and `info` print with --json.
@@ -299,6 +316,15 @@ mod tests {
         oldest     3.2 s
         cost       4096
         ");
+    }
+
+    #[test]
+    fn what_was_deleted_is_told_though_nobody_knows_what_is_left() {
+        let left = Depth { ready: 1000, dead: 2, ..Depth::empty(Timestamp::UNIX_EPOCH) };
+        insta::assert_snapshot!(purged_words(false, 7, Some(&left)), @"7 deleted; now 1,000 ready, 0 in flight, 0 delayed, 2 dead");
+        insta::assert_snapshot!(purged_words(false, 7, None), @"7 deleted");
+        insta::assert_snapshot!(purged_words(true, 7, Some(&left)), @r#"{"dead":2,"delayed":0,"in_flight":0,"purged":7,"ready":1000}"#);
+        insta::assert_snapshot!(purged_words(true, 7, None), @r#"{"dead":null,"delayed":null,"in_flight":null,"purged":7,"ready":null}"#);
     }
 
     #[test]
