@@ -4,7 +4,7 @@ mod which;
 
 use std::io::IsTerminal;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use ebb_queue::{DeadLetter, JobId, Queue};
 
@@ -70,7 +70,8 @@ pub(crate) enum Command {
 
 const REDRIVE_HELP: &str = "\
 A deadline that has passed is cleared, else the job would die again at once. An id that is no dead
-letter exits with 66; the others are put back all the same.
+letter exits with 66; the others are put back all the same. Where there are more dead letters than
+--look, those found among the newest are put back, and the exit code is 1.
 
 Examples:
   ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -79,7 +80,8 @@ Examples:
   ebb dlq redrive --all";
 
 const PURGE_HELP: &str = "\
-An id that is no dead letter exits with 66; the others are deleted all the same.
+An id that is no dead letter exits with 66; the others are deleted all the same. Where there are
+more dead letters than --look, those found among the newest are deleted, and the exit code is 1.
 
 Examples:
   ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
@@ -94,7 +96,8 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max, filter } => {
             let queue = queue.find().await?;
-            let letters = filter.newest(&queue, max).await?;
+            let (letters, unseen) = filter.newest(&queue, max).await?;
+            unseen.iter().for_each(note);
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
@@ -144,7 +147,11 @@ async fn told(output: Output, queue: &Queue, words: [&str; 2], done: Done) -> Re
         }
     };
     output.line(done_words(output.json, words, done.n, left))?;
-    done.unknown.map_or(Ok(()), |words| Err(missing(words)))
+    match (done.unknown, done.unseen) {
+        (Some(words), _) => Err(missing(words)),
+        (None, Some(words)) => Err(anyhow!(words)),
+        (None, None) => Ok(()),
+    }
 }
 
 /// What was done, and how many dead letters are left, where that is known.
