@@ -10,7 +10,7 @@ use ebb_queue::{DeadLetter, JobId, Queue};
 
 use crate::exit::{Exit, missing, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, note, table};
+use crate::output::{Output, grouped, note, printable, shortened, table};
 use which::{Done, Filter, Which};
 
 /// What to do with dead letters.
@@ -218,28 +218,6 @@ fn letter_words(letter: &DeadLetter) -> String {
     printable(&lines.join("\n"))
 }
 
-/// What a producer wrote may hold sequences that a terminal obeys; they are shown as `\u{1b}`.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => shown.push(c),
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
-        }
-    }
-    shown
-}
-
-/// On one line and no longer than this.
-fn shortened(text: &str, longest: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if line.chars().count() <= longest {
-        return line;
-    }
-    line.chars().take(longest - 1).chain(['…']).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use ebb_queue::{Attempt, FailureKind, Job, Timestamp};
@@ -312,11 +290,5 @@ mod tests {
         let words = letter_words(&letter);
         assert!(words.contains(r"bad\u{1b}]0;title"), "{words}");
         assert!(words.ends_with("  a\\u{1b}[2Jb\\r\n\tc\\u{9b}\\u{7} é"), "{words}");
-    }
-
-    #[test]
-    fn a_long_text_ends_in_an_ellipsis() {
-        assert_eq!(shortened("one\ntwo", 9), "one two");
-        assert_eq!(shortened("äöüß and more", 5), "äöüß…");
     }
 }

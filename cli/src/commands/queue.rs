@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::exit::{Exit, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, Progress, Unit, grouped, note, seconds, span, table};
+use crate::output::{Output, Progress, Unit, grouped, note, seconds, shortened, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -205,9 +205,7 @@ fn purged_words(json: bool, n_purged: u64, left: Option<&Depth>) -> String {
     let deleted = format!("{} deleted", grouped(n_purged));
     let Some(Depth { ready, in_flight, delayed, dead, .. }) = left else { return deleted };
     let [ready, in_flight, delayed, dead] = [*ready, *in_flight, *delayed, *dead].map(grouped);
-    format!(
-        "{deleted}; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead"
-    )
+    format!("{deleted}; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead")
 }
 
 /// What `init` and `info` print with --json.
@@ -274,14 +272,14 @@ fn workers_table(workers: &[WorkerStatus]) -> String {
     let row = |worker: &WorkerStatus| {
         let started: f64 = worker.cold_start.iter().map(|(_, took)| took).sum();
         [
-            worker.id.clone(),
+            shortened(&worker.id, usize::MAX),
             format!("{:?}", worker.phase).to_lowercase(),
             grouped(worker.in_flight),
             grouped(worker.slots),
             grouped(worker.completed),
             grouped(worker.failed),
             seconds(started),
-            worker.model.clone(),
+            shortened(&worker.model, usize::MAX),
         ]
     };
     let headings =
@@ -364,12 +362,13 @@ mod tests {
             batch_time: None,
             cold_start: vec![("process".into(), 0.1), ("weights".into(), 0.2)],
             first_result: None,
-            model: "echo".into(),
+            model: "ec\u{1b}[2J".into(),
             at: Timestamp::UNIX_EPOCH,
         };
+        // What a worker says of itself is for people, and not for their terminal.
         insta::assert_snapshot!(workers_table(&[worker]), @r"
         worker   phase  in flight  slots  completed  failed  cold start  model
-        local-1  busy          64    128      1,200       1  300 ms      echo
+        local-1  busy          64    128      1,200       1  300 ms      ec [2J
         ");
     }
 }
