@@ -192,7 +192,8 @@ pub trait Broker: Backlog {
     ///   its headers are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed`, `failed` or `cancelled`), of a
     ///   failed one `ebb-kind`, and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
-    ///   on the embedded queue another queue, where it is a job of the same id.
+    ///   on the embedded queue another queue, where it is a job of the same id, which expires when the
+    ///   result is forgotten.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
     /// - May be sent twice when a worker is lost between this and its acknowledgement.
     /// - The queue does the same for a job that it ends by itself, see [`Broker::receive`].

@@ -84,7 +84,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
             results::bury(tx, now, ttls.result, failure)?;
         }
         // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
-        match tx.step(|tx| tell(tx, now, &id, headers)) {
+        match tx.step(|tx| tell(tx, (now, ttls.result), &id, headers)) {
             Err(Failure::Refused(error)) => owed::note(&id, Err(error)),
             told => told?,
         }
@@ -94,14 +94,19 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
 
 /// Tells the stored result of a job to where it asked for a reply. A worker that was lost may have
 /// stored it, and not have told it.
-pub(super) fn tell(tx: &mut Tx<'_>, now: Millis, id: &JobId, headers: &str) -> Outcome<()> {
+pub(super) fn tell(
+    tx: &mut Tx<'_>,
+    (now, result_ttl): (Millis, Millis),
+    id: &JobId,
+    headers: &str,
+) -> Outcome<()> {
     let headers = read_headers(headers)?;
     if headers.reply_to.is_none() {
         return Ok(());
     }
     let stored = results::get(tx.db(), tx.queue, now, id)?;
     let owed = stored.and_then(|stored| Owed::new(&headers, stored));
-    owed.map_or(Ok(()), |owed| reply::reply(tx, now, &owed))
+    owed.map_or(Ok(()), |owed| reply::reply(tx, (now, result_ttl), &owed))
 }
 
 fn read_headers(text: &str) -> Outcome<Headers> {

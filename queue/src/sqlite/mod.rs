@@ -337,7 +337,8 @@ impl Broker for SqliteQueue {
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let (to, traceparent) = (to.to_owned(), traceparent.map(str::to_owned));
         let owed = Owed { to, result: result.clone(), traceparent };
-        self.write(move |tx, now| reply::reply(tx, now, &owed)).await
+        let ttl = span(self.result_ttl());
+        self.write(move |tx, now| reply::reply(tx, (now, ttl), &owed)).await
     }
 
     async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {
