@@ -49,6 +49,28 @@ pub(crate) fn note(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr().lock(), "{}", text.as_ref()));
 }
 
+/// What others wrote may hold sequences that a terminal obeys; they are shown as `\u{1b}`.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// On one line and no longer than this.
+pub(crate) fn shortened(text: &str, longest: usize) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() <= longest {
+        return line;
+    }
+    line.chars().take(longest - 1).chain(['…']).collect()
+}
+
 /// A table for people: columns as wide as needed, numbers to the right.
 #[must_use]
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
@@ -298,5 +320,11 @@ mod tests {
         let rows = [["a".to_owned(), "7".to_owned()], ["long".to_owned(), "1,000".to_owned()]];
         assert_eq!(table(["name", "n"], &rows), "name      n\na         7\nlong  1,000");
         assert_eq!(table(["name", "n"], &[]), "name  n");
+    }
+
+    #[test]
+    fn a_long_text_ends_in_an_ellipsis() {
+        assert_eq!(shortened("one\ntwo", 9), "one two");
+        assert_eq!(shortened("äöüß and more", 5), "äöüß…");
     }
 }

@@ -17,6 +17,12 @@
 //! `result_ttl` after it was published, and of all answers. Delete in `results/` what is older than
 //! `result_ttl`, and in `bodies/` what is older than any job gets.
 //!
+//! A body that alone is refused, by a store that answers for others, is asked for again with growing
+//! pauses, each of which is charged, and its job is a dead letter in the end: it would keep its place, and
+//! others from theirs. Whether the store answers is known from the bodies beside it, from one that is not
+//! there, and on S3, which without `s3:ListBucket` refuses that too, from `bodies/ebb-probe`, which is
+//! written for that. A store that is away or refuses all costs no job an attempt.
+//!
 //! A job that has gone on to another queue needs its body there. The record of that is a result and
 //! forgotten like one, so of an older job nobody knows, and its body stays.
 //!
@@ -168,7 +174,7 @@ async fn whole(store: &Store, result: JobResult) -> Result<Option<JobResult>> {
             warn!(job.id = %result.id, reason, "a result is forgotten");
             Ok(None)
         }
-        Err(Trouble::Away(error)) => Err(error),
+        Err(Trouble::Refused(error) | Trouble::Away(error)) => Err(error),
     }
 }
 

@@ -10,6 +10,7 @@ mod address;
 mod amqp;
 mod apart;
 mod aside;
+mod behavior;
 mod cancel;
 pub mod claim;
 mod clock;
@@ -52,6 +53,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use address::{Address, AmqpAddress, NatsAddress, RedisAddress, Synchronous};
+pub use behavior::Behavior;
 pub use claim::{INLINE_LIMIT, Payloads, PayloadsUrl};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock, parse_span, read_span};
 pub use delivery::{Delivery, Receipt, Settled, Settlement, Unsettled, Verdict, answer_at};
@@ -62,9 +64,7 @@ pub use given::UrlFrom;
 pub use info::{Info, Limit, Warning};
 pub use job::{Headers, JSON, Job, JobId, PROTOBUF, Priority};
 pub use link::Link;
-pub use open::{
-    Behavior, DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, open,
-};
+pub use open::{DEFAULT_QUEUE, Missing, Moved, OpenOptions, Queue, QueueUrl, Results, open};
 pub use operator::{Cancelled, Elsewhere, JobState, Purged};
 pub use reason::short_reason;
 pub use result::{Frame, JobResult, Outcome, Stored};
@@ -192,7 +192,8 @@ pub trait Broker: Backlog {
     ///   its headers are `ebb-id`, `ebb-attempt`, `ebb-outcome` (`completed`, `failed` or `cancelled`), of a
     ///   failed one `ebb-kind`, and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
-    ///   on the embedded queue another queue, where it is a job of the same id.
+    ///   on the embedded queue another queue, where it is a job of the same id, which expires when the
+    ///   result is forgotten.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
     /// - May be sent twice when a worker is lost between this and its acknowledgement.
     /// - The queue does the same for a job that it ends by itself, see [`Broker::receive`].
@@ -248,6 +249,12 @@ pub trait DeadLetters: Send + Sync {
     async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64>;
 
     /// Deletes dead letters for good; `None` means all. Returns how many.
+    ///
+    /// # Behavior
+    /// - A letter leaves nothing behind: its id and its key are unknown at once, as well as a failed
+    ///   result and its chunks, but for those in a store of answers that is apart, and for the record
+    ///   that it has gone on to another queue. Who follows its result is told that none can come.
+    /// - What dies meanwhile stays where all are meant.
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64>;
 }
 

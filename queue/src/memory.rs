@@ -312,9 +312,12 @@ impl DeadLetters for MemoryQueue {
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
         let (mut state, _) = self.tidy_state();
-        let n_purged = state.jobs.purge(ids);
+        let purged = state.jobs.purge(ids);
+        for id in &purged {
+            state.answers.reset(id);
+        }
         self.shared.answer.ring();
-        Ok(n_purged)
+        Ok(purged.len() as u64)
     }
 }
 

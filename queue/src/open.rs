@@ -18,7 +18,8 @@ use crate::redis::RedisQueue;
 use crate::server;
 use crate::sqlite::{SqliteQueue, Watchers};
 use crate::{
-    Address, AnyQueue, Clock, Error, ErrorKind, Result, Synchronous, SystemClock, WorkerId,
+    Address, AnyQueue, Behavior, Clock, Error, ErrorKind, Result, Synchronous, SystemClock,
+    WorkerId,
 };
 
 /// A queue on a broker, with all that one may do to it.
@@ -40,30 +41,6 @@ pub struct QueueUrl {
     pub queue: String,
     /// How the queue behaves, the same on every broker.
     pub behavior: Behavior,
-}
-
-/// How a queue behaves, the same on every broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Behavior {
-    /// How long a delivery is held without being extended.
-    pub lease: Duration,
-    /// How long a result is kept.
-    pub result_ttl: Duration,
-    /// How long an id or an idempotency key is remembered after its job ended.
-    pub key_ttl: Duration,
-    /// How long a dead letter is kept; none is for ever. That is the default, since a dead letter is
-    /// the only copy of a job that nobody has answered, and how many there are can be seen.
-    pub dead_ttl: Option<Duration>,
-    /// Jobs that may wait, ready or delayed, before `publish` answers that the queue is full.
-    pub max_ready: Option<u64>,
-}
-
-impl Default for Behavior {
-    fn default() -> Self {
-        const DAY: Duration = Duration::from_secs(86_400);
-        let lease = Duration::from_secs(30);
-        Self { lease, result_ttl: DAY, key_ttl: DAY, dead_ttl: None, max_ready: None }
-    }
 }
 
 /// Who opens a queue, and how.
@@ -239,12 +216,18 @@ impl FromStr for QueueUrl {
         };
         let (queue, behavior) = (DEFAULT_QUEUE.to_owned(), Behavior::default());
         let mut url = Self { address, queue, behavior };
+        let mut has_key_ttl = false;
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let taken = url.address.set(&key, &value).map_err(|remedy| invalid(text, &remedy))?;
             if !taken {
                 url.set(text, &key, &value)?;
+                has_key_ttl |= key == "key_ttl";
             }
         }
+        if !has_key_ttl {
+            url.behavior.key_ttl = url.behavior.key_ttl.max(url.behavior.result_ttl);
+        }
+        url.behavior.check().map_err(|remedy| invalid(text, &remedy))?;
         url.address.check().map_err(|remedy| invalid(text, &remedy))?;
         Ok(url)
     }
@@ -415,6 +398,14 @@ mod tests {
     }
 
     #[test]
+    fn names_are_known_for_as_long_as_answers_unless_it_is_said() {
+        for (options, days) in [("", 1), ("result_ttl=7d", 7), ("result_ttl=1h", 1)] {
+            let behavior = parse(&format!("sqlite:q.db?{options}")).unwrap().behavior;
+            assert_eq!(behavior.key_ttl, Duration::from_secs(days * 86_400), "{options}");
+        }
+    }
+
+    #[test]
     fn dead_letters_are_kept_for_ever_unless_a_span_is_given() {
         for text in ["sqlite:q.db", "sqlite:q.db?dead_ttl=0", "sqlite:q.db?dead_ttl=0s"] {
             assert_eq!(parse(text).unwrap().behavior.dead_ttl, None, "{text}");
@@ -432,6 +423,11 @@ mod tests {
             ("sqlite:q.db?lease=10ms", "100ms or more"),
             ("sqlite:q.db?lease=soon", "option lease"),
             ("sqlite:q.db?lease=99999d", "ten years"),
+            ("sqlite:q.db?key_ttl=1h", "set result_ttl to 3600s or less"),
+            ("sqlite:q.db?key_ttl=1h", "result_ttl (86400s, its default)"),
+            ("sqlite:q.db?key_ttl=7d&result_ttl=8d", "leave key_ttl out"),
+            ("sqlite:q.db?result_ttl=10s", "set result_ttl to 30s or more"),
+            ("sqlite:q.db?lease=2d", "result_ttl (86400s, its default) is shorter than lease"),
             ("sqlite:q.db?dead_ttl=never", "option dead_ttl"),
             ("sqlite:q.db?max_ready=-1", "option max_ready"),
             ("sqlite:q.db?synchronous=off", "full or normal"),
@@ -486,7 +482,7 @@ mod tests {
         fn a_url_is_read_back_as_it_was_written(
             path in "/{0,3}[a-zA-Z0-9._%+& -][a-zA-Z0-9._%+&/ -]{0,40}",
             queue in "[a-zA-Z0-9._-]{1,64}",
-            (lease, result_ttl, key_ttl) in (100..1_000_000u64, 0..10u64.pow(11), 0..10u64.pow(11)),
+            (lease, result_more, key_more) in (100..1_000_000u64, 0..10u64.pow(11), 0..10u64.pow(11)),
             dead_ttl in prop::option::of(1..10u64.pow(11)),
             max_ready: Option<u64>,
             is_full: bool,
@@ -497,8 +493,8 @@ mod tests {
                 queue,
                 behavior: Behavior {
                     lease: Duration::from_millis(lease),
-                    result_ttl: Duration::from_millis(result_ttl),
-                    key_ttl: Duration::from_millis(key_ttl),
+                    result_ttl: Duration::from_millis(lease + result_more),
+                    key_ttl: Duration::from_millis(lease + result_more + key_more),
                     dead_ttl: dead_ttl.map(Duration::from_millis),
                     max_ready,
                 },

@@ -1,11 +1,14 @@
 //! Who deletes dead letters that are older than `dead_ttl`, workers and splits alike, looks for them in
 //! this way.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tracing::{debug, info, warn};
 
-use crate::{Broker, Elsewhere, ErrorKind};
+use crate::{Broker, Elsewhere, Error, ErrorKind, Purged, Result};
 
 /// Soon after the start: a pool that is at zero most of the time has short-lived workers. Those that
 /// start together do not look together.
@@ -55,13 +58,14 @@ impl Retention {
     }
 
     /// Deletes what is too old, until there is no more, or between two steps somebody stops it. Nothing
-    /// else waits for it or depends on it, so an error is told and no more.
+    /// else waits for it or depends on it, so an error is told and no more, a panic among them: who looks
+    /// next may be luckier, and would not look at all.
     pub async fn look(&mut self, broker: &dyn Broker, is_stopped: impl Fn() -> bool) -> Look {
         let (queue, was_denied) = (&*self.queue, std::mem::take(&mut self.is_denied));
         let mut look = Look { n_purged: 0, has_failed: false };
         for _ in 0..STEPS {
             // Bodies in a store of payloads go along where the handle has it.
-            match broker.purge_old(Elsewhere::Leave).await {
+            match step(broker).await {
                 Ok(purged) => {
                     look.n_purged += purged.n_jobs;
                     let n_left = purged.n_left;
@@ -100,6 +104,19 @@ impl Retention {
     }
 }
 
+async fn step(broker: &dyn Broker) -> Result<Purged> {
+    let step = AssertUnwindSafe(broker.purge_old(Elsewhere::Leave)).catch_unwind().await;
+    step.unwrap_or_else(|panic| {
+        let words = format!("it panicked: {}", words_of(&*panic));
+        Err(Error::new(ErrorKind::Internal, words))
+    })
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref().copied()).unwrap_or("without a word")
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
@@ -108,12 +125,31 @@ mod tests {
     use super::*;
     use crate::faulty::{Faults, Faulty};
     use crate::memory::MemoryQueue;
-    use crate::{Backlog, Behavior, Job, OpenOptions, Timestamp};
+    use crate::{Backlog, Behavior, Clock, Job, OpenOptions, Timestamp};
 
     #[test]
     fn those_that_start_together_do_not_look_together() {
         assert_eq!(Retention::first_pause(0.0), FIRST);
         assert_eq!(Retention::first_pause(0.5), FIRST + SPREAD / 2);
+    }
+
+    #[derive(Debug)]
+    struct NoClock;
+
+    impl Clock for NoClock {
+        fn now(&self) -> Timestamp {
+            panic!("there is no time")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_look_that_panics_has_failed_and_another_follows() {
+        let options = OpenOptions { clock: Arc::new(NoClock), ..OpenOptions::default() };
+        let queue = MemoryQueue::new(&Behavior::default(), options);
+        let mut retention = Retention::new("jobs");
+        let look = retention.look(&queue, || false).await;
+        assert_eq!(look, Look { n_purged: 0, has_failed: true });
+        assert_eq!(retention.pause(), PERIOD);
     }
 
     #[tokio::test]

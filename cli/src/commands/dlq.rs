@@ -4,13 +4,13 @@ mod which;
 
 use std::io::IsTerminal;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use ebb_queue::{DeadLetter, JobId, Queue};
 
 use crate::exit::{Exit, missing, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, grouped, note, table};
+use crate::output::{Output, grouped, note, printable, shortened, table};
 use which::{Done, Filter, Which};
 
 /// What to do with dead letters.
@@ -70,7 +70,8 @@ pub(crate) enum Command {
 
 const REDRIVE_HELP: &str = "\
 A deadline that has passed is cleared, else the job would die again at once. An id that is no dead
-letter exits with 66; the others are put back all the same.
+letter exits with 66; the others are put back all the same. Where there are more dead letters than
+--look, those found among the newest are put back, and the exit code is 1.
 
 Examples:
   ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -79,7 +80,8 @@ Examples:
   ebb dlq redrive --all";
 
 const PURGE_HELP: &str = "\
-An id that is no dead letter exits with 66; the others are deleted all the same.
+An id that is no dead letter exits with 66; the others are deleted all the same. Where there are
+more dead letters than --look, those found among the newest are deleted, and the exit code is 1.
 
 Examples:
   ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
@@ -94,7 +96,8 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     match command {
         Command::List { queue, max, filter } => {
             let queue = queue.find().await?;
-            let letters = filter.newest(&queue, max).await?;
+            let (letters, unseen) = filter.newest(&queue, max).await?;
+            unseen.iter().for_each(note);
             match letters.as_slice() {
                 letters if output.json => output.json(&letters)?,
                 [] => output.line("no dead letters")?,
@@ -134,15 +137,30 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn told(output: Output, queue: &Queue, [key, verb]: [&str; 2], done: Done) -> Result<()> {
-    let left = queue.depth().await?.dead;
-    if output.json {
-        output.json(&serde_json::json!({ key: done.n, "dead": left }))?;
-    } else {
-        let (n, left) = (grouped(done.n), grouped(left));
-        output.line(format!("{n} {verb}, {left} dead letters left"))?;
+async fn told(output: Output, queue: &Queue, words: [&str; 2], done: Done) -> Result<()> {
+    // What was done stays done, whatever becomes of this look.
+    let left = match queue.depth().await {
+        Ok(depth) => Some(depth.dead),
+        Err(error) => {
+            note(format!("how many dead letters are left is not known: {error}"));
+            None
+        }
+    };
+    output.line(done_words(output.json, words, done.n, left))?;
+    match (done.unknown, done.unseen) {
+        (Some(words), _) => Err(missing(words)),
+        (None, Some(words)) => Err(anyhow!(words)),
+        (None, None) => Ok(()),
     }
-    done.unknown.map_or(Ok(()), |words| Err(missing(words)))
+}
+
+/// What was done, and how many dead letters are left, where that is known.
+fn done_words(json: bool, [key, verb]: [&str; 2], n: u64, left: Option<u64>) -> String {
+    if json {
+        return serde_json::json!({ key: n, "dead": left }).to_string();
+    }
+    let left = left.map(|left| format!(", {} dead letters left", grouped(left)));
+    format!("{} {verb}{}", grouped(n), left.unwrap_or_default())
 }
 
 /// The most characters of a reason and of a body that a list shows.
@@ -200,28 +218,6 @@ fn letter_words(letter: &DeadLetter) -> String {
     printable(&lines.join("\n"))
 }
 
-/// What a producer wrote may hold sequences that a terminal obeys; they are shown as `\u{1b}`.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => shown.push(c),
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
-        }
-    }
-    shown
-}
-
-/// On one line and no longer than this.
-fn shortened(text: &str, longest: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if line.chars().count() <= longest {
-        return line;
-    }
-    line.chars().take(longest - 1).chain(['…']).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use ebb_queue::{Attempt, FailureKind, Job, Timestamp};
@@ -245,6 +241,18 @@ mod tests {
         id     died                  attempts  kind   reason      body
         job-1  1970-01-02T00:00:00Z         2  model  not finite  {"input":"a text that is rather longer …
         "#);
+    }
+
+    #[test]
+    fn what_was_done_is_told_though_nobody_knows_what_is_left() {
+        for (json, left, told) in [
+            (false, Some(1000), "2 deleted, 1,000 dead letters left"),
+            (false, None, "2 deleted"),
+            (true, Some(1000), r#"{"dead":1000,"purged":2}"#),
+            (true, None, r#"{"dead":null,"purged":2}"#),
+        ] {
+            assert_eq!(done_words(json, ["purged", "deleted"], 2, left), told);
+        }
     }
 
     #[test]
@@ -282,11 +290,5 @@ mod tests {
         let words = letter_words(&letter);
         assert!(words.contains(r"bad\u{1b}]0;title"), "{words}");
         assert!(words.ends_with("  a\\u{1b}[2Jb\\r\n\tc\\u{9b}\\u{7} é"), "{words}");
-    }
-
-    #[test]
-    fn a_long_text_ends_in_an_ellipsis() {
-        assert_eq!(shortened("one\ntwo", 9), "one two");
-        assert_eq!(shortened("äöüß and more", 5), "äöüß…");
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::exit::{Exit, usage};
 use crate::options::QueueArgs;
-use crate::output::{Output, Progress, Unit, grouped, note, seconds, span, table};
+use crate::output::{Output, Progress, Unit, grouped, note, seconds, shortened, span, table};
 
 /// What to look at.
 #[derive(Debug, Subcommand)]
@@ -67,8 +67,9 @@ Where a queue is (--queue, --results, EBB_QUEUE, EBB_RESULTS):
 Options, after a ? and joined by &:
   queue=NAME            which queue [default: jobs]
   lease=30s             how long a job is held without a sign of life [30s]
-  result_ttl=1d         how long answers are kept [1d]
-  key_ttl=1d            how long the id and ebb-key of a job that is done are known [1d]
+  result_ttl=1d         how long answers are kept; no less than lease [1d]
+  key_ttl=1d            how long the id and ebb-key of a job that is done are known; no less
+                        than result_ttl [1d, or result_ttl where that is longer]
   dead_ttl=SPAN         how long dead letters are kept; workers delete older ones [for ever]
   max_ready=N           jobs that may wait before the queue is full [no limit]
   synchronous=full|normal        sqlite: what a commit waits for [full]
@@ -180,17 +181,32 @@ async fn purge(queue: &Queue, output: Output) -> Result<()> {
         progress.add(step.n_jobs);
     }
     progress.end();
-    let Depth { ready, in_flight, delayed, dead, .. } = queue.depth().await?;
-    if output.json {
-        return output.json(&json!({
-            "purged": n_purged, "ready": ready, "in_flight": in_flight, "delayed": delayed, "dead": dead,
-        }));
+    // What was deleted is gone, whatever becomes of this look.
+    let left = match queue.depth().await {
+        Ok(depth) => Some(depth),
+        Err(error) => {
+            note(format!("what is left is not known: {error}"));
+            None
+        }
+    };
+    output.line(purged_words(output.json, n_purged, left.as_ref()))
+}
+
+/// How many jobs were deleted, and what is left, where that is known.
+fn purged_words(json: bool, n_purged: u64, left: Option<&Depth>) -> String {
+    if json {
+        let of = |count: fn(&Depth) -> u64| left.map(count);
+        let told = json!({
+            "purged": n_purged, "ready": of(|depth| depth.ready),
+            "in_flight": of(|depth| depth.in_flight), "delayed": of(|depth| depth.delayed),
+            "dead": of(|depth| depth.dead),
+        });
+        return told.to_string();
     }
-    let [n_purged, ready, in_flight, delayed, dead] =
-        [n_purged, ready, in_flight, delayed, dead].map(grouped);
-    output.line(format!(
-        "{n_purged} deleted; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead"
-    ))
+    let deleted = format!("{} deleted", grouped(n_purged));
+    let Some(Depth { ready, in_flight, delayed, dead, .. }) = left else { return deleted };
+    let [ready, in_flight, delayed, dead] = [*ready, *in_flight, *delayed, *dead].map(grouped);
+    format!("{deleted}; now {ready} ready, {in_flight} in flight, {delayed} delayed, {dead} dead")
 }
 
 /// What `init` and `info` print with --json.
@@ -257,14 +273,14 @@ fn workers_table(workers: &[WorkerStatus]) -> String {
     let row = |worker: &WorkerStatus| {
         let started: f64 = worker.cold_start.iter().map(|(_, took)| took).sum();
         [
-            worker.id.clone(),
+            shortened(&worker.id, usize::MAX),
             format!("{:?}", worker.phase).to_lowercase(),
             grouped(worker.in_flight),
             grouped(worker.slots),
             grouped(worker.completed),
             grouped(worker.failed),
             seconds(started),
-            worker.model.clone(),
+            shortened(&worker.model, usize::MAX),
         ]
     };
     let headings =
@@ -299,6 +315,15 @@ mod tests {
         oldest     3.2 s
         cost       4096
         ");
+    }
+
+    #[test]
+    fn what_was_deleted_is_told_though_nobody_knows_what_is_left() {
+        let left = Depth { ready: 1000, dead: 2, ..Depth::empty(Timestamp::UNIX_EPOCH) };
+        insta::assert_snapshot!(purged_words(false, 7, Some(&left)), @"7 deleted; now 1,000 ready, 0 in flight, 0 delayed, 2 dead");
+        insta::assert_snapshot!(purged_words(false, 7, None), @"7 deleted");
+        insta::assert_snapshot!(purged_words(true, 7, Some(&left)), @r#"{"dead":2,"delayed":0,"in_flight":0,"purged":7,"ready":1000}"#);
+        insta::assert_snapshot!(purged_words(true, 7, None), @r#"{"dead":null,"delayed":null,"in_flight":null,"purged":7,"ready":null}"#);
     }
 
     #[test]
@@ -338,12 +363,13 @@ mod tests {
             batch_time: None,
             cold_start: vec![("process".into(), 0.1), ("weights".into(), 0.2)],
             first_result: None,
-            model: "echo".into(),
+            model: "ec\u{1b}[2J".into(),
             at: Timestamp::UNIX_EPOCH,
         };
+        // What a worker says of itself is for people, and not for their terminal.
         insta::assert_snapshot!(workers_table(&[worker]), @r"
         worker   phase  in flight  slots  completed  failed  cold start  model
-        local-1  busy          64    128      1,200       1  300 ms      echo
+        local-1  busy          64    128      1,200       1  300 ms      ec [2J
         ");
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use ebb_queue::{ErrorKind, Frame, JobId, JobResult, JobState, Outcome, Queue};
+use ebb_queue::{ErrorKind, Failure, Frame, JobId, JobResult, JobState, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
 
 use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
-use crate::output::{Output, note};
+use crate::output::{Output, note, printable};
 use crate::pieces::{Said, objects, plain};
 use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death, lies_elsewhere};
 
@@ -207,7 +207,7 @@ async fn follow_on(
 /// Prints what there is to say of a result whose pieces were printed: nothing if they are all of it.
 fn end_of(said: &Said, result: &JobResult, output: Output) -> Result<Exit> {
     match &result.outcome {
-        Outcome::Failed(failure) => note(format!("error: {}", failure.reason)),
+        Outcome::Failed(failure) => note(error_words(failure)),
         Outcome::Cancelled => note(CANCELLED),
         // Its pieces are here, and their attempt is all that there is to compare.
         Outcome::Completed { .. } if lies_elsewhere(result) => {
@@ -233,12 +233,17 @@ fn show(result: &JobResult, shown: Shown, output: Output) -> Result<Exit> {
     match &result.outcome {
         Outcome::Completed { body, .. } if shown == Shown::Body => output.bytes(body)?,
         Outcome::Failed(failure) if shown == Shown::Body => {
-            note(format!("error: {}", failure.reason));
+            note(error_words(failure));
         }
         Outcome::Cancelled if shown == Shown::Body => note(CANCELLED),
         _ => output.json(&Line::of(result))?,
     }
     Ok(exit_of(result))
+}
+
+/// A reason may quote what a producer wrote.
+fn error_words(failure: &Failure) -> String {
+    format!("error: {}", printable(&failure.reason))
 }
 
 fn exit_of(result: &JobResult) -> Exit {
@@ -250,6 +255,13 @@ mod tests {
     use ebb_queue::Error;
 
     use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_and_not_done() {
+        let failure = Failure::invalid("text: \u{1b}]0;title\u{7}is no number");
+        let words = r"error: text: \u{1b}]0;title\u{7}is no number";
+        assert_eq!(error_words(&failure), words);
+    }
 
     #[test]
     fn a_look_at_the_dead_letters_that_fails_is_no_answer_unless_it_is_denied() {

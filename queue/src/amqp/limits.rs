@@ -7,7 +7,8 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "results",
         instead: "RabbitMQ keeps no results: name a store for them with --results URL. Who follows \
                   a result there waits as long as there is none, also of a job that was purged, \
-                  and a job that is put back keeps its failed result until it has a completed one",
+                  and a job that is put back, or purged and sent again, keeps its failed result until \
+                  it has a completed one",
     },
     Limit {
         promise: "cancel",

@@ -7,33 +7,57 @@ use futures::stream;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::reference::{self, Reference};
+use super::reference::{self, Reference, parse_receipt};
 use super::store::Trouble;
 use super::{ABREAST, Claim};
 use crate::{
-    Delivery, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Receipt, Result, Stored,
+    Delivery, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Receipt, Result,
+    RetryPolicy, Settlement, Stored,
 };
 
 /// Pauses before a body that is gone is looked for again: a store may be slow to show it.
 const TRIES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(400)];
 
+/// When a body that alone is refused is asked for again: somebody may give the right to it.
+const REFUSED: RetryPolicy =
+    RetryPolicy { max_attempts: 5, base: Duration::from_secs(10), cap: Duration::from_secs(300) };
+
 /// What became of a delivery whose body was looked for.
 enum Fetched {
     Whole(Delivery),
     Gone(Delivery, Failure),
+    Refused(Delivery, Error),
     Away(Delivery, Error),
+}
+
+impl Fetched {
+    /// Whether the store has answered for this one.
+    fn is_answered(&self) -> bool {
+        match self {
+            Self::Whole(delivery) => parse_receipt(delivery.receipt()).1.is_some(),
+            Self::Gone(_, failure) => failure.kind == FailureKind::Lost,
+            Self::Refused(..) | Self::Away(..) => false,
+        }
+    }
 }
 
 impl Claim {
     /// Fetches the bodies of deliveries, whose leases are kept meanwhile.
     pub(super) async fn fetch_all(&self, deliveries: Vec<Delivery>) -> Result<Vec<Delivery>> {
         let receipts: Vec<_> = deliveries.iter().map(|one| one.receipt().clone()).collect();
-        let fetches = stream::iter(deliveries).map(|delivery| self.fetch(delivery));
-        let mut fetches = std::pin::pin!(fetches.buffered(ABREAST).collect::<Vec<_>>());
+        let fetches = async {
+            let fetches = stream::iter(deliveries).map(|delivery| self.fetch(delivery));
+            let fetched: Vec<_> = fetches.buffered(ABREAST).collect().await;
+            let is_refused = fetched.iter().any(|one| matches!(one, Fetched::Refused(..)));
+            let answers_others = is_refused
+                && (fetched.iter().any(Fetched::is_answered) || self.store.answers_others().await);
+            (fetched, answers_others)
+        };
+        let mut fetches = std::pin::pin!(fetches);
         let patience = self.queue.lease() / 3;
         let began = Instant::now();
-        let fetched = loop {
+        let (fetched, answers_others) = loop {
             match tokio::time::timeout(patience, &mut fetches).await {
                 Ok(fetched) => break fetched,
                 Err(_) => self.keep(&receipts).await,
@@ -43,7 +67,7 @@ impl Claim {
             // Whoever gets them takes their leases for fresh.
             self.keep(&receipts).await;
         }
-        self.sort_out(fetched).await
+        self.sort_out(fetched, answers_others).await
     }
 
     async fn keep(&self, receipts: &[Receipt]) {
@@ -75,6 +99,7 @@ impl Claim {
                     return Fetched::Whole(reference::deliver(delivery, &reference.key, body));
                 }
                 Err(Trouble::Gone(reason)) => why = reason,
+                Err(Trouble::Refused(error)) => return Fetched::Refused(delivery, error),
                 Err(Trouble::Away(error)) => return Fetched::Away(delivery, error),
             }
         }
@@ -83,29 +108,49 @@ impl Claim {
 
     /// Buries what can never be whole, and gives back what may be later.
     ///
-    /// Given back, not tried again: a store that is away costs no job an attempt. When there is
-    /// nothing else to hand out the error is told, so that the caller takes its time.
-    async fn sort_out(&self, fetched: Vec<Fetched>) -> Result<Vec<Delivery>> {
-        let (mut whole, mut releases, mut away) = (Vec::new(), Vec::new(), None);
+    /// Given back, not tried again: a store that is away, or refuses all, costs no job an attempt. When
+    /// there is nothing else to hand out the error is told, so that the caller takes its time. One that
+    /// is refused where others are not would keep its place, and in the end the others from theirs: it
+    /// waits, is charged, and is buried at last.
+    async fn sort_out(&self, fetched: Vec<Fetched>, answers_others: bool) -> Result<Vec<Delivery>> {
+        let (mut whole, mut back, mut away) = (Vec::new(), Vec::new(), None);
         for one in fetched {
             match one {
                 Fetched::Whole(delivery) => whole.push(delivery),
                 Fetched::Gone(delivery, failure) => self.bury(delivery, failure).await,
-                Fetched::Away(delivery, error) => {
-                    releases.push(delivery.release());
+                Fetched::Refused(delivery, error) if answers_others => {
+                    back.extend(self.try_later(delivery, &error).await);
+                }
+                Fetched::Refused(delivery, error) | Fetched::Away(delivery, error) => {
+                    back.push(delivery.release());
                     away = Some(error);
                 }
             }
         }
-        let Some(error) = away else { return Ok(whole) };
-        if let Err(error) = self.queue.settle(&releases).await {
-            warn!(%error, n_jobs = releases.len(), "not given back: they come back by their lease");
+        if !back.is_empty()
+            && let Err(error) = self.queue.settle(&back).await
+        {
+            warn!(%error, n_jobs = back.len(), "not given back: they come back by their lease");
         }
+        let Some(error) = away else { return Ok(whole) };
         if whole.is_empty() {
             return Err(error);
         }
-        warn!(%error, n_jobs = releases.len(), "bodies were not fetched; their jobs were given back");
+        warn!(%error, n_jobs = back.len(), "bodies were not fetched; their jobs were given back");
         Ok(whole)
+    }
+
+    /// Another try for a job whose body alone is refused; none where it had its share, and was buried.
+    async fn try_later(&self, delivery: Delivery, error: &Error) -> Option<Settlement> {
+        let reason = format!("{error}; then put the job back: ebb dlq redrive");
+        let pause = REFUSED.after(delivery.attempt, rand::random());
+        let Some(pause) = pause else {
+            self.bury(delivery, Failure::new(FailureKind::Lost, reason)).await;
+            return None;
+        };
+        let (id, attempt) = (&delivery.job.id, delivery.attempt);
+        warn!(job.id = %id, attempt, reason, "a body alone is refused; its job is tried again later");
+        Some(delivery.retry(pause, reason))
     }
 
     /// Makes a dead letter of a job that has no body to be handed out, unless it was answered before that.

@@ -55,17 +55,7 @@ impl DeadLetters for Claim {
             }
             return self.purge_letters(letters).await;
         }
-        // What dies meanwhile is none of those that were meant.
-        let n_dead = self.queue.depth().await?.dead;
-        let mut n_purged = 0;
-        while n_purged < n_dead {
-            let n_gone = self.purge_letters(self.queue.list(PAGE).await?).await?;
-            if n_gone == 0 {
-                break;
-            }
-            n_purged += n_gone;
-        }
-        Ok(n_purged)
+        self.purge_all().await
     }
 }
 
@@ -117,7 +107,9 @@ impl Bodies {
     /// another queue: there they are needed. Of those that are older than such a record nobody knows.
     pub(super) async fn delete(&self, jobs: Vec<Job>) {
         let now = self.clock.now();
-        let is_known = |job: &&Job| job.enqueued_at + self.result_ttl > now;
+        // A producer may say that a job is of any moment.
+        let age = |job: &Job| Duration::try_from(now.duration_since(job.enqueued_at));
+        let is_known = |job: &&Job| age(job).unwrap_or_default() < self.result_ttl;
         let n_jobs = jobs.len();
         let keys: Vec<_> = jobs.iter().filter(is_known).filter_map(key_of).collect();
         if keys.len() < n_jobs {
@@ -154,6 +146,40 @@ impl Claim {
         });
         let asked: Vec<_> = asked.buffered(ABREAST).collect().await;
         asked.into_iter().flatten().collect()
+    }
+
+    /// Deletes all that were dead when this began. What dies meanwhile is listed before the newest of
+    /// them, which goes last.
+    async fn purge_all(&self) -> Result<u64> {
+        let Some(newest) = self.queue.list(1).await?.pop() else { return Ok(0) };
+        let is_newest =
+            |one: &DeadLetter| one.job.id == newest.job.id && one.died_at == newest.died_at;
+        let (mut n_purged, mut n_newer) = (0, 0);
+        loop {
+            let n_asked = n_newer + PAGE;
+            let mut letters = self.queue.list(n_asked).await?;
+            let is_all = letters.len() < n_asked;
+            let place = letters.iter().position(is_newest);
+            // Where somebody else took it, the moments tell.
+            n_newer = place.unwrap_or_else(|| {
+                letters.iter().take_while(|one| one.died_at > newest.died_at).count()
+            });
+            letters.drain(..n_newer);
+            let is_last = letters.len() <= 1 && is_all;
+            if place.is_some() && !is_last {
+                letters.remove(0);
+            }
+            let (n_letters, n_gone) = (letters.len(), self.purge_letters(letters).await?);
+            n_purged += n_gone;
+            if is_last {
+                return Ok(n_purged);
+            }
+            if n_letters > 0 && n_gone == 0 {
+                // Somebody else has those for the moment.
+                let newest = Vec::from_iter(place.map(|_| newest));
+                return Ok(n_purged + self.purge_letters(newest).await?);
+            }
+        }
     }
 
     async fn purge_letters(&self, letters: Vec<DeadLetter>) -> Result<u64> {

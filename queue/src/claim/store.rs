@@ -20,9 +20,25 @@ const PIECE: usize = 256 << 10;
 pub(super) enum Trouble {
     /// It is gone, or another one: why, in words. Time does not heal it.
     Gone(String),
+    /// The store answers and refuses it: this one alone, where it answers for others, and else all.
+    Refused(Error),
     /// The store does not answer.
     Away(Error),
 }
+
+impl Trouble {
+    /// What the result store of a queue says: one that it cannot read is none of the others.
+    fn of_queue(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Incompatible => Self::Refused(error),
+            _ => Self::Away(error),
+        }
+    }
+}
+
+/// What tells that a store answers where we may not list. It lies where bodies lie, since rights may be given
+/// by folder.
+const PROBE: &str = "bodies/ebb-probe";
 
 /// Where bodies lie by reference.
 pub(super) struct Store {
@@ -73,6 +89,29 @@ impl Store {
         body.check(self, reference)
     }
 
+    /// Whether the store answers for another body than one that it refused.
+    pub(super) async fn answers_others(&self) -> bool {
+        let missing = Reference::fresh_key();
+        let Some(objects) = &self.payloads.objects else {
+            let Ok(missing) = missing.parse::<JobId>() else { return false };
+            return self.queue.get(&missing).await.is_ok();
+        };
+        match objects
+            .get(&Path::from(&*missing))
+            .await
+            .map_err(|error| self.explain(error, &missing))
+        {
+            Err(Trouble::Gone(_)) => true,
+            // Where we may not list, S3 refuses what is not there as well: what surely is there tells.
+            Err(Trouble::Refused(_)) if matches!(self.payloads.url, PayloadsUrl::S3 { .. }) => {
+                let probe = Path::from(PROBE);
+                objects.put(&probe, Bytes::new().into()).await.is_ok()
+                    && objects.get(&probe).await.is_ok()
+            }
+            Ok(_) | Err(Trouble::Refused(_) | Trouble::Away(_)) => false,
+        }
+    }
+
     /// Deletes a body; one that is gone already is deleted. In a result store its time runs out.
     pub(super) async fn delete(&self, key: &str) -> Result<()> {
         let Some(objects) = &self.payloads.objects else { return Ok(()) };
@@ -89,7 +128,7 @@ impl Store {
     ) -> Result<Body, Trouble> {
         let found = match objects.get(&Path::from(&*reference.key)).await {
             Ok(found) => found,
-            Err(error) => return Err(self.explain(error, reference)),
+            Err(error) => return Err(self.explain(error, &reference.key)),
         };
         let mut body = Body::default();
         let size = found.meta.size;
@@ -98,7 +137,7 @@ impl Store {
         }
         let mut pieces = found.into_stream();
         while let Some(piece) = pieces.next().await {
-            body.push(&piece.map_err(|error| self.explain(error, reference))?);
+            body.push(&piece.map_err(|error| self.explain(error, &reference.key))?);
         }
         Ok(body)
     }
@@ -125,11 +164,11 @@ impl Store {
         let gone = || Trouble::Gone(self.gone(&reference.key));
         let key: JobId = reference.key.parse().map_err(|_| gone())?;
         // Else following it would wait for one that may never come.
-        self.queue.get(&key).await.map_err(Trouble::Away)?.ok_or_else(gone)?;
-        let mut frames = self.queue.follow(&key, 0).await.map_err(Trouble::Away)?;
+        self.queue.get(&key).await.map_err(Trouble::of_queue)?.ok_or_else(gone)?;
+        let mut frames = self.queue.follow(&key, 0).await.map_err(Trouble::of_queue)?;
         let mut body = Body::default();
         while let Some(frame) = frames.next().await {
-            match frame.map_err(Trouble::Away)? {
+            match frame.map_err(Trouble::of_queue)? {
                 Frame::Chunk { body: piece, .. } => body.push(&piece),
                 Frame::Final(JobResult {
                     outcome: Outcome::Completed { body: last, .. }, ..
@@ -146,24 +185,25 @@ impl Store {
         Err(gone())
     }
 
-    fn explain(&self, error: object_store::Error, reference: &Reference) -> Trouble {
+    fn explain(&self, error: object_store::Error, key: &str) -> Trouble {
+        let words = chain(&error);
         let is_there = match &self.payloads.url {
             PayloadsUrl::File(folder) => folder.is_dir(),
-            _ => !chain(&error).contains("NoSuchBucket"),
+            _ => !words.contains("NoSuchBucket"),
         };
         match error {
-            object_store::Error::NotFound { .. } if is_there => {
-                Trouble::Gone(self.gone(&reference.key))
-            }
-            // S3 says the same of a body that is gone where we may not list, and one such job must
-            // not end every worker.
-            error if is_denied(&error) => {
+            object_store::Error::NotFound { .. } if is_there => Trouble::Gone(self.gone(key)),
+            error if is_there && is_refusal(&error, &words) => {
+                let code = code_of(&words).map(|code| format!(" ({code})")).unwrap_or_default();
+                // S3 says the same of a body that is gone where we may not list, and one such job must
+                // not end every worker.
                 let words = format!(
-                    "payload store {} refuses; check its credentials and rights (with S3 also \
-                     s3:ListBucket, without which a body that is gone looks like this)",
+                    "payload store {} refuses {key}{code}; check its credentials and the rights to \
+                     this body (with S3 also s3:ListBucket, without which a body that is gone looks \
+                     like this)",
                     self.payloads.url
                 );
-                Trouble::Away(Error::new(ErrorKind::Unavailable, words).caused_by(error))
+                Trouble::Refused(Error::new(ErrorKind::Unavailable, words).caused_by(error))
             }
             error => Trouble::Away(self.away(error)),
         }
@@ -195,6 +235,34 @@ impl Store {
 fn is_denied(error: &object_store::Error) -> bool {
     use object_store::Error::{PermissionDenied, Unauthenticated};
     matches!(error, PermissionDenied { .. } | Unauthenticated { .. })
+}
+
+/// Whether this is a no to what was asked, and no failure that a later try may not meet: no rights, an
+/// object that is archived or encrypted with another's key, a file that is not ours to read.
+fn is_refusal(error: &object_store::Error, words: &str) -> bool {
+    let client_error = words.split_once("status code: 4").map(|(_, rest)| rest);
+    // The server asks to come again.
+    let is_for_later = |rest: &str| rest.starts_with("08") || rest.starts_with("29");
+    is_denied(error) || client_error.is_some_and(|rest| !is_for_later(rest)) || is_no_right(error)
+}
+
+/// Whether the system does not let us read a file.
+fn is_no_right(error: &object_store::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(one) = cause {
+        if let Some(io) = one.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::PermissionDenied;
+        }
+        cause = one.source();
+    }
+    false
+}
+
+/// What S3 calls it.
+fn code_of(words: &str) -> Option<&str> {
+    let (_, rest) = words.split_once("<Code>")?;
+    let (code, _) = rest.split_once("</Code>")?;
+    Some(code).filter(|code| code.len() < 64 && code.bytes().all(|one| one.is_ascii_alphanumeric()))
 }
 
 /// The error and what caused it: a bucket that is missing is told apart by its code alone.

@@ -335,8 +335,9 @@ impl Jobs {
         named.filter_map(|id| self.remove(*self.places.get(id)?)).collect()
     }
 
-    pub(super) fn purge(&mut self, ids: Option<&[JobId]>) -> u64 {
-        self.remove_dead(ids).len() as u64
+    /// Returns whose they were.
+    pub(super) fn purge(&mut self, ids: Option<&[JobId]>) -> Vec<JobId> {
+        self.remove_dead(ids).into_iter().map(|entry| entry.job.id).collect()
     }
 
     /// Returns whose attempts count from 1 again.

@@ -300,8 +300,13 @@ impl NatsQueue {
     /// Deletes a dead letter. What is known of it is forgotten before: where this is cut short, the next
     /// purge meets it again.
     async fn purge_one(&self, kept: Kept) -> Result<bool> {
-        let seq = kept.seq;
-        self.forget(&self.letter(kept).job).await?;
+        let (seq, is_again) = (kept.seq, Entry::is_again(&kept.headers));
+        let job = self.letter(kept).job;
+        if !is_again {
+            // Of one that is being put back the redrive has, and what is there now is of its next life.
+            self.forget_failure(&job.id).await?;
+        }
+        self.forget(&job).await?;
         self.shared.api.delete(&self.shared.names.dead, seq).await
     }
 

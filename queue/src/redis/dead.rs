@@ -132,7 +132,8 @@ impl Calls {
 
 fn letter(value: Value) -> Result<DeadLetter> {
     let mut parts = list(value)?.into_iter();
-    let Stored { job, attempts } = stored(&mut parts)?;
+    // One whose headers cannot be read is shown with all of it as its body.
+    let Stored { job, attempts, wrong: _ } = stored(&mut parts)?;
     let mut next = || parts.next().ok_or_else(|| garbled("a dead letter"));
     let (reason, died_at) = (text(next()?)?, moment(int(&next()?)?));
     let kind = FailureKind::of_word(&text(next()?)?);

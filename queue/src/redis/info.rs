@@ -27,11 +27,11 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "plain clients",
         instead: "what any client writes to the stream has its priority, id and key from when a \
-                  worker reads it, 16 to 256 entries at a time. Delay, priority and deadline of \
-                  the first 32 that none has read are in the depth; the rest counts as ready and \
-                  normal. Whether an id that is not known is one of these is not told: it is \
-                  cancelled all the same where more than these 32 lie there, and its job is \
-                  dropped, with its reply, when a worker reads it, for key_ttl at most; nor is \
+                  worker reads it, 16 to 256 entries at a time, fewer where these are more than \
+                  1 MiB. Delay, priority and deadline of the first 32 that none has read, of so \
+                  many bytes at most, are in the depth; the rest counts as ready and normal. Whether an id that is not \
+                  known is one of these is not told: it is cancelled all the same where more than \
+                  these lie there, and its job is dropped, with its reply, when a worker reads it, for key_ttl at most; nor is \
                   who follows one of these told that it was purged. max_ready holds nobody back \
                   who publishes past Ebb; maxmemory with noeviction does",
     },

@@ -270,6 +270,7 @@ impl DeadLetters for RedisQueue {
 #[async_trait]
 impl ResultStore for RedisQueue {
     async fn put(&self, result: &JobResult) -> Result<Stored> {
+        results::check_size(result, self.shared.settings.max_body)?;
         self.shared.puts.put(result).await
     }
 
@@ -281,6 +282,7 @@ impl ResultStore for RedisQueue {
         if seq > results::LAST_PIECE {
             return Err(Error::new(ErrorKind::Invalid, "chunk seq is too large"));
         }
+        results::check_bytes(id, body.len(), self.shared.settings.max_body)?;
         self.calls().chunk((id, attempt), (seq, &body)).await
     }
 

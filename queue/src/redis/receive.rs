@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Value;
+use tracing::warn;
 
 use super::Calls;
 use super::keeper::Again;
 use super::publish::sketch;
 use super::script;
 use super::value::{bytes, garbled, int, list, moment, small, text};
-use crate::{Delivery, Error, ErrorKind, Job, JobId, Receipt, Result};
+use crate::{
+    Delivery, Error, ErrorKind, Failure, FailureKind, Headers, Job, JobId, JobResult, Receipt,
+    Result,
+};
 
 /// Jobs that one script hands out at most: others wait for the server.
 const STEP: usize = 1000;
@@ -37,6 +41,8 @@ pub(super) struct Stranger {
 pub(super) struct Stored {
     pub(super) job: Job,
     pub(super) attempts: u32,
+    /// Why its headers cannot be read, which are then taken for none.
+    pub(super) wrong: Option<Error>,
 }
 
 impl Calls {
@@ -65,14 +71,46 @@ impl Calls {
             let (deliveries, entries) = (list(next()?)?, list(next()?)?);
             let (until_due, ahead, at_once) = (int(&next()?)?, int(&next()?)?, int(&next()?)?);
             self.send_owed(next()?).await;
-            let deliveries: Vec<_> =
-                deliveries.into_iter().map(|one| delivery(one, &mark)).collect::<Result<_>>()?;
+            let deliveries = self.read_all(deliveries, &mark).await;
             let read = entries.into_iter().map(|entry| Stranger::read(entry, -ahead));
             strangers = read.collect::<Result<_>>()?;
             if !deliveries.is_empty() || at_once == 0 {
                 let until_due = u64::try_from(until_due).ok().map(Duration::from_millis);
                 return Ok(Claimed { deliveries, until_due });
             }
+        }
+    }
+}
+
+impl Calls {
+    /// The deliveries of a claim. One that cannot be read harms none of the others, which are leased: it is
+    /// buried, or where not even its name can be read, comes back by its lease.
+    async fn read_all(&self, found: Vec<Value>, mark: &str) -> Vec<Delivery> {
+        let mut deliveries = Vec::with_capacity(found.len());
+        for one in found {
+            match delivery(one, mark) {
+                Ok((delivery, None)) => deliveries.push(delivery),
+                Ok((delivery, Some(wrong))) => self.bury(delivery, &wrong).await,
+                Err(error) => warn!(%error, "a job that cannot be read is not handed out"),
+            }
+        }
+        deliveries
+    }
+
+    /// What fails here is left to the lease: the job comes back, and is buried then.
+    async fn bury(&self, delivery: Delivery, wrong: &Error) {
+        let reason =
+            format!("{wrong}; put the job back with a version that reads it: ebb dlq redrive");
+        let (id, attempt) = (delivery.job.id.clone(), delivery.attempt);
+        let failure = Failure::new(FailureKind::Other, reason);
+        let result = JobResult::buried(id.clone(), attempt, failure.clone(), self.clock.now());
+        warn!(job.id = %id, reason = failure.reason, "a job is rejected: it cannot be read");
+        let buried = async {
+            self.put(&[result]).await?;
+            self.settle(&[delivery.reject(failure)]).await.map_err(Error::from)
+        };
+        if let Err(error) = buried.await {
+            warn!(job.id = %id, %error, "a job that cannot be read is no dead letter yet");
         }
     }
 }
@@ -99,11 +137,11 @@ impl Stranger {
     }
 }
 
-fn delivery(value: Value, mark: &str) -> Result<Delivery> {
+fn delivery(value: Value, mark: &str) -> Result<(Delivery, Option<Error>)> {
     let mut parts = list(value)?.into_iter();
-    let Stored { job, attempts } = stored(&mut parts)?;
+    let Stored { job, attempts, wrong } = stored(&mut parts)?;
     let receipt = Receipt { job: job.id.clone(), token: mark.into() };
-    Ok(Delivery::new(job, attempts, receipt))
+    Ok((Delivery::new(job, attempts, receipt), wrong))
 }
 
 /// Reads id, attempts, when it was published, whether it has a deadline, and headers with the body.
@@ -113,14 +151,26 @@ pub(super) fn stored(parts: &mut impl Iterator<Item = Value>) -> Result<Stored> 
     let attempts = small(&next()?)?;
     let enqueued_at = moment(int(&next()?)?);
     let has_deadline = int(&next()?)? != 0;
-    let text = Bytes::from(bytes(next()?)?);
-    let end = text.iter().position(|byte| *byte == b'\n').ok_or_else(|| garbled("a job"))?;
-    let mut headers: crate::Headers = serde_json::from_slice(&text[..end])
-        .map_err(|error| garbled("the headers of a job").caused_by(error))?;
+    // One whose text is gone has no headers either.
+    let (read, body) = headers_and_body(bytes(next()?).unwrap_or_default().into());
+    let (mut headers, wrong) = match read {
+        Ok(headers) => (headers, None),
+        Err(error) => (Headers::default(), Some(error)),
+    };
     if !has_deadline {
         // It had passed when the job was put back.
         headers.deadline = None;
     }
-    let body = text.slice(end + 1..);
-    Ok(Stored { job: Job { id, enqueued_at, headers, body }, attempts })
+    Ok(Stored { job: Job { id, enqueued_at, headers, body }, attempts, wrong })
+}
+
+/// What is no job as this version writes them is all body.
+fn headers_and_body(text: Bytes) -> (Result<Headers>, Bytes) {
+    let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
+        return (Err(garbled("the headers of a job")), text);
+    };
+    match serde_json::from_slice(&text[..end]) {
+        Ok(headers) => (Ok(headers), text.slice(end + 1..)),
+        Err(error) => (Err(garbled("the headers of a job").caused_by(error)), text),
+    }
 }

@@ -10,7 +10,9 @@ use super::value::{bytes, garbled, int, list, moment, small, text};
 use super::{Calls, RedisQueue};
 use crate::follow::{self, Follower, Found, Standing};
 use crate::result::CANCELLED;
-use crate::{Failure, FailureKind, Frame, JobId, JobResult, Outcome, Result, Stored};
+use crate::{
+    Error, ErrorKind, Failure, FailureKind, Frame, JobId, JobResult, Outcome, Result, Stored,
+};
 
 /// Pieces that one look takes at most.
 const STEP: usize = 256;
@@ -102,6 +104,13 @@ fn became(value: Value) -> Result<Stored> {
 /// behind an `@`) and its content type, then the answer, or the reason of a failure. A failure has no
 /// content type: its kind stands there, and `cancelled`, which is no kind, of a job that was cancelled.
 fn written(result: &JobResult) -> Vec<u8> {
+    let (line, text) = line_and_text(result);
+    let mut whole = line.into_bytes();
+    whole.extend_from_slice(text);
+    whole
+}
+
+fn line_and_text(result: &JobResult) -> (String, &[u8]) {
     let (outcome, content_type, text) = match &result.outcome {
         Outcome::Completed { content_type, body } => ("completed", content_type.as_str(), &**body),
         Outcome::Failed(Failure { kind, reason }) => ("failed", kind.word(), reason.as_bytes()),
@@ -110,10 +119,26 @@ fn written(result: &JobResult) -> Vec<u8> {
     };
     let finished = result.finished_at.as_millisecond();
     let place = result.queue.as_ref().map(|queue| format!("@{queue}")).unwrap_or_default();
-    let mut whole =
-        format!("{outcome} {} {finished}{place} {content_type}\n", result.attempt).into_bytes();
-    whole.extend_from_slice(text);
-    whole
+    (format!("{outcome} {} {finished}{place} {content_type}\n", result.attempt), text)
+}
+
+/// Refuses a result that the server does not take: it would end the connection, and with it what others
+/// store through that.
+pub(super) fn check_size(result: &JobResult, most: u64) -> Result<()> {
+    let (line, text) = line_and_text(result);
+    check_bytes(&result.id, line.len() + text.len(), most)
+}
+
+/// The same of a piece of one.
+pub(super) fn check_bytes(id: &JobId, n: usize, most: u64) -> Result<()> {
+    if n as u64 <= most {
+        return Ok(());
+    }
+    let words = format!(
+        "job {id}: its answer of {n} bytes is longer than the {most} that redis takes \
+         (proto-max-bulk-len)"
+    );
+    Err(Error::new(ErrorKind::Invalid, words))
 }
 
 pub(super) fn read_result(id: &JobId, whole: Vec<u8>) -> Result<JobResult> {

@@ -58,7 +58,7 @@ pub(super) fn cancel(tx: &mut Tx<'_>, now: Millis, ttls: Ttls, id: &JobId) -> Ou
     results::bury(tx, now, ttls.result, result)?;
     // Who counts the jobs is to count anew, and who runs it is told.
     tx.tell();
-    match tx.step(|tx| dead::tell(tx, now, id, &headers)) {
+    match tx.step(|tx| dead::tell(tx, (now, ttls.result), id, &headers)) {
         Err(Failure::Refused(error)) => owed::note(id, Err(error)),
         told => told?,
     }

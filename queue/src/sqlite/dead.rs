@@ -12,9 +12,9 @@ use super::reply;
 use super::results::{self, End};
 use super::settle;
 use super::stored::{self, COLUMNS, History, StoredJob};
-use super::tx::{Millis, State, Tx, millis, moment};
+use super::tx::{Millis, State, Tx, millis, moment, span};
 use crate::owed::{self, Owed};
-use crate::{DeadLetter, DeadLetters, Headers, JobId, JobResult, Result};
+use crate::{Behavior, DeadLetter, DeadLetters, Headers, JobId, JobResult, Result};
 
 /// Jobs that one command changes at most: others wait for the writer.
 pub(super) const STEP: usize = 500;
@@ -25,6 +25,12 @@ pub(super) struct Ttls {
     pub(super) result: Millis,
     /// Of the names of a job that is done.
     pub(super) key: Millis,
+}
+
+impl Ttls {
+    pub(super) fn of(behavior: &Behavior) -> Self {
+        Self { result: span(behavior.result_ttl), key: span(behavior.key_ttl) }
+    }
 }
 
 /// Why and when a job ended.
@@ -78,7 +84,7 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
             results::bury(tx, now, ttls.result, failure)?;
         }
         // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
-        match tx.step(|tx| tell(tx, now, &id, headers)) {
+        match tx.step(|tx| tell(tx, (now, ttls.result), &id, headers)) {
             Err(Failure::Refused(error)) => owed::note(&id, Err(error)),
             told => told?,
         }
@@ -88,14 +94,19 @@ pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize>
 
 /// Tells the stored result of a job to where it asked for a reply. A worker that was lost may have
 /// stored it, and not have told it.
-pub(super) fn tell(tx: &mut Tx<'_>, now: Millis, id: &JobId, headers: &str) -> Outcome<()> {
+pub(super) fn tell(
+    tx: &mut Tx<'_>,
+    (now, result_ttl): (Millis, Millis),
+    id: &JobId,
+    headers: &str,
+) -> Outcome<()> {
     let headers = read_headers(headers)?;
     if headers.reply_to.is_none() {
         return Ok(());
     }
     let stored = results::get(tx.db(), tx.queue, now, id)?;
     let owed = stored.and_then(|stored| Owed::new(&headers, stored));
-    owed.map_or(Ok(()), |owed| reply::reply(tx, now, &owed))
+    owed.map_or(Ok(()), |owed| reply::reply(tx, (now, result_ttl), &owed))
 }
 
 fn read_headers(text: &str) -> Outcome<Headers> {
@@ -230,8 +241,8 @@ fn redrive_one(tx: &mut Tx<'_>, now: Millis, n: i64) -> Outcome<()> {
     Ok(())
 }
 
-/// Deletes a step of dead letters, and forgets their names.
-pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
+/// Deletes a step of dead letters, and forgets their names and what they left behind.
+pub(super) fn purge(tx: &mut Tx<'_>, now: Millis, which: &Which) -> Outcome<Step> {
     let (rows, rest) = which.rows(tx)?;
     for n in &rows {
         let sql = "DELETE FROM jobs WHERE n = ?1 RETURNING id, key, cost";
@@ -239,6 +250,7 @@ pub(super) fn purge(tx: &mut Tx<'_>, which: &Which) -> Outcome<Step> {
             tx.sql(sql)?.query_row([n], |row| row.try_into())?;
         tx.sql("DELETE FROM payloads WHERE n = ?1")?.execute([n])?;
         names::forget(tx, &id, key.as_deref())?;
+        results::reset(tx, now, &id)?;
         tx.news.push(id.parse()?);
         tx.leaves(State::Dead, cost);
     }
@@ -261,6 +273,6 @@ impl DeadLetters for SqliteQueue {
     }
 
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.steps(Which::new(ids), |tx, _, which| purge(tx, which)).await
+        self.steps(Which::new(ids), purge).await
     }
 }

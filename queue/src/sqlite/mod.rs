@@ -150,8 +150,9 @@ impl SqliteQueue {
         let reading = schema::connect(path)?;
         let counters = Counters::load(&reading, file.queue)?;
         let signals = Arc::new(Signals::new(counters.arrivals));
+        let time = (options.clock.clone(), Ttls::of(&behavior));
         let shared = Shared {
-            writer: Writer::start(db, file.clone(), signals.clone())?,
+            writer: Writer::start(db, file.clone(), signals.clone(), time)?,
             reader: Reader::start(reading, file.clone())?,
             link: Link::new(format!("sqlite:{}", file.path.display())),
             file,
@@ -171,8 +172,7 @@ impl SqliteQueue {
     }
 
     fn ttls(&self) -> Ttls {
-        let behavior = &self.shared.behavior;
-        Ttls { result: span(behavior.result_ttl), key: span(behavior.key_ttl) }
+        Ttls::of(&self.shared.behavior)
     }
 
     /// Makes sure that what other processes do is noticed from now on.
@@ -187,8 +187,7 @@ impl SqliteQueue {
         &self,
         work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let now = self.now();
-        self.shared.writer.run(now, move |tx| work(tx, now)).await
+        self.shared.writer.run(work).await
     }
 
     async fn claim(&self, max: NonZeroUsize) -> Result<Claimed> {
@@ -338,7 +337,8 @@ impl Broker for SqliteQueue {
     async fn reply(&self, to: &str, result: &JobResult, traceparent: Option<&str>) -> Result<()> {
         let (to, traceparent) = (to.to_owned(), traceparent.map(str::to_owned));
         let owed = Owed { to, result: result.clone(), traceparent };
-        self.write(move |tx, now| reply::reply(tx, now, &owed)).await
+        let ttl = span(self.result_ttl());
+        self.write(move |tx, now| reply::reply(tx, (now, ttl), &owed)).await
     }
 
     async fn purge_old(&self, elsewhere: Elsewhere) -> Result<Purged> {

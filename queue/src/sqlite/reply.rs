@@ -7,8 +7,16 @@ use crate::open::check_reply_to;
 use crate::owed::Owed;
 use crate::{Error, ErrorKind, Headers, Job};
 
-/// Publishes the result in the queue that is named; one that is there already stays as it is.
-pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, owed: &Owed) -> Outcome<()> {
+/// Publishes the result in the queue that is named, which is made where it is missing; a reply that is there
+/// already stays as it is.
+///
+/// It is refused by no `max_ready`, since nobody would send it again, and so it has a deadline, which is when
+/// the result is forgotten: an address that nobody reads has no jobs that wait for ever and wake a pool.
+pub(super) fn reply(
+    tx: &mut Tx<'_>,
+    (now, result_ttl): (Millis, Millis),
+    owed: &Owed,
+) -> Outcome<()> {
     let Owed { to, result, traceparent } = owed;
     check_reply_to(to)?;
     tx.sql("INSERT INTO queues (name) VALUES (?1) ON CONFLICT (name) DO NOTHING")?.execute([to])?;
@@ -21,7 +29,8 @@ pub(super) fn reply(tx: &mut Tx<'_>, now: Millis, owed: &Owed) -> Outcome<()> {
     }
     let (content_type, body) = result.reply_body();
     let (content_type, traceparent) = (Some(content_type), traceparent.clone());
-    let headers = Headers { content_type, traceparent, ..Headers::default() };
+    let deadline = Some(moment(now.saturating_add(result_ttl)));
+    let headers = Headers { content_type, traceparent, deadline, ..Headers::default() };
     let job = Job { id: result.id.clone(), enqueued_at: moment(now), headers, body };
     tx.on_queue(queue, |tx| publish::publish(tx, now, &[job], None).map(drop))
 }

@@ -1,6 +1,10 @@
-//! Forgets what is past its time, a little now and then, in a transaction that was due anyway.
+//! Forgets what is past its time, and buries jobs that have expired, a little now and then, in a
+//! transaction that was due anyway: where no worker runs nobody else would, and each look reads them all.
 
-use super::failure::Outcome;
+use tracing::warn;
+
+use super::dead::{self, Ttls};
+use super::failure::{Failure, Outcome};
 use super::tx::{Millis, Tx, span};
 use crate::STATUS_TTL;
 
@@ -13,9 +17,9 @@ const PAUSE: Millis = 1000;
 /// The pause when there is more.
 const NO_PAUSE: Millis = 20;
 
-/// Deletes a few rows; returns how long the next step may wait.
-pub(super) fn step(tx: &mut Tx<'_>, now: Millis) -> Outcome<Millis> {
-    let mut most = 0;
+/// Deletes a few rows, and buries a few jobs; returns how long the next step may wait.
+pub(super) fn step(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<Millis> {
+    let mut most = bury(tx, now, ttls)?;
     for (table, row) in [("names", "queue, kind, name"), ("results", "n"), ("chunks", "n")] {
         let sql = format!(
             "DELETE FROM {table} WHERE ({row}) IN
@@ -25,5 +29,16 @@ pub(super) fn step(tx: &mut Tx<'_>, now: Millis) -> Outcome<Millis> {
     }
     let gone = now - span(STATUS_TTL);
     tx.sql("DELETE FROM workers WHERE queue = ?1 AND seen <= ?2")?.execute((tx.queue, gone))?;
-    Ok(if most == STEP { NO_PAUSE } else { PAUSE })
+    Ok(if most >= STEP { NO_PAUSE } else { PAUSE })
+}
+
+/// What cannot be read is told to who receives; whoever writes something else is not kept from it.
+fn bury(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize> {
+    match tx.step(|tx| dead::expire(tx, now, ttls)) {
+        Err(Failure::Refused(error)) => {
+            warn!(%error, "jobs that have expired were not buried");
+            Ok(0)
+        }
+        buried => buried,
+    }
 }

@@ -10,11 +10,12 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::dead::Ttls;
 use super::failure::Outcome;
 use super::signals::Signals;
-use super::tx::{Millis, Tx};
+use super::tx::{Millis, Tx, millis};
 use super::{File, sweep};
-use crate::{Error, ErrorKind, Result};
+use crate::{Clock, Error, ErrorKind, Result};
 
 /// Commands that may wait for the writer before callers wait to be let in.
 const WAITING: usize = 256;
@@ -29,23 +30,28 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(db: Connection, file: Arc<File>, signals: Arc<Signals>) -> Result<Self> {
+    pub(super) fn start(
+        db: Connection,
+        file: Arc<File>,
+        signals: Arc<Signals>,
+        (clock, ttls): (Arc<dyn Clock>, Ttls),
+    ) -> Result<Self> {
         let (commands, waiting) = mpsc::channel(WAITING);
-        let thread = Thread { db, file, signals, sweep_at: 0 };
+        let thread = Thread { db, file, signals, clock, ttls, sweep_at: 0 };
         super::spawn("ebb-sqlite-writer", move || thread.serve(waiting))?;
         Ok(Self { commands })
     }
 
-    /// Carries the work out in a write transaction, and returns once that is committed.
+    /// Carries the work out in a write transaction, at the time at which it may write, and returns once
+    /// that is committed: what waits for others, for seconds perhaps, shall not lose them of a lease.
     ///
     /// Work that has not begun when the caller goes away is never begun.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        now: Millis,
-        work: impl FnOnce(&mut Tx<'_>) -> Outcome<T> + Send + 'static,
+        work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let pending = Pending { now, work: Some(work), outcome: None, reply };
+        let pending = Pending { work: Some(work), outcome: None, reply };
         self.commands.send(Box::new(pending)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -57,35 +63,28 @@ pub(super) fn gone() -> Error {
 
 /// A piece of work whose caller waits.
 trait Command: Send {
-    /// When the caller asked.
-    fn now(&self) -> Millis;
     /// Whether the caller has gone.
     fn is_abandoned(&self) -> bool;
     /// Does the work; the outcome is kept until the commit.
-    fn execute(&mut self, tx: &mut Tx<'_>, file: &File);
+    fn execute(&mut self, tx: &mut Tx<'_>, now: Millis, file: &File);
     /// Tells the outcome, or why there is none.
     fn finish(self: Box<Self>, failure: Option<&Error>);
 }
 
 struct Pending<T, F> {
-    now: Millis,
     work: Option<F>,
     outcome: Option<Result<T>>,
     reply: oneshot::Sender<Result<T>>,
 }
 
-impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Outcome<T> + Send> Command for Pending<T, F> {
-    fn now(&self) -> Millis {
-        self.now
-    }
-
+impl<T: Send, F: FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send> Command for Pending<T, F> {
     fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
     }
 
-    fn execute(&mut self, tx: &mut Tx<'_>, file: &File) {
+    fn execute(&mut self, tx: &mut Tx<'_>, now: Millis, file: &File) {
         let Some(work) = self.work.take() else { return };
-        let outcome = tx.step(work);
+        let outcome = tx.step(|tx| work(tx, now));
         self.outcome = Some(outcome.map_err(|failure| failure.into_error(&file.path)));
     }
 
@@ -106,6 +105,8 @@ struct Thread {
     db: Connection,
     file: Arc<File>,
     signals: Arc<Signals>,
+    clock: Arc<dyn Clock>,
+    ttls: Ttls,
     sweep_at: Millis,
 }
 
@@ -148,13 +149,13 @@ impl Thread {
     ) -> Outcome<()> {
         let began = Instant::now();
         let mut tx = Tx::begun(&self.db, self.file.queue)?;
-        let mut now = 0;
+        let mut now = Millis::MIN;
         let mut done = 0;
         while let Some(command) = group.get_mut(done) {
             done += 1;
-            now = now.max(command.now());
+            now = now.max(millis(self.clock.now()));
             if !command.is_abandoned() {
-                command.execute(&mut tx, &self.file);
+                command.execute(&mut tx, now, &self.file);
             }
             if self.db.is_autocommit() {
                 // A disk that is full or failing ends the transaction as a whole.
@@ -168,7 +169,7 @@ impl Thread {
             }
         }
         if now >= self.sweep_at {
-            self.sweep_at = now + tx.step(|tx| sweep::step(tx, now))?;
+            self.sweep_at = now + tx.step(|tx| sweep::step(tx, now, self.ttls))?;
         }
         let (arrivals, news) = tx.commit()?;
         self.signals.tell_arrivals(arrivals);
@@ -181,11 +182,11 @@ impl Thread {
 mod tests {
     use super::*;
     use crate::sqlite::{publish, schema, tx::Counters};
-    use crate::{Job, Synchronous, Timestamp};
+    use crate::{Job, Synchronous, SystemClock, Timestamp};
 
     async fn publish(writer: &Writer, body: Vec<u8>) -> Result<()> {
         let job = Job::new(body, Timestamp::UNIX_EPOCH);
-        writer.run(0, move |tx| publish::publish(tx, 0, &[job], None).map(drop)).await
+        writer.run(move |tx, now| publish::publish(tx, now, &[job], None).map(drop)).await
     }
 
     #[tokio::test]
@@ -196,7 +197,8 @@ mod tests {
         let queue = schema::queue(&mut db, "jobs").unwrap();
         db.pragma_update(None, "max_page_count", 60).unwrap();
         let file = Arc::new(File { path: path.clone(), queue });
-        let writer = Writer::start(db, file, Arc::new(Signals::new(0))).unwrap();
+        let (signals, ttls) = (Arc::new(Signals::new(0)), Ttls { result: 1000, key: 1000 });
+        let writer = Writer::start(db, file, signals, (Arc::new(SystemClock), ttls)).unwrap();
         let (small, large) = (vec![1; 10], vec![1; 1 << 20]);
         let (first, refused, second) = tokio::join!(
             publish(&writer, small.clone()),

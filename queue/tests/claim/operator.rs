@@ -62,6 +62,26 @@ async fn a_purge_of_all_takes_more_than_a_page() {
 }
 
 #[tokio::test]
+async fn a_purge_of_all_spares_what_dies_meanwhile() {
+    let names: Vec<_> = (0..600).map(|number| format!("job-{number}")).collect();
+    let site = dead(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let die_meanwhile = async {
+        for name in ["late-1", "late-2"] {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            site.queue.publish(vec![job(name, 500)]).await.unwrap();
+            let reject = take(&site.queue, 1).await.remove(0).reject("bad");
+            site.queue.settle(&[reject]).await.unwrap();
+        }
+    };
+    // The purge is polled first, and waits for the first bodies to be deleted.
+    let (n_purged, ()) = tokio::join!(site.queue.purge(None), die_meanwhile);
+    assert_eq!(n_purged.unwrap(), 601);
+    let left = site.queue.list(9).await.unwrap();
+    let left: Vec<_> = left.iter().map(|letter| letter.job.id.as_str()).collect();
+    assert_eq!((left, site.keys("bodies").len()), (vec!["late-2", "late-1"], 2));
+}
+
+#[tokio::test]
 async fn a_purge_of_what_waits_deletes_its_bodies_and_no_others() {
     let site = dead(&["dead"]).await;
     let mut later = job("later", 500);
@@ -87,6 +107,25 @@ async fn the_body_of_a_dead_letter_that_has_gone_on_is_kept() {
     let named = [id("gone-on"), id("stays")];
     assert_eq!(site.queue.purge(Some(&named)).await.unwrap(), 2);
     assert_eq!(site.keys("bodies").len(), 1, "the other queue needs it");
+}
+
+#[tokio::test]
+async fn a_job_that_says_it_is_of_the_end_of_time_is_purged_with_its_body() {
+    let dead_ttl = Some(Duration::from_millis(1));
+    let site = Site::with(Behavior { dead_ttl, ..Behavior::default() }).await;
+    let at = |name: &str, enqueued_at| ebb_queue::Job { enqueued_at, ..job(name, 500) };
+    let jobs = vec![at("late", Timestamp::MAX), at("early", Timestamp::MIN)];
+    site.queue.publish(jobs.clone()).await.unwrap();
+    let rejects: Vec<_> =
+        take(&site.queue, 9).await.into_iter().map(|one| one.reject("bad")).collect();
+    site.queue.settle(&rejects).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(site.queue.purge_old(Elsewhere::Leave).await.unwrap().n_jobs, 2);
+    assert_eq!(site.keys("bodies").len(), 1, "of the old one nobody knows");
+    site.queue.publish(jobs).await.unwrap();
+    let steps: Vec<_> = site.queue.purge_waiting().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 2);
+    assert_eq!(site.keys("bodies").len(), 2);
 }
 
 #[tokio::test]

@@ -4,11 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Behavior, Broker, ErrorKind, OpenOptions, Payloads, Queue, Settled, SystemClock, claim,
+    Backlog, Behavior, Broker, Clock, DeadLetters, ErrorKind, FailureKind, OpenOptions, Payloads,
+    Queue, Settled, SystemClock, Timestamp, claim,
 };
 use ebb_servers::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -150,6 +152,67 @@ async fn refuses_all_but(word: &'static str) -> u16 {
         }
     });
     port
+}
+
+/// The port of a store that takes all and hands out what is no body.
+async fn refuses_bodies() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 8192];
+            let n = stream.read(&mut request).await.unwrap_or_default();
+            let line = String::from_utf8_lossy(&request[..n]);
+            let line = line.lines().next().unwrap_or_default();
+            let is_body = line.contains("/bodies/") && !line.contains("/ebb-probe");
+            let is_refused = line.starts_with("GET") && is_body;
+            let (status, body) = match is_refused {
+                true => ("403 No", "<Error><Code>AccessDenied</Code></Error>"),
+                false => ("200 OK", ""),
+            };
+            let n = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\netag: \"1\"\r\ncontent-length: {n}\r\nconnection: close\r\n\r\n{body}"
+            );
+            drop(stream.write_all(answer.as_bytes()).await);
+        }
+    });
+    port
+}
+
+/// A clock that is set forward.
+#[derive(Debug, Default)]
+struct Ahead(AtomicU64);
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_alone_is_refused_keeps_nobody_waiting_and_is_buried_with_the_remedy() {
+    let clock = Arc::new(Ahead::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let plain = MemoryQueue::new(&Behavior::default(), options);
+    let queue = queue_at(refuses_bodies().await, &plain).await;
+    queue.publish(vec![job("refused", 2 * INLINE), job("behind", 10)]).await.unwrap();
+    let next = take(&queue, 1).await.remove(0);
+    assert_eq!(next.job.id, id("behind"), "the first is to wait");
+    queue.settle(&[next.ack()]).await.unwrap();
+    for attempt in 1..5 {
+        assert_eq!(plain.depth().await.unwrap().delayed, 1, "after attempt {attempt}");
+        assert!(take(&queue, 9).await.is_empty(), "not at once");
+        clock.0.fetch_add(300, Ordering::Relaxed);
+        assert!(take(&queue, 9).await.is_empty());
+    }
+    let letter = plain.show(&id("refused")).await.unwrap().unwrap();
+    assert_eq!((letter.attempts, letter.kind), (5, FailureKind::Lost));
+    for part in ["refuses bodies/", "(AccessDenied)", "s3:ListBucket", "ebb dlq redrive"] {
+        assert!(letter.reason.contains(part), "{}", letter.reason);
+    }
+    let told = queue.get(&id("refused")).await.unwrap().unwrap();
+    assert_eq!(told.outcome.failure_kind(), Some(FailureKind::Lost));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Frame, JobId, Queue};
+use ebb_queue::{Frame, JobId, JobResult, Queue, Stored};
 use futures::StreamExt;
 
 use crate::fixture::{Fixture, publish, settle, soon};
@@ -78,6 +78,43 @@ pub async fn a_purged_job_that_comes_again_later_can_be_followed(fixture: &dyn F
     assert!(early.is_err(), "it waits for its worker");
     queue.put(&result).await.unwrap();
     assert_eq!(soon(&mut followed).await.unwrap().unwrap(), Frame::Final(result));
+}
+
+pub async fn a_purged_job_that_was_mended_is_not_answered_with_its_old_failure(
+    fixture: &dyn Fixture,
+) {
+    let (queue, client) = (fixture.fresh().await, fixture.again("client").await);
+    for meant in [None, Some("a".parse::<JobId>().unwrap())] {
+        fixture.publish(&queue, &["a"]).await;
+        let delivery = fixture.take_one(&queue).await;
+        let id = delivery.job.id.clone();
+        queue.chunk(&id, 1, 0, "old".into()).await.unwrap();
+        assert_eq!(queue.put(&fixture.failed("a", 1, "bad")).await.unwrap(), Stored::Stored);
+        settle(&queue, delivery.reject("bad")).await;
+        fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+        assert_eq!(queue.purge(meant.as_ref().map(std::slice::from_ref)).await.unwrap(), 1);
+        assert_eq!(client.get(&id).await.unwrap(), None);
+    }
+    fixture.publish(&queue, &["a"]).await;
+    let mended = fixture.take_one(&queue).await;
+    let mut followed = client.follow(&mended.job.id, 0).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), followed.next()).await;
+    assert!(early.is_err(), "it waits for its worker");
+    let failed_again = fixture.failed("a", 1, "worse");
+    assert_eq!(queue.put(&failed_again).await.unwrap(), Stored::Stored);
+    assert_eq!(soon(&mut followed).await.unwrap().unwrap(), Frame::Final(failed_again));
+    settle(&queue, mended.reject("worse")).await;
+}
+
+pub async fn a_purge_leaves_the_record_that_a_dead_job_has_gone_on(fixture: &dyn Fixture) {
+    let queue = fixture.fresh().await;
+    let gone_on = JobResult::moved("a".parse().unwrap(), "other", fixture.now());
+    fixture.publish(&queue, &["a"]).await;
+    assert_eq!(queue.put(&gone_on).await.unwrap(), Stored::Stored);
+    fixture.kill(&queue, "lost").await;
+    fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+    assert_eq!(queue.purge(None).await.unwrap(), 1);
+    assert_eq!(queue.put(&gone_on).await.unwrap(), Stored::Duplicate);
 }
 
 async fn three_dead(fixture: &dyn Fixture) -> Queue {

@@ -147,7 +147,9 @@ promises! {
         the_newest_come_first_and_no_more_than_asked_for
         purge_deletes_the_named_ones_for_good
         purge_of_all_spares_what_is_not_dead
-        a_purged_job_that_comes_again_later_can_be_followed;
+        a_purged_job_that_comes_again_later_can_be_followed
+        a_purged_job_that_was_mended_is_not_answered_with_its_old_failure
+        a_purge_leaves_the_record_that_a_dead_job_has_gone_on;
     purge:
         what_waits_is_deleted_and_all_else_stays
         a_job_that_was_deleted_may_come_again_and_run
@@ -180,7 +182,8 @@ promises! {
         a_deadline_that_passed_is_cleared_and_another_is_kept
         a_settlement_of_a_former_life_changes_nothing
         a_job_put_back_may_answer_from_its_first_attempt_on
-        an_answer_that_was_complete_stays_when_its_job_is_put_back;
+        an_answer_that_was_complete_stays_when_its_job_is_put_back
+        a_failure_that_speaks_of_another_queue_is_forgotten_like_any_other;
     results:
         a_result_is_read_as_it_was_stored
         a_completed_result_is_never_replaced

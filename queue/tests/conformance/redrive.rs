@@ -122,3 +122,23 @@ pub async fn an_answer_that_was_complete_stays_when_its_job_is_put_back(fixture:
     let piece = Frame::Chunk { attempt: 1, seq: 0, body: "42".into() };
     assert_eq!(frames.collect::<Vec<_>>().await, [piece, Frame::Final(result)]);
 }
+
+pub async fn a_failure_that_speaks_of_another_queue_is_forgotten_like_any_other(
+    fixture: &dyn Fixture,
+) {
+    let queue = fixture.fresh().await;
+    for reason in ["the tool said: ebb-moved-to: other", "ebb-moved-to: other"] {
+        fixture.publish(&queue, &["a"]).await;
+        let delivery = fixture.take_one(&queue).await;
+        let failed = fixture.failed("a", delivery.attempt, reason);
+        assert_eq!(queue.put(&failed).await.unwrap(), Stored::Stored);
+        settle(&queue, delivery.reject(reason)).await;
+        fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+        assert_eq!(queue.redrive(None).await.unwrap(), 1);
+        assert_eq!(queue.get(&failed.id).await.unwrap(), None, "{reason}");
+        let again = fixture.take_one(&queue).await;
+        settle(&queue, again.reject("bad")).await;
+        fixture.assert_counts(&queue, [0, 0, 0, 1]).await;
+        assert_eq!(queue.purge(None).await.unwrap(), 1);
+    }
+}

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, Settled, Stored, Timestamp,
+    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, QueueUrl, Settled, Stored,
+    Timestamp,
 };
+use ebb_servers::Redis;
 
 use crate::{answer, handle, job, plain, refusal, server, take, tell, url};
 
@@ -165,11 +167,18 @@ async fn a_setting_that_is_weaker_than_the_promise_is_told() {
     assert_eq!(info.warnings, []);
 }
 
+/// The queue `jobs`, where all is forgotten sooner than a URL may ask for.
+fn brief(server: &Redis) -> QueueUrl {
+    let mut url = url(server);
+    (url.behavior.result_ttl, url.behavior.key_ttl) =
+        (Duration::from_millis(50), Duration::from_millis(50));
+    url
+}
+
 #[tokio::test]
 async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
     let server = server("").await;
-    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
-    let queue = handle(&brief.parse().unwrap()).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let jobs = (0..50).map(|nth| {
         let mut job = Job::new(vec![1; 100], Timestamp::now());
@@ -197,8 +206,7 @@ async fn nothing_is_left_of_jobs_that_are_done_and_forgotten() {
 #[tokio::test]
 async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
     let server = server("").await;
-    let brief = format!("{}?key_ttl=50ms&result_ttl=50ms", server.url());
-    let queue = handle(&brief.parse().unwrap()).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let jobs = (0..50).map(|nth| {
         let mut job = job(&format!("old-{nth}"));
@@ -230,8 +238,7 @@ async fn what_is_forgotten_is_swept_while_other_jobs_come_and_go() {
 #[tokio::test]
 async fn who_only_stores_results_here_forgets_them_too() {
     let server = server("").await;
-    let brief = format!("{}?result_ttl=50ms", server.url());
-    let store = handle(&brief.parse().unwrap()).await;
+    let store = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     let result = |name: &str| JobResult {
         id: name.parse().unwrap(),
@@ -251,4 +258,61 @@ async fn who_only_stores_results_here_forgets_them_too() {
         !fates.iter().any(|name| name.starts_with("old"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_is_refused_and_harms_none_beside_it() {
+    const MOST: usize = 1 << 20;
+    let server = server("proto-max-bulk-len 1mb").await;
+    let queue = handle(&url(&server)).await;
+    let result = |name: &str, n: usize| JobResult {
+        id: name.parse().unwrap(),
+        attempt: 1,
+        outcome: Outcome::Completed { content_type: "text/plain".into(), body: vec![1; n].into() },
+        finished_at: Timestamp::from_millisecond(1_900_000_000_000).unwrap(),
+        queue: None,
+    };
+    let (first, fits, large) = (result("a", 10), result("b", MOST - 100), result("large", MOST));
+    let puts = tokio::join!(queue.put(&first), queue.put(&large), queue.put(&fits));
+    assert_eq!((puts.0.unwrap(), puts.2.unwrap()), (Stored::Stored, Stored::Stored));
+    assert_eq!(queue.get(&fits.id).await.unwrap(), Some(fits));
+    let piece = queue.chunk(&large.id, 1, 0, vec![1; MOST + 1].into()).await;
+    for error in [puts.1.unwrap_err(), piece.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("proto-max-bulk-len"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_read_is_buried_and_keeps_no_other_from_its_worker() {
+    let server = server("").await;
+    let mut patient = url(&server);
+    patient.behavior.lease = Duration::from_secs(60);
+    let queue = handle(&patient).await;
+    let mut client = plain(&server).await;
+    queue.publish(["a", "odd", "gone", "b"].map(job).to_vec()).await.unwrap();
+    let rewrite = ["HSET", "ebb:{jobs}:jobs", "odd", "{\"priority\":\"urgent\"}\nbody"];
+    tell::<u64>(&mut client, &rewrite).await.unwrap();
+    tell::<u64>(&mut client, &["HDEL", "ebb:{jobs}:jobs", "gone"]).await.unwrap();
+    let taken = take(&queue, 9, Duration::ZERO).await;
+    let names: Vec<_> = taken.iter().map(|one| one.job.id.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let letters = queue.list(9).await.unwrap();
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    for letter in &letters {
+        let reason = &letter.reason;
+        assert!(
+            reason.contains("cannot be read") && reason.contains("ebb dlq redrive"),
+            "{reason}"
+        );
+        let told = queue.get(&letter.job.id).await.unwrap().unwrap();
+        assert_eq!(told.outcome.failure_kind(), Some(letter.kind));
+    }
+    let odd = queue.show(&"odd".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(&*odd.job.body, b"{\"priority\":\"urgent\"}\nbody");
+    assert_eq!(queue.redrive(Some(&[odd.job.id])).await.unwrap(), 1);
+    tell::<u64>(&mut client, &["HSET", "ebb:{jobs}:jobs", "odd", "{}\nbody"]).await.unwrap();
+    let again = take(&queue, 9, Duration::ZERO).await.remove(0);
+    assert_eq!((again.job.id.as_str(), &*again.job.body, again.attempt), ("odd", &b"body"[..], 1));
+    assert_eq!(queue.purge(None).await.unwrap(), 1);
 }

@@ -127,3 +127,20 @@ async fn a_server_that_stands_still_is_noticed_though_nobody_asks() {
     eventually("the link is back", async || queue.link().is_up()).await;
     queue.publish(vec![job("a")]).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_step_of_a_purge_that_is_cut_off_is_told_and_not_sent_again() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut admin = plain(&server).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let words = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+    assert!(tell::<u64>(&mut admin, &words).await.unwrap() > 0);
+    let cut: Vec<_> = queue.purge_waiting().await.unwrap().collect().await;
+    let kinds: Vec<_> =
+        cut.into_iter().map(|step| step.map_err(|error| error.kind()).err()).collect();
+    assert_eq!(kinds, [Some(ErrorKind::Unavailable)], "what it deleted is not known");
+    assert_eq!(queue.depth().await.unwrap().ready, 1, "the connection is made anew");
+    let steps: Vec<_> = queue.purge_waiting().await.unwrap().collect().await;
+    assert_eq!(steps.into_iter().map(|step| step.unwrap().n_jobs).sum::<u64>(), 1);
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, Outcome, Priority, Queue};
+use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, JobState, Outcome, Priority, Queue};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
@@ -226,4 +226,62 @@ async fn an_entry_that_is_cancelled_before_it_is_found_is_dropped_and_replied_to
     }
     assert_eq!(queue.depth().await.unwrap().ready, 0);
     assert_eq!(tell::<u64>(&mut client, &["XLEN", "replies"]).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn of_long_entries_no_more_than_a_mebibyte_or_so_is_read_at_once() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    let mut client = plain(&server).await;
+    let long = "x".repeat(300 << 10);
+    for nth in 0..20 {
+        let id = format!("a-{nth}");
+        let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "ebb-delay", "1h", "body", &long];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.delayed), (16, 4), "what was not read counts as ready");
+    let cancel = async |name: &str| queue.cancel(&name.parse().unwrap()).await.unwrap();
+    assert_eq!(cancel("a-0").await, Cancelled::Waiting);
+    assert_eq!(cancel("a-19").await, Cancelled::Marked);
+    let steps: Vec<_> = queue.purge_waiting().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(steps.iter().map(|step| step.n_jobs).sum::<u64>(), 19);
+    assert!(steps.iter().all(|step| step.n_jobs <= 5), "each step is as bounded");
+}
+
+#[tokio::test]
+async fn long_entries_are_all_handed_out() {
+    let server = server("").await;
+    let mut patient = url(&server);
+    patient.behavior.lease = Duration::from_secs(60);
+    let queue = handle(&patient).await;
+    let mut client = plain(&server).await;
+    for nth in 0..12 {
+        let (id, body) = (format!("a-{nth}"), "x".repeat(nth * 61_440));
+        let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "body", &body];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let mut taken = Vec::new();
+    while taken.len() < 12 {
+        taken.extend(take(&queue, 99, SOON).await);
+    }
+    let found: Vec<_> = taken.iter().map(|one| one.job.body.len()).collect();
+    assert_eq!(found, (0..12).map(|nth| nth * 61_440).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_id_that_reads_like_that_of_an_entry_and_is_none_is_not_known() {
+    let server = server("").await;
+    let queue = handle(&url(&server)).await;
+    for id in [
+        "redis-99999999999999999999-1",
+        "redis-1-18446744073709551616",
+        "redis-18446744073709551615-18446744073709551615",
+        "redis-1-000000000000000000000",
+        "redis-1",
+    ] {
+        let id = id.parse().unwrap();
+        assert_eq!(queue.state(&id).await.unwrap(), Some(JobState::Unknown), "{id}");
+        assert_eq!(queue.cancel(&id).await.unwrap(), Cancelled::Unknown, "{id}");
+    }
 }

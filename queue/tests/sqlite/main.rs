@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod expired;
 mod files;
 mod news;
 mod processes;
@@ -11,9 +12,13 @@ mod sharing;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp, open};
+use ebb_queue::{
+    Clock, Delivery, Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp, open,
+};
 
 /// The queue in this file.
 pub fn url(file: &Path) -> QueueUrl {
@@ -23,6 +28,30 @@ pub fn url(file: &Path) -> QueueUrl {
 /// Another handle on the queue, with connections of its own.
 pub async fn handle(url: &QueueUrl) -> Queue {
     open(url, OpenOptions::default()).await.unwrap()
+}
+
+/// A clock that is set forward.
+#[derive(Debug, Default)]
+pub struct Ahead(AtomicU64);
+
+impl Ahead {
+    /// Sets it forward, by whole seconds.
+    pub fn pass(&self, span: Duration) {
+        self.0.fetch_add(span.as_secs(), Ordering::Relaxed);
+    }
+}
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A handle that goes by such a clock.
+pub async fn handle_with_clock(url: &QueueUrl) -> (Queue, Arc<Ahead>) {
+    let clock = Arc::new(Ahead::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    (open(url, options).await.unwrap(), clock)
 }
 
 /// A job of this name.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, JSON, Job, JobResult, Outcome, Queue, QueueUrl, Timestamp};
+use ebb_queue::{
+    ErrorKind, JSON, Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp, open,
+};
 use futures::StreamExt;
 
-use crate::{handle, take, url};
+use crate::{handle, handle_with_clock, job, take, url};
 
 fn result(id: &str, outcome: Outcome) -> JobResult {
     JobResult {
@@ -47,6 +49,26 @@ async fn a_reply_is_a_job_of_the_same_id_in_the_other_queue() {
     assert_eq!((jobs[1].id.as_str(), jobs[1].content_type()), ("b", JSON));
     assert_eq!(&*jobs[1].body, br#"{"error":"say \"why\"","kind":"other"}"#);
     assert_eq!(queue.depth().await.unwrap().ready, 0, "its own queue has nothing of it");
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_takes_waits_no_longer_than_its_result_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, clock) = handle_with_clock(&url(&folder.path().join("queue.db"))).await;
+    queue.reply("nobody", &completed("told", "the answer"), None).await.unwrap();
+    let mut late = job("late");
+    late.headers.reply_to = Some("nobody".to_owned());
+    late.headers.deadline = Some(Timestamp::now());
+    queue.publish(vec![late]).await.unwrap();
+    assert_eq!(queue.list(9).await.unwrap().len(), 1, "it is told of its end");
+    let nobody = url(&folder.path().join("queue.db")).with_queue("nobody").unwrap();
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let nobody = open(&nobody, options).await.unwrap();
+    clock.pass(queue.result_ttl() - Duration::from_secs(60));
+    assert_eq!(nobody.depth().await.unwrap().ready, 2);
+    clock.pass(Duration::from_secs(120));
+    let depth = nobody.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.dead), (0, 2));
 }
 
 #[tokio::test]

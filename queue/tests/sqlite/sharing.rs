@@ -1,15 +1,16 @@
 //! Callers that share a transaction, and handles that share a file.
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebb_queue::ErrorKind;
+use ebb_queue::{ErrorKind, Settled};
 use futures::future::join_all;
 use rusqlite::Connection;
 
-use crate::{answer, handle, job, take, url};
+use crate::{answer, handle, handle_with_clock, job, take, url};
 
 /// Keeps everybody from writing until it is dropped.
 fn lock(file: &std::path::Path) -> Connection {
@@ -44,6 +45,31 @@ async fn a_refused_command_leaves_those_beside_it_alone() {
     let ready: Vec<_> = take(&queue, 9, Duration::ZERO).await;
     let ready: Vec<_> = ready.iter().map(|one| one.job.id.as_str()).collect();
     assert_eq!(ready, ["a", "b", "f", "g"]);
+}
+
+#[tokio::test]
+async fn a_lease_begins_when_it_is_granted_and_not_when_it_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let (queue, clock) = handle_with_clock(&url(&file)).await;
+    let wait = || queue.lease() + Duration::from_secs(1);
+    queue.publish(vec![job("a")]).await.unwrap();
+    let waiting = lock(&file);
+    let mut receive = pin!(take(&queue, 1, Duration::ZERO));
+    assert!(futures::poll!(&mut receive).is_pending(), "somebody else writes");
+    clock.pass(wait());
+    drop(waiting);
+    let delivery = receive.await.remove(0);
+    assert_eq!(queue.depth().await.unwrap().in_flight, 1);
+
+    let waiting = lock(&file);
+    let receipts = [delivery.receipt().clone()];
+    let mut extend = pin!(queue.extend(&receipts));
+    assert!(futures::poll!(&mut extend).is_pending(), "somebody else writes");
+    clock.pass(wait());
+    drop(waiting);
+    assert_eq!(extend.await.unwrap(), [Settled::Held]);
+    assert_eq!(queue.depth().await.unwrap().in_flight, 1);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ebb_queue::{DeadLetter, FailureKind, JobId, Queue, Timestamp, read_span};
 
-use crate::output::{grouped, note};
+use crate::output::grouped;
 
 /// One or more dead letters, those that are alike, or all.
 #[derive(Debug, Args)]
@@ -85,27 +85,28 @@ impl Filter {
             && self.newer_than.is_none_or(|most| age <= most)
     }
 
-    /// The newest letters that are meant, at most so many.
-    pub(crate) async fn newest(&self, queue: &Queue, max: usize) -> Answer<Vec<DeadLetter>> {
+    /// The newest letters that are meant, at most so many; and what is to be said where older ones were
+    /// not looked at.
+    pub(crate) async fn newest(
+        &self,
+        queue: &Queue,
+        max: usize,
+    ) -> Answer<(Vec<DeadLetter>, Option<String>)> {
         if !self.is_any() {
-            return queue.list(max).await;
+            return Ok((queue.list(max).await?, None));
         }
         let mut letters = queue.list(self.look).await?;
         let (looked_at, all) = (letters.len() as u64, queue.depth().await?.dead);
-        if letters.len() == self.look && all > looked_at {
+        let unseen = (letters.len() == self.look && all > looked_at).then(|| {
             let (looked_at, of) = (grouped(looked_at), grouped(all));
-            note(format!("the newest {looked_at} of {of} were looked at; see more with --look N"));
-        }
+            format!(
+                "only the newest {looked_at} of {of} dead letters were looked at; use --look {all}"
+            )
+        });
         let now = Timestamp::now();
         letters.retain(|letter| self.fits(letter, now));
         letters.truncate(max);
-        Ok(letters)
-    }
-
-    /// The ids of all that are meant, in the order in which they died.
-    async fn ids(&self, queue: &Queue) -> Answer<Vec<JobId>> {
-        let letters = self.newest(queue, usize::MAX).await?;
-        Ok(letters.into_iter().rev().map(|letter| letter.job.id).collect())
+        Ok((letters, unseen))
     }
 }
 
@@ -119,6 +120,14 @@ pub(crate) struct Done {
     pub(crate) n: u64,
     /// What is to be said of the others, if there are any.
     pub(crate) unknown: Option<String>,
+    /// What is to be said where there may be more that are meant.
+    pub(crate) unseen: Option<String>,
+}
+
+impl Done {
+    fn all(n: u64) -> Self {
+        Self { n, unknown: None, unseen: None }
+    }
 }
 
 impl Which {
@@ -132,10 +141,12 @@ impl Which {
         act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
     ) -> Result<Done> {
         if self.filter.is_any() {
-            let ids = self.filter.ids(queue).await?;
+            let (letters, unseen) = self.filter.newest(queue, usize::MAX).await?;
+            // In the order in which they died.
+            let ids: Vec<_> = letters.into_iter().rev().map(|letter| letter.job.id).collect();
             // None are all of them, to some.
             let n = if ids.is_empty() { 0 } else { act(Some(&ids)).await? };
-            return Ok(Done { n, unknown: None });
+            return Ok(Done { unseen, ..Done::all(n) });
         }
         self.each_named(act, async |id: &JobId| Ok(queue.show(id).await?.is_some())).await
     }
@@ -149,13 +160,13 @@ impl Which {
         stays: impl AsyncFn(&JobId) -> Answer<bool>,
     ) -> Result<Done> {
         if self.all {
-            return Ok(Done { n: act(None).await?, unknown: None });
+            return Ok(Done::all(act(None).await?));
         }
         let mut seen = BTreeSet::new();
         let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
         if ids.len() > A_FEW {
             let n = act(Some(&ids)).await?;
-            return Ok(Done { n, unknown: no_letters_of(&ids, n) });
+            return Ok(Done { unknown: no_letters_of(&ids, n), ..Done::all(n) });
         }
         let (mut n, mut unknown) = (0, Vec::new());
         for id in &ids {
@@ -165,7 +176,7 @@ impl Which {
                 more => n += more,
             }
         }
-        Ok(Done { n, unknown: no_letters_of(&unknown, 0) })
+        Ok(Done { unknown: no_letters_of(&unknown, 0), ..Done::all(n) })
     }
 }
 
@@ -187,7 +198,10 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Job;
+    use std::sync::Arc;
+
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, Job, OpenOptions};
 
     use super::*;
 
@@ -266,6 +280,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_means_more_than_was_looked_at_is_told_so() {
+        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let jobs = (0..3).map(|_| Job::new("body", Timestamp::now())).collect();
+        queue.publish(jobs).await.unwrap();
+        let all = queue.receive(3.try_into().unwrap(), Duration::ZERO).await.unwrap();
+        let rejects: Vec<_> = all.into_iter().map(|one| one.reject("bad")).collect();
+        queue.settle(&rejects).await.unwrap();
+        for (look, n, is_told) in [(2, 2, true), (2, 1, false)] {
+            let filter = Filter { older_than: Some(Duration::ZERO), look, ..none() };
+            let which = Which { ids: Vec::new(), all: false, filter };
+            let done = which.each(&queue, async |ids| queue.purge(ids).await).await.unwrap();
+            assert_eq!((done.n, done.unseen.is_some()), (n, is_told), "{done:?}");
+            let words = done.unseen.unwrap_or("newest 2 of 3, --look 3".to_owned());
+            assert!(words.contains("newest 2 of 3") && words.contains("--look 3"), "{words}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
         use std::cell::Cell;
 
@@ -291,7 +323,8 @@ mod tests {
                 .each_named(act, async |id: &JobId| Ok(id.as_str() == "cut"))
                 .await
                 .unwrap();
-            assert_eq!(done, Done { n, unknown: unknown.map(str::to_owned) }, "{given:?}");
+            let unknown = unknown.map(str::to_owned);
+            assert_eq!(done, Done { unknown, ..Done::all(n) }, "{given:?}");
             assert_eq!(n_calls.get(), calls, "{given:?}");
         }
     }

@@ -20,27 +20,30 @@ local function cancel(job, headers, mark)
   redis.call('PUBLISH', key('cancelled'), id)
 end
 
--- One that a plain producer wrote and nobody has read: its entry, if it is among the first.
+-- One that a plain producer wrote and nobody has read: its entry, if it is among the first; else how many
+-- were looked through.
 local function entry_of()
-  local named = string.match(id, '^redis%-(%d+%-%d+)$')
+  local named = named_after(id)
   local entries = named and redis.call('XRANGE', inbox, named, named) or {}
-  if #entries == 0 then entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', READ) end
+  if #entries == 0 then entries = first_entries(READ, '+') end
   for _, entry in ipairs(entries) do
     local fields = {}
     for nth = 1, #entry[2], 2 do fields[string.lower(entry[2][nth])] = entry[2][nth + 1] end
     if (fields['ebb-id'] or 'redis-' .. entry[1]) == id then return entry[1], fields end
   end
+  return nil, #entries
 end
 
 local function cancel_unread()
   local entry, fields = entry_of()
+  local n_read = not entry and fields
   if entry then
     redis.call('XDEL', inbox, entry)
     local to, trace = fields['ebb-reply-to'], fields['traceparent']
     cancel({}, to and cjson.encode({ reply_to = to, traceparent = trace }))
     return 'waiting'
   end
-  if redis.call('XLEN', inbox) <= READ then return 'unknown' end
+  if redis.call('XLEN', inbox) <= n_read then return 'unknown' end
   -- Whoever makes a job of its entry takes it for one that is done, and owes the reply.
   cancel({}, nil, MARKED)
   return 'marked'

@@ -189,11 +189,10 @@ end
 local function fate_of(id) return fate(redis.call('HGET', key('fates'), id)) end
 
 -- Whether what is stored instead of an answer says that the job has gone on to another queue: a failure of
--- attempt 0, which is not written out behind the id.
+-- attempt 0 whose whole reason it is. A reason that only speaks of that may have come from anywhere.
 local function has_gone_on(id, outcome, part)
   local result = outcome == 'failed' and redis.call('HGET', key(part), id)
-  return result and string.find(result, 'ebb-moved-to: ', 1, true)
-    and not string.find(result, id .. '\16', 1, true)
+  return result and string.find(result, '^failed 0 %S+ %S*\nebb%-moved%-to: [%w._-]+$') ~= nil
 end
 
 -- The attempt that a result is of, 0 for none.
@@ -471,9 +470,40 @@ local function written(entry)
   return math.min(math.max(tonumber(string.match(entry, '^%d+')), EPOCH), server_now)
 end
 
+-- The first entries of the inbox up to this one, as many as that at most. The server reads them whole, and
+-- answers nobody meanwhile, so that there are fewer where they are long: page by page, each of no more than
+-- have room if they are as long as the longest so far.
+local HEAVY, PAGE_OF_ENTRIES = 1048576, 16
+local function first_entries(most, final)
+  local entries, from, size, longest, room = {}, '-', 0, 0, 1
+  while #entries < most and size < HEAVY do
+    local asked = math.min(room, most - #entries)
+    local page = redis.call('XRANGE', inbox, from, final, 'COUNT', asked)
+    for _, entry in ipairs(page) do
+      local length = 0
+      for _, word in ipairs(entry[2]) do length = length + #word end
+      size, longest = size + length, math.max(longest, length)
+      entries[#entries + 1] = entry
+      from = '(' .. entry[1]
+    end
+    if #page < asked then break end
+    room = math.min(math.max(math.floor((HEAVY - size) / math.max(longest, 1)), 1), PAGE_OF_ENTRIES)
+  end
+  return entries
+end
+
+-- The entry of the inbox that this job is named after, if a stream can have such a one: of two numbers of 64
+-- bits. Anybody may ask for any id, and the server raises an error over others.
+local LARGEST = '18446744073709551615'
+local function named_after(id)
+  local function fits(digits) return #digits < #LARGEST or (#digits == #LARGEST and digits <= LARGEST) end
+  local first, second = string.match(id, '^redis%-(%d+)%-(%d+)$')
+  if first and fits(first) and fits(second) then return first .. '-' .. second end
+end
+
 -- The first entries of the inbox without their bodies, each with the moment at which it was written.
 local function strangers(most)
-  local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', most)
+  local entries = first_entries(most, '+')
   for _, entry in ipairs(entries) do
     for field = 1, #entry[2], 2 do
       if entry[2][field] == 'body' then entry[2][field + 1] = '' end

@@ -74,6 +74,7 @@ for nth, job in ipairs(load_jobs(ids)) do
   if job and job.w == 'Z' then
     taken[#taken + 1] = id
     if verb == 'purge' then
+      leave_nothing(id)
       forget(id, job)
     else
       leave(id, job)

@@ -19,8 +19,8 @@ if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then
 end
 
 local function purge_inbox()
-  local entries, referring = {}, {}
-  for nth, one in ipairs(redis.call('XRANGE', inbox, '-', entry, 'COUNT', STEP)) do
+  local entries, referring, found = {}, {}, first_entries(STEP, entry)
+  for nth, one in ipairs(found) do
     entries[nth] = one[1]
     local fields = {}
     for field = 1, #one[2], 2 do fields[string.lower(one[2][field])] = one[2][field + 1] end
@@ -29,7 +29,7 @@ local function purge_inbox()
     end
   end
   if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
-  return { #entries, #entries == STEP and 6 or -1, 0, last, entry, referring, owed }
+  return { #entries, #entries > 0 and 6 or -1, 0, last, entry, referring, owed }
 end
 if part == 6 then return purge_inbox() end
 

@@ -5,7 +5,7 @@ local text = redis.call('HGET', key('life'), id)
 if not text then
   if remembered(redis.call('HGET', key('done'), id)) then return 'done' end
   -- One that a plain producer wrote is named by its entry, unless it says otherwise.
-  local entry = string.match(id, '^redis%-(%d+%-%d+)$')
+  local entry = named_after(id)
   if entry and #redis.call('XRANGE', inbox, entry, entry) > 0 then return 'waiting' end
   return redis.call('XLEN', inbox) == 0 and 'unknown' or ''
 end

@@ -13,7 +13,12 @@ pub const LIMITS: Limits = Limits {
         ("retention::what_is_put_back_while_old_letters_go_is_still_known", "duplicates"),
         ("retention::what_a_redrive_that_was_cut_off_put_back_is_still_known", "duplicates"),
         ("retention::bodies_that_lie_elsewhere_are_told_or_left_with_their_letters", "purge"),
+        (
+            "dead_letters::a_purged_job_that_was_mended_is_not_answered_with_its_old_failure",
+            "results",
+        ),
         ("redrive::a_job_put_back_may_answer_from_its_first_attempt_on", "results"),
+        ("redrive::a_failure_that_speaks_of_another_queue_is_forgotten_like_any_other", "results"),
         ("purge::an_answer_of_a_later_life_is_taken_and_followed", "results"),
         ("purge::who_follows_what_is_deleted_elsewhere_is_told", "results"),
         ("purge::it_is_told_whose_bodies_lie_elsewhere", "purge"),
