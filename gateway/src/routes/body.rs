@@ -22,8 +22,8 @@ impl Visit {
     /// The whole body, for which the request holds memory until that is released.
     ///
     /// # Errors
-    /// When it is too large or comes too slowly, when all requests together hold as much as they may,
-    /// or the client has gone.
+    /// When it is too large or comes too slowly, when all requests together, or those of the key, hold as
+    /// much as they may, or the client has gone.
     pub(crate) async fn read(&mut self, body: Body) -> Result<Bytes, Refusal> {
         let most = self.site.parts.limits.max_body;
         let said = self.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
@@ -58,8 +58,11 @@ impl Visit {
             if body.capacity() < n_bytes {
                 let room = room(n_bytes, said).min(most);
                 // Room ahead is counted as what is there, and done without where there is none.
-                let fits = [room, n_bytes].into_iter().find(|room| self.held.grow_to(*room));
-                body.reserve_exact(fits.ok_or_else(Refusal::no_room)? - body.len());
+                let room = match self.held.grow_to(room) {
+                    Ok(()) => room,
+                    Err(_) => self.held.grow_to(n_bytes).map(|()| n_bytes)?,
+                };
+                body.reserve_exact(room - body.len());
             }
             body.extend_from_slice(&part);
         }

@@ -95,12 +95,12 @@ fn told(
     mut following: Following,
 ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
     let events = async_stream::stream! {
-        // In flight as long as somebody listens, with the answer that he has to take.
+        // In flight as long as somebody listens, with the piece or the answer that he has to take.
         let mut visit = visit;
         let mut streaming = visit.site.parts.metrics.stream(visit.endpoint);
         loop {
             let step = following.next().await;
-            let (event, ending) = match step.held_by(&mut visit.held, std::slice::from_ref(&id)) {
+            let (event, ending) = match step.held_by(&mut visit.held, 0, std::slice::from_ref(&id)) {
                 Step::Quiet => (sse::COMMENT, None),
                 Step::News(News::Piece { place, body }) => (piece(place, &body), None),
                 Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), None),

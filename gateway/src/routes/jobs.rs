@@ -233,10 +233,10 @@ impl Visit {
 
     /// The result of a job, which counts among what all requests hold until the client has taken it.
     fn answered(mut self, result: JobResult) -> Result<Response, Refusal> {
-        if !self.held.grow_to(n_bytes(&result)) {
-            return Err(Refusal::no_room().of(&[result.id]));
+        match self.held.grow_to(n_bytes(&result)) {
+            Ok(()) => Ok(self.keeps(answered(result))),
+            Err(full) => Err(Refusal::from(full).of(&[result.id])),
         }
-        Ok(self.keeps(answered(result)))
     }
 
     /// A job that has no result, and where it is.

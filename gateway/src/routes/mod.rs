@@ -72,7 +72,7 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Bytes of a body.
     pub max_body: usize,
-    /// Bytes of bodies, and of answers that wait for others, over all requests.
+    /// Bytes of bodies, of pieces and of answers that all requests hold.
     pub memory: usize,
     /// Inputs of a request.
     pub max_inputs: usize,
@@ -160,7 +160,7 @@ pub(crate) struct Visit {
 pub fn router(parts: Parts) -> Router {
     let admission = Admission::new(parts.limits.max_in_flight, parts.metrics.in_flight.clone());
     let since = parts.clock.now().as_second();
-    let memory = Memory::new(parts.limits.memory);
+    let memory = Memory::new(parts.limits.memory, parts.metrics.held.clone());
     let site = Arc::new(Site { parts, admission, memory, since });
     let infer = |endpoint: Endpoint, route: Route| {
         post(move |State(site): State<Arc<Site>>, request: Request| {
@@ -245,10 +245,10 @@ fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Bod
     let visit = Visit {
         site: Arc::clone(site),
         endpoint: call.endpoint,
+        held: site.memory.nothing(key.clone()),
         key,
         permit,
         begun,
-        held: site.memory.nothing(),
         headers: head.headers,
         query: head.uri.query().map(str::to_owned),
         span: call.context(),
