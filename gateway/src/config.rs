@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl, parse_span};
-use ebb_telemetry::TraceArgs;
+use ebb_telemetry::{Patience, TraceArgs};
 
-use crate::connections::Patience;
+use crate::connections::Welcome;
 use crate::ids::Ids;
 use crate::keys::Keys;
 use crate::models::ModelPlan;
@@ -270,14 +270,14 @@ impl GatewayArgs {
         }
     }
 
-    /// How long clients may be waited for.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience {
-            max_connections: self.max_connections.get(),
+    /// Who is let in, and how long he is waited for.
+    pub(crate) fn welcome(&self) -> Welcome {
+        let patience = Patience {
             headers: self.header_timeout,
             idle: self.idle_timeout,
             stall: self.stall_timeout,
-        }
+        };
+        Welcome { max_connections: self.max_connections.get(), patience }
     }
 
     /// Whether only programs of this machine may ask.
