@@ -11,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,11 @@ const BUFFER: usize = 16 * 1024;
 /// noticed soon, and holds no megabytes.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 64 * 1024;
+
+/// How long nothing is heard of a connection until its client is asked for a sign of life, by the kernels:
+/// an answer may take minutes, in which balancers forget a connection that is quiet, and clients go without
+/// a word.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// From one try to take a connection to the next, where the machine has no room for another.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -111,7 +117,7 @@ impl Talk {
 
     async fn answer(self, connection: TcpStream) {
         let Self { pages, patience, hears, drained } = self;
-        if let Err(error) = hasten(&connection) {
+        if let Err(error) = set_up(&connection) {
             debug!(%error, "a connection keeps the kernel's settings");
         }
         let has_asked = AtomicBool::new(false);
@@ -157,11 +163,31 @@ impl Talk {
     }
 }
 
-/// Lets what is told go out at once, and little of it wait.
-fn hasten(connection: &TcpStream) -> io::Result<()> {
+/// Lets what is told go out at once, and little of it wait; and notices who has gone without a word while
+/// there is nothing to tell.
+fn set_up(connection: &TcpStream) -> io::Result<()> {
     // A piece of an answer is small, and is not to wait for the next.
     connection.set_nodelay(true)?;
+    let connection = socket2::SockRef::from(connection);
+    connection.set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(QUIET))?;
     #[cfg(target_os = "linux")]
-    socket2::SockRef::from(connection).set_tcp_notsent_lowat(UNSENT)?;
+    connection.set_tcp_notsent_lowat(UNSENT)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_quiet_is_kept_alive_and_found_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, served) = tokio::join!(TcpStream::connect(address), accept(&listener));
+        set_up(&served).unwrap();
+        let served = socket2::SockRef::from(&served);
+        assert!(served.keepalive().unwrap() && served.tcp_nodelay().unwrap());
+        assert_eq!(served.tcp_keepalive_time().unwrap(), QUIET);
+        drop(client);
+    }
 }

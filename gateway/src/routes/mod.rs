@@ -14,6 +14,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use axum::http::request::Parts as Head;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use ebb_queue::{Clock, Error, ErrorKind, Job, JobId};
@@ -185,21 +186,23 @@ pub fn router(parts: Parts) -> Router {
 
 async fn nowhere(State(site): State<Arc<Site>>, request: Request) -> Response {
     let words = "there is nothing here; see docs/gateway.md for the routes";
-    refuse(&site, &request, Refused::new(404, "not_found", words))
+    refuse(&site, request, Refused::new(404, "not_found", words)).await
 }
 
 async fn not_so(State(site): State<Arc<Site>>, request: Request) -> Response {
     let words = format!("{} is not for {}", request.method(), request.uri().path());
-    refuse(&site, &request, Refused::new(405, "method_not_allowed", words))
+    refuse(&site, request, Refused::new(405, "method_not_allowed", words)).await
 }
 
-fn refuse(site: &Site, request: &Request, refused: Refused) -> Response {
-    let call = call(site, Endpoint::Other, request);
+async fn refuse(site: &Site, request: Request, refused: Refused) -> Response {
+    let (head, body) = request.into_parts();
+    let call = call(site, Endpoint::Other, &head);
+    body::hear_out(&head.headers, body).await;
     told(call, Err(refused.into()))
 }
 
-fn call(site: &Site, endpoint: Endpoint, request: &Request) -> Call {
-    Call::begin((&site.parts.traces, &site.parts.metrics), endpoint, request.headers())
+fn call(site: &Site, endpoint: Endpoint, head: &Head) -> Call {
+    Call::begin((&site.parts.traces, &site.parts.metrics), endpoint, &head.headers)
 }
 
 /// Lets a request in or not, and notes how it was answered.
@@ -213,10 +216,14 @@ where
     F: FnOnce(Visit, Body) -> A + Send,
     A: Future<Output = Result<Response, Refusal>> + Send,
 {
-    let call = call(&site, endpoint, &request);
-    let answered = match let_in(&site, &call, request) {
-        Ok((visit, body)) => answer(visit, body).await,
-        Err(refusal) => Err(refusal),
+    let (mut head, body) = request.into_parts();
+    let call = call(&site, endpoint, &head);
+    let answered = match let_in(&site, &call, &mut head) {
+        Ok(visit) => answer(visit, body).await,
+        Err(refusal) => {
+            body::hear_out(&head.headers, body).await;
+            Err(refusal)
+        }
     };
     told(call, answered)
 }
@@ -228,8 +235,8 @@ fn told(call: Call, answered: Result<Response, Refusal>) -> Response {
     response
 }
 
-fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Body), Refusal> {
-    let (head, body) = request.into_parts();
+/// Takes the headers of a request that is let in.
+fn let_in(site: &Arc<Site>, call: &Call, head: &mut Head) -> Result<Visit, Refusal> {
     let key = match &site.parts.keys {
         None if site.parts.is_local && !is_local(&head.headers) => return Err(Refusal::foreign()),
         None => None,
@@ -242,18 +249,17 @@ fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Bod
     };
     let begun = Instant::now();
     let permit = site.admission.admit(key.as_deref(), begun)?;
-    let visit = Visit {
+    Ok(Visit {
         site: Arc::clone(site),
         endpoint: call.endpoint,
         held: site.memory.nothing(key.clone()),
         key,
         permit,
         begun,
-        headers: head.headers,
+        headers: std::mem::take(&mut head.headers),
         query: head.uri.query().map(str::to_owned),
         span: call.context(),
-    };
-    Ok((visit, body))
+    })
 }
 
 /// The key in `Bearer KEY`; the word is in any case.
