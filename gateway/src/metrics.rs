@@ -90,19 +90,8 @@ impl Metrics {
         );
         let first_piece =
             HistogramOpts::new("gateway_first_piece_seconds", "Until the first piece of a stream.");
-        let closed = IntCounterVec::new(
-            Opts::new(
-                "gateway_connections_closed_total",
-                "Connections that the gateway has closed for want of room or of patience.",
-            ),
-            &["reason"],
-        )?;
-        for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
-            // Shown as 0 before the first, so that its rate is seen.
-            closed.with_label_values(&[reason.word()]);
-        }
         Ok(Self {
-            closed,
+            closed: closed()?,
             connections: IntGauge::new(
                 "gateway_connections",
                 "Connections of clients that are open.",
@@ -189,6 +178,22 @@ impl Metrics {
     pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
         self.first_piece.with_label_values(&[endpoint.word()])
     }
+}
+
+/// Counts connections that are closed.
+fn closed() -> prometheus::Result<IntCounterVec> {
+    let closed = IntCounterVec::new(
+        Opts::new(
+            "gateway_connections_closed_total",
+            "Connections that the gateway has closed for want of room or of patience.",
+        ),
+        &["reason"],
+    )?;
+    for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
+        // Shown as 0 before the first, so that its rate is seen.
+        closed.with_label_values(&[reason.word()]);
+    }
+    Ok(closed)
 }
 
 /// Why the gateway has closed a connection.

@@ -387,7 +387,8 @@ mod tests {
     }
 
     async fn rejects(queue: &Queue) -> u64 {
-        let delivery = queue.receive(NonZeroUsize::MIN, Duration::from_secs(5)).await.unwrap().pop();
+        let delivery =
+            queue.receive(NonZeroUsize::MIN, Duration::from_secs(5)).await.unwrap().pop();
         queue.settle(&[delivery.unwrap().reject("it is bad")]).await.unwrap();
         queue.depth().await.unwrap().dead
     }

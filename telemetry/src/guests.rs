@@ -113,7 +113,7 @@ pub(crate) async fn serve(listener: TcpListener, pages: Router, stop: Cancellati
             connection = accept(&listener) => connection,
         };
         if room.available_permits() == 0 {
-            debug!("more connections for probes and metrics than there may be: the silent have to go");
+            debug!("too many connections for probes and metrics: the silent have to go");
             guests.dismiss();
         }
         let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes the room");

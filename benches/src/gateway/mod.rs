@@ -97,7 +97,8 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut rounds: [Vec<Round>; 2] = Default::default();
     for n in 0..args.rounds {
         // Who goes first changes, so that neither always finds the warmer disk.
-        let order = if n % 2 == 0 { [Side::Queue, Side::Gateway] } else { [Side::Gateway, Side::Queue] };
+        let order =
+            if n % 2 == 0 { [Side::Queue, Side::Gateway] } else { [Side::Gateway, Side::Queue] };
         for side in order {
             let round = bench.round(side, args.requests).await?;
             let words = format!("round {} of {}: {}", n + 1, args.rounds, side.name());

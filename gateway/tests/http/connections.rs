@@ -240,7 +240,8 @@ async fn who_is_refused_hears_it_though_the_body_is_not_wanted() {
         stream.write_all(&sent.concat()).await.unwrap_or_else(|error| panic!("{told}: {error}"));
         let mut said = Vec::new();
         while !String::from_utf8_lossy(&said).contains(told) {
-            let n = stream.read_buf(&mut said).await.unwrap_or_else(|error| panic!("{told}: {error}"));
+            let n =
+                stream.read_buf(&mut said).await.unwrap_or_else(|error| panic!("{told}: {error}"));
             assert!(n > 0, "{told}: {}", String::from_utf8_lossy(&said));
         }
     }

@@ -119,7 +119,8 @@ impl Scene {
         };
         let metric = metrics.find(|metric| labels.iter().all(|label| has(metric, label)));
         // One of them is none, which has 0.
-        metric.map_or(0.0, |metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
+        metric
+            .map_or(0.0, |metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
     }
 
     /// Sends a request, and gives the response with its body unread.
