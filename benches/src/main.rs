@@ -7,6 +7,7 @@ mod calls;
 mod chaos;
 #[cfg(feature = "cpu")]
 mod encoder;
+mod gateway;
 #[cfg(feature = "cpu")]
 mod generate;
 #[cfg(feature = "cpu")]
@@ -56,6 +57,7 @@ enum Command {
     Scaler(calls::Args),
     Streams(streams::Args),
     Outage(outage::Args),
+    Gateway(gateway::Args),
     Simulate(simulate::Args),
     Batching(batching::Args),
     #[cfg(feature = "cpu")]
@@ -72,6 +74,8 @@ enum Command {
     Spin,
     #[command(hide = true)]
     Publisher(notify::PublisherArgs),
+    #[command(hide = true)]
+    Answerer(gateway::AnswererArgs),
 }
 
 fn main() -> ExitCode {
@@ -112,6 +116,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Scaler(args) => calls::run(&args, cli.json).await,
         Command::Streams(args) => streams::run(&args, cli.json).await,
         Command::Outage(args) => outage::run(&args, cli.json).await,
+        Command::Gateway(args) => gateway::run(&args, cli.json).await,
         // Not async: it keeps a core busy by itself.
         Command::Simulate(args) => simulate::run(&args, cli.json),
         // Nor is this.
@@ -128,6 +133,7 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::BareScaler => calls::bare().await,
         Command::Spin => awake::spin().await,
         Command::Publisher(args) => notify::publish(&args).await,
+        Command::Answerer(args) => gateway::answer(&args).await,
     }
 }
 

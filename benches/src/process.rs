@@ -122,8 +122,23 @@ pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
 
 /// The most memory that a process has had at once, in MiB; `None` where the system does not tell.
 pub(crate) fn peak_mib(pid: u32) -> Option<f64> {
+    Some(memory_kib(pid, "VmHWM:")? / 1024.0)
+}
+
+/// The memory that a process has now, in KiB; `None` where the system does not tell.
+pub(crate) fn rss_kib(pid: u32) -> Option<f64> {
+    memory_kib(pid, "VmRSS:")
+}
+
+fn memory_kib(pid: u32, what: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix(what))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// The word behind a mark in what a process says, once it is whole.
+pub(crate) fn after(words: &str, mark: &str) -> Option<String> {
+    let rest = &words[words.find(&format!(" {mark}"))? + mark.len() + 1..];
+    let end = rest.find(char::is_whitespace)?;
+    Some(rest[..end].to_owned())
 }

@@ -62,8 +62,8 @@ impl Admission {
             return Err(Busy::All);
         }
         if let Some(key) = key {
-            let n_own = counts.keys.get(&key.name).copied().unwrap_or(0);
-            if key.max_in_flight.is_some_and(|most| n_own >= most) {
+            let n_own = counts.keys.get(&key.name).copied().unwrap_or(0) as usize;
+            if n_own >= self.most_of(key, counts.all - n_own) {
                 return Err(Busy::Key);
             }
             // Last of all: what is refused for another reason does not count.
@@ -78,6 +78,17 @@ impl Admission {
         drop(counts);
         self.in_flight.inc();
         Ok(Permit { admission: self.clone(), key: key.map(|key| key.name.clone()), model: None })
+    }
+
+    /// How many a key may have beside so many of others. Where it was not said, half of what these leave,
+    /// so that whoever comes finds room; see [`crate::memory`].
+    fn most_of(&self, key: &Key, n_of_others: usize) -> usize {
+        let left_by_others = self.most.saturating_sub(n_of_others);
+        match key.max_in_flight {
+            Some(most) => most as usize,
+            None if key.is_alone => left_by_others,
+            None => left_by_others.div_ceil(2),
+        }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -129,9 +140,14 @@ mod tests {
     use crate::keys::Keys;
 
     fn key(more: &str) -> Arc<Key> {
+        named("a", more, "")
+    }
+
+    /// A key of this name, with whatever else stands in the file.
+    fn named(name: &str, more: &str, others: &str) -> Arc<Key> {
         // Of the text `one`.
         let digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
-        let text = format!("[keys.a]\nsha256 = \"{digest}\"\n{more}");
+        let text = format!("[keys.{name}]\nsha256 = \"{digest}\"\n{more}\n{others}");
         Arc::clone(Keys::parse(&text).unwrap().find("one").unwrap())
     }
 
@@ -165,6 +181,32 @@ mod tests {
         let wait = Duration::from_secs(30);
         assert_eq!(admission.admit(Some(&narrow), now).unwrap_err(), Busy::Rate(wait));
         assert!(admission.admit(Some(&narrow), now + wait).is_ok());
+    }
+
+    #[test]
+    fn a_key_leaves_room_for_others_unless_it_is_alone_or_was_told_how_many() {
+        let now = Instant::now();
+        let others = format!("[keys.z]\nsha256 = \"{}\"", "0".repeat(64));
+        let admitted = |admission: &Admission, key: &Key| {
+            let admit = || admission.admit(Some(key), now).ok();
+            std::iter::from_fn(admit).collect::<Vec<_>>()
+        };
+        for (most, more, others, expected) in [
+            (8, "", &*others, 4),
+            (8, "max_in_flight = 7", &others, 7),
+            (8, "", "", 8),
+            (1, "", &others, 1),
+        ] {
+            let admission = admission(most).0;
+            let n = admitted(&admission, &named("a", more, others)).len();
+            assert_eq!(n, expected, "of {most}, {more:?}");
+        }
+        let admission = admission(8).0;
+        let keys = ["a", "b", "c"].map(|name| named(name, "", &others));
+        let all: Vec<_> = keys.iter().map(|key| admitted(&admission, key)).collect();
+        let n: Vec<_> = all.iter().map(Vec::len).collect();
+        assert_eq!(n, [4, 2, 1]);
+        assert!(admission.admit(Some(&named("d", "", &others)), now).is_ok());
     }
 
     #[test]

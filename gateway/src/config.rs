@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::builder::BoolishValueParser;
 use ebb_queue::{Address, INLINE_LIMIT, Missing, Payloads, QueueUrl, TypedUrl, parse_span};
-use ebb_telemetry::TraceArgs;
+use ebb_telemetry::{Patience, TraceArgs};
 
-use crate::connections::Patience;
+use crate::connections::Welcome;
 use crate::ids::Ids;
 use crate::keys::Keys;
 use crate::models::ModelPlan;
@@ -98,7 +98,8 @@ pub struct GatewayArgs {
     #[arg(default_value = "5m", value_parser = parse_span)]
     pub timeout: Duration,
 
-    /// Requests that are answered at once; further ones are told to come again
+    /// Requests that are answered at once; further ones are told to come again. Where there are several
+    /// keys, one without a max_in_flight of its own has half at most of what others leave
     #[arg(long, value_name = "N", env = "EBB_GATEWAY_MAX_IN_FLIGHT", hide_env_values = true)]
     #[arg(default_value = "4096")]
     pub max_in_flight: NonZeroUsize,
@@ -134,8 +135,9 @@ pub struct GatewayArgs {
     pub max_body: NonZeroUsize,
 
     /// Bytes of bodies and of answers that all requests hold at once; further ones are told to come
-    /// again. A body is held until its jobs are published, which takes up to three times its size, and
-    /// the answers of a request until its client has taken them
+    /// again. Where there are several keys, one holds half at most of what others leave. A body is held
+    /// until its jobs are published, which takes up to three times its size, and the answers of a request,
+    /// or the pieces of a stream, until its client has taken them
     #[arg(long, value_name = "BYTES", env = "EBB_GATEWAY_BODY_MEMORY", hide_env_values = true)]
     #[arg(default_value = "268435456")]
     pub body_memory: NonZeroUsize,
@@ -224,6 +226,7 @@ impl GatewayArgs {
             Some(path) => Some((path.clone(), reload::load(path)?)),
             None => None,
         };
+        self.check_memory()?;
         ensure!(
             keys.is_some() || self.open || self.listen.ip().is_loopback(),
             "--listen: {} can be reached from other machines, and anybody may use the gateway; give \
@@ -240,6 +243,22 @@ impl GatewayArgs {
         Ok(Plan { models, keys, ids: self.ids()?, payloads, missing })
     }
 
+    /// Whether there is room for the largest body: who is told to come again is told in vain where not.
+    fn check_memory(&self) -> anyhow::Result<()> {
+        let (times, why) = match self.keys {
+            Some(_) => (2, "twice as much as --max-body, since a key holds half of it at most"),
+            None => (1, "as much as --max-body"),
+        };
+        let least = self.max_body.get().saturating_mul(times);
+        ensure!(
+            self.body_memory.get() >= least,
+            "--body-memory is {}, and no body of --max-body fits; give it {least} or more, {why}, or give \
+             a smaller --max-body",
+            self.body_memory
+        );
+        Ok(())
+    }
+
     /// How much is taken.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
@@ -251,14 +270,14 @@ impl GatewayArgs {
         }
     }
 
-    /// How long clients may be waited for.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience {
-            max_connections: self.max_connections.get(),
+    /// Who is let in, and how long he is waited for.
+    pub(crate) fn welcome(&self) -> Welcome {
+        let patience = Patience {
             headers: self.header_timeout,
             idle: self.idle_timeout,
             stall: self.stall_timeout,
-        }
+        };
+        Welcome { max_connections: self.max_connections.get(), patience }
     }
 
     /// Whether only programs of this machine may ask.
@@ -415,6 +434,7 @@ mod tests {
             (&[QUEUE, &["--idle-timeout", "29s"]].concat(), "longer than --idle-timeout"),
             (&[QUEUE, &["--header-timeout", "76s"]].concat(), "--header-timeout is longer than"),
             (&[QUEUE, &["--max-connections", "0"]].concat(), "--max-connections"),
+            (&[QUEUE, &["--body-memory", "8388607"]].concat(), "give it 8388608 or more, as much"),
             (&[QUEUE, &["--timeout", "soon"]].concat(), "a number with a unit"),
         ] {
             let error = check(flags).expect_err(told);
@@ -439,5 +459,7 @@ mod tests {
         assert!(error.contains("has 5 characters; use 32") && !error.contains("short"), "{error}");
         std::fs::write(&secret, "x".repeat(32)).unwrap();
         assert!(check(&with_both).is_ok());
+        let error = check(&[&with_both[..], &["--body-memory", "8388608"]].concat()).unwrap_err();
+        assert!(error.contains("give it 16777216 or more, twice as much"), "{error}");
     }
 }

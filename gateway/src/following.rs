@@ -34,13 +34,17 @@ impl Step {
         matches!(self, Self::News(News::End(_)) | Self::Closing | Self::Failed(_))
     }
 
-    /// The step, once there is room to hold the answer that it has; and else that there is none.
-    pub(crate) fn held_by(self, held: &mut Held, ids: &[JobId]) -> Self {
-        match self {
-            Self::News(News::End(end)) if !held.grow_to(end.n_bytes()) => {
-                Self::Failed(Refusal::no_room_for_answers(ids))
-            }
-            step => step,
+    /// The step, once there is room to hold the piece or the answer that it has beside so many bytes that
+    /// are kept; and else that there is none.
+    pub(crate) fn held_by(self, held: &mut Held, n_kept: usize, ids: &[JobId]) -> Self {
+        let n_bytes = match &self {
+            Self::News(News::Piece { body, .. }) => body.len(),
+            Self::News(News::End(end)) => end.n_bytes(),
+            _ => return self,
+        };
+        match held.hold(n_kept.saturating_add(n_bytes)) {
+            Ok(()) => self,
+            Err(_) => Self::Failed(Refusal::no_room_for_answers(ids)),
         }
     }
 }

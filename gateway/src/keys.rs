@@ -5,7 +5,7 @@
 //! sha256 = "2bb8…"               # of the key: printf %s "$KEY" | sha256sum
 //! tenant = "team-a"              # the ebb-tenant of its jobs; its own name by default
 //! models = ["minilm"]            # all when missing
-//! max_in_flight = 64             # requests that wait at once, in each replica
+//! max_in_flight = 64             # requests at once, in each replica; half of what others leave by default
 //! requests_per_minute = 600      # in each replica
 //! priority = true                # its jobs may come before all others; false by default
 //! cost = true                    # its jobs may say what they cost; false by default
@@ -56,6 +56,8 @@ pub(crate) struct Key {
     pub(crate) priority: bool,
     /// Whether its jobs may say what they cost.
     pub(crate) cost: bool,
+    /// Whether there is no other key, so that it need leave nothing to others.
+    pub(crate) is_alone: bool,
     digest: [u8; 32],
 }
 
@@ -92,13 +94,15 @@ impl Keys {
             }
             for (name, value) in reader.table("keys", value)? {
                 let key = Key::parse(reader, name, value)?;
-                if let Some(other) = keys.insert(key.digest, Arc::new(key)) {
+                if let Some(other) = keys.insert(key.digest, key) {
                     let words = format!("keys.{} is the key {} again", name.get_ref(), other.name);
                     return Err(reader.error(&name.span(), words));
                 }
             }
         }
-        Ok(Self(keys.into_values().collect()))
+        let is_alone = keys.len() == 1;
+        let keys = keys.into_values().map(|key| Arc::new(Key { is_alone, ..key }));
+        Ok(Self(keys.collect()))
     }
 
     /// The key that somebody has shown. Takes as long whichever it is, and where it is none.
@@ -171,6 +175,7 @@ impl Key {
             requests_per_minute,
             priority,
             cost,
+            is_alone: false,
             digest,
         })
     }
@@ -208,7 +213,9 @@ mod tests {
         assert_eq!((a.tenant.as_str(), a.allows("any"), a.max_in_flight), ("a", true, None));
         assert_eq!((b.tenant.as_str(), b.allows("any"), b.allows("m")), ("team", false, true));
         assert_eq!((b.max_in_flight, b.requests_per_minute, keys.len()), (Some(2), Some(60), 2));
-        assert!(!a.priority && !a.cost);
+        assert!(!a.priority && !a.cost && !a.is_alone);
+        let only = Keys::parse(&format!("[keys.a]\nsha256 = \"{}\"", sha256("one"))).unwrap();
+        assert!(only.find("one").unwrap().is_alone);
         assert_eq!(keys.unknown(|_| false).collect::<Vec<_>>(), [("b", "m")]);
         assert_eq!(keys.unknown(|name| name == "m").count(), 0);
         for wrong in ["", "One", "one ", &sha256("one"), "a"] {

@@ -26,7 +26,6 @@ mod reload;
 mod routes;
 mod run;
 mod sse;
-mod stall;
 mod trace;
 mod waiting;
 mod wanted;

@@ -7,6 +7,7 @@
 //! | `gateway_streams_total` | `route`, `outcome` | streams that have ended |
 //! | `gateway_first_piece_seconds` | `route` | until the first piece of a stream |
 //! | `gateway_requests_in_flight` | - | requests that are being answered |
+//! | `gateway_held_bytes` | - | bytes of bodies, of pieces and of answers that requests hold |
 //! | `gateway_connections` | - | connections of clients that are open |
 //! | `gateway_connections_closed_total` | `reason`: full, late, stalled | connections that the gateway has closed for want of room or of patience |
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
@@ -36,6 +37,8 @@ pub struct Metrics {
     streams: IntCounterVec,
     /// Requests that are being answered.
     pub(crate) in_flight: IntGauge,
+    /// Bytes of bodies, of pieces and of answers that requests hold.
+    pub(crate) held: IntGauge,
     connections: IntGauge,
     closed: IntCounterVec,
     /// Jobs whose ends requests wait for.
@@ -65,6 +68,7 @@ impl Metrics {
         registry.register(Box::new(metrics.first_piece.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.held.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
@@ -86,19 +90,8 @@ impl Metrics {
         );
         let first_piece =
             HistogramOpts::new("gateway_first_piece_seconds", "Until the first piece of a stream.");
-        let closed = IntCounterVec::new(
-            Opts::new(
-                "gateway_connections_closed_total",
-                "Connections that the gateway has closed for want of room or of patience.",
-            ),
-            &["reason"],
-        )?;
-        for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
-            // Shown as 0 before the first, so that its rate is seen.
-            closed.with_label_values(&[reason.word()]);
-        }
         Ok(Self {
-            closed,
+            closed: closed()?,
             connections: IntGauge::new(
                 "gateway_connections",
                 "Connections of clients that are open.",
@@ -116,6 +109,10 @@ impl Metrics {
             in_flight: IntGauge::new(
                 "gateway_requests_in_flight",
                 "Requests that are being answered.",
+            )?,
+            held: IntGauge::new(
+                "gateway_held_bytes",
+                "Bytes of bodies, of pieces and of answers that requests hold.",
             )?,
             waiting: IntGauge::new("gateway_jobs_waiting", "Jobs whose ends requests wait for.")?,
             published: IntCounter::new(
@@ -181,6 +178,22 @@ impl Metrics {
     pub(crate) fn first_piece(&self, endpoint: Endpoint) -> Histogram {
         self.first_piece.with_label_values(&[endpoint.word()])
     }
+}
+
+/// Counts connections that are closed.
+fn closed() -> prometheus::Result<IntCounterVec> {
+    let closed = IntCounterVec::new(
+        Opts::new(
+            "gateway_connections_closed_total",
+            "Connections that the gateway has closed for want of room or of patience.",
+        ),
+        &["reason"],
+    )?;
+    for reason in [Closed::Full, Closed::Late, Closed::Stalled] {
+        // Shown as 0 before the first, so that its rate is seen.
+        closed.with_label_values(&[reason.word()]);
+    }
+    Ok(closed)
 }
 
 /// Why the gateway has closed a connection.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use ebb_queue::{Error, ErrorKind, JSON, JobId};
 
 use crate::admission::Busy;
+use crate::memory::Full;
 use crate::openai::Refused;
 
 /// The id of a job, or those of several with commas between them.
@@ -64,6 +65,20 @@ impl From<Busy> for Refusal {
             }
         };
         Self::again(429, code, &format!("{words}; come again after retry-after"), wait)
+    }
+}
+
+impl From<Full> for Refusal {
+    fn from(full: Full) -> Self {
+        let (code, words) = match full {
+            Full::All => ("gateway_busy", "bodies and answers take as much memory as they may"),
+            Full::Key => (
+                "key_busy",
+                "bodies and answers of this key take half of the memory that others leave, which is as \
+                 much as they may",
+            ),
+        };
+        Self::again(429, code, &format!("{words}; come again after retry-after"), SOON)
     }
 }
 
@@ -151,17 +166,10 @@ impl Refusal {
         Refused::new(413, "body_too_large", words).into()
     }
 
-    /// All requests together hold as many bytes as they may.
-    pub(crate) fn no_room() -> Self {
-        let words =
-            "bodies and answers take as much memory as they may; come again after retry-after";
-        Self::again(429, "gateway_busy", words, SOON)
-    }
-
     /// The answers are there, and no room to hold them.
     pub(crate) fn no_room_for_answers(ids: &[JobId]) -> Self {
-        let words = "the answers take more memory than there is; send fewer inputs at once, or ask for \
-                     each at /v1/jobs/ID";
+        let words = "the answers take more memory than there is for them; send fewer inputs at once, or \
+                     ask for each at /v1/jobs/ID";
         Self::again(503, "answers_too_large", words, SOON).of(ids)
     }
 
@@ -325,6 +333,8 @@ mod tests {
         for (refusal, status, after, retry) in [
             (Busy::Rate(Duration::from_millis(1200)).into(), 429, Some("2"), None),
             (Busy::All.into(), 429, Some("1"), None),
+            (Full::All.into(), 429, Some("1"), None),
+            (Full::Key.into(), 429, Some("1"), None),
             (Error::new(ErrorKind::Full, "x").into(), 429, Some("1"), None),
             (Error::new(ErrorKind::Unavailable, "x").into(), 503, Some("1"), None),
             (Error::new(ErrorKind::Denied, "secret").into(), 500, None, None),

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{GatewayArgs, Plan};
-use crate::connections::Patience;
+use crate::connections::Welcome;
 use crate::metrics::Metrics;
 use crate::models::{Model, ModelPlan, Models};
 use crate::routes::{Parts, router};
@@ -51,7 +51,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let health = Health::new();
     let (brokers, serving) =
         (health.gate("brokers", GateKind::Ready), health.gate("serving", GateKind::Ready));
-    let patience = patience(&args);
+    let welcome = welcome(&args);
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener
         .with_context(|| format!("--listen: {} cannot be had; use another port", args.listen))?;
@@ -90,7 +90,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    let pages = (router(parts), (patience, metrics));
+    let pages = (router(parts), (welcome, metrics));
     serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
     if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
@@ -101,10 +101,10 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     Ok(())
 }
 
-/// What clients may ask of it, where there may be as many files as that needs.
-fn patience(args: &GatewayArgs) -> Patience {
-    let patience = args.patience();
-    Patience { max_connections: files::make_room(patience.max_connections), ..patience }
+/// Who is let in, as far as there may be as many files as that needs.
+fn welcome(args: &GatewayArgs) -> Welcome {
+    let welcome = args.welcome();
+    Welcome { max_connections: files::make_room(welcome.max_connections), ..welcome }
 }
 
 fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
@@ -115,14 +115,14 @@ fn options(args: &GatewayArgs, missing: Missing) -> OpenOptions {
 /// Answers requests until `stop` is cancelled, and sees those out that are there then.
 async fn serve(
     listener: TcpListener,
-    (pages, patience): (Router, (Patience, Metrics)),
+    (pages, welcome): (Router, (Welcome, Metrics)),
     (args, serving): (&GatewayArgs, &Gate),
     stop: &CancellationToken,
     closing: &CancellationToken,
 ) {
     serving.open();
     let drained = CancellationToken::new();
-    let served = tokio::spawn(connections::serve(listener, pages, patience, drained.clone()));
+    let served = tokio::spawn(connections::serve(listener, pages, welcome, drained.clone()));
     stop.cancelled().await;
     serving.close("the gateway ends");
     let linger = args.linger.min(args.grace);

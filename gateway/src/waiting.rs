@@ -135,7 +135,7 @@ impl Waiting {
         let (mut all, mut n_bytes) = (Vec::new(), 0_usize);
         while let Some(end) = ends.try_next().await? {
             n_bytes = n_bytes.saturating_add(end.n_bytes());
-            if !held.grow_to(n_bytes) {
+            if held.grow_to(n_bytes).is_err() {
                 return Ok(None);
             }
             all.push(end);

@@ -101,6 +101,37 @@ impl Trail {
         }
         Ok(None)
     }
+
+    /// The other queue that the job has gone on to, if it has.
+    async fn gone_to(&self, id: &JobId) -> Result<Option<Queue>> {
+        match self.end(id).await {
+            Ok(end) => {
+                let queue = end.map(|(queue, _)| queue);
+                Ok(queue.filter(|queue| !Arc::ptr_eq(queue, &self.0.queue)))
+            }
+            // Who may look at letters need not be one who may read answers.
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The other queues that jobs have gone on to, with the ids of each; of those that are named, where not
+    /// as many as that were letters here.
+    async fn elsewhere(
+        &self,
+        ids: Option<&[JobId]>,
+        n_here: u64,
+    ) -> Result<Vec<(Queue, Vec<JobId>)>> {
+        let mut elsewhere: Vec<(Queue, Vec<JobId>)> = Vec::new();
+        for id in ids.filter(|ids| n_here < ids.len() as u64).into_iter().flatten() {
+            let Some(to) = self.gone_to(id).await? else { continue };
+            match elsewhere.iter_mut().find(|(queue, _)| Arc::ptr_eq(queue, &to)) {
+                Some((_, ids)) => ids.push(id.clone()),
+                None => elsewhere.push((to, vec![id.clone()])),
+            }
+        }
+        Ok(elsewhere)
+    }
 }
 
 #[async_trait]
@@ -226,16 +257,33 @@ impl DeadLetters for Trail {
         self.0.queue.list(max).await
     }
 
+    /// Here, or else where its job went.
     async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
-        self.0.queue.show(id).await
+        if let Some(letter) = self.0.queue.show(id).await? {
+            return Ok(Some(letter));
+        }
+        match self.gone_to(id).await? {
+            Some(queue) => queue.show(id).await,
+            None => Ok(None),
+        }
     }
 
+    /// All are those that are here; one that is named may be where its job went.
     async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.0.queue.redrive(ids).await
+        let mut n = self.0.queue.redrive(ids).await?;
+        for (queue, ids) in self.elsewhere(ids, n).await? {
+            n += queue.redrive(Some(&ids)).await?;
+        }
+        Ok(n)
     }
 
+    /// As [`Self::redrive`].
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        self.0.queue.purge(ids).await
+        let mut n = self.0.queue.purge(ids).await?;
+        for (queue, ids) in self.elsewhere(ids, n).await? {
+            n += queue.purge(Some(&ids)).await?;
+        }
+        Ok(n)
     }
 }
 
@@ -329,6 +377,43 @@ mod tests {
         assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
         assert_eq!(queue.get(&id()).await.unwrap().unwrap().outcome, Outcome::Cancelled);
         assert_eq!(queue.depth().await.unwrap().ready, 0);
+    }
+
+    /// Publishes a job, has a worker reject it, and says how many letters there are then.
+    async fn dies(queue: &Queue) -> u64 {
+        let job = Job { id: id(), ..Job::new("{}", Timestamp::now()) };
+        queue.publish(vec![job]).await.unwrap();
+        rejects(queue).await
+    }
+
+    async fn rejects(queue: &Queue) -> u64 {
+        let delivery =
+            queue.receive(NonZeroUsize::MIN, Duration::from_secs(5)).await.unwrap().pop();
+        queue.settle(&[delivery.unwrap().reject("it is bad")]).await.unwrap();
+        queue.depth().await.unwrap().dead
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_of_a_job_that_went_on_is_shown_put_back_and_deleted_where_it_went() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let (queue, canary) =
+            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        assert_eq!(dies(&canary).await, 1);
+        let (ids, other) = ([id()], ["job-2".parse().unwrap()]);
+        assert!(queue.show(&id()).await.unwrap().is_none(), "it has not come by here");
+        assert_eq!(queue.redrive(Some(&ids)).await.unwrap(), 0);
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        assert_eq!(queue.show(&id()).await.unwrap().unwrap().reason, "it is bad");
+        assert_eq!(queue.redrive(None).await.unwrap(), 0, "all are those of this queue");
+        assert_eq!(queue.redrive(Some(&[ids.clone(), other].concat())).await.unwrap(), 1);
+        assert_eq!(canary.depth().await.unwrap().ready, 1);
+        assert_eq!(rejects(&canary).await, 1);
+        assert_eq!(queue.purge(None).await.unwrap(), 0);
+        assert_eq!(queue.purge(Some(&ids)).await.unwrap(), 1);
+        assert_eq!(canary.depth().await.unwrap().dead, 0);
+        assert!(queue.show(&id()).await.unwrap().is_none());
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl Scaler {
         };
         let ended = tokio::select! {
             ended = calls => ended.context("--listen: the listener failed"),
-            ended = probes => ended.context("--http-listen: the listener failed"),
+            () = probes => Ok(()),
             () = follow(&args, told, tls, metrics) => Ok(()),
             () = wind_down => Ok(()),
         };
@@ -298,10 +298,9 @@ async fn serve_probes(
     registry: Registry,
     more: axum::Router,
     stop: CancellationToken,
-) -> io::Result<()> {
-    if let Some(http) = http {
-        return ebb_telemetry::serve_with(http, health, registry, more, stop).await;
+) {
+    match http {
+        Some(http) => ebb_telemetry::serve_with(http, health, registry, more, stop).await,
+        None => stop.cancelled().await,
     }
-    stop.cancelled().await;
-    Ok(())
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Health;
+use crate::{Health, guests};
 
 /// Takes the address that `flag` names, if it names one, and serves the probes and the metrics there
 /// until the handle is dropped.
@@ -35,36 +35,18 @@ pub fn serve_at(
         let listener = listener
             .with_context(|| format!("{flag}: {address} cannot be had; use another port"))?;
         tracing::info!(address = %listener.local_addr()?, "probes and metrics");
-        let served = serve(listener, health, registry, CancellationToken::new());
-        let served = tokio::spawn(async move {
-            if let Err(error) = served.await {
-                tracing::warn!(%error, "probes and metrics are not served any more");
-            }
-        });
-        Ok(Some(AbortOnDropHandle::new(served)))
+        let served =
+            serve_with(listener, health, registry, Router::new(), CancellationToken::new());
+        Ok(Some(AbortOnDropHandle::new(tokio::spawn(served))))
     })
 }
 
-/// Serves the probes and the metrics until `stop` is cancelled.
+/// Serves the probes and the metrics, with pages of the process's own beside them, until `stop` is
+/// cancelled.
 ///
 /// A probe answers 200 `ok`, or 503 with a line for each closed gate; `/readyz` then tells what
-/// was given to [`Health::describe`].
-///
-/// # Errors
-/// When the listener fails.
-pub fn serve(
-    listener: TcpListener,
-    health: Health,
-    registry: Registry,
-    stop: CancellationToken,
-) -> BoxFuture<'static, std::io::Result<()>> {
-    serve_with(listener, health, registry, Router::new(), stop)
-}
-
-/// The same, with pages of the process's own beside them.
-///
-/// # Errors
-/// When the listener fails.
+/// was given to [`Health::describe`]. Clients that are slow, or too many, keep no other from an answer:
+/// see `guests`.
 // Boxed here: an `async fn` is compiled in each crate that awaits it, with all that it awaits.
 #[inline(never)]
 pub fn serve_with(
@@ -73,7 +55,7 @@ pub fn serve_with(
     registry: Registry,
     more: Router,
     stop: CancellationToken,
-) -> BoxFuture<'static, std::io::Result<()>> {
+) -> BoxFuture<'static, ()> {
     let probes = Router::new()
         .route("/livez", get(|State(health): State<Health>| async move { answer(health.live()) }))
         .route("/readyz", get(ready))
@@ -84,8 +66,7 @@ pub fn serve_with(
         .with_state(health);
     let metrics = Router::new().route("/metrics", get(metrics)).with_state(registry);
     let pages = probes.merge(metrics).merge(more);
-    let served = axum::serve(listener, pages).with_graceful_shutdown(stop.cancelled_owned());
-    Box::pin(served.into_future())
+    Box::pin(guests::serve(listener, pages, stop))
 }
 
 /// Readiness, and what the parts of the process have to say about themselves.
@@ -114,13 +95,16 @@ async fn metrics(State(registry): State<Registry>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::GateKind;
 
     async fn get_page(address: SocketAddr, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut page = String::new();
@@ -152,7 +136,60 @@ mod tests {
         assert!(page.contains("build_info{version=\"1.2.3\"} 1"), "{page}");
 
         stop.cancel();
-        server.await.unwrap().unwrap();
+        server.await.unwrap();
+    }
+
+    async fn served() -> (SocketAddr, AbortOnDropHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (health, registry, more) = (Health::new(), Registry::new(), Router::new());
+        let served = serve_with(listener, health, registry, more, CancellationToken::new());
+        (address, AbortOnDropHandle::new(tokio::spawn(served)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_or_no_whole_request_is_cut_off() {
+        let (address, _server) = served().await;
+        let part = "GET /livez HTTP/1.1\r\nhost: te";
+        let whole = "GET /livez HTTP/1.1\r\nhost: test\r\n\r\n";
+        for said in ["", part, &format!("{whole}{part}")] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            let read = async { while matches!(stream.read(&mut [0; 512]).await, Ok(1..)) {} };
+            let ended = tokio::time::timeout(Duration::from_secs(3600), read).await;
+            ended.unwrap_or_else(|_| panic!("who said {said:?} is waited for"));
+        }
+    }
+
+    /// Asks for a page, and keeps the connection.
+    async fn ask_again(stream: &mut TcpStream) {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut page = Vec::new();
+        while !page.ends_with(b"ok\n") {
+            assert_ne!(stream.read_buf(&mut page).await.unwrap(), 0, "it is closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_however_many_connections_say_nothing() {
+        let (address, _server) = served().await;
+        let mut asks = TcpStream::connect(address).await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 1..guests::MOST {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        ask_again(&mut asks).await;
+        assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        // The one had to go for it who was silent for longest.
+        let soon = Duration::from_secs(5);
+        let read = tokio::time::timeout(soon, silent[0].read(&mut [0; 8])).await;
+        assert!(!matches!(read.expect("it is closed before it is late"), Ok(1..)));
+        let at_once = Duration::from_millis(50);
+        for stays in [&mut silent[1], &mut asks] {
+            let read = tokio::time::timeout(at_once, stays.read(&mut [0; 8])).await;
+            read.expect_err("it stays");
+        }
+        ask_again(&mut asks).await;
     }
 
     #[tokio::test]
@@ -167,6 +204,6 @@ mod tests {
         assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
         served.abort();
         assert!(served.await.unwrap_err().is_cancelled());
-        assert!(tokio::net::TcpStream::connect(address).await.is_err());
+        assert!(TcpStream::connect(address).await.is_err());
     }
 }

@@ -1,23 +1,27 @@
-//! What each process needs beside its work: logs, traces, health, metrics, signals, exit codes, files
-//! that are read again; nothing of the domain.
+//! What each process needs beside its work: logs, traces, health, metrics, connections that keep nobody
+//! waiting, signals, exit codes, files that are read again; nothing of the domain.
 
 mod exit;
+mod guests;
 mod health;
 mod host;
 mod http;
 mod log;
 mod reload;
 mod signals;
+mod stall;
+mod talk;
 mod text;
 mod trace;
 
 pub use exit::{exit_code, in_words, trouble};
 pub use health::{Gate, GateKind, Health};
 pub use host::host;
-pub use http::{serve, serve_at, serve_with};
+pub use http::{serve_at, serve_with};
 pub use log::{LogArgs, LogFormat, init_logging};
 pub use reload::{Condition, follow};
 pub use signals::Stop;
+pub use talk::{Heard, Hears, Patience, Talk, accept};
 pub use text::{Key, Text, TextError, Value, edits};
 pub use trace::{
     KeyValue, NewSpan, Service, Span, SpanContext, SpanKind, TraceArgs, TraceError, TraceId,

@@ -162,6 +162,28 @@ fn the_worker_and_the_bare_loop_on_redis_answer_every_job() {
     assert_both_sides_answer_every_job("redis");
 }
 
+/// A short run of both sides: each request must have its vectors, which the bench looks at itself.
+#[track_caller]
+fn assert_the_gateway_answers_every_request(broker: &str) {
+    let args = ["--clients", "8", "--requests", "200", "--rounds", "1", "--waiting", "50"];
+    let Some(report) = bench("gateway", broker, &args) else { return };
+    let figures = ["gateway_requests_per_s", "queue_jobs_per_s", "ratio", "gateway_p50_ms"];
+    for key in figures.into_iter().chain(["gateway_p99_ms", "queue_p50_ms", "queue_p99_ms"]) {
+        assert!(number(&report, key) > 0.0, "{key}: {report}");
+    }
+    assert!(report["kib_per_waiting_request"].is_number(), "{report}");
+}
+
+#[test]
+fn the_gateway_on_sqlite_answers_every_request() {
+    assert_the_gateway_answers_every_request("sqlite");
+}
+
+#[test]
+fn the_gateway_on_redis_answers_every_request() {
+    assert_the_gateway_answers_every_request("redis");
+}
+
 #[test]
 fn thousands_of_objects_are_answered_for_and_the_broker_does_not_notice() {
     let args = ["--objects", "400", "--queues", "4", "--rate", "100", "--seconds", "3", "--awake"];

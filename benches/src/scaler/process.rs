@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
 use crate::broker::Place;
-use crate::process::{command, cpu_time, peak_mib, start, stop, tail};
+use crate::process::{after, command, cpu_time, peak_mib, start, stop, tail};
 
 /// What a scaler says instead of an address that it does not have.
 pub(crate) const NOWHERE: &str = "none";
@@ -117,11 +117,4 @@ async fn metrics(http: &str) -> std::io::Result<String> {
     let mut page = String::new();
     connection.read_to_string(&mut page).await?;
     Ok(page)
-}
-
-/// The word behind a mark, once it is whole.
-fn after(words: &str, mark: &str) -> Option<String> {
-    let rest = &words[words.find(&format!(" {mark}"))? + mark.len() + 1..];
-    let end = rest.find(char::is_whitespace)?;
-    Some(rest[..end].to_owned())
 }

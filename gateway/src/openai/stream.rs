@@ -102,6 +102,12 @@ impl Streamed {
         events
     }
 
+    /// Bytes that it keeps of what was said, for another attempt that says it again.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.sent.len() + self.line.len()
+    }
+
     /// Whether all was told that will be: nothing follows, whatever comes.
     #[must_use]
     pub fn is_ended(&self) -> bool {

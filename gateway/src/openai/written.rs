@@ -33,6 +33,16 @@ pub(super) struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
+    /// Workers of before do not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+/// What a prompt took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+struct PromptDetails {
+    /// Tokens that were not computed for it.
+    cached_tokens: u64,
 }
 
 /// What a generator answers.
@@ -182,8 +192,14 @@ pub(super) fn whole(
 impl Usage {
     /// A prompt counts once, however many answers it has.
     fn add(&mut self, other: Self, is_first_of_prompt: bool) {
-        let prompt_tokens = if is_first_of_prompt { other.prompt_tokens } else { 0 };
-        self.prompt_tokens = self.prompt_tokens.saturating_add(prompt_tokens);
+        if is_first_of_prompt {
+            self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+            let cached = [self.prompt_tokens_details, other.prompt_tokens_details];
+            let cached = cached.into_iter().flatten();
+            self.prompt_tokens_details = cached.reduce(|one, other| PromptDetails {
+                cached_tokens: one.cached_tokens.saturating_add(other.cached_tokens),
+            });
+        }
         self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
         self.total_tokens = self.prompt_tokens.saturating_add(self.completion_tokens);
     }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::header::CONTENT_LENGTH;
+use axum::body::{Body, BodyDataStream};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use super::Visit;
 use crate::openai::Refused;
@@ -18,23 +19,48 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Bytes that a body has room for once the first of them is there, where it is said to have so many.
 const AHEAD: usize = 64 * 1024;
 
+/// How long a client that is refused may go on sending.
+const HEARD: Duration = Duration::from_secs(1);
+
+/// Reads what a client sends who is refused already, until it has done or for a while: a body that lies
+/// unread when its connection is closed would make the kernels take the answer back. One that waits for a
+/// word before it sends its body gets the answer in its place.
+pub(super) async fn hear_out(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(EXPECT) {
+        drain(&mut body.into_data_stream()).await;
+    }
+}
+
+async fn drain(body: &mut BodyDataStream) {
+    let read = async { while let Some(Ok(_)) = body.next().await {} };
+    // Who goes on for longer may not hear why he is refused.
+    timeout(HEARD, read).await.ok();
+}
+
 impl Visit {
     /// The whole body, for which the request holds memory until that is released.
     ///
     /// # Errors
-    /// When it is too large or comes too slowly, when all requests together hold as much as they may,
-    /// or the client has gone.
+    /// When it is too large or comes too slowly, when all requests together, or those of the key, hold as
+    /// much as they may, or the client has gone.
     pub(crate) async fn read(&mut self, body: Body) -> Result<Bytes, Refusal> {
         let most = self.site.parts.limits.max_body;
         let said = self.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let said: usize = said.and_then(|value| value.parse().ok()).unwrap_or(0);
         if said > most {
+            hear_out(&self.headers, body).await;
             return Err(Refusal::too_large(most));
         }
         let closing = self.site.parts.closing.clone();
         let slow = sleep_until(self.begun + LONGEST);
+        let mut body = body.into_data_stream();
         tokio::select! { biased;
-            body = self.collect(body, said) => body,
+            read = self.collect(&mut body, said) => {
+                if read.is_err() {
+                    drain(&mut body).await;
+                }
+                read
+            }
             () = slow => {
                 let words = format!("the body was not there within {} s", LONGEST.as_secs());
                 Err(Refused::new(408, "body_too_slow", words).into())
@@ -43,9 +69,12 @@ impl Visit {
         }
     }
 
-    async fn collect(&mut self, body: Body, said: usize) -> Result<Bytes, Refusal> {
+    async fn collect(
+        &mut self,
+        stream: &mut BodyDataStream,
+        said: usize,
+    ) -> Result<Bytes, Refusal> {
         let most = self.site.parts.limits.max_body;
-        let mut stream = body.into_data_stream();
         let mut body = Vec::new();
         while let Some(part) = stream.next().await {
             let part = part.map_err(|error| {
@@ -58,8 +87,11 @@ impl Visit {
             if body.capacity() < n_bytes {
                 let room = room(n_bytes, said).min(most);
                 // Room ahead is counted as what is there, and done without where there is none.
-                let fits = [room, n_bytes].into_iter().find(|room| self.held.grow_to(*room));
-                body.reserve_exact(fits.ok_or_else(Refusal::no_room)? - body.len());
+                let room = match self.held.grow_to(room) {
+                    Ok(()) => room,
+                    Err(_) => self.held.grow_to(n_bytes).map(|()| n_bytes)?,
+                };
+                body.reserve_exact(room - body.len());
             }
             body.extend_from_slice(&part);
         }

@@ -96,12 +96,12 @@ fn told(
     mut following: Following,
 ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
     let events = async_stream::stream! {
-        // In flight as long as somebody listens, with the answer that he has to take.
+        // In flight as long as somebody listens, with the piece or the answer that he has to take.
         let mut visit = visit;
         let mut streaming = visit.site.parts.metrics.stream(visit.endpoint);
         loop {
             let step = following.next().await;
-            let (event, ending) = match step.held_by(&mut visit.held, std::slice::from_ref(&id)) {
+            let (event, ending) = match step.held_by(&mut visit.held, 0, std::slice::from_ref(&id)) {
                 Step::Quiet => (sse::COMMENT, None),
                 Step::News(News::Piece { place, body }) => (piece(place, &body), None),
                 Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), None),
@@ -129,13 +129,14 @@ fn told(
     events.map(Ok)
 }
 
-/// Text as it is, anything else in base64 under a name of its own.
+/// Text as it is, anything else in base64 under a name of its own: a text with a CR in it as well, of which
+/// readers of events make another end of a line.
 fn piece(place: Place, body: &[u8]) -> Bytes {
     let id = format!("{}.{}", place.attempt, place.seq);
-    match std::str::from_utf8(body) {
-        Ok(text) => sse::event(Some(&id), Some("piece"), text.as_bytes()),
-        Err(_) => sse::event(Some(&id), Some("piece-base64"), STANDARD.encode(body).as_bytes()),
+    if body.contains(&b'\r') || std::str::from_utf8(body).is_err() {
+        return sse::event(Some(&id), Some("piece-base64"), STANDARD.encode(body).as_bytes());
     }
+    sse::event(Some(&id), Some("piece"), body)
 }
 
 fn error(refusal: &Refusal) -> Bytes {
@@ -220,7 +221,10 @@ mod tests {
         let told = String::from_utf8(piece(place, b"a").to_vec()).unwrap();
         assert_eq!(told, "id: 2.17\nevent: piece\ndata: a\n\n");
         assert_eq!(read_place("2.17"), Some(place));
-        assert!(piece(place, b"\xff").starts_with(b"id: 2.17\nevent: piece-base64\ndata: /w=="));
+        for (body, data) in [(&b"\xff"[..], "/w=="), (b"a\r\nb", "YQ0KYg==")] {
+            let expected = format!("id: 2.17\nevent: piece-base64\ndata: {data}\n\n");
+            assert_eq!(piece(place, body), expected);
+        }
         for wrong in ["", "2", "2.", ".1", "a.b", "-1.0"] {
             assert_eq!(read_place(wrong), None, "{wrong:?}");
         }

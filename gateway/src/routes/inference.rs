@@ -214,7 +214,7 @@ impl Asked {
             limit: self.limit,
             closing: parts.closing.clone(),
         };
-        let first = following.next().await.held_by(&mut self.visit.held, &self.ids);
+        let first = following.next().await.held_by(&mut self.visit.held, 0, &self.ids);
         if first.leaves_the_job() {
             self.wanted.let_be();
         }
@@ -276,7 +276,8 @@ impl Asked {
                 if ending.is_some() {
                     return;
                 }
-                step = following.next().await.held_by(&mut self.visit.held, &self.ids);
+                let n_kept = said.n_bytes();
+                step = following.next().await.held_by(&mut self.visit.held, n_kept, &self.ids);
             }
         };
         events.map(Ok)

@@ -237,10 +237,10 @@ impl Visit {
             End::Elsewhere => return Err(Refusal::from(Refused::elsewhere()).of(&[id])),
             End::Gone => return Err(Refusal::gone(&id)),
         };
-        if !self.held.grow_to(n_bytes(&result)) {
-            return Err(Refusal::no_room().of(&[result.id]));
+        match self.held.grow_to(n_bytes(&result)) {
+            Ok(()) => Ok(self.keeps(answered(result))),
+            Err(full) => Err(Refusal::from(full).of(&[result.id])),
         }
-        Ok(self.keeps(answered(result)))
     }
 
     /// A job that has no result, and where it is.

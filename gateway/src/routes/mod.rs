@@ -14,6 +14,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use axum::http::request::Parts as Head;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use ebb_queue::{Clock, Error, ErrorKind, Job, JobId};
@@ -72,7 +73,7 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Bytes of a body.
     pub max_body: usize,
-    /// Bytes of bodies, and of answers that wait for others, over all requests.
+    /// Bytes of bodies, of pieces and of answers that all requests hold.
     pub memory: usize,
     /// Inputs of a request.
     pub max_inputs: usize,
@@ -167,7 +168,7 @@ pub(crate) struct Visit {
 pub fn router(parts: Parts) -> Router {
     let admission = Admission::new(parts.limits.max_in_flight, parts.metrics.in_flight.clone());
     let since = parts.clock.now().as_second();
-    let memory = Memory::new(parts.limits.memory);
+    let memory = Memory::new(parts.limits.memory, parts.metrics.held.clone());
     let site = Arc::new(Site { parts, admission, memory, since });
     let infer = |endpoint: Endpoint, route: Route| {
         post(move |State(site): State<Arc<Site>>, request: Request| {
@@ -197,21 +198,23 @@ pub fn router(parts: Parts) -> Router {
 async fn nowhere(State(site): State<Arc<Site>>, request: Request) -> Response {
     let words = "there is nothing here; the routes are /v1/embeddings, /v1/chat/completions, /v1/completions, \
                  /v1/rerank, /v1/classify, /v1/models, /v1/jobs, /embed, /rerank and /predict";
-    refuse(&site, &request, Refused::new(404, "not_found", words))
+    refuse(&site, request, Refused::new(404, "not_found", words)).await
 }
 
 async fn not_so(State(site): State<Arc<Site>>, request: Request) -> Response {
     let words = format!("{} is not for {}", request.method(), request.uri().path());
-    refuse(&site, &request, Refused::new(405, "method_not_allowed", words))
+    refuse(&site, request, Refused::new(405, "method_not_allowed", words)).await
 }
 
-fn refuse(site: &Site, request: &Request, refused: Refused) -> Response {
-    let call = call(site, Endpoint::Other, request);
+async fn refuse(site: &Site, request: Request, refused: Refused) -> Response {
+    let (head, body) = request.into_parts();
+    let call = call(site, Endpoint::Other, &head);
+    body::hear_out(&head.headers, body).await;
     told(call, Err(refused.into()))
 }
 
-fn call(site: &Site, endpoint: Endpoint, request: &Request) -> Call {
-    Call::begin((&site.parts.traces, &site.parts.metrics), endpoint, request.headers())
+fn call(site: &Site, endpoint: Endpoint, head: &Head) -> Call {
+    Call::begin((&site.parts.traces, &site.parts.metrics), endpoint, &head.headers)
 }
 
 /// Lets a request in or not, and notes how it was answered.
@@ -225,10 +228,14 @@ where
     F: FnOnce(Visit, Body) -> A + Send,
     A: Future<Output = Result<Response, Refusal>> + Send,
 {
-    let call = call(&site, endpoint, &request);
-    let answered = match let_in(&site, &call, request) {
-        Ok((visit, body)) => answer(visit, body).await,
-        Err(refusal) => Err(refusal),
+    let (mut head, body) = request.into_parts();
+    let call = call(&site, endpoint, &head);
+    let answered = match let_in(&site, &call, &mut head) {
+        Ok(visit) => answer(visit, body).await,
+        Err(refusal) => {
+            body::hear_out(&head.headers, body).await;
+            Err(refusal)
+        }
     };
     told(call, answered)
 }
@@ -240,8 +247,8 @@ fn told(call: Call, answered: Result<Response, Refusal>) -> Response {
     response
 }
 
-fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Body), Refusal> {
-    let (head, body) = request.into_parts();
+/// Takes the headers of a request that is let in.
+fn let_in(site: &Arc<Site>, call: &Call, head: &mut Head) -> Result<Visit, Refusal> {
     let key = match &site.parts.keys {
         None if site.parts.is_local && !is_local(&head.headers) => return Err(Refusal::foreign()),
         None => None,
@@ -254,18 +261,17 @@ fn let_in(site: &Arc<Site>, call: &Call, request: Request) -> Result<(Visit, Bod
     };
     let begun = Instant::now();
     let permit = site.admission.admit(key.as_deref(), begun)?;
-    let visit = Visit {
+    Ok(Visit {
         site: Arc::clone(site),
         endpoint: call.endpoint,
+        held: site.memory.nothing(key.clone()),
         key,
         permit,
         begun,
-        held: site.memory.nothing(),
-        headers: head.headers,
+        headers: std::mem::take(&mut head.headers),
         query: head.uri.query().map(str::to_owned),
         span: call.context(),
-    };
-    Ok((visit, body))
+    })
 }
 
 /// The key in `Bearer KEY`; the word is in any case.

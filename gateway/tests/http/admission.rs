@@ -120,6 +120,53 @@ async fn a_key_has_its_rate_and_its_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_takes_all_the_memory_it_can_get_leaves_some_to_others() {
+    let mut setting = guarded(&[("a", ""), ("b", "")]);
+    setting.limits.memory = 32 << 10;
+    let scene = Scene::new(setting);
+    let _worker = scene.answers(|job| Ok(format!("{}{}", embed(job)?, " ".repeat(3_000))));
+    let mut unread = Vec::new();
+    let refused = loop {
+        let response = scene.send(request("POST", EMBEDDINGS, &[A], input())).await;
+        if response.status() != StatusCode::OK {
+            break response;
+        }
+        unread.push(response);
+    };
+    assert_eq!((refused.status().as_u16(), unread.len()), (503, 5));
+    let body = || "x".repeat(6_000);
+    let publish = |key| request("POST", "/v1/jobs", &[key, ("ebb-model", "m")], body());
+    let reply = scene.ask(publish(A)).await;
+    assert_eq!(reply.error(), (429, "key_busy".to_owned()));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    assert_eq!(scene.ask(publish(B)).await.status, StatusCode::ACCEPTED);
+    let reply = scene.ask(request("POST", EMBEDDINGS, &[B], input())).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    drop(unread);
+    assert_eq!(scene.ask(publish(A)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(scene.figure("gateway_held_bytes", &[]), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_has_as_many_requests_as_it_can_get_leaves_room_to_others() {
+    let mut setting = guarded(&[("a", ""), ("b", "")]);
+    setting.limits.max_in_flight = 4;
+    let scene = Scene::new(setting);
+    let models = |key| request("GET", "/v1/models", &[key], "");
+    let unread = [scene.send(events(&scene).await).await, scene.send(events(&scene).await).await];
+    assert!(unread.iter().all(|response| response.status() == StatusCode::OK));
+    assert_eq!(scene.ask(models(A)).await.error(), (429, "key_busy".to_owned()));
+    assert_eq!(scene.ask(models(B)).await.status, StatusCode::OK);
+}
+
+/// A request of a's that lasts: the events of a job that nobody runs.
+async fn events(scene: &Scene) -> axum::http::Request<axum::body::Body> {
+    let job = request("POST", "/v1/jobs", &[A, ("ebb-model", "m")], "body");
+    let place = scene.ask(job).await.header("location").unwrap().to_owned();
+    request("GET", &format!("{place}/events"), &[A], "")
+}
+
+#[tokio::test(start_paused = true)]
 async fn there_is_room_for_so_many_and_for_so_many_of_one_model() {
     let mut setting = Setting { models: vec![plan("m"), plan("n")], ..Setting::default() };
     setting.limits.max_in_flight = 2;

@@ -218,3 +218,31 @@ async fn http_2_whose_streams_no_limit_here_counts_is_not_spoken() {
     timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it is closed").ok();
     assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 400"), "{said:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_hears_it_though_the_body_is_not_wanted() {
+    let (running, _queue, _folder) = running(&["--max-body", "1000"]).await;
+    let n_bytes = 4 << 20;
+    let length = format!("content-length: {n_bytes}");
+    for (path, host, header, told) in [
+        ("/v1/embeddings", "localhost", &*length, "body_too_large"),
+        ("/v1/embeddings", "localhost", "transfer-encoding: chunked", "body_too_large"),
+        ("/v1/embeddings", "rebound.example", &length, "foreign_origin"),
+        ("/v1/nothing", "localhost", &length, "not_found"),
+        ("/v1/models", "localhost", &length, "method_not_allowed"),
+    ] {
+        let mut stream = TcpStream::connect(running.listen).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{header}\r\n\r\n");
+        let is_chunked = !header.contains("length");
+        let (chunk, last) = (format!("{n_bytes:x}\r\n"), "\r\n0\r\n\r\n");
+        let (before, behind) = if is_chunked { (&*chunk, last) } else { ("", "") };
+        let sent = [head.as_bytes(), before.as_bytes(), &vec![b' '; n_bytes], behind.as_bytes()];
+        stream.write_all(&sent.concat()).await.unwrap_or_else(|error| panic!("{told}: {error}"));
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(told) {
+            let n =
+                stream.read_buf(&mut said).await.unwrap_or_else(|error| panic!("{told}: {error}"));
+            assert!(n > 0, "{told}: {}", String::from_utf8_lossy(&said));
+        }
+    }
+}

@@ -118,7 +118,9 @@ impl Scene {
             metric.get_label().iter().any(|label| label.name() == *name && label.value() == *value)
         };
         let metric = metrics.find(|metric| labels.iter().all(|label| has(metric, label)));
-        metric.map_or(0.0, |metric| metric.get_counter().get_value())
+        // One of them is none, which has 0.
+        metric
+            .map_or(0.0, |metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
     }
 
     /// Sends a request, and gives the response with its body unread.

@@ -264,3 +264,44 @@ async fn the_answer_of_a_stream_counts_until_its_client_has_taken_it() {
     assert_eq!(events.next().await, None);
     assert_eq!(again().await.status, StatusCode::OK);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_pieces_of_a_stream_count_and_so_does_what_it_has_said() {
+    let scene = narrow();
+    let (mut events, delivery) = begun(&scene).await;
+    let id = delivery.job.id.clone();
+    let part = piece(&"x".repeat(3_000));
+    say(&scene, &delivery, 1, &[(1, part.clone()), (2, part.clone())]).await;
+    let mut told = Vec::new();
+    while heard(&told).0.len() < 6_003 {
+        told.push(events.next().await.unwrap());
+    }
+    let n_held = scene.figure("gateway_held_bytes", &[]);
+    assert!((6_000.0..8_192.0).contains(&n_held), "{n_held}");
+    // There is room for the piece alone, and not beside what was said.
+    say(&scene, &delivery, 1, &[(3, part)]).await;
+    let told = events.rest().await;
+    let [last] = &told[..] else { panic!("{told:?}") };
+    assert!(last.contains("answers_too_large"), "{last}");
+    assert_eq!(scene.figure("gateway_streams_total", &[("outcome", "failed")]), 1.0);
+    drop(events);
+    assert_eq!(scene.figure("gateway_held_bytes", &[]), 0.0);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    let result = scene.queue.get(&id).await.unwrap().unwrap();
+    assert!(result.outcome.is_completed(), "its result is whole: {result:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_piece_for_which_there_is_no_room_ends_the_events_of_its_job() {
+    let scene = narrow();
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    let delivery = scene.take().await;
+    let pieces = [(0, "x".repeat(5_000).into()), (1, "x".repeat(9_000).into())];
+    say(&scene, &delivery, 1, &pieces).await;
+    let told = Events::of(scene.send(get(&place)).await).rest().await;
+    let [first, last] = &told[..] else { panic!("{told:?}") };
+    assert!(first.starts_with("id: 1.0\nevent: piece"), "{first}");
+    assert!(last.starts_with("event: error") && last.contains("answers_too_large"), "{last}");
+}

@@ -53,6 +53,25 @@ fn answers_to_a_conversation_are_choices_and_its_prompt_counts_once() {
 }
 
 #[test]
+fn the_tokens_of_prompts_that_were_not_computed_are_told_and_those_of_one_count_once() {
+    let said = |prompt: u64, cached: Option<u64>| {
+        let mut usage = json!({"prompt_tokens": prompt, "completion_tokens": 1, "total_tokens": 9});
+        if let Some(n) = cached {
+            usage["prompt_tokens_details"] = json!({"cached_tokens": n});
+        }
+        completed(&json!({"choices": [{"text": "a", "finish_reason": "stop"}], "usage": usage}))
+    };
+    let body = json!({"prompt": ["a", "b"], "n": 2});
+    let results = [said(8, Some(5)), said(8, Some(7)), said(4, Some(2)), said(4, None)];
+    let told = whole(Route::Completions, &body, &results);
+    assert_eq!(
+        told["usage"],
+        json!({"prompt_tokens": 12, "completion_tokens": 4, "total_tokens": 16,
+            "prompt_tokens_details": {"cached_tokens": 7}})
+    );
+}
+
+#[test]
 fn answers_to_prompts_are_choices_in_their_order() {
     let said = |text: &str, tokens: u64| {
         completed(&json!({

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::metrics::{Closed, Metrics};
+use crate::talk::{Heard, Hears};
 
 /// Bytes that a client has to take within the limit, or all there are: a byte now and then is none.
 const LEAST: usize = 16 * 1024;
@@ -23,7 +23,7 @@ const PART: usize = 10;
 pub(crate) struct Heeded<C> {
     connection: C,
     limit: Duration,
-    metrics: Metrics,
+    hears: Hears,
     /// Bytes that the client has to take within the limit, of what waits for it now.
     least: usize,
     /// From the first byte that had to wait until all are written, or enough of them.
@@ -37,8 +37,8 @@ struct Waits {
 
 impl<C> Heeded<C> {
     /// With so long a time in which the client has to take something.
-    pub(crate) fn new(connection: C, limit: Duration, metrics: Metrics) -> Self {
-        Self { connection, limit, metrics, least: LEAST, waits: None }
+    pub(crate) fn new(connection: C, limit: Duration, hears: Hears) -> Self {
+        Self { connection, limit, hears, least: LEAST, waits: None }
     }
 
     /// What came of a try to write so many bytes.
@@ -62,7 +62,7 @@ impl<C> Heeded<C> {
                 let begin = || Waits { until: Box::pin(sleep(self.limit)), n_taken: 0 };
                 let waits = self.waits.get_or_insert_with(begin);
                 if waits.until.as_mut().poll(context).is_ready() {
-                    self.metrics.closed(Closed::Stalled);
+                    (self.hears)(Heard::Stalled);
                     let words = "the client does not take what it asked for";
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, words)));
                 }
@@ -119,6 +119,8 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Heeded<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
@@ -128,7 +130,7 @@ mod tests {
     /// A connection with room for so many bytes on their way, and its client.
     fn connection(room: usize) -> (Heeded<DuplexStream>, DuplexStream) {
         let (ours, client) = duplex(room);
-        (Heeded::new(ours, LIMIT, Metrics::default()), client)
+        (Heeded::new(ours, LIMIT, Arc::new(|_| {})), client)
     }
 
     #[tokio::test(start_paused = true)]
