@@ -193,17 +193,26 @@ async fn the_first_poll_waits_for_the_slowest_look_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_poll_is_answered_as_soon_as_ready_jobs_are_counted() {
+async fn that_jobs_wait_is_told_as_soon_as_they_are_counted() {
     let fresh = Fresh::new(UNHEARD);
     fresh.publish(3, Duration::ZERO).await;
     let object = object(&[]);
-    assert_eq!(fresh.value(&object).await.unwrap(), 3.0);
     assert!(fresh.is_active(&object).await.unwrap());
     assert_at(fresh.after(), UNHEARD.count);
     let mut stream = fresh.service.stream_is_active(Request::new(object)).await.unwrap();
     let (said, at) = fresh.says(stream.get_mut()).await;
     assert!(said);
     assert_at(at, UNHEARD.count);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_many_replicas_are_wanted_is_told_when_all_who_hold_jobs_were_heard() {
+    let fresh = Fresh::new(UNHEARD);
+    fresh.publish(3, Duration::ZERO).await;
+    // The broker does not say what is held; it was held up, and says it late.
+    fresh.queue.report(&worker(Phase::Busy, 40)).await.unwrap();
+    assert_eq!(fresh.value(&object(&[])).await.unwrap(), 43.0);
+    assert_at(fresh.after(), UNHEARD.hear);
 }
 
 #[tokio::test(start_paused = true)]
