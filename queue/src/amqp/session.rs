@@ -25,6 +25,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long the broker may take for anything; then the connection is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a session that is over waits for its copies of jobs to end, and then for each connection.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often to look whether the broker still takes messages; it tells nobody but the client.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 
@@ -67,6 +69,8 @@ pub(super) struct Session {
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
     turn_to_ack: Mutex<()>,
     tags: std::sync::Mutex<Tags>,
+    /// Held while the broker may send copies of jobs, whose queue goes with the connection.
+    pub(super) copies: Mutex<()>,
     is_broken: AtomicBool,
     broke: Notify,
 }
@@ -91,6 +95,7 @@ impl Session {
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
+            copies: Mutex::default(),
             is_broken: AtomicBool::new(false),
             broke: Notify::new(),
         })
@@ -122,11 +127,12 @@ impl Session {
         timeout(span, self.broke.notified()).await.ok();
     }
 
+    /// Closes both connections in order, as far as the broker answers.
     pub(super) async fn shut(&self) {
+        timeout(FAREWELL, self.copies.lock()).await.ok();
         for connection in [&self.intake, &self.outlet] {
             // What does not close in time is closed by being dropped.
-            let closing = connection.close(200, "bye".into());
-            timeout(Duration::from_secs(1), closing).await.ok();
+            timeout(FAREWELL, connection.close(200, "bye".into())).await.ok();
         }
     }
 
