@@ -146,7 +146,7 @@ impl AmqpQueue {
         }
         let (held, ahead) = core.heard.holdings();
         let ledger = core.ledger();
-        let n_ahead = ahead + ledger.n_ahead;
+        let n_ahead = ahead + ledger.n_between();
         depth.ready += n_ahead;
         if let Some(by) = &mut depth.ready_by_priority {
             by.normal += n_ahead;

@@ -307,11 +307,10 @@ impl Session {
         let Acks { up_to, single } = self.tags().settle(tags);
         let multiple = up_to.map(|tag| (tag, true));
         let acks = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
-        for (tag, multiple) in acks {
-            let acked = self.work.basic_ack(tag, BasicAckOptions { multiple });
-            self.patiently("acknowledge jobs", acked).await?;
-        }
-        Ok(())
+        // Said in one breath: whoever does not wait for it has said it all, as it is noted.
+        let acked =
+            acks.map(|(tag, multiple)| self.work.basic_ack(tag, BasicAckOptions { multiple }));
+        self.patiently("acknowledge jobs", try_join_all(acked)).await.map(drop)
     }
 
     /// Gives deliveries of this session back as they are; each counts as a lost attempt on the

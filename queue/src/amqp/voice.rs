@@ -317,7 +317,7 @@ async fn answer(core: &Core, session: &Session) -> Result<()> {
 /// What is held here, and what was fetched and handed to nobody.
 fn counts(core: &Core) -> (u64, u64) {
     let ledger = core.ledger();
-    (ledger.n_held(), ledger.n_ahead)
+    (ledger.n_held(), ledger.n_between())
 }
 
 /// How soon it is told that this is held, and this ahead, where that was told before: what is heard
