@@ -5,12 +5,15 @@ use ebb_servers::RabbitMq;
 use super::AmqpQueue;
 use crate::{Address, OpenOptions, Phase, QueueUrl, Timestamp, WorkerStatus};
 
+/// Runs a test beside a server that others use at the same moment.
 pub(super) fn block_on(test: impl Future<Output = ()>) {
+    // Whoever starts it has a runtime of its own.
+    RabbitMq::shared().unwrap();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(2).enable_all().build().unwrap().block_on(test);
 }
 
-/// A handle of the queue of this name, on a server that others use at the same moment.
+/// A handle of the queue of this name on that server.
 pub(super) async fn opened(queue: &str) -> AmqpQueue {
     let server = RabbitMq::shared().unwrap();
     let url: QueueUrl = format!("{}?queue={queue}", server.url()).parse().unwrap();
