@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const REST: Duration = Duration::from_millis(250);
 /// The same where it is more. Shorter than the doubt of who finds the queue empty.
 const REST_OF_MORE: Duration = Duration::from_millis(20);
+/// Changes within this are told as one: what came is in somebody's hands a moment later.
+const MOMENT: Duration = Duration::from_millis(3);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at the broker at most, when it cannot pass them on.
@@ -172,10 +174,11 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
-    let (mut is_stale, mut told_at) = (false, Instant::now());
+    let (mut changed_at, mut told_at) = (None, Instant::now());
     let mut acks = Acks { channel: &channel, session, heard: 0, acked: 0 };
     loop {
         let rested_at = told_at + rest(counts(core), told);
+        let tells_at = changed_at.map(|at: Instant| rested_at.max(at + MOMENT));
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
@@ -186,9 +189,11 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                     acks.send().await?;
                 }
             }
-            () = core.counts_changed.notified() => is_stale = true,
-            () = sleep_until(rested_at), if is_stale => {
-                is_stale = false;
+            () = core.counts_changed.notified() => {
+                changed_at = changed_at.or_else(|| Some(Instant::now()));
+            }
+            () = sleep_until(tells_at.unwrap_or(rested_at)), if tells_at.is_some() => {
+                changed_at = None;
                 if counts(core) != told {
                     told = tell_holding(core, session).await?.unwrap_or(told);
                     told_at = Instant::now();
