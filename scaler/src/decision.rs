@@ -29,14 +29,6 @@ pub struct Decision {
     pub rests_at: Option<Timestamp>,
 }
 
-impl Decision {
-    /// Whether it is active for what waits and the value is the number of ready jobs: workers that were
-    /// not heard yet only add to both.
-    pub(crate) fn is_of_ready_jobs(&self) -> bool {
-        self.active && matches!(self.basis, Basis::Jobs { in_flight: 0, .. })
-    }
-}
-
 /// Decides what KEDA is told.
 ///
 /// # Behavior

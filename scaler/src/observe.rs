@@ -66,7 +66,7 @@ impl Observer {
     /// Looks at the queue where it is, until nobody asks for it any more.
     pub(crate) async fn run(&mut self, url: &QueueUrl) {
         let mut failures = 0;
-        self.open = None;
+        self.leave();
         loop {
             let opened = Instant::now();
             let Err(error) = self.session(url).await else { return };
@@ -87,14 +87,18 @@ impl Observer {
         self.learner.move_on();
     }
 
-    /// Leaves the broker in order; to be called when it is not looked at any more.
-    pub(crate) async fn leave(&mut self) {
+    /// Leaves the broker in order; to be called when it is not looked at any more. Nobody waits for that
+    /// but who ends the scaler.
+    pub(crate) fn leave(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let closed = timeout(FAREWELL, open.close()).await;
-        let closed = closed.unwrap_or_else(|_| Err(unavailable("the broker does not answer")));
-        if let Err(error) = closed {
-            tracing::debug!(profile = %self.place.profile, queue = %self.place.source, %error, "the queue is left as it is");
-        }
+        let place = self.place.clone();
+        self.shared.tasks.spawn(async move {
+            let closed = timeout(FAREWELL, open.close()).await;
+            let closed = closed.unwrap_or_else(|_| Err(unavailable("the broker does not answer")));
+            if let Err(error) = closed {
+                tracing::debug!(profile = %place.profile, queue = %place.source, %error, "the queue is left as it is");
+            }
+        });
     }
 
     /// The queue is nowhere any more, and whoever watches it is to know.

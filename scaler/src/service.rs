@@ -312,7 +312,9 @@ impl ExternalScaler for Service {
             if name != metric_name {
                 return Err(Status::not_found(format!("the metric of this trigger is {name}")));
             }
-            let decision = self.decision(&object, &resolved, Decision::is_of_ready_jobs);
+            // Who holds jobs may not have been heard yet: by a value that is too low an HPA scales in what
+            // runs.
+            let decision = self.decision(&object, &resolved, |_| false);
             let value = decision.await?.value;
             self.remember(&object, &resolved, Told::Value(value));
             let value =

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 use crate::place::Place;
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) profiles: watch::Receiver<Arc<Profiles>>,
     pub(crate) stop: CancellationToken,
     pub(crate) queues: Mutex<HashMap<Place, Entry>>,
+    /// The observers and their farewells, also of queues that are in the list no more.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// How long things last, and how many there are.

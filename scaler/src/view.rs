@@ -87,7 +87,7 @@ impl View {
     }
 
     /// The same of what a look that is under way has counted. It may be told that there is work, and
-    /// never that there is none.
+    /// never that there is none, or how much.
     pub(crate) fn glimpsed(
         &self,
         now: Instant,

@@ -8,6 +8,7 @@ use ebb_telemetry::Traces;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::ScalerArgs;
 use crate::metrics::Metrics;
@@ -44,8 +45,8 @@ impl Observers {
             max_queues: args.max_queues,
             max_queues_per_namespace: args.max_queues_per_namespace,
         };
-        let queues = Mutex::default();
-        Self(Arc::new(Shared { connect, limits, metrics, traces, profiles, stop, queues }))
+        let (queues, tasks) = (Mutex::default(), TaskTracker::new());
+        Self(Arc::new(Shared { connect, limits, metrics, traces, profiles, stop, queues, tasks }))
     }
 
     /// What is known of a queue, kept up to date; starts its observer where there is none, which
@@ -87,12 +88,12 @@ impl Observers {
         let mut observer = Observer::new(place, Arc::clone(shared), view.clone());
         let (stop, profiles) = (shared.stop.clone(), shared.profiles.clone());
         let of = place.clone();
-        let observer = tokio::spawn(async move {
+        let observer = shared.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = attend(&mut observer, of, profiles) => {}
             }
-            observer.leave().await;
+            observer.leave();
         });
         let (now, namespace) = (Instant::now(), namespace.to_owned());
         queues.insert(place.clone(), Entry { namespace, view, since: now, asked: now, observer });
@@ -140,7 +141,7 @@ impl Observers {
         self.0.limits.max_age
     }
 
-    /// Waits until all observers have ended; they do when `stop` is cancelled.
+    /// Waits until all observers have ended and left their brokers; they do when `stop` is cancelled.
     pub(crate) async fn join(&self) {
         let entries: Vec<Entry> = self.0.lock().drain().map(|(_, entry)| entry).collect();
         for entry in entries {
@@ -148,6 +149,9 @@ impl Observers {
                 tracing::error!(%error, "observer of a queue failed");
             }
         }
+        // Nothing is begun after `stop`; what was retired before may still be leaving.
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
     }
 }
 

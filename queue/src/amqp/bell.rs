@@ -3,10 +3,11 @@
 //!
 //! A broker that finds this queue gone between the copy and the job tells the producer that it did not
 //! take the job, which it has stored. So what is bound to the queue goes first, and the queue itself a
-//! while later, also where the handle is dropped. A process that ends within that while, or is killed, and a broker that
-//! does not answer within a second leave a bound queue, which goes with the connection: a producer whose job
-//! is refused in that moment is told that the job may be stored.
+//! while later, also where the handle is dropped or the session given up. A process that ends within that
+//! while, or is killed, and a broker that does not answer within a second leave a bound queue, which goes
+//! with the connection: a producer whose job is refused in that moment is told that the job may be stored.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// once may see nothing, so it is told again after each of these.
 const ECHOES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(60), Duration::from_millis(240)];
-/// How long who closes waits for the broker to send no more copies.
+/// How long who closes, or a session that is over, waits for the broker to send no more copies.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// By then a job whose copy was on its way when the last copies were bound is confirmed.
 const QUIET: Duration = Duration::from_millis(500);
@@ -219,6 +220,8 @@ async fn listen_while_wanted(core: &Core) {
 
 /// Listens whenever somebody wants to hear, until the session is over or the handle closed.
 async fn listen(core: &Core, session: &Session) -> Result<()> {
+    // Before its connection is closed.
+    let _copies = session.copies.lock().await;
     let (bell, opening) = (&core.bell, Copies::open(session));
     let mut copies = session.patiently("let us listen", opening).await?;
     loop {
@@ -237,14 +240,27 @@ async fn listen(core: &Core, session: &Session) -> Result<()> {
         }
         session.patiently("let us listen", copies.bind(&core.names)).await?;
         attend(core, session, &mut copies).await?;
-        session.patiently("listen no more", copies.unbind(&core.names)).await?;
+        unbind(core, session, &copies).await?;
         bell.unbind();
     }
 }
 
-/// Hears what comes until nobody listens.
+/// Has the broker send no more copies; a session that is over does not last until it answers.
+async fn unbind(core: &Core, session: &Session, copies: &Copies) -> Result<()> {
+    let late = async {
+        line::over(&core.sessions, session.epoch).await;
+        sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        unbound = session.patiently("listen no more", copies.unbind(&core.names)) => unbound,
+        () = late => Err(errors::down()),
+    }
+}
+
+/// Hears what comes until nobody listens, or the session is over.
 async fn attend(core: &Core, session: &Session, copies: &mut Copies) -> Result<()> {
     let bell = &core.bell;
+    let mut over = pin!(line::over(&core.sessions, session.epoch));
     loop {
         bell.is_armed.send_replace(true);
         // What came before is seen by whoever looks now.
@@ -256,6 +272,10 @@ async fn attend(core: &Core, session: &Session, copies: &mut Copies) -> Result<(
             let copy = tokio::select! {
                 copy = timeout(span, copies.consumer.next()) => copy,
                 () = bell.closed() => break,
+                () = &mut over => {
+                    bell.is_armed.send_replace(false);
+                    return Ok(());
+                }
             };
             let Ok(copy) = copy else {
                 if echo.is_some() {
@@ -330,11 +350,11 @@ fn sources(names: &Names) -> impl Iterator<Item = (ShortString, ShortString)> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_servers::RabbitMq;
-
-    use super::super::AmqpQueue;
+    use super::super::kit::{block_on, opened};
     use super::*;
-    use crate::{Address, Backlog, OpenOptions, QueueUrl};
+    use crate::Backlog;
+
+    const LONG: Duration = Duration::from_secs(30);
 
     /// A bell that somebody wants to hear.
     fn wanted() -> Bell {
@@ -388,14 +408,8 @@ mod tests {
 
     #[test]
     fn a_session_that_is_over_goes_though_nobody_listens() {
-        let server = RabbitMq::shared().unwrap();
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let url: QueueUrl = format!("{}?queue=old-bells", server.url()).parse().unwrap();
-            let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
-            let options = OpenOptions::default();
-            let queue = AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap();
+        block_on(async {
+            let queue = opened("old-bells").await;
             drop(queue.arrivals().await.unwrap());
             let bell = &queue.core().bell;
             let unbound = bell.listeners.subscribe().wait_for(|one| !one.is_bound).await.map(drop);
@@ -404,9 +418,32 @@ mod tests {
             let old = Arc::downgrade(&session);
             session.give_up();
             drop(session);
-            let end = Instant::now() + Duration::from_secs(30);
+            let end = Instant::now() + LONG;
             while old.strong_count() > 0 {
                 assert!(Instant::now() < end, "{} hold it", old.strong_count());
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_session_that_is_given_up_is_closed_when_no_copy_can_be_on_its_way() {
+        block_on(async {
+            let queue = opened("given-up-bells").await;
+            let _arrivals = queue.arrivals().await.unwrap();
+            let session = queue.core().session().await.unwrap();
+            session.give_up();
+            let end = Instant::now() + LONG;
+            while session.intake.status().connected() {
+                assert!(Instant::now() < end, "it is not closed");
+                sleep(Duration::from_millis(1)).await;
+            }
+            let unbound_at = queue.core().bell.listeners.borrow().unbound_at;
+            assert!(unbound_at.is_some_and(|at| at.elapsed() >= QUIET), "it was bound");
+            // Who listens goes on with the next.
+            let next = async || queue.core().session().await.is_ok_and(|next| next.epoch == 1);
+            while !(next().await && *queue.core().bell.is_armed.borrow()) {
+                assert!(Instant::now() < end, "nobody listens any more");
                 sleep(Duration::from_millis(20)).await;
             }
         });

@@ -42,7 +42,8 @@ pub(super) struct Core {
     made: tokio::sync::Mutex<(u64, u32)>,
     /// Levels that are there as far as is known.
     pub(super) n_levels: AtomicU32,
-    /// The session in which they were looked for, plus one.
+    /// The session that this is about, and the one in which they were looked for, plus one.
+    levels_of: AtomicU64,
     levels_found_in: AtomicU64,
     /// Whether jobs come without being asked for; each burst of them rings the bell.
     pub(super) stands: AtomicBool,
@@ -85,6 +86,7 @@ impl Core {
             last_place: AtomicI64::new(0),
             made: tokio::sync::Mutex::new((0, FIRST_LEVELS)),
             n_levels: AtomicU32::new(FIRST_LEVELS),
+            levels_of: AtomicU64::new(0),
             levels_found_in: AtomicU64::new(0),
             stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(false),
@@ -174,6 +176,10 @@ impl Core {
         if self.levels_found_in.load(Ordering::SeqCst) > session.epoch {
             return Ok(());
         }
+        // A broker that was away may have come back without them.
+        if self.levels_of.fetch_max(session.epoch, Ordering::SeqCst) < session.epoch {
+            self.n_levels.store(FIRST_LEVELS, Ordering::SeqCst);
+        }
         // Those made from here on are heard of.
         let hearing = super::voice::catch_up(self, session).await?;
         let mut level = self.n_levels.load(Ordering::SeqCst);
@@ -196,5 +202,45 @@ impl Core {
             body: body.into(),
             must_arrive: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+    use tokio::time::{Instant, sleep};
+
+    use super::super::kit::{block_on, opened};
+    use super::*;
+    use crate::{Backlog, Broker, Job, Timestamp};
+
+    #[test]
+    fn jobs_are_counted_again_where_the_broker_has_come_back_with_nothing() {
+        block_on(async {
+            let queue = opened("emptied").await;
+            let core = queue.core();
+            let mut late = Job::new("late", Timestamp::now());
+            late.set("ebb-delay", "10h").unwrap();
+            queue.publish(vec![late]).await.unwrap();
+            assert_eq!(queue.depth().await.unwrap().delayed, 1);
+            let session = core.session().await.unwrap();
+            let n_levels = core.n_levels.load(Ordering::SeqCst);
+            assert!(n_levels > FIRST_LEVELS);
+            let channel = session.intake.create_channel().await.unwrap();
+            for level in FIRST_LEVELS..n_levels {
+                let name = core.names.level(level).as_str().into();
+                channel.queue_delete(name, QueueDeleteOptions::default()).await.unwrap();
+                let name = core.names.level(level).as_str().into();
+                channel.exchange_delete(name, ExchangeDeleteOptions::default()).await.unwrap();
+            }
+            session.give_up();
+            let end = Instant::now() + std::time::Duration::from_secs(30);
+            let mut counted = queue.depth().await;
+            while counted.is_err() && Instant::now() < end {
+                sleep(std::time::Duration::from_millis(100)).await;
+                counted = queue.depth().await;
+            }
+            assert_eq!(counted.unwrap().delayed, 0);
+        });
     }
 }

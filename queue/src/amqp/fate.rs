@@ -42,7 +42,7 @@ impl<'a> Taken<'a> {
     fn done(mut self, is_remembered: bool) {
         let Some(held) = self.held.take() else { return };
         let mut ledger = self.core.ledger();
-        ledger.drop_taken();
+        ledger.drop_taken(&held.parcel.job.id);
         if is_remembered {
             let until = Instant::now() + self.core.behavior.key_ttl;
             ledger.remember(self.lease, held.parcel.job.id, until);

@@ -1,10 +1,12 @@
 //! Jobs as they came from their lanes, and which of them lie above their priority.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::message::Delivery;
 use tokio::time::Instant;
 
+use super::core::Core;
 use super::names::{LANES, Lane};
 use super::parcel::Parcel;
 use crate::aside::{Aside, FAR};
@@ -51,10 +53,90 @@ impl Fetched {
     }
 }
 
+/// How many jobs have come that nobody holds yet. They count as fetched ahead: the broker counts them no
+/// more, and those that are on their way to whoever asked may take a while.
+#[derive(Debug)]
+pub(super) struct Coming {
+    core: Arc<Core>,
+    n: u64,
+}
+
+impl Coming {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self { core, n: 0 }
+    }
+
+    fn set(&mut self, n: u64) {
+        if n == self.n {
+            return;
+        }
+        let mut ledger = self.core.ledger();
+        ledger.n_coming = (ledger.n_coming + n).saturating_sub(self.n);
+        drop(ledger);
+        // What comes behind the first is told with it.
+        if n == 0 || self.n == 0 {
+            self.core.counts_changed.notify_one();
+        }
+        self.n = n;
+    }
+
+    /// One more has come.
+    pub(super) fn add(&mut self) {
+        self.set(self.n + 1);
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// What came for somebody who asked. Where nobody waits for it any more it is dropped, and goes back
+/// uncharged: the broker knows of no lease that ends.
+#[derive(Debug)]
+pub(super) struct Caught {
+    fetched: Vec<Fetched>,
+    coming: Coming,
+}
+
+impl Caught {
+    pub(super) fn new(fetched: Vec<Fetched>, mut coming: Coming) -> Self {
+        coming.set(fetched.len() as u64);
+        Self { fetched, coming }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.fetched.is_empty()
+    }
+
+    /// All of it, for whoever sees to it from now on; it is counted here until this is dropped.
+    pub(super) fn take(&mut self) -> Vec<Fetched> {
+        std::mem::take(&mut self.fetched)
+    }
+}
+
+impl Drop for Caught {
+    fn drop(&mut self) {
+        if self.fetched.is_empty() {
+            return;
+        }
+        let core = &self.coming.core;
+        let mut ledger = core.ledger();
+        for Fetched { parcel, epoch, tag, .. } in self.fetched.drain(..) {
+            let lease = ledger.lease(parcel, (epoch, tag), Instant::now());
+            ledger.disown(lease);
+        }
+        drop(ledger);
+        core.ledger_changed();
+    }
+}
+
 /// What one fetch brings.
 pub(super) struct Catch {
     max: usize,
     begin: Instant,
+    pub(super) coming: Coming,
     /// Whether nothing is to wait aside.
     rests: bool,
     found: Vec<Fetched>,
@@ -63,9 +145,9 @@ pub(super) struct Catch {
 }
 
 impl Catch {
-    pub(super) fn new(max: usize, begin: Instant, aside: &Aside) -> Self {
+    pub(super) fn new(max: usize, begin: Instant, coming: Coming, aside: &Aside) -> Self {
         let (found, rests) = (Vec::new(), aside.rests(begin));
-        Self { max, begin, rests, found, aside: Vec::new() }
+        Self { max, begin, coming, rests, found, aside: Vec::new() }
     }
 
     /// The lanes, the first to be served first.
@@ -100,7 +182,7 @@ impl Catch {
 
     /// All of it, the best first. What lies aside runs as far as there is room for it; the rest goes
     /// on.
-    pub(super) fn end(mut self) -> Vec<Fetched> {
+    pub(super) fn end(mut self) -> Caught {
         self.aside.sort_by_key(|one| one.parcel.rank());
         let room = self.room().min(self.aside.len());
         self.found.extend(self.aside.drain(..room));
@@ -109,7 +191,7 @@ impl Catch {
             one.goes_on = true;
             self.found.push(one);
         }
-        self.found
+        Caught::new(self.found, self.coming)
     }
 
     /// All of it, as it came.

@@ -24,7 +24,7 @@ pub(super) struct Heard {
     said: Mutex<Said>,
     /// Where we are heard by ourselves, and from when on all others have been.
     pub(super) ear: watch::Sender<Option<Ear>>,
-    /// Told of each word of others.
+    /// Told of each word of others on what they hold.
     pub(super) words: watch::Sender<()>,
     pub(super) n_echoes: AtomicU64,
     pub(super) echo: watch::Sender<u64>,
@@ -86,12 +86,9 @@ impl Heard {
         said.workers.values().map(|(status, _)| status.clone()).collect()
     }
 
-    /// Whether a worker was heard lately that is not of this handle.
-    pub(super) fn has_other_workers(&self) -> bool {
-        let mut said = self.said();
-        said.forget_old(Instant::now());
-        let own = said.own.as_ref().map(|(status, _)| &status.id);
-        said.workers.keys().any(|id| Some(id) != own)
+    /// Whether others hold a job, or have fetched one ahead.
+    pub(super) fn has_holders(&self) -> bool {
+        self.holdings() != (0, 0)
     }
 
     /// Forgets who has not spoken for a while.
@@ -104,15 +101,17 @@ impl Heard {
         self.words.send_replace(());
     }
 
-    /// Notes what a worker says; true when it is in another phase than before.
+    /// Notes what a worker said then; true when it is in another phase than before. What it says to one
+    /// who asks may come later than what it has said since.
     pub(super) fn note_worker(&self, status: WorkerStatus, at: Instant) -> bool {
-        let phase = status.phase;
         let mut said = self.said();
-        let before = said.workers.get(&status.id).filter(|(_, before)| at - *before < STATUS_TTL);
-        let is_new = before.is_none_or(|(before, _)| before.phase != phase);
+        let before = said.workers.get(&status.id);
+        if before.is_some_and(|(_, before)| *before > at) {
+            return false;
+        }
+        let before = before.filter(|(_, before)| at - *before < STATUS_TTL);
+        let is_new = before.is_none_or(|(before, _)| before.phase != status.phase);
         said.workers.insert(status.id.clone(), (status, at));
-        drop(said);
-        self.words.send_replace(());
         is_new
     }
 
@@ -156,7 +155,9 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::advance;
 
+    use super::super::kit::worker;
     use super::*;
+    use crate::Phase;
 
     /// What happens to the jobs of a queue that takes no more.
     #[derive(Debug, Clone, Copy)]
@@ -180,6 +181,18 @@ mod tests {
             heard.forget_old();
             assert!(heard.said().holdings.len() <= 5);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_worker_said_before_does_not_take_the_place_of_what_it_says_now() {
+        let (heard, before) = (Heard::default(), Instant::now());
+        advance(Duration::from_millis(100)).await;
+        assert!(heard.note_worker(worker("w", Phase::Draining, 1), Instant::now()));
+        // An answer to who is new, which overtook nothing.
+        assert!(!heard.note_worker(worker("w", Phase::Busy, 1), before));
+        assert_eq!(heard.workers()[0].phase, Phase::Draining);
+        assert!(!heard.note_worker(worker("w", Phase::Draining, 0), Instant::now()));
+        assert_eq!(heard.workers()[0].in_flight, 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::core::Core;
-use super::fetched::{Catch, Fetched};
+use super::fetched::{Catch, Caught, Coming, Fetched};
 use super::names::Lane;
 use super::session::{Posted, Session};
 use super::{coming, errors, line};
@@ -43,7 +43,7 @@ const DEEP: u64 = 8;
 
 #[derive(Debug)]
 enum Ask {
-    Fetch { max: usize, reply: oneshot::Sender<Result<Vec<Fetched>>> },
+    Fetch { max: usize, reply: oneshot::Sender<Result<Caught>> },
     Close { reply: oneshot::Sender<Result<()>> },
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Intake(mpsc::Sender<Ask>);
 
 impl Intake {
     /// Jobs that are ready, at most so many.
-    pub(super) async fn fetch(&self, max: usize) -> Result<Vec<Fetched>> {
+    pub(super) async fn fetch(&self, max: usize) -> Result<Caught> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Ask::Fetch { max, reply }).await.map_err(|_| errors::down())?;
         answer.await.map_err(|_| errors::down())?
@@ -138,13 +138,17 @@ impl Fetcher {
         }
     }
 
-    async fn answer(&mut self, max: usize, reply: oneshot::Sender<Result<Vec<Fetched>>>) {
-        let fetched = if self.is_closed { Ok(Vec::new()) } else { self.fetch(max).await };
+    async fn answer(&mut self, max: usize, reply: oneshot::Sender<Result<Caught>>) {
+        let caught = if self.is_closed { self.nothing() } else { self.fetch(max).await };
         self.asked_at = Some(Instant::now());
-        if let Err(Ok(unwanted)) = reply.send(fetched) {
-            self.ahead.extend(unwanted);
+        if let Err(Ok(mut unwanted)) = reply.send(caught) {
+            self.ahead.extend(unwanted.take());
         }
         self.count_ahead();
+    }
+
+    fn nothing(&self) -> Result<Caught> {
+        Ok(Caught::new(Vec::new(), Coming::new(self.core.clone())))
     }
 
     /// Says how much is here and nobody's, and whether more comes by itself.
@@ -178,7 +182,7 @@ impl Fetcher {
         Fetched::read(delivery, lane, self.epoch, self.core.clock.now())
     }
 
-    async fn fetch(&mut self, max: usize) -> Result<Vec<Fetched>> {
+    async fn fetch(&mut self, max: usize) -> Result<Caught> {
         let max = max.min(MAX_FETCH);
         self.most = self.most.max(max);
         let session = self.core.session().await?;
@@ -192,7 +196,7 @@ impl Fetcher {
         let in_hurry = self.asked_at.is_some_and(|at| now - at < HURRY);
         let is_fresh = self.counted_at.is_some_and(|at| now - at < FRESH);
         let standing = self.standing.as_ref().map(|one| one.lane);
-        let mut catch = Catch::new(max, now, &self.aside);
+        let mut catch = Catch::new(max, now, Coming::new(self.core.clone()), &self.aside);
         let (lanes, mut counts) = (catch.lanes(), Vec::new());
         let n_above = lanes.iter().position(|lane| Some(*lane) == standing);
         let (above, rest) = lanes.split_at(n_above.unwrap_or(lanes.len()));
@@ -264,7 +268,7 @@ impl Fetcher {
             let mut n_left = usize::try_from(*count).unwrap_or(usize::MAX);
             while n_left > 0 && catch.room() > 0 && !catch.is_far(*lane, &self.aside) {
                 let n_wanted = n_left.min(catch.room());
-                let came = self.pull_lane(session, *lane, n_wanted).await?;
+                let came = self.pull_lane(session, *lane, n_wanted, &mut catch.coming).await?;
                 n_left = if came.len() < n_wanted { 0 } else { n_left - n_wanted };
                 came.into_iter().for_each(|one| catch.put(one, &mut self.aside));
             }
@@ -272,12 +276,19 @@ impl Fetcher {
         Ok(counts)
     }
 
-    async fn pull_lane(&self, session: &Session, lane: Lane, n: usize) -> Result<Vec<Fetched>> {
+    async fn pull_lane(
+        &self,
+        session: &Session,
+        lane: Lane,
+        n: usize,
+        coming: &mut Coming,
+    ) -> Result<Vec<Fetched>> {
         let queue = self.core.names.lane(lane);
         let consuming = consume(&session.work, &queue, n);
         let mut consumer = session.patiently("consume jobs", consuming).await?;
         let is_any_left = || session.has_any(&queue);
-        let came = coming::await_as_many(&mut consumer, n, is_any_left).await?;
+        let noting = (&mut consumer).inspect(|_| coming.add());
+        let came = coming::await_as_many(noting, n, is_any_left).await?;
         let mut fetched: Vec<_> = came.into_iter().map(|one| self.read(one, lane)).collect();
         // With as many as it may have unacknowledged nothing more comes, so nobody need wait.
         let nowait = fetched.len() == n;

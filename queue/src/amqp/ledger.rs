@@ -40,6 +40,8 @@ pub(super) struct Ledger {
     finished: Recent<()>,
     /// Fetched ahead, and handed to nobody.
     pub(super) n_ahead: u64,
+    /// On their way to who asked for them.
+    pub(super) n_coming: u64,
 }
 
 impl Ledger {
@@ -78,9 +80,10 @@ impl Ledger {
         self.held.insert(lease, held);
     }
 
-    /// It is settled, or lost with its session.
-    pub(super) fn drop_taken(&mut self) {
+    /// It is settled.
+    pub(super) fn drop_taken(&mut self, id: &JobId) {
         self.n_taken -= 1;
+        self.finished.forget(id);
     }
 
     /// Remembers a settlement, so that it can be sent again.
@@ -103,11 +106,9 @@ impl Ledger {
         self.finished.insert(id, (), now + MEND);
     }
 
-    /// Whether a job that came is done; asked once.
-    pub(super) fn is_finished(&mut self, id: &JobId, now: Instant) -> bool {
-        let is_finished = self.finished.get(id, now).is_some();
-        self.finished.forget(id);
-        is_finished
+    /// Whether a job that came is done, and needs only to be acknowledged.
+    pub(super) fn is_finished(&self, id: &JobId, now: Instant) -> bool {
+        self.finished.get(id, now).is_some()
     }
 
     pub(super) fn extend(&mut self, lease: u64, until: Instant) -> bool {
@@ -140,6 +141,11 @@ impl Ledger {
 
     pub(super) fn n_held(&self) -> u64 {
         self.held.len() as u64 + self.n_taken
+    }
+
+    /// What is neither held here nor counted by the broker.
+    pub(super) fn n_between(&self) -> u64 {
+        self.n_ahead + self.n_coming
     }
 
     /// A producer's mark of the request that is being answered.
@@ -225,6 +231,23 @@ mod tests {
         assert_eq!((ledger.n_held(), ledger.overdue(now).len()), (1, 0));
         ledger.put_back(lease, held);
         assert_eq!(ledger.overdue(now), [lease]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_done_is_known_to_be_until_it_is_acknowledged() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let id: JobId = "a".parse().unwrap();
+        ledger.finish(id.clone(), now);
+        // The session ends before its acknowledgement is sent, and it comes again by the next.
+        for epoch in 1..=2 {
+            ledger.keep_from(epoch);
+            assert!(ledger.is_finished(&id, now), "{epoch}");
+            ledger.lease(parcel("a"), (epoch, 1), now);
+        }
+        let lease = ledger.n_leases;
+        assert!(ledger.take(lease).is_some());
+        ledger.drop_taken(&id);
+        assert!(!ledger.is_finished(&id, now));
     }
 
     #[tokio::test(start_paused = true)]

@@ -76,29 +76,33 @@ pub(super) async fn open(caller: Caller, link: Arc<Link>) -> Result<(Sessions, O
             return Err(Error::new(ErrorKind::Unavailable, words));
         }
     };
-    let (sender, sessions) = watch::channel(Some(Arc::new(first)));
-    let keeper = tokio::spawn(keep(caller, link, sender));
+    let first = Arc::new(first);
+    let (sender, sessions) = watch::channel(Some(first.clone()));
+    let keeper = tokio::spawn(keep(caller, link, sender, first));
     Ok((sessions, Owned(keeper)))
 }
 
-async fn keep(caller: Caller, link: Arc<Link>, sender: watch::Sender<Option<Arc<Session>>>) {
-    let mut epoch = 0;
+async fn keep(
+    caller: Caller,
+    link: Arc<Link>,
+    sender: watch::Sender<Option<Arc<Session>>>,
+    mut session: Arc<Session>,
+) {
     loop {
-        let current = sender.borrow().clone();
-        if let Some(session) = current {
-            let end = loop {
-                if let Some(end) = session.end() {
-                    break end;
-                }
-                session.rest(LOOK).await;
-            };
-            link.lost(&end);
-            sender.send_replace(None);
-            session.shut().await;
-        }
-        epoch += 1;
-        let session = renew(&caller, &link, epoch).await;
-        sender.send_replace(Some(Arc::new(session)));
+        let end = loop {
+            if let Some(end) = session.end() {
+                break end;
+            }
+            session.rest(LOOK).await;
+        };
+        link.lost(&end);
+        sender.send_replace(None);
+        let (epoch, old) = (session.epoch + 1, session);
+        // At the same time: a broker that does not answer takes a while to be left.
+        let leaving = async move { old.shut().await };
+        let (next, ()) = tokio::join!(renew(&caller, &link, epoch), leaving);
+        session = Arc::new(next);
+        sender.send_replace(Some(session.clone()));
         link.restored();
     }
 }

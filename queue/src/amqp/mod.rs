@@ -20,6 +20,8 @@ mod fate;
 mod fetched;
 mod heard;
 mod intake;
+#[cfg(test)]
+mod kit;
 mod ledger;
 mod limits;
 mod line;
@@ -51,7 +53,6 @@ pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
 use self::names::{LANES, Lane, Names};
 use self::session::Session;
-use self::voice::Awaited;
 use crate::{
     AmqpAddress, Backlog, Behavior, Broker, ByPriority, DeadLetter, DeadLetters, Delivery, Depth,
     Elsewhere, Error, ErrorKind, Frame, Info, Job, JobId, JobResult, Link, OpenOptions, Priority,
@@ -132,10 +133,11 @@ impl AmqpQueue {
         let (core, asked) = (self.core(), Instant::now());
         let mut depth = self.count(session).await?;
         let (counted, took) = (Instant::now(), asked.elapsed());
-        // What is taken in between is counted twice rather than not at all.
+        // What is taken in between is counted twice rather than not at all. That jobs wait is told at once
+        // also where who holds others was not heard yet: who must know that asks for the workers.
         if depth.ready > 0 {
             voice::catch_up(core, session).await?;
-        } else if voice::catch_up_with_all(core, session, Awaited::Holder).await? {
+        } else if voice::catch_up_with_a_holder(core, session).await? {
             // What came or went back in that time is neither held nor in the counts from before.
             let waited = counted.elapsed();
             depth = self.count(session).await?;
@@ -144,7 +146,7 @@ impl AmqpQueue {
         }
         let (held, ahead) = core.heard.holdings();
         let ledger = core.ledger();
-        let n_ahead = ahead + ledger.n_ahead;
+        let n_ahead = ahead + ledger.n_between();
         depth.ready += n_ahead;
         if let Some(by) = &mut depth.ready_by_priority {
             by.normal += n_ahead;
@@ -215,7 +217,7 @@ impl Backlog for AmqpQueue {
 
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
         let session = self.core().session().await?;
-        voice::catch_up_with_all(self.core(), &session, Awaited::Worker).await?;
+        voice::catch_up_with_all(self.core(), &session).await?;
         Ok(self.core().heard.workers())
     }
 

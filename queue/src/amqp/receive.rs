@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::bell::Listener;
 use super::core::Core;
 use super::fate::{self, Fate, Taken};
-use super::fetched::Fetched;
+use super::fetched::{Caught, Fetched};
 use super::intake::Intake;
 use super::names::Lane;
 use super::parcel::Parcel;
@@ -45,9 +45,9 @@ pub(super) async fn receive(
     let (mut listener, mut rings) = (None, core.bell.rings());
     loop {
         rings.mark_unchanged();
-        let fetched = intake.fetch(max.get()).await?;
-        let was_empty = fetched.is_empty();
-        let deliveries = hand_out(core, fetched).await?;
+        let caught = intake.fetch(max.get()).await?;
+        let was_empty = caught.is_empty();
+        let deliveries = hand_out(core, caught).await?;
         let left = wait.saturating_sub(start.elapsed());
         if !deliveries.is_empty() || left.is_zero() {
             return Ok(deliveries);
@@ -93,22 +93,25 @@ struct Leased {
     goes_on: bool,
 }
 
-async fn hand_out(core: &Core, fetched: Vec<Fetched>) -> Result<Vec<Delivery>> {
-    if fetched.is_empty() {
+async fn hand_out(core: &Core, mut caught: Caught) -> Result<Vec<Delivery>> {
+    if caught.is_empty() {
         return Ok(Vec::new());
     }
     let until = Instant::now() + core.behavior.lease;
+    let fetched = caught.take();
     let mut unhanded = Unhanded { core, leases: Vec::with_capacity(fetched.len()) };
     let mut leased = Vec::new();
     {
         let mut ledger = core.ledger();
         for Fetched { parcel, wrong, epoch, tag, goes_on, .. } in fetched {
+            // Until it is acknowledged: that may be lost again.
             let is_finished = ledger.is_finished(&parcel.job.id, Instant::now());
             let lease = ledger.lease(parcel, (epoch, tag), until);
             unhanded.leases.push(lease);
             leased.push(Leased { lease, is_finished, wrong, goes_on });
         }
     }
+    drop(caught);
     let session = core.session().await?;
     // It may be another than the one that they came by.
     core.ledger().keep_from(session.epoch);
@@ -300,43 +303,48 @@ async fn store(core: &Core, mut failure: JobResult) -> Result<Option<JobResult>>
 
 #[cfg(test)]
 mod tests {
-    use ebb_servers::RabbitMq;
     use tokio::time::sleep;
 
     use super::super::AmqpQueue;
+    use super::super::fetched::Coming;
+    use super::super::kit::{block_on, opened};
     use super::*;
-    use crate::{Address, Broker, Job, OpenOptions, QueueUrl};
+    use crate::{Backlog, Broker, Job};
 
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     const LONG: Duration = Duration::from_secs(30);
 
-    async fn handle(url: &QueueUrl) -> AmqpQueue {
-        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
-        let options = OpenOptions::default();
-        AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap()
+    fn job(name: &str) -> Job {
+        Job { id: name.parse().unwrap(), ..Job::new(name.to_owned(), Timestamp::now()) }
+    }
+
+    /// Which jobs come, up to so many, and as which attempt.
+    async fn come(queue: &AmqpQueue, n: usize) -> Vec<(String, u32)> {
+        let (mut came, end) = (Vec::new(), Instant::now() + LONG);
+        while came.len() < n && Instant::now() < end {
+            let left = NonZeroUsize::new(n - came.len()).unwrap();
+            let more = queue.receive(left, Duration::from_secs(1)).await.unwrap();
+            came.extend(more.iter().map(|one| (one.job.id.to_string(), one.attempt)));
+        }
+        came.sort();
+        came
     }
 
     #[test]
     fn a_tag_of_a_session_that_is_gone_settles_nothing_in_the_next() {
-        let server = RabbitMq::shared().unwrap();
-        let url: QueueUrl = format!("{}?queue=old-tags", server.url()).parse().unwrap();
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let queue = handle(&url).await;
+        block_on(async {
+            let queue = opened("old-tags").await;
             let core = queue.core().clone();
             let old = core.session().await.unwrap();
             old.give_up();
             while !core.session().await.is_ok_and(|session| session.epoch > old.epoch) {
                 sleep(Duration::from_millis(20)).await;
             }
-            let running = Job::new("running", Timestamp::now());
-            let id = running.id.clone();
-            queue.publish(vec![running]).await.unwrap();
+            queue.publish(vec![job("running")]).await.unwrap();
             assert_eq!(queue.receive(ONE, LONG).await.unwrap().len(), 1);
 
             // One that is done came by the session before, as its first; it only had to be acked.
-            let done = Parcel::new(Job::new("done", Timestamp::now()), 1);
+            let done = Parcel::new(job("done"), 1);
             core.ledger().finish(done.job.id.clone(), Instant::now());
             let done = Fetched {
                 parcel: done,
@@ -346,10 +354,74 @@ mod tests {
                 lane: Lane::Back,
                 goes_on: false,
             };
-            assert!(hand_out(&core, vec![done]).await.unwrap().is_empty());
+            let caught = Caught::new(vec![done], Coming::new(core.clone()));
+            assert!(hand_out(&core, caught).await.unwrap().is_empty());
             drop((core, old, queue));
-            let back = handle(&url).await.receive(ONE, LONG).await.unwrap();
-            assert_eq!(back.iter().map(|one| &one.job.id).collect::<Vec<_>>(), [&id]);
+            assert_eq!(come(&opened("old-tags").await, 1).await, [("running".to_owned(), 2)]);
+        });
+    }
+
+    /// Asks for a job, which comes, and does not look at the answer; what happens then, and once nobody
+    /// waits for it.
+    async fn with_an_answer_that_nobody_reads(
+        name: &str,
+        meanwhile: impl AsyncFnOnce(&AmqpQueue),
+        then: impl AsyncFnOnce(&AmqpQueue),
+    ) {
+        let (queue, other) = (opened(name).await, opened(name).await);
+        let session = queue.core().session().await.unwrap();
+        queue.publish(vec![job("a")]).await.unwrap();
+        let mut receiving = Box::pin(queue.receive(ONE, LONG));
+        assert!(futures::poll!(&mut receiving).is_pending());
+        while session.counts(&[name.to_owned()]).await.unwrap() != [0] {
+            sleep(Duration::from_millis(20)).await;
+        }
+        // It is taken from its lane, and the answer comes a moment later.
+        sleep(Duration::from_secs(1)).await;
+        meanwhile(&other).await;
+        drop(receiving);
+        then(&other).await;
+    }
+
+    #[test]
+    fn what_has_come_and_nobody_holds_yet_is_counted() {
+        let meanwhile = async |other: &AmqpQueue| {
+            let depth = other.depth().await.unwrap();
+            assert_eq!(depth.ready + depth.in_flight, 1, "{depth:?}");
+        };
+        block_on(with_an_answer_that_nobody_reads("unread", meanwhile, async |_: &AmqpQueue| {}));
+    }
+
+    #[test]
+    fn what_comes_for_who_waits_no_more_goes_back_uncharged() {
+        let then = async |other: &AmqpQueue| {
+            assert_eq!(come(other, 1).await, [("a".to_owned(), 1)]);
+        };
+        block_on(with_an_answer_that_nobody_reads("unwanted", async |_: &AmqpQueue| {}, then));
+    }
+
+    #[test]
+    fn who_does_not_wait_for_its_settlements_has_sent_all_of_them() {
+        block_on(async {
+            let queue = opened("hasty").await;
+            let names = ["a", "b", "c", "d", "e", "f"];
+            queue.publish(names.map(job).to_vec()).await.unwrap();
+            let mut acks = Vec::new();
+            while acks.len() < names.len() {
+                let six = NonZeroUsize::new(names.len()).unwrap();
+                let more = queue.receive(six, LONG).await.unwrap();
+                acks.extend(more.into_iter().map(Delivery::ack));
+            }
+            // Each by itself: between them are others that are held on.
+            let these = [acks.remove(5), acks.remove(3), acks.remove(1)];
+            let mut settling = Box::pin(queue.settle(&these));
+            drop(futures::poll!(&mut settling));
+            drop(settling);
+            assert_eq!(queue.settle(&these).await.unwrap(), [crate::Settled::Held; 3]);
+            queue.close().await.unwrap();
+            drop(queue);
+            let back = come(&opened("hasty").await, 3).await;
+            assert_eq!(back, ["a", "c", "e"].map(|name| (name.to_owned(), 2)));
         });
     }
 }

@@ -25,6 +25,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long the broker may take for anything; then the connection is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a session that is over waits for its copies of jobs to end, and then for each connection.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often to look whether the broker still takes messages; it tells nobody but the client.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 
@@ -67,6 +69,8 @@ pub(super) struct Session {
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
     turn_to_ack: Mutex<()>,
     tags: std::sync::Mutex<Tags>,
+    /// Held while the broker may send copies of jobs, whose queue goes with the connection.
+    pub(super) copies: Mutex<()>,
     is_broken: AtomicBool,
     broke: Notify,
 }
@@ -91,6 +95,7 @@ impl Session {
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
+            copies: Mutex::default(),
             is_broken: AtomicBool::new(false),
             broke: Notify::new(),
         })
@@ -122,11 +127,12 @@ impl Session {
         timeout(span, self.broke.notified()).await.ok();
     }
 
+    /// Closes both connections in order, as far as the broker answers.
     pub(super) async fn shut(&self) {
+        timeout(FAREWELL, self.copies.lock()).await.ok();
         for connection in [&self.intake, &self.outlet] {
             // What does not close in time is closed by being dropped.
-            let closing = connection.close(200, "bye".into());
-            timeout(Duration::from_secs(1), closing).await.ok();
+            timeout(FAREWELL, connection.close(200, "bye".into())).await.ok();
         }
     }
 
@@ -301,11 +307,10 @@ impl Session {
         let Acks { up_to, single } = self.tags().settle(tags);
         let multiple = up_to.map(|tag| (tag, true));
         let acks = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
-        for (tag, multiple) in acks {
-            let acked = self.work.basic_ack(tag, BasicAckOptions { multiple });
-            self.patiently("acknowledge jobs", acked).await?;
-        }
-        Ok(())
+        // Said in one breath: whoever does not wait for it has said it all, as it is noted.
+        let acked =
+            acks.map(|(tag, multiple)| self.work.basic_ack(tag, BasicAckOptions { multiple }));
+        self.patiently("acknowledge jobs", try_join_all(acked)).await.map(drop)
     }
 
     /// Gives deliveries of this session back as they are; each counts as a lost attempt on the

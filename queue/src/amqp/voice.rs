@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const REST: Duration = Duration::from_millis(250);
 /// The same where it is more. Shorter than the doubt of who finds the queue empty.
 const REST_OF_MORE: Duration = Duration::from_millis(20);
+/// Changes within this are told as one: what came is in somebody's hands a moment later.
+const MOMENT: Duration = Duration::from_millis(3);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at the broker at most, when it cannot pass them on.
@@ -65,38 +67,31 @@ pub(super) async fn catch_up(core: &Core, session: &Session) -> Result<Hearing> 
     }
 }
 
-/// Of whom who asks wants to hear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Awaited {
-    /// Somebody who holds a job, or has fetched one ahead.
-    Holder,
-    /// A worker, whatever it holds.
-    Worker,
+/// When all others must have spoken, for who just began to listen.
+fn beat_to_come(core: &Core) -> Option<Instant> {
+    let ear = core.heard.ear.borrow().clone()?;
+    Some(ear.beat_at).filter(|at| *at > Instant::now())
 }
 
-impl Awaited {
-    fn is_heard(self, heard: &Heard) -> bool {
-        match self {
-            Self::Holder => heard.holdings() != (0, 0),
-            Self::Worker => heard.has_other_workers(),
-        }
-    }
-}
-
-/// The same, but who just began to listen and has not heard who is awaited does not take that for nobody
-/// before all must have spoken: who is asked may be held up for longer than an answer takes, and another's
-/// answer says nothing of them. Whether that was waited for.
-pub(super) async fn catch_up_with_all(
-    core: &Core,
-    session: &Session,
-    awaited: Awaited,
-) -> Result<bool> {
+/// The same, but who just began to listen waits until all must have spoken: who is asked may be held up for
+/// longer than an answer takes, and another's answer says nothing of them.
+pub(super) async fn catch_up_with_all(core: &Core, session: &Session) -> Result<()> {
     let hearing = catch_up(core, session).await?;
-    let ear = core.heard.ear.borrow().clone();
-    let beat_at = ear.map(|ear| ear.beat_at).filter(|at| *at > Instant::now());
-    match beat_at {
-        Some(beat_at) if hearing == Hearing::All && !awaited.is_heard(&core.heard) => {
-            wait_for_word(&core.heard, awaited, beat_at).await;
+    if let (Hearing::All, Some(beat_at)) = (hearing, beat_to_come(core)) {
+        sleep_until(beat_at).await;
+        catch_up(core, session).await?;
+    }
+    Ok(())
+}
+
+/// The same, but who hears of a job that is held waits for the others no longer than an answer takes. What
+/// those hold who are held up for longer is missing then, and it is known that something is held. Whether
+/// that was waited for.
+pub(super) async fn catch_up_with_a_holder(core: &Core, session: &Session) -> Result<bool> {
+    let hearing = catch_up(core, session).await?;
+    match beat_to_come(core) {
+        Some(beat_at) if hearing == Hearing::All && !core.heard.has_holders() => {
+            wait_for_a_holder(&core.heard, beat_at).await;
             catch_up(core, session).await?;
             Ok(true)
         }
@@ -104,11 +99,11 @@ pub(super) async fn catch_up_with_all(
     }
 }
 
-/// Waits for a word of who is awaited, which says that there is somebody, or until all must have spoken:
+/// Waits for the word of somebody who holds a job or has fetched one ahead, or until all must have spoken:
 /// another's word says nothing of them. Whoever else was held up gets the time that an answer takes.
-async fn wait_for_word(heard: &Heard, awaited: Awaited, beat_at: Instant) {
+async fn wait_for_a_holder(heard: &Heard, beat_at: Instant) {
     let mut words = heard.words.subscribe();
-    let word = words.wait_for(|()| awaited.is_heard(heard));
+    let word = words.wait_for(|()| heard.has_holders());
     if timeout_at(beat_at, word).await.is_ok() {
         sleep_until(beat_at.min(Instant::now() + ANSWER)).await;
     }
@@ -179,10 +174,11 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
-    let (mut is_stale, mut told_at) = (false, Instant::now());
+    let (mut changed_at, mut told_at) = (None, Instant::now());
     let mut acks = Acks { channel: &channel, session, heard: 0, acked: 0 };
     loop {
         let rested_at = told_at + rest(counts(core), told);
+        let tells_at = changed_at.map(|at: Instant| rested_at.max(at + MOMENT));
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
@@ -193,9 +189,11 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                     acks.send().await?;
                 }
             }
-            () = core.counts_changed.notified() => is_stale = true,
-            () = sleep_until(rested_at), if is_stale => {
-                is_stale = false;
+            () = core.counts_changed.notified() => {
+                changed_at = changed_at.or_else(|| Some(Instant::now()));
+            }
+            () = sleep_until(tells_at.unwrap_or(rested_at)), if tells_at.is_some() => {
+                changed_at = None;
                 if counts(core) != told {
                     told = tell_holding(core, session).await?.unwrap_or(told);
                     told_at = Instant::now();
@@ -324,7 +322,7 @@ async fn answer(core: &Core, session: &Session) -> Result<()> {
 /// What is held here, and what was fetched and handed to nobody.
 fn counts(core: &Core) -> (u64, u64) {
     let ledger = core.ledger();
-    (ledger.n_held(), ledger.n_ahead)
+    (ledger.n_held(), ledger.n_between())
 }
 
 /// How soon it is told that this is held, and this ahead, where that was told before: what is heard
@@ -354,29 +352,14 @@ async fn say(session: &Session, note: Message) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use ebb_servers::RabbitMq;
-
-    use super::super::AmqpQueue;
+    use super::super::kit::{block_on, opened, worker};
     use super::*;
-    use crate::{Address, Backlog, Broker, Job, OpenOptions, QueueUrl, Timestamp};
-
-    fn block_on(test: impl Future<Output = ()>) {
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.worker_threads(2).enable_all().build().unwrap().block_on(test);
-    }
-
-    async fn opened(queue: &str, server: &RabbitMq) -> AmqpQueue {
-        let url: QueueUrl = format!("{}?queue={queue}", server.url()).parse().unwrap();
-        let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
-        let options = OpenOptions::default();
-        AmqpQueue::open(address, &url.queue, &url.behavior, options).await.unwrap()
-    }
+    use crate::{Backlog, Broker, Job, Phase, Timestamp};
 
     #[test]
     fn notes_that_are_not_heard_wait_at_the_broker() {
-        let server = RabbitMq::shared().unwrap();
         block_on(async {
-            let queue = opened("slow-ear", server).await;
+            let queue = opened("slow-ear").await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             let (_channel, consumer) = listen(core, &session).await.unwrap();
@@ -391,34 +374,62 @@ mod tests {
         });
     }
 
+    fn holding(held: u64) -> Holding {
+        Holding { handle: "other".to_owned(), held, ahead: 0 }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_all_waits_no_longer_than_for_the_one_that_is_awaited() {
-        let holding = |held| Holding { handle: "other".to_owned(), held, ahead: 0 };
-        for (awaited, held, expected) in [
-            (Awaited::Holder, 1, BEAT / 4 + ANSWER),
-            // Whoever holds anything may still be held up.
-            (Awaited::Holder, 0, BEAT),
-            (Awaited::Worker, 1, BEAT),
-        ] {
+    async fn who_counts_waits_no_longer_than_for_one_who_holds_a_job() {
+        // Whoever holds anything may still be held up.
+        for (held, expected) in [(1, BEAT / 4 + ANSWER), (0, BEAT)] {
             let (heard, start) = (Heard::default(), Instant::now());
             let speaking = async {
                 sleep(BEAT / 4).await;
                 heard.note_holding(holding(held));
             };
-            tokio::join!(wait_for_word(&heard, awaited, start + BEAT), speaking);
-            assert_eq!(start.elapsed(), expected, "{awaited:?} {held}");
+            tokio::join!(wait_for_a_holder(&heard, start + BEAT), speaking);
+            assert_eq!(start.elapsed(), expected, "{held}");
         }
         let (heard, start) = (Heard::default(), Instant::now());
         heard.note_holding(holding(1));
-        wait_for_word(&heard, Awaited::Holder, start + ANSWER / 2).await;
+        wait_for_a_holder(&heard, start + ANSWER / 2).await;
         assert_eq!(start.elapsed(), ANSWER / 2);
     }
 
     #[test]
+    fn beside_an_idle_company_a_holder_that_is_held_up_is_counted_and_listed() {
+        for n_ready in [0, 1] {
+            block_on(async {
+                let queue = opened(&format!("company-{n_ready}")).await;
+                let core = queue.core();
+                let session = core.session().await.unwrap();
+                core.find_levels(&session).await.unwrap();
+                let jobs = (0..n_ready).map(|_| Job::new("x", Timestamp::now())).collect();
+                queue.publish(jobs).await.unwrap();
+                let beat_at = Instant::now() + 2 * BEAT;
+                core.heard.ear.send_modify(|ear| {
+                    ear.iter_mut().for_each(|ear| ear.beat_at = beat_at);
+                });
+                core.heard.note_worker(worker("idle", Phase::Idle, 0), Instant::now());
+                let held_up = async {
+                    sleep_until(beat_at - BEAT / 2).await;
+                    core.heard.note_holding(holding(3));
+                    core.heard.note_worker(worker("busy", Phase::Busy, 3), Instant::now());
+                };
+                let (depth, workers, ()) = tokio::join!(queue.depth(), queue.workers(), held_up);
+                let in_flight = workers.unwrap().iter().map(|one| one.in_flight).sum::<u64>();
+                assert_eq!(in_flight, 3, "all workers are listed");
+                let depth = depth.unwrap();
+                // Where jobs wait that is told at once, since a pool may be at zero.
+                assert_eq!((depth.ready, depth.in_flight), (n_ready, 3 - 3 * n_ready));
+            });
+        }
+    }
+
+    #[test]
     fn what_comes_while_a_fresh_handle_waits_to_hear_all_is_counted() {
-        let server = RabbitMq::shared().unwrap();
         block_on(async {
-            let queue = opened("fresh", server).await;
+            let queue = opened("fresh").await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             core.find_levels(&session).await.unwrap();
@@ -431,8 +442,7 @@ mod tests {
                 sleep(2 * BEAT).await;
                 let job = Job::new("late", Timestamp::now());
                 queue.publish(vec![job]).await.unwrap();
-                let holding = Holding { handle: "other".to_owned(), held: 1, ahead: 0 };
-                core.heard.note_holding(holding);
+                core.heard.note_holding(holding(1));
             };
             let (depth, ()) = tokio::join!(queue.depth(), coming);
             let depth = depth.unwrap();
@@ -443,9 +453,8 @@ mod tests {
 
     #[test]
     fn notes_that_are_heard_make_room_for_others() {
-        let server = RabbitMq::shared().unwrap();
         block_on(async {
-            let queue = opened("quick-ear", server).await;
+            let queue = opened("quick-ear").await;
             let core = queue.core();
             let session = core.session().await.unwrap();
             assert_eq!(catch_up(core, &session).await.unwrap(), Hearing::All);

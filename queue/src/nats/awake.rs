@@ -275,6 +275,21 @@ mod tests {
         assert!((n_jobs, n_looks) == (2, 2) && span < AWAKE, "{span:?} {n_looks}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_the_last_glance_takes_is_none_in_which_whoever_leads_was_awake() {
+        let (awake, n_asked) = (Awake::default(), Cell::new(0));
+        let n_last = 1 + GLANCES.len();
+        let ask = || {
+            n_asked.set(n_asked.get() + 1);
+            let nth = n_asked.get();
+            // It stands still behind its answer, and another is elected meanwhile.
+            after(if nth == n_last { AWAKE } else { MOMENT }, ("n0", 2 * u64::from(nth > n_last)))
+        };
+        let at_a_glance = || async { Ok(glance(&ask().await?)) };
+        let looked = awake.look(ask, at_a_glance, glance, |seen| seen.1 > 0).await.unwrap();
+        assert_eq!(looked.seen, ("n0", 2));
+    }
+
     /// Whether it is believed after all that nothing waits where a look takes so long, and something that
     /// is not ready comes all the time or not.
     async fn is_believed(look: Duration, comes: bool) -> bool {

@@ -131,8 +131,8 @@ fn arrivals_end_when_their_handle_is_closed() {
 
 #[test]
 fn a_handle_that_works_and_listens_closes_within_the_time_that_whoever_ends_has_for_it() {
-    // A worker gives it a second at least; a machine that is busy may be slow once or twice.
-    const BOUND: Duration = Duration::from_millis(1_100);
+    // A worker gives it a second at least; a machine that is busy may be slow a few times.
+    const BOUND: Duration = Duration::from_secs(1);
     on_shared(async |server| {
         let mut spans = Vec::new();
         while spans.len() < 5 && spans.iter().all(|span| *span >= BOUND) {

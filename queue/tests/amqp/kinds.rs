@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{Failure, FailureKind, JobResult, Outcome, Queue, Timestamp};
+use ebb_queue::{Failure, FailureKind, Queue};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 
+use crate::letters::{failed, letter};
 use crate::{depth, handle, job, on_shared, plain, take_one, until, url};
 
 /// Publishes a message, and waits until the broker has it.
@@ -40,16 +41,6 @@ async fn one_is_dead(queue: &Queue) {
         depth(queue).await.dead == 1
     })
     .await;
-}
-
-/// Of what kind the only dead letter is, and its reason.
-async fn letter(queue: &Queue) -> (FailureKind, String) {
-    let mut letters = queue.list(9).await.unwrap();
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    let letter = letters.remove(0);
-    let shown = queue.show(&letter.job.id).await.unwrap().unwrap();
-    assert_eq!((shown.kind, &shown.reason), (letter.kind, &letter.reason));
-    (letter.kind, letter.reason)
 }
 
 #[test]
@@ -104,9 +95,7 @@ fn the_kind_of_a_reply_is_not_that_of_the_job_it_becomes() {
     on_shared(async |server| {
         let queue = handle(&url(server, "tells-kinds")).await;
         let next = handle(&url(server, "hears-kinds")).await;
-        let outcome = Outcome::Failed(Failure::new(FailureKind::Model, "no"));
-        let (id, finished_at) = ("a".parse().unwrap(), Timestamp::now());
-        let told = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        let told = failed("a", FailureKind::Model);
         queue.reply("hears-kinds", &told, None).await.unwrap();
         let_die(&next, "another").await;
         assert_eq!(letter(&next).await, (FailureKind::Other, "another".to_owned()));

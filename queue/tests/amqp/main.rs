@@ -11,6 +11,8 @@ mod dead;
 mod hosts;
 mod kinds;
 mod leases;
+#[path = "../support/letters.rs"]
+mod letters;
 mod notes;
 mod outages;
 mod refusals;

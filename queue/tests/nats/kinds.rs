@@ -3,10 +3,11 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
 use ebb_proto::ebb::v1;
-use ebb_queue::{Failure, FailureKind, JobResult, Outcome, Queue, Timestamp};
+use ebb_queue::{Failure, FailureKind, Queue};
 use ebb_servers::Nats;
 use prost::Message;
 
+use crate::letters::{failed, letter};
 use crate::{job, on_each, take, try_open, until};
 
 async fn stranger(server: &Nats) -> Context {
@@ -19,26 +20,10 @@ async fn store(client: &Context, subject: &str, headers: HeaderMap, body: Vec<u8
     client.publish_with_headers(subject, headers, body.into()).await.unwrap().await.unwrap();
 }
 
-fn failed(id: &str, kind: FailureKind) -> JobResult {
-    let outcome = Outcome::Failed(Failure::new(kind, "no"));
-    let (id, finished_at) = (id.parse().unwrap(), Timestamp::now());
-    JobResult { id, attempt: 1, outcome, finished_at, queue: None }
-}
-
 /// Takes the only job and has it die of something.
 async fn let_die(queue: &Queue, failure: impl Into<Failure>) {
     let delivery = take(queue, 1).await.remove(0);
     queue.settle(&[delivery.reject(failure)]).await.unwrap();
-}
-
-/// Of what kind the only dead letter is, and its reason.
-async fn letter(queue: &Queue) -> (FailureKind, String) {
-    let mut letters = queue.list(9).await.unwrap();
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    let letter = letters.remove(0);
-    let shown = queue.show(&letter.job.id).await.unwrap().unwrap();
-    assert_eq!((shown.kind, &shown.reason), (letter.kind, &letter.reason));
-    (letter.kind, letter.reason)
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod hosts;
 mod keys;
 mod kinds;
 mod large;
+#[path = "../support/letters.rs"]
+mod letters;
 mod marks;
 mod order;
 mod outage;

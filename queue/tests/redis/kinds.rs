@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Failure, FailureKind, JobResult, Outcome, Queue, Timestamp};
+use ebb_queue::{Failure, FailureKind, Queue};
 
+use crate::letters::{failed, letter};
 use crate::{eventually, handle, job, plain, server, take, tell, url};
 
 /// What is told soon.
@@ -27,26 +28,10 @@ const FORGET_KINDS: &str = "
   return n_results
 ";
 
-fn failed(id: &str, kind: FailureKind) -> JobResult {
-    let outcome = Outcome::Failed(Failure::new(kind, "no"));
-    let (id, finished_at) = (id.parse().unwrap(), Timestamp::now());
-    JobResult { id, attempt: 1, outcome, finished_at, queue: None }
-}
-
 /// Takes the only job and has it die of something.
 async fn let_die(queue: &Queue, failure: impl Into<Failure>) {
     let delivery = take(queue, 1, SOON).await.remove(0);
     queue.settle(&[delivery.reject(failure)]).await.unwrap();
-}
-
-/// Of what kind the only dead letter is, and its reason.
-async fn letter(queue: &Queue) -> (FailureKind, String) {
-    let mut letters = queue.list(9).await.unwrap();
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    let letter = letters.remove(0);
-    let shown = queue.show(&letter.job.id).await.unwrap().unwrap();
-    assert_eq!((shown.kind, &shown.reason), (letter.kind, &letter.reason));
-    (letter.kind, letter.reason)
 }
 
 #[tokio::test]

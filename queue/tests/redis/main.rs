@@ -10,6 +10,8 @@ mod foreign;
 mod hosts;
 mod keys;
 mod kinds;
+#[path = "../support/letters.rs"]
+mod letters;
 mod moments;
 mod outages;
 mod owed;

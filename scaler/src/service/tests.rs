@@ -27,12 +27,14 @@ struct Takes {
     doubt: Duration,
     /// To hear the workers.
     hear: Duration,
+    /// To let go of who leaves.
+    leave: Duration,
 }
 
 /// As what is new on RabbitMQ: others have been heard only when all of them must have spoken.
-const UNHEARD: Takes = Takes { count: ms(200), doubt: ms(1000), hear: ms(1200) };
+const UNHEARD: Takes = Takes { count: ms(200), doubt: ms(1000), hear: ms(1200), leave: ms(800) };
 /// As a NATS cluster, whose leader is believed only after a while.
-const CLUSTER: Takes = Takes { count: ms(10), doubt: ms(1000), hear: ms(10) };
+const CLUSTER: Takes = Takes { count: ms(10), doubt: ms(1000), hear: ms(10), leave: ms(0) };
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -43,6 +45,8 @@ const fn ms(millis: u64) -> Duration {
 struct Slow {
     queue: MemoryQueue,
     takes: Takes,
+    /// How many have left in order.
+    left: watch::Sender<usize>,
 }
 
 #[async_trait]
@@ -82,7 +86,9 @@ impl Backlog for Slow {
     }
 
     async fn close(&self) -> Result<()> {
-        self.queue.close().await
+        sleep(self.takes.leave).await;
+        self.left.send_modify(|n_left| *n_left += 1);
+        Ok(())
     }
 }
 
@@ -92,6 +98,8 @@ struct Fresh {
     queue: MemoryQueue,
     clock: TokioClock,
     since: Instant,
+    stop: CancellationToken,
+    left: watch::Receiver<usize>,
     _profiles: watch::Sender<Arc<Profiles>>,
 }
 
@@ -108,11 +116,20 @@ impl Fresh {
         let (told, profiles) = watch::channel(Arc::new(only));
         let metrics = Metrics::register(&Registry::new()).unwrap();
         let outlets = (metrics.clone(), Traces::default());
-        let slow = Arc::new(Slow { queue: queue.clone(), takes });
+        let (leaving, left) = watch::channel(0);
+        let slow = Arc::new(Slow { queue: queue.clone(), takes, left: leaving });
         let stop = CancellationToken::new();
-        let observers = Observers::new(slow, profiles.clone(), args, outlets, stop);
+        let observers = Observers::new(slow, profiles.clone(), args, outlets, stop.clone());
         let service = Service::new(profiles, observers, Explain::default(), metrics, args);
-        Self { service, queue, clock, since: Instant::now(), _profiles: told }
+        Self { service, queue, clock, since: Instant::now(), stop, left, _profiles: told }
+    }
+
+    /// Ends the observers, and how long that takes.
+    async fn end(&self) -> Duration {
+        let begun = Instant::now();
+        self.stop.cancel();
+        self.service.observers.join().await;
+        begun.elapsed()
     }
 
     async fn publish(&self, n_jobs: usize, delay: Duration) {
@@ -176,17 +193,26 @@ async fn the_first_poll_waits_for_the_slowest_look_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_poll_is_answered_as_soon_as_ready_jobs_are_counted() {
+async fn that_jobs_wait_is_told_as_soon_as_they_are_counted() {
     let fresh = Fresh::new(UNHEARD);
     fresh.publish(3, Duration::ZERO).await;
     let object = object(&[]);
-    assert_eq!(fresh.value(&object).await.unwrap(), 3.0);
     assert!(fresh.is_active(&object).await.unwrap());
     assert_at(fresh.after(), UNHEARD.count);
     let mut stream = fresh.service.stream_is_active(Request::new(object)).await.unwrap();
     let (said, at) = fresh.says(stream.get_mut()).await;
     assert!(said);
     assert_at(at, UNHEARD.count);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_many_replicas_are_wanted_is_told_when_all_who_hold_jobs_were_heard() {
+    let fresh = Fresh::new(UNHEARD);
+    fresh.publish(3, Duration::ZERO).await;
+    // The broker does not say what is held; it was held up, and says it late.
+    fresh.queue.report(&worker(Phase::Busy, 40)).await.unwrap();
+    assert_eq!(fresh.value(&object(&[])).await.unwrap(), 43.0);
+    assert_at(fresh.after(), UNHEARD.hear);
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,4 +296,33 @@ async fn a_stream_goes_on_where_looks_are_so_slow_that_nothing_is_known_in_betwe
         n_said += 1;
     }
     assert!(n_said >= 3, "{n_said}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_ends_waits_for_the_farewell_of_a_queue_that_was_retired_a_moment_ago() {
+    let args = ScalerArgs { keep: ms(100), ..ScalerArgs::default() };
+    let fresh = Fresh::with(UNHEARD, &args);
+    assert!(!fresh.is_active(&object(&[])).await.unwrap());
+    while !fresh.service.observers.views().is_empty() {
+        sleep(ms(1)).await;
+    }
+    assert_eq!(*fresh.left.borrow(), 0);
+    let took = fresh.end().await;
+    assert_eq!(*fresh.left.borrow(), 1);
+    assert!(took <= UNHEARD.leave, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_never_lets_go_holds_up_who_ends_for_two_seconds() {
+    let args = ScalerArgs { keep: ms(100), ..ScalerArgs::default() };
+    for is_retired in [false, true] {
+        let fresh = Fresh::with(Takes { leave: Duration::MAX, ..CLUSTER }, &args);
+        assert!(!fresh.is_active(&object(&[])).await.unwrap());
+        while is_retired && !fresh.service.observers.views().is_empty() {
+            sleep(ms(1)).await;
+        }
+        let took = fresh.end().await;
+        assert!((ms(1998)..=ms(2003)).contains(&took), "{took:?} {is_retired}");
+        assert_eq!(*fresh.left.borrow(), 0);
+    }
 }

@@ -1,18 +1,24 @@
 //! A queue in which nothing is ready is looked at for ever: each look costs the servers little.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream;
 use async_nats::{Client, Subscriber};
-use ebb_queue::{Depth, Job, Queue};
+use ebb_queue::{Backlog, Depth, Job, Queue};
 use ebb_servers::NatsCluster;
 use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 
-use super::{on_cluster, replicated_at};
-use crate::{job, until_ok};
+use super::{on_cluster, replicated_at, streams};
+use crate::foreign::{looked_at, reader, work};
+use crate::{job, until, until_ok};
 
 /// From one look to the next so long nobody answers that the second knows no more than the first.
 const COLD: Duration = Duration::from_secs(4);
+/// So long a look waits at least where it does not know that whoever leads has not stood still.
+const COLD_LOOK: Duration = Duration::from_millis(900);
 /// After so long without a request there come no more of a look.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -83,5 +89,32 @@ fn a_look_at_an_idle_queue_counts_its_jobs_once_and_asks_little_beside() {
         assert!(looks.iter().all(|asked| asked.n_surveys == 1), "{looks:?}");
         let most = looks.iter().map(|asked| asked.n_requests).max();
         assert!(most <= Some(20), "{looks:?}");
+    });
+}
+
+/// How long a look waits before it says that nothing is there, where nobody has looked for a while.
+async fn waited(consumer: &Arc<dyn Backlog>) -> Duration {
+    until_ok(async || consumer.depth().await).await;
+    sleep(COLD).await;
+    let depth = until_ok(async || consumer.depth().await).await;
+    assert_eq!((depth.ready, depth.in_flight), (0, 0));
+    depth.waited
+}
+
+#[test]
+fn who_leads_a_consumer_of_others_is_kept_known_to_be_awake_as_long_as_somebody_listens() {
+    on_cluster(async |cluster| {
+        let config = stream::Config { num_replicas: 3, ..stream::Config::default() };
+        let stream = work(&streams(cluster).await, config).await;
+        reader(&stream, "pool", pull::Config::default()).await;
+        let url = cluster.nodes()[0].url();
+        let consumer = until_ok(async || looked_at(&url, "pool").await).await;
+        let unheard = waited(&consumer).await;
+        assert!(unheard >= COLD_LOOK, "{unheard:?}");
+        let mut arrivals = until_ok(async || consumer.arrivals().await).await;
+        let listening = tokio::spawn(async move { while arrivals.next().await.is_some() {} });
+        // Servers that elect another leader meanwhile begin anew.
+        until("it is known", async || waited(&consumer).await < COLD_LOOK / 2).await;
+        listening.abort();
     });
 }
