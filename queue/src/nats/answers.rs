@@ -45,10 +45,10 @@ impl Answered {
 
 /// What is known of an answer.
 #[derive(Debug, Default)]
-struct Record {
+pub(super) struct Record {
     /// Its number in the stream, 0 where there is none.
     seq: u64,
-    result: Option<JobResult>,
+    pub(super) result: Option<JobResult>,
     encoded: Bytes,
     /// The latest attempt that sent pieces, 0 for none.
     attempt: u32,
@@ -74,7 +74,7 @@ impl Record {
         })
     }
 
-    fn is_final(&self) -> bool {
+    pub(super) fn is_final(&self) -> bool {
         self.result.as_ref().is_some_and(|result| result.outcome.is_final())
     }
 }
@@ -157,25 +157,22 @@ impl NatsQueue {
         Err(contended(&result.id))
     }
 
-    /// Stores that a job was cancelled, unless another result is there by now than this failure; whether it
-    /// did. Nobody's pieces are of use any more.
-    pub(super) async fn put_cancelled(
-        &self,
-        id: &JobId,
-        failure: Option<&JobResult>,
-    ) -> Result<bool> {
+    /// Stores that a job was cancelled, unless another result is there by now than in this record; whether
+    /// it did. Nobody's pieces are of use any more.
+    pub(super) async fn put_cancelled(&self, id: &JobId, before: Record) -> Result<bool> {
         let shared = &*self.shared;
+        let (failure, mut record) = (before.result.clone(), before);
         for _ in 0..TRIES {
-            let record = self.record(id).await?;
-            if record.result.as_ref() != failure {
-                return Ok(false);
-            }
             let result = JobResult::cancelled(id.clone(), record.attempt, self.now());
             let body = result.encode().into();
             let subject = self.result_subject(id);
             if shared.api.swap(&subject, pieces(0, 0), body, record.seq).await?.is_some() {
                 shared.answered.add(id);
                 return Ok(true);
+            }
+            record = self.record(id).await?;
+            if record.result != failure {
+                return Ok(false);
             }
         }
         Err(contended(id))
