@@ -293,6 +293,11 @@ impl Backlog for NatsQueue {
         self.describe().await
     }
 
+    async fn ping(&self) -> Result<()> {
+        // Whoever answers leads the jobs, and a majority of its servers follows.
+        self.glance().await.map(drop)
+    }
+
     fn link(&self) -> &Link {
         &self.shared.link
     }

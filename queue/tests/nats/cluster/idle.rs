@@ -85,3 +85,16 @@ fn a_look_at_an_idle_queue_counts_its_jobs_once_and_asks_little_beside() {
         assert!(most <= Some(20), "{looks:?}");
     });
 }
+
+#[test]
+fn whether_the_broker_answers_is_one_request_however_long_nobody_asked() {
+    on_cluster(async |cluster| {
+        let queue = replicated_at(cluster, 0, "rested").await;
+        let (_client, mut ear) = ear(cluster).await;
+        sleep(COLD).await;
+        asked(&mut ear, "rested").await;
+        queue.ping().await.unwrap();
+        let asked = asked(&mut ear, "rested").await;
+        assert_eq!(asked, Asked { n_surveys: 0, n_requests: 1 });
+    });
+}
