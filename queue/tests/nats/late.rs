@@ -14,12 +14,16 @@ use crate::{LONG, job, on_each, receive, try_open, until};
 const LATE: Duration = Duration::from_millis(60);
 /// Whoever looks each second finds it later.
 const SOON: Duration = Duration::from_millis(500);
-/// Others take the processor now and then.
-const ROUNDS: usize = 3;
+/// Others take the processor now and then: most of them count.
+const ROUNDS: usize = 5;
 
 /// What is told in place of what is stored, where a way passes on the second for the first.
 const TOLD: (&str, &str) = ("SUB ebb.jobs.jobs", "SUB ebb.jobs.jobz");
 const ANSWERED: (&str, &str) = ("SUB ebb.jobs.results", "SUB ebb.jobs.resultz");
+
+fn are_soon(spans: &[Duration]) -> bool {
+    2 * spans.iter().filter(|span| **span < SOON).count() > spans.len()
+}
 
 #[test]
 fn a_job_that_is_told_long_before_it_can_be_seen_is_taken_soon() {
@@ -46,7 +50,7 @@ fn a_job_that_is_told_long_before_it_can_be_seen_is_taken_soon() {
             worker.settle(&acks).await.unwrap();
         }
         println!("taken after {spans:?}");
-        assert!(spans.iter().any(|span| *span < SOON), "{spans:?}");
+        assert!(are_soon(&spans), "{spans:?}");
     });
 }
 
@@ -80,6 +84,6 @@ fn an_answer_that_is_told_long_before_it_can_be_read_is_told_soon() {
             assert_eq!(told.unwrap().unwrap().unwrap(), Frame::Final(answer));
         }
         println!("told after {spans:?}");
-        assert!(spans.iter().any(|span| *span < SOON), "{spans:?}");
+        assert!(are_soon(&spans), "{spans:?}");
     });
 }
