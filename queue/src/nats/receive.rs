@@ -260,7 +260,7 @@ impl NatsQueue {
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
         };
-        if token.delivered > 1 && shared.leases.is_finished(token.seq) {
+        if token.delivered > 1 && shared.leases.is_finished(&token) {
             // Its result is stored; only the acknowledgement was lost.
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
