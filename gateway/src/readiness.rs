@@ -43,7 +43,7 @@ pub(crate) async fn keep(models: Models, gate: Gate, metrics: Metrics) {
 }
 
 async fn answers(queue: &Queue) -> bool {
-    match timeout(LOOK, queue.depth()).await {
+    match timeout(LOOK, queue.ping()).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
             debug!(%error, "a broker does not answer");

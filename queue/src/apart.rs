@@ -50,6 +50,10 @@ impl Backlog for Apart {
         self.jobs.info().await
     }
 
+    async fn ping(&self) -> Result<()> {
+        self.jobs.ping().await
+    }
+
     fn link(&self) -> &Link {
         self.jobs.link()
     }

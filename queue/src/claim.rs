@@ -205,6 +205,10 @@ impl Backlog for Claim {
         Ok(Info { max_body: Some(self.largest as u64), ..info })
     }
 
+    async fn ping(&self) -> Result<()> {
+        self.queue.ping().await
+    }
+
     fn link(&self) -> &Link {
         self.queue.link()
     }

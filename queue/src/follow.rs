@@ -42,20 +42,48 @@ impl Hope {
     }
 }
 
-/// Who follows results in this process; clones share them.
+/// Who follows results in this process, and what each is told of its job; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Followers(Arc<Mutex<HashMap<JobId, watch::Sender<()>>>>);
+pub(crate) struct Followers<N = ()>(Arc<Mutex<HashMap<JobId, watch::Sender<N>>>>);
 
-impl Followers {
+impl<N: Default> Followers<N> {
     /// Told from now on of one job, until it is dropped.
-    pub(crate) fn follow(&self, id: &JobId) -> Follower {
+    pub(crate) fn follow(&self, id: &JobId) -> Follower<N> {
         let mut followers = self.lock();
-        let sender = followers.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
+        let sender =
+            followers.entry(id.clone()).or_insert_with(|| watch::Sender::new(N::default()));
         let news = Some(sender.subscribe());
         drop(followers);
-        Follower { followers: self.clone(), id: id.clone(), news }
+        Follower { followers: Self(self.0.clone()), id: id.clone(), news }
     }
 
+    /// Tells those who follow one job.
+    pub(crate) fn note(&self, id: &JobId, news: impl FnOnce(&mut N)) {
+        if let Some(follower) = self.lock().get(id) {
+            follower.send_modify(news);
+        }
+    }
+
+    /// Tells all who follow a job.
+    pub(crate) fn note_all(&self, news: impl Fn(&mut N)) {
+        for follower in self.lock().values() {
+            follower.send_modify(&news);
+        }
+    }
+}
+
+impl<N> Followers<N> {
+    /// Whether nobody follows a job.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<N>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Followers {
     /// Tells those who follow one of these jobs.
     pub(crate) fn tell<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
         let followers = self.lock();
@@ -66,32 +94,21 @@ impl Followers {
 
     /// Tells all who follow a job, when it is not known which has news.
     pub(crate) fn tell_all(&self) {
-        for follower in self.lock().values() {
-            follower.send_replace(());
-        }
-    }
-
-    /// Whether nobody follows a job.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.note_all(|()| {});
     }
 }
 
 /// Waits for news of one job.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    followers: Followers,
+pub(crate) struct Follower<N = ()> {
+    followers: Followers<N>,
     id: JobId,
-    news: Option<watch::Receiver<()>>,
+    news: Option<watch::Receiver<N>>,
 }
 
-impl Follower {
+impl<N> Follower<N> {
     /// Returns when there was news since the last time.
-    async fn news(&mut self) {
+    pub(crate) async fn news(&mut self) {
         if let Some(news) = &mut self.news {
             // The sender stays as long as we are registered.
             news.changed().await.ok();
@@ -99,7 +116,14 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
+impl<N: Copy + Default> Follower<N> {
+    /// What was told by now; it is no news any more.
+    pub(crate) fn told(&mut self) -> N {
+        self.news.as_mut().map(|news| *news.borrow_and_update()).unwrap_or_default()
+    }
+}
+
+impl<N> Drop for Follower<N> {
     fn drop(&mut self) {
         let mut followers = self.followers.lock();
         self.news = None;

@@ -102,6 +102,12 @@ pub trait Backlog: Send + Sync {
     /// What the broker is, how it is set, and what it cannot promise.
     async fn info(&self) -> Result<Info>;
 
+    /// Whether the broker answers for this queue, by the least that can be asked: a look at the depth where
+    /// nothing less tells.
+    async fn ping(&self) -> Result<()> {
+        self.depth().await.map(drop)
+    }
+
     /// The connection of this handle to its broker.
     fn link(&self) -> &Link;
 

@@ -203,6 +203,10 @@ impl Backlog for Trail {
         self.0.queue.info().await
     }
 
+    async fn ping(&self) -> Result<()> {
+        self.0.queue.ping().await
+    }
+
     fn link(&self) -> &Link {
         self.0.queue.link()
     }

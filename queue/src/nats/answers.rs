@@ -2,15 +2,11 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 
 use super::NatsQueue;
-use super::bell::Bell;
 use super::read::Kept;
 use super::settle::token_of;
 use crate::{Error, ErrorKind, Frame, JobId, JobResult, Result, Stored};
@@ -19,12 +15,6 @@ use crate::{Error, ErrorKind, Frame, JobId, JobResult, Result, Stored};
 const PIECES: &str = "ebb-pieces";
 /// How many answers a handle remembers to have given.
 const MEMORY: usize = 65_536;
-/// Who follows looks again after so long at first, and twice as long each time that nothing is heard, up
-/// to the longest: a thousand who wait are no thousand looks a second.
-const FOLLOW_NAP: Duration = Duration::from_secs(1);
-const LONGEST_NAP: Duration = Duration::from_secs(8);
-/// A piece is heard of before it can be read.
-const ECHO: Duration = Duration::from_millis(2);
 /// How often a record is tried that others write as well.
 const TRIES: usize = 100;
 
@@ -55,10 +45,10 @@ impl Answered {
 
 /// What is known of an answer.
 #[derive(Debug, Default)]
-struct Record {
+pub(super) struct Record {
     /// Its number in the stream, 0 where there is none.
     seq: u64,
-    result: Option<JobResult>,
+    pub(super) result: Option<JobResult>,
     encoded: Bytes,
     /// The latest attempt that sent pieces, 0 for none.
     attempt: u32,
@@ -84,7 +74,7 @@ impl Record {
         })
     }
 
-    fn is_final(&self) -> bool {
+    pub(super) fn is_final(&self) -> bool {
         self.result.as_ref().is_some_and(|result| result.outcome.is_final())
     }
 }
@@ -97,14 +87,15 @@ fn pieces(attempt: u32, epoch: u64) -> HeaderMap {
 
 /// How far somebody has followed a result.
 #[derive(Debug)]
-struct Cursor {
-    attempt: u32,
-    epoch: u64,
-    seq: u64,
+pub(super) struct Cursor {
+    pub(super) attempt: u32,
+    pub(super) epoch: u64,
+    /// The next piece to read.
+    pub(super) seq: u64,
 }
 
 impl NatsQueue {
-    fn result_subject(&self, id: &JobId) -> String {
+    pub(super) fn result_subject(&self, id: &JobId) -> String {
         self.shared.names.subject(&format!("results.{}", token_of(id)))
     }
 
@@ -112,7 +103,12 @@ impl NatsQueue {
         self.shared.names.subject(&format!("chunks.{}.{epoch}.{seq}", token_of(id)))
     }
 
-    async fn record(&self, id: &JobId) -> Result<Record> {
+    /// Where the pieces of all attempts lie.
+    pub(super) fn chunk_subjects(&self, id: &JobId) -> String {
+        self.shared.names.subject(&format!("chunks.{}.>", token_of(id)))
+    }
+
+    pub(super) async fn record(&self, id: &JobId) -> Result<Record> {
         let shared = &*self.shared;
         Record::read(shared.api.last(&shared.names.results, &self.result_subject(id)).await?)
     }
@@ -161,25 +157,22 @@ impl NatsQueue {
         Err(contended(&result.id))
     }
 
-    /// Stores that a job was cancelled, unless another result is there by now than this failure; whether it
-    /// did. Nobody's pieces are of use any more.
-    pub(super) async fn put_cancelled(
-        &self,
-        id: &JobId,
-        failure: Option<&JobResult>,
-    ) -> Result<bool> {
+    /// Stores that a job was cancelled, unless another result is there by now than in this record; whether
+    /// it did. Nobody's pieces are of use any more.
+    pub(super) async fn put_cancelled(&self, id: &JobId, before: Record) -> Result<bool> {
         let shared = &*self.shared;
+        let (failure, mut record) = (before.result.clone(), before);
         for _ in 0..TRIES {
-            let record = self.record(id).await?;
-            if record.result.as_ref() != failure {
-                return Ok(false);
-            }
             let result = JobResult::cancelled(id.clone(), record.attempt, self.now());
             let body = result.encode().into();
             let subject = self.result_subject(id);
             if shared.api.swap(&subject, pieces(0, 0), body, record.seq).await?.is_some() {
                 shared.answered.add(id);
                 return Ok(true);
+            }
+            record = self.record(id).await?;
+            if record.result != failure {
+                return Ok(false);
             }
         }
         Err(contended(id))
@@ -241,7 +234,7 @@ impl NatsQueue {
     }
 
     /// What came since the cursor, which moves on.
-    async fn frames(&self, id: &JobId, cursor: &mut Cursor) -> Result<Vec<Frame>> {
+    pub(super) async fn frames(&self, id: &JobId, cursor: &mut Cursor) -> Result<Vec<Frame>> {
         let record = self.record(id).await?;
         let mut frames = Vec::new();
         if record.attempt > 0 {
@@ -269,63 +262,6 @@ impl NatsQueue {
         let shared = &*self.shared;
         let subject = shared.names.subject(&format!("notes.end.{}", token_of(id)));
         Ok(shared.api.last(&shared.names.notes, &subject).await?.is_some())
-    }
-
-    pub(super) async fn follow_result(
-        &self,
-        id: &JobId,
-        from_seq: u64,
-    ) -> Result<BoxStream<'static, Result<Frame>>> {
-        let (queue, id) = (self.clone(), id.clone());
-        let mut cursor = Cursor { attempt: 0, epoch: 0, seq: from_seq };
-        let names = &self.shared.names;
-        let name = token_of(&id);
-        let subjects = [
-            names.subject(&format!("results.{name}")),
-            names.subject(&format!("chunks.{name}.>")),
-            names.subject(&format!("notes.end.{name}")),
-        ];
-        // Before anybody reads on, and for the whole time: of a purge nothing is kept.
-        let mut knell = Bell::arm(&self.shared.api.client, &[self.purged_subject(&id)]).await?;
-        let frames = async_stream::try_stream! {
-            let (mut is_echo, mut is_purged, mut nap) = (false, false, FOLLOW_NAP);
-            let link = &queue.shared.link;
-            loop {
-                let n_losses = link.n_losses();
-                let mut bell = Bell::arm(&queue.shared.api.client, &subjects).await?;
-                let frames = queue.frames(&id, &mut cursor).await?;
-                let found = !frames.is_empty();
-                for frame in frames {
-                    let is_last = matches!(frame, Frame::Final(_));
-                    yield frame;
-                    if is_last {
-                        return;
-                    }
-                }
-                let has_ended = is_purged || (!found && queue.has_ended(&id).await?);
-                if has_ended && !found && queue.answer(&id).await?.is_none() {
-                    return;
-                }
-                let refusal = &queue.shared.api.refusal;
-                let is_in_vain =
-                    |armed| link.n_losses() != n_losses || refusal.since(armed).is_some();
-                let wait = if is_echo { ECHO } else { nap };
-                let rings = tokio::select! {
-                    rings = bell.rings_unless(wait, is_in_vain) => rings,
-                    () = knell.rings() => {
-                        is_purged = true;
-                        true
-                    }
-                };
-                nap = match (rings, is_echo) {
-                    (true, _) => FOLLOW_NAP,
-                    (false, true) => nap,
-                    (false, false) => LONGEST_NAP.min(nap * 2),
-                };
-                is_echo = rings;
-            }
-        };
-        Ok(frames.boxed())
     }
 }
 

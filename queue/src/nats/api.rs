@@ -106,7 +106,7 @@ impl Api {
             request = request.headers(headers);
         }
         self.client.send_request(subject.to_owned(), request).await.map_err(|error| {
-            if let Some(words) = self.refusal.since(begin) {
+            if let Some(words) = self.refusal.of(subject, begin) {
                 let words = format!("the NATS server refused {subject}: {words}");
                 return Error::new(ErrorKind::Denied, words).caused_by(error);
             }
@@ -269,7 +269,7 @@ impl Api {
                 if !messages.is_empty() {
                     break;
                 }
-                if let Some(words) = self.refusal.since(begin) {
+                if let Some(words) = self.refusal.of(&subject, begin) {
                     let words = format!("the NATS server refused {subject}: {words}");
                     return Err(Error::new(ErrorKind::Denied, words));
                 }

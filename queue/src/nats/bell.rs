@@ -60,24 +60,6 @@ impl Bell {
     }
 }
 
-impl Bell {
-    /// The same, but it looks up every now and then whether it is in vain to wait on, given when it was
-    /// armed: what was missed during an outage does not ring again, and what was refused never does.
-    pub(super) async fn rings_unless(
-        &mut self,
-        wait: Duration,
-        is_in_vain: impl Fn(Instant) -> bool,
-    ) -> bool {
-        let end = Instant::now() + wait;
-        while !self.rings_within(HEARTBEAT.min(end - Instant::now())).await {
-            if Instant::now() >= end || is_in_vain(self.armed) {
-                return false;
-            }
-        }
-        true
-    }
-}
-
 /// Tells of arrivals for ever, arming the bell anew by `listen`. What rings again and again is told
 /// ever less often, down to once in `longest`: each ring costs a message of whoever publishes. A bell
 /// that was `refused` since then never rings: then, and while none can be armed, it is told without

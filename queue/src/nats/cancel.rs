@@ -94,16 +94,13 @@ enum Met {
 
 impl NatsQueue {
     pub(super) async fn cancel_job(&self, id: &JobId) -> Result<Cancelled> {
-        let before = self.answer(id).await?;
-        let is_cancelled = is_cancelled(before.as_ref());
-        let has_ended = !is_cancelled
-            && (before.as_ref().is_some_and(|before| before.outcome.is_final())
-                || self.dead_letter(id).await?.is_some()
-                || self.has_ended(id).await?);
-        if has_ended {
+        let before = self.record(id).await?;
+        let is_cancelled = is_cancelled(before.result.as_ref());
+        if before.is_final() && !is_cancelled {
             return Ok(Cancelled::Ended);
         }
-        let found = self.message_of(id).await?;
+        let (letter, has_ended, found) =
+            tokio::try_join!(self.dead_letter(id), self.has_ended(id), self.message_of(id))?;
         if is_cancelled {
             // Whoever cancelled it may have died before its message was gone.
             let Some(found) = found else { return Ok(Cancelled::Ended) };
@@ -113,12 +110,15 @@ impl NatsQueue {
             }
             return Ok(cancelled);
         }
-        if self.is_ending(before.as_ref(), found.as_ref()).await? {
+        if letter.is_some()
+            || has_ended
+            || self.is_ending(before.result.as_ref(), found.as_ref()).await?
+        {
             return Ok(Cancelled::Ended);
         }
         // Before its result: with that alone nobody would look for it.
         let mark = self.mark(id).await?;
-        if !self.put_cancelled(id, before.as_ref()).await? {
+        if !self.put_cancelled(id, before).await? {
             self.shared.api.delete(&self.shared.names.results, mark).await?;
             return Ok(Cancelled::Ended);
         }
@@ -138,6 +138,10 @@ impl NatsQueue {
         found: Option<&(Kept, Entry)>,
     ) -> Result<bool> {
         let Some((kept, entry)) = found else { return Ok(failure.is_some()) };
+        if failure.is_none() && !entry.job.expired(self.now()) {
+            // Wherever it is; who holds what takes a look at the note of each handle.
+            return Ok(false);
+        }
         let state = self.state_at(kept.seq, &entry.job).await?;
         let Some(failure) = failure.filter(|_| state != JobState::Dead) else {
             return Ok(state == JobState::Dead);
@@ -193,7 +197,9 @@ impl NatsQueue {
         if !shared.api.delete(&shared.names.jobs, kept.seq).await? {
             return Ok(Met::Moved);
         }
-        if let Some(result) = self.answer(&entry.job.id).await? {
+        if entry.job.headers.reply_to.is_some()
+            && let Some(result) = self.answer(&entry.job.id).await?
+        {
             self.tell(entry, result, owed::sending_ends(shared.behavior.lease)).await;
         }
         // Who counts the jobs is to count anew.

@@ -1,7 +1,8 @@
 //! How a connection comes about, and what is told of its life.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{
@@ -26,20 +27,59 @@ const PATIENCE_AMONG_SEVERAL: Duration = Duration::from_secs(2);
 /// The longest pause between two tries to connect anew.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The last thing that the server refused, which it tells apart from the request.
+/// How many refusals are remembered.
+const REMEMBERED: usize = 1024;
+
+/// What the server refused lately, which it tells apart from the request.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Refusal(Arc<Mutex<Option<(Instant, String)>>>);
+pub(super) struct Refusal(Arc<Mutex<VecDeque<(Instant, String)>>>);
 
 impl Refusal {
-    fn note(&self, words: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), words));
+    fn noted(&self) -> MutexGuard<'_, VecDeque<(Instant, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was refused since.
-    pub(super) fn since(&self, begin: Instant) -> Option<String> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.as_ref().filter(|(at, _)| *at >= begin).map(|(_, words)| words.clone())
+    fn note(&self, words: String) {
+        let mut noted = self.noted();
+        noted.push_back((Instant::now(), words));
+        if noted.len() > REMEMBERED {
+            noted.pop_front();
+        }
     }
+
+    /// What was refused last since.
+    pub(super) fn since(&self, begin: Instant) -> Option<String> {
+        self.find(begin, |_| true)
+    }
+
+    /// What was refused since of what is asked on this subject.
+    pub(super) fn of(&self, subject: &str, begin: Instant) -> Option<String> {
+        self.find(begin, |words| concerns(words, subject))
+    }
+
+    /// Whether anything was refused since that somebody wanted to listen to.
+    pub(super) fn is_deaf_since(&self, begin: Instant) -> bool {
+        self.find(begin, is_of_listening).is_some()
+    }
+
+    fn find(&self, begin: Instant, is_it: impl Fn(&str) -> bool) -> Option<String> {
+        let noted = self.noted();
+        let mut late = noted.iter().rev().take_while(|(at, _)| *at >= begin);
+        late.find(|(_, words)| is_it(words)).map(|(_, words)| words.clone())
+    }
+}
+
+/// Whether a refusal may be why nobody answers what is asked on a subject. Those of another request, or of
+/// what somebody else wants to hear, are not; those that name neither may be.
+fn concerns(words: &str, subject: &str) -> bool {
+    let is_of_another =
+        words.contains("for Publish to") && !words.contains(&format!("\"{subject}\""));
+    !is_of_another && !is_of_listening(words)
+}
+
+/// Whether it is refused to listen, to other things than answers to requests.
+fn is_of_listening(words: &str) -> bool {
+    words.contains("for Subscription to") && !words.contains("_INBOX.")
 }
 
 /// Connects to one of the hosts, trying again until the time is over.
@@ -272,6 +312,28 @@ fn credentials(text: &str) -> Option<Identity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_the_answer_to_what_it_names_and_to_nothing_else() {
+        let refusal = Refusal::default();
+        let begin = Instant::now();
+        refusal.note("nats: Permissions Violation for Publish to \"a.b\"".to_owned());
+        refusal.note("nats: Permissions Violation for Subscription to \"a.c\"".to_owned());
+        assert!(refusal.of("a.b", begin).is_some() && refusal.of("a", begin).is_none());
+        assert!(refusal.of("a.c", begin).is_none() && refusal.is_deaf_since(begin));
+        assert!(refusal.since(begin).is_some_and(|words| words.contains("a.c")));
+        tokio::time::advance(PATIENCE).await;
+        let late = Instant::now();
+        assert!(refusal.of("a.b", late).is_none() && !refusal.is_deaf_since(late));
+        // Without its inbox nobody hears an answer.
+        refusal.note("nats: Permissions Violation for Subscription to \"_INBOX.x.*\"".to_owned());
+        assert!(refusal.of("a.b", late).is_some() && !refusal.is_deaf_since(late));
+        for _ in 0..2 * REMEMBERED {
+            refusal.note("nats: Maximum Subscriptions Exceeded".to_owned());
+        }
+        assert!(refusal.of("a.b", late).is_some_and(|words| words.contains("Maximum")));
+        assert_eq!(refusal.noted().len(), REMEMBERED);
+    }
 
     #[test]
     fn our_own_end_is_no_loss() {

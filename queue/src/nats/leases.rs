@@ -33,8 +33,9 @@ struct Mine {
     settled: HashMap<Arc<str>, Done>,
     /// The settlements in their order, the oldest first.
     order: VecDeque<Arc<str>>,
-    /// Jobs whose acknowledgement may have been lost on its way.
-    finished: HashSet<u64>,
+    /// Jobs whose acknowledgement may have been lost on its way, by number and age: a queue that was lost and
+    /// made anew begins to count again.
+    finished: HashSet<(u64, Timestamp)>,
 }
 
 /// One job on loan to this handle.
@@ -72,7 +73,7 @@ pub(super) struct Token {
     pub(super) seq: u64,
     /// Counts the deliveries of this message, from 1.
     pub(super) delivered: u32,
-    /// When the message was stored, or handed out: in nanoseconds of the server's time.
+    /// When the message was stored, in nanoseconds of the server's time.
     pub(super) stored_at: Timestamp,
 }
 
@@ -124,6 +125,11 @@ impl Token {
             seq: rest[3].parse().ok()?,
             stored_at: Timestamp::from_nanosecond(nanos).ok()?,
         })
+    }
+
+    /// What tells its message from all others.
+    fn message(&self) -> (u64, Timestamp) {
+        (self.seq, self.stored_at)
     }
 }
 
@@ -189,7 +195,7 @@ impl Leases {
         if !matches!(done, Done::Left) {
             mine.held.remove(&token.seq);
         }
-        mine.finished.remove(&token.seq);
+        mine.finished.remove(&token.message());
         if mine.settled.insert(token.reply.clone(), done).is_none() {
             mine.order.push_back(token.reply.clone());
         }
@@ -204,12 +210,12 @@ impl Leases {
     pub(super) fn finish(&self, token: &Token) {
         let mut mine = self.mine();
         if mine.finished.len() < MEMORY {
-            mine.finished.insert(token.seq);
+            mine.finished.insert(token.message());
         }
     }
 
-    pub(super) fn is_finished(&self, seq: u64) -> bool {
-        self.mine().finished.contains(&seq)
+    pub(super) fn is_finished(&self, token: &Token) -> bool {
+        self.mine().finished.contains(&token.message())
     }
 
     /// The note of what this handle holds now.
@@ -317,5 +323,19 @@ mod tests {
         for reply in ["", "7", "$JS.ACK.S.normal.2", "$JS.ACK.S.n.x.17.40.1.3"] {
             assert!(Token::read(reply).is_none(), "{reply}");
         }
+    }
+
+    #[test]
+    fn a_job_is_finished_in_all_its_deliveries_and_no_other_of_its_number_is() {
+        let leases = Leases::new(&Names::new("jobs"), "w".to_owned());
+        let token = |delivered: u32, nanos: i64| {
+            Token::read(&format!("$JS.ACK.S.normal.{delivered}.17.40.{nanos}.3")).unwrap()
+        };
+        leases.finish(&token(1, 1_795_255_642_697_185_435));
+        assert!(leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
+        // The stream was lost and made anew.
+        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_436)));
+        leases.settle(&token(1, 1_795_255_642_697_185_435), Done::Back(1));
+        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
     }
 }

@@ -17,6 +17,7 @@ mod entry;
 mod later;
 mod leases;
 mod names;
+mod news;
 mod plain;
 mod publish;
 mod read;
@@ -37,6 +38,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::aside::Aside;
@@ -54,7 +56,9 @@ pub(crate) use consumer::Consumer;
 use later::Later;
 use leases::Leases;
 use names::Names;
+use news::Answers;
 use sight::Sight;
+use speak::version;
 use topology::Wanted;
 
 /// So long until a queue that could not be opened is tried again.
@@ -157,6 +161,7 @@ struct Shared {
     leases: Leases,
     later: Later,
     answered: Answered,
+    answers: OnceCell<Answers>,
     sight: Sight,
     awake: Awake,
     marks: Marks,
@@ -210,6 +215,7 @@ impl NatsQueue {
             created,
             later: Later::default(),
             answered: Answered::default(),
+            answers: OnceCell::new(),
             sight: Sight::default(),
             awake: Awake::default(),
             marks: Marks::default(),
@@ -269,13 +275,6 @@ impl NatsQueue {
     }
 }
 
-/// The three numbers of a version.
-fn version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.split(['.', '-', '+']).map(str::parse);
-    let mut next = || numbers.next()?.ok();
-    Some((next()?, next()?, next()?))
-}
-
 #[async_trait]
 impl Backlog for NatsQueue {
     async fn depth(&self) -> Result<Depth> {
@@ -292,6 +291,11 @@ impl Backlog for NatsQueue {
 
     async fn info(&self) -> Result<Info> {
         self.describe().await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        // Whoever answers leads the jobs, and a majority of its servers follows.
+        self.glance().await.map(drop)
     }
 
     fn link(&self) -> &Link {

@@ -182,6 +182,22 @@ pub(super) fn token(text: &str) -> String {
     token
 }
 
+/// The text that a token was made of.
+pub(super) fn text_of(token: &str) -> Option<String> {
+    let mut text = Vec::with_capacity(token.len());
+    let mut bytes = token.bytes();
+    while let Some(byte) = bytes.next() {
+        text.push(match byte {
+            b'=' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(text).ok()
+}
+
 /// Whether a reply may go there: to any subject, but see [`check_address`].
 pub(super) fn check_reply_to(to: &str) -> Result<()> {
     let tokens: Vec<_> = to.split('.').collect();
@@ -211,6 +227,12 @@ mod tests {
         fn different_names_are_different_tokens(a in "[!-~]{1,20}", b in "[!-~]{1,20}") {
             prop_assert_eq!(a == b, token(&a) == token(&b));
             prop_assert!(!token(&a).contains(['.', '*', '>', ' ', '/', '\\']));
+        }
+
+        #[test]
+        fn a_text_is_read_back_from_its_token(text in "\\PC{0,20}", other in "[=0-9A-Fa-z+]{0,9}") {
+            prop_assert_eq!(text_of(&token(&text)), Some(text));
+            drop(text_of(&other));
         }
 
         #[test]

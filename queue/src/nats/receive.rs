@@ -24,6 +24,9 @@ const LONGEST_NAP: Duration = Duration::from_secs(1);
 /// The bell is heard before the job can be seen; so long until the next look.
 const ECHOES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16)];
+/// The same after those, unless somebody else has it: a server that waits for its disk, or for the others of
+/// its cluster, tells of a job long before.
+const LATE_ECHO: Duration = Duration::from_millis(100);
 
 /// A lane that hides what was put there is looked at again after so long.
 const BLINK: Duration = Duration::from_millis(1);
@@ -115,6 +118,7 @@ impl NatsQueue {
         let begin = Instant::now();
         let left = || wait.saturating_sub(begin.elapsed());
         let mut found = self.look_while(max, left).await?;
+        let mut longest = LONGEST_NAP;
         while found.is_empty() {
             if left().is_zero() {
                 break;
@@ -125,9 +129,11 @@ impl NatsQueue {
                 break;
             }
             let due = self.shared.later.until_due(self.now()).unwrap_or(LONGEST_NAP);
-            if !bell.rings_within(left().min(due).min(LONGEST_NAP)).await {
+            if !bell.rings_within(left().min(due).min(longest)).await {
+                longest = LONGEST_NAP;
                 continue;
             }
+            longest = LATE_ECHO;
             self.shared.later.disturb();
             for echo in ECHOES {
                 tokio::time::sleep(echo).await;
@@ -254,7 +260,7 @@ impl NatsQueue {
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
         };
-        if token.delivered > 1 && shared.leases.is_finished(token.seq) {
+        if token.delivered > 1 && shared.leases.is_finished(&token) {
             // Its result is stored; only the acknowledgement was lost.
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);

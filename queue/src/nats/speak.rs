@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use super::api::in_order;
 use super::bell::{self, Bell, HUSH};
 use super::names::{check_reply_to, token};
-use super::{LIMITS, NatsQueue, version};
+use super::{LIMITS, NatsQueue};
 use crate::{Error, ErrorKind, Info, JobResult, Result, Warning, WorkerStatus, header};
 
 impl NatsQueue {
@@ -130,4 +130,11 @@ impl NatsQueue {
             limits: LIMITS,
         })
     }
+}
+
+/// The three numbers of a version.
+pub(super) fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = text.split(['.', '-', '+']).map(str::parse);
+    let mut next = || numbers.next()?.ok();
+    Some((next()?, next()?, next()?))
 }

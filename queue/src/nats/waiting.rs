@@ -320,9 +320,11 @@ impl NatsQueue {
     /// Where a job is that lies here as the message of this number.
     pub(super) async fn state_at(&self, seq: u64, job: &Job) -> Result<JobState> {
         let shared = &*self.shared;
-        let info = shared.api.stream(&shared.names.jobs).await?;
+        let (info, claims) = tokio::try_join!(
+            shared.api.stream(&shared.names.jobs),
+            Claims::load(&shared.api, &shared.names)
+        )?;
         let server_now = info.and_then(|info| info.ts).unwrap_or_else(|| self.now());
-        let claims = Claims::load(&shared.api, &shared.names).await?;
         let now = self.now();
         Ok(match claims.get(seq) {
             Some(claim) if claim.until > server_now => JobState::Running,

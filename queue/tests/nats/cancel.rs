@@ -89,6 +89,34 @@ fn who_may_only_cancel_cancels() {
 }
 
 #[test]
+fn a_job_that_waits_is_cancelled_by_few_requests_however_many_hold_others() {
+    on_each(async |server| {
+        const N_HANDLES: usize = 8;
+        let way = Way::to(server.port()).await;
+        let canceller = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let mut handles = Vec::new();
+        for n in 0..N_HANDLES {
+            let handle = try_open(&server.url()).await.unwrap();
+            handle.publish(vec![job(&format!("held-{n}"))]).await.unwrap();
+            take(&handle, 1).await;
+            handles.push(handle);
+        }
+        handles[0].publish(vec![job("a")]).await.unwrap();
+        way.count();
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Waiting);
+        let counted = way.counted();
+        println!("to cancel a job that waits: {counted:?}");
+        assert!(counted.n_requests <= 13, "{counted:?}");
+        way.count();
+        assert_eq!(canceller.cancel(&id("held-0")).await.unwrap(), Cancelled::Running);
+        println!("to cancel one that runs: {:?}", way.counted());
+        way.count();
+        assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Ended);
+        println!("to cancel one that was: {:?}", way.counted());
+    });
+}
+
+#[test]
 fn a_job_whose_canceller_came_halfway_never_runs_and_can_be_cancelled_to_its_end() {
     with_users(["all:a", "half:h"], async |[all, half]| {
         all.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();

@@ -5,11 +5,13 @@
 mod cancel;
 mod cluster;
 mod expired;
+mod following;
 mod foreign;
 mod hosts;
 mod keys;
 mod kinds;
 mod large;
+mod late;
 #[path = "../support/letters.rs"]
 mod letters;
 mod marks;

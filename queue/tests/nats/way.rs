@@ -16,9 +16,19 @@ struct Done {
     held: Option<(&'static str, Duration)>,
     /// In place of the first the second are passed on, which are as long.
     changed: Option<(&'static str, &'static str)>,
+    /// Kept since somebody wants to count them.
+    said: Option<Vec<u8>>,
 }
 
 type Shared = Arc<Mutex<Done>>;
+
+/// What clients said to a server.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counted {
+    pub n_subs: usize,
+    pub n_unsubs: usize,
+    pub n_requests: usize,
+}
 
 pub struct Way {
     pub port: u16,
@@ -41,7 +51,10 @@ impl Way {
                 }
                 let (mut watched, done) = (watched.clone(), done.clone());
                 tokio::spawn(async move {
-                    let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                    // At the end of a test it may be gone.
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
+                        return;
+                    };
                     let ((from, mut back), (mut answers, to)) =
                         (client.into_split(), server.into_split());
                     tokio::select! {
@@ -75,6 +88,35 @@ impl Way {
         self.done.lock().unwrap().changed = Some((words, others));
     }
 
+    /// Counts from now on what clients say.
+    pub fn count(&self) {
+        self.done.lock().unwrap().said = Some(Vec::new());
+    }
+
+    /// How many lines that begin with these words clients said, since they are counted.
+    pub fn n_said(&self, words: &str) -> usize {
+        let done = self.done.lock().unwrap();
+        let said = String::from_utf8_lossy(done.said.as_deref().unwrap_or_default());
+        said.split("\r\n").filter(|line| line.starts_with(words)).count()
+    }
+
+    /// How often clients subscribed and how often they sent a request, since they are counted.
+    pub fn counted(&self) -> Counted {
+        let done = self.done.lock().unwrap();
+        let said = String::from_utf8_lossy(done.said.as_deref().unwrap_or_default());
+        let mut counted = Counted::default();
+        for line in said.split("\r\n") {
+            let is_request = line.contains(" _INBOX.");
+            match line.split(' ').next() {
+                Some("SUB") => counted.n_subs += 1,
+                Some("UNSUB") => counted.n_unsubs += 1,
+                Some("PUB" | "HPUB") if is_request => counted.n_requests += 1,
+                _ => {}
+            }
+        }
+        counted
+    }
+
     /// Whether nobody said them yet.
     pub fn holds(&self) -> bool {
         self.done.lock().unwrap().held.is_some()
@@ -96,6 +138,9 @@ async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, done: Shared) {
             while let Some(at) = place(said, words) {
                 said[at..at + words.len()].copy_from_slice(others.as_bytes());
             }
+        }
+        if let Some(all) = &mut done.lock().unwrap().said {
+            all.extend_from_slice(said);
         }
         if to.write_all(said).await.is_err() {
             return;

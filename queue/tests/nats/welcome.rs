@@ -1,12 +1,15 @@
 //! Who is let in, and what those are told who are not.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use ebb_queue::{Backlog, ErrorKind, Phase, WorkerStatus};
 use ebb_servers::{Nats, NatsOptions};
 use futures::StreamExt;
 
+use crate::way::Way;
 use crate::{block_on, job, refusal, try_open, try_open_within};
 
 async fn start(options: NatsOptions) -> (Nats, String) {
@@ -103,5 +106,38 @@ fn a_scaler_that_may_only_look_sees_all_and_can_touch_nothing() {
         assert!(error.to_string().to_lowercase().contains("permissions"), "{error}");
         assert!(scaler.purge(None).await.is_ok_and(|n| n == 0));
         assert_eq!(backlog.depth().await.unwrap().ready, 1);
+    });
+}
+
+/// One who may do all but take jobs.
+const NO_WORKER: &str = r#"
+authorization {
+  users: [
+    { user: ann, password: a, permissions: {
+        publish: { deny: ["$JS.API.CONSUMER.MSG.NEXT.>"] }
+    } }
+  ]
+}
+"#;
+
+#[test]
+fn a_server_that_does_not_answer_is_not_taken_for_one_that_refuses() {
+    block_on(async {
+        let extra_config = NO_WORKER.to_owned();
+        let (server, bare) = start(NatsOptions { extra_config, ..NatsOptions::default() }).await;
+        let options = ConnectOptions::with_user_and_password("ann".to_owned(), "a".to_owned());
+        let client = options.connect(&bare).await.unwrap();
+        let _nobody = client.subscribe("$JS.API.DIRECT.GET.EBB_SILENCE_jobs").await.unwrap();
+        let way = Way::to(server.port()).await;
+        let queue = try_open(&format!("nats://ann:a@127.0.0.1:{}", way.port)).await.unwrap();
+        way.change("EBB_RESULTS_jobs", "EBB_SILENCE_jobs");
+        let id = "a".parse().unwrap();
+        let silent = queue.get(&id);
+        let refused = queue.receive(NonZeroUsize::MIN, Duration::ZERO);
+        let (silent, refused) = tokio::join!(silent, refused);
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+        let silent = silent.unwrap_err();
+        assert_eq!(silent.kind(), ErrorKind::Unavailable, "{silent}");
     });
 }

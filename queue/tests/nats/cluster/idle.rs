@@ -118,3 +118,16 @@ fn who_leads_a_consumer_of_others_is_kept_known_to_be_awake_as_long_as_somebody_
         listening.abort();
     });
 }
+
+#[test]
+fn whether_the_broker_answers_is_one_request_however_long_nobody_asked() {
+    on_cluster(async |cluster| {
+        let queue = replicated_at(cluster, 0, "rested").await;
+        let (_client, mut ear) = ear(cluster).await;
+        sleep(COLD).await;
+        asked(&mut ear, "rested").await;
+        queue.ping().await.unwrap();
+        let asked = asked(&mut ear, "rested").await;
+        assert_eq!(asked, Asked { n_surveys: 0, n_requests: 1 });
+    });
+}

@@ -1,0 +1,89 @@
+//! What a server tells long before it can be read, since it waits for its disk or for others.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ebb_queue::{Delivery, Frame, JobResult, Outcome, Timestamp};
+use futures::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::way::Way;
+use crate::{LONG, job, on_each, receive, try_open, until};
+
+/// So long a server tells of something before it has it.
+const LATE: Duration = Duration::from_millis(60);
+/// Whoever looks each second finds it later.
+const SOON: Duration = Duration::from_millis(500);
+/// Others take the processor now and then: most of them count.
+const ROUNDS: usize = 5;
+
+/// What is told in place of what is stored, where a way passes on the second for the first.
+const TOLD: (&str, &str) = ("SUB ebb.jobs.jobs", "SUB ebb.jobs.jobz");
+const ANSWERED: (&str, &str) = ("SUB ebb.jobs.results", "SUB ebb.jobs.resultz");
+
+fn are_soon(spans: &[Duration]) -> bool {
+    2 * spans.iter().filter(|span| **span < SOON).count() > spans.len()
+}
+
+#[test]
+fn a_job_that_is_told_long_before_it_can_be_seen_is_taken_soon() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let worker = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let producer = try_open(&server.url()).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        way.change(TOLD.0, TOLD.1);
+        let mut spans = Vec::new();
+        for nth in 0..ROUNDS {
+            way.count();
+            let store = async {
+                until("it listens", async || way.n_said(TOLD.1) > 0).await;
+                client.publish("ebb.jobs.jobz", Bytes::new()).await.unwrap();
+                client.flush().await.unwrap();
+                sleep(LATE).await;
+                producer.publish(vec![job(&nth.to_string())]).await.unwrap();
+                Instant::now()
+            };
+            let (taken, stored) = tokio::join!(receive(&worker, 1), store);
+            spans.push(stored.elapsed());
+            let acks: Vec<_> = taken.unwrap().into_iter().map(Delivery::ack).collect();
+            worker.settle(&acks).await.unwrap();
+        }
+        println!("taken after {spans:?}");
+        assert!(are_soon(&spans), "{spans:?}");
+    });
+}
+
+#[test]
+fn an_answer_that_is_told_long_before_it_can_be_read_is_told_soon() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let there = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let here = try_open(&server.url()).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        way.change(ANSWERED.0, ANSWERED.1);
+        let mut spans = Vec::new();
+        for nth in 0..ROUNDS {
+            let id = nth.to_string().parse().unwrap();
+            way.count();
+            let mut frames = there.follow(&id, 0).await.unwrap();
+            let outcome =
+                Outcome::Completed { content_type: "text/plain".to_owned(), body: "42".into() };
+            let finished_at = Timestamp::from_second(1_900_000_000).unwrap();
+            let answer = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+            let store = async {
+                until("it has looked", async || way.counted().n_requests >= 2).await;
+                client.publish(format!("ebb.jobs.resultz.{nth}"), Bytes::new()).await.unwrap();
+                client.flush().await.unwrap();
+                sleep(LATE).await;
+                here.put(&answer).await.unwrap();
+                Instant::now()
+            };
+            let (told, stored) = tokio::join!(timeout(LONG, frames.next()), store);
+            spans.push(stored.elapsed());
+            assert_eq!(told.unwrap().unwrap().unwrap(), Frame::Final(answer));
+        }
+        println!("told after {spans:?}");
+        assert!(are_soon(&spans), "{spans:?}");
+    });
+}
