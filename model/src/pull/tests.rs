@@ -452,6 +452,110 @@ fn two_pulls_at_once_both_find_the_whole_model() {
             while !other.is_finished() && hub.asked_for(&weights).len() < 2 {
                 std::thread::yield_now();
             }
+/// A snapshot as it is left by who reads only a transformer: these files, and no note of others.
+fn snapshot_of(places: &Places, files: &Files, names: &[&str]) -> PathBuf {
+    let folder = places.hub_cache.join("models--org--tiny");
+    let dir = folder.join("snapshots").join(COMMIT);
+    for made in [&dir, &folder.join("refs")] {
+        fs::create_dir_all(made).unwrap();
+    }
+    fs::write(folder.join("refs/main"), COMMIT).unwrap();
+    for (name, content) in files.iter().filter(|(name, _)| names.contains(name)) {
+        fs::write(dir.join(name), content).unwrap();
+    }
+    dir
+}
+
+const OF_TRANSFORMER: [&str; 3] = ["config.json", "tokenizer.json", WEIGHTS];
+
+#[test]
+fn an_encoder_without_modules_is_whole_only_where_the_hub_is_known_to_have_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let found = snapshot_of(&places, &files(), &OF_TRANSFORMER);
+    assert_eq!((places.cached("org/tiny"), unsettled(&found)), (None, Some("modules.json")));
+    let offline = Places { offline: true, ..places.clone() };
+    for error in [places.here("org/tiny").unwrap_err(), pull_tiny(&offline).unwrap_err()] {
+        assert!(matches!(error, PullError::Partial { .. }), "{error}");
+        let (error, dir) = (error.to_string(), found.display().to_string());
+        assert!(error.contains("org/tiny: the cache has it without modules.json"), "{error}");
+        assert!(error.contains("unset HF_HUB_OFFLINE") && error.contains(&dir), "{error}");
+    }
+    assert_eq!(pull_tiny(&places).unwrap(), found);
+    assert_eq!(ModelInfo::read(&found).unwrap().normalize, Some(true));
+    assert_eq!(pull_tiny(&offline).unwrap(), found);
+    // One that has none on the hub runs, once the hub was asked, here or by Python's tools.
+    let plain: Files =
+        files().into_iter().filter(|(name, _)| OF_TRANSFORMER.contains(name)).collect();
+    for asks in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, plain.clone());
+        let places = self::places(dir.path(), &hub.endpoint);
+        let found = snapshot_of(&places, &plain, &OF_TRANSFORMER);
+        if asks {
+            assert_eq!(pull_tiny(&places).unwrap(), found);
+            assert!(hub.asked_for(WEIGHTS).is_empty());
+        } else {
+            let absent = places.hub_cache.join("models--org--tiny/.no_exist").join(COMMIT);
+            fs::create_dir_all(&absent).unwrap();
+            fs::write(absent.join("modules.json"), "").unwrap();
+        }
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+        assert_eq!(unsettled(&found), None);
+    }
+}
+
+#[test]
+fn a_reranker_is_whole_where_it_is_known_what_becomes_of_its_number() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-rerank-bert");
+    let name = "config_sentence_transformers.json";
+    let names = [OF_TRANSFORMER.as_slice(), &[name]].concat();
+    let all: Files = names.iter().map(|name| (*name, fs::read(data.join(name)).unwrap())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, all.clone());
+    let places = places(dir.path(), &hub.endpoint);
+    let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
+    let error = places.here("org/tiny").unwrap_err().to_string();
+    assert!(error.contains("the cache has it without config_sentence_tr"), "{error}");
+    assert_eq!(pull_tiny(&places).unwrap(), found);
+    assert!(found.join(name).exists());
+    // A classifier of texts has nothing to ask for.
+    let dir = tempfile::tempdir().unwrap();
+    let places = self::places(dir.path(), &hub.endpoint);
+    let data = data.with_file_name("tiny-classes-bert");
+    let all = names[..3].iter().map(|name| (*name, fs::read(data.join(name)).unwrap())).collect();
+    let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
+    assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
+fn a_file_whose_content_is_gone_is_not_one_that_was_never_there() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    for (model, name) in [
+        ("tiny-bert", "modules.json"),
+        ("tiny-bert", "config_sentence_transformers.json"),
+        ("tiny-bert", "tokenizer_config.json"),
+        ("tiny-llama", "generation_config.json"),
+        ("tiny-llama", "chat_template.jinja"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(from.join(model)).unwrap().flatten() {
+            let (from, to) = (entry.path(), dir.path().join(entry.file_name()));
+            if from.is_dir() {
+                fs::create_dir(&to).unwrap();
+                fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+            } else if entry.file_name() != name {
+                fs::copy(from, to).unwrap();
+            }
+        }
+        // As a snapshot has it whose blob was removed.
+        std::os::unix::fs::symlink("../../blobs/0123", dir.path().join(name)).unwrap();
+        let error = ModelInfo::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}: No such file")), "{error}");
+    }
+}
+
         });
         [first, second.unwrap().join().unwrap()]
     });
