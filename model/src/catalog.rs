@@ -153,7 +153,7 @@ pub struct FileInfo {
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 10] = [
+pub(crate) const FILES: [&str; 16] = [
     "chat_template.jinja",
     "chat_template.json",
     "config.json",
@@ -163,7 +163,13 @@ pub(crate) const FILES: [&str; 10] = [
     "sentence_bert_config.json",
     "special_tokens_map.json",
     TOKENIZER,
+    "sentence_albert_config.json",
     "tokenizer_config.json",
+    "sentence_camembert_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
 ];
 
 impl ModelInfo {

@@ -44,6 +44,9 @@ mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
 #[cfg(feature = "cpu")]
+mod tokenizer_config;
+mod transformer;
+#[cfg(feature = "cpu")]
 mod warmer;
 #[cfg(feature = "cpu")]
 mod weights;
