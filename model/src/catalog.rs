@@ -125,6 +125,9 @@ pub struct GenerationInfo {
     pub chat_template: bool,
     /// How tokens are chosen where a job does not say.
     pub sampling: Defaults,
+    /// Fields of `generation_config.json` that would change its answers, and do nothing here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unheeded: Vec<String>,
     /// Tokens that end an answer.
     pub end_tokens: Vec<EndToken>,
 }
@@ -160,16 +163,16 @@ pub(crate) const FILES: [&str; 16] = [
     "config_sentence_transformers.json",
     "generation_config.json",
     "modules.json",
-    "sentence_bert_config.json",
-    "special_tokens_map.json",
-    TOKENIZER,
     "sentence_albert_config.json",
-    "tokenizer_config.json",
+    "sentence_bert_config.json",
     "sentence_camembert_config.json",
     "sentence_distilbert_config.json",
     "sentence_roberta_config.json",
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
+    "special_tokens_map.json",
+    TOKENIZER,
+    "tokenizer_config.json",
 ];
 
 impl ModelInfo {
@@ -227,6 +230,7 @@ impl ModelInfo {
                 vocabulary: settings.vocabulary(),
                 chat_template: settings.has_template(),
                 sampling: settings.defaults,
+                unheeded: settings.unheeded.clone(),
                 end_tokens: settings.ends().iter().map(end).collect(),
             }),
             files,
