@@ -40,8 +40,8 @@ impl Known {
 
     /// Holds all files of a directory against what is pinned of them.
     pub(super) fn check_all(&self, dir: &Path) -> Result<(), PullError> {
-        let names = [SINGLE].into_iter().chain(self.files.iter().map(|(name, _)| *name));
-        names.map(|name| self.check(name, &dir.join(name))).collect()
+        let mut names = [SINGLE].into_iter().chain(self.files.iter().map(|(name, _)| *name));
+        names.try_for_each(|name| self.check(name, &dir.join(name)))
     }
 }
 
