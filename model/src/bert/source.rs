@@ -28,7 +28,12 @@ impl Source {
         let settings = Settings::read(dir)?;
         if let Some(file) = pull::unsettled(dir) {
             let dir = dir.display();
-            tracing::warn!(%dir, file, "the hub's cache has the model without a file that it may have; its answers may be others: ebb model pull fetches it");
+            tracing::warn!(
+                %dir,
+                file,
+                "the hub's cache has the model without a file that it may have; its answers may be \
+                 others, ebb model pull fetches it"
+            );
         }
         let weights = Checkpoint::open(dir)?;
         settings.check_labels(&weights)?;
