@@ -269,7 +269,7 @@ fn beside_a_head_there_is_no_other_module_and_no_prompt_of_its_own() {
             match is_good {
                 true => assert_eq!(load(dir.path()).unwrap(), kind),
                 false => {
-                    says(dir.path(), "default_prompt_name is a; prompts are known of encoders")
+                    says(dir.path(), "default_prompt_name is a; prompts are known of encoders");
                 }
             }
         }
