@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use ebb_gateway::GatewayArgs;
-use ebb_model::pull::cached;
+use ebb_model::pull;
 use ebb_telemetry::{LogArgs, LogFormat, Stop, in_words};
 
 use ebb_worker::WorkerArgs;
@@ -187,7 +187,9 @@ async fn worker(command: WorkerCommand, output: Output) -> Result<Exit> {
     // A worker wants a directory; a model that was pulled has one.
     let models = worker.serve.iter_mut().map(|entry| &mut entry.model);
     for model in models.chain(&mut worker.model) {
-        if let Some(dir) = (!Path::new(model).exists()).then(|| cached(model)).flatten() {
+        if !Path::new(model).exists()
+            && let Some(dir) = pull::here(model)?
+        {
             *model = dir.display().to_string();
         }
     }

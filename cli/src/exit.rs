@@ -57,7 +57,9 @@ impl Exit {
                 return match error {
                     PullError::Source(_) => Self::Usage,
                     PullError::NotFound(_) | PullError::Lacks { .. } => Self::Missing,
-                    PullError::Unreachable { .. } | PullError::Offline(_) => Self::Unavailable,
+                    PullError::Unreachable { .. }
+                    | PullError::Offline(_)
+                    | PullError::Partial { .. } => Self::Unavailable,
                     _ => Self::Failed,
                 };
             }

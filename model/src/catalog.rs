@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
 use crate::causal::{self, Defaults};
 use crate::checkpoint::{self, Checkpoint};
-use crate::json::Fields;
+use crate::json::{Fields, is_there};
 use crate::safetensors::Entry;
 use crate::{LoadError, sentinel};
 
@@ -130,6 +130,9 @@ pub struct GenerationInfo {
     pub chat_template: bool,
     /// How tokens are chosen where a job does not say.
     pub sampling: Defaults,
+    /// Fields of `generation_config.json` that would change its answers, and do nothing here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unheeded: Vec<String>,
     /// Tokens that end an answer.
     pub end_tokens: Vec<EndToken>,
 }
@@ -158,14 +161,20 @@ pub struct FileInfo {
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 10] = [
+pub(crate) const FILES: [&str; 16] = [
     "chat_template.jinja",
     "chat_template.json",
     "config.json",
     "config_sentence_transformers.json",
     "generation_config.json",
     "modules.json",
+    "sentence_albert_config.json",
     "sentence_bert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
     "special_tokens_map.json",
     TOKENIZER,
     "tokenizer_config.json",
@@ -226,6 +235,7 @@ impl ModelInfo {
                 vocabulary: settings.vocabulary(),
                 chat_template: settings.has_template(),
                 sampling: settings.defaults,
+                unheeded: settings.unheeded.clone(),
                 end_tokens: settings.ends().iter().map(end).collect(),
             }),
             files,
@@ -270,15 +280,20 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 fn files_of(dir: &Path, pooling: Option<&str>) -> Result<Vec<FileInfo>, LoadError> {
     // A pooling may lie in the model's own folder, and its file is one of the others then.
     let pooling = pooling.filter(|name| !FILES.contains(name));
-    let beside = FILES.into_iter().filter(|name| dir.join(name).exists());
-    let beside = beside.chain(pooling).map(str::to_owned);
-    let names = beside.chain(checkpoint::files(dir)?);
+    let mut names = Vec::new();
+    for name in FILES {
+        if is_there(&dir.join(name))? {
+            names.push(name.to_owned());
+        }
+    }
+    names.extend(pooling.map(str::to_owned));
+    names.extend(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);
         let (bytes, sha256) = hash(&path).map_err(|error| LoadError::io(&path, error))?;
         Ok(FileInfo { name, bytes, sha256 })
     };
-    names.map(file).collect()
+    names.into_iter().map(file).collect()
 }
 
 /// The size and the SHA-256 of a file.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::LoadError;
+use crate::json::is_there;
 use crate::safetensors::{Entry, Weights};
 
 /// The file of weights that are in one piece; where it is, an index does not count.
@@ -85,7 +86,7 @@ impl Index {
     /// The index of a directory that has one, and no single file.
     fn of(dir: &Path) -> Result<Option<Self>, LoadError> {
         let path = dir.join(INDEX);
-        if dir.join(SINGLE).exists() || !path.exists() {
+        if is_there(&dir.join(SINGLE))? || !is_there(&path)? {
             return Ok(None);
         }
         let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;

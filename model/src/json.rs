@@ -1,5 +1,6 @@
 //! Small JSON files: read whole, or field by field where an error is to name the field.
 
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,16 @@ const SHOWN: usize = 60;
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
     let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, error))?;
     serde_json::from_str(&text).map_err(|error| LoadError::malformed(path, error))
+}
+
+/// Whether a file is there. A link to nothing is: whoever reads it says what is wrong, for a model may
+/// run without the file and be another.
+pub(crate) fn is_there(path: &Path) -> Result<bool, LoadError> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(LoadError::io(path, error)),
+    }
 }
 
 /// An object whose fields are taken one by one: of a wrong one serde tells the line, this the name.
@@ -35,10 +46,15 @@ impl Fields {
 
     /// The same, without fields where there is no such file.
     pub(crate) fn read_if_there(path: &Path) -> Result<Self, LoadError> {
-        if path.exists() {
+        if is_there(path)? {
             return Self::read(path);
         }
         Ok(Self { path: path.to_owned(), map: Map::new() })
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 
     /// Whether a field stands there, be it `null`: without it the class of a model has a value of its own.
@@ -68,8 +84,12 @@ impl Fields {
     }
 
     pub(crate) fn flag(&self, name: &str) -> Result<bool, LoadError> {
-        let flag = self.take(&[name], "it must be true or false", Value::as_bool)?;
-        Ok(flag.unwrap_or_default())
+        Ok(self.choice(name)?.unwrap_or_default())
+    }
+
+    /// A flag of which it matters that it is not there.
+    pub(crate) fn choice(&self, name: &str) -> Result<Option<bool>, LoadError> {
+        self.take(&[name], "it must be true or false", Value::as_bool)
     }
 
     pub(crate) fn object(&self, name: &str) -> Result<Option<&Map<String, Value>>, LoadError> {

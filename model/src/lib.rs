@@ -5,6 +5,8 @@
 //! [`generator`](causal) and the anomaly [`sentinel`]; without it only [`echo`], [`pull`] and the
 //! [`catalog`] are built, in seconds.
 
+#[cfg(feature = "cpu")]
+mod added;
 pub mod bert;
 pub mod catalog;
 pub mod causal;

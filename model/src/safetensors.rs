@@ -1,15 +1,21 @@
 //! The safetensors format: a length, a JSON header, and the tensors end to end.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Place;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::LoadError;
 use crate::mapped::Mapped;
 
 /// The format's own limit on the header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Tensors of one file; models of thousands of layers and experts have fewer in all.
+const MOST_TENSORS: usize = 1 << 18;
 
 /// Where a tensor lies, and what it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,18 +94,13 @@ impl<B: AsRef<[u8]>> Weights<B> {
         };
         let data_start = 8 + header.len();
         let data_bytes = (file.len() - data_start) as u64;
-        let mut header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
+        let Header(entries) = serde_json::from_slice(&header)
             .map_err(|error| LoadError::malformed(path, format!("header: {error}")))?;
-        header.remove("__metadata__");
-
-        let mut entries = BTreeMap::new();
-        for (name, value) in header {
-            let entry: Entry = serde_json::from_value(value).map_err(|error| {
-                LoadError::tensor(path, &name, format!("in the header: {error}"))
-            })?;
-            entry.check(data_bytes).map_err(|message| LoadError::tensor(path, &name, message))?;
-            entries.insert(name, entry);
+        for (name, entry) in &entries {
+            entry.check(data_bytes).map_err(|message| LoadError::tensor(path, name, message))?;
         }
+        check_places(&entries, data_bytes)
+            .map_err(|(name, message)| LoadError::tensor(path, name, message))?;
         Ok(Self { path: path.to_owned(), bytes, data_start, entries })
     }
 
@@ -131,6 +132,74 @@ impl<B: AsRef<[u8]>> Weights<B> {
             .and_then(|(start, end)| self.bytes.as_ref().get(start..end));
         Ok(from_bytes(bytes.ok_or_else(|| wrong("lies past the end of the file".into()))?))
     }
+}
+
+/// The tensors by name, each once.
+struct Header(BTreeMap<String, Entry>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Tensors).map(Self)
+    }
+}
+
+/// Takes tensors as they come, so that a header is in memory once and not as a tree of values too.
+struct Tensors;
+
+impl<'de> Visitor<'de> for Tensors {
+    type Value = BTreeMap<String, Entry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            if entries.len() == MOST_TENSORS {
+                let message = format!("more than {MOST_TENSORS} tensors; cut the file into shards");
+                return Err(A::Error::custom(message));
+            }
+            let named = |error| A::Error::custom(format!("tensor {name}: {error}"));
+            let entry = map.next_value().map_err(named)?;
+            match entries.entry(name) {
+                Place::Vacant(place) => drop(place.insert(entry)),
+                Place::Occupied(place) => {
+                    let message = format!("tensor {} stands there twice", place.key());
+                    return Err(A::Error::custom(message));
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Tensors lie end to end and fill the file, in whatever order: of others the format's own reader reads
+/// none.
+fn check_places(entries: &BTreeMap<String, Entry>, data_bytes: u64) -> Result<(), (&str, String)> {
+    let mut places: Vec<_> = entries.iter().map(|(name, it)| (it.data_offsets, name)).collect();
+    places.sort_unstable();
+    let mut last = (0, "");
+    for ((start, end), name) in places {
+        if start != last.0 {
+            let how = if start < last.0 { "overlaps" } else { "leaves a gap behind" };
+            let other = if last.1.is_empty() { "the header" } else { last.1 };
+            return Err((
+                name,
+                format!("lies at {start}..{end} and {how} {other}; fetch it again"),
+            ));
+        }
+        last = (end, name);
+    }
+    if last.0 == data_bytes || entries.is_empty() {
+        return Ok(());
+    }
+    let left = data_bytes - last.0;
+    Err((last.1, format!("is the last, and {left} bytes are left behind it; fetch the file again")))
 }
 
 #[cfg(feature = "cpu")]
@@ -188,7 +257,7 @@ mod tests {
             (tensor("F32", "[2, 3]", "24"), "past the end"),
             (tensor("F32", "[2, 3]", "16"), "is F32 of [2, 3] in 16 bytes"),
             (tensor("F16", "[4294967296, 4294967296, 4]", "16"), "in 16 bytes"),
-            (tensor("F32", "[-1]", "16"), "in the header"),
+            (tensor("F32", "[-1]", "16"), "header: tensor a: invalid value"),
             ("[]".to_owned(), "header"),
             ("{".to_owned(), "header"),
         ] {
@@ -199,6 +268,37 @@ mod tests {
             let cut = Weights::new(Path::new("w"), bytes).expect_err("cut short");
             assert!(cut.to_string().contains("not a safetensors file"));
         }
+    }
+
+    #[test]
+    fn tensors_lie_end_to_end_and_have_a_name_each() {
+        let tensor = |name: &str, start: u64, end: u64| {
+            let n = (end - start) / 4;
+            format!(
+                r#""{name}": {{"dtype": "F32", "shape": [{n}], "data_offsets": [{start}, {end}]}}"#
+            )
+        };
+        let check = |tensors: &[String]| {
+            let header = format!("{{{}}}", tensors.join(", "));
+            Weights::new(Path::new("w"), file(&header, 16)).map_err(|error| error.to_string())
+        };
+        let metadata = r#""__metadata__": {"format": "pt", "deep": [{}]}"#.to_owned();
+        let sound = [tensor("b", 8, 16), metadata, tensor("z", 8, 8), tensor("a", 0, 8)];
+        assert_eq!(check(&sound).unwrap().entries().len(), 3);
+        for (tensors, says) in [
+            ([tensor("a", 0, 12), tensor("b", 8, 16)], "tensor b lies at 8..16 and overlaps a"),
+            ([tensor("a", 0, 16), tensor("b", 4, 8)], "tensor b lies at 4..8 and overlaps a"),
+            ([tensor("a", 0, 4), tensor("b", 8, 16)], "lies at 8..16 and leaves a gap behind a"),
+            ([tensor("a", 4, 8), tensor("b", 8, 16)], "leaves a gap behind the header"),
+            ([tensor("a", 0, 4), tensor("b", 4, 8)], "tensor b is the last, and 8 bytes are left"),
+            ([tensor("a", 0, 8), tensor("a", 8, 16)], "header: tensor a stands there twice"),
+        ] {
+            let error = check(&tensors).map(|_| ()).expect_err(says);
+            assert!(error.contains(says), "{error}");
+        }
+        let many: Vec<_> = (0..=MOST_TENSORS).map(|n| tensor(&n.to_string(), 0, 0)).collect();
+        let error = check(&many).map(|_| ()).unwrap_err();
+        assert!(error.contains("more than 262144 tensors; cut the file"), "{error}");
     }
 
     #[test]

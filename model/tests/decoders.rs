@@ -40,6 +40,7 @@ fn sequence(key: u64, prompt: &Prompt) -> Sequence {
         max_new: prompt.greedy.len(),
         ends: Arc::from([]),
         sampling: Sampling::default(),
+        life: Arc::default(),
     }
 }
 

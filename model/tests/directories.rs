@@ -154,6 +154,8 @@ fn the_outputs_of_every_head_are_held_against_its_labels() {
     }
     let encoder =
         changed("tiny-bert", "config.json", "architectures", json!(["BertForTokenClassification"]));
+    says(encoder.path(), "known beside a head, which architectures in config.json tells of, is");
+    fs::remove_file(encoder.path().join("modules.json")).unwrap();
     says(encoder.path(), "tensor classifier.weight is missing");
 }
 
@@ -235,6 +237,43 @@ fn a_tokenizer_of_another_model_is_told_at_the_start() {
     *tokens = json!([5000]);
     fs::write(path, tokenizer.to_string()).unwrap();
     says(dir.path(), "tokenizer.json: token 5000 is of every text, and vocab_size in config.json");
+}
+
+#[test]
+fn beside_a_head_there_is_no_other_module_and_no_prompt_of_its_own() {
+    for name in ["tiny-rerank-bert", "tiny-classes-roberta", "tiny-tags-distilbert"] {
+        let kind = load(model(name).path()).unwrap();
+        let with = |file: &str, content: Value| {
+            let dir = model(name);
+            fs::write(dir.path().join(file), content.to_string()).unwrap();
+            dir
+        };
+        let module = |kind: &str, path: &str| json!({"type": format!("x.{kind}"), "path": path});
+        let alone = json!([module("Transformer", "")]);
+        assert_eq!(load(with("modules.json", alone).path()).unwrap(), kind);
+        for (modules, place) in [
+            (json!([module("Transformer", ""), module("Dense", "1_Dense")]), "module 1 is x.Dense"),
+            (json!([module("Transformer", "0_Transformer")]), "module 0 is x.Transformer in \"0_"),
+            (json!([module("Router", "")]), "module 0 is x.Router"),
+        ] {
+            let dir = with("modules.json", modules);
+            says(dir.path(), place);
+            says(
+                dir.path(),
+                "known beside a head, which architectures in config.json tells of, is",
+            );
+        }
+        for (prompt, is_good) in [("", true), ("query: ", false)] {
+            let prompts = json!({"prompts": {"a": prompt}, "default_prompt_name": "a"});
+            let dir = with("config_sentence_transformers.json", prompts);
+            match is_good {
+                true => assert_eq!(load(dir.path()).unwrap(), kind),
+                false => {
+                    says(dir.path(), "default_prompt_name is a; prompts are known of encoders");
+                }
+            }
+        }
+    }
 }
 
 #[test]

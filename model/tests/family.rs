@@ -209,6 +209,9 @@ fn rerankers_score_pairs_as_transformers_does() {
 #[test]
 fn one_number_that_is_asked_for_as_such_is_a_regression() {
     let dir = changed("tiny-rerank-bert", "problem_type", json!("regression"));
+    // A cross-encoder says there what becomes of its number.
+    assert_eq!(recognise(dir.path()).expect("it is known"), ModelKind::Reranker);
+    fs::remove_file(dir.path().join("config_sentence_transformers.json")).expect("it was there");
     assert_eq!(recognise(dir.path()).expect("it is known"), ModelKind::Classifier);
     let (tokenizer, mut model) = classifier(dir.path());
     let text = tokenizer.tokenize("the pump is warm").expect("a text");

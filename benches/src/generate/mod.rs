@@ -257,6 +257,7 @@ fn generate(generator: &mut Generator, load: &Load, round: u64) -> Result<Made> 
         max_new: load.new[job],
         ends: Arc::from([]),
         sampling: Sampling::default(),
+        life: Arc::default(),
     };
     let mut tokens = vec![Vec::new(); n_jobs];
     let start = Instant::now();

@@ -110,7 +110,7 @@ fn directory_of(model: &str) -> Result<PathBuf> {
     if ["sentinel", "echo"].contains(&model) {
         return Err(usage(format!("{model} comes with ebb, and has no directory to look at")));
     }
-    pull::cached(model).ok_or_else(|| {
+    pull::here(model)?.ok_or_else(|| {
         missing(format!("{model} is no directory and in no cache; fetch it with `ebb model pull`"))
     })
 }

@@ -77,11 +77,21 @@ impl Config {
             positions,
             first_position,
             token_types,
-            layer_norm_eps: fields.number("layer_norm_eps", 0.0..=1.0)?.unwrap_or(1e-12) as f32,
+            layer_norm_eps: layer_norm_eps(&fields, family)?,
             activation,
             head,
         })
     }
+}
+
+/// What a norm adds to the variance. A DistilBERT has no field for it, and looks at none.
+fn layer_norm_eps(fields: &Fields, family: Family) -> Result<f32, LoadError> {
+    const USUAL: f64 = 1e-12;
+    let eps = match family {
+        Family::DistilBert => None,
+        Family::Bert | Family::Roberta => fields.number("layer_norm_eps", 0.0..=1.0)?,
+    };
+    Ok(eps.unwrap_or(USUAL) as f32)
 }
 
 /// The width between layers, and the heads that share it.
@@ -135,5 +145,24 @@ fn activation(fields: &Fields) -> Result<Activation, LoadError> {
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
         other => Err(fields.wrong("hidden_act", other, "gelu, gelu_new and relu are known")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_distilbert_has_the_norms_of_its_class_whatever_its_file_says() {
+        for (name, expected) in [("tiny-distilbert", 1e-12), ("tiny-bert", 0.5)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+            let text = std::fs::read(path.join("config.json")).unwrap();
+            let mut json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            json["layer_norm_eps"] = 0.5.into();
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("config.json");
+            std::fs::write(&path, json.to_string()).unwrap();
+            assert_eq!(Config::read(&path).unwrap().layer_norm_eps, expected, "{name}");
+        }
     }
 }

@@ -44,6 +44,9 @@ mod task;
 #[cfg(feature = "cpu")]
 mod tokenizer;
 #[cfg(feature = "cpu")]
+mod tokenizer_config;
+mod transformer;
+#[cfg(feature = "cpu")]
 mod warmer;
 #[cfg(feature = "cpu")]
 mod weights;
@@ -56,7 +59,8 @@ pub use encoder::{Embedding, Encoder};
 pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
-pub(crate) use modules::pooling_file;
+pub(crate) use modules::{MODULES, pooling_file};
+pub(crate) use settings::SENTENCE_CONFIG;
 pub use settings::Settings;
 #[cfg(feature = "cpu")]
 pub use shapes::Shape;

@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::LoadError;
-use crate::json::read_json;
+use crate::json::{is_there, read_json};
+
+/// The file that lists the parts of an encoder.
+pub(crate) const MODULES: &str = "modules.json";
 
 /// How the vectors of the tokens become one vector of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,34 +107,53 @@ impl Modules {
         Ok(modules)
     }
 
+    /// Those of a model with a head, which is part of its transformer.
+    pub(crate) fn of_head(dir: &Path) -> Result<Self, LoadError> {
+        const REMEDY: &str = "known beside a head, which architectures in config.json tells of, is \
+                              Transformer in \"\" alone";
+        for (place, entry) in entries(&dir.join(MODULES))?.iter().enumerate() {
+            match (entry.class(), place, folder_of(&entry.path).as_deref()) {
+                ("Transformer", 0, Some("")) => {}
+                _ => return Err(entry.unknown(place, dir, REMEDY)),
+            }
+        }
+        Ok(Self::none(dir))
+    }
+
     /// Reads `modules.json` alone.
     fn listed(dir: &Path) -> Result<Self, LoadError> {
-        let path = dir.join("modules.json");
+        const REMEDY: &str = "known are Transformer in \"\", Pooling in a folder of this directory, \
+                              and Normalize, in this order";
         let mut modules = Self::none(dir);
-        if !path.exists() {
-            return Ok(modules);
-        }
-        let entries: Vec<ModuleEntry> = read_json(&path)?;
-        for (place, entry) in entries.iter().enumerate() {
-            // The package path differs between versions, the class name does not.
-            let class = entry.kind.rsplit('.').next().unwrap_or(&entry.kind);
-            match (class, place, folder_of(&entry.path).as_deref()) {
+        for (place, entry) in entries(&dir.join(MODULES))?.iter().enumerate() {
+            match (entry.class(), place, folder_of(&entry.path).as_deref()) {
                 ("Transformer", 0, Some("")) => {}
                 ("Pooling", 1, Some("")) => modules.pooling_file = Some("config.json".into()),
                 ("Pooling", 1, Some(folder)) => {
                     modules.pooling_file = Some(format!("{folder}/config.json"));
                 }
                 ("Normalize", 2, _) => modules.normalize = true,
-                _ => {
-                    let field = format!("module {place}");
-                    let found = format!("{} in {:?}", entry.kind, entry.path);
-                    let remedy = "known are Transformer in \"\", Pooling in a folder of this \
-                                  directory, and Normalize, in this order";
-                    return Err(LoadError::unsupported(&path, &field, found, remedy));
-                }
+                _ => return Err(entry.unknown(place, dir, REMEDY)),
             }
         }
         Ok(modules)
+    }
+}
+
+/// What the file lists, where there is one.
+fn entries(path: &Path) -> Result<Vec<ModuleEntry>, LoadError> {
+    if is_there(path)? { read_json(path) } else { Ok(Vec::new()) }
+}
+
+impl ModuleEntry {
+    /// The package path differs between versions, the class name does not.
+    fn class(&self) -> &str {
+        self.kind.rsplit('.').next().unwrap_or(&self.kind)
+    }
+
+    fn unknown(&self, place: usize, dir: &Path, remedy: &str) -> LoadError {
+        let found = format!("{} in {:?}", self.kind, self.path);
+        LoadError::unsupported(&dir.join(MODULES), &format!("module {place}"), found, remedy)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a model directory says of itself: read from six small files, checked, and made one.
+//! What a model directory says of itself: read from its small files, checked, and made one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,10 +8,14 @@ use serde::Deserialize;
 use super::config::Config;
 use super::modules::{Modules, Pooling};
 use super::task::{Problem, Task};
+use super::transformer;
 use crate::LoadError;
 use crate::checkpoint::Checkpoint;
-use crate::json::{Fields, read_json};
+use crate::json::{Fields, is_there, read_json};
 use crate::safetensors::Entry;
+
+/// The file in which sentence-transformers keeps what is of no module.
+pub(crate) const SENTENCE_CONFIG: &str = "config_sentence_transformers.json";
 
 /// A model's shape and its way with texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,13 +58,15 @@ impl Settings {
         let config = Config::read(&dir.join("config.json"))?;
         let modules = match config.head.task {
             Task::Embedding => Modules::read(dir)?,
-            Task::Classification | Task::Reranking | Task::Tagging => Modules::none(dir),
+            Task::Classification | Task::Reranking | Task::Tagging => Modules::of_head(dir)?,
         };
-        let beside = |name| Fields::read_if_there(&modules.transformer.join(name));
-        let transformer = beside("sentence_bert_config.json")?;
-        let tokenizer = beside("tokenizer_config.json")?;
+        let transformer = transformer::read(&modules.transformer)?;
+        let tokenizer = Fields::read_if_there(&modules.transformer.join("tokenizer_config.json"))?;
         let prompts = Prompts::read(dir, modules.include_prompt)?;
-        let declared = match transformer.limit("max_seq_length")? {
+        if config.head.task != Task::Embedding {
+            prompts.refuse_default(dir)?;
+        }
+        let declared = match transformer::limit(&transformer)? {
             Some(length) => length,
             None => tokenizer.limit("model_max_length")?.unwrap_or(config.positions),
         };
@@ -145,9 +151,9 @@ impl Settings {
 
 impl Prompts {
     fn read(dir: &Path, are_pooled: bool) -> Result<Self, LoadError> {
-        let path = dir.join("config_sentence_transformers.json");
+        let path = dir.join(SENTENCE_CONFIG);
         let file: PromptsFile =
-            if path.exists() { read_json(&path)? } else { PromptsFile::default() };
+            if is_there(&path)? { read_json(&path)? } else { PromptsFile::default() };
         let mut prompts = Self { named: file.prompts, are_pooled, ..Self::default() };
         let Some(name) = file.default_prompt_name else { return Ok(prompts) };
         let Some(prompt) = prompts.named.get(&name) else {
@@ -161,5 +167,18 @@ impl Prompts {
         prompts.default.clone_from(prompt);
         prompts.default_name = Some(name);
         Ok(prompts)
+    }
+
+    /// Of a model with a head: nothing stands before its texts.
+    fn refuse_default(&self, dir: &Path) -> Result<(), LoadError> {
+        match &self.default_name {
+            Some(name) if !self.default.is_empty() => {
+                let remedy = "prompts are known of encoders only; take it out where the model was \
+                              trained without";
+                let path = dir.join(SENTENCE_CONFIG);
+                Err(LoadError::unsupported(&path, "default_prompt_name", name, remedy))
+            }
+            _ => Ok(()),
+        }
     }
 }

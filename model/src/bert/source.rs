@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::Settings;
 use super::weights::Reader;
-use crate::LoadError;
 use crate::checkpoint::Checkpoint;
+use crate::{LoadError, pull};
 
 /// A model on its way to a device, which may start meanwhile.
 pub struct Source {
@@ -26,6 +26,15 @@ impl Source {
     /// When a file is missing or is not what it should be: which, and what to do.
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
+        if let Some(file) = pull::unsettled(dir) {
+            let dir = dir.display();
+            tracing::warn!(
+                %dir,
+                file,
+                "the hub's cache has the model without a file that it may have; its answers may be \
+                 others, ebb model pull fetches it"
+            );
+        }
         let weights = Checkpoint::open(dir)?;
         settings.check_labels(&weights)?;
         let reader = Reader::new(weights, settings.config.family)?;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::settings::SENTENCE_CONFIG;
 use crate::LoadError;
 use crate::json::Fields;
 
@@ -23,7 +24,7 @@ pub enum Task {
 }
 
 impl Task {
-    /// The task that `config.json` tells of.
+    /// The task that `config.json` tells of, with what stands beside it.
     pub(crate) fn read(fields: &Fields) -> Result<Self, LoadError> {
         Ok(HeadConfig::read(fields)?.task)
     }
@@ -76,9 +77,11 @@ impl HeadConfig {
             return Ok(Self { task, labels, problem: Problem::SingleLabel });
         }
         let problem_type = fields.text(&["problem_type"])?;
-        if labels.len() == 1 && problem_type != Some("regression") {
-            // The softmax of one number says nothing: such a head compares pairs.
-            let problem = activation(fields)?;
+        // The softmax of one number says nothing: such a head compares pairs. So does one that was
+        // trained on a number, where it says what becomes of it.
+        let declared = if labels.len() == 1 { activation(fields)? } else { None };
+        if labels.len() == 1 && (problem_type != Some("regression") || declared.is_some()) {
+            let problem = declared.unwrap_or(Problem::MultiLabel);
             return Ok(Self { task: Task::Reranking, labels, problem });
         }
         let problem = match problem_type {
@@ -95,20 +98,25 @@ impl HeadConfig {
     }
 }
 
-/// What a cross-encoder makes of its one number: a sigmoid unless its file says otherwise.
-fn activation(fields: &Fields) -> Result<Problem, LoadError> {
+/// What a cross-encoder makes of its one number, where it says so: a sigmoid otherwise.
+fn activation(fields: &Fields) -> Result<Option<Problem>, LoadError> {
     const REMEDY: &str = "known are torch.nn.modules.activation.Sigmoid and \
                           torch.nn.modules.linear.Identity";
-    // The second is where older versions of sentence-transformers wrote it.
-    for field in ["sentence_transformers.activation_fn", "sbert_ce_default_activation_function"] {
+    let beside = Fields::read_if_there(&fields.path().with_file_name(SENTENCE_CONFIG))?;
+    // The latter two are where versions of sentence-transformers before 6 and before 4 wrote it.
+    for (fields, field) in [
+        (&beside, "activation_fn"),
+        (fields, "sentence_transformers.activation_fn"),
+        (fields, "sbert_ce_default_activation_function"),
+    ] {
         let Some(name) = fields.text(&[field])? else { continue };
         return match name.rsplit('.').next().unwrap_or(name) {
-            "Sigmoid" => Ok(Problem::MultiLabel),
-            "Identity" => Ok(Problem::Regression),
+            "Sigmoid" => Ok(Some(Problem::MultiLabel)),
+            "Identity" => Ok(Some(Problem::Regression)),
             _ => Err(fields.wrong(field, name, REMEDY)),
         };
     }
-    Ok(Problem::MultiLabel)
+    Ok(None)
 }
 
 /// The labels in the order of the outputs.
@@ -159,33 +167,65 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    fn head(more: &str) -> Result<HeadConfig, String> {
+    /// A head of one label, with more in `config.json` and something beside it.
+    fn head(more: &str, beside: Option<&str>) -> Result<HeadConfig, String> {
         let text = format!(
             r#"{{"architectures": ["BertForSequenceClassification"], "num_labels": 1{more}}}"#
         );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, text).unwrap();
+        if let Some(name) = beside {
+            let text = format!(r#"{{"activation_fn": "{name}", "model_type": "CrossEncoder"}}"#);
+            std::fs::write(dir.path().join(SENTENCE_CONFIG), text).unwrap();
+        }
         HeadConfig::read(&Fields::read(&path).unwrap()).map_err(|error| error.to_string())
     }
+
+    const IDENTITY: &str = "torch.nn.modules.linear.Identity";
+    const SIGMOID: &str = "torch.nn.modules.activation.Sigmoid";
 
     #[test]
     fn a_cross_encoder_says_what_becomes_of_its_number() {
         let new = |name| format!(r#", "sentence_transformers": {{"activation_fn": "{name}"}}"#);
         let old = |name| format!(r#", "sbert_ce_default_activation_function": "{name}""#);
-        let identity = "torch.nn.modules.linear.Identity";
-        for (more, expected) in [
-            (String::new(), Problem::MultiLabel),
-            (new("torch.nn.modules.activation.Sigmoid"), Problem::MultiLabel),
-            (new(identity), Problem::Regression),
-            (old(identity), Problem::Regression),
-            (new("torch.nn.modules.activation.Sigmoid") + &old(identity), Problem::MultiLabel),
-            (r#", "sentence_transformers": {"version": "5.1.0"}"#.to_owned(), Problem::MultiLabel),
+        for (more, beside, expected) in [
+            (String::new(), None, Problem::MultiLabel),
+            (new(SIGMOID), None, Problem::MultiLabel),
+            (new(IDENTITY), None, Problem::Regression),
+            (old(IDENTITY), None, Problem::Regression),
+            (new(SIGMOID) + &old(IDENTITY), None, Problem::MultiLabel),
+            (
+                r#", "sentence_transformers": {"version": "5.1.0"}"#.to_owned(),
+                None,
+                Problem::MultiLabel,
+            ),
+            (String::new(), Some(IDENTITY), Problem::Regression),
+            (String::new(), Some(SIGMOID), Problem::MultiLabel),
+            (new(SIGMOID), Some(IDENTITY), Problem::Regression),
+            (old(IDENTITY), Some(SIGMOID), Problem::MultiLabel),
         ] {
-            let head = head(&more).unwrap();
-            assert_eq!((head.task, head.problem), (Task::Reranking, expected), "{more}");
+            let head = head(&more, beside).unwrap();
+            assert_eq!((head.task, head.problem), (Task::Reranking, expected), "{more} {beside:?}");
         }
-        let error = head(&new("torch.nn.modules.activation.Tanh")).unwrap_err();
+        let tanh = "torch.nn.modules.activation.Tanh";
+        let error = head(&new(tanh), None).unwrap_err();
         assert!(error.contains("sentence_transformers.activation_fn"), "{error}");
+        let error = head(&new(SIGMOID), Some(tanh)).unwrap_err();
+        let says = format!("{SENTENCE_CONFIG}: activation_fn is {tanh}; known are");
+        assert!(error.contains(&says), "{error}");
+    }
+
+    #[test]
+    fn a_head_that_was_trained_on_a_number_compares_pairs_where_it_says_what_becomes_of_it() {
+        let regression = r#", "problem_type": "regression""#;
+        let plain = head(regression, None).unwrap();
+        assert_eq!((plain.task, plain.problem), (Task::Classification, Problem::Regression));
+        for (name, problem) in [(SIGMOID, Problem::MultiLabel), (IDENTITY, Problem::Regression)] {
+            let old = format!(r#"{regression}, "sbert_ce_default_activation_function": "{name}""#);
+            for found in [head(regression, Some(name)).unwrap(), head(&old, None).unwrap()] {
+                assert_eq!((found.task, found.problem), (Task::Reranking, problem), "{name}");
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use tokenizers::{
 };
 
 use super::settings::Prompts;
+use super::tokenizer_config::TokenizerConfig;
 use super::{Settings, Task};
 use crate::{ItemError, LoadError};
 
@@ -38,12 +39,12 @@ impl Tokens {
         self.ids.len()
     }
 
-    /// How many there were before the end of the text was cut off.
+    /// How many there were before an end of the text was cut off, which is mostly its last.
     pub fn n_whole(&self) -> usize {
         self.n_whole
     }
 
-    /// Whether the end of the text was cut off.
+    /// Whether an end of the text was cut off.
     pub fn is_cut(&self) -> bool {
         self.n_whole > self.len()
     }
@@ -87,6 +88,10 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     prompts: Arc<Prompts>,
     max_tokens: usize,
+    /// The end at which a text is cut off that is too long.
+    cut_at: TruncationDirection,
+    /// Whether the model is told to which text of a pair a token belongs.
+    has_types: bool,
     /// Tokens that a text has besides its own.
     n_around_text: usize,
     /// Tokens that a pair has besides those of its texts.
@@ -102,7 +107,7 @@ struct Side {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and the limits beside it.
+    /// Reads `tokenizer.json`, and what counts more than it in the files beside it.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
         let path = dir.join("tokenizer.json");
@@ -110,11 +115,15 @@ impl Tokenizer {
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
 
-        // What the file says of padding and truncation was meant for whoever saved it.
+        let config = TokenizerConfig::read(dir, settings.config.family)?;
+        let cut_at = config.cut_at(inner.get_truncation().map(|it| it.direction))?;
+        // What else the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
+        config.apply(&mut inner, dir)?;
         check_frame(&inner, &settings, &path)?;
         let max_length = settings.max_tokens;
-        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        let truncation =
+            TruncationParams { max_length, direction: cut_at, ..TruncationParams::default() };
         inner.with_truncation(Some(truncation)).map_err(malformed)?;
         let lowers = inner.get_normalizer().is_some_and(lowers_case);
         if settings.lower_case && !lowers {
@@ -129,6 +138,8 @@ impl Tokenizer {
             inner: Arc::new(inner),
             prompts: settings.prompts.into(),
             max_tokens: max_length,
+            cut_at,
+            has_types: config.has_types()?,
             n_around_text,
             n_around_pair,
         })
@@ -164,7 +175,7 @@ impl Tokenizer {
         let n_whole = query.n_whole + document.n_whole + self.n_around_pair;
         let shares = share(query.n_whole, document.n_whole, room);
         for (side, n_tokens) in [(&mut query, shares.0), (&mut document, shares.1)] {
-            side.encoding.truncate(n_tokens, 0, TruncationDirection::Right);
+            side.encoding.truncate(n_tokens, 0, self.cut_at);
             drop(side.encoding.take_overflowing());
         }
         // Without a post-processor nobody else says so.
@@ -172,7 +183,7 @@ impl Tokenizer {
         let encoding = self.inner.post_process(query.encoding, Some(document.encoding), true);
         let encoding = encoding.map_err(|error| uncut("the pair", &error))?;
         let mut types = encoding.get_type_ids().to_vec();
-        if types.iter().all(|of| *of == 0) {
+        if !self.has_types || types.iter().all(|of| *of == 0) {
             types.clear();
         }
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types, n_whole })

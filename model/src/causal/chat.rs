@@ -306,6 +306,23 @@ impl serde_json::ser::Formatter for Python<'_> {
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(self.style.separators[1].as_bytes())
     }
+
+    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        writer.write_all(repr(value).as_bytes())
+    }
+}
+
+/// A number as Python's `repr` has it: the fewest digits that mean it, with an exponent below 0.0001
+/// and from 1e16 on.
+fn repr(value: f64) -> String {
+    let plain = 1e-4..1e16;
+    if value == 0.0 || plain.contains(&value.abs()) {
+        return format!("{value:?}");
+    }
+    let scientific = format!("{value:e}");
+    let (digits, power) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let (sign, power) = power.strip_prefix('-').map_or(('+', power), |power| ('-', power));
+    format!("{digits}e{sign}{power:0>2}")
 }
 
 /// An error of a template, for whoever sent the messages.
@@ -472,6 +489,30 @@ mod tests {
         for wrong in ["tojson(separators=[1, 2])", "tojson(separators=['a'])", "tojson(other=1)"] {
             let error = written_with(&format!("{{{{ x | {wrong} }}}}"), &more).expect_err(wrong);
             assert!(error.contains("the chat template fails in line 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_json_are_written_as_python_writes_them() {
+        let numbers = [
+            (1e20, "1e+20"),
+            (1e16, "1e+16"),
+            (1e15, "1000000000000000.0"),
+            (9_007_199_254_740_992.0, "9007199254740992.0"),
+            (12_345_678_901_234_567_000.0, "1.2345678901234567e+19"),
+            (123_456_789.5, "123456789.5"),
+            (0.0001, "0.0001"),
+            (0.000_012, "1.2e-05"),
+            (-1.5e-7, "-1.5e-07"),
+            (2.5e-10, "2.5e-10"),
+            (1e300, "1e+300"),
+            (5e-324, "5e-324"),
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+        ];
+        for (number, expected) in numbers {
+            let found = written_with("{{ x | tojson }}", &json!({"x": number}));
+            assert_eq!(found, Ok(expected.to_owned()));
         }
     }
 

@@ -327,7 +327,8 @@ fn positions(fields: &Fields, member: Member, layers: usize) -> Result<usize, Lo
     }
     let is_used = match member {
         Member::Llama => false,
-        Member::Mistral => kinds.is_empty() || kinds.contains(&"sliding_attention"),
+        // Its class has the window in all layers, whatever they are called.
+        Member::Mistral => true,
         Member::Qwen2 | Member::Qwen3 if !kinds.is_empty() => kinds.contains(&"sliding_attention"),
         Member::Qwen2 | Member::Qwen3 => {
             let full = fields.size(&["max_window_layers"], 0..=MOST)?.unwrap_or(CLASS_FULL);
@@ -406,6 +407,9 @@ mod tests {
         assert_eq!(window("mistral", json!({"sliding_window": 32})), 32);
         assert_eq!(window("mistral", json!({"sliding_window": 4096})), 128);
         assert_eq!(window("mistral", json!({"sliding_window": null})), 128);
+        let full = ["full_attention", "full_attention"];
+        let layers = json!({"sliding_window": 32, "layer_types": full});
+        assert_eq!(window("mistral", layers), 32);
         assert_eq!(window("llama", json!({"sliding_window": 32})), 128);
         // What the file does not speak of is as transformers' class has it.
         let long = |more: Value| {

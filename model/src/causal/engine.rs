@@ -1,6 +1,7 @@
 //! What a generator does in a turn, on any device. The clock stands outside.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::forward::{Feed, Forward};
@@ -14,8 +15,9 @@ use crate::{InferError, ItemError};
 /// Tokens that a sequence may gain in one turn: it has room for so many from the beginning.
 const MOST_NEW: usize = 64;
 
-/// Turns after which a sequence that was in none of them is taken to be gone: what is kept for it no
-/// longer keeps others from their room. More turns than others have between two of the same batch.
+/// Turns after which a sequence that was in none of them is taken to be gone, if nobody has let it go
+/// before: what is kept for it no longer keeps others from their room. More turns than others have
+/// between two of the same batch.
 const MOST_AWAY: u64 = 256;
 
 /// Turns in a row in which nobody found room, after which those that are in none of them are taken to
@@ -57,13 +59,14 @@ pub(super) struct Engine<F: Forward> {
 }
 
 /// When a sequence was there.
-#[derive(Clone, Copy)]
 struct Seen {
     /// Its place in the order in which they came.
     since: u64,
     /// The last turn.
     turn: u64,
     past: Past,
+    /// Of the sequence, as it was then.
+    life: Weak<()>,
 }
 
 /// What becomes of a sequence of the batch.
@@ -177,7 +180,7 @@ impl<F: Forward> Engine<F> {
     fn growing_keys(&mut self, needs: &HashMap<u64, u64>) -> HashSet<u64> {
         let most = if self.n_empty < MOST_EMPTY { MOST_AWAY } else { 0 };
         let n_turns = self.n_turns;
-        self.seen.retain(|_, seen| n_turns - seen.turn <= most);
+        self.seen.retain(|_, it| n_turns - it.turn <= most && it.life.strong_count() > 0);
         let mut order = Vec::with_capacity(self.seen.len());
         for (key, seen) in &self.seen {
             let kept = self.kept.get(key).map(|kept| self.forward.cache_bytes(kept.read.len()));
@@ -196,9 +199,10 @@ impl<F: Forward> Engine<F> {
     /// Notes that these are there in this turn, in their order.
     fn note(&mut self, batch: &[Sequence]) {
         for sequence in batch {
-            let past = Past::default();
-            let seen = Seen { since: self.n_seen, turn: self.n_turns, past };
-            self.seen.entry(sequence.key).or_insert(seen).turn = self.n_turns;
+            let (since, turn, past) = (self.n_seen, self.n_turns, Past::default());
+            let seen = self.seen.entry(sequence.key);
+            let seen = seen.or_insert(Seen { since, turn, past, life: Weak::new() });
+            (seen.turn, seen.life) = (turn, Arc::downgrade(&sequence.life));
             self.n_seen += 1;
         }
     }

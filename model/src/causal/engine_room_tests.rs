@@ -97,7 +97,7 @@ fn what_is_kept_for_a_sequence_that_never_comes_back_gives_way() {
     let mut engine = engine(1000, 64, 60);
     let [gone, mut next] =
         [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
-    turn(&mut engine, &[gone], 1);
+    turn(&mut engine, std::slice::from_ref(&gone), 1);
     for n_turn in 0..=MOST_EMPTY {
         let found = turn(&mut engine, &[next.clone()], 1).swap_remove(0);
         next.tokens.extend(&found.tokens);
@@ -110,7 +110,7 @@ fn what_is_kept_for_a_sequence_that_others_do_not_miss_gives_way_later() {
     let mut engine = engine(1000, 64, 62);
     let [gone, mut next] =
         [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
-    turn(&mut engine, &[gone], 1);
+    turn(&mut engine, std::slice::from_ref(&gone), 1);
     let mut small = Sequence { ends: Arc::from([]), ..sequence(3, &[2], 1) };
     for n_turn in 0..=MOST_AWAY {
         small.key += 1;
@@ -118,5 +118,22 @@ fn what_is_kept_for_a_sequence_that_others_do_not_miss_gives_way_later() {
         next.tokens.extend(&found[1].tokens);
         assert_eq!(found.remove(0).tokens.len(), 1);
         assert_eq!(found[0].tokens.len(), usize::from(n_turn == MOST_AWAY), "turn {n_turn}");
+    }
+}
+
+#[test]
+fn what_is_kept_for_a_sequence_that_was_let_go_gives_way_at_once() {
+    let mut engine = engine(1000, 64, 62);
+    let [gone, next] =
+        [1, 2].map(|key| Sequence { ends: Arc::from([]), ..sequence(key, &[1; 50], 9) });
+    turn(&mut engine, std::slice::from_ref(&gone), 1);
+    // As long as somebody has it, it may come again.
+    let mut gone = Some(gone);
+    for n_turn in 0..3 {
+        let small = Sequence { ends: Arc::from([]), ..sequence(3 + n_turn, &[2], 1) };
+        gone = gone.filter(|_| n_turn < 2);
+        let found = turn(&mut engine, &[small, next.clone()], 1);
+        let expected = usize::from(gone.is_none());
+        assert_eq!((found[0].tokens.len(), found[1].tokens.len()), (1, expected), "turn {n_turn}");
     }
 }

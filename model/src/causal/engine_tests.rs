@@ -194,7 +194,8 @@ fn after(n_passes: usize) -> impl FnMut() -> Duration {
 fn sequence(key: u64, tokens: &[u32], max_new: usize) -> Sequence {
     let sampling = Sampling { temperature: 1.0, seed: key, ..Sampling::default() };
     let (tokens, n_prompt) = (tokens.to_vec(), tokens.len());
-    Sequence { key, tokens, n_prompt, max_new, ends: Arc::from([3]), sampling }
+    let (ends, life) = (Arc::from([3]), Arc::default());
+    Sequence { key, tokens, n_prompt, max_new, ends, sampling, life }
 }
 
 /// Where a sequence comes to, token by token, and why it ends there.

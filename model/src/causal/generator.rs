@@ -34,7 +34,7 @@ pub(super) const PASS_TOKENS: usize = 256;
 ///   to the last bit, as if each had read all by itself.
 /// - Keys and values have a budget of bytes. A sequence that does not fit beside those that came before
 ///   it, in this batch or another, gains nothing and waits; whoever came first of all always fits.
-///   Whoever was in no batch for long keeps nobody from room.
+///   Whoever was let go, or was in no batch for long, keeps nobody from room.
 pub struct Generator {
     way: Way,
     positions: usize,

@@ -12,7 +12,10 @@ use super::Sampling;
 use super::config::Config;
 use crate::LoadError;
 use crate::catalog::TOKENIZER;
-use crate::json::{Fields, read_json};
+use crate::json::{Fields, is_there, read_json};
+
+/// What says how tokens are chosen where a job does not.
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// A generator's shape and its way with texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +23,9 @@ pub struct Settings {
     pub(crate) config: Config,
     /// How tokens are chosen where a job does not say.
     pub defaults: Defaults,
+    /// What `generation_config.json` says besides that would change what is generated, and does
+    /// nothing here.
+    pub unheeded: Vec<String>,
     ends: Arc<[u32]>,
     /// What the tokens are called that a tokenizer has beside those of its texts.
     named: BTreeMap<u32, String>,
@@ -63,6 +69,40 @@ struct AddedToken {
     content: String,
 }
 
+/// Fields of `generation_config.json` that change what is generated and are not known here, and the
+/// number with which they do nothing; without one it is `null`, `false` or an empty list.
+const UNHEEDED: [(&str, Option<f64>); 29] = [
+    ("bad_words_ids", None),
+    ("begin_suppress_tokens", None),
+    ("constraints", None),
+    ("diversity_penalty", Some(0.0)),
+    ("dola_layers", None),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("exponential_decay_length_penalty", None),
+    ("force_words_ids", None),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("guidance_scale", Some(1.0)),
+    ("max_time", None),
+    ("min_length", Some(0.0)),
+    ("min_new_tokens", Some(0.0)),
+    ("min_p", Some(0.0)),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("num_beam_groups", Some(1.0)),
+    ("num_beams", Some(1.0)),
+    ("num_return_sequences", Some(1.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("sequence_bias", None),
+    ("stop_strings", None),
+    ("suppress_tokens", None),
+    ("token_healing", None),
+    ("top_h", None),
+    ("typical_p", Some(1.0)),
+];
+
 /// What a token may be for.
 const PURPOSES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -76,8 +116,7 @@ impl Settings {
         let path = dir.join("config.json");
         let config = Config::read(&path)?;
         let beside = |name| Fields::read_if_there(&dir.join(name));
-        let (generation, tokenizer) =
-            (beside("generation_config.json")?, beside("tokenizer_config.json")?);
+        let (generation, tokenizer) = (beside(GENERATION)?, beside("tokenizer_config.json")?);
         let special = special(&tokenizer, &beside("special_tokens_map.json")?)?;
         let named = named(dir, &tokenizer)?;
         let ends = match generation.ids("eos_token_id")? {
@@ -93,6 +132,7 @@ impl Settings {
         Ok(Self {
             config,
             defaults: Defaults::read(&generation)?,
+            unheeded: unheeded(&generation),
             ends: ends.into(),
             named,
             special,
@@ -173,7 +213,7 @@ impl Template {
     /// In a file of its own, or as a field of another; of several by name it is the default.
     fn find(dir: &Path, tokenizer: &Fields) -> Result<Option<Self>, LoadError> {
         let path = dir.join("chat_template.jinja");
-        if path.exists() {
+        if is_there(&path)? {
             let source = std::fs::read_to_string(&path);
             let source = source.map_err(|error| LoadError::io(&path, error))?;
             return Ok(Some(Self { path, source }));
@@ -206,6 +246,17 @@ impl Template {
     }
 }
 
+/// The names of the fields that would do something, and do not here.
+pub(super) fn unheeded(generation: &Fields) -> Vec<String> {
+    let does = |(name, idle): &(&str, Option<f64>)| match generation.value(name) {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(value) => value.as_f64().is_none() || value.as_f64() != *idle,
+    };
+    UNHEEDED.iter().filter(|one| does(one)).map(|(name, _)| (*name).to_owned()).collect()
+}
+
 /// The tokens that templates may write by what they are for.
 fn special(config: &Fields, map: &Fields) -> Result<BTreeMap<String, String>, LoadError> {
     let mut special = BTreeMap::new();
@@ -232,7 +283,7 @@ fn named(dir: &Path, config: &Fields) -> Result<BTreeMap<u32, String>, LoadError
     // Some writers leave it empty.
     let Some(tokens) = config.object(NAME)?.filter(|tokens| !tokens.is_empty()) else {
         // A directory that was only begun has none yet.
-        let file = if path.exists() { read_json(&path)? } else { TokenizerFile::none() };
+        let file = if is_there(&path)? { read_json(&path)? } else { TokenizerFile::none() };
         return Ok(file.added_tokens.into_iter().map(|it| (it.id, it.content)).collect());
     };
     let token = |(id, token): (&String, &Value)| {
@@ -338,6 +389,32 @@ mod tests {
             let error = with(&[("generation_config.json", wrong)]).unwrap_err();
             assert!(error.contains("generation_config.json: "), "{error}");
         }
+    }
+
+    #[test]
+    fn what_would_change_an_answer_and_does_not_is_known_by_its_name() {
+        let of = |generation: Value| {
+            with(&[("generation_config.json", generation)]).unwrap().unheeded.join(" ")
+        };
+        // What real files say without asking for anything.
+        let idle = json!({
+            "_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "max_length": 20,
+            "max_new_tokens": 512, "repetition_penalty": 1.1, "transformers_version": "5.24.0",
+            "num_beams": 1, "min_p": null, "typical_p": 1.0, "no_repeat_ngram_size": 0,
+            "suppress_tokens": [], "min_p": 0.0, "length_penalty": 1.0, "use_cache": true,
+            "penalty_alpha": null, "token_healing": false, "sequence_bias": {},
+        });
+        assert_eq!(of(idle), "");
+        assert_eq!(of(json!({})), "");
+        let all = json!({
+            "min_p": 0.05, "no_repeat_ngram_size": 3, "suppress_tokens": [1], "typical_p": 0.9,
+            "bad_words_ids": [[1, 2]], "num_beams": 4, "stop_strings": "end", "top_h": 0.3,
+            "forced_eos_token_id": 2, "watermarking": 1,
+        });
+        let expected = "bad_words_ids forced_eos_token_id min_p no_repeat_ngram_size num_beams \
+                        stop_strings suppress_tokens top_h typical_p";
+        assert_eq!(of(all), expected);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use super::config::Config;
+use super::settings::{GENERATION, unheeded};
 use super::weights::Reader;
 use crate::LoadError;
 use crate::checkpoint::Checkpoint;
+use crate::json::Fields;
 
 /// A generator on its way to a device, which may start meanwhile.
 pub struct Source {
@@ -27,6 +29,11 @@ impl Source {
     /// When a file is missing or is not what it should be: which, and what to do.
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let config = Config::read(&dir.join("config.json"))?;
+        let unheeded = unheeded(&Fields::read_if_there(&dir.join(GENERATION))?);
+        if !unheeded.is_empty() {
+            let (dir, fields) = (dir.display(), unheeded.join(", "));
+            tracing::warn!(%dir, fields, "generation_config.json asks for what is not done here");
+        }
         let reader = Reader::new(Checkpoint::open(dir)?, &config)?;
         Ok(Self { config, reader })
     }

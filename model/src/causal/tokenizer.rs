@@ -7,7 +7,8 @@ use super::Settings;
 use super::letters::Letters;
 use crate::bert::{check_length, guarded, uncut};
 use crate::catalog::TOKENIZER;
-use crate::{ItemError, LoadError};
+use crate::json::Fields;
+use crate::{ItemError, LoadError, added};
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ impl Tokenizer {
         unknown.into_iter().map(|(_, token)| token).collect()
     }
 
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`, and the tokens that `tokenizer_config.json` adds to it.
     ///
     /// # Errors
     /// When it is missing, or is not what it should be: which field, and what to do.
@@ -57,6 +58,7 @@ impl Tokenizer {
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
         // What the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
+        added::add(&mut inner, &Fields::read_if_there(&dir.join("tokenizer_config.json"))?)?;
         let [none, some] = ["", "a"].map(|text| guarded(&path, || inner.encode_fast(text, true)));
         let (none, some) = (none?, some?);
         let both = none.get_ids().iter().zip(some.get_ids());
@@ -142,6 +144,32 @@ mod tests {
         let says =
             "tokenizer.json: model.vocab is 385; the model knows 384; take the tokenizer.json";
         assert!(error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn a_token_that_only_the_small_file_adds_is_one_as_in_transformers() {
+        let token = |content: &str, special: bool| {
+            json!({"content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": special})
+        };
+        let dir = with(|_| {});
+        let n = Tokenizer::load(dir.path()).unwrap().inner.get_vocab_size(true);
+        let ids = |added: Value| {
+            let file = json!({"added_tokens_decoder": added}).to_string();
+            std::fs::write(dir.path().join("tokenizer_config.json"), file).unwrap();
+            let tokenizer = Tokenizer::load(dir.path()).map_err(|error| error.to_string())?;
+            Ok::<_, String>((tokenizer.tokenize("prompt", "a<think>b").unwrap(), tokenizer))
+        };
+        let (_, plain) = ids(json!({})).unwrap();
+        let letter = |text| plain.tokenize("prompt", text).unwrap()[0];
+        let (found, tokenizer) = ids(json!({n.to_string(): token("<think>", true)})).unwrap();
+        assert_eq!(found, [letter("a"), n as u32, letter("b")]);
+        assert_eq!(tokenizer.shown(n as u32), None);
+        let (_, tokenizer) = ids(json!({n.to_string(): token("<think>", false)})).unwrap();
+        assert_eq!(tokenizer.shown(n as u32).as_deref(), Some("<think>"));
+        let error = ids(json!({(n + 1).to_string(): token("<think>", true)})).unwrap_err();
+        let says = format!("added_tokens_decoder.{} is \"<think>\"; by tokenizer.json", n + 1);
+        assert!(error.contains(&says) && error.contains("tokenizer_config.json"), "{error}");
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Sequence {
     pub ends: Arc<[u32]>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// Held by all that there is of this sequence, and by nobody else: once it is gone the sequence
+    /// comes no more, and a model that keeps something for it has room for others.
+    pub life: Arc<()>,
 }
 
 /// How a token is chosen among all.

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Known, Places, Repository};
-use crate::bert::Settings;
+use super::{Known, Places, PullError, Repository, io};
+use crate::bert::{MODULES, SENTENCE_CONFIG, Settings};
 use crate::catalog::TOKENIZER;
 use crate::{ModelKind, catalog, causal, checkpoint};
+
+/// Where the hub's tools note which files a commit does not have.
+const ABSENT: &str = ".no_exist";
 
 /// The folder of a repository in the hub's layout.
 pub(super) fn folder(places: &Places, name: &str) -> PathBuf {
@@ -19,6 +22,37 @@ pub(super) fn snapshot(places: &Places, repository: &Repository<'_>) -> Option<P
     let commit = commit.as_deref().map_or(repository.revision, str::trim);
     let dir = folder.join("snapshots").join(commit);
     dir.is_dir().then_some(dir)
+}
+
+/// A file that a whole snapshot lacks, and that the model may have on the hub: whoever fetched only what a
+/// transformer is read from leaves it out, and without it the model runs and is another.
+pub(super) fn unsettled(snapshot: &Path) -> Option<&'static str> {
+    let name = match catalog::recognise(snapshot).ok()? {
+        ModelKind::Encoder => MODULES,
+        // What becomes of its number.
+        ModelKind::Reranker => SENTENCE_CONFIG,
+        _ => return None,
+    };
+    let is_settled = snapshot.join(name).exists() || absent(snapshot)?.join(name).exists();
+    (!is_settled).then_some(name)
+}
+
+/// Notes that a commit does not have these files.
+pub(super) fn note_absent<'a>(
+    snapshot: &Path,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<(), PullError> {
+    let folder = absent(snapshot).expect("it lies in a folder of the cache");
+    std::fs::create_dir_all(&folder).map_err(io(&folder))?;
+    for path in names.map(|name| folder.join(name)).filter(|path| !path.exists()) {
+        std::fs::write(&path, "").map_err(io(&path))?;
+    }
+    Ok(())
+}
+
+/// The folder of what a commit does not have.
+fn absent(snapshot: &Path) -> Option<PathBuf> {
+    Some(snapshot.parent()?.parent()?.join(ABSENT).join(snapshot.file_name()?))
 }
 
 /// Where a mirror's copy of a known model lies.
@@ -41,9 +75,5 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
             Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,
         };
-    let Some(known) = known else { return complete };
-    complete
-        && known.files.iter().all(|file| dir.join(file).is_file())
-        && catalog::hash(&dir.join(checkpoint::SINGLE))
-            .is_ok_and(|(_, hash)| hash == known.weights_sha256)
+    complete && known.is_none_or(|known| known.check_all(dir).is_ok())
 }

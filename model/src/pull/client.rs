@@ -17,7 +17,13 @@ const ATTEMPTS: usize = 4;
 /// A download slower than this is given up, and can be taken up again.
 const SLOWEST_BYTES_PER_SECOND: u64 = 50_000;
 
+/// Bytes of a file beside the weights; the largest tokenizers have a tenth of that.
+const MOST_BESIDE: u64 = 256 << 20;
+/// Bytes of weights that nobody has said the size of.
+const MOST_UNKNOWN: u64 = 64 << 30;
+
 /// What the hub says of a file before it sends it.
+#[derive(Debug)]
 pub(super) struct Promise {
     pub(super) url: String,
     /// Names the blob, and is its hash: SHA-256 for large files, git's own for small ones.
@@ -25,12 +31,46 @@ pub(super) struct Promise {
     pub(super) bytes: Option<u64>,
 }
 
+impl Promise {
+    /// Refuses a file that nothing of what is said of it can be held against, or that is too large for
+    /// what it is.
+    pub(super) fn check(&self, name: &str) -> Result<(), PullError> {
+        let wrong = |message: String| {
+            Err(PullError::Answer { url: shown(&self.url), message: format!("{name} {message}") })
+        };
+        match self.bytes {
+            None if !self.is_hash() => wrong(
+                "has neither a hash nor a size, so that half of it would do; check HF_ENDPOINT"
+                    .into(),
+            ),
+            Some(bytes) if !is_weights(name) && bytes > MOST_BESIDE => wrong(format!(
+                "has {bytes} bytes; at most {MOST_BESIDE} are taken of what is no weights"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_hash(&self) -> bool {
+        let Self { etag, .. } = self;
+        [40, 64].contains(&etag.len()) && etag.chars().all(|c| c.is_ascii_hexdigit())
+    }
+
+    /// Bytes that are taken of it.
+    fn most(&self, name: &str) -> u64 {
+        let unknown = if is_weights(name) { MOST_UNKNOWN } else { MOST_BESIDE };
+        self.bytes.unwrap_or(unknown)
+    }
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
 /// Holds a file against what was promised of it.
 pub(super) fn check(path: &Path, name: &str, promise: &Promise) -> Result<(), PullError> {
-    let is_hex = promise.etag.chars().all(|c| c.is_ascii_hexdigit());
     let found = match promise.etag.len() {
-        64 if is_hex => catalog::hash(path).map_err(io(path))?.1,
-        40 if is_hex => {
+        64 if promise.is_hash() => catalog::hash(path).map_err(io(path))?.1,
+        40 if promise.is_hash() => {
             let content = std::fs::read(path).map_err(io(path))?;
             let header = format!("blob {}\0", content.len());
             catalog::hex(&Sha1::new().chain_update(header).chain_update(content).finalize())
@@ -129,6 +169,7 @@ impl<'a> Client<'a> {
             if promise.bytes == Some(done) && done > 0 {
                 return Ok(());
             }
+            let most = promise.most(name);
             let expected = promise.bytes.unwrap_or(1 << 30);
             let limit = Duration::from_secs(30 + expected / SLOWEST_BYTES_PER_SECOND);
             let (_, mut answer) = match self.get(&promise.url, done, limit) {
@@ -152,6 +193,10 @@ impl<'a> Client<'a> {
                 progress(&Progress { file: name.to_owned(), done, total: promise.bytes });
                 match body.read(&mut buffer) {
                     Ok(0) => break None,
+                    Ok(n) if done + n as u64 > most => {
+                        file.set_len(0).map_err(write)?;
+                        return Err(PullError::TooLong { file: name.to_owned(), most });
+                    }
                     Ok(n) => file.write_all(&buffer[..n]).map_err(write)?,
                     Err(error) => break Some(error.to_string()),
                 }

@@ -58,6 +58,7 @@ pub(super) fn pull(
         snapshot::publish(&folder, &revision.sha, &links, known)?;
         staging::remove_forgotten(&blobs);
     }
+    cache::note_absent(&target, FILES.into_iter().filter(|name| !revision.has(name)))?;
     snapshot::refer(&folder, repository.revision, &revision.sha)?;
     Ok(target)
 }
@@ -98,8 +99,8 @@ impl Hub<'_> {
         // What is pinned by its hash is one file.
         let is_sharded = !revision.has(SINGLE) && revision.has(INDEX) && self.known.is_none();
         let weights = if is_sharded { INDEX } else { SINGLE };
-        let pinned = self.known.map_or(&[][..], |known| known.files);
-        let mut needed = ["config.json", weights].into_iter().chain(pinned.iter().copied());
+        let pinned = self.known.map_or(&[][..], |known| known.files).iter().map(|(name, _)| *name);
+        let mut needed = ["config.json", weights].into_iter().chain(pinned);
         needed.try_for_each(|name| self.need(revision, name))?;
         let mut links = self.small_files(revision, progress)?;
         links.push(self.link(revision, weights, progress)?);
@@ -186,7 +187,11 @@ impl Hub<'_> {
         let is_there = blob.exists() && check(&blob, name, &promise).is_ok();
         if !is_there {
             self.client.download(&promise, &mut file, name, progress)?;
-            if let Err(error) = check(&partial, name, &promise) {
+            let mut checked = check(&partial, name, &promise);
+            if let Some(known) = self.known {
+                checked = checked.and_then(|()| known.check(name, &partial));
+            }
+            if let Err(error) = checked {
                 fs::remove_file(&partial).map_err(io(&partial))?;
                 return Err(error);
             }
@@ -214,9 +219,12 @@ impl Hub<'_> {
             let message = format!("etag is {etag:?}, which names no content; check HF_ENDPOINT");
             return Err(PullError::Answer { url, message });
         }
-        let bytes = header("x-linked-size").or_else(|| header("content-length"));
-        let bytes = bytes.and_then(|bytes| bytes.parse().ok());
-        Ok(Promise { etag: etag.to_owned(), bytes, url })
+        // The length of an answer that leads elsewhere is its own.
+        let own = header("content-length").filter(|_| answer.status() == 200);
+        let bytes = header("x-linked-size").or(own).and_then(|bytes| bytes.parse().ok());
+        let promise = Promise { etag: etag.to_owned(), bytes, url };
+        promise.check(name)?;
+        Ok(promise)
     }
 }
 

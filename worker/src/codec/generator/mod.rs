@@ -264,7 +264,8 @@ impl Codec for GeneratorCodec {
         };
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         let ends = Arc::clone(&self.ends);
-        Ok((Sequence { key, tokens, n_prompt, max_new, ends, sampling }, asked))
+        let life = Arc::default();
+        Ok((Sequence { key, tokens, n_prompt, max_new, ends, sampling, life }, asked))
     }
 
     /// A turn of it: what is still to be read, as far as one turn reads it, and a few tokens more.
