@@ -244,6 +244,8 @@ impl Served {
         };
         let _alone = tokio::select! { biased;
             () = self.shared.halt.cancelled() => None,
+            // Those whose end it waits for may have none.
+            _ = self.shared.wedged.until(|wedged| *wedged) => None,
             alone = begin => Some(alone),
         };
         if self.shared.gives_back() {
