@@ -249,6 +249,14 @@ impl Plan {
     pub(crate) fn shares_answers(&self) -> bool {
         self.results.is_some() && self.queues.len() > 1
     }
+
+    /// What a queue was asked for by, for errors: of several the name as well.
+    pub(crate) fn flag_of(&self, url: &QueueUrl) -> String {
+        match self.queues.len() {
+            1 => "--queue".to_owned(),
+            _ => format!("--serve {}", url.queue),
+        }
+    }
 }
 
 /// Where results go when not where the jobs are.

@@ -145,6 +145,14 @@ pub(crate) enum End<T> {
     Cancelled,
 }
 
+impl<T> Finished<T> {
+    /// The same job with another end.
+    pub(crate) fn ending<U>(self, end: End<U>) -> Finished<U> {
+        let Self { delivery, lane, loan, way, room, stream, end: _ } = self;
+        Finished { delivery, lane, loan, way, room, stream, end }
+    }
+}
+
 impl Held {
     /// Keeps its room until the next stage has some.
     pub(crate) fn finish(self, end: End<Output>) -> Finished {

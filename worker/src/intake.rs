@@ -1,7 +1,8 @@
 //! What the receivers of several queues agree upon: who may take how many jobs, when all of them
 //! are idle, and that a job which may crash its worker is alone in it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -21,8 +22,8 @@ pub(crate) struct Intake {
     /// Jobs received; compared with the most that may be.
     received: AtomicU64,
     most: u64,
-    /// One bit per queue that was found empty with nothing held, since a job came last.
-    idle: AtomicUsize,
+    /// The queues that were found empty with nothing held, since a job came last.
+    idle: std::sync::Mutex<BTreeSet<usize>>,
     n_queues: usize,
     /// Held for reading by who receives, for writing by who must be alone.
     alone: RwLock<()>,
@@ -63,7 +64,7 @@ impl Intake {
             left: AtomicU64::new(most),
             received: AtomicU64::new(0),
             most,
-            idle: AtomicUsize::new(0),
+            idle: std::sync::Mutex::default(),
             n_queues,
             alone: RwLock::new(()),
             solitude: Mutex::new(()),
@@ -99,7 +100,7 @@ impl Intake {
     pub(crate) fn brought(&self, Brought { n_came, n_kept, aside }: Brought) {
         self.left.fetch_add((aside - n_kept) as u64, SeqCst);
         if n_came > 0 {
-            self.idle.store(0, SeqCst);
+            lock(&self.idle).clear();
         }
         let n_kept = n_kept as u64;
         if self.received.fetch_add(n_kept, SeqCst) + n_kept >= self.most {
@@ -110,8 +111,9 @@ impl Intake {
     /// A queue was found empty, and nothing is held: when all were, since a job came last, that is
     /// the end of a worker that exits when empty.
     pub(crate) fn found_empty(&self, at: usize) {
-        let all = (1usize << self.n_queues) - 1;
-        if self.idle.fetch_or(1 << at, SeqCst) | (1 << at) == all {
+        let mut idle = lock(&self.idle);
+        idle.insert(at);
+        if idle.len() == self.n_queues {
             self.enough.cancel();
         }
     }
@@ -190,6 +192,18 @@ mod tests {
         assert!(!intake.enough().is_cancelled(), "the first may have a job by now");
         intake.found_empty(0);
         assert!(intake.enough().is_cancelled());
+    }
+
+    #[test]
+    fn any_number_of_queues_may_be_found_empty() {
+        for n_queues in [1, 32, 63, 64, 65, 1000] {
+            let intake = Intake::new(n_queues, None);
+            for at in 0..n_queues {
+                assert!(!intake.enough().is_cancelled(), "{at} of {n_queues} were looked at");
+                intake.found_empty(at);
+            }
+            assert!(intake.enough().is_cancelled(), "{n_queues}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

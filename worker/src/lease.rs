@@ -1,6 +1,7 @@
 //! Keeps the leases of all jobs that are held, but only while the device makes progress.
 //!
-//! A device that is wedged stops the keeper: its leases end, and the jobs move on.
+//! A device that is wedged stops the keeper: its leases end, and the jobs move on. Who finds that out
+//! (`wedge.rs`) waits for no broker.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,15 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{Broker, JobId, Receipt, Settled};
-use ebb_telemetry::{Gate, TraceId};
+use ebb_telemetry::TraceId;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::field::display;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 
 use crate::board::Board;
 use crate::cancel::Hints;
-use crate::device::Load;
 use crate::metrics::Metrics;
 
 /// Receipts per call to the broker.
@@ -287,21 +287,12 @@ impl Drop for Loan {
     }
 }
 
-/// What a model that is loaded again may take, as the probes of the deployment give a first start.
-const LOAD: Duration = Duration::from_secs(600);
-
-/// What the keeper looks at and tells.
+/// Who keeps the leases of one queue.
 pub(crate) struct Keeper<'a> {
     pub(crate) leases: &'a Leases,
     pub(crate) broker: &'a dyn Broker,
     pub(crate) metrics: &'a Metrics,
-    /// What the device has to do.
-    pub(crate) load: &'a Board<Load>,
-    /// A batch that takes longer means that the device is wedged.
-    pub(crate) stall: Duration,
-    /// Liveness: a wedged device wants a restart.
-    pub(crate) gate: Gate,
-    /// Whether the device is wedged, for the other stages.
+    /// Whether the device is wedged.
     pub(crate) wedged: &'a Board<bool>,
     /// How often jobs that are held turned out to be cancelled.
     pub(crate) n_cancelled: &'a Board<u64>,
@@ -310,47 +301,22 @@ pub(crate) struct Keeper<'a> {
 impl Keeper<'_> {
     /// Extends leases until it is dropped.
     pub(crate) async fn run(self) {
-        // Early enough for two more tries.
-        let period = (self.leases.length / 3).min(self.stall / 4).max(Duration::from_millis(1));
+        // Early enough for two more tries, however long a call takes.
+        let period = (self.leases.length / 3).max(Duration::from_millis(1));
+        let mut next = Instant::now() + period;
         loop {
-            tokio::time::sleep(period).await;
-            let wedge = self.wedge();
-            let is_wedged = wedge.is_some();
-            if self.wedged.set(is_wedged) != is_wedged {
-                self.tell(wedge);
-            }
-            if !is_wedged && self.leases.extend(self.broker, self.metrics).await {
+            sleep_until(next).await;
+            next = Instant::now() + period;
+            if !self.wedged.get() && self.leases.extend(self.broker, self.metrics).await {
                 self.n_cancelled.update(|n| *n += 1);
             }
-        }
-    }
-
-    /// What the device does not get done, and for how long, if it is wedged.
-    fn wedge(&self) -> Option<(&'static str, Duration)> {
-        let load = self.load.get();
-        let runs = load.running.map(|batch| (batch.since, self.stall, "no batch has ended"));
-        let loads = load.loading.map(|since| {
-            (since, self.stall.max(LOAD), "a model is being loaded again and not ready")
-        });
-        let (_, most, what) =
-            [runs, loads].into_iter().flatten().find(|(since, most, _)| since.elapsed() > *most)?;
-        Some((what, most))
-    }
-
-    fn tell(&self, wedge: Option<(&'static str, Duration)>) {
-        if let Some((what, most)) = wedge {
-            let reason = format!("{what} for {} s", most.as_secs_f64());
-            error!(reason, "the device makes no progress: leases are left to end");
-            self.gate.close(reason);
-        } else {
-            info!("the device makes progress again");
-            self.gate.open();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ebb_queue::faulty::{Faults, Faulty};
     use ebb_queue::memory::MemoryQueue;
     use ebb_queue::{
         Behavior, Cancelled, Delivery, Job, OpenOptions, Operator, Timestamp, TokioClock,
@@ -359,7 +325,8 @@ mod tests {
 
     use super::*;
     use crate::batcher::Size;
-    use crate::device::Running;
+    use crate::device::{Load, Running};
+    use crate::wedge::Watch;
 
     const LEASE: Duration = Duration::from_secs(30);
 
@@ -376,23 +343,19 @@ mod tests {
     }
 
     async fn keep(
-        queue: &MemoryQueue,
+        broker: &dyn Broker,
         leases: &Leases,
         load: &Board<Load>,
         health: &Health,
         for_how_long: Duration,
     ) {
-        let keeper = Keeper {
-            leases,
-            broker: queue,
-            metrics: &Metrics::default(),
-            load,
-            stall: Duration::from_secs(60),
-            gate: health.gate("device", GateKind::Live),
-            wedged: &Board::default(),
-            n_cancelled: &Board::default(),
-        };
-        tokio::time::timeout(for_how_long, keeper.run()).await.unwrap_err();
+        let (metrics, wedged, n_cancelled) =
+            (Metrics::default(), Board::default(), Board::default());
+        let (metrics, wedged, n_cancelled) = (&metrics, &wedged, &n_cancelled);
+        let (stall, gate) = (Duration::from_secs(60), health.gate("device", GateKind::Live));
+        let keeper = Keeper { leases, broker, metrics, wedged, n_cancelled };
+        let both = async { tokio::join!(Watch { load, stall, gate, wedged }.run(), keeper.run()) };
+        tokio::time::timeout(for_how_long, both).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
@@ -427,6 +390,40 @@ mod tests {
         keep(&queue, &leases, &load, &health, Duration::from_secs(20)).await;
         assert!(loan.is_lost());
         assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Lost]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_is_found_to_be_wedged_though_the_broker_hangs() {
+        let (queue, delivery) = one_delivery().await;
+        // Of up to a year each call takes so much that none ends in here.
+        let delay = Duration::from_secs(365 * 86_400);
+        let hanging = Faulty::new(Arc::new(queue), Faults { delay, ..Faults::NONE }, 7);
+        let leases = Leases::new(LEASE, Arc::default());
+        let _loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let load = Board::new(Load { running: Some(batch), ..Load::default() });
+        let health = Health::new();
+        keep(&hanging, &leases, &load, &health, Duration::from_secs(65)).await;
+        assert!(health.live().unwrap_err().contains("no batch has ended for 60 s"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_takes_long_does_not_put_off_the_next_one() {
+        let (queue, delivery) = one_delivery().await;
+        let slow = Faulty::new(Arc::new(queue), Faults { delay: LEASE / 2, ..Faults::NONE }, 7);
+        let leases = Leases::new(LEASE, Arc::default());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        let look = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert!(loan.may_live(Instant::now()));
+            }
+        };
+        let (load, health) = (Board::default(), Health::new());
+        tokio::select! {
+            () = keep(&slow, &leases, &load, &health, 40 * LEASE) => {}
+            () = look => {}
+        }
     }
 
     #[tokio::test(start_paused = true)]

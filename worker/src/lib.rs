@@ -48,6 +48,7 @@ mod trace;
 mod under_way;
 #[cfg(feature = "cpu")]
 mod warm;
+mod wedge;
 
 pub use codec::{Answer, BadJob, Codec, EchoCodec, Next, Spent, Step};
 #[cfg(feature = "cpu")]

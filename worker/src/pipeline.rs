@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_telemetry::{Gate, GateKind};
+use ebb_telemetry::GateKind;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
@@ -21,6 +21,7 @@ use crate::lease::Keeper;
 use crate::served::Served;
 use crate::settle::Exit;
 use crate::shared::{Parts, Shared, Summary};
+use crate::wedge::Watch;
 use crate::{cancel, infer, receive, retention, settle, status, stream};
 
 /// How much longer than its grace period a worker waits for its brokers to hear that it ends, all of them
@@ -157,12 +158,12 @@ async fn work(
     queues: &[Served],
     company: &mut JoinSet<()>,
 ) -> Result<(usize, Instant), Error> {
-    let live = shared.health.gate("device", GateKind::Live);
     for served in queues {
         company.spawn(served.clone().try_broker());
-        company.spawn(keep_leases(served.clone(), live.clone()));
+        company.spawn(keep_leases(served.clone()));
         company.spawn(cancel::heed(served.clone()));
     }
+    company.spawn(watch_device(Arc::clone(shared)));
     company.spawn(heed_wedges(Arc::clone(shared)));
     let mut stages = stages(shared, queues);
     let state = shared.device.state();
@@ -234,6 +235,13 @@ fn stages(shared: &Arc<Shared>, queues: &[Served]) -> JoinSet<()> {
     stages
 }
 
+async fn watch_device(shared: Arc<Shared>) {
+    let gate = shared.health.gate("device", GateKind::Live);
+    let (load, stall, wedged) = (shared.device.load(), shared.settings.stall, &shared.wedged);
+    Watch { load, stall, gate, wedged }.run().await;
+    error!("nobody watches the device any more");
+}
+
 /// A wedged device keeps nothing that it has not begun.
 async fn heed_wedges(shared: Arc<Shared>) {
     loop {
@@ -244,14 +252,11 @@ async fn heed_wedges(shared: Arc<Shared>) {
     }
 }
 
-async fn keep_leases(served: Served, gate: Gate) {
+async fn keep_leases(served: Served) {
     let keeper = Keeper {
         leases: &served.leases,
         broker: &*served.broker,
         metrics: &served.shared.metrics,
-        load: served.shared.device.load(),
-        stall: served.shared.settings.stall,
-        gate,
         wedged: &served.shared.wedged,
         n_cancelled: &served.shared.n_cancelled,
     };

@@ -1,7 +1,6 @@
 //! The first two stages: take jobs from the broker, and read what they ask.
 
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,9 +10,9 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tracing::debug;
 
 use crate::batcher::Size;
-use crate::codec::Asked;
+use crate::codec::{Asked, BadJob};
 use crate::device::Cargo;
-use crate::held::{End, Finished, Held, Item, Turns};
+use crate::held::{End, Held, Item, Output, Turns};
 use crate::intake::{Brought, Solitude};
 use crate::served::Served;
 use crate::settle::Exit;
@@ -33,12 +32,12 @@ const SOLITARY: u32 = 3;
 
 /// What decoding made of a job.
 enum Decoded {
-    /// It can run.
-    Ready(Item),
+    /// It can run, there.
+    Ready(usize, (Cargo, Asked, Size)),
     /// It cannot.
-    Over(Finished),
+    Over(End<Output>),
     /// Nothing is to be begun any more.
-    Unbegun(Held),
+    Unbegun,
 }
 
 /// What is kept of the jobs that a call brought.
@@ -127,11 +126,15 @@ pub(crate) async fn decode(
         let n_jobs = jobs.len();
         let mut items = Vec::with_capacity(n_jobs);
         let (mut over, mut unbegun) = (Vec::new(), Vec::new());
-        for decoded in on_cpu(&served, jobs, Served::decode_one).await {
-            match decoded {
-                Decoded::Ready(item) => items.push(item),
-                Decoded::Over(finish) => over.push(finish),
-                Decoded::Unbegun(held) => unbegun.push(held),
+        let own = served.clone();
+        let decode = move |held: &mut Held| own.decode_one(held);
+        for (held, decoded) in on_cpu(served.shared.settings.decode_threads, jobs, decode).await {
+            match decoded.unwrap_or_else(Decoded::panicked) {
+                Decoded::Ready(lane, (input, asked, size)) => {
+                    items.push(Item { held, lane, input, asked, size });
+                }
+                Decoded::Over(end) => over.push(held.finish(end)),
+                Decoded::Unbegun => unbegun.push(held),
             }
         }
         exit.give_back(unbegun).await;
@@ -139,6 +142,13 @@ pub(crate) async fn decode(
         // Sent empty as well: the batcher may have waited for these.
         send(&out, items).await;
         exit.finish(over).await;
+    }
+}
+
+impl Decoded {
+    fn panicked() -> Self {
+        let reason = "body made the decoder panic; this is a bug of ours";
+        Self::Over(End::Reject(Failure::new(FailureKind::Model, reason)))
     }
 }
 
@@ -234,6 +244,8 @@ impl Served {
         };
         let _alone = tokio::select! { biased;
             () = self.shared.halt.cancelled() => None,
+            // Those whose end it waits for may have none.
+            _ = self.shared.wedged.until(|wedged| *wedged) => None,
             alone = begin => Some(alone),
         };
         if self.shared.gives_back() {
@@ -257,19 +269,19 @@ impl Served {
         }
     }
 
-    fn decode_one(&self, mut held: Held) -> Decoded {
+    fn decode_one(&self, held: &mut Held) -> Decoded {
         if self.shared.gives_back() {
-            return Decoded::Unbegun(held);
+            return Decoded::Unbegun;
         }
         if held.loan.is_cancelled() {
-            return Decoded::Over(held.finish(End::Cancelled));
+            return Decoded::Over(End::Cancelled);
         }
-        match self.read(&held) {
-            Ok((lane, (input, asked, size))) => {
+        match self.read(held) {
+            Ok((lane, read)) => {
                 held.way.decoded();
-                Decoded::Ready(Item { held, lane, input, asked, size })
+                Decoded::Ready(lane, read)
             }
-            Err(failure) => Decoded::Over(held.finish(End::Reject(failure))),
+            Err(failure) => Decoded::Over(End::Reject(failure)),
         }
     }
 
@@ -304,25 +316,17 @@ impl Served {
         let no_model = || Failure::new(FailureKind::Model, self.no_such_model(job));
         let lane = held.lane.ok_or_else(no_model)?;
         let own = &self.shared.lanes[lane];
-        let decoded = catch_unwind(AssertUnwindSafe(|| own.codec.decode(job)));
-        let layout = own.device.layout();
-        match decoded.map(|read| read.map(|(input, asked, size)| (input, asked, size.laid(layout))))
-        {
-            // It would hold the device for longer than a device may be silent.
-            Ok(Ok((_, _, size))) if size.cost() > settings.max_job_cost => {
-                let (n, max) = (size.cost(), settings.max_job_cost);
-                let padding = if n == size.tokens { "" } else { ", padding counted" };
-                Err(Failure::invalid(format!(
-                    "input costs {n} tokens{padding}; send at most {max} in one job, \
-                     or raise --max-job-cost"
-                )))
-            }
-            Ok(Ok(read)) => Ok((lane, read)),
-            Ok(Err(bad)) => Err(bad.failure()),
-            Err(_) => {
-                let reason = "body made the decoder panic; this is a bug of ours";
-                Err(Failure::new(FailureKind::Model, reason))
-            }
+        let (input, asked, size) = own.codec.decode(job).map_err(BadJob::failure)?;
+        let size = size.laid(own.device.layout());
+        // It would hold the device for longer than a device may be silent.
+        if size.cost() > settings.max_job_cost {
+            let (n, max) = (size.cost(), settings.max_job_cost);
+            let padding = if n == size.tokens { "" } else { ", padding counted" };
+            return Err(Failure::invalid(format!(
+                "input costs {n} tokens{padding}; send at most {max} in one job, \
+                 or raise --max-job-cost"
+            )));
         }
+        Ok((lane, (input, asked, size)))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use ebb_queue::{ErrorKind, OpenOptions, Queue, QueueUrl, Results, SystemClock, Warning};
 use ebb_telemetry::{Gate, GateKind, Health, Service, Traces};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -148,22 +148,24 @@ async fn open(
         options.results = Some(Results(store));
     }
     options.payloads.clone_from(&plan.payloads);
-    let mut alerts = None;
-    let mut queues = Vec::new();
-    for QueuePlan { url, models, .. } in &plan.queues {
-        let broker = connect(url, &options, metrics, stop).await.context("--queue")?;
-        let Some(broker) = broker else { return Ok(None) };
-        let alarms = models.iter().any(|(_, model)| model.alerts());
-        if alarms && alerts.is_none() {
-            alerts = connect(&plan.alerts, &options, metrics, stop).await.context("--alerts")?;
-            if alerts.is_none() {
-                return Ok(None);
-            }
+    // All at the same time: each may have to wait for its broker.
+    let queues = plan.queues.iter().map(async |QueuePlan { url, .. }| {
+        connect(url, &options, metrics, stop).await.with_context(|| plan.flag_of(url))
+    });
+    let alarms = plan.queues.iter().map(QueuePlan::alerts).collect::<Vec<_>>();
+    let alerts = async {
+        match alarms.contains(&true) {
+            true => connect(&plan.alerts, &options, metrics, stop).await.context("--alerts"),
+            false => Ok(None),
         }
-        let own = alerts.as_ref().filter(|_| alarms).unwrap_or(&broker).clone();
-        queues.push((broker, own));
-    }
-    Ok(Some(queues))
+    };
+    let (queues, alerts) = tokio::try_join!(try_join_all(queues), alerts)?;
+    let with_alerts = queues.into_iter().zip(alarms).map(|(queue, has_alarms)| {
+        let queue = queue?;
+        let own = if has_alarms { alerts.clone()? } else { Arc::clone(&queue) };
+        Some((queue, own))
+    });
+    Ok(with_alerts.collect())
 }
 
 /// Opens a queue, and waits for a broker that is not there yet; `None` when stopped meanwhile.
@@ -187,7 +189,7 @@ async fn connect(
         let pause = match opened {
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                warn!(%error, "the broker does not answer; trying again");
+                warn!(queue = %url, %error, "the broker does not answer; trying again");
                 pauses.next(rand::random())
             }
             Err(error) => return Err(error.into()),

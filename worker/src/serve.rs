@@ -48,6 +48,13 @@ pub(crate) struct QueuePlan {
     pub(crate) words: String,
 }
 
+impl QueuePlan {
+    /// Whether a model of it publishes alerts.
+    pub(crate) fn alerts(&self) -> bool {
+        self.models.iter().any(|(_, model)| model.alerts())
+    }
+}
+
 /// Which model, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModelChoice {

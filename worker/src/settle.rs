@@ -7,18 +7,18 @@
 //! expired while nobody held it the worker knows nothing: that is the broker's business.
 
 mod calls;
+mod encode;
 mod exit;
 mod groups;
 mod rounds;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Failure, FailureKind, Frame, Job, JobId, JobResult, Outcome, Settlement,
+    Delivery, ErrorKind, Failure, FailureKind, Frame, JobId, JobResult, Outcome, Settlement,
     Stored, short_reason,
 };
-use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll, iter};
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::{Instant, timeout};
@@ -26,7 +26,7 @@ use tracing::field::display;
 use tracing::{debug, warn};
 
 use crate::codec::Answer;
-use crate::held::{End, Finished, Held, Output};
+use crate::held::{End, Finished, Held};
 use crate::lease::Loan;
 use crate::outcome::LOST;
 use crate::served::Served;
@@ -34,15 +34,13 @@ use crate::shared::{lock, on_cpu, send_all, sleep_until};
 use crate::stream::{self, There};
 use crate::trace::Way;
 use calls::Unanswered;
+use encode::panicked;
 pub(crate) use exit::Exit;
 use groups::Groups;
 pub(crate) use rounds::settle;
 
 /// Jobs that are stored, or settled, in one go: a broker commits them together.
 const CHUNK: usize = 256;
-
-/// Why a job fails whose answer cannot be written.
-const PANICKED: &str = "the answer made the encoder panic; a bug of ours";
 
 /// How long pieces of others are looked for, where there may be none.
 const LOOK: Duration = Duration::from_millis(500);
@@ -65,13 +63,21 @@ struct Ours<'a> {
     attempt: u32,
 }
 
+/// What comes of a group of jobs that are stored together.
+enum Part {
+    /// These are concluded; none in place of each that somebody else has by now.
+    Of(u64, Vec<Option<Concluded>>),
+    /// Nothing more will come, whatever became of its jobs.
+    Last(u64),
+}
+
 /// Encodes and stores answers, many at once.
 pub(crate) async fn store(
     served: Served,
     mut finished: Receiver<Finished>,
     out: Sender<Concluded>,
 ) {
-    let mut storing = SelectAll::<BoxStream<'static, (u64, Vec<Option<Concluded>>)>>::new();
+    let mut storing = SelectAll::<BoxStream<'static, Part>>::new();
     let mut groups = Groups::default();
     let (mut jobs, mut is_open) = (Vec::new(), true);
     loop {
@@ -79,16 +85,20 @@ pub(crate) async fn store(
         let has_room = is_open && groups.has_room(now);
         let later = groups.next_room(now);
         tokio::select! { biased;
-            Some((group, concluded)) = storing.next() => {
-                groups.concluded(group, concluded.len());
-                send_all(&out, concluded.into_iter().flatten().collect()).await;
-            }
+            Some(part) = storing.next() => match part {
+                Part::Of(group, concluded) => {
+                    groups.concluded(group, concluded.len());
+                    send_all(&out, concluded.into_iter().flatten().collect()).await;
+                }
+                Part::Last(group) => groups.ended(group),
+            },
             n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
                 is_open = n_jobs > 0;
                 if is_open {
                     let group = groups.begin(n_jobs, Instant::now());
                     let concluded = served.conclude_all(std::mem::take(&mut jobs));
-                    storing.push(concluded.map(move |jobs| (group, jobs)).boxed());
+                    let parts = concluded.map(move |jobs| Part::Of(group, jobs));
+                    storing.push(parts.chain(iter([Part::Last(group)])).boxed());
                 }
             }
             () = sleep_until(later), if is_open && !has_room => {}
@@ -98,35 +108,6 @@ pub(crate) async fn store(
 }
 
 impl Served {
-    fn encode_one(&self, finished: Finished) -> Finished<Answer> {
-        let Finished { delivery, lane, loan, way, room, stream, end } = finished;
-        let end = match end {
-            End::Done(output) => match self.encode(output, &delivery.job) {
-                Some(answer) => End::Done(answer),
-                None => End::Reject(Failure::new(FailureKind::Model, PANICKED)),
-            },
-            End::Retry(reason) => End::Retry(reason),
-            End::Reject(failure) => End::Reject(failure),
-            End::Overtaken => End::Overtaken,
-            End::Cancelled => End::Cancelled,
-        };
-        Finished { delivery, lane, loan, way, room, stream, end }
-    }
-
-    /// The answer, counted for whoever it is for; none if that made the encoder panic.
-    fn encode(&self, output: Output, job: &Job) -> Option<Answer> {
-        let Output { lane, output, asked, spent } = output;
-        let lane = &self.shared.lanes[lane];
-        let encode = || lane.codec.encode(output, asked, job, &spent);
-        let (answer, metrics) = (catch_unwind(AssertUnwindSafe(encode)).ok(), &self.shared.metrics);
-        let tenant = job.headers.tenant.as_deref();
-        match &answer {
-            Some(answer) => metrics.spend(&lane.name, tenant, answer, &spent),
-            None => metrics.waste(&lane.name, spent.seconds),
-        }
-        answer
-    }
-
     /// The jobs of a group as they are concluded, those together that are at the same time; in place
     /// of each that somebody else has by now comes none.
     fn conclude_all(
@@ -135,9 +116,11 @@ impl Served {
     ) -> impl Stream<Item = Vec<Option<Concluded>>> + use<> {
         let served = self.clone();
         let encoded = async move {
-            let encoded = on_cpu(&served, jobs, Self::encode_one).await;
-            let conclude = |job| {
-                let served = served.clone();
+            let own = served.clone();
+            let encode = move |job: &mut Finished| own.encode_one(job);
+            let encoded = on_cpu(served.shared.settings.decode_threads, jobs, encode).await;
+            let conclude = |(job, end): (Finished, Option<End<Answer>>)| {
+                let (served, job) = (served.clone(), job.ending(end.unwrap_or_else(panicked)));
                 async move { served.conclude_one(job).await }
             };
             encoded.into_iter().map(conclude).collect::<FuturesUnordered<_>>()

@@ -1,5 +1,6 @@
 //! What the stages of a pipeline are made of and have in common.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::lease::Leases;
 use crate::metrics::Metrics;
 use crate::models::age_of_process;
 use crate::outcome::NO_MODEL;
-use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams, Served};
+use crate::served::{BrokersGate, Lane, ModelParts, QueueParts, QueueState, Seams};
 use crate::sparing::Sparing;
 use crate::under_way::UnderWay;
 
@@ -332,24 +333,29 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Maps on as many threads as the settings say, in order.
+/// Works on items with so many threads, in order: each comes back with what was made of it, or with
+/// nothing where that panicked, which costs nobody beside it anything. With no thread it is done here,
+/// as a simulation needs it.
 pub(crate) async fn on_cpu<T: Send + 'static, U: Send + 'static>(
-    served: &Served,
+    n_threads: usize,
     mut items: Vec<T>,
-    work: fn(&Served, T) -> U,
-) -> Vec<U> {
-    let n_threads = served.shared.settings.decode_threads;
+    work: impl Fn(&mut T) -> U + Clone + Send + 'static,
+) -> Vec<(T, Option<U>)> {
+    let work = move |mut item| {
+        let made = catch_unwind(AssertUnwindSafe(|| work(&mut item))).ok();
+        (item, made)
+    };
     if n_threads == 0 {
-        return items.into_iter().map(|item| work(served, item)).collect();
+        return items.into_iter().map(work).collect();
     }
     let share = items.len().div_ceil(n_threads).max(1);
     let mut shares = Vec::new();
     while !items.is_empty() {
         let rest = items.split_off(share.min(items.len()));
         let part = std::mem::replace(&mut items, rest);
-        let served = served.clone();
+        let work = work.clone();
         shares.push(tokio::task::spawn_blocking(move || {
-            part.into_iter().map(|item| work(&served, item)).collect::<Vec<U>>()
+            part.into_iter().map(work).collect::<Vec<_>>()
         }));
     }
     let mut done = Vec::new();
@@ -396,6 +402,19 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn an_item_that_makes_its_thread_panic_comes_back_and_so_do_all_others() {
+        let work = |item: &mut u32| {
+            assert!(!item.is_multiple_of(5), "on purpose");
+            *item * 10
+        };
+        let wanted = |n| if n % 5 == 0 { (n, None) } else { (n, Some(10 * n)) };
+        for n_threads in [0, 1, 3, 64] {
+            let done = on_cpu(n_threads, (1..=20).collect(), work).await;
+            assert_eq!(done, (1..=20).map(wanted).collect::<Vec<_>>(), "{n_threads} threads");
+        }
+    }
 
     #[tokio::test]
     async fn what_is_sent_together_arrives_together_and_in_order() {

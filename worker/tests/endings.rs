@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
@@ -214,6 +215,67 @@ async fn a_job_that_costs_too_much_or_has_an_answer_that_cannot_be_written_hurts
     assert!(reasons[1].contains("a bug of ours"), "{reasons:?}");
     let kinds: Vec<_> = dead.iter().map(|letter| letter.kind).collect();
     assert_eq!(kinds, [FailureKind::Invalid, FailureKind::Model]);
+}
+
+/// What is too long for the device, and breaks whoever lets go of it.
+struct Volatile(EchoInput);
+
+impl Drop for Volatile {
+    fn drop(&mut self) {
+        assert!(self.0.input.len() <= 100, "on purpose");
+    }
+}
+
+/// Returns what it is given.
+struct Mirror;
+
+impl Model for Mirror {
+    type Input = Volatile;
+    type Output = String;
+
+    fn infer(
+        &mut self,
+        batch: &[Volatile],
+    ) -> std::result::Result<Vec<std::result::Result<String, ItemError>>, InferError> {
+        Ok(batch.iter().map(|item| Ok(item.0.input.clone())).collect())
+    }
+}
+
+impl Codec for Mirror {
+    type Input = Volatile;
+    type Output = String;
+    type Asked = ();
+
+    fn decode(&self, job: &Job) -> std::result::Result<(Volatile, ()), BadJob> {
+        EchoCodec.decode(job).map(|(input, ())| (Volatile(input), ()))
+    }
+
+    fn size(&self, input: &Volatile) -> Size {
+        Size::of([input.0.input.len()])
+    }
+
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        EchoCodec.encode(output, (), job, spent)
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_makes_its_cpu_thread_panic_takes_no_other_with_it() {
+    let (queue, clock) = queue(LEASE);
+    let mut jobs: Vec<_> = (0..20).map(echo_job).collect();
+    jobs[7] = job(7, &format!(r#"{{"input": "{}"}}"#, "x".repeat(101)));
+    queue.publish(jobs).await.unwrap();
+    let one_thread = Settings { max_job_cost: 100, decode_threads: 1, ..settings() };
+    let device = Device::thread(|_| Ok(Mirror)).unwrap();
+    let models = vec![ModelParts::new("mirror", Mirror, device)];
+    let served = served("default", &Arc::new(queue.clone()), models);
+    let until_empty = Settings { exit_when_empty: true, ..one_thread };
+    let worker = Pipeline::new(parts_of(vec![served], &clock, until_empty));
+    let summary = worker.run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (19, 1, 0));
+    let dead = queue.list(10).await.unwrap();
+    assert_eq!((dead[0].job.id.as_str(), dead[0].attempts), ("job-0007", 1));
+    assert!(dead[0].reason.contains("made the decoder panic"), "{}", dead[0].reason);
 }
 
 #[tokio::test(start_paused = true)]

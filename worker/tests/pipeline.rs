@@ -416,6 +416,30 @@ async fn a_wedged_device_loses_its_lease_and_the_job_moves_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wedged_device_gives_back_a_job_that_waits_to_be_alone() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    for _ in 0..2 {
+        let crashed = queue.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+        assert_eq!(crashed.len(), 1);
+        drop(crashed);
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    queue.publish(vec![echo_job(1)]).await.unwrap();
+    let worker =
+        pipeline(&Arc::new(queue.clone()), &clock, inline(Duration::from_secs(400)), settings());
+    let worker = tokio::spawn(worker.run(CancellationToken::new()));
+    until(&queue, |depth| depth.in_flight == 2).await;
+    // The other one is on the device until it is found to be wedged, and longer.
+    tokio::time::sleep(settings().stall + Duration::from_secs(5)).await;
+    let both = std::num::NonZeroUsize::new(2).unwrap();
+    let again = queue.receive(both, Duration::ZERO).await.unwrap();
+    let again: Vec<_> = again.iter().map(|one| (one.job.id.as_str(), one.attempt)).collect();
+    assert_eq!(again, [("job-0000", 3)], "charged for nothing");
+    worker.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_wedges_its_device_takes_nobody_with_it() {
     let (queue, clock) = queue(LEASE);
     let shared = Arc::new(queue.clone());

@@ -219,3 +219,46 @@ async fn a_stop_does_not_wait_for_a_broker_that_takes_a_connection_and_never_ans
     assert_eq!(worker.await.unwrap().unwrap().completed, 0);
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_queues_are_opened_at_the_same_time() {
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", broker.local_addr().unwrap());
+    let flags = ["worker", "--queue", &url, "--serve", "a=echo,b=echo,c=echo"];
+    let flags = [&flags[..], &["--connect-timeout", "1h"]].concat();
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(run(Cli::parse_from(flags).worker, stop.clone()));
+    // It says nothing to any of them, so none comes after another.
+    let mut connected = Vec::new();
+    for nth in 0..3 {
+        let call = tokio::time::timeout(Duration::from_secs(30), broker.accept()).await;
+        connected.push(call.unwrap_or_else(|_| panic!("{nth} of 3 have called")).unwrap());
+    }
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_queues_the_one_that_cannot_be_opened_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(dir.path().join("queue.db"));
+    for name in ["first", "third"] {
+        let own = url.with_queue(name).unwrap();
+        ebb_queue::open(&own, OpenOptions::default()).await.unwrap();
+    }
+    let url = url.to_string();
+    let flags = ["worker", "--queue", &url, "--no-create", "--serve"];
+    let flags = [&flags[..], &["first=echo,second=echo,third=echo"]].concat();
+    let error = run(Cli::parse_from(flags).worker, CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().starts_with("--serve second"), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_queues_are_made_in_one_new_file_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = QueueUrl::sqlite(dir.path().join("queue.db")).to_string();
+    let served: Vec<String> = (0..32).map(|number| format!("queue-{number}=echo")).collect();
+    let flags = ["worker", "--queue", &url, "--serve", &served.join(","), "--exit-when-empty"];
+    let summary = run(Cli::parse_from(flags).worker, CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.failed, summary.left), (0, 0, 0));
+}

@@ -344,6 +344,10 @@ impl Fetcher {
     async fn finish(&mut self) -> Result<()> {
         self.give_back().await?;
         let session = self.core.session().await?;
+        if !session.has_settled() {
+            // Nothing is on its way that could get lost.
+            return Ok(());
+        }
         let limit = session.work.basic_qos(1, BasicQosOptions::default());
         session.patiently("read what was acknowledged", limit).await?;
         // Read is not done: the channel hands acknowledgements on to the quorum queue, keeps them

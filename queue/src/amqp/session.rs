@@ -313,6 +313,11 @@ impl Session {
         self.patiently("acknowledge jobs", try_join_all(acked)).await.map(drop)
     }
 
+    /// Whether the broker was told so of any delivery of this session.
+    pub(super) fn has_settled(&self) -> bool {
+        self.tags().are_touched()
+    }
+
     /// Gives deliveries of this session back as they are; each counts as a lost attempt on the
     /// broker, so this is for when nothing better can be done.
     pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {

@@ -34,6 +34,11 @@ impl Tags {
         Acks { up_to, single }
     }
 
+    /// Whether any is settled.
+    pub(super) fn are_touched(&self) -> bool {
+        self.low > 0 || !self.done.is_empty()
+    }
+
     fn is_open(&self, tag: u64) -> bool {
         tag > self.low && !self.done.contains(&tag)
     }
@@ -48,10 +53,19 @@ mod tests {
     #[test]
     fn a_run_from_the_first_on_is_one_frame() {
         let mut tags = Tags::default();
+        assert!(!tags.are_touched());
         assert_eq!(tags.settle(&[3, 1, 2]), Acks { up_to: Some(3), single: vec![] });
         assert_eq!(tags.settle(&[5, 6]), Acks { up_to: None, single: vec![5, 6] });
         assert_eq!(tags.settle(&[4, 9]), Acks { up_to: Some(4), single: vec![9] });
         assert_eq!(tags.settle(&[7, 8, 7, 3]), Acks { up_to: Some(8), single: vec![] });
+        assert!(tags.are_touched());
+    }
+
+    #[test]
+    fn one_that_is_settled_before_its_turn_is_settled() {
+        let mut tags = Tags::default();
+        tags.settle(&[2]);
+        assert!(tags.are_touched());
     }
 
     proptest! {

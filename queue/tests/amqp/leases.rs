@@ -35,6 +35,24 @@ fn a_handle_that_does_not_move_loses_its_jobs() {
 }
 
 #[test]
+fn who_held_no_job_closes_without_waiting_for_the_broker_to_take_acknowledgements() {
+    // For that a handle is given as long; a slow machine may be as slow once or twice.
+    const BOUND: Duration = Duration::from_millis(800);
+    on_shared(async |server| {
+        let mut times: Vec<Duration> = Vec::new();
+        while times.len() < 5 && times.iter().all(|time| *time >= BOUND) {
+            let queue = handle(&url(server, &format!("jobless-{}", times.len()))).await;
+            let none = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+            assert!(none.is_empty());
+            let start = Instant::now();
+            queue.close().await.unwrap();
+            times.push(start.elapsed());
+        }
+        assert!(times.iter().any(|time| *time < BOUND), "{times:?}");
+    });
+}
+
+#[test]
 fn who_shuts_down_in_order_charges_nothing() {
     on_shared(async |server| {
         // What the broker has not done when the connection ends is charged, and nothing tells when that is;
