@@ -90,7 +90,7 @@ fn model(reader: Text<'_>, name: &Key<'_>, value: &Value<'_>) -> Result<Draft, T
             "serves" => serves = Some(text()?),
             "timeout" => {
                 let span = ebb_queue::read_span(&text()?).filter(|span| !span.is_zero());
-                let words = || format!("{own} is a number with a unit, such as 30s or 5m");
+                let words = || format!("{own} is seconds, or a unit, such as 30s or 5m");
                 timeout = Some(span.ok_or_else(|| reader.error(&value.span(), words()))?);
             }
             "max_in_flight" => max_in_flight = Some(reader.count(&own, value)?),
@@ -154,8 +154,8 @@ mod tests {
             ),
             ("[models.a]\nqueue = 5", "line 2: models.a.queue is a text, in quotes"),
             (
-                "[models.a]\ntimeout = \"30\"",
-                "line 2: models.a.timeout is a number with a unit, such as 30s or 5m",
+                "[models.a]\ntimeout = \"soon\"",
+                "line 2: models.a.timeout is seconds, or a unit, such as 30s or 5m",
             ),
             ("[models.a]\nmax_in_flight = 0", "line 2: models.a.max_in_flight is a number from 1"),
             (

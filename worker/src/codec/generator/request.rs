@@ -531,8 +531,6 @@ mod tests {
             (json!({"max_completion_tokens": 101}), "max_completion_tokens is 101; send a whole"),
             (json!({"n": 2}), "n is 2; a job has one answer, send several jobs"),
             (json!({"n": 0}), "n is 0; a job has one answer"),
-            (json!({"max_token": 3}), "max_token is not known; use max_tokens"),
-            (json!({"temprature": 0}), "temprature is not known; use temperature"),
             (json!({"stop": 7}), "stop is 7; send a text or a list of at most 4"),
             (json!({"stop": ["a", "b", "c", "d", "e"]}), "send a text or a list of at most 4"),
             (json!({"stop": ""}), "stop has a text of 0 bytes; send 1 to 256"),
@@ -574,6 +572,14 @@ mod tests {
             "add_generation_prompt": true, "guided_json": null, "continue_final_message": false,
         });
         assert!(with(&harmless).is_ok());
+    }
+
+    #[test]
+    fn a_field_with_a_slip_in_it_is_refused_with_the_right_name() {
+        for (field, known) in [("max_token", "max_tokens"), ("temprature", "temperature")] {
+            let error = with(&json!({field: 1})).unwrap_err();
+            assert_eq!(error, format!("{field} is not known; use {known}"));
+        }
     }
 
     #[test]
