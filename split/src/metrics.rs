@@ -102,24 +102,19 @@ impl Metrics {
         let counters =
             |name, help, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
         let weights = Opts::new("split_weight_ratio", "Share of the jobs that a queue is to get.");
-        let age = HistogramOpts::new(
-            "split_age_seconds",
-            "From the publication of a job until it has gone on.",
-        );
-        let broken = Opts::new(
-            "split_weights_broken",
-            "1 while the newest weights cannot be used and those before them are.",
-        );
-        let refuses = Opts::new(
-            "split_queue_refuses",
-            "1 while jobs are held for a queue that takes none, though it is not full.",
-        );
+        let age = "From the publication of a job until it has gone on.";
+        let age = HistogramOpts::new("split_age_seconds", age);
+        let gauges = |name, help, label: &str| IntGaugeVec::new(Opts::new(name, help), &[label]);
         let buckets = prometheus::exponential_buckets(0.001, 4.0, 12)?;
         Ok(Self {
             jobs: counters("split_jobs_total", "Jobs that went to a queue.", "to")?,
             spilled: counters("split_spilled_total", "Jobs whose own queue was full.", "to")?,
             full: counters("split_full_total", "Times that a queue was full.", "to")?,
-            refuses: IntGaugeVec::new(refuses, &["to"])?,
+            refuses: gauges(
+                "split_queue_refuses",
+                "1 while jobs are held for a queue that takes none, though it is not full.",
+                "to",
+            )?,
             given_back: counters(
                 "split_given_back_total",
                 "Jobs given back to be received later: too many wait for queues that refuse.",
@@ -143,7 +138,11 @@ impl Metrics {
                 "Changes of the file of weights: ok once all their queues are open.",
                 "outcome",
             )?,
-            broken: IntGaugeVec::new(broken, &["what"])?,
+            broken: gauges(
+                "split_weights_broken",
+                "1 while the newest weights cannot be used and those before them are.",
+                "what",
+            )?,
             broker_errors: counters("split_broker_errors_total", "Calls that failed.", "call")?,
             broker_up: IntGauge::new("split_broker_up", "1 when the broker answered last.")?,
         })

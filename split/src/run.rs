@@ -98,9 +98,8 @@ async fn split(args: SplitArgs, stop: CancellationToken) -> anyhow::Result<()> {
         tokio::spawn(leases.clone().keep(Arc::clone(&intake), metrics.clone())),
         tokio::spawn(report(Arc::clone(&intake), worker, leases.clone(), metrics.clone())),
     ];
-    company.extend(file.map(|path| {
-        tokio::spawn(reload::follow((path, queue.queue), args.reload, weights, metrics.clone()))
-    }));
+    let follow = |path| reload::follow((path, queue.queue), args.reload, weights, metrics.clone());
+    company.extend(file.map(|path| tokio::spawn(follow(path))));
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     Splitter::new(parts, leases, queues).run(stop.clone()).await;
     stop.cancel();
