@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
+use ebb_queue::claim::lies_elsewhere;
 use ebb_queue::{ErrorKind, Failure, Frame, JobId, JobResult, JobState, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
@@ -13,7 +14,7 @@ use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note, printable};
 use crate::pieces::{Said, objects, plain};
-use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death, lies_elsewhere};
+use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]

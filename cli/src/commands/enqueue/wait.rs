@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use ebb_queue::claim::lies_elsewhere;
 use ebb_queue::{JobResult, Phase, Queue};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -12,7 +13,7 @@ use super::LONG;
 use super::publish::Target;
 use crate::exit::{Exit, interrupted};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{Awaited, Line, lies_elsewhere, result_of, results_now};
+use crate::results::{Awaited, Line, result_of, results_now};
 
 /// How long a worker may stay away before we say so.
 const NOBODY: Duration = Duration::from_secs(5);
