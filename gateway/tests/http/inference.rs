@@ -52,7 +52,7 @@ async fn clients_of_text_embeddings_inference_find_their_routes_and_shapes() {
         Ok(if job.body.windows(5).any(|part| part == b"query") {
             r#"{"results":[{"index":0,"relevance_score":0.5}],"usage":{"prompt_tokens":1,"total_tokens":1}}"#
         } else {
-            r#"{"data":[{"label":"good","score":0.5}],"usage":{"prompt_tokens":1,"total_tokens":1}}"#
+            r#"{"data":[{"scores":[{"label":"good","score":0.5}]}],"usage":{"prompt_tokens":1,"total_tokens":1}}"#
         }
         .to_owned())
     });
