@@ -36,12 +36,6 @@ const WAIT: Duration = Duration::from_secs(1);
 /// The same while jobs are held that wait for room elsewhere.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
-/// What a publish may take at most: longer than the brokers' own limits.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The same to a queue that has failed: the others wait for it.
-const HASTE: Duration = Duration::from_secs(1);
-
 /// Why a job whose deadline has passed goes nowhere; the brokers use the same word.
 const EXPIRED: &str = "expired";
 
@@ -264,7 +258,7 @@ impl Splitter {
                 if batches.is_empty() {
                     break;
                 }
-                self.publish_batches(batches, if are_failing { HASTE } else { PATIENCE }).await;
+                self.publish_batches(batches).await;
             }
         }
     }
@@ -292,7 +286,7 @@ impl Splitter {
     }
 
     /// Publishes to all of these queues at once.
-    async fn publish_batches(&mut self, batches: Vec<(String, Vec<Held>)>, limit: Duration) {
+    async fn publish_batches(&mut self, batches: Vec<(String, Vec<Held>)>) {
         let mut calls = Vec::new();
         for (name, batch) in batches {
             let queue = self.opened(&name).await;
@@ -303,6 +297,7 @@ impl Splitter {
                 lane.put_back(batch);
                 continue;
             };
+            let limit = lane.limit(&batch);
             let store = self.parts.results.clone().unwrap_or_else(|| queue.clone());
             calls.push(async move {
                 let sent = timeout(limit, send(&queue, &store, &batch)).await;

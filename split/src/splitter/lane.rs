@@ -22,6 +22,16 @@ const MANY: u32 = 10;
 /// Pauses before a queue that cannot be opened is tried again: each try is a connection.
 const OPENINGS: RetryPolicy = RetryPolicy { cap: Duration::from_secs(30), ..PAUSES };
 
+/// What a publish may take at most: longer than the brokers' own limits.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same to a queue that has failed, since the others wait for it; besides there is time for the
+/// bodies.
+const HASTE: Duration = Duration::from_secs(1);
+
+/// Bytes of bodies that a broker takes in a millisecond, if it takes them slowly.
+const SLOW: usize = 10_000;
+
 /// A queue that jobs go to, and those that wait for it.
 pub(super) struct Lane {
     /// Missing until it could be opened.
@@ -70,6 +80,15 @@ impl Lane {
     /// Whether nothing has named it for so long.
     pub(super) fn is_idle_for(&self, span: Duration) -> bool {
         self.used.elapsed() >= span
+    }
+
+    /// What a publish of these jobs may take.
+    pub(super) fn limit(&self, batch: &[Held]) -> Duration {
+        if self.failures.are_none() {
+            return PATIENCE;
+        }
+        let n_bytes: usize = batch.iter().map(|held| held.delivery.job.body.len()).sum();
+        HASTE + Duration::from_millis(u64::try_from(n_bytes / SLOW).unwrap_or(u64::MAX))
     }
 
     /// It took jobs.

@@ -13,6 +13,7 @@ use ebb_queue::{
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::lane::PATIENCE;
 use super::*;
 use crate::metrics::QUEUES;
 use crate::weights::Share;
