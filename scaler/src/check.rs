@@ -152,7 +152,7 @@ pub fn check(args: CheckArgs) -> BoxFuture<'static, anyhow::Result<Checkup>> {
     Box::pin(try_all(args))
 }
 
-/// What a profile is told of a queue that is not there, though its broker answers.
+/// What a profile is told of the default queue that is not there, though its broker answers.
 const NO_QUEUE: &str = "no_queue";
 
 async fn try_all(args: CheckArgs) -> anyhow::Result<Checkup> {
@@ -202,7 +202,10 @@ async fn try_profile(site: &Site, profile: &Profile) -> ProfileCheck {
     let seconds = begun.elapsed().as_secs_f64();
     let (server, warnings, problem) = match info {
         Ok(Ok(info)) => (Some(info.version), info.warnings, None),
-        Ok(Err(text)) => (None, vec![Warning { code: NO_QUEUE, text }], None),
+        Ok(Err(text)) => {
+            let text = format!("{text}; no trigger can do without a name of its own");
+            (None, vec![Warning { code: NO_QUEUE, text }], None)
+        }
         Err(problem) => (None, Vec::new(), Some(problem)),
     };
     ProfileCheck { name, url, seconds, server, warnings, problem }

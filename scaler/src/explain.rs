@@ -40,7 +40,8 @@ pub(crate) struct Explain(Arc<Mutex<Memory>>);
 struct Memory {
     objects: HashMap<Name, Object>,
     n_triggers: usize,
-    /// Who was the first to ask for each queue, and whether it was told that others do as well.
+    /// Who was the first to ask for each queue, and whether it was told that others do as well. Only
+    /// of triggers that are remembered, so that it has their bound.
     first: HashMap<Place, (Name, bool)>,
 }
 
@@ -59,6 +60,8 @@ pub(crate) struct Object {
 #[derive(Debug, Clone)]
 pub(crate) struct Remembered {
     pub(crate) resolved: Arc<Resolved>,
+    /// When it was asked for first.
+    since: Instant,
     pub(crate) asked: Instant,
     pub(crate) target: Option<(f64, Instant)>,
     pub(crate) value: Option<(f64, Instant)>,
@@ -121,29 +124,45 @@ impl Explain {
         is_first
     }
 
-    /// The object that scales on the same queue as this one, which is seen for the first time; told
-    /// once of each queue.
+    /// The object that scales on the same queue as this one; told once of each queue.
+    ///
+    /// An object that has a new name is no rival of itself: both must have been asked for at one time.
     pub(crate) fn rival(&self, namespace: &str, name: &str, place: &Place) -> Option<Name> {
-        let own = || (namespace.to_owned(), name.to_owned());
+        let own = (namespace.to_owned(), name.to_owned());
         let mut memory = self.lock();
         let Memory { objects, first, .. } = &mut *memory;
-        let (other, is_told) = first.entry(place.clone()).or_insert_with(|| (own(), false));
-        if *is_told || (other.0 == namespace && other.1 == name) {
+        // It was forgotten in the meantime.
+        let span = objects.get(&own)?.span(place)?;
+        let Some((other, is_told)) = first.get_mut(place) else {
+            first.insert(place.clone(), (own, false));
+            return None;
+        };
+        if *is_told || *other == own {
             return None;
         }
-        if objects.get(&*other).is_some_and(|object| object.scales_on(place)) {
-            *is_told = true;
-            return Some(other.clone());
+        match objects.get(&*other).and_then(|object| object.span(place)) {
+            Some(others) if span.overlaps(others) => {
+                *is_told = true;
+                Some(other.clone())
+            }
+            // The next call tells whether it is asked for again.
+            Some(_) => None,
+            None => {
+                *other = own;
+                None
+            }
         }
-        *other = own();
-        None
     }
 
     /// The objects beside this one that scale on the same queue, sorted.
     pub(crate) fn rivals(&self, name: &Name, place: &Place) -> Vec<Name> {
         let memory = self.lock();
+        let Some(own) = memory.objects.get(name).and_then(|object| object.span(place)) else {
+            return Vec::new();
+        };
         let others = memory.objects.iter().filter(|(other, _)| *other != name);
-        let others = others.filter(|(_, object)| object.scales_on(place));
+        let is_rival = |object: &Object| object.span(place).is_some_and(|span| span.overlaps(own));
+        let others = others.filter(|(_, object)| is_rival(object));
         let mut names: Vec<Name> = others.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         names
@@ -219,7 +238,10 @@ impl Memory {
             let oldest = oldest.map(|(at, _)| at).filter(|_| triggers.len() >= MAX_OF_ONE);
             let gone = oldest.map(|at| triggers.swap_remove(at));
             triggers.push(Remembered::new(Arc::clone(resolved), now));
-            self.n_triggers += usize::from(gone.is_none());
+            match gone {
+                Some(gone) => self.left(namespace, name, &gone.resolved.place),
+                None => self.n_triggers += 1,
+            }
         }
         let object = self.object(namespace, name);
         let at = found.unwrap_or(object.triggers.len() - 1);
@@ -228,6 +250,15 @@ impl Memory {
 
     fn object(&mut self, namespace: &str, name: &str) -> &mut Object {
         self.objects.entry((namespace.to_owned(), name.to_owned())).or_default()
+    }
+
+    /// A trigger of an object on this queue is forgotten; others of it may be on it as well.
+    fn left(&mut self, namespace: &str, name: &str, place: &Place) {
+        let is_there = self.object(namespace, name).triggers.iter().any(|one| one.is_on(place));
+        let is_its = |(of, first): &Name| of == namespace && first == name;
+        if !is_there && self.first.get(place).is_some_and(|(first, _)| is_its(first)) {
+            self.first.remove(place);
+        }
     }
 
     /// Forgets the older half when there is no more room: seldom, and then much.
@@ -267,10 +298,13 @@ impl Object {
         current
     }
 
-    /// Whether KEDA asks for this queue on its behalf.
-    fn scales_on(&self, place: &Place) -> bool {
-        let mut triggers = self.triggers.iter();
-        triggers.any(|one| one.resolved.place == *place && one.asked.elapsed() <= POLL)
+    /// Since when KEDA asks for this queue on its behalf, and until when it did; none where it does
+    /// no more.
+    fn span(&self, place: &Place) -> Option<Span> {
+        let triggers = self.triggers.iter();
+        let spans = triggers.filter(|one| one.is_on(place) && one.is_of_now(one.asked));
+        let spans = spans.map(|one| Span { since: one.since, asked: one.asked });
+        spans.reduce(|a, b| Span { since: a.since.min(b.since), asked: a.asked.max(b.asked) })
     }
 
     /// How long nobody has asked for it.
@@ -278,6 +312,20 @@ impl Object {
         let asked = self.triggers.iter().map(|trigger| trigger.asked);
         let last = asked.chain(self.refused.as_ref().map(|(_, at)| *at)).max();
         last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
+    }
+}
+
+/// When an object was asked for on a queue, the first time and the last.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    since: Instant,
+    asked: Instant,
+}
+
+impl Span {
+    /// Whether each was asked for after the other had been.
+    fn overlaps(self, other: Self) -> bool {
+        self.since < other.asked && other.since < self.asked
     }
 }
 
@@ -305,7 +353,12 @@ impl Demand {
 impl Remembered {
     fn new(resolved: Arc<Resolved>, asked: Instant) -> Self {
         let spacing = Duration::ZERO;
-        Self { resolved, asked, target: None, value: None, active: None, pushed: None, spacing }
+        let (target, value, active, pushed) = (None, None, None, None);
+        Self { resolved, since: asked, asked, target, value, active, pushed, spacing }
+    }
+
+    fn is_on(&self, place: &Place) -> bool {
+        self.resolved.place == *place
     }
 
     /// Whether nothing was told of it yet.
@@ -408,16 +461,56 @@ mod tests {
             explain.rival("ml", name, &one.place).map(|(_, name)| name)
         };
         let rivals = |name: &str| explain.rivals(&("ml".into(), name.into()), &one.place);
+        let pass = |seconds| tokio::time::advance(Duration::from_secs(seconds));
         assert_eq!(told("a"), None);
         assert_eq!(told("a"), None, "two triggers of one object are no two pools");
         assert!(rivals("a").is_empty());
         // Nobody asks for the first any more: it was renamed.
-        tokio::time::advance(POLL + Duration::from_secs(1)).await;
+        pass(1).await;
         assert_eq!(told("b"), None);
-        assert!(rivals("b").is_empty());
-        assert_eq!(told("c"), Some("b".to_owned()));
-        assert_eq!(told("d"), None, "once");
+        assert!(rivals("b").is_empty() && rivals("a").is_empty());
+        pass(POLL.as_secs()).await;
+        assert_eq!(told("b"), None);
+        assert_eq!(told("c"), None, "what was asked for before may be gone");
+        pass(1).await;
+        assert_eq!((told("b"), told("c")), (None, Some("b".to_owned())));
+        pass(1).await;
+        assert_eq!((told("d"), told("c"), told("b")), (None, None, None), "once");
+        pass(1).await;
+        assert_eq!((told("d"), told("c")), (None, None), "once");
         assert_eq!(rivals("c"), [("ml".into(), "b".into()), ("ml".into(), "d".into())]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_objects_that_are_seldom_asked_for_are_told_of_as_well() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let told = |name: &str| {
+            explain.told("ml", name, &one, Told::Active(false));
+            explain.rival("ml", name, &one.place).map(|(_, name)| name)
+        };
+        let (mut found, half) = (Vec::new(), Duration::from_secs(150));
+        for _ in 0..4 {
+            found.extend(told("a"));
+            tokio::time::advance(half).await;
+            found.extend(told("b"));
+            tokio::time::advance(half).await;
+        }
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(explain.rivals(&("ml".into(), "a".into()), &one.place).len(), 1);
+    }
+
+    #[test]
+    fn an_object_that_asks_for_ever_new_queues_takes_no_more_room_than_its_triggers() {
+        let explain = Explain::default();
+        let profiles = Profiles::single(QueueUrl::sqlite("/data/q.db"));
+        for nth in 0..10 * MAX_OF_ONE {
+            let option = ("queue".to_owned(), format!("jobs-{nth}"));
+            let one = Arc::new(profiles.resolve("ml", &HashMap::from([option])).unwrap());
+            explain.told("ml", "a", &one, Told::Value(1.0));
+            explain.rival("ml", "a", &one.place);
+        }
+        assert_eq!(explain.lock().first.len(), MAX_OF_ONE);
     }
 
     #[test]

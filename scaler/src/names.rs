@@ -84,11 +84,13 @@ impl Name {
         }
     }
 
-    /// Hosts are the same in capitals, and no wildcard stands for one: this is about one client.
+    /// Hosts are the same in capitals, and no wildcard stands for one: this is about one client. A name
+    /// of one sort is none of the other, since an authority may sign only one of them with care.
     fn is(&self, known: &str) -> bool {
+        let is_uri = known.contains("://");
         match self {
-            Self::Dns(name) => name.eq_ignore_ascii_case(known),
-            Self::Uri(name) => name == known,
+            Self::Dns(name) => !is_uri && name.eq_ignore_ascii_case(known),
+            Self::Uri(name) => is_uri && name == known,
         }
     }
 }
@@ -105,4 +107,21 @@ fn names_of(certificate: &CertificateDer<'_>) -> Vec<Name> {
         _ => None,
     };
     names.value.general_names.iter().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Name;
+
+    #[test]
+    fn a_name_of_one_sort_is_none_of_the_other() {
+        let (host, uri) = ("keda-operator.keda.svc", "spiffe://c/ns/keda/sa/keda-operator");
+        let dns = |name: &str| Name::Dns(name.to_owned());
+        let of_uri = |name: &str| Name::Uri(name.to_owned());
+        assert!(dns(host).is(host) && dns("KEDA-operator.keda.svc").is(host));
+        assert!(of_uri(uri).is(uri));
+        assert!(!of_uri(host).is(host) && !dns(uri).is(uri));
+        assert!(!of_uri("SPIFFE://c/ns/keda/sa/keda-operator").is(uri));
+        assert!(!dns("*.keda.svc").is(host));
+    }
 }

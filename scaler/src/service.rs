@@ -120,14 +120,13 @@ impl Service {
         Ok(decision)
     }
 
-    /// The first time, also warns of what has less effect than it says.
+    /// The first time, also warns of what has less effect than it says, and whenever it is seen, of
+    /// another pool on the same queue.
     fn remember(&self, object: &ScaledObjectRef, resolved: &Arc<Resolved>, told: Told) {
         let ScaledObjectRef { name, namespace, .. } = object;
-        if !self.explain.told(namespace, name, resolved, told) {
-            return;
-        }
+        let is_first = self.explain.told(namespace, name, resolved, told);
         let queue = &resolved.place.source;
-        if let Some(warning) = resolved.trigger.warning() {
+        if let Some(warning) = resolved.trigger.warning().filter(|_| is_first) {
             tracing::warn!(namespace, name, %queue, "{warning}");
         }
         if let Some((of, other)) = self.explain.rival(namespace, name, &resolved.place) {

@@ -81,8 +81,18 @@ impl TlsArgs {
     /// # Errors
     /// Names the flag that is missing.
     pub(crate) fn files(&self) -> anyhow::Result<Option<TlsFiles>> {
-        if self.tls_client_name.iter().any(String::is_empty) {
+        let names = self.tls_client_name.iter().map(|name| name.trim().to_owned());
+        let client_names: Vec<String> = names.collect();
+        if client_names.iter().any(String::is_empty) {
             bail!("--tls-client-name is empty; name a client, as keda-operator.keda.svc");
+        }
+        let is_no_name =
+            |name: &&String| name.starts_with('*') || name.contains(char::is_whitespace);
+        if let Some(name) = client_names.iter().find(is_no_name) {
+            bail!(
+                "--tls-client-name: {name:?} names no client; write whole names, with commas between \
+                 them"
+            );
         }
         if self.tls_client_ca.is_none() && !self.tls_client_name.is_empty() {
             bail!("--tls-client-ca is missing; without it no client shows a certificate");
@@ -92,7 +102,7 @@ impl TlsArgs {
                 cert: cert.clone(),
                 key: key.clone(),
                 client_ca: self.tls_client_ca.clone(),
-                client_names: self.tls_client_name.clone(),
+                client_names,
             })),
             (None, None) if self.tls_client_ca.is_none() => Ok(None),
             (None, _) => bail!("--tls-cert is missing; it goes with --tls-key"),
@@ -218,4 +228,33 @@ fn expiry(certificate: &CertificateDer<'_>) -> anyhow::Result<Timestamp> {
     let seconds = certificate.validity().not_after.timestamp();
     // A certificate without an end has the last second that a calendar knows.
     Ok(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TlsArgs;
+
+    #[test]
+    fn names_of_clients_are_whole_and_without_what_is_around_them() {
+        let files = |names: &str| {
+            TlsArgs {
+                tls_cert: Some("tls.crt".into()),
+                tls_key: Some("tls.key".into()),
+                tls_client_ca: Some("ca.crt".into()),
+                tls_client_name: names.split(',').map(str::to_owned).collect(),
+            }
+            .files()
+        };
+        let names = files("keda-operator.keda.svc, spiffe://c/ns/keda").unwrap().unwrap();
+        assert_eq!(names.client_names, ["keda-operator.keda.svc", "spiffe://c/ns/keda"]);
+        for (wrong, why) in [
+            ("a,", "is empty"),
+            (" ", "is empty"),
+            ("*.keda.svc", "\"*.keda.svc\" names no client"),
+            ("a b", "\"a b\" names no client"),
+        ] {
+            let told = files(wrong).unwrap_err().to_string();
+            assert!(told.contains(why), "{wrong:?}: {told}");
+        }
+    }
 }

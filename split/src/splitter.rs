@@ -14,11 +14,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, Failure, Job, JobResult, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, Error, ErrorKind, Failure, Job, JobResult, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -26,7 +26,7 @@ use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::place::{Place, place};
 use crate::weights::{By, Weights};
-use lane::{CHUNK, Failures, Held, Lane};
+use lane::{Failures, Held, Lane};
 use window::Window;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
@@ -243,11 +243,22 @@ impl Splitter {
         (other.unwrap_or(own).to_owned(), other.is_some())
     }
 
+    /// Queues that fail come after the others, and have little time: one that hangs holds up no other.
     async fn publish(&mut self) {
-        let names: Vec<String> = self.lanes.keys().cloned().collect();
-        for name in names {
-            while let Some(batch) = self.next_batch(&name).await {
-                self.publish_batch(&name, batch).await;
+        for are_failing in [false, true] {
+            loop {
+                let lanes = self.lanes.iter();
+                let lanes = lanes.filter(|(_, lane)| lane.failures.are_none() != are_failing);
+                let names: Vec<String> = lanes.map(|(name, _)| name.clone()).collect();
+                let mut batches = Vec::new();
+                for name in names {
+                    let batch = self.next_batch(&name).await;
+                    batches.extend(batch.map(|batch| (name, batch)));
+                }
+                if batches.is_empty() {
+                    break;
+                }
+                self.publish_batches(batches).await;
             }
         }
     }
@@ -274,42 +285,52 @@ impl Splitter {
         Some(batch)
     }
 
-    async fn publish_batch(&mut self, name: &str, batch: Vec<Held>) {
-        let queue = self.opened(name).await;
-        let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
-        let Some(queue) = queue else { return lane.put_back(batch) };
-        let batch = self.without_answered(&queue, batch).await;
-        let Some(lane) = self.lanes.get_mut(name).filter(|_| !batch.is_empty()) else { return };
-        let jobs = batch.iter().map(|held| as_published(&held.delivery.job)).collect();
-        let Err(error) = queue.publish(jobs).await else {
-            lane.failures.reset();
-            (lane.is_full, lane.refuses) = (false, false);
-            lane.chunk = (lane.chunk * 2).min(CHUNK);
-            return self.gone(name, batch);
-        };
-        self.not_published(name, batch, &error).await;
-    }
-
-    /// Acknowledges those that may have gone there before and were answered: the queue may have
-    /// forgotten their ids since. A failure is no answer, since a dead letter can be put back.
-    async fn without_answered(&mut self, queue: &Queue, batch: Vec<Held>) -> Vec<Held> {
-        let store = self.parts.results.as_ref().unwrap_or(queue);
-        let is_answer = |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_final());
-        let answered = batch.iter().map(|held| async move {
-            held.before
-                && held.delivery.attempt > 1
-                && store.get(&held.delivery.job.id).await.is_ok_and(is_answer)
-        });
-        let answered = join_all(answered).await;
-        let mut rest = Vec::with_capacity(batch.len());
-        for (held, answered) in batch.into_iter().zip(answered) {
-            if answered {
-                self.settlements.push(held.delivery.ack());
-            } else {
-                rest.push(held);
+    /// Publishes to all of these queues at once.
+    async fn publish_batches(&mut self, batches: Vec<(String, Vec<Held>)>) {
+        let mut calls = Vec::new();
+        for (name, batch) in batches {
+            let queue = self.opened(&name).await;
+            let Some(lane) = self.lanes.get_mut(&name).filter(|_| !batch.is_empty()) else {
+                continue;
+            };
+            let Some(queue) = queue else {
+                lane.put_back(batch);
+                continue;
+            };
+            let limit = lane.limit(&batch);
+            let store = self.parts.results.clone().unwrap_or_else(|| queue.clone());
+            calls.push(async move {
+                let sent = timeout(limit, send(&queue, &store, &batch)).await;
+                let hangs = || Error::new(ErrorKind::Unavailable, "no answer in time");
+                let sent = sent.unwrap_or_else(|_| (vec![false; batch.len()], Err(hangs())));
+                (name, batch, sent)
+            });
+        }
+        let ended = join_all(calls).await;
+        let is_up = ended.iter().any(|(_, _, (_, published))| published.is_ok());
+        let is_away = |error: &Error| error.kind() == ErrorKind::Unavailable;
+        let mut errors = ended.iter().filter_map(|(_, _, (_, published))| published.as_ref().err());
+        let answers = is_up || !errors.any(is_away) || self.answers().await;
+        for (name, batch, (answered, published)) in ended {
+            let mut rest = Vec::with_capacity(batch.len());
+            for (held, is_answered) in batch.into_iter().zip(answered) {
+                if is_answered {
+                    self.settlements.push(held.delivery.ack());
+                } else {
+                    rest.push(held);
+                }
+            }
+            match published {
+                Ok(()) if rest.is_empty() => {}
+                Ok(()) => {
+                    if let Some(lane) = self.lanes.get_mut(&name) {
+                        lane.succeeded();
+                    }
+                    self.gone(&name, rest);
+                }
+                Err(error) => self.not_published(&name, rest, &error, answers).await,
             }
         }
-        rest
     }
 
     fn gone(&mut self, name: &str, batch: Vec<Held>) {
@@ -325,6 +346,26 @@ impl Splitter {
             self.settlements.push(held.delivery.ack());
         }
     }
+}
+
+/// Publishes jobs, and says of which there is an answer instead: those that may have gone there before,
+/// since the queue may have forgotten their ids. A failure is no answer, since a dead letter can be
+/// put back.
+async fn send(queue: &Queue, store: &Queue, batch: &[Held]) -> (Vec<bool>, ebb_queue::Result<()>) {
+    let is_answer = |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_final());
+    let answered = batch.iter().map(|held| async move {
+        held.before
+            && held.delivery.attempt > 1
+            && store.get(&held.delivery.job.id).await.is_ok_and(is_answer)
+    });
+    let answered = join_all(answered).await;
+    let rest = batch.iter().zip(&answered).filter(|(_, is_answered)| !**is_answered);
+    let jobs: Vec<Job> = rest.map(|(held, _)| as_published(&held.delivery.job)).collect();
+    if jobs.is_empty() {
+        return (answered, Ok(()));
+    }
+    let published = queue.publish(jobs).await.map(drop);
+    (answered, published)
 }
 
 /// The job as it goes on: under its own id, at its own age. Its idempotency key has done its work at

@@ -88,6 +88,9 @@ async fn two_objects_that_scale_on_one_queue_are_explained() {
     let alone = json(&kit, "/explain/ml/encoder").await;
     assert!(alone["triggers"][0].get("warning").is_none(), "{alone}");
     assert!(kit.is_active(&other).await.unwrap());
+    let renamed = json(&kit, "/explain/ml/reranker").await;
+    assert!(renamed["triggers"][0].get("warning").is_none(), "one may have become the other");
+    assert!(kit.is_active(&one).await.unwrap());
     for (name, of) in [("encoder", "ml/reranker"), ("reranker", "ml/encoder")] {
         let told = json(&kit, &format!("/explain/ml/{name}")).await;
         let warning = told["triggers"][0]["warning"].as_str().unwrap();

@@ -16,11 +16,21 @@ const PAUSES: RetryPolicy = RetryPolicy {
     cap: Duration::from_secs(2),
 };
 
-/// So many failures in a row, which take longer than a broker needs to come back, are those of one queue.
+/// So many failures in a row, while the broker answers otherwise, are those of one queue.
 const MANY: u32 = 10;
 
 /// Pauses before a queue that cannot be opened is tried again: each try is a connection.
 const OPENINGS: RetryPolicy = RetryPolicy { cap: Duration::from_secs(30), ..PAUSES };
+
+/// What a publish may take at most: longer than the brokers' own limits.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same to a queue that has failed, since the others wait for it; besides there is time for the
+/// bodies.
+const HASTE: Duration = Duration::from_secs(1);
+
+/// Bytes of bodies that a broker takes in a millisecond, if it takes them slowly.
+const SLOW: usize = 10_000;
 
 /// A queue that jobs go to, and those that wait for it.
 pub(super) struct Lane {
@@ -32,6 +42,12 @@ pub(super) struct Lane {
     pub(super) is_full: bool,
     /// It takes no jobs, for a reason other than that it is full.
     pub(super) refuses: bool,
+    /// When jobs were given back to the intake because of that.
+    pub(super) gave_back: Option<Instant>,
+    /// A publish may have had its effect though it failed, and none has gone well since.
+    pub(super) in_doubt: bool,
+    /// Failures in a row while the broker answers otherwise.
+    pub(super) n_alone: u32,
     pub(super) failures: Failures,
     /// When a job or weights last named it.
     pub(super) used: Instant,
@@ -66,6 +82,37 @@ impl Lane {
         self.used.elapsed() >= span
     }
 
+    /// What a publish of these jobs may take.
+    pub(super) fn limit(&self, batch: &[Held]) -> Duration {
+        if self.failures.are_none() {
+            return PATIENCE;
+        }
+        let n_bytes: usize = batch.iter().map(|held| held.delivery.job.body.len()).sum();
+        HASTE + Duration::from_millis(u64::try_from(n_bytes / SLOW).unwrap_or(u64::MAX))
+    }
+
+    /// It took jobs.
+    pub(super) fn succeeded(&mut self) {
+        self.failures.reset();
+        (self.is_full, self.refuses, self.in_doubt) = (false, false, false);
+        (self.gave_back, self.n_alone) = (None, 0);
+        self.chunk = (self.chunk * 2).min(CHUNK);
+    }
+
+    /// It did not answer; whether its broker does otherwise says whether that is about this queue.
+    pub(super) fn did_not_answer(&mut self, is_alone: bool) {
+        self.in_doubt = true;
+        self.n_alone = if is_alone { self.n_alone.saturating_add(1) } else { 0 };
+        self.refuses |= self.n_alone >= MANY;
+        // Fewer are sooner done, where there is little time.
+        self.chunk = (self.chunk / 2).max(1);
+    }
+
+    /// Bytes of the bodies that wait.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.waiting.iter().map(|held| held.delivery.job.body.len()).sum()
+    }
+
     /// It could not be opened, or not be published to.
     pub(super) fn failed(&mut self) {
         let pauses = if self.queue.is_some() { &PAUSES } else { &OPENINGS };
@@ -82,6 +129,9 @@ impl Default for Lane {
             chunk: CHUNK,
             is_full: false,
             refuses: false,
+            gave_back: None,
+            in_doubt: false,
+            n_alone: 0,
             failures: Failures::default(),
             used: Instant::now(),
         }
@@ -110,9 +160,8 @@ impl Failures {
         *self = Self::default();
     }
 
-    /// Whether a broker that was away would be back by now.
-    pub(super) fn are_many(&self) -> bool {
-        self.n >= MANY
+    pub(super) fn are_none(&self) -> bool {
+        self.n == 0
     }
 
     pub(super) fn may_try(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::{Delivery, Error, ErrorKind, Failure, Queue, RetryPolicy, Settlement};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::Splitter;
@@ -20,6 +20,12 @@ const PAUSES: RetryPolicy = RetryPolicy {
     base: Duration::from_secs(1),
     cap: Duration::from_secs(300),
 };
+
+/// The same where jobs may have gone on: within what the brokers remember ids for, 2 min on NATS.
+const IN_DOUBT: RetryPolicy = RetryPolicy { cap: Duration::from_secs(30), ..PAUSES };
+
+/// What the opening of a queue may take: the others wait for it.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// A queue without a weight is closed when no job was for it for so long.
 const IDLE: Duration = Duration::from_secs(60);
@@ -59,22 +65,43 @@ impl Splitter {
     pub(super) async fn opened(&mut self, name: &str) -> Option<Queue> {
         let lane = self.lanes.entry(name.to_owned()).or_default();
         lane.touch();
-        if lane.queue.is_none() && lane.failures.may_try() {
-            match (self.parts.open)(name.to_owned()).await {
-                Ok(queue) => *lane = Lane { waiting: take(&mut lane.waiting), ..Lane::new(queue) },
-                Err(error) => {
-                    lane.failed();
-                    lane.refuses = true;
-                    self.parts.metrics.broker_errors.with_label_values(&["open"]).inc();
-                    warn!(queue = name, %error, "the queue cannot be opened; trying again");
-                }
+        if lane.queue.is_some() || !lane.failures.may_try() {
+            return lane.queue.clone();
+        }
+        let opened = timeout(OPENING, (self.parts.open)(name.to_owned())).await;
+        let hangs = |_| Err(Error::new(ErrorKind::Unavailable, "no answer in time"));
+        match opened.unwrap_or_else(hangs) {
+            Ok(queue) => {
+                let lane = self.lanes.entry(name.to_owned()).or_default();
+                *lane = Lane { waiting: take(&mut lane.waiting), ..Lane::new(queue) };
+                lane.queue.clone()
+            }
+            Err(error) => {
+                // When the broker is away all wait alike.
+                let is_away = error.kind() == ErrorKind::Unavailable && !self.answers().await;
+                let lane = self.lanes.entry(name.to_owned()).or_default();
+                lane.failed();
+                lane.refuses |= !is_away;
+                self.parts.metrics.broker_errors.with_label_values(&["open"]).inc();
+                warn!(queue = name, %error, "the queue cannot be opened; trying again");
+                None
             }
         }
-        lane.queue.clone()
     }
 
-    /// What becomes of jobs that a queue did not take.
-    pub(super) async fn not_published(&mut self, name: &str, batch: Vec<Held>, error: &Error) {
+    /// Whether the broker answers, asked about the intake.
+    pub(super) async fn answers(&self) -> bool {
+        timeout(FAREWELL, self.parts.intake.depth()).await.is_ok_and(|depth| depth.is_ok())
+    }
+
+    /// What becomes of jobs that a queue did not take, while its broker answers otherwise or does not.
+    pub(super) async fn not_published(
+        &mut self,
+        name: &str,
+        batch: Vec<Held>,
+        error: &Error,
+        answers: bool,
+    ) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         let n_jobs = batch.len();
         let may_halve = matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) && n_jobs > 1;
@@ -98,15 +125,19 @@ impl Splitter {
                     info!(queue = name, "the queue is full; its jobs wait");
                 }
             }
-            ErrorKind::Unavailable => {
-                // When the broker is away all wait alike.
-                lane.refuses |= lane.failures.are_many();
+            ErrorKind::Unavailable if !answers => {
+                // The broker is away, and all wait alike.
+                lane.did_not_answer(false);
                 self.trouble("publish", error);
             }
             ErrorKind::Invalid => {}
-            _ => {
+            kind => {
                 // Of this queue alone: its jobs wait, and nothing is wrong with them.
-                lane.refuses = true;
+                if kind == ErrorKind::Unavailable {
+                    lane.did_not_answer(true);
+                } else {
+                    lane.refuses = true;
+                }
                 self.parts.metrics.broker_errors.with_label_values(&["publish"]).inc();
                 warn!(queue = name, %error, kind = %error.kind(), "not published; trying again");
             }
@@ -117,27 +148,34 @@ impl Splitter {
     /// together, so that the other half is for the others. The newest go first and come again later.
     pub(super) fn give_back_surplus(&mut self) {
         for (name, lane) in &self.lanes {
-            let is_held_up = lane.refuses && !lane.waiting.is_empty();
+            // What was given back comes again within that time, unless it has ended.
+            let comes_again = lane.gave_back.is_some_and(|at| at.elapsed() <= 2 * PAUSES.cap);
+            let is_held_up = lane.refuses && (comes_again || !lane.waiting.is_empty());
             self.parts.metrics.refuses.with_label_values(&[name]).set(is_held_up.into());
         }
-        let (mut n_jobs, mut n_bytes) = (0, 0);
-        for held in self.lanes.values().filter(|lane| lane.refuses).flat_map(|lane| &lane.waiting) {
-            n_jobs += 1;
-            n_bytes += held.delivery.job.body.len();
-        }
-        while self.window.is_half_taken(n_jobs, n_bytes) {
-            // The last one stays, to find out when the queue takes jobs again.
-            let lanes = self.lanes.iter_mut();
-            let lanes = lanes.filter(|(_, lane)| lane.refuses && lane.waiting.len() > 1);
-            let Some((name, lane)) = lanes.max_by_key(|(_, lane)| lane.waiting.len()) else {
+        let refusing = || self.lanes.values().filter(|lane| lane.refuses);
+        let mut n_jobs: usize = refusing().map(|lane| lane.waiting.len()).sum();
+        let mut n_bytes: usize = refusing().map(Lane::n_bytes).sum();
+        loop {
+            // One stays, to find out when the queue takes jobs again, unless it is too large for that:
+            // it finds out when it comes again.
+            let by_bytes = self.window.are_half_the_bytes(n_bytes);
+            if !by_bytes && !self.window.are_half(n_jobs) {
                 return;
-            };
+            }
+            let n_stay = usize::from(!by_bytes);
+            let size = |lane: &Lane| if by_bytes { lane.n_bytes() } else { lane.waiting.len() };
+            let lanes = self.lanes.iter_mut();
+            let lanes = lanes.filter(|(_, lane)| lane.refuses && lane.waiting.len() > n_stay);
+            let Some((name, lane)) = lanes.max_by_key(|(_, lane)| size(lane)) else { return };
             let Some(held) = lane.waiting.pop_back() else { return };
+            lane.gave_back = Some(Instant::now());
             n_jobs -= 1;
             n_bytes -= held.delivery.job.body.len();
             self.parts.metrics.given_back.with_label_values(&[name]).inc();
             debug!(queue = name, job.id = %held.delivery.job.id, "the job is received again later");
-            self.settlements.push(later(held.delivery, name));
+            let pauses = if lane.in_doubt { &IN_DOUBT } else { &PAUSES };
+            self.settlements.push(later(held.delivery, name, pauses));
         }
     }
 
@@ -166,7 +204,7 @@ impl Splitter {
 }
 
 /// Charged where it is received again, which counts nothing where it goes.
-fn later(delivery: Delivery, name: &str) -> Settlement {
-    let pause = PAUSES.after(delivery.attempt, rand::random()).unwrap_or(PAUSES.cap);
+fn later(delivery: Delivery, name: &str, pauses: &RetryPolicy) -> Settlement {
+    let pause = pauses.after(delivery.attempt, rand::random()).unwrap_or(pauses.cap);
     delivery.retry(pause, format!("queue {name} refuses jobs, and too many wait for it already"))
 }

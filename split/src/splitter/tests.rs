@@ -13,6 +13,7 @@ use ebb_queue::{
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::lane::PATIENCE;
 use super::*;
 use crate::metrics::QUEUES;
 use crate::weights::Share;
@@ -36,8 +37,8 @@ struct Scene {
     versions: BTreeMap<String, MemoryQueue>,
     weights: watch::Sender<Arc<Weights>>,
     faults: Option<(u64, Faults)>,
-    /// A queue, or the intake, that denies what it is told to deny.
-    denied: Option<(&'static str, Faulty<MemoryQueue>)>,
+    /// Queues, or the intake, that fail as they are told to fail.
+    denied: Vec<(&'static str, Faulty<MemoryQueue>)>,
     when_full: WhenFull,
     body_memory: usize,
     grace: Duration,
@@ -62,7 +63,7 @@ impl Scene {
             versions: versions.into_iter().collect(),
             weights: watch::Sender::new(weights("stable=70,canary=30")),
             faults: None,
-            denied: None,
+            denied: Vec::new(),
             when_full: WhenFull::Wait,
             body_memory: 1 << 20,
             grace: Duration::from_secs(5),
@@ -101,9 +102,9 @@ impl Scene {
     }
 
     fn named(&self, name: &str, queue: &MemoryQueue, nth: u64) -> Queue {
-        match &self.denied {
-            Some((denied, queue)) if *denied == name => Arc::new(queue.clone()),
-            _ => self.wrapped(queue, nth),
+        match self.denied.iter().find(|(denied, _)| *denied == name) {
+            Some((_, queue)) => Arc::new(queue.clone()),
+            None => self.wrapped(queue, nth),
         }
     }
 
@@ -509,7 +510,7 @@ async fn a_dead_letter_says_why_the_job_failed_before_a_crash() {
 async fn a_queue_that_denies_us_makes_no_dead_letters_and_holds_up_no_other() {
     let mut scene = Scene::new(None);
     let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), DENIALS, 1);
-    scene.denied = Some(("canary", canary.clone()));
+    scene.denied = vec![("canary", canary.clone())];
     let _split = scene.start(&CancellationToken::new());
     scene.publish(40, |_, _| {}).await;
     let n_stable = (0..40)
@@ -533,7 +534,7 @@ async fn fail_one_queue(kind: ErrorKind) {
     let mut scene = Scene::new(None);
     let failures = Faults { fail_before: 1.0, kind, ..Faults::NONE };
     let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), failures, 1);
-    scene.denied = Some(("canary", canary.clone()));
+    scene.denied = vec![("canary", canary.clone())];
     scene.publish(N, |_, _| {}).await;
     let is_stable = |nth: &usize| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable";
     let n_stable = (0..N).filter(is_stable).count();
@@ -565,6 +566,115 @@ async fn a_queue_that_refuses_more_jobs_than_may_be_held_holds_up_no_other() {
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_does_not_answer_while_its_broker_does_holds_up_no_other() {
     fail_one_queue(ErrorKind::Unavailable).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_hangs_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    // Each call takes minutes, if not hours.
+    let hanging = Faults { delay: Duration::from_secs(7200), ..Faults::NONE };
+    let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), hanging, 1);
+    scene.denied = vec![("canary", canary.clone())];
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(40, |_, _| {}).await;
+    scene.until("both", async || scene.count("stable") > 0).await;
+    // The first call has the time of one that may only be slow.
+    tokio::time::sleep(PATIENCE).await;
+    for nth in 0..100 {
+        let before = (scene.count("stable"), Instant::now());
+        let is_stable = |id: &String| weights("stable=70,canary=30").choose(id) == "stable";
+        let id = (0..).map(|n| format!("later-{nth}-{n}")).find(is_stable).unwrap();
+        scene.publish(1, |_, job| job.id = id.parse().unwrap()).await;
+        scene.until("the next", async || scene.count("stable") > before.0).await;
+        assert!(before.1.elapsed() < Duration::from_secs(2), "{:?}", before.1.elapsed());
+    }
+    assert_eq!(scene.metrics.broker_up.get(), 1, "the intake answers");
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(scene.waiting("stable").await + scene.waiting("canary").await, 140);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_broker_is_told_of_no_queue_and_charges_no_job() {
+    let mut scene = Scene::new(None);
+    let away = Faults { fail_before: 1.0, ..Faults::NONE };
+    let faulty = |queue: &MemoryQueue| Faulty::new(Arc::new(queue.clone()), Faults::NONE, 1);
+    let [stable, canary] = ["stable", "canary"].map(|name| faulty(&scene.versions[name]));
+    let intake = faulty(&scene.intake);
+    scene.denied =
+        vec![("stable", stable.clone()), ("canary", canary.clone()), ("intake", intake.clone())];
+    let (mut splitter, _leases) = scene.splitter();
+    scene.publish(64, |_, _| {}).await;
+    let stop = CancellationToken::new();
+    while scene.intake.depth().await.unwrap().in_flight < 64 {
+        let received = splitter.receive(&stop).await;
+        splitter.route(received).await;
+    }
+    let all = [&stable, &canary, &intake];
+    all.iter().for_each(|queue| queue.set(away));
+    let begun = Instant::now();
+    // Their leases end in the meantime.
+    while begun.elapsed() < Duration::from_secs(120) {
+        splitter.round(&stop).await;
+        let refuses = |name| scene.metrics.refuses.with_label_values(&[name]).get();
+        assert_eq!((refuses("stable"), refuses("canary")), (0, 0));
+        assert_eq!(scene.metrics.broker_up.get(), 0);
+    }
+    all.iter().for_each(|queue| queue.set(Faults::NONE));
+    let given_back = |name| scene.metrics.given_back.with_label_values(&[name]).get();
+    assert_eq!((given_back("stable"), given_back("canary")), (0, 0));
+    let begun = Instant::now();
+    while scene.waiting("stable").await + scene.waiting("canary").await < 64 {
+        splitter.round(&stop).await;
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_jobs_for_a_queue_that_refuses_them_hold_up_no_other() {
+    // One that is as large as all that may be held, and two that are together.
+    for (n_large, size) in [(1, 40 << 10), (2, 16 << 10)] {
+        let mut scene = Scene::new(None);
+        scene.body_memory = 32 << 10;
+        let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), DENIALS, 1);
+        scene.denied = vec![("canary", canary.clone())];
+        let is_of = |id: &String, name: &str| weights("stable=70,canary=30").choose(id) == name;
+        let id = |nth: usize, name: &str| {
+            (0..).map(|n| format!("{name}-{nth}-{n}")).find(|id| is_of(id, name)).unwrap()
+        };
+        let large = |nth: usize, job: &mut Job| {
+            job.id = id(nth, "canary").parse().unwrap();
+            job.body = vec![b'x'; size].into();
+        };
+        scene.publish(n_large, large).await;
+        let _split = scene.start(&CancellationToken::new());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        scene.publish(50, |nth, job| job.id = id(nth, "stable").parse().unwrap()).await;
+        scene.until("the others", async || scene.count("stable") == 50).await;
+        assert_eq!(scene.metrics.refuses.with_label_values(&["canary"]).get(), 1);
+        canary.set(Faults::NONE);
+        scene.until_empty().await;
+        assert_eq!(scene.waiting("canary").await, n_large as u64);
+        assert_eq!(scene.metrics.refuses.with_label_values(&["canary"]).get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_may_have_gone_on_comes_again_while_the_broker_remembers_its_id() {
+    let mut scene = Scene::new(None);
+    scene.body_memory = 1 << 10;
+    scene.weights.send_replace(weights("stable=0,canary=1"));
+    // It takes jobs, and does not say so.
+    let deaf = Faults { fail_after: 1.0, ..Faults::NONE };
+    let canary = Faulty::new(Arc::new(scene.versions["canary"].clone()), deaf, 1);
+    scene.denied = vec![("canary", canary)];
+    scene.publish(1, |_, job| job.body = vec![b'x'; 1 << 10].into()).await;
+    let _split = scene.start(&CancellationToken::new());
+    let given_back = || scene.metrics.given_back.with_label_values(&["canary"]).get();
+    scene.until("many returns", async || given_back() > 12).await;
+    let (before, begun) = (given_back(), Instant::now());
+    scene.until("the next", async || given_back() > before + 1).await;
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -620,7 +730,7 @@ async fn a_queue_without_a_weight_is_closed_once_nothing_is_for_it_and_opened_ag
 async fn jobs_of_which_nothing_can_be_written_down_are_not_fetched_over_and_over() {
     let mut scene = Scene::new(None);
     let intake = Faulty::new(Arc::new(scene.intake.clone()), Faults::NONE, 1);
-    scene.denied = Some(("intake", intake.clone()));
+    scene.denied = vec![("intake", intake.clone())];
     scene.publish(1, |_, _| {}).await;
     let (mut splitter, _) = scene.splitter();
     let stop = CancellationToken::new();

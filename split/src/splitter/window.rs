@@ -44,9 +44,14 @@ impl Window {
         self.step = (self.step * 2).min(MOST);
     }
 
-    /// Whether so many jobs with so many bytes are more than half of it.
-    pub(super) fn is_half_taken(&self, n_jobs: usize, n_bytes: usize) -> bool {
-        n_jobs > self.jobs / 2 || n_bytes > self.bytes / 2
+    /// Whether so many jobs are more than half of those that may be held.
+    pub(super) fn are_half(&self, n_jobs: usize) -> bool {
+        n_jobs > self.jobs / 2
+    }
+
+    /// Whether so many bytes are more than half of those that may be held.
+    pub(super) fn are_half_the_bytes(&self, n_bytes: usize) -> bool {
+        n_bytes > self.bytes / 2
     }
 }
 
