@@ -453,7 +453,7 @@ mod tests {
         let gone: JobId = "job-2".parse().unwrap();
         queue.put(&JobResult::moved(gone.clone(), "canary", Timestamp::now())).await.unwrap();
         assert!(queue.show(&gone).await.unwrap().is_none());
-        assert_eq!(queue.redrive(Some(&[gone.clone()])).await.unwrap(), 0);
+        assert_eq!(queue.redrive(Some(std::slice::from_ref(&gone))).await.unwrap(), 0);
         assert_eq!(queue.redrive(Some(&[gone, id()])).await.unwrap(), 1);
     }
 
