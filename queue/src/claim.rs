@@ -17,11 +17,11 @@
 //! `result_ttl` after it was published, and of all answers. Delete in `results/` what is older than
 //! `result_ttl`, and in `bodies/` what is older than any job gets.
 //!
-//! A body that alone is refused, by a store that answers for others, is asked for again with growing
+//! A body that alone is refused, by a store that lets others be read, is asked for again with growing
 //! pauses, each of which is charged, and its job is a dead letter in the end: it would keep its place, and
-//! others from theirs. Whether the store answers is known from the bodies beside it, from one that is not
-//! there, and on S3, which without `s3:ListBucket` refuses that too, from `bodies/ebb-probe`, which is
-//! written for that. A store that is away or refuses all costs no job an attempt.
+//! others from theirs. That the store refuses it alone is known from another body that is read: one that
+//! came with it, in a folder one that lies there, and on S3 `bodies/ebb-probe`, which is written for that.
+//! A store that is away or refuses all costs no job an attempt.
 //!
 //! A job that has gone on to another queue needs its body there. The record of that is a result and
 //! forgotten like one, so of an older job nobody knows, and its body stays.
@@ -35,8 +35,9 @@ mod payloads;
 mod reference;
 mod store;
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -94,6 +95,8 @@ struct Claim {
     largest: usize,
     /// Of jobs that are published together, the queue stores all or none.
     has_whole_batches: bool,
+    /// Jobs whose bodies alone were refused here.
+    refused: Mutex<HashSet<JobId>>,
 }
 
 impl Claim {
@@ -109,7 +112,8 @@ impl Claim {
         let Payloads { inline, largest, .. } = payloads;
         let store = Arc::new(Store::new(payloads, Arc::clone(&queue), max_body));
         let inline = inline.min(max_body / 2);
-        Ok(Self { queue, store, clock, result_ttl, inline, largest, has_whole_batches })
+        let refused = Mutex::default();
+        Ok(Self { queue, store, clock, result_ttl, inline, largest, has_whole_batches, refused })
     }
 
     /// Puts a body into the store if it is large; the job to publish, and the key of the body.

@@ -12,7 +12,10 @@ pub type Timestamp = jiff::Timestamp;
 /// `1d`. Flags, headers and options all have it so.
 #[must_use]
 pub fn read_span(text: &str) -> Option<Duration> {
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if let Some(span) = read_fraction(text) {
+        return Some(span);
+    }
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let text = &if is_plain { format!("{text}s") } else { text.to_owned() };
     let span: Result<SignedDuration, jiff::Error> = text.parse().or_else(|_| {
         // To a calendar not all days are of one length.
@@ -20,6 +23,23 @@ pub fn read_span(text: &str) -> Option<Duration> {
         span.to_duration(SpanRelativeTo::days_are_24_hours())
     });
     span.ok()?.try_into().ok()
+}
+
+/// Reads a number with a dot and at most one unit, as a program writes what it has computed: with any
+/// number of digits.
+fn read_fraction(text: &str) -> Option<Duration> {
+    let is_of_number = |c: char| c.is_ascii_digit() || c == '.';
+    let (number, unit) = text.split_at(text.find(|c| !is_of_number(c)).unwrap_or(text.len()));
+    let unit = match unit.trim_start() {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok().filter(|_| number.contains('.'))?;
+    Duration::try_from_secs_f64(number * unit).ok()
 }
 
 /// Reads the span of time of a flag, as [`read_span`] does.
@@ -85,6 +105,13 @@ mod tests {
             ("0s", 0.0),
             ("90", 90.0),
             ("1.5", 1.5),
+            (".5", 0.5),
+            ("5.", 5.0),
+            ("1.5d", 129_600.0),
+            ("0.5ms", 0.0005),
+            ("0.30000000000000004", 0.3),
+            ("29.99812412261963", 29.998_124_123),
+            ("29.99812412261963s", 29.998_124_123),
             ("9223372036854775807s", 9_223_372_036_854_775_807.0),
         ] {
             assert_eq!(read_span(text).map(|span| span.as_secs_f64()), Some(seconds), "{text}");

@@ -99,7 +99,8 @@ impl Error {
         self
     }
 
-    /// The same to whoever opened the queue at this address: what makes it there, ready to be typed.
+    /// The same to whoever opened the queue at this address: what makes it there, but for a password, which
+    /// is shown to nobody.
     #[must_use]
     pub(crate) fn at(mut self, url: &crate::QueueUrl) -> Self {
         if self.lacks_queue {

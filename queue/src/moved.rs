@@ -15,13 +15,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::Mutex;
+use tracing::warn;
 
 use crate::open::{check_queue, open_single};
 use crate::{
-    Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind,
-    Frame, Info, Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions, Operator,
-    Outcome, Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled, Settlement,
-    Stored, Timestamp, Unsettled, WorkerStatus,
+    Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, JobState, Link, Missing, Moved, OpenOptions,
+    Operator, Outcome, Published, Purged, Queue, QueueUrl, Receipt, Result, ResultStore, Settled,
+    Settlement, Stored, Timestamp, Unsettled, WorkerStatus,
 };
 
 /// What the reason of such a record begins with; the name of the queue follows.
@@ -46,6 +47,11 @@ impl JobResult {
         let to = failure.reason.strip_prefix(MARK).filter(|_| self.attempt == 0)?;
         check_queue(to).is_ok().then_some(to)
     }
+}
+
+/// Whether the other queue has nothing for us: it is gone, or not ours to look at.
+fn has_nothing(error: &Error) -> bool {
+    error.lacks_queue() || error.kind() == ErrorKind::Denied
 }
 
 /// A queue that follows its jobs to where they went.
@@ -110,27 +116,41 @@ impl Trail {
                 Ok(queue.filter(|queue| !Arc::ptr_eq(queue, &self.0.queue)))
             }
             // Who may look at letters need not be one who may read answers.
-            Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
+            Err(error) if has_nothing(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The other queues that jobs have gone on to, with the ids of each; of those that are named, where not
-    /// as many as that were letters here.
-    async fn elsewhere(
-        &self,
-        ids: Option<&[JobId]>,
-        n_here: u64,
-    ) -> Result<Vec<(Queue, Vec<JobId>)>> {
-        let mut elsewhere: Vec<(Queue, Vec<JobId>)> = Vec::new();
-        for id in ids.filter(|ids| n_here < ids.len() as u64).into_iter().flatten() {
-            let Some(to) = self.gone_to(id).await? else { continue };
-            match elsewhere.iter_mut().find(|(queue, _)| Arc::ptr_eq(queue, &to)) {
-                Some((_, ids)) => ids.push(id.clone()),
-                None => elsewhere.push((to, vec![id.clone()])),
-            }
+    /// The dead letter where its job went, with the queue that has it.
+    async fn letter_elsewhere(&self, id: &JobId) -> Result<Option<(Queue, DeadLetter)>> {
+        let Some(queue) = self.gone_to(id).await? else { return Ok(None) };
+        match queue.show(id).await {
+            Ok(letter) => Ok(letter.map(|letter| (queue, letter))),
+            Err(error) if has_nothing(&error) => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(elsewhere)
+    }
+
+    /// Puts the letter back where its job went, unless it is one that was put back here just now.
+    async fn redrive_elsewhere(&self, id: &JobId) -> Result<u64> {
+        let here = self.0.queue.state(id).await?;
+        if !matches!(here, None | Some(JobState::Done | JobState::Unknown)) {
+            return Ok(0);
+        }
+        let Some(queue) = self.gone_to(id).await? else { return Ok(0) };
+        match queue.redrive(Some(std::slice::from_ref(id))).await {
+            Err(error) if has_nothing(&error) => Ok(0),
+            done => done,
+        }
+    }
+
+    /// Says of a letter that was not deleted where it is.
+    async fn tell_where(&self, id: &JobId) {
+        let Ok(Some((queue, _))) = self.letter_elsewhere(id).await else { return };
+        let others = self.0.others.lock().await;
+        if let Some((name, _)) = others.iter().find(|(_, other)| Arc::ptr_eq(other, &queue)) {
+            warn!(job.id = %id, queue = %name, "its dead letter is in another queue, and is deleted there");
+        }
     }
 }
 
@@ -266,26 +286,31 @@ impl DeadLetters for Trail {
         if let Some(letter) = self.0.queue.show(id).await? {
             return Ok(Some(letter));
         }
-        match self.gone_to(id).await? {
-            Some(queue) => queue.show(id).await,
-            None => Ok(None),
-        }
+        Ok(self.letter_elsewhere(id).await?.map(|(_, letter)| letter))
     }
 
     /// All are those that are here; one that is named may be where its job went.
     async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        let mut n = self.0.queue.redrive(ids).await?;
-        for (queue, ids) in self.elsewhere(ids, n).await? {
-            n += queue.redrive(Some(&ids)).await?;
+        let n_here = self.0.queue.redrive(ids).await?;
+        let (mut n, mut failed) = (n_here, None);
+        for id in ids.filter(|ids| n_here < ids.len() as u64).into_iter().flatten() {
+            match self.redrive_elsewhere(id).await {
+                Ok(n_there) => n += n_there,
+                Err(error) => {
+                    warn!(job.id = %id, %error, "it was not seen whether its job went on and died");
+                    failed = Some(error);
+                }
+            }
         }
-        Ok(n)
+        // What was done is told.
+        failed.filter(|_| n == 0).map_or(Ok(n), Err)
     }
 
-    /// As [`Self::redrive`].
+    /// Of this queue alone: who asks here does not know whether the body can go as well.
     async fn purge(&self, ids: Option<&[JobId]>) -> Result<u64> {
-        let mut n = self.0.queue.purge(ids).await?;
-        for (queue, ids) in self.elsewhere(ids, n).await? {
-            n += queue.purge(Some(&ids)).await?;
+        let n = self.0.queue.purge(ids).await?;
+        for id in ids.filter(|ids| n < ids.len() as u64).into_iter().flatten() {
+            self.tell_where(id).await;
         }
         Ok(n)
     }
@@ -398,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_letter_of_a_job_that_went_on_is_shown_put_back_and_deleted_where_it_went() {
+    async fn a_dead_letter_of_a_job_that_went_on_is_shown_and_put_back_where_it_went() {
         let folder = tempfile::tempdir().unwrap();
         let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
         let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
@@ -415,9 +440,35 @@ mod tests {
         assert_eq!(canary.depth().await.unwrap().ready, 1);
         assert_eq!(rejects(&canary).await, 1);
         assert_eq!(queue.purge(None).await.unwrap(), 0);
-        assert_eq!(queue.purge(Some(&ids)).await.unwrap(), 1);
-        assert_eq!(canary.depth().await.unwrap().dead, 0);
-        assert!(queue.show(&id()).await.unwrap().is_none());
+        assert_eq!(queue.purge(Some(&ids)).await.unwrap(), 0, "it is deleted there alone");
+        assert_eq!(canary.depth().await.unwrap().dead, 1);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_gone_has_no_letters_and_hides_nothing_that_was_done_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let queue = crate::open(&intake, OpenOptions::default()).await.unwrap();
+        assert_eq!(dies(&queue).await, 1);
+        let gone: JobId = "job-2".parse().unwrap();
+        queue.put(&JobResult::moved(gone.clone(), "canary", Timestamp::now())).await.unwrap();
+        assert!(queue.show(&gone).await.unwrap().is_none());
+        assert_eq!(queue.redrive(Some(std::slice::from_ref(&gone))).await.unwrap(), 0);
+        assert_eq!(queue.redrive(Some(&[gone, id()])).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_was_here_is_not_put_back_elsewhere_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
+        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
+        let (queue, canary) =
+            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
+        assert_eq!((dies(&queue).await, dies(&canary).await), (1, 1));
+        let ids = [id(), "job-2".parse().unwrap()];
+        assert_eq!(queue.redrive(Some(&ids)).await.unwrap(), 1);
+        assert_eq!(canary.depth().await.unwrap().dead, 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From a delivery with a reference to one with its body, or to what else becomes of it.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -11,7 +12,7 @@ use super::reference::{self, Reference, parse_receipt};
 use super::store::Trouble;
 use super::{ABREAST, Claim};
 use crate::{
-    Delivery, Error, ErrorKind, Failure, FailureKind, JobResult, Outcome, Receipt, Result,
+    Delivery, Error, ErrorKind, Failure, FailureKind, JobId, JobResult, Outcome, Receipt, Result,
     RetryPolicy, Settlement, Stored,
 };
 
@@ -23,6 +24,9 @@ const TRIES: [Duration; 3] =
 const REFUSED: RetryPolicy =
     RetryPolicy { max_attempts: 5, base: Duration::from_secs(10), cap: Duration::from_secs(300) };
 
+/// Jobs with refused bodies that are remembered at most. Of one beyond them all attempts count.
+const REMEMBERED: usize = 4096;
+
 /// What became of a delivery whose body was looked for.
 enum Fetched {
     Whole(Delivery),
@@ -32,12 +36,11 @@ enum Fetched {
 }
 
 impl Fetched {
-    /// Whether the store has answered for this one.
-    fn is_answered(&self) -> bool {
+    /// Whether its body was read from the store.
+    fn is_read(&self) -> bool {
         match self {
             Self::Whole(delivery) => parse_receipt(delivery.receipt()).1.is_some(),
-            Self::Gone(_, failure) => failure.kind == FailureKind::Lost,
-            Self::Refused(..) | Self::Away(..) => false,
+            Self::Gone(..) | Self::Refused(..) | Self::Away(..) => false,
         }
     }
 }
@@ -50,14 +53,14 @@ impl Claim {
             let fetches = stream::iter(deliveries).map(|delivery| self.fetch(delivery));
             let fetched: Vec<_> = fetches.buffered(ABREAST).collect().await;
             let is_refused = fetched.iter().any(|one| matches!(one, Fetched::Refused(..)));
-            let answers_others = is_refused
-                && (fetched.iter().any(Fetched::is_answered) || self.store.answers_others().await);
-            (fetched, answers_others)
+            let refuses_some = is_refused
+                && (fetched.iter().any(Fetched::is_read) || self.store.lets_others_be_read().await);
+            (fetched, refuses_some)
         };
         let mut fetches = std::pin::pin!(fetches);
         let patience = self.queue.lease() / 3;
         let began = Instant::now();
-        let (fetched, answers_others) = loop {
+        let (fetched, refuses_some) = loop {
             match tokio::time::timeout(patience, &mut fetches).await {
                 Ok(fetched) => break fetched,
                 Err(_) => self.keep(&receipts).await,
@@ -67,7 +70,7 @@ impl Claim {
             // Whoever gets them takes their leases for fresh.
             self.keep(&receipts).await;
         }
-        self.sort_out(fetched, answers_others).await
+        self.sort_out(fetched, refuses_some).await
     }
 
     async fn keep(&self, receipts: &[Receipt]) {
@@ -112,13 +115,16 @@ impl Claim {
     /// there is nothing else to hand out the error is told, so that the caller takes its time. One that
     /// is refused where others are not would keep its place, and in the end the others from theirs: it
     /// waits, is charged, and is buried at last.
-    async fn sort_out(&self, fetched: Vec<Fetched>, answers_others: bool) -> Result<Vec<Delivery>> {
+    async fn sort_out(&self, fetched: Vec<Fetched>, refuses_some: bool) -> Result<Vec<Delivery>> {
         let (mut whole, mut back, mut away) = (Vec::new(), Vec::new(), None);
         for one in fetched {
             match one {
-                Fetched::Whole(delivery) => whole.push(delivery),
+                Fetched::Whole(delivery) => {
+                    self.forget_refusal(&delivery.job.id);
+                    whole.push(delivery);
+                }
                 Fetched::Gone(delivery, failure) => self.bury(delivery, failure).await,
-                Fetched::Refused(delivery, error) if answers_others => {
+                Fetched::Refused(delivery, error) if refuses_some => {
                     back.extend(self.try_later(delivery, &error).await);
                 }
                 Fetched::Refused(delivery, error) | Fetched::Away(delivery, error) => {
@@ -143,8 +149,11 @@ impl Claim {
     /// Another try for a job whose body alone is refused; none where it had its share, and was buried.
     async fn try_later(&self, delivery: Delivery, error: &Error) -> Option<Settlement> {
         let reason = format!("{error}; then put the job back: ebb dlq redrive");
-        let pause = REFUSED.after(delivery.attempt, rand::random());
-        let Some(pause) = pause else {
+        let is_first = self.is_first_refusal(&delivery.job.id);
+        // Attempts that failed otherwise are not its share of these.
+        let attempt =
+            delivery.attempt.min(if is_first { REFUSED.max_attempts - 1 } else { u32::MAX });
+        let Some(pause) = REFUSED.after(attempt, rand::random()) else {
             self.bury(delivery, Failure::new(FailureKind::Lost, reason)).await;
             return None;
         };
@@ -153,11 +162,22 @@ impl Claim {
         Some(delivery.retry(pause, reason))
     }
 
+    /// Whether this handle has not met the job with its body refused, as far as it remembers.
+    fn is_first_refusal(&self, id: &JobId) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.len() < REMEMBERED && refused.insert(id.clone())
+    }
+
+    fn forget_refusal(&self, id: &JobId) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
     /// Makes a dead letter of a job that has no body to be handed out, unless it was answered before that.
     ///
     /// What fails here is left to the lease: the job comes back, and is buried then.
     async fn bury(&self, delivery: Delivery, failure: Failure) {
         let id = delivery.job.id.clone();
+        self.forget_refusal(&id);
         if let Err(error) = self.try_bury(delivery, failure).await {
             warn!(job.id = %id, %error, "a job whose body is not handed out is no dead letter yet");
         }

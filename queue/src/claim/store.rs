@@ -36,9 +36,14 @@ impl Trouble {
     }
 }
 
-/// What tells that a store answers where we may not list. It lies where bodies lie, since rights may be given
-/// by folder.
+/// The folder of the bodies.
+const BODIES: &str = "bodies";
+
+/// What tells that a bucket lets us read. It lies where bodies lie, since rights may be given by folder.
 const PROBE: &str = "bodies/ebb-probe";
+
+/// Files of a folder of which one is to be readable, where one of them is not.
+const OTHERS: usize = 16;
 
 /// Where bodies lie by reference.
 pub(super) struct Store {
@@ -89,26 +94,27 @@ impl Store {
         body.check(self, reference)
     }
 
-    /// Whether the store answers for another body than one that it refused.
-    pub(super) async fn answers_others(&self) -> bool {
-        let missing = Reference::fresh_key();
-        let Some(objects) = &self.payloads.objects else {
-            let Ok(missing) = missing.parse::<JobId>() else { return false };
-            return self.queue.get(&missing).await.is_ok();
-        };
-        match objects
-            .get(&Path::from(&*missing))
-            .await
-            .map_err(|error| self.explain(error, &missing))
-        {
-            Err(Trouble::Gone(_)) => true,
-            // Where we may not list, S3 refuses what is not there as well: what surely is there tells.
-            Err(Trouble::Refused(_)) if matches!(self.payloads.url, PayloadsUrl::S3 { .. }) => {
+    /// Whether the store lets us read something beside a body that it refused. That it says of another
+    /// that it is not there tells nothing: it also does so where it lets nobody read what is there.
+    pub(super) async fn lets_others_be_read(&self) -> bool {
+        let Some(objects) = &self.payloads.objects else { return false };
+        match &self.payloads.url {
+            PayloadsUrl::S3 { .. } => {
                 let probe = Path::from(PROBE);
-                objects.put(&probe, Bytes::new().into()).await.is_ok()
-                    && objects.get(&probe).await.is_ok()
+                objects.put(&probe, Bytes::from_static(b"ebb").into()).await.is_ok()
+                    && is_readable(&**objects, &probe).await
             }
-            Ok(_) | Err(Trouble::Refused(_) | Trouble::Away(_)) => false,
+            PayloadsUrl::File(_) => {
+                let others = objects.list(Some(&Path::from(BODIES))).take(OTHERS);
+                let mut others = std::pin::pin!(others);
+                while let Some(Ok(other)) = others.next().await {
+                    if is_readable(&**objects, &other.location).await {
+                        return true;
+                    }
+                }
+                false
+            }
+            PayloadsUrl::Results => false,
         }
     }
 
@@ -210,7 +216,7 @@ impl Store {
     }
 
     fn away(&self, error: object_store::Error) -> Error {
-        let (kind, words) = if is_denied(&error) {
+        let (kind, words) = if is_denied(&error) && !is_for_later(&chain(&error)) {
             (ErrorKind::Denied, "refuses; check its credentials and rights")
         } else {
             (ErrorKind::Unavailable, "does not answer; check that it is there")
@@ -232,6 +238,14 @@ impl Store {
     }
 }
 
+/// Whether we get what is there: that its body begins to come tells.
+async fn is_readable(objects: &dyn ObjectStore, path: &Path) -> bool {
+    objects.get(path).await.is_ok()
+}
+
+/// What S3 calls what passes, whatever the status.
+const PASSING: [&str; 3] = ["SlowDown", "RequestTimeout", "RequestTimeTooSkewed"];
+
 fn is_denied(error: &object_store::Error) -> bool {
     use object_store::Error::{PermissionDenied, Unauthenticated};
     matches!(error, PermissionDenied { .. } | Unauthenticated { .. })
@@ -240,10 +254,15 @@ fn is_denied(error: &object_store::Error) -> bool {
 /// Whether this is a no to what was asked, and no failure that a later try may not meet: no rights, an
 /// object that is archived or encrypted with another's key, a file that is not ours to read.
 fn is_refusal(error: &object_store::Error, words: &str) -> bool {
-    let client_error = words.split_once("status code: 4").map(|(_, rest)| rest);
-    // The server asks to come again.
-    let is_for_later = |rest: &str| rest.starts_with("08") || rest.starts_with("29");
-    is_denied(error) || client_error.is_some_and(|rest| !is_for_later(rest)) || is_no_right(error)
+    let is_client_error = words.contains("status code: 4");
+    !is_for_later(words) && (is_denied(error) || is_client_error || is_no_right(error))
+}
+
+/// Whether the server asks to come again, or a clock is wrong, which says nothing of the body.
+fn is_for_later(words: &str) -> bool {
+    let is_code = |code: &str| code.contains("Throttl") || PASSING.contains(&code);
+    ["status code: 408", "status code: 429"].iter().any(|status| words.contains(status))
+        || code_of(words).is_some_and(is_code)
 }
 
 /// Whether the system does not let us read a file.
@@ -262,7 +281,9 @@ fn is_no_right(error: &object_store::Error) -> bool {
 fn code_of(words: &str) -> Option<&str> {
     let (_, rest) = words.split_once("<Code>")?;
     let (code, _) = rest.split_once("</Code>")?;
-    Some(code).filter(|code| code.len() < 64 && code.bytes().all(|one| one.is_ascii_alphanumeric()))
+    // Those of the keys it encrypts with are such as `KMS.ThrottlingException`.
+    let is_of_code = |one: u8| one.is_ascii_alphanumeric() || one == b'.';
+    Some(code).filter(|code| code.len() < 64 && code.bytes().all(is_of_code))
 }
 
 /// The error and what caused it: a bucket that is missing is told apart by its code alone.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use rusqlite::OptionalExtension;
+use tracing::warn;
 
 use super::SqliteQueue;
 use super::failure::{Failure, Outcome};
@@ -61,35 +62,56 @@ pub(super) fn bury(
 
 /// Makes dead letters of jobs whose deadline has passed while nobody held them; those that have been
 /// answered are done instead. Either is told where the job asked for a reply.
+///
+/// One that cannot be read stays, is told of once, and keeps no other from it.
 pub(super) fn expire(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize> {
-    let expired: Vec<(i64, State, String, String)> = tx
+    let most = STEP + tx.unread.len();
+    let expired: Vec<(i64, String)> = tx
         .sql(
-            "SELECT n, state, id, headers FROM jobs INDEXED BY jobs_deadline JOIN payloads USING (n)
+            "SELECT n, id FROM jobs INDEXED BY jobs_deadline JOIN payloads USING (n)
              WHERE queue = ?1 AND deadline <= ?2
              AND (state <> 1 OR due <= ?2) ORDER BY deadline, place LIMIT ?3",
         )?
-        .query_map((tx.queue, now, STEP as i64), |row| {
-            Ok((row.get(0)?, stored::state(row, 1)?, row.get(2)?, row.get(3)?))
+        .query_map((tx.queue, now, most as i64), |row| {
+            Ok((row.get(0)?, row.get(1).unwrap_or_default()))
         })?
         .collect::<Result<_, _>>()?;
-    for (n, state, id, headers) in &expired {
-        let id: JobId = id.parse()?;
-        if results::end(tx, id.as_str(), now)?.is_some_and(End::is_final) {
-            // Whoever gave the answer died before the ack.
-            settle::finish_answered(tx, now + ttls.key, *n)?;
-        } else {
-            let attempts = expire_one(tx, now, (*n, *state))?;
-            let failure =
-                JobResult::buried(id.clone(), attempts, crate::Failure::expired(), moment(now));
-            results::bury(tx, now, ttls.result, failure)?;
-        }
-        // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
-        match tx.step(|tx| tell(tx, (now, ttls.result), &id, headers)) {
-            Err(Failure::Refused(error)) => owed::note(&id, Err(error)),
-            told => told?,
+    let mut n_expired = 0;
+    for (n, id) in expired {
+        match tx.step(|tx| expire_one(tx, now, ttls, n)) {
+            Ok(()) => n_expired += 1,
+            Err(failure) => {
+                let error = failure.of_one_row()?;
+                if tx.unread.insert(n) {
+                    warn!(job.id = id, %error, "a job that has expired is not buried");
+                }
+            }
         }
     }
-    Ok(expired.len())
+    Ok(n_expired)
+}
+
+fn expire_one(tx: &mut Tx<'_>, now: Millis, ttls: Ttls, n: i64) -> Outcome<()> {
+    let sql = "SELECT state, id, headers FROM jobs JOIN payloads USING (n) WHERE n = ?1";
+    let (state, id, headers): (State, String, String) = tx
+        .sql(sql)?
+        .query_row([n], |row| Ok((stored::state(row, 0)?, row.get(1)?, row.get(2)?)))?;
+    let id: JobId = id.parse()?;
+    if results::end(tx, id.as_str(), now)?.is_some_and(End::is_final) {
+        // Whoever gave the answer died before the ack.
+        settle::finish_answered(tx, now + ttls.key, n)?;
+    } else {
+        let attempts = bury_expired(tx, now, (n, state))?;
+        let failure =
+            JobResult::buried(id.clone(), attempts, crate::Failure::expired(), moment(now));
+        results::bury(tx, now, ttls.result, failure)?;
+    }
+    // A reply that cannot be sent leaves nothing behind, and keeps no job alive.
+    match tx.step(|tx| tell(tx, (now, ttls.result), &id, &headers)) {
+        Err(Failure::Refused(error)) => owed::note(&id, Err(error)),
+        told => told?,
+    }
+    Ok(())
 }
 
 /// Tells the stored result of a job to where it asked for a reply. A worker that was lost may have
@@ -114,7 +136,7 @@ fn read_headers(text: &str) -> Outcome<Headers> {
 }
 
 /// Returns how many attempts were charged.
-fn expire_one(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome<u32> {
+fn bury_expired(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outcome<u32> {
     type Row = (u32, Option<Millis>, Option<i64>, Option<String>, Option<i64>, Option<String>);
     let sql = "SELECT attempts, due, lease, worker, cost, history FROM jobs WHERE n = ?1";
     let row: Row = tx.sql(sql)?.query_row([n], |row| row.try_into())?;

@@ -40,6 +40,26 @@ impl Failure {
         Self::Refused(Error::new(ErrorKind::Incompatible, words).caused_by(source))
     }
 
+    /// What is wrong with one row, which says nothing of those beside it; any other failure as it was.
+    pub(super) fn of_one_row(self) -> Outcome<Error> {
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
+        };
+        match self {
+            Self::Refused(error) => Ok(error),
+            Self::Sql(
+                error @ (FromSqlConversionFailure(..)
+                | IntegralValueOutOfRange(..)
+                | InvalidColumnType(..)
+                | Utf8Error(..)),
+            ) => {
+                let words = "a stored job cannot be read";
+                Ok(Error::new(ErrorKind::Incompatible, words).caused_by(error))
+            }
+            Self::Sql(error) => Err(Self::Sql(error)),
+        }
+    }
+
     /// The error for the caller; names the file.
     pub(super) fn into_error(self, path: &Path) -> Error {
         match self {

@@ -11,7 +11,8 @@ use crate::{Error, ErrorKind, Headers, Job};
 /// already stays as it is.
 ///
 /// It is refused by no `max_ready`, since nobody would send it again, and so it has a deadline, which is when
-/// the result is forgotten: an address that nobody reads has no jobs that wait for ever and wake a pool.
+/// the result is forgotten: from then on it counts as a dead letter and wakes no pool. It is deleted by nobody
+/// who does not open that queue: at an address that nobody reads it keeps its place in the file.
 pub(super) fn reply(
     tx: &mut Tx<'_>,
     (now, result_ttl): (Millis, Millis),

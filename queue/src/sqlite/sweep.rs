@@ -1,10 +1,8 @@
 //! Forgets what is past its time, and buries jobs that have expired, a little now and then, in a
 //! transaction that was due anyway: where no worker runs nobody else would, and each look reads them all.
 
-use tracing::warn;
-
 use super::dead::{self, Ttls};
-use super::failure::{Failure, Outcome};
+use super::failure::Outcome;
 use super::tx::{Millis, Tx, span};
 use crate::STATUS_TTL;
 
@@ -19,7 +17,7 @@ const NO_PAUSE: Millis = 20;
 
 /// Deletes a few rows, and buries a few jobs; returns how long the next step may wait.
 pub(super) fn step(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<Millis> {
-    let mut most = bury(tx, now, ttls)?;
+    let mut most = dead::expire(tx, now, ttls)?;
     for (table, row) in [("names", "queue, kind, name"), ("results", "n"), ("chunks", "n")] {
         let sql = format!(
             "DELETE FROM {table} WHERE ({row}) IN
@@ -30,15 +28,4 @@ pub(super) fn step(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<Millis> 
     let gone = now - span(STATUS_TTL);
     tx.sql("DELETE FROM workers WHERE queue = ?1 AND seen <= ?2")?.execute((tx.queue, gone))?;
     Ok(if most >= STEP { NO_PAUSE } else { PAUSE })
-}
-
-/// What cannot be read is told to who receives; whoever writes something else is not kept from it.
-fn bury(tx: &mut Tx<'_>, now: Millis, ttls: Ttls) -> Outcome<usize> {
-    match tx.step(|tx| dead::expire(tx, now, ttls)) {
-        Err(Failure::Refused(error)) => {
-            warn!(%error, "jobs that have expired were not buried");
-            Ok(0)
-        }
-        buried => buried,
-    }
 }

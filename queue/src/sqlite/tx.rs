@@ -1,5 +1,7 @@
 //! What a command sees of the write transaction that it runs in, and the counters it keeps.
 
+use std::collections::HashSet;
+
 use rusqlite::{CachedStatement, Connection};
 
 use crate::{JobId, Priority, Timestamp};
@@ -118,13 +120,16 @@ pub(super) struct Tx<'a> {
     stored: Counters,
     /// Jobs whose results have news.
     pub(super) news: Vec<JobId>,
+    /// Rows that could not be read, by number, of which it was told.
+    pub(super) unread: HashSet<i64>,
 }
 
 impl<'a> Tx<'a> {
     /// The transaction that has been begun on this connection.
     pub(super) fn begun(db: &'a Connection, queue: i64) -> rusqlite::Result<Self> {
         let counters = Counters::load(db, queue)?;
-        Ok(Self { db, queue, counters, stored: counters, news: Vec::new() })
+        let (news, unread) = (Vec::new(), HashSet::new());
+        Ok(Self { db, queue, counters, stored: counters, news, unread })
     }
 
     /// A statement, prepared once per connection.

@@ -3,6 +3,7 @@
 //! A commit costs a wait for the disk, so commands that wait together are carried out in one
 //! transaction; each has a savepoint and an outcome of its own, told when the commit is through.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ impl Writer {
         (clock, ttls): (Arc<dyn Clock>, Ttls),
     ) -> Result<Self> {
         let (commands, waiting) = mpsc::channel(WAITING);
-        let thread = Thread { db, file, signals, clock, ttls, sweep_at: 0 };
+        let thread = Thread { db, file, signals, clock, ttls, sweep_at: 0, unread: HashSet::new() };
         super::spawn("ebb-sqlite-writer", move || thread.serve(waiting))?;
         Ok(Self { commands })
     }
@@ -108,6 +109,8 @@ struct Thread {
     clock: Arc<dyn Clock>,
     ttls: Ttls,
     sweep_at: Millis,
+    /// Rows that could not be read, of which it was told.
+    unread: HashSet<i64>,
 }
 
 impl Thread {
@@ -149,6 +152,7 @@ impl Thread {
     ) -> Outcome<()> {
         let began = Instant::now();
         let mut tx = Tx::begun(&self.db, self.file.queue)?;
+        tx.unread = std::mem::take(&mut self.unread);
         let mut now = Millis::MIN;
         let mut done = 0;
         while let Some(command) = group.get_mut(done) {
@@ -171,6 +175,7 @@ impl Thread {
         if now >= self.sweep_at {
             self.sweep_at = now + tx.step(|tx| sweep::step(tx, now, self.ttls))?;
         }
+        self.unread = std::mem::take(&mut tx.unread);
         let (arrivals, news) = tx.commit()?;
         self.signals.tell_arrivals(arrivals);
         self.signals.followers.tell(&news);

@@ -267,3 +267,40 @@ async fn a_reference_that_cannot_be_right_makes_a_dead_letter() {
         assert_eq!(letter.kind, FailureKind::Invalid);
     }
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn files_that_are_not_ours_to_read_cost_no_attempt_unless_others_are() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let site = Site::new().await;
+    let queue = &site.queue;
+    queue.publish(vec![job("a", 500), job("b", 600)]).await.unwrap();
+    let [first, second] = &site.keys("bodies")[..] else { panic!("two bodies") };
+    let set = |path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(first, 0);
+    set(second, 0);
+    if std::fs::File::open(first).is_ok() {
+        // Whoever runs this may read everything.
+        return;
+    }
+    let one = std::num::NonZeroUsize::MIN;
+    for _ in 0..10 {
+        let error = queue.receive(one, Duration::ZERO).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    }
+    let jobs = site.plain.receive(one, Duration::ZERO).await.unwrap();
+    assert_eq!(jobs[0].attempt, 1);
+    let key = jobs[0].job.headers.body_ref.clone().unwrap();
+    let other = [first, second]
+        .into_iter()
+        .find(|path| !key.ends_with(path.file_name().unwrap().to_str().unwrap()));
+    set(other.unwrap(), 0o600);
+    let back: Vec<_> = jobs.into_iter().map(ebb_queue::Delivery::release).collect();
+    site.plain.settle(&back).await.unwrap();
+    let next = take(queue, 1).await.remove(0);
+    assert_eq!(next.job.id, id("b"), "the first waits, so that it keeps nobody");
+    assert_eq!(site.plain.depth().await.unwrap().delayed, 1);
+}

@@ -154,8 +154,18 @@ async fn refuses_all_but(word: &'static str) -> u16 {
     port
 }
 
-/// The port of a store that takes all and hands out what is no body.
-async fn refuses_bodies() -> u16 {
+/// What a store hands out of what it took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum HandsOut {
+    /// No bodies of jobs, but what is written to see whether it hands out anything.
+    OnlyTheProbe,
+    /// Nothing; of what is not there it says so.
+    Nothing,
+}
+
+/// The port of a store that takes all, and refuses with this code what it does not hand out.
+async fn refuses_bodies(hands_out: HandsOut, code: &'static str) -> u16 {
+    let mut kept = std::collections::HashSet::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -163,13 +173,21 @@ async fn refuses_bodies() -> u16 {
             let mut request = [0; 8192];
             let n = stream.read(&mut request).await.unwrap_or_default();
             let line = String::from_utf8_lossy(&request[..n]);
-            let line = line.lines().next().unwrap_or_default();
-            let is_body = line.contains("/bodies/") && !line.contains("/ebb-probe");
-            let is_refused = line.starts_with("GET") && is_body;
-            let (status, body) = match is_refused {
-                true => ("403 No", "<Error><Code>AccessDenied</Code></Error>"),
-                false => ("200 OK", ""),
-            };
+            let mut words = line.split_whitespace();
+            let (method, path) =
+                (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            if method == "PUT" {
+                kept.insert(path.to_owned());
+            }
+            let is_probe = path.ends_with("/bodies/ebb-probe");
+            let (status, body) =
+                if method != "GET" || is_probe && hands_out == HandsOut::OnlyTheProbe {
+                    ("200 OK", String::new())
+                } else if kept.contains(path) {
+                    ("403 No", format!("<Error><Code>{code}</Code></Error>"))
+                } else {
+                    ("404 No", "<Error><Code>NoSuchKey</Code></Error>".to_owned())
+                };
             let n = body.len();
             let answer = format!(
                 "HTTP/1.1 {status}\r\netag: \"1\"\r\ncontent-length: {n}\r\nconnection: close\r\n\r\n{body}"
@@ -195,7 +213,8 @@ async fn a_body_that_alone_is_refused_keeps_nobody_waiting_and_is_buried_with_th
     let clock = Arc::new(Ahead::default());
     let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
     let plain = MemoryQueue::new(&Behavior::default(), options);
-    let queue = queue_at(refuses_bodies().await, &plain).await;
+    let queue =
+        queue_at(refuses_bodies(HandsOut::OnlyTheProbe, "AccessDenied").await, &plain).await;
     queue.publish(vec![job("refused", 2 * INLINE), job("behind", 10)]).await.unwrap();
     let next = take(&queue, 1).await.remove(0);
     assert_eq!(next.job.id, id("behind"), "the first is to wait");
@@ -213,6 +232,43 @@ async fn a_body_that_alone_is_refused_keeps_nobody_waiting_and_is_buried_with_th
     }
     let told = queue.get(&id("refused")).await.unwrap().unwrap();
     assert_eq!(told.outcome.failure_kind(), Some(FailureKind::Lost));
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_all_bodies_costs_no_job_an_attempt_though_it_says_what_is_not_there()
+{
+    for code in ["AccessDenied", "RequestTimeTooSkewed"] {
+        let plain = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let queue = queue_at(refuses_bodies(HandsOut::Nothing, code).await, &plain).await;
+        queue.publish(vec![job("a", 2 * INLINE), job("b", 3 * INLINE)]).await.unwrap();
+        for _ in 0..20 {
+            let many = NonZeroUsize::new(9).unwrap();
+            let error = queue.receive(many, Duration::ZERO).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
+        let back = plain.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+        let attempts: Vec<_> = back.iter().map(|one| one.attempt).collect();
+        assert_eq!(attempts, [1, 1], "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_was_tried_often_before_its_body_was_refused_has_a_pause_all_the_same() {
+    let clock = Arc::new(Ahead::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let plain = MemoryQueue::new(&Behavior::default(), options);
+    let port = refuses_bodies(HandsOut::OnlyTheProbe, "AccessDenied").await;
+    let queue = queue_at(port, &plain).await;
+    queue.publish(vec![job("often", 2 * INLINE)]).await.unwrap();
+    for _ in 0..7 {
+        let tried = plain.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().remove(0);
+        plain.settle(&[tried.retry(Duration::ZERO, "it failed")]).await.unwrap();
+    }
+    assert!(take(&queue, 9).await.is_empty());
+    assert_eq!(plain.depth().await.unwrap().delayed, 1);
+    clock.0.fetch_add(300, Ordering::Relaxed);
+    assert!(take(&queue, 9).await.is_empty());
+    assert_eq!(plain.show(&id("often")).await.unwrap().unwrap().attempts, 9);
 }
 
 #[tokio::test]
