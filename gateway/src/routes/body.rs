@@ -72,6 +72,12 @@ impl Visit {
         }
     }
 
+    /// Gives its place and its memory back; only to be refused from now on.
+    fn leave(&mut self) {
+        self.held.release();
+        self.permit.leave();
+    }
+
     async fn collect(
         &mut self,
         stream: &mut BodyDataStream,

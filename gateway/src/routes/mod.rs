@@ -312,12 +312,6 @@ impl Visit {
         Ok(Arc::clone(model))
     }
 
-    /// Gives its place and its memory back; only to be refused from now on.
-    pub(crate) fn leave(&mut self) {
-        self.held.release();
-        self.permit.leave();
-    }
-
     /// A response for which the request keeps its place and its memory until the client has taken it, or
     /// has gone: an answer takes as much room while a client is slow to read it.
     pub(crate) fn keeps(self, response: Response) -> Response {
