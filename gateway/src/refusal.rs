@@ -185,8 +185,8 @@ impl Refusal {
 
     /// A stream finds no room for what comes next.
     pub(crate) fn no_room_for_stream(ids: &[JobId]) -> Self {
-        let words = "what comes next takes more memory than others leave; the job goes on: follow it again \
-                     at /v1/jobs/ID/events with last-event-id, or ask for its answer at /v1/jobs/ID";
+        let words = "what comes next takes more memory than others leave; the job goes on: ask for its \
+                     answer at /v1/jobs/ID, or follow it again at /v1/jobs/ID/events";
         Self::again(503, "answers_too_large", words, SOON).of(ids)
     }
 

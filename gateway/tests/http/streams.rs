@@ -9,7 +9,7 @@ use ebb_queue::{Broker, Delivery, Outcome, ResultStore, Stored};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use crate::scene::{Events, Scene, Setting, end, get, post, request};
+use crate::scene::{Events, Scene, Setting, end, get, plan, post, request};
 
 /// A piece as a generator tells it.
 fn piece(text: &str) -> Bytes {
@@ -333,15 +333,28 @@ async fn a_stream_that_was_begun_waits_for_room_that_others_take() {
     while heard(&told).0.len() < 1_000 {
         told.extend(events.next().await.filter(|event| event != ": waiting"));
     }
-    let _upload = scene.begin(post("/v1/jobs", unended(5_500)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_finds_no_room_in_time_ends_and_its_job_goes_on() {
+    let scene = narrow();
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    end(&scene.queue, scene.take().await, Ok(whole(&"x".repeat(5_000)))).await;
+    let mut unread = Events::of(scene.send(get(&place)).await);
+    unread.next().await.unwrap();
+    let (mut events, delivery) = begun(&scene).await;
+    say(&scene, &delivery, 1, &[(1, piece(&"x".repeat(3_500)))]).await;
+    let since = tokio::time::Instant::now();
+    let told = events.rest().await;
+    let last = told.last().unwrap();
+    assert!(last.contains("answers_too_large") && last.contains("the job goes on"), "{last}");
+    assert_eq!(since.elapsed().as_secs(), plan("m").timeout.as_secs());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let long = piece(&"x".repeat(2_000));
-    say(&scene, &delivery, 1, &[(2, long)]).await;
-    // Slow bodies are given up before it has lost its patience.
-    let mut told = Vec::new();
-    while heard(&told).0.len() < 2_000 {
-        told.extend(events.next().await.filter(|event| event != ": waiting"));
-    }
+    let id = delivery.job.id.clone();
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    let result = scene.queue.get(&id).await.unwrap().unwrap();
+    assert!(result.outcome.is_completed(), "{result:?}");
 }
 
 #[tokio::test(start_paused = true)]
