@@ -47,6 +47,7 @@ pub(crate) struct Permit {
     admission: Admission,
     key: Option<String>,
     model: Option<String>,
+    has_left: bool,
 }
 
 impl Admission {
@@ -77,7 +78,8 @@ impl Admission {
         counts.all += 1;
         drop(counts);
         self.in_flight.inc();
-        Ok(Permit { admission: self.clone(), key: key.map(|key| key.name.clone()), model: None })
+        let key = key.map(|key| key.name.clone());
+        Ok(Permit { admission: self.clone(), key, model: None, has_left: false })
     }
 
     /// How many a key may have beside so many of others. Where it was not said, half of what these leave,
@@ -109,10 +111,12 @@ impl Permit {
         self.model = Some(model.to_owned());
         Ok(())
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
+    /// Gives the place to others; once, whatever comes after.
+    pub(crate) fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
         let mut counts = self.admission.counts();
         counts.all -= 1;
         if let Some(key) = &self.key {
@@ -122,6 +126,12 @@ impl Drop for Permit {
             leave(&mut counts.models, model);
         }
         self.admission.in_flight.dec();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

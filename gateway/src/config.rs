@@ -246,7 +246,10 @@ impl GatewayArgs {
     /// Whether there is room for the largest body: who is told to come again is told in vain where not.
     fn check_memory(&self) -> anyhow::Result<()> {
         let (times, why) = match self.keys {
-            Some(_) => (2, "twice as much as --max-body, since a key holds half of it at most"),
+            Some(_) => (
+                2,
+                "twice as much as --max-body: where --keys has several, one holds half of it at most",
+            ),
             None => (1, "as much as --max-body"),
         };
         let least = self.max_body.get().saturating_mul(times);

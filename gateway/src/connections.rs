@@ -85,7 +85,7 @@ pub(crate) async fn serve(
 /// Counts those who are cut off.
 fn hears(metrics: Metrics) -> Hears {
     Arc::new(move |heard| match heard {
-        Heard::Asks => {}
+        Heard::Asks | Heard::Answered => {}
         Heard::Late => metrics.closed(Closed::Late),
         Heard::Stalled => metrics.closed(Closed::Stalled),
     })

@@ -6,7 +6,7 @@
 //! results = "redis://broker"                   # where they are apart; or results_file, results_env
 //! aliases = ["text-embedding-3-small"]
 //! serves = "minilm"                            # the ebb-model of its jobs, where its queue has several
-//! timeout = "30s"                              # as --timeout
+//! timeout = "30s"                              # as --timeout; or seconds: 30
 //! max_in_flight = 200                          # requests that wait for it at once
 //! ```
 
@@ -89,8 +89,14 @@ fn model(reader: Text<'_>, name: &Key<'_>, value: &Value<'_>) -> Result<Draft, T
             "aliases" => aliases = reader.strings(&own, value)?,
             "serves" => serves = Some(text()?),
             "timeout" => {
-                let span = ebb_queue::read_span(&text()?).filter(|span| !span.is_zero());
-                let words = || format!("{own} is seconds, or a unit, such as 30s or 5m");
+                let span = match reader.count(&own, value) {
+                    Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+                    Err(_) => {
+                        reader.string(&own, value).ok().and_then(|text| ebb_queue::read_span(&text))
+                    }
+                };
+                let span = span.filter(|span| !span.is_zero());
+                let words = || format!("{own} is seconds, or a text with a unit: 30 or \"5m\"");
                 timeout = Some(span.ok_or_else(|| reader.error(&value.span(), words()))?);
             }
             "max_in_flight" => max_in_flight = Some(reader.count(&own, value)?),
@@ -140,6 +146,10 @@ mod tests {
         assert_eq!(models["org/minilm"], expected);
         assert_eq!(models["chat"].queue, UrlFrom::File("/run/q".into()));
         assert!(parse("").unwrap().is_empty());
+        for text in ["30", "\"30\"", "\"30s\""] {
+            let text = format!("[models.a]\nqueue = \"sqlite:q.db\"\ntimeout = {text}");
+            assert_eq!(parse(&text).unwrap()["a"].timeout, Some(Duration::from_secs(30)), "{text}");
+        }
     }
 
     #[test]
@@ -155,8 +165,10 @@ mod tests {
             ("[models.a]\nqueue = 5", "line 2: models.a.queue is a text, in quotes"),
             (
                 "[models.a]\ntimeout = \"soon\"",
-                "line 2: models.a.timeout is seconds, or a unit, such as 30s or 5m",
+                "line 2: models.a.timeout is seconds, or a text with a unit: 30 or \"5m\"",
             ),
+            ("[models.a]\ntimeout = 0", "line 2: models.a.timeout is seconds"),
+            ("[models.a]\ntimeout = 1.5", "line 2: models.a.timeout is seconds"),
             ("[models.a]\nmax_in_flight = 0", "line 2: models.a.max_in_flight is a number from 1"),
             (
                 "[models.a]\nqueue = \"x\"\n[models.b]\nqueue = \"x\"\naliases = [\"a\"]",

@@ -9,9 +9,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::memory::Held;
+use crate::memory::{Bound, Full, Held};
 use crate::refusal::Refusal;
 use crate::waiting::{End, News};
+
+/// From one try to find room for a piece to the next.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes of what may wait for room, which count nowhere meanwhile. All behind it lies with the broker.
+const SMALL: usize = 64 * 1024;
 
 /// What to tell a client next.
 #[derive(Debug)]
@@ -24,7 +30,7 @@ pub(crate) enum Step {
     Late,
     /// The gateway ends.
     Closing,
-    /// The broker fails and no later try would mend it, or there is no room for the answer.
+    /// The broker fails and no later try would mend it, or there is no room for what comes.
     Failed(Refusal),
 }
 
@@ -34,17 +40,12 @@ impl Step {
         matches!(self, Self::News(News::End(_)) | Self::Closing | Self::Failed(_))
     }
 
-    /// The step, once there is room to hold the piece or the answer that it has beside so many bytes that
-    /// are kept; and else that there is none.
-    pub(crate) fn held_by(self, held: &mut Held, n_kept: usize, ids: &[JobId]) -> Self {
-        let n_bytes = match &self {
+    /// Bytes of the piece or the answer that it has.
+    fn n_bytes(&self) -> usize {
+        match self {
             Self::News(News::Piece { body, .. }) => body.len(),
             Self::News(News::End(end)) => end.n_bytes(),
-            _ => return self,
-        };
-        match held.hold(n_kept.saturating_add(n_bytes)) {
-            Ok(()) => self,
-            Err(_) => Self::Failed(Refusal::no_room_for_answers(ids)),
+            _ => 0,
         }
     }
 }
@@ -60,9 +61,56 @@ pub(crate) struct Following {
     pub(crate) limit: Duration,
     /// The gateway ends when this is cancelled.
     pub(crate) closing: CancellationToken,
+    /// What came, and waits for room.
+    pub(crate) waits: Option<Step>,
+    /// Whether the client has had a piece: then the stream may have all the room there is.
+    pub(crate) is_begun: bool,
 }
 
 impl Following {
+    /// Waits for what comes next, and for room to hold it beside so many bytes that are kept.
+    ///
+    /// Where there is none in time, or something large comes, the step says so.
+    pub(crate) async fn next_held(
+        &mut self,
+        held: &mut Held,
+        n_kept: usize,
+        ids: &[JobId],
+    ) -> Step {
+        let step = match self.waits.take() {
+            Some(step) => step,
+            None => self.next().await,
+        };
+        let (n_bytes, quiet_at) = (step.n_bytes(), Instant::now() + self.keep_alive);
+        if n_bytes == 0 {
+            return step;
+        }
+        loop {
+            let bound = if self.is_begun { Bound::All } else { Bound::Key };
+            match held.hold(n_kept.saturating_add(n_bytes), bound) {
+                Ok(()) => {
+                    self.is_begun = true;
+                    return step;
+                }
+                Err(Full::Never) => return Step::Failed(Refusal::never_fits(ids)),
+                Err(_) if n_bytes > SMALL || Instant::now() >= self.until => {
+                    return Step::Failed(Refusal::no_room_for_stream(ids));
+                }
+                Err(_) => {}
+            }
+            // The client has taken what came before: whoever else waits may have the room of that.
+            held.hold(n_kept, Bound::All).ok();
+            tokio::select! { biased;
+                () = self.closing.cancelled() => return Step::Closing,
+                () = sleep_until(quiet_at) => {
+                    self.waits = Some(step);
+                    return Step::Quiet;
+                }
+                () = sleep(PAUSE) => {}
+            }
+        }
+    }
+
     /// Waits for what comes next.
     pub(crate) async fn next(&mut self) -> Step {
         tokio::select! { biased;

@@ -2,7 +2,8 @@
 //!
 //! Where there are several keys, each may hold half of what all others leave: half of all where nobody
 //! else asks, a third where two want as much as there is, and so on. So whoever comes finds room beside
-//! those that are there, however much these want, and nobody has to say how many keys there will be.
+//! those that are there, however much these want, and nobody has to say how many keys there will be. A
+//! stream that was begun may have all there is: it was let in before others came, and is not to end for them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,17 @@ pub(crate) enum Full {
     All,
     /// Those of this key do, beside what others hold.
     Key,
+    /// One request alone wants more than it would get if there were no other.
+    Never,
+}
+
+/// What there is for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bound {
+    /// What all hold together.
+    All,
+    /// The share of its key as well.
+    Key,
 }
 
 /// Bytes that one request holds, until this is dropped.
@@ -66,13 +78,13 @@ impl Memory {
 }
 
 impl Taken {
-    /// Whether there is room for so many bytes more, of so many in all.
-    fn check(&self, n_more: usize, n_bytes: usize, key: Option<&Key>) -> Result<(), Full> {
+    /// Whether there is room for so many bytes more, of so many in all, and in the share of a key.
+    fn check(&self, n_more: usize, n_bytes: usize, sharing: Option<&Key>) -> Result<(), Full> {
         let free = n_bytes.saturating_sub(self.all);
         if n_more > free {
             return Err(Full::All);
         }
-        let Some(key) = key.filter(|key| !key.is_alone) else { return Ok(()) };
+        let Some(key) = sharing else { return Ok(()) };
         let n_own = self.keys.get(&key.name).copied().unwrap_or(0);
         let left_by_others = free + n_own;
         if n_own + n_more > left_by_others / 2 { Err(Full::Key) } else { Ok(()) }
@@ -95,11 +107,16 @@ impl Held {
     ///
     /// # Errors
     /// Where there is no room for more; it holds what it held.
-    pub(crate) fn hold(&mut self, n_bytes: usize) -> Result<(), Full> {
+    pub(crate) fn hold(&mut self, n_bytes: usize, bound: Bound) -> Result<(), Full> {
         let (room, key) = (&self.memory.0, self.key.as_deref());
+        let sharing = key.filter(|key| bound == Bound::Key && !key.is_alone);
         let mut taken = self.memory.taken();
         if let Some(n_more) = n_bytes.checked_sub(self.n_bytes).filter(|n_more| *n_more > 0) {
-            taken.check(n_more, room.n_bytes, key)?;
+            let most = if sharing.is_some() { room.n_bytes / 2 } else { room.n_bytes };
+            if n_bytes > most {
+                return Err(Full::Never);
+            }
+            taken.check(n_more, room.n_bytes, sharing)?;
         }
         taken.replace(self.n_bytes, n_bytes, key);
         // Before others count: the last who shows something is the last who has counted.
@@ -114,12 +131,12 @@ impl Held {
     /// # Errors
     /// Where there is no room for them; it holds what it held.
     pub(crate) fn grow_to(&mut self, n_bytes: usize) -> Result<(), Full> {
-        self.hold(self.n_bytes.max(n_bytes))
+        self.hold(self.n_bytes.max(n_bytes), Bound::Key)
     }
 
     /// Holds nothing any more.
     pub(crate) fn release(&mut self) {
-        self.hold(0).expect("there is room for less");
+        self.hold(0, Bound::Key).expect("there is room for less");
     }
 }
 
@@ -158,12 +175,12 @@ mod tests {
             a.grow_to(n_bytes).unwrap();
         }
         b.grow_to(600).unwrap();
-        assert_eq!((b.grow_to(601), a.grow_to(usize::MAX)), (Err(Full::All), Err(Full::All)));
+        assert_eq!((b.grow_to(601), a.grow_to(usize::MAX)), (Err(Full::All), Err(Full::Never)));
         assert_eq!(gauge.get(), 1000);
         a.release();
         b.grow_to(1000).unwrap();
         assert_eq!(a.grow_to(1), Err(Full::All));
-        b.hold(10).unwrap();
+        b.hold(10, Bound::Key).unwrap();
         assert_eq!(gauge.get(), 10);
         a.grow_to(990).unwrap();
         drop((a, b));
@@ -187,7 +204,7 @@ mod tests {
         also_a.grow_to(400).unwrap();
         c.grow_to(200).unwrap();
         assert_eq!(c.grow_to(201), Err(Full::Key));
-        assert_eq!(c.grow_to(601), Err(Full::All));
+        assert_eq!((c.grow_to(401), c.grow_to(601)), (Err(Full::All), Err(Full::Never)));
         drop((a, also_a, b, c));
         assert!(memory.taken().keys.is_empty(), "nobody is remembered who holds nothing");
     }
@@ -198,7 +215,20 @@ mod tests {
         let keys = Keys::parse(&format!("[keys.a]\nsha256 = \"{digest}\"")).unwrap();
         let mut only = memory(1000).0.nothing(keys.find("one").cloned());
         only.grow_to(1000).unwrap();
-        assert_eq!(only.grow_to(1001), Err(Full::All));
+        assert_eq!(only.grow_to(1001), Err(Full::Never));
+    }
+
+    #[test]
+    fn what_was_begun_may_have_more_than_the_share_of_its_key() {
+        let (memory, _) = memory(1200);
+        let (mut a, mut b) = (memory.nothing(key("a")), memory.nothing(key("b")));
+        a.grow_to(600).unwrap();
+        b.grow_to(300).unwrap();
+        assert_eq!(a.hold(601, Bound::Key), Err(Full::Never));
+        a.hold(900, Bound::All).unwrap();
+        assert_eq!(a.hold(901, Bound::All), Err(Full::All));
+        assert_eq!(a.hold(1201, Bound::All), Err(Full::Never));
+        assert_eq!(memory.nothing(key("a")).grow_to(1), Err(Full::All));
     }
 
     proptest! {

@@ -31,6 +31,8 @@ pub(crate) struct Refusal {
     ids: Vec<JobId>,
     /// Whether the time was over that the client has set itself.
     is_own_limit: bool,
+    /// Whether it stays so however often the client comes again.
+    is_for_good: bool,
     /// Where jobs were to be published: whether they may be on their queue all the same.
     pub(crate) may_be_stored: bool,
 }
@@ -43,7 +45,14 @@ impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         let refused = Box::new(refused);
         let ids = Vec::new();
-        Self { refused, retry_after: None, ids, is_own_limit: false, may_be_stored: false }
+        Self {
+            refused,
+            retry_after: None,
+            ids,
+            is_own_limit: false,
+            is_for_good: false,
+            may_be_stored: false,
+        }
     }
 }
 
@@ -71,6 +80,7 @@ impl From<Busy> for Refusal {
 impl From<Full> for Refusal {
     fn from(full: Full) -> Self {
         let (code, words) = match full {
+            Full::Never => return Self::never_fits(&[]),
             Full::All => ("gateway_busy", "bodies and answers take as much memory as they may"),
             Full::Key => (
                 "key_busy",
@@ -171,6 +181,21 @@ impl Refusal {
         let words = "the answers take more memory than there is for them; send fewer inputs at once, or \
                      ask for each at /v1/jobs/ID";
         Self::again(503, "answers_too_large", words, SOON).of(ids)
+    }
+
+    /// A stream finds no room for what comes next.
+    pub(crate) fn no_room_for_stream(ids: &[JobId]) -> Self {
+        let words = "what comes next takes more memory than others leave; the job goes on: ask for its \
+                     answer at /v1/jobs/ID, or follow it again at /v1/jobs/ID/events";
+        Self::again(503, "answers_too_large", words, SOON).of(ids)
+    }
+
+    /// The answer would find no room if there were nobody else.
+    pub(crate) fn never_fits(ids: &[JobId]) -> Self {
+        let words = "the answer takes more memory than it may have though nobody else asks, of which a key \
+                     that is not the only one has half; the operator raises --body-memory";
+        let refused = Refused::new(503, "answers_too_large", words);
+        Self { is_for_good: true, ..refused.into() }.of(ids)
     }
 
     /// A page of another site asks a gateway that is for this machine.
@@ -297,7 +322,7 @@ pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { refused, retry_after, ids, is_own_limit, .. } = self;
+        let Self { refused, retry_after, ids, is_own_limit, is_for_good, .. } = self;
         let status =
             StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
@@ -306,7 +331,7 @@ impl IntoResponse for Refusal {
             // Whole seconds, and not before the time.
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
         }
-        if !refused.is_worth_another_try() {
+        if is_for_good || !refused.is_worth_another_try() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -335,6 +360,7 @@ mod tests {
             (Busy::All.into(), 429, Some("1"), None),
             (Full::All.into(), 429, Some("1"), None),
             (Full::Key.into(), 429, Some("1"), None),
+            (Full::Never.into(), 503, None, Some("false")),
             (Error::new(ErrorKind::Full, "x").into(), 429, Some("1"), None),
             (Error::new(ErrorKind::Unavailable, "x").into(), 503, Some("1"), None),
             (Error::new(ErrorKind::Denied, "secret").into(), 500, None, None),

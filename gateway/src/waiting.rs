@@ -16,7 +16,7 @@ use prometheus::IntGauge;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::memory::Held;
+use crate::memory::{Full, Held};
 use crate::metrics::Metrics;
 
 /// Jobs of one request that are followed at a time.
@@ -128,19 +128,23 @@ impl Waiting {
         Ok(End::Gone)
     }
 
-    /// How jobs end, in their order; nothing where there is no room to hold all answers.
-    pub(crate) async fn ends(&self, ids: &[JobId], held: &mut Held) -> Result<Option<Vec<End>>> {
+    /// How jobs end, in their order; or why there is no room to hold all answers.
+    pub(crate) async fn ends(
+        &self,
+        ids: &[JobId],
+        held: &mut Held,
+    ) -> Result<std::result::Result<Vec<End>, Full>> {
         let ends = stream::iter(ids.to_vec()).map(|id| self.end(id));
         let mut ends = std::pin::pin!(ends.buffered(FOLLOWED));
         let (mut all, mut n_bytes) = (Vec::new(), 0_usize);
         while let Some(end) = ends.try_next().await? {
             n_bytes = n_bytes.saturating_add(end.n_bytes());
-            if held.grow_to(n_bytes).is_err() {
-                return Ok(None);
+            if let Err(full) = held.grow_to(n_bytes) {
+                return Ok(Err(full));
             }
             all.push(end);
         }
-        Ok(Some(all))
+        Ok(Ok(all))
     }
 
     fn follow(

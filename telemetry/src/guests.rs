@@ -1,5 +1,6 @@
 //! Connections for pages that must be had at any time: whoever comes is let in, and where there are too
-//! many who has been silent for longest has to go.
+//! many one has to go: first who has asked for nothing, then who has had an answer, and last who waits for one;
+//! of those alike who has been so for longest.
 //!
 //! A number above which newcomers are refused would do the harm itself here: it is reached by whoever holds
 //! connections open and says nothing, and then no probe is answered.
@@ -27,7 +28,25 @@ const PATIENCE: Patience = Patience {
     stall: Duration::from_secs(30),
 };
 
-/// Those who are connected, in the order in which they last asked for something.
+/// Who have asked for nothing and are not the first to go: a probe has a moment from its connection to its
+/// request, however many others keep connections that they once asked on.
+const FRESH: usize = MOST / 8;
+
+/// What a guest does, in the order in which guests have to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Does {
+    /// Nothing so far.
+    Nothing,
+    /// It has had its answer.
+    Rests,
+    /// It waits for an answer.
+    Waits,
+}
+
+/// What a guest does, and which of those alike it is.
+type Place = (Does, u64);
+
+/// Those who are connected, in the order in which they have to go.
 #[derive(Debug, Clone, Default)]
 struct Guests(Arc<Mutex<Order>>);
 
@@ -35,35 +54,46 @@ struct Guests(Arc<Mutex<Order>>);
 struct Order {
     n_so_far: u64,
     /// Each is cancelled to have its guest go.
-    places: BTreeMap<u64, CancellationToken>,
+    places: BTreeMap<Place, CancellationToken>,
 }
 
 impl Order {
-    /// Puts somebody behind all others.
-    fn last(&mut self, leaves: CancellationToken) -> u64 {
+    /// Puts somebody behind all others who do the same.
+    fn put(&mut self, does: Does, leaves: CancellationToken) -> Place {
         self.n_so_far += 1;
-        self.places.insert(self.n_so_far, leaves);
-        self.n_so_far
+        let place = (does, self.n_so_far);
+        self.places.insert(place, leaves);
+        place
+    }
+
+    /// Who has to go now.
+    fn pop(&mut self) -> Option<CancellationToken> {
+        let n_silent = self.places.range(..(Does::Rests, 0)).count();
+        let rests = self.places.range((Does::Rests, 0)..(Does::Waits, 0)).next();
+        match rests.map(|(place, _)| *place).filter(|_| n_silent <= FRESH) {
+            Some(place) => self.places.remove(&place),
+            None => self.places.pop_first().map(|(_, leaves)| leaves),
+        }
     }
 }
 
 /// One who is connected, until it is dropped.
 struct Guest {
     guests: Guests,
-    place: Mutex<u64>,
+    place: Mutex<Place>,
     leaves: CancellationToken,
 }
 
 impl Guests {
     fn enter(&self) -> Guest {
         let leaves = CancellationToken::new();
-        let place = Mutex::new(self.order().last(leaves.clone()));
+        let place = Mutex::new(self.order().put(Does::Nothing, leaves.clone()));
         Guest { guests: self.clone(), place, leaves }
     }
 
-    /// Has the one go who has been silent for longest.
+    /// Has one go.
     fn dismiss(&self) {
-        if let Some((_, leaves)) = self.order().places.pop_first() {
+        if let Some(leaves) = self.order().pop() {
             leaves.cancel();
         }
     }
@@ -75,16 +105,16 @@ impl Guests {
 }
 
 impl Guest {
-    /// It is heard of: now all others have been silent for longer.
-    fn asks(&self) {
+    /// It does something else now.
+    fn does(&self, does: Does) {
         let (mut place, mut order) = (self.place(), self.guests.order());
         // Who has to go is not let in again.
         if let Some(leaves) = order.places.remove(&*place) {
-            *place = order.last(leaves);
+            *place = order.put(does, leaves);
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, u64> {
+    fn place(&self) -> MutexGuard<'_, Place> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -113,16 +143,16 @@ pub(crate) async fn serve(listener: TcpListener, pages: Router, stop: Cancellati
             connection = accept(&listener) => connection,
         };
         if room.available_permits() == 0 {
-            debug!("too many connections for probes and metrics: the silent have to go");
+            debug!("too many connections for probes and metrics: one has to go");
             guests.dismiss();
         }
         let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes the room");
         let guest = Arc::new(guests.enter());
         let heard = Arc::clone(&guest);
-        let hears = Arc::new(move |what| {
-            if what == Heard::Asks {
-                heard.asks();
-            }
+        let hears = Arc::new(move |what| match what {
+            Heard::Asks => heard.does(Does::Waits),
+            Heard::Answered => heard.does(Does::Rests),
+            Heard::Late | Heard::Stalled => {}
         });
         let (pages, drained) = (pages.clone(), stop.clone());
         let talk = Talk { pages, patience: PATIENCE, hears, drained };
@@ -136,4 +166,37 @@ pub(crate) async fn serve(listener: TcpListener, pages: Router, stop: Cancellati
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_answered_goes_last_and_who_never_asked_first() {
+        let guests = Guests::default();
+        let waits = guests.enter();
+        waits.does(Does::Waits);
+        let rests = [guests.enter(), guests.enter()];
+        for guest in rests.iter().rev() {
+            guest.does(Does::Waits);
+            guest.does(Does::Rests);
+        }
+        let silent: Vec<Guest> = (0..=FRESH).map(|_| guests.enter()).collect();
+        let gone = |guest: &Guest| guest.leaves.is_cancelled();
+        guests.dismiss();
+        assert!(gone(&silent[0]) && !gone(&rests[1]), "of many that never asked the first");
+        guests.dismiss();
+        assert!(gone(&rests[1]) && !gone(&rests[0]), "a few have a moment to ask");
+        guests.dismiss();
+        assert!(gone(&rests[0]) && !gone(&silent[1]));
+        silent.iter().skip(1).for_each(|_| guests.dismiss());
+        assert!(silent.iter().all(gone) && !gone(&waits));
+        // Who has to go does not come back by what it does.
+        silent[1].does(Does::Waits);
+        guests.dismiss();
+        assert!(gone(&waits));
+        drop((waits, rests, silent));
+        assert!(guests.order().places.is_empty());
+    }
 }

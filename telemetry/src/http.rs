@@ -180,7 +180,7 @@ mod tests {
         }
         ask_again(&mut asks).await;
         assert!(get_page(address, "/livez").await.starts_with("HTTP/1.1 200"));
-        // The one had to go for it who was silent for longest.
+        // The one had to go for it who has asked for nothing for longest.
         let soon = Duration::from_secs(5);
         let read = tokio::time::timeout(soon, silent[0].read(&mut [0; 8])).await;
         assert!(!matches!(read.expect("it is closed before it is late"), Ok(1..)));

@@ -55,6 +55,8 @@ pub struct Patience {
 pub enum Heard {
     /// It asks for something.
     Asks,
+    /// There is an answer for it.
+    Answered,
     /// The headers of its first request were not there in time: it is cut off.
     Late,
     /// It does not take what it asked for: it is cut off.
@@ -125,7 +127,12 @@ impl Talk {
         let service = service_fn(|request| {
             has_asked.store(true, Ordering::Relaxed);
             hears(Heard::Asks);
-            pages.call(request)
+            let (answer, hears) = (pages.call(request), Arc::clone(&hears));
+            async move {
+                let answer = answer.await;
+                hears(Heard::Answered);
+                answer
+            }
         });
         let io = TokioIo::new(Heeded::new(connection, patience.stall, Arc::clone(&hears)));
         let mut talk = http1::Builder::new();

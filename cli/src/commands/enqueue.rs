@@ -110,13 +110,16 @@ impl EnqueueArgs {
         if self.no_create { Missing::Refuse } else { Missing::Create }
     }
 
-    /// Whether all that is enqueued is one job; of a pipe nobody knows.
-    fn is_one(&self, is_stdin: bool) -> Result<bool> {
-        Ok(match &self.file {
-            _ if is_stdin => false,
-            Some(file) => read_file(file, &self.envelope)?.len() == 1,
-            None => self.texts.len() == 1,
-        })
+    /// The jobs of a file or of arguments. To be called once: what is read of a pipe is gone.
+    fn jobs(&self) -> Result<Vec<Job>> {
+        let Some(file) = &self.file else {
+            return self.texts.iter().map(|text| self.envelope.job_of_text(text)).collect();
+        };
+        let jobs = read_file(file, &self.envelope)?;
+        if jobs.is_empty() {
+            return Err(usage(format!("{} has no jobs; write one a line", file.display())));
+        }
+        Ok(jobs)
     }
 }
 
@@ -164,25 +167,34 @@ pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
         return Err(usage("--follow is for one text; for more use --wait"));
     }
     args.envelope.streams = args.follow;
-    if args.envelope.key.is_some() && !args.is_one(stdin)? {
+    args.envelope.check()?;
+    let jobs = if stdin { None } else { Some(args.jobs()?) };
+    // How many come on standard input nobody knows.
+    let is_one = jobs.as_ref().is_some_and(|jobs| jobs.len() == 1);
+    if args.envelope.key.is_some() && !is_one {
         return Err(usage("--key makes all jobs of a call one job; give each its own `ebb-key`"));
     }
-    if args.envelope.id.is_some() && !args.is_one(stdin)? {
+    if args.envelope.id.is_some() && !is_one {
         return Err(usage("--id makes all jobs of a call one job; give each line its own `id`"));
     }
-    args.envelope.check()?;
     if args.waits() {
         // Before anything is published: who hears of it afterwards runs the jobs twice.
         args.queue.check_answers()?;
     }
     let service = Service { name: "ebb", version: env!("CARGO_PKG_VERSION"), instance: None };
     let traces = args.trace.start(&service).map_err(|error| usage(error.to_string()))?;
-    let ended = enqueue(&args, traces.clone(), stdin, output).await;
+    let ended = enqueue(&args, traces.clone(), jobs, output).await;
     traces.flush().await;
     ended
 }
 
-async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output) -> Result<Exit> {
+/// Enqueues these jobs, or those on standard input where there are none.
+async fn enqueue(
+    args: &EnqueueArgs,
+    traces: Traces,
+    jobs: Option<Vec<Job>>,
+    output: Output,
+) -> Result<Exit> {
     let place = (&args.queue, args.missing());
     let spread = Spread::new(place, &args.split, args.split_by).await?;
     let url = args.queue.url()?;
@@ -195,12 +207,13 @@ async fn enqueue(args: &EnqueueArgs, traces: Traces, stdin: bool, output: Output
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
     let mut enqueued = Enqueued { traces, ..Enqueued::default() };
-    let fed = if stdin {
+    let told = (&mut enqueued, output);
+    let fed = if let Some(jobs) = jobs {
+        enqueue_all(target, jobs, args, told, &stop).await
+    } else {
         let has_end = is_file(std::io::stdin());
         let input = Input { lines: BufReader::new(tokio::io::stdin()), has_end };
-        enqueue_lines(target, input, args, (&mut enqueued, output), &stop).await
-    } else {
-        enqueue_all(target, args, &mut enqueued, &stop, output).await
+        enqueue_lines(target, input, args, told, &stop).await
     };
     if let Err(error) = fed {
         if enqueued.n_jobs == 0 {
@@ -286,17 +299,11 @@ async fn enqueue_lines(
 /// A file or arguments, checked as a whole before.
 async fn enqueue_all(
     target: Target<'_>,
+    jobs: Vec<Job>,
     args: &EnqueueArgs,
-    enqueued: &mut Enqueued,
+    (enqueued, output): (&mut Enqueued, Output),
     stop: &CancellationToken,
-    output: Output,
 ) -> Result<()> {
-    let jobs: Vec<Job> = match &args.file {
-        Some(file) => read_file(file, &args.envelope)?,
-        None => {
-            args.texts.iter().map(|text| args.envelope.job_of_text(text)).collect::<Result<_>>()?
-        }
-    };
     target.check(&jobs)?;
     let (n_all, limit) = (jobs.len(), args.queue.url()?.behavior.max_ready);
     let mut progress =
@@ -323,7 +330,11 @@ async fn enqueue_all(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
     use clap::Parser;
+    use ebb_queue::JobState;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -368,6 +379,34 @@ mod tests {
         let (n_jobs, ended) = unread(BufReader::new(reader), false).await;
         let told = ended.expect_err("more may come");
         assert_eq!((n_jobs, Exit::of(&told)), (1, Exit::Failed), "{told}");
+    }
+
+    /// Enqueues what somebody writes to a pipe, under an id; and what is found by it then.
+    async fn piped(text: &'static [u8]) -> (Result<Exit>, JobState) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("queue.db").display());
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(text).unwrap();
+        drop(writer);
+        let file = format!("/dev/fd/{}", reader.as_fd().as_raw_fd());
+        let words = ["enqueue", "--queue", &url, "--id", "a-1", "--key", "k", "--file", &file];
+        let args = Fake::parse_from(words).args;
+        let queue = args.queue.open().await.unwrap();
+        let ran = run(args, Output { json: false }).await;
+        let state = queue.state(&"a-1".parse().unwrap()).await.unwrap();
+        (ran, state.expect("this broker knows"))
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_place_of_a_file_is_read_once() {
+        let (ran, state) = piped(b"\"a\"\n").await;
+        assert_eq!((ran.unwrap(), state), (Exit::Done, JobState::Waiting));
+        for (text, told) in [(&b"\n"[..], "has no jobs"), (b"\"a\"\n\"b\"\n", "--key makes all")] {
+            let (ran, state) = piped(text).await;
+            let error = ran.expect_err(told);
+            assert!(error.to_string().contains(told), "{error}");
+            assert_eq!((Exit::of(&error), state), (Exit::Usage, JobState::Unknown));
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Visit {
         let said = self.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let said: usize = said.and_then(|value| value.parse().ok()).unwrap_or(0);
         if said > most {
+            self.leave();
             hear_out(&self.headers, body).await;
             return Err(Refusal::too_large(most));
         }
@@ -57,6 +58,8 @@ impl Visit {
         tokio::select! { biased;
             read = self.collect(&mut body, said) => {
                 if read.is_err() {
+                    // Who is refused is heard out, and takes no room from others meanwhile.
+                    self.leave();
                     drain(&mut body).await;
                 }
                 read
@@ -67,6 +70,12 @@ impl Visit {
             }
             () = closing.cancelled() => Err(Refusal::ending(&[])),
         }
+    }
+
+    /// Gives its place and its memory back; only to be refused from now on.
+    fn leave(&mut self) {
+        self.held.release();
+        self.permit.leave();
     }
 
     async fn collect(

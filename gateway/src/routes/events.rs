@@ -81,6 +81,8 @@ async fn follow(visit: Visit, id: String) -> Result<Response, Refusal> {
         until: Instant::now() + LONGEST,
         limit: LONGEST,
         closing: visit.site.parts.closing.clone(),
+        waits: None,
+        is_begun: false,
     };
     let headers = [
         (CONTENT_TYPE, sse::EVENT_STREAM),
@@ -100,8 +102,8 @@ fn told(
         let mut visit = visit;
         let mut streaming = visit.site.parts.metrics.stream(visit.endpoint);
         loop {
-            let step = following.next().await;
-            let (event, ending) = match step.held_by(&mut visit.held, 0, std::slice::from_ref(&id)) {
+            let step = following.next_held(&mut visit.held, 0, std::slice::from_ref(&id)).await;
+            let (event, ending) = match step {
                 Step::Quiet => (sse::COMMENT, None),
                 Step::News(News::Piece { place, body }) => (piece(place, &body), None),
                 Step::News(News::Void) => (sse::event(None, Some("void"), b"{}"), None),

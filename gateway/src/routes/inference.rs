@@ -18,6 +18,7 @@ use super::listing::json;
 use super::{Site, Visit};
 use crate::envelope::Envelope;
 use crate::following::{Following, Step};
+use crate::memory::Full;
 use crate::metrics::Ending;
 use crate::models::Model;
 use crate::openai::{self, About, Answer, Bounds, Ended, Route, Streamed};
@@ -163,9 +164,12 @@ impl Asked {
     }
 
     /// How all jobs have ended, where that could be heard and held.
-    fn heard(&self, ends: ebb_queue::Result<Option<Vec<End>>>) -> Result<Vec<End>, Refusal> {
+    fn heard(&self, ends: ebb_queue::Result<Result<Vec<End>, Full>>) -> Result<Vec<End>, Refusal> {
         let ends = ends.map_err(|error| self.visit.lost(error).of(&self.ids))?;
-        ends.ok_or_else(|| Refusal::no_room_for_answers(&self.ids))
+        ends.map_err(|full| match (full, &self.ids[..]) {
+            (Full::Never, [_]) => Refusal::never_fits(&self.ids),
+            _ => Refusal::no_room_for_answers(&self.ids),
+        })
     }
 
     /// Time is over.
@@ -213,8 +217,10 @@ impl Asked {
             until: self.until,
             limit: self.limit,
             closing: parts.closing.clone(),
+            waits: None,
+            is_begun: false,
         };
-        let first = following.next().await.held_by(&mut self.visit.held, 0, &self.ids);
+        let first = following.next_held(&mut self.visit.held, 0, &self.ids).await;
         if first.leaves_the_job() {
             self.wanted.let_be();
         }
@@ -277,7 +283,7 @@ impl Asked {
                     return;
                 }
                 let n_kept = said.n_bytes();
-                step = following.next().await.held_by(&mut self.visit.held, n_kept, &self.ids);
+                step = following.next_held(&mut self.visit.held, n_kept, &self.ids).await;
             }
         };
         events.map(Ok)

@@ -182,7 +182,7 @@ async fn cancel(visit: Visit, id: String) -> Result<Response, Refusal> {
 fn read_wait(text: &str) -> Result<Duration, Refusal> {
     let seconds = || Some(Duration::from_secs(text.parse().ok()?));
     let span = ebb_queue::read_span(text).or_else(seconds);
-    let words = "wait is a time such as 30s";
+    let words = "wait is seconds, or a time with a unit, such as 30s";
     Ok(span.ok_or_else(|| Refusal::wrong("wait", words))?.min(LONGEST))
 }
 

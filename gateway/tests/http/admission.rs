@@ -7,7 +7,8 @@ use ebb_queue::Backlog;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::scene::{Scene, Setting, embed, get, plan, post, request};
+use crate::scene::{Events, Scene, Setting, embed, get, plan, post, request};
+use crate::streams::say;
 
 const EMBEDDINGS: &str = "/v1/embeddings";
 
@@ -145,6 +146,51 @@ async fn a_key_that_takes_all_the_memory_it_can_get_leaves_some_to_others() {
     drop(unread);
     assert_eq!(scene.ask(publish(A)).await.status, StatusCode::ACCEPTED);
     assert_eq!(scene.figure("gateway_held_bytes", &[]), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_key_comes_and_the_streams_of_the_first_go_on() {
+    let mut setting = guarded(&[("a", ""), ("b", "")]);
+    setting.limits.memory = 32 << 10;
+    let scene = Scene::new(setting);
+    let mut streams = Vec::new();
+    for (key, n_bytes) in [(A, 10_000), (A, 5_000), (B, 8_000)] {
+        let job = request("POST", "/v1/jobs", &[key, ("ebb-model", "m")], "body");
+        let place = scene.ask(job).await.header("location").unwrap().to_owned();
+        let delivery = scene.take().await;
+        say(&scene, &delivery, 1, &[(0, "x".repeat(n_bytes).into())]).await;
+        let place = format!("{place}/events");
+        let mut events = Events::of(scene.send(request("GET", &place, &[key], "")).await);
+        let told = events.next().await.unwrap();
+        assert!(told.starts_with("id: 1.0\nevent: piece"), "{told}");
+        streams.push((events, delivery));
+    }
+    // The key has more by now than it would get.
+    let body = request("POST", "/v1/jobs", &[A, ("ebb-model", "m")], "body");
+    assert_eq!(scene.ask(body).await.error(), (429, "key_busy".to_owned()));
+    for (events, delivery) in &mut streams[..2] {
+        say(&scene, delivery, 1, &[(1, "x".repeat(10_500).into())]).await;
+        let told = events.next().await.unwrap();
+        assert!(told.starts_with("id: 1.1\nevent: piece"), "{told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_no_key_could_ever_have_is_told_for_good() {
+    let mut setting = guarded(&[("a", ""), ("b", "")]);
+    setting.limits.memory = 32 << 10;
+    let scene = Scene::new(setting);
+    let _worker = scene.answers(|job| Ok(format!("{}{}", embed(job)?, " ".repeat(17_000))));
+    let reply = scene.ask(request("POST", EMBEDDINGS, &[A], input())).await;
+    let place = format!("/v1/jobs/{}", reply.header("ebb-id").unwrap());
+    for reply in [reply, scene.ask(request("GET", &place, &[A], "")).await] {
+        assert_eq!(reply.error(), (503, "answers_too_large".to_owned()));
+        assert_eq!(
+            (reply.header("retry-after"), reply.header("x-should-retry")),
+            (None, Some("false"))
+        );
+        assert!(reply.text().contains("raises --body-memory"), "{}", reply.text());
+    }
 }
 
 #[tokio::test(start_paused = true)]

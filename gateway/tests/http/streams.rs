@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use ebb_queue::{Broker, Delivery, Outcome, ResultStore, Stored};
+use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use crate::scene::{Events, Scene, Setting, end, get, post, request};
+use crate::scene::{Events, Scene, Setting, end, get, plan, post, request};
 
 /// A piece as a generator tells it.
 fn piece(text: &str) -> Bytes {
@@ -30,7 +32,7 @@ fn chat() -> String {
     json!({"model": "m", "stream": true, "messages": messages}).to_string()
 }
 
-async fn say(scene: &Scene, delivery: &Delivery, attempt: u32, pieces: &[(u64, Bytes)]) {
+pub(crate) async fn say(scene: &Scene, delivery: &Delivery, attempt: u32, pieces: &[(u64, Bytes)]) {
     for (seq, body) in pieces {
         let stored = scene.queue.chunk(&delivery.job.id, attempt, *seq, body.clone()).await;
         assert_eq!(stored.unwrap(), Stored::Stored);
@@ -304,4 +306,67 @@ async fn a_piece_for_which_there_is_no_room_ends_the_events_of_its_job() {
     let [first, last] = &told[..] else { panic!("{told:?}") };
     assert!(first.starts_with("id: 1.0\nevent: piece"), "{first}");
     assert!(last.starts_with("event: error") && last.contains("answers_too_large"), "{last}");
+}
+
+/// A body of which so many bytes come, and then nothing more.
+pub(crate) fn unended(n_bytes: usize) -> Body {
+    let part = Bytes::from("x".repeat(n_bytes));
+    let parts = stream::iter([Ok::<_, std::convert::Infallible>(part)]).chain(stream::pending());
+    Body::from_stream(parts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_begun_waits_for_room_that_others_take() {
+    let scene = narrow();
+    let (mut events, delivery) = begun(&scene).await;
+    let mut told = Vec::new();
+    while heard(&told).0 != "Hel" {
+        told.push(events.next().await.unwrap());
+    }
+    let upload = scene.begin(post("/v1/jobs", unended(7_500)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let part = piece(&"x".repeat(1_000));
+    say(&scene, &delivery, 1, &[(1, part.clone())]).await;
+    assert_eq!(events.next().await.unwrap(), ": waiting");
+    drop(upload);
+    let mut told = Vec::new();
+    while heard(&told).0.len() < 1_000 {
+        told.extend(events.next().await.filter(|event| event != ": waiting"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_finds_no_room_in_time_ends_and_its_job_goes_on() {
+    let scene = narrow();
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    end(&scene.queue, scene.take().await, Ok(whole(&"x".repeat(5_000)))).await;
+    let mut unread = Events::of(scene.send(get(&place)).await);
+    unread.next().await.unwrap();
+    let (mut events, delivery) = begun(&scene).await;
+    say(&scene, &delivery, 1, &[(1, piece(&"x".repeat(3_500)))]).await;
+    let since = tokio::time::Instant::now();
+    let told = events.rest().await;
+    let last = told.last().unwrap();
+    assert!(last.contains("answers_too_large") && last.contains("the job goes on"), "{last}");
+    assert_eq!(since.elapsed().as_secs(), plan("m").timeout.as_secs());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let id = delivery.job.id.clone();
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    let result = scene.queue.get(&id).await.unwrap().unwrap();
+    assert!(result.outcome.is_completed(), "{result:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_takes_no_room_while_he_goes_on_sending() {
+    let mut setting = Setting::default();
+    setting.limits.max_body = 1_000;
+    let scene = Scene::new(setting);
+    let reply = scene.begin(post("/v1/jobs", unended(1_001)));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(scene.figure("gateway_held_bytes", &[]), 0.0);
+    assert_eq!(scene.figure("gateway_requests_in_flight", &[]), 0.0);
+    assert!(!reply.is_finished(), "it is heard out");
+    assert_eq!(reply.await.unwrap().error(), (413, "body_too_large".to_owned()));
+    assert_eq!(scene.figure("gateway_requests_in_flight", &[]), 0.0);
 }
