@@ -87,5 +87,10 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
             Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,
         };
-    complete && known.is_none_or(|known| known.check_all(dir).is_ok())
+    complete && known.is_none_or(|known| known.is_in(dir))
+}
+
+/// Whether a mirror's copy is, and no file of it is another than in the package.
+pub(super) fn is_whole_copy(dir: &Path, known: &Known) -> bool {
+    is_whole(dir, Some(known)) && known.check_small(dir).is_ok()
 }

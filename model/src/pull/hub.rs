@@ -187,11 +187,7 @@ impl Hub<'_> {
         let is_there = blob.exists() && check(&blob, name, &promise).is_ok();
         if !is_there {
             self.client.download(&promise, &mut file, name, progress)?;
-            let mut checked = check(&partial, name, &promise);
-            if let Some(known) = self.known {
-                checked = checked.and_then(|()| known.check(name, &partial));
-            }
-            if let Err(error) = checked {
+            if let Err(error) = check(&partial, name, &promise) {
                 fs::remove_file(&partial).map_err(io(&partial))?;
                 return Err(error);
             }

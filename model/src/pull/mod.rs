@@ -308,10 +308,10 @@ impl Places {
             _ => parse(name),
         };
         let Some(repository) = repository else { return Ok(None) };
-        let is_whole = |dir: &PathBuf| cache::is_whole(dir, known);
-        let on_hub = cache::snapshot(self, &repository).filter(is_whole);
+        let on_hub = cache::snapshot(self, &repository).filter(|dir| cache::is_whole(dir, known));
         let partial = on_hub.as_ref().and_then(|dir| Some((cache::needed(dir)?, dir.clone())));
-        let own = known.map(|known| cache::own(self, known)).filter(is_whole);
+        let own = known.map(|known| (cache::own(self, known), known));
+        let own = own.filter(|(dir, known)| cache::is_whole_copy(dir, known)).map(|(dir, _)| dir);
         match (on_hub.filter(|_| partial.is_none()).or(own), partial) {
             (Some(dir), _) => Ok(Some(dir)),
             (None, None) => Ok(None),
