@@ -160,6 +160,10 @@ pub struct FileInfo {
 /// What cuts texts into tokens, in a model of texts.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
+/// What a token of it may be for, as the files beside it name it.
+pub(crate) const PURPOSES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
 /// The files that a model is read from beside its weights and its pooling, where it has them.
 pub(crate) const FILES: [&str; 16] = [
     "chat_template.jinja",
