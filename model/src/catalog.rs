@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
+use crate::bert::{self, Family, MODEL_TYPES, Problem, Settings, Task};
 use crate::causal::{self, Defaults};
 use crate::checkpoint::{self, Checkpoint};
 use crate::json::{Fields, is_there};
@@ -194,7 +194,11 @@ impl ModelInfo {
             return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
         }
         if kind != ModelKind::Sentinel {
-            let settings = Settings::read(dir)?;
+            // Without one it is still told what the model is.
+            let settings = match is_there(&dir.join(TOKENIZER))? {
+                true => bert::check_texts(dir)?,
+                false => Settings::read(dir)?,
+            };
             settings.check_labels(&weights)?;
             let files = files_of(dir, settings.pooling_file())?;
             return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));

@@ -777,6 +777,23 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
 }
 
 #[test]
+fn a_model_whose_tokenizer_cannot_be_run_is_refused_before_its_weights_are_fetched() {
+    for name in ["tiny-bert", "tiny-classes-bert", "tiny-rerank-bert", "tiny-tags-bert"] {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let read = |file: &'static str| (file, fs::read(data.join(file)).unwrap());
+        let files = vec![read("config.json"), ("tokenizer.json", b"{}".to_vec()), read(WEIGHTS)];
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files.clone());
+        let places = places(dir.path(), &hub.endpoint);
+        let error = pull_tiny(&places).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: "), "{name}: {error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty(), "{name}");
+        let error = ModelInfo::read(&snapshot_of(&places, &files, &OF_TRANSFORMER)).unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json: "), "{name}: {error}");
+    }
+}
+
+#[test]
 fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
     for (path, name) in [
         ("./1_Pooling", "1_Pooling/config.json"),
