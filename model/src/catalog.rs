@@ -195,10 +195,9 @@ impl ModelInfo {
         }
         if kind != ModelKind::Sentinel {
             // Without one it is still told what the model is.
-            let settings = match is_there(&dir.join(TOKENIZER))? {
-                true => bert::check_texts(dir)?,
-                false => Settings::read(dir)?,
-            };
+            let has_tokenizer = is_there(&dir.join(TOKENIZER))?;
+            let settings =
+                if has_tokenizer { bert::check_texts(dir)? } else { Settings::read(dir)? };
             settings.check_labels(&weights)?;
             let files = files_of(dir, settings.pooling_file())?;
             return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));
