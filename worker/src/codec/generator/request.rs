@@ -538,8 +538,6 @@ mod tests {
             (json!({"do_sample": false}), "do_sample is false; say it by temperature"),
             (json!({"stop_sequences": ["a"]}), "stop_sequences is [\"a\"]; stop takes such texts"),
             (json!({"guided_regex": "a+"}), "guided_regex is \"a+\"; only text is written"),
-            (json!({"min_new_tokens": 5}), "min_new_tokens is 5; it is not known here; leave it"),
-            (json!({"top_a": 0.2}), "top_a is 0.2; it is not known here; leave it out"),
             (json!({"bad_words": ["a"]}), "bad_words is [\"a\"]; it is not known here"),
             (json!({"length_penalty": 0.5}), "length_penalty is 0.5; it is not known here"),
             (json!({"include_stop_str_in_output": true}), "output is true; an answer ends before"),
@@ -575,6 +573,10 @@ mod tests {
         }
         for field in ["step", "need", "speed", "top_n", "top_p", "top_k", "fall"] {
             assert!(with(&json!({field: 1})).is_ok(), "{field}");
+        }
+        for field in ["min_new_tokens", "top_a"] {
+            let error = with(&json!({field: 5})).unwrap_err();
+            assert_eq!(error, format!("{field} is 5; {NOT_KNOWN}"));
         }
     }
 
