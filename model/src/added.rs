@@ -5,13 +5,10 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use crate::LoadError;
+use crate::catalog::PURPOSES;
 use crate::json::Fields;
 
 const FIELD: &str = "added_tokens_decoder";
-
-/// What a token may be for: those are special, whatever else is said of them.
-const PURPOSES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 #[derive(Deserialize)]
 struct Written {
@@ -66,6 +63,7 @@ pub(crate) fn add(inner: &mut tokenizers::Tokenizer, config: &Fields) -> Result<
 impl Written {
     fn token(self, config: &Fields) -> Result<AddedToken, LoadError> {
         let mut special = self.special;
+        // One that is for something is special, whatever else is said of it.
         for purpose in PURPOSES {
             special |= match config.value(purpose) {
                 Some(Value::String(name)) => *name == self.content,

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::bert::{Family, MODEL_TYPES, Problem, Settings, Task};
+use crate::bert::{self, Family, MODEL_TYPES, Problem, Settings, Task};
 use crate::causal::{self, Defaults};
 use crate::checkpoint::{self, Checkpoint};
 use crate::json::{Fields, is_there};
@@ -160,6 +160,10 @@ pub struct FileInfo {
 /// What cuts texts into tokens, in a model of texts.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
+/// What a token of it may be for, as the files beside it name it.
+pub(crate) const PURPOSES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
 /// The files that a model is read from beside its weights and its pooling, where it has them.
 pub(crate) const FILES: [&str; 16] = [
     "chat_template.jinja",
@@ -190,7 +194,10 @@ impl ModelInfo {
             return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
         }
         if kind != ModelKind::Sentinel {
-            let settings = Settings::read(dir)?;
+            // Without one it is still told what the model is.
+            let has_tokenizer = is_there(&dir.join(TOKENIZER))?;
+            let settings =
+                if has_tokenizer { bert::check_texts(dir)? } else { Settings::read(dir)? };
             settings.check_labels(&weights)?;
             let files = files_of(dir, settings.pooling_file())?;
             return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));

@@ -99,6 +99,10 @@ impl<B: AsRef<[u8]>> Weights<B> {
         for (name, entry) in &entries {
             entry.check(data_bytes).map_err(|message| LoadError::tensor(path, name, message))?;
         }
+        if entries.is_empty() && data_bytes > 0 {
+            let message = format!("no tensor, and {data_bytes} bytes of them; fetch it again");
+            return Err(LoadError::malformed(path, message));
+        }
         check_places(&entries, data_bytes)
             .map_err(|(name, message)| LoadError::tensor(path, name, message))?;
         Ok(Self { path: path.to_owned(), bytes, data_start, entries })
@@ -195,7 +199,7 @@ fn check_places(entries: &BTreeMap<String, Entry>, data_bytes: u64) -> Result<()
         }
         last = (end, name);
     }
-    if last.0 == data_bytes || entries.is_empty() {
+    if last.0 == data_bytes {
         return Ok(());
     }
     let left = data_bytes - last.0;
@@ -253,11 +257,13 @@ mod tests {
         };
         assert_eq!(check(&tensor("F32", "[2, 3]", "24"), 24), Ok(()));
         assert_eq!(check(&tensor("F32", "[]", "4"), 4), Ok(()));
+        assert_eq!(check("{}", 0), Ok(()));
         for (header, says) in [
             (tensor("F32", "[2, 3]", "24"), "past the end"),
             (tensor("F32", "[2, 3]", "16"), "is F32 of [2, 3] in 16 bytes"),
             (tensor("F16", "[4294967296, 4294967296, 4]", "16"), "in 16 bytes"),
             (tensor("F32", "[-1]", "16"), "header: tensor a: invalid value"),
+            ("{}".to_owned(), "no tensor, and 16 bytes of them; fetch it again"),
             ("[]".to_owned(), "header"),
             ("{".to_owned(), "header"),
         ] {

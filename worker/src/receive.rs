@@ -242,12 +242,14 @@ impl Served {
             self.wait_until_held(1).await;
             alone
         };
-        let _alone = tokio::select! { biased;
+        let alone = tokio::select! { biased;
             () = self.shared.halt.cancelled() => None,
             // Those whose end it waits for may have none.
             _ = self.shared.wedged.until(|wedged| *wedged) => None,
             alone = begin => Some(alone),
         };
+        // The device may have come back since: the job is not alone even so.
+        let Some(_alone) = alone else { return exit.give_back([job]).await };
         if self.shared.gives_back() {
             return exit.give_back([job]).await;
         }

@@ -18,7 +18,7 @@ use ebb_queue::{
     Delivery, ErrorKind, Failure, FailureKind, Frame, JobId, JobResult, Outcome, Settlement,
     Stored, short_reason,
 };
-use futures::stream::{BoxStream, FuturesUnordered, SelectAll, iter};
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::{Instant, timeout};
@@ -63,13 +63,9 @@ struct Ours<'a> {
     attempt: u32,
 }
 
-/// What comes of a group of jobs that are stored together.
-enum Part {
-    /// These are concluded; none in place of each that somebody else has by now.
-    Of(u64, Vec<Option<Concluded>>),
-    /// Nothing more will come, whatever became of its jobs.
-    Last(u64),
-}
+/// What is concluded of a group of jobs that are stored together; none in place of each that somebody
+/// else has by now.
+type Part = (u64, Vec<Option<Concluded>>);
 
 /// Encodes and stores answers, many at once.
 pub(crate) async fn store(
@@ -85,20 +81,16 @@ pub(crate) async fn store(
         let has_room = is_open && groups.has_room(now);
         let later = groups.next_room(now);
         tokio::select! { biased;
-            Some(part) = storing.next() => match part {
-                Part::Of(group, concluded) => {
-                    groups.concluded(group, concluded.len());
-                    send_all(&out, concluded.into_iter().flatten().collect()).await;
-                }
-                Part::Last(group) => groups.ended(group),
-            },
+            Some((group, concluded)) = storing.next() => {
+                groups.concluded(group, concluded.len());
+                send_all(&out, concluded.into_iter().flatten().collect()).await;
+            }
             n_jobs = finished.recv_many(&mut jobs, CHUNK), if has_room => {
                 is_open = n_jobs > 0;
                 if is_open {
                     let group = groups.begin(n_jobs, Instant::now());
                     let concluded = served.conclude_all(std::mem::take(&mut jobs));
-                    let parts = concluded.map(move |jobs| Part::Of(group, jobs));
-                    storing.push(parts.chain(iter([Part::Last(group)])).boxed());
+                    storing.push(concluded.map(move |jobs| (group, jobs)).boxed());
                 }
             }
             () = sleep_until(later), if is_open && !has_room => {}

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use ebb_model::pull::cached;
+use ebb_model::pull::here;
 use ebb_worker::{WarmArgs, Warmed, WarmedShape};
 
 use crate::exit::Exit;
@@ -22,9 +22,11 @@ pub(crate) enum Command {
 /// When a flag is wrong, the device cannot be had, or a shape does not run.
 pub(crate) async fn run(mut args: WarmArgs, output: Output) -> Result<Exit> {
     // As a worker finds its model.
-    let pulled = args.model.as_deref().filter(|model| !model.exists());
-    let pulled = pulled.and_then(|model| cached(model.to_str()?));
-    args.model = pulled.or(args.model);
+    if let Some(model) = args.model.as_deref().filter(|model| !model.exists())
+        && let Some(dir) = model.to_str().map(here).transpose()?.flatten()
+    {
+        args.model = Some(dir);
+    }
     let warm = move || ebb_worker::warm(&args, &mut |shape| note(line(shape)));
     let warmed = tokio::task::spawn_blocking(warm).await??;
     if output.json {

@@ -76,6 +76,14 @@ pub(crate) use tokenizer::{check_length, guarded, uncut};
 #[cfg(feature = "cpu")]
 pub use warmer::Warmer;
 
+/// Reads what a directory says beside its weights, and holds it against what can be run here.
+pub(crate) fn check_texts(dir: &std::path::Path) -> Result<Settings, crate::LoadError> {
+    let settings = Settings::read(dir)?;
+    #[cfg(feature = "cpu")]
+    Tokenizer::load(dir)?;
+    Ok(settings)
+}
+
 /// Refuses an output that is no number.
 #[cfg(feature = "cpu")]
 fn finite(output: &[f32]) -> Result<(), crate::ItemError> {

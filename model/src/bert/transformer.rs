@@ -51,6 +51,23 @@ const HARMLESS: [&str; 15] = [
     "use_safetensors",
 ];
 
+/// What makes no difference in these parts: a head that is not run, and what is kept for text to be
+/// gone on with.
+const HARMLESS_IN: [&str; 4] = [
+    "config_args.use_cache",
+    "config_kwargs.use_cache",
+    "model_args.add_pooling_layer",
+    "model_kwargs.add_pooling_layer",
+];
+/// What is said with each text, and the values that it has without.
+const OF_TEXT: [(&str, &[&str]); 3] = [
+    ("padding", &["true", r#""longest""#]),
+    ("truncation", &["true", r#""longest_first""#]),
+    ("return_tensors", &[r#""pt""#]),
+];
+/// What makes other tokens of a query than of a document.
+const OF_QUERIES: [&str; 2] = ["query_length", "query_expansion"];
+
 /// Reads the file of a directory, where there is one, and refuses what it hands on unless it is known.
 pub(super) fn read(dir: &Path) -> Result<Fields, LoadError> {
     for name in NAMES {
@@ -75,10 +92,18 @@ pub(super) fn limit(fields: &Fields) -> Result<Option<usize>, LoadError> {
 }
 
 fn check(fields: &Fields) -> Result<(), LoadError> {
+    for name in OF_QUERIES {
+        if let Some(value) = fields.value(name).filter(|value| !value.is_null()) {
+            let remedy = "queries are read as any text here; choose a model without";
+            return Err(fields.wrong(name, value, remedy));
+        }
+    }
     for part in HANDED_ON {
         for (name, value) in fields.object(part)?.into_iter().flatten() {
             let field = format!("{part}.{name}");
-            let is_known = HARMLESS.contains(&&**name) || LENGTHS.contains(&&*field);
+            let is_known = HARMLESS.contains(&&**name)
+                || [&LENGTHS[..], &HARMLESS_IN].concat().contains(&&*field)
+                || (field == "processing_kwargs.text" && is_usual(value));
             if !is_known && !is_nothing(value) {
                 let remedy = "what it changes is not done here; take it out where the model does not \
                               need it";
@@ -87,6 +112,15 @@ fn check(fields: &Fields) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// Whether a text is cut and filled up as it is where nothing is said.
+fn is_usual(value: &Value) -> bool {
+    let is_usual = |(name, value): (&String, &Value)| {
+        let usual = OF_TEXT.iter().find(|(own, _)| own == name);
+        usual.is_some_and(|(_, usual)| usual.contains(&&*value.to_string()))
+    };
+    value.as_object().is_some_and(|map| map.iter().all(is_usual))
 }
 
 fn is_nothing(value: &Value) -> bool {
@@ -144,7 +178,29 @@ mod tests {
             let says = format!("{}: {part}.x is {{\"y\":1}}; what it changes is not", NAMES[0]);
             assert!(error.contains(&says), "{error}");
         }
+        for file in [json!({"query_length": 32}), json!({"query_expansion": false})] {
+            let error = limits(&[(NAMES[0], file)]).unwrap_err();
+            assert!(error.contains("; queries are read as any text here"), "{error}");
+        }
+        for text in [json!({"padding": "max_length"}), json!({"truncation": false}), json!("a")] {
+            let error = limits(&[(NAMES[0], json!({"processing_kwargs": {"text": text}}))]);
+            assert!(error.unwrap_err().contains("processing_kwargs.text is "), "{text}");
+        }
         let error = limits(&[(NAMES[1], json!({"model_args": {"model_max_length": 5}}))]);
         assert!(error.unwrap_err().contains("model_args.model_max_length is 5"));
+    }
+
+    #[test]
+    fn what_is_handed_on_and_makes_no_difference_is_passed_over() {
+        for file in [
+            json!({"model_kwargs": {"add_pooling_layer": false}, "query_length": null}),
+            json!({"config_kwargs": {"use_cache": false}, "query_expansion": null}),
+            json!({"processing_kwargs": {"text": {"padding": true, "truncation": "longest_first"}}}),
+            json!({"processing_kwargs": {"text": {"padding": "longest", "truncation": true}}}),
+        ] {
+            assert_eq!(limits(&[(NAMES[0], file.clone())]), Ok(None), "{file}");
+        }
+        let elsewhere = json!({"tokenizer_args": {"use_cache": false}});
+        assert!(limits(&[(NAMES[0], elsewhere)]).is_err());
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Sampling;
 use super::config::Config;
 use crate::LoadError;
-use crate::catalog::TOKENIZER;
+use crate::catalog::{PURPOSES, TOKENIZER};
 use crate::json::{Fields, is_there, read_json};
 
 /// What says how tokens are chosen where a job does not.
@@ -102,10 +102,6 @@ const UNHEEDED: [(&str, Option<f64>); 29] = [
     ("top_h", None),
     ("typical_p", Some(1.0)),
 ];
-
-/// What a token may be for.
-const PURPOSES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl Settings {
     /// Reads and checks a directory; the weights and the vocabulary are not opened.

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::{Known, Places, PullError, Repository, io};
-use crate::bert::{MODULES, SENTENCE_CONFIG, Settings};
+use crate::bert::{MODULES, SENTENCE_CONFIG, Settings, Task};
 use crate::catalog::TOKENIZER;
 use crate::{ModelKind, catalog, causal, checkpoint};
 
 /// Where the hub's tools note which files a commit does not have.
 const ABSENT: &str = ".no_exist";
+
+/// Files that every repository has, and that nobody fetches who only reads a transformer.
+const OF_ALL: [&str; 2] = ["README.md", ".gitattributes"];
 
 /// The folder of a repository in the hub's layout.
 pub(super) fn folder(places: &Places, name: &str) -> PathBuf {
@@ -25,16 +28,25 @@ pub(super) fn snapshot(places: &Places, repository: &Repository<'_>) -> Option<P
 }
 
 /// A file that a whole snapshot lacks, and that the model may have on the hub: whoever fetched only what a
-/// transformer is read from leaves it out, and without it the model runs and is another.
+/// transformer is read from leaves it out, and without it the model runs and may be another.
 pub(super) fn unsettled(snapshot: &Path) -> Option<&'static str> {
-    let name = match catalog::recognise(snapshot).ok()? {
-        ModelKind::Encoder => MODULES,
-        // What becomes of its number.
-        ModelKind::Reranker => SENTENCE_CONFIG,
+    let settings = Settings::read(snapshot).ok()?;
+    let name = match settings.task() {
+        Task::Embedding => MODULES,
+        // What becomes of its number, and whether it compares pairs.
+        Task::Classification | Task::Reranking if settings.labels().len() == 1 => SENTENCE_CONFIG,
         _ => return None,
     };
-    let is_settled = snapshot.join(name).exists() || absent(snapshot)?.join(name).exists();
+    let is_all_there = OF_ALL.iter().any(|name| snapshot.join(name).exists());
+    let is_settled =
+        is_all_there || snapshot.join(name).exists() || absent(snapshot)?.join(name).exists();
     (!is_settled).then_some(name)
+}
+
+/// The same, where most models have the file: an encoder's says how it is pooled. Most rerankers have
+/// none, and nobody notes so who never asks for it.
+pub(super) fn needed(snapshot: &Path) -> Option<&'static str> {
+    unsettled(snapshot).filter(|name| *name == MODULES)
 }
 
 /// Notes that a commit does not have these files.
@@ -75,5 +87,10 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
             Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
             Err(_) => false,
         };
-    complete && known.is_none_or(|known| known.check_all(dir).is_ok())
+    complete && known.is_none_or(|known| known.is_in(dir))
+}
+
+/// Whether a mirror's copy is, and no file of it is another than in the package.
+pub(super) fn is_whole_copy(dir: &Path, known: &Known) -> bool {
+    is_whole(dir, Some(known)) && known.check_small(dir).is_ok()
 }

@@ -11,7 +11,7 @@ use super::client::{Client, Promise, check};
 use super::snapshot::{self, Link};
 use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
-use crate::bert::{Settings, pooling_file};
+use crate::bert::{self, pooling_file};
 use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog, causal};
@@ -145,7 +145,7 @@ impl Hub<'_> {
             link.put(staging.path())?;
             links.push(link);
         }
-        Settings::read(staging.path())?;
+        bert::check_texts(staging.path())?;
         Ok(links)
     }
 
@@ -187,11 +187,7 @@ impl Hub<'_> {
         let is_there = blob.exists() && check(&blob, name, &promise).is_ok();
         if !is_there {
             self.client.download(&promise, &mut file, name, progress)?;
-            let mut checked = check(&partial, name, &promise);
-            if let Some(known) = self.known {
-                checked = checked.and_then(|()| known.check(name, &partial));
-            }
-            if let Err(error) = checked {
+            if let Err(error) = check(&partial, name, &promise) {
                 fs::remove_file(&partial).map_err(io(&partial))?;
                 return Err(error);
             }

@@ -6,7 +6,8 @@ use super::{PullError, io, parse};
 use crate::catalog::{self, TOKENIZER};
 use crate::checkpoint::SINGLE;
 
-/// A model that is pinned by hash, wherever it comes from.
+/// A model that is pinned by hash: its weights wherever they come from, and its small files in the
+/// mirror's package, which never changes. On the hub a commit may mend them.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) name: &'static str,
@@ -16,33 +17,35 @@ pub(super) struct Known {
     /// The mirror's version that has these.
     pub(super) version: &'static str,
     pub(super) weights_sha256: &'static str,
-    /// Files without which, or with others, it would load and be another model, and their hashes.
+    /// Files without which it would load and be another model, and their hashes in the package.
     pub(super) files: &'static [(&'static str, &'static str)],
 }
 
 impl Known {
-    /// The hash of a file that is pinned.
-    fn hash_of(&self, name: &str) -> Option<&'static str> {
-        let weights = (SINGLE, self.weights_sha256);
-        let mut pinned = self.files.iter().chain([&weights]);
-        pinned.find(|(file, _)| *file == name).map(|(_, hash)| *hash)
+    /// Whether a directory has these files, whatever is in the small ones.
+    pub(super) fn is_in(&self, dir: &Path) -> bool {
+        self.files.iter().all(|(name, _)| dir.join(name).is_file())
+            && self.check_weights(dir).is_ok()
     }
 
-    /// Holds a file against what is pinned of it.
-    pub(super) fn check(&self, name: &str, path: &Path) -> Result<(), PullError> {
-        let Some(expected) = self.hash_of(name) else { return Ok(()) };
-        let (_, found) = catalog::hash(path).map_err(io(path))?;
-        if found == expected {
-            return Ok(());
-        }
-        Err(PullError::Altered { file: name.to_owned(), found, expected: expected.to_owned() })
+    /// Holds the weights in a directory against what is pinned of them.
+    pub(super) fn check_weights(&self, dir: &Path) -> Result<(), PullError> {
+        check(dir, SINGLE, self.weights_sha256)
     }
 
-    /// Holds all files of a directory against what is pinned of them.
-    pub(super) fn check_all(&self, dir: &Path) -> Result<(), PullError> {
-        let mut names = [SINGLE].into_iter().chain(self.files.iter().map(|(name, _)| *name));
-        names.try_for_each(|name| self.check(name, &dir.join(name)))
+    /// Holds the small files of the package against what is pinned of them.
+    pub(super) fn check_small(&self, dir: &Path) -> Result<(), PullError> {
+        self.files.iter().try_for_each(|(name, hash)| check(dir, name, hash))
     }
+}
+
+fn check(dir: &Path, name: &str, expected: &str) -> Result<(), PullError> {
+    let path = dir.join(name);
+    let (_, found) = catalog::hash(&path).map_err(io(&path))?;
+    if found == expected {
+        return Ok(());
+    }
+    Err(PullError::Altered { file: name.to_owned(), found, expected: expected.to_owned() })
 }
 
 pub(super) static MINILM: Known = Known {

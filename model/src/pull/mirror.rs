@@ -19,13 +19,13 @@ pub(super) fn pull(
     let staging = staging::folder(&models)?;
     fetch(places, known, staging.path(), progress)?;
     // What lies there already was found wanting, or it would have been used.
-    if !cache::is_whole(&target, Some(known)) {
+    if !cache::is_whole_copy(&target, known) {
         // In one step; where another process took it away, it is gone.
         std::fs::rename(&target, staging.path().join("wanting")).ok();
     }
     match std::fs::rename(staging.path().join(known.folder), &target) {
         // Another process was faster.
-        Err(_) if cache::is_whole(&target, Some(known)) => Ok(target),
+        Err(_) if cache::is_whole_copy(&target, known) => Ok(target),
         moved => moved.map_err(io(&target)).map(|()| target),
     }
 }
@@ -55,11 +55,11 @@ fn fetch(
         return Err(failed(said(&String::from_utf8_lossy(&output.stderr))));
     }
     let dir = staging.join(known.folder);
-    known.check(SINGLE, &dir.join(SINGLE))?;
+    known.check_weights(&dir)?;
     if !known.files.iter().all(|(name, _)| dir.join(name).is_file()) {
         return Err(failed(LACKS.into()));
     }
-    known.check_all(&dir)?;
+    known.check_small(&dir)?;
     let weights = dir.join(SINGLE);
     let bytes = std::fs::metadata(&weights).map_err(io(&weights))?.len();
     if !cache::is_whole(&dir, Some(known)) {

@@ -113,17 +113,19 @@ pub enum PullError {
     /// The model is not here, and may not be fetched.
     #[error("{0} is in no cache and HF_HUB_OFFLINE is set; unset it, or pull the model elsewhere")]
     Offline(String),
-    /// The model is here without a file that it may have, and that may not be fetched.
+    /// The model is here without a file that it may have.
     #[error(
         "{name}: the cache has it without {file}, as a program leaves it that reads only its \
-         transformer, and does not know that the hub has none; unset HF_HUB_OFFLINE to fetch it, or \
-         name the directory {} to run it as it is", dir.display()
+         transformer, and does not know that the hub has none; {} `ebb model pull {name}` to fetch \
+         it, or name the directory {} to run it as it is", asking(*offline), dir.display()
     )]
     Partial {
         /// The model.
         name: String,
         /// The file.
         file: &'static str,
+        /// Whether the hub may not be asked.
+        offline: bool,
         /// The snapshot.
         dir: PathBuf,
     },
@@ -150,6 +152,11 @@ pub enum PullError {
 
 fn or_mirror(has_mirror: bool) -> String {
     if has_mirror { format!(", or pull {}", MINILM.mirror) } else { String::new() }
+}
+
+/// How the hub is asked.
+fn asking(offline: bool) -> &'static str {
+    if offline { "unset HF_HUB_OFFLINE and run" } else { "run" }
 }
 
 /// What else to do about a file that a repository lacks.
@@ -181,10 +188,10 @@ pub fn cached(name: &str) -> Option<PathBuf> {
     Places::from_env().cached(name)
 }
 
-/// The same, for whoever fetches none.
+/// The same, for whoever fetches none: the hub is never asked.
 ///
 /// # Errors
-/// [`PullError::Partial`] where it is here and may lack a part.
+/// [`PullError::Partial`] where it is here and may lack a part without which it would be another.
 pub fn here(name: &str) -> Result<Option<PathBuf>, PullError> {
     Places::from_env().here(name)
 }
@@ -293,7 +300,7 @@ impl Places {
     /// See [`here`].
     ///
     /// # Errors
-    /// [`PullError::Partial`] where it is here and may lack a part.
+    /// [`PullError::Partial`] where it is here and may lack a part without which it would be another.
     pub fn here(&self, name: &str) -> Result<Option<PathBuf>, PullError> {
         let known = known(name);
         let repository = match known {
@@ -301,15 +308,16 @@ impl Places {
             _ => parse(name),
         };
         let Some(repository) = repository else { return Ok(None) };
-        let is_whole = |dir: &PathBuf| cache::is_whole(dir, known);
-        let on_hub = cache::snapshot(self, &repository).filter(is_whole);
-        let partial = on_hub.as_ref().and_then(|dir| Some((cache::unsettled(dir)?, dir.clone())));
-        let own = known.map(|known| cache::own(self, known)).filter(is_whole);
+        let on_hub = cache::snapshot(self, &repository).filter(|dir| cache::is_whole(dir, known));
+        let partial = on_hub.as_ref().and_then(|dir| Some((cache::needed(dir)?, dir.clone())));
+        let own = known.map(|known| (cache::own(self, known), known));
+        let own = own.filter(|(dir, known)| cache::is_whole_copy(dir, known)).map(|(dir, _)| dir);
         match (on_hub.filter(|_| partial.is_none()).or(own), partial) {
             (Some(dir), _) => Ok(Some(dir)),
             (None, None) => Ok(None),
             (None, Some((file, dir))) => {
-                Err(PullError::Partial { name: name.to_owned(), file, dir })
+                let (name, offline) = (name.to_owned(), self.offline);
+                Err(PullError::Partial { name, file, offline, dir })
             }
         }
     }

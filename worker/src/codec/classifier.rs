@@ -28,7 +28,7 @@ impl ClassifierCodec {
     }
 }
 
-const SHAPE: Shape =
+pub(super) const SHAPE: Shape =
     Shape { example: r#"{"input": "text"}"#, fields: &["input", "top_k", "truncate"] };
 
 #[derive(Debug, Deserialize)]

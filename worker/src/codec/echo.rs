@@ -7,7 +7,7 @@ use super::body::Shape;
 use super::{Answer, BadJob, Codec, Next, Spent, Step};
 use crate::batcher::Size;
 
-const SHAPE: Shape = Shape {
+pub(super) const SHAPE: Shape = Shape {
     example: r#"{"input": "text"}"#,
     fields: &[
         "input",

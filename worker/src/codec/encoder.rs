@@ -55,7 +55,7 @@ impl EncoderCodec {
     }
 }
 
-const SHAPE: Shape = Shape {
+pub(super) const SHAPE: Shape = Shape {
     example: r#"{"input": "text"}"#,
     fields: &["input", "encoding_format", "dimensions", "prompt_name", "truncate"],
 };
@@ -206,7 +206,7 @@ mod tests {
         for (body, says) in [
             ("not JSON", "body: "),
             ("{}", "missing field `input` at line 1 column 2; send {\"input\": \"text\"}"),
-            (r#"{"imput": "a"}"#, "imput is not known; use input"),
+            (r#"{"inputs": "a"}"#, "inputs is not known; use input"),
             (r#"{"input": "a", "dimension": 4}"#, "dimension is not known; use dimensions"),
             (r#"{"input": [1, 2]}"#, "send text, not tokens"),
             (r#"{"input": []}"#, "input has 0 texts"),

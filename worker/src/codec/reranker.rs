@@ -27,7 +27,7 @@ impl RerankerCodec {
     }
 }
 
-const SHAPE: Shape = Shape {
+pub(super) const SHAPE: Shape = Shape {
     example: r#"{"query": "text", "documents": ["text", "text"]}"#,
     fields: &["query", "documents", "top_n", "return_documents", "raw_scores", "truncate"],
 };

@@ -13,7 +13,7 @@ use crate::batcher::Size;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SentinelCodec;
 
-const SHAPE: Shape = Shape {
+pub(super) const SHAPE: Shape = Shape {
     example: r#"{"machine": "pump-7", "readings": [[vibration, temperature, pressure]]}"#,
     fields: &["machine", "readings"],
 };

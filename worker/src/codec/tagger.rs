@@ -26,7 +26,7 @@ impl TaggerCodec {
     }
 }
 
-const SHAPE: Shape =
+pub(super) const SHAPE: Shape =
     Shape { example: r#"{"input": "text"}"#, fields: &["input", "aggregation", "truncate"] };
 
 #[derive(Debug, Deserialize)]

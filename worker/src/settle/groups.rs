@@ -51,11 +51,6 @@ impl Groups {
             self.open.remove(&group);
         }
     }
-
-    /// Nothing more is heard of the group: what is not concluded holds up nobody.
-    pub(super) fn ended(&mut self, group: u64) {
-        self.open.remove(&group);
-    }
 }
 
 #[cfg(test)]
@@ -83,17 +78,5 @@ mod tests {
         groups.concluded(next, CHUNK);
         groups.concluded(slow, 2);
         assert!(groups.has_room(at(9000)));
-    }
-
-    #[test]
-    fn a_group_that_ends_short_of_jobs_holds_up_nobody() {
-        let begin = Instant::now();
-        let mut groups = Groups::default();
-        for _ in 0..2 * AT_ONCE {
-            let group = groups.begin(CHUNK, begin);
-            groups.concluded(group, CHUNK - 1);
-            groups.ended(group);
-        }
-        assert!(groups.has_room(begin));
     }
 }

@@ -6,7 +6,7 @@ use ebb_model::causal::{Defaults, Message, Sampling};
 use ebb_queue::Job;
 use serde_json::{Map, Value};
 
-use super::super::body::{Shape, refuse_slips};
+use super::super::body::{Shape, refuse_slips, says_nothing};
 use super::super::{BadJob, is_protobuf, message};
 use super::binary::from_message;
 
@@ -77,7 +77,7 @@ const TAKEN: [&str; 19] = [
 ];
 /// Fields of OpenAI's and of other servers that would make another answer, with values that would not
 /// and a remedy. What is empty, zero or false says nothing.
-const UNKNOWN: [(&str, &[&str], &str); 29] = [
+const UNKNOWN: [(&str, &[&str], &str); 31] = [
     ("tools", &[], NO_TOOLS),
     ("tool_choice", &[r#""none""#, r#""auto""#], NO_TOOLS),
     ("functions", &[], NO_TOOLS),
@@ -99,6 +99,8 @@ const UNKNOWN: [(&str, &[&str], &str); 29] = [
     ("continue_final_message", &[], "send a prompt to have a text gone on with"),
     ("min_p", &[], NOT_KNOWN),
     ("min_tokens", &[], NOT_KNOWN),
+    ("min_new_tokens", &[], NOT_KNOWN),
+    ("top_a", &[], NOT_KNOWN),
     ("ignore_eos", &[], NOT_KNOWN),
     ("stop_token_ids", &[], "stop takes texts"),
     ("stop_sequences", &[], "stop takes such texts"),
@@ -178,10 +180,10 @@ impl Fields {
                 return Err(wrong(name, value, "a job has one answer, send several jobs"));
             }
         }
-        let names = self.0.keys().map(String::as_str);
+        let fields = self.0.iter().map(|(name, value)| (name.as_str(), value));
         let refused = UNKNOWN.map(|(name, ..)| name);
-        // Those that say nothing are no slips.
-        refuse_slips(names.filter(|name| !refused.contains(name)), &TAKEN)
+        // Those that are harmless are no slips.
+        refuse_slips(fields.filter(|(name, _)| !refused.contains(name)), &TAKEN)
     }
 
     /// What the chat template reads beside the messages.
@@ -362,18 +364,6 @@ fn text(value: Option<Value>, name: &str, remedy: &str) -> Result<String, BadJob
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(wrong(name, &other, remedy)),
         None => Err(BadJob::new(format!("{name} is missing; {remedy}"))),
-    }
-}
-
-/// Whether a field might as well not be there.
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(true) => false,
     }
 }
 
@@ -568,7 +558,7 @@ mod tests {
             "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": false,
             "logit_bias": {}, "store": true, "metadata": {"a": "b"}, "service_tier": "flex",
             "verbosity": "medium", "length_penalty": 1.0, "skip_special_tokens": true,
-            "user": "u", "prompt_cache_key": "k", "min_p": 0, "top_logprobs": null, "model": "m",
+            "user": "u", "prompt_cache_key": "k", "min_p": 0, "min_new_tokens": 0, "top_a": 0.0, "top_logprobs": null, "model": "m",
             "add_generation_prompt": true, "guided_json": null, "continue_final_message": false,
         });
         assert!(with(&harmless).is_ok());
@@ -579,6 +569,14 @@ mod tests {
         for (field, known) in [("max_token", "max_tokens"), ("temprature", "temperature")] {
             let error = with(&json!({field: 1})).unwrap_err();
             assert_eq!(error, format!("{field} is not known; use {known}"));
+            assert!(with(&json!({field: null})).is_ok(), "{field}");
+        }
+        for field in ["step", "need", "speed", "top_n", "top_p", "top_k", "fall"] {
+            assert!(with(&json!({field: 1})).is_ok(), "{field}");
+        }
+        for field in ["min_new_tokens", "top_a"] {
+            let error = with(&json!({field: 5})).unwrap_err();
+            assert_eq!(error, format!("{field} is 5; {NOT_KNOWN}"));
         }
     }
 
