@@ -401,6 +401,28 @@ mod tests {
     }
 
     #[test]
+    fn who_closes_while_what_it_does_not_want_goes_back_is_not_charged_for_it() {
+        block_on(async {
+            let (queue, other) = (opened("leaving").await, opened("leaving").await);
+            let session = other.core().session().await.unwrap();
+            queue.publish(vec![job("a")]).await.unwrap();
+            let mut receiving = Box::pin(queue.receive(ONE, LONG));
+            assert!(futures::poll!(&mut receiving).is_pending());
+            while session.counts(&["leaving".to_owned()]).await.unwrap() != [0] {
+                sleep(Duration::from_millis(20)).await;
+            }
+            // It is taken from its lane, and the answer comes a moment later.
+            sleep(Duration::from_secs(1)).await;
+            drop(receiving);
+            queue.close().await.unwrap();
+            drop(queue);
+            assert_eq!(come(&other, 1).await, [("a".to_owned(), 1)]);
+            let depth = other.depth().await.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (0, 1), "it is not doubled: {depth:?}");
+        });
+    }
+
+    #[test]
     fn who_does_not_wait_for_its_settlements_has_sent_all_of_them() {
         block_on(async {
             let queue = opened("hasty").await;
