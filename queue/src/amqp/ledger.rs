@@ -81,8 +81,12 @@ impl Ledger {
     }
 
     /// It is settled.
-    pub(super) fn drop_taken(&mut self, id: &JobId) {
+    pub(super) fn drop_taken(&mut self) {
         self.n_taken -= 1;
+    }
+
+    /// The job was acknowledged for good: it is in no lane, and would be another if it came.
+    pub(super) fn end(&mut self, id: &JobId) {
         self.finished.forget(id);
     }
 
@@ -225,7 +229,7 @@ mod tests {
         ledger.disown(lease);
         assert!(ledger.is_moving(now));
         assert!(ledger.take(lease).is_some() && ledger.is_moving(now));
-        ledger.drop_taken(&"a".parse().unwrap());
+        ledger.drop_taken();
         assert!(!ledger.is_moving(now));
     }
 
@@ -264,7 +268,10 @@ mod tests {
         }
         let lease = ledger.n_leases;
         assert!(ledger.take(lease).is_some());
-        ledger.drop_taken(&id);
+        ledger.drop_taken();
+        // Given back it comes again.
+        assert!(ledger.is_finished(&id, now));
+        ledger.end(&id);
         assert!(!ledger.is_finished(&id, now));
     }
 

@@ -361,6 +361,30 @@ mod tests {
         });
     }
 
+    #[test]
+    fn a_job_that_is_done_is_not_run_again_because_who_had_it_again_gives_it_back() {
+        block_on(async {
+            let queue = opened("done-twice").await;
+            let core = queue.core().clone();
+            queue.publish(vec![job("a"), job("b")]).await.unwrap();
+            for verdict in [Delivery::release as fn(Delivery) -> _, |one| one.reject("no")] {
+                // Its first lease was lost, and it was acknowledged while it is held again.
+                let again = queue.receive(ONE, LONG).await.unwrap().pop().unwrap();
+                let id = again.job.id.clone();
+                core.ledger().finish(id.clone(), Instant::now());
+                queue.settle(&[verdict(again)]).await.unwrap();
+                let is_back = id.as_str() == "a";
+                assert_eq!(core.ledger().is_finished(&id, Instant::now()), is_back, "{id}");
+                if is_back {
+                    let next = queue.receive(ONE, LONG).await.unwrap().pop().unwrap();
+                    assert_eq!(next.job.id.as_str(), "b", "what is done is not handed out");
+                    assert!(!core.ledger().is_finished(&id, Instant::now()), "it is gone");
+                    queue.settle(&[next.release()]).await.unwrap();
+                }
+            }
+        });
+    }
+
     /// Asks for a job, which comes, and does not look at the answer; what happens then, and once nobody
     /// waits for it.
     async fn with_an_answer_that_nobody_reads(
