@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use super::core::Core;
@@ -19,6 +19,8 @@ use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Unsettled, V
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often to look whether what goes back is back.
+const STEP: Duration = Duration::from_millis(5);
 
 /// A delivery that is being settled; unless it comes to that, it is held as before.
 #[derive(Debug)]
@@ -261,8 +263,16 @@ pub(super) async fn watch_leases(core: Arc<Core>) {
         }
         if let Err(error) = end_leases(&core).await {
             warn!(%error, "cannot give jobs back whose lease has ended");
-            tokio::time::sleep(PAUSE).await;
+            sleep(PAUSE).await;
         }
+    }
+}
+
+/// Waits until no delivery is about to end: what somebody asked for and did not wait for goes back by
+/// another task.
+pub(super) async fn still(core: &Core) {
+    while core.ledger().is_moving(Instant::now()) {
+        sleep(STEP).await;
     }
 }
 

@@ -23,7 +23,7 @@ use super::core::Core;
 use super::fetched::{Catch, Caught, Coming, Fetched};
 use super::names::Lane;
 use super::session::{Posted, Session};
-use super::{coming, errors, line};
+use super::{coming, errors, fate, line};
 use crate::Result;
 use crate::aside::Aside;
 
@@ -71,8 +71,6 @@ impl Intake {
 const QUIET: Duration = Duration::from_millis(50);
 /// How long a quorum queue is given to take the last acknowledgements.
 const AFTERMATH: Duration = Duration::from_millis(800);
-/// How often to look whether what goes back is back.
-const STEP: Duration = Duration::from_millis(5);
 
 /// The task, and how it is asked.
 pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
@@ -341,14 +339,13 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Gives back what is here, and waits until the broker has read all acknowledgements: whoever
-    /// closes may end the connection next.
+    /// Gives back what is here, and waits until the broker has read all acknowledgements, if there were
+    /// any: whoever closes may end the connection next.
     async fn finish(&mut self) -> Result<()> {
         self.give_back().await?;
-        let is_still = timeout(AFTERMATH, self.still()).await.is_ok();
+        let is_still = timeout(AFTERMATH, fate::still(&self.core)).await.is_ok();
         let session = self.core.session().await?;
         if is_still && !session.has_settled() {
-            // Nothing is on its way that could get lost.
             return Ok(());
         }
         let limit = session.work.basic_qos(1, BasicQosOptions::default());
@@ -357,14 +354,6 @@ impl Fetcher {
         // back while that is busy, and forgets them with its connection. Nothing tells of the end.
         sleep(AFTERMATH).await;
         Ok(())
-    }
-
-    /// Waits until no delivery is about to end: what somebody asked for and did not wait for goes back by
-    /// another task.
-    async fn still(&self) {
-        while self.core.ledger().is_moving(Instant::now()) {
-            sleep(STEP).await;
-        }
     }
 
     async fn give_back(&mut self) -> Result<()> {
