@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::{
-    INLINE_LIMIT, Missing, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl, Results, TypedUrl,
-    read_span,
+    Address, INLINE_LIMIT, Missing, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl, Results,
+    TypedUrl, read_span,
 };
 
 use crate::exit::usage;
@@ -119,14 +119,19 @@ impl QueueArgs {
         let results = self.results(url, missing).await?;
         let lacks_queue =
             |error: &anyhow::Error| error.downcast_ref().is_some_and(ebb_queue::Error::lacks_queue);
-        match self.open_over(url, Missing::Refuse, results.clone()).await {
-            Err(error) if missing == Missing::Create && lacks_queue(&error) => {
-                let made = self.open_over(url, missing, results).await?;
-                note(format!("made queue {}, which was not there", url.queue));
-                Ok(made)
-            }
-            found => found,
+        let found = self.open_over(url, Missing::Refuse, results.clone()).await;
+        let was_there = match &found {
+            Err(error) if missing == Missing::Create && lacks_queue(error) => false,
+            // RabbitMQ cannot be asked for all that a queue is made of: what it lacks is made unseen.
+            Ok(_) if missing == Missing::Create && matches!(url.address, Address::Amqp(_)) => true,
+            _ => return found,
+        };
+        drop(found);
+        let made = self.open_over(url, missing, results).await?;
+        if !was_there {
+            note(format!("made queue {}, {}", url.queue, what_it_lacked(&url.address)));
         }
+        Ok(made)
     }
 
     /// The store of answers, where it is another than this queue.
@@ -160,6 +165,15 @@ impl QueueArgs {
         };
         let options = OpenOptions { results, payloads, ..self.options(missing) };
         ebb_queue::open(url, options).await.context("cannot open the queue")
+    }
+}
+
+/// Why a queue was made, as far as its broker tells: where it is made of several parts, some may have been
+/// there.
+fn what_it_lacked(address: &Address) -> &'static str {
+    match address {
+        Address::Amqp(_) | Address::Nats(_) => "which was not there, or not all of it",
+        _ => "which was not there",
     }
 }
 

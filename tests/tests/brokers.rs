@@ -347,3 +347,20 @@ fn on_rabbitmq() {
 fn on_redis() {
     the_whole_story(Broker::redis);
 }
+
+#[test]
+fn a_queue_that_lacks_a_part_on_rabbitmq_is_made_whole_by_who_enqueues() {
+    // Nobody asks for it by name when the queue is looked for.
+    const PART: [&str; 2] = ["delete_queue", "ebb:jobs:delay-3"];
+    let runtime = Runtime::new().unwrap();
+    let server = runtime.block_on(RabbitMq::start(RabbitMqOptions::default())).unwrap();
+    let workplace = Workplace::new().on(format!("{}?queue=jobs", server.url()), None);
+    let made = workplace.ebb(&["enqueue", "a"]).ok();
+    assert!(made.stderr.contains("made queue jobs"), "{made}");
+    for _ in 0..2 {
+        // It would say that it is not there.
+        server.control(&PART).unwrap();
+        server.control(&PART).unwrap_err();
+        assert_eq!(workplace.ebb(&["enqueue", "b"]).ok().stderr, "");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use super::core::Core;
@@ -19,6 +19,8 @@ use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Unsettled, V
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often to look whether what goes back is back.
+const STEP: Duration = Duration::from_millis(5);
 
 /// A delivery that is being settled; unless it comes to that, it is held as before.
 #[derive(Debug)]
@@ -38,11 +40,14 @@ impl<'a> Taken<'a> {
         self.held.as_ref().expect("it is gone only when this is")
     }
 
-    /// It is settled.
-    fn done(mut self, is_remembered: bool) {
+    /// It is settled; what is over does not come back to a lane.
+    fn done(mut self, is_over: bool, is_remembered: bool) {
         let Some(held) = self.held.take() else { return };
         let mut ledger = self.core.ledger();
-        ledger.drop_taken(&held.parcel.job.id);
+        ledger.drop_taken();
+        if is_over {
+            ledger.end(&held.parcel.job.id);
+        }
         if is_remembered {
             let until = Instant::now() + self.core.behavior.key_ttl;
             ledger.remember(self.lease, held.parcel.job.id, until);
@@ -93,20 +98,25 @@ pub(super) async fn carry_out(core: &Core, session: &Session, mut fates: Vec<Fat
         return Carried { is_done: vec![false; fates.len()], failed: Some(errors::down()) };
     }
     let next: Vec<_> = fates.iter_mut().map(|fate| fate.next.take()).collect();
+    let dead = core.names.dead();
+    let is_over = |next: &Option<Message>| next.as_ref().is_none_or(|next| next.key == dead);
+    let is_over: Vec<_> = next.iter().map(is_over).collect();
     let mut is_done: Vec<_> = next.iter().map(Option::is_none).collect();
     let Posted { is_stored, mut failed } = session.post(next.into_iter().flatten().collect()).await;
     let going = is_done.iter_mut().filter(|is_done| !**is_done);
     going.zip(is_stored).for_each(|(is_done, is_stored)| *is_done = is_stored);
-    let done = fates.into_iter().zip(&is_done);
+    let done = fates.into_iter().zip(is_over).zip(&is_done);
     let done: Vec<_> = done.filter_map(|(fate, is_done)| is_done.then_some(fate)).collect();
     // A crash before this tells it, too: the job comes back.
     let by = owed::sending_ends(core.behavior.lease);
-    join_all(done.iter().filter_map(|fate| Some(tell(core, fate, (fate.owed.as_ref()?, by)))))
-        .await;
-    let tags: Vec<u64> = done.iter().map(|fate| fate.taken.held().tag).collect();
+    let owed = done.iter().filter_map(|(fate, _)| Some((fate, fate.owed.as_ref()?)));
+    join_all(owed.map(|(fate, owed)| tell(core, fate, (owed, by)))).await;
+    let tags: Vec<u64> = done.iter().map(|(fate, _)| fate.taken.held().tag).collect();
     match session.ack(&tags).await {
         Ok(()) => {
-            done.into_iter().for_each(|fate| fate.taken.done(fate.is_remembered));
+            for (Fate { taken, is_remembered, .. }, is_over) in done {
+                taken.done(is_over, is_remembered);
+            }
             core.ledger_changed();
         }
         Err(error) => {
@@ -253,8 +263,16 @@ pub(super) async fn watch_leases(core: Arc<Core>) {
         }
         if let Err(error) = end_leases(&core).await {
             warn!(%error, "cannot give jobs back whose lease has ended");
-            tokio::time::sleep(PAUSE).await;
+            sleep(PAUSE).await;
         }
+    }
+}
+
+/// Waits until no delivery is about to end: what somebody asked for and did not wait for goes back by
+/// another task.
+pub(super) async fn still(core: &Core) {
+    while core.ledger().is_moving(Instant::now()) {
+        sleep(STEP).await;
     }
 }
 
@@ -286,7 +304,7 @@ async fn end_leases(core: &Core) -> Result<()> {
     let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();
     session.requeue(&tags).await?;
     for taken in left {
-        taken.done(false);
+        taken.done(false, false);
     }
     core.ledger_changed();
     Err(error)

@@ -23,7 +23,7 @@ use super::core::Core;
 use super::fetched::{Catch, Caught, Coming, Fetched};
 use super::names::Lane;
 use super::session::{Posted, Session};
-use super::{coming, errors, line};
+use super::{coming, errors, fate, line};
 use crate::Result;
 use crate::aside::Aside;
 
@@ -339,13 +339,13 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Gives back what is here, and waits until the broker has read all acknowledgements: whoever
-    /// closes may end the connection next.
+    /// Gives back what is here, and waits until the broker has read all acknowledgements, if there were
+    /// any: whoever closes may end the connection next.
     async fn finish(&mut self) -> Result<()> {
         self.give_back().await?;
+        let is_still = timeout(AFTERMATH, fate::still(&self.core)).await.is_ok();
         let session = self.core.session().await?;
-        if !session.has_settled() {
-            // Nothing is on its way that could get lost.
+        if is_still && !session.has_settled() {
             return Ok(());
         }
         let limit = session.work.basic_qos(1, BasicQosOptions::default());

@@ -81,8 +81,12 @@ impl Ledger {
     }
 
     /// It is settled.
-    pub(super) fn drop_taken(&mut self, id: &JobId) {
+    pub(super) fn drop_taken(&mut self) {
         self.n_taken -= 1;
+    }
+
+    /// The job was acknowledged for good: it is in no lane, and would be another if it came.
+    pub(super) fn end(&mut self, id: &JobId) {
         self.finished.forget(id);
     }
 
@@ -127,6 +131,11 @@ impl Ledger {
     pub(super) fn overdue(&self, now: Instant) -> Vec<u64> {
         let overdue = self.held.iter().filter(|(_, held)| held.is_unwanted || held.until <= now);
         overdue.map(|(lease, _)| *lease).collect()
+    }
+
+    /// Whether deliveries are being settled, or about to go back.
+    pub(super) fn is_moving(&self, now: Instant) -> bool {
+        self.n_taken > 0 || !self.overdue(now).is_empty()
     }
 
     /// When the next lease ends.
@@ -213,6 +222,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_moves_until_it_is_settled_and_what_is_held_does_not() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let lease = ledger.lease(parcel("a"), (1, 1), now + MEND);
+        assert!(!ledger.is_moving(now));
+        ledger.disown(lease);
+        assert!(ledger.is_moving(now));
+        assert!(ledger.take(lease).is_some() && ledger.is_moving(now));
+        ledger.drop_taken();
+        assert!(!ledger.is_moving(now));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_came_by_a_session_before_is_gone_and_by_a_later_one_is_not() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
         let [old, new, next] = [1, 2, 3].map(|epoch| ledger.lease(parcel("a"), (epoch, 1), now));
@@ -229,6 +250,7 @@ mod tests {
         let held = ledger.take(lease).unwrap();
         assert!(ledger.take(lease).is_none());
         assert_eq!((ledger.n_held(), ledger.overdue(now).len()), (1, 0));
+        assert!(ledger.is_moving(now));
         ledger.put_back(lease, held);
         assert_eq!(ledger.overdue(now), [lease]);
     }
@@ -246,7 +268,10 @@ mod tests {
         }
         let lease = ledger.n_leases;
         assert!(ledger.take(lease).is_some());
-        ledger.drop_taken(&id);
+        ledger.drop_taken();
+        // Given back it comes again.
+        assert!(ledger.is_finished(&id, now));
+        ledger.end(&id);
         assert!(!ledger.is_finished(&id, now));
     }
 

@@ -361,6 +361,30 @@ mod tests {
         });
     }
 
+    #[test]
+    fn a_job_that_is_done_is_not_run_again_because_who_had_it_again_gives_it_back() {
+        block_on(async {
+            let queue = opened("done-twice").await;
+            let core = queue.core().clone();
+            queue.publish(vec![job("a"), job("b")]).await.unwrap();
+            for verdict in [Delivery::release as fn(Delivery) -> _, |one| one.reject("no")] {
+                // Its first lease was lost, and it was acknowledged while it is held again.
+                let again = queue.receive(ONE, LONG).await.unwrap().pop().unwrap();
+                let id = again.job.id.clone();
+                core.ledger().finish(id.clone(), Instant::now());
+                queue.settle(&[verdict(again)]).await.unwrap();
+                let is_back = id.as_str() == "a";
+                assert_eq!(core.ledger().is_finished(&id, Instant::now()), is_back, "{id}");
+                if is_back {
+                    let next = queue.receive(ONE, LONG).await.unwrap().pop().unwrap();
+                    assert_eq!(next.job.id.as_str(), "b", "what is done is not handed out");
+                    assert!(!core.ledger().is_finished(&id, Instant::now()), "it is gone");
+                    queue.settle(&[next.release()]).await.unwrap();
+                }
+            }
+        });
+    }
+
     /// Asks for a job, which comes, and does not look at the answer; what happens then, and once nobody
     /// waits for it.
     async fn with_an_answer_that_nobody_reads(
@@ -398,6 +422,28 @@ mod tests {
             assert_eq!(come(other, 1).await, [("a".to_owned(), 1)]);
         };
         block_on(with_an_answer_that_nobody_reads("unwanted", async |_: &AmqpQueue| {}, then));
+    }
+
+    #[test]
+    fn who_closes_while_what_it_does_not_want_goes_back_is_not_charged_for_it() {
+        block_on(async {
+            let (queue, other) = (opened("leaving").await, opened("leaving").await);
+            let session = other.core().session().await.unwrap();
+            queue.publish(vec![job("a")]).await.unwrap();
+            let mut receiving = Box::pin(queue.receive(ONE, LONG));
+            assert!(futures::poll!(&mut receiving).is_pending());
+            while session.counts(&["leaving".to_owned()]).await.unwrap() != [0] {
+                sleep(Duration::from_millis(20)).await;
+            }
+            // It is taken from its lane, and the answer comes a moment later.
+            sleep(Duration::from_secs(1)).await;
+            drop(receiving);
+            queue.close().await.unwrap();
+            drop(queue);
+            assert_eq!(come(&other, 1).await, [("a".to_owned(), 1)]);
+            let depth = other.depth().await.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (0, 1), "it is not doubled: {depth:?}");
+        });
     }
 
     #[test]

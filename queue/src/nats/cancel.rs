@@ -99,8 +99,10 @@ impl NatsQueue {
         if before.is_final() && !is_cancelled {
             return Ok(Cancelled::Ended);
         }
-        let (letter, has_ended, found) =
-            tokio::try_join!(self.dead_letter(id), self.has_ended(id), self.message_of(id))?;
+        // The letter first: who puts it back stores the message before it deletes the letter, so one of the
+        // two is found.
+        let (letter, has_ended) = tokio::try_join!(self.dead_letter(id), self.has_ended(id))?;
+        let found = self.message_of(id).await?;
         if is_cancelled {
             // Whoever cancelled it may have died before its message was gone.
             let Some(found) = found else { return Ok(Cancelled::Ended) };

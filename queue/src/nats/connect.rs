@@ -62,6 +62,15 @@ impl Refusal {
         self.find(begin, is_of_listening).is_some()
     }
 
+    /// Whether it was refused since to listen to one of these subjects.
+    pub(super) fn is_deaf_to(&self, subjects: &[String], begin: Instant) -> bool {
+        let is_one = |words: &str| {
+            is_of_listening(words)
+                && subjects.iter().any(|subject| words.contains(&format!("\"{subject}\"")))
+        };
+        self.find(begin, is_one).is_some()
+    }
+
     fn find(&self, begin: Instant, is_it: impl Fn(&str) -> bool) -> Option<String> {
         let noted = self.noted();
         let mut late = noted.iter().rev().take_while(|(at, _)| *at >= begin);

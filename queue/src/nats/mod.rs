@@ -294,7 +294,7 @@ impl Backlog for NatsQueue {
     }
 
     async fn ping(&self) -> Result<()> {
-        // Whoever answers leads the jobs, and a majority of its servers follows.
+        // That fails where no majority of the servers that keep the jobs follows whoever answers.
         self.glance().await.map(drop)
     }
 

@@ -5,18 +5,19 @@
 //! answers, which come with their bodies. What is heard is noted and let go of by tasks of their own, so
 //! that one who takes nothing holds up nobody and costs a few numbers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Subject, Subscriber};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, interval, timeout_at};
 
-use super::NatsQueue;
 use super::answers::Cursor;
 use super::names::{Names, text_of};
+use super::{NatsQueue, Shared};
 use crate::follow::{Follower, Followers};
 use crate::{Error, ErrorKind, Frame, JobId, Link, Result};
 
@@ -37,6 +38,10 @@ const ECHOES: [Duration; 5] = [
 ];
 /// The same where it is not known when it is seen: so long it is looked for.
 const ECHOED: Duration = Duration::from_millis(700);
+/// After how long a handle that may not listen asks again whether it may.
+const DEAF_FOR: Duration = Duration::from_secs(10);
+/// How long it takes itself for deaf before it believes that it may.
+const DOUBT: Duration = Duration::from_secs(1);
 /// So often a handle looks whether its connection was lost meanwhile.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -96,23 +101,74 @@ impl Drop for Ear {
     }
 }
 
+/// How a handle listens to what is said of all jobs.
+#[derive(Debug)]
+struct Listening {
+    since: Instant,
+    /// Whether it is known that not all of it may be heard.
+    is_deaf: bool,
+    /// Whether that was so before.
+    was_deaf: bool,
+    _ear: Ear,
+}
+
 /// Tells who follows answers through one handle.
 #[derive(Debug)]
 pub(super) struct Answers {
     followers: Followers<Heard>,
-    _ear: Ear,
+    listening: Mutex<Listening>,
 }
 
 impl Answers {
     /// Listens from now on, as far as this connection's later requests are concerned.
-    pub(super) async fn start(client: &Client, names: &Names, link: Arc<Link>) -> Result<Self> {
-        let n_losses = link.n_losses();
-        let ends = subscribe(client, names.subject("notes.end.*")).await?;
-        let purges = subscribe(client, names.subject("purged.*")).await?;
+    pub(super) async fn start(shared: &Shared) -> Result<Self> {
         let followers = Followers::default();
-        let ear = Ear::start(hear(followers.clone(), ends, purges, (link, n_losses)));
-        Ok(Self { followers, _ear: ear })
+        let listening = Mutex::new(listen(shared, &followers).await?);
+        Ok(Self { followers, listening })
     }
+
+    /// Whether this handle does not hear all that is said of all jobs.
+    fn is_deaf(&self, shared: &Shared) -> bool {
+        let mut listening = self.listening();
+        if !listening.is_deaf {
+            let subjects = subjects(&shared.names);
+            listening.is_deaf = shared.api.refusal.is_deaf_to(&subjects, listening.since);
+        }
+        let is_doubted = listening.was_deaf && listening.since.elapsed() < DOUBT;
+        listening.is_deaf || is_doubted
+    }
+
+    /// Asks once more to listen where it was refused, now and then: it may have been allowed since.
+    async fn mend(&self, shared: &Shared) -> Result<()> {
+        if !self.is_deaf(shared) || self.listening().since.elapsed() < DEAF_FOR {
+            return Ok(());
+        }
+        // One who does it is enough.
+        self.listening().since = Instant::now();
+        let listening = listen(shared, &self.followers).await?;
+        *self.listening() = Listening { was_deaf: true, ..listening };
+        // What was said to the one before may not have been heard to the end.
+        self.followers.note_all(|heard| heard.n_gaps += 1);
+        Ok(())
+    }
+
+    fn listening(&self) -> MutexGuard<'_, Listening> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where it is said that jobs end without an answer, and that they are purged.
+fn subjects(names: &Names) -> [String; 2] {
+    ["notes.end.*", "purged.*"].map(|subject| names.subject(subject))
+}
+
+async fn listen(shared: &Shared, followers: &Followers<Heard>) -> Result<Listening> {
+    let (client, link) = (&shared.api.client, shared.link.clone());
+    let (since, n_losses) = (Instant::now(), link.n_losses());
+    let [ends, purges] = subjects(&shared.names);
+    let (ends, purges) = (subscribe(client, ends).await?, subscribe(client, purges).await?);
+    let ear = Ear::start(hear(followers.clone(), ends, purges, (link, n_losses)));
+    Ok(Listening { since, is_deaf: false, was_deaf: false, _ear: ear })
 }
 
 async fn subscribe(client: &Client, subject: String) -> Result<Subscriber> {
@@ -153,7 +209,10 @@ async fn hear(
 /// One who follows a job.
 #[derive(Debug)]
 struct Followed {
+    /// Told of what is said of all jobs.
     follower: Follower<Heard>,
+    /// What was heard of this job alone. Each who follows it hears that, and counts it once.
+    own: watch::Sender<Heard>,
     ears: Vec<Ear>,
     /// What was told to others before.
     begin: Heard,
@@ -170,24 +229,30 @@ struct Followed {
 
 impl Followed {
     fn new(mut follower: Follower<Heard>) -> Self {
-        let begin = follower.told();
+        let (own, begin) = (watch::Sender::default(), follower.told());
         let (ears, said, nap) = (Vec::new(), None, NAP);
-        Self { follower, ears, begin, seen: begin, said, n_echoes: 0, nap, is_quiet: true }
+        Self { follower, own, ears, begin, seen: begin, said, n_echoes: 0, nap, is_quiet: true }
     }
 
     /// Listens to what is said of this job on these subjects.
-    fn listen(&mut self, followers: &Followers<Heard>, id: &JobId, mut subscriber: Subscriber) {
-        let (followers, id) = (followers.clone(), id.clone());
+    fn listen(&mut self, mut subscriber: Subscriber) {
+        let own = self.own.clone();
         self.ears.push(Ear::start(async move {
             while let Some(message) = subscriber.next().await {
-                followers.note(&id, |heard| heard.hear(&message.subject));
+                own.send_modify(|heard| heard.hear(&message.subject));
             }
         }));
     }
 
+    /// What was heard by now.
+    fn told(&mut self) -> Heard {
+        let Heard { n_records, piece, .. } = *self.own.borrow();
+        Heard { n_records, piece, ..self.follower.told() }
+    }
+
     /// A look begins, which sees what was stored before now.
     fn look(&mut self) {
-        let heard = self.follower.told();
+        let heard = self.told();
         if heard.words() != self.seen.words() {
             self.said = Some(Instant::now());
         }
@@ -214,8 +279,21 @@ impl Followed {
         self.n_echoes += usize::from(echo.is_some());
         let nap = if is_deaf { self.nap.min(DEAF_NAP) } else { self.nap };
         let end = Instant::now() + *echo.unwrap_or(&nap);
-        while timeout_at(end, self.follower.news()).await.is_ok() {
-            let heard = self.follower.told();
+        // What was heard since the look is news at once.
+        let mut own = self.own.subscribe();
+        own.mark_changed();
+        loop {
+            let news = async {
+                tokio::select! {
+                    () = self.follower.news() => {}
+                    // The sender is ours.
+                    _ = own.changed() => {}
+                }
+            };
+            if timeout_at(end, news).await.is_err() {
+                break;
+            }
+            let heard = self.told();
             let is_piece = heard.piece != self.seen.piece && heard.is_ahead(cursor);
             self.is_quiet = heard.n_gaps != self.seen.n_gaps;
             if self.is_quiet || is_piece || heard.words() != self.seen.words() {
@@ -236,17 +314,16 @@ impl NatsQueue {
         from_seq: u64,
     ) -> Result<BoxStream<'static, Result<Frame>>> {
         let (shared, begin) = (&*self.shared, Instant::now());
-        let start = || Answers::start(&shared.api.client, &shared.names, shared.link.clone());
         // Before anybody reads on, and for the whole time: of a purge nothing is kept.
-        let answers = shared.answers.get_or_try_init(start).await?;
-        let followers = answers.followers.clone();
-        let mut followed = Followed::new(followers.follow(id));
-        let records = subscribe(&shared.api.client, self.result_subject(id)).await?;
-        followed.listen(&followers, id, records);
+        let answers = shared.answers.get_or_try_init(|| Answers::start(shared)).await?;
+        answers.mend(shared).await?;
+        let mut followed = Followed::new(answers.followers.follow(id));
+        followed.listen(subscribe(&shared.api.client, self.result_subject(id)).await?);
         let (queue, id) = (self.clone(), id.clone());
         let mut cursor = Cursor { attempt: 0, epoch: 0, seq: from_seq };
         let frames = async_stream::try_stream! {
-            let api = &queue.shared.api;
+            let shared = &*queue.shared;
+            let api = &shared.api;
             let mut hears_pieces = false;
             loop {
                 followed.look();
@@ -264,12 +341,13 @@ impl NatsQueue {
                 }
                 if cursor.epoch > 0 && !hears_pieces {
                     let pieces = subscribe(&api.client, queue.chunk_subjects(&id)).await?;
-                    followed.listen(&followers, &id, pieces);
+                    followed.listen(pieces);
                     hears_pieces = true;
                     // For those that came before.
                     continue;
                 }
-                followed.rest(&cursor, api.refusal.is_deaf_since(begin)).await;
+                let is_deaf = shared.answers.get().is_some_and(|answers| answers.is_deaf(shared));
+                followed.rest(&cursor, is_deaf || api.refusal.is_deaf_since(begin)).await;
             }
         };
         Ok(frames.boxed())
@@ -334,7 +412,7 @@ mod tests {
         let mut followed = followed(&followers);
         looks(&mut followed, 3).await;
         for subject in ["ebb.jobs.results.a", "ebb.jobs.chunks.a.7.3", "ebb.jobs.chunks.a.8.0"] {
-            followers.note(&id(), |heard| heard.hear(subject));
+            followed.own.send_modify(|heard| heard.hear(subject));
             let found = looks(&mut followed, 6).await;
             let expected = [millis([2, 8, 32, 128, 512], false), millis([1000], true)];
             assert_eq!(found, expected.concat(), "{subject}");
@@ -349,23 +427,39 @@ mod tests {
         let followers = Followers::default();
         let mut followed = followed(&followers);
         followed.look();
+        let own = followed.own.clone();
         let told = async {
             for seq in [0, 1, 2, 1, 0, 2] {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                followers.note(&id(), |heard| heard.hear(&format!("chunks.a.7.{seq}")));
-                followers.note(&id(), |heard| heard.hear("chunks.a.6.99"));
+                own.send_modify(|heard| heard.hear(&format!("chunks.a.7.{seq}")));
+                own.send_modify(|heard| heard.hear("chunks.a.6.99"));
             }
         };
         let begin = Instant::now();
         tokio::join!(followed.rest(&CURSOR, false), told);
         assert_eq!(begin.elapsed(), NAP);
         // A record that was written once is not looked for with each piece for ever.
-        followers.note(&id(), |heard| heard.hear("results.a"));
+        own.send_modify(|heard| heard.hear("results.a"));
         for _ in 0..50 {
-            followers.note(&id(), |heard| heard.piece.1 += 1);
+            own.send_modify(|heard| heard.piece.1 += 1);
             looks(&mut followed, 3).await;
         }
         assert_eq!(followed.said, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_follow_the_same_job_do_not_make_each_other_look() {
+        let followers = Followers::default();
+        let (one, mut other) = (followed(&followers), followed(&followers));
+        other.look();
+        one.own.send_modify(|heard| heard.hear("results.a"));
+        let begin = Instant::now();
+        other.rest(&CURSOR, false).await;
+        assert_eq!(begin.elapsed(), NAP);
+        // Heard between the look and the rest, it is not missed.
+        other.look();
+        other.own.send_modify(|heard| heard.hear("results.a"));
+        timeout(Duration::ZERO, other.rest(&CURSOR, false)).await.expect("it looks at once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -143,12 +143,14 @@ fn an_answer_that_came_while_the_connection_was_away_is_told_when_it_is_back() {
     });
 }
 
-/// One may do all, and one may hear nothing but the answers to its requests.
+/// One may do all, one may hear nothing but the answers to its requests, and one not of ends and purges.
 const USERS: &str = r#"
 authorization {
   users: [
     { user: all, password: a }
     { user: deaf, password: d, permissions: { subscribe: { allow: ["_INBOX.>"] } } }
+    { user: half, password: h, permissions: {
+      subscribe: { deny: ["ebb.jobs.notes.end.>", "ebb.jobs.purged.>"] } } }
   ]
 }
 "#;
@@ -174,5 +176,28 @@ fn who_may_not_listen_looks_often() {
         tokio::join!(places(&mut frames), store);
         // By naps that grow it would be over a minute.
         assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
+    });
+}
+
+#[test]
+fn who_follows_later_by_a_handle_that_may_not_hear_of_ends_looks_often_too() {
+    block_on(async {
+        let extra_config = USERS.to_owned();
+        let options = NatsOptions { extra_config, ..NatsOptions::default() };
+        let server = Nats::start(options).await.unwrap();
+        let way = Way::to(server.port()).await;
+        let here = format!("nats://all:a@127.0.0.1:{}", server.port());
+        let _made = try_open(&here).await.unwrap();
+        let there = format!("nats://half:h@127.0.0.1:{}", way.port);
+        let there = try_open(&there).await.unwrap();
+        for name in ["a", "b"] {
+            way.count();
+            let mut frames = there.follow(&id(name), 0).await.unwrap();
+            let looks = until("it has looked ten times", async || way.counted().n_requests >= 20);
+            tokio::select! {
+                told = frames.next() => panic!("{name}: {told:?}"),
+                () = looks => {}
+            }
+        }
     });
 }

@@ -125,30 +125,60 @@ impl Way {
 
 /// Passes on what a client says, until it ends.
 async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, done: Shared) {
-    let mut said = vec![0; 64 << 10];
-    while let Ok(n_bytes @ 1..) = from.read(&mut said).await {
-        let said = &mut said[..n_bytes];
-        let is_held = |(words, _): &mut (&str, Duration)| place(said, words).is_some();
+    let mut said = Vec::with_capacity(64 << 10);
+    while let Ok(1..) = from.read_buf(&mut said).await {
+        let words = |done: &Done| [done.held.map(|held| held.0), done.changed.map(|(old, _)| old)];
+        let watched = words(&done.lock().unwrap());
+        if watched.into_iter().flatten().any(|words| ends_within(&said, words)) {
+            // The rest of them comes.
+            continue;
+        }
+        let is_held = |(words, _): &mut (&str, Duration)| place(&said, words).is_some();
         let span = done.lock().unwrap().held.take_if(is_held).map(|(_, span)| span);
         if let Some(span) = span {
             sleep(span).await;
         }
         let changed = done.lock().unwrap().changed;
         if let Some((words, others)) = changed {
-            while let Some(at) = place(said, words) {
+            while let Some(at) = place(&said, words) {
                 said[at..at + words.len()].copy_from_slice(others.as_bytes());
             }
         }
         if let Some(all) = &mut done.lock().unwrap().said {
-            all.extend_from_slice(said);
+            all.extend_from_slice(&said);
         }
-        if to.write_all(said).await.is_err() {
+        if to.write_all(&said).await.is_err() {
             return;
         }
+        said.clear();
     }
+}
+
+/// Whether it ends with the begin of these words, and not with all of them.
+fn ends_within(said: &[u8], words: &str) -> bool {
+    (1..words.len()).any(|n_bytes| said.ends_with(&words.as_bytes()[..n_bytes]))
 }
 
 /// Where these words begin.
 fn place(said: &[u8], words: &str) -> Option<usize> {
     said.windows(words.len()).position(|part| part == words.as_bytes())
+}
+
+#[test]
+fn words_that_come_in_two_parts_are_changed_all_the_same() {
+    crate::block_on(async {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let way = Way::to(server.local_addr().unwrap().port()).await;
+        way.change("SUB one", "SUB two");
+        let mut client = TcpStream::connect(("127.0.0.1", way.port)).await.unwrap();
+        let (mut there, _) = server.accept().await.unwrap();
+        client.set_nodelay(true).unwrap();
+        for part in ["SUB on", "e 1\r\n"] {
+            client.write_all(part.as_bytes()).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        let mut told = [0; b"SUB two 1\r\n".len()];
+        there.read_exact(&mut told).await.unwrap();
+        assert_eq!(&told, b"SUB two 1\r\n");
+    });
 }
