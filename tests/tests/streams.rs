@@ -50,7 +50,7 @@ fn words_are_printed_as_they_come() {
     assert!(!follower.output().contains("word-29."), "{}", follower.output());
     assert!(follower.ends().success());
     says(&mut follower, 29);
-    assert_eq!(follower.output().trim(), text(30).trim());
+    assert_eq!(words(&follower).trim(), text(30).trim());
 
     let run = workplace.ebb(&["enqueue", "The tide turns.", "--follow", "--timeout", "60s"]).ok();
     assert_eq!(run.stdout, "The tide turns.\n");
