@@ -99,8 +99,7 @@ impl NatsQueue {
         if before.is_final() && !is_cancelled {
             return Ok(Cancelled::Ended);
         }
-        // The letter first: who puts it back stores the message before it deletes the letter, so one of the
-        // two is found.
+        // The letter first: the message that puts it back is stored before the letter is deleted.
         let (letter, has_ended) = tokio::try_join!(self.dead_letter(id), self.has_ended(id))?;
         let found = self.message_of(id).await?;
         if is_cancelled {
