@@ -171,9 +171,11 @@ impl Side {
         }
     }
 
-    /// All that can be seen without touching anything.
+    /// All that can be seen without touching anything but what has expired, which a broker may bury at any
+    /// moment, and does before it lists its dead letters.
     async fn look(&self) -> Vec<String> {
         let queue = &self.handles[1];
+        queue.list(1).await.unwrap();
         let mut seen = vec![told(queue.depth().await), told(queue.workers().await)];
         for name in 0..NAMES.len() {
             seen.push(told(queue.get(&id(name)).await));
