@@ -10,6 +10,7 @@ use futures::StreamExt;
 use tokio::time::{sleep_until, timeout};
 
 use super::Visit;
+use crate::memory::Full;
 use crate::openai::Refused;
 use crate::refusal::Refusal;
 
@@ -35,6 +36,12 @@ async fn drain(body: &mut BodyDataStream) {
     let read = async { while let Some(Ok(_)) = body.next().await {} };
     // Who goes on for longer may not hear why he is refused.
     timeout(HEARD, read).await.ok();
+}
+
+/// Why there is no room for a body: there is later, since no gateway starts whose memory is below its
+/// largest body, and what never fits is an answer.
+fn of_body(full: Full) -> Full {
+    if full == Full::Never { Full::All } else { full }
 }
 
 impl Visit {
@@ -98,7 +105,10 @@ impl Visit {
                 // Room ahead is counted as what is there, and done without where there is none.
                 let room = match self.held.grow_to(room) {
                     Ok(()) => room,
-                    Err(_) => self.held.grow_to(n_bytes).map(|()| n_bytes)?,
+                    Err(_) => {
+                        self.held.grow_to(n_bytes).map_err(of_body)?;
+                        n_bytes
+                    }
                 };
                 body.reserve_exact(room - body.len());
             }
