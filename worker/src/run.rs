@@ -14,10 +14,11 @@ use crate::config::{Plan, WorkerArgs};
 use crate::gpu;
 use crate::metrics::Metrics;
 use crate::models;
+use crate::pauses::{Failed, Pauses};
 use crate::pipeline::{Error, Pipeline};
 use crate::serve::QueuePlan;
 use crate::served::{ModelParts, QueueParts};
-use crate::shared::{Parts, Pauses, Summary};
+use crate::shared::{Parts, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
 ///
@@ -190,7 +191,7 @@ async fn connect(
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(queue = %url, %error, "the broker does not answer; trying again");
-                pauses.next(rand::random())
+                pauses.next(Failed::ForNow, rand::random())
             }
             Err(error) => return Err(error.into()),
         };

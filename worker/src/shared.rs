@@ -296,38 +296,6 @@ impl Shared {
     }
 }
 
-/// Calls in a row that may fail for a reason that time does not heal.
-pub(crate) const PATIENCE: u32 = 5;
-
-/// Pauses between tries while the broker does not answer, longer each time.
-#[derive(Debug, Default)]
-pub(crate) struct Pauses {
-    n_failures: u32,
-}
-
-impl Pauses {
-    const POLICY: RetryPolicy = RetryPolicy {
-        max_attempts: u32::MAX,
-        base: Duration::from_millis(100),
-        cap: Duration::from_secs(5),
-    };
-
-    /// How long to wait before the next try.
-    pub(crate) fn next(&mut self, chance: f64) -> Duration {
-        self.n_failures = self.n_failures.saturating_add(1);
-        Self::POLICY.after(self.n_failures, chance).unwrap_or(Self::POLICY.cap)
-    }
-
-    pub(crate) fn reset(&mut self) {
-        self.n_failures = 0;
-    }
-
-    /// Failures since the last success.
-    pub(crate) fn n_failures(&self) -> u32 {
-        self.n_failures
-    }
-}
-
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What we keep behind locks is whole whatever its holder was doing.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -9,8 +9,8 @@ use tracing::warn;
 
 use crate::alert::alert_job;
 use crate::lease::Loan;
+use crate::pauses::{Failed, Pauses};
 use crate::served::{Served, StoreCall};
-use crate::shared::{PATIENCE, Pauses};
 
 /// How often a result is offered under a higher number than that of the pieces that are there.
 const RAISED: u32 = 16;
@@ -192,12 +192,12 @@ impl Served {
                 Whose::ItsOwn(name) if may_heal => self.trouble(name, &error),
                 Whose::ItsOwn(name) => self.complain(name, &error),
             }
-            let pause = pauses.next(self.shared.chance());
+            let failed = if may_heal { Failed::ForNow } else { Failed::ForGood };
+            let pause = pauses.next(failed, self.shared.chance());
             if loan.is_lost() {
                 return Err(Unanswered::Lost);
             }
-            let is_vain = error.kind() == ErrorKind::Invalid || pauses.n_failures() >= PATIENCE;
-            if !may_heal && is_vain {
+            if pauses.are_over() || error.kind() == ErrorKind::Invalid {
                 return Err(match error.kind() {
                     ErrorKind::Denied => Unanswered::Denied(error),
                     _ => Unanswered::Refused(error),
