@@ -202,19 +202,38 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn a_result_store_that_denies_us_ends_the_worker_and_harms_no_job() {
+    for kind in [ErrorKind::Denied, ErrorKind::Incompatible, ErrorKind::Missing] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish((0..8).map(echo_job).collect()).await.unwrap();
+        queue.publish(vec![job(8, "not JSON")]).await.unwrap();
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+        let broken = Faults { fail_before: 1.0, kind, ..Faults::NONE };
+        parts.queues[0].results = Arc::new(Faulty::new(Arc::new(queue.clone()), broken, 1));
+        let worker = Pipeline::new(parts).run(CancellationToken::new());
+        let ended = tokio::time::timeout(20 * LEASE, worker).await;
+        let error = ended.unwrap_or_else(|_| panic!("{kind:?} does not end it")).unwrap_err();
+        assert!(error.to_string().starts_with("broker is lost"), "{error}");
+        let depth = queue.depth().await.unwrap();
+        let counts = (depth.ready, depth.in_flight, depth.delayed, depth.dead);
+        assert_eq!(counts, (9, 0, 0, 0), "{kind:?}: all are there for one that may answer them");
+        let again = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+        assert!(again.iter().all(|one| one.attempt == 1), "{kind:?}: charged for nothing");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_stored_result_cannot_be_read_ends_no_worker() {
     let (queue, clock) = queue(LEASE);
-    queue.publish((0..8).map(echo_job).collect()).await.unwrap();
-    queue.publish(vec![job(8, "not JSON")]).await.unwrap();
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    // The store answers for all other jobs.
+    let store = Odd::failing(&queue, PUT, &[(usize::from(u16::MAX), ErrorKind::Incompatible)]);
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
-    let denials = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
-    parts.queues[0].results = Arc::new(Faulty::new(Arc::new(queue.clone()), denials, 1));
-    let error = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap_err();
-    assert!(error.to_string().starts_with("broker is lost"), "{error}");
-    let depth = queue.depth().await.unwrap();
-    let counts = (depth.ready, depth.in_flight, depth.delayed, depth.dead);
-    assert_eq!(counts, (9, 0, 0, 0), "all are there for a worker that may answer them");
-    let again = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
-    assert!(again.iter().all(|delivery| delivery.attempt == 1), "and were charged nothing");
+    parts.queues[0].results = Arc::new(store);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    tokio::time::timeout(20 * LEASE, until(&queue, |depth| depth.dead == 1)).await.unwrap();
+    stop.cancel();
+    assert_eq!(running.await.unwrap().unwrap().failed, 1);
 }
 
 /// An outage, and a few refusals when it is over, twice: fewer in a row than are believed.

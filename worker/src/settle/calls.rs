@@ -38,7 +38,8 @@ pub(super) enum Unanswered {
     Cancelled,
     /// The broker refuses, and will refuse again.
     Refused(ebb_queue::Error),
-    /// The broker does not permit it to this worker: nothing is wrong with the job.
+    /// This worker can have no answer for any job: it lacks a right, or what keeps the answers is broken
+    /// for good. Nothing is wrong with the job.
     Denied(ebb_queue::Error),
 }
 
@@ -198,12 +199,25 @@ impl Served {
                 return Err(Unanswered::Lost);
             }
             if pauses.are_over() || error.kind() == ErrorKind::Invalid {
-                return Err(match error.kind() {
-                    ErrorKind::Denied => Unanswered::Denied(error),
-                    _ => Unanswered::Refused(error),
+                return Err(match self.is_everyones(whose, error.kind()).await {
+                    true => Unanswered::Denied(error),
+                    false => Unanswered::Refused(error),
                 });
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whether no other job would fare better with a call that failed for good like this.
+    async fn is_everyones(&self, whose: Whose, kind: ErrorKind) -> bool {
+        match (whose, kind) {
+            (_, ErrorKind::Denied) | (Whose::Everyones(_), ErrorKind::Missing) => true,
+            // It may be what is stored of this one job: of one that nobody has, nothing can be wrong.
+            (Whose::Everyones(_), ErrorKind::Incompatible) => {
+                let other = self.results.get(&JobId::fresh()).await;
+                other.is_err_and(|error| !error.kind().heals())
+            }
+            _ => false,
         }
     }
 }
