@@ -67,6 +67,10 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
     let mut at_most = usize::MAX;
     while let Some(room) = served.wait_for_room().await {
         let among_others = intake.among_others().await;
+        // It may have waited for long, and the stop lets nobody be alone any more.
+        if served.shared.halt.is_cancelled() {
+            break;
+        }
         let aside = intake.set_aside(room.get().min(at_most));
         let Some(max) = NonZeroUsize::new(aside) else {
             // The calls of other queues may bring less than they may.

@@ -277,6 +277,39 @@ async fn a_refusal_at_the_end_of_an_outage_leaves_no_job_to_its_lease_and_charge
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_a_job_that_is_alone_receives_nothing_after_the_stop() {
+    let (clock, queues) = {
+        let (one, clock) = queue(LEASE);
+        (clock, [one, queue(LEASE).0])
+    };
+    queues[0].publish(vec![echo_job(0)]).await.unwrap();
+    for _ in 0..2 {
+        drop(queues[0].receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap());
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(10));
+    let of = |name: &str| vec![ModelParts::new(name, EchoCodec, device.clone())];
+    let other = Arc::new(Odd::new(&queues[1]));
+    let mut served = vec![
+        served("one", &Arc::new(queues[0].clone()), of("one")),
+        served("other", &Arc::new(queues[1].clone()), of("other")),
+    ];
+    served[1].broker = Arc::clone(&other) as Arc<dyn Broker>;
+    let stop = CancellationToken::new();
+    let running =
+        tokio::spawn(Pipeline::new(parts_of(served, &clock, settings())).run(stop.clone()));
+    until(&queues[0], |depth| depth.in_flight == 1).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // It waits until the job is gone, with a job of its own to be had.
+    queues[1].publish(vec![echo_job(1)]).await.unwrap();
+    let n_before = other.n_receives.load(Relaxed);
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.released), (1, 0));
+    assert_eq!(other.n_receives.load(Relaxed), n_before);
+}
+
 #[tokio::test]
 async fn a_worker_whose_model_cannot_be_loaded_is_not_taken_for_one_that_starts() {
     let (queue, clock) = queue(LEASE);
