@@ -19,7 +19,7 @@ use tracing::{debug, error, info};
 use crate::batcher::Limits;
 use crate::board::Board;
 use crate::deletion::Pod;
-use crate::device::{DeviceWay, State};
+use crate::device::{DeviceWay, Door, State};
 use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
@@ -226,7 +226,7 @@ impl Shared {
     pub(crate) fn drain(&self, grace_ends: Instant) {
         let farewell = FAREWELL.min(self.settings.grace / 3);
         self.turns_end.set(Some(grace_ends.checked_sub(farewell).unwrap_or(grace_ends)));
-        self.device.drain();
+        self.device.close(Door::Draining);
     }
 
     /// The model of a lane, as a label.
