@@ -110,7 +110,8 @@ impl Leases {
         Arc::new(Self { held, n_begun, n_held, is_idle, n_in_all, length, hints, suspected })
     }
 
-    /// A lease that began at `since`, or later, of a job in that trace.
+    /// The lease of a job in that trace, which came at `since`. It began before, when the broker handed
+    /// the job out: by less than what a call for jobs may take, which may be more than a short lease.
     pub(crate) fn hold(
         self: &Arc<Self>,
         receipt: Receipt,
