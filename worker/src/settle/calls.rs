@@ -5,7 +5,7 @@ use std::future::Future;
 use ebb_queue::{ErrorKind, Job, JobId, JobResult, Receipt, Settled, Stored};
 use ebb_telemetry::trace_of;
 use tracing::field::display;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::alert::alert_job;
 use crate::lease::Loan;
@@ -127,14 +127,20 @@ impl Served {
             Ok(()) => replies.with_label_values(&["sent"]).inc(),
             Err(error) => {
                 replies.with_label_values(&["refused"]).inc();
-                let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
-                warn!(
-                    job.id = %id, trace_id, %error,
-                    "the reply was not sent; the result is in the store"
-                );
+                self.tell_unsent(result, traceparent, &error);
             }
         }
         Ok(())
+    }
+
+    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs.
+    fn tell_unsent(&self, result: &JobResult, traceparent: Option<&str>, error: &ebb_queue::Error) {
+        const WORDS: &str = "the reply was not sent; the result is in the store";
+        let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
+        match self.pass(WORDS) {
+            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{WORDS}"),
+            None => debug!(job.id = %id, trace_id, %error, "{WORDS}"),
+        }
     }
 
     pub(super) async fn alert(
