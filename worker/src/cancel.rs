@@ -10,8 +10,8 @@ use ebb_queue::{JobId, Outcome};
 use futures::StreamExt;
 use tracing::debug;
 
+use crate::pauses::{Failed, PATIENCE, Pauses};
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses};
 
 /// Hints that are remembered.
 const REMEMBERED: usize = 1024;
@@ -51,7 +51,7 @@ impl Hints {
 pub(crate) async fn heed(served: Served) {
     let mut pauses = Pauses::default();
     loop {
-        match served.broker.cancellations().await {
+        let failed = match served.broker.cancellations().await {
             Ok(mut told) => {
                 pauses.reset();
                 // Nobody listened until now.
@@ -67,11 +67,15 @@ pub(crate) async fn heed(served: Served) {
                     served.leases.hint(&id);
                     served.heed(&id).await;
                 }
+                Failed::ForNow
             }
             // The leases tell of it, too, where the broker knows.
-            Err(error) => served.complain("cancellations", &error),
-        }
-        tokio::time::sleep(pauses.next(served.shared.chance())).await;
+            Err(error) => {
+                served.complain("cancellations", &error);
+                Failed::with(error.kind())
+            }
+        };
+        tokio::time::sleep(pauses.next(failed, served.shared.chance())).await;
     }
 }
 
@@ -90,7 +94,8 @@ impl Served {
                 }
                 Err(error) => {
                     debug!(job.id = %id, %error, "it is not known whether the job was cancelled");
-                    tokio::time::sleep(pauses.next(self.shared.chance())).await;
+                    let failed = Failed::with(error.kind());
+                    tokio::time::sleep(pauses.next(failed, self.shared.chance())).await;
                 }
             }
         }

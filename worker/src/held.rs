@@ -158,6 +158,7 @@ impl Held {
     pub(crate) fn finish(self, end: End<Output>) -> Finished {
         let Self { delivery, lane, loan, mut way, room, turns } = self;
         way.finished(turns.n);
+        loan.leave_device();
         Finished { delivery, lane, loan, way, room, stream: turns.stream, end }
     }
 

@@ -1,7 +1,8 @@
-//! Keeps the leases of all jobs that are held, but only while the device makes progress.
+//! Keeps the leases of all jobs that are held, of those that are with the device, or before it, only while
+//! it makes progress.
 //!
-//! A device that is wedged stops the keeper: its leases end, and the jobs move on. Who finds that out
-//! (`wedge.rs`) waits for no broker.
+//! Where it is wedged their leases end, and the jobs move on. Who finds that out (`wedge.rs`) waits for
+//! no broker. What has run is past that: its answer is there, and only to be stored.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +46,10 @@ struct Lease {
     /// What log lines about it name.
     trace: Option<TraceId>,
     state: LeaseState,
-    // It cannot have ended before this.
+    /// Whether its job has run, or never will.
+    is_past_device: bool,
+    // When it ends, as far as is known here: counted from when its job came, which was a little after it
+    // began, or from when its extension was asked for, which was a little before.
     until: Instant,
 }
 
@@ -106,7 +110,8 @@ impl Leases {
         Arc::new(Self { held, n_begun, n_held, is_idle, n_in_all, length, hints, suspected })
     }
 
-    /// A lease that began at `since`, or later, of a job in that trace.
+    /// The lease of a job in that trace, which came at `since`. It began before, when the broker handed
+    /// the job out: by less than what a call for jobs may take, which may be more than a short lease.
     pub(crate) fn hold(
         self: &Arc<Self>,
         receipt: Receipt,
@@ -115,7 +120,7 @@ impl Leases {
     ) -> Loan {
         let (state, until) = (LeaseState::Held, since + self.length);
         let id = receipt.job.clone();
-        let lease = Lease { receipt, trace, state, until };
+        let lease = Lease { receipt, trace, state, is_past_device: false, until };
         // No key comes twice: an answer about a lease that is gone must not be taken for another's.
         let key = self.n_begun.fetch_add(1, Ordering::Relaxed);
         let mut held = self.lock();
@@ -182,10 +187,15 @@ impl Leases {
         self.lock().values_mut().filter(|lease| lease.is_of(id)).for_each(Lease::cancel);
     }
 
-    /// Extends all leases once; whether jobs were cancelled.
-    async fn extend(&self, broker: &dyn Broker, metrics: &Metrics) -> bool {
+    /// Extends leases once; whether jobs were cancelled.
+    async fn extend(
+        &self,
+        broker: &dyn Broker,
+        metrics: &Metrics,
+        is_due: impl Fn(&Lease) -> bool,
+    ) -> bool {
         let mut are_cancelled = false;
-        for (keys, receipts) in self.chunks() {
+        for (keys, receipts) in self.chunks(is_due) {
             let asked = Instant::now();
             let answers = match broker.extend(&receipts).await {
                 Ok(answers) => answers,
@@ -214,9 +224,9 @@ impl Leases {
         are_cancelled
     }
 
-    fn chunks(&self) -> Vec<(Vec<u64>, Vec<Receipt>)> {
+    fn chunks(&self, is_due: impl Fn(&Lease) -> bool) -> Vec<(Vec<u64>, Vec<Receipt>)> {
         let held = self.lock();
-        let held = held.iter().filter(|(_, lease)| lease.is_kept());
+        let held = held.iter().filter(|(_, lease)| lease.is_kept() && is_due(lease));
         let due: Vec<_> = held.map(|(key, lease)| (*key, lease.receipt.clone())).collect();
         due.chunks(CHUNK).map(|chunk| chunk.iter().cloned().unzip()).collect()
     }
@@ -258,6 +268,13 @@ impl Loan {
         let held = self.leases.lock();
         let lease = held.get(&self.key);
         lease.is_some_and(|lease| lease.state != LeaseState::Lost && now < lease.until)
+    }
+
+    /// The job has run, or never will: its lease is kept whatever becomes of the device.
+    pub(crate) fn leave_device(&self) {
+        if let Some(lease) = self.leases.lock().get_mut(&self.key) {
+            lease.is_past_device = true;
+        }
     }
 
     /// A settlement is on its way: the keeper leaves the lease alone.
@@ -307,7 +324,9 @@ impl Keeper<'_> {
         loop {
             sleep_until(next).await;
             next = Instant::now() + period;
-            if !self.wedged.get() && self.leases.extend(self.broker, self.metrics).await {
+            let is_wedged = self.wedged.get();
+            let is_due = |lease: &Lease| !is_wedged || lease.is_past_device;
+            if self.leases.extend(self.broker, self.metrics, is_due).await {
                 self.n_cancelled.update(|n| *n += 1);
             }
         }
@@ -393,6 +412,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_past_a_wedged_device_keeps_its_lease() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        loan.leave_device();
+        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let load = Board::new(Load { running: Some(batch), ..Load::default() });
+        let health = Health::new();
+        keep(&queue, &leases, &load, &health, 10 * LEASE).await;
+        assert!(health.live().is_err() && loan.may_live(Instant::now()));
+        assert_eq!(queue.settle(&[delivery.ack()]).await.unwrap(), [Settled::Held]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_device_is_found_to_be_wedged_though_the_broker_hangs() {
         let (queue, delivery) = one_delivery().await;
         // Of up to a year each call takes so much that none ends in here.
@@ -446,7 +479,7 @@ mod tests {
         let leases = Leases::new(LEASE, Arc::default());
         let (metrics, receipt) = (Metrics::default(), || delivery.receipt().clone());
         let first = leases.hold(receipt(), Instant::now(), None);
-        let (of_first, _) = leases.chunks().remove(0);
+        let (of_first, _) = leases.chunks(|_| true).remove(0);
         drop(first);
         // What is answered late about the first.
         let second = leases.hold(receipt(), Instant::now(), None);
@@ -487,11 +520,11 @@ mod tests {
         let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
         loan.begin_settling();
-        assert!(leases.chunks().is_empty());
+        assert!(leases.chunks(|_| true).is_empty());
         loan.end_settling();
-        assert_eq!(leases.chunks().len(), 1);
+        assert_eq!(leases.chunks(|_| true).len(), 1);
         drop((loan, delivery));
-        assert_eq!((leases.chunks().len(), leases.n_held().get()), (0, 0));
+        assert_eq!((leases.chunks(|_| true).len(), leases.n_held().get()), (0, 0));
         drop(queue);
     }
 }

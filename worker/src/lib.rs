@@ -29,6 +29,7 @@ mod models;
 #[cfg(feature = "cpu")]
 mod origin;
 mod outcome;
+mod pauses;
 mod pipeline;
 mod placing;
 mod receive;

@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::device::State;
+use crate::device::{Door, State};
 use crate::infer::Exits;
 use crate::lease::Keeper;
 use crate::served::Served;
 use crate::settle::Exit;
-use crate::shared::{Parts, Shared, Summary};
+use crate::shared::{Parts, Shared, Summary, sleep_until};
 use crate::wedge::Watch;
 use crate::{cancel, infer, receive, retention, settle, status, stream};
 
@@ -165,6 +165,7 @@ async fn work(
     }
     company.spawn(watch_device(Arc::clone(shared)));
     company.spawn(heed_wedges(Arc::clone(shared)));
+    company.spawn(end_turns(Arc::clone(shared)));
     let mut stages = stages(shared, queues);
     let state = shared.device.state();
     let intake = shared.health.gate("intake", GateKind::Ready);
@@ -246,10 +247,16 @@ async fn watch_device(shared: Arc<Shared>) {
 async fn heed_wedges(shared: Arc<Shared>) {
     loop {
         shared.wedged.until(|wedged| *wedged).await;
-        shared.device.withhold();
+        shared.device.close(Door::Wedged);
         shared.wedged.until(|wedged| !wedged).await;
         shared.device.admit();
     }
+}
+
+/// When turns end, a batch of them that lies before the device goes back too: it may lie there for long.
+async fn end_turns(shared: Arc<Shared>) {
+    sleep_until(shared.turns_end.until(Option::is_some).await).await;
+    shared.device.close(Door::Leaving);
 }
 
 async fn keep_leases(served: Served) {

@@ -14,9 +14,10 @@ use crate::codec::{Asked, BadJob};
 use crate::device::Cargo;
 use crate::held::{End, Held, Item, Output, Turns};
 use crate::intake::{Brought, Solitude};
+use crate::pauses::{Failed, Pauses};
 use crate::served::Served;
 use crate::settle::Exit;
-use crate::shared::{EXPIRED, PATIENCE, Pauses, on_cpu, send};
+use crate::shared::{EXPIRED, on_cpu, send};
 use crate::trace::Way;
 
 /// How long one call waits for jobs. A stop waits for the call, since to drop one with jobs on
@@ -66,6 +67,10 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
     let mut at_most = usize::MAX;
     while let Some(room) = served.wait_for_room().await {
         let among_others = intake.among_others().await;
+        // It may have waited for long, and the stop lets nobody be alone any more.
+        if served.shared.halt.is_cancelled() {
+            break;
+        }
         let aside = intake.set_aside(room.get().min(at_most));
         let Some(max) = NonZeroUsize::new(aside) else {
             // The calls of other queues may bring less than they may.
@@ -103,8 +108,8 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
                 drop(among_others);
                 intake.brought(Brought { n_came: 0, n_kept: 0, aside });
                 served.trouble("receive", &error);
-                let next = pauses.next(served.shared.chance());
-                if !error.kind().heals() && pauses.n_failures() >= PATIENCE {
+                let next = pauses.next(Failed::with(error.kind()), served.shared.chance());
+                if pauses.are_over() {
                     served.shared.give_up(&error);
                     break;
                 }

@@ -14,10 +14,11 @@ use crate::config::{Plan, WorkerArgs};
 use crate::gpu;
 use crate::metrics::Metrics;
 use crate::models;
+use crate::pauses::{Failed, Pauses};
 use crate::pipeline::{Error, Pipeline};
 use crate::serve::QueuePlan;
 use crate::served::{ModelParts, QueueParts};
-use crate::shared::{Parts, Pauses, Summary};
+use crate::shared::{Parts, Summary};
 
 /// Runs a worker until `stop` is cancelled, then drains it within the grace period.
 ///
@@ -36,7 +37,9 @@ pub fn run(
 async fn start(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summary> {
     let threads = std::num::NonZeroUsize::new(args.threads);
     let (trace, device) = (args.trace.clone(), args.device.clone());
-    let plan = args.check()?;
+    let Some(plan) = read(&stop, move || args.check()).await? else {
+        return Ok(Summary::default());
+    };
     limit_threads(threads)?;
     if let Some(dir) = device.keep_kernels()? {
         info!(dir = %dir.display(), "kernels are kept");
@@ -52,7 +55,8 @@ async fn start(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<Summ
 
 async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Result<Summary> {
     // The models load while their tokenizers are read and the brokers are called.
-    let models = models::seat(&plan.queues, plan.options)?;
+    let seat = move || models::seat(&plan.queues, plan.options).map(|models| (plan, models));
+    let Some((plan, models)) = read(&stop, seat).await? else { return Ok(Summary::default()) };
     let registry = Registry::new();
     let metrics = Metrics::registered(&registry)?.with_tenants(plan.tenant_labels);
     ebb_telemetry::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -95,6 +99,19 @@ async fn work(plan: Plan, traces: Traces, stop: CancellationToken) -> anyhow::Re
     let summary = pipeline.run(stop).await?;
     info!(summary.completed, summary.failed, summary.released, summary.left, "worker ends");
     Ok(summary)
+}
+
+/// What is made of files; `None` when stopped meanwhile. Whoever reads them is not waited for then: a
+/// volume that hangs may never answer.
+async fn read<T: Send + 'static>(
+    stop: &CancellationToken,
+    make: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<Option<T>> {
+    let made = tokio::task::spawn_blocking(make);
+    tokio::select! { biased;
+        made = made => made.context("the files of a model were not read to their end")?.map(Some),
+        () = stop.cancelled() => Ok(None),
+    }
 }
 
 fn announce(plan: &Plan) {
@@ -190,7 +207,7 @@ async fn connect(
             Ok(queue) => return Ok(Some(queue)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(queue = %url, %error, "the broker does not answer; trying again");
-                pauses.next(rand::random())
+                pauses.next(Failed::ForNow, rand::random())
             }
             Err(error) => return Err(error.into()),
         };

@@ -10,7 +10,7 @@ use ebb_queue::{Broker, Job, JobResult, ResultStore};
 use ebb_telemetry::Gate;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::codec::{AnyCodec, Codec};
 use crate::device::{Device, DeviceWay};
@@ -19,6 +19,7 @@ use crate::lease::Leases;
 use crate::memory::Memory;
 use crate::serve::is_called;
 use crate::shared::{Counts, Shared, lock};
+use crate::sparing::Sparing;
 
 /// No job is refused by what batches took longer ago than this.
 const FRESH: Duration = Duration::from_secs(10);
@@ -96,6 +97,8 @@ pub(crate) struct QueueState {
     pub(crate) n_losses_told: AtomicU64,
     /// The lanes of its models.
     pub(crate) lanes: Range<usize>,
+    /// Of lines of the log that may come with each job, by their words, those that were said.
+    said: Mutex<BTreeMap<&'static str, Sparing>>,
     /// The last answer that was given up because the store did not take it.
     pub(crate) unstored: Mutex<Option<JobResult>>,
     /// The times of its batches, whatever ran them: what its scaler is told.
@@ -124,6 +127,7 @@ impl QueueState {
             counts: Counts::default(),
             n_losses_told: AtomicU64::new(0),
             lanes,
+            said: Mutex::default(),
             unstored: Mutex::default(),
             fit: Mutex::default(),
         }
@@ -270,7 +274,17 @@ impl Served {
     /// A call failed that says nothing about what this worker is good for.
     pub(crate) fn complain(&self, call: &'static str, error: &ebb_queue::Error) {
         self.shared.metrics.broker_errors.with_label_values(&[call]).inc();
-        warn!(call, queue = %self.name, %error, kind = %error.kind(), "not taken");
+        let (queue, kind) = (&self.name, error.kind());
+        match self.pass(call) {
+            Some(n_unsaid) => warn!(call, %queue, %error, %kind, n_unsaid, "not taken"),
+            None => debug!(call, %queue, %error, %kind, "not taken"),
+        }
+    }
+
+    /// How many lines with these words were left out of the log before this one; none when this one is
+    /// to be left out as well.
+    pub(crate) fn pass(&self, words: &'static str) -> Option<u64> {
+        lock(&self.said).entry(words).or_default().pass(Instant::now())
     }
 }
 

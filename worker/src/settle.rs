@@ -369,6 +369,7 @@ impl Concluded {
     fn released(held: Held) -> Self {
         let Held { delivery, lane, loan, mut way, room, turns: _ } = held;
         drop(room);
+        loan.leave_device();
         way.stored();
         Self { settlement: delivery.release(), lane, loan, way }
     }

@@ -19,7 +19,7 @@ use tracing::{debug, error, info};
 use crate::batcher::Limits;
 use crate::board::Board;
 use crate::deletion::Pod;
-use crate::device::{DeviceWay, State};
+use crate::device::{DeviceWay, Door, State};
 use crate::intake::Intake;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
@@ -226,7 +226,7 @@ impl Shared {
     pub(crate) fn drain(&self, grace_ends: Instant) {
         let farewell = FAREWELL.min(self.settings.grace / 3);
         self.turns_end.set(Some(grace_ends.checked_sub(farewell).unwrap_or(grace_ends)));
-        self.device.drain();
+        self.device.close(Door::Draining);
     }
 
     /// The model of a lane, as a label.
@@ -293,38 +293,6 @@ impl Shared {
             left: n_left as u64,
             cold_start: lock(&self.cold_start).clone(),
         }
-    }
-}
-
-/// Calls in a row that may fail for a reason that time does not heal.
-pub(crate) const PATIENCE: u32 = 5;
-
-/// Pauses between tries while the broker does not answer, longer each time.
-#[derive(Debug, Default)]
-pub(crate) struct Pauses {
-    n_failures: u32,
-}
-
-impl Pauses {
-    const POLICY: RetryPolicy = RetryPolicy {
-        max_attempts: u32::MAX,
-        base: Duration::from_millis(100),
-        cap: Duration::from_secs(5),
-    };
-
-    /// How long to wait before the next try.
-    pub(crate) fn next(&mut self, chance: f64) -> Duration {
-        self.n_failures = self.n_failures.saturating_add(1);
-        Self::POLICY.after(self.n_failures, chance).unwrap_or(Self::POLICY.cap)
-    }
-
-    pub(crate) fn reset(&mut self) {
-        self.n_failures = 0;
-    }
-
-    /// Failures since the last success.
-    pub(crate) fn n_failures(&self) -> u32 {
-        self.n_failures
     }
 }
 

@@ -21,8 +21,9 @@ use tokio::sync::mpsc::Receiver;
 use tracing::debug;
 
 use crate::board::Board;
+use crate::pauses::{Failed, PATIENCE, Pauses};
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, lock, sleep_until};
+use crate::shared::{lock, sleep_until};
 
 /// The most that is joined into one piece, in bytes: brokers limit their messages.
 const JOINED: usize = 64 << 10;
@@ -290,7 +291,7 @@ impl Served {
                 0 => self.complain("chunk", &error),
                 _ => self.shared.metrics.broker_errors.with_label_values(&["chunk"]).inc(),
             }
-            let pause = pauses.next(self.shared.chance());
+            let pause = pauses.next(Failed::with(error.kind()), self.shared.chance());
             let is_over = telling.pieces.told.read(Pieces::is_over);
             if !error.kind().heals() || (is_over && pauses.n_failures() >= PATIENCE) {
                 return Offered::Ended(How::GivenUp);

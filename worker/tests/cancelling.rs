@@ -138,7 +138,12 @@ async fn one_that_is_in_a_batch_runs_to_its_end_and_what_came_of_it_is_dropped()
         let working = Working::start(&Arc::new(queue.clone()), &clock, Duration::from_secs(5));
         sleep(Duration::from_secs(1)).await;
         assert_eq!(queue.cancel(&id(number)).await.unwrap(), Cancelled::Running);
+        let metrics = working.metrics.clone();
         let summary = working.worker.await.unwrap();
+        let answered = metrics.device_seconds.with_label_values(&["echo", "none"]).get();
+        let failed = metrics.failed_seconds.with_label_values(&["echo"]).get();
+        assert_eq!(answered, 0.0, "job {number}");
+        assert!(failed > 0.0, "job {number}");
         assert_eq!((summary.completed, summary.failed, summary.cancelled), (0, 0, 1));
         assert_eq!(outcome(&queue, number).await, Some(Outcome::Cancelled));
         assert_eq!(told(&queue, number), [Outcome::Cancelled]);

@@ -1,21 +1,24 @@
 //! How a worker ends when it cannot go on, and what it does with jobs that are too much for it.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod support;
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Failure, FailureKind,
-    Info, Job, JobId, JobResult, Link, Outcome, Phase, Published, Purged, Receipt, Result,
-    ResultStore, Settled, Settlement, Unsettled, WorkerStatus,
+    Frame, Info, Job, JobId, JobResult, Link, Outcome, Phase, Published, Purged, Receipt, Result,
+    ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, EchoCodec, ModelParts, Pipeline, Settings, Spent};
@@ -32,6 +35,11 @@ fn echo() -> Device<EchoInput, String> {
     Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO)
 }
 
+/// The calls that may fail for a while.
+const RECEIVE: usize = 0;
+const SETTLE: usize = 1;
+const PUT: usize = 2;
+
 /// A broker that brings nothing at first, as one that clears away what expired, or never anything, as
 /// one whose file is broken; or that takes its time.
 struct Odd {
@@ -43,6 +51,10 @@ struct Odd {
     takes: [Duration; 3],
     /// How often it was left in order.
     n_left: AtomicU32,
+    /// How often it was asked for jobs.
+    n_receives: AtomicU32,
+    /// As what its next calls fail: to receive, to settle, to store a result.
+    fails: [Mutex<VecDeque<ErrorKind>>; 3],
 }
 
 impl Odd {
@@ -54,7 +66,28 @@ impl Odd {
             is_broken: false,
             takes,
             n_left: AtomicU32::new(0),
+            n_receives: AtomicU32::new(0),
+            fails: Default::default(),
         }
+    }
+
+    /// Lets calls of one kind fail, so often as this kind of error, in order.
+    fn failing(queue: &MemoryQueue, call: usize, errors: &[(usize, ErrorKind)]) -> Self {
+        let odd = Self::new(queue);
+        let kinds = errors.iter().flat_map(|(n, kind)| std::iter::repeat_n(*kind, *n));
+        odd.fails[call].lock().unwrap().extend(kinds);
+        odd
+    }
+
+    fn fail(&self, call: usize) -> Result<()> {
+        match self.fails[call].lock().unwrap().pop_front() {
+            Some(kind) => Err(ebb_queue::Error::new(kind, "it fails for a while")),
+            None => Ok(()),
+        }
+    }
+
+    fn n_failures_left(&self, call: usize) -> usize {
+        self.fails[call].lock().unwrap().len()
     }
 }
 
@@ -92,6 +125,8 @@ impl Broker for Odd {
         if self.is_broken {
             return Err(ebb_queue::Error::new(ErrorKind::Internal, "the file is broken"));
         }
+        self.n_receives.fetch_add(1, Relaxed);
+        self.fail(RECEIVE)?;
         if self.n_vain.load(Relaxed) > 0 {
             self.n_vain.fetch_sub(1, Relaxed);
             return Ok(Vec::new());
@@ -106,6 +141,7 @@ impl Broker for Odd {
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<Settled>, Unsettled> {
+        self.fail(SETTLE)?;
         self.queue.settle(settlements).await
     }
     async fn report(&self, status: &WorkerStatus) -> Result<()> {
@@ -120,6 +156,26 @@ impl Broker for Odd {
     }
     fn lease(&self) -> Duration {
         self.queue.lease()
+    }
+}
+
+#[async_trait]
+impl ResultStore for Odd {
+    async fn put(&self, result: &JobResult) -> Result<Stored> {
+        self.fail(PUT)?;
+        self.queue.put(result).await
+    }
+    async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
+        self.queue.get(id).await
+    }
+    async fn chunk(&self, id: &JobId, attempt: u32, seq: u64, body: Bytes) -> Result<Stored> {
+        self.queue.chunk(id, attempt, seq, body).await
+    }
+    async fn follow(&self, id: &JobId, from: u64) -> Result<BoxStream<'static, Result<Frame>>> {
+        self.queue.follow(id, from).await
+    }
+    fn result_ttl(&self) -> Duration {
+        self.queue.result_ttl()
     }
 }
 
@@ -146,19 +202,112 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn a_result_store_that_denies_us_ends_the_worker_and_harms_no_job() {
+    for kind in [ErrorKind::Denied, ErrorKind::Incompatible, ErrorKind::Missing] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish((0..8).map(echo_job).collect()).await.unwrap();
+        queue.publish(vec![job(8, "not JSON")]).await.unwrap();
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+        let broken = Faults { fail_before: 1.0, kind, ..Faults::NONE };
+        parts.queues[0].results = Arc::new(Faulty::new(Arc::new(queue.clone()), broken, 1));
+        let worker = Pipeline::new(parts).run(CancellationToken::new());
+        let ended = tokio::time::timeout(20 * LEASE, worker).await;
+        let error = ended.unwrap_or_else(|_| panic!("{kind:?} does not end it")).unwrap_err();
+        assert!(error.to_string().starts_with("broker is lost"), "{error}");
+        let depth = queue.depth().await.unwrap();
+        let counts = (depth.ready, depth.in_flight, depth.delayed, depth.dead);
+        assert_eq!(counts, (9, 0, 0, 0), "{kind:?}: all are there for one that may answer them");
+        let again = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+        assert!(again.iter().all(|one| one.attempt == 1), "{kind:?}: charged for nothing");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_stored_result_cannot_be_read_ends_no_worker() {
     let (queue, clock) = queue(LEASE);
-    queue.publish((0..8).map(echo_job).collect()).await.unwrap();
-    queue.publish(vec![job(8, "not JSON")]).await.unwrap();
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    // The store answers for all other jobs.
+    let store = Odd::failing(&queue, PUT, &[(usize::from(u16::MAX), ErrorKind::Incompatible)]);
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
-    let denials = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
-    parts.queues[0].results = Arc::new(Faulty::new(Arc::new(queue.clone()), denials, 1));
-    let error = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap_err();
-    assert!(error.to_string().starts_with("broker is lost"), "{error}");
-    let depth = queue.depth().await.unwrap();
-    let counts = (depth.ready, depth.in_flight, depth.delayed, depth.dead);
-    assert_eq!(counts, (9, 0, 0, 0), "all are there for a worker that may answer them");
-    let again = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
-    assert!(again.iter().all(|delivery| delivery.attempt == 1), "and were charged nothing");
+    parts.queues[0].results = Arc::new(store);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    tokio::time::timeout(20 * LEASE, until(&queue, |depth| depth.dead == 1)).await.unwrap();
+    stop.cancel();
+    assert_eq!(running.await.unwrap().unwrap().failed, 1);
+}
+
+/// An outage, and a few refusals when it is over, twice: fewer in a row than are believed.
+const OUTAGE_AND_REFUSALS: [(usize, ErrorKind); 4] = [
+    (8, ErrorKind::Unavailable),
+    (4, ErrorKind::Internal),
+    (1, ErrorKind::Unavailable),
+    (4, ErrorKind::Internal),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_at_the_end_of_an_outage_does_not_end_the_worker() {
+    for (last, is_over) in [(0, false), (1, true)] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish(vec![echo_job(0)]).await.unwrap();
+        let errors = [&OUTAGE_AND_REFUSALS[..], &[(last, ErrorKind::Internal)]].concat();
+        let until_empty = Settings { exit_when_empty: true, ..settings() };
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+        parts.queues[0].broker = Arc::new(Odd::failing(&queue, RECEIVE, &errors));
+        let ended = Pipeline::new(parts).run(CancellationToken::new()).await;
+        assert_eq!(ended.is_err(), is_over, "{ended:?}");
+        assert!(ended.is_err() || ended.unwrap().completed == 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_at_the_end_of_an_outage_leaves_no_job_to_its_lease_and_charges_none() {
+    for call in [SETTLE, PUT] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish(vec![echo_job(0)]).await.unwrap();
+        let odd = Arc::new(Odd::failing(&queue, call, &OUTAGE_AND_REFUSALS));
+        let until_empty = Settings { exit_when_empty: true, ..settings() };
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+        parts.queues[0].broker = Arc::clone(&odd) as Arc<dyn Broker>;
+        parts.queues[0].results = Arc::clone(&odd) as Arc<dyn ResultStore>;
+        let metrics = parts.metrics.clone();
+        let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+        assert_eq!((summary.completed, summary.retried, summary.lost), (1, 0, 0), "call {call}");
+        let n_batches = metrics.infer.with_label_values(&["echo"]).get_sample_count();
+        assert_eq!((n_batches, odd.n_failures_left(call)), (1, 0), "call {call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_a_job_that_is_alone_receives_nothing_after_the_stop() {
+    let (clock, queues) = {
+        let (one, clock) = queue(LEASE);
+        (clock, [one, queue(LEASE).0])
+    };
+    queues[0].publish(vec![echo_job(0)]).await.unwrap();
+    for _ in 0..2 {
+        drop(queues[0].receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap());
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(10));
+    let of = |name: &str| vec![ModelParts::new(name, EchoCodec, device.clone())];
+    let other = Arc::new(Odd::new(&queues[1]));
+    let mut served = vec![
+        served("one", &Arc::new(queues[0].clone()), of("one")),
+        served("other", &Arc::new(queues[1].clone()), of("other")),
+    ];
+    served[1].broker = Arc::clone(&other) as Arc<dyn Broker>;
+    let stop = CancellationToken::new();
+    let running =
+        tokio::spawn(Pipeline::new(parts_of(served, &clock, settings())).run(stop.clone()));
+    until(&queues[0], |depth| depth.in_flight == 1).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // It waits until the job is gone, with a job of its own to be had.
+    queues[1].publish(vec![echo_job(1)]).await.unwrap();
+    let n_before = other.n_receives.load(Relaxed);
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.released), (1, 0));
+    assert_eq!(other.n_receives.load(Relaxed), n_before);
 }
 
 #[tokio::test]

@@ -11,11 +11,15 @@ use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Broker, Clock, DeadLetters, Delivery, Failure, FailureKind, Outcome, Phase, Priority,
-    ResultStore,
+    Backlog, Broker, Clock, DeadLetters, Delivery, Failure, FailureKind, Job, Outcome, Phase,
+    Priority, ResultStore,
 };
 use ebb_telemetry::Health;
-use ebb_worker::{Device, Error, Metrics, ModelParts, Pipeline, Settings, Summary};
+use ebb_worker::batcher::Size;
+use ebb_worker::{
+    Answer, BadJob, Codec, Device, EchoCodec, Error, Metrics, ModelParts, Pipeline, Settings,
+    Spent, Summary,
+};
 use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
@@ -246,6 +250,57 @@ async fn a_lack_of_memory_that_passes_is_forgotten() {
     assert!((3..=20).contains(&n_failed), "{n_failed}");
     let items = metrics.batch_items.with_label_values(&["echo"]);
     assert!(items.get_sample_count() < 600, "{} batches", items.get_sample_count());
+}
+
+/// An echo that never has memory for a long text, and whose jobs cost as much as they are long.
+#[derive(Clone)]
+struct Narrow;
+
+impl Model for Narrow {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn infer(&mut self, batch: &[EchoInput]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        let has_room = batch.iter().all(|item| item.input.len() < 100);
+        Echo::new().with_memory_for(if has_room { usize::MAX } else { 0 }).infer(batch)
+    }
+}
+
+impl Codec for Narrow {
+    type Input = EchoInput;
+    type Output = String;
+    type Asked = ();
+
+    fn decode(&self, job: &Job) -> Result<(EchoInput, ()), BadJob> {
+        EchoCodec.decode(job)
+    }
+
+    fn size(&self, input: &EchoInput) -> Size {
+        Size::of([input.input.len()])
+    }
+
+    fn encode(&self, output: String, (): (), job: &Job, spent: &Spent) -> Answer {
+        EchoCodec.encode(output, (), job, spent)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_has_no_memory_alone_makes_the_batches_of_others_no_smaller() {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::inline(Narrow, |_: &[EchoInput]| Duration::from_millis(10));
+    let models = vec![ModelParts::new("narrow", Narrow, device)];
+    let served = served("default", &Arc::new(queue.clone()), models);
+    let parts = parts_of(vec![served], &clock, settings());
+    let (metrics, stop) = (parts.metrics.clone(), CancellationToken::new());
+    let worker = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
+    let long = format!(r#"{{"input": "{}"}}"#, "x".repeat(100));
+    queue.publish(vec![job(0, &long)]).await.unwrap();
+    until(&queue, |depth| depth.dead == 1).await;
+    stop.cancel();
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.failed, summary.retried), (1, 4));
+    let limit = metrics.max_cost.with_label_values(&["narrow"]).get();
+    assert_eq!(limit as usize, settings().limits.max_cost.get());
 }
 
 #[tokio::test(start_paused = true)]

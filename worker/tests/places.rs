@@ -341,6 +341,36 @@ async fn an_answer_that_is_too_large_says_nothing_of_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_has_run_keeps_its_lease_though_another_wedges_the_device() {
+    let (jobs, clock) = queue(LEASE);
+    jobs.publish(vec![echo_job(0), echo_job(1)]).await.unwrap();
+    let store =
+        Arc::new(Faulty::new(Arc::new(queue(LEASE).0), failing_with(ErrorKind::Unavailable), 1));
+    let device = Device::inline(Echo::new(), |batch: &[EchoInput]| {
+        let is_first = batch[0].input == "text 0";
+        Duration::from_secs(if is_first { 1 } else { 3600 })
+    });
+    let models = vec![ModelParts::new("echo", EchoCodec, device)];
+    let mut served = served("default", &Arc::new(jobs.clone()), models);
+    served.results = Arc::clone(&store) as Arc<dyn ResultStore>;
+    let parts = parts_of(vec![served], &clock, one_by_one());
+    let health = parts.health.clone();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    while health.live().is_ok() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tokio::time::sleep(3 * LEASE).await;
+    let depth = jobs.depth().await.unwrap();
+    assert_eq!((depth.in_flight, depth.ready), (1, 1), "the one that wedges it moves on");
+    store.set(Faults::NONE);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(store.get(&echo_job(0).id).await.unwrap().unwrap().attempt, 1);
+    let depth = jobs.depth().await.unwrap();
+    assert_eq!((depth.in_flight, depth.ready), (0, 1));
+    worker.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_whose_store_is_away_soon_takes_no_more_jobs() {
     let (jobs, clock) = queue(LEASE);
     jobs.publish((0..2000).map(echo_job).collect()).await.unwrap();

@@ -21,6 +21,9 @@ use futures::stream::BoxStream;
 use support::{EPOCH, echo_answer, echo_job, job, parts, queue, settings};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -244,5 +247,60 @@ async fn an_address_that_never_takes_a_reply_costs_neither_attempts_nor_neighbou
             assert_eq!(support::answer(&queue, number).await, Some(echo_answer(number)));
         }
         assert!(queue.list(1).await.unwrap().is_empty(), "an answered job is no dead letter");
+    }
+}
+
+/// Counts the warnings that say this.
+struct Warnings {
+    says: &'static str,
+    n: Arc<AtomicU32>,
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut said = Said(String::new());
+        event.record(&mut said);
+        self.n.fetch_add(said.0.contains(self.says).into(), Relaxed);
+    }
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+struct Said(String);
+
+impl Visit for Said {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_that_take_nothing_do_not_fill_the_log() {
+    // Those that cannot be, and those that answer that they have no room, each asked several times.
+    let (refused, full) = ((0, ErrorKind::Unavailable), (u32::MAX, ErrorKind::Full));
+    for (to, deaf, says) in [
+        ("no/such/place", refused, "the reply was not sent"),
+        ("inbox", full, "the reply was not sent"),
+        ("inbox", full, "not taken"),
+    ] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish((0..500).map(|n| asking(echo_job(n), to)).collect()).await.unwrap();
+        let n = Arc::default();
+        let warnings = Warnings { says, n: Arc::clone(&n) };
+        let _listening = tracing::subscriber::set_default(warnings);
+        let began = Instant::now();
+        assert_eq!(work(&queue, &clock, deaf).await, [0, 500]);
+        let (most, n_warnings) = (1 + began.elapsed().as_secs(), u64::from(n.load(Relaxed)));
+        assert!((1..=most).contains(&n_warnings), "{says}: {n_warnings} in {most} s");
     }
 }

@@ -109,19 +109,51 @@ async fn a_file_that_never_answers_does_not_keep_the_process() {
         assert!(begun.elapsed() < Duration::from_secs(20), "the job is not taken");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(ends_at_sigterm(&mut worker).await);
+}
+
+/// Whether a worker ends well when it is told to; it has 15 seconds.
+#[cfg(unix)]
+async fn ends_at_sigterm(worker: &mut std::process::Child) -> bool {
     let (pid, stopped) = (worker.id().to_string(), Instant::now());
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let ended = loop {
+    loop {
         if let Some(status) = worker.try_wait().unwrap() {
-            break status.success();
+            return status.success();
         }
         if stopped.elapsed() > Duration::from_secs(15) {
             worker.kill().unwrap();
-            panic!("it outlives its grace period of a second");
+            panic!("it outlives its grace period");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    assert!(ended);
+    }
+}
+
+#[cfg(all(unix, feature = "cpu"))]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tokenizer_that_never_comes_does_not_keep_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    site(&dir, &[]).await;
+    let sound =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data/tiny-bert");
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(sound.join(name), model.join(name)).unwrap();
+    }
+    let tokenizer = model.join("tokenizer.json");
+    assert!(Command::new("mkfifo").arg(&tokenizer).status().unwrap().success());
+    let url = QueueUrl::sqlite(dir.path().join("queue.db")).to_string();
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_ebb-worker"))
+        .args(["--queue", &url, "--model", &model.display().to_string(), "--grace", "1s"])
+        .spawn()
+        .unwrap();
+    // Until somebody reads there, one who writes there waits: then the worker waits for what comes.
+    let opened =
+        tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(tokenizer));
+    let reading = tokio::time::timeout(Duration::from_secs(30), opened).await;
+    let _pipe = reading.expect("the tokenizer is read").unwrap().unwrap();
+    assert!(ends_at_sigterm(&mut worker).await);
 }
 
 fn has_files(folder: &std::path::Path) -> bool {

@@ -360,6 +360,67 @@ async fn a_wedge_gives_back_what_is_between_two_turns() {
     worker.abort();
 }
 
+/// A worker that is told to stop while a job between two turns lies before its device, behind a batch
+/// that takes so long, though those before it were quick; that worker, and the summary of its end.
+async fn stopped_behind(
+    takes: Duration,
+    settings: Settings,
+) -> (MemoryQueue, tokio::task::JoinHandle<ebb_worker::Summary>) {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::inline(
+        Echo::new(),
+        move |batch: &[EchoInput]| {
+            if batch[0].input == "long" { takes } else { TURN }
+        },
+    );
+    let models = ["first", "second"].map(|name| ModelParts::new(name, EchoCodec, device.clone()));
+    let queues = vec![served("default", &Arc::new(queue.clone()), models.to_vec())];
+    let stop = CancellationToken::new();
+    let worker = Pipeline::new(parts_of(queues, &clock, settings)).run(stop.clone());
+    let worker = tokio::spawn(async move { worker.await.unwrap() });
+    let mut streams = stream_job(0, 1_000, "");
+    streams.headers.model = Some("second".to_owned());
+    queue.publish(vec![streams]).await.unwrap();
+    for number in 1..=10 {
+        let body = if number < 10 { r#"{"input": "quick"}"# } else { r#"{"input": "long"}"# };
+        queue.publish(vec![job(number, body)]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(queue.depth().await.unwrap().in_flight, 2);
+    stop.cancel();
+    (queue, worker)
+}
+
+/// That the job which went on is ready again, and charged nothing.
+async fn assert_given_back(queue: &MemoryQueue) {
+    let back = queue.receive(NonZeroUsize::new(9).unwrap(), Duration::ZERO).await.unwrap();
+    let back: Vec<_> = back.iter().map(|one| (one.job.id.as_str(), one.attempt)).collect();
+    assert_eq!(back, [("job-0000", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lies_before_the_device_between_two_turns_is_given_back_when_the_turns_end() {
+    let grace = Duration::from_secs(9);
+    let settings = Settings { grace, ..settings() };
+    let (queue, worker) = stopped_behind(Duration::from_secs(20), settings).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(queue.depth().await.unwrap().in_flight, 2, "it may have its next turn yet");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_given_back(&queue).await;
+    let summary = worker.await.unwrap();
+    assert_eq!((summary.completed, summary.released, summary.left), (9, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lies_before_a_device_that_is_wedged_while_its_worker_drains_is_given_back() {
+    let settings = Settings { stall: Duration::from_secs(3), ..settings() };
+    let (queue, worker) = stopped_behind(Duration::from_secs(400), settings).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_given_back(&queue).await;
+    let summary = worker.await.unwrap();
+    assert_eq!((summary.completed, summary.released, summary.left), (9, 1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_lost_its_lease_stops_and_the_next_attempt_is_followed_from_its_beginning() {
     let (queue, clock) = queue(LEASE);

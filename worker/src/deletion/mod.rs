@@ -6,6 +6,7 @@ mod pod;
 #[cfg(test)]
 mod tests;
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,25 +21,27 @@ pub use pod::Pod;
 /// From one look to the next: what begins and ends in between is not worth a patch.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Keeps the annotation of the pod until it is dropped, or may not. Whatever fails here is nothing
-/// to the jobs.
-pub(crate) async fn keep(
-    pod: &Pod,
+/// Keeps the annotation of the pod by `patch` until it is dropped, or never might. Whatever fails here is
+/// nothing to the jobs.
+pub(crate) async fn keep<F: Future<Output = Result<(), PatchError>>>(
+    patch: impl Fn(u64) -> F,
     sunk: impl Fn(Instant) -> Option<Duration>,
     chance: impl Fn() -> f64,
 ) {
-    let mut debounce = Debounce::new(Instant::now());
+    let (mut debounce, mut was_told) = (Debounce::new(Instant::now()), false);
     // A burst of jobs wakes all pods at once; they need not patch at once.
     tokio::time::sleep(PERIOD.mul_f64(chance())).await;
     loop {
         let now = Instant::now();
         if let Some(cost) = debounce.look(cost(sunk(now)), now) {
-            match pod.set_deletion_cost(cost).await {
+            match patch(cost).await {
                 Ok(()) => {
                     debug!(cost, "the pod's deletion cost is patched");
                     debounce.told(cost, Instant::now());
+                    was_told = true;
                 }
-                Err(error) if error.is_final() => {
+                // Else a cost of ours stays there, which may be too high for ever.
+                Err(error) if error.is_final() && !was_told => {
                     return warn!(%error, "no deletion cost is kept");
                 }
                 Err(error) => {
@@ -67,7 +70,8 @@ impl Shared {
     pub(crate) async fn keep_deletion_cost(&self) {
         let Some(pod) = &self.settings.deletion_cost else { return };
         info!(pod = pod.name, namespace = pod.namespace, "keeping the pod's deletion cost");
-        let keep = keep(pod, |now| self.sunk(now), || self.chance());
+        let patch = |cost| pod.set_deletion_cost(cost);
+        let keep = keep(patch, |now| self.sunk(now), || self.chance());
         tokio::select! { biased;
             () = self.halt.cancelled() => {}
             () = keep => {}

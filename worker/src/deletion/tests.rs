@@ -148,14 +148,34 @@ async fn who_may_not_asks_once_and_who_meets_trouble_asks_again() {
     let error = kubernetes.pod.set_deletion_cost(1).await.unwrap_err().to_string();
     assert!(error.contains("Role in namespace inference with the verb patch on the resource pods"));
     // Ends by itself.
-    keep(&kubernetes.pod, |_| Some(Duration::ZERO), || 0.0).await;
+    let patch = |cost| kubernetes.pod.set_deletion_cost(cost);
+    keep(patch, |_| Some(Duration::ZERO), || 0.0).await;
     assert_eq!(kubernetes.asked().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_might_once_asks_again_so_that_no_cost_of_old_stays() {
+    let told = Mutex::new(Vec::new());
+    let patch = |cost| {
+        let mut told = told.lock().unwrap();
+        told.push(cost);
+        // A right that is taken away and given back, as when roles are applied anew.
+        let is_refused = (2..5).contains(&told.len());
+        let refused = PatchError::Forbidden("inference".to_owned());
+        std::future::ready(if is_refused { Err(refused) } else { Ok(()) })
+    };
+    let begin = Instant::now();
+    let sunk = |now: Instant| (now < begin + 3 * PERIOD).then_some(Duration::from_secs(20));
+    let keep = keep(patch, sunk, || 0.0);
+    tokio::time::timeout(Duration::from_secs(3600), keep).await.unwrap_err();
+    assert_eq!(*told.lock().unwrap(), [16, 0, 0, 0, 0]);
 }
 
 #[tokio::test]
 async fn a_cost_that_stays_is_told_once() {
     let kubernetes = Kubernetes::answering(Some(200)).await;
-    let keep = keep(&kubernetes.pod, |_| Some(Duration::from_secs(20)), || 0.0);
+    let patch = |cost| kubernetes.pod.set_deletion_cost(cost);
+    let keep = keep(patch, |_| Some(Duration::from_secs(20)), || 0.0);
     assert!(tokio::time::timeout(3 * PERIOD, keep).await.is_err(), "it goes on");
     let asked = kubernetes.asked();
     assert_eq!(asked.len(), 1);

@@ -339,15 +339,9 @@ impl DeviceWay {
         answer
     }
 
-    /// From now on only batches that have begun are run, and of these none whose model would have to be
-    /// loaded again; the others end without an answer at once.
-    pub(crate) fn drain(&self) {
-        self.shared.slot.close(Door::Draining);
-    }
-
-    /// The same while the device is wedged: what waits for it might wait for ever.
-    pub(crate) fn withhold(&self) {
-        self.shared.slot.close(Door::Wedged);
+    /// Closes the door to batches from now on, and ends at once without an answer those that wait.
+    pub(crate) fn close(&self, door: Door) {
+        self.shared.slot.close(door);
     }
 
     /// The device makes progress again.

@@ -9,7 +9,7 @@ use super::{Begun, Command, Load, Running};
 use crate::board::Board;
 use crate::shared::lock;
 
-/// Which batches are let in.
+/// Which batches are let in; of two the later is closed to more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Door {
     /// All of them; leads to all others.
@@ -17,8 +17,11 @@ pub(crate) enum Door {
     Open,
     /// Those that have begun, while the device is wedged; leads to all others.
     Wedged,
-    /// Those that have begun and wait for no model; leads to `Gone`.
+    /// Those that have begun and wait for no model; leads to `Leaving` and `Gone`.
     Draining,
+    /// Of these only what runs again after a failure: there is no time for another turn, or the device
+    /// was wedged while it drained; leads to `Gone`.
+    Leaving,
     /// None: nobody is there to run them.
     Gone,
 }
@@ -55,7 +58,7 @@ impl Slot {
     /// What is to be done for the first batch, if there is one.
     pub(super) fn next(&self, has_model: impl Fn(usize) -> bool) -> Option<Next> {
         let mut waiting = lock(&self.waiting);
-        if self.door.get() == Door::Draining {
+        if matches!(self.door.get(), Door::Draining | Door::Leaving) {
             // Other workers have their model by the time that it would be here.
             waiting.retain(|command| has_model(command.seat));
             self.load.update(|load| load.queued = waiting.len());
@@ -83,7 +86,9 @@ impl Slot {
     /// who waits for these batches is told when this returns.
     pub(super) fn close(&self, door: Door) {
         let mut waiting = lock(&self.waiting);
-        if door <= self.door.get() {
+        let before = self.door.get();
+        let door = before.and(door);
+        if door == before {
             return;
         }
         let load = self.load.get();
@@ -110,11 +115,21 @@ impl Slot {
 }
 
 impl Door {
+    /// The one that is closed to whomever either is closed to. Who goes on is finished by a device that
+    /// drains; one that is wedged may never come to it, and there is no other time to give it back.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Draining, Self::Wedged) | (Self::Wedged, Self::Draining) => Self::Leaving,
+            _ => self.max(other),
+        }
+    }
+
     fn lets_in(self, command: &Command, load: Load) -> bool {
         match self {
             Self::Open => true,
             Self::Wedged => command.begun == Begun::Yes,
             Self::Draining => command.begun != Begun::No && load.loading.is_none(),
+            Self::Leaving => command.begun == Begun::Yes && load.loading.is_none(),
             Self::Gone => false,
         }
     }

@@ -2,6 +2,7 @@
 
 use ebb_model::InferErrorKind;
 use ebb_model::echo::{Echo, EchoInput};
+use futures::FutureExt;
 
 use super::*;
 
@@ -127,7 +128,7 @@ async fn a_batch_before_a_model_that_cannot_be_built_again_was_never_begun() {
 async fn a_draining_device_finishes_only_what_it_began() {
     let device = echo();
     device.way.ready().await.unwrap();
-    device.way.drain();
+    device.way.close(Door::Draining);
     device.way.admit();
     assert!(run(&device, r#"{"input": "a"}"#).await.is_none());
     let answer = device.way.submit(0, batch(&["a"]), Size::ONE, Begun::Yes).await.unwrap();
@@ -161,13 +162,13 @@ async fn what_has_not_begun_comes_back_at_once_from_a_device_that_drains_or_is_w
     let next = submit("next", Begun::No);
     assert_eq!(device.load().get().queued, 2);
     // The thread of the device is in its first batch all the time.
-    device.withhold();
+    device.close(Door::Wedged);
     assert!(next.await.is_err());
     assert!(submit("behind a wedge", Begun::No).await.is_err());
     device.admit();
     let after = submit("after it", Begun::No);
     assert_eq!(device.load().get().queued, 2);
-    device.drain();
+    device.close(Door::Draining);
     assert!(after.await.is_err());
     assert_eq!(device.load().get().queued, 1, "what had begun stays");
     for answer in [first, again] {
@@ -175,6 +176,33 @@ async fn what_has_not_begun_comes_back_at_once_from_a_device_that_drains_or_is_w
         assert!(answer.await.unwrap().results.is_ok());
     }
     assert_eq!(device.load().get(), Load::default());
+}
+
+#[tokio::test]
+async fn what_is_between_two_turns_comes_back_when_turns_end_or_a_wedge_meets_a_drain() {
+    for doors in [
+        [Door::Draining, Door::Leaving],
+        [Door::Draining, Door::Wedged],
+        [Door::Wedged, Door::Draining],
+    ] {
+        let (go, word) = mpsc::channel(1);
+        let mut words = vec![word];
+        let device = Device::thread(move |_| Ok(Waiting(words.remove(0)))).unwrap().way;
+        let submit =
+            |begun| device.submit(0, vec![Box::new("a".to_owned()) as Cargo], Size::ONE, begun);
+        let first = submit(Begun::No);
+        device.load().until(|load| load.running.is_some()).await;
+        let (between, again) = (submit(Begun::Between), submit(Begun::Yes));
+        doors.into_iter().for_each(|door| device.close(door));
+        device.admit();
+        for answer in [between, submit(Begun::Between)] {
+            assert!(answer.now_or_never().is_some_and(|came| came.is_err()), "{doors:?}");
+        }
+        for answer in [first, again] {
+            go.send(()).await.unwrap();
+            assert!(answer.await.unwrap().results.is_ok(), "{doors:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -194,7 +222,7 @@ async fn a_batch_that_waits_for_its_model_to_be_loaded_again_comes_back_at_once(
     let again = device.way.submit(0, batch(&["b"]), Size::ONE, Begun::Yes);
     let load = device.way.load().until(|load| load.loading.is_some()).await;
     assert_eq!((load.running, load.queued), (None, 2));
-    device.way.drain();
+    device.way.close(Door::Draining);
     assert!(answer.await.is_err() && again.await.is_err(), "their model is being loaded");
     let later = device.way.submit(0, batch(&["c"]), Size::ONE, Begun::Yes);
     assert!(later.await.is_err(), "it still is");
@@ -217,7 +245,7 @@ async fn a_batch_runs_or_comes_back_and_never_both() {
         let submit = |_| device.way.submit(0, batch(&["a"]), Size::ONE, Begun::No);
         let answers: Vec<_> = (0..8).map(submit).collect();
         // The device's thread is taking them at this moment.
-        device.way.drain();
+        device.way.close(Door::Draining);
         assert_eq!(device.way.load().get().queued, 0);
         let mut have_run = Vec::new();
         for answer in answers {

@@ -181,7 +181,8 @@ impl Shared {
         let own = &self.lanes[lane];
         warn!(model = %own.name, batch.items = run.items.len(), %error, "a batch failed");
         self.metrics.batches_failed.with_label_values(&[&own.name]).inc();
-        if error.kind() == InferErrorKind::OutOfMemory {
+        // What one job costs alone bounds nothing: it runs alone in any case, and others are not as it.
+        if error.kind() == InferErrorKind::OutOfMemory && run.items.len() > 1 {
             let limit = own.memory().lacked(size.cost());
             self.tell_limit(own, limit, "batches are made smaller, for lack of memory");
         }

@@ -5,12 +5,12 @@ use std::future::Future;
 use ebb_queue::{ErrorKind, Job, JobId, JobResult, Receipt, Settled, Stored};
 use ebb_telemetry::trace_of;
 use tracing::field::display;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::alert::alert_job;
 use crate::lease::Loan;
+use crate::pauses::{Failed, Pauses};
 use crate::served::{Served, StoreCall};
-use crate::shared::{PATIENCE, Pauses};
 
 /// How often a result is offered under a higher number than that of the pieces that are there.
 const RAISED: u32 = 16;
@@ -38,7 +38,8 @@ pub(super) enum Unanswered {
     Cancelled,
     /// The broker refuses, and will refuse again.
     Refused(ebb_queue::Error),
-    /// The broker does not permit it to this worker: nothing is wrong with the job.
+    /// This worker can have no answer for any job: it lacks a right, or what keeps the answers is broken
+    /// for good. Nothing is wrong with the job.
     Denied(ebb_queue::Error),
 }
 
@@ -126,14 +127,20 @@ impl Served {
             Ok(()) => replies.with_label_values(&["sent"]).inc(),
             Err(error) => {
                 replies.with_label_values(&["refused"]).inc();
-                let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
-                warn!(
-                    job.id = %id, trace_id, %error,
-                    "the reply was not sent; the result is in the store"
-                );
+                self.tell_unsent(result, traceparent, &error);
             }
         }
         Ok(())
+    }
+
+    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs.
+    fn tell_unsent(&self, result: &JobResult, traceparent: Option<&str>, error: &ebb_queue::Error) {
+        const WORDS: &str = "the reply was not sent; the result is in the store";
+        let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
+        match self.pass(WORDS) {
+            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{WORDS}"),
+            None => debug!(job.id = %id, trace_id, %error, "{WORDS}"),
+        }
     }
 
     pub(super) async fn alert(
@@ -192,18 +199,31 @@ impl Served {
                 Whose::ItsOwn(name) if may_heal => self.trouble(name, &error),
                 Whose::ItsOwn(name) => self.complain(name, &error),
             }
-            let pause = pauses.next(self.shared.chance());
+            let failed = if may_heal { Failed::ForNow } else { Failed::ForGood };
+            let pause = pauses.next(failed, self.shared.chance());
             if loan.is_lost() {
                 return Err(Unanswered::Lost);
             }
-            let is_vain = error.kind() == ErrorKind::Invalid || pauses.n_failures() >= PATIENCE;
-            if !may_heal && is_vain {
-                return Err(match error.kind() {
-                    ErrorKind::Denied => Unanswered::Denied(error),
-                    _ => Unanswered::Refused(error),
+            if pauses.are_over() || error.kind() == ErrorKind::Invalid {
+                return Err(match self.is_everyones(whose, error.kind()).await {
+                    true => Unanswered::Denied(error),
+                    false => Unanswered::Refused(error),
                 });
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whether no other job would fare better with a call that failed for good like this.
+    async fn is_everyones(&self, whose: Whose, kind: ErrorKind) -> bool {
+        match (whose, kind) {
+            (_, ErrorKind::Denied) | (Whose::Everyones(_), ErrorKind::Missing) => true,
+            // It may be what is stored of this one job: of one that nobody has, nothing can be wrong.
+            (Whose::Everyones(_), ErrorKind::Incompatible) => {
+                let other = self.results.get(&JobId::fresh()).await;
+                other.is_err_and(|error| !error.kind().heals())
+            }
+            _ => false,
         }
     }
 }

@@ -13,6 +13,12 @@ impl Served {
     pub(super) fn encode_one(&self, finished: &mut Finished) -> End<Answer> {
         // The job has what is returned for its end.
         match std::mem::replace(&mut finished.end, End::Overtaken) {
+            // Nobody has that answer.
+            End::Done(output) if finished.loan.is_cancelled() => {
+                let lane = &self.shared.lanes[output.lane];
+                self.shared.metrics.waste(&lane.name, output.spent.seconds);
+                End::Cancelled
+            }
             End::Done(output) => match self.encode(output, &finished.delivery.job) {
                 Some(answer) => End::Done(answer),
                 None => panicked(),

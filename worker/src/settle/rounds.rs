@@ -8,8 +8,9 @@ use tracing::error;
 use super::{CHUNK, Concluded};
 use crate::lease::Loan;
 use crate::outcome::{CANCELLED, COMPLETED, outcome};
+use crate::pauses::{Failed, Pauses};
 use crate::served::Served;
-use crate::shared::{PATIENCE, Pauses, sleep_until};
+use crate::shared::sleep_until;
 use crate::trace::Way;
 
 /// What the broker did not take of a call.
@@ -59,8 +60,8 @@ pub(crate) async fn settle(served: Served, mut stored: Receiver<Concluded>) {
         }
         // Those that wait already say when to try again.
         if again.is_none() {
-            let pause = pauses.next(served.shared.chance());
-            if !error.kind().heals() && pauses.n_failures() >= PATIENCE {
+            let pause = pauses.next(Failed::with(error.kind()), served.shared.chance());
+            if pauses.are_over() {
                 served.forgo(&jobs, &error);
                 pauses.reset();
                 is_taking = true;
