@@ -151,7 +151,8 @@ impl NatsQueue {
             return Ok(false);
         }
         let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
-        let attempt = claims.get(kept.seq).map_or(0, |claim| entry.attempts + claim.delivered);
+        let attempt =
+            claims.get(kept.seq).map_or(0, |claim| entry.attempts.saturating_add(claim.delivered));
         Ok(failure.attempt >= attempt)
     }
 

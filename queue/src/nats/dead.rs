@@ -54,9 +54,9 @@ impl NatsQueue {
                 }
                 let mut delivered = 1;
                 if let Some(claim) = claims.get(kept.seq) {
-                    delivered += claim.delivered;
+                    delivered = claim.delivered.saturating_add(1);
                     entry.history.extend(claim.crashes.iter().cloned());
-                    entry.attempts += claim.delivered;
+                    entry.charge(claim.delivered);
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }

@@ -16,6 +16,8 @@ use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
 const MEMORY: usize = 8192;
+/// Lines for deliveries that nobody settled, of one message: a history keeps the last ones only.
+const MOST_CRASHES: u32 = 100;
 /// A lease that ended is noted this long, for whoever takes the job over.
 const NOTED: Duration = Duration::from_secs(3600);
 
@@ -301,9 +303,65 @@ impl Claims {
     }
 }
 
+/// A line for each delivery before this one of a message that so many attempts were charged for when it
+/// was stored; none of them was settled. Who had it is known of the last one at most: by its note, or by
+/// the number of the delivery and the name where it was this handle.
+pub(super) fn crashes(
+    attempts: u32,
+    delivered: u32,
+    known: Option<&Claim>,
+    own: Option<(u32, &str)>,
+    now: Timestamp,
+) -> Vec<Attempt> {
+    let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
+    let n_known = u32::try_from(crashes.len()).unwrap_or(u32::MAX);
+    let end = attempts.saturating_add(delivered);
+    let first = attempts.saturating_add(n_known).saturating_add(1);
+    for attempt in first.max(end.saturating_sub(MOST_CRASHES))..end {
+        let is_of = |delivered: u32| attempts.saturating_add(delivered) == attempt;
+        let (at, what) = match (known, own) {
+            (Some(claim), _) if is_of(claim.delivered) => {
+                (claim.until.min(now), format!("lease expired, held by {}", claim.worker))
+            }
+            (_, Some((delivered, worker))) if is_of(delivered) => {
+                (now, format!("lease expired, held by {worker}"))
+            }
+            _ => (now, "lease expired".to_owned()),
+        };
+        crashes.push(Attempt { attempt, at, what });
+    }
+    crashes
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_said_of_earlier_deliveries_is_short_whatever_their_number_is(
+            attempts: u32, delivered in 1u32.., of_note: Option<u32>, own: Option<u32>,
+        ) {
+            let now = Timestamp::UNIX_EPOCH;
+            let known = of_note.map(|delivered| Claim { delivered, ..claim(7) });
+            let own = own.map(|delivered| (delivered, "w"));
+            let lines = crashes(attempts, delivered, known.as_ref(), own, now);
+            prop_assert!(lines.len() <= 100 && lines.len() < delivered as usize);
+            prop_assert!(lines.iter().all(|line| line.attempt > attempts));
+            let few = crashes(3, 1 + delivered % 9, None, None, now);
+            let numbers: Vec<_> = few.iter().map(|line| line.attempt).collect();
+            prop_assert_eq!(numbers, (4..4 + delivered % 9).collect::<Vec<_>>());
+        }
+    }
+
+    fn claim(seq: u64) -> Claim {
+        let (worker, until) = ("w".to_owned(), Timestamp::UNIX_EPOCH);
+        Claim { seq, delivered: 1, left: 0, deadline: None, crashes: Vec::new(), worker, until }
+    }
 
     #[test]
     fn a_delivery_is_read_from_its_subject() {

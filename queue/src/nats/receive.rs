@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::bell::Bell;
 use super::entry::{Entry, Origin};
-use super::leases::{Claims, Held, Token};
+use super::leases::{Claims, Held, Token, crashes};
 use super::names::{LANES, Lane, tick};
 use super::settle::{Ending, STILL_COUNTS};
 use crate::owed;
@@ -277,9 +277,7 @@ impl NatsQueue {
         };
         entry.history.extend(crashes.iter().cloned());
         let mut attempted = entry.clone();
-        attempted.attempts += token.delivered - 1;
-        let now = self.now();
-        let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
+        attempted.charge(token.delivered - 1);
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_back = lane.is_back || token.delivered > 1;
         let is_marked = !is_back && {
@@ -314,7 +312,7 @@ impl NatsQueue {
     /// Leaves a job that came too early where it is.
     async fn put_off(&self, token: Token, entry: Entry, crashes: Vec<Attempt>) -> Result<()> {
         let now = self.now();
-        let (headers, attempt) = (&entry.job.headers, entry.attempts + 1);
+        let (headers, attempt) = (&entry.job.headers, entry.attempts.saturating_add(1));
         let (due, deadline) = (headers.not_before.unwrap_or(now), headers.deadline.map(tick));
         let held =
             Held { token: token.clone(), until: Instant::now(), entry: None, deadline, crashes };
@@ -326,28 +324,11 @@ impl NatsQueue {
 
     /// A line for each earlier delivery of the message: none of them was settled.
     fn crashes(&self, token: &Token, entry: &Entry, claims: &Claims) -> Vec<Attempt> {
-        let own = self.shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
+        let shared = &*self.shared;
+        let own = shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
+        let own = own.map(|held| (held.token.delivered, &*shared.worker));
         let known = claims.get(token.seq).filter(|claim| claim.delivered < token.delivered);
-        let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
-        let n_known = entry.attempts + u32::try_from(crashes.len()).unwrap_or(u32::MAX);
-        let now = self.now();
-        for attempt in n_known + 1..entry.attempts.saturating_add(token.delivered) {
-            let holder = known.filter(|claim| entry.attempts + claim.delivered == attempt);
-            let (at, what) = match holder {
-                Some(claim) => {
-                    (claim.until.min(now), format!("lease expired, held by {}", claim.worker))
-                }
-                None if own
-                    .as_ref()
-                    .is_some_and(|held| entry.attempts + held.token.delivered == attempt) =>
-                {
-                    (now, format!("lease expired, held by {}", self.shared.worker))
-                }
-                None => (now, "lease expired".to_owned()),
-            };
-            crashes.push(Attempt { attempt, at, what });
-        }
-        crashes
+        crashes(entry.attempts, token.delivered, known, own, self.now())
     }
 
     /// In their order of publication, once the leases are noted.
@@ -367,7 +348,7 @@ impl NatsQueue {
         }
         let deliveries = found.into_iter().map(|Found { held, entry }| {
             let receipt = Receipt { job: entry.job.id.clone(), token: held.token.reply };
-            Delivery::new(entry.job, entry.attempts + 1, receipt)
+            Delivery::new(entry.job, entry.attempts.saturating_add(1), receipt)
         });
         Ok(deliveries.collect())
     }

@@ -239,7 +239,8 @@ impl NatsQueue {
             Origin { created: shared.created, seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
         let (mut entry, _) = Entry::read(&headers, message.payload, origin);
-        entry.attempts += token.delivered - 1;
+        entry.charge(token.delivered - 1);
+        let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_dead = entry.job.expired(self.now());
         let ack = shared.api.ack(&token.reply, "+ACK");
         if !is_dead && self.is_repetition(&entry, origin).await? {
