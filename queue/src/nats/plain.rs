@@ -15,7 +15,7 @@ use super::later::Survey;
 use super::names::Lane;
 use super::publish::{Mark, read_mark};
 use super::receive::{Found, Look};
-use super::settle::token_of;
+use super::settle::{Ending, token_of};
 use crate::aside::FAR;
 use crate::unread::READ;
 use crate::{ErrorKind, Job, JobId, Priority, Result};
@@ -42,8 +42,15 @@ impl NatsQueue {
     ///
     /// What has both may lose one after it got the other, and whoever asks for that meanwhile is
     /// dropped as well: it is the same job as this one, and so as the one that is known.
-    pub(super) async fn is_repetition(&self, entry: &Entry, origin: Origin) -> Result<bool> {
-        let (job, seq) = (&entry.job, origin.seq);
+    ///
+    /// Where it is the one that is known, whoever ended it was lost, perhaps before that was told.
+    pub(super) async fn is_repetition(
+        &self,
+        entry: &Entry,
+        origin: Origin,
+        ending: Ending,
+    ) -> Result<bool> {
+        let job = &entry.job;
         let id = (job.id != origin.id()).then(|| self.id_subject(&job.id));
         let key = job.headers.key.as_deref().map(|key| self.subject_of(key));
         if !entry.is_plain || (id.is_none() && key.is_none()) {
@@ -66,6 +73,12 @@ impl NatsQueue {
             let claims = [(&id, of_id), (&key, of_key)];
             if !has_ended && !claims.iter().any(|(_, claim)| matches!(claim, Claim::Others)) {
                 return Ok(false);
+            }
+            if has_ended && ending.delivered > 1 && matches!(claims[0].1, Claim::Own(_)) {
+                if let Some(answer) = self.answer(&job.id).await? {
+                    self.tell(entry, answer, ending.told_by).await;
+                }
+                return Ok(true);
             }
             if self.give_up(&claims, has_ended).await? {
                 return Ok(true);

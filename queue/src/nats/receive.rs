@@ -288,7 +288,7 @@ impl NatsQueue {
         if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
             tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
         // What cannot be read may bear the id of a job that can.
-        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+        } else if !lane.is_back && self.is_repetition(&attempted, origin, ending).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
         } else if let Some(wrong) = wrong {
             self.bury(&attempted, ending, Failure::invalid(wrong.to_string())).await?;

@@ -243,7 +243,7 @@ impl NatsQueue {
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_dead = entry.job.expired(self.now());
         let ack = shared.api.ack(&token.reply, "+ACK");
-        if !is_dead && self.is_repetition(&entry, origin).await? {
+        if !is_dead && self.is_repetition(&entry, origin, ending).await? {
             // What is known under its id, and perhaps its body, is another's.
             return ack.await.map(|()| Some((entry, true)));
         }
