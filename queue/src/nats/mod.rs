@@ -156,7 +156,7 @@ struct Shared {
     worker: WorkerId,
     clock: Arc<dyn Clock>,
     link: Arc<Link>,
-    /// When the queue was made: part of the ids of jobs that came without one.
+    /// When the stream of the jobs was made: part of the ids of jobs that came without one.
     created: Timestamp,
     leases: Leases,
     later: Later,

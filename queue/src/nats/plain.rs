@@ -59,8 +59,10 @@ impl NatsQueue {
         for _ in 0..TRIES {
             let has_ended =
                 async { if id.is_some() { self.is_remembered(&job.id).await } else { Ok(false) } };
-            let (of_id, of_key) =
-                (self.claim(id.as_deref(), &job.id, seq), self.claim(key.as_deref(), &job.id, seq));
+            let (of_id, of_key) = (
+                self.claim(id.as_deref(), &job.id, origin),
+                self.claim(key.as_deref(), &job.id, origin),
+            );
             // Asked for at once, so that those of a batch are asked for in the order of its messages.
             let (of_id, of_key, has_ended) = match tokio::try_join!(of_id, of_key, has_ended) {
                 Ok(known) => known,
@@ -124,10 +126,12 @@ impl NatsQueue {
         Ok(true)
     }
 
-    async fn claim(&self, subject: Option<&str>, id: &JobId, seq: u64) -> Result<Claim> {
+    async fn claim(&self, subject: Option<&str>, id: &JobId, origin: Origin) -> Result<Claim> {
         let shared = &*self.shared;
         let Some(subject) = subject else { return Ok(Claim::Nobodys) };
-        let mark = Mark { id: id.clone(), is_stored: true, message: Some(seq) };
+        let Origin { seq, at, .. } = origin;
+        let (message, stored_at) = (Some(seq), Some(at));
+        let mark = Mark { id: id.clone(), is_stored: true, message, stored_at };
         loop {
             let taken = shared.api.swap(subject, HeaderMap::new(), mark.write(), 0).await?;
             if let Some(mark) = taken {
@@ -137,10 +141,10 @@ impl NatsQueue {
                 continue;
             };
             let known = read_mark(subject, &kept)?;
-            return Ok(match known.message {
-                Some(message) if message == seq => Claim::Own(kept.seq),
-                _ if known.is_stored => Claim::Others,
-                _ => Claim::Nobodys,
+            return Ok(match known.is_stored {
+                _ if known.is_of(seq, at) => Claim::Own(kept.seq),
+                true => Claim::Others,
+                false => Claim::Nobodys,
             });
         }
     }

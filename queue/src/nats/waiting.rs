@@ -282,7 +282,7 @@ impl NatsQueue {
         }
         // The key of a message of a plain client may be another's.
         let is_own = |mark: &Mark| match entry.is_plain {
-            true => mark.message == Some(seq),
+            true => mark.is_of(seq, at),
             false => mark.id == *id,
         };
         if let Some(key) = &entry.job.headers.key {
@@ -347,7 +347,10 @@ impl NatsQueue {
         let Some(kept) = shared.api.last(&shared.names.keys, &subject).await? else {
             return Ok(None);
         };
-        Ok(read_mark(&subject, &kept)?.message)
+        let mark = read_mark(&subject, &kept)?;
+        // The stream may have been lost since, and count anew.
+        let is_of_it = mark.stored_at.is_none_or(|at| at >= shared.created);
+        Ok(mark.message.filter(|_| is_of_it))
     }
 }
 
