@@ -33,7 +33,7 @@ const BLINK: Duration = Duration::from_millis(1);
 
 /// So long a look clears away what died waiting before it hands out what it has: of what it has the
 /// leases run.
-const CLEARING: Duration = Duration::from_millis(100);
+pub(super) const CLEARING: Duration = Duration::from_millis(100);
 /// Jobs that a lane is asked for at a time, for the same reason.
 const STEP: usize = 512;
 

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
+use super::later::Pace;
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Forgotten, Mark, read_mark};
@@ -113,10 +114,9 @@ impl NatsQueue {
         let last = moments.last().map_or(Timestamp::MIN, |moment| moment.until);
         let left = last.duration_since(self.now());
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
-        let told_by = owed::sending_ends(self.shared.behavior.lease);
-        let moves =
-            moments.iter().map(|moment| self.move_subject(&moment.subject, told_by)).collect();
-        in_order(moves).await.map(drop)
+        let pace = Pace::new(moments.len(), self.shared.behavior.lease, None);
+        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject, pace));
+        in_order(moves.collect()).await.map(drop)
     }
 
     /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was
