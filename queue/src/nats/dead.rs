@@ -61,8 +61,9 @@ impl NatsQueue {
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }
                 let ending = Ending { seq: kept.seq, delivered, told_by };
-                self.expire(&entry, ending).await?;
-                shared.api.delete(&shared.names.jobs, kept.seq).await?;
+                if self.expire(&entry, ending).await? {
+                    shared.api.delete(&shared.names.jobs, kept.seq).await?;
+                }
             }
         }
         Ok(())

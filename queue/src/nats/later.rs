@@ -255,15 +255,18 @@ impl NatsQueue {
         let shared = &*self.shared;
         let ending = Ending { seq: kept.seq, delivered: 1, told_by };
         let (entry, wrong) = self.entry_of(&kept);
-        if let Some(wrong) = wrong {
-            self.bury(&entry, ending, Failure::invalid(wrong.to_string())).await?;
-        } else if entry.job.expired(self.now()) {
-            self.expire(&entry, ending).await?;
-        } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
-            let why = Failure::invalid("it cannot be put where workers look");
-            self.bury(&entry, ending, why).await?;
+        let may_go = match self.ends_waiting(&entry, wrong, ending).await? {
+            Some(may_go) => may_go,
+            None if self.put_back(&entry, kept.seq, None).await?.is_none() => {
+                let why = Failure::invalid("it cannot be put where workers look");
+                self.bury(&entry, ending, why).await?
+            }
+            None => true,
+        };
+        if may_go {
+            shared.api.delete(&shared.names.jobs, kept.seq).await?;
         }
-        shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
+        Ok(())
     }
 
     pub(super) fn entry_of(&self, kept: &Kept) -> (Entry, Option<Error>) {

@@ -1,7 +1,7 @@
 //! Who holds what. JetStream counts deliveries but tells nobody who has them, and it takes any
 //! acknowledgement, so each handle keeps a note of what it holds where all can read it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,9 +35,13 @@ struct Mine {
     settled: HashMap<Arc<str>, Done>,
     /// The settlements in their order, the oldest first.
     order: VecDeque<Arc<str>>,
-    /// Jobs whose acknowledgement may have been lost on its way, by number and age: a queue that was lost and
-    /// made anew begins to count again.
-    finished: HashSet<(u64, Timestamp)>,
+    /// What became of jobs whose acknowledgement may have been lost on its way, by number and age: a queue
+    /// that was lost and made anew begins to count again.
+    finished: HashMap<(u64, Timestamp), Done>,
+    /// How many notes have lines: each is written anew each time.
+    n_notes: usize,
+    /// Whether it was said that not everything is noted.
+    is_cut: bool,
 }
 
 /// One job on loan to this handle.
@@ -208,16 +212,17 @@ impl Leases {
         }
     }
 
-    /// The job is done, but its acknowledgement may not have arrived.
-    pub(super) fn finish(&self, token: &Token) {
+    /// This became of the job, but its acknowledgement may not have arrived.
+    pub(super) fn finish(&self, token: &Token, done: Done) {
         let mut mine = self.mine();
         if mine.finished.len() < MEMORY {
-            mine.finished.insert(token.message());
+            mine.finished.insert(token.message(), done);
         }
     }
 
-    pub(super) fn is_finished(&self, token: &Token) -> bool {
-        self.mine().finished.contains(&token.message())
+    /// What became of a job but for its acknowledgement.
+    pub(super) fn finished(&self, token: &Token) -> Option<Done> {
+        self.mine().finished.get(&token.message()).copied()
     }
 
     /// The note of what this handle holds now.
@@ -389,11 +394,12 @@ mod tests {
         let token = |delivered: u32, nanos: i64| {
             Token::read(&format!("$JS.ACK.S.normal.{delivered}.17.40.{nanos}.3")).unwrap()
         };
-        leases.finish(&token(1, 1_795_255_642_697_185_435));
-        assert!(leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
+        leases.finish(&token(1, 1_795_255_642_697_185_435), Done::Back(9));
+        let known = leases.finished(&token(2, 1_795_255_642_697_185_435));
+        assert!(matches!(known, Some(Done::Back(9))));
         // The stream was lost and made anew.
-        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_436)));
+        assert!(leases.finished(&token(2, 1_795_255_642_697_185_436)).is_none());
         leases.settle(&token(1, 1_795_255_642_697_185_435), Done::Back(1));
-        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
+        assert!(leases.finished(&token(2, 1_795_255_642_697_185_435)).is_none());
     }
 }

@@ -17,7 +17,7 @@ use super::leases::{Claims, Held, Token, crashes};
 use super::names::{LANES, Lane, tick};
 use super::settle::{Ending, STILL_COUNTS};
 use crate::owed;
-use crate::{Attempt, Delivery, Error, ErrorKind, Failure, Priority, Receipt, Result};
+use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -260,8 +260,8 @@ impl NatsQueue {
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
         };
-        if token.delivered > 1 && shared.leases.is_finished(&token) {
-            // Its result is stored; only the acknowledgement was lost.
+        if token.delivered > 1 && shared.leases.finished(&token).is_some() {
+            // What became of it is stored; only the acknowledgement was lost.
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
@@ -285,27 +285,30 @@ impl NatsQueue {
             self.is_marked(&entry.job.id)
         };
         let may_be_cancelled = is_back || is_marked;
-        if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
+        let ended = if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
             tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
+            Some(true)
         // What cannot be read may bear the id of a job that can.
         } else if !lane.is_back && self.is_repetition(&attempted, origin, ending).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
-        } else if let Some(wrong) = wrong {
-            self.bury(&attempted, ending, Failure::invalid(wrong.to_string())).await?;
-        } else if attempted.job.expired(now) {
-            self.expire(&attempted, ending).await?;
-        } else if is_early {
-            let due = attempted.job.headers.not_before;
+            Some(true)
+        } else {
+            self.ends_waiting(&attempted, wrong, ending).await?
+        };
+        let due = entry.job.headers.not_before.filter(|due| !lane.is_back && *due > self.now());
+        if ended.is_none() && due.is_some() {
             if self.put_back(&attempted, token.seq, due).await?.is_none() {
                 self.put_off(token, attempted, crashes).await?;
                 return Ok(None);
             }
-        } else {
+        } else if ended.is_none() {
             let deadline = entry.job.headers.deadline.map(tick);
             let held = Held { token, until, entry: Some(entry), deadline, crashes };
             return Ok(Some(Found { held, entry: attempted }));
         }
-        shared.api.ack(&token.reply, "+ACK").await?;
+        if ended != Some(false) {
+            shared.api.ack(&token.reply, "+ACK").await?;
+        }
         Ok(None)
     }
 
@@ -332,7 +335,8 @@ impl NatsQueue {
     }
 
     /// In their order of publication, once the leases are noted.
-    async fn hand_out(&self, mut found: Vec<Found>) -> Result<Vec<Delivery>> {
+    async fn hand_out(&self, found: Vec<Found>) -> Result<Vec<Delivery>> {
+        let mut found = self.without_late(found).await;
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -351,6 +355,27 @@ impl NatsQueue {
             Delivery::new(entry.job, entry.attempts.saturating_add(1), receipt)
         });
         Ok(deliveries.collect())
+    }
+
+    /// Without those that died while they waited for what else there is.
+    async fn without_late(&self, found: Vec<Found>) -> Vec<Found> {
+        let (shared, now) = (&*self.shared, self.now());
+        let (late, found): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|one| one.entry.job.expired(now));
+        let told_by = owed::sending_ends(shared.behavior.lease);
+        let ends = late.into_iter().map(async |Found { held: Held { token, .. }, entry }| {
+            let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
+            match self.expire(&entry, ending).await? {
+                true => shared.api.ack(&token.reply, "+ACK").await,
+                false => Ok(()),
+            }
+        });
+        for ended in join_all(ends).await {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "a job that died is met again when its lease ends");
+            }
+        }
+        found
     }
 
     /// Where jobs come to wait.

@@ -248,9 +248,10 @@ impl NatsQueue {
             return ack.await.map(|()| Some((entry, true)));
         }
         if is_dead {
-            let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
-            self.expire(&entry, ending).await?;
-            return ack.await.map(|()| None);
+            if self.expire(&entry, ending).await? {
+                ack.await?;
+            }
+            return Ok(None);
         }
         // In this order, see `forget_waiting`.
         let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at)).await?;
