@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::api::{Api, in_order};
 use super::entry::Entry;
 use super::names::Names;
+pub(super) use super::notes::Claim;
+use super::notes::{Note, Packed, pack};
 use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
@@ -81,32 +82,6 @@ pub(super) struct Token {
     pub(super) delivered: u32,
     /// When the message was stored, in nanoseconds of the server's time.
     pub(super) stored_at: Timestamp,
-}
-
-/// A handle's note, as all can read it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    worker: WorkerId,
-    jobs: Vec<Claim>,
-}
-
-/// One job in a note.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Claim {
-    pub(super) seq: u64,
-    pub(super) delivered: u32,
-    /// Milliseconds until the lease ends, from the moment of the note; negative past its end.
-    left: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) deadline: Option<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) crashes: Vec<Attempt>,
-    /// Who holds it; stands once in the note itself.
-    #[serde(skip)]
-    pub(super) worker: WorkerId,
-    /// When the lease ends, by the server's clock.
-    #[serde(skip)]
-    pub(super) until: Timestamp,
 }
 
 /// What all handles hold, the latest delivery of each message.
@@ -225,21 +200,21 @@ impl Leases {
         self.mine().finished.get(&token.message()).copied()
     }
 
-    /// The note of what this handle holds now.
-    fn note(&self, now: Instant, lease: Duration) -> Bytes {
+    /// The notes of what this handle holds now, for a server whose `max_payload` is this.
+    fn notes(&self, now: Instant, lease: Duration, max: usize) -> Vec<Bytes> {
         let mut mine = self.mine();
         mine.held.retain(|_, held| held.until + NOTED > now);
         if mine.held.len() > MEMORY {
             mine.held.retain(|_, held| held.until > now);
         }
-        let mut jobs = Vec::with_capacity(mine.held.len());
+        let mut claims = Vec::with_capacity(mine.held.len());
         for (seq, held) in &mut mine.held {
             if held.until + lease < now {
                 held.entry = None;
             }
             let ahead = held.until.saturating_duration_since(now).as_millis();
             let behind = now.saturating_duration_since(held.until).as_millis();
-            jobs.push(Claim {
+            claims.push(Claim {
                 seq: *seq,
                 delivered: held.token.delivered,
                 left: i64::try_from(ahead).unwrap_or(i64::MAX)
@@ -250,19 +225,42 @@ impl Leases {
                 until: Timestamp::UNIX_EPOCH,
             });
         }
-        let note = Note { worker: self.worker.clone(), jobs };
-        serde_json::to_vec(&note).unwrap_or_default().into()
+        let Packed { notes, is_cut } = pack(&self.worker, claims, mine.n_notes, max);
+        mine.n_notes = notes.len();
+        if is_cut && !mine.is_cut {
+            mine.is_cut = true;
+            tracing::warn!(
+                "so many leases ended that it is not noted of all who had them: less has room in a \
+                 message of this NATS server (max_payload)"
+            );
+        }
+        notes
     }
 
-    /// Writes the note; another one follows soon, so that nobody waits for it.
+    /// The notes with their subjects.
+    fn addressed(&self, api: &Api, lease: Duration) -> Vec<(String, Bytes)> {
+        let notes = self.notes(Instant::now(), lease, api.client.max_payload());
+        let subject = |nth: usize| match nth {
+            0 => self.subject.clone(),
+            nth => format!("{}-{nth}", self.subject),
+        };
+        notes.into_iter().enumerate().map(|(nth, note)| (subject(nth), note)).collect()
+    }
+
+    /// Writes the notes; others follow soon, so that nobody waits for them.
     pub(super) async fn tell(&self, api: &Api, lease: Duration) {
-        api.tell(&self.subject, self.note(Instant::now(), lease)).await;
+        for (subject, note) in self.addressed(api, lease) {
+            api.tell(&subject, note).await;
+        }
     }
 
-    /// Writes the note and makes sure that all can read it.
+    /// Writes the notes and makes sure that all can read them.
     pub(super) async fn write(&self, api: &Api, lease: Duration) -> Result<()> {
-        let note = self.note(Instant::now(), lease);
-        api.publish(&self.subject, async_nats::HeaderMap::new(), note).await.map(drop)
+        let notes = self.addressed(api, lease);
+        let written = notes.iter().map(|(subject, note)| {
+            api.publish(subject, async_nats::HeaderMap::new(), note.clone())
+        });
+        in_order(written.collect()).await.map(drop)
     }
 }
 
@@ -386,6 +384,36 @@ mod tests {
         for reply in ["", "7", "$JS.ACK.S.normal.2", "$JS.ACK.S.n.x.17.40.1.3"] {
             assert!(Token::read(reply).is_none(), "{reply}");
         }
+    }
+
+    #[test]
+    fn a_handle_that_holds_more_than_a_note_has_room_for_notes_each_lease() {
+        const MAX: usize = 64 << 10;
+        let leases = Leases::new(&Names::new("jobs"), "w".to_owned());
+        let (now, lease) = (Instant::now(), Duration::from_secs(30));
+        let attempt =
+            |what: &str| Attempt { attempt: 1, at: Timestamp::now(), what: what.to_owned() };
+        let held = |seq: u64, until: Instant| {
+            let reply = format!("$JS.ACK.S.normal.2.{seq}.40.1795255642697185435.3");
+            let (token, crashes) = (Token::read(&reply).unwrap(), vec![attempt(&"x".repeat(250))]);
+            Held { token, until, entry: None, deadline: None, crashes }
+        };
+        let read = || {
+            let notes = leases.notes(now, lease, MAX);
+            assert!(notes.iter().all(|note| note.len() < MAX));
+            let read = |note: &Bytes| serde_json::from_slice::<Note>(note).unwrap().jobs;
+            (notes.len(), notes.iter().flat_map(read).collect::<Vec<_>>())
+        };
+        leases.take((0..500).map(|seq| held(seq, now - lease)).collect());
+        let (n_notes, claims) = read();
+        assert!((n_notes, claims.len()) == (1, 500) && leases.mine().is_cut);
+        leases.take((500..5000).map(|seq| held(seq, now + lease)).collect());
+        let (n_notes, claims) = read();
+        let numbers: HashSet<_> = claims.iter().map(|claim| claim.seq).collect();
+        assert!(n_notes > 1 && (500..5000).all(|seq| numbers.contains(&seq)), "{n_notes}");
+        // What one of them said is not to stand there for ever.
+        leases.mine().held.clear();
+        assert_eq!(read().0, n_notes);
     }
 
     #[test]

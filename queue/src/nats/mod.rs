@@ -18,6 +18,7 @@ mod later;
 mod leases;
 mod names;
 mod news;
+mod notes;
 mod plain;
 mod publish;
 mod read;
