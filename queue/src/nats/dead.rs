@@ -97,11 +97,31 @@ impl NatsQueue {
             let wanted = (max - letters.len()).min(AT_ONCE) as u64;
             let first = last.saturating_sub(wanted - 1).max(info.state.first_seq).max(1);
             let looks = (first..=last).rev().map(|seq| shared.api.at(&shared.names.dead, seq));
+            let n_before = letters.len();
             let kept = in_order(looks.collect()).await?;
             letters.extend(kept.into_iter().flatten().map(|kept| self.letter(kept)));
             last = first - 1;
+            if letters.len() == n_before {
+                last = self.last_letter(info.state.first_seq, last).await?;
+            }
         }
         Ok(letters)
+    }
+
+    /// The last number of a letter among these, the first of which is one or was until now: by halves,
+    /// since the server tells only which is the next one from a number on.
+    async fn last_letter(&self, first: u64, mut last: u64) -> Result<u64> {
+        let (shared, mut known) = (&*self.shared, first);
+        let all = shared.names.subject("dead.*");
+        while known < last {
+            let middle = known + (last - known).div_ceil(2);
+            let next = shared.api.next(&shared.names.dead, middle, &all).await?;
+            match next.filter(|kept| kept.seq <= last) {
+                Some(kept) => known = kept.seq,
+                None => last = middle - 1,
+            }
+        }
+        Ok(last)
     }
 
     pub(super) async fn show_dead(&self, id: &JobId) -> Result<Option<DeadLetter>> {

@@ -4,6 +4,7 @@
 
 mod cancel;
 mod cluster;
+mod costs;
 mod cut_off;
 mod expired;
 mod following;
