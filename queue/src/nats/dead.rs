@@ -14,7 +14,9 @@ use super::names::tick_now;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
 use crate::owed;
-use crate::{DeadLetter, Elsewhere, Job, JobId, Operator, Priority, Purged, Result, Timestamp};
+use crate::{
+    DeadLetter, Elsewhere, ErrorKind, Job, JobId, Operator, Priority, Purged, Result, Timestamp,
+};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
@@ -186,11 +188,23 @@ impl NatsQueue {
             let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
             let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
             in_order(forgotten).await?;
-            let marked: Vec<_> = page.into_iter().map(|kept| self.mark_again(kept)).collect();
-            let page = in_order(marked).await?.into_iter().flatten();
+            let marked = page.into_iter().map(|kept| self.unless_too_long(self.mark_again(kept)));
+            let page = in_order(marked.collect()).await?.into_iter().flatten().flatten();
             // Sent one after the other, answered in any order.
-            let revived: Vec<_> = page.map(|kept| self.revive(kept)).collect();
-            n_redriven += in_order(revived).await?.into_iter().filter(|done| *done).count() as u64;
+            let revived = page.map(|kept| self.unless_too_long(self.revive(kept)));
+            let revived = in_order(revived.collect()).await?.into_iter().flatten();
+            n_redriven += revived.filter(|done| *done).count() as u64;
+        }
+    }
+
+    /// None of a letter that the server takes with no more headers: it leaves the others to be put back.
+    async fn unless_too_long<T>(&self, step: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+        match step.await {
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                tracing::warn!(%error, "a dead letter is not put back; publish its job anew");
+                Ok(None)
+            }
+            done => done.map(Some),
         }
     }
 

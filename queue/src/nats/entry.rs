@@ -193,8 +193,8 @@ impl Entry {
         Ok(headers)
     }
 
-    /// Writes it as a dead letter that is no longer than this: where there is too little room, its
-    /// headers or some of its body are left out, and that is said.
+    /// Writes it as a dead letter that is no longer than this, and can be put back: where there is too little
+    /// room, its headers or some of its body are left out, and that is said.
     pub(super) fn letter(
         &self,
         message_id: &str,
@@ -203,7 +203,9 @@ impl Entry {
     ) -> Result<(HeaderMap, Bytes)> {
         let headers = self.death(message_id, death)?;
         let body = &self.job.body;
-        if fits(&headers, body, max) {
+        let is_whole = size(&headers) + ROOM_TO_REVIVE <= LONGEST_HEADERS
+            && fits(&headers, body, max.saturating_sub(ROOM_TO_REVIVE));
+        if is_whole {
             return Ok((headers, body.clone()));
         }
         let n_bytes = body.len();
@@ -383,6 +385,25 @@ mod tests {
             assert!(letter.reason.starts_with("why "), "{}", letter.reason);
             assert_eq!(letter.reason.contains("9000"), !is_whole, "{}", letter.reason);
             assert!(!letter.job.body.is_empty(), "{max}");
+        }
+    }
+
+    #[test]
+    fn a_letter_that_is_whole_can_be_put_back() {
+        let at = origin().at;
+        let mut entry = Entry::new(Job::new(vec![b'7'; 9000], at));
+        entry.record(1, at, "why");
+        let death = Death { failure: "why".into(), at };
+        let whole = size(&entry.death("id", &death).unwrap()) + 9000;
+        for n_more in [0, 100, 255, 256, 300] {
+            let max = whole + n_more;
+            let (headers, body) = entry.letter("id", &death, max).unwrap();
+            assert_eq!(Entry::is_cut(&headers), n_more < 256, "{n_more}");
+            if n_more >= 256 {
+                let mut again = Entry::again(&headers, u64::MAX);
+                again.insert("Nats-Expected-Last-Subject-Sequence", u64::MAX.to_string());
+                assert!(fits(&again, &body, max), "{n_more}");
+            }
         }
     }
 
