@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::{Error, ErrorKind, Headers, JobId, JobResult, Result, header};
+use crate::{Error, ErrorKind, Headers, JobId, JobResult, Result, Timestamp, header};
 
 /// The longest that jobs wait for the replies of others.
 const SENDING: Duration = Duration::from_secs(5);
@@ -51,6 +51,11 @@ pub(crate) fn sending_ends(lease: Duration) -> Instant {
     Instant::now() + SENDING.min(lease / 2)
 }
 
+/// Whether whoever stored this result has told it by now, or was lost before. Clocks may differ.
+pub(crate) fn is_old(stored: &JobResult, now: Timestamp) -> bool {
+    now.duration_since(stored.finished_at).unsigned_abs() > SENDING
+}
+
 /// What comes of a reply by then; one that would begin later does not.
 pub(crate) async fn in_time(end: Instant, reply: impl Future<Output = Result<()>>) -> Result<()> {
     let sent = match Instant::now() < end {
@@ -66,7 +71,6 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
-    use crate::Timestamp;
 
     #[tokio::test(start_paused = true)]
     async fn replies_that_do_not_go_keep_the_jobs_beside_them_only_so_long() {

@@ -151,7 +151,8 @@ impl NatsQueue {
             return Ok(false);
         }
         let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
-        let attempt = claims.get(kept.seq).map_or(0, |claim| entry.attempts + claim.delivered);
+        let attempt =
+            claims.get(kept.seq).map_or(0, |claim| entry.attempts.saturating_add(claim.delivered));
         Ok(failure.attempt >= attempt)
     }
 
@@ -183,7 +184,7 @@ impl NatsQueue {
         Ok(Cancelled::Marked)
     }
 
-    /// Deletes the message of a cancelled job that nobody was handed, and tells of it.
+    /// Tells of a cancelled job that nobody was handed, and only then deletes its message.
     async fn meet(&self, kept: &Kept, entry: &Entry) -> Result<Met> {
         let shared = &*self.shared;
         if let Some(Place::Lane(lane, _)) = shared.names.place(&kept.subject) {
@@ -195,13 +196,13 @@ impl NatsQueue {
                 return self.state_at(kept.seq, &entry.job).await.map(Met::Out);
             }
         }
-        if !shared.api.delete(&shared.names.jobs, kept.seq).await? {
-            return Ok(Met::Moved);
-        }
         if entry.job.headers.reply_to.is_some()
             && let Some(result) = self.answer(&entry.job.id).await?
         {
             self.tell(entry, result, owed::sending_ends(shared.behavior.lease)).await;
+        }
+        if !shared.api.delete(&shared.names.jobs, kept.seq).await? {
+            return Ok(Met::Moved);
         }
         // Who counts the jobs is to count anew.
         shared.api.tell(&shared.names.subject("phase"), Bytes::new()).await;
@@ -236,8 +237,7 @@ impl NatsQueue {
 
     /// Notes that a job is to be dropped by who meets it; the number of the note.
     async fn mark(&self, id: &JobId) -> Result<u64> {
-        let api = &self.shared.api;
-        let subject = self.mark_subject(&token_of(id));
+        let (api, subject) = (&self.shared.api, self.mark_subject(&token_of(id)));
         let mark = api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
         // In this order: who finds this one reads the other.
         api.publish(&self.mark_subject(LAST), HeaderMap::new(), Bytes::new()).await?;

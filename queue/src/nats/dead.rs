@@ -14,7 +14,9 @@ use super::names::tick_now;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
 use crate::owed;
-use crate::{DeadLetter, Elsewhere, Job, JobId, Operator, Priority, Purged, Result, Timestamp};
+use crate::{
+    DeadLetter, Elsewhere, ErrorKind, Job, JobId, Operator, Priority, Purged, Result, Timestamp,
+};
 
 /// Letters that are read or put back at the same time.
 const AT_ONCE: usize = 64;
@@ -54,15 +56,16 @@ impl NatsQueue {
                 }
                 let mut delivered = 1;
                 if let Some(claim) = claims.get(kept.seq) {
-                    delivered += claim.delivered;
+                    delivered = claim.delivered.saturating_add(1);
                     entry.history.extend(claim.crashes.iter().cloned());
-                    entry.attempts += claim.delivered;
+                    entry.charge(claim.delivered);
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
                 }
                 let ending = Ending { seq: kept.seq, delivered, told_by };
-                self.expire(&entry, ending).await?;
-                shared.api.delete(&shared.names.jobs, kept.seq).await?;
+                if self.expire(&entry, ending).await? {
+                    shared.api.delete(&shared.names.jobs, kept.seq).await?;
+                }
             }
         }
         Ok(())
@@ -96,11 +99,31 @@ impl NatsQueue {
             let wanted = (max - letters.len()).min(AT_ONCE) as u64;
             let first = last.saturating_sub(wanted - 1).max(info.state.first_seq).max(1);
             let looks = (first..=last).rev().map(|seq| shared.api.at(&shared.names.dead, seq));
+            let n_before = letters.len();
             let kept = in_order(looks.collect()).await?;
             letters.extend(kept.into_iter().flatten().map(|kept| self.letter(kept)));
             last = first - 1;
+            if letters.len() == n_before {
+                last = self.last_letter(info.state.first_seq, last).await?;
+            }
         }
         Ok(letters)
+    }
+
+    /// The last number of a letter among these, the first of which is one or was until now: by halves,
+    /// since the server tells only which is the next one from a number on.
+    async fn last_letter(&self, first: u64, mut last: u64) -> Result<u64> {
+        let (shared, mut known) = (&*self.shared, first);
+        let all = shared.names.subject("dead.*");
+        while known < last {
+            let middle = known + (last - known).div_ceil(2);
+            let next = shared.api.next(&shared.names.dead, middle, &all).await?;
+            match next.filter(|kept| kept.seq <= last) {
+                Some(kept) => known = kept.seq,
+                None => last = middle - 1,
+            }
+        }
+        Ok(last)
     }
 
     pub(super) async fn show_dead(&self, id: &JobId) -> Result<Option<DeadLetter>> {
@@ -165,11 +188,23 @@ impl NatsQueue {
             let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
             let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
             in_order(forgotten).await?;
-            let marked: Vec<_> = page.into_iter().map(|kept| self.mark_again(kept)).collect();
-            let page = in_order(marked).await?.into_iter().flatten();
+            let marked = page.into_iter().map(|kept| self.unless_too_long(self.mark_again(kept)));
+            let page = in_order(marked.collect()).await?.into_iter().flatten().flatten();
             // Sent one after the other, answered in any order.
-            let revived: Vec<_> = page.map(|kept| self.revive(kept)).collect();
-            n_redriven += in_order(revived).await?.into_iter().filter(|done| *done).count() as u64;
+            let revived = page.map(|kept| self.unless_too_long(self.revive(kept)));
+            let revived = in_order(revived.collect()).await?.into_iter().flatten();
+            n_redriven += revived.filter(|done| *done).count() as u64;
+        }
+    }
+
+    /// None of a letter that the server takes with no more headers: it leaves the others to be put back.
+    async fn unless_too_long<T>(&self, step: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+        match step.await {
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                tracing::warn!(%error, "a dead letter is not put back; publish its job anew");
+                Ok(None)
+            }
+            done => done.map(Some),
         }
     }
 

@@ -12,8 +12,9 @@ use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
 use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
-/// Expired jobs that a look examines one by one for an answer that is there.
-const EXAMINED: u64 = 32;
+/// Jobs that a look examines one by one, since no subject tells: expired ones for an answer that is there,
+/// and those whose lease ended for when they were published. Each is read with its body.
+const EXAMINED: usize = 32;
 
 /// What one look sees: how much it is, where it lies, and how far the lanes with jobs have come.
 type Seen = (Depth, Survey, Vec<(Lane, ConsumerInfo)>);
@@ -166,7 +167,14 @@ impl NatsQueue {
     ) -> Result<Option<Timestamp>> {
         let lanes =
             try_join_all(consumers.iter().map(|(lane, info)| self.first_of(*lane, info, now)));
-        let lapsed = claims.lapsed(survey.server_now).map(|claim| self.published_at(claim.seq));
+        // Of those whose lease ended the first in the stream: some of them are done long since, and what
+        // lies before it is gone. Of many an old one that was tried again may be missed.
+        let [_, first, _] = survey.glance.state;
+        let lapsed = claims.lapsed(survey.server_now).map(|claim| claim.seq);
+        let mut lapsed: Vec<_> = lapsed.filter(|seq| *seq >= first).collect();
+        lapsed.sort_unstable();
+        lapsed.truncate(EXAMINED);
+        let lapsed = lapsed.into_iter().map(|seq| self.published_at(seq));
         let due = survey.places.iter().find(
             |(place, ..)| matches!(place, Place::Later(due, _) if *due <= now.as_millisecond()),
         );

@@ -34,6 +34,10 @@ pub(super) const ROOM: usize = 16 << 10;
 const LONGEST_HISTORY: usize = 8 << 10;
 /// The longest reason.
 const LONGEST_REASON: usize = 2 << 10;
+/// What is written beside a dead letter when it is put back.
+const ROOM_TO_REVIVE: usize = 256;
+/// No job was tried as often: who says so makes a mistake, or means harm.
+const MOST_ATTEMPTS: u32 = 1_000_000;
 
 /// A job in a stream.
 #[derive(Debug, Clone)]
@@ -107,18 +111,32 @@ impl Entry {
                 wrong.get_or_insert(error);
             }
         }
+        // What was stored anew went behind the place that it keeps.
+        if entry.place == 0 || entry.place > origin.seq {
+            entry.place = origin.seq;
+        }
         (entry, wrong)
     }
 
+    /// Takes what we wrote beside a job; of a plain client it is no truth.
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let wrong = |_| garbled(name);
+        let wrong = || garbled(name);
         match name.to_ascii_lowercase().as_str() {
-            ATTEMPTS => self.attempts = value.parse().map_err(wrong)?,
-            PLACE => self.place = value.parse().map_err(wrong)?,
-            HISTORY => self.history = serde_json::from_str(value).map_err(|_| garbled(name))?,
+            ATTEMPTS | PLACE | HISTORY if self.is_plain => return Err(wrong()),
+            ATTEMPTS => {
+                let attempts = value.parse().ok().filter(|attempts| *attempts <= MOST_ATTEMPTS);
+                self.attempts = attempts.ok_or_else(wrong)?;
+            }
+            PLACE => self.place = value.parse().map_err(|_| wrong())?,
+            HISTORY => self.history = serde_json::from_str(value).map_err(|_| wrong())?,
             _ => {}
         }
         Ok(())
+    }
+
+    /// Charges attempts that were begun and not settled.
+    pub(super) fn charge(&mut self, n_attempts: u32) {
+        self.attempts = self.attempts.saturating_add(n_attempts);
     }
 
     /// Writes it as headers under this message id.
@@ -175,8 +193,8 @@ impl Entry {
         Ok(headers)
     }
 
-    /// Writes it as a dead letter that is no longer than this: where there is too little room, its
-    /// headers or some of its body are left out, and that is said.
+    /// Writes it as a dead letter that is no longer than this, and can be put back: where there is too little
+    /// room, its headers or some of its body are left out, and that is said.
     pub(super) fn letter(
         &self,
         message_id: &str,
@@ -185,7 +203,9 @@ impl Entry {
     ) -> Result<(HeaderMap, Bytes)> {
         let headers = self.death(message_id, death)?;
         let body = &self.job.body;
-        if fits(&headers, body, max) {
+        let is_whole = size(&headers) + ROOM_TO_REVIVE <= LONGEST_HEADERS
+            && fits(&headers, body, max.saturating_sub(ROOM_TO_REVIVE));
+        if is_whole {
             return Ok((headers, body.clone()));
         }
         let n_bytes = body.len();
@@ -291,7 +311,7 @@ mod tests {
 
     fn origin() -> Origin {
         let at = "2030-01-31T12:00:00Z".parse().unwrap();
-        Origin { created: at, seq: 7, at, priority: Priority::Normal }
+        Origin { created: at, seq: 99, at, priority: Priority::Normal }
     }
 
     proptest! {
@@ -316,6 +336,25 @@ mod tests {
             prop_assert_eq!((letter.attempts, letter.died_at), (attempts, at));
             prop_assert_eq!((letter.history, letter.reason), (entry.history, reason));
             prop_assert_eq!(letter.kind, FailureKind::Invalid);
+        }
+
+        #[test]
+        fn what_a_plain_client_says_of_attempts_and_places_is_no_truth(
+            number: u64, nth in 0usize..3, is_plain: bool,
+        ) {
+            let name = [ATTEMPTS, PLACE, HISTORY][nth];
+            let mut headers = HeaderMap::new();
+            headers.insert(name, number.to_string());
+            if !is_plain {
+                headers.insert(header::ENQUEUED_AT, origin().at.to_string());
+            }
+            let (read, wrong) = Entry::read(&headers, Bytes::new(), origin());
+            prop_assert!(read.attempts <= MOST_ATTEMPTS && (1..=origin().seq).contains(&read.place));
+            let words = wrong.map(|wrong| wrong.to_string()).unwrap_or_default();
+            if is_plain {
+                prop_assert!(words.starts_with(name), "{}", words);
+                prop_assert_eq!((read.attempts, read.place, read.history.len()), (0, 99, 0));
+            }
         }
 
         #[test]
@@ -350,9 +389,28 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_that_is_whole_can_be_put_back() {
+        let at = origin().at;
+        let mut entry = Entry::new(Job::new(vec![b'7'; 9000], at));
+        entry.record(1, at, "why");
+        let death = Death { failure: "why".into(), at };
+        let whole = size(&entry.death("id", &death).unwrap()) + 9000;
+        for n_more in [0, 100, 255, 256, 300] {
+            let max = whole + n_more;
+            let (headers, body) = entry.letter("id", &death, max).unwrap();
+            assert_eq!(Entry::is_cut(&headers), n_more < 256, "{n_more}");
+            if n_more >= 256 {
+                let mut again = Entry::again(&headers, u64::MAX);
+                again.insert("Nats-Expected-Last-Subject-Sequence", u64::MAX.to_string());
+                assert!(fits(&again, &body, max), "{n_more}");
+            }
+        }
+    }
+
+    #[test]
     fn a_message_without_an_id_is_named_by_its_place() {
         let (entry, _) = Entry::read(&HeaderMap::new(), Bytes::new(), origin());
-        assert_eq!(entry.job.id.as_str(), "nats-1896091200000-7");
+        assert_eq!(entry.job.id.as_str(), "nats-1896091200000-99");
         let mut headers = HeaderMap::new();
         headers.insert(MSG_ID, "mine");
         let (entry, _) = Entry::read(&headers, Bytes::new(), origin());

@@ -1,6 +1,7 @@
 //! What time alone makes ready or kills: the subjects of such jobs tell when.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::awake::Glance;
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, tick_now};
 use super::read::Kept;
+use super::receive::CLEARING;
 use super::settle::Ending;
 use crate::owed;
 use crate::{Error, ErrorKind, Failure, Priority, Result, Timestamp};
@@ -23,6 +25,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SUBJECTS_PER_SECOND: usize = 5000;
 /// Subjects whose jobs are moved in one go.
 const IN_ONE_GO: usize = 512;
+/// Jobs that are moved at the same time: of fewer subjects more of each.
+const AT_ONCE: usize = 64;
 
 /// All jobs that wait or run, by the subjects that they lie on.
 #[derive(Debug, Clone)]
@@ -36,16 +40,38 @@ pub(super) struct Survey {
     pub(super) places: Vec<(Place, String, u64)>,
 }
 
+/// How jobs are moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// The replies of those that died are told by then.
+    told_by: Instant,
+    /// What is left at this end is left.
+    end: Option<Instant>,
+    /// Jobs of one subject that are moved at the same time.
+    at_once: usize,
+}
+
+impl Pace {
+    /// For so many subjects at a time, of jobs with such a lease; to the end if need be.
+    pub(super) fn new(n_subjects: usize, lease: Duration, end: Option<Instant>) -> Self {
+        let at_once = (AT_ONCE / n_subjects.max(1)).max(1);
+        Self { told_by: owed::sending_ends(lease), end, at_once }
+    }
+}
+
 /// What a handle knows of the jobs that wait for their moment.
 #[derive(Debug, Default)]
 pub(super) struct Later {
-    is_stale: AtomicBool,
+    /// How often something was put there.
+    n_disturbed: AtomicU64,
     known: Mutex<Option<Known>>,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
     looked: Instant,
+    /// How often something had been put there before that look.
+    n_disturbed: u64,
     n_subjects: usize,
     /// Due moment, and the subject.
     due: Vec<(i64, String)>,
@@ -60,7 +86,7 @@ impl Later {
 
     /// Something was put there: the next look is not put off.
     pub(super) fn disturb(&self) {
-        self.is_stale.store(true, Ordering::Release);
+        self.n_disturbed.fetch_add(1, Ordering::AcqRel);
     }
 
     /// How long until the next known moment.
@@ -71,14 +97,58 @@ impl Later {
         Some(Duration::from_millis(millis.cast_unsigned()))
     }
 
+    /// Whether no look is due. One that fails, or that nobody waits for to its end, is due again.
     fn is_fresh(&self) -> bool {
-        if self.is_stale.swap(false, Ordering::AcqRel) {
-            return false;
-        }
+        let n_disturbed = self.n_disturbed.load(Ordering::Acquire);
         self.known().as_ref().is_some_and(|known| {
             let seconds = known.n_subjects / SUBJECTS_PER_SECOND;
-            known.looked.elapsed() < PAUSE * u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
+            let pause = PAUSE * u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
+            known.n_disturbed == n_disturbed && known.looked.elapsed() < pause
         })
+    }
+
+    /// Takes the subjects whose moment has come.
+    fn ripe(&self, now: Timestamp) -> Ripe<'_> {
+        let (millis, tick) = (now.as_millisecond(), tick_now(now));
+        let mut ripe = Ripe { later: self, due: Vec::new(), deadlines: Vec::new() };
+        if let Some(known) = self.known().as_mut() {
+            known.due.sort_unstable();
+            let n_due = known.due.partition_point(|(due, _)| *due <= millis).min(IN_ONE_GO);
+            ripe.due = known.due.drain(..n_due).collect();
+            let all = mem::take(&mut known.deadlines).into_iter();
+            (ripe.deadlines, known.deadlines) = all.partition(|(deadline, _)| *deadline <= tick);
+        }
+        ripe
+    }
+}
+
+/// Subjects whose moment has come; what is not moved when this is dropped is known again.
+struct Ripe<'a> {
+    later: &'a Later,
+    due: Vec<(i64, String)>,
+    deadlines: Vec<(u64, String)>,
+}
+
+impl Ripe<'_> {
+    fn subjects(&self) -> Vec<String> {
+        let due = self.due.iter().map(|(_, subject)| subject);
+        due.chain(self.deadlines.iter().map(|(_, subject)| subject)).cloned().collect()
+    }
+
+    /// Forgets those of which nothing is left, in their order.
+    fn forget(&mut self, are_empty: Vec<bool>) {
+        let mut are_empty = are_empty.into_iter();
+        self.due.retain(|_| are_empty.next() != Some(true));
+        self.deadlines.retain(|_| are_empty.next() != Some(true));
+    }
+}
+
+impl Drop for Ripe<'_> {
+    fn drop(&mut self) {
+        if let Some(known) = self.later.known().as_mut() {
+            known.due.append(&mut self.due);
+            known.deadlines.append(&mut self.deadlines);
+        }
     }
 }
 
@@ -112,45 +182,29 @@ impl NatsQueue {
     }
 
     /// Puts into their lanes the delayed jobs whose moment has come, and buries those that died
-    /// waiting for it. Any worker may: doing so twice has the effect of one.
+    /// waiting for it; what it has no time for the next look does. Any worker may: doing so twice has
+    /// the effect of one.
     pub(super) async fn move_due(&self) -> Result<()> {
         let later = &self.shared.later;
         if !later.is_fresh() {
             self.look_later().await?;
         }
-        let now = self.now();
-        let (millis, tick) = (now.as_millisecond(), tick_now(now));
-        let ripe: Vec<String> = {
-            let mut known = later.known();
-            let Some(known) = known.as_mut() else { return Ok(()) };
-            known.due.sort_unstable();
-            let n_due = known.due.partition_point(|(due, _)| *due <= millis).min(IN_ONE_GO);
-            let due = known.due.drain(..n_due).map(|(_, subject)| subject);
-            let mut ripe: Vec<_> = due.collect();
-            let (dead, alive) = std::mem::take(&mut known.deadlines)
-                .into_iter()
-                .partition(|(deadline, _)| *deadline <= tick);
-            known.deadlines = alive;
-            let dead: Vec<(u64, String)> = dead;
-            ripe.extend(dead.into_iter().map(|(_, subject)| subject));
-            ripe
-        };
-        if ripe.is_empty() {
-            return Ok(());
-        }
-        let told_by = owed::sending_ends(self.shared.behavior.lease);
-        let moves = ripe.iter().map(|subject| self.move_subject(subject, told_by)).collect();
-        let moved = in_order(moves).await.map(drop);
-        if moved.is_err() {
-            later.disturb();
-        }
-        moved
+        let mut ripe = later.ripe(self.now());
+        let subjects = ripe.subjects();
+        let end = Some(Instant::now() + CLEARING);
+        let pace = Pace::new(subjects.len(), self.shared.behavior.lease, end);
+        let moves = subjects.iter().map(|subject| self.move_subject(subject, pace));
+        ripe.forget(in_order(moves.collect()).await?);
+        Ok(())
     }
 
     async fn look_later(&self) -> Result<()> {
+        // First: what is put there from now on asks for another look.
+        let n_disturbed = self.shared.later.n_disturbed.load(Ordering::Acquire);
         let survey = self.survey().await?;
         let mut known = Known {
             looked: Instant::now(),
+            n_disturbed,
             n_subjects: survey.places.len(),
             due: Vec::new(),
             deadlines: Vec::new(),
@@ -165,34 +219,54 @@ impl NatsQueue {
         Ok(())
     }
 
-    /// The same for the jobs of one subject; the replies of those that died are told by then.
-    pub(super) async fn move_subject(&self, subject: &str, told_by: Instant) -> Result<()> {
+    /// The same for the jobs of one subject; whether none is left.
+    pub(super) async fn move_subject(&self, subject: &str, pace: Pace) -> Result<bool> {
         let shared = &*self.shared;
         let (mut seq, mut failed) = (1, None);
-        while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
-            seq = kept.seq + 1;
-            match self.move_one(kept, told_by).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
-                Err(error) => failed = Some(error),
-                Ok(()) => {}
+        loop {
+            if pace.end.is_some_and(|end| Instant::now() >= end) {
+                return failed.map_or(Ok(false), Err);
+            }
+            let mut page = Vec::new();
+            while page.len() < pace.at_once
+                && let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await?
+            {
+                seq = kept.seq + 1;
+                page.push(kept);
+            }
+            let is_last = page.len() < pace.at_once;
+            // One that fails leaves the others where they are to go, in their order.
+            let moves =
+                page.into_iter().map(async |kept| Ok(self.move_one(kept, pace.told_by).await));
+            for moved in in_order(moves.collect()).await? {
+                match moved {
+                    Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                    Err(error) => failed = Some(error),
+                    Ok(()) => {}
+                }
+            }
+            if is_last {
+                return failed.map_or(Ok(true), Err);
             }
         }
-        failed.map_or(Ok(()), Err)
     }
 
     async fn move_one(&self, kept: Kept, told_by: Instant) -> Result<()> {
         let shared = &*self.shared;
         let ending = Ending { seq: kept.seq, delivered: 1, told_by };
         let (entry, wrong) = self.entry_of(&kept);
-        if let Some(wrong) = wrong {
-            self.bury(&entry, ending, Failure::invalid(wrong.to_string())).await?;
-        } else if entry.job.expired(self.now()) {
-            self.expire(&entry, ending).await?;
-        } else if self.put_back(&entry, kept.seq, None).await?.is_none() {
-            let why = Failure::invalid("it cannot be put where workers look");
-            self.bury(&entry, ending, why).await?;
+        let may_go = match self.ends_waiting(&entry, wrong, ending).await? {
+            Some(may_go) => may_go,
+            None if self.put_back(&entry, kept.seq, None).await?.is_none() => {
+                let why = Failure::invalid("it cannot be put where workers look");
+                self.bury(&entry, ending, why).await?
+            }
+            None => true,
+        };
+        if may_go {
+            shared.api.delete(&shared.names.jobs, kept.seq).await?;
         }
-        shared.api.delete(&shared.names.jobs, kept.seq).await.map(drop)
+        Ok(())
     }
 
     pub(super) fn entry_of(&self, kept: &Kept) -> (Entry, Option<Error>) {
@@ -237,5 +311,52 @@ impl NatsQueue {
         let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
         let max = self.shared.api.client.max_payload();
         Ok(Some(headers).filter(|headers| fits(headers, &entry.job.body, max)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(later: &Later, due: &[(i64, &str)], deadlines: &[(u64, &str)]) {
+        *later.known() = Some(Known {
+            looked: Instant::now(),
+            n_disturbed: later.n_disturbed.load(Ordering::Acquire),
+            n_subjects: 2,
+            due: due.iter().map(|(at, subject)| (*at, (*subject).to_owned())).collect(),
+            deadlines: deadlines.iter().map(|(at, subject)| (*at, (*subject).to_owned())).collect(),
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_moved_to_its_end_is_known_again() {
+        let (later, now) = (Later::default(), Timestamp::from_second(1).unwrap());
+        known(&later, &[(900, "b"), (5000, "later"), (500, "a")], &[(9, "dead"), (99, "alive")]);
+        let mut ripe = later.ripe(now);
+        assert_eq!(ripe.subjects(), ["a", "b", "dead"]);
+        assert!(later.ripe(now).subjects().is_empty(), "one look has them");
+        ripe.forget(vec![true, false, true]);
+        // As where nobody waits for the look any more.
+        drop(ripe);
+        let mut rest = later.ripe(now);
+        assert_eq!(rest.subjects(), ["b"]);
+        rest.forget(vec![true]);
+        drop(rest);
+        assert!(later.ripe(now).subjects().is_empty());
+        assert_eq!(later.until_due(now), Some(Duration::from_secs(4)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_was_not_carried_out_is_due_again() {
+        let later = Later::default();
+        assert!(!later.is_fresh());
+        known(&later, &[], &[]);
+        assert!(later.is_fresh());
+        later.disturb();
+        assert!(!later.is_fresh() && !later.is_fresh());
+        known(&later, &[], &[]);
+        assert!(later.is_fresh());
+        tokio::time::advance(PAUSE).await;
+        assert!(!later.is_fresh());
     }
 }

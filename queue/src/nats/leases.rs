@@ -1,21 +1,24 @@
 //! Who holds what. JetStream counts deliveries but tells nobody who has them, and it takes any
 //! acknowledgement, so each handle keeps a note of what it holds where all can read it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::api::{Api, in_order};
 use super::entry::Entry;
 use super::names::Names;
+pub(super) use super::notes::Claim;
+use super::notes::{Note, Packed, pack};
 use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
 const MEMORY: usize = 8192;
+/// Lines for deliveries that nobody settled, of one message: a history keeps the last ones only.
+const MOST_CRASHES: u32 = 100;
 /// A lease that ended is noted this long, for whoever takes the job over.
 const NOTED: Duration = Duration::from_secs(3600);
 
@@ -33,9 +36,13 @@ struct Mine {
     settled: HashMap<Arc<str>, Done>,
     /// The settlements in their order, the oldest first.
     order: VecDeque<Arc<str>>,
-    /// Jobs whose acknowledgement may have been lost on its way, by number and age: a queue that was lost and
-    /// made anew begins to count again.
-    finished: HashSet<(u64, Timestamp)>,
+    /// What became of jobs whose acknowledgement may have been lost on its way, by number and age: a queue
+    /// that was lost and made anew begins to count again.
+    finished: HashMap<(u64, Timestamp), Done>,
+    /// How many notes have lines: each is written anew each time.
+    n_notes: usize,
+    /// Whether it was said that not everything is noted.
+    is_cut: bool,
 }
 
 /// One job on loan to this handle.
@@ -75,32 +82,6 @@ pub(super) struct Token {
     pub(super) delivered: u32,
     /// When the message was stored, in nanoseconds of the server's time.
     pub(super) stored_at: Timestamp,
-}
-
-/// A handle's note, as all can read it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    worker: WorkerId,
-    jobs: Vec<Claim>,
-}
-
-/// One job in a note.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Claim {
-    pub(super) seq: u64,
-    pub(super) delivered: u32,
-    /// Milliseconds until the lease ends, from the moment of the note; negative past its end.
-    left: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) deadline: Option<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) crashes: Vec<Attempt>,
-    /// Who holds it; stands once in the note itself.
-    #[serde(skip)]
-    pub(super) worker: WorkerId,
-    /// When the lease ends, by the server's clock.
-    #[serde(skip)]
-    pub(super) until: Timestamp,
 }
 
 /// What all handles hold, the latest delivery of each message.
@@ -206,33 +187,34 @@ impl Leases {
         }
     }
 
-    /// The job is done, but its acknowledgement may not have arrived.
-    pub(super) fn finish(&self, token: &Token) {
+    /// This became of the job, but its acknowledgement may not have arrived.
+    pub(super) fn finish(&self, token: &Token, done: Done) {
         let mut mine = self.mine();
         if mine.finished.len() < MEMORY {
-            mine.finished.insert(token.message());
+            mine.finished.insert(token.message(), done);
         }
     }
 
-    pub(super) fn is_finished(&self, token: &Token) -> bool {
-        self.mine().finished.contains(&token.message())
+    /// What became of a job but for its acknowledgement.
+    pub(super) fn finished(&self, token: &Token) -> Option<Done> {
+        self.mine().finished.get(&token.message()).copied()
     }
 
-    /// The note of what this handle holds now.
-    fn note(&self, now: Instant, lease: Duration) -> Bytes {
+    /// The notes of what this handle holds now, for a server whose `max_payload` is this.
+    fn notes(&self, now: Instant, lease: Duration, max: usize) -> Vec<Bytes> {
         let mut mine = self.mine();
         mine.held.retain(|_, held| held.until + NOTED > now);
         if mine.held.len() > MEMORY {
             mine.held.retain(|_, held| held.until > now);
         }
-        let mut jobs = Vec::with_capacity(mine.held.len());
+        let mut claims = Vec::with_capacity(mine.held.len());
         for (seq, held) in &mut mine.held {
             if held.until + lease < now {
                 held.entry = None;
             }
             let ahead = held.until.saturating_duration_since(now).as_millis();
             let behind = now.saturating_duration_since(held.until).as_millis();
-            jobs.push(Claim {
+            claims.push(Claim {
                 seq: *seq,
                 delivered: held.token.delivered,
                 left: i64::try_from(ahead).unwrap_or(i64::MAX)
@@ -243,19 +225,42 @@ impl Leases {
                 until: Timestamp::UNIX_EPOCH,
             });
         }
-        let note = Note { worker: self.worker.clone(), jobs };
-        serde_json::to_vec(&note).unwrap_or_default().into()
+        let Packed { notes, is_cut } = pack(&self.worker, claims, mine.n_notes, max);
+        mine.n_notes = notes.len();
+        if is_cut && !mine.is_cut {
+            mine.is_cut = true;
+            tracing::warn!(
+                "so many leases ended that it is not noted of all who had them: less has room in a \
+                 message of this NATS server (max_payload)"
+            );
+        }
+        notes
     }
 
-    /// Writes the note; another one follows soon, so that nobody waits for it.
+    /// The notes with their subjects.
+    fn addressed(&self, api: &Api, lease: Duration) -> Vec<(String, Bytes)> {
+        let notes = self.notes(Instant::now(), lease, api.client.max_payload());
+        let subject = |nth: usize| match nth {
+            0 => self.subject.clone(),
+            nth => format!("{}-{nth}", self.subject),
+        };
+        notes.into_iter().enumerate().map(|(nth, note)| (subject(nth), note)).collect()
+    }
+
+    /// Writes the notes; others follow soon, so that nobody waits for them.
     pub(super) async fn tell(&self, api: &Api, lease: Duration) {
-        api.tell(&self.subject, self.note(Instant::now(), lease)).await;
+        for (subject, note) in self.addressed(api, lease) {
+            api.tell(&subject, note).await;
+        }
     }
 
-    /// Writes the note and makes sure that all can read it.
+    /// Writes the notes and makes sure that all can read them.
     pub(super) async fn write(&self, api: &Api, lease: Duration) -> Result<()> {
-        let note = self.note(Instant::now(), lease);
-        api.publish(&self.subject, async_nats::HeaderMap::new(), note).await.map(drop)
+        let notes = self.addressed(api, lease);
+        let written = notes.iter().map(|(subject, note)| {
+            api.publish(subject, async_nats::HeaderMap::new(), note.clone())
+        });
+        in_order(written.collect()).await.map(drop)
     }
 }
 
@@ -301,9 +306,65 @@ impl Claims {
     }
 }
 
+/// A line for each delivery before this one of a message that so many attempts were charged for when it
+/// was stored; none of them was settled. Who had it is known of the last one at most: by its note, or by
+/// the number of the delivery and the name where it was this handle.
+pub(super) fn crashes(
+    attempts: u32,
+    delivered: u32,
+    known: Option<&Claim>,
+    own: Option<(u32, &str)>,
+    now: Timestamp,
+) -> Vec<Attempt> {
+    let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
+    let n_known = u32::try_from(crashes.len()).unwrap_or(u32::MAX);
+    let end = attempts.saturating_add(delivered);
+    let first = attempts.saturating_add(n_known).saturating_add(1);
+    for attempt in first.max(end.saturating_sub(MOST_CRASHES))..end {
+        let is_of = |delivered: u32| attempts.saturating_add(delivered) == attempt;
+        let (at, what) = match (known, own) {
+            (Some(claim), _) if is_of(claim.delivered) => {
+                (claim.until.min(now), format!("lease expired, held by {}", claim.worker))
+            }
+            (_, Some((delivered, worker))) if is_of(delivered) => {
+                (now, format!("lease expired, held by {worker}"))
+            }
+            _ => (now, "lease expired".to_owned()),
+        };
+        crashes.push(Attempt { attempt, at, what });
+    }
+    crashes
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_said_of_earlier_deliveries_is_short_whatever_their_number_is(
+            attempts: u32, delivered in 1u32.., of_note: Option<u32>, own: Option<u32>,
+        ) {
+            let now = Timestamp::UNIX_EPOCH;
+            let known = of_note.map(|delivered| Claim { delivered, ..claim(7) });
+            let own = own.map(|delivered| (delivered, "w"));
+            let lines = crashes(attempts, delivered, known.as_ref(), own, now);
+            prop_assert!(lines.len() <= 100 && lines.len() < delivered as usize);
+            prop_assert!(lines.iter().all(|line| line.attempt > attempts));
+            let few = crashes(3, 1 + delivered % 9, None, None, now);
+            let numbers: Vec<_> = few.iter().map(|line| line.attempt).collect();
+            prop_assert_eq!(numbers, (4..4 + delivered % 9).collect::<Vec<_>>());
+        }
+    }
+
+    fn claim(seq: u64) -> Claim {
+        let (worker, until) = ("w".to_owned(), Timestamp::UNIX_EPOCH);
+        Claim { seq, delivered: 1, left: 0, deadline: None, crashes: Vec::new(), worker, until }
+    }
 
     #[test]
     fn a_delivery_is_read_from_its_subject() {
@@ -326,16 +387,47 @@ mod tests {
     }
 
     #[test]
+    fn a_handle_that_holds_more_than_a_note_has_room_for_notes_each_lease() {
+        const MAX: usize = 64 << 10;
+        let leases = Leases::new(&Names::new("jobs"), "w".to_owned());
+        let (now, lease) = (Instant::now(), Duration::from_secs(30));
+        let attempt =
+            |what: &str| Attempt { attempt: 1, at: Timestamp::now(), what: what.to_owned() };
+        let held = |seq: u64, until: Instant| {
+            let reply = format!("$JS.ACK.S.normal.2.{seq}.40.1795255642697185435.3");
+            let (token, crashes) = (Token::read(&reply).unwrap(), vec![attempt(&"x".repeat(250))]);
+            Held { token, until, entry: None, deadline: None, crashes }
+        };
+        let read = || {
+            let notes = leases.notes(now, lease, MAX);
+            assert!(notes.iter().all(|note| note.len() < MAX));
+            let read = |note: &Bytes| serde_json::from_slice::<Note>(note).unwrap().jobs;
+            (notes.len(), notes.iter().flat_map(read).collect::<Vec<_>>())
+        };
+        leases.take((0..500).map(|seq| held(seq, now - lease)).collect());
+        let (n_notes, claims) = read();
+        assert!((n_notes, claims.len()) == (1, 500) && leases.mine().is_cut);
+        leases.take((500..5000).map(|seq| held(seq, now + lease)).collect());
+        let (n_notes, claims) = read();
+        let numbers: HashSet<_> = claims.iter().map(|claim| claim.seq).collect();
+        assert!(n_notes > 1 && (500..5000).all(|seq| numbers.contains(&seq)), "{n_notes}");
+        // What one of them said is not to stand there for ever.
+        leases.mine().held.clear();
+        assert_eq!(read().0, n_notes);
+    }
+
+    #[test]
     fn a_job_is_finished_in_all_its_deliveries_and_no_other_of_its_number_is() {
         let leases = Leases::new(&Names::new("jobs"), "w".to_owned());
         let token = |delivered: u32, nanos: i64| {
             Token::read(&format!("$JS.ACK.S.normal.{delivered}.17.40.{nanos}.3")).unwrap()
         };
-        leases.finish(&token(1, 1_795_255_642_697_185_435));
-        assert!(leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
+        leases.finish(&token(1, 1_795_255_642_697_185_435), Done::Back(9));
+        let known = leases.finished(&token(2, 1_795_255_642_697_185_435));
+        assert!(matches!(known, Some(Done::Back(9))));
         // The stream was lost and made anew.
-        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_436)));
+        assert!(leases.finished(&token(2, 1_795_255_642_697_185_436)).is_none());
         leases.settle(&token(1, 1_795_255_642_697_185_435), Done::Back(1));
-        assert!(!leases.is_finished(&token(2, 1_795_255_642_697_185_435)));
+        assert!(leases.finished(&token(2, 1_795_255_642_697_185_435)).is_none());
     }
 }

@@ -16,8 +16,10 @@ mod depth;
 mod entry;
 mod later;
 mod leases;
+mod limits;
 mod names;
 mod news;
+mod notes;
 mod plain;
 mod publish;
 mod read;
@@ -44,7 +46,7 @@ use tokio::time::Instant;
 use crate::aside::Aside;
 use crate::{
     Backlog, Behavior, Broker, Clock, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere, Error,
-    ErrorKind, Frame, Info, Job, JobId, JobResult, Limit, Link, NatsAddress, OpenOptions, Phase,
+    ErrorKind, Frame, Info, Job, JobId, JobResult, Link, NatsAddress, OpenOptions, Phase,
     Published, Purged, Receipt, Result, ResultStore, Settled, Settlement, Stored, Timestamp,
     Unsettled, WorkerId, WorkerStatus,
 };
@@ -55,6 +57,7 @@ use cancel::Marks;
 pub(crate) use consumer::Consumer;
 use later::Later;
 use leases::Leases;
+pub(crate) use limits::LIMITS;
 use names::Names;
 use news::Answers;
 use sight::Sight;
@@ -63,83 +66,6 @@ use topology::Wanted;
 
 /// So long until a queue that could not be opened is tried again.
 const BETWEEN_TRIES: Duration = Duration::from_millis(200);
-
-/// What JetStream cannot promise however it is set.
-pub(crate) const LIMITS: &[Limit] = &[
-    Limit {
-        promise: "duplicates",
-        instead: "an id is known for two minutes after its publication (key_ttl, where that is \
-                  shorter) and not as long as its job lives, and that of a job that was done no longer \
-                  than its server runs, since JetStream keeps ids in memory; \
-                  a key is known for key_ttl after its publication, and looked up before the id; a \
-                  full queue refuses what it knows as well",
-    },
-    Limit {
-        promise: "batches",
-        instead: "a publication that fails halfway may have stored some of its jobs; published \
-                  again within two minutes, those are known",
-    },
-    Limit {
-        promise: "ordering",
-        instead: "what came back goes before what was published since in its priority; in the old \
-                  order within one receive, but not between those that came back and those that \
-                  wait behind them in the lane",
-    },
-    Limit {
-        promise: "fencing",
-        instead: "JetStream takes any acknowledgement: that a lease is lost is looked up and not \
-                  enforced, so two who settle in the same millisecond may both succeed; a lease that \
-                  ended and is extended then may still go to the next who asks",
-    },
-    Limit {
-        promise: "forgotten",
-        instead: "who begins to follow a job that was done long ago, and whose result is forgotten, \
-                  is not told so and waits; so does who follows a job that is purged while \
-                  its connection is lost, or by or with an older version",
-    },
-    Limit {
-        promise: "large",
-        instead: "a message of a foreign client that leaves no room for headers under max_payload \
-                  or within 64 KiB of headers stays where it is when it is delayed, retried or given \
-                  back: it counts as ready meanwhile, and to give it back costs an attempt",
-    },
-    Limit {
-        promise: "state",
-        instead: "where a job is that has no result is known of dead letters and of what plain \
-                  clients published, unless it was tried before: of others only their messages \
-                  tell the id",
-    },
-    Limit {
-        promise: "cancel",
-        instead: "a job whose message cannot be found, since it was published more than two \
-                  minutes ago (key_ttl, where that is shorter) and not tried since, is marked: \
-                  it counts until a worker meets it, which drops it uncharged, and which may \
-                  begin it and be stopped where it was marked within the last second. A mark is \
-                  forgotten with the result, after result_ttl, so that a job with a longer delay \
-                  runs all the same. Of an id that was never published the same is said, and its \
-                  job would be dropped for result_ttl. One that is handed out in the millisecond \
-                  in which it is cancelled may be replied to twice",
-    },
-    Limit {
-        promise: "cost",
-        instead: "the cost of what waits is not known: nobody reads the jobs",
-    },
-    Limit {
-        promise: "plain clients",
-        instead: "a job that any client publishes on ebb.NAME.jobs has the priority of its \
-                  header from when a worker meets it: one of low priority lets pass what \
-                  lies behind it (after 256 of them in a row those that follow run as they \
-                  come, for ten seconds), one of high priority waits for normal ones before \
-                  it; on ebb.NAME.jobs.high and ebb.NAME.jobs.low they lie right from the \
-                  start. Its id and its key are looked up then, too: what repeats those of \
-                  another such job is dropped, and a key that Ebb published as well; an id \
-                  that Ebb published is known only where its job is dead or its result is \
-                  there, unless the client says the id in Nats-Msg-Id. Delay, priority and \
-                  deadline of the first 32 that no worker met are in the depth; the rest \
-                  counts as ready and normal. max_ready holds nobody back who publishes past \
-                  Ebb",
-    },
-];
 
 /// A queue on NATS JetStream; clones share its connection.
 #[derive(Debug, Clone)]
@@ -156,7 +82,7 @@ struct Shared {
     worker: WorkerId,
     clock: Arc<dyn Clock>,
     link: Arc<Link>,
-    /// When the queue was made: part of the ids of jobs that came without one.
+    /// When the stream of the jobs was made: part of the ids of jobs that came without one.
     created: Timestamp,
     leases: Leases,
     later: Later,

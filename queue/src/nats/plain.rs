@@ -15,7 +15,7 @@ use super::later::Survey;
 use super::names::Lane;
 use super::publish::{Mark, read_mark};
 use super::receive::{Found, Look};
-use super::settle::token_of;
+use super::settle::{Ending, token_of};
 use crate::aside::FAR;
 use crate::unread::READ;
 use crate::{ErrorKind, Job, JobId, Priority, Result};
@@ -42,8 +42,15 @@ impl NatsQueue {
     ///
     /// What has both may lose one after it got the other, and whoever asks for that meanwhile is
     /// dropped as well: it is the same job as this one, and so as the one that is known.
-    pub(super) async fn is_repetition(&self, entry: &Entry, origin: Origin) -> Result<bool> {
-        let (job, seq) = (&entry.job, origin.seq);
+    ///
+    /// Where it is the one that is known, whoever ended it was lost, perhaps before that was told.
+    pub(super) async fn is_repetition(
+        &self,
+        entry: &Entry,
+        origin: Origin,
+        ending: Ending,
+    ) -> Result<bool> {
+        let job = &entry.job;
         let id = (job.id != origin.id()).then(|| self.id_subject(&job.id));
         let key = job.headers.key.as_deref().map(|key| self.subject_of(key));
         if !entry.is_plain || (id.is_none() && key.is_none()) {
@@ -52,8 +59,10 @@ impl NatsQueue {
         for _ in 0..TRIES {
             let has_ended =
                 async { if id.is_some() { self.is_remembered(&job.id).await } else { Ok(false) } };
-            let (of_id, of_key) =
-                (self.claim(id.as_deref(), &job.id, seq), self.claim(key.as_deref(), &job.id, seq));
+            let (of_id, of_key) = (
+                self.claim(id.as_deref(), &job.id, origin),
+                self.claim(key.as_deref(), &job.id, origin),
+            );
             // Asked for at once, so that those of a batch are asked for in the order of its messages.
             let (of_id, of_key, has_ended) = match tokio::try_join!(of_id, of_key, has_ended) {
                 Ok(known) => known,
@@ -66,6 +75,12 @@ impl NatsQueue {
             let claims = [(&id, of_id), (&key, of_key)];
             if !has_ended && !claims.iter().any(|(_, claim)| matches!(claim, Claim::Others)) {
                 return Ok(false);
+            }
+            if has_ended && ending.delivered > 1 && matches!(claims[0].1, Claim::Own(_)) {
+                if let Some(answer) = self.answer(&job.id).await? {
+                    self.tell(entry, answer, ending.told_by).await;
+                }
+                return Ok(true);
             }
             if self.give_up(&claims, has_ended).await? {
                 return Ok(true);
@@ -111,10 +126,12 @@ impl NatsQueue {
         Ok(true)
     }
 
-    async fn claim(&self, subject: Option<&str>, id: &JobId, seq: u64) -> Result<Claim> {
+    async fn claim(&self, subject: Option<&str>, id: &JobId, origin: Origin) -> Result<Claim> {
         let shared = &*self.shared;
         let Some(subject) = subject else { return Ok(Claim::Nobodys) };
-        let mark = Mark { id: id.clone(), is_stored: true, message: Some(seq) };
+        let Origin { seq, at, .. } = origin;
+        let (message, stored_at) = (Some(seq), Some(at));
+        let mark = Mark { id: id.clone(), is_stored: true, message, stored_at };
         loop {
             let taken = shared.api.swap(subject, HeaderMap::new(), mark.write(), 0).await?;
             if let Some(mark) = taken {
@@ -124,10 +141,10 @@ impl NatsQueue {
                 continue;
             };
             let known = read_mark(subject, &kept)?;
-            return Ok(match known.message {
-                Some(message) if message == seq => Claim::Own(kept.seq),
-                _ if known.is_stored => Claim::Others,
-                _ => Claim::Nobodys,
+            return Ok(match known.is_stored {
+                _ if known.is_of(seq, at) => Claim::Own(kept.seq),
+                true => Claim::Others,
+                false => Claim::Nobodys,
             });
         }
     }

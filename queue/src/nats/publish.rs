@@ -11,7 +11,7 @@ use super::entry::{Entry, LONGEST_HEADERS, MSG_ID, ROOM, size};
 use super::names::token;
 use super::read::Kept;
 use super::settle::token_of;
-use crate::{Error, ErrorKind, Job, JobId, Published, Result};
+use crate::{Error, ErrorKind, Job, JobId, Published, Result, Timestamp};
 
 /// How often a key is tried that others take and leave at the same time.
 const TRIES: usize = 100;
@@ -25,12 +25,21 @@ pub(super) struct Mark {
     /// The number of the plain message that it came by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) message: Option<u64>,
+    /// When that message was stored: a stream that was lost and made anew begins to count again. Versions
+    /// before this one did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stored_at: Option<Timestamp>,
 }
 
 impl Mark {
     pub(super) fn write(&self) -> bytes::Bytes {
         // Plain data cannot fail to be written.
         serde_json::to_vec(self).unwrap_or_default().into()
+    }
+
+    /// Whether it came by the message of this number, stored at this moment.
+    pub(super) fn is_of(&self, seq: u64, at: Timestamp) -> bool {
+        self.message == Some(seq) && self.stored_at.is_none_or(|noted| noted == at)
     }
 }
 
@@ -349,5 +358,27 @@ fn excess(job: &Job, n_headers: usize, longest: usize) -> Option<String> {
 }
 
 fn mark(id: &JobId, is_stored: bool) -> bytes::Bytes {
-    Mark { id: id.clone(), is_stored, message: None }.write()
+    Mark { id: id.clone(), is_stored, message: None, stored_at: None }.write()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_of_one_message_and_no_other_of_its_number() {
+        let at: Timestamp = "2030-01-31T12:00:00.123456789Z".parse().unwrap();
+        let id: JobId = "a".parse().unwrap();
+        let mark = Mark { id, is_stored: true, message: Some(7), stored_at: Some(at) };
+        let read = |bytes: &[u8]| serde_json::from_slice::<Mark>(bytes).unwrap();
+        let again = read(&mark.write());
+        let later = at + std::time::Duration::from_nanos(1);
+        assert_eq!(
+            [again.is_of(7, at), again.is_of(8, at), again.is_of(7, later)],
+            [true, false, false]
+        );
+        // As an older version wrote it.
+        let old = read(br#"{"id":"a","is_stored":true,"message":7}"#);
+        assert_eq!([old.is_of(7, at), old.is_of(8, at), old.is_of(7, later)], [true, false, true]);
+    }
 }

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::bell::Bell;
 use super::entry::{Entry, Origin};
-use super::leases::{Claims, Held, Token};
+use super::leases::{Claims, Held, Token, crashes};
 use super::names::{LANES, Lane, tick};
 use super::settle::{Ending, STILL_COUNTS};
 use crate::owed;
-use crate::{Attempt, Delivery, Error, ErrorKind, Failure, Priority, Receipt, Result};
+use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const BLINK: Duration = Duration::from_millis(1);
 
 /// So long a look clears away what died waiting before it hands out what it has: of what it has the
 /// leases run.
-const CLEARING: Duration = Duration::from_millis(100);
+pub(super) const CLEARING: Duration = Duration::from_millis(100);
 /// Jobs that a lane is asked for at a time, for the same reason.
 const STEP: usize = 512;
 
@@ -260,8 +260,8 @@ impl NatsQueue {
         let Some(token) = message.reply.as_deref().and_then(Token::read) else {
             return Ok(None);
         };
-        if token.delivered > 1 && shared.leases.is_finished(&token) {
-            // Its result is stored; only the acknowledgement was lost.
+        if token.delivered > 1 && shared.leases.finished(&token).is_some() {
+            // What became of it is stored; only the acknowledgement was lost.
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
@@ -277,9 +277,7 @@ impl NatsQueue {
         };
         entry.history.extend(crashes.iter().cloned());
         let mut attempted = entry.clone();
-        attempted.attempts += token.delivered - 1;
-        let now = self.now();
-        let is_early = !lane.is_back && attempted.job.headers.not_before.is_some_and(|at| at > now);
+        attempted.charge(token.delivered - 1);
         let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_back = lane.is_back || token.delivered > 1;
         let is_marked = !is_back && {
@@ -287,34 +285,37 @@ impl NatsQueue {
             self.is_marked(&entry.job.id)
         };
         let may_be_cancelled = is_back || is_marked;
-        if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
+        let ended = if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
             tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
+            Some(true)
         // What cannot be read may bear the id of a job that can.
-        } else if !lane.is_back && self.is_repetition(&attempted, origin).await? {
+        } else if !lane.is_back && self.is_repetition(&attempted, origin, ending).await? {
             tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
-        } else if let Some(wrong) = wrong {
-            self.bury(&attempted, ending, Failure::invalid(wrong.to_string())).await?;
-        } else if attempted.job.expired(now) {
-            self.expire(&attempted, ending).await?;
-        } else if is_early {
-            let due = attempted.job.headers.not_before;
+            Some(true)
+        } else {
+            self.ends_waiting(&attempted, wrong, ending).await?
+        };
+        let due = entry.job.headers.not_before.filter(|due| !lane.is_back && *due > self.now());
+        if ended.is_none() && due.is_some() {
             if self.put_back(&attempted, token.seq, due).await?.is_none() {
                 self.put_off(token, attempted, crashes).await?;
                 return Ok(None);
             }
-        } else {
+        } else if ended.is_none() {
             let deadline = entry.job.headers.deadline.map(tick);
             let held = Held { token, until, entry: Some(entry), deadline, crashes };
             return Ok(Some(Found { held, entry: attempted }));
         }
-        shared.api.ack(&token.reply, "+ACK").await?;
+        if ended != Some(false) {
+            shared.api.ack(&token.reply, "+ACK").await?;
+        }
         Ok(None)
     }
 
     /// Leaves a job that came too early where it is.
     async fn put_off(&self, token: Token, entry: Entry, crashes: Vec<Attempt>) -> Result<()> {
         let now = self.now();
-        let (headers, attempt) = (&entry.job.headers, entry.attempts + 1);
+        let (headers, attempt) = (&entry.job.headers, entry.attempts.saturating_add(1));
         let (due, deadline) = (headers.not_before.unwrap_or(now), headers.deadline.map(tick));
         let held =
             Held { token: token.clone(), until: Instant::now(), entry: None, deadline, crashes };
@@ -326,32 +327,16 @@ impl NatsQueue {
 
     /// A line for each earlier delivery of the message: none of them was settled.
     fn crashes(&self, token: &Token, entry: &Entry, claims: &Claims) -> Vec<Attempt> {
-        let own = self.shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
+        let shared = &*self.shared;
+        let own = shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
+        let own = own.map(|held| (held.token.delivered, &*shared.worker));
         let known = claims.get(token.seq).filter(|claim| claim.delivered < token.delivered);
-        let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
-        let n_known = entry.attempts + u32::try_from(crashes.len()).unwrap_or(u32::MAX);
-        let now = self.now();
-        for attempt in n_known + 1..entry.attempts.saturating_add(token.delivered) {
-            let holder = known.filter(|claim| entry.attempts + claim.delivered == attempt);
-            let (at, what) = match holder {
-                Some(claim) => {
-                    (claim.until.min(now), format!("lease expired, held by {}", claim.worker))
-                }
-                None if own
-                    .as_ref()
-                    .is_some_and(|held| entry.attempts + held.token.delivered == attempt) =>
-                {
-                    (now, format!("lease expired, held by {}", self.shared.worker))
-                }
-                None => (now, "lease expired".to_owned()),
-            };
-            crashes.push(Attempt { attempt, at, what });
-        }
-        crashes
+        crashes(entry.attempts, token.delivered, known, own, self.now())
     }
 
     /// In their order of publication, once the leases are noted.
-    async fn hand_out(&self, mut found: Vec<Found>) -> Result<Vec<Delivery>> {
+    async fn hand_out(&self, found: Vec<Found>) -> Result<Vec<Delivery>> {
+        let mut found = self.without_late(found).await;
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -367,9 +352,30 @@ impl NatsQueue {
         }
         let deliveries = found.into_iter().map(|Found { held, entry }| {
             let receipt = Receipt { job: entry.job.id.clone(), token: held.token.reply };
-            Delivery::new(entry.job, entry.attempts + 1, receipt)
+            Delivery::new(entry.job, entry.attempts.saturating_add(1), receipt)
         });
         Ok(deliveries.collect())
+    }
+
+    /// Without those that died while they waited for what else there is.
+    async fn without_late(&self, found: Vec<Found>) -> Vec<Found> {
+        let (shared, now) = (&*self.shared, self.now());
+        let (late, found): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|one| one.entry.job.expired(now));
+        let told_by = owed::sending_ends(shared.behavior.lease);
+        let ends = late.into_iter().map(async |Found { held: Held { token, .. }, entry }| {
+            let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
+            match self.expire(&entry, ending).await? {
+                true => shared.api.ack(&token.reply, "+ACK").await,
+                false => Ok(()),
+            }
+        });
+        for ended in join_all(ends).await {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "a job that died is met again when its lease ends");
+            }
+        }
+        found
     }
 
     /// Where jobs come to wait.

@@ -12,8 +12,8 @@ use super::names::token;
 use crate::delivery::{all_settled, note};
 use crate::owed::{self, Owed};
 use crate::{
-    Attempt, ErrorKind, Failure, JobId, JobResult, Outcome, Receipt, Result, Settled, Settlement,
-    Stored, Unsettled, Verdict,
+    Attempt, Error, ErrorKind, Failure, JobId, JobResult, Outcome, Receipt, Result, Settled,
+    Settlement, Stored, Unsettled, Verdict,
 };
 
 /// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
@@ -85,8 +85,10 @@ impl NatsQueue {
             return Ok(Settled::Lost);
         }
         let id = &settlement.receipt().job;
-        let done = match settlement.verdict() {
-            Verdict::Ack => {
+        let done = match (shared.leases.finished(&token), settlement.verdict()) {
+            // Stored again it would be there twice, once the server has forgotten the first time.
+            (Some(done), _) => done,
+            (None, Verdict::Ack) => {
                 if !shared.answered.take(id) {
                     // Who follows the job must not wait for ever.
                     let subject = shared.names.subject(&format!("notes.end.{}", token_of(id)));
@@ -94,7 +96,7 @@ impl NatsQueue {
                 }
                 Done::Ack(Instant::now())
             }
-            verdict => match self.held_entry(&token, held).await? {
+            (None, verdict) => match self.held_entry(&token, held).await? {
                 Some(entry) => self.pass_on(entry, settlement.attempt(), &token, verdict).await?,
                 None => return Ok(Settled::Lost),
             },
@@ -105,7 +107,7 @@ impl NatsQueue {
         }
         if let Err(error) = shared.api.ack(&token.reply, "+ACK").await {
             if !self.is_forgotten(&token).await.unwrap_or(false) {
-                shared.leases.finish(&token);
+                shared.leases.finish(&token, done);
                 return Err(error);
             }
             // It does not answer to what it does not know, and nobody else was handed the job.
@@ -295,9 +297,27 @@ impl NatsQueue {
         Ok(shared.api.publish(&subject, headers, body).await?.seq)
     }
 
-    /// A job whose deadline has passed is dead, or done where its answer is there. Its message may be
-    /// removed then.
-    pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<()> {
+    /// Ends a job that cannot be read, or whose deadline has passed by now; none where it lives on. Otherwise
+    /// whether its message may be removed then.
+    pub(super) async fn ends_waiting(
+        &self,
+        entry: &Entry,
+        wrong: Option<Error>,
+        ending: Ending,
+    ) -> Result<Option<bool>> {
+        if let Some(wrong) = wrong {
+            let why = Failure::invalid(wrong.to_string());
+            return self.bury(entry, ending, why).await.map(Some);
+        }
+        if entry.job.expired(self.now()) {
+            return self.expire(entry, ending).await.map(Some);
+        }
+        Ok(None)
+    }
+
+    /// A job whose deadline has passed is dead, or done where its answer is there. Whether its message may
+    /// be removed then.
+    pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<bool> {
         let answer = self.answer(&entry.job.id).await?;
         let Some(answer) = answer.filter(|result| result.outcome.is_final()) else {
             return self.bury(entry, ending, Failure::expired()).await;
@@ -311,12 +331,12 @@ impl NatsQueue {
         if was_tried(entry, ending.delivered) {
             self.tell(entry, answer, ending.told_by).await;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Makes a dead letter of a job for which no worker has a word to say, and tells whoever waits for
     /// it; the rest as above.
-    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, why: Failure) -> Result<()> {
+    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, why: Failure) -> Result<bool> {
         let Ending { seq, delivered, told_by } = ending;
         let now = self.now();
         self.make_dead(entry, seq, &why, now).await?;
@@ -324,19 +344,29 @@ impl NatsQueue {
         let mut failure = JobResult::buried(id.clone(), entry.attempts, why.clone(), now);
         let stored = match self.put_burial(&mut failure).await {
             Ok(Stored::Stored) => Some(failure),
-            // The same as above; of those who have the job at the same moment the one tells that stored
-            // its failure. An answer is that of another job, or is told by who gave it just now.
-            Ok(Stored::Duplicate) if was_tried(entry, delivered) => {
-                let is_untold = |stored: &JobResult| match &stored.outcome {
-                    Outcome::Completed { .. } | Outcome::Cancelled => false,
-                    Outcome::Failed(known) => {
-                        let is_same = known.reason == why.reason;
-                        delivered > 1 || !is_same || stored.attempt != entry.attempts
-                    }
+            // An answer is that of another job, or is told by who gave it just now.
+            Ok(Stored::Duplicate) => {
+                let there = self.answer(id).await?;
+                let failed = there.filter(|stored| matches!(stored.outcome, Outcome::Failed(_)));
+                let is_this = |stored: &JobResult| {
+                    let Outcome::Failed(known) = &stored.outcome else { return false };
+                    known.reason == why.reason && stored.attempt == entry.attempts
                 };
-                self.answer(id).await?.filter(is_untold)
+                match failed {
+                    // The same as above; of those who have the job at the same moment the one tells that
+                    // stored its failure.
+                    Some(stored) if was_tried(entry, delivered) => {
+                        Some(stored).filter(|stored| delivered > 1 || !is_this(stored))
+                    }
+                    // Whoever stored it removes the message, unless it was lost before it told.
+                    Some(stored) if is_this(&stored) => match owed::is_old(&stored, now) {
+                        true => Some(stored),
+                        false => return Ok(false),
+                    },
+                    _ => None,
+                }
             }
-            Ok(Stored::Duplicate | Stored::Stale) => None,
+            Ok(Stored::Stale) => None,
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, %id, "the failed result is not stored");
@@ -346,7 +376,7 @@ impl NatsQueue {
         if let Some(stored) = stored {
             self.tell(entry, stored, told_by).await;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Tells the stored result of a job to where it asked for a reply, by then or not at all.

@@ -28,7 +28,7 @@ pub(super) fn window(behavior: &Behavior) -> Duration {
 }
 
 impl Wanted<'_> {
-    /// Makes what is missing, compares what is there, and says since when there is this queue.
+    /// Makes what is missing, compares what is there, and says since when there is the stream of the jobs.
     pub(super) async fn ensure(&self, api: &Api) -> Result<Timestamp> {
         // All at once: on a cluster each of them elects a leader.
         let streams = self.streams();
@@ -37,7 +37,8 @@ impl Wanted<'_> {
             compare("stream", stream, config, &info.config)?;
             Ok(info.created)
         });
-        let created = in_order(made.collect()).await?.into_iter().min();
+        // The first of them has the jobs, whose numbers begin anew when it is made anew.
+        let created = in_order(made.collect()).await?.into_iter().next();
         let made = LANES.iter().map(async |lane| {
             let config = self.consumer_config(lane.consumer(), &self.names.filters(*lane));
             let info = self.consumer(api, lane.consumer(), &config).await?;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
+use super::later::Pace;
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Forgotten, Mark, read_mark};
@@ -113,10 +114,9 @@ impl NatsQueue {
         let last = moments.last().map_or(Timestamp::MIN, |moment| moment.until);
         let left = last.duration_since(self.now());
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
-        let told_by = owed::sending_ends(self.shared.behavior.lease);
-        let moves =
-            moments.iter().map(|moment| self.move_subject(&moment.subject, told_by)).collect();
-        in_order(moves).await.map(drop)
+        let pace = Pace::new(moments.len(), self.shared.behavior.lease, None);
+        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject, pace));
+        in_order(moves.collect()).await.map(drop)
     }
 
     /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was
@@ -239,17 +239,19 @@ impl NatsQueue {
             Origin { created: shared.created, seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
         let (mut entry, _) = Entry::read(&headers, message.payload, origin);
-        entry.attempts += token.delivered - 1;
+        entry.charge(token.delivered - 1);
+        let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
         let is_dead = entry.job.expired(self.now());
         let ack = shared.api.ack(&token.reply, "+ACK");
-        if !is_dead && self.is_repetition(&entry, origin).await? {
+        if !is_dead && self.is_repetition(&entry, origin, ending).await? {
             // What is known under its id, and perhaps its body, is another's.
             return ack.await.map(|()| Some((entry, true)));
         }
         if is_dead {
-            let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
-            self.expire(&entry, ending).await?;
-            return ack.await.map(|()| None);
+            if self.expire(&entry, ending).await? {
+                ack.await?;
+            }
+            return Ok(None);
         }
         // In this order, see `forget_waiting`.
         let forgotten = self.forget_waiting(&entry, &headers, (token.seq, token.stored_at)).await?;
@@ -281,7 +283,7 @@ impl NatsQueue {
         }
         // The key of a message of a plain client may be another's.
         let is_own = |mark: &Mark| match entry.is_plain {
-            true => mark.message == Some(seq),
+            true => mark.is_of(seq, at),
             false => mark.id == *id,
         };
         if let Some(key) = &entry.job.headers.key {
@@ -346,7 +348,10 @@ impl NatsQueue {
         let Some(kept) = shared.api.last(&shared.names.keys, &subject).await? else {
             return Ok(None);
         };
-        Ok(read_mark(&subject, &kept)?.message)
+        let mark = read_mark(&subject, &kept)?;
+        // The stream may have been lost since, and count anew.
+        let is_of_it = mark.stored_at.is_none_or(|at| at >= shared.created);
+        Ok(mark.message.filter(|_| is_of_it))
     }
 }
 

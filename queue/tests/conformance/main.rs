@@ -216,7 +216,8 @@ promises! {
         a_failure_is_sent_with_its_reason
         a_job_that_dies_waiting_is_told_of_once
         a_job_whose_worker_was_lost_is_told_of_as_it_is_stored
-        a_message_that_is_no_job_is_told_to_where_it_asked;
+        a_message_that_is_no_job_is_told_to_where_it_asked
+        a_plain_job_whose_worker_was_lost_before_it_replied_is_told_of_or_runs_again;
     kinds:
         the_kind_of_a_failure_is_stored_and_kept_with_its_dead_letter
         a_reply_tells_the_kind_of_a_failure

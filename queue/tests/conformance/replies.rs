@@ -98,6 +98,30 @@ pub async fn a_message_that_is_no_job_is_told_to_where_it_asked(fixture: &dyn Fi
     assert_told(fixture, &queue, mailbox, &[failure]).await;
 }
 
+pub async fn a_plain_job_whose_worker_was_lost_before_it_replied_is_told_of_or_runs_again(
+    fixture: &dyn Fixture,
+) {
+    let queue = fixture.fresh().await;
+    let Some(mut mailbox) = fixture.mailbox().await else { return };
+    let Some(mut plain) = fixture.plain().await else { return };
+    plain.send("a", &[("ebb-reply-to", &mailbox.to)]).await;
+    drop(fixture.take_one(&queue).await);
+    let answer = fixture.completed("a", 1, "42");
+    queue.put(&answer).await.unwrap();
+    fixture.pass_by(fixture.lease()).await;
+    let look = async || {
+        for again in fixture.receive(&queue, NonZeroUsize::MIN, Duration::ZERO).await {
+            // Who runs it tells what is stored.
+            assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
+            queue.reply(&mailbox.to, &answer, None).await.unwrap();
+            settle(&queue, again.ack()).await;
+        }
+        fixture.counts(&queue).await
+    };
+    assert_eq!(fixture.when(look, |seen| *seen == [0, 0, 0, 0]).await, [0, 0, 0, 0]);
+    assert_comes(fixture, &mut mailbox, &answer).await;
+}
+
 /// The failure that is stored; its reason begins so.
 async fn stored_failure(queue: &Queue, id: &str, begin: &str) -> JobResult {
     let result = queue.get(&id.parse().unwrap()).await.unwrap().expect("a result says why");

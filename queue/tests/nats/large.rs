@@ -6,7 +6,7 @@ use async_nats::{Client, HeaderMap};
 use ebb_queue::{Delivery, ErrorKind, Job, Queue, Settled, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
-use crate::{VERSIONS, block_on, receive, take, try_open};
+use crate::{VERSIONS, block_on, receive, take, try_open, until};
 
 const MAX_PAYLOAD: usize = 131_072;
 
@@ -95,6 +95,47 @@ fn one_that_is_rejected_dies_with_what_fits_of_its_body() {
         assert_eq!(queue.redrive(None).await.unwrap(), 0);
         assert_eq!(counts(&queue).await, [0, 0, 1]);
         assert_eq!(queue.purge(None).await.unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_letter_that_just_fits_holds_up_no_other_that_is_put_back() {
+    on_each_small(async |queue, client| {
+        // Among them are some whose letters have no room for another header.
+        let n_left = (300..900).step_by(20);
+        let n_jobs = n_left.len();
+        for n_left in n_left {
+            fill(&client, None, n_left).await;
+        }
+        small(&client).await;
+        let rejects = take(&queue, n_jobs + 1).await.into_iter().map(|one| one.reject("no"));
+        queue.settle(&rejects.collect::<Vec<_>>()).await.unwrap();
+        let letters = queue.list(99).await.unwrap();
+        let n_cut = letters.iter().filter(|letter| letter.reason.contains("cut")).count() as u64;
+        let n_whole = letters.len() as u64 - n_cut;
+        assert!(n_cut > 0 && n_whole > 1, "{n_cut} are cut, {n_whole} are whole");
+        assert_eq!(queue.redrive(None).await.unwrap(), n_whole);
+        assert_eq!(counts(&queue).await, [0, n_whole, n_cut]);
+    });
+}
+
+#[test]
+fn all_that_a_worker_holds_is_in_flight_however_small_the_messages_of_its_server_are() {
+    const MANY: usize = 4000;
+    on_each_small(async |queue, _| {
+        // Nobody waits until it is noted.
+        let is_counted = async |expected: [u64; 3]| {
+            until("each is counted", async || counts(&queue).await == expected).await;
+        };
+        let jobs = (0..MANY).map(|nth| Job::new(nth.to_string(), Timestamp::now()));
+        queue.publish(jobs.collect()).await.unwrap();
+        let held = take(&queue, MANY).await;
+        is_counted([MANY as u64, 0, 0]).await;
+        let acks: Vec<_> = held.into_iter().map(Delivery::ack).collect();
+        queue.settle(&acks[1..]).await.unwrap();
+        is_counted([1, 0, 0]).await;
+        queue.settle(&acks[..1]).await.unwrap();
+        is_counted([0, 0, 0]).await;
     });
 }
 

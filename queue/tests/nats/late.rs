@@ -55,6 +55,43 @@ fn a_job_that_is_told_long_before_it_can_be_seen_is_taken_soon() {
 }
 
 #[test]
+fn many_jobs_that_are_due_at_one_moment_hold_up_none_that_is_ready() {
+    const MANY: usize = 5000;
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let due = Timestamp::now() + Duration::from_secs(5);
+        let delayed = (0..MANY).map(|nth| {
+            let mut job = job(&format!("due-{nth}"));
+            job.headers.not_before = Some(due);
+            job
+        });
+        queue.publish(delayed.collect()).await.unwrap();
+        let mut ready = job("ready");
+        ready.set("ebb-priority", "high").unwrap();
+        queue.publish(vec![ready]).await.unwrap();
+        assert_eq!(queue.depth().await.unwrap().delayed, MANY as u64);
+        until("they are due", async || Timestamp::now() > due).await;
+        let taken = receive(&queue, 1).await.unwrap();
+        assert_eq!(taken[0].job.id.as_str(), "ready");
+        let client = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let stream = client.get_stream("EBB_JOBS_jobs").await.unwrap();
+        let n_stored = stream.cached_info().state.last_sequence as usize;
+        let n_moved = n_stored - MANY - 1;
+        println!("{n_moved} were moved before");
+        assert!(n_moved < MANY / 2, "{n_moved}");
+        let mut seen = std::collections::HashSet::new();
+        while seen.len() < MANY {
+            let taken = receive(&queue, 500).await.unwrap();
+            assert!(taken.iter().all(|one| one.attempt == 1 && seen.insert(one.job.id.clone())));
+            let acks: Vec<_> = taken.into_iter().map(Delivery::ack).collect();
+            queue.settle(&acks).await.unwrap();
+        }
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 0, 1));
+    });
+}
+
+#[test]
 fn an_answer_that_is_told_long_before_it_can_be_read_is_told_soon() {
     on_each(async |server| {
         let way = Way::to(server.port()).await;

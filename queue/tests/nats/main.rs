@@ -4,6 +4,8 @@
 
 mod cancel;
 mod cluster;
+mod costs;
+mod cut_off;
 mod expired;
 mod following;
 mod foreign;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use ebb_queue::{Job, Queue};
 use futures::TryStreamExt;
 use tokio::time::timeout;
@@ -45,5 +46,21 @@ fn a_purge_that_was_cut_off_and_is_done_again_leaves_no_id_or_key_known() {
             let known: Vec<_> = again.iter().filter(|one| one.duplicate).collect();
             assert!(known.is_empty(), "cut off after {millis} ms: {known:?}");
         }
+    });
+}
+
+#[test]
+fn a_plain_message_that_says_it_is_the_last_one_ends_no_purge() {
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("ebb-place", u64::MAX.to_string());
+        client.request_with_headers("ebb.jobs.jobs", headers, "x".into()).await.unwrap();
+        // More than a purge takes in one go.
+        let jobs = (0..300).map(|nth| job(&nth.to_string())).collect();
+        queue.publish(jobs).await.unwrap();
+        purge(&queue).await;
+        assert_eq!(queue.depth().await.unwrap().ready, 0);
     });
 }

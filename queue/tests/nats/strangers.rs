@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
-use ebb_queue::{ErrorKind, JobResult, Outcome, Priority, Queue, Timestamp};
+use ebb_queue::{ErrorKind, FailureKind, JobResult, Outcome, Priority, Queue, Timestamp};
 use ebb_servers::Nats;
 
 use crate::{job, on_each, receive, take, try_open, until};
@@ -83,6 +83,33 @@ fn headers_that_do_not_parse_make_a_dead_letter_that_keeps_the_body() {
         for (letter, name) in letters.iter().zip(["ebb-attempts", "ebb-priority"]) {
             assert!(letter.reason.contains(name), "{}", letter.reason);
             assert_eq!(&*letter.job.body, name.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn what_only_ebb_writes_beside_a_job_makes_no_job_of_a_plain_message() {
+    const SAID: [(&str, &str); 3] = [
+        ("ebb-attempts", "4294967295"),
+        ("ebb-history", "[]"),
+        ("ebb-place", "18446744073709551615"),
+    ];
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let publisher = stranger(&server).await;
+        for (name, value) in SAID {
+            send(&publisher, "ebb.jobs.jobs", &[(name, value), ("ebb-id", name)]).await;
+        }
+        send(&publisher, "ebb.jobs.jobs", &[("ebb-id", "good")]).await;
+        assert_eq!(one(&queue).await.job.id.as_str(), "good");
+        let mut letters = queue.list(9).await.unwrap();
+        letters.sort_by(|one, other| one.job.id.as_str().cmp(other.job.id.as_str()));
+        assert_eq!(letters.len(), SAID.len());
+        for (letter, (name, _)) in letters.iter().zip(SAID) {
+            assert_eq!((letter.job.id.as_str(), letter.attempts), (name, 0));
+            assert_eq!(letter.kind, FailureKind::Invalid);
+            let words = format!("{name}: is written by Ebb itself; leave it out");
+            assert_eq!(letter.reason, words);
         }
     });
 }

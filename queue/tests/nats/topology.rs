@@ -1,11 +1,12 @@
 //! What is on the server already is used as it is, or refused with what differs.
 
+use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
-use ebb_queue::ErrorKind;
+use ebb_queue::{ErrorKind, JobResult, Outcome, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
-use crate::{block_on, job, on_each, receive, refusal, try_open};
+use crate::{block_on, job, on_each, receive, refusal, take, try_open};
 
 #[test]
 fn a_stream_that_does_not_fit_is_refused_with_what_differs() {
@@ -24,6 +25,43 @@ fn a_stream_that_does_not_fit_is_refused_with_what_differs() {
         for part in ["EBB_JOBS_jobs", "retention", "\"workqueue\"", "ebb queue init"] {
             assert!(words.contains(part), "{part} in {words}");
         }
+    });
+}
+
+#[test]
+fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
+    on_each(async |server| {
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let send = async |headers: HeaderMap| {
+            client.request_with_headers("ebb.jobs.jobs", headers, "x".into()).await.unwrap();
+        };
+        let mut with_key = HeaderMap::new();
+        with_key.insert("ebb-key", "k");
+        let queue = try_open(&server.url()).await.unwrap();
+        send(with_key.clone()).await;
+        let before = take(&queue, 1).await.remove(0).job.id;
+        let content_type = "text/plain".to_owned();
+        let outcome = Outcome::Completed { content_type, body: "42".into() };
+        let finished_at = Timestamp::now();
+        let answer =
+            JobResult { id: before.clone(), attempt: 1, outcome, finished_at, queue: None };
+        queue.put(&answer).await.unwrap();
+
+        jetstream::new(client.clone()).delete_stream("EBB_JOBS_jobs").await.unwrap();
+        let queue = try_open(&server.url()).await.unwrap();
+        // The first one has the key of another, which had its number.
+        send(with_key).await;
+        send(HeaderMap::new()).await;
+        let after = take(&queue, 1).await.remove(0).job.id;
+        assert!(after.as_str().ends_with("-2"), "{after}");
+        let first = after.as_str().strip_suffix("-2").unwrap();
+        assert_ne!(format!("{first}-1"), before.as_str());
+        let published = queue.publish(vec![{
+            let mut job = job("again");
+            job.set("ebb-key", "k").unwrap();
+            job
+        }]);
+        assert_eq!(published.await.unwrap()[0].id, before);
     });
 }
 

@@ -1,0 +1,70 @@
+//! What a look costs, however much there is or was.
+
+use async_nats::HeaderMap;
+use ebb_queue::Timestamp;
+use futures::future::join_all;
+
+use crate::way::Way;
+use crate::{job, on_each, take, try_open, until};
+
+#[test]
+fn the_age_of_many_jobs_that_were_left_costs_few_requests() {
+    const MANY: usize = 300;
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let worker = try_open(&format!("{}?lease=3s", server.url())).await.unwrap();
+        let looker = try_open(&format!("nats://127.0.0.1:{}?lease=3s", way.port)).await.unwrap();
+        let mut first = job("first");
+        first.enqueued_at = Timestamp::from_second(1_700_000_000).unwrap();
+        let rest = (1..MANY).map(|nth| job(&nth.to_string()));
+        worker.publish([first.clone()].into_iter().chain(rest).collect()).await.unwrap();
+        drop(take(&worker, MANY).await);
+        until("their leases have ended", async || {
+            let depth = looker.depth().await.unwrap();
+            (depth.ready, depth.in_flight) == (MANY as u64, 0)
+        })
+        .await;
+        way.count();
+        let depth = looker.depth().await.unwrap();
+        let counted = way.counted();
+        println!("to look at {MANY} jobs whose leases ended: {counted:?}");
+        assert_eq!(depth.oldest_ready, Some(first.enqueued_at));
+        assert!(counted.n_requests < 60, "{counted:?}");
+    });
+}
+
+#[test]
+fn to_list_dead_letters_does_not_cost_what_was_purged_between_them() {
+    const MANY: usize = 5000;
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let queue = try_open(&format!("nats://127.0.0.1:{}", way.port)).await.unwrap();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let streams = async_nats::jetstream::new(client);
+        let die = async |id: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("ebb-id", id);
+            let subject = format!("ebb.jobs.dead.{id}");
+            streams.publish_with_headers(subject, headers, "x".into()).await.unwrap()
+        };
+        for id in ["a", "b"] {
+            die(id).await.await.unwrap();
+        }
+        for _ in 0..MANY / 100 {
+            // Each takes the place of the one before it, which leaves a gap.
+            let died = join_all((0..100).map(async |_| die("c").await.await.unwrap()));
+            died.await;
+        }
+        for id in ["d", "c"] {
+            die(id).await.await.unwrap();
+        }
+        queue.purge(Some(&["c".parse().unwrap()])).await.unwrap();
+        way.count();
+        let letters = queue.list(9).await.unwrap();
+        let counted = way.counted();
+        println!("to list letters around {MANY} that are gone: {counted:?}");
+        let ids: Vec<_> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
+        assert_eq!(ids, ["d", "b", "a"]);
+        assert!(counted.n_requests < 100, "{counted:?}");
+    });
+}
