@@ -76,7 +76,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     });
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     let closing = CancellationToken::new();
-    let (canceller, cancels) = Canceller::start(&metrics);
+    let (canceller, cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
     let parts = Parts {
         models,
         keys,
