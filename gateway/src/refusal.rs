@@ -118,10 +118,7 @@ impl From<Error> for Refusal {
             ),
             ErrorKind::Invalid => Refused::new(400, "invalid_job", error.to_string()).into(),
             // What is wrong is the gateway's own: its rights, its URL, its version.
-            _ => {
-                let words = "the gateway may not use its queue; its log says why";
-                Refused::new(500, "broker_refuses", words).into()
-            }
+            _ => Self::broker_refuses(),
         };
         Self { may_be_stored, ..refusal }
     }
@@ -229,6 +226,12 @@ impl Refusal {
     /// The answer did not come in time.
     pub(crate) fn timed_out(ids: &[JobId], limit: Duration) -> Self {
         let words = format!(
+    /// The broker does not let the gateway use a queue, and says so each time.
+    pub(crate) fn broker_refuses() -> Self {
+        let words = "the gateway may not use its queue; its log says why";
+        Refused::new(500, "broker_refuses", words).into()
+    }
+
             "{} had no answer within {} s and is given up; allow more by the header ebb-ttl, or \
              send prefer: respond-async",
             jobs(ids),
