@@ -14,6 +14,9 @@ use crate::openai::Refused;
 /// The id of a job, or those of several with commas between them.
 pub(crate) const EBB_ID: HeaderName = HeaderName::from_static("ebb-id");
 
+/// Ids that a header holds.
+const MOST_IDS: usize = 32;
+
 /// OpenAI's clients heed it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -318,8 +321,7 @@ fn jobs(ids: &[JobId]) -> String {
 
 /// The header `ebb-id` of a response about these jobs. Of many only as many as a header holds.
 pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
-    const MOST: usize = 32;
-    let ids: Vec<&str> = ids.iter().take(MOST).map(JobId::as_str).collect();
+    let ids: Vec<&str> = ids.iter().take(MOST_IDS).map(JobId::as_str).collect();
     (!ids.is_empty()).then(|| HeaderValue::from_str(&ids.join(",")).ok())?
 }
 
@@ -328,7 +330,10 @@ impl IntoResponse for Refusal {
         let Self { refused, retry_after, ids, is_own_limit, is_for_good, .. } = self;
         let status =
             StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
+        // Whoever is to come for the jobs has to know them all.
+        let in_body = if ids.len() > MOST_IDS { &ids[..] } else { &[] };
+        let body = refused.body_about(in_body);
+        let mut response = (status, [(CONTENT_TYPE, JSON)], body).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = retry_after {
             // Whole seconds, and not before the time.
