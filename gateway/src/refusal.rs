@@ -226,20 +226,26 @@ impl Refusal {
         Self::again(503, "broker_unavailable", &words, SOON)
     }
 
-    /// The answer did not come in time.
-    pub(crate) fn timed_out(ids: &[JobId], limit: Duration) -> Self {
-        let words = format!(
     /// The broker does not let the gateway use a queue, and says so each time.
     pub(crate) fn broker_refuses() -> Self {
         let words = "the gateway may not use its queue; its log says why";
         Refused::new(500, "broker_refuses", words).into()
     }
 
-            "{} had no answer within {} s and is given up; allow more by the header ebb-ttl, or \
-             send prefer: respond-async",
-            jobs(ids),
-            limit.as_secs_f64()
-        );
+    /// The answer did not come in time.
+    pub(crate) fn timed_out(ids: &[JobId], limit: Duration, then: Then) -> Self {
+        let then = match then {
+            Then::GivenUp => {
+                "is given up; allow more by the header ebb-ttl, or send prefer: respond-async"
+            }
+            Then::GoesOn => {
+                "goes on: send the request again with the same idempotency-key or ebb-id, or ask at \
+                 /v1/jobs/ID"
+            }
+            Then::BeginsNoMore => "goes on only if it has begun: ask at /v1/jobs/ID",
+        };
+        let words =
+            format!("{} had no answer within {} s and {then}", jobs(ids), limit.as_secs_f64());
         let refused = Refused { kind: "timeout_error", ..Refused::new(504, "timeout", words) };
         Self { ids: ids.to_vec(), ..refused.into() }
     }
@@ -293,6 +299,17 @@ impl Refusal {
     pub(crate) fn of(self, ids: &[JobId]) -> Self {
         Self { ids: ids.to_vec(), ..self }
     }
+}
+
+/// What becomes of jobs when the time of their request is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// They are cancelled: nobody else can come for them.
+    GivenUp,
+    /// They wait or run as before.
+    GoesOn,
+    /// Their deadline, which the client has set, is over as well: what has begun is finished.
+    BeginsNoMore,
 }
 
 /// By whose name or key the jobs of a request are known.
@@ -388,7 +405,8 @@ mod tests {
     #[test]
     fn what_was_begun_is_named() {
         let ids = [JobId::fresh(), JobId::fresh()];
-        let response = Refusal::timed_out(&ids, Duration::from_secs(5)).into_response();
+        let late = Refusal::timed_out(&ids, Duration::from_secs(5), Then::GivenUp);
+        let response = late.into_response();
         assert_eq!(response.status(), 504);
         assert_eq!(header(&response, "x-should-retry").as_deref(), Some("false"));
         let expected = format!("{},{}", ids[0], ids[1]);

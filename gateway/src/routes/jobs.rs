@@ -151,7 +151,7 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     if wait.is_zero() {
         return visit.at(&seen.model, id, state).await;
     }
-    let waiting = visit.waiting(&seen.model)?;
+    let waiting = visit.waiting(&seen.model, None)?;
     let closing = visit.site.parts.closing.clone();
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
