@@ -46,6 +46,8 @@ struct Counts {
 pub(crate) struct Permit {
     admission: Admission,
     key: Option<String>,
+    /// Requests a minute of the key, where that has a limit.
+    rate: Option<u32>,
     model: Option<String>,
     has_left: bool,
 }
@@ -78,8 +80,9 @@ impl Admission {
         counts.all += 1;
         drop(counts);
         self.in_flight.inc();
+        let rate = key.and_then(|key| key.requests_per_minute);
         let key = key.map(|key| key.name.clone());
-        Ok(Permit { admission: self.clone(), key, model: None, has_left: false })
+        Ok(Permit { admission: self.clone(), key, rate, model: None, has_left: false })
     }
 
     /// How many a key may have beside so many of others. Where it was not said, half of what these leave,
@@ -103,11 +106,15 @@ impl Permit {
     /// Says which model the request is for, which may have as many as it may.
     pub(crate) fn enter(&mut self, model: &str, most: Option<u32>) -> Result<(), Busy> {
         let mut counts = self.admission.counts();
-        let n_own = counts.models.entry(model.to_owned()).or_insert(0);
-        if most.is_some_and(|most| *n_own >= most) {
+        let n_own = counts.models.get(model).copied().unwrap_or(0);
+        if most.is_some_and(|most| n_own >= most) {
+            // What is refused does not count.
+            if let (Some(key), Some(rate)) = (&self.key, self.rate.take()) {
+                counts.buckets.get_mut(key).into_iter().for_each(|bucket| bucket.give_back(rate));
+            }
             return Err(Busy::Model(model.to_owned()));
         }
-        *n_own += 1;
+        *counts.models.entry(model.to_owned()).or_insert(0) += 1;
         self.model = Some(model.to_owned());
         Ok(())
     }
@@ -191,6 +198,20 @@ mod tests {
         let wait = Duration::from_secs(30);
         assert_eq!(admission.admit(Some(&narrow), now).unwrap_err(), Busy::Rate(wait));
         assert!(admission.admit(Some(&narrow), now + wait).is_ok());
+    }
+
+    #[test]
+    fn a_request_for_a_busy_model_does_not_count_against_the_rate_of_its_key() {
+        let ((admission, _), now) = (admission(9), Instant::now());
+        let key = key("requests_per_minute = 2");
+        let mut refused = admission.admit(Some(&key), now).unwrap();
+        for _ in 0..3 {
+            assert_eq!(refused.enter("m", Some(0)), Err(Busy::Model("m".to_owned())));
+        }
+        let admit = || admission.admit(Some(&key), now);
+        let (first, second) = (admit(), admit());
+        assert!(first.is_ok() && second.is_ok(), "it is given back once");
+        assert!(matches!(admit(), Err(Busy::Rate(_))));
     }
 
     #[test]

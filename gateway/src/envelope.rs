@@ -23,7 +23,8 @@ const ALLOWED: [&str; 7] = [
 ];
 
 /// How long behind the end of a request its jobs' deadlines are: it cancels them itself when it gives
-/// up, which leaves no dead letter, and the deadline is for a gateway that is lost.
+/// up, which leaves no dead letter, and the deadline is for a gateway that is lost. While a stream goes
+/// on, which has no last moment, it is far away.
 const SLACK: Duration = Duration::from_secs(10);
 
 /// Where other APIs have `ebb-key`.

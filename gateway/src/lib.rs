@@ -13,6 +13,7 @@ mod files;
 mod following;
 mod ids;
 mod keys;
+mod letters;
 mod local;
 mod memory;
 mod metrics;

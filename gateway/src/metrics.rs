@@ -13,6 +13,7 @@
 //! | `gateway_jobs_waiting` | - | jobs whose ends requests wait for |
 //! | `gateway_jobs_published_total` | - | jobs that were put on a queue |
 //! | `gateway_jobs_cancelled_total` | - | jobs that were cancelled: by a client, or since the one who waited has gone |
+//! | `gateway_jobs_uncancelled_total` | - | jobs that nobody waits for and that were not cancelled: there were too many, or their broker failed |
 //! | `gateway_broker_errors_total` | `call` | calls to a broker that failed, but for jobs that it refused |
 //! | `gateway_brokers_up` | - | queues whose brokers answered last |
 //! | `gateway_keys_reloads_total` | `outcome`: ok, failed | changes of the file of keys |
@@ -47,6 +48,8 @@ pub struct Metrics {
     pub(crate) published: IntCounter,
     /// Jobs that were cancelled.
     pub(crate) cancelled: IntCounter,
+    /// Jobs that nobody waits for and that were not cancelled all the same.
+    pub(crate) uncancelled: IntCounter,
     broker_errors: IntCounterVec,
     /// Queues whose brokers answered last.
     pub(crate) brokers_up: IntGauge,
@@ -74,6 +77,7 @@ impl Metrics {
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.cancelled.clone()))?;
+        registry.register(Box::new(metrics.uncancelled.clone()))?;
         registry.register(Box::new(metrics.broker_errors.clone()))?;
         registry.register(Box::new(metrics.brokers_up.clone()))?;
         registry.register(Box::new(metrics.reloads.clone()))?;
@@ -122,6 +126,11 @@ impl Metrics {
             cancelled: IntCounter::new(
                 "gateway_jobs_cancelled_total",
                 "Jobs that were cancelled: by a client, or since the one who waited has gone.",
+            )?,
+            uncancelled: IntCounter::new(
+                "gateway_jobs_uncancelled_total",
+                "Jobs that nobody waits for and that were not cancelled: there were too many, or their \
+                 broker failed.",
             )?,
             broker_errors: IntCounterVec::new(
                 Opts::new("gateway_broker_errors_total", "Calls to a broker that failed."),

@@ -1,6 +1,7 @@
 //! The models that requests may name, and the queues that they lead to.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Model {
     /// Whether no other model of this gateway has its queue, and its jobs no model of their own.
     pub(crate) is_alone: bool,
     queue: OnceLock<Queue>,
+    /// Whether its broker has said when it was asked last that the gateway may not use the queue.
+    is_refused: AtomicBool,
 }
 
 impl std::fmt::Debug for Model {
@@ -50,12 +53,23 @@ impl Model {
     #[must_use]
     pub fn new(plan: ModelPlan) -> Self {
         let is_alone = plan.serves.is_none();
-        Self { plan, is_alone, reading_dead: Semaphore::new(1), queue: OnceLock::new() }
+        Self {
+            plan,
+            is_alone,
+            reading_dead: Semaphore::new(1),
+            queue: OnceLock::new(),
+            is_refused: AtomicBool::new(false),
+        }
     }
 
     /// Its queue has been opened.
     pub fn open(&self, queue: Queue) {
         self.queue.get_or_init(|| queue);
+    }
+
+    /// Its queue has not been opened: its broker refuses, or does not answer.
+    pub(crate) fn refused(&self, is_refused: bool) {
+        self.is_refused.store(is_refused, Ordering::Relaxed);
     }
 
     /// Its queue, where that is open.
@@ -65,7 +79,10 @@ impl Model {
 
     /// Its queue, for a request.
     pub(crate) fn queue(&self) -> Result<&Queue, Refusal> {
-        self.opened().ok_or_else(|| Refusal::not_yet(&self.plan.name))
+        self.opened().ok_or_else(|| {
+            let is_refused = self.is_refused.load(Ordering::Relaxed);
+            if is_refused { Refusal::broker_refuses() } else { Refusal::not_yet(&self.plan.name) }
+        })
     }
 
     /// The name of its queue.

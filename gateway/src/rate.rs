@@ -30,6 +30,11 @@ impl Bucket {
         }
         Err(Duration::from_secs_f64((1.0 - self.level) / per_second))
     }
+
+    /// Gives one back that was taken.
+    pub(crate) fn give_back(&mut self, per_minute: u32) {
+        self.level = (self.level + 1.0).min(f64::from(per_minute));
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ use crate::openai::Refused;
 /// The id of a job, or those of several with commas between them.
 pub(crate) const EBB_ID: HeaderName = HeaderName::from_static("ebb-id");
 
+/// Ids that a header holds.
+const MOST_IDS: usize = 32;
+
 /// OpenAI's clients heed it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -118,10 +121,7 @@ impl From<Error> for Refusal {
             ),
             ErrorKind::Invalid => Refused::new(400, "invalid_job", error.to_string()).into(),
             // What is wrong is the gateway's own: its rights, its URL, its version.
-            _ => {
-                let words = "the gateway may not use its queue; its log says why";
-                Refused::new(500, "broker_refuses", words).into()
-            }
+            _ => Self::broker_refuses(),
         };
         Self { may_be_stored, ..refusal }
     }
@@ -226,14 +226,26 @@ impl Refusal {
         Self::again(503, "broker_unavailable", &words, SOON)
     }
 
+    /// The broker does not let the gateway use a queue, and says so each time.
+    pub(crate) fn broker_refuses() -> Self {
+        let words = "the gateway may not use its queue; its log says why";
+        Refused::new(500, "broker_refuses", words).into()
+    }
+
     /// The answer did not come in time.
-    pub(crate) fn timed_out(ids: &[JobId], limit: Duration) -> Self {
-        let words = format!(
-            "{} had no answer within {} s and is given up; allow more by the header ebb-ttl, or \
-             send prefer: respond-async",
-            jobs(ids),
-            limit.as_secs_f64()
-        );
+    pub(crate) fn timed_out(ids: &[JobId], limit: Duration, then: Then) -> Self {
+        let then = match then {
+            Then::GivenUp => {
+                "is given up; allow more by the header ebb-ttl, or send prefer: respond-async"
+            }
+            Then::GoesOn => {
+                "goes on: send the request again with the same idempotency-key or ebb-id, or ask at \
+                 /v1/jobs/ID"
+            }
+            Then::BeginsNoMore => "goes on only if it has begun: ask at /v1/jobs/ID",
+        };
+        let words =
+            format!("{} had no answer within {} s and {then}", jobs(ids), limit.as_secs_f64());
         let refused = Refused { kind: "timeout_error", ..Refused::new(504, "timeout", words) };
         Self { ids: ids.to_vec(), ..refused.into() }
     }
@@ -289,6 +301,17 @@ impl Refusal {
     }
 }
 
+/// What becomes of jobs when the time of their request is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// They are cancelled: nobody else can come for them.
+    GivenUp,
+    /// They wait or run as before.
+    GoesOn,
+    /// Their deadline, which the client has set, is over as well: what has begun is finished.
+    BeginsNoMore,
+}
+
 /// By whose name or key the jobs of a request are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Names {
@@ -315,8 +338,7 @@ fn jobs(ids: &[JobId]) -> String {
 
 /// The header `ebb-id` of a response about these jobs. Of many only as many as a header holds.
 pub(crate) fn ids_header(ids: &[JobId]) -> Option<HeaderValue> {
-    const MOST: usize = 32;
-    let ids: Vec<&str> = ids.iter().take(MOST).map(JobId::as_str).collect();
+    let ids: Vec<&str> = ids.iter().take(MOST_IDS).map(JobId::as_str).collect();
     (!ids.is_empty()).then(|| HeaderValue::from_str(&ids.join(",")).ok())?
 }
 
@@ -325,7 +347,10 @@ impl IntoResponse for Refusal {
         let Self { refused, retry_after, ids, is_own_limit, is_for_good, .. } = self;
         let status =
             StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, [(CONTENT_TYPE, JSON)], refused.body()).into_response();
+        // Whoever is to come for the jobs has to know them all.
+        let in_body = if ids.len() > MOST_IDS { &ids[..] } else { &[] };
+        let body = refused.body_about(in_body);
+        let mut response = (status, [(CONTENT_TYPE, JSON)], body).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = retry_after {
             // Whole seconds, and not before the time.
@@ -380,7 +405,8 @@ mod tests {
     #[test]
     fn what_was_begun_is_named() {
         let ids = [JobId::fresh(), JobId::fresh()];
-        let response = Refusal::timed_out(&ids, Duration::from_secs(5)).into_response();
+        let late = Refusal::timed_out(&ids, Duration::from_secs(5), Then::GivenUp);
+        let response = late.into_response();
         assert_eq!(response.status(), 504);
         assert_eq!(header(&response, "x-should-retry").as_deref(), Some("false"));
         let expected = format!("{},{}", ids[0], ids[1]);

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{GatewayArgs, Plan};
 use crate::connections::Welcome;
@@ -28,6 +28,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Between two tries to reach a broker that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest between two tries of one that refuses: what is wrong is mended by hand.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Serves until `stop` is cancelled, and then answers who waits, as long as the grace period lasts.
 ///
@@ -76,7 +79,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     });
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     let closing = CancellationToken::new();
-    let (canceller, cancels) = Canceller::start(&metrics);
+    let (canceller, cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
     let parts = Parts {
         models,
         keys,
@@ -168,8 +171,10 @@ async fn open(
             Ok(queue) => model.open(queue),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
-                let (options, payloads) = (options.clone(), payloads.cloned());
-                absent.push(tokio::spawn(await_broker(Arc::clone(model), options, payloads)));
+                let (plan, options) = (model.plan.clone(), options.clone());
+                let payloads = payloads.cloned();
+                let open = async move || self::opened(&plan, &options, payloads.as_ref()).await;
+                absent.push(tokio::spawn(await_broker(Arc::clone(model), open)));
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("model {}", model.plan.name));
@@ -192,18 +197,86 @@ async fn opened(
     ebb_queue::open(&plan.url, OpenOptions { results, payloads, ..options.clone() }).await
 }
 
-/// Opens the queue of a model whose broker was not there at the start, once it is.
-async fn await_broker(model: Arc<Model>, options: OpenOptions, payloads: Option<Payloads>) {
+/// Opens the queue of a model whose broker was not there at the start, once it is and lets us.
+async fn await_broker(model: Arc<Model>, open: impl AsyncFn() -> ebb_queue::Result<Queue>) {
+    let mut pause = PAUSE;
     loop {
-        tokio::time::sleep(PAUSE).await;
-        match opened(&model.plan, &options, payloads.as_ref()).await {
+        tokio::time::sleep(pause).await;
+        let error = match open().await {
             Ok(queue) => {
                 info!(model = %model.plan.name, "the broker answers");
                 return model.open(queue);
             }
-            Err(error) => {
-                warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
-            }
+            Err(error) => error,
+        };
+        let is_refused = error.kind() != ErrorKind::Unavailable;
+        model.refused(is_refused);
+        if is_refused {
+            pause = (2 * pause).min(LONGEST_PAUSE);
+            let (kind, seconds) = (error.kind(), pause.as_secs());
+            error!(model = %model.plan.name, %error, %kind, seconds, "the broker refuses; trying again later");
+        } else {
+            pause = PAUSE;
+            warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, Error, QueueUrl};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn model() -> Arc<Model> {
+        Arc::new(Model::new(ModelPlan {
+            name: "m".to_owned(),
+            aliases: Vec::new(),
+            url: QueueUrl::sqlite("none.db"),
+            results: None,
+            serves: None,
+            timeout: Duration::from_secs(60),
+            max_in_flight: None,
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_refuses_is_asked_less_and_less_and_whoever_comes_is_told() {
+        let (model, n_tries) = (model(), AtomicUsize::new(0));
+        let open = async || {
+            let kind = match n_tries.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 | 10 => ErrorKind::Unavailable,
+                2..10 => ErrorKind::Denied,
+                _ => {
+                    let options = OpenOptions::default();
+                    return Ok(Arc::new(MemoryQueue::new(&Behavior::default(), options)) as Queue);
+                }
+            };
+            Err(Error::new(kind, "no"))
+        };
+        let start = Instant::now();
+        let told = |model: &Model| model.queue().err().map(|refusal| refusal.refused.code);
+        let looks = async {
+            let mut said = Vec::new();
+            while model.opened().is_none() {
+                said.push((start.elapsed().as_secs(), told(&model)));
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            said
+        };
+        let (said, ()) = tokio::join!(looks, await_broker(Arc::clone(&model), open));
+        let at = |second| said.iter().find(|(at, _)| *at > second).unwrap().1;
+        assert_eq!(at(1), Some("broker_unavailable"));
+        for second in [4, 100] {
+            assert_eq!(at(second), Some("broker_refuses"), "after {second} s");
+        }
+        // Of eight refusals: 2, 4, 8, 16, 32, and then a minute each.
+        assert_eq!(start.elapsed().as_secs(), 3 + 62 + 3 * 60 + 1);
+        assert_eq!(said.last().unwrap().1, Some("broker_unavailable"), "it was away again");
+        assert_eq!(told(&model), None);
     }
 }

@@ -5,11 +5,16 @@
 //! jobs of one request only the first few that have no answer are followed at a time: they run in
 //! their order, near enough, and those behind cost one look each when it is their turn.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ebb_queue::claim::lies_elsewhere;
-use ebb_queue::{Error, Frame, JobId, JobResult, Outcome, Queue, Result};
+use ebb_queue::{
+    Error, Failure, FailureKind, Frame, JobId, JobResult, JobState, Outcome, Queue, Result,
+    Timestamp,
+};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use prometheus::IntGauge;
@@ -18,6 +23,7 @@ use tracing::warn;
 
 use crate::memory::{Full, Held};
 use crate::metrics::Metrics;
+use crate::models::Model;
 
 /// Jobs of one request that are followed at a time.
 const FOLLOWED: usize = 16;
@@ -96,14 +102,23 @@ pub(crate) fn n_bytes(result: &JobResult) -> usize {
 /// Waits for jobs of one queue.
 #[derive(Clone)]
 pub(crate) struct Waiting {
+    model: Arc<Model>,
     queue: Queue,
+    /// Jobs that were there before somebody waited for them.
+    met: Arc<HashSet<JobId>>,
     metrics: Metrics,
 }
 
 impl Waiting {
+    /// Of these jobs, that were there before, some may be dead letters whose results are forgotten.
     /// Metrics show for how many jobs somebody waits.
-    pub(crate) fn new(queue: Queue, metrics: Metrics) -> Self {
-        Self { queue, metrics }
+    pub(crate) fn new(
+        (model, queue): (Arc<Model>, Queue),
+        met: impl IntoIterator<Item = JobId>,
+        metrics: &Metrics,
+    ) -> Self {
+        let met = Arc::new(met.into_iter().collect());
+        Self { model, queue, met, metrics: metrics.clone() }
     }
 
     /// What becomes of a job from now on, with its pieces behind this one.
@@ -114,12 +129,13 @@ impl Waiting {
         id: JobId,
         behind: Option<Place>,
     ) -> BoxStream<'static, Result<News>> {
-        self.follow(id, behind, |heard| heard.map_or(0, |place| place.seq.saturating_add(1)))
+        // From the first one on: those of another attempt are seen wherever that one has come to.
+        self.follow(id, behind, 0)
     }
 
     /// How a job ends.
     pub(crate) async fn end(&self, id: JobId) -> Result<End> {
-        let mut news = self.follow(id, None, |_| BEHIND);
+        let mut news = self.follow(id, None, BEHIND);
         while let Some(news) = news.try_next().await? {
             if let News::End(end) = news {
                 return Ok(end);
@@ -128,41 +144,66 @@ impl Waiting {
         Ok(End::Gone)
     }
 
-    /// How jobs end, in their order; or why there is no room to hold all answers.
+    /// How jobs end, in their order; or why there is no room to hold all answers, of which each counts as
+    /// soon as it is there.
     pub(crate) async fn ends(
         &self,
         ids: &[JobId],
         held: &mut Held,
     ) -> Result<std::result::Result<Vec<End>, Full>> {
-        let ends = stream::iter(ids.to_vec()).map(|id| self.end(id));
-        let mut ends = std::pin::pin!(ends.buffered(FOLLOWED));
-        let (mut all, mut n_bytes) = (Vec::new(), 0_usize);
-        while let Some(end) = ends.try_next().await? {
+        let ends = stream::iter(ids.iter().cloned().enumerate());
+        let ends = ends.map(async |(nth, id)| Ok::<_, Error>((nth, self.end(id).await?)));
+        let mut ends = std::pin::pin!(ends.buffer_unordered(FOLLOWED));
+        let (mut all, mut n_bytes) = (vec![None; ids.len()], 0_usize);
+        while let Some((nth, end)) = ends.try_next().await? {
             n_bytes = n_bytes.saturating_add(end.n_bytes());
             if let Err(full) = held.grow_to(n_bytes) {
                 return Ok(Err(full));
             }
-            all.push(end);
+            all[nth] = Some(end);
         }
-        Ok(Ok(all))
+        Ok(Ok(all.into_iter().flatten().collect()))
+    }
+
+    /// How a job has ended that is a dead letter without a result: nothing follows, unless it is put back.
+    async fn died(&self, id: &JobId) -> Option<End> {
+        if !self.met.contains(id) {
+            return None;
+        }
+        // Where the broker fails, whoever follows the job finds out.
+        let is_dead = self.queue.state(id).await.ok()? == Some(JobState::Dead);
+        if !is_dead || self.queue.get(id).await.ok()?.is_some() {
+            return None;
+        }
+        let unread = || {
+            let words = "the job is among the dead letters, and nobody runs it";
+            let outcome = Outcome::Failed(Failure::new(FailureKind::Other, words));
+            // Nobody is told when.
+            let finished_at = Timestamp::UNIX_EPOCH;
+            JobResult { id: id.clone(), attempt: 0, outcome, finished_at, queue: None }
+        };
+        Some(End::Result(self.model.letter(id).await.unwrap_or_else(unread)))
     }
 
     fn follow(
         &self,
         id: JobId,
         behind: Option<Place>,
-        from: fn(Option<Place>) -> u64,
+        from: u64,
     ) -> BoxStream<'static, Result<News>> {
-        let (queue, waits) = (self.queue.clone(), Waits::new(&self.metrics.waiting));
-        let metrics = self.metrics.clone();
+        let (waiting, waits) = (self.clone(), Waits::new(&self.metrics.waiting));
         let news = async_stream::try_stream! {
             let _waits = waits;
+            if let Some(end) = waiting.died(&id).await {
+                yield News::End(end);
+                return;
+            }
             let mut heard = behind;
             loop {
-                let mut frames = match queue.follow(&id, from(heard)).await {
+                let mut frames = match waiting.queue.follow(&id, from).await {
                     Ok(frames) => frames,
                     Err(error) => {
-                        pause(&metrics, error).await?;
+                        pause(&waiting.metrics, error).await?;
                         continue;
                     }
                 };
@@ -170,15 +211,13 @@ impl Waiting {
                     match frames.next().await {
                         Some(Ok(Frame::Chunk { attempt, seq, body })) => {
                             let place = Place { attempt, seq };
-                            if heard.is_some_and(|heard| heard.attempt != attempt) {
-                                heard = None;
+                            let before = heard.replace(place);
+                            if before.is_some_and(|before| before.attempt != attempt) {
                                 yield News::Void;
-                                if seq > 0 {
-                                    // Its beginning was missed.
-                                    break true;
-                                }
+                            } else if let Some(before) = before.filter(|before| seq <= before.seq) {
+                                heard = Some(before);
+                                continue;
                             }
-                            heard = Some(place);
                             yield News::Piece { place, body };
                         }
                         Some(Ok(Frame::Final(result))) => {
@@ -189,7 +228,7 @@ impl Waiting {
                             return;
                         }
                         Some(Err(error)) => {
-                            pause(&metrics, error).await?;
+                            pause(&waiting.metrics, error).await?;
                             break true;
                         }
                         None => break false,

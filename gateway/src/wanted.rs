@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use ebb_queue::{Error, ErrorKind, JobId, Queue};
 use futures::{StreamExt, stream};
-use tokio::sync::mpsc;
+use prometheus::IntCounter;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 
@@ -18,15 +19,16 @@ const AT_ONCE: usize = 16;
 /// Requests whose jobs are cancelled at a time: a broker that hangs holds up no other's.
 const REQUESTS: usize = 8;
 
-/// Requests that wait for it, at most: the deadlines of others' jobs have to do.
-const MOST: usize = 1024;
-
 /// How long one cancel may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Cancels in the background what is not wanted any more; clones share the work.
 #[derive(Debug, Clone)]
-pub struct Canceller(mpsc::Sender<Left>);
+pub struct Canceller {
+    left: mpsc::Sender<Left>,
+    /// Counts the jobs for which there is no place.
+    uncancelled: IntCounter,
+}
 
 /// Jobs of a request that has gone.
 struct Left {
@@ -35,14 +37,20 @@ struct Left {
 }
 
 impl Canceller {
-    /// Starts the work, which ends by itself once all clones are gone and all is done.
+    /// Starts the work, which ends by itself once all clones are gone and all is done. The jobs of so many
+    /// requests wait for it at most, which is as many as there are at once: all may go away together.
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn start(metrics: &Metrics) -> (Self, AbortOnDropHandle<()>) {
-        let (sender, left) = mpsc::channel(MOST);
+    pub fn start(metrics: &Metrics, max_in_flight: usize) -> (Self, AbortOnDropHandle<()>) {
+        let (canceller, left) = Self::new(metrics, max_in_flight);
         let work = tokio::spawn(work(left, metrics.clone()));
-        (Self(sender), AbortOnDropHandle::new(work))
+        (canceller, AbortOnDropHandle::new(work))
+    }
+
+    fn new(metrics: &Metrics, most: usize) -> (Self, mpsc::Receiver<Left>) {
+        let (sender, left) = mpsc::channel(most.clamp(1, Semaphore::MAX_PERMITS));
+        (Self { left: sender, uncancelled: metrics.uncancelled.clone() }, left)
     }
 }
 
@@ -54,12 +62,14 @@ async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics) {
 impl Left {
     async fn cancel(self, metrics: Metrics) {
         let Self { queue, ids } = self;
+        let mut n_left = ids.len();
         let cancel = async |id: JobId| timeout(PATIENCE, queue.cancel(&id)).await;
         let mut cancels = std::pin::pin!(stream::iter(ids).map(cancel).buffer_unordered(AT_ONCE));
         while let Some(cancelled) = cancels.next().await {
             let error = match cancelled {
                 Ok(Ok(cancelled)) => {
                     metrics.cancelled.inc_by(u64::from(cancelled.took_effect()));
+                    n_left -= 1;
                     continue;
                 }
                 Ok(Err(error)) => error,
@@ -72,9 +82,10 @@ impl Left {
             metrics.failed("cancel", &error);
             if error.kind() == ErrorKind::Unavailable {
                 // The others would wait as long for nothing.
-                return;
+                break;
             }
         }
+        metrics.uncancelled.inc_by(n_left as u64);
     }
 }
 
@@ -103,9 +114,43 @@ impl Drop for Wanted {
         if ids.is_empty() {
             return;
         }
+        let n_jobs = ids.len();
         let left = Left { queue: Arc::clone(&self.queue), ids };
-        if self.canceller.0.try_send(left).is_err() {
-            debug!("too many jobs are to be cancelled; the deadlines of these have to do");
+        if self.canceller.left.try_send(left).is_err() {
+            self.canceller.uncancelled.inc_by(n_jobs as u64);
+            warn!(n_jobs, "too many jobs are to be cancelled; the deadlines of these have to do");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::faulty::{Faults, Faulty};
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, OpenOptions};
+
+    use super::*;
+
+    #[test]
+    fn jobs_for_which_there_is_no_place_are_counted() {
+        let metrics = Metrics::default();
+        let (canceller, _left) = Canceller::new(&metrics, 2);
+        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        for _ in 0..4 {
+            let ids = vec![JobId::fresh(), JobId::fresh(), JobId::fresh()];
+            drop(Wanted::new(&queue, ids, &canceller));
+        }
+        assert_eq!(metrics.uncancelled.get(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_whose_broker_fails_are_counted() {
+        let inner = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let faults = Faults { fail_before: 1.0, ..Faults::NONE };
+        let queue: Queue = Arc::new(Faulty::new(inner, faults, 7));
+        let metrics = Metrics::default();
+        let ids = vec![JobId::fresh(), JobId::fresh()];
+        Left { queue, ids }.cancel(metrics.clone()).await;
+        assert_eq!((metrics.uncancelled.get(), metrics.cancelled.get()), (2, 0));
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use ebb_queue::{Failure, FailureKind};
+use ebb_queue::{Failure, FailureKind, JobId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -31,6 +31,8 @@ pub struct Refused {
 #[derive(Debug, Serialize)]
 struct Body<'a> {
     error: Error<'a>,
+    #[serde(skip_serializing_if = "<[JobId]>::is_empty")]
+    ids: &'a [JobId],
 }
 
 #[derive(Debug, Serialize)]
@@ -63,9 +65,14 @@ impl Refused {
     /// `{"error": {"message", "type", "param", "code"}}`.
     #[must_use]
     pub fn body(&self) -> Bytes {
+        self.body_about(&[])
+    }
+
+    /// The same, with the ids of jobs beside the error, where there are any.
+    pub(crate) fn body_about(&self, ids: &[JobId]) -> Bytes {
         let Self { code, kind, param, message, .. } = self;
         let error = Error { message, r#type: kind, param: param.as_deref(), code };
-        serde_json::to_vec(&Body { error }).expect("texts alone").into()
+        serde_json::to_vec(&Body { error, ids }).expect("texts alone").into()
     }
 
     /// Of a job that failed: the status and the code say what there is to do about it.

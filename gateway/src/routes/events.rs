@@ -16,13 +16,13 @@ use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use ebb_queue::{FailureKind, JSON, JobId, JobResult, Outcome};
+use ebb_queue::{FailureKind, JSON, JobId, JobResult, JobState, Outcome};
 use futures::StreamExt;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::jobs::{LONGEST, named};
+use super::jobs::{Found, LONGEST, named};
 use super::{Endpoint, Site, Visit, guarded};
 use crate::following::{Following, Step};
 use crate::metrics::Ending;
@@ -74,8 +74,10 @@ async fn follow(visit: Visit, id: String) -> Result<Response, Refusal> {
         })?),
     };
     let (id, seen) = visit.see(&id).await?;
+    let is_dead = matches!(seen.found, Found::State(Some(JobState::Dead)));
+    let waiting = visit.waiting(&seen.model, is_dead.then(|| id.clone()))?;
     let following = Following {
-        news: visit.waiting(&seen.model)?.news(id.clone(), behind),
+        news: waiting.news(id.clone(), behind),
         keep_alive: visit.site.parts.limits.keep_alive,
         // A job of which nothing is heard for so long may never have been: who wants comes again.
         until: Instant::now() + LONGEST,

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::jobs::LONGEST;
 use super::listing::json;
-use super::{Site, Visit};
+use super::{Placed, Site, Visit};
 use crate::envelope::Envelope;
 use crate::following::{Following, Step};
 use crate::memory::Full;
@@ -23,9 +23,9 @@ use crate::metrics::Ending;
 use crate::models::Model;
 use crate::openai::{self, About, Answer, Bounds, Ended, Route, Streamed};
 use crate::prefer::Preference;
-use crate::refusal::{EBB_ID, Names, Refusal, ids_header};
+use crate::refusal::{EBB_ID, Names, Refusal, Then, ids_header};
 use crate::sse;
-use crate::waiting::{End, News};
+use crate::waiting::{End, News, Waiting};
 use crate::wanted::Wanted;
 
 /// Tells that the client has got what it preferred.
@@ -40,16 +40,25 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(30 * 86_400);
 /// A request whose jobs are on their queue.
 struct Asked {
     visit: Visit,
-    model: Arc<Model>,
+    waiting: Waiting,
     ids: Vec<JobId>,
     wanted: Wanted,
     answer: Answer,
     about: About,
-    /// How long it waits, and until when.
+    terms: Terms,
+}
+
+/// How long a request waits for its jobs, and for whom they are.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
     limit: Duration,
     until: Instant,
     /// Whether the client has set that.
     is_own_limit: bool,
+    /// Whether nobody else may come for the jobs, by an id or a key.
+    is_own: bool,
+    /// Whether the client would rather be told where the answer will be.
+    is_async: bool,
 }
 
 pub(super) async fn answer(
@@ -74,37 +83,34 @@ pub(super) async fn answer(
     let preference = preference(&visit);
     let own_limit = envelope.limit();
     let limit = own_limit.unwrap_or(model.plan.timeout).min(LONGEST_LIMIT);
+    let terms = Terms {
+        limit,
+        until: visit.begun + limit,
+        is_own_limit: own_limit.is_some(),
+        is_own: !envelope.is_shared(),
+        is_async: preference.respond_async,
+    };
     // Who comes with an id or a key of his own comes again, and his job is no late one then.
-    let is_own = !envelope.is_shared();
-    if is_own && !preference.respond_async {
-        envelope.limit_to(limit);
+    if terms.is_own && !terms.is_async {
+        // A stream may be older than its limit, and its job must outlive a lost worker then, too.
+        let more = if stream { LONGEST_LIMIT } else { Duration::ZERO };
+        envelope.limit_to(limit.saturating_add(more));
     }
     let jobs = bodies.into_iter().enumerate();
     let jobs = jobs
         .map(|(nth, body)| envelope.job((&visit.site.parts.ids, &model), nth, (Some(JSON), body)));
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
     // Before they are there: who goes away meanwhile leaves them behind, unless he may come again.
-    let ids: Vec<JobId> = jobs.iter().map(|job| job.id.clone()).collect();
-    let own = if is_own { ids.clone() } else { Vec::new() };
+    let own = jobs.iter().filter(|_| terms.is_own).map(|job| job.id.clone()).collect();
     let mut wanted = Wanted::new(model.queue()?, own, &visit.site.parts.canceller);
-    // Who does not wait comes for them by the ids that he is told.
-    let told = if is_own && !preference.respond_async { Vec::new() } else { ids };
-    let (until, n_jobs) = (visit.begun + limit, jobs.len());
-    let placed = timeout_at(until, visit.publish(&model, jobs)).await;
-    let placed = placed.map_err(|_| Refusal::timed_out(&told, limit).own(own_limit.is_some()))?;
-    let placed = placed.map_err(|refusal| {
-        // Some brokers store job by job: of several the first may be there, and no room for the last.
-        let is_none_there = n_jobs == 1 && !refusal.may_be_stored;
-        if is_none_there || preference.respond_async && refusal.may_be_stored {
-            wanted.let_be();
-        }
-        refusal.of_doubtful(&told, if is_own { Names::Gateway } else { Names::Client })
-    })?;
+    let placed = terms.publish((&visit, &model), jobs, &mut wanted).await?;
     // The jobs have them now, and the broker has the jobs.
     visit.held.release();
-    if preference.respond_async {
+    if terms.is_async {
         wanted.let_be();
     }
+    let met = placed.iter().filter(|placed| !placed.is_new).map(|placed| placed.id.clone());
+    let waiting = visit.waiting(&model, met)?;
     let ids: Vec<JobId> = placed.into_iter().map(|placed| placed.id).collect();
     let created = u64::try_from(now.as_second()).unwrap_or(0);
     let about = About {
@@ -112,9 +118,8 @@ pub(super) async fn answer(
         created,
         model: name,
     };
-    let is_own_limit = own_limit.is_some();
-    let asked = Asked { visit, model, ids, wanted, answer, about, limit, until, is_own_limit };
-    match (preference.respond_async, preference.wait) {
+    let asked = Asked { visit, waiting, ids, wanted, answer, about, terms };
+    match (terms.is_async, preference.wait) {
         (true, None) => Ok(asked.accepted()),
         (true, Some(wait)) => asked.within(wait).await,
         (false, _) if stream => asked.stream().await,
@@ -125,6 +130,46 @@ pub(super) async fn answer(
 fn preference(visit: &Visit) -> Preference {
     let values = visit.headers.get_all("prefer").iter();
     Preference::read(values.filter_map(|value| value.to_str().ok()))
+}
+
+impl Terms {
+    /// Puts the jobs of a request on their queue, as long as somebody waits for that.
+    async fn publish(
+        &self,
+        (visit, model): (&Visit, &Model),
+        jobs: Vec<Job>,
+        wanted: &mut Wanted,
+    ) -> Result<Vec<Placed>, Refusal> {
+        let n_jobs = jobs.len();
+        // Who does not wait comes for them by the ids that he is told.
+        let is_told = !self.is_own || self.is_async;
+        let told: Vec<JobId> = jobs.iter().filter(|_| is_told).map(|job| job.id.clone()).collect();
+        let published = visit.publish(model, jobs);
+        let placed = if self.is_async {
+            // The limit is for who waits for an answer: the broker has as long as for any other call.
+            published.await
+        } else {
+            timeout_at(self.until, published).await.map_err(|_| self.late(&told))?
+        };
+        placed.map_err(|refusal| {
+            // Some brokers store job by job: of several the first may be there, and no room for the last.
+            let is_none_there = n_jobs == 1 && !refusal.may_be_stored;
+            if is_none_there || self.is_async && refusal.may_be_stored {
+                wanted.let_be();
+            }
+            refusal.of_doubtful(&told, if self.is_own { Names::Gateway } else { Names::Client })
+        })
+    }
+
+    /// Time is over.
+    fn late(&self, ids: &[JobId]) -> Refusal {
+        let then = match (self.is_own, self.is_own_limit) {
+            (true, _) => Then::GivenUp,
+            (false, false) => Then::GoesOn,
+            (false, true) => Then::BeginsNoMore,
+        };
+        Refusal::timed_out(ids, self.limit, then).own(self.is_own_limit)
+    }
 }
 
 /// Where the answer will be.
@@ -152,10 +197,9 @@ impl Asked {
 
     /// The answer if it comes within this time, and else where it will be.
     async fn within(mut self, wait: Duration) -> Result<Response, Refusal> {
-        let waiting = self.visit.waiting(&self.model)?;
         let closing = self.visit.site.parts.closing.clone();
         let ends = tokio::select! { biased;
-            ends = waiting.ends(&self.ids, &mut self.visit.held) => ends,
+            ends = self.waiting.ends(&self.ids, &mut self.visit.held) => ends,
             () = sleep(wait.min(LONGEST)) => return Ok(self.accepted()),
             () = closing.cancelled() => return Ok(self.accepted()),
         };
@@ -174,16 +218,15 @@ impl Asked {
 
     /// Time is over.
     fn late(&self) -> Refusal {
-        Refusal::timed_out(&self.ids, self.limit).own(self.is_own_limit)
+        self.terms.late(&self.ids)
     }
 
     /// The answer, once all jobs have ended.
     async fn whole(mut self) -> Result<Response, Refusal> {
-        let waiting = self.visit.waiting(&self.model)?;
         let closing = self.visit.site.parts.closing.clone();
         let ends = tokio::select! { biased;
-            ends = waiting.ends(&self.ids, &mut self.visit.held) => ends,
-            () = sleep_until(self.until) => return Err(self.late()),
+            ends = self.waiting.ends(&self.ids, &mut self.visit.held) => ends,
+            () = sleep_until(self.terms.until) => return Err(self.late()),
             () = closing.cancelled() => {
                 self.wanted.let_be();
                 return Err(Refusal::ending(&self.ids));
@@ -197,7 +240,7 @@ impl Asked {
     fn answered(self, ends: Vec<End>) -> Result<Response, Refusal> {
         let ended: Vec<Ended> = ends.into_iter().map(ended).collect();
         let whole = self.answer.whole(&self.about, &ended);
-        let refusal = |refused| Refusal::from(refused).of(&self.ids).own(self.is_own_limit);
+        let refusal = |refused| Refusal::from(refused).of(&self.ids).own(self.terms.is_own_limit);
         let body = whole.map_err(refusal)?;
         let mut response = ([(CONTENT_TYPE, JSON)], body).into_response();
         response.headers_mut().extend(ids_header(&self.ids).map(|ids| (EBB_ID, ids)));
@@ -207,15 +250,14 @@ impl Asked {
     /// The answer piece by piece. The status is told once there is something to tell, so that a job
     /// which fails at once is an error as any other, or a proxy would lose patience.
     async fn stream(mut self) -> Result<Response, Refusal> {
-        let waiting = self.visit.waiting(&self.model)?;
         let site = Arc::clone(&self.visit.site);
         let Site { parts, .. } = &*site;
         let Some(id) = self.ids.first().cloned() else { return self.answered(Vec::new()) };
         let mut following = Following {
-            news: waiting.news(id, None),
+            news: self.waiting.news(id, None),
             keep_alive: parts.limits.keep_alive,
-            until: self.until,
-            limit: self.limit,
+            until: self.terms.until,
+            limit: self.terms.limit,
             closing: parts.closing.clone(),
             waits: None,
             is_begun: false,
@@ -313,7 +355,7 @@ impl Asked {
                 (told, Some(ending))
             }
             Step::Late => {
-                let ending = if self.is_own_limit { Ending::LateOwn } else { Ending::Late };
+                let ending = if self.terms.is_own_limit { Ending::LateOwn } else { Ending::Late };
                 (said.fail(&self.late().refused), Some(ending))
             }
             Step::Closing => {

@@ -10,12 +10,8 @@ use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ebb_queue::{
-    Cancelled, DeadLetter, Failure, JSON, JobId, JobResult, JobState, Outcome, header,
-};
+use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome, header};
 use serde::Serialize;
-use tokio::time::timeout;
-use tracing::debug;
 
 use super::inference::location;
 use super::listing::json;
@@ -28,9 +24,6 @@ use crate::waiting::{End, n_bytes};
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
-
-/// How long the letter of a dead job may take.
-const LETTER: Duration = Duration::from_secs(2);
 
 const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
 const EBB_KIND: HeaderName = HeaderName::from_static(header::KIND);
@@ -64,6 +57,14 @@ pub(super) enum Found {
     Ended(End),
     /// None yet, and where the job is, as far as its broker can tell.
     State(Option<JobState>),
+}
+
+impl Found {
+    /// Whether there is nothing to wait for: a dead letter without a result gets none, and what is done
+    /// had one.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Ended(_) | Self::State(Some(JobState::Done | JobState::Dead)))
+    }
 }
 
 pub(super) fn routes() -> axum::Router<Arc<Site>> {
@@ -140,25 +141,25 @@ fn choose(visit: &mut Visit, envelope: &Envelope) -> Result<Arc<Model>, Refusal>
 
 async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
     let (id, seen) = visit.see(&id).await?;
-    let state = match seen.found {
-        Found::Ended(end) => return visit.ended(id, end),
-        Found::State(state) => state,
-    };
     let wait = match visit.asked("wait") {
         None => Duration::ZERO,
         Some(text) => read_wait(&text)?,
     };
-    if wait.is_zero() {
-        return visit.at(&seen.model, id, state).await;
+    if wait.is_zero() || seen.found.is_over() {
+        return visit.found(id, seen).await;
     }
-    let waiting = visit.waiting(&seen.model)?;
+    let waiting = visit.waiting(&seen.model, None)?;
     let closing = visit.site.parts.closing.clone();
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
             Ok(end) => visit.ended(id, end),
             Err(error) => Err(visit.lost(error).of(&[id])),
         },
-        () = tokio::time::sleep(wait) => visit.at(&seen.model, id, state).await,
+        () = tokio::time::sleep(wait) => {
+            // It may be elsewhere by now.
+            let (id, seen) = visit.see(id.as_str()).await?;
+            visit.found(id, seen).await
+        }
         () = closing.cancelled() => Err(Refusal::ending(&[id])),
     }
 }
@@ -225,9 +226,23 @@ impl Visit {
             return Ok(Some(Found::Ended(result.into())));
         }
         let state = self.called("state", queue.state(id)).await?;
+        if matches!(state, Some(JobState::Done | JobState::Dead))
+            // It may have ended between the two.
+            && let Some(result) = self.called("get", queue.get(id)).await?
+        {
+            return Ok(Some(Found::Ended(result.into())));
+        }
         // Where the broker cannot tell, an id that was given out for the model is believed.
         let is_there = state.map_or(is_own, |state| state != JobState::Unknown);
         Ok(is_there.then_some(Found::State(state)))
+    }
+
+    /// What there is of a job, and where it is while there is nothing.
+    async fn found(self, id: JobId, seen: Seen) -> Result<Response, Refusal> {
+        match seen.found {
+            Found::Ended(end) => self.ended(id, end),
+            Found::State(state) => at(&seen.model, id, state).await,
+        }
     }
 
     /// How a job has ended; its answer counts among what all requests hold until the client has taken it.
@@ -242,36 +257,18 @@ impl Visit {
             Err(full) => Err(Refusal::from(full).of(&[result.id])),
         }
     }
+}
 
-    /// A job that has no result, and where it is.
-    async fn at(
-        &self,
-        model: &Model,
-        id: JobId,
-        state: Option<JobState>,
-    ) -> Result<Response, Refusal> {
-        match state {
-            Some(JobState::Done) => Err(Refusal::gone(&id)),
-            Some(JobState::Dead) => {
-                // Its result is forgotten by now, or was never stored: its letter says the same.
-                let Some(letter) = self.letter(model, &id).await else {
-                    let words = "the job is among the dead letters, and nobody runs it";
-                    return Err(Refusal::from(Refused::new(422, "job_failed", words)).of(&[id]));
-                };
-                let outcome = Outcome::Failed(Failure::new(letter.kind, letter.reason));
-                let (attempt, finished_at) = (letter.attempts, letter.died_at);
-                Ok(answered(JobResult { id, attempt, outcome, finished_at, queue: None }))
-            }
-            state => Ok(waiting(&id, state.unwrap_or(JobState::Unknown).word())),
-        }
-    }
-
-    /// The letter of a dead job, unless another request reads one or it takes long: a broker may have to
-    /// bury all that has expired first, and hands over the body as well.
-    async fn letter(&self, model: &Model, id: &JobId) -> Option<DeadLetter> {
-        let _alone = model.reading_dead.try_acquire().ok()?;
-        let letter = timeout(LETTER, model.opened()?.show(id)).await.ok()?;
-        letter.map_err(|error| debug!(%error, "a dead letter cannot be read")).ok()?
+/// A job that has no result, and where it is.
+async fn at(model: &Model, id: JobId, state: Option<JobState>) -> Result<Response, Refusal> {
+    match state {
+        Some(JobState::Done) => Err(Refusal::gone(&id)),
+        // Its result is forgotten by now, or was never stored: its letter says the same.
+        Some(JobState::Dead) => model.letter(&id).await.map(answered).ok_or_else(|| {
+            let words = "the job is among the dead letters, and nobody runs it";
+            Refusal::from(Refused::new(422, "job_failed", words)).of(&[id])
+        }),
+        state => Ok(waiting(&id, state.unwrap_or(JobState::Unknown).word())),
     }
 }
 

@@ -344,9 +344,14 @@ impl Visit {
         Ok(placed)
     }
 
-    /// Who waits for jobs of a model.
-    pub(crate) fn waiting(&self, model: &Model) -> Result<Waiting, Refusal> {
-        Ok(Waiting::new(Arc::clone(model.queue()?), self.site.parts.metrics.clone()))
+    /// Who waits for jobs of a model, of which these were there before.
+    pub(crate) fn waiting(
+        &self,
+        model: &Arc<Model>,
+        met: impl IntoIterator<Item = JobId>,
+    ) -> Result<Waiting, Refusal> {
+        let queue = Arc::clone(model.queue()?);
+        Ok(Waiting::new((Arc::clone(model), queue), met, &self.site.parts.metrics))
     }
 
     /// What a broker says to a call, which it does in time, or while there still is a gateway.

@@ -121,6 +121,24 @@ async fn a_key_has_its_rate_and_its_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_told_that_a_model_is_busy_keeps_the_rate_of_his_key() {
+    let mut setting = guarded(&[("a", "requests_per_minute = 3")]);
+    setting.models[0].max_in_flight = Some(1);
+    let scene = Scene::new(setting);
+    let waits = scene.begin(request("POST", EMBEDDINGS, &[A], input()));
+    let held = scene.take().await;
+    for _ in 0..9 {
+        let reply = scene.ask(request("POST", EMBEDDINGS, &[A], input())).await;
+        assert_eq!(reply.error(), (429, "model_busy".to_owned()));
+    }
+    let models = || request("GET", "/v1/models", &[A], "");
+    assert_eq!(scene.ask(models()).await.status, StatusCode::OK);
+    assert_eq!(scene.ask(models()).await.status, StatusCode::OK);
+    assert_eq!(scene.ask(models()).await.error().1, "rate_limit_exceeded");
+    drop((waits, held));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_takes_all_the_memory_it_can_get_leaves_some_to_others() {
     let mut setting = guarded(&[("a", ""), ("b", "")]);
     setting.limits.memory = 32 << 10;

@@ -1,17 +1,23 @@
 //! Requests of OpenAI's API that are answered whole.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Backlog, Behavior, Broker, DeadLetters, ErrorKind, Outcome, ResultStore};
+use ebb_queue::{
+    Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Outcome, ResultStore,
+};
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::scene::{Scene, Setting, embed, get, post, request};
+use crate::scene::{Scene, Setting, embed, end, end_as, get, plan, post, request};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
+
+/// As many jobs as a test takes at once.
+const MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 #[tokio::test(start_paused = true)]
 async fn inputs_are_jobs_and_their_vectors_come_back_in_their_order() {
@@ -86,7 +92,8 @@ async fn what_is_not_answered_in_time_is_not_run_any_more() {
     let reply = scene.ask(request).await;
     assert_eq!(reply.error(), (504, "timeout".to_owned()));
     let id = reply.header("ebb-id").unwrap();
-    assert!(reply.json()["error"]["message"].as_str().unwrap().contains(id));
+    let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains(id) && message.contains("is given up"), "{message}");
     let max = 10.try_into().unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(scene.queue.receive(max, Duration::ZERO).await.unwrap().is_empty());
@@ -352,13 +359,129 @@ async fn a_key_whose_request_came_too_early_is_answered_when_it_comes_again() {
         request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
     };
     let late = scene.ask(ask()).await;
-    assert_eq!(late.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(late.error(), (504, "timeout".to_owned()));
+    assert!(late.text().contains("goes on: send the request again"), "{}", late.text());
     tokio::time::sleep(Duration::from_secs(600)).await;
     let _worker = scene.answers(embed);
     let reply = scene.ask(ask()).await;
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
     assert_eq!(reply.header("ebb-id"), late.header("ebb-id"));
     assert!(scene.queue.list(10).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_a_time_of_its_own_is_told_that_its_job_begins_no_more() {
+    let scene = Scene::new(Setting::default());
+    let headers = [("idempotency-key", "k"), ("ebb-ttl", "2s")];
+    let body = json!({"input": "abc"}).to_string();
+    let late = scene.ask(request("POST", EMBEDDINGS, &headers, body)).await;
+    assert_eq!(late.error(), (504, "timeout".to_owned()));
+    assert!(late.text().contains("goes on only if it has begun"), "{}", late.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_key_of_a_dead_letter_whose_result_is_forgotten_is_answered_at_once() {
+    let behavior = Behavior { result_ttl: Duration::from_secs(60), ..Behavior::default() };
+    let scene = Scene::new(Setting { behavior, ..Setting::default() });
+    let ask = || {
+        let body = json!({"input": ["a", "b"]}).to_string();
+        request("POST", EMBEDDINGS, &[("idempotency-key", "k")], body)
+    };
+    let first = scene.begin(ask());
+    for _ in 0..2 {
+        tokio::task::yield_now().await;
+        for delivery in scene.queue.receive(MAX, Duration::from_secs(5)).await.unwrap() {
+            let failure = Failure::new(FailureKind::Model, "no such model");
+            end_as(&scene.queue, delivery, Err(failure)).await;
+        }
+    }
+    let mut told = vec![first.await.unwrap()];
+    tokio::time::advance(Duration::from_secs(61)).await;
+    let start = tokio::time::Instant::now();
+    told.push(scene.ask(ask()).await);
+    assert_eq!(start.elapsed(), Duration::ZERO, "nothing more can come");
+    for told in told {
+        assert_eq!(told.error(), (500, "model_failed".to_owned()));
+        assert!(told.text().contains("no such model"), "{}", told.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_wait_gives_a_slow_broker_the_time_that_it_needs() {
+    let mut slow = plan("m");
+    slow.timeout = Duration::from_millis(10);
+    let mut broker = None;
+    let scene = Scene::around(Setting { models: vec![slow], ..Setting::default() }, |queue| {
+        let faults = Faults { delay: Duration::from_secs(10), ..Faults::NONE };
+        let faulty = Faulty::new(Arc::new(queue), faults, 7);
+        broker = Some(faulty.clone());
+        Arc::new(faulty)
+    });
+    let ask = |headers: &[(&str, &str)]| {
+        request("POST", EMBEDDINGS, headers, json!({"input": "a"}).to_string())
+    };
+    let waits = scene.ask(ask(&[])).await;
+    assert_eq!(waits.error(), (504, "timeout".to_owned()));
+    let reply = scene.ask(ask(&[("prefer", "respond-async")])).await;
+    assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.text());
+    broker.unwrap().set(Faults::NONE);
+    let told = scene.ask(get(reply.header("location").unwrap())).await;
+    assert_eq!(told.json()["state"], "waiting");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_jobs_of_a_request_that_is_refused_are_named() {
+    let scene = Scene::new(Setting::default());
+    let waits = scene.begin(post(EMBEDDINGS, json!({"input": vec!["a"; 40]}).to_string()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    scene.closing.cancel();
+    let reply = waits.await.unwrap();
+    assert_eq!(reply.error(), (503, "gateway_ends".to_owned()));
+    let told = reply.json();
+    let ids: Vec<_> =
+        told["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 40);
+    let header: Vec<_> = reply.header("ebb-id").unwrap().split(',').collect();
+    assert_eq!(header, ids[..32], "a header holds no more");
+    for id in ids {
+        assert_eq!(scene.ask(get(&format!("/v1/jobs/{id}"))).await.json()["state"], "waiting");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_jobs_of_all_clients_that_hang_up_at_once_are_cancelled() {
+    let mut setting = Setting::default();
+    setting.limits.max_in_flight = 2_000;
+    let scene = Scene::new(setting);
+    let ask = || scene.begin(post(EMBEDDINGS, json!({"input": "a"}).to_string()));
+    let clients: Vec<_> = (0..1_500).map(|_| ask()).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 1_500);
+    drop(clients);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scene.queue.depth().await.unwrap().ready, 0);
+    assert!(scene.queue.receive(MAX, Duration::ZERO).await.unwrap().is_empty());
+    assert_eq!(scene.figure("gateway_jobs_cancelled_total", &[]), 1_500.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_counted_as_they_come_and_not_when_it_is_their_turn() {
+    let mut setting = Setting::default();
+    setting.limits.memory = 8 << 10;
+    let scene = Scene::new(setting);
+    let inputs: Vec<String> = (0..16).map(|nth| format!("text {nth}")).collect();
+    let start = tokio::time::Instant::now();
+    let waits = scene.begin(post(EMBEDDINGS, json!({"input": inputs}).to_string()));
+    tokio::task::yield_now().await;
+    let mut deliveries = scene.queue.receive(MAX, Duration::from_secs(5)).await.unwrap();
+    assert_eq!(deliveries.len(), 16);
+    let _first = deliveries.remove(0);
+    for delivery in deliveries {
+        let answer = format!("{}{}", embed(&delivery.job).unwrap(), " ".repeat(5_000));
+        end(&scene.queue, delivery, Ok(answer)).await;
+    }
+    assert_eq!(waits.await.unwrap().error(), (503, "answers_too_large".to_owned()));
+    assert_eq!(start.elapsed(), Duration::ZERO, "the first is not waited for");
 }
 
 #[tokio::test(start_paused = true)]
@@ -452,9 +575,10 @@ async fn a_limit_of_any_length_is_taken_and_another_model_in_a_header_is_not() {
     let _worker = scene.answers(embed);
     let body = || json!({"model": "m", "input": "a"}).to_string();
     let ask = |name, value| request("POST", EMBEDDINGS, &[(name, value)], body());
-    for limit in ["9000-01-01T00:00:00Z", "2000-01-01T00:00:00Z"] {
+    // The clock of the scene begins with 1970.
+    for (limit, status) in [("9000-01-01T00:00:00Z", 200), ("1969-12-31T23:59:00Z", 504)] {
         let reply = scene.ask(ask("ebb-deadline", limit)).await;
-        assert!([200, 504].contains(&reply.status.as_u16()), "{}", reply.text());
+        assert_eq!(reply.status.as_u16(), status, "{}", reply.text());
     }
     assert_eq!(scene.ask(ask("ebb-model", "m")).await.status, StatusCode::OK);
     assert_eq!(scene.ask(ask("ebb-model", "n")).await.json()["error"]["param"], "ebb-model");

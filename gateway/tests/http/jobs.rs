@@ -69,11 +69,15 @@ async fn who_waits_is_told_as_soon_as_there_is_an_end() {
     let reply = scene.ask(post("/v1/jobs", "x")).await;
     let place = reply.header("location").unwrap().to_owned();
     let start = tokio::time::Instant::now();
-    let told = scene.ask(get(&format!("{place}?wait=30s"))).await;
+    let waits = scene.begin(get(&format!("{place}?wait=30s")));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let delivery = scene.take().await;
+    let told = waits.await.unwrap();
     assert_eq!((told.status, start.elapsed().as_secs()), (StatusCode::ACCEPTED, 30));
     assert_eq!(told.header("retry-after"), Some("1"));
+    assert_eq!(told.json()["state"], "running", "as it is now, and not when the question came");
     let waits = scene.begin(get(&format!("{place}?wait=5m")));
-    let delivery = scene.take().await;
+    tokio::task::yield_now().await;
     let failure = Failure::new(FailureKind::Model, "no");
     end_as(&scene.queue, delivery, Err(failure)).await;
     let told = waits.await.unwrap();
@@ -172,12 +176,38 @@ async fn a_dead_letter_whose_result_is_forgotten_says_its_kind_all_the_same() {
     end_as(&scene.queue, scene.take().await, Err(failure)).await;
     let mut told = vec![scene.ask(get(&place)).await];
     tokio::time::advance(Duration::from_secs(61)).await;
+    let start = tokio::time::Instant::now();
     told.push(scene.ask(get(&place)).await);
+    told.push(scene.ask(get(&format!("{place}?wait=5m"))).await);
+    let events = scene.ask(get(&format!("{place}/events"))).await.text();
+    assert_eq!(start.elapsed(), Duration::ZERO, "nothing more can come");
+    assert!(events.starts_with("event: end") && events.contains("no such model"), "{events}");
     for told in told {
         assert_eq!(told.error(), (422, "model_failed".to_owned()));
         let headers = ["ebb-outcome", "ebb-kind", "ebb-attempt"].map(|name| told.header(name));
         assert_eq!(headers, [Some("failed"), Some("model"), Some("1")]);
         assert_eq!(told.json()["error"]["message"], "no such model");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_ends_while_it_is_asked_for_is_not_gone() {
+    for half_seconds in 0..50 {
+        let mut broker = None;
+        let scene = Scene::around(Setting::default(), |queue| {
+            let faulty = Faulty::new(Arc::new(queue), Faults::NONE, 7);
+            broker = Some(faulty.clone());
+            Arc::new(faulty)
+        });
+        let place = scene.ask(post("/v1/jobs", "x")).await.header("location").unwrap().to_owned();
+        let delivery = scene.take().await;
+        // So that the end may come before, between and behind what the gateway asks of its broker.
+        broker.unwrap().set(Faults { delay: Duration::from_secs(10), ..Faults::NONE });
+        let asks = scene.begin(get(&place));
+        tokio::time::sleep(Duration::from_millis(500 * half_seconds)).await;
+        end(&scene.queue, delivery, Ok("{}".to_owned())).await;
+        let told = asks.await.unwrap();
+        assert!([200, 202].contains(&told.status.as_u16()), "{half_seconds}: {}", told.text());
     }
 }
 

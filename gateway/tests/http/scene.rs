@@ -93,7 +93,7 @@ impl Scene {
         let closing = CancellationToken::new();
         let registry = Registry::new();
         let metrics = Metrics::registered(&registry).unwrap();
-        let (canceller, cancels) = Canceller::start(&metrics);
+        let (canceller, cancels) = Canceller::start(&metrics, setting.limits.max_in_flight);
         let parts = Parts {
             models: models.collect::<Models>(),
             is_local: keys.is_none(),

@@ -5,9 +5,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::StatusCode;
 use bytes::Bytes;
-use ebb_queue::{Broker, Delivery, Outcome, ResultStore, Stored};
+use ebb_queue::{
+    Broker, DeadLetters, Delivery, JSON, JobResult, Outcome, ResultStore, Stored, Timestamp,
+};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::scene::{Events, Scene, Setting, end, get, plan, post, request};
 
@@ -94,6 +97,28 @@ async fn another_attempt_goes_on_where_the_first_was_lost() {
     say(&scene, &delivery, 2, &[(0, piece("He")), (1, piece("llo"))]).await;
     end(&scene.queue, delivery, Ok(whole("Hello"))).await;
     assert_eq!(heard(&events.rest().await), ("Hello".to_owned(), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_older_than_its_limit_goes_on_where_its_worker_is_lost() {
+    let scene = Scene::new(Setting::default());
+    let (mut events, lost) = begun(&scene).await;
+    let told = AbortOnDropHandle::new(tokio::spawn(async move { events.rest().await }));
+    let mut lease = lost.receipt().clone();
+    for nth in 1..=10 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        scene.queue.extend(std::slice::from_mut(&mut lease)).await.unwrap();
+        say(&scene, &lost, 1, &[(nth, piece(""))]).await;
+    }
+    drop(lost);
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let again = tokio::time::timeout(Duration::from_secs(20), scene.take()).await;
+    let delivery = again.expect("its deadline is not that of its stream");
+    assert_eq!(delivery.attempt, 2);
+    say(&scene, &delivery, 2, &[(0, piece("He")), (1, piece("llo"))]).await;
+    end(&scene.queue, delivery, Ok(whole("Hello"))).await;
+    assert_eq!(heard(&told.await.unwrap()), ("Hello".to_owned(), true));
+    assert!(scene.queue.list(10).await.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,7 +230,24 @@ async fn who_comes_back_goes_on_behind_the_last_piece() {
     let wrong = request("GET", &place, &[("last-event-id", "x")], "");
     assert_eq!(scene.ask(wrong).await.json()["error"]["param"], "last-event-id");
     // A result of an earlier attempt than that of the pieces is not taken.
-    drop(delivery);
+    let outcome = Outcome::Completed { content_type: JSON.to_owned(), body: "{}".into() };
+    let (id, finished_at) = (delivery.job.id.clone(), Timestamp::UNIX_EPOCH);
+    let result = JobResult { id, attempt: 3, outcome, finished_at, queue: None };
+    assert_eq!(scene.queue.put(&result).await.unwrap(), Stored::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_to_another_attempt_hears_of_it_however_far_the_one_before_had_come() {
+    let scene = Scene::new(Setting::default());
+    let reply = scene.ask(post("/v1/jobs", "x")).await;
+    let place = format!("{}/events", reply.header("location").unwrap());
+    let delivery = scene.take().await;
+    say(&scene, &delivery, 3, &[(0, "a".into()), (1, "b".into())]).await;
+    say(&scene, &delivery, 4, &[(0, "c".into())]).await;
+    let again = request("GET", &place, &[("last-event-id", "3.1")], "");
+    let mut events = Events::of(scene.send(again).await);
+    assert_eq!(events.next().await.unwrap(), "event: void\ndata: {}");
+    assert_eq!(events.next().await.unwrap(), "id: 4.0\nevent: piece\ndata: c");
 }
 
 #[tokio::test(start_paused = true)]
