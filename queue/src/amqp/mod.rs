@@ -3,7 +3,8 @@
 //! A queue is a quorum queue per priority, one for jobs that came back, one for dead letters and a
 //! ladder of queues that hold delayed jobs; no process of ours need live for a delay to end.
 //! Producers publish to the exchange `ebb` with the queue's name as the routing key, or straight to
-//! the queue of that name; the latter is not heard at once but found within a second.
+//! the queue of that name; the latter is not heard: a worker that waits for jobs finds it within a
+//! second, and an idle scaler when it next looks by itself.
 //!
 //! RabbitMQ gives messages no identity: a job is known by `ebb-id`, else by the property
 //! `message_id`, else by a fresh id at each delivery.
