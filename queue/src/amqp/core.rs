@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::bell::Bell;
 use super::cancel::Cancels;
 use super::heard::Heard;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, MEND};
 use super::line::{self, Sessions};
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
 use super::parcel::Parcel;
@@ -139,6 +139,13 @@ impl Core {
         if delay.is_zero() {
             return Ok(self.to_lane(parcel, lane));
         }
+    /// How long a job that is done is not run again: no longer than its result is there to tell of it, after
+    /// which another job may have its name.
+    pub(super) fn mends_for(&self) -> Duration {
+        let results = self.results.as_ref();
+        results.map_or(MEND, |Results(results)| results.result_ttl().min(MEND))
+    }
+
         let way = names::way(delay, lane).ok_or_else(|| {
             let days = names::longest().as_secs() / 86_400;
             let words = format!("a job on RabbitMQ cannot be delayed for more than {days} days");
