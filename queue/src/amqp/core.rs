@@ -51,6 +51,37 @@ pub(super) struct Core {
     pub(super) was_empty: AtomicBool,
     /// What is known of cancelled jobs, and who is told of them.
     pub(super) cancels: Cancels,
+    /// How many there must be when those are back that a look which broke off had taken.
+    pub(super) letters_away: AtomicU64,
+}
+
+/// Levels that this handle made sure of in a session, and those that it told others of.
+#[derive(Debug)]
+struct Made {
+    epoch: u64,
+    n: u32,
+    n_told: u32,
+}
+
+impl Made {
+    /// A broker that was away may have come back without them.
+    fn in_session(epoch: u64) -> Self {
+        Self { epoch, n: FIRST_LEVELS, n_told: FIRST_LEVELS }
+    }
+}
+
+/// Levels that are there as far as is known, and the session that this is about.
+#[derive(Debug)]
+struct Levels {
+    epoch: u64,
+    n: u32,
+}
+
+impl Levels {
+    /// A broker that was away may have come back without them.
+    fn in_session(epoch: u64) -> Self {
+        Self { epoch, n: FIRST_LEVELS }
+    }
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
     pub(super) reading_dead: tokio::sync::Mutex<()>,
 }
@@ -89,6 +120,7 @@ impl Core {
             levels_of: AtomicU64::new(0),
             levels_found_in: AtomicU64::new(0),
             stands: AtomicBool::new(false),
+            letters_away: AtomicU64::new(0),
             was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),

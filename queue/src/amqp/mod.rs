@@ -9,6 +9,7 @@
 //! RabbitMQ gives messages no identity: a job is known by `ebb-id`, else by the property
 //! `message_id`, else by a fresh id at each delivery.
 
+mod aged;
 mod bell;
 mod cancel;
 mod coming;
@@ -295,7 +296,7 @@ impl Broker for AmqpQueue {
 
     async fn purge_old(&self, _elsewhere: Elsewhere) -> Result<Purged> {
         match self.core().behavior.dead_ttl {
-            Some(ttl) => dead::purge_old(self.core(), ttl).await,
+            Some(ttl) => aged::purge_old(self.core(), ttl).await,
             None => Ok(Purged::default()),
         }
     }
