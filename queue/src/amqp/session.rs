@@ -159,17 +159,37 @@ impl Session {
         what: &str,
         op: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
-        match timeout(PATIENCE, op).await {
-            Ok(done) => done.map_err(|error| {
-                if self.end().is_some() {
-                    self.broke.notify_one();
-                }
-                errors::op(&error, what)
-            }),
-            Err(_) => {
-                self.check_open()?;
-                self.give_up();
-                Err(errors::late(what))
+        let done = self.within_patience(what, op).await;
+        done.unwrap_or_else(|| {
+            self.give_up();
+            Err(errors::late(what))
+        })
+    }
+
+    /// The same of what goes out: a broker that takes no messages answers to none of it.
+    async fn patiently_out<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        let done = self.within_patience(what, op).await;
+        done.unwrap_or_else(|| {
+            self.check_open()?;
+            self.give_up();
+            Err(errors::late(what))
+        })
+    }
+
+    /// What came of it, if anything did in that time.
+    async fn within_patience<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Option<Result<T>> {
+        let done = timeout(PATIENCE, op).await.ok()?;
+        Some(done.map_err(|error| {
+            if self.end().is_some() {
+                self.broke.notify_one();
             }
         }
     }
@@ -227,7 +247,7 @@ impl Session {
             }
             Ok(())
         };
-        self.patiently("store jobs", storing).await?;
+        self.patiently_out("store jobs", storing).await?;
         Ok(refusal)
     }
 
