@@ -16,6 +16,7 @@ mod coming;
 mod confirms;
 mod connect;
 mod core;
+mod counts;
 mod dead;
 mod errors;
 mod fate;
@@ -167,12 +168,9 @@ impl AmqpQueue {
     async fn count(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
-        let n_levels = core.n_levels.load(Ordering::SeqCst);
-        let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
-        let levels = (0..n_levels).map(|level| core.names.level(level));
-        let queues: Vec<String> = lanes.chain([core.names.dead()]).chain(levels).collect();
-        let counts = session.counts(&queues).await?;
-        let (ready, rest) = counts.split_at(LANES.len().min(counts.len()));
+        let counts = core.count_waiting(session, &[core.names.dead()]).await?;
+        let (waiting, dead) = counts.split_at(counts.len().saturating_sub(1));
+        let (delayed, ready) = waiting.split_at(waiting.len().saturating_sub(LANES.len()));
         let mut by = ByPriority::default();
         for (lane, n_jobs) in LANES.into_iter().zip(ready) {
             // Who comes back is in one lane, whatever its priority.
@@ -181,8 +179,8 @@ impl AmqpQueue {
         }
         depth.ready = by.total();
         depth.ready_by_priority = Some(by);
-        depth.dead = rest.first().copied().unwrap_or(0);
-        depth.delayed = rest.iter().skip(1).sum();
+        depth.dead = dead.iter().sum();
+        depth.delayed = delayed.iter().sum();
         Ok(depth)
     }
 }

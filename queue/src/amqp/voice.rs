@@ -18,6 +18,7 @@ use tracing::debug;
 use super::core::Core;
 use super::heard::{Ear, Heard, Holding};
 use super::parcel::long;
+use super::names::LEVELS;
 use super::session::{Message, Session};
 use super::{errors, line};
 use crate::{Result, WorkerStatus};
@@ -146,13 +147,15 @@ fn worker_note(core: &Core, status: &WorkerStatus, age: Duration) -> Message {
     note
 }
 
-/// Tells all that a delay begins, which nobody sees otherwise, and how many levels there are.
-pub(super) async fn tell_of_delay(core: &Core, session: &Session) {
-    let n_levels = core.n_levels.load(Ordering::SeqCst).to_string();
-    if let Err(error) = session.say(core.note("delay", n_levels)).await {
+/// Tells all that a delay begins, which nobody sees otherwise, and how many levels there are; whether that
+/// was said.
+pub(super) async fn tell_of_delay(core: &Core, session: &Session) -> bool {
+    let said = session.say(core.note("delay", core.n_levels().to_string())).await;
+    if let Err(error) = &said {
         debug!(%error, "nobody was told that a delay began");
     }
 }
+    said.is_ok()
 
 /// Listens to all, and tells what this handle holds: when that changes, when somebody new asks,
 /// and each second.
@@ -298,7 +301,7 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
         }
         Some("delay") => {
             let n_levels = number().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-            core.n_levels.fetch_max(n_levels.min(64), Ordering::SeqCst);
+            core.note_levels(session.epoch, n_levels.min(LEVELS));
             core.bell.ring();
         }
         Some("echo") => {
