@@ -84,7 +84,6 @@ impl Session {
         let failed = |error| errors::op(&error, "open a channel");
         let work = intake.create_channel().await.map_err(failed)?;
         let press = outlet.create_channel().await.map_err(failed)?;
-        let voice = outlet.create_channel().await.map_err(failed)?;
         press.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
         Ok(Self {
             epoch,
@@ -93,7 +92,7 @@ impl Session {
             outlet,
             work,
             press,
-            voice,
+            voice: Mutex::default(),
             probe: Mutex::default(),
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
@@ -156,7 +155,8 @@ impl Session {
         }
     }
 
-    /// Awaits something the broker does, for as long as our patience lasts.
+    /// Awaits something the broker does, for as long as our patience lasts. What it does not answer then may
+    /// be done all the same, so the session is given up, and with it what nobody here knows of.
     pub(super) async fn patiently<T>(
         &self,
         what: &str,
@@ -194,7 +194,8 @@ impl Session {
             if self.end().is_some() {
                 self.broke.notify_one();
             }
-        }
+            errors::op(&error, what)
+        }))
     }
 
     /// Publishes messages and returns when all of them are on the disks of the broker. None is
@@ -278,10 +279,14 @@ impl Session {
         let Message { exchange, key, properties, body, must_arrive: _ } = message;
         let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
         let options = BasicPublishOptions::default();
-        let said = self.voice.basic_publish(exchange, key, options, &body, properties);
+        let saying = async {
+            let mut voice = self.voice.lock().await;
+            let channel = opened(&mut voice, &self.outlet).await?;
+            channel.basic_publish(exchange, key, options, &body, properties).await
+        };
         tokio::select! {
             biased;
-            said = self.patiently("say what we hold", said) => said.map(drop),
+            said = self.patiently_out("say what we hold", saying) => said.map(drop),
             // It is said once the broker takes messages again.
             () = self.blocked() => self.check_open(),
         }
@@ -325,7 +330,7 @@ impl Session {
         counts.is_ok_and(|counts| counts.iter().any(|n_messages| *n_messages > 0))
     }
 
-    /// How many messages wait in a queue, or none where it is missing.
+    /// How many messages wait in a queue as far as the broker says, or none where it is missing.
     pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
         let mut probe = self.probe.lock().await;
         let asked = counts::ask(&mut probe, &self.intake, std::slice::from_ref(&queue));

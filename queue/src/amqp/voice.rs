@@ -8,18 +8,19 @@ use std::time::Duration;
 use futures::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Consumer};
+use lapin::{BasicProperties, Channel, Consumer, ExchangeKind};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::core::Core;
 use super::heard::{Ear, Heard, Holding};
-use super::parcel::long;
 use super::names::LEVELS;
-use super::session::{Message, Session};
+use super::parcel::long;
+use super::session::{Message, PATIENCE, Session};
 use super::{errors, line};
 use crate::{Result, WorkerStatus};
 
@@ -154,8 +155,8 @@ pub(super) async fn tell_of_delay(core: &Core, session: &Session) -> bool {
     if let Err(error) = &said {
         debug!(%error, "nobody was told that a delay began");
     }
-}
     said.is_ok()
+}
 
 /// Listens to all, and tells what this handle holds: when that changes, when somebody new asks,
 /// and each second.
@@ -196,8 +197,9 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
             }
             () = sleep_until(tells_at.unwrap_or(told_at)), if tells_at.is_some() => {
                 changed_at = None;
-                if counts(core) != told {
-                    told = tell_holding(core, session).await?.unwrap_or(told);
+                let counts = counts(core);
+                if counts != told {
+                    told = tell_holding(core, session, counts).await?.unwrap_or(told);
                     told_at = Instant::now();
                 }
             }
@@ -220,6 +222,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 if session.check_open().is_err() {
                     core.heard.note_silence();
                 }
+                meet(core, &channel).await?;
             }
         }
     }
@@ -258,8 +261,24 @@ impl Acks<'_> {
     }
 }
 
+/// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
+/// us, and nobody tells.
+async fn meet(core: &Core, channel: &Channel) -> Result<()> {
+    let found = timeout(PATIENCE, find_exchange(core, channel)).await;
+    // Who does not answer has not said that it is gone.
+    found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
+}
+
+async fn find_exchange(core: &Core, channel: &Channel) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let (exchange, none) = (core.names.status(), FieldTable::default());
+    channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
+}
+
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
     let channel = session.intake.create_channel().await?;
+    // Before the queue, which would stay.
+    find_exchange(core, &channel).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("classic"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
@@ -393,6 +412,18 @@ mod tests {
         });
     }
 
+    #[test]
+    fn less_is_told_a_while_after_it_is_less_however_long_ago_the_last_word_was() {
+        let now = Instant::now() + BEAT;
+        let long_ago = now - BEAT;
+        assert_eq!(tells_at(false, long_ago, now), now + REST);
+        assert_eq!(tells_at(false, now, long_ago), now + REST);
+        assert_eq!(tells_at(true, long_ago, now), now + MOMENT);
+        assert_eq!(tells_at(true, now, now), now + REST_OF_MORE);
+        // More of what is held, and less of what is ahead, is as much.
+        assert!(is_more((2, 0), (1, 2)) && is_more((1, 2), (2, 0)) && !is_more((1, 1), (1, 1)));
+    }
+
     fn holding(held: u64) -> Holding {
         Holding { handle: "other".to_owned(), held, ahead: 0 }
     }
@@ -413,18 +444,6 @@ mod tests {
         heard.note_holding(holding(1));
         wait_for_a_holder(&heard, start + ANSWER / 2).await;
         assert_eq!(start.elapsed(), ANSWER / 2);
-    }
-
-    #[test]
-    fn less_is_told_a_while_after_it_is_less_however_long_ago_the_last_word_was() {
-        let now = Instant::now() + BEAT;
-        let long_ago = now - BEAT;
-        assert_eq!(tells_at(false, long_ago, now), now + REST);
-        assert_eq!(tells_at(false, now, long_ago), now + REST);
-        assert_eq!(tells_at(true, long_ago, now), now + MOMENT);
-        assert_eq!(tells_at(true, now, now), now + REST_OF_MORE);
-        // More of what is held, and less of what is ahead, is as much.
-        assert!(is_more((2, 0), (1, 2)) && is_more((1, 2), (2, 0)) && !is_more((1, 1), (1, 1)));
     }
 
     #[test]
