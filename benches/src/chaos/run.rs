@@ -56,6 +56,21 @@ const CHUNK: usize = 50;
 /// others hold a moment later than they.
 const QUIET: Duration = Duration::from_secs(20);
 
+/// Jobs without a completed result, as far as was seen.
+#[derive(Debug, Default)]
+struct Open<'a> {
+    /// Without any.
+    unseen: VecDeque<&'a PlannedJob>,
+    /// With a failed one: their letters may not be there yet, and one that runs again may be completed.
+    failed: VecDeque<&'a PlannedJob>,
+}
+
+impl Open<'_> {
+    fn len(&self) -> usize {
+        self.unseen.len() + self.failed.len()
+    }
+}
+
 impl<'a> Run<'a> {
     pub(super) fn new(plan: &'a Plan, queue: Queue, producer: Queue, seed: u64) -> Self {
         let count = || watch::Sender::new(0);
@@ -70,6 +85,7 @@ impl<'a> Run<'a> {
         bed: &mut Bed,
         limit: Duration,
     ) -> anyhow::Result<Ended> {
+        let now = |count: &watch::Sender<usize>| *count.borrow();
         let mut ledger = Ledger::default();
         let all = async {
             tokio::try_join!(
@@ -82,9 +98,12 @@ impl<'a> Run<'a> {
         };
         match timeout(limit, all).await {
             Ok(result) => result?,
-            Err(_) => progress(format_args!("gave up after {} s", limit.as_secs())),
+            Err(_) => {
+                let n_open = now(&self.enqueued).saturating_sub(now(&self.ended));
+                let limit = limit.as_secs();
+                progress(format_args!("gave up after {limit} s, {n_open} jobs unfinished"));
+            }
         }
-        let now = |count: &watch::Sender<usize>| *count.borrow();
         Ok(Ended {
             enqueued: now(&self.enqueued),
             kills: now(&self.kills),
@@ -150,7 +169,7 @@ impl<'a> Run<'a> {
 
     /// Takes note of each result soon after it was stored, and counts the jobs that have ended.
     async fn watch(&self, ledger: &mut Ledger) -> anyhow::Result<()> {
-        let mut unseen: VecDeque<&PlannedJob> = VecDeque::new();
+        let mut open = Open::default();
         let mut n_listed = 0;
         let (mut told, mut quiet) = (Instant::now(), None);
         loop {
@@ -158,9 +177,9 @@ impl<'a> Run<'a> {
             let depth = patiently(|| self.queue.depth()).await?;
             let waiting = usize::try_from(depth.ready + depth.in_flight + depth.delayed)?;
             let ended = enqueued.saturating_sub(waiting);
-            unseen.extend(&self.plan.jobs[n_listed..enqueued]);
+            open.unseen.extend(&self.plan.jobs[n_listed..enqueued]);
             n_listed = enqueued;
-            self.look(ledger, &mut unseen).await?;
+            self.look(ledger, &mut open).await?;
             self.ended.send_replace(ended);
             if told.elapsed() > TELL {
                 told = Instant::now();
@@ -170,8 +189,16 @@ impl<'a> Run<'a> {
             }
             if ended < self.plan.jobs.len() || !self.all_is_done() {
                 quiet = None;
-            } else if unseen.is_empty() || quiet.get_or_insert(Instant::now()).elapsed() > QUIET {
+            } else if open.len() <= usize::try_from(depth.dead)? {
                 return Ok(());
+            } else if quiet.get_or_insert(Instant::now()).elapsed() > QUIET {
+                let n_open = open.len();
+                let words = "jobs have no completed result, dead letters are";
+                progress(format_args!("unfinished: {n_open} {words} {}", depth.dead));
+                return Ok(());
+            } else {
+                // Whoever held it may have gone on.
+                open.unseen.append(&mut open.failed);
             }
             sleep(LOOK).await;
         }
@@ -184,12 +211,8 @@ impl<'a> Run<'a> {
     }
 
     /// Asks for the results of some jobs in turn, until each has one.
-    async fn look(
-        &self,
-        ledger: &mut Ledger,
-        unseen: &mut VecDeque<&'a PlannedJob>,
-    ) -> anyhow::Result<()> {
-        let asked: Vec<_> = unseen.drain(..unseen.len().min(WINDOW)).collect();
+    async fn look(&self, ledger: &mut Ledger, open: &mut Open<'a>) -> anyhow::Result<()> {
+        let asked: Vec<_> = open.unseen.drain(..open.unseen.len().min(WINDOW)).collect();
         let answers = stream::iter(asked).map(|job| async move {
             let id: JobId = job.id.parse()?;
             anyhow::Ok((job, patiently(|| self.queue.get(&id)).await?))
@@ -197,8 +220,9 @@ impl<'a> Run<'a> {
         let answers: Vec<_> = answers.buffered(16).try_collect().await?;
         for (job, result) in answers {
             match result {
-                Some(result) => ledger.see(&result),
-                None => unseen.push_back(job),
+                Some(result) if result.outcome.is_completed() => ledger.see(&result),
+                Some(_) => open.failed.push_back(job),
+                None => open.unseen.push_back(job),
             }
         }
         Ok(())
@@ -212,4 +236,58 @@ fn requests(jobs: &[PlannedJob]) -> ebb_queue::Result<Vec<Job>> {
         Ok(job)
     };
     jobs.iter().map(request).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, JobResult, OpenOptions, Outcome};
+
+    use super::super::plan::Sizes;
+    use super::*;
+
+    fn result(job: &PlannedJob, attempt: u32, outcome: Outcome) -> JobResult {
+        let id = job.id.parse().unwrap();
+        JobResult { id, attempt, outcome, finished_at: Timestamp::now(), queue: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_failed_has_not_ended_before_its_letter_is_there_or_it_is_completed() {
+        let sizes = Sizes { n_jobs: 2, n_kills: 0, n_restarts: 0, poison: 0.0, max_job_ms: 0 };
+        let plan = Plan::draw(sizes, 5);
+        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let run = Run::new(&plan, queue.clone(), queue.clone(), 5);
+        run.enqueued.send_replace(plan.jobs.len());
+        // The broker says that nothing waits and nothing is held, and knows of both failures.
+        for job in &plan.jobs {
+            queue.put(&result(job, 1, Outcome::Failed("bad".into()))).await.unwrap();
+        }
+        let mut ledger = Ledger::default();
+        let mut watching = pin!(run.watch(&mut ledger));
+        assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended with two failures");
+        let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "x".into() };
+        queue.put(&result(&plan.jobs[0], 2, outcome)).await.unwrap();
+        assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended with one failure");
+        queue.publish(requests(&plan.jobs[1..]).unwrap()).await.unwrap();
+        let held = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().pop().unwrap();
+        assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended while one is held");
+        queue.settle(&[held.reject("bad")]).await.unwrap();
+        assert!(timeout(QUIET / 4, &mut watching).await.is_ok(), "its letter is there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_of_which_nothing_is_known_is_waited_for_no_longer_than_that() {
+        let sizes = Sizes { n_jobs: 1, n_kills: 0, n_restarts: 0, poison: 0.0, max_job_ms: 0 };
+        let plan = Plan::draw(sizes, 5);
+        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let run = Run::new(&plan, queue.clone(), queue, 5);
+        run.enqueued.send_replace(1);
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        run.watch(&mut ledger).await.unwrap();
+        assert!((QUIET..QUIET + 4 * LOOK).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
 }

@@ -35,9 +35,14 @@ const HOLD: Duration = Duration::from_millis(15);
 const LINGER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 /// A copy comes by before the queue itself has the job, which waits for the disk: whoever looks at
-/// once may see nothing, so it is told again after each of these.
-const ECHOES: [Duration; 3] =
-    [Duration::ZERO, Duration::from_millis(60), Duration::from_millis(240)];
+/// once may see nothing, so it is told again after each of these. A disk may take seconds.
+const ECHOES: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(60),
+    Duration::from_millis(240),
+    Duration::from_millis(700),
+    Duration::from_millis(2_000),
+];
 /// How long who closes, or a session that is over, waits for the broker to send no more copies.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// By then a job whose copy was on its way when the last copies were bound is confirmed.

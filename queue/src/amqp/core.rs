@@ -1,6 +1,6 @@
 //! What all parts of a handle share.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
+use super::errors;
 use super::heard::Heard;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, MEND};
 use super::line::{self, Sessions};
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
 use super::parcel::Parcel;
@@ -38,12 +39,9 @@ pub(super) struct Core {
     pub(super) leases_changed: Notify,
     pub(super) counts_changed: Notify,
     last_place: AtomicI64,
-    /// Levels that this handle made sure of, and in which session.
-    made: tokio::sync::Mutex<(u64, u32)>,
-    /// Levels that are there as far as is known.
-    pub(super) n_levels: AtomicU32,
-    /// The session that this is about, and the one in which they were looked for, plus one.
-    levels_of: AtomicU64,
+    made: tokio::sync::Mutex<Made>,
+    levels: Mutex<Levels>,
+    /// The session in which levels were looked for, plus one.
     levels_found_in: AtomicU64,
     /// Whether jobs come without being asked for; each burst of them rings the bell.
     pub(super) stands: AtomicBool,
@@ -53,6 +51,37 @@ pub(super) struct Core {
     pub(super) cancels: Cancels,
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
     pub(super) reading_dead: tokio::sync::Mutex<()>,
+    /// How many there must be when those are back that a look which broke off had taken.
+    pub(super) letters_away: AtomicU64,
+}
+
+/// Levels that this handle made sure of in a session, and those that it told others of.
+#[derive(Debug)]
+struct Made {
+    epoch: u64,
+    n: u32,
+    n_told: u32,
+}
+
+impl Made {
+    /// A broker that was away may have come back without them.
+    fn in_session(epoch: u64) -> Self {
+        Self { epoch, n: FIRST_LEVELS, n_told: FIRST_LEVELS }
+    }
+}
+
+/// Levels that are there as far as is known, and the session that this is about.
+#[derive(Debug)]
+struct Levels {
+    epoch: u64,
+    n: u32,
+}
+
+impl Levels {
+    /// A broker that was away may have come back without them.
+    fn in_session(epoch: u64) -> Self {
+        Self { epoch, n: FIRST_LEVELS }
+    }
 }
 
 /// What it takes to make one.
@@ -84,14 +113,14 @@ impl Core {
             leases_changed: Notify::new(),
             counts_changed: Notify::new(),
             last_place: AtomicI64::new(0),
-            made: tokio::sync::Mutex::new((0, FIRST_LEVELS)),
-            n_levels: AtomicU32::new(FIRST_LEVELS),
-            levels_of: AtomicU64::new(0),
+            made: tokio::sync::Mutex::new(Made::in_session(0)),
+            levels: Mutex::new(Levels::in_session(0)),
             levels_found_in: AtomicU64::new(0),
             stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),
+            letters_away: AtomicU64::new(0),
         }
     }
 
@@ -108,6 +137,13 @@ impl Core {
     pub(super) fn ledger_changed(&self) {
         self.leases_changed.notify_one();
         self.counts_changed.notify_one();
+    }
+
+    /// How long a job that is done is not run again: no longer than its result is there to tell of it, after
+    /// which another job may have its name.
+    pub(super) fn mends_for(&self) -> Duration {
+        let results = self.results.as_ref();
+        results.map_or(MEND, |Results(results)| results.result_ttl().min(MEND))
     }
 
     /// A place behind all that this handle gave before.
@@ -155,20 +191,43 @@ impl Core {
 
     async fn make_levels(&self, session: &Session, n_levels: u32) -> Result<()> {
         let mut made = self.made.lock().await;
-        if made.0 != session.epoch {
-            // A broker that was away may have come back without them.
-            *made = (session.epoch, FIRST_LEVELS);
+        if made.epoch != session.epoch {
+            *made = Made::in_session(session.epoch);
         }
-        if n_levels > made.1 {
+        if n_levels > made.n {
             let channel = session.intake.create_channel();
             let channel = session.patiently("open a channel", channel).await?;
-            topology::levels(&channel, &self.names, made.1..n_levels).await?;
+            topology::levels(&channel, &self.names, made.n..n_levels).await?;
             // What is left open is closed with the session.
             channel.close(200, "done".into()).await.ok();
-            made.1 = n_levels;
-            self.n_levels.fetch_max(n_levels, Ordering::SeqCst);
+            made.n = n_levels;
+        }
+        self.note_levels(session.epoch, made.n);
+        // Whoever has not heard of a level does not count what waits there.
+        if made.n > made.n_told && super::voice::tell_of_delay(self, session).await {
+            made.n_told = made.n;
         }
         Ok(())
+    }
+
+    fn levels(&self) -> MutexGuard<'_, Levels> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many levels there are, as far as is known.
+    pub(super) fn n_levels(&self) -> u32 {
+        self.levels().n
+    }
+
+    /// Notes that there are so many levels at least; those of a session before may be gone.
+    pub(super) fn note_levels(&self, epoch: u64, n_levels: u32) {
+        let mut levels = self.levels();
+        if epoch > levels.epoch {
+            *levels = Levels::in_session(epoch);
+        }
+        if epoch == levels.epoch {
+            levels.n = levels.n.max(n_levels);
+        }
     }
 
     /// Looks for levels that others made before we listened; later ones are told of.
@@ -176,21 +235,49 @@ impl Core {
         if self.levels_found_in.load(Ordering::SeqCst) > session.epoch {
             return Ok(());
         }
-        // A broker that was away may have come back without them.
-        if self.levels_of.fetch_max(session.epoch, Ordering::SeqCst) < session.epoch {
-            self.n_levels.store(FIRST_LEVELS, Ordering::SeqCst);
-        }
+        self.note_levels(session.epoch, FIRST_LEVELS);
         // Those made from here on are heard of.
         let hearing = super::voice::catch_up(self, session).await?;
-        let mut level = self.n_levels.load(Ordering::SeqCst);
-        while session.count_if_there(self.names.level(level)).await?.is_some() {
-            level += 1;
-        }
-        self.n_levels.fetch_max(level, Ordering::SeqCst);
+        let n_levels = self.levels_from(session, self.n_levels()).await?;
+        self.note_levels(session.epoch, n_levels);
         if hearing == Hearing::All {
             self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// How many levels there are on the broker, of which so many are known.
+    async fn levels_from(&self, session: &Session, n_known: u32) -> Result<u32> {
+        let mut level = n_known;
+        while session.count_if_there(self.names.level(level)).await?.is_some() {
+            level += 1;
+        }
+        Ok(level)
+    }
+
+    /// Counts what waits, in the order of [`Names::waiting`], and in these queues after that.
+    pub(super) async fn count_waiting(
+        &self,
+        session: &Session,
+        more: &[String],
+    ) -> Result<Vec<u64>> {
+        let queues = |n_levels| [&self.names.waiting(n_levels), more].concat();
+        let n_levels = self.n_levels();
+        match session.counts(&queues(n_levels)).await {
+            Err(error) if errors::is_of_missing(&error) => {
+                // Others may tell of levels that were there before the broker came back without them.
+                let n_there = self.levels_from(session, FIRST_LEVELS).await?;
+                {
+                    let mut levels = self.levels();
+                    // What was heard of meanwhile is there.
+                    if levels.n == n_levels {
+                        levels.n = n_there;
+                    }
+                }
+                session.counts(&queues(self.n_levels())).await
+            }
+            counted => counted,
+        }
     }
 
     /// A message that is gone when nobody listens.
@@ -210,37 +297,87 @@ mod tests {
     use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
     use tokio::time::{Instant, sleep};
 
+    use super::super::AmqpQueue;
     use super::super::kit::{block_on, opened};
     use super::*;
     use crate::{Backlog, Broker, Job, Timestamp};
 
+    /// A job that is delayed for longer than the first levels last, and a handle that has counted it.
+    async fn with_a_long_delay(queue: &str) -> AmqpQueue {
+        let queue = opened(queue).await;
+        let mut late = Job::new("late", Timestamp::now());
+        late.set("ebb-delay", "10h").unwrap();
+        queue.publish(vec![late]).await.unwrap();
+        assert_eq!(queue.depth().await.unwrap().delayed, 1);
+        assert!(queue.core().n_levels() > FIRST_LEVELS);
+        queue
+    }
+
+    /// Takes the levels away, as a broker that lost its data; how many there were.
+    async fn delete_levels(core: &Core) -> u32 {
+        let n_levels = core.n_levels();
+        let session = core.session().await.unwrap();
+        let channel = session.intake.create_channel().await.unwrap();
+        for level in FIRST_LEVELS..n_levels {
+            let name = core.names.level(level).as_str().into();
+            channel.queue_delete(name, QueueDeleteOptions::default()).await.unwrap();
+            let name = core.names.level(level).as_str().into();
+            channel.exchange_delete(name, ExchangeDeleteOptions::default()).await.unwrap();
+        }
+        n_levels
+    }
+
     #[test]
     fn jobs_are_counted_again_where_the_broker_has_come_back_with_nothing() {
         block_on(async {
-            let queue = opened("emptied").await;
+            let queue = with_a_long_delay("emptied").await;
             let core = queue.core();
-            let mut late = Job::new("late", Timestamp::now());
-            late.set("ebb-delay", "10h").unwrap();
-            queue.publish(vec![late]).await.unwrap();
-            assert_eq!(queue.depth().await.unwrap().delayed, 1);
-            let session = core.session().await.unwrap();
-            let n_levels = core.n_levels.load(Ordering::SeqCst);
-            assert!(n_levels > FIRST_LEVELS);
-            let channel = session.intake.create_channel().await.unwrap();
-            for level in FIRST_LEVELS..n_levels {
-                let name = core.names.level(level).as_str().into();
-                channel.queue_delete(name, QueueDeleteOptions::default()).await.unwrap();
-                let name = core.names.level(level).as_str().into();
-                channel.exchange_delete(name, ExchangeDeleteOptions::default()).await.unwrap();
-            }
-            session.give_up();
-            let end = Instant::now() + std::time::Duration::from_secs(30);
+            delete_levels(core).await;
+            core.session().await.unwrap().give_up();
+            let end = Instant::now() + Duration::from_secs(30);
             let mut counted = queue.depth().await;
             while counted.is_err() && Instant::now() < end {
-                sleep(std::time::Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
                 counted = queue.depth().await;
             }
             assert_eq!(counted.unwrap().delayed, 0);
+        });
+    }
+
+    #[test]
+    fn levels_that_are_gone_and_that_others_tell_of_are_not_asked_for_again_and_again() {
+        block_on(async {
+            let queue = with_a_long_delay("emptied-company").await;
+            let core = queue.core();
+            let n_levels = delete_levels(core).await;
+            let session = core.session().await.unwrap();
+            for _ in 0..2 {
+                assert_eq!(queue.depth().await.unwrap().delayed, 0);
+                assert_eq!(core.n_levels(), FIRST_LEVELS);
+                // Of one who knows no better.
+                let note = core.note("delay", n_levels.to_string());
+                session.say(note).await.unwrap();
+                super::super::voice::catch_up(core, &session).await.unwrap();
+                assert_eq!(core.n_levels(), n_levels);
+            }
+        });
+    }
+
+    #[test]
+    fn who_publishes_to_a_broker_that_has_lost_its_levels_tells_nobody_of_them() {
+        block_on(async {
+            let queue = with_a_long_delay("emptied-producer").await;
+            let core = queue.core();
+            delete_levels(core).await;
+            let old = core.session().await.unwrap();
+            old.give_up();
+            while !core.session().await.is_ok_and(|session| session.epoch > old.epoch) {
+                sleep(Duration::from_millis(20)).await;
+            }
+            let mut soon = Job::new("soon", Timestamp::now());
+            soon.set("ebb-delay", "1m").unwrap();
+            queue.publish(vec![soon]).await.unwrap();
+            assert_eq!(core.n_levels(), FIRST_LEVELS);
         });
     }
 }

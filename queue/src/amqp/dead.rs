@@ -1,25 +1,24 @@
 //! Jobs that failed for good. A queue can be read from its head only, so whoever looks for one of
 //! them takes all, and gives back what stays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
-use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::debug;
 
 use super::core::Core;
-use super::errors;
 use super::names::Lane;
 use super::parcel::Parcel;
 use super::session::{Posted, Session};
-use crate::{DeadLetter, JobId, Purged, Result, Timestamp};
+use super::{aged, errors};
+use crate::{DeadLetter, JobId, Result};
 
 /// Dead letters that are looked through at once, the oldest ones.
 const MAX_LETTERS: u64 = 50_000;
@@ -34,15 +33,14 @@ const LOOK: Duration = Duration::from_millis(5);
 const LOOKED_AT: &str = "looked at";
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
-
-/// Letters that are deleted in one go since they are old; how long that may take, how many bytes of them
-/// may come along, and how many of others are held meanwhile.
-const OLD: u64 = 100;
-const STEP_TIME: Duration = Duration::from_secs(2);
-const STEP_BYTES: usize = 32 << 20;
-const STRANGE: usize = 8;
-/// How long the broker may take for each of them.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Letters that the broker hands over at once: as many as have so many bytes together, by those before them,
+/// but never more than this, and as few where they are large or none is known.
+const PAGE_BYTES: u64 = 32 << 20;
+const LONGEST_PAGE: u64 = 1024;
+const FIRST_PAGE: u64 = 16;
+/// Letters that a quorum queue puts back in their order where they are given back in one go: of more it
+/// makes a map of Erlang without one.
+const IN_ORDER: usize = 32;
 
 /// A walk through the dead letters, the oldest first. One that is dropped gives all back as well:
 /// the broker closes the channel.
@@ -50,10 +48,21 @@ struct Walk<'a> {
     core: &'a Core,
     session: &'a Session,
     channel: Channel,
-    consumer: Option<Consumer>,
+    page: Option<Page>,
+    n_counted: u64,
     n_left: u64,
-    n_held: u64,
+    n_came: u64,
+    n_bytes: u64,
+    held: BTreeSet<u64>,
     n_removed: u64,
+    is_back: bool,
+}
+
+/// Letters that the broker hands over at once, and how many of them have not been seen yet. The client keeps
+/// what it is handed in memory.
+struct Page {
+    consumer: Consumer,
+    n_left: u64,
 }
 
 /// A dead letter that is held.
@@ -64,74 +73,110 @@ struct Letter {
 
 impl<'a> Walk<'a> {
     async fn begin(core: &'a Core, session: &'a Session) -> Result<Self> {
-        let dead = core.names.dead();
-        let n_left = count(core, session).await?.min(MAX_LETTERS);
-        let opening = async {
-            let channel = session.intake.create_channel().await?;
-            let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
-            let mut consumer = None;
-            if n_left > 0 {
-                channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-                let options = BasicConsumeOptions::default();
-                let consuming =
-                    channel.basic_consume(dead.as_str().into(), "".into(), options, none());
-                consumer = Some(consuming.await?);
-            }
-            Ok((channel, consumer))
-        };
-        let (channel, consumer) = session.patiently("read dead letters", opening).await?;
-        Ok(Self { core, session, channel, consumer, n_left, n_held: 0, n_removed: 0 })
+        // Those of a walk that broke are on their way back, and nobody else looked since.
+        let n_away = core.letters_away.load(Ordering::SeqCst);
+        if n_away > 0 {
+            see_back(core, session, n_away).await;
+            core.letters_away.store(0, Ordering::SeqCst);
+        }
+        let n_counted = count(core, session).await?;
+        let opening = session.intake.create_channel();
+        let channel = session.patiently("read dead letters", opening).await?;
+        Ok(Self {
+            core,
+            session,
+            channel,
+            page: None,
+            n_counted,
+            n_left: n_counted.min(MAX_LETTERS),
+            n_came: 0,
+            n_bytes: 0,
+            held: BTreeSet::new(),
+            n_removed: 0,
+            is_back: false,
+        })
     }
 
     async fn next(&mut self) -> Result<Option<Letter>> {
-        let Some(consumer) = self.consumer.as_mut().filter(|_| self.n_left > 0) else {
+        if self.n_left == 0 {
             return Ok(None);
-        };
+        }
+        if self.page.as_ref().is_none_or(|page| page.n_left == 0) {
+            let turning = self.turn();
+            let page = self.session.patiently("read dead letters", turning).await?;
+            self.page = Some(page);
+        }
+        let Some(page) = &mut self.page else { return Ok(None) };
         let (end, mut is_all) = (Instant::now() + STALL, false);
         let delivery = loop {
-            match timeout(SOON, consumer.next()).await {
+            match timeout(SOON, page.consumer.next()).await {
                 Ok(Some(Ok(delivery))) => break delivery,
                 Ok(_) => return Err(errors::down()),
                 // Somebody else looks at the rest at this moment.
-                Err(_) if is_all => return Ok(None),
+                Err(_) if is_all => {
+                    (page.n_left, self.n_left) = (0, 0);
+                    return Ok(None);
+                }
                 Err(_) if Instant::now() < end => {
                     is_all = has_handed_over(self.core, self.session, &self.channel).await?;
                 }
                 Err(_) => return Err(errors::late("hand over its dead letters")),
             }
         };
+        page.n_left -= 1;
         self.n_left -= 1;
-        self.n_held += 1;
+        self.n_came += 1;
+        self.n_bytes += delivery.data.len() as u64;
+        self.held.insert(delivery.delivery_tag);
         let now = self.core.clock.now();
         let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
         Ok(Some(Letter { parcel, tag: delivery.delivery_tag }))
     }
 
+    /// Has the broker hand over the next page. What came before stays held.
+    async fn turn(&self) -> lapin::Result<Page> {
+        if let Some(Page { consumer, .. }) = &self.page {
+            // All that it may bring has come, so nobody need wait.
+            let options = BasicCancelOptions { nowait: true };
+            self.channel.basic_cancel(consumer.tag(), options).await?;
+        }
+        let n_left = page(self.n_came, self.n_bytes).min(self.n_left);
+        let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
+        self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        // The broker gives back by the names of consumers, in their order.
+        let name = format!("{:05}", self.n_came);
+        let (dead, options) = (self.core.names.dead(), BasicConsumeOptions::default());
+        let consuming =
+            self.channel.basic_consume(dead.as_str().into(), name.as_str().into(), options, none());
+        Ok(Page { consumer: consuming.await?, n_left })
+    }
+
     async fn remove(&mut self, tag: u64) -> Result<()> {
         let acked = self.channel.basic_ack(tag, BasicAckOptions::default());
         self.session.patiently("remove dead letters", acked).await?;
-        self.n_held -= 1;
+        self.held.remove(&tag);
         self.n_removed += 1;
         Ok(())
     }
 
     /// Gives back what was not removed, also where the walk was cut off: what was done by then, in a word,
     /// is told with the error.
-    async fn end<T>(self, walked: Result<T>, done: &str) -> Result<T> {
-        let ended = if walked.is_ok() {
-            let gave_back = self.session.patiently("put dead letters back", self.give_back()).await;
-            match gave_back {
-                Ok(()) => see_back(self.core, self.session, self.n_held).await,
-                Err(error) => Err(error),
-            }
+    async fn end<T>(mut self, walked: Result<T>, done: &str) -> Result<T> {
+        let (session, dead) = (self.session, self.core.names.dead());
+        let (gave_back, n_letters) = if walked.is_ok() {
+            let n_there = session.count_if_there(dead).await.ok().flatten().unwrap_or(0);
+            let gave_back = session.patiently("put dead letters back", self.give_back()).await;
+            (gave_back, n_there + self.held.len() as u64)
         } else {
             // What is wrong already says more than what comes of that.
-            if in_time(self.give_back()).await.is_ok() {
-                see_old_back(self.core, self.session, self.n_held).await;
-            }
-            Ok(())
+            (aged::in_time(self.give_back()).await, self.n_to_come())
         };
-        walked.and_then(|done| ended.map(|()| done)).map_err(|error| match self.n_removed {
+        if gave_back.is_ok() {
+            see_back(self.core, self.session, n_letters).await;
+            self.is_back = true;
+        }
+        let n_removed = self.n_removed;
+        walked.and_then(|done| gave_back.map(|()| done)).map_err(|error| match n_removed {
             0 => error,
             n_removed => {
                 error.and(format_args!("dead letters that were {done} before: {n_removed}"))
@@ -139,17 +184,43 @@ impl<'a> Walk<'a> {
         })
     }
 
-    async fn give_back(&self) -> lapin::Result<()> {
-        if let Some(consumer) = &self.consumer {
-            self.channel.basic_cancel(consumer.tag(), Default::default()).await?;
+    /// How many there are once all are back, as far as nobody else does anything.
+    fn n_to_come(&self) -> u64 {
+        self.n_counted.saturating_sub(self.n_removed)
+    }
+
+    async fn give_back(&mut self) -> lapin::Result<()> {
+        if let Some(Page { consumer, .. }) = &mut self.page {
+            self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+            // What came and was not looked at, to its end.
+            while let Some(Ok(delivery)) = consumer.next().await {
+                self.held.insert(delivery.delivery_tag);
+            }
         }
-        if self.n_held > 0 {
-            let options = BasicNackOptions { multiple: true, requeue: true };
-            // Tag 0 means all of them.
-            self.channel.basic_nack(0, options).await?;
+        let options = BasicNackOptions { multiple: true, requeue: true };
+        let held: Vec<u64> = self.held.iter().copied().collect();
+        for last in held.chunks(IN_ORDER).filter_map(<[u64]>::last) {
+            self.channel.basic_nack(*last, options).await?;
         }
         self.channel.close(200, "done".into()).await
     }
+}
+
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        if self.page.is_some() && !self.is_back {
+            self.core.letters_away.store(self.n_to_come(), Ordering::SeqCst);
+        }
+    }
+}
+
+/// How many letters are handed over next, after so many with so many bytes.
+fn page(n_letters: u64, n_bytes: u64) -> u64 {
+    if n_letters == 0 {
+        return FIRST_PAGE;
+    }
+    let each = (n_bytes / n_letters).max(1);
+    (PAGE_BYTES / each).clamp(FIRST_PAGE, LONGEST_PAGE)
 }
 
 /// How many dead letters there are that nobody looks at.
@@ -167,16 +238,15 @@ async fn has_handed_over(core: &Core, session: &Session, channel: &Channel) -> R
     Ok(n_waiting == 0)
 }
 
-/// Waits until what was given back is seen to be there, for whoever looks next.
-async fn see_back(core: &Core, session: &Session, n_letters: u64) -> Result<()> {
+/// Waits until what was given back is seen to be there, for whoever looks next; gives nothing up.
+pub(super) async fn see_back(core: &Core, session: &Session, n_letters: u64) {
     let end = Instant::now() + BACK;
     while Instant::now() < end {
-        if count(core, session).await? >= n_letters {
-            break;
+        match timeout(BACK, session.count_if_there(core.names.dead())).await {
+            Ok(Ok(Some(n_there))) if n_there < n_letters => sleep(LOOK).await,
+            _ => break,
         }
-        sleep(LOOK).await;
     }
-    Ok(())
 }
 
 fn none() -> FieldTable {
@@ -220,12 +290,14 @@ pub(super) async fn show(core: &Core, id: &JobId) -> Result<Option<DeadLetter>> 
 }
 
 async fn find(walk: &mut Walk<'_>, id: &JobId) -> Result<Option<Parcel>> {
+    let mut found = None;
+    // To the end, though it may come soon: what is given back lies behind what was given back before.
     while let Some(Letter { parcel, .. }) = walk.next().await? {
-        if parcel.job.id == *id {
-            return Ok(Some(parcel));
+        if found.is_none() && parcel.job.id == *id {
+            found = Some(parcel);
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
@@ -276,102 +348,6 @@ async fn revive(walk: &mut Walk<'_>, letters: Vec<Letter>) -> Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
-/// Deletes the oldest of those that died longer ago than this. Only they are taken, and the one behind
-/// them: whoever looks at the same moment misses one letter that stays. A few that do not say when they
-/// died are of somebody else, and stay too.
-///
-/// Nobody waits for it, so it ends soon, and what the broker does not answer costs no more than its
-/// channel: to give up the session would end all leases. Of no body it is known that it is needed no more:
-/// a letter may be back among the jobs, where the acknowledgement of a redrive was lost.
-pub(super) async fn purge_old(core: &Core, ttl: Duration) -> Result<Purged> {
-    let _alone = core.reading_dead.lock().await;
-    let session = core.session().await?;
-    let last = core.clock.now() - ttl;
-    let channel = in_time(session.intake.create_channel()).await?;
-    let mut step = Step { core, channel: &channel, n_jobs: 0, n_held: 0, n_strange: 0, n_bytes: 0 };
-    let end = Instant::now() + STEP_TIME;
-    let mut failed = None;
-    while step.may_go_on() && Instant::now() < end {
-        match step.purge_next(last).await {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
-        }
-    }
-    let Step { n_jobs, n_held, .. } = step;
-    // Whatever is not acknowledged goes back to where it was, also where this is not answered.
-    let closed = in_time(channel.close(200, "done".into())).await;
-    match failed.or(closed.err()) {
-        Some(error) if n_jobs == 0 => return Err(error),
-        Some(error) => debug!(%error, "a step of a purge was cut off"),
-        None => see_old_back(core, &session, n_held).await,
-    }
-    Ok(Purged { n_jobs, ..Purged::default() })
-}
-
-/// What a step over old letters has done.
-struct Step<'a> {
-    core: &'a Core,
-    channel: &'a Channel,
-    n_jobs: u64,
-    n_held: u64,
-    /// Of those that are held, the ones that do not say when they died.
-    n_strange: usize,
-    n_bytes: usize,
-}
-
-impl Step<'_> {
-    fn may_go_on(&self) -> bool {
-        self.n_jobs < OLD && self.n_strange <= STRANGE && self.n_bytes < STEP_BYTES
-    }
-
-    /// Deletes the next letter if it is old; false where there is none, or it is young.
-    async fn purge_next(&mut self, last: Timestamp) -> Result<bool> {
-        let (dead, options) = (self.core.names.dead(), BasicGetOptions::default());
-        let got = in_time(self.channel.basic_get(dead.as_str().into(), options)).await?;
-        let Some(got) = got else { return Ok(false) };
-        let Delivery { delivery_tag, properties, data, .. } = got.delivery;
-        self.n_bytes += data.len();
-        self.n_held += 1;
-        let (Parcel { job, death, .. }, _) = Parcel::read(&properties, data, self.core.clock.now());
-        let Some((_, died_at)) = death else {
-            self.n_strange += 1;
-            return Ok(true);
-        };
-        if died_at > last {
-            return Ok(false);
-        }
-        in_time(self.channel.basic_ack(delivery_tag, BasicAckOptions::default())).await?;
-        self.core.ledger().forget(&job.id);
-        self.n_held -= 1;
-        self.n_jobs += 1;
-        Ok(true)
-    }
-}
-
-/// What the broker answers in the time that it has for it; else the channel is given up, and no more.
-async fn in_time<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
-    let what = "delete old dead letters";
-    match timeout(PATIENCE, answer).await {
-        Ok(answered) => answered.map_err(|error| errors::op(&error, what)),
-        Err(_) => Err(errors::late(what)),
-    }
-}
-
-/// The same as [`see_back`], but gives nothing up.
-async fn see_old_back(core: &Core, session: &Session, n_letters: u64) {
-    let end = Instant::now() + BACK;
-    while Instant::now() < end {
-        match timeout(BACK, session.count_if_there(core.names.dead())).await {
-            Ok(Ok(Some(n_there))) if n_there < n_letters => sleep(LOOK).await,
-            _ => break,
-        }
-    }
-}
-
 pub(super) async fn purge(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
@@ -390,4 +366,91 @@ async fn delete(walk: &mut Walk<'_>, ids: Option<&[JobId]>) -> Result<u64> {
         }
     }
     Ok(walk.n_removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AmqpQueue;
+    use super::super::kit::{block_on, opened};
+    use super::*;
+    use crate::{DeadLetters, Job, Timestamp};
+
+    /// A queue with so many dead letters, which are named by their numbers.
+    async fn with_letters(queue: &str, n_letters: u64) -> AmqpQueue {
+        let queue = opened(queue).await;
+        let (core, now) = (queue.core(), Timestamp::now());
+        let letter = |n: u64| {
+            let job = Job { id: n.to_string().parse().unwrap(), ..Job::new("x", now) };
+            let mut parcel = Parcel::new(job, 1);
+            parcel.die(now, "bad".into());
+            core.to_dead(&parcel)
+        };
+        let session = core.session().await.unwrap();
+        session.publish((0..n_letters).map(letter).collect()).await.unwrap();
+        see_back(core, &session, n_letters).await;
+        queue
+    }
+
+    /// Looks at so many, and what their numbers are.
+    async fn look(walk: &mut Walk<'_>, n_letters: usize) -> Vec<u64> {
+        let mut seen = Vec::new();
+        while seen.len() < n_letters
+            && let Some(letter) = walk.next().await.unwrap()
+        {
+            seen.push(letter.parcel.job.id.as_str().parse().unwrap());
+        }
+        seen
+    }
+
+    #[test]
+    fn letters_that_nobody_looks_at_yet_stay_at_the_broker_and_all_lie_as_they_lay_afterwards() {
+        const LETTERS: u64 = FIRST_PAGE + LONGEST_PAGE + 60;
+        block_on(async {
+            let queue = with_letters("pages", LETTERS).await;
+            let (core, all) = (queue.core(), (0..LETTERS).collect::<Vec<_>>());
+            let session = core.session().await.unwrap();
+            for _ in 0..2 {
+                let mut walk = Walk::begin(core, &session).await.unwrap();
+                assert_eq!(look(&mut walk, 1).await, [0]);
+                // What it is to hand over it would have handed over by now.
+                sleep(SOON).await;
+                let there = session.count_if_there(core.names.dead()).await.unwrap();
+                assert_eq!(there, Some(LETTERS - FIRST_PAGE));
+                assert_eq!(look(&mut walk, usize::MAX).await, all[1..]);
+                walk.end(Ok(()), LOOKED_AT).await.unwrap();
+                // What is looked for comes soon, and lies where it lay.
+                assert!(queue.show(&"3".parse().unwrap()).await.unwrap().is_some());
+            }
+        });
+    }
+
+    #[test]
+    fn who_looks_after_a_look_that_broke_off_sees_all() {
+        const LETTERS: usize = 50;
+        block_on(async {
+            let queue = with_letters("broken-off", LETTERS as u64).await;
+            let core = queue.core();
+            let session = core.session().await.unwrap();
+            for _ in 0..5 {
+                let mut walk = Walk::begin(core, &session).await.unwrap();
+                assert_eq!(look(&mut walk, 20).await.len(), 20);
+                drop(walk);
+                assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
+                // The same where it ended in order, and not with the last.
+                let mut walk = Walk::begin(core, &session).await.unwrap();
+                look(&mut walk, FIRST_PAGE as usize + 1).await;
+                walk.end(Ok(()), LOOKED_AT).await.unwrap();
+                assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
+            }
+        });
+    }
+
+    #[test]
+    fn a_page_is_as_long_as_its_letters_are_small() {
+        assert_eq!(page(0, 0), FIRST_PAGE);
+        assert_eq!(page(16, 0), LONGEST_PAGE);
+        assert_eq!(page(16, 16 << 10), LONGEST_PAGE);
+        assert_eq!(page(16, 16 << 20), 32);
+        assert_eq!(page(16, 16 << 30), FIRST_PAGE);
+    }
 }

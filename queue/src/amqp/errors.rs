@@ -64,6 +64,12 @@ pub(super) fn is_missing(error: &lapin::Error) -> bool {
     matches!(amqp_kind(error), Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)))
 }
 
+/// The same of an error that was told in our words.
+pub(super) fn is_of_missing(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    source.and_then(|source| source.downcast_ref()).is_some_and(is_missing)
+}
+
 /// The broker took too long.
 pub(super) fn late(what: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("RabbitMQ did not {what} in time"))

@@ -201,7 +201,7 @@ fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> S
     }
     if matches!(settlement.verdict(), Verdict::Ack) {
         // Its result is stored: should it come back to us, it is not run again.
-        ledger.finish(id.clone(), now);
+        ledger.finish(id.clone(), now + core.mends_for());
     }
     Settled::Lost
 }

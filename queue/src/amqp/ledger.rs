@@ -10,8 +10,8 @@ use crate::JobId;
 
 /// Names that are remembered at most; older ones go first.
 const MAX_NAMES: usize = 100_000;
-/// How long an acknowledgement that came too late is remembered, to be made up for.
-const MEND: Duration = Duration::from_secs(3_600);
+/// How long an acknowledgement that came too late is remembered at most, to be made up for.
+pub(super) const MEND: Duration = Duration::from_secs(3_600);
 
 /// A delivery that is not settled.
 #[derive(Debug)]
@@ -106,8 +106,8 @@ impl Ledger {
     }
 
     /// The job is done, and its acknowledgement did not reach the broker.
-    pub(super) fn finish(&mut self, id: JobId, now: Instant) {
-        self.finished.insert(id, (), now + MEND);
+    pub(super) fn finish(&mut self, id: JobId, until: Instant) {
+        self.finished.insert(id, (), until);
     }
 
     /// Whether a job that came is done, and needs only to be acknowledged.
@@ -259,7 +259,7 @@ mod tests {
     async fn a_job_that_is_done_is_known_to_be_until_it_is_acknowledged() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
         let id: JobId = "a".parse().unwrap();
-        ledger.finish(id.clone(), now);
+        ledger.finish(id.clone(), now + MEND);
         // The session ends before its acknowledgement is sent, and it comes again by the next.
         for epoch in 1..=2 {
             ledger.keep_from(epoch);

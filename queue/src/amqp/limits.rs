@@ -63,6 +63,12 @@ pub(crate) const LIMITS: &[Limit] = &[
                   is extended",
     },
     Limit {
+        promise: "depth",
+        instead: "RabbitMQ tells the depth of no queue whose leader does not answer within 0.25 s: \
+                  that is an error here and no 0. Of one whose leader has just been lost with its \
+                  server it says 0 at once, until another is chosen",
+    },
+    Limit {
         promise: "deadline",
         instead: "RabbitMQ does not look into jobs: one that has expired counts as ready or delayed \
                   until a receive meets it, and becomes a dead letter then",
@@ -88,9 +94,12 @@ pub(crate) const LIMITS: &[Limit] = &[
     },
     Limit {
         promise: "delayed",
-        instead: "RabbitMQ counts a message in no queue while it is on its way to the next: of many \
-                  jobs that fall due together, thousands are in neither the ready nor the delayed \
-                  count for some seconds",
+        instead: "RabbitMQ counts a message in no queue while it is on its way to the next: of \
+                  many jobs that fall due together, thousands are in neither the ready nor the \
+                  delayed count for some seconds. What falls due while RabbitMQ starts finds no \
+                  way on and is tried again, and counted again, after \
+                  dead_letter_worker_publisher_confirm_timeout, three minutes unless it is set \
+                  otherwise",
     },
     Limit {
         promise: "dead_letters",

@@ -3,17 +3,20 @@
 //! A queue is a quorum queue per priority, one for jobs that came back, one for dead letters and a
 //! ladder of queues that hold delayed jobs; no process of ours need live for a delay to end.
 //! Producers publish to the exchange `ebb` with the queue's name as the routing key, or straight to
-//! the queue of that name; the latter is not heard at once but found within a second.
+//! the queue of that name; the latter is not heard: a worker that waits for jobs finds it within a
+//! second, and an idle scaler when it next looks by itself.
 //!
 //! RabbitMQ gives messages no identity: a job is known by `ebb-id`, else by the property
 //! `message_id`, else by a fresh id at each delivery.
 
+mod aged;
 mod bell;
 mod cancel;
 mod coming;
 mod confirms;
 mod connect;
 mod core;
+mod counts;
 mod dead;
 mod errors;
 mod fate;
@@ -165,12 +168,9 @@ impl AmqpQueue {
     async fn count(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
-        let n_levels = core.n_levels.load(Ordering::SeqCst);
-        let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
-        let levels = (0..n_levels).map(|level| core.names.level(level));
-        let queues: Vec<String> = lanes.chain([core.names.dead()]).chain(levels).collect();
-        let counts = session.counts(&queues).await?;
-        let (ready, rest) = counts.split_at(LANES.len().min(counts.len()));
+        let counts = core.count_waiting(session, &[core.names.dead()]).await?;
+        let (waiting, dead) = counts.split_at(counts.len().saturating_sub(1));
+        let (delayed, ready) = waiting.split_at(waiting.len().saturating_sub(LANES.len()));
         let mut by = ByPriority::default();
         for (lane, n_jobs) in LANES.into_iter().zip(ready) {
             // Who comes back is in one lane, whatever its priority.
@@ -179,8 +179,8 @@ impl AmqpQueue {
         }
         depth.ready = by.total();
         depth.ready_by_priority = Some(by);
-        depth.dead = rest.first().copied().unwrap_or(0);
-        depth.delayed = rest.iter().skip(1).sum();
+        depth.dead = dead.iter().sum();
+        depth.delayed = delayed.iter().sum();
         Ok(depth)
     }
 }
@@ -294,7 +294,7 @@ impl Broker for AmqpQueue {
 
     async fn purge_old(&self, _elsewhere: Elsewhere) -> Result<Purged> {
         match self.core().behavior.dead_ttl {
-            Some(ttl) => dead::purge_old(self.core(), ttl).await,
+            Some(ttl) => aged::purge_old(self.core(), ttl).await,
             None => Ok(Purged::default()),
         }
     }

@@ -10,7 +10,7 @@ pub(super) const EXCHANGE: &str = "ebb";
 /// Delays are multiples of this, rounded up: a job waits a little longer, never less.
 const TICK: Duration = Duration::from_millis(100);
 /// Level k holds a job for 2^k ticks; all of them together for about 77 days.
-const LEVELS: u32 = 26;
+pub(super) const LEVELS: u32 = 26;
 /// Levels that exist from the start, for delays of up to three minutes.
 pub(super) const FIRST_LEVELS: u32 = 11;
 
@@ -86,6 +86,13 @@ impl Names {
     /// The exchange and the queue of a level.
     pub(super) fn level(&self, level: u32) -> String {
         self.part(&format!("delay-{level}"))
+    }
+
+    /// The queues of the jobs that wait, in the order in which a job goes. Whoever looks at one after the
+    /// other meets a job that moves on meanwhile twice rather than not at all.
+    pub(super) fn waiting(&self, n_levels: u32) -> Vec<String> {
+        let levels = (0..n_levels).rev().map(|level| self.level(level));
+        levels.chain(LANES.map(|lane| self.lane(lane))).collect()
     }
 
     fn part(&self, part: &str) -> String {
@@ -169,6 +176,21 @@ mod tests {
         assert!(way(longest(), LANES[0]).is_some());
         assert_eq!(way(longest() + Duration::from_millis(1), LANES[0]), None);
         assert_eq!(way(Duration::MAX, LANES[0]), None);
+    }
+
+    #[test]
+    fn a_job_that_goes_on_while_it_is_looked_for_is_met_where_it_gets_to() {
+        let (names, key) = (Names::new("jobs"), way(longest(), LANES[2]).unwrap().key);
+        let waiting = names.waiting(LEVELS);
+        let place = |queue: &str| waiting.iter().position(|one| one == queue).unwrap();
+        let holds = |level: &u32| matches(&level_pattern(*level, Holds::It), &key);
+        let stops = (0..LEVELS).rev().filter(holds).map(|level| names.level(level));
+        let stops: Vec<_> = stops.chain([names.lane(LANES[2])]).collect();
+        assert_eq!(stops.len(), 1 + LEVELS as usize);
+        assert!(stops.is_sorted_by_key(|stop| place(stop)), "{waiting:?}");
+        // A plain job of low priority goes on from the lane of normal ones.
+        assert!(place("jobs") < place("ebb:jobs:low"));
+        assert_eq!(waiting.len(), LEVELS as usize + LANES.len());
     }
 
     #[test]

@@ -21,6 +21,8 @@ const DIED_AT: &str = "ebb-died-at";
 /// The broker's count of deliveries that ended with their channel.
 const CRASHES: &str = "x-delivery-count";
 
+/// Nothing is tried as often as this; who says so does not know what it says.
+const MAX_ATTEMPTS: u32 = 1_000_000;
 /// All headers travel in one frame of 128 KiB, so the history has to stay well below.
 const MAX_HISTORY: usize = 40;
 const MAX_HISTORY_BYTES: usize = 24 * 1024;
@@ -86,13 +88,17 @@ impl Parcel {
             texts.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
         };
         let number = |name: &str| note(name).and_then(|value| value.parse::<i64>().ok());
+        let (attempts, wrong) = match (note(ATTEMPTS).map_or(Ok(0), read_attempts), wrong) {
+            (Ok(attempts), wrong) => (attempts, wrong),
+            (Err(error), wrong) => (0, wrong.or(Some(error))),
+        };
         let history = note(HISTORY).and_then(|json| serde_json::from_str(json).ok());
         let died_at = note(DIED_AT).and_then(|at| at.parse().ok());
         // As merged above: the header, else the property of AMQP.
         let correlation = job.headers.correlation.as_deref().map(ShortString::try_new);
         let mut parcel = Self {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
-            attempts: number(ATTEMPTS).and_then(|n| n.try_into().ok()).unwrap_or(0),
+            attempts,
             history: history.unwrap_or_default(),
             death: died_at.map(|at| {
                 let kind = FailureKind::of_word(note(header::KIND).unwrap_or_default());
@@ -102,9 +108,21 @@ impl Parcel {
             strange: strange(table.iter()),
             job,
         };
-        let crashes = number(CRASHES).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         if parcel.death.is_none() {
-            parcel.charge_crashes(crashes, now);
+            parcel.charge_crashes(crashes(properties), now);
+        }
+        (parcel, wrong)
+    }
+
+    /// The same of a message in a lane, where nothing is dead, whatever it says of itself.
+    pub(super) fn read_alive(
+        properties: &BasicProperties,
+        body: Vec<u8>,
+        now: Timestamp,
+    ) -> (Self, Option<Error>) {
+        let (mut parcel, wrong) = Self::read(properties, body, now);
+        if parcel.death.take().is_some() {
+            parcel.charge_crashes(crashes(properties), now);
         }
         (parcel, wrong)
     }
@@ -230,6 +248,23 @@ impl Parcel {
             }
         }
     }
+}
+
+/// What Ebb writes itself, and a stranger may have written.
+fn read_attempts(value: &str) -> Result<u32> {
+    let attempts = value.parse().ok().filter(|attempts| *attempts <= MAX_ATTEMPTS);
+    attempts.ok_or_else(|| {
+        let shown: String = value.chars().take(64).collect();
+        let words = format!("{ATTEMPTS}: {shown:?} is not valid; leave it out, Ebb counts them");
+        Error::new(ErrorKind::Invalid, words)
+    })
+}
+
+/// How many deliveries ended with their channel.
+fn crashes(properties: &BasicProperties) -> u32 {
+    let table = properties.headers().as_ref();
+    let said = table.and_then(|table| text(table.inner().get(CRASHES)?));
+    said.and_then(|said| said.parse().ok()).unwrap_or(0)
 }
 
 fn with(mut table: FieldTable, headers: Vec<(&'static str, String)>) -> FieldTable {
@@ -359,6 +394,52 @@ mod tests {
         let (parcel, wrong) = Parcel::read(&properties, b"body".to_vec(), now());
         assert!(wrong.unwrap().to_string().contains("ebb-priority"));
         assert_eq!(parcel.job.body.as_ref(), b"body");
+    }
+
+    #[test]
+    fn more_attempts_than_there_can_be_are_refused_and_those_that_ebb_writes_are_not() {
+        for said in ["1000001", "4294967295", "99999999999999999999", "-1", "two"] {
+            let properties = table(vec![(ATTEMPTS, long(said))]);
+            let (mut parcel, wrong) = Parcel::read(&properties, Vec::new(), now());
+            let words = wrong.unwrap().to_string();
+            assert!(words.contains(ATTEMPTS) && words.contains(said), "{words}");
+            parcel.charge(now(), "refused");
+            assert_eq!(parcel.attempts, 1);
+        }
+        for said in [0, 1, MAX_ATTEMPTS] {
+            let properties = table(vec![(ATTEMPTS, AMQPValue::LongLongInt(said.into()))]);
+            let (mut parcel, wrong) = Parcel::read(&properties, Vec::new(), now());
+            assert!(wrong.is_none());
+            parcel.charge(now(), "it failed");
+            assert_eq!(parcel.attempts, said + 1);
+        }
+    }
+
+    #[test]
+    fn a_past_that_a_stranger_wrote_costs_no_more_than_its_headers() {
+        let one = Attempt { attempt: u32::MAX, at: now(), what: "x".repeat(500) };
+        let past = serde_json::to_string(&vec![one; 2_000]).unwrap();
+        let properties = table(vec![
+            (HISTORY, long(past)),
+            (PLACE, AMQPValue::LongLongInt(i64::MIN)),
+            (CRASHES, AMQPValue::LongUInt(u32::MAX)),
+        ]);
+        let (mut parcel, wrong) = Parcel::read(&properties, Vec::new(), now());
+        assert!(wrong.is_none());
+        parcel.charge(now(), "it failed");
+        assert_eq!((parcel.attempts, parcel.history.len()), (u32::MAX, MAX_HISTORY));
+        let read = again(&parcel);
+        assert!(headers_size(&read) < 100_000 && read.place == i64::MIN);
+    }
+
+    #[test]
+    fn a_job_that_says_that_it_is_dead_is_charged_for_lost_connections_as_others_are() {
+        let died_at = (DIED_AT, long(now().to_string()));
+        let properties = table(vec![died_at, (CRASHES, AMQPValue::LongLongInt(2))]);
+        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now());
+        assert_eq!((parcel.attempts, parcel.death), (2, None));
+        let (letter, _) = Parcel::read(&properties, Vec::new(), now());
+        assert!(letter.attempts == 0 && letter.death.is_some());
     }
 
     #[test]

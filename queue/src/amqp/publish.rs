@@ -1,7 +1,6 @@
 //! Jobs and answers on their way to the broker.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -9,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::connect::Version;
 use super::core::Core;
-use super::names::{LANES, Lane, check_reply_to};
+use super::names::{Lane, check_reply_to};
 use super::parcel::{MAX_VALUE, Parcel, long};
 use super::session::{Message, Session};
 use super::voice;
@@ -84,10 +83,7 @@ fn without_repetitions(jobs: Vec<Job>) -> (Vec<Published>, Vec<Job>) {
 async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> {
     let Some(limit) = core.behavior.max_ready else { return Ok(()) };
     core.find_levels(session).await?;
-    let levels = 0..core.n_levels.load(Ordering::SeqCst);
-    let lanes = LANES.into_iter().map(|lane| core.names.lane(lane));
-    let queues: Vec<String> = lanes.chain(levels.map(|level| core.names.level(level))).collect();
-    let n_waiting: u64 = session.counts(&queues).await?.iter().sum();
+    let n_waiting: u64 = core.count_waiting(session, &[]).await?.iter().sum();
     if n_waiting + n_new as u64 > limit {
         let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
         return Err(Error::new(ErrorKind::Full, words));

@@ -345,7 +345,7 @@ mod tests {
 
             // One that is done came by the session before, as its first; it only had to be acked.
             let done = Parcel::new(job("done"), 1);
-            core.ledger().finish(done.job.id.clone(), Instant::now());
+            core.ledger().finish(done.job.id.clone(), Instant::now() + LONG);
             let done = Fetched {
                 parcel: done,
                 wrong: None,
@@ -371,7 +371,7 @@ mod tests {
                 // Its first lease was lost, and it was acknowledged while it is held again.
                 let again = queue.receive(ONE, LONG).await.unwrap().pop().unwrap();
                 let id = again.job.id.clone();
-                core.ledger().finish(id.clone(), Instant::now());
+                core.ledger().finish(id.clone(), Instant::now() + LONG);
                 queue.settle(&[verdict(again)]).await.unwrap();
                 let is_back = id.as_str() == "a";
                 assert_eq!(core.ledger().is_finished(&id, Instant::now()), is_back, "{id}");

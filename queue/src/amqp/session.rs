@@ -9,15 +9,14 @@ use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use lapin::options::{
     BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
 };
-use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::confirms::{Address, Arrival, Confirms, WINDOW};
 use super::connect::{Pair, Version};
+use super::counts::{self, Count, opened};
 use super::errors;
 use super::tags::{Acks, Tags};
 use crate::delivery::note;
@@ -29,6 +28,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often to look whether the broker still takes messages; it tells nobody but the client.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
+
+/// How often, and for how long, a queue is asked again that the broker cannot tell of.
+const TRIES: usize = 3;
+const TRYING: Duration = Duration::from_secs(2);
 
 /// A message to be published.
 #[derive(Debug)]
@@ -61,9 +64,9 @@ pub(super) struct Session {
     /// Deliveries come and are acknowledged here.
     pub(super) work: Channel,
     press: Channel,
-    /// For what may be lost.
-    voice: Channel,
-    /// A channel that the broker closes when a queue is missing, so nothing else is done on it.
+    /// For what may be lost. The broker closes it when nothing is there that it could be said to.
+    voice: Mutex<Option<Channel>>,
+    /// For counts.
     probe: Mutex<Option<Channel>>,
     confirms: Confirms,
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
@@ -81,7 +84,6 @@ impl Session {
         let failed = |error| errors::op(&error, "open a channel");
         let work = intake.create_channel().await.map_err(failed)?;
         let press = outlet.create_channel().await.map_err(failed)?;
-        let voice = outlet.create_channel().await.map_err(failed)?;
         press.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
         Ok(Self {
             epoch,
@@ -90,7 +92,7 @@ impl Session {
             outlet,
             work,
             press,
-            voice,
+            voice: Mutex::default(),
             probe: Mutex::default(),
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
@@ -153,25 +155,47 @@ impl Session {
         }
     }
 
-    /// Awaits something the broker does, for as long as our patience lasts.
+    /// Awaits something the broker does, for as long as our patience lasts. What it does not answer then may
+    /// be done all the same, so the session is given up, and with it what nobody here knows of.
     pub(super) async fn patiently<T>(
         &self,
         what: &str,
         op: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
-        match timeout(PATIENCE, op).await {
-            Ok(done) => done.map_err(|error| {
-                if self.end().is_some() {
-                    self.broke.notify_one();
-                }
-                errors::op(&error, what)
-            }),
-            Err(_) => {
-                self.check_open()?;
-                self.give_up();
-                Err(errors::late(what))
+        let done = self.within_patience(what, op).await;
+        done.unwrap_or_else(|| {
+            self.give_up();
+            Err(errors::late(what))
+        })
+    }
+
+    /// The same of what goes out: a broker that takes no messages answers to none of it.
+    async fn patiently_out<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        let done = self.within_patience(what, op).await;
+        done.unwrap_or_else(|| {
+            self.check_open()?;
+            self.give_up();
+            Err(errors::late(what))
+        })
+    }
+
+    /// What came of it, if anything did in that time.
+    async fn within_patience<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Option<Result<T>> {
+        let done = timeout(PATIENCE, op).await.ok()?;
+        Some(done.map_err(|error| {
+            if self.end().is_some() {
+                self.broke.notify_one();
             }
-        }
+            errors::op(&error, what)
+        }))
     }
 
     /// Publishes messages and returns when all of them are on the disks of the broker. None is
@@ -227,7 +251,7 @@ impl Session {
             }
             Ok(())
         };
-        self.patiently("store jobs", storing).await?;
+        self.patiently_out("store jobs", storing).await?;
         Ok(refusal)
     }
 
@@ -255,50 +279,67 @@ impl Session {
         let Message { exchange, key, properties, body, must_arrive: _ } = message;
         let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
         let options = BasicPublishOptions::default();
-        let said = self.voice.basic_publish(exchange, key, options, &body, properties);
+        let saying = async {
+            let mut voice = self.voice.lock().await;
+            let channel = opened(&mut voice, &self.outlet).await?;
+            channel.basic_publish(exchange, key, options, &body, properties).await
+        };
         tokio::select! {
             biased;
-            said = self.patiently("say what we hold", said) => said.map(drop),
+            said = self.patiently_out("say what we hold", saying) => said.map(drop),
             // It is said once the broker takes messages again.
             () = self.blocked() => self.check_open(),
         }
     }
 
-    /// How many messages wait in each of these queues.
+    /// How many messages wait in each of these queues, counted in this order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where the broker does not know it of one of them.
     pub(super) async fn counts(&self, queues: &[String]) -> Result<Vec<u64>> {
-        self.patiently("count what waits", self.ask_counts(queues)).await
+        let mut counts = self.ask(queues).await?;
+        let end = Instant::now() + TRYING;
+        for _ in 0..TRIES {
+            let Some(nth) = counts.iter().position(|count| !count.is_known) else { break };
+            if Instant::now() >= end {
+                break;
+            }
+            // All that follow as well: the order says that no job is overlooked on its way.
+            counts.truncate(nth);
+            counts.extend(self.ask(&queues[nth..]).await?);
+        }
+        let known = counts.iter().map(|count| count.is_known.then_some(count.n_messages));
+        known.collect::<Option<_>>().ok_or_else(|| errors::late("count what waits"))
+    }
+
+    /// The same as far as the broker says: one of which it does not know is 0, and holds up none of the others.
+    pub(super) async fn counts_as_told(&self, queues: &[String]) -> Result<Vec<u64>> {
+        let counts = self.ask(queues).await?;
+        Ok(counts.into_iter().map(|count| count.n_messages).collect())
+    }
+
+    async fn ask(&self, queues: &[String]) -> Result<Vec<Count>> {
+        // Whoever asks before us has a patience of its own.
+        let mut probe = self.probe.lock().await;
+        self.patiently("count what waits", counts::ask(&mut probe, &self.intake, queues)).await
     }
 
     /// Whether messages wait in a queue, as far as the broker says.
     pub(super) async fn has_any(&self, queue: &str) -> bool {
-        let counts = self.counts(&[queue.to_owned()]).await;
+        let counts = self.counts_as_told(&[queue.to_owned()]).await;
         counts.is_ok_and(|counts| counts.iter().any(|n_messages| *n_messages > 0))
     }
 
-    /// How many messages wait in a queue, or none where it is missing.
+    /// How many messages wait in a queue as far as the broker says, or none where it is missing.
     pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
-        let counted = timeout(PATIENCE, self.ask_counts(std::slice::from_ref(&queue))).await;
+        let mut probe = self.probe.lock().await;
+        let asked = counts::ask(&mut probe, &self.intake, std::slice::from_ref(&queue));
+        let counted = timeout(PATIENCE, asked).await;
         match counted.map_err(|_| errors::late("count what waits"))? {
-            Ok(counts) => Ok(counts.first().copied()),
+            Ok(counts) => Ok(counts.first().map(|count| count.n_messages)),
             Err(error) if errors::is_missing(&error) => Ok(None),
             Err(error) => Err(errors::op(&error, "count what waits")),
         }
-    }
-
-    async fn ask_counts(&self, queues: &[String]) -> lapin::Result<Vec<u64>> {
-        let mut probe = self.probe.lock().await;
-        let channel = match probe.take().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => self.intake.create_channel().await?,
-        };
-        let channel = &*probe.insert(channel);
-        let counts = queues.iter().map(async |queue| {
-            let options = QueueDeclareOptions::durable().passive();
-            let found =
-                channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-            lapin::Result::Ok(u64::from(found.await?.message_count()))
-        });
-        try_join_all(counts).await
     }
 
     /// Tells the broker that deliveries of this session are done.

@@ -8,17 +8,19 @@ use std::time::Duration;
 use futures::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Consumer};
+use lapin::{BasicProperties, Channel, Consumer, ExchangeKind};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::core::Core;
 use super::heard::{Ear, Heard, Holding};
+use super::names::LEVELS;
 use super::parcel::long;
-use super::session::{Message, Session};
+use super::session::{Message, PATIENCE, Session};
 use super::{errors, line};
 use crate::{Result, WorkerStatus};
 
@@ -27,8 +29,8 @@ const ANSWER: Duration = Duration::from_millis(200);
 /// Who holds anything, and each worker, says so within this, asked or not.
 const BEAT: Duration = Duration::from_millis(1200);
 const PAUSE: Duration = Duration::from_millis(200);
-/// From one word on what we hold to the next, where it is less than was said: under load it changes
-/// with every batch, and each word goes to all handles.
+/// From one word on what we hold, and from what changed, to the next, where it is less than was said: under
+/// load it changes with every batch, and each word goes to all handles.
 const REST: Duration = Duration::from_millis(250);
 /// The same where it is more. Shorter than the doubt of who finds the queue empty.
 const REST_OF_MORE: Duration = Duration::from_millis(20);
@@ -146,12 +148,14 @@ fn worker_note(core: &Core, status: &WorkerStatus, age: Duration) -> Message {
     note
 }
 
-/// Tells all that a delay begins, which nobody sees otherwise, and how many levels there are.
-pub(super) async fn tell_of_delay(core: &Core, session: &Session) {
-    let n_levels = core.n_levels.load(Ordering::SeqCst).to_string();
-    if let Err(error) = session.say(core.note("delay", n_levels)).await {
+/// Tells all that a delay begins, which nobody sees otherwise, and how many levels there are; whether that
+/// was said.
+pub(super) async fn tell_of_delay(core: &Core, session: &Session) -> bool {
+    let said = session.say(core.note("delay", core.n_levels().to_string())).await;
+    if let Err(error) = &said {
         debug!(%error, "nobody was told that a delay began");
     }
+    said.is_ok()
 }
 
 /// Listens to all, and tells what this handle holds: when that changes, when somebody new asks,
@@ -177,8 +181,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     let (mut changed_at, mut told_at) = (None, Instant::now());
     let mut acks = Acks { channel: &channel, session, heard: 0, acked: 0 };
     loop {
-        let rested_at = told_at + rest(counts(core), told);
-        let tells_at = changed_at.map(|at: Instant| rested_at.max(at + MOMENT));
+        let tells_at = changed_at.map(|at| tells_at(is_more(counts(core), told), told_at, at));
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
@@ -192,10 +195,11 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
             () = core.counts_changed.notified() => {
                 changed_at = changed_at.or_else(|| Some(Instant::now()));
             }
-            () = sleep_until(tells_at.unwrap_or(rested_at)), if tells_at.is_some() => {
+            () = sleep_until(tells_at.unwrap_or(told_at)), if tells_at.is_some() => {
                 changed_at = None;
-                if counts(core) != told {
-                    told = tell_holding(core, session).await?.unwrap_or(told);
+                let counts = counts(core);
+                if counts != told {
+                    told = tell_holding(core, session, counts).await?.unwrap_or(told);
                     told_at = Instant::now();
                 }
             }
@@ -206,13 +210,19 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 if !is_greeted {
                     is_greeted = greet(core, session, &consumer).await?;
                 }
-                if told != (0, 0) || counts(core) != told {
-                    told = tell_holding(core, session).await?.unwrap_or(told);
-                    told_at = Instant::now();
+                let counts = counts(core);
+                if counts != told {
+                    changed_at = changed_at.or_else(|| Some(Instant::now()));
+                }
+                // That it is less now is said when its time has come.
+                let counts = if is_more(counts, told) { counts } else { told };
+                if counts != (0, 0) {
+                    told = tell_holding(core, session, counts).await?.unwrap_or(told);
                 }
                 if session.check_open().is_err() {
                     core.heard.note_silence();
                 }
+                meet(core, &channel).await?;
             }
         }
     }
@@ -251,8 +261,24 @@ impl Acks<'_> {
     }
 }
 
+/// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
+/// us, and nobody tells.
+async fn meet(core: &Core, channel: &Channel) -> Result<()> {
+    let found = timeout(PATIENCE, find_exchange(core, channel)).await;
+    // Who does not answer has not said that it is gone.
+    found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
+}
+
+async fn find_exchange(core: &Core, channel: &Channel) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let (exchange, none) = (core.names.status(), FieldTable::default());
+    channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
+}
+
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
     let channel = session.intake.create_channel().await?;
+    // Before the queue, which would stay.
+    find_exchange(core, &channel).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("classic"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
@@ -294,7 +320,7 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
         }
         Some("delay") => {
             let n_levels = number().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-            core.n_levels.fetch_max(n_levels.min(64), Ordering::SeqCst);
+            core.note_levels(session.epoch, n_levels.min(LEVELS));
             core.bell.ring();
         }
         Some("echo") => {
@@ -310,8 +336,9 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
 
 /// Tells who is new what there is to know of us.
 async fn answer(core: &Core, session: &Session) -> Result<()> {
-    if counts(core) != (0, 0) {
-        tell_holding(core, session).await?;
+    let counts = counts(core);
+    if counts != (0, 0) {
+        tell_holding(core, session, counts).await?;
     }
     if let Some((status, at)) = core.heard.own() {
         say(session, worker_note(core, &status, at.elapsed())).await?;
@@ -325,16 +352,27 @@ fn counts(core: &Core) -> (u64, u64) {
     (ledger.n_held(), ledger.n_between())
 }
 
-/// How soon it is told that this is held, and this ahead, where that was told before: what is heard
-/// may be too much for a while, and hardly ever too little.
-fn rest((held, ahead): (u64, u64), told: (u64, u64)) -> Duration {
-    let is_more = held > told.0 || held + ahead > told.0 + told.1;
-    if is_more { REST_OF_MORE } else { REST }
+/// Whether more is held, or held and ahead together, than was told.
+fn is_more((held, ahead): (u64, u64), told: (u64, u64)) -> bool {
+    held > told.0 || held + ahead > told.0 + told.1
 }
 
-/// Tells all what is held here; none when nobody may speak.
-async fn tell_holding(core: &Core, session: &Session) -> Result<Option<(u64, u64)>> {
-    let (held, ahead) = counts(core);
+/// When a change is told: that there is more, nearly at once, and less only a while after it. What is heard
+/// may be too much for a while, and hardly ever too little: what went back is counted elsewhere by then.
+fn tells_at(is_more: bool, told_at: Instant, changed_at: Instant) -> Instant {
+    if is_more {
+        (told_at + REST_OF_MORE).max(changed_at + MOMENT)
+    } else {
+        (told_at + REST).max(changed_at + REST)
+    }
+}
+
+/// Tells all what is held here, and ahead; none when nobody may speak.
+async fn tell_holding(
+    core: &Core,
+    session: &Session,
+    (held, ahead): (u64, u64),
+) -> Result<Option<(u64, u64)>> {
     let holding = Holding { handle: core.handle.clone(), held, ahead };
     // A plain struct has nothing in it that JSON cannot say.
     let note = core.note("held", serde_json::to_vec(&holding).unwrap_or_default());
@@ -372,6 +410,18 @@ mod tests {
             let n_waiting = session.counts(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
         });
+    }
+
+    #[test]
+    fn less_is_told_a_while_after_it_is_less_however_long_ago_the_last_word_was() {
+        let now = Instant::now() + BEAT;
+        let long_ago = now - BEAT;
+        assert_eq!(tells_at(false, long_ago, now), now + REST);
+        assert_eq!(tells_at(false, now, long_ago), now + REST);
+        assert_eq!(tells_at(true, long_ago, now), now + MOMENT);
+        assert_eq!(tells_at(true, now, now), now + REST_OF_MORE);
+        // More of what is held, and less of what is ahead, is as much.
+        assert!(is_more((2, 0), (1, 2)) && is_more((1, 2), (2, 0)) && !is_more((1, 1), (1, 1)));
     }
 
     fn holding(held: u64) -> Holding {

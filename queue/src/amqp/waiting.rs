@@ -1,7 +1,5 @@
 //! Jobs that wait: RabbitMQ deletes them without a look at them.
 
-use std::sync::atomic::Ordering;
-
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -10,7 +8,7 @@ use lapin::options::QueuePurgeOptions;
 use super::AmqpQueue;
 use super::cancel;
 use super::core::Core;
-use super::names::LANES;
+use super::voice;
 use crate::{Cancelled, JobId, JobState, Operator, Purged, Result};
 
 /// Deletes what waits in one queue of the broker; what somebody holds is not there.
@@ -46,10 +44,9 @@ impl Operator for AmqpQueue {
         let core = self.core();
         let session = core.session().await?;
         core.find_levels(&session).await?;
-        // In the order in which a job goes: what moves on meanwhile is met where it gets to.
-        let levels = (0..core.n_levels.load(Ordering::SeqCst)).rev();
-        let levels = levels.map(|level| core.names.level(level));
-        let queues: Vec<_> = levels.chain(LANES.map(|lane| core.names.lane(lane))).collect();
+        // Levels that were told of by now are heard of, and what moves on is met where it gets to.
+        voice::catch_up(core, &session).await?;
+        let queues = core.names.waiting(core.n_levels());
         let begin = (self.clone(), queues.into_iter());
         let steps = stream::try_unfold(begin, |(queue, mut rest)| async move {
             let Some(name) = rest.next() else { return Ok(None) };

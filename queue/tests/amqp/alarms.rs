@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Depth, ErrorKind, Queue, QueueUrl};
+use ebb_queue::{Address, Depth, ErrorKind, Queue, QueueUrl};
 use ebb_servers::{RabbitMq, RabbitMqOptions};
 use tokio::time::{sleep, timeout};
 
@@ -101,4 +101,31 @@ async fn a_handle_that_is_opened_under_an_alarm_sees_what_waits_and_hears_once_i
         scaler.depth().await.is_ok_and(|depth| figures(&depth) == (0, 0))
     })
     .await;
+}
+
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_answers_nothing_under_an_alarm_is_called_anew() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let mut url = patient(&server);
+    if let Address::Amqp(address) = &mut url.address {
+        // Not this is to end the connection.
+        address.heartbeat = Duration::from_secs(300);
+    }
+    let queue = handle(&url).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    until("it is counted", async || depth(&queue).await.ready == 1).await;
+    alarm(&server).await;
+    // Only who publishes is told.
+    let refused = timeout(Duration::from_secs(1), queue.publish(vec![job("b")])).await;
+    assert!(!matches!(refused, Ok(Ok(_))), "it is stored");
+    server.pause().unwrap();
+    let error = queue.depth().await.unwrap_err();
+    server.resume().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    // What was asked for and not answered, as jobs that were to be handed over, goes with the connection.
+    until("it is called anew", async || queue.link().n_losses() > 0 && queue.link().is_up()).await;
+    set_watermark(&server, DEFAULT);
+    until("what waits is counted", async || queue.depth().await.is_ok_and(|depth| depth.ready > 0))
+        .await;
 }

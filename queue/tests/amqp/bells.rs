@@ -9,10 +9,11 @@ use ebb_servers::RabbitMq;
 use futures::StreamExt;
 use futures::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{LONG, handle, on_shared, until, url};
+use crate::{LONG, handle, on_shared, plain, until, url};
 
 /// Listens for a moment, again and again.
 async fn come_and_go(queue: &Queue, is_over: &AtomicBool) {
@@ -144,5 +145,36 @@ fn a_handle_that_works_and_listens_closes_within_the_time_that_whoever_ends_has_
             spans.push(start.elapsed());
         }
         assert!(spans.iter().any(|span| *span < BOUND), "{spans:?}");
+    });
+}
+
+#[test]
+fn who_listens_is_told_again_of_a_job_that_the_broker_takes_a_while_to_store() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "slow-store")).await;
+        let (_connection, channel) = plain(server).await;
+        let mut arrivals = queue.arrivals().await.unwrap();
+        let lane = "slow-store";
+        // Without its lane the exchange passes on the copy alone.
+        let none = FieldTable::default();
+        channel.queue_unbind(lane.into(), "ebb".into(), lane.into(), none.clone()).await.unwrap();
+        let (options, bare) = (BasicPublishOptions::default(), BasicProperties::default());
+        let send = async |exchange: &str| {
+            let (exchange, key) = (exchange.into(), lane.into());
+            channel.basic_publish(exchange, key, options, b"x", bare.clone()).await.unwrap();
+        };
+        send("ebb").await;
+        sleep(Duration::from_secs(1)).await;
+        send("").await;
+        until("it is stored", async || queue.depth().await.is_ok_and(|depth| depth.ready == 1))
+            .await;
+        // What was told before is known to be there as well.
+        while timeout(Duration::ZERO, arrivals.next()).await.is_ok() {}
+        let told = timeout(Duration::from_secs(4), arrivals.next()).await;
+        assert_eq!(told, Ok(Some(())), "nobody is told");
+        channel
+            .queue_bind(lane.into(), "ebb".into(), lane.into(), Default::default(), none)
+            .await
+            .unwrap();
     });
 }

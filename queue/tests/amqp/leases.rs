@@ -1,9 +1,11 @@
 //! What becomes of the jobs of a handle that does not move, ends, or is gone.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::QueueUrl;
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{Behavior, OpenOptions, QueueUrl, Results, open};
 use ebb_servers::RabbitMq;
 use tokio::time::{Instant, sleep};
 
@@ -177,4 +179,29 @@ async fn wait_of_who_holds_all(url: &QueueUrl) -> Duration {
     assert_eq!(settled.unwrap().len(), settlements.len());
     assert_eq!(more.unwrap().len(), few.get());
     wait
+}
+
+#[test]
+fn a_job_with_the_name_of_one_whose_result_is_gone_is_run() {
+    on_shared(async |server| {
+        let ttl = Duration::from_secs(3);
+        let behavior = Behavior { result_ttl: ttl, ..Behavior::default() };
+        let results = MemoryQueue::new(&behavior, OpenOptions::default());
+        let results = Some(Results(Arc::new(results)));
+        let options = OpenOptions { connect_timeout: LONG, results, ..OpenOptions::default() };
+        let first = open(&url(server, "namesakes"), options).await.unwrap();
+        let other = handle(&url(server, "namesakes")).await;
+        first.publish(vec![job("a")]).await.unwrap();
+        let late = take_one(&first).await;
+        // Its lease ends, and another is as quick.
+        let again = take_one(&other).await;
+        assert_eq!(again.attempt, 2);
+        assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [ebb_queue::Settled::Lost]);
+        other.settle(&[again.ack()]).await.unwrap();
+        sleep(ttl).await;
+        other.publish(vec![job("a")]).await.unwrap();
+        let next = take_one(&first).await;
+        assert_eq!((next.job.id.as_str(), next.attempt), ("a", 1));
+        first.settle(&[next.ack()]).await.unwrap();
+    });
 }

@@ -18,6 +18,7 @@ mod outages;
 mod refusals;
 mod retention;
 mod strangers;
+mod unknown;
 
 use std::num::NonZeroUsize;
 use std::time::Duration;

@@ -182,9 +182,11 @@ impl RabbitMq {
         let config = home.write("rabbitmq.conf", &self.config())?;
         // The one of the distribution is read where this is not named.
         let environment = home.write("rabbitmq-env.conf", "")?;
-        // No schedulers that spin while they wait: tests share few cores.
+        // No schedulers that spin while they wait: tests share few cores. A delayed job that finds no way
+        // on while the server starts is in no count until it is tried again.
         let erlang = "+sbwt none +sbwtdcpu none +sbwtdio none \
-                      -kernel inet_dist_use_interface {127,0,0,1}";
+                      -kernel inet_dist_use_interface {127,0,0,1} \
+                      -rabbit dead_letter_worker_publisher_confirm_timeout 5000";
         let mut command = Command::new("/bin/sh");
         command.args(["-c", START]).arg(&self.program);
         // The cookie of Erlang lies there.

@@ -134,6 +134,9 @@ async fn rabbitmq_comes_back_where_it_was() {
     rabbitmq.restart().await.unwrap();
     assert_eq!((rabbitmq.port(), rabbitmq.plain_port()), (port, plain));
     assert_ne!(rabbitmq.pid().unwrap(), pid);
+    let (app, option) = ("rabbit", "dead_letter_worker_publisher_confirm_timeout");
+    let is_set = format!("{{ok, 5000}} = application:get_env({app}, {option}).");
+    rabbitmq.control(&["eval", &is_set]).unwrap();
     rabbitmq.pause().unwrap();
     assert!(ask_within(SHORT, plain, "AMQP\0\0\x09\x01").is_err(), "it is held");
     rabbitmq.resume().unwrap();

@@ -66,6 +66,7 @@ pub const LIMITS: Limits = Limits {
         "hold",
         "in_flight",
         "delayed",
+        "depth",
         "dead_letters",
         "state",
     ],

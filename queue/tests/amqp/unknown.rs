@@ -1,0 +1,119 @@
+//! What a broker says where it does not know, and what others may not have heard.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ebb_queue::{ErrorKind, QueueUrl, Result};
+use ebb_servers::RabbitMq;
+use futures::TryStreamExt;
+use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use tokio::time::sleep;
+
+use crate::{depth, handle, job, on_shared, plain, take_one, until, url};
+
+/// Holds the leader of a queue as it is (`suspend`), or lets it go on (`resume`).
+fn lead(server: &RabbitMq, queue: &str, verb: &str) {
+    server.control(&["eval", &format!("sys:{verb}('%2F_{queue}').")]).unwrap();
+}
+
+/// A queue of this name, where no lease ends meanwhile.
+fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
+    let mut url = url(server, queue);
+    url.behavior.lease = Duration::from_secs(120);
+    url
+}
+
+/// That it is so many, or that it is not known.
+fn knows_or_says_so(told: Result<usize>, n: usize) {
+    match told {
+        Ok(told) => assert_eq!(told, n),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+    }
+}
+
+#[test]
+fn a_queue_whose_leader_does_not_answer_is_not_said_to_be_empty() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "frozen")).await;
+        queue.publish(vec![job("dead")]).await.unwrap();
+        let dead = take_one(&queue).await;
+        queue.settle(&[dead.reject("bad")]).await.unwrap();
+        queue.publish(["a", "b", "c"].map(job).to_vec()).await.unwrap();
+        let is_known = async || {
+            let depth = depth(&queue).await;
+            (depth.ready, depth.dead) == (3, 1)
+        };
+        until("all are counted", is_known).await;
+        lead(server, "frozen", "suspend");
+        for _ in 0..3 {
+            knows_or_says_so(queue.depth().await.map(|depth| depth.ready as usize), 3);
+        }
+        // What the others have is handed out all the same.
+        let mut high = job("high");
+        high.set("ebb-priority", "high").unwrap();
+        queue.publish(vec![high]).await.unwrap();
+        let high = take_one(&queue).await;
+        assert_eq!(high.job.id.as_str(), "high");
+        queue.settle(&[high.ack()]).await.unwrap();
+        lead(server, "frozen", "resume");
+        lead(server, "ebb:frozen:dead", "suspend");
+        knows_or_says_so(queue.list(10).await.map(|letters| letters.len()), 1);
+        knows_or_says_so(queue.depth().await.map(|depth| depth.dead as usize), 1);
+        lead(server, "ebb:frozen:dead", "resume");
+        until("all are counted again", is_known).await;
+        assert_eq!(queue.list(10).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_job_that_a_worker_puts_off_for_long_is_counted_and_purged_by_others() {
+    on_shared(async |server| {
+        let url = url(server, "put-off");
+        let (scaler, worker) = (handle(&url).await, handle(&url).await);
+        assert_eq!(depth(&scaler).await.delayed, 0);
+        let (_connection, channel) = plain(server).await;
+        let mut headers = FieldTable::default();
+        let delay = AMQPValue::LongString(LongString::from("10m"));
+        headers.insert("ebb-delay".into(), delay);
+        let properties = BasicProperties::default().with_headers(headers);
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish("ebb".into(), "put-off".into(), options, b"x", properties);
+        sent.await.unwrap();
+        until("it is put off", async || {
+            let none = worker.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+            assert!(none.is_empty(), "it is too early for it");
+            let depth = depth(&worker).await;
+            (depth.ready, depth.delayed) == (0, 1)
+        })
+        .await;
+        until("others count it", async || depth(&scaler).await.delayed == 1).await;
+        let purged: Vec<_> = scaler.purge_waiting().await.unwrap().try_collect().await.unwrap();
+        assert_eq!(purged.iter().map(|step| step.n_jobs).sum::<u64>(), 1);
+        until("it is gone", async || depth(&worker).await.delayed == 0).await;
+    });
+}
+
+#[test]
+fn what_is_held_is_told_again_where_the_exchange_that_it_is_told_by_was_deleted() {
+    on_shared(async |server| {
+        let url = patient(server, "remade");
+        let (first, other) = (handle(&url).await, handle(&url).await);
+        first.publish(vec![job("a"), job("b")]).await.unwrap();
+        let _held = take_one(&first).await;
+        until("it is heard", async || depth(&other).await.in_flight == 1).await;
+        let (_connection, channel) = plain(server).await;
+        let (name, options) = ("ebb:remade:status".into(), ExchangeDeleteOptions::default());
+        channel.exchange_delete(name, options).await.unwrap();
+        // Each says something within this time, and nothing is there to say it to.
+        sleep(Duration::from_millis(1_500)).await;
+        // It is made again by whoever comes next.
+        let late = handle(&url).await;
+        until("it is heard by the new one", async || depth(&late).await.in_flight == 1).await;
+        until("it is heard again", async || depth(&other).await.in_flight == 1).await;
+        let _more = take_one(&late).await;
+        until("more is heard", async || depth(&other).await.in_flight == 2).await;
+        until("the first hears too", async || depth(&first).await.in_flight == 2).await;
+    });
+}
