@@ -27,7 +27,7 @@ mod weights;
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use ebb_telemetry::Stop;
 
@@ -117,16 +117,16 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Streams(args) => streams::run(&args, cli.json).await,
         Command::Outage(args) => outage::run(&args, cli.json).await,
         Command::Gateway(args) => gateway::run(&args, cli.json).await,
-        // Not async: it keeps a core busy by itself.
-        Command::Simulate(args) => simulate::run(&args, cli.json),
-        // Nor is this.
-        Command::Batching(args) => batching::run(&args, cli.json),
+        Command::Simulate(args) => apart(move || simulate::run(&args, cli.json)).await,
+        Command::Batching(args) => apart(move || batching::run(&args, cli.json)).await,
         #[cfg(feature = "cpu")]
-        // Not async: it keeps all cores busy by itself.
-        Command::Encoder(args) => encoder::run(args, cli.json),
+        Command::Encoder(args) => apart(move || encoder::run(args, cli.json)).await,
         #[cfg(feature = "cpu")]
-        // Nor is this.
-        Command::Generate(args) => generate::run(&args, cli.json),
+        Command::Generate(args) => {
+            let folder = tempfile::tempdir().context("no room for a model")?;
+            let path = folder.path().to_owned();
+            apart(move || generate::run(&args, &path, cli.json)).await
+        }
         #[cfg(feature = "cpu")]
         Command::Gpu(args) => gpu::run(*args, cli.json).await,
         Command::Bare(args) => overhead::bare(&args).await,
@@ -135,6 +135,14 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Publisher(args) => notify::publish(&args).await,
         Command::Answerer(args) => gateway::answer(&args).await,
     }
+}
+
+/// Runs what keeps processors busy without ever waiting, apart from the task that hears signals.
+///
+/// It cannot be interrupted and ends with the process, so that nothing of it is dropped: whoever calls
+/// this holds what has to be removed from the disk.
+async fn apart(work: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(work).await.context("the bench failed")?
 }
 
 #[cfg(test)]

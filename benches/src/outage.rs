@@ -27,7 +27,8 @@ use witness::{Pool, Witness};
 /// on the others a producer publishes and a worker process holds jobs. Then the broker is killed
 /// with -9, stays dead for a while, and comes back. Exits with 1 if an answer is 0, inactive or
 /// otherwise wrong, if a state counts for longer than --max-age-s, if anything but UNAVAILABLE is
-/// told after that, if GetMetricSpec fails, if a stream breaks, if good answers are not back within
+/// told after that, if nothing is told of a queue or its state is forgotten sooner, if a call has no
+/// answer within 3 s, if GetMetricSpec fails, if a stream breaks, if good answers are not back within
 /// --recovery-s, or if producers and workers do not go on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -117,11 +118,14 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let recovered = witness.wait_for_good_answers(back, LIMIT).await;
     sleep(PEACE).await;
     let loads_too = loads.iter_mut().zip(accepted);
-    let loads_too = loads_too.map(|(load, before)| load.wait_until_accepted(before, LIMIT));
+    let loads_too = loads_too.map(|(load, before)| load.wait_until_it_goes_on(before, LIMIT));
     let go_on = try_join_all(loads_too).await;
 
     let max_age = Duration::from_secs(args.max_age_s);
-    let findings = witness.end().await?.judge(Outage { dying, died, back, max_age });
+    let n_queues = args.queues + args.loaded;
+    let turn = Duration::from_secs(1) * u32::try_from(n_queues)? / args.rate;
+    let outage = Outage { dying, died, back, max_age, n_queues, turn };
+    let findings = witness.end().await?.judge(outage);
     let ended = try_join_all(loads.into_iter().map(Load::end)).await;
     scaler.stop().await?;
     let report = Report {
@@ -150,11 +154,13 @@ impl Report {
             "inactive",
             "wrong",
             "known for s",
+            "all known for s",
             "unavailable after s",
             "too late",
             "other errors",
             "well again after s",
             "broken streams",
+            "unanswered",
         ]);
         let seconds = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |s| format!("{s:.1}"));
         let found = &self.findings;
@@ -166,11 +172,13 @@ impl Report {
             found.inactive.to_string(),
             found.wrong.to_string(),
             seconds(found.known_s),
+            seconds(found.all_known_s),
             seconds(found.unavailable_s),
             found.too_late.to_string(),
             (found.other_errors + found.spec_errors).to_string(),
             seconds(found.recovered_s),
             found.broken_streams.to_string(),
+            found.unanswered.to_string(),
         ]);
         table
     }

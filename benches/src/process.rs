@@ -1,11 +1,14 @@
 //! Processes of ours: finding the binary, starting it, and waiting until it is ready.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use ebb_queue::{Phase, Queue};
+use ebb_servers::Watched;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -40,17 +43,27 @@ impl EbbArgs {
     }
 }
 
+/// What ends in peace has done so by then.
+const PEACE: Duration = Duration::from_secs(10);
+
 /// `ebb` on this queue.
 pub(crate) fn command(ebb: &Path, place: &Place) -> Command {
     let mut command = Command::new(ebb);
-    // What is set for the daily work must not change what is measured.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("EBB_") {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    forget(&mut command, names);
+    place.name_to(&mut command);
+    command
+}
+
+/// What is set for the daily work must not change what is measured.
+fn forget(command: &mut Command, names: impl Iterator<Item = OsString>) {
+    for name in names {
+        let text = name.to_string_lossy();
+        // Traces cost time, and go to who knows whom.
+        if text.starts_with("EBB_") || text.starts_with("OTEL_") {
             command.env_remove(name);
         }
     }
-    place.name_to(&mut command);
-    command
 }
 
 /// `ebb worker` with the echo model on this queue.
@@ -62,13 +75,24 @@ pub(crate) fn worker_command(ebb: &Path, place: &Place, name: &str) -> Command {
 }
 
 /// Starts a process that ends when its standard input does, and so with this one; its words to
-/// `log`.
+/// `log`. One that does not is for [`watch`].
 pub(crate) fn start(mut command: Command, log: &Path) -> anyhow::Result<Child> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
-    let file = file.with_context(|| format!("cannot write {}", log.display()))?;
+    let file = appended(log)?;
     let errors = file.try_clone().context("cannot share the log among processes")?;
     command.stdin(Stdio::piped()).stdout(file).stderr(errors).kill_on_drop(true);
     command.spawn().with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Starts a process that knows nothing of its standard input, and ends it with this one all the same;
+/// its words to `log`.
+pub(crate) fn watch(command: &Command, log: &Path) -> anyhow::Result<Watched> {
+    let watched = Watched::start(command.as_std(), appended(log)?, None);
+    watched.with_context(|| format!("cannot start {command:?}"))
+}
+
+fn appended(log: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).append(true).open(log);
+    file.with_context(|| format!("cannot write {}", log.display()))
 }
 
 /// Waits until a worker on this queue says that it is ready.
@@ -95,8 +119,20 @@ pub(crate) async fn stop(mut child: Child) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id out of range")?);
         kill(pid, Signal::SIGTERM).context("cannot signal the process")?;
     }
-    if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+    if tokio::time::timeout(PEACE, child.wait()).await.is_err() {
         child.kill().await.context("cannot kill the process")?;
+    }
+    Ok(())
+}
+
+/// The same of one that is watched.
+pub(crate) async fn end(mut watched: Watched) -> anyhow::Result<()> {
+    if watched.ended()?.is_none() {
+        watched.terminate().context("cannot signal the process")?;
+    }
+    let limit = Instant::now() + PEACE;
+    while watched.ended()?.is_none() && Instant::now() < limit {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
 }
@@ -141,4 +177,21 @@ pub(crate) fn after(words: &str, mark: &str) -> Option<String> {
     let rest = &words[words.find(&format!(" {mark}"))? + mark.len() + 1..];
     let end = rest.find(char::is_whitespace)?;
     Some(rest[..end].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_knows_nothing_of_what_is_set_for_the_daily_work() {
+        let mut command = Command::new("ebb");
+        let set = ["EBB_TRACES", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SDK_DISABLED", "PATH"];
+        forget(&mut command, set.into_iter().map(OsString::from));
+        let envs: Vec<_> = command.as_std().get_envs().collect();
+        assert_eq!(
+            envs,
+            [(set[0].as_ref(), None), (set[1].as_ref(), None), (set[2].as_ref(), None)]
+        );
+    }
 }

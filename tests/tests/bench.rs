@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
-use e2e::{Run, Workplace, run, skipped};
+use e2e::{Process, Run, Workplace, eventually, processes_that_mention, run, skipped, wait_for};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Held alone by what is told by the clock, and by all others together: most of their time they wait.
@@ -230,13 +233,14 @@ fn assert_an_outage_is_never_told_as_no_work(broker: &str) {
         for key in ["zeros", "inactive", "wrong"] {
             assert_eq!(count(&report, key), 0, "{key}: {report}");
         }
-        let errors = ["spec_errors", "too_late", "other_errors", "broken_streams"];
+        let errors = ["spec_errors", "too_late", "other_errors", "broken_streams", "unanswered"];
         let has_none = errors.iter().all(|key| count(&report, key) == 0);
         let seconds = |key: &str, range: std::ops::RangeInclusive<f64>| {
             report[key].as_f64().is_some_and(|seconds| range.contains(&seconds))
         };
         // The last look counts for a while, then nothing is known, and good answers come back soon.
         let is_in_time = seconds("known_s", 0.5..=6.0)
+            && seconds("all_known_s", 0.5..=6.0)
             && seconds("unavailable_s", 0.0..=6.0)
             && seconds("recovered_s", 0.0..=5.0);
         if ran.status.success() && has_none && is_in_time && count(&report, "held") > 0 {
@@ -278,16 +282,112 @@ fn a_broker_that_a_url_names_is_not_killed() {
     }
 }
 
+/// Starts a bench that would go on for long, with a temporary directory of its own.
+fn started(workplace: &Workplace, args: &[&str]) -> (Process, PathBuf) {
+    let folder = workplace.path("tmp");
+    std::fs::create_dir(&folder).unwrap();
+    let mut command = workplace.command("ebb-bench", args);
+    (Process::start(command.env("TMPDIR", &folder)), folder)
+}
+
+/// Interrupts one that keeps processors busy, once it has said so.
+#[track_caller]
+fn assert_a_signal_ends(args: &[&str], words: &str) {
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    let workplace = Workplace::new();
+    let (mut bench, folder) = started(&workplace, args);
+    bench.says(words, |said| said.find(words));
+    // Half a second of a processor: it is past its beginning.
+    wait_for("a busy bench", || (ticks(bench.pid()) >= 50).then_some(()));
+    bench.signal(Signal::SIGINT);
+    let ended = eventually(Duration::from_secs(5), || (!bench.runs()).then_some(()));
+    assert!(ended.is_some(), "{args:?} goes on for 5 s");
+    assert_eq!(bench.ends().code(), Some(1), "{}", bench.output());
+    assert!(bench.output().contains("interrupted"), "{}", bench.output());
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The processor time that a process has used, in hundredths of a second.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+    let times = fields.split_whitespace().skip(11).take(2);
+    times.filter_map(|time| time.parse::<u64>().ok()).sum()
+}
+
 #[test]
-fn the_batcher_is_held_against_a_window_in_every_case_and_the_worst_is_told() {
+fn a_simulation_ends_with_a_signal() {
+    assert_a_signal_ends(&["simulate"], "");
+}
+
+#[test]
+fn a_comparison_of_batchers_ends_with_a_signal() {
+    assert_a_signal_ends(&["batching", "--jobs", "500000"], "");
+}
+
+#[test]
+fn a_bench_of_devices_ends_with_a_signal_and_leaves_no_folder() {
+    let args = ["gpu", "--device", "cpu", "--shapes", "tiny", "--tokens", "16", "--seconds", "60"];
+    assert_a_signal_ends(&[&args[..], &["--batch-tokens", "16"]].concat(), "tiny on cpu");
+}
+
+#[test]
+fn a_bench_of_answers_ends_with_a_signal_and_leaves_no_folder() {
+    let args = ["generate", "--shape", "tiny", "--rounds", "100000", "--new", "64"];
+    assert_a_signal_ends(&args, "at once");
+}
+
+/// Kills a bench with -9 while a process of ours runs for it.
+#[track_caller]
+fn assert_it_ends_with_its_bench(process: &str, args: &[&str], words: &str) {
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    let workplace = Workplace::new();
+    let (mut bench, folder) = started(&workplace, args);
+    let folder = folder.to_str().unwrap();
+    bench.says(words, |said| said.find(words));
+    wait_for(process, || {
+        let is_one = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).nth(1) == Some(process.as_bytes())
+        };
+        processes_that_mention(folder).into_iter().find(is_one)
+    });
+    bench.signal(Signal::SIGKILL);
+    let gone = || processes_that_mention(folder).is_empty().then_some(());
+    let left = || processes_that_mention(folder);
+    assert!(eventually(Duration::from_secs(10), gone).is_some(), "{process}: {:?}", left());
+}
+
+#[test]
+fn a_scaler_ends_with_a_bench_that_is_killed() {
+    let args = ["streams", "--streams", "100", "--queues", "2", "--rounds", "1000"];
+    assert_it_ends_with_its_bench("scaler", &args, "streams are open");
+}
+
+#[test]
+fn a_gateway_ends_with_a_bench_that_is_killed() {
+    let args = ["gateway", "--clients", "4", "--requests", "40", "--rounds", "100000"];
+    assert_it_ends_with_its_bench("gateway", &args, "round 1 of");
+}
+
+#[test]
+fn a_worker_ends_with_a_bench_of_devices_that_is_killed() {
+    let args = ["gpu", "--device", "cpu", "--shapes", "tiny", "--tokens", "16"];
+    assert_it_ends_with_its_bench("worker", &args, "a start with caches cold");
+}
+
+#[test]
+fn the_batcher_is_held_against_all_others_in_every_case_and_the_worst_is_told() {
     let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
     let workplace = Workplace::new();
     let args = ["batching", "--jobs", "100", "--rounds", "1", "--json"];
     let report = run(&mut workplace.command("ebb-bench", &args), "").ok().json();
     let rows = report["rows"].as_array().unwrap();
-    let with_window = rows.iter().filter(|row| row["window_ms"] != 0);
+    // Two devices, two mixes and three ways in which texts lie, against three others each.
+    assert_eq!(rows.len(), 36, "{report}");
     for key in ["p50_ratio", "p99_ratio"] {
-        let worst = with_window.clone().map(|row| number(row, key)).fold(0.0, f64::max);
+        let worst = rows.iter().map(|row| number(row, key)).fold(0.0, f64::max);
         assert!(worst > 0.0 && number(&report, key) == worst, "{key}: {report}");
     }
 }

@@ -47,7 +47,7 @@ pub struct View {
     pub free_at: Option<Instant>,
     /// Whether jobs are being decoded that will be here in a moment.
     pub more: bool,
-    /// What a batch costs before its first row: less padding than this beats another batch.
+    /// What a batch costs before its first row: less padding than half of this beats another batch.
     pub overhead: usize,
     /// The cost from which a batch is large enough: more rows would only keep the others waiting.
     pub enough: usize,
@@ -257,7 +257,7 @@ impl<T> Batcher<T> {
             }
             let grown_real = real.saturating_add(candidate.span());
             let padding = grown.span().saturating_sub(grown_real);
-            if padding > view.overhead.max(grown_real / 4) {
+            if padding > size.spare(view.overhead, grown_real) {
                 continue;
             }
             chosen.push(place);
@@ -453,6 +453,26 @@ mod tests {
         }
         let dear = View { overhead: 64, ..free(now) };
         assert_eq!(batcher.close(now, &dear).unwrap().items, ["a", "b"]);
+    }
+
+    #[test]
+    fn padding_that_costs_most_of_another_batch_is_a_reason_to_part() {
+        let now = Instant::now();
+        let dear = View { overhead: 64, ..free(now) };
+        for (layout, length, together) in [
+            (Layout::Padded, 130, true),
+            (Layout::Padded, 140, false),
+            // There it costs nothing.
+            (Layout::Alike, 140, true),
+        ] {
+            let mut batcher = Batcher::new(limits(8, 10_000));
+            for (item, length) in [("a", 100), ("b", length)] {
+                let entry = entry(item, length);
+                batcher.push(Entry { size: entry.size.laid(layout), ..entry }, now);
+            }
+            let n = batcher.close(now, &dear).unwrap().items.len();
+            assert_eq!(n == 2, together, "{length} tokens {layout:?}");
+        }
     }
 
     #[test]
@@ -711,7 +731,11 @@ mod tests {
                         if entries.len() > 1 {
                             prop_assert!(rows <= max_items);
                             prop_assert!(cost <= max_cost);
-                            prop_assert!(span - real <= overhead.max(real / 4));
+                            let spare = match layout {
+                                Layout::Padded => (overhead / 2).max(real / 8),
+                                Layout::Packed | Layout::Alike => overhead.max(real / 4),
+                            };
+                            prop_assert!(span - real <= spare);
                             prop_assert!(entries.iter().all(|entry| !entry.alone));
                         }
                         prop_assert!(batch.items.is_sorted(), "in the order of arrival");

@@ -19,7 +19,8 @@ const WARM_UP: f64 = 0.1;
 /// Latency of our batcher against a fixed size and window, simulated
 ///
 /// Jobs of 8 to 512 tokens come by chance, at a share of what both sides can do. The other side
-/// gets the size and window that are best for it on these arrivals. Texts lie end to end on our
+/// gets the size and window that are best for it on these arrivals, takes what is there at its best
+/// size, and takes one at a time. Texts lie end to end on our
 /// side, as our kernels have them on a GPU, or padded, as batches are counted elsewhere; on the
 /// other side too, or padded alone. In virtual time and from a seed: the same command prints the
 /// same figures anywhere.
@@ -52,10 +53,10 @@ struct Report {
     jobs: usize,
     rounds: u64,
     load: f64,
-    /// The worst ratios of all rows with a window, however texts lie.
+    /// The worst ratios of all rows.
     p50_ratio: f64,
     p99_ratio: f64,
-    /// By how texts lie: the worst ratios.
+    /// By device and by how texts lie: the worst ratios.
     worst: Vec<Worst>,
     rows: Vec<Row>,
 }
@@ -75,11 +76,14 @@ enum Texts {
 impl Texts {
     const ALL: [Self; 3] = [Self::TheirsPadded, Self::Packed, Self::Padded];
 
-    fn layouts(self) -> [Layout; 2] {
+    /// The device as our side has it, and as the other one does.
+    fn lay(self, device: Device) -> [Device; 2] {
+        let padded = device.laid(Layout::Padded);
         match self {
-            Self::TheirsPadded => [Layout::Packed, Layout::Padded],
-            Self::Packed => [Layout::Packed; 2],
-            Self::Padded => [Layout::Padded; 2],
+            Self::TheirsPadded => [device.end_to_end(), padded],
+            // In the order of arrival it makes no difference which way.
+            Self::Packed => [device.end_to_end(); 2],
+            Self::Padded => [padded; 2],
         }
     }
 
@@ -92,29 +96,37 @@ impl Texts {
     }
 }
 
-/// The worst ratios of the rows with a window, and of those without.
+/// The worst ratios of a device with texts that lie so, over what the other side does; none where it
+/// never keeps up.
 #[derive(Debug, Serialize)]
 struct Worst {
+    device: &'static str,
     texts: Texts,
-    p50_ratio: f64,
-    p99_ratio: f64,
-    greedy_p50_ratio: f64,
-    greedy_p99_ratio: f64,
+    window_p50_ratio: Option<f64>,
+    window_p99_ratio: Option<f64>,
+    greedy_p50_ratio: Option<f64>,
+    greedy_p99_ratio: Option<f64>,
+    single_p50_ratio: Option<f64>,
+    single_p99_ratio: Option<f64>,
 }
 
 impl Worst {
-    fn of(rows: &[Row], texts: Texts) -> Self {
-        let worst = |ratio: fn(&Row) -> f64, greedy: bool| {
-            let those = rows.iter().filter(|row| row.texts == texts);
-            let those = those.filter(|row| (row.window_ms == 0) == greedy);
-            those.map(ratio).fold(0.0, f64::max)
+    fn of(rows: &[Row], device: &'static str, texts: Texts) -> Self {
+        let worst = |ratio: fn(&Row) -> f64, is_so: fn(&Row) -> bool| {
+            let those = rows.iter().filter(|row| (row.device, row.texts) == (device, texts));
+            those.filter(|row| row.keeps_up && is_so(row)).map(ratio).reduce(f64::max)
         };
+        let p50 = |is_so| worst(|row| row.p50_ratio, is_so);
+        let p99 = |is_so| worst(|row| row.p99_ratio, is_so);
         Self {
+            device,
             texts,
-            p50_ratio: worst(|row| row.p50_ratio, false),
-            p99_ratio: worst(|row| row.p99_ratio, false),
-            greedy_p50_ratio: worst(|row| row.p50_ratio, true),
-            greedy_p99_ratio: worst(|row| row.p99_ratio, true),
+            window_p50_ratio: p50(Row::has_window),
+            window_p99_ratio: p99(Row::has_window),
+            greedy_p50_ratio: p50(Row::is_greedy),
+            greedy_p99_ratio: p99(Row::is_greedy),
+            single_p50_ratio: p50(Row::is_single),
+            single_p99_ratio: p99(Row::is_single),
         }
     }
 }
@@ -132,8 +144,25 @@ struct Row {
     /// The setting that is best for it here.
     size: usize,
     window_ms: u64,
+    /// Whether the other side can do so many jobs/s; else its latency is that of a queue which grows
+    /// as long as the round lasts.
+    keeps_up: bool,
     p50_ratio: f64,
     p99_ratio: f64,
+}
+
+impl Row {
+    fn has_window(&self) -> bool {
+        self.window_ms > 0
+    }
+
+    fn is_greedy(&self) -> bool {
+        !self.has_window() && !self.is_single()
+    }
+
+    fn is_single(&self) -> bool {
+        self.size == 1
+    }
 }
 
 /// Medians of the rounds.
@@ -158,16 +187,19 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             }
         }
     }
-    let worst = Texts::ALL.map(|texts| Worst::of(&rows, texts));
-    let of_all = |ratio: fn(&Worst) -> f64| worst.iter().map(ratio).fold(0.0, f64::max);
+    let of_all = |ratio: fn(&Row) -> f64| rows.iter().map(ratio).fold(0.0, f64::max);
+    let worst = Texts::ALL.iter().flat_map(|texts| {
+        let devices = Device::ALL.iter();
+        devices.map(|device| Worst::of(&rows, device.name, *texts)).collect::<Vec<_>>()
+    });
     let report = Report {
         seed: args.seed,
         jobs: args.jobs,
         rounds: args.rounds,
         load: args.load,
-        p50_ratio: of_all(|worst| worst.p50_ratio),
-        p99_ratio: of_all(|worst| worst.p99_ratio),
-        worst: worst.into(),
+        p50_ratio: of_all(|row| row.p50_ratio),
+        p99_ratio: of_all(|row| row.p99_ratio),
+        worst: worst.collect(),
         rows,
     };
     print(json, &table(&report.rows), &report)
@@ -181,50 +213,55 @@ struct Case {
     mix: Mix,
     rate: f64,
     capacity_ratio: f64,
+    /// What the other side may be set to, with the jobs/s that it can do so.
+    settings: [Vec<(Fixed, f64)>; 3],
     rounds: Vec<(u64, Vec<Arrival>)>,
 }
 
 impl Case {
     fn new(args: &Args, texts: Texts, device: Device, mix: Mix) -> Self {
-        let [us, them] = texts.layouts().map(|layout| device.laid(layout));
+        let [us, them] = texts.lay(device);
         let full = arrivals(args.jobs, None, mix, args.seed);
         let per_second = |outcome: &Outcome| args.jobs as f64 / outcome.ended;
         let ours = per_second(&ours::run(&us, &full, args.seed));
-        let fixed = Fixed::all().into_iter().flatten();
-        let fixed = fixed.map(|fixed| per_second(&fixed.run(&them, &full, args.seed)));
+        let capacity = |fixed: Fixed| (fixed, per_second(&fixed.run(&them, &full, args.seed)));
+        let settings = Fixed::all().map(|kind| kind.into_iter().map(capacity).collect::<Vec<_>>());
+        let fixed = settings.iter().flatten().map(|(_, per_second)| *per_second);
         let fixed = fixed.fold(0.0, f64::max);
         let rate = args.load * ours.min(fixed);
         let round = |seed| (seed, arrivals(args.jobs, Some(rate), mix, seed));
         let rounds = (args.seed..args.seed + args.rounds).map(round).collect();
-        Self { texts, ours: us, theirs: them, mix, rate, capacity_ratio: ours / fixed, rounds }
+        let capacity_ratio = ours / fixed;
+        Self { texts, ours: us, theirs: them, mix, rate, capacity_ratio, settings, rounds }
     }
 
-    /// Us against the best setting with a window, and against the best without.
+    /// Us against the best setting with a window, the best without, and one at a time.
     fn rows(&self) -> anyhow::Result<Vec<Row>> {
         let ours = self.sides(|arrivals, seed| ours::run(&self.ours, arrivals, seed))?;
-        let row = |settings: Vec<Fixed>| {
-            let (fixed, theirs) = self.best(settings)?;
-            Ok(self.row(&ours, fixed, &theirs))
+        let row = |settings: &Vec<(Fixed, f64)>| {
+            let (best, theirs) = self.best(settings)?;
+            Ok(self.row(&ours, best, &theirs))
         };
-        Fixed::all().into_iter().map(row).collect()
+        self.settings.iter().map(row).collect()
     }
 
     fn sides(&self, run: impl Fn(&[Arrival], u64) -> Outcome) -> anyhow::Result<Vec<Side>> {
         self.rounds.iter().map(|(seed, arrivals)| Side::of(&run(arrivals, *seed))).collect()
     }
 
-    fn best(&self, settings: Vec<Fixed>) -> anyhow::Result<(Fixed, Vec<Side>)> {
-        let mut best: Option<(Fixed, Vec<Side>)> = None;
-        for fixed in settings {
-            let sides = self.sides(|arrivals, seed| fixed.run(&self.theirs, arrivals, seed))?;
+    fn best(&self, settings: &[(Fixed, f64)]) -> anyhow::Result<((Fixed, f64), Vec<Side>)> {
+        let mut best: Option<((Fixed, f64), Vec<Side>)> = None;
+        for setting in settings {
+            let run = |arrivals: &[_], seed| setting.0.run(&self.theirs, arrivals, seed);
+            let sides = self.sides(run)?;
             if best.as_ref().is_none_or(|(_, best)| p99(&sides) < p99(best)) {
-                best = Some((fixed, sides));
+                best = Some((*setting, sides));
             }
         }
         best.context("there is a setting to choose")
     }
 
-    fn row(&self, ours: &[Side], fixed: Fixed, theirs: &[Side]) -> Row {
+    fn row(&self, ours: &[Side], (fixed, per_second): (Fixed, f64), theirs: &[Side]) -> Row {
         let ratio = |of: fn(&Side) -> f64| {
             let ratios = ours.iter().zip(theirs).map(|(ours, fixed)| of(ours) / of(fixed));
             rounded(median(&ratios.collect::<Vec<f64>>()), 3)
@@ -239,6 +276,7 @@ impl Case {
             fixed: Side::median(theirs),
             size: fixed.size,
             window_ms: u64::try_from(fixed.window.as_millis()).unwrap_or(u64::MAX),
+            keeps_up: per_second > self.rate,
             p50_ratio: ratio(|side| side.p50_ms),
             p99_ratio: ratio(|side| side.p99_ms),
         }
@@ -292,11 +330,13 @@ fn table(rows: &[Row]) -> Table {
             Mix::LogUniform => "log-uniform",
             Mix::Uniform => "uniform",
         };
-        let other = match row.window_ms {
-            0 => format!("up to {}, greedy", row.size),
-            window_ms => format!("up to {} in {window_ms} ms", row.size),
+        let other = match (row.size, row.window_ms) {
+            (1, _) => "one at a time".to_owned(),
+            (size, 0) => format!("up to {size}, greedy"),
+            (size, window_ms) => format!("up to {size} in {window_ms} ms"),
         };
         let (ours, fixed) = (&row.ours, &row.fixed);
+        let theirs = |cell: String| if row.keeps_up { cell } else { "-".to_owned() };
         table.row([
             row.device.to_owned(),
             row.texts.words().to_owned(),
@@ -307,11 +347,11 @@ fn table(rows: &[Row]) -> Table {
             format!("{:.0}", ours.p99_ms),
             format!("{:.0} %", 100.0 * ours.padding),
             other,
-            format!("{:.0}", fixed.p50_ms),
-            format!("{:.0}", fixed.p99_ms),
+            theirs(format!("{:.0}", fixed.p50_ms)),
+            theirs(format!("{:.0}", fixed.p99_ms)),
             format!("{:.0} %", 100.0 * fixed.padding),
-            format!("{:.2}", row.p50_ratio),
-            format!("{:.2}", row.p99_ratio),
+            theirs(format!("{:.2}", row.p50_ratio)),
+            theirs(format!("{:.2}", row.p99_ratio)),
         ]);
     }
     table
@@ -351,6 +391,36 @@ mod tests {
         let full = fixed.run(device, &same_time(4), 1);
         assert!(full.latencies[0] < 0.05, "{full:?}");
         assert_eq!(full.padding, 0.0);
+    }
+
+    #[test]
+    fn a_window_counts_from_the_oldest_job_and_not_from_when_the_device_is_free() {
+        let device = &Device::ALL[0];
+        let fixed = Fixed { size: 2, window: Duration::from_millis(50) };
+        // While the first two run, for 77 ms at most, the third waits for longer than the window.
+        let at = |at_ms, length| Arrival { at: Duration::from_millis(at_ms), length };
+        let jobs = [at(0, 256), at(0, 256), at(1, 8)];
+        let outcome = fixed.run(device, &jobs, 1);
+        let [first, _, third] = outcome.latencies[..] else { panic!("{outcome:?}") };
+        assert!(third < first + device.time(8, 1.0).as_secs_f64(), "{outcome:?}");
+    }
+
+    #[test]
+    fn the_best_size_of_a_row_is_no_end_of_the_grid_that_could_go_on() {
+        let args = Args { jobs: 2000, rounds: 1, load: 0.8, seed: 1 };
+        let [smallest, .., largest] = fixed::SIZES;
+        for texts in Texts::ALL {
+            for (device, mix) in
+                Device::ALL.into_iter().flat_map(|it| Mix::ALL.map(|mix| (it, mix)))
+            {
+                let rows = Case::new(&args, texts, device, mix).rows().unwrap();
+                assert!(rows.iter().any(Row::is_single), "{rows:?}");
+                for row in rows {
+                    assert!(row.size > smallest || smallest == 1, "{row:?}");
+                    assert!(row.size < largest || largest == ours::MAX_ITEMS, "{row:?}");
+                }
+            }
+        }
     }
 
     #[test]

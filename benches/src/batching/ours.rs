@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::world::{Arrival, Device, Outcome, Tally};
 
 /// The defaults of `ebb worker`.
-const MAX_ITEMS: usize = 32;
+pub(super) const MAX_ITEMS: usize = 32;
 const MAX_COST: usize = 8192;
 const MAX_WAIT: Duration = Duration::from_millis(5);
 /// Jobs that a worker holds: a batch, and as many received ahead.

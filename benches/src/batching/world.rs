@@ -18,6 +18,8 @@ pub(super) struct Device {
     base: f64,
     per_token: f64,
     layout: Layout,
+    /// How a worker has texts end to end on it.
+    end_to_end: Layout,
 }
 
 impl Device {
@@ -28,10 +30,22 @@ impl Device {
             base: 0.002,
             per_token: 147e-6,
             layout: Layout::Padded,
+            end_to_end: Layout::Alike,
         },
         // Made up: what a batch takes before its first row is as much as 1,500 tokens.
-        Self { name: "6 ms + 4 us/token", base: 0.006, per_token: 4e-6, layout: Layout::Padded },
+        Self {
+            name: "6 ms + 4 us/token",
+            base: 0.006,
+            per_token: 4e-6,
+            layout: Layout::Padded,
+            end_to_end: Layout::Packed,
+        },
     ];
+
+    /// The same one, with texts that lie end to end as a worker has them there.
+    pub(super) fn end_to_end(self) -> Self {
+        self.laid(self.end_to_end)
+    }
 
     /// The same one, with texts that lie so.
     pub(super) fn laid(self, layout: Layout) -> Self {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use ebb_queue::{Address, QueueUrl, Synchronous, TypedUrl};
+use tempfile::TempDir;
 
 use crate::report::progress;
 pub(crate) use place::{Place, PlaceArgs};
@@ -44,6 +45,21 @@ pub(crate) struct BrokerArgs {
     #[arg(long, value_enum, env = "EBB_BENCH_RESULTS_BROKER", hide_env_values = true)]
     #[arg(value_name = "BROKER", value_parser = clap::builder::EnumValueParser::<BrokerKind>::new())]
     results_broker: Option<BrokerKind>,
+}
+
+impl BrokerArgs {
+    /// Has a broker that is started keep its data in a folder of the caller's.
+    pub(crate) fn lie_in_a_folder(&mut self) -> anyhow::Result<TempDir> {
+        let folder = self.folder()?;
+        self.dir = Some(folder.path().to_owned());
+        Ok(folder)
+    }
+
+    fn folder(&self) -> anyhow::Result<TempDir> {
+        let dir = self.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new().prefix("ebb-bench-").tempdir_in(dir);
+        folder.context("cannot make a directory for the broker's data; name one with --dir")
+    }
 }
 
 /// The brokers there are.
@@ -95,7 +111,7 @@ pub(crate) struct Bed {
     jobs: Site,
     results: Option<Site>,
     /// After the servers, which write there.
-    _data: tempfile::TempDir,
+    _data: TempDir,
 }
 
 /// One broker.
@@ -116,10 +132,7 @@ impl From<Started> for Site {
 impl Bed {
     /// Starts the broker, or takes the one that the URL names.
     pub(crate) async fn make(args: &BrokerArgs) -> anyhow::Result<Self> {
-        let data = tempfile::Builder::new()
-            .prefix("ebb-bench-")
-            .tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))
-            .context("cannot make a directory for the broker's data; name one with --dir")?;
+        let data = args.folder()?;
         let kind = args.broker;
         let jobs = match &args.url {
             Some(url) => named(url, kind)?,

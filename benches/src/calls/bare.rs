@@ -7,7 +7,6 @@ use ebb_proto::keda::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef,
 };
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio_stream::Empty;
 use tonic::transport::Server;
@@ -23,18 +22,14 @@ const METRIC: &str = "bare";
 
 struct Bare;
 
-/// Says that there is one job in every queue, until standard input ends.
+/// Says that there is one job in every queue, until it is ended.
 pub(crate) async fn bare() -> anyhow::Result<()> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     progress(format_args!("serving listen={} http={NOWHERE}", listener.local_addr()?));
     // As a scaler does: answers are small, and none is to wait for the next.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder().add_service(ExternalScalerServer::new(Bare));
-    let (mut input, mut end) = (tokio::io::stdin(), [0]);
-    tokio::select! {
-        served = served.serve_with_incoming(incoming) => Ok(served?),
-        read = input.read(&mut end) => Ok(read.map(drop)?),
-    }
+    Ok(served.serve_with_incoming(incoming).await?)
 }
 
 #[tonic::async_trait]

@@ -1,5 +1,6 @@
 //! One round of one side: so many clients, and the time until they have had so many answers.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use ebb_queue::{Frame, Job, Queue, Timestamp};
+use ebb_servers::Watched;
 use futures::StreamExt;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -15,11 +17,14 @@ use tokio::time::timeout;
 use super::Args;
 use super::client::Client;
 use crate::broker::{Bed, Place};
-use crate::process::{after, command, cpu_time, rss_kib, start, stop, tail};
+use crate::process::{after, command, cpu_time, end, rss_kib, start, stop, tail, watch};
 use crate::report::percentile;
 
 /// Leases that no round outlives.
 const LEASE: Duration = Duration::from_secs(30);
+
+/// Requests one after the other before memory is looked at.
+const FIRST_REQUESTS: usize = 20;
 
 /// An answer that is not there by then never will be.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -50,15 +55,22 @@ pub(super) struct Round {
     pub(super) cpu_us: f64,
 }
 
+/// A gateway that runs; gone when it is dropped.
+struct Gateway {
+    process: Watched,
+    address: String,
+}
+
 /// What all rounds have in common.
 pub(super) struct Bench {
     n_clients: usize,
     queue: Queue,
-    gateway: Child,
-    address: String,
+    ebb: PathBuf,
+    place: Place,
+    gateway: Gateway,
     answerer: Option<Child>,
     body: String,
-    _logs: tempfile::TempDir,
+    logs: tempfile::TempDir,
 }
 
 /// Somebody who asks again and again.
@@ -67,34 +79,48 @@ enum Asker {
     Queue(Queue, Bytes),
 }
 
+impl Gateway {
+    /// Starts one, and returns when it listens.
+    async fn start(ebb: &Path, place: &Place, log: &Path) -> anyhow::Result<Self> {
+        let mut command = command(ebb, place);
+        command.args(["gateway", "--listen", "127.0.0.1:0", "--model", "bench"]);
+        let mut process = watch(&command, log)?;
+        let begun = Instant::now();
+        loop {
+            let words = std::fs::read_to_string(log).unwrap_or_default();
+            let listens = words.find("the gateway listens");
+            if let Some(address) = listens.and_then(|at| after(&words[at..], "address=")) {
+                return Ok(Self { process, address });
+            }
+            if let Some(status) = process.ended()? {
+                bail!("the gateway ended before it listened ({status}): {}", tail(log));
+            }
+            ensure!(begun.elapsed() < LIMIT, "the gateway is mute after 60 s: {}", tail(log));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn cpu_time(&self) -> Option<Duration> {
+        cpu_time(self.process.pid())
+    }
+
+    fn rss_kib(&self) -> anyhow::Result<f64> {
+        rss_kib(self.process.pid()).context("the system does not tell the gateway's memory")
+    }
+}
+
 impl Bench {
     /// Starts a gateway, and who answers.
     pub(super) async fn start(args: &Args, bed: &Bed) -> anyhow::Result<Self> {
-        let place = bed.place("gateway", LEASE)?;
+        let (place, ebb) = (bed.place("gateway", LEASE)?, args.gateway.find()?);
         let logs = tempfile::tempdir()?;
         let queue = place.open("clients").await?;
         let log = logs.path().join("answerer.log");
         let answerer = start(answerer(args, &place)?, &log)?;
-        let mut command = command(&args.gateway.find()?, &place);
-        command.args(["gateway", "--listen", "127.0.0.1:0", "--model", "bench"]);
-        let log = logs.path().join("gateway.log");
-        let mut gateway = start(command, &log)?;
-        let begun = Instant::now();
-        let address = loop {
-            let words = std::fs::read_to_string(&log).unwrap_or_default();
-            let listens = words.find("the gateway listens");
-            if let Some(address) = listens.and_then(|at| after(&words[at..], "address=")) {
-                break address;
-            }
-            if let Some(status) = gateway.try_wait()? {
-                bail!("the gateway ended before it listened ({status}): {}", tail(&log));
-            }
-            ensure!(begun.elapsed() < LIMIT, "the gateway is mute after 60 s: {}", tail(&log));
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
+        let gateway = Gateway::start(&ebb, &place, &logs.path().join("gateway.log")).await?;
         let body = serde_json::json!({"input": "x".repeat(args.letters)}).to_string();
         let (n_clients, answerer) = (args.clients.get(), Some(answerer));
-        Ok(Self { n_clients, queue, gateway, address, answerer, body, _logs: logs })
+        Ok(Self { n_clients, queue, ebb, place, gateway, answerer, body, logs })
     }
 
     /// One round of one side.
@@ -102,12 +128,14 @@ impl Bench {
         let mut askers = Vec::with_capacity(self.n_clients);
         for _ in 0..self.n_clients {
             askers.push(match side {
-                Side::Gateway => Asker::Gateway(Client::connect(&self.address, &self.body).await?),
+                Side::Gateway => {
+                    Asker::Gateway(Client::connect(&self.gateway.address, &self.body).await?)
+                }
                 Side::Queue => Asker::Queue(Arc::clone(&self.queue), self.body.clone().into()),
             });
         }
         let n_left = Arc::new(AtomicUsize::new(n_requests));
-        let (begun, cpu) = (Instant::now(), self.cpu_time());
+        let (begun, cpu) = (Instant::now(), self.gateway.cpu_time());
         let mut asking: JoinSet<_> =
             askers.into_iter().map(|asker| asker.work(Arc::clone(&n_left))).collect();
         let mut millis = Vec::with_capacity(n_requests);
@@ -115,7 +143,7 @@ impl Bench {
             millis.extend(worked??);
         }
         let took = begun.elapsed();
-        let cpu = match (cpu, self.cpu_time()) {
+        let cpu = match (cpu, self.gateway.cpu_time()) {
             (Some(before), Some(now)) => now.saturating_sub(before).as_secs_f64(),
             _ => f64::NAN,
         };
@@ -127,15 +155,27 @@ impl Bench {
         })
     }
 
-    /// What the gateway has more, in KiB of memory for each, with so many requests that wait than with none.
+    /// What a gateway has more, in KiB of memory for each, with so many requests that wait than with none.
+    ///
+    /// Another one: the memory of one that has served thousands is large enough for those that wait.
     pub(super) async fn kib_of_a_waiting_one(&mut self, n: usize) -> anyhow::Result<f64> {
+        let log = self.logs.path().join("gateway-waiting.log");
+        let gateway = Gateway::start(&self.ebb, &self.place, &log).await?;
+        let gateway = std::mem::replace(&mut self.gateway, gateway);
+        end(gateway.process).await?;
+        // What it makes once, at its first request, is no request's.
+        let mut first = Client::connect(&self.gateway.address, &self.body).await?;
+        for _ in 0..FIRST_REQUESTS {
+            timeout(LIMIT, first.ask()).await.context("a request has no answer after 60 s")??;
+        }
+        drop(first);
         if let Some(answerer) = self.answerer.take() {
             stop(answerer).await?;
         }
-        let before = self.rss_kib()?;
+        let before = self.gateway.rss_kib()?;
         let mut waiting = Vec::with_capacity(n);
         for _ in 0..n {
-            let mut client = Client::connect(&self.address, &self.body).await?;
+            let mut client = Client::connect(&self.gateway.address, &self.body).await?;
             client.begin().await?;
             waiting.push(client);
         }
@@ -146,7 +186,7 @@ impl Bench {
         }
         // All follow their jobs by then.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let now = self.rss_kib()?;
+        let now = self.gateway.rss_kib()?;
         drop(waiting);
         Ok((now - before) / n as f64)
     }
@@ -156,15 +196,7 @@ impl Bench {
         if let Some(answerer) = self.answerer {
             stop(answerer).await?;
         }
-        stop(self.gateway).await
-    }
-
-    fn cpu_time(&self) -> Option<Duration> {
-        self.gateway.id().and_then(cpu_time)
-    }
-
-    fn rss_kib(&self) -> anyhow::Result<f64> {
-        self.gateway.id().and_then(rss_kib).context("the system does not tell the gateway's memory")
+        end(self.gateway.process).await
     }
 }
 

@@ -12,7 +12,7 @@ mod made;
 mod shared;
 
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -128,17 +128,16 @@ struct Made {
     tokens: Vec<Vec<u32>>,
 }
 
-/// Runs the comparison and prints it.
-pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+/// Runs the comparison and prints it; a model that is made lies in `folder`.
+pub(crate) fn run(args: &Args, folder: &Path, json: bool) -> Result<()> {
     let threads = match args.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().context("how many processors")?,
     };
     ebb_model::use_threads(threads)?;
-    let place = tempfile::tempdir().context("no room for a model")?;
     let dir = match &args.model {
         Some(dir) => dir.clone(),
-        None => made::make(args.shape, place.path(), args.seed)?,
+        None => made::make(args.shape, folder, args.seed)?,
     };
     let choice = args.device.parse::<DeviceChoice>()?.with_dtype(args.dtype)?;
     // What the rounds repeat would be read once alone.

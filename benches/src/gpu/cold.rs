@@ -51,11 +51,13 @@ impl Start<'_> {
         let id = job.id.clone();
         queue.publish(vec![job]).await?;
         let mut worker = command(self.ebb, place);
-        worker.args(["worker", "--device", self.device, "--id", caches]);
+        worker.args(["worker", "--device", self.device, "--id", caches, "--stop-with-stdin"]);
         worker.args(self.dtype.iter().flat_map(|dtype| ["--dtype", dtype]));
         worker.arg("--model").arg(self.dir).arg("--kernel-cache").arg(self.kernels);
         let began = Instant::now();
         let mut child = start(worker, log)?;
+        // Kept, since who waits for a child closes its input, which would end the worker.
+        let input = child.stdin.take();
         let answered = async {
             let mut frames = queue.follow(&id, 0).await?;
             while let Some(frame) = frames.next().await {
@@ -82,6 +84,7 @@ impl Start<'_> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         stop(child).await?;
+        drop(input);
         Ok(Cold { model: self.model, caches, phases, first_result_s: first.as_secs_f64() })
     }
 }

@@ -23,6 +23,7 @@ use ebb_model::{DeviceChoice, DeviceError, Dtype, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::apart;
 use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
 use crate::report::{self, progress};
@@ -134,7 +135,18 @@ struct Subject {
 }
 
 /// Runs the bench; fails where a vector is wrong.
-pub(crate) async fn run(args: Args, json: bool) -> Result<()> {
+pub(crate) async fn run(mut args: Args, json: bool) -> Result<()> {
+    // Both outlive what is measured, which nobody drops where a signal ends it.
+    let folder = tempfile::Builder::new().prefix("ebb-bench-gpu-").tempdir()?;
+    let data = args.broker.lie_in_a_folder()?;
+    let (path, runtime) = (folder.path().to_owned(), tokio::runtime::Handle::current());
+    // Forwards and peers keep their thread without ever waiting.
+    let measured = apart(move || runtime.block_on(measure(&args, &path, json))).await;
+    drop((folder, data));
+    measured
+}
+
+async fn measure(args: &Args, folder: &Path, json: bool) -> Result<()> {
     let choice: DeviceChoice = args.device.parse().map_err(Unfit)?;
     let choice = choice.with_dtype(args.dtype).map_err(Unfit)?;
     choice.start().map_err(Unfit)?;
@@ -143,18 +155,17 @@ pub(crate) async fn run(args: Args, json: bool) -> Result<()> {
         "no batch or no length is given"
     );
     let ebb = args.worker.find()?;
-    let folder = tempfile::Builder::new().prefix("ebb-bench-gpu-").tempdir()?;
-    let subjects = subjects(&args, folder.path())?;
+    let subjects = subjects(args, folder)?;
     let bed = Bed::make(&args.broker).await?;
     let (mut rows, mut checks, mut colds, mut said) = (vec![], vec![], vec![], Value::Null);
     let mut device = String::new();
     for subject in &subjects {
         // First, as this process keeps what it compiles in a place of its own.
-        colds.extend(cold_starts(&args, &ebb, subject, &bed, folder.path()).await?);
+        colds.extend(cold_starts(args, &ebb, subject, &bed, folder).await?);
         device = Warmer::load(&subject.dir, choice)?.device().to_owned();
         progress(format_args!("{} on {device}", subject.name));
         checks.push(check(subject, choice, &device)?);
-        let mut bench = Bench::start(&args, subject, choice, &device, &bed)?;
+        let mut bench = Bench::start(args, subject, choice, &device, &bed)?;
         for n_tokens in &args.tokens {
             rows.push(bench.row(n_tokens.get()).await?);
         }

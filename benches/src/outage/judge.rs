@@ -7,11 +7,14 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tonic::Code;
 
+use super::witness::PATIENCE;
 use crate::report::rounded;
 
 /// An answer, when the call began, and when it came.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Answer {
+    /// The number of the queue.
+    pub(super) queue: usize,
     pub(super) asked: Instant,
     pub(super) at: Instant,
     pub(super) told: Told,
@@ -28,6 +31,8 @@ pub(super) enum Told {
     Activity(bool),
     /// No value, or no activity.
     Unknown(Code),
+    /// Nothing at all, for as long as KEDA waits.
+    Nothing,
     /// A stream ended.
     Broken,
 }
@@ -45,6 +50,9 @@ pub(super) struct Outage {
     pub(super) died: Instant,
     pub(super) back: Instant,
     pub(super) max_age: Duration,
+    /// The queues that are asked about, and after what time it is each one's turn again.
+    pub(super) n_queues: usize,
+    pub(super) turn: Duration,
 }
 
 /// What is wrong with it, and the times from the broker's death or its return.
@@ -66,15 +74,27 @@ pub(super) struct Findings {
     /// How long after its return the last error was told; 0 when none was.
     pub(super) recovered_s: Option<f64>,
     pub(super) broken_streams: usize,
+    /// Calls that had no answer, at any time.
+    pub(super) unanswered: usize,
+    /// Queues of which nothing was told while it was away.
+    pub(super) untold_queues: usize,
+    /// How long after its death the last state of every queue was told, and how long it had to be;
+    /// nothing where it was away for less than a state counts.
+    pub(super) all_known_s: Option<f64>,
+    pub(super) due_s: Option<f64>,
 }
 
 /// An answer that was begun in time may come a little later.
 const SLACK: Duration = Duration::from_millis(500);
+/// A state counts from the look that saw it, which was some time before the broker died.
+const LOOK: Duration = Duration::from_secs(2);
 
 impl Record {
     pub(super) fn judge(&self, outage: Outage) -> Findings {
         let mut findings = Findings { answers: self.0.len(), ..Findings::default() };
         let mut last_error = None;
+        // Of each queue: when anything was told while the broker was away, and when a state was.
+        let mut away = vec![(None, None); outage.n_queues];
         for answer in &self.0 {
             match answer.told {
                 Told::Spec(code) => findings.spec_errors += usize::from(code.is_some()),
@@ -84,6 +104,7 @@ impl Record {
                 }
                 Told::Activity(active) => findings.inactive += usize::from(!active),
                 Told::Broken => findings.broken_streams += 1,
+                Told::Nothing => findings.unanswered += 1,
                 Told::Unknown(Code::Unavailable) if answer.at >= outage.dying => {
                     let after = seconds(answer.at, outage.died);
                     findings.unavailable_s.get_or_insert(after);
@@ -91,10 +112,15 @@ impl Record {
                 }
                 Told::Unknown(_) => findings.other_errors += 1,
             }
-            if matches!(answer.told, Told::Value { .. } | Told::Activity(_)) {
+            let is_state = matches!(answer.told, Told::Value { .. } | Told::Activity(_));
+            if is_state {
                 findings.note_state(answer, outage);
             }
+            if is_state || matches!(answer.told, Told::Unknown(_)) {
+                note_away(&mut away[answer.queue], is_state, answer.at, outage);
+            }
         }
+        findings.note_queues(&away, outage);
         let last_error = last_error.unwrap_or(outage.back).max(outage.back);
         findings.recovered_s = Some(seconds(last_error, outage.back));
         findings
@@ -113,6 +139,17 @@ impl Findings {
         self.too_late += usize::from(late);
     }
 
+    /// What every queue was told.
+    fn note_queues(&mut self, away: &[Away], outage: Outage) {
+        self.untold_queues = away.iter().filter(|(told, _)| told.is_none()).count();
+        let states = away.iter().map(|(_, state)| *state);
+        // None is less than any.
+        self.all_known_s = states.min().flatten().map(|state| seconds(state, outage.died));
+        let is_long = outage.back - outage.died >= outage.max_age;
+        let due = outage.max_age.saturating_sub(LOOK + outage.turn);
+        self.due_s = is_long.then(|| rounded(due.as_secs_f64(), 2));
+    }
+
     /// Whether all promises were kept, and good answers back so soon after the broker.
     pub(super) fn check(&self, recovery: Duration) -> anyhow::Result<()> {
         for (n, what) in [
@@ -126,9 +163,27 @@ impl Findings {
         ] {
             ensure!(n == 0, "{n} {what} were told");
         }
+        let unanswered = self.unanswered;
+        ensure!(unanswered == 0, "{unanswered} calls were not answered within {PATIENCE:?}");
+        let untold = self.untold_queues;
+        ensure!(untold == 0, "of {untold} queues nothing was told while the broker was away");
+        if let Some(due) = self.due_s {
+            let known = self.all_known_s.unwrap_or_default();
+            ensure!(known >= due, "a state was known for {known} s, and has to be for {due} s");
+        }
         let (recovered, limit) = (self.recovered_s.unwrap_or_default(), recovery.as_secs_f64());
         ensure!(recovered <= limit, "good answers were back only after {recovered} s");
         Ok(())
+    }
+}
+
+/// Of a queue, while the broker was away: when anything was told last, and when a state was.
+type Away = (Option<Instant>, Option<Instant>);
+
+fn note_away((told, state): &mut Away, is_state: bool, at: Instant, outage: Outage) {
+    if (outage.died..outage.back).contains(&at) {
+        *told = (*told).max(Some(at));
+        *state = (*state).max(is_state.then_some(at));
     }
 }
 
@@ -140,13 +195,26 @@ fn seconds(later: Instant, earlier: Instant) -> f64 {
 mod tests {
     use super::*;
 
-    /// What was told at which second; the broker is killed at 9 and dead from 10 to 40; 5 s count.
+    /// What was told at which second of the only queue; the broker is killed at 9 and dead from 10
+    /// to 40; 5 s count.
     fn findings(told: &[(u64, Told)]) -> Findings {
+        let told: Vec<_> = told.iter().map(|&(at, told)| (0, at, told)).collect();
+        findings_of(1, 40, &told)
+    }
+
+    /// The same of several queues, with the second when the broker is back.
+    fn findings_of(n_queues: usize, back: u64, told: &[(usize, u64, Told)]) -> Findings {
         let start = Instant::now();
         let second = |n| start + Duration::from_secs(n);
-        let answer = |&(at, told)| Answer { asked: second(at), at: second(at), told };
-        let (dying, died, back) = (second(9), second(10), second(40));
-        let outage = Outage { dying, died, back, max_age: Duration::from_secs(5) };
+        let answer = |&(queue, at, told)| Answer { queue, asked: second(at), at: second(at), told };
+        let outage = Outage {
+            dying: second(9),
+            died: second(10),
+            back: second(back),
+            max_age: Duration::from_secs(5),
+            n_queues,
+            turn: Duration::ZERO,
+        };
         Record(told.iter().map(answer).collect()).judge(outage)
     }
 
@@ -163,6 +231,8 @@ mod tests {
             known_s: Some(4.0),
             unavailable_s: Some(6.0),
             recovered_s: Some(2.0),
+            all_known_s: Some(4.0),
+            due_s: Some(3.0),
             ..Findings::default()
         };
         assert_eq!(found, expected);
@@ -182,11 +252,35 @@ mod tests {
             (8, GONE, "other than UNAVAILABLE"),
             (20, Told::Broken, "broken streams"),
             (46, GONE, "back only after 6 s"),
+            (8, Told::Nothing, "not answered"),
+            (12, Told::Nothing, "not answered"),
+            (41, Told::Nothing, "not answered"),
         ] {
-            let error = findings(&[(at, told)]).check(RECOVERY).expect_err(words).to_string();
-            assert!(error.contains(words), "{words}: {error}");
+            // Beside what makes a good run of the rest.
+            let error = findings(&[(14, GOOD), (at, told)]).check(RECOVERY).expect_err(words);
+            assert!(error.to_string().contains(words), "{words}: {error}");
         }
         let busy = Told::Value { value: 41.0, right: None };
-        assert!(findings(&[(12, busy), (45, GONE)]).check(RECOVERY).is_ok());
+        assert!(findings(&[(14, busy), (45, GONE)]).check(RECOVERY).is_ok());
+    }
+
+    #[test]
+    fn a_scaler_that_tells_nothing_while_the_broker_is_away_has_not_passed() {
+        for told in [&[][..], &[(9, GOOD), (41, GOOD)], &[(20, Told::Spec(None))]] {
+            let error = findings(told).check(RECOVERY).expect_err("nothing was told").to_string();
+            assert!(error.contains("nothing was told"), "{error}");
+        }
+        let error = findings_of(2, 40, &[(0, 14, GOOD)]).check(RECOVERY).expect_err("of one queue");
+        assert!(error.to_string().contains("of 1 queues nothing was told"), "{error}");
+    }
+
+    #[test]
+    fn a_scaler_that_forgets_at_once_has_not_passed_unless_the_broker_was_back_as_soon() {
+        let forgets = [(0, 10, GONE), (0, 12, GOOD), (1, 11, GOOD), (1, 14, GONE)];
+        let error = findings_of(2, 40, &forgets).check(RECOVERY).expect_err("it forgets");
+        assert!(error.to_string().contains("known for 1 s, and has to be for 3 s"), "{error}");
+        let error = findings(&[(12, GONE)]).check(RECOVERY).expect_err("it knows nothing");
+        assert!(error.to_string().contains("known for 0 s"), "{error}");
+        assert!(findings_of(2, 14, &forgets).check(RECOVERY).is_ok(), "4 s are less than 5");
     }
 }

@@ -83,8 +83,9 @@ impl Load {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Waits until the broker takes jobs again, more than so many; its worker must still run.
-    pub(super) async fn wait_until_accepted(
+    /// Waits until the broker takes jobs again, more than so many, and its worker receives some and
+    /// completes them.
+    pub(super) async fn wait_until_it_goes_on(
         &mut self,
         before: usize,
         limit: Duration,
@@ -94,9 +95,22 @@ impl Load {
             ensure!(Instant::now() < limit, "the producer is not heard after the outage");
             sleep(Duration::from_millis(50)).await;
         }
-        let ended = self.worker.try_wait()?;
-        ensure!(ended.is_none(), "a worker did not outlive the outage: {}", tail(&self.log));
-        Ok(())
+        let (begun, mut without_receiving) = (Timestamp::now(), None);
+        loop {
+            let ended = self.worker.try_wait()?;
+            ensure!(ended.is_none(), "a worker did not outlive the outage: {}", tail(&self.log));
+            let workers = self.queue.workers().await?;
+            for worker in workers.iter().filter(|worker| worker.at >= begun) {
+                // What it holds when it is first heard it may complete without ever receiving again.
+                let most = *without_receiving.get_or_insert(worker.completed + worker.in_flight);
+                if worker.completed > most {
+                    return Ok(());
+                }
+            }
+            let late = Instant::now() >= limit;
+            ensure!(!late, "a worker does no new jobs after the outage: {}", tail(&self.log));
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Ends it in peace.

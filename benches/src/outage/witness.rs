@@ -9,10 +9,10 @@ use ebb_proto::keda::{GetMetricsRequest, ScaledObjectRef};
 use ebb_queue::{Job, Timestamp};
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::judge::{Answer, Record, Told};
 use super::load::Load;
@@ -35,6 +35,9 @@ pub(super) struct Witness {
 }
 
 type Client = ExternalScalerClient<Channel>;
+
+/// What KEDA waits for an answer by default.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long the first good answers may take.
 const FIRST: Duration = Duration::from_secs(30);
@@ -86,7 +89,7 @@ impl Witness {
         let limit = Instant::now() + FIRST;
         for pool in &pools {
             let settled = async || {
-                let told = ask(client.clone(), pool).await;
+                let told = ask(client.clone(), 0, pool).await;
                 told.iter().all(|answer| is_right(answer.told))
             };
             while !settled().await {
@@ -96,11 +99,11 @@ impl Witness {
         }
         let record = Arc::new(Mutex::new(Record::default()));
         let (stop, mut tasks, n_pools) = (CancellationToken::new(), JoinSet::new(), pools.len());
-        for pool in &pools {
+        for (queue, pool) in pools.iter().enumerate() {
             let (client, object) = (client.clone(), pool.object());
             let (record, stop) = (Arc::clone(&record), stop.clone());
             tasks.spawn(async move {
-                stop.run_until_cancelled(listen(client, object, &record)).await;
+                stop.run_until_cancelled(listen(client, (queue, object), &record)).await;
             });
         }
         let (client, told, stopped) = (client.clone(), Arc::clone(&record), stop.clone());
@@ -145,11 +148,11 @@ async fn poll(client: Client, pools: Vec<Pool>, rate: u32, record: Arc<Mutex<Rec
     let mut pace = interval(Duration::from_secs(1) / rate);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut polls = JoinSet::new();
-    for pool in pools.iter().cycle() {
+    for (queue, pool) in pools.iter().enumerate().cycle() {
         pace.tick().await;
         let (client, pool, record) = (client.clone(), pool.clone(), Arc::clone(&record));
         polls.spawn(async move {
-            let told = ask(client, &pool).await;
+            let told = ask(client, queue, &pool).await;
             lock(&record).0.extend(told);
         });
         while polls.try_join_next().is_some() {}
@@ -157,11 +160,14 @@ async fn poll(client: Client, pools: Vec<Pool>, rate: u32, record: Arc<Mutex<Rec
 }
 
 /// GetMetricSpec, GetMetrics and IsActive.
-async fn ask(mut client: Client, pool: &Pool) -> Vec<Answer> {
+async fn ask(mut client: Client, queue: usize, pool: &Pool) -> Vec<Answer> {
     let mut told = Vec::with_capacity(3);
     let asked = Instant::now();
-    let mut note = |told_now| told.push(Answer { asked, at: Instant::now(), told: told_now });
-    let specs = client.get_metric_spec(pool.object()).await.map(tonic::Response::into_inner);
+    let mut note = |now: Told| told.push(Answer { queue, asked, at: Instant::now(), told: now });
+    let Some(specs) = within(client.get_metric_spec(pool.object())).await else {
+        note(Told::Nothing);
+        return told;
+    };
     let spec = specs.and_then(|mut specs| {
         specs.metric_specs.pop().ok_or_else(|| Status::internal("there is no metric"))
     });
@@ -169,30 +175,44 @@ async fn ask(mut client: Client, pool: &Pool) -> Vec<Answer> {
     let Ok(spec) = spec else { return told };
     let question =
         GetMetricsRequest { scaled_object_ref: Some(pool.object()), metric_name: spec.metric_name };
-    let values = client.get_metrics(question).await.map(tonic::Response::into_inner);
-    note(match values.as_ref().map(|values| values.metric_values.first()) {
-        Ok(Some(value)) => {
+    let values = within(client.get_metrics(question)).await;
+    note(match values.as_ref().map(|values| values.as_ref().map(|it| it.metric_values.first())) {
+        Some(Ok(Some(value))) => {
             let right = pool.n_jobs.map(|n_jobs| n_jobs as f64);
             Told::Value { value: value.metric_value_float, right }
         }
-        Ok(None) => Told::Unknown(tonic::Code::Ok),
-        Err(status) => Told::Unknown(status.code()),
+        Some(Ok(None)) => Told::Unknown(tonic::Code::Ok),
+        Some(Err(status)) => Told::Unknown(status.code()),
+        None => Told::Nothing,
     });
-    note(match client.is_active(pool.object()).await {
-        Ok(answer) => Told::Activity(answer.into_inner().result),
-        Err(status) => Told::Unknown(status.code()),
+    note(match within(client.is_active(pool.object())).await {
+        Some(Ok(answer)) => Told::Activity(answer.result),
+        Some(Err(status)) => Told::Unknown(status.code()),
+        None => Told::Nothing,
     });
     told
 }
 
-/// Writes down what a stream says; it must not end.
-async fn listen(mut client: Client, object: ScaledObjectRef, record: &Mutex<Record>) {
+/// The answer to a call; `None` where there is none for as long as KEDA waits.
+async fn within<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Option<Result<T, Status>> {
+    Some(timeout(PATIENCE, call).await.ok()?.map(Response::into_inner))
+}
+
+/// Writes down what a stream says; it must open and must not end.
+async fn listen(
+    mut client: Client,
+    (queue, object): (usize, ScaledObjectRef),
+    record: &Mutex<Record>,
+) {
     let note = |told| {
         let at = Instant::now();
-        lock(record).0.push(Answer { asked: at, at, told });
+        lock(record).0.push(Answer { queue, asked: at, at, told });
     };
-    if let Ok(stream) = client.stream_is_active(object).await {
-        let mut stream = stream.into_inner();
+    let stream = within(client.stream_is_active(object)).await;
+    let Some(stream) = stream else { return note(Told::Nothing) };
+    if let Ok(mut stream) = stream {
         while let Ok(Some(push)) = stream.message().await {
             note(Told::Activity(push.result));
         }
@@ -205,7 +225,7 @@ fn is_right(told: Told) -> bool {
         Told::Spec(code) => code.is_none(),
         Told::Value { value, right } => value > 0.0 && right.is_none_or(|right| value == right),
         Told::Activity(active) => active,
-        Told::Unknown(_) | Told::Broken => false,
+        Told::Unknown(_) | Told::Nothing | Told::Broken => false,
     }
 }
 

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_scaler::ScalerArgs;
+use ebb_servers::Watched;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tonic::transport::Channel;
 
 use crate::broker::Place;
-use crate::process::{after, command, cpu_time, peak_mib, start, stop, tail};
+use crate::process::{after, command, cpu_time, end, peak_mib, tail, watch};
 
 /// What a scaler says instead of an address that it does not have.
 pub(crate) const NOWHERE: &str = "none";
 
 /// A scaler that runs; gone when it is dropped.
 pub(crate) struct ScalerProcess {
-    child: Child,
-    pid: u32,
+    process: Watched,
     address: String,
     /// Where its metrics are, if it has any.
     http: Option<String>,
@@ -50,17 +50,16 @@ impl ScalerProcess {
 
     /// Starts a scaler and waits until it says where it listens.
     async fn listening(command: Command, log: &Path) -> anyhow::Result<Self> {
-        let mut child = start(command, log)?;
+        let mut process = watch(&command, log)?;
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
             let words = std::fs::read_to_string(log).unwrap_or_default();
             let found = (after(&words, "listen="), after(&words, "http="));
             if let (Some(address), Some(http)) = found {
-                let pid = child.id().context("the scaler ended at once")?;
                 let http = (http != NOWHERE).then_some(http);
-                return Ok(Self { child, pid, address, http });
+                return Ok(Self { process, address, http });
             }
-            if let Some(status) = child.try_wait()? {
+            if let Some(status) = process.ended()? {
                 bail!("the scaler ended before it listened ({status}): {}", tail(log));
             }
             ensure!(Instant::now() < limit, "the scaler is mute after 30 s: {}", tail(log));
@@ -90,17 +89,17 @@ impl ScalerProcess {
 
     /// The most memory it has had at once, in MiB; not a number where the system does not tell.
     pub(crate) fn peak_mib(&self) -> f64 {
-        peak_mib(self.pid).unwrap_or(f64::NAN)
+        peak_mib(self.process.pid()).unwrap_or(f64::NAN)
     }
 
     /// The processor time that it has used.
     pub(crate) fn cpu_time(&self) -> Duration {
-        cpu_time(self.pid).unwrap_or_default()
+        cpu_time(self.process.pid()).unwrap_or_default()
     }
 
     /// Ends it in peace.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
-        stop(self.child).await
+        end(self.process).await
     }
 }
 

@@ -15,6 +15,7 @@ mod rabbitmq;
 mod redis;
 mod server;
 mod shared;
+mod watched;
 
 pub use authority::{Authority, TlsFiles};
 pub use cluster::NatsCluster;
@@ -24,6 +25,7 @@ pub use nats::{Nats, NatsOptions, NatsVersion, Sync};
 pub use ports::Port;
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use redis::{Persistence, Redis, RedisOptions};
+pub use watched::Watched;
 
 /// What went wrong, in words that name the program, where it was looked for, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]

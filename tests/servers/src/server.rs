@@ -1,47 +1,20 @@
 //! A server as a process: watched, killed, stopped and continued.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use crate::home::Home;
+use crate::watched::Watched;
 use crate::{Error, Result};
 
 /// Far longer than a start takes, since tests share few cores.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Runs a server in a session of its own until it ends or the owner does, which is when our
-/// standard input ends: that needs no signal, and no thread of the owner to live on.
-const WATCH: &str = r#"
-exec 3<&0
-setsid "$@" </dev/null >&2 3<&- &
-server=$!
-echo "$server"
-exec >/dev/null
-{
-  read -r _ <&3
-  : >"$EBB_SERVER_HOME/orphaned"
-  kill -KILL "-$server" "$server"
-} 2>/dev/null &
-watcher=$!
-wait "$server"
-status=$?
-# What it started goes with it.
-kill -KILL "-$server" 2>/dev/null
-if [ -e "$EBB_SERVER_HOME/orphaned" ]; then
-  rm -rf "$EBB_SERVER_HOME"
-else
-  kill -KILL "$watcher" 2>/dev/null
-fi
-exit "$status"
-"#;
 
 /// A server that runs, or did.
 #[derive(Debug)]
@@ -49,13 +22,6 @@ pub(crate) struct Server {
     /// Before the folder, so that the server is gone when that is removed.
     watched: Option<Watched>,
     home: Home,
-}
-
-#[derive(Debug)]
-struct Watched {
-    watch: Child,
-    /// The process and the group of the server.
-    group: Pid,
 }
 
 impl Server {
@@ -72,20 +38,8 @@ impl Server {
         let program = command.get_program().to_string_lossy().into_owned();
         let failed = |error| Error::because(&format!("cannot start {program}"), error);
         let log = File::options().create(true).append(true).open(self.log()).map_err(failed)?;
-        let mut watch = Command::new("/bin/sh");
-        watch.args(["-c", WATCH, "watch"]).arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            watch.env(name, value.unwrap_or_default());
-        }
-        watch.env("EBB_SERVER_HOME", self.home.path()).current_dir(self.home.path());
-        // The keys that end a test at a terminal are not for the watch: it cleans up.
-        watch.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-        let mut watch = watch.spawn().map_err(failed)?;
-        let mut line = String::new();
-        let told = watch.stdout.take().expect("it was asked for");
-        BufReader::new(told).read_line(&mut line).map_err(failed)?;
-        let group = line.trim().parse().map_err(|_| Error(self.words(&program)))?;
-        self.watched = Some(Watched { watch, group: Pid::from_raw(group) });
+        let watched = Watched::start(command, log, Some(self.home.path())).map_err(failed)?;
+        self.watched = Some(watched);
         Ok(())
     }
 
@@ -101,7 +55,7 @@ impl Server {
             let watched =
                 self.watched.as_mut().ok_or_else(|| Error(format!("{what} is killed")))?;
             // Asked after the answer, which may have come from whoever else has the port.
-            if !matches!(watched.watch.try_wait(), Ok(None)) {
+            if !matches!(watched.ended(), Ok(None)) {
                 return Err(Error(self.words(what)));
             }
             if answered {
@@ -115,20 +69,12 @@ impl Server {
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.watched.as_ref().map(|watched| watched.group.as_raw().cast_unsigned())
+        self.watched.as_ref().map(Watched::pid)
     }
 
     /// Ends it and all that it started, as a loss of power would.
     pub(crate) fn kill(&mut self) {
-        let Some(mut watched) = self.watched.take() else { return };
-        // One that has ended by itself cannot be signalled, and need not be.
-        // One that was started this very moment may have no group yet.
-        killpg(watched.group, Signal::SIGKILL).unwrap_or_default();
-        kill(watched.group, Signal::SIGKILL).unwrap_or_default();
-        // The watch ends when the server has; without its input it would do so by itself.
-        let input = watched.watch.stdin.take();
-        drop(watched.watch.wait());
-        drop(input);
+        drop(self.watched.take());
     }
 
     /// Sends a signal to one process of the server.
@@ -147,12 +93,6 @@ impl Server {
     fn words(&self, what: &str) -> String {
         let text = last_lines(&self.log());
         format!("{what} did not come up; the end of what it said:\n{text}\n")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

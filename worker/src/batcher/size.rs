@@ -50,6 +50,18 @@ impl Size {
         }
     }
 
+    /// How much of its span may be padding beside so much that is not, where a batch costs `overhead`
+    /// before its first row.
+    ///
+    /// Half of what is saved where padding takes the device's time, since the others wait for it. An
+    /// eighth of the rest even so: of rows that were never together nobody knows what it would save.
+    pub(super) fn spare(self, overhead: usize, real: usize) -> usize {
+        match self.layout {
+            Layout::Padded => (overhead / 2).max(real / 8),
+            Layout::Packed | Layout::Alike => overhead.max(real / 4),
+        }
+    }
+
     fn rectangle(self) -> usize {
         self.rows.saturating_mul(self.length)
     }
