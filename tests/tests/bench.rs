@@ -66,6 +66,10 @@ fn assert_nothing_is_lost(broker: &str, n_jobs: u64, n_kills: u64, n_restarts: u
     assert_eq!(count(&report, "enqueued"), n_jobs, "{report}");
     assert_eq!(count(&report, "done") + count(&report, "dead"), n_jobs, "{report}");
     assert_eq!((count(&report, "lost"), count(&report, "overwritten")), (0, 0), "{report}");
+    // One in a hundred cannot succeed, and of each of three kinds there is one.
+    let n_bad = (n_jobs / 100).max(3);
+    assert_eq!(count(&report, "dead") - count(&report, "exhausted"), n_bad, "{report}");
+    assert_eq!((count(&report, "wronged"), count(&report, "crashed")), (0, 0), "{report}");
     assert_eq!(count(&report, "kills"), n_kills, "{report}");
     assert_eq!(count(&report, "restarts"), n_restarts, "{report}");
 }
