@@ -19,6 +19,7 @@ mod overhead;
 mod peers;
 mod process;
 mod report;
+mod rounds;
 mod scaler;
 mod simulate;
 mod streams;
