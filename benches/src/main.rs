@@ -24,6 +24,8 @@ mod scaler;
 mod simulate;
 mod streams;
 #[cfg(feature = "cpu")]
+mod vectors;
+#[cfg(feature = "cpu")]
 mod weights;
 
 use std::process::ExitCode;

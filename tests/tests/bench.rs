@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{PoisonError, RwLock};
 
 use e2e::{Run, Workplace, run, skipped};
@@ -313,6 +314,27 @@ fn the_bench_of_devices_runs_on_the_processor_from_the_weights_to_the_queue() {
     assert!(number(cold, "first_result_s") > 0.0, "{report}");
     let phases = cold["phases"].as_array().unwrap().iter().map(|phase| phase[0].as_str().unwrap());
     assert_eq!(phases.collect::<Vec<_>>(), ["process", "weights", "warm-up", "tokenizer"]);
+}
+
+#[test]
+fn a_bench_whose_python_fails_has_dashes_and_says_why_and_leaves_nothing_behind() {
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    let workplace = Workplace::new();
+    let (python, temporary) = (workplace.path("python"), workplace.path("temporary"));
+    std::fs::create_dir(&temporary).unwrap();
+    let script = "#!/bin/sh\nmktemp > /dev/null\necho 'the library is broken' >&2\nexit 1\n";
+    std::fs::write(&python, script).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let args = ["gpu", "--device", "cpu", "--shapes", "tiny", "--tokens", "16"];
+    let more = ["--batch-tokens", "16", "--seconds", "0.1", "--python", python.to_str().unwrap()];
+    let mut command = workplace.command("ebb-bench", &[&args[..], &more].concat());
+    let ran = run(command.env("TMPDIR", &temporary), "").ok();
+    let row = ran.stdout.lines().find(|line| line.contains(" tiny |")).unwrap();
+    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+    assert_eq!((cells[8], cells[9], cells[13]), ("-", "-", "-"), "{ran}");
+    assert!(ran.stderr.contains("torch eager: not here: the library is broken"), "{ran}");
+    let left: Vec<_> = std::fs::read_dir(&temporary).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Ten jobs of three priorities in four minutes.
