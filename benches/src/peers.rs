@@ -293,10 +293,9 @@ mod tests {
             let peers = load(left);
             let left = PathBuf::from(peers.said[0]["version"].as_str().unwrap());
             assert!(left.join("model").exists(), "{left:?}");
-            if is_ended {
-                peers.end().unwrap()
-            } else {
-                drop(peers)
+            match is_ended {
+                true => peers.end().unwrap(),
+                false => drop(peers),
             }
             assert!(!left.exists(), "{left:?}");
         }
