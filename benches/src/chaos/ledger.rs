@@ -13,6 +13,8 @@ use super::plan::{Fate, PlannedJob};
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     sights: HashMap<String, Sight>,
+    /// Of each job to which a promise was broken, what there is of it at the end.
+    pub(super) broken: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,7 @@ impl Ledger {
     ) -> Tally {
         let mut tally = Tally::default();
         for (job, result, letters) in at_the_end {
+            let before = tally.n_broken();
             let completed = result.filter(|result| result.outcome.is_completed());
             if let Some(result) = &completed {
                 self.see(result);
@@ -84,6 +87,9 @@ impl Ledger {
                 (false, true) => tally.dead += 1,
                 (false, false) => tally.lost += 1,
             }
+            if tally.n_broken() > before {
+                self.broken.push(format!("{}: {completed:?}, {sight:?}, {letters:?}", job.id));
+            }
         }
         tally
     }
@@ -92,8 +98,11 @@ impl Ledger {
 impl Tally {
     /// Whether every promise held.
     pub(super) fn promises_held(&self) -> bool {
-        let broken = [self.lost, self.both, self.overwritten, self.wrong, self.wronged];
-        broken.iter().all(|n| *n == 0)
+        self.n_broken() == 0
+    }
+
+    fn n_broken(&self) -> usize {
+        self.lost + self.both + self.overwritten + self.wrong + self.wronged
     }
 }
 
@@ -229,6 +238,17 @@ mod tests {
         // Of two letters of a job each counts.
         let letters = [exhausted(), letter(FailureKind::Lost, &["body is gone"])];
         assert_eq!(check(job, &[], None, &letters).wronged, 1);
+    }
+
+    #[test]
+    fn what_there_is_of_a_job_is_told_where_a_promise_was_broken() {
+        let jobs = jobs();
+        let mut ledger = Ledger::default();
+        let letters = [letter(FailureKind::Lost, &["body is gone"])];
+        let fine = (&jobs[1], Some(result(&jobs[1], 1, &jobs[1].text)), &[][..]);
+        ledger.close([fine, (&jobs[2], None, &letters[..])]);
+        let [told] = ledger.broken.as_slice() else { panic!("{:?}", ledger.broken) };
+        assert!(told.starts_with(&jobs[2].id) && told.contains("body is gone"), "{told}");
     }
 
     #[test]

@@ -100,6 +100,8 @@ struct Report {
 const MAX_ITEMS: usize = 16;
 /// The longest job: long enough that workers are mostly at work, short enough for many jobs.
 const MAX_JOB_MS: u64 = 4;
+/// Jobs that are told of where promises were broken: one may be enough to see why.
+const MOST_TOLD: usize = 5;
 /// Attempts that a job has.
 const MAX_ATTEMPTS: usize = 5;
 
@@ -189,7 +191,9 @@ async fn verdict(
     let repeated = results.iter().flatten().filter(|result| result.attempt > 1).count();
     let letters = |job: &PlannedJob| dead.get(&job.id).map_or(&[][..], Vec::as_slice);
     let ends = jobs.iter().zip(results).map(|(job, result)| (job, result, letters(job)));
-    Ok((ledger.close(ends), repeated))
+    let tally = ledger.close(ends);
+    ledger.broken.iter().take(MOST_TOLD).for_each(progress);
+    Ok((tally, repeated))
 }
 
 fn table(report: &Report) -> Table {
