@@ -74,7 +74,8 @@ pub(crate) fn run(args: EncoderArgs, json: bool) -> Result<()> {
     let mut encoder = Encoder::load(&dir, DeviceChoice::Cpu)?;
     encoder.warm_up()?;
     let ask = json!({"model": dir, "threads": threads});
-    let peers = Peers::load(&args.python, &SCRIPT, &ask);
+    let folder = tempfile::tempdir().context("no room for what peers write")?;
+    let peers = Peers::load(&args.python, &SCRIPT, folder.path(), &ask);
     let mut comparison = Comparison { peers, differences: [None; 2] };
 
     let mut rows = Vec::new();

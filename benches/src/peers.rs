@@ -59,9 +59,10 @@ const ERRORS: &str = "errors.log";
 pub(crate) const REST: Duration = Duration::from_millis(300);
 
 impl Peers {
-    /// Starts the process and has it load the peers, as `ask` says.
-    pub(crate) fn load(python: &Path, script: &'static Script, ask: &Value) -> Self {
-        let started = Python::start(python, script).and_then(|mut python| {
+    /// Starts the process, which writes what it does into `folder`, and has it load the peers, as `ask`
+    /// says.
+    pub(crate) fn load(python: &Path, script: &'static Script, folder: &Path, ask: &Value) -> Self {
+        let started = Python::start(python, script, folder).and_then(|mut python| {
             let answer = python.call(ask)?;
             Ok((python, answer))
         });
@@ -135,8 +136,8 @@ impl Peers {
 }
 
 impl Python {
-    fn start(python: &Path, script: &Script) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ebb-bench-").tempdir();
+    fn start(python: &Path, script: &Script, folder: &Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("peers-").tempdir_in(folder);
         let folder = folder.context("no folder for what peers write")?;
         let errors = File::create(folder.path().join(ERRORS)).context("no room for errors")?;
         let mut child = Command::new(python)
@@ -235,7 +236,8 @@ mod tests {
     /// Peers that speak the language of the shell, which takes a script as python does.
     fn load(text: &str) -> Peers {
         let script = Script { text: Box::leak(text.into()), peers: PEERS };
-        Peers::load(Path::new("sh"), Box::leak(Box::new(script)), &json!({"model": "m"}))
+        let (script, folder) = (Box::leak(Box::new(script)), std::env::temp_dir());
+        Peers::load(Path::new("sh"), script, &folder, &json!({"model": "m"}))
     }
 
     /// Both peers, which are there.
@@ -255,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_python_that_does_not_start_leaves_both_peers_out() {
-        let peers = Peers::load(Path::new("/no/such/python"), &SCRIPT, &Value::Null);
+        let folder = std::env::temp_dir();
+        let peers = Peers::load(Path::new("/no/such/python"), &SCRIPT, &folder, &Value::Null);
         for said in &peers.said {
             let words = words(said);
             assert!(words.contains("/no/such/python") && words.contains("--python"), "{words}");

@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     generator = shared::check(generator, args)?;
     let torch = if choice.keeps_kernels() { choice.to_string() } else { "cpu".to_owned() };
     let ask = json!({"model": dir, "threads": threads, "device": torch});
-    let mut peers = Peers::load(&args.python, &SCRIPT, &ask);
+    let mut peers = Peers::load(&args.python, &SCRIPT, place.path(), &ask);
     let mut rows = Vec::new();
     for load in loads(args, sequences(args, choice), vocabulary(&dir)?) {
         report::progress(format_args!("{} …", load.name));

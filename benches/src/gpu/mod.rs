@@ -167,7 +167,7 @@ async fn measure(args: &Args, choice: DeviceChoice, found: &mut Found) -> Result
         progress(format_args!("{} on {device}", subject.name));
         found.checks.push(check(subject, choice, &device)?);
         found.device.clone_from(&device);
-        let mut bench = Bench::start(args, subject, choice, device, &bed)?;
+        let mut bench = Bench::start(args, subject, folder.path(), (choice, device), &bed)?;
         let rows = bench.rows(&mut found.rows).await;
         found.checks.extend(bench.checks());
         found.heard(&bench.peers.said);
@@ -249,12 +249,12 @@ impl<'a> Bench<'a> {
     fn start(
         args: &'a Args,
         subject: &'a Subject,
-        choice: DeviceChoice,
-        device: String,
+        folder: &Path,
+        (choice, device): (DeviceChoice, String),
         bed: &'a Bed,
     ) -> Result<Self> {
         let dtype = device.rsplit(' ').next().unwrap_or_default();
-        let peers = Peers::start(&args.python, &subject.dir, &args.device, dtype);
+        let peers = Peers::start(&args.python, folder, &subject.dir, (&args.device, dtype));
         let known = dtype.parse().ok().and_then(|dtype| peaks::of(&device, dtype));
         Ok(Self {
             args,

@@ -12,7 +12,17 @@ pub(super) const PEERS: [&str; 2] = ["eager", "compiled"];
 const SCRIPT: Script = Script { text: include_str!("../../gpu_peers.py"), peers: PEERS };
 
 impl Peers {
-    pub(super) fn start(python: &Path, dir: &Path, device: &str, dtype: &str) -> Self {
-        Self::load(python, &SCRIPT, &json!({"model": dir, "device": device, "dtype": dtype}))
+    pub(super) fn start(
+        python: &Path,
+        folder: &Path,
+        dir: &Path,
+        (device, dtype): (&str, &str),
+    ) -> Self {
+        Self::load(
+            python,
+            &SCRIPT,
+            folder,
+            &json!({"model": dir, "device": device, "dtype": dtype}),
+        )
     }
 }
