@@ -2,10 +2,11 @@
 
     {"model": DIR, "threads": N}                     -> {"peers": {NAME: {...}}}
     {"peer": NAME, "ids": [[...], ...], "times": K}  -> {"seconds": S, "vectors": [[...], ...]}
+                                                    or {"error": WHY}
 
 The time is that of K forwards after one that is not counted: tensors made from the ids, the model,
 the vectors read back.
-The first line a peer cannot be had for says so, with the remedy.
+The first line a peer cannot be had for says so, with the remedy where one is known.
 """
 
 import importlib.metadata
@@ -55,7 +56,9 @@ def load_onnxruntime(model, threads):
             features = {"input_ids": input_ids, "attention_mask": attention_mask}
             return self.model(features)["sentence_embedding"]
 
-    path = os.path.join(tempfile.mkdtemp(prefix="ebb-bench-"), "model.onnx")
+    # Removed at the end: beside the weights of the model themselves.
+    folder = tempfile.TemporaryDirectory(prefix="ebb-bench-")
+    path = os.path.join(folder.name, "model.onnx")
     # Eval mode of the wrapper too, or dropout stays in the graph.
     wrapper = Wrapper().eval()
     # Two tensors: one for both would make one input of them.
@@ -81,6 +84,7 @@ def load_onnxruntime(model, threads):
         arrays = {"input_ids": input_ids, "attention_mask": numpy.ones_like(input_ids)}
         return session.run(None, {name: arrays[name] for name in names})[0]
 
+    forward.folder = folder
     return forward, {"version": version("onnxruntime")}
 
 
@@ -88,17 +92,29 @@ def start(ask):
     forwards, said = {}, {}
     try:
         model, forwards["torch"], said["torch"] = load_torch(ask["model"], ask["threads"])
-    except ImportError as error:
-        remedy = "pip install sentence-transformers"
-        said["torch"] = {"missing": f"{error}; {remedy}"}
-        said["onnxruntime"] = {"missing": f"the export needs torch; {remedy}"}
+    except Exception as error:
+        said["torch"] = {"missing": why(error, "pip install sentence-transformers")}
+        said["onnxruntime"] = {"missing": "the export needs the model in torch"}
         return forwards, said
     try:
         forwards["onnxruntime"], said["onnxruntime"] = load_onnxruntime(model, ask["threads"])
-    except ImportError as error:
-        remedy = "pip install onnxruntime onnx onnxscript"
-        said["onnxruntime"] = {"missing": f"{error}; {remedy}"}
+    except Exception as error:
+        said["onnxruntime"] = {"missing": why(error, "pip install onnxruntime onnx onnxscript")}
     return forwards, said
+
+
+def why(error, remedy=None):
+    if remedy and isinstance(error, ImportError):
+        return f"{error}; {remedy}"
+    return f"{type(error).__name__}: {error}"
+
+
+def forwarded(forward, ids, times):
+    forward(ids)
+    begin = time.perf_counter()
+    for _ in range(times):
+        vectors = forward(ids)
+    return {"seconds": time.perf_counter() - begin, "vectors": vectors.tolist()}
 
 
 def answer(value):
@@ -111,13 +127,10 @@ def main():
     answer({"peers": said})
     for line in sys.stdin:
         ask = json.loads(line)
-        forward, ids = forwards[ask["peer"]], ask["ids"]
-        forward(ids)
-        begin = time.perf_counter()
-        for _ in range(ask["times"]):
-            vectors = forward(ids)
-        seconds = time.perf_counter() - begin
-        answer({"seconds": seconds, "vectors": vectors.tolist()})
+        try:
+            answer(forwarded(forwards[ask["peer"]], ask["ids"], ask["times"]))
+        except Exception as error:
+            answer({"error": why(error)})
 
 
 if __name__ == "__main__":

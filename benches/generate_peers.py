@@ -2,10 +2,11 @@
 
     {"model": DIR, "threads": N, "device": NAME}                   -> {"peers": {NAME: {...}}}
     {"peer": NAME, "prompts": [[...], ...], "new": [N, ...]}       -> {"seconds": S, "tokens": [[...], ...]}
+                                                                  or {"error": WHY}
 
 All prompts are as long as each other and are answered in one batch, as `generate` does it: until the
 longest answer is whole, each of the likeliest tokens. `new` says how many tokens of each count.
-The first line a peer cannot be had for says so, with the remedy.
+The first line a peer cannot be had for says so, with the remedy where one is known.
 """
 
 import importlib.metadata
@@ -51,10 +52,11 @@ def load(directory, threads, device):
     for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         try:
             peers[name], saids[name] = peer(dtype), said
-        except torch.cuda.OutOfMemoryError as error:
+        except Exception as error:
             # The other one, or ours, may have room all the same.
-            saids[name] = {"missing": f"no room for its weights in {name}: {error}"}
-            torch.cuda.empty_cache()
+            saids[name] = {"missing": why(error)}
+        if name not in peers:
+            give_back()
     return peers, saids
 
 
@@ -63,10 +65,28 @@ def start(ask):
         return load(ask["model"], ask["threads"], ask["device"])
     except ImportError as error:
         missing = {"missing": f"{error}; pip install torch transformers"}
-    except (AssertionError, RuntimeError) as error:
-        # A torch that has no such device.
-        missing = {"missing": str(error)}
+    except Exception as error:
+        missing = {"missing": why(error)}
     return {}, {"f32": missing, "bf16": missing}
+
+
+def why(error):
+    return f"{type(error).__name__}: {error}"
+
+
+def give_back():
+    import torch
+
+    # What somebody held that found no room: others may want it.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def generated(generate, prompts, new):
+    begin = time.perf_counter()
+    made = generate(prompts, max(new))
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": [row[:n] for row, n in zip(made, new)]}
 
 
 def answer(value):
@@ -79,11 +99,13 @@ def main():
     answer({"peers": said})
     for line in sys.stdin:
         ask = json.loads(line)
-        generate, new = peers[ask["peer"]], ask["new"]
-        begin = time.perf_counter()
-        made = generate(ask["prompts"], max(new))
-        seconds = time.perf_counter() - begin
-        answer({"seconds": seconds, "tokens": [row[:n] for row, n in zip(made, new)]})
+        try:
+            told = generated(peers[ask["peer"]], ask["prompts"], ask["new"])
+        except Exception as error:
+            told = {"error": why(error)}
+        if "error" in told:
+            give_back()
+        answer(told)
 
 
 if __name__ == "__main__":

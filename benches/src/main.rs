@@ -19,9 +19,12 @@ mod overhead;
 mod peers;
 mod process;
 mod report;
+mod rounds;
 mod scaler;
 mod simulate;
 mod streams;
+#[cfg(feature = "cpu")]
+mod vectors;
 #[cfg(feature = "cpu")]
 mod weights;
 
@@ -120,7 +123,11 @@ async fn bench(cli: Cli) -> anyhow::Result<()> {
         Command::Simulate(args) => apart(move || simulate::run(&args, cli.json)).await,
         Command::Batching(args) => apart(move || batching::run(&args, cli.json)).await,
         #[cfg(feature = "cpu")]
-        Command::Encoder(args) => apart(move || encoder::run(args, cli.json)).await,
+        Command::Encoder(args) => {
+            let folder = tempfile::tempdir().context("no room for what peers write")?;
+            let path = folder.path().to_owned();
+            apart(move || encoder::run(args, &path, cli.json)).await
+        }
         #[cfg(feature = "cpu")]
         Command::Generate(args) => {
             let folder = tempfile::tempdir().context("no room for a model")?;

@@ -83,6 +83,12 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
+/// A figure with so many decimals, or a dash for one that has not been measured: none, or not a number.
+pub(crate) fn dash(figure: impl Into<Option<f64>>, digits: usize) -> String {
+    let figure = figure.into().filter(|figure| !figure.is_nan());
+    figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.digits$}"))
+}
+
 /// Rounded to `digits` decimals, so that a JSON object does not claim more than was measured.
 pub(crate) fn rounded(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
@@ -116,6 +122,14 @@ mod tests {
         table.row(["worker".into(), "1234".into()]);
         let expected = "|   what | jobs/s |\n| -----: | -----: |\n| worker |   1234 |\n";
         assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn a_figure_that_has_not_been_measured_is_a_dash() {
+        assert_eq!(dash(0.0, 1), "0.0");
+        assert_eq!(dash(Some(12.25), 2), "12.25");
+        assert_eq!(dash(None, 1), "-");
+        assert_eq!(dash(percentile(&[], 0.5), 1), "-");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use crate::broker::{Bed, BrokerArgs, Place};
 use crate::process::EbbArgs;
-use crate::report::{Table, percentile, print, progress, rounded};
+use crate::report::{Table, dash, percentile, print, progress, rounded};
 use crate::scaler::ScalerProcess;
 
 /// From publishing to `true` on thousands of streams
@@ -260,11 +260,11 @@ impl Report {
             self.queues.to_string(),
             self.rounds.to_string(),
             format!("{:.0}", self.opened_ms),
-            format!("{:.2}", self.p50_ms),
-            format!("{:.2}", self.p99_ms),
-            format!("{:.2}", self.told_within_ms),
+            dash(self.p50_ms, 2),
+            dash(self.p99_ms, 2),
+            dash(self.told_within_ms, 2),
             self.untold.to_string(),
-            format!("{:.1}", self.rss_mib),
+            dash(self.rss_mib, 1),
         ]);
         table
     }

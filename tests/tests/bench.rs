@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -69,6 +70,10 @@ fn assert_nothing_is_lost(broker: &str, n_jobs: u64, n_kills: u64, n_restarts: u
     assert_eq!(count(&report, "enqueued"), n_jobs, "{report}");
     assert_eq!(count(&report, "done") + count(&report, "dead"), n_jobs, "{report}");
     assert_eq!((count(&report, "lost"), count(&report, "overwritten")), (0, 0), "{report}");
+    // One in a hundred cannot succeed, and of each of three kinds there is one.
+    let n_bad = (n_jobs / 100).max(3);
+    assert_eq!(count(&report, "dead") - count(&report, "exhausted"), n_bad, "{report}");
+    assert_eq!((count(&report, "wronged"), count(&report, "crashed")), (0, 0), "{report}");
     assert_eq!(count(&report, "kills"), n_kills, "{report}");
     assert_eq!(count(&report, "restarts"), n_restarts, "{report}");
 }
@@ -409,6 +414,49 @@ fn the_bench_of_devices_runs_on_the_processor_from_the_weights_to_the_queue() {
     assert!(number(cold, "first_result_s") > 0.0, "{report}");
     let phases = cold["phases"].as_array().unwrap().iter().map(|phase| phase[0].as_str().unwrap());
     assert_eq!(phases.collect::<Vec<_>>(), ["process", "weights", "warm-up", "tokenizer"]);
+}
+
+/// Runs the bench of devices on the processor, with a script of the shell in the place of python.
+fn bench_beside(workplace: &Workplace, script: &str) -> Run {
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    let (python, temporary) = (workplace.path("python"), workplace.path("temporary"));
+    std::fs::create_dir(&temporary).unwrap();
+    std::fs::write(&python, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let args = ["gpu", "--device", "cpu", "--dtype", "f32", "--shapes", "tiny", "--tokens", "16"];
+    let more = ["--batch-tokens", "16", "--seconds", "0.1", "--python", python.to_str().unwrap()];
+    let mut command = workplace.command("ebb-bench", &[&args[..], &more].concat());
+    run(command.env("TMPDIR", &temporary), "")
+}
+
+/// What the table has for torch, eager and compiled, and for the ratio to the latter.
+#[track_caller]
+fn torch_cells(ran: &Run) -> [&str; 3] {
+    let row = ran.stdout.lines().find(|line| line.contains(" tiny |"));
+    let cells: Vec<&str> = row.unwrap_or_else(|| panic!("{ran}")).split('|').collect();
+    [8, 9, 13].map(|n| cells[n].trim())
+}
+
+#[test]
+fn a_bench_whose_python_fails_has_dashes_and_says_why_and_leaves_nothing_behind() {
+    let workplace = Workplace::new();
+    let script = "mktemp > /dev/null\necho 'the library is broken' >&2\nexit 1";
+    let ran = bench_beside(&workplace, script).ok();
+    assert_eq!(torch_cells(&ran), ["-", "-", "-"], "{ran}");
+    assert!(ran.stderr.contains("torch eager: not here: the library is broken"), "{ran}");
+    let left: Vec<_> = std::fs::read_dir(workplace.path("temporary")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_bench_whose_peer_has_other_vectors_fails_once_it_has_printed_what_it_measured() {
+    let peers = r#"{"peers": {"eager": {"version": "1"}, "compiled": {"missing": "no GPU"}}}"#;
+    // Two forwards of one text, and its vector, which is not as long as ours.
+    let answer = r#"{"seconds": 0.5, "vectors": [[0.25]]}"#;
+    let script = format!("read ask; echo '{peers}'\nwhile read ask; do echo '{answer}'; done");
+    let ran = bench_beside(&Workplace::new(), &script).failed();
+    assert_eq!(torch_cells(&ran), ["4", "-", "-"], "{ran}");
+    assert!(ran.stderr.contains("vectors differ from torch's, eager by inf"), "{ran}");
 }
 
 /// Ten jobs of three priorities in four minutes.

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use ebb_queue::{Address, QueueUrl, Synchronous, TypedUrl};
 use tempfile::TempDir;
 
+use crate::process::cpu_time;
 use crate::report::progress;
 pub(crate) use place::{Place, PlaceArgs};
 use server::{Server, Started};
@@ -129,6 +130,17 @@ impl From<Started> for Site {
     }
 }
 
+impl Site {
+    fn cpu_time(&self) -> Option<Duration> {
+        match (&self.server, &self.base.address) {
+            (Some(server), _) => cpu_time(server.pid()?),
+            // Whoever opens the file is the broker.
+            (None, Address::Sqlite { .. }) => Some(Duration::ZERO),
+            (None, _) => None,
+        }
+    }
+}
+
 impl Bed {
     /// Starts the broker, or takes the one that the URL names.
     pub(crate) async fn make(args: &BrokerArgs) -> anyhow::Result<Self> {
@@ -214,10 +226,10 @@ impl Bed {
         }
     }
 
-    /// The processes of the brokers that were started here.
-    pub(crate) fn pids(&self) -> Vec<u32> {
-        let sites = std::iter::once(&self.jobs).chain(&self.results);
-        sites.filter_map(|site| site.server.as_ref()?.pid()).collect()
+    /// The processor time that the brokers have used, none where they have no process; `None` where one
+    /// of them is not ours, or the system does not tell.
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
+        std::iter::once(&self.jobs).chain(&self.results).map(Site::cpu_time).sum()
     }
 
     /// What the figures were measured on, in words.

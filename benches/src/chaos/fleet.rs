@@ -2,8 +2,9 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use ebb_queue::Queue;
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
@@ -12,10 +13,12 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use tokio::process::Child;
 
+use super::MAX_ATTEMPTS;
 use super::patience::patiently;
 use super::plan::{Kill, Target};
 use crate::broker::Place;
 use crate::process::{start, stop, tail, worker_command};
+use crate::report::progress;
 
 /// How the workers of a run are started.
 #[derive(Debug, Clone)]
@@ -26,8 +29,8 @@ pub(super) struct Recipe {
     pub(super) place: Place,
     /// Their largest batch: small, so that many batches are cut in two by a kill.
     pub(super) max_items: usize,
-    /// Where their words go.
-    pub(super) log: PathBuf,
+    /// The folder where their words go, a file for each.
+    pub(super) logs: PathBuf,
 }
 
 /// A fixed number of workers, whatever happens to them.
@@ -36,7 +39,16 @@ pub(super) struct Fleet {
     recipe: Recipe,
     workers: Vec<Worker>,
     n_started: usize,
-    n_crashed: usize,
+    crashes: Crashes,
+}
+
+/// Workers that ended and were not killed.
+#[derive(Debug, Default)]
+pub(super) struct Crashes {
+    /// How many.
+    pub(super) n: usize,
+    /// Which was the first, and its last words.
+    pub(super) first: String,
 }
 
 #[derive(Debug)]
@@ -51,17 +63,13 @@ const MAX_CRASHES: usize = 20;
 impl Fleet {
     /// Starts `n_workers`.
     pub(super) fn start(recipe: Recipe, n_workers: usize) -> anyhow::Result<Self> {
-        let mut fleet = Self { recipe, workers: Vec::new(), n_started: 0, n_crashed: 0 };
+        let (workers, crashes) = (Vec::new(), Crashes::default());
+        let mut fleet = Self { recipe, workers, n_started: 0, crashes };
         for _ in 0..n_workers {
             let worker = fleet.spawn()?;
             fleet.workers.push(worker);
         }
         Ok(fleet)
-    }
-
-    /// Workers that ended without being killed.
-    pub(super) fn n_crashed(&self) -> usize {
-        self.n_crashed
     }
 
     /// Kills one worker as asked and sees to it that as many run as before.
@@ -94,22 +102,36 @@ impl Fleet {
     /// Starts those again that ended without being killed.
     pub(super) fn mend(&mut self) -> anyhow::Result<()> {
         for n in 0..self.workers.len() {
-            let Some(status) = self.workers[n].child.try_wait()? else {
-                continue;
-            };
-            self.n_crashed += 1;
-            if self.n_crashed > MAX_CRASHES {
-                let log = tail(&self.recipe.log);
-                bail!("workers end by themselves, the last one with {status}:\n{log}");
+            if let Some(status) = self.workers[n].child.try_wait()? {
+                let fresh = self.spawn()?;
+                let worker = std::mem::replace(&mut self.workers[n], fresh);
+                self.crashed(&worker.name, status)?;
             }
-            self.workers[n] = self.spawn()?;
         }
         Ok(())
     }
 
-    /// Ends all workers in peace.
-    pub(super) async fn stop(self) -> anyhow::Result<()> {
-        try_join_all(self.workers.into_iter().map(|worker| stop(worker.child))).await.map(drop)
+    /// Ends all workers in peace, and tells which had ended by themselves by then.
+    pub(super) async fn stop(mut self) -> anyhow::Result<Crashes> {
+        self.mend()?;
+        try_join_all(self.workers.into_iter().map(|worker| stop(worker.child))).await?;
+        Ok(self.crashes)
+    }
+
+    /// Takes note of a worker that ended and was not killed.
+    fn crashed(&mut self, name: &str, status: ExitStatus) -> anyhow::Result<()> {
+        let words = format!("{name} ended by itself with {status}: {}", tail(&self.log(name)));
+        progress(&words);
+        self.crashes.n += 1;
+        ensure!(self.crashes.n <= MAX_CRASHES, "workers end by themselves, the last one: {words}");
+        if self.crashes.n == 1 {
+            self.crashes.first = words;
+        }
+        Ok(())
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.recipe.logs.join(format!("{name}.log"))
     }
 
     fn spawn(&mut self) -> anyhow::Result<Worker> {
@@ -117,7 +139,8 @@ impl Fleet {
         let name = format!("chaos-{}", self.n_started);
         let mut command = worker_command(&self.recipe.ebb, &self.recipe.place, &name);
         command.args(["--max-items", &self.recipe.max_items.to_string()]);
-        let child = start(command, &self.recipe.log)?;
+        command.args(["--max-attempts", &MAX_ATTEMPTS.to_string()]);
+        let child = start(command, &self.log(&name))?;
         Ok(Worker { name, child })
     }
 
@@ -136,7 +159,9 @@ impl Fleet {
         worker.child.start_kill().context("cannot kill a worker")?;
         let status = worker.child.wait().await?;
         let killed = status.signal() == Some(Signal::SIGKILL as i32);
-        self.n_crashed += usize::from(!killed);
+        if !killed {
+            self.crashed(&worker.name, status)?;
+        }
         Ok(killed)
     }
 }

@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use ebb_queue::{JobResult, Outcome};
+use ebb_queue::{DeadLetter, FailureKind, JobResult, Outcome};
 use serde::Serialize;
 
+use super::MAX_ATTEMPTS;
 use super::plan::{Fate, PlannedJob};
 
 /// The first sight of each job's completed result, and whether it stayed as it was.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     sights: HashMap<String, Sight>,
+    /// Of each job to which a promise was broken, what there is of it at the end.
+    pub(super) broken: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Tally {
     pub(super) dead: usize,
     /// Those among them that could have succeeded: their workers were killed too often.
     pub(super) exhausted: usize,
+    /// Those among them that could have succeeded too, and were given up for anything else.
+    pub(super) wronged: usize,
     /// Jobs with neither.
     pub(super) lost: usize,
     /// Jobs with both.
@@ -52,47 +57,62 @@ impl Ledger {
         }
     }
 
-    /// Compares what was seen with what is there `at_the_end`, job by job.
+    /// Compares what was seen with what is there `at_the_end`, job by job, with its dead letters.
     pub(super) fn close<'a>(
         &mut self,
-        at_the_end: impl IntoIterator<Item = (&'a PlannedJob, Option<JobResult>, Dead)>,
+        at_the_end: impl IntoIterator<Item = (&'a PlannedJob, Option<JobResult>, &'a [DeadLetter])>,
     ) -> Tally {
         let mut tally = Tally::default();
-        for (job, result, dead) in at_the_end {
+        for (job, result, letters) in at_the_end {
+            let before = tally.n_broken();
             let completed = result.filter(|result| result.outcome.is_completed());
             if let Some(result) = &completed {
                 self.see(result);
                 tally.wrong += usize::from(!answers(job, result));
             }
-            let is_fine = job.fate == Fate::Fine;
-            tally.exhausted += usize::from(is_fine && completed.is_none() && dead == Dead::Yes);
+            let is_dead = !letters.is_empty();
+            if is_dead && completed.is_none() && job.fate == Fate::Fine {
+                match letters.iter().all(died_with_its_workers) {
+                    true => tally.exhausted += 1,
+                    false => tally.wronged += 1,
+                }
+            }
             let sight = self.sights.get(&job.id);
             let vanished = sight.is_some() && completed.is_none();
             let changed = sight.is_some_and(|sight| sight.changed);
             tally.overwritten += usize::from(vanished || changed);
-            match (completed.is_some(), dead) {
-                (true, Dead::No) => tally.done += 1,
-                (true, Dead::Yes) => tally.both += 1,
-                (false, Dead::Yes) => tally.dead += 1,
-                (false, Dead::No) => tally.lost += 1,
+            match (completed.is_some(), is_dead) {
+                (true, false) => tally.done += 1,
+                (true, true) => tally.both += 1,
+                (false, true) => tally.dead += 1,
+                (false, false) => tally.lost += 1,
+            }
+            if tally.n_broken() > before {
+                self.broken.push(format!("{}: {completed:?}, {sight:?}, {letters:?}", job.id));
             }
         }
         tally
     }
 }
 
-/// Whether a job lies in the dead letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dead {
-    Yes,
-    No,
-}
-
 impl Tally {
     /// Whether every promise held.
     pub(super) fn promises_held(&self) -> bool {
-        self.lost == 0 && self.both == 0 && self.overwritten == 0 && self.wrong == 0
+        self.n_broken() == 0
     }
+
+    fn n_broken(&self) -> usize {
+        self.lost + self.both + self.overwritten + self.wrong + self.wronged
+    }
+}
+
+/// Whether each attempt ended with the worker that had it. The last line of the history is that of the
+/// worker that found them spent.
+fn died_with_its_workers(letter: &DeadLetter) -> bool {
+    let Some((_, attempts)) = letter.history.split_last() else { return false };
+    letter.kind == FailureKind::Attempts
+        && attempts.len() >= MAX_ATTEMPTS
+        && attempts.iter().all(|attempt| attempt.what.starts_with("lease expired"))
 }
 
 /// One attempt's answer and no other's: the attempt and the moment tell two equal answers apart.
@@ -118,6 +138,8 @@ fn answers(job: &PlannedJob, result: &JobResult) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ebb_queue::{Attempt, Job, Timestamp};
+
     use super::super::plan::{Plan, Sizes};
     use super::*;
 
@@ -132,12 +154,40 @@ mod tests {
             id: job.id.parse().unwrap(),
             attempt,
             outcome: Outcome::Completed { content_type: ebb_queue::JSON.to_owned(), body },
-            finished_at: ebb_queue::Timestamp::UNIX_EPOCH,
+            finished_at: Timestamp::UNIX_EPOCH,
             queue: None,
         }
     }
 
-    fn check(job: &PlannedJob, seen: &[JobResult], end: Option<JobResult>, dead: Dead) -> Tally {
+    /// What a worker says that finds all attempts spent, or one that tells of the last of them.
+    const SPENT: &str = "all 5 attempts are spent; the last one ended with its worker or its lease";
+    const KILLED: &str = "lease expired, held by chaos-7";
+
+    fn letter(kind: FailureKind, history: &[&str]) -> DeadLetter {
+        let at = Timestamp::UNIX_EPOCH;
+        let line =
+            |(attempt, what): (u32, &&str)| Attempt { attempt, at, what: (*what).to_owned() };
+        DeadLetter {
+            job: Job::new("{}", at),
+            attempts: u32::try_from(history.len()).unwrap(),
+            kind,
+            reason: history.last().copied().unwrap_or_default().to_owned(),
+            died_at: at,
+            history: (1..).zip(history).map(line).collect(),
+        }
+    }
+
+    /// The letter of a job whose workers were all killed.
+    fn exhausted() -> DeadLetter {
+        letter(FailureKind::Attempts, &[KILLED, KILLED, KILLED, KILLED, KILLED, SPENT])
+    }
+
+    fn check(
+        job: &PlannedJob,
+        seen: &[JobResult],
+        end: Option<JobResult>,
+        dead: &[DeadLetter],
+    ) -> Tally {
         let mut ledger = Ledger::default();
         seen.iter().for_each(|result| ledger.see(result));
         ledger.close([(job, end, dead)])
@@ -148,20 +198,57 @@ mod tests {
         let job = &jobs()[1];
         let answer = result(job, 1, &job.text);
         let none = Tally::default();
-        let done = check(job, std::slice::from_ref(&answer), Some(answer.clone()), Dead::No);
+        let done = check(job, std::slice::from_ref(&answer), Some(answer.clone()), &[]);
         assert_eq!(done, Tally { done: 1, ..none });
         assert!(done.promises_held());
-        let dead = check(job, &[], None, Dead::Yes);
+        let dead = check(job, &[], None, &[exhausted()]);
         assert_eq!(dead, Tally { dead: 1, exhausted: 1, ..none });
         assert!(dead.promises_held());
         let bad = PlannedJob { fate: Fate::Garbled, ..job.clone() };
-        assert_eq!(check(&bad, &[], None, Dead::Yes), Tally { dead: 1, ..none });
-        let lost = check(job, &[], None, Dead::No);
+        let invalid = letter(FailureKind::Invalid, &["body is no request"]);
+        assert_eq!(check(&bad, &[], None, &[invalid]), Tally { dead: 1, ..none });
+        let lost = check(job, &[], None, &[]);
         assert_eq!(lost, Tally { lost: 1, ..none });
         assert!(!lost.promises_held());
-        let both = check(job, &[], Some(answer), Dead::Yes);
+        let both = check(job, &[], Some(answer), &[exhausted()]);
         assert_eq!(both, Tally { both: 1, ..none });
         assert!(!both.promises_held());
+    }
+
+    #[test]
+    fn a_job_that_could_have_succeeded_is_wronged_unless_its_workers_died_in_each_attempt() {
+        let job = &jobs()[1];
+        let failed = "attempt 5 of 5 failed: the model says no";
+        for (kind, history) in [
+            (FailureKind::Invalid, &["body is no request"][..]),
+            (FailureKind::Invalid, &[KILLED, KILLED, KILLED, KILLED, KILLED, "no request"]),
+            (FailureKind::Attempts, &[KILLED, KILLED, KILLED, KILLED, failed]),
+            (FailureKind::Attempts, &[KILLED, "no", KILLED, KILLED, KILLED, SPENT]),
+            (FailureKind::Attempts, &[KILLED, SPENT]),
+            (FailureKind::Attempts, &[]),
+        ] {
+            let letters = [letter(kind, history)];
+            let wronged = check(job, &[], None, &letters);
+            assert_eq!(wronged, Tally { dead: 1, wronged: 1, ..Tally::default() }, "{letters:?}");
+            assert!(!wronged.promises_held());
+        }
+        // The worker that found them spent was killed as well, before it could say so.
+        let often = letter(FailureKind::Attempts, &[&[KILLED; 6][..], &[SPENT]].concat());
+        assert!(check(job, &[], None, &[often]).promises_held());
+        // Of two letters of a job each counts.
+        let letters = [exhausted(), letter(FailureKind::Lost, &["body is gone"])];
+        assert_eq!(check(job, &[], None, &letters).wronged, 1);
+    }
+
+    #[test]
+    fn what_there_is_of_a_job_is_told_where_a_promise_was_broken() {
+        let jobs = jobs();
+        let mut ledger = Ledger::default();
+        let letters = [letter(FailureKind::Lost, &["body is gone"])];
+        let fine = (&jobs[1], Some(result(&jobs[1], 1, &jobs[1].text)), &[][..]);
+        ledger.close([fine, (&jobs[2], None, &letters[..])]);
+        let [told] = ledger.broken.as_slice() else { panic!("{:?}", ledger.broken) };
+        assert!(told.starts_with(&jobs[2].id) && told.contains("body is gone"), "{told}");
     }
 
     #[test]
@@ -170,22 +257,20 @@ mod tests {
         let first = result(job, 1, &job.text);
         let second = result(job, 2, &job.text);
         let seen = std::slice::from_ref(&first);
-        assert_eq!(check(job, seen, Some(first.clone()), Dead::No).overwritten, 0);
-        assert_eq!(check(job, seen, Some(second.clone()), Dead::No).overwritten, 1);
-        assert_eq!(
-            check(job, &[first.clone(), second], Some(first.clone()), Dead::No).overwritten,
-            1
-        );
-        assert_eq!(check(job, seen, None, Dead::Yes).overwritten, 1);
+        assert_eq!(check(job, seen, Some(first.clone()), &[]).overwritten, 0);
+        assert_eq!(check(job, seen, Some(second.clone()), &[]).overwritten, 1);
+        let both = [first.clone(), second];
+        assert_eq!(check(job, &both, Some(first.clone()), &[]).overwritten, 1);
+        assert_eq!(check(job, seen, None, &[exhausted()]).overwritten, 1);
     }
 
     #[test]
     fn an_answer_to_another_job_is_wrong() {
         let jobs = jobs();
         let other = result(&jobs[1], 1, &jobs[11].text);
-        assert_eq!(check(&jobs[1], &[], Some(other), Dead::No).wrong, 1);
+        assert_eq!(check(&jobs[1], &[], Some(other), &[]).wrong, 1);
         let failing = PlannedJob { fate: Fate::Fails, ..jobs[1].clone() };
         let answer = result(&failing, 1, &failing.text);
-        assert_eq!(check(&failing, &[], Some(answer), Dead::No).wrong, 1);
+        assert_eq!(check(&failing, &[], Some(answer), &[]).wrong, 1);
     }
 }

@@ -7,11 +7,11 @@ mod patience;
 mod plan;
 mod run;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use ebb_queue::{JobId, JobResult, Queue};
+use ebb_queue::{DeadLetter, JobId, JobResult, Queue};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -19,8 +19,8 @@ use tokio::time::timeout;
 use crate::broker::{Bed, BrokerArgs, BrokerKind};
 use crate::process::EbbArgs;
 use crate::report::{Table, print, progress, rounded};
-use fleet::{Fleet, Recipe};
-use ledger::{Dead, Ledger, Tally};
+use fleet::{Crashes, Fleet, Recipe};
+use ledger::{Ledger, Tally};
 use patience::patiently;
 use plan::{Plan, PlannedJob, Sizes};
 use run::Run;
@@ -28,7 +28,8 @@ use run::Run;
 /// What survives kill -9 of workers and restarts of the broker
 ///
 /// Exits with 1 if a job is lost, if a result changes after it was stored, if a job ends both done
-/// and dead, or if a result is not the answer to its job.
+/// and dead, if a result is not the answer to its job, if a job that can succeed is given up though
+/// not all its workers were killed, or if a worker ends by itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -88,6 +89,7 @@ struct Report {
     tally: Tally,
     kills: usize,
     restarts: usize,
+    /// Workers that ended and were not killed.
     crashed: usize,
     redelivered: usize,
     /// In seconds.
@@ -98,6 +100,10 @@ struct Report {
 const MAX_ITEMS: usize = 16;
 /// The longest job: long enough that workers are mostly at work, short enough for many jobs.
 const MAX_JOB_MS: u64 = 4;
+/// Jobs that are told of where promises were broken: one may be enough to see why.
+const MOST_TOLD: usize = 5;
+/// Attempts that a job has.
+const MAX_ATTEMPTS: usize = 5;
 
 pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     ensure!(args.workers > 0, "--workers is 1 or more");
@@ -111,7 +117,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         ebb: args.worker.find()?,
         place: place.clone(),
         max_items: MAX_ITEMS,
-        log: logs.path().join("workers.log"),
+        logs: logs.path().to_owned(),
     };
     let queue = place.open("observer").await?;
     let started = Instant::now();
@@ -119,8 +125,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let run = Run::new(&plan, queue.clone(), place.open("producer").await?, args.seed);
     let ended = run.drive(&mut fleet, &mut bed, limit).await?;
     let seconds = started.elapsed().as_secs_f64();
-    let crashed = fleet.n_crashed();
-    fleet.stop().await?;
+    let crashes = fleet.stop().await?;
 
     let looked = timeout(limit, verdict(&queue, &plan.jobs, ended.ledger)).await;
     let (tally, redelivered) = looked.context("the broker does not tell how the jobs ended")??;
@@ -131,12 +136,12 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         tally,
         kills: ended.kills,
         restarts: ended.restarts,
-        crashed,
+        crashed: crashes.n,
         redelivered,
         duration: rounded(seconds, 1),
     };
     print(json, &table(&report), &report)?;
-    judge(&report, &plan)
+    judge(&report, &plan, &crashes)
 }
 
 /// What the plan is drawn from; an error when restarts are asked for that cannot be made.
@@ -169,7 +174,11 @@ async fn verdict(
     mut ledger: Ledger,
 ) -> anyhow::Result<(Tally, usize)> {
     let letters = patiently(|| queue.list(usize::MAX)).await?;
-    let dead: HashSet<&str> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
+    // Where ids are not known a job that was sent twice may have died twice.
+    let mut dead: HashMap<String, Vec<DeadLetter>> = HashMap::new();
+    for letter in letters {
+        dead.entry(letter.job.id.as_str().to_owned()).or_default().push(letter);
+    }
     let look_up = |job: &PlannedJob| {
         let id: Result<JobId, _> = job.id.parse();
         async move {
@@ -180,27 +189,29 @@ async fn verdict(
     let results: Vec<Option<JobResult>> =
         stream::iter(jobs).map(look_up).buffered(32).try_collect().await?;
     let repeated = results.iter().flatten().filter(|result| result.attempt > 1).count();
-    let is_dead = |job: &PlannedJob| {
-        if dead.contains(job.id.as_str()) { Dead::Yes } else { Dead::No }
-    };
-    let ends = jobs.iter().zip(results).map(|(job, result)| (job, result, is_dead(job)));
-    Ok((ledger.close(ends), repeated))
+    let letters = |job: &PlannedJob| dead.get(&job.id).map_or(&[][..], Vec::as_slice);
+    let ends = jobs.iter().zip(results).map(|(job, result)| (job, result, letters(job)));
+    let tally = ledger.close(ends);
+    ledger.broken.iter().take(MOST_TOLD).for_each(progress);
+    Ok((tally, repeated))
 }
 
 fn table(report: &Report) -> Table {
-    let Tally { done, dead, exhausted, lost, both, overwritten, wrong } = report.tally;
+    let Tally { done, dead, exhausted, wronged, lost, both, overwritten, wrong } = report.tally;
     let mut table = Table::new([
         "broker",
         "enqueued",
         "done",
         "dead",
         "exhausted",
+        "wronged",
         "lost",
         "overwritten",
         "both",
         "wrong",
         "kills",
         "restarts",
+        "crashed",
         "redelivered",
         "seconds",
     ]);
@@ -210,12 +221,14 @@ fn table(report: &Report) -> Table {
         done.to_string(),
         dead.to_string(),
         exhausted.to_string(),
+        wronged.to_string(),
         lost.to_string(),
         overwritten.to_string(),
         both.to_string(),
         wrong.to_string(),
         report.kills.to_string(),
         report.restarts.to_string(),
+        report.crashed.to_string(),
         report.redelivered.to_string(),
         report.duration.to_string(),
     ]);
@@ -223,11 +236,13 @@ fn table(report: &Report) -> Table {
 }
 
 /// An error when a promise is broken.
-fn judge(report: &Report, plan: &Plan) -> anyhow::Result<()> {
+fn judge(report: &Report, plan: &Plan, crashes: &Crashes) -> anyhow::Result<()> {
     let Report { enqueued, kills, restarts, tally, seed, .. } = report;
     if !tally.promises_held() {
         bail!("a promise is broken, seed {seed}: {tally:?}");
     }
+    let Crashes { n, first } = crashes;
+    ensure!(*n == 0, "{n} workers ended by themselves, seed {seed}; the first: {first}");
     for (what, made, planned) in [
         ("jobs enqueued", *enqueued, plan.jobs.len()),
         ("kills made", *kills, plan.kills.len()),
@@ -236,4 +251,42 @@ fn judge(report: &Report, plan: &Plan) -> anyhow::Result<()> {
         ensure!(made == planned, "{made} of {planned} {what}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(tally: Tally, crashes: &Crashes) -> anyhow::Result<()> {
+        let sizes = Sizes { n_jobs: 9, n_kills: 2, n_restarts: 0, poison: 0.0, max_job_ms: 0 };
+        let report = Report {
+            broker: "sqlite".to_owned(),
+            seed: 1,
+            enqueued: 9,
+            tally,
+            kills: 2,
+            restarts: 0,
+            crashed: crashes.n,
+            redelivered: 0,
+            duration: 1.0,
+        };
+        judge(&report, &Plan::draw(sizes, 1), crashes)
+    }
+
+    #[test]
+    fn a_run_in_which_a_worker_ends_by_itself_does_not_hold_and_its_last_words_are_told() {
+        let done = Tally { done: 9, ..Tally::default() };
+        judged(done, &Crashes::default()).unwrap();
+        let crashes = Crashes { n: 1, first: "chaos-3 ended: no such flag".to_owned() };
+        let error = judged(done, &crashes).unwrap_err().to_string();
+        assert!(error.contains("1 workers") && error.contains("no such flag"), "{error}");
+    }
+
+    #[test]
+    fn a_run_in_which_a_job_is_wronged_does_not_hold() {
+        let tally = Tally { done: 8, dead: 1, wronged: 1, ..Tally::default() };
+        assert!(judged(tally, &Crashes::default()).is_err());
+        let tally = Tally { done: 8, dead: 1, exhausted: 1, ..Tally::default() };
+        judged(tally, &Crashes::default()).unwrap();
+    }
 }

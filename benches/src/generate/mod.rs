@@ -24,17 +24,13 @@ use rand::{Rng, SeedableRng};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::peers::{Peers, Script};
-use crate::report::{self, Table};
+use crate::peers::{Peers, Script, in_turns, rest, words};
+use crate::report::{self, Table, dash};
 pub(crate) use made::Shape;
 use made::vocabulary;
 
 const PEERS: [&str; 2] = ["f32", "bf16"];
-const SCRIPT: Script = Script {
-    name: "generate_peers.py",
-    text: include_str!("../../generate_peers.py"),
-    peers: PEERS,
-};
+const SCRIPT: Script = Script { text: include_str!("../../generate_peers.py"), peers: PEERS };
 
 /// How fast answers grow and prompts are read, beside transformers on torch on the same device
 #[derive(Debug, clap::Args)]
@@ -128,7 +124,7 @@ struct Made {
     tokens: Vec<Vec<u32>>,
 }
 
-/// Runs the comparison and prints it; a model that is made lies in `folder`.
+/// Runs the comparison and prints it; a model that is made, and what peers write, lie in `folder`.
 pub(crate) fn run(args: &Args, folder: &Path, json: bool) -> Result<()> {
     let threads = match args.threads {
         Some(threads) => threads,
@@ -147,7 +143,7 @@ pub(crate) fn run(args: &Args, folder: &Path, json: bool) -> Result<()> {
     generator = shared::check(generator, args)?;
     let torch = if choice.keeps_kernels() { choice.to_string() } else { "cpu".to_owned() };
     let ask = json!({"model": dir, "threads": threads, "device": torch});
-    let mut peers = Peers::load(&args.python, &SCRIPT, &ask)?;
+    let mut peers = Peers::load(&args.python, &SCRIPT, folder, &ask);
     let mut rows = Vec::new();
     for load in loads(args, sequences(args, choice), vocabulary(&dir)?) {
         report::progress(format_args!("{} …", load.name));
@@ -220,29 +216,25 @@ fn loads(args: &Args, sequences: Vec<usize>, vocabulary: u32) -> Vec<Load> {
 /// counted.
 fn compare(generator: &mut Generator, peers: &mut Peers, load: Load, rounds: usize) -> Result<Row> {
     let n_tokens = load.n_tokens() as f64;
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    let mut agreed = None;
-    for round in 0..=rounds {
-        let ours = generate(generator, &load, round as u64)?;
-        let mut times = [Some(ours.seconds), None, None];
-        for peer in 0..PEERS.len() {
-            if !peers.is_here(peer) {
-                continue;
-            }
-            let theirs = ask(peers, peer, &load)?;
-            times[peer + 1] = Some(theirs.seconds);
-            if peer == 0 {
-                agreed = Some(agreement(&ours.tokens, &theirs.tokens));
-            }
+    let mut tokens: [Option<Vec<Vec<u32>>>; 3] = Default::default();
+    let rates = in_turns(rounds, |round, side| {
+        if side > 0 && !peers.is_here(side - 1) {
+            return Ok(None);
         }
-        if round == 0 {
-            continue;
-        }
-        for (rates, time) in rates.iter_mut().zip(times) {
-            rates.extend(time.map(|seconds| n_tokens / seconds));
-        }
-    }
-    let rates = rates.map(|rates| (!rates.is_empty()).then(|| report::median(&rates)));
+        rest();
+        let made = match side {
+            0 => Some(generate(generator, &load, round as u64)?),
+            _ => ask(peers, side - 1, &load),
+        };
+        Ok(made.map(|made| {
+            tokens[side] = Some(made.tokens);
+            n_tokens / made.seconds
+        }))
+    })?;
+    let agreed = match &tokens {
+        [Some(ours), Some(theirs), _] => Some(agreement(ours, theirs)),
+        _ => None,
+    };
     Ok(Row { load, rates, agreed })
 }
 
@@ -286,17 +278,15 @@ fn generate(generator: &mut Generator, load: &Load, round: u64) -> Result<Made> 
     Ok(Made { seconds: start.elapsed().as_secs_f64(), tokens })
 }
 
-/// Has a peer answer a load, batch after batch.
-fn ask(peers: &mut Peers, peer: usize, load: &Load) -> Result<Made> {
+/// Has a peer answer a load, batch after batch; `None` where it cannot.
+fn ask(peers: &mut Peers, peer: usize, load: &Load) -> Option<Made> {
     let mut made = Made { seconds: 0.0, tokens: Vec::new() };
     for (prompts, new) in load.prompts.chunks(load.at_once).zip(load.new.chunks(load.at_once)) {
-        let answer = peers.call(&json!({"peer": PEERS[peer], "prompts": prompts, "new": new}))?;
-        let answer: Made = serde_json::from_value(answer)
-            .with_context(|| format!("{} tells something else", PEERS[peer]))?;
+        let answer: Made = peers.ask(peer, json!({"prompts": prompts, "new": new}))?;
         made.seconds += answer.seconds;
         made.tokens.extend(answer.tokens);
     }
-    Ok(made)
+    Some(made)
 }
 
 /// Tokens up to the first that differs, of all: behind it the two answer something else.
@@ -343,7 +333,7 @@ fn object(rows: &[Row], threads: NonZeroUsize, (device, said): (&str, &[Value; 2
         "device": device,
         "threads": threads,
         "rows": rows,
-        "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": said[0] },
+        "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": said[0], "torch_bf16": said[1] },
     })
 }
 
@@ -357,12 +347,9 @@ impl Row {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(["load", "ebb", "torch f32", "torch bf16", "ebb/faster", "agreed"]);
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-    };
     for row in rows {
-        let [ours, f32, bf16] = row.rates.map(|rate| number(rate, 1));
-        let (ratio, agreed) = (number(row.ratio(), 2), number(row.agreed, 3));
+        let [ours, f32, bf16] = row.rates.map(|rate| dash(rate, 1));
+        let (ratio, agreed) = (dash(row.ratio(), 2), dash(row.agreed, 3));
         table.row([row.load.name.clone(), ours, f32, bf16, ratio, agreed]);
     }
     table
@@ -373,14 +360,11 @@ fn tell(threads: NonZeroUsize, device: &str, said: &[Value; 2]) {
         "tokens of answers per second, of prompts where they are read, on {device} with {threads} \
          threads; ids in, ids out; agreed: up to the first token that differs from torch in f32"
     ));
-    match (said[0]["version"].as_str(), said[0]["transformers"].as_str()) {
-        (Some(torch), Some(transformers)) => {
-            report::progress(format_args!("torch {torch}, transformers {transformers}"));
-        }
-        _ => report::progress(format_args!(
-            "torch is not here: {}",
-            said[0]["missing"].as_str().unwrap_or("no reason given")
-        )),
+    for (peer, said) in PEERS.iter().zip(said) {
+        let transformers = said["transformers"].as_str();
+        let transformers = transformers.map(|version| format!(", transformers {version}"));
+        let (words, transformers) = (words(said), transformers.unwrap_or_default());
+        report::progress(format_args!("torch in {peer}: {words}{transformers}"));
     }
 }
 

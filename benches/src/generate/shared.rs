@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{Args, Load, generate};
 use crate::report;
+use crate::rounds::order;
 
 /// Tokens of answers per second.
 #[derive(Debug, Serialize)]
@@ -56,7 +57,7 @@ pub(super) fn compare(
         let name = "that begin alike".to_owned();
         let load = Load { name, prompts, new: vec![new; n_jobs], at_once: most, reads: false };
         let mut made = Vec::new();
-        for way in [round % 2, 1 - round % 2] {
+        for way in order(round, 2) {
             // First of the rates is that where it is kept.
             generator = generator.with_prefixes(way == 0);
             let found = generate(&mut generator, &load, (2 * round + way) as u64)?;

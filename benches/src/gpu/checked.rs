@@ -1,20 +1,23 @@
-//! Our vectors on the device against those of the processor in f32.
+//! Our vectors on the device against those of the processor in f32, and of PyTorch.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use ebb_model::DeviceChoice;
 use ebb_model::bert::{Encoder, Tokenizer, Tokens};
-use ebb_model::{DeviceChoice, Model};
 use serde::Serialize;
 
 use super::{Subject, ways};
+use crate::vectors::{difference, vectors};
 
 /// Tokens of the texts that are held against the reference: short, long, and beside the steps that
 /// shapes have.
 const CHECKED: [usize; 10] = [3, 16, 17, 31, 48, 100, 128, 200, 385, 512];
 
-/// What was held against the reference.
+/// What was held against somebody else's.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     pub(super) model: &'static str,
+    /// Whose.
+    pub(super) against: &'static str,
     /// Largest difference of a number of a vector of length one.
     pub(super) largest_difference: f32,
     pub(super) tolerance: f32,
@@ -36,11 +39,16 @@ pub(super) fn check(subject: &Subject, choice: DeviceChoice, device: &str) -> Re
     for found in [together, threes.concat()] {
         largest = largest.max(difference(&found, &expected));
     }
-    Ok(Check { model: subject.name, largest_difference: largest, tolerance: tolerance(device) })
+    Ok(Check {
+        model: subject.name,
+        against: "the processor's in f32",
+        largest_difference: largest,
+        tolerance: tolerance(device),
+    })
 }
 
-/// What rounding to a type may do to the numbers of a vector of length one. On a GPU products of f32
-/// may run as TF32, which has the precision of f16.
+/// What rounding to a type may do to the numbers of a vector of length one on a device, which is named in
+/// full, as in "cpu in f32". On a GPU products of f32 may run as TF32, which has the precision of f16.
 pub(super) fn tolerance(device: &str) -> f32 {
     let is_cpu = device.starts_with("cpu");
     match device.rsplit(' ').next() {
@@ -50,16 +58,32 @@ pub(super) fn tolerance(device: &str) -> f32 {
     }
 }
 
-pub(super) fn vectors(encoder: &mut Encoder, texts: &[Vec<Tokens>]) -> Result<Vec<Vec<f32>>> {
-    let results = encoder.infer(texts)?.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(results.into_iter().flatten().map(|embedding| embedding.vector).collect())
+impl Check {
+    /// Fails where they are too far apart.
+    pub(super) fn judge(&self) -> Result<()> {
+        let Self { model, against, largest_difference, tolerance } = self;
+        ensure!(
+            largest_difference <= tolerance,
+            "{model}: vectors differ from {against} by {largest_difference}, more than {tolerance}"
+        );
+        Ok(())
+    }
 }
 
-pub(super) fn difference(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
-    let numbers = found.iter().flatten().zip(expected.iter().flatten());
-    numbers.fold(0.0, |largest, (found, expected)| {
-        let difference = (found - expected).abs();
-        // What is not a number is as far off as can be.
-        if difference.is_nan() { f32::INFINITY } else { largest.max(difference) }
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounding_may_do_is_a_matter_of_the_type_that_the_device_computes_with() {
+        for (device, expected) in [
+            ("cpu in f32", 1e-4),
+            ("cpu-tensors in f16", 5e-3),
+            ("cuda:0 (NVIDIA H200) in f32", 5e-3),
+            ("cuda:0 (NVIDIA H200) in f16", 5e-3),
+            ("cuda:0 (NVIDIA H200) in bf16", 3e-2),
+        ] {
+            assert_eq!(tolerance(device), expected, "{device}");
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Result;
 use serde_json::json;
 
 pub(super) use crate::peers::Peers;
@@ -10,11 +9,20 @@ use crate::peers::Script;
 
 /// The peers, in the order of their columns.
 pub(super) const PEERS: [&str; 2] = ["eager", "compiled"];
-const SCRIPT: Script =
-    Script { name: "gpu_peers.py", text: include_str!("../../gpu_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script { text: include_str!("../../gpu_peers.py"), peers: PEERS };
 
 impl Peers {
-    pub(super) fn start(python: &Path, dir: &Path, device: &str, dtype: &str) -> Result<Self> {
-        Self::load(python, &SCRIPT, &json!({"model": dir, "device": device, "dtype": dtype}))
+    pub(super) fn start(
+        python: &Path,
+        folder: &Path,
+        dir: &Path,
+        (device, dtype): (&str, &str),
+    ) -> Self {
+        Self::load(
+            python,
+            &SCRIPT,
+            folder,
+            &json!({"model": dir, "device": device, "dtype": dtype}),
+        )
     }
 }

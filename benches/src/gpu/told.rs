@@ -1,17 +1,55 @@
 //! What came out, for people.
 
-use serde_json::Value;
+use anyhow::Result;
+use serde_json::{Value, json};
 
 use super::Row;
 use super::checked::Check;
 use super::cold::Cold;
 use super::peers::PEERS;
-use crate::report::{Table, progress};
+use crate::peers::words;
+use crate::report::{self, Table, dash, progress};
 
-pub(super) fn table(rows: &[Row]) -> Table {
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-    };
+/// What was measured so far.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) device: String,
+    pub(super) rows: Vec<Row>,
+    pub(super) checks: Vec<Check>,
+    pub(super) colds: Vec<Cold>,
+    /// What the peers said of themselves, by their names.
+    said: Value,
+}
+
+impl Found {
+    /// Takes note of what the peers of a model said; their first errors stay.
+    pub(super) fn heard(&mut self, said: &[Value; 2]) {
+        for (peer, said) in PEERS.into_iter().zip(said) {
+            let error = self.said[peer]["error"].take();
+            self.said[peer] = said.clone();
+            if !error.is_null() {
+                self.said[peer]["error"] = error;
+            }
+        }
+    }
+
+    pub(super) fn print(&self, json: bool) -> Result<()> {
+        let object = json!({
+            "bench": "gpu",
+            "device": self.device,
+            "unit": "sentences/s",
+            "rows": self.rows,
+            "checks": self.checks,
+            "cold_starts": self.colds,
+            "versions": { "ebb": env!("CARGO_PKG_VERSION"), "torch": self.said },
+        });
+        report::print(json, &table(&self.rows), &object)?;
+        tell(&self.checks, &self.colds, &self.said);
+        Ok(())
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
     let mut table = Table::new([
         "model",
         "tokens",
@@ -33,27 +71,27 @@ pub(super) fn table(rows: &[Row]) -> Table {
             row.model.to_owned(),
             row.tokens.to_string(),
             row.batch.to_string(),
-            number(Some(row.kernels), 0),
-            number(Some(row.pipeline), 0),
-            number(Some(row.queue), 0),
-            number(Some(row.queue_of_one), 0),
-            number(row.torch_eager, 0),
-            number(row.torch_compiled, 0),
-            number(Some(row.tokens_per_s), 0),
-            number(Some(row.tflops), 2),
-            number(row.roofline_share, 3),
-            number(row.kernels_per_compiled, 2),
-            number(Some(row.queue_per_kernels), 2),
+            dash(row.kernels, 0),
+            dash(row.pipeline, 0),
+            dash(row.queue, 0),
+            dash(row.queue_of_one, 0),
+            dash(row.torch_eager, 0),
+            dash(row.torch_compiled, 0),
+            dash(row.tokens_per_s, 0),
+            dash(row.tflops, 2),
+            dash(row.roofline_share, 3),
+            dash(row.kernels_per_compiled, 2),
+            dash(row.queue_per_kernels, 2),
         ]);
     }
     table
 }
 
 /// Says the rest to a person.
-pub(super) fn tell(checks: &[Check], colds: &[Cold], said: &Value) {
-    for Check { model, largest_difference, tolerance } in checks {
+fn tell(checks: &[Check], colds: &[Cold], said: &Value) {
+    for Check { model, against, largest_difference, tolerance } in checks {
         progress(format_args!(
-            "{model}: vectors differ from the processor's in f32 by {largest_difference:.1e} at most \
+            "{model}: vectors differ from {against} by {largest_difference:.1e} at most \
              ({tolerance:.0e} is allowed)"
         ));
     }
@@ -65,9 +103,21 @@ pub(super) fn tell(checks: &[Check], colds: &[Cold], said: &Value) {
         ));
     }
     for peer in PEERS {
-        let said = &said[peer];
-        let words = said["version"].as_str().map(str::to_owned);
-        let missing = || format!("not here: {}", said["missing"].as_str().unwrap_or("no reason"));
-        progress(format_args!("torch {peer}: {}", words.unwrap_or_else(missing)));
+        progress(format_args!("torch {peer}: {}", words(&said[peer])));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_failed_on_one_model_is_told_of_though_it_was_well_on_the_next() {
+        let mut found = Found::default();
+        let well = json!({"version": "2"});
+        found.heard(&[json!({"version": "2", "error": "no room"}), well.clone()]);
+        found.heard(&[well.clone(), well]);
+        assert_eq!(words(&found.said["eager"]), "2; failed: no room");
+        assert_eq!(words(&found.said["compiled"]), "2");
     }
 }

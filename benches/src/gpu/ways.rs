@@ -21,6 +21,7 @@ use ebb_worker::{
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Place;
+use crate::rounds::steady;
 
 /// A model and how its worker batches.
 #[derive(Clone, Copy)]
@@ -91,8 +92,8 @@ impl Way<'_> {
         self.work_off(place.open("gpu").await?, seconds, rate).await
     }
 
-    /// Fills the queue with work for so long at this rate, and lets a worker empty it. The time
-    /// starts when a tenth is done and ends when a tenth is left.
+    /// Fills the queue with work for so long at this rate, and lets a worker empty it. The steady part
+    /// of that counts.
     async fn work_off(&self, queue: Queue, seconds: f64, rate: f64) -> Result<f64> {
         const CHUNK: usize = 500;
         let n_texts = ((seconds * rate) as usize).max(20 * self.batch);
@@ -109,20 +110,15 @@ impl Way<'_> {
         }
         let stop = CancellationToken::new();
         let worker = Pipeline::new(self.parts(&queue)?).run(stop);
+        let mut looks = vec![(Instant::now(), 0)];
         let worker = tokio::spawn(worker);
-        let (first, last) = (n_jobs / 10, n_jobs - n_jobs / 10);
-        let mut began = None;
         let rate = loop {
             let depth = queue.depth().await?;
             ensure!(depth.dead == 0, "{} jobs failed for good", depth.dead);
             let n_done = n_jobs - (depth.ready + depth.in_flight + depth.delayed) as usize;
-            let now = Instant::now();
-            match began {
-                None if n_done >= first => began = Some((now, n_done)),
-                Some((since, before)) if n_done >= last => {
-                    break (n_done - before) as f64 / (now - since).as_secs_f64();
-                }
-                _ => {}
+            looks.push((Instant::now(), n_done));
+            if let Some(((since, before), (now, done))) = steady(n_jobs, &looks, |look| look.1) {
+                break (done - before) as f64 / (*now - *since).as_secs_f64();
             }
             ensure!(!worker.is_finished() || n_done == n_jobs, "the worker ended before its work");
             tokio::time::sleep(LOOK).await;

@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use crate::broker::{Bed, BrokerArgs};
 use crate::process::EbbArgs;
-use crate::report::{Table, median, print, progress, rounded};
+use crate::report::{Table, dash, median, print, progress, rounded};
+use crate::rounds::order;
 pub(crate) use bare::{BareArgs, bare};
 use latency::Latency;
 use round::{Bench, Round, Side};
@@ -75,10 +76,10 @@ struct Report {
     latency_p99_ms: Option<f64>,
     latency_jobs_per_s: Option<f64>,
     latency_samples: usize,
-    worker_cpu_us_per_job: f64,
-    bare_cpu_us_per_job: f64,
-    broker_cpu_us_per_job_of_worker: f64,
-    broker_cpu_us_per_job_of_bare: f64,
+    worker_cpu_us_per_job: Option<f64>,
+    bare_cpu_us_per_job: Option<f64>,
+    broker_cpu_us_per_job_of_worker: Option<f64>,
+    broker_cpu_us_per_job_of_bare: Option<f64>,
     worker_rounds: Vec<f64>,
     bare_rounds: Vec<f64>,
 }
@@ -98,9 +99,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut rounds: [Vec<Round>; 2] = Default::default();
     for n in 0..args.rounds {
         // Who goes first changes, so that neither always finds the warmer disk.
-        let order =
-            if n % 2 == 0 { [Side::Bare, Side::Worker] } else { [Side::Worker, Side::Bare] };
-        for side in order {
+        for side in order(n, 2).map(|n| [Side::Bare, Side::Worker][n]) {
             let round = bench.round(side, n).await?;
             let words = format!("round {} of {}: {}", n + 1, args.rounds, side.name());
             progress(format_args!("{words} {:.0} jobs/s", round.jobs_per_s));
@@ -128,8 +127,9 @@ impl Report {
         latency: Option<&Latency>,
     ) -> Self {
         let rate = |rounds: &[Round]| median(&rates(rounds));
-        let middle = |rounds: &[Round], what: fn(&Round) -> f64| {
-            rounded(median(&rounds.iter().map(what).collect::<Vec<_>>()), 1)
+        let middle = |rounds: &[Round], what: fn(&Round) -> Option<f64>| {
+            let all: Option<Vec<f64>> = rounds.iter().map(what).collect();
+            all.map(|all| rounded(median(&all), 1))
         };
         let all = |rounds| rates(rounds).into_iter().map(|rate| rounded(rate, 1)).collect();
         let at = |share| latency.map(|latency| rounded(latency.percentile(share), 2));
@@ -156,7 +156,6 @@ impl Report {
     }
 
     fn table(&self) -> Table {
-        let millis = |time: Option<f64>| time.map_or("-".to_owned(), |ms| format!("{ms:.1}"));
         let mut table = Table::new([
             "broker",
             "worker jobs/s",
@@ -167,7 +166,7 @@ impl Report {
             "latency p50 ms",
             "p99 ms",
         ]);
-        let both = |own: f64, broker: f64| format!("{own:.0} + {broker:.0}");
+        let both = |own, broker| format!("{} + {}", dash(own, 0), dash(broker, 0));
         table.row([
             self.broker.clone(),
             format!("{:.0}", self.worker_jobs_per_s),
@@ -175,9 +174,35 @@ impl Report {
             format!("{:.2}", self.ratio),
             both(self.worker_cpu_us_per_job, self.broker_cpu_us_per_job_of_worker),
             both(self.bare_cpu_us_per_job, self.broker_cpu_us_per_job_of_bare),
-            millis(self.latency_p50_ms),
-            millis(self.latency_p99_ms),
+            dash(self.latency_p50_ms, 1),
+            dash(self.latency_p99_ms, 1),
         ]);
         table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn processor_time_that_was_not_measured_is_a_dash_and_not_none_at_all() {
+        let cli: Cli = clap::Parser::parse_from(["overhead", "--url", "redis://broker"]);
+        let round = Round { jobs_per_s: 100.0, cpu_us: Some(20.0), broker_cpu_us: None };
+        let rounds = [vec![round, round], vec![round, Round { cpu_us: None, ..round }]];
+        let report = Report::of(&cli.args, "redis of --url".to_owned(), &rounds, None);
+        let table = report.table().to_string();
+        assert!(table.contains(" 20 + - |") && table.contains(" - + - |"), "{table}");
+        let report = serde_json::to_value(&report).unwrap();
+        assert_eq!(report["worker_cpu_us_per_job"], 20.0, "{report}");
+        for key in ["bare_cpu_us_per_job", "broker_cpu_us_per_job_of_worker", "latency_p50_ms"] {
+            assert!(report[key].is_null(), "{key}: {report}");
+        }
     }
 }

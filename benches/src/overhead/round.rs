@@ -13,6 +13,7 @@ use super::bare;
 use super::lane::{LEASE, Lane, Ours};
 use crate::broker::{Bed, Place};
 use crate::process::{cpu_time, start, stop, tail, worker_command};
+use crate::rounds::steady;
 
 /// What all rounds have in common.
 pub(super) struct Bench {
@@ -35,10 +36,10 @@ pub(super) enum Side {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Round {
     pub(super) jobs_per_s: f64,
-    /// Processor time of the process for each job, and of the brokers; not a number where the
-    /// system does not tell.
-    pub(super) cpu_us: f64,
-    pub(super) broker_cpu_us: f64,
+    /// Processor time of the process for each job, and of the brokers; `None` where the system does not
+    /// tell, or a broker is not ours.
+    pub(super) cpu_us: Option<f64>,
+    pub(super) broker_cpu_us: Option<f64>,
 }
 
 /// A look at a round under way.
@@ -113,21 +114,16 @@ impl Bench {
         })
     }
 
-    /// The rate between the first look that finds a tenth done and the first that finds a tenth
-    /// left. Where that is the same look, since the brokers were slow to answer it, between the look
-    /// before and that: then the process may have been faster, as its start counts too.
+    /// The rate of the steady part.
     async fn time(&self, lane: &dyn Lane, child: &mut Child, log: &Path) -> anyhow::Result<Round> {
-        let (upper, lower) = (self.jobs as u64 * 9 / 10, self.jobs as u64 / 10);
         let began = Instant::now();
-        let mut first = self.look(self.jobs as u64, child);
+        let mut looks = vec![self.look(self.jobs as u64, child)];
         loop {
             let n_left = lane.n_left().await?;
-            let look = self.look(n_left, child);
-            if n_left <= lower {
-                return Ok(Round::between(&first, &look));
-            }
-            if first.n_left > upper {
-                first = look;
+            looks.push(self.look(n_left, child));
+            let n_done = |look: &Look| self.jobs.saturating_sub(look.n_left as usize);
+            if let Some((first, last)) = steady(self.jobs, &looks, n_done) {
+                return Ok(Round::between(first, last));
             }
             if let Some(status) = child.try_wait()? {
                 anyhow::bail!("it ended with {status}: {}", tail(log));
@@ -140,7 +136,7 @@ impl Bench {
     fn look(&self, n_left: u64, child: &Child) -> Look {
         let at = Instant::now();
         let cpu = child.id().and_then(cpu_time);
-        let broker_cpu = self.bed.pids().into_iter().map(cpu_time).sum();
+        let broker_cpu = self.bed.cpu_time();
         Look { at, n_left, cpu, broker_cpu }
     }
 }
@@ -149,8 +145,8 @@ impl Round {
     fn between(first: &Look, last: &Look) -> Self {
         let n_jobs = first.n_left.saturating_sub(last.n_left) as f64;
         let each = |from: Option<Duration>, to: Option<Duration>| match (from, to) {
-            (Some(from), Some(to)) => to.saturating_sub(from).as_secs_f64() * 1e6 / n_jobs,
-            _ => f64::NAN,
+            (Some(from), Some(to)) => Some(to.saturating_sub(from).as_secs_f64() * 1e6 / n_jobs),
+            _ => None,
         };
         Self {
             jobs_per_s: n_jobs / last.at.duration_since(first.at).as_secs_f64(),
