@@ -167,12 +167,7 @@ async fn measure(args: &Args, folder: &Path, json: bool) -> Result<()> {
     found.checks.iter().try_for_each(Check::judge)
 }
 
-async fn look(
-    args: &Args,
-    folder: &Path,
-    choice: DeviceChoice,
-    found: &mut Found,
-) -> Result<()> {
+async fn look(args: &Args, folder: &Path, choice: DeviceChoice, found: &mut Found) -> Result<()> {
     let ebb = args.worker.find()?;
     let subjects = subjects(args, folder)?;
     let bed = Bed::make(&args.broker).await?;
