@@ -148,11 +148,15 @@ async fn a_tokenizer_that_never_comes_does_not_keep_the_process() {
         .args(["--queue", &url, "--model", &model.display().to_string(), "--grace", "1s"])
         .spawn()
         .unwrap();
-    // Until somebody reads there, one who writes there waits: then the worker waits for what comes.
-    let opened =
-        tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(tokenizer));
-    let reading = tokio::time::timeout(Duration::from_secs(30), opened).await;
-    let _pipe = reading.expect("the tokenizer is read").unwrap().unwrap();
+    // Until somebody reads there, one who writes there waits: then the worker waits for what comes. On a
+    // thread of its own: the runtime would not end before one that it waits for.
+    let (opened, reading) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || opened.send(std::fs::File::options().write(true).open(tokenizer)));
+    let Ok(pipe) = tokio::time::timeout(Duration::from_secs(30), reading).await else {
+        worker.kill().unwrap();
+        panic!("the tokenizer is not read");
+    };
+    let _pipe = pipe.unwrap().unwrap();
     assert!(ends_at_sigterm(&mut worker).await);
 }
 
