@@ -129,19 +129,24 @@ impl Served {
             Ok(()) => replies.with_label_values(&["sent"]).inc(),
             Err(error) => {
                 replies.with_label_values(&["refused"]).inc();
-                self.tell_unsent(result, traceparent, &error);
+                const WORDS: &str = "the reply was not sent; the result is in the store";
+                self.tell_unsent(WORDS, (&result.id, traceparent), &error);
             }
         }
         Ok(())
     }
 
-    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs.
-    fn tell_unsent(&self, result: &JobResult, traceparent: Option<&str>, error: &ebb_queue::Error) {
-        const WORDS: &str = "the reply was not sent; the result is in the store";
-        let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
-        match self.pass(WORDS) {
-            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{WORDS}"),
-            None => debug!(job.id = %id, trace_id, %error, "{WORDS}"),
+    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs; so may alerts.
+    fn tell_unsent(
+        &self,
+        words: &'static str,
+        (id, traceparent): (&JobId, Option<&str>),
+        error: &ebb_queue::Error,
+    ) {
+        let trace_id = traceparent.and_then(trace_of).map(display);
+        match self.pass(words) {
+            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{words}"),
+            None => debug!(job.id = %id, trace_id, %error, "{words}"),
         }
     }
 
@@ -163,7 +168,9 @@ impl Served {
             Ok(_) => Ok(()),
             // No other attempt would do better, and the answer is good all the same.
             Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
-                warn!(job.id = %job.id, %error, "the alert was not published; the result is stored");
+                const WORDS: &str = "the alert was not published; the result is stored";
+                let traceparent = job.headers.traceparent.as_deref();
+                self.tell_unsent(WORDS, (&job.id, traceparent), &error);
                 Ok(())
             }
             Err(unanswered) => Err(unanswered),
