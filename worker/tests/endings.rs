@@ -39,6 +39,7 @@ fn echo() -> Device<EchoInput, String> {
 const RECEIVE: usize = 0;
 const SETTLE: usize = 1;
 const PUT: usize = 2;
+const DEPTH: usize = 3;
 
 /// A broker that brings nothing at first, as one that clears away what expired, or never anything, as
 /// one whose file is broken; or that takes its time.
@@ -53,8 +54,8 @@ struct Odd {
     n_left: AtomicU32,
     /// How often it was asked for jobs.
     n_receives: AtomicU32,
-    /// As what its next calls fail: to receive, to settle, to store a result.
-    fails: [Mutex<VecDeque<ErrorKind>>; 3],
+    /// As what its next calls fail: to receive, to settle, to store a result, to count.
+    fails: [Mutex<VecDeque<ErrorKind>>; 4],
     /// The job of which it cannot read what it has stored.
     spoilt: Option<JobId>,
 }
@@ -98,6 +99,7 @@ impl Odd {
 impl Backlog for Odd {
     async fn depth(&self) -> Result<Depth> {
         tokio::time::sleep(self.takes[0]).await;
+        self.fail(DEPTH)?;
         self.queue.depth().await
     }
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
@@ -204,6 +206,20 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
     parts.queues[0].broker = Arc::new(Odd { n_vain: AtomicU32::new(5), ..Odd::new(&queue) });
     let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
     assert_eq!(summary.completed, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_refusals_to_count_are_no_end_while_jobs_are_ready() {
+    for (n_refusals, n_completed) in [(4, 3), (usize::from(u16::MAX), 0)] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+        let until_empty = Settings { exit_when_empty: true, ..settings() };
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+        let odd = Odd::failing(&queue, DEPTH, &[(n_refusals, ErrorKind::Internal)]);
+        parts.queues[0].broker = Arc::new(Odd { n_vain: AtomicU32::new(9), ..odd });
+        let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+        assert_eq!(summary.completed, n_completed, "{n_refusals} refusals");
+    }
 }
 
 #[tokio::test(start_paused = true)]

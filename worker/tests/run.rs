@@ -257,6 +257,27 @@ async fn a_stop_does_not_wait_for_a_broker_that_takes_a_connection_and_never_ans
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_takes_five_refusals_to_end_a_worker_that_calls_its_broker() {
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://worker:wrong@{}", broker.local_addr().unwrap());
+    let flags = ["worker", "--queue", &url, "--model", "echo"];
+    let mut worker = tokio::spawn(run(Cli::parse_from(flags).worker, CancellationToken::new()));
+    let mut n_refused = 0;
+    let ended = loop {
+        let (mut stream, _) = tokio::select! {
+            ended = &mut worker => break ended.unwrap(),
+            called = broker.accept() => called.unwrap(),
+        };
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        let refusal = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+        stream.write_all(refusal.repeat(4).as_bytes()).await.unwrap();
+        n_refused += 1;
+    };
+    assert!(ended.is_err(), "{ended:?}");
+    assert_eq!(n_refused, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_queues_are_opened_at_the_same_time() {
     let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://{}", broker.local_addr().unwrap());
