@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, Failure, FailureKind};
+use ebb_queue::{Delivery, ErrorKind, Failure, FailureKind};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tracing::debug;
 
@@ -62,7 +62,7 @@ impl Kept<'_> {
 pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) {
     let intake = &served.shared.intake;
     let exit_when_empty = served.shared.settings.exit_when_empty;
-    let mut pauses = Pauses::default();
+    let (mut pauses, mut looks) = (Pauses::default(), Pauses::default());
     // After a solitary job the next is likely one too: receiving one at a time releases nobody.
     let mut at_most = usize::MAX;
     while let Some(room) = served.wait_for_room().await {
@@ -88,7 +88,7 @@ pub(crate) async fn receive(served: Served, out: Sender<Vec<Held>>, exit: Exit) 
                 let n_came = held.len();
                 let kept = served.keep(held, &exit).await;
                 intake.brought(Brought { n_came, n_kept: kept.n_jobs(), aside });
-                if is_idle && exit_when_empty && served.nothing_is_ready().await {
+                if is_idle && exit_when_empty && served.nothing_is_ready(&mut looks).await {
                     intake.found_empty(served.at);
                 }
                 let is_vain = n_came == 0;
@@ -176,15 +176,21 @@ impl Served {
 
     /// Whether nothing is left, after a call that brought nothing: it may have ended with its wait
     /// while jobs that died waiting still lay before others.
-    async fn nothing_is_ready(&self) -> bool {
+    async fn nothing_is_ready(&self, looks: &mut Pauses) -> bool {
         let depth = tokio::select! { biased;
             () = self.shared.halt.cancelled() => return false,
             depth = self.broker.depth() => depth,
         };
         match depth {
-            Ok(depth) => depth.ready == 0,
-            // For who may not look, the call says it.
-            Err(error) => !error.kind().heals(),
+            Ok(depth) => {
+                looks.reset();
+                depth.ready == 0
+            }
+            // For who may not look, the call says it; one refusal may be of a broker that comes back.
+            Err(error) => {
+                looks.next(Failed::with(error.kind()), self.shared.chance());
+                error.kind() == ErrorKind::Denied || looks.are_over()
+            }
         }
     }
 

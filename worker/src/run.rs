@@ -203,14 +203,17 @@ async fn connect(
             () = stop.cancelled() => return Ok(None),
             opened = opened => opened,
         };
-        let pause = match opened {
+        let error = match opened {
             Ok(queue) => return Ok(Some(queue)),
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                warn!(queue = %url, %error, "the broker does not answer; trying again");
-                pauses.next(Failed::ForNow, rand::random())
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => error,
         };
+        let pause = pauses.next(Failed::with(error.kind()), rand::random());
+        // What cannot be right is wrong at the first try; a refusal may be one of a broker that comes back.
+        if error.kind() == ErrorKind::Invalid || pauses.are_over() {
+            return Err(error.into());
+        }
+        let does = if error.kind().heals() { "does not answer" } else { "refuses" };
+        warn!(queue = %url, %error, "the broker {does}; trying again");
         tokio::select! { biased;
             () = stop.cancelled() => return Ok(None),
             () = tokio::time::sleep(pause) => {}

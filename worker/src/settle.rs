@@ -34,7 +34,7 @@ use crate::shared::{lock, on_cpu, send_all, sleep_until};
 use crate::stream::{self, There};
 use crate::trace::Way;
 use calls::Unanswered;
-use encode::panicked;
+use encode::{Written, panicked};
 pub(crate) use exit::Exit;
 use groups::Groups;
 pub(crate) use rounds::settle;
@@ -111,7 +111,7 @@ impl Served {
             let own = served.clone();
             let encode = move |job: &mut Finished| own.encode_one(job);
             let encoded = on_cpu(served.shared.settings.decode_threads, jobs, encode).await;
-            let conclude = |(job, end): (Finished, Option<End<Answer>>)| {
+            let conclude = |(job, end): (Finished, Option<End<Written>>)| {
                 let (served, job) = (served.clone(), job.ending(end.unwrap_or_else(panicked)));
                 async move { served.conclude_one(job).await }
             };
@@ -121,7 +121,7 @@ impl Served {
     }
 
     /// Stores how a job ended, and says what to tell the broker; nothing if the lease is lost.
-    async fn conclude_one(&self, finished: Finished<Answer>) -> Option<Concluded> {
+    async fn conclude_one(&self, finished: Finished<Written>) -> Option<Concluded> {
         // Its room is another's once it is stored.
         let Finished { delivery, lane, loan, mut way, room: _room, stream, end } = finished;
         let attempt = match stream {
@@ -137,7 +137,7 @@ impl Served {
             // Whoever holds the lease now is the one to say how the job ends,
             _ if loan.is_lost() && !matches!(end, End::Done(_)) => None,
             // but an answer is an answer.
-            End::Done(answer) => self.complete(delivery, ours, answer).await,
+            End::Done(written) => self.complete(delivery, ours, written).await,
             End::Cancelled => self.leave_cancelled(delivery, ours).await,
             End::Retry(_) | End::Reject(_) | End::Overtaken if loan.is_cancelled() => {
                 self.leave_cancelled(delivery, ours).await
@@ -194,16 +194,20 @@ impl Served {
         &self,
         delivery: Delivery,
         ours: Ours<'_>,
-        answer: Answer,
+        written: Written,
     ) -> Option<Settlement> {
-        if ours.loan.is_cancelled() {
+        let published = if ours.loan.is_cancelled() {
             // Also what it would alert of.
-            return self.leave_cancelled(delivery, ours).await;
-        }
-        let Answer { content_type, body, alert, .. } = answer;
-        let outcome = Outcome::Completed { content_type: content_type.to_owned(), body };
-        let result = self.result(&delivery, ours, outcome);
-        match self.publish(&delivery, ours, result, alert).await {
+            Err(Unanswered::Cancelled)
+        } else {
+            let Answer { content_type, body, alert, .. } = &written.answer;
+            let (content_type, body) = ((*content_type).to_owned(), body.clone());
+            let outcome = Outcome::Completed { content_type, body };
+            let result = self.result(&delivery, ours, outcome);
+            self.publish(&delivery, ours, result, alert.clone()).await
+        };
+        self.count_answer(&written, &delivery.job, published.is_ok());
+        match published {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
             Err(Unanswered::Cancelled) => self.leave_cancelled(delivery, ours).await,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ebb_queue::{Delivery, JobId, Receipt, Settled, Stored};
+use ebb_queue::{Delivery, ErrorKind, JobId, Receipt, Settled, Stored};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc::Receiver;
@@ -286,14 +286,16 @@ impl Served {
                 Ok(false) => return Offered::Anew,
                 Err(error) => error,
             };
-            // Said once of each piece: there may be as many streams as jobs.
+            // Of each piece the first failure is for the log, the others are counted alone: there may be
+            // as many streams as jobs.
             match pauses.n_failures() {
                 0 => self.complain("chunk", &error),
                 _ => self.shared.metrics.broker_errors.with_label_values(&["chunk"]).inc(),
             }
             let pause = pauses.next(Failed::with(error.kind()), self.shared.chance());
             let is_over = telling.pieces.told.read(Pieces::is_over);
-            if !error.kind().heals() || (is_over && pauses.n_failures() >= PATIENCE) {
+            let is_vain = error.kind() == ErrorKind::Invalid || pauses.are_over();
+            if is_vain || (is_over && pauses.n_failures() >= PATIENCE) {
                 return Offered::Ended(How::GivenUp);
             }
             tokio::select! { biased;

@@ -55,7 +55,10 @@ impl Watch<'_> {
     fn tell(&self, wedge: Option<(&'static str, Duration)>) {
         if let Some((what, most)) = wedge {
             let reason = format!("{what} for {} s", most.as_secs_f64());
-            error!(reason, "the device makes no progress: leases are left to end");
+            error!(
+                reason,
+                "the device makes no progress: the leases of what is with it are left to end"
+            );
             self.gate.close(reason);
         } else {
             info!("the device makes progress again");

@@ -192,3 +192,28 @@ async fn who_hears_nothing_finds_out_with_the_next_extension_of_its_lease() {
     assert_eq!((summary.completed, summary.cancelled, summary.lost), (0, 1, 0));
     assert_eq!(told(&queue, 0), [Outcome::Cancelled]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_cancels_is_charged_nothing_though_it_is_found_out_only_where_the_answer_is_stored() {
+    let (queue, clock) = queue(LEASE);
+    // Hints cannot be looked into, and the batch ends before the lease is extended.
+    let deaf = Faults { fail_before: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
+    let faulty = Faulty::new(Arc::new(queue.clone()), deaf, 1);
+    queue.publish(vec![asking(echo_job(0))]).await.unwrap();
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(8));
+    let settings = Settings { exit_when_empty: true, ..settings() };
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, device, settings);
+    parts.queues[0].results = Arc::new(faulty.clone());
+    let metrics = parts.metrics.clone();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(queue.cancel(&id(0)).await.unwrap(), Cancelled::Running);
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(metrics.jobs.with_label_values(&["cancelled", "echo"]).get(), 0);
+    faulty.set(Faults::NONE);
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.cancelled), (0, 1));
+    assert_eq!(metrics.device_seconds.with_label_values(&["echo", "none"]).get(), 0.0);
+    assert_eq!(metrics.failed_seconds.with_label_values(&["echo"]).get(), 8.0);
+    assert_eq!(told(&queue, 0), [Outcome::Cancelled]);
+}

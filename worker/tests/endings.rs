@@ -39,6 +39,7 @@ fn echo() -> Device<EchoInput, String> {
 const RECEIVE: usize = 0;
 const SETTLE: usize = 1;
 const PUT: usize = 2;
+const DEPTH: usize = 3;
 
 /// A broker that brings nothing at first, as one that clears away what expired, or never anything, as
 /// one whose file is broken; or that takes its time.
@@ -53,8 +54,10 @@ struct Odd {
     n_left: AtomicU32,
     /// How often it was asked for jobs.
     n_receives: AtomicU32,
-    /// As what its next calls fail: to receive, to settle, to store a result.
-    fails: [Mutex<VecDeque<ErrorKind>>; 3],
+    /// As what its next calls fail: to receive, to settle, to store a result, to count.
+    fails: [Mutex<VecDeque<ErrorKind>>; 4],
+    /// The job of which it cannot read what it has stored.
+    spoilt: Option<JobId>,
 }
 
 impl Odd {
@@ -68,6 +71,7 @@ impl Odd {
             n_left: AtomicU32::new(0),
             n_receives: AtomicU32::new(0),
             fails: Default::default(),
+            spoilt: None,
         }
     }
 
@@ -95,6 +99,7 @@ impl Odd {
 impl Backlog for Odd {
     async fn depth(&self) -> Result<Depth> {
         tokio::time::sleep(self.takes[0]).await;
+        self.fail(DEPTH)?;
         self.queue.depth().await
     }
     async fn workers(&self) -> Result<Vec<WorkerStatus>> {
@@ -163,6 +168,9 @@ impl Broker for Odd {
 impl ResultStore for Odd {
     async fn put(&self, result: &JobResult) -> Result<Stored> {
         self.fail(PUT)?;
+        if self.spoilt.as_ref() == Some(&result.id) {
+            return Err(ebb_queue::Error::new(ErrorKind::Incompatible, "it cannot be read"));
+        }
         self.queue.put(result).await
     }
     async fn get(&self, id: &JobId) -> Result<Option<JobResult>> {
@@ -201,6 +209,20 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_few_refusals_to_count_are_no_end_while_jobs_are_ready() {
+    for (n_refusals, n_completed) in [(4, 3), (usize::from(u16::MAX), 0)] {
+        let (queue, clock) = queue(LEASE);
+        queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+        let until_empty = Settings { exit_when_empty: true, ..settings() };
+        let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+        let odd = Odd::failing(&queue, DEPTH, &[(n_refusals, ErrorKind::Internal)]);
+        parts.queues[0].broker = Arc::new(Odd { n_vain: AtomicU32::new(9), ..odd });
+        let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+        assert_eq!(summary.completed, n_completed, "{n_refusals} refusals");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_result_store_that_denies_us_ends_the_worker_and_harms_no_job() {
     for kind in [ErrorKind::Denied, ErrorKind::Incompatible, ErrorKind::Missing] {
         let (queue, clock) = queue(LEASE);
@@ -224,16 +246,49 @@ async fn a_result_store_that_denies_us_ends_the_worker_and_harms_no_job() {
 #[tokio::test(start_paused = true)]
 async fn a_job_whose_stored_result_cannot_be_read_ends_no_worker() {
     let (queue, clock) = queue(LEASE);
-    queue.publish(vec![echo_job(0)]).await.unwrap();
-    // The store answers for all other jobs.
-    let store = Odd::failing(&queue, PUT, &[(usize::from(u16::MAX), ErrorKind::Incompatible)]);
+    queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+    // The store takes the results of all other jobs.
+    let store = Odd { spoilt: Some(echo_job(1).id), ..Odd::new(&queue) };
     let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
     parts.queues[0].results = Arc::new(store);
     let stop = CancellationToken::new();
     let running = tokio::spawn(Pipeline::new(parts).run(stop.clone()));
     tokio::time::timeout(20 * LEASE, until(&queue, |depth| depth.dead == 1)).await.unwrap();
     stop.cancel();
-    assert_eq!(running.await.unwrap().unwrap().failed, 1);
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.failed), (2, 1));
+}
+
+/// A store that can be read and takes nothing, as a file whose last page is damaged.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_no_result_for_good_ends_the_worker_though_it_can_be_read() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..3).map(echo_job).collect()).await.unwrap();
+    let store = Odd::failing(&queue, PUT, &[(usize::from(u16::MAX), ErrorKind::Incompatible)]);
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), settings());
+    parts.queues[0].results = Arc::new(store);
+    let worker = Pipeline::new(parts).run(CancellationToken::new());
+    let ended = tokio::time::timeout(20 * LEASE, worker).await.expect("it ends");
+    assert!(ended.unwrap_err().to_string().starts_with("broker is lost"));
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.delayed, depth.dead), (3, 0, 0, 0));
+    let again = queue.receive(NonZeroUsize::new(3).unwrap(), Duration::ZERO).await.unwrap();
+    assert!(again.iter().all(|one| one.attempt == 1), "charged for nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_tell_for_now_whose_fault_it_is_charges_no_job() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish(vec![echo_job(0)]).await.unwrap();
+    // The sixth call is the one that is to tell.
+    let errors = [(5, ErrorKind::Incompatible), (1, ErrorKind::Unavailable)];
+    let store = Arc::new(Odd::failing(&queue, PUT, &errors));
+    let until_empty = Settings { exit_when_empty: true, ..settings() };
+    let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
+    parts.queues[0].results = Arc::clone(&store) as Arc<dyn ResultStore>;
+    let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.completed, summary.retried, summary.lost), (1, 0, 0));
+    assert_eq!(store.n_failures_left(PUT), 0);
 }
 
 /// An outage, and a few refusals when it is over, twice: fewer in a row than are believed.

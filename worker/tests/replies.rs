@@ -10,15 +10,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebb_model::echo::{Echo, EchoInput};
+use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, DeadLetters, Delivery, Depth, Elsewhere, ErrorKind, Failure, FailureKind,
     Info, Job, JobId, JobResult, Link, Outcome, Published, Purged, Receipt, Result, ResultStore,
     Settled, Settlement, Unsettled, WorkerStatus,
 };
-use ebb_worker::{Device, Metrics, Parts, Pipeline, Settings};
+use ebb_worker::{Device, Metrics, ModelParts, Parts, Pipeline, Settings};
 use futures::stream::BoxStream;
-use support::{EPOCH, echo_answer, echo_job, job, parts, queue, settings};
+use support::{
+    Alarmed, EPOCH, echo_answer, echo_job, job, parts, parts_of, queue, served, settings,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
@@ -303,4 +306,24 @@ async fn addresses_that_take_nothing_do_not_fill_the_log() {
         let (most, n_warnings) = (1 + began.elapsed().as_secs(), u64::from(n.load(Relaxed)));
         assert!((1..=most).contains(&n_warnings), "{says}: {n_warnings} in {most} s");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn alerts_that_cannot_be_do_not_fill_the_log() {
+    let ((queue, clock), (alerts, _)) = (queue(LEASE), queue(LEASE));
+    queue.publish((0..500).map(echo_job).collect()).await.unwrap();
+    let invalid = Faults { fail_before: 1.0, kind: ErrorKind::Invalid, ..Faults::NONE };
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::ZERO);
+    let models = vec![ModelParts::new("alarmed", Alarmed { about: |_| true }, device)];
+    let mut served = served("default", &Arc::new(queue.clone()), models);
+    served.alerts = Arc::new(Faulty::new(Arc::new(alerts), invalid, 1));
+    let n = Arc::default();
+    let warnings = Warnings { says: "the alert was not published", n: Arc::clone(&n) };
+    let _listening = tracing::subscriber::set_default(warnings);
+    let began = Instant::now();
+    let until_empty = Settings { exit_when_empty: true, ..settings() };
+    let worker = Pipeline::new(parts_of(vec![served], &clock, until_empty));
+    assert_eq!(worker.run(CancellationToken::new()).await.unwrap().completed, 500);
+    let (most, n_warnings) = (1 + began.elapsed().as_secs(), u64::from(n.load(Relaxed)));
+    assert!((1..=most).contains(&n_warnings), "{n_warnings} in {most} s");
 }

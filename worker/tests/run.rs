@@ -148,11 +148,15 @@ async fn a_tokenizer_that_never_comes_does_not_keep_the_process() {
         .args(["--queue", &url, "--model", &model.display().to_string(), "--grace", "1s"])
         .spawn()
         .unwrap();
-    // Until somebody reads there, one who writes there waits: then the worker waits for what comes.
-    let opened =
-        tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(tokenizer));
-    let reading = tokio::time::timeout(Duration::from_secs(30), opened).await;
-    let _pipe = reading.expect("the tokenizer is read").unwrap().unwrap();
+    // Until somebody reads there, one who writes there waits: then the worker waits for what comes. On a
+    // thread of its own: the runtime would not end before one that it waits for.
+    let (opened, reading) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || opened.send(std::fs::File::options().write(true).open(tokenizer)));
+    let Ok(pipe) = tokio::time::timeout(Duration::from_secs(30), reading).await else {
+        worker.kill().unwrap();
+        panic!("the tokenizer is not read");
+    };
+    let _pipe = pipe.unwrap().unwrap();
     assert!(ends_at_sigterm(&mut worker).await);
 }
 
@@ -250,6 +254,27 @@ async fn a_stop_does_not_wait_for_a_broker_that_takes_a_connection_and_never_ans
     stop.cancel();
     assert_eq!(worker.await.unwrap().unwrap().completed, 0);
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_takes_five_refusals_to_end_a_worker_that_calls_its_broker() {
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://worker:wrong@{}", broker.local_addr().unwrap());
+    let flags = ["worker", "--queue", &url, "--model", "echo"];
+    let mut worker = tokio::spawn(run(Cli::parse_from(flags).worker, CancellationToken::new()));
+    let mut n_refused = 0;
+    let ended = loop {
+        let (mut stream, _) = tokio::select! {
+            ended = &mut worker => break ended.unwrap(),
+            called = broker.accept() => called.unwrap(),
+        };
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        let refusal = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+        stream.write_all(refusal.repeat(4).as_bytes()).await.unwrap();
+        n_refused += 1;
+    };
+    assert!(ended.is_err(), "{ended:?}");
+    assert_eq!(n_refused, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -524,6 +524,12 @@ async fn a_store_that_takes_no_pieces_for_a_while_holds_up_no_turn_and_gets_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_refuses_a_few_times_as_it_comes_back_gets_all_pieces() {
+    let (_, n_pieces, counts) = deaf_for(Duration::from_millis(300), ErrorKind::Internal).await;
+    assert_eq!(counts, [n_pieces as u64, 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pieces_that_cannot_be_stored_keep_no_answer() {
     // One that it may take later, and one that it refuses at once, with all that follow.
     for why in [ErrorKind::Unavailable, ErrorKind::Invalid] {

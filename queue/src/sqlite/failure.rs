@@ -92,6 +92,26 @@ fn explain(error: &rusqlite::Error) -> (ErrorKind, &'static str) {
             (ErrorKind::Incompatible, "it is damaged; restore it from a copy")
         }
         Some(ErrorCode::TooBig) => (ErrorKind::Invalid, "a body is too large; store it elsewhere"),
+        // It has no code of its own.
+        _ if error.to_string().starts_with("no such table") => {
+            (ErrorKind::Incompatible, "a table of it is gone; restore it from a copy")
+        }
         _ => (ErrorKind::Internal, "unexpected failure"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_table_is_told_apart_from_what_nobody_expects() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute("CREATE TABLE jobs (id TEXT)", ()).unwrap();
+        let kind = |sql| explain(&db.execute(sql, ()).unwrap_err()).0;
+        assert_eq!(kind("DELETE FROM results"), ErrorKind::Incompatible);
+        assert_eq!(kind("DELETE FROM jobs WHERE number = 1"), ErrorKind::Internal);
     }
 }

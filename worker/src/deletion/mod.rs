@@ -21,14 +21,15 @@ pub use pod::Pod;
 /// From one look to the next: what begins and ends in between is not worth a patch.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Keeps the annotation of the pod by `patch` until it is dropped, or never might. Whatever fails here is
-/// nothing to the jobs.
+/// Keeps the annotation of the pod by `patch` until it is dropped. Whatever fails here is nothing to the
+/// jobs. Who may not patch tries on as well: a container of this pod before this one may have left a cost
+/// there, which would be too high for ever.
 pub(crate) async fn keep<F: Future<Output = Result<(), PatchError>>>(
     patch: impl Fn(u64) -> F,
     sunk: impl Fn(Instant) -> Option<Duration>,
     chance: impl Fn() -> f64,
 ) {
-    let (mut debounce, mut was_told) = (Debounce::new(Instant::now()), false);
+    let mut debounce = Debounce::new(Instant::now());
     // A burst of jobs wakes all pods at once; they need not patch at once.
     tokio::time::sleep(PERIOD.mul_f64(chance())).await;
     loop {
@@ -38,11 +39,6 @@ pub(crate) async fn keep<F: Future<Output = Result<(), PatchError>>>(
                 Ok(()) => {
                     debug!(cost, "the pod's deletion cost is patched");
                     debounce.told(cost, Instant::now());
-                    was_told = true;
-                }
-                // Else a cost of ours stays there, which may be too high for ever.
-                Err(error) if error.is_final() && !was_told => {
-                    return warn!(%error, "no deletion cost is kept");
                 }
                 Err(error) => {
                     let n_failures = debounce.failed(Instant::now(), chance());

@@ -34,13 +34,13 @@ pub struct Pod {
 /// Why an annotation was not patched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PatchError {
-    /// And never will be.
+    /// Not before somebody gives the right.
     #[error(
         "the service account may not patch pods: it needs a Role in namespace {0} with the verb \
          patch on the resource pods, or set --pod-deletion-cost off"
     )]
     Forbidden(String),
-    /// And never will be.
+    /// Not where this process looks for it.
     #[error("namespace {0} has no pod {1}: are POD_NAME and POD_NAMESPACE this pod's own?")]
     NoPod(String, String),
     /// The API server may know better in a while.
@@ -52,13 +52,6 @@ pub(crate) enum PatchError {
     /// What is mounted is of no use; it may be in the middle of a rotation.
     #[error("cannot use {}: {reason}", path.display())]
     Mount { path: PathBuf, reason: String },
-}
-
-impl PatchError {
-    /// Whether another try will end in the same way.
-    pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Forbidden(_) | Self::NoPod(..))
-    }
 }
 
 impl Pod {

@@ -9,7 +9,7 @@ use super::{Begun, Command, Load, Running};
 use crate::board::Board;
 use crate::shared::lock;
 
-/// Which batches are let in; of two the later is closed to more.
+/// Which batches are let in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Door {
     /// All of them; leads to all others.
@@ -20,10 +20,18 @@ pub(crate) enum Door {
     /// Those that have begun and wait for no model; leads to `Leaving` and `Gone`.
     Draining,
     /// Of these only what runs again after a failure: there is no time for another turn, or the device
-    /// was wedged while it drained; leads to `Gone`.
+    /// is wedged while it drains; leads to `Gone`, and to `Draining` when only a wedge is over.
     Leaving,
     /// None: nobody is there to run them.
     Gone,
+}
+
+/// Why the door is not open. A wedge comes and goes; the rest stays.
+#[derive(Debug, Default)]
+struct Closed {
+    is_wedged: bool,
+    /// The furthest of the others.
+    for_good: Door,
 }
 
 /// What the device is to do next.
@@ -40,7 +48,8 @@ pub(super) enum Next {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     waiting: Mutex<VecDeque<Command>>,
-    // Changes only while the lock is held: a batch has begun, or it was taken back.
+    // Both change only while the lock is held: a batch has begun, or it was taken back.
+    closed: Mutex<Closed>,
     door: Board<Door>,
     load: Board<Load>,
 }
@@ -85,24 +94,31 @@ impl Slot {
     /// Closes the door, unless it is closed to more already, and drops what it would not let in:
     /// who waits for these batches is told when this returns.
     pub(super) fn close(&self, door: Door) {
+        self.set(|closed| match door {
+            Door::Wedged => closed.is_wedged = true,
+            door => closed.for_good = closed.for_good.max(door),
+        });
+    }
+
+    /// Opens the door again after a wedge, as far as nothing else closes it.
+    pub(super) fn reopen(&self) {
+        self.set(|closed| closed.is_wedged = false);
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Closed)) {
         let mut waiting = lock(&self.waiting);
-        let before = self.door.get();
-        let door = before.and(door);
-        if door == before {
+        let door = {
+            let mut closed = lock(&self.closed);
+            change(&mut closed);
+            closed.door()
+        };
+        if door == self.door.get() {
             return;
         }
         let load = self.load.get();
         waiting.retain(|command| door.lets_in(command, load));
         self.load.update(|load| load.queued = waiting.len());
         self.door.set(door);
-    }
-
-    /// Opens the door again after a wedge.
-    pub(super) fn reopen(&self) {
-        let _waiting = lock(&self.waiting);
-        if self.door.get() == Door::Wedged {
-            self.door.set(Door::Open);
-        }
     }
 
     pub(super) fn door(&self) -> &Board<Door> {
@@ -114,16 +130,20 @@ impl Slot {
     }
 }
 
-impl Door {
-    /// The one that is closed to whomever either is closed to. Who goes on is finished by a device that
-    /// drains; one that is wedged may never come to it, and there is no other time to give it back.
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Draining, Self::Wedged) | (Self::Wedged, Self::Draining) => Self::Leaving,
-            _ => self.max(other),
+impl Closed {
+    /// The door that is closed to whomever one of the causes closes it to. Who goes on is finished by a
+    /// device that drains; one that is wedged may never come to it, and there is no other time to give
+    /// it back.
+    fn door(&self) -> Door {
+        match (self.is_wedged, self.for_good) {
+            (true, Door::Open) => Door::Wedged,
+            (true, Door::Draining) => Door::Leaving,
+            (_, for_good) => for_good,
         }
     }
+}
 
+impl Door {
     fn lets_in(self, command: &Command, load: Load) -> bool {
         match self {
             Self::Open => true,

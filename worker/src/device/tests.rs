@@ -178,6 +178,20 @@ async fn what_has_not_begun_comes_back_at_once_from_a_device_that_drains_or_is_w
     assert_eq!(device.load().get(), Load::default());
 }
 
+/// A device in its first batch, which waits for a word.
+async fn at_work() -> (mpsc::Sender<()>, DeviceWay, oneshot::Receiver<Answer>) {
+    let (go, word) = mpsc::channel(1);
+    let mut words = vec![word];
+    let device = Device::thread(move |_| Ok(Waiting(words.remove(0)))).unwrap().way;
+    let first = turn(&device, Begun::No);
+    device.load().until(|load| load.running.is_some()).await;
+    (go, device, first)
+}
+
+fn turn(device: &DeviceWay, begun: Begun) -> oneshot::Receiver<Answer> {
+    device.submit(0, vec![Box::new("a".to_owned()) as Cargo], Size::ONE, begun)
+}
+
 #[tokio::test]
 async fn what_is_between_two_turns_comes_back_when_turns_end_or_a_wedge_meets_a_drain() {
     for doors in [
@@ -185,23 +199,35 @@ async fn what_is_between_two_turns_comes_back_when_turns_end_or_a_wedge_meets_a_
         [Door::Draining, Door::Wedged],
         [Door::Wedged, Door::Draining],
     ] {
-        let (go, word) = mpsc::channel(1);
-        let mut words = vec![word];
-        let device = Device::thread(move |_| Ok(Waiting(words.remove(0)))).unwrap().way;
-        let submit =
-            |begun| device.submit(0, vec![Box::new("a".to_owned()) as Cargo], Size::ONE, begun);
-        let first = submit(Begun::No);
-        device.load().until(|load| load.running.is_some()).await;
-        let (between, again) = (submit(Begun::Between), submit(Begun::Yes));
+        let (go, device, first) = at_work().await;
+        let (between, again) = (turn(&device, Begun::Between), turn(&device, Begun::Yes));
         doors.into_iter().for_each(|door| device.close(door));
-        device.admit();
-        for answer in [between, submit(Begun::Between)] {
+        for answer in [between, turn(&device, Begun::Between)] {
             assert!(answer.now_or_never().is_some_and(|came| came.is_err()), "{doors:?}");
         }
         for answer in [first, again] {
             go.send(()).await.unwrap();
             assert!(answer.await.unwrap().results.is_ok(), "{doors:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_wedge_that_is_over_lets_a_device_that_drains_go_on_with_turns_until_these_end() {
+    for doors in [[Door::Draining, Door::Wedged], [Door::Wedged, Door::Draining]] {
+        let (go, device, first) = at_work().await;
+        doors.into_iter().for_each(|door| device.close(door));
+        device.admit();
+        let (fresh, between) = (turn(&device, Begun::No), turn(&device, Begun::Between));
+        assert!(fresh.await.is_err(), "it drains still: {doors:?}");
+        for answer in [first, between] {
+            go.send(()).await.unwrap();
+            assert!(answer.await.expect("it runs").results.is_ok(), "{doors:?}");
+        }
+        device.close(Door::Leaving);
+        device.close(Door::Wedged);
+        device.admit();
+        assert!(turn(&device, Begun::Between).await.is_err(), "turns are over: {doors:?}");
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use ebb_queue::{ErrorKind, Job, JobId, JobResult, Receipt, Settled, Stored};
+use ebb_queue::{
+    ErrorKind, Failure, FailureKind, Job, JobId, JobResult, Outcome, Receipt, Settled, Stored,
+};
 use ebb_telemetry::trace_of;
 use tracing::field::display;
 use tracing::{debug, warn};
@@ -127,19 +129,24 @@ impl Served {
             Ok(()) => replies.with_label_values(&["sent"]).inc(),
             Err(error) => {
                 replies.with_label_values(&["refused"]).inc();
-                self.tell_unsent(result, traceparent, &error);
+                const WORDS: &str = "the reply was not sent; the result is in the store";
+                self.tell_unsent(WORDS, (&result.id, traceparent), &error);
             }
         }
         Ok(())
     }
 
-    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs.
-    fn tell_unsent(&self, result: &JobResult, traceparent: Option<&str>, error: &ebb_queue::Error) {
-        const WORDS: &str = "the reply was not sent; the result is in the store";
-        let (id, trace_id) = (&result.id, traceparent.and_then(trace_of).map(display));
-        match self.pass(WORDS) {
-            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{WORDS}"),
-            None => debug!(job.id = %id, trace_id, %error, "{WORDS}"),
+    /// Sparingly: producers choose their addresses, and one may be wrong in all its jobs; so may alerts.
+    fn tell_unsent(
+        &self,
+        words: &'static str,
+        (id, traceparent): (&JobId, Option<&str>),
+        error: &ebb_queue::Error,
+    ) {
+        let trace_id = traceparent.and_then(trace_of).map(display);
+        match self.pass(words) {
+            Some(n_unsaid) => warn!(job.id = %id, trace_id, %error, n_unsaid, "{words}"),
+            None => debug!(job.id = %id, trace_id, %error, "{words}"),
         }
     }
 
@@ -161,7 +168,9 @@ impl Served {
             Ok(_) => Ok(()),
             // No other attempt would do better, and the answer is good all the same.
             Err(Unanswered::Refused(error)) if error.kind() == ErrorKind::Invalid => {
-                warn!(job.id = %job.id, %error, "the alert was not published; the result is stored");
+                const WORDS: &str = "the alert was not published; the result is stored";
+                let traceparent = job.headers.traceparent.as_deref();
+                self.tell_unsent(WORDS, (&job.id, traceparent), &error);
                 Ok(())
             }
             Err(unanswered) => Err(unanswered),
@@ -205,25 +214,45 @@ impl Served {
                 return Err(Unanswered::Lost);
             }
             if pauses.are_over() || error.kind() == ErrorKind::Invalid {
-                return Err(match self.is_everyones(whose, error.kind()).await {
-                    true => Unanswered::Denied(error),
-                    false => Unanswered::Refused(error),
-                });
+                match self.is_everyones(whose, error.kind()).await {
+                    Some(true) => return Err(Unanswered::Denied(error)),
+                    Some(false) => return Err(Unanswered::Refused(error)),
+                    None => {}
+                }
             }
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Whether no other job would fare better with a call that failed for good like this.
-    async fn is_everyones(&self, whose: Whose, kind: ErrorKind) -> bool {
+    /// Whether no other job would fare better with a call that failed for good like this; none where
+    /// that cannot be told for now.
+    async fn is_everyones(&self, whose: Whose, kind: ErrorKind) -> Option<bool> {
         match (whose, kind) {
-            (_, ErrorKind::Denied) | (Whose::Everyones(_), ErrorKind::Missing) => true,
-            // It may be what is stored of this one job: of one that nobody has, nothing can be wrong.
-            (Whose::Everyones(_), ErrorKind::Incompatible) => {
-                let other = self.results.get(&JobId::fresh()).await;
-                other.is_err_and(|error| !error.kind().heals())
+            (_, ErrorKind::Denied) => Some(true),
+            // It may be what is stored of this one job.
+            (Whose::Everyones(call), ErrorKind::Missing | ErrorKind::Incompatible) => {
+                match self.probe(call).await {
+                    Ok(()) => Some(false),
+                    Err(error) => (!error.kind().heals()).then_some(true),
+                }
             }
-            _ => false,
+            _ => Some(false),
+        }
+    }
+
+    /// Makes the same call for a job that nobody has: nothing that is stored of it can be wrong. What is
+    /// put goes with its time, as all results do.
+    async fn probe(&self, call: StoreCall) -> ebb_queue::Result<()> {
+        let id = JobId::fresh();
+        match call {
+            StoreCall::Get => self.results.get(&id).await.map(drop),
+            StoreCall::Put => {
+                let reason = "no job: a worker looked whether results can be stored";
+                let outcome = Outcome::Failed(Failure::new(FailureKind::Model, reason));
+                let (finished_at, queue) = (self.shared.clock.now(), Some(self.name.clone()));
+                let probe = JobResult { id, attempt: 1, outcome, finished_at, queue };
+                self.results.put(&probe).await.map(drop)
+            }
         }
     }
 }
