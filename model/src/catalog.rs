@@ -165,7 +165,8 @@ pub(crate) const PURPOSES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 16] = [
+pub(crate) const FILES: [&str; 17] = [
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "config.json",

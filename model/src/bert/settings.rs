@@ -68,7 +68,13 @@ impl Settings {
         }
         let declared = match transformer::limit(&transformer)? {
             Some(length) => length,
-            None => tokenizer.limit("model_max_length")?.unwrap_or(config.positions),
+            None => {
+                // The second is what versions 2 and 3 of transformers called it.
+                let names = ["model_max_length", "max_len"];
+                let name = names.into_iter().find(|name| tokenizer.says(name));
+                let limit = name.map(|name| tokenizer.limit(name)).transpose()?.flatten();
+                limit.unwrap_or(config.positions)
+            }
         };
         Ok(Self {
             max_tokens: declared.min(config.positions),

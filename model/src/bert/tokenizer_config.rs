@@ -43,6 +43,31 @@ pub(super) struct TokenizerConfig {
     class: Class,
 }
 
+impl Class {
+    /// The tokens that it has where the file does not say otherwise.
+    fn tokens(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Bert { .. } => &[
+                ("unk_token", "[UNK]"),
+                ("sep_token", "[SEP]"),
+                ("pad_token", "[PAD]"),
+                ("cls_token", "[CLS]"),
+                ("mask_token", "[MASK]"),
+            ],
+            Self::Roberta | Self::XlmRoberta => &[
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("unk_token", "<unk>"),
+                ("sep_token", "</s>"),
+                ("pad_token", "<pad>"),
+                ("cls_token", "<s>"),
+                ("mask_token", "<mask>"),
+            ],
+            Self::Backend | Self::Other => &[],
+        }
+    }
+}
+
 impl TokenizerConfig {
     /// Reads the file, where there is one, and from it or from `config.json` whose tokenizer it is.
     pub(super) fn read(dir: &Path, family: Family) -> Result<Self, LoadError> {
@@ -82,7 +107,7 @@ impl TokenizerConfig {
             Class::Roberta | Class::XlmRoberta => self.apply_prefix_space(inner, dir)?,
             Class::Backend | Class::Other => {}
         }
-        added::add(inner, &self.fields)
+        added::add(inner, dir, &self.fields, self.class.tokens())
     }
 
     fn apply_normalizer(
@@ -324,6 +349,21 @@ mod tests {
             let says =
                 format!("{NAME}: added_tokens_decoder.{id} is {content:?}; by tokenizer.json");
             assert!(error.contains(&says), "{error}");
+        }
+        for (files, says) in [
+            (
+                json!({"added_tokens.json": {"[New]": 400}}),
+                "added_tokens.json: [New] is 400; by tokenizer.json its number is 174; take both",
+            ),
+            (
+                json!({"added_tokens.json": {"[New]": "a"}}),
+                "added_tokens.json: [New] is \"a\"; it must",
+            ),
+            (json!({NAME: {"mask_token": 1}}), "tokenizer_config.json: mask_token is another; it"),
+            (json!({NAME: {"extra_special_tokens": [1]}}), "extra_special_tokens is another; it"),
+        ] {
+            let error = Tokenizer::load(model("tiny-bert", &files).path()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
         }
         for (written, declared) in [("always", false), ("never", true)] {
             let files = json!({
