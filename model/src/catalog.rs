@@ -74,6 +74,7 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             let found = match other {
                 Some(name) if architectures.is_empty() => name.to_owned(),
                 Some(name) => format!("{name} ({architectures})"),
+                None if architectures.is_empty() => "missing".to_owned(),
                 None => format!("missing ({architectures})"),
             };
             let known = [&MODEL_TYPES[..], &causal::MODEL_TYPES].concat().join(", ");
@@ -184,6 +185,29 @@ pub(crate) const FILES: [&str; 17] = [
     TOKENIZER,
     "tokenizer_config.json",
 ];
+
+/// Classes that cut texts in Python alone, and so have no such file.
+const IN_PYTHON: [&str; 3] = ["BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer"];
+
+/// Reads what cuts texts into tokens.
+///
+/// # Errors
+/// When it is not there, with the way to make it where there is one.
+pub(crate) fn read_tokenizer(dir: &Path) -> Result<Vec<u8>, LoadError> {
+    const FIELD: &[&str] = &["tokenizer_class"];
+    let path = dir.join(TOKENIZER);
+    if !is_there(&path)? {
+        for name in ["tokenizer_config.json", "config.json"] {
+            let fields = Fields::read_if_there(&dir.join(name))?;
+            if let Some(class) = fields.text(FIELD)?.filter(|class| IN_PYTHON.contains(class)) {
+                let remedy = "it cuts texts in Python alone and makes no tokenizer.json, without \
+                              which no model of texts is served; take another model";
+                return Err(fields.wrong(FIELD[0], class, remedy));
+            }
+        }
+    }
+    std::fs::read(&path).map_err(|error| LoadError::io(&path, error))
+}
 
 impl ModelInfo {
     /// Reads a model directory; hashes every file of it.
@@ -370,11 +394,30 @@ mod tests {
             (r#"{"model_type": "qwen2"}"#, "architectures is missing"),
             (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
             (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),
+            ("{}", "model_type is missing; known are"),
             ("[", "config.json: EOF"),
         ] {
             let error = check(config).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_tokenizer_is_told_with_the_way_to_make_it_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let told = || read_tokenizer(dir.path()).unwrap_err().to_string();
+        let way = "by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)";
+        assert!(told().contains("tokenizer.json: ") && told().contains(way), "{}", told());
+        write("config.json", r#"{"tokenizer_class": "BertJapaneseTokenizer"}"#);
+        let says = "config.json: tokenizer_class is BertJapaneseTokenizer; it cuts texts in Python";
+        assert!(told().contains(says), "{}", told());
+        write("tokenizer_config.json", r#"{"tokenizer_class": "PhobertTokenizer"}"#);
+        let says = "tokenizer_config.json: tokenizer_class is PhobertTokenizer; it cuts texts in";
+        assert!(told().contains(says), "{}", told());
+        // With the file it does not matter who else could cut a text.
+        write(TOKENIZER, "{}");
+        assert_eq!(read_tokenizer(dir.path()).unwrap(), b"{}");
     }
 
     #[test]

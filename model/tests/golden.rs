@@ -229,7 +229,7 @@ fn what_is_not_supported_is_named_with_its_file_and_field() {
     let gone = |file: &str| variant(|dir| fs::remove_file(dir.join(file)).expect("removed"));
     says(gone("config.json").path(), "config.json: No such file");
     says(gone("model.safetensors").path(), "weights are read from safetensors only");
-    says(gone("1_Pooling/config.json").path(), "1_Pooling/config.json: No such file");
+    says(gone("1_Pooling/config.json").path(), "modules.json: module 1 is a Pooling of 1_Pooling/");
     let dense =
         json!([{"path": "", "type": "x.Transformer"}, {"path": "1_Dense", "type": "x.Dense"}]);
     let dense =

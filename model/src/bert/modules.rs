@@ -100,6 +100,11 @@ impl Modules {
         let mut modules = Self::listed(dir)?;
         if let Some(name) = &modules.pooling_file {
             let path = dir.join(name);
+            if !is_there(&path)? {
+                let found = format!("a Pooling of {name}");
+                let remedy = "that file is missing; fetch it to the same directory";
+                return Err(LoadError::unsupported(&dir.join(MODULES), "module 1", found, remedy));
+            }
             let file: PoolingFile = read_json(&path)?;
             modules.include_prompt = file.include_prompt;
             modules.pooling = file.mode(&path)?;

@@ -12,6 +12,7 @@ use tokenizers::{
 use super::settings::Prompts;
 use super::tokenizer_config::TokenizerConfig;
 use super::{Settings, Task};
+use crate::catalog::{self, TOKENIZER};
 use crate::{ItemError, LoadError};
 
 /// A text longer than this is refused: cutting it to tokens would hold a thread for too long.
@@ -110,8 +111,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json`, and what counts more than it in the files beside it.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
-        let path = dir.join("tokenizer.json");
-        let text = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+        let (path, text) = (dir.join(TOKENIZER), catalog::read_tokenizer(dir)?);
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
 

@@ -8,7 +8,7 @@ use super::{Settings, tokenizer_class};
 use crate::bert::{check_length, guarded, uncut};
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
-use crate::{ItemError, LoadError, added};
+use crate::{ItemError, LoadError, added, catalog};
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
 #[derive(Debug, Clone)]
@@ -52,8 +52,7 @@ impl Tokenizer {
     /// # Errors
     /// When it is missing, or is not what it should be: which field, and what to do.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        let path = dir.join(TOKENIZER);
-        let text = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+        let (path, text) = (dir.join(TOKENIZER), catalog::read_tokenizer(dir)?);
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
         // What the file says of padding and truncation was meant for whoever saved it.
