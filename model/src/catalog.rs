@@ -165,7 +165,7 @@ pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const PURPOSES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The files that a model is read from beside its weights and its pooling, where it has them.
+/// The files that a model is read from beside its weights and its modules, where it has them.
 pub(crate) const FILES: [&str; 17] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -216,7 +216,7 @@ impl ModelInfo {
         let weights = Checkpoint::open(dir)?;
         if kind == ModelKind::Generator {
             let settings = causal::check_texts(dir)?;
-            return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
+            return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, &[])?));
         }
         if kind != ModelKind::Sentinel {
             // Without one it is still told what the model is.
@@ -224,8 +224,13 @@ impl ModelInfo {
             let settings =
                 if has_tokenizer { bert::check_texts(dir)? } else { Settings::read(dir)? };
             settings.check_labels(&weights)?;
-            let files = files_of(dir, settings.pooling_file())?;
-            return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));
+            let mut parameters = n_parameters(&weights);
+            for layer in &settings.projections {
+                parameters =
+                    parameters.saturating_add(n_parameters(&Checkpoint::open(layer.folder())?));
+            }
+            let files = files_of(dir, settings.module_files())?;
+            return Ok(Self::of_text(kind, &settings, parameters, files));
         }
         let config = sentinel::Config::read(dir)?;
         Ok(Self {
@@ -243,7 +248,7 @@ impl ModelInfo {
             labels: Vec::new(),
             dimensions: Some(1),
             generation: None,
-            files: files_of(dir, None)?,
+            files: files_of(dir, &[])?,
         })
     }
 
@@ -295,7 +300,7 @@ impl ModelInfo {
             default_prompt: settings.default_prompt().map(str::to_owned),
             problem: (!is_encoder).then(|| settings.problem()),
             labels: settings.labels().to_vec(),
-            dimensions: Some(if is_encoder { settings.hidden() } else { n_labels }),
+            dimensions: Some(if is_encoder { settings.dimensions() } else { n_labels }),
             generation: None,
             files,
         }
@@ -309,16 +314,16 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 }
 
 /// Hashes the files that a model is read from, the weights last.
-fn files_of(dir: &Path, pooling: Option<&str>) -> Result<Vec<FileInfo>, LoadError> {
+fn files_of(dir: &Path, modules: &[String]) -> Result<Vec<FileInfo>, LoadError> {
     // A pooling may lie in the model's own folder, and its file is one of the others then.
-    let pooling = pooling.filter(|name| !FILES.contains(name));
+    let modules = modules.iter().filter(|name| !FILES.contains(&name.as_str()));
     let mut names = Vec::new();
     for name in FILES {
         if is_there(&dir.join(name))? {
             names.push(name.to_owned());
         }
     }
-    names.extend(pooling.map(str::to_owned));
+    names.extend(modules.cloned());
     names.extend(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);

