@@ -350,6 +350,24 @@ mod tests {
                 format!("{NAME}: added_tokens_decoder.{id} is {content:?}; by tokenizer.json");
             assert!(error.contains(&says), "{error}");
         }
+        for (written, declared) in [("always", false), ("never", true)] {
+            let files = json!({
+                NAME: {"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": declared},
+                TOKENIZER: {"pre_tokenizer": {"prepend_scheme": written}},
+            });
+            let dir = model("tiny-xlm-roberta", &files);
+            let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("add_prefix_space is {declared}; tok")), "{error}");
+        }
+        for (field, value) in [("truncation_side", json!("both")), ("do_lower_case", json!(1))] {
+            let dir = model("tiny-bert", &json!({NAME: {field: value}}));
+            let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{NAME}: {field} is ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn tokens_that_the_small_files_name_otherwise_are_refused_with_their_file() {
         for (files, says) in [
             (
                 json!({"added_tokens.json": {"[New]": 400}}),
@@ -364,20 +382,6 @@ mod tests {
         ] {
             let error = Tokenizer::load(model("tiny-bert", &files).path()).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
-        }
-        for (written, declared) in [("always", false), ("never", true)] {
-            let files = json!({
-                NAME: {"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": declared},
-                TOKENIZER: {"pre_tokenizer": {"prepend_scheme": written}},
-            });
-            let dir = model("tiny-xlm-roberta", &files);
-            let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
-            assert!(error.contains(&format!("add_prefix_space is {declared}; tok")), "{error}");
-        }
-        for (field, value) in [("truncation_side", json!("both")), ("do_lower_case", json!(1))] {
-            let dir = model("tiny-bert", &json!({NAME: {field: value}}));
-            let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
-            assert!(error.contains(&format!("{NAME}: {field} is ")), "{error}");
         }
     }
 }
