@@ -74,6 +74,7 @@ pub fn recognise(dir: &Path) -> Result<ModelKind, LoadError> {
             let found = match other {
                 Some(name) if architectures.is_empty() => name.to_owned(),
                 Some(name) => format!("{name} ({architectures})"),
+                None if architectures.is_empty() => "missing".to_owned(),
                 None => format!("missing ({architectures})"),
             };
             let known = [&MODEL_TYPES[..], &causal::MODEL_TYPES].concat().join(", ");
@@ -164,8 +165,9 @@ pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const PURPOSES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The files that a model is read from beside its weights and its pooling, where it has them.
-pub(crate) const FILES: [&str; 16] = [
+/// The files that a model is read from beside its weights and its modules, where it has them.
+pub(crate) const FILES: [&str; 17] = [
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "config.json",
@@ -184,6 +186,29 @@ pub(crate) const FILES: [&str; 16] = [
     "tokenizer_config.json",
 ];
 
+/// Classes that cut texts in Python alone, and so have no such file.
+const IN_PYTHON: [&str; 3] = ["BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer"];
+
+/// Reads what cuts texts into tokens.
+///
+/// # Errors
+/// When it is not there, with the way to make it where there is one.
+pub(crate) fn read_tokenizer(dir: &Path) -> Result<Vec<u8>, LoadError> {
+    const FIELD: &[&str] = &["tokenizer_class"];
+    let path = dir.join(TOKENIZER);
+    if !is_there(&path)? {
+        for name in ["tokenizer_config.json", "config.json"] {
+            let fields = Fields::read_if_there(&dir.join(name))?;
+            if let Some(class) = fields.text(FIELD)?.filter(|class| IN_PYTHON.contains(class)) {
+                let remedy = "it cuts texts in Python alone and makes no tokenizer.json, without \
+                              which no model of texts is served; take another model";
+                return Err(fields.wrong(FIELD[0], class, remedy));
+            }
+        }
+    }
+    std::fs::read(&path).map_err(|error| LoadError::io(&path, error))
+}
+
 impl ModelInfo {
     /// Reads a model directory; hashes every file of it.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
@@ -191,16 +216,23 @@ impl ModelInfo {
         let weights = Checkpoint::open(dir)?;
         if kind == ModelKind::Generator {
             let settings = causal::check_texts(dir)?;
-            return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, None)?));
+            return Ok(Self::of_generator(&settings, n_parameters(&weights), files_of(dir, &[])?));
         }
         if kind != ModelKind::Sentinel {
             // Without one it is still told what the model is.
-            let has_tokenizer = is_there(&dir.join(TOKENIZER))?;
+            let tokenizer = bert::tokenizer_file(dir)?;
             let settings =
-                if has_tokenizer { bert::check_texts(dir)? } else { Settings::read(dir)? };
+                if tokenizer.is_some() { bert::check_texts(dir)? } else { Settings::read(dir)? };
             settings.check_labels(&weights)?;
-            let files = files_of(dir, settings.pooling_file())?;
-            return Ok(Self::of_text(kind, &settings, n_parameters(&weights), files));
+            let mut parameters = n_parameters(&weights);
+            for layer in &settings.projections {
+                parameters =
+                    parameters.saturating_add(n_parameters(&Checkpoint::open(layer.folder())?));
+            }
+            let mut others = settings.module_files().to_vec();
+            others.extend(tokenizer.map(str::to_owned));
+            let files = files_of(dir, &others)?;
+            return Ok(Self::of_text(kind, &settings, parameters, files));
         }
         let config = sentinel::Config::read(dir)?;
         Ok(Self {
@@ -218,7 +250,7 @@ impl ModelInfo {
             labels: Vec::new(),
             dimensions: Some(1),
             generation: None,
-            files: files_of(dir, None)?,
+            files: files_of(dir, &[])?,
         })
     }
 
@@ -270,7 +302,7 @@ impl ModelInfo {
             default_prompt: settings.default_prompt().map(str::to_owned),
             problem: (!is_encoder).then(|| settings.problem()),
             labels: settings.labels().to_vec(),
-            dimensions: Some(if is_encoder { settings.hidden() } else { n_labels }),
+            dimensions: Some(if is_encoder { settings.dimensions() } else { n_labels }),
             generation: None,
             files,
         }
@@ -284,16 +316,16 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 }
 
 /// Hashes the files that a model is read from, the weights last.
-fn files_of(dir: &Path, pooling: Option<&str>) -> Result<Vec<FileInfo>, LoadError> {
-    // A pooling may lie in the model's own folder, and its file is one of the others then.
-    let pooling = pooling.filter(|name| !FILES.contains(name));
+fn files_of(dir: &Path, others: &[String]) -> Result<Vec<FileInfo>, LoadError> {
+    // A pooling may lie in the model's own folder, and its file is one of those of all then.
+    let others = others.iter().filter(|name| !FILES.contains(&name.as_str()));
     let mut names = Vec::new();
     for name in FILES {
         if is_there(&dir.join(name))? {
             names.push(name.to_owned());
         }
     }
-    names.extend(pooling.map(str::to_owned));
+    names.extend(others.cloned());
     names.extend(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);
@@ -369,11 +401,30 @@ mod tests {
             (r#"{"model_type": "qwen2"}"#, "architectures is missing"),
             (r#"{"model_type": "t5"}"#, "model_type is t5; known are"),
             (r#"{"architectures": ["X"]}"#, "model_type is missing (X); known are"),
+            ("{}", "model_type is missing; known are"),
             ("[", "config.json: EOF"),
         ] {
             let error = check(config).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_tokenizer_is_told_with_the_way_to_make_it_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let told = || read_tokenizer(dir.path()).unwrap_err().to_string();
+        let way = "by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)";
+        assert!(told().contains("tokenizer.json: ") && told().contains(way), "{}", told());
+        write("config.json", r#"{"tokenizer_class": "BertJapaneseTokenizer"}"#);
+        let says = "config.json: tokenizer_class is BertJapaneseTokenizer; it cuts texts in Python";
+        assert!(told().contains(says), "{}", told());
+        write("tokenizer_config.json", r#"{"tokenizer_class": "PhobertTokenizer"}"#);
+        let says = "tokenizer_config.json: tokenizer_class is PhobertTokenizer; it cuts texts in";
+        assert!(told().contains(says), "{}", told());
+        // With the file it does not matter who else could cut a text.
+        write(TOKENIZER, "{}");
+        assert_eq!(read_tokenizer(dir.path()).unwrap(), b"{}");
     }
 
     #[test]

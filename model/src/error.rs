@@ -156,7 +156,10 @@ fn hint(path: &Path) -> &'static str {
         Some("model.safetensors") => {
             "; weights are read from safetensors only, convert other formats first"
         }
-        Some("tokenizer.json") => "; a model of texts needs it, save it beside the weights",
+        Some("tokenizer.json") => {
+            "; a model of texts needs it: transformers in Python makes it of the other files, by \
+             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        }
         _ => "",
     }
 }

@@ -49,7 +49,17 @@ impl Fields {
         if is_there(path)? {
             return Self::read(path);
         }
-        Ok(Self { path: path.to_owned(), map: Map::new() })
+        Ok(Self::none(path))
+    }
+
+    /// A file that is not there, or does not count.
+    pub(crate) fn none(path: &Path) -> Self {
+        Self { path: path.to_owned(), map: Map::new() }
+    }
+
+    /// All fields, whatever stands in them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.map.iter().map(|(name, value)| (&**name, value))
     }
 
     /// Whether there is nothing in it.

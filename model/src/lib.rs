@@ -69,3 +69,4 @@ pub trait Model: 'static {
         batch: &[Self::Input],
     ) -> Result<Vec<Result<Self::Output, ItemError>>, InferError>;
 }
+#[cfg(test)]

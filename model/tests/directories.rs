@@ -307,6 +307,13 @@ fn a_module_lies_in_a_folder_of_the_model() {
 }
 
 #[test]
+fn a_module_whose_file_is_missing_is_told_by_the_file_that_names_it() {
+    let dir = model("tiny-bert");
+    fs::remove_file(dir.path().join("1_Pooling/config.json")).unwrap();
+    says(dir.path(), "modules.json: module 1 is a Pooling of 1_Pooling/config.json; that file is");
+}
+
+#[test]
 fn the_info_lists_the_pooling_that_is_read() {
     for (path, listed) in [
         ("1_Pooling", "1_Pooling/config.json"),

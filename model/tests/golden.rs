@@ -132,6 +132,65 @@ fn pooling_is_read_from_the_flags_as_well_as_from_the_name() {
     }
 }
 
+/// The tiny model with dense layers behind its first token.
+fn with_dense(modules: impl FnOnce(&mut Vec<serde_json::Value>)) -> tempfile::TempDir {
+    variant(|dir| {
+        let from = data().join("tiny-dense");
+        for name in ["2_Dense", "3_Dense"] {
+            fs::create_dir(dir.join(name)).expect("a directory");
+            for file in ["config.json", "model.safetensors"] {
+                fs::copy(from.join(name).join(file), dir.join(name).join(file)).expect("a copy");
+            }
+        }
+        let text = fs::read_to_string(from.join("modules.json")).expect("it is committed");
+        let mut listed = serde_json::from_str(&text).expect("a list");
+        modules(&mut listed);
+        fs::write(dir.join("modules.json"), json!(listed).to_string()).expect("written");
+        set(dir, "1_Pooling/config.json", "pooling_mode", json!("cls"));
+    })
+}
+
+#[test]
+fn dense_layers_behind_the_pooling_are_as_sentence_transformers_has_them() {
+    let reference = reference("tiny-dense.json");
+    check(with_dense(|_| ()).path(), &reference, "two_normalised", TOLERANCE);
+    let dir = with_dense(|modules| modules.truncate(3));
+    check(dir.path(), &reference, "one", TOLERANCE);
+    let info = ebb_model::ModelInfo::read(dir.path()).expect("it is a model");
+    let without = ebb_model::ModelInfo::read(&data().join("tiny-bert")).expect("it is a model");
+    assert_eq!((info.hidden, info.dimensions, info.normalize), (32, Some(6), Some(false)));
+    assert_eq!(info.parameters, without.parameters + 32 * 6 + 6);
+    let names: Vec<&str> = info.files.iter().map(|file| &*file.name).collect();
+    let end = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"];
+    assert!(end.iter().all(|name| names.contains(name)), "{names:?}");
+}
+
+#[test]
+fn a_dense_layer_that_is_not_as_the_rest_says_is_refused_by_its_file() {
+    for (field, value, says) in [
+        ("in_features", json!(31), "in_features is 31; what comes before has 32 numbers"),
+        ("out_features", json!(7), "tensor linear.weight is [6, 32]"),
+        ("out_features", json!(0), "out_features is 0; it must be"),
+        ("bias", json!("yes"), "bias is \"yes\"; it must be true or false"),
+        ("activation_function", json!("torch.nn.modules.activation.GELU"), "known are torch's"),
+        ("activation_function", json!("my.Tanh"), "activation_function is my.Tanh; known are"),
+        ("use_residual", json!(true), "use_residual is true; it must"),
+        ("module_input_name", json!("token_embeddings"), "module_input_name is token_embeddings"),
+    ] {
+        let dir = with_dense(|modules| modules.truncate(3));
+        set(dir.path(), "2_Dense/config.json", field, value);
+        let error = Encoder::load(dir.path(), DeviceChoice::Cpu).unwrap_err().to_string();
+        assert!(error.contains("2_Dense/") && error.contains(says), "{error}");
+    }
+    let dir = with_dense(|_| ());
+    fs::remove_file(dir.path().join("3_Dense/model.safetensors")).expect("it is there");
+    let error = Encoder::load(dir.path(), DeviceChoice::Cpu).unwrap_err().to_string();
+    assert!(error.contains("3_Dense/model.safetensors: ") && error.contains("convert"), "{error}");
+    let dir = with_dense(|modules| modules.swap(3, 4));
+    let error = Encoder::load(dir.path(), DeviceChoice::Cpu).unwrap_err().to_string();
+    assert!(error.contains("modules.json: module 4 is sentence_transformers.base"), "{error}");
+}
+
 #[test]
 fn weights_may_have_a_prefix_and_half_the_bits() {
     let reference = reference("tiny-bert.json");
@@ -229,7 +288,7 @@ fn what_is_not_supported_is_named_with_its_file_and_field() {
     let gone = |file: &str| variant(|dir| fs::remove_file(dir.join(file)).expect("removed"));
     says(gone("config.json").path(), "config.json: No such file");
     says(gone("model.safetensors").path(), "weights are read from safetensors only");
-    says(gone("1_Pooling/config.json").path(), "1_Pooling/config.json: No such file");
+    says(gone("1_Pooling/config.json").path(), "modules.json: module 1 is a Pooling of 1_Pooling/");
     let dense =
         json!([{"path": "", "type": "x.Transformer"}, {"path": "1_Dense", "type": "x.Dense"}]);
     let dense =

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use super::body::Body;
+use super::projection::{Projected, Projection};
 use super::{Settings, Source, Tokens};
 use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// The vector of one text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// As long as the model is wide.
+    /// As long as [`Settings::dimensions`].
     pub vector: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
@@ -35,6 +36,7 @@ impl Embedding {
 pub struct Encoder {
     settings: Settings,
     body: Body,
+    projections: Vec<Projected>,
 }
 
 impl Encoder {
@@ -47,7 +49,9 @@ impl Encoder {
     pub fn on(source: Source, device: &Opened) -> Result<Self, LoadError> {
         let Source { settings, reader } = source;
         let body = Body::load(settings.config.clone(), &reader, device)?;
-        Ok(Self { settings, body })
+        let projections = settings.projections.iter().map(Projection::load);
+        let projections = projections.collect::<Result<_, _>>()?;
+        Ok(Self { settings, body, projections })
     }
 
     /// What the directory says of the model.
@@ -90,7 +94,8 @@ impl Model for Encoder {
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Embedding>, ItemError>>, InferError> {
         let head = |pooled: &[f32], text: &Tokens| {
-            let mut vector = pooled.to_vec();
+            let layers = self.projections.iter();
+            let mut vector = layers.fold(pooled.to_vec(), |vector, layer| layer.apply(&vector));
             if self.settings.normalize {
                 normalise(&mut vector);
             }

@@ -33,6 +33,7 @@ mod packed;
 mod panels;
 #[cfg(feature = "cpu")]
 mod pool;
+mod projection;
 mod settings;
 #[cfg(feature = "cpu")]
 mod shapes;
@@ -46,6 +47,7 @@ mod tokenizer;
 #[cfg(feature = "cpu")]
 mod tokenizer_config;
 mod transformer;
+mod vocabulary;
 #[cfg(feature = "cpu")]
 mod warmer;
 #[cfg(feature = "cpu")]
@@ -59,7 +61,7 @@ pub use encoder::{Embedding, Encoder};
 pub use entities::{Entity, entities, words};
 pub use family::{Family, MODEL_TYPES};
 pub use modules::Pooling;
-pub(crate) use modules::{MODULES, pooling_file};
+pub(crate) use modules::{MODULES, module_files};
 pub(crate) use settings::SENTENCE_CONFIG;
 pub use settings::Settings;
 #[cfg(feature = "cpu")]
@@ -73,6 +75,7 @@ pub use task::{Problem, Task};
 pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
 #[cfg(feature = "cpu")]
 pub(crate) use tokenizer::{check_length, guarded, uncut};
+pub(crate) use vocabulary::{WORDS, tokenizer_file};
 #[cfg(feature = "cpu")]
 pub use warmer::Warmer;
 

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::LoadError;
+use crate::checkpoint::SINGLE;
 use crate::json::{is_there, read_json};
 
 /// The file that lists the parts of an encoder.
@@ -73,13 +74,15 @@ fn yes() -> bool {
     true
 }
 
-/// What `modules.json` lists: the transformer, a pooling, perhaps a normalisation.
+/// What `modules.json` lists: the transformer, a pooling, perhaps dense layers and a normalisation.
 pub(crate) struct Modules {
     pub(crate) transformer: PathBuf,
     pub(crate) pooling: Pooling,
     /// The file that says so, in the directory.
     pub(crate) pooling_file: Option<String>,
     pub(crate) include_prompt: bool,
+    /// The folders of the dense layers, in their order.
+    pub(crate) dense: Vec<String>,
     pub(crate) normalize: bool,
 }
 
@@ -91,6 +94,7 @@ impl Modules {
             pooling: Pooling::Mean,
             pooling_file: None,
             include_prompt: true,
+            dense: Vec::new(),
             normalize: false,
         }
     }
@@ -100,6 +104,11 @@ impl Modules {
         let mut modules = Self::listed(dir)?;
         if let Some(name) = &modules.pooling_file {
             let path = dir.join(name);
+            if !is_there(&path)? {
+                let found = format!("a Pooling of {name}");
+                let remedy = "that file is missing; fetch it to the same directory";
+                return Err(LoadError::unsupported(&dir.join(MODULES), "module 1", found, remedy));
+            }
             let file: PoolingFile = read_json(&path)?;
             modules.include_prompt = file.include_prompt;
             modules.pooling = file.mode(&path)?;
@@ -120,10 +129,16 @@ impl Modules {
         Ok(Self::none(dir))
     }
 
+    /// The files that the modules behind the transformer are read from, in the directory.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let layer = |folder| ["config.json", SINGLE].map(|name| format!("{folder}/{name}"));
+        self.pooling_file.iter().cloned().chain(self.dense.iter().flat_map(layer)).collect()
+    }
+
     /// Reads `modules.json` alone.
     fn listed(dir: &Path) -> Result<Self, LoadError> {
         const REMEDY: &str = "known are Transformer in \"\", Pooling in a folder of this directory, \
-                              and Normalize, in this order";
+                              Dense in folders of it, and Normalize, in this order";
         let mut modules = Self::none(dir);
         for (place, entry) in entries(&dir.join(MODULES))?.iter().enumerate() {
             match (entry.class(), place, folder_of(&entry.path).as_deref()) {
@@ -132,7 +147,10 @@ impl Modules {
                 ("Pooling", 1, Some(folder)) => {
                     modules.pooling_file = Some(format!("{folder}/config.json"));
                 }
-                ("Normalize", 2, _) => modules.normalize = true,
+                ("Dense", 2.., Some(folder)) if !folder.is_empty() && !modules.normalize => {
+                    modules.dense.push(folder.to_owned());
+                }
+                ("Normalize", 2.., _) if !modules.normalize => modules.normalize = true,
                 _ => return Err(entry.unknown(place, dir, REMEDY)),
             }
         }
@@ -157,9 +175,9 @@ impl ModuleEntry {
     }
 }
 
-/// The file that the pooling of an encoder will be read from, in its directory.
-pub(crate) fn pooling_file(dir: &Path) -> Result<Option<String>, LoadError> {
-    Ok(Modules::listed(dir)?.pooling_file)
+/// The files that an encoder's modules behind the transformer will be read from, in its directory.
+pub(crate) fn module_files(dir: &Path) -> Result<Vec<String>, LoadError> {
+    Ok(Modules::listed(dir)?.files())
 }
 
 /// The folder of a module, without what says nothing: "" for the model's own, or one below it.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::config::Config;
 use super::modules::{Modules, Pooling};
+use super::projection::Projection;
 use super::task::{Problem, Task};
 use super::transformer;
 use crate::LoadError;
@@ -29,7 +30,9 @@ pub struct Settings {
     pub(crate) config: Config,
     pub(crate) lower_case: bool,
     pub(crate) prompts: Prompts,
-    pooling_file: Option<String>,
+    /// Behind the pooling of an encoder.
+    pub(crate) projections: Vec<Projection>,
+    module_files: Vec<String>,
 }
 
 /// What may stand before a text.
@@ -66,9 +69,20 @@ impl Settings {
         if config.head.task != Task::Embedding {
             prompts.refuse_default(dir)?;
         }
+        let mut projections: Vec<Projection> = Vec::new();
+        for folder in &modules.dense {
+            let width = projections.last().map_or(config.hidden, Projection::width);
+            projections.push(Projection::read(dir.join(folder), width)?);
+        }
         let declared = match transformer::limit(&transformer)? {
             Some(length) => length,
-            None => tokenizer.limit("model_max_length")?.unwrap_or(config.positions),
+            None => {
+                // The second is what versions 2 and 3 of transformers called it.
+                let names = ["model_max_length", "max_len"];
+                let name = names.into_iter().find(|name| tokenizer.says(name));
+                let limit = name.map(|name| tokenizer.limit(name)).transpose()?.flatten();
+                limit.unwrap_or(config.positions)
+            }
         };
         Ok(Self {
             max_tokens: declared.min(config.positions),
@@ -77,13 +91,14 @@ impl Settings {
             config,
             lower_case: transformer.flag("do_lower_case")?,
             prompts,
-            pooling_file: modules.pooling_file,
+            module_files: modules.files(),
+            projections,
         })
     }
 
-    /// The file that the pooling was read from, in the directory.
-    pub(crate) fn pooling_file(&self) -> Option<&str> {
-        self.pooling_file.as_deref()
+    /// The files of the modules behind the transformer, in the directory.
+    pub(crate) fn module_files(&self) -> &[String] {
+        &self.module_files
     }
 
     /// The name in `architectures`, or of the model type.
@@ -143,9 +158,14 @@ impl Settings {
         self.prompts.default_name.as_deref()
     }
 
-    /// Width of a token's vector, and of an encoder's result.
+    /// Width of a token's vector.
     pub fn hidden(&self) -> usize {
         self.config.hidden
+    }
+
+    /// Numbers of an encoder's result.
+    pub fn dimensions(&self) -> usize {
+        self.projections.last().map_or(self.config.hidden, Projection::width)
     }
 }
 

@@ -43,6 +43,31 @@ pub(super) struct TokenizerConfig {
     class: Class,
 }
 
+impl Class {
+    /// The tokens that it has where the file does not say otherwise.
+    fn tokens(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Bert { .. } => &[
+                ("unk_token", "[UNK]"),
+                ("sep_token", "[SEP]"),
+                ("pad_token", "[PAD]"),
+                ("cls_token", "[CLS]"),
+                ("mask_token", "[MASK]"),
+            ],
+            Self::Roberta | Self::XlmRoberta => &[
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("unk_token", "<unk>"),
+                ("sep_token", "</s>"),
+                ("pad_token", "<pad>"),
+                ("cls_token", "<s>"),
+                ("mask_token", "<mask>"),
+            ],
+            Self::Backend | Self::Other => &[],
+        }
+    }
+}
+
 impl TokenizerConfig {
     /// Reads the file, where there is one, and from it or from `config.json` whose tokenizer it is.
     pub(super) fn read(dir: &Path, family: Family) -> Result<Self, LoadError> {
@@ -71,6 +96,11 @@ impl TokenizerConfig {
         Ok(Self { fields, class })
     }
 
+    /// What stands in the file.
+    pub(super) fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
     /// Makes of a tokenizer what transformers makes of it.
     pub(super) fn apply(
         &self,
@@ -82,7 +112,7 @@ impl TokenizerConfig {
             Class::Roberta | Class::XlmRoberta => self.apply_prefix_space(inner, dir)?,
             Class::Backend | Class::Other => {}
         }
-        added::add(inner, &self.fields)
+        added::add(inner, dir, &self.fields, self.class.tokens())
     }
 
     fn apply_normalizer(
@@ -246,7 +276,8 @@ mod tests {
             }
         }
         for (name, content) in files.iter().filter(|(name, _)| !data(model).join(name).exists()) {
-            std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+            let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
+            std::fs::write(dir.path().join(name), text).unwrap();
         }
         dir
     }
@@ -338,6 +369,25 @@ mod tests {
             let dir = model("tiny-bert", &json!({NAME: {field: value}}));
             let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
             assert!(error.contains(&format!("{NAME}: {field} is ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn tokens_that_the_small_files_name_otherwise_are_refused_with_their_file() {
+        for (files, says) in [
+            (
+                json!({"added_tokens.json": {"[New]": 400}}),
+                "added_tokens.json: [New] is 400; by tokenizer.json its number is 174; take both",
+            ),
+            (
+                json!({"added_tokens.json": {"[New]": "a"}}),
+                "added_tokens.json: [New] is \"a\"; it must",
+            ),
+            (json!({NAME: {"mask_token": 1}}), "tokenizer_config.json: mask_token is another; it"),
+            (json!({NAME: {"extra_special_tokens": [1]}}), "extra_special_tokens is another; it"),
+        ] {
+            let error = Tokenizer::load(model("tiny-bert", &files).path()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
         }
     }
 }

@@ -44,6 +44,8 @@ mod stops;
 #[cfg(feature = "cpu")]
 mod tokenizer;
 #[cfg(feature = "cpu")]
+mod tokenizer_class;
+#[cfg(feature = "cpu")]
 mod transcript;
 mod turn;
 #[cfg(feature = "cpu")]

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Settings;
 use super::letters::Letters;
+use super::{Settings, tokenizer_class};
 use crate::bert::{check_length, guarded, uncut};
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
-use crate::{ItemError, LoadError, added};
+use crate::{ItemError, LoadError, added, catalog};
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
 #[derive(Debug, Clone)]
@@ -47,18 +47,19 @@ impl Tokenizer {
         unknown.into_iter().map(|(_, token)| token).collect()
     }
 
-    /// Reads `tokenizer.json`, and the tokens that `tokenizer_config.json` adds to it.
+    /// Reads `tokenizer.json`, and what `tokenizer_config.json` makes of it and adds to it.
     ///
     /// # Errors
     /// When it is missing, or is not what it should be: which field, and what to do.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        let path = dir.join(TOKENIZER);
-        let text = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+        let (path, text) = (dir.join(TOKENIZER), catalog::read_tokenizer(dir)?);
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
         // What the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
-        added::add(&mut inner, &Fields::read_if_there(&dir.join("tokenizer_config.json"))?)?;
+        let config = Fields::read_if_there(&dir.join("tokenizer_config.json"))?;
+        let own = tokenizer_class::apply(&mut inner, dir, &config)?;
+        added::add(&mut inner, dir, &config, own)?;
         let [none, some] = ["", "a"].map(|text| guarded(&path, || inner.encode_fast(text, true)));
         let (none, some) = (none?, some?);
         let both = none.get_ids().iter().zip(some.get_ids());
@@ -167,6 +168,19 @@ mod tests {
         assert_eq!(tokenizer.shown(n as u32), None);
         let (_, tokenizer) = ids(json!({n.to_string(): token("<think>", false)})).unwrap();
         assert_eq!(tokenizer.shown(n as u32).as_deref(), Some("<think>"));
+        let named = json!({"eos_token": "<think>", "extra_special_tokens": ["<end>"]});
+        std::fs::write(dir.path().join("tokenizer_config.json"), named.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        let found = tokenizer.tokenize("prompt", "a<end><think>b").unwrap();
+        assert_eq!(found, [letter("a"), n as u32 + 1, n as u32, letter("b")]);
+        assert_eq!((tokenizer.shown(n as u32), tokenizer.shown(n as u32 + 1)), (None, None));
+        // What older versions wrote in a file of its own, and not as special.
+        std::fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
+        std::fs::write(dir.path().join("added_tokens.json"), json!({"<1.5>": n}).to_string())
+            .unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.tokenize("prompt", "<1.5>").unwrap(), [n as u32]);
+        assert_eq!(tokenizer.shown(n as u32).as_deref(), Some("<1.5>"));
         let error = ids(json!({(n + 1).to_string(): token("<think>", true)})).unwrap_err();
         let says = format!("added_tokens_decoder.{} is \"<think>\"; by tokenizer.json", n + 1);
         assert!(error.contains(&says) && error.contains("tokenizer_config.json"), "{error}");

@@ -11,13 +11,13 @@ use super::client::{Client, Promise, check};
 use super::snapshot::{self, Link};
 use super::staging::{self, PARTIAL};
 use super::{Known, Places, Progress, PullError, Repository, cache, io};
-use crate::bert::{self, pooling_file};
+use crate::bert::{self, module_files};
 use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog, causal};
 
-/// Files that Python's tools, which share the cache, want beside those that are read here.
-const OTHERS: [&str; 2] = ["vocab.txt", "README.md"];
+/// Files that Python's tools, which share the cache, want beside those that are read of any model.
+const OTHERS: [&str; 2] = [bert::WORDS, "README.md"];
 
 #[derive(Deserialize)]
 struct Revision {
@@ -130,16 +130,21 @@ impl Hub<'_> {
         if kind == ModelKind::Sentinel {
             return Ok(links);
         }
-        self.need(revision, TOKENIZER)?;
+        if kind == ModelKind::Generator || bert::tokenizer_file(staging.path())?.is_none() {
+            self.need(revision, TOKENIZER)?;
+        }
         if kind == ModelKind::Generator {
             causal::check_texts(staging.path())?;
             return Ok(links);
         }
-        let pooling = match kind {
-            ModelKind::Encoder => pooling_file(staging.path())?,
-            _ => None,
+        let modules = match kind {
+            ModelKind::Encoder => module_files(staging.path())?,
+            _ => Vec::new(),
         };
-        if let Some(name) = pooling.filter(|name| links.iter().all(|link| link.name != *name)) {
+        for name in modules {
+            if links.iter().any(|link| link.name == name) {
+                continue;
+            }
             self.need(revision, &name)?;
             let link = self.link(revision, &name, progress)?;
             link.put(staging.path())?;

@@ -757,7 +757,10 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
         let mut files = files();
         files[0].1 = fs::read(data.join("config.json")).unwrap();
+        // Of such words this class alone makes tokens.
         files[3] = ("vocab.txt", b"a".to_vec());
+        let class = br#"{"tokenizer_class": "ElectraTokenizer"}"#.to_vec();
+        files.push(("tokenizer_config.json", class));
         let dir = tempfile::tempdir().unwrap();
         let hub = TestHub::with(Manner::Honest, files);
         let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err();
@@ -774,6 +777,22 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
     let places = places(dir.path(), &hub.endpoint);
     let found = pull_tiny(&places).unwrap();
     assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
+fn a_bert_with_a_list_of_words_is_pulled_without_a_tokenizer() {
+    let mut files = files();
+    let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\npump\n";
+    files[3] = ("vocab.txt", words.as_bytes().to_vec());
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files);
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    let info = ModelInfo::read(&found).unwrap();
+    assert!(info.files.iter().any(|file| file.name == "vocab.txt"));
+    fs::remove_file(found.join("vocab.txt")).unwrap();
+    assert_eq!(places.cached("org/tiny"), None);
 }
 
 #[test]
@@ -822,6 +841,32 @@ fn the_pooling_is_pulled_from_the_folder_that_the_modules_name() {
         assert!(error.contains(&format!("org/tiny has no {name}; choose")), "{error}");
         assert!(hub.asked_for(WEIGHTS).is_empty());
     }
+}
+
+#[test]
+fn dense_layers_are_pulled_whole_and_missed_before_the_weights_are() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-dense");
+    let read = |name: &'static str| (name, fs::read(from.join(name)).unwrap());
+    let mut files = files();
+    files[1] = read("modules.json");
+    files.extend(["2_Dense/config.json", "2_Dense/model.safetensors"].map(read));
+    files.extend(["3_Dense/config.json", "3_Dense/model.safetensors"].map(read));
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files.clone());
+    let places = self::places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(ModelInfo::read(&found).unwrap().dimensions, Some(4));
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    fs::remove_file(found.join("3_Dense/model.safetensors")).unwrap();
+    assert_eq!(places.cached("org/tiny"), None);
+    files.pop();
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files);
+    let error = pull_tiny(&self::places(dir.path(), &hub.endpoint)).unwrap_err().to_string();
+    assert!(error.contains("org/tiny has no 3_Dense/model.safetensors; choose"), "{error}");
+    // That of the layer before it is asked for, that of the transformer is not.
+    let asked = hub.asked_for(WEIGHTS);
+    assert!(asked.iter().all(|path| path.contains("2_Dense")), "{asked:?}");
 }
 
 /// Stands in for Python: makes the package's files, or fails, as pip would.

@@ -1,19 +1,22 @@
 """Makes the reference vectors that golden.rs compares with, and the tiny model behind some of them.
 
     python make_reference.py tiny            writes tiny-bert/ and tiny-bert.json
+    python make_reference.py dense           writes tiny-dense/, what stands behind it, and tiny-dense.json
     python make_reference.py minilm DIR      writes minilm.json from all-MiniLM-L6-v2 in DIR
 
 Needs torch and sentence-transformers; the tests do not.
 """
 
 import json
+import shutil
 import string
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -105,6 +108,26 @@ def tiny():
     write("tiny-bert.json", models, cases(512))
 
 
+def dense():
+    torch.manual_seed(SEED)
+    tiny, pooled = Transformer(str(HERE / "tiny-bert")), Pooling(32, "cls")
+    layers = [
+        Dense(32, 6),
+        Dense(6, 4, bias=False, activation_function=torch.nn.Identity()),
+    ]
+    models = {
+        "one": SentenceTransformer(modules=[tiny, pooled, layers[0]]),
+        "two_normalised": SentenceTransformer(modules=[tiny, pooled, *layers, Normalize()]),
+    }
+    with tempfile.TemporaryDirectory() as raw:
+        models["two_normalised"].save(raw, create_model_card=False)
+        for name in ["2_Dense", "3_Dense"]:
+            shutil.rmtree(HERE / "tiny-dense" / name, ignore_errors=True)
+            shutil.copytree(Path(raw) / name, HERE / "tiny-dense" / name)
+        shutil.copy(Path(raw) / "modules.json", HERE / "tiny-dense")
+    write("tiny-dense.json", models, cases(512)[:10])
+
+
 def minilm(directory):
     write("minilm.json", {"mean_normalised": SentenceTransformer(directory)}, cases(256)[:22])
 
@@ -132,6 +155,8 @@ def write(name, models, shown):
 if __name__ == "__main__":
     if sys.argv[1:] == ["tiny"]:
         tiny()
+    elif sys.argv[1:] == ["dense"]:
+        dense()
     elif sys.argv[1:2] == ["minilm"] and len(sys.argv) == 3:
         minilm(sys.argv[2])
     else:

@@ -1,9 +1,10 @@
 """Makes tokenizer_configs.json: what transformers makes of texts where the small files beside
-tokenizer.json say otherwise than it, and sentence-transformers with its own lower-casing.
+tokenizer.json say otherwise than it, and sentence-transformers with its own lower-casing; and
+llama_tokenizers.json: the same of a tokenizer with the normalizer of the first Llamas.
 
     python make_tokenizers.py
 
-Needs transformers and sentence-transformers; the tests do not.
+Needs transformers (5.24.0) and sentence-transformers; the tests do not.
 Each case is a tiny model with fields changed, by file; a field or file that is null is taken out.
 """
 
@@ -13,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +23,7 @@ CONFIG, TOKENIZER, SENTENCE = (
     "tokenizer.json",
     "sentence_bert_config.json",
 )
+ADDED, MAP = "added_tokens.json", "special_tokens_map.json"
 
 
 def changed(value, changes):
@@ -42,6 +45,9 @@ def case(model, files, text, pair=None):
             path = directory / name
             if changes is None:
                 path.unlink()
+                continue
+            if isinstance(changes, str):
+                path.write_text(changes)
                 continue
             if not path.exists():
                 path.write_text("{}")
@@ -65,6 +71,14 @@ LEFT = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "strid
 WORDS, OTHERS = "pump motor bearing valve sensor", "warm cold the pump of the motor"
 CASED = {"normalizer": {"lowercase": False}}
 HAN = "温度 pump 压力"
+BARE = {"added_tokens": []}
+LIST = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\npump\n##s\nThe\n温 \n"
+BY_WORDS = {TOKENIZER: None, "vocab.txt": LIST}
+LISTED = "The pumps [MASK]温 é<new>"
+BACKEND = {"tokenizer_class": "TokenizersBackend", "mask_token": None, "cls_token": None}
+NAMED = "[CLS] the[MASK] [New] xpumpx <mask>[Other]</s>"
+# Words of the vocabulary of tiny-bert.
+SIZE = len(json.loads((HERE / "tiny-bert" / TOKENIZER).read_text())["model"]["vocab"])
 CASES = [
     ("tiny-bert", {CONFIG: {"do_lower_case": False}}, "The Pump"),
     ("tiny-bert", {CONFIG: {"do_lower_case": None}, TOKENIZER: CASED}, "The Pump"),
@@ -137,9 +151,152 @@ CASES = [
     ),
     ("tiny-roberta", {SENTENCE: {"do_lower_case": True}}, "The <PAD> <pad> PUMP"),
     ("tiny-bert", {SENTENCE: {"do_lower_case": True}}, "[CLS] The [MASK] [cls]"),
+    # What versions 2 and 3 called the limit.
+    ("tiny-bert", {CONFIG: {"model_max_length": None, "max_len": 4}}, WORDS),
+    ("tiny-bert", {CONFIG: {"model_max_length": 5, "max_len": 4}}, WORDS),
+    # Tokens that are named by what they are for, or in a list, and by no number.
+    ("tiny-bert", {TOKENIZER: BARE}, NAMED),
+    ("tiny-bert", {TOKENIZER: BARE, CONFIG: {"mask_token": "pump"}}, NAMED),
+    ("tiny-bert", {TOKENIZER: BARE, CONFIG: {"tokenizer_class": "TokenizersBackend"}}, NAMED),
+    ("tiny-bert", {TOKENIZER: BARE, CONFIG: BACKEND}, NAMED),
+    ("tiny-roberta", {TOKENIZER: BARE, CONFIG: {"tokenizer_class": "RobertaTokenizer"}}, NAMED),
+    ("tiny-bert", {CONFIG: {"additional_special_tokens": ["[New]", "pump"]}}, NAMED),
+    ("tiny-bert", {CONFIG: {"extra_special_tokens": ["[New]", "[Other]"]}}, NAMED),
+    ("tiny-bert", {CONFIG: {"extra_special_tokens": {"new_token": "[New]"}}}, NAMED),
+    ("tiny-bert", {CONFIG: {"other_token": "[Other]", "extra_special_tokens": ["[New]"]}}, NAMED),
+    (
+        "tiny-bert",
+        {
+            CONFIG: {
+                "extra_special_tokens": ["[Other]"],
+                "additional_special_tokens": ["[New]"],
+            },
+        },
+        NAMED,
+    ),
+    ("tiny-bert", {MAP: {"additional_special_tokens": ["[New]"]}}, NAMED),
+    ("tiny-bert", {MAP: {"mask_token": {**token("pump"), "lstrip": True}}}, NAMED),
+    ("tiny-bert", {MAP: {"mask_token": "pump"}, CONFIG: {"added_tokens_decoder": {}}}, NAMED),
+    ("tiny-bert", {ADDED: {"[New]": SIZE, "[Other]": SIZE + 1}}, NAMED),
+    (
+        "tiny-bert",
+        {ADDED: {"[New]": SIZE}, MAP: {"additional_special_tokens": ["[Other]", "[New]"]}},
+        NAMED,
+    ),
+    ("tiny-bert", {CONFIG: {"split_special_tokens": True}}, "[CLS] the [MASK] pump"),
+    # Without a tokenizer.json, and with a list of words.
+    ("tiny-bert", BY_WORDS, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"do_lower_case": False, "tokenizer_class": None}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"cls_token": "<c>", "sep_token": "pump"}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, MAP: {"unk_token": "[MASK]"}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, ADDED: {"<new>": 10}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"max_len": 4, "model_max_length": None}}, LISTED),
+    (
+        "tiny-distilbert",
+        {**BY_WORDS, CONFIG: {"tokenizer_class": "DistilBertTokenizer"}},
+        LISTED,
+    ),
+    ("tiny-rerank-bert", BY_WORDS, "the pump", LISTED),
+]
+
+LLAMA = "LlamaTokenizer"
+LLAMAS = [
+    ("llama", {"tokenizer_class": LLAMA}),
+    ("llama", {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}),
+    ("llama", {"tokenizer_class": LLAMA, "legacy": False}),
+    ("llama", {"tokenizer_class": LLAMA, "legacy": True, "add_prefix_space": False}),
+    ("llama", {"tokenizer_class": LLAMA, "legacy": True, "add_prefix_space": True}),
+    ("llama", {"tokenizer_class": LLAMA, "split_special_tokens": True}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "legacy": True}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizerFast", "add_prefix_space": False}),
+    ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ("llama", {}),
+    ("mistral", {"tokenizer_class": LLAMA}),
+]
+LLAMA_TEXTS = [
+    "the pump",
+    "a</s>b",
+    " the",
+    "",
+    "  ",
+    "<s> the </s>  pump",
+    "</s>",
+    "<|user|>\nthe pump?</s>\n<|assistant|>\n",
+    "温 é",
 ]
 
 
+def llama_words():
+    """A tokenizer as the first Llamas have it: a sign for spaces, and bytes for what it does not know."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    made.train_from_iterator(["the pump and the motor of a pump <|user|> : ?"] * 3, trainer)
+    file = json.loads(made.to_str())
+    tokens = [dict(id=id, **token(name)) for id, name in enumerate(["<unk>", "<s>", "</s>"])]
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    file.update(
+        added_tokens=tokens,
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer=None,
+        decoder={
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+    )
+    file["model"].update(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    return file
+
+
+def llama(file, model_type, config, own):
+    """The texts in tokens, and these and their ends as the answers that they may be."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in [
+            (TOKENIZER, file),
+            (CONFIG, config),
+            ("config.json", {"model_type": model_type, **own}),
+        ]:
+            (Path(directory) / name).write_text(json.dumps(content))
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        texts = [[text, tokenizer(text)["input_ids"]] for text in LLAMA_TEXTS]
+        answers = [ids[start:] for _, ids in texts for start in (0, 2) if len(ids) > start]
+        answers = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in answers]
+    return dict(model_type=model_type, config=config, own=own, texts=texts, answers=answers)
+
+
+def write(name, head, rows, tail):
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (HERE / name).write_text(f"{head}{rows}{tail}\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    rows = ",\n".join(json.dumps(case(*each), ensure_ascii=False) for each in CASES)
-    (HERE / "tokenizer_configs.json").write_text("[" + rows + "]\n", encoding="utf-8")
+    write("tokenizer_configs.json", "[", [case(*each) for each in CASES], "]")
+    file = llama_words()
+    cases = [llama(file, *each, {}) for each in LLAMAS]
+    cases.append(llama(file, "llama", {}, {"tokenizer_class": LLAMA}))
+    head = '{"tokenizer": ' + json.dumps(file, ensure_ascii=False) + ',\n"cases": ['
+    write("llama_tokenizers.json", head, cases, "]}")

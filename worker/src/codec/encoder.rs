@@ -27,7 +27,7 @@ impl EncoderCodec {
     /// Cuts texts with this tokenizer, and answers in the name of this model.
     #[must_use]
     pub fn new(tokenizer: Tokenizer, settings: &Settings, model: String) -> Self {
-        let (dimensions, of_length_one) = (settings.hidden(), settings.normalize);
+        let (dimensions, of_length_one) = (settings.dimensions(), settings.normalize);
         Self { tokenizer, dimensions, shown: None, of_length_one, model }
     }
 

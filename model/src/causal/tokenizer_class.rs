@@ -1,0 +1,192 @@
+//! The tokenizer that transformers makes of a `tokenizer.json` where a small file names Llama's class:
+//! the class has steps of its own, whatever the file says of them.
+
+use std::path::Path;
+
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::normalizers::Replace;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer};
+
+use crate::LoadError;
+use crate::catalog::TOKENIZER;
+use crate::json::Fields;
+
+/// The letter that is a space in the words of such a tokenizer.
+const SPACE: char = '\u{2581}';
+
+/// Whose steps count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// `LlamaTokenizer`.
+    Llama,
+    /// `CodeLlamaTokenizer`: its decoder always drops a space, and it knows nothing of `legacy`.
+    CodeLlama,
+}
+
+/// The tokens that the classes have where the file does not say otherwise.
+const TOKENS: &[(&str, &str)] =
+    &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+
+/// Puts the steps of Llama's class in place of the file's own, where transformers does. What stands
+/// around a text stays the file's. Gives the tokens that the class has by purpose.
+///
+/// # Errors
+/// When the class makes no tokenizer of such a vocabulary, or a field of it is not what it should be.
+pub(super) fn apply(
+    inner: &mut Tokenizer,
+    dir: &Path,
+    tokenizer: &Fields,
+) -> Result<&'static [(&'static str, &'static str)], LoadError> {
+    let config = Fields::read_if_there(&dir.join("config.json"))?;
+    let Some(class) = Class::of(&config, tokenizer)? else { return Ok(&[]) };
+    if is_of_bytes(inner) {
+        return Ok(&[]);
+    }
+    let ModelWrapper::BPE(words) = inner.get_model() else {
+        let remedy = "the LlamaTokenizer that tokenizer_config.json asks for has BPE; where this \
+                      file is right, set tokenizer_class there to PreTrainedTokenizerFast";
+        return Err(LoadError::unsupported(&dir.join(TOKENIZER), "model.type", "another", remedy));
+    };
+    if !(words.byte_fallback && words.fuse_unk) || words.ignore_merges {
+        let mut words = words.clone();
+        (words.byte_fallback, words.fuse_unk, words.ignore_merges) = (true, true, false);
+        inner.with_model(words);
+    }
+    let with_space = tokenizer.choice("add_prefix_space")?.unwrap_or(true);
+    let everywhere = class == Class::Llama && tokenizer.flag("legacy")?;
+    let scheme = match (with_space, everywhere) {
+        (false, _) => PrependScheme::Never,
+        (true, true) => PrependScheme::Always,
+        (true, false) => PrependScheme::First,
+    };
+    inner.with_normalizer(None::<NormalizerWrapper>);
+    inner.with_pre_tokenizer(Some(Metaspace::new(SPACE, scheme, false)));
+    let spaces = Replace::new(SPACE.to_string(), " ");
+    let spaces = spaces.map_err(|error| LoadError::malformed(&dir.join(TOKENIZER), error))?;
+    let mut steps = vec![
+        DecoderWrapper::Replace(spaces),
+        DecoderWrapper::ByteFallback(ByteFallback::new()),
+        DecoderWrapper::Fuse(Fuse::new()),
+    ];
+    if with_space || class == Class::CodeLlama {
+        steps.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
+    }
+    inner.with_decoder(Some(Sequence::new(steps)));
+    Ok(TOKENS)
+}
+
+impl Class {
+    /// Whose it is: by the name in the small file, or else in `config.json`. Without a name, and for
+    /// other types of models, transformers takes `tokenizer.json` as it is.
+    fn of(config: &Fields, tokenizer: &Fields) -> Result<Option<Self>, LoadError> {
+        let field = &["tokenizer_class"];
+        let name = match tokenizer.text(field)? {
+            None => config.text(field)?,
+            name => name,
+        };
+        if config.text(&["model_type"])? != Some("llama") {
+            return Ok(None);
+        }
+        Ok(match name.map(|name| name.strip_suffix("Fast").unwrap_or(name)) {
+            Some("LlamaTokenizer") => Some(Self::Llama),
+            Some("CodeLlamaTokenizer") => Some(Self::CodeLlama),
+            _ => None,
+        })
+    }
+}
+
+/// Whether the file is like that of Llama 3, whose letters are bytes: it often names this class, and is
+/// taken as it is.
+fn is_of_bytes(inner: &Tokenizer) -> bool {
+    let steps = serde_json::json!([
+        inner.get_normalizer(),
+        inner.get_pre_tokenizer(),
+        inner.get_post_processor(),
+        inner.get_decoder(),
+    ]);
+    steps.to_string().contains("\"ByteLevel\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::{Tokenizer, Transcript};
+    use super::*;
+
+    /// A tokenizer like that of the first Llamas, and what transformers makes of it
+    /// (`tests/data/make_tokenizers.py`).
+    fn reference() -> Value {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let text = std::fs::read(data.join("llama_tokenizers.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    fn load(file: &Value, model: &Value, tokenizer: &Value) -> Result<Tokenizer, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let files =
+            [(TOKENIZER, file), ("config.json", model), ("tokenizer_config.json", tokenizer)];
+        for (name, content) in files {
+            std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+        }
+        Tokenizer::load(dir.path()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn texts_are_cut_and_answers_written_as_by_the_class_that_is_named() {
+        let reference = reference();
+        for case in reference["cases"].as_array().unwrap() {
+            let mut model = case["own"].clone();
+            model["model_type"] = case["model_type"].clone();
+            let tokenizer = load(&reference["tokenizer"], &model, &case["config"]).unwrap();
+            let what = format!("{model} {}", case["config"]);
+            for text in case["texts"].as_array().unwrap() {
+                let found = tokenizer.tokenize("prompt", text[0].as_str().unwrap()).unwrap();
+                assert_eq!(json!(found), text[1], "{what}: {}", text[0]);
+            }
+            for answer in case["answers"].as_array().unwrap() {
+                let tokens: Vec<u32> = serde_json::from_value(answer[0].clone()).unwrap();
+                let mut transcript = Transcript::new(tokenizer.clone(), false, []);
+                for some in tokens.chunks(2) {
+                    transcript.read(some);
+                }
+                transcript.end();
+                assert_eq!(transcript.text(), answer[1], "{what}: {tokens:?}");
+                assert_eq!(tokenizer.decode(&tokens), answer[1], "{what}: {tokens:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_whose_letters_are_bytes_is_taken_as_it_is_and_one_without_bpe_is_refused() {
+        let (model, class) =
+            (json!({"model_type": "llama"}), json!({"tokenizer_class": "LlamaTokenizer"}));
+        let mut file = reference()["tokenizer"].clone();
+        file["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false,
+                                       "trim_offsets": true, "use_regex": true});
+        let ids = |class: &Value| {
+            load(&file, &model, class).unwrap().tokenize("prompt", "the a</s>b").unwrap()
+        };
+        assert_eq!(ids(&class), ids(&json!({})));
+        file["model"] = json!({"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"});
+        file["pre_tokenizer"] = Value::Null;
+        let error = load(&file, &model, &class).unwrap_err();
+        assert!(error.contains("tokenizer.json: model.type is another; the LlamaTok"), "{error}");
+    }
+
+    #[test]
+    fn words_of_which_the_file_says_no_bytes_are_read_in_bytes_all_the_same() {
+        let (model, class) =
+            (json!({"model_type": "llama"}), json!({"tokenizer_class": "LlamaTokenizer"}));
+        let mut file = reference()["tokenizer"].clone();
+        let whole = load(&file, &model, &class).unwrap().tokenize("prompt", "温 é").unwrap();
+        file["model"]["byte_fallback"] = false.into();
+        let found = load(&file, &model, &class).unwrap().tokenize("prompt", "温 é").unwrap();
+        assert_eq!(found, whole);
+    }
+}
