@@ -118,7 +118,8 @@ def forwarded(forward, ids, times):
 
 
 def answer(value):
-    ANSWERS.write(json.dumps(value) + "\n")
+    # JSON has no number for what is none: such vectors are an error of their peer.
+    ANSWERS.write(json.dumps(value, allow_nan=False) + "\n")
     ANSWERS.flush()
 
 

@@ -82,7 +82,8 @@ def forward(torch, model, device):
 
 
 def answer(value):
-    ANSWERS.write(json.dumps(value) + "\n")
+    # JSON has no number for what is none: such vectors are an error of their peer.
+    ANSWERS.write(json.dumps(value, allow_nan=False) + "\n")
     ANSWERS.flush()
 
 
@@ -115,13 +116,14 @@ def main():
     answer({"peers": said})
     for line in sys.stdin:
         ask = json.loads(line)
+        failed = None
         try:
-            told = forwarded(forwards[ask["peer"]], ask["ids"], ask["times"])
+            answer(forwarded(forwards[ask["peer"]], ask["ids"], ask["times"]))
         except Exception as error:
-            told = {"error": why(error)}
-        if "error" in told:
+            failed = why(error)
+        if failed:
             give_back()
-        answer(told)
+            answer({"error": failed})
 
 
 if __name__ == "__main__":

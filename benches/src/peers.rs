@@ -1,7 +1,7 @@
 //! Peers in a Python process of their own, which answers each line of JSON with another.
 //!
-//! The scripts, `benches/*_peers.py`, say what is asked for and told. Whatever fails there, the bench goes
-//! on without: its figures are dashes, and it is told why.
+//! The scripts, `benches/*_peers.py`, say what is asked for and told; `benches/peers.py` comes before each.
+//! Whatever fails there, the bench goes on without: its figures are dashes, and it is told why.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -53,6 +53,9 @@ pub(crate) struct Forward {
 }
 
 const ERRORS: &str = "errors.log";
+
+/// What lets a script end with its bench, in the middle of its work too.
+const BEFORE: &str = include_str!("../peers.py");
 
 /// Between two turns, so that a peer's threads, which spin a while for more to do, take nothing from the
 /// next side.
@@ -141,7 +144,8 @@ impl Python {
         let folder = folder.context("no folder for what peers write")?;
         let errors = File::create(folder.path().join(ERRORS)).context("no room for errors")?;
         let mut child = Command::new(python)
-            .args(["-c", script.text])
+            .arg("-c")
+            .arg([BEFORE, script.text].join("\n"))
             // Whatever a library writes and leaves behind.
             .env("TMPDIR", folder.path())
             .stdin(Stdio::piped())
@@ -227,6 +231,7 @@ pub(crate) fn rest() {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::time::Instant;
 
     use super::*;
 
@@ -286,6 +291,28 @@ mod tests {
         let words = [0, 1].map(|peer| words(&peers.said[peer]));
         assert!(words[0].contains("killed by a bug") && words[1].contains("gone"), "{words:?}");
         peers.end().unwrap();
+    }
+
+    #[test]
+    fn a_python_ends_with_its_bench_whatever_it_is_at() {
+        const BUSY: Script = Script {
+            text: r#"print('{"peers": {}}' if sys.stdin.readline() else "", flush=True)
+sys.stdin.readline(), print("1", flush=True)
+while True: pass"#,
+            peers: ["one", "two"],
+        };
+        let python = std::env::var_os("EBB_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+        let folder = std::env::temp_dir();
+        let mut python = Python::start(Path::new(&python), &BUSY, &folder).unwrap();
+        python.call(&Value::Null).unwrap();
+        assert_eq!(python.call(&Value::Null).unwrap(), 1, "and it is busy from now on");
+        drop(python.child.stdin.take());
+        let (begin, mut ended) = (Instant::now(), None);
+        while ended.is_none() && begin.elapsed() < Duration::from_secs(30) {
+            ended = python.child.try_wait().unwrap();
+            std::thread::yield_now();
+        }
+        assert!(ended.is_some_and(|ended| ended.success()), "{ended:?}");
     }
 
     #[test]
