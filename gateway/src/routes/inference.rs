@@ -92,9 +92,11 @@ pub(super) async fn answer(
     };
     // Who comes with an id or a key of his own comes again, and his job is no late one then.
     if terms.is_own && !terms.is_async {
-        // A stream may be older than its limit, and its job must outlive a lost worker then, too.
-        let more = if stream { LONGEST_LIMIT } else { Duration::ZERO };
-        envelope.limit_to(limit.saturating_add(more));
+        if stream {
+            envelope.limit_stream_to(limit, model.queue()?.result_ttl());
+        } else {
+            envelope.limit_to(limit);
+        }
     }
     let jobs = bodies.into_iter().enumerate();
     let jobs = jobs
