@@ -92,7 +92,8 @@ pub(super) async fn answer(
     };
     // Who comes with an id or a key of his own comes again, and his job is no late one then.
     if terms.is_own && !terms.is_async {
-        if stream {
+        // Who sets a deadline himself says when the answer is worth nothing, of a stream as well.
+        if stream && own_limit.is_none() {
             envelope.limit_stream_to(limit, model.queue()?.result_ttl());
         } else {
             envelope.limit_to(limit);
