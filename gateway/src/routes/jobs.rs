@@ -226,8 +226,7 @@ impl Visit {
             return Ok(Some(Found::Ended(result.into())));
         }
         let state = self.called("state", queue.state(id)).await?;
-        if matches!(state, Some(JobState::Done | JobState::Dead))
-            // It may have ended between the two.
+        if may_have_ended(state)
             && let Some(result) = self.called("get", queue.get(id)).await?
         {
             return Ok(Some(Found::Ended(result.into())));
@@ -257,6 +256,12 @@ impl Visit {
             Err(full) => Err(Refusal::from(full).of(&[result.id])),
         }
     }
+}
+
+/// Whether a job that had no result a moment ago may have one by now: not all brokers can tell, and some
+/// know nothing more of a job that has ended.
+fn may_have_ended(state: Option<JobState>) -> bool {
+    !matches!(state, Some(JobState::Waiting | JobState::Delayed | JobState::Running))
 }
 
 /// A job that has no result, and where it is.
@@ -313,6 +318,16 @@ fn waiting(id: &JobId, state: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_result_of_what_does_not_wait_or_run_is_looked_for_again() {
+        for state in [JobState::Waiting, JobState::Delayed, JobState::Running] {
+            assert!(!may_have_ended(Some(state)), "{state:?}");
+        }
+        for state in [None, Some(JobState::Unknown), Some(JobState::Done), Some(JobState::Dead)] {
+            assert!(may_have_ended(state), "{state:?}");
+        }
+    }
 
     #[test]
     fn a_wait_is_a_time_or_seconds_and_no_longer_than_the_longest() {
