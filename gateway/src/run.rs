@@ -79,7 +79,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     });
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     let closing = CancellationToken::new();
-    let (canceller, cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
+    let (canceller, mut cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
     let parts = Parts {
         models,
         keys,
@@ -93,11 +93,18 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    let pages = (router(parts), (welcome, metrics));
+    let pages = (router(parts), (welcome, metrics.clone()));
     serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
-    if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
-        warn!("some jobs that nobody waits for are not cancelled; their deadlines have to do");
+    if tokio::time::timeout(FAREWELL, &mut cancels).await.is_err() {
+        cancels.abort();
+        // What is left counts once it is dropped.
+        cancels.await.ok();
+        let n_jobs = metrics.uncancelled.get();
+        warn!(
+            n_jobs,
+            "jobs that nobody waits for are not cancelled and go on, up to their deadlines"
+        );
     }
     traces.flush().await;
     info!("the gateway ends");

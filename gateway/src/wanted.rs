@@ -9,7 +9,7 @@ use prometheus::IntCounter;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::metrics::Metrics;
 
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Canceller {
     left: mpsc::Sender<Left>,
-    /// Counts the jobs for which there is no place.
+    /// Counts the jobs that are not cancelled.
     uncancelled: IntCounter,
 }
 
@@ -34,6 +34,20 @@ pub struct Canceller {
 struct Left {
     queue: Queue,
     ids: Vec<JobId>,
+    uncancelled: Uncancelled,
+}
+
+/// So many jobs that are not cancelled yet. They count when this is dropped, wherever that is: where there
+/// is no place for them, where the broker failed, and where the gateway ends before it is their turn.
+struct Uncancelled {
+    n_jobs: u64,
+    counter: IntCounter,
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        self.counter.inc_by(self.n_jobs);
+    }
 }
 
 impl Canceller {
@@ -52,6 +66,12 @@ impl Canceller {
         let (sender, left) = mpsc::channel(most.clamp(1, Semaphore::MAX_PERMITS));
         (Self { left: sender, uncancelled: metrics.uncancelled.clone() }, left)
     }
+
+    fn left_of(&self, queue: &Queue, ids: Vec<JobId>) -> Left {
+        let counter = self.uncancelled.clone();
+        let uncancelled = Uncancelled { n_jobs: ids.len() as u64, counter };
+        Left { queue: Arc::clone(queue), ids, uncancelled }
+    }
 }
 
 async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics) {
@@ -61,15 +81,14 @@ async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics) {
 
 impl Left {
     async fn cancel(self, metrics: Metrics) {
-        let Self { queue, ids } = self;
-        let mut n_left = ids.len();
+        let Self { queue, ids, mut uncancelled } = self;
         let cancel = async |id: JobId| timeout(PATIENCE, queue.cancel(&id)).await;
         let mut cancels = std::pin::pin!(stream::iter(ids).map(cancel).buffer_unordered(AT_ONCE));
         while let Some(cancelled) = cancels.next().await {
             let error = match cancelled {
                 Ok(Ok(cancelled)) => {
                     metrics.cancelled.inc_by(u64::from(cancelled.took_effect()));
-                    n_left -= 1;
+                    uncancelled.n_jobs -= 1;
                     continue;
                 }
                 Ok(Err(error)) => error,
@@ -85,7 +104,6 @@ impl Left {
                 break;
             }
         }
-        metrics.uncancelled.inc_by(n_left as u64);
     }
 }
 
@@ -114,11 +132,9 @@ impl Drop for Wanted {
         if ids.is_empty() {
             return;
         }
-        let n_jobs = ids.len();
-        let left = Left { queue: Arc::clone(&self.queue), ids };
+        let left = self.canceller.left_of(&self.queue, ids);
         if self.canceller.left.try_send(left).is_err() {
-            self.canceller.uncancelled.inc_by(n_jobs as u64);
-            warn!(n_jobs, "too many jobs are to be cancelled; the deadlines of these have to do");
+            debug!("too many jobs are to be cancelled; these go on");
         }
     }
 }
@@ -144,13 +160,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn jobs_whose_turn_does_not_come_are_counted() {
+        let inner = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let faults = Faults { delay: Duration::from_secs(1_000_000), ..Faults::NONE };
+        let queue: Queue = Arc::new(Faulty::new(inner, faults, 7));
+        let metrics = Metrics::default();
+        let (canceller, mut work) = Canceller::start(&metrics, 20);
+        for _ in 0..20 {
+            drop(Wanted::new(&queue, vec![JobId::fresh()], &canceller));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(metrics.uncancelled.get(), 0);
+        work.abort();
+        (&mut work).await.unwrap_err();
+        assert_eq!(metrics.uncancelled.get(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn jobs_whose_broker_fails_are_counted() {
         let inner = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
         let faults = Faults { fail_before: 1.0, ..Faults::NONE };
         let queue: Queue = Arc::new(Faulty::new(inner, faults, 7));
         let metrics = Metrics::default();
+        let (canceller, _left) = Canceller::new(&metrics, 1);
         let ids = vec![JobId::fresh(), JobId::fresh()];
-        Left { queue, ids }.cancel(metrics.clone()).await;
+        canceller.left_of(&queue, ids).cancel(metrics.clone()).await;
         assert_eq!((metrics.uncancelled.get(), metrics.cancelled.get()), (2, 0));
     }
 }
