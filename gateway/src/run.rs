@@ -216,7 +216,7 @@ async fn await_broker(model: Arc<Model>, open: impl AsyncFn() -> ebb_queue::Resu
             }
             Err(error) => error,
         };
-        let is_refused = error.kind() != ErrorKind::Unavailable;
+        let is_refused = !error.kind().heals();
         model.refused(is_refused);
         if is_refused {
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -224,7 +224,7 @@ async fn await_broker(model: Arc<Model>, open: impl AsyncFn() -> ebb_queue::Resu
             error!(model = %model.plan.name, %error, %kind, seconds, "the broker refuses; trying again later");
         } else {
             pause = PAUSE;
-            warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
+            warn!(model = %model.plan.name, %error, "the broker is away or full; trying again");
         }
     }
 }
@@ -256,7 +256,8 @@ mod tests {
         let (model, n_tries) = (model(), AtomicUsize::new(0));
         let open = async || {
             let kind = match n_tries.fetch_add(1, Ordering::Relaxed) {
-                0 | 1 | 10 => ErrorKind::Unavailable,
+                0 | 10 => ErrorKind::Unavailable,
+                1 => ErrorKind::Full,
                 2..10 => ErrorKind::Denied,
                 _ => {
                     let options = OpenOptions::default();
@@ -278,6 +279,7 @@ mod tests {
         let (said, ()) = tokio::join!(looks, await_broker(Arc::clone(&model), open));
         let at = |second| said.iter().find(|(at, _)| *at > second).unwrap().1;
         assert_eq!(at(1), Some("broker_unavailable"));
+        assert_eq!(at(2), Some("broker_unavailable"), "one that is full does not refuse");
         for second in [4, 100] {
             assert_eq!(at(second), Some("broker_refuses"), "after {second} s");
         }
