@@ -215,7 +215,7 @@ mod tests {
         let metrics = Metrics::default();
         let (canceller, _work) = Canceller::start(&metrics, 200);
         let put = async |queue: &Queue| {
-            let job = Job::new("x".into(), Timestamp::UNIX_EPOCH);
+            let job = Job::new("x", Timestamp::UNIX_EPOCH);
             let id = job.id.clone();
             queue.publish(vec![job]).await.unwrap();
             drop(Wanted::new(queue, vec![id], &canceller));
