@@ -79,7 +79,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     });
     let _company: Vec<_> = company.into_iter().map(AbortOnDropHandle::new).collect();
     let closing = CancellationToken::new();
-    let (canceller, mut cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
+    let (canceller, cancels) = Canceller::start(&metrics, args.limits().max_in_flight);
     let parts = Parts {
         models,
         keys,
@@ -96,19 +96,22 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
     let pages = (router(parts), (welcome, metrics.clone()));
     serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
-    if tokio::time::timeout(FAREWELL, &mut cancels).await.is_err() {
-        cancels.abort();
-        // What is left counts once it is dropped.
-        cancels.await.ok();
-        let n_jobs = metrics.uncancelled.get();
-        warn!(
-            n_jobs,
-            "jobs that nobody waits for are not cancelled and go on, up to their deadlines"
-        );
-    }
+    cancelled(cancels, &metrics).await;
     traces.flush().await;
     info!("the gateway ends");
     Ok(())
+}
+
+/// Lets the jobs be cancelled that nobody waits for, as far as that takes no long time.
+async fn cancelled(mut cancels: AbortOnDropHandle<()>, metrics: &Metrics) {
+    if tokio::time::timeout(FAREWELL, &mut cancels).await.is_ok() {
+        return;
+    }
+    cancels.abort();
+    // What is left counts once it is dropped.
+    cancels.await.ok();
+    let n_jobs = metrics.uncancelled.get();
+    warn!(n_jobs, "jobs that nobody waits for are not cancelled and go on, up to their deadlines");
 }
 
 /// Who is let in, as far as there may be as many files as that needs.
