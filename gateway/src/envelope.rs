@@ -23,9 +23,14 @@ const ALLOWED: [&str; 7] = [
 ];
 
 /// How long behind the end of a request its jobs' deadlines are: it cancels them itself when it gives
-/// up, which leaves no dead letter, and the deadline is for a gateway that is lost. While a stream goes
-/// on, which has no last moment, it is far away.
+/// up, which leaves no dead letter, and the deadline is for a gateway that is lost.
 const SLACK: Duration = Duration::from_secs(10);
+
+/// The longest deadline of a stream's job, which has no last moment.
+const FARTHEST: Duration = Duration::from_secs(30 * 86_400);
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Where other APIs have `ebb-key`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -116,6 +121,14 @@ impl Envelope {
         self.headers.deadline = Some(deadline.unwrap_or(Timestamp::MAX));
     }
 
+    /// The same of a stream on a queue that keeps results so long. It may be older than its limit, and its
+    /// job is to outlive a lost worker then, too; but it must not begin when it was cancelled and no broker
+    /// knows that any more.
+    pub(crate) fn limit_stream_to(&mut self, limit: Duration, result_ttl: Duration) {
+        let known = cancel_is_known(result_ttl).min(FARTHEST);
+        self.limit_to(limit.max(known.saturating_sub(SLACK)));
+    }
+
     /// The job of this number, with this body.
     ///
     /// # Errors
@@ -149,6 +162,12 @@ impl Envelope {
         };
         Ok(Job { id, enqueued_at: self.now, headers, body })
     }
+}
+
+/// How long each broker knows at least that a job was cancelled: RabbitMQ notes it by the hour, or by the
+/// minute where results are kept for less than four hours.
+fn cancel_is_known(result_ttl: Duration) -> Duration {
+    result_ttl.saturating_sub(if result_ttl < 4 * HOUR { MINUTE } else { HOUR })
 }
 
 fn set(job: &mut Job, name: &str, value: &str) -> Result<(), Refusal> {
@@ -233,6 +252,25 @@ mod tests {
         plain.limit_to(Duration::MAX);
         let job = self::job(&plain, &model(None), 0, (None, Bytes::new()));
         assert_eq!(job.headers.deadline, Some(Timestamp::MAX));
+    }
+
+    #[test]
+    fn the_deadline_of_a_stream_is_no_later_than_its_cancel_is_known() {
+        let minutes = |n| n * MINUTE;
+        for (limit, result_ttl, expected) in [
+            (minutes(5), 24 * HOUR, 23 * HOUR),
+            (minutes(5), 4 * HOUR, 3 * HOUR),
+            (minutes(5), 3 * HOUR, minutes(179)),
+            (minutes(5), minutes(2), minutes(5) + SLACK),
+            (minutes(5), Duration::ZERO, minutes(5) + SLACK),
+            (23 * HOUR, 24 * HOUR, 23 * HOUR + SLACK),
+            (minutes(5), Duration::MAX, FARTHEST),
+        ] {
+            let mut envelope = read(&[], None).unwrap();
+            envelope.limit_stream_to(limit, result_ttl);
+            let job = job(&envelope, &model(None), 0, (None, Bytes::new()));
+            assert_eq!(job.headers.deadline, Some(now() + expected), "{limit:?} {result_ttl:?}");
+        }
     }
 
     #[test]

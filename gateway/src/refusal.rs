@@ -234,6 +234,7 @@ impl Refusal {
 
     /// The answer did not come in time.
     pub(crate) fn timed_out(ids: &[JobId], limit: Duration, then: Then) -> Self {
+        let may_be_stored = then == Then::InDoubt;
         let then = match then {
             Then::GivenUp => {
                 "is given up; allow more by the header ebb-ttl, or send prefer: respond-async"
@@ -243,11 +244,12 @@ impl Refusal {
                  /v1/jobs/ID"
             }
             Then::BeginsNoMore => "goes on only if it has begun: ask at /v1/jobs/ID",
+            Then::InDoubt => "the broker has not said whether it has it",
         };
         let words =
             format!("{} had no answer within {} s and {then}", jobs(ids), limit.as_secs_f64());
         let refused = Refused { kind: "timeout_error", ..Refused::new(504, "timeout", words) };
-        Self { ids: ids.to_vec(), ..refused.into() }
+        Self { ids: ids.to_vec(), may_be_stored, ..refused.into() }
     }
 
     /// The gateway ends; the jobs do not.
@@ -310,6 +312,8 @@ pub(crate) enum Then {
     GoesOn,
     /// Their deadline, which the client has set, is over as well: what has begun is finished.
     BeginsNoMore,
+    /// They may not be on their queue at all, see [`Refusal::of_doubtful`].
+    InDoubt,
 }
 
 /// By whose name or key the jobs of a request are known.

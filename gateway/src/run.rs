@@ -93,15 +93,25 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         closing: closing.clone(),
     };
     info!(address = %listener.local_addr()?, "the gateway listens");
-    let pages = (router(parts), (welcome, metrics));
+    let pages = (router(parts), (welcome, metrics.clone()));
     serve(listener, pages, (&args, &serving), &stop, &closing).await;
     // Of those that were cut off, too.
-    if tokio::time::timeout(FAREWELL, cancels).await.is_err() {
-        warn!("some jobs that nobody waits for are not cancelled; their deadlines have to do");
-    }
+    cancelled(cancels, &metrics).await;
     traces.flush().await;
     info!("the gateway ends");
     Ok(())
+}
+
+/// Lets the jobs be cancelled that nobody waits for, as far as that takes no long time.
+async fn cancelled(mut cancels: AbortOnDropHandle<()>, metrics: &Metrics) {
+    if tokio::time::timeout(FAREWELL, &mut cancels).await.is_ok() {
+        return;
+    }
+    cancels.abort();
+    // What is left counts once it is dropped.
+    cancels.await.ok();
+    let n_jobs = metrics.uncancelled.get();
+    warn!(n_jobs, "jobs that nobody waits for are not cancelled and go on, up to their deadlines");
 }
 
 /// Who is let in, as far as there may be as many files as that needs.
@@ -209,7 +219,7 @@ async fn await_broker(model: Arc<Model>, open: impl AsyncFn() -> ebb_queue::Resu
             }
             Err(error) => error,
         };
-        let is_refused = error.kind() != ErrorKind::Unavailable;
+        let is_refused = !error.kind().heals();
         model.refused(is_refused);
         if is_refused {
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -217,7 +227,7 @@ async fn await_broker(model: Arc<Model>, open: impl AsyncFn() -> ebb_queue::Resu
             error!(model = %model.plan.name, %error, %kind, seconds, "the broker refuses; trying again later");
         } else {
             pause = PAUSE;
-            warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
+            warn!(model = %model.plan.name, %error, "the broker is away or full; trying again");
         }
     }
 }
@@ -249,7 +259,8 @@ mod tests {
         let (model, n_tries) = (model(), AtomicUsize::new(0));
         let open = async || {
             let kind = match n_tries.fetch_add(1, Ordering::Relaxed) {
-                0 | 1 | 10 => ErrorKind::Unavailable,
+                0 | 10 => ErrorKind::Unavailable,
+                1 => ErrorKind::Full,
                 2..10 => ErrorKind::Denied,
                 _ => {
                     let options = OpenOptions::default();
@@ -271,6 +282,7 @@ mod tests {
         let (said, ()) = tokio::join!(looks, await_broker(Arc::clone(&model), open));
         let at = |second| said.iter().find(|(at, _)| *at > second).unwrap().1;
         assert_eq!(at(1), Some("broker_unavailable"));
+        assert_eq!(at(2), Some("broker_unavailable"), "one that is full does not refuse");
         for second in [4, 100] {
             assert_eq!(at(second), Some("broker_refuses"), "after {second} s");
         }

@@ -166,14 +166,13 @@ impl Waiting {
     }
 
     /// How a job has ended that is a dead letter without a result: nothing follows, unless it is put back.
-    async fn died(&self, id: &JobId) -> Option<End> {
+    async fn died(&self, id: &JobId) -> Result<Option<End>> {
         if !self.met.contains(id) {
-            return None;
+            return Ok(None);
         }
-        // Where the broker fails, whoever follows the job finds out.
-        let is_dead = self.queue.state(id).await.ok()? == Some(JobState::Dead);
-        if !is_dead || self.queue.get(id).await.ok()?.is_some() {
-            return None;
+        let is_dead = self.queue.state(id).await? == Some(JobState::Dead);
+        if !is_dead || self.queue.get(id).await?.is_some() {
+            return Ok(None);
         }
         let unread = || {
             let words = "the job is among the dead letters, and nobody runs it";
@@ -182,7 +181,19 @@ impl Waiting {
             let finished_at = Timestamp::UNIX_EPOCH;
             JobResult { id: id.clone(), attempt: 0, outcome, finished_at, queue: None }
         };
-        Some(End::Result(self.model.letter(id).await.unwrap_or_else(unread)))
+        Ok(Some(End::Result(self.model.letter(id).await.unwrap_or_else(unread))))
+    }
+
+    /// What is to come of a job, or how it has ended where nothing is.
+    async fn frames(
+        &self,
+        id: &JobId,
+        from: u64,
+    ) -> Result<std::result::Result<BoxStream<'static, Result<Frame>>, End>> {
+        match self.died(id).await? {
+            Some(end) => Ok(Err(end)),
+            None => Ok(Ok(self.queue.follow(id, from).await?)),
+        }
     }
 
     fn follow(
@@ -194,14 +205,14 @@ impl Waiting {
         let (waiting, waits) = (self.clone(), Waits::new(&self.metrics.waiting));
         let news = async_stream::try_stream! {
             let _waits = waits;
-            if let Some(end) = waiting.died(&id).await {
-                yield News::End(end);
-                return;
-            }
             let mut heard = behind;
             loop {
-                let mut frames = match waiting.queue.follow(&id, from).await {
-                    Ok(frames) => frames,
+                let mut frames = match waiting.frames(&id, from).await {
+                    Ok(Ok(frames)) => frames,
+                    Ok(Err(end)) => {
+                        yield News::End(end);
+                        return;
+                    }
                     Err(error) => {
                         pause(&waiting.metrics, error).await?;
                         continue;
@@ -267,5 +278,55 @@ impl Waits {
 impl Drop for Waits {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_queue::faulty::{Faults, Faulty};
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, Broker, Job, OpenOptions, QueueUrl};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::models::ModelPlan;
+
+    fn model() -> Arc<Model> {
+        Arc::new(Model::new(ModelPlan {
+            name: "m".to_owned(),
+            aliases: Vec::new(),
+            url: QueueUrl::sqlite("none.db"),
+            results: None,
+            serves: None,
+            timeout: Duration::from_secs(60),
+            max_in_flight: None,
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_job_is_dead_is_found_out_though_its_broker_was_away_at_first() {
+        let memory = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let job = Job::new("x", Timestamp::UNIX_EPOCH);
+        let id = job.id.clone();
+        memory.publish(vec![job]).await.unwrap();
+        let delivery =
+            memory.receive(1.try_into().unwrap(), Duration::ZERO).await.unwrap().remove(0);
+        let failure = Failure::new(FailureKind::Model, "no such model");
+        memory.settle(&[delivery.reject(failure.clone())]).await.unwrap();
+        let is_away = Faults { fail_before: 1.0, ..Faults::NONE };
+        let broker = Faulty::new(Arc::new(memory), is_away, 7);
+        let (model, queue): (_, Queue) = (model(), Arc::new(broker.clone()));
+        model.open(Arc::clone(&queue));
+        let waiting = Waiting::new((model, queue), [id.clone()], &Metrics::default());
+        let start = Instant::now();
+        let back = async {
+            sleep(Duration::from_millis(1_200)).await;
+            broker.set(Faults::NONE);
+        };
+        let ends = tokio::time::timeout(Duration::from_secs(60), waiting.end(id));
+        let (end, ()) = tokio::join!(ends, back);
+        let End::Result(result) = end.expect("nothing more can come").unwrap() else { panic!() };
+        assert_eq!(result.outcome, Outcome::Failed(failure));
+        assert_eq!(start.elapsed(), 3 * PAUSE);
     }
 }

@@ -1,32 +1,32 @@
 //! Jobs that one request has made and nobody else waits for: they are cancelled when it goes away.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ebb_queue::{Error, ErrorKind, JobId, Queue};
 use futures::{StreamExt, stream};
 use prometheus::IntCounter;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::metrics::Metrics;
 
 /// Jobs of one request that are cancelled at a time.
 const AT_ONCE: usize = 16;
 
-/// Requests whose jobs are cancelled at a time: a broker that hangs holds up no other's.
+/// Requests whose jobs are cancelled at a time.
 const REQUESTS: usize = 8;
 
-/// How long one cancel may take.
+/// How long one cancel may take, and how long nothing is asked of a broker that took longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Cancels in the background what is not wanted any more; clones share the work.
 #[derive(Debug, Clone)]
 pub struct Canceller {
     left: mpsc::Sender<Left>,
-    /// Counts the jobs for which there is no place.
+    /// Counts the jobs that are not cancelled.
     uncancelled: IntCounter,
 }
 
@@ -34,6 +34,20 @@ pub struct Canceller {
 struct Left {
     queue: Queue,
     ids: Vec<JobId>,
+    uncancelled: Uncancelled,
+}
+
+/// So many jobs that are not cancelled yet. They count when this is dropped, wherever that is: where there
+/// is no place for them, where the broker failed, and where the gateway ends before it is their turn.
+struct Uncancelled {
+    n_jobs: u64,
+    counter: IntCounter,
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        self.counter.inc_by(self.n_jobs);
+    }
 }
 
 impl Canceller {
@@ -52,28 +66,63 @@ impl Canceller {
         let (sender, left) = mpsc::channel(most.clamp(1, Semaphore::MAX_PERMITS));
         (Self { left: sender, uncancelled: metrics.uncancelled.clone() }, left)
     }
+
+    fn left_of(&self, queue: &Queue, ids: Vec<JobId>) -> Left {
+        let counter = self.uncancelled.clone();
+        let uncancelled = Uncancelled { n_jobs: ids.len() as u64, counter };
+        Left { queue: Arc::clone(queue), ids, uncancelled }
+    }
 }
 
 async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics) {
     let left = stream::poll_fn(move |context| left.poll_recv(context));
-    left.for_each_concurrent(REQUESTS, |left| left.cancel(metrics.clone())).await;
+    let hung = Hung::default();
+    left.for_each_concurrent(REQUESTS, |left| left.cancel(&metrics, &hung)).await;
+}
+
+/// Queues whose brokers have hung, and until when nothing is asked of them: they would hold up the jobs of
+/// all others.
+#[derive(Default)]
+struct Hung(Mutex<Vec<(Queue, Instant)>>);
+
+impl Hung {
+    fn queues(&self) -> MutexGuard<'_, Vec<(Queue, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, queue: &Queue) -> bool {
+        let mut queues = self.queues();
+        let now = Instant::now();
+        queues.retain(|(_, until)| *until > now);
+        queues.iter().any(|(hung, _)| Arc::ptr_eq(hung, queue))
+    }
+
+    fn add(&self, queue: &Queue) {
+        if !self.has(queue) {
+            self.queues().push((Arc::clone(queue), Instant::now() + PATIENCE));
+        }
+    }
 }
 
 impl Left {
-    async fn cancel(self, metrics: Metrics) {
-        let Self { queue, ids } = self;
-        let mut n_left = ids.len();
+    async fn cancel(self, metrics: &Metrics, hung: &Hung) {
+        let Self { queue, ids, mut uncancelled } = self;
+        if hung.has(&queue) {
+            debug!("the broker has just hung; jobs that nobody waits for go on");
+            return;
+        }
         let cancel = async |id: JobId| timeout(PATIENCE, queue.cancel(&id)).await;
         let mut cancels = std::pin::pin!(stream::iter(ids).map(cancel).buffer_unordered(AT_ONCE));
         while let Some(cancelled) = cancels.next().await {
             let error = match cancelled {
                 Ok(Ok(cancelled)) => {
                     metrics.cancelled.inc_by(u64::from(cancelled.took_effect()));
-                    n_left -= 1;
+                    uncancelled.n_jobs -= 1;
                     continue;
                 }
                 Ok(Err(error)) => error,
                 Err(_) => {
+                    hung.add(&queue);
                     let words = format!("no answer within {} s", PATIENCE.as_secs());
                     Error::new(ErrorKind::Unavailable, words)
                 }
@@ -85,7 +134,6 @@ impl Left {
                 break;
             }
         }
-        metrics.uncancelled.inc_by(n_left as u64);
     }
 }
 
@@ -114,11 +162,9 @@ impl Drop for Wanted {
         if ids.is_empty() {
             return;
         }
-        let n_jobs = ids.len();
-        let left = Left { queue: Arc::clone(&self.queue), ids };
+        let left = self.canceller.left_of(&self.queue, ids);
         if self.canceller.left.try_send(left).is_err() {
-            self.canceller.uncancelled.inc_by(n_jobs as u64);
-            warn!(n_jobs, "too many jobs are to be cancelled; the deadlines of these have to do");
+            debug!("too many jobs are to be cancelled; these go on");
         }
     }
 }
@@ -127,7 +173,7 @@ impl Drop for Wanted {
 mod tests {
     use ebb_queue::faulty::{Faults, Faulty};
     use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Behavior, OpenOptions};
+    use ebb_queue::{Behavior, Job, OpenOptions, Timestamp};
 
     use super::*;
 
@@ -144,13 +190,59 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn jobs_whose_turn_does_not_come_are_counted() {
+        let inner = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let faults = Faults { delay: Duration::from_secs(1_000_000), ..Faults::NONE };
+        let queue: Queue = Arc::new(Faulty::new(inner, faults, 7));
+        let metrics = Metrics::default();
+        let (canceller, mut work) = Canceller::start(&metrics, 20);
+        for _ in 0..20 {
+            drop(Wanted::new(&queue, vec![JobId::fresh()], &canceller));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(metrics.uncancelled.get(), 0);
+        work.abort();
+        (&mut work).await.unwrap_err();
+        assert_eq!(metrics.uncancelled.get(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_hangs_holds_up_the_jobs_of_no_other_for_longer_than_one_cancel_takes() {
+        let memory = || Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let faults = Faults { delay: Duration::from_secs(1_000_000), ..Faults::NONE };
+        let hangs = Faulty::new(memory(), faults, 7);
+        let (hung, good): (Queue, Queue) = (Arc::new(hangs.clone()), memory());
+        let metrics = Metrics::default();
+        let (canceller, _work) = Canceller::start(&metrics, 200);
+        let put = async |queue: &Queue| {
+            let job = Job::new("x", Timestamp::UNIX_EPOCH);
+            let id = job.id.clone();
+            queue.publish(vec![job]).await.unwrap();
+            drop(Wanted::new(queue, vec![id], &canceller));
+        };
+        for _ in 0..100 {
+            drop(Wanted::new(&hung, vec![JobId::fresh()], &canceller));
+        }
+        put(&good).await;
+        tokio::time::sleep(PATIENCE + Duration::from_secs(1)).await;
+        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (1, 100));
+        // It is asked again.
+        hangs.set(Faults::NONE);
+        tokio::time::sleep(PATIENCE).await;
+        put(&hung).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (2, 100));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn jobs_whose_broker_fails_are_counted() {
         let inner = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
         let faults = Faults { fail_before: 1.0, ..Faults::NONE };
         let queue: Queue = Arc::new(Faulty::new(inner, faults, 7));
         let metrics = Metrics::default();
+        let (canceller, _left) = Canceller::new(&metrics, 1);
         let ids = vec![JobId::fresh(), JobId::fresh()];
-        Left { queue, ids }.cancel(metrics.clone()).await;
+        canceller.left_of(&queue, ids).cancel(&metrics, &Hung::default()).await;
         assert_eq!((metrics.uncancelled.get(), metrics.cancelled.get()), (2, 0));
     }
 }

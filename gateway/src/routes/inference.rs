@@ -92,9 +92,12 @@ pub(super) async fn answer(
     };
     // Who comes with an id or a key of his own comes again, and his job is no late one then.
     if terms.is_own && !terms.is_async {
-        // A stream may be older than its limit, and its job must outlive a lost worker then, too.
-        let more = if stream { LONGEST_LIMIT } else { Duration::ZERO };
-        envelope.limit_to(limit.saturating_add(more));
+        // Who sets a deadline himself says when the answer is worth nothing, of a stream as well.
+        if stream && own_limit.is_none() {
+            envelope.limit_stream_to(limit, model.queue()?.result_ttl());
+        } else {
+            envelope.limit_to(limit);
+        }
     }
     let jobs = bodies.into_iter().enumerate();
     let jobs = jobs
@@ -149,7 +152,7 @@ impl Terms {
             // The limit is for who waits for an answer: the broker has as long as for any other call.
             published.await
         } else {
-            timeout_at(self.until, published).await.map_err(|_| self.late(&told))?
+            timeout_at(self.until, published).await.map_err(|_| self.unsaid(&told))?
         };
         placed.map_err(|refusal| {
             // Some brokers store job by job: of several the first may be there, and no room for the last.
@@ -159,6 +162,15 @@ impl Terms {
             }
             refusal.of_doubtful(&told, if self.is_own { Names::Gateway } else { Names::Client })
         })
+    }
+
+    /// Time is over, and the broker has not said whether it has the jobs.
+    fn unsaid(&self, ids: &[JobId]) -> Refusal {
+        if self.is_own {
+            return self.late(ids);
+        }
+        let late = Refusal::timed_out(ids, self.limit, Then::InDoubt).own(self.is_own_limit);
+        late.of_doubtful(ids, Names::Client)
     }
 
     /// Time is over.

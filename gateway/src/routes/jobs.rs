@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use ebb_queue::{Cancelled, JSON, JobId, JobResult, JobState, Outcome, header};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::inference::location;
 use super::listing::json;
@@ -24,6 +25,9 @@ use crate::waiting::{End, n_bytes};
 
 /// The longest that a question waits; whoever wants to wait longer asks again.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long a last look may take behind that: a broker that hangs holds nobody up.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 const EBB_OUTCOME: HeaderName = HeaderName::from_static("ebb-outcome");
 const EBB_KIND: HeaderName = HeaderName::from_static(header::KIND);
@@ -145,22 +149,28 @@ async fn result(visit: Visit, id: String) -> Result<Response, Refusal> {
         None => Duration::ZERO,
         Some(text) => read_wait(&text)?,
     };
-    if wait.is_zero() || seen.found.is_over() {
-        return visit.found(id, seen).await;
-    }
+    let state = match seen.found {
+        Found::State(state) if !wait.is_zero() && !seen.found.is_over() => state,
+        _ => return visit.found(id, seen).await,
+    };
     let waiting = visit.waiting(&seen.model, None)?;
     let closing = visit.site.parts.closing.clone();
+    // It may be elsewhere by then.
+    let last_look = async {
+        tokio::time::sleep(wait).await;
+        timeout(LAST_LOOK, visit.see(id.as_str())).await
+    };
     tokio::select! { biased;
         end = waiting.end(id.clone()) => match end {
             Ok(end) => visit.ended(id, end),
             Err(error) => Err(visit.lost(error).of(&[id])),
         },
-        () = tokio::time::sleep(wait) => {
-            // It may be elsewhere by now.
-            let (id, seen) = visit.see(id.as_str()).await?;
-            visit.found(id, seen).await
-        }
         () = closing.cancelled() => Err(Refusal::ending(&[id])),
+        seen = last_look => match seen {
+            Ok(Ok((id, seen))) => visit.found(id, seen).await,
+            // The time of the client is over, whatever its broker does.
+            _ => Ok(self::waiting(&id, state.unwrap_or(JobState::Unknown).word())),
+        },
     }
 }
 
@@ -226,8 +236,7 @@ impl Visit {
             return Ok(Some(Found::Ended(result.into())));
         }
         let state = self.called("state", queue.state(id)).await?;
-        if matches!(state, Some(JobState::Done | JobState::Dead))
-            // It may have ended between the two.
+        if may_have_ended(state)
             && let Some(result) = self.called("get", queue.get(id)).await?
         {
             return Ok(Some(Found::Ended(result.into())));
@@ -257,6 +266,12 @@ impl Visit {
             Err(full) => Err(Refusal::from(full).of(&[result.id])),
         }
     }
+}
+
+/// Whether a job that had no result a moment ago may have one by now: not all brokers can tell, and some
+/// know nothing more of a job that has ended.
+fn may_have_ended(state: Option<JobState>) -> bool {
+    !matches!(state, Some(JobState::Waiting | JobState::Delayed | JobState::Running))
 }
 
 /// A job that has no result, and where it is.
@@ -313,6 +328,16 @@ fn waiting(id: &JobId, state: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_result_of_what_does_not_wait_or_run_is_looked_for_again() {
+        for state in [JobState::Waiting, JobState::Delayed, JobState::Running] {
+            assert!(!may_have_ended(Some(state)), "{state:?}");
+        }
+        for state in [None, Some(JobState::Unknown), Some(JobState::Done), Some(JobState::Dead)] {
+            assert!(may_have_ended(state), "{state:?}");
+        }
+    }
 
     #[test]
     fn a_wait_is_a_time_or_seconds_and_no_longer_than_the_longest() {

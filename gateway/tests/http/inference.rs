@@ -422,6 +422,11 @@ async fn who_does_not_wait_gives_a_slow_broker_the_time_that_it_needs() {
     };
     let waits = scene.ask(ask(&[])).await;
     assert_eq!(waits.error(), (504, "timeout".to_owned()));
+    let doubtful = scene.ask(ask(&[("idempotency-key", "k")])).await;
+    assert_eq!(doubtful.error(), (504, "timeout".to_owned()));
+    assert!(doubtful.text().contains("may be stored all the same"), "{}", doubtful.text());
+    assert!(!doubtful.text().contains("goes on"), "nobody knows: {}", doubtful.text());
+    assert!(doubtful.header("ebb-id").is_some());
     let reply = scene.ask(ask(&[("prefer", "respond-async")])).await;
     assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.text());
     broker.unwrap().set(Faults::NONE);

@@ -191,6 +191,29 @@ async fn a_dead_letter_whose_result_is_forgotten_says_its_kind_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_is_answered_in_time_though_the_broker_hangs_or_is_away_by_then() {
+    let hangs = Faults { delay: Duration::from_secs(1_000_000), ..Faults::NONE };
+    let is_away = Faults { fail_before: 1.0, ..Faults::NONE };
+    for faults in [hangs, is_away] {
+        let mut broker = None;
+        let scene = Scene::around(Setting::default(), |queue| {
+            let faulty = Faulty::new(Arc::new(queue), Faults::NONE, 7);
+            broker = Some(faulty.clone());
+            Arc::new(faulty)
+        });
+        let place = scene.ask(post("/v1/jobs", "x")).await.header("location").unwrap().to_owned();
+        let start = tokio::time::Instant::now();
+        let waits = scene.begin(get(&format!("{place}?wait=5s")));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        broker.unwrap().set(faults);
+        let told = waits.await.unwrap();
+        assert_eq!(told.status, StatusCode::ACCEPTED, "{}", told.text());
+        assert_eq!(told.json()["state"], "waiting", "as it was when it was asked for");
+        assert!(start.elapsed() <= Duration::from_secs(6), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_ends_while_it_is_asked_for_is_not_gone() {
     for half_seconds in 0..50 {
         let mut broker = None;

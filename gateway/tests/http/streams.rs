@@ -122,6 +122,42 @@ async fn a_stream_that_is_older_than_its_limit_goes_on_where_its_worker_is_lost(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_with_a_time_of_its_own_is_not_begun_anew_after_it() {
+    for headers in [&[("ebb-ttl", "30s")][..], &[("ebb-ttl", "30s"), ("idempotency-key", "k")]] {
+        let scene = Scene::new(Setting::default());
+        let ask = request("POST", "/v1/chat/completions", headers, chat());
+        let (response, lost) = tokio::join!(scene.send(ask), async {
+            let delivery = scene.take().await;
+            say(&scene, &delivery, 1, &[(0, piece("Hel"))]).await;
+            delivery
+        });
+        let deadline = lost.job.headers.deadline.unwrap().as_second();
+        assert!((30..=40).contains(&deadline), "the client's own: {deadline}");
+        let mut events = Events::of(response);
+        let told = AbortOnDropHandle::new(tokio::spawn(async move { events.rest().await }));
+        let mut lease = lost.receipt().clone();
+        for nth in 1..=5 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            scene.queue.extend(std::slice::from_mut(&mut lease)).await.unwrap();
+            say(&scene, &lost, 1, &[(nth, piece(""))]).await;
+        }
+        drop(lost);
+        let again = tokio::time::timeout(Duration::from_secs(60), scene.take()).await;
+        assert!(again.is_err(), "its answer is worth nothing by now");
+        let told = told.await.unwrap();
+        assert_eq!(heard(&told), ("Hel".to_owned(), false));
+        assert!(told.iter().any(|event| event.contains("\"error\"")), "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_job_of_a_stream_may_begin_for_as_long_as_its_cancel_is_known() {
+    let scene = Scene::new(Setting::default());
+    let (_events, delivery) = begun(&scene).await;
+    assert_eq!(delivery.job.headers.deadline.unwrap().as_second(), 23 * 3_600);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_attempt_that_says_something_else_ends_the_stream_with_an_error() {
     let scene = Scene::new(Setting::default());
     let (mut events, lost) = begun(&scene).await;
