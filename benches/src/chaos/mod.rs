@@ -29,7 +29,7 @@ use run::Run;
 ///
 /// Exits with 1 if a job is lost, if a result changes after it was stored, if a job ends both done
 /// and dead, if a result is not the answer to its job, if a job that can succeed is given up though
-/// not all its workers were killed, or if a worker ends by itself.
+/// its leases did not end, or if a worker ends by itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
