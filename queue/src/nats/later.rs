@@ -193,9 +193,20 @@ impl NatsQueue {
         let subjects = ripe.subjects();
         let end = Some(Instant::now() + CLEARING);
         let pace = Pace::new(subjects.len(), self.shared.behavior.lease, end);
-        let moves = subjects.iter().map(|subject| self.move_subject(subject, pace));
-        ripe.forget(in_order(moves.collect()).await?);
-        Ok(())
+        let moved = self.move_subjects(&subjects, pace).await?;
+        ripe.forget(moved.iter().map(|moved| matches!(moved, Ok(true))).collect());
+        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+    }
+
+    /// Moves the jobs of these subjects, and tells of each whether none is left. One that fails leaves the
+    /// others to their end: they may be between two steps of what belongs together.
+    pub(super) async fn move_subjects(
+        &self,
+        subjects: &[String],
+        pace: Pace,
+    ) -> Result<Vec<Result<bool>>> {
+        let moves = subjects.iter().map(async |subject| Ok(self.move_subject(subject, pace).await));
+        in_order(moves.collect()).await
     }
 
     async fn look_later(&self) -> Result<()> {
@@ -220,7 +231,7 @@ impl NatsQueue {
     }
 
     /// The same for the jobs of one subject; whether none is left.
-    pub(super) async fn move_subject(&self, subject: &str, pace: Pace) -> Result<bool> {
+    async fn move_subject(&self, subject: &str, pace: Pace) -> Result<bool> {
         let shared = &*self.shared;
         let (mut seq, mut failed) = (1, None);
         loop {

@@ -115,8 +115,9 @@ impl NatsQueue {
         let left = last.duration_since(self.now());
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
         let pace = Pace::new(moments.len(), self.shared.behavior.lease, None);
-        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject, pace));
-        in_order(moves.collect()).await.map(drop)
+        let subjects: Vec<_> = moments.into_iter().map(|moment| moment.subject).collect();
+        let moved = self.move_subjects(&subjects, pace).await?;
+        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 
     /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was
