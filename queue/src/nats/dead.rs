@@ -78,7 +78,7 @@ impl NatsQueue {
     }
 
     fn letter(&self, kept: Kept) -> DeadLetter {
-        let (created, priority) = (self.shared.created, Priority::default());
+        let (created, priority) = (self.shared.created(), Priority::default());
         let origin = Origin { created, seq: kept.seq, at: kept.at, priority };
         Entry::dead_letter(&kept.headers, kept.body, origin)
     }

@@ -47,7 +47,9 @@ impl NatsQueue {
     /// Who leads the jobs, and what changes with whatever comes or goes.
     pub(super) async fn glance(&self) -> Result<Glance> {
         let info = self.shared.api.stream(&self.shared.names.jobs).await?;
-        Ok(info.ok_or_else(|| self.is_gone())?.glance())
+        let info = info.ok_or_else(|| self.is_gone())?;
+        self.shared.meet_stream(info.created);
+        Ok(info.glance())
     }
 
     /// The same as if what plain clients published had no headers.

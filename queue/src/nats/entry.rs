@@ -118,6 +118,11 @@ impl Entry {
         (entry, wrong)
     }
 
+    /// Whether a message has an id of its own, as all have that Ebb stores.
+    pub(super) fn is_named(headers: &HeaderMap) -> bool {
+        headers.get_last(MSG_ID).is_some_and(|id| id.as_str().parse::<JobId>().is_ok())
+    }
+
     /// Takes what we wrote beside a job; of a plain client it is no truth.
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let wrong = || garbled(name);

@@ -160,6 +160,7 @@ impl NatsQueue {
         // All subjects: bare messages lie on the one that the others begin with.
         let info = shared.api.subjects(&names.jobs, ">").await?;
         let info = info.ok_or_else(|| self.is_gone())?;
+        shared.meet_stream(info.created);
         let (server_now, glance) = (info.ts.unwrap_or_else(|| self.now()), info.glance());
         let mut places = Vec::new();
         for (subject, n_jobs) in info.state.subjects.unwrap_or_default() {
@@ -285,7 +286,8 @@ impl NatsQueue {
             Some(Place::Lane(lane, _)) => lane.priority,
             _ => Priority::default(),
         };
-        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at, priority };
+        let origin =
+            Origin { created: self.shared.created(), seq: kept.seq, at: kept.at, priority };
         Entry::read(&kept.headers, kept.body.clone(), origin)
     }
 

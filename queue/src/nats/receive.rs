@@ -59,6 +59,8 @@ impl Found {
 struct Known {
     claims: OnceCell<Claims>,
     marks: OnceCell<()>,
+    /// Whether it is known which stream the jobs are in.
+    stream: OnceCell<()>,
 }
 
 /// Moments that count for the jobs of one pull.
@@ -265,9 +267,14 @@ impl NatsQueue {
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
-        let (created, priority) = (shared.created, lane.priority);
-        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
+        if !Entry::is_named(&headers) {
+            // The stream may have been made anew since it was seen last.
+            let look = || async { self.glance().await.map(drop) };
+            known.stream.get_or_try_init(look).await?;
+        }
+        let (created, priority) = (shared.created(), lane.priority);
+        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
         let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
         let crashes = if token.delivered > 1 {
             let load = || Claims::load(&shared.api, &shared.names);

@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
-use ebb_queue::{ErrorKind, JobResult, Outcome, Timestamp};
+use ebb_queue::{Cancelled, ErrorKind, JobResult, Outcome, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
 use crate::{block_on, job, on_each, receive, refusal, take, try_open};
@@ -48,7 +48,8 @@ fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
         queue.put(&answer).await.unwrap();
 
         jetstream::new(client.clone()).delete_stream("EBB_JOBS_jobs").await.unwrap();
-        let queue = try_open(&server.url()).await.unwrap();
+        // It is made by another, and the first one goes on.
+        try_open(&server.url()).await.unwrap();
         // The first one has the key of another, which had its number.
         send(with_key).await;
         send(HeaderMap::new()).await;
@@ -56,6 +57,11 @@ fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
         assert!(after.as_str().ends_with("-2"), "{after}");
         let first = after.as_str().strip_suffix("-2").unwrap();
         assert_ne!(format!("{first}-1"), before.as_str());
+        // What has the number now is not what was meant.
+        client.request("ebb.jobs.jobs.low", "x".into()).await.unwrap();
+        let of_old = format!("{}-3", before.as_str().strip_suffix("-1").unwrap()).parse().unwrap();
+        assert_eq!(queue.cancel(&of_old).await.unwrap(), Cancelled::Marked);
+        assert_eq!(queue.depth().await.unwrap().ready, 1);
         let published = queue.publish(vec![{
             let mut job = job("again");
             job.set("ebb-key", "k").unwrap();
