@@ -12,7 +12,7 @@ use super::NatsQueue;
 use super::api::in_order;
 use super::awake::Glance;
 use super::entry::{Entry, Origin, fits};
-use super::names::{Place, tick_now};
+use super::names::{Place, moment_of, tick_now};
 use super::read::Kept;
 use super::receive::CLEARING;
 use super::settle::Ending;
@@ -89,10 +89,12 @@ impl Later {
         self.n_disturbed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How long until the next known moment.
+    /// How long until the next known moment: past ones have jobs that no look had time for.
     pub(super) fn until_due(&self, now: Timestamp) -> Option<Duration> {
         let known = self.known();
-        let next = known.as_ref()?.due.iter().map(|(due, _)| *due).min()?;
+        let Known { due, deadlines, .. } = known.as_ref()?;
+        let deadlines = deadlines.iter().map(|(tick, _)| moment_of(*tick).as_millisecond());
+        let next = due.iter().map(|(due, _)| *due).chain(deadlines).min()?;
         let millis = next.saturating_sub(now.as_millisecond()).max(1);
         Some(Duration::from_millis(millis.cast_unsigned()))
     }
@@ -357,6 +359,9 @@ mod tests {
         drop(rest);
         assert!(later.ripe(now).subjects().is_empty());
         assert_eq!(later.until_due(now), Some(Duration::from_secs(4)));
+        // Of the other the deadline comes in 8.9 s.
+        known(&later, &[(10_900, "b")], &[(99, "alive")]);
+        assert_eq!(later.until_due(now), Some(Duration::from_millis(8900)));
     }
 
     #[tokio::test(start_paused = true)]
