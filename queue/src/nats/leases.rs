@@ -12,7 +12,7 @@ use super::api::{Api, in_order};
 use super::entry::Entry;
 use super::names::Names;
 pub(super) use super::notes::Claim;
-use super::notes::{Note, Packed, pack};
+use super::notes::{Note, Packed, Places, pack};
 use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
@@ -39,8 +39,7 @@ struct Mine {
     /// What became of jobs whose acknowledgement may have been lost on its way, by number and age: a queue
     /// that was lost and made anew begins to count again.
     finished: HashMap<(u64, Timestamp), Done>,
-    /// How many notes have lines: each is written anew each time.
-    n_notes: usize,
+    places: Places,
     /// Whether it was said that not everything is noted.
     is_cut: bool,
 }
@@ -225,8 +224,7 @@ impl Leases {
                 until: Timestamp::UNIX_EPOCH,
             });
         }
-        let Packed { notes, is_cut } = pack(&self.worker, claims, mine.n_notes, max);
-        mine.n_notes = notes.len();
+        let Packed { notes, is_cut } = pack(&self.worker, claims, &mut mine.places, max);
         if is_cut && !mine.is_cut {
             mine.is_cut = true;
             tracing::warn!(
@@ -432,6 +430,7 @@ mod tests {
         // What one of them said is not to stand there for ever.
         leases.mine().held.clear();
         assert_eq!(read().0, n_notes);
+        assert_eq!(read().0, 1);
     }
 
     #[test]
