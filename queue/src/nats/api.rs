@@ -12,6 +12,7 @@ use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::connect::Refusal;
+use super::entry::EXPECTED_LAST;
 use crate::{Error, ErrorKind, Result};
 
 /// No stream of that name.
@@ -191,7 +192,7 @@ impl Api {
         body: Bytes,
         last: u64,
     ) -> Found<u64> {
-        headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+        headers.insert(EXPECTED_LAST, last.to_string());
         match self.store(subject, headers, body).await? {
             Ok(ack) => Ok(Some(ack.seq)),
             Err(refused) if refused.err_code == MOVED_ON => Ok(None),

@@ -13,11 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_stream::stream;
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::NatsQueue;
 use super::entry::Entry;
@@ -26,7 +23,7 @@ use super::names::Place;
 use super::read::Kept;
 use super::settle::{Ending, token_of};
 use crate::owed;
-use crate::{Cancelled, Error, ErrorKind, JobId, JobResult, JobState, Outcome, Result};
+use crate::{Cancelled, JobId, JobResult, JobState, Outcome, Result};
 
 /// Stands for the id of a job in the mark that says which was the last.
 const LAST: &str = "=last";
@@ -52,9 +49,6 @@ const BLIND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// With less than this left nothing is asked.
 const LEAST_PATIENCE: Duration = Duration::from_millis(10);
-
-/// So often a listener looks whether the connection was lost meanwhile.
-const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// New marks that are read one by one; where there are more, all are listed.
 const STEP: usize = 64;
@@ -168,9 +162,10 @@ impl NatsQueue {
         id: &JobId,
         mut found: Option<(Kept, Entry)>,
     ) -> Result<Cancelled> {
+        let mut is_told = false;
         for _ in 0..TRIES {
             let Some((kept, entry)) = found else { break };
-            match self.meet(&kept, &entry).await? {
+            match self.meet(&kept, &entry, &mut is_told).await? {
                 Met::Out(JobState::Running) => {
                     // Whoever was just handed it may not have known the first time that it is theirs.
                     self.hint(id).await;
@@ -184,22 +179,22 @@ impl NatsQueue {
         Ok(Cancelled::Marked)
     }
 
-    /// Tells of a cancelled job that nobody was handed, and only then deletes its message.
-    async fn meet(&self, kept: &Kept, entry: &Entry) -> Result<Met> {
+    /// Tells of a cancelled job that nobody was handed, unless it is told, and only then deletes its message.
+    async fn meet(&self, kept: &Kept, entry: &Entry, is_told: &mut bool) -> Result<Met> {
         let shared = &*self.shared;
-        if let Some(Place::Lane(lane, _)) = shared.names.place(&kept.subject) {
-            let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
-            if info.is_some_and(|info| info.delivered.stream_seq >= kept.seq) {
-                if shared.api.at(&shared.names.jobs, kept.seq).await?.is_none() {
-                    return Ok(Met::Moved);
-                }
-                return self.state_at(kept.seq, &entry.job).await.map(Met::Out);
-            }
+        if let Some(met) = self.meets_handed_out(kept, entry).await? {
+            return Ok(met);
         }
-        if entry.job.headers.reply_to.is_some()
+        if !*is_told
+            && entry.job.headers.reply_to.is_some()
             && let Some(result) = self.answer(&entry.job.id).await?
         {
+            *is_told = true;
             self.tell(entry, result, owed::sending_ends(shared.behavior.lease)).await;
+            // That may take long.
+            if let Some(met) = self.meets_handed_out(kept, entry).await? {
+                return Ok(met);
+            }
         }
         if !shared.api.delete(&shared.names.jobs, kept.seq).await? {
             return Ok(Met::Moved);
@@ -207,6 +202,20 @@ impl NatsQueue {
         // Who counts the jobs is to count anew.
         shared.api.tell(&shared.names.subject("phase"), Bytes::new()).await;
         Ok(Met::Gone)
+    }
+
+    /// What became of a message that somebody was handed.
+    async fn meets_handed_out(&self, kept: &Kept, entry: &Entry) -> Result<Option<Met>> {
+        let shared = &*self.shared;
+        let Some(Place::Lane(lane, _)) = shared.names.place(&kept.subject) else { return Ok(None) };
+        let info = shared.api.consumer(&shared.names.jobs, lane.consumer()).await?;
+        if info.is_none_or(|info| info.delivered.stream_seq < kept.seq) {
+            return Ok(None);
+        }
+        if shared.api.at(&shared.names.jobs, kept.seq).await?.is_none() {
+            return Ok(Some(Met::Moved));
+        }
+        self.state_at(kept.seq, &entry.job).await.map(|state| Some(Met::Out(state)))
     }
 
     /// The message of a job, if it can be found: by the number that is part of its id or that a worker
@@ -241,7 +250,7 @@ impl NatsQueue {
         let mark = api.publish(&subject, HeaderMap::new(), Bytes::new()).await?;
         // In this order: who finds this one reads the other.
         api.publish(&self.mark_subject(LAST), HeaderMap::new(), Bytes::new()).await?;
-        self.marks().fresh_until = None;
+        self.look_anew();
         Ok(mark.seq)
     }
 
@@ -342,6 +351,11 @@ impl NatsQueue {
         !marks.subjects.is_empty() && marks.subjects.contains(&self.mark_subject(&token_of(id)))
     }
 
+    /// A job was cancelled, or may have been: the next look at what is new is not put off.
+    pub(super) fn look_anew(&self) {
+        self.marks().fresh_until = None;
+    }
+
     fn marks(&self) -> MutexGuard<'_, Known> {
         self.shared.marks.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -353,40 +367,6 @@ impl NatsQueue {
         }
         self.marks().subjects.remove(&subject);
         Ok(())
-    }
-
-    pub(super) async fn hear_of_cancelled(&self) -> Result<BoxStream<'static, JobId>> {
-        let (api, mut n_losses) = (&self.shared.api, self.shared.link.n_losses());
-        let subscribed = api.client.subscribe(self.shared.names.subject("cancelled")).await;
-        let mut told = subscribed.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, format!("cannot subscribe: {error}"))
-        })?;
-        // The server answers in turn: it has read the subscription when it answers this.
-        api.stream(&self.shared.names.status).await?;
-        let queue = self.clone();
-        let ids = stream! {
-            loop {
-                let heard = timeout(HEARTBEAT, told.next()).await;
-                let link = &queue.shared.link;
-                // Read once: of a loss between two looks nobody would be told.
-                let n_by_now = link.n_losses();
-                if n_by_now != n_losses && link.is_up() {
-                    n_losses = n_by_now;
-                    queue.marks().fresh_until = None;
-                    // Any of them may have been cancelled meanwhile.
-                    for id in queue.shared.leases.jobs() {
-                        yield id;
-                    }
-                }
-                let Ok(heard) = heard else { continue };
-                let Some(told) = heard else { break };
-                queue.marks().fresh_until = None;
-                if let Some(id) = std::str::from_utf8(&told.payload).ok().and_then(|id| id.parse().ok()) {
-                    yield id;
-                }
-            }
-        };
-        Ok(ids.boxed())
     }
 }
 

@@ -78,7 +78,7 @@ impl NatsQueue {
     }
 
     fn letter(&self, kept: Kept) -> DeadLetter {
-        let (created, priority) = (self.shared.created, Priority::default());
+        let (created, priority) = (self.shared.created(), Priority::default());
         let origin = Origin { created, seq: kept.seq, at: kept.at, priority };
         Entry::dead_letter(&kept.headers, kept.body, origin)
     }
@@ -184,7 +184,7 @@ impl NatsQueue {
             if page.is_empty() {
                 return Ok(n_redriven);
             }
-            page.retain(|kept| self.is_whole(kept));
+            page.retain(|kept| self.is_whole(kept) && self.has_room_again(kept));
             let ids: Vec<_> = page.iter().map(|kept| self.letter(kept.clone()).job.id).collect();
             let forgotten: Vec<_> = ids.iter().map(|id| self.forget_failure(id)).collect();
             in_order(forgotten).await?;
@@ -216,6 +216,18 @@ impl NatsQueue {
             tracing::warn!(%id, "not put back, since its body was cut; publish it anew");
         }
         !is_cut
+    }
+
+    /// Whether a letter has room for the mark that it is being put back. One of an older version may not:
+    /// what is known of its job is to stay.
+    fn has_room_again(&self, kept: &Kept) -> bool {
+        let max = self.shared.api.client.max_payload();
+        let has_room = Entry::fits_again(&kept.headers, &kept.body, kept.seq, max);
+        if !has_room {
+            let id = self.letter(kept.clone()).job.id;
+            tracing::warn!(%id, "not put back, since it leaves no room to say so; publish it anew");
+        }
+        has_room
     }
 
     /// Says of a letter that it is being put back, before it is: until it is gone it lies there for good,

@@ -10,6 +10,7 @@ use super::awake::{Glance, Looked};
 use super::later::Survey;
 use super::leases::Claims;
 use super::names::{LANES, Lane, Place, moment_of, tick_now};
+use super::read::Kept;
 use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 
 /// Jobs that a look examines one by one, since no subject tells: expired ones for an answer that is there,
@@ -47,7 +48,9 @@ impl NatsQueue {
     /// Who leads the jobs, and what changes with whatever comes or goes.
     pub(super) async fn glance(&self) -> Result<Glance> {
         let info = self.shared.api.stream(&self.shared.names.jobs).await?;
-        Ok(info.ok_or_else(|| self.is_gone())?.glance())
+        let info = info.ok_or_else(|| self.is_gone())?;
+        self.shared.meet_stream(info.created);
+        Ok(info.glance())
     }
 
     /// The same as if what plain clients published had no headers.
@@ -167,20 +170,35 @@ impl NatsQueue {
     ) -> Result<Option<Timestamp>> {
         let lanes =
             try_join_all(consumers.iter().map(|(lane, info)| self.first_of(*lane, info, now)));
-        // Of those whose lease ended the first in the stream: some of them are done long since, and what
-        // lies before it is gone. Of many an old one that was tried again may be missed.
-        let [_, first, _] = survey.glance.state;
-        let lapsed = claims.lapsed(survey.server_now).map(|claim| claim.seq);
-        let mut lapsed: Vec<_> = lapsed.filter(|seq| *seq >= first).collect();
-        lapsed.sort_unstable();
-        lapsed.truncate(EXAMINED);
-        let lapsed = lapsed.into_iter().map(|seq| self.published_at(seq));
+        let lapsed = claims.lapsed(survey.server_now).map(|claim| claim.seq).collect();
+        let lapsed = self.first_lapsed(lapsed);
         let due = survey.places.iter().find(
             |(place, ..)| matches!(place, Place::Later(due, _) if *due <= now.as_millisecond()),
         );
         let due = try_join_all(due.map(|(_, subject, _)| self.first_on(1, subject, now)));
-        let (lanes, lapsed, due) = tokio::try_join!(lanes, try_join_all(lapsed), due)?;
-        Ok(lanes.into_iter().chain(lapsed).chain(due).flatten().min())
+        let (lanes, lapsed, due) = tokio::try_join!(lanes, lapsed, due)?;
+        Ok(lanes.into_iter().chain(due).flatten().chain(lapsed).min())
+    }
+
+    /// When the oldest of these was published whose leases ended, of the first of them in the stream: many
+    /// are done long since, and are passed over by what lies behind them. Of many an old one that was
+    /// tried again may be missed.
+    async fn first_lapsed(&self, mut lapsed: Vec<u64>) -> Result<Option<Timestamp>> {
+        lapsed.sort_unstable();
+        let (shared, mut left) = (&*self.shared, &lapsed[..]);
+        let (mut oldest, mut n_there) = (None, 0);
+        for _ in 0..2 * EXAMINED {
+            let Some(first) = left.first().filter(|_| n_there < EXAMINED) else { break };
+            let Some(kept) = shared.api.next(&shared.names.jobs, *first, ">").await? else { break };
+            left = &left[left.partition_point(|seq| *seq < kept.seq)..];
+            if let Some(rest) = left.strip_prefix(&[kept.seq]) {
+                left = rest;
+                n_there += 1;
+                let at = published_at(&kept);
+                oldest = Some(oldest.map_or(at, |known: Timestamp| known.min(at)));
+            }
+        }
+        Ok(oldest)
     }
 
     /// When the first job of a lane was published that nobody was given yet.
@@ -208,15 +226,11 @@ impl NatsQueue {
         let job = kept.map(|kept| self.entry_of(&kept).0.job);
         Ok(job.filter(|job| !job.expired(now)).map(|job| job.enqueued_at))
     }
+}
 
-    async fn published_at(&self, seq: u64) -> Result<Option<Timestamp>> {
-        let kept = self.shared.api.at(&self.shared.names.jobs, seq).await?;
-        let said = |kept: super::read::Kept| {
-            let header = kept.headers.get_last(header::ENQUEUED_AT);
-            header.and_then(|value| value.as_str().parse().ok()).unwrap_or(kept.at)
-        };
-        Ok(kept.map(said))
-    }
+fn published_at(kept: &Kept) -> Timestamp {
+    let said = kept.headers.get_last(header::ENQUEUED_AT);
+    said.and_then(|value| value.as_str().parse().ok()).unwrap_or(kept.at)
 }
 
 /// What nobody was given yet waits in the lane of its priority; the rest is normal.

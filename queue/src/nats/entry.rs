@@ -25,6 +25,8 @@ const DIED_AT: &str = "ebb-died-at";
 const CUT_FROM: &str = "ebb-cut-from";
 /// JetStream's own id of a message.
 pub(super) const MSG_ID: &str = "Nats-Msg-Id";
+/// Says to JetStream which message on its subject is to be the last one before this.
+pub(super) const EXPECTED_LAST: &str = "Nats-Expected-Last-Subject-Sequence";
 
 /// The longest headers that JetStream stores, whatever `max_payload` is.
 pub(super) const LONGEST_HEADERS: usize = u16::MAX as usize;
@@ -118,6 +120,11 @@ impl Entry {
         (entry, wrong)
     }
 
+    /// Whether a message has an id of its own, as all have that Ebb stores.
+    pub(super) fn is_named(headers: &HeaderMap) -> bool {
+        headers.get_last(MSG_ID).is_some_and(|id| id.as_str().parse::<JobId>().is_ok())
+    }
+
     /// Takes what we wrote beside a job; of a plain client it is no truth.
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let wrong = || garbled(name);
@@ -175,6 +182,13 @@ impl Entry {
         again.insert(AGAIN, "1");
         again.insert(MSG_ID, format!("again/{seq}"));
         again
+    }
+
+    /// Whether a server whose `max_payload` is this takes a dead letter with that mark in its place.
+    pub(super) fn fits_again(headers: &HeaderMap, body: &[u8], seq: u64, max: usize) -> bool {
+        let mut again = Self::again(headers, seq);
+        again.insert(EXPECTED_LAST, seq.to_string());
+        Self::is_again(headers) || fits(&again, body, max)
     }
 
     /// Whether a dead letter is being put back, and may be back already.
@@ -400,9 +414,7 @@ mod tests {
             let (headers, body) = entry.letter("id", &death, max).unwrap();
             assert_eq!(Entry::is_cut(&headers), n_more < 256, "{n_more}");
             if n_more >= 256 {
-                let mut again = Entry::again(&headers, u64::MAX);
-                again.insert("Nats-Expected-Last-Subject-Sequence", u64::MAX.to_string());
-                assert!(fits(&again, &body, max), "{n_more}");
+                assert!(Entry::fits_again(&headers, &body, u64::MAX, max), "{n_more}");
             }
         }
     }

@@ -12,7 +12,7 @@ use super::NatsQueue;
 use super::api::in_order;
 use super::awake::Glance;
 use super::entry::{Entry, Origin, fits};
-use super::names::{Place, tick_now};
+use super::names::{Place, moment_of, tick_now};
 use super::read::Kept;
 use super::receive::CLEARING;
 use super::settle::Ending;
@@ -89,10 +89,12 @@ impl Later {
         self.n_disturbed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How long until the next known moment.
+    /// How long until the next known moment: past ones have jobs that no look had time for.
     pub(super) fn until_due(&self, now: Timestamp) -> Option<Duration> {
         let known = self.known();
-        let next = known.as_ref()?.due.iter().map(|(due, _)| *due).min()?;
+        let Known { due, deadlines, .. } = known.as_ref()?;
+        let deadlines = deadlines.iter().map(|(tick, _)| moment_of(*tick).as_millisecond());
+        let next = due.iter().map(|(due, _)| *due).chain(deadlines).min()?;
         let millis = next.saturating_sub(now.as_millisecond()).max(1);
         Some(Duration::from_millis(millis.cast_unsigned()))
     }
@@ -160,6 +162,7 @@ impl NatsQueue {
         // All subjects: bare messages lie on the one that the others begin with.
         let info = shared.api.subjects(&names.jobs, ">").await?;
         let info = info.ok_or_else(|| self.is_gone())?;
+        shared.meet_stream(info.created);
         let (server_now, glance) = (info.ts.unwrap_or_else(|| self.now()), info.glance());
         let mut places = Vec::new();
         for (subject, n_jobs) in info.state.subjects.unwrap_or_default() {
@@ -193,9 +196,20 @@ impl NatsQueue {
         let subjects = ripe.subjects();
         let end = Some(Instant::now() + CLEARING);
         let pace = Pace::new(subjects.len(), self.shared.behavior.lease, end);
-        let moves = subjects.iter().map(|subject| self.move_subject(subject, pace));
-        ripe.forget(in_order(moves.collect()).await?);
-        Ok(())
+        let moved = self.move_subjects(&subjects, pace).await?;
+        ripe.forget(moved.iter().map(|moved| matches!(moved, Ok(true))).collect());
+        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+    }
+
+    /// Moves the jobs of these subjects, and tells of each whether none is left. One that fails leaves the
+    /// others to their end: they may be between two steps of what belongs together.
+    pub(super) async fn move_subjects(
+        &self,
+        subjects: &[String],
+        pace: Pace,
+    ) -> Result<Vec<Result<bool>>> {
+        let moves = subjects.iter().map(async |subject| Ok(self.move_subject(subject, pace).await));
+        in_order(moves.collect()).await
     }
 
     async fn look_later(&self) -> Result<()> {
@@ -220,7 +234,7 @@ impl NatsQueue {
     }
 
     /// The same for the jobs of one subject; whether none is left.
-    pub(super) async fn move_subject(&self, subject: &str, pace: Pace) -> Result<bool> {
+    async fn move_subject(&self, subject: &str, pace: Pace) -> Result<bool> {
         let shared = &*self.shared;
         let (mut seq, mut failed) = (1, None);
         loop {
@@ -274,7 +288,8 @@ impl NatsQueue {
             Some(Place::Lane(lane, _)) => lane.priority,
             _ => Priority::default(),
         };
-        let origin = Origin { created: self.shared.created, seq: kept.seq, at: kept.at, priority };
+        let origin =
+            Origin { created: self.shared.created(), seq: kept.seq, at: kept.at, priority };
         Entry::read(&kept.headers, kept.body.clone(), origin)
     }
 
@@ -344,6 +359,9 @@ mod tests {
         drop(rest);
         assert!(later.ripe(now).subjects().is_empty());
         assert_eq!(later.until_due(now), Some(Duration::from_secs(4)));
+        // Of the other the deadline comes in 8.9 s.
+        known(&later, &[(10_900, "b")], &[(99, "alive")]);
+        assert_eq!(later.until_due(now), Some(Duration::from_millis(8900)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,13 +12,13 @@ use super::api::{Api, in_order};
 use super::entry::Entry;
 use super::names::Names;
 pub(super) use super::notes::Claim;
-use super::notes::{Note, Packed, pack};
+use super::notes::{Note, Packed, Places, pack};
 use crate::{Attempt, JobId, Result, Timestamp, WorkerId};
 
 /// How many settlements a handle remembers, and how many leases it has in its note.
 const MEMORY: usize = 8192;
 /// Lines for deliveries that nobody settled, of one message: a history keeps the last ones only.
-const MOST_CRASHES: u32 = 100;
+const MOST_CRASHES: usize = 100;
 /// A lease that ended is noted this long, for whoever takes the job over.
 const NOTED: Duration = Duration::from_secs(3600);
 
@@ -39,8 +39,7 @@ struct Mine {
     /// What became of jobs whose acknowledgement may have been lost on its way, by number and age: a queue
     /// that was lost and made anew begins to count again.
     finished: HashMap<(u64, Timestamp), Done>,
-    /// How many notes have lines: each is written anew each time.
-    n_notes: usize,
+    places: Places,
     /// Whether it was said that not everything is noted.
     is_cut: bool,
 }
@@ -225,8 +224,7 @@ impl Leases {
                 until: Timestamp::UNIX_EPOCH,
             });
         }
-        let Packed { notes, is_cut } = pack(&self.worker, claims, mine.n_notes, max);
-        mine.n_notes = notes.len();
+        let Packed { notes, is_cut } = pack(&self.worker, claims, &mut mine.places, max);
         if is_cut && !mine.is_cut {
             mine.is_cut = true;
             tracing::warn!(
@@ -317,10 +315,10 @@ pub(super) fn crashes(
     now: Timestamp,
 ) -> Vec<Attempt> {
     let mut crashes = known.map(|claim| claim.crashes.clone()).unwrap_or_default();
-    let n_known = u32::try_from(crashes.len()).unwrap_or(u32::MAX);
     let end = attempts.saturating_add(delivered);
-    let first = attempts.saturating_add(n_known).saturating_add(1);
-    for attempt in first.max(end.saturating_sub(MOST_CRASHES))..end {
+    // Not by their number: those before the last ones are left out.
+    let first = crashes.last().map_or(attempts, |last| last.attempt).saturating_add(1);
+    for attempt in first.max(end.saturating_sub(MOST_CRASHES as u32))..end {
         let is_of = |delivered: u32| attempts.saturating_add(delivered) == attempt;
         let (at, what) = match (known, own) {
             (Some(claim), _) if is_of(claim.delivered) => {
@@ -333,6 +331,7 @@ pub(super) fn crashes(
         };
         crashes.push(Attempt { attempt, at, what });
     }
+    crashes.drain(..crashes.len().saturating_sub(MOST_CRASHES));
     crashes
 }
 
@@ -358,6 +357,23 @@ mod tests {
             let few = crashes(3, 1 + delivered % 9, None, None, now);
             let numbers: Vec<_> = few.iter().map(|line| line.attempt).collect();
             prop_assert_eq!(numbers, (4..4 + delivered % 9).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn the_last_of_earlier_deliveries_have_a_line_each_whoever_noted_those_before_them(
+            attempts in 0u32..1000, deliveries in proptest::collection::vec(1u32..150, 1..6),
+        ) {
+            let now = Timestamp::UNIX_EPOCH;
+            let (mut delivered, mut known) = (0, None);
+            for n_more in deliveries {
+                delivered += n_more;
+                let lines = crashes(attempts, delivered, known.as_ref(), None, now);
+                let numbers: Vec<_> = lines.iter().map(|line| line.attempt).collect();
+                let end = attempts + delivered;
+                let expected: Vec<_> = (end.saturating_sub(100).max(attempts + 1)..end).collect();
+                prop_assert_eq!(numbers, expected);
+                known = Some(Claim { delivered, crashes: lines, ..claim(7) });
+            }
         }
     }
 
@@ -414,6 +430,7 @@ mod tests {
         // What one of them said is not to stand there for ever.
         leases.mine().held.clear();
         assert_eq!(read().0, n_notes);
+        assert_eq!(read().0, 1);
     }
 
     #[test]

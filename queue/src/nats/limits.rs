@@ -59,8 +59,8 @@ pub(crate) const LIMITS: &[Limit] = &[
                   begin it and be stopped where it was marked within the last second. A mark is \
                   forgotten with the result, after result_ttl, so that a job with a longer delay \
                   runs all the same. Of an id that was never published the same is said, and its \
-                  job would be dropped for result_ttl. One that is handed out or moved in the millisecond \
-                  in which it is cancelled may be replied to twice",
+                  job would be dropped for result_ttl. One that is handed out or moved while its \
+                  canceller replies to it, or that two cancel at once, may be replied to twice",
     },
     Limit {
         promise: "cost",

@@ -82,8 +82,9 @@ struct Shared {
     worker: WorkerId,
     clock: Arc<dyn Clock>,
     link: Arc<Link>,
-    /// When the stream of the jobs was made: part of the ids of jobs that came without one.
-    created: Timestamp,
+    /// When the stream of the jobs was made, as it was seen last: part of the ids of jobs that came without
+    /// one.
+    created: Mutex<Timestamp>,
     leases: Leases,
     later: Later,
     answered: Answered,
@@ -102,6 +103,20 @@ struct Shared {
 impl Shared {
     fn aside(&self) -> MutexGuard<'_, Aside> {
         self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn created(&self) -> Timestamp {
+        *self.created.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream of the jobs is the one that was made then. Where that is another than before, it counts
+    /// anew.
+    fn meet_stream(&self, created: Timestamp) {
+        let mut known = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != created {
+            *known = created;
+            self.unread().clear();
+        }
     }
 
     fn unread(&self) -> MutexGuard<'_, Vec<(u64, Job)>> {
@@ -138,7 +153,7 @@ impl NatsQueue {
             worker: options.worker,
             clock: options.clock,
             link,
-            created,
+            created: Mutex::new(created),
             later: Later::default(),
             answered: Answered::default(),
             answers: OnceCell::new(),

@@ -1,5 +1,8 @@
 //! What a handle notes of what it holds, in messages that its server takes. Pure.
 
+use std::collections::HashMap;
+use std::mem;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +10,8 @@ use crate::{Attempt, Timestamp, WorkerId};
 
 /// What the server writes beside a note.
 const HEADERS: usize = 1 << 10;
+/// The line of a job, with the comma behind it, but for what became of earlier attempts.
+const LONGEST_LINE: usize = 112;
 
 /// A handle's note, as all can read it.
 #[derive(Debug, Deserialize)]
@@ -19,7 +24,7 @@ pub(super) struct Note {
 #[derive(Serialize)]
 struct Written<'a> {
     worker: &'a WorkerId,
-    jobs: &'a [&'a Claim],
+    jobs: &'a [Claim],
 }
 
 /// One job in a note.
@@ -49,33 +54,67 @@ pub(super) struct Packed {
     pub(super) is_cut: bool,
 }
 
-/// Writes so many notes, or more where the leases that last need them, of a server whose `max_payload`
-/// is this. Each of those leases has its line, or its job would count as one that waits. What became of
-/// earlier deliveries has the room that they leave: without it, it is not told who lost a job.
+/// Where the lines of a handle stand. Each stays in its note as long as there is something to say of its
+/// job: who reads one note after the other misses none.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// In which note, by the number of the job.
+    notes: HashMap<u64, usize>,
+    /// How many had lines when they were written last: these are written anew, so that what one of them
+    /// said does not stand there for ever.
+    n_notes: usize,
+}
+
+impl Places {
+    /// Shares out these lines, so many of leases that last to a note.
+    fn deal(&mut self, claims: Vec<Claim>, most: usize) -> Vec<Vec<Claim>> {
+        let before = mem::take(&mut self.notes);
+        let (known, new): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|claim| before.contains_key(&claim.seq));
+        let mut notes: Vec<Vec<Claim>> = vec![Vec::new(); self.n_notes.max(1)];
+        let (mut n_lasting, mut free) = (vec![0; notes.len()], 0);
+        for claim in known.into_iter().chain(new) {
+            while n_lasting[free] >= most {
+                free += 1;
+                if free == notes.len() {
+                    notes.push(Vec::new());
+                    n_lasting.push(0);
+                }
+            }
+            // One whose lease had ended and lasts again may find its note full.
+            let place = before.get(&claim.seq).copied();
+            let has_room = |nth: &usize| claim.has_lapsed() || n_lasting[*nth] < most;
+            let nth = place.filter(has_room).unwrap_or(free);
+            n_lasting[nth] += usize::from(!claim.has_lapsed());
+            self.notes.insert(claim.seq, nth);
+            notes[nth].push(claim);
+        }
+        self.n_notes = notes.iter().rposition(|note| !note.is_empty()).map_or(1, |last| last + 1);
+        notes
+    }
+}
+
+/// Writes as many notes as the leases that last need of a server whose `max_payload` is this, and as were
+/// written before. Each of those leases has its line, or its job would count as one that waits. What became
+/// of earlier deliveries has the room that they leave: without it, it is not told who lost a job.
 pub(super) fn pack(
     worker: &WorkerId,
-    mut claims: Vec<Claim>,
-    n_notes: usize,
+    claims: Vec<Claim>,
+    places: &mut Places,
     max: usize,
 ) -> Packed {
     // Plain data cannot fail to be written.
-    let write = |jobs: &[&Claim]| serde_json::to_vec(&Written { worker, jobs }).unwrap_or_default();
-    let whole = write(&claims.iter().collect::<Vec<_>>());
-    if n_notes <= 1 && whole.len() + HEADERS <= max {
-        return Packed { notes: vec![whole.into()], is_cut: false };
-    }
-    let room = max.saturating_sub(HEADERS + write(&[]).len()).max(1);
-    // Those that ended last go last.
-    claims.sort_by_key(|claim| claim.left);
-    let lasting = claims.iter().filter(|claim| !claim.has_lapsed());
-    let needed = lasting.map(|claim| claim.n_bytes() - claim.n_bytes_of_crashes()).sum::<usize>();
-    let n_notes = n_notes.max(needed.div_ceil(room)).max(1);
-    let is_cut = cut(&mut claims, n_notes * room);
-    let mut notes = divide(&claims, n_notes);
-    while notes.len() < claims.len() && notes.iter().any(|note| n_bytes(note) > room) {
-        notes = divide(&claims, notes.len() + 1);
-    }
-    Packed { notes: notes.iter().map(|claims| write(claims).into()).collect(), is_cut }
+    let write = |jobs: &[Claim]| serde_json::to_vec(&Written { worker, jobs }).unwrap_or_default();
+    let room = max.saturating_sub(HEADERS + write(&[]).len());
+    let mut is_cut = false;
+    let notes = places.deal(claims, (room / LONGEST_LINE).max(1)).into_iter().map(|mut claims| {
+        // Those that ended last go last.
+        claims.sort_by_key(|claim| claim.left);
+        is_cut |= cut(&mut claims, room);
+        write(&claims).into()
+    });
+    let notes = notes.collect();
+    Packed { notes, is_cut }
 }
 
 /// Leaves out of these what is of least use, until they are no longer than this; whether it did.
@@ -103,22 +142,6 @@ fn cut(claims: &mut Vec<Claim>, longest: usize) -> bool {
     claims.drain(..n_dropped);
     drop_crashes(&mut claims[n_lapsed - n_dropped..], &mut length);
     true
-}
-
-/// Shares them out among so many notes. Each stays in its note as long as these are as many: who reads
-/// one after the other misses none.
-fn divide(claims: &[Claim], n_notes: usize) -> Vec<Vec<&Claim>> {
-    let mut notes = vec![Vec::new(); n_notes];
-    for claim in claims {
-        // Numbers at regular distances are spread like all others.
-        let spread = claim.seq.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        notes[spread as usize % n_notes].push(claim);
-    }
-    notes
-}
-
-fn n_bytes(claims: &[&Claim]) -> usize {
-    claims.iter().map(|claim| claim.n_bytes()).sum()
 }
 
 impl Claim {
@@ -158,20 +181,67 @@ mod tests {
         Claim { seq, delivered: 1, left, deadline: Some(seq), crashes, worker, until }
     }
 
-    fn packed(claims: &[Claim], n_notes: usize) -> (Vec<Claim>, usize, bool) {
-        let Packed { notes, is_cut } = pack(&"w".to_owned(), claims.to_vec(), n_notes, MAX);
-        assert!(notes.iter().all(|note| note.len() <= MAX - HEADERS));
+    fn packed_by(claims: &[Claim], places: &mut Places, max: usize) -> (Vec<Vec<Claim>>, bool) {
+        let Packed { notes, is_cut } = pack(&"w".to_owned(), claims.to_vec(), places, max);
+        assert!(notes.iter().all(|note| note.len() <= max - HEADERS));
         let read = |note: &Bytes| serde_json::from_slice::<Note>(note).unwrap().jobs;
-        let mut claims: Vec<_> = notes.iter().flat_map(read).collect();
+        (notes.iter().map(read).collect(), is_cut)
+    }
+
+    fn packed(claims: &[Claim]) -> (Vec<Claim>, usize, bool) {
+        let (notes, is_cut) = packed_by(claims, &mut Places::default(), MAX);
+        let n_notes = notes.len();
+        let mut claims: Vec<_> = notes.into_iter().flatten().collect();
         claims.sort_by_key(|claim| claim.seq);
-        (claims, notes.len(), is_cut)
+        (claims, n_notes, is_cut)
+    }
+
+    #[test]
+    fn no_line_is_longer_than_the_longest() {
+        let longest = Claim { delivered: u32::MAX, ..claim(u64::MAX, i64::MIN, 0) };
+        assert_eq!(longest.n_bytes(), LONGEST_LINE);
+    }
+
+    #[test]
+    fn the_lines_of_a_handle_stay_in_their_notes_as_these_grow_and_shrink() {
+        const MAX: usize = 16 << 10;
+        let mut places = Places::default();
+        let mut before: HashMap<u64, usize> = HashMap::new();
+        let mut write = |lapsed: std::ops::Range<u64>, lasting: std::ops::Range<u64>| {
+            let claims = lapsed.map(|seq| claim(seq, -1 - seq.cast_signed(), 3));
+            let claims: Vec<_> =
+                claims.chain(lasting.clone().map(|seq| claim(seq, 9, 3))).collect();
+            let (notes, _) = packed_by(&claims, &mut places, MAX);
+            let lines = notes.iter().enumerate();
+            let now: HashMap<_, _> = lines
+                .flat_map(|(nth, note)| note.iter().map(move |claim| (claim.seq, nth)))
+                .collect();
+            assert!(lasting.clone().all(|seq| now.contains_key(&seq)), "{lasting:?}");
+            let has_moved =
+                |(seq, nth): (&u64, &usize)| before.get(seq).is_some_and(|at| at != nth);
+            assert!(!now.iter().any(has_moved), "{lasting:?}");
+            before = now;
+            notes.len()
+        };
+        assert_eq!(write(0..0, 0..50), 1);
+        let n_notes = write(0..0, 0..900);
+        assert!(n_notes > 3, "{n_notes}");
+        // Neither what is written again nor what ended makes them more.
+        for _ in 0..9 {
+            assert_eq!(write(0..0, 0..900), n_notes);
+            assert_eq!(write(0..450, 450..900), n_notes);
+        }
+        assert_eq!(write(0..450, 450..1300), n_notes);
+        // What is empty is written so once.
+        assert_eq!(write(0..0, 0..50), n_notes);
+        assert_eq!(write(0..0, 0..50), 1);
     }
 
     #[test]
     fn each_lease_that_lasts_has_its_line_however_many_there_are() {
         for n_jobs in [0, 1, 8192, 20_000, 100_000] {
             let claims: Vec<_> = (0..n_jobs).map(|seq| claim(10 * seq, 30_000, 0)).collect();
-            let (read, n_notes, is_cut) = packed(&claims, 1);
+            let (read, n_notes, is_cut) = packed(&claims);
             let numbers = read.iter().map(|claim| claim.seq);
             assert!(numbers.eq((0..n_jobs).map(|seq| 10 * seq)), "{n_jobs}");
             assert_eq!((n_notes > 1, is_cut), (n_jobs >= 20_000, false), "{n_jobs}");
@@ -192,22 +262,19 @@ mod tests {
                 |seqs: std::ops::Range<u64>| of(seqs).filter(|one| !one.crashes.is_empty()).count();
             [with(0..4000), of(0..4000).count(), with(4000..8000), of(4000..8000).count()]
         };
-        let (read, n_notes, is_cut) = packed(&all([0, 0]), 1);
+        let (read, n_notes, is_cut) = packed(&all([0, 0]));
         assert_eq!((count(&read), n_notes, is_cut), ([0, 4000, 0, 4000], 1, false));
         // Of what ended long ago first.
-        let (read, n_notes, is_cut) = packed(&all([1, 0]), 1);
+        let (read, n_notes, is_cut) = packed(&all([1, 0]));
         let [with, n_lapsed, _, n_lasting] = count(&read);
         assert_eq!((n_lapsed, n_lasting, n_notes, is_cut), (4000, 4000, 1, true));
         assert!((1..4000).contains(&with), "{with}");
         let young = read.iter().filter(|one| one.seq < 4000 && !one.crashes.is_empty());
         assert!(young.map(|one| one.seq).eq(0..with as u64));
         // Those that last keep theirs longest.
-        let (read, n_notes, is_cut) = packed(&all([1, 1]), 1);
+        let (read, n_notes, is_cut) = packed(&all([1, 1]));
         let [with, n_lapsed, kept, n_lasting] = count(&read);
         assert_eq!((with, n_lapsed, n_lasting, n_notes, is_cut), (0, 0, 4000, 1, true));
         assert!((1..4000).contains(&kept), "{kept}");
-        // Where there are more notes there is more room.
-        let (read, n_notes, is_cut) = packed(&all([1, 1]), 3);
-        assert_eq!((count(&read), n_notes, is_cut), ([4000; 4], 3, false));
     }
 }

@@ -59,6 +59,8 @@ impl Found {
 struct Known {
     claims: OnceCell<Claims>,
     marks: OnceCell<()>,
+    /// Whether it is known which stream the jobs are in.
+    stream: OnceCell<()>,
 }
 
 /// Moments that count for the jobs of one pull.
@@ -152,7 +154,7 @@ impl NatsQueue {
         loop {
             let look = self.look(max).await?;
             if !look.is_cut || !look.found.is_empty() || left().is_zero() {
-                return self.hand_out(look.found).await;
+                return self.hand_out(look.found, look.told_by).await;
             }
         }
     }
@@ -265,9 +267,14 @@ impl NatsQueue {
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
-        let (created, priority) = (shared.created, lane.priority);
-        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
+        if !Entry::is_named(&headers) {
+            // The stream may have been made anew since it was seen last.
+            let look = || async { self.glance().await.map(drop) };
+            known.stream.get_or_try_init(look).await?;
+        }
+        let (created, priority) = (shared.created(), lane.priority);
+        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
         let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
         let crashes = if token.delivered > 1 {
             let load = || Claims::load(&shared.api, &shared.names);
@@ -335,8 +342,8 @@ impl NatsQueue {
     }
 
     /// In their order of publication, once the leases are noted.
-    async fn hand_out(&self, found: Vec<Found>) -> Result<Vec<Delivery>> {
-        let mut found = self.without_late(found).await;
+    async fn hand_out(&self, found: Vec<Found>, told_by: Instant) -> Result<Vec<Delivery>> {
+        let mut found = self.without_late(found, told_by).await;
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -358,11 +365,10 @@ impl NatsQueue {
     }
 
     /// Without those that died while they waited for what else there is.
-    async fn without_late(&self, found: Vec<Found>) -> Vec<Found> {
+    async fn without_late(&self, found: Vec<Found>, told_by: Instant) -> Vec<Found> {
         let (shared, now) = (&*self.shared, self.now());
         let (late, found): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|one| one.entry.job.expired(now));
-        let told_by = owed::sending_ends(shared.behavior.lease);
         let ends = late.into_iter().map(async |Found { held: Held { token, .. }, entry }| {
             let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
             match self.expire(&entry, ending).await? {

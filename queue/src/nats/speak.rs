@@ -1,15 +1,22 @@
 //! What a handle says and hears: statuses, arrivals, replies, and what the server is.
 
+use std::time::Duration;
+
 use async_nats::{HeaderMap, HeaderValue};
+use async_stream::stream;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::time::timeout;
 
 use super::api::in_order;
 use super::bell::{self, Bell, HUSH};
 use super::names::{check_reply_to, token};
 use super::{LIMITS, NatsQueue};
-use crate::{Error, ErrorKind, Info, JobResult, Result, Warning, WorkerStatus, header};
+use crate::{Error, ErrorKind, Info, JobId, JobResult, Result, Warning, WorkerStatus, header};
+
+/// So often a listener looks whether the connection was lost meanwhile.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 impl NatsQueue {
     pub(super) async fn alive(&self) -> Result<Vec<WorkerStatus>> {
@@ -54,6 +61,40 @@ impl NatsQueue {
         // Whoever listens looks now and then.
         let keep = async move { queue.shared.awake.keep(|| queue.glance()).await };
         Ok(told.take_until(keep).boxed())
+    }
+
+    pub(super) async fn hear_of_cancelled(&self) -> Result<BoxStream<'static, JobId>> {
+        let (api, mut n_losses) = (&self.shared.api, self.shared.link.n_losses());
+        let subscribed = api.client.subscribe(self.shared.names.subject("cancelled")).await;
+        let mut told = subscribed.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, format!("cannot subscribe: {error}"))
+        })?;
+        // The server answers in turn: it has read the subscription when it answers this.
+        api.stream(&self.shared.names.status).await?;
+        let queue = self.clone();
+        let ids = stream! {
+            loop {
+                let heard = timeout(HEARTBEAT, told.next()).await;
+                let link = &queue.shared.link;
+                // Read once: of a loss between two looks nobody would be told.
+                let n_by_now = link.n_losses();
+                if n_by_now != n_losses && link.is_up() {
+                    n_losses = n_by_now;
+                    queue.look_anew();
+                    // Any of them may have been cancelled meanwhile.
+                    for id in queue.shared.leases.jobs() {
+                        yield id;
+                    }
+                }
+                let Ok(heard) = heard else { continue };
+                let Some(told) = heard else { break };
+                queue.look_anew();
+                if let Some(id) = std::str::from_utf8(&told.payload).ok().and_then(|id| id.parse().ok()) {
+                    yield id;
+                }
+            }
+        };
+        Ok(ids.boxed())
     }
 
     /// Listens from now on, also to what others publish on other connections.

@@ -115,8 +115,9 @@ impl NatsQueue {
         let left = last.duration_since(self.now());
         tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
         let pace = Pace::new(moments.len(), self.shared.behavior.lease, None);
-        let moves = moments.iter().map(|moment| self.move_subject(&moment.subject, pace));
-        in_order(moves.collect()).await.map(drop)
+        let subjects: Vec<_> = moments.into_iter().map(|moment| moment.subject).collect();
+        let moved = self.move_subjects(&subjects, pace).await?;
+        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 
     /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was
@@ -236,7 +237,7 @@ impl NatsQueue {
             return Ok(None);
         };
         let origin =
-            Origin { created: shared.created, seq: token.seq, at: token.stored_at, priority };
+            Origin { created: shared.created(), seq: token.seq, at: token.stored_at, priority };
         let headers = message.headers.unwrap_or_default();
         let (mut entry, _) = Entry::read(&headers, message.payload, origin);
         entry.charge(token.delivered - 1);
@@ -340,7 +341,11 @@ impl NatsQueue {
     /// noted since a worker met it.
     pub(super) async fn number_of(&self, id: &JobId) -> Result<Option<u64>> {
         let shared = &*self.shared;
-        let prefix = format!("nats-{}-", shared.created.as_millisecond());
+        if id.as_str().starts_with("nats-") {
+            // The stream may have been made anew since it was seen last.
+            self.glance().await?;
+        }
+        let prefix = format!("nats-{}-", shared.created().as_millisecond());
         if let Some(seq) = id.as_str().strip_prefix(&prefix).and_then(|seq| seq.parse().ok()) {
             return Ok(Some(seq));
         }
@@ -350,7 +355,7 @@ impl NatsQueue {
         };
         let mark = read_mark(&subject, &kept)?;
         // The stream may have been lost since, and count anew.
-        let is_of_it = mark.stored_at.is_none_or(|at| at >= shared.created);
+        let is_of_it = mark.stored_at.is_none_or(|at| at >= shared.created());
         Ok(mark.message.filter(|_| is_of_it))
     }
 }

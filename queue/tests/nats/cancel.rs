@@ -230,6 +230,40 @@ fn a_cancelled_job_is_not_handed_out_because_the_word_of_it_comes_late() {
 }
 
 #[test]
+fn a_job_that_is_handed_out_while_its_canceller_replies_is_left_to_whoever_has_it() {
+    const REPLYING: Duration = Duration::from_secs(3);
+    for version in VERSIONS {
+        block_on(async {
+            let extra_config = USERS.to_owned();
+            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
+            let server = Nats::start(options).await.unwrap();
+            let way = Way::to(server.port()).await;
+            let at = |user: &str, port: u16| format!("nats://{user}@127.0.0.1:{port}?lease=8s");
+            let all = try_open(&at("all:a", server.port())).await.unwrap();
+            let canceller = try_open(&at("all:a", way.port)).await.unwrap();
+            // It does not know that jobs are cancelled, and need not wait to learn that.
+            let blind = try_open(&at("blind:b", server.port())).await.unwrap();
+            all.publish(vec![job("before")]).await.unwrap();
+            let before = take(&blind, 1).await.remove(0);
+            blind.settle(&[before.ack()]).await.unwrap();
+            let mut asked = job("a");
+            asked.headers.reply_to = Some("answers.here".to_owned());
+            all.publish(vec![asked]).await.unwrap();
+            way.hold("answers.here", REPLYING);
+            let name = id("a");
+            let taken = async {
+                until("it is being replied to", async || !way.holds()).await;
+                take(&blind, 1).await.remove(0)
+            };
+            let (cancelled, taken) = tokio::join!(canceller.cancel(&name), taken);
+            assert_eq!((cancelled.unwrap(), taken.job.id), (Cancelled::Running, name));
+            let depth = all.depth().await.unwrap();
+            assert_eq!((depth.ready, depth.in_flight), (0, 1));
+        });
+    }
+}
+
+#[test]
 fn jobs_of_all_lanes_together_wait_a_part_of_their_lease_for_a_word_that_never_comes() {
     const LEASE: Duration = Duration::from_secs(8);
     on_each(async |server| {

@@ -1,7 +1,7 @@
 //! What a look costs, however much there is or was.
 
 use async_nats::HeaderMap;
-use ebb_queue::Timestamp;
+use ebb_queue::{Delivery, Timestamp};
 use futures::future::join_all;
 
 use crate::way::Way;
@@ -30,6 +30,39 @@ fn the_age_of_many_jobs_that_were_left_costs_few_requests() {
         println!("to look at {MANY} jobs whose leases ended: {counted:?}");
         assert_eq!(depth.oldest_ready, Some(first.enqueued_at));
         assert!(counted.n_requests < 60, "{counted:?}");
+    });
+}
+
+#[test]
+fn the_age_of_a_job_that_was_left_is_known_behind_many_that_are_done() {
+    const MANY: usize = 40;
+    on_each(async |server| {
+        let url = format!("{}?lease=3s", server.url());
+        let (lost, other) = (try_open(&url).await.unwrap(), try_open(&url).await.unwrap());
+        // The stream goes on to begin with this one.
+        let mut later = job("later");
+        later.set("ebb-delay", "1h").unwrap();
+        lost.publish(vec![later]).await.unwrap();
+        lost.publish((0..MANY).map(|nth| job(&nth.to_string())).collect()).await.unwrap();
+        drop(take(&lost, MANY).await);
+        let are_left = async |n_jobs: usize| {
+            until("leases have ended", async || {
+                let depth = other.depth().await.unwrap();
+                (depth.ready, depth.in_flight) == (n_jobs as u64, 0)
+            })
+            .await;
+        };
+        are_left(MANY).await;
+        let taken_over = take(&other, MANY).await.into_iter().map(Delivery::ack);
+        other.settle(&taken_over.collect::<Vec<_>>()).await.unwrap();
+        let mut old = job("old");
+        old.enqueued_at = Timestamp::from_second(1_700_000_000).unwrap();
+        lost.publish(vec![old.clone()]).await.unwrap();
+        drop(take(&lost, 1).await);
+        until("it is held", async || other.depth().await.unwrap().in_flight == 1).await;
+        are_left(1).await;
+        let depth = other.depth().await.unwrap();
+        assert_eq!((depth.oldest_ready, depth.delayed), (Some(old.enqueued_at), 1));
     });
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap};
-use ebb_queue::{Delivery, ErrorKind, Job, Queue, Settled, Timestamp};
+use ebb_queue::{Delivery, ErrorKind, Job, JobResult, Outcome, Queue, Settled, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
 use crate::{VERSIONS, block_on, receive, take, try_open, until};
@@ -116,6 +116,37 @@ fn a_letter_that_just_fits_holds_up_no_other_that_is_put_back() {
         assert!(n_cut > 0 && n_whole > 1, "{n_cut} are cut, {n_whole} are whole");
         assert_eq!(queue.redrive(None).await.unwrap(), n_whole);
         assert_eq!(counts(&queue).await, [0, n_whole, n_cut]);
+    });
+}
+
+#[test]
+fn a_letter_of_an_older_version_that_cannot_be_put_back_keeps_what_is_known_of_its_job() {
+    on_each_small(async |queue, client| {
+        let at = Timestamp::now();
+        let die = async |name: &str, n_more: usize, n_in_body: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert("ebb-id", name);
+            headers.insert("ebb-enqueued-at", at.to_string());
+            headers.insert("more", "7".repeat(n_more));
+            let (to, body) = (format!("ebb.jobs.dead.{name}"), vec![b'7'; n_in_body].into());
+            let answer = client.request_with_headers(to, headers, body).await.unwrap();
+            assert!(answer.payload.starts_with(b"{\"stream\""), "{answer:?}");
+            let outcome = Outcome::Failed("why".into());
+            let id = name.parse().unwrap();
+            queue.put(&JobResult { id, attempt: 1, outcome, finished_at: at, queue: None }).await
+        };
+        // One has too long a body, one too long headers.
+        for (name, n_more, n_in_body) in
+            [("body", 9, MAX_PAYLOAD - 150), ("headers", 65_535 - 150, 9), ("good", 9, 9)]
+        {
+            die(name, n_more, n_in_body).await.unwrap();
+        }
+        assert_eq!(queue.redrive(None).await.unwrap(), 1);
+        assert_eq!(counts(&queue).await, [0, 1, 2]);
+        for (name, is_known) in [("body", true), ("headers", true), ("good", false)] {
+            let known = queue.get(&name.parse().unwrap()).await.unwrap();
+            assert_eq!(known.is_some(), is_known, "{name}");
+        }
     });
 }
 

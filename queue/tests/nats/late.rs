@@ -59,13 +59,20 @@ fn many_jobs_that_are_due_at_one_moment_hold_up_none_that_is_ready() {
     const MANY: usize = 5000;
     on_each(async |server| {
         let queue = try_open(&server.url()).await.unwrap();
-        let due = Timestamp::now() + Duration::from_secs(5);
-        let delayed = (0..MANY).map(|nth| {
-            let mut job = job(&format!("due-{nth}"));
-            job.headers.not_before = Some(due);
-            job
-        });
-        queue.publish(delayed.collect()).await.unwrap();
+        let delayed = |n_jobs: usize, due: Timestamp| {
+            let named = (0..n_jobs).map(move |nth| {
+                let mut job = job(&format!("due-{nth}"));
+                job.headers.not_before = Some(due);
+                job
+            });
+            named.collect()
+        };
+        // They are not due before they are there, however slow this machine is.
+        let other = try_open(&format!("{}?queue=other", server.url())).await.unwrap();
+        let (begin, hour) = (Instant::now(), Duration::from_secs(3600));
+        other.publish(delayed(MANY / 10, Timestamp::now() + hour)).await.unwrap();
+        let due = Timestamp::now() + Duration::from_secs(2) + 15 * begin.elapsed();
+        queue.publish(delayed(MANY, due)).await.unwrap();
         let mut ready = job("ready");
         ready.set("ebb-priority", "high").unwrap();
         queue.publish(vec![ready]).await.unwrap();
@@ -88,6 +95,42 @@ fn many_jobs_that_are_due_at_one_moment_hold_up_none_that_is_ready() {
         }
         let depth = queue.depth().await.unwrap();
         assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 0, 1));
+    });
+}
+
+#[test]
+fn jobs_that_are_due_are_handed_out_beside_one_that_cannot_be_moved() {
+    const MANY: usize = 100;
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let client = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let due = Timestamp::now() + Duration::from_secs(2);
+        let delayed = (0..=MANY).map(|nth| {
+            let mut job = job(&nth.to_string());
+            // The large one is moved first.
+            job.headers.not_before = Some(due + Duration::from_millis(u64::from(nth > 0)));
+            job.body = vec![7; if nth > 0 { 9 } else { 200_000 }].into();
+            job
+        });
+        queue.publish(delayed.collect()).await.unwrap();
+        let mut stream = client.get_stream("EBB_JOBS_jobs").await.unwrap();
+        let info = stream.info().await.unwrap();
+        let mut config = info.config.clone();
+        config.max_bytes = i64::try_from(info.state.bytes).unwrap() + 100_000;
+        client.update_stream(&config).await.unwrap();
+        let mut taken = std::collections::HashSet::new();
+        let end = Instant::now() + LONG;
+        while taken.len() < MANY {
+            assert!(Instant::now() < end, "{} were taken", taken.len());
+            // It fails where there is nothing but what cannot be moved.
+            let some = receive(&queue, MANY).await.unwrap_or_default();
+            taken.extend(some.into_iter().map(|one| one.job.id));
+        }
+        until("the large one is left", async || {
+            let depth = queue.depth().await.unwrap();
+            (depth.ready, depth.in_flight) == (1, MANY as u64)
+        })
+        .await;
     });
 }
 

@@ -3,10 +3,10 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
-use ebb_queue::{ErrorKind, JobResult, Outcome, Timestamp};
+use ebb_queue::{Cancelled, ErrorKind, JobResult, Outcome, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 
-use crate::{block_on, job, on_each, receive, refusal, take, try_open};
+use crate::{block_on, job, on_each, receive, refusal, take, try_open, until};
 
 #[test]
 fn a_stream_that_does_not_fit_is_refused_with_what_differs() {
@@ -39,7 +39,9 @@ fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
         with_key.insert("ebb-key", "k");
         let queue = try_open(&server.url()).await.unwrap();
         send(with_key.clone()).await;
-        let before = take(&queue, 1).await.remove(0).job.id;
+        let done = take(&queue, 1).await.remove(0);
+        let before = done.job.id.clone();
+        queue.settle(&[done.ack()]).await.unwrap();
         let content_type = "text/plain".to_owned();
         let outcome = Outcome::Completed { content_type, body: "42".into() };
         let finished_at = Timestamp::now();
@@ -48,7 +50,8 @@ fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
         queue.put(&answer).await.unwrap();
 
         jetstream::new(client.clone()).delete_stream("EBB_JOBS_jobs").await.unwrap();
-        let queue = try_open(&server.url()).await.unwrap();
+        // It is made by another, and the first one goes on.
+        try_open(&server.url()).await.unwrap();
         // The first one has the key of another, which had its number.
         send(with_key).await;
         send(HeaderMap::new()).await;
@@ -56,6 +59,11 @@ fn a_stream_of_jobs_that_was_lost_and_made_anew_gives_no_number_to_two_jobs() {
         assert!(after.as_str().ends_with("-2"), "{after}");
         let first = after.as_str().strip_suffix("-2").unwrap();
         assert_ne!(format!("{first}-1"), before.as_str());
+        // What has the number now is not what was meant.
+        client.request("ebb.jobs.jobs.low", "x".into()).await.unwrap();
+        let of_old = format!("{}-3", before.as_str().strip_suffix("-1").unwrap()).parse().unwrap();
+        assert_eq!(queue.cancel(&of_old).await.unwrap(), Cancelled::Marked);
+        until("it is left", async || queue.depth().await.unwrap().ready == 1).await;
         let published = queue.publish(vec![{
             let mut job = job("again");
             job.set("ebb-key", "k").unwrap();
