@@ -76,6 +76,19 @@ pub(crate) fn add(
     by_number.iter().try_for_each(|(id, token)| named.check(inner, *id, &token.content))
 }
 
+/// What the token for a purpose is called, where the small files say.
+pub(crate) fn name_of(
+    dir: &Path,
+    config: &Fields,
+    purpose: &str,
+) -> Result<Option<String>, LoadError> {
+    let named = Named::read(dir, config, &[])?;
+    match named.who_says(purpose) {
+        Some(fields) => Ok(token_of(fields, purpose)?.map(|it| it.content)),
+        None => Ok(None),
+    }
+}
+
 impl<'a> Named<'a> {
     fn read(dir: &Path, config: &'a Fields, own: &[(&str, &str)]) -> Result<Self, LoadError> {
         let older = |name: &str| match config.says(FIELD) {
@@ -90,10 +103,15 @@ impl<'a> Named<'a> {
         Ok(named)
     }
 
+    /// The file that counts for a purpose.
+    fn who_says(&self, purpose: &str) -> Option<&Fields> {
+        [&self.map, self.config].into_iter().find(|fields| fields.says(purpose))
+    }
+
     fn by_purpose(&self, own: &[(&str, &str)]) -> Result<Vec<Written>, LoadError> {
         let mut found = Vec::new();
         for purpose in PURPOSES {
-            let said = [&self.map, self.config].into_iter().find(|fields| fields.says(purpose));
+            let said = self.who_says(purpose);
             let own = own.iter().find(|(name, _)| *name == purpose);
             match (said, own) {
                 (Some(fields), _) => found.extend(token_of(fields, purpose)?),

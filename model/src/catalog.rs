@@ -220,16 +220,18 @@ impl ModelInfo {
         }
         if kind != ModelKind::Sentinel {
             // Without one it is still told what the model is.
-            let has_tokenizer = is_there(&dir.join(TOKENIZER))?;
+            let tokenizer = bert::tokenizer_file(dir)?;
             let settings =
-                if has_tokenizer { bert::check_texts(dir)? } else { Settings::read(dir)? };
+                if tokenizer.is_some() { bert::check_texts(dir)? } else { Settings::read(dir)? };
             settings.check_labels(&weights)?;
             let mut parameters = n_parameters(&weights);
             for layer in &settings.projections {
                 parameters =
                     parameters.saturating_add(n_parameters(&Checkpoint::open(layer.folder())?));
             }
-            let files = files_of(dir, settings.module_files())?;
+            let mut others = settings.module_files().to_vec();
+            others.extend(tokenizer.map(str::to_owned));
+            let files = files_of(dir, &others)?;
             return Ok(Self::of_text(kind, &settings, parameters, files));
         }
         let config = sentinel::Config::read(dir)?;
@@ -314,16 +316,16 @@ fn n_parameters(weights: &Checkpoint) -> u64 {
 }
 
 /// Hashes the files that a model is read from, the weights last.
-fn files_of(dir: &Path, modules: &[String]) -> Result<Vec<FileInfo>, LoadError> {
-    // A pooling may lie in the model's own folder, and its file is one of the others then.
-    let modules = modules.iter().filter(|name| !FILES.contains(&name.as_str()));
+fn files_of(dir: &Path, others: &[String]) -> Result<Vec<FileInfo>, LoadError> {
+    // A pooling may lie in the model's own folder, and its file is one of those of all then.
+    let others = others.iter().filter(|name| !FILES.contains(&name.as_str()));
     let mut names = Vec::new();
     for name in FILES {
         if is_there(&dir.join(name))? {
             names.push(name.to_owned());
         }
     }
-    names.extend(modules.cloned());
+    names.extend(others.cloned());
     names.extend(checkpoint::files(dir)?);
     let file = |name: String| {
         let path = dir.join(&name);

@@ -117,7 +117,9 @@ fn directory_of(model: &str) -> Result<PathBuf> {
 
 /// What a worker would miss.
 fn lacking(info: &ModelInfo) -> Option<&'static str> {
-    let has_tokenizer = info.files.iter().any(|file| file.name == "tokenizer.json");
+    // Of a BERT the second is enough, and listed where it is read.
+    let own = ["tokenizer.json", "vocab.txt"];
+    let has_tokenizer = info.files.iter().any(|file| own.contains(&&*file.name));
     let is_of_texts = info.kind != ModelKind::Sentinel;
     (is_of_texts && !has_tokenizer).then_some(
         "warning: there is no tokenizer.json, which a model of texts needs: no worker runs it so",

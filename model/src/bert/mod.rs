@@ -47,6 +47,7 @@ mod tokenizer;
 #[cfg(feature = "cpu")]
 mod tokenizer_config;
 mod transformer;
+mod vocabulary;
 #[cfg(feature = "cpu")]
 mod warmer;
 #[cfg(feature = "cpu")]
@@ -74,6 +75,7 @@ pub use task::{Problem, Task};
 pub use tokenizer::{MAX_TEXT_BYTES, Piece, Pieces, Tokenizer, Tokens};
 #[cfg(feature = "cpu")]
 pub(crate) use tokenizer::{check_length, guarded, uncut};
+pub(crate) use vocabulary::{WORDS, tokenizer_file};
 #[cfg(feature = "cpu")]
 pub use warmer::Warmer;
 

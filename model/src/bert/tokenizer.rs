@@ -11,6 +11,7 @@ use tokenizers::{
 
 use super::settings::Prompts;
 use super::tokenizer_config::TokenizerConfig;
+use super::vocabulary::{self, WORDS};
 use super::{Settings, Task};
 use crate::catalog::{self, TOKENIZER};
 use crate::{ItemError, LoadError};
@@ -108,18 +109,27 @@ struct Side {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and what counts more than it in the files beside it.
+    /// Reads `tokenizer.json`, or the list of words of a BERT that has none, and what counts more than
+    /// it in the files beside it.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let settings = Settings::read(dir)?;
-        let (path, text) = (dir.join(TOKENIZER), catalog::read_tokenizer(dir)?);
-        let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
-        let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?;
-
         let config = TokenizerConfig::read(dir, settings.config.family)?;
+        let file = vocabulary::tokenizer_file(dir)?.unwrap_or(TOKENIZER);
+        let path = dir.join(file);
+        let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
+        let mut inner = if file == WORDS {
+            vocabulary::read(dir, config.fields())?
+        } else {
+            let text = catalog::read_tokenizer(dir)?;
+            guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?
+        };
         let cut_at = config.cut_at(inner.get_truncation().map(|it| it.direction))?;
         // What else the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
         config.apply(&mut inner, dir)?;
+        if file == WORDS {
+            vocabulary::frame(&mut inner, dir, config.fields())?;
+        }
         check_frame(&inner, &settings, &path)?;
         let max_length = settings.max_tokens;
         let truncation =

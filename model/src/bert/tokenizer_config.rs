@@ -96,6 +96,11 @@ impl TokenizerConfig {
         Ok(Self { fields, class })
     }
 
+    /// What stands in the file.
+    pub(super) fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
     /// Makes of a tokenizer what transformers makes of it.
     pub(super) fn apply(
         &self,
@@ -271,7 +276,8 @@ mod tests {
             }
         }
         for (name, content) in files.iter().filter(|(name, _)| !data(model).join(name).exists()) {
-            std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+            let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
+            std::fs::write(dir.path().join(name), text).unwrap();
         }
         dir
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Known, Places, PullError, Repository, io};
-use crate::bert::{MODULES, SENTENCE_CONFIG, Settings, Task};
+use crate::bert::{self, MODULES, SENTENCE_CONFIG, Settings, Task};
 use crate::catalog::TOKENIZER;
 use crate::{ModelKind, catalog, causal, checkpoint};
 
@@ -85,8 +85,9 @@ pub(super) fn is_whole(dir: &Path, known: Option<&Known>) -> bool {
             }
             // The settings name the files they need.
             Ok(_) => Settings::read(dir).is_ok_and(|settings| {
-                let all = || settings.module_files().iter().map(String::as_str).chain([TOKENIZER]);
-                all().all(|name| dir.join(name).is_file())
+                let tokenizer = bert::tokenizer_file(dir).ok().flatten().unwrap_or(TOKENIZER);
+                let mut all = settings.module_files().iter().map(String::as_str).chain([tokenizer]);
+                all.all(|name| dir.join(name).is_file())
             }),
             Err(_) => false,
         };

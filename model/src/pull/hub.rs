@@ -16,8 +16,8 @@ use crate::catalog::{FILES, TOKENIZER};
 use crate::checkpoint::{self, INDEX, SINGLE};
 use crate::{ModelKind, catalog, causal};
 
-/// Files that Python's tools, which share the cache, want beside those that are read here.
-const OTHERS: [&str; 2] = ["vocab.txt", "README.md"];
+/// Files that Python's tools, which share the cache, want beside those that are read of any model.
+const OTHERS: [&str; 2] = [bert::WORDS, "README.md"];
 
 #[derive(Deserialize)]
 struct Revision {
@@ -130,7 +130,9 @@ impl Hub<'_> {
         if kind == ModelKind::Sentinel {
             return Ok(links);
         }
-        self.need(revision, TOKENIZER)?;
+        if kind == ModelKind::Generator || bert::tokenizer_file(staging.path())?.is_none() {
+            self.need(revision, TOKENIZER)?;
+        }
         if kind == ModelKind::Generator {
             causal::check_texts(staging.path())?;
             return Ok(links);

@@ -757,7 +757,10 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
         let mut files = files();
         files[0].1 = fs::read(data.join("config.json")).unwrap();
+        // Of such words this class alone makes tokens.
         files[3] = ("vocab.txt", b"a".to_vec());
+        let class = br#"{"tokenizer_class": "ElectraTokenizer"}"#.to_vec();
+        files.push(("tokenizer_config.json", class));
         let dir = tempfile::tempdir().unwrap();
         let hub = TestHub::with(Manner::Honest, files);
         let error = pull_tiny(&places(dir.path(), &hub.endpoint)).unwrap_err();
@@ -774,6 +777,22 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
     let places = places(dir.path(), &hub.endpoint);
     let found = pull_tiny(&places).unwrap();
     assert_eq!(places.cached("org/tiny"), Some(found));
+}
+
+#[test]
+fn a_bert_with_a_list_of_words_is_pulled_without_a_tokenizer() {
+    let mut files = files();
+    let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\npump\n";
+    files[3] = ("vocab.txt", words.as_bytes().to_vec());
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::with(Manner::Honest, files);
+    let places = places(dir.path(), &hub.endpoint);
+    let found = pull_tiny(&places).unwrap();
+    assert_eq!(places.cached("org/tiny"), Some(found.clone()));
+    let info = ModelInfo::read(&found).unwrap();
+    assert!(info.files.iter().any(|file| file.name == "vocab.txt"));
+    fs::remove_file(found.join("vocab.txt")).unwrap();
+    assert_eq!(places.cached("org/tiny"), None);
 }
 
 #[test]

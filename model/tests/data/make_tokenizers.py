@@ -46,6 +46,9 @@ def case(model, files, text, pair=None):
             if changes is None:
                 path.unlink()
                 continue
+            if isinstance(changes, str):
+                path.write_text(changes)
+                continue
             if not path.exists():
                 path.write_text("{}")
             path.write_text(json.dumps(changed(json.loads(path.read_text()), changes)))
@@ -69,6 +72,9 @@ WORDS, OTHERS = "pump motor bearing valve sensor", "warm cold the pump of the mo
 CASED = {"normalizer": {"lowercase": False}}
 HAN = "温度 pump 压力"
 BARE = {"added_tokens": []}
+LIST = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\npump\n##s\nThe\n温 \n"
+BY_WORDS = {TOKENIZER: None, "vocab.txt": LIST}
+LISTED = "The pumps [MASK]温 é<new>"
 BACKEND = {"tokenizer_class": "TokenizersBackend", "mask_token": None, "cls_token": None}
 NAMED = "[CLS] the[MASK] [New] xpumpx <mask>[Other]</s>"
 # Words of the vocabulary of tiny-bert.
@@ -178,6 +184,19 @@ CASES = [
         NAMED,
     ),
     ("tiny-bert", {CONFIG: {"split_special_tokens": True}}, "[CLS] the [MASK] pump"),
+    # Without a tokenizer.json, and with a list of words.
+    ("tiny-bert", BY_WORDS, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"do_lower_case": False, "tokenizer_class": None}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"cls_token": "<c>", "sep_token": "pump"}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, MAP: {"unk_token": "[MASK]"}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, ADDED: {"<new>": 10}}, LISTED),
+    ("tiny-bert", {**BY_WORDS, CONFIG: {"max_len": 4, "model_max_length": None}}, LISTED),
+    (
+        "tiny-distilbert",
+        {**BY_WORDS, CONFIG: {"tokenizer_class": "DistilBertTokenizer"}},
+        LISTED,
+    ),
+    ("tiny-rerank-bert", BY_WORDS, "the pump", LISTED),
 ]
 
 LLAMA = "LlamaTokenizer"
